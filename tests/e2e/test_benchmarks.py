@@ -30,12 +30,12 @@ def run(module: str, *arguments: str, deadline_seconds: float = 120) -> str:
     "module", ["latency_server", "peers_pipeline", "end_to_end", "dispatch", "soak", "uploads", "rebalance"]
 )
 def test_each_program_has_help(module: str) -> None:
-    """given a program of benchmarks/, when it is run with --help, then it prints its options"""
+    """Given a program of benchmarks/, when it is run with --help, it prints its options."""
     assert "usage:" in run(module, "--help")
 
 
 def test_fifty_segments_are_measured_from_kafka_to_the_bucket(tmp_path: Path) -> None:
-    """given fifty segments, when they are uploaded to a slow store, then all are stored and counted"""
+    """Given fifty segments, when they are uploaded to a slow store, all are stored and counted."""
     figures = tmp_path / "figures.json"
 
     run("end_to_end", "--segments", "50", "--workload", "50", "--processes", "1", "--latency-ms", "1",

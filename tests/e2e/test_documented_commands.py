@@ -290,7 +290,7 @@ def filled(words: tuple[str, ...], ids: dict[str, list[str]]) -> list[str]:
 
 
 def test_every_documented_command_is_run_or_has_a_reason():
-    """given the pages, when they contain a new command, then RUN or NOT_RUN must list it"""
+    """Given the pages, when they contain a new command, RUN or NOT_RUN must list it."""
     groups = {one: one.group for one in DOCUMENTED}
     undecided = [f"{one.page}: {one.text}" for one, group in groups.items() if group not in {*RUN, *NOT_RUN}]
     gone = [name for name in (*RUN, *NOT_RUN) if name not in groups.values()]
@@ -305,7 +305,7 @@ def test_every_documented_command_is_run_or_has_a_reason():
 def test_the_words_and_options_of_a_command_exist(
     one: Documented, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """given a command of ours or of Celery's, when its own parser reads it, then every word is valid"""
+    """Given a command of ours or of Celery's, when its own parser reads it, every word is valid."""
     monkeypatch.chdir(ROOT)
     file = tmp_path / "file"
     file.touch()
@@ -335,7 +335,7 @@ def parse(command: click.Command, name: str, words: list[str]) -> None:
 
 @pytest.mark.parametrize("one", [one for one in DOCUMENTED if one.words[0] == "make"], ids=lambda one: one.text)
 def test_a_make_target_exists(one: Documented):
-    """given a target named in the pages, when make dry-runs it, then it exists"""
+    """Given a target named in the pages, when make dry-runs it, it exists."""
     done = subprocess.run(
         ["make", "-n", *one.words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
@@ -345,7 +345,7 @@ def test_a_make_target_exists(one: Documented):
 
 @pytest.mark.parametrize("one", [one for one in DOCUMENTED if one.words[0] == "python"], ids=lambda one: one.text)
 def test_a_module_accepts_its_documented_options(one: Documented, monkeypatch: pytest.MonkeyPatch):
-    """given `python -m MODULE OPTIONS`, when the module's own parser reads them, then each is valid"""
+    """Given `python -m MODULE OPTIONS`, when the module's own parser reads them, each is valid."""
     _, flag, module, *options = one.words
     assert flag == "-m"
     specification = importlib.util.find_spec(module)
@@ -388,7 +388,7 @@ def test_a_documented_command_succeeds(
     directory: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    """given a running system, when a documented command is run, then its exit code is 0"""
+    """Given a running system, when a documented command is run, its exit code is 0."""
     program, *words = filled(one.words, filling)
     words += [word for word in RUN[one.group].split() if word not in words]
     name = "REPLAYS_BIGQUERY_ENDPOINT"

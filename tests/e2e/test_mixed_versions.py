@@ -68,9 +68,7 @@ def ran(fleet: MixedFleet, phases: tuple[Phase, ...], into: Path, *, expects_ref
 
 
 def test_additions_are_tolerated_and_a_new_version_is_refused_with_a_reason(mixed: Mixed, tmp_path: Path) -> None:
-    """given processes replaced under load, in the wrong order and back again, then nothing is lost or
-    duplicated
-    """
+    """Given processes replaced under load, in the wrong order and back again, nothing is lost or duplicated."""
     fleet = mixed(additive=Kind.ADDITIVE, new=Kind.NEWER)
 
     result = ran(fleet, SHORT, tmp_path, expects_refusal=True)
@@ -88,7 +86,7 @@ def test_additions_are_tolerated_and_a_new_version_is_refused_with_a_reason(mixe
 
 
 def test_a_release_that_loses_rows_fails_the_run(mixed: Mixed, tmp_path: Path) -> None:
-    """given a newer release that settles batches before their rows are there, then the run reports what is lost"""
+    """Given a newer release that settles batches before their rows are there, the run reports what is lost."""
     result = ran(mixed(new=Kind.LOSSY), LOSSY, tmp_path, expects_refusal=False)
 
     assert not result.ok

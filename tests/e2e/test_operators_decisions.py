@@ -32,7 +32,7 @@ def segments_of(system: System, project: int) -> int:
 
 
 def test_a_disabled_project_and_the_audit_trail_survive_an_emptied_redis(tmp_path: Path) -> None:
-    """given a disabled project, when Redis is emptied repeatedly under load, then the project gets no row"""
+    """Given a disabled project, when Redis is emptied repeatedly under load, the project gets no row."""
     with System(tmp_path, flush_deadline_seconds="10") as system:
         redis: Any = connect(system.settings)
         system.load(60, seed=1)
@@ -65,8 +65,9 @@ def test_a_disabled_project_and_the_audit_trail_survive_an_emptied_redis(tmp_pat
 
 
 def test_every_key_of_the_running_system_expires(tmp_path: Path) -> None:
-    """given a sink that refuses, a parked batch and its retry, then all keys except kombu's and the decisions
-    expire"""
+    """Given a sink that refuses, a parked batch and its retry, all keys except kombu's and the decisions
+    expire.
+    """
     with System(tmp_path, task_retries_max="1") as system:
         redis: Any = connect(system.settings)
         coordination = Coordination(redis, system.settings)

@@ -249,8 +249,9 @@ def test_the_commands_were_found() -> None:
 def test_every_command_refuses_a_wrong_setting_in_one_line(
     case: Broken, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """given a wrong setting, when any command starts, then it prints which one and what to do, and does nothing
-    else"""
+    """Given a wrong setting, when any command starts, it prints which one and what to do, and does nothing
+    else.
+    """
     for name, value in filled(case.variables, files).items():
         monkeypatch.setenv(name, value)
     for path in commands_for(case, COMMANDS):
@@ -265,8 +266,9 @@ def test_every_command_refuses_a_wrong_setting_in_one_line(
 def test_every_setting_is_refused_in_one_line(
     name: str, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """given each invalid value of a setting, when commands start (all of them in `make wrong-settings`, else in
-    rotation), then each refuses it as above, and prints no control character"""
+    """Given each invalid value of a setting, when commands start (all of them in `make wrong-settings`, else in
+    rotation), each refuses it as above, and prints no control character.
+    """
     variable = f"REPLAYS_{name.upper()}"
     wrong = [*refused(name, files["folder"], files["text"])]
     assert wrong, "no value of its type is refused"
@@ -284,7 +286,7 @@ def test_every_setting_is_refused_in_one_line(
 
 
 def test_an_invalid_settings_file_on_the_command_line_is_refused(files: dict[str, str]) -> None:
-    """given --settings with each invalid file, then it is refused like that of the variable"""
+    """Given --settings with each invalid file, it is refused like that of the variable."""
     for name in ("nothing.toml", "broken.toml", "latin.toml", ""):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("REPLAYS_SETTINGS_FILE", "")
@@ -293,14 +295,14 @@ def test_an_invalid_settings_file_on_the_command_line_is_refused(files: dict[str
 
 
 def test_help_needs_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """given a wrong setting, when help is requested, then it is printed"""
+    """Given a wrong setting, when help is requested, it is printed."""
     monkeypatch.setenv("REPLAYS_REDIS_TIMEOUT_SECONDS", "soon")
     for path in COMMANDS:
         assert CliRunner().invoke(main, [*path, "--help"]).exit_code == 0, path
 
 
 def test_several_mistakes_are_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """given three wrong settings, then each is reported at once"""
+    """Given three wrong settings, each is reported at once."""
     for name, value in {"REDIS_TIMEOUT_SECONDS": "soon", "LOG_LEVEL": "loud", "REDIS_ULR": "x"}.items():
         monkeypatch.setenv(f"REPLAYS_{name}", value)
 
@@ -323,7 +325,7 @@ def ran(program: str, *words: str, **variables: str) -> Ended:
 
 @pytest.mark.parametrize("case", [case for case in BROKEN if not case.reader], ids=lambda case: case.id)
 def test_celery_commands_refuse_a_wrong_setting_in_one_line(case: Broken, files: dict[str, str]) -> None:
-    """given a wrong setting, when a worker or Flower starts, then it prints which one and what to do, and exits"""
+    """Given a wrong setting, when a worker or Flower starts, it prints which one and what to do, and exits."""
     variables = LOCKED | filled(case.variables, files)
     for command in CELERY[:2] if case.kind else commands_for(case, CELERY)[:1]:
         ended = ran("celery", "-A", "tasks", *command, **variables)
@@ -332,8 +334,9 @@ def test_celery_commands_refuse_a_wrong_setting_in_one_line(case: Broken, files:
 
 
 def test_the_readers_values_are_left_to_the_reader() -> None:
-    """given an environment shared by reader and workers, when a worker's configuration is read, then it accepts
-    the reader's names"""
+    """Given an environment shared by reader and workers, when a worker's configuration is read, it accepts the
+    reader's names.
+    """
     ended = ran("celery", "-A", "tasks", "report", REPLAYS_BATCH_MESSAGES_MAX="many")
 
     assert ended.exit_code == 0, ended
@@ -350,7 +353,7 @@ LISTENERS: tuple[tuple[tuple[str, ...], str], ...] = (
 
 @pytest.mark.parametrize(("command", "setting"), LISTENERS, ids=lambda part: " ".join(part) if part else "")
 def test_a_port_in_use_is_refused_in_one_line(command: tuple[str, ...], setting: str) -> None:
-    """given a port in use, when a program needs it, then the error explains how to choose another"""
+    """Given a port in use, when a program needs it, the error explains how to choose another."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         variables = LOCKED | {"REPLAYS_LOG_FORMAT": "text"}

@@ -35,7 +35,9 @@ def segment(
     warnings: tuple[str, ...] = (),
     size_bytes: int = 100,
 ) -> Segment:
-    """The segment at that offset: one blob, one row per table, one metric. `size_bytes` is given, not computed."""
+    """A segment at that offset with one blob, one row per table and one metric. `size_bytes` is the argument, not
+    the actual size.
+    """
     return Segment(
         org_id=1,
         project_id=2,
@@ -78,7 +80,7 @@ def batch_of(
 ) -> Batch:
     """The batch that covers this range."""
     held = tuple(segments)
-    size_bytes = sum(one.size_bytes for one in held)
+    size_bytes = sum(item.size_bytes for item in held)
     return Batch(source, epoch, offsets, held, tuple(rejects), size_bytes, CutReason.COUNT)
 
 
@@ -90,7 +92,9 @@ def make_batch(
     epoch: int = 1,
     content: bytes = b"recording",
 ) -> Batch:
-    """A batch of `messages` segments from offset `start` on, each with different content, then of `rejects`."""
+    """A batch of `messages` segments from offset `start` on, each with different content, followed by `rejects`
+    rejects.
+    """
     middle, stop = start + messages, start + messages + rejects
     segments = [
         segment(offset, content=content + b" %d" % offset, size_bytes=200) for offset in range(start, middle)

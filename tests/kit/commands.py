@@ -1,4 +1,4 @@
-"""Runs `replays-ingest COMMAND` in this process with its own variables, and returns exit code, output and
+"""Runs `replays-ingest COMMAND` in this process with the given variables, and returns its exit code, output and
 errors.
 """
 
@@ -28,6 +28,6 @@ class Done:
 
 
 def command(env: Mapping[str, str], *arguments: str) -> Done:
-    """Runs a command. An exception that the command did not report as an error line is raised."""
+    """Runs a command. Unhandled exceptions of the command are raised."""
     result = CliRunner().invoke(main, arguments, env={**env, "COLUMNS": "250"}, catch_exceptions=False)
     return Done(result.exit_code, result.stdout, result.stderr)

@@ -1,4 +1,4 @@
-"""The core without a parser: a MockRuntime for parsed messages, with bounds that a test can reach."""
+"""The core without a parser: a MockRuntime for parsed messages, with limits that a test can easily reach."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OTHER = TopicPartition(PARTITION.topic, 1)
 
 
 def limits(**changed: float) -> Limits:
-    """The given bounds, and small ones for the rest. Batches are not cut early unless a test requests it."""
+    """Limits with the given values and small defaults. Batches are not cut early unless a test requests it."""
     values: dict[str, float] = {
         "batch_messages_max": 2,
         "batch_age_idle_seconds": 600.0,
@@ -30,7 +30,7 @@ class Reader(MockRuntime):
     def parsed(
         self, *outcomes: Outcome, source: TopicPartition = PARTITION, at: int | None = None
     ) -> list[do.Command]:
-        """These messages arrive at the next offsets (from `at` on)."""
+        """Publishes these messages at the next offsets, starting at `at` if it is given."""
         commands: list[do.Command] = []
         for outcome in outcomes:
             offset = self._offsets.get(source, 0) if at is None else at
@@ -40,7 +40,7 @@ class Reader(MockRuntime):
         return commands
 
     def segments(self, count: int, source: TopicPartition = PARTITION, at: int | None = None) -> list[do.Command]:
-        """`count` segments arrive."""
+        """Publishes `count` segments."""
         commands: list[do.Command] = []
         for _ in range(count):
             offset = self._offsets.get(source, 0) if at is None else at
@@ -54,12 +54,14 @@ class Reader(MockRuntime):
             self.publish(on.FlushSucceeded(dispatch.batch.id, dispatch.batch.epoch, stage))
 
     def flush(self, dispatch: do.Dispatch) -> None:
-        """Completes all chords of the batch like `settle_stages`, and takes the next dispatches."""
+        """Completes all chords of the batch like `settle_stages`, and removes the next dispatches from
+        `commands`.
+        """
         self.settle_stages(dispatch)
         self.take(do.Dispatch)
 
     def dispatches(self) -> list[do.Dispatch]:
-        """Acknowledges the cut records, so that batches start, and takes their dispatches."""
+        """Acknowledges the cut records so that batches start, and returns their dispatches."""
         self.acknowledge_commits()
         return self.take(do.Dispatch)
 
@@ -69,7 +71,7 @@ class Reader(MockRuntime):
 
 
 def reader(**changed: float) -> Reader:
-    """A reader with small bounds that owns PARTITION."""
+    """A reader with small limits that owns PARTITION."""
     made = Reader(limits(**changed))
     made.assign(PARTITION)
     return made

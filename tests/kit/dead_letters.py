@@ -1,4 +1,4 @@
-"""A separate topic with two recordings on real servers, and dead letters about them, including forged ones."""
+"""A separate topic with two recordings on real servers, and dead letters for them, including forged ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ALL = Selection(include_replayed=True)
 class Topics:
     """A topic with a recording of project 11 at offset 0 and one of project 777 at offset 1, and its dead letters.
 
-    `mine` and `theirs` are the items of the two; they were not written to any sink.
+    `mine` and `theirs` are their parsed segments, neither of which was written to a sink.
     """
 
     settings: Settings
@@ -123,7 +123,7 @@ def refusal(topics: Topics, sink: SinkName, item: Item) -> DeadLetter:
 
 
 def forged(topics: Topics, sink: str, kind: str, item: str, value: bytes, offset: int = 0) -> DeadLetter:
-    """A letter forged by a producer of the topic who knows our headers."""
+    """A letter forged by a producer that knows our header format."""
     origin = Origin(topics.settings.kafka_topic, 0, offset)
     label = Label(REFUSED, "no", origin, manifest(topics).batch_id, refusal=Refusal(sink, kind, item))
     return DeadLetter(None, value, label.encode(), offset)

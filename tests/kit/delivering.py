@@ -14,7 +14,7 @@ SECONDS_MAX = 20.0
 
 
 def deliver_to(sink: Sink[Any], items: Sequence[Item], progress: Progress | None = None) -> Progress:
-    """Delivers the items, and returns the result with the refused items. Raises the errors of the delivery."""
+    """Delivers the items and returns the progress, which lists the refused items. Delivery errors are raised."""
     progress = progress or Progress(left=list(range(len(items))))
     deliver(
         lambda positions: sink.write([items[place] for place in positions], f"t{positions}", SECONDS_MAX),

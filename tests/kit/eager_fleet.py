@@ -1,7 +1,6 @@
 """The reader's dispatcher and the real tasks in one process: memory sinks, `task_always_eager`, a small Redis.
 
-Nothing is sent over a broker. The staged bytes, the done marks and the breaker are as in production, so Redis is
-the one server that runs.
+No broker is involved. Staged bytes, done marks and the breaker are as in production, so Redis is the only server.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from tasks.sinks.memory import MemorySink
 
 @pytest.fixture(scope="session")
 def eager_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
-    """One server for all tests of a module; each test empties it."""
+    """One Redis for the session; each test empties it."""
     directory = tmp_path_factory.mktemp("eager")
     with Children(directory / "logs") as children:
         server = Redis(children, directory / "redis")
@@ -37,7 +36,7 @@ def eager_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
 
 @dataclass
 class Eager:
-    """The eager fleet as tests use it."""
+    """The eager fleet's settings, Redis client, dispatcher and events."""
 
     settings: Settings
     client: Any
@@ -49,9 +48,8 @@ class Eager:
         return memory.sink(name)
 
     def settle(self, batch: Batch, stage: Stage = Stage.ROWS, attempt: int = 1) -> on.Event:
-        """Dispatches one stage and returns its result event.
-
-        A failing chord raises at its start, because it runs there: the result is DispatchFailed.
+        """Dispatches one stage and returns its result event. The chord runs during the dispatch, so a failing
+        chord results in DispatchFailed.
         """
         self.dispatcher.submit(do.Dispatch(batch, stage, attempt, 60.0))
         return self.inbox.get(timeout=20)

@@ -30,7 +30,7 @@ from tests.kit.paths import ROOT
 
 @dataclass
 class Fleet:
-    """The fleet as tests use it."""
+    """The parts of a fleet: its settings, Redis, processes, dispatchers and events."""
 
     settings: Settings
     redis: Redis | RedisGroup
@@ -48,7 +48,7 @@ class Fleet:
         return Client.from_url(self.redis.address)
 
     def dispatcher(self, reader: str = "reader-1") -> Dispatcher:
-        """A started dispatcher; it is stopped after the test."""
+        """Starts a dispatcher, which is stopped after the test."""
         made = Dispatcher(self.settings, reader, self.inbox)
         made.start()
         self._dispatchers.append(made)
@@ -57,7 +57,7 @@ class Fleet:
     def worker(
         self, name: str = "worker", *, app: str = "tests.kit.scripted_sinks", options: tuple[str, ...] = ()
     ) -> Child:
-        """Starts a worker, and returns it once it has reported that it is ready."""
+        """Starts a worker and returns it once it is ready."""
         child = self.start_worker(name, app=app, options=options)
         wait_until(lambda: b" ready." in child.log_path.read_bytes(), 90, f"{name} to be ready")
         return child
@@ -70,11 +70,11 @@ class Fleet:
         return self.children.start(name, [*command, *options], env=self.environment, cwd=ROOT)
 
     def script(self, sink: str, what: str) -> None:
-        """Sets what the sink does from its next call on."""
+        """Sets the sink's action from its next call on."""
         (self.sinks / f"{sink}.do").write_text(what)
 
     def calls(self, sink: str, what: str = "kept") -> list[dict[str, Any]]:
-        """The lines that the sink wrote."""
+        """The lines of that kind in the sink's file."""
         path = self.sinks / f"{sink}.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         return [line for line in map(json.loads, lines) if line["what"] == what]
@@ -92,10 +92,10 @@ class Fleet:
     def settle(
         self, dispatcher: Dispatcher, batch: Batch, stage: Stage = Stage.ROWS, attempt: int = 1
     ) -> on.Event:
-        """Dispatches and returns the first event of this attempt.
+        """Dispatches a batch and returns the first event of this attempt.
 
-        Failures of earlier attempts are ignored, as in the core: Celery reports a process that it killed
-        twice (the time limit, then the lost process), and the second report may arrive at any time.
+        Failures of earlier attempts are ignored, as in the core, because Celery reports a killed process twice
+        (first the time limit, then the lost process), and the second report may arrive at any time.
         """
         dispatcher.submit(do.Dispatch(batch, stage, attempt, self.settings.flush_deadline_seconds))
         while True:
@@ -142,13 +142,13 @@ class Fleet:
 
 @pytest.fixture
 def fleet_options() -> dict[str, str]:
-    """Additional settings, by names without the prefix. A test module that needs any overrides this."""
+    """Additional settings by name, without the prefix. Test modules override this fixture."""
     return {}
 
 
 @pytest.fixture
 def fleet_redis(tmp_path: Path, children: Children) -> Redis | RedisGroup:
-    """Overridden by a test module that needs another server."""
+    """The fleet's Redis. Test modules override this fixture to use another server."""
     return Redis(children, tmp_path / "redis")
 
 

@@ -1,7 +1,8 @@
-"""Validates manifests against the schemas of their kinds, both of Kubernetes (strictly) and of custom resources.
+"""Validates manifests against the schemas of their kinds.
 
-The schemas of custom resources are ours: they contain the fields that the manifests use, with the types of the
-published definitions (KEDA 2.16, Prometheus operator 0.80). Other fields are refused.
+Kinds of Kubernetes are validated strictly. The schemas of custom resources are ours: they contain the fields that
+the manifests use, with the types of the published definitions (KEDA 2.16, Prometheus operator 0.80). Other fields
+are refused.
 """
 
 from __future__ import annotations

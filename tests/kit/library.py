@@ -31,7 +31,9 @@ OLD_SECONDS = 3 * 86_400
 
 @dataclass(frozen=True)
 class Library:
-    """Where the replays are (`env` has the REPLAYS_* variables), and when they were received (Unix seconds)."""
+    """The connection settings (`env` has the REPLAYS_* variables), the replays, and the time when they were
+    received (`now`, Unix seconds).
+    """
 
     env: dict[str, str]
     settings: Settings

@@ -1,4 +1,4 @@
-"""Tests cited by a page as `path::name`: finds them in a text, and checks that they exist."""
+"""Finds tests that a text cites as `path::name`, and checks that they exist."""
 
 from __future__ import annotations
 

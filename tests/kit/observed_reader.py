@@ -1,4 +1,4 @@
-"""The core with its observers, driven one event at a time; the clock is a number."""
+"""The core with its observers, driven one event at a time with a simulated clock."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ WALL = RECEIVED + 3.0
 
 
 class Driver(Reader):
-    """Drives the reader. `publish` is one step of the loop: the core decides, the metrics observe. `high` is the
-    end of the log.
+    """Drives the reader. `publish` is one step of the loop: the core handles the event, then the metrics observe
+    it. `high` is the end of the log.
     """
 
     def __init__(self, **limits: float) -> None:
@@ -31,7 +31,7 @@ class Driver(Reader):
         self.metrics.watch(self.pipeline, self)
 
     def log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
-        """The log ranges that the consumer knows."""
+        """The log ranges that the consumer has cached."""
         return {PARTITION: (0, self.high)}
 
     def ask_log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
@@ -44,22 +44,22 @@ class Driver(Reader):
         return commands
 
     def message(self, outcome: Outcome | None = None) -> None:
-        """One message arrives, a segment by default."""
+        """Publishes one message, a segment by default."""
         self.parsed(outcome or segment(self._offsets[PARTITION]))
 
     def acknowledge(self, seconds: float = 0.0) -> None:
-        """The broker stores every sent offset, `seconds` from now."""
+        """Acknowledges every sent commit, `seconds` from now."""
         self.now += seconds
         self.acknowledge_commits()
 
     def complete(self, seconds: float = 0.0) -> None:
-        """Every running chord completes, `seconds` from now."""
+        """Completes every running chord, `seconds` from now."""
         self.now += seconds
         for dispatch in self.take(do.Dispatch):
             self.succeed(dispatch)
 
-    def give_up(self, error: str = "sink said no") -> None:
-        """Every running chord fails."""
+    def fail_all(self, error: str = "sink said no") -> None:
+        """Fails every running chord."""
         for dispatch in self.take(do.Dispatch):
             self.fail(dispatch, error)
 

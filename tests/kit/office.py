@@ -65,7 +65,7 @@ class Office:
         return batch
 
     def leave(self) -> None:
-        """Simulates the end of the reader: its heartbeat is removed."""
+        """Simulates the exit of the reader by removing its heartbeat."""
         self.reader.stop(1.0)
         self.redis.hdel(f"{self.settings.key_prefix}:readers", READER)
 

@@ -22,14 +22,14 @@ def message(value: bytes, timestamp_ms: int = RECEIVED * 1000) -> Message:
 
 
 def parsed(value: bytes, rules: ParseRules = ALL, timestamp_ms: int = RECEIVED * 1000) -> Segment:
-    """The segment parsed from that value."""
+    """The segment that parsing this value returns."""
     outcome = parse(message(value, timestamp_ms), rules)
     assert isinstance(outcome, Segment), outcome
     return outcome
 
 
 def rejected(value: bytes, rules: ParseRules = ALL) -> Reject:
-    """The reject parsed from that value."""
+    """The reject that parsing this value returns."""
     outcome = parse(message(value), rules)
     assert isinstance(outcome, Reject), outcome
     return outcome
@@ -62,14 +62,14 @@ def session(segment: Segment) -> dict[str, Any]:
 
 
 def facts(segment: Segment) -> list[tuple[str, dict[str, Any]]]:
-    """Returns (event_type, attributes) of the analytics rows, without the one that counts events."""
+    """(event_type, attributes) of each analytics row except the event count."""
     rows = [json.loads(row.json) for row in segment.bigquery]
     made = [(row["event_type"], json.loads(row["attributes"])) for row in rows]
     return [fact for fact in made if fact[0] != "rrweb_event_count"]
 
 
 def kinds(segment: Segment) -> list[str]:
-    """The event types of the analytics rows, without the one that counts events."""
+    """The event type of each analytics row except the event count."""
     return [kind for kind, _ in facts(segment)]
 
 

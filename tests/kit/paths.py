@@ -9,9 +9,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def foreign_fixtures() -> Path:
-    """Recordings of other projects, which we may not copy; the directory may be missing.
+    """The directory with recordings of other projects, which we may not redistribute; it may be missing.
 
-    `REPLAYS_FIXTURES`, or `shared/fixtures` beside the repository or beside the directory that holds it.
+    It is `REPLAYS_FIXTURES`, or `shared/fixtures` next to the repository or next to one of its parent directories.
     """
     if given := os.environ.get("REPLAYS_FIXTURES"):
         return Path(given)

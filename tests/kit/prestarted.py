@@ -91,20 +91,20 @@ class Parents:
         folder: Path | None,
         errors: IO[bytes] | None = None,
     ) -> Program:
-        """Like `start_program`, which starts every program that cannot be forked."""
+        """Like `start_program`, which still starts the programs that cannot be forked."""
         found = kind_of(command)
         if found is None or _interpreter(environment) != _interpreter(os.environ):
             return start_program(command, output, environment, folder)
         kind, words = found
         order = [words, dict(environment), str(folder or Path.cwd())]
         gate, go = os.pipe()
-        told, tell = os.pipe()
-        fds = [gate, tell, output.fileno(), (errors or output).fileno()]
+        status_read, status_write = os.pipe()
+        fds = [gate, status_write, output.fileno(), (errors or output).fileno()]
         with self._lock:
             socket.send_fds(self._control(kind), [json.dumps(order).encode()], fds)
         os.close(gate)
-        os.close(tell)
-        return Fork(told, os.fdopen(go, "wb", buffering=0))
+        os.close(status_write)
+        return Fork(status_read, os.fdopen(go, "wb", buffering=0))
 
     def prepare(self, *kinds: str) -> None:
         """Starts these parents without waiting for their imports."""
@@ -135,7 +135,7 @@ class Parents:
         return Ended(code, *texts)
 
     def lend(self, module: str, *words: str) -> tuple[list[str], tuple[int, ...]]:
-        """A command that runs the module so that our parents fork its children, and the sockets that it
+        """Returns a command that runs the module with our parents forking its children, and the sockets that it
         inherits.
         """
         self.prepare(*LOADED)
@@ -143,7 +143,7 @@ class Parents:
         return [sys.executable, "-m", __name__, json.dumps(numbers), module, *words], tuple(numbers.values())
 
     def borrow(self, numbers: Mapping[str, int]) -> None:
-        """The parents that `lend` passed to this process."""
+        """Uses the parents that `lend` passed to this process."""
         self._controls = {kind: socket.socket(fileno=number) for kind, number in numbers.items()}
 
     def close(self) -> None:
@@ -178,9 +178,9 @@ PARENTS = Parents()
 class Fork:
     """One fork, with the interface that `Child` uses. It waits for a line on `stdin` before its program runs."""
 
-    def __init__(self, told: int, stdin: IO[bytes]) -> None:
+    def __init__(self, status_read: int, stdin: IO[bytes]) -> None:
         self.stdin: IO[bytes] | None = stdin
-        self._told = os.fdopen(told, "rb", buffering=0)
+        self._status = os.fdopen(status_read, "rb", buffering=0)
         self._code: int | None = None
         self.pid = int(self._line(FORK_SECONDS_MAX) or -1)
         if self.pid < 0:
@@ -192,12 +192,12 @@ class Fork:
             line = self._line(0)
             if line is not None:
                 self._code = int(line or -signal.SIGKILL)
-                self._told.close()
+                self._status.close()
         return self._code
 
     def _line(self, seconds: float) -> bytes | None:
-        readable, _, _ = select.select([self._told], [], [], seconds)
-        return self._told.readline() if readable else None
+        readable, _, _ = select.select([self._status], [], [], seconds)
+        return self._status.readline() if readable else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +208,7 @@ class Order:
     environment: dict[str, str]
     folder: str
     gate: int
-    tell: int
+    status_write: int
     output: int
     errors: int
 
@@ -243,8 +243,8 @@ def serve(kind: str, control: socket.socket) -> Order | None:
             for fd in running.values():
                 os.close(fd)
             return order
-        running[pid] = order.tell
-        _write(order.tell, pid)
+        running[pid] = order.status_write
+        _write(order.status_write, pid)
         for fd in (order.gate, order.output, order.errors):
             os.close(fd)
 
@@ -254,19 +254,19 @@ def _report(running: dict[int, int]) -> None:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
             return
-        tell = running.pop(pid)
-        _write(tell, os.waitstatus_to_exitcode(status))
-        os.close(tell)
+        status_write = running.pop(pid)
+        _write(status_write, os.waitstatus_to_exitcode(status))
+        os.close(status_write)
 
 
-def _write(tell: int, number: int) -> None:
+def _write(status_write: int, number: int) -> None:
     with suppress(BrokenPipeError):
-        os.write(tell, b"%d\n" % number)
+        os.write(status_write, b"%d\n" % number)
 
 
 def become(order: Order) -> None:
-    """Sets up the fork's group, folder, environment and streams, and waits for the line."""
-    os.close(order.tell)
+    """Sets up the fork's group, folder, environment and streams, and waits for the start line."""
+    os.close(order.status_write)
     os.setsid()
     os.umask(PRIVATE_UMASK)
     nothing = os.open(os.devnull, os.O_RDONLY)

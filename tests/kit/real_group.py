@@ -107,7 +107,7 @@ class Load:
         return reconcile(settings, expected, statsd_url=statsd_url, metrics_exactly=exactly)
 
     def share_twice(self) -> float:
-        """Share of segments sent twice, by the one sink that does not deduplicate."""
+        """Share of segments that were sent twice, measured at the only sink that does not deduplicate."""
         expected = Expectation.of_manifest(self.manifest, settings=self.fleet.settings)
         sent = read_metrics(self.fleet.stack.addresses["statsd_query"])
         return sent[SIZES + "size_compressed"].count / expected.metrics[SIZES + "size_compressed"].count - 1
@@ -150,7 +150,7 @@ def overlapping(batches: set[str]) -> list[tuple[str, str]]:
         source, start, stop = batch.rsplit("-", 2)
         ranges.append((source, int(start), int(stop), batch))
     pairs = itertools.pairwise(sorted(ranges))
-    return [(one[3], other[3]) for one, other in pairs if one[0] == other[0] and other[1] < one[2]]
+    return [(this[3], after[3]) for this, after in pairs if this[0] == after[0] and after[1] < this[2]]
 
 
 def up(child: Child) -> Child:

@@ -1,4 +1,4 @@
-"""An HTTP server whose answers a test scripts, including false and truncated answers, hangs, and protocol errors.
+"""An HTTP server with scripted answers, including false and truncated answers, hangs, and protocol errors.
 
     with answering(lambda asked: Answer(503)) as (url, asked): ...       # every request alike
     with answering(in_turn([half(whole), whole])) as (url, asked): ...   # by the number of the call
@@ -82,9 +82,9 @@ def relay_to(url: str) -> Script:
 
 @contextmanager
 def answering(answer: Script, *, body_bytes_max: int | None = None) -> Iterator[tuple[str, list[Received]]]:
-    """The server's URL, and the list of received requests.
+    """Yields the server's URL and the list of received requests.
 
-    `body_bytes_max`: a larger request gets 413 without being read, and its connection is closed, as by
+    A request larger than `body_bytes_max` gets a 413 without being read, and its connection is closed, as by
     proxies.
     """
     asked: list[Received] = []

@@ -41,7 +41,7 @@ AUTHORIZED = {
     "super.users": "User:ANONYMOUS",
 }
 
-# Rights listed in docs/hardening.md: (resource, name, operations).
+# Operations that docs/hardening.md lists for each kind of resource.
 READER_TOPIC_RIGHTS = ("READ", "DESCRIBE")
 LETTER_TOPIC_RIGHTS = ("READ", "WRITE", "DESCRIBE", "DESCRIBE_CONFIGS")
 DECISION_TOPIC_RIGHTS = ("READ", "WRITE", "DESCRIBE")
@@ -102,9 +102,7 @@ def _granted(admin: AdminClient, names: set[str]) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class GuardedRedis:
-    """Redis with deploy/redis/users.acl behind TLS. It has the URL for the system and a client for the
-    administrator.
-    """
+    """Redis with deploy/redis/users.acl behind TLS: the system's URL, and an administrator's client."""
 
     url: str
     keeper: Any
@@ -131,9 +129,10 @@ def guarded_redis(children: Children, directory: Path, certificates: Certificate
 
 @contextmanager
 def token_endpoint(subject: str, seconds: float = 300) -> Iterator[tuple[str, list[str]]]:
-    """An OAuth server for the client-credentials grant: its URL, and the Authorization headers that it saw.
+    """Runs an OAuth server for the client-credentials grant; yields its URL and the Authorization headers that it
+    received.
 
-    Its tokens are not signed; the broker of these tests accepts them.
+    Its tokens are not signed, which the broker of these tests accepts.
     """
     seen: list[str] = []
 

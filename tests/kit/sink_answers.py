@@ -1,6 +1,7 @@
-"""Answers of the sinks' servers for a durable write, and answers with a 2xx that prove nothing.
+"""Answers of the sinks' servers to a durable write, and 2xx answers that prove nothing.
 
-`PROOFS` has the valid answer by sink. `false_successes(sink)` has all others: name and script.
+`PROOFS` maps each sink to its valid answer. `false_successes(sink)` maps names to scripts of all the other
+answers.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ GENERATION = "1795765370548467"
 
 
 def object_resource(asked: Received) -> dict[str, Any]:
-    """The resource of the object that an upload makes."""
+    """The resource of the object that an upload creates."""
     url = urlsplit(asked.path)
     checksum = base64.b64encode(google_crc32c.value(asked.body).to_bytes(4, "big")).decode()
     return {
@@ -69,9 +70,9 @@ def inserted(asked: Received, **other: Any) -> Answer:
         "result_bytes": "0",
         "elapsed_ns": "1",
     } | other
-    told = {name: value for name, value in summary.items() if value is not None}
+    fields = {name: value for name, value in summary.items() if value is not None}
     headers = {
-        "X-ClickHouse-Summary": json.dumps(told),
+        "X-ClickHouse-Summary": json.dumps(fields),
         "X-ClickHouse-Query-Id": "q",
         "X-ClickHouse-Timezone": "UTC",
     }

@@ -1,4 +1,4 @@
-"""A store written through the sinks, without readers and workers, and the visible content of its replays."""
+"""Replays written through the sinks, without readers or workers, and queries for everything stored about them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Key = tuple[int, str]
 
 @dataclass(frozen=True)
 class Store:
-    """Servers with a few replays, two of which a test checks."""
+    """Servers with a few replays: the `victim` is erased, its `neighbour` must be kept."""
 
     env: dict[str, str]
     settings: Settings
@@ -42,7 +42,7 @@ class Store:
         return self.run("--yes", *arguments, which=which)
 
     def recordings(self, which: Key) -> list[bytes | None]:
-        return [one.content for one in read_replay(self.settings, which[1], which[0])]
+        return [segment.content for segment in read_replay(self.settings, which[1], which[0])]
 
     def rows(self, which: Key, table: str) -> int:
         server = clickhouse.client(self.settings)
@@ -60,7 +60,7 @@ class Store:
         return int(rows[0]["n"])
 
     def everything(self, which: Key) -> dict[str, Any]:
-        """Everything that is visible of a replay from outside."""
+        """Everything stored about a replay."""
         tables = {table: self.rows(which, table) for table in (*TABLES, "replay_outcomes")}
         return {**tables, "facts": self.facts(which), "recordings": self.recordings(which)}
 

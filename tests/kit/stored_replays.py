@@ -1,6 +1,4 @@
-"""Replays for tests of the web package, parsed and written as the pipeline does it, but without Kafka and
-workers.
-"""
+"""Replays for tests of the web package, parsed and written as in the pipeline, but without Kafka or workers."""
 
 from __future__ import annotations
 
@@ -57,11 +55,11 @@ def message(
 def generated(count: int, seed: int = 1, profile: str = "small") -> list[bytes]:
     """Messages of realistic sessions, without malformed ones."""
     made = stream(PROFILES[profile], count, seed, int(time.time()) - 60)
-    return [one.value for one in made if one.entry.kind != "reject"]
+    return [produced.value for produced in made if produced.entry.kind != "reject"]
 
 
 def recorded_session(replay_id: str, segments: int = 4) -> list[bytes]:
-    """A session that a real SDK recorded, stored under that id and in that number of segments."""
+    """Messages of a session recorded by a real SDK, with that replay id, split into that number of segments."""
     (shop,) = [recorded for recorded in RECORDINGS if recorded.name == "v11-shop"]
     events = shop.events
     size = -(-len(events) // segments)
@@ -79,10 +77,10 @@ def ingest(settings: Settings, values: Iterable[bytes], *, first_offset: int = 0
         segments.append(parsed)
     blobs, rows = GcsSink(settings), ClickHouseSink(settings)
     try:
-        items = [Blob(b.name, b.content, b.offset) for one in segments for b in one.blobs]
+        items = [Blob(b.name, b.content, b.offset) for each in segments for b in each.blobs]
         for start in range(0, len(items), 200):
             blobs.write(items[start : start + 200], "", 60)
-        lines = [Row(r.table, r.id, r.json, r.offset) for one in segments for r in one.clickhouse]
+        lines = [Row(r.table, r.id, r.json, r.offset) for each in segments for r in each.clickhouse]
         for start in range(0, len(lines), 5000):
             rows.write(lines[start : start + 5000], f"seed-{first_offset}-{start}-{time.time_ns()}", 60)
     finally:

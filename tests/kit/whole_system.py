@@ -56,7 +56,7 @@ PROXIED = {
 
 
 class System:
-    """Used as a context. `proxies` are in front of the HTTP sinks; `env` is the environment of every process."""
+    """A context manager. `proxies` are in front of the HTTP sinks; `env` is the environment of every process."""
 
     def __init__(
         self,
@@ -112,13 +112,13 @@ class System:
         self._open.close()
 
     def start_reader(self, **settings: str) -> None:
-        """Starts a reader process; `settings`: additional settings of this reader, by name."""
+        """Starts a reader process with `settings` (by name) in addition to the common ones."""
         env = self.env | {f"REPLAYS_{name.upper()}": value for name, value in settings.items()}
         command = [sys.executable, "-m", "ingest.cli"]
         self.reader = self.stack.children.start("reader", command, env=env, keep=True)
 
     def stop_reader(self, seconds: float = 60) -> int:
-        """Sends SIGTERM and returns the exit code. The reader has left its group and is not restarted."""
+        """Sends SIGTERM and returns the exit code. The reader leaves its group and is not restarted."""
         self.stack.children.release(self.reader)
         self.reader.signal(signal.SIGTERM)
         return self.reader.wait(seconds)
@@ -246,7 +246,7 @@ class System:
         return str(next(found["breaker"] for found in self.status()["sinks"] if found["sink"] == sink))
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum over the series of that name whose labels fit, from the reader's /metrics."""
+        """The sum over the series with that name and these labels in the reader's /metrics."""
         url = f"http://127.0.0.1:{self.env['REPLAYS_HTTP_PORT']}/metrics"
         with urllib.request.urlopen(url, timeout=5) as answer:
             text = answer.read().decode()
@@ -259,7 +259,7 @@ class System:
 
 
 def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Waits for a condition, which may raise exceptions until then."""
+    """Waits for a condition. An exception that it raises counts as false."""
 
     def holds() -> bool:
         try:

@@ -65,8 +65,9 @@ def bury_messages_of(system: System, replay_id: str) -> int:
 
 
 def test_an_erased_replay_does_not_come_back(tmp_path: Path) -> None:
-    """given an erased replay, when offsets are reset, letters replayed, Redis emptied and losses repaired, then no
-    store has any of its data, its neighbors are complete, and its absence counts as explained"""
+    """Given an erased replay, when offsets are reset, letters replayed, Redis emptied and losses repaired, no
+    store has any of its data, its neighbors are complete, and its absence counts as explained.
+    """
     with System(tmp_path) as system:
         system.load(60)
         system.wait_committed()

@@ -26,8 +26,9 @@ WAYS: tuple[Callable[[Path], object], ...] = (up, down, status, log_files, Stack
 def test_a_download_is_not_written_into_a_planted_file(
     env: dict[str, str], stored: Settings, tmp_path: Path, planted: str
 ) -> None:
-    """given a file with the name of a download, open to everyone, or a link there, when a replay is fetched, then
-    a new file for its user alone takes its place"""
+    """Given a file with the name of a download, open to everyone, or a link there, when a replay is fetched, a new
+    file for its user alone takes its place.
+    """
     ingest(stored, [message(REPLAY, 0, [{"type": 5, "timestamp": 1_780_000_000_000}], project_id=PROJECT)])
     place, other = tmp_path / f"{REPLAY}-0000.json", tmp_path / "other"
     other.write_text("kept")
@@ -59,8 +60,9 @@ def prepared(folder: Path) -> Path:
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_a_stack_uses_no_directory_that_others_may_change(tmp_path: Path, way: Callable[[Path], object]) -> None:
-    """given a directory that every user may write to, when a stack is to be started, shown or stopped there, then
-    it is refused, and nothing is written"""
+    """Given a directory that every user may write to, when a stack is to be started, shown or stopped there, it is
+    refused, and nothing is written.
+    """
     folder = prepared(tmp_path / "stack")
     before = sorted(folder.iterdir())
     folder.chmod(0o777)
@@ -74,7 +76,7 @@ def test_a_stack_uses_no_directory_that_others_may_change(tmp_path: Path, way: C
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_a_stack_uses_no_directory_of_another_user(tmp_path: Path, way: Callable[[Path], object]) -> None:
-    """given a directory of another user, when a stack is to be started or stopped there, then it is refused"""
+    """Given a directory of another user, when a stack is to be started or stopped there, it is refused."""
     folder = prepared(tmp_path / "stack")
     os.chown(folder, NOBODY, NOBODY)
 
@@ -83,7 +85,7 @@ def test_a_stack_uses_no_directory_of_another_user(tmp_path: Path, way: Callable
 
 
 def test_a_directory_of_the_users_own_group_is_usable(tmp_path: Path) -> None:
-    """given the umask 002, with which each user has a group, when a directory is used, then it is accepted"""
+    """Given the umask 002, with which each user has a group, when a directory is used, it is accepted."""
     folder = tmp_path / "stack"
     folder.mkdir()
     folder.chmod(0o775)

@@ -54,7 +54,7 @@ def store(stored: Settings) -> Iterator[TenantStore]:
 def test_a_limit_that_is_not_a_number_does_not_stop_readers_or_commands(
     stored: Settings, store: TenantStore, value: dict[str, object]
 ) -> None:
-    """given such a record, when a reader starts and a command reads it, then both have only the other rules"""
+    """Given such a record, when a reader starts and a command reads it, both have only the other rules."""
     client = connect(stored)
     DecisionWriter(stored).write({f"limit/{POISONED}": {"at": 1.0, "by": "ann", **value}})
     store.limit(LIMITED, Limit(5.0, 50.0), "ann")
@@ -72,7 +72,7 @@ def test_a_limit_that_is_not_a_number_does_not_stop_readers_or_commands(
 def test_decisions_that_no_command_writes_stop_neither_readers_nor_commands(
     stored: Settings, store: TenantStore
 ) -> None:
-    """given such records, when a reader starts and a command reads them, then both have only the other rules"""
+    """Given such records, when a reader starts and a command reads them, both have only the other rules."""
     client = connect(stored)
     operators = Operators(client, stored)
     DecisionWriter(stored).write({key: {"by": "ann", **value} for key, value in MALFORMED.items()})
@@ -94,7 +94,7 @@ def test_decisions_that_no_command_writes_stop_neither_readers_nor_commands(
 
 
 def test_an_unusable_limit_in_the_copy_is_not_in_force(stored: Settings, store: TenantStore) -> None:
-    """given a copy in Redis that an earlier release wrote, when a command reads it, then it succeeds"""
+    """Given a copy in Redis that an earlier release wrote, when a command reads it, it succeeds."""
     store.limit(POISONED, Limit(1e308, float("inf")), "ann")
 
     assert POISONED not in store.rules().limits
@@ -114,7 +114,7 @@ def numeric_options() -> Iterator[tuple[list[str], click.Parameter]]:
 
 @pytest.mark.parametrize("text", ["nan", "inf", "1e999", "-inf"])
 def test_no_option_accepts_a_number_that_is_not_finite(text: str) -> None:
-    """given every numeric option, when it is NaN or infinite, then it is refused as a usage error"""
+    """Given every numeric option, when it is NaN or infinite, it is refused as a usage error."""
     found = list(numeric_options())
     assert len(found) > 5
 
@@ -124,8 +124,9 @@ def test_no_option_accepts_a_number_that_is_not_finite(text: str) -> None:
 
 
 def test_offsets_and_partitions_beyond_kafkas_range_are_refused(stored: Settings) -> None:
-    """given a partition or an offset that Kafka cannot have, when it is passed as an option, then it is a usage
-    error"""
+    """Given a partition or an offset that Kafka cannot have, when it is passed as an option, it is a usage
+    error.
+    """
     for command, option in (("reconcile", "--partition"), ("shadow", "--partition"), ("shadow", "--stop")):
         with pytest.raises(click.BadParameter):
             main.commands[command].make_context(command, [option, str(2**63)])

@@ -67,7 +67,7 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_production_programs_need_no_extra(module: str) -> None:
-    """given only the production packages, when its programs are imported, then nothing is missing"""
+    """Given only the production packages, when its programs are imported, nothing is missing."""
     done = run(f"import {module}")
 
     assert done.returncode == 0, done.stderr[-2000:]
@@ -75,8 +75,9 @@ def test_production_programs_need_no_extra(module: str) -> None:
 
 @pytest.mark.parametrize("words", [["demo"], ["local", "up"]], ids=" ".join)
 def test_a_command_of_an_extra_names_it(words: list[str]) -> None:
-    """given the same, when the embedded stack is started, then one line says what to install, and the exit code is
-    1"""
+    """Given the same, when the embedded stack is started, one line says what to install, and the exit code is
+    1.
+    """
     done = run(f"from ingest.cli.main import main; main({words!r})")
 
     assert done.returncode == 1

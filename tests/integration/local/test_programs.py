@@ -32,8 +32,9 @@ def status_of(url: str, login: str = "") -> int:
 
 
 def test_the_whole_system_starts_ingests_and_stops(tmp_path: Path):
-    """given an empty directory, when everything is started, then a load is committed, and one login opens every
-    page"""
+    """Given an empty directory, when everything is started, a load is committed, and one login opens every
+    page.
+    """
     place = tmp_path / "stack"
     state = background.up(place, programs=True)
     try:
@@ -62,7 +63,7 @@ def test_the_whole_system_starts_ingests_and_stops(tmp_path: Path):
 
 
 def test_an_unknown_log_is_refused_with_the_available_names(tmp_path: Path):
-    """given a stack's logs, when another name is requested, then the exit code is 2 and the names are listed"""
+    """Given a stack's logs, when another name is requested, the exit code is 2 and the names are listed."""
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "reader.log").write_text("one\ntwo\n")
 
@@ -75,8 +76,7 @@ def test_an_unknown_log_is_refused_with_the_available_names(tmp_path: Path):
 
 
 def test_a_log_is_followed_by_whole_lines(tmp_path: Path):
-    """given a line that is still being written, when the log is followed, then it is printed once it is
-    complete"""
+    """Given a line that is still being written, when the log is followed, it is printed once it is complete."""
     path = tmp_path / "reader.log"
     path.write_bytes(b"one\nhal")
     tail = Tail(path)
@@ -89,8 +89,7 @@ def test_a_log_is_followed_by_whole_lines(tmp_path: Path):
 
 
 def test_a_running_stack_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """given a running stack of a checkout, when another folder starts one, then it gets that stack and its
-    location"""
+    """Given a running stack of a checkout, when another folder starts one, it gets that stack and its location."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv("REPLAYS_LOCAL_DIRECTORY", raising=False)
     checkout, elsewhere = tmp_path / "checkout", tmp_path / "elsewhere"

@@ -95,8 +95,9 @@ def test_a_background_stack_runs_until_down(tmp_path: Path):
 
 
 def test_the_files_of_a_background_stack_are_private(tmp_path: Path):
-    """given a user with a permissive umask, when a stack runs, then none of its folders or files is accessible to
-    others"""
+    """Given a user with a permissive umask, when a stack runs, none of its folders or files is accessible to
+    others.
+    """
     place = tmp_path / "new" / "stack"
     before = os.umask(0)
     try:
@@ -113,7 +114,7 @@ def test_the_files_of_a_background_stack_are_private(tmp_path: Path):
 
 
 def test_the_files_of_an_older_background_stack_become_private(tmp_path: Path):
-    """given a folder that others can read, when its stack starts again, then they cannot"""
+    """Given a folder that others can read, when its stack starts again, they cannot."""
     background.up(tmp_path, parts=["statsd"])
     background.down(tmp_path)
     tmp_path.chmod(0o755)

@@ -66,8 +66,9 @@ def groups(settings: Settings) -> list[str]:
 def test_a_temporary_group_is_joined_committed_and_deleted(
     kafka: Callable[..., Settings], protocol: GroupProtocol
 ) -> None:
-    """given a topic, when the reader's group membership is checked, then both partitions are assigned, a commit
-    with the metadata of a long cut record is read back, and no group remains"""
+    """Given a topic, when the reader's group membership is checked, both partitions are assigned, a commit with
+    the metadata of a long cut record is read back, and no group remains.
+    """
     settings = kafka(kafka_group_protocol=protocol, kafka_instance_id="reader-1")
 
     found = only(rehearsal.group(settings))
@@ -80,7 +81,7 @@ def test_a_temporary_group_is_joined_committed_and_deleted(
 
 
 def test_a_commit_that_the_brokers_refuse_is_reported(kafka: Callable[..., Settings]) -> None:
-    """given metadata above what the brokers accept, then both settings are named and no group remains"""
+    """Given metadata above what the brokers accept, both settings are named and no group remains."""
     settings = kafka(cut_record_bytes_max=8000)
 
     found = only(rehearsal.group(settings))
@@ -92,7 +93,7 @@ def test_a_commit_that_the_brokers_refuse_is_reported(kafka: Callable[..., Setti
 
 
 def test_a_topic_without_readers_is_a_warning(kafka: Callable[..., Settings]) -> None:
-    """given a group without members, when its owners are checked, then the warning advises starting a reader"""
+    """Given a group without members, when its owners are checked, the warning advises starting a reader."""
     found = only(rehearsal.owners(kafka()))
 
     assert found.level is Severity.WARNING
@@ -100,7 +101,7 @@ def test_a_topic_without_readers_is_a_warning(kafka: Callable[..., Settings]) ->
 
 
 def test_partitions_that_no_member_owns_are_an_error_with_their_lag(kafka: Callable[..., Settings]) -> None:
-    """given a stable group whose only member reads another topic, then each partition is reported with its lag"""
+    """Given a stable group whose only member reads another topic, each partition is reported with its lag."""
     settings = kafka()
     producer = AcknowledgedProducer(settings)
     for number in range(3):
@@ -130,7 +131,7 @@ def test_partitions_that_no_member_owns_are_an_error_with_their_lag(kafka: Calla
 
 
 def test_staging_and_tasks_are_checked_and_nothing_is_left(fleet: Fleet) -> None:
-    """given Redis, when a batch is staged and a task makes a round trip, then both succeed and no key remains"""
+    """Given Redis, when a batch is staged and a task makes a round trip, both succeed and no key remains."""
     before = set(fleet.client.keys("*"))
 
     for found in (only(rehearsal.staging(fleet.settings)), only(rehearsal.task(fleet.settings))):
@@ -142,7 +143,7 @@ def test_staging_and_tasks_are_checked_and_nothing_is_left(fleet: Fleet) -> None
 
 
 def test_a_queue_without_a_worker_is_an_error(fleet: Fleet) -> None:
-    """given no worker, when the fleet is checked, then each queue is reported with what to start"""
+    """Given no worker, when the fleet is checked, each queue is reported with what to start."""
     found = list(rehearsal.fleet(fleet.settings))
 
     assert [finding.name for finding in found] == [f"queue {name}" for name in queues_of(fleet.settings.sinks)]
@@ -151,7 +152,7 @@ def test_a_queue_without_a_worker_is_an_error(fleet: Fleet) -> None:
 
 
 def test_status_and_top_show_partitions_without_an_owner(fleet: Fleet) -> None:
-    """given readers that reported some, one of them silent since, then the others' are shown with their lag"""
+    """Given readers that reported some, one of them silent since, the others' are shown with their lag."""
     coordination = Coordination(fleet.client, fleet.settings)
     for name, seen_at, unowned in (
         ("fresh", time.time(), (Unowned(3, 41), Unowned(5))),
@@ -170,8 +171,9 @@ def test_status_and_top_show_partitions_without_an_owner(fleet: Fleet) -> None:
 
 
 def test_workers_are_seen_with_their_queues_until_they_end(fleet: Fleet) -> None:
-    """given a worker of two queues, when it runs, then it is listed with them and the other queues have no
-    consumer; when it stops, then it is no longer listed"""
+    """Given a worker of two queues, when it runs, it is listed with them and the other queues have no consumer;
+    when it stops, then it is no longer listed.
+    """
     worker = fleet.worker("one", app="tasks", options=("-Q", f"{CONTROL_QUEUE},flush.gcs"))
 
     fleet.wait(lambda: bool(status.collect(fleet.settings).workers), "the worker to show itself")
@@ -193,7 +195,7 @@ def test_workers_are_seen_with_their_queues_until_they_end(fleet: Fleet) -> None
 
 
 def test_processes_of_different_releases_are_named(fleet: Fleet) -> None:
-    """given a reader of another release, then it is named; given only this release, nothing is reported"""
+    """Given a reader of another release, it is named; given only this release, nothing is reported."""
     coordination = Coordination(fleet.client, fleet.settings)
 
     def said(release: str) -> list[str]:

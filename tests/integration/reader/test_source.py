@@ -346,7 +346,7 @@ def test_a_partition_revoked_while_paused_is_read_after_its_return(brokers: str,
 
 
 def test_a_stalled_partition_is_refetched(brokers: str, topic: str) -> None:
-    """given a client that silently stops fetching one partition, then its messages still arrive"""
+    """Given a client that silently stops fetching one partition, its messages still arrive."""
     reader = Reader(brokers, topic, LIMITS, stalled_seconds_max=1.0)
     produce(brokers, topic, 4)
     reader.step_until(lambda: len(reader.parser.messages) == 4)

@@ -123,7 +123,7 @@ def test_a_sink_that_stays_unavailable_fails_the_chord_with_its_error(fleet: Fle
 def test_a_reader_whose_clock_is_a_day_behind_does_not_shorten_deadlines(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """given a deadline set by the reader and checked by a worker, when a write fails once, then it is retried"""
+    """Given a deadline set by the reader and checked by a worker, when a write fails once, it is retried."""
     clock, dispatcher = time.time, fleet.dispatcher()
     monkeypatch.setattr(time, "time", lambda: clock() - 86_400.0)
     fleet.script("clickhouse", "transient")

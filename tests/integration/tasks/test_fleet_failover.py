@@ -82,8 +82,7 @@ def switched(children: Children, tmp_path: Path) -> Iterator[tuple[FaultProxy, R
 def test_a_demoted_primary_with_open_connections_is_abandoned(
     switched: tuple[FaultProxy, Redis, Redis], fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """given open connections, when the address moves and the old primary becomes a replica, then nothing is
-    lost"""
+    """Given open connections, when the address moves and the old primary becomes a replica, nothing is lost."""
     proxy, first, second = switched
     url = f"redis://{proxy.address}/0"
     monkeypatch.setenv("REPLAYS_REDIS_URL", url)
@@ -118,7 +117,7 @@ class TestSentinel:
 
     @pytest.mark.parametrize("fleet_options", [{"REDIS_SENTINEL_PASSWORD": "pw-sentinel"}], indirect=True)
     def test_batches_arrive_through_a_failover_and_a_killed_primary(self, fleet: Fleet) -> None:
-        """given load, when Sentinel replaces the primary and the next one is killed, then ingestion continues"""
+        """Given load, when Sentinel replaces the primary and the next one is killed, ingestion continues."""
         assert isinstance(fleet.redis, RedisGroup)
         worker = fleet.worker()
         fleet.dispatcher()
@@ -134,7 +133,7 @@ class TestSentinel:
 
     @pytest.mark.parametrize("fleet_options", [{"REDIS_SENTINEL_PASSWORD": "pw-sentinel"}], indirect=True)
     def test_every_program_tries_the_next_sentinel(self, fleet: Fleet) -> None:
-        """given that the first Sentinel is down, when a command or Flower connects, then each finds the primary"""
+        """Given that the first Sentinel is down, when a command or Flower connects, each finds the primary."""
         assert isinstance(fleet.redis, RedisGroup)
         fleet.redis.sentinels[0].kill()
         fleet.dispatcher().submit(do.Dispatch(make_batch(), Stage.ROWS, 1, 60.0))
@@ -162,7 +161,7 @@ class TestSentinel:
 
 
 def test_sentinels_and_redis_are_reached_over_tls(children: Children, tmp_path: Path) -> None:
-    """given TLS for Sentinel and for Redis, when each kind of client connects, then it verifies both"""
+    """Given TLS for Sentinel and for Redis, when each kind of client connects, it verifies both."""
     certificates = make_certificates(tmp_path / "certificates")
     redis = Redis(children, tmp_path / "redis", options=("--requirepass", "pw-redis"))
     redis.start()
@@ -191,7 +190,7 @@ def test_sentinels_and_redis_are_reached_over_tls(children: Children, tmp_path: 
 def test_a_batch_is_flushed_over_a_unix_socket(
     fleet: Fleet, children: Children, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """given an address as a path with a database, when reader and worker use it, then a batch arrives"""
+    """Given an address as a path with a database, when reader and worker use it, a batch arrives."""
     path = tmp_path_factory.mktemp("s") / "r.sock"
     redis = Redis(children, path.parent / "data", name="by-socket", options=("--unixsocket", str(path)))
     redis.start()

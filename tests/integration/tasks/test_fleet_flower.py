@@ -154,8 +154,7 @@ def test_unauthenticated_users_see_nothing(flower: Ask) -> None:
 def test_it_never_starts_without_authentication(
     command: str, arguments: list[str], environment: dict[str, str], file: str, tmp_path: Path
 ) -> None:
-    """given options without authentication, from settings, arguments, environment or a file, then it exits with
-    2"""
+    """Given options without authentication, from settings, arguments, environment or a file, it exits with 2."""
     if file:
         (tmp_path / "flowerconfig.py").write_text(file)
     environment = {"REPLAYS_FLOWER_BASIC_AUTH": PASSWORD, "REPLAYS_FLOWER_PORT": "0", **environment}

@@ -109,7 +109,7 @@ def test_nothing_is_abandoned_while_dead_letters_cannot_be_stored(
 def test_a_parked_entry_without_renewal_expires(
     fleet: Fleet, kafka_brokers: str, topic: str, operate: str
 ) -> None:
-    """given a batch whose Discard was lost, when its lease expires, then it cannot be retried or abandoned"""
+    """Given a batch whose Discard was lost, when its lease expires, it cannot be retried or abandoned."""
     fleet.dispatcher()
     batch_id = park(fleet, topic, 0, 2)
     coordination = Coordination(fleet.client, fleet.settings)
@@ -152,7 +152,7 @@ def test_a_renewal_restores_parked_entries_after_flushall(fleet: Fleet, topic: s
 def test_a_lease_does_not_depend_on_the_clock_of_its_reader(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, ahead_seconds: float
 ) -> None:
-    """given a clock that is a day off, when its reader shows a batch, then the lease has its usual length"""
+    """Given a clock that is a day off, when its reader shows a batch, the lease has its usual length."""
     clock, dispatcher = time.time, fleet.dispatcher()
     coordination = Coordination(fleet.client, fleet.settings)
     monkeypatch.setattr(time, "time", lambda: clock() + ahead_seconds)

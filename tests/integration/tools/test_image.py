@@ -48,7 +48,7 @@ def tried(tmp_path: Path, podman: str | None) -> tuple[int, str]:
 
 
 def test_without_podman_nothing_runs_and_ci_continues(tmp_path: Path):
-    """given no engine, then one line reports that, and the exit code is 0"""
+    """Given no engine, one line reports that, and the exit code is 0."""
     code, printed = tried(tmp_path, None)
 
     assert code == 0, printed
@@ -66,7 +66,7 @@ def test_without_podman_nothing_runs_and_ci_continues(tmp_path: Path):
     ],
 )
 def test_only_a_fault_of_the_image_fails(tmp_path: Path, podman: str, code: int, says: str):
-    """given an engine that fails in one way, then limits of the machine give 0 and faults of the image give 1"""
+    """Given an engine that fails in one way, limits of the machine give 0 and faults of the image give 1."""
     found, printed = tried(tmp_path, podman)
 
     assert found == code, printed

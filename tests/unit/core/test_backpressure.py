@@ -25,7 +25,7 @@ def test_at_a_bound_polling_stops(batches: int, size_bytes: int) -> None:
 
 
 def test_below_the_bounds_messages_are_polled() -> None:
-    """One batch or one byte below the bound is not full."""
+    """One batch and one byte below the bounds, the reader still has room."""
     free = pressure()
 
     assert free.update(3, 999, now=0.0) is None
@@ -58,7 +58,6 @@ def test_it_resumes_at_half_of_both_bounds() -> None:
 
 
 def test_without_a_pause_there_is_nothing_to_resume() -> None:
-    """The consumer was never paused."""
     full = pressure()
     full.update(4, 0, now=0.0)
 

@@ -57,7 +57,7 @@ def test_a_message_over_the_byte_limit_is_a_batch_of_its_own() -> None:
 
 
 def test_a_batch_ends_before_the_message_that_it_could_not_be_staged_with() -> None:
-    """The bytes staged at once stay below what Redis accepts, so this message begins the next batch."""
+    """The message would exceed the maximum of staged bytes, so it begins the next batch."""
     open_batch = builder(batch_bytes_max=10_000, staged_bytes_max=250)
 
     assert open_batch.add(0, segment(0), now=0.0) == []
@@ -81,7 +81,7 @@ def test_a_message_that_is_too_large_is_a_batch_of_its_own() -> None:
 
 
 def test_a_planned_range_that_grew_too_large_is_cut_in_between_and_keeps_its_end() -> None:
-    """Another release produces more rows from the range, so it can no longer be staged at once."""
+    """Another release produces more rows from the range, which then exceeds the maximum of staged bytes."""
     open_batch = builder(plan=(4, 9), batch_bytes_max=100, staged_bytes_max=250)
 
     cut = [batch for offset in range(4) for batch in open_batch.add(offset, segment(offset), now=0.0)]
@@ -94,8 +94,9 @@ def test_a_planned_range_that_grew_too_large_is_cut_in_between_and_keeps_its_end
 
 
 def test_records_with_long_headers_are_many_batches() -> None:
-    """Without this limit, 48 records with 12 MB of headers each were one batch of 576 MB that Redis never
-    accepted."""
+    """Without the limit, 48 records with 12 MB of headers each would form one batch of 576 MB, which Redis never
+    accepts.
+    """
     blown_up = Reject("schema", "bad", 0, b"", None, (("h", bytes(12 * MiB)),))
     open_batch = Builder(PARTITION, 1, Limits())
 
@@ -121,7 +122,9 @@ def test_the_halves_of_a_batch_hold_its_messages_and_meet() -> None:
     """Each half begins and ends at a message, so that the same cuts are made again after a restart."""
     open_batch = builder(batch_messages_max=5)
     outcomes = [segment(10), drop(), reject(12), segment(13, size_bytes=900), segment(14)]
-    whole = only([batch for at, one in enumerate(outcomes, 10) for batch in open_batch.add(at, one, now=0.0)])
+    whole = only(
+        [batch for at, outcome in enumerate(outcomes, 10) for batch in open_batch.add(at, outcome, now=0.0)]
+    )
 
     halves = whole.halves()
 
@@ -146,16 +149,14 @@ def test_halves_leave_out_the_gap_between_them() -> None:
 
 
 def test_a_single_message_has_no_halves() -> None:
-    """A single message is staged alone, or not at all."""
+    """A single message cannot be split."""
     open_batch = builder(batch_messages_max=1)
 
     assert only(open_batch.add(0, segment(0), now=0.0)).halves() is None
 
 
 def test_age_counts_from_the_first_message_of_the_batch() -> None:
-    """If age counted from the last message, a slow stream of messages would never be flushed; the previous cut
-    does not matter either.
-    """
+    """If age counted from the last message, a slow stream of messages would never be flushed."""
     open_batch = builder(batch_age_seconds_max=2.0)
     open_batch.add(0, segment(0), now=10.0)
     open_batch.add(1, segment(1), now=11.9)

@@ -51,7 +51,7 @@ def test_the_longest_fields_fit_into_the_smallest_setting() -> None:
 
 
 def test_without_room_for_the_topic_there_is_no_record() -> None:
-    """A broker that stores no metadata still stores offsets."""
+    """Offsets can be committed without a record."""
     assert encode(0, Record(TOPIC_ID, 4, 1, (5,)), 10) == ""
     assert encode(0, Record(), BYTES_MAX) == ""
 
@@ -60,7 +60,9 @@ def test_without_room_for_the_topic_there_is_no_record() -> None:
     "foreign", ["", "hello", "3;c=5", "3,5", "1", "1,-3", "1,0", "1,x!", "1,,", '{"json": 1}', "1;2", "2", "2;c=0"]
 )
 def test_foreign_metadata_is_read_as_an_empty_record(foreign: str) -> None:
-    """Other tools may commit for the group with their own metadata: nothing is planned, and nothing fails."""
+    """Other tools may commit for the group with their own metadata. Such metadata plans no ranges and causes no
+    error.
+    """
     assert decode(10, foreign) == Record()
 
 

@@ -100,8 +100,8 @@ def test_partitions_do_not_wait_for_each_other() -> None:
 
 
 def test_a_removed_partition_commits_nothing_and_starts_afresh() -> None:
-    """After a revocation the next owner commits; after the next assignment this reader starts at that owner's
-    committed offset.
+    """After a revocation, only the next owner commits. When the partition is assigned again, this reader starts at
+    that owner's committed offset.
     """
     ledger = ledger_with((4, 6))
     ledger.settle(P, OffsetRange(4, 6))
@@ -157,7 +157,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(source=st.sampled_from([P, Q]), restart=st.booleans())
     def assign(self, source: TopicPartition, restart: bool) -> None:
-        """The group assigns a partition, which starts at the committed offset or where the reset policy says."""
+        """The group assigns a partition, which starts at the committed offset or at the position of the reset
+        policy.
+        """
         if source in self.received:
             return
         self.received[source], self.durable[source], self.open[source] = set(), set(), []
@@ -226,7 +228,7 @@ class LedgerMachine(RuleBasedStateMachine):
             del known[source]
 
     @invariant()
-    def committable_is_what_the_model_says(self) -> None:
+    def committable_matches_the_model(self) -> None:
         for source in (P, Q):
             committable = self.ledger.committable(source)
             received = sorted(self.received.get(source, ()))

@@ -26,11 +26,11 @@ def test_partitions_that_no_member_owns_are_named() -> None:
 def test_a_stable_group_without_members_is_no_evidence() -> None:
     """Kafka reports a group without members as EMPTY; a server that reports otherwise does not list its
     members."""
-    nobody = GroupView(2, {}, stable=True)
+    empty = GroupView(2, {}, stable=True)
     a = watch()
 
-    assert nobody.unowned == ()
-    assert not any(a.must_rejoin(nobody, "a", now) for now in (0.0, 100.0, 1000.0))
+    assert empty.unowned == ()
+    assert not any(a.must_rejoin(empty, "a", now) for now in (0.0, 100.0, 1000.0))
 
 
 def test_a_member_rejoins_when_a_partition_has_no_owner_for_too_long() -> None:
@@ -75,7 +75,7 @@ def test_a_partition_with_an_owner_resets_its_timer() -> None:
 
 def test_a_reader_outside_the_group_does_nothing() -> None:
     """A reader is outside the group before its first join, and after it was fenced."""
-    stranger = watch()
-    stranger.must_rejoin(ORPHANED, "c", 0.0)
+    outsider = watch()
+    outsider.must_rejoin(ORPHANED, "c", 0.0)
 
-    assert not stranger.must_rejoin(ORPHANED, "c", 1000.0)
+    assert not outsider.must_rejoin(ORPHANED, "c", 1000.0)

@@ -38,10 +38,10 @@ def test_the_same_batch_after_a_crash_is_the_same_object():
 
 def test_other_bytes_of_the_same_range_get_another_name():
     """With the same name, a 412 response would confirm bytes that are not stored."""
-    (one,), (other,) = pack(make_batch(2))[0], pack(make_batch(2, content=b"other"))[0]
+    (first,), (second,) = pack(make_batch(2))[0], pack(make_batch(2, content=b"other"))[0]
 
-    assert one.name.rsplit("-", 1)[0] == other.name.rsplit("-", 1)[0]
-    assert one.name != other.name
+    assert first.name.rsplit("-", 1)[0] == second.name.rsplit("-", 1)[0]
+    assert first.name != second.name
 
 
 def test_the_index_finds_every_recording_in_its_retention_class():
@@ -61,8 +61,8 @@ def test_the_index_finds_every_recording_in_its_retention_class():
 
 @pytest.mark.parametrize("received", [5, 2**32 + 1000, 123_123_123_123])
 def test_an_index_row_has_the_arrival_time_of_its_segment(received: int):
-    """The time that the message itself states does not matter: a row in the distant past would be dropped at once,
-    and the recording lost.
+    """The time in the message is ignored: a row in the distant past would be dropped immediately, and the
+    recording lost.
     """
     now = 1_790_000_000
     value = recording(replay_id="a" * 32, segment_id=0, received=received)

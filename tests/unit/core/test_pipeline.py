@@ -170,9 +170,7 @@ def test_a_batch_that_settles_first_waits_for_the_one_before_it() -> None:
 
 
 def test_partitions_are_committed_separately() -> None:
-    """There is one message on each of two partitions: two offsets are committed, and neither overwrites the
-    other.
-    """
+    """Two offsets are committed, and neither overwrites the other."""
     runtime = reader(batch_messages_max=1)
     runtime.assign(OTHER)
 
@@ -422,7 +420,7 @@ def test_the_success_of_an_older_attempt_counts() -> None:
 
 
 def test_a_failed_chord_parks_its_batch_with_a_growing_backoff() -> None:
-    """The backoff doubles; the error is displayed."""
+    """The backoff doubles after each failure. The parked entry has the error."""
     runtime = reader(retry_backoff_seconds=5.0, retry_backoff_seconds_max=300.0)
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -584,8 +582,8 @@ def test_when_the_sinks_recover_parked_batches_are_due_at_once() -> None:
 
 
 def test_a_batch_that_fails_while_others_succeed_keeps_its_backoff() -> None:
-    """The sinks work, so the failure is specific to this batch, and each success of another batch would only
-    restart it.
+    """The sinks work, so the failure is specific to this batch. Restarting it after every success of another batch
+    would not help.
     """
     runtime = reader(batch_messages_max=1, retry_backoff_seconds=60.0, retry_backoff_seconds_max=60.0)
     runtime.segments(2)
@@ -613,7 +611,7 @@ def test_an_operator_can_retry_a_parked_batch_now() -> None:
 
 
 def test_a_parked_entry_is_renewed_until_its_stage_is_durable() -> None:
-    """If a Discard is lost, no parked entry remains: without renewal its lease expires."""
+    """If a Discard is lost, the parked entry still disappears, because its lease expires without renewal."""
     runtime = reader(parked_renew_seconds=5.0, retry_backoff_seconds=60.0, retry_backoff_seconds_max=60.0)
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -728,7 +726,9 @@ def test_a_partition_assigned_while_paused_is_paused_too() -> None:
 
 
 def test_a_partition_runs_only_so_far_ahead_of_a_stuck_batch() -> None:
-    """Only the partition of the stuck batch is paused, because all of it would be read again after a crash."""
+    """Only the partition of the stuck batch is paused, because all later messages would be read again after a
+    crash.
+    """
     runtime = reader(batch_messages_max=1, pending_ranges_max=6)
     runtime.assign(OTHER)
     runtime.segments(1)
@@ -781,9 +781,9 @@ def test_a_refused_commit_is_retried_after_the_interval() -> None:
     runtime = reader(commit_interval_seconds=0.5)
     runtime.segments(2)
     (commit,) = runtime.take(do.Commit)
-    said = (commit.source, commit.epoch, commit.offset, commit.record)
+    fields = (commit.source, commit.epoch, commit.offset, commit.record)
 
-    runtime.publish(on.CommitFailed(*said, "not coordinator"))
+    runtime.publish(on.CommitFailed(*fields, "not coordinator"))
     for _ in range(9):
         runtime.advance(0.05)
         runtime.segments(2)
@@ -1058,7 +1058,7 @@ def test_a_log_with_lower_offsets_is_a_new_log() -> None:
 
 
 def test_the_message_that_reaches_the_byte_bound_is_the_last_one() -> None:
-    """The bound applies at once, without a cut or a tick."""
+    """The bound applies immediately, without a cut or a tick."""
     runtime = reader(batch_messages_max=100, in_flight_bytes_max=1000)
 
     runtime.parsed(segment(0, size_bytes=999))
@@ -1118,7 +1118,7 @@ def test_messages_before_a_deferred_one_do_not_wait_for_it() -> None:
 
 
 def test_a_deferred_message_blocks_only_its_partition() -> None:
-    """The partition is paused until the result arrives, which joins a batch like any other message."""
+    """The partition is paused until the result arrives; the message then joins a batch like any other."""
     runtime = reader(batch_messages_max=2)
     runtime.assign(OTHER)
 

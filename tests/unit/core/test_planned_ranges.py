@@ -22,7 +22,7 @@ def successor(*, committed: int = 10, record: str = "1,5,5", **changed: float) -
 
 
 def pass_time(runtime: Reader, seconds: float) -> None:
-    """Lets time pass while the loop runs."""
+    """Advances the clock in ticks of 0.1 s."""
     for _ in range(round(seconds / 0.1)):
         runtime.advance(0.1)
 
@@ -62,7 +62,7 @@ def test_a_range_whose_last_messages_are_gone_is_cut_at_the_end_of_the_log() -> 
 
 
 def test_a_range_waits_while_the_broker_delivers_nothing() -> None:
-    """Before the end of the log is reached, silence does not show that messages are gone."""
+    """Before the end of the log is reached, the absence of messages does not show that they are gone."""
     runtime = successor()
     runtime.segments(3)
 
@@ -109,9 +109,7 @@ def test_a_reader_at_its_bound_does_not_wait_for_messages() -> None:
 
 
 def test_a_held_partition_does_not_wait_for_messages() -> None:
-    """Nothing more is fetched for the held partition while a batch is stuck; the other partition proves nothing
-    about it.
-    """
+    """Nothing more is fetched for the held partition while a batch is stuck."""
     runtime = successor(pending_ranges_max=4, record="1,1,1,1,1,5")
     runtime.segments(6)
     end_reached(runtime, 16)
@@ -164,7 +162,7 @@ def test_time_while_the_process_is_suspended_does_not_count() -> None:
 
 
 def test_a_record_survives_an_owner_in_between() -> None:
-    """Planned ends that wait stay in the record of every commit."""
+    """Planned ends that are not reached yet stay in the record of every commit."""
     runtime = successor(record="1,1,5")
     runtime.segments(3)
     runtime.settle()

@@ -24,7 +24,7 @@ def count(rejects: Rejects, *messages: tuple[int | None, bool]) -> list[ProjectC
 
 
 def test_garbage_of_one_project_never_halts() -> None:
-    """The share of the garbage does not matter, even if the window holds nothing else."""
+    """This holds even if the window contains nothing else."""
     rejects = window()
 
     count(rejects, *[(1, BAD)] * 100)
@@ -104,12 +104,12 @@ def test_shedding_a_project_is_reported_at_start_and_end() -> None:
     assert (shed.project_id, shed.shed, rejects.shed) == (7, True, 1)
     changed = count(rejects, *[(8, GOOD)] * 60)
 
-    assert [(one.project_id, one.shed) for one in changed] == [(7, False)]
+    assert [(shown.project_id, shown.shed) for shown in changed] == [(7, False)]
     assert rejects.shed == 0
 
 
 def test_a_few_rejects_shed_no_project() -> None:
-    """All messages of a project may be bad if it has only one."""
+    """A project is shed only after SHED_REJECTS_MIN rejects."""
     assert count(window(40), *[(7, BAD)] * (SHED_REJECTS_MIN - 1)) == []
 
 
@@ -129,7 +129,7 @@ def test_the_worst_projects_are_listed_first_and_bounded() -> None:
     rejects = window(100)
     count(rejects, *[(project, BAD) for project in range(10) for _ in range(project)])
 
-    assert [(one.project_id, one.rejects) for one in rejects.worst(3)] == [(9, 9), (8, 8), (7, 7)]
+    assert [(shown.project_id, shown.rejects) for shown in rejects.worst(3)] == [(9, 9), (8, 8), (7, 7)]
 
 
 @given(st.lists(st.tuples(st.sampled_from([None, 0, 1, 2, 3]), st.booleans()), max_size=80))
@@ -148,4 +148,4 @@ def test_counts_cover_the_last_messages(messages: list[tuple[int | None, bool]])
         assert (rejects.verdict() is not None) == halts
         assert rejects.ratio == sum(bad.values()) / len(held)
         assert rejects.unattributed == bad[None]
-        assert {one.project_id for one in rejects.worst()} == bad.keys() - {None}
+        assert {shown.project_id for shown in rejects.worst()} == bad.keys() - {None}

@@ -85,8 +85,8 @@ def test_an_unknown_topic_id_keeps_the_recorded_one() -> None:
 
 
 def test_the_offset_after_a_gap_is_committed_at_once() -> None:
-    """A reader must not choose again after a crash; with `latest` that would be a later end. Recorded ends inside
-    the gap are removed.
+    """After a crash the reader must not choose a new start: with `latest` it would be a later offset. Recorded
+    ends inside the gap are removed.
     """
     runtime = started("2;c=5,2s")
     records(runtime)
@@ -127,11 +127,11 @@ def test_a_record_that_is_too_long_is_followed_at_once_by_a_shorter_one() -> Non
     while commits := runtime.take(do.Commit):
         (commit,) = commits
         lengths.append(len(commit.record))
-        said = (commit.source, commit.epoch, commit.offset, commit.record)
+        fields = (commit.source, commit.epoch, commit.offset, commit.record)
         if commit.record:
-            runtime.publish(on.CommitFailed(*said, "too large", record_too_long=True))
+            runtime.publish(on.CommitFailed(*fields, "too large", record_too_long=True))
         else:
-            runtime.publish(on.Committed(*said))
+            runtime.publish(on.Committed(*fields))
 
     assert lengths[-1] == 0
     assert all(after <= before // 2 for before, after in pairwise(lengths))
@@ -143,9 +143,9 @@ def test_a_commit_refused_without_a_record_is_retried_after_the_interval() -> No
     runtime = reader(commit_interval_seconds=0.5, cut_record_bytes_max=0)
     runtime.segments(2)
     (commit,) = runtime.take(do.Commit)
-    said = (commit.source, commit.epoch, commit.offset, commit.record)
+    fields = (commit.source, commit.epoch, commit.offset, commit.record)
     assert commit.record == ""
 
-    runtime.publish(on.CommitFailed(*said, "too large", record_too_long=True))
+    runtime.publish(on.CommitFailed(*fields, "too large", record_too_long=True))
 
     assert runtime.take(do.Commit) == []

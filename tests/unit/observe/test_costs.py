@@ -24,8 +24,9 @@ from tests.kit.observed_reader import Driver
 
 
 class Counted:
-    """Costs compared with an exact count. `series`: sums over the series, as a scraper that scrapes every second
-    would see them."""
+    """Costs compared with an exact count. `series` has the sums over the series that a scraper with an interval of
+    one second sees.
+    """
 
     def __init__(self, listed_max: int = 5) -> None:
         self.costs = Costs(listed_max)
@@ -53,7 +54,7 @@ def total(costs: dict[str, Cost]) -> tuple[float, float, float]:
 
 
 def test_the_series_sum_to_an_exact_count_of_thousands_of_projects():
-    """given a skewed mix of 20,000 projects, then nothing is lost, and the list has the most expensive ones"""
+    """The load is skewed over 20,000 projects. No cost is lost, and the list has the most expensive projects."""
     rng = random.Random(1)
     counted = Counted()
     for _ in range(60):
@@ -73,7 +74,7 @@ def test_the_series_sum_to_an_exact_count_of_thousands_of_projects():
 
 
 def test_the_recent_cost_sums_to_the_rate_of_everything():
-    """given a steady load, then the list, `none` and `other` sum to its rate, within a thousandth"""
+    """Under a steady load, the listed projects, `none` and `other` sum to its rate within a thousandth."""
     counted = Counted()
     for second in range(900):
         for project in range(50):
@@ -88,7 +89,7 @@ def test_the_recent_cost_sums_to_the_rate_of_everything():
 
 
 def test_new_projects_do_not_displace_an_expensive_one():
-    """given an expensive project and a flood of others with one message each, then it stays; memory is bounded"""
+    """The others send one message each. Memory is bounded."""
     counted = Counted()
     for second in range(30):
         counted.add(7, 0.05)
@@ -102,7 +103,7 @@ def test_new_projects_do_not_displace_an_expensive_one():
 
 
 def test_a_project_takes_only_one_place():
-    """given a project with all of the load, then the others keep their places"""
+    """A project with nearly all of the load does not displace the others."""
     counted = Counted()
     for _ in range(5):
         for _ in range(10_000):
@@ -116,8 +117,7 @@ def test_a_project_takes_only_one_place():
 
 
 def test_similar_projects_do_not_alternate():
-    """given two projects for one place, when they alternate, then the first keeps it until the other costs clearly
-    more"""
+    """Two projects compete for one place. The first keeps it until the other costs clearly more."""
     counted = Counted(listed_max=1)
     names = []
     for second in range(20):
@@ -133,7 +133,7 @@ def test_similar_projects_do_not_alternate():
 
 
 def test_a_project_that_sends_nothing_is_forgotten():
-    """given more than an hour without messages, then it has no series"""
+    """It has no series after more than an hour without messages."""
     counted = Counted()
     counted.add(1, 0.01)
     counted.tick()
@@ -145,8 +145,7 @@ def test_a_project_that_sends_nothing_is_forgotten():
 
 
 def test_the_reader_counts_each_message_once_and_no_other_work():
-    """given a CPU clock, when messages and other events arrive, then the time before each message is counted for
-    it"""
+    """The CPU time before each message is attributed to its project."""
     driver = Driver(batch_messages_max=1000)
     at = [0.0]
     driver.metrics = Metrics(Settings(cost_projects_max=2), wall=lambda: 0.0, cpu=lambda: at[0])
@@ -175,7 +174,7 @@ def test_the_reader_counts_each_message_once_and_no_other_work():
 
 
 def test_the_cpu_of_projects_sums_to_that_of_parsing() -> None:
-    """given recordings of several projects, when they are parsed, then the series sum to the thread's CPU time"""
+    """The series sum to the thread's CPU time while it parses recordings of several projects."""
     driver = Driver(batch_messages_max=1_000_000)
     metrics = Metrics(Settings(cost_projects_max=2), wall=lambda: 0.0)
     metrics.watch(driver.pipeline, driver)

@@ -125,15 +125,15 @@ def test_a_stuck_loop_is_reported_once_with_every_stack():
 
 def test_the_stacks_name_the_threads():
     """An operator who reads the stacks must see which thread runs the loop."""
-    asked, release = threading.Event(), threading.Event()
+    waiting, release = threading.Event(), threading.Event()
 
     def wait_here() -> None:
-        asked.set()
+        waiting.set()
         release.wait(5)
 
     thread = threading.Thread(target=wait_here, name="the-loop")
     thread.start()
-    asked.wait(5)
+    waiting.wait(5)
     found = stacks()
     release.set()
     thread.join()

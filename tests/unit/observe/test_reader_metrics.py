@@ -73,7 +73,7 @@ def test_parking_and_retry_are_counted_apart_from_missed_deadlines():
     driver.assign()
     driver.message()
     driver.acknowledge()
-    driver.give_up()
+    driver.fail_all()
     driver.advance(1.0)
     assert driver.value("replays_reader_in_flight_batches", phase="parked") == 1
     assert driver.value("replays_reader_stage_failures_total", stage="blobs") == 1
@@ -183,7 +183,7 @@ def test_an_impossible_received_time_is_not_a_latency():
 
 
 def test_counting_a_message_is_cheap():
-    """The view runs for every message, so it makes few calls: the CPU clock and two lengths (1 us)."""
+    """The observer runs for every message, so it makes few calls: the CPU clock and two lengths."""
     metrics = Metrics(Settings(), wall=lambda: WALL)
     event = on.MessageParsed(PARTITION, 1, 0, segment(0))
     metrics.observe(event, [], 1.0)
@@ -218,7 +218,7 @@ class FakeAgent:
 
 
 def test_dogstatsd_receives_the_same_names():
-    """Dots instead of Prometheus' underscores; labels become tags."""
+    """The names have dots instead of Prometheus' underscores, and labels become tags."""
     agent = FakeAgent()
     table = (
         Definition("replays.reader.rejects", Kind.COUNTER, "messages", "x.", ("reason",)),

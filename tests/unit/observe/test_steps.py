@@ -13,26 +13,26 @@ from tests.kit.core_reader import Reader, limits
 
 
 class Followed(Reader):
-    """A reader with its observer. `said` has its steps so far."""
+    """A reader with its observer. `logged` has its steps so far."""
 
     def __init__(self, bounds: Limits) -> None:
         super().__init__(bounds)
-        self.said: list[Step] = []
+        self.logged: list[Step] = []
         self._steps = Steps(self.pipeline)
 
     def publish(self, event: on.Event) -> list[do.Command]:
         commands = super().publish(event)
-        self.said += self._steps.observe(event, commands, self.now)
+        self.logged += self._steps.observe(event, commands, self.now)
         return commands
 
     def take_steps(self) -> list[Step]:
         """The steps since the last call."""
-        said, self.said = self.said, []
-        return said
+        logged, self.logged = self.logged, []
+        return logged
 
 
 def followed(**changed: float) -> Followed:
-    """A reader that owns PARTITION. Steps until then are removed."""
+    """A reader that owns PARTITION, without the steps of its assignment."""
     reader = Followed(limits(**changed))
     reader.assign(PARTITION)
     reader.take_steps()
@@ -53,27 +53,27 @@ def facts(steps: list[Step], name: str) -> list[Step]:
 
 
 def test_a_batch_is_logged_from_its_assignment_to_its_commit() -> None:
-    """given two segments and effects that succeed, then each step of the protocol is logged once, in order"""
+    """Each step of the protocol is logged once, in order."""
     reader = Followed(limits())
     reader.assign(PARTITION)
     reader.segments(2)
     reader.settle()
 
-    said = reader.take_steps()
-    assert names(said) == [
+    logged = reader.take_steps()
+    assert names(logged) == [
         *("assigned", "cut", "commit", "committed"),
         *("dispatch", "flushed", "dispatch", "flushed", "settled", "commit", "committed"),
     ]
-    assert facts(said, "assigned") == [{"offset": 0, "ends": [], "new": True}]
-    assert facts(said, "cut") == [{"start": 0, "stop": 2, "stages": ["blobs", "rows"], "cut_by": "count"}]
-    assert [step["ends"] for step in facts(said, "commit")] == [[2], []]
-    assert [step["stage"] for step in facts(said, "dispatch")] == ["blobs", "rows"]
-    assert facts(said, "committed")[-1] == {"offset": 2, "ends": [], "short": False}
-    assert {step["partition"] for step in said} == {PARTITION.partition}
+    assert facts(logged, "assigned") == [{"offset": 0, "ends": [], "new": True}]
+    assert facts(logged, "cut") == [{"start": 0, "stop": 2, "stages": ["blobs", "rows"], "cut_by": "count"}]
+    assert [step["ends"] for step in facts(logged, "commit")] == [[2], []]
+    assert [step["stage"] for step in facts(logged, "dispatch")] == ["blobs", "rows"]
+    assert facts(logged, "committed")[-1] == {"offset": 2, "ends": [], "short": False}
+    assert {step["partition"] for step in logged} == {PARTITION.partition}
 
 
 def test_a_new_owner_logs_the_ends_it_received() -> None:
-    """given a recorded batch that has not settled, then the next assignment names its end"""
+    """The assignment names the end of a recorded batch that has not settled."""
     reader = followed()
     reader.segments(2)
     reader.acknowledge_commits()
@@ -85,7 +85,7 @@ def test_a_new_owner_logs_the_ends_it_received() -> None:
 
 
 def test_dropped_messages_are_logged_as_a_range_with_nothing_to_write() -> None:
-    """given a segment and two drops after it, then the range begins after the segment and grows"""
+    """The range begins after the last segment and grows with each drop."""
     reader = followed(batch_messages_max=5)
     reader.parsed(segment(0), Drop(DropReason.KILLED, 1), Drop(DropReason.KILLED, 1))
 
@@ -93,7 +93,6 @@ def test_dropped_messages_are_logged_as_a_range_with_nothing_to_write() -> None:
 
 
 def test_a_message_that_is_not_taken_is_not_a_step() -> None:
-    """given an offset that was taken before, then nothing is logged for it"""
     reader = followed(batch_messages_max=5)
     reader.parsed(Drop(DropReason.KILLED, 1))
     reader.take_steps()
@@ -103,20 +102,20 @@ def test_a_message_that_is_not_taken_is_not_a_step() -> None:
 
 
 def test_a_failed_chord_parks_its_batch_and_restarts() -> None:
-    """given a failure, then the batch is parked; its retry is a dispatch without a missed deadline"""
+    """The retry is a dispatch without a missed deadline."""
     reader = followed()
     reader.segments(2)
     (dispatch,) = reader.dispatches()
     reader.fail(dispatch)
     reader.advance(6.0)
 
-    said = reader.take_steps()
-    assert facts(said, "parked") == [{"stop": 2}]
-    assert [step["late"] for step in facts(said, "dispatch")] == [False, False]
+    logged = reader.take_steps()
+    assert facts(logged, "parked") == [{"stop": 2}]
+    assert [step["late"] for step in facts(logged, "dispatch")] == [False, False]
 
 
 def test_the_failure_of_an_older_attempt_is_not_a_step() -> None:
-    """given a newer chord in flight, when the older one fails, then nothing is parked"""
+    """Nothing is parked while a newer chord is in flight."""
     reader = followed(flush_deadline_seconds=10.0)
     reader.segments(2)
     (dispatch,) = reader.dispatches()
@@ -128,7 +127,7 @@ def test_the_failure_of_an_older_attempt_is_not_a_step() -> None:
 
 
 def test_a_chord_that_could_not_be_started_parks_its_batch() -> None:
-    """given that Redis is unavailable, then parking is a step, although operators see no entry"""
+    """Parking is a step, although operators see no entry."""
     reader = followed()
     reader.segments(2)
     (dispatch,) = reader.dispatches()
@@ -139,7 +138,7 @@ def test_a_chord_that_could_not_be_started_parks_its_batch() -> None:
 
 
 def test_a_dispatch_after_the_deadline_is_logged_as_late() -> None:
-    """given a chord without a result, then the next one is late, as the specification requires"""
+    """The specification allows another dispatch without a result only after the deadline."""
     reader = followed(flush_deadline_seconds=10.0)
     reader.segments(2)
     reader.dispatches()
@@ -150,7 +149,7 @@ def test_a_dispatch_after_the_deadline_is_logged_as_late() -> None:
 
 
 def test_a_batch_not_recorded_in_time_starts_without_a_record() -> None:
-    """given a broker that does not respond, then the first dispatch is late"""
+    """The first dispatch is logged as late, because the broker has not responded."""
     reader = followed(cut_record_seconds_max=3.0)
     reader.segments(2)
     reader.advance(3.0)
@@ -159,34 +158,34 @@ def test_a_batch_not_recorded_in_time_starts_without_a_record() -> None:
 
 
 def test_a_batch_that_can_never_be_staged_is_split() -> None:
-    """given a Redis that cannot hold it, then both halves are logged, and nothing is parked"""
+    """Both halves are logged, and nothing is parked."""
     reader = followed()
     reader.segments(2)
     (dispatch,) = reader.dispatches()
     reader.take_steps()
     reader.fail_dispatch(dispatch, too_large=True)
 
-    said = reader.take_steps()
-    (split,) = facts(said, "split")
+    logged = reader.take_steps()
+    (split,) = facts(logged, "split")
     assert [(part["start"], part["stop"]) for part in split["into"]] == [(0, 1), (1, 2)]
-    assert "cut" not in names(said)
-    assert "parked" not in names(said)
+    assert "cut" not in names(logged)
+    assert "parked" not in names(logged)
 
 
 def test_a_record_that_is_too_long_shortens_later_steps() -> None:
-    """given a broker that refuses long metadata, then later commits may name fewer ends"""
+    """After the broker has refused long metadata, commits may name fewer ends."""
     reader = followed()
     reader.segments(2)
     (commit,) = reader.take(do.Commit)
     reader.publish(on.CommitFailed(PARTITION, commit.epoch, commit.offset, commit.record, "too long", True))
 
-    said = reader.take_steps()
-    assert facts(said, "refused") == [{"offset": 0, "ends": [2], "short": True}]
-    assert facts(said, "commit")[-1] == {"offset": 0, "ends": [], "short": True}
+    logged = reader.take_steps()
+    assert facts(logged, "refused") == [{"offset": 0, "ends": [2], "short": True}]
+    assert facts(logged, "commit")[-1] == {"offset": 0, "ends": [], "short": True}
 
 
 def test_an_abandoned_batch_is_settled_by_the_operator() -> None:
-    """given a parked batch that is abandoned, then the specification can distinguish it from a durable one"""
+    """The specification can distinguish it from a durable batch."""
     reader = followed()
     reader.segments(2)
     (dispatch,) = reader.dispatches()
@@ -197,17 +196,17 @@ def test_an_abandoned_batch_is_settled_by_the_operator() -> None:
 
 
 def test_a_drain_that_ends_in_time_is_not_late() -> None:
-    """given a revocation with nothing in flight, then the release does not need its deadline"""
+    """With nothing in flight, the release does not need the deadline."""
     reader = followed()
     reader.publish(on.PartitionsRevoked((PARTITION,)))
 
-    said = reader.take_steps()
-    assert names(said) == ["revoked", "released"]
-    assert not facts(said, "released")[0]["late"]
+    logged = reader.take_steps()
+    assert names(logged) == ["revoked", "released"]
+    assert not facts(logged, "released")[0]["late"]
 
 
 def test_a_drain_ended_by_its_deadline_is_late() -> None:
-    """given a chord without a result, then the release needs the deadline"""
+    """A chord without a result is in flight."""
     reader = followed(drain_deadline_seconds=4.0)
     reader.segments(2)
     reader.dispatches()
@@ -218,7 +217,6 @@ def test_a_drain_ended_by_its_deadline_is_late() -> None:
 
 
 def test_a_gap_in_the_log_is_a_range_with_nothing_to_write() -> None:
-    """given expired messages, then the gap is a range with nothing to write"""
     reader = followed()
     reader.publish(on.OffsetOutOfRange(PARTITION, reader.epoch() + 1, 0, 7))
 
@@ -226,18 +224,18 @@ def test_a_gap_in_the_log_is_a_range_with_nothing_to_write() -> None:
 
 
 def test_a_recreated_log_is_another_assignment() -> None:
-    """given lower offsets than before, then previous state is lost, and the partition is new"""
+    """If the offsets are lower than before, the previous state is lost and the partition is new."""
     reader = followed(batch_messages_max=5)
     reader.segments(3)
     reader.publish(on.OffsetOutOfRange(PARTITION, reader.epoch() + 1, 3, 0))
 
-    said = reader.take_steps()
-    assert names(said)[:2] == ["lost", "assigned"]
-    assert facts(said, "assigned") == [{"offset": 0, "ends": [], "new": True}]
+    logged = reader.take_steps()
+    assert names(logged)[:2] == ["lost", "assigned"]
+    assert facts(logged, "assigned") == [{"offset": 0, "ends": [], "new": True}]
 
 
 def test_the_end_of_the_log_is_a_step() -> None:
-    """given offsets without messages at the end, then the specification treats them as empty"""
+    """The offsets at the end have no messages, so the specification treats them as empty."""
     reader = followed()
     reader.publish(on.EndReached(PARTITION, reader.epoch(), 0, 3))
 
@@ -245,7 +243,7 @@ def test_the_end_of_the_log_is_a_step() -> None:
 
 
 def test_a_reader_that_stopped_takes_no_more_steps() -> None:
-    """given a completion after the end, which the core ignores, then nothing is logged for it"""
+    """The core ignores a completion after the end, so it is not logged."""
     reader = followed(drain_deadline_seconds=4.0)
     reader.segments(2)
     (dispatch,) = reader.dispatches()
@@ -258,7 +256,7 @@ def test_a_reader_that_stopped_takes_no_more_steps() -> None:
 
 
 def test_partitions_of_other_readers_are_not_steps() -> None:
-    """given responses and losses of a partition that is not owned, then nothing is logged"""
+    """Responses and losses of a partition that is not owned are not logged."""
     reader = Followed(limits())
     reader.publish(on.Committed(PARTITION, 1, 4, ""))
     reader.publish(on.PartitionsLost((PARTITION,)))

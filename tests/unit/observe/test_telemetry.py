@@ -54,8 +54,8 @@ def test_a_batch_belongs_to_its_first_traced_message_and_links_to_the_others(spa
     traceparent = tracing.begin(batch(0, 3))
     again = tracing.begin(batch(0, 3))  # the second stage of the same batch
     tracing.begin(batch(3, 4))
-    for one in (batch(0, 3), batch(3, 4)):
-        tracing.observe(on.Ticked(), [do.Discard(one)], 0.0)
+    for settled in (batch(0, 3), batch(3, 4)):
+        tracing.observe(on.Ticked(), [do.Discard(settled)], 0.0)
 
     first, second = spans.get_finished_spans()
     assert traceparent == again

@@ -56,5 +56,5 @@ def test_milliseconds_are_shown_as_times() -> None:
     assert shown == {"first_seen": "1970-01-01T00:00:01.500Z", "timestamp": -1, "offset": 7, "note": "none"}
 
 
-def test_one_of_a_thing_has_no_plural() -> None:
+def test_one_item_is_counted_in_the_singular() -> None:
     assert [counted(number, "broker") for number in (0, 1, 2000)] == ["0 brokers", "1 broker", "2,000 brokers"]

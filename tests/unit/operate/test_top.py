@@ -54,15 +54,15 @@ def test_figures_of_a_silent_reader_are_marked_as_old() -> None:
 
 
 def test_cost_by_project_is_the_sum_over_readers() -> None:
-    """A project that two readers list is shown on one line; `other` comes last, and the shares are of
-    everything.
+    """A project that two readers list is shown on one line; `other` comes last, and the shares are of the
+    total.
     """
-    one = (CostOf("7", 0.03, 1024.0, 10.0), CostOf("none"), CostOf("other", 0.01, 1024.0, 1.0))
-    two = (CostOf("9", 0.02, 1024.0, 5.0), CostOf("7", 0.01, 1024.0, 1.0), CostOf("other", 0.03, 0.0, 1.0))
+    first = (CostOf("7", 0.03, 1024.0, 10.0), CostOf("none"), CostOf("other", 0.01, 1024.0, 1.0))
+    second = (CostOf("9", 0.02, 1024.0, 5.0), CostOf("7", 0.01, 1024.0, 1.0), CostOf("other", 0.03, 0.0, 1.0))
     redis = RedisStatus(0, 0, "noeviction", unacknowledged_tasks=0, control_queue_depth=0)
     drawn = io.StringIO()
 
-    found = costs([one, two])
+    found = costs([first, second])
     Console(file=drawn, width=200).print(page(Status(0.0, (), (), (), redis, {}, costs=found)))
 
     assert [cost.project for cost in found] == ["7", "9", "none", "other"]

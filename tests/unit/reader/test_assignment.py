@@ -94,8 +94,7 @@ class ScriptedCoordinator:
 
 @pytest.mark.parametrize("wrong", [Stored(), Stored(0)])
 def test_no_offset_or_zero_counts_only_when_confirmed(wrong: Stored) -> None:
-    """given a coordinator that is wrong once, then its second response counts; of other responses the first
-    does"""
+    """If the first response has no offset or offset 0, the second response counts, whatever it is."""
     group = {0: Stored(7, "2;s=1"), 1: Stored(9, "2;s=1"), 2: Stored()}
     once = ScriptedCoordinator({**group, 1: wrong}, group)
 

@@ -35,7 +35,7 @@ def test_the_consumer_protocol_omits_properties_set_by_brokers() -> None:
     Consumer(config).close()
 
 
-def test_the_client_really_refuses_it() -> None:
+def test_the_client_refuses_these_properties() -> None:
     """If the client accepted them, omitting them would be unnecessary."""
     config = {**consumer_config(made()), "group.protocol": "consumer"}
 
@@ -44,7 +44,7 @@ def test_the_client_really_refuses_it() -> None:
 
 
 def test_under_classic_a_drain_ends_before_the_session() -> None:
-    """A drain deadline equal to the session time-out is already too late."""
+    """A drain deadline equal to the session time-out is refused."""
     made(drain_deadline_seconds=29.9, kafka_session_timeout_seconds=30)
 
     with pytest.raises(

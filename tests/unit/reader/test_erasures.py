@@ -38,7 +38,7 @@ def decided(key: str, at: float = NOW, until: float = 0.0) -> Erasures:
 
 
 def test_a_replay_is_dropped_whenever_it_arrives_and_its_neighbours_are_not() -> None:
-    """given an erased replay, then its id in capitals and a later segment are dropped, another replay is not"""
+    """An id in capitals and a later segment are dropped, too."""
     erasures = decided(replay_key(11, REPLAY))
 
     assert dropped(outcome(erasures))
@@ -48,7 +48,7 @@ def test_a_replay_is_dropped_whenever_it_arrives_and_its_neighbours_are_not() ->
 
 
 def test_a_project_is_dropped_up_to_the_time_of_its_erasure() -> None:
-    """given an erased project, then messages that arrive afterwards belong to new replays"""
+    """Messages that arrive after the erasure belong to new replays."""
     erasures = decided(project_key(11))
 
     assert dropped(outcome(erasures))
@@ -57,8 +57,7 @@ def test_a_project_is_dropped_up_to_the_time_of_its_erasure() -> None:
 
 @pytest.mark.parametrize("name", ["id", "username", "email"])
 def test_a_user_is_matched_by_any_name_and_stored_as_a_digest(name: str) -> None:
-    """given an erased user, then messages with any of the names are dropped; the decision holds a digest that
-    differs per project"""
+    """The decision holds a digest that differs per project."""
     theirs = {"replay_event": replay_event(user={"id": "someone", name: "ann@shop.example"})}
     key = user_key(11, "ann@shop.example")
 
@@ -71,7 +70,7 @@ def test_a_user_is_matched_by_any_name_and_stored_as_a_digest(name: str) -> None
 
 
 def test_an_erasure_ends_when_its_messages_have_left_every_topic() -> None:
-    """given the end of an erasure, then it is removed; without an end it holds forever"""
+    """An erasure without an end holds forever."""
     over = decided(replay_key(11, REPLAY), at=1.0, until=NOW - 1)
 
     assert not over

@@ -13,7 +13,7 @@ from tasks.kafka.cluster import ClusterError, Group, Topic
 
 
 class Member:
-    """The consumer as the watch sees it."""
+    """A consumer with the interface that the watch uses."""
 
     member_id = "m"
 

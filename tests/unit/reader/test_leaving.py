@@ -21,7 +21,7 @@ leaving.close(Consumer(), 0.5)
 
 
 def test_a_close_that_never_returns_ends_the_process_with_its_stacks() -> None:
-    """given a client that waits forever with the interpreter's lock, when it is closed, then the process ends"""
+    """The client waits forever and holds the interpreter's lock."""
     ended = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=60, check=False)
 
     assert ended.returncode == 1

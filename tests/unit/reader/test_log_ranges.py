@@ -11,13 +11,13 @@ from ingest.core import events as on
 from ingest.reader.assignment import Offsets, Unanswered
 from ingest.reader.kafka import KafkaSource
 
-NOBODY = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": 0}
+UNREACHABLE = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": 0}
 
 
 def test_a_partition_with_unknown_ends_is_left_out() -> None:
     """A closed client raises RuntimeError for every call."""
     inbox: queue.SimpleQueue[on.Event] = queue.SimpleQueue()
-    source = KafkaSource(NOBODY, "recordings", inbox)
+    source = KafkaSource(UNREACHABLE, "recordings", inbox)
     source._epochs[0] = 1
     source.close()
 
@@ -27,7 +27,7 @@ def test_a_partition_with_unknown_ends_is_left_out() -> None:
 
 def test_a_start_with_unknown_ends_has_no_result() -> None:
     """If the ends are unknown, the reader rejoins the group instead of choosing an offset."""
-    consumer = Consumer(NOBODY)
+    consumer = Consumer(UNREACHABLE)
     consumer.close()
 
     with pytest.raises(Unanswered, match="limits of recordings-0"):

@@ -24,12 +24,11 @@ def parsed(message: Message) -> on.MessageParsed:
 
 
 class Bench:
-    """Implements every protocol of the runtime in one small object: a clock that advances only when the loop
-    waits."""
+    """Implements every protocol of the runtime in one object. Its clock advances only while the loop waits."""
 
     def __init__(self, **bounds: float) -> None:
         self.now = 0.0
-        self.did: list[object] = []
+        self.actions: list[object] = []
         self.fetched: deque[list[Message]] = deque()
         self.events: deque[on.Event] = deque()
         self.seen: list[on.Event] = []
@@ -44,7 +43,7 @@ class Bench:
         self.seen.append(event)
 
     def poll(self, timeout_seconds: float) -> Sequence[Message]:
-        self.did.append("poll")
+        self.actions.append("poll")
         self.now += timeout_seconds
         return self.fetched.popleft() if self.fetched else []
 
@@ -63,26 +62,26 @@ class Bench:
         if isinstance(given, Message):
             self.deferred.append(given)
         else:
-            self.did.append(given)
+            self.actions.append(given)
 
     def commit(self, command: do.Commit) -> None:
-        self.did.append(command)
+        self.actions.append(command)
         self.events.append(on.Committed(command.source, command.epoch, command.offset, command.record))
 
     def pause(self, sources: tuple[TopicPartition, ...]) -> None:
-        self.did.append(do.Pause(sources))
+        self.actions.append(do.Pause(sources))
 
     def resume(self, sources: tuple[TopicPartition, ...]) -> None:
-        self.did.append(do.Resume(sources))
+        self.actions.append(do.Resume(sources))
 
     def stop(self, deadline_seconds: float) -> None:
-        self.did.append("dispatcher stopped")
+        self.actions.append("dispatcher stopped")
 
     def close(self) -> None:
-        self.did.append("source closed")
+        self.actions.append("source closed")
 
-    def took(self, kind: type) -> list[object]:
-        return [done for done in self.did if isinstance(done, kind)]
+    def actions_of(self, kind: type) -> list[object]:
+        return [done for done in self.actions if isinstance(done, kind)]
 
 
 def bench_with_a_batch_in_flight(**bounds: float) -> Bench:
@@ -91,7 +90,7 @@ def bench_with_a_batch_in_flight(**bounds: float) -> Bench:
     bench.fetched.append([Message(PARTITION, 1, offset, b"") for offset in (0, 1)])
     bench.runtime.step()
     bench.runtime.step()
-    assert len(bench.took(do.Dispatch)) == 1
+    assert len(bench.actions_of(do.Dispatch)) == 1
     return bench
 
 
@@ -119,14 +118,14 @@ def test_at_a_bound_the_loop_does_not_poll_until_the_consumer_is_paused() -> Non
     while paused.
     """
     bench = bench_with_a_batch_in_flight(in_flight_batches_max=1, pause_after_seconds=0.2)
-    bench.did.clear()
+    bench.actions.clear()
 
-    while not bench.took(do.Pause):
+    while not bench.actions_of(do.Pause):
         bench.runtime.step()
-        assert "poll" not in bench.did or bench.took(do.Pause)
+        assert "poll" not in bench.actions or bench.actions_of(do.Pause)
     bench.runtime.step()
 
-    assert bench.did[-1] == "poll"
+    assert bench.actions[-1] == "poll"
     assert bench.now < 1.0
 
 
@@ -144,16 +143,16 @@ def test_a_full_loop_waits_for_events_instead_of_spinning() -> None:
 def test_a_drain_returns_when_the_core_releases_the_partition() -> None:
     """The drain runs inside the rebalance callback: completions and commits continue, polling does not."""
     bench = bench_with_a_batch_in_flight(drain_deadline_seconds=20.0)
-    bench.did.clear()
+    bench.actions.clear()
     waits = iter(range(100))
     bench.while_waiting = lambda: settle(bench) if next(waits) == 3 else None
     started = bench.now
 
     bench.runtime.drain((PARTITION,))
 
-    assert [c.offset for c in bench.took(do.Commit) if isinstance(c, do.Commit)][-1] == 2
+    assert [c.offset for c in bench.actions_of(do.Commit) if isinstance(c, do.Commit)][-1] == 2
     assert bench.now - started < 1.0
-    assert "poll" not in bench.did
+    assert "poll" not in bench.actions
     assert bench.pipeline.sources == ()
 
 
@@ -190,7 +189,7 @@ def test_run_ends_with_the_shells_closed() -> None:
     stop = bench.runtime.run()
 
     assert stop.clean
-    assert bench.did[-2:] == ["dispatcher stopped", "source closed"]
+    assert bench.actions[-2:] == ["dispatcher stopped", "source closed"]
 
 
 def test_a_halt_keeps_the_loop_running() -> None:
@@ -202,12 +201,12 @@ def test_a_halt_keeps_the_loop_running() -> None:
     for _ in range(3):
         bench.runtime.step()
 
-    assert bench.did.count("poll") == 3
+    assert bench.actions.count("poll") == 3
     assert bench.runtime.stopped is None
 
 
 def test_an_observer_that_raises_does_not_stop_ingestion() -> None:
-    """given an observer that always raises, when messages arrive, then batches are dispatched"""
+    """Batches are dispatched although the observer raises on every event."""
     bench = Bench(batch_messages_max=2)
 
     def broken(event: on.Event, commands: Sequence[do.Command], now: float) -> None:
@@ -219,34 +218,35 @@ def test_an_observer_that_raises_does_not_stop_ingestion() -> None:
     runtime.step()
     runtime.step()
 
-    assert len(bench.took(do.Dispatch)) == 1
+    assert len(bench.actions_of(do.Dispatch)) == 1
     assert runtime.guard.failures["observe"] >= 4
 
 
 def test_a_loop_that_ends_by_an_exception_closes_its_shells_without_a_drain() -> None:
-    """given a batch in flight, when a step raises, then the dispatcher stops, the source closes, and a revocation
-    that arrives meanwhile waits for nothing and commits nothing"""
+    """When a step raises, the dispatcher stops and the source closes. A revocation that arrives meanwhile does not
+    wait and commits nothing.
+    """
     bench = bench_with_a_batch_in_flight(drain_deadline_seconds=1000.0)
-    commits = len(bench.took(do.Commit))
+    commits = len(bench.actions_of(do.Commit))
 
     def poll(timeout_seconds: float) -> Sequence[Message]:
         raise RuntimeError("the client is broken")
 
     def close() -> None:
         bench.runtime.drain((PARTITION,))
-        bench.did.append("source closed")
+        bench.actions.append("source closed")
 
     bench.poll, bench.close = poll, close  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="the client is broken"):
         bench.runtime.run()
 
-    assert bench.did[-2:] == ["dispatcher stopped", "source closed"]
-    assert len(bench.took(do.Commit)) == commits
+    assert bench.actions[-2:] == ["dispatcher stopped", "source closed"]
+    assert len(bench.actions_of(do.Commit)) == commits
     assert bench.now < 1000.0
 
 
 def test_a_shell_that_fails_to_close_does_not_keep_the_other_open() -> None:
-    """given a dispatcher whose stop raises, when the loop ends, then the source is still closed"""
+    """The source is closed although stopping the dispatcher raises."""
     bench = Bench()
 
     def stop(deadline_seconds: float) -> None:
@@ -255,7 +255,7 @@ def test_a_shell_that_fails_to_close_does_not_keep_the_other_open() -> None:
     bench.stop = stop  # type: ignore[method-assign]
     bench.runtime.close()
 
-    assert bench.did == ["source closed"]
+    assert bench.actions == ["source closed"]
 
 
 # More messages than capacity
@@ -291,12 +291,12 @@ def test_a_poll_is_taken_up_to_the_bound_and_the_rest_later_in_order() -> None:
 def test_waiting_messages_are_parsed_only_when_taken() -> None:
     """The parsed form of messages is not in memory while they wait."""
     bench = Bench(in_flight_bytes_max=250, batch_messages_max=100)
-    asked: list[int] = []
+    read: list[int] = []
 
     def lazily(fetched: Iterable[Message]) -> Iterable[on.MessageParsed]:
-        for one in fetched:
-            asked.append(one.offset)
-            yield on.MessageParsed(one.source, one.epoch, one.offset, segment(one.offset))
+        for message in fetched:
+            read.append(message.offset)
+            yield on.MessageParsed(message.source, message.epoch, message.offset, segment(message.offset))
 
     bench.parse = lazily  # type: ignore[method-assign, assignment]
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
@@ -304,7 +304,7 @@ def test_waiting_messages_are_parsed_only_when_taken() -> None:
 
     bench.runtime.step()
 
-    assert asked == [0, 1, 2]
+    assert read == [0, 1, 2]
 
 
 def test_a_held_partition_keeps_its_messages_and_the_others_continue() -> None:
@@ -366,7 +366,7 @@ def test_messages_after_an_unusual_one_wait_and_other_partitions_continue() -> N
     bench.fetched.append(messages(6, epoch=2, source=other))
     bench.runtime.step()
     assert parsed_offsets(bench) == [0, 4, 5, 6]
-    assert [one.offset for one in bench.deferred] == [1]
+    assert [message.offset for message in bench.deferred] == [1]
     bench.events.append(parsed(bench.deferred[0]))
     bench.runtime.step()
 
@@ -388,7 +388,7 @@ def test_outcomes_after_an_unusual_message_are_kept_in_order() -> None:
         bench.runtime.step()
 
     assert parsed_offsets(bench) == [0, 1, 2, 3, 4]
-    assert [one.offset for one in bench.deferred] == [1, 3]
+    assert [message.offset for message in bench.deferred] == [1, 3]
 
 
 def test_a_gap_in_the_log_waits_for_an_unusual_message() -> None:

@@ -10,7 +10,7 @@ from tests.kit.core_reader import reader
 
 
 def test_a_decision_is_settled_when_all_earlier_messages_are() -> None:
-    """given a batch in flight, when a decision arrives, then it counts once that batch has settled"""
+    """Given a batch in flight, when a decision arrives, it counts once that batch has settled."""
     runtime, gate = reader(), TenantGate()
     settled = Settled(runtime.pipeline, gate)
     runtime.segments(2)
@@ -32,7 +32,7 @@ def test_a_decision_is_settled_when_all_earlier_messages_are() -> None:
 
 
 def test_a_decision_waits_for_an_open_batch() -> None:
-    """given an open batch, when a decision arrives, then it counts once that batch has settled"""
+    """Given an open batch, when a decision arrives, it counts once that batch has settled."""
     runtime, gate = reader(), TenantGate()
     settled = Settled(runtime.pipeline, gate)
     runtime.segments(1)

@@ -14,9 +14,10 @@ from tasks.staging import Progress
 
 
 class Server:
-    """Stores positions; items in `poison` are refused, named or not; items in `away` fail once each.
+    """A server that stores positions.
 
-    `faults` are exceptions of `examine` by call number; None means that the destination is healthy.
+    Items in `poison` are refused, by name if `named` is set; items in `away` fail once. `faults` are the results
+    of successive calls of `examine`: an exception, or None for a healthy destination.
     """
 
     def __init__(
@@ -93,8 +94,9 @@ def test_only_failed_items_are_retried() -> None:
 
 @pytest.mark.parametrize("position", [0, 1, 137, 255])
 def test_one_poison_item_is_found_by_halving(position: int) -> None:
-    """About two writes per halving; every other item is written once; the destination is examined before and
-    after."""
+    """Each halving needs about two writes, every other item is written once, and the destination is examined
+    before and after the search.
+    """
     server, progress = Server(poison=[position]), fresh(256)
 
     server.deliver(progress, 256)

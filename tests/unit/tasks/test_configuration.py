@@ -19,7 +19,7 @@ WRONG = {"REPLAYS_REDIS_TIMEOUT_SECONDS": "soon"}
 
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A Python process at the root of the repository."""
+    """Runs Python at the root of the repository."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REPLAYS_")}
     return subprocess.run(
         [sys.executable, *words],
@@ -36,7 +36,7 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     "module", ["celeryconfig", "tasks.configuration", "tasks.celery", "tasks.flush", "tasks.flower.start"]
 )
 def test_an_import_reads_no_settings(module: str) -> None:
-    """given a wrong setting, when a module is imported, then nothing fails, because no value is needed yet"""
+    """A wrong setting causes no error before its value is needed."""
     done = run("-c", f"import {module}", **WRONG)
 
     assert done.returncode == 0, done.stderr
@@ -48,7 +48,7 @@ def test_an_import_reads_no_settings(module: str) -> None:
     ids=" ".join,
 )
 def test_a_celery_command_with_a_wrong_setting_names_it_and_exits_with_2(words: list[str]) -> None:
-    """given a wrong setting, when `celery -A tasks` starts, then it prints the mistake, without a traceback"""
+    """The output is one line, without a traceback."""
     done = run("-m", "celery", "-A", "tasks", *words, **WRONG)
 
     assert done.returncode == 2, done.stderr
@@ -59,8 +59,7 @@ def test_a_celery_command_with_a_wrong_setting_names_it_and_exits_with_2(words: 
 
 
 def test_celery_reads_the_computed_values_through_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """given settings, when Celery lists and reads the file's attributes, then it finds exactly the computed
-    values"""
+    """The attributes of the file are exactly the computed values."""
     monkeypatch.setenv("REPLAYS_KEY_PREFIX", "mine")
     current.cache_clear()
     try:
@@ -72,7 +71,6 @@ def test_celery_reads_the_computed_values_through_its_file(monkeypatch: pytest.M
 
 
 def test_unknown_celery_settings_are_absent() -> None:
-    """given a name that is not a Celery setting, when it is read, then the file has no such attribute"""
     assert not hasattr(celeryconfig, "task_always_eager")
     assert not hasattr(celeryconfig, "__wrapped__")
 
@@ -100,16 +98,16 @@ def test_unknown_celery_settings_are_absent() -> None:
     ],
 )
 def test_unusable_settings_are_refused_with_what_to_do(
-    environment: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+    environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """given settings with which no worker could start, when they are read, then no secret is in the refusal"""
+    """The error contains no secret."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
 
     with pytest.raises(SettingsError) as refused:
         load_fleet()
 
-    assert told in str(refused.value)
+    assert expected in str(refused.value)
     assert "hunter2" not in str(refused.value)
 
 
@@ -117,14 +115,13 @@ def test_unusable_settings_are_refused_with_what_to_do(
     "url", ["redis://127.0.0.1", "redis://:secret@redis:6379/1", "redis://[::1]:6379", "redis:///2"]
 )
 def test_addresses_of_redis_that_clients_accept_are_accepted(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """given a form that both redis-py and kombu accept, when it is read, then nothing is refused"""
     monkeypatch.setenv("REPLAYS_REDIS_URL", url)
 
     assert load_fleet().redis_url.get_secret_value() == url
 
 
 def test_a_worker_without_the_package_that_a_setting_needs_exits_with_2(tmp_path: Path) -> None:
-    """given tracing without the extra, when a worker starts, then it says what to install and exits"""
+    """The error names the extra to install."""
     (tmp_path / "opentelemetry").mkdir()
     (tmp_path / "opentelemetry" / "__init__.py").write_text("")
 

@@ -1,4 +1,4 @@
-"""How much of its machine a container may use, read from control groups as kernels expose them."""
+"""The cores and memory that a container may use, read from cgroup files."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ V1 = "5:cpu,cpuacct:/docker/c0ffee\n4:memory:/docker/c0ffee\n1:name=systemd:/doc
 def test_the_cores_of_a_container_are_its_quota(
     membership: str, files: dict[str, str], expected: int, tmp_path: Path
 ):
-    """given a quota of cgroup v2 or v1 on a node of 64 cores, then that many cores are used, rounded up"""
+    """The quota of cgroup v2 or v1 is rounded up to whole cores."""
     assert cores.cores(tree(tmp_path, membership, **files)) == expected
 
 
 def test_an_affinity_below_the_quota_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """given a process that is pinned to one CPU, when its quota is two, then it has one core"""
+    """A process that is pinned to one CPU has one core."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3}, raising=False)
 
     assert cores.cores(tree(tmp_path, "0::/\n", **{"cpu.max": "200000 100000"})) == 1
@@ -83,7 +83,6 @@ def test_an_affinity_below_the_quota_wins(tmp_path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_the_memory_limit_is_read(membership: str, files: dict[str, str], expected: int | None, tmp_path: Path):
-    """given a limit of cgroup v2 or v1, or no limit"""
     assert cores.memory_limit_bytes(tree(tmp_path, membership, **files)) == expected
 
 
@@ -101,14 +100,14 @@ def test_the_memory_limit_is_read(membership: str, files: dict[str, str], expect
 def test_processes_follow_the_quota_within_bounds(
     quota: str, settings: dict[str, int], expected: int, tmp_path: Path
 ):
-    """given a node of 64 cores, then a worker has at least 8 and at most `worker_processes_max` processes"""
+    """A worker has at least 8 and at most `worker_processes_max` processes, unless their number is set."""
     root = tree(tmp_path, "0::/\n", **{"cpu.max": quota})
 
     assert cores.processes(Settings(**settings), root) == expected
 
 
 def test_the_default_fits_the_memory_of_the_manifests(tmp_path: Path):
-    """given no CPU limit on a node of 64 cores (the manifests have none), then the pod's 1 GiB is enough"""
+    """The manifests set no CPU limit and 1 GiB of memory, which is enough on a node of 64 cores."""
     root = tree(tmp_path, "0::/\n")
 
     assert cores.memory_needed_bytes(cores.processes(Settings(), root)) < GiB

@@ -40,7 +40,6 @@ ACCEPTED = {
 
 @pytest.mark.parametrize("url", ACCEPTED)
 def test_an_address_is_read(url: str) -> None:
-    """given a form that the documentation lists, when it is read, then every part of it is present"""
     assert parse(url) == ACCEPTED[url]
     assert parse(parse(url).shown).hosts == ACCEPTED[url].hosts
 
@@ -73,7 +72,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("url", REFUSED)
 def test_options_that_some_client_ignores_are_refused_by_name(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """given an option that some client would ignore, when settings are read, then one line says what to do"""
+    """The error is one line without the password."""
     with pytest.raises(WrongAddress, match=REFUSED[url].replace("+", r"\+")):
         parse(url)
     monkeypatch.setenv("REPLAYS_REDIS_URL", url)
@@ -102,22 +101,21 @@ CROSSED: list[tuple[dict[str, str], str]] = [
 
 @pytest.mark.parametrize(("given", "said"), CROSSED, ids=lambda value: value if isinstance(value, str) else "")
 def test_inconsistent_redis_settings_are_refused(
-    given: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+    given: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """given a setting that has no effect or is missing, when settings are read, then it is named"""
+    """A setting that has no effect or is missing is named."""
     for name, value in given.items():
         monkeypatch.setenv(f"REPLAYS_{name}", value)
 
     with pytest.raises(SettingsError) as refused:
         load_fleet()
 
-    assert said in str(refused.value)
+    assert expected in str(refused.value)
     assert "hunter2" not in str(refused.value)
 
 
 @pytest.mark.parametrize("url", [url for url in ACCEPTED if not url.startswith("sentinel")])
 def test_celery_options_contain_no_password(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """given any address, when Celery's configuration is printed, then no password is in it"""
     monkeypatch.setenv("REPLAYS_REDIS_URL", url)
 
     config: dict[str, Any] = configuration(load_fleet())
@@ -128,7 +126,7 @@ def test_celery_options_contain_no_password(url: str, monkeypatch: pytest.Monkey
 
 
 def test_celery_options_contain_no_sentinel_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    """given a password for Redis and one for the Sentinels, when Celery prints its options, then neither is in"""
+    """Redis and the Sentinels have different passwords."""
     for name, value in {**SENTINEL, "REDIS_SENTINEL_PASSWORD": "hunter2"}.items():
         monkeypatch.setenv(f"REPLAYS_{name}", value)
 

@@ -60,7 +60,7 @@ def test_without_a_key_nothing_is_sealed():
     assert (UNSEALED.seal(Purpose.MARK, "x"), UNSEALED.content(b"x"), UNSEALED.active) == (b"", "", False)
 
 
-def test_keys_are_long_and_each_is_there_once():
+def test_keys_have_a_minimum_length_and_no_duplicates():
     assert keys_of("") == ()
     assert keys_of(f"{OLD.decode()}, {NEW.decode()}\n") == (OLD, NEW)
     for text in ("short", f"{OLD.decode()},{OLD.decode()}"):

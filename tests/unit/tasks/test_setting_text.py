@@ -51,7 +51,7 @@ def test_invalid_names_are_refused_with_the_allowed_form(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(Settings.model_fields) - {"shared_key"}))
-def test_no_setting_holds_control_characters_or_bytes_that_are_no_utf_8(name: str) -> None:
+def test_no_setting_holds_control_characters_or_invalid_utf_8(name: str) -> None:
     for text in ("a\nb", "\x1b[2J", "\x7f", "\x9b2J"):
         with pytest.raises(ValueError, match="control character"):
             check(name, text)
@@ -66,7 +66,7 @@ def test_a_secret_of_only_spaces_is_refused() -> None:
         check(name, "")
 
 
-def test_shared_keys_may_stand_on_lines_of_their_own() -> None:
+def test_shared_keys_may_be_on_separate_lines() -> None:
     check("shared_key", "a" * 32 + "\n" + "b" * 32 + "\n")
 
 

@@ -48,14 +48,12 @@ def as_json(value: Manifest | Completion, **more: object) -> bytes:
 
 @pytest.mark.parametrize("sink", SinkName)
 def test_items_survive_a_round_trip(sink: SinkName) -> None:
-    """given an item of each sink, when it is staged and read, then it is equal"""
     assert decode_items(sink, encode_items([ITEMS[sink]])) == [ITEMS[sink]]
 
 
 @pytest.mark.parametrize("sink", SinkName)
 def test_an_item_with_an_unknown_element_is_refused_and_not_truncated(sink: SinkName) -> None:
-    """given a newer reader's item with one more element, when a worker reads it, then the error says what to
-    upgrade"""
+    """The error says to upgrade the workers before the readers."""
     longer = [[*msgspec.to_builtins(ITEMS[sink], builtin_types=(bytes, memoryview)), "content-type"]]
 
     with pytest.raises(Incompatible, match="upgrade the workers before the readers"):
@@ -63,7 +61,7 @@ def test_an_item_with_an_unknown_element_is_refused_and_not_truncated(sink: Sink
 
 
 def test_an_older_readers_item_without_the_last_element_takes_its_default() -> None:
-    """given an item of a release without tags, when it is read, then it has no tags"""
+    """A metric of a release without tags has no tags."""
     assert decode_items("datadog", msgspec.msgpack.encode([["c", "clicks", 1.0]])) == [
         Metric(MetricKind.COUNTER, "clicks", 1.0)
     ]
@@ -71,14 +69,13 @@ def test_an_older_readers_item_without_the_last_element_takes_its_default() -> N
 
 @pytest.mark.parametrize("data", [b"", b"\xc1", msgspec.msgpack.encode([["d"]]), msgspec.msgpack.encode({"a": 1})])
 def test_bytes_that_are_not_items_are_refused(data: bytes) -> None:
-    """given any other bytes under a task's name, when they are read, then the same error is raised"""
+    """The error is the same for any invalid bytes."""
     with pytest.raises(Incompatible):
         decode_items("gcs", data)
 
 
 def test_an_unknown_field_of_a_manifest_or_completion_is_ignored() -> None:
-    """given a newer release that only adds fields, when the older one reads it, then all known fields are
-    present"""
+    """A newer release may add fields."""
     completion = Completion(CompletionKind.DONE, "recordings-0-0-3", 1, "rows", 2)
 
     assert decode_manifest(as_json(MANIFEST, compression="zstd")) == MANIFEST
@@ -86,7 +83,7 @@ def test_an_unknown_field_of_a_manifest_or_completion_is_ignored() -> None:
 
 
 def test_a_missing_version_is_the_first() -> None:
-    """given a completion of a release without versions, when it is read, then it has version 1"""
+    """The first release sent no version."""
     fields = msgspec.to_builtins(Completion(CompletionKind.RETRY, "recordings-0-0-3"))
     del fields["version"]
 
@@ -95,7 +92,7 @@ def test_a_missing_version_is_the_first() -> None:
 
 @pytest.mark.parametrize("version", [0, VERSION + 1])
 def test_another_version_is_refused_with_both_numbers(version: int) -> None:
-    """given an unsupported version, when it is read, then the error names it and the supported ones"""
+    """The error names the version and the supported ones."""
     completion = Completion(CompletionKind.DONE, "recordings-0-0-3")
 
     with pytest.raises(Incompatible, match=rf"recordings-0-0-3 .*version {version} .*reads 1 to {VERSION}"):
@@ -105,7 +102,7 @@ def test_another_version_is_refused_with_both_numbers(version: int) -> None:
 
 
 def test_a_refused_manifest_still_names_its_reader() -> None:
-    """given a manifest of an incompatible version, when its head is read, then the reader's name is present"""
+    """The head of a manifest can be read in any version."""
     data = msgspec.json.encode(
         {"version": 9, "batch_id": "recordings-0-0-3", "reader": "reader-1", "epoch": 4, "tasks": "elsewhere"}
     )
@@ -116,7 +113,6 @@ def test_a_refused_manifest_still_names_its_reader() -> None:
 
 
 def test_names_are_read_as_they_were_written() -> None:
-    """given the names of a task and a chord, when they are parsed, then the parts are the same"""
     chord = ChordName("recordings-0-0-3:digest", Stage.ROWS, 2, "token")
     task = TaskName(Stage.BLOBS, SinkName.GCS, 12)
 

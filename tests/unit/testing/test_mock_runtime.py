@@ -19,8 +19,7 @@ def started(**limits: int) -> MockRuntime:
 
 
 def test_the_example_in_its_docstring_works() -> None:
-    """given batches of two, when two recordings arrive and everything settles, then the offset after them is
-    stored"""
+    """Given batches of two, when two recordings arrive and everything settles, the offset after them is stored."""
     runtime = started(batch_messages_max=2)
 
     runtime.submit(recording(segment_id=0))
@@ -32,7 +31,7 @@ def test_the_example_in_its_docstring_works() -> None:
 
 
 def test_a_gap_in_the_log_is_inside_a_range() -> None:
-    """given a log with a gap, when the message after it arrives, then the batch's range covers the gap"""
+    """Given a log with a gap, when the message after it arrives, the batch's range covers the gap."""
     runtime = started(batch_messages_max=2)
     runtime.submit(recording(segment_id=0))
 
@@ -45,7 +44,7 @@ def test_a_gap_in_the_log_is_inside_a_range() -> None:
 
 
 def test_a_message_that_never_parses_becomes_a_dead_letter() -> None:
-    """given garbage, when its batch is due, then the batch has one reject and only rows to write"""
+    """Given garbage, when its batch is due, the batch has one reject and only rows to write."""
     runtime = started(batch_messages_max=1)
 
     runtime.submit(LETTER)
@@ -73,7 +72,7 @@ def test_the_test_chooses_how_a_chord_ends() -> None:
 
 
 def test_a_crash_is_a_new_runtime_with_the_stored_commits() -> None:
-    """given a reader that died with a recorded cut, when the next one continues, then it cuts the same range"""
+    """Given a reader that died with a recorded cut, when the next one continues, it cuts the same range."""
     runtime = started(batch_messages_max=2)
     runtime.submit(recording(segment_id=0))
     runtime.submit(recording(segment_id=1))
@@ -93,7 +92,7 @@ def test_a_crash_is_a_new_runtime_with_the_stored_commits() -> None:
 
 
 def test_joining_flushes_the_open_batch() -> None:
-    """given an open batch, when the runtime joins, then its message is committed, and the reader stops cleanly"""
+    """Given an open batch, when the runtime joins, its message is committed, and the reader stops cleanly."""
     runtime = started()
     runtime.submit(recording())
 

@@ -1,4 +1,6 @@
-"""A known vulnerability of a pinned package fails the check; a missing network does not fail, and is reported."""
+"""A known vulnerability of a pinned package fails the check. An unreachable network is reported and does not fail
+it.
+"""
 
 from __future__ import annotations
 
@@ -64,40 +66,35 @@ def audit(directory: Path, pins: str, *arguments: str) -> tuple[int, str]:
 
 
 def test_a_known_vulnerability_fails_and_names_the_fix(tmp_path: Path, osv_url: str):
-    """given a pin with a known vulnerability, when it is audited, then the exit code is 1, and its ids and the
-    fixed version are printed
-    """
-    code, said = audit(tmp_path, "badly-kept==1.2.3\nwell-kept==4.5\n", "--osv-url", osv_url)
+    """The output has the ids of the vulnerability and the fixed version."""
+    code, output = audit(tmp_path, "badly-kept==1.2.3\nwell-kept==4.5\n", "--osv-url", osv_url)
 
-    assert code == 1, said
-    assert "badly-kept 1.2.3: " in said
-    assert all(name in said for name in (KNOWN["id"], *KNOWN["aliases"]))
-    assert "fixed in 1.2.4" in said
-    assert "2 pinned packages looked up, 1 with known vulnerabilities" in said
+    assert code == 1, output
+    assert "badly-kept 1.2.3: " in output
+    assert all(name in output for name in (KNOWN["id"], *KNOWN["aliases"]))
+    assert "fixed in 1.2.4" in output
+    assert "2 pinned packages looked up, 1 with known vulnerabilities" in output
 
 
 def test_an_accepted_vulnerability_does_not_fail(tmp_path: Path, osv_url: str):
-    """given the same pin, when the vulnerability is accepted by its id, then the exit code is 0"""
-    code, said = audit(tmp_path, "badly-kept==1.2.3\n", "--osv-url", osv_url, "--ignore-vuln", KNOWN["id"])
+    code, output = audit(tmp_path, "badly-kept==1.2.3\n", "--osv-url", osv_url, "--ignore-vuln", KNOWN["id"])
 
-    assert code == 0, said
+    assert code == 0, output
 
 
 def test_without_the_network_it_reports_that_nothing_was_checked(tmp_path: Path):
-    """given an address where nothing listens, when pins are audited, then the exit code is 0, but no success is
-    reported
-    """
-    code, said = audit(tmp_path, "badly-kept==1.2.3\n", "--osv-url", f"http://127.0.0.1:{free_port()}/")
+    """The exit code is 0, but no success is reported."""
+    code, output = audit(tmp_path, "badly-kept==1.2.3\n", "--osv-url", f"http://127.0.0.1:{free_port()}/")
 
-    assert code == 0, said
-    assert "NOT checked" in said
-    assert "looked up" not in said
+    assert code == 0, output
+    assert "NOT checked" in output
+    assert "looked up" not in output
 
 
 def test_a_server_that_never_responds_does_not_block_the_check(tmp_path: Path, osv_url: str):
-    """given less time than a response takes, when pins are audited, then it ends and reports that"""
-    code, said = audit(tmp_path, "badly-kept==1.2.3\n", "--osv-url", osv_url, "--seconds", "0.01")
+    """The audit ends after `--seconds` and reports that nothing was checked."""
+    code, output = audit(tmp_path, "badly-kept==1.2.3\n", "--osv-url", osv_url, "--seconds", "0.01")
 
-    assert code == 0, said
-    assert "NOT checked" in said
-    assert "no answer within 0.01 s" in said
+    assert code == 0, output
+    assert "NOT checked" in output
+    assert "no answer within 0.01 s" in output

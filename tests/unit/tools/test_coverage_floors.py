@@ -12,7 +12,7 @@ FLOORS = {"ingest": 0.0, "ingest/core": 50.0}
 
 
 def measured(statements: int, ran: int) -> dict[str, dict[str, int]]:
-    """One file in coverage's report."""
+    """The entry of one file in coverage's report."""
     return {
         "summary": {"num_statements": statements, "covered_lines": ran, "num_branches": 2, "covered_branches": 1},
     }

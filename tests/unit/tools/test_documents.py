@@ -1,4 +1,4 @@
-"""The pages of docs/ match the code; settings report what is wrong with them."""
+"""The generated pages of docs/ match the code, and wrong settings are reported."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_every_setting_is_described():
 
 
 def test_a_misspelt_name_is_refused_with_the_right_one(monkeypatch: pytest.MonkeyPatch):
-    """A misspelt name was once ignored, so the default stayed in force."""
+    """If the name were ignored, the default would stay in force."""
     monkeypatch.setenv("REPLAYS_BATCH_BYTE_MAX", "1000000")
 
     with pytest.raises(

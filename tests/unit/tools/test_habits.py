@@ -17,7 +17,7 @@ def loaded(path: str) -> Any:
 
 
 def test_ci_runs_on_every_supported_python():
-    """given requires-python, when the workflow is read, then it has the same versions and runs .ci/run"""
+    """The workflow has the versions of requires-python and runs .ci/run."""
     supported = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
     bounds = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", supported)
     assert bounds is not None
@@ -29,7 +29,6 @@ def test_ci_runs_on_every_supported_python():
 
 
 def test_hooks_equal_the_steps_of_make_check():
-    """given the hooks, when they are compared with `make check`, then each is one of its steps"""
     makefile = (ROOT / "Makefile").read_text().replace("$(BIN)", ".venv/bin")
     (repository,) = loaded(".pre-commit-config.yaml")["repos"]
 
@@ -39,7 +38,7 @@ def test_hooks_equal_the_steps_of_make_check():
 
 
 def test_issue_forms_have_fields():
-    """given the forms, when they are read, then each has a name, a description and fields with ids"""
+    """Each form has a name, a description, and fields with unique ids."""
     forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 
     assert len(forms) == 2

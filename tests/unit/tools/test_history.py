@@ -76,7 +76,7 @@ BAD = {
         [commit("a", 7, 4.0, 5.0), commit("a", 5, 6.0, 7.0)], [], [A], [Excuse(1.0, "beyond the log", until=3.0)]
     ),
 }
-SAID = {
+ERROR_OF = {
     "read 5 before it was sent": "which nobody had committed",
     "an excuse that came too late: a committed 5 after a committed 7": "a committed 5 after a committed 7",
     "an excuse that has ended: a committed 5 after a committed 7": "a committed 5 after a committed 7",
@@ -95,7 +95,7 @@ def test_a_history_that_no_register_explains_is_refused(name: str) -> None:
     (sentence,) = judge(BAD[name])
 
     assert sentence.startswith("partition 0: ")
-    assert SAID.get(name, name) in sentence
+    assert ERROR_OF.get(name, name) in sentence
 
 
 def test_partitions_are_checked_separately() -> None:
@@ -113,30 +113,30 @@ def test_the_log_of_a_reader_has_its_part_of_the_history() -> None:
     """The history has commits with their responses, also those of a process that ended first, offsets read, and
     assignments.
     """
-    said = {"partition": 0, "offset": 5, "record": "s=1"}
-    told = LoggedOperations.of(
+    committed = {"partition": 0, "offset": 5, "record": "s=1"}
+    logged = LoggedOperations.of(
         "r",
         [
             line("reader_started", 0),
             line("offsets_read", 3, partitions={"0": [None, ""]}, seconds=1.0),
             line("partitions_assigned", 3, partitions={"0": None}),
-            line("commit_sent", 4, **said),
-            line("commit_answered", 5, **said, error=""),
-            line("commit_sent", 6, **said),
-            line("commit_answered", 7, **said, error="KafkaError{code=ILLEGAL_GENERATION}"),
-            line("commit_sent", 8, **said),
-            line("commit_answered", 9, **said, error="KafkaError{code=_TIMED_OUT}"),
-            line("commit_sent", 10, **said),
+            line("commit_sent", 4, **committed),
+            line("commit_answered", 5, **committed, error=""),
+            line("commit_sent", 6, **committed),
+            line("commit_answered", 7, **committed, error="KafkaError{code=ILLEGAL_GENERATION}"),
+            line("commit_sent", 8, **committed),
+            line("commit_answered", 9, **committed, error="KafkaError{code=_TIMED_OUT}"),
+            line("commit_sent", 10, **committed),
             line("reader_started", 20),
         ],
     )
 
-    second = told.reads[0].answered_at - 3
-    assert [(one.sent_at - second, one.stored, one.refused) for one in told.commits] == [
+    second = logged.reads[0].answered_at - 3
+    assert [(sent.sent_at - second, sent.stored, sent.refused) for sent in logged.commits] == [
         (4, True, False),
         (6, False, True),
         (8, False, False),
         (10, False, False),
     ]
-    assert told.reads == [Read("r.1", 0, None, "", second + 2, second + 3)]
-    assert told.assignments == [Assigned("r.1", 0, second + 3)]
+    assert logged.reads == [Read("r.1", 0, None, "", second + 2, second + 3)]
+    assert logged.assignments == [Assigned("r.1", 0, second + 3)]

@@ -23,11 +23,11 @@ def test_every_world_of_the_table_is_one_that_is_explored() -> None:
     """Worlds are matched by the text that the explorer prints."""
     known = {str(bound) for bounds in BOUNDS.values() for bound in bounds}
 
-    assert {one["bound"] for one in json.loads(FIGURES.read_text())["explored"]} <= known
+    assert {world["bound"] for world in json.loads(FIGURES.read_text())["explored"]} <= known
 
 
 def test_the_page_has_a_table_under_every_heading_with_figures() -> None:
-    """given the stored figures, then each table has a line per figure"""
+    """Each table has one line per figure."""
     figures, page = json.loads(FIGURES.read_text()), list(proof_page())
     tables = [part for part in page if part.startswith("| ")]
 
@@ -38,10 +38,10 @@ def test_the_page_has_a_table_under_every_heading_with_figures() -> None:
 
 
 def test_every_bug_that_simulated_worlds_miss_is_judged() -> None:
-    """Each missed bug is classified by whether it breaks safety, a new one too."""
+    """Each missed bug must be classified by whether it breaks safety."""
     missed = [bug for bug, _, _, broken in json.loads(FIGURES.read_text())["mutants"] if not broken]
 
-    assert [one.bug for one in JUDGED] == missed
+    assert [judgment.bug for judgment in JUDGED] == missed
 
 
 def test_every_bug_that_breaks_safety_where_the_explorer_looks_is_planted() -> None:
@@ -49,8 +49,10 @@ def test_every_bug_that_breaks_safety_where_the_explorer_looks_is_planted() -> N
     files = {mutant.bug: mutant.file for mutant in MUTANTS}
     elsewhere = {"reader/runtime.py", "core/starting.py"}
 
-    for one in JUDGED:
-        assert bool(one.world) == (one.breaks is Breaks.SAFETY and files[one.bug] not in elsewhere), one.bug
+    for judgment in JUDGED:
+        assert bool(judgment.world) == (
+            judgment.breaks is Breaks.SAFETY and files[judgment.bug] not in elsewhere
+        ), judgment.bug
     texts = {(f"ingest/{mutant.file}", mutant.before, mutant.after) for mutant in MUTANTS}
-    judged = {one.bug for one in JUDGED}
+    judged = {judgment.bug for judgment in JUDGED}
     assert all((bug.file, bug.before, bug.after) in texts for bug in BUGS if bug.name in judged)

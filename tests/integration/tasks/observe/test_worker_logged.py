@@ -101,8 +101,9 @@ def fleet_options(sentry: Sentry) -> dict[str, str]:
 def test_a_worker_logs_lines_with_fields_and_reports_a_failure_once(
     fleet: Fleet, sentry: Sentry, collected: tuple[str, list[Any]]
 ):
-    """given a batch that settles and one whose sink is unavailable, then one line per run, one event, and named
-    spans"""
+    """Given a batch that settles and one whose sink is unavailable, one line per run, one event, and named
+    spans.
+    """
     address, resources = collected
     fleet.environment |= {
         "OTEL_EXPORTER_OTLP_ENDPOINT": address,

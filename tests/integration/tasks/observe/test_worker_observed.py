@@ -149,7 +149,7 @@ def test_a_worker_without_its_broker_is_not_ready_but_live(fleet: Fleet, port: i
 
 
 def test_a_worker_whose_port_is_in_use_exits_with_an_error(fleet: Fleet, port: int):
-    """given another process on its port, when a worker starts, then it exits before it takes a task"""
+    """Given another process on its port, when a worker starts, it exits before it takes a task."""
     with socket.create_server(("127.0.0.1", port)):
         worker = fleet.start_worker()
         fleet.wait(lambda: not worker.alive, "the worker to end")

@@ -45,7 +45,7 @@ def fields(client: Any, key: str) -> frozenset[tuple[str, bytes]]:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_results_and_hash_equal_those_of_redis(redis_url: str, seed: int) -> None:
-    """given interleaved programs, when each round trip is also made to a server, then there is no difference"""
+    """Given interleaved programs, when each round trip is also made to a server, there is no difference."""
     random, client, programs = Random(seed), Redis.from_url(redis_url), Programs()
     key, staged = f"explored-{seed}", Staged()
     running: list[tuple[Program, tuple[Any, ...]]] = []

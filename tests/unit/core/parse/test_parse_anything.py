@@ -129,7 +129,7 @@ def test_any_bytes_as_a_payload(payload: bytes):
 @given(st.binary(max_size=100), st.binary(max_size=200))
 @FEW
 def test_any_bytes_as_header_and_body(header: bytes, body: bytes):
-    """Each of header and body is also combined with a valid other half."""
+    """Arbitrary headers are combined with a valid body, and arbitrary bodies with a valid header."""
     well_formed(envelope(frame(b"[]", headers=header)))
     well_formed(envelope(frame(body)))
     well_formed(envelope(frame(b"[" + body)))
@@ -140,7 +140,6 @@ def test_any_bytes_as_header_and_body(header: bytes, body: bytes):
 @given(st.data())
 @FEW
 def test_a_good_message_with_one_byte_changed_or_cut_off(data: st.DataObject):
-    """The change can be at any position."""
     value = bytearray(recording([*GOOD, {"type": 3}], replay_video=data.draw(st.sampled_from([None, b"v" * 30]))))
     place = data.draw(st.integers(0, len(value) - 1))
     value[place] = data.draw(st.integers(0, 255))
@@ -152,7 +151,7 @@ def test_a_good_message_with_one_byte_changed_or_cut_off(data: st.DataObject):
 @given(st.dictionaries(st.sampled_from(("replay_id", "received", "payload", "version", "x")), values, max_size=3))
 @FEW
 def test_any_fields_in_the_envelope(fields: dict[str, Any]):
-    """The fields have values of any type that msgpack supports."""
+    """The values have any type that msgpack supports."""
     whole = {name: value for name, value in fields.items() if not _too_large(value)}
     payload = whole.pop("payload", frame(b"[]"))
     well_formed(envelope(payload, **whole))
@@ -169,7 +168,6 @@ def _too_large(value: Any) -> bool:
 @given(changed(json.loads(replay_event())))
 @FEW
 def test_any_shape_of_the_replay_event(document: Any):
-    """The row is written whatever the event contains."""
     well_formed(recording(replay_event=json.dumps(document).encode()))
 
 

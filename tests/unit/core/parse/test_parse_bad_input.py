@@ -58,7 +58,9 @@ def test_the_public_example_is_a_reject_in_spite_of_its_absurd_year():
 
 
 def test_every_reason_is_explained():
-    """Each reason that only a parser process can give is built by `ingest.testing.messages` or has a size test."""
+    """REJECTED has a case for every reason, except those of sizes and of a failed parser process. Each explanation
+    ends with a period.
+    """
     assert {case[1] for case in REJECTED} == set(REASONS) - {
         "message_too_large",
         "body_too_large",
@@ -77,7 +79,7 @@ def test_a_message_over_the_limit_is_rejected_unparsed():
 
 @pytest.mark.parametrize("text", [b"[{]", b"{}", b"null", b"", b"[1,", b"[]]", b"[NaN]"])
 def test_a_body_that_is_not_a_json_array_is_stored_and_billed_without_events(text: bytes):
-    """The blob equals the received bytes; segment and outcome are written, facts are not."""
+    """The blob equals the received bytes. The segment and the outcome are written, but no facts."""
     stream = zlib.compress(text)
 
     segment = parsed(envelope(frame(stream)))
@@ -89,7 +91,6 @@ def test_a_body_that_is_not_a_json_array_is_stored_and_billed_without_events(tex
 
 
 def test_a_plain_body_that_is_not_json_is_stored_compressed():
-    """The test uses the body `[{]`."""
     segment = parsed(envelope(frame(b"[{]")))
 
     assert segment.warnings == ("recording_not_json",)
@@ -127,7 +128,7 @@ def test_a_replay_event_that_is_not_an_object_loses_only_its_fields(text: bytes)
 
 
 def test_a_message_without_a_replay_event_gets_a_warning():
-    """The segment gets a warning, a row without details, and the metric that on-call engineers know."""
+    """The segment gets a warning and a metric, and its row has no user."""
     segment = parsed(recording(replay_event=None))
 
     assert segment.warnings == ("replay_event_missing",)

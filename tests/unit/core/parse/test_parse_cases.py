@@ -27,7 +27,7 @@ def segment(name: str) -> Segment:
 
 def vitals(name: str) -> dict[str, Any]:
     """The value of each web vital in milliseconds."""
-    return {kind: said["value"] for kind, said in facts(segment(name)) if kind.startswith("web-vital.")}
+    return {kind: fields["value"] for kind, fields in facts(segment(name)) if kind.startswith("web-vital.")}
 
 
 @pytest.mark.parametrize(("name", "warnings"), [("half-surrogate", ()), ("dom-500-deep", ("event_too_deep",))])

@@ -69,11 +69,11 @@ def test_a_slow_click_keeps_its_category():
     assert kinds(events_parsed([slow_click_event()])) == ["ui.slowClickDetected"]
 
 
-def test_counts_are_read_in_small_letters_too():
+def test_lower_case_counts_are_read_too():
     """Some SDKs and Relay versions send lower-case keys."""
-    small = {"timeafterclickms": 7000, "clickcount": 5, "node": node(), "endReason": "timeout"}
+    lower = {"timeafterclickms": 7000, "clickcount": 5, "node": node(), "endReason": "timeout"}
 
-    assert flags(breadcrumb("ui.slowClickDetected", small)) == [(1, 1)]
+    assert flags(breadcrumb("ui.slowClickDetected", lower)) == [(1, 1)]
 
 
 def test_a_click_and_its_later_dead_click_are_one_row():
@@ -97,7 +97,7 @@ def test_a_negative_node_drops_the_click_with_a_warning(node_id: int):
 
 @pytest.mark.parametrize("node_id", [0, 2**32 - 1])
 def test_a_node_may_be_any_number_that_its_column_holds(node_id: int):
-    """Zero is allowed, too."""
+    """The column is an unsigned 32-bit integer."""
     assert [click["click_node_id"] for click in clicks(events_parsed([click_event(node_id)]))] == [node_id]
 
 
@@ -195,8 +195,8 @@ def test_multi_clicks_and_rage_clicks_are_sampled():
     """The rage click's own row and fact are always written."""
     events = [multi_click_event(count=3), rage_click_event()]
 
-    told = dict(facts(events_parsed(events, ALL)))
-    assert told["multi_click"]["click_count"] == 3
-    assert told["rage_click"]["click_count"] == 5
+    by_kind = dict(facts(events_parsed(events, ALL)))
+    assert by_kind["multi_click"]["click_count"] == 3
+    assert by_kind["rage_click"]["click_count"] == 5
     assert kinds(events_parsed(events, NONE)) == ["ui.rageClick"]
     assert flags(*events) == [(1, 1)]

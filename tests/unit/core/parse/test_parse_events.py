@@ -57,10 +57,10 @@ HEAP = {"jsHeapSizeLimit": 4294705152, "totalJSHeapSize": 21_000_000, "usedJSHea
 )
 def test_an_event_becomes_one_fact(event: Any, kind: str, attributes: dict[str, Any] | None):
     """The fact has the event's kind, with the attributes of that kind."""
-    ((found, said),) = facts(events_parsed([event]))
+    ((found, fields),) = facts(events_parsed([event]))
 
     assert found == kind
-    assert said == (event["data"]["payload"]["data"] if attributes is None else attributes)
+    assert fields == (event["data"]["payload"]["data"] if attributes is None else attributes)
 
 
 def test_a_viewport_has_url_and_size():
@@ -71,19 +71,18 @@ def test_a_viewport_has_url_and_size():
 
 @pytest.mark.parametrize("op", ["navigation.navigate", "navigation.push", "navigation"])
 def test_a_navigation_span_has_target_and_duration(op: str):
-    """Every kind of navigation span has both."""
-    said = {"url": "/cart", "duration": 0.25, "op": op}
-    assert facts(events_parsed([span_event(op, "/cart", {"size": 1})])) == [("navigation.span", said)]
+    fields = {"url": "/cart", "duration": 0.25, "op": op}
+    assert facts(events_parsed([span_event(op, "/cart", {"size": 1})])) == [("navigation.span", fields)]
 
 
 @pytest.mark.parametrize("op", ["resource.script", "resource.img"])
 def test_an_asset_has_its_sizes(op: str):
-    """The sizes are transferred, encoded and decoded size."""
-    ((kind, said),) = facts(events_parsed([asset_event(op)]))
+    """An asset has a transferred, an encoded and a decoded size."""
+    ((kind, fields),) = facts(events_parsed([asset_event(op)]))
 
     assert kind == op
-    assert (said["size"], said["encoded_body_size"], said["decoded_body_size"]) == (31872, 31356, 90210)
-    assert (said["status_code"], said["duration"]) == (200, 0.25)
+    assert (fields["size"], fields["encoded_body_size"], fields["decoded_body_size"]) == (31872, 31356, 90210)
+    assert (fields["status_code"], fields["duration"]) == (200, 0.25)
 
 
 @pytest.mark.parametrize("op", ["resource", "paint", "replay.throttled", "", None, 7, ["a"]])
@@ -108,19 +107,19 @@ def test_a_breadcrumb_of_the_application_is_a_fact_that_names_its_category():
     """All such breadcrumbs share one kind of fact, with the scalar fields of their data."""
     event = breadcrumb("cart", {"items": 3, "coupon": "X", "inner": {"a": 1}, "big": "y" * 5000}, message="added")
 
-    ((kind, said),) = facts(events_parsed([event]))
+    ((kind, fields),) = facts(events_parsed([event]))
 
     assert kind == "breadcrumb"
-    assert (said["category"], said["message"]) == ("cart", "added")
-    assert said["data"] == {"items": 3, "coupon": "X", "big": "y" * 2048}
+    assert (fields["category"], fields["message"]) == ("cart", "added")
+    assert fields["data"] == {"items": 3, "coupon": "X", "big": "y" * 2048}
 
 
 @pytest.mark.parametrize("data", [None, [1], "text", 7])
 def test_a_breadcrumb_of_the_application_may_have_any_data(data: Any):
     """The category alone is sufficient for a fact."""
-    ((kind, said),) = facts(events_parsed([breadcrumb("x" * 1000, data)]))
+    ((kind, fields),) = facts(events_parsed([breadcrumb("x" * 1000, data)]))
 
-    assert (kind, said["category"], said["data"]) == ("breadcrumb", "x" * 64, {})
+    assert (kind, fields["category"], fields["data"]) == ("breadcrumb", "x" * 64, {})
 
 
 def test_a_key_has_its_modifiers_and_element():
@@ -128,10 +127,10 @@ def test_a_key_has_its_modifiers_and_element():
     node = {"id": 9, "tagName": "input", "textContent": "", "attributes": {}}
     data = {"nodeId": 9, "node": node, "key": "Enter", "metaKey": False, "ctrlKey": True, "altKey": 1}
 
-    ((kind, said),) = facts(events_parsed([breadcrumb("ui.keyDown", data, message="body > input")]))
+    ((kind, fields),) = facts(events_parsed([breadcrumb("ui.keyDown", data, message="body > input")]))
 
     assert kind == "ui.keyDown"
-    assert said == {
+    assert fields == {
         "selector": "body > input",
         "node_id": 9,
         "tag": "input",
@@ -145,9 +144,9 @@ def test_an_input_names_its_element_and_not_the_typed_text():
     """The SDK does not send the text, and neither do we."""
     data = {"nodeId": "nine", "node": {"id": 9, "tagName": "input", "textContent": "secret"}, "value": "secret"}
 
-    ((kind, said),) = facts(events_parsed([breadcrumb("ui.input", data, message="input")]))
+    ((kind, fields),) = facts(events_parsed([breadcrumb("ui.input", data, message="input")]))
 
-    assert (kind, said) == ("ui.input", {"selector": "input", "node_id": None, "tag": "input"})
+    assert (kind, fields) == ("ui.input", {"selector": "input", "node_id": None, "tag": "input"})
 
 
 @pytest.mark.parametrize("op", ["resource.link", "resource.css", "resource.video", "resource.beacon"])
@@ -166,14 +165,14 @@ def test_a_resource_of_an_unknown_kind_is_a_fact_without_it():
 
 
 def painted(*events: tuple[str, str, float]) -> list[Any]:
-    """Maps (op, description, Unix seconds) of spans to the value of each vital."""
+    """The values of the vitals in spans that are given as (op, description, Unix seconds)."""
     spans = [span_event(op, text, startTimestamp=at, endTimestamp=at) for op, text, at in events]
-    return [said["value"] for kind, said in facts(events_parsed(spans)) if kind.startswith("web-vital.")]
+    return [fields["value"] for kind, fields in facts(events_parsed(spans)) if kind.startswith("web-vital.")]
 
 
 def test_the_first_contentful_paint_is_the_time_since_its_page_began_to_load():
-    """The value is in milliseconds; `navigation.push` loads nothing, and a load hours earlier belongs to another
-    page.
+    """The value is in milliseconds. `navigation.push` does not load a page, and a load hours earlier belongs to
+    another page.
     """
     load, paint = ("navigation.navigate", "https://a/", 1000.0), ("paint", "first-contentful-paint", 1000.764)
 
@@ -192,9 +191,9 @@ def test_the_first_contentful_paint_is_the_time_since_its_page_began_to_load():
 )
 def test_vitals_of_older_sdks_are_facts(op: str, name: str):
     """SDK 7 names the span itself; SDKs 8 and 9 send the delay of the first input."""
-    ((kind, said),) = facts(events_parsed([span_event(op, name, {"value": 12.5, "size": 7})]))
+    ((kind, fields),) = facts(events_parsed([span_event(op, name, {"value": 12.5, "size": 7})]))
 
-    assert (kind, said["value"], said["op"]) == (f"web-vital.{name}", 12.5, op)
+    assert (kind, fields["value"], fields["op"]) == (f"web-vital.{name}", 12.5, op)
 
 
 @pytest.mark.parametrize("tag", ["mobile.something", "", None, 7, ["breadcrumb"]])
@@ -216,10 +215,10 @@ def test_a_custom_event_with_another_tag_is_skipped(tag: Any):
     ],
 )
 def test_a_web_vital_is_recognized_by_its_name(name: str):
-    """The name decides, even if the span's op is `paint`."""
-    ((kind, said),) = facts(events_parsed([vital_event(name)]))
+    """The span's op is irrelevant, even if it is `paint`."""
+    ((kind, fields),) = facts(events_parsed([vital_event(name)]))
     assert kind == f"web-vital.{name}"
-    assert (said["rating"], said["size"], said["value"]) == ("good", 1250.5, 1250.5)
+    assert (fields["rating"], fields["size"], fields["value"]) == ("good", 1250.5, 1250.5)
 
     assert kinds(events_parsed([span_event("paint", name, {"value": 1})])) == [f"web-vital.{name}"]
 
@@ -242,17 +241,17 @@ def test_canvas_size_is_that_of_its_events_json():
     drawn = canvas_event(40)
     others = [{"type": 3, "data": {"source": 1}}, {"type": 3, "data": None}, {"type": 3}]
 
-    ((kind, said),) = facts(events_parsed([*others, drawn]))
+    ((kind, fields),) = facts(events_parsed([*others, drawn]))
 
     assert kind == "canvas_size"
-    assert said == {"size": len(json.dumps(drawn, separators=(",", ":")))}
+    assert fields == {"size": len(json.dumps(drawn, separators=(",", ":")))}
 
 
 def test_a_video_event_describes_the_video():
     """Reconciliation of mobile replays needs the description."""
-    ((kind, said),) = facts(events_parsed([video_event(size=123)]))
+    ((kind, fields),) = facts(events_parsed([video_event(size=123)]))
 
-    assert (kind, said["size"], said["duration"], said["container"]) == ("mobile_event", 123, 5000, "mp4")
+    assert (kind, fields["size"], fields["duration"], fields["container"]) == ("mobile_event", 123, 5000, "mp4")
 
 
 def test_canvas_mutations_and_options_are_sampled():
@@ -307,9 +306,9 @@ def test_sizes_of_request_and_response_in_all_nine_permutations(
 
     has = [bool(side and next(iter(side.values()))) for side in (request_side, response_side)]
     assert body_sizes(segment) == ([1002] * has[0], [8001] * has[1])
-    ((_, said),) = facts(segment)
-    assert said["request_size"] == (1002 if has[0] else None)
-    assert said["response_size"] == (8001 if has[1] else None)
+    ((_, fields),) = facts(segment)
+    assert fields["request_size"] == (1002 if has[0] else None)
+    assert fields["response_size"] == (8001 if has[1] else None)
 
 
 def test_older_names_of_sizes_take_precedence():
@@ -348,7 +347,7 @@ def test_a_request_without_data_is_still_a_request(data: Any):
 
 
 def test_one_hydration_error_and_two_sizes_among_events_without_data():
-    """This was seen in production: one segment, one counter, and one size per side."""
+    """The segment has one counter, and one size per side."""
     events = [
         hydration_error_event(),
         fetch_event({"method": "POST", "statusCode": 200, "request": {"size": 1002}, "response": {"size": 8001}}),
@@ -389,7 +388,9 @@ def test_numbers_of_any_size_crash_nothing(number: Any):
 
 
 def test_half_an_emoji_loses_no_event():
-    """JavaScript writes a lone surrogate, which is invalid text; the replacement character is used instead."""
+    """JavaScript can write a lone surrogate, which is not valid Unicode. It is stored as the replacement
+    character.
+    """
     text = rb'[{"type":5,"data":{"tag":"breadcrumb","payload":{"category":"console","message":"cut \ud83d"}}}]'
 
     segment = parsed(recording(text))
@@ -400,11 +401,11 @@ def test_half_an_emoji_loses_no_event():
 
 def test_texts_are_bounded():
     """A console message may contain a whole page."""
-    ((_, said),) = facts(events_parsed([console_event("x" * 100_000)]))
-    assert len(said["message"]) == 1024
+    ((_, fields),) = facts(events_parsed([console_event("x" * 100_000)]))
+    assert len(fields["message"]) == 1024
 
-    ((_, said),) = facts(events_parsed([breadcrumb("ui.scroll", {f"{n}": "x" * 100_000 for n in range(20)})]))
-    assert len(json.dumps(said)) < 40_000
+    ((_, fields),) = facts(events_parsed([breadcrumb("ui.scroll", {f"{n}": "x" * 100_000 for n in range(20)})]))
+    assert len(json.dumps(fields)) < 40_000
 
 
 def test_an_event_of_an_unknown_type_is_skipped():

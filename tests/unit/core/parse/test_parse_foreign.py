@@ -23,13 +23,13 @@ pytestmark = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no recorded mate
 
 
 def recordings() -> list[Path]:
-    """The events of every file of rrweb events; a single rrweb event counts as an array of one."""
+    """The files with rrweb events."""
     patterns = ("rrweb/**/*.json", "relay/rrweb*.json", "sentry-javascript/bit-*")
     return sorted(path for pattern in patterns for path in FIXTURES.glob(pattern))
 
 
 def events_of(path: Path) -> list[Any]:
-    """The events of the file."""
+    """The events of a file; a single event counts as an array of one."""
     events = json.loads(path.read_bytes())
     return events if isinstance(events, list) else [events]
 
@@ -51,15 +51,14 @@ def test_a_real_request_has_its_sizes():
     """The request is a fetch of SDK 7.46 or later."""
     segment = events_parsed(events_of(FIXTURES / "relay/rrweb-request.json"))
 
-    ((kind, said),) = facts(segment)
+    ((kind, fields),) = facts(segment)
     assert kind == "resource.fetch"
-    assert (said["method"], said["status_code"], said["request_size"]) == ("POST", 200, 2949)
-    assert said["duration"] == pytest.approx(0.164)
+    assert (fields["method"], fields["status_code"], fields["request_size"]) == ("POST", 200, 2949)
+    assert fields["duration"] == pytest.approx(0.164)
     assert metric(segment, "replays.usecases.ingest.request_body_size") == [2949]
 
 
 def test_a_real_navigation_and_a_real_link_are_facts():
-    """Both spans are as an SDK sends them."""
     assert kinds(events_parsed(events_of(FIXTURES / "relay/rrweb-performance-navigation.json"))) == [
         "navigation.span"
     ]
@@ -94,12 +93,12 @@ def test_the_sdks_own_examples_become_facts():
 
     assert segment.warnings == ()
     assert len(clicks(segment)) >= 1
-    told = {"ui.click", "console", "memory", "resource.fetch", "web-vital.largest-contentful-paint"}
-    assert told <= set(kinds(segment))
+    expected = {"ui.click", "console", "memory", "resource.fetch", "web-vital.largest-contentful-paint"}
+    assert expected <= set(kinds(segment))
 
 
 def filled(template: Any) -> Any:
-    """A value of the type that each placeholder names."""
+    """The template with each placeholder replaced by a value of the type that it names."""
     if isinstance(template, list):
         return [filled(item) for item in template]
     if not isinstance(template, dict):

@@ -36,7 +36,7 @@ def test_a_compressed_body_is_stored_as_received():
 
 
 def test_bytes_after_a_complete_stream_are_tolerated():
-    """The bytes are stored too, as received."""
+    """The trailing bytes are stored, too."""
     stream = body([click_event()]) + b"trailing"
 
     segment = parsed(envelope(frame(stream)))
@@ -54,7 +54,7 @@ def test_a_plain_body_is_compressed_before_it_is_stored():
 
 
 def test_a_video_is_packed_with_its_events():
-    """The format is zlib(0x01, length in 4 bytes, video, JSON); the outcome has another category."""
+    """The format is zlib(0x01, length in 4 bytes, video, JSON), and the outcome's category is `replay_video`."""
     segment = parsed(video_recording(b"video" * 9, [click_event()]))
 
     unpacked = zlib.decompress(segment.blobs[0].content)
@@ -121,7 +121,7 @@ def test_one_byte_over_the_inflated_limit_is_a_reject():
 
 
 def test_a_decompression_bomb_uses_no_more_than_the_limit():
-    """100 kB inflates to 100 MB with a limit of 8 MiB: a reject, and memory stays below twice the limit."""
+    """100 kB that inflate to 100 MB are rejected with a limit of 8 MiB, and memory stays below twice the limit."""
     value = envelope(frame(zlib.compress(b"[" + b" " * 100_000_000 + b"]", 9)))
     assert len(value) < 100_000
 
@@ -138,7 +138,7 @@ def test_a_decompression_bomb_uses_no_more_than_the_limit():
 
 @pytest.mark.parametrize("level", [1, 9])
 def test_a_large_segment_takes_less_than_twice_its_size(level: int):
-    """12 MB of snapshots; the stored blob is a view of the message, not a copy."""
+    """The segment has more than 10 MB of snapshots. Its blob is a view of the message, not a copy."""
     text = json.dumps([snapshot_event([f"child {number}" for number in range(9000)])] * 100).encode()
     assert len(text) > 10_000_000
     value = message(envelope(frame(zlib.compress(text, level))))
@@ -155,7 +155,7 @@ def test_a_large_segment_takes_less_than_twice_its_size(level: int):
 
 
 def test_a_million_events_are_read():
-    """A million events take about one second, with memory proportional to the input."""
+    """Memory stays below three times the size of the input."""
     count = 1_000_000
     text = b"[" + b'{"type":3,"data":{"source":1}},' * (count - 1) + json.dumps(click_event()).encode() + b"]"
     value = message(envelope(frame(zlib.compress(text, 1))))
@@ -174,7 +174,7 @@ def test_a_million_events_are_read():
 
 @pytest.mark.parametrize("text", [b"0,", b"[],", b'{"type":5},'], ids=repr)
 def test_parsing_of_a_million_worthless_events_is_cut_short(text: bytes):
-    """The segment is kept; warnings and memory are bounded."""
+    """The segment is kept; its warnings, rows and memory are bounded."""
     value = message(envelope(frame(zlib.compress(b"[" + text * 1_000_000 + b"0]"))))
 
     tracemalloc.start()
@@ -192,9 +192,7 @@ def test_parsing_of_a_million_worthless_events_is_cut_short(text: bytes):
 
 @pytest.mark.parametrize("depth", [500, 5_000, 100_000])
 def test_nesting_of_any_depth_loses_at_most_its_own_event(depth: int):
-    """Whether the nested arrays and objects are closed or not, the interpreter does not crash, and the click next
-    to them is read.
-    """
+    """The interpreter does not crash, and the click after the nested value is read."""
     click = json.dumps(click_event()).encode()
     arrays = b"[" * depth + b"]" * depth
     objects = b'{"a":' * depth + b"1" + b"}" * depth

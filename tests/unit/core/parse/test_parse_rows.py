@@ -32,7 +32,7 @@ EVERYTHING = [click_event(), tap_event(), fetch_event(), canvas_event(), multi_c
 
 
 def test_a_second_delivery_produces_the_same_rows():
-    """The rows are the same byte for byte; at another offset only the columns with the Kafka position differ."""
+    """The rows are identical byte for byte. At another offset, only the columns with the Kafka position differ."""
     value = recording([*EVERYTHING, rage_click_event()])
 
     first, again = parsed(value), parsed(value)
@@ -46,8 +46,8 @@ def test_a_second_delivery_produces_the_same_rows():
 
 
 def test_no_two_rows_of_a_table_share_an_identity():
-    """Identities are unique within a segment and across segments; a click that the recording itself repeats counts
-    once.
+    """Identities are unique within a segment and across segments, except for a tap that occurs in several
+    segments.
     """
     segments = [parsed(recording([*EVERYTHING, *EVERYTHING[2:]], segment_id=number)) for number in range(3)]
 
@@ -157,7 +157,7 @@ def test_an_impossible_session_time_is_replaced_by_the_segments(timestamp: Any):
 
 
 def test_a_session_row_holds_the_fields_of_the_replay_event():
-    """The row has the columns of snuba's table."""
+    """The row has the columns of Snuba's table."""
     row = session(parsed(recording()))
 
     assert row == {
@@ -265,7 +265,6 @@ def test_a_field_of_a_wrong_type_affects_no_other_field(field: str):
 
 @pytest.mark.parametrize("outer", ["user", "contexts"])
 def test_a_nested_value_of_a_wrong_type_affects_nothing_else(outer: str):
-    """In the example, contexts.os is a text."""
     inside = json.loads(replay_event())[outer]
     for name in inside:
         for wrong in WRONG:
@@ -311,17 +310,17 @@ def test_sampling_is_decided_per_segment():
     """The sampled share holds over many segments, and a segment always gets the same decision."""
     rules = ParseRules(sample_segment_rate=0.2, sample_event_rate=0.0)
 
-    def heads() -> list[bool]:
+    def sampled() -> list[bool]:
         segments = [parsed(recording([canvas_event()], segment_id=number), rules) for number in range(1000)]
         return [len(segment.bigquery) == 2 for segment in segments]
 
-    tossed = heads()
-    assert 140 < sum(tossed) < 260
-    assert tossed == heads()
+    first = sampled()
+    assert 140 < sum(first) < 260
+    assert first == sampled()
 
 
 def test_some_facts_are_never_sampled():
-    """These facts are clicks, errors, sizes and web vitals."""
+    """Clicks, hydration errors, requests and viewports are always written."""
     events = [click_event(), hydration_error_event(), fetch_event(), viewport_event()]
 
     assert events_parsed(events, ALL).bigquery == events_parsed(events, NONE).bigquery
@@ -349,9 +348,7 @@ def test_an_oversized_segment_is_kept_and_counted():
 
 
 def test_a_segment_states_its_staged_bytes():
-    """The stated number is at least the size of the segment's object and rows, plus at most a small overhead per
-    row.
-    """
+    """The number exceeds the size of the segment's object and rows only by a small overhead per row."""
     segment = parsed(recording(EVERYTHING))
 
     rows = (*segment.clickhouse, *segment.bigquery)
@@ -368,7 +365,7 @@ def test_facts_of_a_segment_are_bounded():
 
 
 def test_identity_depends_on_content_only():
-    """Partition, epoch and headers are not part of the identity."""
+    """Epoch, key and headers are not part of the identity."""
     value = recording(EVERYTHING)
     here = parse(message(value), ALL)
     there = parse(Message(SOURCE, 2, OFFSET, value, key=b"k", headers=(("a", b"b"),)), ALL)

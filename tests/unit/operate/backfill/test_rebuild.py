@@ -23,14 +23,14 @@ def segments(count: int) -> list[Segment]:
         Message(TopicPartition("t", 3), 1, offset, value, timestamp_ms=NOW * 1000)
         for offset, value in enumerate(values(PROFILES["small"], count, 4, NOW - 3600))
     ]
-    return [one for one in (parse(message, RULES) for message in messages) if isinstance(one, Segment)]
+    return [found for found in (parse(message, RULES) for message in messages) if isinstance(found, Segment)]
 
 
 def stored(segment: Segment) -> StoredSegment:
     """The contents of ClickHouse, from the rows that ingestion writes."""
     rows = [(row, msgspec.json.decode(row.json)) for row in segment.clickhouse]
-    facts = next(row for one, row in rows if one.table == "replay_segments")
-    environments = [row.get("environment", "") for one, row in rows if is_session(segment, one)]
+    facts = next(fields for row, fields in rows if row.table == "replay_segments")
+    environments = [fields.get("environment", "") for row, fields in rows if is_session(segment, row)]
     return StoredSegment(
         facts["org_id"],
         facts["project_id"],
@@ -54,19 +54,19 @@ def test_rebuilt_clicks_taps_and_facts_equal_the_originals() -> None:
     """This holds for web and mobile recordings, and covers identities, content, Kafka position and environment."""
     made = segments(80)
 
-    for one in made:
-        found = rebuilt(stored(one), bytes(one.blobs[0].content), RULES)
+    for segment in made:
+        found = rebuilt(stored(segment), bytes(segment.blobs[0].content), RULES)
 
-        events = [row for row in one.clickhouse if row.table == "replays" and not is_session(one, row)]
+        events = [row for row in segment.clickhouse if row.table == "replays" and not is_session(segment, row)]
         assert list(found.clickhouse) == events
-        assert list(found.bigquery) == list(one.bigquery)
-    assert sum(len(one.clickhouse) > 3 for one in made) > 5
-    assert any(stored(one).environment for one in made)
+        assert list(found.bigquery) == list(segment.bigquery)
+    assert sum(len(segment.clickhouse) > 3 for segment in made) > 5
+    assert any(stored(segment).environment for segment in made)
 
 
 def test_invalid_json_has_no_rows_and_an_invalid_recording_is_reported() -> None:
-    one = stored(segments(1)[0])
+    segment = stored(segments(1)[0])
 
-    assert rebuilt(one, zlib.compress(b"[{]"), RULES).bigquery == ()
+    assert rebuilt(segment, zlib.compress(b"[{]"), RULES).bigquery == ()
     with pytest.raises(BlobError, match="not a zlib stream"):
-        rebuilt(one, b"something else", RULES)
+        rebuilt(segment, b"something else", RULES)

@@ -20,7 +20,7 @@ def test_every_given_condition_selects() -> None:
         list(Selection(replay_ids=("') OR 1",)).conditions(now=100.0))
 
 
-def test_many_ids_are_several_questions_and_none_is_none() -> None:
+def test_many_ids_need_several_queries_and_no_ids_need_none() -> None:
     ids = tuple(f"{number:032x}" for number in range(IDS_AT_ONCE + 1))
 
     assert len(list(Selection(replay_ids=ids).conditions(now=0.0))) == 2

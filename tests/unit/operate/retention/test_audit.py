@@ -27,7 +27,7 @@ def missing(
 
 
 def named(found: Audit) -> list[tuple[str, int]]:
-    return [(one.object, one.segments) for one in found.examples]
+    return [(example.object, example.segments) for example in found.examples]
 
 
 def test_a_row_without_its_object_is_found_at_any_position() -> None:
@@ -39,8 +39,9 @@ def test_a_row_without_its_object_is_found_at_any_position() -> None:
 
 
 def test_a_segment_of_a_packed_object_needs_only_that_object() -> None:
-    """One object is listed, one with three segments is missing; a segment without object and index row is
-    missing."""
+    """An unlisted packed object is missing with its three segments, and so is a segment without an object and an
+    index row.
+    """
     found = missing(["30/packed/x"], ["a", "b", "c"], ["a", "b"], [("30/packed/w", 3), ("30/packed/x", 1)])
 
     assert sorted(named(found)) == [("30/packed/w", 3), ("c", 1)]
@@ -67,7 +68,7 @@ def test_many_missing_objects_are_counted_and_some_are_named() -> None:
     [("30/1/x/0", 30, 2.0), ("90/packed/b/0-d", 90, -58.0), ("0/1/x/0", None, 0.0), ("logs/30/x", None, 0.0)],
 )
 def test_the_retention_is_in_the_name(name: str, days: int | None, overdue: float) -> None:
-    one = StoredObject(name, 1, 1000.0, live=True)
+    stored = StoredObject(name, 1, 1000.0, live=True)
 
-    assert one.retention_days == days
-    assert one.overdue_days(1000.0 + 32 * DAY_SECONDS) == overdue
+    assert stored.retention_days == days
+    assert stored.overdue_days(1000.0 + 32 * DAY_SECONDS) == overdue

@@ -36,7 +36,7 @@ OUTCOME = {"key_id": 3, "category": "replay", "timestamp": 100}
         ("replay_outcomes", OUTCOME, {"category": "replay_video"}, Kind.DIFFERS),
     ],
 )
-def test_a_row_of_another_message_may_replace_this_one_and_nothing_else_may(
+def test_only_a_row_of_another_message_may_replace_this_one(
     table: str, wanted: dict[str, Any], changed: dict[str, Any], expected: Kind | str | None
 ) -> None:
     found = verdict(table, [wanted], [wanted | changed])
@@ -70,8 +70,10 @@ def test_counts_are_complete_and_the_page_names_the_message() -> None:
     tally = Tally()
     for kind in Kind:
         tally.count(kind)
-    one = Difference(Kind.DIFFERS, "clickhouse", "replays/x", "differs in title", "topic", 3, 42, 11, "a" * 32, 5)
-    found = Comparison("topic", "1.0", [], sinks={"clickhouse": tally}, differences=[one])
+    difference = Difference(
+        Kind.DIFFERS, "clickhouse", "replays/x", "differs in title", "topic", 3, 42, 11, "a" * 32, 5
+    )
+    found = Comparison("topic", "1.0", [], sinks={"clickhouse": tally}, differences=[difference])
 
     stream = io.StringIO()
     Terminal(file=stream, width=300).print(render(found))

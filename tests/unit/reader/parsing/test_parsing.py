@@ -27,7 +27,7 @@ RULES = ParseRules(sample_segment_rate=0.5, sample_event_rate=0.5)
 DEADLINE_SECONDS = 20.0
 
 
-def still(seconds: float = 0.0) -> float:
+def stopped_clock(seconds: float = 0.0) -> float:
     """A clock that does not advance."""
     return seconds
 
@@ -49,7 +49,7 @@ def messages(bodies: Sequence[bytes], first_offset: int = 0) -> list[Message]:
 
 
 def outcomes(parser: InlineParser | ProcessParser, sent: Sequence[Message]) -> list[Outcome]:
-    """Returns the outcomes after a check that they correspond to the input, in order."""
+    """The outcomes of the messages, after a check that they are complete and in order."""
     events = list(parser.parse(sent))
     assert [(event.source, event.epoch, event.offset) for event in events] == [
         (message.source, message.epoch, message.offset) for message in sent
@@ -77,7 +77,7 @@ def is_gone(process_id: int) -> bool:
 @pytest.fixture
 def inline() -> InlineParser:
     """Parses the messages in this process."""
-    return InlineParser(RULES, TenantGate(), still)
+    return InlineParser(RULES, TenantGate(), stopped_clock)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def start() -> Iterator[Callable[..., ProcessParser]]:
     def make(
         processes: int = 2, gate: TenantGate | None = None, rules: ParseRules = RULES, **more: Any
     ) -> ProcessParser:
-        started.append(ProcessParser(rules, processes, gate or TenantGate(), still, **more))
+        started.append(ProcessParser(rules, processes, gate or TenantGate(), stopped_clock, **more))
         return started[-1]
 
     yield make
@@ -147,7 +147,7 @@ def test_shared_memory_grows_with_the_poll(start: Callable[..., ProcessParser], 
 def test_a_child_that_was_killed_is_replaced_and_nothing_is_lost(
     start: Callable[..., ProcessParser], inline: InlineParser, load: list[bytes]
 ) -> None:
-    """One child is killed between two polls, then both at once; the next poll returns everything."""
+    """One child is killed between two polls, then the other, then both. The next poll returns everything."""
     parser = start(2)
     sent = messages(load[:40])
     expected = outcomes(inline, sent)
@@ -215,7 +215,7 @@ def test_messages_shed_by_tenant_rules_are_not_sent_to_children(start: Callable[
     gate.rules = TenantRules(killed=frozenset({11}))
     sent = messages([recording(project_id=11), recording(project_id=12)])
 
-    for parser in (InlineParser(RULES, gate, still), start(2, gate=gate)):
+    for parser in (InlineParser(RULES, gate, stopped_clock), start(2, gate=gate)):
         dropped, kept = outcomes(parser, sent)
         assert isinstance(dropped, Drop)
         assert isinstance(kept, Segment)

@@ -1,4 +1,4 @@
-"""Messages that are not clearly cheap are parsed in a child with limits; each gets a result in any case."""
+"""Messages that are not clearly cheap are parsed in a child with limits; every message gets a result."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def message(value: bytes, offset: int = 0) -> Message:
 
 
 class Bench:
-    """A second line whose results are awaited."""
+    """A second line and the queue of its results."""
 
     def __init__(self, deadlines: Deadlines = UNHURRIED, **more: Any) -> None:
         self.answers: queue.SimpleQueue[on.MessageParsed] = queue.SimpleQueue()
         self.line = SecondLine(RULES, deadlines, self.answers.put, **more)
 
     def parsed(self, *sent: Message) -> list[on.MessageParsed]:
-        for one in sent:
-            self.line.submit(one)
+        for record in sent:
+            self.line.submit(record)
         return [self.answers.get(timeout=120) for _ in sent]
 
 
@@ -71,7 +71,7 @@ def test_it_parses_like_the_parser(start: Callable[..., Bench]) -> None:
     answers = start().parsed(*sent)
 
     assert [answer.offset for answer in answers] == [0, 1, 2]
-    assert [answer.outcome for answer in answers] == [parse(one, RULES) for one in sent]
+    assert [answer.outcome for answer in answers] == [parse(record, RULES) for record in sent]
 
 
 def test_nothing_runs_before_it_is_needed(start: Callable[..., Bench]) -> None:
@@ -125,7 +125,9 @@ def test_the_cpu_time_limit_is_per_message(start: Callable[..., Bench]) -> None:
 
 
 def spend_cpu_in(bench: Bench, process_id: int) -> list[on.MessageParsed]:
-    """Sends the kernel's signal: no message within the limits takes a second."""
+    """Sends the signal that the kernel sends at the limit, because no message within the other limits uses a
+    second of CPU time.
+    """
     os.kill(process_id, signal.SIGXCPU)
     return bench.parsed(message(make.recording([make.click_event()]), 7))
 
@@ -225,7 +227,7 @@ def test_a_recording_that_is_slow_to_parse_is_not_ordinary() -> None:
 
 
 def test_both_parsers_hand_on_messages_that_are_not_ordinary() -> None:
-    """Both parsers hand on no other messages."""
+    """All other messages are parsed directly."""
     good, long = make.recording([make.click_event()]), make.recording([make.mutation_event(5000)])
     usual = Usual(inflated_bytes_max=64 * KiB)
     processes = ProcessParser(RULES, 1, TenantGate(), lambda: 0.0, usual=usual)
@@ -240,7 +242,7 @@ def test_both_parsers_hand_on_messages_that_are_not_ordinary() -> None:
 
 
 def test_a_message_that_killed_a_parser_goes_to_the_second_line() -> None:
-    """The loop does not wait for single messages."""
+    """It is not parsed again in another parser process."""
     parser = ProcessParser(RULES, 1, TenantGate(), lambda: 0.0, usual=USUAL)
     try:
         (before,) = parser.parse([message(make.recording())])
@@ -254,7 +256,7 @@ def test_a_message_that_killed_a_parser_goes_to_the_second_line() -> None:
 
 
 def test_after_failed_starts_everything_goes_to_the_second_line() -> None:
-    """The second line is used without knowing which message is responsible."""
+    """Any of the messages may have caused the failures."""
     parser = InlineParser(RULES, TenantGate(), lambda: 0.0, USUAL, wary=lambda source: source == PARTITION)
 
     (answer,) = parser.parse([message(make.recording())])

@@ -32,14 +32,14 @@ VALUES = {
 IN_THE_CLIENT = {name for name, reason in GUARDED.items() if reason == CALLBACKS} | {"default.topic.config"}
 
 
-def given(monkeypatch: pytest.MonkeyPatch, options: dict[str, object]) -> None:
+def set_options(monkeypatch: pytest.MonkeyPatch, options: dict[str, object]) -> None:
     monkeypatch.setenv("REPLAYS_KAFKA_OPTIONS", json.dumps(options))
 
 
 @pytest.mark.parametrize("name", [*GUARDED, "test.mock.num.brokers", "rebalance_cb", "error_cb", "stats_cb"])
 def test_each_is_refused_by_name_with_the_reason(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Reader and fleet both refuse these properties, because both have clients that would accept them."""
-    given(monkeypatch, {"client.rack": "a", name: "true"})
+    set_options(monkeypatch, {"client.rack": "a", name: "true"})
 
     for read in (load, load_fleet):
         with pytest.raises(SettingsError) as caught:
@@ -71,7 +71,7 @@ def is_taken(client: type[Consumer | Producer], options: dict[str, str]) -> bool
 
 def test_all_mistakes_are_listed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mistakes of JSON types are included."""
-    given(monkeypatch, {"enable.auto.commit": True, "auto.offset.reset": "latest", "acks": 0})
+    set_options(monkeypatch, {"enable.auto.commit": True, "auto.offset.reset": "latest", "acks": 0})
 
     with pytest.raises(SettingsError) as caught:
         load()
@@ -83,7 +83,7 @@ def test_all_mistakes_are_listed_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_refusal_repeats_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other properties may contain a password, and so may one of the wrong type."""
     for wrong in ({"acks": "0"}, {"sasl.oauthbearer.scope": ["hunter2"]}):
-        given(monkeypatch, {"sasl.oauthbearer.client.secret": "hunter2", **wrong})
+        set_options(monkeypatch, {"sasl.oauthbearer.client.secret": "hunter2", **wrong})
         with pytest.raises(SettingsError) as caught:
             load()
         assert "hunter2" not in str(caught.value)
@@ -107,7 +107,7 @@ def test_every_command_exits_with_2() -> None:
 
 def test_numbers_and_booleans_of_tuning_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The values may be JSON numbers and booleans."""
-    given(monkeypatch, {"fetch.min.bytes": 1, "socket.keepalive.enable": False, "client.rack": "a"})
+    set_options(monkeypatch, {"fetch.min.bytes": 1, "socket.keepalive.enable": False, "client.rack": "a"})
 
     config = consumer_config(load())
 

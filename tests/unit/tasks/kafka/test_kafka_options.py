@@ -1,4 +1,4 @@
-"""How every Kafka client is configured for encryption and names."""
+"""How Kafka clients are configured: encryption, authentication, and an operator's own properties."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, **values: str) -> Settings:
 
 
 def test_scram_over_tls_is_four_settings(monkeypatch: pytest.MonkeyPatch):
-    """No other property is set by these four settings."""
+    """These settings set no other properties."""
     options = kafka_options(
         settings(
             monkeypatch,
@@ -100,7 +100,6 @@ def test_printed_options_hold_no_secret(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_operators_properties_take_precedence(monkeypatch: pytest.MonkeyPatch):
-    """An operator's properties are the on-call engineer's last resort."""
     made = settings(monkeypatch, kafka_options=json.dumps({"socket.keepalive.enable": "false"}))
 
     assert kafka_options(made)["socket.keepalive.enable"] == "false"

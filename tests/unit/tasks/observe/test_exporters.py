@@ -39,7 +39,6 @@ CONSOLE = "opentelemetry.sdk.trace.export"
     ],
 )
 def test_the_variables_choose_exporter_and_protocol(environ: dict[str, str], expected: list[str]):
-    """given OTEL_TRACES_EXPORTER and the protocol of OTLP, or neither"""
     assert processors(provider("replays-worker", environ)) == expected
 
 
@@ -55,7 +54,7 @@ def test_the_variables_choose_exporter_and_protocol(environ: dict[str, str], exp
 def test_the_service_has_its_configured_name(
     environ: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ):
-    """given a name in either variable, then ours is only the default"""
+    """Our name is used only if neither variable sets one."""
     for name in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environ.items():
@@ -74,7 +73,7 @@ def test_the_service_has_its_configured_name(
     ],
 )
 def test_an_unsupported_exporter_or_protocol_is_refused(environ: dict[str, str]):
-    """given an exporter or protocol that is not supported, then the error names the variable and the choices"""
+    """The error names the variable and the choices."""
     with pytest.raises(NotExported, match="use ") as refused:
         provider("replays-worker", environ)
 
@@ -82,7 +81,6 @@ def test_an_unsupported_exporter_or_protocol_is_refused(environ: dict[str, str])
 
 
 def test_grpc_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch):
-    """given OTLP over gRPC, when its package is not installed"""
     real = builtins.__import__
 
     def without(name: str, *arguments: Any, **options: Any) -> Any:

@@ -43,7 +43,7 @@ def loop_of(steps: Callable[[], object], on_failure: Callable[[str], None] = loo
 
 @pytest.mark.parametrize("error", [ValueError("odd"), OSError("away"), MemoryError(), AssertionError()], ids=repr)
 def test_a_loop_continues_after_any_exception(error: Exception) -> None:
-    """given a step that fails three times, when the loop runs, then it is called again, and each failure counts"""
+    """The step is called again after each failure, and each failure is counted."""
     failed: list[str] = []
     steps = Steps(error, error, error)
     loop = loop_of(steps, failed.append)
@@ -58,7 +58,7 @@ def test_a_loop_continues_after_any_exception(error: Exception) -> None:
 
 
 def test_a_loop_survives_a_broken_failure_counter() -> None:
-    """given a metric that raises, when a step fails, then the loop still continues"""
+    """The loop continues although counting its failure raises."""
 
     def broken(name: str) -> None:
         raise RuntimeError(name)
@@ -73,7 +73,7 @@ def test_a_loop_survives_a_broken_failure_counter() -> None:
 
 
 def test_a_loop_ends_when_its_step_raises_loop_ended() -> None:
-    """given a step that raises LoopEnded, when the loop runs, then its thread ends, and no failure is counted"""
+    """Its thread ends, and no failure is counted."""
     failed: list[str] = []
     loop = loop_of(Steps(None, LoopEnded()), failed.append)
 
@@ -84,8 +84,7 @@ def test_a_loop_ends_when_its_step_raises_loop_ended() -> None:
 
 
 def test_a_loop_that_keeps_failing_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """given zero tolerated failures, when a step keeps failing, then the loop reports count and reason until it
-    succeeds"""
+    """The reason is reported until the step succeeds."""
     monkeypatch.setattr(loops, "FAILING_SECONDS_MAX", 0.0)
     gate = threading.Event()
     failing = threading.Semaphore(0)
@@ -110,12 +109,11 @@ def test_a_loop_that_keeps_failing_reports_it(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_stopping_a_loop_that_never_started_is_harmless() -> None:
-    """given a loop that was constructed but not started, when it is stopped, then nothing blocks"""
     assert loop_of(Steps()).stop(0.0)
 
 
 def test_a_guard_returns_the_result_or_counts_the_exception() -> None:
-    """given an observer that works and one that raises, when both are called, then only the result is returned"""
+    """The exception is counted under the observer's name."""
     failed: list[str] = []
     guard = Guard(failed.append)
 

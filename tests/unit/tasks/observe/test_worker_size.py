@@ -9,7 +9,7 @@ from tasks.units import GiB, MiB
 
 
 def test_a_worker_logs_its_processes_and_their_memory():
-    """given a container with enough memory, or without a limit, then one line is logged"""
+    """One line is logged in a container with enough memory, and without a memory limit."""
     with capture_logs() as lines:
         report_size(8, GiB)
         report_size(8, None)
@@ -19,7 +19,7 @@ def test_a_worker_logs_its_processes_and_their_memory():
 
 
 def test_a_worker_warns_when_its_container_is_too_small():
-    """given 64 processes in 1 GiB, then the warning says how to fix it"""
+    """The warning names the setting to change."""
     with capture_logs() as lines:
         report_size(64, 1024 * MiB)
 

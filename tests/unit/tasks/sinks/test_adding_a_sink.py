@@ -40,17 +40,17 @@ def contents(folder: Path) -> list[bytes]:
 
 
 def test_a_repeated_write_leaves_one_copy(sink: Any, tmp_path: Path):
-    """given rows that were written, when they are written again in other groups, then each is stored once"""
+    """The rows are written again in other groups."""
     rows = [row(1), row(2), row(1, project=12)]
 
     sink.write(rows, "first", 5.0)
     sink.write(rows[1:], "second", 5.0)
 
-    assert contents(tmp_path) == sorted(one.json for one in rows)
+    assert contents(tmp_path) == sorted(written.json for written in rows)
 
 
 def test_bad_rows_are_refused_and_the_others_kept(sink: Any, tmp_path: Path):
-    """given rows that no file accepts, when a flush task delivers, then only they become dead letters"""
+    """Only the rows that no file accepts become dead letters."""
     rows = [row(1), row(2, size_bytes=2 * 1024 * 1024), Row("replays", "id-3", b"no json", 3), row(4)]
     progress = Progress(left=list(range(len(rows))))
 
@@ -64,7 +64,7 @@ def test_bad_rows_are_refused_and_the_others_kept(sink: Any, tmp_path: Path):
 
 
 def test_a_missing_directory_blames_no_row(sink: Any, tmp_path: Path):
-    """given a missing directory, when rows are written, then the batch is parked and no row is dead-lettered"""
+    """The error is one of configuration, so the batch is parked."""
     tmp_path.rmdir()
 
     for ask in (lambda: sink.write([row(1)], "token", 5.0), sink.check):
@@ -74,7 +74,7 @@ def test_a_missing_directory_blames_no_row(sink: Any, tmp_path: Path):
 
 
 def test_a_write_past_its_deadline_lists_all_items(sink: Any):
-    """given a deadline that has passed, when rows are written, then all of them are retried"""
+    """All items are retried."""
     with pytest.raises(TransientSinkError) as found:
         sink.write([row(1), row(2)], "token", 0.0)
 
@@ -82,7 +82,7 @@ def test_a_write_past_its_deadline_lists_all_items(sink: Any):
 
 
 def test_the_files_of_the_page_name_the_sinks():
-    """given the page's table, when each file is opened, then it names an existing sink"""
+    """Each file in the page's table names an existing sink."""
     places = re.findall(r"^\| `([^`]+)` \|", PAGE, flags=re.MULTILINE)
 
     assert len(places) >= 8

@@ -42,7 +42,7 @@ def test_each_exception_of_google_and_its_http_clients_is_classified(module: Mod
     assert [cls.__name__ for cls in found if cls not in google_errors.BLAME_OF_CLASS] == []
 
 
-def test_each_exception_of_clickhouse_connect_is_sorted() -> None:
+def test_each_exception_of_clickhouse_connect_is_classified() -> None:
     found = exceptions_of(from_clickhouse)
 
     assert len(found) > 10
@@ -153,7 +153,7 @@ def test_a_wrong_certificate_needs_an_operator() -> None:
 
 
 def test_clickhouse_errors_are_classified_by_code() -> None:
-    """Errors of data, load and schema are told apart. The message contains neither the URL nor its host."""
+    """Errors of data, load and schema are distinguished. The message does not contain the URL."""
 
     def sort(code: int, text: str = "x") -> Blame:
         return clickhouse_errors.sort(from_clickhouse.DatabaseError(text, code=code)).blame

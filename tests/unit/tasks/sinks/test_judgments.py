@@ -45,7 +45,7 @@ def test_a_response_is_described_without_its_markup(body: bytes, content_type: s
 
 
 def test_a_long_response_is_described_in_one_short_line() -> None:
-    """This holds for any content; the line states if the response was not read completely."""
+    """The line shows that the response was not read completely."""
     text = described(Answer(200, b"x" * 50_000, whole=False))
 
     assert text.startswith("the text (more than 50000 bytes): xxx")

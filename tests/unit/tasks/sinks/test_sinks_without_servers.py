@@ -147,7 +147,7 @@ def test_a_client_is_created_once_per_process_and_again_after_a_fork() -> None:
     assert holder.take() is None
 
 
-def test_kafka_properties_come_from_the_settings_and_the_operators_win() -> None:
+def test_kafka_properties_come_from_the_settings_unless_an_operator_sets_them() -> None:
     settings = Settings(
         kafka_brokers="a:1,b:2",
         kafka_security_protocol="SASL_SSL",

@@ -16,10 +16,11 @@ from tools.explore.canonical import Canon
 from tools.explore.core_model import LIMITS, CoreModel
 from tools.explore.search import Result, Search
 
-# Seconds on an idle machine, all of which are CPU time.
+# These tests use seconds of CPU time on an idle machine.
 pytestmark = pytest.mark.timeout(400)
 
-# One bug per line, with the smallest world that shows it (expiry: messages expire) and a word from its violation.
+# One bug per line, with the smallest world that shows it (expiry: messages expire) and a part of its error
+# message.
 FOUND = (
     ("commits one too far", "2", 0, "it commits 2, and"),
     ("settles a batch when its blobs are there", "1", 0, "which is not durable"),
@@ -64,7 +65,7 @@ def test_a_planted_bug_is_found(tmp_path: Path, bug: str, world: str, faults: in
     """One safety bug is planted into the real pipeline: some order of events shows it, and the shortest is
     printed.
     """
-    mutant = next(one for one in MUTANTS if one.bug == bug)
+    mutant = next(known for known in MUTANTS if known.bug == bug)
     found = explored(mutant, tmp_path, world.split()[0], faults, expiry="expiry" in world)
 
     assert found.code == 1, found.broken
@@ -98,19 +99,21 @@ def test_each_state_of_a_pipeline_has_an_image_with_the_partitions_exchanged() -
     for core in range(len(cores)):
         image = cores.mirrored(core)
         assert cores.mirrored(image) == core
-        taken = [cores.taken_until(core, one.source) for one in model.readers.partitions]
-        assert taken == [cores.taken_until(image, one.source) for one in model.readers.partitions][::-1]
+        taken = [cores.taken_until(core, partition.source) for partition in model.readers.partitions]
+        assert (
+            taken == [cores.taken_until(image, partition.source) for partition in model.readers.partitions][::-1]
+        )
 
 
 def test_a_bound_is_printed_with_its_size_and_time(capsys: pytest.CaptureFixture[str]) -> None:
-    """Progress is not printed, because the output is not a terminal."""
+    """No progress is printed, because the output is not a terminal."""
     assert main(["--world", "1", "--faults", "0"]) == 0
 
-    said = capsys.readouterr()
-    assert said.out.startswith("core: 1 partition(s) with 1 message(s), 2 readers, 0 fault(s): ")
-    assert " states, " in said.out
-    assert said.out.count("; all of them") == 1
-    assert said.err == ""
+    output = capsys.readouterr()
+    assert output.out.startswith("core: 1 partition(s) with 1 message(s), 2 readers, 0 fault(s): ")
+    assert " states, " in output.out
+    assert output.out.count("; all of them") == 1
+    assert output.err == ""
 
 
 @pytest.mark.parametrize("text", ["0", "5", "2+5", "1+1+1", "two"])
@@ -146,9 +149,9 @@ def test_a_planted_bug_is_printed_with_its_steps() -> None:
     bug = planted.BUGS[1]
     found = planted.found(bug)
 
-    told = bug_as_text(bug, found).splitlines()
-    assert told[0] == f"planted: {bug.name} ({bug.file}): found in {len(found.story) - 1} lines"
-    assert told[-1].strip() == "it settles [0, 1), which is not durable"
+    lines = bug_as_text(bug, found).splitlines()
+    assert lines[0] == f"planted: {bug.name} ({bug.file}): found in {len(found.story) - 1} lines"
+    assert lines[-1].strip() == "it settles [0, 1), which is not durable"
     assert "NOT FOUND" in bug_as_text(bug, planted.Found(0, "", ()))
 
 

@@ -12,10 +12,10 @@ from tools.explore.hashes import Effect, Staged, perform
 from tools.explore.search import Search
 from tools.explore.staging_model import StagingModel
 
-# Seconds on an idle machine, all of which are CPU time.
+# These tests use seconds of CPU time on an idle machine.
 pytestmark = pytest.mark.timeout(400)
 
-# One bug per line, the number of faults that show it, and a word from its violation.
+# One bug per line, with the number of faults that show it and a part of its error message.
 FOUND = (
     (
         Mutant(

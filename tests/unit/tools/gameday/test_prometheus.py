@@ -16,14 +16,14 @@ def deployed() -> dict[str, dict[str, str]]:
     return {rule["alert"]: rule for group in document["groups"] for rule in group["rules"]}
 
 
-def hasty(factor: float) -> dict[str, dict[str, str]]:
+def scaled(factor: float) -> dict[str, dict[str, str]]:
     document = scaled_rules(yaml.safe_load(Path(ALERTS).read_text()), factor)
     return {rule["alert"]: rule for group in document["groups"] for rule in group["rules"]}
 
 
 def test_a_factor_of_one_changes_no_duration():
     """Dividing by one leaves every duration unchanged."""
-    before, after = deployed()["ReplaysRejects"], hasty(1)["ReplaysRejects"]
+    before, after = deployed()["ReplaysRejects"], scaled(1)["ReplaysRejects"]
 
     assert before["for"] == "10m"
     assert after["for"] == "600s"
@@ -32,7 +32,7 @@ def test_a_factor_of_one_changes_no_duration():
 
 def test_for_clauses_ranges_and_thresholds_are_divided():
     """Every duration in a rule is divided, and nothing else is."""
-    rules = hasty(20)
+    rules = scaled(20)
 
     assert rules["ReplaysBatchParked"]["expr"].strip() == "replays_reader_parked_oldest_seconds > 45"
     assert rules["ReplaysReaderDown"]["for"] == "6s"
@@ -43,7 +43,7 @@ def test_for_clauses_ranges_and_thresholds_are_divided():
 
 
 def test_every_fault_has_an_alert_that_exists_and_a_section_of_the_runbook():
-    """If a rule was renamed, no fault may still wait for its old name."""
+    """After a rule is renamed, no fault may wait for its old name."""
     for fault in FAULTS:
         assert fault.alert in deployed()
         assert runbook_has(f"docs/runbook.md#{fault.alert.lower()}")
@@ -78,9 +78,9 @@ def test_the_page_has_a_row_per_fault_and_lists_unfixed_ones():
 
 def test_the_page_names_the_panels_expressions_without_data():
     """A panel that never had data is listed."""
-    asked = [
+    queried = [
         {"panel": "Lag", "expression": "max(lag)", "series": 4, "values": 1200},
         {"panel": "Lag", "expression": "sum(lag)", "series": 0, "values": 0},
     ]
 
-    assert list(panels(asked))[2] == "| Lag | 2 | 1 | 4 | 1,200 |"
+    assert list(panels(queried))[2] == "| Lag | 2 | 1 | 4 | 1,200 |"

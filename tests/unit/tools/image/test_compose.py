@@ -22,7 +22,7 @@ ADDRESSES = {
 
 
 def written(tmp_path: Path, body: str) -> Path:
-    """A file with one service built here."""
+    """A Compose file with one service that is built from its directory."""
     path = tmp_path / "compose.yml"
     path.write_text(f"services:\n  one:\n    build: .\n    command: [run]\n    environment: {{}}\n{body}")
     return path
@@ -35,7 +35,7 @@ def test_our_services_are_the_ones_built_here():
 
 
 def test_a_service_keeps_the_settings_of_the_file():
-    """given the worker, then its command, hardening, settings, health check and stop timeout come from the file"""
+    """The worker's command, hardening, settings, health check and stop timeout are those of the file."""
     worker = ours(FILE, VARIABLES)["worker"]
 
     assert worker.command == ("celery", "-A", "tasks", "worker")
@@ -60,7 +60,7 @@ def test_variables_and_their_defaults_are_filled_in():
 
 
 def test_a_remaining_address_is_named():
-    """given addresses for all servers except one, then the variable of that one is named"""
+    """The variable of the one server without an address is named."""
     names = hosts(FILE, VARIABLES)
     reader = ours(FILE, VARIABLES)["reader"]
     without = {name: value for name, value in ADDRESSES.items() if name != "REPLAYS_GCS_ENDPOINT"}
@@ -71,7 +71,6 @@ def test_a_remaining_address_is_named():
 
 
 def test_the_health_check_follows_the_port():
-    """given another port, then the health check uses it"""
     service = Service("one", ("run",), {}, health=("get", "http://127.0.0.1:9464/readyz", "-t", "9464"))
 
     assert service.moved({}, {9464: 20001}).health == ("get", "http://127.0.0.1:20001/readyz", "-t", "9464")
@@ -85,7 +84,7 @@ def test_the_health_check_follows_the_port():
         ("    stop_grace_period: 1m30s\n", "1m30s"),
     ],
 )
-def test_unknown_keys_are_refused(tmp_path: Path, body: str, says: str):
+def test_unknown_keys_are_refused(tmp_path: Path, body: str, error: str):
     """An unknown key would be silently omitted."""
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=error):
         ours(written(tmp_path, body), {})

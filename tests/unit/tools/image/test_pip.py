@@ -8,8 +8,8 @@ from tools.image.pip import configuration, mounts
 
 
 def test_settings_of_files_and_of_the_environment_become_one_file(tmp_path: Path):
-    """given a configuration file and environment variables, then the environment takes precedence, and existing
-    files and folders are mounted in their place
+    """Environment variables take precedence over the configuration file. Existing files and folders that the
+    settings name are mounted at the same path.
     """
     wheels = tmp_path / "wheels"
     wheels.mkdir()
@@ -34,7 +34,6 @@ def test_settings_of_files_and_of_the_environment_become_one_file(tmp_path: Path
 
 
 def test_pip_reads_several_values_back(tmp_path: Path):
-    """given a value of two lines, when the file is written and read, then both lines are present"""
     listing = "global.find-links='/a\\n/b'\n"
     mounts(configuration(listing), tmp_path)
 

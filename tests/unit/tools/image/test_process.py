@@ -29,15 +29,14 @@ def test_a_confined_process_has_no_breach():
         ("overlay ro,", "overlay rw,", "writable"),
     ],
 )
-def test_each_breach_is_named(was: str, now: str, says: str):
-    """given one difference, then that one is reported"""
+def test_each_breach_is_named(was: str, now: str, breach: str):
     (found,) = breaches(STATUS.replace(was, now), MOUNTS.replace(was, now))
 
-    assert says in found
+    assert breach in found
 
 
 def test_a_step_gets_at_most_the_remaining_time():
-    """given ten seconds, when eight have passed, then a step gets two, and never less than one"""
+    """A step gets at least one second."""
     at = [100.0]
     clock = Clock(10.0, now=lambda: at[0])
     assert clock.left(30) == 10

@@ -30,7 +30,7 @@ def commit(partition: int, offset: int, second: int, *, refused: bool = False) -
 
 
 def test_a_batch_is_parked_once_until_its_end_is_committed():
-    """given a batch parked twice, then it counts once, from the first time until its end is committed"""
+    """A batch that is parked twice counts once, from the first time until its end is committed."""
     lines = [park("a-topic-0-10-20", 7), park("a-topic-0-10-20", 3, "first")]
     commits = [commit(0, 19, 8), commit(1, 20, 9), commit(0, 25, 10, refused=True), commit(0, 30, 12)]
 
@@ -40,7 +40,6 @@ def test_a_batch_is_parked_once_until_its_end_is_committed():
 
 
 def test_a_batch_that_is_never_committed_has_no_time():
-    """given a batch without a commit beyond its end, then it is reported as never committed"""
     (found,) = parked([park("a-topic-0-10-20", 3)], [commit(0, 19, 8)])
 
     assert found.seconds is None
@@ -48,21 +47,21 @@ def test_a_batch_that_is_never_committed_has_no_time():
 
 @pytest.mark.parametrize(("error", "refused"), [(f"version 2: {REFUSED}", True), ("503", False)])
 def test_only_versions_are_refusals(error: str, refused: bool):
-    """given the worker's error, then a batch that a sink refused is not one of a newer version"""
+    """A batch that a sink refused is not one of a newer version."""
     (found,) = parked([park("a-topic-0-10-20", 3, error)], ())
 
     assert found.refused is refused
 
 
 def test_messages_that_are_cut_again_are_counted_once_each_time():
-    """given a next owner that cuts other ranges, then the messages that both cut were read again"""
+    """The next owner cuts other ranges, so the messages that both owners cut were read again."""
     lines = [cut(1, 0, 0, 10), cut(4, 0, 6, 12), cut(2, 1, 0, 10), cut(6, 0, 12, 20), line("other", 5)]
 
     assert read_again(lines) == [Again(START + 4, 4)]
 
 
 def test_a_phase_has_what_happened_in_it():
-    """given a time at the border of two phases, then it belongs to the later one"""
+    """A time at the border of two phases belongs to the later one."""
     some = [Again(START + 5, 1), Again(START + 1, 2)]
 
     assert within(some, START, START + 5) == [some[1]]

@@ -10,7 +10,7 @@ import pytest
 from tools.mixed.build import Release, other_pins
 from tools.mixed.planted import MIGRATIONS, PATCHES, Kind, OutOfDate, Patch, apply, copy, planted
 
-ASKED = """
+SCRIPT = """
 import celery, ingest, tasks.wire as wire
 from ingest.core import cut_record
 from tasks.migrate.clickhouse import migrations
@@ -21,15 +21,15 @@ print(RELEASE, wire.VERSION, cut_record.VERSION, migrations()[-1].name[5:], inge
 
 @pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.NEWER])
 def test_every_patch_fits_the_present_code(kind: Kind, tmp_path: Path):
-    """given a copy of this code, when the patches of a release are applied, then each text occurs once"""
+    """Each text that a patch replaces occurs exactly once in the code."""
     copy(tmp_path)
 
     for patch in PATCHES[kind]:
         apply(patch, tmp_path)
 
 
-def test_a_patch_that_no_longer_fits_says_so(tmp_path: Path):
-    """given code that has changed, then the patch is named instead of being skipped"""
+def test_a_patch_that_no_longer_fits_is_reported(tmp_path: Path):
+    """The patch is named instead of being skipped."""
     (tmp_path / "module.py").write_text("x = 2\n")
 
     with pytest.raises(OutOfDate, match=r"'x = 1' occurs 0 times in module\.py"):
@@ -37,22 +37,22 @@ def test_a_patch_that_no_longer_fits_says_so(tmp_path: Path):
 
 
 def test_a_planted_release_runs_its_own_code_with_the_libraries_of_this_one(tmp_path: Path):
-    """given the newer release, when its interpreter is asked, then version, formats and schema are its own"""
+    """Version, formats and schema are those of the newer release."""
     made: Release = planted(Kind.NEWER, tmp_path)
 
     installation = made.installation
-    told = subprocess.run(
-        [installation.python, "-c", ASKED], cwd=installation.folder, capture_output=True, text=True, check=True
+    printed = subprocess.run(
+        [installation.python, "-c", SCRIPT], cwd=installation.folder, capture_output=True, text=True, check=True
     ).stdout.splitlines()
 
-    assert told[:4] == [made.version, "2", "3", "planted"]
+    assert printed[:4] == [made.version, "2", "3", "planted"]
     assert made.version.endswith("+newer")
-    assert Path(told[4]).is_relative_to(tmp_path)
+    assert Path(printed[4]).is_relative_to(tmp_path)
     assert (tmp_path / "newer-tree" / MIGRATIONS).is_dir()
 
 
 def test_only_libraries_with_other_pins_are_installed_again():
-    """given the pins of two releases, then those that differ or are no longer installed are named"""
+    """Pins that differ and libraries that are no longer installed are named."""
     ours = "celery==5.6.3\nnew==1 # added\n\n# a comment\nredis==7.0"
 
     assert other_pins("celery==5.6.3\nredis==6.4\ngone==1.0", ours) == ["gone==1.0", "redis==6.4"]

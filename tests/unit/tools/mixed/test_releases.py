@@ -54,26 +54,25 @@ def repository(tmp_path: Path) -> Repository:
 
 
 def test_tags_and_the_record_name_the_same_commits():
-    """given the tags of this clone, when they are compared with the record, then both have the same releases"""
-    tags = {one.version: one.commit for one in tagged(ROOT)}
+    """Every tag of this clone is in the record, with the same commit."""
+    tags = {release.version: release.commit for release in tagged(ROOT)}
     if not tags:
         pytest.skip("this clone has no tags")
 
-    record = {one.version: one.commit for one in recorded(ROOT)}
+    record = {release.version: release.commit for release in recorded(ROOT)}
 
     assert tags.items() <= record.items()
 
 
 def test_every_recorded_release_has_a_section_of_the_changelog():
-    """given the record, when the changelog is read, then it has a dated section for each release"""
+    """The section has the date of the release."""
     changelog = (ROOT / "CHANGELOG.md").read_text()
 
-    assert [one for one in recorded(ROOT) if f"\n## {one.version} (2" not in changelog] == []
+    assert [release for release in recorded(ROOT) if f"\n## {release.version} (2" not in changelog] == []
 
 
 def test_the_newest_tag_below_the_commit_is_the_previous_release(repository: Repository):
-    """given tags before, at and beside the commit, then the newest before it is found, by version and not by
-    text"""
+    """Tags at the commit and on other branches are ignored. Tags are compared by version, not as text."""
     repository.commit("v0.9.0")
     repository.commit("v0.10.0")
     repository.commit("vexing")
@@ -88,7 +87,6 @@ def test_the_newest_tag_below_the_commit_is_the_previous_release(repository: Rep
 
 
 def test_without_tags_the_record_names_it(repository: Repository):
-    """given a clone without tags, when the previous release is requested, then it is the recorded one"""
     first, second = repository.commit(), repository.commit()
     repository.commit()
     repository.record(v1_0=first, v1_1=second)
@@ -96,8 +94,8 @@ def test_without_tags_the_record_names_it(repository: Repository):
     assert repository.previous() == "1.1"
 
 
-def test_a_clone_without_that_commit_says_so(repository: Repository):
-    """given a record whose commit a shallow clone does not contain, then the reason names it and the command"""
+def test_a_clone_without_that_commit_is_reported(repository: Repository):
+    """A shallow clone does not contain the commit. The reason names it and the command that fetches it."""
     repository.commit()
     repository.record(v1_0="d612bc7afd11d1545762359304c5bcf2d91737c3")
 
@@ -106,21 +104,19 @@ def test_a_clone_without_that_commit_says_so(repository: Repository):
 
 
 def test_the_first_release_has_no_previous_one(repository: Repository):
-    """given the commit of the first release, then it has no previous release"""
     repository.commit("v0.1.0")
 
     with pytest.raises(NoRelease, match="before this commit"):
         repository.previous()
 
 
-def test_a_copy_without_git_says_so(tmp_path: Path):
-    """given only the sources, then the reason is that they are not a checkout"""
+def test_a_copy_without_git_is_reported(tmp_path: Path):
     with pytest.raises(NoRelease, match="not a git checkout"):
         previous(tmp_path)
 
 
 def test_a_shallow_clone_skips_the_suite_with_the_reason(tmp_path: Path):
-    """given a clone of the last commit alone, when the suite is started, then it says why it cannot run"""
+    """The clone has only the last commit."""
     if git(ROOT, "rev-parse", "HEAD") is None:
         pytest.skip("the sources are no checkout")
     clone = ["git", "clone", "--quiet", "--depth", "1", "--no-tags", f"file://{ROOT}", str(tmp_path)]

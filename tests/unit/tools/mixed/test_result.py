@@ -1,4 +1,4 @@
-"""A run passes only if every check does; each thing that can go wrong fails it and is named."""
+"""A run passes only if every check does. Each kind of failure fails the run and is named."""
 
 from __future__ import annotations
 
@@ -38,7 +38,6 @@ def good(*, expects_refusal: bool = True) -> Result:
 
 
 def test_a_good_run_passes():
-    """given every check, then there is no error"""
     result = good()
     result.judge()
 
@@ -74,7 +73,7 @@ FAULTS: dict[str, tuple[Callable[[Result], object], str]] = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_each_fault_fails_the_run_and_is_named(name: str):
-    """given a run with one fault, then it fails, and the error and the printed verdict say which"""
+    """The result has the error, and the printed verdict is FAILED."""
     plant, error = FAULTS[name]
     result = good()
     plant(result)
@@ -88,9 +87,7 @@ def test_each_fault_fails_the_run_and_is_named(name: str):
 
 
 def test_releases_with_equal_formats_need_no_refusal():
-    """given two real releases, then nothing has to be refused, and in the order of an upgrade nothing may be
-    refused
-    """
+    """Two real releases may have the same formats."""
     result = good(expects_refusal=False)
     nothing_refused(result)
     result.judge()
@@ -99,7 +96,6 @@ def test_releases_with_equal_formats_need_no_refusal():
 
 
 def test_check_has_to_run_at_least_once():
-    """given a run in which `check` was never run, then that is an error"""
     result = good()
     for line in result.lines:
         line.check = None
@@ -109,7 +105,7 @@ def test_check_has_to_run_at_least_once():
 
 
 def test_the_table_has_every_phase_and_the_sums():
-    """given a good run, when it is shown, then each phase is a row, and the last row has the sums"""
+    """Each phase is a row, and the last row has the sums."""
     result = good()
     result.judge()
     printed = io.StringIO()
