@@ -15,7 +15,7 @@ from ingest.cli.main import main
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class CommandResult:
     """Exit code and output of a command."""
 
     code: int
@@ -27,7 +27,7 @@ class Done:
         return json.loads(self.out)
 
 
-def command(env: Mapping[str, str], *arguments: str) -> Done:
+def command(env: Mapping[str, str], *arguments: str) -> CommandResult:
     """Runs a command. Unhandled exceptions of the command are raised."""
     result = CliRunner().invoke(main, arguments, env={**env, "COLUMNS": "250"}, catch_exceptions=False)
-    return Done(result.exit_code, result.stdout, result.stderr)
+    return CommandResult(result.exit_code, result.stdout, result.stderr)

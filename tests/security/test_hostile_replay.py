@@ -24,7 +24,7 @@ from tasks.kafka.letters import Label, Origin
 from tasks.observe.logs import configure
 from tasks.sinks import build
 from tasks.wire import DeadLetter
-from tests.kit.commands import Done, command
+from tests.kit.commands import CommandResult, command
 from tests.kit.office import Office, opened
 from tests.kit.stored_replays import ingest, message
 from tests.security.test_terminal import HOSTILE, unsafe
@@ -125,7 +125,7 @@ def commands(group: click.Group = main, *path: str) -> Iterator[str]:
             yield " ".join((*path, name))
 
 
-def walk(office: Office, directory: str) -> dict[str, Done]:
+def walk(office: Office, directory: str) -> dict[str, CommandResult]:
     """Runs every reading command on the hostile replay, as text and as JSON."""
     letters = command(office.env, "dlq", "ls", "--json").json["letters"]
     (batch,) = office.coordination.parked()

@@ -46,7 +46,7 @@ class Text:
 
 
 def files() -> list[Path]:
-    """Every file that we wrote for people to read."""
+    """All files whose citations are checked."""
     at_top = [
         path for path in ROOT.iterdir() if path.suffix in CODE | {".md"} or path.name in ("Makefile", "Dockerfile")
     ]
@@ -173,10 +173,14 @@ def broken_names(text: Text) -> Iterator[str]:
 
 def broken_holders(text: Text) -> Iterator[str]:
     """ "`complete` in `tasks/flush.py`", "`ingest/core/model.py` (`Batch`)": the name is in the file."""
-    for one, two, holder, place, name in HELD.findall(text.words):
+    for first_name, second_name, holder, place, name in HELD.findall(text.words):
         path = ROOT / (holder or place)
         if path.exists():
-            yield from (f"{cited} in {path.name}" for cited in (one, two, name) if cited and not held(cited, path))
+            yield from (
+                f"{cited} in {path.name}"
+                for cited in (first_name, second_name, name)
+                if cited and not held(cited, path)
+            )
 
 
 def held(cited: str, path: Path) -> bool:

@@ -45,7 +45,8 @@ def statements(body: Iterable[ast.stmt]) -> Iterator[ast.Import | ast.ImportFrom
 
 
 def imported(source: str, modules: Iterable[str]) -> set[str]:
-    """Which of `modules` this source imports itself: `from a import b` is `a.b` where that is a module, else `a`.
+    """The `modules` that this source imports directly: `from a import b` is `a.b` if that is a module, otherwise
+    `a`.
 
     The implied import of `a` by `a.b` is ignored: a package's `__init__` is complete before its modules run,
     unless it imports them, and then that import is counted.

@@ -21,7 +21,7 @@ PRODUCT = [path for path in sources() if not name_of(path).startswith("benchmark
 
 @pytest.mark.parametrize("path", sources(), ids=name_of)
 def test_a_file_imports_only_what_its_package_may(path: Path) -> None:
-    """Given the table, when all imports of the file are walked, each is allowed, ours and third-party."""
+    """The table lists our own and third-party packages."""
     assert violations(name_of(path), path.read_text()) == []
 
 
@@ -100,7 +100,7 @@ def test_a_file_imports_only_what_its_package_may(path: Path) -> None:
     ids=["top", "function", "class", "try", "typing"],
 )
 def test_a_planted_import_is_reported(path: str, line: str, form: str) -> None:
-    """Given a file that breaks the rule in one line, in any position, exactly that line is reported."""
+    """Only the line of the import is reported, wherever it is in the file."""
     text = form.format(line=line)
     at = next(number for number, part in enumerate(text.splitlines(), 1) if line in part)
 
@@ -113,7 +113,7 @@ def test_a_planted_import_is_reported(path: str, line: str, form: str) -> None:
     "call", ["import_module('redis')", "importlib.import_module('redis.exceptions')", "__import__('redis')"]
 )
 def test_an_import_by_name_at_run_time_is_reported(call: str) -> None:
-    """Given a literal name, when it is imported by a call, the rule applies to it as well."""
+    """The rule applies to literal names in calls, too."""
     (found,) = violations("tasks/sinks/gcs/sink.py", f"thing = {call}")
 
     assert "redis" in found
@@ -121,7 +121,7 @@ def test_an_import_by_name_at_run_time_is_reported(call: str) -> None:
 
 @pytest.mark.parametrize("call", ["open('x')", "print('x')", "input()", "eval('1')"])
 def test_an_effect_in_the_core_is_reported(call: str) -> None:
-    """Given a builtin that reads or writes, when the core calls it, it is reported; elsewhere it is not."""
+    """The same call is allowed outside the core."""
     assert len(violations("ingest/core/pipeline.py", f"x = {call}")) == 1
     assert violations("ingest/operate/top.py", f"x = {call}") == []
 
@@ -147,17 +147,17 @@ def test_an_effect_in_the_core_is_reported(call: str) -> None:
     ],
 )
 def test_allowed_imports_are_not_reported(path: str, text: str) -> None:
-    """Given imports of its own package, of packages below it and of its libraries, nothing is reported."""
+    """The imports are of the file's own package, of packages below it, and of its libraries."""
     assert violations(path, text) == []
 
 
 def test_the_table_has_no_unused_permission() -> None:
-    """Given all imports of all files, each library of each row is imported where it is allowed."""
+    """Each library of each row is imported where it is allowed."""
     used = {
-        (row_of(module), one.name.split(".")[0], module)
+        (row_of(module), imported.name.split(".")[0], module)
         for path in sources()
         for module in [module_of(name_of(path))]
-        for one in imports.imports(path.read_text())
+        for imported in imports.imports(path.read_text())
     }
     unused = [
         (package.modules, part, library)
@@ -174,20 +174,19 @@ def test_the_table_has_no_unused_permission() -> None:
 
 
 def test_architecture_shows_the_same_table() -> None:
-    """Given the page, it contains the table as `python -m tools.documents` writes it."""
+    """`python -m tools.documents` writes the table."""
     assert table() in (ROOT / "ARCHITECTURE.md").read_text()
 
 
 @pytest.mark.parametrize("path", PRODUCT, ids=name_of)
 def test_a_file_begins_with_a_docstring(path: Path) -> None:
-    """Given a file with code, it has a module docstring for newcomers."""
     tree = ast.parse(path.read_text())
     assert not tree.body or ast.get_docstring(tree), path
 
 
 @pytest.mark.parametrize("path", PRODUCT, ids=name_of)
 def test_only_settings_read_the_environment(path: Path) -> None:
-    """Given a package, only one module reads the environment, so that its dependencies are visible."""
+    """One module per package reads the environment, so that all its inputs are visible."""
     if path.name in ("settings.py", "loading.py") or name_of(path).startswith(
         ("ingest/local/", "tools/", "ingest/cli/")
     ):

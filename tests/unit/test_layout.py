@@ -25,7 +25,7 @@ WHOLE = {
 
 
 def misplaced(path: Path) -> str:
-    """What is wrong with the location of a test file; empty if nothing is."""
+    """The error in the location of a test file, or an empty string."""
     *folders, name = path.relative_to(TESTS).parts
     kind = folders.pop(0) if folders else ""
     if kind in FLAT:

@@ -37,8 +37,12 @@ metadata.version = version
 def names_of_extras() -> set[str]:
     """Distributions that only one of our extras requires."""
     wanted = [Requirement(text) for text in metadata.requires("replays-ingest") or []]
-    always = {one.name for one in wanted if one.marker is None or "extra" not in str(one.marker)}
-    return {one.name for one in wanted} - always
+    always = {
+        requirement.name
+        for requirement in wanted
+        if requirement.marker is None or "extra" not in str(requirement.marker)
+    }
+    return {requirement.name for requirement in wanted} - always
 
 
 def run(program: str) -> subprocess.CompletedProcess[str]:
@@ -67,7 +71,6 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_production_programs_need_no_extra(module: str) -> None:
-    """Given only the production packages, when its programs are imported, nothing is missing."""
     done = run(f"import {module}")
 
     assert done.returncode == 0, done.stderr[-2000:]
@@ -75,9 +78,7 @@ def test_production_programs_need_no_extra(module: str) -> None:
 
 @pytest.mark.parametrize("words", [["demo"], ["local", "up"]], ids=" ".join)
 def test_a_command_of_an_extra_names_it(words: list[str]) -> None:
-    """Given the same, when the embedded stack is started, one line says what to install, and the exit code is
-    1.
-    """
+    """One line says what to install, and the exit code is 1."""
     done = run(f"from ingest.cli.main import main; main({words!r})")
 
     assert done.returncode == 1

@@ -13,14 +13,14 @@ import pytest
 from ingest.core import events as on
 from ingest.core.model import OffsetRange
 from ingest.operate.text import utc_text
-from tests.kit.commands import Done, command
+from tests.kit.commands import CommandResult, command
 from tests.kit.office import MESSAGES, READER, Office
 from tests.kit.paths import ROOT
 
 AWAY = {"REPLAYS_REDIS_URL": "redis://127.0.0.1:1/0"}
 
 
-def failed(done: Done) -> str:
+def failed(done: CommandResult) -> str:
     """The error line of a failed command."""
     assert done.code == 1
     return done.err.splitlines()[-1]
@@ -30,22 +30,22 @@ def failed(done: Done) -> str:
 
 
 def test_the_state_of_the_system_is_one_page(office: Office):
-    """`status` shows readers, sinks and parked batches as text, as JSON, and as a picture."""
+    """`status` prints readers, sinks and parked batches as text and as JSON, and `top` as text."""
     batch = office.park(0, 2)
     page = command(office.env, "status")
-    told = command(office.env, "status", "--json").json
+    reported = command(office.env, "status", "--json").json
     live = command(office.env, "top", "--once")
 
-    assert [reader["reader"] for reader in told["readers"]] == [READER]
-    assert [parked["batch_id"] for parked in told["parked"]] == [batch.id]
-    assert {sink["sink"]: sink["switched_on"] for sink in told["sinks"]}["gcs"] is True
+    assert [reader["reader"] for reader in reported["readers"]] == [READER]
+    assert [parked["batch_id"] for parked in reported["parked"]] == [batch.id]
+    assert {sink["sink"]: sink["switched_on"] for sink in reported["sinks"]}["gcs"] is True
     for text in (page.out, live.out):
         assert READER in text
         assert "clickhouse is away" in text
 
 
-def test_the_page_can_be_a_picture(office: Office, tmp_path: Path):
-    """The picture is written to an SVG file, and nothing is printed on the terminal."""
+def test_the_page_can_be_saved_as_svg(office: Office, tmp_path: Path):
+    """Nothing is printed on the terminal."""
     done = command(office.env, "top", "--svg", str(tmp_path / "top.svg"))
 
     assert (done.code, done.out) == (0, "")
@@ -97,13 +97,13 @@ def test_parked_batches_are_listed_and_shown(office: Office):
     batch = office.park(0, 2)
 
     listed = command(office.env, "batches", "ls")
-    told = command(office.env, "batches", "ls", "--json").json
+    reported = command(office.env, "batches", "ls", "--json").json
     shown = command(office.env, "batches", "show", batch.id)
 
     assert batch.id in listed.out
-    assert told[batch.id]["error"] == "clickhouse is away"
+    assert reported[batch.id]["error"] == "clickhouse is away"
     assert "error        clickhouse is away" in shown.out
-    assert command(office.env, "batches", "show", batch.id, "--json").json == told[batch.id]
+    assert command(office.env, "batches", "show", batch.id, "--json").json == reported[batch.id]
     assert "list parked batches with `replays-ingest batches ls`" in failed(
         command(office.env, "batches", "show", "none-0-0-1")
     )
@@ -156,12 +156,12 @@ def test_rules_for_projects_are_set_and_removed(office: Office):
         ("limit", "9", "--per-second", "1", "--burst", "3"),
     ):
         assert command(env, "tenants", *arguments, "--by", "ann").code == 0
-    told = command(env, "tenants", "ls", "--json").json
+    reported = command(env, "tenants", "ls", "--json").json
     text = command(env, "tenants", "ls").out
     for arguments in (("revive", "7"), ("limit", "8", "--remove"), ("limit", "9", "--remove")):
         assert command(env, "tenants", *arguments, "--by", "bob").code == 0
 
-    assert told == {
+    assert reported == {
         "killed": [7],
         "limits": {"8": {"per_second": 5.0, "burst": 50.0}, "9": {"per_second": 1.0, "burst": 3.0}},
     }
@@ -185,9 +185,7 @@ def test_a_limit_needs_a_rate_or_none(office: Office, options: list[str]):
 
 
 def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Path):
-    """Dead letters are selected by reason or id, first as a dry run; a second replay finds nothing; the action is
-    recorded.
-    """
+    """A dry run produces nothing, a second replay finds nothing, and the action is recorded."""
     office.bury(MESSAGES - 1, "no_header")
     env = office.env
 
@@ -195,7 +193,7 @@ def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Pa
     (letter,) = listed["letters"]
     text = command(env, "dlq", "ls", "--reason", "no_header")
     shown = command(env, "dlq", "show", letter["id"])
-    told = command(env, "dlq", "show", letter["id"], "--json").json
+    reported = command(env, "dlq", "show", letter["id"], "--json").json
     dry = command(env, "dlq", "replay", "--id", letter["id"], "--dry-run", "--json").json
     done = command(env, "dlq", "replay", "--reason", "no_header", "--by", "ann")
     again = command(env, "dlq", "replay", "--reason", "no_header", "--json").json
@@ -206,7 +204,7 @@ def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Pa
     assert f"-0-{MESSAGES - 1} " in text.out
     assert f"timestamp     {utc_text(letter['timestamp_ms'] / 1000).replace(' ', 'T')}" in shown.out
     assert "it never parses" in shown.out
-    assert told["content"]["reject"]
+    assert reported["content"]["reject"]
     assert (dry["produced"], dry["dry_run"]) == (1, True)
     assert "1 were produced again" in done.out
     assert again["produced"] == 0
@@ -214,30 +212,30 @@ def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Pa
     assert office.coordination.audited()[-1]["by"] == "ann"
 
 
-def test_on_a_terminal_dangerous_commands_state_their_scope_and_ask(office: Office):
-    """If the operator answers no, nothing changes; --yes skips the question; each command reports what it
+def test_on_a_terminal_dangerous_commands_state_their_scope_and_ask_for_confirmation(office: Office):
+    """If the operator answers no, nothing changes, and `--yes` skips the question. Each command reports what it
     changed.
     """
     batch = office.park(2, 4)
     office.bury(0, "no_header")
 
-    given_up = on_a_terminal(office.env, "n", "batches", "abandon", batch.id, "--reason", "why not")
+    abandoned = on_a_terminal(office.env, "n", "batches", "abandon", batch.id, "--reason", "why not")
     replayed = on_a_terminal(office.env, "n", "dlq", "replay", "--reason", "no_header")
     killed = on_a_terminal(office.env, "y", "tenants", "kill", "7")
     again = command(office.env, "tenants", "kill", "7", "--yes")
 
-    assert "2 messages" in given_up
+    assert "2 messages" in abandoned
     assert batch.id in office.coordination.parked()
     assert "no_header to their topic" in replayed
     assert "stored segments in the last hour" in killed
     assert "project 7: off (was on, no limit)" in killed
     assert "project 7: still off" in again.out
-    assert [deed["what"] for deed in office.coordination.audited()] == ["tenant_kill", "tenant_kill"]
+    assert [action["what"] for action in office.coordination.audited()] == ["tenant_kill", "tenant_kill"]
     assert command(office.env, "tenants", "revive", "7").code == 0
 
 
 def on_a_terminal(env: dict[str, str], answer: str, *arguments: str) -> str:
-    """Output of the command for a user who answers its question as given."""
+    """The output of the command on a terminal where the user answers its question as given."""
     ours, theirs = pty.openpty()
     try:
         process = subprocess.Popen(
@@ -278,9 +276,7 @@ def test_existing_schema_and_topics_are_left_unchanged(office: Office):
 
 
 def test_check_lists_every_server_and_its_errors(office: Office):
-    """Only the workers are missing, so only their queues are errors. An unavailable server is also reported on an
-    error line.
-    """
+    """Only the workers are missing, so only their queues are errors. An unavailable server is listed, too."""
     good = command(office.env, "check", "--json")
     bad = command(office.env | {"REPLAYS_CLICKHOUSE_URL": "http://127.0.0.1:1"}, "check")
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from ingest.cli.main import main
 from ingest.web.timeline import KINDS
-from tests.kit.commands import Done, command
+from tests.kit.commands import CommandResult, command
 from tests.kit.library import (
     HOLED,
     MOBILE,
@@ -41,12 +41,12 @@ def test_replays_are_listed(library: Library, options: list[str], expected: set[
     text = command(library.env, "replays", "ls", *options)
     listed = command(library.env, "replays", "ls", *options, "--json").json
 
-    assert {one["replay_id"] for one in listed["replays"]} == expected
+    assert {entry["replay_id"] for entry in listed["replays"]} == expected
     assert not listed["more"]
     assert {line.split()[0] for line in text.out.splitlines()[1:] if line.strip()} == expected
 
 
-def test_a_truncated_list_says_so(library: Library):
+def test_a_truncated_list_is_marked_as_truncated(library: Library):
     """The last line says that there are more replays."""
     done = command(library.env, "replays", "ls", "--limit", "2", "--dead")
     cut = command(library.env, "replays", "ls", "--limit", "1", "--dead")
@@ -58,7 +58,7 @@ def test_a_truncated_list_says_so(library: Library):
 def test_one_replay_is_shown_with_its_segments(library: Library):
     """The output has facts, then a line per segment with its missing data, then anomalies."""
     shown = command(library.env, "replays", "show", HOLED)
-    told = command(library.env, "replays", "show", HOLED, "--json").json
+    reported = command(library.env, "replays", "show", HOLED, "--json").json
 
     assert shown.code == 0
     assert "missing        2-3" in shown.out
@@ -66,8 +66,12 @@ def test_one_replay_is_shown_with_its_segments(library: Library):
     for state in ("stored", "missing", "no_object", "no_row"):
         assert f" {state} " in shown.out
     assert f"30/{PROJECT}/{HOLED}/notes is no segment" in shown.out
-    assert [one["state"] for one in told["ingestion"]["segments"]][2:] == ["missing", "no_object", "no_row"]
-    assert told["replay"]["segments"] == 3
+    assert [entry["state"] for entry in reported["ingestion"]["segments"]][2:] == [
+        "missing",
+        "no_object",
+        "no_row",
+    ]
+    assert reported["replay"]["segments"] == 3
 
 
 def test_events_are_listed(library: Library):
@@ -86,7 +90,7 @@ def test_events_are_listed(library: Library):
 def test_a_session_is_found_and_its_evidence_exported(library: Library):
     """`events --around` accepts the event id from a search result."""
     found = command(library.env, "replays", "find", "--selector", "#rage", "--text", "rage", "--json").json
-    (shop,) = [one for one in found["replays"] if one["replay_id"] == library.shop_id]
+    (shop,) = [entry for entry in found["replays"] if entry["replay_id"] == library.shop_id]
     event = shop["matches"][0]["event"]
     around = ("events", library.shop_id, "--around", event, "--window", "1s")
 
@@ -101,12 +105,12 @@ def test_a_session_is_found_and_its_evidence_exported(library: Library):
 def test_events_of_an_unknown_kind_are_refused(library: Library):
     """An unknown kind gives exit code 2 and the available kinds; each kind in the recordings is among them."""
     done = command(library.env, "events", HOLED, "--kind", "nope")
-    told = command(library.env, "events", HOLED, "--json").json
+    reported = command(library.env, "events", HOLED, "--json").json
 
     assert done.code == 2
     assert "nope" in done.err
     assert "rage_click" in done.err
-    assert set(told["counts"]) <= KINDS
+    assert set(reported["counts"]) <= KINDS
 
 
 def test_events_fit_the_width_of_the_terminal(library: Library):
@@ -150,7 +154,7 @@ def test_a_download_is_readable_by_its_user_only(library: Library, tmp_path: Pat
     assert [path for path in made if path.stat().st_mode & 0o077] == []
 
 
-def failed(done: Done) -> str:
+def failed(done: CommandResult) -> str:
     """The error line of a failed command."""
     assert done.code == 1
     (line,) = done.err.splitlines()
@@ -188,9 +192,9 @@ def test_messages_are_inspected_before_they_are_ingested(library: Library, tmp_p
     good.write_bytes(library.shop.values[4])
     bad.write_bytes(b"\xc1")
 
-    told = command(library.env, "inspect", str(good), "--json")
+    reported = command(library.env, "inspect", str(good), "--json")
     refused = command(library.env, "inspect", str(bad))
 
-    assert told.code == 0
-    assert str(RECORDED_PROJECT) in json.dumps(told.json)
+    assert reported.code == 0
+    assert str(RECORDED_PROJECT) in json.dumps(reported.json)
     assert (refused.code, "not_msgpack" in refused.out) == (1, True)

@@ -1,4 +1,6 @@
-"""The access list of deploy/redis allows what reader, fleet and viewer need, and only their own keys."""
+"""The access list of deploy/redis grants the rights that reader, fleet and viewer need, and access only to their
+own keys.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ SUBCOMMANDS_OF_7_0 = {"script|load", "script|exists"}
 
 
 def guard(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> Redis:
-    """Redis as deployed, with a user for workers and one for the reader. Returns an administrator's client."""
+    """Configures Redis as deployed, with a user for workers and one for the reader. Returns an administrator's
+    client.
+    """
     keeper: Any = fleet.client
     keeper.execute_command("ACL", "SETUSER", "keeper", "on", "nopass", "~*", "&*", "+@all")
     admin = Redis.from_url(fleet.redis.address.replace("redis://", "redis://keeper:x@"))

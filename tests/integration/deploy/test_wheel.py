@@ -70,7 +70,6 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
 
 
 def test_the_wheel_holds_our_two_packages_and_celerys_configuration(wheel: Path) -> None:
-    """Given the repository, when the wheel is built, it has no other top-level name."""
     names = zipfile.ZipFile(wheel).namelist()
 
     tops = {name.split("/")[0] for name in names}
@@ -81,7 +80,7 @@ def test_the_wheel_holds_our_two_packages_and_celerys_configuration(wheel: Path)
 
 
 def test_other_packages_keep_their_names(installed: Installed) -> None:
-    """Given packages named like our directories, when ours is installed, each import still finds theirs."""
+    """Other packages with the names of our directories can still be imported."""
     owners = "; ".join(f"import {name}; print({name}.OWNER)" for name in THEIRS)
 
     done = installed.run("python", "-c", owners)
@@ -93,7 +92,7 @@ def test_other_packages_keep_their_names(installed: Installed) -> None:
     "words", [["--help"], ["web", "--help"], ["local", "--help"], ["check", "--help"]], ids=" ".join
 )
 def test_our_commands_run_next_to_them(installed: Installed, words: list[str]) -> None:
-    """Given the same, when one of our commands is run elsewhere, the installed one runs, and it works."""
+    """The installed command runs outside the repository."""
     done = installed.run("replays-ingest", *words)
 
     assert done.returncode == 0, done.stderr
@@ -101,7 +100,7 @@ def test_our_commands_run_next_to_them(installed: Installed, words: list[str]) -
 
 
 def test_celery_finds_the_installed_fleet(installed: Installed) -> None:
-    """Given the same, when Celery runs elsewhere, it has our app, our configuration and our tasks."""
+    """Outside the repository, Celery has our app, configuration and tasks."""
     where = installed.run("python", "-c", "import celeryconfig, ingest, tasks; print(celeryconfig.__file__)")
 
     report = installed.run("python", "-m", "celery", "-A", "tasks", "report")

@@ -32,9 +32,7 @@ def status_of(url: str, login: str = "") -> int:
 
 
 def test_the_whole_system_starts_ingests_and_stops(tmp_path: Path):
-    """Given an empty directory, when everything is started, a load is committed, and one login opens every
-    page.
-    """
+    """A load is committed, and one login opens every page."""
     place = tmp_path / "stack"
     state = background.up(place, programs=True)
     try:
@@ -63,7 +61,7 @@ def test_the_whole_system_starts_ingests_and_stops(tmp_path: Path):
 
 
 def test_an_unknown_log_is_refused_with_the_available_names(tmp_path: Path):
-    """Given a stack's logs, when another name is requested, the exit code is 2 and the names are listed."""
+    """The exit code is 2."""
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "reader.log").write_text("one\ntwo\n")
 
@@ -76,7 +74,7 @@ def test_an_unknown_log_is_refused_with_the_available_names(tmp_path: Path):
 
 
 def test_a_log_is_followed_by_whole_lines(tmp_path: Path):
-    """Given a line that is still being written, when the log is followed, it is printed once it is complete."""
+    """A line that is still being written is printed once it is complete."""
     path = tmp_path / "reader.log"
     path.write_bytes(b"one\nhal")
     tail = Tail(path)
@@ -89,7 +87,7 @@ def test_a_log_is_followed_by_whole_lines(tmp_path: Path):
 
 
 def test_a_running_stack_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Given a running stack of a checkout, when another folder starts one, it gets that stack and its location."""
+    """Starting a stack in another folder returns the running stack and its location."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv("REPLAYS_LOCAL_DIRECTORY", raising=False)
     checkout, elsewhere = tmp_path / "checkout", tmp_path / "elsewhere"
@@ -97,15 +95,15 @@ def test_a_running_stack_is_found_from_another_folder(tmp_path: Path, monkeypatc
         folder.mkdir()
     (checkout / "pyproject.toml").touch()
     (checkout / "celeryconfig.py").touch()
-    told: list[str] = []
+    printed: list[str] = []
     monkeypatch.chdir(checkout)
     first = background.up(parts=["statsd"])
     try:
         monkeypatch.chdir(elsewhere)
-        second = background.up(parts=["statsd"], progress=told.append)
+        second = background.up(parts=["statsd"], progress=printed.append)
 
         assert second == first
-        assert told == [f"already up in {checkout / '.local' / 'stack'}"]
+        assert printed == [f"already up in {checkout / '.local' / 'stack'}"]
     finally:
         assert background.down() == checkout / ".local" / "stack"
     assert background.status() is None

@@ -67,7 +67,7 @@ def test_an_unknown_component_is_refused():
 
 
 def test_a_component_that_does_not_start_shows_its_log(tmp_path: Path):
-    """Redis fails to start because its data directory is a file."""
+    """ClickHouse fails to start because its data directory is a file."""
     (tmp_path / "clickhouse").mkdir()
     (tmp_path / "clickhouse" / "data").write_text("in the way")
     with Stack(tmp_path, environ={}) as stack, pytest.raises(LocalError, match=r"(?s)clickhouse ended.*end of"):
@@ -95,9 +95,7 @@ def test_a_background_stack_runs_until_down(tmp_path: Path):
 
 
 def test_the_files_of_a_background_stack_are_private(tmp_path: Path):
-    """Given a user with a permissive umask, when a stack runs, none of its folders or files is accessible to
-    others.
-    """
+    """The user's umask would make new files accessible to everyone."""
     place = tmp_path / "new" / "stack"
     before = os.umask(0)
     try:
@@ -114,7 +112,7 @@ def test_the_files_of_a_background_stack_are_private(tmp_path: Path):
 
 
 def test_the_files_of_an_older_background_stack_become_private(tmp_path: Path):
-    """Given a folder that others can read, when its stack starts again, they cannot."""
+    """Others could read the folder before the stack starts again."""
     background.up(tmp_path, parts=["statsd"])
     background.down(tmp_path)
     tmp_path.chmod(0o755)

@@ -46,9 +46,9 @@ class Stored:
         return CliRunner().invoke(main, command, env=self.env, input=answer, catch_exceptions=False)
 
     def found(self, *arguments: str) -> dict[str, Any]:
-        told = self.run("--json", *arguments)
-        found: dict[str, Any] = json.loads(told.stdout)
-        assert told.exit_code == (0 if found["ok"] else 1), told.output
+        reported = self.run("--json", *arguments)
+        found: dict[str, Any] = json.loads(reported.stdout)
+        assert reported.exit_code == (0 if found["ok"] else 1), reported.output
         return found
 
     def clickhouse(self, sql: str) -> list[Any]:
@@ -116,7 +116,7 @@ def test_lost_and_wrong_rows_are_rebuilt_once_as_ingestion_wrote_them(stored: St
     stored.bigquery("""UPDATE FACTS SET attributes = '{"count": 0}' WHERE event_type = 'rrweb_event_count'""")
     spoiled = stored.tables()
 
-    told = stored.found("--since", "1d", "--dry-run")
+    reported = stored.found("--since", "1d", "--dry-run")
     untouched = stored.tables()
     first = stored.found("--since", "1d", "--yes")
     second = stored.found("--since", "1d", "--yes")
@@ -126,11 +126,14 @@ def test_lost_and_wrong_rows_are_rebuilt_once_as_ingestion_wrote_them(stored: St
     assert {(sink["missing"], sink["differs"]) for sink in clean["sinks"].values()} == {(0, 0)}
     assert spoiled != whole
     assert untouched == spoiled
-    assert all(sink["missing"] and sink["differs"] for sink in told["sinks"].values()), told["sinks"]
-    assert {one["what"] for one in told["differences"]} >= {"no such row", "differs in attributes"}
+    assert all(sink["missing"] and sink["differs"] for sink in reported["sinks"].values()), reported["sinks"]
+    assert {difference["what"] for difference in reported["differences"]} >= {
+        "no such row",
+        "differs in attributes",
+    }
     assert first["ok"], (first["failures"], first["sinks"])
     for name, sink in first["sinks"].items():
-        wrong = told["sinks"][name]
+        wrong = reported["sinks"][name]
         assert (sink["written"], sink["left"]) == (wrong["missing"] + wrong["differs"], 0)
     assert {(sink["missing"], sink["written"]) for sink in second["sinks"].values()} == {(0, 0)}
     assert stored.tables() == whole
@@ -141,8 +144,8 @@ def test_lost_and_wrong_rows_are_rebuilt_once_as_ingestion_wrote_them(stored: St
 
 @pytest.mark.parametrize("stored", ["segment"], indirect=True)
 def test_recordings_that_cannot_be_rebuilt_are_counted_and_named(stored: Stored, tmp_path: Path) -> None:
-    """No row to copy from, a missing recording, an invalid recording; all others are rebuilt."""
-    names = sorted({one.blobs[0].name for one in stored.segments if one.project_id == project_of(stored)})
+    """The cases are a recording without a row to copy from, a missing recording and an invalid one."""
+    names = sorted({item.blobs[0].name for item in stored.segments if item.project_id == project_of(stored)})
     unlisted, gone, broken = names[:3]
     _, project, replay, segment = unlisted.split("/")
     stored.clickhouse(
@@ -169,13 +172,13 @@ def test_recordings_that_cannot_be_rebuilt_are_counted_and_named(stored: Stored,
 
 def project_of(stored: Stored) -> int:
     """The project with the most recordings."""
-    projects = [one.project_id for one in stored.segments]
+    projects = [item.project_id for item in stored.segments]
     return max(set(projects), key=projects.count)
 
 
 @pytest.mark.parametrize("stored", ["segment"], indirect=True)
 def test_it_asks_for_confirmation_before_it_writes(stored: Stored) -> None:
-    """If the operator answers no, nothing changes; a script must pass --yes; an empty selection is a usage
+    """If the operator answers no, nothing changes. A script must pass `--yes`, and an empty selection is a usage
     error.
     """
     stored.clickhouse(f"ALTER TABLE replays DELETE WHERE {CLICKS} SETTINGS mutations_sync = 2")

@@ -59,15 +59,15 @@ def groups(settings: Settings) -> list[str]:
     """Consumer groups whose names begin like the production group's."""
     admin = AdminClient({"bootstrap.servers": settings.kafka_brokers})
     found = admin.list_consumer_groups(request_timeout=GROUP_SECONDS_MAX).result(GROUP_SECONDS_MAX).valid
-    return [one.group_id for one in found if one.group_id.startswith(settings.kafka_group)]
+    return [listing.group_id for listing in found if listing.group_id.startswith(settings.kafka_group)]
 
 
 @pytest.mark.parametrize("protocol", list(GroupProtocol))
 def test_a_temporary_group_is_joined_committed_and_deleted(
     kafka: Callable[..., Settings], protocol: GroupProtocol
 ) -> None:
-    """Given a topic, when the reader's group membership is checked, both partitions are assigned, a commit with
-    the metadata of a long cut record is read back, and no group remains.
+    """Both partitions are assigned, and the metadata of a long cut record is read back from a commit. No group
+    remains.
     """
     settings = kafka(kafka_group_protocol=protocol, kafka_instance_id="reader-1")
 
@@ -81,7 +81,7 @@ def test_a_temporary_group_is_joined_committed_and_deleted(
 
 
 def test_a_commit_that_the_brokers_refuse_is_reported(kafka: Callable[..., Settings]) -> None:
-    """Given metadata above what the brokers accept, both settings are named and no group remains."""
+    """The metadata is longer than the brokers accept. Both settings are named, and no group remains."""
     settings = kafka(cut_record_bytes_max=8000)
 
     found = only(rehearsal.group(settings))
@@ -93,7 +93,7 @@ def test_a_commit_that_the_brokers_refuse_is_reported(kafka: Callable[..., Setti
 
 
 def test_a_topic_without_readers_is_a_warning(kafka: Callable[..., Settings]) -> None:
-    """Given a group without members, when its owners are checked, the warning advises starting a reader."""
+    """The group has no members."""
     found = only(rehearsal.owners(kafka()))
 
     assert found.level is Severity.WARNING
@@ -101,7 +101,7 @@ def test_a_topic_without_readers_is_a_warning(kafka: Callable[..., Settings]) ->
 
 
 def test_partitions_that_no_member_owns_are_an_error_with_their_lag(kafka: Callable[..., Settings]) -> None:
-    """Given a stable group whose only member reads another topic, each partition is reported with its lag."""
+    """The only member of the stable group reads another topic."""
     settings = kafka()
     producer = AcknowledgedProducer(settings)
     for number in range(3):
@@ -131,7 +131,7 @@ def test_partitions_that_no_member_owns_are_an_error_with_their_lag(kafka: Calla
 
 
 def test_staging_and_tasks_are_checked_and_nothing_is_left(fleet: Fleet) -> None:
-    """Given Redis, when a batch is staged and a task makes a round trip, both succeed and no key remains."""
+    """A batch is staged, a task makes a round trip, and no key remains."""
     before = set(fleet.client.keys("*"))
 
     for found in (only(rehearsal.staging(fleet.settings)), only(rehearsal.task(fleet.settings))):
@@ -143,7 +143,7 @@ def test_staging_and_tasks_are_checked_and_nothing_is_left(fleet: Fleet) -> None
 
 
 def test_a_queue_without_a_worker_is_an_error(fleet: Fleet) -> None:
-    """Given no worker, when the fleet is checked, each queue is reported with what to start."""
+    """The last finding says which worker to start."""
     found = list(rehearsal.fleet(fleet.settings))
 
     assert [finding.name for finding in found] == [f"queue {name}" for name in queues_of(fleet.settings.sinks)]
@@ -152,7 +152,7 @@ def test_a_queue_without_a_worker_is_an_error(fleet: Fleet) -> None:
 
 
 def test_status_and_top_show_partitions_without_an_owner(fleet: Fleet) -> None:
-    """Given readers that reported some, one of them silent since, the others' are shown with their lag."""
+    """Reports of a silent reader are ignored."""
     coordination = Coordination(fleet.client, fleet.settings)
     for name, seen_at, unowned in (
         ("fresh", time.time(), (Unowned(3, 41), Unowned(5))),
@@ -171,12 +171,12 @@ def test_status_and_top_show_partitions_without_an_owner(fleet: Fleet) -> None:
 
 
 def test_workers_are_seen_with_their_queues_until_they_end(fleet: Fleet) -> None:
-    """Given a worker of two queues, when it runs, it is listed with them and the other queues have no consumer;
-    when it stops, then it is no longer listed.
+    """While a worker of two queues runs, the other queues have no consumer. It is no longer listed after it
+    stops.
     """
     worker = fleet.worker("one", app="tasks", options=("-Q", f"{CONTROL_QUEUE},flush.gcs"))
 
-    fleet.wait(lambda: bool(status.collect(fleet.settings).workers), "the worker to show itself")
+    fleet.wait(lambda: bool(status.collect(fleet.settings).workers), "the worker to be listed")
     seen = status.collect(fleet.settings)
     (shown,) = seen.workers
     assert shown.worker.startswith("one@")
@@ -191,19 +191,19 @@ def test_workers_are_seen_with_their_queues_until_they_end(fleet: Fleet) -> None
     assert 0 < Client.from_url(fleet.redis.address).ttl(f"{fleet.settings.key_prefix}:workers") <= 3600
 
     worker.signal(signal.SIGTERM)
-    fleet.wait(lambda: not status.collect(fleet.settings).workers, "the worker to say goodbye")
+    fleet.wait(lambda: not status.collect(fleet.settings).workers, "the worker to be removed")
 
 
 def test_processes_of_different_releases_are_named(fleet: Fleet) -> None:
-    """Given a reader of another release, it is named; given only this release, nothing is reported."""
+    """Nothing is reported while all processes have this release."""
     coordination = Coordination(fleet.client, fleet.settings)
 
-    def said(release: str) -> list[str]:
+    def reported(release: str) -> list[str]:
         beat = Heartbeat(seen_at=coordination.now(), release=release)
         coordination.publish_reader("reader-7", msgspec.json.encode(beat).decode())
-        return [one.said for one in rehearsal.fleet(fleet.settings) if one.name == "releases"]
+        return [finding.said for finding in rehearsal.fleet(fleet.settings) if finding.name == "releases"]
 
-    assert said(RELEASE) == []
-    (found,) = said("0.0.9")
+    assert reported(RELEASE) == []
+    (found,) = reported("0.0.9")
     assert "reader reader-7: 0.0.9" in found
     assert f"this command: {RELEASE}" in found

@@ -1,4 +1,4 @@
-"""Dead letters on real servers: what a replayed letter may do, whoever wrote it."""
+"""Dead letters on real servers: what replaying a letter may change, whoever wrote it."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ def first_format(item: DeadLetter) -> DeadLetter:
 
 @pytest.mark.parametrize("older", [False, True], ids=["this format", "the first format"])
 def test_a_refused_item_is_written_to_its_sink_and_marked(topics: Topics, older: bool) -> None:
-    """The refused blob and row are written; equal letters are written once; a second replay finds nothing to
-    do.
-    """
+    """The refused blob and row are written, equal letters only once. A second replay finds nothing."""
     written = [refusal(topics, SinkName.GCS, items_of(batch(topics), SinkName.GCS)[0])] * 2
     written += [refusal(topics, SinkName.CLICKHOUSE, row) for row in items_of(batch(topics), SinkName.CLICKHOUSE)]
     topics.write(*(first_format(letter) if older else letter for letter in written))
@@ -135,11 +133,11 @@ def test_an_item_without_its_message_needs_an_option(topics: Topics) -> None:
     topics.write(forged(topics, "gcs", "blob", f"{name}/../../1", content, offset=50))
 
     cautious = topics.replay()
-    asked = topics.replay(unverified=True)
+    forced = topics.replay(unverified=True)
 
     assert [letter for letter, _ in cautious.failed] == ["0-0", "0-1"]
     assert "--unverified" in cautious.failed[0][1]
-    assert (asked.written, [letter for letter, _ in asked.failed]) == (1, ["0-1"])
+    assert (forced.written, [letter for letter, _ in forced.failed]) == (1, ["0-1"])
     assert topics.object(name) == content
 
 
@@ -159,13 +157,13 @@ def test_with_a_shared_key_only_sealed_letters_are_replayed_by_default(topics: T
 
     done = keyed.replay()
     left = keyed.letters(Selection())
-    asked = keyed.replay(Selection(), unverified=True)
+    forced = keyed.replay(Selection(), unverified=True)
 
     assert [letter for letter, _ in done.failed] == ["0-0"]
     assert "--unverified" in done.failed[0][1]
     assert (done.written, topics.object(name)) == (1, b"refused")
     assert [(letter.id, letter.sealed) for letter in left] == [("0-0", Sealed.NO)]
-    assert asked.produced == 1
+    assert forced.produced == 1
     assert keyed.letters(Selection()) == []
 
 

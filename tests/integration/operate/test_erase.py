@@ -101,9 +101,9 @@ def parsed(settings: Settings, started_at: int) -> list[Segment]:
 def chosen(segments: list[Segment]) -> tuple[Key, Key]:
     """Two replays of one retention class, the first with several segments: they share their packed objects."""
     replays: dict[int, dict[Key, int]] = {}
-    for one in segments:
-        keys = replays.setdefault(one.retention_days, {})
-        key = (one.project_id, one.replay_id)
+    for segment in segments:
+        keys = replays.setdefault(segment.retention_days, {})
+        key = (segment.project_id, segment.replay_id)
         keys[key] = keys.get(key, 0) + 1
     most = max(replays.values(), key=len)
     first, second = sorted(most, key=lambda key: most[key], reverse=True)[:2]
@@ -112,8 +112,8 @@ def chosen(segments: list[Segment]) -> tuple[Key, Key]:
 
 
 def test_an_erased_replay_is_gone_and_its_neighbor_unchanged(store: Store) -> None:
-    """Both copies of each recording are removed; outcomes are kept; the erasure is audited; a second run finds
-    nothing and succeeds.
+    """Both copies of each recording are removed, and outcomes are kept. The erasure is audited, and a second run
+    succeeds without finding anything.
     """
     before, kept = store.everything(store.victim), store.everything(store.neighbour)
     recordings = [content for content in before["recordings"] if content]
@@ -123,11 +123,11 @@ def test_an_erased_replay_is_gone_and_its_neighbor_unchanged(store: Store) -> No
     erased = store.erase("--json")
 
     assert erased.exit_code == 0, erased.output
-    told = json.loads(erased.stdout)
-    assert told["ok"]
-    assert told["left"] == []
-    assert told["found"]["bigquery_rows"] == before["facts"] > 0
-    assert told["found"]["objects" if store.settings.gcs_layout == "segment" else "packed_objects"] > 1
+    reported = json.loads(erased.stdout)
+    assert reported["ok"]
+    assert reported["left"] == []
+    assert reported["found"]["bigquery_rows"] == before["facts"] > 0
+    assert reported["found"]["objects" if store.settings.gcs_layout == "segment" else "packed_objects"] > 1
     after = store.everything(store.victim)
     assert after.pop("replay_outcomes") == before["replay_outcomes"]
     assert not any(after.values()), after
@@ -142,25 +142,25 @@ def test_an_erased_replay_is_gone_and_its_neighbor_unchanged(store: Store) -> No
     assert "nothing is left" in again.output
 
 
-def test_a_dry_run_and_a_no_change_nothing(untouched: Store) -> None:
-    """If the operator answers no, no tombstone remains."""
+def test_a_dry_run_or_an_unconfirmed_run_changes_nothing(untouched: Store) -> None:
+    """No tombstone remains if the operator does not confirm."""
     before, bucket = untouched.everything(untouched.victim), untouched.bucket_bytes()
 
-    told = untouched.run("--dry-run")
-    asked = untouched.run()
+    reported = untouched.run("--dry-run")
+    unconfirmed = untouched.run()
 
-    assert told.exit_code == 0, told.output
-    assert told.output.startswith(f"would erase replay {untouched.victim[1]}")
-    assert asked.exit_code == 1
-    assert "This cannot be undone" in asked.output
+    assert reported.exit_code == 0, reported.output
+    assert reported.output.startswith(f"would erase replay {untouched.victim[1]}")
+    assert unconfirmed.exit_code == 1
+    assert "This cannot be undone" in unconfirmed.output
     assert untouched.everything(untouched.victim) == before
     assert untouched.bucket_bytes() == bucket
     assert Coordination(connect(untouched.settings), untouched.settings).audited() == []
 
 
 def test_a_user_and_a_list_are_erased_in_bulk_with_a_certificate(packed: Store, tmp_path: Path) -> None:
-    """A dry run changes nothing; the certificate lists what was removed of each replay; replays of other users are
-    kept.
+    """A dry run changes nothing. The certificate lists what was removed of each replay, and replays of other users
+    are kept.
     """
     project = packed.victim[0]
     server = clickhouse.client(packed.settings)
@@ -190,9 +190,11 @@ def test_a_user_and_a_list_are_erased_in_bulk_with_a_certificate(packed: Store, 
     assert len(dry["replays"]) == len(theirs) == users[user]
     assert all(before.values())
     assert erased.exit_code == 0, erased.output
-    certified = {one["replay_id"]: one for one in json.loads(papers.read_text())["erasures"]}
+    certified = {erasure["replay_id"]: erasure for erasure in json.loads(papers.read_text())["erasures"]}
     assert set(certified) == {replay.replace("-", "") for replay in theirs}
-    assert all(one["packed_parts"] and one["clickhouse_rows"]["replay_segments"] for one in certified.values())
+    assert all(
+        erasure["packed_parts"] and erasure["clickhouse_rows"]["replay_segments"] for erasure in certified.values()
+    )
     for replay, count in before.items():
         assert packed.rows((project, replay), "replay_segments") == (0 if replay in theirs else count)
 
@@ -218,7 +220,9 @@ def test_an_unknown_replay_is_reported_in_one_sentence(untouched: Store) -> None
 
 
 def test_an_interrupted_erasure_is_finished_by_the_next_run(packed: Store) -> None:
-    """BigQuery is unavailable after the objects were overwritten: the rows still exist to find the rest."""
+    """BigQuery becomes unavailable after the objects were overwritten. The rows are kept, so that the next run
+    finds the rest.
+    """
     bucket = packed.bucket_bytes()
     found = Eraser(packed.settings, *packed.victim).look()
     away = packed.settings.model_copy(
@@ -239,10 +243,9 @@ def test_an_interrupted_erasure_is_finished_by_the_next_run(packed: Store) -> No
 
 
 def test_two_erasures_in_one_object_do_not_undo_each_other(packed: Store) -> None:
-    """Neighbors erased at the same moment: the second run reads what the first has written.
-
-    The object keeps its labels and the age from which the bucket's rules count: otherwise its other recordings
-    would outlive their retention.
+    """Two neighbors are erased at the same time, and the second run reads the result of the first. The object
+    keeps its labels, and its custom time is its original creation time; otherwise its other recordings would
+    outlive their retention.
     """
     victims = (packed.victim, packed.neighbour)
     recordings = [content for which in victims for content in packed.recordings(which) if content]
@@ -278,8 +281,8 @@ def test_two_erasures_in_one_object_do_not_undo_each_other(packed: Store) -> Non
 def test_undeletable_data_is_reported_and_the_rest_is_erased(
     packed: Store, children: Children, tmp_path: Path
 ) -> None:
-    """BigQuery cannot delete recently streamed rows, Kafka no single dead letter, and a parked batch may hold more
-    of the replay: exit code 1, and the output says what to do about each.
+    """BigQuery cannot delete recently streamed rows, Kafka cannot delete a single dead letter, and a parked batch
+    may hold more of the replay. The exit code is 1, and the output says what to do in each case.
     """
     server = BigQuery(children, tmp_path / "bigquery", streaming_buffer_seconds=3600)
     server.start()
@@ -339,7 +342,7 @@ def test_a_lost_race_is_retried_and_older_generations_are_deleted(untouched: Sto
         settings = untouched.settings.model_copy(update={"gcs_endpoint": url})
         left = Objects(settings).erase(holdings)
 
-    assert ["ifGenerationMatch=7" in one.path for one in uploads] == [True, False]
+    assert ["ifGenerationMatch=7" in upload.path for upload in uploads] == [True, False]
     assert "ifGenerationMatch=8" in uploads[1].path
     assert b"b\0\0\0re" in uploads[1].body
     assert b"2026-01-02T03:04:05" in uploads[1].body
@@ -362,7 +365,9 @@ def test_an_index_that_points_beyond_its_object_is_refused() -> None:
 
 def write_facts(settings: Settings, which: Key) -> None:
     segments = [
-        one for one in parsed(settings, int(time.time()) - OLD_SECONDS) if (one.project_id, one.replay_id) == which
+        segment
+        for segment in parsed(settings, int(time.time()) - OLD_SECONDS)
+        if (segment.project_id, segment.replay_id) == which
     ]
     only = settings.model_copy(
         update={"sinks": (SinkName.BIGQUERY, SinkName.DEAD_LETTER), "gcs_layout": "segment"}

@@ -44,7 +44,7 @@ def first(settings: Settings, name: str) -> Finding:
 
 
 def test_no_broker_is_reported_with_what_to_do(settings: Settings):
-    """Given no broker, when `check` runs, it reports that and what to do."""
+    """`check` says how to correct the setting."""
     found = first(settings, "kafka")
 
     assert found.bad
@@ -52,7 +52,7 @@ def test_no_broker_is_reported_with_what_to_do(settings: Settings):
 
 
 def test_no_worker_is_reported_by_the_page_and_by_the_log(settings: Settings):
-    """Given no worker, when page and log are read, both name the waiting queues and what to start."""
+    """Both name the queues without a worker and the command to start one."""
     drawn = io.StringIO()
     watching = watch(settings)
 
@@ -69,7 +69,7 @@ def test_no_worker_is_reported_by_the_page_and_by_the_log(settings: Settings):
 
 
 def test_a_wrong_password_is_reported_everywhere(settings: Settings, redis_url: str):
-    """Given a wrong Redis password, when check, top and the log are read, each explains what to correct."""
+    """`check`, `top` and the log say which setting to correct."""
     wrong = redis_url.replace("redis://", "redis://somebody:wrong@")
     mistaken = settings.model_copy(update={"redis_url": SecretStr(wrong)})
     watching = watch(mistaken)

@@ -1,8 +1,7 @@
-"""Two projects record under one replay_id, which anybody who knows the id can do: every sink keeps all data of
-both.
+"""Two projects record under the same replay_id, as anyone who knows the id can: every sink keeps the data of both.
 
-Their messages differ only in one text, so that every identity within the replay is the same in both: clicks,
-facts, segments, the outcome.
+Their messages differ only in one text, so every identity within the replay is the same in both: clicks, facts,
+segments, the outcome.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ GAPS = {"seconds": 5, "minutes": 300}
 
 
 @dataclass(frozen=True)
-class Two(Store):
+class TwoProjects(Store):
     """The erased replay and its neighbor have the same replay_id here. `segments` are the parsed segments by
     project.
     """
@@ -70,7 +69,7 @@ def two(
     children: Children,
     tmp_path: Path,
     fresh_name: Callable[[str], str],
-) -> Iterator[Two]:
+) -> Iterator[TwoProjects]:
     """Writes both projects, one after the other and within BigQuery's insertId window."""
     gap, order = request.param
     stack.start(PARTS)
@@ -100,8 +99,8 @@ def two(
     for segment in segments:
         write(settings, batch_of([segment], segment.offset))
         expected.add_outcome(TopicPartition(settings.kafka_topic, 0), segment.offset, segment)
-    by_project = {project: [one for one in segments if one.project_id == project] for project in order}
-    yield Two(env, settings, (11, REPLAY_ID), (12, REPLAY_ID), by_project, expected)
+    by_project = {project: [segment for segment in segments if segment.project_id == project] for project in order}
+    yield TwoProjects(env, settings, (11, REPLAY_ID), (12, REPLAY_ID), by_project, expected)
     coordination: Any = connect(settings)
     coordination.delete(*coordination.keys(f"{name}:*"), f"{name}:audit")
 
@@ -113,7 +112,7 @@ def message(project_id: int, segment_id: int, received: int) -> bytes:
 
 
 def produce(settings: Settings, values: list[bytes]) -> list[Segment]:
-    """Produces the segment to partition 0, commits like a reader, and returns it parsed."""
+    """Produces the values to partition 0, commits like a reader, and returns the parsed segments."""
     producer = Producer({"bootstrap.servers": settings.kafka_brokers})
     for value in values:
         producer.produce(settings.kafka_topic, value, partition=0)
@@ -137,12 +136,15 @@ def facts(settings: Settings, table: str) -> Counter[tuple[int, str, str]]:
 
 
 @pytest.mark.parametrize("two", BOTH_ORDERS, indirect=True, ids=str)
-def test_each_is_complete_in_every_sink_and_erasing_one_leaves_the_other(two: Two) -> None:
-    """Rows are counted per project and compared with the parsed data. A dead letter of the other project leaves no
-    erasure unfinished.
+def test_each_is_complete_in_every_sink_and_erasing_one_leaves_the_other(two: TwoProjects) -> None:
+    """Rows are counted per project and compared with the parsed data. A dead letter of the other project does not
+    keep the erasure from completing.
     """
     rows = [
-        msgspec.json.decode(row.json) for some in two.segments.values() for one in some for row in one.bigquery
+        msgspec.json.decode(row.json)
+        for segments in two.segments.values()
+        for segment in segments
+        for row in segment.bigquery
     ]
     expected = Counter((row["project_id"], row["row_id"], row["event_type"]) for row in rows)
     assert len(expected) == len(rows) == 2 * len({row["row_id"] for row in rows})
@@ -176,7 +178,7 @@ def test_each_is_complete_in_every_sink_and_erasing_one_leaves_the_other(two: Tw
 
 
 @pytest.mark.parametrize("two", BOTH_ORDERS[:1], indirect=True, ids=str)
-def test_missing_rows_of_one_are_reported_regardless_of_the_other(two: Two) -> None:
+def test_missing_rows_of_one_are_reported_regardless_of_the_other(two: TwoProjects) -> None:
     """Facts and an outcome of one project are deleted. The other project has such rows, and a sink refused one of
     them.
     """
@@ -185,14 +187,16 @@ def test_missing_rows_of_one_are_reported_regardless_of_the_other(two: Two) -> N
 
     account = reconcile.run(two.settings, Scope())
 
-    assert account.sinks["bigquery"].left == sum(len(one.bigquery) for one in two.segments[two.neighbour[0]])
+    assert account.sinks["bigquery"].left == sum(
+        len(segment.bigquery) for segment in two.segments[two.neighbour[0]]
+    )
     assert account.sinks["clickhouse"].left == 1
     assert {item.segment.split("/")[0] for item in account.examples} == {str(two.neighbour[0])}
 
 
-def assert_shown(two: Two, which: Key) -> None:
+def assert_shown(two: TwoProjects, which: Key) -> None:
     """Asserts the project's recordings, as read by both readers, and its row of the materialized view."""
-    blobs = [bytes(one.blobs[0].content) for one in two.segments[which[0]]]
+    blobs = [bytes(segment.blobs[0].content) for segment in two.segments[which[0]]]
     assert two.recordings(which) == blobs
     reads = Reads(two.settings)
     seen = reads.segments(reads.replay(which[1], which[0]))
@@ -201,7 +205,7 @@ def assert_shown(two: Two, which: Key) -> None:
     assert summary(two, which[0]) == (SEGMENTS, *clicks(two, which[0]))
 
 
-def summary(two: Two, project: int) -> tuple[int, ...]:
+def summary(two: TwoProjects, project: int) -> tuple[int, ...]:
     """Segments, clicks, dead clicks and rage clicks of the materialized view."""
     server: Any = clickhouse.client(two.settings)
     found = server.query(
@@ -213,14 +217,14 @@ def summary(two: Two, project: int) -> tuple[int, ...]:
     return tuple(found[0])
 
 
-def clicks(two: Two, project: int) -> tuple[int, int, int]:
+def clicks(two: TwoProjects, project: int) -> tuple[int, int, int]:
     """Clicks, dead clicks and rage clicks that are expected of a project."""
     flags = [flags for (owner, _), flags in two.expected.clicks.items() if owner == project]
-    return len(flags), sum(one.dead for one in flags), sum(one.rage for one in flags)
+    return len(flags), sum(flag.dead for flag in flags), sum(flag.rage for flag in flags)
 
 
-def delete_some(two: Two, which: Key) -> None:
-    """Deletes all of its facts, and its outcome."""
+def delete_some(two: TwoProjects, which: Key) -> None:
+    """Deletes all facts and the outcome of a replay."""
     connected: Any = bigquery.client(two.settings)
     table = f"`{two.settings.bigquery_project}.{two.settings.bigquery_dataset}.replay_events`"
     connected.query_and_wait(f"DELETE FROM {table} WHERE project_id = {which[0]}")
@@ -231,15 +235,19 @@ def delete_some(two: Two, which: Key) -> None:
     server.close()
 
 
-def refuse_outcome(two: Two, which: Key) -> None:
-    """A dead letter for its outcome, refused by ClickHouse; its name within the sink is the replay's id."""
-    (row,) = [row for one in two.segments[which[0]] for row in one.clickhouse if row.table == "replay_outcomes"]
+def refuse_outcome(two: TwoProjects, which: Key) -> None:
+    """Writes a dead letter for the outcome of a replay, as if ClickHouse had refused it. The name of the item is
+    the replay's id.
+    """
+    (row,) = [
+        row for segment in two.segments[which[0]] for row in segment.clickhouse if row.table == "replay_outcomes"
+    ]
     origin = Origin(two.settings.kafka_topic, 0, row.offset)
     label = Label(REFUSED, "", origin, "b", refusal=Refusal("clickhouse", Kind.ROW, f"{row.table}/{row.id}"))
     letter(two, DeadLetter(None, row.json, label.encode(), row.offset))
 
 
-def letter(two: Two, record: DeadLetter) -> None:
+def letter(two: TwoProjects, record: DeadLetter) -> None:
     sink = build("dead_letter", two.settings)
     sink.write([record], "token", 60)
     sink.close()

@@ -113,8 +113,9 @@ def test_a_completely_lost_load_is_found_and_repaired(system: System) -> None:
 
 
 def test_only_deleted_items_are_repaired_and_audited(system: System) -> None:
-    """Objects, one corrupted object, rows and facts are removed; the repair restores only these, twice in a
-    row."""
+    """Objects, rows and facts are deleted, and one object is corrupted. The repair restores only these, twice in a
+    row.
+    """
     settings = system.settings
     reconcile.run(settings, Scope(), repair=True, per_second_max=FAST)
     for _ in range(2):  # In the second round, tokens of the first repair must not make ClickHouse skip the insert.
@@ -134,7 +135,7 @@ def test_only_deleted_items_are_repaired_and_audited(system: System) -> None:
 
 
 def damage(settings: Settings, names: list[str]) -> dict[str, int]:
-    """Deletes two objects, overwrites one, and deletes some rows of each table, and returns the number of affected
+    """Deletes two objects and some rows of each table, overwrites one object, and returns the number of affected
     items by sink.
     """
     bucket = gcs.client(settings).bucket(settings.gcs_bucket)
@@ -184,7 +185,7 @@ def test_recordings_in_packed_objects_are_found_by_their_index(packed_system: Sy
 
 
 def damage_packed(settings: Settings) -> dict[str, set[str]]:
-    """Deletes one object, overwrites one, and deletes one index row of a third, and returns the recordings by
+    """Deletes one object, overwrites another, and deletes one index row of a third. Returns the recordings by
     fault.
     """
     bucket, server = gcs.client(settings).bucket(settings.gcs_bucket), clickhouse.client(settings)
@@ -205,8 +206,8 @@ def damage_packed(settings: Settings) -> dict[str, set[str]]:
 
 
 def test_only_the_requested_range_is_checked(system: System) -> None:
-    """The range is half of one partition; uncommitted messages are listed, not checked; nothing is written without
-    --repair.
+    """The range is half of one partition. Uncommitted messages are listed but not checked, and nothing is written
+    without `--repair`.
     """
     end = system.produced.ends[0]
 
@@ -270,7 +271,7 @@ def test_a_segment_sent_again_later_is_not_missing(system: System) -> None:
     assert account.sinks["bigquery"].checked
 
 
-def test_a_topic_that_is_not_there_is_one_clear_sentence(system: System) -> None:
+def test_a_missing_topic_is_reported_in_one_sentence(system: System) -> None:
     with pytest.raises(ReconcileFailed, match="nowhere"):
         reconcile.run(system.settings.model_copy(update={"kafka_topic": "nowhere"}), Scope())
 

@@ -64,7 +64,7 @@ def kept(request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[str
         for offset, value in enumerate(values(PROFILES["small"], SEGMENTS, 3, now - 3600))
     ]
     parsed = [parse(message, rules_of(settings)) for message in messages]
-    segments = [one for one in parsed if isinstance(one, Segment)]
+    segments = [outcome for outcome in parsed if isinstance(outcome, Segment)]
     for start in range(0, len(segments), AT_ONCE):
         write(settings, batch_of(segments[start : start + AT_ONCE], start))
     return Kept(env, settings, segments)
@@ -89,17 +89,19 @@ def test_expired_objects_and_rows_of_missing_objects_are_named(kept: Kept) -> No
 
     assert before.ok, before.examples[:3]
     assert (before.objects, before.examples) == (len(names), [])
-    assert before.rows == len({one.blobs[0].name for one in kept.segments})
-    assert {one.object for one in found.examples if one.kind is Kind.EXPIRED} == old
+    assert before.rows == len({segment.blobs[0].name for segment in kept.segments})
+    assert {example.object for example in found.examples if example.kind is Kind.EXPIRED} == old
     assert found.expired == len(old) > 0
-    assert [one.object for one in found.examples if one.kind is Kind.ROW_WITHOUT_OBJECT] == [lost]
+    assert [example.object for example in found.examples if example.kind is Kind.ROW_WITHOUT_OBJECT] == [lost]
     assert found.rows_without_object == (segments if kept.settings.gcs_layout == "packed" else 1)
     assert patient.expired == 0
 
 
 @pytest.mark.parametrize("kept", ["segment"], indirect=True)
 def test_the_command_exits_with_1_and_reports_its_findings(kept: Kept) -> None:
-    """An object overwritten by `erase` counts from its custom time; one without a retention is a note."""
+    """The age of an object that `erase` has overwritten counts from its custom time. An object without a retention
+    is reported as a note.
+    """
     bucket = gcs.client(kept.settings).bucket(kept.settings.gcs_bucket)
     for name, days in (("60/7/" + "a" * 32 + "/0", 100), ("left/by\x1b[31m/somebody", 0)):
         blob = bucket.blob(name)
@@ -107,12 +109,12 @@ def test_the_command_exits_with_1_and_reports_its_findings(kept: Kept) -> None:
         blob.upload_from_string(b"x")
 
     clean = CliRunner().invoke(main, ["reconcile", "--expired", "--grace-days", "100", "--json"], env=kept.env)
-    told = CliRunner().invoke(main, ["reconcile", "--expired", "--json"], env=kept.env)
+    reported = CliRunner().invoke(main, ["reconcile", "--expired", "--json"], env=kept.env)
     shown = CliRunner().invoke(main, ["reconcile", "--expired"], env=kept.env)
     mixed = CliRunner().invoke(main, ["reconcile", "--expired", "--repair"], env=kept.env)
 
-    assert (clean.exit_code, told.exit_code, shown.exit_code, mixed.exit_code) == (0, 1, 1, 2), told.output
-    found = json.loads(told.stdout)
+    assert (clean.exit_code, reported.exit_code, shown.exit_code, mixed.exit_code) == (0, 1, 1, 2), reported.output
+    found = json.loads(reported.stdout)
     assert (found["expired"], found["rows_without_object"], found["unknown"]) == (1, 0, 1)
     assert found["examples"][0]["object"].startswith("60/7/")
     assert "NOT OK" in shown.stdout

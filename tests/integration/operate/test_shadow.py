@@ -39,14 +39,14 @@ class Live:
     produced: Produced
 
     def shadow(self, *arguments: str) -> Result:
-        """The command, with a Redis that would refuse every connection."""
+        """Runs the command with an unreachable Redis."""
         env = {**self.env, "REPLAYS_REDIS_URL": "redis://127.0.0.1:1/0"}
         return CliRunner().invoke(main, ["shadow", *arguments], env=env, catch_exceptions=False)
 
     def found(self, *arguments: str) -> dict[str, Any]:
-        told = self.shadow("--json", *arguments)
-        found: dict[str, Any] = json.loads(told.stdout)
-        assert told.exit_code == (0 if found["ok"] else 1)
+        result = self.shadow("--json", *arguments)
+        found: dict[str, Any] = json.loads(result.stdout)
+        assert result.exit_code == (0 if found["ok"] else 1)
         return found
 
     def command(self, sql: str) -> None:
@@ -55,7 +55,7 @@ class Live:
         server.close()
 
     def commit(self, partition: int, offset: int) -> None:
-        """Commits like the live group, here also backwards."""
+        """Commits an offset for the live group, which may be lower than before."""
         group = {"bootstrap.servers": self.settings.kafka_brokers, "group.id": self.settings.kafka_group}
         consumer = Consumer(group)
         consumer.commit(offsets=[KafkaPartition(self.settings.kafka_topic, partition, offset)], asynchronous=False)
@@ -66,7 +66,7 @@ class Live:
             {"bootstrap.servers": self.settings.kafka_brokers, "group.id": self.settings.kafka_group}
         )
         asked = [KafkaPartition(self.settings.kafka_topic, partition) for partition in self.produced.ends]
-        offsets = [one.offset for one in consumer.committed(asked, timeout=20)]
+        offsets = [difference.offset for difference in consumer.committed(asked, timeout=20)]
         consumer.close()
         return offsets
 
@@ -109,15 +109,21 @@ def test_only_injected_differences_are_found(live: Live) -> None:
     assert before["sinks"]["gcs"]["compared"] >= COUNT
     assert not after["ok"]
     by_sink = {
-        (one["sink"], one["kind"], one["replay_id"], one["segment_id"]): one for one in after["differences"]
+        (difference["sink"], difference["kind"], difference["replay_id"], difference["segment_id"]): difference
+        for difference in after["differences"]
     }
     assert ("clickhouse", "differs", *wrong) in by_sink
     assert "differs in title" in by_sink[("clickhouse", "differs", *wrong)]["what"]
     assert ("clickhouse", "missing", *lost) in by_sink
-    assert [one["item"] for one in after["differences"] if one["kind"] == "unexpected"] == [f"replays/{EXTRA}"]
+    assert [difference["item"] for difference in after["differences"] if difference["kind"] == "unexpected"] == [
+        f"replays/{EXTRA}"
+    ]
     found = {kind: {(r, s) for sink, k, r, s in by_sink if (sink, k) == ("gcs", kind)} for kind in spoiled}
     assert found == spoiled
-    assert all(one["topic"] == live.settings.kafka_topic and one["project_id"] for one in by_sink.values())
+    assert all(
+        difference["topic"] == live.settings.kafka_topic and difference["project_id"]
+        for difference in by_sink.values()
+    )
     assert first["sinks"] == after["sinks"]
     assert len(first["differences"]) == 2
     assert shown.exit_code == 1
@@ -162,7 +168,7 @@ def inject(live: Live) -> tuple[Segment, Segment, dict[str, set[Segment]]]:
 
 @pytest.mark.parametrize("live", ["segment"], indirect=True)
 def test_it_follows_the_commits_of_the_group(live: Live) -> None:
-    """The first round finds nothing new, the second half of a partition, the third the rest."""
+    """The first round finds nothing new, the second finds half of a partition, and the third finds the rest."""
     end = live.produced.ends[0]
     live.commit(0, 2)
     commits = iter((None, end // 2, end))
@@ -186,16 +192,16 @@ def test_it_follows_the_commits_of_the_group(live: Live) -> None:
 
 
 def test_a_missing_server_or_credentials_are_reported_in_one_line(kafka_brokers: str) -> None:
-    """No traceback is printed: the last line names what is missing."""
+    """The output is one line, without a traceback."""
     env = {"REPLAYS_KAFKA_BROKERS": kafka_brokers, "REPLAYS_SINKS": "gcs,clickhouse,dead_letter"}
     env |= {"GOOGLE_APPLICATION_CREDENTIALS": "", "NO_GCE_CHECK": "true", "CLOUDSDK_CONFIG": "/nonexistent"}
 
-    told = CliRunner().invoke(main, ["shadow"], env=env, catch_exceptions=False)
+    result = CliRunner().invoke(main, ["shadow"], env=env, catch_exceptions=False)
 
-    assert told.exit_code == 1
-    assert told.stderr.startswith("replays-ingest: ")
-    assert "credentials" in told.stderr
-    assert len(told.stderr.splitlines()) == 1
+    assert result.exit_code == 1
+    assert result.stderr.startswith("replays-ingest: ")
+    assert "credentials" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("live", ["segment"], indirect=True)

@@ -1,4 +1,4 @@
-"""The reader's loop with a real broker: consume, commit, pause, rebalance. The test replaces the sinks."""
+"""The reader's loop with a real broker: consume, commit, pause, rebalance. A test double replaces the fleet."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ def test_a_full_window_pauses_and_resumes_after_settling(brokers: str, topic: st
 
 
 def test_a_second_reader_takes_over_a_drained_partition(brokers: str, topic: str) -> None:
-    """Cooperative rebalance under load: reading continues at the committed offset, without duplicates."""
+    """In a cooperative rebalance under load, reading continues at the committed offset, without duplicates."""
     produce(brokers, topic, 200)
     first = Reader(brokers, topic, LIMITS)
     first.step_until(lambda: len(first.blobs()) == 200)
@@ -289,7 +289,7 @@ def test_a_second_reader_takes_over_a_drained_partition(brokers: str, topic: str
 def test_a_reader_assigned_partitions_while_leaving_leaves_at_once(
     apache_kafka: JavaKafka, apache_topic: str
 ) -> None:
-    """The client reports such a rebalance in its close, when offset queries get no response."""
+    """The client reports such a rebalance while it closes, when offset queries get no response."""
     produce(apache_kafka.address, apache_topic, 10)
     group = f"{apache_topic}-group"
     admin = AdminClient({"bootstrap.servers": apache_kafka.address})
@@ -308,7 +308,7 @@ def test_a_reader_assigned_partitions_while_leaving_leaves_at_once(
         # A callback of the previous rebalance may still wait for a poll of the first reader, which would delay the
         # next rebalance.
         first.step_until(lambda: len(first.pipeline.sources) == 2)
-    assert len(first.pipeline.sources) == 1, "the second partition waits to be told, as nobody polled"
+    assert len(first.pipeline.sources) == 1, "the second partition is assigned only by the next poll"
 
     with capture_logs() as logs:
         first.source.close()
@@ -346,7 +346,7 @@ def test_a_partition_revoked_while_paused_is_read_after_its_return(brokers: str,
 
 
 def test_a_stalled_partition_is_refetched(brokers: str, topic: str) -> None:
-    """Given a client that silently stops fetching one partition, its messages still arrive."""
+    """The client silently stops fetching one partition, but its messages still arrive."""
     reader = Reader(brokers, topic, LIMITS, stalled_seconds_max=1.0)
     produce(brokers, topic, 4)
     reader.step_until(lambda: len(reader.parser.messages) == 4)
@@ -416,7 +416,7 @@ def commit(brokers: str, topic: str, offsets: list[KafkaPartition]) -> None:
 
 @pytest.mark.kafka
 def test_the_end_after_transaction_markers_is_committed(apache_kafka: JavaKafka, apache_topic: str) -> None:
-    """A committed transaction and an aborted one: their markers occupy offsets, and the lag ends at zero."""
+    """The markers of a committed and an aborted transaction occupy offsets. The lag ends at zero."""
     producer = Producer({"bootstrap.servers": apache_kafka.address, "transactional.id": apache_topic})
     producer.init_transactions(20)
     for end in (producer.commit_transaction, producer.abort_transaction):
@@ -618,7 +618,9 @@ def test_readers_that_die_before_the_offset_advances_are_counted(
 def test_a_broker_that_stores_shorter_records_gets_shorter_ones(
     children: Children, tmp_path_factory: pytest.TempPathFactory, fresh_name: Callable[[str], str], bytes_max: int
 ) -> None:
-    """The length falls at once, down to no record at all; offsets are still stored, and it is logged once."""
+    """The record is shortened immediately, if necessary to nothing. Offsets are still stored, and the refusal is
+    logged once.
+    """
     options = {"offset.metadata.max.bytes": str(bytes_max)}
     server = JavaKafka(children, tmp_path_factory.mktemp("kafka"), name=fresh_name("kafka"), options=options)
     server.start()
@@ -630,8 +632,8 @@ def test_a_broker_that_stores_shorter_records_gets_shorter_ones(
         reader.step_until(lambda: sum(e.offset == 100 for e in reader.seen(on.Committed)) >= 2)  # type: ignore[attr-defined]
 
     assert [p.offset for p in committed(server.address, topic)] == [100, 100]
-    told = [line["event"] for line in logs if line["event"] in ("commit_failed", "commit_metadata_refused")]
-    assert told == ["commit_metadata_refused"]
+    logged = [line["event"] for line in logs if line["event"] in ("commit_failed", "commit_metadata_refused")]
+    assert logged == ["commit_metadata_refused"]
     reader.source.close()
     server.stop()
 

@@ -65,7 +65,7 @@ def test_figures_are_summed_over_their_labels() -> None:
 
 @pytest.fixture
 def child(tmp_path: Path) -> Child:
-    """A log of a reader that received three partitions and gave one away; no process is started."""
+    """The log of a reader that was assigned three partitions, one of which was revoked. No process is started."""
     found = Children(tmp_path).add("reader", [sys.executable])
     lines = [
         ("partitions_assigned", {"0": None, "1": None}, "10"),

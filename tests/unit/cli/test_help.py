@@ -21,14 +21,12 @@ from tests.kit.paths import ROOT
 
 
 def test_every_command_is_in_one_section():
-    """Given the command line, when its sections are compared with it, no command is missing, duplicated or
-    unknown.
-    """
+    """No command is missing, duplicated or unknown."""
     assert sorted(main.commands) == sorted(name for names in SECTIONS.values() for name in names)
 
 
 def test_help_shows_whole_sentences_on_80_columns():
-    """Given 80 columns, when help is printed, every first sentence is complete and no line is too long."""
+    """The first sentence of every command is complete, and no line is too long."""
     shown = CliRunner().invoke(main, ["--help"], terminal_width=80).output
 
     assert "..." not in shown.replace("[ARGS]...", "")
@@ -38,7 +36,7 @@ def test_help_shows_whole_sentences_on_80_columns():
 
 
 def test_every_command_has_an_example_that_parses(monkeypatch: pytest.MonkeyPatch):
-    """Given the example of each command, when its own parser reads it, every word is accepted."""
+    """The command's own parser accepts every word of the example."""
     monkeypatch.chdir(ROOT)
     assert set(EXAMPLES) == {"", *(path for path, _ in leaves(main))}
     for path, text in EXAMPLES.items():
@@ -62,7 +60,6 @@ def parsed(words: list[str]) -> str:
 
 
 def test_an_example_is_at_the_end_of_the_help():
-    """Given a command, when its help is printed, the example is its last line."""
     shown = CliRunner().invoke(main, ["dlq", "replay", "--help"]).output
 
     assert EXAMPLES["dlq replay"] in " ".join(shown.splitlines()[-1].split())
@@ -70,7 +67,6 @@ def test_an_example_is_at_the_end_of_the_help():
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_prints_a_script_even_with_wrong_settings(shell: str, monkeypatch: pytest.MonkeyPatch):
-    """Given a wrong setting, when a shell requests its completion script, it gets one."""
     monkeypatch.setenv("REPLAYS_BATCH_MESSAGES_MAX", "none")
 
     found = CliRunner().invoke(main, ["completion", shell])
@@ -80,7 +76,7 @@ def test_completion_prints_a_script_even_with_wrong_settings(shell: str, monkeyp
 
 
 def test_a_shell_completes_commands():
-    """Given what bash sends for `replays-ingest loc`, when the program completes it, it prints `local`."""
+    """The variables are those that bash sets to complete `replays-ingest loc`."""
     environment = {"COMP_WORDS": "replays-ingest loc", "COMP_CWORD": "1", "PYTHONPATH": str(ROOT)}
     program = "import sys; sys.argv[0] = 'replays-ingest'; from ingest.cli.main import main; main()"
     done = subprocess.run(
@@ -96,7 +92,7 @@ def test_a_shell_completes_commands():
 
 
 def test_without_a_broker_help_fits_on_one_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Given no configured broker and none at the default address, when the reader starts, it prints what to do."""
+    """No broker is configured, and none listens at the default address."""
     monkeypatch.chdir(tmp_path)
     closed = closed_port()
     settings = Settings.model_construct(_fields_set=set(), kafka_brokers=f"127.0.0.1:{closed}")
@@ -110,7 +106,7 @@ def test_without_a_broker_help_fits_on_one_screen(tmp_path: Path, monkeypatch: p
 
 
 def test_a_configured_or_reachable_broker_is_used():
-    """Given a broker that is configured or reachable, when the reader starts, nothing stops it."""
+    """The reader starts without printing help."""
     closed = closed_port()
     configured = Settings.model_construct(_fields_set={"kafka_brokers"}, kafka_brokers=f"127.0.0.1:{closed}")
     with socket.create_server(("127.0.0.1", 0)) as answering:

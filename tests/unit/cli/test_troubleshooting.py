@@ -10,7 +10,7 @@ PRINTED_BY_OTHERS = {"command not found", "(90 s old)", "in flight", "parked", "
 
 
 def test_each_symptom_is_printed_by_the_code():
-    """Given the first column of the page, when its quotations are searched in the code, each is found."""
+    """Every quotation in the first column of the page occurs in the code."""
     page = (ROOT / "docs" / "troubleshooting.md").read_text()
     rows = re.findall(r"^\| ([^|]+) \|", page, flags=re.MULTILINE)
     quoted = {text for row in rows for text in re.findall(r"`([^`]+)`", row)} - PRINTED_BY_OTHERS

@@ -51,7 +51,7 @@ def expressions() -> list[tuple[str, str]]:
 def test_queried_metrics_exist(where: str, expression: str):
     """If a metric were renamed, its alert could never fire."""
     for name in METRIC.findall(expression):
-        assert name in KNOWN, f"{where} asks for {name}"
+        assert name in KNOWN, f"{where} queries {name}"
 
 
 @pytest.mark.parametrize(("where", "expression"), expressions())
@@ -112,7 +112,7 @@ def test_every_alert_has_a_test_that_fires_it():
 
 @needs_promtool
 def test_every_alert_fires_when_it_should_and_none_in_a_healthy_system():
-    """Prometheus' own rule tester runs on recorded series."""
+    """Prometheus' rule tester runs on the series in the test files."""
     for arguments in (["check", "rules", ALERTS], ["test", "rules", *TESTS]):
         done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -170,7 +170,6 @@ def test_the_variables_match_scraped_targets():
 
 
 def test_panels_do_not_overlap_and_have_descriptions():
-    """The dashboard renders without overlaps, and each panel explains itself."""
     cells: set[tuple[int, int]] = set()
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         place = panel["gridPos"]

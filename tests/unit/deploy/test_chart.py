@@ -108,7 +108,7 @@ def test_documents_are_split_by_their_template():
 
 
 @needs_helm
-def test_the_manifests_are_what_the_chart_renders():
+def test_the_manifests_match_the_rendered_chart():
     """The chart is the single source; `python -m tools.manifests` regenerates the manifests."""
     assert stale() == []
     assert documents_of(rendered("--show-only", "templates/alerts.yaml")) == documents_of(
@@ -159,7 +159,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 
 @pytest.fixture(scope="module")
 def charts() -> dict[str, list[dict[str, Any]]]:
-    """What the chart renders, by the name of its options."""
+    """The rendered documents of each combination in OPTIONS."""
     return {
         name: documents_of(rendered(*(word for option in options for word in ("--set", option))))
         for name, options in OPTIONS.items()
@@ -247,7 +247,9 @@ def test_every_pod_has_the_shared_key(charts: dict[str, list[dict[str, Any]]]):
 
 
 def test_the_values_schema_accepts_the_defaults_and_no_unknown_name():
-    """helm validates values against it: a misspelt name, or a secret among the settings, is refused at once."""
+    """helm validates values against the schema, so a misspelt name, or a secret among the settings, is refused at
+    installation.
+    """
     import json
 
     import jsonschema

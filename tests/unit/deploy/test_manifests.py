@@ -42,7 +42,7 @@ def named(kind: str) -> dict[str, dict[str, Any]]:
 
 
 def pods() -> dict[str, dict[str, Any]]:
-    """The pod spec of everything that has one: workloads, Jobs, CronJobs. Maps name to spec."""
+    """The pod specs of all workloads, Jobs and CronJobs, by name."""
     found = {
         each["metadata"]["name"]: each["spec"]["template"]["spec"]
         for each in (*workloads(), *named("Job").values())
@@ -294,8 +294,7 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 
 
 def test_compose_has_every_component_and_listens_on_loopback_only():
-    """All components are present; ports listen on the loopback interface; our containers run without root and with
-    a read-only image."""
+    """Our containers have no capabilities and a read-only image."""
     services = COMPOSE["services"]
     wanted = {"kafka", "redis", "clickhouse", "gcs", "bigquery", "statsd", "reader", "worker", "flower"}
     assert wanted | {"prometheus", "grafana", "migrate"} == set(services)
@@ -425,7 +424,7 @@ def test_the_image_build_gets_all_sources_of_the_wheel():
     for line in (ROOT / "Dockerfile").read_text().splitlines():
         if line.startswith("COPY ") and "--from" not in line:
             copied.update(line.split()[1:-1])
-    let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    not_ignored = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
 
     assert set(wheel["only-include"]) <= copied
-    assert copied == let_through
+    assert copied == not_ignored

@@ -99,7 +99,7 @@ def test_metrics_may_repeat_after_a_crash_but_never_fall_short():
 
 
 def test_a_missing_metric_is_named_even_if_its_sum_is_not_known():
-    """Given a size that depends on compression, when values are missing, the comparison says how many."""
+    """The sum depends on the compression, but the number of missing values is known."""
     found = compare_metrics({"size": Total(3, None)}, {"size": Total(1, 5.0)}, exactly=False)
 
     assert (found.missing, found.examples) == (2, ("size: 1 values (sum 5) instead of 3 values",))

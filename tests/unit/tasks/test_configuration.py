@@ -76,7 +76,7 @@ def test_unknown_celery_settings_are_absent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "told"),
+    ("environment", "expected"),
     [
         ({"REPLAYS_REDIS_URL": "nonsense"}, "redis://"),
         ({"REPLAYS_REDIS_URL": "http://redis:6379"}, "redis://"),

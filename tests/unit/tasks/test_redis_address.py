@@ -99,7 +99,7 @@ CROSSED: list[tuple[dict[str, str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("given", "said"), CROSSED, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(("given", "expected"), CROSSED, ids=lambda value: value if isinstance(value, str) else "")
 def test_inconsistent_redis_settings_are_refused(
     given: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""The public MockRuntime as used by somebody who builds on the core: whole messages and the real parser."""
+"""The public MockRuntime, as used by code that builds on the core: whole messages and the real parser."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def started(**limits: int) -> MockRuntime:
 
 
 def test_the_example_in_its_docstring_works() -> None:
-    """Given batches of two, when two recordings arrive and everything settles, the offset after them is stored."""
+    """The offset after the batch is committed once everything has settled."""
     runtime = started(batch_messages_max=2)
 
     runtime.submit(recording(segment_id=0))
@@ -31,7 +31,7 @@ def test_the_example_in_its_docstring_works() -> None:
 
 
 def test_a_gap_in_the_log_is_inside_a_range() -> None:
-    """Given a log with a gap, when the message after it arrives, the batch's range covers the gap."""
+    """The range of the batch covers the gap."""
     runtime = started(batch_messages_max=2)
     runtime.submit(recording(segment_id=0))
 
@@ -44,7 +44,7 @@ def test_a_gap_in_the_log_is_inside_a_range() -> None:
 
 
 def test_a_message_that_never_parses_becomes_a_dead_letter() -> None:
-    """Given garbage, when its batch is due, the batch has one reject and only rows to write."""
+    """The batch has one reject and only rows to write."""
     runtime = started(batch_messages_max=1)
 
     runtime.submit(LETTER)
@@ -72,7 +72,7 @@ def test_the_test_chooses_how_a_chord_ends() -> None:
 
 
 def test_a_crash_is_a_new_runtime_with_the_stored_commits() -> None:
-    """Given a reader that died with a recorded cut, when the next one continues, it cuts the same range."""
+    """The new runtime cuts the recorded range again."""
     runtime = started(batch_messages_max=2)
     runtime.submit(recording(segment_id=0))
     runtime.submit(recording(segment_id=1))
@@ -92,7 +92,7 @@ def test_a_crash_is_a_new_runtime_with_the_stored_commits() -> None:
 
 
 def test_joining_flushes_the_open_batch() -> None:
-    """Given an open batch, when the runtime joins, its message is committed, and the reader stops cleanly."""
+    """The message is committed, and the reader stops cleanly."""
     runtime = started()
     runtime.submit(recording())
 

@@ -36,7 +36,9 @@ def test_a_player_gets_only_events_it_can_draw() -> None:
 
 
 def test_half_an_emoji_loses_no_event() -> None:
-    """An SDK truncates long texts by UTF-16 units; a browser accepts the half, the decoder does not."""
+    """An SDK truncates long texts by UTF-16 units. A browser accepts half of a surrogate pair, but the decoder
+    does not.
+    """
     recording = rb'[{"type":4,"timestamp":1790000000000,"data":{"href":"https://a/\ud83d"}}]'
 
     (event,) = json.loads(playable(recording).content)

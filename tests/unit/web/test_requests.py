@@ -29,7 +29,7 @@ from tasks.sign_in import credentials
     ],
 )
 def test_one_range_of_a_video_is_half_open(header: str, found: tuple[int, int] | None) -> None:
-    """An invalid range returns the whole video: a server may always respond with the whole."""
+    """For an invalid range the whole video is returned, which HTTP always allows."""
     assert byte_range(header, 10) == found
 
 

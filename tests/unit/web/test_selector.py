@@ -28,7 +28,7 @@ def test_an_element_is_matched_by_columns_of_click_rows(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "error"),
     [
         ("", "1 to 500 characters"),
         ("a" * (CHARACTERS_MAX + 1), "1 to 500 characters"),
@@ -39,7 +39,6 @@ def test_an_element_is_matched_by_columns_of_click_rows(
         ("#a' OR 1=1 --", "is not understood"),
     ],
 )
-def test_selectors_that_rows_cannot_match_are_refused(text: str, said: str):
-    """The error shows a valid selector."""
-    with pytest.raises(ValueError, match=said):
+def test_selectors_that_rows_cannot_match_are_refused(text: str, error: str):
+    with pytest.raises(ValueError, match=error):
         parse_selector(text)

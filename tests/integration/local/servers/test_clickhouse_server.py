@@ -53,9 +53,7 @@ def test_json_rows_are_inserted_as_bytes(clickhouse_url: str, table: str):
 
 
 def test_a_deduplication_token_applies_to_one_insert(clickhouse_url: str, table: str):
-    """An insert with a repeated token is stored once (the table keeps a window of tokens); without a token both
-    are stored.
-    """
+    """An insert with a repeated token is stored once, and an insert with another token is stored again."""
     client = client_of(clickhouse_url)
     rows = [[1, "x"], [2, "y"]]
 

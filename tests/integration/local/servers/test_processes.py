@@ -81,7 +81,7 @@ def test_a_supervised_child_is_restarted_when_it_dies(children: Children):
 
     os.kill(first, signal.SIGKILL)
 
-    wait_until(lambda: child.alive and child.pid != first, 10, "a second life")
+    wait_until(lambda: child.alive and child.pid != first, 10, "the restart")
     children.close()
     assert not child.alive
     assert not group_is_alive(child.pid)

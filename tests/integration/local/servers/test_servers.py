@@ -1,4 +1,4 @@
-"""Redis, Cloud Storage, Kafka and DogStatsD: each serves its client library, is killed, and returns."""
+"""Redis, Cloud Storage, Kafka and DogStatsD: each works with its client library and recovers from a kill."""
 
 from __future__ import annotations
 
@@ -183,8 +183,9 @@ def test_apache_kafka_keeps_the_metadata_of_a_commit(apache_kafka: JavaKafka, fr
 
 @pytest.mark.kafka
 def test_apache_kafka_keeps_its_data_after_a_kill(apache_kafka: JavaKafka, children: Children, tmp_path: Path):
-    """The same client continues reading; the offsets are unchanged. (The fixture's name makes a skip
-    self-explanatory.)"""
+    """All messages can be read after the restart. The fixture `apache_kafka` skips the test with a reason where
+    Kafka cannot run.
+    """
     server = JavaKafka(children, tmp_path / "kafka", name="kafka-killed")
     server.start()
     produce(server.address, "t", 10)

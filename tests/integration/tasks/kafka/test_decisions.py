@@ -24,7 +24,7 @@ from tasks.operators import AUDIT_ENTRIES_MAX, AUDIT_PRUNED_AT_ONCE, Copy, Opera
 
 
 def never_stopping(seconds: float) -> bool:
-    """Returns False: the reader is never asked to stop."""
+    """Returns False, because no test stops the reader."""
     return False
 
 
@@ -52,7 +52,7 @@ def following(client: Any, settings: Settings) -> tuple[TenantRefresh, TenantGat
 
 
 def test_a_new_reader_finds_the_decisions_with_an_empty_redis(client: Any, settings: Settings) -> None:
-    """Given kill switches and limits, when Redis is emptied, a new reader has them, and so have commands."""
+    """Commands find them, too."""
     store = TenantStore(client, settings)
     store.kill(7, "ann")
     store.kill(8, "ann")
@@ -76,7 +76,7 @@ def test_a_new_reader_finds_the_decisions_with_an_empty_redis(client: Any, setti
 
 
 def test_a_running_reader_keeps_decisions_and_restores_the_copy(client: Any, settings: Settings) -> None:
-    """Given a running reader, when Redis is emptied, the project stays disabled, and the copy is restored."""
+    """The project stays disabled after Redis was emptied."""
     store = TenantStore(client, settings)
     store.kill(7, "ann")
     refresh, gate = following(client, settings)
@@ -97,7 +97,7 @@ def test_a_running_reader_keeps_decisions_and_restores_the_copy(client: Any, set
 
 
 def test_a_decision_holds_although_redis_was_unavailable(client: Any, settings: Settings) -> None:
-    """Given a Redis that is unavailable to the command, the reader follows the topic and updates the copy."""
+    """The reader follows the topic and updates the copy in Redis."""
     refresh, gate = following(client, settings)
     refresh.refresh()
     away = Client.from_url("redis://127.0.0.1:1")
@@ -111,7 +111,7 @@ def test_a_decision_holds_although_redis_was_unavailable(client: Any, settings: 
 
 
 def test_no_decision_is_made_while_the_topic_is_unavailable(client: Any, settings: Settings) -> None:
-    """Given unavailable brokers or a missing topic, the command fails with what to do, and Redis is unchanged."""
+    """The error says what to do, and Redis is unchanged."""
     gone = settings.model_copy(update={"kafka_operators_topic": "no-such-topic"})
 
     with pytest.raises(NotProduced, match="no-such-topic is missing: run `replays-ingest migrate`"):
@@ -121,7 +121,7 @@ def test_no_decision_is_made_while_the_topic_is_unavailable(client: Any, setting
 
 
 def test_a_reader_does_not_start_without_the_decisions(client: Any, settings: Settings) -> None:
-    """Given a topic that is missing or has a newer release's decisions, the reader explains what to do."""
+    """The topic is missing, or has decisions of a newer release."""
     gone = settings.model_copy(update={"kafka_operators_topic": "no-such-topic"})
     with pytest.raises(NotLoaded, match="run `replays-ingest migrate`"):
         TenantRefresh(client, gone, TenantGate()).load(never_stopping)
@@ -135,7 +135,7 @@ def test_a_reader_does_not_start_without_the_decisions(client: Any, settings: Se
 
 
 def test_decisions_that_would_expire_are_refused(settings: Settings) -> None:
-    """Given a topic without compaction, when migrated, it is refused by name."""
+    """`migrate` refuses a topic without compaction."""
     other = settings.model_copy(update={"kafka_operators_topic": f"{settings.kafka_topic}-deleted"})
     Topics(other).create(other.operators_topic, 1, {"cleanup.policy": "delete"}, 20)
     if Topics(other).config(other.operators_topic, 20).get("cleanup.policy") is None:
@@ -146,15 +146,15 @@ def test_decisions_that_would_expire_are_refused(settings: Settings) -> None:
 
 
 def test_two_readers_and_a_command_leave_one_copy(client: Any, settings: Settings) -> None:
-    """Given two readers that both rebuild the copy, no action is listed twice."""
+    """Both readers restore the copy, but no action is listed twice."""
     first, _ = following(client, settings)
     second, _ = following(client, settings)
     Operators(client, settings).audit({"what": "retry", "by": "ann"})
-    for one in (first, second, first):
-        one.refresh()
+    for each_refresh in (first, second, first):
+        each_refresh.refresh()
     client.flushall()
-    for one in (second, first):
-        one.refresh()
+    for each_refresh in (second, first):
+        each_refresh.refresh()
 
     assert [action["what"] for action in Operators(client, settings).audited()] == ["retry"]
     assert {key.decode() for key in client.keys("*")} <= set(names(settings.key_prefix))
@@ -165,7 +165,7 @@ def test_two_readers_and_a_command_leave_one_copy(client: Any, settings: Setting
 def test_the_audit_trail_is_bounded_in_the_topic_too(
     client: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Given more actions than are kept, only the oldest are deleted from the topic."""
+    """Only the oldest actions are deleted."""
     monkeypatch.setattr("tasks.operators.AUDIT_ENTRIES_MAX", 5)
     monkeypatch.setattr("tasks.operators.AUDIT_PRUNED_AT_ONCE", 3)
     operators = Operators(client, settings)

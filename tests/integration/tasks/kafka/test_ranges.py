@@ -106,22 +106,22 @@ def test_a_range_beyond_the_log_ends_and_is_counted(made: Settings) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bounds", "told"),
+    ("bounds", "error"),
     [
         (Bounds(messages_max=3), "more than 3 messages"),
         (Bounds(bytes_max=10), "more than 10 bytes"),
         (Bounds(seconds_max=0.0), "within 0 s"),
     ],
 )
-def test_a_read_ends_at_its_limits(made: Settings, bounds: Bounds, told: str) -> None:
+def test_a_read_ends_at_its_limits(made: Settings, bounds: Bounds, error: str) -> None:
     """The result says which limit ended the read, and where."""
     produce(made, [b"four"] * 10)
 
-    with RangeReader(made, made.kafka_topic, bounds=bounds) as reader, pytest.raises(BoundReached, match=told):
+    with RangeReader(made, made.kafka_topic, bounds=bounds) as reader, pytest.raises(BoundReached, match=error):
         values(reader, Range(0, 0, 10))
 
 
-def test_a_topic_that_is_not_there_is_one_error(made: Settings) -> None:
+def test_a_missing_topic_is_one_error(made: Settings) -> None:
     with RangeReader(made, "nowhere") as reader, pytest.raises(TopicMissing, match="nowhere"):
         reader.partitions()
     with RangeReader(made, made.kafka_topic) as reader, pytest.raises(TopicMissing, match=made.kafka_topic):
@@ -146,8 +146,8 @@ def test_markers_and_aborted_messages_are_gaps(made_on_apache: Settings) -> None
     producer = Producer({"bootstrap.servers": made_on_apache.kafka_brokers, "transactional.id": topic})
     producer.init_transactions(30)
     transact(producer, topic, [b"0", b"1"])  # the marker has offset 2
-    transact(producer, topic, [b"3"], commit=False)  # and 4
-    transact(producer, topic, [b"5"])  # and 6
+    transact(producer, topic, [b"3"], commit=False)  # the marker has offset 4
+    transact(producer, topic, [b"5"])  # the marker has offset 6
 
     with RangeReader(made_on_apache, topic) as reader:
         everything = values(reader, Range(0, 0, 7))

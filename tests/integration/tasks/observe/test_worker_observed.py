@@ -149,7 +149,7 @@ def test_a_worker_without_its_broker_is_not_ready_but_live(fleet: Fleet, port: i
 
 
 def test_a_worker_whose_port_is_in_use_exits_with_an_error(fleet: Fleet, port: int):
-    """Given another process on its port, when a worker starts, it exits before it takes a task."""
+    """The worker exits before it takes a task."""
     with socket.create_server(("127.0.0.1", port)):
         worker = fleet.start_worker()
         fleet.wait(lambda: not worker.alive, "the worker to end")
@@ -226,7 +226,7 @@ def test_a_retried_task_stays_in_its_trace(fleet: Fleet, collector: Collector):
 
 
 def test_status_and_top_show_readers_queues_and_parked_batches(fleet: Fleet):
-    """Both commands show what an operator looks at first, and read it from Redis alone."""
+    """Both commands read everything from Redis."""
     metrics = Metrics(fleet.settings, ("not_msgpack",))
     metrics.meters.count("replays.reader.rejects", 3, "not_msgpack")
     heartbeat = HeartbeatSource(fleet.settings, metrics)

@@ -28,12 +28,12 @@ def items_of(sink: str) -> list[Any]:
     return [Row(table, f"row-{n}", b'{"n":%d}' % n, n) for n in range(4)]
 
 
-@pytest.mark.parametrize(("sink", "lie"), CASES)
+@pytest.mark.parametrize(("sink", "false_success"), CASES)
 def test_a_response_without_proof_is_not_a_success(
-    sink: str, lie: str, settings: Callable[..., Settings], caplog: pytest.LogCaptureFixture
+    sink: str, false_success: str, settings: Callable[..., Settings], caplog: pytest.LogCaptureFixture
 ) -> None:
     """All items are retried automatically, and an operator can read the response."""
-    with answering(false_successes(sink)[lie]) as (url, _):
+    with answering(false_successes(sink)[false_success]) as (url, _):
         made = build(sink, settings(**{ADDRESS[sink]: url}))
         with pytest.raises(TransientSinkError) as failed, caplog.at_level(logging.WARNING):
             made.write(items_of(sink), "token", 5)
@@ -48,7 +48,7 @@ def test_a_response_without_proof_is_not_a_success(
 
 @pytest.mark.parametrize("sink", PROOFS)
 def test_a_valid_proof_is_accepted(sink: str, settings: Callable[..., Settings]) -> None:
-    """A healthy server's response counts as a success at once."""
+    """No request is repeated."""
     with answering(PROOFS[sink]) as (url, asked):
         made = build(sink, settings(**{ADDRESS[sink]: url}))
         made.write(items_of(sink), "token", 5)

@@ -1,5 +1,6 @@
-"""A bucket that forbids overwriting: an equal object is done, a different one becomes a dead letter, and missing
-rights are an error."""
+"""A bucket that forbids overwriting: an equal object counts as written, a different one becomes a dead letter, and
+a missing permission is an error.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def error(status: int, reason: str, message: str) -> Answer:
 
 @dataclass
 class Bucket:
-    """Stores an object once; another upload of its name gets `refusal`. Its resource gets `properties`."""
+    """A bucket that stores each object once. Another upload of the same name gets `refusal`. `properties` are
+    added to every resource.
+    """
 
     refusal: Answer
     properties: dict[str, Any] = field(default_factory=dict)
@@ -72,7 +75,7 @@ def blobs(*contents: bytes, name: str = "30/1/abc/{}") -> list[Blob]:
 @pytest.mark.parametrize(
     "refusal", [error(403, *RETENTION), error(403, *HOLD), error(403, *NO_DELETE), Answer(412)]
 )
-def test_an_equal_object_is_done(refusal: Answer, settings: Callable[..., Settings]) -> None:
+def test_an_equal_object_counts_as_written(refusal: Answer, settings: Callable[..., Settings]) -> None:
     """Whatever protects the bucket, the expected object is stored, as its size and checksum show."""
     bucket = Bucket(refusal)
     with answering(bucket) as (url, asked):
@@ -268,11 +271,11 @@ def test_check_warns_about_protected_objects(settings: Callable[..., Settings]) 
     with answering(answer) as (url, _):
         checked = check("gcs", settings(gcs_endpoint=url))
 
-    said = "\n".join(checked.warnings)
+    warnings = "\n".join(checked.warnings)
     assert checked.level is Level.WARNING
-    assert "retention policy of 30 days" in said
-    assert "event-based hold" in said
-    assert "versioning" in said
-    assert "soft delete keeps erased bytes for 7 days" in said
-    assert "nothing deletes 60/, 90/" in said
-    assert "could not be deleted" in said
+    assert "retention policy of 30 days" in warnings
+    assert "event-based hold" in warnings
+    assert "versioning" in warnings
+    assert "soft delete keeps erased bytes for 7 days" in warnings
+    assert "nothing deletes 60/, 90/" in warnings
+    assert "could not be deleted" in warnings

@@ -41,7 +41,7 @@ def test_clickhouse_accepts_every_row_and_keeps_one_of_each(
     segments: list[Segment], settings: Callable[..., Settings], clickhouse_url: str
 ) -> None:
     """The rows are written in two different cuts, as after a crash: FINAL shows each identity once, and the view
-    agrees.
+    has the same counts.
     """
     made = settings(clickhouse_url=clickhouse_url, sinks=("clickhouse", "dead_letter"))
     list(migrate_only(made, "clickhouse"))
@@ -89,5 +89,5 @@ def test_bigquery_stores_every_fact_once(
 
 
 def migrate_only(made: Settings, sink: str) -> Any:
-    """Migrates only that sink: the servers of the others are not needed here."""
+    """Migrates only that sink, because the servers of the others are not needed here."""
     return migrate(made.model_copy(update={"sinks": (sink,)}))

@@ -45,14 +45,14 @@ def sessions(count: int, mix: Mix, site: tuple[Page, ...] = SITE) -> list[list[M
 
 def test_the_same_seed_produces_the_same_bytes():
     """Two streams of one seed are equal, and those of another seed differ."""
-    one, again, other = (list(values(PROFILES["small"], 60, seed, START)) for seed in (1, 1, 2))
+    first, again, other = (list(values(PROFILES["small"], 60, seed, START)) for seed in (1, 1, 2))
 
-    assert one == again
-    assert one != other
+    assert first == again
+    assert first != other
 
 
 def test_the_mix_matches_the_profile():
-    """Sizes and shares of the `demo` profile are close to the production figures that it imitates."""
+    """Sizes and shares are close to the production figures that the profile imitates."""
     entries = [message.entry for message in stream(PROFILES["clean"], 1500, 1, START)]
     web = [entry for entry in entries if entry.kind == "segment"]
     seen: Counter[str] = Counter()

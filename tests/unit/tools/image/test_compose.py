@@ -77,7 +77,7 @@ def test_the_health_check_follows_the_port():
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("body", "error"),
     [
         ("    privileged: true\n", "unknown key privileged"),
         ("    healthcheck: {test: [CMD-SHELL, x]}\n", "CMD-SHELL"),

@@ -20,7 +20,7 @@ def test_a_confined_process_has_no_breach():
 
 
 @pytest.mark.parametrize(
-    ("was", "now", "says"),
+    ("was", "now", "breach"),
     [
         ("4242\t1", "4242\t7", "process 1"),
         ("Uid:\t10001", "Uid:\t0", "runs as user 0"),
