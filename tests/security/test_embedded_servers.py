@@ -1,4 +1,6 @@
-"""Clients of the embedded servers' ports, including web pages in a browser, cannot reach other files."""
+"""Clients of the embedded servers' ports, including web pages in a browser, can neither read nor write other
+files.
+"""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def redis(kafka: JavaKafka, children: Children, tmp_path: Path) -> Iterator[Guar
 
 
 def topics(kafka: JavaKafka, topic: str) -> None:
-    """The topics are created by the administrator, because the system's own user must not create topics."""
+    """Creates the topics as the administrator, because the system's own user must not create topics."""
     keeper = settings_of(
         {"REPLAYS_KAFKA_BROKERS": kafka.address, "REPLAYS_KAFKA_TOPIC": topic, "REPLAYS_SINKS": "dead_letter"}
     )
@@ -153,13 +153,13 @@ def test_recordings_flow_over_encrypted_links_with_the_least_rights(
         )
         workers = flower_answers(flower, "/api/workers?refresh=1")
         secure = settings_of(secured)
-        told = list(letters(secure, Selection()))
+        unreplayed = list(letters(secure, Selection()))
         listed = command(secured, "status", "--json")
         programs.stop()
 
     assert report.ok, [made for made in report.checks if not made.ok]
     assert made.rejects
-    assert len(told) == made.rejects
+    assert len(unreplayed) == made.rejects
     assert list(workers)
     assert json.loads(listed)["readers"]
     assert redis.keeper.execute_command("ACL", "LOG") == []
@@ -207,7 +207,7 @@ def command(env: dict[str, str], *arguments: str) -> str:
 
 @pytest.mark.kafka
 @pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "SCRAM-SHA-512"])
-def test_scram_lets_the_dead_letter_producer_in(
+def test_scram_authenticates_the_dead_letter_producer(
     kafka: JavaKafka, mechanism: str, fresh_name: Callable[[str], str]
 ):
     """With either hash, a user with few other rights can produce a durable letter."""
@@ -264,14 +264,14 @@ WRONG: dict[str, tuple[dict[str, str], str]] = {
 @pytest.mark.kafka
 @pytest.mark.parametrize("wrong", WRONG)
 def test_check_reports_why_the_broker_refuses(kafka: JavaKafka, wrong: str):
-    """The report says not only that no broker responded, but also what to check."""
-    changes, said = WRONG[wrong]
+    """The report names the cause, not only that no broker responded."""
+    changes, expected = WRONG[wrong]
     variables = {name: value for name, value in {**kafka_variables(kafka), **changes}.items() if value}
 
     found = findings(variables)["kafka"]
 
     assert found.bad
-    assert re.search(said, found.said), found.said
+    assert re.search(expected, found.said), found.said
     assert KAFKA_PASSWORD not in found.said
 
 
@@ -306,17 +306,17 @@ def test_a_token_of_an_oauth_server_opens_the_broker(
 
 
 @pytest.mark.kafka
-def test_redis_is_only_believed_with_its_certificate(redis: GuardedRedis, kafka: JavaKafka):
+def test_redis_is_trusted_only_with_its_certificate(redis: GuardedRedis, kafka: JavaKafka):
     """No client connects without the server's authority, with a wrong password, or without TLS."""
     good = {**redis.variables, "REPLAYS_KAFKA_BROKERS": kafka.address}
-    strangers = {name: value for name, value in good.items() if name != "REPLAYS_REDIS_TLS_CA_FILE"}
-    forgetful = {**good, "REPLAYS_REDIS_URL": redis.url.replace(REDIS_PASSWORD, "wrong")}
-    plain = {**strangers, "REPLAYS_REDIS_URL": redis.url.replace("rediss://", "redis://")}
+    without_authority = {name: value for name, value in good.items() if name != "REPLAYS_REDIS_TLS_CA_FILE"}
+    wrong_password = {**good, "REPLAYS_REDIS_URL": redis.url.replace(REDIS_PASSWORD, "wrong")}
+    plain = {**without_authority, "REPLAYS_REDIS_URL": redis.url.replace("rediss://", "redis://")}
 
     assert connect(settings_of(good)).ping()
     with pytest.raises(RedisError, match="certificate verify failed"):
-        connect(settings_of(strangers)).ping()
+        connect(settings_of(without_authority)).ping()
     with pytest.raises(RedisError, match="username-password"):
-        connect(settings_of(forgetful)).ping()
+        connect(settings_of(wrong_password)).ping()
     with pytest.raises(RedisError):
         connect(settings_of(plain)).ping()

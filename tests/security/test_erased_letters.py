@@ -29,15 +29,15 @@ OFFSETS = itertools.count()
 
 
 def erase(topics: Topics, *keys: str) -> None:
-    """Records only the decision, as if the stores were empty. It lies one minute ahead, because the letters were
-    written before it.
+    """Records only the decision, as if the stores were empty. It is dated one minute ahead, so that all letters
+    precede it.
     """
     value = {"at": time.time() + 60, "by": "bob", "until": 0}
     DecisionWriter(topics.settings).write(dict.fromkeys(keys, value))
 
 
 def message(topics: Topics, value: bytes, reason: str = ABANDONED, headers: Headers = ()) -> DeadLetter:
-    """Letters about messages, each with another offset."""
+    """A letter about a message, each time with a new offset."""
     label = Label(reason, SECRET, Origin(topics.settings.kafka_topic, 0, next(OFFSETS)), "b", 5, headers)
     return DeadLetter(None, value, label.encode(), 0)
 
@@ -75,13 +75,13 @@ def expect_erased(topics: Topics, *written: DeadLetter) -> None:
     assert [error for _, error in done.failed] == [ERASED] * len(written)
     assert topics.object(topics.mine.blobs[0].name) is None
     assert topics.rows("replays") == 0
-    for one in (*shown, *listed):
-        assert (one["erased"], one["error"], one["headers"]) == (True, ERASED, {})
+    for entry in (*shown, *listed):
+        assert (entry["erased"], entry["error"], entry["headers"]) == (True, ERASED, {})
     for number in range(len(written)):
         for option in ((), ("--raw",), ("--json",)):
-            told = command(env, "dlq", "show", f"0-{number}", *option)
-            assert (told.code, told.out) == (1, "")
-            assert ERASED in told.err
+            result = command(env, "dlq", "show", f"0-{number}", *option)
+            assert (result.code, result.out) == (1, "")
+            assert ERASED in result.err
 
 
 def test_a_letter_of_an_erased_replay_is_reported_as_erased(topics: Topics):
@@ -124,7 +124,7 @@ def test_a_letter_of_an_erased_user_is_reported_as_erased(topics: Topics):
     expect_erased(topics, *written)
 
 
-def test_an_item_without_its_message_is_not_written_in_doubt(topics: Topics):
+def test_an_item_without_its_message_is_not_written_if_it_may_be_erased(topics: Topics):
     """A recording does not name its user, and neither does an unreadable row."""
     topics.write(blob(topics, GONE), row(topics, GONE, project_id="x"), row(topics, GONE, replay_id=None))
     topics.write(message(topics, of_user(THEIRS, "bob@shop.example")))

@@ -25,7 +25,7 @@ from tests.kit.whole_system import System
 
 
 def held(system: System, project: int, replay_id: str) -> dict[str, int]:
-    """How much of a replay each store still has."""
+    """The number of items of a replay in each store."""
     where = f"WHERE project_id = {project} AND replay_id = toUUID('{replay_id}')"
     found = {table: int(system.query(f"SELECT count() FROM {table} {where}")[0][0]) for table in TABLES}
     storage: Any = gcs.client(system.settings)
@@ -49,8 +49,8 @@ def rewind(system: System) -> None:
     wait_until(lambda: system.committed() == 0, 20, "the offsets to be back")
 
 
-def bury_messages_of(system: System, replay_id: str) -> int:
-    """Every message of the replay becomes a dead letter as well, as if its batch had been abandoned."""
+def dead_letter_messages_of(system: System, replay_id: str) -> int:
+    """Writes every message of the replay as a dead letter, as if its batch had been abandoned."""
     sink = build("dead_letter", system.settings)
     letters = []
     with RangeReader(system.settings, system.settings.kafka_topic) as topic:
@@ -65,8 +65,8 @@ def bury_messages_of(system: System, replay_id: str) -> int:
 
 
 def test_an_erased_replay_does_not_come_back(tmp_path: Path) -> None:
-    """Given an erased replay, when offsets are reset, letters replayed, Redis emptied and losses repaired, no
-    store has any of its data, its neighbors are complete, and its absence counts as explained.
+    """Offsets are reset, letters replayed, Redis emptied and losses repaired. No store has any data of the replay,
+    its neighbors are complete, and its absence counts as explained.
     """
     with System(tmp_path) as system:
         system.load(60)
@@ -81,10 +81,10 @@ def test_an_erased_replay_does_not_come_back(tmp_path: Path) -> None:
         others = system.query(f"SELECT count() FROM replay_segments FINAL WHERE replay_id != '{replay_id}'")
 
         paper = tmp_path / "certificate.json"
-        asked = ("--project", str(project), replay_id, "--by", "ann", "--certificate", str(paper))
-        told = json.loads(system.command("erase", *asked, "--yes", "--json"))
+        arguments = ("--project", str(project), replay_id, "--by", "ann", "--certificate", str(paper))
+        reported = json.loads(system.command("erase", *arguments, "--yes", "--json"))
 
-        assert told["ok"], told
+        assert reported["ok"], reported
         (certified,) = json.loads(paper.read_text())["erasures"]
         assert len(certified["objects"]) == before["objects"]
         assert certified["bigquery_rows"] == before["facts"]
@@ -102,7 +102,7 @@ def test_an_erased_replay_does_not_come_back(tmp_path: Path) -> None:
         system.wait_committed()
         assert not any(held(system, project, replay_id).values())
 
-        assert bury_messages_of(system, replay_id) > 0
+        assert dead_letter_messages_of(system, replay_id) > 0
         system.command("dlq", "replay", "--reason", "abandoned", ok=False)
         account = json.loads(system.command("reconcile", "--repair", "--json", "--by", "ann"))
         assert account["ok"]

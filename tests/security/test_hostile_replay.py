@@ -72,8 +72,8 @@ def hostile_value() -> bytes:
     return message(REPLAY, 0, events, project_id=PROJECT, document=document)
 
 
-def bury(settings: Settings, value: bytes) -> None:
-    """A dead letter with attacker-chosen reason, error, batch and headers."""
+def write_letter(settings: Settings, value: bytes) -> None:
+    """Writes a dead letter with attacker-chosen reason, error, batch and headers."""
     headers = ((SENDABLE, SENDABLE.encode()), ("x", b"\x1b]52;c;ZXZpbA==\x07\xff"))
     label = Label(SENDABLE, SENDABLE, Origin(settings.kafka_topic, 0, 0), SENDABLE, originals=headers)
     sink = build("dead_letter", settings)
@@ -110,14 +110,14 @@ def office(env: dict[str, str], stored: Settings) -> Iterator[Office]:
     ingest(stored, [value])
     produce(stored, value)
     for content in (value, b"\x1b[2J\x1b]52;c;ZXZpbA==\x07" * 20):
-        bury(stored, content)
+        write_letter(stored, content)
     with opened(env, stored) as office:
         office.coordination.audit({"what": SENDABLE, "by": SENDABLE})
         yield office
 
 
 def commands(group: click.Group = main, *path: str) -> Iterator[str]:
-    """Every command by its words."""
+    """The full name of every command."""
     for name, found in group.commands.items():
         if isinstance(found, click.Group):
             yield from commands(found, *path, name)
@@ -160,7 +160,7 @@ def walk(office: Office, directory: str) -> dict[str, CommandResult]:
 
 
 def test_no_command_steers_the_terminal(office: Office, tmp_path: Any):
-    """Given a replay that is hostile in every word, then all output and all log lines are printable text."""
+    """All output and all log lines are printable text."""
     office.park(0, 1, error=SENDABLE)
     (tmp_path / "hostile").write_bytes(hostile_value())
     root = logging.getLogger()
@@ -172,21 +172,22 @@ def test_no_command_steers_the_terminal(office: Office, tmp_path: Any):
         root.handlers[:] = before
         structlog.reset_defaults()
 
-    steering = {words: unsafe(one.out + one.err) for words, one in done.items() if unsafe(one.out + one.err)}
+    steering = {
+        words: unsafe(result.out + result.err) for words, result in done.items() if unsafe(result.out + result.err)
+    }
     assert steering == {}
     assert unsafe(stream.getvalue()) == set()
     # The hostile text arrived in every place that is read.
     for words in ("status", f"events {REPLAY}", f"replays show {REPLAY}", "replays ls", "dlq ls", "batches ls"):
         assert "here" in done[words].out or "\N{REPLACEMENT CHARACTER}" in done[words].out, words
-    for words, one in done.items():
-        if words.endswith("--json") and one.code == 0:
-            assert one.out.isascii(), words
-            json.loads(one.out)
+    for words, result in done.items():
+        if words.endswith("--json") and result.code == 0:
+            assert result.out.isascii(), words
+            json.loads(result.out)
 
 
 def test_raw_bytes_go_to_a_pipe_and_not_to_a_terminal(office: Office):
-    """Given a letter whose bytes clear the screen, when they are requested on a terminal, then the command
-    refuses."""
+    """The letter has bytes that clear the screen."""
     letters = command(office.env, "dlq", "ls", "--json").json["letters"]
     wanted = [sys.executable, "-m", "ingest.cli", "dlq", "show", letters[-1]["id"], "--raw"]
     env = {**os.environ, **office.env}

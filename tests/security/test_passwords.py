@@ -53,11 +53,11 @@ def printed(*arguments: str, **more: str) -> str:
     ids=" ".join,
 )
 def test_a_command_that_reaches_no_server_prints_no_password(arguments: tuple[str, ...]):
-    """Given passwords in every setting that can hold one, when no server is reachable, then none is printed."""
-    told = printed(*arguments)
+    """Every setting that can hold a password has one."""
+    output = printed(*arguments)
 
-    assert told.strip()
-    assert PASSWORD not in told
+    assert output.strip()
+    assert PASSWORD not in output
 
 
 @pytest.mark.parametrize(
@@ -71,12 +71,12 @@ def test_a_command_that_reaches_no_server_prints_no_password(arguments: tuple[st
     ],
 )
 def test_an_address_that_cannot_be_read_is_refused_without_its_password(name: str, value: str):
-    """Given an invalid address, when it is checked, then the error says so without the password."""
+    """The error does not quote the address."""
     assert PASSWORD not in printed("check", **{name: value})
 
 
 def test_every_finding_of_check_hides_secrets(monkeypatch: pytest.MonkeyPatch):
-    """Given a client that quotes a decoded password, when `check` fails, then it is still hidden."""
+    """A client may quote a decoded password."""
     monkeypatch.setenv("REPLAYS_REDIS_URL", "redis://w:p%40ss%2Fword-1@127.0.0.1:1")
     monkeypatch.setenv("REPLAYS_KAFKA_GROUP", "p@ss/word-1")
     monkeypatch.setenv("REPLAYS_KAFKA_BROKERS", "127.0.0.1:1")
@@ -106,14 +106,13 @@ def test_every_finding_of_check_hides_secrets(monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_secrets_are_hidden_in_any_text(text: str):
-    """Given a client's or server's text with a secret, when it is an error, then only the secret is removed."""
-    for told in (without_secrets(text), shortened(text)):
-        assert PASSWORD not in told
-        assert "***" in told
+    """Only the secret is removed from a client's or server's error."""
+    for output in (without_secrets(text), shortened(text)):
+        assert PASSWORD not in output
+        assert "***" in output
 
 
 def test_text_without_secrets_is_unchanged():
-    """Given ordinary errors, when they are printed, then nothing is removed from them."""
     for text in (
         "http://127.0.0.1:8123: refused",
         "mail a@b.example",
@@ -124,7 +123,7 @@ def test_text_without_secrets_is_unchanged():
 
 
 def test_a_wrong_setting_is_reported_in_printable_text(monkeypatch: pytest.MonkeyPatch):
-    """Given a value with escape sequences, when it is refused, then its message is safe for a terminal."""
+    """The value contains escape sequences."""
     monkeypatch.setenv("REPLAYS_LOG_LEVEL", "\x1b]52;c;x\x07")
     with pytest.raises(SettingsError) as refused:
         load()

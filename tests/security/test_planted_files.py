@@ -26,8 +26,8 @@ WAYS: tuple[Callable[[Path], object], ...] = (up, down, status, log_files, Stack
 def test_a_download_is_not_written_into_a_planted_file(
     env: dict[str, str], stored: Settings, tmp_path: Path, planted: str
 ) -> None:
-    """Given a file with the name of a download, open to everyone, or a link there, when a replay is fetched, a new
-    file for its user alone takes its place.
+    """A file open to everyone, or a link, has the name of the download. A new file that only its user can read
+    takes its place.
     """
     ingest(stored, [message(REPLAY, 0, [{"type": 5, "timestamp": 1_780_000_000_000}], project_id=PROJECT)])
     place, other = tmp_path / f"{REPLAY}-0000.json", tmp_path / "other"
@@ -40,13 +40,13 @@ def test_a_download_is_not_written_into_a_planted_file(
 
     with place.open() as reader:
         done = command(env, "fetch", REPLAY, "--output", str(tmp_path))
-        seen_by_whoever_had_it_open = reader.read()
+        seen_by_earlier_reader = reader.read()
 
     assert done.code == 0
     assert not place.is_symlink()
     assert place.stat().st_mode & 0o077 == 0
     assert len(json.loads(place.read_text())) == 1
-    assert (other.read_text(), seen_by_whoever_had_it_open) == ("kept", "kept" if planted == "link" else "")
+    assert (other.read_text(), seen_by_earlier_reader) == ("kept", "kept" if planted == "link" else "")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([place.name, "other"])
 
 
@@ -60,9 +60,7 @@ def prepared(folder: Path) -> Path:
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_a_stack_uses_no_directory_that_others_may_change(tmp_path: Path, way: Callable[[Path], object]) -> None:
-    """Given a directory that every user may write to, when a stack is to be started, shown or stopped there, it is
-    refused, and nothing is written.
-    """
+    """Starting, showing and stopping a stack there is refused, and nothing is written."""
     folder = prepared(tmp_path / "stack")
     before = sorted(folder.iterdir())
     folder.chmod(0o777)
@@ -76,7 +74,7 @@ def test_a_stack_uses_no_directory_that_others_may_change(tmp_path: Path, way: C
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_a_stack_uses_no_directory_of_another_user(tmp_path: Path, way: Callable[[Path], object]) -> None:
-    """Given a directory of another user, when a stack is to be started or stopped there, it is refused."""
+    """Starting, showing and stopping a stack there is refused."""
     folder = prepared(tmp_path / "stack")
     os.chown(folder, NOBODY, NOBODY)
 
@@ -85,7 +83,7 @@ def test_a_stack_uses_no_directory_of_another_user(tmp_path: Path, way: Callable
 
 
 def test_a_directory_of_the_users_own_group_is_usable(tmp_path: Path) -> None:
-    """Given the umask 002, with which each user has a group, when a directory is used, it is accepted."""
+    """With the umask 002, each user has a group of their own."""
     folder = tmp_path / "stack"
     folder.mkdir()
     folder.chmod(0o775)

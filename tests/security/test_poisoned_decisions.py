@@ -54,7 +54,7 @@ def store(stored: Settings) -> Iterator[TenantStore]:
 def test_a_limit_that_is_not_a_number_does_not_stop_readers_or_commands(
     stored: Settings, store: TenantStore, value: dict[str, object]
 ) -> None:
-    """Given such a record, when a reader starts and a command reads it, both have only the other rules."""
+    """Readers and commands apply only the other rules."""
     client = connect(stored)
     DecisionWriter(stored).write({f"limit/{POISONED}": {"at": 1.0, "by": "ann", **value}})
     store.limit(LIMITED, Limit(5.0, 50.0), "ann")
@@ -72,7 +72,7 @@ def test_a_limit_that_is_not_a_number_does_not_stop_readers_or_commands(
 def test_decisions_that_no_command_writes_stop_neither_readers_nor_commands(
     stored: Settings, store: TenantStore
 ) -> None:
-    """Given such records, when a reader starts and a command reads them, both have only the other rules."""
+    """Readers and commands apply only the other rules."""
     client = connect(stored)
     operators = Operators(client, stored)
     DecisionWriter(stored).write({key: {"by": "ann", **value} for key, value in MALFORMED.items()})
@@ -94,7 +94,7 @@ def test_decisions_that_no_command_writes_stop_neither_readers_nor_commands(
 
 
 def test_an_unusable_limit_in_the_copy_is_not_in_force(stored: Settings, store: TenantStore) -> None:
-    """Given a copy in Redis that an earlier release wrote, when a command reads it, it succeeds."""
+    """An earlier release may have written the copy in Redis."""
     store.limit(POISONED, Limit(1e308, float("inf")), "ann")
 
     assert POISONED not in store.rules().limits
@@ -106,7 +106,7 @@ def numeric_options() -> Iterator[tuple[list[str], click.Parameter]]:
     while waiting:
         path, command = waiting.pop()
         if isinstance(command, click.Group):
-            waiting += [([*path, name], one) for name, one in command.commands.items()]
+            waiting += [([*path, name], subcommand) for name, subcommand in command.commands.items()]
         for parameter in command.params:
             if isinstance(parameter.type, click.types.FloatParamType):
                 yield path, parameter
@@ -114,7 +114,7 @@ def numeric_options() -> Iterator[tuple[list[str], click.Parameter]]:
 
 @pytest.mark.parametrize("text", ["nan", "inf", "1e999", "-inf"])
 def test_no_option_accepts_a_number_that_is_not_finite(text: str) -> None:
-    """Given every numeric option, when it is NaN or infinite, it is refused as a usage error."""
+    """NaN and infinity are usage errors."""
     found = list(numeric_options())
     assert len(found) > 5
 
@@ -124,9 +124,7 @@ def test_no_option_accepts_a_number_that_is_not_finite(text: str) -> None:
 
 
 def test_offsets_and_partitions_beyond_kafkas_range_are_refused(stored: Settings) -> None:
-    """Given a partition or an offset that Kafka cannot have, when it is passed as an option, it is a usage
-    error.
-    """
+    """They are usage errors."""
     for command, option in (("reconcile", "--partition"), ("shadow", "--partition"), ("shadow", "--stop")):
         with pytest.raises(click.BadParameter):
             main.commands[command].make_context(command, [option, str(2**63)])

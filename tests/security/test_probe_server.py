@@ -20,7 +20,7 @@ SLOW = 300
 
 @pytest.fixture
 def probes() -> Iterator[Probes]:
-    """The responses of the liveness and readiness probes."""
+    """A running probe server."""
     served = Probes(
         "127.0.0.1", 0, lambda: {"x": ""}, lambda: {"x": ""}, CollectorRegistry, setting="REPLAYS_HTTP"
     )
@@ -45,10 +45,10 @@ def threads() -> int:
 
 
 def test_clients_that_never_end_their_request_do_not_keep_probes_out(probes: Probes):
-    """Given hundreds of them, then a probe gets its response at once, and there are few threads."""
-    with ExitStack() as open_ones:
+    """With hundreds of such clients, a probe still gets its response, and the number of threads is bounded."""
+    with ExitStack() as clients:
         for _ in range(SLOW):
-            open_ones.enter_context(slow(probes))
+            clients.enter_context(slow(probes))
             assert threads() <= CONNECTIONS_MAX + 1
         assert answered(probes)
         assert threads() <= CONNECTIONS_MAX + 1

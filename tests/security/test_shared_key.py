@@ -1,7 +1,7 @@
-"""A writer of Redis without the shared key: attacks that commit offsets or hide rows without a key are ignored
-with one.
+"""Attacks by a client that can write to Redis but does not have the shared key: it commits offsets or hides rows.
 
-Each attack is made twice. Without a key it succeeds; otherwise the test would prove nothing.
+Each attack is made twice. Without a key it succeeds, which shows that the attack is real. With a key the forged
+entries are ignored.
 """
 
 from __future__ import annotations
@@ -96,11 +96,11 @@ def test_forged_completions_commit_no_offset_past_unwritten_rows(eager: Eager, s
 
     event = eager.settle(real)
 
-    told = on.FlushSucceeded(real.id, 1, Stage.ROWS)
-    assert event == told if sealed else event == on.FlushSucceeded(forged.id, 1, Stage.BLOBS)
+    genuine = on.FlushSucceeded(real.id, 1, Stage.ROWS)
+    assert event == genuine if sealed else event == on.FlushSucceeded(forged.id, 1, Stage.BLOBS)
 
 
-def test_an_entry_of_another_reader_is_none_of_ours(eager: Eager):
+def test_an_entry_copied_from_another_reader_is_ignored(eager: Eager):
     """The attack copies a sealed completion from another reader's stream."""
     Coordination(eager.client, eager.settings).send_completion(
         "other", Completion(CompletionKind.DONE, "t-0-0-9", 1, "rows", 1)
@@ -113,7 +113,7 @@ def test_an_entry_of_another_reader_is_none_of_ours(eager: Eager):
 
 
 def marks_of_another_task(eager: Eager) -> bytes:
-    """The done mark of a task for another batch, which a worker did write."""
+    """A genuine done mark of a task of another batch."""
     other = make_batch(start=500)
     assert isinstance(eager.settle(other), on.FlushSucceeded)
     ((key,),) = [eager.client.keys("replays:batch:*")]
@@ -290,11 +290,11 @@ def test_the_key_is_turned_on_one_program_after_the_other(
         monkeypatch.setenv("REPLAYS_SHARED_KEY_UNSEALED", "accept")
     batch = make_batch(messages=3)
 
-    told = [eager.settle(batch, stage) for stage in Stage]
+    genuine = [eager.settle(batch, stage) for stage in Stage]
     again = eager.settle(batch, Stage.ROWS, attempt=2)
 
-    assert told == [on.FlushSucceeded(batch.id, 1, stage) for stage in Stage]
-    assert again == told[-1]
+    assert genuine == [on.FlushSucceeded(batch.id, 1, stage) for stage in Stage]
+    assert again == genuine[-1]
     assert len(eager.sink("clickhouse").rows) == 3
 
 

@@ -106,7 +106,7 @@ STATES: dict[str, tuple[Any, Callable[[Any], Any]]] = {
 
 @pytest.mark.parametrize("state", STATES)
 def test_an_unavailable_server_closes_connections_until_it_recovers(fleet: Fleet, state: str) -> None:
-    """Given an open connection, when the server cannot serve, all connections are closed, and renewed later."""
+    """All connections are closed, and new ones are opened later."""
     sick, call = STATES[state]
     client: Any = connect(fleet.settings, retries=0)
     reading: Any = connect(fleet.settings, retries=0)
@@ -121,9 +121,7 @@ def test_an_unavailable_server_closes_connections_until_it_recovers(fleet: Fleet
 
 
 def test_a_blocking_call_on_a_demoted_primary_means_unavailable(fleet: Fleet) -> None:
-    """Given a blocking call, when the server becomes a replica, UNBLOCKED counts as unavailable, not as a
-    result.
-    """
+    """UNBLOCKED counts as unavailable, not as a result."""
     client: Any = connect(fleet.settings, retries=0)
     found: list[BaseException] = []
 
@@ -143,7 +141,7 @@ def test_a_blocking_call_on_a_demoted_primary_means_unavailable(fleet: Fleet) ->
 
 
 def test_a_full_server_counts_as_available(fleet: Fleet) -> None:
-    """Given a full primary, when it refuses writes, the client stays connected and ready."""
+    """The client stays connected and ready although the server refuses writes."""
     client: Any = connect(fleet.settings, retries=0)
     before = client.client_id()
     watch = FleetWatch(fleet.settings, Metrics(fleet.settings))
@@ -158,7 +156,7 @@ def test_a_full_server_counts_as_available(fleet: Fleet) -> None:
 
 
 def test_a_read_only_primary_is_not_ready(fleet: Fleet) -> None:
-    """Given a demoted primary, when the reader checks it, the reader is not ready until it can write again."""
+    """The reader is ready again once the primary accepts writes."""
     metrics = Metrics(fleet.settings)
     watch = FleetWatch(fleet.settings, metrics)
     watch.look()
@@ -177,7 +175,7 @@ def test_a_read_only_primary_is_not_ready(fleet: Fleet) -> None:
 
 
 def test_celery_opens_no_channel_to_a_replica(fleet: Fleet) -> None:
-    """Given a demoted primary, when a worker connects, that is a connection error, not a channel error."""
+    """The failure is a connection error, not a channel error."""
     connection = publisher(fleet.settings).connection_for_write()
 
     with demoted(fleet.client), pytest.raises(RedisAway) as refused:
@@ -190,7 +188,7 @@ def test_celery_opens_no_channel_to_a_replica(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("finish", ["ack", "reject", "requeue"])
 def test_a_message_whose_acknowledgement_fails_does_not_stop_its_consumer(fleet: Fleet, finish: str) -> None:
-    """Given a consumer of one message at a time, when Redis refuses its acknowledgement, it gets the next."""
+    """A consumer of one message at a time gets the next message after Redis refused an acknowledgement."""
     with publisher(fleet.settings).connection_for_write() as connection:
         channel = connection.channel()
         channel.basic_qos(0, 1, False)
@@ -218,7 +216,7 @@ REFUSED = {
 def test_a_server_of_the_wrong_kind_is_refused_in_one_line(
     children: Children, tmp_path: Path, kind: str, program: str
 ) -> None:
-    """Given a Redis Cluster or a Sentinel, when a program starts, one line says so, and the exit code is 2."""
+    """The line names the kind of server and the setting."""
     server = Redis(children, tmp_path / "redis", options=REFUSED[kind])
     if kind == "Sentinel":
         server = _Bare(children, tmp_path / "redis")
@@ -239,9 +237,7 @@ def test_a_server_of_the_wrong_kind_is_refused_in_one_line(
 
 
 def test_a_reader_that_finds_a_cluster_later_is_not_ready(children: Children, tmp_path: Path) -> None:
-    """Given a Redis that was unavailable at the start, when it turns out to be a cluster, readiness reports
-    that.
-    """
+    """The readiness check reports that the server is a cluster."""
     server = Redis(children, tmp_path / "redis", options=REFUSED["Redis Cluster"])
     server.start()
     settings = Settings(redis_url=SecretStr(server.address))
@@ -262,7 +258,7 @@ class _Bare(Redis):
 
 
 def test_settings_are_read_alike_by_reader_and_fleet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Given an address with options, when each side connects, the connections have the same options."""
+    """The connections of both have the same options."""
     monkeypatch.setenv(
         "REPLAYS_REDIS_URL", "rediss://me:p%40ss@redis:6380/3?ssl_cert_reqs=none&health_check_interval=9"
     )

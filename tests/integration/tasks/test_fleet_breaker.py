@@ -31,26 +31,26 @@ def state(fleet: Fleet, sink: str = "clickhouse") -> str:
 
 
 def test_it_opens_cools_probes_and_closes(fleet: Fleet) -> None:
-    """One probe runs at a time; a failed probe doubles the cooldown; a successful one closes the breaker for all
-    workers.
+    """One probe runs at a time. A failed probe doubles the cooldown, and a successful one closes the breaker for
+    all workers.
     """
-    one, other = (Breaker(connect(fleet.settings), fleet.settings) for _ in range(2))
+    first, second = (Breaker(connect(fleet.settings), fleet.settings) for _ in range(2))
     for _ in range(3):
-        one.report("clickhouse", one.ask("clickhouse"), worked=False)
+        first.report("clickhouse", first.ask("clickhouse"), worked=False)
 
     assert state(fleet) == "open"
-    assert not other.ask("clickhouse").granted
-    assert other.ask("gcs").granted
+    assert not second.ask("clickhouse").granted
+    assert second.ask("gcs").granted
     fleet.wait(lambda: state(fleet) == "half_open", "the cool-down")
-    probe = one.ask("clickhouse")
+    probe = first.ask("clickhouse")
     assert probe.kind == "probe"
-    assert not other.ask("clickhouse").granted
-    one.report("clickhouse", probe, worked=False)
-    assert 0.5 < other.ask("clickhouse").wait_seconds <= 1.0
+    assert not second.ask("clickhouse").granted
+    first.report("clickhouse", probe, worked=False)
+    assert 0.5 < second.ask("clickhouse").wait_seconds <= 1.0
     fleet.wait(lambda: state(fleet) == "half_open", "the longer cool-down")
-    other.report("clickhouse", other.ask("clickhouse"), worked=True)
+    second.report("clickhouse", second.ask("clickhouse"), worked=True)
     assert state(fleet) == "closed"
-    assert one.ask("clickhouse").kind == "closed"
+    assert first.ask("clickhouse").kind == "closed"
 
 
 def test_failures_among_more_successes_do_not_open_it(fleet: Fleet) -> None:
@@ -90,8 +90,9 @@ def test_without_redis_it_allows_every_call(fleet: Fleet) -> None:
 
 
 def test_an_unavailable_sink_costs_only_probes_and_the_others_continue(fleet: Fleet) -> None:
-    """Twenty batches wait for ClickHouse: it is hardly called, no worker sleeps for it, and all settle in the
-    end."""
+    """Twenty batches wait for ClickHouse. The sink gets few calls, no worker sleeps, and all batches settle in the
+    end.
+    """
     fleet.script("clickhouse", "transient")
     dispatcher = fleet.dispatcher()
     fleet.worker()

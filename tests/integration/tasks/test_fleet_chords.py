@@ -33,7 +33,9 @@ def test_both_stages_of_a_batch_complete(fleet: Fleet) -> None:
 
 
 def test_durable_items_are_not_written_again(fleet: Fleet) -> None:
-    """A second dispatch finds all marks and needs no task; after settling only the marks are left in Redis."""
+    """A second dispatch finds all marks and needs no task. After settling, only the manifest, the chord and the
+    marks are left in Redis.
+    """
     dispatcher = fleet.dispatcher()
     fleet.worker()
     batch = make_batch()
@@ -123,7 +125,7 @@ def test_a_sink_that_stays_unavailable_fails_the_chord_with_its_error(fleet: Fle
 def test_a_reader_whose_clock_is_a_day_behind_does_not_shorten_deadlines(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Given a deadline set by the reader and checked by a worker, when a write fails once, it is retried."""
+    """The reader sets the deadline and a worker checks it. A write that fails once is still retried."""
     clock, dispatcher = time.time, fleet.dispatcher()
     monkeypatch.setattr(time, "time", lambda: clock() - 86_400.0)
     fleet.script("clickhouse", "transient")

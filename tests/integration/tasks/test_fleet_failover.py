@@ -56,7 +56,9 @@ def during(change: Callable[[], object]) -> threading.Thread:
 
 
 def load(fleet: Fleet, start: int, change: Callable[[], object]) -> None:
-    """Batches in flight during a failover; all of them succeed and none is missing at the sink."""
+    """Dispatches batches while `change` runs. Asserts that all of them succeed and that none is missing at the
+    sink.
+    """
     batches = [make_batch(start=start + 100 * number) for number in range(BATCHES)]
     fleet.script("clickhouse", "slow 0.2")
     thread = during(change)
@@ -82,7 +84,7 @@ def switched(children: Children, tmp_path: Path) -> Iterator[tuple[FaultProxy, R
 def test_a_demoted_primary_with_open_connections_is_abandoned(
     switched: tuple[FaultProxy, Redis, Redis], fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Given open connections, when the address moves and the old primary becomes a replica, nothing is lost."""
+    """The address moves to another server while connections to the old primary are open. Nothing is lost."""
     proxy, first, second = switched
     url = f"redis://{proxy.address}/0"
     monkeypatch.setenv("REPLAYS_REDIS_URL", url)
@@ -117,7 +119,7 @@ class TestSentinel:
 
     @pytest.mark.parametrize("fleet_options", [{"REDIS_SENTINEL_PASSWORD": "pw-sentinel"}], indirect=True)
     def test_batches_arrive_through_a_failover_and_a_killed_primary(self, fleet: Fleet) -> None:
-        """Given load, when Sentinel replaces the primary and the next one is killed, ingestion continues."""
+        """Sentinel replaces the primary under load, then the next primary is killed."""
         assert isinstance(fleet.redis, RedisGroup)
         worker = fleet.worker()
         fleet.dispatcher()
@@ -133,7 +135,7 @@ class TestSentinel:
 
     @pytest.mark.parametrize("fleet_options", [{"REDIS_SENTINEL_PASSWORD": "pw-sentinel"}], indirect=True)
     def test_every_program_tries_the_next_sentinel(self, fleet: Fleet) -> None:
-        """Given that the first Sentinel is down, when a command or Flower connects, each finds the primary."""
+        """The first Sentinel is down. Commands and Flower still find the primary."""
         assert isinstance(fleet.redis, RedisGroup)
         fleet.redis.sentinels[0].kill()
         fleet.dispatcher().submit(do.Dispatch(make_batch(), Stage.ROWS, 1, 60.0))
@@ -161,7 +163,7 @@ class TestSentinel:
 
 
 def test_sentinels_and_redis_are_reached_over_tls(children: Children, tmp_path: Path) -> None:
-    """Given TLS for Sentinel and for Redis, when each kind of client connects, it verifies both."""
+    """Each kind of client verifies the certificates of both."""
     certificates = make_certificates(tmp_path / "certificates")
     redis = Redis(children, tmp_path / "redis", options=("--requirepass", "pw-redis"))
     redis.start()
@@ -190,7 +192,7 @@ def test_sentinels_and_redis_are_reached_over_tls(children: Children, tmp_path: 
 def test_a_batch_is_flushed_over_a_unix_socket(
     fleet: Fleet, children: Children, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Given an address as a path with a database, when reader and worker use it, a batch arrives."""
+    """The address is a path with a database."""
     path = tmp_path_factory.mktemp("s") / "r.sock"
     redis = Redis(children, path.parent / "data", name="by-socket", options=("--unixsocket", str(path)))
     redis.start()

@@ -35,7 +35,7 @@ def test_a_sink_that_ignores_its_deadline_is_interrupted(fleet: Fleet) -> None:
 
 
 def test_a_sink_that_cannot_be_interrupted_is_killed(fleet: Fleet) -> None:
-    """The hard limit kills the process: the chord fails, the core retries, the worker has a new process."""
+    """The hard limit kills the process. The chord fails, the core retries, and the worker has a new process."""
     fleet.script("clickhouse", "stuck")
     dispatcher = fleet.dispatcher()
     fleet.worker()
@@ -50,8 +50,8 @@ def test_a_sink_that_cannot_be_interrupted_is_killed(fleet: Fleet) -> None:
 
 
 def test_a_few_failed_items_do_not_fail_the_task(fleet: Fleet) -> None:
-    """The runs get 64, 16, 4 and 1 items: each makes most of its items durable, and there are more runs than the
-    failures that a task may have.
+    """The runs get 64, 16, 4 and 1 items. A run that makes most of its items durable does not count as a
+    failure.
     """
     fleet.script("gcs", "scattered")
     dispatcher = fleet.dispatcher()

@@ -24,7 +24,7 @@ from tests.kit.fleet import Fleet
     "name", ["flush_gcs", "flush_clickhouse", "flush_bigquery", "flush_datadog", "flush_dead_letter"]
 )
 def test_every_flush_signature_survives_json(fleet: Fleet, name: str) -> None:
-    """The worker can read what `start` creates."""
+    """The worker can decode the signatures that `start` creates."""
     app = publisher(fleet.settings)
     kwargs = {"batch": "recordings-0-0-3:digest", "task": "rows/clickhouse/0", "until": 1_700_000_000}
     complete = app.signature("complete", immutable=True, link_error=[app.signature("chord_failed")])
@@ -69,14 +69,14 @@ class TestSigned:
         registry._set_default_serializer("json")
 
     def test_signed_messages_complete_and_unsigned_ones_are_refused(self, fleet: Fleet) -> None:
-        """A writer of Redis without the key cannot run anything."""
+        """A client that can write to Redis but has no key cannot run tasks."""
         worker = fleet.worker()
         dispatcher = fleet.dispatcher()
 
         signed = fleet.settle(dispatcher, make_batch(), Stage.ROWS)
-        stranger = Celery("stranger", set_as_current=False)
-        stranger.conf.update(configuration(fleet.settings))
-        stranger.send_task("retry_batch", args=["x"], queue="control", serializer="json")
+        unsigned = Celery("stranger", set_as_current=False)
+        unsigned.conf.update(configuration(fleet.settings))
+        unsigned.send_task("retry_batch", args=["x"], queue="control", serializer="json")
         fleet.wait(lambda: b"ContentDisallowed" in worker.log_path.read_bytes(), "the refusal")
 
         assert isinstance(signed, on.FlushSucceeded)

@@ -40,7 +40,7 @@ def topic(kafka_brokers: str, fresh_name: Callable[[str], str]) -> str:
 
 
 def park(fleet: Fleet, topic: str, start: int, stop: int) -> str:
-    """Shows a batch of that range as parked by a running reader."""
+    """Records a batch with that range as parked by a running reader."""
     coordination = Coordination(fleet.client, fleet.settings)
     batch_id = f"{topic}-0-{start}-{stop}"
     about = {
@@ -59,17 +59,17 @@ def park(fleet: Fleet, topic: str, start: int, stop: int) -> str:
 def test_an_abandoned_batch_is_dead_lettered_before_its_reader_is_notified(
     fleet: Fleet, kafka_brokers: str, topic: str
 ) -> None:
-    """The range's original messages become dead letters with the reason, then the audit entry is written, then the
-    reader continues.
+    """First the range's original messages become dead letters with the reason, then the action is audited, then
+    the reader continues.
     """
     fleet.dispatcher()
     batch_id = park(fleet, topic, 1, 4)
     settings = Settings(kafka_brokers=kafka_brokers, kafka_topic=topic)
     coordination = Coordination(fleet.client, settings)
 
-    said = abandon(settings, coordination, build("dead_letter", settings), batch_id, "schema is gone", "ann")
+    printed = abandon(settings, coordination, build("dead_letter", settings), batch_id, "schema is gone", "ann")
 
-    assert said == f"{batch_id} is abandoned: 3 messages are dead letters, 0 had expired from the topic"
+    assert printed == f"{batch_id} is abandoned: 3 messages are dead letters, 0 had expired from the topic"
     assert fleet.next_event() == on.BatchAbandoned(batch_id, OffsetRange(1, 4), "schema is gone")
     letters = consume(settings, f"{topic}-dlq")
     assert [value for value, _ in letters] == [b"message 1", b"message 2", b"message 3"]
@@ -109,7 +109,7 @@ def test_nothing_is_abandoned_while_dead_letters_cannot_be_stored(
 def test_a_parked_entry_without_renewal_expires(
     fleet: Fleet, kafka_brokers: str, topic: str, operate: str
 ) -> None:
-    """Given a batch whose Discard was lost, when its lease expires, it cannot be retried or abandoned."""
+    """The batch's Discard was lost. Once the lease has expired, the batch cannot be retried or abandoned."""
     fleet.dispatcher()
     batch_id = park(fleet, topic, 0, 2)
     coordination = Coordination(fleet.client, fleet.settings)
@@ -152,7 +152,7 @@ def test_a_renewal_restores_parked_entries_after_flushall(fleet: Fleet, topic: s
 def test_a_lease_does_not_depend_on_the_clock_of_its_reader(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, ahead_seconds: float
 ) -> None:
-    """Given a clock that is a day off, when its reader shows a batch, the lease has its usual length."""
+    """The reader's clock is a day off, but the lease has its usual length."""
     clock, dispatcher = time.time, fleet.dispatcher()
     coordination = Coordination(fleet.client, fleet.settings)
     monkeypatch.setattr(time, "time", lambda: clock() + ahead_seconds)
@@ -165,7 +165,7 @@ def test_a_lease_does_not_depend_on_the_clock_of_its_reader(
 
 
 def test_only_a_parked_batch_of_a_running_reader_can_be_operated(fleet: Fleet) -> None:
-    """In all other cases the operator is told why nothing was done."""
+    """In all other cases the error explains why nothing was done."""
     coordination = Coordination(fleet.client, fleet.settings)
     with pytest.raises(NotParked, match="batches ls"):
         retry(coordination, "recordings-0-0-3", "ann")

@@ -34,9 +34,7 @@ def dispatch_as_newer_reader(fleet: Fleet, batch: Batch, **changed: Any) -> None
 
 
 def test_a_batch_of_a_newer_version_is_refused_and_names_the_upgrade(fleet: Fleet) -> None:
-    """Given a manifest of version 2, when a worker takes its tasks, no sink is called, and its reader is
-    notified.
-    """
+    """No sink is called, and the batch's reader is notified."""
     dispatcher, batch = fleet.dispatcher(), make_batch()
     fleet.worker()
 
@@ -52,7 +50,7 @@ def test_a_batch_of_a_newer_version_is_refused_and_names_the_upgrade(fleet: Flee
 
 
 def test_an_item_with_unknown_elements_is_not_written_partially(fleet: Fleet) -> None:
-    """Given rows with one more element, when a worker reads them, none is written, and the error says why."""
+    """No row is written, and the error says to upgrade the workers."""
     fleet.dispatcher()
     fleet.worker()
     rows = msgspec.msgpack.encode([["replays", "click-0", b"{}", 0, "a column for the newer table"]])
@@ -66,7 +64,7 @@ def test_an_item_with_unknown_elements_is_not_written_partially(fleet: Fleet) ->
 
 
 def test_an_unknown_manifest_field_is_ignored(fleet: Fleet) -> None:
-    """Given a manifest with an unknown field, when its tasks run, the stage completes."""
+    """The stage completes."""
     fleet.dispatcher()
     fleet.worker()
     batch = make_batch()

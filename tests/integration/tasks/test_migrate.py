@@ -43,14 +43,14 @@ def test_after_migrating_every_check_passes(everything: Settings) -> None:
     nothing.
     """
     before = {checked.name: checked.ok for checked in check_all(everything)}
-    told = list(migrate(everything, dry_run=True, topics=True))
-    still = {checked.name: checked.ok for checked in check_all(everything)}
+    planned = list(migrate(everything, dry_run=True, topics=True))
+    unchanged = {checked.name: checked.ok for checked in check_all(everything)}
     done = list(migrate(everything, topics=True))
     after = check_all(everything)
     again = list(migrate(everything, topics=True))
 
-    assert before == still == {name: name == "datadog" for name in before}
-    assert [line.replace(": would ", ": ") for line in told] == done
+    assert before == unchanged == {name: name == "datadog" for name in before}
+    assert [line.replace(": would ", ": ") for line in planned] == done
     assert all(checked.ok for checked in after), after
     assert not [line for line in again if "create" in line or "apply" in line or "add to" in line]
 

@@ -1,6 +1,6 @@
 """`python -m tools.image` if podman is missing, cannot run, cannot build, or builds an image that does not run.
 
-Podman is a script here; `make image` in CI is the trial with the real one.
+Podman is a script here; `make image` in CI runs the real one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ esac
 """
 
 
-def tried(tmp_path: Path, podman: str | None) -> tuple[int, str]:
+def run_with(tmp_path: Path, podman: str | None) -> tuple[int, str]:
     """Exit code and output with this script as podman; the script is the body of a `case` on its first
     argument.
     """
@@ -48,8 +48,8 @@ def tried(tmp_path: Path, podman: str | None) -> tuple[int, str]:
 
 
 def test_without_podman_nothing_runs_and_ci_continues(tmp_path: Path):
-    """Given no engine, one line reports that, and the exit code is 0."""
-    code, printed = tried(tmp_path, None)
+    """One line reports that nothing was done, and the exit code is 0."""
+    code, printed = run_with(tmp_path, None)
 
     assert code == 0, printed
     assert "NOT DONE" in printed
@@ -57,7 +57,7 @@ def test_without_podman_nothing_runs_and_ci_continues(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("podman", "code", "says"),
+    ("podman", "code", "pattern"),
     [
         ("run*) echo 'no namespaces' >&2; exit 126;;", 0, "NOT DONE .*no namespaces"),
         ("build*) echo 'NameResolutionError: no' >&2; exit 1;;", 0, "NOT DONE .*index did not answer"),
@@ -65,9 +65,9 @@ def test_without_podman_nothing_runs_and_ci_continues(tmp_path: Path):
         ("*--help) echo broken >&2; exit 3;;", 1, "FAILED .*broken"),
     ],
 )
-def test_only_a_fault_of_the_image_fails(tmp_path: Path, podman: str, code: int, says: str):
-    """Given an engine that fails in one way, limits of the machine give 0 and faults of the image give 1."""
-    found, printed = tried(tmp_path, podman)
+def test_only_a_fault_of_the_image_fails(tmp_path: Path, podman: str, code: int, pattern: str):
+    """Limits of the machine give exit code 0, and faults of the image give 1."""
+    found, printed = run_with(tmp_path, podman)
 
     assert found == code, printed
-    assert [line for line in printed.splitlines() if re.search(says, line)], printed
+    assert [line for line in printed.splitlines() if re.search(pattern, line)], printed

@@ -19,7 +19,7 @@ from tests.kit.paths import ROOT
 
 def ids(reads: Reads, text: str = "", **chosen: object) -> set[str]:
     """Matching replays."""
-    return {one.replay.replay_id for one in find(reads, Filter(**chosen), text).found}  # type: ignore[arg-type]
+    return {result.replay.replay_id for result in find(reads, Filter(**chosen), text).found}  # type: ignore[arg-type]
 
 
 def test_a_rage_click_is_shown_with_the_events_around_it(reads: Reads, library: Library):
@@ -84,7 +84,7 @@ def test_a_text_is_found_in_the_events_of_recordings(reads: Reads, library: Libr
     event.
     """
     page = find(reads, Filter(project_id=None), "/API/")
-    matches = {one.replay.replay_id: one.matches for one in page.found}
+    matches = {result.replay.replay_id: result.matches for result in page.found}
 
     assert set(matches) == {library.shop_id, library.old_shop_id}
     assert {match.kind for match in matches[library.shop_id]} >= {"network"}
@@ -102,7 +102,7 @@ def test_pages_of_a_search_are_complete(reads: Reads):
     offset: int | None = 0
     while offset is not None:
         page = find(reads, Filter(project_id=PROJECT, limit=1, offset=offset))
-        seen |= {one.replay.replay_id for one in page.found}
+        seen |= {result.replay.replay_id for result in page.found}
         offset = page.next_offset
 
     assert seen == whole
@@ -112,13 +112,15 @@ def test_pages_of_a_search_are_complete(reads: Reads):
 def test_the_documented_fields_are_the_printed_ones(reads: Reads, library: Library):
     """docs/evidence.md names every field, and no other."""
     text = (ROOT / "docs" / "evidence.md").read_text()
-    told = {name for row in re.findall(r"^\| (`[^|]*) \|", text, re.M) for name in re.findall(r"`([^`]*)`", row)}
+    documented = {
+        name for row in re.findall(r"^\| (`[^|]*) \|", text, re.M) for name in re.findall(r"`([^`]*)`", row)
+    }
     replay = reads.replay(library.shop_id)
     found = found_dict(find(reads, Filter(project_id=RECORDED_PROJECT, limit=1), "button"))
     seen = msgspec.to_builtins(around(reads, replay, 0.0, 60_000))
     listed = set(found["replays"][0]) - set(msgspec.to_builtins(replay)) - {"duration_seconds"}
 
-    assert told == {
+    assert documented == {
         *(f"{name}" for name in (*found, *seen)),
         *(f"replays[].{name}" for name in listed),
         *(f"matches[].{name}" for name in found["replays"][0]["matches"][0]),

@@ -61,7 +61,7 @@ def test_the_list_offers_the_existing_choices(client: Client):
     """Project ids are sent as strings, because JavaScript's numbers are exact only up to 2**53."""
     seen = client.get("/api/projects").json
 
-    assert {one["project_id"]: one["replays"] for one in seen["projects"]} == {
+    assert {entry["project_id"]: entry["replays"] for entry in seen["projects"]} == {
         str(PROJECT): 4,
         str(OTHER_PROJECT): 1,
         str(RECORDED_PROJECT): 2,
@@ -84,23 +84,23 @@ def test_a_query_selects_replays(client: Client, query: str, expected: set[str])
     """Each filter of the list selects replays; empty filters are ignored."""
     seen = client.get(f"/api/replays?{query}").json
 
-    assert {one["replay_id"] for one in seen["replays"]} == expected
-    assert all(isinstance(one["project_id"], str) for one in seen["replays"])
+    assert {entry["replay_id"] for entry in seen["replays"]} == expected
+    assert all(isinstance(entry["project_id"], str) for entry in seen["replays"])
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "error_text"),
     [
         ("project=seven", "project must be a number from 0 to 18446744073709551615"),
         ("limit=501", "limit must be a number from 1 to 500"),
         ("offset=-1", "offset must be a number from 0 to 1000000"),
     ],
 )
-def test_a_wrong_query_is_refused_with_an_example(client: Client, query: str, said: str):
+def test_a_wrong_query_is_refused_with_an_example(client: Client, query: str, error_text: str):
     """The response is 400 with one line."""
     seen = client.get(f"/api/replays?{query}")
 
-    assert (seen.status, seen.error) == (400, said)
+    assert (seen.status, seen.error) == (400, error_text)
 
 
 def test_a_replay_includes_its_ingestion_state(client: Client):
@@ -108,7 +108,7 @@ def test_a_replay_includes_its_ingestion_state(client: Client):
     seen = client.get(f"/api/replays/{PROJECT}/{HOLED}").json
 
     assert (seen["replay"]["replay_id"], seen["replay"]["project_id"]) == (HOLED, str(PROJECT))
-    states = [one["state"] for one in seen["ingestion"]["segments"]]
+    states = [entry["state"] for entry in seen["ingestion"]["segments"]]
     assert states == ["stored", "stored", "missing", "no_object", "no_row"]
     assert (seen["ingestion"]["missing"], seen["ingestion"]["duplicates"]) == ([2, 3], [0])
 
@@ -135,7 +135,7 @@ def test_a_segment_is_sent_for_the_player_or_unchanged(client: Client, library: 
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "body", "content_range"),
+    ("requested", "status", "body", "content_range"),
     [
         ("", 200, VIDEO, None),
         ("bytes=4-7", 206, b"ftyp", f"bytes 4-7/{len(VIDEO)}"),
@@ -147,10 +147,12 @@ def test_a_segment_is_sent_for_the_player_or_unchanged(client: Client, library: 
     ],
 )
 def test_a_video_is_sent_whole_or_in_part(
-    client: Client, asked: str, status: int, body: bytes, content_range: str | None
+    client: Client, requested: str, status: int, body: bytes, content_range: str | None
 ):
     """Browsers request ranges in order to seek."""
-    seen = client.get(f"/api/replays/{PROJECT}/{MOBILE}/segments/0/video", **({"Range": asked} if asked else {}))
+    seen = client.get(
+        f"/api/replays/{PROJECT}/{MOBILE}/segments/0/video", **({"Range": requested} if requested else {})
+    )
 
     assert (seen.status, seen.body) == (status, body)
     assert seen.headers.get("Content-Range") == content_range
@@ -164,7 +166,7 @@ def test_an_invalid_range_returns_the_whole_video(header: str):
 
 
 @pytest.mark.parametrize(
-    ("path", "status", "said"),
+    ("path", "status", "error_text"),
     [
         ("/nowhere", 404, "not found"),
         (f"/api/replays/{PROJECT}/{'e' * 32}", 404, "no replay"),
@@ -174,12 +176,12 @@ def test_an_invalid_range_returns_the_whole_video(header: str):
         (f"/api/replays/{PROJECT}/{SPOILED}/segments/1", 422, "not a zlib stream"),
     ],
 )
-def test_an_error_is_sent_as_json(client: Client, path: str, status: int, said: str):
+def test_an_error_is_sent_as_json(client: Client, path: str, status: int, error_text: str):
     """The page shows the error."""
     seen = client.get(path)
 
     assert seen.status == status
-    assert said in seen.error
+    assert error_text in seen.error
 
 
 def test_an_unavailable_server_is_named_on_the_page(library: Library):

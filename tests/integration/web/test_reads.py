@@ -1,4 +1,4 @@
-"""Replays are read as they were ingested: which match, what is known of each, which segments exist."""
+"""Replays are read as they were ingested: searches, the facts about each replay, and its segments."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tests.kit.recordings import inflated
 
 def found(reads: Reads, **chosen: object) -> set[str]:
     """The ids of the matching replays."""
-    return {one.replay_id for one in reads.replays(Filter(**chosen)).replays}  # type: ignore[arg-type]
+    return {item.replay_id for item in reads.replays(Filter(**chosen)).replays}  # type: ignore[arg-type]
 
 
 def test_projects_are_listed_with_the_number_of_their_replays(reads: Reads):
     """A replay that lost a row or an object still counts."""
-    counts = {one.project_id: one.replays for one in reads.projects()}
+    counts = {item.project_id: item.replays for item in reads.projects()}
 
     assert counts == {PROJECT: 4, OTHER_PROJECT: 1, RECORDED_PROJECT: 2}
 
@@ -59,17 +59,15 @@ def test_each_filter_selects_its_replays(reads: Reads, library: Library):
 
 def test_pages_of_one_replay_are_the_complete_list(reads: Reads):
     """Pages keep the order of the list, and only the last page says that nothing follows."""
-    whole = [(one.project_id, one.replay_id) for one in reads.replays(Filter()).replays]
+    whole = [(item.project_id, item.replay_id) for item in reads.replays(Filter()).replays]
     pages = [reads.replays(Filter(limit=1, offset=offset)) for offset in range(len(whole))]
 
-    assert [(one.project_id, one.replay_id) for page in pages for one in page.replays] == whole
+    assert [(item.project_id, item.replay_id) for page in pages for item in page.replays] == whole
     assert [page.more for page in pages] == [True] * (len(whole) - 1) + [False]
 
 
 def test_a_replay_shows_its_actions(reads: Reads, library: Library):
-    """Nine elements were clicked, of which two are dead clicks and one is a rage click; each page visit is
-    listed.
-    """
+    """Two of nine clicks are dead and one is a rage click. Each page visit is listed."""
     replay = reads.replay(library.shop_id)
 
     assert (replay.project_id, replay.segments, replay.segment_id_max) == (RECORDED_PROJECT, 8, 7)
@@ -91,16 +89,16 @@ def test_an_id_in_two_projects_needs_the_project(reads: Reads):
 
 
 @pytest.mark.parametrize(
-    ("replay_id", "project", "said"),
+    ("replay_id", "project", "error"),
     [
         ("e" * 32, None, "no replay e{32} in any project"),
         ("e" * 32, PROJECT, "no replay e{32} in project 7"),
         ("not-an-id", None, "'not-an-id' is not a replay id"),
     ],
 )
-def test_an_unknown_replay_is_reported(reads: Reads, replay_id: str, project: int | None, said: str):
+def test_an_unknown_replay_is_reported(reads: Reads, replay_id: str, project: int | None, error: str):
     """The error says where the replay was searched for."""
-    with pytest.raises(NotFound, match=said):
+    with pytest.raises(NotFound, match=error):
         reads.replay(replay_id, project)
 
 
@@ -115,7 +113,7 @@ def test_each_segment_shows_its_missing_data(reads: Reads):
     """
     segments = reads.segments(reads.replay(HOLED))
 
-    assert [one.state for one in segments.all] == [
+    assert [item.state for item in segments.all] == [
         SegmentState.STORED,
         SegmentState.STORED,
         SegmentState.MISSING,
@@ -123,7 +121,7 @@ def test_each_segment_shows_its_missing_data(reads: Reads):
         SegmentState.NO_ROW,
     ]
     assert (segments.missing, segments.duplicates) == ((2, 3), (0,))
-    assert [one.segment_id for one in segments.readable] == [0, 1, 4]
+    assert [item.segment_id for item in segments.readable] == [0, 1, 4]
     assert segments.notes == (f"30/{PROJECT}/{HOLED}/notes is no segment",)
 
 
@@ -144,7 +142,7 @@ def test_recordings_are_returned_byte_for_byte(reads: Reads, library: Library):
     """Whole sessions are returned in order, and so is one segment alone."""
     segments = reads.segments(reads.replay(library.shop_id))
 
-    assert [(one.segment_id, content) for one, content in reads.recordings(segments)] == list(
+    assert [(item.segment_id, content) for item, content in reads.recordings(segments)] == list(
         enumerate(library.shop.bodies)
     )
     assert reads.recording(segments, 4).recording == inflated(library.shop.bodies[4])
@@ -172,17 +170,17 @@ def test_a_timeline_names_an_unreadable_segment(reads: Reads):
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "error"),
     [
         ({"clickhouse_url": "http://127.0.0.1:1"}, "clickhouse: "),
         ({"gcs_endpoint": "http://127.0.0.1:1"}, "cloud storage: "),
     ],
 )
-def test_an_unavailable_server_is_named(library: Library, changed: dict[str, str], said: str):
+def test_an_unavailable_server_is_named(library: Library, changed: dict[str, str], error: str):
     """All exceptions of the client libraries become one kind of error."""
     reads = Reads(library.settings.model_copy(update=changed))
 
-    with pytest.raises(ReadError, match=said):
+    with pytest.raises(ReadError, match=error):
         reads.segments(reads.replay(library.shop_id))
     reads.close()
 

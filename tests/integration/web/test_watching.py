@@ -21,7 +21,7 @@ from tests.kit.stored_replays import ingest, message
 
 pytestmark = needs_chromium
 RECORDED = ROOT / "tests" / "recordings"
-CANVAS, SHOP = (next(one for one in RECORDINGS if one.name == name) for name in ("v11-canvas", "v11-shop"))
+CANVAS, SHOP = (next(item for item in RECORDINGS if item.name == name) for name in ("v11-canvas", "v11-shop"))
 AT_MS = 1_795_000_000_000
 MADE, PROJECT = "6" * 32, 7
 # Maximum mean difference, out of 255, between two pictures of the same canvas some frames apart. Empty pictures
@@ -111,12 +111,12 @@ def drawn(page: Page) -> Frame:
 def canvases(page: Page) -> dict[str, dict[str, Any]]:
     """Box and picture of every canvas, by id."""
     found: list[dict[str, Any]] = drawn(page).evaluate(
-        """() => [...document.querySelectorAll("canvas")].map((one) => ({
-            id: one.id, width: one.offsetWidth, height: one.offsetHeight, x: one.offsetLeft, y: one.offsetTop,
-            image: getComputedStyle(one).backgroundImage,
+        """() => [...document.querySelectorAll("canvas")].map((canvas) => ({
+            id: canvas.id, width: canvas.offsetWidth, height: canvas.offsetHeight, x: canvas.offsetLeft, y: canvas.offsetTop,
+            image: getComputedStyle(canvas).backgroundImage,
         }))"""
     )
-    return {one["id"]: one for one in found}
+    return {item["id"]: item for item in found}
 
 
 def difference(page: Page, played: bytes, original: bytes, area: tuple[int, int, int, int]) -> float:
@@ -156,12 +156,12 @@ def test_canvases_keep_their_boxes_and_show_the_recorded_frames(page: Page):
     )
     found = canvases(page)
 
-    assert [(one["width"], one["height"]) for one in found.values()] == [(404, 244), (204, 244)]
-    assert all(one["image"].startswith('url("data:image/webp;base64,') for one in found.values())
+    assert [(item["width"], item["height"]) for item in found.values()] == [(404, 244), (204, 244)]
+    assert all(item["image"].startswith('url("data:image/webp;base64,') for item in found.values())
     original = (RECORDED / "v11-canvas" / "original-a.png").read_bytes()
-    for one in found.values():
-        area = (one["x"], one["y"], one["width"], one["height"])
-        assert difference(page, frame.locator(f"#{one['id']}").screenshot(), original, area) < DIFFERENCE_MAX
+    for item in found.values():
+        area = (item["x"], item["y"], item["width"], item["height"])
+        assert difference(page, frame.locator(f"#{item['id']}").screenshot(), original, area) < DIFFERENCE_MAX
 
 
 def test_a_canvas_is_sized_by_style_sheets_and_resized_as_recorded(page: Page):
@@ -172,7 +172,7 @@ def test_a_canvas_is_sized_by_style_sheets_and_resized_as_recorded(page: Page):
     frame.locator("html[lang=x]").wait_for(state="attached")
     found = canvases(page)
 
-    assert {name: (one["width"], one["height"]) for name, one in found.items()} == {
+    assert {name: (item["width"], item["height"]) for name, item in found.items()} == {
         "wide": (400, 200),
         "resized": (44, 34),
         "commands": (20, 20),

@@ -158,7 +158,9 @@ def test_a_dead_click_stays_dead_in_any_order_of_its_rows(
 
 
 def test_a_bad_row_is_named_and_the_others_are_written(sink: ClickHouseSink, server: Any) -> None:
-    """Fifty rows include two bad ones of two kinds, and another table has none: exactly those two are missing."""
+    """Two of fifty rows are bad, each in another way, and the row of another table is good. Only the bad rows are
+    missing.
+    """
     items = [click(number) for number in range(1, 51)] + [outcome(1)]
     items[7] = click(8, timestamp="yesterday")
     items[30] = click(31, ip_address_v4="10.1")
@@ -175,7 +177,7 @@ def test_a_bad_row_is_named_and_the_others_are_written(sink: ClickHouseSink, ser
 
 
 def test_after_a_bad_row_the_same_write_still_leaves_one_copy(sink: ClickHouseSink, server: Any) -> None:
-    """The write without the bad row has its own token, the same each time."""
+    """The write without the bad row has its own token, which is the same each time."""
     items = [click(number) for number in range(1, 11)]
     items[3] = click(4, timestamp="yesterday")
 
@@ -216,7 +218,7 @@ def test_many_bad_rows_end_in_a_bisection_by_the_caller(sink: ClickHouseSink) ->
 
 
 def test_a_column_that_the_table_lacks_blames_no_row(sink: ClickHouseSink) -> None:
-    """The reader is newer than the schema: the batch waits for `migrate`, and nothing becomes a dead letter."""
+    """The reader is newer than the schema. The batch waits for `migrate`, and no row becomes a dead letter."""
     with pytest.raises(PermanentSinkError, match="migrate") as refused:
         sink.write([click(1), click(2, brand_new=1)], "token", 20)
 
@@ -273,14 +275,14 @@ def test_a_login_page_is_configuration(settings: Callable[..., Settings]) -> Non
 
 
 def test_migrating_again_changes_nothing(settings: Callable[..., Settings], clickhouse_url: str) -> None:
-    """A dry run only reports; the second run has nothing to do; `check` passes afterwards."""
+    """A dry run only reports, the second run has nothing to do, and `check` passes afterwards."""
     made = settings(clickhouse_url=clickhouse_url)
 
-    told = list(migrate_schema(made, dry_run=True))
+    planned = list(migrate_schema(made, dry_run=True))
     done = list(migrate_schema(made, dry_run=False))
     again = list(migrate_schema(made, dry_run=False))
 
-    assert told == done
+    assert planned == done
     assert [line for line in again if not line.startswith("=")] == []
     sink = ClickHouseSink(made)
     assert f"{len(TABLES)} tables" in sink.check().text

@@ -123,7 +123,7 @@ def test_a_host_that_does_not_exist_is_found_by_check(settings: Callable[..., Se
 
 
 def test_check_warns_when_nothing_listens(settings: Callable[..., Settings], statsd: Statsd) -> None:
-    """A host reports a closed port; nothing more can be detected over UDP, and the report states that."""
+    """The host reports a closed port. Nothing else can be detected over UDP, and the report states that."""
     host, _, port = statsd.address.rpartition(":")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))

@@ -116,7 +116,7 @@ def test_a_message_of_sixteen_megabytes_fits_with_its_headers(made: Settings) ->
 
 
 def test_a_record_that_does_not_fit_parks_the_batch_with_what_to_change(made: Settings) -> None:
-    """The letter must not be lost, so the topic's limit is at fault; its neighbors are written."""
+    """The letter must not be lost, so the topic's limit is at fault."""
     limited = made.model_copy(update={"kafka_options": {"message.max.bytes": "100000"}})
     sink = DeadLetterSink(limited)
 
@@ -150,19 +150,20 @@ def test_properties_that_librdkafka_refuses_are_configuration(settings: Callable
 
 
 def test_a_topic_is_created_once(settings: Callable[..., Settings], kafka_brokers: str) -> None:
-    """A dry run only reports; with `source` the source topic is created as well; `check` sees the dead-letter
-    topic."""
+    """A dry run only reports. With `source` the source topic is created, too, and `check` finds the dead-letter
+    topic.
+    """
     found = settings(kafka_brokers=kafka_brokers)
     sink = DeadLetterSink(found)
     with pytest.raises(PermanentSinkError, match="migrate"):
         sink.check()
 
-    told = list(migrate_topics(found, dry_run=True, source=True))
+    planned = list(migrate_topics(found, dry_run=True, source=True))
     done = list(migrate_topics(found, dry_run=False, source=True))
     again = list(migrate_topics(found, dry_run=False, source=True))
 
     assert (
-        told
+        planned
         == done
         == [f"create topic {name}" for name in (found.dlq_topic, found.operators_topic, found.kafka_topic)]
     )
@@ -235,10 +236,10 @@ def test_check_warns_about_a_topic_that_may_lose_letters(
 
     checked = check("dead_letter", found)
 
-    said = "\n".join(checked.warnings)
+    warnings_text = "\n".join(checked.warnings)
     assert checked.level is Level.WARNING
-    assert "cleanup.policy is compact" in said
-    assert "1 replicas are in sync, and min.insync.replicas is 2" in said
+    assert "cleanup.policy is compact" in warnings_text
+    assert "1 replicas are in sync, and min.insync.replicas is 2" in warnings_text
     assert "storing a record: Kafka cannot delete a single one" in checked.not_tested
 
 

@@ -80,8 +80,9 @@ def test_the_last_object_of_a_name_wins(stored: Settings) -> None:
 
 
 def test_a_missing_bucket_blames_no_recording(settings: Callable[..., Settings], gcs_endpoint: str) -> None:
-    """A configuration error: the batch waits for an operator, nothing becomes a dead letter, and the bucket is
-    named."""
+    """This is a configuration error: the batch waits for an operator, no recording becomes a dead letter, and the
+    bucket is named.
+    """
     made = settings(gcs_endpoint=gcs_endpoint)
     sink = GcsSink(made)
 
@@ -196,14 +197,14 @@ def test_only_the_limit_of_one_object_name_waits_a_second() -> None:
     """A 429 caused by the bucket's load is retried like a 503; a 429 with Retry-After is not retried before that
     time.
     """
-    asked = Trouble(Blame.SERVER, "HTTP 429: slow down", retry_after_seconds=1.0)
+    delayed = Trouble(Blame.SERVER, "HTTP 429: slow down", retry_after_seconds=1.0)
     load = Trouble(Blame.SERVER, "HTTP 429: too many requests for this bucket")
     name = Trouble(Blame.SERVER, "HTTP 429: exceeded the rate limit for object mutation operations")
 
     assert all(0 <= pause_seconds(load, tries=1) <= 0.1 for _ in range(100))
     assert all(0 <= pause_seconds(load, tries=3) <= 0.4 for _ in range(100))
     assert all(1.0 <= pause_seconds(name, tries=1) <= 1.1 for _ in range(100))
-    assert all(1.0 <= pause_seconds(asked, tries=1) <= 1.1 for _ in range(100))
+    assert all(1.0 <= pause_seconds(delayed, tries=1) <= 1.1 for _ in range(100))
 
 
 def test_a_failing_service_is_not_overloaded_by_retries(settings: Callable[..., Settings]) -> None:
@@ -248,7 +249,7 @@ def test_the_deadline_is_kept_when_the_server_hangs(settings: Callable[..., Sett
 
 
 def test_a_closed_keep_alive_connection_is_reopened(settings: Callable[..., Settings]) -> None:
-    """Idle connections are closed by servers; an upload on a closed one is sent again at once on a new one."""
+    """Servers close idle connections. An upload on a closed connection is sent again immediately on a new one."""
     cuts = iter([False, True, False])
 
     with answering(lambda asked: Answer(cut=True) if next(cuts) else stored_as(asked)) as (url, asked):

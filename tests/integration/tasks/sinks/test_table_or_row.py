@@ -117,7 +117,7 @@ def drop_column(fields: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "error"),
     [
         (add_required, r"team is REQUIRED"),
         (require_what_may_be_missing, r"retention_days is REQUIRED"),
@@ -127,7 +127,7 @@ def drop_column(fields: list[dict[str, Any]]) -> None:
 )
 @pytest.mark.parametrize("count", [1, 8, 120])
 def test_an_altered_table_of_bigquery_blames_no_row(
-    facts_place: Facts, change: Callable[[list[dict[str, Any]]], None], said: str, count: int
+    facts_place: Facts, change: Callable[[list[dict[str, Any]]], None], error: str, count: int
 ) -> None:
     """The table has a REQUIRED column that we do not write, another type, another mode, or a missing column."""
     items = [fact(number) for number in range(count)]
@@ -135,7 +135,7 @@ def test_an_altered_table_of_bigquery_blames_no_row(
     whole = [entry.to_api_repr() for entry in facts_place.server.get_table(facts_place.name).schema]
     facts_place.make(change)
 
-    with pytest.raises(PermanentSinkError, match=said) as held:
+    with pytest.raises(PermanentSinkError, match=error) as held:
         deliver_to(facts_place.sink, items, progress)
 
     assert held.value.configuration
@@ -187,7 +187,7 @@ def test_bad_rows_of_bigquery_are_dead_letters_even_without_neighbours(facts_pla
 def test_a_bigquery_request_refused_as_a_whole_is_bisected_to_its_row(
     facts_place: Facts, bigquery_endpoint: str
 ) -> None:
-    """BigQuery answers 400 without naming a row, as it does for a row that it cannot parse."""
+    """BigQuery responds with 400 and names no row, as for a row that it cannot parse."""
     relay = relay_to(bigquery_endpoint)
 
     def refuse(asked: Received) -> Answer:
@@ -235,7 +235,7 @@ def test_a_probe_of_bigquery_stores_nothing(facts_place: Facts) -> None:
 
 
 @pytest.mark.parametrize(
-    ("statement", "said"),
+    ("statement", "error"),
     [
         ("ALTER TABLE replays ADD CONSTRAINT never CHECK project_id > 1000000", "never"),
         ("ALTER TABLE replays MODIFY COLUMN url UInt32", "url is UInt32"),
@@ -247,7 +247,7 @@ def test_a_probe_of_bigquery_stores_nothing(facts_place: Facts) -> None:
 )
 @pytest.mark.parametrize("count", [1, 8])
 def test_an_altered_table_of_clickhouse_blames_no_row(
-    rows_place: Rows, statement: str, said: str, count: int
+    rows_place: Rows, statement: str, error: str, count: int
 ) -> None:
     """The table has a constraint that no row satisfies, other types, or a missing column; its view has no target;
     or the table is missing.
@@ -256,7 +256,7 @@ def test_an_altered_table_of_clickhouse_blames_no_row(
     progress = Progress(left=list(range(count)))
     rows_place.execute(statement)
 
-    with pytest.raises(PermanentSinkError, match=re.escape(said)) as held:
+    with pytest.raises(PermanentSinkError, match=re.escape(error)) as held:
         deliver_to(rows_place.sink, items, progress)
 
     assert held.value.configuration
@@ -338,7 +338,7 @@ def test_check_of_clickhouse_leaves_nothing_behind(rows_place: Rows) -> None:
 
 
 @pytest.mark.parametrize(
-    ("statement", "said"),
+    ("statement", "error"),
     [
         ("ALTER TABLE replay_objects DROP COLUMN name", "replay_objects.name; run `replays-ingest migrate`"),
         ("ALTER TABLE replay_objects ADD CONSTRAINT never CHECK project_id > 1000000", "never"),
@@ -346,11 +346,11 @@ def test_check_of_clickhouse_leaves_nothing_behind(rows_place: Rows) -> None:
     ],
 )
 def test_check_of_clickhouse_finds_problems_before_a_batch_does(
-    rows_place: Rows, statement: str, said: str
+    rows_place: Rows, statement: str, error: str
 ) -> None:
     rows_place.execute(statement)
 
-    with pytest.raises(PermanentSinkError, match=re.escape(said)):
+    with pytest.raises(PermanentSinkError, match=re.escape(error)):
         rows_place.sink.check()
 
 

@@ -15,7 +15,7 @@ from tasks.sinks.http.answers import Answer
 from tasks.sinks.http.transfers import ANSWER_BYTES_MAX, WHOLE_BYTES_MAX, Proxies, Transfers
 from tasks.sinks.outcome import Blame, Trouble
 from tasks.units import MiB
-from tests.kit.scripted_server import Answer as Said
+from tests.kit.scripted_server import Answer as Reply
 from tests.kit.scripted_server import Received, answering
 
 HEADERS = ["Content-Type: application/octet-stream", "Expect:"]
@@ -32,8 +32,8 @@ def ends(transfers: Transfers, count: int, seconds_max: float = 20) -> dict[obje
 
 
 def test_bodies_of_any_size_arrive_whole() -> None:
-    """Bodies are sent at once or read in chunks, are bytes or a view, and are empty, or above the threshold
-    between the two ways.
+    """Bodies are sent whole or read in chunks, are bytes or a view, and are empty, at the threshold between the
+    two modes, or larger.
     """
     bodies = {
         "empty": b"",
@@ -41,7 +41,7 @@ def test_bodies_of_any_size_arrive_whole() -> None:
         "bound": os.urandom(WHOLE_BYTES_MAX),
         "large": memoryview(os.urandom(3 * MiB + 7)),
     }
-    with answering(lambda asked: Said(body=asked.path.encode())) as (url, asked):
+    with answering(lambda asked: Reply(body=asked.path.encode())) as (url, asked):
         transfers = Transfers(2)
         for again in range(2):  # The second round uses reused connections.
             todo = list(bodies)
@@ -64,7 +64,7 @@ def test_a_dead_reused_connection_causes_a_second_request(size_bytes: int) -> No
     """The body is sent again from its start on a new connection, even if it is read in chunks."""
     body, cuts = os.urandom(size_bytes), iter([False, True, False])
 
-    with answering(lambda asked: Said(cut=next(cuts))) as (url, asked):
+    with answering(lambda asked: Reply(cut=next(cuts))) as (url, asked):
         transfers = Transfers(1)
         for number in range(2):
             transfers.start(number, url, HEADERS, body, 20)
@@ -76,7 +76,7 @@ def test_a_dead_reused_connection_causes_a_second_request(size_bytes: int) -> No
 
 def test_an_endless_response_is_truncated_and_keeps_its_status() -> None:
     """A proxy's page of any length uses a bounded amount of memory."""
-    with answering(lambda asked: Said(502, b"x" * (3 * ANSWER_BYTES_MAX), {"Retry-After": "3"})) as (url, _):
+    with answering(lambda asked: Reply(502, b"x" * (3 * ANSWER_BYTES_MAX), {"Retry-After": "3"})) as (url, _):
         transfers = Transfers(1)
         transfers.start("a", url, HEADERS, b"body", 20)
         (end,) = ends(transfers, 1).values()
@@ -91,10 +91,10 @@ def test_a_cancelled_request_has_no_result_and_the_next_one_works() -> None:
     """A hanging server does not affect the next write."""
     never = threading.Event()
 
-    def said(asked: Received) -> Said:
-        return Said(delay=never) if "hang" in asked.path else Said()
+    def reply(asked: Received) -> Reply:
+        return Reply(delay=never) if "hang" in asked.path else Reply()
 
-    with answering(said) as (url, _):
+    with answering(reply) as (url, _):
         transfers = Transfers(2)
         transfers.start("hang", f"{url}/hang", HEADERS, b"body", 20)
         assert transfers.wait(0.3) == []
@@ -109,7 +109,7 @@ def test_a_cancelled_request_has_no_result_and_the_next_one_works() -> None:
 def test_a_deadline_ends_a_request_that_hangs() -> None:
     """The transfer ends on its own; no caller cancels it."""
     never = threading.Event()
-    with answering(lambda asked: Said(delay=never)) as (url, _):
+    with answering(lambda asked: Reply(delay=never)) as (url, _):
         transfers = Transfers(1)
         transfers.start("a", url, HEADERS, b"body", 0.3)
         (end,) = ends(transfers, 1).values()
@@ -123,9 +123,11 @@ def test_a_deadline_ends_a_request_that_hangs() -> None:
 def test_a_server_must_show_a_certificate_of_a_trusted_authority(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An unknown authority needs an operator; one in SSL_CERT_FILE is trusted, like in Python itself."""
+    """A certificate of an unknown authority needs an operator. An authority in SSL_CERT_FILE is trusted, as in
+    Python itself.
+    """
     certificates = make_certificates(tmp_path)
-    with answering(lambda asked: Said()) as (url, asked):
+    with answering(lambda asked: Reply()) as (url, asked):
         port = urlsplit(url).port
         assert port is not None
         with TlsProxy(port, certificates) as proxy:
@@ -149,7 +151,7 @@ def test_https_goes_through_the_proxy_of_the_environment_and_plain_http_does_not
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As with all other HTTP clients here, requests to an emulator on the loopback interface bypass the proxy."""
-    with answering(lambda asked: Said(403)) as (proxy, _), answering(lambda asked: Said()) as (url, asked):
+    with answering(lambda asked: Reply(403)) as (proxy, _), answering(lambda asked: Reply()) as (url, asked):
         monkeypatch.setenv("https_proxy", proxy)
         monkeypatch.setenv("http_proxy", proxy)
         monkeypatch.delenv("no_proxy", raising=False)
@@ -168,7 +170,7 @@ def test_https_goes_through_the_proxy_of_the_environment_and_plain_http_does_not
 
 def test_plain_http_uses_the_proxy_where_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     """ClickHouse over plain HTTP may be reached through the environment's proxy, like with its official client."""
-    with answering(lambda asked: Said(body=asked.path.encode())) as (proxy, asked):
+    with answering(lambda asked: Reply(body=asked.path.encode())) as (proxy, asked):
         monkeypatch.setenv("http_proxy", proxy)
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)
@@ -182,7 +184,7 @@ def test_plain_http_uses_the_proxy_where_configured(monkeypatch: pytest.MonkeyPa
 
 def test_a_proxy_that_requires_a_login_needs_an_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     """A 407 for CONNECT does not come from the sink, and a retry does not help."""
-    with answering(lambda asked: Said(407)) as (proxy, _):
+    with answering(lambda asked: Reply(407)) as (proxy, _):
         monkeypatch.setenv("https_proxy", proxy)
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)

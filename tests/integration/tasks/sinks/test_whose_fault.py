@@ -45,8 +45,8 @@ def written(sink: str, settings: Settings, count: int = 3, seconds: float = 5) -
 @pytest.mark.parametrize("status", [*BLAME_OF_STATUS, 418, 450, 520, 530, 599])
 def test_a_status_of_a_proxy_is_classified(sink: str, status: int, settings: Callable[..., Settings]) -> None:
     """No status blames an item, except for the one about its size; the error shows the page's title."""
-    said = Answer(status, PAGE % status, HTML)
-    with answering(lambda asked: said) as (url, asked), pytest.raises(SinkError) as failed:
+    reply = Answer(status, PAGE % status, HTML)
+    with answering(lambda asked: reply) as (url, asked), pytest.raises(SinkError) as failed:
         written(sink, settings(**{ADDRESS[sink]: url}), count=1)
 
     error = failed.value
@@ -99,8 +99,8 @@ def test_retry_after_is_honored_and_bounded(
     sink: str, status: int, value: str, seconds: float | None, settings: Callable[..., Settings]
 ) -> None:
     """Retry-After is a number of seconds or a date. A batch is never postponed for days."""
-    said = Answer(status, b"later", {"Retry-After": value})
-    with answering(lambda asked: said) as (url, _), pytest.raises(TransientSinkError) as failed:
+    reply = Answer(status, b"later", {"Retry-After": value})
+    with answering(lambda asked: reply) as (url, _), pytest.raises(TransientSinkError) as failed:
         written(sink, settings(**{ADDRESS[sink]: url}), seconds=3)
 
     assert failed.value.retry_after_seconds == seconds

@@ -12,7 +12,7 @@ from tools.explore.hashes import Effect, Staged, perform
 from tools.explore.programs import Chord, Program, Programs, tasks_of
 
 
-def ask(client: Any, key: str, effect: Effect) -> Any:
+def execute(client: Any, key: str, effect: Effect) -> Any:
     """The response of a real server to the command."""
     if effect.name == "hmget":
         return tuple(client.hmget(key, effect.arguments[0]))
@@ -31,8 +31,8 @@ def ask(client: Any, key: str, effect: Effect) -> Any:
     return ()
 
 
-def drawn(random: Random) -> Program:
-    """Any program, valid or not."""
+def random_program(random: Random) -> Program:
+    """A random program, valid or not."""
     chord = Chord(random.randrange(2), random.random() < 0.5, random.randrange(1, 3))
     kind = random.choice(("run", "run", "run", "dispatch", "dispatch", "tell", "discard"))
     task = random.choice(tasks_of(chord.rows)) if kind == "run" else ""
@@ -45,7 +45,7 @@ def fields(client: Any, key: str) -> frozenset[tuple[str, bytes]]:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_results_and_hash_equal_those_of_redis(redis_url: str, seed: int) -> None:
-    """Given interleaved programs, when each round trip is also made to a server, there is no difference."""
+    """Each round trip of interleaved programs is also made to a real server."""
     random, client, programs = Random(seed), Redis.from_url(redis_url), Programs()
     key, staged = f"explored-{seed}", Staged()
     running: list[tuple[Program, tuple[Any, ...]]] = []
@@ -53,7 +53,7 @@ def test_results_and_hash_equal_those_of_redis(redis_url: str, seed: int) -> Non
 
     for _ in range(300):
         if len(running) < 3:
-            running.append((drawn(random), ()))
+            running.append((random_program(random), ()))
         program, answers = running.pop(random.randrange(len(running)))
         effect = programs.next(program, answers).effect
         if effect is None:
@@ -62,7 +62,7 @@ def test_results_and_hash_equal_those_of_redis(redis_url: str, seed: int) -> Non
             running.append((program, (*answers, random.choice(("", "503")))))
             continue
         performed = perform(effect, staged)
-        answered = ask(client, key, effect)
+        answered = execute(client, key, effect)
         staged = performed.staged
 
         assert answered == performed.answer, (program, effect)
