@@ -3,8 +3,8 @@
     python -m tests.cost [--raw-bytes N] [--name TEXT] [--before DIRECTORY]
 
 Each shape is measured in a separate process. With --before, the parser of another checkout (an earlier commit,
-from `git worktree add DIRECTORY COMMIT`) is measured on the same bytes in the same run. Exit code 1 when a shape
-exceeds the limit here.
+from `git worktree add DIRECTORY COMMIT`) is measured on the same bytes in the same run. The exit code is 1 if a
+shape exceeds its limit.
 """
 
 from __future__ import annotations

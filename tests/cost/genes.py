@@ -172,20 +172,20 @@ def _events_of(body: bytes) -> Iterator[dict[str, Any]]:
     yield from json.loads(inflated(body))
 
 
-def _one(before: bytes, part: bytes, after: bytes) -> Recipe:
+def _single(before: bytes, part: bytes, after: bytes) -> Recipe:
     return Recipe((Piece(before, part, after, EVENT_BYTES[-1]),))
 
 
 # The most expensive committed shapes of their kind before the limit existed.
 STOPPED_A_READER = (
-    _one(b'{"type":2,"data":"', rb"\\", rb'\ud800"}'),
-    _one(
+    _single(b'{"type":2,"data":"', rb"\\", rb'\ud800"}'),
+    _single(
         b'{"type":5,"data":{"tag":"breadcrumb","payload":{"category":"ui.scroll","data":{"a":[', b"[],", b"0]}}}}"
     ),
     Recipe(
         (Piece(b"", b'{"type":5,"data":{"tag":"performanceSpan","payload":{"op":7,"data":{"method":1}}}}', b""),)
     ),
-    _one(
+    _single(
         b'{"type":5,"data":{"tag":"breadcrumb","payload":{"category":"ui.click","data":{"node":{"attributes":{"class":"',
         b"a ",
         b'"}}}}}}',

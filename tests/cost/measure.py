@@ -139,14 +139,14 @@ def _status(name: str) -> int:
 
 
 def measure(value: bytes, rounds: int = ROUNDS) -> Cost:
-    """Measures all of these figures in this process."""
+    """Measures the cost of the message in this process."""
     taken = memory(value)
     floor_seconds, cost_seconds, raw_bytes = cpu(value, rounds)
     return Cost(len(value), raw_bytes, floor_seconds, cost_seconds, taken)
 
 
 def measured(value: bytes) -> Cost:
-    """Measures the same figures in a separate process."""
+    """Measures the cost of the message in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "message"
         path.write_bytes(value)

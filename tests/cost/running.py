@@ -71,8 +71,10 @@ def limited(system: System) -> None:
 def send_steadily(
     system: System, first: int, amount: int, rate: float, beside: Sequence[bytes] = ()
 ) -> tuple[dict[Place, float], list[Place]]:
-    """Sends `amount` segments at `rate` per second, with the other messages spread evenly between them. Returns
-    (send time of each segment in Unix seconds by index, indexes of the other messages).
+    """Sends `amount` segments at `rate` per second, with the other messages spread evenly between them.
+
+    Returns the send time of each segment (Unix seconds) by its partition and offset, and the positions of the
+    other messages.
     """
     began, sent, places = time.time(), dict[Place, float](), list[Place]()
     for number in range(amount):
@@ -85,7 +87,7 @@ def send_steadily(
 
 
 def delays(system: System, sent: dict[Place, float]) -> list[float]:
-    """Seconds from sending to commit of each batch, sorted, from the reader's log."""
+    """Seconds from sending each segment to the commit of its batch, sorted, from the reader's log."""
     found = dict[Place, float]()
     for line in system.reader.log_path.read_text().splitlines():
         if '"event": "batch"' not in line:

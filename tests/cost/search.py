@@ -5,7 +5,7 @@ It breeds three populations, each for one kind of cost relative to its limit: CP
 and from events of our recordings with repeated parts. The best of each are measured again at full size in separate
 processes and printed; `--keep` adds the most expensive of each kind to tests/cost/found.json.
 
-Exit code 1: one exceeds a limit of docs/cost.md.
+The exit code is 1 if one exceeds a limit in docs/cost.md.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def bred(
             if share > population[0].share:
                 say(f"{kind}: {share:.2f} of the bound after {tried} recipes")
         tried += 1
-        population = sorted([*population, Scored(share, recipe)], key=lambda one: -one.share)[:POPULATION]
+        population = sorted([*population, Scored(share, recipe)], key=lambda scored: -scored.share)[:POPULATION]
     return tried, population
 
 
@@ -110,8 +110,8 @@ def main() -> int:
     beyond, kept = 0, json.loads(FOUND.read_text())
     for kind in KINDS:
         tried, best = bred(kind, arguments.seconds / len(KINDS), chance, _progress)
-        for place, one in enumerate(best[:BEST]):
-            value = one.recipe.value(arguments.raw_bytes)
+        for place, scored in enumerate(best[:BEST]):
+            value = scored.recipe.value(arguments.raw_bytes)
             cost, rows = measured(value), rows_share(value)
             beyond += cost.ratio > RATIO_MAX or cost.memory_ratio > MEMORY_RATIO_MAX or rows > 1.0
             print(

@@ -115,7 +115,7 @@ def many(name: str, *elements: Any, is_sampled: bool = False) -> None:
     shape(name)(lambda raw_bytes: packed(listed(part, raw_bytes), segment_id))
 
 
-def one(name: str, event: Any, part: bytes, head: bytes = b"", tail: bytes = b"") -> None:
+def single(name: str, event: Any, part: bytes, head: bytes = b"", tail: bytes = b"") -> None:
     """Adds a recording of one event with one long value."""
     shape(name)(lambda raw_bytes: packed(stuffed(event, part, raw_bytes, head, tail)))
 
@@ -138,13 +138,13 @@ def span(fields: bytes) -> bytes:
 
 # Shapes that stopped a reader before the limit existed
 
-one("escaped backslashes, then a lone surrogate", {"type": 2, "data": "@"}, rb"\\", b'"', rb'\ud800"')
-one("a scroll of empty arrays", breadcrumb("ui.scroll", {"a": "@"}), b"[],", b"[", b"0]")
+single("escaped backslashes, then a lone surrogate", {"type": 2, "data": "@"}, rb"\\", b'"', rb'\ud800"')
+single("a scroll of empty arrays", breadcrumb("ui.scroll", {"a": "@"}), b"[],", b"[", b"0]")
 many(
     "spans of wrong types",
     span(b'"op":7,"description":[],"startTimestamp":"","endTimestamp":{},"data":{"method":1}'),
 )
-one("a class of one-letter names", click_event(attributes={"class": "@"}), b"a ", b'"', b'"')
+single("a class of one-letter names", click_event(attributes={"class": "@"}), b"a ", b'"', b'"')
 many("events of nothing but a type", {"type": 0})
 
 
@@ -156,11 +156,11 @@ def _backslashes_in_document(raw_bytes: int) -> bytes:
 
 # Surrogates
 
-one("a lone surrogate, then escaped backslashes", {"type": 2, "data": "@"}, rb"\\", rb'"\ud800', b'"')
-one("lone surrogates and nothing else", {"type": 2, "data": "@"}, rb"\ud83d", b'"', b'"')
-one("surrogates the wrong way round", {"type": 2, "data": "@"}, rb"\ude00\ud83d", b'"', b'"')
-one("pairs, then a lone surrogate", {"type": 2, "data": "@"}, rb"\ud83d\ude00", b'"', rb'\ud83d"')
-one(
+single("a lone surrogate, then escaped backslashes", {"type": 2, "data": "@"}, rb"\\", rb'"\ud800', b'"')
+single("lone surrogates and nothing else", {"type": 2, "data": "@"}, rb"\ud83d", b'"', b'"')
+single("surrogates the wrong way round", {"type": 2, "data": "@"}, rb"\ude00\ud83d", b'"', b'"')
+single("pairs, then a lone surrogate", {"type": 2, "data": "@"}, rb"\ud83d\ude00", b'"', rb'\ud83d"')
+single(
     "escaped backslashes before what looks like a surrogate",
     {"type": 2, "data": "@"},
     rb"\\ud83d",
@@ -170,7 +170,7 @@ one(
 many("a lone surrogate in each message", crumb(rb'"category":"console","message":"cut \ud83d"'))
 many("a lone surrogate in each key", rb'{"type":3,"\udc00":0}')
 many("a lone surrogate in each unread event", rb'{"type":3,"data":"\ud83d"}')
-one(
+single(
     "a lone surrogate behind long runs of backslashes",
     {"type": 2, "data": "@"},
     b"\\" * 4095 + b"ud83d",
@@ -180,7 +180,7 @@ one(
 
 # Depth and brackets
 
-one("one event nested as deep as it is long", {"type": 2, "data": "@"}, b"[", b"", b"")
+single("one event nested as deep as it is long", {"type": 2, "data": "@"}, b"[", b"", b"")
 many("events nested deeper than the decoder goes", b'{"type":2,"data":' + b"[" * 1200 + b"]" * 1200 + b"}")
 many("events nested almost too deep", b'{"type":2,"data":' + b"[" * 900 + b"]" * 900 + b"}")
 many("objects nested deeper than the decoder goes", b'{"a":' * 1200 + b"1" + b"}" * 1200)
@@ -189,7 +189,7 @@ many("empty arrays", b"[]")
 many("empty objects", b"{}")
 many("zeros", b"0")
 many("nulls and texts", None, "")
-one("one array of empty texts", {"type": 3, "data": "@"}, b'"",', b"[", b"0]")
+single("one array of empty texts", {"type": 3, "data": "@"}, b'"",', b"[", b"0]")
 shape("spaces")(lambda raw_bytes: packed(filled(b"[", b" ", b"]", raw_bytes)))
 shape("brackets that never close")(lambda raw_bytes: packed(b"[" * raw_bytes))
 shape("an array that never closes")(lambda raw_bytes: packed(filled(b"[", b'{"type":3},', b"", raw_bytes)))
@@ -234,8 +234,8 @@ many("incremental snapshots of wrong sources, sampled", {"type": 3, "data": {"so
 
 # Repeated keys
 
-one("the same time again and again", {"type": 5, "timestamp": "@"}, b'1,"timestamp":', b"", b"1")
-one("the same data again and again", span_event("memory", "", "@"), b'{},"data":', b"", b"{}")
+single("the same time again and again", {"type": 5, "timestamp": "@"}, b'1,"timestamp":', b"", b"1")
+single("the same data again and again", span_event("memory", "", "@"), b'{},"data":', b"", b"{}")
 chunks(
     "the same data again and again, in many events",
     span_event("memory", "", "@"),
@@ -244,10 +244,10 @@ chunks(
     b"{}",
     60_000,
 )
-one("the same payload again and again", custom_event("breadcrumb", "@"), b'{},"payload":', b"", b"{}")
-one("the same tag again and again", custom_event("@", {}), b'"breadcrumb","tag":', b"", b'"breadcrumb"')
-one("a scroll of the same key", breadcrumb("ui.scroll", {"a": "@"}), b'0,"a":', b"", b"0")
-one("keys written with escapes", span_event("memory", "", "@"), rb'{},"\u0064ata":', b"", b"{}")
+single("the same payload again and again", custom_event("breadcrumb", "@"), b'{},"payload":', b"", b"{}")
+single("the same tag again and again", custom_event("@", {}), b'"breadcrumb","tag":', b"", b'"breadcrumb"')
+single("a scroll of the same key", breadcrumb("ui.scroll", {"a": "@"}), b'0,"a":', b"", b"0")
+single("keys written with escapes", span_event("memory", "", "@"), rb'{},"\u0064ata":', b"", b"{}")
 
 
 @shape("a scroll of different keys")
@@ -263,41 +263,41 @@ many(
     text(rage_click_event(clickCount=5)).replace(b":5,", b":" + b"9" * 4290 + b","),
 )
 many("times of four thousand digits", b'{"type":5,"timestamp":%b,"data":{}}' % (b"9" * 4290))
-one("one number as long as the recording", {"type": 3, "data": "@"}, b"9", b"", b"")
-one("one time as long as the recording", {"type": 5, "timestamp": "@", "data": {}}, b"9", b"", b"")
+single("one number as long as the recording", {"type": 3, "data": "@"}, b"9", b"", b"")
+single("one time as long as the recording", {"type": 5, "timestamp": "@", "data": {}}, b"9", b"", b"")
 many(
     "fractions of a thousand digits",
     b'{"type":5,"timestamp":0.%b,"data":{"tag":"options"}}' % (b"123456789" * 100),
 )
-one("not a number, again and again", {"type": 3, "data": "@"}, b"NaN,", b"[", b"0]")
+single("not a number, again and again", {"type": 3, "data": "@"}, b"NaN,", b"[", b"0]")
 many("not a number in each event", b'{"type":3,"data":NaN}')
 many("infinity in each span", span(b'"op":"memory","startTimestamp":-Infinity'))
-one("not a number in the last event only", {"type": 3, "data": "@"}, b'"NaN",', b"[", b"NaN]")
-one("a text of one emoji and many letters", console_event("@"), b"a", '"\U0001f600'.encode(), b'"')
-one(
+single("not a number in the last event only", {"type": 3, "data": "@"}, b'"NaN",', b"[", b"NaN]")
+single("a text of one emoji and many letters", console_event("@"), b"a", '"\U0001f600'.encode(), b'"')
+single(
     "a description of one emoji and many letters",
     span_event("resource.img", "@"),
     b"a",
     '"\U0001f600'.encode(),
     b'"',
 )
-one("an address of one emoji and many letters", viewport_event("@"), b"a", '"\U0001f600'.encode(), b'"')
-one("a tag of one emoji and many letters", custom_event("@", {}), b"a", '"\U0001f600'.encode(), b'"')
-one("a category as long as the recording", breadcrumb("@", {}), b"a", b'"', b'"')
-one("a clicked text of one emoji and many letters", breadcrumb("ui.click", {"node": node() | {"textContent": "@"}}),  # noqa: E501
+single("an address of one emoji and many letters", viewport_event("@"), b"a", '"\U0001f600'.encode(), b'"')
+single("a tag of one emoji and many letters", custom_event("@", {}), b"a", '"\U0001f600'.encode(), b'"')
+single("a category as long as the recording", breadcrumb("@", {}), b"a", b'"', b'"')
+single("a clicked text of one emoji and many letters", breadcrumb("ui.click", {"node": node() | {"textContent": "@"}}),  # noqa: E501
     b"a", '"\U0001f600'.encode(), b'"')  # fmt: skip
-one("a class of spaces", click_event(attributes={"class": "@"}), b" ", b'"', b'"')
-one(
+single("a class of spaces", click_event(attributes={"class": "@"}), b" ", b'"', b'"')
+single(
     "a click of many attributes",
     breadcrumb("ui.click", {"node": node(), "more": "@"}),
     b'{"a":[{}]},',
     b"[",
     b"0]",
 )
-one("a text of escapes", console_event("@"), rb"\u00e9", b'"', b'"')
-one("a text of escaped quotes", {"type": 3, "data": "@"}, rb"\"", b'"', b'"')
+single("a text of escapes", console_event("@"), rb"\u00e9", b'"', b'"')
+single("a text of escaped quotes", {"type": 3, "data": "@"}, rb"\"", b'"', b'"')
 many("messages that are no UTF-8", crumb(b'"category":"console","message":"\xff"'))
-one("a text that is no UTF-8", {"type": 3, "data": "@"}, b"\xff", b'"', b'"')
+single("a text that is no UTF-8", {"type": 3, "data": "@"}, b"\xff", b'"', b'"')
 chunks("long messages in many events", console_event("@"), b"a", b'"', b'"', 60_000)
 chunks(
     "long request bodies",
@@ -318,14 +318,14 @@ chunks(
     b"0]",
     5_000_000,
 )
-one(
+single(
     "ends of events that are none, in one event",
     {"type": 3, "data": "@"},
     b'{"timestamp":1},{"type":0},',
     b"[",
     b"0]",
 )
-one("times everywhere", {"type": 3, "data": "@"}, b'{"timestamp":1},', b"[", b"0]")
+single("times everywhere", {"type": 3, "data": "@"}, b'{"timestamp":1},', b"[", b"0]")
 many("events with times", {"type": 3, "data": {"source": 1}, "timestamp": 1790000000000})
 shape("events with spaces between all")(
     lambda raw_bytes: packed(

@@ -18,8 +18,8 @@ ATTEMPTS = 10
 
 @pytest.mark.parametrize("shape", ALL, ids=lambda shape: shape.name)
 def test_a_hostile_message_costs_a_multiple_of_its_floor(shape: Shape) -> None:
-    """Given a recording made to be costly, when it is parsed, its CPU time is at most 4 times that of inflating
-    and scanning it, plus 50 ms, and its rows are within their limit.
+    """Its CPU time is at most 4 times that of inflating and scanning it, plus 50 ms, and its rows are within their
+    limit.
     """
     value = shape.make(RAW_BYTES)
     assert rows_share(value) <= 1.0
@@ -33,9 +33,7 @@ def test_a_hostile_message_costs_a_multiple_of_its_floor(shape: Shape) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES[:6], ids=lambda shape: shape.name)
 def test_a_large_hostile_message_takes_a_multiple_of_its_size(shape: Shape) -> None:
-    """Given the shapes that once stopped a reader, when they are parsed in a separate process, its memory grows by
-    at most 2.5 times the inflated size plus 64 MiB.
-    """
+    """The shapes once stopped a reader. Memory grows by at most 2.5 times the inflated size plus 64 MiB."""
     cost = measured(shape.make(LARGE_RAW_BYTES))
 
     assert cost.memory_ratio <= MEMORY_RATIO_MAX

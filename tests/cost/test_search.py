@@ -31,7 +31,7 @@ def test_the_same_seed_breeds_the_same_messages() -> None:
 
 
 def test_initial_recipes_are_accepted_by_the_parser() -> None:
-    """A message that is rejected at once costs nothing and would be a useless start for the search."""
+    """A message that is rejected immediately costs nothing, so it would be a useless start for the search."""
     for recipe in STOPPED_A_READER:
         assert isinstance(parsed(recipe.value(50_000)), Segment)
 

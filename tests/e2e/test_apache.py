@@ -91,15 +91,15 @@ def test_a_new_owner_cuts_the_same_batches_also_after_a_second_crash(stack: Stac
 
 
 def test_a_member_with_an_instance_id_returns_without_a_rebalance(fleet: Fleet, tmp_path: Path) -> None:
-    """A reader is killed with kill -9 and restarts within the session; the other reader keeps its partitions and
-    sees no rebalance.
+    """A reader is killed with kill -9 and restarts within the session. The other reader keeps its partitions, and
+    there is no rebalance.
     """
     fleet.worker("worker-1")
     session = {"REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": "60"}  # A busy machine starts processes slowly.
     static = up(fleet.reader("reader-1", REPLAYS_KAFKA_INSTANCE_ID="one", **session))
     other = up(fleet.reader("reader-2", REPLAYS_KAFKA_INSTANCE_ID="two", **session))
     wait_until(lambda: len(owned(static)) == len(owned(other)) == 2, UP_SECONDS_MAX, "two partitions each")
-    partitions, heard = owned(static), len(said_in_order(other))
+    partitions, events_before = owned(static), len(said_in_order(other))
     load = Load(fleet, tmp_path, 200, rate=100).start()
 
     fleet.kill(static)
@@ -107,7 +107,7 @@ def test_a_member_with_an_instance_id_returns_without_a_rebalance(fleet: Fleet, 
     load.settle()
 
     assert owned(static) == partitions
-    assert len(said_in_order(other)) == heard
+    assert len(said_in_order(other)) == events_before
     report = load.account()
     assert report.ok, report.failures()
 
@@ -161,8 +161,7 @@ def test_sigterm_under_load_commits_settled_batches_and_exits_with_zero(stack: S
 def test_sigterm_with_unsettled_batches_exits_with_zero_at_the_drain_deadline(
     fleet: Fleet, tmp_path: Path
 ) -> None:
-    """Settled batches stay committed; unsettled ones stay uncommitted with their ends recorded; shutdown does not
-    take longer."""
+    """Settled batches stay committed. Unsettled ones stay uncommitted, with their ends recorded."""
     worker = fleet.worker("worker-1", keep=False)
     reader = up(fleet.reader("reader-1", keep=False))
     load = Load(fleet, tmp_path, 800, rate=100).start()
@@ -209,26 +208,26 @@ def test_a_killed_broker_returns_and_nothing_is_missing(fleet: Fleet, tmp_path: 
 
 def test_a_reader_suspended_past_its_session_commits_nothing(stack: Stack, tmp_path: Path) -> None:
     """A reader is suspended with SIGSTOP while batches are in flight. Another reader takes over and its chords
-    complete, then the suspended one resumes with completions pending: its partitions are lost, committed offsets
-    never decrease, nothing is missing.
+    complete, then the suspended one resumes with completions pending. Its partitions are lost, committed offsets
+    never decrease, and nothing is missing.
     """
     with made(stack, {"REPLAYS_BATCH_AGE_SECONDS_MAX": "0.3"}) as fleet:
-        sleeper = up(fleet.reader("reader-1"))
+        suspended = up(fleet.reader("reader-1"))
         other = up(fleet.reader("reader-2"))
-        wait_until(lambda: len(owned(sleeper)) == len(owned(other)) == 2, UP_SECONDS_MAX, "two partitions each")
+        wait_until(lambda: len(owned(suspended)) == len(owned(other)) == 2, UP_SECONDS_MAX, "two partitions each")
         load = Load(fleet, tmp_path, 150, rate=100).start()
         load.end()
         wait_until(lambda: len(staged_batches(fleet)) >= 4, UP_SECONDS_MAX, "batches in flight")
 
         with commits_never_fall(fleet):
-            sleeper.pause()
+            suspended.pause()
             fleet.worker("worker-1")
             wait_until(lambda: len(owned(other)) == 4, SESSION_SECONDS + UP_SECONDS_MAX, "the other to own all")
             load.settle()
-            sleeper.resume()
-            wait_until(lambda: bool(said(sleeper, "partitions_lost")), UP_SECONDS_MAX, "the sleeper to notice")
+            suspended.resume()
+            wait_until(lambda: bool(said(suspended, "partitions_lost")), UP_SECONDS_MAX, "the sleeper to notice")
             wait_until(
-                lambda: len(owned(sleeper)) == len(owned(other)) == 2, UP_SECONDS_MAX, "an even share again"
+                lambda: len(owned(suspended)) == len(owned(other)) == 2, UP_SECONDS_MAX, "an even share again"
             )
 
         report = load.account()
@@ -236,7 +235,7 @@ def test_a_reader_suspended_past_its_session_commits_nothing(stack: Stack, tmp_p
 
 
 def test_the_demo_runs_on_apache_kafka(stack: Stack, tmp_path: Path) -> None:
-    """The demo is started like a user would start it."""
+    """The demo is started as a user would start it."""
     arguments = ["150", "--kafka", "apache", "--profile", "small", "--json", "--directory", str(tmp_path)]
     command, sockets = PARENTS.lend("ingest.local.demo", *arguments)
 

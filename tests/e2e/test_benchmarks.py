@@ -30,17 +30,17 @@ def run(module: str, *arguments: str, deadline_seconds: float = 120) -> str:
     "module", ["latency_server", "peers_pipeline", "end_to_end", "dispatch", "soak", "uploads", "rebalance"]
 )
 def test_each_program_has_help(module: str) -> None:
-    """Given a program of benchmarks/, when it is run with --help, it prints its options."""
+    """The program prints its options."""
     assert "usage:" in run(module, "--help")
 
 
 def test_fifty_segments_are_measured_from_kafka_to_the_bucket(tmp_path: Path) -> None:
-    """Given fifty segments, when they are uploaded to a slow store, all are stored and counted."""
+    """The store is slow, and all segments are stored and counted."""
     figures = tmp_path / "figures.json"
 
     run("end_to_end", "--segments", "50", "--workload", "50", "--processes", "1", "--latency-ms", "1",
         "--json", str(figures))  # fmt: skip
 
     found = json.loads(figures.read_text())["results"]
-    assert [one["requests"]["gcs"] >= 50 for one in found] == [True, True]
-    assert all(one["cpu_micros_per_segment"] > 0 for one in found)
+    assert [result["requests"]["gcs"] >= 50 for result in found] == [True, True]
+    assert all(result["cpu_micros_per_segment"] > 0 for result in found)

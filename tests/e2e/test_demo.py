@@ -1,4 +1,4 @@
-"""The demo on a small load, started like a user would start it: every input arrives, even if components are
+"""The demo on a small load, started as a user would start it: every input arrives, even if components are
 killed.
 """
 

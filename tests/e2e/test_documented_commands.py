@@ -81,13 +81,13 @@ RUN: dict[str, str] = {
 NOT_RUN = {
     "replays-ingest local up --all": "tests/integration/local/test_programs.py runs it",
     "replays-ingest local logs reader --follow": "it ends with Ctrl-C",
-    "replays-ingest": "the reader: it is what the others are run against",
-    "celery -A tasks worker": "the fleet: it is what the others are run against",
+    "replays-ingest": "the reader: the other commands are run against it",
+    "celery -A tasks worker": "the fleet: the other commands are run against it",
     "replays-ingest demo": "test_demo.py runs it",
     "replays-ingest flower": "tests/integration/tasks/test_fleet_flower.py runs it",
     "replays-ingest web": "test_web.py runs it",
     "make demo": "test_demo.py runs what it runs",
-    "make test": "it would run this",
+    "make test": "it would run this test",
     "make check": "a change does not land without it",
     "make docs": "it writes into the checkout; make check looks whether it would",
     "make setup": "there would be no Python to run this with",
@@ -97,21 +97,21 @@ NOT_RUN = {
     "make spec": "minutes; tests/unit/tools/spec runs what it runs, with fewer worlds",
     "make simulate": "minutes; tests/simulation runs it with fewer seeds",
     "make explore": "minutes; tests/unit/tools/explore explores smaller worlds",
-    "make coverage": "minutes; test_coverage_floors.py adds its figures up",
+    "make coverage": "minutes; test_coverage_floors.py tests its sums",
     "make cost-search": "minutes; test_search.py runs it for a second",
-    "make mutants": "minutes; tests/mutation sees that its table names tests that exist",
+    "make mutants": "minutes; tests/mutation checks that its table names existing tests",
     "make chaos": "minutes; test_chaos.py runs it for less",
     "make mixed-versions": "minutes; test_mixed_versions.py runs it for less",
-    "make gameday": "an hour nearly; test_gameday.py plays some of its faults",
+    "make gameday": "almost an hour; test_gameday.py plays some of its faults",
     "make image": "minutes; .ci/run runs it",
-    "make hashes": "it asks an index; tests/security/test_supply_chain.py checks what it wrote",
+    "make hashes": "it queries a package index; tests/security/test_supply_chain.py checks its files",
     "python -m tools.gameday.run": "minutes; test_gameday.py plays some of its faults",
-    "python -m tools.gameday.page": "it reads what a game day left; tests/unit/tools/gameday has one",
+    "python -m tools.gameday.page": "it reads the record of a game day; tests/unit/tools/gameday has one",
     "python -m tools.documents": "it writes into the checkout; make check looks whether it would",
-    "python -m tools.manifests": "it writes into the checkout; tests/unit/deploy/test_chart.py has it",
-    "python -m tools.imports": "tests/unit/test_imports.py calls what it calls",
+    "python -m tools.manifests": "it writes into the checkout; tests/unit/deploy/test_chart.py checks its output",
+    "python -m tools.imports": "tests/unit/test_imports.py tests the same functions",
     "celery -A tasks flower": "tests/integration/tasks/test_fleet_flower.py runs it",
-    "python -m tools.audit": "it asks a server of others; tests/unit/tools/test_audit.py has one of its own",
+    "python -m tools.audit": "it queries a public server; tests/unit/tools/test_audit.py starts its own",
     "python -m benchmarks.dispatch": "minutes; test_benchmarks.py asks it for help",
     "python -m benchmarks.end_to_end": "minutes; test_benchmarks.py runs it with fewer segments",
     "python -m benchmarks.parse": "minutes; test_benchmarks.py asks it for help",
@@ -160,7 +160,7 @@ def documented() -> list[Documented]:
         for text in commands_of(page.read_text().partition("<!-- the run: begin -->")[0]):
             found.setdefault(text, Documented(text, str(page.relative_to(ROOT))))
     order = list(RUN)
-    return sorted(found.values(), key=lambda one: order.index(one.group) if one.group in RUN else len(order))
+    return sorted(found.values(), key=lambda entry: order.index(entry.group) if entry.group in RUN else len(order))
 
 
 def commands_of(page: str) -> Iterator[str]:
@@ -194,28 +194,28 @@ def commands_of_line(line: str) -> Iterator[str]:
 SELECTING = ("replays-ingest backfill", "replays-ingest dlq replay")
 
 
-def is_mention(one: Documented) -> bool:
+def is_mention(entry: Documented) -> bool:
     """Whether the text only names a command that needs an argument, or options that select something."""
-    if one.words[0] != "replays-ingest" or one.text != one.group:
+    if entry.words[0] != "replays-ingest" or entry.text != entry.group:
         return False
-    if one.group in SELECTING:
+    if entry.group in SELECTING:
         return True
     command: click.Command = main
-    for word in one.words[1:]:
+    for word in entry.words[1:]:
         command = command.commands[word] if isinstance(command, click.Group) else command
     return any(parameter.required for parameter in command.params)
 
 
 DOCUMENTED = documented()
-TO_RUN = [one for one in DOCUMENTED if one.group in RUN and not is_mention(one)]
+TO_RUN = [entry for entry in DOCUMENTED if entry.group in RUN and not is_mention(entry)]
 
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A system that has ingested a load, with some parked batches that are not retried automatically.
 
-    BigQuery stays unavailable to the workers, or the first successful retry would release the others. Commands can
-    reach it.
+    BigQuery stays unavailable to the workers, because the first successful retry would release the other batches.
+    Commands can reach it.
     """
     patience = {"retry_backoff_seconds": "600", "retry_backoff_seconds_max": "600"}
     park_at_once = {"task_retries_max": "0", "breaker_failures_min": "10000"}
@@ -252,13 +252,13 @@ def found(answer: object, key: str) -> object:
     """The first value of that key anywhere in a JSON response."""
     waiting = [answer]
     while waiting:
-        one = waiting.pop(0)
-        if isinstance(one, dict):
-            if key in one:
-                return one[key]
-            waiting += one.values()
-        elif isinstance(one, list):
-            waiting += one
+        entry = waiting.pop(0)
+        if isinstance(entry, dict):
+            if key in entry:
+                return entry[key]
+            waiting += entry.values()
+        elif isinstance(entry, list):
+            waiting += entry
     raise AssertionError(f"no {key} in {json.dumps(answer)[:500]}")
 
 
@@ -290,9 +290,9 @@ def filled(words: tuple[str, ...], ids: dict[str, list[str]]) -> list[str]:
 
 
 def test_every_documented_command_is_run_or_has_a_reason():
-    """Given the pages, when they contain a new command, RUN or NOT_RUN must list it."""
-    groups = {one: one.group for one in DOCUMENTED}
-    undecided = [f"{one.page}: {one.text}" for one, group in groups.items() if group not in {*RUN, *NOT_RUN}]
+    """RUN or NOT_RUN must list every new command."""
+    groups = {entry: entry.group for entry in DOCUMENTED}
+    undecided = [f"{entry.page}: {entry.text}" for entry, group in groups.items() if group not in {*RUN, *NOT_RUN}]
     gone = [name for name in (*RUN, *NOT_RUN) if name not in groups.values()]
 
     assert not undecided, f"put these into RUN or, with the reason, into NOT_RUN: {undecided}"
@@ -300,22 +300,24 @@ def test_every_documented_command_is_run_or_has_a_reason():
 
 
 @pytest.mark.parametrize(
-    "one", [one for one in DOCUMENTED if one.words[0] in ("replays-ingest", "celery")], ids=lambda one: one.text
+    "entry",
+    [entry for entry in DOCUMENTED if entry.words[0] in ("replays-ingest", "celery")],
+    ids=lambda entry: entry.text,
 )
 def test_the_words_and_options_of_a_command_exist(
-    one: Documented, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    entry: Documented, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Given a command of ours or of Celery's, when its own parser reads it, every word is valid."""
+    """The command's own parser accepts every word."""
     monkeypatch.chdir(ROOT)
     file = tmp_path / "file"
     file.touch()
     ids = {"batches": ["t-0-1-2"], "dlq": ["0-1"], "replay": ["0" * 32], "FILE": [str(file)]}
-    program, *words = filled(one.words, ids)
+    program, *words = filled(entry.words, ids)
 
     try:
         parse(celery if program == "celery" else main, program, words)
     except click.MissingParameter:
-        assert is_mention(one)
+        assert is_mention(entry)
 
 
 def parse(command: click.Command, name: str, words: list[str]) -> None:
@@ -333,20 +335,23 @@ def parse(command: click.Command, name: str, words: list[str]) -> None:
         command, name = child, str(child.name)
 
 
-@pytest.mark.parametrize("one", [one for one in DOCUMENTED if one.words[0] == "make"], ids=lambda one: one.text)
-def test_a_make_target_exists(one: Documented):
-    """Given a target named in the pages, when make dry-runs it, it exists."""
+@pytest.mark.parametrize(
+    "entry", [entry for entry in DOCUMENTED if entry.words[0] == "make"], ids=lambda entry: entry.text
+)
+def test_a_make_target_exists(entry: Documented):
     done = subprocess.run(
-        ["make", "-n", *one.words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        ["make", "-n", *entry.words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
 
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("one", [one for one in DOCUMENTED if one.words[0] == "python"], ids=lambda one: one.text)
-def test_a_module_accepts_its_documented_options(one: Documented, monkeypatch: pytest.MonkeyPatch):
-    """Given `python -m MODULE OPTIONS`, when the module's own parser reads them, each is valid."""
-    _, flag, module, *options = one.words
+@pytest.mark.parametrize(
+    "entry", [entry for entry in DOCUMENTED if entry.words[0] == "python"], ids=lambda entry: entry.text
+)
+def test_a_module_accepts_its_documented_options(entry: Documented, monkeypatch: pytest.MonkeyPatch):
+    """The module's own parser accepts every option."""
+    _, flag, module, *options = entry.words
     assert flag == "-m"
     specification = importlib.util.find_spec(module)
     if specification is not None and specification.submodule_search_locations is not None:
@@ -375,26 +380,25 @@ def test_a_module_accepts_its_documented_options(one: Documented, monkeypatch: p
 
 def parsed_only(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -> None:
     """Replaces `parse_args`: the program ends after it has parsed its arguments."""
-    parser.parse_known_args(arguments)[1] and parser.error("an option that it does not know")
+    parser.parse_known_args(arguments)[1] and parser.error("unknown option")
     parser.exit()
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("one", TO_RUN, ids=lambda one: one.text)
+@pytest.mark.parametrize("entry", TO_RUN, ids=lambda entry: entry.text)
 def test_a_documented_command_succeeds(
-    one: Documented,
+    entry: Documented,
     system: System,
     filling: dict[str, list[str]],
     directory: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    """Given a running system, when a documented command is run, its exit code is 0."""
-    program, *words = filled(one.words, filling)
-    words += [word for word in RUN[one.group].split() if word not in words]
+    program, *words = filled(entry.words, filling)
+    words += [word for word in RUN[entry.group].split() if word not in words]
     name = "REPLAYS_BIGQUERY_ENDPOINT"
     env = {**system.env, name: system.stack.settings()[name], "COLUMNS": "120"}
 
-    if not one.text.startswith(OWN_PROCESS):
+    if not entry.text.startswith(OWN_PROCESS):
         monkeypatch.chdir(directory)
         result = CliRunner(env=env).invoke(main, words)
         assert result.exit_code == 0, (words, result.output[-3000:], result.exception)

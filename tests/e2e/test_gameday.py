@@ -19,11 +19,11 @@ FAULTS = {"one reader killed": "ReplaysReaderDown", "Redis killed": "ReplaysRedi
 @pytest.mark.timeout(SECONDS_MAX + 10)
 def test_two_faults_raise_their_alerts_and_are_fixed(tmp_path: Path):
     """The deployed rules fire on real metrics, the alert resolves after the steps, and the dashboard has data."""
-    told = tmp_path / "gameday.json"
+    record = tmp_path / "gameday.json"
     only = [argument for name in FAULTS for argument in ("--only", name)]
     modest = ["--kafka", "tansu", "--rate", "8", "--quiet-seconds", "2"]
 
-    command, sockets = PARENTS.lend("tools.gameday.run", *modest, "--json", str(told), *only)
+    command, sockets = PARENTS.lend("tools.gameday.run", *modest, "--json", str(record), *only)
     done = subprocess.run(
         command,
         pass_fds=sockets,
@@ -34,11 +34,11 @@ def test_two_faults_raise_their_alerts_and_are_fixed(tmp_path: Path):
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads(told.read_text())
+    result = json.loads(record.read_text())
     assert {each["fault"]: each["alert"] for each in result["played"]} == FAULTS
     for each in result["played"]:
         assert each["fired_seconds"] > 0
         assert each["resolved_seconds"] > 0
         assert each["seen"][-1].startswith("no alert fires")
         assert each["section"].endswith(f"#{each['alert'].lower()}")
-    assert [asked["expression"] for asked in result["panels"] if not asked["values"]] == []
+    assert [query["expression"] for query in result["panels"] if not query["values"]] == []

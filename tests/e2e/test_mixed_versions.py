@@ -61,17 +61,17 @@ def mixed(
         child.kill()
 
 
-def ran(fleet: MixedFleet, phases: tuple[Phase, ...], into: Path, *, expects_refusal: bool) -> Result:
-    """The result of all phases."""
+def run_phases(fleet: MixedFleet, phases: tuple[Phase, ...], into: Path, *, expects_refusal: bool) -> Result:
+    """Runs all phases and returns the result."""
     plan = Plan(phases, PHASE_SECONDS, MESSAGES_PER_SECOND, 1, "apache", expects_refusal, check_once=True)
     return Run(fleet, plan, into).run()
 
 
 def test_additions_are_tolerated_and_a_new_version_is_refused_with_a_reason(mixed: Mixed, tmp_path: Path) -> None:
-    """Given processes replaced under load, in the wrong order and back again, nothing is lost or duplicated."""
+    """Processes are replaced under load, in the wrong order and back again. Nothing is lost or duplicated."""
     fleet = mixed(additive=Kind.ADDITIVE, new=Kind.NEWER)
 
-    result = ran(fleet, SHORT, tmp_path, expects_refusal=True)
+    result = run_phases(fleet, SHORT, tmp_path, expects_refusal=True)
 
     assert result.ok, json.dumps(result.as_dict(), indent=2, default=str)
     assert (result.lost, result.duplicates, result.violations) == (0, 0, [])
@@ -86,8 +86,8 @@ def test_additions_are_tolerated_and_a_new_version_is_refused_with_a_reason(mixe
 
 
 def test_a_release_that_loses_rows_fails_the_run(mixed: Mixed, tmp_path: Path) -> None:
-    """Given a newer release that settles batches before their rows are there, the run reports what is lost."""
-    result = ran(mixed(new=Kind.LOSSY), LOSSY, tmp_path, expects_refusal=False)
+    """The newer release settles batches before their rows are durable. The run reports the lost rows."""
+    result = run_phases(mixed(new=Kind.LOSSY), LOSSY, tmp_path, expects_refusal=False)
 
     assert not result.ok
     assert result.lost > 0

@@ -1,7 +1,7 @@
 """One project sends as much garbage as the others send valid messages, while the reader is killed repeatedly.
 
-The others lose nothing and are not delayed; the project is named wherever an operator looks; and the runbook's
-section on it is followed as written.
+The other projects lose nothing and are not delayed. The project is named in the log, the metrics and `status`, and
+the runbook's section on it is followed as written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(300)
 GARBAGE = 4242
 OTHERS = (11, 12, 13, 14, 15)
 RESTARTS = 10
-EACH = 20  # Valid messages per reader process, and as many invalid ones.
+MESSAGES_PER_READER = 20  # Valid messages per reader process, and as many invalid ones.
 WINDOW = 100
 SHED = "replays_reader_project_shed"
 numbers = count()
@@ -69,9 +69,13 @@ def test_other_projects_are_durable_while_ten_readers_die_over_garbage(tmp_path:
     with System(tmp_path, reject_window=str(WINDOW), **session) as system:
         sent = 0
         for _ in range(RESTARTS):
-            system.send_all(mixed(EACH))
-            sent += EACH
-            until(lambda: system.metric("replays_reader_messages_parsed_total") >= EACH, 60, "the reader to parse")
+            system.send_all(mixed(MESSAGES_PER_READER))
+            sent += MESSAGES_PER_READER
+            until(
+                lambda: system.metric("replays_reader_messages_parsed_total") >= MESSAGES_PER_READER,
+                60,
+                "the reader to parse",
+            )
             system.reader.kill()
 
         system.send_all(mixed(WINDOW))
@@ -108,7 +112,7 @@ def assert_named(system: System) -> None:
 def assert_steps_work(system: System) -> None:
     """Runs each command and applies each setting as written in the section, in order."""
     commands = re.findall(r"`replays-ingest ([^`]+)`|`(dlq show <id>)`", section("ReplaysProjectShed"))
-    status, listed, show, kill = [(one or other).split() for one, other in commands]
+    status, listed, show, kill = [(first or second).split() for first, second in commands]
     (setting,) = re.findall(r"`(REPLAYS_[A-Z_]+)=(\w+)`", section("ReplaysProjectShed"))
     assert str(GARBAGE) in system.command(*status)
     letter = system.json(*listed)["letters"][-1]

@@ -1,4 +1,4 @@
-"""A row that a sink refuses becomes a dead letter, the others are stored, the offset advances, and it can be
+"""A row that a sink refuses becomes a dead letter, the others are stored, the offset advances, and the row can be
 replayed.
 
 The servers themselves refuse it. BigQuery accepts no row older than ten years into a partitioned table; ClickHouse
@@ -161,7 +161,7 @@ def objects_named(system: System, part: str) -> int:
 
 
 def held_elsewhere(system: System) -> tuple[Any, ...]:
-    """What the other sinks contain: objects, facts, and messages of the dead-letter topic."""
+    """The contents of the other sinks: objects, facts, and messages of the dead-letter topic."""
     consumer = Consumer({"group.id": "looks-only", **kafka_options(system.settings)})
     topic = system.settings.kafka_topic
     partitions = consumer.list_topics(topic, timeout=20).topics[topic].partitions

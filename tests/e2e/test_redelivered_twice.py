@@ -91,7 +91,8 @@ class Loaded:
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
     """Several batches on four partitions, including videos, duplicates and rejects, all committed.
 
-    In two halves: the last batches of the first half are cut by age, which redelivery would not repeat.
+    The load is sent in two halves: the last batches of the first half are cut by age, which redelivery would not
+    repeat.
     """
     reason = java_kafka.available()
     if reason and not os.environ.get("CI"):
@@ -117,11 +118,11 @@ def test_with_marks_no_sink_is_called_again(loaded: Loaded) -> None:
     commits.
     """
     system = loaded.system
-    before, asked = census(system), requests(system)
+    before, requests_before = census(system), requests(system)
 
     redeliver(system, loaded.cuts)
 
-    assert requests(system) == asked
+    assert requests(system) == requests_before
     assert census(system) == before
     assert batches(system) >= loaded.cuts
     system.assert_whole()
@@ -134,17 +135,19 @@ def test_without_marks_the_same_cuts_leave_no_duplicates(loaded: Loaded) -> None
     rest. DataDog cannot detect a repetition and gets every packet again, the dead-letter topic every record.
     """
     system = loaded.system
-    before, asked = census(system), requests(system)
+    before, requests_before = census(system), requests(system)
     connect(system.settings).flushall()
 
     redeliver(system, loaded.cuts)
 
     after = census(system)
-    assert all(requests(system)[sink] > count for sink, count in asked.items()), "each sink was asked again"
+    assert all(requests(system)[sink] > count for sink, count in requests_before.items()), (
+        "each sink got requests again"
+    )
     assert batches(system) == loaded.cuts, "the same ranges with the same content"
     assert after.after_deduplication() == before.after_deduplication()
     assert after.generations.keys() == before.generations.keys()
-    assert after.raw == before.raw, "the tokens work: not one row came in twice"
+    assert after.raw == before.raw, "no row was inserted twice"
     assert after.letters_repeated >= before.letters_repeated + len(before.letters)
     assert after.packets >= before.packets + loaded.metrics
     system.assert_whole()
@@ -164,7 +167,7 @@ def test_without_a_cut_record_other_cuts_leave_no_duplicates_after_deduplication
     others = batches(system) - loaded.cuts
     assert len(others) >= SEGMENTS / MESSAGES_IN_A_BATCH, "other ranges than the first time"
     assert after.after_deduplication() == before.after_deduplication()
-    assert after.raw["replay_segments"] > before.raw["replay_segments"], "the rows did come in again"
+    assert after.raw["replay_segments"] > before.raw["replay_segments"], "the rows were inserted again"
     assert after.facts_raw >= before.facts_raw
     system.assert_whole()
 
@@ -237,7 +240,7 @@ def census(system: System) -> Census:
     objects = listed(system)
     letters, repeated = read_letters(system.settings)
     billed = system.query("SELECT count(), uniqExact(project_id, replay_id) FROM replay_outcomes FINAL")[0]
-    assert billed[0] == billed[1], "one outcome a replay"
+    assert billed[0] == billed[1], "one outcome per replay"
     return Census(
         objects={name: (item["crc32c"], int(item["size"])) for name, item in objects.items()},
         generations={name: str(item["generation"]) for name, item in objects.items()},

@@ -35,7 +35,7 @@ def test_a_hanging_sink_fills_a_bounded_backlog_while_the_others_continue(tmp_pa
     """ClickHouse hangs: ingestion continues up to the bound, the reader keeps its partitions, then everything
     drains.
 
-    SICK_SECONDS: duration of the hang; the default is just long enough to observe everything.
+    SICK_SECONDS is the duration of the hang. The default is just long enough to observe everything.
     """
     with System(tmp_path, queues=QUEUES, **BOUND) as system:
         system.load(100, seed=1)
@@ -49,7 +49,7 @@ def test_a_hanging_sink_fills_a_bounded_backlog_while_the_others_continue(tmp_pa
 
         until(lambda: system.metric("replays_reader_paused") == 1, 90, "the reader to pause")
         until(lambda: system.breaker("clickhouse") == "open", 60, "the breaker to open")
-        until(lambda: fewer(healthy, flushed(system)), 60, "the other sinks to take what is in flight")
+        until(lambda: all_increased(healthy, flushed(system)), 60, "the other sinks to take what is in flight")
         stuck_at = system.committed()
         assert stuck_at < sum(system.ends.values())
         assert system.metric("replays_reader_in_flight_batches", phase="flushing") <= 6
@@ -123,12 +123,12 @@ def test_a_parked_batch_is_retried_from_the_command_line_and_from_flower(tmp_pat
         system.command("batches", "retry", first, "--by", "test")
         until(lambda: attempts(system, first) > attempt, 90, "the command line's retry to fail as well")
         until(lambda: answers(port), 60, "Flower")
-        asked = {"args": [second], "kwargs": {"by": "t"}}
-        assert flower_call(port, "/api/task/async-apply/retry_batch", asked, "") == 401
+        request = {"args": [second], "kwargs": {"by": "t"}}
+        assert flower_call(port, "/api/task/async-apply/retry_batch", request, "") == 401
 
         system.proxies["bigquery"].set(Pass())
         until(lambda: system.breaker("bigquery") != "open", 60, "the breaker to half-open")
-        assert flower_call(port, "/api/task/async-apply/retry_batch", asked, f"op:{password}") == 200
+        assert flower_call(port, "/api/task/async-apply/retry_batch", request, f"op:{password}") == 200
 
         # The success of this batch shows that the sink works, so the other batches skip their backoff.
         system.wait_committed()
@@ -198,13 +198,13 @@ def flushed(system: System) -> tuple[int, int, int]:
     return found, facts, values
 
 
-def fewer(before: tuple[int, ...], now: tuple[int, ...]) -> bool:
+def all_increased(before: tuple[int, ...], now: tuple[int, ...]) -> bool:
     """Whether each of the counts increased."""
     return all(old < new for old, new in zip(before, now, strict=True))
 
 
 def objects(endpoint: str, bucket: str) -> int:
-    """How many objects the bucket holds."""
+    """The number of objects in the bucket."""
     with urllib.request.urlopen(f"{endpoint}/storage/v1/b/{bucket}/o?maxResults=10000", timeout=10) as answer:
         return len(json.load(answer).get("items", ()))
 

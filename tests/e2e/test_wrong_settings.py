@@ -46,7 +46,9 @@ class Broken:
 
 
 def broken(id: str, names: str = "", *, reader: bool = False, kind: bool = False, **values: str) -> Broken:
-    """Maps lower-case names to invalid values; without `names`, the line must contain each of these names."""
+    """A setting with invalid `values`, by lower-case name. Without `names`, the line must contain each of these
+    names.
+    """
     variables = {f"REPLAYS_{name.upper()}": value for name, value in values.items()}
     return Broken(id, variables, tuple(names.split()) or tuple(variables), reader, kind)
 
@@ -164,7 +166,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only variables set by a test are set."""
+    """Removes the caller's REPLAYS_* variables."""
     for name in list(os.environ):
         if name.startswith("REPLAYS_"):
             monkeypatch.delenv(name)
@@ -249,9 +251,7 @@ def test_the_commands_were_found() -> None:
 def test_every_command_refuses_a_wrong_setting_in_one_line(
     case: Broken, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Given a wrong setting, when any command starts, it prints which one and what to do, and does nothing
-    else.
-    """
+    """The line says which setting is wrong and what to do. The command does nothing else."""
     for name, value in filled(case.variables, files).items():
         monkeypatch.setenv(name, value)
     for path in commands_for(case, COMMANDS):
@@ -266,8 +266,8 @@ def test_every_command_refuses_a_wrong_setting_in_one_line(
 def test_every_setting_is_refused_in_one_line(
     name: str, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Given each invalid value of a setting, when commands start (all of them in `make wrong-settings`, else in
-    rotation), each refuses it as above, and prints no control character.
+    """Every invalid value of the setting is tried, with all commands in `make wrong-settings` and otherwise with
+    one command each. No control character is printed.
     """
     variable = f"REPLAYS_{name.upper()}"
     wrong = [*refused(name, files["folder"], files["text"])]
@@ -286,7 +286,7 @@ def test_every_setting_is_refused_in_one_line(
 
 
 def test_an_invalid_settings_file_on_the_command_line_is_refused(files: dict[str, str]) -> None:
-    """Given --settings with each invalid file, it is refused like that of the variable."""
+    """The error is the same as for REPLAYS_SETTINGS_FILE."""
     for name in ("nothing.toml", "broken.toml", "latin.toml", ""):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("REPLAYS_SETTINGS_FILE", "")
@@ -295,14 +295,13 @@ def test_an_invalid_settings_file_on_the_command_line_is_refused(files: dict[str
 
 
 def test_help_needs_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Given a wrong setting, when help is requested, it is printed."""
     monkeypatch.setenv("REPLAYS_REDIS_TIMEOUT_SECONDS", "soon")
     for path in COMMANDS:
         assert CliRunner().invoke(main, [*path, "--help"]).exit_code == 0, path
 
 
 def test_several_mistakes_are_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Given three wrong settings, each is reported at once."""
+    """All mistakes are reported in one run."""
     for name, value in {"REDIS_TIMEOUT_SECONDS": "soon", "LOG_LEVEL": "loud", "REDIS_ULR": "x"}.items():
         monkeypatch.setenv(f"REPLAYS_{name}", value)
 
@@ -315,7 +314,7 @@ def test_several_mistakes_are_a_line_each(monkeypatch: pytest.MonkeyPatch) -> No
 PROGRAMS = {"celery": "celery", "replays-ingest": "ingest.cli"}
 
 
-def ran(program: str, *words: str, **variables: str) -> Ended:
+def run_program(program: str, *words: str, **variables: str) -> Ended:
     """Runs a program that exits by itself, with only these settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REPLAYS_")}
     return PARENTS.run(
@@ -325,19 +324,17 @@ def ran(program: str, *words: str, **variables: str) -> Ended:
 
 @pytest.mark.parametrize("case", [case for case in BROKEN if not case.reader], ids=lambda case: case.id)
 def test_celery_commands_refuse_a_wrong_setting_in_one_line(case: Broken, files: dict[str, str]) -> None:
-    """Given a wrong setting, when a worker or Flower starts, it prints which one and what to do, and exits."""
+    """Workers and Flower print which setting is wrong and what to do, and exit."""
     variables = LOCKED | filled(case.variables, files)
     for command in CELERY[:2] if case.kind else commands_for(case, CELERY)[:1]:
-        ended = ran("celery", "-A", "tasks", *command, **variables)
+        ended = run_program("celery", "-A", "tasks", *command, **variables)
 
         expect_one_line(ended, case.names, " ".join(command))
 
 
 def test_the_readers_values_are_left_to_the_reader() -> None:
-    """Given an environment shared by reader and workers, when a worker's configuration is read, it accepts the
-    reader's names.
-    """
-    ended = ran("celery", "-A", "tasks", "report", REPLAYS_BATCH_MESSAGES_MAX="many")
+    """The environment may be shared by reader and workers. A worker does not validate the reader's settings."""
+    ended = run_program("celery", "-A", "tasks", "report", REPLAYS_BATCH_MESSAGES_MAX="many")
 
     assert ended.exit_code == 0, ended
 
@@ -353,7 +350,7 @@ LISTENERS: tuple[tuple[tuple[str, ...], str], ...] = (
 
 @pytest.mark.parametrize(("command", "setting"), LISTENERS, ids=lambda part: " ".join(part) if part else "")
 def test_a_port_in_use_is_refused_in_one_line(command: tuple[str, ...], setting: str) -> None:
-    """Given a port in use, when a program needs it, the error explains how to choose another."""
+    """The error explains how to choose another port."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         variables = LOCKED | {"REPLAYS_LOG_FORMAT": "text"}
@@ -361,6 +358,6 @@ def test_a_port_in_use_is_refused_in_one_line(command: tuple[str, ...], setting:
             variables[setting] = port
         else:
             command = (*command, port)
-        ended = ran(*command, **variables)
+        ended = run_program(*command, **variables)
 
     expect_one_line(ended, (setting or "--port", port), " ".join(command))

@@ -130,7 +130,7 @@ def test_an_unnamed_bad_row_is_found_in_about_log2_writes(eager: Eager) -> None:
 
 
 def test_a_missing_table_parks_the_batch_and_dead_letters_nothing(eager: Eager) -> None:
-    """The configuration is at fault: the chord fails at once and reports the reason."""
+    """The configuration is at fault, so the chord fails without a retry and reports the reason."""
     eager.sink("clickhouse").fail(PermanentSinkError("table replays is missing", configuration=True))
 
     event = eager.settle(make_batch())
@@ -214,7 +214,7 @@ def test_a_parked_batch_is_shown_until_it_settles(eager: Eager) -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_after_random_failures_everything_is_durable_once(eager: Eager, seed: int) -> None:
-    """Random failures and poison: each row is in its sink or, if refused, a dead letter, and never both.
+    """Failures and refused rows are random. Each row is either in its sink or, if refused, a dead letter.
 
     The test asserts a subset, because a scripted partial failure stores everything that it does not list,
     including poison.

@@ -31,7 +31,7 @@ SECONDS_MAX = 90.0
 
 
 class Verdict(NamedTuple):
-    """Which test failed first in each method; empty if none did."""
+    """The first test that failed in each method, or an empty string."""
 
     mutant: Mutant
     unit: str
@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     alive = [verdict for verdict in verdicts if not verdict.killed]
     both = sum(bool(verdict.unit and verdict.simulation) for verdict in verdicts)
     print(
-        f"\n{len(verdicts) - len(alive)} of {len(verdicts)} bugs killed, {both} of them by both nets, "
+        f"\n{len(verdicts) - len(alive)} of {len(verdicts)} bugs killed, {both} of them by both methods, "
         f"in {time.monotonic() - started:.0f} s"
     )
     return 1 if alive else 0

@@ -175,8 +175,8 @@ def test_altered_bytes_reach_no_sink(eager: Eager, sealed: bool):
 
 
 @SEALED
-def test_a_manifest_that_forgets_its_digests_is_not_obeyed(eager: Eager, sealed: bool):
-    """Nobody can remove the digests from a manifest: its tasks, its reader and its digests are under one seal."""
+def test_a_manifest_without_its_digests_is_refused(eager: Eager, sealed: bool):
+    """One seal covers the tasks, the reader and the digests of a manifest, so the digests cannot be removed."""
     staging, manifest, name = staged(eager)
     changed = msgspec.to_builtins(manifest)
     for entry in changed["tasks"]:
@@ -290,11 +290,11 @@ def test_the_key_is_turned_on_one_program_after_the_other(
         monkeypatch.setenv("REPLAYS_SHARED_KEY_UNSEALED", "accept")
     batch = make_batch(messages=3)
 
-    genuine = [eager.settle(batch, stage) for stage in Stage]
+    events = [eager.settle(batch, stage) for stage in Stage]
     again = eager.settle(batch, Stage.ROWS, attempt=2)
 
-    assert genuine == [on.FlushSucceeded(batch.id, 1, stage) for stage in Stage]
-    assert again == genuine[-1]
+    assert events == [on.FlushSucceeded(batch.id, 1, stage) for stage in Stage]
+    assert again == events[-1]
     assert len(eager.sink("clickhouse").rows) == 3
 
 

@@ -58,7 +58,7 @@ HOSTILE = {
 }
 
 
-def drawn(what: RenderableType | str) -> str:
+def displayed(what: RenderableType | str) -> str:
     """Output as displayed on a terminal without colors."""
     stream = io.StringIO()
     Terminal(file=stream, width=600, force_terminal=True, color_system=None, legacy_windows=False).print(what)
@@ -166,9 +166,8 @@ PAGES = {
 @pytest.mark.parametrize("place", PAGES)
 @pytest.mark.parametrize("attack", [name for name in HOSTILE if name != "half a character"])
 def test_no_page_of_a_command_steers_the_terminal(place: str, attack: str):
-    """Given hostile text in every field that outsiders control, when it is displayed, then the output is printable
-    text."""
-    shown = drawn(PAGES[place](f"begin {HOSTILE[attack]} end"))
+    """The output is printable text, whatever the fields that outsiders control contain."""
+    shown = displayed(PAGES[place](f"begin {HOSTILE[attack]} end"))
 
     assert unsafe(shown) == set()
     assert "begin" in shown
@@ -178,7 +177,7 @@ def test_no_page_of_a_command_steers_the_terminal(place: str, attack: str):
 
 @pytest.mark.parametrize("attack", HOSTILE)
 def test_no_line_of_a_command_steers_the_terminal(attack: str, capsys: pytest.CaptureFixture[str]):
-    """Given hostile text, when it is a line, an error or JSON, then it is one line of printable text."""
+    """A line, an error and JSON are each one line of printable text."""
     echo(f"{HOSTILE[attack]}\nforged line")
     with pytest.raises(SystemExit):
         fail(f"{HOSTILE[attack]}\nforged line")
@@ -195,8 +194,7 @@ def test_no_line_of_a_command_steers_the_terminal(attack: str, capsys: pytest.Ca
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_no_log_line_steers_the_terminal(log_format: Any):
-    """Given hostile text in a value, a message and an exception, when logged, then the output is printable
-    text."""
+    """The hostile text is in a value, a message and an exception."""
     root = logging.getLogger()
     before = root.handlers[:]
     stream = io.StringIO()

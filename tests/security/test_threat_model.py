@@ -51,7 +51,5 @@ def test_each_attacker_has_a_table_of_limits(attacker: str):
 
 
 def test_the_threat_model_is_two_pages():
-    """The model is long enough for an attacker to start from and short enough to read; names of tests do not
-    count.
-    """
+    """The limit keeps the model short enough to read. Names of tests do not count."""
     assert len(NAMED.sub("", PAGE).split()) <= WORDS_MAX

@@ -46,7 +46,7 @@ from ingest.cli.main import main
 try:
     main(sys.argv[1:])
 finally:
-    (line,) = [one for one in open("/proc/self/status") if one.startswith("VmHWM:")]
+    (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM:")]
     print(line.split()[1], file=sys.stderr)
 """
 
@@ -99,12 +99,12 @@ def pages(env: dict[str, str]) -> Iterator[tuple[Client, int]]:
 
 def peak_bytes(pid: int) -> int:
     """Peak memory of the process so far."""
-    (line,) = [one for one in Path(f"/proc/{pid}/status").read_text().splitlines() if one.startswith("VmHWM:")]
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024
 
 
 def test_events_reads_bombs_in_bounded_memory(bombs: Settings, env: dict[str, str]):
-    """Given segments that inflate to 100 times their size, then later segments are still read."""
+    """Segments inflate to 100 times their size. The rest of the replay can be read from the next segment on."""
     done = run(env, "events", REPLAY, "--json")
 
     found = json.loads(done.out)

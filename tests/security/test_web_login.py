@@ -54,9 +54,9 @@ def pages(passwords: str = "", **options: bool) -> Iterator[tuple[str, list[str]
 def test_an_unauthenticated_visitor_sees_nothing(passwords: str):
     """No page, no script and no API response is sent, and no address reveals whether something exists."""
     with pages(passwords) as (address, _):
-        stranger = Client(address)
-        answers = {path: stranger.get(path).status for path in PATHS}
-        posted = stranger.post("/api/operate/batches/retry", {"batch_id": "x"}).status
+        visitor = Client(address)
+        answers = {path: visitor.get(path).status for path in PATHS}
+        posted = visitor.post("/api/operate/batches/retry", {"batch_id": "x"}).status
         forged = Client(address, cookie=f"replays_{address.rpartition(':')[2]}=link.9999999999.x.726f6f74.00")
 
         assert set(answers.values()) == {401}
@@ -123,8 +123,8 @@ def test_a_wrong_link_is_throttled_and_the_right_one_never():
         assert signed_in(address, links[0]).get("/").status == 200
 
 
-def test_wrong_links_keep_no_password_out():
-    """Any other site can make a browser open wrong links here, as often as it likes."""
+def test_wrong_links_do_not_throttle_passwords():
+    """Another site can make a browser open any number of wrong links."""
     with pages(LOGIN) as (address, _):
         guesses = [Client(address).get(f"/login?token=guess{number}").status for number in range(20)]
 
@@ -182,16 +182,16 @@ def test_other_host_names_are_refused(host: str):
 def test_login_is_disabled_only_by_the_option():
     """The option must be explicit; a page of another site still cannot read anything."""
     with pages(login=False) as (address, links):
-        stranger = Client(address)
+        visitor = Client(address)
 
-        assert (stranger.get("/").status, links) == (200, ["/"])
-        assert stranger.get("/operate").status == 403
-        assert stranger.get("/api/projects", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="cors").status == 403
-        assert re.search("frame-ancestors 'none'", stranger.get("/").headers["Content-Security-Policy"])
+        assert (visitor.get("/").status, links) == (200, ["/"])
+        assert visitor.get("/operate").status == 403
+        assert visitor.get("/api/projects", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="cors").status == 403
+        assert re.search("frame-ancestors 'none'", visitor.get("/").headers["Content-Security-Policy"])
 
 
 @pytest.mark.parametrize("passwords", ["ann:", "ann", ":a-long-password", "ann:short", "ann:a-long,password"])
-def test_the_pages_do_not_start_with_a_password_that_is_guessed(passwords: str):
+def test_the_pages_do_not_start_with_a_guessable_password(passwords: str):
     """The rule is the same as Flower's for this setting; a comma in a password would split it into two logins."""
     done = PARENTS.run(
         [sys.executable, "-m", "ingest.cli", "web", "--port", "0"],

@@ -125,7 +125,7 @@ def status_of(client: Client, method: str, target: str, *headers: str, body: byt
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target[:40])
-def test_no_address_is_an_error_of_ours(client: Client, target: str):
+def test_no_address_causes_a_server_error(client: Client, target: str):
     """Any address gets a status below 500, and nothing outside the static files is sent."""
     assert 200 <= status_of(client, "GET", target) < 500
     if target.startswith("/static/"):
@@ -133,7 +133,7 @@ def test_no_address_is_an_error_of_ours(client: Client, target: str):
 
 
 @pytest.mark.parametrize("number", range(len(BODIES)))
-def test_no_body_is_an_error_of_ours(client: Client, number: int):
+def test_no_body_causes_a_server_error(client: Client, number: int):
     """The request has the page's own token, so that its body is read."""
     token = f"{TOKEN_HEADER}: {client.get('/api/operate').json['token']}"
     for path in ("/api/operate/batches/retry", "/api/operate/batches/abandon", "/api/operate/letters"):
@@ -144,7 +144,7 @@ def test_no_body_is_an_error_of_ours(client: Client, number: int):
 
 
 @pytest.mark.parametrize("number", range(len(HEADERS)))
-def test_no_header_is_an_error_of_ours(client: Client, number: int):
+def test_no_header_causes_a_server_error(client: Client, number: int):
     """Headers are tested on pages, files, videos and missing addresses."""
     for path in ("/", "/static/list.js", f"/api/replays/{REPLAY}/segments/0/video", "/login", "/nowhere"):
         assert 200 <= status_of(client, "GET", path, HEADERS[number]) < 500
@@ -164,7 +164,7 @@ def test_a_client_that_sends_no_request_keeps_no_connection(
         assert running.get("/").status == 200
 
 
-def test_random_requests_are_no_errors_of_ours(client: Client):
+def test_random_requests_cause_no_server_error(client: Client):
     """The requests are random combinations of parts of good and bad requests."""
     chosen = random.Random(SEED)
     pieces = ["/", "/api", "/replays", "/7", "/" + "a" * 32, "/static", "/operate", "/segments", "/0", "/timeline"]

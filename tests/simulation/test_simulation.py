@@ -73,9 +73,9 @@ def test_each_run_has_new_seeds_and_prints_them(capsys: pytest.CaptureFixture[st
     printed, firsts = set(), set()
     for _ in range(3):
         main(["--seeds", "1", "--json"])
-        told = capsys.readouterr()
-        printed.add(told.err.splitlines()[0])
-        firsts.add(json.loads(told.out)["first_seed"])
+        output = capsys.readouterr()
+        printed.add(output.err.splitlines()[0])
+        firsts.add(json.loads(output.out)["first_seed"])
 
     assert printed == {f"seeds {first} to {first}" for first in firsts}
     assert len(firsts) > 1
@@ -121,11 +121,11 @@ def test_a_failure_is_reduced_to_its_smallest_world(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(ledger.Ledger, "committable", committable)
     failed = next(o for o in (attempt(Shape.draw(seed)) for seed in range(20)) if o.checker == "durability")
-    told = shortest(failed)
+    reduced = shortest(failed)
 
-    assert told.checker == "durability"
-    assert told.shape.faults == () or set(told.shape.faults) <= set(failed.shape.faults)
-    assert len(told.shape.faults) <= 1
-    assert told.shape.messages <= 10
-    assert told.story
-    assert Fault.REDIS_WIPED not in told.shape.faults
+    assert reduced.checker == "durability"
+    assert reduced.shape.faults == () or set(reduced.shape.faults) <= set(failed.shape.faults)
+    assert len(reduced.shape.faults) <= 1
+    assert reduced.shape.messages <= 10
+    assert reduced.story
+    assert Fault.REDIS_WIPED not in reduced.shape.faults

@@ -111,9 +111,9 @@ def drawn(page: Page) -> Frame:
 def canvases(page: Page) -> dict[str, dict[str, Any]]:
     """Box and picture of every canvas, by id."""
     found: list[dict[str, Any]] = drawn(page).evaluate(
-        """() => [...document.querySelectorAll("canvas")].map((canvas) => ({
-            id: canvas.id, width: canvas.offsetWidth, height: canvas.offsetHeight, x: canvas.offsetLeft, y: canvas.offsetTop,
-            image: getComputedStyle(canvas).backgroundImage,
+        """() => [...document.querySelectorAll("canvas")].map((node) => ({
+            id: node.id, width: node.offsetWidth, height: node.offsetHeight, x: node.offsetLeft, y: node.offsetTop,
+            image: getComputedStyle(node).backgroundImage,
         }))"""
     )
     return {item["id"]: item for item in found}
