@@ -1,4 +1,4 @@
-"""The recordings in tests/recordings: what an SDK sent, and what was done in the page."""
+"""The recordings in tests/recordings: the messages of an SDK, and the actions performed in its page."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Recording:
 
     @property
     def actions(self) -> list[Action]:
-        """The actions in the page, in order."""
+        """The actions performed in the page, in order."""
         return [Action(done["what"], done["t"], done["t"] + done["took"]) for done in self.facts["actions"]]
 
     def payloads(self, tag: str) -> list[dict[str, Any]]:

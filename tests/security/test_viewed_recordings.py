@@ -21,12 +21,12 @@ pytestmark = needs_chromium
 
 
 class Listener:
-    """A server that only counts connections."""
+    """A server that records the first bytes of every connection."""
 
     def __init__(self) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self.heard: list[bytes] = []
+        self.received: list[bytes] = []
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
@@ -38,9 +38,9 @@ class Listener:
             with connection:
                 connection.settimeout(0.5)
                 try:
-                    self.heard.append(connection.recv(200))
+                    self.received.append(connection.recv(200))
                 except OSError:
-                    self.heard.append(b"")
+                    self.received.append(b"")
 
     def close(self) -> None:
         self._socket.close()
@@ -92,7 +92,7 @@ def tricks(target: str, first: int) -> list[dict[str, object]]:
 
 
 def recording(target: str) -> list[dict[str, object]]:
-    """A page with every trick in its snapshot, again in a mutation, and in attributes of harmless elements."""
+    """A page with every trick in its snapshot, in a mutation, and in attributes of harmless elements."""
     style = element(5, "style")
     style["childNodes"] = [
         {
@@ -144,7 +144,7 @@ def listener() -> Iterator[Listener]:
 
 
 def test_a_hostile_recording_makes_no_connection(stored: Settings, listener: Listener):
-    """Given every known trick, when it is played to its end, then no server receives a request."""
+    """The recording is played to its end, and no server receives a request."""
     ingest(stored, [message(REPLAY, 0, recording(listener.address), project_id=PROJECT)])
     with browser(stored) as page:
         page.goto(f"/replay/{PROJECT}/{REPLAY}")
@@ -152,12 +152,12 @@ def test_a_hostile_recording_makes_no_connection(stored: Settings, listener: Lis
         page.locator(".rr-controller__btns button").first.click()
         page.frame_locator(".replayer-wrapper iframe").locator("html[data-over=yes]").wait_for()
         assert frame.locator("iframe").count() >= 1  # The link is drawn, but has no target.
-        assert listener.heard == []
+        assert listener.received == []
 
         page.get_by_text("Load images, styles and fonts").click()
         page.locator(".rr-controller__btns button").first.click()
         page.frame_locator(".replayer-wrapper iframe").locator("html[data-over=yes]").wait_for()
-    paths = {one.split(b" ")[1].decode() for one in listener.heard if one}
+    paths = {request.split(b" ")[1].decode() for request in listener.received if request}
     assert "/img" in paths or "/srcset" in paths
     assert not paths & {
         f"/{name}"
@@ -179,19 +179,18 @@ def test_a_hostile_recording_makes_no_connection(stored: Settings, listener: Lis
 
 
 def test_a_link_from_elsewhere_allows_nothing(stored: Settings, listener: Listener):
-    """Given a link with the viewer's permission in it, when it is opened from another site, then it permits
-    nothing."""
+    """A link of another site that contains the viewer's permission has no effect."""
     ingest(stored, [message(REPLAY, 0, recording(listener.address), project_id=PROJECT)])
     with browser(stored) as page:
         answer = page.goto(f"/replay/{PROJECT}/{REPLAY}?elsewhere={listener.address.removeprefix('http://')}")
 
     assert answer is not None
     assert "127.0.0.1:" not in answer.headers["content-security-policy"]
-    assert json.dumps(listener.heard, default=repr) == "[]"
+    assert json.dumps(listener.received, default=repr) == "[]"
 
 
 def drawn(nodes: list[dict[str, object]]) -> list[dict[str, object]]:
-    """A page with these nodes in its body, and a mark that appears once it was played to its end."""
+    """A page with these nodes in its body, and an attribute that appears at the end of the recording."""
     page, head, body = element(2, "html"), element(3, "head"), element(4, "body")
     page["childNodes"], body["childNodes"] = [head, body], nodes
     document = {"type": 0, "id": 1, "childNodes": [page]}
@@ -208,8 +207,9 @@ def drawn(nodes: list[dict[str, object]]) -> list[dict[str, object]]:
 
 
 def test_the_permission_covers_the_named_hosts_only(stored: Settings, listener: Listener):
-    """Given files of a host that the page names, and of one that it does not recognize, when the viewer permits
-    what was named, then only that is loaded."""
+    """The page names one host of the recording and does not recognize another. Files load only from the named
+    host.
+    """
     hidden = Listener()
     address = hidden.address.replace("//", "\\\\")
     unnamed = [
@@ -232,15 +232,13 @@ def test_the_permission_covers_the_named_hosts_only(stored: Settings, listener: 
     hidden.close()
 
     assert hidden.address.removeprefix("http://") not in named  # otherwise it would rightly be permitted
-    assert b"/named" in b"".join(listener.heard)
-    assert hidden.heard == []
+    assert b"/named" in b"".join(listener.received)
+    assert hidden.received == []
 
 
 @pytest.mark.parametrize("host", ["https:", "*", "a;script-src", "'unsafe-eval'", "data:", "a b", "", "a:b"])
 def test_the_permission_holds_host_names_only(stored: Settings, host: str):
-    """Given anything but a host name with an optional port, when a link asks to permit it, then the page is
-    refused.
-    """
+    """A link may permit only host names with an optional port. Any other value is refused."""
     with running(stored) as announced:
         address, link = announced.get(timeout=30)
         path = f"/replay/{PROJECT}/{REPLAY}?elsewhere="
@@ -253,15 +251,16 @@ def test_the_permission_holds_host_names_only(stored: Settings, host: str):
 
 
 def test_a_recording_loads_nothing_of_this_server(stored: Settings):
-    """Given media and styles at our own addresses, which the policy has to allow, when it is played, then each is
-    refused: a recording uses no session and tries no login."""
+    """The policy has to allow media and styles from the pages' own address, but the server refuses these requests,
+    so a recording can neither use the session nor try a login.
+    """
     paths = ("/login?token=guess", "/api/operate/letters", f"/api/replays/{PROJECT}/{'7' * 32}/segments/0?raw=1")
     nodes = [element(10 + n, "video", src=path, preload="auto") for n, path in enumerate(paths)]
     nodes += [element(20 + n, "link", rel="stylesheet", href=path) for n, path in enumerate(paths)]
     ingest(stored, [message("7" * 32, 0, drawn(nodes), project_id=PROJECT)])
     answers: list[tuple[str, int]] = []
     with browser(stored) as page:
-        page.on("response", lambda one: answers.append((one.url, one.status)))
+        page.on("response", lambda response: answers.append((response.url, response.status)))
         page.goto(f"/replay/{PROJECT}/{'7' * 32}")
         page.locator(".rr-controller__btns button").first.click()
         page.frame_locator(".replayer-wrapper iframe").locator("html[data-over=yes]").wait_for()

@@ -1,4 +1,4 @@
-"""Recorded sessions are parsed: the events sent by an SDK become the actions performed in its page.
+"""Recorded sessions are parsed: the events sent by an SDK result in rows for the actions performed in its page.
 
 tests/recordings describes the sessions. test_parse_foreign.py covers material that is not ours to ship.
 """
@@ -14,7 +14,7 @@ import pytest
 from tests.kit.parsing import clicks, metric, session
 from tests.kit.recordings import RECORDINGS, Action, Recording, inflated
 
-each = pytest.mark.parametrize("recorded", RECORDINGS, ids=lambda recorded: recorded.name)
+each_recording = pytest.mark.parametrize("recorded", RECORDINGS, ids=lambda recorded: recorded.name)
 SHOPS = [recorded for recorded in RECORDINGS if recorded.name.endswith("-shop")]
 each_shop = pytest.mark.parametrize("recorded", SHOPS, ids=lambda recorded: recorded.name)
 
@@ -63,7 +63,7 @@ def facts_of(recorded: Recording) -> list[dict[str, Any]]:
 
 
 def clicking(recorded: Recording) -> list[Action]:
-    """The actions that produce a click breadcrumb."""
+    """The actions for which the SDK sends a click breadcrumb."""
     left: list[Action] = []
     for action in recorded.actions:
         again = any(a.what == action.what and action.start_ms - a.stop_ms < MERGED_MS for a in left)
@@ -77,7 +77,7 @@ def at(action: Action, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if action.start_ms <= row["timestamp"] * 1000 < action.stop_ms]
 
 
-@each
+@each_recording
 def test_a_session_of_an_sdk_is_stored_to_the_byte(recorded: Recording):
     """Every segment parses, and its blob equals the bytes that the SDK compressed."""
     for number, (segment, body) in enumerate(zip(recorded.segments, recorded.bodies, strict=True)):
@@ -87,7 +87,7 @@ def test_a_session_of_an_sdk_is_stored_to_the_byte(recorded: Recording):
         assert bytes(blob.content) == body
 
 
-@each
+@each_recording
 def test_only_the_deliberately_malformed_breadcrumb_causes_a_warning(recorded: Recording):
     """The page v11-extra adds a navigation whose data is a text; every other event is well-formed."""
     odd = [crumb for crumb in recorded.payloads("breadcrumb") if not isinstance(crumb.get("data", {}), dict)]
@@ -97,7 +97,7 @@ def test_only_the_deliberately_malformed_breadcrumb_causes_a_warning(recorded: R
     assert len(odd) == (recorded.name == "v11-extra")
 
 
-@each
+@each_recording
 def test_every_event_of_a_session_is_counted(recorded: Recording):
     """The sum of `rrweb_event_count` equals the number of events sent."""
     counts = [
@@ -107,9 +107,9 @@ def test_every_event_of_a_session_is_counted(recorded: Recording):
     assert counts == [len(json.loads(inflated(body))) for body in recorded.bodies]
 
 
-@each
+@each_recording
 def test_every_event_of_a_known_kind_becomes_a_fact(recorded: Recording):
-    """Facts of each kind are as many as the SDK's events of that kind."""
+    """There are as many facts of each kind as the SDK sent events of that kind."""
     found = Counter(fact["event_type"] for fact in facts_of(recorded))
     crumbs = Counter(
         crumb["category"] for crumb in recorded.payloads("breadcrumb") if isinstance(crumb.get("data", {}), dict)
@@ -125,15 +125,17 @@ def test_every_event_of_a_known_kind_becomes_a_fact(recorded: Recording):
         and span["description"] != "first-paint"
     )
     own = {name: count for name, count in crumbs.items() if name in OWN_CATEGORIES}
-    told = [fact["attributes"]["category"] for fact in facts_of(recorded) if fact["event_type"] == "breadcrumb"]
+    own_facts = [
+        fact["attributes"]["category"] for fact in facts_of(recorded) if fact["event_type"] == "breadcrumb"
+    ]
 
     assert {kind: found[kind] for kind in CRUMBS} == {kind: crumbs[name] for kind, name in CRUMBS.items()}
     assert {kind: found[kind] for kind in SPANS} == {kind: spans[name] for kind, name in SPANS.items()}
     assert {kind: count for kind, count in found.items() if kind.startswith("web-vital.")} == vitals
-    assert Counter(told) == own
+    assert Counter(own_facts) == own
 
 
-@each
+@each_recording
 def test_the_first_contentful_paint_has_the_value_that_a_browser_measures(recorded: Recording):
     """The value is in milliseconds since the page began to load, taken from the spans of the same page."""
     values = [
@@ -150,14 +152,14 @@ def test_the_first_contentful_paint_has_the_value_that_a_browser_measures(record
     ]
 
 
-@each
+@each_recording
 def test_click_rows_have_the_environment(recorded: Recording):
     """The environment of a click row equals the one in the session's own row."""
     for segment in recorded.segments:
         assert {row.get("environment") for row in clicks(segment)} <= {session(segment)["environment"]}
 
 
-@each
+@each_recording
 def test_each_click_in_the_page_is_a_click_at_its_time(recorded: Recording):
     """There is no additional click, and none is missing."""
     rows = [fact for fact in facts_of(recorded) if fact["event_type"] == "ui.click"]
@@ -167,7 +169,7 @@ def test_each_click_in_the_page_is_a_click_at_its_time(recorded: Recording):
     assert len(rows) == len(done)
 
 
-@each
+@each_recording
 def test_a_session_lasts_as_long_as_its_page(recorded: Recording):
     """The rows of a session agree on start time and SDK, and end before the page was left."""
     rows = [session(segment) for segment in recorded.segments]
@@ -180,7 +182,7 @@ def test_a_session_lasts_as_long_as_its_page(recorded: Recording):
 
 @each_shop
 def test_dead_and_rage_clicks_are_distinguished_from_others(recorded: Recording):
-    """The page has a button without effect, and one that is clicked seven times; the first dead click was followed
+    """The page has a button without effect, and one that is clicked seven times. The first dead click is followed
     by a change.
     """
     rows = [row for segment in recorded.segments for row in clicks(segment)]
@@ -197,12 +199,12 @@ def test_dead_and_rage_clicks_are_distinguished_from_others(recorded: Recording)
 
 @each_shop
 def test_the_requests_of_the_page_have_method_status_and_size(recorded: Recording):
-    """The requests are `doFetch` and `doXhr` of shop.html; SDK 7 does not report a request that was refused."""
+    """The requests are those of `doFetch` and `doXhr` in shop.html. SDK 7 does not report a refused request."""
     rows = [fact for fact in facts_of(recorded) if fact["event_type"] in ("resource.fetch", "resource.xhr")]
     found = [
-        (row["event_type"].split(".")[1], said["method"], said["status_code"], said["request_size"])
+        (row["event_type"].split(".")[1], sent["method"], sent["status_code"], sent["request_size"])
         for row in rows
-        for said in [row["attributes"]]
+        for sent in [row["attributes"]]
     ]
     expected = [
         ("fetch", "GET", 200, None),
