@@ -87,7 +87,7 @@ def earlier(checkout: Path, value: bytes, cost: Cost) -> Cost:
         path = Path(folder) / "message"
         path.write_bytes(value)
         environment = os.environ | {"PYTHONPATH": str(checkout.resolve())}
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", EARLIER, str(path)],
             cwd=checkout,
             env=environment,
@@ -96,7 +96,7 @@ def earlier(checkout: Path, value: bytes, cost: Cost) -> Cost:
             timeout=MEASURE_SECONDS_MAX,
             check=True,
         )
-    seconds, memory_bytes = done.stdout.split()
+    seconds, memory_bytes = result.stdout.split()
     return replace(cost, seconds=float(seconds), memory_bytes=int(memory_bytes))
 
 

@@ -151,8 +151,8 @@ def measured(value: bytes) -> Cost:
         path = Path(folder) / "message"
         path.write_bytes(value)
         command = [sys.executable, "-m", "tests.cost.measure", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=MEASURE_SECONDS_MAX, check=True)
-    return Cost(**json.loads(done.stdout))
+        result = subprocess.run(command, capture_output=True, text=True, timeout=MEASURE_SECONDS_MAX, check=True)
+    return Cost(**json.loads(result.stdout))
 
 
 if __name__ == "__main__":

@@ -239,7 +239,7 @@ def test_the_demo_runs_on_apache_kafka(stack: Stack, tmp_path: Path) -> None:
     arguments = ["150", "--kafka", "apache", "--profile", "small", "--json", "--directory", str(tmp_path)]
     command, sockets = PARENTS.lend("ingest.local.demo", *arguments)
 
-    done = subprocess.run(
+    result = subprocess.run(
         command,
         pass_fds=sockets,
         capture_output=True,
@@ -248,7 +248,7 @@ def test_the_demo_runs_on_apache_kafka(stack: Stack, tmp_path: Path) -> None:
         check=False,
     )
 
-    assert done.stdout.startswith("{"), done.stdout + done.stderr
-    outcome = json.loads(done.stdout)
-    assert done.returncode == 0, outcome["error"]
+    assert result.stdout.startswith("{"), result.stdout + result.stderr
+    outcome = json.loads(result.stdout)
+    assert result.returncode == 0, outcome["error"]
     assert outcome["reconciliation"]["ok"]

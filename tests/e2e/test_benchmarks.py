@@ -21,9 +21,11 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the extra bench is not i
 def run(module: str, *arguments: str, deadline_seconds: float = 120) -> str:
     """Returns the output of the program; if it fails, the test fails with its error output."""
     command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=deadline_seconds, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    completed = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=deadline_seconds, check=False
+    )
+    assert completed.returncode == 0, completed.stderr[-3000:]
+    return completed.stdout
 
 
 @pytest.mark.parametrize(

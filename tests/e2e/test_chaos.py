@@ -21,7 +21,7 @@ def test_nothing_is_lost_or_duplicated_under_random_faults():
     seed = os.environ.get("REPLAYS_TEST_CHAOS_SEED", "5")
 
     command, sockets = PARENTS.lend("tools.chaos", "--minutes", MINUTES, "--seed", seed, "--json")
-    done = subprocess.run(
+    completed = subprocess.run(
         command,
         pass_fds=sockets,
         capture_output=True,
@@ -30,9 +30,9 @@ def test_nothing_is_lost_or_duplicated_under_random_faults():
         check=False,
     )
 
-    assert done.stdout.startswith("{"), done.stdout + done.stderr
-    result = json.loads(done.stdout)
-    assert done.returncode == 0, result["error"]
+    assert completed.stdout.startswith("{"), completed.stdout + completed.stderr
+    result = json.loads(completed.stdout)
+    assert completed.returncode == 0, result["error"]
     assert (result["lost"], result["doubled"], result["violations"]) == (0, 0, [])
     assert len(result["faults"]) >= 4
     assert result["reconciliation"]["ok"]

@@ -339,11 +339,11 @@ def parse(command: click.Command, name: str, words: list[str]) -> None:
     "entry", [entry for entry in DOCUMENTED if entry.words[0] == "make"], ids=lambda entry: entry.text
 )
 def test_a_make_target_exists(entry: Documented):
-    done = subprocess.run(
+    completed = subprocess.run(
         ["make", "-n", *entry.words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
 
-    assert done.returncode == 0, done.stderr
+    assert completed.returncode == 0, completed.stderr
 
 
 @pytest.mark.parametrize(
@@ -404,11 +404,11 @@ def test_a_documented_command_succeeds(
         assert result.exit_code == 0, (words, result.output[-3000:], result.exception)
         return
     module = "celery" if program == "celery" else "ingest.cli"
-    done = PARENTS.run(
+    completed = PARENTS.run(
         [sys.executable, "-m", module, *words], {**os.environ, **env}, directory, COMMAND_SECONDS_MAX
     )
 
-    assert done.exit_code == 0, (words, done.stdout[-3000:], done.stderr[-3000:])
+    assert completed.exit_code == 0, (words, completed.stdout[-3000:], completed.stderr[-3000:])
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ def test_two_faults_raise_their_alerts_and_are_fixed(tmp_path: Path):
     modest = ["--kafka", "tansu", "--rate", "8", "--quiet-seconds", "2"]
 
     command, sockets = PARENTS.lend("tools.gameday.run", *modest, "--json", str(record), *only)
-    done = subprocess.run(
+    completed = subprocess.run(
         command,
         pass_fds=sockets,
         capture_output=True,
@@ -33,7 +33,7 @@ def test_two_faults_raise_their_alerts_and_are_fixed(tmp_path: Path):
         check=False,
     )
 
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert completed.returncode == 0, completed.stdout + completed.stderr
     result = json.loads(record.read_text())
     assert {each["fault"]: each["alert"] for each in result["played"]} == FAULTS
     for each in result["played"]:

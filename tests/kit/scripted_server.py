@@ -1,7 +1,7 @@
 """An HTTP server with scripted answers, including false and truncated answers, hangs, and protocol errors.
 
-    with answering(lambda asked: Answer(503)) as (url, asked): ...       # every request alike
-    with answering(in_turn([half(whole), whole])) as (url, asked): ...   # by the number of the call
+    with answering(lambda request: Answer(503)) as (url, requests): ...      # for every request
+    with answering(in_turn([half(whole), whole])) as (url, requests): ...  # by the number of the request
 
 `tests.kit.sink_answers` has the valid answers of each sink, and a list of those that prove nothing.
 """
@@ -53,9 +53,9 @@ def in_turn(answers: Sequence[Answer | Script]) -> Script:
     """The n-th answer for the n-th request; the last one for all later requests."""
     numbers = itertools.count()
 
-    def answer(asked: Received) -> Answer:
-        said = answers[min(next(numbers), len(answers) - 1)]
-        return said(asked) if callable(said) else said
+    def answer(request: Received) -> Answer:
+        reply = answers[min(next(numbers), len(answers) - 1)]
+        return reply(request) if callable(reply) else reply
 
     return answer
 
@@ -68,11 +68,13 @@ def half(whole: Answer) -> Answer:
 def relay_to(url: str) -> Script:
     """Forwards every request to a server, and returns its answer."""
 
-    def answer(asked: Received) -> Answer:
-        headers = {name: value for name, value in asked.headers.items() if name.lower() != "host"}
-        request = urllib.request.Request(url + asked.path, asked.body or None, headers, method=asked.method)
+    def answer(request: Received) -> Answer:
+        headers = {name: value for name, value in request.headers.items() if name.lower() != "host"}
+        forwarded = urllib.request.Request(
+            url + request.path, request.body or None, headers, method=request.method
+        )
         try:
-            with urllib.request.urlopen(request, timeout=30) as got:
+            with urllib.request.urlopen(forwarded, timeout=30) as got:
                 return Answer(got.status, got.read(), dict(got.headers.items()))
         except urllib.error.HTTPError as error:
             return Answer(error.code, error.read(), dict(error.headers.items()))
@@ -87,7 +89,7 @@ def answering(answer: Script, *, body_bytes_max: int | None = None) -> Iterator[
     A request larger than `body_bytes_max` gets a 413 without being read, and its connection is closed, as by
     proxies.
     """
-    asked: list[Received] = []
+    requests: list[Received] = []
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -97,35 +99,35 @@ def answering(answer: Script, *, body_bytes_max: int | None = None) -> Iterator[
         def do_POST(self) -> None:
             size_bytes = int(self.headers.get("Content-Length") or 0)
             if body_bytes_max is not None and size_bytes > body_bytes_max:
-                asked.append(Received(self.command, self.path, dict(self.headers.items()), b""))
+                requests.append(Received(self.command, self.path, dict(self.headers.items()), b""))
                 self.close_connection = True
                 page = b"<html><head><title>413 Request Entity Too Large</title></head></html>"
                 self._send(Answer(413, page, {"Content-Type": "text/html", "Connection": "close"}))
                 return
             request = Received(self.command, self.path, dict(self.headers.items()), self.rfile.read(size_bytes))
-            asked.append(request)
+            requests.append(request)
             self._send(answer(request))
 
         do_GET = do_DELETE = do_CONNECT = do_POST
 
-        def _send(self, said: Answer) -> None:
-            if said.delay is not None:
-                said.delay.wait(30)
-            if said.cut or said.raw is not None:
+        def _send(self, reply: Answer) -> None:
+            if reply.delay is not None:
+                reply.delay.wait(30)
+            if reply.cut or reply.raw is not None:
                 self.close_connection = True
-                self.wfile.write(said.raw or b"")
+                self.wfile.write(reply.raw or b"")
                 return
-            self.send_response(said.status)
-            for name, value in said.headers.items():
+            self.send_response(reply.status)
+            for name, value in reply.headers.items():
                 if name.lower() not in ("content-length", "date", "server"):
                     self.send_header(name, value)
-            if said.status not in (204, 304):
-                self.send_header("Content-Length", str(len(said.body)))
+            if reply.status not in (204, 304):
+                self.send_header("Content-Length", str(len(reply.body)))
             self.end_headers()
-            if said.status in (204, 304):
+            if reply.status in (204, 304):
                 return
-            self.wfile.write(said.body[: said.sent_bytes_max])
-            if said.sent_bytes_max is not None:
+            self.wfile.write(reply.body[: reply.sent_bytes_max])
+            if reply.sent_bytes_max is not None:
                 self.close_connection = True
 
         def log_message(self, format: str, *args: object) -> None:
@@ -141,7 +143,7 @@ def answering(answer: Script, *, body_bytes_max: int | None = None) -> Iterator[
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        yield f"http://127.0.0.1:{server.server_address[1]}", requests
     finally:
         server.shutdown()
         server.server_close()

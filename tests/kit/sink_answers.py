@@ -31,39 +31,39 @@ EXCEPTION = (
 GENERATION = "1795765370548467"
 
 
-def object_resource(asked: Received) -> dict[str, Any]:
+def object_resource(request: Received) -> dict[str, Any]:
     """The resource of the object that an upload creates."""
-    url = urlsplit(asked.path)
-    checksum = base64.b64encode(google_crc32c.value(asked.body).to_bytes(4, "big")).decode()
+    url = urlsplit(request.path)
+    checksum = base64.b64encode(google_crc32c.value(request.body).to_bytes(4, "big")).decode()
     return {
         "name": parse_qs(url.query)["name"][0],
         "bucket": unquote(url.path.split("/b/")[1].split("/")[0]),
         "generation": GENERATION,
-        "size": str(len(asked.body)),
+        "size": str(len(request.body)),
         "crc32c": checksum,
     }
 
 
-def stored(asked: Received, **other: Any) -> Answer:
+def stored(request: Received, **other: Any) -> Answer:
     """Cloud Storage stored the object; `other` replaces fields of its resource, None leaves one out."""
-    found = {name: value for name, value in (object_resource(asked) | other).items() if value is not None}
+    found = {name: value for name, value in (object_resource(request) | other).items() if value is not None}
     return Answer(200, json.dumps(found).encode(), JSON)
 
 
-def rows_of(asked: Received) -> int:
+def rows_of(request: Received) -> int:
     """Number of lines in an INSERT."""
-    body = asked.body
-    if asked.headers.get("Content-Encoding") == "lz4":
+    body = request.body
+    if request.headers.get("Content-Encoding") == "lz4":
         body = lz4.frame.decompress(body)
     return len(body.splitlines())
 
 
-def inserted(asked: Received, **other: Any) -> Answer:
+def inserted(request: Received, **other: Any) -> Answer:
     """ClickHouse wrote the rows; `other` replaces fields of the summary, None leaves one out."""
     summary: dict[str, Any] = {
-        "read_rows": str(rows_of(asked)),
+        "read_rows": str(rows_of(request)),
         "read_bytes": "1",
-        "written_rows": str(rows_of(asked)),
+        "written_rows": str(rows_of(request)),
         "written_bytes": "1",
         "total_rows_to_read": "0",
         "result_rows": "0",
@@ -79,7 +79,7 @@ def inserted(asked: Received, **other: Any) -> Answer:
     return Answer(200, b"", {"Content-Type": "text/plain; charset=UTF-8", **headers})
 
 
-def streamed(asked: Received, **other: Any) -> Answer:
+def streamed(request: Received, **other: Any) -> Answer:
     """BigQuery stored the rows; `other` replaces or adds fields of the answer, None leaves one out."""
     found = {"kind": "bigquery#tableDataInsertAllResponse", **other}
     found = {name: value for name, value in found.items() if value is not None}
@@ -96,17 +96,17 @@ def false_successes(sink: str) -> dict[str, Script]:
 
 def always(answer: Answer) -> Script:
     """A script that gives the same answer to every request."""
-    return lambda asked: answer
+    return lambda request: answer
 
 
 def changed(sink: str, **other: Any) -> Script:
     """The valid proof with other fields; see the functions above."""
-    return lambda asked: PROOFS[sink](asked, **other)
+    return lambda request: PROOFS[sink](request, **other)
 
 
 def altered(sink: str, alter: Callable[[Answer], Answer]) -> Script:
     """The valid proof, altered as a whole."""
-    return lambda asked: alter(PROOFS[sink](asked))
+    return lambda request: alter(PROOFS[sink](request))
 
 
 def head_of(answer: Answer) -> bytes:
@@ -150,9 +150,9 @@ def _of_any_sink(sink: str) -> dict[str, Script]:
     return found
 
 
-def _proof_of_another(sink: str, asked: Received) -> Answer:
+def _proof_of_another(sink: str, request: Received) -> Answer:
     """A valid proof that belongs to another request."""
-    return PROOFS[sink](replace(asked, path="/upload/storage/v1/b/bucket/o?name=object"))
+    return PROOFS[sink](replace(request, path="/upload/storage/v1/b/bucket/o?name=object"))
 
 
 def _half_as_if_whole(proof: Answer) -> Answer:

@@ -230,9 +230,9 @@ class System:
 
     def command(self, *arguments: str, ok: bool = True) -> str:
         """Runs `replays-ingest ARGUMENTS` and returns its output."""
-        done = PARENTS.run([sys.executable, "-m", "ingest.cli", *arguments], {**os.environ, **self.env})
-        assert (done.exit_code == 0) == ok, (done.exit_code, done.stdout, done.stderr)
-        return done.stdout
+        result = PARENTS.run([sys.executable, "-m", "ingest.cli", *arguments], {**os.environ, **self.env})
+        assert (result.exit_code == 0) == ok, (result.exit_code, result.stdout, result.stderr)
+        return result.stdout
 
     def json(self, *arguments: str) -> Any:
         """The JSON output of the command."""

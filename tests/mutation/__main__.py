@@ -68,7 +68,7 @@ def run(where: Path, arguments: Sequence[str], seconds_max: float = SECONDS_MAX)
     """Returns (exit code, output). A bug that hangs the tests is killed after a time-out, with exit code -1."""
     environment = {**os.environ, "PYTHONPATH": str(where), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, *arguments],
             cwd=where,
             env=environment,
@@ -78,7 +78,7 @@ def run(where: Path, arguments: Sequence[str], seconds_max: float = SECONDS_MAX)
         )
     except subprocess.TimeoutExpired:
         return -1, ""
-    return done.returncode, done.stdout + done.stderr
+    return result.returncode, result.stdout + result.stderr
 
 
 def unit_tests(where: Path) -> str:

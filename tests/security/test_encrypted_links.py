@@ -200,9 +200,9 @@ def flower_answers(url: str, path: str) -> Any:
 
 def command(env: dict[str, str], *arguments: str) -> str:
     """Output of `replays-ingest ARGUMENTS`."""
-    done = PARENTS.run([sys.executable, "-m", "ingest.cli", *arguments], {**os.environ, **env})
-    assert done.exit_code == 0, done.stderr
-    return done.stdout
+    result = PARENTS.run([sys.executable, "-m", "ingest.cli", *arguments], {**os.environ, **env})
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
 
 
 @pytest.mark.kafka

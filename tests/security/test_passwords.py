@@ -35,9 +35,9 @@ PLANTED = {
 def printed(*arguments: str, **more: str) -> str:
     """All output of a command while no server is reachable."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("REPLAYS_")}
-    done = PARENTS.run([sys.executable, "-m", "ingest.cli", *arguments], {**environ, **PLANTED, **more})
-    assert done.exit_code in (1, 2), done.stderr
-    return done.stdout + done.stderr
+    result = PARENTS.run([sys.executable, "-m", "ingest.cli", *arguments], {**environ, **PLANTED, **more})
+    assert result.exit_code in (1, 2), result.stderr
+    return result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(

@@ -39,10 +39,10 @@ def test_a_download_is_not_written_into_a_planted_file(
         place.chmod(0o666)
 
     with place.open() as reader:
-        done = command(env, "fetch", REPLAY, "--output", str(tmp_path))
+        result = command(env, "fetch", REPLAY, "--output", str(tmp_path))
         seen_by_earlier_reader = reader.read()
 
-    assert done.code == 0
+    assert result.code == 0
     assert not place.is_symlink()
     assert place.stat().st_mode & 0o077 == 0
     assert len(json.loads(place.read_text())) == 1

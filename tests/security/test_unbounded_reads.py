@@ -73,14 +73,16 @@ def bombs(stored: Settings) -> Settings:
 
 def run(env: dict[str, str], *arguments: str, given: bytes = b"") -> Measured:
     """Runs one command in a separate process."""
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", MEASURED, *arguments],
         env={**os.environ, **env},
         input=given,
         capture_output=True,
         check=False,
     )
-    return Measured(done.stdout.decode(), int(done.stderr.split()[-1]) * 1024, done.returncode, len(done.stderr))
+    return Measured(
+        result.stdout.decode(), int(result.stderr.split()[-1]) * 1024, result.returncode, len(result.stderr)
+    )
 
 
 @contextmanager
@@ -105,10 +107,10 @@ def peak_bytes(pid: int) -> int:
 
 def test_events_reads_bombs_in_bounded_memory(bombs: Settings, env: dict[str, str]):
     """Segments inflate to 100 times their size. The rest of the replay can be read from the next segment on."""
-    done = run(env, "events", REPLAY, "--json")
+    result = run(env, "events", REPLAY, "--json")
 
-    found = json.loads(done.out)
-    assert done.memory_bytes < MEMORY_BYTES_MAX
+    found = json.loads(result.out)
+    assert result.memory_bytes < MEMORY_BYTES_MAX
     assert "0" not in found["unreadable"]
     assert "1" in found["cut"]
     assert found["next_segment"] == 2
@@ -117,9 +119,9 @@ def test_events_reads_bombs_in_bounded_memory(bombs: Settings, env: dict[str, st
 def test_inspect_reads_bombs_in_bounded_memory(env: dict[str, str]):
     """Elements are counted only up to a limit."""
     for shape in SHAPES[:2]:
-        done = run(env, "inspect", "-", "--json", given=message(REPLAY, 0, zlib.compress(shape)))
-        assert done.memory_bytes < MEMORY_BYTES_MAX
-        assert json.loads(done.out)["recording"]["json_bytes"] == len(shape)
+        result = run(env, "inspect", "-", "--json", given=message(REPLAY, 0, zlib.compress(shape)))
+        assert result.memory_bytes < MEMORY_BYTES_MAX
+        assert json.loads(result.out)["recording"]["json_bytes"] == len(shape)
 
 
 @pytest.mark.parametrize("arguments", [["erase", "--project", "7"], ["backfill"]])

@@ -193,11 +193,11 @@ def test_login_is_disabled_only_by_the_option():
 @pytest.mark.parametrize("passwords", ["ann:", "ann", ":a-long-password", "ann:short", "ann:a-long,password"])
 def test_the_pages_do_not_start_with_a_guessable_password(passwords: str):
     """The rule is the same as Flower's for this setting; a comma in a password would split it into two logins."""
-    done = PARENTS.run(
+    result = PARENTS.run(
         [sys.executable, "-m", "ingest.cli", "web", "--port", "0"],
         {**os.environ, "REPLAYS_FLOWER_BASIC_AUTH": passwords},
     )
 
-    assert done.exit_code == 2
-    assert "REPLAYS_FLOWER_BASIC_AUTH must be user:password" in done.stderr
-    assert "a-long" not in done.stderr
+    assert result.exit_code == 2
+    assert "REPLAYS_FLOWER_BASIC_AUTH must be user:password" in result.stderr
+    assert "a-long" not in result.stderr

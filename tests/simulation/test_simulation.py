@@ -91,14 +91,14 @@ def test_a_world_does_not_depend_on_the_hash_seed() -> None:
     """The same seed gives the same log across processes, whatever the iteration order of their sets."""
     summaries = []
     for hash_seed in ("1", "2"):
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", "ingest.testing.simulation", "--start", "0", "--seeds", "12", "--json"],
             env={**os.environ, "PYTHONHASHSEED": hash_seed},
             capture_output=True,
             check=True,
             timeout=120,
         )
-        summary = json.loads(done.stdout)
+        summary = json.loads(result.stdout)
         summaries.append((summary["simulated_hours"], summary["marks"]))
     assert summaries[0] == summaries[1]
 

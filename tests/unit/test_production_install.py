@@ -71,16 +71,16 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_production_programs_need_no_extra(module: str) -> None:
-    done = run(f"import {module}")
+    result = run(f"import {module}")
 
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert result.returncode == 0, result.stderr[-2000:]
 
 
 @pytest.mark.parametrize("words", [["demo"], ["local", "up"]], ids=" ".join)
 def test_a_command_of_an_extra_names_it(words: list[str]) -> None:
     """One line says what to install, and the exit code is 1."""
-    done = run(f"from ingest.cli.main import main; main({words!r})")
+    result = run(f"from ingest.cli.main import main; main({words!r})")
 
-    assert done.returncode == 1
-    assert "pip install 'replays-ingest[local]'" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert result.returncode == 1
+    assert "pip install 'replays-ingest[local]'" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -28,8 +28,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("needs hatchling: run `make setup`")
     directory = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(directory)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
     (built,) = directory.glob("*.whl")
     return built
 
@@ -83,9 +83,9 @@ def test_other_packages_keep_their_names(installed: Installed) -> None:
     """Other packages with the names of our directories can still be imported."""
     owners = "; ".join(f"import {name}; print({name}.OWNER)" for name in THEIRS)
 
-    done = installed.run("python", "-c", owners)
+    result = installed.run("python", "-c", owners)
 
-    assert done.stdout.splitlines() == [f"whoever installed {name}" for name in THEIRS], done.stderr
+    assert result.stdout.splitlines() == [f"whoever installed {name}" for name in THEIRS], result.stderr
 
 
 @pytest.mark.parametrize(
@@ -93,10 +93,10 @@ def test_other_packages_keep_their_names(installed: Installed) -> None:
 )
 def test_our_commands_run_next_to_them(installed: Installed, words: list[str]) -> None:
     """The installed command runs outside the repository."""
-    done = installed.run("replays-ingest", *words)
+    result = installed.run("replays-ingest", *words)
 
-    assert done.returncode == 0, done.stderr
-    assert "Usage: replays-ingest" in done.stdout
+    assert result.returncode == 0, result.stderr
+    assert "Usage: replays-ingest" in result.stdout
 
 
 def test_celery_finds_the_installed_fleet(installed: Installed) -> None:

@@ -162,6 +162,6 @@ def test_a_kill_9_of_a_program_with_a_stack_leaves_nothing(tmp_path: Path):
     wait_until(lambda: not Path(directory).exists(), 10, "the directory to go")
     # Orphans are reaped by the process that adopted them; until then a zombie keeps its pid.
     for pid in pids:
-        done = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True, check=False)
-        assert done.stdout.strip()[:1] in ("", "Z"), pid
+        result = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True, check=False)
+        assert result.stdout.strip()[:1] in ("", "Z"), pid
     assert len(pids) == len(PARTS)

@@ -338,7 +338,7 @@ def test_a_lost_race_is_retried_and_older_generations_are_deleted(untouched: Sto
         return json.dumps({"name": name, "generation": str(generation), "size": "6", "timeCreated": born}).encode()
 
     holdings = Holdings(*untouched.victim, ranges={name: ((1, 3),)})
-    with answering(answer) as (url, asked):
+    with answering(answer) as (url, requests):
         settings = untouched.settings.model_copy(update={"gcs_endpoint": url})
         left = Objects(settings).erase(holdings)
 
@@ -346,7 +346,7 @@ def test_a_lost_race_is_retried_and_older_generations_are_deleted(untouched: Sto
     assert "ifGenerationMatch=8" in uploads[1].path
     assert b"b\0\0\0re" in uploads[1].body
     assert b"2026-01-02T03:04:05" in uploads[1].body
-    deleted = [unquote(request.path) for request in asked if request.method == "DELETE"]
+    deleted = [unquote(request.path) for request in requests if request.method == "DELETE"]
     assert [path.split("generation=")[1][0] for path in deleted] == ["7", "8"]
     assert all(f"/o/{name}?" in path for path in deleted)
     assert len(left) == 1

@@ -227,13 +227,13 @@ def test_a_server_of_the_wrong_kind_is_refused_in_one_line(
 
     environment = {"REPLAYS_REDIS_URL": server.address, "REPLAYS_SINKS": "dead_letter"}
     environment |= {"REPLAYS_SINK_TIMEOUT_SECONDS": "1"}  # `check` also looks for a broker, and there is none
-    done = PARENTS.run(command, {**os.environ, **environment}, ROOT)
+    result = PARENTS.run(command, {**os.environ, **environment}, ROOT)
 
-    assert done.exit_code == 2, done.stderr
-    text = done.stdout if program == "check" else done.stderr
+    assert result.exit_code == 2, result.stderr
+    text = result.stdout if program == "check" else result.stderr
     (line,) = [line for line in text.splitlines() if kind in line]
     assert "REPLAYS_REDIS_URL" in line
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_a_reader_that_finds_a_cluster_later_is_not_ready(children: Children, tmp_path: Path) -> None:

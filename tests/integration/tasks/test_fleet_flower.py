@@ -154,7 +154,7 @@ def test_unauthenticated_users_see_nothing(flower: Ask) -> None:
 def test_it_never_starts_without_authentication(
     command: str, arguments: list[str], environment: dict[str, str], file: str, tmp_path: Path
 ) -> None:
-    """Given options without authentication, from settings, arguments, environment or a file, it exits with 2."""
+    """Authentication is missing in settings, arguments, environment or a file. The exit code is 2."""
     if file:
         (tmp_path / "flowerconfig.py").write_text(file)
     environment = {"REPLAYS_FLOWER_BASIC_AUTH": PASSWORD, "REPLAYS_FLOWER_PORT": "0", **environment}

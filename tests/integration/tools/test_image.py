@@ -35,7 +35,7 @@ def run_with(tmp_path: Path, podman: str | None) -> tuple[int, str]:
         program.write_text(SCRIPT % podman)
         program.chmod(0o755)
     path = os.pathsep.join([str(tmp_path / "bin"), "/usr/bin", "/bin"]) if podman else str(tmp_path / "bin")
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "tools.image"],
         cwd=ROOT,
         env={**os.environ, "PATH": path},
@@ -44,7 +44,7 @@ def run_with(tmp_path: Path, podman: str | None) -> tuple[int, str]:
         timeout=SECONDS_MAX,
         check=False,
     )
-    return done.returncode, done.stdout + done.stderr
+    return result.returncode, result.stdout + result.stderr
 
 
 def test_without_podman_nothing_runs_and_ci_continues(tmp_path: Path):

@@ -79,7 +79,7 @@ def test_a_shell_completes_commands():
     """The variables are those that bash sets to complete `replays-ingest loc`."""
     environment = {"COMP_WORDS": "replays-ingest loc", "COMP_CWORD": "1", "PYTHONPATH": str(ROOT)}
     program = "import sys; sys.argv[0] = 'replays-ingest'; from ingest.cli.main import main; main()"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, **environment, "_REPLAYS_INGEST_COMPLETE": "bash_complete"},
         capture_output=True,
@@ -88,7 +88,7 @@ def test_a_shell_completes_commands():
         check=False,
     )
 
-    assert done.stdout.splitlines() == ["plain,local"]
+    assert result.stdout.splitlines() == ["plain,local"]
 
 
 def test_without_a_broker_help_fits_on_one_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -114,16 +114,16 @@ def test_every_alert_has_a_test_that_fires_it():
 def test_every_alert_fires_when_it_should_and_none_in_a_healthy_system():
     """Prometheus' rule tester runs on the series in the test files."""
     for arguments in (["check", "rules", ALERTS], ["test", "rules", *TESTS]):
-        done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stdout + done.stderr
+        result = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=60)
+        assert result.returncode == 0, result.stdout + result.stderr
 
 
 @needs_promtool
 def test_prometheus_accepts_its_configuration():
     """promtool checks the configuration of the compose setup with its rules."""
     path = ROOT / "deploy" / "prometheus" / "prometheus.yml"
-    done = subprocess.run(["promtool", "check", "config", str(path)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = subprocess.run(["promtool", "check", "config", str(path)], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_the_dashboard_shows_every_metric_of_an_alert():

@@ -276,9 +276,9 @@ def test_secrets_are_only_referenced():
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 def test_kustomize_builds_it():
     """kubectl's own parser reads the files into one namespace."""
-    done = subprocess.run(["kubectl", "kustomize", str(KUBERNETES)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    built = [document for document in yaml.safe_load_all(done.stdout) if document]
+    result = subprocess.run(["kubectl", "kustomize", str(KUBERNETES)], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    built = [document for document in yaml.safe_load_all(result.stdout) if document]
     deployments = [
         d for d in built if d["kind"] == "Deployment" and "args" in d["spec"]["template"]["spec"]["containers"][0]
     ]

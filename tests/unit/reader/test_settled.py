@@ -10,7 +10,7 @@ from tests.kit.core_reader import reader
 
 
 def test_a_decision_is_settled_when_all_earlier_messages_are() -> None:
-    """Given a batch in flight, when a decision arrives, it counts once that batch has settled."""
+    """The batch is in flight when the decision arrives."""
     runtime, gate = reader(), TenantGate()
     settled = Settled(runtime.pipeline, gate)
     runtime.segments(2)
@@ -32,7 +32,7 @@ def test_a_decision_is_settled_when_all_earlier_messages_are() -> None:
 
 
 def test_a_decision_waits_for_an_open_batch() -> None:
-    """Given an open batch, when a decision arrives, it counts once that batch has settled."""
+    """The batch is still open when the decision arrives."""
     runtime, gate = reader(), TenantGate()
     settled = Settled(runtime.pipeline, gate)
     runtime.segments(1)

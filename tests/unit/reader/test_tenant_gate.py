@@ -18,7 +18,6 @@ def limited(tokens: float, *, burst: float = 10.0, now: float = 0.0) -> TenantGa
 
 
 def test_a_killed_project_is_dropped_and_no_other_is():
-    """Given the kill switch of one project, when two projects send, only its messages are dropped."""
     gate = TenantGate()
     gate.grant(TenantRules(killed=frozenset({PROJECT})), {}, 0.0)
 
@@ -28,7 +27,7 @@ def test_a_killed_project_is_dropped_and_no_other_is():
 
 
 def test_a_limited_project_is_admitted_as_often_as_it_has_tokens():
-    """Given two tokens, when three messages arrive, the third is dropped, and the demand is three."""
+    """The message after the last token is dropped, but counts as demand."""
     gate = limited(2.0)
 
     assert [gate.refusal(PROJECT, 1.0) for _ in range(3)] == [None, None, DropReason.RATE_LIMITED]
@@ -37,7 +36,7 @@ def test_a_limited_project_is_admitted_as_often_as_it_has_tokens():
 
 
 def test_without_the_shared_buckets_everything_is_admitted():
-    """Given an empty bucket whose grant is older than stale_seconds, the gate is open."""
+    """An empty bucket is ignored once its grant is older than `stale_seconds`."""
     gate = limited(0.0)
     assert gate.refusal(PROJECT, 10.0) is DropReason.RATE_LIMITED
 
@@ -45,7 +44,7 @@ def test_without_the_shared_buckets_everything_is_admitted():
 
 
 def test_unspent_tokens_are_kept_up_to_one_burst():
-    """Given 4 unspent tokens and a burst of 5, when 3 more are granted, 5 are available."""
+    """With 4 unspent tokens and a burst of 5, a grant of 3 makes 5 tokens available."""
     gate = limited(4.0, burst=5.0)
 
     gate.grant(gate.rules, {PROJECT: 3.0}, 1.0)
@@ -55,7 +54,7 @@ def test_unspent_tokens_are_kept_up_to_one_burst():
 
 
 def test_every_message_is_counted_once_while_another_thread_refreshes():
-    """Given a loop that makes 20,000 calls, when another thread takes the counts meanwhile, none is missing."""
+    """The other thread takes the counts during 20,000 calls, and none is missing."""
     gate, taken, done = limited(1e9, burst=1e9), [0], threading.Event()
 
     def refresh() -> None:

@@ -37,9 +37,9 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 )
 def test_an_import_reads_no_settings(module: str) -> None:
     """A wrong setting causes no error before its value is needed."""
-    done = run("-c", f"import {module}", **WRONG)
+    result = run("-c", f"import {module}", **WRONG)
 
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(
@@ -49,13 +49,13 @@ def test_an_import_reads_no_settings(module: str) -> None:
 )
 def test_a_celery_command_with_a_wrong_setting_names_it_and_exits_with_2(words: list[str]) -> None:
     """The output is one line, without a traceback."""
-    done = run("-m", "celery", "-A", "tasks", *words, **WRONG)
+    result = run("-m", "celery", "-A", "tasks", *words, **WRONG)
 
-    assert done.returncode == 2, done.stderr
-    (mistake,) = done.stderr.strip().splitlines()
+    assert result.returncode == 2, result.stderr
+    (mistake,) = result.stderr.strip().splitlines()
     assert mistake.startswith("wrong setting: REPLAYS_REDIS_TIMEOUT_SECONDS=")
     assert "0.1 to 60" in mistake
-    assert done.stdout == ""
+    assert result.stdout == ""
 
 
 def test_celery_reads_the_computed_values_through_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,8 +125,8 @@ def test_a_worker_without_the_package_that_a_setting_needs_exits_with_2(tmp_path
     (tmp_path / "opentelemetry").mkdir()
     (tmp_path / "opentelemetry" / "__init__.py").write_text("")
 
-    done = run("-m", "celery", "-A", "tasks", "worker", REPLAYS_TRACING="true", PYTHONPATH=str(tmp_path))
+    result = run("-m", "celery", "-A", "tasks", "worker", REPLAYS_TRACING="true", PYTHONPATH=str(tmp_path))
 
-    assert done.returncode == 2, done.stderr
-    assert "install replays-ingest[otel]" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert result.returncode == 2, result.stderr
+    assert "install replays-ingest[otel]" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -61,8 +61,8 @@ def audit(directory: Path, pins: str, *arguments: str) -> tuple[int, str]:
     path = directory / "pins.txt"
     path.write_text(pins)
     command = [sys.executable, "-m", "tools.audit", "--requirements", str(path), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    return done.returncode, done.stdout + done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return result.returncode, result.stdout + result.stderr
 
 
 def test_a_known_vulnerability_fails_and_names_the_fix(tmp_path: Path, osv_url: str):

@@ -18,8 +18,8 @@ SLEEP = ["/bin/sh", "-c", "sleep 600 & echo $! && wait"]
 
 def runs(pid: int) -> bool:
     """Whether a process exists and is not a zombie (in a container, orphans may never be reaped)."""
-    done = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return done.stdout.strip()[:1] not in ("", "Z")
+    result = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return result.stdout.strip()[:1] not in ("", "Z")
 
 
 def written_number(path: Path) -> int:
@@ -112,10 +112,10 @@ def test_a_paused_child_does_nothing_until_resumed(children: Children):
     child.pause()
 
     def state() -> str:
-        done = subprocess.run(
+        result = subprocess.run(
             ["ps", "-o", "stat=", "-p", str(child.pid)], capture_output=True, text=True, check=False
         )
-        return done.stdout.strip()[:1]
+        return result.stdout.strip()[:1]
 
     wait_until(lambda: state() == "T", 5, "the stop")
     size = child.log_path.stat().st_size

@@ -49,12 +49,12 @@ def test_a_response_without_proof_is_not_a_success(
 @pytest.mark.parametrize("sink", PROOFS)
 def test_a_valid_proof_is_accepted(sink: str, settings: Callable[..., Settings]) -> None:
     """No request is repeated."""
-    with answering(PROOFS[sink]) as (url, asked):
+    with answering(PROOFS[sink]) as (url, requests):
         made = build(sink, settings(**{ADDRESS[sink]: url}))
         made.write(items_of(sink), "token", 5)
         made.close()
 
-    assert len(asked) == (4 if sink == "gcs" else 1)
+    assert len(requests) == (4 if sink == "gcs" else 1)
 
 
 @pytest.mark.parametrize("sink", PROOFS)
@@ -63,7 +63,7 @@ def test_after_a_false_response_the_same_write_works(
 ) -> None:
     """After a false response the sink is still used; the warning names the received page."""
     portal = True
-    with answering(lambda asked: PORTAL if portal else PROOFS[sink](asked)) as (url, _):
+    with answering(lambda request: PORTAL if portal else PROOFS[sink](request)) as (url, _):
         made = build(sink, settings(**{ADDRESS[sink]: url}))
         with pytest.raises(TransientSinkError, match="Sign in to Wi-Fi"):
             made.write(items_of(sink), "token", 5)
@@ -77,33 +77,36 @@ def test_after_a_false_response_the_same_write_works(
 def test_a_count_of_zero_is_retried_with_another_token(settings: Callable[..., Settings]) -> None:
     """A server may report zero rows when it skips a repeated token. Only a counted write is proof."""
     zero = PROOFS["clickhouse"]
-    with answering(in_turn([lambda asked: zero(asked, written_rows="0"), PROOFS["clickhouse"]])) as (url, asked):
+    with answering(in_turn([lambda request: zero(request, written_rows="0"), PROOFS["clickhouse"]])) as (
+        url,
+        requests,
+    ):
         sink = build("clickhouse", settings(clickhouse_url=url))
         sink.write(items_of("clickhouse"), "token", 5)
         sink.close()
 
-    tokens = [request.path.split("insert_deduplication_token=")[1].split("&")[0] for request in asked]
-    assert len(asked) == 2
+    tokens = [request.path.split("insert_deduplication_token=")[1].split("&")[0] for request in requests]
+    assert len(requests) == 2
     assert tokens[0] != tokens[1]
 
 
 def test_an_insert_gets_its_response_only_when_it_is_complete(settings: Callable[..., Settings]) -> None:
     """The sink does not request progress headers, which would start the response before the insert is complete."""
-    with answering(PROOFS["clickhouse"]) as (url, asked):
+    with answering(PROOFS["clickhouse"]) as (url, requests):
         sink = build("clickhouse", settings(clickhouse_url=url))
         sink.write(items_of("clickhouse"), "token", 5)
         sink.close()
 
-    assert "wait_end_of_query=1" in asked[0].path
-    assert "send_progress_in_http_headers=0" in asked[0].path
-    assert "async_insert=0" in asked[0].path
+    assert "wait_end_of_query=1" in requests[0].path
+    assert "send_progress_in_http_headers=0" in requests[0].path
+    assert "async_insert=0" in requests[0].path
 
 
 def test_100_continue_is_not_a_response(settings: Callable[..., Settings]) -> None:
     """`100 Continue` before the response is not part of any proof."""
 
-    def continued(asked: Any) -> Answer:
-        body = PROOFS["bigquery"](asked).body
+    def continued(request: Any) -> Answer:
+        body = PROOFS["bigquery"](request).body
         early = b"HTTP/1.1 100 Continue\r\nX-Early: 1\r\n\r\n"
         return Answer(raw=early + b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
 

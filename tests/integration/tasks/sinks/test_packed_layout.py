@@ -85,18 +85,18 @@ def test_an_existing_object_is_not_written_again(settings: Callable[..., Setting
     blobs, _ = pack(make_batch(3))
     kept: list[Answer] = []
 
-    def refuse(asked: Received) -> Answer:
-        if asked.method == "GET":
+    def refuse(request: Received) -> Answer:
+        if request.method == "GET":
             return kept[0]
-        kept.append(stored(asked))
+        kept.append(stored(request))
         return Answer(412, b"{}")
 
-    with answering(refuse) as (url, asked):
+    with answering(refuse) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))
         sink.write([Blob(blobs[0].name, blobs[0].content, 0)], "again", 20)
         sink.close()
 
-    assert ["ifGenerationMatch=0" in request.path for request in asked] == [True, False]
+    assert ["ifGenerationMatch=0" in request.path for request in requests] == [True, False]
 
 
 def test_a_refused_object_parks_its_batch(settings: Callable[..., Settings]) -> None:

@@ -45,16 +45,16 @@ class Bucket:
     objects: dict[str, dict[str, Any]] = field(default_factory=dict)
     readable: bool = True
 
-    def __call__(self, asked: Received) -> Answer:
-        if asked.method == "GET":
-            return self._look(asked.path)
-        if asked.method == "DELETE":
+    def __call__(self, request: Received) -> Answer:
+        if request.method == "GET":
+            return self._look(request.path)
+        if request.method == "DELETE":
             return Answer(204)
-        resource = object_resource(asked)
+        resource = object_resource(request)
         if resource["name"] in self.objects:
             return self.refusal
         self.objects[resource["name"]] = resource
-        return stored(asked)
+        return stored(request)
 
     def _look(self, path: str) -> Answer:
         if not self.readable:
@@ -78,14 +78,14 @@ def blobs(*contents: bytes, name: str = "30/1/abc/{}") -> list[Blob]:
 def test_an_equal_object_counts_as_written(refusal: Answer, settings: Callable[..., Settings]) -> None:
     """Whatever protects the bucket, the expected object is stored, as its size and checksum show."""
     bucket = Bucket(refusal)
-    with answering(bucket) as (url, asked):
+    with answering(bucket) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))
         sink.write(blobs(b"one", b"two"), "token", 5)
         sink.write(blobs(b"one", b"two", b"three"), "again", 5)
         sink.close()
 
     assert len(bucket.objects) == 3
-    assert [request.method for request in asked].count("GET") == 2
+    assert [request.method for request in requests].count("GET") == 2
 
 
 @pytest.mark.parametrize(
@@ -150,8 +150,8 @@ def test_an_object_that_cannot_be_compared_parks_the_batch(settings: Callable[..
 def test_a_refusal_with_nothing_stored_is_about_permissions(settings: Callable[..., Settings]) -> None:
     """The server responds with 403 for a new name."""
 
-    def refuse(asked: Received) -> Answer:
-        return error(404, "notFound", "No such object") if asked.method == "GET" else error(403, *NO_DELETE)
+    def refuse(request: Received) -> Answer:
+        return error(404, "notFound", "No such object") if request.method == "GET" else error(403, *NO_DELETE)
 
     with answering(refuse) as (url, _):
         sink = GcsSink(settings(gcs_endpoint=url))
@@ -166,8 +166,8 @@ def test_a_refusal_with_nothing_stored_is_about_permissions(settings: Callable[.
 def test_an_unexplained_precondition_failure_is_retried(name: str, settings: Callable[..., Settings]) -> None:
     """Every upload is refused with 412, but the object does not exist: the refusal does not prove a write."""
 
-    def refuse(asked: Received) -> Answer:
-        return error(404, "notFound", "No such object") if asked.method == "GET" else Answer(412)
+    def refuse(request: Received) -> Answer:
+        return error(404, "notFound", "No such object") if request.method == "GET" else Answer(412)
 
     with answering(refuse) as (url, _):
         sink = GcsSink(settings(gcs_endpoint=url))
@@ -214,31 +214,31 @@ def test_a_single_object_that_is_too_large_is_a_dead_letter(settings: Callable[.
 def test_a_bucket_that_refuses_everything_is_at_fault(settings: Callable[..., Settings]) -> None:
     """Three objects and a probe each get 400: no recording becomes a dead letter."""
     refusal = error(400, "invalid", "The bucket's default encryption key is disabled.")
-    with answering(lambda asked: refusal) as (url, asked):
+    with answering(lambda request: refusal) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(PermanentSinkError, match="refuses a probe too") as held:
             deliver_to(sink, blobs(b"one", b"two", b"three"))
         sink.close()
 
     assert held.value.configuration
-    assert len(asked) == 4
+    assert len(requests) == 4
 
 
 def test_a_single_refused_object_is_a_dead_letter(settings: Callable[..., Settings]) -> None:
     """The bucket accepts a probe, so the object is at fault; the probe is deleted."""
 
-    def refuse(asked: Received) -> Answer:
-        if asked.method == "DELETE":
+    def refuse(request: Received) -> Answer:
+        if request.method == "DELETE":
             return Answer(204)
-        return error(400, "invalid", "No.") if "abc%2F0" in asked.path else stored(asked)
+        return error(400, "invalid", "No.") if "abc%2F0" in request.path else stored(request)
 
-    with answering(refuse) as (url, asked):
+    with answering(refuse) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))
         progress = deliver_to(sink, blobs(b"one"))
         sink.close()
 
     assert [position for position, _ in progress.refused] == [0]
-    assert [request.method for request in asked].count("DELETE") == 2
+    assert [request.method for request in requests].count("DELETE") == 2
 
 
 def test_check_warns_about_protected_objects(settings: Callable[..., Settings]) -> None:
@@ -257,16 +257,16 @@ def test_check_warns_about_protected_objects(settings: Callable[..., Settings]) 
     }
     bucket, contents = Bucket(error(403, *RETENTION)), dict[str, bytes]()
 
-    def answer(asked: Received) -> Answer:
-        if asked.method == "GET" and "/o/" not in asked.path:
+    def answer(request: Received) -> Answer:
+        if request.method == "GET" and "/o/" not in request.path:
             return Answer(200, json.dumps(about | {"name": "b"}).encode(), JSON)
-        if asked.method == "POST":
-            contents["probe"] = asked.body
-        if "alt=media" in asked.path:
+        if request.method == "POST":
+            contents["probe"] = request.body
+        if "alt=media" in request.path:
             return Answer(200, contents["probe"])
-        if asked.method == "DELETE":
+        if request.method == "DELETE":
             return error(403, *RETENTION)
-        return bucket(asked)
+        return bucket(request)
 
     with answering(answer) as (url, _):
         checked = check("gcs", settings(gcs_endpoint=url))

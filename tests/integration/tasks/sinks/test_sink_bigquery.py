@@ -82,8 +82,8 @@ def test_a_repeated_write_within_the_window_leaves_one_copy(sink: BigQuerySink, 
 
 
 def test_two_projects_with_one_replay_id_keep_all_their_facts(sink: BigQuerySink, migrated: Settings) -> None:
-    """Given two recordings that differ only in their project, when both are written within the window of insert
-    ids, in either order of their timestamps, the table and the exact view have the facts of both.
+    """The recordings differ only in their project and are written within the window of insert ids, in either order
+    of their timestamps. The table and the exact view have the facts of both projects.
     """
     events = [{"type": 4, "timestamp": NOON * 1000, "data": {"href": "https://a/", "width": 1, "height": 1}}]
     for earlier, later in ((21, 22), (24, 23)):
@@ -97,8 +97,8 @@ def test_two_projects_with_one_replay_id_keep_all_their_facts(sink: BigQuerySink
 
 
 def test_migrations_change_a_view_of_an_older_release(migrated: Settings) -> None:
-    """Given the view that deduplicated by row_id alone, when migrations run, its query is the current one, and a
-    second run finds nothing to do.
+    """The older view deduplicates by row_id alone. After `migrate` its query is the current one, and a second run
+    has nothing to do.
     """
     server: Any = client(migrated)
     name = f"{migrated.bigquery_project}.{migrated.bigquery_dataset}.replay_events"

@@ -256,7 +256,7 @@ def test_refused_connections_and_proxy_errors_are_transient(settings: Callable[.
         dead.write([click(1), click(2)], "token", 5)
     with pytest.raises(TransientSinkError):
         dead.check()
-    with answering(lambda asked: Answer(502, b"<html>bad gateway</html>")) as (url, _):
+    with answering(lambda request: Answer(502, b"<html>bad gateway</html>")) as (url, _):
         proxied = ClickHouseSink(settings(clickhouse_url=url))
         with pytest.raises(TransientSinkError):
             proxied.write([click(1)], "token", 5)
@@ -266,7 +266,7 @@ def test_refused_connections_and_proxy_errors_are_transient(settings: Callable[.
 
 def test_a_login_page_is_configuration(settings: Callable[..., Settings]) -> None:
     """A server that responds with 401 will not accept rows."""
-    with answering(lambda asked: Answer(401, b"who are you")) as (url, _):
+    with answering(lambda request: Answer(401, b"who are you")) as (url, _):
         sink = ClickHouseSink(settings(clickhouse_url=url))
         with pytest.raises(PermanentSinkError) as refused:
             sink.write([click(1)], "token", 5)
@@ -310,11 +310,11 @@ def test_a_hanging_server_costs_at_most_the_deadline(migrated: Settings, clickho
     never = threading.Event()
     hanging = False
 
-    def relay(asked: Received) -> Answer:
+    def relay(request: Received) -> Answer:
         if hanging:
             return Answer(delay=never)
-        request = urllib.request.Request(clickhouse_url + asked.path, asked.body or None, asked.headers)
-        with urllib.request.urlopen(request) as answer:
+        forwarded = urllib.request.Request(clickhouse_url + request.path, request.body or None, request.headers)
+        with urllib.request.urlopen(forwarded) as answer:
             return Answer(answer.status, answer.read(), dict(answer.headers.items()))
 
     with answering(relay) as (url, _):

@@ -117,11 +117,11 @@ def test_the_bucket_is_created_once_with_a_rule_per_retention(
 def test_only_failed_objects_are_listed(settings: Callable[..., Settings]) -> None:
     """The error lists the positions of the objects that are not durable, in any order of completion."""
 
-    def answer(asked: Received) -> Answer:
-        return Answer(503, NOW) if "bad" in asked.path else stored_as(asked)
+    def answer(request: Received) -> Answer:
+        return Answer(503, NOW) if "bad" in request.path else stored_as(request)
 
     items = [blob(f"30/1/{'bad' if n in (3, 11) else 'ok'}/{n}") for n in range(16)]
-    with answering(answer) as (url, asked):
+    with answering(answer) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(TransientSinkError) as failed:
             sink.write(items, "token", 10)
@@ -129,25 +129,25 @@ def test_only_failed_objects_are_listed(settings: Callable[..., Settings]) -> No
 
     assert failed.value.failed == (3, 11)
     assert "backend error" in str(failed.value)
-    assert sum("ok" in request.path for request in asked) == 14
+    assert sum("ok" in request.path for request in requests) == 14
 
 
 def test_a_failed_upload_is_retried_within_the_call(settings: Callable[..., Settings]) -> None:
     """One 503 among many delays the write slightly; the task is not retried."""
     first = threading.Event()
 
-    def answer(asked: Received) -> Answer:
-        if "abc%2F7" in asked.path and not first.is_set():
+    def answer(request: Received) -> Answer:
+        if "abc%2F7" in request.path and not first.is_set():
             first.set()
             return Answer(503, NOW)
-        return stored_as(asked)
+        return stored_as(request)
 
-    with answering(answer) as (url, asked):
+    with answering(answer) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))
         sink.write([blob(f"30/1/abc/{n}") for n in range(20)], "token", 10)
         sink.close()
 
-    assert len(asked) == 21
+    assert len(requests) == 21
 
 
 def test_uploads_that_wait_for_a_retry_hold_no_connection(
@@ -156,20 +156,20 @@ def test_uploads_that_wait_for_a_retry_hold_no_connection(
     """There is one connection, and the first of 20 uploads must wait a second for its retry: the other 19 are sent
     meanwhile.
     """
-    asked_before: list[str] = []
+    earlier_paths: list[str] = []
 
-    def answer(asked: Received) -> Answer:
-        first = "abc%2F0" in asked.path and asked.path not in asked_before
-        asked_before.append(asked.path)
-        return Answer(429, b"slow down", {"Retry-After": "1"}) if first else stored_as(asked)
+    def answer(request: Received) -> Answer:
+        first = "abc%2F0" in request.path and request.path not in earlier_paths
+        earlier_paths.append(request.path)
+        return Answer(429, b"slow down", {"Retry-After": "1"}) if first else stored_as(request)
 
-    with answering(answer) as (url, asked):
+    with answering(answer) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url, gcs_connections=1))
         sink.write([blob(f"30/1/abc/{n}") for n in range(20)], "token", 20)
         sink.close()
 
-    assert [request.path for request in asked][-1] == asked[0].path
-    assert len(asked) == 21
+    assert [request.path for request in requests][-1] == requests[0].path
+    assert len(requests) == 21
 
 
 def test_a_long_retry_after_ends_the_write_and_the_rest_is_durable(settings: Callable[..., Settings]) -> None:
@@ -177,12 +177,12 @@ def test_a_long_retry_after_ends_the_write_and_the_rest_is_durable(settings: Cal
     postponed.
     """
 
-    def answer(asked: Received) -> Answer:
-        if "abc%2F3" in asked.path:
+    def answer(request: Received) -> Answer:
+        if "abc%2F3" in request.path:
             return Answer(429, b"slow down", {"Retry-After": "20"})
-        return stored_as(asked)
+        return stored_as(request)
 
-    with answering(answer) as (url, asked):
+    with answering(answer) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(TransientSinkError) as failed:
             sink.write([blob(f"30/1/abc/{n}") for n in range(9)], "token", 60)
@@ -190,7 +190,7 @@ def test_a_long_retry_after_ends_the_write_and_the_rest_is_durable(settings: Cal
 
     # After waiting the server's 20 s there would still be time for one more request.
     assert (failed.value.failed, failed.value.retry_after_seconds) == ((3,), 20)
-    assert len(asked) == 9
+    assert len(requests) == 9
 
 
 def test_only_the_limit_of_one_object_name_waits_a_second() -> None:
@@ -209,34 +209,34 @@ def test_only_the_limit_of_one_object_name_waits_a_second() -> None:
 
 def test_a_failing_service_is_not_overloaded_by_retries(settings: Callable[..., Settings]) -> None:
     """When everything fails, a quarter is retried, not everything four times."""
-    with answering(lambda asked: Answer(503, NOW)) as (url, asked):
+    with answering(lambda request: Answer(503, NOW)) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(TransientSinkError) as failed:
             sink.write([blob(f"30/1/abc/{n}") for n in range(40)], "token", 10)
         sink.close()
 
     assert failed.value.failed == tuple(range(40))
-    assert len(asked) <= 40 + 10
+    assert len(requests) <= 40 + 10
 
 
 def test_retry_after_is_passed_on(settings: Callable[..., Settings]) -> None:
     """A 429 with a longer wait than the deadline ends the write and returns the wait."""
-    with answering(lambda asked: Answer(429, b"slow down", {"Retry-After": "77"})) as (url, asked):
+    with answering(lambda request: Answer(429, b"slow down", {"Retry-After": "77"})) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(TransientSinkError) as failed:
             sink.write([blob("30/1/abc/0")], "token", 5)
         sink.close()
 
     assert failed.value.retry_after_seconds == 77
-    assert len(asked) == 1
+    assert len(requests) == 1
 
 
 def test_the_deadline_is_kept_when_the_server_hangs(settings: Callable[..., Settings]) -> None:
     """Completed uploads are durable; the hanging ones are listed when the deadline passes."""
     never = threading.Event()
 
-    def answer(asked: Received) -> Answer:
-        return Answer(delay=never) if "hang" in asked.path else stored_as(asked)
+    def answer(request: Received) -> Answer:
+        return Answer(delay=never) if "hang" in request.path else stored_as(request)
 
     with answering(answer) as (url, _):
         sink = GcsSink(settings(gcs_endpoint=url))
@@ -252,18 +252,18 @@ def test_a_closed_keep_alive_connection_is_reopened(settings: Callable[..., Sett
     """Servers close idle connections. An upload on a closed connection is sent again immediately on a new one."""
     cuts = iter([False, True, False])
 
-    with answering(lambda asked: Answer(cut=True) if next(cuts) else stored_as(asked)) as (url, asked):
+    with answering(lambda request: Answer(cut=True) if next(cuts) else stored_as(request)) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url, gcs_connections=1))
         sink.write([blob("30/1/a/0")], "token", 10)
         sink.write([blob("30/1/a/1")], "token", 10)
         sink.close()
 
-    assert [request.path[-7:] for request in asked] == ["1%2Fa%2F0"[-7:], "1%2Fa%2F1"[-7:], "1%2Fa%2F1"[-7:]]
+    assert [request.path[-7:] for request in requests] == ["1%2Fa%2F0"[-7:], "1%2Fa%2F1"[-7:], "1%2Fa%2F1"[-7:]]
 
 
 def test_the_checksum_is_sent_and_compared(settings: Callable[..., Settings]) -> None:
     """The server receives our CRC32C; when it reports another one, the object counts as not stored."""
-    with answering(lambda asked: stored_as(asked, crc32c="AAAAAA==")) as (url, asked):
+    with answering(lambda request: stored_as(request, crc32c="AAAAAA==")) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(TransientSinkError, match="checksum"):
             sink.write([blob("30/1/a/0", b"123456789")], "token", 10)
@@ -271,7 +271,7 @@ def test_the_checksum_is_sent_and_compared(settings: Callable[..., Settings]) ->
 
     # The check value of CRC-32C, from its definition: 0xE3069283 for "123456789".
     assert crc32c(b"123456789") == base64.b64encode(bytes.fromhex("e3069283")).decode()
-    assert asked[0].headers["X-Goog-Hash"] == "crc32c=" + crc32c(b"123456789")
+    assert requests[0].headers["X-Goog-Hash"] == "crc32c=" + crc32c(b"123456789")
 
 
 def test_refused_connections_are_transient(settings: Callable[..., Settings]) -> None:
@@ -292,7 +292,7 @@ def test_a_refused_permission_is_configuration(settings: Callable[..., Settings]
     rights = b'{"error":{"code":403,"message":"no","errors":[{"reason":"forbidden"}]}}'
     load = b'{"error":{"code":403,"message":"no","errors":[{"reason":"rateLimitExceeded"}]}}'
 
-    with answering(lambda asked: Answer(403, rights if "rights" in asked.path else load)) as (url, _):
+    with answering(lambda request: Answer(403, rights if "rights" in request.path else load)) as (url, _):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(PermanentSinkError) as refused:
             sink.write([blob("30/rights")], "token", 5)

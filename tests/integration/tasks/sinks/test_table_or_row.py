@@ -39,7 +39,7 @@ class Rows:
     """A migrated ClickHouse database behind a relay that records the sink's requests."""
 
     sink: Any
-    asked: list[Received]
+    requests: list[Received]
     owner: Any
 
     def execute(self, statement: str) -> None:
@@ -55,9 +55,9 @@ def rows_place(settings: Callable[..., Settings], clickhouse_url: str) -> Iterat
     made = settings(clickhouse_url=clickhouse_url)
     list(migrate_schema(made, dry_run=False))
     owner = clickhouse.client(made)
-    with answering(relay_to(clickhouse_url)) as (url, asked):
+    with answering(relay_to(clickhouse_url)) as (url, requests):
         sink = clickhouse.ClickHouseSink(made.model_copy(update={"clickhouse_url": url}))
-        yield Rows(sink, asked, owner)
+        yield Rows(sink, requests, owner)
         sink.close()
     owner.close()
 
@@ -67,7 +67,7 @@ class Facts:
     """The BigQuery table behind a relay that records the sink's requests."""
 
     sink: Any
-    asked: list[Received]
+    requests: list[Received]
     server: Any
     name: str
 
@@ -89,9 +89,9 @@ def facts_place(settings: Callable[..., Settings], bigquery_endpoint: str) -> It
     made = settings(bigquery_endpoint=bigquery_endpoint)
     list(migrate_tables(made, dry_run=False))
     server: Any = bigquery.client(made)
-    with answering(relay_to(bigquery_endpoint)) as (url, asked):
+    with answering(relay_to(bigquery_endpoint)) as (url, requests):
         sink = bigquery.BigQuerySink(made.model_copy(update={"bigquery_endpoint": url}))
-        yield Facts(sink, asked, server, f"{made.bigquery_project}.{made.bigquery_dataset}.replay_events")
+        yield Facts(sink, requests, server, f"{made.bigquery_project}.{made.bigquery_dataset}.replay_events")
         sink.close()
     server.close()
 
@@ -140,7 +140,7 @@ def test_an_altered_table_of_bigquery_blames_no_row(
 
     assert held.value.configuration
     assert progress == Progress(left=list(range(count)))
-    assert len(facts_place.asked) <= REQUESTS_MAX
+    assert len(facts_place.requests) <= REQUESTS_MAX
     facts_place.make(lambda fields: fields.__setitem__(slice(None), whole))
     assert deliver_to(facts_place.sink, items, progress).refused == []
     assert facts_place.count() == count
@@ -190,11 +190,11 @@ def test_a_bigquery_request_refused_as_a_whole_is_bisected_to_its_row(
     """BigQuery responds with 400 and names no row, as for a row that it cannot parse."""
     relay = relay_to(bigquery_endpoint)
 
-    def refuse(asked: Received) -> Answer:
+    def refuse(request: Received) -> Answer:
         body = b'{"error":{"code":400,"message":"Invalid value","errors":[{"reason":"invalid"}]}}'
-        return Answer(400, body, JSON) if b'"row-77"' in asked.body else relay(asked)
+        return Answer(400, body, JSON) if b'"row-77"' in request.body else relay(request)
 
-    with answering(refuse) as (url, asked):
+    with answering(refuse) as (url, requests):
         settings = facts_place.sink._settings.model_copy(update={"bigquery_endpoint": url})
         sink = bigquery.BigQuerySink(settings)
         progress = deliver_to(sink, [fact(number) for number in range(120)])
@@ -202,18 +202,18 @@ def test_a_bigquery_request_refused_as_a_whole_is_bisected_to_its_row(
 
     assert [position for position, _ in progress.refused] == [77]
     assert facts_place.count() == 119
-    assert len(asked) <= 1 + 2 * 7 + 2 * 2
+    assert len(requests) <= 1 + 2 * 7 + 2 * 2
 
 
 def test_a_bisection_that_refuses_everything_ends_early(facts_place: Facts, bigquery_endpoint: str) -> None:
     """Each of 120 rows makes a request fail: our rows are wrong, and nothing is dead-lettered."""
     relay = relay_to(bigquery_endpoint)
 
-    def refuse(asked: Received) -> Answer:
+    def refuse(request: Received) -> Answer:
         body = b'{"error":{"code":400,"message":"Invalid value","errors":[{"reason":"invalid"}]}}'
-        return Answer(400, body, JSON) if b'"row-' in asked.body else relay(asked)
+        return Answer(400, body, JSON) if b'"row-' in request.body else relay(request)
 
-    with answering(refuse) as (url, asked):
+    with answering(refuse) as (url, requests):
         settings = facts_place.sink._settings.model_copy(update={"bigquery_endpoint": url})
         sink = bigquery.BigQuerySink(settings)
         with pytest.raises(PermanentSinkError, match="20 of 120") as held:
@@ -221,7 +221,7 @@ def test_a_bisection_that_refuses_everything_ends_early(facts_place: Facts, bigq
         sink.close()
 
     assert held.value.configuration
-    assert len(asked) <= 40 + REQUESTS_MAX
+    assert len(requests) <= 40 + REQUESTS_MAX
 
 
 def test_a_probe_of_bigquery_stores_nothing(facts_place: Facts) -> None:
@@ -230,7 +230,7 @@ def test_a_probe_of_bigquery_stores_nothing(facts_place: Facts) -> None:
     report = facts_place.sink.check()
 
     assert facts_place.count() == 0
-    assert sum("insertAll" in request.path for request in facts_place.asked) == 2
+    assert sum("insertAll" in request.path for request in facts_place.requests) == 2
     assert (report.warnings, len(report.not_tested)) == ((), 1)
 
 
@@ -261,7 +261,7 @@ def test_an_altered_table_of_clickhouse_blames_no_row(
 
     assert held.value.configuration
     assert progress == Progress(left=list(range(count)))
-    assert len(rows_place.asked) <= REQUESTS_MAX
+    assert len(rows_place.requests) <= REQUESTS_MAX
 
 
 def test_a_dropped_constraint_loses_no_row(rows_place: Rows) -> None:
@@ -305,7 +305,7 @@ def test_a_row_that_violates_a_constraint_is_named(rows_place: Rows) -> None:
     assert position == 42
     assert "banned" in reason
     assert rows_place.count("replays") == 99
-    assert sum("INSERT" in request.path for request in rows_place.asked) <= 3 + 2
+    assert sum("INSERT" in request.path for request in rows_place.requests) <= 3 + 2
 
 
 def test_a_probe_of_clickhouse_stores_nothing(rows_place: Rows) -> None:
@@ -313,7 +313,7 @@ def test_a_probe_of_clickhouse_stores_nothing(rows_place: Rows) -> None:
     rows_place.sink.examine([click(1)], 10)
 
     assert {rows_place.count(table) for table in clickhouse.TABLES} == {0}
-    assert sum("INSERT" in request.path for request in rows_place.asked) == 1
+    assert sum("INSERT" in request.path for request in rows_place.requests) == 1
 
 
 def test_the_probed_columns_are_those_of_the_schema(rows_place: Rows) -> None:
@@ -375,9 +375,9 @@ def test_check_of_clickhouse_names_a_missing_permission(
     checked."""
     relay = relay_to(clickhouse_url)
 
-    def limited(asked: Received) -> Answer:
-        if b"_partition_id" not in asked.body:
-            return relay(asked)
+    def limited(request: Received) -> Answer:
+        if b"_partition_id" not in request.body:
+            return relay(request)
         text = b"Code: %d. DB::Exception: worker: Not enough privileges. (ACCESS_DENIED)" % number
         return Answer(500, text, {"X-ClickHouse-Exception-Code": str(number)})
 
@@ -397,12 +397,12 @@ def test_a_body_limit_before_clickhouse_halves_the_insert(rows_place: Rows, clic
     """A 413 is not caused by a single row: all rows arrive, and the next batch stays below the limit."""
     random_text = [os.urandom(200).hex() for _ in range(64)]  # random text, so that compression does not help
     items = [click(number, click_text=text) for number, text in enumerate(random_text)]
-    with answering(relay_to(clickhouse_url), body_bytes_max=BODY_BYTES_MAX) as (url, asked):
+    with answering(relay_to(clickhouse_url), body_bytes_max=BODY_BYTES_MAX) as (url, requests):
         sink = clickhouse.ClickHouseSink(rows_place.sink._settings.model_copy(update={"clickhouse_url": url}))
         assert deliver_to(sink, items).refused == []
-        first = len(asked)
+        first = len(requests)
         assert deliver_to(sink, [click(100 + number, click_text=text) for number, text in enumerate(random_text)])
-        refused_again = sum(not request.body for request in asked[first:])
+        refused_again = sum(not request.body for request in requests[first:])
         sink.close()
 
     assert rows_place.count("replays") == 128
@@ -434,20 +434,20 @@ def test_a_body_limit_before_bigquery_halves_the_request(
     text = "Request payload size exceeds the limit: 10485760 bytes."
     body = json.dumps({"error": {"code": 400, "message": text, "status": "INVALID_ARGUMENT"}}).encode()
 
-    def limited(asked: Received) -> Answer:
-        return Answer(400, body, JSON) if len(asked.body) > BODY_BYTES_MAX else relay(asked)
+    def limited(request: Received) -> Answer:
+        return Answer(400, body, JSON) if len(request.body) > BODY_BYTES_MAX else relay(request)
 
     proxied = how == "a proxy's page"
     items = [
         fact(number, attributes=json.dumps({"url": "x" * (9000 if number == 9 else 100)})) for number in range(40)
     ]
     script = relay if proxied else limited
-    with answering(script, body_bytes_max=BODY_BYTES_MAX if proxied else None) as (url, asked):
+    with answering(script, body_bytes_max=BODY_BYTES_MAX if proxied else None) as (url, requests):
         sink = bigquery.BigQuerySink(facts_place.sink._settings.model_copy(update={"bigquery_endpoint": url}))
         progress = deliver_to(sink, items)
-        before = len(asked)
+        before = len(requests)
         deliver_to(sink, [fact(number) for number in range(100, 130)])
-        second = len(asked) - before
+        second = len(requests) - before
         sink.close()
 
     assert [position for position, _ in progress.refused] == [9]

@@ -41,7 +41,7 @@ def test_bodies_of_any_size_arrive_whole() -> None:
         "bound": os.urandom(WHOLE_BYTES_MAX),
         "large": memoryview(os.urandom(3 * MiB + 7)),
     }
-    with answering(lambda asked: Reply(body=asked.path.encode())) as (url, asked):
+    with answering(lambda request: Reply(body=request.path.encode())) as (url, requests):
         transfers = Transfers(2)
         for again in range(2):  # The second round uses reused connections.
             todo = list(bodies)
@@ -54,7 +54,7 @@ def test_bodies_of_any_size_arrive_whole() -> None:
             assert found == {name: Answer(200, f"/{name}{again}".encode()) for name in bodies}
         transfers.close()
 
-    assert {request.path: request.body for request in asked} == {
+    assert {request.path: request.body for request in requests} == {
         f"/{name}{again}": bytes(body) for name, body in bodies.items() for again in range(2)
     }
 
@@ -64,19 +64,19 @@ def test_a_dead_reused_connection_causes_a_second_request(size_bytes: int) -> No
     """The body is sent again from its start on a new connection, even if it is read in chunks."""
     body, cuts = os.urandom(size_bytes), iter([False, True, False])
 
-    with answering(lambda asked: Reply(cut=next(cuts))) as (url, asked):
+    with answering(lambda request: Reply(cut=next(cuts))) as (url, requests):
         transfers = Transfers(1)
         for number in range(2):
             transfers.start(number, url, HEADERS, body, 20)
             assert ends(transfers, 1) == {number: Answer(200, b"{}")}
         transfers.close()
 
-    assert [request.body == body for request in asked] == [True] * 3
+    assert [request.body == body for request in requests] == [True] * 3
 
 
 def test_an_endless_response_is_truncated_and_keeps_its_status() -> None:
     """A proxy's page of any length uses a bounded amount of memory."""
-    with answering(lambda asked: Reply(502, b"x" * (3 * ANSWER_BYTES_MAX), {"Retry-After": "3"})) as (url, _):
+    with answering(lambda request: Reply(502, b"x" * (3 * ANSWER_BYTES_MAX), {"Retry-After": "3"})) as (url, _):
         transfers = Transfers(1)
         transfers.start("a", url, HEADERS, b"body", 20)
         (end,) = ends(transfers, 1).values()
@@ -91,8 +91,8 @@ def test_a_cancelled_request_has_no_result_and_the_next_one_works() -> None:
     """A hanging server does not affect the next write."""
     never = threading.Event()
 
-    def reply(asked: Received) -> Reply:
-        return Reply(delay=never) if "hang" in asked.path else Reply()
+    def reply(request: Received) -> Reply:
+        return Reply(delay=never) if "hang" in request.path else Reply()
 
     with answering(reply) as (url, _):
         transfers = Transfers(2)
@@ -109,7 +109,7 @@ def test_a_cancelled_request_has_no_result_and_the_next_one_works() -> None:
 def test_a_deadline_ends_a_request_that_hangs() -> None:
     """The transfer ends on its own; no caller cancels it."""
     never = threading.Event()
-    with answering(lambda asked: Reply(delay=never)) as (url, _):
+    with answering(lambda request: Reply(delay=never)) as (url, _):
         transfers = Transfers(1)
         transfers.start("a", url, HEADERS, b"body", 0.3)
         (end,) = ends(transfers, 1).values()
@@ -127,7 +127,7 @@ def test_a_server_must_show_a_certificate_of_a_trusted_authority(
     Python itself.
     """
     certificates = make_certificates(tmp_path)
-    with answering(lambda asked: Reply()) as (url, asked):
+    with answering(lambda request: Reply()) as (url, requests):
         port = urlsplit(url).port
         assert port is not None
         with TlsProxy(port, certificates) as proxy:
@@ -138,7 +138,7 @@ def test_a_server_must_show_a_certificate_of_a_trusted_authority(
             transfers.close()
             assert isinstance(end, Trouble)
             assert end.blame is Blame.REQUEST
-            assert asked == []
+            assert requests == []
 
             monkeypatch.setenv("SSL_CERT_FILE", str(certificates.ca))
             transfers = Transfers(1)
@@ -151,7 +151,10 @@ def test_https_goes_through_the_proxy_of_the_environment_and_plain_http_does_not
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As with all other HTTP clients here, requests to an emulator on the loopback interface bypass the proxy."""
-    with answering(lambda asked: Reply(403)) as (proxy, _), answering(lambda asked: Reply()) as (url, asked):
+    with (
+        answering(lambda request: Reply(403)) as (proxy, _),
+        answering(lambda request: Reply()) as (url, requests),
+    ):
         monkeypatch.setenv("https_proxy", proxy)
         monkeypatch.setenv("http_proxy", proxy)
         monkeypatch.delenv("no_proxy", raising=False)
@@ -165,12 +168,12 @@ def test_https_goes_through_the_proxy_of_the_environment_and_plain_http_does_not
     assert found["plain"] == Answer(200, b"{}")
     assert isinstance(found["secure"], Trouble)
     assert "proxy" in found["secure"].message.lower() or "CONNECT" in found["secure"].message
-    assert len(asked) == 1
+    assert len(requests) == 1
 
 
 def test_plain_http_uses_the_proxy_where_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     """ClickHouse over plain HTTP may be reached through the environment's proxy, like with its official client."""
-    with answering(lambda asked: Reply(body=asked.path.encode())) as (proxy, asked):
+    with answering(lambda request: Reply(body=request.path.encode())) as (proxy, requests):
         monkeypatch.setenv("http_proxy", proxy)
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)
@@ -179,12 +182,12 @@ def test_plain_http_uses_the_proxy_where_configured(monkeypatch: pytest.MonkeyPa
         transfers.close()
 
     assert end == Answer(200, b"http://clickhouse.invalid:8123/?a=b")
-    assert len(asked) == 1
+    assert len(requests) == 1
 
 
 def test_a_proxy_that_requires_a_login_needs_an_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     """A 407 for CONNECT does not come from the sink, and a retry does not help."""
-    with answering(lambda asked: Reply(407)) as (proxy, _):
+    with answering(lambda request: Reply(407)) as (proxy, _):
         monkeypatch.setenv("https_proxy", proxy)
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)

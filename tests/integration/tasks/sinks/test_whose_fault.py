@@ -46,7 +46,7 @@ def written(sink: str, settings: Settings, count: int = 3, seconds: float = 5) -
 def test_a_status_of_a_proxy_is_classified(sink: str, status: int, settings: Callable[..., Settings]) -> None:
     """No status blames an item, except for the one about its size; the error shows the page's title."""
     reply = Answer(status, PAGE % status, HTML)
-    with answering(lambda asked: reply) as (url, asked), pytest.raises(SinkError) as failed:
+    with answering(lambda request: reply) as (url, requests), pytest.raises(SinkError) as failed:
         written(sink, settings(**{ADDRESS[sink]: url}), count=1)
 
     error = failed.value
@@ -65,7 +65,7 @@ def test_a_status_of_a_proxy_is_classified(sink: str, status: int, settings: Cal
     assert str(error).isprintable()
     if status != 304:
         assert f"{status} from a proxy" in str(error)
-    assert asked
+    assert requests
 
 
 @pytest.mark.parametrize("sink", PROOFS)
@@ -73,14 +73,14 @@ def test_a_status_of_a_proxy_is_classified(sink: str, status: int, settings: Cal
 def test_a_redirect_is_not_followed(sink: str, status: int, settings: Callable[..., Settings]) -> None:
     """A followed POST becomes a GET, and the target is not the sink, even if its response looks like a proof."""
     with (
-        answering(PROOFS[sink]) as (elsewhere, asked_elsewhere),
-        answering(lambda asked: Answer(status, b"", {"Location": elsewhere + asked.path})) as (url, _),
+        answering(PROOFS[sink]) as (elsewhere, requests_elsewhere),
+        answering(lambda request: Answer(status, b"", {"Location": elsewhere + request.path})) as (url, _),
         pytest.raises(PermanentSinkError) as refused,
     ):
         written(sink, settings(**{ADDRESS[sink]: url}))
 
     assert refused.value.configuration
-    assert asked_elsewhere == []
+    assert requests_elsewhere == []
 
 
 @pytest.mark.parametrize("sink", PROOFS)
@@ -100,7 +100,7 @@ def test_retry_after_is_honored_and_bounded(
 ) -> None:
     """Retry-After is a number of seconds or a date. A batch is never postponed for days."""
     reply = Answer(status, b"later", {"Retry-After": value})
-    with answering(lambda asked: reply) as (url, _), pytest.raises(TransientSinkError) as failed:
+    with answering(lambda request: reply) as (url, _), pytest.raises(TransientSinkError) as failed:
         written(sink, settings(**{ADDRESS[sink]: url}), seconds=3)
 
     assert failed.value.retry_after_seconds == seconds
@@ -116,7 +116,7 @@ def test_a_name_that_does_not_resolve_is_the_networks_fault(sink: str, settings:
 
 @pytest.mark.parametrize("sink", PROOFS)
 def test_a_reset_during_the_response_is_a_network_failure(sink: str, settings: Callable[..., Settings]) -> None:
-    with answering(lambda asked: half(PORTAL)) as (url, _), pytest.raises(TransientSinkError) as failed:
+    with answering(lambda request: half(PORTAL)) as (url, _), pytest.raises(TransientSinkError) as failed:
         written(sink, settings(**{ADDRESS[sink]: url}))
 
     assert failed.value.failed == (0, 1, 2)
@@ -155,14 +155,14 @@ def test_an_untrusted_certificate_needs_an_operator(
     sink: str, settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
     """A retry never helps, and nothing is sent to that server."""
-    with answering(PROOFS[sink]) as (url, asked):
+    with answering(PROOFS[sink]) as (url, requests):
         port = urlsplit(url).port
         assert port is not None
         with TlsProxy(port, make_certificates(tmp_path)) as proxy, pytest.raises(PermanentSinkError) as refused:
             written(sink, settings(**{ADDRESS[sink]: f"https://127.0.0.1:{proxy.port}"}))
 
     assert refused.value.configuration
-    assert asked == []
+    assert requests == []
 
 
 @pytest.mark.parametrize("sink", PROOFS)

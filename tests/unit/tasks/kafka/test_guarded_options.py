@@ -93,16 +93,16 @@ def test_every_command_exits_with_2() -> None:
     """The output is one line that says what to do, without a traceback."""
     command = Path(sys.executable).with_name("replays-ingest")
     for arguments in ([], ["check"], ["status"]):
-        done = subprocess.run(
+        result = subprocess.run(
             [command, *arguments],
             env={"REPLAYS_KAFKA_OPTIONS": '{"enable.auto.commit": "true"}'},
             capture_output=True,
             text=True,
             timeout=60,
         )
-        assert done.returncode == 2, done.stderr
-        assert "enable.auto.commit cannot be set" in done.stderr + done.stdout
-        assert "Traceback" not in done.stderr
+        assert result.returncode == 2, result.stderr
+        assert "enable.auto.commit cannot be set" in result.stderr + result.stdout
+        assert "Traceback" not in result.stderr
 
 
 def test_numbers_and_booleans_of_tuning_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:

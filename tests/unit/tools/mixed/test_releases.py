@@ -24,10 +24,10 @@ class Repository:
     def git(self, *arguments: str) -> str:
         """Runs git, and returns its output."""
         identity = ("-c", "user.name=test", "-c", "user.email=test@example.com")
-        done = subprocess.run(
+        result = subprocess.run(
             ["git", "-C", str(self.root), *identity, *arguments], capture_output=True, text=True, check=True
         )
-        return done.stdout.strip()
+        return result.stdout.strip()
 
     def commit(self, tag: str = "") -> str:
         """A commit, and its tag if one is given."""
@@ -123,9 +123,9 @@ def test_a_shallow_clone_skips_the_suite_with_the_reason(tmp_path: Path):
     subprocess.run(clone, check=True)
     environment = {name: value for name, value in os.environ.items() if name != "CI"}
 
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "tools.mixed"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
 
-    assert done.returncode == 0
-    assert done.stderr.startswith("skipped: this clone does not contain the commit of a release before it: 0.")
+    assert result.returncode == 0
+    assert result.stderr.startswith("skipped: this clone does not contain the commit of a release before it: 0.")
