@@ -14,11 +14,13 @@ BROKER_SCHEMES = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")  # librdkafk
 
 
 HOST = re.compile(r"[A-Za-z0-9._:%-]{1,255}")
-"""Names, IPv4 and IPv6 addresses. A name outside ASCII is written in its xn-- form."""
+"""Matches host names and IPv4 and IPv6 addresses. An internationalized name must be in its xn-- form."""
 
 
 def http_url(text: str, *, credentials: str = "") -> SplitResult:
-    """`http://host[:port][/path]`, or https. `credentials`: what to set instead of user and password in it."""
+    """`http://host[:port][/path]`, or https. `credentials` names the settings that replace a user and password in
+    the URL.
+    """
     url = _split(text)
     if url is None or url.scheme not in ("http", "https") or not url.hostname:
         raise ValueError("is not of the form http://host[:port][/path], or https:// for TLS")
@@ -30,7 +32,7 @@ def http_url(text: str, *, credentials: str = "") -> SplitResult:
 
 
 def brokers(text: str) -> None:
-    """`host[:port]`, or several of them, separated by commas."""
+    """One or more `host[:port]`, separated by commas."""
     for entry in text.split(","):
         scheme, separator, rest = entry.strip().rpartition("://")
         url = _split(f"kafka://{rest}")

@@ -1,9 +1,9 @@
 """Writes the items of one flush task to their sink, except those that the sink permanently refuses.
 
 Independent of Redis and Celery. Durable items are recorded in `Progress` immediately, so that the next run
-continues where an interrupted one stopped. Refused items are recorded only once confirmed: the destination is
-examined (`Sink.examine`) before an item is blamed and again after the last one. Unconfirmed refusals are
-discarded, so an altered or repaired table loses no item.
+continues where an interrupted one stopped. Refusals are recorded only after `Sink.examine` has confirmed, both
+before and after they occur, that the destination is healthy. Unconfirmed refusals are discarded, so no item is
+lost because a table was altered or repaired.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from collections.abc import Callable, Sequence
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.staging import Progress
 
-# If at least this many items, and most of the task's items, are refused, the table or our rows are considered
-# wrong.
+# If at least this many items, and most of the task's items, are refused, the fault is in the table or our rows.
 REFUSED_MIN = 20
 REFUSED_SHARE = 0.5
-# After SPREAD_AFTER refusals without a success, SPREAD_ITEMS single items from across the rest are tried. If
-# those are refused too, nearly all items are.
+# After SPREAD_AFTER refusals without a success, SPREAD_ITEMS items spread over the rest are written one by one. If
+# all of them are refused too, nearly every item of the task would be.
 SPREAD_AFTER = 8
 SPREAD_ITEMS = REFUSED_MIN - SPREAD_AFTER
 # Maximum writes per run; the next run continues.
@@ -29,22 +28,22 @@ Examine = Callable[[Sequence[int]], None]
 
 
 class OutOfTime(Exception):
-    """The run's time or number of writes is used up; the next run continues."""
+    """The run has used up its time or its writes. The next run continues."""
 
 
 def deliver(write: Write, examine: Examine, progress: Progress, items: int, has_time: Callable[[], bool]) -> None:
     """Writes the positions in `progress.left` until none is left; refused ones move to `progress.refused`.
 
     `write(positions)` raises the errors of `tasks.errors`, with positions relative to its argument.
-    `examine(positions)` raises them if the destination of these items is at fault. A refusal that names no item is
-    bisected: about two writes per halving and refused item. Raises TransientSinkError, PermanentSinkError (no item
-    is at fault), or OutOfTime.
+    `examine(positions)` raises the same errors if the destination of these items is at fault. A refusal that names
+    no item is bisected, which costs about two writes per halving and refused item. Raises TransientSinkError,
+    PermanentSinkError (no item is at fault), or OutOfTime.
     """
     _Delivery(write, examine, progress, items, has_time).run()
 
 
 class _Delivery:
-    """One run. `suspects`: items refused in this run, with the error, not confirmed yet."""
+    """One run. `suspects` holds the unconfirmed refusals of this run: error by position."""
 
     def __init__(
         self, write: Write, examine: Examine, progress: Progress, items: int, has_time: Callable[[], bool]
@@ -73,7 +72,7 @@ class _Delivery:
         self._confirm_refusals()
 
     def _attempt(self, positions: list[int]) -> None:
-        """Writes one group of items. After a refusal, the groups that result from it are tried next."""
+        """Writes one group of items. After a refusal, the resulting groups are next."""
         self._writes += 1
         try:
             self._write(positions)
@@ -129,7 +128,7 @@ class _Delivery:
             self._discard_refusals(refused)
 
     def _spread_out(self) -> None:
-        """If every write so far was refused, schedules single items from across the rest as the next writes."""
+        """If every write so far was refused, schedules a sample of the rest as the next writes, one item each."""
         if self._spread or self._accepted_any or len(self._suspects) < SPREAD_AFTER:
             return
         self._spread = True

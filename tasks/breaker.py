@@ -7,7 +7,7 @@
 
 While it is open, tasks are postponed instead of calling the sink, so that no worker process hangs. Refused rows
 count as success, because the sink responded. If Redis does not respond, all calls are allowed: the breaker is an
-optimization. Times are by Redis' clock. Key: `{prefix}:breaker:{sink}`, a hash.
+optimization. All times are from the Redis clock. Key: `{prefix}:breaker:{sink}`, a hash.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ local function keep(...)
 end
 """
 
-# ARGV: lease of a probe. Returns {kind, seconds to wait, last error}: "closed", "probe" or "open".
-_ASK = (
+# ARGV: the probe's lease, seconds. Returns {kind, seconds to wait, last error}: "closed", "probe" or "open".
+_REQUEST_SCRIPT = (
     "#!lua flags=allow-oom\n"
     + _NOW
     + """
@@ -58,7 +58,7 @@ return {'probe', '0', ''}
 
 # ARGV: permit ("closed" or "probe"), "1" if it worked, window, failures_min, cool, cool_max, error. Returns the
 # state.
-_TELL = (
+_REPORT_SCRIPT = (
     "#!lua flags=allow-oom\n"
     + _NOW
     + """
@@ -99,7 +99,7 @@ return 'closed'
 
 
 class PermitKind(StrEnum):
-    """The breaker's decision about a call."""
+    """What the breaker decided about a call."""
 
     CLOSED = "closed"
     PROBE = "probe"
@@ -120,7 +120,7 @@ class Permit:
 
 
 class BreakerPhase(StrEnum):
-    """State of a breaker."""
+    """The phase of a breaker."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -143,22 +143,24 @@ class Breaker:
     def __init__(self, client: Redis[bytes], settings: Settings) -> None:
         self._settings = settings
         self._client = client
-        self._ask = client.register_script(_ASK)
-        self._tell = client.register_script(_TELL)
+        self._request_script = client.register_script(_REQUEST_SCRIPT)
+        self._report_script = client.register_script(_REPORT_SCRIPT)
 
-    def ask(self, sink: SinkName) -> Permit:
+    def request_permit(self, sink: SinkName) -> Permit:
         """Decides whether this sink may be called now."""
         # If a probe does not report (its worker died), another one is allowed after this.
         lease_seconds = 2 * self._settings.sink_timeout_seconds + 5
         try:
-            kind, wait_seconds, error = self._ask(keys=[self._key(sink)], args=[lease_seconds])
+            kind, wait_seconds, error = self._request_script(keys=[self._key(sink)], args=[lease_seconds])
         except RedisError as failure:
             log.warning("breaker of %s cannot be read, allowing the call: %s", sink, failure)
             return Permit(PermitKind.CLOSED)
         return Permit(PermitKind(_text(kind)), float(wait_seconds), _text(error))
 
     def report(self, sink: SinkName, permit: Permit, *, worked: bool, error: str = "") -> None:
-        """Reports a call. `worked`: the sink responded, even if it refused items; otherwise `error`."""
+        """Records the result of a call. `worked`: the sink responded, even if it refused items; otherwise `error`
+        is set.
+        """
         s = self._settings
         args: list[Any] = [
             permit.kind.value,
@@ -170,7 +172,7 @@ class Breaker:
             error,
         ]
         try:
-            state = _text(self._tell(keys=[self._key(sink)], args=args))
+            state = _text(self._report_script(keys=[self._key(sink)], args=args))
         except RedisError as failure:
             log.warning("breaker of %s cannot be updated: %s", sink, failure)
             return
@@ -182,7 +184,7 @@ class Breaker:
     def return_permit(self, sink: SinkName, permit: Permit) -> None:
         """Returns an unused permit, so that another process can make the probe."""
         if permit.kind is PermitKind.PROBE:
-            with contextlib.suppress(RedisError):  # without this the lease expires
+            with contextlib.suppress(RedisError):  # on failure, the lease expires
                 self._client.hset(self._key(sink), "probe_until", "0")
 
     def _key(self, sink: SinkName) -> str:
@@ -190,7 +192,7 @@ class Breaker:
 
 
 def read_states(client: Redis[bytes], prefix: str, sinks: Iterable[SinkName]) -> dict[SinkName, BreakerState]:
-    """The breakers of these sinks, one round trip. Raises redis.exceptions.RedisError."""
+    """Reads the breakers of these sinks in one round trip. Raises redis.exceptions.RedisError."""
     sinks = list(sinks)
     pipe: Any = client.pipeline(transaction=False)
     pipe.time()
@@ -202,7 +204,7 @@ def read_states(client: Redis[bytes], prefix: str, sinks: Iterable[SinkName]) ->
 
 def _state(sink: SinkName, found: dict[bytes, bytes], now: float) -> BreakerState:
     def number(name: str) -> float:
-        """0 for a value that is not a number, which another program wrote."""
+        """The value, or 0 if another program wrote something that is not a number."""
         try:
             given = float(found.get(name.encode(), b"0"))
         except ValueError:

@@ -47,13 +47,13 @@ class _Client(redis.PrefixedStrictRedis):
 class QoS(redis.QoS):
     """kombu's count of unfinished messages, without those whose acknowledgement failed.
 
-    Celery only logs a failed acknowledgement. If its message still counted, as many failures as the worker has
-    processes would stop the worker permanently, even on a working connection. In Redis the message stays
+    Celery only logs a failed acknowledgement. If its message still counted, the worker would stop permanently,
+    even on a working connection, once such failures equal its number of processes. In Redis the message stays
     unacknowledged and is delivered again after the visibility timeout.
     """
 
     def ack(self, delivery_tag: str) -> None:
-        """Raises what the connection raises, RedisAway among them."""
+        """Raises the errors of the connection, including RedisAway."""
         with self._finished_on_error(delivery_tag):
             super().ack(delivery_tag)
 
@@ -79,9 +79,9 @@ class Channel(redis.Channel):
     from_transport_options = (*redis.Channel.from_transport_options, LINK_OPTION)
 
     def _get_pool(self, asynchronous: bool = False) -> ConnectionPool:
-        """`asynchronous`: for connections polled by the event loop, which must learn when one is closed."""
+        """`asynchronous`: for connections polled by the event loop, which must be notified when one is closed."""
         self.keyprefix_fanout = self.keyprefix_fanout.format(db=self.link.address.database)
-        # kombu and Celery retry themselves, and know what may be sent twice.
+        # No retries here: kombu and Celery retry, and distinguish what may be sent twice.
         pool = self.link.pool(0, self._polled if asynchronous else lambda kind: kind)
         manager = getattr(pool, "sentinel_manager", None)
         if asynchronous:

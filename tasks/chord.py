@@ -5,8 +5,9 @@
     ...                    ─┘   chord_failed       one of them failed
 
 The tasks run on their sinks' queues; `complete` and `chord_failed` on `control`, so that completions never wait
-behind flush tasks. Messages carry names only, the bytes are staged (docs/decisions/003-claim-check.md). Both need
-the chord's name, which is the task id of `complete`; Celery passes it to `chord_failed` as an argument.
+behind flush tasks. Messages carry only names; the bytes are staged (docs/decisions/003-claim-check.md). Both
+callbacks need the chord's name, which is the task id of `complete`; Celery passes it to `chord_failed` as an
+argument.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class FanOut:
 
 
 def new_token() -> str:
-    """A name for one chord. The name is not part of any row, object or deduplication token."""
+    """A new name for a chord. It is not part of any row, object or deduplication token."""
     return secrets.token_urlsafe(TOKEN_BYTES)
 
 

@@ -1,8 +1,8 @@
 """Celery's configuration, computed from `tasks.settings`.
 
 `configuration` is a pure function of the settings. `celeryconfig.py` uses `current`, which reads the environment
-when Celery requests a value, not on import. docs/decisions/022-celery-5.6.md and docs/decisions/023-prefork.md
-have the measurements for version and pool.
+when Celery requests a value, not on import. The measurements behind the Celery version and the worker pool are in
+docs/decisions/022-celery-5.6.md and docs/decisions/023-prefork.md.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from tasks.wire import SinkName
 
 
 def time_limits(settings: Settings) -> tuple[float, float]:
-    """(soft, hard) limit of one run of a task, in seconds.
+    """The soft and hard time limits of one run of a task, in seconds.
 
     A run may write more than once (bisection, partial failures). It starts its last call within the time of three
-    calls, and may write dead letters after it. The soft limit is thus only reached by code that ignores its
-    deadline, the hard one by code that cannot be interrupted. Prefork enforces both.
+    calls, and may write dead letters after that. Only code that ignores its deadline reaches the soft limit, and
+    only code that cannot be interrupted reaches the hard limit. The prefork pool enforces both.
     """
     soft = 5 * settings.sink_timeout_seconds + 1
     return soft, soft + settings.sink_timeout_seconds + 1

@@ -31,7 +31,7 @@ CONNECT_SECONDS_MAX = 3.0
 # Timeout per Sentinel, so that one that hangs does not use up the time of the others.
 SENTINEL_SECONDS_MAX = 1.0
 
-# Key written to verify that a server is writable.
+# This key is written to verify that a server is writable.
 PROBE_SECONDS = 60
 
 # Error codes that mean "not this server, or not now". OOM is not among them: a full primary is still the primary.
@@ -73,11 +73,13 @@ def away_code(error: BaseException) -> str:
 
 
 def _code(error: BaseException) -> str:
-    """The first word of an error; redis-py removes codes that it knows from the text."""
+    """The first word of an error. For codes that it maps to exceptions, redis-py removes the word from the
+    text.
+    """
     return getattr(error, "status_code", None) or str(error).partition(" ")[0]
 
 
-class _Judged:
+class _Checked:
     """Mixin for redis-py connections that raises RedisAway for unusable servers."""
 
     if TYPE_CHECKING:
@@ -95,15 +97,15 @@ class _Judged:
         try:
             answer = super().read_response(*args, **kwargs)  # type: ignore[misc]
         except RedisError as error:
-            self._judge(error)
+            self._raise_if_away(error)
             raise
         if type(answer) is list:
             for part in answer:
                 if isinstance(part, ResponseError):
-                    self._judge(part)
+                    self._raise_if_away(part)
         return answer
 
-    def _judge(self, error: RedisError) -> None:
+    def _raise_if_away(self, error: RedisError) -> None:
         code = away_code(error)
         if not code:
             return
@@ -113,32 +115,32 @@ class _Judged:
         raise RedisAway(text if text.startswith(code) else f"{code} {text}") from error
 
 
-class _JudgedTcp(_Judged, Connection):
-    """Over TCP."""
+class _CheckedTcp(_Checked, Connection):
+    """A connection over TCP that raises RedisAway."""
 
 
-class _JudgedTls(_Judged, SSLConnection):
-    """With TLS."""
+class _CheckedTls(_Checked, SSLConnection):
+    """A connection over TLS that raises RedisAway."""
 
 
-class _JudgedSocket(_Judged, UnixDomainSocketConnection):
-    """A judged connection over a Unix socket."""
+class _CheckedSocket(_Checked, UnixDomainSocketConnection):
+    """A connection over a Unix socket that raises RedisAway."""
 
 
-class _JudgedSentinel(SentinelManagedConnection, _JudgedTcp):
-    """A judged connection to the primary that the Sentinels report."""
+class _CheckedSentinel(SentinelManagedConnection, _CheckedTcp):
+    """A TCP connection to the primary reported by the Sentinels. Raises RedisAway."""
 
 
-class _JudgedSentinelTls(SentinelManagedConnection, _JudgedTls):
-    """A judged connection to the primary that the Sentinels report, with TLS."""
+class _CheckedSentinelTls(SentinelManagedConnection, _CheckedTls):
+    """A TLS connection to the primary reported by the Sentinels. Raises RedisAway."""
 
 
 _CLASSES: dict[tuple[Scheme, bool], type[Any]] = {
-    (Scheme.PLAIN, False): _JudgedTcp,
-    (Scheme.TLS, True): _JudgedTls,
-    (Scheme.SOCKET, False): _JudgedSocket,
-    (Scheme.SENTINEL, False): _JudgedSentinel,
-    (Scheme.SENTINEL, True): _JudgedSentinelTls,
+    (Scheme.PLAIN, False): _CheckedTcp,
+    (Scheme.TLS, True): _CheckedTls,
+    (Scheme.SOCKET, False): _CheckedSocket,
+    (Scheme.SENTINEL, False): _CheckedSentinel,
+    (Scheme.SENTINEL, True): _CheckedSentinelTls,
 }
 
 
@@ -258,7 +260,7 @@ def connect(settings: Settings, *, retries: int = 1) -> Redis[bytes]:
     return Redis.from_pool(pool)  # type: ignore[attr-defined,no-any-return]
 
 
-# Pools of this process's clients, without Celery's, whose event loop owns its connections.
+# Pools of this process's clients. Celery's are not among them: its event loop owns its connections.
 _pools: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
 _pools_lock = threading.Lock()
 
@@ -300,7 +302,7 @@ def refusal(client: Any) -> str:
     if mode == "cluster" or server.get("cluster_enabled"):
         return (
             "REPLAYS_REDIS_URL: this is a Redis Cluster, which is not supported (a batch's keys lie in several "
-            "slots); use one primary with replicas, behind Sentinel if you like"
+            "slots); use one primary with replicas, optionally behind Sentinel"
         )
     if mode == "sentinel":
         return (

@@ -24,19 +24,21 @@ from tasks.tools import tools
 from tasks.wire import ChordName, SinkName, batch_id_of
 
 log = get_task_logger(__name__)
-NOBODY = "nobody"
+NO_READER = "nobody"
 
 
 @app.task(name=ControlTask.COMPLETE.value, bind=True, ignore_result=True, acks_late=True)
 def complete(self: Task[Any, Any]) -> str:
-    """All tasks of the chord returned: reports to the reader after verifying their done marks."""
-    return tell(str(self.request.id), unexplained="has no done mark")
+    """Runs when all tasks of the chord have returned. Verifies their done marks and reports the stage to the
+    reader.
+    """
+    return report_stage(str(self.request.id), unexplained="has no done mark")
 
 
 @app.task(name=ControlTask.CHORD_FAILED.value, bind=True, ignore_result=True, acks_late=True)
 def chord_failed(self: Task[Any, Any], chord_id: str) -> str:
-    """A task of the chord failed, or Celery lost its result: the done marks determine which."""
-    return tell(chord_id, unexplained="ended without an error message")
+    """Runs when a task of the chord failed or Celery lost its result. The done marks determine which."""
+    return report_stage(chord_id, unexplained="ended without an error message")
 
 
 @app.task(name=ControlTask.RETRY_BATCH.value, ignore_result=True, acks_late=True)
@@ -48,18 +50,18 @@ def retry_batch(batch_id: str, by: str = "unknown") -> str:
 @app.task(name=ControlTask.ABANDON_BATCH.value, ignore_result=True, acks_late=True)
 def abandon_batch(batch_id: str, reason: str, by: str = "unknown") -> str:
     """Turns the batch's messages into dead letters and notifies its reader, which continues without it."""
-    mine = tools.get()
-    return abandon(mine.settings, mine.coordination, mine.sink(SinkName.DEAD_LETTER), batch_id, reason, by)
+    worker = tools.get()
+    return abandon(worker.settings, worker.coordination, worker.sink(SinkName.DEAD_LETTER), batch_id, reason, by)
 
 
-def tell(chord_id: str, *, unexplained: str) -> str:
+def report_stage(chord_id: str, *, unexplained: str) -> str:
     """Reports the stage to the batch's reader, based on done marks only."""
-    mine, chord = tools.get(), ChordName.parse(chord_id)
-    report = mine.staging.report(chord, unexplained=unexplained)
+    worker, chord = tools.get(), ChordName.parse(chord_id)
+    report = worker.staging.report(chord, unexplained=unexplained)
     if report is None:
-        metrics.observe_completion(NOBODY)
+        metrics.observe_completion(NO_READER)
         log.warning("no reader is waiting for %s of %s", chord.stage, batch_id_of(chord.batch))
-        return NOBODY
-    mine.coordination.send_completion(report.reader, report.completion)
+        return NO_READER
+    worker.coordination.send_completion(report.reader, report.completion)
     metrics.observe_completion(report.completion.kind)
     return report.completion.kind.value

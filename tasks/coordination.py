@@ -5,7 +5,7 @@
     <prefix>:workers           hash: the last presence of each worker
     <prefix>:parked            hash: parked batches, each a lease renewed by its reader
 
-No offset depends on this state; lost entries are written again. All times are Unix seconds by Redis' clock, so
+No offset depends on this state; lost entries are written again. All times are Unix seconds of the Redis clock, so
 that clocks of different machines are never compared. Every key expires. Operators' decisions are in
 `tasks.operators`.
 """
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class Coordination:
-    """Access through one client. Raises redis.exceptions.RedisError."""
+    """Reads and writes this state through one client. Raises redis.exceptions.RedisError."""
 
     def __init__(self, client: Redis[bytes], settings: Settings, unverified: Unverified = warn) -> None:
         self.client: Any = client  # redis-py types every result as a union of sync and async
@@ -55,7 +55,7 @@ class Coordination:
         self._of_sinks = (f"{self._prefix}:sinks", *breakers)
 
     def now(self) -> float:
-        """Unix seconds by Redis' clock."""
+        """Unix seconds of the Redis clock."""
         return redis_now(self.client)
 
     # Completions
@@ -183,12 +183,14 @@ class Coordination:
         self.operators.audit(action)
 
     def audited(self, count_max: int = 100) -> list[dict[str, str]]:
-        """The last actions, newest first. Raises RangeError if Redis lost them and Kafka is unreachable."""
+        """The last actions, newest first. Raises RangeError if they are missing in Redis and Kafka is
+        unreachable.
+        """
         return self.operators.audited(count_max)
 
 
 def redis_now(client: Any) -> float:
-    """Unix seconds by the clock of Redis."""
+    """Unix seconds of the Redis clock."""
     return seconds_of(client.time())
 
 
@@ -207,7 +209,7 @@ def _silent_seconds(about: bytes, now: float) -> float:
 
 
 def _forgotten(found: Mapping[bytes, bytes], now: float, seconds_max: float) -> list[bytes]:
-    """Names of entries that are too old, or invalid."""
+    """Names of entries that are expired or invalid."""
     gone = []
     for name, text in found.items():
         try:

@@ -1,7 +1,7 @@
 """CPU and memory limits of this process's control group, and the resources that workers need.
 
-`os.cpu_count` reports the machine's cores, also in a container that may use two of sixty-four, and so does
-`os.process_cpu_count` of Python 3.13: neither reads the CPU quota. Control groups v2 and v1 are read; see
+`os.cpu_count`, and `os.process_cpu_count` of Python 3.13, ignore the CPU quota: in a container limited to 2 of 64
+cores, both return 64. This module reads control groups v2 and v1; see
 https://docs.kernel.org/admin-guide/cgroup-v2.html (`cpu.max`, `memory.max`) and
 https://docs.kernel.org/scheduler/sched-bwc.html (`cpu.cfs_quota_us`).
 """
@@ -18,7 +18,8 @@ from tasks.units import MiB
 
 # Flush tasks mostly wait. One hanging sink must not occupy every process before its breaker opens.
 PROCESSES_MIN = 8
-# Measured under load (docs/decisions/023-prefork.md): 64 processes took 1,791 MiB, their parent about 100 of it.
+# Measured under load (docs/decisions/023-prefork.md): 64 processes took 1,791 MiB, of which their parent took
+# about 100.
 PARENT_BYTES = 100 * MiB
 PROCESS_BYTES = 28 * MiB
 # Control groups v1 write "no limit" as the largest multiple of the page size.
@@ -26,14 +27,16 @@ UNLIMITED_BYTES = 1 << 60
 
 
 def processes(settings: Settings, root: Path = Path("/")) -> int:
-    """Processes of a flush worker: the setting, or one per core, within PROCESSES_MIN and its maximum."""
+    """Number of processes of a flush worker: `worker_processes`, or one per core within its minimum and
+    maximum.
+    """
     if settings.worker_processes:
         return settings.worker_processes
     return min(max(PROCESSES_MIN, cores(root)), settings.worker_processes_max)
 
 
 def memory_needed_bytes(process_count: int) -> int:
-    """Memory of a worker with that many pool processes under load; 0 for a pool without processes."""
+    """Memory of a worker with this many pool processes under load."""
     return PARENT_BYTES + process_count * PROCESS_BYTES
 
 
@@ -69,8 +72,8 @@ def memory_limit_bytes(root: Path = Path("/")) -> int | None:
 def _groups(root: Path, controller: str) -> Iterator[Path]:
     """Directories of this process's control groups, the innermost first, of both versions.
 
-    Inside a container the path in /proc/self/cgroup may be the host's, which is not mounted: then only the mount
-    itself is left, which is the container's own group.
+    Inside a container, the path in /proc/self/cgroup may be the host's, which is not mounted. Then only the mount
+    point itself is returned, which is the container's own group.
     """
     mounts = root / "sys" / "fs" / "cgroup"
     for line in _read(root / "proc" / "self" / "cgroup").splitlines():

@@ -33,7 +33,7 @@ def certificates(path: Path) -> None:
 
 
 def certificate_store(pattern: str) -> None:
-    """A glob of files that each hold a certificate in PEM; at least one."""
+    """A glob that matches at least one file; each file must hold a PEM certificate."""
     found = glob(pattern)
     if not found:
         raise ValueError("matches no file: correct the pattern, or mount the certificates")

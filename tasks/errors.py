@@ -18,10 +18,11 @@ class SinkError(Exception):
 
 
 class TransientSinkError(SinkError):
-    """Retried automatically: timeouts, refused connections, 429, 5xx, responses without proof.
+    """Retried automatically: timeouts, refused connections, 429, 5xx, responses that do not prove the write.
 
-    `retry_after_seconds`: requested by the server; None if not. `failed`: positions (in the list given to `write`)
-    that are not durable; None if none is known to be durable. Positions not listed are durable and not retried.
+    `retry_after_seconds`: the wait requested by the server, or None. `failed`: positions (in the list given to
+    `write`) that are not durable; None if none is known to be durable. Positions not listed are durable and not
+    retried.
     """
 
     def __init__(
@@ -33,13 +34,13 @@ class TransientSinkError(SinkError):
 
 
 class PermanentSinkError(SinkError):
-    """A retry cannot help. `failed`:
+    """A retry cannot help.
 
-    (position, error) of refused items, if the server names them; all others are durable unless `all_refused`,
-    which means that nothing was written and the rest must be written again. None: the server did not name them, so
-    the caller bisects. `among`: with `failed` None, the positions that contain the refused items; all others are
-    durable. None: nothing is known to be durable. `configuration=True`: no item is at fault (missing bucket or
-    table, bad credentials): park the batch, never create dead letters.
+    `failed`: position and error of each refused item, or None if the server does not name them and the caller must
+    bisect. All other items are durable, unless `all_refused`: then nothing was written and the rest must be
+    written again. `among`, if `failed` is None: the positions that include the refused items; all others are
+    durable. If `among` is None too, nothing is known to be durable. `configuration`: no item is at fault (missing
+    bucket or table, bad credentials): park the batch, never create dead letters.
     """
 
     def __init__(

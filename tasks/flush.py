@@ -16,7 +16,7 @@ from tasks.names import flush_task
 from tasks.run import run
 from tasks.wire import SinkName
 
-# Bounded by `put_off`, which knows the deadline, instead of Celery's counter.
+# `put_off` bounds retries by the batch's deadline instead of Celery's counter.
 OPTIONS: dict[str, Any] = {
     "bind": True,
     "max_retries": None,

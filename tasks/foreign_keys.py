@@ -1,8 +1,7 @@
-"""Handles shared Redis keys with an unexpected type: no program of this system wrote them, and every command on
-them fails.
+"""Handles shared Redis keys of an unexpected type, which another program wrote and on which every command fails.
 
-Reading treats such a key as empty, so that the others are still shown. The program that maintains a key deletes
-one of the wrong type with its next heartbeat.
+Reads treat such a key as empty, so that the others are still shown. The program that maintains the key deletes it
+with its next heartbeat.
 """
 
 from __future__ import annotations
@@ -18,23 +17,23 @@ HASH, SORTED_SET, MISSING = b"hash", b"zset", b"none"
 
 
 def results(pipe: Any, instead: Any) -> list[Any]:
-    """Results of a pipeline that reads, with `instead` for keys of another type. Raises RedisError."""
+    """Runs a read-only pipeline. The result for a key of another type is `instead`. Raises RedisError."""
     found: list[Any] = pipe.execute(raise_on_error=False)
-    for index, one in enumerate(found):
-        if isinstance(one, ResponseError) and "WRONGTYPE" in str(one):
+    for index, result in enumerate(found):
+        if isinstance(result, ResponseError) and "WRONGTYPE" in str(result):
             found[index] = instead
-        elif isinstance(one, Exception):
-            raise one
+        elif isinstance(result, Exception):
+            raise result
     return found
 
 
 def remove_wrong_types(client: Any, keys: Iterable[str]) -> None:
-    """Deletes those of the keys that exist and are not hashes. Raises RedisError."""
-    asked = tuple(keys)
+    """Deletes the keys that exist and are not hashes. Raises RedisError."""
+    checked = tuple(keys)
     pipe = client.pipeline(transaction=False)
-    for key in asked:
+    for key in checked:
         pipe.type(key)
-    wrong = [key for key, kind in zip(asked, pipe.execute(), strict=True) if kind not in (HASH, MISSING)]
+    wrong = [key for key, kind in zip(checked, pipe.execute(), strict=True) if kind not in (HASH, MISSING)]
     if wrong:
-        log.warning("%s: another program wrote it, with another type: removed", ", ".join(wrong))
+        log.warning("removed %s: another program wrote it with another type", ", ".join(wrong))
         client.delete(*wrong)

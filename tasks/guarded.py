@@ -1,5 +1,5 @@
-"""librdkafka properties that `REPLAYS_KAFKA_OPTIONS` may not set, with reasons: at-least-once delivery depends on
-them, or a setting exists that other settings depend on.
+"""librdkafka properties that `REPLAYS_KAFKA_OPTIONS` may not set, with reasons. At-least-once delivery depends on
+them, or they have a setting of their own.
 
 All other properties are accepted.
 """
@@ -31,7 +31,7 @@ GUARDED: Mapping[str, str] = {
     "group.id": setting("KAFKA_GROUP"),
     "group.instance.id": setting("KAFKA_INSTANCE_ID"),
     "group.protocol": setting("KAFKA_GROUP_PROTOCOL"),
-    "group.protocol.type": "the brokers know no other type for consumers",
+    "group.protocol.type": "consumers have only one type",
     "partition.assignment.strategy": "partitions are drained and handed over one by one (cooperative-sticky)",
     "session.timeout.ms": setting("KAFKA_SESSION_TIMEOUT_SECONDS"),
     "max.poll.interval.ms": setting("KAFKA_MAX_POLL_INTERVAL_SECONDS"),
@@ -54,7 +54,7 @@ GUARDED: Mapping[str, str] = {
     "on_commit": CALLBACKS,
     "on_delivery": CALLBACKS,
     "opaque": CALLBACKS,
-    "default.topic.config": "name the property itself",
+    "default.topic.config": "set the topic property directly",
 }
 
 GUARDED_PREFIXES: Mapping[str, str] = {

@@ -1,4 +1,4 @@
-"""Loads the settings and reports all mistakes at once.
+"""Loads the settings and reports all mistakes together.
 
 They come from `REPLAYS_*` in the environment, or from a TOML file named by `REPLAYS_SETTINGS_FILE` (keys without
 the prefix, lower case); the environment takes precedence.
@@ -31,7 +31,8 @@ OTHER_PREFIXES = (FILE_VARIABLE, f"{ENV_PREFIX}LOCAL_", f"{ENV_PREFIX}TEST_", f"
 
 
 class SettingsError(click.ClickException):
-    """Settings that cannot be used. The text has one line per mistake: the name, the value, what is allowed.
+    """Settings that cannot be used. The text has one line per mistake with the name, the value, and the allowed
+    values.
 
     Commands do not catch it: click prints the text and exits with 2.
     """
@@ -39,7 +40,7 @@ class SettingsError(click.ClickException):
     exit_code = 2
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Called by click, at the end of the command."""
+        """click calls this at the end of the command."""
         click.echo(self.printed, file=file or sys.stderr)
 
     @property
@@ -49,26 +50,26 @@ class SettingsError(click.ClickException):
 
 
 VALUE_CHARACTERS_MAX = 100
-# Kubernetes sets it in every container.
+# Kubernetes sets this variable in every container.
 POD_VARIABLE = "KUBERNETES_SERVICE_HOST"
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 def in_pod() -> bool:
-    """True in a Kubernetes pod, where the loopback is the pod itself."""
+    """True in a Kubernetes pod, where the loopback interface is private to the pod."""
     return POD_VARIABLE in os.environ
 
 
 def load_fleet() -> Settings:
     """Worker settings from environment and file. Raises SettingsError.
 
-    Readers and workers may share an environment: reader settings are known by name but not validated.
+    Readers and workers may share an environment: reader settings are recognized but not validated.
     """
     return _load(Settings, [*_unknown(Settings.model_fields.keys() | READER_SETTINGS, os.environ)])
 
 
 def load_strictly(kind: type[SettingsT]) -> SettingsT:
-    """Loads any settings class like `load_fleet`; other names are reported as unknown."""
+    """Loads any settings class like `load_fleet`, except that other names are reported as unknown."""
     return _load(kind, [*_unknown(kind.model_fields.keys(), os.environ)])
 
 
@@ -112,7 +113,7 @@ def _unreadable(path: str) -> str:
 
 
 def _undecoded(kind: type[Settings], error: Exception) -> str:
-    """A setting that is not valid JSON. The text is not repeated, because it may contain a password."""
+    """The error for a setting that is not valid JSON. It omits the value, which may contain a password."""
     names = [name for name in kind.model_fields if f'"{name}"' in str(error)]
     name = f"{ENV_PREFIX}{names[0].upper()}" if names else str(error)
     return f'{name}: not a JSON object ({error.__cause__}): write it as {{"name": "value"}}'

@@ -1,6 +1,6 @@
 """Trims task messages.
 
-Every flush task message contains its chord's callback, which contains the errback. With all empty fields the
+Every flush task message contains its chord's callback, which contains the errback. With all its empty fields, the
 message would be twice as long, and Redis stores it twice while the task runs.
 """
 
@@ -13,7 +13,7 @@ from celery.signals import before_task_publish
 from tasks.wire import batch_id_of
 
 EMPTY: tuple[Any, ...] = (None, "", {}, [], "()", "{}", [None, None])
-# The sender is in the batch's manifest; there are no replies; `correlation_id` and `root_id` repeat the id.
+# The batch's manifest names the sender, there are no replies, and `correlation_id` and `root_id` repeat the id.
 HEADERS_DROPPED = ("lang", "origin", "replaced_task_nesting", "root_id")
 PROPERTIES_DROPPED = ("reply_to", "correlation_id")
 # A callback needs no reply address and is not a member of its chord.

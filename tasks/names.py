@@ -25,11 +25,11 @@ def flush_task(sink: SinkName) -> str:
 
 
 def sink_of(task: str) -> SinkName | None:
-    """The sink of a flush task by its name; None for other tasks."""
+    """The sink that the named flush task writes to. None for other tasks."""
     name = task.removeprefix(FLUSH)
     return SinkName(name) if task.startswith(FLUSH) and name in set(SinkName) else None
 
 
 def flush_queue(sink: SinkName) -> str:
-    """The queue of one sink; workers per sink scale and fail independently."""
+    """The queue of one sink. Each sink has its own queue, so that its workers scale and fail independently."""
     return f"flush.{sink}"

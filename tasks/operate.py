@@ -1,7 +1,7 @@
-"""Retry or abandon a parked batch, from Flower, its API or the command line.
+"""Retries or abandons a parked batch, for Flower, its API and the command line.
 
-The batch belongs to its reader: both send a request to the reader's stream. Each action is in the audit trail
-(`tasks.operators`).
+The batch belongs to its reader, so both functions send a request to the reader's stream. Each action is recorded
+in the audit trail (`tasks.operators`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SILENT_SECONDS_MAX = 60.0
 
 
 class NotParked(Exception):
-    """No reader holds this batch as parked. It may have settled."""
+    """No reader has parked this batch. It may have settled."""
 
 
 class ReaderGone(Exception):
@@ -44,11 +44,11 @@ def retry(coordination: Coordination, batch_id: str, by: str) -> str:
 def abandon(
     settings: Settings, coordination: Coordination, dead_letters: Sink[Any], batch_id: str, reason: str, by: str
 ) -> str:
-    """Returns one line about the result. Raises NotParked, ReaderGone, RangeError (the topic) or SinkError (the
-    dead letters); then nothing is abandoned.
+    """Returns one line about the result. If it raises NotParked, ReaderGone, RangeError (from reading the topic)
+    or SinkError (from writing dead letters), the batch is not abandoned.
 
-    Messages are read again from Kafka, because the staged rows may be the problem. Repeating it produces equal
-    dead letters again. The reader is informed only once all of them are durable.
+    Messages are read again from Kafka, because the staged rows may be the problem. A repeated call produces equal
+    dead letters again. The reader is notified only once all of them are durable.
     """
     if not reason.strip():
         raise ValueError("a reason is required, to explain the dead letters later")
@@ -66,7 +66,7 @@ def abandon(
                 group, size_bytes = [], 0
     _reader_of(coordination, batch_id)  # fails if the batch has settled while the topic was read
     _write_dead_letters(settings, dead_letters, batch_id, group)
-    # Some messages have expired since; they are lost, so report it.
+    # Messages that have expired from the topic are lost, so the line reports their number.
     gone = max(0, int(about.get("messages", count)) - count)
     coordination.audit(
         {"what": "abandon", "batch_id": batch_id, "by": by, "reason": reason, "messages": count, "gone": gone}
@@ -93,7 +93,7 @@ def _reader_of(coordination: Coordination, batch_id: str) -> str:
 
 
 def _letter(record: Record, batch_id: str, error: str) -> DeadLetter:
-    """The original message as a dead letter, with the reason."""
+    """The dead letter for an original message."""
     label = Label(
         reason=ABANDONED,
         error=error,

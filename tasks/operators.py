@@ -4,7 +4,7 @@
     <prefix>:operators:audit     sorted set: actions, by time
     <prefix>:operators:copied    the offset up to which both are complete
 
-Redis may lose the copy at any moment: if `copied` is missing, it is rebuilt from the topic. These are the only
+Redis may lose the copy at any time. If `copied` is missing, the copy is rebuilt from the topic. These are the only
 keys without an expiry. Readers follow the topic itself and do not depend on the copy. See
 docs/decisions/018-operators-decisions-in-kafka.md.
 """
@@ -57,22 +57,24 @@ class Copy:
         return int(position)
 
     def apply(self, entries: Mapping[str, Decision], position: int | None = None, *, anew: bool = False) -> None:
-        """Applies these decisions, in order, up to `position`. `anew`: replaces the whole copy."""
+        """Applies these decisions in order and sets the copied offset to `position`. `anew`: replaces the whole
+        copy.
+        """
         pipe = self._client.pipeline(transaction=True)
         if anew:
             pipe.delete(self._decided, self._audit)
-        for key, one in entries.items():
+        for key, decision in entries.items():
             audit = key.startswith(f"{AUDIT}/")
             text = None
-            if one.value is not None:
-                text = self._text(self._audit if audit else self._decided, {**one.value, "key": key})
+            if decision.value is not None:
+                text = self._text(self._audit if audit else self._decided, {**decision.value, "key": key})
             if audit:
                 if text is None:
                     at = int(key.split("/")[1].split("-")[0]) / 1000
                     # A key contains its time in milliseconds.
                     pipe.zremrangebyscore(self._audit, at - 0.0001, at + 0.0011)
                 else:
-                    pipe.zadd(self._audit, {text: float(one.value["at"])})  # type: ignore[index]
+                    pipe.zadd(self._audit, {text: float(decision.value["at"])})  # type: ignore[index]
             elif text is None:
                 pipe.hdel(self._decided, key)
             else:
@@ -108,13 +110,13 @@ class Copy:
         """The last actions, newest first, each with its `key`."""
         texts = self._client.zrevrange(self._audit, 0, count_max - 1)
         found = [self._seals.open_object(Purpose.DECISION, self._audit, text) for text in texts]
-        return [one for one in found if one is not None]
+        return [action for action in found if action is not None]
 
     def _text(self, place: str, value: dict[str, Any]) -> bytes:
         return msgspec.json.encode(self._seals.seal_object(Purpose.DECISION, place, value))
 
     def _opened(self, key: str, text: bytes) -> dict[str, Any] | None:
-        """None if the entry has no valid seal for this key."""
+        """The decision in this entry; None if it has no valid seal for this key."""
         found = self._seals.open_object(Purpose.DECISION, self._decided, text)
         if found is None or found.get("key") != key:
             warn(Purpose.DECISION)
@@ -128,7 +130,7 @@ class Copy:
             return []
         found = self._client.zrange(self._audit, 0, too_many - 1)
         opened = [self._seals.open_object(Purpose.DECISION, self._audit, text) for text in found]
-        return [str(one["key"]) for one in opened if one is not None]
+        return [str(entry["key"]) for entry in opened if entry is not None]
 
 
 def names(prefix: str) -> tuple[str, str, str]:
@@ -137,8 +139,9 @@ def names(prefix: str) -> tuple[str, str, str]:
 
 
 class Operators:
-    """Writes and reads decisions. Any thread. `decide` raises NotProduced; reading raises RedisError, RangeError
-    or DecisionsUnreadable."""
+    """Writes and reads decisions. Thread-safe. `decide` raises NotProduced; reads raise RedisError, RangeError or
+    DecisionsUnreadable.
+    """
 
     def __init__(self, client: Redis[bytes], settings: Settings) -> None:
         self._settings = settings
@@ -147,8 +150,8 @@ class Operators:
         self._lock = threading.Lock()
 
     def decide(self, values: Values, action: Mapping[str, Any] | None = None) -> dict[str, int]:
-        """Writes decisions, durable in the topic when this returns, with the audit entry first; returns offsets by
-        key.
+        """Writes the audit entry, then the decisions. Returns their offsets by key once all are durable in the
+        topic.
 
         If Redis is unreachable, a reader updates the copy later.
         """
@@ -194,9 +197,9 @@ class Operators:
         if known is None:
             return self._copy.in_force()
         return {
-            key: one.value
-            for key, one in known.entries.items()
-            if one.value is not None and not key.startswith(f"{AUDIT}/")
+            key: decision.value
+            for key, decision in known.entries.items()
+            if decision.value is not None and not key.startswith(f"{AUDIT}/")
         }
 
     def get(self, keys: list[str]) -> list[dict[str, Any] | None]:
@@ -204,7 +207,7 @@ class Operators:
         known = self._lost()
         if known is None:
             return self._copy.get(keys)
-        return [one.value if (one := known.entries.get(key)) is not None else None for key in keys]
+        return [decision.value if (decision := known.entries.get(key)) is not None else None for key in keys]
 
     def audited(self, count_max: int = 100) -> list[dict[str, str]]:
         """The last actions, newest first."""
@@ -212,5 +215,7 @@ class Operators:
         if known is None:
             actions = self._copy.audited(count_max)
         else:
-            actions = sorted(known.of(AUDIT).values(), key=lambda one: float(one["at"]), reverse=True)[:count_max]
-        return [{name: str(value) for name, value in one.items()} for one in actions]
+            actions = sorted(known.of(AUDIT).values(), key=lambda action: float(action["at"]), reverse=True)[
+                :count_max
+            ]
+        return [{name: str(value) for name, value in action.items()} for action in actions]

@@ -12,16 +12,16 @@ HIDDEN = "***"
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 DELETE = "\x7f"  # the one control character that ASCII JSON does not escape
 _BLANKS = "\t\n\r"
-# Blank letters and symbols that Unicode classifies as printable.
+# Letters and symbols that Unicode classifies as printable although they are blank.
 _INKLESS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
-# Combining marks are drawn above and below a letter. Many of them on one letter cover the adjacent lines.
+# Combining marks are drawn above or below a letter. Many of them on one letter would cover the adjacent lines.
 MARKS_MAX = 4
 _STACKED = re.compile(
     rf"([\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]{{{MARKS_MAX}}})"
     r"[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]+"
 )
 _INKLESS_LETTER = re.compile(f"[{_INKLESS}]")
-# Up to the last @ before a space or quote, because a password may contain unencoded /, : and @.
+# Matches up to the last @ before a space or quote, because a password may contain unencoded /, : and @.
 _SCHEME = r"[a-z][a-z0-9+.-]{0,19}://"
 _URL_PASSWORD = re.compile(
     rf"(?P<start>{_SCHEME}[^\s:/@\"'<>]{{0,200}}):(?P<password>[^\s\"'<>]{{1,500}})@", re.IGNORECASE
@@ -42,7 +42,7 @@ _AUTHORIZED = re.compile(
 
 def printable(text: str, instead: str = REPLACEMENT) -> str:
     """One line without control characters, escapes, bidirectional marks, line separators, and zero-width and blank
-    characters; with at most MARKS_MAX combining marks in a row.
+    characters; with at most MARKS_MAX consecutive combining marks.
 
     White space becomes a space, other unprintable characters become `instead`.
     """

@@ -21,12 +21,12 @@ BACKEND = "publish-only"
 BaseLoader.override_backends[BACKEND] = "tasks.publish_only:PublishOnlyBackend"
 
 
-# Retries for chord counting during a failover, because a missed count delays the batch until its deadline.
+# Retries for chord counting during a failover, because a missed count would delay the batch until its deadline.
 RETRIES = 3
 
 
 class PublishOnlyBackend(RedisBackend):
-    """Redis for chord counters only, without subscriptions.
+    """A Redis backend for chord counters only, without subscriptions.
 
     Connections use the link in its transport options, like the broker's; its URL is only a label.
     """
@@ -45,7 +45,7 @@ class PublishOnlyBackend(RedisBackend):
         return self.link.address.shown
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
-        """No subscription."""
+        """Does nothing, because there are no subscriptions."""
 
     def add_pending_result(self, result: Any, weak: bool = False, start_drainer: bool = True) -> Any:
         """Not stored."""
@@ -55,5 +55,5 @@ class PublishOnlyBackend(RedisBackend):
         """Not stored."""
 
     def remove_pending_result(self, result: Any) -> Any:
-        """Nothing is stored."""
+        """Does nothing, because no result is stored."""
         return result

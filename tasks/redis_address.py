@@ -1,8 +1,8 @@
 """Parses `REPLAYS_REDIS_URL` for readers, workers, Flower and commands. redis-py, kombu, Celery's result backend
 and Flower each support different URL options and silently ignore others.
 
-None of them gets the URL: every connection uses the address parsed here, and an option either applies to all of
-them or is refused by name.
+So none of these libraries gets the URL. Every connection uses the address parsed here, and an option either
+applies to all connections or is refused by name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ VERIFICATION = {name: name for name in ("required", "optional", "none")} | {
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 # URL options of redis-py for which a setting exists.
-HAVE_A_SETTING: Mapping[str, str] = {
+SETTING_OF_OPTION: Mapping[str, str] = {
     "socket_timeout": "REDIS_TIMEOUT_SECONDS",
     "socket_connect_timeout": "REDIS_TIMEOUT_SECONDS",
     "timeout": "REDIS_TIMEOUT_SECONDS",
@@ -48,7 +48,7 @@ class WrongAddress(ValueError):
 
 
 class Scheme(StrEnum):
-    """How Redis is reached: transport and TLS."""
+    """The transport to Redis, with or without TLS."""
 
     PLAIN = "redis"
     TLS = "rediss"
@@ -60,9 +60,9 @@ class Scheme(StrEnum):
 class RedisAddress:
     """The address of a Redis server, or of its Sentinels.
 
-    `hosts`: one (host, port), or several Sentinels; none for a socket, which has a `path`.
-    `verification`: required, optional or none, of the server's certificate.
-    `options`: the names of the URL's options.
+    `hosts`: (host, port) of the server or of each Sentinel; empty for a socket, which has a `path`.
+    `verification` of the server's certificate: required, optional or none.
+    `options`: the names of the options in the URL.
     """
 
     scheme: Scheme
@@ -94,11 +94,11 @@ class RedisAddress:
 
 
 def parse(url: str) -> RedisAddress:
-    """The address. Raises WrongAddress."""
+    """Parses the URL. Raises WrongAddress."""
     parts = [_split(part) for part in url.rstrip(";").split(";")]
     schemes = {part.scheme for part in parts}
     if len(schemes) > 1 or (len(parts) > 1 and schemes != {Scheme.SENTINEL}):
-        raise WrongAddress("only sentinel:// takes several hosts, and each one begins with sentinel://")
+        raise WrongAddress("only sentinel:// accepts several hosts, each prefixed with sentinel://")
     scheme = Scheme(parts[0].scheme)
     options = _options(parts)
     _refuse_unknown(scheme, options)
@@ -136,7 +136,7 @@ def _split(text: str) -> SplitResult:
         raise WrongAddress(f"is not of the form {FORM}")
     if url.scheme == Scheme.SOCKET:
         if url.hostname or len(url.path) < 2:
-            raise WrongAddress("redis+socket:// takes an absolute path, as in redis+socket:///run/redis.sock")
+            raise WrongAddress("redis+socket:// needs an absolute path, as in redis+socket:///run/redis.sock")
     elif not re.fullmatch(r"/?\d*", url.path):
         raise WrongAddress(f"is not of the form {FORM}")
     return url
@@ -157,8 +157,10 @@ def _options(parts: list[SplitResult]) -> dict[str, str]:
 
 def _refuse_unknown(scheme: Scheme, options: Mapping[str, str]) -> None:
     for name in sorted(options):
-        if name in HAVE_A_SETTING:
-            raise WrongAddress(f"the option {name} is not supported: set REPLAYS_{HAVE_A_SETTING[name]} instead")
+        if name in SETTING_OF_OPTION:
+            raise WrongAddress(
+                f"the option {name} is not supported: set REPLAYS_{SETTING_OF_OPTION[name]} instead"
+            )
         if name in SOCKET_DATABASE and scheme is not Scheme.SOCKET:
             raise WrongAddress(
                 f"the option {name} is not supported: the database is the path, as in {scheme}://host/3"

@@ -1,7 +1,7 @@
 """Converts a refused item to a dead letter, and back for a replay.
 
-Letters contain no current time, so that the same refusal gives the same record. A letter's content is untrusted:
-`revive` accepts only sinks, kinds, tables and names that this code writes.
+Letters do not contain the current time, so that equal refusals produce equal records. A letter's content is
+untrusted: `revive` accepts only sinks, kinds, tables and names that this code writes.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def revive(label: Label, value: bytes) -> tuple[SinkName, Item]:
     """The sink and the item of a letter. Raises ValueError for content that this code cannot have written."""
     refusal, offset = label.refusal, label.origin.offset
     if refusal is None:
-        raise ValueError(f"not an item that a sink refused, but a message ({label.reason})")
+        raise ValueError(f"the letter is a message, not an item that a sink refused ({label.reason})")
     sink = next((sink for sink in KIND_OF_SINK if sink == refusal.sink), None)
     if sink is None or refusal.kind != KIND_OF_SINK[sink]:
-        raise ValueError(f"no sink {refusal.sink!r} takes items of the kind {refusal.kind!r}")
+        raise ValueError(f"no sink {refusal.sink!r} accepts items of the kind {refusal.kind!r}")
     match KIND_OF_SINK[sink]:
         case Kind.BLOB:
             return sink, Blob(_object_name(refusal.item, label.batch_id), value, offset)
@@ -83,12 +83,12 @@ def _row_name(sink: SinkName, item: str) -> tuple[str, str]:
     if table is None:
         raise ValueError(f"{sink} has no table {named!r}")
     if not 0 < len(row_id) <= ROW_ID_CHARACTERS_MAX:
-        raise ValueError(f"a row's id has 1 to {ROW_ID_CHARACTERS_MAX} characters, not {len(row_id)}")
+        raise ValueError(f"a row's id must have 1 to {ROW_ID_CHARACTERS_MAX} characters, not {len(row_id)}")
     return table, row_id
 
 
 def _json_object(value: bytes) -> bytes:
-    """Checks for one object on one line; a second line would be a second row."""
+    """Returns the value if it is one JSON object on one line; a second line would be a second row."""
     try:
         msgspec.json.decode(value, type=dict[str, msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -104,5 +104,5 @@ def _metric(refusal: Refusal, value: bytes) -> Metric:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"not a metric: {error}") from None
     if metric.name != refusal.item:
-        raise ValueError(f"the metric is called {metric.name!r}, its letter names {refusal.item!r}")
+        raise ValueError(f"the metric is named {metric.name!r}, but its letter names {refusal.item!r}")
     return metric

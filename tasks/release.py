@@ -15,4 +15,4 @@ def _installed() -> str:
 
 
 RELEASE = _installed()
-"""As in `pip list`, for example 0.2.0; "" if the package is not installed."""
+"""The version in `pip list`, for example 0.2.0; "" if the package is not installed."""

@@ -1,7 +1,7 @@
 """Retries of flush tasks.
 
-Backoff with full jitter, bounded by `task_retries_max` and the batch's deadline. A task that gives up fails its
-chord, and the reader parks the batch.
+Backoff with full jitter, bounded by `task_retries_max` and the batch's deadline. When a task has used up its
+retries, its chord fails and the reader parks the batch.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ log = get_task_logger(__name__)
 class Later(Exception):
     """The run did not finish; the next one continues from `progress`.
 
-    `wait_seconds`: minimum wait; None: by backoff. `counts`: counts against `task_retries_max`; runs that were
-    postponed or made progress are bounded only by the batch's deadline.
+    `wait_seconds`: minimum wait, or None for backoff alone. `counts`: whether the run counts against
+    `task_retries_max`. Runs that were postponed or made progress are bounded only by the batch's deadline.
     """
 
     def __init__(
@@ -42,7 +42,9 @@ class Later(Exception):
 
 
 class GaveUp(Exception):
-    """A flush task gave up in this attempt of its batch. The reader parks the batch and retries it."""
+    """A flush task used up its retries or its time in this attempt of its batch. The reader parks the batch and
+    retries it.
+    """
 
     outcome = RunOutcome.GAVE_UP
 
@@ -61,7 +63,7 @@ def put_off(
     log.info("%s of %s again in %.1f s: %s", name, batch, wait_seconds, later)
     if later.counts or task.request.is_eager:
         raise task.retry(exc=later, countdown=wait_seconds)
-    # Like `Task.retry`, except for the count.
+    # Does what `Task.retry` does, except for the count.
     again = task.signature_from_request(countdown=wait_seconds, retries=tries)
     try:
         again.apply_async()

@@ -22,7 +22,7 @@ class NotDelivered(Exception):
 
 
 def publish_and_consume(settings: Settings, seconds_max: float) -> None:
-    """Returns when the task was received unchanged, signed if messages are signed.
+    """Returns once the task has been received unchanged, and signed if messages are signed.
 
     Raises NotDelivered, and errors of kombu and redis.
     """

@@ -1,5 +1,5 @@
-"""One run of a flush task: checks the done mark and the circuit breaker, loads the staged bytes, writes them, sets
-the done mark.
+"""One run of a flush task: checks the done mark and the circuit breaker, loads the staged bytes, writes them, and
+sets the done mark.
 
 A failed run is retried (`tasks.retries`) or fails its chord; the reader then parks the batch.
 """
@@ -30,9 +30,9 @@ from tasks.wire import Item, Manifest, SinkName, TaskName, decode_items, referen
 
 log = get_task_logger(__name__)
 DONE = "done"
-# A run postpones itself after the time of this many calls, well before Celery's limits.
+# A run that has taken the time of this many calls is postponed, well before Celery's limits.
 CALLS_PER_RUN = 3
-# If at most this share of the items is left, the run counts as progress.
+# A run that leaves at most this share of the items counts as progress.
 SCATTERED_SHARE_MAX = 0.25
 
 
@@ -47,66 +47,66 @@ class Held(Exception):
 
 def run(task: Task[Any, Any], batch: str, name: str, until: int) -> str:
     """One run of a flush task: returns DONE, or raises Celery's Retry or the failure."""
-    mine, task_id = tools.get(), str(task.request.id)
-    with watched(task.request, batch, name, mine.staging, mine.settings) as watch:
+    worker, task_id = tools.get(), str(task.request.id)
+    with watched(task.request, batch, name, worker.staging, worker.settings) as watch:
         try:
-            begun = mine.staging.begin(batch, name, task_id)
+            begun = worker.staging.begin(batch, name, task_id)
             watch.already_done = begun is None
             if begun is None:
                 return DONE
-            if begun.starts > mine.settings.task_starts_max:
+            if begun.starts > worker.settings.task_starts_max:
                 raise GaveUp(
                     f"{name} of {batch} started {begun.starts - 1} times without finishing: it kills its worker"
                 )
-            flush(mine, batch, name, begun, watch)
-            mine.staging.mark(batch, name, task_id, begun.content)
+            flush(worker, batch, name, begun, watch)
+            worker.staging.mark(batch, name, task_id, begun.content)
         except Later as later:
-            put_off(task, mine.staging, mine.settings, batch, name, until, later)
+            put_off(task, worker.staging, worker.settings, batch, name, until, later)
         except Held as held:
-            mine.staging.put_off(batch, name, task_id, str(held), held.progress)
+            worker.staging.put_off(batch, name, task_id, str(held), held.progress)
             raise
         except (Retry, Reject, Ignore):
             raise
         except Exception as error:
             poison, text = isinstance(error, GaveUp), f"{type(error).__name__}: {error}"
-            mine.staging.put_off(batch, name, task_id, text, None, is_poison=poison)
+            worker.staging.put_off(batch, name, task_id, text, None, is_poison=poison)
             raise
     return DONE
 
 
-def flush(mine: Tools, batch: str, name: str, begun: Run, watch: Watch) -> None:
+def flush(worker: Tools, batch: str, name: str, begun: Run, watch: Watch) -> None:
     """Writes one task's items, including dead letters of refused ones. Raises Later or the failure."""
     target = TaskName.parse(name).sink
-    sink = mine.sink(target)
-    permit = mine.breaker.ask(target)
+    sink = worker.sink(target)
+    permit = worker.breaker.request_permit(target)
     if not permit.granted:
         metrics.observe_breaker_refusal(target)
         error = permit.error or f"{target}: its calls fail"
         raise Later(f"{error} (not called now, its breaker is open)", permit.wait_seconds, counts=False)
     try:
-        payload = mine.staging.payload(batch, name, begun.content)
+        payload = worker.staging.payload(batch, name, begun.content)
         items = decode_items(target, payload)
     except Exception:
-        mine.breaker.return_permit(target, permit)  # the sink was not called, so its state is not known
+        worker.breaker.return_permit(target, permit)  # the sink was not called, so its state is unknown
         raise
     watch.called, watch.items, watch.size_bytes = True, len(items), len(payload)
     progress = begun.progress or Progress(left=list(range(len(items))))
-    ends_at = time.monotonic() + CALLS_PER_RUN * mine.settings.sink_timeout_seconds
-    write = partial(_write, sink, items, f"{batch}:{name}", mine.settings.sink_timeout_seconds)
-    examine = partial(_examine, sink, items, mine.settings.sink_timeout_seconds / 2)
+    ends_at = time.monotonic() + CALLS_PER_RUN * worker.settings.sink_timeout_seconds
+    write = partial(_write, sink, items, f"{batch}:{name}", worker.settings.sink_timeout_seconds)
+    examine = partial(_examine, sink, items, worker.settings.sink_timeout_seconds / 2)
     before = len(progress.left)
     worked, last_error = True, ""
     try:
         deliver(write, examine, progress, len(items), lambda: time.monotonic() < ends_at)
-        _write_dead_letters(mine, begun.manifest, target, items, progress)
+        _write_dead_letters(worker, begun.manifest, target, items, progress)
     except PermanentSinkError as error:
         raise Held(str(error), progress) from error
     except TransientSinkError as error:
         last_error = str(error)
-        # Partial success does not count against the sink: 2 of 64 failed uploads are normal.
+        # Partial success does not count against the sink: 2 failed uploads of 64 are normal.
         worked = len(progress.left) < before or not progress.left
         if error.failed is not None and 0 < len(progress.left) <= SCATTERED_SHARE_MAX * before:
-            # The failed ones are retried as soon as allowed, without counting as a failure.
+            # The failed items are retried as soon as the sink allows, and the run does not count as failed.
             raise Later(str(error), error.retry_after_seconds or 0.0, progress, counts=False) from error
         raise Later(str(error), error.retry_after_seconds, progress) from error
     except OutOfTime as error:
@@ -115,13 +115,13 @@ def flush(mine: Tools, batch: str, name: str, begun: Run, watch: Watch) -> None:
         worked, last_error = False, f"{target}: did not return within the time limit"
         raise Later(last_error, None, progress) from error
     finally:
-        mine.breaker.report(target, permit, worked=worked, error=last_error)
+        worker.breaker.report(target, permit, worked=worked, error=last_error)
 
 
 def _write(
     sink: Sink[Any], items: Sequence[Item], token: str, deadline_seconds: float, positions: Sequence[int]
 ) -> None:
-    """One sink call for some of the items. The token identifies exactly these."""
+    """Calls the sink once for some of the items. The token identifies exactly these items."""
     if len(positions) < len(items):
         token = f"{token}:{xxhash.xxh3_64_hexdigest(msgspec.json.encode(list(positions)))}"
     sink.write([items[position] for position in positions], token, deadline_seconds)
@@ -133,7 +133,7 @@ def _examine(sink: Sink[Any], items: Sequence[Item], deadline_seconds: float, po
 
 
 def _write_dead_letters(
-    mine: Tools, manifest: Manifest, sink: SinkName, items: Sequence[Item], progress: Progress
+    worker: Tools, manifest: Manifest, sink: SinkName, items: Sequence[Item], progress: Progress
 ) -> None:
     """Writes dead letters of refused items, before the task counts as done."""
     if not progress.refused:
@@ -146,5 +146,5 @@ def _write_dead_letters(
         "%s refused %s of %s items of %s: %s", sink, len(letters), len(items), batch, progress.refused[0][1]
     )
     token = f"{batch}:refused:{sink}:{xxhash.xxh3_64_hexdigest(msgspec.json.encode(progress.refused))}"
-    mine.sink(SinkName.DEAD_LETTER).write(letters, token, mine.settings.sink_timeout_seconds)
+    worker.sink(SinkName.DEAD_LETTER).write(letters, token, worker.settings.sink_timeout_seconds)
     metrics.observe_refused(sink, len(letters))

@@ -1,7 +1,7 @@
 """Seals authenticate entries in Redis and in the dead-letter topic.
 
-With `REPLAYS_SHARED_KEY`, entries that offsets or writes depend on have an HMAC-SHA256 over their purpose and
-content; entries that do not verify are treated as missing.
+With `REPLAYS_SHARED_KEY`, every entry on which offsets or writes depend has an HMAC-SHA256 of its purpose and
+content. Entries that do not verify are treated as missing.
 
     purpose      over                                                     where the seal is
     manifest     key, manifest                                            hash field `seal/manifest`
@@ -12,8 +12,9 @@ content; entries that do not verify are treated as missing.
     decision     key, entry of the copy of operators' decisions           `seal` in the entry
     letter       topic, key, value, headers; marks of replays too         header `seal`
 
-A payload is hashed once where it is encoded and once where it is written; the manifest holds the digest. Each part
-is prefixed with its length, so that bytes cannot move between parts. The first key seals, all keys verify.
+A payload is hashed once when it is encoded and once when it is written; the manifest has the digest. Each part
+is prefixed with its length, so that bytes cannot move between parts. The first key creates seals; all keys verify
+them.
 
 No I/O. docs/decisions/037-shared-key.md lists what is not sealed, and why.
 """
@@ -54,15 +55,15 @@ Unverified = Callable[[Purpose], None]
 
 def warn(purpose: Purpose) -> None:
     """Logs one line: an entry without a valid seal is ignored."""
-    log.warning("a %s without a seal of the shared key is ignored", purpose)
+    log.warning("ignoring a %s without a seal of the shared key", purpose)
 
 
 @dataclass(frozen=True, slots=True)
 class Seals:
     """Creates and verifies seals. Without keys it creates none and accepts everything.
 
-    `keys`: the first one seals, all verify. `unsealed_accepted`: accepts entries without a seal, while processes
-    without the key run; wrong seals never verify.
+    `keys`: the first one creates seals, all verify them. `unsealed_accepted`: entries without a seal are accepted,
+    because processes without the key are still running; wrong seals never verify.
     """
 
     keys: tuple[bytes, ...] = field(default=(), repr=False)
@@ -108,7 +109,7 @@ class Seals:
 
 
 UNSEALED = Seals()
-"""Without a key."""
+"""Seals without a key, which accept every entry."""
 
 
 def keys_of(text: str) -> tuple[bytes, ...]:

@@ -14,7 +14,7 @@ from tasks.addresses import HOST as HOST_PATTERN
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A pattern for the whole text, and its description."""
+    """A pattern that the whole text must match, and its description."""
 
     pattern: re.Pattern[str]
     allowed: str
@@ -36,7 +36,7 @@ BUCKET = Form(
 )
 PROJECT = Form(
     re.compile(r"[a-z0-9][a-z0-9.:-]{0,98}"),
-    "a Google Cloud project id: lower-case letters, digits and dashes, after example.com: for a domain's",
+    "a Google Cloud project id: lower-case letters, digits and dashes, prefixed with example.com: for a domain",
 )
 LOCATION = Form(re.compile(r"[A-Za-z0-9-]{0,64}"), "empty, or a location such as EU or europe-west1")
 HOST = Form(HOST_PATTERN, "a host name or an IP address, without scheme and port")
@@ -44,7 +44,7 @@ USER = Form(re.compile(r"(?:\S(?:.{0,253}\S)?)?"), "up to 255 characters, withou
 
 SOCKET = Form(
     re.compile(r"(?:(?:(?:unix|unixgram|unixstream)://)?/\S+)?"),
-    "empty, or an absolute path, after unix://, unixgram:// or unixstream:// if need be",
+    "empty, or an absolute path, optionally prefixed with unix://, unixgram:// or unixstream://",
 )
 
 FORMS: Mapping[str, Form] = {
@@ -68,7 +68,7 @@ FORMS: Mapping[str, Form] = {
     "redis_sentinel_username": USER,
     "worker_http_host": HOST,
 }
-"""The form of each setting that is a name."""
+"""The allowed form of each setting that is a name."""
 
 BLANK_NOT_ALLOWED = frozenset(
     (

@@ -1,4 +1,4 @@
-"""Settings that readers and workers share, and those of workers and Flower. Units are in the names.
+"""The settings shared by readers and workers, and those of workers and Flower. Names end with the unit.
 
 `tasks.loading` reads them and reports mistakes.
 """
@@ -44,8 +44,8 @@ class Settings(BaseSettings):
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
         description="Redis for queues, chords, staged batches and completions: redis://, rediss:// (TLS), "
-        "redis+socket:///path, or sentinel://host:26379;sentinel://host:26379/0. May hold Redis user name "
-        "and password. maxmemory-policy must be noeviction. docs/redis.md lists the supported URL options.",
+        "redis+socket:///path, or sentinel://host:26379;sentinel://host:26379/0. May contain the Redis user "
+        "name and password. maxmemory-policy must be noeviction. docs/redis.md lists the supported URL options.",
     )
     redis_tls_ca_file: Path | None = Field(
         None, description="CA bundle for TLS to Redis and Sentinel; system default if unset."
@@ -53,15 +53,16 @@ class Settings(BaseSettings):
     redis_sentinel_master: str = Field(
         "",
         pattern=r"^[A-Za-z0-9_.-]{0,128}$",
-        description="Name of the primary monitored by the Sentinels of a sentinel:// URL. Required with such "
-        "a URL.",
+        description="Name of the primary that the Sentinels monitor. Required with a sentinel:// URL.",
     )
     redis_sentinel_username: str = Field("", description="User name for the Sentinels themselves.")
     redis_sentinel_password: SecretStr = Field(
-        SecretStr(""), description="Password for the Sentinels themselves; the one in the URL is for Redis."
+        SecretStr(""), description="Password for the Sentinels themselves; the password in the URL is for Redis."
     )
     redis_sentinel_tls: Literal["off", "redis", "all"] = Field(
-        "off", description="TLS with a sentinel:// URL: off, to Redis only, or to Redis and the Sentinels (all)."
+        "off",
+        description="Connections that use TLS with a sentinel:// URL: none (off), to Redis only (redis), or "
+        "also to the Sentinels (all).",
     )
     redis_timeout_seconds: float = Field(5.0, ge=0.1, le=60, description="Socket timeout of Redis calls.")
     key_prefix: str = Field("replays", pattern=r"^[a-z0-9_.-]{1,32}$", description="Prefix of all Redis keys.")
@@ -69,14 +70,14 @@ class Settings(BaseSettings):
         6 * 3600,
         ge=600,
         le=7 * 86400,
-        description="Expiry of staged bytes and done marks after they were last written or renewed.",
+        description="Expiry of staged bytes and done marks, counted from their last write or renewal.",
     )
 
     shared_key: SecretStr = Field(
         SecretStr(""),
         description="Secret shared by readers, workers and operator commands. Authenticates staged batches, "
-        "done marks, completions, parked batches and dead letters. Comma-separated list: the first key seals, all "
-        "verify; at least 32 characters each. Empty: entries are not authenticated.",
+        "done marks, completions, parked batches and dead letters. Comma-separated list: the first key creates "
+        "seals, all keys verify them; at least 32 characters each. Empty: entries are not authenticated.",
     )
     shared_key_file: Path | None = Field(None, description="File that contains the shared key.")
     shared_key_unsealed: Literal["refuse", "accept"] = Field(
@@ -210,7 +211,9 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="Log format. auto: text on a terminal, otherwise json."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Minimum level logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Minimum level of log lines."
+    )
     tracing: bool = Field(
         False,
         description="Enable OpenTelemetry tracing, from the Kafka headers to each sink. Requires the extra "
@@ -264,8 +267,8 @@ class Settings(BaseSettings):
         5,
         ge=1,
         le=10_000,
-        description="Minimum failed calls in the window before the breaker opens; more than half of the "
-        "calls must have failed.",
+        description="Minimum failed calls in the window before the breaker opens. More than half of the calls "
+        "must also have failed.",
     )
     breaker_cool_seconds: float = Field(
         5.0,
@@ -287,7 +290,7 @@ class Settings(BaseSettings):
     )
     flower_oauth_provider: Literal["", "google", "github", "gitlab", "okta"] = Field(
         "",
-        description="OAuth provider for Flower, instead of a password. Requires the key, the secret and the "
+        description="OAuth provider for Flower logins, instead of passwords. Requires the key, the secret and the "
         "allowed e-mail addresses.",
     )
     flower_oauth_key: str = Field("", description="OAuth client id.")
@@ -316,7 +319,7 @@ class Settings(BaseSettings):
 
     @property
     def redis_tls(self) -> bool:
-        """Whether the link to Redis itself is encrypted."""
+        """Whether connections to Redis itself use TLS."""
         return self.redis_address.scheme is Scheme.TLS or self.redis_sentinel_tls != "off"
 
     @property
@@ -338,14 +341,14 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, then the environment, then the file."""
+        """Sources by precedence: arguments, the environment, the file."""
         path = os.environ.get(FILE_VARIABLE)
         file = (TomlConfigSettingsSource(settings_cls, toml_file=path),) if path else ()
         return (init_settings, env_settings, *file)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _has_the_form_of_its_kind(cls, value: object, info: ValidationInfo) -> object:
+    def _check_name_form(cls, value: object, info: ValidationInfo) -> object:
         text = value.get_secret_value() if isinstance(value, SecretStr) else value
         if isinstance(text, str):
             check_text(info.field_name or "", text)
@@ -360,12 +363,12 @@ class Settings(BaseSettings):
 
     @field_validator("redis_url")
     @classmethod
-    def _redis_is_an_address(cls, value: SecretStr) -> SecretStr:
+    def _check_redis_address(cls, value: SecretStr) -> SecretStr:
         parse(value.get_secret_value())
         return value
 
     @model_validator(mode="after")
-    def _sentinel_is_named_and_no_option_is_idle(self) -> Self:
+    def _check_sentinel_options(self) -> Self:
         address = self.redis_address
         sentinel = ("redis_sentinel_username", "redis_sentinel_password", "redis_sentinel_tls")
         if address.scheme is Scheme.SENTINEL:
@@ -374,16 +377,16 @@ class Settings(BaseSettings):
             idle = [name for name in address.options if name in TLS_OPTIONS]
             if idle and self.redis_sentinel_tls == "off":
                 raise ValueError(f"{ENV_PREFIX}REDIS_URL: {idle[0]} needs {ENV_PREFIX}REDIS_SENTINEL_TLS")
-            return self._redis_files()
+            return self._check_redis_files()
         changed = [name for name in sentinel if getattr(self, name) != type(self).model_fields[name].default]
         for name in [*(["redis_sentinel_master"] if self.redis_sentinel_master else []), *changed]:
             raise ValueError(
                 f"{ENV_PREFIX}{name.upper()} is not used: remove it, or set {ENV_PREFIX}REDIS_URL to a "
                 "sentinel:// URL"
             )
-        return self._redis_files()
+        return self._check_redis_files()
 
-    def _redis_files(self) -> Self:
+    def _check_redis_files(self) -> Self:
         address = self.redis_address
         if bool(address.certificate_file) != bool(address.key_file):
             raise ValueError(f"{ENV_PREFIX}REDIS_URL: ssl_certfile and ssl_keyfile: set both or none")
@@ -397,7 +400,7 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _files_of_redis_and_celery_are_there(self) -> Self:
+    def _check_credential_files(self) -> Self:
         signing = (self.task_security_key_file, self.task_security_certificate_file, self.task_security_store)
         if any(signing) and not all(signing):
             raise ValueError(
@@ -415,7 +418,7 @@ class Settings(BaseSettings):
 
     @field_validator("redis_tls_ca_file", "kafka_ssl_ca_file", "clickhouse_tls_ca_file")
     @classmethod
-    def _is_a_ca_file(cls, value: Path | None) -> Path | None:
+    def _check_ca_file(cls, value: Path | None) -> Path | None:
         if value is not None:
             certificates(value)
         return value
@@ -427,48 +430,48 @@ class Settings(BaseSettings):
         "task_security_certificate_file",
     )
     @classmethod
-    def _is_readable(cls, value: Path | None) -> Path | None:
+    def _check_readable(cls, value: Path | None) -> Path | None:
         if value is not None:
             content(value)
         return value
 
     @field_validator("task_security_store")
     @classmethod
-    def _holds_certificates(cls, value: str) -> str:
+    def _check_certificate_store(cls, value: str) -> str:
         if value:
             certificate_store(value)
         return value
 
     @field_validator("google_credentials_file")
     @classmethod
-    def _is_a_key_of_googles(cls, value: Path | None) -> Path | None:
+    def _check_google_credentials(cls, value: Path | None) -> Path | None:
         if value is not None:
             google_credentials(value)
         return value
 
     @field_validator("clickhouse_url", "gcs_endpoint", "bigquery_endpoint", "flower_oauth_redirect_uri")
     @classmethod
-    def _is_an_http_address(cls, value: str, info: ValidationInfo) -> str:
+    def _check_http_url(cls, value: str, info: ValidationInfo) -> str:
         if value or info.field_name == "clickhouse_url":
             http_url(value, credentials=CLICKHOUSE_LOGIN if info.field_name == "clickhouse_url" else "")
         return value
 
     @field_validator("kafka_brokers")
     @classmethod
-    def _are_brokers(cls, value: str) -> str:
+    def _check_brokers(cls, value: str) -> str:
         brokers(value)
         return value
 
     @field_validator("sentry_dsn")
     @classmethod
-    def _is_a_dsn(cls, value: SecretStr) -> SecretStr:
+    def _check_sentry_dsn(cls, value: SecretStr) -> SecretStr:
         text = value.get_secret_value()
         if text and not re.fullmatch(r"https?://[^@/\s]+@[^@/\s]+/\S*\d+", text):
             raise ValueError("is not of the form https://key@host/project")
         return value
 
     @model_validator(mode="after")
-    def _kafka_encryption_is_whole(self) -> Self:
+    def _check_kafka_encryption(self) -> Self:
         encrypted, signed_in = "SSL" in self.kafka_security_protocol, "SASL" in self.kafka_security_protocol
         pair = (self.kafka_ssl_certificate_file, self.kafka_ssl_key_file)
         protocol = f"{ENV_PREFIX}KAFKA_SECURITY_PROTOCOL={self.kafka_security_protocol}"
@@ -488,7 +491,7 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _shared_key_is_a_key(self) -> Self:
+    def _check_shared_key(self) -> Self:
         if self.shared_key_file is not None and self.shared_key.get_secret_value():
             raise ValueError(f"{ENV_PREFIX}SHARED_KEY, {ENV_PREFIX}SHARED_KEY_FILE: set one of the two")
         name = "SHARED_KEY" if self.shared_key_file is None else "SHARED_KEY_FILE"
@@ -497,17 +500,17 @@ class Settings(BaseSettings):
         except ValueError as error:
             raise ValueError(f"{ENV_PREFIX}{name}: {error}") from None
         if self.shared_key_file is not None and not active:
-            raise ValueError(f"{ENV_PREFIX}{name}: {self.shared_key_file} holds no key")
+            raise ValueError(f"{ENV_PREFIX}{name}: {self.shared_key_file} contains no key")
         return self
 
     @model_validator(mode="after")
-    def _first_waits_are_not_above_the_longest(self) -> Self:
+    def _check_backoff_bounds(self) -> Self:
         not_above(self, "task_backoff_seconds", "task_backoff_seconds_max")
         not_above(self, "breaker_cool_seconds", "breaker_cool_seconds_max")
         return self
 
     @model_validator(mode="after")
-    def _certificates_of_clickhouse_are_used(self) -> Self:
+    def _check_clickhouse_tls(self) -> Self:
         if self.clickhouse_tls_ca_file is not None and not self.clickhouse_url.startswith("https:"):
             raise ValueError(
                 f"{ENV_PREFIX}CLICKHOUSE_TLS_CA_FILE is not used with http://: use https:// in "
@@ -517,14 +520,14 @@ class Settings(BaseSettings):
 
     @field_validator("kafka_options", mode="before")
     @classmethod
-    def _as_librdkafka_writes_it(cls, value: object) -> object:
-        """Converts JSON numbers and booleans to librdkafka's text values."""
+    def _kafka_options_as_text(cls, value: object) -> object:
+        """Converts JSON numbers and booleans to texts that librdkafka accepts."""
         if not isinstance(value, dict):
             return value
         return {name: _property_text(entry) for name, entry in value.items()}
 
     @model_validator(mode="after")
-    def _kafka_options_leave_the_guarantee_alone(self) -> Self:
+    def _check_kafka_options(self) -> Self:
         refusals = [(name, refusal(name)) for name in sorted(self.kafka_options)]
         texts = [f"{name} cannot be set: {reason}" for name, reason in refusals if reason is not None]
         if texts:
@@ -532,7 +535,7 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _packed_objects_have_an_index(self) -> Self:
+    def _check_packed_layout(self) -> Self:
         if self.gcs_layout == "packed" and SinkName.CLICKHOUSE not in self.sinks:
             raise ValueError(
                 f"{ENV_PREFIX}GCS_LAYOUT=packed needs the sink clickhouse, which holds the index: "
@@ -541,7 +544,7 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _dead_letters_stay_on(self) -> Self:
+    def _check_dead_letter_sink(self) -> Self:
         if SinkName.DEAD_LETTER not in self.sinks:
             raise ValueError(
                 f"{ENV_PREFIX}SINKS: dead_letter cannot be disabled because rejects would be lost: add it"

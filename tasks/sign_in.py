@@ -1,7 +1,7 @@
-"""Logins of REPLAYS_FLOWER_BASIC_AUTH and the delay after wrong passwords, for Flower and `web`.
+"""Checks logins against REPLAYS_FLOWER_BASIC_AUTH and delays attempts after wrong passwords, for Flower and `web`.
 
-Both use the same passwords, so guessing must be slow in both. The delay applies to all clients, because clients on
-the loopback interface cannot be distinguished.
+Flower and `web` share passwords, so both must slow down guessing. The delay applies to all clients together,
+because clients on the loopback interface cannot be distinguished.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = structlog.get_logger("sign_in")
 
 
 class Throttled(Exception):
-    """Too many failures: no attempt is checked for `seconds`."""
+    """No attempt is checked for `seconds`, because of too many failures."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"too many wrong attempts: try again in {seconds:.0f} s")
@@ -94,6 +94,6 @@ def credentials(header: str) -> str:
 
 
 def is_one_of(given: str, people: Sequence[str]) -> bool:
-    """True if it is one of them. Compares all, in constant time."""
+    """True if `given` is one of these logins. Compares it with all of them, in constant time."""
     fits = [hmac.compare_digest(given.encode(), person.encode()) for person in people]
     return any(fits)

@@ -2,15 +2,15 @@
 
 Besides the payloads and done marks of `tasks.wire`, the hash has state that outlives one run of a task:
 
-    left/<task>        JSON, `Progress`: items left when a task was put off
-    error/<task>       one line: why the task's last run failed
-    starts/<task>/<id> starts of the Celery task with that id that did not end
+    left/<task>        JSON, `Progress`: items left when a task was postponed
+    error/<task>       one line: the error of the task's last run
+    starts/<task>/<id> number of runs of the Celery task with that id that started but did not end
     chord/<stage>      the token of the last chord that was started for the stage
-    seal/<field>       the seal of that field, with a shared key (`tasks.seals`); a done mark is its own seal
+    seal/<field>       with a shared key, the seal of that field (`tasks.seals`); a done mark is its own seal
 
-Redis keeps a batch for `staged_ttl_seconds`. A done mark is written, and the payload removed, by a script that
-Redis runs even at its memory limit; otherwise a full Redis could not be emptied by finishing tasks. Requires Redis
-7 or Valkey.
+Redis keeps a batch for `staged_ttl_seconds`. A script that Redis runs even at its memory limit writes a done mark
+and removes the payload; otherwise, finishing tasks could not free memory in a full Redis. Requires Redis 7 or
+Valkey.
 
 See docs/decisions/003-claim-check.md, docs/decisions/004-marks-decide.md,
 docs/decisions/030-redis-memory-limit.md.
@@ -47,13 +47,13 @@ from tasks.wire import (
     reference,
 )
 
-# Done marks are kept while the batch's offsets may still be uncommitted; a dead reader is replaced within minutes.
+# Done marks are kept while the batch's offsets may be uncommitted. A dead reader is replaced within minutes.
 SETTLED_TTL_SECONDS = 3600
-# Above this share of maxmemory nothing is staged; the rest is reserved for queues, chords and done marks.
+# Nothing is staged above this share of maxmemory. The rest is reserved for queues, chords and done marks.
 MEMORY_SHARE_MAX = 0.75
-# A batch larger than this fraction of that share is too large for this Redis.
+# A batch is too large for this Redis if it needs more than this fraction of that share.
 ONE_BATCH_SHARE_MAX = 0.5
-MEMORY_ASKED_SECONDS = 1.0
+MEMORY_READ_SECONDS = 1.0
 SEAL = "seal/"
 # The mark of a worker without a shared key.
 UNSEALED_MARK = b"1"
@@ -67,8 +67,8 @@ class _Begun(IntEnum):
     GONE = 2
 
 
-# KEYS: the hash. ARGV: fields of the done mark, the starts, the progress, the payload, the manifest and both
-# seals; 1 if the mark is forged and ignored.
+# KEYS: the hash. ARGV: the fields of the done mark, the starts, the progress, the payload, the manifest and both
+# seals; then 1 to ignore a forged mark, otherwise 0.
 _BEGIN = """
 local got = redis.call('HMGET', KEYS[1], ARGV[1], ARGV[3], ARGV[5], ARGV[6], ARGV[7])
 local mark, progress, manifest = got[1], got[2], got[3]
@@ -93,7 +93,7 @@ return 1
 
 
 class StagingError(Exception):
-    """The batch's bytes are not in Redis: the reader stages them again at its next attempt."""
+    """The batch's bytes are not in Redis. The reader stages them again at its next attempt."""
 
 
 class Forged(StagingError):
@@ -101,7 +101,9 @@ class Forged(StagingError):
 
 
 class RedisFull(RedisError):
-    """Redis is too close to its memory limit to stage the batch. `too_large`: even an empty Redis would be."""
+    """Redis is too close to its memory limit to stage the batch. `too_large`: the batch would not fit into an
+    empty Redis either.
+    """
 
     def __init__(self, text: str, *, too_large: bool = False) -> None:
         super().__init__(text)
@@ -118,10 +120,10 @@ class Progress(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A starting run of a flush task.
+    """A run of a flush task that has started.
 
-    `starts`: number of starts without an end; `progress` to continue from, if any; `content`: expected digest of
-    its payload, "" without a shared key.
+    `starts`: number of runs that have started but not ended, this one included. `progress`: where to continue, if
+    an earlier run made progress. `content`: expected digest of the payload; "" without a shared key.
     """
 
     manifest: Manifest
@@ -139,7 +141,8 @@ class Report:
 
 
 class Staging:
-    """Staged batches behind one client. `batch` is always a `reference`. Raises redis.exceptions.RedisError.
+    """Accesses staged batches through one client. `batch` is always a `reference`. Raises
+    redis.exceptions.RedisError.
 
     `unverified(purpose)` is called for entries ignored because they lack a valid seal.
     """
@@ -153,7 +156,7 @@ class Staging:
         self._begin = client.register_script(_BEGIN)
         self._mark = client.register_script(_MARK)
         self._put_off = client.register_script(_PUT_OFF)
-        self._memory_asked_at = -MEMORY_ASKED_SECONDS
+        self._memory_read_at = -MEMORY_READ_SECONDS
         self._memory_left: int | None = None
         self._memory_share = 0
 
@@ -163,14 +166,17 @@ class Staging:
         return batch_key(batch_id, digest, self._prefix)
 
     def now(self) -> float:
-        """Unix seconds by Redis' clock, because a task's deadline is set on one machine and evaluated on
-        another."""
+        """Unix seconds of the Redis clock, because a task's deadline is set on one machine and evaluated on
+        another.
+        """
         return redis_now(self.client)
 
     def manifest(self, key: str) -> Manifest | None:
-        """The manifest at a key; None if there is no valid one. Raises Incompatible for a newer version."""
+        """The manifest at this key; None if there is no valid manifest. Raises Incompatible for a newer
+        version.
+        """
         data, seal = self.client.hmget(key, [MANIFEST, SEAL + MANIFEST])
-        if data is None or not self._manifest_is_ours(key, data, seal):
+        if data is None or not self._is_manifest_valid(key, data, seal):
             return None
         return decode_manifest(data)
 
@@ -197,16 +203,16 @@ class Staging:
         self._unverified(Purpose.MARK)
         return False
 
-    def _manifest_is_ours(self, key: str, data: bytes, seal: bytes | None) -> bool:
-        ours = self._seals.verifies(seal, Purpose.MANIFEST, key, data)
-        if not ours:
+    def _is_manifest_valid(self, key: str, data: bytes, seal: bytes | None) -> bool:
+        valid = self._seals.verifies(seal, Purpose.MANIFEST, key, data)
+        if not valid:
             self._unverified(Purpose.MANIFEST)
-        return ours
+        return valid
 
     def stage(self, manifest: Manifest, chord: ChordName, payloads: Mapping[str, bytes]) -> None:
         """Writes the manifest, the chord's token and its payloads; keeps marks and progress.
 
-        Raises RedisFull before using memory reserved for queues and marks.
+        Raises RedisFull if that would use memory reserved for queues and marks.
         """
         self._expect_room(sum(map(len, payloads.values())))
         key = self.key(chord.batch)
@@ -228,28 +234,29 @@ class Staging:
         except ResponseError as error:
             if not str(error).startswith("OOM") and "maxmemory" not in str(error):
                 raise
-            self._memory_asked_at = -MEMORY_ASKED_SECONDS
+            self._memory_read_at = -MEMORY_READ_SECONDS
             raise RedisFull(f"redis is at its memory limit (maxmemory): {shortened(str(error))}") from error
 
     def _seal(self, name: str, purpose: Purpose, *parts: bytes | str) -> dict[str, bytes]:
-        """The field that holds a field's seal; none without a key."""
+        """The seal of the field `name`, as a further field; empty without a key."""
         return {SEAL + name: self._seals.seal(purpose, *parts)} if self._seals.active else {}
 
     def _expect_room(self, size_bytes: int) -> None:
-        """Checks memory at most once per second; a server without a limit, or that does not report it (ACL),
-        passes."""
+        """Raises RedisFull if the server lacks memory. Reads its memory usage at most once per second; a server
+        without a limit, or whose ACL hides it, passes.
+        """
         now = time.monotonic()
-        if now - self._memory_asked_at >= MEMORY_ASKED_SECONDS:
-            self._memory_asked_at = now
+        if now - self._memory_read_at >= MEMORY_READ_SECONDS:
+            self._memory_read_at = now
             self._memory_left = None
             try:
-                told = self.client.info("memory")
+                memory_info = self.client.info("memory")
             except NoPermissionError:
-                told = {}
-            limit = int(told.get("maxmemory") or 0)
+                memory_info = {}
+            limit = int(memory_info.get("maxmemory") or 0)
             self._memory_share = int(limit * MEMORY_SHARE_MAX)
             if limit:
-                self._memory_left = self._memory_share - int(told.get("used_memory") or 0)
+                self._memory_left = self._memory_share - int(memory_info.get("used_memory") or 0)
         if self._memory_left is None:
             return
         if size_bytes > self._memory_left:
@@ -261,7 +268,7 @@ class Staging:
         self._memory_left -= size_bytes
 
     def discard(self, manifest: Manifest) -> None:
-        """The batch settled: keeps only its done marks, for `SETTLED_TTL_SECONDS`."""
+        """Deletes a settled batch except for its done marks, which expire after `SETTLED_TTL_SECONDS`."""
         key = self.key(reference(manifest))
         names = [entry.name for entry in manifest.tasks]
         gone = [f"{kind}{name}" for name in names for kind in ("", "left/", f"{SEAL}left/", "error/")]
@@ -274,9 +281,9 @@ class Staging:
     # A flush task's side
 
     def begin(self, batch: str, task: str, task_id: str) -> Run | None:
-        """Records a start; None if the task's done mark is set.
+        """Records a start and returns the run. Returns None if the task's done mark is set.
 
-        Raises StagingError if there is neither mark nor payload, Forged for a manifest without a valid seal,
+        Raises StagingError if there is neither mark nor payload, Forged if the manifest has no valid seal, and
         Incompatible for a batch of a newer release.
         """
         found, *got = self._start(batch, task, task_id)
@@ -287,7 +294,7 @@ class Staging:
         if found == _Begun.GONE:
             raise StagingError(f"the bytes of {task} of {batch} are not staged")
         starts, left, data, seal, left_seal, _ = got
-        if not self._manifest_is_ours(self.key(batch), data, seal):
+        if not self._is_manifest_valid(self.key(batch), data, seal):
             raise Forged(f"the manifest of {batch} is not sealed with the shared key")
         manifest = decode_manifest(data)
         return Run(manifest, int(starts), self._progress(batch, task, left, left_seal), _content(manifest, task))
@@ -301,12 +308,14 @@ class Staging:
     def _done(self, batch: str, task: str, got: Sequence[Any]) -> bool:
         """True if the mark is valid for the bytes named in the manifest."""
         _, _, data, seal, _, mark = got
-        if data is None or not self._manifest_is_ours(self.key(batch), data, seal):
+        if data is None or not self._is_manifest_valid(self.key(batch), data, seal):
             return False
         return self._is_mark(mark, batch, task, _content(decode_manifest(data), task))
 
     def _progress(self, batch: str, task: str, left: bytes | None, seal: bytes | None) -> Progress | None:
-        """Progress of the last run. Forged progress could skip items, so it is ignored: the task starts over."""
+        """Progress of the last run. Forged progress could skip items, so it is ignored and the task starts
+        over.
+        """
         if not left:
             return None
         if not self._seals.verifies(seal, Purpose.PROGRESS, self.key(batch), task, left):
@@ -317,7 +326,7 @@ class Staging:
     def payload(self, batch: str, task: str, content: str = "") -> bytes:
         """The bytes of one task, verified against the digest `content` if given.
 
-        Raises StagingError if they are missing, Forged if they differ.
+        Raises StagingError if they are missing and Forged if the digest differs.
         """
         data: bytes | None = self.client.hget(self.key(batch), task)
         if data is None:
@@ -328,7 +337,7 @@ class Staging:
         return data
 
     def mark(self, batch: str, task: str, task_id: str, content: str = "") -> None:
-        """The task's write is durable: sets its mark and deletes its payload."""
+        """Sets the done mark of a task whose write is durable, and deletes its payload."""
         gone = [task, f"left/{task}", f"{SEAL}left/{task}", f"error/{task}", f"starts/{task}/{task_id}"]
         key = self.key(batch)
         mark = self._seals.seal(Purpose.MARK, key, task, content) or UNSEALED_MARK
@@ -344,9 +353,9 @@ class Staging:
         *,
         is_poison: bool = False,
     ) -> None:
-        """The run ended without the mark: stores its progress and error if the batch still exists.
+        """Stores the progress and the error of a run that ended without a mark, if the batch still exists.
 
-        `is_poison`: the task killed its workers; its starts are kept, so that a redelivered copy fails
+        `is_poison`: the task crashed its workers. Its starts are kept, so that a redelivered copy fails
         immediately.
         """
         fields: list[Any] = [f"error/{task}", shortened(error)]
@@ -364,12 +373,12 @@ class Staging:
     def report(self, chord: ChordName, *, unexplained: str) -> Report | None:
         """The state of the chord's stage, based on done marks.
 
-        None if no reader waits for it. Failures of older chords are not reported. `unexplained` is the error text
-        for a task with neither mark nor error.
+        None if no reader is waiting for the chord. Failures of older chords are not reported. `unexplained` is the
+        error text for a task that has neither mark nor error.
         """
         key = self.key(chord.batch)
         data, current, seal = self.client.hmget(key, [MANIFEST, f"chord/{chord.stage}", SEAL + MANIFEST])
-        if data is None or not self._manifest_is_ours(key, data, seal):
+        if data is None or not self._is_manifest_valid(key, data, seal):
             return None
         head = decode_manifest_head(data)
         try:
@@ -403,5 +412,5 @@ class Staging:
 
 
 def _content(manifest: Manifest, task: str) -> str:
-    """The expected digest of a task's payload; "" if the manifest has none, or no such task."""
+    """The expected digest of a task's payload; "" if the manifest lacks the digest or the task."""
     return next((entry.content for entry in manifest.tasks if entry.name == task), "")

@@ -3,8 +3,8 @@
     for segment in read_replay(settings, replay_id):
         segment.content  # bytes as written, or None if missing
 
-`replay_segments` lists the segments. Those in `replay_objects` are part of a packed object, others have their own
-object; a replay may have both if the layout was changed meanwhile.
+`replay_segments` lists the segments. Those in `replay_objects` are part of a packed object, each of the others is
+an object of its own. A replay has both kinds if the layout was changed while it was recorded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tasks.sinks.gcs import sink as gcs
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Location of a segment's bytes. `length_bytes` None: the whole object."""
+    """Location of a segment's bytes. `length_bytes` is None if they are the whole object."""
 
     project_id: int
     replay_id: str

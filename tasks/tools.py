@@ -1,4 +1,4 @@
-"""Shared objects of a worker process: staging, breakers, coordination, sinks, created on first use."""
+"""Shared objects of a worker process (staging, breakers, coordination, sinks), created on first use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tasks.sinks.per_process import PerProcess
 from tasks.staging import Staging
 from tasks.wire import SinkName
 
-# More Redis retries after a finished write, because without its done mark it would be repeated.
+# Redis calls after a finished write are retried more often, because without its done mark the write is repeated.
 REDIS_RETRIES = 6
 
 
@@ -32,7 +32,7 @@ class Tools:
         self._sinks: dict[SinkName, Sink[Any]] = {}
 
     def sink(self, name: SinkName) -> Sink[Any]:
-        """The one sink of that name."""
+        """The sink of that name, built on first use."""
         if name not in self._sinks:
             self._sinks[name] = build(name, self.settings)
         return self._sinks[name]

@@ -1,4 +1,4 @@
-"""Bytes by the name of their unit: `8 * MiB`."""
+"""Units of bytes, as in `8 * MiB`."""
 
 KiB = 1024
 MiB = 1024 * KiB

@@ -6,8 +6,8 @@ One Redis hash per batch, under `batch_key(batch_id, digest)`:
     <task name>       msgpack list of the items of one flush task; the name is a `TaskName`
     done/<task name>  set once that task's write is durable (the done mark): "1", or its seal (`tasks.seals`)
 
-The digest covers every item, so that a mark is only valid for the bytes that were written: the same range with
-other content (for example from another release of the parser) is another hash.
+The digest covers every item, so that a mark is valid only for the bytes that were written. The same range with
+other content, for example from another release of the parser, has another hash.
 
 Readers and workers of different releases run side by side during an upgrade. Compatibility:
 
@@ -40,7 +40,7 @@ else:
 
 
 class Incompatible(Exception):
-    """This release cannot read data of the other side. The text states what to upgrade."""
+    """This release cannot read data written by another release. The text states what to upgrade."""
 
 
 # ------------------------------------------------------------------------------------------- Sinks and stages
@@ -57,7 +57,7 @@ class Stage(StrEnum):
 
 
 class SinkName(StrEnum):
-    """Every sink, in the order in which the tasks of a batch are laid out."""
+    """Every sink, in the order of a batch's tasks."""
 
     GCS = "gcs"
     CLICKHOUSE = "clickhouse"
@@ -75,7 +75,7 @@ TABLES_OF_SINK = {
     SinkName.CLICKHOUSE: ("replays", "replay_segments", "replay_outcomes", "replay_objects"),
     SinkName.BIGQUERY: ("replay_events",),
 }
-"""The tables that rows are written to; sinks refuse all others."""
+"""The tables that each sink writes to; rows for other tables are refused."""
 
 
 # ------------------------------------------------------------------------------------------------------ Items
@@ -113,7 +113,9 @@ class Row(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
 
 
 class Metric(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """One product metric for DataDog: of a counter `value` is the amount to add, of a distribution one value."""
+    """One product metric for DataDog: `value` is the amount to add to a counter, or one value of a
+    distribution.
+    """
 
     kind: MetricKind
     name: str
@@ -122,7 +124,9 @@ class Metric(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class DeadLetter(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """One record for the dead-letter topic, headers complete. `offset` as in `Blob`. A tombstone has no value."""
+    """One record for the dead-letter topic, with all its headers. `offset` as in `Blob`. A tombstone has no
+    value.
+    """
 
     key: bytes | None
     value: Buffer | None
@@ -209,7 +213,7 @@ class TaskEntry(msgspec.Struct, frozen=True):
 
     @property
     def stage(self) -> str:
-        """A text, like `sink`: a newer reader may use unknown values."""
+        """The stage as text. Like `sink`, it may have a value that only a newer release knows."""
         return self.name.split("/", 1)[0]
 
     @property
@@ -218,7 +222,7 @@ class TaskEntry(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """Content of a staged batch, and its reader. `reader` names the stream for completions."""
+    """Describes a staged batch. `reader` names the stream for completions."""
 
     batch_id: str
     digest: str
@@ -237,7 +241,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 class ManifestHead(msgspec.Struct, frozen=True):
-    """The part of a manifest that is the same in every version: where to report that the rest is unreadable."""
+    """The part of a manifest that is the same in every version: where to report an unreadable manifest."""
 
     batch_id: str
     reader: str
@@ -258,7 +262,7 @@ def decode_manifest_head(data: bytes) -> ManifestHead:
 
 
 def decode_manifest(data: bytes) -> Manifest:
-    """The manifest. Raises Incompatible for one of a newer version."""
+    """Decodes a manifest. Raises Incompatible for a newer version."""
     head = decode_manifest_head(data)
     _expect_version(f"{head.batch_id} was staged", head.version, "upgrade the workers before the readers")
     try:
@@ -332,7 +336,7 @@ class CompletionKind(StrEnum):
 class Completion(msgspec.Struct, frozen=True):
     """One entry of a reader's stream (field `c`, JSON).
 
-    Completions use the version of the batch's manifest, so that the reader can read them.
+    A completion has the version of the batch's manifest, so that the reader can decode it.
     """
 
     kind: CompletionKind
@@ -348,7 +352,7 @@ _completions = msgspec.json.Decoder(Completion)
 
 
 def decode_completion(data: bytes) -> Completion:
-    """The completion. Raises Incompatible for one of a newer version or kind."""
+    """Decodes a completion. Raises Incompatible for a newer version or an unknown kind."""
     try:
         completion = _completions.decode(data)
     except msgspec.MsgspecError as error:

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class ClusterError(Exception):
-    """The brokers did not respond, or refused. The text is for operators."""
+    """The brokers did not respond, or they refused the request. The text is for operators."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Group:
 
 
 class Cluster:
-    """One admin client. Any thread may call."""
+    """One admin client. Thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
         # Errors are raised by its calls. The library would also print twenty non-JSON lines per second to standard
@@ -103,32 +103,32 @@ class Cluster:
         """Number of messages after the group's committed offset, by partition; without a commit, after the
         beginning of the log. -1 if unknown. Never raises; sends no request without partitions.
         """
-        asked = [TopicPartition(topic, partition) for partition in partitions]
-        if not asked:
+        topic_partitions = [TopicPartition(topic, partition) for partition in partitions]
+        if not topic_partitions:
             return {}
         try:
-            committed = self._committed(group, asked)
-            low, high = (self._offsets(asked, spec) for spec in (BEGINNING, END))
+            committed = self._committed(group, topic_partitions)
+            low, high = (self._offsets(topic_partitions, spec) for spec in (BEGINNING, END))
         except ClusterError:
-            return {one.partition: -1 for one in asked}
+            return {entry.partition: -1 for entry in topic_partitions}
         return {
             partition: max(0, high[partition] - max(low[partition], committed.get(partition, -1)))
             for partition in high
         }
 
-    def _committed(self, group: str, asked: list[TopicPartition]) -> dict[int, int]:
-        request = ConsumerGroupTopicPartitions(group, asked)
+    def _committed(self, group: str, topic_partitions: list[TopicPartition]) -> dict[int, int]:
+        request = ConsumerGroupTopicPartitions(group, topic_partitions)
         found = _answer(
             f"list the offsets of group {group}",
             lambda: self._admin.list_consumer_group_offsets([request], request_timeout=CALL_SECONDS_MAX)[group],
         )
-        return {one.partition: one.offset for one in found.topic_partitions}
+        return {entry.partition: entry.offset for entry in found.topic_partitions}
 
-    def _offsets(self, asked: list[TopicPartition], spec: Any) -> dict[int, int]:
-        futures = self._admin.list_offsets(dict.fromkeys(asked, spec), request_timeout=CALL_SECONDS_MAX)
+    def _offsets(self, topic_partitions: list[TopicPartition], spec: Any) -> dict[int, int]:
+        futures = self._admin.list_offsets(dict.fromkeys(topic_partitions, spec), request_timeout=CALL_SECONDS_MAX)
         return {
-            one.partition: _answer(f"list the offsets of {one}", partial(_same, f)).offset
-            for one, f in futures.items()
+            entry.partition: _answer(f"list the offsets of {entry}", partial(_same, f)).offset
+            for entry, f in futures.items()
         }
 
     def delete_group(self, name: str) -> None:
@@ -143,9 +143,9 @@ def _same(future: Future[Any]) -> Future[Any]:
     return future
 
 
-def _answer(what: str, ask: Callable[[], Future[Any]]) -> Any:
+def _answer(what: str, request: Callable[[], Future[Any]]) -> Any:
     try:
-        return ask().result(timeout=2 * CALL_SECONDS_MAX)
+        return request().result(timeout=2 * CALL_SECONDS_MAX)
     except KafkaException as failure:
         raise ClusterError(f"could not {what}: {failure.args[0].str()}") from failure
     except TimeoutError:

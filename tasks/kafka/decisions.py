@@ -8,8 +8,8 @@
     audit/<milliseconds>-<token>       one action of an operator
 
 The value is a JSON object; a record without a value revokes the decision. Every decision has `at` (Unix seconds)
-and `by`; an erasure also `until`, when its messages have left every topic (0: never). The topic has one partition,
-so that decisions are ordered and an offset identifies a state. See
+and `by`; an erasure also has `until`, the time by which its messages have expired from every topic (0: never). The
+topic has one partition, so that decisions are ordered and an offset identifies a state. See
 docs/decisions/018-operators-decisions-in-kafka.md.
 """
 
@@ -69,7 +69,7 @@ def project_of(key: str) -> int:
 def usable(key: str, value: Mapping[str, Any] | None) -> bool:
     """False for a decision in a form that no release writes.
 
-    It is not in force: if it were an error, no reader would start, and no command could remove it.
+    Such a decision is ignored. If it were an error, no reader would start and no command could remove it.
     """
     kind, *parts = key.split("/")
     if value is None or kind not in KINDS or kind == AUDIT:
@@ -110,7 +110,9 @@ class Decisions:
         if not key:
             return None
         if key.split("/")[0] not in KINDS:
-            raise DecisionsUnreadable(f"{record.topic} holds {key!r}, written by a newer release: upgrade first")
+            raise DecisionsUnreadable(
+                f"{record.topic} contains {key!r}, written by a newer release: upgrade first"
+            )
         value = None
         if record.value:
             try:
@@ -118,7 +120,7 @@ class Decisions:
             except msgspec.MsgspecError as error:
                 raise DecisionsUnreadable(f"{record.topic} offset {record.offset}: {error}") from error
             if int(value.get("version", VERSION)) > VERSION:
-                raise DecisionsUnreadable(f"{record.topic}: {key!r} is of a newer release: upgrade first")
+                raise DecisionsUnreadable(f"{record.topic}: {key!r} was written by a newer release: upgrade first")
         if not usable(key, value):
             log.warning(
                 "%s offset %d: the decision %r has an invalid form and is ignored",
@@ -132,15 +134,15 @@ class Decisions:
 
     def since(self, offset: int) -> dict[str, Decision]:
         """Decisions at this offset or later, in order."""
-        found = [(one.offset, key) for key, one in self.entries.items() if one.offset >= offset]
+        found = [(decision.offset, key) for key, decision in self.entries.items() if decision.offset >= offset]
         return {key: self.entries[key] for _, key in sorted(found)}
 
     def of(self, kind: str) -> dict[str, dict[str, Any]]:
         """Current decisions of one kind, by key."""
         return {
-            key: one.value
-            for key, one in self.entries.items()
-            if one.value is not None and key.startswith(f"{kind}/")
+            key: decision.value
+            for key, decision in self.entries.items()
+            if decision.value is not None and key.startswith(f"{kind}/")
         }
 
 
@@ -198,7 +200,9 @@ class DecisionWriter:
         self._looked = False
 
     def write(self, values: Values) -> dict[str, int]:
-        """Returns the offset of each once all are durable. Raises NotProduced; some may then be durable."""
+        """Returns the offset of each decision once all are durable. Raises NotProduced, after which some may be
+        durable.
+        """
         self._expect_topic()
         topic = self._settings.operators_topic
         return {
@@ -227,13 +231,13 @@ def encode(value: Mapping[str, Any]) -> bytes:
 
 
 def audit_entry(action: Mapping[str, Any], at: float | None = None) -> dict[str, dict[str, Any]]:
-    """One audit entry: texts by name, with the time."""
+    """One audit entry with its time; all values are texts."""
     at = time.time() if at is None else at
     return {audit_key(at): {"at": at, **{name: str(value) for name, value in action.items()}}}
 
 
 def missing_topic(settings: Settings, failure: RangeError) -> str:
-    """Error text for an unreadable topic, with what to do."""
+    """The error text for an unreadable topic; it states what to do."""
     todo = ": run `replays-ingest migrate`" if isinstance(failure, TopicMissing) else ""
     return f"operators' decisions cannot be loaded: {failure}{todo}"
 

@@ -13,9 +13,9 @@ record in the same topic: it records that a letter was replayed.
     seal         with a shared key: `sealed`, over everything else in the record
     sink, kind, item   of a refused item: the sink that refused it, its kind, its name within the sink
 
-A message's own headers are chosen by its producer, so they are stored inside one value and never beside ours.
-Letters of the first format had them at the top level. `reason` was always ours and distinguishes the kinds, so
-that headers of a rejected message are never mistaken for a refused item's sink, kind or name.
+A message's own headers are chosen by its producer, so they are stored in one value and never next to ours. Letters
+of the first format had them at the top level. `reason` was always ours and distinguishes the kinds, so that
+headers of a rejected message are never mistaken for a refused item's sink, kind or name.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ class Label:
             texts[FIRST_SEEN] = str(self.first_seen_ms)
         if self.refusal is not None:
             texts |= {SINK: self.refusal.sink, KIND: self.refusal.kind, ITEM: self.refusal.item}
-        ours = ((VERSION, FORMAT), *((name, text.encode("utf-8", "replace")) for name, text in texts.items()))
-        return (*ours, (ORIGINALS, _packed(self.originals))) if self.originals else ours
+        own = ((VERSION, FORMAT), *((name, text.encode("utf-8", "replace")) for name, text in texts.items()))
+        return (*own, (ORIGINALS, _packed(self.originals))) if self.originals else own
 
 
 def decode(headers: Headers) -> Label | None:
@@ -222,8 +222,8 @@ def digest(key: bytes | None, value: bytes) -> str:
     return sum_.hexdigest()
 
 
-# [name, value, name, value, ...]: only two bytes more per header than in Kafka, so that a letter fits into a topic
-# with similar limits.
+# [name, value, name, value, ...]: needs only two bytes more per header than Kafka, so that a letter fits into a
+# topic with similar limits.
 
 
 def _packed(originals: Headers) -> bytes:

@@ -1,4 +1,4 @@
-"""Joins a temporary consumer group like the reader would; used by `check`.
+"""Joins a temporary consumer group the way the reader would; used by `check`.
 
 Uses its own group, so that no partition of a production group moves.
 """
@@ -38,7 +38,7 @@ class MetadataDropped(NoMember):
 def join_and_commit(config: Mapping[str, Any], topic: str, metadata: str, seconds_max: float) -> int:
     """Joins the group of `config`, commits offset 0 of a partition with `metadata` and reads both back.
 
-    Returns how many partitions were assigned. Raises NoMember. Leaves the group, whose offsets stay.
+    Returns the number of assigned partitions. Raises NoMember. Leaves the group; its offsets remain.
     """
     errors: list[str] = []
     assigned: list[TopicPartition] = []

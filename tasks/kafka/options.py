@@ -21,7 +21,7 @@ def kafka_options(settings: Settings) -> dict[str, Any]:
     """Addresses, TLS and SASL, overridden by the operator's properties.
 
     With OAUTHBEARER and no token callback, librdkafka fetches tokens itself: endpoint, client id and secret come
-    in `kafka_options` (sasl.oauthbearer.method=oidc and its companions).
+    from `kafka_options` (sasl.oauthbearer.method=oidc and its companions).
     """
     options: dict[str, Any] = {
         "bootstrap.servers": settings.kafka_brokers,

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class NotProduced(Exception):
-    """The record was refused, or not acknowledged in time; then it may still be written."""
+    """The record was refused, or it was not acknowledged in time and may still be written."""
 
 
 class AcknowledgedProducer:

@@ -71,7 +71,7 @@ class TopicMissing(RangeError):
 
 
 class KafkaRefused(RangeError):
-    """The brokers refuse reading: wrong password, certificate or permission."""
+    """The brokers refuse to serve reads: wrong password, certificate or permission."""
 
 
 class KafkaAway(RangeError):
@@ -100,7 +100,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Limits of one `read`; None: unlimited.
+    """Limits of one `read`; None means unlimited.
 
     `seconds_max` counts time waiting for Kafka, not the caller's processing. `silent_seconds_max`: maximum wait
     for the next record.
@@ -113,9 +113,9 @@ class Bounds:
 
 
 class RangeReader:
-    """One client for one topic; used by one thread, closed by its owner. Methods raise RangeError.
+    """One client for one topic, used by one thread and closed by its owner. Methods raise RangeError.
 
-    Memory: QUEUED_BYTES_MAX, or the largest message of the topic. `group`: the group for `committed`.
+    Buffers at most QUEUED_BYTES_MAX or the largest message of the topic. `group`: the group for `committed`.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class RangeReader:
         self.unreadable: Counter[int] = Counter()
         """By partition: offsets in record batches that the client cannot decompress, or that are too large."""
         self._bounds = bounds or Bounds()
-        self._heard = ""
+        self._last_error = ""
         self._refusal: KafkaError | None = None
         options: dict[str, Any] = {
             "group.id": group,
@@ -157,7 +157,7 @@ class RangeReader:
 
     def partitions(self) -> tuple[int, ...]:
         """Numbers of the topic's partitions."""
-        with self._asking():
+        with self._errors_converted():
             found = self._consumer.list_topics(self.topic, timeout=CALL_SECONDS_MAX).topics[self.topic]
             if found.error is not None:
                 raise KafkaException(found.error)
@@ -166,34 +166,34 @@ class RangeReader:
     def held(self, partition: int) -> Range:
         """The offsets currently in a partition."""
         source = KafkaPartition(self.topic, partition)
-        with self._asking():
+        with self._errors_converted():
             low, high = self._consumer.get_watermark_offsets(source, timeout=CALL_SECONDS_MAX, cached=False)
         return Range(partition, max(0, low), max(0, low, high))
 
     def committed(self, partitions: Iterable[int]) -> dict[int, int]:
         """The group's committed offset by partition; 0 if there is none."""
-        asked = [KafkaPartition(self.topic, partition) for partition in partitions]
+        requested = [KafkaPartition(self.topic, partition) for partition in partitions]
         ends_at = time.monotonic() + CALL_SECONDS_MAX
-        with self._asking():
+        with self._errors_converted():
             while True:
                 try:
-                    answer = self._consumer.committed(asked, timeout=max(0.1, ends_at - time.monotonic()))
+                    answer = self._consumer.committed(requested, timeout=max(0.1, ends_at - time.monotonic()))
                     break
                 except KafkaException as failure:
                     # A broker that has just started has not loaded its groups yet.
                     if failure.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > ends_at:
                         raise
                     self._consumer.poll(COORDINATOR_WAIT_SECONDS)
-            for one in answer:
-                if one.error is not None:
-                    raise KafkaException(one.error)
-        return {one.partition: max(0, one.offset) for one in answer}
+            for entry in answer:
+                if entry.error is not None:
+                    raise KafkaException(entry.error)
+        return {entry.partition: max(0, entry.offset) for entry in answer}
 
     def offset_at(self, partition: int, seconds: float) -> int | None:
         """The first offset whose message is not older than this time, Unix seconds; None if all are older."""
-        asked = [KafkaPartition(self.topic, partition, int(seconds * 1000))]
-        with self._asking():
-            found = self._consumer.offsets_for_times(asked, timeout=CALL_SECONDS_MAX)[0]
+        requested = [KafkaPartition(self.topic, partition, int(seconds * 1000))]
+        with self._errors_converted():
+            found = self._consumer.offsets_for_times(requested, timeout=CALL_SECONDS_MAX)[0]
             if found.error is not None:
                 raise KafkaException(found.error)
         return None if found.offset in (-1, OFFSET_END) else found.offset
@@ -203,9 +203,9 @@ class RangeReader:
     def read(self, wanted: Iterable[Range]) -> Iterator[Record]:
         """Every record of these ranges, one range after the other."""
         budget = _Budget(self._bounds)
-        for one in wanted:
-            if one.start < one.stop:
-                yield from self._read(one, budget)
+        for range_ in wanted:
+            if range_.start < range_.stop:
+                yield from self._read(range_, budget)
 
     def read_all(self) -> Iterator[Record]:
         """Every record of the topic, up to where each partition ends at its first fetch.
@@ -247,14 +247,16 @@ class RangeReader:
                     wanted = replace(wanted, stop=max(position, self.held(wanted.partition).stop))
                 self._seek(wanted.partition, position)
             else:
-                position = self._skip_what_is_gone(wanted, position)
+                position = self._skip_missing(wanted, position)
 
     def _next(self, wanted: Range, position: int, budget: _Budget) -> Message | None:
-        """The next record, or an error in ABOUT_THE_POSITION; None if the log ends below it without an error."""
+        """The next record or an error in ABOUT_THE_POSITION. None if the log ends before `position` without an
+        error.
+        """
         silent_seconds = 0.0
         while True:
             began = time.monotonic()
-            with self._asking():
+            with self._errors_converted():
                 message = self._consumer.poll(POLL_SECONDS)
             waited = time.monotonic() - began
             budget.wait(waited, f"{self.topic}, {wanted}")
@@ -268,13 +270,13 @@ class RangeReader:
             if silent_seconds > 2 * POLL_SECONDS and self._is_beyond_the_end(wanted.partition, position):
                 return None
             if silent_seconds > self._bounds.silent_seconds_max:
-                heard = f" ({self._heard})" if self._heard else ""
+                cause = f" ({self._last_error})" if self._last_error else ""
                 raise KafkaAway(
                     f"topic {self.topic}: no record from {wanted} at offset {position} for "
-                    f"{self._bounds.silent_seconds_max:g} s{heard}"
+                    f"{self._bounds.silent_seconds_max:g} s{cause}"
                 )
 
-    def _skip_what_is_gone(self, wanted: Range, position: int) -> int:
+    def _skip_missing(self, wanted: Range, position: int) -> int:
         """Continues at the first available offset of the range; returns it, or `stop` if there is none."""
         held = self.held(wanted.partition)
         if held.start <= position < held.stop:
@@ -291,18 +293,18 @@ class RangeReader:
 
     def _end(self, partition: int) -> int:
         """The end of the partition as of the last fetch."""
-        with self._asking():
+        with self._errors_converted():
             return self._consumer.get_watermark_offsets(KafkaPartition(self.topic, partition), cached=True)[1]
 
     def _seek(self, partition: int, offset: int) -> None:
-        with self._asking():
+        with self._errors_converted():
             self._consumer.assign([KafkaPartition(self.topic, partition, offset)])
 
     # Errors
 
     def _note_error(self, error: KafkaError) -> None:
         """Collects asynchronous errors of librdkafka, which keeps retrying."""
-        self._heard = error.str()
+        self._last_error = error.str()
         if error.code() in REFUSED or error.code() in MISSING or error.fatal():
             self._refusal = error
 
@@ -311,7 +313,7 @@ class RangeReader:
             raise self._sorted(self._refusal)
 
     @contextlib.contextmanager
-    def _asking(self) -> Iterator[None]:
+    def _errors_converted(self) -> Iterator[None]:
         """Converts a client exception to a RangeError, preferring an asynchronous refusal as the reason."""
         try:
             yield
@@ -328,7 +330,7 @@ class RangeReader:
             return TopicMissing(text)
         if error.code() in REFUSED:
             return KafkaRefused(text)
-        return KafkaAway(f"{text}; is a broker of REPLAYS_KAFKA_BROKERS={self._brokers} up?")
+        return KafkaAway(f"{text}; check that the brokers in REPLAYS_KAFKA_BROKERS={self._brokers} are up")
 
 
 class _Budget:

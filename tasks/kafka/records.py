@@ -15,11 +15,11 @@ Headers = tuple[tuple[str, bytes | None], ...]
 
 
 UNREADABLE: Headers = (("headers_unreadable", b"a name is not UTF-8"),)
-"""Placeholder for headers that the client cannot decode; it then returns none of them."""
+"""Placeholder for headers that the client cannot decode. It then returns none of the headers."""
 
 
-# For an undecodable name the client returns a list with an exception set. A specialized call would miss it and
-# raise later elsewhere; this call raises SystemError.
+# For an undecodable name, the client returns a list with an exception set. A specialized call would miss it, and
+# the exception would be raised later elsewhere; this call raises SystemError.
 _headers = methodcaller("headers")
 
 
@@ -58,8 +58,8 @@ def record_of(message: Message) -> Record:
 def headers_of(message: Message) -> Headers:
     """Never raises.
 
-    For a non-UTF-8 name the client creates a null pointer; it must not be called twice, because it would then
-    return the null pointer, which crashes the process.
+    For a name that is not UTF-8, the client stores a null pointer. A second call would return it and crash the
+    process, so the client is called only once.
     """
     try:
         found = _headers(message) or ()

@@ -21,13 +21,13 @@ from tasks.kafka.options import kafka_options
 from tasks.settings import Settings
 
 MESSAGE_BYTES_MAX = "max.message.bytes"
-ASK_SECONDS = 2.0
+LIST_SECONDS_MAX = 2.0
 REASONS_MAX = 3
 REFUSALS = (KafkaError._AUTHENTICATION, KafkaError._SSL)
 
 
 class ClusterUnreachable(Exception):
-    """The brokers did not respond, or `refused`. The text has the reason known to the client."""
+    """The brokers did not respond, or `refused` the request. The text has the reason known to the client."""
 
     def __init__(self, text: str, *, refused: bool = False) -> None:
         super().__init__(text)
@@ -54,9 +54,9 @@ class Topics:
     """One admin client, for one thread. Raises ClusterUnreachable if no client can be created."""
 
     def __init__(self, settings: Settings) -> None:
-        self._heard: list[KafkaError] = []
+        self._errors: list[KafkaError] = []
         self._lines = _LibraryLines()
-        options: dict[str, Any] = {**kafka_options(settings), "error_cb": self._heard.append}
+        options: dict[str, Any] = {**kafka_options(settings), "error_cb": self._errors.append}
         try:
             self._admin = AdminClient(options, logger=self._lines)
         except (KafkaException, ValueError) as failure:
@@ -65,25 +65,27 @@ class Topics:
     def inventory(self, seconds_max: float, *, down_seconds_max: float = math.inf) -> Inventory:
         """Lists topics. Raises ClusterUnreachable after `seconds_max`, or when the broker refuses.
 
-        `down_seconds_max`: after this, a client that reports all brokers as down is believed.
-        A refused password or certificate is reported asynchronously; the call itself would time out.
+        `down_seconds_max`: after this time, the report of the client that all brokers are down counts as a
+        failure. A refused password or certificate is reported asynchronously, while the call itself would only
+        time out.
         """
         began = time.monotonic()
         ends_at = began + seconds_max
         while True:
             try:
-                found = self._admin.list_topics(timeout=min(ASK_SECONDS, seconds_max))
+                found = self._admin.list_topics(timeout=min(LIST_SECONDS_MAX, seconds_max))
                 break
             except KafkaException as failure:
                 self._admin.poll(0)
-                refused = any(error.code() in REFUSALS for error in self._heard)
-                down = any(error.code() == KafkaError._ALL_BROKERS_DOWN for error in self._heard)
-                given_up = down and time.monotonic() - began >= down_seconds_max
-                if refused or given_up or time.monotonic() >= ends_at:
+                refused = any(error.code() in REFUSALS for error in self._errors)
+                down = any(error.code() == KafkaError._ALL_BROKERS_DOWN for error in self._errors)
+                gave_up = down and time.monotonic() - began >= down_seconds_max
+                if refused or gave_up or time.monotonic() >= ends_at:
                     raise ClusterUnreachable(self._reasons(failure), refused=refused) from failure
         topics = {
             name: Topic(
-                len(topic.partitions), min((len(one.isrs) for one in topic.partitions.values()), default=0)
+                len(topic.partitions),
+                min((len(partition.isrs) for partition in topic.partitions.values()), default=0),
             )
             for name, topic in found.topics.items()
             if topic.error is None
@@ -106,10 +108,10 @@ class Topics:
 
     def may_write(self, topic: str, timeout_seconds: float) -> bool | None:
         """Whether the account may produce to the topic. None if unknown."""
-        asked: Any = TopicCollection([topic])
+        topics: Any = TopicCollection([topic])
         try:
             answer = self._admin.describe_topics(
-                asked, include_authorized_operations=True, request_timeout=timeout_seconds
+                topics, include_authorized_operations=True, request_timeout=timeout_seconds
             )
             operations = answer[topic].result(timeout_seconds).authorized_operations
         except (KafkaException, TimeoutError, ValueError):
@@ -128,8 +130,8 @@ class Topics:
     def _reasons(self, failure: Exception) -> str:
         cause = failure.args[0] if failure.args else failure
         first = cause.str() if isinstance(cause, KafkaError) else str(cause)
-        told = [first, *(error.str() for error in self._heard), *self._lines.found]
-        return "; ".join(list(dict.fromkeys(told))[:REASONS_MAX])
+        reasons = [first, *(error.str() for error in self._errors), *self._lines.found]
+        return "; ".join(list(dict.fromkeys(reasons))[:REASONS_MAX])
 
 
 class _LibraryLines:

@@ -17,7 +17,7 @@ BROKERS = ("bootstrap.servers", "metadata.broker.list")
 
 
 def is_plain(settings: Settings) -> bool:
-    """True if no property can be wrong: no operator options, no TLS, no SASL."""
+    """True if there is nothing to verify: no operator options, no TLS, no SASL."""
     return not settings.kafka_options and settings.kafka_security_protocol == "PLAINTEXT"
 
 
@@ -48,7 +48,7 @@ def _offline(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Silent:
-    """Discards library logs, which are also in the error."""
+    """Discards the library's log lines, which the error repeats."""
 
     def log(self, level: int, text: str, *arguments: Any) -> None:
-        """Nothing."""
+        """Does nothing."""

@@ -1,4 +1,4 @@
-"""Creates ClickHouse schema, BigQuery tables, bucket and topics.
+"""Creates the ClickHouse schema, the BigQuery tables, the bucket and the topics.
 
 Idempotent and safe to run concurrently: existing objects are kept, missing ones are added; nothing is dropped or
 narrowed. Each step returns one line about what it did (or, in a dry run, would do).

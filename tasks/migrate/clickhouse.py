@@ -1,4 +1,6 @@
-"""The ClickHouse schema: the files `NNNN_name.sql`, applied in order, once; `schema_migrations` lists them."""
+"""Creates the ClickHouse schema: applies each file `NNNN_name.sql` once, in order. `schema_migrations` lists
+them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ ENGINE = {replicated}ReplacingMergeTree ORDER BY version
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One schema file. `checksum` of its text detects later edits."""
+    """One schema file. `checksum` detects later edits of its text."""
 
     version: int
     name: str

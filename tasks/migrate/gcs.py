@@ -1,4 +1,4 @@
-"""The bucket of the recordings and its lifecycle rules."""
+"""Creates the bucket for recordings and its lifecycle rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Creates the dead-letter topic, the operators' topic, and for development the input topic."""
+"""Creates the dead-letter topic, the operators' topic and, for development, the input topic."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """The tracer provider configured by the standard OTEL_* variables.
 
-OTEL_TRACES_EXPORTER chooses the exporter (otlp by default, console, none), OTEL_EXPORTER_OTLP_PROTOCOL and its
-_TRACES_ form the protocol of OTLP, OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES the service's name. The SDK
-reads the others itself (endpoint, headers, sampler). https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
+OTEL_TRACES_EXPORTER selects the exporter (otlp by default, console, none). OTEL_EXPORTER_OTLP_PROTOCOL or
+OTEL_EXPORTER_OTLP_TRACES_PROTOCOL selects the OTLP protocol. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES name
+the service. The SDK itself reads the others (endpoint, headers, sampler).
+https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ GRPC_EXTRA = "replays-ingest[otel-grpc]"
 
 
 class NotExported(Exception):
-    """A variable requests something unavailable. The text names it and states what to do."""
+    """A variable requests something unavailable. The text names the variable and states what to do."""
 
 
 def provider(service: str, environ: Mapping[str, str]) -> Any:
     """A TracerProvider with the configured exporters. `service` is the default service name.
 
-    Raises NotExported, and ImportError where the extra `otel` is not installed.
+    Raises NotExported, or ImportError if the extra `otel` is not installed.
     """
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider

@@ -1,6 +1,6 @@
-"""Logging of both packages: structured, JSON or text, without payloads and secrets.
+"""Structured logging for both packages, as JSON or text, without payloads or secrets.
 
-Every line passes `redact`, including those of libraries.
+Every line passes through `redact`, including the lines of libraries.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _SECRET_NAME = re.compile(
 
 
 def redact(logger: Any, method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor: hides secrets by name and pattern, and replaces bytes by their length."""
+    """A structlog processor: hides secrets by name and pattern, and replaces bytes with their length."""
     for key, value in line.items():
         line[key] = HIDDEN if _SECRET_NAME.search(key) and value else clean(value)
     return line
 
 
 def clean(value: Any) -> Any:
-    """A value without secrets and payloads, and with bounded length."""
+    """The value without secrets and payloads, cut to a maximum length."""
     if isinstance(value, SecretStr):
         return HIDDEN
     if isinstance(value, bytes | bytearray | memoryview):

@@ -40,8 +40,8 @@ class Loop:
 
     `interval_seconds`: wait between steps; 0 for a step that blocks itself. After a failure the wait is
     `retry_seconds`, doubled per consecutive failure up to `retry_seconds_max`. `on_failure(name)` is called per
-    failure, for a metric. An error is logged once per distinct text until the loop has succeeded again; those of
-    the types `expected` (an unreachable server) without their stack.
+    failure, for a metric. An error is logged once per distinct text until the loop has succeeded again; errors of
+    the types `expected` (such as an unreachable server) are logged without their stack.
     """
 
     def __init__(
@@ -77,8 +77,9 @@ class Loop:
         self._thread.start()
 
     def stop(self, deadline_seconds: float) -> bool:
-        """Requests the end of the loop and waits up to the timeout. Returns True if it has ended or was never
-        started."""
+        """Requests the end of the loop and waits up to `deadline_seconds`. Returns True if it has ended or was
+        never started.
+        """
         self.request_stop()
         return self.join(deadline_seconds)
 

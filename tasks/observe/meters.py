@@ -1,5 +1,5 @@
-"""Metric definitions and instruments: Prometheus always, DogStatsD if enabled. A metric is defined once, as data.
-Names have dots; Prometheus names have underscores instead, and `_total` after a counter.
+"""Metric definitions and instruments, for Prometheus and, if enabled, DogStatsD. A metric is defined once, as
+data. Names contain dots, which become underscores in Prometheus; the name of a counter gets the suffix `_total`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Definition:
 
 
 class Mirror(Protocol):
-    """The methods of a DogStatsD client that are used."""
+    """The methods that this module uses of a DogStatsD client."""
 
     def increment(self, metric: str, value: float, tags: list[str]) -> None: ...
     def gauge(self, metric: str, value: float, tags: list[str]) -> None: ...
@@ -85,7 +85,9 @@ def dogstatsd(settings: Settings) -> Mirror | None:
 
 
 class Meters:
-    """The instruments of one process. Thread-safe. Unknown names and wrong label counts raise at once."""
+    """The instruments of one process. Thread-safe. Unknown names and wrong label counts raise an exception
+    immediately.
+    """
 
     def __init__(
         self, definitions: Iterable[Definition], registry: CollectorRegistry, mirror: Mirror | None = None
@@ -113,7 +115,7 @@ class Meters:
             self._mirror.gauge(name, value, tags=self._tags(name, labels))
 
     def add(self, name: str, amount: float, *labels: str) -> None:
-        """Raises or lowers a gauge. Prometheus only, because one process does not know the total."""
+        """Raises or lowers a gauge. Prometheus only, because a single process cannot compute the total."""
         self._child(name, labels).inc(amount)
 
     def observe(self, name: str, value: float, *labels: str, times: int = 1) -> None:
@@ -125,7 +127,7 @@ class Meters:
             self._mirror.distribution(name, value, tags=self._tags(name, labels))
 
     def touch(self, name: str, *labels: str) -> None:
-        """Creates the series at zero, so that Prometheus sees its first increment."""
+        """Creates the series at zero, so that Prometheus records its first increment."""
         self._child(name, labels)
 
     def forget(self, name: str, *labels: str) -> None:

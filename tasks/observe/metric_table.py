@@ -16,8 +16,8 @@ class RunOutcome(StrEnum):
     """How a run of a flush task ended."""
 
     DONE = "done"
-    ALREADY_DONE = "already_done"  # the done mark was already set, so the run repeated a task
-    PUT_OFF = "put_off"  # retried later
+    ALREADY_DONE = "already_done"  # the done mark was set before the run
+    PUT_OFF = "put_off"  # the task is retried later
     GAVE_UP = "gave_up"  # the reader parks the batch
     FAILED = "failed"  # an error that no retry can fix
 

@@ -35,7 +35,7 @@ READY_SILENT_SECONDS_MAX = 15.0  # a worker sends a heartbeat every two seconds
 
 
 class _Worker:
-    """The state of one worker process (or pool process): nothing before `install`."""
+    """The state of a worker process or pool process; empty before `install`."""
 
     meters: Meters | None = None
     directory: Path | None = None
@@ -73,7 +73,7 @@ def uninstall() -> None:
 def observe_flush(
     sink: SinkName, outcome: RunOutcome, seconds: float = 0.0, items: int = 0, size_bytes: int = 0
 ) -> None:
-    """A run of a flush task ended. `seconds` is 0 if the sink was not called."""
+    """Counts an ended run of a flush task. `seconds` is 0 if the sink was not called."""
     meters = _Worker.meters
     if meters is None:
         return
@@ -88,25 +88,25 @@ def observe_flush(
 
 
 def observe_breaker_refusal(sink: SinkName) -> None:
-    """A run was postponed because the sink's breaker was open."""
+    """Counts a run that was postponed because the sink's breaker was open."""
     if _Worker.meters is not None:
         _Worker.meters.count(WORKER + "breaker_refusals", 1, sink)
 
 
 def observe_refused(sink: SinkName, items: int) -> None:
-    """Items became dead letters with the sink's error."""
+    """Counts items that became dead letters with the sink's error."""
     if _Worker.meters is not None:
         _Worker.meters.count(WORKER + "items_refused", items, sink)
 
 
 def observe_completion(kind: str) -> None:
-    """Counts a reported chord completion. `kind` is done, failed, or nobody (no reader waits for it)."""
+    """Counts a reported chord completion. `kind` is done, failed, or nobody (no reader is waiting for it)."""
     if _Worker.meters is not None:
         _Worker.meters.count(WORKER + "completions", 1, kind)
 
 
 def observe_unverified(purpose: Purpose) -> None:
-    """A Redis entry without a valid seal was ignored: logs and counts it."""
+    """Logs and counts a Redis entry that was ignored because it lacks a valid seal."""
     warn(purpose)
     if _Worker.meters is not None:
         _Worker.meters.count(WORKER + "unverified", 1, purpose)
@@ -133,7 +133,7 @@ def live() -> dict[str, str]:
 
 
 def ready() -> dict[str, str]:
-    """Readiness: fails until the worker has started, and while it has not reached the broker recently."""
+    """Readiness: fails until the worker has started, and when it has not reached the broker recently."""
     silent_seconds = time.monotonic() - _Worker.seen_at
     lost = silent_seconds >= READY_SILENT_SECONDS_MAX
     return {
@@ -158,7 +158,7 @@ def connect() -> None:
 
 
 def _on_start(**_: Any) -> None:
-    """Runs before the banner and the first line. The port may still be taken before `_serve` binds it."""
+    """Runs before Celery prints its banner. Another process may still take the port before `_serve` binds it."""
     settings = load_fleet()
     if settings.worker_http_port > 0:
         try:

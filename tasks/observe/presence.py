@@ -30,9 +30,9 @@ SILENT_HEARTBEATS_MAX = 3
 
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True):
-    """The presence of one worker. Times are Unix seconds by Redis' clock.
+    """The presence of one worker. Times are Unix seconds of the Redis clock.
 
-    Other releases may read it: fields are only added, each with a default.
+    Other releases may read it, so fields are only added, each with a default.
     """
 
     host: str = ""
@@ -45,7 +45,9 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerStatus(Presence, frozen=True, kw_only=True):
-    """One worker with the age of its presence, `silent_seconds`. `silent`: considered gone."""
+    """One worker with the age of its presence, `silent_seconds`. `silent`: it has missed so many heartbeats that
+    it counts as gone.
+    """
 
     worker: str
     silent_seconds: float = 0.0
@@ -66,7 +68,7 @@ def workers(coordination: Coordination, settings: Settings) -> tuple[WorkerStatu
 
 
 def queues_of(sinks: Iterable[str]) -> tuple[str, ...]:
-    """The queues that need a worker with these sinks enabled."""
+    """The queues that need a worker when these sinks are enabled."""
     return (*map(flush_queue, sinks), CONTROL_QUEUE)  # type: ignore[arg-type]
 
 

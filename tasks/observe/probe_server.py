@@ -39,8 +39,9 @@ class CannotListen(SettingsError):
 
 
 def ensure_free(host: str, port: int) -> None:
-    """Raises OSError or OverflowError if the address is not available. Keeps nothing open; port 0 always
-    passes."""
+    """Raises OSError or OverflowError if the address is not available. Leaves no socket open; port 0 always
+    passes.
+    """
     for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[:1]:
         with socket.socket(family, kind, protocol) as tried:
             tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -151,7 +152,7 @@ class _Server(ThreadingHTTPServer):
             self._began[request] = time.monotonic()
         try:
             super().process_request(request, client_address)
-        except RuntimeError:  # no thread can be started
+        except RuntimeError:  # the system cannot start another thread
             self._ended(request)
             self.shutdown_request(request)
 

@@ -1,7 +1,7 @@
 """Traces and error reports, both optional: OpenTelemetry with the extra `otel`, Sentry with the extra `sentry`.
 
 A batch's trace starts in the reader; its W3C traceparent is sent in the Celery header `traceparent`, and each
-flush task's sink call is a child span. If disabled, every function costs one comparison.
+flush task's sink call is a child span. When tracing is disabled, every function costs one comparison.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Worker logs, metrics, probes and traces, connected to Celery's signals.
 
-Records outcome and duration of each flush run, and its span.
+Records the outcome, the duration and the span of each flush run.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from tasks.wire import SinkName, TaskName, batch_id_of
 log = structlog.get_logger(__name__)
 
 RECENT_RUNS = 100
-TOLD_SECONDS = 5.0
+PUBLISH_SECONDS = 5.0
 SHOWN_SECONDS = 86_400
 
 
 @dataclass(slots=True)
 class Watch:
-    """Facts that a run records about itself. `called`: the sink was called."""
+    """What one run did. `called`: the sink was called."""
 
     already_done: bool = False
     called: bool = False
@@ -48,23 +48,23 @@ class Watch:
 
 
 class Recent:
-    """Durations of this process's last runs per sink, published to Redis every TOLD_SECONDS.
+    """Durations of this process's last runs per sink, published to Redis every PUBLISH_SECONDS.
 
-    The last writer wins, which suffices to see whether a sink takes milliseconds or half a minute.
+    The last writer wins, which is precise enough to show whether a sink takes milliseconds or half a minute.
     """
 
     def __init__(self) -> None:
         self._seconds: dict[SinkName, deque[float]] = {}
-        self._told_at: dict[SinkName, float] = {}
+        self._published_at: dict[SinkName, float] = {}
 
     def add(self, sink: SinkName, seconds: float, staging: Staging, settings: Settings) -> None:
         """Adds a run that called its sink. Redis errors are not raised."""
         runs = self._seconds.setdefault(sink, deque(maxlen=RECENT_RUNS))
         runs.append(seconds)
         now = time.monotonic()
-        if now - self._told_at.get(sink, -TOLD_SECONDS) < TOLD_SECONDS:
+        if now - self._published_at.get(sink, -PUBLISH_SECONDS) < PUBLISH_SECONDS:
             return
-        self._told_at[sink] = now
+        self._published_at[sink] = now
         ordered = sorted(runs)
         about: dict[str, float] = {
             "p50_seconds": round(ordered[len(ordered) // 2], 4),
@@ -89,7 +89,7 @@ def sinks_key(settings: Settings) -> str:
 
 @contextmanager
 def watched(request: Any, batch: str, name: str, staging: Staging, settings: Settings) -> Iterator[Watch]:
-    """Wraps one run: counts its outcome; exceptions pass through."""
+    """Wraps one run and counts its outcome. Exceptions pass through."""
     sink, watch, started_at = TaskName.parse(name).sink, Watch(), time.perf_counter()
     outcome = RunOutcome.FAILED
     about = {"replays.batch": batch_id_of(batch), "replays.task": name}
@@ -162,7 +162,7 @@ def _on_logging(**_: Any) -> None:
 
 
 def _on_worker(**_: Any) -> None:
-    """In the main process and in each pool process, because exporter threads do not survive a fork."""
+    """Runs in the main process and in each pool process, because exporter threads do not survive a fork."""
     try:
         telemetry.configure(load_fleet(), service="replays-worker")
     except telemetry.TelemetryMissing as missing:
@@ -178,7 +178,9 @@ def _on_ready(sender: Any = None, **_: Any) -> None:
 
 
 def report_size(processes: int, limit_bytes: int | None) -> None:
-    """Logs the memory needed under load; a warning if the container has less. 0: a pool without processes."""
+    """Logs the memory needed under load, as a warning if the container has less. `processes` is 0 for other
+    pools.
+    """
     needed = cores.memory_needed_bytes(processes)
     about: dict[str, Any] = {"processes": processes, "memory_needed_mib": needed // MiB}
     if limit_bytes is not None:

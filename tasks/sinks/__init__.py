@@ -14,7 +14,7 @@ from tasks.wire import SinkName
 
 
 class Level(Enum):
-    """State of a sink. WARNING: writes work, but need attention. ERROR: writes do not work."""
+    """State of a sink. WARNING: writes work, but something needs attention. ERROR: writes do not work."""
 
     OK = "ok"
     WARNING = "warning"
@@ -45,7 +45,7 @@ class Checked:
 def build(name: str, settings: Settings) -> Sink[Any]:
     """The sink called `name` (a `SinkName`). Opens nothing.
 
-    With `sink_kind=memory` it is the process's one memory sink of that name.
+    With `sink_kind=memory`, it is the memory sink of that name, of which the process has one.
     """
     if settings.sink_kind == "memory":
         from tasks.sinks import memory

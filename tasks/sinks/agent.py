@@ -1,7 +1,7 @@
-"""Detects whether a DogStatsD agent listens at the configured address, without sending a metric.
+"""Tests whether a DogStatsD agent listens at the configured address, without sending a metric.
 
-Over a Unix socket the kernel reports it. Over UDP a host may report a closed port; otherwise delivery is not
-confirmed.
+Over a Unix socket, the kernel reports a missing agent. Over UDP, the host may report a closed port; otherwise
+nothing confirms delivery.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from tasks.loading import in_pod
 from tasks.settings import Settings
 from tasks.sinks.base import Report
 
-# How long a host may take to report that nothing listens on the port (it does so at once, or never).
+# Wait for the host's report of a closed port, which it sends immediately or never.
 REFUSAL_SECONDS = 0.2
 NOT_CONFIRMED = "delivery: DogStatsD confirms no packet"
-# The forms in which the client and DataDog's documentation write a socket address, and the possible socket types
-# of each.
+# The forms of a socket address in the client and in DataDog's documentation, each with its possible socket types.
 SOCKETS = {
     "unixgram://": (socket.SOCK_DGRAM,),
     "unixstream://": (socket.SOCK_STREAM,),

@@ -34,8 +34,8 @@ class Sink(Protocol[ItemT]):
     name: str
 
     def write(self, items: Sequence[ItemT], token: str, deadline_seconds: float) -> None:
-        """Returns once every item is proven durable, within `deadline_seconds`
-        (docs/decisions/016-durable-means-proven.md); a success status alone is no proof.
+        """Returns once every item is proven durable, within `deadline_seconds`. A success status alone is no proof
+        (docs/decisions/016-durable-means-proven.md).
 
         `token` identifies exactly these items (same items, same token). Raises only TransientSinkError or
         PermanentSinkError.
@@ -45,8 +45,8 @@ class Sink(Protocol[ItemT]):
         """Checks that the bucket, tables or topic of `items` accept valid items, without storing any. Called
         before refused items become dead letters.
 
-        Returns if they do. Raises PermanentSinkError with `configuration` set if the destination is at fault, and
-        TransientSinkError if that is currently unknown.
+        Returns normally if they do. Raises PermanentSinkError with `configuration` set if the destination is at
+        fault, and TransientSinkError if the state of the destination is currently unknown.
         """
 
     def check(self) -> Report:

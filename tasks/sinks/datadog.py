@@ -1,9 +1,9 @@
 """Sends product metrics to the DataDog agent, over DogStatsD.
 
-The protocol offers no proof of a write: UDP does not report lost packets, the agent confirms nothing, and it does
-not detect repeated packets. So a write counts as durable once the kernel has accepted it, and the done mark that
-the flush task sets after this write prevents a second send; a worker that dies between the two sends the metrics
-again. Over a Unix socket the kernel reports a missing agent, and the write is retried. No item is ever at fault.
+The protocol offers no proof of a write: UDP does not report lost packets, and the agent neither confirms packets
+nor detects repeated ones. So a write counts as durable once the kernel has accepted it. The flush task then sets
+its done mark, which prevents a second send; if the worker dies in between, the metrics are sent again. Over a Unix
+socket, the kernel reports a missing agent, and the write is retried. No item is ever at fault.
 
 The client runs without its additional features: no aggregation (it would merge batches), no thread (it would not
 survive a fork), no telemetry and no origin detection (they change the packet sizes computed here).
@@ -68,7 +68,7 @@ class DatadogSink:
             if remaining_seconds(ends_at) <= 0:
                 outcome.note(Trouble(Blame.NETWORK, "no time left"), positions)
             elif not self._send(statsd, [items[place] for place in positions]) and not self._over_udp:
-                trouble = Trouble(Blame.NETWORK, f"nobody listens on {self._settings.datadog_socket}")
+                trouble = Trouble(Blame.NETWORK, f"no process listens on {self._settings.datadog_socket}")
                 outcome.note(trouble, positions)
         outcome.raise_if_any()
 
@@ -99,7 +99,7 @@ class DatadogSink:
         """No metric is ever refused, so there is nothing to examine."""
 
     def check(self) -> Report:
-        """Checks whether an agent listens, as far as that can be determined."""
+        """Tests whether an agent listens, as far as the transport allows."""
         return agent.report(self._settings)
 
     def close(self) -> None:

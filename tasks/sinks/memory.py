@@ -1,7 +1,7 @@
 """In-memory sinks for tests and dry runs.
 
-They behave like the real ones: equal objects and row ids are stored once. Failures are scripted per sink: `fail`
-makes the next writes raise given errors, `refuse` makes items permanently refused.
+They behave like the real ones: equal objects and row ids are stored once. Tests script failures per sink: `fail`
+makes the next writes raise given errors, `refuse` makes the sink refuse items permanently.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from tasks.wire import Blob, DeadLetter, Item, Metric, Row, SinkName
 
 
 class MemorySink:
-    """Everything that was written, by identity. All attributes may be read by tests.
+    """Stores everything that was written, by identity. Tests may read all attributes.
 
     objects: name -> bytes. rows: (table, id) -> JSON bytes; `row_writes` counts copies that were sent.
-    metrics and dead_letters: in the order of arrival, repetitions included, as the real ones keep them.
-    calls: (token, number of items) of every write, failed ones included. examinations: calls of `examine`.
+    metrics and dead_letters: in the order of arrival, including repetitions, like the real destinations.
+    calls: (token, number of items) of every write, including failed ones. examinations: calls of `examine`.
     """
 
     def __init__(self, name: str) -> None:
@@ -54,16 +54,16 @@ class MemorySink:
             self._script.extend(errors)
 
     def refuse(self, reason: Callable[[Item], str | None], *, named: bool = True) -> None:
-        """From now on items for which `reason(item)` returns a text are refused with it.
+        """Refuses all further items for which `reason(item)` returns a text, with that text.
 
-        named: the error lists them and the rest is stored, as in BigQuery; otherwise the whole write is refused
-        without naming them, as ClickHouse sometimes does.
+        named: the error lists the refused items and the rest is stored, as in BigQuery. Otherwise the whole write
+        is refused without naming items, as in some ClickHouse errors.
         """
         with self._lock:
             self._refuses, self._names_refused = reason, named
 
     def write(self, items: Sequence[Item], token: str, deadline_seconds: float) -> None:
-        """Stores the items, or follows the script."""
+        """Stores the items, or fails as scripted."""
         with self._lock:
             self.calls.append((token, len(items)))
             error = self._script.popleft() if self._script else None
@@ -112,8 +112,9 @@ class MemorySink:
         return {what: count for what, count in counts.items() if count}
 
     def fault(self, error: SinkError | None) -> None:
-        """From now on `examine` raises this error: the destination itself is at fault. With None the destination
-        is healthy again."""
+        """Makes `examine` raise this error, as if the destination were at fault. None makes the destination
+        healthy again.
+        """
         with self._lock:
             self._fault = error
 
@@ -138,7 +139,7 @@ _sinks: dict[str, MemorySink] = {name: MemorySink(name) for name in SinkName}
 
 
 def sink(name: str) -> MemorySink:
-    """The process's one memory sink of that name."""
+    """The memory sink of that name, of which the process has one."""
     if name not in _sinks:
         raise ValueError(f"no sink is called {name!r}")
     return _sinks[name]

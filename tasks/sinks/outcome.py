@@ -21,7 +21,7 @@ RETRY_AFTER_SECONDS_MAX = 3600.0
 
 
 class Action(Enum):
-    """Handling of items of a failed write."""
+    """How the items of a failed write are handled."""
 
     RETRY = "retried by the task, with backoff"
     HOLD = "the batch is parked until an operator acts; no item becomes a dead letter"
@@ -88,7 +88,7 @@ class Trouble:
     unproven: bool = False
 
     def about(self, what: str) -> Trouble:
-        """The same trouble, with the name of the table or object in front of its message."""
+        """The same trouble, with the name of the table or object before its message."""
         return replace(self, message=f"{what}: {self.message}")
 
     def blamed(self, blame: Blame) -> Trouble:
@@ -96,7 +96,7 @@ class Trouble:
         return replace(self, blame=blame)
 
     def error(self) -> SinkError:
-        """Returns this trouble as an error about all requested items."""
+        """This trouble as an error about all items of the write."""
         text = shortened(self.message)
         if self.blame.action is Action.RETRY:
             return TransientSinkError(text, retry_after_seconds=self.retry_after_seconds)
@@ -109,7 +109,7 @@ def remaining_seconds(ends_at: float) -> float:
 
 
 class Outcome:
-    """Collects by position. Items that are not recorded are durable. Not thread-safe: used by one thread."""
+    """Collects troubles by position. Items that are not recorded are durable. Used by one thread."""
 
     def __init__(self, sink: str) -> None:
         self._sink = sink
@@ -122,8 +122,9 @@ class Outcome:
         self._kept_out: set[int] = set()
 
     def note(self, trouble: Trouble, positions: Iterable[int]) -> None:
-        """`trouble` applies to exactly these items. With BATCH and SIZE, at least one of these items is at
-        fault."""
+        """Records that `trouble` applies to exactly these items. With BATCH and SIZE, at least one of them is at
+        fault.
+        """
         if trouble.unproven:
             self._unproven.append(trouble.message)
         match trouble.blame.action:
@@ -141,19 +142,20 @@ class Outcome:
 
     def note_kept_out(self, positions: Iterable[int]) -> None:
         """Records items that are neither at fault nor written: the server refused the whole request because of
-        others in it."""
+        other items in it.
+        """
         self._kept_out.update(positions)
 
     def raise_if_any(self) -> None:
         """Returns when every item is durable.
 
         An error that needs an operator takes precedence: the whole batch is retried after the fix. Next comes an
-        error that is retried automatically; it lists the refused items too, which are refused and named again
-        once the rest is durable. An error about refused items alone comes last.
+        error that is retried automatically. It includes the refused items, which the server will name again once
+        the rest is durable. An error about refused items alone comes last.
         """
         if self._unproven:
             count, first = len(self._unproven), shortened(self._unproven[0])
-            log.warning("%s: %s answers prove nothing, first: %s", self._sink, count, first)
+            log.warning("%s: %s responses prove no write, first: %s", self._sink, count, first)
         if self._held:
             raise PermanentSinkError(self._text(self._held[0]), configuration=True)
         if self._transient:

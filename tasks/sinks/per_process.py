@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class PerProcess(Generic[T]):
-    """Calls `make` once in each process that asks.
+    """Calls `make` once in each process that needs a client.
 
     Inherited clients are kept but neither used nor closed, because their sockets belong to the parent.
     """
@@ -24,7 +24,7 @@ class PerProcess(Generic[T]):
         self._inherited: list[T] = []
 
     def get(self) -> T:
-        """The client of this process. Exceptions of `make` propagate, and the next call tries again."""
+        """The client of this process. Exceptions of `make` propagate, and the next call of `get` tries again."""
         value = self._value
         if value is not None and self._pid == os.getpid():
             return value

@@ -92,8 +92,8 @@ class Client:
 
     def register_script(self, text: str) -> Callable[..., Any]:
         """A callable like that of redis-py. Breakers are always closed."""
-        if text in (breaker._ASK, breaker._TELL):
-            return lambda keys, args: [b"closed", b"0", b""] if text == breaker._ASK else b"closed"
+        if text in (breaker._REQUEST_SCRIPT, breaker._REPORT_SCRIPT):
+            return lambda keys, args: [b"closed", b"0", b""] if text == breaker._REQUEST_SCRIPT else b"closed"
         return lambda keys, args: self.ask("script", text, tuple(map(_text, args)))
 
     def pipeline(self, transaction: bool) -> Pipeline:

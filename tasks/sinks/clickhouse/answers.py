@@ -1,8 +1,8 @@
-"""Interprets responses to INSERTs: proof of the write, or the cause of its failure.
+"""Interprets a response to an INSERT, which either proves the write or names the cause of its failure.
 
-The proof, with `wait_end_of_query`: status 200, an empty body, no exception code, and a summary whose
-`written_rows` is at least the number of rows sent. Rows of materialized views are counted in addition; rows that
-the server skips because of a repeated token are counted as well, since it counts rows that enter the pipeline.
+A write is proven, with `wait_end_of_query`, by status 200, an empty body, no exception code, and a summary whose
+`written_rows` is at least the number of rows sent. The server counts rows that enter the pipeline: this includes
+rows of materialized views and rows that it skips because of a repeated token.
 https://clickhouse.com/docs/interfaces/http
 """
 
@@ -26,7 +26,7 @@ SUMMARY = "x-clickhouse-summary"
 WANTED_HEADERS = frozenset((EXCEPTION_CODE, SUMMARY))
 BODY_CHARACTERS_MAX = 4000
 
-# `Code: 241. DB::Exception: ...`, of old servers `Code: 60, e.displayText() = DB::Exception: ...`
+# `Code: 241. DB::Exception: ...`; old servers write `Code: 60, e.displayText() = DB::Exception: ...`
 _EXCEPTION = re.compile(r"Code: (\d{1,5})[.,].{0,40}?DB::Exception.*", re.DOTALL)
 
 
@@ -40,12 +40,12 @@ def trouble_of(answer: Answer, rows: int) -> Trouble | None:
     if answer.status != 200:
         return unproven(answer, "status")
     if answer.body:
-        return unproven(answer, "an INSERT is answered with an empty body")
+        return unproven(answer, "a response to an INSERT must have an empty body")
     written = written_rows(answer)
     if written is None:
         return unproven(answer, f"{SUMMARY} is missing or unreadable")
     if written < rows:
-        return unproven(answer, f"{SUMMARY} says {written} rows of {rows}")
+        return unproven(answer, f"{SUMMARY} reports {written} of {rows} rows")
     return None
 
 
@@ -57,7 +57,7 @@ def exception_of(answer: Answer) -> Trouble | None:
     code = answer.headers.get(EXCEPTION_CODE, "") or (found[1] if found else "")
     if not code.isdecimal():
         return None
-    if answer.status == 413:  # with any code, the request as a whole is too large
+    if answer.status == 413:  # whatever the code, the request as a whole is too large
         return Trouble(Blame.SIZE, f"HTTP 413: {text}")
     trouble = trouble_of_code(int(code), found[0] if found else f"Code: {code}, with {described(answer)}")
     if answer.ok:
@@ -67,7 +67,7 @@ def exception_of(answer: Answer) -> Trouble | None:
 
 
 def written_rows(answer: Answer) -> int | None:
-    """The value in the summary; None if it is missing or not ClickHouse's."""
+    """The number of written rows in the summary. None if the summary is missing or is not from ClickHouse."""
     try:
         written = json.loads(answer.headers.get(SUMMARY, ""))["written_rows"]
     except (ValueError, LookupError, TypeError):
@@ -75,6 +75,6 @@ def written_rows(answer: Answer) -> int | None:
     return int(written) if isinstance(written, str) and written.isdecimal() else None
 
 
-def says_nothing_was_new(answer: Answer) -> bool:
-    """Whether an otherwise valid response counts no rows at all, as from a server that skips a repeated token."""
+def counts_no_rows(answer: Answer) -> bool:
+    """Whether an otherwise valid response counts no rows, as when a server skips a repeated token."""
     return answer.status == 200 and not answer.body and written_rows(answer) == 0

@@ -2,8 +2,9 @@
 
 ClickHouse has about 650 codes. An insert with well-formed statements can fail with the codes listed here; any
 other code counts as a server error, which means bounded retries and then a parked batch that an operator sees. A
-code is listed under BATCH only if a row can be at fault: its rows may become dead letters, once the table was
-examined. Names and numbers are those of ClickHouse's ErrorCodes.cpp; a test compares them with a running server.
+code is listed under BATCH only if a row can be at fault, because such rows may become dead letters once the table
+has been examined. Names and numbers are those of ClickHouse's ErrorCodes.cpp; a test compares them with a running
+server.
 """
 
 from __future__ import annotations
@@ -147,13 +148,13 @@ BLAME_OF_CLASS: dict[type[BaseException], Blame] = {
 }
 
 _BLAME_OF_NUMBER = {number: blame for (number, _), blame in BLAME_OF_CODE.items()}
-# `(at row 3)` of a format; `is violated at row 3.` of a constraint.
+# A format error has `(at row 3)`, a violated constraint `is violated at row 3.`
 _ROW = re.compile(r"\(at row (\d{1,9})\)|is violated at row (\d{1,9})\.")
 _STATUS = re.compile(r"HTTP status (\d{3})")
 _URL = re.compile(r"\s*\(for url [^)]*\)")
 
-# A column that the table lacks looks like a wrong value to the server, but then every row has it: the reader is
-# newer than the schema. Such rows are fine and must not become dead letters.
+# The server reports a column that the table lacks as a wrong value. If the reader is newer than the schema, every
+# row has such a column. These rows are valid and must not become dead letters.
 UNKNOWN_FIELD = "Unknown field found while parsing"
 # If a view fails on rows that its table accepts, the view is at fault.
 PUSHING_TO_VIEW = "while pushing to view"
@@ -180,7 +181,7 @@ def sort(error: BaseException) -> Trouble:
     blame = next((table[cls] for cls in classes for table in tables if cls in table), SERVER)
     status = _STATUS.search(text)
     if status:
-        blame = blame_of_status(int(status[1]))  # the error is from a proxy: the server itself would send a code
+        blame = blame_of_status(int(status[1]))  # a proxy's error: the server itself would send a code
     if "CERTIFICATE_VERIFY_FAILED" in text:
         blame = REQUEST
     return Trouble(blame, f"{type(error).__name__}: {text}")

@@ -1,7 +1,7 @@
 """A probe row that belongs to no replay. `check` writes, reads back and deletes it, in a partition that contains
 only such rows.
 
-It has the shortest retention that the schema allows, one day, so one that cannot be deleted expires by itself.
+The row has the shortest retention that the schema allows, one day, so it expires if it cannot be deleted.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tasks.sinks.clickhouse.answers import exception_of, trouble_of
-from tasks.sinks.clickhouse.table import COLUMNS, NOBODY
+from tasks.sinks.clickhouse.table import COLUMNS, PROBE_UUID
 from tasks.sinks.http.answers import Answer, trouble_of_status, unproven
 from tasks.sinks.outcome import Blame, Trouble
 
 TABLE = "replay_segments"
-# No project has the number 0, and no recording a retention of one day.
+# No project has the number 0, and no recording has a retention of one day.
 PROJECT_ID = 0
 RETENTION_DAYS = 1
 
@@ -45,7 +45,7 @@ def probe(insert: Insert, query: Query) -> Probed:
     if found.trouble is not None:
         return found
     found.steps.append("written")
-    where = f"project_id = {PROJECT_ID} AND replay_id = '{NOBODY}' AND segment_id = {number}"
+    where = f"project_id = {PROJECT_ID} AND replay_id = '{PROBE_UUID}' AND segment_id = {number}"
     partition = _read_back(found, query(f"SELECT DISTINCT _partition_id FROM {TABLE} WHERE {where} FORMAT JSON"))
     if partition is not None:
         deletion = f"ALTER TABLE {TABLE} DELETE IN PARTITION ID '{partition}' WHERE {where}"
@@ -56,8 +56,8 @@ def probe(insert: Insert, query: Query) -> Probed:
 def _row(number: int) -> bytes:
     """One row; `number` distinguishes it from the probes of other checks."""
     row = {name: value for name, (_, value) in COLUMNS[TABLE].items()}
-    ours = {"project_id": PROJECT_ID, "segment_id": number, "retention_days": RETENTION_DAYS}
-    return json.dumps(row | ours | {"received": int(time.time())}).encode()
+    identity = {"project_id": PROJECT_ID, "segment_id": number, "retention_days": RETENTION_DAYS}
+    return json.dumps(row | identity | {"received": int(time.time())}).encode()
 
 
 def _read_back(found: Probed, end: Answer | Trouble) -> str | None:
@@ -72,7 +72,9 @@ def _read_back(found: Probed, end: Answer | Trouble) -> str | None:
     assert isinstance(end, Answer)
     rows = (end.json_object() or {}).get("data")
     if not rows:
-        found.warnings.append("a row that was written is not found: does a balancer lead to replicas that lag?")
+        found.warnings.append(
+            "a row that was written is not found: check whether a load balancer leads to replicas that lag"
+        )
         return None
     found.steps.append("read back")
     return str(rows[0]["_partition_id"])
@@ -100,5 +102,5 @@ def trouble_of_query(end: Answer | Trouble) -> Trouble | None:
     if not end.ok:
         return trouble_of_status(end)
     if end.status != 200 or (end.body and end.json_object() is None):
-        return unproven(end, "it is no result")
+        return unproven(end, "the response is not a query result")
     return None

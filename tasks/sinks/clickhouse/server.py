@@ -1,7 +1,6 @@
 """ClickHouse's HTTP interface for inserts and checks, through libcurl.
 
-The driver is not needed for that: statements are sent unchanged, and the complete response is evaluated
-(`answers.py`).
+Without the driver, statements are sent unchanged and the complete response can be evaluated (`answers.py`).
 """
 
 from __future__ import annotations
@@ -34,15 +33,15 @@ INSERT_SETTINGS: dict[str, Any] = {
     "wait_end_of_query": 1,
     "send_progress_in_http_headers": 0,
     "date_time_input_format": "best_effort",
-    "input_format_allow_errors_num": 0,  # rows are never dropped silently: each is written or reported
+    "input_format_allow_errors_num": 0,  # no row is dropped silently
     "input_format_allow_errors_ratio": 0,
     "input_format_skip_unknown_fields": 0,
     "input_format_null_as_default": 1,
     "input_format_defaults_for_omitted_fields": 1,
     "input_format_parallel_parsing": 0,  # otherwise errors do not number rows from the start of the insert
-    "max_partitions_per_insert_block": 0,  # one client with a wrong clock must not block the whole batch
+    "max_partitions_per_insert_block": 0,  # a client with a wrong clock must not block the batch
     "insert_deduplicate": 1,
-    # Without this setting, if an insert failed between table and view, its retry would be skipped for both.
+    # Without this setting, the retry of an insert that failed between table and view would be skipped for both.
     "deduplicate_blocks_in_dependent_materialized_views": 1,
 }
 

@@ -1,13 +1,13 @@
 """Inserts rows encoded by the reader (JSONEachRow) into ClickHouse, one insert per table.
 
-Repetition is harmless for three reasons. An insert has a token derived from the batch's and the table's name: the
-server skips it when one with the same token is among the last `deduplication_window` inserts. Outside the window,
-or with another token, rows with the same identity replace each other when parts merge, and at once for a query
-with FINAL. And the materialized view counts distinct identities, so it does not count twice either.
+Repeated inserts are harmless for three reasons. An insert has a token derived from the names of the batch and the
+table, and the server skips it if one of the last `deduplication_window` inserts had the same token. Outside this
+window, or with another token, rows with the same identity replace each other when parts merge; a query with FINAL
+never returns both. The materialized view counts distinct identities, so it does not count them twice.
 
 An insert is one block: the server parses all of it before it writes, so a refused insert leaves nothing behind.
-The server responds when the write is complete (`wait_end_of_query`), and no progress headers start the response
-early.
+The server responds when the write is complete (`wait_end_of_query`); progress headers, which would start the
+response early, are disabled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tasks.errors import PermanentSinkError
 from tasks.printed import without_secrets
 from tasks.settings import Settings
 from tasks.sinks.base import Report
-from tasks.sinks.clickhouse.answers import says_nothing_was_new, trouble_of
+from tasks.sinks.clickhouse.answers import counts_no_rows, trouble_of
 from tasks.sinks.clickhouse.errors import row_of
 from tasks.sinks.clickhouse.probe import TABLE as PROBE_TABLE
 from tasks.sinks.clickhouse.probe import probe, trouble_of_query
@@ -36,11 +36,11 @@ from tasks.sinks.clickhouse.table import (
     PARTITIONS_SETTING,
     VIEW_TABLES,
     TableFacts,
-    can_be_tried,
     dry_rows,
     facts_of,
     facts_query,
     fault_of_dry_insert,
+    is_dry_insert_safe,
     misfits,
 )
 from tasks.sinks.http.answers import Answer, unproven
@@ -50,13 +50,13 @@ from tasks.wire import TABLES_OF_SINK, Row, SinkName
 
 CONNECT_SECONDS_MAX = 10.0
 NAMED_ROWS_MAX = 16
-# If it is the first of the remaining rows this many times in a row, the server probably refuses all of them.
+# If the server names the first of the remaining rows this many times in a row, it probably refuses all of them.
 NAMED_FIRST_MAX = 3
 TABLES = (*COLUMNS, *VIEW_TABLES)
 
 
 class ClickHouseSink:
-    """Writes rows. Memory: one encoded copy of a table's rows, and a compressed one."""
+    """Writes rows. Needs memory for one encoded and one compressed copy of a table's rows."""
 
     name = "clickhouse"
 
@@ -77,10 +77,10 @@ class ClickHouseSink:
         for position, item in enumerate(items):
             tables.setdefault(item.table, []).append(position)
         for table, positions in tables.items():
-            if table in TABLES_OF_SINK[SinkName.CLICKHOUSE]:  # the name of the table becomes part of the statement
+            if table in TABLES_OF_SINK[SinkName.CLICKHOUSE]:  # the table's name becomes part of the statement
                 write.table(table, positions)
             else:
-                outcome.note(Trouble(Blame.TABLE, f"this release writes no table {table!r}"), positions)
+                outcome.note(Trouble(Blame.TABLE, f"this release does not write to table {table!r}"), positions)
         outcome.raise_if_any()
 
     def examine(self, items: Sequence[Row], deadline_seconds: float) -> None:
@@ -103,7 +103,7 @@ class ClickHouseSink:
             facts = facts_of(end)
             if facts is not None:
                 return facts
-            trouble = unproven(end, "it is no result")
+            trouble = unproven(end, "the response is not a query result")
         assert trouble is not None
         raise trouble.about(without_secrets(self._settings.clickhouse_url)).error()
 
@@ -113,7 +113,7 @@ class ClickHouseSink:
         problems = list(misfits(table, facts))
         if problems:
             return Trouble(Blame.TABLE, "; ".join(problems))
-        if facts is None or not can_be_tried(table, facts):
+        if facts is None or not is_dry_insert_safe(table, facts):
             return None
         end = self._server.get().insert(table, dry_rows(table, time.time()), {PARTITIONS_SETTING: 1}, ends_at)
         return end if isinstance(end, Trouble) else fault_of_dry_insert(end)
@@ -136,10 +136,10 @@ class ClickHouseSink:
             trouble = self._fault(table, facts[table], ends_at)
             if trouble is not None:
                 raise trouble.about(f"{without_secrets(settings.clickhouse_url)}: table {table}").error()
-            if table in COLUMNS and not can_be_tried(table, facts[table]):
-                not_tested.append(f"whether {table} takes a row: it is not partitioned by week")
+            if table in COLUMNS and not is_dry_insert_safe(table, facts[table]):
+                not_tested.append(f"whether {table} accepts a row: it is not partitioned by week")
         warnings = [
-            f"table {table} has the engine {facts[table].engine}: repeated rows may not replace each other there"
+            f"table {table} has the engine {facts[table].engine}: repeated rows may not replace each other"
             for table in TABLES
             if not facts[table].engine.endswith("MergeTree")
         ]
@@ -163,7 +163,7 @@ class ClickHouseSink:
 
 
 class _Write:
-    """One call of `write`: records in `outcome` what did not become durable."""
+    """One call of `write`. Records in `outcome` the rows that did not become durable."""
 
     def __init__(self, server: Server, items: Sequence[Row], token: str, ends_at: float, outcome: Outcome) -> None:
         self._server = server
@@ -212,8 +212,8 @@ class _Write:
             if len(wanted) > 1:
                 alone = self._insert(table, [suspect])
                 if alone is None or alone.blame is not Blame.BATCH:
-                    # That row was not at fault (and is written now), or the server cannot identify it at the
-                    # moment.
+                    # The row was not at fault and is now written, or the server currently cannot say whether it
+                    # is.
                     self._outcome.note(alone or trouble, wanted)
                     return
                 trouble = alone
@@ -238,9 +238,10 @@ class _Write:
             if isinstance(end, Trouble):
                 return end.about(f"table {table}")
             trouble = trouble_of(end, len(positions))
-            if trouble is None or not says_nothing_was_new(end):
+            if trouble is None or not counts_no_rows(end):
                 break
-            # Either the server has seen the token before, or nothing was written: another token shows which.
+            # Either the server skipped a repeated token, or nothing was written. An insert with another token
+            # shows which.
         return trouble and trouble.about(f"table {table}")
 
 
@@ -260,21 +261,23 @@ def client(settings: Settings, *, database: str | None = None) -> Any:
         password=settings.clickhouse_password.get_secret_value(),
         database=settings.clickhouse_database if database is None else database,
         ca_cert=str(ca_file) if ca_file else None,
-        # The driver's default pool is shared by every client of the process, and is not closed with any of them.
+        # All clients of the process share the driver's default pool, and closing a client does not close it.
         dedicated_pool=True,
         connect_timeout=math.ceil(min(settings.sink_timeout_seconds, CONNECT_SECONDS_MAX)),
         send_receive_timeout=math.ceil(settings.sink_timeout_seconds),
         compress=COMPRESSION,
-        # With a session, the server would refuse a second insert while one runs.
+        # With a session, the server would refuse an insert while another one runs.
         autogenerate_session_id=False,
         client_name="replays-ingest",
     )
-    connected.http_retries = 0  # retries are handled elsewhere, and each would double the deadline
+    connected.http_retries = 0  # the callers retry; retries here would exceed their deadlines
     return connected
 
 
 def chunks(items: Sequence[Row], positions: Sequence[int], bytes_max: int) -> Iterator[list[int]]:
-    """Positions whose rows fit into one insert, in order. A single row that is too large is sent alone."""
+    """Groups of positions whose rows fit into one insert, in order. A row that is too large forms its own
+    group.
+    """
     chunk: list[int] = []
     size_bytes = 0
     for position in positions:
@@ -289,15 +292,15 @@ def chunks(items: Sequence[Row], positions: Sequence[int], bytes_max: int) -> It
 
 
 def _size_bytes(items: Sequence[Row], positions: Sequence[int]) -> int:
-    """Size of the uncompressed rows; compression reduces all of them in about the same proportion."""
+    """Size of the uncompressed rows; all rows compress at about the same ratio."""
     return sum(len(items[position].json) + 1 for position in positions)
 
 
 def _table_token(token: str, table: str, items: int, positions: list[int]) -> str:
     """The deduplication token of these rows of this write.
 
-    A repeated write is cut into the same rows with the same token. After a refused row the remainder has other
-    content, so it gets another token.
+    A repeated write is divided into the same groups of rows with the same tokens. Without a refused row, the group
+    has different content, so it gets a different token.
     """
     if len(positions) == items:
         return f"{token}:{table}"

@@ -1,9 +1,9 @@
 """Checks whether a table accepts the rows of this release: its engine, its columns, and rows that are known to be
 good.
 
-The good rows are never stored. They span two partitions, and the insert allows one
-(`max_partitions_per_insert_block`): the server parses them, checks the table's constraints, and refuses the block
-as a whole before it writes anything. So TOO_MANY_PARTS is the expected response. Only a table that is partitioned
+The good rows are never stored. They span two partitions, but the insert allows only one
+(`max_partitions_per_insert_block`). The server parses them, checks the table's constraints, and refuses the block
+as a whole before it writes anything, so the expected response is TOO_MANY_PARTS. Only a table that is partitioned
 as created by `migrate` is tested this way.
 """
 
@@ -19,7 +19,7 @@ from tasks.sinks.clickhouse.answers import exception_of, trouble_of
 from tasks.sinks.http.answers import Answer
 from tasks.sinks.outcome import Blame, Trouble
 
-NOBODY = "00000000-0000-4000-8000-000000000000"
+PROBE_UUID = "00000000-0000-4000-8000-000000000000"
 RETENTION_DAYS = 30
 TWO_WEEKS_SECONDS = 14 * 86_400
 PARTITIONS_SETTING = "max_partitions_per_insert_block"
@@ -32,7 +32,7 @@ _TEXT: _Column = ("String", "check")
 _SHORT: _Column = ("LowCardinality(String)", "check")
 _PLACE: dict[str, _Column] = {
     "project_id": ("UInt64", 1),
-    "replay_id": ("UUID", NOBODY),
+    "replay_id": ("UUID", PROBE_UUID),
     "segment_id": ("UInt64", 0),
     "received": ("DateTime", 0),
     "retention_days": ("UInt16", RETENTION_DAYS),
@@ -41,16 +41,16 @@ _PLACE: dict[str, _Column] = {
 
 COLUMNS: dict[str, dict[str, _Column]] = {
     "replays": {
-        "replay_id": ("UUID", NOBODY),
+        "replay_id": ("UUID", PROBE_UUID),
         "replay_type": _SHORT,
         "error_sample_rate": ("Nullable(Float64)", 0.5),
         "session_sample_rate": ("Nullable(Float64)", 0.5),
-        "event_hash": ("UUID", NOBODY),
+        "event_hash": ("UUID", PROBE_UUID),
         "segment_id": ("Nullable(UInt16)", 0),
         "timestamp": ("DateTime", 0),
         "replay_start_timestamp": ("Nullable(DateTime)", 0),
-        "trace_ids": ("Array(UUID)", [NOBODY]),
-        "error_ids": ("Array(UUID)", [NOBODY]),
+        "trace_ids": ("Array(UUID)", [PROBE_UUID]),
+        "error_ids": ("Array(UUID)", [PROBE_UUID]),
         **dict.fromkeys(("title", "url"), _TEXT),
         "urls": ("Array(String)", ["check"]),
         "segment_names": ("Array(String)", ["check"]),
@@ -101,7 +101,7 @@ COLUMNS: dict[str, dict[str, _Column]] = {
     "replay_outcomes": {
         "org_id": ("UInt64", 1),
         "project_id": ("UInt64", 1),
-        "replay_id": ("UUID", NOBODY),
+        "replay_id": ("UUID", PROBE_UUID),
         "key_id": ("Nullable(UInt64)", 0),
         "category": _SHORT,
         "outcome": _SHORT,
@@ -115,8 +115,8 @@ COLUMNS: dict[str, dict[str, _Column]] = {
         "length_bytes": ("UInt64", 1),
     },
 }
-FORGETFUL_ENGINES = ("Null", "Memory", "Buffer")
-# Filled by views: our rows are not written there, but an insert fails when one of them is missing.
+NON_STORING_ENGINES = ("Null", "Memory", "Buffer")
+# Views fill these tables. No rows are inserted into them directly, but an insert fails if one of them is missing.
 VIEW_TABLES = ("replay_summaries", "replay_places")
 TIME_COLUMN = {"replays": "timestamp", "replay_segments": "received", "replay_objects": "received"}
 
@@ -135,7 +135,7 @@ class TableFacts:
 
 
 def facts_query(tables: Iterable[str]) -> str:
-    """One statement whose result `facts_of` parses, for the named tables."""
+    """The query for the facts about these tables; `facts_of` parses its result."""
     names = ", ".join(f"'{table}'" for table in tables)
     return (
         "SELECT t.name, t.engine, t.partition_key, c.columns FROM system.tables AS t LEFT JOIN "
@@ -148,11 +148,11 @@ def facts_query(tables: Iterable[str]) -> str:
 def facts_of(answer: Answer) -> dict[str, TableFacts] | None:
     """Returns the facts by table; a missing table is left out. Returns None if this is not a response to
     `facts_query`."""
-    said = answer.json_object() if answer.status == 200 else None
+    result = answer.json_object() if answer.status == 200 else None
     try:
         return {
             table: TableFacts(engine, key, {name: (kind, default) for name, kind, default in columns})
-            for table, engine, key, columns in (said or {})["data"]
+            for table, engine, key, columns in (result or {})["data"]
         }
     except (LookupError, TypeError, ValueError):
         return None
@@ -163,8 +163,8 @@ def misfits(table: str, facts: TableFacts | None) -> Iterator[str]:
     if facts is None:
         yield f"{table} is missing; run `replays-ingest migrate`"
         return
-    if facts.engine in FORGETFUL_ENGINES:
-        yield f"{table} has the engine {facts.engine}, which does not keep what it takes"
+    if facts.engine in NON_STORING_ENGINES:
+        yield f"{table} has the engine {facts.engine}, which does not store inserted rows"
     if table in VIEW_TABLES:
         return
     missing = [name for name in COLUMNS[table] if name not in facts.columns]
@@ -176,18 +176,18 @@ def misfits(table: str, facts: TableFacts | None) -> Iterator[str]:
         kind, default = facts.columns[name]
         if default in ("MATERIALIZED", "ALIAS"):
             yield f"column {table}.{name} is {default}, and this release writes it"
-        elif not takes(kind, wanted):
+        elif not can_hold(kind, wanted):
             yield f"column {table}.{name} is {kind}, and this release writes {wanted}: alter it back"
 
 
-def takes(kind: str, wanted: str) -> bool:
+def can_hold(kind: str, wanted: str) -> bool:
     """Whether a column of type `kind` holds every value of type `wanted`."""
     nullable = "Nullable(" in wanted and "Nullable(" not in kind
     if kind == wanted or nullable:
         return kind == wanted
     have, need = _plain(kind), _plain(wanted)
     if have.startswith("Array(") and need.startswith("Array("):
-        return takes(have[6:-1], need[6:-1])
+        return can_hold(have[6:-1], need[6:-1])
     have_number, need_number = _NUMBER.match(have), _NUMBER.match(need)
     if have_number and need_number:
         wider = int(have_number[2]) >= int(need_number[2]) + (have_number[1] == "Int" and need_number[1] == "UInt")
@@ -197,15 +197,15 @@ def takes(kind: str, wanted: str) -> bool:
     return have == need
 
 
-def can_be_tried(table: str, facts: TableFacts) -> bool:
-    """Whether `dry_rows` are certain to be refused as two partitions."""
+def is_dry_insert_safe(table: str, facts: TableFacts) -> bool:
+    """Whether an insert of `dry_rows` is certain to be refused because it spans two partitions."""
     column = TIME_COLUMN.get(table)
     key = facts.partition_key.replace(" ", "")
     return facts.engine.endswith("MergeTree") and column is not None and f"toMonday({column})" in key
 
 
 def dry_rows(table: str, now: float) -> bytes:
-    """Two good rows of different weeks, as JSONEachRow."""
+    """Two valid rows of different weeks, in JSONEachRow."""
     lines = []
     for seconds in (int(now), int(now) - TWO_WEEKS_SECONDS):
         row = {name: value for name, (_, value) in COLUMNS[table].items()}

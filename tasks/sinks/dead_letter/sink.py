@@ -1,14 +1,14 @@
 """Stores rejected messages and refused rows as records of the dead-letter topic.
 
-Producing again creates a second record, because Kafka cannot overwrite by key. A record's headers topic, partition
-and offset (and sink, if a sink refused it) identify it, and readers of the topic count each identity once. The
-idempotent producer prevents duplicates from its own retries within the life of a process.
+A repeated write creates a second record, because Kafka cannot overwrite by key. The headers topic, partition and
+offset (and sink, if a sink refused the item) identify a record, and readers of the topic count each identity once.
+Within the life of a process, the idempotent producer prevents duplicates from its own retries.
 
 A record is durable when its delivery report has no error and has the offset assigned by the broker.
 
-A dead letter cannot be stored anywhere else. So no item is ever at fault here: an error is retried automatically,
-or an operator fixes the topic while the batch is parked. This also applies to a record that is too large: its
-topic accepted the original, so the dead-letter topic has to accept it with its headers.
+A dead letter cannot be stored anywhere else, so no item ever counts as faulty here: an error is retried
+automatically, or an operator fixes the topic while the batch is parked. This includes a record that is too large:
+since the input topic accepted the message, the dead-letter topic must accept it with its headers.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from tasks.units import KiB
 from tasks.wire import DeadLetter
 
 POLL_SECONDS = 0.05
-# Space for the headers that a dead letter has in addition to its original.
+# Space for the additional headers of a dead letter.
 HEADERS_BYTES = 64 * KiB
 PROOF = "The broker's delivery report for each record, with `acks=all`: no error, and an assigned offset."
 
 
 class DeadLetterSink:
-    """Writes dead letters. Memory: librdkafka's queue, at most 64 MiB."""
+    """Writes dead letters. librdkafka's queue needs at most 64 MiB of memory."""
 
     name = "dead_letter"
 
@@ -51,7 +51,7 @@ class DeadLetterSink:
     def write(self, items: Sequence[DeadLetter], token: str, deadline_seconds: float) -> None:
         """Produces `items` and returns when all in-sync replicas have them. `token` is not needed.
 
-        TransientSinkError.failed lists what was not acknowledged in time. Such a record may still be written.
+        TransientSinkError.failed lists the records that were not acknowledged in time. They may still be written.
         """
         ends_at = time.monotonic() + deadline_seconds
         outcome = Outcome(self.name)
@@ -77,7 +77,7 @@ class DeadLetterSink:
             elif report is not None:
                 outcome.note(self._sorted(report, items), [position])
         if refused:
-            # Records are sent in one batch and refused together: the largest one determines the limit.
+            # The broker refuses the records of one batch together, so the error describes the largest one.
             outcome.note(self._too_large(max((items[place] for place in refused), key=_size_bytes)), refused)
         outcome.raise_if_any()
 
@@ -109,7 +109,7 @@ class DeadLetterSink:
             if code.name() in TOO_LARGE:
                 return self._too_large(max(items, key=_size_bytes))
             if code.fatal():
-                self._producer.take()  # such a producer cannot be used again; the next write creates another
+                self._producer.take()  # this producer cannot be used again; the next write creates another
         return trouble.about(f"topic {self._topic}")
 
     def _too_large(self, item: DeadLetter) -> Trouble:
@@ -120,10 +120,10 @@ class DeadLetterSink:
         )
 
     def examine(self, items: Sequence[DeadLetter], deadline_seconds: float) -> None:
-        """No letter is ever at fault, so there is nothing to examine."""
+        """Does nothing, because no letter counts as faulty."""
 
     def check(self) -> Report:
-        """Checks the topic, its limits, and whether we may write to it (if the broker reports that)."""
+        """Checks the topic, its limits, and whether the account may write to it (if the broker reports that)."""
         timeout_seconds = self._settings.sink_timeout_seconds
         try:
             topics = Topics(self._settings)
@@ -137,11 +137,11 @@ class DeadLetterSink:
             raise PermanentSinkError(
                 f"topic {self._topic} is missing; run `replays-ingest migrate`", configuration=True
             )
-        source, ours = (
+        source, letters_config = (
             topics.config(topic, timeout_seconds) for topic in (self._settings.kafka_topic, self._topic)
         )
         allowed = topics.may_write(self._topic, timeout_seconds)
-        self._refuse_too_small(source, ours)
+        self._refuse_too_small(source, letters_config)
         if allowed is False:
             raise PermanentSinkError(
                 f"topic {self._topic}: the account may not write to it; grant Write and IdempotentWrite",
@@ -149,18 +149,18 @@ class DeadLetterSink:
             )
         not_tested = ["storing a record: Kafka cannot delete a single one"]
         if allowed is None:
-            not_tested.append("the right to write: the broker does not say")
-        if not ours:
-            not_tested.append("the topic's settings: the broker does not show them")
+            not_tested.append("the permission to write: the broker does not report it")
+        if not letters_config:
+            not_tested.append("the topic's configuration: the broker does not report it")
         return Report(
             f"topic {self._topic} with {found.partitions} partitions on {self._settings.kafka_brokers}",
-            tuple(_doubts(self._topic, ours, found.in_sync)),
+            tuple(_config_warnings(self._topic, letters_config, found.in_sync)),
             tuple(not_tested),
         )
 
-    def _refuse_too_small(self, source: Mapping[str, str], ours: Mapping[str, str]) -> None:
+    def _refuse_too_small(self, source: Mapping[str, str], letters_config: Mapping[str, str]) -> None:
         """Raises PermanentSinkError if the largest message of the source would not fit."""
-        wanted, have = (int(config.get(MESSAGE_BYTES_MAX) or 0) for config in (source, ours))
+        wanted, have = (int(config.get(MESSAGE_BYTES_MAX) or 0) for config in (source, letters_config))
         if wanted and have and have < wanted + HEADERS_BYTES:
             raise PermanentSinkError(
                 f"topic {self._topic}: max.message.bytes is {have}, so the largest messages of "
@@ -174,7 +174,7 @@ class DeadLetterSink:
             producer.flush(min(5.0, self._settings.sink_timeout_seconds))
 
 
-def _doubts(topic: str, config: Mapping[str, str], replicas: int) -> Iterator[str]:
+def _config_warnings(topic: str, config: Mapping[str, str], replicas: int) -> Iterator[str]:
     """One sentence for each setting of the topic that may cause letters to be refused or lost."""
     if "compact" in config.get("cleanup.policy", "delete"):
         yield (
@@ -189,7 +189,7 @@ def _doubts(topic: str, config: Mapping[str, str], replicas: int) -> Iterator[st
 def _recorder(
     reports: dict[int, KafkaException | Trouble | None], position: int
 ) -> Callable[[KafkaError | None, Message], None]:
-    """A delivery callback that knows its item."""
+    """A delivery callback for the item at this position."""
 
     def report(error: KafkaError | None, message: Message) -> None:
         if error is not None:

@@ -11,7 +11,7 @@ NONCURRENT_CONDITIONS = frozenset(("numNewerVersions", "daysSinceNoncurrentTime"
 
 
 def expires(rules: Iterable[Mapping[str, Any]], days: int, condition: str = "age") -> bool:
-    """Whether a lifecycle rule with this condition deletes every object of this retention in time."""
+    """Whether a lifecycle rule with this condition deletes all objects of this retention on time."""
     return any(
         _deletes(rule)
         and _prefixes(rule, days, within=False)
@@ -43,7 +43,9 @@ def _prefixes(rule: Mapping[str, Any], days: int, *, within: bool) -> bool:
     """Whether the rule applies to all objects of this retention; with `within`, to some of them."""
     prefixes = rule.get("condition", {}).get("matchesPrefix")
     name = f"{days}/"
-    return prefixes is None or any(name.startswith(one) or (within and one.startswith(name)) for one in prefixes)
+    return prefixes is None or any(
+        name.startswith(prefix) or (within and prefix.startswith(name)) for prefix in prefixes
+    )
 
 
 def missing_rules(rules: Iterable[Mapping[str, Any]], layout: str) -> Iterator[str]:
@@ -58,7 +60,7 @@ def missing_rules(rules: Iterable[Mapping[str, Any]], layout: str) -> Iterator[s
     if layout == "packed" and custom:
         yield (
             f"no rule on daysSinceCustomTime for {', '.join(f'{days}/' for days in custom)}: "
-            "what `erase` rewrites is kept for longer"
+            "objects rewritten by `erase` are kept for longer"
         )
     for days in RETENTION_DAYS:
         early = early_days(rules, days)
@@ -69,8 +71,8 @@ def missing_rules(rules: Iterable[Mapping[str, Any]], layout: str) -> Iterator[s
 def restrictions(properties: Mapping[str, Any]) -> Iterator[str]:
     """One sentence for each property of a bucket (its JSON resource) that interferes with storing recordings.
 
-    A segment that is sent twice overwrites its object, `erase` deletes, and lifecycle rules expire: a policy that
-    forbids one of those affects everything except equal segments.
+    A repeated segment overwrites its object, and `erase` and lifecycle rules delete objects. A policy that forbids
+    one of these makes it fail, except that an equal segment is accepted.
     """
     period_seconds = int(properties.get("retentionPolicy", {}).get("retentionPeriod") or 0)
     if period_seconds:
@@ -82,16 +84,16 @@ def restrictions(properties: Mapping[str, Any]) -> Iterator[str]:
         yield "object retention is enabled: an object that is locked can be neither replaced nor erased"
     if properties.get("defaultEventBasedHold"):
         yield (
-            "new objects get an event-based hold: nothing can replace, erase or expire them; "
-            "switch the default hold off"
+            "new objects get an event-based hold: they cannot be replaced, erased or expired; disable the "
+            "default hold"
         )
     if properties.get("versioning", {}).get("enabled"):
-        yield "versioning keeps what a repeated segment replaces, and what is erased: switch it off"
+        yield "versioning keeps replaced and erased segments: disable it"
     soft_delete_seconds = int(properties.get("softDeletePolicy", {}).get("retentionDurationSeconds") or 0)
     if soft_delete_seconds:
         yield f"soft delete keeps erased bytes for {_days(soft_delete_seconds)}: set it to 0"
     if properties.get("billing", {}).get("requesterPays"):
-        yield "the requester pays, and uploads name no project to be billed: switch it off"
+        yield "requester pays is enabled, but uploads name no project to bill: disable it"
 
 
 def _days(seconds: int) -> str:

@@ -1,7 +1,8 @@
-"""Proof that an object is stored, and comparison with an existing object after a refusal.
+"""Checks the proof that an object is stored, and compares an existing object after a refusal.
 
-The proof is the object resource that Cloud Storage returns for an upload: name, bucket, size and CRC32C equal to
-what was sent, and a generation. https://cloud.google.com/storage/docs/json_api/v1/objects#resource
+The proof is the object resource that Cloud Storage returns for an upload: its name, bucket, size and CRC32C must
+equal those of the upload, and it must have a generation.
+https://cloud.google.com/storage/docs/json_api/v1/objects#resource
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ def is_packed(name: str) -> bool:
     return name.split("/", 2)[1:2] == ["packed"]
 
 
-def lacks(wanted: Wanted, resource: dict[str, Any] | None) -> str | None:
-    """What this object resource does not prove; None: it is the expected object, stored."""
+def difference(wanted: Wanted, resource: dict[str, Any] | None) -> str | None:
+    """What this object resource fails to prove. None if it proves that the expected object is stored."""
     if resource is None:
-        return "it is no object resource"
+        return "it is not an object resource"
     generation = str(resource.get("generation"))
     if not generation.isdecimal() or int(generation) < 1:
         return "it has no generation"
@@ -106,7 +107,7 @@ def trouble_of(wanted: Wanted, answer: Answer) -> Trouble | None:
     if is_proof(wanted, answer):
         return None
     if answer.ok:
-        why = "status" if answer.status != 200 else lacks(wanted, answer.json_object())
+        why = "status" if answer.status != 200 else difference(wanted, answer.json_object())
         return None if why is None else unproven(answer, why).about(wanted.name)
     trouble = sort_answer(answer).about(wanted.name)
     if answer.status == 400 and "crc32c" in trouble.message.lower():
@@ -119,25 +120,26 @@ def trouble_of(wanted: Wanted, answer: Answer) -> Trouble | None:
 
 
 def may_be_stored(answer: Answer, trouble: Trouble) -> bool:
-    """Whether the refusal may be about overwriting, so that the stored object must be compared."""
+    """Whether the refusal may be caused by an existing object, which must then be compared."""
     return answer.status in (403, 412) and trouble.blame in (Blame.CREDENTIALS, Blame.REQUEST)
 
 
-def compared(wanted: Wanted, refused: Answer, trouble: Trouble, found: Answer | Trouble) -> Trouble | None:
-    """The verdict on a refused upload, by the object stored with its name. Returns None if an equal object is
-    stored."""
+def compare_stored(wanted: Wanted, refused: Answer, trouble: Trouble, found: Answer | Trouble) -> Trouble | None:
+    """The problem with a refused upload, after comparing the object stored under its name. Returns None if an
+    equal object is stored.
+    """
     if isinstance(found, Trouble):
         return found.about(f"comparing {wanted.name}")
     if not found.ok:
         return _not_comparable(wanted, refused, trouble, found)
     resource = found.json_object()
-    why = lacks(wanted, resource)
+    why = difference(wanted, resource)
     if why is None:
         return None
     if resource is None or resource.get("name") != wanted.name or resource.get("bucket") != wanted.bucket:
         return unproven(found, why).about(f"comparing {wanted.name}")
     if wanted.is_packed:
-        # `erase` overwrites parts of a packed object, and sets a custom time. Erased parts stay erased.
+        # `erase` overwrites parts of a packed object and sets a custom time. The erased parts must stay erased.
         if resource.get("customTime") and str(resource.get("size")) == str(wanted.size_bytes):
             return None
         return Trouble(Blame.TABLE, f"another object is stored as {wanted.name}: {why}")
@@ -146,15 +148,15 @@ def compared(wanted: Wanted, refused: Answer, trouble: Trouble, found: Answer | 
     return Trouble(trouble.blame, f"{trouble.message}; another recording is stored there ({why})")
 
 
-def is_too_often(trouble: Trouble) -> bool:
-    """Whether it is the limit of about one write per second per name."""
+def is_name_rate_limited(trouble: Trouble) -> bool:
+    """Whether the cause is the limit of about one write per second per object name."""
     return _TOO_OFTEN in trouble.message
 
 
 def _not_comparable(wanted: Wanted, refused: Answer, trouble: Trouble, found: Answer) -> Trouble:
     sorted_ = sort_answer(found)
     if found.status == 404:
-        # 412 means that the object exists; if it does not, it was deleted meanwhile, or another server responded.
+        # 412 means that the object exists; if it does not, it has since been deleted, or another server responded.
         return (
             Trouble(Blame.SERVER, f"{trouble.message}; but nothing is stored there")
             if (refused.status == 412)
@@ -163,7 +165,7 @@ def _not_comparable(wanted: Wanted, refused: Answer, trouble: Trouble, found: An
     if sorted_.blame is Blame.CREDENTIALS:
         return Trouble(
             trouble.blame,
-            f"{trouble.message}; what is stored there cannot be compared: grant storage.objects.get",
+            f"{trouble.message}; the stored object cannot be compared: grant storage.objects.get",
         )
     return sorted_.about(f"comparing {wanted.name}")
 
@@ -177,8 +179,7 @@ def _too_large(wanted: Wanted, trouble: Trouble) -> Trouble:
 
 
 def _of_object(wanted: Wanted, trouble: Trouble) -> Trouble:
-    """A packed object contains many recordings, and a dead letter could not say which: its batch is parked
-    instead."""
+    """Parks the batch of a packed object, because a dead letter could not list the object's many recordings."""
     if wanted.is_packed:
         return Trouble(Blame.TABLE, f"packed object {trouble.message}")
     return trouble.blamed(Blame.ROW)

@@ -1,14 +1,15 @@
 """Stores recordings as objects in Cloud Storage: one per segment, or packed objects that contain many.
 
-A packed object (`<retention days>/packed/...`) has a digest of its bytes in its name and is only created if it
-does not exist: the response that it exists (412) is a success if the existing one is equal. A refused packed
-object parks its batch instead of becoming a dead letter, since the letter could not list the recordings in it.
+A packed object (`<retention days>/packed/...`) has a digest of its bytes in its name and is created only if it
+does not exist. The response that it exists (412) counts as success if the existing object is equal. A refused
+packed object parks its batch instead of becoming a dead letter, since the letter could not list the recordings in
+it.
 
 Writing an item again overwrites the object of the same name with the same bytes, so repetition leaves one copy
 (unless the bucket keeps old versions). If a bucket forbids overwriting, the existing object is compared: an equal
-one is a success, another one makes the segment a dead letter. When names repeat within one write, the last one
-wins, as if they had been written one after another, and the earlier ones are not sent at all: Cloud Storage
-accepts about one write per second per name (https://cloud.google.com/storage/quotas#objects).
+object counts as success, a different one makes the segment a dead letter. When names repeat within one write, only
+the last item is sent, with the same result as if all had been written in order: Cloud Storage accepts about one
+write per second per name (https://cloud.google.com/storage/quotas#objects).
 
 Credentials, endpoint and bucket properties come from the official client. Each upload is a single
 `uploadType=media` request through libcurl. One thread keeps many requests in flight and uses a fraction of the CPU
@@ -27,7 +28,7 @@ from google.api_core import exceptions as from_api
 from tasks.settings import Settings
 from tasks.sinks.base import Report
 from tasks.sinks.gcs.bucket import missing_rules, restrictions
-from tasks.sinks.gcs.objects import COMPARED_FIELDS, Wanted, compared, is_packed, may_be_stored, trouble_of
+from tasks.sinks.gcs.objects import COMPARED_FIELDS, Wanted, compare_stored, is_packed, may_be_stored, trouble_of
 from tasks.sinks.gcs.uploads import PROBE_PREFIX, Uploader, Uploads, client, crc32c
 from tasks.sinks.google.errors import advice, sort, sort_answer
 from tasks.sinks.http.answers import Answer, described
@@ -43,7 +44,7 @@ __all__ = ["GcsSink", "client", "crc32c", "is_packed"]
 
 
 class GcsSink:
-    """Writes blobs. Memory: the items, plus at most 1 MiB for each upload in flight."""
+    """Writes blobs. Needs memory for the items plus at most 1 MiB per upload in flight."""
 
     name = "gcs"
 
@@ -52,7 +53,8 @@ class GcsSink:
         self._uploader = PerProcess(lambda: Uploader(settings))
 
     def write(self, items: Sequence[Blob], token: str, deadline_seconds: float) -> None:
-        """Uploads `items`, `gcs_connections` at once; `token` is not needed, because names are the identity.
+        """Uploads `items` with up to `gcs_connections` concurrent requests. `token` is not needed, because the
+        name identifies an object.
 
         TransientSinkError.failed lists exactly the positions that are not durable.
         """
@@ -78,10 +80,10 @@ class GcsSink:
             raise sort(error).error() from error
 
     def examine(self, items: Sequence[Blob], deadline_seconds: float) -> None:
-        """Stores and deletes a small object: if the bucket refuses that as well, it is at fault.
+        """Stores and deletes a small object. If the bucket refuses that as well, the bucket is at fault.
 
-        Its name is constant for the life of a process, so that a bucket that forbids deletion keeps only one of
-        them.
+        The object's name is constant for the life of a process, so that a bucket that forbids deletion keeps only
+        one.
         """
         ends_at = time.monotonic() + deadline_seconds
         uploader, headers = self._ready()
@@ -103,7 +105,7 @@ class GcsSink:
             trouble = step()
             if trouble is not None:
                 todo = "; grant roles/storage.objectUser" if trouble.blame is Blame.CREDENTIALS else ""
-                todo = "; make it with `replays-ingest migrate`" if trouble.blame is Blame.TABLE else todo
+                todo = "; run `replays-ingest migrate`" if trouble.blame is Blame.TABLE else todo
                 raise Trouble(trouble.blame, f"bucket {settings.gcs_bucket}: {trouble.message}{todo}").error()
         warnings = list(restrictions(properties))
         if settings.gcs_endpoint and "lifecycle" not in properties:
@@ -132,7 +134,7 @@ class GcsSink:
             return {}, [f"retention policy and lifecycle rules: grant storage.buckets.get ({error.message})"]
         except Exception as error:
             trouble = sort(error)
-            todo = advice(error, "make it with `replays-ingest migrate`", "grant roles/storage.objectUser")
+            todo = advice(error, "run `replays-ingest migrate`", "grant roles/storage.objectUser")
             raise Trouble(
                 trouble.blame, f"bucket {settings.gcs_bucket}: {trouble.message}{todo}"
             ).error() from error
@@ -155,7 +157,7 @@ class _Probe:
         self._ends_at = ends_at
 
     def store(self) -> Trouble | None:
-        """Stores it. Returns None if it is stored, with the same proof as for a recording."""
+        """Stores the object. Returns None if it is stored, which needs the same proof as for a recording."""
         wanted = Wanted(self.uploader.bucket, self.name, len(PROBE), crc32c(PROBE))
         hashed = [*self._headers, f"X-Goog-Hash: crc32c={wanted.crc32c}"]
         end = self._send(self.uploader.upload_url(self.name), Method.POST, hashed, PROBE)
@@ -165,10 +167,10 @@ class _Probe:
         if trouble is None or not may_be_stored(end, trouble):
             return trouble
         stored = self._send(self.uploader.object_url(self.name, COMPARED), Method.GET, self._headers)
-        return compared(wanted, end, trouble, stored)
+        return compare_stored(wanted, end, trouble, stored)
 
     def read_back(self) -> Trouble | None:
-        """Reads it back. Returns None if the bytes are equal to those that were stored."""
+        """Reads the object back. Returns None if its bytes equal those that were stored."""
         end = self._send(self.uploader.object_url(self.name, "?alt=media"), Method.GET, self._headers)
         if isinstance(end, Trouble):
             return end
@@ -179,7 +181,7 @@ class _Probe:
         return None
 
     def delete(self) -> Trouble | None:
-        """None: deleted."""
+        """Deletes the object. Returns None if it is deleted."""
         end = self._send(self.uploader.object_url(self.name), Method.DELETE, self._headers)
         return end if isinstance(end, Trouble) else None if end.ok else sort_answer(end)
 

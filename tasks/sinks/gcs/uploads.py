@@ -1,4 +1,4 @@
-"""The uploads of one write: many at once, each retried within the call if that is worthwhile.
+"""Runs the uploads of one write concurrently, and retries each within the call if that is worthwhile.
 
 After a refusal that may be about overwriting (403, 412), the stored object of that name is compared.
 """
@@ -26,9 +26,9 @@ from tasks.sinks.gcs.objects import (
     COMPARED_FIELDS,
     PROOF_FIELDS,
     Wanted,
-    compared,
+    compare_stored,
+    is_name_rate_limited,
     is_packed,
-    is_too_often,
     may_be_stored,
     trouble_of,
 )
@@ -38,20 +38,20 @@ from tasks.sinks.outcome import Action, Blame, Trouble, remaining_seconds
 from tasks.units import MiB
 from tasks.wire import Blob
 
-# Probes use the prefix of the shortest retention, so that a lifecycle rule deletes those that we may not delete.
+# Probes use the prefix of the shortest retention, so that a lifecycle rule deletes those that the account cannot.
 PROBE_PREFIX = "30/replays-ingest-check/"
 CONTENT_TYPE = "application/octet-stream"
 CHECKSUM_CHUNK_BYTES = 1 * MiB
 TRIES_MAX = 4
 BACKOFF_SECONDS = 0.1
-# A 429 about "object mutation" applies to one name; any other is about load, with an optional wait.
+# A 429 about "object mutation" applies to one name. Any other 429 is about load and may request a wait.
 SAME_NAME_SECONDS = 1.0
-# If all remaining uploads would wait longer than this, the write ends and its task is postponed, which frees the
+# If all remaining uploads would wait longer than this, the write ends and its task is postponed, to free the
 # process.
 IDLE_SECONDS_MAX = 2.0
 
 # Occasional failed uploads are retried within the call. If more than a quarter of a write fails, the service is
-# failing, and immediate retries only multiply the load: the task's backoff and the breaker take over.
+# failing and immediate retries would only add load. The task's backoff and the breaker then take over.
 RETRY_SHARE_MAX = 0.25
 RETRIES_MIN = 2
 
@@ -88,7 +88,7 @@ class Uploader:
         return [f"{name}: {value}" if value else f"{name}:" for name, value in headers.items()]
 
     def upload_url(self, name: str) -> str:
-        """URL that creates an object; for a packed one only if it does not exist."""
+        """URL that creates an object; a packed object is created only if it does not exist."""
         url = self._uploads + quote(name, safe="")
         return f"{url}&ifGenerationMatch=0" if is_packed(name) else url
 
@@ -103,7 +103,7 @@ class Uploader:
 
 
 class Uploads:
-    """The objects of one write. Failed uploads wait here for their retry, while the others continue."""
+    """The objects of one write. Failed uploads wait for their retry while the others continue."""
 
     def __init__(self, uploader: Uploader, headers: list[str], items: Mapping[str, Blob], ends_at: float) -> None:
         self._uploader = uploader
@@ -121,7 +121,9 @@ class Uploads:
         self._idle_until = 0.0
 
     def run(self) -> dict[str, Trouble]:
-        """The failures of objects that are not durable, by name. Returns at the latest soon after the deadline."""
+        """Uploads all objects. Returns the failures of those that are not durable, by name, at the latest shortly
+        after the deadline.
+        """
         try:
             while self._ready or self._waiting or self._transfers.running:
                 now = time.monotonic()
@@ -142,8 +144,9 @@ class Uploads:
         return self._troubles
 
     def _may_wait(self, now: float) -> bool:
-        """Returns False if only retries remain and the next one is far away, because waiting for it would occupy
-        the process."""
+        """Returns False if only retries remain and the next one is so late that waiting would occupy the
+        process.
+        """
         if self._ready or self._transfers.running:
             return True
         self._idle_until = self._idle_until or now + IDLE_SECONDS_MAX
@@ -165,7 +168,7 @@ class Uploads:
     def _ended(self, step: Step, name: str, end: Answer | Trouble) -> None:
         wanted = self._wanted[name]
         if step is Step.COMPARE:
-            trouble = compared(wanted, *self._refusals.pop(name), end)
+            trouble = compare_stored(wanted, *self._refusals.pop(name), end)
         elif isinstance(end, Trouble):
             trouble = end.about(name)
         else:
@@ -183,7 +186,7 @@ class Uploads:
         self._troubles[name] = trouble
         if trouble.blame.action is Action.HOLD:  # the other objects would fail too
             self._retries_left = 0
-            self._drop(Trouble(Blame.SERVER, "not tried, the write is over"))
+            self._drop(Trouble(Blame.SERVER, "not attempted because the write ended"))
         if trouble.blame.action is not Action.RETRY or self._tries[name] == TRIES_MAX:
             return
         again_at = time.monotonic() + pause_seconds(trouble, self._tries[name])
@@ -192,7 +195,7 @@ class Uploads:
             heapq.heappush(self._waiting, (again_at, name))
 
     def _drop(self, trouble: Trouble) -> None:
-        """Starts nothing more; uploads in flight may still succeed."""
+        """Cancels all uploads that have not started; those in flight may still succeed."""
         for _, name in self._ready:
             self._troubles.setdefault(name, trouble)
         self._ready.clear()
@@ -217,7 +220,7 @@ def crc32c(content: bytes | memoryview) -> str:
     """CRC32C as Cloud Storage writes it: base64 of four bytes, most significant first."""
     if isinstance(content, bytes):
         value = google_crc32c.value(content)
-    else:  # the C code accepts only bytes: copied in chunks, so that 15 MB do not become 30
+    else:  # the C code accepts only bytes; copying in chunks avoids doubling the memory of a large object
         value = 0
         for start in range(0, content.nbytes, CHECKSUM_CHUNK_BYTES):
             value = google_crc32c.extend(value, bytes(content[start : start + CHECKSUM_CHUNK_BYTES]))
@@ -225,10 +228,11 @@ def crc32c(content: bytes | memoryview) -> str:
 
 
 def pause_seconds(trouble: Trouble, tries: int) -> float:
-    """Wait of an upload after this many attempts: jitter below a doubling upper bound, but at least the requested
-    wait."""
+    """Wait before the next attempt of an upload: jitter below a doubling upper bound, but at least the requested
+    wait.
+    """
     ceiling_seconds = BACKOFF_SECONDS * 2.0 ** (tries - 1)
     asked_seconds = trouble.retry_after_seconds or 0.0
-    if is_too_often(trouble):
+    if is_name_rate_limited(trouble):
         asked_seconds = max(asked_seconds, SAME_NAME_SECONDS)
     return asked_seconds + random.uniform(0, ceiling_seconds)

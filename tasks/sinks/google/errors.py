@@ -1,8 +1,8 @@
 """Classifies Google errors: responses of its JSON APIs, and exceptions of its client libraries.
 
-A Google JSON error is classified by its reasons first and its status second; any other response (a proxy's page)
-by its status alone. Every exception class of google-api-core, google-auth and the HTTP clients below them is in
-`BLAME_OF_CLASS`, and a test fails when an upgrade adds one that is not.
+A Google JSON error is classified by its reasons first and its status second; any other response, such as a proxy's
+page, is classified by its status alone. Every exception class of google-api-core, google-auth and the HTTP clients
+below them is in `BLAME_OF_CLASS`; a test fails when an upgrade adds an unlisted class.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ BLAME_OF_CLASS: dict[type[BaseException], Blame] = {
     from_api.UnseekableStreamError: NETWORK,
     from_api.UploadCancelledError: NETWORK,
     from_api.MissingStatusHeaderError: NETWORK,
-    # google.auth: the token could not be fetched now, or there are no credentials
+    # google.auth: the token could currently not be fetched, or there are no credentials
     from_auth.GoogleAuthError: NETWORK,
     from_auth.TransportError: NETWORK,
     from_auth.RefreshError: CREDENTIALS,
@@ -190,7 +190,7 @@ BLAME_OF_REASON: dict[str, Blame] = {
     "userProjectMissing": CREDENTIALS,
     # The bucket, data set or table is at fault.
     "notFound": TABLE,
-    # The form of the request is at fault, whatever its content.
+    # The form of the request is at fault, not its content.
     "invalidAltValue": REQUEST,
     "invalidParameter": REQUEST,
     "invalidQuery": REQUEST,
@@ -243,11 +243,11 @@ def sort(error: BaseException) -> Trouble:
 
 def sort_answer(answer: Answer) -> Trouble:
     """The cause of an unsuccessful response of Google's JSON APIs."""
-    said = (answer.json_object() or {}).get("error")
-    if not isinstance(said, dict):
-        return trouble_of_status(answer)  # for a proxy's page or an empty body, only the status is known
-    text = str(said.get("message") or described(answer))
-    entries = said.get("errors")
+    error_object = (answer.json_object() or {}).get("error")
+    if not isinstance(error_object, dict):
+        return trouble_of_status(answer)  # a proxy's page or an empty body has only a status
+    text = str(error_object.get("message") or described(answer))
+    entries = error_object.get("errors")
     reasons = [
         str(entry.get("reason", ""))
         for entry in (entries if isinstance(entries, list) else ())

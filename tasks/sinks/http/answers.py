@@ -1,4 +1,4 @@
-"""Classifies HTTP responses by status, and describes responses that do not prove a write.
+"""Classifies HTTP responses by status and describes responses that do not prove a write.
 
 Errors of the server itself (ClickHouse's exception code, Google's JSON errors) take precedence and are handled in
 the sink's module; the table here covers proxies, gateways and captive portals.
@@ -21,8 +21,8 @@ DESCRIBED_CHARACTERS_MAX = 160
 DESCRIBED_BYTES_MAX = 2048
 
 BLAME_OF_STATUS: dict[int, Blame] = {
-    # The address, or a proxy in front of it, is wrong. Following a redirect turns a POST into a GET, so none is
-    # followed.
+    # The address, or a proxy in front of it, is wrong. Redirects are not followed, because that would turn a POST
+    # into a GET.
     300: Blame.REQUEST,
     301: Blame.REQUEST,
     302: Blame.REQUEST,
@@ -94,7 +94,7 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        """Success by its status, which proves nothing."""
+        """Whether the status is a success, which alone proves nothing."""
         return 200 <= self.status <= 299
 
     def json_object(self) -> dict[str, Any] | None:
@@ -109,14 +109,16 @@ class Answer:
 
 
 def blame_of_status(status: int) -> Blame:
-    """The cause that a status indicates. An unknown status is retried: bounded, then parked, nothing lost."""
+    """The cause that a status indicates. An unknown status counts as a server error: bounded retries, then a
+    parked batch.
+    """
     if status in BLAME_OF_STATUS:
         return BLAME_OF_STATUS[status]
     return Blame.SERVER if 400 <= status <= 599 else Blame.NETWORK
 
 
 def trouble_of_status(answer: Answer) -> Trouble:
-    """The problem with a response in which the server itself does not state the error."""
+    """The problem with a response whose body does not state the server's error."""
     assert not answer.ok, answer
     return Trouble(
         blame_of_status(answer.status),
@@ -127,7 +129,7 @@ def trouble_of_status(answer: Answer) -> Trouble:
 
 def unproven(answer: Answer, why: str) -> Trouble:
     """The problem with a success that does not prove the write: `why` states what is missing."""
-    text = f"HTTP {answer.status} does not prove the write: {why}; it came with {described(answer)}"
+    text = f"HTTP {answer.status} does not prove the write: {why}; the response has {described(answer)}"
     return Trouble(Blame.NETWORK, text, answer.retry_after_seconds, unproven=True)
 
 
@@ -150,8 +152,9 @@ def described(answer: Answer) -> str:
 
 
 def retry_after_seconds(value: str | None) -> float | None:
-    """A Retry-After header, in seconds from now; its value is a number or a date. Returns None if the value is
-    neither."""
+    """Seconds from now until the time in a Retry-After header, which is a number or a date. Returns None for other
+    values.
+    """
     if not value:
         return None
     text = value.strip()

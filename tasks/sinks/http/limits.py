@@ -9,8 +9,8 @@ BODY_BYTES_MIN = 1024
 
 
 class BodyLimit:
-    """At most `bytes_max`; half of the refused size for ten minutes after the last refusal, so that a limit is hit
-    once instead of in every write, and a raised limit is used again.
+    """A size limit of `bytes_max`, or of half the refused size for ten minutes after a refusal. So a server's
+    limit is hit once instead of in every write, and a raised limit is used again.
 
     Thread-safe: a race costs at most one more refused request.
     """

@@ -1,8 +1,8 @@
-"""Sends many HTTP requests at once from one thread, with libcurl's multi interface driven by socket events.
+"""Sends many concurrent HTTP requests from one thread, with libcurl's multi interface driven by socket events.
 
-Connections, TLS, proxies (from the environment) and parsing of responses are done by libcurl. This module defines
-what is sent, the total time limit, how much of a response is read, and the classification of failures without a
-response. Redirects are not followed.
+libcurl handles connections, TLS, proxies (from the environment) and parsing. This module defines the requests, the
+total time limit, the part of a response that is read, and the classification of failures without a response.
+Redirects are not followed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CONNECT_SECONDS_MAX = 10.0
 WHOLE_BYTES_MAX = 1 * MiB
 WAIT_SECONDS_MAX = 1.0
 
-# These require an operator. Any other failure without a response is attributed to the network or the server:
+# These require an operator. Any other failure without a response is attributed to the network or the server, and
 # retried.
 BLAME_OF_CODE: dict[int, Blame] = {
     pycurl.E_UNSUPPORTED_PROTOCOL: Blame.REQUEST,
@@ -50,7 +50,7 @@ BLAME_OF_CODE: dict[int, Blame] = {
 }
 
 
-CUT_OFF = Trouble(Blame.NETWORK, "the answer was cut off in its head")
+CUT_OFF = Trouble(Blame.NETWORK, "the response was cut off within its headers")
 
 
 class Method(Enum):
@@ -70,7 +70,7 @@ class Proxies(Enum):
 
 @dataclass(slots=True)
 class _Running:
-    """One request in flight: the response so far, and how much of the body was read."""
+    """One request in flight: the response so far, and the number of bytes of the body that were read."""
 
     key: Hashable
     body: bytes | memoryview
@@ -84,7 +84,7 @@ class _Running:
     head_ended: bool = False
 
     def take(self, piece: bytes) -> int | None:
-        """A part of the response. An endless proxy page is truncated, which ends the request."""
+        """Receives a part of the response. An endless proxy page is truncated, which ends the request."""
         self.answer_bytes += len(piece)
         if self.answer_bytes > ANSWER_BYTES_MAX:
             self.endless = True
@@ -93,7 +93,7 @@ class _Running:
         return None
 
     def take_header(self, line: bytes) -> None:
-        """Takes one header line. The headers of a second response (after `100 Continue`) replace those of the
+        """Receives one header line. The headers of a second response (after `100 Continue`) replace those of the
         first."""
         if line.startswith(b"HTTP/"):
             self.headers.clear()
@@ -107,18 +107,18 @@ class _Running:
             self.headers[name.strip().lower()] = value.strip()
 
     def give(self, bytes_max: int) -> bytes:
-        """The next part of the body."""
+        """Returns the next part of the request body."""
         piece = bytes(self.body[self.read_bytes : self.read_bytes + bytes_max])
         self.read_bytes += len(piece)
         return piece
 
     def seek(self, offset: int, origin: int) -> None:
-        """Rewinds to the beginning: the request is sent again because its reused connection was dead."""
+        """Rewinds the request body, because libcurl sends a request again if its reused connection was dead."""
         self.read_bytes = offset
 
 
 class Transfers:
-    """At most `connections` requests at once, each on its own connection, which is reused afterwards.
+    """Up to `connections` concurrent requests, each on its own connection, which is reused afterwards.
 
     Belongs to one thread of one process. Bodies must not change while they are in flight.
     """
@@ -144,7 +144,7 @@ class Transfers:
     @property
     def running(self) -> list[Hashable]:
         """The keys of the requests in flight."""
-        return [one.key for one in self._running.values()]
+        return [request.key for request in self._running.values()]
 
     def send(
         self,
@@ -156,7 +156,7 @@ class Transfers:
         method: Method = Method.POST,
         wanted_headers: Collection[str] = (),
     ) -> Answer | Trouble:
-        """One complete request, with nothing else in flight."""
+        """Sends one request and waits for its result, with no other request in flight."""
         assert not self._running
         try:
             self.start(0, url, headers, body, seconds_max, method=method, wanted_headers=wanted_headers)
@@ -183,15 +183,15 @@ class Transfers:
         """
         assert self.room
         small = len(body) <= WHOLE_BYTES_MAX
-        one = _Running(key, body, wanted_headers, reusable=small and method is Method.POST)
-        handle = self._idle.pop() if self._idle and one.reusable else _handle(self._ca_file)
+        request = _Running(key, body, wanted_headers, reusable=small and method is Method.POST)
+        handle = self._idle.pop() if self._idle and request.reusable else _handle(self._ca_file)
         handle.setopt(pycurl.URL, url)
         if self._proxies is Proxies.HTTPS and url.startswith("http:"):
             handle.setopt(pycurl.PROXY, "")
         handle.setopt(pycurl.HTTPHEADER, headers)
-        handle.setopt(pycurl.WRITEFUNCTION, one.take)
+        handle.setopt(pycurl.WRITEFUNCTION, request.take)
         if wanted_headers:
-            handle.setopt(pycurl.HEADERFUNCTION, one.take_header)
+            handle.setopt(pycurl.HEADERFUNCTION, request.take_header)
         handle.setopt(pycurl.CONNECTTIMEOUT_MS, _milliseconds(min(seconds_max, CONNECT_SECONDS_MAX)))
         handle.setopt(pycurl.TIMEOUT_MS, _milliseconds(seconds_max))
         if method is not Method.POST:
@@ -202,14 +202,15 @@ class Transfers:
         else:
             handle.setopt(pycurl.POST, 1)
             handle.setopt(pycurl.POSTFIELDSIZE_LARGE, len(body))
-            handle.setopt(pycurl.READFUNCTION, one.give)
-            handle.setopt(pycurl.SEEKFUNCTION, one.seek)
-        self._running[handle] = one
+            handle.setopt(pycurl.READFUNCTION, request.give)
+            handle.setopt(pycurl.SEEKFUNCTION, request.seek)
+        self._running[handle] = request
         self._multi.add_handle(handle)
 
     def wait(self, seconds_max: float) -> list[tuple[Hashable, Answer | Trouble]]:
-        """The completed requests: returns as soon as there is one, or none after `seconds_max` or one second,
-        whichever is less."""
+        """Returns the completed requests as soon as there is one, or an empty list after `seconds_max` or one
+        second, whichever is less.
+        """
         timeout = min(seconds_max, WAIT_SECONDS_MAX)
         if self._due_at is not None:
             timeout = min(timeout, self._due_at - time.monotonic())
@@ -224,7 +225,7 @@ class Transfers:
         return list(self._ended())
 
     def abandon(self) -> None:
-        """Cancels all requests in flight; these connections are closed."""
+        """Cancels all requests in flight and closes their connections."""
         for handle in list(self._running):
             self._release(handle)
 
@@ -242,33 +243,33 @@ class Transfers:
         while left:
             left, succeeded, failed = self._multi.info_read()
             for handle in succeeded:
-                one = self._running[handle]
+                request = self._running[handle]
                 # libcurl treats a response that ends within its headers as complete, without a body.
-                cut_off = one.wanted_headers and not one.head_ended
-                yield one.key, CUT_OFF if cut_off else self._answer(handle)
+                cut_off = request.wanted_headers and not request.head_ended
+                yield request.key, CUT_OFF if cut_off else self._answer(handle)
                 self._release(handle)
             for handle, code, text in failed:
-                one = self._running[handle]
-                yield one.key, self._answer(handle) if one.endless else _trouble(handle, code, text)
+                request = self._running[handle]
+                yield request.key, self._answer(handle) if request.endless else _trouble(handle, code, text)
                 self._release(handle)
 
     def _answer(self, handle: Any) -> Answer:
-        one = self._running[handle]
+        request = self._running[handle]
         asked_seconds = handle.getinfo(pycurl.RETRY_AFTER)
         return Answer(
             handle.getinfo(pycurl.RESPONSE_CODE),
-            b"".join(one.answer),
+            b"".join(request.answer),
             min(float(asked_seconds), RETRY_AFTER_SECONDS_MAX) if asked_seconds > 0 else None,
             handle.getinfo(pycurl.CONTENT_TYPE) or "",
-            not one.endless,
-            one.headers,
+            not request.endless,
+            request.headers,
         )
 
     def _release(self, handle: Any) -> None:
         self._multi.remove_handle(handle)
-        one = self._running.pop(handle)
-        one.body = b""  # the handle still refers to `one` through its callbacks
-        if one.reusable:
+        request = self._running.pop(handle)
+        request.body = b""  # the handle still refers to `request` through its callbacks
+        if request.reusable:
             handle.setopt(pycurl.POSTFIELDS, b"")
             self._idle.append(handle)
         else:
@@ -295,7 +296,7 @@ class Transfers:
 
 
 class Connections:
-    """The transfers of each thread of one process."""
+    """One `Transfers` per thread of a process."""
 
     def __init__(self, connections: int, *, proxies: Proxies = Proxies.HTTPS, ca_file: Path | None = None) -> None:
         self._connections = connections
@@ -306,7 +307,7 @@ class Connections:
 
     @property
     def mine(self) -> Transfers:
-        """This thread's."""
+        """The transfers of the calling thread."""
         found: Transfers | None = getattr(self._local, "transfers", None)
         if found is None:
             found = Transfers(self._connections, proxies=self._proxies, ca_file=self._ca_file)
@@ -315,7 +316,7 @@ class Connections:
         return found
 
     def close(self) -> None:
-        """Closes the connections of all threads, which must be idle by then."""
+        """Closes the connections of all threads, which must be idle."""
         for transfers in self._made:
             transfers.close()
         self._made.clear()
@@ -340,7 +341,7 @@ def _handle(ca_file: Path | None) -> Any:
 
 
 def _milliseconds(seconds: float) -> int:
-    """At least one, because libcurl treats 0 as no limit."""
+    """Whole milliseconds, at least one, because libcurl treats 0 as no limit."""
     return max(1, int(seconds * 1000))
 
 
@@ -349,6 +350,6 @@ def _trouble(handle: Any, code: int, text: str) -> Trouble:
     tunnel_status = handle.getinfo(pycurl.HTTP_CONNECTCODE)
     if tunnel_status and not 200 <= tunnel_status <= 299:
         return Trouble(blame_of_status(tunnel_status), f"the proxy answers {tunnel_status} to CONNECT: {text}")
-    # libcurl has one code for an unsupported URL and for a response that is not HTTP.
+    # libcurl uses the same code for an unsupported URL and for a response that is not HTTP.
     blame = Blame.NETWORK if "HTTP/0.9" in text else BLAME_OF_CODE.get(code, Blame.NETWORK)
     return Trouble(blame, f"curl {code}: {text}")

@@ -114,7 +114,7 @@ def test_a_column_fits_when_it_holds_every_value_of_ours(kind: str, wanted: str,
     """A wider type fits and a narrower one does not, because ClickHouse silently truncates a number that does not
     fit.
     """
-    assert clickhouse.takes(kind, wanted) is fits
+    assert clickhouse.can_hold(kind, wanted) is fits
 
 
 def test_valid_rows_span_two_partitions_and_have_every_column() -> None:
@@ -140,7 +140,7 @@ def test_only_a_table_that_must_refuse_valid_rows_is_probed(engine: str, key: st
     """Any other table would store the probe rows."""
     facts = clickhouse.TableFacts(engine, key, {})
 
-    assert clickhouse.can_be_tried("replays", facts) is tried
+    assert clickhouse.is_dry_insert_safe("replays", facts) is tried
 
 
 def resource(**changed: dict[str, Any] | None) -> dict[str, Any]:
