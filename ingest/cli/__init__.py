@@ -1,1 +1,1 @@
-"""The command line: one file per group of commands. `main.py` assembles them; `common.py` has what they share."""
+"""The command line, with one file per group of commands. `main.py` assembles them; `common.py` has shared code."""

@@ -1,4 +1,4 @@
-"""`python -m ingest.cli` is `replays-ingest`."""
+"""Makes `python -m ingest.cli` equivalent to `replays-ingest`."""
 
 from ingest.cli.main import main
 

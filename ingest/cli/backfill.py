@@ -1,4 +1,4 @@
-"""`replays-ingest backfill`: facts and click rows of stored recordings, rebuilt from the bucket."""
+"""`replays-ingest backfill`: rebuilds facts and click rows of stored recordings from the bucket."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tasks.wire import SinkName
 @since_option
 @until_option
 @click.option("--list", "listed", type=click.File("r"), help="Replay ids, one per line; - for standard input.")
-@click.option("--dry-run", is_flag=True, help="Only compare, and report what would be written.")
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--dry-run", is_flag=True, help="Compare and report what would be written; write nothing.")
+@click.option("--yes", is_flag=True, help="Skip the confirmation prompt.")
 @click.option("--rate", default=50.0, show_default=True, type=Finite(0.1), help="Recordings per second.")
 @click.option(
     "--limit",
@@ -47,17 +47,17 @@ def backfill(
     """Rebuild facts and click rows of stored recordings, after a parser fix or the loss of a table.
 
     Recordings are read from the bucket, parsed by this release and compared with ClickHouse and BigQuery; rows
-    that are missing or differ are written, under the identities that ingestion gives them. May be repeated: a
-    second run writes nothing. The window refers to arrival times. Values that the recording does not contain are
-    copied from its rows in ClickHouse; recordings without rows are counted and named.
+    that are missing or differ are written with the same identities as by ingestion. The command can be repeated: a
+    second run writes nothing. The time window applies to arrival times. Values that the recording does not contain
+    are copied from its rows in ClickHouse; recordings without rows are counted and named.
 
-    Exit code 0: all were rebuilt; 1: some could not be, or the run failed (see the last line).
+    Exit code 0: all recordings were rebuilt; 1: some could not be rebuilt, or the run failed (see the last line).
     """
     from ingest.operate.backfill import Backfill, BackfillFailed, Selection, render
     from ingest.operate.erase import listed_ids
 
     if as_json and not (yes or dry_run):
-        raise click.UsageError("--json cannot ask: give --yes or --dry-run")
+        raise click.UsageError("--json requires --yes or --dry-run")
     try:
         named = None if listed is None else tuple(listed_ids(listed))
         selection = Selection(project, since, until, named)
@@ -66,7 +66,7 @@ def backfill(
     loaded = settings()
     for needed in (SinkName.GCS, SinkName.CLICKHOUSE):
         if needed not in loaded.sinks:
-            raise click.UsageError(f"REPLAYS_SINKS has no {needed}, which a backfill reads")
+            raise click.UsageError(f"a backfill reads {needed}: add it to REPLAYS_SINKS")
     console = Terminal(stderr=True)
     columns = (TextColumn("{task.completed} of {task.total} recordings"), TimeElapsedColumn())
     try:

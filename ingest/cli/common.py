@@ -1,6 +1,6 @@
-"""What commands share: loading settings, one-line failures, `--json`, `--by`, Redis errors.
+"""Code shared by commands: loading settings, one-line failures, `--json`, `--by`, Redis errors.
 
-Commands print through `echo`, `echo_json`, `fail` or a Terminal, so that text from outside is never printed raw.
+Commands print through `echo`, `echo_json`, `fail` or a Terminal, which escape untrusted text.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def needs_extra(name: str) -> None:
     try:
         requirements = metadata.requires(PACKAGE) or []
     except metadata.PackageNotFoundError:
-        return  # the package is not installed, and the import itself will fail
+        return  # the package is not installed, so the import itself fails
     missing = []
     for requirement in map(Requirement, requirements):
         if (
@@ -94,7 +94,7 @@ def _verify_kafka(loaded: Settings) -> None:
 
 
 def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes the command validate all settings before it does anything."""
+    """Makes the command validate all settings before it runs."""
 
     @wraps(command)
     def checked(*arguments: Any, **options: Any) -> Any:
@@ -105,8 +105,8 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def redis_answers() -> Iterator[None]:
-    """Reports unreachable Redis, and decisions that cannot be stored or loaded, in one line."""
+def redis_required() -> Iterator[None]:
+    """Turns Redis errors, and errors in storing or loading decisions, into a one-line failure."""
     from tasks.kafka.decisions import DecisionsUnreadable
     from tasks.kafka.producing import NotProduced
     from tasks.kafka.ranges import RangeError
@@ -119,14 +119,14 @@ def redis_answers() -> Iterator[None]:
         fail(f"redis: {error}; {advice(error)}")
 
 
-def none_if_redis_is_unavailable(ask: Callable[[], T]) -> T | None:
-    """The result; None if Redis is unavailable."""
+def none_if_redis_is_unavailable(read: Callable[[], T]) -> T | None:
+    """The result of `ask`, or None if Redis is unavailable."""
     try:
-        return ask()
+        return read()
     except RedisError:
         return None
 
 
 def coordination_of(loaded: Settings) -> Coordination:
-    """Shared state of readers, workers and operators in Redis."""
+    """Access to the state in Redis that readers, workers and operators share."""
     return Coordination(connect(loaded), loaded)

@@ -1,4 +1,4 @@
-"""Confirmation before a command makes an irreversible change: on a terminal, unless `--yes` is given."""
+"""Asks for confirmation before an irreversible change, if there is a terminal and no `--yes`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ yes_option = click.option(
 
 
 def confirm(consequences: Callable[[], str], question: str, *, yes: bool) -> None:
-    """Prints the consequences and asks, on a terminal. Answering no ends the command with exit code 1.
+    """On a terminal, prints the consequences and asks for confirmation. The answer "no" ends the command with exit
+    code 1.
 
-    `consequences` is only called when they are printed, because it may count what would change.
+    `consequences` is called only if its text is printed, because counting what would change may take long.
     """
     if yes or not sys.stdin.isatty():
         return

@@ -12,7 +12,7 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from ingest.cli.common import as_json, by_option, coordination_of, echo, echo_json, fail, redis_answers, settings
+from ingest.cli.common import as_json, by_option, coordination_of, echo, echo_json, fail, redis_required, settings
 from ingest.cli.confirm import confirm, yes_option
 from ingest.cli.listing import Listing
 from ingest.cli.ranges import Finite
@@ -35,9 +35,9 @@ def dlq() -> None:
 def selecting(command: Callable[..., None]) -> Callable[..., None]:
     """Options that select dead letters."""
     for option in (
-        click.option("--reason", help="Only letters with this reason."),
-        click.option("--sink", help="Only items refused by this sink."),
-        click.option("--id", "ids", multiple=True, help="Only this letter (PARTITION-OFFSET); repeatable."),
+        click.option("--reason", help="Select letters with this reason."),
+        click.option("--sink", help="Select items refused by this sink."),
+        click.option("--id", "ids", multiple=True, help="Select this letter (PARTITION-OFFSET); repeatable."),
         click.option("--replayed", is_flag=True, help="Include letters that were already replayed."),
     ):
         command = option(command)
@@ -110,7 +110,7 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
     letter: Letter = found
     about = shown(letter, erasures, rules_of(loaded))
     if about["erased"]:
-        fail(f"dead letter {letter_id} is not shown: {ERASED}")
+        fail(f"dead letter {letter_id} cannot be shown: {ERASED}")
     if raw:
         if sys.stdout.isatty():
             fail(
@@ -132,7 +132,7 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
     if content is None:
         echo(printable(letter.value[:VALUE_CHARACTERS_MAX].decode("utf-8", "replace")))
         if len(letter.value) > VALUE_CHARACTERS_MAX:
-            echo(f"... and {len(letter.value) - VALUE_CHARACTERS_MAX} bytes; --raw has all")
+            echo(f"... and {len(letter.value) - VALUE_CHARACTERS_MAX} bytes; --raw prints all")
     else:
         Terminal().print(render(content))
 
@@ -149,7 +149,7 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
     type=Finite(0.1, 100_000),
     help="Maximum letters per second.",
 )
-@click.option("--dry-run", is_flag=True, help="Print what would be sent where, and send nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be sent where; send nothing.")
 @click.option(
     "--unverified",
     is_flag=True,
@@ -181,18 +181,18 @@ def dlq_replay(
         raise click.UsageError("select letters with --reason, --sink, --id or --all")
     loaded = settings()
 
-    def told(letter: Letter, outcome: str) -> None:
+    def report(letter: Letter, outcome: str) -> None:
         if not as_json:
             echo(f"{letter.id}  {printable(letter.reason)}  {printable(outcome)}")
 
     selection = Selection(reason, sink, frozenset(ids), replayed)
     if not (dry_run or ids):
         confirm(lambda: _replayed_text(loaded, selection), "Replay them?", yes=yes)
-    with redis_answers():
+    with redis_required():
         coordination = coordination_of(loaded)
         try:
             summary = replay(
-                loaded, selection, per_second_max=rate, dry_run=dry_run, unverified=unverified, done=told
+                loaded, selection, per_second_max=rate, dry_run=dry_run, unverified=unverified, done=report
             )
         except DeadLettersUnavailable as error:
             fail(str(error))
@@ -218,7 +218,7 @@ def dlq_replay(
 
 
 def _replayed_text(loaded: Settings, selection: Selection) -> str:
-    """How many letters are selected, and where they go."""
+    """Describes the number and the destinations of the selected letters."""
     from ingest.operate.dlq import DeadLettersUnavailable, letters
 
     counts: Counter[tuple[str, str]] = Counter()

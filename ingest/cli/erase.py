@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import click
 
-from ingest.cli.common import EXIT_FAILED, as_json, by_option, echo, echo_json, fail, redis_answers, settings
+from ingest.cli.common import EXIT_FAILED, as_json, by_option, echo, echo_json, fail, redis_required, settings
 from ingest.cli.ranges import Finite
 
 
@@ -23,14 +23,14 @@ from ingest.cli.ranges import Finite
 @click.option("--all", "everything", is_flag=True, help="All stored replays of the project.")
 @click.option("--list", "listed", type=click.File("r"), help="Replay ids, one per line; - for standard input.")
 @click.option("--dry-run", is_flag=True, help="Print what would be erased and what would remain; erase nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--yes", is_flag=True, help="Skip the confirmation prompt.")
 @click.option("--rate", default=5.0, show_default=True, type=Finite(0.01), help="Replays per second.")
 @click.option(
     "--wait-seconds",
     default=60.0,
     show_default=True,
     type=Finite(0),
-    help="Maximum wait for readers to settle messages read earlier.",
+    help="Maximum wait until readers have settled the messages they read before.",
 )
 @click.option(
     "--certificate",
@@ -55,9 +55,9 @@ def erase(
 ) -> None:
     """Erase replays: recordings (both layouts) and rows. Billing outcomes are kept.
 
-    A tombstone in Kafka is written first, so that readers never store these replays again. Safe to repeat at any
-    time, also after a crash. Exit code 0: nothing is left; 1: something is left or there is no such replay (see
-    the last line).
+    First writes a tombstone to Kafka, so that readers never store these replays again. The command can be repeated
+    at any time, even after a crash. Exit code 0: nothing is left; 1: something is left, or there is no such replay
+    (see the last line).
     """
     from ingest.local.servers.processes import private_opener
     from ingest.operate.erase import EraseFailed, Erasure, listed_ids, plain_id
@@ -71,16 +71,16 @@ def erase(
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     loaded = settings()
-    with redis_answers():
+    with redis_required():
         try:
             erasure = Erasure(loaded, project, named, user=user, everything=everything, rate=rate)
-            found = erasure.look()
-            unknown = [one for one in found if not (one.erasable or erasure.known(one))]
+            found = erasure.search()
+            unknown = [holdings for holdings in found if not (holdings.erasable or erasure.known(holdings))]
             if unknown and not (user or everything):
                 _fail_unknown(unknown[0])
             if dry_run:
-                left = [line for one in found for line in erasure.left_of(one)]
-                _tell(found, left, "would erase", as_json, dry_run=True)
+                left = [line for holdings in found for line in erasure.left_of(holdings)]
+                _print(found, left, "would erase", as_json, dry_run=True)
                 return
             if not yes:
                 what = described(found[0]) if len(found) == 1 else f"{len(found)} replays of project {project}"
@@ -90,9 +90,9 @@ def erase(
             fail(str(error))
     if certificate is not None:
         with open(certificate, "w", opener=private_opener) as file:
-            file.write(json.dumps({"erasures": [one.certificate for one in done]}, indent=1) + "\n")
-    left = [line for one in done for line in one.left]
-    _tell([one.found for one in done], left, "erased", as_json)
+            file.write(json.dumps({"erasures": [erased.certificate for erased in done]}, indent=1) + "\n")
+    left = [line for erased in done for line in erased.left]
+    _print([erased.found for erased in done], left, "erased", as_json)
     sys.exit(EXIT_FAILED if left else 0)
 
 
@@ -107,21 +107,22 @@ def described(found: Any) -> str:
 
 
 def _fail_unknown(found: Any) -> None:
-    other = f"; project {', '.join(map(str, found.elsewhere))} has one" if found.elsewhere else ""
+    other = f"; it is stored in project {', '.join(map(str, found.elsewhere))}" if found.elsewhere else ""
     fail(f"nothing is stored of replay {found.replay_id} in project {found.project_id}{other}")
 
 
-def _tell(found: Sequence[Any], left: list[str], done: str, as_json: bool, *, dry_run: bool = False) -> None:
+def _print(found: Sequence[Any], left: list[str], done: str, as_json: bool, *, dry_run: bool = False) -> None:
     if as_json:
         replays = [
-            {"project_id": one.project_id, "replay_id": one.replay_id, "found": one.counts()} for one in found
+            {"project_id": holdings.project_id, "replay_id": holdings.replay_id, "found": holdings.counts()}
+            for holdings in found
         ]
         alone = replays[0] if len(replays) == 1 else {}
         echo_json({**alone, "replays": replays, "dry_run": dry_run, "left": left, "ok": not left})
         return
-    for one in found:
-        nothing = f"nothing is left to erase of {described(one).partition(':')[0]}"
-        echo(f"{done} {described(one)}" if one.erasable else nothing)
+    for holdings in found:
+        nothing = f"nothing is left to erase of {described(holdings).partition(':')[0]}"
+        echo(f"{done} {described(holdings)}" if holdings.erasable else nothing)
     if not found:
         echo("nothing is stored yet; messages that arrive later are not written")
     for line in left:

@@ -21,7 +21,7 @@ WORDS_MAX = 200
 
 
 class Words(click.ParamType[str]):
-    """Text of a bounded length."""
+    """An option value of 1 to WORDS_MAX characters."""
 
     name = "text"
 
@@ -32,7 +32,7 @@ class Words(click.ParamType[str]):
 
 
 class SelectorType(click.ParamType["Selector"]):
-    """`button#buy.primary`."""
+    """A CSS selector such as `button#buy.primary`."""
 
     name = "selector"
 
@@ -46,7 +46,7 @@ class SelectorType(click.ParamType["Selector"]):
 
 
 class ErrorId(click.ParamType[str]):
-    """32 hex digits, with or without dashes."""
+    """A Sentry event id: 32 hex digits, with or without dashes."""
 
     name = "id"
 
@@ -65,9 +65,13 @@ class ErrorId(click.ParamType[str]):
 @click.option("--user", type=Words(), default=None, help="Part of a user's id, name or e-mail, any case.")
 @click.option("--release", type=Words(), default=None, help="Exact release.")
 @click.option("--selector", type=SelectorType(), help="Clicked element: tag, #id, .class, [data-testid=...].")
-@click.option("--rage", is_flag=True, help="Only replays with rage clicks (with --selector: on that element).")
-@click.option("--dead", is_flag=True, help="Only replays with dead clicks (with --selector: on that element).")
-@click.option("--error", type=ErrorId(), help="Only replays in which the error with this id occurred.")
+@click.option(
+    "--rage", is_flag=True, help="Only replays with rage clicks. With --selector: rage clicks on that element."
+)
+@click.option(
+    "--dead", is_flag=True, help="Only replays with dead clicks. With --selector: dead clicks on that element."
+)
+@click.option("--error", type=ErrorId(), help="Only replays that contain the error with this id.")
 @click.option(
     "--text",
     type=Words(),
@@ -93,10 +97,10 @@ def replays_find(
     offset: int,
     as_json: bool,
 ) -> None:
-    """Search replays by what happened in them, latest first; all given conditions must match.
+    """Search replays by their content, latest first; all given conditions must match.
 
-    With --text, a page is --limit replays that match all other conditions, whose events are searched. The output
-    names the next --offset. docs/evidence.md describes the JSON.
+    With --text, a page holds --limit replays that match all other conditions; only their events are searched. The
+    output has the --offset of the next page. docs/evidence.md describes the JSON.
     """
     from ingest.web.evidence import find
     from ingest.web.model import Filter
@@ -130,13 +134,13 @@ def _print(page: FoundPage) -> None:
     console = Terminal(highlight=False)
     if not console.is_terminal:
         console.width = 220
-    console.print(replays_table(one.replay for one in page.found))
-    for one in page.found:
-        for match in one.matches:
-            seconds = match.at_ms / 1000 - one.replay.started_at
-            line = f"{one.replay.replay_id}  {match.event}  {seconds:.1f} s  {match.kind}  {match.title[:120]}"
+    console.print(replays_table(found.replay for found in page.found))
+    for found in page.found:
+        for match in found.matches:
+            seconds = match.at_ms / 1000 - found.replay.started_at
+            line = f"{found.replay.replay_id}  {match.event}  {seconds:.1f} s  {match.kind}  {match.title[:120]}"
             console.print(printable(line))
     if page.incomplete:
-        console.print(f"not searched completely, no match: {', '.join(page.incomplete)}", style="yellow")
+        console.print(f"partially searched, without a match: {', '.join(page.incomplete)}", style="yellow")
     if page.next_offset is not None:
-        console.print(f"there are more: --offset {page.next_offset}", style="dim")
+        console.print(f"more replays: --offset {page.next_offset}", style="dim")

@@ -1,4 +1,4 @@
-"""Layout of `--help`: commands in sections with their whole first sentence, and one example per command."""
+"""Lays out `--help`: commands in sections with their complete first sentence, and one example per command."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ EXAMPLES: dict[str, str] = {
 
 
 class Listing(click.Group):
-    """A group whose help shows the whole first sentence of each command."""
+    """A group whose help shows the complete first sentence of each command."""
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the commands, in sections if there are any."""
@@ -74,12 +74,12 @@ class Listing(click.Group):
 
 
 def sentence(command: click.Command) -> str:
-    """The complete first sentence of its help."""
+    """The complete first sentence of the command's help."""
     return command.get_short_help_str(SENTENCE_CHARACTERS_MAX)
 
 
 def leaves(command: click.Command, path: str = "") -> Iterator[tuple[str, click.Command]]:
-    """Every command that is not a group, with its path: (`batches ls`, command)."""
+    """Every command that is not a group, as (path, command), for example path `batches ls`."""
     if isinstance(command, click.Group):
         for name, below in command.commands.items():
             yield from leaves(below, f"{path} {name}".strip())
@@ -88,7 +88,7 @@ def leaves(command: click.Command, path: str = "") -> Iterator[tuple[str, click.
 
 
 def add_examples(main: click.Command) -> None:
-    """Ends the help of each command with its example."""
+    """Appends an example to the help of each command."""
     main.epilog = f"Example: {EXAMPLES['']}"
     for path, command in leaves(main):
         if path in EXAMPLES:

@@ -30,7 +30,7 @@ FOLLOW_SECONDS = 0.3
     "--directory", type=click.Path(file_okay=False, path_type=Path), help="Keep data and logs in this directory."
 )
 @click.option(
-    "--kill", type=click.Choice(["worker", "reader", "redis"]), help="Kill this process (SIGKILL) mid-run."
+    "--kill", type=click.Choice(["worker", "reader", "redis"]), help="Kill this process with SIGKILL mid-run."
 )
 @click.option("--kafka", type=click.Choice(["tansu", "apache"]), default="tansu", show_default=True)
 @click.option("--profile", type=click.Choice(["demo", "small"]), default="demo", show_default=True)
@@ -87,7 +87,7 @@ def load_command(
 ) -> None:
     """Produce realistic recordings to REPLAYS_KAFKA_TOPIC, including duplicate, late and malformed ones.
 
-    Their `received` times are within the past day, so end-to-end delays are meaningless while they are ingested.
+    Their `received` times are spread over the past day, so end-to-end delay metrics are meaningless during a load.
     """
     from rich.progress import Progress
 
@@ -98,19 +98,19 @@ def load_command(
     with Progress(console=console, disable=not console.is_terminal) as bars:
         bar = bars.add_task("produced", total=count)
 
-        def told(done: int, expected: int, _rate: float) -> None:
+        def report(done: int, expected: int, _rate: float) -> None:
             bars.update(bar, completed=done, total=max(done, expected))
 
         try:
-            made = produce(
-                settings(), PROFILES[profile], count, seed, rate=rate, manifest_path=manifest, progress=told
+            produced = produce(
+                settings(), PROFILES[profile], count, seed, rate=rate, manifest_path=manifest, progress=report
             )
         except LoadError as error:
             fail(str(error))
     if as_json:
-        echo_json(summary(made))
+        echo_json(summary(produced))
     else:
-        echo(f"{made.messages} messages, {made.rejects} of them malformed; manifest: {manifest}")
+        echo(f"{produced.messages} messages, {produced.rejects} of them malformed; manifest: {manifest}")
 
 
 def _unused_manifest() -> Path:
@@ -137,7 +137,7 @@ directory_option = click.option(
 def local_up(directory: Path | None, kafka: Any, programs: bool, as_json: bool) -> None:
     """Start the stack in the background; print addresses and variables to export.
 
-    Uses a running stack, also from another folder; --all adds missing processes.
+    Uses a running stack if there is one, even if it was started from another folder; --all adds missing processes.
     """
     needs_extra("local")
     from ingest.local.background import up
@@ -186,7 +186,7 @@ def _as_dict(state: StackState) -> dict[str, Any]:
 
 
 def _list(state: StackState, prefix: str) -> None:
-    """Every address, and the login for those that require one."""
+    """Prints every address, and the login for the pages that require one."""
     from ingest.local.programs import LOGIN_VARIABLE
 
     echo(f"{prefix}{'directory':<14} {state.directory}")
@@ -215,7 +215,7 @@ def local_down(directory: Path | None) -> None:
 @directory_option
 @as_json
 def local_status(directory: Path | None, as_json: bool) -> None:
-    """Show what is running, and its addresses. Exit code 1 if nothing is."""
+    """Show the running processes and their addresses. Exit code 1 if none is running."""
     from ingest.local.background import status
     from ingest.local.servers.processes import LocalError
 
@@ -252,7 +252,9 @@ def local_logs(name: str | None, directory: Path | None, lines: int, follow: boo
         fail("there are no logs; start a stack with `replays-ingest local up`")
     if name is not None:
         if name not in logs:
-            raise click.BadParameter(f"{name!r} has no log; choose from {', '.join(logs)}", param_hint="'NAME'")
+            raise click.BadParameter(
+                f"there is no log of {name!r}; choose from {', '.join(logs)}", param_hint="'NAME'"
+            )
         logs = {name: logs[name]}
     tails = [Tail(path, f"{each:<10} | " if len(logs) > 1 else "") for each, path in logs.items()]
     for tail in tails:

@@ -1,4 +1,4 @@
-"""The command line: `replays-ingest` without a command runs the reader; each command calls its module.
+"""The entry point of `replays-ingest`. Without a command it runs the reader; each command calls its module.
 
 Exit codes: 0 success; 1 failure, explained by the last line; 2 wrong usage or settings; 3 the reader halted.
 """
@@ -27,7 +27,11 @@ GROUPS = (operate, dlq, tenants, reconcile, shadow, backfill, erase, find, local
     type=click.Path(path_type=Path),
     help="TOML settings file; REPLAYS_* variables override it.",
 )
-@click.option("--dry-run", is_flag=True, help="Read, parse and batch into memory; write and commit nothing; exit.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Read, parse and batch messages in memory, without writing or committing, then exit.",
+)
 @click.option(
     "--messages",
     default=1000,
@@ -44,8 +48,8 @@ def main(context: click.Context, settings_file: Path | None, dry_run: bool, mess
     Delivery is at least once. Without a command, runs the reader: consumes REPLAYS_KAFKA_TOPIC until SIGTERM.
     Start workers with `celery -A tasks worker`. Settings are REPLAYS_* variables, listed in docs/settings.md.
     """
-    # Without a handler, Python prints warnings of libraries between a command's own lines. The reader and workers
-    # replace this with their log configuration.
+    # Without a handler, Python would print library warnings between a command's own lines. The reader and the
+    # workers replace this with their log configuration.
     logging.getLogger().addHandler(logging.NullHandler())
     if settings_file is not None:
         os.environ[FILE_VARIABLE] = str(settings_file.resolve())
@@ -55,7 +59,7 @@ def main(context: click.Context, settings_file: Path | None, dry_run: bool, mess
 
 
 def _add(group: click.Group, command: click.Command) -> None:
-    """Adds the command. It and its subcommands validate settings before they run, but not for `--help`."""
+    """Adds the command. It and its subcommands validate settings before they run, except for `--help`."""
     group.add_command(command)
     for _, leaf in leaves(command):
         assert leaf.callback is not None, leaf.name
@@ -65,5 +69,5 @@ def _add(group: click.Group, command: click.Command) -> None:
 for module in GROUPS:
     for command in module.COMMANDS:
         _add(main, command)
-main.add_command(completion)  # reads no settings, so that a wrong one cannot break the start of a shell
+main.add_command(completion)  # reads no settings, so that an invalid one cannot break the start of a shell
 add_examples(main)

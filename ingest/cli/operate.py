@@ -19,7 +19,7 @@ from ingest.cli.common import (
     echo,
     echo_json,
     fail,
-    redis_answers,
+    redis_required,
     settings,
 )
 from ingest.cli.confirm import confirm, yes_option
@@ -36,7 +36,7 @@ AUDIT_COLUMNS = frozenset(("at", "by", "what", "key", "version"))
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Print what would be done, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done; change nothing.")
 @click.option("--topics", is_flag=True, help="Also create the input topic (for development).")
 def migrate(dry_run: bool, topics: bool) -> None:
     """Create or upgrade the ClickHouse schema, BigQuery tables, bucket and topics."""
@@ -55,22 +55,22 @@ def migrate(dry_run: bool, topics: bool) -> None:
 def check(as_json: bool) -> None:
     """Test every dependency of readers and workers with their own clients, and print what to fix.
 
-    Joins its own consumer group, commits, stages a batch, sends itself a task, and writes, reads and deletes a
-    probe in each sink, as far as permissions allow. Lists what could not be tested. Queues without a worker and
-    partitions without an owner are errors.
+    Joins a consumer group of its own, commits an offset, stages a batch, publishes and consumes a task, and
+    writes, reads and deletes a probe in each sink, as far as permissions allow. Lists what it could not test.
+    Queues without a worker and partitions without an owner are errors.
     """
-    from ingest.operate.check import REDIS_KIND, look
+    from ingest.operate.check import REDIS_KIND, findings
 
-    findings = []
+    reported = []
     console = Terminal()
-    for finding in look(settings()):
-        findings.append(finding)
+    for finding in findings(settings()):
+        reported.append(finding)
         if not as_json:
-            # Without `soft_wrap`, an address could be broken into two lines when the output is a pipe.
+            # Without `soft_wrap`, an address could be split over two lines when the output is a pipe.
             console.print(finding.line(), highlight=False, soft_wrap=True)
     if as_json:
-        echo_json([finding.as_dict() for finding in findings])
-    bad = [finding.name for finding in findings if finding.bad]
+        echo_json([finding.as_dict() for finding in reported])
+    bad = [finding.name for finding in reported if finding.bad]
     sys.exit(RedisRefused.exit_code if REDIS_KIND in bad else EXIT_FAILED if bad else 0)
 
 
@@ -97,11 +97,11 @@ def inspect(file: Any, as_json: bool) -> None:
 @click.command()
 @as_json
 def status(as_json: bool) -> None:
-    """Show the state of readers, sinks, queues, parked batches and rejects, as stored in Redis."""
+    """Show the state of readers, sinks, queues, parked batches and rejects from Redis."""
     from ingest.operate.status import collect
     from ingest.operate.top import page
 
-    with redis_answers():
+    with redis_required():
         found = collect(settings())
     if as_json:
         echo_json(msgspec.to_builtins(found))
@@ -116,11 +116,11 @@ def status(as_json: bool) -> None:
 def top(once: bool, seconds: float, svg: Path | None) -> None:
     """Show live state: partitions and lag, batches in flight, sinks and breakers, parked batches, dead letters.
 
-    Cost by project: CPU of the readers, staged bytes and rows, averaged over about five minutes.
+    Also shows the cost by project: reader CPU, staged bytes and rows, averaged over about five minutes.
     """
     from ingest.operate.top import picture, run
 
-    with redis_answers():
+    with redis_required():
         try:
             if svg is not None:
                 svg.write_text(picture(settings()))
@@ -133,7 +133,7 @@ def top(once: bool, seconds: float, svg: Path | None) -> None:
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def flower(arguments: tuple[str, ...]) -> None:
-    """Run Flower with a retry button; always password-protected. ARGUMENTS are passed to Flower."""
+    """Run Flower with a retry button, always password-protected. ARGUMENTS are passed to Flower."""
     from tasks.celery import app
     from tasks.flower.start import launch
 
@@ -152,7 +152,7 @@ def batches() -> None:
 @as_json
 def batches_ls(as_json: bool) -> None:
     """List parked batches, with their error and next retry."""
-    with redis_answers():
+    with redis_required():
         coordination = coordination_of(settings())
         parked, now = coordination.parked(), coordination.now()
     if as_json:
@@ -168,7 +168,7 @@ def batches_ls(as_json: bool) -> None:
             f"{max(0.0, float(about.get('retry_at', 0)) - now):.0f} s",
             without_secrets(str(about.get("error", "")))[:120],
         )
-    Terminal().print(table if parked else "nothing is parked")
+    Terminal().print(table if parked else "no batch is parked")
 
 
 @batches.command("show")
@@ -176,7 +176,7 @@ def batches_ls(as_json: bool) -> None:
 @as_json
 def batches_show(batch_id: str, as_json: bool) -> None:
     """Show all details of one parked batch."""
-    with redis_answers():
+    with redis_required():
         about = coordination_of(settings()).parked().get(batch_id)
     if about is None:
         fail(f"batch {batch_id} is not parked; list parked batches with `replays-ingest batches ls`")
@@ -191,10 +191,10 @@ def batches_show(batch_id: str, as_json: bool) -> None:
 @click.argument("batch_id")
 @by_option
 def batches_retry(batch_id: str, by: str) -> None:
-    """Ask the batch's reader to retry it now. Its offset is committed when it settles."""
+    """Retry a batch now. The command sends the request to the batch's reader."""
     from tasks.operate import NotParked, ReaderGone, retry
 
-    with redis_answers():
+    with redis_required():
         try:
             echo(retry(coordination_of(settings()), batch_id, by))
         except (NotParked, ReaderGone) as refused:
@@ -214,12 +214,12 @@ def batches_abandon(batch_id: str, reason: str, yes: bool, by: str) -> None:
     from tasks.sinks import build
 
     loaded = settings()
-    with redis_answers():
+    with redis_required():
         about = coordination_of(loaded).parked().get(batch_id)
     if about is not None:
         confirm(lambda: _abandoned_text(batch_id, about), f"Abandon {batch_id}?", yes=yes)
     sink = build("dead_letter", loaded)
-    with redis_answers():
+    with redis_required():
         try:
             echo(abandon(loaded, coordination_of(loaded), sink, batch_id, reason, by))
         except (NotParked, ReaderGone, SinkError, RangeError, ValueError) as refused:
@@ -229,7 +229,7 @@ def batches_abandon(batch_id: str, reason: str, yes: bool, by: str) -> None:
 
 
 def _abandoned_text(batch_id: str, about: Mapping[str, Any]) -> str:
-    """The consequences for the batch."""
+    """Describes the batch and what happens to it."""
     return (
         f"{batch_id}: {about.get('messages', '?')} messages, {size_text(float(about.get('size_bytes', 0)))}, "
         f"partition {about.get('partition', '?')}, error: {without_secrets(str(about.get('error', '')))[:200]}. "
@@ -244,8 +244,8 @@ def _abandoned_text(batch_id: str, about: Mapping[str, Any]) -> str:
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000), help="Maximum entries.")
 @as_json
 def audit(limit: int, as_json: bool) -> None:
-    """List operator actions (kills, limits, retries, replays, erasures) and who took them, latest first."""
-    with redis_answers():
+    """List operator actions (kills, limits, retries, replays, erasures) with the operator, latest first."""
+    with redis_required():
         actions = coordination_of(settings()).audited(limit)
     if as_json:
         echo_json(actions)

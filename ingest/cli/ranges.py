@@ -1,4 +1,4 @@
-"""Ranges of numeric options: NaN and infinity are refused because JSON and arithmetic cannot handle them; offsets
+"""Ranges of numeric options. NaN and infinity are refused because JSON and arithmetic cannot handle them. Offsets
 and partitions have Kafka's own bounds.
 
 `click.FloatRange` accepts NaN (every comparison with it is false) and, without a maximum, infinity.

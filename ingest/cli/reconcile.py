@@ -1,4 +1,4 @@
-"""`replays-ingest reconcile`: report what is missing in which sink, and optionally repair it."""
+"""`replays-ingest reconcile`: reports items missing from sinks and optionally repairs them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NoReturn
 import click
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from ingest.cli.common import as_json, by_option, echo_json, fail, redis_answers, settings
+from ingest.cli.common import as_json, by_option, echo_json, fail, redis_required, settings
 from ingest.cli.ranges import Finite
 from ingest.cli.scope import scope_options
 from ingest.operate.terminal import Terminal
@@ -22,16 +22,16 @@ EXIT_MISSING = 1
 @click.option(
     "--expired",
     is_flag=True,
-    help="Audit retention instead: list objects kept too long, and rows without an object.",
+    help="Audit retention instead: list objects kept too long and rows without an object.",
 )
 @click.option(
     "--grace-days",
     default=2.0,
     show_default=True,
     type=Finite(0),
-    help="With --expired: days after the end of a retention before an object counts as overdue.",
+    help="With --expired: days after the end of its retention until an object counts as overdue.",
 )
-@click.option("--repair", is_flag=True, help="Write missing items, and only those, to their sink.")
+@click.option("--repair", is_flag=True, help="Write the missing items to their sinks.")
 @click.option("--rate", default=200.0, show_default=True, type=Finite(0.1), help="Repair rate, items per second.")
 @by_option
 @as_json
@@ -51,15 +51,16 @@ def reconcile(
     """Read a range of the topic again and report segments missing from each sink.
 
     Covers committed messages only. Dead letters, disabled projects and expired recordings count as explained.
-    Without a range, reads everything in the topic. Exit code 0: nothing is missing, or all was repaired; 1:
+    Without a range, reads the whole topic. Exit code 0: nothing is missing, or everything was repaired; 1:
     something is missing, or the comparison failed (see the last line).
 
-    With --expired no message is read. Compares the bucket with ClickHouse and lists objects past the retention in
-    their name, in both layouts, and segments whose object is missing. Exit code 0: none; 1: some.
+    With --expired, reads no messages. Compares the bucket with ClickHouse and lists objects past the retention in
+    their name, in both layouts, and segments whose object is missing. Exit code 0: the list is empty; 1: it is
+    not.
     """
     if expired:
         if repair or any(given is not None for given in (partition, start, stop, since, until)):
-            raise click.UsageError("--expired looks at the whole bucket: leave out ranges, times and --repair")
+            raise click.UsageError("--expired lists the whole bucket: leave out ranges, times and --repair")
         _audit(grace_days, as_json)
     from ingest.operate.reconcile import ReconcileFailed, Scope, render, run
 
@@ -70,7 +71,7 @@ def reconcile(
     loaded = settings()
     console = Terminal(stderr=True)
     columns = (TextColumn("{task.completed} messages read again"), TimeElapsedColumn())
-    with redis_answers(), Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with redis_required(), Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("reconcile", total=None)
         try:
             account = run(
@@ -95,7 +96,7 @@ def _audit(grace_days: float, as_json: bool) -> NoReturn:
 
     loaded = settings()
     if SinkName.GCS not in loaded.sinks:
-        raise click.UsageError("REPLAYS_SINKS has no gcs: there is no bucket to look at")
+        raise click.UsageError("an audit of retention reads gcs: add it to REPLAYS_SINKS")
     console = Terminal(stderr=True)
     columns = (TextColumn("{task.completed} objects listed"), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:

@@ -33,7 +33,7 @@ project_option = click.option("--project", type=click.IntRange(0), help="Project
 
 @contextmanager
 def reading() -> Iterator[Any]:
-    """Read access; reports missing replays and unreachable servers in one line."""
+    """Read access for a command. Turns missing replays and unreachable servers into a one-line failure."""
     from ingest.web.model import NotFound, ReadError
     from ingest.web.reads import Reads
 
@@ -59,7 +59,7 @@ class Age(click.ParamType[float]):
 
 
 class Moment(click.ParamType[str | float]):
-    """`4-17`: an event. `12.3`: seconds after the start."""
+    """A moment of a replay: `4-17` is an event, `12.3` is seconds after the start."""
 
     name = "event"
 
@@ -126,7 +126,7 @@ def replays_ls(
     console = Terminal(columns_without_terminal=220)
     console.print(replays_table(page.replays))
     if page.more:
-        console.print("there are more: --limit, or narrow it down", style="dim")
+        console.print("more replays match: raise --limit or add conditions", style="dim")
 
 
 def replays_table(replays: Iterable[Replay]) -> Table:
@@ -136,16 +136,23 @@ def replays_table(replays: Iterable[Replay]) -> Table:
         table.add_column(name, no_wrap=name == "replay", overflow="ellipsis")
     for name in ("length", "segments", "pages", "clicks", "dead", "rage", "errors"):
         table.add_column(name, justify="right")
-    for one in replays:
-        counts = (one.segments, len(one.pages), one.clicks, one.dead_clicks, one.rage_clicks, one.errors)
+    for replay in replays:
+        counts = (
+            replay.segments,
+            len(replay.pages),
+            replay.clicks,
+            replay.dead_clicks,
+            replay.rage_clicks,
+            replay.errors,
+        )
         table.add_row(
-            one.replay_id,
-            str(one.project_id),
-            utc_text(one.started_at),
-            printable(one.user),
-            printable(one.browser),
-            printable(one.release),
-            clock_text(one.duration_seconds),
+            replay.replay_id,
+            str(replay.project_id),
+            utc_text(replay.started_at),
+            printable(replay.user),
+            printable(replay.browser),
+            printable(replay.release),
+            clock_text(replay.duration_seconds),
             *(str(count) if count else "·" for count in counts),
         )
     return table
@@ -156,7 +163,7 @@ def replays_table(replays: Iterable[Replay]) -> Table:
 @project_option
 @as_json
 def replays_show(replay_id: str, project: int | None, as_json: bool) -> None:
-    """Show one replay: properties, segments in order with gaps and duplicates, and their ingestion."""
+    """Show one replay: its properties, and its segments in order with gaps, duplicates and ingestion times."""
     from ingest.web.journey import journeys
     from ingest.web.present import replay_dict, segments_dict
 
@@ -178,7 +185,7 @@ def replays_show(replay_id: str, project: int | None, as_json: bool) -> None:
 
 
 def facts_text(replay: Replay, segments: Segments) -> Text:
-    """Properties of a replay, one per line, and its pages."""
+    """The properties of a replay, one per line, and its pages."""
     facts: dict[str, Any] = {
         "replay": replay.replay_id,
         "project": replay.project_id,
@@ -195,11 +202,11 @@ def facts_text(replay: Replay, segments: Segments) -> Text:
         "missing": runs_text(segments.missing) or "none",
         "duplicates": runs_text(segments.duplicates) or "none",
     }
-    told = []
+    rows = []
     for name, value in facts.items():
-        lines = map(printable, value if isinstance(value, tuple) else (str(value),))
-        told.append(Text.assemble((f"{name:<14}", "bold"), f" {(LINES + ' ' * 15).join(lines)}"))
-    return Text(LINES).join(told)
+        texts = map(printable, value if isinstance(value, tuple) else (str(value),))
+        rows.append(Text.assemble((f"{name:<14}", "bold"), f" {(LINES + ' ' * 15).join(texts)}"))
+    return Text(LINES).join(rows)
 
 
 def segments_table(segments: Iterable[dict[str, Any]]) -> Table:
@@ -207,17 +214,17 @@ def segments_table(segments: Iterable[dict[str, Any]]) -> Table:
     table = Table(
         "segment", "state", "place", "received (UTC)", "stored", "in gcs (UTC)", "batch", box=None, pad_edge=False
     )
-    for one in segments:
-        place = f"{one['partition']}/{one['offset']}" if one["partition"] is not None else ""
-        again = f" (+{len(one['copies']) - 1})" if len(one["copies"]) > 1 else ""
+    for segment in segments:
+        place = f"{segment['partition']}/{segment['offset']}" if segment["partition"] is not None else ""
+        duplicates = f" (+{len(segment['copies']) - 1})" if len(segment["copies"]) > 1 else ""
         table.add_row(
-            str(one["segment_id"]),
-            one["state"],
-            place + again,
-            utc_text(one["received_at"]),
-            size_text(one["bytes_stored"]) if one["bytes_stored"] else "",
-            utc_text(one["durable_gcs_at"]),
-            one["batch"]["batch_id"] if one["batch"] else "committed" if one["committed"] else "",
+            str(segment["segment_id"]),
+            segment["state"],
+            place + duplicates,
+            utc_text(segment["received_at"]),
+            size_text(segment["bytes_stored"]) if segment["bytes_stored"] else "",
+            utc_text(segment["durable_gcs_at"]),
+            segment["batch"]["batch_id"] if segment["batch"] else "committed" if segment["committed"] else "",
         )
     return table
 
@@ -225,7 +232,9 @@ def segments_table(segments: Iterable[dict[str, Any]]) -> Table:
 @click.command("events")
 @click.argument("replay_id")
 @project_option
-@click.option("--kind", "kinds", multiple=True, help="Only this kind (rage_click, network, ...); repeatable.")
+@click.option(
+    "--kind", "kinds", multiple=True, help="Only events of this kind (rage_click, network, ...); repeatable."
+)
 @click.option("--from-segment", default=0, type=click.IntRange(0), help="First segment.")
 @click.option("--around", type=Moment(), help="Center: an event's id (4-17), or seconds after the start (12.3).")
 @click.option("--window", default="5s", show_default=True, type=Age(), help="Time before and after --around.")
@@ -241,8 +250,8 @@ def events_command(
 ) -> None:
     """Show the timeline of one replay, read from its stored segments.
 
-    Text output shows all of it; JSON shows one page and its `next_segment`. With --around, the output holds every
-    event in the window. docs/evidence.md describes the JSON.
+    Text output has the whole timeline; JSON has one page and its `next_segment`. With --around, the output has
+    every event within the window. docs/evidence.md describes the JSON.
     """
     from ingest.web.present import timeline_dict
     from ingest.web.timeline import KINDS
@@ -267,7 +276,7 @@ def events_command(
         start_ms = timeline.start_ms
         while True:
             console.print(events_table(timeline.marks, start_ms))
-            _tell_left_out(console, timeline)
+            _print_incomplete(console, timeline)
             if timeline.next_segment is None:
                 break
             timeline = _of_kinds(reads.timeline(segments, timeline.next_segment), kinds)
@@ -293,7 +302,7 @@ def _events_around(
     if not console.is_terminal:
         console.width = 200
     console.print(events_table(found.marks, found.start_ms))
-    _tell_left_out(console, found)
+    _print_incomplete(console, found)
     if found.missing:
         console.print(f"missing segments: {runs_text(found.missing)}", style="yellow")
 
@@ -304,8 +313,8 @@ def _of_kinds(timeline: Timeline, kinds: tuple[str, ...]) -> Timeline:
     return timeline
 
 
-def _tell_left_out(console: Terminal, timeline: Timeline | Around) -> None:
-    """Prints segments that are unreadable or were read partially."""
+def _print_incomplete(console: Terminal, timeline: Timeline | Around) -> None:
+    """Prints which segments are unreadable or were read only in part."""
     for name, found in (("unreadable segments", timeline.unreadable), ("read in part", timeline.cut)):
         if found:
             console.print(f"{name}: {runs_text(found)}", style="yellow")
@@ -319,22 +328,22 @@ def events_table(marks: Iterable[Mark], start_ms: int) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("at", "kind"):
         table.add_column(name, no_wrap=True)
-    for name, share in (("what", 3), ("details", 2)):  # each mark must fit into one line of the terminal
+    for name, share in (("what", 3), ("details", 2)):  # so that each event fits into one line of the terminal
         table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=share)
     for mark in marks:
-        told = [
+        details = [
             f"{k} {size_text(v) if 'bytes' in k and isinstance(v, (int, float)) else v}"
             for k, v in mark.detail.items()
             if v not in (None, "")
         ]
         if mark.duration_ms is not None:
-            told.insert(0, f"{mark.duration_ms} ms")
+            details.insert(0, f"{mark.duration_ms} ms")
         seconds = (mark.at_ms - start_ms) / 1000
         table.add_row(
             f"{seconds:9.3f}",
             mark.kind,
             printable(mark.title[:120]),
-            printable(", ".join(told)[:160]),
+            printable(", ".join(details)[:160]),
             style=styles[mark.level],
         )
     return table
@@ -349,7 +358,7 @@ def events_table(marks: Iterable[Mark], start_ms: int) -> Table:
     type=click.Path(file_okay=False, path_type=Path),
     default=".",
     show_default=True,
-    help="Directory for REPLAY-SEGMENT.json, and .mp4 of a mobile replay.",
+    help="Directory for the files REPLAY-SEGMENT.json, and .mp4 for a mobile replay.",
 )
 @as_json
 def fetch_command(
@@ -365,22 +374,22 @@ def fetch_command(
     with reading() as reads:
         replay = reads.replay(replay_id, project)
         segments = reads.segments(replay)
-        for one, content in reads.recordings(segments):
-            if wanted and one.segment_id not in wanted:
+        for segment, content in reads.recordings(segments):
+            if wanted and segment.segment_id not in wanted:
                 continue
             try:
                 if isinstance(content, BlobError):
                     raise content
                 found = unpack(content)
             except BlobError as error:
-                unreadable[one.segment_id] = str(error)
+                unreadable[segment.segment_id] = str(error)
                 continue
             for suffix, data in (("json", found.recording), ("mp4", found.video)):
                 if data is not None:
-                    path = output / f"{replay.replay_id}-{one.segment_id:04}.{suffix}"
-                    with private_file(path) as made:
-                        made.write(data)
-                    written.append({"segment_id": one.segment_id, "path": str(path), "bytes": len(data)})
+                    path = output / f"{replay.replay_id}-{segment.segment_id:04}.{suffix}"
+                    with private_file(path) as opened:
+                        opened.write(data)
+                    written.append({"segment_id": segment.segment_id, "path": str(path), "bytes": len(data)})
     gone = [number for number in segments.missing if not wanted or number in wanted]
     if as_json:
         echo_json({"written": written, "missing": gone, "unreadable": unreadable})
@@ -402,13 +411,13 @@ def fetch_command(
 @click.option(
     "--no-login",
     is_flag=True,
-    help="Disable the login: every user of this machine can see recordings.",
+    help="Disable the login, so that every user of this machine can see recordings.",
 )
 def web_command(port: int, no_login: bool) -> None:
-    """Serve replay list, player and operator's page to a browser on this machine.
+    """Serve the replay list, the player and the operator's page to browsers on this machine.
 
-    Prints a link that signs one browser in and works once. Logins of REPLAYS_FLOWER_BASIC_AUTH also work; if they
-    are set, the operator's page requires one.
+    Prints a link that signs in one browser, once. The logins in REPLAYS_FLOWER_BASIC_AUTH work too; if there are
+    any, the operator's page requires one.
     """
     from ingest.web.server import run
     from tasks.observe.logs import configure

@@ -19,7 +19,7 @@ def reader(loaded: Settings) -> int:
 
     try:
         refuse_unsupported(loaded)
-        # Before the text below: wrong settings exit with 2, whatever else is missing.
+        # Runs before the text below, because invalid settings take precedence (exit code 2).
         ensure_probes_can_listen(loaded.http_host, loaded.http_port, setting=HTTP_SETTING)
         if text := nothing_to_read(loaded):
             click.echo(text, err=True)

@@ -1,4 +1,4 @@
-"""Options that name a part of the topic: one partition's offsets, or a window of time."""
+"""Options that select a part of the topic: offsets of one partition, or a time window."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Moment(click.ParamType[float]):
-    """An age like 2h or a time in ISO 8601, as unix seconds."""
+    """An age like 2h or a time in ISO 8601, converted to Unix seconds."""
 
     name = "AGE|TIME"
 
@@ -30,7 +30,7 @@ class Moment(click.ParamType[float]):
 
 
 class Age(click.ParamType[float]):
-    """A length of time like 90s or 2h, in seconds."""
+    """A duration like 90s or 2h, converted to seconds."""
 
     name = "AGE"
 
@@ -57,7 +57,7 @@ def scope_options(command: F) -> F:
         since_option,
         click.option("--stop", type=ranges.offset, help="End offset (exclusive); requires --partition."),
         click.option("--start", type=ranges.offset, help="First offset; requires --partition."),
-        click.option("--partition", type=ranges.partition, help="Only this partition; all of them otherwise."),
+        click.option("--partition", type=ranges.partition, help="Only this partition; default: all partitions."),
     ):
         command = option(command)
     return command

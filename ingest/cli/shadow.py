@@ -1,4 +1,4 @@
-"""`replays-ingest shadow`: what this release would write, compared with what is stored."""
+"""`replays-ingest shadow`: compares what this release would write with what is stored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROUND_SECONDS = 15.0
 @click.option(
     "--follow",
     type=Age(),
-    help="Compare what the group commits from now on, for this long: 90s, 30m, 2h.",
+    help="Compare the group's further commits for this long: 90s, 30m, 2h.",
 )
 @click.option("--rate", type=Finite(0.1), help="Maximum messages per second; unlimited if not given.")
 @click.option(
@@ -45,11 +45,11 @@ def shadow(
     limit: int,
     as_json: bool,
 ) -> None:
-    """Compare what this release would write with what is stored, and write nothing: a canary before an upgrade.
+    """Compare what this release would write with what is stored, without writing, as a canary before an upgrade.
 
-    Reads what the readers' group has committed: everything in the topic, a range of it, or future commits of the
-    group (--follow). It joins no group and commits nothing. Recordings are compared by checksum, rows of
-    ClickHouse by identity and content.
+    Reads messages that the readers' group has committed: the whole topic, a range of it, or the group's further
+    commits (--follow). Joins no group and commits nothing. Compares recordings by checksum, and ClickHouse rows by
+    identity and content.
 
     Exit code 0: equal; 1: differences, or the comparison failed (see the last line); 2: wrong usage.
     """
@@ -61,7 +61,7 @@ def shadow(
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     if follow is not None and (stop is not None or until is not None):
-        raise click.UsageError("--follow has no end but its own: leave out --stop and --until")
+        raise click.UsageError("--follow ends after its own duration: leave out --stop and --until")
     loaded = settings()
     console = Terminal(stderr=True)
     columns = (TextColumn("{task.completed} messages compared"), TimeElapsedColumn())
@@ -90,7 +90,7 @@ def rounds(seconds: float) -> Callable[[], bool]:
     ends_at = time.monotonic() + seconds
     is_over = False
 
-    def another() -> bool:
+    def another_round() -> bool:
         nonlocal is_over
         if is_over:
             return False
@@ -99,7 +99,7 @@ def rounds(seconds: float) -> Callable[[], bool]:
         time.sleep(max(0.0, min(ROUND_SECONDS, left_seconds)))
         return True
 
-    return another
+    return another_round
 
 
 COMMANDS = (shadow,)

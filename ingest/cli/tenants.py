@@ -13,7 +13,7 @@ from ingest.cli.common import (
     echo,
     echo_json,
     none_if_redis_is_unavailable,
-    redis_answers,
+    redis_required,
     settings,
 )
 from ingest.cli.confirm import confirm, yes_option
@@ -43,7 +43,7 @@ def _store(loaded: Settings) -> TenantStore:
 @as_json
 def tenants_ls(as_json: bool) -> None:
     """List projects that are disabled or limited."""
-    with redis_answers():
+    with redis_required():
         rules = _store(settings()).rules()
     limits = {str(p): {"per_second": r.per_second, "burst": r.burst} for p, r in rules.limits.items()}
     if as_json:
@@ -62,7 +62,7 @@ def tenants_ls(as_json: bool) -> None:
 @yes_option
 @by_option
 def tenants_kill(project: int, yes: bool, by: str) -> None:
-    """Drop all messages of PROJECT from now on. Dropped messages are counted and cannot be recovered."""
+    """Drop all further messages of PROJECT. Dropped messages are counted but cannot be recovered."""
     from ingest.operate.volume import volume_text
 
     def consequences() -> str:
@@ -97,8 +97,8 @@ def tenants_limit(project: int, per_second: float | None, burst: float | None, r
 
 
 def _rule(project: int, act: Callable[[Any], None]) -> None:
-    """Changes a rule of the project, and reports the old and the new one."""
-    with redis_answers():
+    """Changes a rule of the project and prints the old and the new rule."""
+    with redis_required():
         store = _store(settings())
         before = _rule_text(store, project)
         act(store)
@@ -112,7 +112,7 @@ def _rule(project: int, act: Callable[[Any], None]) -> None:
 def _rule_text(store: TenantStore, project: int) -> str:
     rules = none_if_redis_is_unavailable(store.rules)
     if rules is None:
-        return UNKNOWN  # Redis holds a copy: without it, rules can be changed but not shown
+        return UNKNOWN  # without the copy in Redis, rules can be changed but not shown
     if project in rules.killed:
         return "off"
     limit = rules.limits.get(project)

@@ -1,4 +1,4 @@
-"""Checks everything that readers and workers need. One finding per check, each with what to do."""
+"""Checks everything that readers and workers need. Each check yields a finding that states what to do."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tasks.wire import SinkName
 CALL_SECONDS_MAX = 10.0
 DOWN_SECONDS_MAX = 3.0  # brokers that refuse connections for this long are down
 REDIS_KIND = "redis kind"
-SECRET_CHARACTERS_MIN = 4  # hiding shorter texts would make messages unreadable
-RUN_CALLS_MAX = 6  # a run of a flush task takes at most this many sink timeouts
+SECRET_CHARACTERS_MIN = 4  # hiding shorter texts would garble messages
+RUN_CALLS_MAX = 6  # maximum duration of a flush task's run, in sink timeouts
 
 
 def run(settings: Settings) -> list[Finding]:
-    """All findings of `look`."""
-    return list(look(settings))
+    """All findings of `findings`, as a list."""
+    return list(findings(settings))
 
 
-def look(settings: Settings) -> Iterator[Finding]:
+def findings(settings: Settings) -> Iterator[Finding]:
     """Yields each finding as soon as it is known.
 
     Checks settings, connections, Kafka, Redis, workers and every sink, with the operations that readers and
-    workers use. It takes a few seconds and cleans up; anything that it could not remove is reported as a finding.
+    workers use. Takes a few seconds and removes what it created; what it cannot remove is reported as a finding.
     """
     secrets = secret_values(settings)
     for finding in _all(settings):
@@ -57,7 +57,7 @@ def _all(settings: Settings) -> Iterator[Finding]:
         yield from _guarded("workers", lambda: rehearsal.fleet(settings))
     for name in settings.sinks:
         if name == "dead_letter" and kafka[0].bad:
-            yield Finding(name, Severity.BAD, "its topic is on the unreachable Kafka", "see kafka")
+            yield Finding(name, Severity.BAD, "its topic is in the unreachable Kafka cluster", "see kafka")
             continue
         yield from _guarded(name, lambda name=name: _sink(settings, name))  # type: ignore[misc]
     if settings.metrics_dogstatsd and SinkName.DATADOG not in settings.sinks:
@@ -65,12 +65,12 @@ def _all(settings: Settings) -> Iterator[Finding]:
 
 
 def secret_values(settings: Settings) -> frozenset[str]:
-    """The secrets in these settings, including those in addresses, because errors may quote them."""
+    """The secrets in these settings, including those in addresses, which error texts may quote."""
     found: set[str] = set()
     for value in dict(settings).values():
-        uncover = getattr(value, "get_secret_value", None)
-        text = uncover() if uncover else value
-        if uncover:
+        reveal = getattr(value, "get_secret_value", None)
+        text = reveal() if reveal else value
+        if reveal:
             found |= {text, text.partition(":")[2] if "://" not in text else ""}
         if isinstance(text, str) and "://" in text:
             found.add(text.partition("://")[2].rpartition("@")[0].partition(":")[2])
@@ -81,10 +81,10 @@ def secret_values(settings: Settings) -> frozenset[str]:
     return frozenset(value for value in found if len(value) >= SECRET_CHARACTERS_MIN)
 
 
-def _guarded(name: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
+def _guarded(name: str, check_one: Callable[[], Iterable[Finding]]) -> list[Finding]:
     try:
-        return list(look())
-    except Exception as failure:  # report any error as a finding, so that the other findings are still shown
+        return list(check_one())
+    except Exception as failure:  # any error is a finding, so that the other checks still run
         return [
             Finding(
                 name,
@@ -103,14 +103,13 @@ def deadlines(settings: Settings) -> Iterable[Finding]:
             "visibility of tasks",
             Severity.WARNING,
             f"{settings.task_visibility_seconds} s is not longer than the longest run of a flush task "
-            f"({RUN_CALLS_MAX} times the sink time-out, {run_seconds_max:g} s): running tasks would be "
-            "delivered again",
+            f"({RUN_CALLS_MAX} times the sink timeout, {run_seconds_max:g} s): running tasks would be redelivered",
             "raise REPLAYS_TASK_VISIBILITY_SECONDS or lower REPLAYS_SINK_TIMEOUT_SECONDS",
         )
 
 
 def is_loopback(host: str) -> bool:
-    """True if traffic to this host name or address stays on this machine."""
+    """True if traffic to this host name or address does not leave the machine."""
     if host in ("localhost", ""):
         return True
     try:

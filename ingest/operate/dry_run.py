@@ -1,4 +1,4 @@
-"""Dry run of the reader, with real messages and the real pipeline, but memory instead of sinks.
+"""Dry run of the reader, with real messages and the real pipeline, but with in-memory sinks.
 
 Uses its own consumer group and never commits, so it does not affect readers; requires only Kafka.
 """
@@ -33,7 +33,7 @@ SILENT_SECONDS = 5.0
 
 
 class DryRun:
-    """One run; its attributes hold the items that would have been written.
+    """One run. Its attributes hold the items that would have been written.
 
     `sinks`: memory sinks by name. `reasons`, `warnings`: message counts. `tasks`: (sink, items, bytes) of every
     flush task.
@@ -53,7 +53,7 @@ class DryRun:
         )
 
     def run(self, messages_max: int, seconds_max: float) -> None:
-        """Runs until a message count, a time limit, or a period without messages.
+        """Runs until a number of messages, a time limit, or a period without messages is reached.
 
         Raises ingest.reader.kafka.ConsumerFailed.
         """
@@ -66,13 +66,13 @@ class DryRun:
         runtime = Runtime(pipeline, source, self, parser, self._inbox, time.monotonic, self._observe)
         source.subscribe(runtime.feed, runtime.drain)
         ends_at = time.monotonic() + seconds_max
-        asked = False
+        stop_requested = False
         while runtime.stopped is None:
             runtime.step()
             now = time.monotonic()
             silent = self.messages > 0 and now - self.heard_at > SILENT_SECONDS
-            if not asked and (self.messages >= messages_max or now > ends_at or silent):
-                asked = True
+            if not stop_requested and (self.messages >= messages_max or now > ends_at or silent):
+                stop_requested = True
                 self._inbox.put(on.ShutdownRequested())
         source.close()
 
@@ -93,7 +93,7 @@ class DryRun:
         self._inbox.put(on.FlushSucceeded(batch.id, batch.epoch, stage))
 
     def stop(self, deadline_seconds: float) -> None:
-        """Nothing to stop."""
+        """Does nothing."""
 
     def _observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
         if not isinstance(event, on.MessageParsed):
@@ -108,7 +108,7 @@ class DryRun:
     # Results
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """The result as JSON values."""
         return {
             "messages": self.messages,
             "rejects": dict(self.reasons),
@@ -124,11 +124,11 @@ class DryRun:
         }
 
     def render(self) -> RenderableType:
-        """For a terminal."""
+        """The result for a terminal."""
         table = Table("sink", "flush tasks", "items", "bytes", title=f"{self.messages} messages, nothing written")
         for name, sink in self.as_dict()["sinks"].items():
             table.add_row(name, f"{sink['tasks']:,}", f"{sink['items']:,}", f"{sink['bytes']:,}")
-        notes = Table("what was wrong", "messages")
+        notes = Table("problem", "messages")
         for name, count in (*self.reasons.most_common(), *self.warnings.most_common()):
             notes.add_row(name, f"{count:,}")
         return Group(table, notes) if notes.row_count else table

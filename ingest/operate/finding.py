@@ -12,7 +12,7 @@ from tasks.printed import printable, without_secrets
 
 
 class Severity(StrEnum):
-    """WARNING: works, but needs attention. BAD: does not work."""
+    """WARNING: it works but needs attention. BAD: it does not work."""
 
     OK = "ok"
     WARNING = "warning"
@@ -28,7 +28,7 @@ MARKS = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One finding. `advice` states what to do if it is not OK."""
+    """One finding. `advice` states what to do unless it is OK."""
 
     name: str
     level: Severity
@@ -43,11 +43,11 @@ class Finding:
         return asdict(self)
 
     def line(self) -> Text:
-        """For a terminal."""
+        """The finding as a line for a terminal."""
         advice = f"\n        → {printable(self.advice)}" if self.advice else ""
         return Text.assemble(MARKS[self.level], f" {printable(self.name)}: {printable(self.said)}{advice}")
 
     def hiding(self, secrets: Iterable[str]) -> Finding:
-        """The finding with these values, and text that looks like a secret, hidden."""
+        """The finding with these values, and any text that looks like a secret, hidden."""
         name, said, advice = (without_secrets(text, secrets) for text in (self.name, self.said, self.advice))
         return Finding(name, self.level, said, advice)

@@ -1,7 +1,7 @@
 """Describes a Kafka message and its rows, for `replays-ingest inspect` and `dlq show`.
 
-`describe` returns plain JSON values, `render` formats them for a terminal. Uses the real parser, so it shows what
-would be written. Never raises.
+`describe` returns JSON values, and `render` formats them for a terminal. Both use the reader's parser, so they
+show exactly what would be written. They never raise.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ EVENT_TYPES = (
 ROWS_SHOWN_MAX = 40
 VALUE_CHARACTERS_MAX = 160
 HEAD_BYTES = 64
-# Budget for counting events by type, about one second. Measured costs in parser units: per event, and per byte.
+# Budget for counting events by type, about one second, and the measured costs per event and per byte, in parser
+# units.
 COUNTING_UNITS = 1_000_000.0
-_UNITS_EVENT, _UNITS_BYTE = 1.0, 0.001
+_UNITS_PER_EVENT, _UNITS_PER_BYTE = 1.0, 0.001
 
 
 class _Kind(msgspec.Struct, gc=False):
@@ -52,7 +53,7 @@ _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def describe(data: bytes, rules: ParseRules) -> dict[str, Any]:
-    """The readable content of the message and its rows, as JSON values.
+    """The readable content of a message and its rows, as JSON values.
 
     Keys: `bytes`, `reject` (None, or its reason, error and meaning), `head` (if it is not an envelope),
     `envelope`, `recording`, `warnings`, `object`, `clickhouse` (rows by table), `bigquery` (rows), `metrics`.
@@ -109,15 +110,15 @@ def _envelope(envelope: Envelope) -> dict[str, Any]:
 
 
 def _events(raw: bytes | bytearray, rules: ParseRules) -> dict[str, int] | None:
-    """Number of rrweb events by type; None if unknown.
+    """Number of rrweb events by type. None if unknown.
 
-    `not read`: 1 if counting would exceed the reader's budget.
+    The type `not read` has the count 1 if counting would exceed the budget.
     """
     counts: Counter[str] = Counter()
     budget = Budget(units_of(rules) + COUNTING_UNITS)
     try:
         for item in undecoded(raw, budget):
-            budget.spend(_UNITS_EVENT + _UNITS_BYTE * memoryview(item).nbytes)
+            budget.spend(_UNITS_PER_EVENT + _UNITS_PER_BYTE * memoryview(item).nbytes)
             counts[_kind(item)] += 1
     except Spent:
         counts["not read"] = 1
@@ -161,7 +162,7 @@ def _fact(row: Row) -> dict[str, Any]:
     return fields
 
 
-# Terminal output. Message content is plain text: no markup, no control characters.
+# Terminal output. Message content is printed as plain text, without markup and control characters.
 
 
 def render(description: dict[str, Any]) -> RenderableType:
@@ -204,19 +205,19 @@ def _pairs(title: str, values: dict[str, Any]) -> Table:
 
 
 def _rows(title: str, rows: list[dict[str, Any]], first: tuple[str, ...]) -> Table:
-    """The columns of `first`, then other non-empty columns."""
+    """A table with the columns `first`, followed by other non-empty columns."""
     shared = {"org_id", "project_id", "replay_id", "segment_id", "retention_days", "partition", "offset", "row_id"}
     table = Table(title=f"{title}, rows: {len(rows)}", title_justify="left", show_header=False, show_lines=True)
     for _ in first:
         table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for row in rows[:ROWS_SHOWN_MAX]:
-        said = [
+        cells = [
             f"{name}={_short(value)}"
             for name, value in row.get("attributes", row).items()
             if name not in shared and value not in ("", None, [])
         ]
-        table.add_row(*(_plain(_short(row[name])) for name in first), _plain("  ".join(said)))
+        table.add_row(*(_plain(_short(row[name])) for name in first), _plain("  ".join(cells)))
     if len(rows) > ROWS_SHOWN_MAX:
         table.caption = f"and {len(rows) - ROWS_SHOWN_MAX} more; --json shows all"
     return table

@@ -1,7 +1,8 @@
-"""Operations of reader and workers on Kafka and Redis, run once by `check` with the same clients and undone.
+"""Runs the operations of readers and workers on Kafka and Redis once, with the same clients, and undoes them; used
+by `check`.
 
-A consumer group, a staged batch, a reader's stream and a queue are created under separate names
-(`check-<random>`), so that production is not affected, and deleted at the end.
+It creates a consumer group, a staged batch, a reader's stream and a queue under separate names (`check-<random>`),
+so that production is not affected, and deletes them at the end.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ STAGED_BYTES = MiB
 
 
 def group(settings: Settings) -> Iterable[Finding]:
-    """Joins a separate group with the reader's options, and commits with metadata as long as a cut record."""
+    """Joins a separate group with the reader's options, and commits metadata of the maximum length of a cut
+    record.
+    """
     name = f"{settings.kafka_group}-check-{secrets.token_hex(4)}"
     config = {**consumer_config(settings), "group.id": name}
     config.pop("group.instance.id", None)  # a static member would remain until its session ends
@@ -48,7 +51,7 @@ def group(settings: Settings) -> Iterable[Finding]:
         yield Finding(
             "consumer group",
             Severity.BAD,
-            f"the brokers take no commit with {metadata_bytes} bytes of metadata: {refused}{left}",
+            f"the brokers refuse a commit with {metadata_bytes} bytes of metadata: {refused}{left}",
             "raise offset.metadata.max.bytes of the brokers, or lower REPLAYS_CUT_RECORD_BYTES_MAX",
         )
     elif isinstance(refused, MetadataDropped):
@@ -56,8 +59,8 @@ def group(settings: Settings) -> Iterable[Finding]:
             "consumer group",
             Severity.WARNING,
             f"joined and committed as {settings.kafka_group_protocol}, but {refused}{left}",
-            "batches are cut elsewhere after a crash, and what was in flight is written again; use brokers that "
-            "keep the metadata of commits",
+            "batches are cut differently after a crash, so items in flight are written again; use brokers that "
+            "store commit metadata",
         )
     elif refused is not None:
         yield Finding(
@@ -77,7 +80,7 @@ def group(settings: Settings) -> Iterable[Finding]:
 
 
 def _deleted(settings: Settings, name: str) -> str:
-    """Deletes the group. Returns what remains of it; empty if nothing remains or it never existed."""
+    """Deletes the group. Returns a note if it could not be deleted, otherwise ""."""
     ends_at = time.monotonic() + DELETE_SECONDS_MAX
     while True:
         try:
@@ -93,7 +96,7 @@ def _deleted(settings: Settings, name: str) -> str:
 
 
 def owners(settings: Settings) -> Iterable[Finding]:
-    """Whether every partition of the topic is owned by a member of the production group."""
+    """Checks whether a member of the production group owns every partition of the topic."""
     cluster, topic = Cluster(settings), settings.kafka_topic
     try:
         partitions = cluster.topic(topic).partitions
@@ -105,7 +108,8 @@ def owners(settings: Settings) -> Iterable[Finding]:
     if view.unowned:
         lag = cluster.lag(settings.kafka_group, topic, view.unowned)
         shown = ", ".join(
-            f"{one} (lag {lag[one] if lag.get(one, -1) >= 0 else 'unknown'})" for one in view.unowned
+            f"{partition} (lag {lag[partition] if lag.get(partition, -1) >= 0 else 'unknown'})"
+            for partition in view.unowned
         )
         yield Finding(
             "partition owners",
@@ -164,11 +168,16 @@ def _stream(reader: str, settings: Settings) -> str:
 
 
 def task(settings: Settings) -> Iterable[Finding]:
-    """Publishes a task and consumes it, with the fleet's broker configuration, on a separate queue."""
+    """Publishes a task to a separate queue and consumes it, with the fleet's broker configuration."""
     try:
         publish_and_consume(settings, TASK_SECONDS_MAX)
     except NotDelivered as failure:
-        yield Finding("tasks", Severity.BAD, str(failure), "is REPLAYS_REDIS_URL one primary that all share?")
+        yield Finding(
+            "tasks",
+            Severity.BAD,
+            str(failure),
+            "check that REPLAYS_REDIS_URL is the same primary for all processes",
+        )
     else:
         yield Finding(
             "tasks",
@@ -178,7 +187,7 @@ def task(settings: Settings) -> Iterable[Finding]:
 
 
 def fleet(settings: Settings) -> Iterable[Finding]:
-    """Whether a worker consumes each queue, and whether all processes run this release."""
+    """Checks whether a worker consumes each queue and whether all processes run this release."""
     coordination = Coordination(connect(settings), settings)
     found = workers(coordination, settings)
     yield from _releases(coordination, found)
@@ -203,7 +212,7 @@ def fleet(settings: Settings) -> Iterable[Finding]:
 
 
 def _releases(coordination: Coordination, found: Iterable[WorkerStatus]) -> Iterable[Finding]:
-    """A warning while readers and workers run different releases, as during an upgrade."""
+    """A warning if readers and workers run different releases, as during an upgrade."""
     running = {f"worker {worker.worker}": worker.release for worker in found if not worker.silent}
     running |= {f"reader {name}": str(about.get("release", "")) for name, about in coordination.readers().items()}
     running["this command"] = RELEASE

@@ -1,4 +1,4 @@
-"""Builds a batch from messages that are read again, as the reader does, to compute their expected items."""
+"""Builds a batch from messages that are read again, the way the reader does, to compute their expected items."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def message_of(record: Record) -> Message:
 
 
 def batch_of(source: TopicPartition, offsets: OffsetRange, outcomes: Iterable[Outcome | None]) -> Batch:
-    """The batch of a range's parse results, in order; None is left out."""
+    """The batch of a range's parse results, in order. None is skipped."""
     kept: Sequence[Outcome | None] = tuple(outcomes)
     return Batch(
         source,

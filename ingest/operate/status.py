@@ -25,11 +25,11 @@ from tasks.names import CONTROL_QUEUE, flush_queue
 from tasks.observe.presence import WorkerStatus, consumers, workers
 from tasks.observe.watch import sinks_key
 
-SILENT_HEARTBEATS_MAX = 3  # missed heartbeats after which a reader is shown as silent
+SILENT_HEARTBEATS_MAX = 3  # a reader counts as silent after this many missed heartbeats
 
 
 class ReaderStatus(Heartbeat, frozen=True, kw_only=True):
-    """One reader by its last heartbeat, `silent_seconds` old."""
+    """One reader, from its last heartbeat, which is `silent_seconds` old."""
 
     reader: str
     silent_seconds: float = 0.0
@@ -39,7 +39,7 @@ class ReaderStatus(Heartbeat, frozen=True, kw_only=True):
 class SinkStatus(msgspec.Struct, frozen=True):
     """One sink. `queue_depth`: waiting tasks. `workers`: consumers of its queue.
 
-    Seconds are of recent runs; None if there were none.
+    Seconds are durations of recent runs, or None if there were none.
     """
 
     sink: str
@@ -54,7 +54,7 @@ class SinkStatus(msgspec.Struct, frozen=True):
 
 
 class ParkedStatus(msgspec.Struct, frozen=True):
-    """One parked batch: unix seconds, and the error of its last attempt."""
+    """One parked batch: its times in Unix seconds, and the error of its last attempt."""
 
     batch_id: str
     stage: Stage
@@ -68,17 +68,18 @@ class ParkedStatus(msgspec.Struct, frozen=True):
 
 
 class RedisStatus(RedisMemory, frozen=True, kw_only=True):
-    """Memory of Redis. `max_bytes` 0: unbounded."""
+    """Memory of Redis. `max_bytes` is 0 if unbounded."""
 
     unacknowledged_tasks: int
     control_queue_depth: int
 
 
 class Status(msgspec.Struct, frozen=True):
-    """Everything at one moment (`at`, unix seconds). `rejects`: by reason, since the readers started.
+    """The whole state at one moment (`at`, Unix seconds). `rejects`: number by reason, since the readers started.
 
-    `unowned`: partitions without an owner, as the readers last saw their group. `queues_without_worker`: queues of
-    enabled sinks, and `control`, that no worker consumes. `costs`: recent cost by project, all active readers.
+    `unowned`: partitions without an owner when the readers last described their group. `queues_without_worker`:
+    queues of enabled sinks, or `control`, that no worker consumes. `costs`: recent cost by project over all active
+    readers.
     """
 
     at: float
@@ -99,7 +100,7 @@ class Status(msgspec.Struct, frozen=True):
 
 
 def collect(settings: Settings, client: Redis[bytes] | None = None) -> Status:
-    """Queries only Redis, with a few commands. Raises redis.exceptions.RedisError."""
+    """Reads the state from Redis only, with a few commands. Raises redis.exceptions.RedisError."""
     client = client or connect(settings)
     depths = queue_depths(settings, client)
     breakers = read_states(client, settings.key_prefix, settings.sinks)
@@ -144,16 +145,16 @@ def collect(settings: Settings, client: Redis[bytes] | None = None) -> Status:
 def costs(of_readers: Iterable[Iterable[CostOf]]) -> tuple[CostOf, ...]:
     """Sums by project: highest CPU first, then `none` and `other`.
 
-    Cost of a project at a reader that does not list it remains in `other`.
+    If a reader does not list a project, its cost remains in `other`.
     """
     found: dict[str, CostOf] = {}
-    for one in (cost for costs in of_readers for cost in costs):
-        so_far = found.get(one.project, CostOf(one.project))
-        found[one.project] = CostOf(
-            one.project,
-            so_far.cpu_seconds + one.cpu_seconds,
-            so_far.bytes_per_second + one.bytes_per_second,
-            so_far.rows_per_second + one.rows_per_second,
+    for cost in (cost for costs in of_readers for cost in costs):
+        so_far = found.get(cost.project, CostOf(cost.project))
+        found[cost.project] = CostOf(
+            cost.project,
+            so_far.cpu_seconds + cost.cpu_seconds,
+            so_far.bytes_per_second + cost.bytes_per_second,
+            so_far.rows_per_second + cost.rows_per_second,
         )
     return tuple(
         sorted(found.values(), key=lambda cost: (cost.project == OTHER, cost.project == NONE, -cost.cpu_seconds))
@@ -161,8 +162,10 @@ def costs(of_readers: Iterable[Iterable[CostOf]]) -> tuple[CostOf, ...]:
 
 
 def _unowned(readers: Iterable[ReaderStatus]) -> tuple[Unowned, ...]:
-    """Each partition once: readers poll their group at different times."""
-    found = {one.partition: one for reader in readers if not reader.silent for one in reader.unowned}
+    """The unowned partitions of all readers, each once, although readers describe their group at different
+    times.
+    """
+    found = {unowned.partition: unowned for reader in readers if not reader.silent for unowned in reader.unowned}
     return tuple(found[partition] for partition in sorted(found))
 
 

@@ -14,11 +14,12 @@ LINE_END = "\n"
 
 
 class Terminal(Console):
-    """A console that prints strings without interpreting markup, and without control characters. Styles come from
-    `Text`."""
+    """A console that prints strings without control characters and without interpreting markup. Styles come from
+    `Text`.
+    """
 
     def __init__(self, *, columns_without_terminal: int | None = None, **options: Any) -> None:
-        """`columns_without_terminal`: the width in a pipe or file, unless COLUMNS is set."""
+        """`columns_without_terminal`: width for output to a pipe or file, unless COLUMNS is set."""
         super().__init__(**{"markup": False, "emoji": False, **options})
         # If COLUMNS is set, rich has set `_width`.
         if columns_without_terminal and not self.is_terminal and self._width is None:

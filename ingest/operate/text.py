@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-UNIX_MS_MAX = 253_402_300_800_000  # the year 10,000
+UNIX_MS_MAX = 253_402_300_800_000  # start of the year 10,000
 AGE = re.compile(r"([0-9]{1,9})([smhd])")
 
 
@@ -31,7 +31,7 @@ def seconds_text(seconds: float | None) -> str:
 
 
 def clock_text(seconds: float) -> str:
-    """Formats a duration like a player: `1:02:03`, `4:05`."""
+    """Formats a duration like a media player: `1:02:03`, `4:05`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -43,8 +43,7 @@ def utc_text(seconds: float | None) -> str:
 
 
 def times_as_text(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values with readable times: unix milliseconds, recognized by their name, become UTC in ISO
-    8601."""
+    """The same values, with Unix milliseconds (recognized by their name) converted to UTC in ISO 8601."""
     return {
         name.removesuffix("_ms") if name.endswith("_ms") else name: (
             datetime.fromtimestamp(value / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -61,7 +60,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def runs_text(numbers: Iterable[int]) -> str:
-    """`3, 5-7`."""
+    """Formats numbers as ranges: `3, 5-7`."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and runs[-1][1] + 1 == number:
@@ -80,7 +79,7 @@ def age_seconds(text: str) -> int:
 
 
 def moment(text: str, now: float) -> float:
-    """Unix seconds of an age before `now`, or of a time in ISO 8601 (UTC without a zone).
+    """Converts an age before `now`, or a time in ISO 8601 (UTC unless it has a zone), to Unix seconds.
 
     Raises ValueError.
     """

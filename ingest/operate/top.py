@@ -46,7 +46,7 @@ def page(status: Status) -> RenderableType:
 
 
 def run(settings: Settings, console: Console, *, once: bool = False, seconds: float = 1.0) -> None:
-    """Refreshes until interrupted, or prints once. Redis errors are shown, not raised (except with `once`)."""
+    """Refreshes until interrupted, or prints once. Redis errors are shown; only with `once` are they raised."""
     if once:
         console.print(page(collect(settings)))
         return
@@ -72,19 +72,19 @@ def _attempt(draw: Callable[[], RenderableType]) -> RenderableType:
 
 
 def _headline(status: Status) -> RenderableType:
-    heard = [reader for reader in status.readers if not reader.silent]
-    worst = max((p.lag_seconds for r in heard for p in r.snapshot.partitions), default=0.0)
+    active = [reader for reader in status.readers if not reader.silent]
+    worst = max((p.lag_seconds for r in active for p in r.snapshot.partitions), default=0.0)
     redis = status.redis
     memory = f"{size_text(redis.used_bytes)}" + (f" of {size_text(redis.max_bytes)}" if redis.max_bytes else "")
     text = Text.assemble(
         ("replays-ingest", "bold"),
         f"  {time.strftime('%H:%M:%S', time.localtime(status.at))}   ",
-        f"{len(heard)} reader{'' if len(heard) == 1 else 's'}   ",
-        f"{sum(r.messages_per_second for r in heard):,.0f} messages/s   ",
-        f"{size_text(sum(r.bytes_per_second for r in heard))}/s   ",
+        f"{len(active)} reader{'' if len(active) == 1 else 's'}   ",
+        f"{sum(r.messages_per_second for r in active):,.0f} messages/s   ",
+        f"{size_text(sum(r.bytes_per_second for r in active))}/s   ",
         "lag ",
         (f"{status.lag_messages:,} messages, {worst:.0f} s", lag_style(worst)),
-        f"   redis {memory}, {redis.unacknowledged_tasks} tasks out",
+        f"   redis {memory}, {redis.unacknowledged_tasks} unacknowledged tasks",
     )
     lines: list[RenderableType] = [text]
     for reader in status.readers:
@@ -93,8 +93,10 @@ def _headline(status: Status) -> RenderableType:
         lines.append(Text("no reader is running: start `replays-ingest`", style="bold red"))
     if status.unowned:
         shown = ", ".join(
-            f"{one.partition} (lag {one.lag_messages:,})" if one.lag_messages >= 0 else str(one.partition)
-            for one in status.unowned[:ROWS_MAX]
+            f"{unowned.partition} (lag {unowned.lag_messages:,})"
+            if unowned.lag_messages >= 0
+            else str(unowned.partition)
+            for unowned in status.unowned[:ROWS_MAX]
         )
         lines.append(Text(f"partitions without an owner: {shown}", style="bold red"))
     if status.queues_without_worker:
@@ -122,7 +124,7 @@ def _reader_line(reader: ReaderStatus) -> Text:
         )
     held = f"   {len(snapshot.flights)} in flight, {size_text(snapshot.held_bytes)}{quantiles}"
     line = Text.assemble((f"{reader.reader}  ", "bold"), (state, style), held)
-    shed = [str(one.project_id) for one in snapshot.rejects.worst if one.shed]
+    shed = [str(project.project_id) for project in snapshot.rejects.worst if project.shed]
     if shed:
         more = ", ..." if snapshot.rejects.shed > len(shed) else ""
         line.append(f"   SHED, mostly rejects: project {', '.join(shed)}{more}", style="bold red")
@@ -260,12 +262,12 @@ def _more(table: Table, rows: int) -> Table:
 
 
 def age_mark(reader: ReaderStatus) -> str:
-    """Prefix of a line with stale values: the age of the reader's last report."""
+    """Prefix of a line with stale values, with the age of the reader's last report."""
     return f"({reader.silent_seconds:.0f} s old) " if reader.silent else ""
 
 
 def lag_style(lag_seconds: float) -> str:
-    """Style of a lag: green, yellow or red."""
+    """The style for a lag: green, yellow or red."""
     if lag_seconds >= LAG_SECONDS_BAD:
         return "bold red"
     return "yellow" if lag_seconds >= LAG_SECONDS_GOOD else "green"

@@ -10,7 +10,9 @@ ANSWER_SECONDS_MAX = 3.0
 
 
 def volume_text(settings: Settings, project_id: int) -> str:
-    """The project's segments of the last hour and their share of all, from ClickHouse, or the error."""
+    """The number of the project's segments in the last hour and its share of all segments, from ClickHouse, or the
+    error.
+    """
     query = (
         "SELECT uniqExactIf((replay_id, segment_id), project_id = {project:UInt64}), "
         "uniqExact((project_id, replay_id, segment_id)) "
@@ -24,7 +26,7 @@ def volume_text(settings: Settings, project_id: int) -> str:
             own, whole = found.result_rows[0]
         finally:
             server.close()
-    except Exception as error:  # an operator must be able to decide while ClickHouse is unavailable
+    except Exception as error:  # operators must be able to act while ClickHouse is unavailable
         return f"its volume is unknown: ClickHouse: {type(error).__name__}"
     share = 100 * own / whole if whole else 0.0
     return f"{own:,} stored segments in the last hour, {share:.1f} % of all"

@@ -2,15 +2,15 @@
 
     replays-ingest backfill --project 11 --since 3d --dry-run
 
-    selection.py  selects stored segments, and lists recordings in the bucket without a row
-    rebuild.py    a stored recording -> its rows, with the parser of ingestion
-    facts.py      facts in BigQuery by identity and content; those that differ are deleted before they are written
-    outcome.py    the result, for machines and people
-    run.py        one page of segments at a time: rebuilt, compared, written, compared again
+    selection.py  selects stored segments, and lists recordings in the bucket that have no row
+    rebuild.py    rebuilds the rows of a stored recording, with the parser of ingestion
+    facts.py      compares facts in BigQuery; facts that differ are deleted before they are written again
+    outcome.py    the result, as JSON and as text
+    run.py        rebuilds, compares, writes and compares again, one page of segments at a time
 
 Values that the recording does not contain (organisation, retention, time of arrival, environment, Kafka position)
-are copied from the rows in ClickHouse. Rows get the same identities as in ingestion, so a second run finds
-nothing to write.
+are copied from the rows in ClickHouse. Rows get the same identities as in ingestion, so a second run has nothing
+to write.
 """
 
 from ingest.operate.backfill.outcome import Outcome, render

@@ -1,8 +1,8 @@
-"""Facts in BigQuery by identity and content.
+"""Compares facts in BigQuery by identity and content.
 
-An insert never replaces a stored fact, and the view that shows each identity once could return either. A fact that
-differs is therefore deleted before it is written again. BigQuery does not delete rows streamed in the last 90
-minutes: these are reported, and a later run completes them.
+An insert never replaces a stored fact, and the view with one row per identity could return either. So a fact that
+differs is deleted before it is written again. BigQuery cannot delete rows streamed in the last 90 minutes: these
+are reported, and a later run replaces them.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class StoredFacts(Facts):
             self._run(f"DELETE FROM {self._table}", some)
 
     def _run(self, what: str, items: Sequence[Row]) -> Any:
-        """Runs one statement for the identities of these rows, limited to the days around their times."""
+        """Runs one statement on the rows with these identities, limited to the days around their times."""
         times = [float(decoded(item)["timestamp"]) for item in items]
         keys = [fact_key(item) for item in items]
         around = DELIVERED_AGAIN_SECONDS_MAX

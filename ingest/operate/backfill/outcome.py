@@ -1,4 +1,4 @@
-"""Result of a backfill: complete counts, and the first examples of each kind."""
+"""The result of a backfill: complete counts, and the first examples of each kind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ SHOWN_MAX = 20
 
 @dataclass(slots=True)
 class Tally:
-    """One sink: rows rebuilt, rows missing or different before the writes, and rows still so afterwards."""
+    """Counts for one sink: rows rebuilt, rows missing or different before the writes, and such rows left after
+    them.
+    """
 
     rebuilt: int = 0
     missing: int = 0
@@ -27,7 +29,7 @@ class Tally:
     left: int = 0
 
     def count(self, problem: Problem) -> None:
-        """Counts a row that differs from its stored form or is missing."""
+        """Counts a row that is missing or differs from its stored form."""
         if problem is Problem.MISSING:
             self.missing += 1
         else:
@@ -51,9 +53,9 @@ class Difference:
 class Outcome:
     """The result. Counts are complete; lists of names hold at most NAMED_MAX, differences `differences_max`.
 
-    `without_rows`: recordings in the bucket, and given replay ids, without a row in ClickHouse to copy values
-    from. `gone`: segments whose recording is not in the bucket. `unreadable`: recordings that cannot
-    be inflated. `erased`: segments that were erased.
+    `without_rows`: recordings in the bucket, and given replay ids, that have no row in ClickHouse to copy values
+    from. `gone`: segments whose recording is not in the bucket. `unreadable`: recordings that cannot be
+    decompressed. `erased`: segments that were erased.
     """
 
     dry_run: bool
@@ -72,8 +74,8 @@ class Outcome:
     @property
     def ok(self) -> bool:
         """True if every recording was rebuilt, and every written row is stored."""
-        troubled = self.without_rows or self.gone or self.unreadable or self.failures
-        return not troubled and not any(tally.left for tally in self.sinks.values())
+        incomplete = self.without_rows or self.gone or self.unreadable or self.failures
+        return not incomplete and not any(tally.left for tally in self.sinks.values())
 
     def note(self, kind: str, name: str) -> None:
         """Counts a recording that could not be rebuilt: `without_rows`, `gone` or `unreadable`."""
@@ -83,7 +85,7 @@ class Outcome:
             names.append(name)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The result as JSON values."""
         return {"ok": self.ok, **asdict(self)}
 
 
@@ -105,13 +107,15 @@ def render(found: Outcome) -> Group:
 
 
 def _lines(found: Outcome) -> Iterator[str]:
-    """The first SHOWN_MAX names of each kind, and of each sink's differences."""
+    """Lines for the first SHOWN_MAX names of each kind and the first SHOWN_MAX differences of each sink."""
     for kind, names in found.names.items():
         for name in names[:SHOWN_MAX]:
             yield f"{kind.replace('_', ' ')}: {name}"
     shown: Counter[str] = Counter()
-    for one in found.differences:
-        shown[one.sink] += 1
-        if shown[one.sink] <= SHOWN_MAX:
-            where = f"project {one.project_id}, replay {one.replay_id}, segment {one.segment_id}"
-            yield f"{one.problem}: {one.sink} {one.item}: {one.what} ({where})"
+    for difference in found.differences:
+        shown[difference.sink] += 1
+        if shown[difference.sink] <= SHOWN_MAX:
+            where = (
+                f"project {difference.project_id}, replay {difference.replay_id}, segment {difference.segment_id}"
+            )
+            yield f"{difference.problem}: {difference.sink} {difference.item}: {difference.what} ({where})"

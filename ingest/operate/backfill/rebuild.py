@@ -1,7 +1,7 @@
 """Rebuilds the facts and click rows of one stored recording, with the parser of ingestion.
 
-The bound on the bytes of a segment's rows does not include the row of its session here: a recording
-that reaches the bound may get a few more rows than in ingestion.
+Here the limit on the bytes of a segment's rows does not include the row of its session, so a recording that
+reaches the limit may get a few more rows than in ingestion.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ingest.core.stored_recording import unpack
 
 @dataclass(frozen=True, slots=True)
 class StoredSegment:
-    """A segment's values in ClickHouse. `object`: its object name in the `segment` layout."""
+    """A segment's values in ClickHouse. `object`: the name of its object in the `segment` layout."""
 
     org_id: int
     project_id: int
@@ -31,7 +31,7 @@ class StoredSegment:
 
     @property
     def key(self) -> tuple[int, str, int]:
-        """Identity within the system; the replay id without dashes."""
+        """The segment's identity, with the replay id without dashes."""
         return self.project_id, self.replay_id, self.segment_id
 
 

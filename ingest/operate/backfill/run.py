@@ -1,7 +1,7 @@
 """Rebuilds the rows of a selection, one page of segments at a time: compares them, writes those that differ, and
 compares again.
 
-Memory: one page, at most PAGE_SEGMENTS segments and about PAGE_BYTES of recordings, and its rows.
+Memory is bounded by one page of at most PAGE_SEGMENTS segments and about PAGE_BYTES of recordings, and its rows.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from tasks.sinks.google import errors as google_errors
 from tasks.wire import Item, Row, SinkName
 
 UNBOUNDED_ITEMS_PER_SECOND = 1e9
-"""The rate limit applies to a page as a whole, by its number of segments."""
+"""The rate limit applies to whole pages, by their number of segments."""
 
 Progress = Callable[[int], None]
 Wrong = dict[int, tuple[Problem, str]]
 
 
 class BackfillFailed(Exception):
-    """A server could not be read or written. Rows written so far stay; a later run continues."""
+    """A server could not be read or written. Rows written so far remain, and a later run continues."""
 
 
 class Backfill:
@@ -70,7 +70,9 @@ class Backfill:
         differences_max: int = 1000,
         progress: Progress = lambda segments: None,
     ) -> Outcome:
-        """Rebuilds and writes; a dry run only compares. `per_second_max`: recordings per second. Audited."""
+        """Rebuilds and writes; a dry run only compares. `per_second_max`: recordings per second. Recorded in the
+        audit trail.
+        """
         began, found = time.monotonic(), Outcome(dry_run)
         with _failing(), contextlib.ExitStack() as closing:
             segments = closing.enter_context(contextlib.closing(self._segments()))
@@ -122,7 +124,7 @@ class Backfill:
 
 
 class _Pages:
-    """Rebuilds pages and keeps the outcome."""
+    """Rebuilds pages and records the outcome."""
 
     def __init__(self, settings: Settings, found: Outcome, differences_max: int) -> None:
         self._found, self._differences_max = found, differences_max
@@ -137,23 +139,23 @@ class _Pages:
 
     def take(self, page: Sequence[StoredSegment]) -> None:
         """Processes one page. Raises SinkError when a server cannot be read."""
-        wanted = [one for one in page if not self._is_erased(one)]
-        contents = self._recordings.contents([one.object for one in wanted])
+        wanted = [segment for segment in page if not self._is_erased(segment)]
+        contents = self._recordings.contents([segment.object for segment in wanted])
         clicks: dict[int, list[tuple[StoredSegment, Row]]] = {}
         facts: list[tuple[StoredSegment, Row]] = []
-        for one in wanted:
-            content = contents[one.object]
+        for segment in wanted:
+            content = contents[segment.object]
             if content is None:
-                self._found.note("gone", one.object)
+                self._found.note("gone", segment.object)
                 continue
             try:
-                rows = rebuilt(one, content, self._rules)
+                rows = rebuilt(segment, content, self._rules)
             except BlobError as error:
-                self._found.note("unreadable", f"{one.object}: {error}")
+                self._found.note("unreadable", f"{segment.object}: {error}")
                 continue
             self._found.recordings += 1
-            clicks.setdefault(one.partition, []).extend((one, row) for row in rows.clickhouse)
-            facts += [(one, row) for row in rows.bigquery]
+            clicks.setdefault(segment.partition, []).extend((segment, row) for row in rows.clickhouse)
+            facts += [(segment, row) for row in rows.bigquery]
         for partition, made in clicks.items():
             self._settle(SinkName.CLICKHOUSE, made, self._comparing(partition))
         if self._facts is not None:
@@ -163,9 +165,9 @@ class _Pages:
         def compare(items: Sequence[Row]) -> Wrong:
             compared = self._rows.compare(items, partition, unexpected=False)
             return {
-                one.position: (Problem(one.kind.value), one.what)
-                for one in compared.differences
-                if one.position is not None
+                difference.position: (Problem(difference.kind.value), difference.what)
+                for difference in compared.differences
+                if difference.position is not None
             }
 
         return compare
@@ -176,7 +178,7 @@ class _Pages:
         made: Sequence[tuple[StoredSegment, Row]],
         compare: Callable[[Sequence[Row]], Wrong],
     ) -> None:
-        """Compares rows, writes those that differ, and compares these again."""
+        """Compares rows, writes the missing and different ones, and compares these again."""
         tally = self._found.sinks.setdefault(str(sink), Tally())
         items = [row for _, row in made]
         tally.rebuilt += len(items)
@@ -208,12 +210,12 @@ class _Pages:
     def _name(self, sink: SinkName, made: tuple[StoredSegment, Row], problem: Problem, what: str) -> None:
         self._shown[sink] += 1
         if self._shown[sink] <= self._differences_max:
-            one, row = made
+            segment, row = made
             name = f"{row.table}/{row.id}"
-            self._found.differences.append(Difference(problem, str(sink), name, what, *one.key))
+            self._found.differences.append(Difference(problem, str(sink), name, what, *segment.key))
 
-    def _is_erased(self, one: StoredSegment) -> bool:
-        erased = self._erasures.holds(one.project_id, one.replay_id, one.received)
+    def _is_erased(self, segment: StoredSegment) -> bool:
+        erased = self._erasures.holds(segment.project_id, segment.replay_id, segment.received)
         self._found.erased += erased
         return erased
 
@@ -225,12 +227,12 @@ class _Pages:
 
 
 def _erasures(settings: Settings) -> Erasures:
-    in_force = {key: one.value for key, one in load(settings).entries.items() if one.value is not None}
+    in_force = {key: entry.value for key, entry in load(settings).entries.items() if entry.value is not None}
     return erasures_of(in_force, time.time())
 
 
 def _readable(pages: Iterable[Any]) -> Iterator[Any]:
-    """Pages of ClickHouse, with the driver's errors as SinkError."""
+    """Passes on pages from ClickHouse and converts the driver's errors to SinkError."""
     try:
         yield from pages
     except SinkError:

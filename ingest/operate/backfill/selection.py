@@ -1,6 +1,6 @@
 """Selects the stored segments of a backfill, page by page, and the recordings in the bucket without a row.
 
-Pages follow the primary key of `replay_segments`, so each costs the server the rows that it returns.
+Pages follow the primary key of `replay_segments`, so the server reads little more than the rows it returns.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ NOTHING_BEFORE = (0, "00000000-0000-0000-0000-000000000000", -1)
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Selects segments by project, by time of arrival (a window in unix seconds) and by replay; all given
-    conditions apply.
+    """Selects segments by project, by arrival time (a window in Unix seconds) and by replay. All given conditions
+    apply.
 
-    `replay_ids`: 32 hex digits each; None: any. Raises ValueError when no condition is given.
+    `replay_ids` have 32 hex digits each; None selects every replay. Raises ValueError if no condition is given.
     """
 
     project_id: int | None = None
@@ -48,11 +48,11 @@ class Selection:
             raise ValueError("nothing is selected: give --project, --since, --until or --list")
 
     def holds(self, seconds: float) -> bool:
-        """Whether a time is in the window."""
+        """Whether the time is within the window."""
         return (self.since or 0.0) <= seconds < (math.inf if self.until is None else self.until)
 
     def conditions(self, now: float) -> Iterator[str]:
-        """A condition on `replay_segments` for each part of the ids. Rows past their retention are excluded."""
+        """Conditions on `replay_segments`, one per group of replay ids. They exclude rows past their retention."""
         parts = [f"toUnixTimestamp(received) + retention_days * {DAY_SECONDS} > {int(now)}"]
         if self.project_id is not None:
             parts.append(f"project_id = {int(self.project_id)}")
@@ -64,7 +64,7 @@ class Selection:
             yield " AND ".join([*parts, f"replay_id IN ({uuids(ids)})"] if ids else parts)
 
     def prefixes(self) -> Iterator[str]:
-        """Prefixes of its recordings in the bucket, in the `segment` layout."""
+        """Prefixes of the selected recordings in the bucket, in the `segment` layout."""
         if self.project_id is None:
             yield from ([] if self.replay_ids is not None else [""])
             return
@@ -117,25 +117,25 @@ class StoredSegments:
         return self._with_environments(found)
 
     def _with_environments(self, page: Sequence[StoredSegment]) -> list[StoredSegment]:
-        """Adds the environment of the session's row, which has it from the replay_event."""
+        """Adds the environment, which the session's row has from the replay_event."""
         if not page:
             return []
-        # Two projects may use one replay id, and then share its event hashes.
-        hashes = {hashed(f"{one.replay_id}/segment/{one.segment_id}"): one.key[1:] for one in page}
-        replays = uuids(one.replay_id for one in page)
-        times = [one.received for one in page]
+        # Two projects may use the same replay id; they then share its event hashes.
+        hashes = {hashed(f"{segment.replay_id}/segment/{segment.segment_id}"): segment.key[1:] for segment in page}
+        replays = uuids(segment.replay_id for segment in page)
+        times = [segment.received for segment in page]
         rows = self._server.query(
             "SELECT project_id, toString(event_hash), environment FROM replays FINAL "
-            f"WHERE project_id IN ({numbers(one.project_id for one in page)}) AND replay_id IN ({replays}) "
+            f"WHERE project_id IN ({numbers(segment.project_id for segment in page)}) AND replay_id IN ({replays}) "
             f"AND cityHash64(replay_id) IN (SELECT cityHash64(toUUID(arrayJoin([{replays}])))) "
             f"AND timestamp BETWEEN toDateTime({max(0, min(times) - TRUSTED_SECONDS)}) "
             f"AND toDateTime({min(UINT32_MAX, max(times) + TRUSTED_SECONDS)}) AND event_hash IN ({uuids(hashes)})"
         ).result_rows
         known = {(project, *hashes[event]): environment for project, event, environment in rows}
-        return [replace(one, environment=known.get(one.key, "")) for one in page]
+        return [replace(segment, environment=known.get(segment.key, "")) for segment in page]
 
     def unlisted(self, names: Sequence[str]) -> list[str]:
-        """The objects that are segments without a row."""
+        """The names among these of segments that have no row."""
         parts = {name: name.split("/") for name in names}
         keys = {
             name: {"project_id": int(project), "replay_id": replay, "segment_id": int(segment)}
@@ -151,7 +151,7 @@ class StoredSegments:
         return [name for name, key in keys.items() if tuple(key.values()) not in known]
 
     def unknown_replays(self) -> Iterator[str]:
-        """The given replay ids without a row."""
+        """The selected replay ids that have no row."""
         for ids in chunks(sorted(set(self._selection.replay_ids or ())), IDS_AT_ONCE):
             project = self._selection.project_id
             where = f"replay_id IN ({uuids(ids)})" + (
@@ -168,12 +168,12 @@ class StoredSegments:
 
 
 def recordings(bucket: Bucket, selection: Selection) -> Iterator[list[str]]:
-    """Names of the selected recordings that have their own object in the bucket, in chunks."""
+    """Names of the selected recordings that have their own object in the bucket, in chunks of NAMES_AT_ONCE."""
     names: list[str] = []
     for prefix in selection.prefixes():
-        for one in bucket.objects(prefix):
-            if one.live and OBJECT.fullmatch(one.name) and selection.holds(one.born_at):
-                names.append(one.name)
+        for stored in bucket.objects(prefix):
+            if stored.live and OBJECT.fullmatch(stored.name) and selection.holds(stored.born_at):
+                names.append(stored.name)
             if len(names) >= NAMES_AT_ONCE:
                 yield names
                 names = []

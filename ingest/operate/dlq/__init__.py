@@ -1,9 +1,9 @@
 """Dead letters for operators: list, show, replay.
 
-letters.py     reads the topic: letters, which of them were replayed, selections
+letters.py     reads the topic: selects letters and detects which of them were replayed
 originals.py   rebuilds a refused item from its original message
 erased.py      letters of erased replays, which are neither shown nor sent
-replay.py      replays letters, and marks them
+replay.py      replays letters and marks them as replayed
 """
 
 from ingest.operate.dlq.erased import ERASED, erasures_now, is_erased, shown

@@ -1,9 +1,9 @@
-"""Detects letters of erased replays. They stay in Kafka until their retention ends, but are neither shown nor
-written.
+"""Detects letters of erased replays. They remain in Kafka until their retention ends, but are neither shown nor
+replayed.
 
-A message contains its replay, project and user; for a message that cannot be parsed, an erased replay's id
-anywhere in it suffices. A row contains its replay and user, an object name its replay. A packed object may contain
-parts of any replay, and an object has no user: for these the original message decides, if it still exists.
+A message contains its replay, project and user. A message that cannot be parsed counts as erased if it contains
+the id of an erased replay anywhere. A row contains its replay and user, an object name only its replay, and a
+packed object may contain parts of any replay. For objects, the original message is checked if it still exists.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ANY_TIME = 0.0
 
 
 class _Row(msgspec.Struct):
-    """Owner of a row, by ClickHouse's column names. BigQuery facts have no user."""
+    """The replay and user of a row, by ClickHouse's column names. BigQuery facts have no user."""
 
     project_id: int
     replay_id: str
@@ -54,14 +54,14 @@ def erasures_now(settings: Settings) -> Erasures:
         entries = load(settings).entries
     except (RangeError, DecisionsUnreadable) as failure:
         raise DeadLettersUnavailable(f"operators' decisions: {failure}") from failure
-    in_force = {key: one.value for key, one in entries.items() if one.value is not None}
+    in_force = {key: entry.value for key, entry in entries.items() if entry.value is not None}
     return erasures_of(in_force, time.time())
 
 
 def is_erased(letter: Letter, erasures: Erasures, rules: ParseRules) -> bool:
     """True if the letter's replay, user or project was erased.
 
-    Its message arrived before the letter was written, so later erasures apply to it.
+    The message arrived before the letter was written, so an erasure after that time applies to it.
     """
     if not erasures:
         return False
@@ -71,7 +71,9 @@ def is_erased(letter: Letter, erasures: Erasures, rules: ParseRules) -> bool:
 
 
 def shown(letter: Letter, erasures: Erasures, rules: ParseRules) -> dict[str, Any]:
-    """`Letter.as_dict`, with whether its replay was erased; then without content of the message or row."""
+    """`Letter.as_dict` with the field `erased`. For an erased replay, it omits the content of the message or
+    row.
+    """
     about = letter.as_dict()
     if not is_erased(letter, erasures, rules):
         return {**about, "erased": False}
@@ -79,12 +81,12 @@ def shown(letter: Letter, erasures: Erasures, rules: ParseRules) -> dict[str, An
 
 
 def may_be_erased(letter: Letter, erasures: Erasures) -> bool:
-    """Like `is_erased`, for a refused item whose message is gone; in doubt the item counts as erased."""
+    """Like `is_erased`, for a refused item whose message no longer exists. In doubt, the item counts as erased."""
     return bool(erasures) and _item_is_erased(letter, erasures, ANY_TIME, in_doubt=True)
 
 
 def _message_is_erased(letter: Letter, erasures: Erasures, rules: ParseRules) -> bool:
-    """Parses the message only if a user of its project was erased, because that may take a second."""
+    """Parses the message only if a user of its project was erased, because parsing may take a second."""
     identity, project = identity_of(letter.value), project_of(letter.value)
     if identity is not None and erasures.holds(*identity):
         return True

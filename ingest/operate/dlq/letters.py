@@ -1,8 +1,8 @@
-"""Reads the dead-letter topic: letters, and which of them were replayed.
+"""Reads the dead-letter topic and detects which letters were replayed.
 
-A replayed letter is marked by another record in the same topic, so the mark is as durable as the letter. A
-replayed message that is rejected again becomes another letter, which also counts as replayed if its bytes match
-the mark; headers prove nothing, because any producer can send them.
+A replayed letter is marked by another record in the same topic, so the mark is as durable as the letter. If a
+replayed message is rejected again, it becomes another letter. This letter also counts as replayed if its bytes
+match the mark; its headers are no proof, because any producer can send them.
 """
 
 from __future__ import annotations
@@ -31,18 +31,19 @@ class DeadLettersUnavailable(Exception):
 
 
 class _Owned(msgspec.Struct):
-    """Owner of a row."""
+    """The project of a row."""
 
     project_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """One dead letter. `partition` and `offset` are its position in the dead-letter topic; its label has the rest.
+    """One dead letter. `partition` and `offset` are its position in the dead-letter topic; its origin is in
+    `label`.
 
     `timestamp_ms` is its write time, Unix milliseconds. `replayed`: it was already replayed, or is a replayed
-    message that was rejected again; skipped unless requested. `tombstone`: the value is null. `sealed`: result of
-    verifying its seal.
+    message that was rejected again. Such letters are skipped unless requested. `tombstone`: the value is null.
+    `sealed`: result of verifying its seal.
     """
 
     partition: int
@@ -98,8 +99,9 @@ class Letter:
         return (label.origin, self.sink, self.item, whole)
 
     def as_dict(self) -> dict[str, Any]:
-        """The letter as JSON values: everything except the bytes, whose length is given. `headers`: the message's
-        own."""
+        """The letter as JSON values, with the length of the bytes instead of the bytes. `headers` are the
+        message's own.
+        """
         label = self.label
         return {
             "id": self.id,
@@ -168,7 +170,8 @@ def mentioning(settings: Settings, texts: Iterable[str]) -> Iterator[Letter]:
 
 
 def _marks(settings: Settings) -> dict[str, tuple[str, Sealed]]:
-    """The digest of each replayed letter by id, empty if the mark has none, and whether the mark is sealed.
+    """The digest of each replayed letter (empty if the mark has none) and whether its mark is sealed, by letter
+    id.
 
     A sealed mark is never replaced.
     """
@@ -213,7 +216,9 @@ def _sealed(settings: Settings, record: Record) -> Sealed:
 def _is_replayed(
     record: Record, label: Label, state: Sealed, marks: Mapping[str, tuple[str, Sealed]], dlq_topic: str
 ) -> bool:
-    """An unsealed mark does not apply to a sealed letter, because any writer of the topic can write marks."""
+    """Whether a mark applies to the record. An unsealed mark does not apply to a sealed letter, because any writer
+    of the topic can write marks.
+    """
 
     def marked(letter_id: str) -> str | None:
         mark, by = marks.get(letter_id, (None, Sealed.NO))

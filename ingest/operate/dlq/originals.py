@@ -1,8 +1,8 @@
 """Rebuilds refused items from their original messages.
 
-Any writer of the topic can forge a letter. A replay therefore rebuilds the named item from the original message
-with the current code and never writes the letter's bytes: a letter can neither reach another project's replay nor
-change content. This requires that the message is still in its topic.
+Any writer of the topic can forge a letter. So a replay rebuilds the named item from the original message with the
+current code, and never writes the letter's bytes: a forged letter can neither change another project's replay nor
+alter content. This requires that the message is still in its topic.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class NotMade(Exception):
 
 
 class Originals:
-    """Reads the input topic. Caches the items of the last range, because letters of one batch are adjacent.
+    """Reads the input topic. Caches the items of the last range, because the letters of a batch are adjacent.
 
-    Memory: the items of one batch.
+    Needs memory for the items of one batch.
     """
 
     def __init__(self, settings: Settings, erasures: Erasures) -> None:
@@ -60,7 +60,7 @@ class Originals:
         """The named item, rebuilt from its original message. Raises OriginalGone, NotMade or RangeError."""
         topic = self._settings.kafka_topic
         if label.origin.topic != topic:
-            raise NotMade(f"it comes from topic {label.origin.topic!r}, this deployment reads {topic}")
+            raise NotMade(f"it is from topic {label.origin.topic!r}, but this deployment reads {topic}")
         wanted, packed = self._range(label, named)
         if self._known[0] != (wanted, sink, packed):
             self._known = ((wanted, sink, packed), list(self._items(wanted, sink, packed=packed)))
@@ -68,7 +68,7 @@ class Originals:
             same = item == named if isinstance(named, Metric) else name_of(item) == name_of(named)
             if same:
                 return item
-        raise NotMade(f"its original, {topic} {wanted}, makes no such item")
+        raise NotMade(f"its original message, {topic} {wanted}, does not produce this item")
 
     def _range(self, label: Label, named: Item) -> tuple[Range, bool]:
         """The range to read, and whether the item depends on the packed layout."""
@@ -85,7 +85,7 @@ class Originals:
             raise NotMade(f"{label.batch_id!r} is not a batch of {origin.topic}-{origin.partition}")
         start, stop = int(batch["start"]), int(batch["stop"])
         if not start < stop:
-            raise NotMade(f"{label.batch_id!r} holds no message")
+            raise NotMade(f"{label.batch_id!r} is an empty range")
         return Range(origin.partition, start, stop), packed
 
     def _items(self, wanted: Range, sink: SinkName, *, packed: bool) -> Iterator[Item]:
@@ -97,7 +97,7 @@ class Originals:
             self._gate.screened(parse(message_of(record), self._rules)) for record in self._reader.read([wanted])
         ]
         if self._reader.gone.pop(wanted.partition, 0) or not outcomes:
-            raise OriginalGone(f"its original, {topic} {wanted}, is not in the topic any more")
+            raise OriginalGone(f"its original message, {topic} {wanted}, is no longer in the topic")
         source = TopicPartition(topic, wanted.partition)
         batch = batch_of(source, OffsetRange(wanted.start, wanted.stop), outcomes)
         if not packed:

@@ -1,8 +1,8 @@
 """Replays dead letters and marks them.
 
-A message is produced to its original topic; an item is written only to the sink that refused it, because all
-others have it. The mark is written after the broker or sink has acknowledged, so that a second replay skips the
-letter. Equal letters (a batch may be flushed twice) are replayed once.
+A message is produced to its original topic. An item is written only to the sink that refused it, because the
+others already have it. The mark is written after the broker or sink has acknowledged, so that a second replay
+skips the letter. Equal letters (a batch may be flushed twice) are replayed once.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def replay(
     """Replays every selected letter, at most `per_second_max` per second, and marks it; `done` receives each
     outcome.
 
-    `unverified`: also sends letters without a valid seal, and writes items whose original message is gone as
-    stored in the letter (sealed letters always are). Raises DeadLettersUnavailable if letters cannot be read;
-    errors of single letters are in the result.
+    `unverified`: letters without a valid seal are replayed too, and an item whose original message no longer
+    exists is written as stored in the letter. With a valid seal, that is always the case. Raises
+    DeadLettersUnavailable if letters cannot be read; errors of single letters are in the result.
     """
     summary = Replayed()
     sent: set[tuple[object, ...]] = set()
@@ -80,7 +80,7 @@ def replay(
 
 
 def _replay_one(sender: _Sender, letter: Letter, summary: Replayed, *, repeat: bool, dry_run: bool) -> str | None:
-    """The outcome; None if it failed (recorded in the summary)."""
+    """The outcome, or None if the replay failed, which the summary records."""
     try:
         item = None if repeat else sender.prepared(letter)
         if not dry_run:
@@ -106,7 +106,7 @@ class _Sender:
     def __init__(self, settings: Settings, *, unverified: bool) -> None:
         self._settings = settings
         self._unverified = unverified
-        self._erasures, self._asked_at = erasures_now(settings), time.monotonic()
+        self._erasures, self._loaded_at = erasures_now(settings), time.monotonic()
         self._rules = rules_of(settings)
         self._producer = AcknowledgedProducer(settings)
         self._originals = Originals(settings, self._erasures)
@@ -122,12 +122,12 @@ class _Sender:
         if letter.sealed is Sealed.NO and not self._unverified:
             raise NotReplayed("it has no valid seal; add --unverified to replay it anyway")
         if letter.label.refusal is None:
-            topic, ours = letter.label.origin.topic, self._settings.kafka_topic
-            if topic != ours:
-                raise NotReplayed(f"it comes from topic {topic!r}, this deployment reads {ours}")
+            topic, input_topic = letter.label.origin.topic, self._settings.kafka_topic
+            if topic != input_topic:
+                raise NotReplayed(f"it is from topic {topic!r}, but this deployment reads {input_topic}")
             return None
         if letter.sink not in self._settings.sinks:
-            raise NotReplayed(f"the sink {letter.sink!r} is not switched on")
+            raise NotReplayed(f"the sink {letter.sink!r} is not enabled")
         try:
             sink, named = revive(letter.label, letter.value)
             return self._originals.remade(letter.label, sink, named)
@@ -144,9 +144,9 @@ class _Sender:
 
     def _follow_erasures(self) -> None:
         """Raises DeadLettersUnavailable."""
-        if time.monotonic() - self._asked_at < ERASURES_SECONDS_MAX:
+        if time.monotonic() - self._loaded_at < ERASURES_SECONDS_MAX:
             return
-        self._erasures, self._asked_at = erasures_now(self._settings), time.monotonic()
+        self._erasures, self._loaded_at = erasures_now(self._settings), time.monotonic()
         self._originals.follow(self._erasures)
 
     def send(self, letter: Letter, item: Item | None) -> None:

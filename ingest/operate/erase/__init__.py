@@ -1,26 +1,25 @@
-"""Permanently erases replays, in both layouts: objects and ranges first, the rows that reference them last.
+"""Permanently erases replays in both layouts, first objects and ranges, last the rows that refer to them.
 
     replays-ingest erase --project 1 0123456789abcdef0123456789abcdef
 
     0. Kafka          a tombstone in the topic of operators' decisions: readers no longer write the replay;
-                      the command waits until messages that they took before have settled
+                      the command waits until messages that they read before have settled
     1. Cloud Storage  its own objects are deleted in every generation; its ranges within packed objects are
                       overwritten with zeros, if the generation is still the one that was read
     2. BigQuery       its facts, by DML; rows in the streaming buffer cannot be deleted yet and are reported
     3. ClickHouse     its rows, `replay_places` last, because it has the positions of its bytes
 
-The next run thus completes an interrupted one. `replay_outcomes` is kept for billing and has no content. Kafka and
-the dead-letter topic cannot delete single messages: redelivered messages are dropped until they expire; dead
-letters are listed, not replayed. See docs/decisions/018-operators-decisions-in-kafka.md,
-docs/decisions/028-erase-in-place.md.
+So the next run can complete an interrupted one. `replay_outcomes` is kept for billing and has no content. Kafka
+cannot delete single messages: redelivered messages are dropped until they expire, and dead letters are listed but
+not replayed. See docs/decisions/018-operators-decisions-in-kafka.md, docs/decisions/028-erase-in-place.md.
 
-    holdings.py  what is stored of a replay, and what erasure does not cover
+    holdings.py  the stored data of a replay, and what erasure does not cover
     rows.py      ClickHouse: finds and deletes rows
     facts.py     BigQuery: counts and deletes facts
     objects.py   Cloud Storage: a replay's own objects, and ranges within packed ones
     tombstones.py  the decision, and the wait for batches in flight
     certificate.py the record of an erasure
-    eraser.py    all steps in order, audited
+    eraser.py    all steps in order, recorded in the audit trail
 """
 
 from ingest.operate.erase.certificate import certificate

@@ -1,4 +1,4 @@
-"""Record of an erasure: every object, row count, packed part and letter."""
+"""The record of an erasure: objects, numbers of rows, packed parts and letters."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ VERSION = 1
 
 
 def certificate(found: Holdings, left: Sequence[str], *, by: str, at: float) -> dict[str, Any]:
-    """The record as JSON. `letters` cannot be removed from their topic: they are not replayed, and expire with it.
+    """The record as JSON values. `letters` cannot be removed from their topic; they are not replayed, and expire.
 
-    `at`: end of the erasure, unix seconds.
+    `at`: end of the erasure, Unix seconds.
     """
     return {
         "version": VERSION,
@@ -23,7 +23,7 @@ def certificate(found: Holdings, left: Sequence[str], *, by: str, at: float) -> 
         "erased_by": by,
         "erased_at": datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds"),
         "complete": not left,
-        "objects": [{"name": one.name, "generation": one.number} for one in found.objects],
+        "objects": [{"name": generation.name, "generation": generation.number} for generation in found.objects],
         "packed_parts": [
             {"object": name, "start_bytes": start, "length_bytes": length}
             for name, spans in sorted(found.ranges.items())

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from ingest.operate.dlq import DeadLettersUnavailable, mentioning
 from ingest.operate.erase.facts import Facts
-from ingest.operate.erase.holdings import Holdings, asking, plain_id, remains
+from ingest.operate.erase.holdings import Holdings, converting_errors, plain_id, remains
 from ingest.operate.erase.objects import GENERATIONS_MAX, Objects
 from ingest.operate.erase.rows import Rows
 from ingest.operate.erase.tombstones import Tombstones
@@ -22,9 +22,9 @@ from tasks.sinks.google import errors as google_errors
 
 
 class Eraser:
-    """One replay. `replay_id`: 32 hex digits, with or without dashes; ValueError for anything else.
+    """Erases one replay. `replay_id`: 32 hex digits, with or without dashes; anything else raises ValueError.
 
-    Methods raise EraseFailed, and the errors of `Operators` for decisions and the audit.
+    Methods raise EraseFailed, and the errors of `Operators`.
     """
 
     def __init__(self, settings: Settings, project_id: int, replay_id: str) -> None:
@@ -36,59 +36,65 @@ class Eraser:
         self._objects = Objects(settings)
         self._tombstones = Tombstones(settings)
 
-    def look(self) -> Holdings:
-        """Finds everything stored; changes nothing."""
+    def search(self) -> Holdings:
+        """Finds all stored data of the replay; changes nothing."""
         settings, notes = self._settings, list[str]()
         found: dict[str, Any] = {}
         days = set(RETENTION_DAYS)
         if "clickhouse" in settings.sinks:
-            with asking("clickhouse", clickhouse_errors.sort):
-                days |= self._rows.look(found)
+            with converting_errors("clickhouse", clickhouse_errors.sort):
+                days |= self._rows.search(found)
         else:
             notes.append("clickhouse is disabled: packed objects cannot be found")
         if "gcs" in settings.sinks:
-            with asking("cloud storage", google_errors.sort):
+            with converting_errors("cloud storage", google_errors.sort):
                 found["objects"] = tuple(self._objects.generations(self._project_id, self._replay_id, days))
             if len(found["objects"]) >= GENERATIONS_MAX:
-                notes.append(f"there are more than {GENERATIONS_MAX} generations of its objects: run this again")
+                notes.append(f"its objects have more than {GENERATIONS_MAX} generations: run this again")
         if "bigquery" in settings.sinks:
-            with asking("bigquery", google_errors.sort):
+            with converting_errors("bigquery", google_errors.sort):
                 found["facts"] = self._facts.count()
         try:
-            # Messages that could not be parsed, or items that a sink refused; rows have the id with dashes.
+            # Letters are messages that could not be parsed, or refused items; rows contain the id with dashes.
             spellings = (self._replay_id, str(UUID(self._replay_id)))
-            mine = (None, self._project_id)  # None: the letter's project is unknown
+            projects = (None, self._project_id)  # None: the letter's project is unknown
             letters = mentioning(settings, spellings)
-            found["letters"] = tuple(letter.id for letter in letters if letter.project_id in mine)
+            found["letters"] = tuple(letter.id for letter in letters if letter.project_id in projects)
         except DeadLettersUnavailable as error:
             notes.append(f"dead letters were not searched: {error}")
         parked = len(self._coordination.parked())
         return Holdings(self._project_id, self._replay_id, parked=parked, notes=tuple(notes), **found)
 
     def write_tombstone(self, by: str) -> int:
-        """Writes the tombstone: the replay is not written again. Returns the offset that readers have to reach.
+        """Writes the tombstone, so that the replay is not written again. Returns the offset that readers must
+        reach.
 
-        The start is audited before any change; without the operators' topic nothing is erased. Raises NotProduced.
+        The start is recorded in the audit trail before any change. Without the operators' topic, nothing is
+        erased. Raises NotProduced.
         """
         action = {"what": "erase begins", **self._action_text(by)}
         key = replay_key(self._project_id, self._replay_id)
         return self._tombstones.decide([key], by, action)
 
     def settle(self, offset: int, seconds_max: float) -> list[str]:
-        """Waits until no reader has unsettled messages of it; returns what remains, one line each."""
+        """Waits until no reader has unsettled messages of the replay. Returns one line per reader that still has
+        some.
+        """
         return self._tombstones.settle(offset, seconds_max)
 
     def erase(self, found: Holdings, *, by: str, unsettled: Sequence[str] = ()) -> list[str]:
-        """Erases what was found; returns what remains, one line each, with what to do. Audited."""
+        """Erases the stored data and records that in the audit trail. Returns one line for everything that
+        remains, with what to do.
+        """
         left: list[str] = []
         if "gcs" in self._settings.sinks:
-            with asking("cloud storage", google_errors.sort):
+            with converting_errors("cloud storage", google_errors.sort):
                 left += self._objects.erase(found)
         if "bigquery" in self._settings.sinks and found.facts:
-            with asking("bigquery", google_errors.sort):
+            with converting_errors("bigquery", google_errors.sort):
                 left += self._facts.delete()
         if "clickhouse" in self._settings.sinks:
-            with asking("clickhouse", clickhouse_errors.sort):
+            with converting_errors("clickhouse", clickhouse_errors.sort):
                 self._rows.delete(found)
         left += [*unsettled, *remains(found)]
         ended = {"what": "erase ends", **self._action_text(by), **found.counts(), "left": "; ".join(left)}
@@ -96,7 +102,7 @@ class Eraser:
         return left
 
     def done_before(self) -> bool:
-        """Whether its tombstone exists. Raises RedisError, RangeError or DecisionsUnreadable."""
+        """Whether the replay's tombstone exists. Raises RedisError, RangeError or DecisionsUnreadable."""
         key = replay_key(self._project_id, self._replay_id)
         return self._coordination.operators.get([key])[0] is not None
 

@@ -1,4 +1,6 @@
-"""One erasure request: decided for all its replays together, erased one by one at a limited rate."""
+"""One erasure request. All its tombstones are written together; then its replays are erased one by one at a
+limited rate.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from typing import Any
 
 from ingest.operate.erase.certificate import certificate
 from ingest.operate.erase.eraser import Eraser
-from ingest.operate.erase.holdings import Holdings, asking, remains
+from ingest.operate.erase.holdings import Holdings, converting_errors, remains
 from ingest.operate.erase.rows import replays_of
 from ingest.operate.erase.tombstones import Tombstones
 from ingest.reader.erasures import project_key, replay_key, user_key
@@ -19,7 +21,7 @@ from tasks.sinks.clickhouse import errors as clickhouse_errors
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """Result for one replay. `left`: what was not erased, one line each."""
+    """The result for one replay. `left` has one line for everything that was not erased."""
 
     found: Holdings
     left: list[str]
@@ -47,26 +49,26 @@ class Erasure:
         self._named, self._user, self._chosen = list(dict.fromkeys(named)), user, bool(user or everything)
         self._tombstones = Tombstones(settings)
 
-    def look(self) -> list[Holdings]:
-        """Finds what is stored of each replay; changes nothing."""
-        return [self._eraser(replay_id).look() for replay_id in self._replays()]
+    def search(self) -> list[Holdings]:
+        """Finds the stored data of each replay; changes nothing."""
+        return [self._eraser(replay_id).search() for replay_id in self._replays()]
 
     def known(self, found: Holdings) -> bool:
-        """Whether the replay existed, although nothing erasable is stored."""
+        """Whether the replay existed, even if no erasable data is stored."""
         return bool(found.billed or found.letters or self._eraser(found.replay_id).done_before())
 
     def left_of(self, found: Holdings) -> list[str]:
-        """What an erasure would not remove."""
+        """Lines about data that an erasure would not remove."""
         return remains(found)
 
     def erase(self, *, by: str, wait_seconds: float) -> list[Erased]:
-        """Writes the tombstones, waits for batches in flight, searches again, and erases what is found."""
+        """Writes the tombstones, waits for batches in flight, searches again, and erases the stored data."""
         keys = self._keys + [replay_key(self._project_id, replay_id) for replay_id in self._replays()]
         action = {"what": "erase begins", "by": by, "project": self._project_id, "replays": len(keys)}
         if len(keys) == 1 and not self._keys:
             action["replay_id"] = self._named[0]
         unsettled = self._tombstones.settle(self._tombstones.decide(keys, by, action), wait_seconds)
-        # Include replays of the user or project that settled meanwhile.
+        # Includes replays of the user or project that have settled since.
         late = [replay_key(self._project_id, replay_id) for replay_id in self._replays()]
         if fresh := sorted(set(late).difference(keys)):
             self._tombstones.decide(fresh, by, {**action, "replays": len(fresh)})
@@ -74,7 +76,7 @@ class Erasure:
         replays = self._replays()
         for replay_id in replays:
             began, eraser = time.monotonic(), self._eraser(replay_id)
-            found = eraser.look()
+            found = eraser.search()
             left = eraser.erase(found, by=by, unsettled=unsettled)
             done.append(Erased(found, left, certificate(found, left, by=by, at=time.time())))
             if len(replays) > 1:
@@ -87,5 +89,5 @@ class Erasure:
     def _replays(self) -> list[str]:
         if not self._chosen:
             return self._named
-        with asking("clickhouse", clickhouse_errors.sort):
+        with converting_errors("clickhouse", clickhouse_errors.sort):
             return replays_of(self._settings, self._project_id, self._user)

@@ -1,4 +1,4 @@
-"""Counts a replay's facts in BigQuery, and deletes them by DML."""
+"""Counts a replay's facts in BigQuery and deletes them with DML."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class Facts:
         return self._run("SELECT COUNT(*)")
 
     def delete(self) -> list[str]:
-        """Deletes the facts; returns the remainder, one line each."""
+        """Deletes the facts. Returns a line if some could not be deleted."""
         try:
             self._run("DELETE")
         except BadRequest as error:
             if STREAMING_BUFFER not in str(error).lower():
                 raise
             return [
-                "bigquery: rows are in the streaming buffer, where nothing can be deleted for up to 90 minutes: "
-                "run this again then"
+                "bigquery: rows are in the streaming buffer, where they cannot be deleted for up to 90 minutes: "
+                "run this again later"
             ]
         return []
 

@@ -1,4 +1,4 @@
-"""What is stored of a replay and where, and errors of searching and erasing."""
+"""The stored data of a replay, and the errors of searching and erasing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.errors import shortened
 
 
 class EraseFailed(Exception):
-    """A server did not respond, or refused. Completed erasures remain; the next run continues."""
+    """A server did not respond, or it refused. Completed steps are not undone; the next run continues."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +25,12 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """What is stored of one replay, and where.
+    """The stored data of one replay.
 
     `ranges`: (first byte, length) by packed object, including those already overwritten. `rows`: by ClickHouse
-    table. `facts`: rows in BigQuery. `newest_at`: arrival of its newest segment at Relay, unix seconds.
-    `letters`: dead letters with content of it, or with content of this id whose project is unknown.
-    `elsewhere`: other projects with a replay of this id. `parked`: parked batches. `notes`: what could not be
-    read.
+    table. `facts`: rows in BigQuery. `newest_at`: arrival of its newest segment at Relay, Unix seconds. `letters`:
+    dead letters with its content, including letters of unknown project that contain its id. `elsewhere`: other
+    projects with a replay of this id. `parked`: number of parked batches. `notes`: data that could not be read.
     """
 
     project_id: int
@@ -68,7 +67,9 @@ LIST_CHARACTERS_MAX = 32 * 1024 * 1024  # almost a million ids
 
 
 def listed_ids(file: IO[str]) -> list[str]:
-    """The ids of a file, separated by white space. Raises ValueError for an invalid one, and if it is too long."""
+    """The ids in a file, separated by white space. Raises ValueError for an invalid id or a file that is too
+    long.
+    """
     text = file.read(LIST_CHARACTERS_MAX + 1)
     if len(text) > LIST_CHARACTERS_MAX:
         raise ValueError(f"the list has more than {LIST_CHARACTERS_MAX} characters: split it")
@@ -85,19 +86,19 @@ def plain_id(text: str) -> str:
 
 
 def remains(found: Holdings) -> list[str]:
-    """What erasure does not cover, one line each."""
+    """One line for each kind of data that erasure does not cover."""
     left = list(found.notes)
     if found.letters:
         shown = ", ".join(found.letters[:5]) + (", ..." if len(found.letters) > 5 else "")
-        left.append(f"dead letters hold something of it until the topic's retention: do not replay them ({shown})")
+        left.append(f"dead letters contain parts of it until they expire: do not replay them ({shown})")
     if found.parked:
-        left.append(f"parked batches ({found.parked}) may write more of it: run this again once they settled")
+        left.append(f"parked batches ({found.parked}) may write more of it: run this again once they have settled")
     return left
 
 
 @contextlib.contextmanager
-def asking(what: str, sort: Callable[[BaseException], Any]) -> Iterator[None]:
-    """Raises any error of a client as EraseFailed, in one line that names the server."""
+def converting_errors(what: str, sort: Callable[[BaseException], Any]) -> Iterator[None]:
+    """Converts any error of a client to EraseFailed, with one line that names the server."""
     try:
         yield
     except EraseFailed:

@@ -1,4 +1,6 @@
-"""A replay's bytes in Cloud Storage: its own objects are deleted, its ranges of packed ones overwritten."""
+"""Erases a replay's bytes in Cloud Storage: deletes its own objects and overwrites its ranges in packed
+objects.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ RACES_MAX = 5
 
 
 class Objects:
-    """Finds objects, deletes them, and overwrites ranges of packed ones."""
+    """Finds and deletes objects, and overwrites ranges of packed objects."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -40,11 +42,13 @@ class Objects:
                     yield Generation(blob.name, int(blob.generation))
 
     def erase(self, found: Holdings) -> list[str]:
-        """Erases all of the replay's bytes; a missing object counts as deleted. Returns what the bucket keeps."""
+        """Erases all of the replay's bytes; a missing object counts as deleted. Returns one line per reason why
+        the bucket keeps deleted bytes.
+        """
         with contextlib.closing(gcs.client(self._settings)) as server:
             bucket = server.bucket(self._settings.gcs_bucket)
-            for one in found.objects:
-                self._delete(bucket, one)
+            for generation in found.objects:
+                self._delete(bucket, generation)
             for name, spans in found.ranges.items():
                 live = self._blank(bucket, name, spans)
                 for blob in list(bucket.list_blobs(prefix=name, versions=True, timeout=self._timeout_seconds)):
@@ -52,15 +56,17 @@ class Objects:
                         self._delete(bucket, Generation(name, int(blob.generation)))
             return self._kept_by(server) if found.objects or found.ranges else []
 
-    def _delete(self, bucket: Any, one: Generation) -> None:
+    def _delete(self, bucket: Any, generation: Generation) -> None:
         with contextlib.suppress(NotFound):
-            bucket.delete_blob(one.name, generation=one.number, timeout=self._timeout_seconds)
+            bucket.delete_blob(generation.name, generation=generation.number, timeout=self._timeout_seconds)
 
     def _blank(self, bucket: Any, name: str, spans: Sequence[tuple[int, int]]) -> int | None:
-        """Overwrites the spans with zeros. Returns the generation that has them, None when there is no object.
+        """Overwrites the spans with zeros. Returns the generation that contains the zeros, or None if the object
+        does not exist.
 
-        Length and name stay, so the other segments' index rows stay valid. The condition on the generation keeps
-        two erasures from undoing each other; the second one reads again.
+        Length and name do not change, so index rows of other segments remain valid. The write requires an
+        unchanged generation, so that concurrent erasures cannot undo each other; the slower one reads the object
+        again.
         """
         for _ in range(RACES_MAX):
             old = bucket.get_blob(name, timeout=self._timeout_seconds)
@@ -86,16 +92,17 @@ class Objects:
                 return int(new.generation)
             except (PreconditionFailed, NotFound):
                 continue
-        raise EraseFailed(f"{name} was written by somebody else {RACES_MAX} times meanwhile; run this again")
+        raise EraseFailed(f"{name} was overwritten {RACES_MAX} times during the erasure; run this again")
 
     def _kept_by(self, server: Any) -> list[str]:
-        """What the bucket keeps of deleted objects. If the permission to read this is missing, the result says
-        so."""
+        """One line per reason why the bucket keeps deleted bytes, or one line that the permission to read this is
+        missing.
+        """
         name = self._settings.gcs_bucket
         try:
             bucket = server.get_bucket(name, timeout=self._timeout_seconds)
         except Forbidden:
-            return [f"not allowed to see whether gs://{name} has soft delete: look with storage.buckets.get"]
+            return [f"no permission to read whether gs://{name} has soft delete: grant storage.buckets.get"]
         seconds = int(bucket.soft_delete_policy.retention_duration_seconds or 0)
         if not seconds:
             return []
@@ -108,7 +115,7 @@ def blank(content: bytearray, spans: Sequence[tuple[int, int]], name: str) -> bo
     for start, length in spans:
         if start + length > len(content):
             raise EraseFailed(
-                f"{name} has {len(content)} bytes, its index says {start + length}: look at it first"
+                f"{name} has {len(content)} bytes, but its index refers to byte {start + length}: examine it first"
             )
         zeros = bytes(length)
         if content[start : start + length] != zeros:
@@ -120,8 +127,8 @@ def blank(content: bytearray, spans: Sequence[tuple[int, int]], name: str) -> bo
 def rewritten(bucket: Any, old: Any) -> Any:
     """Writes a new generation of an object, with the metadata of the old one.
 
-    The custom time is the creation of the first generation: the bucket's rules count from it, so that an erasure
-    does not extend the retention of the other recordings in the object.
+    The custom time is the creation time of the first generation. The bucket's rules count from it, so that an
+    erasure does not extend the retention of other recordings in the object.
     """
     new = bucket.blob(old.name)
     for attribute in (

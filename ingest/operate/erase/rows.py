@@ -1,4 +1,4 @@
-"""A replay's rows in ClickHouse: counts by table, the positions of its bytes, and deletion."""
+"""Finds, counts and deletes a replay's rows in ClickHouse, including the positions of its bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ingest.operate.erase.holdings import EraseFailed, Holdings
 from ingest.settings import Settings
 from tasks.sinks.clickhouse import sink as clickhouse
 
-# In the order of deletion; a second run needs the last one to find the rest.
+# In the order of deletion: a second run needs the last table to find the remaining bytes.
 TABLES = ("replays", "replay_summaries", "replay_segments", "replay_objects", "replay_places")
 DELETE_SECONDS_MAX = 300.0
 REPLAYS_MAX = 1_000_000
@@ -43,11 +43,12 @@ class Rows:
     def __init__(self, settings: Settings, project_id: int, replay_id: str) -> None:
         self._settings = settings
         self._project_id, self._replay_id = int(project_id), UUID(replay_id)
-        # Converted to integers, so they may be part of a statement; mutations take no parameters on old servers.
+        # These values are validated, so they can be part of a statement. On old servers, mutations accept no
+        # parameters.
         self._which = f"project_id = {self._project_id:d} AND replay_id = toUUID('{self._replay_id}')"
 
-    def look(self, found: dict[str, Any]) -> set[int]:
-        """Sets fields of Holdings; returns the retentions of the replay's segments, in days."""
+    def search(self, found: dict[str, Any]) -> set[int]:
+        """Adds fields of Holdings to `found`. Returns the retentions of the replay's segments, in days."""
         with contextlib.closing(clickhouse.client(self._settings)) as server:
             found["rows"] = {table: self._count(server, table) for table in TABLES}
             places = server.query(
@@ -81,16 +82,20 @@ class Rows:
         return int(server.query(f"SELECT count() FROM {table} WHERE {self._which}").result_rows[0][0])
 
     def delete(self, found: Holdings) -> None:
-        """Runs one mutation per table, on every replica; unlike masked rows, the bytes are removed from disk."""
+        """Runs one mutation per table on every replica. Unlike a lightweight delete, it removes the bytes from
+        disk.
+        """
         with contextlib.closing(clickhouse.client(self._settings)) as server:
             server.timeout = Timeout(connect=clickhouse.CONNECT_SECONDS_MAX, read=DELETE_SECONDS_MAX)
             for table in TABLES:
                 if not found.rows.get(table) and not self._count(server, table):
                     continue
                 where = self._which
-                if table == "replays":  # the hash is in its primary key, so parts without it are not rewritten
+                if table == "replays":  # the primary key contains this hash, so parts without it are not rewritten
                     where += f" AND cityHash64(replay_id) = cityHash64(toUUID('{self._replay_id}'))"
                 server.command(f"ALTER TABLE {table} DELETE WHERE {where} SETTINGS mutations_sync = 2")
                 rows = self._count(server, table)
                 if rows:
-                    raise EraseFailed(f"{table} has {rows} rows of it again: it is still written; run this later")
+                    raise EraseFailed(
+                        f"{table} has {rows} new rows of it, so it is still being written: run this again later"
+                    )

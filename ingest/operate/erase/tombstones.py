@@ -1,10 +1,11 @@
-"""Tombstones: an erasure is recorded before anything is deleted, and then waits for batches in flight to settle.
+"""Writes tombstones, which record an erasure before anything is deleted, and waits for batches in flight to
+settle.
 
     1. the tombstone is durable in the topic of operators' decisions; from then on readers drop its messages
-    2. every living reader reports that the messages it took before have settled
+    2. every active reader reports that the messages it read before have settled
     3. bytes staged before by readers that have ended are removed from Redis, so that no late task writes them
 
-Only then are the stores searched. A tombstone ends when no topic can hold a message of the replay any more.
+Only then are the stores searched. A tombstone expires when no topic can contain a message of the replay any more.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from tasks.operate import SILENT_SECONDS_MAX
 from tasks.settings import Settings
 
 HOUR_SECONDS, DAY_SECONDS = 3600.0, 86_400.0
-LOOK_SECONDS = 0.5
-ASK_SECONDS_MAX = 10.0
+POLL_SECONDS = 0.5
+CALL_SECONDS_MAX = 10.0
 
 
 class Tombstones:
-    """Tombstones of an erasure. Raises NotProduced, RangeError, DecisionsUnreadable or RedisError."""
+    """Writes and awaits the tombstones of an erasure. Raises NotProduced, RangeError, DecisionsUnreadable or
+    RedisError.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -47,8 +50,9 @@ class Tombstones:
         return max(offsets.values()) + 1
 
     def settle(self, offset: int, seconds_max: float) -> list[str]:
-        """Waits until no reader has older unsettled messages. Returns what remains at the timeout, one line
-        each."""
+        """Waits until no reader has older unsettled messages. Returns one line per reader that still has some at
+        the timeout.
+        """
         since, ends = self._coordination.now(), time.monotonic() + seconds_max
         while True:
             late = self._late(offset)
@@ -61,7 +65,7 @@ class Tombstones:
                     "have settled"
                     for name in late
                 ]
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def _late(self, offset: int) -> list[str]:
         return [
@@ -71,7 +75,7 @@ class Tombstones:
         ]
 
     def _drop_staged_before(self, since: float) -> None:
-        """Drops payloads only. An unsettled batch that was staged before belongs to no running reader."""
+        """Removes payloads of batches staged before this time. Such a batch belongs to no running reader."""
         age_seconds = self._coordination.now() - since
         for key in self._client.scan_iter(f"{self._settings.key_prefix}:batch:*", count=500):
             if self._settings.staged_ttl_seconds - self._client.ttl(key) <= age_seconds:
@@ -82,13 +86,13 @@ class Tombstones:
 
 
 def _settled(about: Mapping[str, Any]) -> int:
-    """Offset up to which a reader has settled decisions, by its heartbeat; UNKNOWN if it is not a number."""
+    """Offset up to which a reader has settled decisions, from its heartbeat; UNKNOWN if it is not a number."""
     found = about.get("decisions_settled", UNKNOWN)
     return found if isinstance(found, int) else UNKNOWN
 
 
 def ends_at(settings: Settings, now: float) -> float:
-    """Time at which every current message has left its topic, unix seconds; 0 if a topic keeps them indefinitely.
+    """Time by which every current message has expired, Unix seconds; 0 if a topic keeps messages indefinitely.
 
     A dead letter that is replayed on its last day stays in the input topic for another retention period.
     """
@@ -100,20 +104,22 @@ def ends_at(settings: Settings, now: float) -> float:
         return 0.0
     if source is None or letters is None:
         return 0.0
-    # Retention removes whole log segments, which Kafka closes after a week at most by default.
+    # Retention deletes whole log segments, which Kafka closes after at most a week by default.
     return now + source + letters + settings.staged_ttl_seconds + 8 * DAY_SECONDS
 
 
 def _retention_seconds(topics: Topics, topic: str, usual: float) -> float | None:
-    """Retention of a topic, seconds; None: unlimited."""
-    text = topics.config(topic, ASK_SECONDS_MAX).get("retention.ms")
+    """Retention of a topic, seconds; None if unlimited."""
+    text = topics.config(topic, CALL_SECONDS_MAX).get("retention.ms")
     if text is None:
         return usual
     return None if int(text) < 0 else int(text) / 1000
 
 
 def erased(settings: Settings, replay_id: str, project_id: int | None) -> dict[str, Any] | None:
-    """The tombstone of a replay, of any project if None; None if it does not exist or is unknown."""
+    """The tombstone of a replay, or None if it does not exist or cannot be read. `project_id` None matches any
+    project.
+    """
     operators = Coordination(connect(settings), settings).operators
     try:
         if project_id is not None:

@@ -1,18 +1,18 @@
-"""Compares a range of the topic with the sinks: reads it again and reports what is missing.
+"""Reads a range of the topic again, compares it with the sinks, and reports missing items.
 
     replays-ingest reconcile --since 2h
     replays-ingest reconcile --partition 3 --start 1200 --stop 1900 --repair
 
-    topic.py     a scope given by an operator -> spans of committed offsets -> their messages
-    expected.py  messages -> expected items of each sink, without those abandoned on purpose
+    topic.py     converts an operator's scope to spans of committed offsets, and reads their messages
+    expected.py  computes the items of each sink that the messages should have produced
     presence.py  queries one sink for missing items
-    recordings.py  the same for Cloud Storage, in either layout
-    repair.py    writes items again, at a bounded rate
+    recordings.py  queries Cloud Storage, in either layout
+    repair.py    writes items again at a bounded rate
     account.py   the result
-    run.py       the whole reconciliation, one chunk at a time
-    render.py    the result for people
+    run.py       runs the reconciliation, one chunk at a time
+    render.py    formats the result as text
 
-Only offsets that the group has committed are compared; others are not durable yet.
+Only offsets that the group has committed are compared, because others are not durable yet.
 A repair writes only missing items, through the sinks' own `write`, and checks again. Rows and objects
 have identities, so a repair that overlaps with the reader's work is harmless.
 """

@@ -1,4 +1,4 @@
-"""Result of a reconciliation: per sink, items checked, missing, and repaired."""
+"""The result of a reconciliation: items checked, missing and repaired, per sink."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ReconcileFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """One missing or different item, and its message."""
+    """One missing or different item, with the position of its message."""
 
     sink: str
     item: str
@@ -31,7 +31,7 @@ class Missing:
 
 @dataclass(slots=True)
 class Tally:
-    """One sink: items checked, absent, and repaired."""
+    """Counts for one sink: items checked, absent and repaired."""
 
     checked: int = 0
     missing: int = 0
@@ -58,8 +58,9 @@ class Tally:
 
 @dataclass(slots=True)
 class Account:
-    """The result. Per sink, `examples` has at most EXAMPLES_MAX missing items, and `unrepaired` at most
-    EXAMPLES_MAX items that are still missing after a repair."""
+    """The result. `examples` has at most EXAMPLES_MAX missing items per sink. `unrepaired` has at most
+    EXAMPLES_MAX items per sink that are still missing after a repair.
+    """
 
     topic: str
     spans: list[Span]
@@ -68,7 +69,7 @@ class Account:
     segments: int = 0
     rejects: int = 0
     given_up: int = 0
-    """Segments and items that are dead letters."""
+    """Number of segments and items that are dead letters."""
     shed: int = 0
     erased: int = 0
     expired: int = 0
@@ -81,11 +82,11 @@ class Account:
 
     @property
     def ok(self) -> bool:
-        """True if nothing is missing, or all was repaired."""
+        """True if nothing is missing, or everything was repaired."""
         return not self.failures and all(tally.left == 0 for tally in self.sinks.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The result as JSON values."""
         found = asdict(self)
         for name, tally in self.sinks.items():
             found["sinks"][name]["left"] = tally.left

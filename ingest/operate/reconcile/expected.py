@@ -1,8 +1,8 @@
 """Computes the expected items of messages, with the reader's parser.
 
 The following are not expected: dead letters (rejects, abandoned batches, refused items), erased replays, disabled
-projects, and expired recordings. Rate limits leave no trace: messages they dropped are reported as missing from
-every sink.
+projects, and expired recordings. Messages that a rate limit dropped are not recorded, so they are reported as
+missing from every sink.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ DAY_SECONDS = 86_400
 
 
 class GivenUp:
-    """Origins of dead letters in these spans: messages by position, refused items by sink, name and project.
+    """The origins of dead letters in these spans: positions of messages, and refused items by sink, name and
+    project.
 
-    Rows of two projects may share a name: `owners` has the projects; None: unknown, applies to all.
+    Rows of two projects may share a name, so `owners` has the projects. The project None is unknown and matches
+    all.
 
     Raises DeadLettersUnavailable, and ReconcileFailed if there are more than LETTERS_MAX.
     """
@@ -55,10 +57,10 @@ class GivenUp:
             else:
                 self.messages.add((origin.partition, origin.offset))
             if len(self.messages) + len(self.owners) > LETTERS_MAX:
-                raise ReconcileFailed(f"more than {LETTERS_MAX} dead letters: take a smaller range")
+                raise ReconcileFailed(f"more than {LETTERS_MAX} dead letters: choose a smaller range")
 
     def refused(self, sink: str, item: Item, project_id: int | None) -> bool:
-        """True if that sink refused this item of that project."""
+        """True if this sink refused this item of this project."""
         owners = self.owners.get((sink, name_of(item)), set())
         return None in owners or project_id in owners
 
@@ -84,12 +86,12 @@ class Expected:
         self._rules = rules_of(settings)
         self._gate = TenantGate()
         self.given_up = GivenUp(settings, account.spans)
-        in_force = {key: one.value for key, one in load(settings).entries.items() if one.value is not None}
-        rules = TenantRules(rules_of_decisions(in_force).killed)  # a limit leaves no trace of dropped messages
+        in_force = {key: entry.value for key, entry in load(settings).entries.items() if entry.value is not None}
+        rules = TenantRules(rules_of_decisions(in_force).killed)  # which messages a limit dropped is not recorded
         self._gate.decide(rules, erasures_of(in_force, time.time()), 0)
 
     def of(self, messages: Sequence[Message]) -> Chunk:
-        """The expected items of these messages, of one partition and in order."""
+        """The expected items of these messages, which are of one partition and in order."""
         outcomes = [(message.offset, self._outcome(message)) for message in messages]
         segments = {offset: outcome for offset, outcome in outcomes if isinstance(outcome, Segment)}
         offsets = OffsetRange(messages[0].offset, messages[-1].offset + 1)
@@ -110,7 +112,7 @@ class Expected:
                 yield item
 
     def _outcome(self, message: Message) -> Outcome | None:
-        """The expected outcome of a message; None if nothing is expected."""
+        """The expected outcome of a message; None if no item is expected."""
         account = self._account
         drop = shed(message, self._gate, time.monotonic)
         outcome = drop or self._gate.screened(parse(message, self._rules))

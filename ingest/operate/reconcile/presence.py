@@ -1,8 +1,8 @@
 """Queries the sinks for a batch's items by identity and returns the missing ones.
 
 Recordings are compared by their bytes (`recordings.py`); rows of ClickHouse by their replacement key, clicks also
-by rank; rows of BigQuery by `project_id` and `row_id`. DataDog is not queried. Queries are bounded: at most
-KEYS_MAX identities, and the days of the rows; for rows not found there, some days around them.
+by rank; rows of BigQuery by `project_id` and `row_id`. DataDog is not queried. A query has at most KEYS_MAX
+identities and covers the days of their rows. Rows not found there are searched within some days around them.
 """
 
 from __future__ import annotations
@@ -26,31 +26,32 @@ from tasks.sinks.google import errors as google_errors
 from tasks.wire import Row, chunks
 
 KEYS_MAX = 1000
-# (project_id, row_id): a replay_id, and with it the text of a row_id, may occur in several projects.
+# (project_id, row_id), because several projects may use the same replay_id and thus the same row_id.
 FactKey = tuple[int, str]
 DAY_SECONDS = 86_400
 DELIVERED_AGAIN_SECONDS_MAX = 3 * DAY_SECONDS
-"""A segment that the SDK sent twice has one identity and two arrival times, and some rows have that time. Items
-not found at their own time are searched within this distance before they count as missing; that query is more
-expensive."""
+"""A segment that the SDK sent twice has one identity and two arrival times, and some rows contain the arrival
+time. Items not found at their own time are searched within this distance, with a more expensive query, before they
+count as missing.
+"""
 
 Key = tuple[object, ...]
 
 
 class Presence(Protocol):
-    """One sink that can be queried. Used by one thread."""
+    """A sink that can be queried. Used by one thread."""
 
     def absent(self, items: Sequence[Any]) -> dict[int, Problem]:
         """Returns, by position, the problem of each item that is not durable. Raises SinkError.
 
-        For items with the same identity, only the last can be absent.
+        Of several items with the same identity, only the last can be reported.
         """
 
     def close(self) -> None: ...
 
 
 class Rows:
-    """ClickHouse."""
+    """Queries ClickHouse."""
 
     def __init__(self, settings: Settings) -> None:
         try:
@@ -59,8 +60,9 @@ class Rows:
             raise clickhouse_errors.sort(error).error() from error
 
     def absent(self, items: Sequence[Row]) -> dict[int, Problem]:
-        """A row is present if a row with its key is stored; a click, if one of its rank or higher is stored: a
-        click stored without its later dead-click report differs."""
+        """A row is present if a row with its key is stored. The rank of a stored click must also be at least as
+        high: a click stored without its later dead-click report differs.
+        """
         found: dict[int, Problem] = {}
         tables: dict[str, list[int]] = {}
         for position, item in enumerate(items):
@@ -89,7 +91,7 @@ class Rows:
         }
 
     def _stored(self, table: str, rows: list[dict[str, Any]], around_seconds: int) -> dict[Key, int]:
-        """Key -> rank of the stored rows, within the given distance of the times of these rows."""
+        """Ranks by key of the stored rows within the given distance of these rows' times."""
         try:
             columns, grouped = _SELECTED[table]
             where = CONDITIONS[table](rows, around_seconds)
@@ -103,7 +105,7 @@ class Rows:
 
 
 def decoded(item: Row) -> dict[str, Any]:
-    """The row as it is encoded: empty columns are left out."""
+    """The decoded row, which lacks empty columns."""
     row: dict[str, Any] = msgspec.json.decode(item.json)
     return row
 
@@ -115,18 +117,22 @@ def fact_key(item: Row) -> FactKey:
 
 
 def outlived(row: dict[str, Any]) -> bool:
-    """Whether the table's TTL may have deleted it: an event can be older than the segment that contains it."""
+    """Whether the table's TTL may have deleted the row, because an event can be older than the segment that
+    contains it.
+    """
     moment = row.get("received", row.get("timestamp", 0))
     return "retention_days" in row and moment + row["retention_days"] * DAY_SECONDS < time.time()
 
 
 def rank(row: dict[str, Any]) -> int:
-    """Rank of a click's row; of rows with one identity, the highest is kept."""
+    """The rank of a click's row. Of the rows with the same identity, ClickHouse keeps the one with the highest
+    rank.
+    """
     return int(row.get("click_is_dead", 0)) + int(row.get("click_is_rage", 0))
 
 
 def _replays_condition(rows: Sequence[dict[str, Any]], around_seconds: int, *, of_event: bool = True) -> str:
-    """The time bounds and the hash let the server use partitions and the primary key."""
+    """A condition with time bounds and the hash, so that the server can use partitions and the primary key."""
     times = [int(row["timestamp"]) for row in rows]
     replays = uuids(row["replay_id"] for row in rows)
     events = f" AND event_hash IN ({uuids(row['event_hash'] for row in rows)})" if of_event else ""
@@ -159,7 +165,7 @@ KEYS: dict[str, Callable[[dict[str, Any]], Key]] = {
     "replay_segments": lambda row: (row["project_id"], row["replay_id"], row["segment_id"]),
     "replay_outcomes": lambda row: (row["org_id"], row["project_id"], row["replay_id"]),
 }
-# For each table, the condition that bounds the search for keys, and the key columns.
+# The condition that bounds the search in each table, and its key columns.
 CONDITIONS: dict[str, Callable[..., str]] = {
     "replays": _replays_condition,
     "replay_segments": _segments_condition,
@@ -176,7 +182,7 @@ _SELECTED = {
 
 
 class Facts:
-    """BigQuery. A query is billed for two columns of the days of its rows."""
+    """Queries BigQuery. A query is billed for two columns of the days that it covers."""
 
     def __init__(self, settings: Settings) -> None:
         self._seconds = settings.sink_timeout_seconds
@@ -208,8 +214,9 @@ class Facts:
         return bool(limit) and float(decoded(item)["timestamp"]) + limit < time.time()
 
     def _stored(self, table: str, items: Sequence[Row], around_seconds: int) -> set[FactKey]:
-        """Keys of the stored rows, within the given distance of the times of these rows, at least one second,
-        because the server may round fractions."""
+        """Keys of the stored rows within the given distance of these rows' times, at least one second, because the
+        server may round fractions.
+        """
         times = [float(decoded(item)["timestamp"]) for item in items]
         keys = [fact_key(item) for item in items]
         config = google_bigquery.QueryJobConfig(
@@ -236,7 +243,7 @@ class Facts:
 
 
 def moment_of(seconds: float) -> datetime:
-    """Unix seconds as BigQuery's client expects them."""
+    """Converts Unix seconds to the type that BigQuery's client expects."""
     return datetime.fromtimestamp(max(0.0, seconds), UTC)
 
 

@@ -8,14 +8,14 @@ from uuid import UUID
 
 
 class Problem(StrEnum):
-    """Problem of an item that is not stored as expected."""
+    """Why an item is not stored as expected."""
 
     MISSING = "missing"
     DIFFERS = "differs"
 
 
 def uuids(values: Iterable[str]) -> str:
-    """A list for IN (...). Converted through UUID, so that no other text can get into the query."""
+    """A list for IN (...). Every value is parsed as a UUID, so that no other text can get into the query."""
     return ", ".join(f"'{value}'" for value in sorted({str(UUID(value)) for value in values}))
 
 

@@ -1,7 +1,7 @@
 """Finds recordings that are missing in Cloud Storage, or stored with different bytes, in either layout.
 
-The index in ClickHouse has precedence, as in playback (`tasks.stored`): a recording that it
-lists is read from its range of a packed object. Every other one has its own object, compared by CRC32C.
+The index in ClickHouse has precedence, as in playback (`tasks.stored`): a recording that it lists is read from its
+range of a packed object. Every other recording has its own object, which is compared by CRC32C.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ THREADS = 32
 
 
 class Recordings:
-    """Cloud Storage. One request per recording, `THREADS` in parallel; a recording's own object is downloaded
-    only when its checksum differs. Memory: `THREADS` recordings."""
+    """Queries Cloud Storage with one request per recording, `THREADS` in parallel. A recording's own object is
+    downloaded only if its checksum differs. At most `THREADS` recordings are in memory.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -43,28 +44,29 @@ class Recordings:
 
     def absent(self, items: Sequence[Blob]) -> dict[int, Problem]:
         """Returns, by position, the problem of each item that is not stored. Items with the same name count as
-        stored if any of them is; otherwise only the last is reported. Recordings that arrived as plain JSON are
-        compressed by the reader, so another release may have stored different bytes that inflate to the same
-        JSON; these count as equal. Raises SinkError."""
+        stored if any of them is stored; otherwise only the last is reported. Recordings that arrived as plain JSON
+        are compressed by the reader, so another release may have stored different bytes that inflate to the same
+        JSON; these count as equal. Raises SinkError.
+        """
         positions: dict[str, list[int]] = {}
         for position, item in enumerate(items):
             positions.setdefault(item.name, []).append(position)
         places = self._indexed(list(positions))
 
-        def look(name: str) -> Problem | None:
+        def problem_of(name: str) -> Problem | None:
             wanted = [items[position] for position in positions[name]]
             return self._packed(places[name], wanted) if name in places else self._own(name, wanted)
 
         try:
-            states = dict(zip(positions, self._pool.map(look, positions), strict=True))
+            states = dict(zip(positions, self._pool.map(problem_of, positions), strict=True))
         except Exception as error:
             raise google_errors.sort(error).error() from error
         return {positions[name][-1]: state for name, state in states.items() if state}
 
     def contents(self, names: Sequence[str]) -> dict[str, bytes | None]:
-        """The stored bytes of these recordings; None: the object is gone. Raises SinkError.
+        """The stored bytes of these recordings, or None if the object does not exist. Raises SinkError.
 
-        All of them are in memory at once: the caller bounds them.
+        All of them are in memory together, so the caller must bound their number.
         """
         places = self._indexed(names)
 
@@ -80,8 +82,9 @@ class Recordings:
             raise google_errors.sort(error).error() from error
 
     def _indexed(self, names: Sequence[str]) -> dict[str, Place]:
-        """Positions of recordings in packed objects, by the name that each would have as its own
-        object."""
+        """Positions of recordings in packed objects, by the name that the recording would have as its own
+        object.
+        """
         if SinkName.CLICKHOUSE not in self._settings.sinks:
             return {}
         found: dict[str, Place] = {}

@@ -1,4 +1,4 @@
-"""The result as text: the scope, one line per sink, and the first missing items."""
+"""Formats the result as text: the scope, one line per sink, and the first missing items."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def render(account: Account) -> Group:
     ]
     about.append(
         f"{account.messages} messages: {account.segments} segments, {account.rejects} rejects, "
-        f"{account.given_up} given up as dead letters, {account.shed} shed, "
+        f"{account.given_up} dead letters, {account.shed} dropped by a tenant rule, "
         f"{account.erased} erased, {account.expired} past their retention"
     )
     table = Table("sink", "checked", "missing", "differs", *(["repaired"] if account.repairing else []), "")
@@ -32,11 +32,11 @@ def render(account: Account) -> Group:
     return Group(*about, table, *examples, *account.notes, *(f"failed: {text}" for text in account.failures))
 
 
-def _lines(told: Sequence[Missing], still: str) -> Iterator[str]:
+def _lines(missing: Sequence[Missing], still: str) -> Iterator[str]:
     """Lines for the first SHOWN_MAX items of each sink."""
     shown: Counter[str] = Counter()
-    for one in told:
-        shown[one.sink] += 1
-        if shown[one.sink] <= SHOWN_MAX:
-            where = f"segment {one.segment or '-'}, partition {one.partition} offset {one.offset}"
-            yield f"{still}{one.problem}: {one.sink} {one.item} ({where})"
+    for entry in missing:
+        shown[entry.sink] += 1
+        if shown[entry.sink] <= SHOWN_MAX:
+            where = f"segment {entry.segment or '-'}, partition {entry.partition} offset {entry.offset}"
+            yield f"{still}{entry.problem}: {entry.sink} {entry.item} ({where})"

@@ -23,7 +23,7 @@ BACKOFF_SECONDS = 0.5
 
 
 class Repair:
-    """Writes of one run. Sinks are built on first use."""
+    """The writes of one run. Sinks are built on first use."""
 
     def __init__(self, settings: Settings, per_second_max: float) -> None:
         self._settings = settings
@@ -32,13 +32,13 @@ class Repair:
         self._sinks: dict[str, Sink[Any]] = {}
 
     def write(self, sink: str, batch: Batch, items: Sequence[Item]) -> str:
-        """Returns the error; "" if all were written. Stops at the first failure."""
+        """Returns the error, or "" if all items were written. Stops at the first failure."""
         if sink == SinkName.GCS and self._settings.gcs_layout == "packed":
             wanted = set(map(id, items))
-            segments = [one for one in batch.segments if any(id(blob) in wanted for blob in one.blobs)]
-            # Recordings are packed again, because an index row that refers to a missing object hides an object
-            # with the segment's own name. The new object has another name, because an object with corrupted bytes
-            # is never overwritten.
+            segments = [segment for segment in batch.segments if any(id(blob) in wanted for blob in segment.blobs)]
+            # Recordings are packed again, because an index row that refers to a missing object takes precedence
+            # over the segment's own object. The new object has a different name, because an object with corrupted
+            # bytes is never overwritten.
             source = batch.source._replace(topic=f"{batch.source.topic}-repair-{self._run}")
             objects, index = pack(replace(batch, source=source, segments=tuple(segments)))
             return self.write_items(SinkName.GCS, batch.id, objects) or self.write_items(
@@ -54,9 +54,8 @@ class Repair:
         for start in range(0, len(items), at_once):
             some = [self._anew(sink, item) for item in items[start : start + at_once]]
             began = time.monotonic()
-            # The token differs from the batch's and from an earlier repair's: otherwise ClickHouse would treat the
-            # write as already done, which is exactly what is in doubt. Rows with the same key still replace each
-            # other.
+            # The token differs from those of the batch and of earlier repairs, because ClickHouse would otherwise
+            # skip the insert as a repetition. Rows with the same key still replace each other.
             token = f"reconcile-{self._run}-{batch_id}:{sink}:{start}"
             try:
                 self._write_patiently(sink, some, token)
@@ -66,8 +65,9 @@ class Repair:
         return ""
 
     def _anew(self, sink: str, item: Item) -> Item:
-        """Changes insert ids: BigQuery remembers them for about a minute, and would not store a row that was
-        deleted meanwhile. The row's identity is the column `row_id`, which stays."""
+        """Changes the insert id, because BigQuery remembers it for about a minute and would skip a row that has
+        since been deleted. The row's identity, the column `row_id`, does not change.
+        """
         if sink == "bigquery" and isinstance(item, Row):
             return msgspec.structs.replace(item, id=f"{item.id}-{self._run}")
         return item

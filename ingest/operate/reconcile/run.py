@@ -1,4 +1,6 @@
-"""Reconciles a scope chunk by chunk: expected items, missing items per sink, and repair."""
+"""Reconciles a scope chunk by chunk: computes the expected items, finds those missing per sink, and repairs
+them.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,8 @@ def run(
 ) -> Account:
     """Reconciles a scope. `progress` receives the number of messages so far.
 
-    `repair` writes missing items, at most `per_second_max` per second, as `by` in the audit; without an audit
-    (Redis unavailable) nothing is written. Raises ReconcileFailed.
+    `repair` writes missing items, at most `per_second_max` per second, with `by` in the audit trail. If the audit
+    trail is unavailable, nothing is written. Raises ReconcileFailed.
     """
     began = time.monotonic()
     try:
@@ -77,7 +79,7 @@ def run(
 
 
 class _Audit:
-    """Audit of this run, and of earlier tenant rules."""
+    """Records this run in the audit trail, and reads earlier tenant rules from it."""
 
     def __init__(self, settings: Settings, account: Account) -> None:
         self._coordination = Coordination(connect(settings), settings)
@@ -91,7 +93,9 @@ class _Audit:
         self._coordination.audit({**what, **tallies})
 
     def note_past_rules(self) -> None:
-        """Names projects with a past rule, whose dropped messages are reported as missing."""
+        """Adds a note for each project with a past rule, because messages dropped by it are reported as
+        missing.
+        """
         actions = [
             action for action in self._coordination.audited(AUDIT_READ_MAX) if action.get("what") in RULES_PAST
         ]
@@ -99,13 +103,13 @@ class _Audit:
             last = next(action for action in actions if action.get("project") == project)
             at = datetime.fromtimestamp(float(last["at"]), UTC).isoformat(timespec="seconds")
             self._account.notes.append(
-                f"project {project} was switched off or limited ({last['what']} by {last.get('by', '')} at "
+                f"project {project} was disabled or limited ({last['what']} by {last.get('by', '')} at "
                 f"{at}): messages dropped by that rule are counted as missing"
             )
 
 
 class _Sinks:
-    """Queries every sink that can be queried, writes if allowed (`per_second_max` is given), and counts."""
+    """Queries every sink that supports it, repairs if `per_second_max` is given, and counts."""
 
     def __init__(self, settings: Settings, account: Account, per_second_max: float | None) -> None:
         self._settings, self._account = settings, account
@@ -135,7 +139,7 @@ class _Sinks:
             failure = self._repair.write(sink, chunk.batch, wanted)
             if failure:
                 self._account.failures.append(failure)
-            # Dead letters are in an append-only topic: an acknowledged letter is stored.
+            # Dead letters are in an append-only topic, so an acknowledged letter is stored.
             still = {} if sink == "dead_letter" and not failure else self._absent(sink, chunk, wanted)
             tally.repaired += len(wanted) - len(still)
             _add(self._account.unrepaired, _missing(sink, chunk, wanted, still), tally.left)
@@ -170,8 +174,10 @@ def _missing(sink: str, chunk: Chunk, items: Sequence[Item], absent: dict[int, P
         )
 
 
-def _add(told: list[Missing], found: Iterable[Missing], counted: int) -> None:
-    """Keeps EXAMPLES_MAX per sink; `counted`: number of missing items of this sink, including `found`."""
+def _add(examples: list[Missing], found: Iterable[Missing], counted: int) -> None:
+    """Adds up to EXAMPLES_MAX items per sink. `counted`: number of missing items of this sink, including
+    `found`.
+    """
     some = list(found)
     room = EXAMPLES_MAX - (counted - len(some))
-    told += some[: max(0, room)]
+    examples += some[: max(0, room)]

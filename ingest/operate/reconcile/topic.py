@@ -1,6 +1,6 @@
-"""Reads a part of the recordings' topic: converts a scope to spans, and reads their messages.
+"""Reads a part of the input topic: converts a scope to spans and reads their messages.
 
-Memory: one chunk of at most CHUNK_MESSAGES_MAX messages or about CHUNK_BYTES_MAX bytes.
+Memory is bounded by one chunk of at most CHUNK_MESSAGES_MAX messages or about CHUNK_BYTES_MAX bytes.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ SILENT_SECONDS_MAX = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The scope: offsets [start, stop) of one partition, or a window of Kafka timestamps in unix seconds,
-    or neither: everything that the topic still holds.
+    """Either offsets [start, stop) of one partition, or a window of Kafka timestamps in Unix seconds, or the whole
+    topic.
 
-    A window is from the first message that is not older than `since` up to the first that is not older than
-    `until`. Raises ValueError if both are given.
+    A window starts at the first message that is not older than `since` and ends before the first that is not older
+    than `until`. Raises ValueError if both offsets and a window are given.
     """
 
     partition: int | None = None
@@ -38,21 +38,22 @@ class Scope:
     def __post_init__(self) -> None:
         by_offset = self.start is not None or self.stop is not None
         if by_offset and self.partition is None:
-            raise ValueError("offsets are those of one partition: say which")
+            raise ValueError("offsets require a partition: set --partition")
         if by_offset and (self.since is not None or self.until is not None):
-            raise ValueError("either offsets or a window of time")
+            raise ValueError("give either offsets or a time window")
 
     def holds(self, timestamp_ms: int) -> bool:
-        """Whether a message of this time is in the window; true for a message without a time."""
+        """Whether a message with this timestamp is within the window. True for a message without a timestamp."""
         since, until = self.since or 0.0, math.inf if self.until is None else self.until
         return not timestamp_ms or since <= timestamp_ms / 1000 < until
 
 
 @dataclass(slots=True)
 class Span:
-    """The part of one partition. `gone`: requested offsets that the topic no longer holds; `unreadable`: offsets
-    in record batches that cannot be decompressed; `open`: offsets that are not committed yet and therefore were
-    not read."""
+    """A part of one partition. `gone`: requested offsets that are no longer in the topic. `unreadable`: offsets in
+    record batches that cannot be decompressed. `open`: offsets that were not read because they are not committed
+    yet.
+    """
 
     partition: int
     start: int
@@ -62,7 +63,7 @@ class Span:
     unreadable: int = 0
 
     def left_out(self) -> str:
-        """What was not read, for a terminal; "" if all was read."""
+        """Describes the offsets that were not read; "" if all were read."""
         reasons = {
             "offsets are no longer in the topic": self.gone,
             "cannot be decompressed and were skipped": self.unreadable,
@@ -135,12 +136,14 @@ class RecordingsTopic:
         )
 
     def _at(self, held: Range, seconds: float) -> int:
-        """The first offset whose message is not older than this; the log end if there is none."""
+        """The first offset whose message is not older than this time; the log end if there is none."""
         found = self._reader.offset_at(held.partition, seconds)
         return held.stop if found is None else found
 
     def chunks(self, span: Span) -> Iterator[list[Message]]:
-        """The messages of a span, in chunks. Counts in the span what expired meanwhile and what is unreadable."""
+        """The messages of a span, in chunks. Adds offsets that have expired since, or are unreadable, to the
+        span's counts.
+        """
         chunk: list[Message] = []
         size_bytes = 0
         for record in self._reader.read([Range(span.partition, span.start, span.stop)]):

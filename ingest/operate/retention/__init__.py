@@ -4,7 +4,7 @@
 
     bucket.py  every object of the bucket, in the order of names
     rows.py    every object that a row of ClickHouse refers to, in the same order
-    audit.py   compares both streams, and reports the result
+    audit.py   compares both streams and reports the result
 
 Each side is a sorted stream, so memory does not grow with the bucket.
 """

@@ -1,7 +1,8 @@
 """The audit: compares a sorted listing of the bucket with sorted names from ClickHouse.
 
 An object that is not listed is requested by name before it counts as missing, because its row may be newer than
-the listing. An erasure deletes objects before rows, so a concurrent one may be reported; run the audit again.
+the listing. An erasure deletes objects before rows, so objects of a concurrent erasure may be reported; run the
+audit again.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Progress = Callable[[int], None]
 
 
 class AuditFailed(Exception):
-    """The bucket or ClickHouse could not be read. The message names it and the reason."""
+    """The bucket or ClickHouse could not be read. The text names it and the reason."""
 
 
 class Kind(StrEnum):
@@ -58,7 +59,7 @@ class Kept:
 
 @dataclass(slots=True)
 class Audit:
-    """The result. Counts are complete; `examples` has at most EXAMPLES_MAX of each kind.
+    """The result. Counts are complete; `examples` has at most EXAMPLES_MAX findings of each kind.
 
     `expired`: generations of objects that are past their retention by more than the grace period.
     `rows_without_object`: segments whose recording is not in the bucket.
@@ -84,7 +85,7 @@ class Audit:
         return not (self.expired or self.rows_without_object)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The result as JSON values."""
         return {"ok": self.ok, **asdict(self)}
 
 
@@ -95,21 +96,21 @@ def audit(
     began, now = time.monotonic(), time.time() if now is None else now
     found = Audit(settings.gcs_bucket, grace_days)
     with contextlib.ExitStack() as closing:
-        with _asking("cloud storage", google_errors.sort):
+        with _converting_errors("cloud storage", google_errors.sort):
             bucket = closing.enter_context(contextlib.closing(Bucket(settings)))
         missing = Missing(found, _rows(settings, now, found, closing), bucket.missing)
         last = ""
-        for one in _guarded("cloud storage", google_errors.sort, bucket.objects()):
-            if one.name < last:
-                raise AuditFailed(f"cloud storage: the listing is not in order, {one.name} follows {last}")
-            last = one.name
-            _count(found, one, now)
-            if one.live:
-                missing.listed(one.name)
+        for stored in _guarded("cloud storage", google_errors.sort, bucket.objects()):
+            if stored.name < last:
+                raise AuditFailed(f"cloud storage: the listing is not in order, {stored.name} follows {last}")
+            last = stored.name
+            _count(found, stored, now)
+            if stored.live:
+                missing.listed(stored.name)
             if found.objects % PROGRESS_OBJECTS == 0:
                 progress(found.objects)
         missing.ended()
-        with _asking("cloud storage", google_errors.sort):
+        with _converting_errors("cloud storage", google_errors.sort):
             found.notes += bucket.misfits()
     if found.unknown:
         found.notes.append(
@@ -120,16 +121,16 @@ def audit(
     return found
 
 
-def _count(found: Audit, one: StoredObject, now: float) -> None:
+def _count(found: Audit, stored: StoredObject, now: float) -> None:
     found.objects += 1
-    found.size_bytes += one.size_bytes
-    if one.retention_days is None:
+    found.size_bytes += stored.size_bytes
+    if stored.retention_days is None:
         found.unknown += 1
-    elif (overdue_days := one.overdue_days(now)) > found.grace_days:
+    elif (overdue_days := stored.overdue_days(now)) > found.grace_days:
         found.expired += 1
-        found.expired_bytes += one.size_bytes
+        found.expired_bytes += stored.size_bytes
         if found.expired <= EXAMPLES_MAX:
-            found.examples.append(Kept(Kind.EXPIRED, one.name, overdue_days=round(overdue_days, 1)))
+            found.examples.append(Kept(Kind.EXPIRED, stored.name, overdue_days=round(overdue_days, 1)))
 
 
 class _Ahead(Generic[T]):
@@ -140,7 +141,7 @@ class _Ahead(Generic[T]):
         self._first = next(elements, None)
 
     def before(self, name: str | None) -> Iterator[T]:
-        """Takes the elements whose names are before this one; None: all."""
+        """Takes the elements whose names sort before this one, or all if it is None."""
         while self._first is not None and (name is None or self._key(self._first) < name):
             taken, self._first = self._first, next(self._elements, None)
             yield taken
@@ -164,9 +165,9 @@ class Pointing:
 
 
 class Missing:
-    """Merges the listing with the names from ClickHouse, and counts those that are not in the bucket.
+    """Merges the listing with the names from ClickHouse and counts the names that are not in the bucket.
 
-    `missing`: requests objects by name, and returns those that do not exist.
+    `missing` requests objects by name and returns the names of those that do not exist.
     """
 
     def __init__(self, found: Audit, rows: Pointing, missing: Callable[[list[str]], list[str]]) -> None:
@@ -179,13 +180,13 @@ class Missing:
         self._last = ""
 
     def listed(self, name: str) -> None:
-        """Takes the next live object; the caller passes them sorted by name."""
+        """Processes the next live object; the caller passes them sorted by name."""
         self._pass(name)
         self._found.rows += bool(self._segments.take(name))
         self._packed.take(name)
 
     def ended(self) -> None:
-        """Ends the listing."""
+        """Processes the end of the listing."""
         self._pass(None)
         self._confirm()
 
@@ -209,7 +210,7 @@ class Missing:
 
     def _confirm(self) -> None:
         """Requests each object by name, because a row may have been written after the listing."""
-        with _asking("cloud storage", google_errors.sort):
+        with _converting_errors("cloud storage", google_errors.sort):
             missing = self._missing(list(self._suspects))
         for name in missing:
             self._found.rows_without_object += self._suspects[name]
@@ -221,9 +222,9 @@ class Missing:
 
 def _rows(settings: Settings, now: float, found: Audit, closing: contextlib.ExitStack) -> Pointing:
     if SinkName.CLICKHOUSE not in settings.sinks:
-        found.notes.append("clickhouse is switched off: rows were not looked at")
+        found.notes.append("clickhouse is disabled: rows were not checked")
         return Pointing(iter(()), iter(()), iter(()))
-    with _asking("clickhouse", clickhouse_errors.sort):
+    with _converting_errors("clickhouse", clickhouse_errors.sort):
         rows = closing.enter_context(contextlib.closing(PointingRows(settings, now)))
     return Pointing(
         _guarded("clickhouse", clickhouse_errors.sort, rows.segments()),
@@ -233,8 +234,8 @@ def _rows(settings: Settings, now: float, found: Audit, closing: contextlib.Exit
 
 
 @contextlib.contextmanager
-def _asking(what: str, sort: Callable[[BaseException], Any]) -> Iterator[None]:
-    """Raises any error of a client as AuditFailed, in one line that names the server."""
+def _converting_errors(what: str, sort: Callable[[BaseException], Any]) -> Iterator[None]:
+    """Converts any error of a client to AuditFailed, with one line that names the server."""
     try:
         yield
     except AuditFailed:
@@ -244,7 +245,7 @@ def _asking(what: str, sort: Callable[[BaseException], Any]) -> Iterator[None]:
 
 
 def _guarded(what: str, sort: Callable[[BaseException], Any], elements: Iterable[T]) -> Iterator[T]:
-    with _asking(what, sort):
+    with _converting_errors(what, sort):
         yield from elements
 
 
@@ -270,9 +271,9 @@ def render(found: Audit) -> Group:
 
 def _lines(found: Audit) -> Iterator[str]:
     """Lines for the first SHOWN_MAX findings of each kind."""
-    expired = [one for one in found.examples if one.kind is Kind.EXPIRED]
-    missing = [one for one in found.examples if one.kind is Kind.ROW_WITHOUT_OBJECT]
-    for one in expired[:SHOWN_MAX]:
-        yield f"expired: {one.object} ({one.overdue_days:g} days ago)"
-    for one in missing[:SHOWN_MAX]:
-        yield f"missing: {one.object} ({one.segments} segments point at it)"
+    expired = [finding for finding in found.examples if finding.kind is Kind.EXPIRED]
+    missing = [finding for finding in found.examples if finding.kind is Kind.ROW_WITHOUT_OBJECT]
+    for finding in expired[:SHOWN_MAX]:
+        yield f"expired: {finding.object} ({finding.overdue_days:g} days ago)"
+    for finding in missing[:SHOWN_MAX]:
+        yield f"missing: {finding.object} ({finding.segments} segments refer to it)"

@@ -1,7 +1,7 @@
 """Lists every object of the bucket in the order of names, one page per request, with the end of its retention.
 
 The first part of a name is its retention in days, in both layouts. The bucket's rules count from the creation of
-the object, or from the custom time that `erase` sets on the packed objects that it rewrites.
+the object, or from the custom time that `erase` sets on rewritten packed objects.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ _RETENTION = re.compile(r"([1-9][0-9]{0,4})/")
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """One generation of an object. `born_at`: start of its retention, unix seconds. `live`: it is not a
-    noncurrent generation of a versioned bucket."""
+    """One generation of an object. `born_at`: start of its retention, Unix seconds. `live`: false for a noncurrent
+    generation in a versioned bucket.
+    """
 
     name: str
     size_bytes: int
@@ -36,8 +37,9 @@ class StoredObject:
 
     @property
     def retention_days(self) -> int | None:
-        """Retention in days. Returns None if the name contains no retention; then none of our lifecycle rules
-        deletes the object."""
+        """Retention in days. None if the name contains no retention, in which case no lifecycle rule deletes the
+        object.
+        """
         found = _RETENTION.match(self.name)
         return int(found[1]) if found else None
 
@@ -48,7 +50,7 @@ class StoredObject:
 
 
 class Bucket:
-    """The bucket of the recordings. Methods raise the errors of the official client."""
+    """The bucket for recordings. Methods raise the errors of the official client."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -71,10 +73,10 @@ class Bucket:
             yield StoredObject(blob.name, int(blob.size or 0), min(times, default=0.0), live)
 
     def missing(self, names: Sequence[str]) -> list[str]:
-        """The objects among these that do not exist. One request per name."""
+        """The names of objects that do not exist. Sends one request per name."""
         bucket = self._server.bucket(self._settings.gcs_bucket)
-        there = self._pool.map(lambda name: bucket.blob(name).exists(timeout=self._seconds), names)
-        return [name for name, exists in zip(names, there, strict=True) if not exists]
+        existing = self._pool.map(lambda name: bucket.blob(name).exists(timeout=self._seconds), names)
+        return [name for name, exists in zip(names, existing, strict=True) if not exists]
 
     def misfits(self) -> Iterator[str]:
         """Differences between the bucket's lifecycle rules and those that `migrate` sets; emulators have none."""
@@ -83,7 +85,7 @@ class Bucket:
         try:
             found = self._server.get_bucket(self._settings.gcs_bucket, timeout=self._seconds)
         except Forbidden:
-            yield "lifecycle rules were not looked at: grant storage.buckets.get"
+            yield "lifecycle rules were not checked: grant storage.buckets.get"
             return
         yield from rule_misfits(found.lifecycle_rules, self._settings.gcs_layout)
 

@@ -1,7 +1,8 @@
 """Lists every object that a row of ClickHouse refers to, in the order of names.
 
-Rows whose retention ends within a day are left out: their object may be deleted at any time. The server sorts each
-project's names, on disk if it needs more than SORT_BYTES_MAX; this process holds one block of rows in memory.
+Rows whose retention ends within a day are skipped, because their object may be deleted at any time. The server
+sorts each project's names, on disk if that needs more than SORT_BYTES_MAX. This process keeps one block of rows in
+memory.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ class PointingRows:
                 yield name
 
     def indexed(self) -> Iterator[str]:
-        """Like `segments`, for segments that are stored in a packed object."""
+        """Like `segments`, but for segments stored in a packed object."""
         for where in self._by_project("replay_objects"):
             query = f"SELECT name FROM replay_objects WHERE {where} AND {self._alive} ORDER BY name {_SORT}"
             for (name,) in self._rows(query):
                 yield name
 
     def packed(self) -> Iterator[tuple[str, int]]:
-        """(packed object, number of its segments)."""
+        """Each packed object with the number of its segments."""
         query = (
             f"SELECT object, count() FROM replay_objects FINAL WHERE {self._alive} "
             f"GROUP BY object ORDER BY object {_SORT}"
@@ -54,7 +55,7 @@ class PointingRows:
         yield from self._rows(query)
 
     def _by_project(self, table: str) -> Iterator[str]:
-        """One condition per retention and project, in the order of their objects' names."""
+        """One condition per retention and project, in the order of the object names."""
         found = self._server.query(
             f"SELECT DISTINCT retention_days, project_id FROM {table} WHERE {self._alive} LIMIT {PROJECTS_MAX}"
         ).result_rows

@@ -1,13 +1,13 @@
-"""Compares what this release would write with what is stored: a canary before an upgrade.
+"""Compares what this release would write with what is stored, as a canary before an upgrade.
 
     replays-ingest shadow --since 30m
 
-    contents.py    rows of ClickHouse by identity and by content
-    comparison.py  the result, for machines and people
+    contents.py    compares rows of ClickHouse by identity and content
+    comparison.py  the result, as JSON and as text
     run.py         reads the topic one chunk at a time and compares each sink
 
-Nothing is written, no group is joined and nothing is committed. Only offsets that the readers' group has committed
-are read, because others are not stored yet.
+It writes nothing, joins no group and commits nothing. It reads only offsets that the readers' group has committed,
+because others are not stored yet.
 """
 
 from ingest.operate.shadow.comparison import Comparison, Difference, Kind, Tally, render

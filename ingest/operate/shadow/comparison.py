@@ -1,4 +1,4 @@
-"""Result of a comparison: complete counts by sink, and the first differences with their messages."""
+"""The result of a comparison: complete counts by sink, and the first differences with their messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One difference, and its message. `what`: the columns that differ, or a description.
+    """One difference, with its message. `what`: the columns that differ, or a description.
 
     `project_id` and `segment_id` are None, and `replay_id` is empty, for a dead letter.
     """
@@ -45,7 +45,7 @@ class Difference:
 
 @dataclass(slots=True)
 class Tally:
-    """One sink. `superseded`: stored rows that another message of the same replay has replaced."""
+    """Counts for one sink. `superseded`: rows that another message of the same replay has replaced."""
 
     compared: int = 0
     missing: int = 0
@@ -73,8 +73,8 @@ class Tally:
 class Comparison:
     """The result. Counts are complete; `differences` holds the first `differences_max` of each sink.
 
-    `explained`: messages and items that are not expected to be stored, by reason (dead letters, disabled projects,
-    erased, past their retention).
+    `explained`: number of messages and items that are not expected to be stored, by reason (dead letters, disabled
+    projects, erased, past their retention).
     """
 
     topic: str
@@ -102,15 +102,15 @@ class Comparison:
         for name in EXPLAINED:
             self.explained[name] = self.explained.get(name, 0) + getattr(account, name)
         for span in account.spans:
-            mine = next((one for one in self.spans if one.partition == span.partition), None)
-            if mine is None:
+            previous = next((other for other in self.spans if other.partition == span.partition), None)
+            if previous is None:
                 self.spans.append(span)
             else:
-                mine.stop, mine.gone, mine.open = span.stop, mine.gone + span.gone, span.open
-                mine.unreadable += span.unreadable
+                previous.stop, previous.gone, previous.open = span.stop, previous.gone + span.gone, span.open
+                previous.unreadable += span.unreadable
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The result as JSON values."""
         return {"ok": self.ok, **asdict(self)}
 
 
@@ -133,8 +133,8 @@ def render(found: Comparison) -> Group:
 
 
 def _lines(found: Comparison) -> Iterator[str]:
-    for one in found.differences:
-        owner = f"project {one.project_id}, replay {one.replay_id}, segment {one.segment_id}"
-        where = f"{one.topic} partition {one.partition} offset {one.offset}"
-        whose = f"{owner}; " if one.replay_id else ""
-        yield f"{one.kind}: {one.sink} {one.item}: {one.what} ({whose}{where})"
+    for difference in found.differences:
+        owner = f"project {difference.project_id}, replay {difference.replay_id}, segment {difference.segment_id}"
+        where = f"{difference.topic} partition {difference.partition} offset {difference.offset}"
+        owned_by = f"{owner}; " if difference.replay_id else ""
+        yield f"{difference.kind}: {difference.sink} {difference.item}: {difference.what} ({owned_by}{where})"

@@ -1,9 +1,9 @@
-"""Compares rows of ClickHouse by identity and by content: rows that would be written with stored rows.
+"""Compares rows that would be written with the rows stored in ClickHouse, by identity and content.
 
-The server converts the encoded rows to the columns' types, so both sides are compared as the server reads
-them. The stored side is the row that FINAL returns. A row with the same identity from another message is not a
-difference if ingestion replaces this row with it: a click that is reported again, with a higher rank or in
-another segment; a segment that an SDK sent twice, with two times of arrival.
+The server converts the encoded rows to the columns' types, so that both sides are compared in the same form. The
+stored side is the row that FINAL returns. A stored row from another message is not a difference if it replaces
+this row in ingestion. This happens when a click is reported again, with a higher rank or in another segment, and
+when an SDK sends a segment twice, with two arrival times.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class RowDifference:
-    """`position`: index of the row among the given rows; None: a stored row that is not among them."""
+    """One difference. `position` is the row's index among the given rows, or None for a stored row that is not
+    among them.
+    """
 
     kind: Kind
     table: str
@@ -69,8 +71,9 @@ class StoredRows:
             raise clickhouse_errors.sort(error).error() from error
 
     def compare(self, items: Sequence[Row], partition: int, *, unexpected: bool = True) -> Compared:
-        """Compares all rows of some messages of one partition, or some rows without `unexpected`. Rows that the
-        tables' TTL may have deleted are left out."""
+        """Compares rows of messages of one partition, and with `unexpected` also finds other stored rows of these
+        messages, for which `items` must be all of their rows. Skips rows that the tables' TTL may have deleted.
+        """
         found = Compared(0, 0, [])
         tables: dict[str, dict[int, Row]] = {}
         for position, item in enumerate(items):
@@ -100,14 +103,14 @@ class StoredRows:
             for project, replay, event, offset in self._query(query):
                 if (project, replay, event) not in made:
                     made.add((project, replay, event))
-                    what = "this release makes no such row"
+                    what = "this release produces no such row"
                     yield RowDifference(Kind.UNEXPECTED, "replays", what, int(offset), item=f"replays/{event}")
 
     def _rows(self, table: str, source: str, query_bytes: int = 0) -> list[Values]:
         """Selects the columns of the table from `source`, the part of a statement after FROM."""
         names = list(COLUMNS[table])
         columns = ", ".join(f"`{name}`" for name in names)
-        # The rows to compare are part of the statement, which the server limits to 256 KiB by default.
+        # The statement contains the rows to compare, and the server limits statements to 256 KiB by default.
         settings = {"max_query_size": 2 * query_bytes + MiB}
         return [
             dict(zip(names, row, strict=True)) for row in self._query(f"SELECT {columns} FROM {source}", settings)
@@ -163,7 +166,7 @@ class _Comparing:
             self._found.differences.append(RowDifference(kind, table, what, item.offset, mine[-1], name))
 
     def _typed(self, items: Sequence[Row]) -> list[Values]:
-        """The rows in the form that an insert would store."""
+        """The rows as an insert would store them."""
         structure = ", ".join(f"`{name}` {kind}" for name, (kind, _) in COLUMNS[self._table].items())
         data = b"\n".join(item.json for item in items).decode()
         found: list[Values] = self._rows(
@@ -189,7 +192,9 @@ def verdict(table: str, wanted: list[Values], stored: list[Values]) -> tuple[Kin
     for row in stored:
         for mine in wanted:
             columns = [name for name in mine if mine[name] != row[name] and name not in PLACE]
-            if table == "replay_outcomes":  # the table has no message position, and each delivery has its own time
+            if (
+                table == "replay_outcomes"
+            ):  # this table has no message position, and each delivery has its own time
                 columns = [name for name in columns if name != TIME[table]]
             if not columns:
                 return None
@@ -209,7 +214,7 @@ def _replaces(table: str, row: Values, mine: Values, columns: list[str]) -> bool
 
 
 def literal(text: str) -> str:
-    """The text as a string literal."""
+    """The text as a string literal of ClickHouse."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 

@@ -1,6 +1,6 @@
 """Reads a scope of the topic, one chunk at a time, and compares the items of this release with stored ones.
 
-Memory: one chunk of messages and its items.
+Memory is bounded by one chunk of messages and its items.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from tasks.wire import Item, SinkName
 
 Progress = Callable[[int], None]
 NOT_COMPARED = {
-    SinkName.BIGQUERY: "BigQuery was not compared: `replays-ingest reconcile` says which facts are missing",
-    SinkName.DATADOG: "DataDog cannot be asked what it has",
+    SinkName.BIGQUERY: "BigQuery was not compared: `replays-ingest reconcile` reports missing facts",
+    SinkName.DATADOG: "DataDog cannot be queried",
 }
 
 
@@ -43,8 +43,8 @@ def run(
 ) -> Comparison:
     """Runs the comparison. `per_second_max`: messages per second; `differences_max`: maximum kept per sink.
 
-    With `another_round` it follows the group: it starts at the committed offsets, unless the scope defines a
-    start. After each round `another_round` waits, and returns whether to compare offsets committed meanwhile.
+    With `another_round` it follows the group, starting at the committed offsets unless the scope defines a start.
+    After each round, `another_round` waits and returns whether to compare the offsets committed in the meantime.
     Raises ReconcileFailed when Kafka, the dead letters, ClickHouse or Cloud Storage cannot be read.
     """
     began = time.monotonic()
@@ -92,11 +92,11 @@ class _Pace:
         self.at_once = max(1, min(CHUNK_MESSAGES_MAX, int(per_second_max or CHUNK_MESSAGES_MAX)))
 
     def begin(self) -> None:
-        """Begins a round: idle time before it does not count."""
+        """Begins a round. Idle time before it does not count."""
         self._since = time.monotonic()
 
     def took(self, messages: int) -> None:
-        """Counts compared messages, and waits as long as the rate requires."""
+        """Counts compared messages and waits as long as the rate requires."""
         self._messages += messages
         self._progress(self._messages)
         if self._per_second_max is not None:
@@ -119,7 +119,7 @@ class _Sinks:
             items = list(expected.items(chunk, SinkName.GCS))
             tally = self._tally(SinkName.GCS, len(items))
             for position, problem in sorted(self._recordings.absent(items).items()):  # type: ignore[arg-type]
-                what = "no such object" if problem.value == Kind.MISSING else "other bytes are stored"
+                what = "object is missing" if problem.value == Kind.MISSING else "different bytes are stored"
                 self._note(tally, chunk, Kind(problem.value), SinkName.GCS, items[position], what)
         if self._rows is not None:
             self._compare_rows(self._rows, expected, chunk)
@@ -130,19 +130,29 @@ class _Sinks:
         compared = stored.compare(items, chunk.batch.source.partition)  # type: ignore[arg-type]
         tally = self._tally(SinkName.CLICKHOUSE, compared.compared)
         tally.superseded += compared.superseded
-        for one in compared.differences:
+        for difference in compared.differences:
             self._add(
-                tally, self._difference(chunk, one.kind, SinkName.CLICKHOUSE, one.item, one.what, one.offset)
+                tally,
+                self._difference(
+                    chunk,
+                    difference.kind,
+                    SinkName.CLICKHOUSE,
+                    difference.item,
+                    difference.what,
+                    difference.offset,
+                ),
             )
 
     def _compare_letters(self, expected: Expected, chunk: Chunk) -> None:
-        """A message that this release rejects but that has no dead letter was accepted by the live release."""
+        """Reports messages that this release rejects but that have no dead letter, so the live release accepted
+        them.
+        """
         items = list(expected.items(chunk, SinkName.DEAD_LETTER))
         tally = self._tally(SinkName.DEAD_LETTER, len(items))
         known = expected.given_up.messages
         for item in items:
             if (chunk.batch.source.partition, offset_of(item)) not in known:
-                what = "this release rejects the message, and there is no such dead letter"
+                what = "this release rejects the message, but it has no dead letter"
                 self._note(tally, chunk, Kind.MISSING, SinkName.DEAD_LETTER, item, what)
 
     def _tally(self, sink: SinkName, compared: int) -> Tally:
@@ -153,11 +163,11 @@ class _Sinks:
     def _note(self, tally: Tally, chunk: Chunk, kind: Kind, sink: SinkName, item: Item, what: str) -> None:
         self._add(tally, self._difference(chunk, kind, sink, name_of(item), what, offset_of(item)))
 
-    def _add(self, tally: Tally, one: Difference) -> None:
-        tally.count(one.kind)
-        self._kept[one.sink] += 1
-        if self._kept[one.sink] <= self._differences_max:
-            self.found.differences.append(one)
+    def _add(self, tally: Tally, difference: Difference) -> None:
+        tally.count(difference.kind)
+        self._kept[difference.sink] += 1
+        if self._kept[difference.sink] <= self._differences_max:
+            self.found.differences.append(difference)
 
     def _difference(
         self, chunk: Chunk, kind: Kind, sink: SinkName, item: str, what: str, offset: int

@@ -51,8 +51,8 @@ def test_a_truncated_list_is_marked_as_truncated(library: Library):
     done = command(library.env, "replays", "ls", "--limit", "2", "--dead")
     cut = command(library.env, "replays", "ls", "--limit", "1", "--dead")
 
-    assert "there are more" not in done.out
-    assert "there are more: --limit, or narrow it down" in cut.out
+    assert "more replays match" not in done.out
+    assert "more replays match: raise --limit or add conditions" in cut.out
 
 
 def test_one_replay_is_shown_with_its_segments(library: Library):

@@ -89,7 +89,7 @@ def test_a_letter_cannot_overwrite_another_projects_recording(topics: Topics) ->
     done = topics.replay()
 
     assert (done.written, [letter for letter, _ in done.failed]) == (0, ["0-0"])
-    assert "makes no such item" in done.failed[0][1]
+    assert "does not produce this item" in done.failed[0][1]
     assert topics.object(name) == b"theirs"
 
 

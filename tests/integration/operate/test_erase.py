@@ -299,7 +299,7 @@ def test_undeletable_data_is_reported_and_the_rest_is_erased(
     erased = buffered.erase()
 
     assert erased.exit_code == 1
-    assert "dead letters hold something of it" in erased.output
+    assert "dead letters contain parts of it" in erased.output
     assert "do not replay them (0-0)" in erased.output
     assert "parked batches (1) may write more of it" in erased.output
     assert "streaming buffer" in erased.output
@@ -357,7 +357,7 @@ def test_an_index_that_points_beyond_its_object_is_refused() -> None:
     """Nothing is overwritten in this case: an operator must investigate first."""
     content = bytearray(b"before")
 
-    with pytest.raises(EraseFailed, match="6 bytes, its index says 7"):
+    with pytest.raises(EraseFailed, match="6 bytes, but its index refers to byte 7"):
         blank(content, [(5, 2)], "an object")
 
     assert content == b"before"

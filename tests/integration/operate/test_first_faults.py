@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from ingest.observe.fleet import FleetWatch
 from ingest.observe.metrics import Metrics
 from ingest.operate import status
-from ingest.operate.check import look
+from ingest.operate.check import findings
 from ingest.operate.finding import Finding
 from ingest.operate.top import page
 from ingest.settings import Settings
@@ -40,7 +40,7 @@ def watch(settings: Settings) -> FleetWatch:
 
 def first(settings: Settings, name: str) -> Finding:
     """The first finding of this name; later ones are not awaited."""
-    return next(finding for finding in look(settings) if finding.name == name)
+    return next(finding for finding in findings(settings) if finding.name == name)
 
 
 def test_no_broker_is_reported_with_what_to_do(settings: Settings):

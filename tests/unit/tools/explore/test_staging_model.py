@@ -31,10 +31,10 @@ FOUND = (
         Mutant(
             "marks a task before it is written",
             "tasks/run.py",
-            "            flush(mine, batch, name, begun, watch)\n"
-            "            mine.staging.mark(batch, name, task_id, begun.content)\n",
-            "            mine.staging.mark(batch, name, task_id, begun.content)\n"
-            "            flush(mine, batch, name, begun, watch)\n",
+            "            flush(worker, batch, name, begun, watch)\n"
+            "            worker.staging.mark(batch, name, task_id, begun.content)\n",
+            "            worker.staging.mark(batch, name, task_id, begun.content)\n"
+            "            flush(worker, batch, name, begun, watch)\n",
         ),
         0,
         "is marked, and was never written",
