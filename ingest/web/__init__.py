@@ -1,21 +1,21 @@
-"""Web UI for stored replays, on the loopback interface, and the reads behind it.
+"""Web UI for stored replays on the loopback interface, and the queries behind it.
 
-    blobs.py     one stored object -> its rrweb events and its video
-    timeline.py  rrweb events -> marks, memory samples, times from which playback can start
-    model.py     data types that the reads return
+    blobs.py     extracts the rrweb events and the video of a stored object
+    timeline.py  extracts marks, memory samples and the times at which playback can start
+    model.py     data types returned by the reads
     stores.py    the connections to ClickHouse and Cloud Storage
-    replays.py   ClickHouse -> a list of replays, one replay
-    segments.py  ClickHouse and Cloud Storage -> its segments in order
-    recordings.py  the bytes of its segments, and its timeline
+    replays.py   queries replays in ClickHouse
+    segments.py  lists a replay's segments in order, from ClickHouse and Cloud Storage
+    recordings.py  reads the bytes of segments, and builds the timeline
     reads.py     all reads as one library
-    selector.py  a CSS selector of clicked elements -> conditions on rows
-    evidence.py  the events around one event, and replays whose events contain a text
+    selector.py  converts a CSS selector of a clicked element to conditions on rows
+    evidence.py  finds the events around one event, and replays whose events contain a text
     present.py   converts what the reads return to JSON
-    journey.py   Redis -> the batch of a segment, if Redis still has it
+    journey.py   finds a segment's batch, if it is still in Redis
     desk.py      functions for operators, based on ingest.operate and tasks.operate
-    login.py     logins: the printed link, passwords, sessions, the delay after failed attempts
+    login.py     logins: the printed link, passwords, sessions, and the delay after failed attempts
     server.py    the HTTP server; base.py, pages.py, api.py and operator.py are its handlers
     static/      the pages; static/vendor is rrweb-player, built by player/
 
-Only the operator part writes to sinks, and only the command line imports this package.
+Only the operator's functions write to sinks. Only the command line imports this package.
 """

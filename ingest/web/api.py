@@ -15,7 +15,7 @@ LEFT_OUT_HEADER = "X-Replays-Left-Out"
 
 
 class ProjectsHandler(Handler):
-    """Returns the values that the filters of the list offer: projects and releases."""
+    """Returns the choices for the filters of the list: projects and releases."""
 
     async def get(self) -> None:
         project = self.number("project", 0, 2**64 - 1)
@@ -25,8 +25,8 @@ class ProjectsHandler(Handler):
         self.answer(
             {
                 "projects": [
-                    {"project_id": str(one.project_id), "replays": one.replays, "last_at": one.last_at}
-                    for one in projects
+                    {"project_id": str(project.project_id), "replays": project.replays, "last_at": project.last_at}
+                    for project in projects
                 ],
                 "releases": releases,
             }
@@ -34,7 +34,7 @@ class ProjectsHandler(Handler):
 
 
 class ReplaysHandler(Handler):
-    """The list."""
+    """Returns the list of replays."""
 
     async def get(self) -> None:
         seconds = self.number("last_seconds", 1, 10 * 365 * 86400)
@@ -54,7 +54,7 @@ class ReplaysHandler(Handler):
 
 
 class ReplayHandler(Handler):
-    """One replay: properties, segments, ingestion."""
+    """Returns one replay: its properties, segments and ingestion."""
 
     async def get(self, project: str, replay_id: str) -> None:
         state = self.state
@@ -71,7 +71,7 @@ class ReplayHandler(Handler):
 
 
 class TimelineHandler(Handler):
-    """The timeline of one replay."""
+    """Returns the timeline of one replay."""
 
     async def get(self, project: str, replay_id: str) -> None:
         first = self.number("from_segment", 0, 10**18) or 0
@@ -82,7 +82,7 @@ class TimelineHandler(Handler):
 
 
 class SegmentHandler(Handler):
-    """One segment's recording: the events for the player, or all events as sent (`?raw=1`)."""
+    """Returns one segment's recording: the events for the player, or all events as sent (`?raw=1`)."""
 
     async def get(self, project: str, replay_id: str, segment: str) -> None:
         raw = self.flag("raw")
@@ -103,7 +103,7 @@ class SegmentHandler(Handler):
 
 
 class VideoHandler(Handler):
-    """One segment's video, whole or a range of it."""
+    """Returns one segment's video, or a byte range of it."""
 
     destinations = Handler.destinations | {"video"}
 
@@ -132,14 +132,14 @@ class VideoHandler(Handler):
 
 
 def _for_javascript(value: Any) -> Any:
-    """Converts project ids to text: JavaScript's numbers are exact only up to 2**53."""
+    """Converts project ids to text, because JavaScript's numbers are exact only up to 2**53."""
     if isinstance(value, dict):
         return {k: str(v) if k == "project_id" else _for_javascript(v) for k, v in value.items()}
     return [_for_javascript(v) for v in value] if isinstance(value, list) else value
 
 
 def byte_range(header: str, size: int) -> tuple[int, int] | None:
-    """The requested byte range, half-open; None for the whole."""
+    """The requested byte range, half-open. None means the whole file."""
     unit, _, asked = header.partition("=")
     first, dash, last = asked.partition("-")
     if unit != "bytes" or not dash or not size:

@@ -1,6 +1,6 @@
-"""Code common to all handlers: state, headers, access control, errors as JSON.
+"""Code shared by all handlers: state, headers, access control, errors as JSON.
 
-Recordings contain untrusted pages: the content security policy, inherited by the player's frame, forbids foreign
+Recordings contain untrusted pages. The content security policy, which the player's frame inherits, forbids foreign
 scripts, styles and requests.
 """
 
@@ -38,13 +38,14 @@ SEND_SECONDS_MAX = 60.0
 
 _ELSEWHERE = ("img-src", "style-src", "font-src", "media-src")
 FETCH, NAVIGATION = "empty", "document"
-"""Values of Sec-Fetch-Dest: a request of our scripts, and an address opened in a tab."""
+"""Values of Sec-Fetch-Dest for requests of our scripts, and for an address opened in a tab."""
 
 
 def policy(hosts: Sequence[str] = ()) -> str:
-    """The content security policy. Recorded pages have inline styles, and images and fonts as data URLs; they may
-    not load, run or send anything. `hosts`: allows images, styles, fonts and media of these servers, each a name
-    with an optional port."""
+    """The content security policy. Recorded pages may use inline styles, and data URLs for images and fonts. They
+    may not load, run or send anything else, except that `hosts` allows images, styles, fonts and media from these
+    servers, each a name with an optional port.
+    """
     rules = {
         "default-src": "'none'",
         "script-src": "'self'",
@@ -79,7 +80,7 @@ T = TypeVar("T")
 
 @dataclass
 class State:
-    """State shared by handlers. `known`: segments of recently viewed replays."""
+    """State shared by handlers. `known` caches the segments of recently viewed replays."""
 
     settings: Settings
     reads: Reads
@@ -87,13 +88,13 @@ class State:
     pool: ThreadPoolExecutor
     login: Login
     port: int
-    # Maximum decompressed recordings in memory; further requests wait.
+    # Maximum number of decompressed recordings in memory; further requests wait.
     heavy: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(HEAVY_MAX))
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     known: OrderedDict[tuple[int, str], tuple[float, Replay, Segments]] = field(default_factory=OrderedDict)
 
     def look_up(self, project_id: int, replay_id: str, *, fresh: bool = False) -> tuple[Replay, Segments]:
-        """A replay and its segments, possibly cached for a few seconds."""
+        """A replay and its segments, from a cache of a few seconds unless `fresh`."""
         key = (project_id, replay_id)
         held = self.known.get(key)
         if held is None or fresh or time.monotonic() - held[0] > KNOWN_SECONDS_MAX:
@@ -111,12 +112,14 @@ class State:
 
 
 class Handler(web.RequestHandler):
-    """Headers, the check of the host's name, the login, errors as JSON, work in threads."""
+    """Base class of all handlers: headers, the check of the host name, the login, errors as JSON, work in
+    threads.
+    """
 
     state: State
     visitor: Visitor
-    # Kinds of resource (Sec-Fetch-Dest) that a response may be loaded as: a recording can make the page load
-    # images, media and styles of this server, with the viewer's session.
+    # Kinds of resource (Sec-Fetch-Dest) as which a response may be loaded. Otherwise a recording could make the
+    # page load images, media and styles of this server with the viewer's session.
     destinations: ClassVar[frozenset[str]] = frozenset((FETCH, NAVIGATION))
 
     def initialize(self, state: State) -> None:
@@ -132,7 +135,7 @@ class Handler(web.RequestHandler):
         self.let_in()
 
     def expect_own_name(self) -> None:
-        """Refuses requests with another host name (DNS rebinding), from another origin, or of a recording."""
+        """Refuses requests with another host name (DNS rebinding), from another origin, or made by a recording."""
         if self.request.host_name not in NAMES:
             raise web.HTTPError(421, reason="this server only accepts requests for 127.0.0.1 and localhost")
         if (
@@ -140,11 +143,11 @@ class Handler(web.RequestHandler):
             and self.request.headers.get("Sec-Fetch-Mode") != "navigate"
         ):
             raise web.HTTPError(403, reason="this request does not come from a page of this server")
-        if self.request.headers.get("Sec-Fetch-Dest") not in (None, *self.destinations):  # None: no browser
+        if self.request.headers.get("Sec-Fetch-Dest") not in (None, *self.destinations):  # None: not a browser
             raise web.HTTPError(403, reason="this address is not an image, style, frame or media file")
 
     def let_in(self) -> None:
-        """The visitor with a session, or with a password, which starts a session."""
+        """Identifies the visitor by a session, or by a password, which starts a session."""
         login = self.state.login
         visitor = (
             Visitor("", LoginMethod.OPEN)
@@ -189,7 +192,7 @@ class Handler(web.RequestHandler):
         return await asyncio.get_running_loop().run_in_executor(self.state.pool, work)
 
     async def sent(self) -> None:
-        """Waits until the browser has received the response; closes the connection on timeout."""
+        """Waits until the browser has received the response, and closes the connection on timeout."""
         connection: Any = self.request.connection
         try:
             async with asyncio.timeout(SEND_SECONDS_MAX):
@@ -203,13 +206,13 @@ class Handler(web.RequestHandler):
         self.finish(json.dumps(value))
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Sets headers of error responses, because earlier ones were cleared."""
+        """Writes an error. Sets the headers again, because tornado has cleared them."""
         status, text = self.trouble(status_code, kwargs.get("exc_info", (None, None, None))[1])
         self.set_status(status)
         self.answer({"error": text})
 
     def trouble(self, status_code: int, error: BaseException | None) -> tuple[int, str]:
-        """Status and text of an error; sets its headers."""
+        """The status and text of an error response. Sets its headers."""
         text = error.reason if isinstance(error, web.HTTPError) and error.reason else self._reason
         for kind, status in ((NotFound, 404), (BlobError, 422), (ReadError, 503)):
             if isinstance(error, kind):
@@ -224,7 +227,7 @@ class Handler(web.RequestHandler):
         return status_code, text
 
     def log_exception(self, kind: Any, value: Any, trace: Any) -> None:
-        """Errors reported to the page are not logged with a traceback."""
+        """Logs a traceback only for errors that the page does not show."""
         if not isinstance(value, (NotFound, BlobError, ReadError, Refused, Throttled, web.HTTPError)):
             super().log_exception(kind, value, trace)
 
@@ -232,7 +235,7 @@ class Handler(web.RequestHandler):
         return self.get_query_argument(name, "") in ("1", "true", "on")
 
     def number(self, name: str, low: int, high: int) -> int | None:
-        """A numeric query argument; None if absent or empty. Other values give a 400."""
+        """A numeric query argument; None if absent or empty. Other values cause a 400."""
         text = self.get_query_argument(name, "")
         if not text:
             return None
@@ -241,7 +244,7 @@ class Handler(web.RequestHandler):
         return int(text)
 
     def text(self, name: str) -> str:
-        """A text query argument; "" if absent. Longer than TEXT_CHARACTERS_MAX gives a 400."""
+        """A text query argument; "" if absent. A text longer than TEXT_CHARACTERS_MAX causes a 400."""
         text: str = self.get_query_argument(name, "")
         if len(text) > TEXT_CHARACTERS_MAX:
             raise web.HTTPError(400, reason=f"{name} must have at most {TEXT_CHARACTERS_MAX} characters")
@@ -249,12 +252,12 @@ class Handler(web.RequestHandler):
 
 
 def is_number(text: str) -> bool:
-    """Decimal digits, few enough to convert."""
+    """True for a text of decimal digits that is short enough to convert."""
     return text.isascii() and text.isdecimal() and len(text) <= NUMBER_DIGITS_MAX
 
 
 class NothingHandler(Handler):
-    """Any other address."""
+    """Responds to any other address."""
 
     def prepare(self) -> None:
         super().prepare()

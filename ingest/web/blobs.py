@@ -1,4 +1,4 @@
-"""The events of a stored recording, as needed by a timeline and a player."""
+"""Extracts the events of a stored recording for the timeline and the player."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tasks.units import MiB
 STORED_BYTES_MAX = 2 * ParseRules().message_bytes_max
 # Budget for splitting recordings per response, in the parser's units of about a microsecond.
 VIEWER_UNITS = 1_000_000.0
-# Measured costs in parser units: per decoded event head, and per byte.
+# Measured costs per decoded event head and per byte, in parser units.
 UNITS_EVENT, UNITS_BYTE = 1.0, 0.001
 PLAYED_BYTES_MAX = 64 * MiB  # browsers do not play larger recordings
 
 PLAYED_TYPES = frozenset((0, 1, 2, 3, 4, 6))
-MILLISECONDS_MIN = 1e11  # larger numbers are milliseconds: as seconds this would be the year 5138
+MILLISECONDS_MIN = 1e11  # larger numbers are milliseconds; in seconds, this would be the year 5138
 
 
 class CutShort(BlobError):
-    """The budget is exhausted: keep what was read so far."""
+    """The budget is exhausted. The caller keeps the events read so far."""
 
 
 class _Head(msgspec.Struct):
@@ -38,7 +38,7 @@ class _Head(msgspec.Struct):
 def split(recording: bytes, budget: Budget | None = None) -> Iterator[Undecoded]:
     """The undecoded events of a recording, in chunks. Raises BlobError if it is not a JSON array, and CutShort.
 
-    An emoji truncated by the SDK becomes a replacement character in them, since nothing else decodes it.
+    Replaces an emoji truncated by the SDK with a replacement character, because no decoder accepts it.
     """
     budget = Budget(VIEWER_UNITS) if budget is None else budget
     try:
@@ -48,12 +48,12 @@ def split(recording: bytes, budget: Budget | None = None) -> Iterator[Undecoded]
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BlobError(f"not a JSON array: {error}") from None
     except Spent:
-        raise CutShort("the rest is not read: too expensive") from None
+        raise CutShort("the rest was not read, because it is too expensive") from None
 
 
 @dataclass(frozen=True, slots=True)
 class Playable:
-    """`content`: a JSON array, bytes. `left_out`: why the rest is missing; "" if complete."""
+    """`content`: a JSON array as bytes. `left_out`: why the rest is missing; "" if complete."""
 
     content: bytes
     left_out: str = ""
@@ -62,7 +62,7 @@ class Playable:
 def playable(recording: bytes) -> Playable:
     """The events for the player, without custom and unknown kinds.
 
-    Span times are in seconds, all others in milliseconds, so mixing them would show a session of fifty years.
+    Times of spans are in seconds, all others in milliseconds; mixed, they would show a session of fifty years.
     Raises BlobError.
     """
     kept: list[bytes] = []

@@ -1,4 +1,4 @@
-"""Evidence from sessions without a player: the events around one event, and the occurrences of a text.
+"""Evidence from sessions without a player: the events around one event, and events that contain a text.
 
 Everything is read within the bounds of `ingest.web.timeline`, page by page, and unread parts are reported.
 """
@@ -16,18 +16,18 @@ from ingest.web.reads import Reads
 from ingest.web.timeline import MARKS_MAX, Mark, Timeline
 
 MATCHES_MAX = 20
-# Maximum pages of a timeline that are searched for a text, per replay.
+# Maximum timeline pages searched for a text, per replay.
 PAGES_MAX = 4
 _EVENT = re.compile(r"[0-9]{1,18}-[0-9]{1,9}")
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,6})?s?")
 
 
 class Around(msgspec.Struct):
-    """The events within `window_ms` before and after `at_ms` (unix milliseconds).
+    """The events within `window_ms` before and after `at_ms` (Unix milliseconds).
 
-    `event`: the requested event, None for a moment. `page`: the address open at that time, "" if unknown.
-    `start_ms`, `end_ms`: of the whole recording. `missing`, `unreadable`, `cut`: segments that are not stored,
-    cannot be read, or were read partially. `truncated`: there are more events than are listed.
+    `event`: the requested event, or None for a moment. `page`: the address open at that time, "" if unknown.
+    `start_ms`, `end_ms`: start and end of the whole recording. `missing`, `unreadable`, `cut`: segments that are
+    not stored, cannot be read, or were read partially. `truncated`: there are more events than are listed.
     """
 
     replay_id: str
@@ -87,7 +87,7 @@ def event_or_seconds(text: str) -> str | float:
 
 
 def around(reads: Reads, replay: Replay, where: str | float, window_ms: int) -> Around:
-    """Raises NotFound if the event does not exist, and ReadError."""
+    """The events around an event or a moment. Raises NotFound if the event does not exist, and ReadError."""
     segments = reads.segments(replay)
     event = where if isinstance(where, str) else None
     centre_ms = _time_of(reads, segments, event) if event is not None else None
@@ -112,14 +112,15 @@ def around(reads: Reads, replay: Replay, where: str | float, window_ms: int) -> 
                 truncated=False,
             )
         _add(found, page)
-    assert found is not None  # there is always a first page, possibly empty
+    assert found is not None  # there is always a first page, even if it is empty
     return found
 
 
 def find(reads: Reads, chosen: Filter, text: str = "") -> FoundPage:
     """The matching replays; with a text, those whose events contain it, case-insensitively.
 
-    A page is `chosen.limit` replays of the filter: with a text it may contain fewer, or none. Raises ReadError.
+    A page covers `chosen.limit` replays that match the filter; with a text, fewer or none of them may be returned.
+    Raises ReadError.
     """
     page = reads.replays(chosen)
     found: list[Found] = []
@@ -151,7 +152,7 @@ def _time_of(reads: Reads, segments: Segments, event: str) -> int:
 
 
 def _add(found: Around, page: Timeline) -> None:
-    """The events of this page within the window."""
+    """Adds the events of this page that are within the window."""
     found.start_ms = min(found.start_ms or page.start_ms, page.start_ms or found.start_ms)
     found.end_ms = max(found.end_ms, page.end_ms)
     found.unreadable |= page.unreadable
@@ -171,7 +172,7 @@ def _add(found: Around, page: Timeline) -> None:
 
 
 def _search(reads: Reads, replay: Replay, text: str) -> tuple[tuple[Match, ...], bool]:
-    """The first events that contain the text, and whether all were searched."""
+    """The first events that contain the text, and whether all events were searched."""
     matches: list[Match] = []
     try:
         segments = reads.segments(replay)

@@ -1,7 +1,7 @@
-"""The batch of a message and the sinks that have it, from Redis.
+"""Finds the batch of a message, and the sinks that have it, in Redis.
 
-Done marks of a settled batch are kept for about an hour. After that, the committed offset still shows that
-everything below it is durable in every sink.
+Done marks of a settled batch are kept for about an hour. After that, the committed offset still shows that every
+message before it is durable in every sink.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ SCAN_COUNT = 2000
 
 @dataclass(frozen=True, slots=True)
 class Journey:
-    """One batch as found in Redis. `sinks`: by sink, flush tasks done and total.
+    """One batch in Redis. `sinks`: number of finished flush tasks and of all flush tasks, by sink.
 
-    `tasks`: ids of the flush tasks of the last chords, for Flower. `parked`: the error, "" if it is not parked.
+    `tasks`: ids of the flush tasks of the last chords, for Flower. `parked`: the error; "" if it is not parked.
     """
 
     batch_id: str
@@ -53,16 +53,18 @@ class Journey:
 
 @dataclass(frozen=True, slots=True)
 class Journeys:
-    """Batches of some messages. `committed`: offset by partition; `trouble`: why nothing is known."""
+    """The batches of some messages. `committed`: offset by partition. `trouble`: why the batches could not be
+    read.
+    """
 
     batches: tuple[Journey, ...] = ()
     committed: Mapping[int, int] = field(default_factory=dict)
     trouble: str = ""
 
     def of(self, partition: int, offset: int) -> Journey | None:
-        """The batch of this message; if its range was cut again, the most advanced one."""
-        held = [one for one in self.batches if one.holds(partition, offset)]
-        return max(held, key=lambda one: (one.durable, len(one.sinks)), default=None)
+        """The batch of this message. If its range was cut again, the batch that is closest to done."""
+        held = [batch for batch in self.batches if batch.holds(partition, offset)]
+        return max(held, key=lambda batch: (batch.durable, len(batch.sinks)), default=None)
 
 
 def journeys(settings: Settings, places: Sequence[tuple[int, int]]) -> Journeys:
@@ -77,7 +79,7 @@ def journeys(settings: Settings, places: Sequence[tuple[int, int]]) -> Journeys:
         parked = {batch_id: str(about.get("error", "")) for batch_id, about in coordination.parked().items()}
         staging = Staging(client, settings)
         found = [_journey(staging, key, parked) for key in sorted(keys)]
-        return Journeys(tuple(one for one in found if one is not None), committed)
+        return Journeys(tuple(batch for batch in found if batch is not None), committed)
     except (RedisError, OSError, msgspec.MsgspecError) as error:
         return Journeys(trouble=f"redis: {error}")
     finally:
@@ -112,7 +114,7 @@ def _keys(client: Any, settings: Settings, partition: int, offsets: Sequence[int
 
 
 def _range(key: str) -> tuple[int, int]:
-    """`...{topic-partition-start-stop}:digest` -> (start, stop); (0, 0) for anything else."""
+    """(start, stop) from a key `...{topic-partition-start-stop}:digest`; (0, 0) for other texts."""
     _, start, stop = ("", "", *key.partition("{")[2].partition("}")[0].rsplit("-", 2))[-3:]
     return (int(start), int(stop)) if start.isdecimal() and stop.isdecimal() else (0, 0)
 
@@ -121,7 +123,7 @@ def _journey(staging: Staging, key: bytes, parked: Mapping[str, str]) -> Journey
     blobs, rows = staging.client.hmget(key, ["chord/blobs", "chord/rows"])
     try:
         manifest = staging.manifest(key.decode())
-    except Incompatible:  # written by a newer release; its reader reports it
+    except Incompatible:  # written by a newer release, whose reader reports it
         return None
     if manifest is None:
         return None
@@ -149,6 +151,6 @@ def _journey(staging: Staging, key: bytes, parked: Mapping[str, str]) -> Journey
 
 
 def flower_url(settings: Settings, batch_id: str) -> str:
-    """Flower's list of this batch's flush tasks. Its page accepts a search only after a field's name."""
+    """The URL of Flower's list of this batch's flush tasks. Flower's search requires the name of a field."""
     host = f"[{settings.flower_host}]" if ":" in settings.flower_host else settings.flower_host
     return f"http://{host}:{settings.flower_port}/tasks?name={quote(f'flush kwargs:{batch_id}', safe='')}"

@@ -1,9 +1,9 @@
-"""Login: the one-time link printed at startup, passwords from the settings, and sessions.
+"""Logins: the one-time link printed at startup, passwords from the settings, and sessions.
 
-Every page and response requires a login. Opening the link starts a session: a cookie that only this process can
-create, so it ends with the process. If REPLAYS_FLOWER_BASIC_AUTH is set, its logins work too, and the operator's
-page requires one, so that the audit trail names a person. Failed attempts are throttled globally, because clients
-on the loopback interface cannot be distinguished.
+Every page and response requires a login. Opening the link starts a session, whose cookie is valid only for this
+process. If REPLAYS_FLOWER_BASIC_AUTH is set, its logins work too, and the operator's page requires one, so that
+the audit trail names a person. Failed attempts are throttled globally, because clients on the loopback interface
+cannot be distinguished.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Visitor:
 class Login:
     """Methods that check credentials return a Visitor or None, and raise Throttled.
 
-    `relinked` is called with the path of a new link when one was used, for another browser.
+    When a link has been used, `relinked` is called with the path of a new one, for another browser.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Login:
         self._clock = clock
         self._secret = secrets.token_bytes(32)
         self._token = secrets.token_urlsafe(32)
-        # Separate throttle, because any site can make a browser open wrong links, which must not delay passwords.
+        # A separate throttle: any site can make a browser open wrong links, which must not delay passwords.
         self._links, self._passwords = Throttle(clock), Throttle(clock)
 
     @property
@@ -76,7 +76,7 @@ class Login:
         return "/" if self.is_open else f"/login?token={self._token}"
 
     def by_link(self, token: str) -> Visitor | None:
-        """The visitor with the link's token. A correct token is never throttled, because it cannot be guessed."""
+        """The visitor with this token. A correct token is never throttled, because it cannot be guessed."""
         if hmac.compare_digest(token.encode(), self._token.encode()):
             self._token = secrets.token_urlsafe(32)
             visitor = Visitor(_own_name(), LoginMethod.LINK)
@@ -88,15 +88,15 @@ class Login:
         return None
 
     def by_password(self, header: str) -> Visitor | None:
-        """The visitor with a correct `Authorization: Basic`."""
-        given = credentials(header)
-        if not given or not self._people:
+        """The visitor with a correct `Authorization: Basic` header."""
+        login = credentials(header)
+        if not login or not self._people:
             return None
         self._passwords.pass_or_raise()
-        if not is_one_of(given, self._people):
+        if not is_one_of(login, self._people):
             self._passwords.failed(LoginMethod.PASSWORD)
             return None
-        visitor = Visitor(given.partition(":")[0], LoginMethod.PASSWORD)
+        visitor = Visitor(login.partition(":")[0], LoginMethod.PASSWORD)
         log.info("signed_in", way=str(visitor.way), user=visitor.name)
         return visitor
 
@@ -110,7 +110,9 @@ class Login:
         return f"{content}.{self._proof(content)}"
 
     def by_cookie(self, cookie: str) -> Visitor | None:
-        """The visitor with this session. Invalid cookies are not counted: they are from an earlier process."""
+        """The visitor with this session. Invalid cookies do not count as failures, because they are from an
+        earlier process.
+        """
         content, _, proof = cookie.rpartition(".")
         if not hmac.compare_digest(proof.encode(), self._proof(content).encode()):
             return None
@@ -124,7 +126,7 @@ class Login:
 
 
 def _own_name() -> str:
-    """The login of the user who runs this process, to whom the link was printed."""
+    """The name of the user who runs this process, for whom the link was printed."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

@@ -1,4 +1,4 @@
-"""Data types of the reads: replay, segments, filters.
+"""Data types returned by the reads: replays, segments, filters.
 
 Times are Unix seconds unless a name ends with another unit. A replay's id is 32 hex digits without dashes.
 """
@@ -56,8 +56,8 @@ class Filter:
 class Replay:
     """One replay from ClickHouse, with exact counts despite duplicates.
 
-    `pages`: the first PAGES_MAX page visits, in the order of segments. `clicks` counts dead and rage clicks too;
-    `dead_clicks` rage clicks too. `bytes_stored`, `bytes_inflated`: of its segments.
+    `pages`: the first PAGES_MAX page visits, in the order of segments. `clicks` includes dead and rage clicks, and
+    `dead_clicks` includes rage clicks. `bytes_stored` and `bytes_inflated` are sums over its segments.
     """
 
     project_id: int
@@ -101,7 +101,7 @@ class SegmentState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SegmentCopy:
-    """One delivery of a segment still present in ClickHouse (merged ones are not)."""
+    """One delivery of a segment that is still in ClickHouse, which removes others when it merges rows."""
 
     partition: int
     offset: int
@@ -109,10 +109,10 @@ class SegmentCopy:
 
 @dataclass(frozen=True, slots=True)
 class SegmentFacts:
-    """One segment, or a gap.
+    """One segment, or a gap in the segments.
 
-    `durable_gcs_at`: when the object was last written. `durable_clickhouse_at`: the row was stored by then; a
-    merge of table parts makes it later, never earlier. `copies`: more than one if it was redelivered.
+    `durable_gcs_at`: when the object was last written. `durable_clickhouse_at`: latest time at which the row was
+    stored; merges of table parts can only make it later. `copies`: more than one if the segment was redelivered.
     """
 
     segment_id: int
@@ -131,7 +131,7 @@ class SegmentFacts:
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """All segments of a replay in order, gaps included, except after the last one.
+    """All segments of a replay in order, with the gaps between them.
 
     `places`: locations of stored segments, by number.
     """
@@ -144,16 +144,18 @@ class Segments:
     def missing(self) -> tuple[int, ...]:
         """Segments without an object, which cannot be played."""
         gone = (SegmentState.MISSING, SegmentState.NO_OBJECT)
-        return tuple(one.segment_id for one in self.all if one.state in gone)
+        return tuple(segment.segment_id for segment in self.all if segment.state in gone)
 
     @property
     def duplicates(self) -> tuple[int, ...]:
-        """Segments that were delivered more than once. Each is stored once."""
-        return tuple(one.segment_id for one in self.all if len(one.copies) > 1)
+        """Segments that were delivered more than once, although each is stored once."""
+        return tuple(segment.segment_id for segment in self.all if len(segment.copies) > 1)
 
     @property
     def readable(self) -> tuple[SegmentFacts, ...]:
-        return tuple(one for one in self.all if one.state in (SegmentState.STORED, SegmentState.NO_ROW))
+        return tuple(
+            segment for segment in self.all if segment.state in (SegmentState.STORED, SegmentState.NO_ROW)
+        )
 
 
 def replay_id_of(text: str) -> str:

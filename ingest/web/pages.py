@@ -13,11 +13,11 @@ from tornado import web
 from ingest.web.base import NAVIGATION, Handler, State, policy
 
 STATIC = Path(__file__).parent / "static"
-# A name or address with an optional port, as in a URL: nothing else may get into the policy.
+# A name or address with an optional port, as in a URL. No other text may get into the policy.
 HOST = re.compile(r"(?:[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
 HOSTS_MAX = 50  # the same limit as in static/replay.js
 KINDS = {".js": "text/javascript", ".css": "text/css", ".json": "application/json", ".txt": "text/plain"}
-# The page for visitors without a login. It has no scripts and styles, because these require a login too.
+# The page for visitors without a login. It has no scripts or style sheets, because those require a login too.
 REFUSED = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>replays-ingest</title><link rel="icon" href="data:,">
 <body style="font: 16px/1.5 system-ui, sans-serif; margin: 4em auto; max-width: 40em">
@@ -26,7 +26,7 @@ REFUSED = """<!doctype html>
 
 
 class BrowserHandler(Handler):
-    """Pages for browsers: errors are rendered as a page."""
+    """Serves browsers, with errors as HTML pages."""
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         status, text = self.trouble(status_code, kwargs.get("exc_info", (None, None, None))[1])
@@ -36,12 +36,12 @@ class BrowserHandler(Handler):
 
 
 class LoginHandler(BrowserHandler):
-    """The one-time link: exchanges its token for a session."""
+    """Serves the one-time link: exchanges its token for a session."""
 
     destinations = frozenset((NAVIGATION,))
 
     def let_in(self) -> None:
-        """Visitors have no session yet."""
+        """Lets every visitor in, because none has a session yet."""
 
     def get(self) -> None:
         login = self.state.login
@@ -57,7 +57,7 @@ class LoginHandler(BrowserHandler):
 
 
 class PageHandler(BrowserHandler):
-    """One of the static pages."""
+    """Serves one of the static pages."""
 
     def initialize(self, state: State, page: str = "") -> None:
         super().initialize(state)
@@ -66,7 +66,7 @@ class PageHandler(BrowserHandler):
     def get(self, *_: str) -> None:
         hosts = self.get_query_arguments("elsewhere")
         if hosts and self.request.headers.get("Sec-Fetch-Site") == "same-origin":
-            # Only honored for links on our own page, so that foreign links cannot enable it.
+            # Applies only to links on our own pages, so that foreign links cannot enable it.
             if len(hosts) > HOSTS_MAX or not all(map(HOST.fullmatch, hosts)):
                 raise web.HTTPError(400, reason=f"elsewhere must be at most {HOSTS_MAX} host names")
             self.set_header("Content-Security-Policy", policy(hosts))
@@ -75,7 +75,9 @@ class PageHandler(BrowserHandler):
 
 
 class StaticHandler(Handler):
-    """Scripts and styles: revalidated on each request, sent only if changed."""
+    """Serves scripts and styles. Browsers revalidate them on each request and receive them only if they
+    changed.
+    """
 
     destinations = Handler.destinations | {"script", "style"}
 

@@ -1,4 +1,4 @@
-"""JSON form of the reads, for `--json` and for the pages."""
+"""Converts the results of reads to JSON, for `--json` and the pages."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ def replay_dict(replay: Replay) -> dict[str, Any]:
 
 
 def page_dict(page: Page) -> dict[str, Any]:
-    """Some replays."""
-    return {"replays": [replay_dict(one) for one in page.replays], "more": page.more}
+    """A page of replays."""
+    return {"replays": [replay_dict(replay) for replay in page.replays], "more": page.more}
 
 
 def segments_dict(settings: Settings, segments: Segments, journeys: Journeys) -> dict[str, Any]:
     """Segments in order with gaps and ingestion details.
 
-    `committed`: its offset is below the committed one, so it is durable in every sink. `batch`: if still in Redis.
+    `committed`: the message precedes the committed offset, so it is durable in every sink. `batch`: the batch, if
+    it is still in Redis.
     """
     listed = []
-    for one in segments.all:
-        plain: dict[str, Any] = msgspec.to_builtins(one)
+    for segment in segments.all:
+        plain: dict[str, Any] = msgspec.to_builtins(segment)
         plain["batch"] = plain["committed"] = None
-        if one.partition is not None and one.offset is not None:
-            committed = journeys.committed.get(one.partition)
-            plain["committed"] = None if committed is None else one.offset < committed
-            batch = journeys.of(one.partition, one.offset)
+        if segment.partition is not None and segment.offset is not None:
+            committed = journeys.committed.get(segment.partition)
+            plain["committed"] = None if committed is None else segment.offset < committed
+            batch = journeys.of(segment.partition, segment.offset)
             if batch is not None:
                 plain["batch"] = {
                     **msgspec.to_builtins(batch),
@@ -54,15 +55,15 @@ def segments_dict(settings: Settings, segments: Segments, journeys: Journeys) ->
 
 
 def found_dict(page: FoundPage) -> dict[str, Any]:
-    """Replays as in `page_dict`, each with the events that match."""
+    """Replays as in `page_dict`, each with its matching events."""
     return {
         "replays": [
             {
-                **replay_dict(one.replay),
-                "matches": msgspec.to_builtins(one.matches),
-                "complete": one.complete,
+                **replay_dict(found.replay),
+                "matches": msgspec.to_builtins(found.matches),
+                "complete": found.complete,
             }
-            for one in page.found
+            for found in page.found
         ],
         "next_offset": page.next_offset,
         "incomplete": list(page.incomplete),
@@ -70,6 +71,6 @@ def found_dict(page: FoundPage) -> dict[str, Any]:
 
 
 def timeline_dict(timeline: Timeline) -> dict[str, Any]:
-    """The timeline, and counts of marks by kind."""
+    """The timeline, with counts of marks by kind."""
     plain: dict[str, Any] = msgspec.to_builtins(timeline)
     return {**plain, "counts": timeline.counts()}

@@ -22,7 +22,7 @@ from tasks.settings import Settings
 
 
 class Reads:
-    """Methods block, may be called from several threads, and raise ReadError or NotFound."""
+    """All reads. Methods block, may be called from several threads, and raise ReadError or NotFound."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -48,7 +48,7 @@ class Reads:
     def replay(self, replay_id: str, project_id: int | None = None) -> Replay:
         """One replay. Without a project, all projects are searched, which takes longer."""
         try:
-            return self._replays.one(replay_id, project_id)
+            return self._replays.replay(replay_id, project_id)
         except NotFound as failure:
             tombstone = erased(self._settings, replay_id.replace("-", "").lower(), project_id)
             if tombstone is None:
@@ -58,7 +58,7 @@ class Reads:
             ) from failure
 
     def segments(self, replay: Replay) -> Segments:
-        """Every segment in order, from ClickHouse and Cloud Storage, with gaps."""
+        """All segments in order, with gaps, from ClickHouse and Cloud Storage."""
         return segments.segments(self._stores, replay)
 
     def recording(self, found: Segments, segment_id: int) -> Unpacked:
@@ -71,8 +71,8 @@ class Reads:
         return recordings.recordings(self._stores, found)
 
     def timeline(self, found: Segments, from_segment: int = 0) -> Timeline:
-        """One page of the replay's timeline, from its segments; `next_segment` starts the next page.
+        """One page of the replay's timeline, starting at a segment. `next_segment` starts the next page.
 
-        Unreadable segments are reported, not fatal.
+        Unreadable segments are listed in the result and do not cause an error.
         """
         return recordings.timeline(self._stores, found, from_segment)

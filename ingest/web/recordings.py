@@ -1,6 +1,6 @@
-"""Reads stored recordings of a replay and builds its timeline, in bounded pages and with the reader's limits.
+"""Reads the stored recordings of a replay and builds its timeline, in bounded pages and with the reader's limits.
 
-Reports what was left out.
+Data that was left out is reported.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ PAGE_INFLATED_BYTES_MAX = 256 * MiB
 
 def recording(stores: Stores, segments: Segments, segment_id: int) -> Unpacked:
     """The recording, and the video, of one segment. Raises NotFound, ReadError or BlobError."""
-    for one in segments.readable:
-        if one.segment_id == segment_id and segment_id in segments.places:
-            _expect_our_size(one)
+    for segment in segments.readable:
+        if segment.segment_id == segment_id and segment_id in segments.places:
+            _expect_our_size(segment)
             return unpack(stores.content(segments.places[segment_id]))
     raise NotFound(f"segment {segment_id} is not stored")
 
@@ -40,27 +40,27 @@ def recordings(
     Objects larger than any written by the reader are not fetched and yield an error.
     """
 
-    def content(one: SegmentFacts) -> bytes | BlobError | None:
+    def content(segment: SegmentFacts) -> bytes | BlobError | None:
         try:
-            _expect_our_size(one)
-            return stores.content(segments.places[one.segment_id])
+            _expect_our_size(segment)
+            return stores.content(segments.places[segment.segment_id])
         except NotFound:  # the object was deleted or expired after it was listed
             return None
         except BlobError as error:
             return error
 
-    readable = [one for one in segments.readable if one.segment_id >= from_segment]
+    readable = [segment for segment in segments.readable if segment.segment_id >= from_segment]
     with ThreadPoolExecutor(DOWNLOADS_AT_ONCE, thread_name_prefix="segments") as pool:
         for group in _groups(readable):
-            for one, found in zip(group, pool.map(content, group), strict=True):
+            for segment, found in zip(group, pool.map(content, group), strict=True):
                 if found is not None:
-                    yield one, found
+                    yield segment, found
 
 
 def timeline(stores: Stores, segments: Segments, from_segment: int = 0) -> Timeline:
-    """One page of the replay's timeline, from its own segments: starting at this one, up to the bounds.
+    """One page of the replay's timeline, starting at `from_segment` and bounded in size.
 
-    An unreadable segment is reported, not fatal.
+    Unreadable segments are listed in the result and do not cause an error.
     """
     unreadable: dict[int, str] = {}
     budget = Budget(VIEWER_UNITS)
@@ -69,19 +69,19 @@ def timeline(stores: Stores, segments: Segments, from_segment: int = 0) -> Timel
     def readable() -> Iterator[tuple[int, bytes]]:
         nonlocal next_segment
         inflated_bytes = 0
-        for one, content in recordings(stores, segments, from_segment):
+        for segment, content in recordings(stores, segments, from_segment):
             if inflated_bytes > PAGE_INFLATED_BYTES_MAX or budget.left <= 0:
-                next_segment = one.segment_id
+                next_segment = segment.segment_id
                 return
             try:
                 if isinstance(content, BlobError):
                     raise content
                 unpacked = unpack(content).recording
             except BlobError as error:
-                unreadable[one.segment_id] = str(error)
+                unreadable[segment.segment_id] = str(error)
                 continue
             inflated_bytes += len(unpacked)
-            yield one.segment_id, unpacked
+            yield segment.segment_id, unpacked
             del unpacked
 
     found = read(readable(), budget)
@@ -91,19 +91,19 @@ def timeline(stores: Stores, segments: Segments, from_segment: int = 0) -> Timel
 
 
 def _groups(readable: Sequence[SegmentFacts]) -> Iterator[list[SegmentFacts]]:
-    """Groups of segments fetched together."""
+    """Groups of segments that are fetched together."""
     group: list[SegmentFacts] = []
     size_bytes = 0
-    for one in readable:
-        if group and (size_bytes + one.bytes_stored > AHEAD_BYTES_MAX or len(group) == 4 * DOWNLOADS_AT_ONCE):
+    for segment in readable:
+        if group and (size_bytes + segment.bytes_stored > AHEAD_BYTES_MAX or len(group) == 4 * DOWNLOADS_AT_ONCE):
             yield group
             group, size_bytes = [], 0
-        group.append(one)
-        size_bytes += one.bytes_stored
+        group.append(segment)
+        size_bytes += segment.bytes_stored
     if group:
         yield group
 
 
-def _expect_our_size(one: SegmentFacts) -> None:
-    if one.bytes_stored > STORED_BYTES_MAX:
-        raise BlobError(f"its object has {one.bytes_stored} bytes, more than this system writes")
+def _expect_our_size(segment: SegmentFacts) -> None:
+    if segment.bytes_stored > STORED_BYTES_MAX:
+        raise BlobError(f"its object has {segment.bytes_stored} bytes, more than this system writes")

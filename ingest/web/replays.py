@@ -1,7 +1,7 @@
 """Queries replays in ClickHouse.
 
-Exact despite duplicates: filters use minimum and maximum values, which duplicates do not change; counts use FINAL
-over the selected replays only.
+Results are exact despite duplicates: filters use minimum and maximum values, which duplicates do not change, and
+counts use FINAL over the selected replays only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ingest.web.stores import Stores
 KEYS_MAX = 40
 LIMIT_MAX = 500
 RELEASES_MAX = 200
-START_SECONDS_MAX = 7200  # a session lasts at most an hour: an earlier start is a clock error
+START_SECONDS_MAX = 7200  # a session lasts at most an hour, so an earlier start is a clock error
 
 CLICK = "(click_node_id > 0 OR click_tag != '')"
 TAP = "(tap_message != '' OR tap_view_class != '' OR tap_view_id != '')"
@@ -29,7 +29,7 @@ SEARCHED = (
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some replays, latest first. `more`: there are further ones."""
+    """Some replays, latest first. `more`: there are further replays."""
 
     replays: tuple[Replay, ...]
     more: bool
@@ -37,7 +37,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """A project with replays: its id, their number, and the end of the last one."""
+    """A project with its number of replays and the end of the latest one."""
 
     project_id: int
     replays: int
@@ -60,32 +60,32 @@ class Replays:
 
     def releases(self, project_id: int | None) -> tuple[str, ...]:
         """Releases seen in replays, latest first."""
-        where, given = (
+        where, parameters = (
             ("project_id = {project:UInt64} AND", {"project": project_id}) if project_id is not None else ("", {})
         )
         rows = self._stores.query(
             f"SELECT release FROM replays WHERE {where} release != '' "
             f"GROUP BY release ORDER BY max(timestamp) DESC, release LIMIT {RELEASES_MAX}",
-            given,
+            parameters,
         )
         return tuple(row[0] for row in rows)
 
     def find(self, chosen: Filter) -> Page:
         """The matching replays, latest end first."""
         limit = max(1, min(chosen.limit, LIMIT_MAX))
-        where, having, given = _conditions(chosen)
+        where, having, parameters = _conditions(chosen)
         found = self._stores.query(
             "SELECT project_id, lower(replaceAll(toString(replay_id), '-', '')) AS id, max(timestamp) AS ended_at "
             f"FROM replays WHERE {where} GROUP BY project_id, replay_id HAVING {having} "
             f"ORDER BY ended_at DESC, id, project_id LIMIT {limit + 1} OFFSET {max(0, chosen.offset)}",
-            given,
+            parameters,
         )
         keys = [(row[0], row[1]) for row in found[:limit]]
         some = (keys[start : start + KEYS_MAX] for start in range(0, len(keys), KEYS_MAX))
-        facts = {(one.project_id, one.replay_id): one for part in some for one in self._facts(part)}
+        facts = {(replay.project_id, replay.replay_id): replay for part in some for replay in self._facts(part)}
         return Page(tuple(facts[key] for key in keys if key in facts), more=len(found) > limit)
 
-    def one(self, replay_id: str, project_id: int | None = None) -> Replay:
+    def replay(self, replay_id: str, project_id: int | None = None) -> Replay:
         """One replay. Without a project all projects are searched, which takes longer."""
         replay_id = replay_id_of(replay_id)
         if project_id is None:
@@ -112,7 +112,7 @@ class Replays:
         """Details of these replays, in two queries."""
         if not keys:
             return []
-        given = {"projects": sorted({key[0] for key in keys}), "ids": [key[1] for key in keys]}
+        parameters = {"projects": sorted({key[0] for key in keys}), "ids": [key[1] for key in keys]}
         stored = {
             (row[0], row[1]): row[2:]
             for row in self._stores.query(
@@ -120,23 +120,23 @@ class Replays:
                 "sum(size_compressed), sum(size_uncompressed), max(size_video) > 0, max(retention_days), "
                 "toUnixTimestamp(min(received)) "
                 f"FROM replay_segments FINAL WHERE {_AMONG} GROUP BY project_id, replay_id",
-                given,
+                parameters,
             )
         }
         rows = self._stores.query(
-            f"SELECT {_FACTS} FROM replays FINAL WHERE {_AMONG_DAYS} GROUP BY project_id, replay_id", given
+            f"SELECT {_FACTS} FROM replays FINAL WHERE {_AMONG_DAYS} GROUP BY project_id, replay_id", parameters
         )
         wanted = set(keys)
         return [_replay(row, stored.get((row[0], row[1]))) for row in rows if (row[0], row[1]) in wanted]
 
 
 _AMONG = "project_id IN {projects:Array(UInt64)} AND replay_id IN {ids:Array(UUID)}"
-# The hash is part of the sorting key, so the server skips irrelevant data.
+# The hash is part of the sorting key, so the server can skip irrelevant data.
 _AMONG_DAYS = f"{_AMONG} AND cityHash64(replay_id) IN (SELECT cityHash64(arrayJoin({{ids:Array(UUID)}})))"
 
 
 def _latest(column: str) -> str:
-    """The value of the latest row that has one."""
+    """An expression for the value of the latest row that has a value."""
     return f"argMaxIf({column}, timestamp, {column} != '')"
 
 
@@ -212,43 +212,43 @@ def _replay(row: tuple[Any, ...], stored: tuple[Any, ...] | None) -> Replay:
 def _conditions(chosen: Filter) -> tuple[str, str, dict[str, Any]]:
     """Returns the WHERE and HAVING conditions of a filter, and their parameters."""
     where, having = ["1"], ["1"]
-    given: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     if chosen.project_id is not None:
         where.append("project_id = {project:UInt64}")
-        given["project"] = chosen.project_id
+        parameters["project"] = chosen.project_id
     if chosen.since is not None:
         where.append("timestamp >= toDateTime({since:UInt32})")
-        given["since"] = _uint32(chosen.since)
+        parameters["since"] = _uint32(chosen.since)
     if chosen.until is not None:
         having.append("ended_at <= toDateTime({until:UInt32})")
-        given["until"] = _uint32(chosen.until)
-    having += _clicked(chosen, given)
+        parameters["until"] = _uint32(chosen.until)
+    having += _clicked(chosen, parameters)
     if chosen.errors:
         having.append("max(notEmpty(error_ids)) = 1")
     if chosen.release:
         having.append("max(release = {release:String}) = 1")
-        given["release"] = chosen.release
+        parameters["release"] = chosen.release
     if chosen.text:
         having.append(
             f"(max(positionCaseInsensitiveUTF8({SEARCHED}, {{text:String}})) > 0 "
             "OR startsWith(id, {prefix:String}))"
         )
-        given |= {"text": chosen.text, "prefix": chosen.text.replace("-", "").lower()}
+        parameters |= {"text": chosen.text, "prefix": chosen.text.replace("-", "").lower()}
     if chosen.url:
         pages = "arrayStringConcat(arrayPushBack(urls, url), '\n')"
         having.append(f"max(positionCaseInsensitiveUTF8({pages}, {{url:String}})) > 0")
-        given["url"] = chosen.url
+        parameters["url"] = chosen.url
     if chosen.user:
         having.append(f"max(positionCaseInsensitiveUTF8({USERS}, {{user:String}})) > 0")
-        given["user"] = chosen.user
+        parameters["user"] = chosen.user
     if chosen.error_id:
         having.append("max(has(error_ids, {error:UUID})) = 1")
-        given["error"] = chosen.error_id
-    return " AND ".join(where), " AND ".join(having), given
+        parameters["error"] = chosen.error_id
+    return " AND ".join(where), " AND ".join(having), parameters
 
 
-def _clicked(chosen: Filter, given: dict[str, Any]) -> list[str]:
-    """HAVING conditions on clicks: with a selector, a single click must match all of it."""
+def _clicked(chosen: Filter, parameters: dict[str, Any]) -> list[str]:
+    """HAVING conditions on clicks. With a selector, a single click must match all of its conditions."""
     kinds = [
         column for column, wanted in (("click_is_rage", chosen.rage), ("click_is_dead", chosen.dead)) if wanted
     ]
@@ -257,10 +257,10 @@ def _clicked(chosen: Filter, given: dict[str, Any]) -> list[str]:
     conditions = [CLICK]
     for number, (column, value) in enumerate(chosen.selector.columns):
         conditions.append(f"{column} = {{click{number}:String}}")
-        given[f"click{number}"] = value
+        parameters[f"click{number}"] = value
     if chosen.selector.classes:
         conditions.append("hasAll(click_class, {classes:Array(String)})")
-        given["classes"] = list(chosen.selector.classes)
+        parameters["classes"] = list(chosen.selector.classes)
     clicked = " AND ".join(conditions)
     return [f"max({clicked} AND {column} = 1) = 1" for column in kinds] or [f"max({clicked}) = 1"]
 

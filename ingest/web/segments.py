@@ -1,4 +1,4 @@
-"""Segments of a replay in order: merges ClickHouse rows and Cloud Storage objects, with gaps."""
+"""Lists the segments of a replay in order, with gaps, from ClickHouse rows and Cloud Storage objects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ USUAL_RETENTIONS = (30, 60, 90)
 
 @dataclass(frozen=True, slots=True)
 class _Object:
-    """`name`: its object's name, or the name it would have in the layout `segment`."""
+    """A segment's stored bytes. `name`: the name of its object, or the name that it would have in the layout
+    `segment`.
+    """
 
     name: str
     place: Place
@@ -25,7 +27,7 @@ class _Object:
 
 
 def segments(stores: Stores, replay: Replay) -> Segments:
-    """Every segment in order, from ClickHouse and Cloud Storage, with gaps."""
+    """All segments in order, with gaps, from ClickHouse and Cloud Storage."""
     given = {"project": replay.project_id, "id": replay.replay_id}
     where = "project_id = {project:UInt64} AND replay_id = {id:UUID}"
     rows = stores.query(
@@ -67,7 +69,7 @@ def _objects(stores: Stores, replay: Replay, retentions: set[int]) -> tuple[dict
         for blob in stores.objects(prefix):
             number = blob.name.removeprefix(prefix)
             if not number.isdecimal():
-                notes.append(f"{blob.name} is no segment")
+                notes.append(f"{blob.name} is not a segment")
             elif int(number) in found:
                 notes.append(f"segment {number} is stored twice: {found[int(number)].name} and {blob.name}")
             else:
@@ -85,7 +87,7 @@ def _objects(stores: Stores, replay: Replay, retentions: set[int]) -> tuple[dict
         {"project": replay.project_id, "id": replay.replay_id},
     ):
         place = Place(replay.project_id, replay.replay_id, number, object_name, start, length)
-        # The write time of packed objects is not requested, because that would be one request per segment.
+        # The write time of packed objects is not read, because that would take one request per segment.
         found.setdefault(number, _Object(name, place, length, None))
     return found, notes
 
@@ -102,7 +104,7 @@ def _merge(
     highest = max([*by_id, *objects], default=-1)
     if highest >= 2 * SEGMENTS_MAX:  # an impossible segment number must not create that many gaps
         wanted: Sequence[int] = sorted({*by_id, *objects})
-        notes = [*notes, f"the highest segment is {highest}: holes are not listed"]
+        notes = [*notes, f"the highest segment is {highest}: gaps are not listed"]
     else:
         wanted = range(highest + 1)
     found = []
@@ -135,4 +137,4 @@ def _merge(
                 copies=tuple(sorted(delivered, key=lambda copy: (copy.partition, copy.offset))),
             )
         )
-    return Segments(tuple(found), tuple(notes), {number: one.place for number, one in objects.items()})
+    return Segments(tuple(found), tuple(notes), {number: copy.place for number, copy in objects.items()})

@@ -1,6 +1,6 @@
-"""A selector of one clicked element, `button#buy.primary[data-testid="buy"]`, as conditions on rows of clicks.
+"""Converts a selector of a clicked element, like `button#buy.primary[data-testid="buy"]`, to conditions on rows.
 
-Only compound selectors: rows contain the clicked element but not its ancestors.
+Supports only compound selectors, because rows contain the clicked element but not its ancestors.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Selector:
 
 
 def parse_selector(text: str) -> Selector:
-    """Raises ValueError with the part that is not supported."""
+    """Parses a selector. Raises ValueError with the part that is not supported."""
     text = text.strip()
     if not text or len(text) > CHARACTERS_MAX:
         raise ValueError(f"a selector has 1 to {CHARACTERS_MAX} characters")
@@ -55,7 +55,7 @@ def parse_selector(text: str) -> Selector:
         part = _part.match(text, at)
         if part is None or len(columns) + len(classes) >= PARTS_MAX:
             raise ValueError(
-                f"{text[at:][:40]!r} is not understood: name one element by tag, #id, .class and "
+                f"{text[at:][:40]!r} is not supported: name one element by tag, #id, .class and "
                 f"[attribute=value], where the attribute is one of {', '.join(sorted(_COLUMNS))}"
             )
         at = part.end()
@@ -64,7 +64,9 @@ def parse_selector(text: str) -> Selector:
             continue
         attribute = "id" if part["kind"] else part["attribute"]
         if attribute not in _COLUMNS:
-            raise ValueError(f"[{attribute}] is not stored of a click; stored are {', '.join(sorted(_COLUMNS))}")
+            raise ValueError(
+                f"[{attribute}] is not stored for clicks; stored attributes: {', '.join(sorted(_COLUMNS))}"
+            )
         quoted = part["double"] if part["double"] is not None else part["single"]
         value = quoted if quoted is not None else _plain(part["name"] or part["bare"])
         column, characters_max = _COLUMNS[attribute]

@@ -89,7 +89,7 @@ async def serve(
 
 
 def run(settings: Settings, port: int, ready: Callable[[str, str], None], *, login: bool = True) -> None:
-    """Serves until SIGTERM or Ctrl-C; `ready` as in `serve`. Raises OSError when the port is taken."""
+    """Serves until SIGTERM or Ctrl-C. `ready` is as in `serve`. Raises OSError if the port is in use."""
 
     async def main() -> None:
         stop = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Connections to ClickHouse and Cloud Storage, with unified errors."""
+"""Connections to ClickHouse and Cloud Storage with uniform errors."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ _GCS_ERRORS = (GoogleAPIError, GoogleAuthError, RequestException, HTTPError, OSE
 
 
 class Stores:
-    """ClickHouse and Cloud Storage. Methods block and may be called from several threads."""
+    """The connections. Methods block and may be called from several threads."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._clickhouse = PerProcess(lambda: clickhouse.client(settings))
         self._gcs = PerProcess(lambda: gcs.client(settings))
 
-    def query(self, sql: str, given: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
-        """Rows of a query that only reads. Raises ReadError."""
+    def query(self, sql: str, parameters: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        """The rows of a read-only query. Raises ReadError."""
         try:
             answer = self._clickhouse.get().query(
-                sql, parameters=given or {}, settings={"max_execution_time": QUERY_SECONDS_MAX, "readonly": 2}
+                sql, parameters=parameters or {}, settings={"max_execution_time": QUERY_SECONDS_MAX, "readonly": 2}
             )
         except (ClickHouseError, HTTPError, OSError) as error:
             raise ReadError(f"clickhouse: {' '.join(str(error).split())[:ERROR_CHARACTERS_MAX]}") from error
         return [tuple(row) for row in answer.result_rows]
 
     def objects(self, prefix: str) -> list[Any]:
-        """The first OBJECTS_MAX objects of a prefix. Raises ReadError."""
+        """The first OBJECTS_MAX objects with this prefix. Raises ReadError."""
         settings = self._settings
         try:
             return list(
