@@ -39,7 +39,7 @@ from ingest.local.compare.metrics import read_metrics
 from ingest.local.compare.offsets import Committed
 from ingest.local.compare.reconcile import reconcile
 from ingest.local.compare.report import ReconcileError
-from ingest.local.fleet import DRAIN_SECONDS, SESSION_SECONDS, Fleet, isolated, said
+from ingest.local.fleet import DRAIN_SECONDS, SESSION_SECONDS, Fleet, isolated, log_lines_of
 from ingest.local.launch import QUICK, temporary_files_in_memory
 from ingest.local.load.expectation import SIZES, Expectation
 from ingest.local.load.produce import PROFILES, Produced, produce
@@ -213,7 +213,9 @@ class Watch:
 def given(child: Child) -> dict[int, int]:
     """The partitions that a reader owned at its end, and the first offset that it read from each, from its log."""
     events = ("partitions_assigned", "partitions_revoked", "partitions_lost")
-    lines = sorted((line for event in events for line in said(child, event)), key=lambda line: line["timestamp"])
+    lines = sorted(
+        (line for event in events for line in log_lines_of(child, event)), key=lambda line: line["timestamp"]
+    )
     found: dict[int, int] = {}
     for line in lines:
         if line["event"] == "partitions_revoked" and line is lines[-1]:
@@ -228,7 +230,7 @@ def given(child: Child) -> dict[int, int]:
 
 def moved(children: Iterable[Child], since: datetime) -> int:
     """Partitions assigned to one of these readers since then, from their logs."""
-    lines = (line for child in children for line in said(child, "partitions_assigned"))
+    lines = (line for child in children for line in log_lines_of(child, "partitions_assigned"))
     return sum(len(line["partitions"]) for line in lines if datetime.fromisoformat(line["timestamp"]) >= since)
 
 

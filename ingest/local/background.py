@@ -1,4 +1,5 @@
-"""An embedded stack in the background, for development: `replays-ingest local up`, `down`, `status` and `logs`.
+"""Runs an embedded stack in the background, for development: `replays-ingest local up`, `down`, `status` and
+`logs`.
 
 A supervisor process holds a lock in the stack's directory, restarts processes that die, and keeps a state file
 there with addresses and settings. With `programs` it also runs the worker, the reader, Flower and the web pages.
@@ -39,7 +40,7 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class StackState:
-    """A background stack, as its state file describes it. `error` is set if a component failed to start."""
+    """The content of a background stack's state file. `error` is set if a component failed to start."""
 
     directory: str
     pid: int
@@ -67,11 +68,11 @@ def up(
     programs: bool = False,
     progress: Progress = lambda line: None,
 ) -> StackState:
-    """Starts a stack that outlives this process, and returns when all components are ready. Returns a running
-    stack as is.
+    """Starts a stack that continues to run after this process ends, and returns when all components are ready. If
+    a stack is running, returns it unchanged.
 
-    `programs`: also starts the worker, the reader, Flower and the web pages, on a running stack too. Raises
-    LocalError if a component fails to start; everything that this call started is then stopped.
+    `programs`: also starts the worker, the reader, Flower and the web pages, even on a running stack. If a
+    component fails to start, stops everything that this call started and raises LocalError.
     """
     place = directory_of(directory)
     running = status(place)
@@ -80,7 +81,7 @@ def up(
         return _add_programs(place, progress) if programs and not running.pages else running
     private_folder(place)
     if (place / "lock").exists():
-        place.chmod(0o700)  # an older release created it with wider permissions
+        place.chmod(0o700)  # older releases created it with wider permissions
     _state_path(place).unlink(missing_ok=True)
     _request_path(place).unlink(missing_ok=True)
     with open(place / "supervisor.log", "wb", opener=private_opener) as log:
@@ -96,7 +97,7 @@ def up(
     lines = _Lines(place / "supervisor.log", progress)
 
     def decided() -> bool:
-        lines.tell()
+        lines.print_new()
         return _read_state(place) is not None or supervisor.poll() is not None
 
     try:
@@ -119,12 +120,12 @@ def up(
 
 
 def _add_programs(place: Path, progress: Progress) -> StackState:
-    """Requests the programs from the supervisor with a file, and waits for its response."""
+    """Requests the programs from the supervisor with a file and waits for its response."""
     lines = _Lines(place / "supervisor.log", progress, skip=True)
     _request_path(place).touch(0o600)
 
     def decided() -> bool:
-        lines.tell()
+        lines.print_new()
         return not _request_path(place).exists() or not is_locked(place)
 
     wait_until(decided, PROGRAMS_SECONDS_MAX, "worker, reader, Flower and web pages to come up")
@@ -135,19 +136,19 @@ def _add_programs(place: Path, progress: Progress) -> StackState:
 
 
 class _Lines:
-    """Reads lines that the supervisor printed since the last call. `skip`: ignore lines printed so far."""
+    """Prints the lines that the supervisor has written since the last call. `skip`: skip lines written so far."""
 
     def __init__(self, log: Path, progress: Progress, *, skip: bool = False) -> None:
         self._log = log
         self._progress = progress
-        self._told = len(self._read()) if skip else 0
+        self._printed = len(self._read()) if skip else 0
 
-    def tell(self) -> None:
+    def print_new(self) -> None:
         """Prints new lines."""
         found = self._read()
-        for line in found[self._told :]:
+        for line in found[self._printed :]:
             self._progress(line)
-        self._told = len(found)
+        self._printed = len(found)
 
     def _read(self) -> list[str]:
         return self._log.read_text("utf-8", "replace").splitlines()
@@ -163,9 +164,9 @@ def down(directory: Path | None = None) -> Path | None:
     try:
         wait_until(lambda: not is_locked(place), DOWN_SECONDS_MAX, "the stack to stop")
     except LocalError:
-        # Its warden kills the servers.
+        # The supervisor's warden kills the servers.
         os.kill(state.pid, signal.SIGKILL)
-        wait_until(lambda: not is_locked(place), DOWN_SECONDS_MAX, "the killed stack to go")
+        wait_until(lambda: not is_locked(place), DOWN_SECONDS_MAX, "the killed stack to end")
     _state_path(place).unlink(missing_ok=True)
     return place
 
@@ -183,8 +184,9 @@ def log_files(directory: Path | None = None) -> dict[str, Path]:
 
 
 def supervise(directory: Path, parts: Sequence[str], kafka: KafkaKind) -> int:
-    """Main function of the background process: holds the lock, runs the components, restarts them, until
-    SIGTERM."""
+    """Main function of the background process: holds the lock, runs the components and restarts them, until
+    SIGTERM.
+    """
     with (directory / "lock").open("w") as lock, ending_on_signals() as ending:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -194,7 +196,7 @@ def supervise(directory: Path, parts: Sequence[str], kafka: KafkaKind) -> int:
         # Reuse the previous addresses, so that variables exported in a shell stay valid.
         memory = directory / "ports.json"
         ports: dict[str, int] = json.loads(memory.read_text()) if memory.exists() else {}
-        with Stack(directory, kafka=kafka, progress=_say, ports=ports) as stack:
+        with Stack(directory, kafka=kafka, progress=_print, ports=ports) as stack:
             try:
                 stack.start(parts)
             except LocalError as error:
@@ -205,7 +207,7 @@ def supervise(directory: Path, parts: Sequence[str], kafka: KafkaKind) -> int:
             for server in stack.servers.values():
                 stack.children.keep(server.child)
             settings = {**stack.settings(), LOGIN_VARIABLE: login_of(directory)}
-            programs = Programs(stack, settings, ports, progress=_say, ending=ending.is_set)
+            programs = Programs(stack, settings, ports, progress=_print, ending=ending.is_set)
             _Supervisor(directory, stack, settings, programs).run(ending.wait)
             memory.write_text(json.dumps(ports))
     return 0
@@ -241,7 +243,7 @@ class _Supervisor:
         except LocalError as error:
             self._programs.stop()
             self._error = str(error)
-        # Write the response before removing the request: a waiting client then reads the new state.
+        # Write the response before removing the request, so that a waiting client reads the new state.
         _write_state(self._directory, self._state())
         _request_path(self._directory).unlink(missing_ok=True)
 
@@ -253,7 +255,7 @@ class _Supervisor:
         )
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, flush=True)
 
 

@@ -6,9 +6,9 @@
         fleet.worker("worker-1")
         reader = fleet.reader("reader-1")
 
-A process that is *kept* is restarted when it exits, as by a supervisor in production. With `proxies`, the
-processes reach a component through a fault proxy, while `settings` (for migrations, loads and reconciliations of
-the test itself) point directly to the server.
+A process that is *kept* is restarted when it exits, as a supervisor does in production. With `proxies`, the
+processes connect to a component through a fault proxy. `settings`, which the test itself uses for migrations,
+loads and reconciliations, point directly to the server.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STOP_SECONDS_MAX = 30.0
 POLL_SECONDS = 0.1
 FLOWER_PASSWORD = "chaos:only-for-now"
 
-# The session of a paused reader expires within seconds; the drain is shorter than the session.
+# The session of a paused reader expires within seconds. The drain must be shorter than the session.
 SESSION_SECONDS = 6.0
 DRAIN_SECONDS = 4.0
 CALM = {
@@ -51,9 +51,9 @@ CALM = {
 
 
 def isolated(tag: str, redis_url: str, database: int) -> dict[str, str]:
-    """REPLAYS_* variables that isolate one user of a shared stack: only the servers are shared.
+    """REPLAYS_* variables that isolate one test on a shared stack, so that it shares only the servers.
 
-    `tag`: lower-case letters and digits. `database`: of Redis, 0 to 15.
+    `tag`: lower-case letters and digits. `database`: the Redis database, 0 to 15.
     """
     return {
         "REPLAYS_KAFKA_TOPIC": f"recordings-{tag}",
@@ -81,7 +81,7 @@ class Fleet:
     ) -> None:
         self.stack = stack
         self.direct = {**QUICK, **CALM, **stack.settings(), **(extra or {})}
-        # Brokers are killed on purpose here: silence the client library, which would log 20 lines per second.
+        # Tests kill brokers on purpose. The client library, which would log 20 lines per second, is silenced.
         self.settings: Settings = settings_of(self.direct).model_copy(update={"kafka_options": {"log_level": "0"}})
         self.env = dict(self.direct)
         self._tag = tag
@@ -91,8 +91,9 @@ class Fleet:
         self.children: dict[str, Child] = {}
         self.flower_url = ""
         self.installations: dict[str, Installation] = {}
-        """By process: the release that it runs after its next start. Processes without an entry run the current
-        release."""
+        """The release that each process runs after its next start. Processes without an entry run the current
+        release.
+        """
 
     # Start and stop
 
@@ -117,7 +118,7 @@ class Fleet:
         return self._start(name, command, {**self.env, **settings}, keep)
 
     def flower(self) -> Child:
-        """Starts Flower, and waits until it responds."""
+        """Starts Flower and waits until it responds."""
         port = free_port()
         self.flower_url = f"http://{HOST}:{port}"
         env = {**self.env, "REPLAYS_FLOWER_BASIC_AUTH": FLOWER_PASSWORD}
@@ -132,14 +133,16 @@ class Fleet:
         return answers_http(f"{self.flower_url}/healthcheck")
 
     def stop(self, child: Child, deadline_seconds: float = STOP_SECONDS_MAX) -> int:
-        """Sends SIGTERM and returns the exit code. Not restarted. Raises LocalError if it does not end in time."""
+        """Sends SIGTERM and returns the exit code. The process is not restarted. Raises LocalError if it does not
+        end in time.
+        """
         self.stack.children.release(child)
         self.ended_by_us[child.name] += 1
         child.signal(signal.SIGTERM)
         return child.wait(deadline_seconds)
 
     def kill(self, child: Child, *, keep: bool = True) -> None:
-        """Sends SIGKILL to the process and its children; with `keep` it is restarted."""
+        """Sends SIGKILL to the process and its children. With `keep`, it is restarted."""
         if not keep:
             self.stack.children.release(child)
         self.ended_by_us[child.name] += 1
@@ -172,43 +175,45 @@ class Fleet:
     # Observations
 
     def committed(self, partitions: int = 4) -> dict[int, int]:
-        """The group's committed offset by partition, 0 where there is none. Raises ReconcileError."""
-        asking = Committed(self.settings)
+        """The group's committed offset by partition; 0 if there is none. Raises ReconcileError."""
+        group = Committed(self.settings)
         try:
             topic = self.settings.kafka_topic
-            return {number: at for (_, number), at in asking.of((topic, n) for n in range(partitions)).items()}
+            return {number: at for (_, number), at in group.of((topic, n) for n in range(partitions)).items()}
         finally:
-            asking.close()
+            group.close()
 
     def wait_committed(self, ends: Mapping[int, int], deadline_seconds: float) -> float:
-        """Waits until every committed offset is its partition's end; returns the seconds. Raises LocalError."""
+        """Waits until the committed offset of every partition is its end. Returns the seconds waited. Raises
+        LocalError.
+        """
         began = time.monotonic()
-        asking = Committed(self.settings)
+        group = Committed(self.settings)
         wanted = {(self.settings.kafka_topic, partition): end for partition, end in ends.items()}
         found: dict[tuple[str, int], int] = {}
         try:
             while time.monotonic() - began < deadline_seconds:
                 try:
-                    found = asking.of(sorted(wanted))
+                    found = group.of(sorted(wanted))
                 except ReconcileError:
                     continue
                 if all(found[source] >= end for source, end in wanted.items()):
                     return time.monotonic() - began
                 time.sleep(POLL_SECONDS)
         finally:
-            asking.close()
+            group.close()
         behind = {str(source[1]): f"{found.get(source)} of {end}" for source, end in wanted.items()}
         tails = "\n".join(child.log_tail() for child in self.children.values())
         raise LocalError(f"not committed within {deadline_seconds:g} s, by partition: {behind}\n{tails}")
 
 
-def said(child: Child, event: str) -> list[dict[str, Any]]:
-    """Log lines of a process with this event, over all of its runs."""
+def log_lines_of(child: Child, event: str) -> list[dict[str, Any]]:
+    """Log lines of a process with this event, from all of its runs."""
     return [line for line in _lines(child.log_path) if line.get("event") == event]
 
 
-def told(child: Child) -> Iterator[dict[str, Any]]:
-    """All log lines of a process, over all of its runs."""
+def log_lines(child: Child) -> Iterator[dict[str, Any]]:
+    """All log lines of a process, from all of its runs."""
     return _lines(child.log_path)
 
 
@@ -226,9 +231,9 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def is_up(reader: Child) -> bool:
-    """Whether this run of a reader has joined its group. Before that, SIGTERM ends it without a drain."""
+    """Whether this run of a reader has joined its group. Before it has, SIGTERM ends it without a drain."""
     return reader.alive and any(
-        line["reader"].split("-")[-2] == str(reader.pid) for line in said(reader, "reader_started")
+        line["reader"].split("-")[-2] == str(reader.pid) for line in log_lines_of(reader, "reader_started")
     )
 
 

@@ -1,4 +1,4 @@
-"""Starts the system's processes over an embedded stack: commands, settings, temporary files."""
+"""Commands, settings and temporary files of the system's processes on an embedded stack."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import cast
 from ingest.settings import Settings
 from tasks.units import GiB
 
-# The emulators write one file per object and wait for the disk; in memory the demo takes half the time.
+# The emulators write one file per object and wait for the disk. With files in memory, the demo takes half the
+# time.
 MEMORY_DIRECTORY = Path("/dev/shm")
 MEMORY_BYTES_FREE_MIN = 3 * GiB
 
@@ -29,7 +30,7 @@ QUICK = {
 
 
 def settings_of(env: dict[str, str]) -> Settings:
-    """The settings that a process with these REPLAYS_* variables would have."""
+    """The settings of a process with these REPLAYS_* variables."""
     fields = {name.removeprefix("REPLAYS_").lower(): value for name, value in env.items()}
     make = cast("Callable[..., Settings]", Settings)
     return make(**fields)
@@ -37,9 +38,10 @@ def settings_of(env: dict[str, str]) -> Settings:
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """An installed release: the interpreter of its environment, and the folder in which its programs start.
+    """An installed release: the interpreter of its environment and the working directory of its programs.
 
-    `folder` None: the current one. It must not contain another release, which would be imported instead.
+    If `folder` is None, it is the current one. It must not contain another release, which would be imported
+    instead.
     """
 
     python: Path
@@ -52,7 +54,7 @@ class Installation:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables of its programs: nothing of this process is imported before it."""
+        """Environment variables of its programs, which prevent imports from this process's release."""
         return {} if self.folder is None else {"PYTHONPATH": ""}
 
     def celery(self) -> list[str]:
@@ -78,8 +80,8 @@ def temporary_files_in_memory(*, wanted: bool) -> Iterator[None]:
     """Keeps temporary files of this process and its children in memory, if there is enough and TMPDIR is unset."""
     name = "TMPDIR"
     try:
-        there = os.statvfs(MEMORY_DIRECTORY)
-        free_bytes = there.f_bavail * there.f_frsize
+        status = os.statvfs(MEMORY_DIRECTORY)
+        free_bytes = status.f_bavail * status.f_frsize
     except OSError:
         free_bytes = 0
     if not wanted or name in os.environ or free_bytes < MEMORY_BYTES_FREE_MIN:

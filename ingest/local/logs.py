@@ -1,4 +1,4 @@
-"""Reads the logs of a background stack: the last lines of a file, then appended lines."""
+"""Reads the logs of a background stack: first the last lines of a file, then appended lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LINE_BYTES_MAX = 64 * 1024  # longer lines are split
 
 
 class Tail:
-    """One log. Lines are decoded, stripped of line end and colours, and prefixed with `prefix`."""
+    """One log. Lines are decoded, stripped of line ends and colors, and prefixed with `prefix`."""
 
     def __init__(self, path: Path, prefix: str = "") -> None:
         self._path = path

@@ -1,6 +1,6 @@
-"""Directories of background stacks, and a note of the most recently started stack.
+"""Finds the directories of background stacks, and records the most recently started stack.
 
-With the note, commands in other folders find a running stack instead of starting an empty one.
+With this record, commands in other folders use the running stack instead of starting an empty one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ DIRECTORY_VARIABLE = "REPLAYS_LOCAL_DIRECTORY"
 
 
 def default_directory(environ: Mapping[str, str] = os.environ) -> Path:
-    """REPLAYS_LOCAL_DIRECTORY, else .local/stack in a checkout, else the user's state directory."""
+    """REPLAYS_LOCAL_DIRECTORY if set, otherwise .local/stack in a checkout, otherwise the user's state
+    directory.
+    """
     if environ.get(DIRECTORY_VARIABLE):
         return Path(environ[DIRECTORY_VARIABLE])
     if Path("pyproject.toml").exists() and Path("celeryconfig.py").exists():
@@ -27,7 +29,7 @@ def default_directory(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def directory_of(chosen: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
-    """The chosen directory; else that of a running stack of another folder; else the default.
+    """The chosen directory, otherwise that of a running stack started elsewhere, otherwise the default.
 
     Raises LocalError if another user may change the files there.
     """
@@ -42,16 +44,16 @@ def _place(chosen: Path | None, environ: Mapping[str, str]) -> Path:
     place = default_directory(environ).absolute()
     if not is_locked(place):
         with contextlib.suppress(OSError):
-            noted = Path(_note(environ).read_text().strip())
-            if noted.is_absolute() and is_locked(noted):
-                return noted
+            recorded = Path(_note(environ).read_text().strip())
+            if recorded.is_absolute() and is_locked(recorded):
+                return recorded
     return place
 
 
 def expect_own(place: Path) -> None:
     """Raises LocalError if another user may change files there.
 
-    They name processes to stop, variables to export and a login, and are the servers' data."""
+    The files name processes to stop, variables to export and a login, and contain the servers' data."""
     with contextlib.suppress(FileNotFoundError):
         found = place.stat()
         if found.st_uid != os.geteuid():
@@ -66,7 +68,7 @@ def expect_own(place: Path) -> None:
 
 
 def remember(place: Path, environ: Mapping[str, str] = os.environ) -> None:
-    """Notes a stack for commands in other folders, unless its directory was chosen explicitly."""
+    """Records a stack for commands in other folders, unless its directory was chosen explicitly."""
     if place != default_directory(environ).absolute() or environ.get(DIRECTORY_VARIABLE):
         return
     private_folder(_note(environ).parent)
@@ -75,7 +77,7 @@ def remember(place: Path, environ: Mapping[str, str] = os.environ) -> None:
 
 
 def is_locked(directory: Path) -> bool:
-    """Whether a supervisor is running there: the kernel releases its lock when it exits, even if killed."""
+    """Whether a supervisor is running there. The kernel releases its lock when it exits, even if it is killed."""
     with contextlib.suppress(FileNotFoundError), (directory / "lock").open("r") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

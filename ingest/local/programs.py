@@ -1,6 +1,6 @@
-"""The system's processes over a background stack: flush worker, reader, Flower and the web pages.
+"""Runs the system's processes on a background stack: flush worker, reader, Flower and the web pages.
 
-`replays-ingest local up --all` starts them. Each is restarted when it ends, and all share one login.
+`replays-ingest local up --all` starts them. Each process is restarted when it ends. All share one login.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WEB_PORT = 8077
 MIGRATE_SECONDS_MAX = 60.0
 READY_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 15.0
-STARTS_MAX = 3  # maximum starts; a program that ends more often during start-up has failed
+STARTS_MAX = 3  # a program that exits this often during startup has failed
 
 
 def login_of(directory: Path) -> str:
@@ -49,7 +49,8 @@ def login_of(directory: Path) -> str:
 
 
 class Programs:
-    """The programs, started once after the servers. `ports`: preferred ports by name, updated with actual ones.
+    """The programs, started once after the servers. `ports`: preferred ports by name, updated with the actual
+    ports.
 
     `ending` returns true while the stack is being stopped, which aborts a start.
     """
@@ -93,7 +94,8 @@ class Programs:
             raise LocalError(f"migrate failed\n{migration.log_tail()}")
         self._progress("migrate    done")
         web, flower, reader = (
-            self._port(name, wish) for name, wish in (("web", WEB_PORT), ("flower", FLOWER_PORT), ("reader", 0))
+            self._port(name, default)
+            for name, default in (("web", WEB_PORT), ("flower", FLOWER_PORT), ("reader", 0))
         )
         self._keep("worker", [*celery(), "worker", "--loglevel=INFO"], env)
         self._keep("reader", replays_ingest(), {**env, "REPLAYS_HTTP_PORT": str(reader)})
@@ -109,7 +111,7 @@ class Programs:
         self._urls = {**urls, "operator": f"{urls['web']}/operate"}
 
     def stop(self) -> None:
-        """Stops all in parallel; a program that exceeds the deadline is killed."""
+        """Stops all programs in parallel. A program that exceeds the deadline is killed."""
         for child in self._children.values():
             self._stack.children.release(child)
             child.signal(signal.SIGTERM)
@@ -131,13 +133,13 @@ class Programs:
 
         wait_until(decided, READY_SECONDS_MAX, f"{name} to answer")
         if self._ending():
-            raise LocalError("the stack was stopped while it came up")
+            raise LocalError("the stack was stopped while it was starting")
         if child.starts > STARTS_MAX:
             raise LocalError(f"{name} keeps ending\n{child.log_tail()}")
         self._progress(f"{name:<10} {url}")
 
-    def _port(self, name: str, wish: int) -> int:
-        wanted = self._ports.get(name, wish)
+    def _port(self, name: str, default: int) -> int:
+        wanted = self._ports.get(name, default)
         self._ports[name] = wanted if wanted and _is_free(wanted) else free_port()
         return self._ports[name]
 

@@ -1,8 +1,8 @@
-"""The embedded stack: broker, Redis, Cloud Storage, ClickHouse, BigQuery and DogStatsD, as one unit.
+"""The embedded stack: broker, Redis, Cloud Storage, ClickHouse, BigQuery and DogStatsD.
 
 `Stack` starts them inside a `with` block; `background.py` keeps one running. Any component can be a real server
 instead: `REPLAYS_LOCAL_KAFKA=host:9092` (or `_REDIS`, `_GCS`, `_CLICKHOUSE`, `_BIGQUERY`, `_STATSD`) makes the
-stack use that one and start none.
+stack use that server instead of starting one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KafkaKind = Literal["tansu", "apache"]
 RedisKind = Literal["single", "sentinel"]
 EXTERNAL_PREFIX = "REPLAYS_LOCAL_"
 
-# Tansu's group joins take half the session time-out; the drain deadline must be shorter than the session.
+# Joining a group takes half the session timeout in Tansu. The drain deadline must be shorter than the session.
 TANSU_SETTINGS = {"REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": "6", "REPLAYS_DRAIN_DEADLINE_SECONDS": "4"}
 
 Progress = Callable[[str], None]
@@ -43,7 +43,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One running component: its address and its process (0 and no log for an external server)."""
+    """One running component: its address and its process. An external server has the pid 0 and no log."""
 
     name: str
     address: str
@@ -52,12 +52,12 @@ class Part:
 
 
 class Stack:
-    """Starts components in parallel, and stops them on exit, also after an error.
+    """Starts components in parallel and stops them on exit, even after an error.
 
-    `directory` None: a temporary one, removed at the end. `kafka`: "tansu" or "apache" (needs Java and mvn).
-    `redis`: "single", or "sentinel" for a primary, a replica and three Sentinels. `progress` is called with one
-    line per component. `ports`: preferred ports by component; otherwise free ones are used. Servers are in
-    `servers` by component, for kill() and restart().
+    If `directory` is None, a temporary one is used and removed at the end. `kafka`: "tansu" or "apache" (needs
+    Java and mvn). `redis`: "single", or "sentinel" for a primary, a replica and three Sentinels. `progress` is
+    called with one line per component. `ports`: preferred ports by component; others get free ports. `servers` has
+    the servers by component, for kill() and restart().
     """
 
     def __init__(
@@ -99,19 +99,19 @@ class Stack:
         chosen = list(parts)
         unknown = set(chosen) - set(PARTS)
         if unknown:
-            raise LocalError(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+            raise LocalError(f"unknown component: {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
         for name in chosen:
             address = self._environ.get(f"{EXTERNAL_PREFIX}{name.upper()}", "")
             if address:
                 self.external[name] = address
-                self._progress(f"{name:<10} {address} (not ours)")
+                self._progress(f"{name:<10} {address} (external)")
             elif name not in self.servers:
                 self.servers[name] = self._make(name)
-                # The port is not passed to the constructor: if it has been taken meanwhile, another one is used.
+                # The port is not passed to the constructor, so that another one is used if it has been taken.
                 self.servers[name].port = self._ports.get(name, 0)
-        ours = [name for name in chosen if name in self.servers]
+        started = [name for name in chosen if name in self.servers]
         with ThreadPoolExecutor(max_workers=len(PARTS)) as pool:
-            futures = [pool.submit(self._start_one, name) for name in ours]
+            futures = [pool.submit(self._start_one, name) for name in started]
         for future in futures:
             future.result()
         return self
@@ -125,16 +125,17 @@ class Stack:
     @property
     def parts(self) -> dict[str, Part]:
         """The running components."""
-        ours = {
+        embedded = {
             name: Part(name, server.address, server.child.pid, str(server.child.log_path))
             for name, server in self.servers.items()
         }
-        return ours | {name: Part(name, address, 0, "") for name, address in self.external.items()}
+        return embedded | {name: Part(name, address, 0, "") for name, address in self.external.items()}
 
     @property
     def addresses(self) -> dict[str, str]:
-        """Address by component, in the form that each client library accepts; `statsd_query` is an HTTP
-        endpoint."""
+        """Addresses by component, in the form that the client library accepts. `statsd_query` is an HTTP
+        endpoint.
+        """
         found = {name: part.address for name, part in self.parts.items()}
         statsd = self.servers.get("statsd")
         if isinstance(statsd, Statsd):
@@ -175,7 +176,9 @@ class Stack:
 
 
 def settings_of(part: str, address: str) -> dict[str, str]:
-    """The REPLAYS_* variables of one component. The address `cloud` is Google itself: no endpoint is set."""
+    """The REPLAYS_* variables of one component. The address `cloud` means Google's own service, without an
+    endpoint.
+    """
     endpoint = "" if address == "cloud" else address
     match part:
         case "kafka":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.local.fleet import Fleet, said
+from ingest.local.fleet import Fleet, log_lines_of
 from ingest.local.servers.processes import wait_until
 from ingest.local.stack import Stack
 from tasks.kafka.cluster import Cluster
@@ -47,16 +47,20 @@ def test_a_partition_orphaned_by_a_static_member_is_detected_and_read(stack: Sta
         load = Load(fleet, tmp_path, 150, rate=50).start()
         wait_until(lambda: staged_batches(fleet) != set(), UP_SECONDS_MAX, "batches in flight, to drain")
         second = up(fleet.reader("reader-2", REPLAYS_KAFKA_INSTANCE_ID="two"))
-        wait_until(lambda: said(first, "partitions_revoked") != [], UP_SECONDS_MAX, "the first reader to drain")
+        wait_until(
+            lambda: log_lines_of(first, "partitions_revoked") != [], UP_SECONDS_MAX, "the first reader to drain"
+        )
         fleet.kill(first)
         up(first)
         both = (first, second)
         wait_until(
-            lambda: any(said(r, "partitions_without_owner") for r in both), UP_SECONDS_MAX, "a reader to see"
+            lambda: any(log_lines_of(r, "partitions_without_owner") for r in both),
+            UP_SECONDS_MAX,
+            "a reader to see",
         )
 
         wait_until(lambda: owners(fleet) == list(range(SOURCE_PARTITIONS)), UP_SECONDS_MAX, "an owner for each")
-        assert any(said(reader, "rejoining_group") for reader in both)
+        assert any(log_lines_of(reader, "rejoining_group") for reader in both)
         fleet.worker("worker-1")
         load.settle()
         report = load.account()
@@ -93,7 +97,7 @@ def test_under_the_consumer_protocol_a_killed_reader_is_replaced(
         wait_until(lambda: owned(readers[0]) != set(), UP_SECONDS_MAX, "the successor to own partitions")
 
         assert fleet.own_ends() == {}
-        assert len(said(readers[0], "instance_id_in_use")) <= 1
+        assert len(log_lines_of(readers[0], "instance_id_in_use")) <= 1
         assert [fleet.stop(reader) for reader in readers] == [0, 0]
         report = load.account()
         assert report.ok, report.failures()

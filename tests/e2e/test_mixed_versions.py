@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.local.fleet import Fleet, isolated, said
+from ingest.local.fleet import Fleet, isolated, log_lines_of
 from ingest.local.launch import HERE
 from ingest.local.servers.java_kafka import JavaKafka
 from ingest.local.servers.statsd import Statsd
@@ -96,7 +96,7 @@ def test_a_release_that_loses_rows_fails_the_run(mixed: Mixed, tmp_path: Path) -
 
 def refused_by(fleet: MixedFleet, reader: str) -> int:
     """Batches of this reader that workers refused because of their version."""
-    return sum(REFUSED in line["error"] for line in said(fleet.readers[reader], "batch_parked"))
+    return sum(REFUSED in line["error"] for line in log_lines_of(fleet.readers[reader], "batch_parked"))
 
 
 def written_with_the_new_column(fleet: Fleet) -> int:

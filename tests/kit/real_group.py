@@ -19,7 +19,7 @@ from ingest.local.compare.metrics import read_metrics
 from ingest.local.compare.offsets import Committed
 from ingest.local.compare.reconcile import reconcile
 from ingest.local.compare.report import Report
-from ingest.local.fleet import Fleet, is_up, isolated, said
+from ingest.local.fleet import Fleet, is_up, isolated, log_lines_of
 from ingest.local.launch import temporary_files_in_memory
 from ingest.local.load.expectation import SIZES, Expectation
 from ingest.local.load.produce import PROFILES, Produced, produce
@@ -174,7 +174,7 @@ def owned(child: Child) -> set[int]:
 
 def said_in_order(child: Child) -> list[dict[str, Any]]:
     events = ("reader_started", "partitions_assigned", "partitions_revoked", "partitions_lost")
-    lines = [line for event in events for line in said(child, event)]
+    lines = [line for event in events for line in log_lines_of(child, event)]
     return sorted(lines, key=lambda line: line["timestamp"])
 
 

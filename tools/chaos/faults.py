@@ -19,7 +19,7 @@ from typing import cast
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
 
-from ingest.local.fleet import SESSION_SECONDS, Fleet, is_up, pool_processes, said
+from ingest.local.fleet import SESSION_SECONDS, Fleet, is_up, log_lines_of, pool_processes
 from ingest.local.servers.fault_proxy import (
     Errors,
     Fault,
@@ -159,13 +159,13 @@ class ProcessFaults:
     def kill_reader_amid_rebalance(self, rng: random.Random) -> str:
         """A new reader makes the others revoke partitions; the first to do so is killed in its callback."""
         readers = [self._fleet.children[name] for name in READERS]
-        before = {child.name: len(said(child, "partitions_revoked")) for child in readers}
+        before = {child.name: len(log_lines_of(child, "partitions_revoked")) for child in readers}
         guest = self._fleet.reader(GUEST, keep=False, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
         killed = ""
         ends_at = time.monotonic() + REVOKED_SECONDS_MAX
         while not killed and time.monotonic() < ends_at and not self._calm.wait(0.02):
             for child in readers:
-                if not killed and len(said(child, "partitions_revoked")) > before[child.name]:
+                if not killed and len(log_lines_of(child, "partitions_revoked")) > before[child.name]:
                     self._fleet.kill(child)
                     killed = child.name
         self._calm.wait(rng.uniform(1, 4))

@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ingest.local.fleet import Fleet, told
+from ingest.local.fleet import Fleet, log_lines
 from ingest.local.load.produce import LoadError
 from ingest.local.servers.fault_proxy import FaultProxy, Pass
 from ingest.local.servers.processes import HOST, LocalError, free_port
@@ -162,7 +162,7 @@ class Game:
         self._over.set()
         self._asking.join()
         for name in READERS:
-            LoggedOperations.of(name, told(self.fleet.children[name])).add_to(self.history)
+            LoggedOperations.of(name, log_lines(self.fleet.children[name])).add_to(self.history)
         self.say(f"judged a history of {self.history.counts()}")
         return judge(self.history)
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from redis.exceptions import RedisError
 
-from ingest.local.fleet import Fleet, is_up, said
+from ingest.local.fleet import Fleet, is_up, log_lines_of
 from ingest.local.servers.processes import Child, LocalError
 from ingest.operate import status
 from tasks.migrate.kafka import SOURCE_PARTITIONS
@@ -92,9 +92,9 @@ class MixedFleet:
         self._running[name] = which
         if name.startswith("worker"):
             known = self.fleet.children.get(name)
-            before = len(said(known, "worker_ready")) if known else 0
+            before = len(log_lines_of(known, "worker_ready")) if known else 0
             worker = self.fleet.worker(name)
-            return lambda: self._wait(lambda: len(said(worker, "worker_ready")) > before, worker)
+            return lambda: self._wait(lambda: len(log_lines_of(worker, "worker_ready")) > before, worker)
         reader = self.fleet.reader(name, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
         return lambda: self._wait(lambda: is_up(reader), reader)
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from ingest.local.compare.reconcile import reconcile
-from ingest.local.fleet import Fleet, said, told
+from ingest.local.fleet import Fleet, log_lines, log_lines_of
 from ingest.local.load.expectation import Expectation
 from ingest.local.load.produce import PROFILES, LoadError, Produced, produce
 from ingest.local.servers.processes import LocalError
@@ -142,7 +142,7 @@ class Run:
         """Waits until a worker has refused a batch. Raises LocalError."""
         ends_at = time.monotonic() + REFUSED_SECONDS_MAX
         while not self._ending.is_set():
-            lines = [line for child in self.mixed.readers.values() for line in said(child, "batch_parked")]
+            lines = [line for child in self.mixed.readers.values() for line in log_lines_of(child, "batch_parked")]
             if any(one.refused and one.at >= since for one in account.parked(lines, ())):
                 return
             if time.monotonic() > ends_at:
@@ -182,7 +182,7 @@ class Run:
         result = self.result
         lines = []
         for name, child in self.mixed.readers.items():
-            logged = list(told(child))
+            logged = list(log_lines(child))
             LoggedOperations.of(name, logged).add_to(self._history)
             lines += logged
         result.history, result.violations = self._history.counts(), judge(self._history)

@@ -1,4 +1,4 @@
-"""Compares expected with actual contents, as pure functions: counts, and examples of differences."""
+"""Pure functions that compare expected with actual contents, and return counts and examples of differences."""
 
 from __future__ import annotations
 
@@ -55,8 +55,9 @@ def compare_facts(expected: Mapping[str, int], found: Mapping[str, int], *, extr
 
 
 def compare_metrics(expected: Mapping[str, Total], found: Mapping[str, Total], *, exactly: bool) -> Check:
-    """Compares totals by name. A metric may be sent again after a crash: without `exactly`, higher totals are
-    allowed."""
+    """Compares totals by name. Without `exactly`, higher totals are allowed, because a crash may repeat
+    metrics.
+    """
     problems: list[str] = []
     missing = extra = wrong = 0
     for name, total in sorted(expected.items()):
@@ -74,7 +75,7 @@ def compare_metrics(expected: Mapping[str, Total], found: Mapping[str, Total], *
 
 
 def _shown(total: Total) -> str:
-    """The total as text; its sum may be unknown."""
+    """The total as text, even if its sum is unknown."""
     return f"{total.count} values" if total.sum is None else f"{total.count} values (sum {total.sum:g})"
 
 

@@ -1,4 +1,4 @@
-"""Rows of BigQuery's analytics table, counted by event type."""
+"""Counts the rows of BigQuery's analytics table by event type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Totals of the metrics that the DogStatsD listener received."""
+"""Reads the totals of metrics from the DogStatsD listener."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ingest.local.servers.statsd import query_metrics
 
 
 def read_metrics(statsd_url: str) -> dict[str, Total]:
-    """Totals that the DogStatsD listener received, over all tags."""
+    """The totals received by the DogStatsD listener, over all tags."""
     totals: dict[str, Total] = {}
     for series in query_metrics(statsd_url, ""):
         old = totals.get(series["name"], Total(0, 0.0))

@@ -1,4 +1,4 @@
-"""Downloads and hashes every object of the bucket; in the `packed` layout, every recording within them."""
+"""Downloads and hashes every object of the bucket or, in the `packed` layout, every recording in its objects."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def read_objects(settings: Settings, expected: Mapping[str, Object]) -> dict[str
 
 
 def _read_packed(storage: _Storage, settings: Settings, packed: list[str]) -> dict[str, bytes]:
-    """The recordings that the index finds in these objects, under their names in the `segment` layout.
+    """The recordings that the index lists in these objects, by their name in the `segment` layout.
 
-    An object that no index row refers to is not in use: redelivery under another release created it.
+    An object without an index row is not used; it was created by redelivery under another release.
     """
     with contextlib.closing(clickhouse_client(settings)) as server:
         rows = server.query("SELECT name, object, start_bytes, length_bytes FROM replay_objects FINAL").result_rows
@@ -63,7 +63,7 @@ def _read_packed(storage: _Storage, settings: Settings, packed: list[str]) -> di
 
 
 class _Storage:
-    """Reads a bucket over the JSON API, with one persistent connection per thread."""
+    """Reads a bucket with the JSON API over one persistent connection per thread."""
 
     def __init__(self, settings: Settings) -> None:
         self._base = urlsplit(settings.gcs_endpoint or "https://storage.googleapis.com")

@@ -1,4 +1,4 @@
-"""The committed offsets of the readers' group."""
+"""Reads the committed offsets of the readers' group."""
 
 from __future__ import annotations
 
@@ -38,20 +38,22 @@ class Committed:
 
     def records_of(self, sources: Iterable[tuple[str, int]]) -> dict[tuple[str, int], tuple[int | None, str]]:
         """(committed offset or None, its metadata) by (topic, partition). Raises ReconcileError."""
-        asked = [KafkaPartition(topic, partition) for topic, partition in sources]
+        partitions = [KafkaPartition(topic, partition) for topic, partition in sources]
         ends_at = time.monotonic() + CALL_SECONDS_MAX
         while True:
             try:
-                answer = self._consumer.committed(asked, timeout=max(0.1, ends_at - time.monotonic()))
+                answer = self._consumer.committed(partitions, timeout=max(0.1, ends_at - time.monotonic()))
                 break
             except KafkaException as error:
-                # A broker that has just started has not loaded its groups yet.
+                # A broker that has just started may not have loaded its groups yet.
                 if error.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > ends_at:
                     raise ReconcileError(f"committed offsets: {error}") from error
                 time.sleep(0.1)
         return {
-            (one.topic, one.partition): (one.offset, one.metadata or "") if one.offset >= 0 else (None, "")
-            for one in answer
+            (entry.topic, entry.partition): (entry.offset, entry.metadata or "")
+            if entry.offset >= 0
+            else (None, "")
+            for entry in answer
         }
 
     def close(self) -> None:

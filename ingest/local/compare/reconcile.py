@@ -1,4 +1,4 @@
-"""Compares every enabled sink, and Kafka, with the expectation of a load."""
+"""Compares every enabled sink and Kafka with the expectation of a load."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def reconcile(
     extra_matters: bool = True,
     progress: Callable[[str], None] = lambda name: None,
 ) -> Report:
-    """Checks every enabled sink, and Kafka. Raises ReconcileError when a server cannot be read.
+    """Checks every enabled sink and Kafka. Raises ReconcileError if a server cannot be read.
 
-    `extra_matters=False`: the sinks hold more than this load on purpose. `metrics_exactly`: metrics must not be
-    repeated, because the run had no crash. Without `statsd_url` metrics are not checked: an agent cannot be
+    `extra_matters`: whether data of other loads is an error. `metrics_exactly`: whether repeated metrics are an
+    error, because the run had no crash. Without `statsd_url`, metrics are not checked, because an agent cannot be
     queried.
     """
     began = time.monotonic()
@@ -99,5 +99,5 @@ def _row_checks(expected: Expectation, rows: Rows, extra_matters: bool) -> list[
             extra_matters=extra_matters,
             note="one per replay",
         ),
-        compare_maps("ClickHouse doubles", {}, rows.doubled, note="identities that FINAL shows twice"),
+        compare_maps("ClickHouse doubles", {}, rows.doubled, note="identities that FINAL returns twice"),
     ]

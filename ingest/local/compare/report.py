@@ -1,4 +1,4 @@
-"""The result of a comparison: one check per kind of data, and the table that shows them."""
+"""The result of a comparison, with one check per kind of data, and its table."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rich.table import Table
 
 
 class ReconcileError(RuntimeError):
-    """A server could not be read. The message names it and quotes its response."""
+    """A server could not be read. The text names it and quotes its response."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the reconciliation. `wrong`: present, but different. `note` explains what is counted."""
+    """One line of the report. `wrong`: present but different. `note` explains what is counted."""
 
     name: str
     expected: int
@@ -33,18 +33,18 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All checks, in the order in which data flows."""
+    """All checks, in the order of the data flow."""
 
     checks: tuple[Check, ...]
     seconds: float = 0.0
 
     @property
     def ok(self) -> bool:
-        """Every check passes, and there is at least one."""
+        """True if there is at least one check and all pass."""
         return bool(self.checks) and all(check.ok for check in self.checks)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report as JSON values."""
         checks = [{**asdict(check), "ok": check.ok} for check in self.checks]
         return {"ok": self.ok, "seconds": round(self.seconds, 2), "checks": checks}
 
@@ -66,7 +66,7 @@ def report_table(report: Report) -> Table:
             table.add_column("what")
         table.add_column(heading, justify="right")
     table.add_column("")
-    table.add_column("how it is compared")
+    table.add_column("comparison")
     for check in report.checks:
         numbers = (check.expected, check.found, check.missing, check.extra, check.wrong)
         table.add_row(

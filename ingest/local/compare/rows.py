@@ -1,4 +1,4 @@
-"""Reads every row that ClickHouse holds, deduplicated with FINAL."""
+"""Reads every row in ClickHouse, deduplicated with FINAL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.sinks.clickhouse.sink import client
 
 @dataclass(slots=True)
 class Rows:
-    """The rows that ClickHouse holds, deduplicated with FINAL."""
+    """All rows in ClickHouse, deduplicated with FINAL."""
 
     clicks: dict[Named, Flags] = field(default_factory=dict)
     taps: set[Named] = field(default_factory=set)
@@ -20,7 +20,7 @@ class Rows:
     segments: set[tuple[int, str, int]] = field(default_factory=set)
     outcomes: dict[Named, str] = field(default_factory=dict)
     doubled: dict[str, int] = field(default_factory=dict)
-    """Identities that FINAL shows more than once, by table: must be empty."""
+    """Identities that FINAL returns more than once, by table; must be empty."""
 
 
 def read_rows(settings: Settings) -> Rows:

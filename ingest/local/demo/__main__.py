@@ -1,4 +1,4 @@
-"""python -m ingest.local.demo; `replays-ingest demo` has the same options."""
+"""Runs `python -m ingest.local.demo`, which has the same options as `replays-ingest demo`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep everything running until Ctrl-C")
     parser.add_argument("--directory", type=Path, help="keep data, logs and manifest in this directory")
     parser.add_argument("--profile", choices=sorted(PROFILES), default="demo")
-    parser.add_argument("--kill", choices=VICTIMS, help="kill this process mid-run (SIGKILL)")
+    parser.add_argument("--kill", choices=VICTIMS, help="kill this process with SIGKILL mid-run")
     parser.add_argument("--kafka", choices=("tansu", "apache"), default="tansu")
     parser.add_argument("--layout", choices=("segment", "packed"), default="segment", help="layout of the objects")
     parser.add_argument("--json", action="store_true", dest="as_json")

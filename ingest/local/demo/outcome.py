@@ -38,7 +38,7 @@ class Outcome:
 
     @property
     def mb_per_second(self) -> float:
-        """Throughput in message values, over the same time."""
+        """Throughput in megabytes of message values, over the same time."""
         seconds = self.seconds.get("ingest", 0.0)
         return self.load.size_bytes / 1e6 / seconds if self.load and seconds else 0.0
 
@@ -86,14 +86,12 @@ def show(screen: Screen, outcome: Outcome, *, as_json: bool) -> None:
     if outcome.error:
         screen.line(f"error: {outcome.error}")
     screen.line(
-        "every message is accounted for in every sink"
-        if outcome.ok
-        else "FAILED: some checks do not hold, see above"
+        "every message is accounted for in every sink" if outcome.ok else "FAILED: some checks failed, see above"
     )
 
 
 def _sample_table(rows: list[tuple[Any, ...]]) -> Table:
-    table = Table(title=f"{SAMPLE_TITLE}, asked of ClickHouse", title_justify="left")
+    table = Table(title=f"{SAMPLE_TITLE}, from ClickHouse", title_justify="left")
     for heading in ("page", "rage clicks", "dead clicks", "replays"):
         table.add_column(heading, justify="left" if heading == "page" else "right")
     for row in rows:

@@ -1,11 +1,10 @@
-"""Runs the whole system on this machine, with a load, and reconciles the sinks.
+"""Runs the whole system on this machine, produces a load, and reconciles the sinks.
 
 `run` starts the embedded stack, migrates it, starts a flush worker, Flower and the reader as separate processes,
 produces a load, waits until every offset is committed, stops the reader, and reconciles every sink with the load's
-manifest. It returns 0 only if every step succeeds. `kill` kills a component mid-run, with SIGKILL.
+manifest. It returns 0 only if every step succeeds. `kill` names a component that is killed with SIGKILL mid-run.
 
-No process outlives this one: a warden kills all children when it ends (`ingest/local/servers/processes.py`),
-also when it is killed.
+When this process ends, even by SIGKILL, a warden kills all its children (`ingest/local/servers/processes.py`).
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ GROUP BY replay_id, project_id ORDER BY count() DESC, replay_id LIMIT 1
 
 
 class DemoError(RuntimeError):
-    """The demo cannot continue. The message says why, and ends with the tail of a log if that helps."""
+    """The demo cannot continue. The text states why and may end with the tail of a log."""
 
 
 def run(
@@ -161,9 +160,9 @@ class _Demo:
         lines.append(
             f"  {'password':<14} Flower's and the operator's page: user {FLOWER_USER}, password {self.password}"
         )
-        lines += ["", "For another terminal:"]
+        lines += ["", "In another terminal:"]
         lines += [f"  export {name}={value}" for name, value in sorted(self.env.items())]
-        lines += ["", f"Logs are in {self.stack.directory / 'logs'}.", "Stop all of it with Ctrl-C."]
+        lines += ["", f"Logs are in {self.stack.directory / 'logs'}.", "Press Ctrl-C to stop everything."]
         for line in lines:
             self.screen.line(line)
         with suppress(KeyboardInterrupt):
@@ -191,7 +190,7 @@ class _Demo:
 
     def _start(self) -> None:
         self.stack.start(PARTS)
-        scratch = self.stack.directory / "tmp"  # removed with the stack, including files of killed processes
+        scratch = self.stack.directory / "tmp"  # removed with the stack, including the files of killed processes
         scratch.mkdir(exist_ok=True)
         http_port = str(free_port())
         self.env = {**QUICK, "REPLAYS_HTTP_PORT": http_port, **self.stack.settings(), **self.extra}
@@ -235,14 +234,16 @@ class _Demo:
                 if done != before:
                     before, moved_at = done, time.monotonic()
                 if time.monotonic() - moved_at > STALL_SECONDS_MAX:
-                    stalled = f"{done} of {total} offsets are committed, and none in {STALL_SECONDS_MAX:g} s"
+                    stalled = (
+                        f"{done} of {total} offsets are committed, but no further one in {STALL_SECONDS_MAX:g} s"
+                    )
                     raise DemoError(f"{stalled}\n{self._logs()}")
                 time.sleep(POLL_SECONDS)
         finally:
             committed.close()
 
     def _kill(self, victim: Victim) -> None:
-        """Sends SIGKILL. Supervised processes restart; Redis restarts empty."""
+        """Sends SIGKILL. Supervised processes are restarted; Redis restarts empty."""
         if victim == "redis":
             server = self.stack.servers["redis"]
             assert isinstance(server, Redis)
@@ -251,13 +252,13 @@ class _Demo:
             child = self.worker if victim == "worker" else self.reader
             assert child is not None
             child.kill()
-        self.screen.line(f"killed     {victim} with SIGKILL; it starts again")
+        self.screen.line(f"killed     {victim} with SIGKILL; it restarts")
 
     def _check_reader(self) -> None:
         """Fails immediately if the reader halted or repeatedly exits."""
         assert self.reader is not None
         if self.reader.starts > 5:
-            raise DemoError(f"the reader keeps ending\n{self.reader.log_tail()}")
+            raise DemoError(f"the reader exits repeatedly\n{self.reader.log_tail()}")
 
     def _logs(self) -> str:
         return "\n".join(child.log_tail() for child in (self.reader, self.worker) if child is not None)
@@ -305,7 +306,7 @@ class _Demo:
 
 @contextmanager
 def _ending_on_sigterm() -> Iterator[None]:
-    """Makes SIGTERM end the demo like Ctrl-C: children first. Only where signals can be handled."""
+    """Makes SIGTERM end the demo like Ctrl-C, children first. Works only in the main thread."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

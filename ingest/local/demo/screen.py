@@ -32,7 +32,7 @@ class Screen:
 
     @contextmanager
     def bars(self) -> Iterator[None]:
-        """Shows bars, if this is a terminal."""
+        """Shows progress bars on a terminal."""
         if not self.console.is_terminal:
             yield
             return

@@ -1,1 +1,1 @@
-"""The load generator: realistic browser recordings, deliberate flaws, and the expected contents of sinks."""
+"""The load generator: realistic recordings with deliberate flaws, and the expected contents of the sinks."""

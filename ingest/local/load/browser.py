@@ -1,4 +1,4 @@
-"""A visit in a browser: pages that load and change, requests, clicks, and rare events."""
+"""Simulates a visit in a browser: pages that load and change, requests, clicks, and rare events."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OPTIONS = {
     "networkResponseHasHeaders": True,
 }
 
-# Malformed shapes that an old SDK or a broken page sends: each may lose its own event, nothing else.
+# Malformed events, as sent by an old SDK or a broken page. Each may invalidate only itself.
 ODD_EVENTS: tuple[Any, ...] = (
     {"type": 5},
     {"type": 5, "data": None},
@@ -48,7 +48,7 @@ ODD_EVENTS: tuple[Any, ...] = (
 
 
 class Browser:
-    """One visitor's browser. `browse` fills one segment; `urls` are the pages that it opened in it."""
+    """One visitor's browser. `browse` fills one segment; `urls` are the pages opened in this segment."""
 
     def __init__(
         self, rng: random.Random, site: tuple[Page, ...], mix: Mix, clicks: Clicks, clicks_max: int
@@ -119,7 +119,7 @@ class Browser:
         self._tick(segment)
 
     def _next_panel(self, segment: Segment, ms: int) -> None:
-        # Renderings apply in the order in which they are added, so their times must increase too.
+        # Renderings apply in the order in which they are added, so their times must increase.
         last = max((at for at, pieces, _ in segment.events if len(pieces) == 3), default=0)
         segment.put_part(max(ms, last + 1), 3, self.page.panels[self.panel], "mutation")
         self.panel = (self.panel + 1) % len(self.page.panels)
@@ -146,7 +146,8 @@ class Browser:
             if target.id == self.page.input_id:
                 typed = {"source": 5, "text": "tent", "isChecked": False, "id": target.id}
                 segment.put(at + 4300, {"type": 3, "data": typed, "timestamp": at + 4300}, "input")
-        # At most one per segment: two reports about one node in one second would share an identity.
+        # At most one per segment, because two reports about the same node in the same second would share an
+        # identity.
         chance = rng.random()
         if chance < mix.dead_click:
             self.clicks.slow_click(segment, self.page, "dead")
@@ -174,27 +175,27 @@ class Browser:
         rng = self.rng
         for _ in range(calls):
             op = "resource.fetch" if rng.random() < 0.8 else "resource.xhr"
-            sent, got = rng.randrange(1, 4000), rng.randrange(1, 90_000)
+            sent, received = rng.randrange(1, 4000), rng.randrange(1, 90_000)
             data: Event = {
                 "method": rng.choice(("GET", "POST")),
                 "statusCode": rng.choice((200, 200, 204, 404, 500)),
             }
             shape = rng.randrange(6)
             if shape == 0:  # SDK 7.44 and 7.45
-                data |= {"requestBodySize": sent, "responseBodySize": got}
+                data |= {"requestBodySize": sent, "responseBodySize": received}
             elif shape == 1:  # if both are present, the older keys take precedence
-                data |= {"requestBodySize": sent, "request": {"size": 1}, "response": {"size": got}}
+                data |= {"requestBodySize": sent, "request": {"size": 1}, "response": {"size": received}}
             elif shape == 2:
-                data |= {"response": {"size": got, "headers": {}}}
+                data |= {"response": {"size": received, "headers": {}}}
                 sent = 0
             elif shape == 3:
                 data |= {"request": {"size": str(sent)}, "response": {"size": "unknown"}}
-                got = 0
+                received = 0
             else:
-                data |= {"request": {"size": sent}, "response": {"size": got}}
+                data |= {"request": {"size": sent}, "response": {"size": received}}
             url = f"{ORIGIN}/api/{rng.choice(('orders', 'stock', 'search', 'basket'))}?page={rng.randrange(40)}"
             segment.span(segment.start_ms + rng.randrange(SEGMENT_MS), op, url, rng.randint(8, 1800), data)
-            for name, size in (("request_size", sent), ("response_size", got)):
+            for name, size in (("request_size", sent), ("response_size", received)):
                 if size:
                     segment.seen[name] += 1
                     segment.sums[name] += size

@@ -1,4 +1,6 @@
-"""Clicks as rrweb and the SDK report them, and the slow ones that the SDK reports segments later."""
+"""Generates clicks as rrweb and the SDK report them, including slow clicks, which the SDK reports segments
+later.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ class Clicks:
         self._pending: list[Pending] = []
 
     def click(self, segment: Segment, ms: int, target: Target) -> Click:
-        """A click as rrweb and the SDK report it: the mouse moves there, then down, up, click."""
+        """A click as rrweb and the SDK report it: mouse movement to the target, then down, up, click."""
         steps = [
             {"x": target.x - 8 * left, "y": target.y + 5 * left, "id": target.id, "timeOffset": -40 * left}
             for left in (6, 4, 2, 1, 0)
@@ -46,15 +48,15 @@ class Clicks:
             data = {"source": 2, "type": kind, "id": target.id, "x": target.x, "y": target.y}
             segment.put(ms + number - 2, {"type": 3, "data": data, "timestamp": ms + number - 2}, "mouse_button")
         click = Click(event_hash(self._replay_id, ms // 1000, target.id), target.id, 0, 0)
-        told: Event = {"nodeId": target.id, "node": node(target)}
-        segment.breadcrumb(ms, "ui.click", {"message": target.selector, "data": told}, note=Note(click))
+        clicked: Event = {"nodeId": target.id, "node": node(target)}
+        segment.breadcrumb(ms, "ui.click", {"message": target.selector, "data": clicked}, note=Note(click))
         return click
 
     def slow_click(self, segment: Segment, page: Page, kind: str) -> None:
         """A click without any effect; the SDK reports it in a later segment."""
         rng = self._rng
         names = DEAD_CLICK_TAGS if kind != "slow" else DEAD_CLICK_TAGS | {"div"}
-        target = rng.choice([one for one in page.targets if one.tag in names])
+        target = rng.choice([candidate for candidate in page.targets if candidate.tag in names])
         at = segment.start_ms + 3000 + rng.randrange(800)
         count = rng.randint(RAGE_CLICKS_MIN, 9) if kind == "rage" else rng.randint(1, RAGE_CLICKS_MIN - 1)
         click = self.click(segment, at, target)
@@ -103,7 +105,7 @@ class Clicks:
     def report(self, segment: Segment) -> None:
         """Adds the slow clicks that are due."""
         end = segment.start_ms + SEGMENT_MS
-        for report in [one for one in self._pending if one.due_ms < end]:
+        for report in [pending for pending in self._pending if pending.due_ms < end]:
             self._pending.remove(report)
             segment.put(
                 report.due_ms,

@@ -1,9 +1,9 @@
-"""Joins precompressed parts into one zlib stream, so that a large body costs only its new bytes.
+"""Joins precompressed parts into one zlib stream, so that only the new bytes of a large body are compressed.
 
-A `Part` is compressed once, on its own, and ends on a byte boundary with no reference to what comes before it
-(a full flush). Any sequence of such parts and of fresh bytes is then a valid zlib stream (RFC 1950) once it
-has a header, a last block and the checksum of the whole, which is computed from the checksums of the parts. It is
-a few per cent larger than the whole compressed at once.
+A `Part` is compressed once, independently of other parts, and ends on a byte boundary (a full flush). A header,
+any sequence of such parts and of fresh bytes, a last block, and the checksum of the whole then form a valid zlib
+stream (RFC 1950). The checksum is computed from those of the parts. The stream is a few per cent larger than if
+compressed as a whole.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ADLER_BASE = 65521
 
 
 class Part:
-    """Bytes that many bodies share: raw, and as part of a deflate stream."""
+    """Bytes shared by many bodies, raw and as part of a deflate stream."""
 
     __slots__ = ("adler", "deflated", "raw")
 

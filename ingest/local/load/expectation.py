@@ -1,11 +1,11 @@
-"""Expected contents of every sink after a load, computed from a manifest.
+"""The expected contents of every sink after a load.
 
-`Expectation.of_manifest` derives it from the manifest of the generator. Without a manifest, `add_outcome`
-builds it from messages that are read and parsed again; the comparison (`ingest/local/compare/`) is the same.
+`Expectation.of_manifest` computes them from the generator's manifest. Without a manifest, `add_outcome` computes
+them from messages that are read and parsed again. The comparison (`ingest/local/compare/`) is the same.
 
-Rules for duplicates, which make these totals differ from plain sums over messages:
+Because of duplicates, these totals differ from plain sums over messages:
 - an object, a row and an outcome have an identity, so duplicate messages count once;
-- a click and the later report that it was dead share an identity, and the one with more flags wins;
+- a click and the later report that it was dead share an identity, and the row with more flags wins;
 - metrics are events, so duplicates count twice.
 """
 
@@ -27,7 +27,7 @@ from ingest.settings import Settings
 
 
 class Object(NamedTuple):
-    """One object: SHA-256 of its bytes (`exact`), or of its inflated bytes."""
+    """One object. The SHA-256 is of its bytes (`exact`) or of its inflated bytes."""
 
     sha256: str
     exact: bool
@@ -49,19 +49,21 @@ class Flags(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """How often a metric was sent, and the sum of its values (None: not known in advance)."""
+    """Number of times a metric was sent, and the sum of its values (None: unknown in advance)."""
 
     count: int
     sum: float | None
 
 
 Named = tuple[int, str]
-"""(project, name): browsers choose replay ids, so an event_hash or a replay may occur in several projects."""
+"""(project, name). Browsers choose replay ids, so the same event_hash or replay id may occur in several
+projects.
+"""
 
 Place = tuple[str, int, int]
 """topic, partition, offset"""
 
-# Rows of the analytics table by the kind of event that the generator added.
+# The analytics table's event type for each kind of event that the generator adds.
 FACTS: dict[str, str] = {
     "ui.click": "ui.click",
     "ui.slowClickDetected:dead": "ui.deadClick",
@@ -101,7 +103,7 @@ FACTS: dict[str, str] = {
         )
     },
 }
-# Kept only for a share of the segments, by one sampling decision per segment.
+# Events that are sampled per segment.
 SAMPLED_BY_SEGMENT = {"canvas": "canvas_size", "options": "sdk_options", "replay.mutations": "mutations"}
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -112,7 +114,7 @@ VIDEO = "replays.recording_consumer.replay_video_"
 
 def coin(entry: Entry, salt: str, share: float) -> bool:
     """The sampling decision of docs/rows.md: true if the CRC-32 of project, replay, segment and salt is below
-    that share of its range."""
+    `share` of its range."""
     return crc32(f"{entry.project_id}/{entry.replay_id}/{entry.segment_id}/{salt}".encode()) < share * 2**32
 
 
@@ -120,10 +122,10 @@ def coin(entry: Entry, salt: str, share: float) -> bool:
 class Expectation:
     """The expected contents of all sinks, by identity.
 
-    objects by name; clicks and taps by (project, event_hash); segments as (project, replay, segment), with one row
-    of the replay event each; outcomes: category by (project, replay); facts: rows of the analytics table by
-    event_type; letters by position; ends: log end by partition, as far as this expectation knows. The sampling
-    rates are the parser's.
+    objects by name; clicks and taps by (project, event_hash); segments as (project, replay, segment), each with
+    one row of its replay event; outcomes: category by (project, replay); facts: number of rows in the analytics
+    table by event_type; letters by position; ends: known log end by partition. The sampling rates are the
+    parser's.
     """
 
     sample_segment_rate: float = 1 / 500
@@ -143,13 +145,13 @@ class Expectation:
     @classmethod
     def of_manifest(cls, *paths: Path, settings: Settings | None = None) -> Self:
         """The sum over these manifests, sampled according to `settings`. Raises ManifestError."""
-        made = cls()
+        expectation = cls()
         if settings is not None:
-            made.sample_segment_rate = settings.sample_segment_rate
-            made.sample_event_rate = settings.sample_event_rate
+            expectation.sample_segment_rate = settings.sample_segment_rate
+            expectation.sample_event_rate = settings.sample_event_rate
         for path in paths:
-            made.add_all(read_entries(path))
-        return made
+            expectation.add_all(read_entries(path))
+        return expectation
 
     def add_all(self, entries: Iterable[Entry]) -> None:
         """Adds messages."""
@@ -183,7 +185,7 @@ class Expectation:
     def add_outcome(self, source: TopicPartition, offset: int, outcome: Outcome) -> None:
         """Adds a message that was read again and parsed.
 
-        This expectation trusts the parser: it finds lost data, not parser errors.
+        Such an expectation depends on the parser, so it reveals lost data but not parser errors.
         """
         self.messages += 1
         place = (source.topic, source.partition)

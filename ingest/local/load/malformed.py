@@ -1,6 +1,6 @@
-"""Messages that can never be parsed: one builder per kind of flaw, each with its expected reject reason.
+"""Builds messages that cannot be parsed, with one builder per kind of flaw and its expected reject reason.
 
-The reasons are the stable names of `ingest.core.parse.REASONS`; a test keeps both lists equal.
+The reasons are the stable names in `ingest.core.parse.REASONS`; a test verifies that both lists are equal.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _cut_envelope(rng: random.Random) -> bytes:
 
 
 def _noise(rng: random.Random) -> bytes:
-    return b"\xc1" + rng.randbytes(60)  # 0xC1 is the one byte that msgpack never uses
+    return b"\xc1" + rng.randbytes(60)  # 0xC1 is the only byte that msgpack never uses
 
 
 GOOD_HEAD = b'{"segment_id":3}\n'
@@ -94,7 +94,7 @@ def malformed(rng: random.Random, number: int, at: int) -> Message:
 
 
 def zip_bomb(rng: random.Random, inflated_bytes: int = 101 * MiB) -> Message:
-    """A small message that inflates beyond the limit. Building it takes about 300 ms."""
+    """A small message that inflates beyond the limit. Takes about 300 ms to build."""
     packer = zlib.compressobj(9)
     block = b" " * MiB
     body = packer.compress(b"[") + b"".join(packer.compress(block) for _ in range(inflated_bytes // MiB))

@@ -1,7 +1,8 @@
 """The manifest of a generated load, message by message; sinks are reconciled against it.
 
-One JSON object per line, so that a manifest of any length streams: first a `Header`, then one `Entry` per message,
-written when the broker has acknowledged it. The expected contents come from the generator, never from the parser.
+The file has one JSON object per line, so that a manifest of any length can be streamed: first a `Header`, then one
+`Entry` per message, written when the broker has acknowledged it. The expected contents come from the generator,
+never from the parser.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Kind = Literal["segment", "video", "reject"]
 
 
 class Header(msgspec.Struct, frozen=True):
-    """Parameters of the load: the same header gives the same messages."""
+    """The parameters of a load. Equal headers produce equal messages."""
 
     topic: str
     profile: str
@@ -42,13 +43,12 @@ class Click(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Entry(msgspec.Struct, omit_defaults=True):
     """One message.
 
-    blob, blob_sha256: the object's name and digest; with `blob_exact` of its stored bytes, otherwise of the
-    inflated bytes (the pipeline compresses those itself). For a reject, the digest of the message's own bytes.
-    blob_bytes: inflated size.
-    clicks: one entry per click-like event of this message, in order, without those past the limit.
-    taps: event hashes. seen: number of events of each kind (DOMAIN names of categories, plus
-    `dead`, `rage` and the like). sums: totals of sizes in bytes. coins: positions in the segment of events
-    that are sampled individually. flaw: the deliberate flaw of the message.
+    blob, blob_sha256: the object's name and digest. The digest is of the stored bytes if `blob_exact`, otherwise
+    of the inflated bytes, because the pipeline compresses them; for a reject, it is of the message's bytes.
+    blob_bytes: inflated size. clicks: one entry per click-like event of this message, in order, up to the limit.
+    taps: event hashes. seen: number of events of each kind (category names, plus `dead`, `rage` and others). sums:
+    totals of sizes in bytes. coins: positions in the segment of individually sampled events. flaw: the message's
+    deliberate flaw.
     """
 
     kind: Kind
@@ -77,11 +77,11 @@ class Entry(msgspec.Struct, omit_defaults=True):
 
 
 class ManifestError(ValueError):
-    """The file is not a manifest, or ends in the middle of a line. The message names the line."""
+    """The file is not a manifest, or it ends in the middle of a line. The text names the line."""
 
 
 class Writer:
-    """Appends to a new manifest file."""
+    """Writes a new manifest file."""
 
     def __init__(self, path: Path, header: Header) -> None:
         self._file = path.open("wb", buffering=1 * MiB)

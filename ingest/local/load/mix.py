@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Frequencies of events in a session; all are probabilities unless their name says otherwise.
+    """Frequencies of events in a session. All are probabilities unless their name ends with a unit.
 
-    The defaults give about 29 % segments with a full snapshot, 45 % heavy with mutations, 26 % light, a mean of
-    about 166 kB of JSON and 20 kB compressed, and 13 custom events per segment.
+    With the defaults, about 29 % of segments have a full snapshot, 45 % are heavy with mutations, and 26 % are
+    light. The mean segment has about 166 kB of JSON, 20 kB compressed, and 13 custom events.
     """
 
     segments_mean: float = 7.0

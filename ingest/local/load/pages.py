@@ -1,12 +1,12 @@
-"""The pages that generated sessions visit: a fictional outdoor shop, in the form that rrweb records.
+"""Generates the pages that sessions visit, those of a fictional outdoor shop, in the form that rrweb records.
 
 A `Page` is a DOM of a few hundred to two thousand nodes with a fixed layout, so that the coordinates of clickable
-elements are known. All its large parts (the full snapshot, the re-renders of its live panel, ticks of bars and
-figures, idle mouse paths) are serialized and compressed once and then shared by every session that visits it. A
-site is a set of pages, generated from a seed. Every part refers only to nodes that exist at that moment, so a
-recording made of these parts plays.
+elements are known. Its large parts (the full snapshot, the re-renders of its live panel, updates of bars and
+figures, idle mouse paths) are serialized and compressed once and shared by every session that visits the page. A
+site is a set of pages generated from a seed. Every part refers only to nodes that exist at that moment, so a
+recording composed of these parts can be played.
 
-Shapes are rrweb's: `serializedNodeWithId` for nodes (type 0 document, 1 doctype, 2 element, 3 text),
+The data structures are rrweb's: `serializedNodeWithId` for nodes (type 0 document, 1 doctype, 2 element, 3 text),
 `mutationData` for re-renders.
 """
 
@@ -27,7 +27,7 @@ ORIGIN = "https://shop.fernhill.example"
 WIDTH, HEIGHT = 1280, 800
 HEADER_PIXELS, SIDE_PIXELS, PANEL_PIXELS = 56, 208, 340
 CARD_WIDTH, CARD_HEIGHT, CARD_COLUMNS = 256, 232, 4
-PANELS = 6  # number of renderings that the live panel of a page cycles through
+PANELS = 6  # number of renderings in the cycle of a page's live panel
 TICKS = 4
 WANDERS = 8
 
@@ -74,7 +74,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page. `panels[i]` is the mutation that replaces rendering i of the live panel by rendering i + 1."""
+    """One page. `panels[i]` is the mutation that replaces rendering i of the live panel with rendering i + 1."""
 
     url: str
     title: str
@@ -92,9 +92,10 @@ class Page:
 def make_site(
     seed: int, pages: int = 24, cards: tuple[int, int] = (24, 150), rules: tuple[int, ...] = (260, 420, 620)
 ) -> tuple[Page, ...]:
-    """`pages` pages, with a number of cards in the range `cards` and style sheets of `rules` rules.
+    """Generates `pages` pages, each with a number of cards in the range `cards` and a style sheet of `rules`
+    rules.
 
-    The same arguments give the same site.
+    Equal arguments produce equal sites.
     """
     rng = random.Random(seed)
     styles = [_stylesheet(rng, number) for number in rules]
@@ -203,7 +204,7 @@ class _Builder:
         return head
 
     def header(self) -> tuple[int, int, Node]:
-        """The ids of the search field and the canvas, and the header node."""
+        """Returns the ids of the search field and the canvas, and the header node."""
         header = self.element("header", {"class": "top", "role": "banner"})
         logo = self.element("a", {"href": ORIGIN + "/", "class": "logo", "title": "Home"}, "Fernhill")
         self.target(logo, "Fernhill", "header.top > a.logo", 60, 28)
@@ -301,7 +302,7 @@ class _Builder:
     # Changes over time
 
     def tick(self, bars: list[int], figures: list[int]) -> Node:
-        """Changes bars and prices in place: attributes and texts only."""
+        """Changes bars and prices in place, which affects only attributes and texts."""
         rng = self.rng
         chosen = rng.sample(range(len(bars)), min(len(bars), 24))
         return {
@@ -334,7 +335,7 @@ class _Builder:
 
 
 def _replacement(parent_id: int, old: Node, new: Node) -> Node:
-    """The mutation that replaces `old` in its parent by `new`; added nodes are listed flat."""
+    """The mutation that replaces `old` with `new` in its parent. Added nodes are a flat list."""
     adds: list[Node] = []
 
     def add(node: Node, parent: int) -> None:
@@ -389,7 +390,7 @@ PROPERTIES = tuple(PROPERTIES_TEXT.split())
 
 
 def _stylesheet(rng: random.Random, rules: int) -> str:
-    """The rules of the layout, and as many utility rules as large sites have."""
+    """The rules of the layout, and `rules` utility rules, as on large sites."""
     text = [LAYOUT]
     for number in range(rules):
         name = f".{rng.choice(WORDS)}-{rng.choice(('sm', 'md', 'lg', 'xl'))}-{number}"

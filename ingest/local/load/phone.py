@@ -1,4 +1,4 @@
-"""A visit on a phone: video instead of rrweb's mutations, with taps and device events."""
+"""Simulates a visit on a phone: a video with taps and device events instead of rrweb mutations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ingest.local.load.segment import SEGMENT_MS, Event, Segment, event_hash
 
 
 def use_phone(rng: random.Random, segment: Segment, replay_id: str, video_bytes: int) -> None:
-    """Fills a segment with a video of this size and its events."""
+    """Fills a segment with a video of this size and the events of the visit."""
     at = segment.start_ms
     segment.put(at, {"type": 4, "data": {"href": "", "width": 412, "height": 892}, "timestamp": at}, "viewport")
     payload = {
@@ -47,7 +47,7 @@ def use_phone(rng: random.Random, segment: Segment, replay_id: str, video_bytes:
 
 
 def mp4(rng: random.Random, size: int) -> bytes:
-    """Boxes in the order of a real recording around `size` bytes that do not compress; no decoder shows them."""
+    """A file with the boxes of a real recording around `size` incompressible bytes. No decoder can play it."""
     header = bytes(12) + (1000).to_bytes(4, "big") + SEGMENT_MS.to_bytes(4, "big") + bytes(80)
     return (
         _box(b"ftyp", b"isom\x00\x00\x02\x00isomiso2avc1mp41")

@@ -1,13 +1,13 @@
-"""The load generator: produces a stream of realistic messages from a seed to Kafka, with a manifest.
+"""The load generator: produces realistic messages, generated from a seed, to Kafka, and writes a manifest.
 
     produced = produce(settings, PROFILES["demo"], count=5000, seed=1, manifest_path=path)
 
-A `Profile` defines the mix. `stream` generates the messages: many concurrent sessions, with some segments out of
-order, some sent twice, some malformed. The same profile, count, seed and start give the same bytes in the same
-order; Kafka chooses the partition of each message, and the manifest records it.
+A `Profile` defines the mix. `stream` generates the messages of many concurrent sessions, with some segments out of
+order, some sent twice and some malformed. Equal profiles, counts, seeds and starts produce the same bytes in the
+same order. The partition of each message is random, and the manifest records it.
 
-Memory is bounded for any count: the pages of a site are generated once and shared by all sessions (so full
-snapshots and re-renders repeat between sessions, as they do for visitors of one site), about `sessions_at_once`
+Memory is bounded for any count. The pages of a site are generated once and shared by all sessions, so full
+snapshots and re-renders repeat between sessions, as for real visitors of one site. About `sessions_at_once`
 sessions are open, and a few messages are held back.
 """
 
@@ -41,21 +41,22 @@ log = logging.getLogger(__name__)
 PROGRESS_SECONDS = 0.2
 QUEUED_BYTES_MAX = 64 * MiB
 DELIVERY_SECONDS_MAX = 60.0
-ASK_SECONDS_MAX = 15.0
+METADATA_SECONDS_MAX = 15.0
 
 Progress = Callable[[int, int, int], None]
 """(messages acknowledged so far, messages expected, bytes acknowledged)"""
 
 
 class LoadError(RuntimeError):
-    """The broker did not accept the load. The message quotes its response."""
+    """The broker did not accept the load. The text quotes its response."""
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A mix of messages. Shares are per segment and are added to the requested segments.
+    """A mix of messages. Shares are per segment; duplicates and malformed messages are added to the requested
+    segments.
 
-    Sessions start in the last `spread_seconds` before the start that `stream` is given.
+    Sessions start within `spread_seconds` before the start time passed to `stream`.
     """
 
     name: str
@@ -74,7 +75,7 @@ class Profile:
 PROFILES = {
     # Like production: a mean of about 166 kB of JSON per segment, 20 kB compressed.
     "demo": Profile("demo"),
-    # For tests: the same events on small pages, about 4 kB compressed; rare events are frequent.
+    # For tests: the same events on small pages, about 4 kB compressed, with frequent rare events.
     "small": Profile(
         "small",
         mix=Mix(
@@ -114,32 +115,32 @@ PROFILES = {
 
 
 def default_start() -> int:
-    """Unix seconds of the last midnight UTC: recent enough for every retention, the same all day."""
+    """Unix seconds of the last midnight UTC, which is constant for a day and recent enough for every retention."""
     return int(time.time()) // 86_400 * 86_400
 
 
 def stream(profile: Profile, count: int, seed: int, started_at: int) -> Iterator[Message]:
-    """`count` distinct segments, with duplicates and malformed messages between them.
+    """Generates `count` distinct segments, with duplicates and malformed messages between them.
 
-    `started_at` in unix seconds: no session begins later.
+    No session begins after `started_at`, Unix seconds.
     """
     rng = random.Random(f"stream:{seed}")
     held: list[tuple[int, int, Message]] = []
-    made = wrong = tie = 0
-    for made, message in enumerate(_segments(profile, count, seed, started_at), start=1):
+    segments_made = wrong = tie = 0
+    for segments_made, message in enumerate(_segments(profile, count, seed, started_at), start=1):
         chance = rng.random()
         if chance < profile.late:
             tie += 1
-            heapq.heappush(held, (made + rng.randint(1, 40), tie, message))
+            heapq.heappush(held, (segments_made + rng.randint(1, 40), tie, message))
         else:
             yield message
         if rng.random() < profile.duplicates:
             entry = msgspec.structs.replace(message.entry, duplicate=True)
             tie += 1
-            heapq.heappush(held, (made + rng.randint(0, 60), tie, Message(message.value, entry)))
-        while held and held[0][0] <= made:
+            heapq.heappush(held, (segments_made + rng.randint(0, 60), tie, Message(message.value, entry)))
+        while held and held[0][0] <= segments_made:
             yield heapq.heappop(held)[2]
-        while wrong < int(made * profile.malformed):
+        while wrong < int(segments_made * profile.malformed):
             yield malformed(rng, wrong, started_at)
             wrong += 1
     for _ in range(profile.zip_bombs):
@@ -149,7 +150,7 @@ def stream(profile: Profile, count: int, seed: int, started_at: int) -> Iterator
 
 
 def _segments(profile: Profile, count: int, seed: int, started_at: int) -> Iterator[Message]:
-    """Segments of many sessions at once, those of one session in order."""
+    """Generates the segments of many concurrent sessions, in order within each session."""
     rng = random.Random(f"sessions:{seed}")
     site = make_site(seed, profile.pages, profile.cards, profile.style_rules)
     begun = 0
@@ -181,7 +182,7 @@ class Produced:
     size_bytes: int = 0
     seconds: float = 0.0
     ends: dict[int, int] = field(default_factory=dict)
-    """Log end by partition: one past the highest offset that was acknowledged."""
+    """Log end by partition, one after the highest acknowledged offset."""
 
 
 def produce(
@@ -198,13 +199,13 @@ def produce(
 ) -> Produced:
     """Produces to `settings.kafka_topic` and returns when every message is acknowledged.
 
-    `rate`: maximum messages per second; None for no limit. `stop` is checked between messages. Raises LoadError
-    when the broker refuses a message or does not respond.
+    `rate`: maximum messages per second; None means unlimited. `stop` is checked between messages. Raises LoadError
+    if the broker refuses a message or does not respond.
     """
     start = default_start() if started_at is None else started_at
     header = Header(settings.kafka_topic, profile.name, seed, count, start)
     expected = count + int(count * (profile.malformed + profile.duplicates)) + profile.zip_bombs
-    began = told = time.monotonic()
+    began = reported_at = time.monotonic()
     with Writer(manifest_path, header) as manifest:
         run = _Run(settings, manifest)
         for number, message in enumerate(stream(profile, count, seed, start)):
@@ -213,8 +214,8 @@ def produce(
             if rate:
                 run.wait_until(began + number / rate)
             run.send(message)
-            if time.monotonic() - told >= PROGRESS_SECONDS:
-                told = time.monotonic()
+            if time.monotonic() - reported_at >= PROGRESS_SECONDS:
+                reported_at = time.monotonic()
                 progress(run.produced.messages, expected, run.produced.size_bytes)
         run.finish()
     run.produced.seconds = time.monotonic() - began
@@ -234,7 +235,8 @@ class _Run:
             {
                 "compression.type": "lz4",
                 "linger.ms": 5,
-                "partitioner": "random",  # like Relay: no key, so segments of one replay are spread
+                # As in Relay, messages have no key, so the segments of a replay are spread over partitions.
+                "partitioner": "random",
                 "sticky.partitioning.linger.ms": 0,
                 "message.max.bytes": 16 * MiB,
                 "queue.buffering.max.kbytes": QUEUED_BYTES_MAX // 1024,
@@ -245,11 +247,11 @@ class _Run:
             logger=log,  # the client library's own lines would flood the terminal
         )
         try:
-            self._producer.list_topics(timeout=ASK_SECONDS_MAX)
+            self._producer.list_topics(timeout=METADATA_SECONDS_MAX)
         except KafkaException as error:
             raise LoadError(
-                f"no broker of {settings.kafka_brokers} answers within {ASK_SECONDS_MAX:g} s "
-                f"({error.args[0].str()}): is it up, are REPLAYS_KAFKA_BROKERS and the security settings right?"
+                f"no broker of {settings.kafka_brokers} answers within {METADATA_SECONDS_MAX:g} s "
+                f"({error.args[0].str()}): start it, or correct REPLAYS_KAFKA_BROKERS and the security settings"
             ) from error
 
     def send(self, message: Message) -> None:
@@ -269,13 +271,13 @@ class _Run:
                 break
             except BufferError:
                 if time.monotonic() > ends_at:
-                    raise LoadError("the broker takes nothing more: the queue stayed full for a minute") from None
+                    raise LoadError("the broker accepts no messages: the queue was full for a minute") from None
                 self._producer.poll(0.1)
         self._producer.poll(0)
         self._raise()
 
     def wait_until(self, at: float) -> None:
-        """Serves acknowledgements until this time."""
+        """Processes acknowledgements until this time."""
         while (left := at - time.monotonic()) > 0:
             self._producer.poll(min(left, 0.1))
 
@@ -306,13 +308,13 @@ class _Run:
 
 
 def values(profile: Profile, count: int, seed: int = 1, started_at: int | None = None) -> Iterator[bytes]:
-    """Only the values, for benchmarks that need no Kafka."""
+    """Generates only the values, for benchmarks without Kafka."""
     start = default_start() if started_at is None else started_at
     return (message.value for message in stream(profile, count, seed, start))
 
 
 def summary(produced: Produced) -> dict[str, Any]:
-    """The totals, for a line of text or JSON."""
+    """The totals as JSON values."""
     seconds = max(produced.seconds, 1e-9)
     return {
         "messages": produced.messages,

@@ -1,4 +1,4 @@
-"""Parts that Relay adds to a recording: the envelope, and the replay event with data about the session."""
+"""Generates the parts that Relay adds to a recording: the envelope, and the replay event with session data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENVELOPE_TYPE = "replay_recording_not_chunked"
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One message for the topic: its value and its manifest entry (topic, partition and offset not yet known)."""
+    """One message for the topic: its value, and its manifest entry without topic, partition and offset."""
 
     value: bytes
     entry: Entry
@@ -36,7 +36,7 @@ class Message(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Identity of a session, and its start (unix milliseconds)."""
+    """The identity of a session and its start (Unix milliseconds)."""
 
     replay_id: str
     project_id: int
@@ -48,7 +48,7 @@ class Identity:
 
     @classmethod
     def drawn(cls, rng: random.Random, mix: Mix, started_at: int) -> Self:
-        """`started_at`: unix seconds."""
+        """Generates an identity. `started_at`: Unix seconds."""
         replay_id = f"{rng.getrandbits(128):032x}"
         project_id = rng.choice((11, 11, 11, 12, 12, 13, 4503599627370495))
         return cls(
@@ -74,20 +74,20 @@ class Relay:
     def message(
         self, segment: Segment, entry: Entry, body: bytes, *, video: bytes | None, urls: list[str]
     ) -> Message:
-        """The message for the topic. Adds to `entry` the values that only the envelope has."""
-        who = self.identity
+        """The message for the topic. Adds values that are only in the envelope to `entry`."""
+        identity = self.identity
         document, flaw = self._replay_event(segment, urls)
         received = segment.start_ms // 1000 + SEGMENT_MS // 1000 + 1
         value = to_msgpack(
             {
                 "type": ENVELOPE_TYPE,
-                "replay_id": who.replay_id,
+                "replay_id": identity.replay_id,
                 "segment_id": segment.number,
-                "key_id": who.key_id,
-                "org_id": who.org_id,
-                "project_id": who.project_id,
+                "key_id": identity.key_id,
+                "org_id": identity.org_id,
+                "project_id": identity.project_id,
                 "received": received,
-                "retention_days": who.retention_days,
+                "retention_days": identity.retention_days,
                 "payload": b'{"segment_id":%d}\n' % segment.number + body,
                 "replay_event": document,
                 "replay_video": video,

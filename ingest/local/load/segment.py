@@ -1,4 +1,4 @@
-"""One segment under construction: its events, and notes on them for the manifest."""
+"""A segment under construction, with its events and notes on them for the manifest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ to_json = msgspec.json.encode
 
 
 class Note(NamedTuple):
-    """Note on one event: the click that it reports, and whether it is sampled individually."""
+    """A note on one event: the click that it reports, and whether it is sampled individually."""
 
     click: Click | None = None
     coin: str = ""
@@ -76,7 +76,7 @@ class Segment:
         self.events.sort(key=_time)
 
     def body(self) -> list[Piece]:
-        """The JSON array in time order, with the fresh bytes between two parts joined."""
+        """The JSON array in time order. Fresh bytes between two parts are joined."""
         pieces: list[Piece] = []
         fresh = [b"["]
         for number, (_, event, _note) in enumerate(self.events):
@@ -94,7 +94,7 @@ class Segment:
 
 
 def event_hash(replay_id: str, seconds: int, node: int | str) -> str:
-    """The identity of a click or tap: UUID of the MD5 of replay, whole second and node (or view)."""
+    """The identity of a click or tap: the MD5 of replay, whole second and node (or view) as a UUID."""
     return str(UUID(hashlib.md5(f"{replay_id}{seconds}{node}".encode()).hexdigest()))
 
 

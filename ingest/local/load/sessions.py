@@ -1,11 +1,11 @@
-"""Sessions as the SDK and Relay would send them, segment by segment, each with its manifest entry.
+"""Generates sessions as sent by the SDK and Relay, segment by segment, each with its manifest entry.
 
-A `Session` is one visit: it opens pages, moves the mouse, clicks elements with and without effect, waits, leaves.
+A `Session` simulates one visit: pages are opened, the mouse moves, elements are clicked with and without effect.
 Web sessions send rrweb events with the SDK's breadcrumbs and spans between them; mobile sessions send video.
-Everything is derived from the session's seed. Each event is recorded in the manifest's `Entry` when it is added to
-a segment, so the expectation never needs a parser.
+Everything is derived from the session's seed. When an event is added to a segment, it is recorded in the
+manifest's `Entry`, so the expectation does not depend on the parser.
 
-Times: a segment covers SEGMENT_MS; rrweb events carry milliseconds, the SDK's payloads seconds.
+A segment covers SEGMENT_MS. Times are milliseconds in rrweb events and seconds in the SDK's payloads.
 """
 
 from __future__ import annotations
@@ -85,16 +85,16 @@ class Session:
         return self.relay.message(segment, entry, deflated([raw]), video=video, urls=[])
 
     def _entry_base(self, segment: Segment, kind: str) -> Event:
-        who = self.identity
+        identity = self.identity
         return {
             "kind": kind,
-            "org_id": who.org_id,
-            "project_id": who.project_id,
-            "replay_id": who.replay_id,
+            "org_id": identity.org_id,
+            "project_id": identity.project_id,
+            "replay_id": identity.replay_id,
             "segment_id": segment.number,
-            "retention_days": who.retention_days,
+            "retention_days": identity.retention_days,
             "at": segment.start_ms // 1000,
-            "blob": f"{who.retention_days}/{who.project_id}/{who.replay_id}/{segment.number}",
+            "blob": f"{identity.retention_days}/{identity.project_id}/{identity.replay_id}/{segment.number}",
         }
 
     def _entry(self, segment: Segment, kind: str) -> Entry:

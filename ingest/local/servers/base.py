@@ -1,4 +1,4 @@
-"""Base class of all local servers: a child process, a port, and the wait until it is ready."""
+"""Base class of all local servers, which have a child process and a port and are awaited until ready."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ START_TRIES = 3
 LOOPBACK_NAMES = frozenset((HOST, "localhost"))
 # Browsers send at least one of these headers with every cross-site request.
 BROWSER_FIELDS = ("Origin", "Sec-Fetch-Site", "Referer")
-# Error messages of servers whose port was taken between our check and their bind.
+# Error messages of servers whose port was taken between the check and the bind.
 PORT_TAKEN = ("in use", "AddrInUse", "EADDRINUSE")
 
 
 class Server(ABC):
-    """One local server. Its data is below `directory`; the port stays the same over restarts.
+    """One local server. Its data is below `directory`. A restart keeps the port.
 
     `start` returns once it is ready. Raises LocalError with the tail of its log if it exits or does not become
     ready.
@@ -50,7 +50,7 @@ class Server(ABC):
 
     @abstractmethod
     def is_ready(self) -> bool:
-        """Whether it responds in its protocol. Returns quickly; False for any failure."""
+        """Whether the server responds in its protocol. Returns quickly, with False for any failure."""
 
     @property
     @abstractmethod
@@ -59,12 +59,14 @@ class Server(ABC):
 
     @property
     def child(self) -> Child:
-        """Its process. Only after start()."""
+        """The server's process. Call only after start()."""
         assert self._child is not None, self.name
         return self._child
 
     def start(self) -> None:
-        """Runs it and waits until it is ready; tries other ports if one is taken and none was requested."""
+        """Runs the server and waits until it is ready. Tries other ports if the port is taken, unless it was
+        requested.
+        """
         private_folder(self.directory)
         for attempt in range(START_TRIES):
             if not self.port:
@@ -84,7 +86,7 @@ class Server(ABC):
                 self.port = 0
 
     def wait_ready(self) -> None:
-        """Waits until it is ready, at most `start_seconds_max`."""
+        """Waits until the server is ready, at most `start_seconds_max`."""
         child = self.child
 
         def ready() -> bool:
@@ -98,16 +100,16 @@ class Server(ABC):
             raise LocalError(f"{error}\n{child.log_tail()}") from None
 
     def stop(self, grace_seconds: float = 10.0) -> None:
-        """Stops it gracefully. The data stays."""
+        """Stops the server gracefully. Its data is kept."""
         if self._child is not None:
             self._child.stop(grace_seconds)
 
     def kill(self) -> None:
-        """Sends SIGKILL. Data that the server had written stays."""
+        """Sends SIGKILL. Data that the server has written is kept."""
         self.child.kill()
 
     def restart(self, *, kill: bool = False) -> None:
-        """Stops (or kills) it and starts it on the same port with the same data."""
+        """Stops (or kills) the server and starts it on the same port with the same data."""
         if kill:
             self.kill()
         else:
@@ -117,16 +119,16 @@ class Server(ABC):
         self.start()
 
     def pause(self) -> None:
-        """SIGSTOP: connections stay open, but get no response."""
+        """Sends SIGSTOP. Connections stay open but get no response."""
         self.child.pause()
 
     def resume(self) -> None:
-        """SIGCONT."""
+        """Sends SIGCONT."""
         self.child.resume()
 
 
 class HttpServer(ThreadingHTTPServer):
-    """HTTP server of our emulators: one thread per connection; disconnects are not logged."""
+    """The HTTP server of the emulators, with one thread per connection. Disconnects are not logged."""
 
     daemon_threads = True
     request_queue_size = 256
@@ -137,7 +139,7 @@ class HttpServer(ThreadingHTTPServer):
 
 
 class ProgramsOnly(BaseHTTPRequestHandler):
-    """Refuses browsers, because a page of any web site can send requests to local ports."""
+    """A handler that refuses browsers, because a page of any web site can send requests to local ports."""
 
     def parse_request(self) -> bool:
         """Returns False for a refused request, after sending the error."""
@@ -151,7 +153,7 @@ class ProgramsOnly(BaseHTTPRequestHandler):
 
 
 def is_from_a_page(headers: Message) -> bool:
-    """Whether the request comes from a browser, or from a client that uses another host name for this machine."""
+    """Whether the request is from a browser, or from a client that uses another host name for this machine."""
     name = headers.get("Host", HOST).rpartition(":")[0] or headers.get("Host", HOST)
     return name.lower() not in LOOPBACK_NAMES or any(field in headers for field in BROWSER_FIELDS)
 

@@ -1,9 +1,9 @@
-"""ClickHouse: its real engine, chDB, behind the part of its HTTP interface that clients use.
+"""ClickHouse: the real engine, chDB, behind the part of the HTTP interface that clients use.
 
-chDB is ClickHouse as a library: real MergeTree tables, real SQL, real error codes. One process may open a data
+chDB is ClickHouse as a library, with real MergeTree tables, SQL and error codes. Only one process may open a data
 directory, so `python -m ingest.local.servers.clickhouse` opens it and serves HTTP to the others. An unmodified
-clickhouse-connect works with it. Each request uses its own connection to the engine (0.3 ms), so settings and
-databases never leak from one request to the next.
+clickhouse-connect works with it. Each request uses its own connection to the engine (0.3 ms), so that settings and
+databases do not leak into the next request.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ QUERY_MEMORY_BYTES_MAX = 2048 * MiB
 REQUEST_SECONDS_MAX = 300
 PASSWORD_VARIABLE = "REPLAYS_LOCAL_CLICKHOUSE_PASSWORD"
 
-# URL parameters of the transport; every other one is a query setting.
+# URL parameters of the transport. All others are query settings.
 TRANSPORT_PARAMETERS = frozenset(
     {
         *("query", "database", "default_format", "query_id", "session_id", "session_timeout", "session_check"),
@@ -56,7 +56,7 @@ BAD_REQUEST_CODES = frozenset(
 CODE_TOO_LARGE, CODE_AUTHENTICATION, CODE_OTHER = 307, 516, 1002
 
 _INSERT = re.compile(r"\s*INSERT\b", re.IGNORECASE)
-# `INSERT INTO t (a, b) FORMAT Native` and a line break; the rest is data.
+# `INSERT INTO t (a, b) FORMAT Native` and a line break, followed by data.
 _INLINE_INSERT = re.compile(rb"\s*INSERT\b[^\x00]*?\bFORMAT\s+\w+[ \t\r]*\n", re.IGNORECASE | re.DOTALL)
 _INLINE_INSERT_BYTES_MAX = 64 * 1024
 _FORMAT_AT_END = re.compile(r"\bFORMAT\s+(\w+)\s*;?\s*\Z", re.IGNORECASE)
@@ -65,7 +65,7 @@ _SETTING_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
 class ClickHouse(Server):
-    """The server process. Data survives stops and kills."""
+    """The server process. Data is kept when it is stopped or killed."""
 
     name: ClassVar[str] = "clickhouse"
 
@@ -84,16 +84,16 @@ class ClickHouse(Server):
         self.password = password
 
     def command(self) -> list[str]:
-        """Command line, with our interpreter: chDB is a Python extension."""
+        """Command line. It uses this interpreter, because chDB is a Python extension."""
         place = ["--data", str(self.directory / "data"), "--port", str(self.port), "--user", self.user]
         return [sys.executable, "-m", "ingest.local.servers.clickhouse", *place]
 
     def environment(self) -> Mapping[str, str]:
-        """The password as a variable, because command lines are visible to other users."""
+        """Passes the password as a variable, because other users can see command lines."""
         return {PASSWORD_VARIABLE: self.password}
 
     def is_ready(self) -> bool:
-        """Whether it responds to /ping, which it does once the engine is open."""
+        """Whether the server responds to /ping, which it does once the engine is open."""
         return answers_http(f"{self.address}/ping")
 
     @property
@@ -139,7 +139,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Bytes of the result, in `format`, and the values of the summary header."""
+    """The bytes of the result, in `format`, and the values of the summary header."""
 
     body: bytes
     format: str
@@ -148,7 +148,9 @@ class Answer:
 
 
 def request_of(query: Mapping[str, str], body: bytes, header_format: str | None) -> Request:
-    """Splits statement and data. Both may come in the body, or the statement in the URL and data in the body."""
+    """Separates statement and data. The statement is in the URL or at the start of the body; the data is in the
+    body.
+    """
     sql, data = query.get("query", ""), b""
     if sql:
         data = body
@@ -175,7 +177,7 @@ def quoted(text: str) -> str:
 
 
 class Engine:
-    """The open data directory. `run` may be called by many threads; QUERIES_AT_ONCE of them work."""
+    """The open data directory. `run` is thread-safe and runs at most QUERIES_AT_ONCE queries concurrently."""
 
     def __init__(self, directory: Path) -> None:
         # The type is Any because chDB ships no type information.
@@ -187,7 +189,7 @@ class Engine:
         self._slots = threading.BoundedSemaphore(QUERIES_AT_ONCE)
         self.timezone = self._scalar("SELECT timezone()")
         self.version = self._scalar("SELECT version()")
-        # Data of INSERTs in progress; files that a killed server left there are useless.
+        # Data of INSERTs in progress. Files left by a killed server are useless.
         self._spool = directory.parent / "spool"
         shutil.rmtree(self._spool, ignore_errors=True)
         self._spool.mkdir(parents=True)
@@ -200,7 +202,7 @@ class Engine:
         return text.strip()
 
     def run(self, request: Request) -> Answer:
-        """Raises QueryError."""
+        """Runs one query. Raises QueryError."""
         with self._slots:
             connection = self._connect()
             try:
@@ -223,13 +225,15 @@ class Engine:
         sql, answer_format = request.sql, request.answer_format
         ending = _FORMAT_AT_END.search(sql)
         if ending and not request.is_insert:
-            # chDB takes the format as an argument, not from the text.
+            # chDB accepts the format only as an argument.
             sql, answer_format = sql[: ending.start()], ending[1]
         result = connection.query(sql, answer_format, params=dict(request.parameters))
         return Answer(result.bytes() or b"", answer_format, result.rows_read(), result.bytes_read())
 
     def _insert(self, connection: Any, request: Request) -> Answer:
-        """The engine reads the data of an INSERT from a file: a statement is text, Native is not."""
+        """Passes the data of an INSERT to the engine in a file, because a statement cannot contain binary
+        formats.
+        """
         ending = _FORMAT_AT_END.search(request.sql)
         statement = request.sql[: ending.start()] if ending else request.sql
         data_format = ending[1] if ending else "Native"
@@ -271,7 +275,7 @@ def decompressed(data: bytes, encoding: str) -> bytes:
 
 
 def too_large(size: int) -> QueryError:
-    """Error for a request over the bound."""
+    """The error for a request that exceeds the limit."""
     text = f"Code: {CODE_TOO_LARGE}. DB::Exception: request of {size} bytes, limit {REQUEST_BYTES_MAX}"
     error = QueryError(CODE_TOO_LARGE, f"{text} (TOO_MANY_BYTES)")
     error.status = 413
@@ -279,7 +283,7 @@ def too_large(size: int) -> QueryError:
 
 
 class Handler(ProgramsOnly):
-    """One connection of a client."""
+    """Serves one connection of a client."""
 
     protocol_version = "HTTP/1.1"
     timeout = REQUEST_SECONDS_MAX
@@ -336,7 +340,7 @@ class Handler(ProgramsOnly):
         self._answer(200, answer.body, headers)
 
     def _authenticate(self, query: Mapping[str, str]) -> None:
-        """User and password from the header fields of ClickHouse, basic authentication or the URL."""
+        """Checks the user and password from ClickHouse's headers, basic authentication or the URL."""
         if not self.password:
             return
         user = self.headers.get("X-ClickHouse-User") or query.get("user", "default")
@@ -352,7 +356,7 @@ class Handler(ProgramsOnly):
             raise QueryError(CODE_AUTHENTICATION, text)
 
     def _body(self) -> bytes:
-        """The whole body, by length or in chunks. Over the bound, reading stops and the connection closes."""
+        """Reads the whole body, by length or in chunks. If it exceeds the limit, closes the connection."""
         if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
             return b"".join(self._chunks())
         size = int(self.headers.get("Content-Length") or 0)
@@ -395,16 +399,16 @@ class Handler(ProgramsOnly):
 def main() -> None:
     """python -m ingest.local.servers.clickhouse --data DIRECTORY --port PORT.
 
-    A password comes from the environment.
+    The password is read from the environment.
     """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--user", default="default")
     arguments = parser.parse_args()
-    # Bind first: if the port is taken, exit before the engine opens the data.
+    # Binds first, to exit before the engine opens the data if the port is taken.
     server = HttpServer((HOST, arguments.port), Handler)
-    # The engine creates a directory there when it opens; the system's directory is not writable.
+    # The engine creates a temporary directory when it opens, and the system's directory is not writable.
     temporary = arguments.data.parent / "temporary"
     shutil.rmtree(temporary, ignore_errors=True)
     private_folder(temporary)

@@ -1,13 +1,13 @@
 """Confines a local server to its own directory, so that a client of its port cannot reach other files.
 
 ClickHouse's SQL reads and writes files (`file`, INTO OUTFILE), and the Cloud Storage server accepts `..` in an
-object's name. Both listen without a password. With Landlock the process and its children may write only below its
-directory, and read only that, the interpreter, its packages and the system's libraries.
+object's name. Both listen without a password. With Landlock, the process and its children may write only below its
+directory, and may read only that directory, the interpreter, its packages and the system's libraries.
 
     python -I -S confinement.py DIRECTORY PROGRAM [ARGUMENT]...
 
-runs a program confined; `confine` confines this process. Needs Linux with Landlock 3 (6.2) or newer; elsewhere
-nothing is confined. Uses only the standard library.
+runs a confined program; `confine` confines this process. Needs Landlock version 3 (Linux 6.2) or newer; on other
+systems, processes are not confined. Uses only the standard library.
 https://docs.kernel.org/userspace-api/landlock.html
 """
 
@@ -30,7 +30,7 @@ VERSION_MIN = 3  # older versions forbid renames from one directory to another
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 ALL = (1 << 15) - 1
-"""All rights of version 3: everything not allowed below is refused."""
+"""All access rights of version 3. Each is refused unless a rule below allows it."""
 READ = EXECUTE | READ_FILE | READ_DIR
 OF_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | 1 << 14
 
@@ -47,12 +47,11 @@ def is_supported() -> bool:
 
 
 def confine(directory: Path, *readable: Path) -> bool:
-    """Permanently limits writes of this thread and its children to `directory`. Returns False where this is not
-    supported.
+    """Permanently confines this thread and its children to `directory`. Returns False if this is not supported.
 
     `readable`: paths that may be read besides the interpreter, its packages and the system.
 
-    Call it before another thread starts. Raises OSError when the kernel refuses.
+    Must be called before another thread starts. Raises OSError if the kernel refuses.
     """
     if not is_supported():
         return False
@@ -72,12 +71,14 @@ def confine(directory: Path, *readable: Path) -> bool:
 
 
 def confined(directory: Path, command: list[str]) -> list[str]:
-    """The command that runs `command` confined. The process keeps its id."""
+    """A command that runs `command` confined, under the same process id."""
     return [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(directory), *command]
 
 
 def _readable() -> Iterable[str]:
-    """Readable paths of Python: interpreter and packages; not the current directory, which may be the home."""
+    """Paths of the Python interpreter and its packages. Excludes the current directory, which may be the home
+    directory.
+    """
     user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
     places = {*SYSTEM, *user, sys.prefix, sys.base_prefix, str(PACKAGES)}
     return sorted(place for place in places if os.path.exists(place))
@@ -105,7 +106,7 @@ def _checked(result: int) -> int:
 
 
 def main() -> None:
-    """Replaces this process by the program on the command line."""
+    """Replaces this process with the program on the command line."""
     directory, program, *arguments = sys.argv[1:]
     confine(Path(directory), Path(program).resolve().parent)
     os.execv(program, [program, *arguments])

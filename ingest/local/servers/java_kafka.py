@@ -1,8 +1,8 @@
 """Apache Kafka: one KRaft node on the loopback interface, from the jars on Maven Central.
 
-The jars are fetched once with `mvn` into a cache of the user (about 45 MB) and need Java 17 or later. Use it where
-Tansu differs from Kafka: rebalances, commit metadata, read_committed, retention, restarts with data, SASL and TLS.
-`available()` returns the reason if it cannot run.
+`mvn` downloads the jars once into the user's cache (about 45 MB). They need Java 17 or later. Use this server
+where Tansu differs from Kafka: rebalances, commit metadata, read_committed, retention, restarts with data, SASL
+and TLS. `available()` returns the reason if it cannot run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CACHE_VARIABLE = "REPLAYS_LOCAL_KAFKA_CACHE"
 FETCH_SECONDS_MAX = 300
 FORMAT_SECONDS_MAX = 60
 HEAP = ("-Xms128m", "-Xmx512m")
-# The JVM runs for minutes at most and starts often: using only the C1 compiler halves its start-up time.
+# The JVM starts often and runs for minutes at most. Using only the C1 compiler halves its startup time.
 START_QUICKLY = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
 
 SCRAM = ("SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -51,7 +51,7 @@ POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
 </project>
 """
 
-# Root logger at WARN, which is enough to see the reason of a failed start.
+# The root logger at WARN is enough to show the reason for a failed start.
 LOG4J = """Configuration:
   status: ERROR
   Appenders:
@@ -68,7 +68,7 @@ LOG4J = """Configuration:
 
 
 def cache_directory(environ: Mapping[str, str] = os.environ) -> Path:
-    """Directory that keeps the jars between runs."""
+    """The directory in which the jars are cached."""
     base = environ.get(CACHE_VARIABLE)
     if base:
         return Path(base)
@@ -81,12 +81,12 @@ def available() -> str:
     java = shutil.which("java")
     if java is None:
         return "Java is not installed"
-    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
-    found = re.search(r'version "(\d+)', said)
+    version = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    found = re.search(r'version "(\d+)', version)
     if found is None or int(found[1]) < JAVA_VERSION_MIN:
-        return f"Java {JAVA_VERSION_MIN} or later is needed, there is: {said.splitlines()[:1]}"
+        return f"Java {JAVA_VERSION_MIN} or later is required, found: {version.splitlines()[:1]}"
     if not _complete(cache_directory()).exists() and shutil.which("mvn") is None:
-        return f"mvn is not installed and {cache_directory()} does not hold the jars"
+        return f"mvn is not installed and {cache_directory()} does not contain the jars"
     return ""
 
 
@@ -96,7 +96,7 @@ def _complete(cache: Path) -> Path:
 
 
 def fetch() -> Path:
-    """The folder of the jars, filled by mvn if needed. Raises LocalError with the output of mvn."""
+    """The folder with the jars, which mvn downloads if needed. Raises LocalError with the output of mvn."""
     reason = available()
     if reason:
         raise LocalError(f"Apache Kafka cannot run here: {reason}")
@@ -104,7 +104,7 @@ def fetch() -> Path:
     if _complete(cache).exists():
         return cache / "libs"
     cache.mkdir(parents=True, exist_ok=True)
-    # Another process may do the same: each fills its own folder, and the first one is kept.
+    # Several processes may download the jars. Each uses its own folder, and the first one is kept.
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         pom = Path(scratch) / "pom.xml"
         pom.write_text(POM.format(version=KAFKA_VERSION))
@@ -125,11 +125,11 @@ def fetch() -> Path:
 
 
 class JavaKafka(Server):
-    """One broker and controller in one JVM. Data survives restarts and kills.
+    """A broker and controller in one JVM. Data is kept when it is restarted or killed.
 
-    `security` adds a second listener of that kind to the plain one: `secure_address` and `client_options`.
-    SASL is PLAIN and SCRAM with `users` (name -> password). `unsigned_tokens` adds OAUTHBEARER, which accepts any
-    token: for tests of how tokens are fetched and sent.
+    `security` adds a second listener of that kind to the plain one; see `secure_address` and `client_options`.
+    SASL supports PLAIN and SCRAM with `users` (password by name). `unsigned_tokens` adds OAUTHBEARER and accepts
+    any token, to test how tokens are fetched and sent.
     """
 
     name: ClassVar[str] = "kafka"
@@ -158,12 +158,12 @@ class JavaKafka(Server):
 
     @property
     def address(self) -> str:
-        """bootstrap.servers of the plain listener."""
+        """The bootstrap.servers of the plain listener."""
         return f"{HOST}:{self.port}"
 
     @property
     def secure_address(self) -> str:
-        """bootstrap.servers of the listener with TLS or SASL."""
+        """The bootstrap.servers of the listener with TLS or SASL."""
         return f"{HOST}:{self._secure_port}"
 
     @property
@@ -178,7 +178,7 @@ class JavaKafka(Server):
         return found
 
     def start(self) -> None:
-        """Fetches the jars if needed, formats the data directory once, runs the broker."""
+        """Downloads the jars if needed, formats the data directory once, and runs the broker."""
         fetch()
         private_folder(self.directory)
         if self.security.endswith("SSL") and self.certificates is None:
@@ -186,7 +186,7 @@ class JavaKafka(Server):
         super().start()
 
     def command(self) -> list[str]:
-        """Command line. Rewrites server.properties for each port tried; formats the directory only once."""
+        """Command line. Rewrites server.properties for each port tried, and formats the directory only once."""
         self._controller_port = self._controller_port or free_port()
         if self.security != "PLAINTEXT":
             self._secure_port = self._secure_port or free_port()
@@ -198,12 +198,13 @@ class JavaKafka(Server):
         return [*self._java(), "kafka.Kafka", str(properties)]
 
     def is_ready(self) -> bool:
-        """Whether it responds to a metadata request."""
+        """Whether the broker responds to a metadata request."""
         return answers_metadata(self.address)
 
     def properties(self) -> dict[str, str]:
-        """The broker's server.properties: small thread pools and no start-up delays, because it is the only node,
-        on a shared machine."""
+        """The broker's server.properties, with small thread pools and no startup delays, because it is the only
+        node and the machine is shared.
+        """
         listeners = [f"PLAINTEXT://{HOST}:{self.port}", f"CONTROLLER://{HOST}:{self._controller_port}"]
         protocols = ["PLAINTEXT:PLAINTEXT", "CONTROLLER:PLAINTEXT"]
         advertised = [f"PLAINTEXT://{HOST}:{self.port}"]
@@ -232,12 +233,12 @@ class JavaKafka(Server):
             "share.coordinator.state.topic.min.isr": "1",
             "group.initial.rebalance.delay.ms": "0",
             "group.min.session.timeout.ms": "1000",
-            # With the group protocol `consumer`, the broker sets the session time-out: 45 s by default.
+            # With the group protocol `consumer`, the broker sets the session timeout, by default 45 s.
             "group.consumer.session.timeout.ms": "6000",
             "group.consumer.min.session.timeout.ms": "1000",
             "group.consumer.heartbeat.interval.ms": "1000",
             "group.consumer.min.heartbeat.interval.ms": "500",
-            # A killed broker is fenced until its old session ends: 9 s by default.
+            # A killed broker is fenced until its old session ends, by default 9 s.
             "broker.session.timeout.ms": "2000",
             "broker.heartbeat.interval.ms": "500",
             "message.max.bytes": str(16 * MiB),

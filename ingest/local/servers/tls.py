@@ -24,7 +24,7 @@ START_SECONDS_MAX = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """PEM files for TLS: an authority, the server's pair (one file), a client's pair."""
+    """PEM files for TLS: a certificate authority, the server's key pair (one file), and a client's key pair."""
 
     ca: Path
     server: Path
@@ -33,7 +33,7 @@ class Certificates:
 
 
 def make_certificates(directory: Path) -> Certificates:
-    """Creates a throw-away authority and two certificates that it signed, valid for a day. Raises LocalError.
+    """Creates a throw-away authority and two certificates signed by it, valid for a day. Raises LocalError.
 
     The server's certificate is for 127.0.0.1 and localhost only.
     """
@@ -45,7 +45,7 @@ def make_certificates(directory: Path) -> Certificates:
             raise LocalError(f"openssl {arguments[0]}: {done.stderr[-1000:]}")
 
     authority = ["-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=local authority"]
-    # Python 3.13 and later refuse an authority without key usage.
+    # Python 3.13 and later refuse an authority that has no key usage.
     authority += ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
     openssl("req", "-x509", *authority, "-keyout", "ca.key", "-out", "ca.pem")
     (directory / "names").write_text(
@@ -62,9 +62,9 @@ def make_certificates(directory: Path) -> Certificates:
 
 
 class TlsProxy:
-    """Listens with TLS on its own port and forwards everything to `target_port` in plain text.
+    """Listens with TLS on its own port and forwards all bytes to `target_port` in plain text.
 
-    Used as a context; `port` is known inside. Connections that do not begin with a handshake are closed.
+    Used as a context manager, which sets `port`. Connections that do not begin with a handshake are closed.
     """
 
     def __init__(self, target_port: int, certificates: Certificates) -> None:
@@ -117,7 +117,7 @@ class TlsProxy:
 
 
 async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    """Copies until either side ends; then closes the sink's side too."""
+    """Copies until either side ends, then closes the sink."""
     with contextlib.suppress(OSError):
         while data := await source.read(COPY_BYTES):
             sink.write(data)

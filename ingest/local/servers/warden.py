@@ -1,4 +1,4 @@
-"""Kills processes left behind by a parent. Run as a script, by path, with only the standard library.
+"""Kills processes left behind by a parent. Runs as a script, by path, with only the standard library.
 
 One warden serves one parent. It reads commands from its standard input, one per line:
 
@@ -6,8 +6,8 @@ One warden serves one parent. It reads commands from its standard input, one per
     -PGID     forget it
     *PATH     remove this directory at the end, if it is a temporary one
 
-When that pipe closes, which the kernel does even if the parent is killed with `kill -9`, it kills every group that
-is still watched, removes the directories, and ends. It works the same on Linux and macOS.
+The kernel closes this pipe when the parent ends, even by `kill -9`. The warden then kills every group that is
+still watched, removes the directories, and exits. It works on Linux and macOS.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-# A forked copy of the parent could hold the pipe open; the changed parent id still shows that the parent ended.
+# A forked copy of the parent could keep the pipe open. The changed parent id still reveals that the parent has
+# ended.
 PARENT_CHECK_SECONDS = 1.0
 
 
 def execute(order: str, groups: set[int], directories: set[str]) -> None:
-    """Executes one order."""
+    """Executes one command."""
     verb, argument = order[:1], order[1:]
     if verb == "+":
         groups.add(int(argument))
@@ -45,7 +46,7 @@ def clean_up(groups: set[int], directories: set[str]) -> None:
     for directory in directories:
         if temporary in Path(directory).resolve().parents:
             shutil.rmtree(directory, ignore_errors=True)
-            # A group that was just killed may have written a file meanwhile.
+            # A group that was just killed may still have written a file.
             shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -61,7 +62,7 @@ def main() -> None:
         orphaned = os.getppid() != parent
         readable, _, _ = select.select([0], [], [], 0 if orphaned else PARENT_CHECK_SECONDS)
         if not readable:
-            # Checked after reading: a parent that died early has left its orders in the pipe.
+            # Checked after reading, because a parent that died early may have left commands in the pipe.
             if orphaned:
                 break
             continue

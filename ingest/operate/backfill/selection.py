@@ -127,7 +127,8 @@ class StoredSegments:
         rows = self._server.query(
             "SELECT project_id, toString(event_hash), environment FROM replays FINAL "
             f"WHERE project_id IN ({numbers(segment.project_id for segment in page)}) "
-            f"AND replay_id IN ({replays}) AND cityHash64(replay_id) IN (SELECT cityHash64(toUUID(arrayJoin([{replays}])))) "
+            f"AND replay_id IN ({replays}) "
+            f"AND cityHash64(replay_id) IN (SELECT cityHash64(toUUID(arrayJoin([{replays}])))) "
             f"AND timestamp BETWEEN toDateTime({max(0, min(times) - TRUSTED_SECONDS)}) "
             f"AND toDateTime({min(UINT32_MAX, max(times) + TRUSTED_SECONDS)}) AND event_hash IN ({uuids(hashes)})"
         ).result_rows
