@@ -66,7 +66,7 @@ def report_table(report: Report) -> Table:
             table.add_column("what")
         table.add_column(heading, justify="right")
     table.add_column("")
-    table.add_column("comparison")
+    table.add_column("how it is compared")
     for check in report.checks:
         numbers = (check.expected, check.found, check.missing, check.extra, check.wrong)
         table.add_row(

@@ -34,7 +34,7 @@ def test_an_element_is_matched_by_columns_of_click_rows(
         ("a" * (CHARACTERS_MAX + 1), "1 to 500 characters"),
         ("div > button", "' > button' is not understood"),
         ("a:hover", "':hover' is not understood"),
-        ("[href='/x']", r"\[href\] is not stored of a click"),
+        ("[href='/x']", r"\[href\] is not stored for clicks"),
         (".x" * (PARTS_MAX + 1), "'.x' is not understood"),
         ("#a' OR 1=1 --", "is not understood"),
     ],
