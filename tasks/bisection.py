@@ -72,7 +72,7 @@ class _Delivery:
         self._confirm_refusals()
 
     def _attempt(self, positions: list[int]) -> None:
-        """Writes one group of items. After a refusal, the resulting groups are next."""
+        """Writes one group of items. After a refusal, schedules the resulting groups next."""
         self._writes += 1
         try:
             self._write(positions)

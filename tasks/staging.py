@@ -111,8 +111,9 @@ class RedisFull(RedisError):
 
 
 class Progress(msgspec.Struct):
-    """Remaining work of a flush task. `left`: positions not durable; `refused`: (position, error) of permanently
-    refused items that are not dead letters yet."""
+    """Remaining work of a flush task. `left`: positions that are not durable. `refused`: (position, error) of
+    permanently refused items that are not dead letters yet.
+    """
 
     left: list[int]
     refused: list[tuple[int, str]] = []

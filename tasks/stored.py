@@ -23,7 +23,7 @@ from tasks.sinks.gcs import sink as gcs
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Location of a segment's bytes. `length_bytes` is None if they are the whole object."""
+    """Location of a segment's bytes. `length_bytes` is None if the segment is the whole object."""
 
     project_id: int
     replay_id: str

@@ -1,4 +1,4 @@
-"""`replays-ingest erase`: permanent deletion of replays, for deletion requests."""
+"""`replays-ingest erase`: permanently deletes replays, for deletion requests."""
 
 from __future__ import annotations
 

@@ -61,8 +61,8 @@ class ErrorId(click.ParamType[str]):
 
 @replays_group.command("find")
 @project_option
-@click.option("--url", type=Words(), default=None, help="Part of a page's address, any case.")
-@click.option("--user", type=Words(), default=None, help="Part of a user's id, name or e-mail, any case.")
+@click.option("--url", type=Words(), default=None, help="Part of a page's address, case-insensitive.")
+@click.option("--user", type=Words(), default=None, help="Part of a user's id, name or e-mail, case-insensitive.")
 @click.option("--release", type=Words(), default=None, help="Exact release.")
 @click.option("--selector", type=SelectorType(), help="Clicked element: tag, #id, .class, [data-testid=...].")
 @click.option(

@@ -37,7 +37,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
     """
     secrets = secret_values(settings)
     for finding in _all(settings):
-        yield finding.hiding(secrets)
+        yield finding.redacted(secrets)
 
 
 def _all(settings: Settings) -> Iterator[Finding]:

@@ -47,7 +47,7 @@ class Finding:
         advice = f"\n        → {printable(self.advice)}" if self.advice else ""
         return Text.assemble(MARKS[self.level], f" {printable(self.name)}: {printable(self.said)}{advice}")
 
-    def hiding(self, secrets: Iterable[str]) -> Finding:
+    def redacted(self, secrets: Iterable[str]) -> Finding:
         """The finding with these values, and any text that looks like a secret, hidden."""
         name, said, advice = (without_secrets(text, secrets) for text in (self.name, self.said, self.advice))
         return Finding(name, self.level, said, advice)

@@ -27,7 +27,7 @@ def recording(stores: Stores, segments: Segments, segment_id: int) -> Unpacked:
     """The recording, and the video, of one segment. Raises NotFound, ReadError or BlobError."""
     for segment in segments.readable:
         if segment.segment_id == segment_id and segment_id in segments.places:
-            _expect_our_size(segment)
+            _check_size(segment)
             return unpack(stores.content(segments.places[segment_id]))
     raise NotFound(f"segment {segment_id} is not stored")
 
@@ -42,7 +42,7 @@ def recordings(
 
     def content(segment: SegmentFacts) -> bytes | BlobError | None:
         try:
-            _expect_our_size(segment)
+            _check_size(segment)
             return stores.content(segments.places[segment.segment_id])
         except NotFound:  # the object was deleted or expired after it was listed
             return None
@@ -104,6 +104,6 @@ def _groups(readable: Sequence[SegmentFacts]) -> Iterator[list[SegmentFacts]]:
         yield group
 
 
-def _expect_our_size(segment: SegmentFacts) -> None:
+def _check_size(segment: SegmentFacts) -> None:
     if segment.bytes_stored > STORED_BYTES_MAX:
         raise BlobError(f"its object has {segment.bytes_stored} bytes, more than this system writes")

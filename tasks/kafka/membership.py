@@ -49,10 +49,14 @@ def join_and_commit(config: Mapping[str, Any], topic: str, metadata: str, second
         consumer.pause(starts)
         assigned.extend(starts)
 
-    reader_like = {"enable.auto.commit": False, "enable.auto.offset.store": False, "auto.offset.reset": "error"}
+    consumer_config = {
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "error",
+    }
     try:
         consumer = Consumer(
-            {**config, **reader_like, "error_cb": lambda error: errors.append(error.str())}, logger=Silent()
+            {**config, **consumer_config, "error_cb": lambda error: errors.append(error.str())}, logger=Silent()
         )
     except (KafkaException, ValueError) as failure:
         raise NoMember(f"cannot create a consumer from the settings: {failure}") from failure

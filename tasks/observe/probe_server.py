@@ -164,9 +164,9 @@ class _Server(ThreadingHTTPServer):
 
     def service_actions(self) -> None:
         """Called between requests, and twice per second."""
-        begun_before = time.monotonic() - REQUEST_SECONDS_MAX
+        started_before = time.monotonic() - REQUEST_SECONDS_MAX
         with self._lock:
-            late = sum(began < begun_before for began in self._began.values())
+            late = sum(began < started_before for began in self._began.values())
         self._hang_up(late)
 
     def handle_error(self, request: Any, client_address: Any) -> None:

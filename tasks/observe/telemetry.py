@@ -33,7 +33,7 @@ class _State:
 
 
 def configure(settings: Settings, service: str, provider: Any = None) -> None:
-    """Enables tracing and error reports by the settings, once per process. `provider` is an SDK TracerProvider,
+    """Enables tracing and error reports as configured, once per process. `provider` is an SDK TracerProvider,
     for tests.
 
     Exporters, sampling and the service's name follow the standard OTEL_* variables. Raises TelemetryMissing.

@@ -10,7 +10,9 @@ from ingest.local.load.produce import PROFILES
 
 
 def main() -> int:
-    """python -m ingest.local.demo [COUNT] [--kill worker|reader|redis] ...; `replays-ingest demo` has the same."""
+    """python -m ingest.local.demo [COUNT] [--kill worker|reader|redis] ...; `replays-ingest demo` has the same
+    options.
+    """
     parser = argparse.ArgumentParser(description="Run the whole system on this machine and reconcile the sinks.")
     parser.add_argument("count", nargs="?", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=1)

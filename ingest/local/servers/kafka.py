@@ -45,7 +45,7 @@ class Kafka(Server):
 
     @property
     def address(self) -> str:
-        """The bootstrap.servers of clients."""
+        """The value of bootstrap.servers for clients."""
         return f"{HOST}:{self.port}"
 
 

@@ -84,7 +84,7 @@ def _round(settings: Settings, topic: RecordingsTopic, spans: list[Span], sinks:
 
 
 class _Pace:
-    """Keeps to a rate, and reports progress."""
+    """Limits the rate and reports progress."""
 
     def __init__(self, per_second_max: float | None, progress: Progress) -> None:
         self._per_second_max, self._progress = per_second_max, progress
