@@ -116,9 +116,9 @@ class _Delivery:
         self._groups += [positions[middle:], positions[:middle]]
 
     def _durable(self, positions: Sequence[int]) -> None:
-        gone = set(positions)
-        self._accepted_any = self._accepted_any or bool(gone)
-        self._progress.left = [position for position in self._progress.left if position not in gone]
+        durable_positions = set(positions)
+        self._accepted_any = self._accepted_any or bool(durable_positions)
+        self._progress.left = [position for position in self._progress.left if position not in durable_positions]
 
     def _suspect(self, named: dict[int, str]) -> None:
         self._suspects.update(named)

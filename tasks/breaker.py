@@ -206,10 +206,10 @@ def _state(sink: SinkName, found: dict[bytes, bytes], now: float) -> BreakerStat
     def number(name: str) -> float:
         """The value, or 0 if another program wrote something that is not a number."""
         try:
-            given = float(found.get(name.encode(), b"0"))
+            parsed = float(found.get(name.encode(), b"0"))
         except ValueError:
             return 0.0
-        return given if math.isfinite(given) else 0.0
+        return parsed if math.isfinite(parsed) else 0.0
 
     opened_until = number("opened_until")
     failures = int(number("failed"))

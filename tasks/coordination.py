@@ -94,7 +94,7 @@ class Coordination:
 
     def readers(self) -> dict[str, dict[str, Any]]:
         """The last heartbeat of each reader, with its age as `silent_seconds`."""
-        return self._shown(self._readers)
+        return self._read_entries(self._readers)
 
     # Workers
 
@@ -118,20 +118,20 @@ class Coordination:
 
     def workers(self) -> dict[str, dict[str, Any]]:
         """The last presence of each worker, with its age as `silent_seconds`."""
-        return self._shown(self._workers)
+        return self._read_entries(self._workers)
 
-    def _shown(self, key: str) -> dict[str, dict[str, Any]]:
+    def _read_entries(self, key: str) -> dict[str, dict[str, Any]]:
         """Skips entries not written by this system, so that the others can still be shown."""
         found, now = self._all_of(key)
-        shown: dict[str, dict[str, Any]] = {}
+        entries: dict[str, dict[str, Any]] = {}
         for name, text in sorted(found.items()):
             try:
                 about = msgspec.json.decode(text, type=dict[str, Any])
                 silent_seconds = _silent_seconds(text, now)
-                shown[name.decode()] = {**about, "silent_seconds": silent_seconds}
+                entries[name.decode()] = {**about, "silent_seconds": silent_seconds}
             except UNREADABLE:
                 log.warning("%s has an invalid entry: skipped", key)
-        return shown
+        return entries
 
     # Parked batches
 
@@ -152,10 +152,10 @@ class Coordination:
         """Parked batches by id, oldest first, without expired leases."""
         texts, now = self._all_of(self._parked)
         found = [about for about in map(self._verified, texts.values()) if about is not None]
-        over = [about["batch_id"] for about in found if _leased_until(about) + PARKED_LEASE_SECONDS < now]
-        if over:  # removed well after expiry, so that a renewal is not lost
+        expired = [about["batch_id"] for about in found if _leased_until(about) + PARKED_LEASE_SECONDS < now]
+        if expired:  # removed well after expiry, so that a renewal is not lost
             with contextlib.suppress(NoPermissionError):  # a viewer's Redis user is read-only
-                self.client.hdel(self._parked, *over)
+                self.client.hdel(self._parked, *expired)
         live = sorted(
             (about for about in found if _leased_until(about) >= now), key=lambda about: float(about["parked_at"])
         )

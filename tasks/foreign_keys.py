@@ -33,7 +33,7 @@ def remove_wrong_types(client: Any, keys: Iterable[str]) -> None:
     pipe = client.pipeline(transaction=False)
     for key in checked:
         pipe.type(key)
-    wrong = [key for key, kind in zip(checked, pipe.execute(), strict=True) if kind not in (HASH, MISSING)]
-    if wrong:
-        log.warning("removed %s: another program wrote it with another type", ", ".join(wrong))
-        client.delete(*wrong)
+    wrong_type = [key for key, kind in zip(checked, pipe.execute(), strict=True) if kind not in (HASH, MISSING)]
+    if wrong_type:
+        log.warning("removed %s: another program wrote it with another type", ", ".join(wrong_type))
+        client.delete(*wrong_type)

@@ -44,10 +44,10 @@ def trim(body: Any = None, headers: Any = None, properties: Any = None, **_: Any
 
 def _trimmed(signature: Any) -> dict[str, Any]:
     """A signature without empty or unused fields."""
-    kept = {name: signature[name] for name in ("task", "args", "kwargs")}
+    trimmed = {name: signature[name] for name in ("task", "args", "kwargs")}
     if signature.get("immutable"):
-        kept["immutable"] = True
+        trimmed["immutable"] = True
     options = {name: value for name, value in signature["options"].items() if name not in BODY_OPTIONS_DROPPED}
     if "link_error" in options:
         options["link_error"] = [_trimmed(each) for each in options["link_error"]]
-    return {**kept, "options": options}
+    return {**trimmed, "options": options}

@@ -158,9 +158,11 @@ class Operators:
         both: Values = {**(decisions.audit_entry(action) if action is not None else {}), **values}
         with self._lock:
             offsets = self._writer.write(both)
-        made = {key: Decision(offsets[key], None if value is None else dict(value)) for key, value in both.items()}
+        written = {
+            key: Decision(offsets[key], None if value is None else dict(value)) for key, value in both.items()
+        }
         try:
-            self._copy.apply(made)
+            self._copy.apply(written)
         except (RedisError, OSError) as error:
             log.warning("the copy of operators' decisions in redis is behind: %s", error)
         else:

@@ -180,10 +180,10 @@ def _socket_database(options: Mapping[str, str]) -> int:
 
 def _agreed(what: str, values: list[str]) -> str:
     """Returns the one value that was given; "" if there is none. Raises WrongAddress for different values."""
-    given = sorted({value for value in values if value})
-    if len(given) > 1:
+    distinct = sorted({value for value in values if value})
+    if len(distinct) > 1:
         raise WrongAddress(f"has more than one {what}")
-    return given[0] if given else ""
+    return distinct[0] if distinct else ""
 
 
 def _one_of(name: str, options: Mapping[str, str], allowed: Mapping[str, Value], default: Value) -> Value:

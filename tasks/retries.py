@@ -55,21 +55,21 @@ def put_off(
     """Ends the run: raises Celery's Retry, or GaveUp if the retries or the batch's time are used up."""
     tries = int(task.request.retries or 0)
     wait_seconds = backoff_seconds(tries, later.wait_seconds, settings)
-    over = (later.counts and tries >= settings.task_retries_max) or staging.now() + wait_seconds > until
-    error = f"{later} (gave up after {tries + 1} runs)" if over else str(later)
+    exhausted = (later.counts and tries >= settings.task_retries_max) or staging.now() + wait_seconds > until
+    error = f"{later} (gave up after {tries + 1} runs)" if exhausted else str(later)
     staging.put_off(batch, name, str(task.request.id), error, later.progress)
-    if over:
+    if exhausted:
         raise GaveUp(error) from later
     log.info("%s of %s again in %.1f s: %s", name, batch, wait_seconds, later)
     if later.counts or task.request.is_eager:
         raise task.retry(exc=later, countdown=wait_seconds)
     # Does what `Task.retry` does, except for the count.
-    again = task.signature_from_request(countdown=wait_seconds, retries=tries)
+    signature = task.signature_from_request(countdown=wait_seconds, retries=tries)
     try:
-        again.apply_async()
+        signature.apply_async()
     except Exception as error:
         raise Reject(error, requeue=False) from error
-    raise Retry(exc=later, when=wait_seconds, sig=again)  # type: ignore[arg-type]
+    raise Retry(exc=later, when=wait_seconds, sig=signature)  # type: ignore[arg-type]
 
 
 def backoff_seconds(tries: int, asked_seconds: float | None, settings: Settings) -> float:

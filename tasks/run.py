@@ -50,16 +50,16 @@ def run(task: Task[Any, Any], batch: str, name: str, until: int) -> str:
     worker, task_id = tools.get(), str(task.request.id)
     with watched(task.request, batch, name, worker.staging, worker.settings) as watch:
         try:
-            begun = worker.staging.begin(batch, name, task_id)
-            watch.already_done = begun is None
-            if begun is None:
+            started = worker.staging.begin(batch, name, task_id)
+            watch.already_done = started is None
+            if started is None:
                 return DONE
-            if begun.starts > worker.settings.task_starts_max:
+            if started.starts > worker.settings.task_starts_max:
                 raise GaveUp(
-                    f"{name} of {batch} started {begun.starts - 1} times without finishing: it kills its worker"
+                    f"{name} of {batch} started {started.starts - 1} times without finishing: it kills its worker"
                 )
-            flush(worker, batch, name, begun, watch)
-            worker.staging.mark(batch, name, task_id, begun.content)
+            flush(worker, batch, name, started, watch)
+            worker.staging.mark(batch, name, task_id, started.content)
         except Later as later:
             put_off(task, worker.staging, worker.settings, batch, name, until, later)
         except Held as held:
@@ -74,7 +74,7 @@ def run(task: Task[Any, Any], batch: str, name: str, until: int) -> str:
     return DONE
 
 
-def flush(worker: Tools, batch: str, name: str, begun: Run, watch: Watch) -> None:
+def flush(worker: Tools, batch: str, name: str, started: Run, watch: Watch) -> None:
     """Writes one task's items, including dead letters of refused ones. Raises Later or the failure."""
     target = TaskName.parse(name).sink
     sink = worker.sink(target)
@@ -84,13 +84,13 @@ def flush(worker: Tools, batch: str, name: str, begun: Run, watch: Watch) -> Non
         error = permit.error or f"{target}: its calls fail"
         raise Later(f"{error} (not called now, its breaker is open)", permit.wait_seconds, counts=False)
     try:
-        payload = worker.staging.payload(batch, name, begun.content)
+        payload = worker.staging.payload(batch, name, started.content)
         items = decode_items(target, payload)
     except Exception:
         worker.breaker.return_permit(target, permit)  # the sink was not called, so its state is unknown
         raise
     watch.called, watch.items, watch.size_bytes = True, len(items), len(payload)
-    progress = begun.progress or Progress(left=list(range(len(items))))
+    progress = started.progress or Progress(left=list(range(len(items))))
     ends_at = time.monotonic() + CALLS_PER_RUN * worker.settings.sink_timeout_seconds
     write = partial(_write, sink, items, f"{batch}:{name}", worker.settings.sink_timeout_seconds)
     examine = partial(_examine, sink, items, worker.settings.sink_timeout_seconds / 2)
@@ -98,7 +98,7 @@ def flush(worker: Tools, batch: str, name: str, begun: Run, watch: Watch) -> Non
     worked, last_error = True, ""
     try:
         deliver(write, examine, progress, len(items), lambda: time.monotonic() < ends_at)
-        _write_dead_letters(worker, begun.manifest, target, items, progress)
+        _write_dead_letters(worker, started.manifest, target, items, progress)
     except PermanentSinkError as error:
         raise Held(str(error), progress) from error
     except TransientSinkError as error:

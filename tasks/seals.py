@@ -130,9 +130,9 @@ def _canonical(about: Mapping[str, Any]) -> bytes:
 
 
 def _seal(key: bytes, purpose: Purpose, parts: Sequence[bytes | str]) -> bytes:
-    made = hmac.new(key, f"replays-ingest {VERSION} {purpose}".encode(), "sha256")
+    mac = hmac.new(key, f"replays-ingest {VERSION} {purpose}".encode(), "sha256")
     for part in parts:
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-        made.update(len(data).to_bytes(8, "big"))
-        made.update(data)
-    return made.hexdigest().encode()
+        mac.update(len(data).to_bytes(8, "big"))
+        mac.update(data)
+    return mac.hexdigest().encode()

@@ -93,7 +93,7 @@ def credentials(header: str) -> str:
         return ""
 
 
-def is_one_of(given: str, people: Sequence[str]) -> bool:
+def is_one_of(login: str, people: Sequence[str]) -> bool:
     """True if `given` is one of these logins. Compares it with all of them, in constant time."""
-    fits = [hmac.compare_digest(given.encode(), person.encode()) for person in people]
+    fits = [hmac.compare_digest(login.encode(), person.encode()) for person in people]
     return any(fits)

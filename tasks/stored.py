@@ -49,7 +49,7 @@ def places(settings: Settings, replay_id: str, project_id: int | None = None) ->
         where += " AND project_id = {project:UInt64}"
         parameters["project"] = project_id
     with contextlib.closing(clickhouse.client(settings)) as server:
-        alone = server.query(
+        own_objects = server.query(
             f"SELECT project_id, segment_id, object FROM replay_segments FINAL {where} "
             "ORDER BY project_id, segment_id",
             parameters=parameters,
@@ -61,7 +61,7 @@ def places(settings: Settings, replay_id: str, project_id: int | None = None) ->
     within = {(row[0], row[1]): tuple(row[2:]) for row in packed}
     return [
         Place(project, replay_id, segment, *within.get((project, segment), (name,)))
-        for project, segment, name in alone
+        for project, segment, name in own_objects
     ]
 
 

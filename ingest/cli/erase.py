@@ -117,8 +117,8 @@ def _print(found: Sequence[Any], left: list[str], done: str, as_json: bool, *, d
             {"project_id": holdings.project_id, "replay_id": holdings.replay_id, "found": holdings.counts()}
             for holdings in found
         ]
-        alone = replays[0] if len(replays) == 1 else {}
-        echo_json({**alone, "replays": replays, "dry_run": dry_run, "left": left, "ok": not left})
+        single = replays[0] if len(replays) == 1 else {}
+        echo_json({**single, "replays": replays, "dry_run": dry_run, "left": left, "ok": not left})
         return
     for holdings in found:
         nothing = f"nothing is left to erase of {described(holdings).partition(':')[0]}"

@@ -76,7 +76,7 @@ def secret_values(settings: Settings) -> frozenset[str]:
             found.add(text.partition("://")[2].rpartition("@")[0].partition(":")[2])
     found.add(settings.redis_address.password)
     options = settings.kafka_options
-    found |= {options[name] for name, shown in without_option_secrets(options).items() if shown != options[name]}
+    found |= {options[name] for name, hidden in without_option_secrets(options).items() if hidden != options[name]}
     found |= {unquote(value) for value in found}
     return frozenset(value for value in found if len(value) >= SECRET_CHARACTERS_MIN)
 

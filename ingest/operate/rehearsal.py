@@ -107,14 +107,14 @@ def owners(settings: Settings) -> Iterable[Finding]:
     view = GroupView(partitions, {member.id: member.partitions for member in found.members}, found.stable)
     if view.unowned:
         lag = cluster.lag(settings.kafka_group, topic, view.unowned)
-        shown = ", ".join(
+        unowned_text = ", ".join(
             f"{partition} (lag {lag[partition] if lag.get(partition, -1) >= 0 else 'unknown'})"
             for partition in view.unowned
         )
         yield Finding(
             "partition owners",
             Severity.BAD,
-            f"partitions without an owner: {shown}",
+            f"partitions without an owner: {unowned_text}",
             "see ReplaysPartitionUnowned in docs/runbook.md",
         )
     elif not found.members and found.stable:  # Kafka would report EMPTY
@@ -145,8 +145,8 @@ def staging(settings: Settings) -> Iterable[Finding]:
     batch = reference(manifest)
     try:
         stage.stage(manifest, ChordName(batch, Stage.ROWS, 1, token), {task: payload})
-        begun = stage.begin(batch, task, token)
-        same = begun is not None and stage.payload(batch, task, entry.content) == payload
+        run = stage.begin(batch, task, token)
+        same = run is not None and stage.payload(batch, task, entry.content) == payload
         stage.mark(batch, task, token, entry.content)
         coordination.send_completion(reader, Completion(CompletionKind.DONE, manifest.batch_id))
         same = same and not stage.unmarked(manifest, [task]) and stage.client.xlen(_stream(reader, settings)) == 1
@@ -218,5 +218,7 @@ def _releases(coordination: Coordination, found: Iterable[WorkerStatus]) -> Iter
     running["this command"] = RELEASE
     if len(set(running.values())) <= 1:
         return
-    shown = ", ".join(f"{name}: {release or 'unknown'}" for name, release in sorted(running.items()))
-    yield Finding("releases", Severity.WARNING, shown, "finish the upgrade in the order of docs/upgrades.md")
+    releases_text = ", ".join(f"{name}: {release or 'unknown'}" for name, release in sorted(running.items()))
+    yield Finding(
+        "releases", Severity.WARNING, releases_text, "finish the upgrade in the order of docs/upgrades.md"
+    )

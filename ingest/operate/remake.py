@@ -26,13 +26,13 @@ def message_of(record: Record) -> Message:
 
 def batch_of(source: TopicPartition, offsets: OffsetRange, outcomes: Iterable[Outcome | None]) -> Batch:
     """The batch of a range's parse results, in order. None is skipped."""
-    kept: Sequence[Outcome | None] = tuple(outcomes)
+    results: Sequence[Outcome | None] = tuple(outcomes)
     return Batch(
         source,
         NO_EPOCH,
         offsets,
-        tuple(outcome for outcome in kept if isinstance(outcome, Segment)),
-        tuple(outcome for outcome in kept if isinstance(outcome, Reject)),
+        tuple(outcome for outcome in results if isinstance(outcome, Segment)),
+        tuple(outcome for outcome in results if isinstance(outcome, Reject)),
         0,
         CutReason.COUNT,
     )

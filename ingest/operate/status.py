@@ -206,6 +206,6 @@ def _runs(client: Any, key: str) -> dict[str, _Runs]:
 def _readers(coordination: Coordination, settings: Settings) -> Iterator[ReaderStatus]:
     """Readers by their last heartbeats. Invalid entries are ignored."""
     for name, about in coordination.readers().items():
-        shown = {**about, "reader": name, "silent": _is_silent(about, settings)}
+        fields = {**about, "reader": name, "silent": _is_silent(about, settings)}
         with contextlib.suppress(msgspec.ValidationError):
-            yield msgspec.convert(shown, type=ReaderStatus, strict=False)
+            yield msgspec.convert(fields, type=ReaderStatus, strict=False)

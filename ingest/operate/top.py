@@ -92,13 +92,13 @@ def _headline(status: Status) -> RenderableType:
     if not status.readers:
         lines.append(Text("no reader is running: start `replays-ingest`", style="bold red"))
     if status.unowned:
-        shown = ", ".join(
+        unowned_text = ", ".join(
             f"{unowned.partition} (lag {unowned.lag_messages:,})"
             if unowned.lag_messages >= 0
             else str(unowned.partition)
             for unowned in status.unowned[:ROWS_MAX]
         )
-        lines.append(Text(f"partitions without an owner: {shown}", style="bold red"))
+        lines.append(Text(f"partitions without an owner: {unowned_text}", style="bold red"))
     if status.queues_without_worker:
         queues = ", ".join(status.queues_without_worker)
         lines.append(Text(f"queues without a worker: {queues}", style="bold red"))

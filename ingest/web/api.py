@@ -122,9 +122,9 @@ class VideoHandler(Handler):
     def _send(self, video: bytes) -> None:
         self.set_header("Content-Type", "video/mp4")
         self.set_header("Accept-Ranges", "bytes")
-        asked = byte_range(self.request.headers.get("Range", ""), len(video))
-        if asked is not None:
-            start, stop = asked
+        requested = byte_range(self.request.headers.get("Range", ""), len(video))
+        if requested is not None:
+            start, stop = requested
             self.set_status(206)
             self.set_header("Content-Range", f"bytes {start}-{stop - 1}/{len(video)}")
             video = video[start:stop]
@@ -140,8 +140,8 @@ def _for_javascript(value: Any) -> Any:
 
 def byte_range(header: str, size: int) -> tuple[int, int] | None:
     """The requested byte range, half-open. None means the whole file."""
-    unit, _, asked = header.partition("=")
-    first, dash, last = asked.partition("-")
+    unit, _, bounds = header.partition("=")
+    first, dash, last = bounds.partition("-")
     if unit != "bytes" or not dash or not size:
         return None
     if is_number(first) and (not last or is_number(last)):

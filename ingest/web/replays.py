@@ -81,8 +81,10 @@ class Replays:
             parameters,
         )
         keys = [(row[0], row[1]) for row in found[:limit]]
-        some = (keys[start : start + KEYS_MAX] for start in range(0, len(keys), KEYS_MAX))
-        facts = {(replay.project_id, replay.replay_id): replay for part in some for replay in self._facts(part)}
+        key_chunks = (keys[start : start + KEYS_MAX] for start in range(0, len(keys), KEYS_MAX))
+        facts = {
+            (replay.project_id, replay.replay_id): replay for chunk in key_chunks for replay in self._facts(chunk)
+        }
         return Page(tuple(facts[key] for key in keys if key in facts), more=len(found) > limit)
 
     def replay(self, replay_id: str, project_id: int | None = None) -> Replay:

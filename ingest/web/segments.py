@@ -28,18 +28,18 @@ class _Object:
 
 def segments(stores: Stores, replay: Replay) -> Segments:
     """All segments in order, with gaps, from ClickHouse and Cloud Storage."""
-    given = {"project": replay.project_id, "id": replay.replay_id}
+    parameters = {"project": replay.project_id, "id": replay.replay_id}
     where = "project_id = {project:UInt64} AND replay_id = {id:UUID}"
     rows = stores.query(
         "SELECT segment_id, object, toUnixTimestamp(received), partition, offset, size_compressed, "
         "size_uncompressed, size_video, retention_days "
         f"FROM replay_segments FINAL WHERE {where} ORDER BY segment_id LIMIT {SEGMENTS_MAX}",
-        given,
+        parameters,
     )
     copies: dict[int, dict[SegmentCopy, set[str]]] = {}
     for segment_id, partition, offset, part in stores.query(
         f"SELECT segment_id, partition, offset, _part FROM replay_segments WHERE {where} LIMIT {4 * SEGMENTS_MAX}",
-        given,
+        parameters,
     ):
         copies.setdefault(segment_id, {}).setdefault(SegmentCopy(partition, offset), set()).add(part)
     objects, notes = _objects(stores, replay, {row[8] for row in rows})

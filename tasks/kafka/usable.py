@@ -23,15 +23,15 @@ def is_plain(settings: Settings) -> bool:
 
 def verify_producer(config: Mapping[str, Any]) -> None:
     """Raises SettingsError if no producer can be created."""
-    _made(lambda: Producer(_offline(config), logger=Silent()))
+    _verify_client(lambda: Producer(_offline(config), logger=Silent()))
 
 
 def verify_consumer(config: Mapping[str, Any]) -> None:
     """Raises SettingsError if no consumer can be created."""
-    _made(lambda: Consumer(_offline(config), logger=Silent()).close())
+    _verify_client(lambda: Consumer(_offline(config), logger=Silent()).close())
 
 
-def _made(make: Callable[[], object]) -> None:
+def _verify_client(make: Callable[[], object]) -> None:
     try:
         make()
     except (KafkaException, ValueError, TypeError) as error:

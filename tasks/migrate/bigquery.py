@@ -71,10 +71,10 @@ def _big_query_table(server: Any, wanted: Any, timeout: dict[str, Any], *, dry_r
         return
     present = {field.name: field for field in table.schema}
     for field in wanted.schema:
-        there = present.get(field.name)
-        if there is not None and there.field_type != field.field_type:
+        existing = present.get(field.name)
+        if existing is not None and existing.field_type != field.field_type:
             raise PermanentSinkError(
-                f"bigquery: column {name}.{field.name} is {there.field_type}, needed is {field.field_type}; "
+                f"bigquery: column {name}.{field.name} is {existing.field_type}, needed is {field.field_type}; "
                 "copy the table into a new one",
                 configuration=True,
             )

@@ -21,17 +21,17 @@ def migrate_bucket(settings: Settings, *, dry_run: bool) -> Iterator[str]:
             yield f"create bucket gs://{name}"
             if dry_run:
                 return
-            made = server.bucket(name)
+            bucket = server.bucket(name)
             # Recordings are personal data: no public access, and deletion must be effective.
-            made.iam_configuration.uniform_bucket_level_access_enabled = True
-            made.iam_configuration.public_access_prevention = "enforced"
-            made.soft_delete_policy.retention_duration_seconds = 0
+            bucket.iam_configuration.uniform_bucket_level_access_enabled = True
+            bucket.iam_configuration.public_access_prevention = "enforced"
+            bucket.soft_delete_policy.retention_duration_seconds = 0
             for days in RETENTION_DAYS:
-                made.add_lifecycle_delete_rule(age=days, matches_prefix=[f"{days}/"])
+                bucket.add_lifecycle_delete_rule(age=days, matches_prefix=[f"{days}/"])
                 # Packed objects rewritten by `erase` expire by their custom time.
-                made.add_lifecycle_delete_rule(days_since_custom_time=days, matches_prefix=[f"{days}/"])
+                bucket.add_lifecycle_delete_rule(days_since_custom_time=days, matches_prefix=[f"{days}/"])
             with contextlib.suppress(Conflict):  # another process created it concurrently
-                server.create_bucket(made, location=settings.gcs_location or None, timeout=timeout_seconds)
+                server.create_bucket(bucket, location=settings.gcs_location or None, timeout=timeout_seconds)
             return
         problems = list(missing_rules(found.lifecycle_rules, settings.gcs_layout))
         yield "; but ".join([f"= bucket gs://{name} is there", *problems])

@@ -29,12 +29,12 @@ def provider(service: str, environ: Mapping[str, str]) -> Any:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     named = environ.get("OTEL_SERVICE_NAME") or "service.name=" in environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
-    made = TracerProvider(resource=Resource.create({} if named else {"service.name": service}))
+    tracer_provider = TracerProvider(resource=Resource.create({} if named else {"service.name": service}))
     for name in environ.get("OTEL_TRACES_EXPORTER", "").split(",") or ("",):
         exporter = _exporter(name.strip().lower(), environ)
         if exporter is not None:
-            made.add_span_processor(BatchSpanProcessor(exporter))
-    return made
+            tracer_provider.add_span_processor(BatchSpanProcessor(exporter))
+    return tracer_provider
 
 
 def _exporter(name: str, environ: Mapping[str, str]) -> Any:

@@ -166,8 +166,8 @@ class _Server(ThreadingHTTPServer):
         """Called between requests, and twice per second."""
         started_before = time.monotonic() - REQUEST_SECONDS_MAX
         with self._lock:
-            late = sum(began < started_before for began in self._began.values())
-        self._hang_up(late)
+            expired = sum(began < started_before for began in self._began.values())
+        self._hang_up(expired)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Closed connections are not logged."""

@@ -127,8 +127,8 @@ class MemorySink:
 
     def check(self) -> Report:
         """Always passes."""
-        kept = ", ".join(f"{count} {what}" for what, count in sorted(self.counts().items()))
-        return Report(f"in memory: {kept or 'empty'}")
+        stored = ", ".join(f"{count} {what}" for what, count in sorted(self.counts().items()))
+        return Report(f"in memory: {stored or 'empty'}")
 
     def close(self) -> None:
         """Written data stays readable."""

@@ -67,14 +67,14 @@ def compare_metrics(expected: Mapping[str, Total], found: Mapping[str, Total], *
         differs = have.count == total.count and _sums_differ(have.sum, total.sum)
         wrong += differs
         if differs or have.count < total.count or (exactly and have.count != total.count):
-            problems.append(f"{name}: {_shown(have)} instead of {_shown(total)}")
+            problems.append(f"{name}: {_total_text(have)} instead of {_total_text(total)}")
     count = sum(total.count for total in expected.values())
     seen = sum(total.count for name, total in found.items() if name in expected)
     note = "values by name" + ("" if exactly else ", at least once")
     return Check("DataDog metrics", count, seen, missing, extra, wrong, tuple(problems[:EXAMPLES_MAX]), note)
 
 
-def _shown(total: Total) -> str:
+def _total_text(total: Total) -> str:
     """The total as text, even if its sum is unknown."""
     return f"{total.count} values" if total.sum is None else f"{total.count} values (sum {total.sum:g})"
 

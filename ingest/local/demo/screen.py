@@ -22,7 +22,7 @@ class Screen:
             self.console.width = PLAIN_WIDTH
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._said: dict[str, float] = {}
+        self._printed_at: dict[str, float] = {}
 
     def line(self, text: str) -> None:
         """Prints one line immediately."""
@@ -49,6 +49,6 @@ class Screen:
             self._bars.update(self._tasks[name], completed=done, total=total)
             return
         now = time.monotonic()
-        if done == total or now - self._said.get(name, 0.0) >= PLAIN_LINE_SECONDS:
-            self._said[name] = now
+        if done == total or now - self._printed_at.get(name, 0.0) >= PLAIN_LINE_SECONDS:
+            self._printed_at[name] = now
             self.line(f"{name:<10} {done} of {total}")

@@ -42,8 +42,8 @@ class Clicks:
             {"x": target.x - 8 * left, "y": target.y + 5 * left, "id": target.id, "timeOffset": -40 * left}
             for left in (6, 4, 2, 1, 0)
         ]
-        moved = {"type": 3, "data": {"source": 1, "positions": steps}, "timestamp": ms - 20}
-        segment.put(ms - 20, moved, "mouse")
+        movement = {"type": 3, "data": {"source": 1, "positions": steps}, "timestamp": ms - 20}
+        segment.put(ms - 20, movement, "mouse")
         for number, kind in enumerate((1, 0, 2)):  # down, up, click
             data = {"source": 2, "type": kind, "id": target.id, "x": target.x, "y": target.y}
             segment.put(ms + number - 2, {"type": 3, "data": data, "timestamp": ms + number - 2}, "mouse_button")

@@ -231,9 +231,9 @@ class Expectation:
                 if seen in entry.seen:
                     self.facts[fact] += entry.seen[seen]
         for fact, places in entry.coins.items():
-            kept = sum(coin(entry, f"{place}", self.sample_event_rate) for place in places)
-            if kept:
-                self.facts[fact] += kept
+            sampled = sum(coin(entry, f"{place}", self.sample_event_rate) for place in places)
+            if sampled:
+                self.facts[fact] += sampled
 
     def _add_metrics(self, entry: Entry) -> None:
         seen, sums = entry.seen, entry.sums

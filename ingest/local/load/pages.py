@@ -100,13 +100,13 @@ def make_site(
     rng = random.Random(seed)
     styles = [_stylesheet(rng, number) for number in rules]
     icons = [_icon_path(rng) for _ in range(30)]
-    made = []
+    pages_built = []
     for number in range(pages):
         route, title = ROUTES[number % len(ROUTES)]
         url = ORIGIN + route.format(n=rng.randrange(1000, 9999))
         size = round(cards[0] * (cards[1] / cards[0]) ** rng.random())
-        made.append(_Builder(rng, icons, url, title).page(size, rng.choice(styles)))
-    return tuple(made)
+        pages_built.append(_Builder(rng, icons, url, title).page(size, rng.choice(styles)))
+    return tuple(pages_built)
 
 
 class _Builder:
@@ -170,10 +170,10 @@ class _Builder:
         return {"type": kind, **fields, "id": self.next_id - 1}
 
     def element(self, tag: str, attributes: dict[str, Any], text: str = "", **fields: Any) -> Node:
-        made = self.node(2, tagName=tag, attributes=attributes, childNodes=[], **fields)
+        element = self.node(2, tagName=tag, attributes=attributes, childNodes=[], **fields)
         if text:
-            made["childNodes"].append(self.node(3, textContent=text))
-        return made
+            element["childNodes"].append(self.node(3, textContent=text))
+        return element
 
     def icon(self) -> Node:
         """An SVG icon with long attributes, as on real pages."""

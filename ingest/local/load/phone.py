@@ -32,7 +32,7 @@ def use_phone(rng: random.Random, segment: Segment, replay_id: str, video_bytes:
         data = {"view.id": view, "view.class": "androidx.appcompat.widget.AppCompatButton"}
         segment.breadcrumb(ms, "ui.tap", {"message": view, "data": data})
         segment.taps.append(event_hash(replay_id, ms // 1000, view))
-    others: tuple[tuple[str, Event, float], ...] = (
+    device_events: tuple[tuple[str, Event, float], ...] = (
         ("device.battery", {"level": rng.randrange(5, 100), "charging": False}, 0.4),
         ("device.orientation", {"position": "portrait"}, 0.1),
         ("device.connectivity", {"state": "wifi"}, 0.2),
@@ -41,7 +41,7 @@ def use_phone(rng: random.Random, segment: Segment, replay_id: str, video_bytes:
         ("app.background", {}, 0.05),
         ("app.foreground", {}, 0.05),
     )
-    for category, facts, chance in others:
+    for category, facts, chance in device_events:
         if rng.random() < chance:
             segment.breadcrumb(at + rng.randrange(SEGMENT_MS), category, {"data": facts})
 

@@ -126,7 +126,7 @@ def stream(profile: Profile, count: int, seed: int, started_at: int) -> Iterator
     """
     rng = random.Random(f"stream:{seed}")
     held: list[tuple[int, int, Message]] = []
-    segments_made = wrong = tie = 0
+    segments_made = malformed_made = tie = 0
     for segments_made, message in enumerate(_segments(profile, count, seed, started_at), start=1):
         chance = rng.random()
         if chance < profile.late:
@@ -140,9 +140,9 @@ def stream(profile: Profile, count: int, seed: int, started_at: int) -> Iterator
             heapq.heappush(held, (segments_made + rng.randint(0, 60), tie, Message(message.value, entry)))
         while held and held[0][0] <= segments_made:
             yield heapq.heappop(held)[2]
-        while wrong < int(segments_made * profile.malformed):
-            yield malformed(rng, wrong, started_at)
-            wrong += 1
+        while malformed_made < int(segments_made * profile.malformed):
+            yield malformed(rng, malformed_made, started_at)
+            malformed_made += 1
     for _ in range(profile.zip_bombs):
         yield zip_bomb(rng)
     while held:

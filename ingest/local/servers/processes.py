@@ -301,7 +301,7 @@ class Children:
     def __init__(self, log_directory: Path) -> None:
         self.log_directory = log_directory
         self._children: list[Child] = []
-        self._kept: dict[str, Child] = {}
+        self._restarted: dict[str, Child] = {}
         self._lock = threading.Lock()
         self._warden: subprocess.Popen[bytes] | None = None
         self._keeper: threading.Thread | None = None
@@ -351,7 +351,7 @@ class Children:
     def keep(self, child: Child, wait_seconds: float = 0.5) -> None:
         """Restarts the child when it ends, at most once per `wait_seconds`, until released or closed."""
         with self._lock:
-            self._kept[child.name] = child
+            self._restarted[child.name] = child
             if self._keeper is None:
                 self._keeper = threading.Thread(
                     target=self._keep_running, args=(wait_seconds,), name="keeper", daemon=True
@@ -361,7 +361,7 @@ class Children:
     def release(self, child: Child) -> None:
         """Stops restarting the child."""
         with self._lock:
-            self._kept.pop(child.name, None)
+            self._restarted.pop(child.name, None)
 
     def close(self, grace_seconds: float = 10.0) -> None:
         """Stops all children in reverse order, then the warden. May be called twice."""
@@ -370,7 +370,7 @@ class Children:
             self._keeper.join(5)
         with self._lock:
             children = list(reversed(self._children))
-            self._kept.clear()
+            self._restarted.clear()
         for child in children:
             child.stop(grace_seconds)
         with self._lock:
@@ -413,7 +413,7 @@ class Children:
     def _keep_running(self, wait_seconds: float) -> None:
         while not self._closed.wait(wait_seconds):
             with self._lock:
-                kept = list(self._kept.values())
+                kept = list(self._restarted.values())
             for child in kept:
                 if not child.alive and not self._closed.is_set():
                     child.start()

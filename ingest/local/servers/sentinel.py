@@ -210,9 +210,9 @@ class RedisGroup(Server):
     @property
     def address(self) -> str:
         """The sentinel:// URL of database 0, with all hosts and the password of Redis."""
-        first, *others = self.sentinels
+        first, *following = self.sentinels
         secret = f":{self.password}@" if self.password else ""
-        return ";".join([f"sentinel://{secret}{HOST}:{first.port}", *(s.address for s in others)]) + "/0"
+        return ";".join([f"sentinel://{secret}{HOST}:{first.port}", *(s.address for s in following)]) + "/0"
 
     @property
     def variables(self) -> dict[str, str]:

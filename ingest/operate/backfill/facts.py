@@ -41,9 +41,9 @@ class StoredFacts(Facts):
         """Returns, by position, the problem and the columns that differ."""
         found = {position: (problem, "no such row") for position, problem in self.absent(items).items()}
         present = [position for position in range(len(items)) if position not in found]
-        for some in chunks(present, ROWS_MAX):
-            stored = self._contents([items[position] for position in some])
-            for position in some:
+        for chunk in chunks(present, ROWS_MAX):
+            stored = self._contents([items[position] for position in chunk])
+            for position in chunk:
                 wanted = decoded(items[position])
                 for row in stored.get(fact_key(items[position]), []):
                     columns = [name for name in COMPARED if not _same(wanted[name], row[name])]
@@ -60,8 +60,8 @@ class StoredFacts(Facts):
 
     def delete(self, items: Sequence[Row]) -> None:
         """Deletes every stored row with the identities of these facts."""
-        for some in chunks(items, ROWS_MAX):
-            self._run(f"DELETE FROM {self._table}", some)
+        for chunk in chunks(items, ROWS_MAX):
+            self._run(f"DELETE FROM {self._table}", chunk)
 
     def _run(self, what: str, items: Sequence[Row]) -> Any:
         """Runs one statement on the rows with these identities, limited to the days around their times."""

@@ -156,17 +156,17 @@ class _Pages:
             self._found.recordings += 1
             clicks.setdefault(segment.partition, []).extend((segment, row) for row in rows.clickhouse)
             facts += [(segment, row) for row in rows.bigquery]
-        for partition, made in clicks.items():
-            self._settle(SinkName.CLICKHOUSE, made, self._comparing(partition))
+        for partition, rebuilt_rows in clicks.items():
+            self._settle(SinkName.CLICKHOUSE, rebuilt_rows, self._comparing(partition))
         if self._facts is not None:
             self._settle(SinkName.BIGQUERY, facts, self._facts.compare)
 
     def _comparing(self, partition: int) -> Callable[[Sequence[Row]], Wrong]:
         def compare(items: Sequence[Row]) -> Wrong:
-            compared = self._rows.compare(items, partition, unexpected=False)
+            comparison = self._rows.compare(items, partition, unexpected=False)
             return {
                 difference.position: (Problem(difference.kind.value), difference.what)
-                for difference in compared.differences
+                for difference in comparison.differences
                 if difference.position is not None
             }
 
@@ -175,27 +175,29 @@ class _Pages:
     def _settle(
         self,
         sink: SinkName,
-        made: Sequence[tuple[StoredSegment, Row]],
+        rebuilt_rows: Sequence[tuple[StoredSegment, Row]],
         compare: Callable[[Sequence[Row]], Wrong],
     ) -> None:
         """Compares rows, writes the missing and different ones, and compares these again."""
         tally = self._found.sinks.setdefault(str(sink), Tally())
-        items = [row for _, row in made]
+        items = [row for _, row in rebuilt_rows]
         tally.rebuilt += len(items)
-        wrong = compare(items)
-        for position, (problem, what) in sorted(wrong.items()):
+        differences_found = compare(items)
+        for position, (problem, what) in sorted(differences_found.items()):
             tally.count(problem)
-            self._name(sink, made[position], problem, what)
-        if not wrong or self._repair is None:
+            self._name(sink, rebuilt_rows[position], problem, what)
+        if not differences_found or self._repair is None:
             return
-        again = [items[position] for position in sorted(wrong)]
-        differing = [items[place] for place, (problem, _) in sorted(wrong.items()) if problem is Problem.DIFFERS]
-        failure = self._written(sink, again, differing)
+        to_write = [items[position] for position in sorted(differences_found)]
+        differing = [
+            items[place] for place, (problem, _) in sorted(differences_found.items()) if problem is Problem.DIFFERS
+        ]
+        failure = self._written(sink, to_write, differing)
         if failure:
             self._found.failures.append(failure)
-        left = len(compare(again))
+        left = len(compare(to_write))
         tally.left += left
-        tally.written += len(again) - left
+        tally.written += len(to_write) - left
 
     def _written(self, sink: SinkName, items: Sequence[Item], differing: Sequence[Row]) -> str:
         assert self._repair is not None
@@ -207,10 +209,10 @@ class _Pages:
         self._run += 1
         return self._repair.write_items(sink, f"backfill-{self._run}", items)
 
-    def _name(self, sink: SinkName, made: tuple[StoredSegment, Row], problem: Problem, what: str) -> None:
+    def _name(self, sink: SinkName, rebuilt_rows: tuple[StoredSegment, Row], problem: Problem, what: str) -> None:
         self._shown[sink] += 1
         if self._shown[sink] <= self._differences_max:
-            segment, row = made
+            segment, row = rebuilt_rows
             name = f"{row.table}/{row.id}"
             self._found.differences.append(Difference(problem, str(sink), name, what, *segment.key))
 

@@ -153,8 +153,8 @@ class _Sender:
         """Writes the item to its sink, or the message to its topic."""
         token = f"{self._settings.dlq_topic}-{letter.id}"
         if item is None:
-            kept = tuple(pair for pair in letter.label.originals if pair[0] != REPLAYED_FROM)
-            headers = (*kept, (REPLAYED_FROM, token.encode()))
+            own_headers = tuple(pair for pair in letter.label.originals if pair[0] != REPLAYED_FROM)
+            headers = (*own_headers, (REPLAYED_FROM, token.encode()))
             value = None if letter.tombstone else letter.value
             self._producer.produce(letter.label.origin.topic, letter.key, value, headers)
             return

@@ -97,8 +97,8 @@ class Eraser:
             with converting_errors("clickhouse", clickhouse_errors.sort):
                 self._rows.delete(found)
         left += [*unsettled, *remains(found)]
-        ended = {"what": "erase ends", **self._action_text(by), **found.counts(), "left": "; ".join(left)}
-        self._coordination.audit(ended)
+        action = {"what": "erase ends", **self._action_text(by), **found.counts(), "left": "; ".join(left)}
+        self._coordination.audit(action)
         return left
 
     def done_before(self) -> bool:

@@ -69,8 +69,8 @@ class Erasure:
             action["replay_id"] = self._named[0]
         unsettled = self._tombstones.settle(self._tombstones.decide(keys, by, action), wait_seconds)
         # Includes replays of the user or project that have settled since.
-        late = [replay_key(self._project_id, replay_id) for replay_id in self._replays()]
-        if fresh := sorted(set(late).difference(keys)):
+        current_keys = [replay_key(self._project_id, replay_id) for replay_id in self._replays()]
+        if fresh := sorted(set(current_keys).difference(keys)):
             self._tombstones.decide(fresh, by, {**action, "replays": len(fresh)})
         done: list[Erased] = []
         replays = self._replays()

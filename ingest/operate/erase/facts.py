@@ -43,22 +43,24 @@ class Facts:
     def _run(self, what: str) -> int:
         """Runs one statement on this replay's facts; returns the number of counted or deleted rows."""
         settings, total = self._settings, 0
-        given = [
+        parameters = [
             official_bigquery.ScalarQueryParameter("project", "INT64", self._project_id),
             official_bigquery.ScalarQueryParameter("replay", "STRING", self._replay_id),
         ]
-        again = DEFAULT_RETRY.with_timeout(settings.sink_timeout_seconds)  # the client's default is ten minutes
+        retry_policy = DEFAULT_RETRY.with_timeout(
+            settings.sink_timeout_seconds
+        )  # the client's default is ten minutes
         with contextlib.closing(bigquery.client(settings)) as connected:
             server: Any = connected
             for table in bigquery.TABLES:
                 job = server.query(
                     f"{what} FROM `{settings.bigquery_project}.{settings.bigquery_dataset}.{table}` "
                     "WHERE project_id = @project AND replay_id = @replay",
-                    job_config=official_bigquery.QueryJobConfig(query_parameters=given),
+                    job_config=official_bigquery.QueryJobConfig(query_parameters=parameters),
                     timeout=settings.sink_timeout_seconds,
-                    retry=again,
+                    retry=retry_policy,
                     job_retry=None,
                 )
-                rows = list(job.result(timeout=DELETE_SECONDS_MAX, retry=again, job_retry=None))
+                rows = list(job.result(timeout=DELETE_SECONDS_MAX, retry=retry_policy, job_retry=None))
                 total += int(rows[0][0]) if rows else int(job.num_dml_affected_rows or 0)
         return total

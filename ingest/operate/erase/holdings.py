@@ -80,8 +80,8 @@ def plain_id(text: str) -> str:
     """The id as 32 lower-case hex digits without dashes. Raises ValueError for an invalid replay id."""
     plain = text.strip().replace("-", "").lower()
     if not re.fullmatch(r"[0-9a-f]{32}", plain):
-        shown = text if len(text) <= SHOWN_CHARACTERS_MAX else text[:SHOWN_CHARACTERS_MAX] + "…"
-        raise ValueError(f"{shown!r} is not a replay id (32 hex digits, with or without dashes)")
+        shortened_text = text if len(text) <= SHOWN_CHARACTERS_MAX else text[:SHOWN_CHARACTERS_MAX] + "…"
+        raise ValueError(f"{shortened_text!r} is not a replay id (32 hex digits, with or without dashes)")
     return plain
 
 
@@ -89,8 +89,8 @@ def remains(found: Holdings) -> list[str]:
     """One line for each kind of data that erasure does not cover."""
     left = list(found.notes)
     if found.letters:
-        shown = ", ".join(found.letters[:5]) + (", ..." if len(found.letters) > 5 else "")
-        left.append(f"dead letters contain parts of it until they expire: do not replay them ({shown})")
+        letter_ids = ", ".join(found.letters[:5]) + (", ..." if len(found.letters) > 5 else "")
+        left.append(f"dead letters contain parts of it until they expire: do not replay them ({letter_ids})")
     if found.parked:
         left.append(f"parked batches ({found.parked}) may write more of it: run this again once they have settled")
     return left

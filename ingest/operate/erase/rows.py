@@ -70,12 +70,12 @@ class Rows:
                 newest = max(newest, at)
             found["newest_at"] = float(newest) if days else None
             found["billed"] = bool(self._count(server, "replay_outcomes"))
-            others = server.query(
+            other_projects = server.query(
                 "SELECT DISTINCT project_id FROM replay_segments WHERE replay_id = toUUID({replay:String}) "
                 "AND project_id != {project:UInt64} ORDER BY project_id LIMIT 10",
                 parameters={"replay": str(self._replay_id), "project": self._project_id},
             ).result_rows
-            found["elsewhere"] = tuple(row[0] for row in others)
+            found["elsewhere"] = tuple(row[0] for row in other_projects)
         return days
 
     def _count(self, server: Any, table: str) -> int:

@@ -55,19 +55,19 @@ class Tombstones:
         """
         since, ends = self._coordination.now(), time.monotonic() + seconds_max
         while True:
-            late = self._late(offset)
-            if not late:
+            unsettled_readers = self._unsettled_readers(offset)
+            if not unsettled_readers:
                 self._drop_staged_before(since)
                 return []
             if time.monotonic() >= ends:
                 return [
                     f"reader {name} may still write messages read earlier: run this again once its batches "
                     "have settled"
-                    for name in late
+                    for name in unsettled_readers
                 ]
             time.sleep(POLL_SECONDS)
 
-    def _late(self, offset: int) -> list[str]:
+    def _unsettled_readers(self, offset: int) -> list[str]:
         return [
             name
             for name, about in self._coordination.readers().items()

@@ -68,8 +68,8 @@ class Rows:
         for position, item in enumerate(items):
             tables.setdefault(item.table, []).append(position)
         for table, positions in tables.items():
-            for some in chunks(positions, KEYS_MAX):
-                rows = {position: decoded(items[position]) for position in some}
+            for chunk in chunks(positions, KEYS_MAX):
+                rows = {position: decoded(items[position]) for position in chunk}
                 alive = {position: row for position, row in rows.items() if not outlived(row)}
                 if alive:
                     found |= self._absent(table, alive)
@@ -201,9 +201,9 @@ class Facts:
             if not self._expired(item):
                 tables.setdefault(item.table, []).append(position)
         for table, positions in tables.items():
-            for some in chunks(positions, 10 * KEYS_MAX):
-                last = {fact_key(items[position]): position for position in some}
-                stored = self._stored(table, [items[position] for position in some], 1)
+            for chunk in chunks(positions, 10 * KEYS_MAX):
+                last = {fact_key(items[position]): position for position in chunk}
+                stored = self._stored(table, [items[position] for position in chunk], 1)
                 if around := [items[place] for key, place in last.items() if key not in stored]:
                     stored |= self._stored(table, around, DELIVERED_AGAIN_SECONDS_MAX)
                 found |= {position: Problem.MISSING for key, position in last.items() if key not in stored}

@@ -90,8 +90,8 @@ class Recordings:
         found: dict[str, Place] = {}
         try:
             with contextlib.closing(clickhouse.client(self._settings)) as server:
-                for some in chunks(names, NAMES_MAX):
-                    for name, *place in server.query(_index_query(some)).result_rows:
+                for chunk in chunks(names, NAMES_MAX):
+                    for name, *place in server.query(_index_query(chunk)).result_rows:
                         found[name] = Place(*place)
         except Exception as error:
             raise clickhouse_errors.sort(error).error() from error

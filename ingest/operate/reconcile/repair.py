@@ -52,16 +52,16 @@ class Repair:
             self._sinks[sink] = build(sink, self._settings)
         at_once = max(1, min(WRITE_ITEMS_MAX, int(self._per_second_max)))
         for start in range(0, len(items), at_once):
-            some = [self._anew(sink, item) for item in items[start : start + at_once]]
+            chunk = [self._anew(sink, item) for item in items[start : start + at_once]]
             began = time.monotonic()
             # The token differs from those of the batch and of earlier repairs, because ClickHouse would otherwise
             # skip the insert as a repetition. Rows with the same key still replace each other.
             token = f"reconcile-{self._run}-{batch_id}:{sink}:{start}"
             try:
-                self._write_patiently(sink, some, token)
+                self._write_patiently(sink, chunk, token)
             except SinkError as error:
-                return f"{sink}, {len(some)} items of {batch_id}: {error}"
-            time.sleep(max(0.0, len(some) / self._per_second_max - (time.monotonic() - began)))
+                return f"{sink}, {len(chunk)} items of {batch_id}: {error}"
+            time.sleep(max(0.0, len(chunk) / self._per_second_max - (time.monotonic() - began)))
         return ""
 
     def _anew(self, sink: str, item: Item) -> Item:

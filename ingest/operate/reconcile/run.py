@@ -178,6 +178,6 @@ def _add(examples: list[Missing], found: Iterable[Missing], counted: int) -> Non
     """Adds up to EXAMPLES_MAX items per sink. `counted`: number of missing items of this sink, including
     `found`.
     """
-    some = list(found)
-    room = EXAMPLES_MAX - (counted - len(some))
-    examples += some[: max(0, room)]
+    new = list(found)
+    room = EXAMPLES_MAX - (counted - len(new))
+    examples += new[: max(0, room)]

@@ -80,8 +80,8 @@ class StoredRows:
             if item.table in CONDITIONS:
                 tables.setdefault(item.table, {})[position] = item
         for table, rows in tables.items():
-            for some in bounded(rows):
-                _Comparing(self._rows, table, some, found).run()
+            for chunk in bounded(rows):
+                _Comparing(self._rows, table, chunk, found).run()
         if unexpected:
             found.differences += self._unexpected(list(tables.get("replays", {}).values()), partition)
         return found
@@ -90,19 +90,19 @@ class StoredRows:
         """Stored rows of `replays` from these messages that this release would not write."""
         key_of = KEYS["replays"]
         rows = [decoded(item) for item in items]
-        made = {key_of(row) for row in rows}
+        row_keys = {key_of(row) for row in rows}
         alive = [(item, row) for item, row in zip(items, rows, strict=True) if not outlived(row)]
         for start in range(0, len(alive), ROWS_MAX):
-            some = alive[start : start + ROWS_MAX]
-            where = CONDITIONS["replays"]([row for _, row in some], DELIVERED_AGAIN_SECONDS_MAX, of_event=False)
-            offsets = numbers(item.offset for item, _ in some)
+            chunk = alive[start : start + ROWS_MAX]
+            where = CONDITIONS["replays"]([row for _, row in chunk], DELIVERED_AGAIN_SECONDS_MAX, of_event=False)
+            offsets = numbers(item.offset for item, _ in chunk)
             query = (
                 "SELECT project_id, toString(replay_id), toString(event_hash), offset FROM replays FINAL "
                 f"WHERE {where} AND partition = {int(partition)} AND offset IN ({offsets})"
             )
             for project, replay, event, offset in self._query(query):
-                if (project, replay, event) not in made:
-                    made.add((project, replay, event))
+                if (project, replay, event) not in row_keys:
+                    row_keys.add((project, replay, event))
                     what = "this release produces no such row"
                     yield RowDifference(Kind.UNEXPECTED, "replays", what, int(offset), item=f"replays/{event}")
 
@@ -147,23 +147,23 @@ class _Comparing:
         for position, row in self._encoded.items():
             wanted.setdefault(key_of(row), []).append(position)
         stored = self._stored(list(self._encoded.values()), 0)
-        far = [self._encoded[places[-1]] for key, places in wanted.items() if key not in stored]
-        if far:
-            stored |= self._stored(far, DELIVERED_AGAIN_SECONDS_MAX)
+        not_found = [self._encoded[places[-1]] for key, places in wanted.items() if key not in stored]
+        if not_found:
+            stored |= self._stored(not_found, DELIVERED_AGAIN_SECONDS_MAX)
         self._found.compared += len(wanted)
         for key, positions in wanted.items():
             highest = max(rank(self._encoded[position]) for position in positions)
-            mine = [position for position in positions if rank(self._encoded[position]) == highest]
-            found = verdict(table, [typed[position] for position in mine], stored.get(key, []))
+            candidates = [position for position in positions if rank(self._encoded[position]) == highest]
+            found = verdict(table, [typed[position] for position in candidates], stored.get(key, []))
             if found is None:
                 continue
             kind, what = found
             if kind is None:
                 self._found.superseded += 1
                 continue
-            item = self._items[mine[-1]]
+            item = self._items[candidates[-1]]
             name = f"{item.table}/{item.id}"
-            self._found.differences.append(RowDifference(kind, table, what, item.offset, mine[-1], name))
+            self._found.differences.append(RowDifference(kind, table, what, item.offset, candidates[-1], name))
 
     def _typed(self, items: Sequence[Row]) -> list[Values]:
         """The rows as an insert would store them."""
@@ -220,13 +220,13 @@ def literal(text: str) -> str:
 
 def bounded(rows: dict[int, Row]) -> Iterator[dict[int, Row]]:
     """Chunks of at most ROWS_MAX rows and about ROWS_BYTES_MAX bytes."""
-    some: dict[int, Row] = {}
+    chunk: dict[int, Row] = {}
     size_bytes = 0
     for position, row in rows.items():
-        if some and (len(some) >= ROWS_MAX or size_bytes + len(row.json) > ROWS_BYTES_MAX):
-            yield some
-            some, size_bytes = {}, 0
-        some[position] = row
+        if chunk and (len(chunk) >= ROWS_MAX or size_bytes + len(row.json) > ROWS_BYTES_MAX):
+            yield chunk
+            chunk, size_bytes = {}, 0
+        chunk[position] = row
         size_bytes += len(row.json)
-    if some:
-        yield some
+    if chunk:
+        yield chunk

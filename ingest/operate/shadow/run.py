@@ -109,7 +109,7 @@ class _Sinks:
 
     def __init__(self, settings: Settings, found: Comparison, differences_max: int) -> None:
         self.found, self._differences_max = found, differences_max
-        self._kept: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
         self._recordings = Recordings(settings) if SinkName.GCS in settings.sinks else None
         self._rows = StoredRows(settings) if SinkName.CLICKHOUSE in settings.sinks else None
 
@@ -127,10 +127,10 @@ class _Sinks:
 
     def _compare_rows(self, stored: StoredRows, expected: Expected, chunk: Chunk) -> None:
         items = list(expected.items(chunk, SinkName.CLICKHOUSE))
-        compared = stored.compare(items, chunk.batch.source.partition)  # type: ignore[arg-type]
-        tally = self._tally(SinkName.CLICKHOUSE, compared.compared)
-        tally.superseded += compared.superseded
-        for difference in compared.differences:
+        comparison = stored.compare(items, chunk.batch.source.partition)  # type: ignore[arg-type]
+        tally = self._tally(SinkName.CLICKHOUSE, comparison.compared)
+        tally.superseded += comparison.superseded
+        for difference in comparison.differences:
             self._add(
                 tally,
                 self._difference(
@@ -165,8 +165,8 @@ class _Sinks:
 
     def _add(self, tally: Tally, difference: Difference) -> None:
         tally.count(difference.kind)
-        self._kept[difference.sink] += 1
-        if self._kept[difference.sink] <= self._differences_max:
+        self._counts[difference.sink] += 1
+        if self._counts[difference.sink] <= self._differences_max:
             self.found.differences.append(difference)
 
     def _difference(

@@ -174,16 +174,16 @@ class _Write:
 
     def table(self, table: str, positions: list[int]) -> None:
         """The rows of one table, in one insert unless that is too large."""
-        waiting = deque(chunks(self._items, positions, self._server.limit.bytes_max))
-        while waiting:
-            wanted = waiting.popleft()
+        pending_chunks = deque(chunks(self._items, positions, self._server.limit.bytes_max))
+        while pending_chunks:
+            wanted = pending_chunks.popleft()
             trouble = self._insert(table, wanted)
             if trouble is None:
                 continue
             if trouble.blame is Blame.SIZE and len(wanted) > 1:
                 self._server.limit.refused(_size_bytes(self._items, wanted))
                 middle = len(wanted) // 2
-                waiting.extendleft((wanted[middle:], wanted[:middle]))
+                pending_chunks.extendleft((wanted[middle:], wanted[:middle]))
             elif trouble.blame is Blame.BATCH and len(wanted) > 1:
                 self._without_named(table, wanted, trouble)
             else:
@@ -210,13 +210,13 @@ class _Write:
                 return
             suspect = wanted[row]
             if len(wanted) > 1:
-                alone = self._insert(table, [suspect])
-                if alone is None or alone.blame is not Blame.BATCH:
+                single_result = self._insert(table, [suspect])
+                if single_result is None or single_result.blame is not Blame.BATCH:
                     # The row was not at fault and is now written, or the server currently cannot say whether it
                     # is.
-                    self._outcome.note(alone or trouble, wanted)
+                    self._outcome.note(single_result or trouble, wanted)
                     return
-                trouble = alone
+                trouble = single_result
             self._outcome.note(trouble.blamed(Blame.ROW), [suspect])
             refused += 1
             wanted.remove(suspect)

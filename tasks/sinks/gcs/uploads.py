@@ -137,8 +137,8 @@ class Uploads:
                 for key, end in self._transfers.wait(max(0.0, next_at - now)):
                     self._ended(*cast(Key, key), end)
             for _, name in (*self._ready, *(cast(Key, key) for key in self._transfers.running)):
-                late = Trouble(Blame.NETWORK, f"{name}: not stored within the deadline")
-                self._troubles.setdefault(name, late)
+                timed_out = Trouble(Blame.NETWORK, f"{name}: not stored within the deadline")
+                self._troubles.setdefault(name, timed_out)
         finally:
             self._transfers.abandon()
         return self._troubles

@@ -142,12 +142,12 @@ def described(answer: Answer) -> str:
     kind = answer.content_type.partition(";")[0].strip().lower()
     if "html" in kind or text.lstrip()[:1] == "<":
         title = _TITLE.search(text)
-        shown, what = title[1] if title else _TAG.sub(" ", text), "a web page" if "html" in kind else "markup"
+        excerpt, what = title[1] if title else _TAG.sub(" ", text), "a web page" if "html" in kind else "markup"
     elif text.lstrip()[:1] in ("{", "["):
-        shown, what = text, "JSON"
+        excerpt, what = text, "JSON"
     else:
-        shown, what = text, "the text"
-    quoted = shortened(shown, DESCRIBED_CHARACTERS_MAX)
+        excerpt, what = text, "the text"
+    quoted = shortened(excerpt, DESCRIBED_CHARACTERS_MAX)
     return f"{what} ({size}): {quoted}" if quoted else f"{what} of {size}"
 
 

@@ -303,7 +303,7 @@ class Connections:
         self._proxies = proxies
         self._ca_file = ca_file
         self._local = threading.local()
-        self._made: list[Transfers] = []
+        self._all: list[Transfers] = []
 
     @property
     def mine(self) -> Transfers:
@@ -312,14 +312,14 @@ class Connections:
         if found is None:
             found = Transfers(self._connections, proxies=self._proxies, ca_file=self._ca_file)
             self._local.transfers = found
-            self._made.append(found)
+            self._all.append(found)
         return found
 
     def close(self) -> None:
         """Closes the connections of all threads, which must be idle."""
-        for transfers in self._made:
+        for transfers in self._all:
             transfers.close()
-        self._made.clear()
+        self._all.clear()
 
 
 def _handle(ca_file: Path | None) -> Any:
