@@ -32,7 +32,7 @@ CHECKED = ("tasks", "ingest")
 NOT_CHECKED = "ingest/local/"  # The embedded servers run the SQL that they receive.
 
 # Expressions that are interpolated into SQL, by file, except literal numbers.
-CONSTANTS = {"TABLE", "PROJECT_ID", "NOBODY", "RELEASES_MAX", "SEGMENTS_MAX", "4 * SEGMENTS_MAX"}
+CONSTANTS = {"TABLE", "PROJECT_ID", "PROBE_UUID", "RELEASES_MAX", "SEGMENTS_MAX", "4 * SEGMENTS_MAX"}
 FRAGMENTS = {"where", "having", "_AMONG", "_AMONG_DAYS", "_FACTS", "self._which", "SEARCHED"}
 """Our own text with placeholders, built next to the statement."""
 INTEGERS = re.compile(r"^(number|limit \+ 1|int\(\w+\)|max\(0, .*\)|min\(UINT32_MAX, .*\))$")

@@ -80,7 +80,7 @@ class ClickHouseSink:
             if table in TABLES_OF_SINK[SinkName.CLICKHOUSE]:  # the table's name becomes part of the statement
                 write.table(table, positions)
             else:
-                outcome.note(Trouble(Blame.TABLE, f"this release does not write to table {table!r}"), positions)
+                outcome.note(Trouble(Blame.TABLE, f"this release writes no table {table!r}"), positions)
         outcome.raise_if_any()
 
     def examine(self, items: Sequence[Row], deadline_seconds: float) -> None:
