@@ -93,7 +93,7 @@ def test_wrong_settings_give_exit_code_2(office: Office):
 
 def test_parked_batches_are_listed_and_shown(office: Office):
     """Parked batches are shown with their errors; an empty list is reported as such."""
-    assert "nothing is parked" in command(office.env, "batches", "ls").out
+    assert "no batch is parked" in command(office.env, "batches", "ls").out
     batch = office.park(0, 2)
 
     listed = command(office.env, "batches", "ls")

@@ -32,11 +32,11 @@ def test_an_element_is_matched_by_columns_of_click_rows(
     [
         ("", "1 to 500 characters"),
         ("a" * (CHARACTERS_MAX + 1), "1 to 500 characters"),
-        ("div > button", "' > button' is not understood"),
-        ("a:hover", "':hover' is not understood"),
+        ("div > button", "' > button' is not supported"),
+        ("a:hover", "':hover' is not supported"),
         ("[href='/x']", r"\[href\] is not stored for clicks"),
-        (".x" * (PARTS_MAX + 1), "'.x' is not understood"),
-        ("#a' OR 1=1 --", "is not understood"),
+        (".x" * (PARTS_MAX + 1), "'.x' is not supported"),
+        ("#a' OR 1=1 --", "is not supported"),
     ],
 )
 def test_selectors_that_rows_cannot_match_are_refused(text: str, error: str):
