@@ -113,7 +113,7 @@ class Programs:
         return self._known[key]
 
 
-# Programs: `dispatch` works like `ingest.reader.dispatch.Dispatcher`, `tell` like `tasks.control.tell`.
+# Programs: `dispatch` works like `ingest.reader.dispatch.Dispatcher`, `tell` like `tasks.control.report_stage`.
 
 
 def dispatch(program: Program, client: Client) -> tuple[str, ...]:
