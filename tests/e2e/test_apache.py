@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.local.fleet import SESSION_SECONDS, Fleet, said
+from ingest.local.fleet import SESSION_SECONDS, Fleet, log_lines_of
 from ingest.local.servers.processes import wait_until
 from ingest.local.stack import Stack
 from tasks.connection import connect
@@ -130,7 +130,7 @@ def test_a_second_reader_takes_its_share_under_load_without_duplicates(fleet: Fl
 
     taken = [line for line in said_in_order(first) if line["event"] == "partitions_revoked"]
     assert all(kept.isdisjoint(line["partitions"]) for line in taken)
-    assert not said(first, "partitions_lost")
+    assert not log_lines_of(first, "partitions_lost")
     assert load.share_twice() == 0
     report = load.account(exactly=True)
     assert report.ok, report.failures()
@@ -150,7 +150,7 @@ def test_sigterm_under_load_commits_settled_batches_and_exits_with_zero(stack: S
         code = fleet.stop(reader)
 
         assert code == 0
-        assert said(reader, "reader_stopped")[-1]["clean"] is True
+        assert log_lines_of(reader, "reader_stopped")[-1]["clean"] is True
         assert recorded_batches(fleet) == set()
         up(fleet.reader("reader-1"))
         load.settle()
@@ -173,7 +173,7 @@ def test_sigterm_with_unsettled_batches_exits_with_zero_at_the_drain_deadline(
     code = fleet.stop(reader)
 
     assert code == 0
-    assert said(reader, "reader_stopped")[-1]["clean"] is False
+    assert log_lines_of(reader, "reader_stopped")[-1]["clean"] is False
     assert all(fleet.committed()[partition] >= offset for partition, offset in settled.items())
     left = recorded_batches(fleet)
     assert len(left) >= 4
@@ -225,7 +225,9 @@ def test_a_reader_suspended_past_its_session_commits_nothing(stack: Stack, tmp_p
             wait_until(lambda: len(owned(other)) == 4, SESSION_SECONDS + UP_SECONDS_MAX, "the other to own all")
             load.settle()
             suspended.resume()
-            wait_until(lambda: bool(said(suspended, "partitions_lost")), UP_SECONDS_MAX, "the sleeper to notice")
+            wait_until(
+                lambda: bool(log_lines_of(suspended, "partitions_lost")), UP_SECONDS_MAX, "the sleeper to notice"
+            )
             wait_until(
                 lambda: len(owned(suspended)) == len(owned(other)) == 2, UP_SECONDS_MAX, "an even share again"
             )

@@ -17,7 +17,7 @@ from rich.console import Console
 from ingest.local.compare.metrics import read_metrics
 from ingest.local.compare.reconcile import reconcile
 from ingest.local.compare.report import ReconcileError
-from ingest.local.fleet import SESSION_SECONDS, Fleet, said, told
+from ingest.local.fleet import SESSION_SECONDS, Fleet, log_lines, log_lines_of
 from ingest.local.launch import temporary_files_in_memory
 from ingest.local.load.expectation import SIZES, Expectation
 from ingest.local.load.produce import PROFILES, LoadError, produce
@@ -243,7 +243,7 @@ class _Chaos:
     def _judge(self, fleet: Fleet) -> None:
         """Compares the readers' logs with the broker's responses."""
         readers = [
-            LoggedOperations.of(name, told(child))
+            LoggedOperations.of(name, log_lines(child))
             for name, child in fleet.children.items()
             if name.startswith("reader")
         ]
@@ -304,8 +304,8 @@ class _Chaos:
         result.twice["segments handed to DataDog"] = sent / segments - 1
         result.twice |= stored_twice(settings)
         readers = [child for name, child in fleet.children.items() if name.startswith("reader")]
-        result.rebalances = sum(len(said(child, "partitions_assigned")) for child in readers)
-        result.halted = sum(len(said(child, "reader_halted")) for child in readers)
+        result.rebalances = sum(len(log_lines_of(child, "partitions_assigned")) for child in readers)
+        result.halted = sum(len(log_lines_of(child, "reader_halted")) for child in readers)
         result.ended_by_themselves = fleet.own_ends()
 
 

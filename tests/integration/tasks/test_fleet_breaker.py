@@ -36,21 +36,21 @@ def test_it_opens_cools_probes_and_closes(fleet: Fleet) -> None:
     """
     first, second = (Breaker(connect(fleet.settings), fleet.settings) for _ in range(2))
     for _ in range(3):
-        first.report("clickhouse", first.ask("clickhouse"), worked=False)
+        first.report("clickhouse", first.request_permit("clickhouse"), worked=False)
 
     assert state(fleet) == "open"
-    assert not second.ask("clickhouse").granted
-    assert second.ask("gcs").granted
+    assert not second.request_permit("clickhouse").granted
+    assert second.request_permit("gcs").granted
     fleet.wait(lambda: state(fleet) == "half_open", "the cool-down")
-    probe = first.ask("clickhouse")
+    probe = first.request_permit("clickhouse")
     assert probe.kind == "probe"
-    assert not second.ask("clickhouse").granted
+    assert not second.request_permit("clickhouse").granted
     first.report("clickhouse", probe, worked=False)
-    assert 0.5 < second.ask("clickhouse").wait_seconds <= 1.0
+    assert 0.5 < second.request_permit("clickhouse").wait_seconds <= 1.0
     fleet.wait(lambda: state(fleet) == "half_open", "the longer cool-down")
-    second.report("clickhouse", second.ask("clickhouse"), worked=True)
+    second.report("clickhouse", second.request_permit("clickhouse"), worked=True)
     assert state(fleet) == "closed"
-    assert first.ask("clickhouse").kind == "closed"
+    assert first.request_permit("clickhouse").kind == "closed"
 
 
 def test_failures_among_more_successes_do_not_open_it(fleet: Fleet) -> None:
@@ -69,7 +69,7 @@ def test_failures_among_more_successes_do_not_open_it(fleet: Fleet) -> None:
 def test_a_result_from_before_it_opened_changes_nothing(fleet: Fleet) -> None:
     """A slow call that started while the breaker was closed may succeed later: only a probe closes it."""
     breaker = Breaker(connect(fleet.settings), fleet.settings)
-    early = breaker.ask("clickhouse")
+    early = breaker.request_permit("clickhouse")
     for _ in range(3):
         breaker.report("clickhouse", Permit(PermitKind.CLOSED), worked=False)
 
@@ -83,7 +83,7 @@ def test_without_redis_it_allows_every_call(fleet: Fleet) -> None:
     breaker = Breaker(connect(fleet.settings, retries=0), fleet.settings)
     fleet.redis.stop()
 
-    permit = breaker.ask("clickhouse")
+    permit = breaker.request_permit("clickhouse")
     breaker.report("clickhouse", permit, worked=False)
 
     assert permit.granted
@@ -123,8 +123,8 @@ def test_an_open_breaker_has_the_sinks_last_error(fleet: Fleet) -> None:
     for number in range(3):
         breaker.report("gcs", Permit(PermitKind.CLOSED), worked=False, error=f"gcs: HTTP 503 number {number}")
 
-    assert breaker.ask("gcs").error == "gcs: HTTP 503 number 2"
-    assert breaker.ask("clickhouse").error == ""
+    assert breaker.request_permit("gcs").error == "gcs: HTTP 503 number 2"
+    assert breaker.request_permit("clickhouse").error == ""
     fleet.wait(lambda: state(fleet, "gcs") == "half_open", "the cool-down")
-    breaker.report("gcs", breaker.ask("gcs"), worked=True)
-    assert breaker.ask("gcs").error == ""
+    breaker.report("gcs", breaker.request_permit("gcs"), worked=True)
+    assert breaker.request_permit("gcs").error == ""
