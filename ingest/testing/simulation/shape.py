@@ -37,7 +37,10 @@ class Shape:
         """Maximum time until all messages are durable and committed after faults stopped."""
         limits = self.limits
         staged_messages = max(1, limits.staged_bytes_max // LETTER_BYTES)
-        batch_messages = min(limits.batch_messages_max, 1 + limits.batch_bytes_max // 100, staged_messages)
+        # Rejected messages are several times as large as segments, and one may fill a batch.
+        batch_messages = min(
+            limits.batch_messages_max, 1 + limits.batch_bytes_max // LETTER_BYTES, staged_messages
+        )
         abreast = max(1, min(limits.in_flight_batches_max, limits.in_flight_bytes_max // (100 * batch_messages)))
         return 60.0 + 2.0 * messages / (batch_messages * abreast)
 
