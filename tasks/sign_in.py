@@ -94,6 +94,6 @@ def credentials(header: str) -> str:
 
 
 def is_one_of(login: str, people: Sequence[str]) -> bool:
-    """True if `given` is one of these logins. Compares it with all of them, in constant time."""
+    """True if `login` is one of these logins. Compares it with all of them, in constant time."""
     fits = [hmac.compare_digest(login.encode(), person.encode()) for person in people]
     return any(fits)

@@ -120,7 +120,7 @@ def redis_required() -> Iterator[None]:
 
 
 def none_if_redis_is_unavailable(read: Callable[[], T]) -> T | None:
-    """The result of `ask`, or None if Redis is unavailable."""
+    """The result of `read`, or None if Redis is unavailable."""
     try:
         return read()
     except RedisError:

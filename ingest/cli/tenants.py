@@ -96,12 +96,12 @@ def tenants_limit(project: int, per_second: float | None, burst: float | None, r
     _rule(project, lambda store: store.limit(project, limit, by))
 
 
-def _rule(project: int, act: Callable[[Any], None]) -> None:
+def _rule(project: int, change_rule: Callable[[Any], None]) -> None:
     """Changes a rule of the project and prints the old and the new rule."""
     with redis_required():
         store = _store(settings())
         before = _rule_text(store, project)
-        act(store)
+        change_rule(store)
         after = _rule_text(store, project)
     change = f"still {after}" if before == after else f"{after} (was {before})"
     if UNKNOWN in (before, after):

@@ -96,12 +96,12 @@ def up(
         )
     lines = _Lines(place / "supervisor.log", progress)
 
-    def decided() -> bool:
+    def has_outcome() -> bool:
         lines.print_new()
         return _read_state(place) is not None or supervisor.poll() is not None
 
     try:
-        wait_until(decided, UP_SECONDS_MAX, "the stack to come up")
+        wait_until(has_outcome, UP_SECONDS_MAX, "the stack to come up")
     except (LocalError, KeyboardInterrupt):
         supervisor.terminate()
         raise
@@ -124,11 +124,11 @@ def _add_programs(place: Path, progress: Progress) -> StackState:
     lines = _Lines(place / "supervisor.log", progress, skip=True)
     _request_path(place).touch(0o600)
 
-    def decided() -> bool:
+    def has_outcome() -> bool:
         lines.print_new()
         return not _request_path(place).exists() or not is_locked(place)
 
-    wait_until(decided, PROGRAMS_SECONDS_MAX, "worker, reader, Flower and web pages to come up")
+    wait_until(has_outcome, PROGRAMS_SECONDS_MAX, "worker, reader, Flower and web pages to come up")
     state = status(place)
     if state is None or not state.pages:
         raise LocalError(f"the programs did not come up: {state.error if state else 'the stack ended'}")

@@ -128,10 +128,10 @@ class Programs:
     def _await(self, name: str, url: str, is_up: Callable[[], bool]) -> None:
         child = self._children[name]
 
-        def decided() -> bool:
+        def has_outcome() -> bool:
             return is_up() or child.starts > STARTS_MAX or self._ending()
 
-        wait_until(decided, READY_SECONDS_MAX, f"{name} to answer")
+        wait_until(has_outcome, READY_SECONDS_MAX, f"{name} to answer")
         if self._ending():
             raise LocalError("the stack was stopped while it was starting")
         if child.starts > STARTS_MAX:

@@ -141,8 +141,8 @@ def _for_javascript(value: Any) -> Any:
 def byte_range(header: str, size: int) -> tuple[int, int] | None:
     """The requested byte range, half-open. None means the whole file."""
     unit, _, bounds = header.partition("=")
-    first, dash, last = bounds.partition("-")
-    if unit != "bytes" or not dash or not size:
+    first, separator, last = bounds.partition("-")
+    if unit != "bytes" or not separator or not size:
         return None
     if is_number(first) and (not last or is_number(last)):
         start, stop = int(first), min(int(last) + 1, size) if last else size

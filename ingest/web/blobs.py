@@ -65,7 +65,7 @@ def playable(recording: bytes) -> Playable:
     Times of spans are in seconds, all others in milliseconds; mixed, they would show a session of fifty years.
     Raises BlobError.
     """
-    played: list[bytes] = []
+    playable_events: list[bytes] = []
     size_bytes, left_out = 0, ""
     try:
         for event in split(recording):
@@ -79,7 +79,7 @@ def playable(recording: bytes) -> Playable:
             if size_bytes > PLAYED_BYTES_MAX:
                 left_out = f"there are more than {PLAYED_BYTES_MAX // MiB} MiB to play"
                 break
-            played.append(bytes(event))
+            playable_events.append(bytes(event))
     except CutShort as error:
         left_out = str(error)
-    return Playable(b"[" + b",".join(played) + b"]", left_out)
+    return Playable(b"[" + b",".join(playable_events) + b"]", left_out)

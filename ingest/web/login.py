@@ -46,7 +46,7 @@ class Visitor:
 class Login:
     """Methods that check credentials return a Visitor or None, and raise Throttled.
 
-    When a link has been used, `relinked` is called with the path of a new one, for another browser.
+    When a link has been used, `on_new_link` is called with the path of a new one, for another browser.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class Login:
         settings: Settings,
         *,
         is_open: bool = False,
-        relinked: Callable[[str], None] = lambda path: None,
+        on_new_link: Callable[[str], None] = lambda path: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._people = people_of(settings.flower_basic_auth.get_secret_value())
         self.is_open = is_open
-        self._relinked = relinked
+        self._on_new_link = on_new_link
         self._clock = clock
         self._secret = secrets.token_bytes(32)
         self._token = secrets.token_urlsafe(32)
@@ -81,7 +81,7 @@ class Login:
             self._token = secrets.token_urlsafe(32)
             visitor = Visitor(_own_name(), LoginMethod.LINK)
             log.info("signed_in", way=str(visitor.way), user=visitor.name)
-            self._relinked(self.link)
+            self._on_new_link(self.link)
             return visitor
         self._links.pass_or_raise()
         self._links.failed(LoginMethod.LINK)

@@ -67,7 +67,7 @@ async def serve(
     sockets = netutil.bind_sockets(port, HOST, family=socket.AF_INET)
     port = sockets[0].getsockname()[1]
     address = f"http://{HOST}:{port}"
-    doors = Login(settings, is_open=not login, relinked=lambda path: ready(address, path))
+    doors = Login(settings, is_open=not login, on_new_link=lambda path: ready(address, path))
     with ThreadPoolExecutor(THREADS, thread_name_prefix="web") as pool:
         state = State(settings, Reads(settings), Desk(settings), pool, doors, port)
         server = httpserver.HTTPServer(

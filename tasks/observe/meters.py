@@ -64,7 +64,7 @@ class Definition:
 
 
 class Mirror(Protocol):
-    """The methods that this module uses of a DogStatsD client."""
+    """The methods of a DogStatsD client that this module uses."""
 
     def increment(self, metric: str, value: float, tags: list[str]) -> None: ...
     def gauge(self, metric: str, value: float, tags: list[str]) -> None: ...

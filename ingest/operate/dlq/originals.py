@@ -56,7 +56,7 @@ class Originals:
         self._gate.decide(TenantRules(), erasures, 0)
         self._known: tuple[object, list[Item]] = (None, [])
 
-    def remade(self, label: Label, sink: SinkName, named: Item) -> Item:
+    def rebuild(self, label: Label, sink: SinkName, named: Item) -> Item:
         """The named item, rebuilt from its original message. Raises OriginalGone, NotMade or RangeError."""
         topic = self._settings.kafka_topic
         if label.origin.topic != topic:

@@ -82,7 +82,7 @@ def replay(
 def _replay_one(sender: _Sender, letter: Letter, summary: Replayed, *, repeat: bool, dry_run: bool) -> str | None:
     """The outcome, or None if the replay failed, which the summary records."""
     try:
-        item = None if repeat else sender.prepared(letter)
+        item = None if repeat else sender.item_to_write(letter)
         if not dry_run:
             if not repeat:
                 sender.send(letter, item)
@@ -112,7 +112,7 @@ class _Sender:
         self._originals = Originals(settings, self._erasures)
         self._sinks: dict[str, Sink[Item]] = {}
 
-    def prepared(self, letter: Letter) -> Item | None:
+    def item_to_write(self, letter: Letter) -> Item | None:
         """The item to write; None for a message to produce. Raises NotReplayed, or RangeError."""
         if letter.label is FOREIGN:
             raise NotReplayed("it is not a letter of this system")
@@ -130,7 +130,7 @@ class _Sender:
             raise NotReplayed(f"the sink {letter.sink!r} is not enabled")
         try:
             sink, named = revive(letter.label, letter.value)
-            return self._originals.remade(letter.label, sink, named)
+            return self._originals.rebuild(letter.label, sink, named)
         except (ValueError, NotMade) as error:
             raise NotReplayed(str(error)) from error
         except OriginalGone as error:

@@ -81,7 +81,7 @@ class Objects:
                 )
                 if not blank(content, spans, name):
                     return generation
-                new = rewritten(bucket, old)
+                new = rewrite(bucket, old)
                 new.upload_from_string(
                     bytes(content),
                     content_type=old.content_type,
@@ -124,7 +124,7 @@ def blank(content: bytearray, spans: Sequence[tuple[int, int]], name: str) -> bo
     return changed
 
 
-def rewritten(bucket: Any, old: Any) -> Any:
+def rewrite(bucket: Any, old: Any) -> Any:
     """Writes a new generation of an object, with the metadata of the old one.
 
     The custom time is the creation time of the first generation. The bucket's rules count from it, so that an

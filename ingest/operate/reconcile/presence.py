@@ -190,7 +190,7 @@ class Facts:
         self._dataset = f"{settings.bigquery_project}.{settings.bigquery_dataset}"
         try:
             self._client = bigquery.client(settings)
-        except Exception as error:  # the constructor searches for credentials
+        except Exception as error:  # the constructor looks up credentials
             raise google_errors.sort(error).error() from error
 
     def absent(self, items: Sequence[Row]) -> dict[int, Problem]:

@@ -37,7 +37,7 @@ class Recordings:
         self._inflated_bytes_max = settings.inflated_bytes_max
         try:
             self._client = gcs.client(settings)
-        except Exception as error:  # the constructor searches for credentials
+        except Exception as error:  # the constructor looks up credentials
             raise google_errors.sort(error).error() from error
         self._bucket = self._client.bucket(settings.gcs_bucket)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="presence")

@@ -257,11 +257,11 @@ def sort_answer(answer: Answer) -> Trouble:
     return Trouble(blame, f"HTTP {answer.status}: {text}", answer.retry_after_seconds)
 
 
-def _of_status(status: int | None, text: str, of_bad_request: Blame) -> Blame:
-    """Classifies an error created by Google itself, by its status. `of_bad_request`: classification of a plain
+def _of_status(status: int | None, text: str, bad_request_blame: Blame) -> Blame:
+    """Classifies an error created by Google itself, by its status. `bad_request_blame`: classification of a plain
     400."""
     if status == 400:
-        return Blame.SIZE if _TOO_LARGE.search(text) else of_bad_request
+        return Blame.SIZE if _TOO_LARGE.search(text) else bad_request_blame
     if status is None or status not in BLAME_OF_STATUS:
         return SERVER
     return blame_of_status(status)
