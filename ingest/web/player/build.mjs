@@ -3,7 +3,7 @@
 //     cd ingest/web/player && npm install --no-package-lock && npm run build
 //
 // The built files are committed, so that the package works without Node. No lock file is kept: versions are
-// exact in package.json, and VERSIONS.json in the output names what really went in.
+// exact in package.json, and VERSIONS.json in the output lists the bundled versions.
 
 import { readFileSync, readdirSync, existsSync, writeFileSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
@@ -21,11 +21,11 @@ await build({
   format: "esm",
   minify: true,
   target: ["es2021"],
-  legalComments: "none", // the texts are whole in LICENSES.txt
+  legalComments: "none", // LICENSES.txt has the complete texts
   logLevel: "warning",
 });
 
-// The packages that rrweb-player is made of. Svelte is compiled into it, esbuild and types are not.
+// The packages in rrweb-player. Svelte is compiled into it; esbuild and types are not.
 const tools = /^(esbuild|@esbuild\/|@types\/|@tsconfig\/)/;
 const roots = ["rrweb-player", "svelte"];
 const seen = new Map();
@@ -39,7 +39,7 @@ const visit = (name) => {
 };
 roots.forEach(visit);
 
-// rrweb's packages carry no licence file of their own: the text is that of their repository.
+// rrweb's packages have no licence file, so the text is that of their repository.
 const rrweb = readFileSync(join(here, "LICENSE.rrweb"), "utf8").trim();
 const texts = [...seen].sort().map(([name, { about, folder }]) => {
   const file = readdirSync(folder).find((entry) => /^licen[sc]e/i.test(entry));

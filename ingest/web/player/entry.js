@@ -1,3 +1,3 @@
-// What the pages take from the package: the player's class, nothing else.
+// The pages use only the player's class from the package.
 export { default as Player } from "rrweb-player";
 import "rrweb-player/dist/style.css";
