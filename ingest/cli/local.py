@@ -23,7 +23,9 @@ FOLLOW_SECONDS = 0.3
 
 
 @click.command()
-@click.option("--count", default=5000, show_default=True, type=click.IntRange(1, 1_000_000), help="Segments.")
+@click.option(
+    "--count", default=5000, show_default=True, type=click.IntRange(1, 1_000_000), help="Number of segments."
+)
 @click.option("--seed", default=1, show_default=True, help="The same seed produces the same messages.")
 @click.option("--keep", is_flag=True, help="Keep everything running until Ctrl-C, and print the addresses.")
 @click.option(
@@ -67,7 +69,9 @@ def demo(
 
 
 @click.command("load")
-@click.option("--count", default=1000, show_default=True, type=click.IntRange(1, 100_000_000), help="Segments.")
+@click.option(
+    "--count", default=1000, show_default=True, type=click.IntRange(1, 100_000_000), help="Number of segments."
+)
 @click.option("--seed", default=1, show_default=True, help="The same seed produces the same messages.")
 @click.option(
     "--rate",

@@ -37,7 +37,7 @@ class ReaderStatus(Heartbeat, frozen=True, kw_only=True):
 
 
 class SinkStatus(msgspec.Struct, frozen=True):
-    """One sink. `queue_depth`: waiting tasks. `workers`: consumers of its queue.
+    """One sink. `queue_depth`: waiting tasks. `workers`: number of workers that consume its queue.
 
     Seconds are durations of recent runs, or None if there were none.
     """

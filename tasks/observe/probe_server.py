@@ -61,7 +61,7 @@ Checks = Mapping[str, str]  # check name -> "" if healthy, otherwise the problem
 
 
 class Probes:
-    """Serves until `close`. `live` and `ready` return checks; any failed one gives status 503.
+    """Serves until `close`. `live` and `ready` return checks; if any of them fails, the status is 503.
 
     `setting` names the settings of host and port for errors (CannotListen). `registry` is called for each scrape.
     Responses are JSON: {"ok": bool, "checks": {name: "" | what is wrong}}.

@@ -56,8 +56,8 @@ def replay(
     """Replays every selected letter, at most `per_second_max` per second, and marks it; `done` receives each
     outcome.
 
-    `unverified`: letters without a valid seal are replayed too, and an item whose original message no longer
-    exists is written as stored in the letter. With a valid seal, that is always the case. Raises
+    `unverified`: letters without a valid seal are replayed too. An item whose original message no longer exists is
+    written as stored in its letter, which without a valid seal also requires `unverified`. Raises
     DeadLettersUnavailable if letters cannot be read; errors of single letters are in the result.
     """
     summary = Replayed()
