@@ -17,14 +17,15 @@ from celery import Task
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
-from tasks.bisection import OutOfTime, deliver
+from tasks.bisection import OutOfTime, Write, deliver
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.observe import metrics
 from tasks.observe.watch import Watch, watched
 from tasks.refused import dead_letter
 from tasks.retries import GaveUp, Later, put_off
-from tasks.sinks.base import Sink
+from tasks.sinks.base import RecordingSink, Sink
 from tasks.staging import Progress, Run
+from tasks.task_record import StagedRecord
 from tasks.tools import Tools, tools
 from tasks.wire import Item, Manifest, SinkName, TaskName, decode_items, reference
 
@@ -92,8 +93,13 @@ def flush(worker: Tools, batch: str, name: str, started: Run, watch: Watch) -> N
     watch.called, watch.items, watch.size_bytes = True, len(items), len(payload)
     progress = started.progress or Progress(left=list(range(len(items))))
     ends_at = time.monotonic() + CALLS_PER_RUN * worker.settings.sink_timeout_seconds
-    write = partial(_write, sink, items, f"{batch}:{name}", worker.settings.sink_timeout_seconds)
-    examine = partial(_examine, sink, items, worker.settings.sink_timeout_seconds / 2)
+    seconds = worker.settings.sink_timeout_seconds
+    if isinstance(sink, RecordingSink):
+        record = StagedRecord(worker.staging, worker.settings, batch, name)
+        write: Write = partial(_write_recorded, sink, items, record, seconds)
+    else:
+        write = partial(_write, sink, items, f"{batch}:{name}", seconds)
+    examine = partial(_examine, sink, items, seconds / 2)
     before = len(progress.left)
     worked, last_error = True, ""
     try:
@@ -125,6 +131,17 @@ def _write(
     if len(positions) < len(items):
         token = f"{token}:{xxhash.xxh3_64_hexdigest(msgspec.json.encode(list(positions)))}"
     sink.write([items[position] for position in positions], token, deadline_seconds)
+
+
+def _write_recorded(
+    sink: RecordingSink,
+    items: Sequence[Any],
+    record: StagedRecord,
+    deadline_seconds: float,
+    positions: Sequence[int],
+) -> None:
+    """One sink call for some of the items, with the task's record."""
+    sink.write_recorded([items[position] for position in positions], positions, record, deadline_seconds)
 
 
 def _examine(sink: Sink[Any], items: Sequence[Item], deadline_seconds: float, positions: Sequence[int]) -> None:

@@ -7,6 +7,7 @@ content. Entries that do not verify are treated as missing.
     manifest     key, manifest                                            hash field `seal/manifest`
     mark         key, task, SHA-256 of the payload                        the mark's value
     progress     key, task, progress                                      hash field `seal/left/...`
+    appends      key, task, record of appends                             hash field `seal/appends/...`
     completion   stream, completion                                       stream field `s`
     parked       key, entry                                               `seal` in the entry
     decision     key, entry of the copy of operators' decisions           `seal` in the entry
@@ -43,6 +44,7 @@ class Purpose(StrEnum):
     MANIFEST = "manifest"
     MARK = "mark"
     PROGRESS = "progress"
+    APPENDS = "appends"
     COMPLETION = "completion"
     PARKED = "parked"
     DECISION = "decision"

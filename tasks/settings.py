@@ -180,6 +180,17 @@ class Settings(BaseSettings):
         "", description="Endpoint override, for an emulator; credentials are then anonymous."
     )
 
+    bigquery_write: Literal["insert_all", "storage"] = Field(
+        "insert_all",
+        description="API that writes rows. insert_all: streaming inserts. storage: the Storage Write API, with an "
+        "offset for each append, so that repeated tasks store each row once.",
+    )
+    bigquery_storage_endpoint: str = Field(
+        "",
+        description="gRPC endpoint override of the Storage Write API, for an emulator: http://host:port, or "
+        "https:// for TLS; credentials are then anonymous.",
+    )
+
     datadog_host: str = Field(
         "127.0.0.1", description="DogStatsD host for product metrics; in Kubernetes, the node's address."
     )
@@ -449,7 +460,13 @@ class Settings(BaseSettings):
             google_credentials(value)
         return value
 
-    @field_validator("clickhouse_url", "gcs_endpoint", "bigquery_endpoint", "flower_oauth_redirect_uri")
+    @field_validator(
+        "clickhouse_url",
+        "gcs_endpoint",
+        "bigquery_endpoint",
+        "bigquery_storage_endpoint",
+        "flower_oauth_redirect_uri",
+    )
     @classmethod
     def _check_http_url(cls, value: str, info: ValidationInfo) -> str:
         if value or info.field_name == "clickhouse_url":
@@ -515,6 +532,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{ENV_PREFIX}CLICKHOUSE_TLS_CA_FILE is not used with http://: use https:// in "
                 f"{ENV_PREFIX}CLICKHOUSE_URL, or leave the file out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _both_apis_of_bigquery_have_one_server(self) -> Self:
+        if self.bigquery_write == "storage" and self.bigquery_endpoint and not self.bigquery_storage_endpoint:
+            raise ValueError(
+                f"{ENV_PREFIX}BIGQUERY_STORAGE_ENDPOINT: set it to the emulator's gRPC address, because "
+                f"{ENV_PREFIX}BIGQUERY_ENDPOINT is set and {ENV_PREFIX}BIGQUERY_WRITE=storage"
             )
         return self
 

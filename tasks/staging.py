@@ -3,6 +3,7 @@
 Besides the payloads and done marks of `tasks.wire`, the hash has state that outlives one run of a task:
 
     left/<task>        JSON, `Progress`: items left when a task was postponed
+    appends/<task>     the record of `tasks.task_record`: what was sent to which write stream
     error/<task>       one line: the error of the task's last run
     starts/<task>/<id> number of runs of the Celery task with that id that started but did not end
     chord/<stage>      the token of the last chord that was started for the stage
@@ -150,7 +151,7 @@ class Staging:
 
     def __init__(self, client: Redis[bytes], settings: Settings, unverified: Unverified = warn) -> None:
         self._seals = settings.seals
-        self._unverified = unverified
+        self.unverified = unverified
         self.client: Any = client  # redis-py types every result as a union of sync and async
         self._prefix = settings.key_prefix
         self._ttl_seconds = settings.staged_ttl_seconds
@@ -201,13 +202,13 @@ class Staging:
         seal = None if mark == UNSEALED_MARK else mark
         if self._seals.verifies(seal, Purpose.MARK, self.key(batch), task, content):
             return True
-        self._unverified(Purpose.MARK)
+        self.unverified(Purpose.MARK)
         return False
 
     def _is_manifest_valid(self, key: str, data: bytes, seal: bytes | None) -> bool:
         valid = self._seals.verifies(seal, Purpose.MANIFEST, key, data)
         if not valid:
-            self._unverified(Purpose.MANIFEST)
+            self.unverified(Purpose.MANIFEST)
         return valid
 
     def stage(self, manifest: Manifest, chord: ChordName, payloads: Mapping[str, bytes]) -> None:
@@ -272,7 +273,8 @@ class Staging:
         """Deletes a settled batch except for its done marks, which expire after `SETTLED_TTL_SECONDS`."""
         key = self.key(reference(manifest))
         names = [entry.name for entry in manifest.tasks]
-        gone = [f"{kind}{name}" for name in names for kind in ("", "left/", f"{SEAL}left/", "error/")]
+        kinds = ("", "left/", f"{SEAL}left/", "appends/", f"{SEAL}appends/", "error/")
+        gone = [f"{kind}{name}" for name in names for kind in kinds]
         pipe = self.client.pipeline(transaction=False)
         if gone:
             pipe.hdel(key, *gone)
@@ -320,7 +322,7 @@ class Staging:
         if not left:
             return None
         if not self._seals.verifies(seal, Purpose.PROGRESS, self.key(batch), task, left):
-            self._unverified(Purpose.PROGRESS)
+            self.unverified(Purpose.PROGRESS)
             return None
         return msgspec.json.decode(left, type=Progress)
 
@@ -333,13 +335,14 @@ class Staging:
         if data is None:
             raise StagingError(f"the bytes of {task} of {batch} are not staged")
         if content and self._seals.active and self._seals.content(data) != content:
-            self._unverified(Purpose.PAYLOAD)
+            self.unverified(Purpose.PAYLOAD)
             raise Forged(f"the bytes of {task} of {batch} are not those that its reader staged")
         return data
 
     def mark(self, batch: str, task: str, task_id: str, content: str = "") -> None:
         """Sets the done mark of a task whose write is durable, and deletes its payload."""
-        gone = [task, f"left/{task}", f"{SEAL}left/{task}", f"error/{task}", f"starts/{task}/{task_id}"]
+        state = (f"{kind}{name}/{task}" for kind in ("", SEAL) for name in ("left", "appends"))
+        gone = [task, *state, f"error/{task}", f"starts/{task}/{task_id}"]
         key = self.key(batch)
         mark = self._seals.seal(Purpose.MARK, key, task, content) or UNSEALED_MARK
         self._mark(keys=[key], args=[self._ttl_seconds, done_field(task), mark, *gone])

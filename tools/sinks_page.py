@@ -11,6 +11,7 @@ import pycurl
 from tasks.bisection import REFUSED_MIN, REFUSED_SHARE, WRITES_MAX
 from tasks.sinks import datadog
 from tasks.sinks.bigquery import answers as bigquery
+from tasks.sinks.bigquery import append_answers
 from tasks.sinks.clickhouse import answers as clickhouse
 from tasks.sinks.clickhouse import errors as clickhouse_errors
 from tasks.sinks.dead_letter import errors as kafka_errors
@@ -26,7 +27,7 @@ CURL_CODE = re.compile("E_(?!MULTI|FTP|TFTP|URL_MALFORMAT_USER|UNKNOWN_TELNET_OP
 PROOF_OF = {
     SinkName.GCS: objects.PROOF,
     SinkName.CLICKHOUSE: clickhouse.PROOF,
-    SinkName.BIGQUERY: bigquery.PROOF,
+    SinkName.BIGQUERY: f"{bigquery.PROOF} {append_answers.PROOF}",
     SinkName.DATADOG: datadog.PROOF,
     SinkName.DEAD_LETTER: dead_letter.PROOF,
 }
@@ -96,6 +97,15 @@ def _google() -> Iterator[str]:
         rows are written again without those that stopped them."""
     )
     yield _by_blame({f"`{reason}`": blame for reason, blame in google_errors.BLAME_OF_REASON.items()}, "reasons")
+    yield _text(
+        """Responses of the Storage Write API are classified by BigQuery's own code, then by the status of gRPC as
+        the corresponding HTTP status. Rows that a response names are `row`; other refusals of an append are
+        `batch`. Nothing is refused by `OFFSET_ALREADY_EXISTS`, which proves the write, nor by `STREAM_FINALIZED`,
+        `STREAM_NOT_FOUND`, `INVALID_STREAM_STATE` and `OFFSET_OUT_OF_RANGE`, after which the rows are written to
+        another stream if they are not stored."""
+    )
+    storage = {f"`{code.name}`": blame for code, blame in append_answers.BLAME_OF_CODE.items()}
+    yield _by_blame(storage, "codes of the Storage Write API")
 
 
 def _clickhouse() -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 `Stack` starts them inside a `with` block; `background.py` keeps one running. Any component can be a real server
 instead: `REPLAYS_LOCAL_KAFKA=host:9092` (or `_REDIS`, `_GCS`, `_CLICKHOUSE`, `_BIGQUERY`, `_STATSD`) makes the
-stack use that server instead of starting one.
+stack use that server instead of starting one. `REPLAYS_LOCAL_BIGQUERY_STORAGE` is the gRPC address of an existing
+BigQuery.
 """
 
 from __future__ import annotations
@@ -134,12 +135,17 @@ class Stack:
     @property
     def addresses(self) -> dict[str, str]:
         """Addresses by component, in the form that the client library accepts. `statsd_query` is an HTTP
-        endpoint.
+        endpoint, `bigquery_storage` the gRPC address of BigQuery.
         """
         found = {name: part.address for name, part in self.parts.items()}
         statsd = self.servers.get("statsd")
         if isinstance(statsd, Statsd):
             found["statsd_query"] = statsd.query_url
+        bigquery = self.servers.get("bigquery")
+        if isinstance(bigquery, BigQuery):
+            found["bigquery_storage"] = bigquery.storage_address
+        elif "bigquery" in self.external:
+            found["bigquery_storage"] = self._environ.get(f"{EXTERNAL_PREFIX}BIGQUERY_STORAGE", "cloud")
         return found
 
     def settings(self) -> dict[str, str]:
@@ -191,6 +197,8 @@ def settings_of(part: str, address: str) -> dict[str, str]:
             return {"REPLAYS_CLICKHOUSE_URL": address}
         case "bigquery":
             return {"REPLAYS_BIGQUERY_ENDPOINT": endpoint}
+        case "bigquery_storage":
+            return {"REPLAYS_BIGQUERY_STORAGE_ENDPOINT": endpoint}
         case "statsd":
             host, _, port = address.rpartition(":")
             return {"REPLAYS_DATADOG_HOST": host, "REPLAYS_DATADOG_PORT": port}

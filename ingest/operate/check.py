@@ -131,7 +131,7 @@ def _links(settings: Settings) -> Iterable[Finding]:
         hosts = [broker.rsplit(":", 1)[0] for broker in settings.kafka_brokers.split(",")]
         if not all(is_loopback(host.strip()) for host in hosts):
             plain.append(("kafka", "set REPLAYS_KAFKA_SECURITY_PROTOCOL to SASL_SSL or SSL"))
-    for name in ("clickhouse_url", "gcs_endpoint", "bigquery_endpoint"):
+    for name in ("clickhouse_url", "gcs_endpoint", "bigquery_endpoint", "bigquery_storage_endpoint"):
         url = urlsplit(getattr(settings, name))
         if url.scheme == "http" and not is_loopback(url.hostname or ""):
             plain.append((name, f"use https:// in REPLAYS_{name.upper()}"))

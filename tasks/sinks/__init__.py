@@ -60,6 +60,10 @@ def build(name: str, settings: Settings) -> Sink[Any]:
             from tasks.sinks.clickhouse.sink import ClickHouseSink
 
             return ClickHouseSink(settings)
+        case SinkName.BIGQUERY if settings.bigquery_write == "storage":
+            from tasks.sinks.bigquery.storage_write import StorageWriteSink
+
+            return StorageWriteSink(settings)
         case SinkName.BIGQUERY:
             from tasks.sinks.bigquery.sink import BigQuerySink
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
-from tasks.wire import Item
+from tasks.wire import Item, Row
 
 ItemT = TypeVar("ItemT", bound=Item, contravariant=True)
 
@@ -57,3 +57,24 @@ class Sink(Protocol[ItemT]):
 
     def close(self) -> None:
         """Releases connections. May be called twice."""
+
+
+class TaskRecord(Protocol):
+    """A note of a flush task that outlives its runs, for sinks that must know what an earlier run sent."""
+
+    def load(self) -> bytes:
+        """The content; empty if there is none."""
+
+    def store(self, content: bytes) -> bool:
+        """Replaces the content, unless another run changed it since `load`: then returns False, and nothing is
+        stored."""
+
+
+@runtime_checkable
+class RecordingSink(Protocol):
+    """A sink that records what it sends, so that a repeated task sends it to the same place."""
+
+    def write_recorded(
+        self, items: Sequence[Row], positions: Sequence[int], record: TaskRecord, deadline_seconds: float
+    ) -> None:
+        """As `Sink.write`. `positions`: those of the items in the task's payload, which never change."""

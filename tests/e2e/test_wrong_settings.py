@@ -121,6 +121,8 @@ BROKEN = (
     broken("clickhouse with options", clickhouse_url="http://127.0.0.1:8123/?database=mine"),
     broken("cloud storage over gs", gcs_endpoint="gs://replays"),
     broken("bigquery without a scheme", bigquery_endpoint="127.0.0.1:9050"),
+    broken("bigquery's gRPC address without a scheme", bigquery_storage_endpoint="127.0.0.1:9060"),
+    broken("an unknown API of bigquery", bigquery_write="grpc"),
     broken("brokers over http", kind=True, kafka_brokers="http://127.0.0.1:9092"),
     broken("brokers with a wrong port", kafka_brokers="127.0.0.1:9092,127.0.0.1:many"),
     broken("no address of sentry", sentry_dsn=f"sentry.example.com/{SECRET}"),

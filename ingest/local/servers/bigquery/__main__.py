@@ -1,10 +1,11 @@
 """The server process; `service.py` handles the requests.
 
-    python -m ingest.local.servers.bigquery --data DIRECTORY --port PORT
+    python -m ingest.local.servers.bigquery --data DIRECTORY --port PORT --grpc-port PORT
 
-Serves data sets, tables and views, `insertAll` with its rules for bad rows and ids, row listing, and queries in
-GoogleSQL (translated for DuckDB), backed by a data directory that survives SIGKILL. An unmodified
-google-cloud-bigquery works with it. Unsupported calls fail with an explicit error.
+Serves data sets, tables and views, `insertAll` with its rules for bad rows and ids, row listing, queries in
+GoogleSQL (translated for DuckDB), and the Storage Write API over gRPC (`grpc_server.py`), backed by a data
+directory that survives SIGKILL. An unmodified google-cloud-bigquery works with it. Unsupported calls fail with an
+explicit error.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from ingest.local.servers.base import HttpServer, ProgramsOnly
 from ingest.local.servers.bigquery.errors import ApiError, error_body
+from ingest.local.servers.bigquery.grpc_server import serve
 from ingest.local.servers.bigquery.inserts import INSERT_ID_WINDOW_SECONDS
 from ingest.local.servers.bigquery.service import Service
 from ingest.local.servers.bigquery.store import Store
@@ -113,10 +115,11 @@ class Handler(ProgramsOnly):
 
 
 def main() -> None:
-    """python -m ingest.local.servers.bigquery --data DIRECTORY --port PORT"""
+    """python -m ingest.local.servers.bigquery --data DIRECTORY --port PORT --grpc-port PORT"""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--grpc-port", type=int, required=True)
     parser.add_argument("--insert-id-window-seconds", type=float, default=INSERT_ID_WINDOW_SECONDS)
     parser.add_argument("--streaming-buffer-seconds", type=float, default=0.0)
     arguments = parser.parse_args()
@@ -127,7 +130,10 @@ def main() -> None:
         streaming_buffer_seconds=arguments.streaming_buffer_seconds,
     )
     Handler.service = Service(store)
+    # Kept in a variable, because the service ends with its object.
+    grpc_server = serve(store, arguments.grpc_port)
     server.serve_forever()
+    grpc_server.stop(None)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""BigQuery: our emulator on DuckDB, with the REST calls that streaming, migrations and reading back need.
+"""BigQuery: our emulator on DuckDB, with the REST calls that streaming, migrations and reading back need, and the
+Storage Write API over gRPC on a second port.
 
 This module starts the process `python -m ingest.local.servers.bigquery`, so that importing it loads neither DuckDB
 nor Arrow nor sqlglot.
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ingest.local.servers.base import Server, answers_http
-from ingest.local.servers.processes import HOST, Children
+from ingest.local.servers.processes import HOST, Children, free_port
 
 
 class BigQuery(Server):
@@ -32,11 +33,16 @@ class BigQuery(Server):
         super().__init__(children, directory, name=name, port=port)
         self.insert_id_window_seconds = insert_id_window_seconds
         self.streaming_buffer_seconds = streaming_buffer_seconds
+        self.grpc_port = self._paired_with = 0
 
     def command(self) -> list[str]:
         """Command line, with our interpreter."""
+        # It stays the same over restarts, and is replaced with the other port when one of them is taken.
+        if self._paired_with != self.port:
+            self.grpc_port, self._paired_with = free_port(), self.port
         window = ["--insert-id-window-seconds", str(self.insert_id_window_seconds)]
         place = ["--data", str(self.directory), "--port", str(self.port)]
+        place += ["--grpc-port", str(self.grpc_port)]
         buffer = ["--streaming-buffer-seconds", str(self.streaming_buffer_seconds)]
         return [sys.executable, "-m", "ingest.local.servers.bigquery", *place, *window, *buffer]
 
@@ -48,3 +54,8 @@ class BigQuery(Server):
     def address(self) -> str:
         """Value for `ClientOptions(api_endpoint=...)`."""
         return f"http://{HOST}:{self.port}"
+
+    @property
+    def storage_address(self) -> str:
+        """Value for `REPLAYS_BIGQUERY_STORAGE_ENDPOINT`."""
+        return f"http://{HOST}:{self.grpc_port}"

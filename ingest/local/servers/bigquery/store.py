@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
+from google.rpc import code_pb2
 from sqlglot import exp
 
 from ingest.local.servers.bigquery.dialect import query_parameters, table_names, translated
@@ -32,6 +34,7 @@ from ingest.local.servers.bigquery.rows import (
     resource_of,
 )
 from ingest.local.servers.bigquery.schemas import added_fields, checked_schema, columns_sql, fields_of
+from ingest.local.servers.bigquery.streams import Code, RowReader, StreamError, StreamName
 
 MEMORY_LIMIT = "512MB"
 THREADS = 2
@@ -59,6 +62,13 @@ class Result:
     rows: list[tuple[Any, ...]]
     statement: str
     affected: int | None = None
+
+
+_OF_STREAM = "project = ? AND dataset = ? AND name = ? AND id = ?"
+
+
+def _stream_key(name: StreamName) -> list[str]:
+    return [name.table.project, name.table.dataset, name.table.table, name.id]
 
 
 class Store:
@@ -90,6 +100,10 @@ class Store:
             cursor.execute(
                 "CREATE TABLE IF NOT EXISTS meta.tables "
                 "(project VARCHAR, dataset VARCHAR, name VARCHAR, resource VARCHAR)"
+            )
+            cursor.execute(
+                "CREATE TABLE IF NOT EXISTS meta.streams (project VARCHAR, dataset VARCHAR, name VARCHAR, "
+                "id VARCHAR, row_count BIGINT, is_finalized BOOLEAN)"
             )
 
     def close(self) -> None:
@@ -166,7 +180,7 @@ class Store:
             if not contents and self.tables(project, dataset):
                 raise bad_request(f"Dataset {project}:{dataset} is still in use", "resourceInUse")
             cursor.execute(f"DROP SCHEMA {identifier(f'{project}:{dataset}')} CASCADE")
-            for table in ("datasets", "tables"):
+            for table in ("datasets", "tables", "streams"):
                 cursor.execute(f"DELETE FROM meta.{table} WHERE project = ? AND dataset = ?", [project, dataset])
 
     def _find_dataset(self, project: str, dataset: str) -> dict[str, Any] | None:
@@ -284,7 +298,8 @@ class Store:
             else:
                 cursor.execute(f"DROP TABLE IF EXISTS {name.sql}")
             values = [name.project, name.dataset, name.table]
-            cursor.execute("DELETE FROM meta.tables WHERE project = ? AND dataset = ? AND name = ?", values)
+            for table in ("tables", "streams"):
+                cursor.execute(f"DELETE FROM meta.{table} WHERE project = ? AND dataset = ? AND name = ?", values)
 
     def _find_table(self, name: TableName) -> dict[str, Any] | None:
         sql = "SELECT resource FROM meta.tables WHERE project = ? AND dataset = ? AND name = ?"
@@ -344,6 +359,63 @@ class Store:
             cursor.unregister("incoming")
         self._insert_ids.add(list(keys), now)
         self._streamed_at[name] = now
+
+    # ---- write streams
+
+    def create_stream(self, table: TableName) -> StreamName:
+        """A new, empty stream. Raises ApiError 404 without the table."""
+        name = StreamName(table, uuid.uuid4().hex)
+        with self._write() as cursor:
+            if self.table(table)["type"] != "TABLE":
+                raise bad_request(f"Cannot add rows to a view: {table}.")
+            values = [table.project, table.dataset, table.table, name.id]
+            cursor.execute("INSERT INTO meta.streams VALUES (?, ?, ?, ?, 0, false)", values)
+        return name
+
+    def stream(self, name: StreamName) -> tuple[int, bool]:
+        """The stream's number of rows, and whether it is finalized. Raises StreamError NOT_FOUND."""
+        sql = f"SELECT row_count, is_finalized FROM meta.streams WHERE {_OF_STREAM}"
+        rows = self._rows(sql, *_stream_key(name))
+        if not rows:
+            text = f"Requested entity was not found. Entity: {name}"
+            raise StreamError(code_pb2.NOT_FOUND, text, Code.STREAM_NOT_FOUND, ends_call=True)
+        return int(rows[0][0]), bool(rows[0][1])
+
+    def finalize_stream(self, name: StreamName) -> int:
+        """Ends the stream, and returns its number of rows; a repetition returns the same."""
+        with self._write() as cursor:
+            count, _ = self.stream(name)
+            sql = f"UPDATE meta.streams SET is_finalized = true WHERE {_OF_STREAM}"
+            cursor.execute(sql, _stream_key(name))
+        return count
+
+    def append_to_stream(
+        self, name: StreamName, offset: int | None, reader: RowReader, rows: Sequence[bytes]
+    ) -> int:
+        """Stores all rows or none, with the stream's new length. Returns their offset. Raises StreamError."""
+        with self._write() as cursor:
+            count, is_finalized = self.stream(name)
+            if is_finalized:
+                text = f"Stream has been finalized and cannot be appended. Entity: {name}"
+                raise StreamError(code_pb2.INVALID_ARGUMENT, text, Code.STREAM_FINALIZED, ends_call=True)
+            if offset is not None and offset < count:
+                text = f"The offset is within stream, expected offset {count}, received {offset}"
+                raise StreamError(code_pb2.ALREADY_EXISTS, text, Code.OFFSET_ALREADY_EXISTS)
+            if offset is not None and offset > count:
+                text = f"The offset is beyond stream, expected offset {count}, received {offset}"
+                raise StreamError(code_pb2.OUT_OF_RANGE, text, Code.OFFSET_OUT_OF_RANGE)
+            resource = self.table(name.table)
+            stored = reader.rows(resource, rows, datetime.now(UTC).date())
+            if stored:
+                cursor.register("incoming", arrow_table(fields_of(resource), stored))
+                cursor.execute(f"INSERT INTO {name.table.sql} BY NAME SELECT * FROM incoming")
+                cursor.unregister("incoming")
+            sql = f"UPDATE meta.streams SET row_count = row_count + ? WHERE {_OF_STREAM}"
+            cursor.execute(sql, [len(stored), *_stream_key(name)])
+        self._streamed_at[name.table] = time.monotonic()
+        return count
+
+    # ---- reading
 
     def list_rows(
         self, name: TableName, start: int, count: int, selected: Sequence[str]

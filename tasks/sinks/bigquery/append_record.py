@@ -1,0 +1,80 @@
+"""The record of a flush task's appends: which rows were sent to which stream, at which offset.
+
+It is stored before the append that it describes, and outlives the run. A pair of stream and offset is only ever
+used for one sequence of rows, so a later run, in any process, may send the same rows there again:
+docs/decisions/039-storage-write.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+
+class Append(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One append. `rows`: half-open ranges of positions in the task's payload, in the order of the append.
+
+    `applied`: known to be stored.
+    """
+
+    table: str
+    stream: str
+    offset: int
+    rows: tuple[tuple[int, int], ...]
+    applied: bool = False
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return sum(stop - start for start, stop in self.rows)
+
+    @property
+    def stop(self) -> int:
+        """The stream's length once the append is applied."""
+        return self.offset + self.count
+
+    @property
+    def positions(self) -> list[int]:
+        """The positions of its rows."""
+        return [position for start, stop in self.rows for position in range(start, stop)]
+
+
+_appends = msgspec.json.Decoder(list[Append])
+
+
+def encode(appends: Sequence[Append]) -> bytes:
+    """The record's content."""
+    return msgspec.json.encode(appends)
+
+
+def decode(content: bytes) -> list[Append]:
+    """The appends of a record; none if there is no record. Raises msgspec.MsgspecError."""
+    return _appends.decode(content) if content else []
+
+
+def ranges(positions: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """Positions as half-open ranges, in the same order."""
+    found: list[tuple[int, int]] = []
+    for position in positions:
+        if found and found[-1][1] == position:
+            found[-1] = (found[-1][0], position + 1)
+        else:
+            found.append((position, position + 1))
+    return tuple(found)
+
+
+class Unrecorded:
+    """The record of a write outside a flush task (replays of dead letters, repairs): it ends with the write."""
+
+    def __init__(self) -> None:
+        self._content = b""
+
+    def load(self) -> bytes:
+        """The content last stored."""
+        return self._content
+
+    def store(self, content: bytes) -> bool:
+        """Always succeeds."""
+        self._content = content
+        return True

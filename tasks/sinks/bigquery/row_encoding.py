@@ -1,0 +1,81 @@
+"""Encodes rows (JSON, as the reader wrote them) as the protobuf messages that AppendRows takes.
+
+The message of a table has one optional field per column of `schema/bigquery`: INTEGER and TIMESTAMP (microseconds)
+as int64, STRING and JSON as string. https://cloud.google.com/bigquery/docs/supported-data-types
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+from tasks.sinks.bigquery.table import columns_of
+from tasks.sinks.outcome import Blame, Trouble
+
+INT64, TEXT = descriptor_pb2.FieldDescriptorProto.TYPE_INT64, descriptor_pb2.FieldDescriptorProto.TYPE_STRING
+OPTIONAL = descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL
+PROTO_TYPE = {"STRING": TEXT, "JSON": TEXT, "INTEGER": INT64, "TIMESTAMP": INT64}
+JSON_TYPE: dict[str, Any] = {"STRING": str, "JSON": str, "INTEGER": int, "TIMESTAMP": float}
+MICROSECONDS = 1_000_000
+
+
+class RowEncoder:
+    """Encodes rows of one table. `descriptor`: the message, for the first request of a connection."""
+
+    def __init__(self, table: str) -> None:
+        columns = columns_of(table)
+        self.descriptor = _descriptor(table, columns)
+        self._message = _message(table, self.descriptor)
+        self._times = tuple(name for name, column in columns.items() if column["type"] == "TIMESTAMP")
+        fields = []
+        for name, column in columns.items():
+            kind = JSON_TYPE[column["type"]]
+            is_required = column.get("mode") == "REQUIRED"
+            fields.append((name, kind) if is_required else (name, kind | None, None))
+        row = msgspec.defstruct(table, fields, kw_only=True, forbid_unknown_fields=True, gc=False)
+        # As in insertAll, a number may be written as text.
+        self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(row, strict=False).decode
+        self._names = tuple(columns)
+
+    def encode(self, row: bytes) -> bytes | Trouble:
+        """One row as a serialized message, or what is wrong with it."""
+        try:
+            found = self._decode(row)
+            values = {name: getattr(found, name) for name in self._names}
+            for name in self._times:
+                if values[name] is not None:
+                    values[name] = round(values[name] * MICROSECONDS)
+            encoded: bytes = self._message(**values).SerializeToString()
+        except (msgspec.MsgspecError, ValueError, OverflowError, TypeError, RecursionError) as error:
+            return _trouble(error)
+        return encoded
+
+
+def _trouble(error: Exception) -> Trouble:
+    text = str(error)
+    if "unknown field" in text:
+        # The reader is newer than this worker: every row has that field, so none is at fault.
+        return Trouble(
+            Blame.TABLE, f"no such field: {text}; upgrade the workers, then run `replays-ingest migrate`"
+        )
+    return Trouble(Blame.ROW, f"invalid: {text}")
+
+
+def _descriptor(table: str, columns: dict[str, dict[str, Any]]) -> Any:
+    """A self-contained description of the message, as AppendRows requires it."""
+    made = descriptor_pb2.DescriptorProto(name=table)
+    for number, (name, column) in enumerate(columns.items(), 1):
+        made.field.add(name=name, number=number, type=PROTO_TYPE[column["type"]], label=OPTIONAL)
+    return made
+
+
+def _message(table: str, descriptor: Any) -> Any:
+    """The class of the message."""
+    file = descriptor_pb2.FileDescriptorProto(name=f"{table}.proto", package="replays_ingest", syntax="proto2")
+    file.message_type.append(descriptor)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"replays_ingest.{table}"))

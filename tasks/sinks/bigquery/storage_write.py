@@ -1,0 +1,357 @@
+"""Writes rows to BigQuery with the Storage Write API: each append at an explicit offset, recorded beforehand.
+
+A run that finds a recorded append sends the same rows to the same offset of the same stream again. If the stream
+takes no append any more, it is finalized, and its row count proves whether the rows are stored. Rows are sent
+elsewhere only if they are proven not to be, or if the stream is gone; in the latter case the exact view hides
+repeated rows. docs/decisions/039-storage-write.md has all states.
+
+BigQuery refuses an append as a whole and names the bad rows; the others are written again in the same call, on
+another stream, because a pair of stream and offset is never used for other rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+import msgspec
+from msgspec.structs import replace
+
+from tasks.settings import Settings
+from tasks.sinks.base import Report, TaskRecord
+from tasks.sinks.bigquery.append_answers import Judgment, Verdict, judged, judged_error
+from tasks.sinks.bigquery.append_record import Append, Unrecorded, decode, encode, ranges
+from tasks.sinks.bigquery.row_encoding import RowEncoder
+from tasks.sinks.bigquery.sink import REQUEST_BYTES_MAX, TABLES, BigQuerySink
+from tasks.sinks.bigquery.streams import Stream, Streams, write_client
+from tasks.sinks.google.errors import sort
+from tasks.sinks.http.limits import BodyLimit
+from tasks.sinks.outcome import Action, Blame, Outcome, Trouble, remaining_seconds
+from tasks.sinks.per_process import PerProcess
+from tasks.wire import Row
+
+log = logging.getLogger(__name__)
+# Requests of one append, in one run: the first, and again after a lost response.
+SENDS_MAX = 3
+# Share of the remaining time for one request, so that there is time to send it again.
+SEND_SHARE = 0.5
+# Appends that a write gives up because of refused rows, each with a new stream; then the next write continues.
+REFUSALS_MAX = 4
+# Appends per write whose stream turned out to be finalized or gone.
+DROPS_MAX = 3
+# Other runs of the same task that changed the record during this write.
+CONFLICTS_MAX = 10
+ROW_OVERHEAD_BYTES = 6
+
+
+class StorageWriteSink:
+    """Writes rows. Memory: the items, their encoded form, and one request, at most 9 MiB (or one larger row)."""
+
+    name = "bigquery"
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._rest = BigQuerySink(settings)
+        self._writer = PerProcess(lambda: Writer(settings))
+
+    def write(self, items: Sequence[Row], token: str, deadline_seconds: float) -> None:
+        """As `write_recorded`, without a record: rows of a write without response may be stored twice."""
+        self.write_recorded(items, range(len(items)), Unrecorded(), deadline_seconds)
+
+    def write_recorded(
+        self, items: Sequence[Row], positions: Sequence[int], record: TaskRecord, deadline_seconds: float
+    ) -> None:
+        """Appends `items`, at these positions of the task's payload, each row exactly once while the record
+        lasts.
+
+        PermanentSinkError.failed names refused rows, and all others are durable, unless `all_refused` is set.
+        """
+        ends_at = time.monotonic() + deadline_seconds
+        outcome = Outcome(self.name)
+        try:
+            writer = self._writer.get()
+        except Exception as error:
+            raise sort(error).error() from error
+        _Write(writer, items, positions, record, ends_at, outcome).run()
+        outcome.raise_if_any()
+
+    def examine(self, items: Sequence[Row], deadline_seconds: float) -> None:
+        """Checks the tables' columns, and whether they accept a good row; nothing is stored."""
+        self._rest.examine(items, deadline_seconds)
+
+    def check(self) -> Report:
+        """The check of the tables, and that streams can be created and finalized."""
+        report = self._rest.check()
+        ends_at = time.monotonic() + self._settings.sink_timeout_seconds
+        for table in TABLES:
+            try:
+                streams = self._writer.get().streams
+                stream = streams.take(table, remaining_seconds(ends_at))
+                streams.finalize(stream.name, remaining_seconds(ends_at))
+            except Exception as error:
+                trouble = sort(error).about(f"Storage Write API, table {table}")
+                raise _advised(trouble).error() from error
+        return Report(f"{report.text}, and streams can be created", report.warnings, report.not_tested)
+
+    def close(self) -> None:
+        self._rest.close()
+        writer = self._writer.take()
+        if writer is not None:
+            writer.streams.close()
+
+
+def _advised(trouble: Trouble) -> Trouble:
+    """The trouble with what to do about it."""
+    todo = {
+        Blame.CREDENTIALS: "; grant roles/bigquery.dataEditor",
+        Blame.TABLE: "; run `replays-ingest migrate`",
+        Blame.REQUEST: "; correct REPLAYS_BIGQUERY_STORAGE_ENDPOINT, or set REPLAYS_BIGQUERY_WRITE=insert_all",
+        Blame.SERVER: "; if it does not answer, correct REPLAYS_BIGQUERY_STORAGE_ENDPOINT",
+    }.get(trouble.blame, "")
+    return Trouble(trouble.blame, f"{trouble.message}{todo}")
+
+
+class Writer:
+    """State of one process: the official client, its streams, and the encoders of the tables."""
+
+    def __init__(self, settings: Settings) -> None:
+        parent = f"projects/{settings.bigquery_project}/datasets/{settings.bigquery_dataset}/tables/"
+        self.streams = Streams(write_client(settings), parent)
+        self.encoders = {table: RowEncoder(table) for table in TABLES}
+        self.limit = BodyLimit(REQUEST_BYTES_MAX)
+
+
+class _Write:
+    """One call of `write_recorded`. Positions are those of the task's payload; `outcome` has those of the
+    items."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        items: Sequence[Row],
+        positions: Sequence[int],
+        record: TaskRecord,
+        ends_at: float,
+        outcome: Outcome,
+    ) -> None:
+        self._writer = writer
+        self._record = record
+        self._ends_at = ends_at
+        self._outcome = outcome
+        self._index = {position: index for index, position in enumerate(positions)}
+        self._tables = {position: item.table for position, item in zip(positions, items, strict=True)}
+        self._rows: dict[int, bytes] = {}
+        self._appends: list[Append] = []
+        self._todo: list[int] = []
+        self._given_up: set[int] = set()
+        self._refusals = self._conflicts = self._drops = 0
+        self._record_is_behind = False
+        for position, item in zip(positions, items, strict=True):
+            self._encode(position, item)
+
+    def run(self) -> None:
+        """Settles recorded appends, then appends the remaining rows. Notes what is not durable."""
+        self._load()
+        while True:
+            unsettled = next((append for append in self._appends if not append.applied), None)
+            if unsettled is not None:
+                stream = self._writer.streams.existing(unsettled.table, unsettled.stream)
+                try:
+                    goes_on = self._settle(unsettled, stream)
+                finally:
+                    stream.close()
+            else:
+                goes_on = bool(self._todo) and self._append_next()
+            if not goes_on:
+                break
+        if self._record_is_behind:
+            self._record.store(encode(self._appends))
+
+    def _encode(self, position: int, item: Row) -> None:
+        encoder = self._writer.encoders.get(item.table)
+        if encoder is None:
+            trouble = Trouble(Blame.TABLE, f"this release writes no table {item.table!r}")
+            self._outcome.note(trouble, [self._index[position]])
+            return
+        encoded = encoder.encode(item.json)
+        if isinstance(encoded, Trouble):
+            self._outcome.note(encoded.about(f"table {item.table}"), [self._index[position]])
+        else:
+            self._rows[position] = encoded
+
+    def _load(self) -> None:
+        """Reads the record: rows of its appends are not appended elsewhere."""
+        try:
+            appends = decode(self._record.load())
+        except msgspec.MsgspecError as error:
+            log.warning("bigquery: the record of a task's appends cannot be read, and is ignored: %s", error)
+            appends = []
+        # Rows that are neither in this write nor unsettled concern earlier runs only.
+        self._appends = [append for append in appends if not append.applied or self._concerns(append)]
+        recorded = {position for append in self._appends for position in append.positions}
+        recorded |= self._given_up
+        self._todo = [position for position in self._rows if position not in recorded]
+
+    def _concerns(self, append: Append) -> bool:
+        return any(position in self._index for position in append.positions)
+
+    # ---- one append
+
+    def _append_next(self) -> bool:
+        """Records the next rows with a stream and an offset, and appends them. Returns whether to go on."""
+        if remaining_seconds(self._ends_at) <= 0:
+            return self._stop(Trouble(Blame.NETWORK, "no time left for the rest"), self._todo)
+        chunk = self._chunk()
+        table = self._tables[chunk[0]]
+        try:
+            stream = self._writer.streams.take(table, remaining_seconds(self._ends_at))
+        except Exception as error:
+            return self._stop(sort(error).about(f"table {table}: no stream"), self._todo)
+        is_free = False
+        try:
+            append = Append(table, stream.name, stream.offset, ranges(chunk))
+            if not self._record.store(encode([*self._appends, append])):
+                is_free = True
+                return self._reload()
+            self._record_is_behind = False
+            self._appends.append(append)
+            self._todo = self._todo[len(chunk) :]
+            goes_on = self._settle(append, stream)
+            if replace(append, applied=True) in self._appends:
+                stream.offset = append.stop
+                is_free = True
+            return goes_on
+        finally:
+            # Whatever interrupts this block, a stream with an unsettled append is not used for other rows.
+            if is_free:
+                self._writer.streams.give_back(stream)
+            else:
+                stream.close()
+
+    def _chunk(self) -> list[int]:
+        """The next positions: rows of one table that fit into a request. A single row that is too large is sent
+        alone: the server decides."""
+        chunk: list[int] = []
+        size_bytes, bytes_max = 0, self._writer.limit.bytes_max
+        table = self._tables[self._todo[0]]
+        for position in self._todo:
+            size_bytes += len(self._rows[position]) + ROW_OVERHEAD_BYTES
+            if self._tables[position] != table or (chunk and size_bytes > bytes_max):
+                break
+            chunk.append(position)
+        return chunk
+
+    def _reload(self) -> bool:
+        """Another run of this task changed the record: continues from what that run recorded."""
+        self._conflicts += 1
+        if self._conflicts > CONFLICTS_MAX:
+            return self._stop(Trouble(Blame.SERVER, "other runs of this task write the same rows"), self._todo)
+        self._load()
+        return True
+
+    def _settle(self, append: Append, stream: Stream) -> bool:
+        """Finds out whether the append is applied, by sending it (again). Returns whether to go on."""
+        if all(position in self._rows for position in append.positions):
+            judgment = self._send(append, stream)
+        else:
+            # Rows of an earlier run that are not in this one, which no longer needs them.
+            judgment = Judgment(Verdict.ENDED, Trouble(Blame.SERVER, "its rows are not at hand"))
+        if judgment.verdict is Verdict.APPLIED:
+            return self._is_applied(append)
+        trouble = judgment.trouble
+        assert trouble is not None, judgment
+        trouble = trouble.about(f"table {append.table}")
+        if judgment.verdict is Verdict.FAILED:
+            return self._stop(trouble, [*append.positions, *self._todo])
+        if judgment.verdict is not Verdict.MISSING:
+            stored = self._rows_of_finalized(append)
+            if isinstance(stored, Trouble):
+                return self._stop(stored.about(f"table {append.table}"), [*append.positions, *self._todo])
+            if stored:
+                return self._is_applied(append)
+        else:
+            log.warning("bigquery: stream %s is gone; %s rows are written again", append.stream, append.count)
+        self._drop(append)
+        if judgment.verdict is Verdict.REFUSED:
+            return self._refused(append, judgment, trouble)
+        self._drops += 1
+        return self._drops <= DROPS_MAX or self._stop(trouble, self._todo)
+
+    def _send(self, append: Append, stream: Stream) -> Judgment:
+        """Sends the rows; again on a new connection if the response is lost."""
+        encoder = self._writer.encoders[append.table]
+        rows = [self._rows[position] for position in append.positions]
+        judgment = Judgment(Verdict.FAILED, Trouble(Blame.NETWORK, "no time left for the request"))
+        for sent in range(SENDS_MAX):
+            left_seconds = remaining_seconds(self._ends_at)
+            if left_seconds <= 0:
+                break
+            seconds = left_seconds if sent == SENDS_MAX - 1 else left_seconds * SEND_SHARE
+            try:
+                judgment = judged(stream.append(encoder, append.offset, rows, seconds), append)
+            except Exception as error:
+                judgment = judged_error(error)
+            trouble = judgment.trouble
+            if judgment.verdict is not Verdict.FAILED or trouble is None:
+                break
+            if trouble.blame.action is not Action.RETRY or trouble.retry_after_seconds is not None:
+                break
+            stream.close()
+        return judgment
+
+    def _rows_of_finalized(self, append: Append) -> bool | Trouble:
+        """Finalizes the stream. Returns whether the append is applied: afterwards, this cannot change."""
+        seconds = max(remaining_seconds(self._ends_at), 1.0)
+        try:
+            count = self._writer.streams.finalize(append.stream, seconds)
+        except Exception as error:
+            judgment = judged_error(error)
+            if judgment.verdict in (Verdict.FAILED, Verdict.REFUSED):
+                return sort(error).about(f"stream {append.stream} cannot be finalized").blamed(Blame.SERVER)
+            text = "bigquery: the row count of stream %s is unknown (%s); %s rows are written again"
+            log.warning(text, append.stream, error, append.count)
+            return False
+        if append.offset < count < append.stop:
+            log.error("bigquery: stream %s ends within the append %s: %s rows", append.stream, append, count)
+        return count >= append.stop
+
+    # ---- results
+
+    def _is_applied(self, append: Append) -> bool:
+        place = self._appends.index(append)
+        self._appends[place] = replace(append, applied=True)
+        return True
+
+    def _drop(self, append: Append) -> None:
+        """The append is not applied and never will be: its rows may be sent elsewhere."""
+        self._appends.remove(append)
+        self._record_is_behind = True
+        mine = [position for position in append.positions if position in self._rows]
+        self._todo = sorted({*mine, *self._todo})
+
+    def _refused(self, append: Append, judgment: Judgment, trouble: Trouble) -> bool:
+        """Notes the refused rows; the others of the append are sent again."""
+        positions = append.positions
+        if trouble.blame is Blame.SIZE and append.count > 1:
+            self._writer.limit.refused(sum(len(self._rows[position]) for position in positions))
+            return True
+        self._refusals += 1
+        bad = {positions[index]: text for index, text in judgment.rows}
+        if not bad and append.count == 1:
+            bad = {positions[0]: trouble.message}
+        for position, text in bad.items():
+            self._outcome.note(Trouble(Blame.ROW, f"table {append.table}: {text}"), [self._index[position]])
+        if not bad:
+            self._outcome.note(trouble, [self._index[position] for position in positions])
+        self._given_up |= set(bad) if bad else set(positions)
+        self._todo = [position for position in self._todo if position not in self._given_up]
+        if self._refusals < REFUSALS_MAX:
+            return True
+        self._outcome.note_kept_out(self._index[position] for position in self._todo)
+        return False
+
+    def _stop(self, trouble: Trouble, positions: Sequence[int]) -> bool:
+        """Notes that these rows are not durable. The record remains, for the next run."""
+        self._outcome.note(trouble, [self._index[position] for position in positions if position in self._index])
+        return False

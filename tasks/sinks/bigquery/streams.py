@@ -1,0 +1,180 @@
+"""The write streams of one process, and their connections.
+
+A stream is created by the process that appends to it, with the official client, and used for one append at a time.
+Every append below `Stream.offset` is known to be applied. A stream whose last append is not known to be applied is
+never used for other rows: `Streams.take` hands a stream out, and only `give_back` makes it available again.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import grpc
+from google.api_core.client_options import ClientOptions
+from google.api_core.exceptions import DeadlineExceeded, ServiceUnavailable, from_grpc_error
+from google.cloud.bigquery_storage_v1.services.big_query_write import BigQueryWriteClient
+from google.cloud.bigquery_storage_v1.services.big_query_write.transports import BigQueryWriteGrpcTransport
+from google.cloud.bigquery_storage_v1.types import AppendRowsRequest, WriteStream
+
+from tasks.release import RELEASE
+from tasks.settings import Settings
+from tasks.sinks.bigquery.row_encoding import RowEncoder
+
+# BigQuery deletes a committed stream after four days without traffic.
+IDLE_SECONDS_MAX = 24 * 3600.0
+# Reconnects within a write's time-out; gRPC's own default waits up to two minutes.
+CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+)
+CLOSED = "the server closed the connection"
+TRACE_ID = f"replays-ingest:{RELEASE}"
+_Request = AppendRowsRequest.pb()
+
+
+def write_client(settings: Settings) -> Any:
+    """The official client for these settings, with the credentials of the REST client. Opens no connection."""
+    if settings.bigquery_storage_endpoint:
+        url = urlsplit(settings.bigquery_storage_endpoint)
+        target = f"{url.hostname}:{url.port or (443 if url.scheme == 'https' else 80)}"
+        if url.scheme == "https":
+            channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(), options=CHANNEL_OPTIONS)
+        else:
+            channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
+        return BigQueryWriteClient(transport=BigQueryWriteGrpcTransport(channel=channel))
+    options = None
+    if settings.google_credentials_file:
+        options = ClientOptions(credentials_file=str(settings.google_credentials_file))
+    return BigQueryWriteClient(client_options=options)
+
+
+class Connection:
+    """One AppendRows call: requests in order, one at a time, each with one response."""
+
+    def __init__(self, client: Any, stream: str) -> None:
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        # The client's own method would wait here for the first response.
+        self._call = client.transport.append_rows(
+            iter(self._requests.get, None), metadata=(("x-goog-request-params", f"write_stream={stream}"),)
+        )
+        self.is_new = True
+        threading.Thread(target=self._read, name="bigquery-appends", daemon=True).start()
+
+    def _read(self) -> None:
+        try:
+            for reply in self._call:
+                self._replies.put(reply)
+            self._replies.put(ServiceUnavailable(CLOSED))  # type: ignore[no-untyped-call]
+        except grpc.RpcError as error:
+            self._replies.put(from_grpc_error(error))  # type: ignore[no-untyped-call]
+        except Exception as error:
+            self._replies.put(error)
+
+    def send(self, request: Any, seconds: float) -> Any:
+        """The response to this request (the protobuf message). Raises exceptions of google.api_core."""
+        self.is_new = False
+        self._requests.put(AppendRowsRequest.wrap(request))
+        try:
+            reply = self._replies.get(timeout=max(seconds, 0.001))
+        except queue.Empty:
+            text = f"no response to an append within {seconds:.1f} s"
+            raise DeadlineExceeded(text) from None  # type: ignore[no-untyped-call]
+        if isinstance(reply, Exception):
+            raise reply
+        return type(reply).pb(reply)
+
+    def close(self) -> None:
+        """Ends the call; a request under way may or may not be applied."""
+        self._requests.put(None)
+        self._call.cancel()
+
+
+class Stream:
+    """A stream of one table. `offset`: its length, as far as this process appended."""
+
+    def __init__(self, client: Any, table: str, name: str) -> None:
+        self.table = table
+        self.name = name
+        self.offset = 0
+        self.used_at = time.monotonic()
+        self._client = client
+        self._connection: Connection | None = None
+
+    def append(self, encoder: RowEncoder, offset: int, rows: Sequence[bytes], seconds: float) -> Any:
+        """One AppendRows. After an exception the next call opens a new connection. Raises exceptions of
+        google.api_core."""
+        if self._connection is None:
+            self._connection = Connection(self._client, self.name)
+        request = _Request(write_stream=self.name)
+        request.offset.value = offset
+        request.proto_rows.rows.serialized_rows.extend(rows)
+        if self._connection.is_new:
+            request.proto_rows.writer_schema.proto_descriptor.CopyFrom(encoder.descriptor)
+            request.trace_id = TRACE_ID
+        self.used_at = time.monotonic()
+        try:
+            return self._connection.send(request, seconds)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Closes the connection. The stream remains."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+class Streams:
+    """The streams of one process that are free, by table. Thread-safe: a stream has one user at a time."""
+
+    def __init__(self, client: Any, tables: str) -> None:
+        """`tables`: the resource name of the tables' parent, with a slash at its end."""
+        self._client = client
+        self._tables = tables
+        self._free: dict[str, deque[Stream]] = {}
+
+    def take(self, table: str, seconds: float) -> Stream:
+        """A free stream, or a new one. Raises exceptions of google.api_core."""
+        free = self._free.setdefault(table, deque())
+        while True:
+            try:
+                stream = free.pop()
+            except IndexError:
+                break
+            if time.monotonic() - stream.used_at < IDLE_SECONDS_MAX:
+                return stream
+            stream.close()
+        made = self._client.create_write_stream(
+            parent=self._tables + table,
+            write_stream=WriteStream(type_=WriteStream.Type.COMMITTED),
+            retry=None,
+            timeout=seconds,
+        )
+        return Stream(self._client, table, made.name)
+
+    def give_back(self, stream: Stream) -> None:
+        """Every append to this stream is known to be applied: it may be used for other rows."""
+        self._free.setdefault(stream.table, deque()).append(stream)
+
+    def existing(self, table: str, name: str) -> Stream:
+        """A stream of any process, for sending the rows of a record again."""
+        return Stream(self._client, table, name)
+
+    def finalize(self, name: str, seconds: float) -> int:
+        """Ends the stream for everyone, and returns its number of rows. Raises exceptions of google.api_core."""
+        return int(self._client.finalize_write_stream(name=name, retry=None, timeout=seconds).row_count)
+
+    def close(self) -> None:
+        """Closes all connections."""
+        for free in self._free.values():
+            while free:
+                free.pop().close()

@@ -1,0 +1,64 @@
+"""The record of a flush task, in the hash of its staged batch: a note of a sink that outlives the task's runs.
+
+Two runs of one task may overlap, when a task is redelivered while its first worker still runs. `store` therefore
+replaces only the content that this run last saw.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tasks.seals import Purpose
+from tasks.settings import Settings
+from tasks.staging import SEAL, Staging, StagingError
+from tasks.wire import MANIFEST
+
+# KEYS: the hash. ARGV: the manifest's field, the record's field, the content last seen, then fields and values to
+# set. Runs at the memory limit too, because it precedes a write that ends with the deletion of the payload.
+_STORE = """#!lua flags=allow-oom
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return -1 end
+if (redis.call('HGET', KEYS[1], ARGV[2]) or '') ~= ARGV[3] then return 0 end
+redis.call('HSET', KEYS[1], unpack(ARGV, 4))
+return 1
+"""
+
+
+class StagedRecord:
+    """The record of one task, for one run. Raises redis.exceptions.RedisError.
+
+    A record without a valid seal is ignored and replaced: a forged one could hide rows.
+    """
+
+    def __init__(self, staging: Staging, settings: Settings, batch: str, task: str) -> None:
+        self._client: Any = staging.client
+        self._unverified = staging.unverified
+        self._seals = settings.seals
+        self._key = staging.key(batch)
+        self._task = task
+        self._field = f"appends/{task}"
+        self._seen = b""
+        self._store = staging.client.register_script(_STORE)
+
+    def load(self) -> bytes:
+        """The content; empty if there is none."""
+        content, seal = self._client.hmget(self._key, [self._field, SEAL + self._field])
+        self._seen = content or b""
+        if not content:
+            return b""
+        if not self._seals.verifies(seal, Purpose.APPENDS, self._key, self._task, content):
+            self._unverified(Purpose.APPENDS)
+            return b""
+        return bytes(content)
+
+    def store(self, content: bytes) -> bool:
+        """Replaces the content that `load` saw, or returns False. Raises StagingError if the batch is gone."""
+        fields: list[Any] = [self._field, content]
+        if self._seals.active:
+            seal = self._seals.seal(Purpose.APPENDS, self._key, self._task, content)
+            fields += [SEAL + self._field, seal]
+        stored = self._store(keys=[self._key], args=[MANIFEST, self._field, self._seen, *fields])
+        if stored < 0:
+            raise StagingError(f"the batch of {self._task} is not staged any more")
+        if stored:
+            self._seen = content
+        return bool(stored)

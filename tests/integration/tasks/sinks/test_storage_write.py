@@ -1,0 +1,386 @@
+"""Facts appended to write streams of a BigQuery server: each row is in the table once, whatever is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from ingest.local.stack import Stack
+from tasks.errors import PermanentSinkError, SinkError, TransientSinkError
+from tasks.migrate.bigquery import migrate_tables
+from tasks.settings import Settings
+from tasks.sinks import build, check
+from tasks.sinks.bigquery.append_record import decode
+from tasks.sinks.bigquery.sink import client
+from tasks.sinks.bigquery.storage_write import StorageWriteSink
+from tasks.wire import Row
+from tests.kit.delivering import deliver_to
+from tests.kit.grpc_relay import Moment, Relay, relay_to
+from tests.kit.write_streams import TABLE, Notes, fact, numbers, selected
+
+SECONDS = 20.0
+TEN = [fact(number) for number in range(10)]
+
+
+@pytest.fixture
+def migrated(settings: Callable[..., Settings], stack: Stack, bigquery_endpoint: str) -> Settings:
+    """Settings whose data set has all tables."""
+    made = settings(
+        bigquery_endpoint=bigquery_endpoint,
+        bigquery_storage_endpoint=stack.addresses["bigquery_storage"],
+        bigquery_write="storage",
+    )
+    list(migrate_tables(made, dry_run=False))
+    return made
+
+
+@pytest.fixture
+def relay(migrated: Settings) -> Iterator[Relay]:
+    """A relay in front of the server."""
+    with relay_to(migrated.bigquery_storage_endpoint) as running:
+        yield running
+
+
+@pytest.fixture
+def new_sink(migrated: Settings, relay: Relay) -> Iterator[Callable[[], StorageWriteSink]]:
+    """Creates sinks as separate processes have them, each with its own streams, behind the relay."""
+    made: list[StorageWriteSink] = []
+
+    def make() -> StorageWriteSink:
+        made.append(StorageWriteSink(migrated.model_copy(update={"bigquery_storage_endpoint": relay.address})))
+        return made[-1]
+
+    yield make
+    for sink in made:
+        sink.close()
+
+
+@pytest.fixture
+def sink(new_sink: Callable[[], StorageWriteSink]) -> StorageWriteSink:
+    """One worker's sink."""
+    return new_sink()
+
+
+def write(sink: StorageWriteSink, notes: Notes, items: Sequence[Row] = TEN, seconds: float = SECONDS) -> None:
+    """One run of a task with these items."""
+    sink.write_recorded(items, range(len(items)), notes.run(), seconds)
+
+
+def losing(method: str, moment: Moment, *which: int) -> Callable[[str, Moment, int], bool]:
+    """Loses these requests or responses of a method."""
+    return lambda asked, at, number: (asked, at) == (method, moment) and number in which
+
+
+def streams_of(notes: Notes) -> set[str]:
+    """The streams in a task's record."""
+    return {append.stream for append in decode(notes.content)}
+
+
+def test_facts_arrive_with_their_values(sink: StorageWriteSink, migrated: Settings) -> None:
+    """Text, numbers, JSON and microseconds are stored as insertAll stores them."""
+    write(sink, Notes(), [fact(1), fact(2, retention_days=30)])
+
+    select = "row_id, UNIX_MICROS(timestamp), JSON_VALUE(attributes, '$.url'), retention_days"
+    assert sorted(selected(migrated, select)) == [
+        ("row-1", 1_795_000_001_125_000, 'http://a/"ä', None),
+        ("row-2", 1_795_000_002_125_000, 'http://a/"ä', 30),
+    ]
+
+
+def test_tasks_share_a_stream_and_repeated_ones_add_nothing(
+    new_sink: Callable[[], StorageWriteSink], migrated: Settings
+) -> None:
+    """given two tasks of one process, when each is run again by another process, then the table has each row once,
+    and one stream was used"""
+    first, second, notes, other = new_sink(), new_sink(), Notes(), Notes()
+    write(first, notes)
+    write(first, other, [fact(number) for number in range(10, 15)])
+
+    for run in (second, first, second):
+        write(run, notes)
+        write(run, other, [fact(number) for number in range(10, 15)])
+
+    assert numbers(migrated) == list(range(15))
+    assert streams_of(notes) == streams_of(other)
+    assert [append.offset for append in decode(other.content)] == [10]
+
+
+@pytest.mark.parametrize("moment", Moment)
+@pytest.mark.parametrize("method", ["CreateWriteStream", "AppendRows", "FinalizeWriteStream"])
+def test_a_lost_request_or_response_costs_no_row_and_adds_none(
+    new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay, method: str, moment: Moment
+) -> None:
+    """given a batch with a bad row, which makes the sink use every call, when one request or response of a call is
+    lost, and the task is run until it ends, then the table has each good row once"""
+    notes, items = Notes(), [*TEN[:4], fact(4, timestamp=1), *TEN[5:]]
+    relay.on = losing(method, moment, 1)
+
+    ends = []
+    for _ in range(3):
+        try:
+            write(new_sink(), notes, items)
+        except SinkError as error:
+            ends.append(error)
+
+    assert isinstance(ends[-1], PermanentSinkError)
+    assert [position for position, _ in ends[-1].failed or ()] == [4]
+    assert numbers(migrated) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+
+
+def test_a_dead_workers_append_is_sent_again_to_the_same_place(
+    new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay
+) -> None:
+    """given a run whose requests or responses are all lost, when another process runs the task, then it uses the
+    stream and the offset of the record"""
+    for moment in Moment:
+        notes, items = Notes(), [fact(number + 100 * moment.value) for number in range(10)]
+        relay.on = lambda method, at, number, lost=moment: method == "AppendRows" and at is lost
+        with pytest.raises(TransientSinkError) as failed:
+            write(new_sink(), notes, items)
+        assert failed.value.failed == tuple(range(10))
+        (recorded,) = decode(notes.content)
+        relay.on = losing("", moment)
+
+        write(new_sink(), notes, items)
+
+        assert [(append.stream, append.offset) for append in decode(notes.content)] == [(recorded.stream, 0)]
+    assert numbers(migrated) == [*range(100, 110), *range(200, 210)]
+
+
+def test_a_stream_with_an_unknown_append_is_not_used_for_other_rows(
+    sink: StorageWriteSink, migrated: Settings, relay: Relay
+) -> None:
+    """The next task of the process gets another stream, and the first task is finished later."""
+    first, second = Notes(), Notes()
+    relay.on = lambda method, moment, number: method == "AppendRows" and moment is Moment.RESPONSE
+    with pytest.raises(TransientSinkError):
+        write(sink, first)
+    relay.on = losing("", Moment.REQUEST)
+
+    write(sink, second, [fact(number) for number in range(10, 20)])
+    write(sink, first)
+
+    assert not streams_of(first) & streams_of(second)
+    assert numbers(migrated) == list(range(20))
+
+
+@pytest.mark.parametrize("moment", Moment)
+def test_two_runs_of_a_task_at_once_store_each_row_once(
+    new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay, moment: Moment
+) -> None:
+    """given a run whose append is under way, when another process runs the same task to its end, then the first
+    one ends well too"""
+    notes, slow, quick = Notes(), new_sink(), new_sink()
+
+    def meanwhile(method: str, at: Moment, number: int) -> bool:
+        if (method, at, number) == ("AppendRows", moment, 1):
+            write(quick, notes)
+        return False
+
+    relay.on = meanwhile
+    write(slow, notes)
+
+    assert numbers(migrated) == list(range(10))
+
+
+def test_a_run_that_is_overtaken_before_it_records_follows_the_other(
+    new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay
+) -> None:
+    """given two runs without a record, when the second records while the first creates a stream, then both use the
+    second one's place, and the first one's stream is used for another task"""
+    notes, other, slow, quick = Notes(), Notes(), new_sink(), new_sink()
+
+    def meanwhile(method: str, at: Moment, number: int) -> bool:
+        if (method, at, number) == ("CreateWriteStream", Moment.RESPONSE, 1):
+            write(quick, notes)
+        return False
+
+    relay.on = meanwhile
+    write(slow, notes)
+    write(slow, other, [fact(10)])
+
+    assert numbers(migrated) == list(range(11))
+    assert relay.asked["CreateWriteStream"] == 2
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_the_row_count_of_a_finalized_stream_decides(
+    new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay, is_stored: bool
+) -> None:
+    """given a lost append, when its stream has been finalized, then its rows are written elsewhere only if they
+    are not stored"""
+    notes, sink = Notes(), new_sink()
+    lost = Moment.RESPONSE if is_stored else Moment.REQUEST
+    relay.on = lambda method, moment, number: method == "AppendRows" and moment is lost
+    with pytest.raises(TransientSinkError):
+        write(sink, notes)
+    relay.on = losing("", lost)
+    (stream,) = streams_of(notes)
+    assert sink._writer.get().streams.finalize(stream, SECONDS) == (10 if is_stored else 0)
+
+    write(new_sink(), notes)
+
+    assert numbers(migrated) == list(range(10))
+    assert (streams_of(notes) == {stream}) is is_stored
+
+
+def test_an_offset_past_the_end_is_resolved_by_finalizing(
+    new_sink: Callable[[], StorageWriteSink], migrated: Settings
+) -> None:
+    """given a record of an append whose predecessor is missing, when the task runs, then nothing is lost"""
+    notes = Notes()
+    streams = new_sink()._writer.get().streams
+    name = streams.take(TABLE, SECONDS).name
+    notes.content = b'[["replay_events","%s",7,[[0,10]],false]]' % name.encode()
+
+    write(new_sink(), notes)
+
+    assert numbers(migrated) == list(range(10))
+    assert name not in streams_of(notes)
+
+
+def test_a_stream_that_is_gone_loses_no_row(new_sink: Callable[[], StorageWriteSink], migrated: Settings) -> None:
+    """given a record of a stream of a table that was deleted and created again, when the task runs, then its rows
+    are in the new table"""
+    notes = Notes()
+    write(new_sink(), notes)
+    server: Any = client(migrated)
+    server.delete_table(f"{migrated.bigquery_project}.{migrated.bigquery_dataset}.{TABLE}")
+    list(migrate_tables(migrated, dry_run=False))
+
+    write(new_sink(), notes)
+
+    assert numbers(migrated) == list(range(10))
+
+
+def test_with_its_record_lost_a_task_repeats_rows_and_the_view_shows_each_once(
+    new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay
+) -> None:
+    """Redis is emptied at the worst moment: after the append, before the done mark."""
+    relay.on = lambda method, moment, number: method == "AppendRows" and moment is Moment.RESPONSE
+    with pytest.raises(TransientSinkError):
+        write(new_sink(), Notes())
+    relay.on = losing("", Moment.REQUEST)
+
+    write(new_sink(), Notes())
+
+    assert numbers(migrated) == sorted([*range(10), *range(10)])
+    assert numbers(migrated, f"{TABLE}_exact") == list(range(10))
+
+
+def test_a_record_of_the_past_hides_no_row(new_sink: Callable[[], StorageWriteSink], migrated: Settings) -> None:
+    """given a batch with a bad row, whose append was refused and written in another form, when Redis falls back to
+    the record of the refused append, then the run does not take it for stored"""
+    notes, items = Notes(), [*TEN[:4], fact(4, timestamp=1), *TEN[5:]]
+    with pytest.raises(PermanentSinkError):
+        write(new_sink(), notes, items)
+    past = Notes(notes.stored[0])
+
+    with pytest.raises(PermanentSinkError) as refused:
+        write(new_sink(), past, items)
+
+    assert [position for position, _ in refused.value.failed or ()] == [4]
+    assert numbers(migrated, f"{TABLE}_exact") == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+
+
+def test_refused_rows_are_named_and_the_others_stored(sink: StorageWriteSink, migrated: Settings) -> None:
+    """Rows that do not fit the columns, and rows that BigQuery refuses, in one batch of five hundred."""
+    items = [fact(number) for number in range(500)]
+    items[123] = fact(123, segment_id="many")
+    items[321] = fact(321, timestamp=1)
+    items[400] = fact(400, attributes="{")
+
+    progress = deliver_to(sink, items)
+
+    reasons = dict(progress.refused)
+    assert sorted(reasons) == [123, 321, 400]
+    assert "segment_id" in reasons[123]
+    assert "timestamp" in reasons[321]
+    assert "attributes" in reasons[400]
+    assert numbers(migrated) == [number for number in range(500) if number not in reasons]
+
+
+def test_a_large_task_is_split_and_each_part_recorded(
+    new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay
+) -> None:
+    """given a limit of a few rows per append, when the third append's response is lost and another process runs
+    the task again, then the offsets are exact"""
+    notes, sink = Notes(), new_sink()
+    sink._writer.get().limit.refused(2 * 1024)
+    relay.on = losing("AppendRows", Moment.RESPONSE, 3, 4, 5)
+    with pytest.raises(TransientSinkError):
+        write(sink, notes, [fact(number) for number in range(40)])
+    relay.on = losing("", Moment.RESPONSE)
+
+    write(new_sink(), notes, [fact(number) for number in range(40)])
+
+    assert numbers(migrated) == list(range(40))
+    assert len(decode(notes.content)) > 3
+
+
+def test_an_append_above_the_servers_limit_is_split(sink: StorageWriteSink, migrated: Settings) -> None:
+    """Rows of 11 MB in one append are refused by their size, not by their content."""
+    sink._writer.get().limit = type(sink._writer.get().limit)(50 * 1024 * 1024)
+    text = "x" * 1024 * 1024
+
+    write(sink, Notes(), [fact(number, event_type=text) for number in range(11)])
+
+    assert numbers(migrated) == list(range(11))
+
+
+def test_a_column_that_the_table_lacks_blames_no_row(sink: StorageWriteSink, migrated: Settings) -> None:
+    """given a table of an older release, and a row of a newer reader: the batch waits for `migrate`"""
+    server: Any = client(migrated)
+    name = f"{migrated.bigquery_project}.{migrated.bigquery_dataset}.{TABLE}"
+    table = server.get_table(name)
+    server.delete_table(name)
+    table.schema = [field for field in table.schema if field.name != "attributes"]
+    made: Any = type(table)(name, schema=table.schema)
+    server.create_table(made)
+    notes = Notes()
+    for items in ([fact(1)], [fact(1, brand_new=1)]):
+        with pytest.raises(PermanentSinkError, match="migrate") as refused:
+            write(sink, notes, items)
+        assert refused.value.configuration
+
+    list(migrate_tables(migrated, dry_run=False))
+    write(sink, notes, [fact(1)])
+
+    assert numbers(migrated) == [1]
+
+
+def test_a_missing_table_blames_no_row(settings: Callable[..., Settings], migrated: Settings) -> None:
+    """The error names the table."""
+    empty = StorageWriteSink(migrated.model_copy(update={"bigquery_dataset": "nothing"}))
+    with pytest.raises(PermanentSinkError, match=TABLE) as refused:
+        empty.write([fact(1)], "token", SECONDS)
+    assert refused.value.configuration
+    empty.close()
+
+
+def test_a_server_that_does_not_respond_is_a_transient_error_within_the_deadline(migrated: Settings) -> None:
+    """Every row is listed as not durable."""
+    away = StorageWriteSink(migrated.model_copy(update={"bigquery_storage_endpoint": "http://127.0.0.1:1"}))
+    with pytest.raises(TransientSinkError) as failed:
+        away.write([fact(1), fact(2)], "token", 2)
+    assert failed.value.failed == (0, 1)
+    away.close()
+
+
+def test_check_reports_what_the_chosen_api_needs(migrated: Settings) -> None:
+    """Streams can be created, or the line says which setting to correct."""
+    assert "streams can be created" in check("bigquery", migrated).text
+
+    wrong = {"bigquery_storage_endpoint": "http://127.0.0.1:1", "sink_timeout_seconds": 2.0}
+    found = check("bigquery", migrated.model_copy(update=wrong))
+    assert not found.ok
+    assert "REPLAYS_BIGQUERY_STORAGE_ENDPOINT" in found.text
+
+
+def test_the_setting_chooses_the_sink(migrated: Settings) -> None:
+    """An emulator without a gRPC address is refused."""
+    assert isinstance(build("bigquery", migrated), StorageWriteSink)
+    with pytest.raises(ValueError, match="REPLAYS_BIGQUERY_STORAGE_ENDPOINT"):
+        Settings(bigquery_endpoint="http://127.0.0.1:1", bigquery_write="storage")

@@ -1,0 +1,85 @@
+"""Facts, tables and task records for tests of the Storage Write API."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+from tasks.settings import Settings
+from tasks.sinks.bigquery.sink import client
+from tasks.wire import Row
+
+NOON = 1_795_000_000
+TABLE = "replay_events"
+
+
+def fact(number: int, table: str = TABLE, **given: Any) -> Row:
+    """A good row; `given` changes or adds columns."""
+    fields = {
+        "row_id": f"row-{number}",
+        "event_type": "ui.click",
+        "timestamp": NOON + number + 0.125,
+        "org_id": 1,
+        "project_id": 2,
+        "replay_id": "0" * 32,
+        "segment_id": number,
+        "attributes": json.dumps({"url": 'http://a/"ä'}),
+    } | given
+    return Row(table, f"row-{number}", json.dumps(fields, ensure_ascii=False).encode(), number)
+
+
+def selected(settings: Settings, select: str, table: str = TABLE) -> list[tuple[Any, ...]]:
+    """Rows of a query over the table."""
+    server: Any = client(settings)
+    name = f"`{settings.bigquery_project}.{settings.bigquery_dataset}.{table}`"
+    found = [tuple(row.values()) for row in server.query_and_wait(f"SELECT {select} FROM {name}")]
+    server.close()
+    return found
+
+
+def numbers(settings: Settings, table: str = TABLE) -> list[int]:
+    """The numbers of the facts in the table, sorted, with repetitions."""
+    return sorted(number for (number,) in selected(settings, "segment_id", table))
+
+
+class Notes:
+    """The record of a task in memory, shared by its runs (`run`)."""
+
+    def __init__(self, content: bytes = b"") -> None:
+        self.content = content
+        self.stored: list[bytes] = []
+        self._lock = threading.Lock()
+
+    def run(self) -> RunNotes:
+        """The record, for one run."""
+        return RunNotes(self)
+
+    def replace(self, seen: bytes, content: bytes) -> bool:
+        """Replaces the content if it is `seen`."""
+        with self._lock:
+            if self.content != seen:
+                return False
+            self.content = content
+            self.stored.append(content)
+            return True
+
+
+class RunNotes:
+    """A `TaskRecord`."""
+
+    def __init__(self, notes: Notes) -> None:
+        self._notes = notes
+        self._seen = b""
+
+    def load(self) -> bytes:
+        """The content now."""
+        self._seen = self._notes.content
+        return self._seen
+
+    def store(self, content: bytes) -> bool:
+        """Replaces what this run saw."""
+        stored = self._notes.replace(self._seen, content)
+        if stored:
+            self._seen = content
+        return stored
