@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from msgspec.structs import asdict
 
 from tasks.sinks.bigquery.table import columns_of
 from tasks.sinks.outcome import Blame, Trouble
@@ -38,13 +39,12 @@ class RowEncoder:
         row = msgspec.defstruct(table, fields, kw_only=True, forbid_unknown_fields=True, gc=False)
         # As in insertAll, a number may be written as text.
         self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(row, strict=False).decode
-        self._names = tuple(columns)
 
     def encode(self, row: bytes) -> bytes | Trouble:
         """One row as a serialized message, or what is wrong with it."""
         try:
             found = self._decode(row)
-            values = {name: getattr(found, name) for name in self._names}
+            values = asdict(found)
             for name in self._times:
                 if values[name] is not None:
                     values[name] = round(values[name] * MICROSECONDS)
