@@ -1,0 +1,32 @@
+"""The kills of `make bigquery-kills`, one at each point."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ingest.local.stack import Stack
+from tools.bigquery_kills import Point, judge, variables
+
+
+@pytest.fixture
+def environment(stack: Stack, fresh_name: Callable[[str], str]) -> Iterator[dict[str, str]]:
+    """The session's servers, with unique names."""
+    before = dict(os.environ)
+    stack.start(["redis", "bigquery"])
+    names = {"REPLAYS_KEY_PREFIX": fresh_name("kills"), "REPLAYS_BIGQUERY_DATASET": fresh_name("kills")}
+    yield {**variables(stack.settings()), **names}
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def test_a_process_killed_at_any_point_leaves_each_row_once(
+    environment: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """given a process killed at each point, and a Redis that loses its batch, when other processes finish the
+    tasks, then the table has each row once, and without the batch in Redis the view has"""
+    assert judge(environment, times=1, seed=7) == 0, capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert all(str(point) in printed for point in Point)

@@ -1,0 +1,288 @@
+"""Kills processes that run BigQuery's flush task, each at a chosen point, and checks the table afterwards.
+
+    python -m tools.bigquery_kills [--times 200] [--seed 1]
+
+Each batch is staged in a real Redis, and its task is run by a process of its own against a real BigQuery server of
+the embedded stack, with REPLAYS_BIGQUERY_WRITE=storage. The process kills itself (SIGKILL) at one of the points
+below, once or twice, and other processes then run the task to its end. The table itself, without the view, must
+have each row once. In addition, Redis loses the batch between append and done mark: then rows are repeated, and
+the view must have each row once. Exit code 1 if a row is missing or repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from ingest.local.launch import settings_of
+from ingest.local.stack import Stack
+from tasks.connection import connect
+from tasks.migrate.bigquery import migrate_tables
+from tasks.settings import Settings
+from tasks.sinks.bigquery.sink import client
+from tasks.staging import Staging
+from tasks.wire import ChordName, Manifest, Row, SinkName, Stage, TaskEntry, TaskName, encode_items, reference
+
+TASK = str(TaskName(Stage.ROWS, SinkName.BIGQUERY, 0))
+TABLE = "replay_events"
+NOON = 1_795_000_000
+ROWS_MAX = 40
+UNTIL_SECONDS = 3600
+PROCESS_SECONDS_MAX = 120
+PRELOADED = ["tasks.flush", "tasks.sinks.bigquery.storage_write"]
+# The longest time from handing a request to gRPC to the kill: some are sent by then, and some are applied.
+SENT_SECONDS_MAX = 0.01
+RUNS_MAX = 6
+
+
+class Point(StrEnum):
+    """Where the process dies."""
+
+    RECORD = "before the record"
+    RECORDED = "after the record, before the append"
+    SENT = "while the append is under way"
+    APPLIED = "after the append, before its response is used"
+    MARK = "after the response, before the done mark"
+    MARKED = "after the done mark"
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A point, and for SENT the time until the kill."""
+
+    point: Point
+    seconds: float
+
+
+def die(*_: Any) -> None:
+    """Ends this process as a crash of the machine would."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(PROCESS_SECONDS_MAX)
+
+
+def around(owner: Any, name: str, before: Callable[[], None] | None, after: Callable[[], None] | None) -> None:
+    """Calls functions before and after a method of ours."""
+    original = getattr(owner, name)
+
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        if before is not None:
+            before()
+        result = original(*arguments, **named)
+        if after is not None:
+            after()
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def plan(death: Death) -> None:
+    """Makes this process die at that point."""
+    from tasks.sinks.bigquery.streams import Connection
+    from tasks.task_record import StagedRecord
+
+    match death.point:
+        case Point.RECORD:
+            around(StagedRecord, "store", die, None)
+        case Point.RECORDED:
+            around(StagedRecord, "store", None, die)
+        case Point.SENT:
+            timer = threading.Timer(death.seconds, die)
+            around(Connection, "send", timer.start, die)
+        case Point.APPLIED:
+            around(Connection, "send", None, die)
+        case Point.MARK:
+            around(Staging, "mark", die, None)
+        case Point.MARKED:
+            around(Staging, "mark", None, die)
+
+
+def run_task(environment: Mapping[str, str], batch: str, death: Death | None) -> None:
+    """The process: runs the flush task once. Exit code 0 if it ended well."""
+    os.environ.update(environment)
+    from tasks.flush import flush_bigquery
+
+    if death is not None:
+        plan(death)
+    until = int(time.time()) + UNTIL_SECONDS
+    result = flush_bigquery.apply(kwargs={"batch": batch, "task": TASK, "until": until})
+    # Threads of gRPC would delay the end.
+    os._exit(0 if result.successful() else 1)
+
+
+class Kills:
+    """The batches of one run, and what became of them."""
+
+    def __init__(self, environment: Mapping[str, str], seed: int) -> None:
+        self.environment = dict(environment)
+        self.settings: Settings = settings_of(self.environment)
+        self.random = random.Random(seed)
+        self.rows: dict[int, int] = {}
+        self.killed: Counter[Point] = Counter()
+        self.failures: list[str] = []
+        redis: Any = connect(self.settings)
+        self.redis = redis
+        self.staging = Staging(redis, self.settings)
+        # The server of the processes imports everything once, with the settings of this run.
+        os.environ.update(self.environment)
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(PRELOADED)
+
+    def batch(self) -> tuple[Manifest, bytes]:
+        """A new batch and the bytes of its task."""
+        number = len(self.rows)
+        self.rows[number] = count = self.random.randint(1, ROWS_MAX)
+        payload = encode_items([fact(number, place) for place in range(count)])
+        entry = TaskEntry(TASK, count, len(payload))
+        return Manifest(
+            f"kills-0-{number}-{number}", "d", "kills", 0, number, number, "reader", 1, (entry,)
+        ), payload
+
+    def stage(self, manifest: Manifest, payload: bytes) -> None:
+        """Stages the batch as a reader does."""
+        self.staging.stage(manifest, ChordName(reference(manifest), Stage.ROWS, 1, "token"), {TASK: payload})
+
+    def run(self, manifest: Manifest, death: Death | None) -> int:
+        """Runs the task in a process. Returns its exit code, negative for a signal."""
+        process = self.context.Process(target=run_task, args=(self.environment, reference(manifest), death))
+        process.start()
+        process.join(PROCESS_SECONDS_MAX)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            self.failures.append(f"{manifest.batch_id}: a process did not end")
+        if death is not None and process.exitcode == -signal.SIGKILL:
+            self.killed[death.point] += 1
+        return process.exitcode or 0
+
+    def finish(self, manifest: Manifest) -> None:
+        """Runs the task until it ends well."""
+        for _ in range(RUNS_MAX):
+            if self.run(manifest, None) == 0:
+                return
+        self.failures.append(f"{manifest.batch_id}: its task failed {RUNS_MAX} times")
+
+    def kill(self, point: Point) -> None:
+        """One batch whose task is killed at the point, and sometimes a second time elsewhere."""
+        manifest, payload = self.batch()
+        self.stage(manifest, payload)
+        self.run(manifest, self.death(point))
+        if self.random.random() < 0.25:
+            self.run(manifest, self.death(self.random.choice(list(Point))))
+        self.finish(manifest)
+
+    def death(self, point: Point) -> Death:
+        """The point with a random time."""
+        return Death(point, self.random.uniform(0, SENT_SECONDS_MAX))
+
+    def empty(self) -> None:
+        """One batch whose task is killed after the append, while Redis loses everything."""
+        manifest, payload = self.batch()
+        self.stage(manifest, payload)
+        self.run(manifest, Death(self.random.choice([Point.APPLIED, Point.MARK]), 0.0))
+        self.redis.delete(self.staging.key(reference(manifest)))
+        self.stage(manifest, payload)
+        self.finish(manifest)
+
+    def compare(self, table: str, first: int) -> Counter[str]:
+        """Counts rows of the batches from `first` on: in the table, missing and repeated."""
+        server: Any = client(self.settings)
+        name = f"`{self.settings.bigquery_project}.{self.settings.bigquery_dataset}.{table}`"
+        sql = f"SELECT row_id, COUNT(*) FROM {name} WHERE segment_id >= {first} GROUP BY 1"
+        found: dict[str, int] = dict(row.values() for row in server.query_and_wait(sql))
+        server.close()
+        expected = {
+            row_name(number, place)
+            for number, count in self.rows.items()
+            if number >= first
+            for place in range(count)
+        }
+        return Counter(
+            rows=sum(found.values()),
+            missing=len(expected - set(found)),
+            repeated=sum(count - 1 for count in found.values()),
+            unknown=len(set(found) - expected),
+        )
+
+
+def row_name(batch: int, place: int) -> str:
+    """Identity of a row."""
+    return f"{batch}-{place}"
+
+
+def fact(batch: int, place: int) -> Row:
+    """A row of a batch."""
+    row = {
+        "row_id": row_name(batch, place),
+        "event_type": "ui.click",
+        "timestamp": NOON + place,
+        "org_id": 1,
+        "project_id": 2,
+        "replay_id": f"{batch:032x}",
+        "segment_id": batch,
+        "attributes": "{}",
+    }
+    return Row(TABLE, f"2-{row_name(batch, place)}", json.dumps(row).encode(), place)
+
+
+def judge(environment: Mapping[str, str], times: int, seed: int) -> int:
+    """Runs everything on these servers, prints the figures, and returns the exit code."""
+    kills = Kills(environment, seed)
+    list(migrate_tables(kills.settings, dry_run=False))
+    for point in Point:
+        for _ in range(times):
+            kills.kill(point)
+        print(f"{kills.killed[point]:6} processes killed {point}", flush=True)
+    table = kills.compare(TABLE, 0)
+    print(f"       the table: {dict(table)}", flush=True)
+    first = len(kills.rows)
+    for _ in range(times):
+        kills.empty()
+    emptied, view = kills.compare(TABLE, first), kills.compare(f"{TABLE}_exact", 0)
+    print(f"{times:6} times Redis lost the batch after the append\n       the table: {dict(emptied)}")
+    print(f"       the view: {dict(view)}")
+    wrong = table["missing"] + table["repeated"] + table["unknown"]
+    wrong += emptied["missing"] + view["missing"] + view["repeated"] + view["unknown"]
+    if any(kills.killed[point] < times for point in Point):
+        kills.failures.append("some processes ended before they could be killed")
+    if not emptied["repeated"]:
+        kills.failures.append("no row was repeated although Redis lost batches: the test shows nothing")
+    for failure in kills.failures:
+        print(failure)
+    return 1 if wrong or kills.failures else 0
+
+
+def main() -> None:
+    """Starts the servers, and ends with the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--times", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    with Stack() as stack:
+        stack.start(["redis", "bigquery"])
+        sys.exit(judge(variables(stack.settings()), arguments.times, arguments.seed))
+
+
+def variables(settings: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the killed processes."""
+    return {
+        **settings,
+        "REPLAYS_BIGQUERY_WRITE": "storage",
+        "REPLAYS_SINKS": "bigquery,dead_letter",
+        "REPLAYS_LOG_LEVEL": "error",
+    }
+
+
+if __name__ == "__main__":
+    main()
