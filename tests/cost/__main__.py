@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.cost.committed import ALL
-from tests.cost.measure import MEASURE_SECONDS_MAX, MEMORY_RATIO_MAX, RATIO_MAX, Cost, measured
+from tests.cost.measure import MEASURE_SECONDS_MAX, MEMORY_RATIO_MAX, RATIO_MAX, Cost, measure_separately
 
 RAW_BYTES = 95_000_000
 # Works in a checkout of any age: prints the lower of two CPU times and the memory of the first run, in bytes.
@@ -70,18 +70,18 @@ def main() -> int:
         if arguments.name not in shape.name:
             continue
         value = shape.make(arguments.raw_bytes)
-        cost = measured(value)
+        cost = measure_separately(value)
         beyond += cost.ratio > RATIO_MAX or cost.memory_ratio > MEMORY_RATIO_MAX
         cells = [shape.name, f"{cost.message_bytes / 1e3:,.0f}", f"{cost.raw_bytes / 1e6:.1f}"]
         cells += [f"{cost.floor_seconds:.3f}", *_cells(cost)]
-        cells += _cells(earlier(arguments.before, value, cost)) if arguments.before else []
+        cells += _cells(cost_in_other_checkout(arguments.before, value, cost)) if arguments.before else []
         print(_line(cells), flush=True)
     bound = f"{RATIO_MAX} times the floor plus 50 ms, or {MEMORY_RATIO_MAX} times the size plus 64 MiB"
     print(f"\n{beyond} beyond {bound}")
     return 1 if beyond else 0
 
 
-def earlier(checkout: Path, value: bytes, cost: Cost) -> Cost:
+def cost_in_other_checkout(checkout: Path, value: bytes, cost: Cost) -> Cost:
     """Cost of the same message in the parser of the other checkout; the floor is the one measured here."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "message"

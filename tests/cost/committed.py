@@ -10,4 +10,4 @@ from tests.cost.shapes import SHAPES
 
 FOUND = Path(__file__).parent / "found.json"
 
-ALL = [*SHAPES, *(Recipe.loaded(found).shape(name) for name, found in json.loads(FOUND.read_text()).items())]
+ALL = [*SHAPES, *(Recipe.from_json(found).shape(name) for name, found in json.loads(FOUND.read_text()).items())]

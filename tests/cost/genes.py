@@ -93,7 +93,7 @@ class Piece:
     after: bytes
     event_bytes: int = 0
 
-    def made(self, share_bytes: int) -> bytes:
+    def expand(self, share_bytes: int) -> bytes:
         """Repeats the event, without a trailing comma, up to about `share_bytes`."""
         if not self.before and not self.after:
             return filled(b"", self.part + b",", b"", share_bytes)[:-1]
@@ -113,10 +113,10 @@ class Recipe:
     def value(self, raw_bytes: int) -> bytes:
         """The Kafka value whose recording inflates to about `raw_bytes`."""
         share_bytes = raw_bytes // len(self.pieces)
-        raw = b"[" + b",".join(piece.made(share_bytes) for piece in self.pieces) + b"]"
+        raw = b"[" + b",".join(piece.expand(share_bytes) for piece in self.pieces) + b"]"
         return packed(raw, sampled_segment_id() if self.is_sampled else 0)
 
-    def dumped(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Serializes the recipe as JSON, with one character per byte."""
         return {
             "is_sampled": self.is_sampled,
@@ -132,8 +132,8 @@ class Recipe:
         }
 
     @classmethod
-    def loaded(cls, found: dict[str, Any]) -> Recipe:
-        """The inverse of `dumped`."""
+    def from_json(cls, found: dict[str, Any]) -> Recipe:
+        """The inverse of `to_json`."""
         pieces = [
             Piece(before.encode("latin-1"), part.encode("latin-1"), after.encode("latin-1"), event_bytes)
             for before, part, after, event_bytes in found["pieces"]
@@ -194,14 +194,14 @@ STOPPED_A_READER = (
 )
 
 
-def fresh(chance: random.Random) -> Recipe:
+def new_recipe(chance: random.Random) -> Recipe:
     """A new recipe: a shape that once stopped a reader, or an event with a repeated part in one value."""
     if chance.random() < 0.2:
         return chance.choice(STOPPED_A_READER)
-    return Recipe((_stuffed(chance),), chance.random() < 0.2)
+    return Recipe((_repeat_within(chance),), chance.random() < 0.2)
 
 
-def changed(recipe: Recipe, other: Recipe, chance: random.Random) -> Recipe:
+def mutate_recipe(recipe: Recipe, other: Recipe, chance: random.Random) -> Recipe:
     """Returns a child: `recipe` with one or more changes, sometimes with a piece of `other`."""
     pieces = list(recipe.pieces)
     for _ in range(chance.choice((1, 1, 1, 2, 3, 6))):
@@ -212,19 +212,19 @@ def changed(recipe: Recipe, other: Recipe, chance: random.Random) -> Recipe:
         elif kind < 0.10 and len(pieces) > 1:
             del pieces[at]
         elif kind < 0.16:
-            pieces[at] = _stuffed(chance)
+            pieces[at] = _repeat_within(chance)
         elif kind < 0.26:
             pieces[at] = replace(pieces[at], event_bytes=chance.choice(EVENT_BYTES))
         elif kind < 0.80:
-            pieces[at] = replace(pieces[at], part=_mutated(pieces[at].part, chance))
+            pieces[at] = replace(pieces[at], part=_mutate_text(pieces[at].part, chance))
         elif kind < 0.90:
-            pieces[at] = replace(pieces[at], before=_mutated(pieces[at].before, chance))
+            pieces[at] = replace(pieces[at], before=_mutate_text(pieces[at].before, chance))
         else:
-            pieces[at] = replace(pieces[at], after=_mutated(pieces[at].after, chance))
+            pieces[at] = replace(pieces[at], after=_mutate_text(pieces[at].after, chance))
     return Recipe(tuple(pieces), recipe.is_sampled ^ (chance.random() < 0.05))
 
 
-def _stuffed(chance: random.Random) -> Piece:
+def _repeat_within(chance: random.Random) -> Piece:
     """An event of a recording with a repeated part in one value; or that event repeated."""
     event = chance.choice(events())
     if chance.random() < 0.2:
@@ -247,7 +247,7 @@ def _stuffed(chance: random.Random) -> Piece:
     )
 
 
-def _mutated(part: bytes, chance: random.Random) -> bytes:
+def _mutate_text(part: bytes, chance: random.Random) -> bytes:
     """Adds, removes, duplicates or moves one token; the result is never empty."""
     tokens = TOKENS.findall(part) or [b"a"]
     at, kind = chance.randrange(len(tokens)), chance.random()

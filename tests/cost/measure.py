@@ -145,7 +145,7 @@ def measure(value: bytes, rounds: int = ROUNDS) -> Cost:
     return Cost(len(value), raw_bytes, floor_seconds, cost_seconds, taken)
 
 
-def measured(value: bytes) -> Cost:
+def measure_separately(value: bytes) -> Cost:
     """Measures the cost of the message in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "message"

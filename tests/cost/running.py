@@ -51,19 +51,19 @@ def replay_of(number: int) -> str:
     return f"bad{number:029x}"
 
 
-def hostile(raw_bytes: int) -> Iterator[tuple[str, bytes]]:
+def hostile_messages(raw_bytes: int) -> Iterator[tuple[str, bytes]]:
     """Returns (name, Kafka value) of each committed shape."""
     for number, shape in enumerate(ALL):
         yield shape.name, shape.make(raw_bytes).replace(REPLAY_ID.encode(), replay_of(number).encode(), 1)
 
 
-def steady(number: int) -> bytes:
+def steady_message(number: int) -> bytes:
     """One ordinary segment of the other project."""
     events = [click_event(), *(console_event(f"line {line}") for line in range(20))]
     return recording(events, number, project_id=STEADY, replay_id=STEADY_REPLAY_ID, received=int(time.time()))
 
 
-def limited(system: System) -> None:
+def limit_memory(system: System) -> None:
     """Applies the manifest's memory limit to the reader and every process that it starts from now on."""
     resource.prlimit(system.reader.pid, resource.RLIMIT_DATA, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
 
@@ -80,7 +80,7 @@ def send_steadily(
     for number in range(amount):
         time.sleep(max(0.0, began + number / rate - time.time()))
         at = time.time()
-        sent[system.send(steady(first + number))] = at
+        sent[system.send(steady_message(first + number))] = at
         while len(places) < len(beside) * (number + 1) // amount:
             places.append(system.send(beside[len(places)]))
     return sent, places
@@ -127,15 +127,15 @@ def main() -> int:
     parser.add_argument("--segments", type=int, default=1000, help="Segments of the steady project, per phase.")
     parser.add_argument("--rate", type=float, default=10.0, help="Segments of the steady project per second.")
     arguments = parser.parse_args()
-    names, values = zip(*hostile(arguments.raw_bytes), strict=True)
+    names, values = zip(*hostile_messages(arguments.raw_bytes), strict=True)
     with (
         temporary_files_in_memory(wanted=True),
         tempfile.TemporaryDirectory() as directory,
         System(Path(directory), **PATIENT) as system,
     ):
-        system.send_all([steady(0)])
+        system.send_all([steady_message(0)])
         system.wait_committed()
-        limited(system)
+        limit_memory(system)
         alone, _ = send_steadily(system, 1, arguments.segments, arguments.rate)
         beside, places = send_steadily(system, 1 + arguments.segments, arguments.segments, arguments.rate, values)
         system.wait_committed(600)

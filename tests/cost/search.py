@@ -21,8 +21,16 @@ from dataclasses import dataclass
 from ingest.core.model import Message, Segment, TopicPartition
 from ingest.core.parse import parse
 from tests.cost.committed import FOUND
-from tests.cost.genes import Recipe, changed, fresh
-from tests.cost.measure import CPU_SECONDS_BASE, MEMORY_RATIO_MAX, RATIO_MAX, RULES, cpu, measured, memory
+from tests.cost.genes import Recipe, mutate_recipe, new_recipe
+from tests.cost.measure import (
+    CPU_SECONDS_BASE,
+    MEMORY_RATIO_MAX,
+    RATIO_MAX,
+    RULES,
+    cpu,
+    measure_separately,
+    memory,
+)
 
 POPULATION = 24
 BRED_FROM = 8
@@ -65,7 +73,7 @@ def rows_share(value: bytes) -> float:
 KINDS: dict[str, Callable[[bytes], float]] = {"cpu": cpu_share, "memory": memory_share, "rows": rows_share}
 
 
-def bred(
+def breed(
     kind: str, seconds: float, chance: random.Random, say: Callable[[str], None], recipes_max: int = 10**9
 ) -> tuple[int, list[Scored]]:
     """Returns (number of recipes tried, best recipes, most expensive first)."""
@@ -74,10 +82,10 @@ def bred(
     population: list[Scored] = []
     while time.monotonic() < until and tried < recipes_max:
         if len(population) < POPULATION or chance.random() < 0.1:
-            recipe = fresh(chance)
+            recipe = new_recipe(chance)
         else:
             parents = population[:BRED_FROM]
-            recipe = changed(chance.choice(parents).recipe, chance.choice(population).recipe, chance)
+            recipe = mutate_recipe(chance.choice(parents).recipe, chance.choice(population).recipe, chance)
         value = recipe.value(BRED_RAW_BYTES[kind])
         share = score(value)
         if population and share > population[0].share:
@@ -109,10 +117,10 @@ def main() -> int:
     chance = random.Random(seed)
     beyond, kept = 0, json.loads(FOUND.read_text())
     for kind in KINDS:
-        tried, best = bred(kind, arguments.seconds / len(KINDS), chance, _progress)
+        tried, best = breed(kind, arguments.seconds / len(KINDS), chance, _progress)
         for place, scored in enumerate(best[:BEST]):
             value = scored.recipe.value(arguments.raw_bytes)
-            cost, rows = measured(value), rows_share(value)
+            cost, rows = measure_separately(value), rows_share(value)
             beyond += cost.ratio > RATIO_MAX or cost.memory_ratio > MEMORY_RATIO_MAX or rows > 1.0
             print(
                 f"{kind}, {tried} recipes, number {place + 1}: {cost.message_bytes:,} bytes inflate to "
@@ -122,7 +130,7 @@ def main() -> int:
                 flush=True,
             )
         if arguments.keep and best:
-            kept[f"found for {kind} with seed {seed}"] = best[0].recipe.dumped()
+            kept[f"found for {kind} with seed {seed}"] = best[0].recipe.to_json()
     if arguments.keep:
         FOUND.write_text(json.dumps(kept, indent=1, ensure_ascii=True) + "\n")
     print(f"{beyond} beyond a bound")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.cost.committed import ALL
-from tests.cost.measure import MEMORY_RATIO_MAX, RATIO_MAX, Cost, cpu, measured
+from tests.cost.measure import MEMORY_RATIO_MAX, RATIO_MAX, Cost, cpu, measure_separately
 from tests.cost.search import rows_share
 from tests.cost.shapes import SHAPES, Shape
 
@@ -34,6 +34,6 @@ def test_a_hostile_message_costs_a_multiple_of_its_floor(shape: Shape) -> None:
 @pytest.mark.parametrize("shape", SHAPES[:6], ids=lambda shape: shape.name)
 def test_a_large_hostile_message_takes_a_multiple_of_its_size(shape: Shape) -> None:
     """The shapes once stopped a reader. Memory grows by at most 2.5 times the inflated size plus 64 MiB."""
-    cost = measured(shape.make(LARGE_RAW_BYTES))
+    cost = measure_separately(shape.make(LARGE_RAW_BYTES))
 
     assert cost.memory_ratio <= MEMORY_RATIO_MAX

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 from ingest.core.model import Segment
-from tests.cost.genes import STOPPED_A_READER, Recipe, changed, fresh
-from tests.cost.search import KINDS, bred
+from tests.cost.genes import STOPPED_A_READER, Recipe, mutate_recipe, new_recipe
+from tests.cost.search import KINDS, breed
 from tests.kit.parsing import parsed
 
 
@@ -14,9 +14,9 @@ def test_a_recipe_survives_a_round_trip() -> None:
     """A recipe with any bytes is unchanged after it is stored and loaded."""
     chance = random.Random(1)
     for _ in range(200):
-        recipe = changed(fresh(chance), fresh(chance), chance)
-        assert Recipe.loaded(recipe.dumped()) == recipe
-        assert recipe.value(20_000) == Recipe.loaded(recipe.dumped()).value(20_000)
+        recipe = mutate_recipe(new_recipe(chance), new_recipe(chance), chance)
+        assert Recipe.from_json(recipe.to_json()) == recipe
+        assert recipe.value(20_000) == Recipe.from_json(recipe.to_json()).value(20_000)
 
 
 def test_the_same_seed_breeds_the_same_messages() -> None:
@@ -24,7 +24,7 @@ def test_the_same_seed_breeds_the_same_messages() -> None:
 
     def children(seed: int) -> list[Recipe]:
         chance = random.Random(seed)
-        return [changed(fresh(chance), fresh(chance), chance) for _ in range(50)]
+        return [mutate_recipe(new_recipe(chance), new_recipe(chance), chance) for _ in range(50)]
 
     assert children(7) == children(7)
     assert children(7) != children(8)
@@ -41,9 +41,9 @@ def test_breeding_makes_messages_more_expensive() -> None:
     timed.
     """
     chance = random.Random(3)
-    first = max(KINDS["rows"](fresh(chance).value(1_500_000)) for _ in range(10))
+    first = max(KINDS["rows"](new_recipe(chance).value(1_500_000)) for _ in range(10))
 
-    tried, best = bred("rows", recipes_max=150, seconds=600.0, chance=random.Random(3), say=lambda line: None)
+    tried, best = breed("rows", recipes_max=150, seconds=600.0, chance=random.Random(3), say=lambda line: None)
 
     assert tried == 150
     assert best[0].share > first

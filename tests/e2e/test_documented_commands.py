@@ -152,7 +152,7 @@ class Documented:
         return max(found, key=len, default=self.text)
 
 
-def documented() -> list[Documented]:
+def documented_commands() -> list[Documented]:
     """Every command of the pages, once, in the order of RUN and then of the pages."""
     found: dict[str, Documented] = {}
     for page in PAGES:
@@ -206,7 +206,7 @@ def is_mention(entry: Documented) -> bool:
     return any(parameter.required for parameter in command.params)
 
 
-DOCUMENTED = documented()
+DOCUMENTED = documented_commands()
 TO_RUN = [entry for entry in DOCUMENTED if entry.group in RUN and not is_mention(entry)]
 
 
@@ -231,7 +231,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 
 @pytest.fixture(scope="module")
-def filling(system: System, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+def placeholder_values(system: System, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """Maps each placeholder to its possible values, by the first words of the command; lists of ids are used from
     the front.
     """
@@ -262,7 +262,7 @@ def found(answer: object, key: str) -> object:
     raise AssertionError(f"no {key} in {json.dumps(answer)[:500]}")
 
 
-def filled(words: tuple[str, ...], ids: dict[str, list[str]]) -> list[str]:
+def fill_placeholders(words: tuple[str, ...], ids: dict[str, list[str]]) -> list[str]:
     """The words of the command with their placeholders replaced. A parked batch can be retried or abandoned
     once.
     """
@@ -312,7 +312,7 @@ def test_the_words_and_options_of_a_command_exist(
     file = tmp_path / "file"
     file.touch()
     ids = {"batches": ["t-0-1-2"], "dlq": ["0-1"], "replay": ["0" * 32], "FILE": [str(file)]}
-    program, *words = filled(entry.words, ids)
+    program, *words = fill_placeholders(entry.words, ids)
 
     try:
         parse(celery if program == "celery" else main, program, words)
@@ -389,11 +389,11 @@ def parsed_only(parser: argparse.ArgumentParser, arguments: list[str] | None = N
 def test_a_documented_command_succeeds(
     entry: Documented,
     system: System,
-    filling: dict[str, list[str]],
+    placeholder_values: dict[str, list[str]],
     directory: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    program, *words = filled(entry.words, filling)
+    program, *words = fill_placeholders(entry.words, placeholder_values)
     words += [word for word in RUN[entry.group].split() if word not in words]
     name = "REPLAYS_BIGQUERY_ENDPOINT"
     env = {**system.env, name: system.stack.settings()[name], "COLUMNS": "120"}

@@ -13,8 +13,8 @@ import pytest
 from tests.cost.running import (
     MEMORY_BYTES_MAX,
     PATIENT,
-    hostile,
-    limited,
+    hostile_messages,
+    limit_memory,
     send_steadily,
     steady_rows,
     unaccounted,
@@ -28,11 +28,11 @@ SEGMENTS = 40
 
 def test_every_costly_message_is_accounted_for_and_the_other_project_is_complete(tmp_path: Path) -> None:
     """All shapes, at a reduced size, pass through one reader with the memory limit of its manifest."""
-    names, values = zip(*hostile(RAW_BYTES), strict=True)
+    names, values = zip(*hostile_messages(RAW_BYTES), strict=True)
     with System(tmp_path, **PATIENT) as system:
         system.load(20)
         system.wait_committed()
-        limited(system)
+        limit_memory(system)
 
         _, places = send_steadily(system, 0, SEGMENTS, 20.0, values)
         system.wait_committed(200)

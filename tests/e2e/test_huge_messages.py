@@ -23,7 +23,7 @@ EVENT = b'{"type":3,"timestamp":1790000000000,"data":{"source":1}}'
 PEAK_BYTES_MAX = 400 * MiB
 
 
-def blank(inflated_bytes: int) -> bytes:
+def blank_array(inflated_bytes: int) -> bytes:
     """An array of blanks, which compresses to a thousandth of its size."""
     packer = zlib.compressobj(9)
     block = b" " * MiB
@@ -38,8 +38,8 @@ def sent(replay: int, body: bytes) -> bytes:
 
 HUGE: dict[str, tuple[str, Callable[[int], bytes]]] = {
     # Per name: the reason of the dead letter ("" if the message becomes a row), and how the message is built.
-    "100 MiB of 100 kB": ("", lambda replay: sent(replay, blank(100 * MiB))),
-    "101 MiB of 100 kB": ("body_too_large", lambda replay: sent(replay, blank(101 * MiB))),
+    "100 MiB of 100 kB": ("", lambda replay: sent(replay, blank_array(100 * MiB))),
+    "101 MiB of 100 kB": ("body_too_large", lambda replay: sent(replay, blank_array(101 * MiB))),
     "nested 100,000 deep": ("", lambda replay: sent(replay, zlib.compress(b"[" * 100_000 + b"]" * 100_000))),
     "an event nested 100,000 deep": (
         "",

@@ -27,7 +27,7 @@ SHED = "replays_reader_project_shed"
 numbers = count()
 
 
-def good(amount: int) -> list[bytes]:
+def valid_messages(amount: int) -> list[bytes]:
     """Valid segments of several projects, alternating."""
     return [recording(segment_id=number, project_id=OTHERS[number % 5]) for number in next_numbers(amount)]
 
@@ -41,9 +41,9 @@ def next_numbers(amount: int) -> list[int]:
     return [next(numbers) for _ in range(amount)]
 
 
-def mixed(amount: int) -> list[bytes]:
+def alternate(amount: int) -> list[bytes]:
     """Valid messages and garbage, alternating."""
-    return [value for pair in zip(good(amount), garbage(amount), strict=True) for value in pair]
+    return [value for pair in zip(valid_messages(amount), garbage(amount), strict=True) for value in pair]
 
 
 def is_shed(system: System) -> bool:
@@ -69,7 +69,7 @@ def test_other_projects_are_durable_while_ten_readers_die_over_garbage(tmp_path:
     with System(tmp_path, reject_window=str(WINDOW), **session) as system:
         sent = 0
         for _ in range(RESTARTS):
-            system.send_all(mixed(MESSAGES_PER_READER))
+            system.send_all(alternate(MESSAGES_PER_READER))
             sent += MESSAGES_PER_READER
             until(
                 lambda: system.metric("replays_reader_messages_parsed_total") >= MESSAGES_PER_READER,
@@ -78,7 +78,7 @@ def test_other_projects_are_durable_while_ten_readers_die_over_garbage(tmp_path:
             )
             system.reader.kill()
 
-        system.send_all(mixed(WINDOW))
+        system.send_all(alternate(WINDOW))
         sent += WINDOW
         system.wait_committed()
 
@@ -119,7 +119,7 @@ def assert_steps_work(system: System) -> None:
     assert str(GARBAGE) in system.command(*[letter["id"] if word == "<id>" else word for word in show])
 
     restart(system, **{setting[0].removeprefix("REPLAYS_").lower(): setting[1]})
-    system.send_all(mixed(WINDOW))
+    system.send_all(alternate(WINDOW))
     system.wait_committed()
     assert system.metric("replays_reader_drops_total", reason="shed") > 0
 
@@ -131,6 +131,6 @@ def assert_steps_work(system: System) -> None:
 
     until(followed, 60, "the reader to follow")
     assert is_shed(system)
-    system.send_all([*garbage(WINDOW), *good(WINDOW)])
+    system.send_all([*garbage(WINDOW), *valid_messages(WINDOW)])
     system.wait_committed()
     until(lambda: not is_shed(system), 60, "the alert to clear")

@@ -20,7 +20,7 @@ FLUSHES = 2
 KOMBU = ("celery:flush.", "celery:control", "celery:_kombu.binding", "celery:unacked")
 
 
-def lasting(client: Any, prefix: str) -> set[str]:
+def lasting_keys(client: Any, prefix: str) -> set[str]:
     """Keys without an expiry, except Kombu's and the copy of operators' decisions."""
     allowed = tuple(f"{prefix}:{name}" for name in KOMBU)
     found = {key.decode() for key in client.scan_iter("*") if client.ttl(key) == -1}
@@ -77,8 +77,8 @@ def test_every_key_of_the_running_system_expires(tmp_path: Path) -> None:
 
         retry(coordination, next(iter(coordination.parked())), "ann")
 
-        assert lasting(redis, "replays") == set()
+        assert lasting_keys(redis, "replays") == set()
         system.proxies["clickhouse"].set(Pass())
         system.wait_committed()
-        assert lasting(redis, "replays") == set()
+        assert lasting_keys(redis, "replays") == set()
         assert redis.exists(*names("replays")) == len(names("replays"))

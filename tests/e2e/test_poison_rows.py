@@ -37,7 +37,7 @@ Place = tuple[int, int]
 
 
 @pytest.fixture(scope="module")
-def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System, Place, Place]]:
+def poisoned_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System, Place, Place]]:
     """A system that ingested both poison messages among others, and the positions of the two."""
     # Nothing may be parked for another reason, such as a call that is slow because the machine is busy.
     patient = {"sink_timeout_seconds": "20", "flush_deadline_seconds": "120", "task_visibility_seconds": "300"}
@@ -56,9 +56,9 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System,
         yield system, old, banned
 
 
-def test_all_other_rows_are_stored_and_the_offset_advanced(poisoned: tuple[System, Place, Place]) -> None:
+def test_all_other_rows_are_stored_and_the_offset_advanced(poisoned_system: tuple[System, Place, Place]) -> None:
     """The whole load is in every sink, and nothing was parked."""
-    system, *places = poisoned
+    system, *places = poisoned_system
 
     report = system.reconcile(extra_matters=False)
 
@@ -68,9 +68,11 @@ def test_all_other_rows_are_stored_and_the_offset_advanced(poisoned: tuple[Syste
         assert committed(system, place) > place[1]
 
 
-def test_a_row_that_bigquery_refuses_is_a_letter_with_its_reason(poisoned: tuple[System, Place, Place]) -> None:
+def test_a_row_that_bigquery_refuses_is_a_letter_with_its_reason(
+    poisoned_system: tuple[System, Place, Place],
+) -> None:
     """The other sinks store the message. A replay is refused again and keeps the dead letter."""
-    system, old, _ = poisoned
+    system, old, _ = poisoned_system
     (letter,) = letters(system, "bigquery")
 
     assert "outside the allowed bounds" in letter["error"]
@@ -86,10 +88,10 @@ def test_a_row_that_bigquery_refuses_is_a_letter_with_its_reason(poisoned: tuple
 
 
 def test_a_batch_refused_for_one_row_lacks_only_that_row_until_its_replay(
-    poisoned: tuple[System, Place, Place],
+    poisoned_system: tuple[System, Place, Place],
 ) -> None:
     """Once the table accepts the row, a replay writes it to ClickHouse, to no other sink, once."""
-    system, _, banned = poisoned
+    system, _, banned = poisoned_system
     (letter,) = letters(system, "clickhouse")
     assert "banned" in letter["error"]
     assert letter["item"].startswith("replay_segments/")

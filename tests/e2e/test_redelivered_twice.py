@@ -77,7 +77,7 @@ class Census:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedSystem:
     """The system after its first pass over the load."""
 
     system: System
@@ -88,7 +88,7 @@ class Loaded:
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
+def loaded_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedSystem]:
     """Several batches on four partitions, including videos, duplicates and rejects, all committed.
 
     The load is sent in two halves: the last batches of the first half are cut by age, which redelivery would not
@@ -110,61 +110,63 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
         assert any(cut_early(stops) for stops in ends_by_partition(cuts).values())
         assert system.query("SELECT count() FROM replay_segments WHERE size_video > 0")[0][0] > 0
         expected = Expectation.of_manifest(*(path for path, _ in system.produced), settings=system.settings)
-        yield Loaded(system, cuts, sum(total.count for total in expected.metrics.values()))
+        yield LoadedSystem(system, cuts, sum(total.count for total in expected.metrics.values()))
 
 
-def test_with_marks_no_sink_is_called_again(loaded: Loaded) -> None:
+def test_with_marks_no_sink_is_called_again(loaded_system: LoadedSystem) -> None:
     """While Redis still has the done marks, the same cuts cause no request, no packet and no dead letter; only
     commits.
     """
-    system = loaded.system
+    system = loaded_system.system
     before, requests_before = census(system), requests(system)
 
-    redeliver(system, loaded.cuts)
+    redeliver(system, loaded_system.cuts)
 
     assert requests(system) == requests_before
     assert census(system) == before
-    assert batches(system) >= loaded.cuts
+    assert batches(system) >= loaded_system.cuts
     system.assert_whole()
 
 
-def test_without_marks_the_same_cuts_leave_no_duplicates(loaded: Loaded) -> None:
+def test_without_marks_the_same_cuts_leave_no_duplicates(loaded_system: LoadedSystem) -> None:
     """Redis restarts empty. Each object is overwritten with the same bytes: one object per name, a new generation.
 
     ClickHouse skips each insert by its token; BigQuery drops duplicates within its window, and the view drops the
     rest. DataDog cannot detect a repetition and gets every packet again, the dead-letter topic every record.
     """
-    system = loaded.system
+    system = loaded_system.system
     before, requests_before = census(system), requests(system)
     connect(system.settings).flushall()
 
-    redeliver(system, loaded.cuts)
+    redeliver(system, loaded_system.cuts)
 
     after = census(system)
     assert all(requests(system)[sink] > count for sink, count in requests_before.items()), (
         "each sink got requests again"
     )
-    assert batches(system) == loaded.cuts, "the same ranges with the same content"
+    assert batches(system) == loaded_system.cuts, "the same ranges with the same content"
     assert after.after_deduplication() == before.after_deduplication()
     assert after.generations.keys() == before.generations.keys()
     assert after.raw == before.raw, "no row was inserted twice"
     assert after.letters_repeated >= before.letters_repeated + len(before.letters)
-    assert after.packets >= before.packets + loaded.metrics
+    assert after.packets >= before.packets + loaded_system.metrics
     system.assert_whole()
 
 
-def test_without_a_cut_record_other_cuts_leave_no_duplicates_after_deduplication(loaded: Loaded) -> None:
+def test_without_a_cut_record_other_cuts_leave_no_duplicates_after_deduplication(
+    loaded_system: LoadedSystem,
+) -> None:
     """The cut record was lost and batches are cut differently, so neither marks nor tokens match.
 
     Object names, keys and row ids do match. Rows are inserted again, and merges or FINAL remove them.
     """
-    system = loaded.system
+    system = loaded_system.system
     before = census(system)
 
     redeliver(system, None, batch_messages_max="23")
 
     after = census(system)
-    others = batches(system) - loaded.cuts
+    others = batches(system) - loaded_system.cuts
     assert len(others) >= SEGMENTS / MESSAGES_IN_A_BATCH, "other ranges than the first time"
     assert after.after_deduplication() == before.after_deduplication()
     assert after.raw["replay_segments"] > before.raw["replay_segments"], "the rows were inserted again"
@@ -237,7 +239,7 @@ def census(system: System) -> Census:
     identities = {
         table: f"SELECT count(), sum(cityHash64({columns})) FROM {table}" for table, columns in IDENTITIES.items()
     }
-    objects = listed(system)
+    objects = list_objects(system)
     letters, repeated = read_letters(system.settings)
     billed = system.query("SELECT count(), uniqExact(project_id, replay_id) FROM replay_outcomes FINAL")[0]
     assert billed[0] == billed[1], "one outcome per replay"
@@ -256,7 +258,7 @@ def census(system: System) -> Census:
     )
 
 
-def listed(system: System) -> dict[str, dict[str, Any]]:
+def list_objects(system: System) -> dict[str, dict[str, Any]]:
     """Cloud Storage's metadata of each object, by name."""
     settings, token = system.settings, ""
     found: dict[str, dict[str, Any]] = {}

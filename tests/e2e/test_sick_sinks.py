@@ -41,7 +41,7 @@ def test_a_hanging_sink_fills_a_bounded_backlog_while_the_others_continue(tmp_pa
         system.load(100, seed=1)
         system.wait_committed()
         rebalances = system.metric("replays_reader_rebalances_total")
-        healthy = flushed(system)
+        healthy = flushed_counts(system)
         began = time.monotonic()
         clickhouse = system.proxies["clickhouse"]
         clickhouse.set(Hang())
@@ -49,7 +49,9 @@ def test_a_hanging_sink_fills_a_bounded_backlog_while_the_others_continue(tmp_pa
 
         until(lambda: system.metric("replays_reader_paused") == 1, 90, "the reader to pause")
         until(lambda: system.breaker("clickhouse") == "open", 60, "the breaker to open")
-        until(lambda: all_increased(healthy, flushed(system)), 60, "the other sinks to take what is in flight")
+        until(
+            lambda: all_increased(healthy, flushed_counts(system)), 60, "the other sinks to take what is in flight"
+        )
         stuck_at = system.committed()
         assert stuck_at < sum(system.ends.values())
         assert system.metric("replays_reader_in_flight_batches", phase="flushing") <= 6
@@ -62,7 +64,7 @@ def test_a_hanging_sink_fills_a_bounded_backlog_while_the_others_continue(tmp_pa
 
         until(probed, 120 + SICK_SECONDS, "the breaker to probe the sink")
         probe_seconds = (system.worker_cpu_seconds() - used) / (clickhouse.counts["held"] - held)
-        hung_seconds, at_bound, lag = time.monotonic() - began, flushed(system), system.lag()
+        hung_seconds, at_bound, lag = time.monotonic() - began, flushed_counts(system), system.lag()
         assert probe_seconds < PROBE_CPU_SECONDS_MAX
         assert system.committed() == stuck_at
 
@@ -122,7 +124,7 @@ def test_a_parked_batch_is_retried_from_the_command_line_and_from_flower(tmp_pat
         first, second, *_ = parked
         system.command("batches", "retry", first, "--by", "test")
         until(lambda: attempts(system, first) > attempt, 90, "the command line's retry to fail as well")
-        until(lambda: answers(port), 60, "Flower")
+        until(lambda: responds(port), 60, "Flower")
         request = {"args": [second], "kwargs": {"by": "t"}}
         assert flower_call(port, "/api/task/async-apply/retry_batch", request, "") == 401
 
@@ -190,7 +192,7 @@ def dropped_count(system: System) -> float:
     return system.metric("replays_reader_drops_total", reason="killed")
 
 
-def flushed(system: System) -> tuple[int, int, int]:
+def flushed_counts(system: System) -> tuple[int, int, int]:
     """Number of objects in the bucket, facts in BigQuery, and metric values received by the agent."""
     found = objects(system.stack.addresses["gcs"], system.settings.gcs_bucket)
     facts = sum(read_facts(system.settings).values())
@@ -209,7 +211,7 @@ def objects(endpoint: str, bucket: str) -> int:
         return len(json.load(answer).get("items", ()))
 
 
-def answers(port: int) -> bool:
+def responds(port: int) -> bool:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthcheck", timeout=3) as answer:
             return bool(answer.status == 200)

@@ -22,8 +22,8 @@ from ingest.cli.main import main
 from ingest.local.servers.tls import make_certificates
 from ingest.settings import Settings
 from tests.kit.paths import ROOT
-from tests.kit.prestarted import PARENTS, Ended
-from tests.kit.wrong_values import refused
+from tests.kit.prestarted import PARENTS, ProgramResult
+from tests.kit.wrong_values import refused_values
 
 SECRET = "hunter2-of-this-test"
 SIBLING_COMMANDS = 2
@@ -32,7 +32,7 @@ ALL_COMMANDS = bool(os.environ.get("REPLAYS_TEST_ALL_COMMANDS"))
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class BrokenSetting:
     """One wrong setting. `names`: all of them must be in the line. `reader`: workers do not read it.
 
     `kind`: every command is tested with the first of each kind, and some commands with each of the others.
@@ -45,12 +45,12 @@ class Broken:
     kind: bool = False
 
 
-def broken(id: str, names: str = "", *, reader: bool = False, kind: bool = False, **values: str) -> Broken:
+def broken(id: str, names: str = "", *, reader: bool = False, kind: bool = False, **values: str) -> BrokenSetting:
     """A setting with invalid `values`, by lower-case name. Without `names`, the line must contain each of these
     names.
     """
     variables = {f"REPLAYS_{name.upper()}": value for name, value in values.items()}
-    return Broken(id, variables, tuple(names.split()) or tuple(variables), reader, kind)
+    return BrokenSetting(id, variables, tuple(names.split()) or tuple(variables), reader, kind)
 
 
 # {folder}, {pem} (a CA), {key} (a private key of another certificate) and {text} (not PEM) are replaced.
@@ -174,20 +174,20 @@ def without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def filled(variables: dict[str, str], files: dict[str, str]) -> dict[str, str]:
+def fill_placeholders(variables: dict[str, str], files: dict[str, str]) -> dict[str, str]:
     """The variables with their placeholders replaced."""
     for name, value in files.items():
         variables = {variable: text.replace(f"{{{name}}}", value) for variable, text in variables.items()}
     return variables
 
 
-def leaves(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def leaf_commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Every executable command as its words. The reader's command has none."""
     if isinstance(command, click.Group):
         if command.invoke_without_command:
             yield path
         for name, below in command.commands.items():
-            yield from leaves(below, (*path, name))
+            yield from leaf_commands(below, (*path, name))
     else:
         yield path
 
@@ -212,12 +212,12 @@ def _value(kind: Any, folder: str) -> str:
     return "1" if isinstance(kind, click.IntRange | click.FloatRange) else "a" * 32
 
 
-COMMANDS = [path for path in leaves(main) if path != ("completion",)]  # This command reads no settings.
+COMMANDS = [path for path in leaf_commands(main) if path != ("completion",)]  # This command reads no settings.
 LOCKED = {"REPLAYS_FLOWER_BASIC_AUTH": "somebody:long-enough"}
 CELERY = (("worker",), ("flower",), ("inspect", "ping"), ("report",))
 
 
-def commands_for(case: Broken, commands: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+def commands_for(case: BrokenSetting, commands: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """All commands for the first setting of a kind, and a few different commands for each of the others."""
     if case.kind:
         return list(commands)
@@ -225,7 +225,7 @@ def commands_for(case: Broken, commands: Sequence[tuple[str, ...]]) -> list[tupl
     return [commands[(first * SIBLING_COMMANDS + number) % len(commands)] for number in range(SIBLING_COMMANDS)]
 
 
-def expect_one_line(ended: Ended, names: tuple[str, ...], who: str) -> None:
+def expect_one_line(ended: ProgramResult, names: tuple[str, ...], who: str) -> None:
     """Expects exit code 2, no standard output, and one helpful line."""
     assert ended.exit_code == 2, (who, ended)
     assert len(ended.stderr.splitlines()) == 1, (who, ended)
@@ -251,16 +251,16 @@ def test_the_commands_were_found() -> None:
 
 @pytest.mark.parametrize("case", BROKEN, ids=lambda case: case.id)
 def test_every_command_refuses_a_wrong_setting_in_one_line(
-    case: Broken, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    case: BrokenSetting, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The line says which setting is wrong and what to do. The command does nothing else."""
-    for name, value in filled(case.variables, files).items():
+    for name, value in fill_placeholders(case.variables, files).items():
         monkeypatch.setenv(name, value)
     for path in commands_for(case, COMMANDS):
         found = CliRunner().invoke(main, words(path, files["folder"]))
 
         assert not isinstance(found.exception, Exception), (path, found.exception)
-        ended = Ended(found.exit_code, found.stdout, found.stderr)
+        ended = ProgramResult(found.exit_code, found.stdout, found.stderr)
         expect_one_line(ended, case.names, " ".join(path) or "the reader")
 
 
@@ -272,7 +272,7 @@ def test_every_setting_is_refused_in_one_line(
     one command each. No control character is printed.
     """
     variable = f"REPLAYS_{name.upper()}"
-    wrong = [*refused(name, files["folder"], files["text"])]
+    wrong = [*refused_values(name, files["folder"], files["text"])]
     assert wrong, "no value of its type is refused"
     first = sorted(Settings.model_fields).index(name)
     for number, value in enumerate(wrong):
@@ -282,7 +282,9 @@ def test_every_setting_is_refused_in_one_line(
 
             assert not isinstance(found.exception, Exception), (path, value, found.exception)
             expect_one_line(
-                Ended(found.exit_code, found.stdout, found.stderr), (variable,), f"{' '.join(path)} {value!r}"
+                ProgramResult(found.exit_code, found.stdout, found.stderr),
+                (variable,),
+                f"{' '.join(path)} {value!r}",
             )
             assert found.stderr.rstrip("\n").isprintable(), found.stderr
 
@@ -293,7 +295,7 @@ def test_an_invalid_settings_file_on_the_command_line_is_refused(files: dict[str
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("REPLAYS_SETTINGS_FILE", "")
             found = CliRunner().invoke(main, ["--settings", f"{files['folder']}/{name}", "status"])
-        expect_one_line(Ended(found.exit_code, found.stdout, found.stderr), (name,), name)
+        expect_one_line(ProgramResult(found.exit_code, found.stdout, found.stderr), (name,), name)
 
 
 def test_help_needs_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +318,7 @@ def test_several_mistakes_are_a_line_each(monkeypatch: pytest.MonkeyPatch) -> No
 PROGRAMS = {"celery": "celery", "replays-ingest": "ingest.cli"}
 
 
-def run_program(program: str, *words: str, **variables: str) -> Ended:
+def run_program(program: str, *words: str, **variables: str) -> ProgramResult:
     """Runs a program that exits by itself, with only these settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REPLAYS_")}
     return PARENTS.run(
@@ -325,9 +327,9 @@ def run_program(program: str, *words: str, **variables: str) -> Ended:
 
 
 @pytest.mark.parametrize("case", [case for case in BROKEN if not case.reader], ids=lambda case: case.id)
-def test_celery_commands_refuse_a_wrong_setting_in_one_line(case: Broken, files: dict[str, str]) -> None:
+def test_celery_commands_refuse_a_wrong_setting_in_one_line(case: BrokenSetting, files: dict[str, str]) -> None:
     """Workers and Flower print which setting is wrong and what to do, and exit."""
-    variables = LOCKED | filled(case.variables, files)
+    variables = LOCKED | fill_placeholders(case.variables, files)
     for command in CELERY[:2] if case.kind else commands_for(case, CELERY)[:1]:
         ended = run_program("celery", "-A", "tasks", *command, **variables)
 

@@ -13,7 +13,7 @@ from ingest.settings import Settings as ReaderSettings
 from tasks.settings import Settings
 from tests.kit.fleet import fleet, fleet_options, fleet_redis
 from tests.kit.library import Library, fill
-from tests.kit.office import Office, opened, set_up_office
+from tests.kit.office import Office, open_office, set_up_office
 
 __all__ = [
     "fleet",
@@ -77,5 +77,5 @@ def office(office_env: dict[str, str], office_settings: ReaderSettings) -> Itera
     """The operator environment: a reader is running, nothing is parked, no rule is set, and the audit trail is
     empty. Dead letters of other tests remain.
     """
-    with opened(office_env, office_settings) as running:
+    with open_office(office_env, office_settings) as running:
         yield running

@@ -94,7 +94,7 @@ def set_up_office(env: dict[str, str]) -> Settings:
 
 
 @contextmanager
-def opened(env: dict[str, str], settings: Settings) -> Iterator[Office]:
+def open_office(env: dict[str, str], settings: Settings) -> Iterator[Office]:
     """An operator environment with a live reader; Redis is emptied afterwards."""
     inbox: queue.SimpleQueue[on.Event] = queue.SimpleQueue()
     office = Office(env, settings, Dispatcher(settings, READER, inbox), inbox)

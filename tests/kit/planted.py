@@ -9,7 +9,9 @@ from tests.mutation.mutants import Mutant
 from tools.explore import planted
 
 
-def explored(mutant: Mutant | None, into: Path, world: str, faults: int, *, expiry: bool = False) -> planted.Found:
+def explore_copy(
+    mutant: Mutant | None, into: Path, world: str, faults: int, *, expiry: bool = False
+) -> planted.Found:
     """Plants the bug, if any, and explores the copy."""
     planted.copy(into)
     if mutant is not None:

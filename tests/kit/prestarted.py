@@ -118,7 +118,7 @@ class Parents:
         environment: Mapping[str, str],
         folder: Path | None = None,
         seconds_max: float = 60.0,
-    ) -> Ended:
+    ) -> ProgramResult:
         """Starts a program, waits for its end, and returns its output."""
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             program = self.start(command, output, environment, folder, errors)
@@ -132,7 +132,7 @@ class Parents:
                     raise TimeoutError(f"{command} still ran after {seconds_max:g} s")
                 time.sleep(POLL_SECONDS)
             texts = [(each.seek(0), each.read().decode())[1] for each in (output, errors)]
-        return Ended(code, *texts)
+        return ProgramResult(code, *texts)
 
     def lend(self, module: str, *words: str) -> tuple[list[str], tuple[int, ...]]:
         """Returns a command that runs the module with our parents forking its children, and the sockets that it
@@ -164,7 +164,7 @@ class Parents:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class ProgramResult:
     """Exit code and output of a command."""
 
     exit_code: int

@@ -44,7 +44,7 @@ def object_resource(request: Received) -> dict[str, Any]:
     }
 
 
-def stored(request: Received, **other: Any) -> Answer:
+def object_stored(request: Received, **other: Any) -> Answer:
     """Cloud Storage stored the object; `other` replaces fields of its resource, None leaves one out."""
     found = {name: value for name, value in (object_resource(request) | other).items() if value is not None}
     return Answer(200, json.dumps(found).encode(), JSON)
@@ -58,7 +58,7 @@ def rows_of(request: Received) -> int:
     return len(body.splitlines())
 
 
-def inserted(request: Received, **other: Any) -> Answer:
+def rows_inserted(request: Received, **other: Any) -> Answer:
     """ClickHouse wrote the rows; `other` replaces fields of the summary, None leaves one out."""
     summary: dict[str, Any] = {
         "read_rows": str(rows_of(request)),
@@ -79,14 +79,18 @@ def inserted(request: Received, **other: Any) -> Answer:
     return Answer(200, b"", {"Content-Type": "text/plain; charset=UTF-8", **headers})
 
 
-def streamed(request: Received, **other: Any) -> Answer:
+def rows_streamed(request: Received, **other: Any) -> Answer:
     """BigQuery stored the rows; `other` replaces or adds fields of the answer, None leaves one out."""
     found = {"kind": "bigquery#tableDataInsertAllResponse", **other}
     found = {name: value for name, value in found.items() if value is not None}
     return Answer(200, json.dumps(found).encode(), JSON)
 
 
-PROOFS: dict[str, Callable[..., Answer]] = {"gcs": stored, "clickhouse": inserted, "bigquery": streamed}
+PROOFS: dict[str, Callable[..., Answer]] = {
+    "gcs": object_stored,
+    "clickhouse": rows_inserted,
+    "bigquery": rows_streamed,
+}
 
 
 def false_successes(sink: str) -> dict[str, Script]:
@@ -94,17 +98,17 @@ def false_successes(sink: str) -> dict[str, Script]:
     return {**_of_any_sink(sink), **_OF_SINK[sink]()}
 
 
-def always(answer: Answer) -> Script:
+def always_answer(answer: Answer) -> Script:
     """A script that gives the same answer to every request."""
     return lambda request: answer
 
 
-def changed(sink: str, **other: Any) -> Script:
+def changed_proof(sink: str, **other: Any) -> Script:
     """The valid proof with other fields; see the functions above."""
     return lambda request: PROOFS[sink](request, **other)
 
 
-def altered(sink: str, alter: Callable[[Answer], Answer]) -> Script:
+def altered_proof(sink: str, alter: Callable[[Answer], Answer]) -> Script:
     """The valid proof, altered as a whole."""
     return lambda request: alter(PROOFS[sink](request))
 
@@ -138,13 +142,13 @@ def _of_any_sink(sink: str) -> dict[str, Script]:
         "a head that stops": Answer(raw=b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"),
         "no HTTP": Answer(raw=b"SSH-2.0-OpenSSH_9.6\r\n"),
     }
-    found = {name: always(answer) for name, answer in answers.items()}
+    found = {name: always_answer(answer) for name, answer in answers.items()}
     for status in (201, 202, 203, 204, 205, 206, 207, 226):
-        found[f"the proof with {status}"] = altered(sink, partial(replace, status=status))
-    found["the proof, and more than is read"] = altered(
+        found[f"the proof with {status}"] = altered_proof(sink, partial(replace, status=status))
+    found["the proof, and more than is read"] = altered_proof(
         sink, lambda proof: replace(proof, body=proof.body + b" " * 300_000)
     )
-    found["a proof whose head stops"] = altered(sink, lambda proof: Answer(raw=head_of(proof)))
+    found["a proof whose head stops"] = altered_proof(sink, lambda proof: Answer(raw=head_of(proof)))
     for other in sorted(PROOFS.keys() - {sink}):
         found[f"the proof of {other}"] = partial(_proof_of_another, other)
     return found
@@ -174,10 +178,12 @@ def _of_gcs() -> dict[str, Script]:
         "no name": {"name": None},
         "no bucket": {"bucket": None},
     }
-    return {name: changed("gcs", **other) for name, other in fields.items()} | {
-        "half of the proof": altered("gcs", half),
-        "half of the proof as if it were all": altered("gcs", _half_as_if_whole),
-        "a list of objects": altered("gcs", lambda proof: replace(proof, body=b'{"items":[%b]}' % proof.body)),
+    return {name: changed_proof("gcs", **other) for name, other in fields.items()} | {
+        "half of the proof": altered_proof("gcs", half),
+        "half of the proof as if it were all": altered_proof("gcs", _half_as_if_whole),
+        "a list of objects": altered_proof(
+            "gcs", lambda proof: replace(proof, body=b'{"items":[%b]}' % proof.body)
+        ),
     }
 
 
@@ -193,22 +199,22 @@ def _of_clickhouse() -> dict[str, Script]:
     summaries = {"broken": '{"written_rows":"4"', "a number": "4", "empty": ""}
     tagged = b"\r\n__exception__\r\nrumfyutuqkncbgau\r\n%b150 rumfyutuqkncbgau\r\n__exception__\r\n" % EXCEPTION
     return (
-        {name: changed("clickhouse", **other) for name, other in fields.items()}
+        {name: changed_proof("clickhouse", **other) for name, other in fields.items()}
         | {
             f"a summary that is {name}": _with_header("X-ClickHouse-Summary", text)
             for name, text in summaries.items()
         }
         | {
             "an exception's code": _with_header("X-ClickHouse-Exception-Code", "241"),
-            "progress, then an exception": altered("clickhouse", partial(replace, body=EXCEPTION)),
-            "an exception in a block of its own": altered("clickhouse", partial(replace, body=tagged)),
-            "a result": altered("clickhouse", partial(replace, body=b"1\n")),
+            "progress, then an exception": altered_proof("clickhouse", partial(replace, body=EXCEPTION)),
+            "an exception in a block of its own": altered_proof("clickhouse", partial(replace, body=tagged)),
+            "a result": altered_proof("clickhouse", partial(replace, body=b"1\n")),
         }
     )
 
 
 def _with_header(name: str, value: str) -> Script:
-    return altered("clickhouse", lambda proof: replace(proof, headers={**proof.headers, name: value}))
+    return altered_proof("clickhouse", lambda proof: replace(proof, headers={**proof.headers, name: value}))
 
 
 def _of_bigquery() -> dict[str, Script]:
@@ -221,9 +227,9 @@ def _of_bigquery() -> dict[str, Script]:
         "a row before the first": {"insertErrors": [{"index": -1, "errors": [{"reason": "invalid"}]}]},
         "a row without a number": {"insertErrors": [{"index": "x", "errors": [{"reason": "invalid"}]}]},
     }
-    return {name: changed("bigquery", **other) for name, other in fields.items()} | {
-        "half of the proof": altered("bigquery", half),
-        "half of the proof as if it were all": altered("bigquery", _half_as_if_whole),
+    return {name: changed_proof("bigquery", **other) for name, other in fields.items()} | {
+        "half of the proof": altered_proof("bigquery", half),
+        "half of the proof as if it were all": altered_proof("bigquery", _half_as_if_whole),
     }
 
 

@@ -35,7 +35,7 @@ def candidates(field: FieldInfo) -> tuple[str, ...]:
     return TEXTS
 
 
-def refused(name: str, folder: str, text: str) -> Iterator[str]:
+def refused_values(name: str, folder: str, text: str) -> Iterator[str]:
     """The candidates that the settings refuse when no other setting is given. The `REPLAYS_*` variables must be
     unset.
     """

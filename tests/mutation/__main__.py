@@ -120,7 +120,7 @@ def judge(mutant: Mutant, seeds: int) -> Verdict:
         return Verdict(mutant, unit_tests(where), simulated_worlds(where, seeds))
 
 
-def healthy(seeds: int) -> bool:
+def passes_without_bugs(seeds: int) -> bool:
     """Without a bug both methods must pass, or they prove nothing."""
     with tempfile.TemporaryDirectory(prefix="healthy-") as name:
         where = Path(name)
@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     started = time.monotonic()
     chosen = [mutant for mutant in MUTANTS if options.only in mutant.bug]
-    if not healthy(options.seeds):
+    if not passes_without_bugs(options.seeds):
         print("the tests fail without any bug: make them pass first")
         return 2
     print("| bug | file | unit test that kills it | invariants that break in simulated worlds |")

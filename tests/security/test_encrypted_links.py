@@ -186,7 +186,7 @@ def flower_answers(url: str, path: str) -> Any:
     request.add_header("Authorization", "Basic " + base64.b64encode(b"test:only-for-now").decode())
     found: list[Any] = []
 
-    def has() -> bool:
+    def has_data() -> bool:
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 found[:] = [json.loads(answer.read())]
@@ -194,7 +194,7 @@ def flower_answers(url: str, path: str) -> Any:
             return False
         return bool(found[0])
 
-    wait_until(has, 60, f"Flower's {path}")
+    wait_until(has_data, 60, f"Flower's {path}")
     return found[0]
 
 

@@ -24,7 +24,7 @@ from tasks.wire import DeadLetter
 from tests.kit.whole_system import System
 
 
-def held(system: System, project: int, replay_id: str) -> dict[str, int]:
+def count_items(system: System, project: int, replay_id: str) -> dict[str, int]:
     """The number of items of a replay in each store."""
     where = f"WHERE project_id = {project} AND replay_id = toUUID('{replay_id}')"
     found = {table: int(system.query(f"SELECT count() FROM {table} {where}")[0][0]) for table in TABLES}
@@ -75,7 +75,7 @@ def test_an_erased_replay_does_not_come_back(tmp_path: Path) -> None:
             "SELECT project_id, replaceAll(toString(replay_id), '-', '') FROM replay_segments "
             "GROUP BY project_id, replay_id ORDER BY count() DESC, replay_id LIMIT 1"
         )[0]
-        before = held(system, project, replay_id)
+        before = count_items(system, project, replay_id)
         assert before["objects"]
         assert before["facts"]
         others = system.query(f"SELECT count() FROM replay_segments FINAL WHERE replay_id != '{replay_id}'")
@@ -89,7 +89,7 @@ def test_an_erased_replay_does_not_come_back(tmp_path: Path) -> None:
         assert len(certified["objects"]) == before["objects"]
         assert certified["bigquery_rows"] == before["facts"]
         assert certified["complete"]
-        assert not any(held(system, project, replay_id).values())
+        assert not any(count_items(system, project, replay_id).values())
         reads = Reads(system.settings)
         with pytest.raises(WasErased, match="was erased on"):
             reads.replay(replay_id, project)
@@ -100,14 +100,14 @@ def test_an_erased_replay_does_not_come_back(tmp_path: Path) -> None:
         connect(system.settings).flushall()
         system.start_reader()
         system.wait_committed()
-        assert not any(held(system, project, replay_id).values())
+        assert not any(count_items(system, project, replay_id).values())
 
         assert dead_letter_messages_of(system, replay_id) > 0
         system.command("dlq", "replay", "--reason", "abandoned", ok=False)
         account = json.loads(system.command("reconcile", "--repair", "--json", "--by", "ann"))
         assert account["ok"]
         assert account["erased"] > 0
-        assert not any(held(system, project, replay_id).values())
+        assert not any(count_items(system, project, replay_id).values())
         assert others == system.query(
             f"SELECT count() FROM replay_segments FINAL WHERE replay_id != '{replay_id}'"
         )

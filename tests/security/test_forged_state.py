@@ -33,7 +33,7 @@ GARBAGE = (
 
 
 @pytest.fixture
-def forged(stored: Settings) -> Iterator[Coordination]:
+def forged_entries(stored: Settings) -> Iterator[Coordination]:
     """A running reader and worker, next to forged entries that none of our programs wrote."""
     client = connect(stored)
     coordination, prefix = Coordination(client, stored), stored.key_prefix
@@ -52,7 +52,7 @@ def forged(stored: Settings) -> Iterator[Coordination]:
     client.close()
 
 
-def test_forged_state_hides_nothing_of_ours(stored: Settings, forged: Coordination):
+def test_forged_state_hides_nothing_of_ours(stored: Settings, forged_entries: Coordination):
     """All commands and pages show the entries of our programs and omit the others."""
     seen = collect(stored)
 
@@ -60,10 +60,10 @@ def test_forged_state_hides_nothing_of_ours(stored: Settings, forged: Coordinati
     assert WORKER in [worker.worker for worker in seen.workers]
     assert {sink.sink for sink in seen.sinks} >= {"gcs", "clickhouse"}
     assert journeys(stored, [(0, 0)]).trouble == ""
-    assert NAME in forged.readers()
+    assert NAME in forged_entries.readers()
 
 
-def test_an_erasure_does_not_count_a_forged_heartbeat_as_settled(stored: Settings, forged: Coordination):
+def test_an_erasure_does_not_count_a_forged_heartbeat_as_settled(stored: Settings, forged_entries: Coordination):
     """The erasure waits for an unusable heartbeat, as it does for that of a reader of an earlier release."""
     client = connect(stored)
     client.hset(f"{stored.key_prefix}:readers", "odd", json.dumps({"seen_at": 2e9, "decisions_settled": "x"}))
@@ -74,11 +74,11 @@ def test_an_erasure_does_not_count_a_forged_heartbeat_as_settled(stored: Setting
     assert any("reader odd may still write" in line for line in left)
 
 
-def test_a_heartbeat_removes_forged_entries(stored: Settings, forged: Coordination):
+def test_a_heartbeat_removes_forged_entries(stored: Settings, forged_entries: Coordination):
     """Readers and workers continue to publish their state; forged entries do not stop their loop."""
-    now = forged.now()
-    forged.publish_reader(NAME, json.dumps({"seen_at": now}))
-    forged.publish_worker(WORKER, json.dumps({"seen_at": now}))
+    now = forged_entries.now()
+    forged_entries.publish_reader(NAME, json.dumps({"seen_at": now}))
+    forged_entries.publish_worker(WORKER, json.dumps({"seen_at": now}))
 
     client = connect(stored)
     left = {key: client.hgetall(f"{stored.key_prefix}:{key}") for key in ("readers", "workers")}

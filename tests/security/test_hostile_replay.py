@@ -25,9 +25,9 @@ from tasks.observe.logs import configure
 from tasks.sinks import build
 from tasks.wire import DeadLetter
 from tests.kit.commands import CommandResult, command
-from tests.kit.office import Office, opened
+from tests.kit.office import Office, open_office
 from tests.kit.stored_replays import ingest, message
-from tests.security.test_terminal import HOSTILE, unsafe
+from tests.security.test_terminal import HOSTILE, unsafe_characters
 
 REPLAY, PROJECT = "7" * 32, 7
 TEXT = " ".join(HOSTILE.values()) + "\nforged line"
@@ -111,7 +111,7 @@ def office(env: dict[str, str], stored: Settings) -> Iterator[Office]:
     produce(stored, value)
     for content in (value, b"\x1b[2J\x1b]52;c;ZXZpbA==\x07" * 20):
         write_letter(stored, content)
-    with opened(env, stored) as office:
+    with open_office(env, stored) as office:
         office.coordination.audit({"what": SENDABLE, "by": SENDABLE})
         yield office
 
@@ -173,10 +173,12 @@ def test_no_command_steers_the_terminal(office: Office, tmp_path: Any):
         structlog.reset_defaults()
 
     steering = {
-        words: unsafe(result.out + result.err) for words, result in done.items() if unsafe(result.out + result.err)
+        words: unsafe_characters(result.out + result.err)
+        for words, result in done.items()
+        if unsafe_characters(result.out + result.err)
     }
     assert steering == {}
-    assert unsafe(stream.getvalue()) == set()
+    assert unsafe_characters(stream.getvalue()) == set()
     # The hostile text arrived in every place that is read.
     for words in ("status", f"events {REPLAY}", f"replays show {REPLAY}", "replays ls", "dlq ls", "batches ls"):
         assert "here" in done[words].out or "\N{REPLACEMENT CHARACTER}" in done[words].out, words

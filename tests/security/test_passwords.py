@@ -32,7 +32,7 @@ PLANTED = {
 }
 
 
-def printed(*arguments: str, **more: str) -> str:
+def output_of(*arguments: str, **more: str) -> str:
     """All output of a command while no server is reachable."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("REPLAYS_")}
     result = PARENTS.run([sys.executable, "-m", "ingest.cli", *arguments], {**environ, **PLANTED, **more})
@@ -54,7 +54,7 @@ def printed(*arguments: str, **more: str) -> str:
 )
 def test_a_command_that_reaches_no_server_prints_no_password(arguments: tuple[str, ...]):
     """Every setting that can hold a password has one."""
-    output = printed(*arguments)
+    output = output_of(*arguments)
 
     assert output.strip()
     assert PASSWORD not in output
@@ -72,7 +72,7 @@ def test_a_command_that_reaches_no_server_prints_no_password(arguments: tuple[st
 )
 def test_an_address_that_cannot_be_read_is_refused_without_its_password(name: str, value: str):
     """The error does not quote the address."""
-    assert PASSWORD not in printed("check", **{name: value})
+    assert PASSWORD not in output_of("check", **{name: value})
 
 
 def test_every_finding_of_check_hides_secrets(monkeypatch: pytest.MonkeyPatch):

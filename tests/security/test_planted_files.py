@@ -50,7 +50,7 @@ def test_a_download_is_not_written_into_a_planted_file(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([place.name, "other"])
 
 
-def prepared(folder: Path) -> Path:
+def prepared_directory(folder: Path) -> Path:
     """A directory whose state file looks like that of a running stack, and names this process."""
     folder.mkdir()
     (folder / "state.json").write_text(StackState(str(folder), os.getpid(), (), {}, {}).to_json())
@@ -61,7 +61,7 @@ def prepared(folder: Path) -> Path:
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_a_stack_uses_no_directory_that_others_may_change(tmp_path: Path, way: Callable[[Path], object]) -> None:
     """Starting, showing and stopping a stack there is refused, and nothing is written."""
-    folder = prepared(tmp_path / "stack")
+    folder = prepared_directory(tmp_path / "stack")
     before = sorted(folder.iterdir())
     folder.chmod(0o777)
 
@@ -75,7 +75,7 @@ def test_a_stack_uses_no_directory_that_others_may_change(tmp_path: Path, way: C
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_a_stack_uses_no_directory_of_another_user(tmp_path: Path, way: Callable[[Path], object]) -> None:
     """Starting, showing and stopping a stack there is refused."""
-    folder = prepared(tmp_path / "stack")
+    folder = prepared_directory(tmp_path / "stack")
     os.chown(folder, NOBODY, NOBODY)
 
     with pytest.raises(LocalError, match="belongs to another user"):

@@ -28,14 +28,14 @@ def probes() -> Iterator[Probes]:
     served.close()
 
 
-def slow(probes: Probes) -> socket.socket:
+def slow_client(probes: Probes) -> socket.socket:
     """A client that begins a request and never completes it."""
     made = socket.create_connection(("127.0.0.1", probes.port), timeout=20)
     made.sendall(b"GET /livez HTTP/1.1\r\nX: ")
     return made
 
 
-def answered(probes: Probes) -> bool:
+def probe_succeeds(probes: Probes) -> bool:
     with urllib.request.urlopen(f"http://127.0.0.1:{probes.port}/livez", timeout=10) as answer:
         return bool(answer.status == 200)
 
@@ -48,12 +48,12 @@ def test_clients_that_never_end_their_request_do_not_keep_probes_out(probes: Pro
     """With hundreds of such clients, a probe still gets its response, and the number of threads is bounded."""
     with ExitStack() as clients:
         for _ in range(SLOW):
-            clients.enter_context(slow(probes))
+            clients.enter_context(slow_client(probes))
             assert threads() <= CONNECTIONS_MAX + 1
-        assert answered(probes)
+        assert probe_succeeds(probes)
         assert threads() <= CONNECTIONS_MAX + 1
     wait_until(lambda: threads() == 0, 20, "the threads to end")
-    assert answered(probes)
+    assert probe_succeeds(probes)
 
 
 def test_a_slow_request_has_a_deadline(probes: Probes, monkeypatch: pytest.MonkeyPatch):
@@ -68,6 +68,6 @@ def test_a_slow_request_has_a_deadline(probes: Probes, monkeypatch: pytest.Monke
             gone.set()
         return gone.is_set()
 
-    with slow(probes) as client:
+    with slow_client(probes) as client:
         wait_until(drip, 20, "the server to hang up")
-    assert answered(probes)
+    assert probe_succeeds(probes)

@@ -58,7 +58,7 @@ def _key(sealed: bool | str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("REPLAYS_SHARED_KEY_UNSEALED", sealed)
 
 
-class Noted:
+class IgnoredEntries:
     """The ignored entries, by purpose."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Noted:
         self.purposes.append(purpose)
 
 
-def staged(eager: Eager, noted: Noted | None = None) -> tuple[Staging, Manifest, ChordName]:
+def stage_rows(eager: Eager, noted: IgnoredEntries | None = None) -> tuple[Staging, Manifest, ChordName]:
     """A batch whose rows are staged as by its reader, and not written yet."""
     settings = eager.settings
     encoder = Encoder(settings.sinks, settings.blobs_per_task, READER, seals=settings.seals)
@@ -76,7 +76,7 @@ def staged(eager: Eager, noted: Noted | None = None) -> tuple[Staging, Manifest,
     manifest = encoder.encode(batch).manifest
     tasks = [entry.name for entry in manifest.of_stage(Stage.ROWS)]
     name = ChordName(reference(manifest), Stage.ROWS, 1, chord.new_token())
-    staging = Staging(eager.client, settings, noted or Noted())
+    staging = Staging(eager.client, settings, noted or IgnoredEntries())
     staging.stage(manifest, name, encoder.payloads(batch, Stage.ROWS, tasks))
     return staging, manifest, name
 
@@ -142,8 +142,8 @@ def test_a_forged_mark_does_not_replace_a_write(eager: Eager, sealed: bool, mark
 @SEALED
 def test_a_mark_that_is_forged_after_staging_ends_no_task_and_no_chord(eager: Eager, sealed: bool):
     """No worker skips its task, and the stage is not reported as done."""
-    noted = Noted()
-    staging, manifest, name = staged(eager, noted)
+    noted = IgnoredEntries()
+    staging, manifest, name = stage_rows(eager, noted)
     for entry in manifest.of_stage(Stage.ROWS):
         eager.client.hset(staging.key(name.batch), done_field(entry.name), "1")
 
@@ -161,7 +161,7 @@ def test_altered_bytes_reach_no_sink(eager: Eager, sealed: bool):
     """The worker hashes the received bytes before it writes."""
     from tasks.celery import app
 
-    staging, _, name = staged(eager)
+    staging, _, name = stage_rows(eager)
     encoder = Encoder(eager.settings.sinks, eager.settings.blobs_per_task, READER)
     forged = encoder.payloads(make_batch(messages=1, start=900), Stage.ROWS, [CLICKHOUSE])
     eager.client.hset(staging.key(name.batch), CLICKHOUSE, forged[CLICKHOUSE])
@@ -177,7 +177,7 @@ def test_altered_bytes_reach_no_sink(eager: Eager, sealed: bool):
 @SEALED
 def test_a_manifest_without_its_digests_is_refused(eager: Eager, sealed: bool):
     """One seal covers the tasks, the reader and the digests of a manifest, so the digests cannot be removed."""
-    staging, manifest, name = staged(eager)
+    staging, manifest, name = stage_rows(eager)
     changed = msgspec.to_builtins(manifest)
     for entry in changed["tasks"]:
         entry["content"] = ""
@@ -207,7 +207,7 @@ def test_forged_progress_leaves_no_row_out(eager: Eager, sealed: bool):
 @SEALED
 def test_a_forged_parked_batch_is_not_shown_and_not_acted_on(eager: Eager, sealed: bool):
     """Abandoning the forged batch would dead-letter a range that the attacker chose."""
-    coordination = Coordination(eager.client, eager.settings, Noted())
+    coordination = Coordination(eager.client, eager.settings, IgnoredEntries())
     coordination.publish_reader(READER, msgspec.json.encode({"seen_at": coordination.now()}).decode())
     later = coordination.now() + 3600
     forged = {"batch_id": "t-0-0-9", "reader": READER, "parked_at": 1, "retry_at": later, "leased_until": later}
@@ -223,7 +223,7 @@ def test_a_parked_batch_cannot_be_given_another_range(eager: Eager):
     """One field of a sealed entry is changed."""
     eager.dispatcher.submit(do.Park(make_batch(), Stage.ROWS, 1, "x", 30.0))
     eager.settle(make_batch(start=100))
-    coordination = Coordination(eager.client, eager.settings, Noted())
+    coordination = Coordination(eager.client, eager.settings, IgnoredEntries())
     (about,) = coordination.parked().values()
     ((name, text),) = eager.client.hgetall("replays:parked").items()
     eager.client.hset("replays:parked", name, msgspec.json.encode({**msgspec.json.decode(text), "stop": 10**6}))

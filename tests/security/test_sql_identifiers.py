@@ -72,7 +72,7 @@ KNOWN: dict[str, set[str]] = {
 }
 
 
-def interpolated(path: Path) -> Iterator[tuple[int, str]]:
+def interpolations(path: Path) -> Iterator[tuple[int, str]]:
     """(line, expression) of everything that is interpolated into a text with SQL."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.JoinedStr):
@@ -102,7 +102,7 @@ def unknown(path: Path, name: str) -> list[str]:
     allowed = CONSTANTS | FRAGMENTS | KNOWN.get(name, set())
     return [
         f"{name}:{line}: {expression}"
-        for line, expression in interpolated(path)
+        for line, expression in interpolations(path)
         if expression not in allowed and not INTEGERS.match(expression)
     ]
 

@@ -28,7 +28,7 @@ def pins(text: str) -> dict[str, str]:
     return {canonicalize_name(name.partition("[")[0]): version for name, version in PIN.findall(text)}
 
 
-def needed(name: str, extras: tuple[str, ...], found: set[str]) -> set[str]:
+def dependencies_of(name: str, extras: tuple[str, ...], found: set[str]) -> set[str]:
     """Everything that is installed here when this distribution is installed."""
     for text in metadata.requires(name) or []:
         wanted = Requirement(text)
@@ -37,7 +37,7 @@ def needed(name: str, extras: tuple[str, ...], found: set[str]) -> set[str]:
         other = canonicalize_name(wanted.name)
         if other not in found:
             found.add(other)
-            needed(other, ("", *wanted.extras), found)
+            dependencies_of(other, ("", *wanted.extras), found)
     return found
 
 
@@ -54,7 +54,7 @@ def test_every_file_that_the_image_installs_has_a_hash(name: str):
 
     assert all("--hash=sha256:" in entry for entry in entries)
     assert len(entries) == len(pins(text))
-    assert needed(ROOTS[name], EXTRAS[name], set()) - {"setuptools"} <= pins(text).keys() | {"hatchling"}
+    assert dependencies_of(ROOTS[name], EXTRAS[name], set()) - {"setuptools"} <= pins(text).keys() | {"hatchling"}
     known = {package: version for package, version in pins(text).items() if package in constrained}
     assert known == {package: constrained[package] for package in known}
     assert not re.search(r"://|index-url|find-links|trusted-host", text)

@@ -58,14 +58,14 @@ HOSTILE = {
 }
 
 
-def displayed(what: RenderableType | str) -> str:
+def displayed_output(what: RenderableType | str) -> str:
     """Output as displayed on a terminal without colors."""
     stream = io.StringIO()
     Terminal(file=stream, width=600, force_terminal=True, color_system=None, legacy_windows=False).print(what)
     return stream.getvalue()
 
 
-def unsafe(text: str) -> set[str]:
+def unsafe_characters(text: str) -> set[str]:
     """The characters of the output that control the terminal or mislead the reader."""
     inkless = "\u034f\u115f\u1160\u2800\u3164\uffa0"
     piles = set(re.findall(r"[\u0300-\u036f\u0483-\u0489]{5,}", text))
@@ -167,9 +167,9 @@ PAGES = {
 @pytest.mark.parametrize("attack", [name for name in HOSTILE if name != "half a character"])
 def test_no_page_of_a_command_steers_the_terminal(place: str, attack: str):
     """The output is printable text, whatever the fields that outsiders control contain."""
-    shown = displayed(PAGES[place](f"begin {HOSTILE[attack]} end"))
+    shown = displayed_output(PAGES[place](f"begin {HOSTILE[attack]} end"))
 
-    assert unsafe(shown) == set()
+    assert unsafe_characters(shown) == set()
     assert "begin" in shown
     if attack == "markup":
         assert "[blink]" in shown
@@ -186,10 +186,10 @@ def test_no_line_of_a_command_steers_the_terminal(attack: str, capsys: pytest.Ca
     printed = capsys.readouterr()
     lines, errors = printed.out.splitlines(), printed.err.splitlines()
     assert (len(lines), len(errors)) == (2, 1)
-    assert unsafe("".join(lines + errors)) == set()
+    assert unsafe_characters("".join(lines + errors)) == set()
     assert lines[1].isascii()
     assert json.loads(lines[1]) == {HOSTILE[attack]: [HOSTILE[attack]]}
-    assert unsafe(shortened(HOSTILE[attack])) == set()
+    assert unsafe_characters(shortened(HOSTILE[attack])) == set()
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
@@ -211,4 +211,4 @@ def test_no_log_line_steers_the_terminal(log_format: Any):
         structlog.reset_defaults()
 
     assert "something" in stream.getvalue()
-    assert unsafe(stream.getvalue()) == set()
+    assert unsafe_characters(stream.getvalue()) == set()

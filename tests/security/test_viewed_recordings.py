@@ -189,7 +189,7 @@ def test_a_link_from_elsewhere_allows_nothing(stored: Settings, listener: Listen
     assert json.dumps(listener.received, default=repr) == "[]"
 
 
-def drawn(nodes: list[dict[str, object]]) -> list[dict[str, object]]:
+def page_with(nodes: list[dict[str, object]]) -> list[dict[str, object]]:
     """A page with these nodes in its body, and an attribute that appears at the end of the recording."""
     page, head, body = element(2, "html"), element(3, "head"), element(4, "body")
     page["childNodes"], body["childNodes"] = [head, body], nodes
@@ -221,7 +221,7 @@ def test_the_permission_covers_the_named_hosts_only(stored: Settings, listener: 
     for node in unnamed:
         node["childNodes"] = [{"type": 3, "id": 20 + int(str(node["id"])), "textContent": "text"}]
     nodes = [*unnamed, element(10, "img", src=f"{listener.address}/named")]
-    ingest(stored, [message("6" * 32, 0, drawn(nodes), project_id=PROJECT)])
+    ingest(stored, [message("6" * 32, 0, page_with(nodes), project_id=PROJECT)])
     with browser(stored) as page:
         page.goto(f"/replay/{PROJECT}/{'6' * 32}")
         page.get_by_text("Load images, styles and fonts").click()
@@ -257,7 +257,7 @@ def test_a_recording_loads_nothing_of_this_server(stored: Settings):
     paths = ("/login?token=guess", "/api/operate/letters", f"/api/replays/{PROJECT}/{'7' * 32}/segments/0?raw=1")
     nodes = [element(10 + n, "video", src=path, preload="auto") for n, path in enumerate(paths)]
     nodes += [element(20 + n, "link", rel="stylesheet", href=path) for n, path in enumerate(paths)]
-    ingest(stored, [message("7" * 32, 0, drawn(nodes), project_id=PROJECT)])
+    ingest(stored, [message("7" * 32, 0, page_with(nodes), project_id=PROJECT)])
     answers: list[tuple[str, int]] = []
     with browser(stored) as page:
         page.on("response", lambda response: answers.append((response.url, response.status)))

@@ -19,7 +19,7 @@ LINE_CHARACTERS_MAX = 128
 # The tree of ARCHITECTURE.md
 
 
-def listed() -> list[str]:
+def listed_paths() -> list[str]:
     """The folders and files of the tree, as paths; a line's indentation gives its parent."""
     text = (ROOT / "ARCHITECTURE.md").read_text().split("## The tree")[1]
     block = text.split("```")[1]
@@ -40,7 +40,7 @@ def test_the_tree_has_one_line_per_package():
         for name in PACKAGES
         for path in (ROOT / name).rglob("__init__.py")
     ]
-    lines = listed()
+    lines = listed_paths()
 
     assert sorted(line for line in lines if line.startswith(tuple(f"{name}/" for name in PACKAGES))) == sorted(
         packages

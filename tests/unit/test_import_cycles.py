@@ -44,7 +44,7 @@ def statements(body: Iterable[ast.stmt]) -> Iterator[ast.Import | ast.ImportFrom
                 yield from statements(handler.body)
 
 
-def imported(source: str, modules: Iterable[str]) -> set[str]:
+def imported_modules(source: str, modules: Iterable[str]) -> set[str]:
     """The `modules` that this source imports directly: `from a import b` is `a.b` if that is a module, otherwise
     `a`.
 
@@ -66,10 +66,10 @@ def imported(source: str, modules: Iterable[str]) -> set[str]:
 
 def graph() -> Graph:
     paths = {module_of(path): path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
-    return {name: imported(path.read_text(), paths) - {name} for name, path in paths.items()}
+    return {name: imported_modules(path.read_text(), paths) - {name} for name, path in paths.items()}
 
 
-def cycle(edges: Mapping[str, set[str]]) -> list[str]:
+def find_cycle(edges: Mapping[str, set[str]]) -> list[str]:
     """Returns one cycle, with its first module repeated at the end; empty if there is none."""
     done: set[str] = set()
 
@@ -93,7 +93,7 @@ def test_there_is_no_import_cycle():
 
     assert len(edges) > 150
     assert "tools.gameday.game" in edges["tools.gameday.faults"]
-    assert cycle(edges) == []
+    assert find_cycle(edges) == []
 
 
 @pytest.mark.parametrize(
@@ -111,10 +111,10 @@ def test_there_is_no_import_cycle():
 )
 def test_every_form_of_import_is_found(source: str, expected: set[str]):
     """All imports that can ever run are found, wherever they are."""
-    assert imported(source, {"a", "a.b", "c"}) == expected
+    assert imported_modules(source, {"a", "a.b", "c"}) == expected
 
 
 def test_a_cycle_is_found_and_shown():
     """Each of three modules imports the next, and the last imports the first."""
-    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c", "a"]
-    assert cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c", "a"]
+    assert find_cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []

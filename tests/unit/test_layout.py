@@ -24,7 +24,7 @@ WHOLE = {
 }
 
 
-def misplaced(path: Path) -> str:
+def location_error(path: Path) -> str:
     """The error in the location of a test file, or an empty string."""
     *folders, name = path.relative_to(TESTS).parts
     kind = folders.pop(0) if folders else ""
@@ -42,7 +42,7 @@ def misplaced(path: Path) -> str:
 
 def test_every_test_file_mirrors_a_package() -> None:
     """tests/unit/reader/parsing tests ingest/reader/parsing, tests/integration/tasks/sinks tests tasks/sinks."""
-    found = {path.relative_to(ROOT).as_posix(): misplaced(path) for path in TESTS.rglob("test_*.py")}
+    found = {path.relative_to(ROOT).as_posix(): location_error(path) for path in TESTS.rglob("test_*.py")}
 
     assert {path: why for path, why in found.items() if why} == {}
     assert len(found) > 50
@@ -60,7 +60,7 @@ def test_every_test_file_mirrors_a_package() -> None:
 )
 def test_a_misplaced_test_file_is_found(place: str) -> None:
     """Files in old folders, in no folder, and in folders without a package are found."""
-    assert misplaced(TESTS / place)
+    assert location_error(TESTS / place)
 
 
 def test_every_folder_is_a_package_and_helpers_are_not_collected() -> None:

@@ -18,7 +18,7 @@ from ingest.settings import Settings
 FIXED = {"parked_renew_seconds", "commit_repeat_seconds"}
 
 
-def another(value: Any) -> Any:
+def other_value(value: Any) -> Any:
     """Another allowed value of the same type."""
     if isinstance(value, RejectPolicy):
         return next(policy for policy in RejectPolicy if policy is not value)
@@ -38,7 +38,7 @@ def test_every_bound_of_the_core_is_a_setting_with_the_same_default() -> None:
 @pytest.mark.parametrize("name", [field.name for field in fields(Limits) if field.name not in FIXED])
 def test_a_configured_bound_reaches_the_core(name: str) -> None:
     """A bound reaches the core under its own name and changes no other."""
-    value = another(getattr(Limits(), name))
+    value = other_value(getattr(Limits(), name))
     changed = Settings.model_validate({name: value})
 
     found = limits_of(changed)

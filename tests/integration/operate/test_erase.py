@@ -47,21 +47,21 @@ OLD_SECONDS = 3 * DAY_SECONDS  # old enough that redelivery is over, and within 
 @pytest.fixture(params=["packed", "segment"])
 def store(request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[str], str]) -> Iterator[Store]:
     """A store in each of the two layouts."""
-    yield from stored(stack, fresh_name("e"), request.param)
+    yield from make_store(stack, fresh_name("e"), request.param)
 
 
 @pytest.fixture
 def packed(stack: Stack, fresh_name: Callable[[str], str]) -> Iterator[Store]:
-    yield from stored(stack, fresh_name("e"), "packed")
+    yield from make_store(stack, fresh_name("e"), "packed")
 
 
 @pytest.fixture(scope="module")
 def untouched(stack: Stack) -> Iterator[Store]:
     """A store for tests that change nothing."""
-    yield from stored(stack, f"e_{uuid.uuid4().hex[:10]}", "packed")
+    yield from make_store(stack, f"e_{uuid.uuid4().hex[:10]}", "packed")
 
 
-def stored(stack: Stack, name: str, layout: str) -> Iterator[Store]:
+def make_store(stack: Stack, name: str, layout: str) -> Iterator[Store]:
     """Parses a load and writes it through the sinks twice, in two batches with different names."""
     stack.start(PARTS)
     env = {
@@ -81,7 +81,7 @@ def stored(stack: Stack, name: str, layout: str) -> Iterator[Store]:
     for table in ("replay_objects", "replay_segments"):
         server.command(f"OPTIMIZE TABLE {table} FINAL")  # the index drops the first copies
     server.close()
-    yield Store(env, settings, *chosen(segments))
+    yield Store(env, settings, *choose_replays(segments))
     coordination: Any = connect(settings)
     coordination.delete(*coordination.keys(f"{name}:*"), f"{name}:audit")
 
@@ -98,7 +98,7 @@ def parsed(settings: Settings, started_at: int) -> list[Segment]:
     return found
 
 
-def chosen(segments: list[Segment]) -> tuple[Key, Key]:
+def choose_replays(segments: list[Segment]) -> tuple[Key, Key]:
     """Two replays of one retention class, the first with several segments: they share their packed objects."""
     replays: dict[int, dict[Key, int]] = {}
     for segment in segments:

@@ -38,14 +38,14 @@ def watch(settings: Settings) -> FleetWatch:
     return FleetWatch(settings, Metrics(settings))
 
 
-def first(settings: Settings, name: str) -> Finding:
+def first_finding(settings: Settings, name: str) -> Finding:
     """The first finding of this name; later ones are not awaited."""
     return next(finding for finding in findings(settings) if finding.name == name)
 
 
 def test_no_broker_is_reported_with_what_to_do(settings: Settings):
     """`check` says how to correct the setting."""
-    found = first(settings, "kafka")
+    found = first_finding(settings, "kafka")
 
     assert found.bad
     assert "start a broker, or correct REPLAYS_KAFKA_BROKERS" in found.line().plain
@@ -79,7 +79,7 @@ def test_a_wrong_password_is_reported_everywhere(settings: Settings, redis_url: 
     shown = command({"REPLAYS_REDIS_URL": wrong}, "top", "--once")
 
     expected = "correct the user or password in REPLAYS_REDIS_URL"
-    assert expected in first(mistaken, "redis").line().plain
+    assert expected in first_finding(mistaken, "redis").line().plain
     assert (shown.code, expected in shown.err) == (1, True)
     (line,) = [line for line in lines if line["event"] == "redis_unusable"]
     assert line["what_to_do"] == expected

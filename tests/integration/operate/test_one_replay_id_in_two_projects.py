@@ -63,7 +63,7 @@ BOTH_ORDERS = [(gap, order) for gap in GAPS for order in ((11, 12), (12, 11))]
 
 
 @pytest.fixture
-def two(
+def two_projects(
     request: pytest.FixtureRequest,
     stack: Stack,
     children: Children,
@@ -136,78 +136,78 @@ def facts(settings: Settings, table: str) -> Counter[tuple[int, str, str]]:
 
 
 @pytest.mark.parametrize("two", BOTH_ORDERS, indirect=True, ids=str)
-def test_each_is_complete_in_every_sink_and_erasing_one_leaves_the_other(two: TwoProjects) -> None:
+def test_each_is_complete_in_every_sink_and_erasing_one_leaves_the_other(two_projects: TwoProjects) -> None:
     """Rows are counted per project and compared with the parsed data. A dead letter of the other project does not
     keep the erasure from completing.
     """
     rows = [
         msgspec.json.decode(row.json)
-        for segments in two.segments.values()
+        for segments in two_projects.segments.values()
         for segment in segments
         for row in segment.bigquery
     ]
     expected = Counter((row["project_id"], row["row_id"], row["event_type"]) for row in rows)
     assert len(expected) == len(rows) == 2 * len({row["row_id"] for row in rows})
 
-    assert facts(two.settings, "replay_events") == expected
-    assert facts(two.settings, "replay_events_exact") == expected
-    report = compare(two.settings, two.expected)
+    assert facts(two_projects.settings, "replay_events") == expected
+    assert facts(two_projects.settings, "replay_events_exact") == expected
+    report = compare(two_projects.settings, two_projects.expected)
     assert report.ok, report.failures()
-    account = reconcile.run(two.settings, Scope())
+    account = reconcile.run(two_projects.settings, Scope())
     assert account.ok, account.examples
     assert all(account.sinks[sink].checked for sink in ("gcs", "clickhouse", "bigquery"))
-    for which in (two.victim, two.neighbour):
-        assert_shown(two, which)
+    for which in (two_projects.victim, two_projects.neighbour):
+        assert_shown(two_projects, which)
 
-    kept = two.everything(two.neighbour)
-    value = envelope(b"no header", project_id=two.neighbour[0], replay_id=REPLAY_ID)
-    label = Label("no_header", "", Origin(two.settings.kafka_topic, 0, 9), "b")
-    letter(two, DeadLetter(None, value, label.encode(), 9))
-    refuse_outcome(two, two.neighbour)
+    kept = two_projects.everything(two_projects.neighbour)
+    value = envelope(b"no header", project_id=two_projects.neighbour[0], replay_id=REPLAY_ID)
+    label = Label("no_header", "", Origin(two_projects.settings.kafka_topic, 0, 9), "b")
+    letter(two_projects, DeadLetter(None, value, label.encode(), 9))
+    refuse_outcome(two_projects, two_projects.neighbour)
 
-    erased = two.erase()
+    erased = two_projects.erase()
 
     assert erased.exit_code == 0, erased.output
-    gone = two.everything(two.victim)
+    gone = two_projects.everything(two_projects.victim)
     assert gone.pop("replay_outcomes") == 1
     assert not any(gone.values()), gone
-    assert two.everything(two.neighbour) == kept
-    assert_shown(two, two.neighbour)
-    exact = facts(two.settings, "replay_events_exact")
-    assert exact == Counter({row: n for row, n in expected.items() if row[0] == two.neighbour[0]})
+    assert two_projects.everything(two_projects.neighbour) == kept
+    assert_shown(two_projects, two_projects.neighbour)
+    exact = facts(two_projects.settings, "replay_events_exact")
+    assert exact == Counter({row: n for row, n in expected.items() if row[0] == two_projects.neighbour[0]})
 
 
 @pytest.mark.parametrize("two", BOTH_ORDERS[:1], indirect=True, ids=str)
-def test_missing_rows_of_one_are_reported_regardless_of_the_other(two: TwoProjects) -> None:
+def test_missing_rows_of_one_are_reported_regardless_of_the_other(two_projects: TwoProjects) -> None:
     """Facts and an outcome of one project are deleted. The other project has such rows, and a sink refused one of
     them.
     """
-    delete_some(two, two.neighbour)
-    refuse_outcome(two, two.victim)
+    delete_some(two_projects, two_projects.neighbour)
+    refuse_outcome(two_projects, two_projects.victim)
 
-    account = reconcile.run(two.settings, Scope())
+    account = reconcile.run(two_projects.settings, Scope())
 
     assert account.sinks["bigquery"].left == sum(
-        len(segment.bigquery) for segment in two.segments[two.neighbour[0]]
+        len(segment.bigquery) for segment in two_projects.segments[two_projects.neighbour[0]]
     )
     assert account.sinks["clickhouse"].left == 1
-    assert {item.segment.split("/")[0] for item in account.examples} == {str(two.neighbour[0])}
+    assert {item.segment.split("/")[0] for item in account.examples} == {str(two_projects.neighbour[0])}
 
 
-def assert_shown(two: TwoProjects, which: Key) -> None:
+def assert_shown(two_projects: TwoProjects, which: Key) -> None:
     """Asserts the project's recordings, as read by both readers, and its row of the materialized view."""
-    blobs = [bytes(segment.blobs[0].content) for segment in two.segments[which[0]]]
-    assert two.recordings(which) == blobs
-    reads = Reads(two.settings)
+    blobs = [bytes(segment.blobs[0].content) for segment in two_projects.segments[which[0]]]
+    assert two_projects.recordings(which) == blobs
+    reads = Reads(two_projects.settings)
     seen = reads.segments(reads.replay(which[1], which[0]))
     assert [content for _, content in reads.recordings(seen)] == blobs
     reads.close()
-    assert summary(two, which[0]) == (SEGMENTS, *clicks(two, which[0]))
+    assert summary(two_projects, which[0]) == (SEGMENTS, *clicks(two_projects, which[0]))
 
 
-def summary(two: TwoProjects, project: int) -> tuple[int, ...]:
+def summary(two_projects: TwoProjects, project: int) -> tuple[int, ...]:
     """Segments, clicks, dead clicks and rage clicks of the materialized view."""
-    server: Any = clickhouse.client(two.settings)
+    server: Any = clickhouse.client(two_projects.settings)
     found = server.query(
         "SELECT uniqExactMerge(segments), uniqExactIfMerge(clicks), uniqExactIfMerge(dead_clicks), "
         f"uniqExactIfMerge(rage_clicks) FROM replay_summaries WHERE project_id = {project} "
@@ -217,37 +217,40 @@ def summary(two: TwoProjects, project: int) -> tuple[int, ...]:
     return tuple(found[0])
 
 
-def clicks(two: TwoProjects, project: int) -> tuple[int, int, int]:
+def clicks(two_projects: TwoProjects, project: int) -> tuple[int, int, int]:
     """Clicks, dead clicks and rage clicks that are expected of a project."""
-    flags = [flags for (owner, _), flags in two.expected.clicks.items() if owner == project]
+    flags = [flags for (owner, _), flags in two_projects.expected.clicks.items() if owner == project]
     return len(flags), sum(flag.dead for flag in flags), sum(flag.rage for flag in flags)
 
 
-def delete_some(two: TwoProjects, which: Key) -> None:
+def delete_some(two_projects: TwoProjects, which: Key) -> None:
     """Deletes all facts and the outcome of a replay."""
-    connected: Any = bigquery.client(two.settings)
-    table = f"`{two.settings.bigquery_project}.{two.settings.bigquery_dataset}.replay_events`"
+    connected: Any = bigquery.client(two_projects.settings)
+    table = f"`{two_projects.settings.bigquery_project}.{two_projects.settings.bigquery_dataset}.replay_events`"
     connected.query_and_wait(f"DELETE FROM {table} WHERE project_id = {which[0]}")
     connected.close()
-    server: Any = clickhouse.client(two.settings)
+    server: Any = clickhouse.client(two_projects.settings)
     outcomes = f"ALTER TABLE replay_outcomes DELETE WHERE project_id = {which[0]}"
     server.command(f"{outcomes} SETTINGS mutations_sync = 2")
     server.close()
 
 
-def refuse_outcome(two: TwoProjects, which: Key) -> None:
+def refuse_outcome(two_projects: TwoProjects, which: Key) -> None:
     """Writes a dead letter for the outcome of a replay, as if ClickHouse had refused it. The name of the item is
     the replay's id.
     """
     (row,) = [
-        row for segment in two.segments[which[0]] for row in segment.clickhouse if row.table == "replay_outcomes"
+        row
+        for segment in two_projects.segments[which[0]]
+        for row in segment.clickhouse
+        if row.table == "replay_outcomes"
     ]
-    origin = Origin(two.settings.kafka_topic, 0, row.offset)
+    origin = Origin(two_projects.settings.kafka_topic, 0, row.offset)
     label = Label(REFUSED, "", origin, "b", refusal=Refusal("clickhouse", Kind.ROW, f"{row.table}/{row.id}"))
-    letter(two, DeadLetter(None, row.json, label.encode(), row.offset))
+    letter(two_projects, DeadLetter(None, row.json, label.encode(), row.offset))
 
 
-def letter(two: TwoProjects, record: DeadLetter) -> None:
-    sink = build("dead_letter", two.settings)
+def letter(two_projects: TwoProjects, record: DeadLetter) -> None:
+    sink = build("dead_letter", two_projects.settings)
     sink.write([record], "token", 60)
     sink.close()

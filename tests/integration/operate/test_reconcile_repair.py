@@ -47,17 +47,17 @@ class System:
 
 @pytest.fixture
 def system(stack: Stack, fresh_name: Callable[[str], str], tmp_path: Path) -> Iterator[System]:
-    yield from loaded(stack, fresh_name("r"), tmp_path, {})
+    yield from load_system(stack, fresh_name("r"), tmp_path, {})
 
 
 @pytest.fixture
 def system_on_apache(
     stack: Stack, apache_kafka: JavaKafka, fresh_name: Callable[[str], str], tmp_path: Path
 ) -> Iterator[System]:
-    yield from loaded(stack, fresh_name("r"), tmp_path, {"REPLAYS_KAFKA_BROKERS": apache_kafka.address})
+    yield from load_system(stack, fresh_name("r"), tmp_path, {"REPLAYS_KAFKA_BROKERS": apache_kafka.address})
 
 
-def loaded(stack: Stack, name: str, tmp_path: Path, others: dict[str, str]) -> Iterator[System]:
+def load_system(stack: Stack, name: str, tmp_path: Path, others: dict[str, str]) -> Iterator[System]:
     stack.start(PARTS)
     own = isolated(name.replace("_", ""), stack.addresses["redis"], 9) | others
     settings = settings_of({**stack.settings(), **own, "REPLAYS_SINKS": "gcs,clickhouse,bigquery,dead_letter"})
@@ -72,7 +72,7 @@ def loaded(stack: Stack, name: str, tmp_path: Path, others: dict[str, str]) -> I
 
 @pytest.fixture
 def packed_system(stack: Stack, fresh_name: Callable[[str], str], tmp_path: Path) -> Iterator[System]:
-    yield from loaded(stack, fresh_name("r"), tmp_path, {"REPLAYS_GCS_LAYOUT": "packed"})
+    yield from load_system(stack, fresh_name("r"), tmp_path, {"REPLAYS_GCS_LAYOUT": "packed"})
 
 
 def commit(settings: Settings, ends: dict[int, int]) -> None:
@@ -82,7 +82,7 @@ def commit(settings: Settings, ends: dict[int, int]) -> None:
     consumer.close()
 
 
-def left(account: reconcile.Account) -> dict[str, int]:
+def missing_counts(account: reconcile.Account) -> dict[str, int]:
     return {name: tally.left for name, tally in account.sinks.items()}
 
 
@@ -97,14 +97,14 @@ def test_a_completely_lost_load_is_found_and_repaired(system: System) -> None:
     assert {item.segment for item in found if item.sink == "gcs"} == {
         f"{project}/{replay}/{segment}" for project, replay, segment in system.expected.segments
     }
-    assert left(before)["dead_letter"] == system.produced.rejects
+    assert missing_counts(before)["dead_letter"] == system.produced.rejects
 
     repaired = reconcile.run(system.settings, Scope(), repair=True, per_second_max=FAST, by="a test")
 
     console = Console(width=150, record=True, file=io.StringIO())
     console.print(reconcile.render(before))
     assert "NOT OK" in console.export_text()
-    assert repaired.ok, (left(repaired), repaired.failures)
+    assert repaired.ok, (missing_counts(repaired), repaired.failures)
     report = compare(system.settings, system.expected)
     assert report.ok, report.failures()
     after = reconcile.run(system.settings, Scope())
@@ -123,7 +123,7 @@ def test_only_deleted_items_are_repaired_and_audited(system: System) -> None:
 
         account = reconcile.run(settings, Scope(), repair=True, per_second_max=FAST, by="oncall")
 
-        assert account.ok, (left(account), account.failures)
+        assert account.ok, (missing_counts(account), account.failures)
         assert {name: tally.repaired for name, tally in account.sinks.items()} == gone
         assert account.sinks["gcs"].differs == 1
         report = compare(settings, system.expected)
@@ -179,7 +179,7 @@ def test_recordings_in_packed_objects_are_found_by_their_index(packed_system: Sy
     assert {item.item for item in found.examples if item.problem == "missing"} == gone["missing"]
     assert {item.item for item in found.examples if item.problem == "differs"} == gone["differs"]
     assert {item.sink for item in found.examples} == {"gcs"}
-    assert repaired.ok, (left(repaired), repaired.failures)
+    assert repaired.ok, (missing_counts(repaired), repaired.failures)
     report = compare(settings, expected)
     assert report.ok, report.failures()
 
@@ -234,7 +234,7 @@ def test_refused_and_disabled_items_are_not_losses(system: System) -> None:
     account = reconcile.run(system.settings, Scope())
 
     assert account.shed
-    assert left(account)["gcs"] == 0
+    assert missing_counts(account)["gcs"] == 0
 
 
 def test_a_rule_in_force_is_named_when_items_are_missing(system: System) -> None:

@@ -33,7 +33,7 @@ DAY_SECONDS = 86_400
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredSegments:
     """A bucket and tables with `segments`, written as the fleet writes them."""
 
     env: dict[str, str]
@@ -47,7 +47,9 @@ class Kept:
 
 
 @pytest.fixture(params=["segment", "packed"])
-def kept(request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[str], str]) -> Kept:
+def stored_segments(
+    request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[str], str]
+) -> StoredSegments:
     stack.start(["gcs", "clickhouse"])
     env = {
         **stack.settings(),
@@ -67,51 +69,53 @@ def kept(request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[str
     segments = [outcome for outcome in parsed if isinstance(outcome, Segment)]
     for start in range(0, len(segments), AT_ONCE):
         write(settings, batch_of(segments[start : start + AT_ONCE], start))
-    return Kept(env, settings, segments)
+    return StoredSegments(env, settings, segments)
 
 
-def test_expired_objects_and_rows_of_missing_objects_are_named(kept: Kept) -> None:
+def test_expired_objects_and_rows_of_missing_objects_are_named(stored_segments: StoredSegments) -> None:
     """A month later, the objects with 30 days of retention still exist, and one with 90 days was deleted."""
-    before = audit(kept.settings, grace_days=0)
-    names = kept.names
+    before = audit(stored_segments.settings, grace_days=0)
+    names = stored_segments.names
     later = time.time() + 40 * DAY_SECONDS
-    lost = next(name for name in sorted(kept.names) if name.startswith("90/"))
-    gcs.client(kept.settings).bucket(kept.settings.gcs_bucket).blob(lost).delete()
-    old = {name for name in kept.names if name.startswith("30/")}
-    server = clickhouse.client(kept.settings)
+    lost = next(name for name in sorted(stored_segments.names) if name.startswith("90/"))
+    gcs.client(stored_segments.settings).bucket(stored_segments.settings.gcs_bucket).blob(lost).delete()
+    old = {name for name in stored_segments.names if name.startswith("30/")}
+    server = clickhouse.client(stored_segments.settings)
     segments = server.query(
         "SELECT count() FROM replay_objects FINAL WHERE object = {name:String}", parameters={"name": lost}
     ).result_rows[0][0]
     server.close()
 
-    found = audit(kept.settings, grace_days=2, now=later)
-    patient = audit(kept.settings, grace_days=11, now=later)
+    found = audit(stored_segments.settings, grace_days=2, now=later)
+    patient = audit(stored_segments.settings, grace_days=11, now=later)
 
     assert before.ok, before.examples[:3]
     assert (before.objects, before.examples) == (len(names), [])
-    assert before.rows == len({segment.blobs[0].name for segment in kept.segments})
+    assert before.rows == len({segment.blobs[0].name for segment in stored_segments.segments})
     assert {example.object for example in found.examples if example.kind is Kind.EXPIRED} == old
     assert found.expired == len(old) > 0
     assert [example.object for example in found.examples if example.kind is Kind.ROW_WITHOUT_OBJECT] == [lost]
-    assert found.rows_without_object == (segments if kept.settings.gcs_layout == "packed" else 1)
+    assert found.rows_without_object == (segments if stored_segments.settings.gcs_layout == "packed" else 1)
     assert patient.expired == 0
 
 
 @pytest.mark.parametrize("kept", ["segment"], indirect=True)
-def test_the_command_exits_with_1_and_reports_its_findings(kept: Kept) -> None:
+def test_the_command_exits_with_1_and_reports_its_findings(stored_segments: StoredSegments) -> None:
     """The age of an object that `erase` has overwritten counts from its custom time. An object without a retention
     is reported as a note.
     """
-    bucket = gcs.client(kept.settings).bucket(kept.settings.gcs_bucket)
+    bucket = gcs.client(stored_segments.settings).bucket(stored_segments.settings.gcs_bucket)
     for name, days in (("60/7/" + "a" * 32 + "/0", 100), ("left/by\x1b[31m/somebody", 0)):
         blob = bucket.blob(name)
         blob.custom_time = datetime.now(UTC) - timedelta(days=days)
         blob.upload_from_string(b"x")
 
-    clean = CliRunner().invoke(main, ["reconcile", "--expired", "--grace-days", "100", "--json"], env=kept.env)
-    reported = CliRunner().invoke(main, ["reconcile", "--expired", "--json"], env=kept.env)
-    shown = CliRunner().invoke(main, ["reconcile", "--expired"], env=kept.env)
-    mixed = CliRunner().invoke(main, ["reconcile", "--expired", "--repair"], env=kept.env)
+    clean = CliRunner().invoke(
+        main, ["reconcile", "--expired", "--grace-days", "100", "--json"], env=stored_segments.env
+    )
+    reported = CliRunner().invoke(main, ["reconcile", "--expired", "--json"], env=stored_segments.env)
+    shown = CliRunner().invoke(main, ["reconcile", "--expired"], env=stored_segments.env)
+    mixed = CliRunner().invoke(main, ["reconcile", "--expired", "--repair"], env=stored_segments.env)
 
     assert (clean.exit_code, reported.exit_code, shown.exit_code, mixed.exit_code) == (0, 1, 1, 2), reported.output
     found = json.loads(reported.stdout)

@@ -31,7 +31,7 @@ COUNT = 60
 
 
 @dataclass(frozen=True)
-class Live:
+class LiveData:
     """Data that the live group has ingested and committed."""
 
     env: dict[str, str]
@@ -72,7 +72,9 @@ class Live:
 
 
 @pytest.fixture(params=["segment", "packed"])
-def live(request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[str], str], tmp_path: Path) -> Live:
+def live_data(
+    request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[str], str], tmp_path: Path
+) -> LiveData:
     """A load, written to every sink and committed."""
     stack.start(("kafka", "redis", "gcs", "clickhouse"))
     env = {
@@ -90,21 +92,21 @@ def live(request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[str
     consumer.commit(offsets=ends, asynchronous=False)
     consumer.close()
     assert reconcile.run(settings, Scope(), repair=True, per_second_max=1e6).ok
-    return Live(env, settings, produced)
+    return LiveData(env, settings, produced)
 
 
-def test_only_injected_differences_are_found(live: Live) -> None:
+def test_only_injected_differences_are_found(live_data: LiveData) -> None:
     """The differences are a wrong row, an unexpected row, a lost row, a lost object, and an object with other
     bytes.
     """
-    before, offsets = live.found(), live.committed()
-    wrong, lost, spoiled = inject(live)
-    after = live.found()
-    first = live.found("--limit", "1")
-    shown = live.shadow()
+    before, offsets = live_data.found(), live_data.committed()
+    wrong, lost, spoiled = inject(live_data)
+    after = live_data.found()
+    first = live_data.found("--limit", "1")
+    shown = live_data.shadow()
 
     assert before["ok"], before["differences"][:3]
-    assert before["messages"] == live.produced.messages
+    assert before["messages"] == live_data.produced.messages
     assert before["sinks"]["clickhouse"]["compared"] > COUNT
     assert before["sinks"]["gcs"]["compared"] >= COUNT
     assert not after["ok"]
@@ -121,23 +123,23 @@ def test_only_injected_differences_are_found(live: Live) -> None:
     found = {kind: {(r, s) for sink, k, r, s in by_sink if (sink, k) == ("gcs", kind)} for kind in spoiled}
     assert found == spoiled
     assert all(
-        difference["topic"] == live.settings.kafka_topic and difference["project_id"]
+        difference["topic"] == live_data.settings.kafka_topic and difference["project_id"]
         for difference in by_sink.values()
     )
     assert first["sinks"] == after["sinks"]
     assert len(first["differences"]) == 2
     assert shown.exit_code == 1
     assert "DIFFERENT" in shown.stdout
-    assert live.committed() == offsets
+    assert live_data.committed() == offsets
 
 
 EXTRA = "12345678-1234-4234-8234-123456789abc"
 Segment = tuple[str, int]
 
 
-def inject(live: Live) -> tuple[Segment, Segment, dict[str, set[Segment]]]:
+def inject(live_data: LiveData) -> tuple[Segment, Segment, dict[str, set[Segment]]]:
     """Returns (segment with a wrong row, segment without its row, recordings by fault)."""
-    server = clickhouse.client(live.settings)
+    server = clickhouse.client(live_data.settings)
     columns = "replace(toString(replay_id), '-', ''), segment_id"
     rows = server.query(f"SELECT {columns}, object FROM replay_segments FINAL ORDER BY object").result_rows
     places = dict(server.query("SELECT name, object FROM replay_objects FINAL").result_rows)
@@ -146,14 +148,14 @@ def inject(live: Live) -> tuple[Segment, Segment, dict[str, set[Segment]]]:
     server.close()
     document = "click_tag = '' AND tap_view_id = '' AND tap_message = '' AND click_node_id = 0"
     for replaced in ("'injected' AS title", f"toUUID('{EXTRA}') AS event_hash"):
-        live.command(
+        live_data.command(
             f"INSERT INTO replays SELECT * REPLACE ({replaced}) FROM replays FINAL WHERE {of_wrong} AND {document}"
         )
-    live.command(
+    live_data.command(
         f"ALTER TABLE replay_segments DELETE WHERE replay_id = toUUID('{lost[0]}') AND segment_id = {lost[1]} "
         "SETTINGS mutations_sync = 2"
     )
-    bucket = gcs.client(live.settings).bucket(live.settings.gcs_bucket)
+    bucket = gcs.client(live_data.settings).bucket(live_data.settings.gcs_bucket)
     own = {name: places.get(name, name) for *_, name in rows}
     gone, other = sorted(set(own.values()))[-2:]
     bucket.blob(gone).delete()
@@ -167,10 +169,10 @@ def inject(live: Live) -> tuple[Segment, Segment, dict[str, set[Segment]]]:
 
 
 @pytest.mark.parametrize("live", ["segment"], indirect=True)
-def test_it_follows_the_commits_of_the_group(live: Live) -> None:
+def test_it_follows_the_commits_of_the_group(live_data: LiveData) -> None:
     """The first round finds nothing new, the second finds half of a partition, and the third finds the rest."""
-    end = live.produced.ends[0]
-    live.commit(0, 2)
+    end = live_data.produced.ends[0]
+    live_data.commit(0, 2)
     commits = iter((None, end // 2, end))
     seen: list[int] = []
 
@@ -178,11 +180,11 @@ def test_it_follows_the_commits_of_the_group(live: Live) -> None:
         if (offset := next(commits, -1)) == -1:
             return False
         if offset is not None:
-            live.commit(0, offset)
+            live_data.commit(0, offset)
         return True
 
-    found = run(live.settings, Scope(0), another_round=another_round, progress=seen.append)
-    ended = live.shadow("--follow", "30m", "--until", "1m")
+    found = run(live_data.settings, Scope(0), another_round=another_round, progress=seen.append)
+    ended = live_data.shadow("--follow", "30m", "--until", "1m")
 
     assert found.ok, found.differences[:3]
     assert seen == [end // 2 - 2, end - 2]
@@ -205,12 +207,12 @@ def test_a_missing_server_or_credentials_are_reported_in_one_line(kafka_brokers:
 
 
 @pytest.mark.parametrize("live", ["segment"], indirect=True)
-def test_a_range_and_a_rate_limit_the_reading(live: Live) -> None:
+def test_a_range_and_a_rate_limit_the_reading(live_data: LiveData) -> None:
     """The command reads half of one partition slowly; offsets without a partition are a usage error."""
-    end = live.produced.ends[0]
+    end = live_data.produced.ends[0]
 
-    found = live.found("--partition", "0", "--start", "2", "--stop", str(end // 2), "--rate", "20")
-    mixed = live.shadow("--start", "2")
+    found = live_data.found("--partition", "0", "--start", "2", "--stop", str(end // 2), "--rate", "20")
+    mixed = live_data.shadow("--start", "2")
 
     assert found["messages"] == end // 2 - 2
     assert found["seconds"] >= (found["messages"] - 1) / 20

@@ -31,7 +31,7 @@ from tests.kit.prestarted import PARENTS
 
 
 @contextmanager
-def demoted(admin: Any) -> Iterator[None]:
+def demoted_primary(admin: Any) -> Iterator[None]:
     """A replica without a primary: it keeps its connections open and accepts no writes."""
     admin.replicaof("127.0.0.1", free_port())
     yield
@@ -42,12 +42,12 @@ def demoted(admin: Any) -> Iterator[None]:
 def without_stale_data(admin: Any) -> Iterator[None]:
     """A replica that lost its primary and refuses every read."""
     admin.config_set("replica-serve-stale-data", "no")
-    with demoted(admin):
+    with demoted_primary(admin):
         yield
 
 
 @contextmanager
-def alone(admin: Any) -> Iterator[None]:
+def primary_without_replica(admin: Any) -> Iterator[None]:
     """A primary that must not write without a replica."""
     admin.config_set("min-replicas-to-write", "1")
     yield
@@ -55,7 +55,7 @@ def alone(admin: Any) -> Iterator[None]:
 
 
 @contextmanager
-def without_disk(admin: Any) -> Iterator[None]:
+def failed_snapshot(admin: Any) -> Iterator[None]:
     """A primary whose last snapshot failed."""
     admin.config_set("save", "3600 1")
     in_the_way = Path(admin.config_get("dir")["dir"]) / "dump.rdb"
@@ -68,7 +68,7 @@ def without_disk(admin: Any) -> Iterator[None]:
 
 
 @contextmanager
-def busy(admin: Any) -> Iterator[None]:
+def endless_script(admin: Any) -> Iterator[None]:
     """A server running an endless script."""
     admin.config_set("busy-reply-threshold", "10")
     runner = Client.from_url(f"redis://127.0.0.1:{admin.connection_pool.connection_kwargs['port']}/0")
@@ -93,14 +93,20 @@ def _text(call: Callable[..., Any], *arguments: Any) -> str:
 
 WRITE: Callable[[Any], Any] = lambda client: client.set("replays:x", 1)  # noqa: E731
 STATES: dict[str, tuple[Any, Callable[[Any], Any]]] = {
-    "READONLY": (demoted, WRITE),
-    "READONLY in a script": (demoted, lambda client: client.eval("return redis.call('SET', KEYS[1], 1)", 1, "x")),
-    "READONLY in a transaction": (demoted, lambda client: client.pipeline().set("x", 1).execute()),
-    "READONLY in a pipeline": (demoted, lambda client: client.pipeline(transaction=False).set("x", 1).execute()),
+    "READONLY": (demoted_primary, WRITE),
+    "READONLY in a script": (
+        demoted_primary,
+        lambda client: client.eval("return redis.call('SET', KEYS[1], 1)", 1, "x"),
+    ),
+    "READONLY in a transaction": (demoted_primary, lambda client: client.pipeline().set("x", 1).execute()),
+    "READONLY in a pipeline": (
+        demoted_primary,
+        lambda client: client.pipeline(transaction=False).set("x", 1).execute(),
+    ),
     "MASTERDOWN": (without_stale_data, lambda client: client.get("replays:x")),
-    "NOREPLICAS": (alone, WRITE),
-    "MISCONF": (without_disk, WRITE),
-    "BUSY": (busy, lambda client: client.get("replays:x")),
+    "NOREPLICAS": (primary_without_replica, WRITE),
+    "MISCONF": (failed_snapshot, WRITE),
+    "BUSY": (endless_script, lambda client: client.get("replays:x")),
 }
 
 
@@ -134,7 +140,7 @@ def test_a_blocking_call_on_a_demoted_primary_means_unavailable(fleet: Fleet) ->
     thread = threading.Thread(target=wait)
     thread.start()
     wait_until(lambda: fleet.client.info("clients")["blocked_clients"] == 1, 10, "the call to block")
-    with demoted(fleet.client):
+    with demoted_primary(fleet.client):
         thread.join()
 
     assert [str(each).split()[0] for each in found] == ["UNBLOCKED"]
@@ -162,7 +168,7 @@ def test_a_read_only_primary_is_not_ready(fleet: Fleet) -> None:
     watch.look()
     before = watch.dependencies()["redis"]
 
-    with demoted(fleet.client):
+    with demoted_primary(fleet.client):
         watch.look()
         meanwhile, up = watch.dependencies()["redis"], metrics.total("replays.reader.redis_up")
     watch.look()
@@ -178,7 +184,7 @@ def test_celery_opens_no_channel_to_a_replica(fleet: Fleet) -> None:
     """The failure is a connection error, not a channel error."""
     connection = publisher(fleet.settings).connection_for_write()
 
-    with demoted(fleet.client), pytest.raises(RedisAway) as refused:
+    with demoted_primary(fleet.client), pytest.raises(RedisAway) as refused:
         connection.channel()
 
     assert isinstance(refused.value, connection.connection_errors)
@@ -197,7 +203,7 @@ def test_a_message_whose_acknowledgement_fails_does_not_stop_its_consumer(fleet:
             queue.put(body)
         first = queue.get(timeout=10)
 
-        with demoted(fleet.client), pytest.raises(RedisAway, match="READONLY"):
+        with demoted_primary(fleet.client), pytest.raises(RedisAway, match="READONLY"):
             first.ack() if finish == "ack" else first.reject(requeue=finish == "requeue")
 
         assert queue.get(timeout=10).payload == "second"

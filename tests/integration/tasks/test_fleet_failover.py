@@ -48,7 +48,7 @@ def fleet_options(request: pytest.FixtureRequest) -> dict[str, str]:
     return QUICK | getattr(request, "param", {})
 
 
-def during(change: Callable[[], object]) -> threading.Thread:
+def run_under_load(change: Callable[[], object]) -> threading.Thread:
     """Performs the given action in a thread while the load runs."""
     thread = threading.Thread(target=change)
     thread.start()
@@ -61,7 +61,7 @@ def load(fleet: Fleet, start: int, change: Callable[[], object]) -> None:
     """
     batches = [make_batch(start=start + 100 * number) for number in range(BATCHES)]
     fleet.script("clickhouse", "slow 0.2")
-    thread = during(change)
+    thread = run_under_load(change)
     fleet.settle_all(fleet._dispatchers[0], batches)
     thread.join()
 
@@ -70,7 +70,7 @@ def load(fleet: Fleet, start: int, change: Callable[[], object]) -> None:
 
 
 @pytest.fixture
-def switched(children: Children, tmp_path: Path) -> Iterator[tuple[FaultProxy, Redis, Redis]]:
+def switched_address(children: Children, tmp_path: Path) -> Iterator[tuple[FaultProxy, Redis, Redis]]:
     """An address, the primary behind it, and its replica."""
     servers = [Redis(children, tmp_path / name, name=name) for name in ("first", "second")]
     for server in servers:
@@ -82,10 +82,10 @@ def switched(children: Children, tmp_path: Path) -> Iterator[tuple[FaultProxy, R
 
 
 def test_a_demoted_primary_with_open_connections_is_abandoned(
-    switched: tuple[FaultProxy, Redis, Redis], fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+    switched_address: tuple[FaultProxy, Redis, Redis], fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The address moves to another server while connections to the old primary are open. Nothing is lost."""
-    proxy, first, second = switched
+    proxy, first, second = switched_address
     url = f"redis://{proxy.address}/0"
     monkeypatch.setenv("REPLAYS_REDIS_URL", url)
     fleet.environment["REPLAYS_REDIS_URL"] = url
@@ -167,7 +167,7 @@ def test_sentinels_and_redis_are_reached_over_tls(children: Children, tmp_path: 
     certificates = make_certificates(tmp_path / "certificates")
     redis = Redis(children, tmp_path / "redis", options=("--requirepass", "pw-redis"))
     redis.start()
-    with TlsProxy(redis.port, certificates) as tls, either(redis.port, tls.port) as port:
+    with TlsProxy(redis.port, certificates) as tls, tls_or_plain(redis.port, tls.port) as port:
         sentinel = Sentinel(children, tmp_path / "sentinel", lambda: port, password="pw-redis", quorum=1)
         sentinel.start()
         with TlsProxy(sentinel.port, certificates) as front:
@@ -204,16 +204,16 @@ def test_a_batch_is_flushed_over_a_unix_socket(
     settled = fleet.settle(fleet.dispatcher(), make_batch())
 
     assert isinstance(settled, on.FlushSucceeded)
-    assert "db3" in ask_info(redis)
+    assert "db3" in query_keyspace(redis)
 
 
-def ask_info(redis: Redis) -> str:
+def query_keyspace(redis: Redis) -> str:
     """The databases of this Redis."""
     return str(redis.ask("INFO", "keyspace"))
 
 
 @contextmanager
-def either(plain_port: int, tls_port: int) -> Iterator[int]:
+def tls_or_plain(plain_port: int, tls_port: int) -> Iterator[int]:
     """A port for both protocols: a TLS handshake goes to `tls_port`, everything else to `plain_port`.
 
     Sentinel gives its clients the address that it uses itself, and the embedded one does not support TLS.

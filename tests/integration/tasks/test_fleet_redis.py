@@ -16,7 +16,7 @@ from tests.kit.fleet import Fleet
 
 
 @pytest.fixture
-def full(fleet: Fleet) -> Fleet:
+def full_redis(fleet: Fleet) -> Fleet:
     """Redis with 8 MiB, most of which is already used."""
     fleet.client.config_set("maxmemory", 8 * MiB)
     number = 0
@@ -25,11 +25,11 @@ def full(fleet: Fleet) -> Fleet:
     return fleet
 
 
-def test_staging_stops_before_redis_is_full(full: Fleet) -> None:
+def test_staging_stops_before_redis_is_full(full_redis: Fleet) -> None:
     """Staging stops before queues and marks run out of memory; the event names memory as the reason."""
-    dispatcher = full.dispatcher()
+    dispatcher = full_redis.dispatcher()
 
-    refused = full.settle(dispatcher, make_batch(messages=500), Stage.ROWS)
+    refused = full_redis.settle(dispatcher, make_batch(messages=500), Stage.ROWS)
     assert isinstance(refused, on.DispatchFailed)
     assert "redis is nearly full" in refused.error
 

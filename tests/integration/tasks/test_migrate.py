@@ -18,7 +18,7 @@ from tasks.wire import Row
 
 
 @pytest.fixture
-def everything(
+def settings_of_all_servers(
     settings: Callable[..., Settings],
     kafka_brokers: str,
     gcs_endpoint: str,
@@ -38,16 +38,16 @@ def everything(
     )
 
 
-def test_after_migrating_every_check_passes(everything: Settings) -> None:
+def test_after_migrating_every_check_passes(settings_of_all_servers: Settings) -> None:
     """Before the migration all sinks except DataDog lack something. A dry run changes nothing. A second run does
     nothing.
     """
-    before = {checked.name: checked.ok for checked in check_all(everything)}
-    planned = list(migrate(everything, dry_run=True, topics=True))
-    unchanged = {checked.name: checked.ok for checked in check_all(everything)}
-    done = list(migrate(everything, topics=True))
-    after = check_all(everything)
-    again = list(migrate(everything, topics=True))
+    before = {checked.name: checked.ok for checked in check_all(settings_of_all_servers)}
+    planned = list(migrate(settings_of_all_servers, dry_run=True, topics=True))
+    unchanged = {checked.name: checked.ok for checked in check_all(settings_of_all_servers)}
+    done = list(migrate(settings_of_all_servers, topics=True))
+    after = check_all(settings_of_all_servers)
+    again = list(migrate(settings_of_all_servers, topics=True))
 
     assert before == unchanged == {name: name == "datadog" for name in before}
     assert [line.replace(": would ", ": ") for line in planned] == done
@@ -55,16 +55,16 @@ def test_after_migrating_every_check_passes(everything: Settings) -> None:
     assert not [line for line in again if "create" in line or "apply" in line or "add to" in line]
 
 
-def test_disabled_sinks_are_skipped(everything: Settings) -> None:
-    only = everything.model_copy(update={"sinks": ("clickhouse", "dead_letter")})
+def test_disabled_sinks_are_skipped(settings_of_all_servers: Settings) -> None:
+    only = settings_of_all_servers.model_copy(update={"sinks": ("clickhouse", "dead_letter")})
 
     lines = list(migrate(only, dry_run=True))
 
     assert {line.split(":")[0] for line in lines} == {"clickhouse", "kafka"}
 
 
-def test_an_unavailable_server_ends_the_run_with_its_name(everything: Settings) -> None:
-    away = everything.model_copy(update={"clickhouse_url": "http://127.0.0.1:1"})
+def test_an_unavailable_server_ends_the_run_with_its_name(settings_of_all_servers: Settings) -> None:
+    away = settings_of_all_servers.model_copy(update={"clickhouse_url": "http://127.0.0.1:1"})
 
     with pytest.raises(TransientSinkError, match="clickhouse"):
         list(migrate(away))

@@ -26,7 +26,7 @@ def reads(library: Library) -> Iterator[Reads]:
 
 
 @pytest.fixture(scope="session")
-def watched(stack: Stack) -> Settings:
+def separate_settings(stack: Stack) -> Settings:
     """Settings of a separate bucket and tables, already created, for tests that store replays of their own."""
     made = settings_of(variables(stack, "watched", WATCHED_DATABASE))
     for _ in migrate(made):

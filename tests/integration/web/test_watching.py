@@ -32,13 +32,13 @@ RED = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAh
 
 
 @pytest.fixture(scope="module")
-def page(watched: Settings) -> Iterator[Page]:
+def page(separate_settings: Settings) -> Iterator[Page]:
     """A signed-in browser with some recordings."""
-    ingest(watched, CANVAS.values)
-    ingest(watched, SHOP.values, first_offset=50)
-    ingest(watched, [(RECORDED / "cases" / "cross-origin-css.msgpack").read_bytes()], first_offset=100)
-    ingest(watched, [message(MADE, 0, made_recording(), project_id=PROJECT)], first_offset=200)
-    with browser(watched) as opened:
+    ingest(separate_settings, CANVAS.values)
+    ingest(separate_settings, SHOP.values, first_offset=50)
+    ingest(separate_settings, [(RECORDED / "cases" / "cross-origin-css.msgpack").read_bytes()], first_offset=100)
+    ingest(separate_settings, [message(MADE, 0, made_recording(), project_id=PROJECT)], first_offset=200)
+    with browser(separate_settings) as opened:
         yield opened
 
 
@@ -102,7 +102,7 @@ def made_recording() -> list[dict[str, Any]]:
     ]
 
 
-def drawn(page: Page) -> Frame:
+def replay_frame(page: Page) -> Frame:
     """The frame that displays the recording."""
     page.locator(".replayer-wrapper iframe").wait_for()
     return page.frames[-1]
@@ -110,7 +110,7 @@ def drawn(page: Page) -> Frame:
 
 def canvases(page: Page) -> dict[str, dict[str, Any]]:
     """Box and picture of every canvas, by id."""
-    found: list[dict[str, Any]] = drawn(page).evaluate(
+    found: list[dict[str, Any]] = replay_frame(page).evaluate(
         """() => [...document.querySelectorAll("canvas")].map((node) => ({
             id: node.id, width: node.offsetWidth, height: node.offsetHeight, x: node.offsetLeft, y: node.offsetTop,
             image: getComputedStyle(node).backgroundImage,
@@ -150,7 +150,7 @@ def test_canvases_keep_their_boxes_and_show_the_recorded_frames(page: Page):
     """At the position of a click, the page looks like the screenshot taken at that time."""
     page.goto(f"/replay/{project_of(CANVAS.values[0])}/{CANVAS.facts['replayId']}")
     page.locator("#marks [data-kind=click]").first.click()
-    frame = drawn(page)
+    frame = replay_frame(page)
     frame.wait_for_function(
         "() => getComputedStyle(document.getElementById('g')).backgroundImage.startsWith('url')"
     )
@@ -167,7 +167,7 @@ def test_canvases_keep_their_boxes_and_show_the_recorded_frames(page: Page):
 def test_a_canvas_is_sized_by_style_sheets_and_resized_as_recorded(page: Page):
     """A canvas keeps its aspect ratio; a new size clears it. Content that only scripts could draw is reported."""
     page.goto(f"/replay/{PROJECT}/{MADE}")
-    frame = drawn(page)
+    frame = replay_frame(page)
     page.locator(".rr-controller__btns button").first.click()
     frame.locator("html[lang=x]").wait_for(state="attached")
     found = canvases(page)

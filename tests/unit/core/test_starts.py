@@ -13,7 +13,7 @@ from ingest.testing.runtime import PARTITION
 from tests.kit.core_reader import Reader, limits, reader
 
 
-def started(text: str = "", *, committed: int | None = 10, **given: object) -> Reader:
+def started_reader(text: str = "", *, committed: int | None = 10, **given: object) -> Reader:
     """A reader to which PARTITION was just assigned."""
     runtime = Reader(limits())
     runtime._epochs[PARTITION], runtime._offsets[PARTITION] = 1, 10
@@ -34,7 +34,7 @@ def records(runtime: Reader) -> list[tuple[int, Record]]:
 
 def test_the_chosen_start_is_committed_before_any_message() -> None:
     """The commit has the topic's id and the number of partitions at the group's start."""
-    runtime = started(committed=None, start=7, topic_id="now", began_with=4)
+    runtime = started_reader(committed=None, start=7, topic_id="now", began_with=4)
 
     assert records(runtime) == [(7, Record("now", 4, 1))]
     assert runtime.pipeline.position(PARTITION) == (7, 7)
@@ -42,7 +42,7 @@ def test_the_chosen_start_is_committed_before_any_message() -> None:
 
 def test_each_start_without_progress_counts() -> None:
     """The count is in the commit at the assignment, with the pending cuts."""
-    runtime = started("2;t=now;p=4;s=2;c=3,3", topic_id="now")
+    runtime = started_reader("2;t=now;p=4;s=2;c=3,3", topic_id="now")
 
     assert runtime.pipeline.failed_starts(PARTITION) == 2
     assert records(runtime) == [(10, Record("now", 4, 3, (13, 16)))]
@@ -50,7 +50,7 @@ def test_each_start_without_progress_counts() -> None:
 
 def test_the_count_resets_when_the_offset_advances() -> None:
     """Once the offset advances, the reader is past the message that caused the earlier crashes."""
-    runtime = started("2;s=2")
+    runtime = started_reader("2;s=2")
     records(runtime)
     runtime.segments(2)
     records(runtime)
@@ -64,7 +64,7 @@ def test_the_count_resets_when_the_offset_advances() -> None:
 @pytest.mark.parametrize("end", [on.PartitionsRevoked((PARTITION,)), on.ShutdownRequested()])
 def test_a_clean_shutdown_undoes_its_start(end: on.Event) -> None:
     """The reader waits until the commit is stored, because a deployment is not a failure."""
-    runtime = started("2;s=2")
+    runtime = started_reader("2;s=2")
     records(runtime)
 
     runtime.publish(end)
@@ -81,14 +81,14 @@ def test_a_partition_of_another_reader_has_no_failed_starts() -> None:
 
 def test_an_unknown_topic_id_keeps_the_recorded_one() -> None:
     """The brokers did not report the topic id this time."""
-    assert records(started("2;t=old;p=2")) == [(10, Record("old", 2, 1))]
+    assert records(started_reader("2;t=old;p=2")) == [(10, Record("old", 2, 1))]
 
 
 def test_the_offset_after_a_gap_is_committed_at_once() -> None:
     """After a crash the reader must not choose a new start: with `latest` it would be a later offset. Recorded
     ends inside the gap are removed.
     """
-    runtime = started("2;c=5,2s")
+    runtime = started_reader("2;c=5,2s")
     records(runtime)
 
     runtime.publish(on.OffsetOutOfRange(PARTITION, 2, 10, 50))
@@ -98,7 +98,7 @@ def test_the_offset_after_a_gap_is_committed_at_once() -> None:
 
 def test_the_end_of_a_gap_waits_for_earlier_messages() -> None:
     """The earlier messages in memory are the only copy."""
-    runtime = started()
+    runtime = started_reader()
     records(runtime)
     runtime.segments(3)
     records(runtime)

@@ -12,7 +12,7 @@ from tests.kit.batches import segment
 from tests.kit.core_reader import Reader, limits
 
 
-class Followed(Reader):
+class FollowedReader(Reader):
     """A reader with its observer. `logged` has its steps so far."""
 
     def __init__(self, bounds: Limits) -> None:
@@ -31,9 +31,9 @@ class Followed(Reader):
         return logged
 
 
-def followed(**changed: float) -> Followed:
+def followed_reader(**changed: float) -> FollowedReader:
     """A reader that owns PARTITION, without the steps of its assignment."""
-    reader = Followed(limits(**changed))
+    reader = FollowedReader(limits(**changed))
     reader.assign(PARTITION)
     reader.take_steps()
     return reader
@@ -54,7 +54,7 @@ def facts(steps: list[Step], name: str) -> list[Step]:
 
 def test_a_batch_is_logged_from_its_assignment_to_its_commit() -> None:
     """Each step of the protocol is logged once, in order."""
-    reader = Followed(limits())
+    reader = FollowedReader(limits())
     reader.assign(PARTITION)
     reader.segments(2)
     reader.settle()
@@ -74,7 +74,7 @@ def test_a_batch_is_logged_from_its_assignment_to_its_commit() -> None:
 
 def test_a_new_owner_logs_the_ends_it_received() -> None:
     """The assignment names the end of a recorded batch that has not settled."""
-    reader = followed()
+    reader = followed_reader()
     reader.segments(2)
     reader.acknowledge_commits()
     reader.publish(on.PartitionsLost((PARTITION,)))
@@ -86,14 +86,14 @@ def test_a_new_owner_logs_the_ends_it_received() -> None:
 
 def test_dropped_messages_are_logged_as_a_range_with_nothing_to_write() -> None:
     """The range begins after the last segment and grows with each drop."""
-    reader = followed(batch_messages_max=5)
+    reader = followed_reader(batch_messages_max=5)
     reader.parsed(segment(0), Drop(DropReason.KILLED, 1), Drop(DropReason.KILLED, 1))
 
     assert facts(reader.take_steps(), "nothing") == [{"start": 1, "stop": 2}, {"start": 1, "stop": 3}]
 
 
 def test_a_message_that_is_not_taken_is_not_a_step() -> None:
-    reader = followed(batch_messages_max=5)
+    reader = followed_reader(batch_messages_max=5)
     reader.parsed(Drop(DropReason.KILLED, 1))
     reader.take_steps()
     reader.publish(on.MessageParsed(PARTITION, reader.epoch(), 0, Drop(DropReason.KILLED, 1)))
@@ -103,7 +103,7 @@ def test_a_message_that_is_not_taken_is_not_a_step() -> None:
 
 def test_a_failed_chord_parks_its_batch_and_restarts() -> None:
     """The retry is a dispatch without a missed deadline."""
-    reader = followed()
+    reader = followed_reader()
     reader.segments(2)
     (dispatch,) = reader.dispatches()
     reader.fail(dispatch)
@@ -116,7 +116,7 @@ def test_a_failed_chord_parks_its_batch_and_restarts() -> None:
 
 def test_the_failure_of_an_older_attempt_is_not_a_step() -> None:
     """Nothing is parked while a newer chord is in flight."""
-    reader = followed(flush_deadline_seconds=10.0)
+    reader = followed_reader(flush_deadline_seconds=10.0)
     reader.segments(2)
     (dispatch,) = reader.dispatches()
     reader.advance(10.0)
@@ -128,7 +128,7 @@ def test_the_failure_of_an_older_attempt_is_not_a_step() -> None:
 
 def test_a_chord_that_could_not_be_started_parks_its_batch() -> None:
     """Parking is a step, although operators see no entry."""
-    reader = followed()
+    reader = followed_reader()
     reader.segments(2)
     (dispatch,) = reader.dispatches()
     reader.take_steps()
@@ -139,7 +139,7 @@ def test_a_chord_that_could_not_be_started_parks_its_batch() -> None:
 
 def test_a_dispatch_after_the_deadline_is_logged_as_late() -> None:
     """The specification allows another dispatch without a result only after the deadline."""
-    reader = followed(flush_deadline_seconds=10.0)
+    reader = followed_reader(flush_deadline_seconds=10.0)
     reader.segments(2)
     reader.dispatches()
     reader.take_steps()
@@ -150,7 +150,7 @@ def test_a_dispatch_after_the_deadline_is_logged_as_late() -> None:
 
 def test_a_batch_not_recorded_in_time_starts_without_a_record() -> None:
     """The first dispatch is logged as late, because the broker has not responded."""
-    reader = followed(cut_record_seconds_max=3.0)
+    reader = followed_reader(cut_record_seconds_max=3.0)
     reader.segments(2)
     reader.advance(3.0)
 
@@ -159,7 +159,7 @@ def test_a_batch_not_recorded_in_time_starts_without_a_record() -> None:
 
 def test_a_batch_that_can_never_be_staged_is_split() -> None:
     """Both halves are logged, and nothing is parked."""
-    reader = followed()
+    reader = followed_reader()
     reader.segments(2)
     (dispatch,) = reader.dispatches()
     reader.take_steps()
@@ -174,7 +174,7 @@ def test_a_batch_that_can_never_be_staged_is_split() -> None:
 
 def test_a_record_that_is_too_long_shortens_later_steps() -> None:
     """After the broker has refused long metadata, commits may name fewer ends."""
-    reader = followed()
+    reader = followed_reader()
     reader.segments(2)
     (commit,) = reader.take(do.Commit)
     reader.publish(on.CommitFailed(PARTITION, commit.epoch, commit.offset, commit.record, "too long", True))
@@ -186,7 +186,7 @@ def test_a_record_that_is_too_long_shortens_later_steps() -> None:
 
 def test_an_abandoned_batch_is_settled_by_the_operator() -> None:
     """The specification can distinguish it from a durable batch."""
-    reader = followed()
+    reader = followed_reader()
     reader.segments(2)
     (dispatch,) = reader.dispatches()
     reader.fail(dispatch)
@@ -197,7 +197,7 @@ def test_an_abandoned_batch_is_settled_by_the_operator() -> None:
 
 def test_a_drain_that_ends_in_time_is_not_late() -> None:
     """With nothing in flight, the release does not need the deadline."""
-    reader = followed()
+    reader = followed_reader()
     reader.publish(on.PartitionsRevoked((PARTITION,)))
 
     logged = reader.take_steps()
@@ -207,7 +207,7 @@ def test_a_drain_that_ends_in_time_is_not_late() -> None:
 
 def test_a_drain_ended_by_its_deadline_is_late() -> None:
     """A chord without a result is in flight."""
-    reader = followed(drain_deadline_seconds=4.0)
+    reader = followed_reader(drain_deadline_seconds=4.0)
     reader.segments(2)
     reader.dispatches()
     reader.publish(on.PartitionsRevoked((PARTITION,)))
@@ -217,7 +217,7 @@ def test_a_drain_ended_by_its_deadline_is_late() -> None:
 
 
 def test_a_gap_in_the_log_is_a_range_with_nothing_to_write() -> None:
-    reader = followed()
+    reader = followed_reader()
     reader.publish(on.OffsetOutOfRange(PARTITION, reader.epoch() + 1, 0, 7))
 
     assert facts(reader.take_steps(), "nothing") == [{"start": 0, "stop": 7}]
@@ -225,7 +225,7 @@ def test_a_gap_in_the_log_is_a_range_with_nothing_to_write() -> None:
 
 def test_a_recreated_log_is_another_assignment() -> None:
     """If the offsets are lower than before, the previous state is lost and the partition is new."""
-    reader = followed(batch_messages_max=5)
+    reader = followed_reader(batch_messages_max=5)
     reader.segments(3)
     reader.publish(on.OffsetOutOfRange(PARTITION, reader.epoch() + 1, 3, 0))
 
@@ -236,7 +236,7 @@ def test_a_recreated_log_is_another_assignment() -> None:
 
 def test_the_end_of_the_log_is_a_step() -> None:
     """The offsets at the end have no messages, so the specification treats them as empty."""
-    reader = followed()
+    reader = followed_reader()
     reader.publish(on.EndReached(PARTITION, reader.epoch(), 0, 3))
 
     assert facts(reader.take_steps(), "ended") == [{"start": 0, "stop": 3}]
@@ -244,7 +244,7 @@ def test_the_end_of_the_log_is_a_step() -> None:
 
 def test_a_reader_that_stopped_takes_no_more_steps() -> None:
     """The core ignores a completion after the end, so it is not logged."""
-    reader = followed(drain_deadline_seconds=4.0)
+    reader = followed_reader(drain_deadline_seconds=4.0)
     reader.segments(2)
     (dispatch,) = reader.dispatches()
     reader.publish(on.ShutdownRequested())
@@ -257,7 +257,7 @@ def test_a_reader_that_stopped_takes_no_more_steps() -> None:
 
 def test_partitions_of_other_readers_are_not_steps() -> None:
     """Responses and losses of a partition that is not owned are not logged."""
-    reader = Followed(limits())
+    reader = FollowedReader(limits())
     reader.publish(on.Committed(PARTITION, 1, 4, ""))
     reader.publish(on.PartitionsLost((PARTITION,)))
     reader.publish(on.EndReached(PARTITION, 1, 0, 3))

@@ -12,13 +12,13 @@ from ingest.settings import GroupProtocol, Settings
 CLASSIC_ONLY = {"partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms"}
 
 
-def made(**values: object) -> Settings:
+def settings_with(**values: object) -> Settings:
     return Settings.model_validate(values)
 
 
 def test_the_classic_protocol_is_cooperative() -> None:
     """Partitions move one by one, so that each can be drained."""
-    config = consumer_config(made())
+    config = consumer_config(settings_with())
 
     assert config["group.protocol"] == "classic"
     assert config["partition.assignment.strategy"] == "cooperative-sticky"
@@ -28,7 +28,7 @@ def test_the_classic_protocol_is_cooperative() -> None:
 
 def test_the_consumer_protocol_omits_properties_set_by_brokers() -> None:
     """librdkafka refuses to start with any of these properties."""
-    config = consumer_config(made(kafka_group_protocol="consumer", kafka_instance_id="one"))
+    config = consumer_config(settings_with(kafka_group_protocol="consumer", kafka_instance_id="one"))
 
     assert not CLASSIC_ONLY & config.keys()
     assert config["group.instance.id"] == "one"
@@ -37,7 +37,7 @@ def test_the_consumer_protocol_omits_properties_set_by_brokers() -> None:
 
 def test_the_client_refuses_these_properties() -> None:
     """If the client accepted them, omitting them would be unnecessary."""
-    config = {**consumer_config(made()), "group.protocol": "consumer"}
+    config = {**consumer_config(settings_with()), "group.protocol": "consumer"}
 
     with pytest.raises(Exception, match=r"session\.timeout\.ms|partition\.assignment\.strategy|heartbeat"):
         Consumer(config)
@@ -45,12 +45,12 @@ def test_the_client_refuses_these_properties() -> None:
 
 def test_under_classic_a_drain_ends_before_the_session() -> None:
     """A drain deadline equal to the session time-out is refused."""
-    made(drain_deadline_seconds=29.9, kafka_session_timeout_seconds=30)
+    settings_with(drain_deadline_seconds=29.9, kafka_session_timeout_seconds=30)
 
     with pytest.raises(
         ValidationError, match="REPLAYS_DRAIN_DEADLINE_SECONDS=30 is not shorter than REPLAYS_KAFKA_S"
     ):
-        made(drain_deadline_seconds=30, kafka_session_timeout_seconds=30)
+        settings_with(drain_deadline_seconds=30, kafka_session_timeout_seconds=30)
 
 
 def test_under_consumer_a_drain_ends_before_the_poll_interval() -> None:
@@ -58,15 +58,15 @@ def test_under_consumer_a_drain_ends_before_the_poll_interval() -> None:
     setting.
     """
     consumer = {"kafka_group_protocol": "consumer", "kafka_session_timeout_seconds": 1}
-    made(drain_deadline_seconds=89, **consumer)
+    settings_with(drain_deadline_seconds=89, **consumer)
 
     with pytest.raises(ValidationError, match="REPLAYS_KAFKA_MAX_POLL_INTERVAL_SECONDS=60"):
-        made(drain_deadline_seconds=60, kafka_max_poll_interval_seconds=60, **consumer)
+        settings_with(drain_deadline_seconds=60, kafka_max_poll_interval_seconds=60, **consumer)
 
 
 def test_a_long_session_makes_the_poll_interval_as_long() -> None:
     """librdkafka refuses a poll interval shorter than the session."""
-    config = consumer_config(made(kafka_session_timeout_seconds=900))
+    config = consumer_config(settings_with(kafka_session_timeout_seconds=900))
 
     assert config["max.poll.interval.ms"] == 900_000
     Consumer(config).close()
@@ -75,14 +75,14 @@ def test_a_long_session_makes_the_poll_interval_as_long() -> None:
 def test_the_consumer_protocol_refuses_a_heartbeat_interval() -> None:
     """The brokers set the heartbeat interval of each member."""
     options = {"heartbeat.interval.ms": "500"}
-    Consumer(consumer_config(made(kafka_options=options))).close()
+    Consumer(consumer_config(settings_with(kafka_options=options))).close()
 
     with pytest.raises(
         ValidationError, match=r"heartbeat\.interval\.ms cannot be set with REPLAYS_KAFKA_GROUP_PROTO"
     ):
-        made(kafka_options=options, kafka_group_protocol=GroupProtocol.CONSUMER)
+        settings_with(kafka_options=options, kafka_group_protocol=GroupProtocol.CONSUMER)
 
 
 def test_added_partitions_are_noticed_long_before_librdkafka_would() -> None:
     """librdkafka's own refresh takes up to five minutes."""
-    assert consumer_config(made())["topic.metadata.refresh.interval.ms"] == 30_000
+    assert consumer_config(settings_with())["topic.metadata.refresh.interval.ms"] == 30_000

@@ -29,29 +29,29 @@ def outcome(erasures: Erasures, replay_id: str = REPLAY, received: int = RECEIVE
     return gate.screened(event.outcome)
 
 
-def dropped(found: object) -> bool:
+def is_dropped(found: object) -> bool:
     return isinstance(found, Drop) and found.reason is DropReason.ERASED and found.project_id == 11
 
 
-def decided(key: str, at: float = NOW, until: float = 0.0) -> Erasures:
+def erasures_with(key: str, at: float = NOW, until: float = 0.0) -> Erasures:
     return erasures_of({key: {"at": at, "by": "ann", "until": until}}, NOW)
 
 
 def test_a_replay_is_dropped_whenever_it_arrives_and_its_neighbours_are_not() -> None:
     """An id in capitals and a later segment are dropped, too."""
-    erasures = decided(replay_key(11, REPLAY))
+    erasures = erasures_with(replay_key(11, REPLAY))
 
-    assert dropped(outcome(erasures))
-    assert dropped(outcome(erasures, REPLAY.upper(), received=RECEIVED + 10_000))
+    assert is_dropped(outcome(erasures))
+    assert is_dropped(outcome(erasures, REPLAY.upper(), received=RECEIVED + 10_000))
     assert isinstance(outcome(erasures, OTHER), Segment)
-    assert isinstance(outcome(decided(replay_key(12, REPLAY))), Segment)
+    assert isinstance(outcome(erasures_with(replay_key(12, REPLAY))), Segment)
 
 
 def test_a_project_is_dropped_up_to_the_time_of_its_erasure() -> None:
     """Messages that arrive after the erasure belong to new replays."""
-    erasures = decided(project_key(11))
+    erasures = erasures_with(project_key(11))
 
-    assert dropped(outcome(erasures))
+    assert is_dropped(outcome(erasures))
     assert isinstance(outcome(erasures, received=int(NOW) + 1), Segment)
 
 
@@ -64,14 +64,14 @@ def test_a_user_is_matched_by_any_name_and_stored_as_a_digest(name: str) -> None
     assert "ann" not in key
     assert user_digest(11, "x") != user_digest(12, "x")
     assert isinstance(outcome(Erasures(), **theirs), Segment)
-    assert dropped(outcome(decided(key), **theirs))
-    assert isinstance(outcome(decided(key), received=int(NOW) + 1, **theirs), Segment)
-    assert isinstance(outcome(decided(user_key(11, "bob@shop.example")), **theirs), Segment)
+    assert is_dropped(outcome(erasures_with(key), **theirs))
+    assert isinstance(outcome(erasures_with(key), received=int(NOW) + 1, **theirs), Segment)
+    assert isinstance(outcome(erasures_with(user_key(11, "bob@shop.example")), **theirs), Segment)
 
 
 def test_an_erasure_ends_when_its_messages_have_left_every_topic() -> None:
     """An erasure without an end holds forever."""
-    over = decided(replay_key(11, REPLAY), at=1.0, until=NOW - 1)
+    over = erasures_with(replay_key(11, REPLAY), at=1.0, until=NOW - 1)
 
     assert not over
-    assert decided(replay_key(11, REPLAY), at=1.0)
+    assert erasures_with(replay_key(11, REPLAY), at=1.0)

@@ -10,7 +10,7 @@ from ingest.reader.tenant_gate import Limit, TenantGate, TenantRules
 PROJECT, OTHER = 7, 8
 
 
-def limited(tokens: float, *, burst: float = 10.0, now: float = 0.0) -> TenantGate:
+def limited_gate(tokens: float, *, burst: float = 10.0, now: float = 0.0) -> TenantGate:
     """A gate with this many tokens granted for PROJECT at `now`."""
     gate = TenantGate(stale_seconds=10.0)
     gate.grant(TenantRules(limits={PROJECT: Limit(5.0, burst)}), {PROJECT: tokens}, now)
@@ -28,7 +28,7 @@ def test_a_killed_project_is_dropped_and_no_other_is():
 
 def test_a_limited_project_is_admitted_as_often_as_it_has_tokens():
     """The message after the last token is dropped, but counts as demand."""
-    gate = limited(2.0)
+    gate = limited_gate(2.0)
 
     assert [gate.refusal(PROJECT, 1.0) for _ in range(3)] == [None, None, DropReason.RATE_LIMITED]
     assert gate.take_wanted() == {PROJECT: 3}
@@ -37,7 +37,7 @@ def test_a_limited_project_is_admitted_as_often_as_it_has_tokens():
 
 def test_without_the_shared_buckets_everything_is_admitted():
     """An empty bucket is ignored once its grant is older than `stale_seconds`."""
-    gate = limited(0.0)
+    gate = limited_gate(0.0)
     assert gate.refusal(PROJECT, 10.0) is DropReason.RATE_LIMITED
 
     assert gate.refusal(PROJECT, 10.1) is None
@@ -45,7 +45,7 @@ def test_without_the_shared_buckets_everything_is_admitted():
 
 def test_unspent_tokens_are_kept_up_to_one_burst():
     """With 4 unspent tokens and a burst of 5, a grant of 3 makes 5 tokens available."""
-    gate = limited(4.0, burst=5.0)
+    gate = limited_gate(4.0, burst=5.0)
 
     gate.grant(gate.rules, {PROJECT: 3.0}, 1.0)
 
@@ -55,7 +55,7 @@ def test_unspent_tokens_are_kept_up_to_one_burst():
 
 def test_every_message_is_counted_once_while_another_thread_refreshes():
     """The other thread takes the counts during 20,000 calls, and none is missing."""
-    gate, taken, done = limited(1e9, burst=1e9), [0], threading.Event()
+    gate, taken, done = limited_gate(1e9, burst=1e9), [0], threading.Event()
 
     def refresh() -> None:
         while not done.is_set():

@@ -15,7 +15,7 @@ CODES = (
 )  # fmt: skip
 
 
-def raised(answer: str) -> RedisError:
+def raised_error(answer: str) -> RedisError:
     """The error that redis-py creates from a response; it removes known codes from the text."""
     error = BaseParser.parse_error(answer)
     assert isinstance(error, RedisError)
@@ -25,13 +25,13 @@ def raised(answer: str) -> RedisError:
 @pytest.mark.parametrize("code", CODES)
 def test_each_code_means_unavailable(code: str) -> None:
     """The codes include some that no server can be made to send in a test."""
-    assert away_code(raised(f"{code} this server cannot serve")) == code
+    assert away_code(raised_error(f"{code} this server cannot serve")) == code
 
 
 @pytest.mark.parametrize("code", CODES)
 def test_each_code_means_unavailable_inside_a_script(code: str) -> None:
     """Inside a script, older servers put the code into the text of the error."""
-    assert away_code(raised(f"ERR Error running script (call to f_1): @user_script:1: -{code} no. ")) == code
+    assert away_code(raised_error(f"ERR Error running script (call to f_1): @user_script:1: -{code} no. ")) == code
 
 
 @pytest.mark.parametrize("answer", ["OOM command not allowed", "ERR unknown command", "WRONGTYPE no", "NOAUTH no"])
@@ -39,7 +39,7 @@ def test_other_errors_are_not_unavailability(answer: str) -> None:
     """The causes are a full server, a bug of ours, or a missing password: another connection would get the same
     response.
     """
-    assert away_code(raised(answer)) == ""
+    assert away_code(raised_error(answer)) == ""
 
 
 def test_the_page_lists_the_codes() -> None:

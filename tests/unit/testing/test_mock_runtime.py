@@ -11,7 +11,7 @@ from ingest.testing.runtime import PARTITION, MockRuntime
 LETTER = REJECTED[0][2]
 
 
-def started(**limits: int) -> MockRuntime:
+def started_runtime(**limits: int) -> MockRuntime:
     """A runtime that owns PARTITION."""
     runtime = MockRuntime(Limits(**limits))
     runtime.assign(PARTITION)
@@ -20,7 +20,7 @@ def started(**limits: int) -> MockRuntime:
 
 def test_the_example_in_its_docstring_works() -> None:
     """The offset after the batch is committed once everything has settled."""
-    runtime = started(batch_messages_max=2)
+    runtime = started_runtime(batch_messages_max=2)
 
     runtime.submit(recording(segment_id=0))
     assert runtime.take(do.Commit) == []
@@ -32,7 +32,7 @@ def test_the_example_in_its_docstring_works() -> None:
 
 def test_a_gap_in_the_log_is_inside_a_range() -> None:
     """The range of the batch covers the gap."""
-    runtime = started(batch_messages_max=2)
+    runtime = started_runtime(batch_messages_max=2)
     runtime.submit(recording(segment_id=0))
 
     runtime.submit(recording(segment_id=1), offset=7)
@@ -45,7 +45,7 @@ def test_a_gap_in_the_log_is_inside_a_range() -> None:
 
 def test_a_message_that_never_parses_becomes_a_dead_letter() -> None:
     """The batch has one reject and only rows to write."""
-    runtime = started(batch_messages_max=1)
+    runtime = started_runtime(batch_messages_max=1)
 
     runtime.submit(LETTER)
     runtime.acknowledge_commits()
@@ -57,7 +57,7 @@ def test_a_message_that_never_parses_becomes_a_dead_letter() -> None:
 
 def test_the_test_chooses_how_a_chord_ends() -> None:
     """A batch is parked if its chord fails, but not if the chord cannot start. It is retried in both cases."""
-    runtime = started(batch_messages_max=1)
+    runtime = started_runtime(batch_messages_max=1)
     runtime.submit(recording())
     runtime.acknowledge_commits()
 
@@ -73,7 +73,7 @@ def test_the_test_chooses_how_a_chord_ends() -> None:
 
 def test_a_crash_is_a_new_runtime_with_the_stored_commits() -> None:
     """The new runtime cuts the recorded range again."""
-    runtime = started(batch_messages_max=2)
+    runtime = started_runtime(batch_messages_max=2)
     runtime.submit(recording(segment_id=0))
     runtime.submit(recording(segment_id=1))
     runtime.acknowledge_commits()
@@ -93,7 +93,7 @@ def test_a_crash_is_a_new_runtime_with_the_stored_commits() -> None:
 
 def test_joining_flushes_the_open_batch() -> None:
     """The message is committed, and the reader stops cleanly."""
-    runtime = started()
+    runtime = started_runtime()
     runtime.submit(recording())
 
     runtime.join()

@@ -11,7 +11,7 @@ from tools.coverage_floors import REPOSITORY, by_package, floors
 FLOORS = {"ingest": 0.0, "ingest/core": 50.0}
 
 
-def measured(statements: int, ran: int) -> dict[str, dict[str, int]]:
+def file_coverage(statements: int, ran: int) -> dict[str, dict[str, int]]:
     """The entry of one file in coverage's report."""
     return {
         "summary": {"num_statements": statements, "covered_lines": ran, "num_branches": 2, "covered_branches": 1},
@@ -21,9 +21,9 @@ def measured(statements: int, ran: int) -> dict[str, dict[str, int]]:
 def test_a_file_counts_for_the_deepest_package():
     """Lines and branches are summed per package."""
     files = {
-        "ingest/settings.py": measured(8, 0),
-        "ingest/core/a.py": measured(8, 8),
-        "ingest/core/b/c.py": measured(8, 4),
+        "ingest/settings.py": file_coverage(8, 0),
+        "ingest/core/a.py": file_coverage(8, 8),
+        "ingest/core/b/c.py": file_coverage(8, 4),
     }
 
     shares = by_package(files, FLOORS)
@@ -41,7 +41,7 @@ def test_an_unmeasured_package_is_at_zero():
 def test_a_file_without_a_package_is_an_error():
     """A new package needs a floor."""
     with pytest.raises(KeyError, match=r"web/page\.py belongs to no package"):
-        by_package({"web/page.py": measured(1, 1)}, FLOORS)
+        by_package({"web/page.py": file_coverage(1, 1)}, FLOORS)
 
 
 def test_the_repository_has_a_floor_for_every_package():
@@ -51,5 +51,5 @@ def test_the_repository_has_a_floor_for_every_package():
         path.relative_to(REPOSITORY) for top in ("ingest", "tasks") for path in (REPOSITORY / top).rglob("*.py")
     ]
 
-    assert set(by_package({str(path): measured(1, 1) for path in files}, listed)) == set(listed)
+    assert set(by_package({str(path): file_coverage(1, 1) for path in files}, listed)) == set(listed)
     assert all((REPOSITORY / Path(package)).is_dir() and floor > 0 for package, floor in listed.items())

@@ -11,7 +11,7 @@ from tools import documents
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+def remove_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Removes the caller's REPLAYS_* variables."""
     import os
 

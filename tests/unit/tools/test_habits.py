@@ -11,7 +11,7 @@ import yaml
 from tests.kit.paths import ROOT
 
 
-def loaded(path: str) -> Any:
+def load_yaml(path: str) -> Any:
     """A YAML file of the checkout."""
     return yaml.safe_load((ROOT / path).read_text())
 
@@ -22,7 +22,7 @@ def test_ci_runs_on_every_supported_python():
     bounds = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", supported)
     assert bounds is not None
 
-    job = loaded(".github/workflows/ci.yml")["jobs"]["run"]
+    job = load_yaml(".github/workflows/ci.yml")["jobs"]["run"]
 
     assert job["strategy"]["matrix"]["python"] == [f"3.{minor}" for minor in range(int(bounds[1]), int(bounds[2]))]
     assert job["steps"][-1] == {"run": ".ci/run"}
@@ -30,7 +30,7 @@ def test_ci_runs_on_every_supported_python():
 
 def test_hooks_equal_the_steps_of_make_check():
     makefile = (ROOT / "Makefile").read_text().replace("$(BIN)", ".venv/bin")
-    (repository,) = loaded(".pre-commit-config.yaml")["repos"]
+    (repository,) = load_yaml(".pre-commit-config.yaml")["repos"]
 
     for hook in repository["hooks"]:
         program = hook["entry"].removesuffix(" --force-exclude")

@@ -43,7 +43,7 @@ def client(settings: Settings) -> Any:
     return Client.from_url(settings.redis_url.get_secret_value())
 
 
-def following(client: Any, settings: Settings) -> tuple[TenantRefresh, TenantGate]:
+def following_gate(client: Any, settings: Settings) -> tuple[TenantRefresh, TenantGate]:
     """A reader's gate that has loaded all decisions."""
     gate = TenantGate()
     refresh = TenantRefresh(client, settings, gate)
@@ -60,7 +60,7 @@ def test_a_new_reader_finds_the_decisions_with_an_empty_redis(client: Any, setti
     store.limit(9, Limit(5.0, 50.0), "bob")
     client.flushall()
 
-    refresh, gate = following(client, settings)
+    refresh, gate = following_gate(client, settings)
 
     assert gate.rules.killed == {7}
     assert gate.rules.limits == {9: Limit(5.0, 50.0)}
@@ -79,7 +79,7 @@ def test_a_running_reader_keeps_decisions_and_restores_the_copy(client: Any, set
     """The project stays disabled after Redis was emptied."""
     store = TenantStore(client, settings)
     store.kill(7, "ann")
-    refresh, gate = following(client, settings)
+    refresh, gate = following_gate(client, settings)
     refresh.refresh()
     before = Copy(client, settings).in_force()
     client.flushall()
@@ -98,7 +98,7 @@ def test_a_running_reader_keeps_decisions_and_restores_the_copy(client: Any, set
 
 def test_a_decision_holds_although_redis_was_unavailable(client: Any, settings: Settings) -> None:
     """The reader follows the topic and updates the copy in Redis."""
-    refresh, gate = following(client, settings)
+    refresh, gate = following_gate(client, settings)
     refresh.refresh()
     away = Client.from_url("redis://127.0.0.1:1")
 
@@ -147,8 +147,8 @@ def test_decisions_that_would_expire_are_refused(settings: Settings) -> None:
 
 def test_two_readers_and_a_command_leave_one_copy(client: Any, settings: Settings) -> None:
     """Both readers restore the copy, but no action is listed twice."""
-    first, _ = following(client, settings)
-    second, _ = following(client, settings)
+    first, _ = following_gate(client, settings)
+    second, _ = following_gate(client, settings)
     Operators(client, settings).audit({"what": "retry", "by": "ann"})
     for each_refresh in (first, second, first):
         each_refresh.refresh()

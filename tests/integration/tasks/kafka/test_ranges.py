@@ -29,7 +29,7 @@ def topic_of(settings: Settings, partitions: int = 1) -> Settings:
 
 
 @pytest.fixture
-def made(settings: Callable[..., Settings], kafka_brokers: str) -> Settings:
+def topic_settings(settings: Callable[..., Settings], kafka_brokers: str) -> Settings:
     """A topic of three partitions on the embedded broker."""
     return topic_of(settings(kafka_brokers=kafka_brokers), 3)
 
@@ -65,40 +65,44 @@ def values(reader: RangeReader, *wanted: Range) -> list[tuple[int, int, bytes]]:
     return [(record.partition, record.offset, record.value) for record in reader.read(wanted)]
 
 
-def test_a_range_includes_its_start_and_excludes_its_stop(made: Settings) -> None:
+def test_a_range_includes_its_start_and_excludes_its_stop(topic_settings: Settings) -> None:
     """Ranges arrive in the requested order; an empty one has no records, and headers are unchanged."""
     for partition in (0, 2):
-        produce(made, [b"%d" % number for number in range(10)], partition)
+        produce(topic_settings, [b"%d" % number for number in range(10)], partition)
 
-    with RangeReader(made, made.kafka_topic) as reader:
+    with RangeReader(topic_settings, topic_settings.kafka_topic) as reader:
         found = values(reader, Range(2, 3, 5), Range(0, 9, 10), Range(1, 0, 0), Range(0, 4, 4))
         (record,) = reader.read([Range(0, 0, 1)])
 
     assert found == [(2, 3, b"3"), (2, 4, b"4"), (0, 9, b"9")]
-    assert (record.topic, record.key, record.headers) == (made.kafka_topic, b"k", (("h", b"v"), ("n", None)))
+    assert (record.topic, record.key, record.headers) == (
+        topic_settings.kafka_topic,
+        b"k",
+        (("h", b"v"), ("n", None)),
+    )
     assert record.timestamp_ms > 0
 
 
-def test_the_whole_topic_is_its_contents_when_the_read_began(made: Settings) -> None:
+def test_the_whole_topic_is_its_contents_when_the_read_began(topic_settings: Settings) -> None:
     """Each partition is read from its beginning; records written during the read are not included."""
     for partition in (0, 1):
-        produce(made, [b"%d" % number for number in range(40)], partition)
+        produce(topic_settings, [b"%d" % number for number in range(40)], partition)
     found = []
 
-    with RangeReader(made, made.kafka_topic) as reader:
+    with RangeReader(topic_settings, topic_settings.kafka_topic) as reader:
         for record in reader.read_all():
             found.append((record.partition, record.value))
             if len(found) == 5:
-                produce(made, [b"late"] * 40, 0)
+                produce(topic_settings, [b"late"] * 40, 0)
 
     assert found == [(partition, b"%d" % number) for partition in (0, 1) for number in range(40)]
 
 
-def test_a_range_beyond_the_log_ends_and_is_counted(made: Settings) -> None:
+def test_a_range_beyond_the_log_ends_and_is_counted(topic_settings: Settings) -> None:
     """The topic was recreated and has fewer records than requested."""
-    produce(made, [b"0", b"1"])
+    produce(topic_settings, [b"0", b"1"])
 
-    with RangeReader(made, made.kafka_topic) as reader:
+    with RangeReader(topic_settings, topic_settings.kafka_topic) as reader:
         found = values(reader, Range(0, 1, 7), Range(0, 50, 60), Range(1, 0, 4))
 
         assert found == [(0, 1, b"1")]
@@ -113,27 +117,33 @@ def test_a_range_beyond_the_log_ends_and_is_counted(made: Settings) -> None:
         (Bounds(seconds_max=0.0), "within 0 s"),
     ],
 )
-def test_a_read_ends_at_its_limits(made: Settings, bounds: Bounds, error: str) -> None:
+def test_a_read_ends_at_its_limits(topic_settings: Settings, bounds: Bounds, error: str) -> None:
     """The result says which limit ended the read, and where."""
-    produce(made, [b"four"] * 10)
+    produce(topic_settings, [b"four"] * 10)
 
-    with RangeReader(made, made.kafka_topic, bounds=bounds) as reader, pytest.raises(BoundReached, match=error):
+    with (
+        RangeReader(topic_settings, topic_settings.kafka_topic, bounds=bounds) as reader,
+        pytest.raises(BoundReached, match=error),
+    ):
         values(reader, Range(0, 0, 10))
 
 
-def test_a_missing_topic_is_one_error(made: Settings) -> None:
-    with RangeReader(made, "nowhere") as reader, pytest.raises(TopicMissing, match="nowhere"):
+def test_a_missing_topic_is_one_error(topic_settings: Settings) -> None:
+    with RangeReader(topic_settings, "nowhere") as reader, pytest.raises(TopicMissing, match="nowhere"):
         reader.partitions()
-    with RangeReader(made, made.kafka_topic) as reader, pytest.raises(TopicMissing, match=made.kafka_topic):
+    with (
+        RangeReader(topic_settings, topic_settings.kafka_topic) as reader,
+        pytest.raises(TopicMissing, match=topic_settings.kafka_topic),
+    ):
         values(reader, Range(17, 0, 5))
 
 
-def test_unavailable_brokers_end_the_read(made: Settings) -> None:
+def test_unavailable_brokers_end_the_read(topic_settings: Settings) -> None:
     """The read ends after the configured silence, and reports the client's last error."""
-    away = made.model_copy(update={"kafka_brokers": "127.0.0.1:1"})
+    away = topic_settings.model_copy(update={"kafka_brokers": "127.0.0.1:1"})
 
     with (
-        RangeReader(away, made.kafka_topic, bounds=Bounds(silent_seconds_max=1.5)) as reader,
+        RangeReader(away, topic_settings.kafka_topic, bounds=Bounds(silent_seconds_max=1.5)) as reader,
         pytest.raises(KafkaAway, match=r"no record from .* for 1.5 s .*127.0.0.1:1"),
     ):
         values(reader, Range(0, 0, 5))
@@ -181,14 +191,14 @@ def test_expired_records_are_skipped_and_counted(made_on_apache: Settings) -> No
         assert reader.gone == {0: 3 + 3}
 
 
-def test_a_record_with_unreadable_headers_is_still_read(made: Settings) -> None:
+def test_a_record_with_unreadable_headers_is_still_read(topic_settings: Settings) -> None:
     """A header name that is not UTF-8 makes the record lose only its headers."""
-    producer = RawProducer(made.kafka_brokers)
-    producer.produce(made.kafka_topic, b"bad", [(b"name", b"1"), (b"\xff", b"2")])
-    producer.produce(made.kafka_topic, b"after", [(b"name", b"1")])
+    producer = RawProducer(topic_settings.kafka_brokers)
+    producer.produce(topic_settings.kafka_topic, b"bad", [(b"name", b"1"), (b"\xff", b"2")])
+    producer.produce(topic_settings.kafka_topic, b"after", [(b"name", b"1")])
     producer.close()
 
-    with RangeReader(made, made.kafka_topic) as topic:
+    with RangeReader(topic_settings, topic_settings.kafka_topic) as topic:
         found = [(record.value, record.headers) for record in topic.read_all()]
 
     assert found == [(b"bad", UNREADABLE), (b"after", (("name", b"1"),))]

@@ -21,7 +21,7 @@ from tasks.stored import read_replay
 from tasks.wire import Blob, Row
 from tests.kit.batches import REPLAY, make_batch
 from tests.kit.scripted_server import Answer, Received, answering
-from tests.kit.sink_answers import stored
+from tests.kit.sink_answers import object_stored
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_replay_in_both_layouts_reads_back_after_redelivery(stores: Settings) 
         server.write([*index, session_row(), *map(segment_row, range(5))], token, 20)
     gcs.write([Blob(f"30/2/{REPLAY}/4", b"alone", 4)], "alone", 20)
 
-    found = [stored.content for stored in read_replay(stores, REPLAY, 2)]
+    found = [part.content for part in read_replay(stores, REPLAY, 2)]
     assert found == [segment.blobs[0].content for segment in batch.segments] + [b"alone"]
     reads = Reads(stores)
     segments = reads.segments(reads.replay(REPLAY, 2))
@@ -88,7 +88,7 @@ def test_an_existing_object_is_not_written_again(settings: Callable[..., Setting
     def refuse(request: Received) -> Answer:
         if request.method == "GET":
             return kept[0]
-        kept.append(stored(request))
+        kept.append(object_stored(request))
         return Answer(412, b"{}")
 
     with answering(refuse) as (url, requests):

@@ -18,7 +18,7 @@ from tasks.sinks.gcs.sink import GcsSink
 from tasks.wire import Blob
 from tests.kit.delivering import deliver_to
 from tests.kit.scripted_server import Answer, Received, answering
-from tests.kit.sink_answers import JSON, object_resource, stored
+from tests.kit.sink_answers import JSON, object_resource, object_stored
 
 RETENTION = (
     "retentionPolicyNotMet",
@@ -54,7 +54,7 @@ class Bucket:
         if resource["name"] in self.objects:
             return self.refusal
         self.objects[resource["name"]] = resource
-        return stored(request)
+        return object_stored(request)
 
     def _look(self, path: str) -> Answer:
         if not self.readable:
@@ -198,7 +198,7 @@ def test_a_single_object_that_is_too_large_is_a_dead_letter(settings: Callable[.
     """A proxy limits the body size: the other objects are stored. A packed object parks its batch, and the error
     says what to do.
     """
-    with answering(stored, body_bytes_max=5000) as (url, _):
+    with answering(object_stored, body_bytes_max=5000) as (url, _):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(PermanentSinkError, match=r"9000 bytes is too large.*413") as refused:
             sink.write(blobs(b"one", b"x" * 9000, b"three"), "token", 5)
@@ -230,7 +230,7 @@ def test_a_single_refused_object_is_a_dead_letter(settings: Callable[..., Settin
     def refuse(request: Received) -> Answer:
         if request.method == "DELETE":
             return Answer(204)
-        return error(400, "invalid", "No.") if "abc%2F0" in request.path else stored(request)
+        return error(400, "invalid", "No.") if "abc%2F0" in request.path else object_stored(request)
 
     with answering(refuse) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))

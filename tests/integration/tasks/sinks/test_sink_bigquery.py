@@ -18,7 +18,7 @@ from tasks.sinks.bigquery.sink import BigQuerySink, client
 from tasks.wire import Row
 from tests.kit.parsing import parsed
 from tests.kit.scripted_server import Answer, Received, answering
-from tests.kit.sink_answers import streamed
+from tests.kit.sink_answers import rows_streamed
 
 NOON = 1_795_000_000
 
@@ -247,7 +247,7 @@ def test_a_column_of_another_type_needs_a_person(
 
 
 def refusing(*entries: dict[str, Any]) -> Callable[[Received], Answer]:
-    return lambda asked: streamed(asked, insertErrors=list(entries))
+    return lambda asked: rows_streamed(asked, insertErrors=list(entries))
 
 
 def entry(index: int, reason: str) -> dict[str, Any]:
@@ -301,7 +301,7 @@ def test_an_exhausted_quota_is_transient_and_a_missing_permission_is_not(
 
 def test_a_large_write_is_split_and_only_the_failed_part_is_listed(settings: Callable[..., Settings]) -> None:
     """Requests stay below 10 MB and are independent."""
-    answers = iter([streamed, lambda asked: Answer(503, b"later"), streamed])
+    answers = iter([rows_streamed, lambda asked: Answer(503, b"later"), rows_streamed])
     items = [fact(number, padding="x" * 100_000) for number in range(250)]
 
     with answering(lambda asked: next(answers)(asked)) as (url, asked):

@@ -42,7 +42,7 @@ def letter(offset: int, value: bytes = b"hello") -> DeadLetter:
 
 
 @pytest.fixture
-def made(settings: Callable[..., Settings], kafka_brokers: str) -> Settings:
+def topic_settings(settings: Callable[..., Settings], kafka_brokers: str) -> Settings:
     """Settings whose dead-letter topic exists."""
     found = settings(kafka_brokers=kafka_brokers)
     assert list(migrate_topics(found, dry_run=False, source=False)) == [
@@ -51,17 +51,17 @@ def made(settings: Callable[..., Settings], kafka_brokers: str) -> Settings:
     return found
 
 
-def records(made: Settings, wanted: int) -> list[Record]:
+def records(topic_settings: Settings, wanted: int) -> list[Record]:
     """The topic's first `wanted` records."""
     consumer = Consumer(
         {
-            "bootstrap.servers": made.kafka_brokers,
+            "bootstrap.servers": topic_settings.kafka_brokers,
             "group.id": "test",
             "enable.auto.commit": False,
             "fetch.message.max.bytes": 32 * MiB,
         }
     )
-    consumer.assign([TopicPartition(made.dlq_topic, 0, 0)])
+    consumer.assign([TopicPartition(topic_settings.dlq_topic, 0, 0)])
     found: list[Record] = []
 
     def enough() -> bool:
@@ -75,26 +75,26 @@ def records(made: Settings, wanted: int) -> list[Record]:
     return found
 
 
-def test_dead_letters_keep_key_value_and_headers(made: Settings) -> None:
+def test_dead_letters_keep_key_value_and_headers(topic_settings: Settings) -> None:
     """Dead letters keep the original bytes, including those of views, and every header in order."""
     items = [letter(1), letter(2, os.urandom(100_000)), DeadLetter(None, memoryview(b"view"), (), 3)]
-    sink = DeadLetterSink(made)
+    sink = DeadLetterSink(topic_settings)
 
     sink.write(items, "token", 15)
 
-    assert records(made, 3) == [(item.key, bytes(item.value), list(item.headers)) for item in items]
+    assert records(topic_settings, 3) == [(item.key, bytes(item.value), list(item.headers)) for item in items]
     sink.close()
     sink.close()
 
 
-def test_a_repeated_write_makes_identifiable_duplicates(made: Settings) -> None:
+def test_a_repeated_write_makes_identifiable_duplicates(topic_settings: Settings) -> None:
     """The topic then has two records, which is a known limit. Their headers identify them, so they count once."""
     items = [letter(offset) for offset in range(20)]
-    sink = DeadLetterSink(made)
+    sink = DeadLetterSink(topic_settings)
 
     sink.write(items, "token", 15)
     sink.write(items, "token", 15)
-    found = records(made, 40)
+    found = records(topic_settings, 40)
 
     identities = {
         tuple(dict(headers)[name] for name in ("topic", "partition", "offset")) for _, _, headers in found
@@ -104,20 +104,20 @@ def test_a_repeated_write_makes_identifiable_duplicates(made: Settings) -> None:
     sink.close()
 
 
-def test_a_message_of_sixteen_megabytes_fits_with_its_headers(made: Settings) -> None:
+def test_a_message_of_sixteen_megabytes_fits_with_its_headers(topic_settings: Settings) -> None:
     """This is the largest message that the reader accepts."""
     item = letter(1, os.urandom(16 * MiB - 1000))
-    sink = DeadLetterSink(made)
+    sink = DeadLetterSink(topic_settings)
 
     sink.write([item], "token", 30)
 
-    assert records(made, 1) == [(item.key, item.value, list(item.headers))]
+    assert records(topic_settings, 1) == [(item.key, item.value, list(item.headers))]
     sink.close()
 
 
-def test_a_record_that_does_not_fit_parks_the_batch_with_what_to_change(made: Settings) -> None:
+def test_a_record_that_does_not_fit_parks_the_batch_with_what_to_change(topic_settings: Settings) -> None:
     """The letter must not be lost, so the topic's limit is at fault."""
-    limited = made.model_copy(update={"kafka_options": {"message.max.bytes": "100000"}})
+    limited = topic_settings.model_copy(update={"kafka_options": {"message.max.bytes": "100000"}})
     sink = DeadLetterSink(limited)
 
     with pytest.raises(PermanentSinkError, match=r"200\d\d\d bytes \(offset 7 .*max\.message\.bytes") as refused:
@@ -243,10 +243,10 @@ def test_check_warns_about_a_topic_that_may_lose_letters(
     assert "storing a record: Kafka cannot delete a single one" in checked.not_tested
 
 
-def test_check_reports_what_a_broker_does_not_show(made: Settings) -> None:
+def test_check_reports_what_a_broker_does_not_show(topic_settings: Settings) -> None:
     """The embedded broker does not expose its settings: this is reported, but not as an error."""
-    checked = check("dead_letter", made)
+    checked = check("dead_letter", topic_settings)
 
     assert checked.level is Level.OK
-    assert made.dlq_topic in checked.text
+    assert topic_settings.dlq_topic in checked.text
     assert any("storing a record" in line for line in checked.not_tested)

@@ -18,7 +18,7 @@ from tasks.sinks.outcome import Blame, Trouble
 from tasks.units import MiB
 from tasks.wire import Blob
 from tests.kit.scripted_server import Answer, Received, answering
-from tests.kit.sink_answers import stored as stored_as
+from tests.kit.sink_answers import object_stored
 
 NOW = b'{"error":{"code":503,"message":"backend error","errors":[{"reason":"backendError"}]}}'
 
@@ -28,7 +28,7 @@ def blob(name: str, content: bytes = b"recording", offset: int = 0) -> Blob:
 
 
 @pytest.fixture
-def stored(settings: Callable[..., Settings], gcs_endpoint: str) -> Settings:
+def bucket_settings(settings: Callable[..., Settings], gcs_endpoint: str) -> Settings:
     """Settings whose bucket exists."""
     made = settings(gcs_endpoint=gcs_endpoint)
     assert list(migrate_bucket(made, dry_run=False)) == [f"create bucket gs://{made.gcs_bucket}"]
@@ -40,7 +40,7 @@ def objects(made: Settings) -> dict[str, bytes]:
     return {found.name: found.download_as_bytes() for found in server.list_blobs(made.gcs_bucket)}
 
 
-def test_objects_read_back_byte_for_byte(stored: Settings) -> None:
+def test_objects_read_back_byte_for_byte(bucket_settings: Settings) -> None:
     """Content may be any bytes or a memoryview, from empty to several megabytes, and names may need quoting."""
     items = [
         blob("30/1/abc/0", os.urandom(20_000)),
@@ -48,34 +48,34 @@ def test_objects_read_back_byte_for_byte(stored: Settings) -> None:
         blob("90/2/a name with ä, ? and #/2", os.urandom(3 * MiB)),
         Blob("60/1/abc/3", memoryview(b"<<view>>")[2:6], 3),
     ]
-    sink = GcsSink(stored)
+    sink = GcsSink(bucket_settings)
 
     sink.write(items, "token", 20)
 
-    assert objects(stored) == {item.name: bytes(item.content) for item in items}
+    assert objects(bucket_settings) == {item.name: bytes(item.content) for item in items}
     sink.close()
 
 
-def test_writing_twice_leaves_one_copy(stored: Settings) -> None:
+def test_writing_twice_leaves_one_copy(bucket_settings: Settings) -> None:
     """An object is identified by its name: the second write overwrites the first."""
     items = [blob(f"30/1/abc/{segment}", b"segment %d" % segment) for segment in range(50)]
-    sink = GcsSink(stored)
+    sink = GcsSink(bucket_settings)
 
     sink.write(items, "token", 20)
-    once = objects(stored)
+    once = objects(bucket_settings)
     sink.write(items, "token", 20)
 
-    assert objects(stored) == once == {item.name: item.content for item in items}
+    assert objects(bucket_settings) == once == {item.name: item.content for item in items}
     sink.close()
 
 
-def test_the_last_object_of_a_name_wins(stored: Settings) -> None:
+def test_the_last_object_of_a_name_wins(bucket_settings: Settings) -> None:
     """A segment that the SDK sent twice within a batch is stored as the later one."""
-    sink = GcsSink(stored)
+    sink = GcsSink(bucket_settings)
 
     sink.write([blob("30/1/a/0", b"first"), blob("30/1/a/1", b"other"), blob("30/1/a/0", b"second")], "t", 20)
 
-    assert objects(stored) == {"30/1/a/0": b"second", "30/1/a/1": b"other"}
+    assert objects(bucket_settings) == {"30/1/a/0": b"second", "30/1/a/1": b"other"}
     sink.close()
 
 
@@ -95,9 +95,9 @@ def test_a_missing_bucket_blames_no_recording(settings: Callable[..., Settings],
     sink.close()
 
 
-def test_check_sees_the_bucket(stored: Settings) -> None:
-    sink = GcsSink(stored)
-    assert stored.gcs_bucket in sink.check().text
+def test_check_sees_the_bucket(bucket_settings: Settings) -> None:
+    sink = GcsSink(bucket_settings)
+    assert bucket_settings.gcs_bucket in sink.check().text
     sink.close()
     sink.close()
 
@@ -118,7 +118,7 @@ def test_only_failed_objects_are_listed(settings: Callable[..., Settings]) -> No
     """The error lists the positions of the objects that are not durable, in any order of completion."""
 
     def answer(request: Received) -> Answer:
-        return Answer(503, NOW) if "bad" in request.path else stored_as(request)
+        return Answer(503, NOW) if "bad" in request.path else object_stored(request)
 
     items = [blob(f"30/1/{'bad' if n in (3, 11) else 'ok'}/{n}") for n in range(16)]
     with answering(answer) as (url, requests):
@@ -140,7 +140,7 @@ def test_a_failed_upload_is_retried_within_the_call(settings: Callable[..., Sett
         if "abc%2F7" in request.path and not first.is_set():
             first.set()
             return Answer(503, NOW)
-        return stored_as(request)
+        return object_stored(request)
 
     with answering(answer) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))
@@ -161,7 +161,7 @@ def test_uploads_that_wait_for_a_retry_hold_no_connection(
     def answer(request: Received) -> Answer:
         first = "abc%2F0" in request.path and request.path not in earlier_paths
         earlier_paths.append(request.path)
-        return Answer(429, b"slow down", {"Retry-After": "1"}) if first else stored_as(request)
+        return Answer(429, b"slow down", {"Retry-After": "1"}) if first else object_stored(request)
 
     with answering(answer) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url, gcs_connections=1))
@@ -180,7 +180,7 @@ def test_a_long_retry_after_ends_the_write_and_the_rest_is_durable(settings: Cal
     def answer(request: Received) -> Answer:
         if "abc%2F3" in request.path:
             return Answer(429, b"slow down", {"Retry-After": "20"})
-        return stored_as(request)
+        return object_stored(request)
 
     with answering(answer) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))
@@ -236,7 +236,7 @@ def test_the_deadline_is_kept_when_the_server_hangs(settings: Callable[..., Sett
     never = threading.Event()
 
     def answer(request: Received) -> Answer:
-        return Answer(delay=never) if "hang" in request.path else stored_as(request)
+        return Answer(delay=never) if "hang" in request.path else object_stored(request)
 
     with answering(answer) as (url, _):
         sink = GcsSink(settings(gcs_endpoint=url))
@@ -252,7 +252,7 @@ def test_a_closed_keep_alive_connection_is_reopened(settings: Callable[..., Sett
     """Servers close idle connections. An upload on a closed connection is sent again immediately on a new one."""
     cuts = iter([False, True, False])
 
-    with answering(lambda request: Answer(cut=True) if next(cuts) else stored_as(request)) as (url, requests):
+    with answering(lambda request: Answer(cut=True) if next(cuts) else object_stored(request)) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url, gcs_connections=1))
         sink.write([blob("30/1/a/0")], "token", 10)
         sink.write([blob("30/1/a/1")], "token", 10)
@@ -263,7 +263,7 @@ def test_a_closed_keep_alive_connection_is_reopened(settings: Callable[..., Sett
 
 def test_the_checksum_is_sent_and_compared(settings: Callable[..., Settings]) -> None:
     """The server receives our CRC32C; when it reports another one, the object counts as not stored."""
-    with answering(lambda request: stored_as(request, crc32c="AAAAAA==")) as (url, requests):
+    with answering(lambda request: object_stored(request, crc32c="AAAAAA==")) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(TransientSinkError, match="checksum"):
             sink.write([blob("30/1/a/0", b"123456789")], "token", 10)

@@ -22,7 +22,7 @@ HEADERS = ["Content-Type: application/octet-stream", "Expect:"]
 End = Answer | Trouble
 
 
-def ends(transfers: Transfers, count: int, seconds_max: float = 20) -> dict[object, End]:
+def next_results(transfers: Transfers, count: int, seconds_max: float = 20) -> dict[object, End]:
     """The next `count` results by key."""
     found: dict[object, End] = {}
     deadline = time.monotonic() + seconds_max
@@ -68,7 +68,7 @@ def test_a_dead_reused_connection_causes_a_second_request(size_bytes: int) -> No
         transfers = Transfers(1)
         for number in range(2):
             transfers.start(number, url, HEADERS, body, 20)
-            assert ends(transfers, 1) == {number: Answer(200, b"{}")}
+            assert next_results(transfers, 1) == {number: Answer(200, b"{}")}
         transfers.close()
 
     assert [request.body == body for request in requests] == [True] * 3
@@ -79,7 +79,7 @@ def test_an_endless_response_is_truncated_and_keeps_its_status() -> None:
     with answering(lambda request: Reply(502, b"x" * (3 * ANSWER_BYTES_MAX), {"Retry-After": "3"})) as (url, _):
         transfers = Transfers(1)
         transfers.start("a", url, HEADERS, b"body", 20)
-        (end,) = ends(transfers, 1).values()
+        (end,) = next_results(transfers, 1).values()
         transfers.close()
 
     assert isinstance(end, Answer)
@@ -101,7 +101,7 @@ def test_a_cancelled_request_has_no_result_and_the_next_one_works() -> None:
         assert transfers.running == ["hang"]
         transfers.abandon()
         transfers.start("next", url, HEADERS, b"body", 20)
-        assert ends(transfers, 1) == {"next": Answer(200, b"{}")}
+        assert next_results(transfers, 1) == {"next": Answer(200, b"{}")}
         never.set()
         transfers.close()
 
@@ -112,7 +112,7 @@ def test_a_deadline_ends_a_request_that_hangs() -> None:
     with answering(lambda request: Reply(delay=never)) as (url, _):
         transfers = Transfers(1)
         transfers.start("a", url, HEADERS, b"body", 0.3)
-        (end,) = ends(transfers, 1).values()
+        (end,) = next_results(transfers, 1).values()
         never.set()
         transfers.close()
 
@@ -134,7 +134,7 @@ def test_a_server_must_show_a_certificate_of_a_trusted_authority(
             secure = f"https://127.0.0.1:{proxy.port}/"
             transfers = Transfers(1)
             transfers.start("strange", secure, HEADERS, b"body", 20)
-            (end,) = ends(transfers, 1).values()
+            (end,) = next_results(transfers, 1).values()
             transfers.close()
             assert isinstance(end, Trouble)
             assert end.blame is Blame.REQUEST
@@ -143,7 +143,7 @@ def test_a_server_must_show_a_certificate_of_a_trusted_authority(
             monkeypatch.setenv("SSL_CERT_FILE", str(certificates.ca))
             transfers = Transfers(1)
             transfers.start("known", secure, HEADERS, b"body", 20)
-            assert ends(transfers, 1) == {"known": Answer(200, b"{}")}
+            assert next_results(transfers, 1) == {"known": Answer(200, b"{}")}
             transfers.close()
 
 
@@ -162,7 +162,7 @@ def test_https_goes_through_the_proxy_of_the_environment_and_plain_http_does_not
         transfers = Transfers(2)
         transfers.start("plain", url, HEADERS, b"body", 20)
         transfers.start("secure", "https://storage.invalid/", HEADERS, b"body", 20)
-        found = ends(transfers, 2)
+        found = next_results(transfers, 2)
         transfers.close()
 
     assert found["plain"] == Answer(200, b"{}")

@@ -75,20 +75,20 @@ GOOD = (
 
 
 @st.composite
-def changed(draw: st.DrawFn, whole: Any) -> Any:
+def changed_document(draw: st.DrawFn, whole: Any) -> Any:
     """A document with one value replaced, removed or duplicated."""
     if not isinstance(whole, dict | list) or not whole or draw(st.integers(0, 4)) == 0:
         return draw(values)
     if isinstance(whole, list):
         place = draw(st.integers(0, len(whole) - 1))
-        return [draw(changed(item)) if at == place else item for at, item in enumerate(whole)]
+        return [draw(changed_document(item)) if at == place else item for at, item in enumerate(whole)]
     name = draw(st.sampled_from(sorted(whole)))
     if draw(st.integers(0, 5)) == 0:
         return {key: value for key, value in whole.items() if key != name}
-    return {**whole, name: draw(changed(whole[name]))}
+    return {**whole, name: draw(changed_document(whole[name]))}
 
 
-def well_formed(value: bytes) -> None:
+def assert_well_formed(value: bytes) -> None:
     """Asserts that the outcome is the same on every parse, its rows are JSON objects that fit their columns, and
     it can be displayed.
     """
@@ -116,25 +116,25 @@ def well_formed(value: bytes) -> None:
 @FEW
 def test_any_bytes_as_a_message(value: bytes):
     """Most of these messages are not valid msgpack."""
-    well_formed(value)
+    assert_well_formed(value)
 
 
 @given(st.binary(max_size=300))
 @FEW
 def test_any_bytes_as_a_payload(payload: bytes):
     """Most of these payloads have no header."""
-    well_formed(envelope(payload))
+    assert_well_formed(envelope(payload))
 
 
 @given(st.binary(max_size=100), st.binary(max_size=200))
 @FEW
 def test_any_bytes_as_header_and_body(header: bytes, body: bytes):
     """Arbitrary headers are combined with a valid body, and arbitrary bodies with a valid header."""
-    well_formed(envelope(frame(b"[]", headers=header)))
-    well_formed(envelope(frame(body)))
-    well_formed(envelope(frame(b"[" + body)))
-    well_formed(envelope(frame(zlib.compress(body))))
-    well_formed(envelope(frame(zlib.compress(b"[" + body + b"]"))))
+    assert_well_formed(envelope(frame(b"[]", headers=header)))
+    assert_well_formed(envelope(frame(body)))
+    assert_well_formed(envelope(frame(b"[" + body)))
+    assert_well_formed(envelope(frame(zlib.compress(body))))
+    assert_well_formed(envelope(frame(zlib.compress(b"[" + body + b"]"))))
 
 
 @given(st.data())
@@ -144,8 +144,8 @@ def test_a_good_message_with_one_byte_changed_or_cut_off(data: st.DataObject):
     place = data.draw(st.integers(0, len(value) - 1))
     value[place] = data.draw(st.integers(0, 255))
 
-    well_formed(bytes(value))
-    well_formed(bytes(value[:place]))
+    assert_well_formed(bytes(value))
+    assert_well_formed(bytes(value[:place]))
 
 
 @given(st.dictionaries(st.sampled_from(("replay_id", "received", "payload", "version", "x")), values, max_size=3))
@@ -154,7 +154,7 @@ def test_any_fields_in_the_envelope(fields: dict[str, Any]):
     """The values have any type that msgpack supports."""
     whole = {name: value for name, value in fields.items() if not _too_large(value)}
     payload = whole.pop("payload", frame(b"[]"))
-    well_formed(envelope(payload, **whole))
+    assert_well_formed(envelope(payload, **whole))
 
 
 def _too_large(value: Any) -> bool:
@@ -165,19 +165,19 @@ def _too_large(value: Any) -> bool:
     return False
 
 
-@given(changed(json.loads(replay_event())))
+@given(changed_document(json.loads(replay_event())))
 @FEW
 def test_any_shape_of_the_replay_event(document: Any):
-    well_formed(recording(replay_event=json.dumps(document).encode()))
+    assert_well_formed(recording(replay_event=json.dumps(document).encode()))
 
 
-@given(st.sampled_from(GOOD).flatmap(changed))
+@given(st.sampled_from(GOOD).flatmap(changed_document))
 @FEW
 def test_an_event_of_any_shape_affects_no_other_event(event: Any):
     """The clicks around the malformed event are read; the event may be a click itself."""
     text = json.dumps([click_event(100), event, {"type": 3}, click_event(101)]).encode()
 
-    well_formed(recording(text))
+    assert_well_formed(recording(text))
     found = [click["click_node_id"] for click in clicks(parsed(recording(text)))]
     assert (found[0], found[-1]) == (100, 101)
     assert len(found) <= 3
@@ -187,4 +187,4 @@ def test_an_event_of_any_shape_affects_no_other_event(event: Any):
 @FEW
 def test_any_mix_of_events(events: list[Any]):
     """The mix has valid events, malformed events, and values that are not events."""
-    well_formed(recording(json.dumps(events).encode()))
+    assert_well_formed(recording(json.dumps(events).encode()))

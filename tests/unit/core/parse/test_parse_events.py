@@ -164,7 +164,7 @@ def test_a_resource_of_an_unknown_kind_is_a_fact_without_it():
     assert kind == "resource.other"
 
 
-def painted(*events: tuple[str, str, float]) -> list[Any]:
+def vitals_of(*events: tuple[str, str, float]) -> list[Any]:
     """The values of the vitals in spans that are given as (op, description, Unix seconds)."""
     spans = [span_event(op, text, startTimestamp=at, endTimestamp=at) for op, text, at in events]
     return [fields["value"] for kind, fields in facts(events_parsed(spans)) if kind.startswith("web-vital.")]
@@ -176,13 +176,13 @@ def test_the_first_contentful_paint_is_the_time_since_its_page_began_to_load():
     """
     load, paint = ("navigation.navigate", "https://a/", 1000.0), ("paint", "first-contentful-paint", 1000.764)
 
-    assert painted(load, paint) == [764.0]
-    assert painted(load, ("navigation.push", "/b", 1000.5), paint) == [764.0]
-    assert painted(load, ("navigation.reload", "https://a/", 1000.5), paint) == [264.0]
-    assert painted(paint) == [None]
-    assert painted(load, ("paint", "first-contentful-paint", 999.0)) == [None]
-    assert painted(load, ("paint", "first-contentful-paint", 9000.0)) == [None]
-    assert painted(("navigation.navigate", "https://a/", 1000000.0), paint) == [None]
+    assert vitals_of(load, paint) == [764.0]
+    assert vitals_of(load, ("navigation.push", "/b", 1000.5), paint) == [764.0]
+    assert vitals_of(load, ("navigation.reload", "https://a/", 1000.5), paint) == [264.0]
+    assert vitals_of(paint) == [None]
+    assert vitals_of(load, ("paint", "first-contentful-paint", 999.0)) == [None]
+    assert vitals_of(load, ("paint", "first-contentful-paint", 9000.0)) == [None]
+    assert vitals_of(("navigation.navigate", "https://a/", 1000000.0), paint) == [None]
 
 
 @pytest.mark.parametrize(

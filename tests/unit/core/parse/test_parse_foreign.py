@@ -87,7 +87,7 @@ def test_the_sdks_own_examples_become_facts():
     for payload in template.values():
         if isinstance(payload, dict) and ("category" in payload or "op" in payload):
             tag = "breadcrumb" if "category" in payload else "performanceSpan"
-            events.append({"type": 5, "timestamp": 1, "data": {"tag": tag, "payload": filled(payload)}})
+            events.append({"type": 5, "timestamp": 1, "data": {"tag": tag, "payload": fill_template(payload)}})
 
     segment = events_parsed(events)
 
@@ -97,10 +97,10 @@ def test_the_sdks_own_examples_become_facts():
     assert expected <= set(kinds(segment))
 
 
-def filled(template: Any) -> Any:
+def fill_template(template: Any) -> Any:
     """The template with each placeholder replaced by a value of the type that it names."""
     if isinstance(template, list):
-        return [filled(item) for item in template]
+        return [fill_template(item) for item in template]
     if not isinstance(template, dict):
         return template
     if "$any" in template:
@@ -108,8 +108,8 @@ def filled(template: Any) -> Any:
     if "$matching" in template:
         return "error"
     if "$containing" in template:
-        return filled(template["$containing"])
-    return {key: filled(value) for key, value in template.items()}
+        return fill_template(template["$containing"])
+    return {key: fill_template(value) for key, value in template.items()}
 
 
 def test_a_truncated_real_body_is_stored_without_events():

@@ -62,7 +62,7 @@ def facts_of(recorded: Recording) -> list[dict[str, Any]]:
     return [row | {"attributes": json.loads(row["attributes"])} for row in rows]
 
 
-def clicking(recorded: Recording) -> list[Action]:
+def click_actions(recorded: Recording) -> list[Action]:
     """The actions for which the SDK sends a click breadcrumb."""
     left: list[Action] = []
     for action in recorded.actions:
@@ -72,7 +72,7 @@ def clicking(recorded: Recording) -> list[Action]:
     return left
 
 
-def at(action: Action, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def rows_during(action: Action, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows whose time is within the action."""
     return [row for row in rows if action.start_ms <= row["timestamp"] * 1000 < action.stop_ms]
 
@@ -163,9 +163,9 @@ def test_click_rows_have_the_environment(recorded: Recording):
 def test_each_click_in_the_page_is_a_click_at_its_time(recorded: Recording):
     """There is no additional click, and none is missing."""
     rows = [fact for fact in facts_of(recorded) if fact["event_type"] == "ui.click"]
-    done = clicking(recorded)
+    done = click_actions(recorded)
 
-    assert [len(at(action, rows)) for action in done] == [1] * len(done)
+    assert [len(rows_during(action, rows)) for action in done] == [1] * len(done)
     assert len(rows) == len(done)
 
 
@@ -193,7 +193,7 @@ def test_dead_and_rage_clicks_are_distinguished_from_others(recorded: Recording)
     for kind, what in (("ui.deadClick", "click dead 2"), ("ui.rageClick", "rage x7"), ("rage_click", "rage x7")):
         (found,) = [fact for fact in facts_of(recorded) if fact["event_type"] == kind]
         (done,) = [action for action in recorded.actions if action.what == what]
-        assert at(done, [found]) == [found]
+        assert rows_during(done, [found]) == [found]
     assert sum(sum(metric(segment, "replay.rage_click_detected")) for segment in recorded.segments) == 1
 
 

@@ -57,7 +57,7 @@ def outcomes(parser: InlineParser | ProcessParser, sent: Sequence[Message]) -> l
     return [event.outcome for event in events]
 
 
-def until(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     """Waits for a condition."""
     ends_at = time.monotonic() + DEADLINE_SECONDS
     while not condition():
@@ -75,7 +75,7 @@ def is_gone(process_id: int) -> bool:
 
 
 @pytest.fixture
-def inline() -> InlineParser:
+def inline_parser() -> InlineParser:
     """Parses the messages in this process."""
     return InlineParser(RULES, TenantGate(), stopped_clock)
 
@@ -104,7 +104,7 @@ def load() -> list[bytes]:
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_processes_parse_like_the_loop(
-    start: Callable[..., ProcessParser], inline: InlineParser, load: list[bytes], processes: int
+    start: Callable[..., ProcessParser], inline_parser: InlineParser, load: list[bytes], processes: int
 ) -> None:
     """The outcomes are equal byte for byte and in order, over several polls of different size, including one
     message and none.
@@ -113,7 +113,7 @@ def test_processes_parse_like_the_loop(
 
     for poll in (load[:70], load[70:71], [], load[71:]):
         sent = messages(poll)
-        expected = outcomes(inline, sent)
+        expected = outcomes(inline_parser, sent)
         assert outcomes(parser, sent) == expected
     assert any(isinstance(outcome, Reject) for outcome in expected)
 
@@ -132,7 +132,9 @@ def test_a_blob_that_came_compressed_is_not_sent_back(start: Callable[..., Proce
     assert zlib.decompress(second.blobs[0].content).startswith(b"\x01\x00\x00\x00\x1bmp4")
 
 
-def test_shared_memory_grows_with_the_poll(start: Callable[..., ProcessParser], inline: InlineParser) -> None:
+def test_shared_memory_grows_with_the_poll(
+    start: Callable[..., ProcessParser], inline_parser: InlineParser
+) -> None:
     """Message sizes go from a few bytes to megabytes and back."""
     parser = start(2)
     large = recording(
@@ -141,16 +143,16 @@ def test_shared_memory_grows_with_the_poll(start: Callable[..., ProcessParser], 
 
     for bodies in ([recording()], [large, recording(), large], [recording([click_event()])] * 5):
         sent = messages(bodies)
-        assert outcomes(parser, sent) == outcomes(inline, sent)
+        assert outcomes(parser, sent) == outcomes(inline_parser, sent)
 
 
 def test_a_child_that_was_killed_is_replaced_and_nothing_is_lost(
-    start: Callable[..., ProcessParser], inline: InlineParser, load: list[bytes]
+    start: Callable[..., ProcessParser], inline_parser: InlineParser, load: list[bytes]
 ) -> None:
     """One child is killed between two polls, then the other, then both. The next poll returns everything."""
     parser = start(2)
     sent = messages(load[:40])
-    expected = outcomes(inline, sent)
+    expected = outcomes(inline_parser, sent)
     assert outcomes(parser, sent) == expected
 
     for victims in (slice(0, 1), slice(1, 2), slice(0, 2)):
@@ -163,12 +165,12 @@ def test_a_child_that_was_killed_is_replaced_and_nothing_is_lost(
 
 
 def test_a_child_that_hangs_is_replaced_and_nothing_is_lost(
-    start: Callable[..., ProcessParser], inline: InlineParser, load: list[bytes]
+    start: Callable[..., ProcessParser], inline_parser: InlineParser, load: list[bytes]
 ) -> None:
     """The child is stopped and does not respond in time."""
     parser = start(2, answer_seconds_max=5.0)
     sent = messages(load[:20])
-    expected = outcomes(inline, sent)
+    expected = outcomes(inline_parser, sent)
     assert outcomes(parser, sent) == expected  # Both children have started.
 
     victim = parser.process_ids[0]
@@ -251,7 +253,7 @@ def test_processes_end_with_a_reader_that_was_killed() -> None:
         reader.kill()
         reader.wait()
 
-    until(lambda: all(is_gone(child) for child in children))
+    wait_until(lambda: all(is_gone(child) for child in children))
 
 
 def test_rows_do_not_depend_on_hash_seeds() -> None:

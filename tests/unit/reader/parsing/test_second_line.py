@@ -51,11 +51,11 @@ class Bench:
 def start() -> Iterator[Callable[..., Bench]]:
     benches: list[Bench] = []
 
-    def made(*arguments: Any, **more: Any) -> Bench:
+    def start_bench(*arguments: Any, **more: Any) -> Bench:
         benches.append(Bench(*arguments, **more))
         return benches[-1]
 
-    yield made
+    yield start_bench
     for bench in benches:
         bench.line.close()
 

@@ -8,7 +8,7 @@ import pytest
 
 from ingest.core import events as on
 from ingest.core.pipeline import Pipeline
-from tests.kit.planted import explored
+from tests.kit.planted import explore_copy
 from tests.mutation.mutants import MUTANTS
 from tools.explore import planted
 from tools.explore.__main__ import Bound, bug_as_text, explore, main
@@ -66,7 +66,7 @@ def test_a_planted_bug_is_found(tmp_path: Path, bug: str, world: str, faults: in
     printed.
     """
     mutant = next(known for known in MUTANTS if known.bug == bug)
-    found = explored(mutant, tmp_path, world.split()[0], faults, expiry="expiry" in world)
+    found = explore_copy(mutant, tmp_path, world.split()[0], faults, expiry="expiry" in world)
 
     assert found.code == 1, found.broken
     assert broken in found.broken
@@ -77,7 +77,7 @@ def test_a_planted_bug_is_found(tmp_path: Path, bug: str, world: str, faults: in
 
 def test_the_copy_without_a_bug_passes(tmp_path: Path) -> None:
     """The tests with bugs would prove nothing if the copy failed for another reason."""
-    assert explored(None, tmp_path, "2", 0).code == 0
+    assert explore_copy(None, tmp_path, "2", 0).code == 0
 
 
 def test_messages_may_expire() -> None:

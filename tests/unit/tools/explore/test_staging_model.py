@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.planted import explored
+from tests.kit.planted import explore_copy
 from tests.mutation.mutants import Mutant
 from tools.explore.hashes import Effect, Staged, perform
 from tools.explore.search import Search
@@ -86,7 +86,7 @@ def test_no_order_of_round_trips_breaks_an_invariant(faults: int, states_min: in
 @pytest.mark.parametrize(("mutant", "faults", "broken"), FOUND, ids=[line[0].bug for line in FOUND])
 def test_a_planted_bug_is_found(tmp_path: Path, mutant: Mutant, faults: int, broken: str) -> None:
     """One safety bug is planted into the real code of the fleet: some order of round trips shows it."""
-    found = explored(mutant, tmp_path, "staging", faults)
+    found = explore_copy(mutant, tmp_path, "staging", faults)
 
     assert found.code == 1, found.broken
     assert broken in found.broken

@@ -11,7 +11,7 @@ from tools.gameday.page import faults, panels
 from tools.gameday.prometheus import ALERTS, WAITING_RULES, runbook_has, scaled_rules
 
 
-def deployed() -> dict[str, dict[str, str]]:
+def deployed_rules() -> dict[str, dict[str, str]]:
     document = yaml.safe_load(Path(ALERTS).read_text())
     return {rule["alert"]: rule for group in document["groups"] for rule in group["rules"]}
 
@@ -23,7 +23,7 @@ def scaled(factor: float) -> dict[str, dict[str, str]]:
 
 def test_a_factor_of_one_changes_no_duration():
     """Dividing by one leaves every duration unchanged."""
-    before, after = deployed()["ReplaysRejects"], scaled(1)["ReplaysRejects"]
+    before, after = deployed_rules()["ReplaysRejects"], scaled(1)["ReplaysRejects"]
 
     assert before["for"] == "10m"
     assert after["for"] == "600s"
@@ -39,13 +39,13 @@ def test_for_clauses_ranges_and_thresholds_are_divided():
     assert rules["ReplaysItemsRefused"]["expr"].strip().endswith("[45s])) > 0")
     assert rules["ReplaysRedisFull"]["expr"].strip().endswith("> 0.7")
     assert rules["ReplaysRetentionNear"]["expr"].strip().endswith("> 2160")
-    assert rules.keys() == deployed().keys() >= WAITING_RULES
+    assert rules.keys() == deployed_rules().keys() >= WAITING_RULES
 
 
 def test_every_fault_has_an_alert_that_exists_and_a_section_of_the_runbook():
     """After a rule is renamed, no fault may wait for its old name."""
     for fault in FAULTS:
-        assert fault.alert in deployed()
+        assert fault.alert in deployed_rules()
         assert runbook_has(f"docs/runbook.md#{fault.alert.lower()}")
     assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 10
 

@@ -21,7 +21,7 @@ ADDRESSES = {
 }
 
 
-def written(tmp_path: Path, body: str) -> Path:
+def write_compose_file(tmp_path: Path, body: str) -> Path:
     """A Compose file with one service that is built from its directory."""
     path = tmp_path / "compose.yml"
     path.write_text(f"services:\n  one:\n    build: .\n    command: [run]\n    environment: {{}}\n{body}")
@@ -87,4 +87,4 @@ def test_the_health_check_follows_the_port():
 def test_unknown_keys_are_refused(tmp_path: Path, body: str, error: str):
     """An unknown key would be silently omitted."""
     with pytest.raises(ValueError, match=error):
-        ours(written(tmp_path, body), {})
+        ours(write_compose_file(tmp_path, body), {})

@@ -15,7 +15,7 @@ from tools.mixed.result import Line, Result, show
 WHOLE = Report((Check("objects", 3, 3),))
 
 
-def good(*, expects_refusal: bool = True) -> Result:
+def good_run(*, expects_refusal: bool = True) -> Result:
     """A run without errors: first in the order of an upgrade, then readers first, then their workers."""
     both = "reader a: 1.0, worker b: 2.0"
     lines = [
@@ -38,7 +38,7 @@ def good(*, expects_refusal: bool = True) -> Result:
 
 
 def test_a_good_run_passes():
-    result = good()
+    result = good_run()
     result.judge()
 
     assert (result.ok, result.error) == (True, "")
@@ -75,7 +75,7 @@ FAULTS: dict[str, tuple[Callable[[Result], object], str]] = {
 def test_each_fault_fails_the_run_and_is_named(name: str):
     """The result has the error, and the printed verdict is FAILED."""
     plant, error = FAULTS[name]
-    result = good()
+    result = good_run()
     plant(result)
     result.judge()
     printed = io.StringIO()
@@ -88,7 +88,7 @@ def test_each_fault_fails_the_run_and_is_named(name: str):
 
 def test_releases_with_equal_formats_need_no_refusal():
     """Two real releases may have the same formats."""
-    result = good(expects_refusal=False)
+    result = good_run(expects_refusal=False)
     nothing_refused(result)
     result.judge()
 
@@ -96,7 +96,7 @@ def test_releases_with_equal_formats_need_no_refusal():
 
 
 def test_check_has_to_run_at_least_once():
-    result = good()
+    result = good_run()
     for line in result.lines:
         line.check = None
     result.judge()
@@ -106,7 +106,7 @@ def test_check_has_to_run_at_least_once():
 
 def test_the_table_has_every_phase_and_the_sums():
     """Each phase is a row, and the last row has the sums."""
-    result = good()
+    result = good_run()
     result.judge()
     printed = io.StringIO()
     show(Console(file=printed, width=200), result)

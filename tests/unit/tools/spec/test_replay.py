@@ -20,7 +20,7 @@ def checker(tmp_path_factory: pytest.TempPathFactory) -> spin.Checker:
     return spin.Checker(tmp_path_factory.mktemp("replay"))
 
 
-def calm() -> list[Step]:
+def calm_steps() -> list[Step]:
     """One batch from its assignment to its commit."""
     facts: list[Step] = [
         {"step": "assigned", "offset": 0, "ends": [], "new": True},
@@ -38,7 +38,7 @@ def calm() -> list[Step]:
     return [{"reader": "one", "partition": 0, **fact} for fact in facts]
 
 
-def refused(checker: spin.Checker, steps: list[Step]) -> str:
+def refused_action(checker: spin.Checker, steps: list[Step]) -> str:
     """The name of the action that is not allowed; empty if all are allowed."""
     history = History(steps)
     at = checker.check(history).refused
@@ -51,12 +51,12 @@ def test_simulated_worlds_are_allowed(seed: int, checker: spin.Checker) -> None:
     parts = [part for steps in partitions(runs.simulated(seed)).values() for part in histories(steps)]
 
     assert parts
-    assert [refused(checker, part) for part in parts] == [""] * len(parts)
+    assert [refused_action(checker, part) for part in parts] == [""] * len(parts)
 
 
 def test_an_undisturbed_batch_is_allowed(checker: spin.Checker) -> None:
     """The batch is cut, recorded, dispatched, marked, settled and committed."""
-    assert refused(checker, calm()) == ""
+    assert refused_action(checker, calm_steps()) == ""
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def test_one_altered_step_is_refused(moved: int, before: int, action: str, check
     """The altered steps are a commit before its batch settled, a dispatch before its record is stored, and rows
     before blobs.
     """
-    steps = calm()
+    steps = calm_steps()
     steps.insert(before, steps.pop(moved))
 
-    assert refused(checker, steps) == action
+    assert refused_action(checker, steps) == action
 
 
 def test_a_new_owner_reads_the_stored_record(checker: spin.Checker) -> None:
@@ -85,16 +85,16 @@ def test_a_new_owner_reads_the_stored_record(checker: spin.Checker) -> None:
     }
     others = {**handed_over, "ends": [2]}
 
-    assert refused(checker, [*calm()[:4], handed_over]) == ""
-    assert refused(checker, [*calm()[:4], others]) in ("reads_end", "reads_ends")
+    assert refused_action(checker, [*calm_steps()[:4], handed_over]) == ""
+    assert refused_action(checker, [*calm_steps()[:4], others]) in ("reads_end", "reads_ends")
 
 
 def test_an_assignment_that_was_revoked_before_its_reader_learned_of_it_changes_no_owner(
     checker: spin.Checker,
 ) -> None:
     """A suspended reader is assigned a partition late, sends a commit that is refused, and loses the partition."""
-    steps = calm()
-    late = of(
+    steps = calm_steps()
+    late = steps_of(
         "late",
         {"step": "assigned", "offset": 0, "ends": [], "new": False},
         {"step": "commit", "offset": 0, "ends": [], "short": False},
@@ -104,12 +104,12 @@ def test_an_assignment_that_was_revoked_before_its_reader_learned_of_it_changes_
 
     (left,) = histories(steps)
 
-    assert left == calm()
-    assert refused(checker, left) == ""
-    assert refused(checker, steps) != ""
+    assert left == calm_steps()
+    assert refused_action(checker, left) == ""
+    assert refused_action(checker, steps) != ""
 
 
-def of(reader: str, *facts: Step) -> list[Step]:
+def steps_of(reader: str, *facts: Step) -> list[Step]:
     """Steps of one reader with partition 0."""
     return [{"reader": reader, "partition": 0, **fact} for fact in facts]
 
@@ -120,17 +120,17 @@ RELEASED: Step = {"step": "released", "late": False, "gave_up": False}
 
 def test_a_response_may_belong_to_an_equal_earlier_commit(checker: spin.Checker) -> None:
     """A reader that resends a commit accepts the first response as that of the resent one."""
-    again = of("one", {"step": "commit", "offset": 3, "ends": [], "short": False})
-    answer = calm()[-1:]
-    steps = [*calm()[:-1], *again, *answer, *of("one", REVOKED, RELEASED)]
+    again = steps_of("one", {"step": "commit", "offset": 3, "ends": [], "short": False})
+    answer = calm_steps()[-1:]
+    steps = [*calm_steps()[:-1], *again, *answer, *steps_of("one", REVOKED, RELEASED)]
 
-    assert refused(checker, steps) == ""
-    assert refused(checker, [*calm()[:-1], *again, *of("one", REVOKED, RELEASED)]) == "release"
+    assert refused_action(checker, steps) == ""
+    assert refused_action(checker, [*calm_steps()[:-1], *again, *steps_of("one", REVOKED, RELEASED)]) == "release"
 
 
 def cut_behind_a_gap(committed: int) -> list[Step]:
     """[0, 3) is committed; a batch [5, 7) is recorded with that commit, parked, and left to the next owner."""
-    return of(
+    return steps_of(
         "one",
         {"step": "cut", "start": 5, "stop": 7, "stages": ["rows"], "cut_by": "age"},
         {"step": "commit", "offset": committed, "ends": [7], "short": False},
@@ -145,12 +145,12 @@ def cut_behind_a_gap(committed: int) -> list[Step]:
 @pytest.mark.parametrize(("committed", "action"), [(3, ""), (5, ""), (6, "send")])
 def test_a_batch_covers_the_gap_before_it(committed: int, action: str, checker: spin.Checker) -> None:
     """The batch may be recorded with the offset before or after the gap, but not with one inside the batch."""
-    assert refused(checker, [*calm(), *cut_behind_a_gap(committed)]) == action
+    assert refused_action(checker, [*calm_steps(), *cut_behind_a_gap(committed)]) == action
 
 
 def test_commits_of_a_later_assignment_do_not_affect_an_earlier_one(checker: spin.Checker) -> None:
     """The reader gets the partition back, and only then passes the gap."""
-    back = of(
+    back = steps_of(
         "one",
         {"step": "assigned", "offset": 3, "ends": [7], "new": False},
         {"step": "ended", "start": 3, "stop": 5},
@@ -158,12 +158,12 @@ def test_commits_of_a_later_assignment_do_not_affect_an_earlier_one(checker: spi
         {"step": "committed", "offset": 5, "ends": [7], "short": False},
     )
 
-    assert refused(checker, [*calm(), *cut_behind_a_gap(3), *back]) == ""
+    assert refused_action(checker, [*calm_steps(), *cut_behind_a_gap(3), *back]) == ""
 
 
 def test_a_plan_of_two_ends_is_abandoned_in_one_step(checker: spin.Checker) -> None:
     """The log ended before both ends; otherwise recorded ends must not be dropped."""
-    two = of(
+    two = steps_of(
         "one",
         {"step": "assigned", "offset": 0, "ends": [8, 16], "new": True},
         {"step": "ended", "start": 5, "stop": 5},
@@ -171,8 +171,8 @@ def test_a_plan_of_two_ends_is_abandoned_in_one_step(checker: spin.Checker) -> N
         {"step": "committed", "offset": 0, "ends": [], "short": False},
     )
 
-    assert refused(checker, two) == ""
-    assert refused(checker, [two[0], *two[2:]]) == "names_ends"
+    assert refused_action(checker, two) == ""
+    assert refused_action(checker, [two[0], *two[2:]]) == "names_ends"
 
 
 def test_steps_are_found_in_a_readers_log(tmp_path: Path) -> None:
