@@ -45,7 +45,7 @@ from ingest.testing.messages import (
 
 MESSAGE_BYTES_MAX = 15_000_000
 SAMPLED_SHARE = 1 / 500
-CONTROL = "\x01"  # one byte here, six bytes escaped, seven bytes escaped within an escape
+CONTROL = "\x01"  # one byte, which JSON escapes as six bytes, and as seven within an escaped text
 
 Make = Callable[[int], bytes]
 

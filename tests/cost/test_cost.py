@@ -18,8 +18,8 @@ ATTEMPTS = 10
 
 @pytest.mark.parametrize("shape", ALL, ids=lambda shape: shape.name)
 def test_a_hostile_message_costs_a_multiple_of_its_floor(shape: Shape) -> None:
-    """Its CPU time is at most 4 times that of inflating and scanning it, plus 50 ms, and its rows are within their
-    limit.
+    """The CPU time of a message is at most 4 times that of inflating and scanning it, plus 50 ms, and its rows are
+    within their limit.
     """
     value = shape.make(RAW_BYTES)
     assert rows_share(value) <= 1.0

@@ -52,10 +52,8 @@ def fleet(stack: Stack, tmp_path: Path) -> Iterator[Fleet]:
 
 
 def test_a_new_owner_cuts_the_same_batches_also_after_a_second_crash(stack: Stack, tmp_path: Path) -> None:
-    """Batches are cut by age at a low rate, and their reader dies twice; the batch ids are unchanged and nothing
-    is duplicated.
-
-    Without the cut record, the second reader finds a backlog and would cut other ranges.
+    """Messages arrive slowly, so batches are cut by age. Their reader is killed twice: the batch ids are unchanged
+    and nothing is duplicated. Without the cut record, the second reader would find a backlog and cut other ranges.
     """
     settings = {
         "REPLAYS_BATCH_AGE_SECONDS_MAX": "0.3",

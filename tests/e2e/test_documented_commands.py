@@ -232,8 +232,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 @pytest.fixture(scope="module")
 def placeholder_values(system: System, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Maps each placeholder to its possible values, by the first words of the command; lists of ids are used from
-    the front.
+    """Maps each placeholder to its possible values, by the first words of the command. Ids in a list are used in
+    order.
     """
     message = tmp_path_factory.mktemp("message") / "message.bin"
     message.write_bytes(recording(replay_id="0ddba110000000000000000000000001", segment_id=0))
@@ -263,8 +263,8 @@ def found(answer: object, key: str) -> object:
 
 
 def fill_placeholders(words: tuple[str, ...], ids: dict[str, list[str]]) -> list[str]:
-    """The words of the command with their placeholders replaced. A parked batch can be retried or abandoned
-    once.
+    """The words of the command with their placeholders replaced. Commands that change a parked batch each get
+    another one.
     """
     plain = {
         "<project>": PROJECT,

@@ -1,7 +1,8 @@
-"""Two releases over one Redis, schema and group: additions of a newer one are tolerated, new versions are refused.
+"""Two releases share one Redis, schema and group: fields that the newer one adds are tolerated, new format
+versions are refused.
 
-The old release is this code; the newer ones are this code with patches (tools/mixed/planted.py).
-`make mixed-versions` does the same with the previous release from git.
+The old release is this code; the newer ones are this code with patches (tools/mixed/planted.py). `make
+mixed-versions` does the same with the previous release from git.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Operators' decisions survive an emptied Redis on the whole system, and every key in Redis expires."""
+"""In the whole system, operators' decisions survive an emptied Redis, and keys in Redis expire."""
 
 from __future__ import annotations
 

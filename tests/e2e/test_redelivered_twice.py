@@ -114,8 +114,8 @@ def loaded_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedSy
 
 
 def test_with_marks_no_sink_is_called_again(loaded_system: LoadedSystem) -> None:
-    """While Redis still has the done marks, the same cuts cause no request, no packet and no dead letter; only
-    commits.
+    """While Redis still has the done marks, the same cuts cause only commits: no request, no packet and no dead
+    letter.
     """
     system = loaded_system.system
     before, requests_before = census(system), requests(system)
@@ -285,7 +285,7 @@ def facts(system: System, table: str) -> int:
 
 
 def packets(system: System) -> int:
-    """Metrics received so far."""
+    """Number of metrics received so far."""
     with urllib.request.urlopen(f"{system.stack.addresses['statsd_query']}/metrics", timeout=10) as answer:
         return int(json.load(answer)["received"])
 

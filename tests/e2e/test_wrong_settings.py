@@ -1,5 +1,5 @@
-"""Every command with every kind of wrong setting: it prints one line that names the setting and what to do, and
-exits with 2.
+"""Given any kind of wrong setting, every command prints one line that names the setting and what to do, and exits
+with 2.
 
 Commands are taken from the command line itself, so new ones are included. Our commands run in this process;
 `celery` commands and servers run in forks of a process that has imported them (`tests.kit.prestarted`).

@@ -25,12 +25,12 @@ Key = tuple[int, str]
 
 @dataclass(frozen=True)
 class Store:
-    """Servers with a few replays: the `victim` is erased, its `neighbour` must be kept."""
+    """Servers with a few replays: the `victim` is erased, its `neighbor` must be kept."""
 
     env: dict[str, str]
     settings: Settings
     victim: Key
-    neighbour: Key
+    neighbor: Key
 
     def run(self, *arguments: str, which: Key | None = None) -> Result:
         """Runs the command with --yes."""

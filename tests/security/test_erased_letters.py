@@ -95,8 +95,8 @@ def test_a_letter_of_an_erased_replay_is_reported_as_erased(topics: Topics):
         message(topics, b"\xc1", "not_msgpack", (("trace", MINE.encode()),)),
         *(make(topics, offset) for make in (blob, row) for offset in (0, GONE)),
     ]
-    neighbour = message(topics, recording(replay_id=THEIRS, project_id=THEIR_PROJECT))
-    topics.write(*written, neighbour)
+    neighbor = message(topics, recording(replay_id=THEIRS, project_id=THEIR_PROJECT))
+    topics.write(*written, neighbor)
     erase(topics, replay_key(MY_PROJECT, MINE))
 
     expect_erased(topics, *written)

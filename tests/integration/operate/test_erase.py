@@ -115,7 +115,7 @@ def test_an_erased_replay_is_gone_and_its_neighbor_unchanged(store: Store) -> No
     """Both copies of each recording are removed, and outcomes are kept. The erasure is audited, and a second run
     succeeds without finding anything.
     """
-    before, kept = store.everything(store.victim), store.everything(store.neighbour)
+    before, kept = store.everything(store.victim), store.everything(store.neighbor)
     recordings = [content for content in before["recordings"] if content]
     assert len(recordings) > 1
     assert all(content in store.bucket_bytes() for content in recordings)
@@ -133,7 +133,7 @@ def test_an_erased_replay_is_gone_and_its_neighbor_unchanged(store: Store) -> No
     assert not any(after.values()), after
     bucket = store.bucket_bytes()
     assert not [content for content in recordings if content in bucket]
-    assert store.everything(store.neighbour) == kept
+    assert store.everything(store.neighbor) == kept
     actions = Coordination(connect(store.settings), store.settings).audited()
     assert [action["what"] for action in actions] == ["erase ends", "erase begins"]
     assert {action["by"] for action in actions} == {"oncall"}
@@ -247,7 +247,7 @@ def test_two_erasures_in_one_object_do_not_undo_each_other(packed: Store) -> Non
     keeps its labels, and its custom time is its original creation time; otherwise its other recordings would
     outlive their retention.
     """
-    victims = (packed.victim, packed.neighbour)
+    victims = (packed.victim, packed.neighbor)
     recordings = [content for which in victims for content in packed.recordings(which) if content]
     erasers = [Eraser(packed.settings, *which) for which in victims]
     found = [eraser.look() for eraser in erasers]

@@ -156,14 +156,14 @@ def test_each_is_complete_in_every_sink_and_erasing_one_leaves_the_other(two_pro
     account = reconcile.run(two_projects.settings, Scope())
     assert account.ok, account.examples
     assert all(account.sinks[sink].checked for sink in ("gcs", "clickhouse", "bigquery"))
-    for which in (two_projects.victim, two_projects.neighbour):
+    for which in (two_projects.victim, two_projects.neighbor):
         assert_shown(two_projects, which)
 
-    kept = two_projects.everything(two_projects.neighbour)
-    value = envelope(b"no header", project_id=two_projects.neighbour[0], replay_id=REPLAY_ID)
+    kept = two_projects.everything(two_projects.neighbor)
+    value = envelope(b"no header", project_id=two_projects.neighbor[0], replay_id=REPLAY_ID)
     label = Label("no_header", "", Origin(two_projects.settings.kafka_topic, 0, 9), "b")
     letter(two_projects, DeadLetter(None, value, label.encode(), 9))
-    refuse_outcome(two_projects, two_projects.neighbour)
+    refuse_outcome(two_projects, two_projects.neighbor)
 
     erased = two_projects.erase()
 
@@ -171,10 +171,10 @@ def test_each_is_complete_in_every_sink_and_erasing_one_leaves_the_other(two_pro
     gone = two_projects.everything(two_projects.victim)
     assert gone.pop("replay_outcomes") == 1
     assert not any(gone.values()), gone
-    assert two_projects.everything(two_projects.neighbour) == kept
-    assert_shown(two_projects, two_projects.neighbour)
+    assert two_projects.everything(two_projects.neighbor) == kept
+    assert_shown(two_projects, two_projects.neighbor)
     exact = facts(two_projects.settings, "replay_events_exact")
-    assert exact == Counter({row: n for row, n in expected.items() if row[0] == two_projects.neighbour[0]})
+    assert exact == Counter({row: n for row, n in expected.items() if row[0] == two_projects.neighbor[0]})
 
 
 @pytest.mark.parametrize("two", BOTH_ORDERS[:1], indirect=True, ids=str)
@@ -182,16 +182,16 @@ def test_missing_rows_of_one_are_reported_regardless_of_the_other(two_projects: 
     """Facts and an outcome of one project are deleted. The other project has such rows, and a sink refused one of
     them.
     """
-    delete_some(two_projects, two_projects.neighbour)
+    delete_some(two_projects, two_projects.neighbor)
     refuse_outcome(two_projects, two_projects.victim)
 
     account = reconcile.run(two_projects.settings, Scope())
 
     assert account.sinks["bigquery"].left == sum(
-        len(segment.bigquery) for segment in two_projects.segments[two_projects.neighbour[0]]
+        len(segment.bigquery) for segment in two_projects.segments[two_projects.neighbor[0]]
     )
     assert account.sinks["clickhouse"].left == 1
-    assert {item.segment.split("/")[0] for item in account.examples} == {str(two_projects.neighbour[0])}
+    assert {item.segment.split("/")[0] for item in account.examples} == {str(two_projects.neighbor[0])}
 
 
 def assert_shown(two_projects: TwoProjects, which: Key) -> None:

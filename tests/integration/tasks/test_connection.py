@@ -32,7 +32,9 @@ from tests.kit.prestarted import PARENTS
 
 @contextmanager
 def demoted_primary(admin: Any) -> Iterator[None]:
-    """A replica without a primary: it keeps its connections open and accepts no writes."""
+    """Turns the server into a replica without a primary, which keeps its connections open and accepts no
+    writes.
+    """
     admin.replicaof("127.0.0.1", free_port())
     yield
     admin.replicaof("NO", "ONE")
@@ -40,7 +42,7 @@ def demoted_primary(admin: Any) -> Iterator[None]:
 
 @contextmanager
 def without_stale_data(admin: Any) -> Iterator[None]:
-    """A replica that lost its primary and refuses every read."""
+    """Turns the server into a replica that lost its primary and refuses every read."""
     admin.config_set("replica-serve-stale-data", "no")
     with demoted_primary(admin):
         yield
@@ -48,7 +50,7 @@ def without_stale_data(admin: Any) -> Iterator[None]:
 
 @contextmanager
 def primary_without_replica(admin: Any) -> Iterator[None]:
-    """A primary that must not write without a replica."""
+    """Makes the server refuse writes, because it requires a replica and has none."""
     admin.config_set("min-replicas-to-write", "1")
     yield
     admin.config_set("min-replicas-to-write", "0")
@@ -56,7 +58,7 @@ def primary_without_replica(admin: Any) -> Iterator[None]:
 
 @contextmanager
 def failed_snapshot(admin: Any) -> Iterator[None]:
-    """A primary whose last snapshot failed."""
+    """Makes the server's snapshot fail."""
     admin.config_set("save", "3600 1")
     in_the_way = Path(admin.config_get("dir")["dir"]) / "dump.rdb"
     in_the_way.mkdir()
@@ -69,7 +71,7 @@ def failed_snapshot(admin: Any) -> Iterator[None]:
 
 @contextmanager
 def endless_script(admin: Any) -> Iterator[None]:
-    """A server running an endless script."""
+    """Runs an endless script in the server."""
     admin.config_set("busy-reply-threshold", "10")
     runner = Client.from_url(f"redis://127.0.0.1:{admin.connection_pool.connection_kwargs['port']}/0")
     thread = threading.Thread(target=lambda: _quietly(lambda: runner.eval("while true do end", 0)))

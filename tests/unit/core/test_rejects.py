@@ -1,4 +1,6 @@
-"""Attribution of rejects: a single project is shed, garbage of many projects or of no project halts the reader."""
+"""Attribution of rejects: those of a single project shed that project; those of many projects, or of none, halt
+the reader.
+"""
 
 from __future__ import annotations
 

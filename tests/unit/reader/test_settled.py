@@ -1,4 +1,6 @@
-"""How a reader reports up to which operator decision its work is settled; an erasure waits for this."""
+"""A reader reports the operator decision up to which all of its work is settled; an erasure waits for this
+report.
+"""
 
 from __future__ import annotations
 

@@ -110,8 +110,8 @@ def line(event: str, second: int, **fields: object) -> dict[str, object]:
 
 
 def test_the_log_of_a_reader_has_its_part_of_the_history() -> None:
-    """The history has commits with their responses, also those of a process that ended first, offsets read, and
-    assignments.
+    """The history lists commits with their responses, offsets read, and assignments. A commit whose process ended
+    before the response is included.
     """
     committed = {"partition": 0, "offset": 5, "record": "s=1"}
     logged = LoggedOperations.of(

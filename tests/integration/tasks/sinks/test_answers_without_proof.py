@@ -1,5 +1,5 @@
-"""Every 2xx response without proof of a write, for every sink: nothing counts as durable, and the error describes
-the response.
+"""A 2xx response that does not prove the write makes no item durable in any sink, and the error describes the
+response.
 """
 
 from __future__ import annotations

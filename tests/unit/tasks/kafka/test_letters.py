@@ -134,8 +134,8 @@ def test_a_position_that_is_not_a_number_is_none(number: bytes | None) -> None:
     assert label.origin == Origin("t", -1, -1)
 
 
-def test_a_header_alone_is_only_a_mark() -> None:
-    """A message with such a header is a letter once it is in the topic."""
+def test_only_a_record_without_key_and_value_is_a_mark() -> None:
+    """Letters and kept messages may have the header of a mark, too."""
     mark = Mark("3-12", digest(b"k", b"v"))
 
     assert decode_mark(mark.encode(), None, b"") == mark

@@ -60,7 +60,7 @@ def test_messages_that_are_cut_again_are_counted_once_each_time():
     assert read_again(lines) == [Again(START + 4, 4)]
 
 
-def test_a_phase_has_what_happened_in_it():
+def test_events_are_counted_in_the_phase_of_their_time():
     """A time at the border of two phases belongs to the later one."""
     some = [Again(START + 5, 1), Again(START + 1, 2)]
 

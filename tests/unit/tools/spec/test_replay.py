@@ -89,7 +89,7 @@ def test_a_new_owner_reads_the_stored_record(checker: spin.Checker) -> None:
     assert refused_action(checker, [*calm_steps()[:4], others]) in ("reads_end", "reads_ends")
 
 
-def test_an_assignment_that_was_revoked_before_its_reader_learned_of_it_changes_no_owner(
+def test_an_assignment_that_is_revoked_before_its_reader_receives_it_changes_no_owner(
     checker: spin.Checker,
 ) -> None:
     """A suspended reader is assigned a partition late, sends a commit that is refused, and loses the partition."""
