@@ -39,9 +39,9 @@ __all__ = [
 ]
 
 # Folders and files by the duration of their longest test, longest first; unlisted ones run last.
-LONG = ("e2e/test_gameday.py", "e2e", "mutation", "simulation", "integration/tasks", "integration")
+SLOWEST_FIRST = ("e2e/test_gameday.py", "e2e", "mutation", "simulation", "integration/tasks", "integration")
 # CPU time is affected by processes that share the caches: these tests run after the tests with real systems.
-LAST = "cost"
+RUN_LAST = "cost"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -56,9 +56,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _rank(node: str) -> int:
-    if node.startswith(LAST):
-        return len(LONG) + 1
-    return next((rank for rank, start in enumerate(LONG) if node.startswith(start)), len(LONG))
+    if node.startswith(RUN_LAST):
+        return len(SLOWEST_FIRST) + 1
+    return next((rank for rank, start in enumerate(SLOWEST_FIRST) if node.startswith(start)), len(SLOWEST_FIRST))
 
 
 def pytest_report_header() -> str:

@@ -22,7 +22,7 @@ from tests.cost.measure import MEASURE_SECONDS_MAX, MEMORY_RATIO_MAX, RATIO_MAX,
 
 RAW_BYTES = 95_000_000
 # Works in a checkout of any age: prints the lower of two CPU times and the memory of the first run, in bytes.
-EARLIER = """
+MEASURE_PROGRAM = """
 import sys, time
 from pathlib import Path
 from ingest.core.model import Message, TopicPartition
@@ -88,7 +88,7 @@ def cost_in_other_checkout(checkout: Path, value: bytes, cost: Cost) -> Cost:
         path.write_bytes(value)
         environment = os.environ | {"PYTHONPATH": str(checkout.resolve())}
         result = subprocess.run(
-            [sys.executable, "-c", EARLIER, str(path)],
+            [sys.executable, "-c", MEASURE_PROGRAM, str(path)],
             cwd=checkout,
             env=environment,
             capture_output=True,

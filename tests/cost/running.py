@@ -30,17 +30,17 @@ from tests.cost.committed import ALL
 from tests.kit.whole_system import System, until
 
 MEMORY_BYTES_MAX = GiB
-STEADY = 4200  # All shapes belong to project 11.
+STEADY_PROJECT = 4200  # All shapes belong to project 11.
 STEADY_REPLAY_ID = "57ead0" + "0" * 26
 # Nothing may be parked only because a shared machine is busy; every segment is sampled, which is the most
 # expensive case.
-PATIENT = {
+PATIENT_SETTINGS = {
     "sink_timeout_seconds": "20",
     "flush_deadline_seconds": "120",
     "task_visibility_seconds": "300",
     "sample_segment_rate": "1",
 }
-RISE_MAX = 2.0
+P99_RISE_MAX = 2.0
 
 Place = tuple[int, int]
 """partition, offset"""
@@ -60,7 +60,9 @@ def hostile_messages(raw_bytes: int) -> Iterator[tuple[str, bytes]]:
 def steady_message(number: int) -> bytes:
     """One ordinary segment of the other project."""
     events = [click_event(), *(console_event(f"line {line}") for line in range(20))]
-    return recording(events, number, project_id=STEADY, replay_id=STEADY_REPLAY_ID, received=int(time.time()))
+    return recording(
+        events, number, project_id=STEADY_PROJECT, replay_id=STEADY_REPLAY_ID, received=int(time.time())
+    )
 
 
 def limit_memory(system: System) -> None:
@@ -69,7 +71,7 @@ def limit_memory(system: System) -> None:
 
 
 def send_steadily(
-    system: System, first: int, amount: int, rate: float, beside: Sequence[bytes] = ()
+    system: System, first: int, amount: int, rate: float, others: Sequence[bytes] = ()
 ) -> tuple[dict[Place, float], list[Place]]:
     """Sends `amount` segments at `rate` per second, with the other messages spread evenly between them.
 
@@ -81,8 +83,8 @@ def send_steadily(
         time.sleep(max(0.0, began + number / rate - time.time()))
         at = time.time()
         sent[system.send(steady_message(first + number))] = at
-        while len(places) < len(beside) * (number + 1) // amount:
-            places.append(system.send(beside[len(places)]))
+        while len(places) < len(others) * (number + 1) // amount:
+            places.append(system.send(others[len(places)]))
     return sent, places
 
 
@@ -117,7 +119,9 @@ def unaccounted(system: System, places: Sequence[Place]) -> list[int]:
 
 def steady_rows(system: System) -> int:
     """Distinct segments of the other project in ClickHouse."""
-    return int(system.query(f"SELECT count() FROM replay_segments FINAL WHERE project_id = {STEADY}")[0][0])
+    return int(
+        system.query(f"SELECT count() FROM replay_segments FINAL WHERE project_id = {STEADY_PROJECT}")[0][0]
+    )
 
 
 def main() -> int:
@@ -131,18 +135,18 @@ def main() -> int:
     with (
         temporary_files_in_memory(wanted=True),
         tempfile.TemporaryDirectory() as directory,
-        System(Path(directory), **PATIENT) as system,
+        System(Path(directory), **PATIENT_SETTINGS) as system,
     ):
         system.send_all([steady_message(0)])
         system.wait_committed()
         limit_memory(system)
         alone, _ = send_steadily(system, 1, arguments.segments, arguments.rate)
-        beside, places = send_steadily(system, 1 + arguments.segments, arguments.segments, arguments.rate, values)
+        others, places = send_steadily(system, 1 + arguments.segments, arguments.segments, arguments.rate, values)
         system.wait_committed(600)
         until(lambda: steady_rows(system) >= 1 + 2 * arguments.segments, 60, "the steady project's rows")
         lost = 1 + 2 * arguments.segments - steady_rows(system)
         missing = [names[number] for number in unaccounted(system, places)]
-        before, after = delays(system, alone), delays(system, beside)
+        before, after = delays(system, alone), delays(system, others)
         print(
             f"{len(values)} hostile messages, {sum(map(len, values)) / 1e6:.1f} MB, {arguments.raw_bytes} inflated"
         )
@@ -152,7 +156,7 @@ def main() -> int:
             f"p99 rises {p99(after) / p99(before):.2f} times; readers started {system.reader.starts}; lost {lost}"
         )
         print(f"reader's peak {system.reader_peak_bytes() / MiB:.0f} MiB; unaccounted for: {missing or 'none'}")
-        rose = p99(after) >= RISE_MAX * p99(before)
+        rose = p99(after) >= P99_RISE_MAX * p99(before)
         return 1 if missing or lost or rose or system.reader.starts != 1 else 0
 
 

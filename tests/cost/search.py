@@ -33,11 +33,11 @@ from tests.cost.measure import (
 )
 
 POPULATION = 24
-BRED_FROM = 8
+PARENTS_MAX = 8
 # The CPU time of a small message is mostly the base cost, so larger ones are bred.
 BRED_RAW_BYTES = {"cpu": 6_000_000, "memory": 6_000_000, "rows": 1_500_000}
 FULL_RAW_BYTES = 60_000_000
-BEST = 3
+BEST_COUNT = 3
 TIMESTAMP_MS = 1_790_000_000_000
 
 
@@ -84,7 +84,7 @@ def breed(
         if len(population) < POPULATION or chance.random() < 0.1:
             recipe = new_recipe(chance)
         else:
-            parents = population[:BRED_FROM]
+            parents = population[:PARENTS_MAX]
             recipe = mutate_recipe(chance.choice(parents).recipe, chance.choice(population).recipe, chance)
         value = recipe.value(BRED_RAW_BYTES[kind])
         share = score(value)
@@ -118,7 +118,7 @@ def main() -> int:
     beyond, kept = 0, json.loads(FOUND.read_text())
     for kind in KINDS:
         tried, best = breed(kind, arguments.seconds / len(KINDS), chance, _progress)
-        for place, scored in enumerate(best[:BEST]):
+        for place, scored in enumerate(best[:BEST_COUNT]):
             value = scored.recipe.value(arguments.raw_bytes)
             cost, rows = measure_separately(value), rows_share(value)
             beyond += cost.ratio > RATIO_MAX or cost.memory_ratio > MEMORY_RATIO_MAX or rows > 1.0

@@ -23,7 +23,7 @@ OTHERS = (11, 12, 13, 14, 15)
 RESTARTS = 10
 MESSAGES_PER_READER = 20  # Valid messages per reader process, and as many invalid ones.
 WINDOW = 100
-SHED = "replays_reader_project_shed"
+SHED_METRIC = "replays_reader_project_shed"
 numbers = count()
 
 
@@ -47,7 +47,7 @@ def alternate(amount: int) -> list[bytes]:
 
 
 def is_shed(system: System) -> bool:
-    return system.metric(SHED, project=str(GARBAGE)) == 1
+    return system.metric(SHED_METRIC, project=str(GARBAGE)) == 1
 
 
 def section(name: str) -> str:
@@ -98,9 +98,9 @@ def assert_named(system: System) -> None:
     (alert,) = [
         rule for group in rules["groups"] for rule in group["rules"] if rule["alert"] == "ReplaysProjectShed"
     ]
-    assert alert["expr"].strip() == f"max by (project) ({SHED}) == 1"
+    assert alert["expr"].strip() == f"max by (project) ({SHED_METRIC}) == 1"
     assert is_shed(system)
-    assert system.metric(SHED) == 1  # No reject comes from another project.
+    assert system.metric(SHED_METRIC) == 1  # No reject comes from another project.
     assert system.metric("replays_reader_halted") == 0
 
     def named() -> bool:

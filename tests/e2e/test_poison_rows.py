@@ -26,7 +26,7 @@ from tests.kit.whole_system import System
 pytestmark = pytest.mark.timeout(240)
 # Large batches, so that the poison row shares its batch with others; enough load for one or two batches per
 # partition.
-LARGE = {"batch_messages_max": "500", "batch_age_seconds_max": "2"}
+LARGE_BATCHES = {"batch_messages_max": "500", "batch_age_seconds_max": "2"}
 SEGMENTS = 500
 OLD_ID = "0ddba110000000000000000000000001"
 BANNED_ID = "0ddba110000000000000000000000002"
@@ -43,7 +43,7 @@ def poisoned_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
     patient = {"sink_timeout_seconds": "20", "flush_deadline_seconds": "120", "task_visibility_seconds": "300"}
     directory = tmp_path_factory.mktemp("system")
     # The reader starts with a backlog: otherwise it may cut a batch before the poison has neighbors.
-    with System(directory, reader_at_once=False, **LARGE, **patient) as system:
+    with System(directory, reader_at_once=False, **LARGE_BATCHES, **patient) as system:
         rule = f"CONSTRAINT banned CHECK segment_id != {BANNED_SEGMENT}"
         execute(system, f"ALTER TABLE replay_segments ADD {rule}")
         now = int(time.time())

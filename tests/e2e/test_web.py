@@ -20,7 +20,7 @@ from tests.kit.whole_system import System, until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 LOGIN = ("op", "a-long-password")
-PATIENT = {"retry_backoff_seconds": "120", "retry_backoff_seconds_max": "600", "task_retries_max": "1"}
+LONG_BACKOFF = {"retry_backoff_seconds": "120", "retry_backoff_seconds_max": "600", "task_retries_max": "1"}
 pytestmark = [
     pytest.mark.timeout(240),
     pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine; Debian's package is called chromium"),
@@ -103,7 +103,7 @@ def test_an_operator_retries_a_batch_and_replays_a_dead_letter(tmp_path: Path) -
     """The operator signs in and does both on the page: the reader commits the parked batch, and the dead letter is
     sent once.
     """
-    with System(tmp_path, flower_basic_auth=":".join(LOGIN), **PATIENT) as system:
+    with System(tmp_path, flower_basic_auth=":".join(LOGIN), **LONG_BACKOFF) as system:
         system.send(message("c" * 32, 0, b"this is no recording"))
         until(lambda: len(system.json("dlq", "ls")["letters"]) == 1, 90, "a dead letter")
         bad = system.json("dlq", "ls")["letters"][0]["id"]

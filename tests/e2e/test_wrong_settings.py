@@ -213,7 +213,7 @@ def _value(kind: Any, folder: str) -> str:
 
 
 COMMANDS = [path for path in leaf_commands(main) if path != ("completion",)]  # This command reads no settings.
-LOCKED = {"REPLAYS_FLOWER_BASIC_AUTH": "somebody:long-enough"}
+FLOWER_LOGIN = {"REPLAYS_FLOWER_BASIC_AUTH": "somebody:long-enough"}
 CELERY = (("worker",), ("flower",), ("inspect", "ping"), ("report",))
 
 
@@ -233,11 +233,11 @@ def expect_one_line(ended: ProgramResult, names: tuple[str, ...], who: str) -> N
         assert name in ended.stderr, (who, ended)
     assert "Traceback" not in ended.stderr, (who, ended)
     assert SECRET not in ended.stderr, (who, ended)
-    assert any(word in ended.stderr for word in WHAT_TO_DO), (who, ended)
+    assert any(word in ended.stderr for word in ADVICE), (who, ended)
     assert ended.stdout == "", (who, ended)
 
 
-WHAT_TO_DO = (
+ADVICE = (
     "allowed", "set ", "correct", "remove", "did you mean", "is not of the form", "write it as", "save it",
     "lower", "add it", "generate", "name a", "choose",  "use ", "cannot be set", "Input should be",
 )  # fmt: skip
@@ -329,7 +329,7 @@ def run_program(program: str, *words: str, **variables: str) -> ProgramResult:
 @pytest.mark.parametrize("case", [case for case in BROKEN if not case.reader], ids=lambda case: case.id)
 def test_celery_commands_refuse_a_wrong_setting_in_one_line(case: BrokenSetting, files: dict[str, str]) -> None:
     """Workers and Flower print which setting is wrong and what to do, and exit."""
-    variables = LOCKED | fill_placeholders(case.variables, files)
+    variables = FLOWER_LOGIN | fill_placeholders(case.variables, files)
     for command in CELERY[:2] if case.kind else commands_for(case, CELERY)[:1]:
         ended = run_program("celery", "-A", "tasks", *command, **variables)
 
@@ -357,7 +357,7 @@ def test_a_port_in_use_is_refused_in_one_line(command: tuple[str, ...], setting:
     """The error explains how to choose another port."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        variables = LOCKED | {"REPLAYS_LOG_FORMAT": "text"}
+        variables = FLOWER_LOGIN | {"REPLAYS_LOG_FORMAT": "text"}
         if setting:
             variables[setting] = port
         else:

@@ -9,7 +9,7 @@ from ingest.core.model import Outcome, TopicPartition
 from ingest.testing.runtime import PARTITION, MockRuntime
 from tests.kit.batches import segment
 
-OTHER = TopicPartition(PARTITION.topic, 1)
+OTHER_PARTITION = TopicPartition(PARTITION.topic, 1)
 
 
 def limits(**changed: float) -> Limits:

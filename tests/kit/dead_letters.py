@@ -29,7 +29,7 @@ from tasks.wire import DeadLetter, Item, Manifest, SinkName
 
 MINE, THEIRS = "0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"
 MY_PROJECT, THEIR_PROJECT = 11, 777
-FAST = 1e6
+UNLIMITED_RATE = 1e6
 ALL = Selection(include_replayed=True)
 
 
@@ -63,7 +63,7 @@ class Topics:
         return list(letters(self.settings, selection))
 
     def replay(self, selection: Selection = ALL, **options: Any) -> Replayed:
-        return replay(self.settings, selection, per_second_max=FAST, **options)
+        return replay(self.settings, selection, per_second_max=UNLIMITED_RATE, **options)
 
     def object(self, name: str) -> bytes | None:
         blob = gcs_client(self.settings).bucket(self.settings.gcs_bucket).get_blob(name)

@@ -8,7 +8,7 @@ from functools import cache
 
 from tests.kit.paths import ROOT
 
-NAMED = re.compile(r"(tests/[\w/]+\.py)(?:::(\w+))?")
+CITED_TEST = re.compile(r"(tests/[\w/]+\.py)(?:::(\w+))?")
 
 
 @cache
@@ -25,6 +25,6 @@ def missing(text: str) -> list[str]:
     """Citations in the text that are not tests."""
     return [
         f"{path}::{name}"
-        for path, name in NAMED.findall(text)
+        for path, name in CITED_TEST.findall(text)
         if not name.startswith("test_") or name not in names_of(path)
     ]

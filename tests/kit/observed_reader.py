@@ -13,7 +13,7 @@ from ingest.testing.runtime import PARTITION
 from tests.kit.batches import RECEIVED, segment
 from tests.kit.core_reader import Reader
 
-WALL = RECEIVED + 3.0
+WALL_TIME = RECEIVED + 3.0
 """Unix seconds now: each segment was received three seconds ago."""
 
 
@@ -26,7 +26,7 @@ class Driver(Reader):
         super().__init__(Limits(**limits))  # type: ignore[arg-type]
         self.now = 100.0
         self.journeys: list[Journey] = []
-        self.metrics = Metrics(Settings(), ("not_msgpack",), tell=self.journeys.append, wall=lambda: WALL)
+        self.metrics = Metrics(Settings(), ("not_msgpack",), tell=self.journeys.append, wall=lambda: WALL_TIME)
         self.high = 0
         self.metrics.watch(self.pipeline, self)
 

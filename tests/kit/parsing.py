@@ -13,7 +13,7 @@ from ingest.testing.messages import RECEIVED, recording
 SOURCE = TopicPartition("ingest-replay-recordings", 3)
 OFFSET = 41
 ALL = ParseRules(sample_segment_rate=1.0, sample_event_rate=1.0)
-NONE = ParseRules(sample_segment_rate=0.0, sample_event_rate=0.0)
+NO_SAMPLING = ParseRules(sample_segment_rate=0.0, sample_event_rate=0.0)
 
 
 def message(value: bytes, timestamp_ms: int = RECEIVED * 1000) -> Message:

@@ -60,7 +60,7 @@ SCRIPTS = {"replays-ingest": READER}
 INTERPRETER = ("COVERAGE", "LD_", "MALLOC_", "PYTHON")
 ORDER_BYTES_MAX = 1 << 20
 FORK_SECONDS_MAX = 60.0
-GO = b"go\n"
+START_LINE = b"go\n"
 
 
 def kind_of(command: Sequence[str]) -> tuple[str, list[str]] | None:
@@ -124,7 +124,7 @@ class Parents:
             program = self.start(command, output, environment, folder, errors)
             assert program.stdin is not None
             with program.stdin as word:
-                word.write(GO)
+                word.write(START_LINE)
             ended_by = time.monotonic() + seconds_max
             while (code := program.poll()) is None:
                 if time.monotonic() > ended_by:
@@ -274,7 +274,7 @@ def become(order: Order) -> None:
         os.dup2(fd, number)
     for fd in {nothing, order.output, order.errors}:
         os.close(fd)
-    if os.read(order.gate, len(GO)) != GO:
+    if os.read(order.gate, len(START_LINE)) != START_LINE:
         os._exit(1)
     os.close(order.gate)
     os.chdir(order.folder)

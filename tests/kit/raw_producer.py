@@ -16,7 +16,7 @@ FLUSH_MS_MAX = 20_000
 ERROR_BYTES_MAX = 512
 # rd_kafka_vtype_t
 END, TOPIC, PARTITION, VALUE, KEY, MSGFLAGS, HEADERS = 0, 1, 3, 4, 5, 7, 10
-COPY = 2
+COPY_FLAG = 2
 
 
 class _Any(ctypes.Structure):
@@ -78,7 +78,7 @@ class RawProducer:
         parts[0].vtype, parts[0].u.text = TOPIC, topic.encode()
         parts[1].vtype, parts[1].u.number = PARTITION, partition
         parts[2].vtype, parts[2].u.mem.ptr, parts[2].u.mem.size = VALUE, value, len(value)
-        parts[3].vtype, parts[3].u.number = MSGFLAGS, COPY
+        parts[3].vtype, parts[3].u.number = MSGFLAGS, COPY_FLAG
         parts[4].vtype, parts[4].u.pointer = HEADERS, made
         failure = self._library.rd_kafka_produceva(self._producer, parts, len(parts))
         assert not failure, self._library.rd_kafka_error_string(failure)

@@ -21,7 +21,7 @@ from tests.kit.scripted_server import Answer, Received, Script, half
 
 HTML = {"Content-Type": "text/html; charset=utf-8"}
 JSON = {"Content-Type": "application/json; charset=UTF-8"}
-PORTAL = Answer(
+PORTAL_PAGE = Answer(
     200, b"<!doctype html><html><head><title>Sign in to Wi-Fi</title></head><body>Hello</body></html>", HTML
 )
 EXCEPTION = (
@@ -95,7 +95,7 @@ PROOFS: dict[str, Callable[..., Answer]] = {
 
 def false_successes(sink: str) -> dict[str, Script]:
     """Answers whose status is a success and that prove nothing about a write to this sink, by name."""
-    return {**_of_any_sink(sink), **_OF_SINK[sink]()}
+    return {**_of_any_sink(sink), **_FALSE_ANSWERS_OF[sink]()}
 
 
 def always_answer(answer: Answer) -> Script:
@@ -121,8 +121,8 @@ def head_of(answer: Answer) -> bytes:
 
 def _of_any_sink(sink: str) -> dict[str, Script]:
     answers = {
-        "a portal's page": PORTAL,
-        "a page without a content type": Answer(200, PORTAL.body),
+        "a portal's page": PORTAL_PAGE,
+        "a page without a content type": Answer(200, PORTAL_PAGE.body),
         "nothing": Answer(200, b""),
         "white space": Answer(200, b" \r\n"),
         "OK": Answer(200, b"OK\n", {"Content-Type": "text/plain"}),
@@ -137,7 +137,7 @@ def _of_any_sink(sink: str) -> dict[str, Script]:
         "an error with 200": Answer(200, b'{"error":{"code":503,"message":"backend error"}}', JSON),
         "a failure with 200": Answer(200, b'{"status":"error","message":"upstream is away"}', JSON),
         "an exception of ClickHouse": Answer(200, EXCEPTION),
-        "a page that stops in the middle": half(PORTAL),
+        "a page that stops in the middle": half(PORTAL_PAGE),
         "no content": Answer(204, b""),
         "a head that stops": Answer(raw=b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"),
         "no HTTP": Answer(raw=b"SSH-2.0-OpenSSH_9.6\r\n"),
@@ -233,4 +233,4 @@ def _of_bigquery() -> dict[str, Script]:
     }
 
 
-_OF_SINK = {"gcs": _of_gcs, "clickhouse": _of_clickhouse, "bigquery": _of_bigquery}
+_FALSE_ANSWERS_OF = {"gcs": _of_gcs, "clickhouse": _of_clickhouse, "bigquery": _of_bigquery}

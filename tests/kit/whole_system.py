@@ -32,7 +32,7 @@ from tests.kit.prestarted import COMMAND, PARENTS, READER
 from tests.kit.servers import kill_all
 
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery", "statsd")
-QUICK = {
+SHORT_TIMES = {
     "REPLAYS_BATCH_AGE_SECONDS_MAX": "0.5",
     "REPLAYS_BATCH_MESSAGES_MAX": "40",
     "REPLAYS_RETRY_BACKOFF_SECONDS": "2",
@@ -81,7 +81,7 @@ class System:
         PARENTS.prepare("celery", READER, COMMAND)
         self.stack = self._open.enter_context(Stack(self.directory / "stack", kafka=self._kafka))
         self.stack.start(PARTS)
-        self.env = {**self.stack.settings(), **QUICK, **self._extra}
+        self.env = {**self.stack.settings(), **SHORT_TIMES, **self._extra}
         self.settings = settings_from(self.env)
         for _ in migrate(self.settings, topics=True):
             pass

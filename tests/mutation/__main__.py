@@ -25,7 +25,7 @@ from tests.mutation.mutants import MUTANTS, Mutant
 
 UNIT_TESTS = ("tests/unit/core", "tests/unit/reader/test_runtime.py")
 PARSER_TESTS = "tests/unit/core/parse"  # No bug is planted there.
-COPIED = ("ingest", "tasks", "tests/kit", *UNIT_TESTS)
+COPIED_PATHS = ("ingest", "tasks", "tests/kit", *UNIT_TESTS)
 TEST_SECONDS_MAX = 30  # A test that takes longer counts as hanging, and is named.
 SECONDS_MAX = 90.0
 
@@ -54,7 +54,7 @@ def plant(mutant: Mutant, into: Path) -> None:
 
 
 def copy(into: Path) -> None:
-    for name in COPIED:
+    for name in COPIED_PATHS:
         if (ROOT / name).is_file():
             (into / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, into / name)

@@ -54,7 +54,7 @@ from tests.kit.secured_servers import (
 )
 from tests.kit.servers import kill_all
 
-QUICK = {
+SHORT_TIMES = {
     "REPLAYS_BATCH_AGE_SECONDS_MAX": "0.5",
     "REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": "10",
     "REPLAYS_DRAIN_DEADLINE_SECONDS": "4",
@@ -124,7 +124,7 @@ def test_recordings_flow_over_encrypted_links_with_the_least_rights(
         "REPLAYS_CLICKHOUSE_DATABASE": fresh_name("replays"),
         "REPLAYS_BIGQUERY_DATASET": fresh_name("replays"),
     }
-    plain = {**stack.settings(), **QUICK, **names, "REPLAYS_KAFKA_BROKERS": kafka.address}
+    plain = {**stack.settings(), **SHORT_TIMES, **names, "REPLAYS_KAFKA_BROKERS": kafka.address}
     keeper = settings_of(plain)
     for _ in migrate(keeper, topics=True):
         pass

@@ -23,7 +23,7 @@ from tests.kit.dead_letters import MINE, MY_PROJECT, THEIR_PROJECT, THEIRS, Topi
 
 SECRET = "what-nobody-may-see"
 ANN = "ann@shop.example"
-GONE = 50
+MISSING_OFFSET = 50
 """An offset that the topic does not have: only the letter is left."""
 OFFSETS = itertools.count()
 
@@ -93,7 +93,7 @@ def test_a_letter_of_an_erased_replay_is_reported_as_erased(topics: Topics):
         message(topics, b"\xc1" + MINE.encode(), "not_msgpack"),
         message(topics, b"\xc1" + str(UUID(MINE)).upper().encode(), "not_msgpack"),
         message(topics, b"\xc1", "not_msgpack", (("trace", MINE.encode()),)),
-        *(make(topics, offset) for make in (blob, row) for offset in (0, GONE)),
+        *(make(topics, offset) for make in (blob, row) for offset in (0, MISSING_OFFSET)),
     ]
     neighbor = message(topics, recording(replay_id=THEIRS, project_id=THEIR_PROJECT))
     topics.write(*written, neighbor)
@@ -107,7 +107,7 @@ def test_a_letter_of_an_erased_project_is_reported_as_erased(topics: Topics):
     """The message arrived before the letter was written, and the letter was written before the erasure."""
     written = [
         message(topics, recording(replay_id=MINE, project_id=MY_PROJECT, received=int(time.time()))),
-        *(make(topics, offset) for make in (blob, row) for offset in (0, GONE)),
+        *(make(topics, offset) for make in (blob, row) for offset in (0, MISSING_OFFSET)),
     ]
     topics.write(*written)
     erase(topics, project_key(MY_PROJECT))
@@ -117,7 +117,11 @@ def test_a_letter_of_an_erased_project_is_reported_as_erased(topics: Topics):
 
 def test_a_letter_of_an_erased_user_is_reported_as_erased(topics: Topics):
     """ClickHouse refused the row that names the user, so no erasure could find the user's replay."""
-    written = [message(topics, of_user(MINE, ANN)), row(topics, user_email=ANN), row(topics, GONE, user=ANN)]
+    written = [
+        message(topics, of_user(MINE, ANN)),
+        row(topics, user_email=ANN),
+        row(topics, MISSING_OFFSET, user=ANN),
+    ]
     topics.write(*written)
     erase(topics, user_key(MY_PROJECT, ANN))
 
@@ -126,7 +130,11 @@ def test_a_letter_of_an_erased_user_is_reported_as_erased(topics: Topics):
 
 def test_an_item_without_its_message_is_not_written_if_it_may_be_erased(topics: Topics):
     """A recording does not name its user, and neither does an unreadable row."""
-    topics.write(blob(topics, GONE), row(topics, GONE, project_id="x"), row(topics, GONE, replay_id=None))
+    topics.write(
+        blob(topics, MISSING_OFFSET),
+        row(topics, MISSING_OFFSET, project_id="x"),
+        row(topics, MISSING_OFFSET, replay_id=None),
+    )
     topics.write(message(topics, of_user(THEIRS, "bob@shop.example")))
     erase(topics, user_key(MY_PROJECT, ANN))
 

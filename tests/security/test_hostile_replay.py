@@ -33,7 +33,7 @@ REPLAY, PROJECT = "7" * 32, 7
 TEXT = " ".join(HOSTILE.values()) + "\nforged line"
 SENDABLE = TEXT.encode("utf-8", "replace").decode()  # Half a surrogate pair cannot be encoded as UTF-8.
 # Commands that print no external text, or that start or change something.
-NOT_READING = {
+OTHER_COMMANDS = {
     *("migrate", "completion", "flower", "batches retry", "batches abandon", "dlq replay", "web", "demo", "load"),
     *("tenants kill", "tenants revive", "tenants limit", "local up", "local down", "local status", "local logs"),
 }
@@ -150,7 +150,7 @@ def walk(office: Office, directory: str) -> dict[str, CommandResult]:
         "events": [[REPLAY], [REPLAY, "--kind", "\x1b[2J"]],
         "fetch": [[REPLAY, "--output", directory]],
     }
-    assert arguments.keys() | NOT_READING == set(commands())
+    assert arguments.keys() | OTHER_COMMANDS == set(commands())
     done = {}
     for words, given in arguments.items():
         for some in given:

@@ -18,8 +18,8 @@ from tests.kit.commands import command
 from tests.kit.stored_replays import ingest, message
 
 REPLAY, PROJECT = "8" * 32, 7
-NOBODY = 65534
-WAYS: tuple[Callable[[Path], object], ...] = (up, down, status, log_files, Stack)
+NOBODY_UID = 65534
+STACK_CALLS: tuple[Callable[[Path], object], ...] = (up, down, status, log_files, Stack)
 
 
 @pytest.mark.parametrize("planted", ["file", "link"])
@@ -58,28 +58,28 @@ def prepared_directory(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-def test_a_stack_uses_no_directory_that_others_may_change(tmp_path: Path, way: Callable[[Path], object]) -> None:
+@pytest.mark.parametrize("call", STACK_CALLS, ids=lambda call: call.__name__)
+def test_a_stack_uses_no_directory_that_others_may_change(tmp_path: Path, call: Callable[[Path], object]) -> None:
     """Starting, showing and stopping a stack there is refused, and nothing is written."""
     folder = prepared_directory(tmp_path / "stack")
     before = sorted(folder.iterdir())
     folder.chmod(0o777)
 
     with pytest.raises(LocalError, match="other users may change the files"):
-        way(folder)
+        call(folder)
 
     assert sorted(folder.iterdir()) == before
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-def test_a_stack_uses_no_directory_of_another_user(tmp_path: Path, way: Callable[[Path], object]) -> None:
+@pytest.mark.parametrize("call", STACK_CALLS, ids=lambda call: call.__name__)
+def test_a_stack_uses_no_directory_of_another_user(tmp_path: Path, call: Callable[[Path], object]) -> None:
     """Starting, showing and stopping a stack there is refused."""
     folder = prepared_directory(tmp_path / "stack")
-    os.chown(folder, NOBODY, NOBODY)
+    os.chown(folder, NOBODY_UID, NOBODY_UID)
 
     with pytest.raises(LocalError, match="belongs to another user"):
-        way(folder)
+        call(folder)
 
 
 def test_a_directory_of_the_users_own_group_is_usable(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ingest.local.servers.processes import wait_until
 from tasks.observe import probe_server
 from tasks.observe.probe_server import CONNECTIONS_MAX, Probes
 
-SLOW = 300
+SLOW_CLIENTS = 300
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def threads() -> int:
 def test_clients_that_never_end_their_request_do_not_keep_probes_out(probes: Probes):
     """With hundreds of such clients, a probe still gets its response, and the number of threads is bounded."""
     with ExitStack() as clients:
-        for _ in range(SLOW):
+        for _ in range(SLOW_CLIENTS):
             clients.enter_context(slow_client(probes))
             assert threads() <= CONNECTIONS_MAX + 1
         assert probe_succeeds(probes)

@@ -24,19 +24,19 @@ from tasks.sinks import build
 from tasks.wire import Row, SinkName
 from tests.kit.paths import ROOT
 
-PLANT = "replays` SELECT secret FROM replay_segments --') OR 1=1 --"
+MALICIOUS_NAME = "replays` SELECT secret FROM replay_segments --') OR 1=1 --"
 SQL = re.compile(
     r"\b(AND|SELECT|INSERT INTO|ALTER TABLE|DELETE|CREATE|DROP|TRUNCATE|OPTIMIZE|FROM|WHERE|FORMAT)\b"
 )
-CHECKED = ("tasks", "ingest")
-NOT_CHECKED = "ingest/local/"  # The embedded servers run the SQL that they receive.
+CHECKED_FOLDERS = ("tasks", "ingest")
+EXCLUDED_FOLDER = "ingest/local/"  # The embedded servers run the SQL that they receive.
 
 # Expressions that are interpolated into SQL, by file, except literal numbers.
 CONSTANTS = {"TABLE", "PROJECT_ID", "PROBE_UUID", "RELEASES_MAX", "SEGMENTS_MAX", "4 * SEGMENTS_MAX"}
 FRAGMENTS = {"where", "having", "_AMONG", "_AMONG_DAYS", "_FACTS", "self._which", "SEARCHED"}
 """Our own text with placeholders, built next to the statement."""
 INTEGERS = re.compile(r"^(number|limit \+ 1|int\(\w+\)|max\(0, .*\)|min\(UINT32_MAX, .*\))$")
-KNOWN: dict[str, set[str]] = {
+KNOWN_EXPRESSIONS: dict[str, set[str]] = {
     # Values converted by int() and UUID(), which the tests below verify. `named` is one of two texts of its
     # function.
     "ingest/operate/erase/rows.py": {"self._project_id", "self._replay_id", "table", "named", "REPLAYS_MAX"},
@@ -99,7 +99,7 @@ def _shortened(expression: ast.expr) -> str:
 
 
 def unknown(path: Path, name: str) -> list[str]:
-    allowed = CONSTANTS | FRAGMENTS | KNOWN.get(name, set())
+    allowed = CONSTANTS | FRAGMENTS | KNOWN_EXPRESSIONS.get(name, set())
     return [
         f"{name}:{line}: {expression}"
         for line, expression in interpolations(path)
@@ -110,10 +110,10 @@ def unknown(path: Path, name: str) -> list[str]:
 def test_every_interpolation_into_sql_is_known():
     """A new interpolation must become a parameter, or be listed above with its source."""
     found = []
-    for folder in CHECKED:
+    for folder in CHECKED_FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
             name = path.relative_to(ROOT).as_posix()
-            if not name.startswith(NOT_CHECKED):
+            if not name.startswith(EXCLUDED_FOLDER):
                 found += unknown(path, name)
 
     assert found == []
@@ -145,7 +145,7 @@ def test_a_row_of_a_planted_table_is_not_sent(sink: SinkName):
     made = build(sink, settings)
 
     with pytest.raises(SinkError, match="no table"):
-        made.write([Row(PLANT, "id", b"{}", 0)], "token", 5.0)
+        made.write([Row(MALICIOUS_NAME, "id", b"{}", 0)], "token", 5.0)
 
 
 def test_erase_takes_a_replay_and_a_project_and_no_sql():
@@ -153,9 +153,9 @@ def test_erase_takes_a_replay_and_a_project_and_no_sql():
     settings = settings_of({})
 
     with pytest.raises(ValueError, match="UUID"):
-        Rows(settings, 7, PLANT)
+        Rows(settings, 7, MALICIOUS_NAME)
     with pytest.raises(ValueError, match="invalid literal"):
-        Rows(settings, PLANT, "0" * 32)  # type: ignore[arg-type]
+        Rows(settings, MALICIOUS_NAME, "0" * 32)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("table", sorted(presence.CONDITIONS))
@@ -164,7 +164,7 @@ def test_reconcile_puts_no_planted_identity_into_sql(table: str, field: str):
     """No part of the planted identity is in the statement, if there is one."""
     identity = "0123456789abcdef0123456789abcdef"
     row: dict[str, Any] = {"project_id": 7, "segment_id": 0, "org_id": 1, "timestamp": 5}
-    row |= {"replay_id": identity, "event_hash": identity, field: PLANT}
+    row |= {"replay_id": identity, "event_hash": identity, field: MALICIOUS_NAME}
 
     try:
         made = presence.CONDITIONS[table]([row], 60)
@@ -175,9 +175,9 @@ def test_reconcile_puts_no_planted_identity_into_sql(table: str, field: str):
 
 def test_the_pages_query_with_parameters():
     """All input of a visitor is passed as parameter values."""
-    where, having, given = _conditions(Filter(release=PLANT, text=PLANT))
+    where, having, given = _conditions(Filter(release=MALICIOUS_NAME, text=MALICIOUS_NAME))
 
     assert "secret" not in where + having
-    assert given["release"] == given["text"] == PLANT
+    assert given["release"] == given["text"] == MALICIOUS_NAME
     with pytest.raises(NotFound):
-        replay_id_of(PLANT)
+        replay_id_of(MALICIOUS_NAME)

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from tests.kit.paths import ROOT
 
 IMAGE = ROOT / "deploy" / "image"
-LISTS = ("requirements.txt", "build.txt")
+PIN_FILES = ("requirements.txt", "build.txt")
 EXTRAS = {"requirements.txt": ("", "otel", "otel-grpc", "sentry"), "build.txt": ("",)}
 ROOTS = {"requirements.txt": "replays-ingest", "build.txt": "hatchling"}
 PIN = re.compile(r"^([a-z0-9.\[\]-]+)==([^ ;\\]+)", re.MULTILINE)
@@ -41,7 +41,7 @@ def dependencies_of(name: str, extras: tuple[str, ...], found: set[str]) -> set[
     return found
 
 
-@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("name", PIN_FILES)
 def test_every_file_that_the_image_installs_has_a_hash(name: str):
     """Versions equal those in constraints.txt, all dependencies are listed, and no list names a package index."""
     text = (IMAGE / name).read_text()

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.kit.named_tests import NAMED, missing
+from tests.kit.named_tests import CITED_TEST, missing
 from tests.kit.paths import ROOT
 
 PAGE = (ROOT / "SECURITY.md").read_text()
@@ -46,10 +46,10 @@ def test_each_attacker_has_a_table_of_limits(attacker: str):
     rows = [line for line in section.splitlines() if line.startswith("| ")][2:]
 
     assert rows
-    assert [row for row in rows if not NAMED.search(row)] == []
+    assert [row for row in rows if not CITED_TEST.search(row)] == []
     assert re.search(r"\nRemaining risks?: ", section)
 
 
 def test_the_threat_model_is_two_pages():
     """The limit keeps the model short enough to read. Names of tests do not count."""
-    assert len(NAMED.sub("", PAGE).split()) <= WORDS_MAX
+    assert len(CITED_TEST.sub("", PAGE).split()) <= WORDS_MAX

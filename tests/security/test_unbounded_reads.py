@@ -40,7 +40,7 @@ SHAPES = (
     b"[" + b",".join([_MEMORY] * (INFLATED_BYTES // (len(_MEMORY) + 1))) + b"]",
 )
 # This is not ru_maxrss, whose initial value is inherited from the parent process.
-MEASURED = """
+MEASURE_PROGRAM = """
 import sys
 from ingest.cli.main import main
 try:
@@ -74,7 +74,7 @@ def bombs(stored: Settings) -> Settings:
 def run(env: dict[str, str], *arguments: str, given: bytes = b"") -> Measured:
     """Runs one command in a separate process."""
     result = subprocess.run(
-        [sys.executable, "-c", MEASURED, *arguments],
+        [sys.executable, "-c", MEASURE_PROGRAM, *arguments],
         env={**os.environ, **env},
         input=given,
         capture_output=True,

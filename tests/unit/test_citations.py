@@ -17,20 +17,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("ingest", "tasks", "tools", "benchmarks", "tests", "docs", "deploy")
+TOP_FOLDERS = ("ingest", "tasks", "tools", "benchmarks", "tests", "docs", "deploy")
 PACKAGES = ("ingest", "tasks", "tools", "benchmarks", "tests")
 CODE = {".py", ".js", ".sql", ".yml", ".yaml", ".toml", ".acl"}
-FOREIGN = {"vendor", "recordings", "__pycache__", "node_modules"}
-ME = Path(__file__).resolve()
+SKIPPED_FOLDERS = {"vendor", "recordings", "__pycache__", "node_modules"}
+THIS_FILE = Path(__file__).resolve()
 
-PATH = re.compile(rf"(?<![\w./-])(?:\./)?((?:{'|'.join(ROOMS)})/[\w./*-]*[\w*/])(::\w+)?(#[\w-]+)?(?![\w{{])")
+PATH = re.compile(
+    rf"(?<![\w./-])(?:\./)?((?:{'|'.join(TOP_FOLDERS)})/[\w./*-]*[\w*/])(::\w+)?(#[\w-]+)?(?![\w{{])"
+)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FILE = re.compile(r"(?<![\w./{<-])([a-z_][\w/]*\.(?:py|md|sql))\b(?!\.)")
 DOTTED = re.compile(rf"(?<![\w./-])((?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+)")
-HELD = re.compile(r"`([\w.]+)`(?: and `([\w.]+)`)? in `([\w/]+\.py)`|`([\w/]+\.py)` \(`([\w.]+)`\)")
+NAME_IN_FILE = re.compile(r"`([\w.]+)`(?: and `([\w.]+)`)? in `([\w/]+\.py)`|`([\w/]+\.py)` \(`([\w.]+)`\)")
 RECORD = re.compile(r"\b[Dd]ecisions? (\d{3})\b")
 # The name of a design document that preceded the records and is not in the repository.
-UNWRITTEN = re.compile(r"(?<![\w#-])(D[1-9]\d?|DESIGN)(?![\w-])")
+OLD_RECORD_NAME = re.compile(r"(?<![\w#-])(D[1-9]\d?|DESIGN)(?![\w-])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,11 @@ def files() -> list[Path]:
     at_top = [
         path for path in ROOT.iterdir() if path.suffix in CODE | {".md"} or path.name in ("Makefile", "Dockerfile")
     ]
-    below = [path for room in ROOMS for path in (ROOT / room).rglob("*") if path.suffix in CODE | {".md"}]
+    below = [path for room in TOP_FOLDERS for path in (ROOT / room).rglob("*") if path.suffix in CODE | {".md"}]
     found = [*at_top, *below, ROOT / ".ci" / "run"]
-    return sorted(path for path in found if path.is_file() and not FOREIGN & set(path.parts) and path != ME)
+    return sorted(
+        path for path in found if path.is_file() and not SKIPPED_FOLDERS & set(path.parts) and path != THIS_FILE
+    )
 
 
 @cache
@@ -173,7 +177,7 @@ def broken_names(text: Text) -> Iterator[str]:
 
 def broken_holders(text: Text) -> Iterator[str]:
     """ "`complete` in `tasks/flush.py`", "`ingest/core/model.py` (`Batch`)": the name is in the file."""
-    for first_name, second_name, holder, place, name in HELD.findall(text.words):
+    for first_name, second_name, holder, place, name in NAME_IN_FILE.findall(text.words):
         path = ROOT / (holder or place)
         if path.exists():
             yield from (
@@ -192,7 +196,7 @@ def broken_records(text: Text) -> Iterator[str]:
     for number in RECORD.findall(text.words):
         if not next((ROOT / "docs/decisions").glob(f"{number}-*.md"), None):
             yield f"decision {number}"
-    yield from UNWRITTEN.findall(text.words)
+    yield from OLD_RECORD_NAME.findall(text.words)
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(ROOT).as_posix())

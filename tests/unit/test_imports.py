@@ -16,7 +16,7 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-PRODUCT = [path for path in sources() if not name_of(path).startswith("benchmarks/")]
+PRODUCT_FILES = [path for path in sources() if not name_of(path).startswith("benchmarks/")]
 
 
 @pytest.mark.parametrize("path", sources(), ids=name_of)
@@ -178,13 +178,13 @@ def test_architecture_shows_the_same_table() -> None:
     assert table() in (ROOT / "ARCHITECTURE.md").read_text()
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
+@pytest.mark.parametrize("path", PRODUCT_FILES, ids=name_of)
 def test_a_file_begins_with_a_docstring(path: Path) -> None:
     tree = ast.parse(path.read_text())
     assert not tree.body or ast.get_docstring(tree), path
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
+@pytest.mark.parametrize("path", PRODUCT_FILES, ids=name_of)
 def test_only_settings_read_the_environment(path: Path) -> None:
     """One module per package reads the environment, so that all its inputs are visible."""
     if path.name in ("settings.py", "loading.py") or name_of(path).startswith(

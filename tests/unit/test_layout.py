@@ -10,9 +10,9 @@ from tests.kit.paths import ROOT
 
 TESTS = ROOT / "tests"
 MIRRORS = ("unit", "integration")
-FLAT = ("eager", "e2e", "security", "simulation", "mutation", "cost")
+UNMIRRORED = ("eager", "e2e", "security", "simulation", "mutation", "cost")
 # Test files directly in a mirror: they are about the whole repository, or about a module directly in ingest/.
-WHOLE = {
+DIRECT_FILES = {
     "test_architecture.py",
     "test_citations.py",
     "test_failure_cases.py",
@@ -28,12 +28,12 @@ def location_error(path: Path) -> str:
     """The error in the location of a test file, or an empty string."""
     *folders, name = path.relative_to(TESTS).parts
     kind = folders.pop(0) if folders else ""
-    if kind in FLAT:
+    if kind in UNMIRRORED:
         return "" if not folders else f"{kind} has no folders"
     if kind not in MIRRORS:
-        return f"not in one of {', '.join((*MIRRORS, *FLAT))}"
+        return f"not in one of {', '.join((*MIRRORS, *UNMIRRORED))}"
     if not folders:
-        return "" if name in WHOLE else "in no package's folder"
+        return "" if name in DIRECT_FILES else "in no package's folder"
     mirrored = Path(*folders)
     if (ROOT / "ingest" / mirrored).is_dir() or (ROOT / mirrored).is_dir():
         return ""

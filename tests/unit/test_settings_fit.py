@@ -15,7 +15,7 @@ from ingest.settings import Settings
 
 # The renewal interval must be shorter than the lease of a parked batch, whose length is not configurable. One more
 # commit per minute for each idle partition does not need a setting.
-FIXED = {"parked_renew_seconds", "commit_repeat_seconds"}
+UNCONFIGURABLE = {"parked_renew_seconds", "commit_repeat_seconds"}
 
 
 def other_value(value: Any) -> Any:
@@ -30,12 +30,12 @@ def test_every_bound_of_the_core_is_a_setting_with_the_same_default() -> None:
     settings = Settings()
 
     bounds = {field.name for kind in (Limits, ParseRules) for field in fields(kind)}
-    assert bounds - FIXED <= Settings.model_fields.keys()
+    assert bounds - UNCONFIGURABLE <= Settings.model_fields.keys()
     assert limits_of(settings) == Limits()
     assert rules_of(settings) == ParseRules()
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Limits) if field.name not in FIXED])
+@pytest.mark.parametrize("name", [field.name for field in fields(Limits) if field.name not in UNCONFIGURABLE])
 def test_a_configured_bound_reaches_the_core(name: str) -> None:
     """A bound reaches the core under its own name and changes no other."""
     value = other_value(getattr(Limits(), name))

@@ -17,13 +17,13 @@ from tests.kit.commands import CommandResult, command
 from tests.kit.office import MESSAGES, READER, Office
 from tests.kit.paths import ROOT
 
-AWAY = {"REPLAYS_REDIS_URL": "redis://127.0.0.1:1/0"}
+UNREACHABLE_REDIS = {"REPLAYS_REDIS_URL": "redis://127.0.0.1:1/0"}
 
 
-def failed(done: CommandResult) -> str:
+def failed(result: CommandResult) -> str:
     """The error line of a failed command."""
-    assert done.code == 1
-    return done.err.splitlines()[-1]
+    assert result.code == 1
+    return result.err.splitlines()[-1]
 
 
 # State
@@ -46,9 +46,9 @@ def test_the_state_of_the_system_is_one_page(office: Office):
 
 def test_the_page_can_be_saved_as_svg(office: Office, tmp_path: Path):
     """Nothing is printed on the terminal."""
-    done = command(office.env, "top", "--svg", str(tmp_path / "top.svg"))
+    result = command(office.env, "top", "--svg", str(tmp_path / "top.svg"))
 
-    assert (done.code, done.out) == (0, "")
+    assert (result.code, result.out) == (0, "")
     assert (tmp_path / "top.svg").read_text().startswith("<svg")
 
 
@@ -66,26 +66,29 @@ def test_the_page_can_be_saved_as_svg(office: Office, tmp_path: Path):
 )
 def test_without_redis_each_command_reports_what_to_check(office: Office, arguments: tuple[str, ...]):
     """Each command prints one line and exits with 1."""
-    done = command(office.env | AWAY, *arguments)
+    result = command(office.env | UNREACHABLE_REDIS, *arguments)
 
-    assert (done.code, len(done.err.splitlines())) == (1, 1)
-    assert "start Redis, or correct REPLAYS_REDIS_URL" in done.err
+    assert (result.code, len(result.err.splitlines())) == (1, 1)
+    assert "start Redis, or correct REPLAYS_REDIS_URL" in result.err
 
 
 def test_a_project_is_disabled_while_redis_is_unavailable(office: Office):
     """Readers follow the topic of decisions; the copy in Redis is updated by the next command."""
-    done = command(office.env | AWAY, "tenants", "kill", "7")
+    result = command(office.env | UNREACHABLE_REDIS, "tenants", "kill", "7")
 
-    assert (done.code, done.out) == (0, "project 7: the rule is changed; readers apply it within two seconds\n")
+    assert (result.code, result.out) == (
+        0,
+        "project 7: the rule is changed; readers apply it within two seconds\n",
+    )
     assert "project 7: off" in command(office.env, "tenants", "ls").out
 
 
 def test_wrong_settings_give_exit_code_2(office: Office):
     """The error contains the setting's name, its value and the allowed values."""
-    done = command(office.env | {"REPLAYS_BATCH_MESSAGES_MAX": "none"}, "status")
+    result = command(office.env | {"REPLAYS_BATCH_MESSAGES_MAX": "none"}, "status")
 
-    assert done.code == 2
-    assert "batch_messages_max" in done.err.lower()
+    assert result.code == 2
+    assert "batch_messages_max" in result.err.lower()
 
 
 # Parked batches
@@ -113,9 +116,9 @@ def test_a_parked_batch_is_retried(office: Office):
     """The reader of the batch is notified, and the operator's name is recorded."""
     batch = office.park(0, 2)
 
-    done = command(office.env, "batches", "retry", batch.id, "--by", "ann")
+    result = command(office.env, "batches", "retry", batch.id, "--by", "ann")
 
-    assert done.out.strip() == f"{READER} was asked to retry {batch.id}"
+    assert result.out.strip() == f"{READER} was asked to retry {batch.id}"
     assert office.next_event() == on.RetryRequested(batch.id)
     assert office.coordination.audited()[0]["by"] == "ann"
 
@@ -125,10 +128,10 @@ def test_a_parked_batch_is_abandoned(office: Office):
     batch = office.park(2, 4)
 
     unexplained = command(office.env, "batches", "abandon", batch.id, "--reason", " ")
-    done = command(office.env, "batches", "abandon", batch.id, "--reason", "the table is gone")
+    result = command(office.env, "batches", "abandon", batch.id, "--reason", "the table is gone")
 
     assert "a reason is required" in failed(unexplained)
-    assert "2 messages are dead letters" in done.out
+    assert "2 messages are dead letters" in result.out
     assert office.next_event() == on.BatchAbandoned(batch.id, OffsetRange(2, 4), "the table is gone")
 
 
@@ -176,9 +179,9 @@ def test_rules_for_projects_are_set_and_removed(office: Office):
 @pytest.mark.parametrize("options", [[], ["--per-second", "5", "--remove"]], ids=["neither", "both"])
 def test_a_limit_needs_a_rate_or_none(office: Office, options: list[str]):
     """A limit without a rate or `none` gives exit code 2."""
-    done = command(office.env, "tenants", "limit", "8", *options)
+    result = command(office.env, "tenants", "limit", "8", *options)
 
-    assert (done.code, "give either --per-second or --remove" in done.err) == (2, True)
+    assert (result.code, "give either --per-second or --remove" in result.err) == (2, True)
 
 
 # Dead letters
@@ -195,7 +198,7 @@ def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Pa
     shown = command(env, "dlq", "show", letter["id"])
     reported = command(env, "dlq", "show", letter["id"], "--json").json
     dry = command(env, "dlq", "replay", "--id", letter["id"], "--dry-run", "--json").json
-    done = command(env, "dlq", "replay", "--reason", "no_header", "--by", "ann")
+    result = command(env, "dlq", "replay", "--reason", "no_header", "--by", "ann")
     again = command(env, "dlq", "replay", "--reason", "no_header", "--json").json
 
     assert listed["counts"] == [{"reason": "no_header", "sink": "", "count": 1}]
@@ -206,7 +209,7 @@ def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Pa
     assert "it never parses" in shown.out
     assert reported["content"]["reject"]
     assert (dry["produced"], dry["dry_run"]) == (1, True)
-    assert "1 were produced again" in done.out
+    assert "1 were produced again" in result.out
     assert again["produced"] == 0
     assert office.coordination.audited()[-1]["what"] == "dlq_replay"
     assert office.coordination.audited()[-1]["by"] == "ann"
@@ -255,9 +258,9 @@ def on_a_terminal(env: dict[str, str], answer: str, *arguments: str) -> str:
 
 def test_replaying_needs_a_selection(office: Office):
     """Without a selection the exit code is 2: replaying all dead letters needs a separate option."""
-    done = command(office.env, "dlq", "replay")
+    result = command(office.env, "dlq", "replay")
 
-    assert (done.code, "--all" in done.err) == (2, True)
+    assert (result.code, "--all" in result.err) == (2, True)
     assert "list them with `replays-ingest dlq ls`" in failed(command(office.env, "dlq", "show", "0-999999"))
 
 
@@ -291,7 +294,7 @@ def test_a_dry_run_reads_and_commits_nothing(office: Office):
     """A dry run reads every message of the topic, none of which can be parsed, and the group has no committed
     offset afterwards.
     """
-    done = command(office.env, "--dry-run", "--messages", str(MESSAGES), "--json")
+    result = command(office.env, "--dry-run", "--messages", str(MESSAGES), "--json")
 
-    assert done.code == 0
-    assert done.json["messages"] >= MESSAGES
+    assert result.code == 0
+    assert result.json["messages"] >= MESSAGES

@@ -48,10 +48,10 @@ def test_replays_are_listed(library: Library, options: list[str], expected: set[
 
 def test_a_truncated_list_is_marked_as_truncated(library: Library):
     """The last line says that there are more replays."""
-    done = command(library.env, "replays", "ls", "--limit", "2", "--dead")
+    result = command(library.env, "replays", "ls", "--limit", "2", "--dead")
     cut = command(library.env, "replays", "ls", "--limit", "1", "--dead")
 
-    assert "more replays match" not in done.out
+    assert "more replays match" not in result.out
     assert "more replays match: raise --limit or add conditions" in cut.out
 
 
@@ -104,21 +104,21 @@ def test_a_session_is_found_and_its_evidence_exported(library: Library):
 
 def test_events_of_an_unknown_kind_are_refused(library: Library):
     """An unknown kind gives exit code 2 and the available kinds; each kind in the recordings is among them."""
-    done = command(library.env, "events", HOLED, "--kind", "nope")
+    result = command(library.env, "events", HOLED, "--kind", "nope")
     reported = command(library.env, "events", HOLED, "--json").json
 
-    assert done.code == 2
-    assert "nope" in done.err
-    assert "rage_click" in done.err
+    assert result.code == 2
+    assert "nope" in result.err
+    assert "rage_click" in result.err
     assert set(reported["counts"]) <= KINDS
 
 
 def test_events_fit_the_width_of_the_terminal(library: Library):
     """One line is printed per event, none longer than COLUMNS."""
-    done = CliRunner().invoke(main, ["events", HOLED], env={**library.env, "COLUMNS": "60"})
+    result = CliRunner().invoke(main, ["events", HOLED], env={**library.env, "COLUMNS": "60"})
 
-    assert done.exit_code == 0
-    assert max(map(len, done.output.splitlines())) <= 60
+    assert result.exit_code == 0
+    assert max(map(len, result.output.splitlines())) <= 60
 
 
 def test_a_replay_is_downloaded(library: Library, tmp_path: Path):
@@ -144,20 +144,20 @@ def test_a_download_is_readable_by_its_user_only(library: Library, tmp_path: Pat
     """
     before = os.umask(0o022)
     try:
-        done = command(library.env, "fetch", library.shop_id, "--output", str(tmp_path / "new" / "folder"))
+        result = command(library.env, "fetch", library.shop_id, "--output", str(tmp_path / "new" / "folder"))
     finally:
         os.umask(before)
 
-    assert done.code == 0
+    assert result.code == 0
     made = [tmp_path / "new", *(tmp_path / "new").rglob("*")]
     assert len(made) == 10
     assert [path for path in made if path.stat().st_mode & 0o077] == []
 
 
-def failed(done: CommandResult) -> str:
+def failed(result: CommandResult) -> str:
     """The error line of a failed command."""
-    assert done.code == 1
-    (line,) = done.err.splitlines()
+    assert result.code == 1
+    (line,) = result.err.splitlines()
     return line
 
 
@@ -180,10 +180,10 @@ def test_a_missing_replay_or_server_is_reported_in_one_line(library: Library, tm
 
 def test_a_wrong_option_is_a_usage_error(library: Library):
     """A wrong option gives exit code 2 and examples of valid values."""
-    done = command(library.env, "replays", "ls", "--since", "yesterday")
+    result = command(library.env, "replays", "ls", "--since", "yesterday")
 
-    assert done.code == 2
-    assert "7d" in done.err
+    assert result.code == 2
+    assert "7d" in result.err
 
 
 def test_messages_are_inspected_before_they_are_ingested(library: Library, tmp_path: Path):

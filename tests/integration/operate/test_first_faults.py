@@ -18,18 +18,18 @@ from ingest.operate.top import page
 from ingest.settings import Settings
 from tests.kit.commands import command
 
-AWAY = "127.0.0.1:1"
+UNREACHABLE_ADDRESS = "127.0.0.1:1"
 
 
 @pytest.fixture
 def settings(redis_url: str) -> Settings:
     """A reachable Redis, and nothing else."""
     return Settings(
-        kafka_brokers=AWAY,
+        kafka_brokers=UNREACHABLE_ADDRESS,
         redis_url=SecretStr(redis_url),
         key_prefix="first-faults",
         sinks=("clickhouse", "dead_letter"),
-        clickhouse_url=f"http://{AWAY}",
+        clickhouse_url=f"http://{UNREACHABLE_ADDRESS}",
     )
 
 

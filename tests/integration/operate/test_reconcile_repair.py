@@ -33,7 +33,7 @@ from tasks.sinks.gcs import sink as gcs
 
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery")
 COUNT = 80
-FAST = 1e6
+UNLIMITED_RATE = 1e6
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def test_a_completely_lost_load_is_found_and_repaired(system: System) -> None:
     }
     assert missing_counts(before)["dead_letter"] == system.produced.rejects
 
-    repaired = reconcile.run(system.settings, Scope(), repair=True, per_second_max=FAST, by="a test")
+    repaired = reconcile.run(system.settings, Scope(), repair=True, per_second_max=UNLIMITED_RATE, by="a test")
 
     console = Console(width=150, record=True, file=io.StringIO())
     console.print(reconcile.render(before))
@@ -117,11 +117,11 @@ def test_only_deleted_items_are_repaired_and_audited(system: System) -> None:
     row.
     """
     settings = system.settings
-    reconcile.run(settings, Scope(), repair=True, per_second_max=FAST)
+    reconcile.run(settings, Scope(), repair=True, per_second_max=UNLIMITED_RATE)
     for _ in range(2):  # In the second round, tokens of the first repair must not make ClickHouse skip the insert.
         gone = damage(settings, sorted(system.expected.objects))
 
-        account = reconcile.run(settings, Scope(), repair=True, per_second_max=FAST, by="oncall")
+        account = reconcile.run(settings, Scope(), repair=True, per_second_max=UNLIMITED_RATE, by="oncall")
 
         assert account.ok, (missing_counts(account), account.failures)
         assert {name: tally.repaired for name, tally in account.sinks.items()} == gone
@@ -166,12 +166,12 @@ def test_recordings_in_packed_objects_are_found_by_their_index(packed_system: Sy
     """Stored recordings are not missing; a lost object, a corrupted one and a lost index row are found and
     repaired."""
     settings, expected = packed_system.settings, packed_system.expected
-    written = reconcile.run(settings, Scope(), repair=True, per_second_max=FAST)
+    written = reconcile.run(settings, Scope(), repair=True, per_second_max=UNLIMITED_RATE)
 
     stored = reconcile.run(settings, Scope())
     gone = damage_packed(settings)
     found = reconcile.run(settings, Scope())
-    repaired = reconcile.run(settings, Scope(), repair=True, per_second_max=FAST)
+    repaired = reconcile.run(settings, Scope(), repair=True, per_second_max=UNLIMITED_RATE)
 
     assert written.ok, written.failures
     assert stored.ok, stored.examples[:3]
@@ -261,7 +261,7 @@ def test_a_segment_sent_again_later_is_not_missing(system: System) -> None:
     assert producer.flush(30) == 0
     commit(system.settings, {partition: ends[partition] + 1 for partition in (0, 1)})
     before, after = (Scope(partition, ends[partition], ends[partition] + 1) for partition in (0, 1))
-    written = reconcile.run(system.settings, before, repair=True, per_second_max=FAST)
+    written = reconcile.run(system.settings, before, repair=True, per_second_max=UNLIMITED_RATE)
 
     account = reconcile.run(system.settings, after)
 

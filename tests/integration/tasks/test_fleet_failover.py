@@ -40,12 +40,12 @@ from tests.kit.paths import ROOT
 from tests.kit.prestarted import PARENTS
 
 BATCHES = 12
-QUICK = {"FLUSH_DEADLINE_SECONDS": "10", "REDIS_TIMEOUT_SECONDS": "2"}
+SHORT_TIMEOUTS = {"FLUSH_DEADLINE_SECONDS": "10", "REDIS_TIMEOUT_SECONDS": "2"}
 
 
 @pytest.fixture
 def fleet_options(request: pytest.FixtureRequest) -> dict[str, str]:
-    return QUICK | getattr(request, "param", {})
+    return SHORT_TIMEOUTS | getattr(request, "param", {})
 
 
 def run_under_load(change: Callable[[], object]) -> threading.Thread:

@@ -28,7 +28,7 @@ MADE, PROJECT = "6" * 32, 7
 # would differ by 17 and 120.
 DIFFERENCE_MAX = 10.0
 # rgb(255, 0, 0), one pixel.
-RED = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
+RED_PIXEL_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def page(separate_settings: Settings) -> Iterator[Page]:
         yield opened
 
 
-def frame_event(node_id: int, at_ms: int, kind: str = "image/png", data: str = RED) -> dict[str, Any]:
+def frame_event(node_id: int, at_ms: int, kind: str = "image/png", data: str = RED_PIXEL_PNG) -> dict[str, Any]:
     """The event that replayCanvasIntegration records for a canvas."""
     blob = {"rr_type": "Blob", "type": kind, "data": [{"rr_type": "ArrayBuffer", "base64": data}]}
     image = {"rr_type": "ImageBitmap", "args": [blob]}
@@ -178,7 +178,7 @@ def test_a_canvas_is_sized_by_style_sheets_and_resized_as_recorded(page: Page):
         "commands": (20, 20),
         "markup": (20, 20),
     }
-    assert found["wide"]["image"] == f'url("data:image/png;base64,{RED}")'
+    assert found["wide"]["image"] == f'url("data:image/png;base64,{RED_PIXEL_PNG}")'
     assert {found[name]["image"] for name in ("resized", "commands", "markup")} == {"none"}
     page.get_by_text("2 canvas elements stay empty").wait_for()
 

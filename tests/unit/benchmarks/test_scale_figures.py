@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.scale_readers import Outcome, stops
 
-CALM = Outcome(1000, {"4 to 1": 5.0}, {0: 3.0, 1: 9.0}, fell=False, amid=True, missing="")
+GOOD_OUTCOME = Outcome(1000, {"4 to 1": 5.0}, {0: 3.0, 1: 9.0}, fell=False, amid=True, missing="")
 
 
 def test_a_stop_lasts_from_one_commit_of_a_partition_to_the_next() -> None:
@@ -29,8 +29,8 @@ def test_a_stop_lasts_from_one_commit_of_a_partition_to_the_next() -> None:
 
 
 def test_a_run_is_good_when_it_lost_nothing_and_no_partition_stopped_for_long() -> None:
-    assert CALM.ok(15)
-    assert not CALM.ok(9)
-    assert not replace(CALM, missing="one").ok(15)
-    assert not replace(CALM, amid=False).ok(15)
-    assert not replace(CALM, fell=True).ok(15)
+    assert GOOD_OUTCOME.ok(15)
+    assert not GOOD_OUTCOME.ok(9)
+    assert not replace(GOOD_OUTCOME, missing="one").ok(15)
+    assert not replace(GOOD_OUTCOME, amid=False).ok(15)
+    assert not replace(GOOD_OUTCOME, fell=True).ok(15)

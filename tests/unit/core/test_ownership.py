@@ -5,8 +5,8 @@ from __future__ import annotations
 from ingest.core.ownership import GroupView, Ownership
 
 ORPHANED = GroupView(3, {"a": frozenset({0, 1}), "b": frozenset()}, stable=True)
-WHOLE = GroupView(3, {"a": frozenset({0, 1}), "b": frozenset({2})}, stable=True)
-MOVING = GroupView(3, {"a": frozenset({0, 1}), "b": frozenset()}, stable=False)
+ALL_OWNED = GroupView(3, {"a": frozenset({0, 1}), "b": frozenset({2})}, stable=True)
+REBALANCING = GroupView(3, {"a": frozenset({0, 1}), "b": frozenset()}, stable=False)
 
 
 def watch() -> Ownership:
@@ -18,8 +18,8 @@ def test_partitions_that_no_member_owns_are_named() -> None:
     unassigned for a moment.
     """
     assert ORPHANED.unowned == (2,)
-    assert WHOLE.unowned == ()
-    assert MOVING.unowned == ()
+    assert ALL_OWNED.unowned == ()
+    assert REBALANCING.unowned == ()
     assert GroupView(2, {"a": frozenset()}, stable=True).unowned == (0, 1)
 
 
@@ -64,7 +64,7 @@ def test_the_member_with_the_fewest_partitions_is_the_first() -> None:
 
 def test_a_partition_with_an_owner_resets_its_timer() -> None:
     """Two short gaps do not add up to a long one; neither does a gap interrupted by a rebalance."""
-    for between in (WHOLE, MOVING):
+    for between in (ALL_OWNED, REBALANCING):
         b = watch()
         b.must_rejoin(ORPHANED, "b", 0.0)
         b.must_rejoin(between, "b", 20.0)

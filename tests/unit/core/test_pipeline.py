@@ -11,7 +11,7 @@ from ingest.core.model import CutReason, OffsetRange, Stage, TopicPartition
 from ingest.core.pipeline import Room
 from ingest.testing.runtime import PARTITION
 from tests.kit.batches import drop, reject, segment
-from tests.kit.core_reader import OTHER, Reader, ids, limits, reader
+from tests.kit.core_reader import OTHER_PARTITION, Reader, ids, limits, reader
 
 
 def kinds(commands: list[do.Command]) -> list[str]:
@@ -88,9 +88,9 @@ def test_early_cuts_are_spread_over_time() -> None:
     """Two of three partitions are cut at once, the third half a second later."""
     runtime = reader(batch_age_seconds_max=60.0, batch_age_idle_seconds=0.5, early_cuts_per_second_max=2.0)
     third = TopicPartition(PARTITION.topic, 2)
-    runtime.assign(OTHER)
+    runtime.assign(OTHER_PARTITION)
     runtime.assign(third)
-    for source in (PARTITION, OTHER, third):
+    for source in (PARTITION, OTHER_PARTITION, third):
         runtime.segments(1, source=source)
 
     runtime.advance(0.5)
@@ -172,13 +172,13 @@ def test_a_batch_that_settles_first_waits_for_the_one_before_it() -> None:
 def test_partitions_are_committed_separately() -> None:
     """Two offsets are committed, and neither overwrites the other."""
     runtime = reader(batch_messages_max=1)
-    runtime.assign(OTHER)
+    runtime.assign(OTHER_PARTITION)
 
     runtime.segments(1)
-    runtime.segments(3, source=OTHER)
+    runtime.segments(3, source=OTHER_PARTITION)
     runtime.settle()
 
-    assert runtime.committed == {PARTITION: 1, OTHER: 3}
+    assert runtime.committed == {PARTITION: 1, OTHER_PARTITION: 3}
 
 
 def test_offsets_already_taken_are_ignored() -> None:
@@ -196,7 +196,7 @@ def test_messages_of_an_older_epoch_are_ignored() -> None:
     runtime = reader()
 
     runtime.publish(on.MessageParsed(PARTITION, runtime.epoch() - 1, 0, segment()))
-    runtime.publish(on.MessageParsed(OTHER, 1, 0, segment()))
+    runtime.publish(on.MessageParsed(OTHER_PARTITION, 1, 0, segment()))
 
     assert runtime.pipeline.held_bytes == 0
 
@@ -720,9 +720,9 @@ def test_a_partition_assigned_while_paused_is_paused_too() -> None:
     runtime.segments(2)
     runtime.advance(1.0)
 
-    commands = runtime.assign(OTHER)
+    commands = runtime.assign(OTHER_PARTITION)
 
-    assert commands == [do.Pause((OTHER,))]
+    assert commands == [do.Pause((OTHER_PARTITION,))]
 
 
 def test_a_partition_runs_only_so_far_ahead_of_a_stuck_batch() -> None:
@@ -730,7 +730,7 @@ def test_a_partition_runs_only_so_far_ahead_of_a_stuck_batch() -> None:
     crash.
     """
     runtime = reader(batch_messages_max=1, pending_ranges_max=6)
-    runtime.assign(OTHER)
+    runtime.assign(OTHER_PARTITION)
     runtime.segments(1)
     (stuck,) = runtime.dispatches()
     runtime.fail(stuck, "poison")
@@ -741,7 +741,7 @@ def test_a_partition_runs_only_so_far_ahead_of_a_stuck_batch() -> None:
 
     assert runtime.take(do.Pause) == [do.Pause((PARTITION,))]
     assert not runtime.pipeline.paused
-    runtime.segments(1, source=OTHER)
+    runtime.segments(1, source=OTHER_PARTITION)
     assert ids(runtime.dispatches()) == ["0-1/blobs#1"]
 
     runtime.publish(on.BatchAbandoned(stuck.batch.id, stuck.batch.offsets, "given up"))
@@ -751,7 +751,7 @@ def test_a_partition_runs_only_so_far_ahead_of_a_stuck_batch() -> None:
 def test_resuming_all_leaves_a_held_partition_paused() -> None:
     """There are two reasons to pause the held partition, and only one has ended."""
     runtime = reader(batch_messages_max=1, pending_ranges_max=4, in_flight_batches_max=2, pause_after_seconds=0.5)
-    runtime.assign(OTHER)
+    runtime.assign(OTHER_PARTITION)
     runtime.segments(1)
     (stuck,) = runtime.dispatches()
     for _ in range(3):
@@ -763,14 +763,14 @@ def test_resuming_all_leaves_a_held_partition_paused() -> None:
     assert do.Pause((PARTITION,)) in runtime.take(do.Pause)
     runtime.take(do.Resume)
 
-    runtime.segments(2, source=OTHER)
+    runtime.segments(2, source=OTHER_PARTITION)
     out = runtime.dispatches()
     runtime.advance(0.6)
     assert runtime.pipeline.paused
     for dispatch in out:
         runtime.flush(dispatch)
 
-    assert runtime.take(do.Resume) == [do.Resume((OTHER,))]
+    assert runtime.take(do.Resume) == [do.Resume((OTHER_PARTITION,))]
 
 
 # Commits with and without a response
@@ -962,23 +962,23 @@ def test_an_idle_partition_and_an_unknown_one_are_released_at_once() -> None:
     """Such partitions have nothing to wait for."""
     runtime = reader()
 
-    runtime.publish(on.PartitionsRevoked((PARTITION, OTHER)))
+    runtime.publish(on.PartitionsRevoked((PARTITION, OTHER_PARTITION)))
 
     released = [source for release in runtime.take(do.Release) for source in release.sources]
-    assert sorted(released) == [PARTITION, OTHER]
+    assert sorted(released) == [PARTITION, OTHER_PARTITION]
 
 
 def test_revoking_one_partition_leaves_the_other_alone() -> None:
     """In a cooperative rebalance only the moved partition stops."""
     runtime = reader()
-    runtime.assign(OTHER)
-    runtime.segments(2, source=OTHER)
+    runtime.assign(OTHER_PARTITION)
+    runtime.segments(2, source=OTHER_PARTITION)
 
     runtime.publish(on.PartitionsRevoked((PARTITION,)))
     runtime.settle()
 
-    assert runtime.committed[OTHER] == 2
-    assert runtime.pipeline.sources == (OTHER,)
+    assert runtime.committed[OTHER_PARTITION] == 2
+    assert runtime.pipeline.sources == (OTHER_PARTITION,)
 
 
 def test_a_lost_partition_is_dropped_without_a_commit() -> None:
@@ -1071,25 +1071,25 @@ def test_the_message_that_reaches_the_byte_bound_is_the_last_one() -> None:
 def test_a_held_partition_takes_no_messages_and_the_others_do() -> None:
     """Messages that were fetched from the held partition wait."""
     runtime = reader(batch_messages_max=1, in_flight_batches_max=100, pending_ranges_max=8)
-    runtime.assign(OTHER)
+    runtime.assign(OTHER_PARTITION)
     runtime.segments(8)
 
     assert runtime.pipeline.room(PARTITION, runtime.epoch()) is Room.LATER
-    assert runtime.pipeline.room(OTHER, runtime.epoch(OTHER)) is Room.NOW
+    assert runtime.pipeline.room(OTHER_PARTITION, runtime.epoch(OTHER_PARTITION)) is Room.NOW
 
 
 def test_messages_that_will_be_read_again_are_never_taken() -> None:
     """These messages belong to a former assignment or to a partition being drained, or arrive during shutdown."""
     runtime = reader()
-    runtime.assign(OTHER)
-    here, there = runtime.epoch(), runtime.epoch(OTHER)
+    runtime.assign(OTHER_PARTITION)
+    here, there = runtime.epoch(), runtime.epoch(OTHER_PARTITION)
 
     assert runtime.pipeline.room(PARTITION, here - 1) is Room.NEVER
     runtime.segments(2)
     runtime.publish(on.PartitionsRevoked((PARTITION,)))
     assert runtime.pipeline.room(PARTITION, here) is Room.NEVER
     runtime.publish(on.ShutdownRequested())
-    assert runtime.pipeline.room(OTHER, there) is Room.NEVER
+    assert runtime.pipeline.room(OTHER_PARTITION, there) is Room.NEVER
 
 
 # Messages parsed outside the loop
@@ -1120,15 +1120,15 @@ def test_messages_before_a_deferred_one_do_not_wait_for_it() -> None:
 def test_a_deferred_message_blocks_only_its_partition() -> None:
     """The partition is paused until the result arrives; the message then joins a batch like any other."""
     runtime = reader(batch_messages_max=2)
-    runtime.assign(OTHER)
+    runtime.assign(OTHER_PARTITION)
 
     deferred(runtime, 0)
     assert runtime.take(do.Pause) == [do.Pause((PARTITION,))]
     assert runtime.pipeline.room(PARTITION, runtime.epoch()) is Room.LATER
-    assert runtime.pipeline.room(OTHER, runtime.epoch(OTHER)) is Room.NOW
-    runtime.segments(2, source=OTHER)
+    assert runtime.pipeline.room(OTHER_PARTITION, runtime.epoch(OTHER_PARTITION)) is Room.NOW
+    runtime.segments(2, source=OTHER_PARTITION)
     runtime.settle()
-    assert runtime.committed[OTHER] == 2
+    assert runtime.committed[OTHER_PARTITION] == 2
 
     runtime.segments(1)
     assert runtime.take(do.Resume) == [do.Resume((PARTITION,))]
@@ -1206,17 +1206,17 @@ def test_releasing_a_partition_does_not_wait_for_a_deferred_message() -> None:
 def test_resuming_leaves_a_partition_with_a_deferred_message_paused() -> None:
     """Later messages of that partition cannot be taken yet."""
     runtime = reader(batch_messages_max=1, in_flight_batches_max=1, pause_after_seconds=0.1)
-    runtime.assign(OTHER)
+    runtime.assign(OTHER_PARTITION)
     deferred(runtime, 0)
-    runtime.segments(1, source=OTHER)
+    runtime.segments(1, source=OTHER_PARTITION)
     runtime.dispatches()
     runtime.advance(0.2)
     runtime.take(do.Pause)
 
     for stage in (Stage.BLOBS, Stage.ROWS):
-        runtime.publish(on.FlushSucceeded(f"{OTHER}-0-1", runtime.epoch(OTHER), stage))
+        runtime.publish(on.FlushSucceeded(f"{OTHER_PARTITION}-0-1", runtime.epoch(OTHER_PARTITION), stage))
 
-    assert runtime.take(do.Resume) == [do.Resume((OTHER,))]
+    assert runtime.take(do.Resume) == [do.Resume((OTHER_PARTITION,))]
 
 
 # Halt and shutdown
@@ -1296,7 +1296,7 @@ def test_a_halted_reader_settles_its_batches_and_pauses_new_partitions() -> None
     runtime.parsed(*[reject(offset) for offset in range(10)])
     assert runtime.pipeline.halted
 
-    assert runtime.assign(OTHER) == [do.Pause((OTHER,))]
+    assert runtime.assign(OTHER_PARTITION) == [do.Pause((OTHER_PARTITION,))]
     runtime.settle()
     runtime.advance(1.0)
     runtime.settle()

@@ -8,7 +8,7 @@ from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import CutReason
 from ingest.testing.runtime import PARTITION
-from tests.kit.core_reader import OTHER, Reader, ids, limits
+from tests.kit.core_reader import OTHER_PARTITION, Reader, ids, limits
 
 PLAN_SECONDS_MAX = 5.0
 
@@ -75,10 +75,10 @@ def test_a_range_waits_while_the_broker_delivers_nothing() -> None:
 def test_a_reader_that_is_paused_does_not_wait_for_messages() -> None:
     """The in-flight bound is reached within a range: the rest of it is not fetched."""
     runtime = successor(in_flight_batches_max=1, record="1,5")
-    runtime.assign(OTHER)
+    runtime.assign(OTHER_PARTITION)
     runtime.segments(3)
     end_reached(runtime, 13)
-    runtime.segments(1, source=OTHER)
+    runtime.segments(1, source=OTHER_PARTITION)
     runtime.advance(2.0)
     (out,) = runtime.dispatches()
 
@@ -93,10 +93,10 @@ def test_a_reader_that_is_paused_does_not_wait_for_messages() -> None:
 def test_a_reader_at_its_bound_does_not_wait_for_messages() -> None:
     """Before the reader pauses the consumer, it stops polling."""
     runtime = successor(in_flight_batches_max=1, pause_after_seconds=60.0)
-    runtime.assign(OTHER)
+    runtime.assign(OTHER_PARTITION)
     runtime.segments(3)
     end_reached(runtime, 13)
-    runtime.segments(1, source=OTHER)
+    runtime.segments(1, source=OTHER_PARTITION)
     runtime.advance(2.0)
     (out,) = runtime.dispatches()
 
@@ -131,13 +131,13 @@ def test_a_held_partition_does_not_wait_for_messages() -> None:
 def test_time_in_a_drain_does_not_count_as_waiting() -> None:
     """The loop blocks inside the client's callback, which fetches nothing."""
     runtime = successor(drain_deadline_seconds=100.0)
-    runtime.assign(OTHER)
+    runtime.assign(OTHER_PARTITION)
     runtime.segments(3)
     end_reached(runtime, 13)
-    runtime.segments(1, source=OTHER)
+    runtime.segments(1, source=OTHER_PARTITION)
     runtime.advance(2.0)
     (out,) = runtime.dispatches()
-    runtime.publish(on.PartitionsRevoked((OTHER,)))
+    runtime.publish(on.PartitionsRevoked((OTHER_PARTITION,)))
 
     pass_time(runtime, 3 * PLAN_SECONDS_MAX)
     runtime.flush(out)
@@ -178,40 +178,40 @@ def test_a_record_survives_an_owner_in_between() -> None:
 def test_planned_ranges_are_completed_one_by_one_over_the_byte_bound() -> None:
     """The incomplete ranges together reach the bound; without more messages none would ever be completed."""
     runtime = Reader(limits(batch_messages_max=100, in_flight_bytes_max=500, pause_after_seconds=0.5))
-    runtime.committed = {PARTITION: 0, OTHER: 0}
-    runtime.records = {PARTITION: "1,5", OTHER: "1,5"}
-    runtime.assign(PARTITION, OTHER)
+    runtime.committed = {PARTITION: 0, OTHER_PARTITION: 0}
+    runtime.records = {PARTITION: "1,5", OTHER_PARTITION: "1,5"}
+    runtime.assign(PARTITION, OTHER_PARTITION)
     runtime.segments(2)
-    runtime.segments(3, source=OTHER)
+    runtime.segments(3, source=OTHER_PARTITION)
 
     pass_time(runtime, 1.0)
-    assert runtime.take(do.Pause) == [do.Pause((PARTITION, OTHER))]
-    assert runtime.take(do.Resume) == [do.Resume((OTHER,))]
+    assert runtime.take(do.Pause) == [do.Pause((PARTITION, OTHER_PARTITION))]
+    assert runtime.take(do.Resume) == [do.Resume((OTHER_PARTITION,))]
 
-    runtime.segments(2, source=OTHER)
-    assert runtime.take(do.Pause) == [do.Pause((OTHER,))]
+    runtime.segments(2, source=OTHER_PARTITION)
+    assert runtime.take(do.Pause) == [do.Pause((OTHER_PARTITION,))]
     (first,) = runtime.dispatches()
     runtime.flush(first)
 
     assert ids([first]) == ["0-5/blobs#1"]
-    assert runtime.take(do.Resume) == [do.Resume((PARTITION, OTHER))]
+    assert runtime.take(do.Resume) == [do.Resume((PARTITION, OTHER_PARTITION))]
 
 
 @pytest.mark.parametrize("event", [on.PartitionsRevoked((PARTITION,)), on.PartitionsLost((PARTITION,))])
 def test_the_range_being_completed_may_be_revoked(event: on.Event) -> None:
     """The next range is then completed."""
     runtime = Reader(limits(batch_messages_max=100, in_flight_bytes_max=300, pause_after_seconds=0.5))
-    runtime.committed = {PARTITION: 0, OTHER: 0}
-    runtime.records = {PARTITION: "1,5", OTHER: "1,5"}
-    runtime.assign(PARTITION, OTHER)
+    runtime.committed = {PARTITION: 0, OTHER_PARTITION: 0}
+    runtime.records = {PARTITION: "1,5", OTHER_PARTITION: "1,5"}
+    runtime.assign(PARTITION, OTHER_PARTITION)
     runtime.segments(4)
-    runtime.segments(3, source=OTHER)
+    runtime.segments(3, source=OTHER_PARTITION)
     pass_time(runtime, 1.0)
     assert runtime.take(do.Resume) == [do.Resume((PARTITION,))]
 
     runtime.publish(event)
 
-    assert runtime.take(do.Resume) == [do.Resume((OTHER,))]
+    assert runtime.take(do.Resume) == [do.Resume((OTHER_PARTITION,))]
 
 
 def test_a_range_over_the_byte_bound_is_abandoned_at_the_end_of_the_log() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from ingest.core.cut_record import Record, encode
 from ingest.core.starting import Place, Start, Stored, TopicView, first_record, is_doubtful, is_known, start
 
-NOW = TopicView("new", 4)
+CURRENT_TOPIC = TopicView("new", 4)
 
 
 def stored(offset: int, topic_id: str = "new", partitions: int = 2) -> Stored:
@@ -16,64 +16,64 @@ def stored(offset: int, topic_id: str = "new", partitions: int = 2) -> Stored:
 
 def test_a_committed_offset_of_this_topic_is_the_start() -> None:
     """The record keeps the number of partitions at the group's start."""
-    assert start(0, {0: stored(7)}, NOW) == Start(Place.COMMITTED, 2)
+    assert start(0, {0: stored(7)}, CURRENT_TOPIC) == Start(Place.COMMITTED, 2)
 
 
 def test_a_group_without_commits_starts_by_policy() -> None:
     """All partitions that the topic has at this time count as original."""
-    assert start(3, {}, NOW) == Start(Place.POLICY, 4)
-    assert start(3, {0: Stored(), 3: Stored()}, NOW) == Start(Place.POLICY, 4)
+    assert start(3, {}, CURRENT_TOPIC) == Start(Place.POLICY, 4)
+    assert start(3, {0: Stored(), 3: Stored()}, CURRENT_TOPIC) == Start(Place.POLICY, 4)
 
 
 def test_a_partition_that_was_added_starts_at_its_beginning() -> None:
     """The group started with two; its third partition cannot have existed then."""
     group = {0: stored(7), 1: stored(9)}
 
-    assert start(2, group, NOW) == Start(Place.BEGINNING, 2)
-    assert start(3, {**group, 2: stored(0)}, NOW) == Start(Place.BEGINNING, 2)
+    assert start(2, group, CURRENT_TOPIC) == Start(Place.BEGINNING, 2)
+    assert start(3, {**group, 2: stored(0)}, CURRENT_TOPIC) == Start(Place.BEGINNING, 2)
 
 
 def test_an_original_partition_with_a_lost_offset_follows_the_policy() -> None:
     """This also holds when another reader of a new group has just chosen the start of its partitions: both choose
     the same way.
     """
-    assert start(1, {0: stored(7)}, NOW) == Start(Place.POLICY, 2)
+    assert start(1, {0: stored(7)}, CURRENT_TOPIC) == Start(Place.POLICY, 2)
 
 
 def test_commits_without_a_record_make_every_other_partition_new() -> None:
     """The commits are from an older release or another tool: reading too much loses nothing."""
     for text in ("", "1,rs", "hello"):
-        assert start(1, {0: Stored(7, text)}, NOW) == Start(Place.BEGINNING, 0)
-        assert start(0, {0: Stored(7, text)}, NOW) == Start(Place.COMMITTED, 0)
-    assert start(1, {0: stored(7), 2: Stored(7)}, NOW) == Start(Place.BEGINNING, 0)
+        assert start(1, {0: Stored(7, text)}, CURRENT_TOPIC) == Start(Place.BEGINNING, 0)
+        assert start(0, {0: Stored(7, text)}, CURRENT_TOPIC) == Start(Place.COMMITTED, 0)
+    assert start(1, {0: stored(7), 2: Stored(7)}, CURRENT_TOPIC) == Start(Place.BEGINNING, 0)
 
 
 def test_an_offset_of_a_deleted_topic_is_ignored() -> None:
     """The new log is read from its beginning, whatever the policy and its length."""
     group = {0: stored(7, "old"), 1: stored(9, "old")}
 
-    assert start(0, group, NOW) == Start(Place.BEGINNING, 0, "old")
-    assert not is_known(group[0], NOW)
-    assert start(2, group, NOW) == Start(Place.BEGINNING, 0)
-    assert start(1, {0: stored(0, partitions=0), 1: Stored()}, NOW) == Start(Place.BEGINNING, 0)
+    assert start(0, group, CURRENT_TOPIC) == Start(Place.BEGINNING, 0, "old")
+    assert not is_known(group[0], CURRENT_TOPIC)
+    assert start(2, group, CURRENT_TOPIC) == Start(Place.BEGINNING, 0)
+    assert start(1, {0: stored(0, partitions=0), 1: Stored()}, CURRENT_TOPIC) == Start(Place.BEGINNING, 0)
 
 
 def test_a_recreated_topic_is_recognized_without_its_offsets() -> None:
     """Apache Kafka deletes the offsets with the topic, but the group still does not count as new."""
-    assert start(0, {}, NOW, former="old") == Start(Place.BEGINNING, 0, "old")
-    assert start(0, {}, NOW, former="new").place is Place.POLICY
+    assert start(0, {}, CURRENT_TOPIC, former="old") == Start(Place.BEGINNING, 0, "old")
+    assert start(0, {}, CURRENT_TOPIC, former="new").place is Place.POLICY
     assert start(0, {}, TopicView(), former="old").place is Place.POLICY
-    assert start(0, {0: stored(7)}, NOW, former="old").place is Place.COMMITTED
+    assert start(0, {0: stored(7)}, CURRENT_TOPIC, former="old").place is Place.COMMITTED
 
 
 def test_an_offset_without_a_topic_id_is_ignored_if_a_former_topic_is_known() -> None:
     """The record of the offset was lost or refused. Reading too much loses nothing, whereas a skipped beginning is
     lost.
     """
-    assert start(0, {0: Stored(7), 1: stored(9, "old")}, NOW) == Start(Place.BEGINNING, 0, "old")
-    assert start(0, {0: Stored(7)}, NOW, former="old") == Start(Place.BEGINNING, 0, "old")
-    assert start(0, {0: Stored(7), 1: stored(9)}, NOW) == Start(Place.COMMITTED, 0)
-    assert not is_known(Stored(7), NOW)
+    assert start(0, {0: Stored(7), 1: stored(9, "old")}, CURRENT_TOPIC) == Start(Place.BEGINNING, 0, "old")
+    assert start(0, {0: Stored(7)}, CURRENT_TOPIC, former="old") == Start(Place.BEGINNING, 0, "old")
+    assert start(0, {0: Stored(7), 1: stored(9)}, CURRENT_TOPIC) == Start(Place.COMMITTED, 0)
+    assert not is_known(Stored(7), CURRENT_TOPIC)
     assert is_known(Stored(7), TopicView())
 
 
@@ -90,7 +90,7 @@ def test_a_response_that_would_move_the_start_is_doubtful() -> None:
 def test_an_unknown_topic_id_contradicts_nothing() -> None:
     """Some brokers do not report the topic id, or do not report it every time."""
     assert start(0, {0: stored(7, "old")}, TopicView()).place is Place.COMMITTED
-    assert start(0, {0: stored(7, "")}, NOW).place is Place.COMMITTED
+    assert start(0, {0: stored(7, "")}, CURRENT_TOPIC).place is Place.COMMITTED
 
 
 def test_the_first_record_counts_the_start_and_keeps_the_known_topic_id() -> None:

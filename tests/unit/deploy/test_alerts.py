@@ -20,7 +20,7 @@ ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
 TESTS = [ROOT / "deploy" / "prometheus" / name for name in ("alerts_test.yml", "objective_test.yml")]
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboard.json"
 METRIC = re.compile(r"\breplays_[a-z_]+\b")
-KNOWN = {name for definition in (*READER, *WORKER) for name in definition.prometheus_names}
+METRIC_NAMES = {name for definition in (*READER, *WORKER) for name in definition.prometheus_names}
 LABELS = {
     name: {*definition.labels, *(["le"] if definition.kind is Kind.HISTOGRAM else [])}
     for definition in (*READER, *WORKER)
@@ -51,7 +51,7 @@ def expressions() -> list[tuple[str, str]]:
 def test_queried_metrics_exist(where: str, expression: str):
     """If a metric were renamed, its alert could never fire."""
     for name in METRIC.findall(expression):
-        assert name in KNOWN, f"{where} queries {name}"
+        assert name in METRIC_NAMES, f"{where} queries {name}"
 
 
 @pytest.mark.parametrize(("where", "expression"), expressions())

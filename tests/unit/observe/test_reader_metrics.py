@@ -18,7 +18,7 @@ from ingest.settings import Settings
 from ingest.testing.runtime import PARTITION
 from tasks.observe.meters import Definition, Kind, Meters
 from tests.kit.batches import reject, segment
-from tests.kit.observed_reader import WALL, Driver
+from tests.kit.observed_reader import WALL_TIME, Driver
 
 
 def settled_batch() -> Driver:
@@ -111,7 +111,7 @@ def test_lag_is_the_uncommitted_messages_and_the_age_of_the_oldest():
     driver = Driver(batch_messages_max=100)
     driver.assign()
     driver.high = 10
-    old = [Message(PARTITION, 1, 0, b"abc", timestamp_ms=int((WALL - 120) * 1000))]
+    old = [Message(PARTITION, 1, 0, b"abc", timestamp_ms=int((WALL_TIME - 120) * 1000))]
     driver.metrics.polled(old)
     driver.message()
     driver.advance(1.0)
@@ -184,7 +184,7 @@ def test_an_impossible_received_time_is_not_a_latency():
 
 def test_counting_a_message_is_cheap():
     """The observer runs for every message, so it makes few calls: the CPU clock and two lengths."""
-    metrics = Metrics(Settings(), wall=lambda: WALL)
+    metrics = Metrics(Settings(), wall=lambda: WALL_TIME)
     event = on.MessageParsed(PARTITION, 1, 0, segment(0))
     metrics.observe(event, [], 1.0)
     called: list[str] = []
@@ -278,7 +278,7 @@ def series(driver: Driver, name: str) -> dict[str, float]:
 def test_a_partition_without_an_owner_has_a_lag_until_it_has_one() -> None:
     """The heartbeat reports the lag; if it is unknown, or once there is an owner, there is no series."""
     lag = {3: 41, 5: -1}
-    metrics = Metrics(Settings(), wall=lambda: WALL)
+    metrics = Metrics(Settings(), wall=lambda: WALL_TIME)
     source = HeartbeatSource(Settings(), metrics, lambda: lag)
 
     assert source().unowned == (Unowned(3, 41), Unowned(5))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-HANGS = """
+HANGING_PROGRAM = """
 import ctypes
 from ingest.reader import leaving
 
@@ -22,7 +22,9 @@ leaving.close(Consumer(), 0.5)
 
 def test_a_close_that_never_returns_ends_the_process_with_its_stacks() -> None:
     """The client waits forever and holds the interpreter's lock."""
-    ended = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", HANGING_PROGRAM], capture_output=True, text=True, timeout=60, check=False
+    )
 
     assert ended.returncode == 1
     assert "Timeout" in ended.stderr

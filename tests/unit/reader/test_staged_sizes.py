@@ -15,17 +15,17 @@ from tasks.wire import SinkName
 from tests.kit.core_reader import Reader
 
 RULES = ParseRules(sample_segment_rate=1.0, sample_event_rate=1.0)
-JUNK = bytes(range(256)) * 40
-HEADERS = tuple((f"name-{number}", JUNK[:100]) for number in range(300))
+GARBAGE_BYTES = bytes(range(256)) * 40
+HEADERS = tuple((f"name-{number}", GARBAGE_BYTES[:100]) for number in range(300))
 SHAPES = {
     "small": Message(PARTITION, 1, 0, make.recording()),
     "many clicks": Message(PARTITION, 1, 0, make.recording([make.rage_click_event(n) for n in range(300)])),
     "many facts": Message(PARTITION, 1, 0, make.recording([make.hydration_error_event()] * 5000)),
     "escaped twice": Message(PARTITION, 1, 0, make.recording([make.breadcrumb("x", {"m": '"\\' * 5000})] * 50)),
-    "a video": Message(PARTITION, 1, 0, make.video_recording(JUNK * 20)),
+    "a video": Message(PARTITION, 1, 0, make.video_recording(GARBAGE_BYTES * 20)),
     "plain": Message(PARTITION, 1, 0, make.recording([make.mutation_event(3000)], compressed=False)),
-    "garbage": Message(PARTITION, 1, 0, JUNK),
-    "headers": Message(PARTITION, 1, 0, JUNK, JUNK, HEADERS),
+    "garbage": Message(PARTITION, 1, 0, GARBAGE_BYTES),
+    "headers": Message(PARTITION, 1, 0, GARBAGE_BYTES, GARBAGE_BYTES, HEADERS),
     "long error": Message(PARTITION, 1, 0, make.recording(project_id="\N{SNOWMAN}" * 5000)),
 }
 
@@ -73,4 +73,4 @@ def test_a_reject_counts_its_whole_record() -> None:
     outcome = parse(SHAPES["headers"], RULES)
 
     assert isinstance(outcome, Reject)
-    assert outcome.size_bytes >= 2 * len(JUNK) + 300 * 100
+    assert outcome.size_bytes >= 2 * len(GARBAGE_BYTES) + 300 * 100

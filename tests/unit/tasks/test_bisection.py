@@ -57,7 +57,7 @@ class Server:
         deliver(self.write, self.examine, progress, items, always)
 
 
-ALTERED = PermanentSinkError("column x is REQUIRED", configuration=True)
+TABLE_ALTERED = PermanentSinkError("column x is REQUIRED", configuration=True)
 
 
 def always() -> bool:
@@ -165,7 +165,7 @@ def test_a_table_that_was_altered_blames_no_item(named: bool) -> None:
     """The table is examined before the first item is blamed: there is one write, one examination, and nothing is
     refused.
     """
-    server, progress = Server(poison=range(8), named=named, faults=[ALTERED]), fresh(8)
+    server, progress = Server(poison=range(8), named=named, faults=[TABLE_ALTERED]), fresh(8)
 
     with pytest.raises(PermanentSinkError, match="REQUIRED") as caught:
         server.deliver(progress, 8)
@@ -178,7 +178,7 @@ def test_a_table_that_is_altered_during_the_search_blames_no_item() -> None:
     """The table is healthy at the start of the search and altered at its end, so refusals in between are
     discarded.
     """
-    server, progress = Server(poison=[0, 1, 2], faults=[None, ALTERED]), fresh(16)
+    server, progress = Server(poison=[0, 1, 2], faults=[None, TABLE_ALTERED]), fresh(16)
 
     with pytest.raises(PermanentSinkError, match="REQUIRED"):
         server.deliver(progress, 16)

@@ -32,7 +32,7 @@ def large_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(CPUS)), raising=False)
 
 
-V1 = "5:cpu,cpuacct:/docker/c0ffee\n4:memory:/docker/c0ffee\n1:name=systemd:/docker/c0ffee\n"
+CGROUP_V1 = "5:cpu,cpuacct:/docker/c0ffee\n4:memory:/docker/c0ffee\n1:name=systemd:/docker/c0ffee\n"
 
 
 @pytest.mark.parametrize(
@@ -49,10 +49,10 @@ V1 = "5:cpu,cpuacct:/docker/c0ffee\n4:memory:/docker/c0ffee\n1:name=systemd:/doc
         ("0::/pod/ours\n", {"pod__cpu.max": "300000 100000", "pod__ours__cpu.max": "max 100000"}, 3),
         ("0::/pod/ours\n", {"pod__cpu.max": "300000 100000", "pod__ours__cpu.max": "100000 100000"}, 1),
         ("0::/../../kubepods/pod1/c1\n", {"cpu.max": "400000 100000"}, 4),
-        (V1, {"cpu,cpuacct__cpu.cfs_quota_us": "150000", "cpu,cpuacct__cpu.cfs_period_us": "100000"}, 2),
-        (V1, {"cpu__cpu.cfs_quota_us": "400000", "cpu__cpu.cfs_period_us": "100000"}, 4),
-        (V1, {"cpu__cpu.cfs_quota_us": "-1", "cpu__cpu.cfs_period_us": "100000"}, CPUS),
-        (V1 + "0::/\n", {"cpu__cpu.cfs_quota_us": "500000", "cpu__cpu.cfs_period_us": "100000"}, 5),
+        (CGROUP_V1, {"cpu,cpuacct__cpu.cfs_quota_us": "150000", "cpu,cpuacct__cpu.cfs_period_us": "100000"}, 2),
+        (CGROUP_V1, {"cpu__cpu.cfs_quota_us": "400000", "cpu__cpu.cfs_period_us": "100000"}, 4),
+        (CGROUP_V1, {"cpu__cpu.cfs_quota_us": "-1", "cpu__cpu.cfs_period_us": "100000"}, CPUS),
+        (CGROUP_V1 + "0::/\n", {"cpu__cpu.cfs_quota_us": "500000", "cpu__cpu.cfs_period_us": "100000"}, 5),
         ("0::/\n", {"cpu.max": "nonsense"}, CPUS),
         ("0::/\n", {"cpu.max": "100000 0"}, CPUS),
     ],
@@ -77,8 +77,8 @@ def test_an_affinity_below_the_quota_wins(tmp_path: Path, monkeypatch: pytest.Mo
         ("0::/\n", {"memory.max": str(GiB)}, GiB),
         ("0::/\n", {"memory.max": "max"}, None),
         ("0::/pod/ours\n", {"pod__memory.max": str(GiB), "pod__ours__memory.max": str(2 * GiB)}, GiB),
-        (V1, {"memory__memory.limit_in_bytes": str(512 * MiB)}, 512 * MiB),
-        (V1, {"memory__memory.limit_in_bytes": "9223372036854771712"}, None),
+        (CGROUP_V1, {"memory__memory.limit_in_bytes": str(512 * MiB)}, 512 * MiB),
+        (CGROUP_V1, {"memory__memory.limit_in_bytes": "9223372036854771712"}, None),
         ("", {}, None),
     ],
 )

@@ -86,7 +86,7 @@ def test_options_that_some_client_ignores_are_refused_by_name(url: str, monkeypa
 
 
 SENTINEL = {"REDIS_URL": "sentinel://:pw@a;sentinel://b", "REDIS_SENTINEL_MASTER": "m"}
-CROSSED: list[tuple[dict[str, str], str]] = [
+INCONSISTENT: list[tuple[dict[str, str], str]] = [
     ({"REDIS_URL": "sentinel://a"}, "REPLAYS_REDIS_SENTINEL_MASTER"),
     ({"REDIS_SENTINEL_MASTER": "m"}, "REPLAYS_REDIS_SENTINEL_MASTER is not used: remove it"),
     ({"REDIS_SENTINEL_PASSWORD": "hunter2"}, "REPLAYS_REDIS_SENTINEL_PASSWORD"),
@@ -99,7 +99,9 @@ CROSSED: list[tuple[dict[str, str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("given", "expected"), CROSSED, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("given", "expected"), INCONSISTENT, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_inconsistent_redis_settings_are_refused(
     given: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

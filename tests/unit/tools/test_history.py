@@ -55,7 +55,7 @@ GOOD = {
     ),
 }
 
-BAD = {
+IMPOSSIBLE = {
     "which nobody had committed": History([commit("a", 5, 1.0, 2.0)], [read(6, 3.0, 4.0)], [A]),
     "with record 's=2', which nobody": History([commit("a", 5, 1.0, 2.0, "s=1")], [read(5, 3, 4, "s=2")], [A]),
     "read 5 before it was sent": History([commit("a", 5, 5.0, 6.0)], [read(5, 1.0, 2.0)], [A]),
@@ -89,10 +89,10 @@ def test_a_history_that_one_register_explains_is_accepted(name: str) -> None:
     assert judge(GOOD[name]) == []
 
 
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("name", IMPOSSIBLE)
 def test_a_history_that_no_register_explains_is_refused(name: str) -> None:
     """The error is one sentence that names the contradiction."""
-    (sentence,) = judge(BAD[name])
+    (sentence,) = judge(IMPOSSIBLE[name])
 
     assert sentence.startswith("partition 0: ")
     assert ERROR_OF.get(name, name) in sentence

@@ -22,7 +22,7 @@ from ingest.core.model import Stage
 from tests.kit.batches import make_batch
 from tests.kit.fleet import Fleet
 
-EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+EXPORT_METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
 
 class Sentry:
@@ -72,7 +72,7 @@ def collected() -> Iterator[tuple[str, list[Any]]]:
         return ExportTraceServiceResponse()
 
     handler = grpc.method_handlers_generic_handler(
-        EXPORT.split("/")[1],
+        EXPORT_METHOD.split("/")[1],
         {
             "Export": grpc.unary_unary_rpc_method_handler(
                 export, ExportTraceServiceRequest.FromString, ExportTraceServiceResponse.SerializeToString

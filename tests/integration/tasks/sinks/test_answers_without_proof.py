@@ -15,7 +15,7 @@ from tasks.settings import Settings
 from tasks.sinks import build
 from tasks.wire import Blob, Row
 from tests.kit.scripted_server import Answer, answering, in_turn
-from tests.kit.sink_answers import PORTAL, PROOFS, false_successes
+from tests.kit.sink_answers import PORTAL_PAGE, PROOFS, false_successes
 
 ADDRESS = {"gcs": "gcs_endpoint", "clickhouse": "clickhouse_url", "bigquery": "bigquery_endpoint"}
 CASES = [pytest.param(sink, name, id=f"{sink}: {name}") for sink in PROOFS for name in false_successes(sink)]
@@ -63,7 +63,7 @@ def test_after_a_false_response_the_same_write_works(
 ) -> None:
     """After a false response the sink is still used; the warning names the received page."""
     portal = True
-    with answering(lambda request: PORTAL if portal else PROOFS[sink](request)) as (url, _):
+    with answering(lambda request: PORTAL_PAGE if portal else PROOFS[sink](request)) as (url, _):
         made = build(sink, settings(**{ADDRESS[sink]: url}))
         with pytest.raises(TransientSinkError, match="Sign in to Wi-Fi"):
             made.write(items_of(sink), "token", 5)

@@ -20,7 +20,7 @@ from tasks.wire import Blob
 from tests.kit.scripted_server import Answer, Received, answering
 from tests.kit.sink_answers import object_stored
 
-NOW = b'{"error":{"code":503,"message":"backend error","errors":[{"reason":"backendError"}]}}'
+BACKEND_ERROR = b'{"error":{"code":503,"message":"backend error","errors":[{"reason":"backendError"}]}}'
 
 
 def blob(name: str, content: bytes = b"recording", offset: int = 0) -> Blob:
@@ -118,7 +118,7 @@ def test_only_failed_objects_are_listed(settings: Callable[..., Settings]) -> No
     """The error lists the positions of the objects that are not durable, in any order of completion."""
 
     def answer(request: Received) -> Answer:
-        return Answer(503, NOW) if "bad" in request.path else object_stored(request)
+        return Answer(503, BACKEND_ERROR) if "bad" in request.path else object_stored(request)
 
     items = [blob(f"30/1/{'bad' if n in (3, 11) else 'ok'}/{n}") for n in range(16)]
     with answering(answer) as (url, requests):
@@ -139,7 +139,7 @@ def test_a_failed_upload_is_retried_within_the_call(settings: Callable[..., Sett
     def answer(request: Received) -> Answer:
         if "abc%2F7" in request.path and not first.is_set():
             first.set()
-            return Answer(503, NOW)
+            return Answer(503, BACKEND_ERROR)
         return object_stored(request)
 
     with answering(answer) as (url, requests):
@@ -209,7 +209,7 @@ def test_only_the_limit_of_one_object_name_waits_a_second() -> None:
 
 def test_a_failing_service_is_not_overloaded_by_retries(settings: Callable[..., Settings]) -> None:
     """When everything fails, a quarter is retried, not everything four times."""
-    with answering(lambda request: Answer(503, NOW)) as (url, requests):
+    with answering(lambda request: Answer(503, BACKEND_ERROR)) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(TransientSinkError) as failed:
             sink.write([blob(f"30/1/abc/{n}") for n in range(40)], "token", 10)

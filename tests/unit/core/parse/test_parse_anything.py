@@ -38,7 +38,7 @@ from ingest.testing.messages import (
 )
 from tests.kit.parsing import ALL, clicks, message, parsed
 
-FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FEW_EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 leaves = (
     st.none()
@@ -113,21 +113,21 @@ def assert_well_formed(value: bytes) -> None:
 
 
 @given(st.binary(max_size=300))
-@FEW
+@FEW_EXAMPLES
 def test_any_bytes_as_a_message(value: bytes):
     """Most of these messages are not valid msgpack."""
     assert_well_formed(value)
 
 
 @given(st.binary(max_size=300))
-@FEW
+@FEW_EXAMPLES
 def test_any_bytes_as_a_payload(payload: bytes):
     """Most of these payloads have no header."""
     assert_well_formed(envelope(payload))
 
 
 @given(st.binary(max_size=100), st.binary(max_size=200))
-@FEW
+@FEW_EXAMPLES
 def test_any_bytes_as_header_and_body(header: bytes, body: bytes):
     """Arbitrary headers are combined with a valid body, and arbitrary bodies with a valid header."""
     assert_well_formed(envelope(frame(b"[]", headers=header)))
@@ -138,7 +138,7 @@ def test_any_bytes_as_header_and_body(header: bytes, body: bytes):
 
 
 @given(st.data())
-@FEW
+@FEW_EXAMPLES
 def test_a_good_message_with_one_byte_changed_or_cut_off(data: st.DataObject):
     value = bytearray(recording([*GOOD, {"type": 3}], replay_video=data.draw(st.sampled_from([None, b"v" * 30]))))
     place = data.draw(st.integers(0, len(value) - 1))
@@ -149,7 +149,7 @@ def test_a_good_message_with_one_byte_changed_or_cut_off(data: st.DataObject):
 
 
 @given(st.dictionaries(st.sampled_from(("replay_id", "received", "payload", "version", "x")), values, max_size=3))
-@FEW
+@FEW_EXAMPLES
 def test_any_fields_in_the_envelope(fields: dict[str, Any]):
     """The values have any type that msgpack supports."""
     whole = {name: value for name, value in fields.items() if not _too_large(value)}
@@ -166,13 +166,13 @@ def _too_large(value: Any) -> bool:
 
 
 @given(changed_document(json.loads(replay_event())))
-@FEW
+@FEW_EXAMPLES
 def test_any_shape_of_the_replay_event(document: Any):
     assert_well_formed(recording(replay_event=json.dumps(document).encode()))
 
 
 @given(st.sampled_from(GOOD).flatmap(changed_document))
-@FEW
+@FEW_EXAMPLES
 def test_an_event_of_any_shape_affects_no_other_event(event: Any):
     """The clicks around the malformed event are read; the event may be a click itself."""
     text = json.dumps([click_event(100), event, {"type": 3}, click_event(101)]).encode()
@@ -184,7 +184,7 @@ def test_an_event_of_any_shape_affects_no_other_event(event: Any):
 
 
 @given(st.lists(st.sampled_from(MALFORMED_EVENTS) | st.sampled_from(GOOD) | values, max_size=12))
-@FEW
+@FEW_EXAMPLES
 def test_any_mix_of_events(events: list[Any]):
     """The mix has valid events, malformed events, and values that are not events."""
     assert_well_formed(recording(json.dumps(events).encode()))

@@ -22,7 +22,7 @@ from ingest.testing.messages import (
     slow_click_event,
     tap_event,
 )
-from tests.kit.parsing import ALL, NONE, clicks, events_parsed, facts, kinds, metric, parsed, taps
+from tests.kit.parsing import ALL, NO_SAMPLING, clicks, events_parsed, facts, kinds, metric, parsed, taps
 
 
 def flags(*events: Any) -> list[tuple[int, int]]:
@@ -35,7 +35,7 @@ def test_a_click_a_dead_click_and_a_rage_click():
     events = [click_event(1), dead_click_event(2), rage_click_event(3)]
 
     assert flags(*events) == [(0, 0), (1, 0), (1, 1)]
-    assert kinds(events_parsed(events, NONE)) == ["ui.click", "ui.deadClick", "ui.rageClick"]
+    assert kinds(events_parsed(events, NO_SAMPLING)) == ["ui.click", "ui.deadClick", "ui.rageClick"]
     assert metric(events_parsed(events), "replay.rage_click_detected") == [1]
 
 
@@ -198,5 +198,5 @@ def test_multi_clicks_and_rage_clicks_are_sampled():
     by_kind = dict(facts(events_parsed(events, ALL)))
     assert by_kind["multi_click"]["click_count"] == 3
     assert by_kind["rage_click"]["click_count"] == 5
-    assert kinds(events_parsed(events, NONE)) == ["ui.rageClick"]
+    assert kinds(events_parsed(events, NO_SAMPLING)) == ["ui.rageClick"]
     assert flags(*events) == [(1, 1)]

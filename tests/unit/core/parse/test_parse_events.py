@@ -27,7 +27,7 @@ from ingest.testing.messages import (
     viewport_event,
     vital_event,
 )
-from tests.kit.parsing import NONE, body_sizes, clicks, events_parsed, facts, kinds, metric, parsed
+from tests.kit.parsing import NO_SAMPLING, body_sizes, clicks, events_parsed, facts, kinds, metric, parsed
 
 HEAP = {"jsHeapSizeLimit": 4294705152, "totalJSHeapSize": 21_000_000, "usedJSHeapSize": 17_000_000}
 
@@ -259,7 +259,7 @@ def test_canvas_mutations_and_options_are_sampled():
     events = [canvas_event(), mutations_event(), options_event()]
 
     assert kinds(events_parsed(events)) == ["canvas_size", "mutations", "sdk_options"]
-    assert kinds(events_parsed(events, NONE)) == []
+    assert kinds(events_parsed(events, NO_SAMPLING)) == []
 
 
 # Times

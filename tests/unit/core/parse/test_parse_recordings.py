@@ -28,7 +28,7 @@ MERGED_MS = 1000
 SDK_VERSIONS = {"v7": "7.120.4", "v11": "11.12.0"}
 
 # Kinds of facts, and the category or op of the SDK events behind each kind.
-CRUMBS = {
+CRUMB_CATEGORIES = {
     "ui.blur": "ui.blur",
     "ui.focus": "ui.focus",
     "console": "console",
@@ -129,7 +129,9 @@ def test_every_event_of_a_known_kind_becomes_a_fact(recorded: Recording):
         fact["attributes"]["category"] for fact in facts_of(recorded) if fact["event_type"] == "breadcrumb"
     ]
 
-    assert {kind: found[kind] for kind in CRUMBS} == {kind: crumbs[name] for kind, name in CRUMBS.items()}
+    assert {kind: found[kind] for kind in CRUMB_CATEGORIES} == {
+        kind: crumbs[name] for kind, name in CRUMB_CATEGORIES.items()
+    }
     assert {kind: found[kind] for kind in SPANS} == {kind: spans[name] for kind, name in SPANS.items()}
     assert {kind: count for kind, count in found.items() if kind.startswith("web-vital.")} == vitals
     assert Counter(own_facts) == own

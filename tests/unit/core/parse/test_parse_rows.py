@@ -25,15 +25,26 @@ from ingest.testing.messages import (
     video_recording,
     viewport_event,
 )
-from tests.kit.parsing import ALL, NONE, OFFSET, SOURCE, events_parsed, message, metric, parsed, session, table
+from tests.kit.parsing import (
+    ALL,
+    NO_SAMPLING,
+    OFFSET,
+    SOURCE,
+    events_parsed,
+    message,
+    metric,
+    parsed,
+    session,
+    table,
+)
 
 UUID_TEXT = "51553901-8c9b-4260-a6f9-99572f1661ee"
-EVERYTHING = [click_event(), tap_event(), fetch_event(), canvas_event(), multi_click_event(), viewport_event()]
+ALL_EVENTS = [click_event(), tap_event(), fetch_event(), canvas_event(), multi_click_event(), viewport_event()]
 
 
 def test_a_second_delivery_produces_the_same_rows():
     """The rows are identical byte for byte. At another offset, only the columns with the Kafka position differ."""
-    value = recording([*EVERYTHING, rage_click_event()])
+    value = recording([*ALL_EVENTS, rage_click_event()])
 
     first, again = parsed(value), parsed(value)
     elsewhere = parse(Message(SOURCE, 9, 1_000_000, value, timestamp_ms=RECEIVED * 1000 + 60_000), ALL)
@@ -49,7 +60,7 @@ def test_no_two_rows_of_a_table_share_an_identity():
     """Identities are unique within a segment and across segments, except for a tap that occurs in several
     segments.
     """
-    segments = [parsed(recording([*EVERYTHING, *EVERYTHING[2:]], segment_id=number)) for number in range(3)]
+    segments = [parsed(recording([*ALL_EVENTS, *ALL_EVENTS[2:]], segment_id=number)) for number in range(3)]
 
     facts = [row.id for segment in segments for row in segment.bigquery]
     assert len(facts) == len(set(facts))
@@ -83,7 +94,7 @@ def test_every_row_is_one_line_of_json_with_its_offset():
     """Newlines in texts are escaped."""
     event = click_event(attributes={"title": "two\nlines", "class": "a\u2028b"})
 
-    segment = parsed(recording([event, *EVERYTHING], replay_event=replay_event(release="one\ntwo")))
+    segment = parsed(recording([event, *ALL_EVENTS], replay_event=replay_event(release="one\ntwo")))
 
     for row in (*segment.clickhouse, *segment.bigquery):
         assert b"\n" not in row.json
@@ -137,7 +148,7 @@ def test_a_replay_id_in_capitals_is_the_same_replay():
 @pytest.mark.parametrize("timestamp_ms", [0, RECEIVED * 1000])
 def test_an_impossible_year_stays_within_the_columns(received: int, timestamp_ms: int):
     """Kafka's timestamp is used instead; nothing is lost."""
-    segment = parsed(recording(EVERYTHING, received=received), timestamp_ms=timestamp_ms)
+    segment = parsed(recording(ALL_EVENTS, received=received), timestamp_ms=timestamp_ms)
 
     rows = [json.loads(row.json) for row in (*segment.clickhouse, *segment.bigquery)]
     times = [row.get("timestamp", row.get("received")) for row in rows]
@@ -323,7 +334,7 @@ def test_some_facts_are_never_sampled():
     """Clicks, hydration errors, requests and viewports are always written."""
     events = [click_event(), hydration_error_event(), fetch_event(), viewport_event()]
 
-    assert events_parsed(events, ALL).bigquery == events_parsed(events, NONE).bigquery
+    assert events_parsed(events, ALL).bigquery == events_parsed(events, NO_SAMPLING).bigquery
 
 
 # Metrics and totals
@@ -349,7 +360,7 @@ def test_an_oversized_segment_is_kept_and_counted():
 
 def test_a_segment_states_its_staged_bytes():
     """The number exceeds the size of the segment's object and rows only by a small overhead per row."""
-    segment = parsed(recording(EVERYTHING))
+    segment = parsed(recording(ALL_EVENTS))
 
     rows = (*segment.clickhouse, *segment.bigquery)
     exact = sum(len(blob.content) for blob in segment.blobs) + sum(len(row.json) for row in rows)
@@ -366,7 +377,7 @@ def test_facts_of_a_segment_are_bounded():
 
 def test_identity_depends_on_content_only():
     """Epoch, key and headers are not part of the identity."""
-    value = recording(EVERYTHING)
+    value = recording(ALL_EVENTS)
     here = parse(message(value), ALL)
     there = parse(Message(SOURCE, 2, OFFSET, value, key=b"k", headers=(("a", b"b"),)), ALL)
 

@@ -26,7 +26,7 @@ from tasks.units import KiB, MiB
 
 RULES = ParseRules()
 USUAL = Usual()
-UNHURRIED = Deadlines(cpu_seconds=30, answer_seconds=60.0, probe_seconds=600.0)
+LONG_DEADLINES = Deadlines(cpu_seconds=30, answer_seconds=60.0, probe_seconds=600.0)
 MANY_EVENTS = zlib.compress(b"[" + b",".join([b'{"type":3}'] * 6_000_000) + b"]", 1)
 
 
@@ -37,7 +37,7 @@ def message(value: bytes, offset: int = 0) -> Message:
 class Bench:
     """A second line and the queue of its results."""
 
-    def __init__(self, deadlines: Deadlines = UNHURRIED, **more: Any) -> None:
+    def __init__(self, deadlines: Deadlines = LONG_DEADLINES, **more: Any) -> None:
         self.answers: queue.SimpleQueue[on.MessageParsed] = queue.SimpleQueue()
         self.line = SecondLine(RULES, deadlines, self.answers.put, **more)
 
