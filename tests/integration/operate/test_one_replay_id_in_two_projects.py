@@ -135,7 +135,7 @@ def facts(settings: Settings, table: str) -> Counter[tuple[int, str, str]]:
     return found
 
 
-@pytest.mark.parametrize("two", BOTH_ORDERS, indirect=True, ids=str)
+@pytest.mark.parametrize("two_projects", BOTH_ORDERS, indirect=True, ids=str)
 def test_each_is_complete_in_every_sink_and_erasing_one_leaves_the_other(two_projects: TwoProjects) -> None:
     """Rows are counted per project and compared with the parsed data. A dead letter of the other project does not
     keep the erasure from completing.
@@ -177,7 +177,7 @@ def test_each_is_complete_in_every_sink_and_erasing_one_leaves_the_other(two_pro
     assert exact == Counter({row: n for row, n in expected.items() if row[0] == two_projects.neighbor[0]})
 
 
-@pytest.mark.parametrize("two", BOTH_ORDERS[:1], indirect=True, ids=str)
+@pytest.mark.parametrize("two_projects", BOTH_ORDERS[:1], indirect=True, ids=str)
 def test_missing_rows_of_one_are_reported_regardless_of_the_other(two_projects: TwoProjects) -> None:
     """Facts and an outcome of one project are deleted. The other project has such rows, and a sink refused one of
     them.

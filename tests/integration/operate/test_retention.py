@@ -99,7 +99,7 @@ def test_expired_objects_and_rows_of_missing_objects_are_named(stored_segments: 
     assert patient.expired == 0
 
 
-@pytest.mark.parametrize("kept", ["segment"], indirect=True)
+@pytest.mark.parametrize("stored_segments", ["segment"], indirect=True)
 def test_the_command_exits_with_1_and_reports_its_findings(stored_segments: StoredSegments) -> None:
     """The age of an object that `erase` has overwritten counts from its custom time. An object without a retention
     is reported as a note.

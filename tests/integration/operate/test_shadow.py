@@ -168,7 +168,7 @@ def inject(live_data: LiveData) -> tuple[Segment, Segment, dict[str, set[Segment
     return wrong, lost, spoiled  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("live", ["segment"], indirect=True)
+@pytest.mark.parametrize("live_data", ["segment"], indirect=True)
 def test_it_follows_the_commits_of_the_group(live_data: LiveData) -> None:
     """The first round finds nothing new, the second finds half of a partition, and the third finds the rest."""
     end = live_data.produced.ends[0]
@@ -206,7 +206,7 @@ def test_a_missing_server_or_credentials_are_reported_in_one_line(kafka_brokers:
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("live", ["segment"], indirect=True)
+@pytest.mark.parametrize("live_data", ["segment"], indirect=True)
 def test_a_range_and_a_rate_limit_the_reading(live_data: LiveData) -> None:
     """The command reads half of one partition slowly; offsets without a partition are a usage error."""
     end = live_data.produced.ends[0]
