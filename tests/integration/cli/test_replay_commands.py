@@ -65,7 +65,7 @@ def test_one_replay_is_shown_with_its_segments(library: Library):
     assert "duplicates     0" in shown.out
     for state in ("stored", "missing", "no_object", "no_row"):
         assert f" {state} " in shown.out
-    assert f"30/{PROJECT}/{HOLED}/notes is no segment" in shown.out
+    assert f"30/{PROJECT}/{HOLED}/notes is not a segment" in shown.out
     assert [entry["state"] for entry in reported["ingestion"]["segments"]][2:] == [
         "missing",
         "no_object",

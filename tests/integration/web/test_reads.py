@@ -122,7 +122,7 @@ def test_each_segment_shows_its_missing_data(reads: Reads):
     ]
     assert (segments.missing, segments.duplicates) == ((2, 3), (0,))
     assert [item.segment_id for item in segments.readable] == [0, 1, 4]
-    assert segments.notes == (f"30/{PROJECT}/{HOLED}/notes is no segment",)
+    assert segments.notes == (f"30/{PROJECT}/{HOLED}/notes is not a segment",)
 
 
 def test_a_segment_shows_when_each_sink_stored_it(reads: Reads, library: Library):
