@@ -214,7 +214,7 @@ def test_an_unknown_replay_is_reported_in_one_sentence(untouched: Store) -> None
     assert unknown.exit_code == 1
     assert f"nothing is stored of replay {'f' * 32} in project {untouched.victim[0]}" in unknown.output
     assert elsewhere.exit_code == 1
-    assert f"project {untouched.victim[0]} has one" in elsewhere.output
+    assert f"it is stored in project {untouched.victim[0]}" in elsewhere.output
     assert wrong.exit_code == 2
     assert "is not a replay id" in wrong.output
 
@@ -224,7 +224,7 @@ def test_an_interrupted_erasure_is_finished_by_the_next_run(packed: Store) -> No
     finds the rest.
     """
     bucket = packed.bucket_bytes()
-    found = Eraser(packed.settings, *packed.victim).look()
+    found = Eraser(packed.settings, *packed.victim).search()
     away = packed.settings.model_copy(
         update={"bigquery_endpoint": "http://127.0.0.1:1", "sink_timeout_seconds": 1}
     )
@@ -250,7 +250,7 @@ def test_two_erasures_in_one_object_do_not_undo_each_other(packed: Store) -> Non
     victims = (packed.victim, packed.neighbor)
     recordings = [content for which in victims for content in packed.recordings(which) if content]
     erasers = [Eraser(packed.settings, *which) for which in victims]
-    found = [eraser.look() for eraser in erasers]
+    found = [eraser.search() for eraser in erasers]
     server: Any = gcs.client(packed.settings)
     bucket = server.bucket(packed.settings.gcs_bucket)
     name = next(name for name in found[0].ranges if name in found[1].ranges)
