@@ -1,8 +1,8 @@
-"""Shared by all benchmarks: fair timing of several programs on one workload, a table, a JSON file.
+"""Functions shared by all benchmarks: fair timing of several programs on one workload, tables, JSON files.
 
-Programs alternate on small chunks of the workload, and each program's fastest round on a chunk counts. Other
-processes on the machine therefore affect all programs equally, and mostly not at all. The garbage collector is on
-throughout, as in production.
+Programs alternate on small chunks of the workload, and the fastest round of each program on a chunk counts. Other
+processes on the machine therefore affect all programs equally, and mostly not at all. The garbage collector is
+always on, as in production.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Timing:
 def take_turns(
     programs: Mapping[str, tuple[Program, Sequence[Any]]], rounds: int, chunk_items: int = CHUNK_ITEMS
 ) -> dict[str, Timing]:
-    """Times every program over the same workload in that program's input form; all sequences have equal length."""
+    """Times every program on the same workload, which each gets in its input form. All sequences have equal
+    length."""
     assert gc.isenabled()
     items = {len(workload) for _, workload in programs.values()}
     assert len(items) == 1, items
@@ -63,7 +64,7 @@ def take_turns(
 
 
 def machine() -> dict[str, Any]:
-    """The properties of this machine on which the figures depend."""
+    """Properties of this machine on which the figures depend."""
     return {
         "python": platform.python_version(),
         "processor": _processor(),
@@ -83,7 +84,7 @@ def _processor() -> str:
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
-    """Prints a table: the first column is text, the others are numbers."""
+    """Prints a table. The first column is text, and the others are numbers."""
     table = Table(title=title, caption=caption or None, title_justify="left", caption_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right")
@@ -93,6 +94,6 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], capt
 
 
 def write_json(path: str | None, result: Mapping[str, Any]) -> None:
-    """Writes the figures to the requested file."""
+    """Writes the figures to the file, if one was requested."""
     if path is not None:
         Path(path).write_text(json.dumps(result, indent=2) + "\n")

@@ -2,9 +2,9 @@
 
     python -m benchmarks.dispatch [--sizes 1,10,50,100,200,500] [--batches 60] [--json FILE]
 
-The reader's own code stages real parsed segments and starts their chords on a real Redis, without consumers.
-Prints CPU of the publishing process and of Redis per batch and per segment, chords per second, and the longest
-entry in a queue.
+The reader's code stages parsed segments and starts their chords on a real Redis, without consumers. Prints CPU of
+the publishing process and of Redis per batch and per segment, chords per second, and the size of the longest queue
+entry.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SOURCE = TopicPartition("benchmark", 0)
 
 
 def segments_of(count: int) -> list[Segment]:
-    """Returns parsed messages of the load generator's `clean` mix."""
+    """Parsed messages of the load generator's `clean` mix."""
     found = []
     for offset, value in enumerate(workload(count).values):
         parsed = parse(Message(SOURCE, 1, offset, value, timestamp_ms=STARTED_AT * 1000), ParseRules())
@@ -42,7 +42,7 @@ def segments_of(count: int) -> list[Segment]:
 
 
 def batch_of(segments: Sequence[Segment], number: int, size: int) -> Batch:
-    """The batch of that size with this number; segments are reused in a cycle."""
+    """The batch with this number, of this size. Segments are reused in a cycle."""
     start = number * size
     chosen = tuple(segments[(start + place) % len(segments)] for place in range(size))
     return Batch(
@@ -59,7 +59,7 @@ def batch_of(segments: Sequence[Segment], number: int, size: int) -> Batch:
 def measure(
     settings: Settings, redis_pid: int, segments: Sequence[Segment], size: int, batches: int
 ) -> dict[str, Any]:
-    """Encodes, stages, starts and discards `batches` batches, both stages of each."""
+    """Encodes, stages, starts and discards `batches` batches, with both stages of each."""
     app = chord.publisher(settings)
     staging = Staging(connect(settings), settings)
     encoder = Encoder(settings.sinks, settings.blobs_per_task, "benchmark")
@@ -83,10 +83,10 @@ def measure(
             if not tasks:
                 continue
             tasks = staging.unmarked(manifest, tasks)
-            this = ChordName(name, stage, 1, chord.new_token())
-            staging.stage(manifest, this, {task: encoded.payloads.pop(task) for task in tasks})
+            chord_name = ChordName(name, stage, 1, chord.new_token())
+            staging.stage(manifest, chord_name, {task: encoded.payloads.pop(task) for task in tasks})
             at = _add(spent, "stage", at)
-            chord.start(app, chord.FanOut(this, tuple(tasks), int(time.time()) + 60))
+            chord.start(app, chord.FanOut(chord_name, tuple(tasks), int(time.time()) + 60))
             at = _add(spent, "publish", at)
             messages += len(tasks)
         staging.discard(manifest)
@@ -112,9 +112,9 @@ def measure(
     }
 
 
-def _add(spent: dict[str, float], what: str, since: float) -> float:
+def _add(spent: dict[str, float], step: str, since: float) -> float:
     now = time.process_time()
-    spent[what] += now - since
+    spent[step] += now - since
     return now
 
 
@@ -145,21 +145,21 @@ def main() -> None:
         for size in map(int, arguments.sizes.split(",")):
             pid = stack.servers["redis"].child.pid
             results.append(measure(settings, pid, segments, size, arguments.batches))
-    columns = ("batch of", "chords/s", "tasks a batch", "message bytes", "CPU µs/batch", "CPU µs/seg")
+    columns = ("batch size", "chords/s", "tasks per batch", "message bytes", "CPU µs/batch", "CPU µs/seg")
     rows = [
         [
-            str(one["size"]),
-            f"{one['chords_per_second']:.0f}",
-            f"{one['tasks_per_batch']:.0f}",
-            str(one["message_bytes_max"]),
-            f"{one['batch_micros']:.0f}",
-            f"{one['segment_micros']:.1f}",
-            *(f"{value:.1f}" for value in one["micros_per_segment"].values()),
-            f"{one['redis_micros_per_segment']:.1f}",
+            str(result["size"]),
+            f"{result['chords_per_second']:.0f}",
+            f"{result['tasks_per_batch']:.0f}",
+            str(result["message_bytes_max"]),
+            f"{result['batch_micros']:.0f}",
+            f"{result['segment_micros']:.1f}",
+            *(f"{value:.1f}" for value in result["micros_per_segment"].values()),
+            f"{result['redis_micros_per_segment']:.1f}",
         ]
-        for one in results
+        for result in results
     ]
-    show("handing batches to the fleet", (*columns, "encode", "stage", "publish", "discard", "redis"), rows)
+    show("dispatch of batches", (*columns, "encode", "stage", "publish", "discard", "redis"), rows)
     write_json(arguments.json, {"machine": machine(), "results": results})
 
 

@@ -1,10 +1,10 @@
-"""Measures whole systems from Kafka to durable objects: ours and its peers, one after another on the same cores.
+"""Measures whole systems from Kafka to durable objects: ours and peers, one after another on the same cores.
 
     python -m benchmarks.end_to_end [--segments 4000] [--latency-ms 20] [--peers] [--matrix] [--json FILE]
 
-The systems write to one HTTP server with a stated latency (benchmarks/latency_server.py) or, with --embedded, to
-the stores of the embedded stack. `CPU` is that of all processes of a system, including Redis and excluding broker
-and stores.
+The systems write to one HTTP server with a given latency (benchmarks/latency_server.py) or, with --embedded, to
+the stores of the embedded stack. `CPU` is that of all processes of a system, including Redis but not broker and
+stores.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def matrix() -> Iterable[Shape]:
 
 
 def measure(bench: Bench, shapes: Iterable[Shape], load: Workload, arguments: argparse.Namespace) -> list[Result]:
-    """Runs the shapes alternately, `rounds` times each; the round with the least CPU counts."""
+    """Runs the shapes alternately, `rounds` times each. The round with the least CPU counts."""
     chosen = [
         replace(shape, count=arguments.segments, warm=arguments.segments // 4, cores=bench.cores)
         for shape in shapes
@@ -82,8 +82,8 @@ def measure(bench: Bench, shapes: Iterable[Shape], load: Workload, arguments: ar
     for _ in range(arguments.rounds):
         for shape in chosen:
             result = run(bench, shape, load)
-            said = f"{result.rate:.0f} seg/s, {result.cpu_micros:.0f} µs CPU, load {result.load_average:.1f}"
-            print(f"  {result.label}: {said}", flush=True)
+            figures = f"{result.rate:.0f} seg/s, {result.cpu_micros:.0f} µs CPU, load {result.load_average:.1f}"
+            print(f"  {result.label}: {figures}", flush=True)
             if shape not in best or result.cpu_micros < best[shape].cpu_micros:
                 best[shape] = result
     return list(best.values())
@@ -138,7 +138,7 @@ def main() -> None:
 
 
 def report(results: list[Result], load: Workload, arguments: argparse.Namespace) -> None:
-    """Table, ratios, JSON."""
+    """Prints the table and the ratios, and writes the JSON file."""
     store = "the embedded stores" if arguments.embedded else f"a store of {arguments.latency_ms:g} ms"
     title = f"{arguments.segments} segments of {load.mean_bytes / 1e3:.1f} kB, {store}, cores {arguments.cores}"
     if arguments.matrix:
@@ -150,12 +150,12 @@ def report(results: list[Result], load: Workload, arguments: argparse.Namespace)
     show(title, COLUMNS, [row(result) for result in results])
     found = ratios(results)
     if found:
-        lines = [[label, *(f"{value:.2f}" for value in one.values())] for label, one in found.items()]
-        show(f"against {REFERENCE}", ("system", "seg/s", "seg/s a core", "memory"), lines)
+        lines = [[label, *(f"{value:.2f}" for value in ratio.values())] for label, ratio in found.items()]
+        show(f"relative to {REFERENCE}", ("system", "seg/s", "seg/s per core", "memory"), lines)
     result: dict[str, Any] = {
         "machine": machine(),
         "arguments": vars(arguments),
-        "results": [one.as_json() for one in results],
+        "results": [result.as_json() for result in results],
         "ratios": found,
     }
     write_json(arguments.json, result)

@@ -1,12 +1,11 @@
-"""The cost of a small share of failing uploads to the whole system, relative to its own throughput without
-failures.
+"""Measures how much a small share of failing uploads reduces the throughput of the whole system.
 
     python -m benchmarks.failing_uploads                      2 % of 503 and 1 % of 429
     python -m benchmarks.failing_uploads --retry-after 1      the 429 responses request a delay of 1 s
 
-One reader and one set of workers, as separate processes, drain one backlog in intervals with and without faults:
-after a number of committed messages, the proxy in front of Cloud Storage switches its fault on or off. Noise of
-the machine thus affects both kinds of interval, and neither includes start-up or shutdown. Postponed retries
+One reader and one set of workers, as separate processes, drain one backlog in intervals with and without faults.
+After a number of committed messages, the proxy for Cloud Storage switches its fault on or off. Noise of the
+machine therefore affects both kinds of interval, and neither includes start-up or shutdown. Postponed retries
 count against the interval that they delay. The duration of an interval is the time between two commits.
 """
 
@@ -40,9 +39,9 @@ SILENT_SECONDS_MAX = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """One interval of the run: the fault of the proxy, the number of committed messages, and the duration in
-    seconds.
+class Interval:
+    """One interval of the run: whether the proxy injected faults, the number of committed messages, and the
+    duration in seconds.
     """
 
     faulty: bool
@@ -56,7 +55,8 @@ class Turn:
 
 
 def main() -> int:
-    """Runs the benchmark; returns 1 if a message was lost or parked, or the ratio is below the requested one."""
+    """Runs the benchmark. Returns 1 if a message was lost or parked, or if the ratio is below the requested
+    one."""
     args = arguments()
     errors = (Errors(503, args.share_503), Errors(429, args.share_429, args.retry_after))
     with tempfile.TemporaryDirectory() as directory, ExitStack() as opened:
@@ -68,51 +68,54 @@ def main() -> int:
         for _ in migrate(settings, topics=True):
             pass
         manifest = Path(directory) / "manifest.jsonl"
-        made = produce(settings, PROFILES["small"], args.segments, args.seed, manifest_path=manifest)
+        produced = produce(settings, PROFILES["small"], args.segments, args.seed, manifest_path=manifest)
         proxy = opened.enter_context(FaultProxy(env["REPLAYS_GCS_ENDPOINT"], http=True, seed=args.seed))
         env["REPLAYS_GCS_ENDPOINT"] = proxy.url
         for number, (queues, processes) in enumerate(QUEUES.items()):
             command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "-n", f"w{number}@%h"]
             stack.children.start(f"worker{number}", [*command, "-c", str(processes), "-Q", queues], env=env)
         stack.children.start("reader", [sys.executable, "-m", "ingest.cli"], env=env)
-        turns = list(drain(settings, made, proxy, SeveralErrors(errors), args.turn_messages))
+        intervals = list(drain(settings, produced, proxy, SeveralErrors(errors), args.turn_messages))
         parked = metric(env["REPLAYS_HTTP_PORT"], "replays_reader_batches_parked_total")
         whole = None
         if args.reconcile:
             expected = Expectation.of_manifest(manifest, settings=settings)
             whole = reconcile(settings, expected).ok
-    return tell(turns, proxy, int(parked), whole, args)
+    return report(intervals, proxy, int(parked), whole, args)
 
 
-def drain(settings: Any, made: Produced, proxy: FaultProxy, fault: Fault, turn_messages: int) -> Iterator[Turn]:
+def drain(
+    settings: Any, produced: Produced, proxy: FaultProxy, fault: Fault, turn_messages: int
+) -> Iterator[Interval]:
     """Runs intervals until everything is committed: an unreported warm-up, then alternately without and with
-    faults.
-    """
+    faults."""
     offsets = Committed(settings)
-    sources = [(settings.kafka_topic, partition) for partition in made.ends]
+    sources = [(settings.kafka_topic, partition) for partition in produced.ends]
     warm = faulty = False
     done = start = 0
     began = changed_at = time.monotonic()
-    while done < made.messages:
+    while done < produced.messages:
         time.sleep(0.02)
         now, committed = time.monotonic(), sum(offsets.of(sources).values())
         if committed == done:
             if now - changed_at > SILENT_SECONDS_MAX:
-                raise SystemExit(f"nothing was committed for {SILENT_SECONDS_MAX:g} s, {done} messages are")
+                raise SystemExit(f"no message was committed for {SILENT_SECONDS_MAX:g} s, after {done} messages")
             continue
         done, changed_at = committed, now
         if done - start >= turn_messages:
             if warm:
-                yield Turn(faulty, done - start, now - began)
+                yield Interval(faulty, done - start, now - began)
                 faulty = not faulty
             proxy.set(fault if faulty else Pass())
             warm, start, began = True, done, now
     offsets.close()
 
 
-def tell(turns: list[Turn], proxy: FaultProxy, parked: int, whole: bool | None, args: argparse.Namespace) -> int:
-    """Prints the table, writes the file, returns the exit code. Only complete pairs of intervals count."""
-    pairs = list(zip(turns[0::2], turns[1::2], strict=False))
+def report(
+    intervals: list[Interval], proxy: FaultProxy, parked: int, whole: bool | None, args: argparse.Namespace
+) -> int:
+    """Prints the table and writes the file. Returns the exit code. Only complete pairs of intervals count."""
+    pairs = list(zip(intervals[0::2], intervals[1::2], strict=False))
     rates = [
         sum(pair[side].messages for pair in pairs) / sum(pair[side].seconds for pair in pairs) for side in (0, 1)
     ]
@@ -123,10 +126,13 @@ def tell(turns: list[Turn], proxy: FaultProxy, parked: int, whole: bool | None, 
     ]
     rows.append(("all", f"{rates[0]:.0f}", f"{rates[1]:.0f}", f"{ratio:.3f}"))
     faults = {name: count for name, count in proxy.counts.items() if name.startswith("status")}
-    all_there = "not asked" if whole is None else whole
-    caption = f"{faults} of {proxy.counts['requests']} requests; {parked} parked; all there: {all_there}"
+    complete = "not checked" if whole is None else whole
+    caption = f"{faults} of {proxy.counts['requests']} requests; {parked} parked; complete: {complete}"
     show(
-        "Messages per second, clean and with failing uploads", ("pair", "clean", "faulty", "ratio"), rows, caption
+        "Messages per second, without and with failing uploads",
+        ("pair", "clean", "faulty", "ratio"),
+        rows,
+        caption,
     )
     write_json(
         args.json,
@@ -147,7 +153,7 @@ def tell(turns: list[Turn], proxy: FaultProxy, parked: int, whole: bool | None, 
 
 
 def metric(port: str, name: str) -> float:
-    """The sum over all series of that name on the reader's /metrics page."""
+    """The sum over all series with this name on the reader's /metrics page."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         lines = answer.read().decode().splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.split("{")[0].split(" ")[0] == name)
@@ -157,7 +163,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--segments", type=int, default=34_000)
-    parser.add_argument("--turn-messages", type=int, default=4000, help="committed messages per turn")
+    parser.add_argument("--turn-messages", type=int, default=4000, help="committed messages per interval")
     parser.add_argument("--batch-messages", type=int, default=100)
     parser.add_argument("--share-503", type=float, default=0.02)
     parser.add_argument("--share-429", type=float, default=0.01)

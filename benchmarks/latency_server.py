@@ -1,19 +1,18 @@
-"""One HTTP server that accepts requests of all sinks with a given latency, for benchmarks in which stores must not
-differ.
+"""An HTTP server that accepts the requests of all sinks with a given latency, for benchmarks with equal stores.
 
     python -m benchmarks.latency_server --port 18080 --latency-ms 20 [--script '[{"sink": "gcs", "every": 50}]']
 
-It responds like Cloud Storage (media and multipart uploads, `ifGenerationMatch`, CRC32C), like ClickHouse's HTTP
-interface (inserts, and the requests of its official client on connect) and like BigQuery's insertAll. It stores
-names, generations and sizes, but no content. It is one asyncio process without threads and uses about 0.1 ms of
-CPU per upload.
+It responds like Cloud Storage (media and multipart uploads, `ifGenerationMatch`, CRC32C), ClickHouse's HTTP
+interface (inserts, and the requests of the official client on connect) and BigQuery's insertAll. It stores names,
+generations and sizes, but no content. It is one asyncio process without threads, and uses about 0.1 ms of CPU per
+upload.
 
-A script is a list of rules, tried in order: `sink` (gcs, clickhouse, bigquery), `every` (the n-th request of that
-sink, and each n-th after it) or `first` and `last` (positions from 1), `status` (503 if not given) and
-`retry_after_seconds`; with `drop` the write is performed, but the connection is closed without a response.
+A script is a list of rules for failures, tried in order. A rule has `sink` (gcs, clickhouse, bigquery), `every`
+(each n-th request of that sink) or `first` and `last` (positions, from 1), `status` (default 503) and
+`retry_after_seconds`. With `drop`, the write is performed, but the connection is closed without a response.
 
-GET /_seen returns counts and bytes by sink, and with ?objects=1 the unix time of arrival of each object. PUT
-/_script replaces the script, POST /_reset deletes everything.
+GET /_seen returns counts and bytes by sink, and with ?objects=1 the arrival time of each object (Unix seconds).
+PUT /_script replaces the script. POST /_reset deletes everything else.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ CLICKHOUSE_SETTINGS = (
 
 @dataclass(slots=True)
 class Answer:
-    """One response: status, body, header fields in addition to the usual ones."""
+    """One response: status, body, and additional header fields. `drop`: close the connection instead."""
 
     status: int = 200
     body: bytes = b""
@@ -71,7 +70,7 @@ class Store:
             found.clear()
 
     def count(self, sink: str, size_bytes: int) -> Answer | None:
-        """Counts a request; returns its failure from the script, if any."""
+        """Counts a request. Returns its failure according to the script, if any."""
         number = self.requests[sink] = self.requests.get(sink, 0) + 1
         self.size_bytes[sink] = self.size_bytes.get(sink, 0) + size_bytes
         for rule in self.script:
@@ -87,9 +86,7 @@ class Store:
         return None
 
     def put(self, name: str, size_bytes: int, only_new: bool) -> int | None:
-        """Stores an object; returns its new generation, or None if the request requires that it does not exist
-        and it does.
-        """
+        """Stores an object. Returns its new generation; None if it exists although `only_new` is set."""
         if only_new and name in self.generations:
             return None
         self.stored_at[name] = time.time()
@@ -97,7 +94,7 @@ class Store:
         return self.generations[name]
 
     def seen(self, objects: bool) -> dict[str, Any]:
-        """Counts of received requests, for the measuring program."""
+        """Counts of received requests, for the program that measures."""
         found: dict[str, Any] = {"requests": self.requests, "bytes": self.size_bytes}
         found["objects_stored"] = len(self.generations)
         if objects:
@@ -106,7 +103,7 @@ class Store:
 
 
 def answer(store: Store, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[Answer, bool]:
-    """Returns (response, whether the latency applies)."""
+    """Returns (response, True if the latency applies)."""
     path, _, query = target.partition("?")
     if path.startswith("/_"):
         return _control(store, method, path, query, body), False
@@ -172,7 +169,7 @@ def _upload(store: Store, path: str, query: str, headers: dict[str, str], body: 
 
 
 def _parts(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:
-    """Returns metadata and content of a multipart/related body with two parts."""
+    """Metadata and content of a multipart/related body with two parts."""
     boundary = b"--" + content_type.partition("boundary=")[2].strip('"').encode()
     first = body.index(b"\r\n\r\n") + 4
     middle = body.index(boundary, first)
@@ -184,7 +181,8 @@ def _parts(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:
 def _clickhouse(store: Store, query: str, body: bytes) -> Answer:
     parameters = parse_qs(query)
     sql = parameters.get("query", [""])[0]
-    # Counting rows would cost more than everything else, so this reports a number larger than that of any insert.
+    # Counting rows would cost more than all other work, so the summary has a number larger than that of any
+    # insert.
     headers = (("X-ClickHouse-Timezone", "UTC"), ("X-ClickHouse-Summary", '{"written_rows":"1000000000"}'))
     if sql.lstrip().upper().startswith("INSERT") or body[:6].upper() == b"INSERT":
         return store.count("clickhouse", len(body)) or Answer(200, b"", headers)
@@ -238,7 +236,7 @@ class Connection(asyncio.Protocol):
             self._take()
 
     def _take(self) -> None:
-        """Returns one request, if it has arrived completely; joins its parts only then."""
+        """Responds to one request, if it has arrived completely."""
         whole = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks = [whole]
         end = whole.find(b"\r\n\r\n")
@@ -263,26 +261,27 @@ class Connection(asyncio.Protocol):
             body = whole[begin:stop]
         rest = whole[stop:]
         self._chunks, self._size, self._needed, self._busy = [rest] if rest else [], len(rest), 0, True
-        given, waits = answer(self._store, method, target, headers, body)
-        asyncio.get_running_loop().call_later(self._store.latency_seconds if waits else 0.0, self._send, given)
+        response, is_delayed = answer(self._store, method, target, headers, body)
+        delay_seconds = self._store.latency_seconds if is_delayed else 0.0
+        asyncio.get_running_loop().call_later(delay_seconds, self._send, response)
 
-    def _send(self, given: Answer) -> None:
+    def _send(self, response: Answer) -> None:
         if self._transport is None:
             return
-        if given.drop:
+        if response.drop:
             self._transport.close()
             return
-        head = [f"HTTP/1.1 {given.status} {REASONS.get(given.status, 'Answer')}"]
-        head += [f"{name}: {value}" for name, value in given.headers]
-        head.append(f"Content-Length: {len(given.body)}\r\n\r\n")
-        self._transport.write("\r\n".join(head).encode() + given.body)
+        head = [f"HTTP/1.1 {response.status} {REASONS.get(response.status, 'Answer')}"]
+        head += [f"{name}: {value}" for name, value in response.headers]
+        head.append(f"Content-Length: {len(response.body)}\r\n\r\n")
+        self._transport.write("\r\n".join(head).encode() + response.body)
         self._busy = False
         if self._size:
             self._take()
 
 
 def _dechunked(whole: bytes, begin: int) -> tuple[bytes, int] | None:
-    """Returns (body, end position) of a chunked body, or None while it is incomplete."""
+    """(body, end position) of a chunked body; None while it is incomplete."""
     parts = []
     while True:
         line_end = whole.find(b"\r\n", begin)
@@ -299,7 +298,7 @@ def _dechunked(whole: bytes, begin: int) -> tuple[bytes, int] | None:
 
 
 class Discard(asyncio.DatagramProtocol):
-    """Replaces DogStatsD: receives metrics and discards them."""
+    """Replaces DogStatsD: receives and discards metrics."""
 
 
 async def serve(port: int, latency_ms: float, script: list[dict[str, Any]]) -> None:

@@ -1,11 +1,11 @@
-"""Measures our parser against the floor and against other parsers in use, per core and with parser processes.
+"""Compares our parser with the floor and with other parsers in use, per core and with parser processes.
 
     python -m benchmarks.parse [--segments 600] [--rounds 15] [--processes] [--json FILE]
 
-There are two workloads: segments of the generator's `clean` mix that every program accepts (their shares are
-printed), and the recordings in REPLAYS_FIXTURES (or ../shared/fixtures), one segment per file. The floor is the
-minimum cost of any Python program that inflates and validates: one call of isal, and a decoder that builds only
-one small object per event. All programs alternate within one run, so ratios compare measurements of the same run.
+There are two workloads: segments of the generator's `clean` mix, and the recordings in REPLAYS_FIXTURES (or
+../shared/fixtures), one segment per file. The floor is the minimum cost of a Python program that inflates and
+validates: one call of isal, and a decoder that builds one small object per event. All programs alternate within
+one run, so ratios compare measurements of the same run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ RULES = ParseRules()
 SOURCE = TopicPartition("benchmark", 0)
 STARTED_AT = 1_790_000_000
 MB = 1e6
-# Facts that our parser samples. The peers do not sample and do not extract these.
+# Facts that our parser samples, and that the peers do not extract.
 SAMPLED = ("canvas_size", "sdk_options", "mutations", "rage_click", "multi_click")
 
 
@@ -53,7 +53,7 @@ _decode_least = msgspec.json.Decoder(list[Least]).decode
 
 
 def floor(body: bytes) -> None:
-    """Decompresses with a limit and scans, nothing else."""
+    """Only decompresses, with a limit, and scans."""
     _decode_least(isal_zlib.decompressobj().decompress(body, RULES.inflated_bytes_max))
 
 
@@ -78,13 +78,13 @@ class Workload:
 
 
 def generated(count: int) -> Workload:
-    """Returns segments of the generator's clean mix whose body is a zlib stream of JSON."""
+    """Segments of the generator's clean mix whose body is a zlib stream of JSON."""
     values = [made.value for made in stream(PROFILES["clean"], count, 1, STARTED_AT)]
     return _workload("generated", values)
 
 
 def recorded(folder: Path) -> Workload | None:
-    """Returns each recorded file with rrweb events as one segment; None if there is no such file."""
+    """Each recorded file with rrweb events as one segment; None if there is no such file."""
     if not folder.is_dir():
         return None
     values = []
@@ -136,31 +136,32 @@ def _workload(name: str, values: Sequence[bytes]) -> Workload:
 
 
 def check(workload: Workload) -> dict[str, int]:
-    """Checks that all programs find the same facts and therefore do the same work. Returns the counts of facts."""
+    """Checks that all programs find the same facts, and therefore do the same work. Returns the counts of
+    facts."""
     sums = dict.fromkeys(("clicks", "taps", "facts", "sizes"), 0)
     for message in workload.messages:
         segment, other = parse(message, RULES), peers_parse.typed(message.value)
         assert isinstance(segment, Segment), segment
-        mine = {
+        ours = {
             "clicks": sum(b"click_tag" in row.json for row in segment.clickhouse),
             "taps": sum(b"tap_view_id" in row.json for row in segment.clickhouse),
             "facts": sum(not row.id.endswith(SAMPLED) for row in segment.bigquery),
             "sizes": sum(metric.name.endswith("_body_size") for metric in segment.metrics),
         }
-        theirs = {
+        peers = {
             "clicks": other.clicks,
             "taps": other.taps,
             "facts": len(other.facts),
             "sizes": sum(size is not None for pair in other.sizes for size in pair),
         }
-        assert mine == theirs, (message.offset, mine, theirs)
+        assert ours == peers, (message.offset, ours, peers)
         for name in sums:
-            sums[name] += theirs[name]
+            sums[name] += peers[name]
     return sums
 
 
 def compare(workload: Workload, rounds: int) -> dict[str, Timing]:
-    """Runs every program over the workload, alternating."""
+    """Runs all programs alternately on the workload."""
     programs: dict[str, tuple[Callable[[Any], object], Sequence[Any]]] = {
         "floor (inflate and scan)": (floor, workload.bodies),
         "replays-ingest": (ours, workload.messages),
@@ -171,7 +172,7 @@ def compare(workload: Workload, rounds: int) -> dict[str, Timing]:
 
 
 def report(workload: Workload, timings: dict[str, Timing], found: dict[str, int]) -> dict[str, Any]:
-    """Prints one workload's table; returns it for the JSON file."""
+    """Prints the table of one workload. Returns it for the JSON file."""
     own, least = timings["replays-ingest"], timings["floor (inflate and scan)"]
     count, stored = len(workload.messages), sum(map(len, workload.bodies))
     rows = []
@@ -223,7 +224,7 @@ def memory(raw_mb: int) -> dict[str, Any]:
 
 
 def processes(workload: Workload, rounds: int) -> dict[str, Any]:
-    """Segments per second through parser processes, by wall-clock time, in polls of 100 messages."""
+    """Throughput with parser processes, segments per second of wall-clock time, in polls of 100 messages."""
     gate = TenantGate()
     parsers: dict[str, InlineParser | ProcessParser] = {
         "inline": InlineParser(RULES, gate, time.monotonic),

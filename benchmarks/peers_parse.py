@@ -1,9 +1,9 @@
 """Peer parsers for comparison, built from public packages. They extract the same facts from the same messages.
 
-`P1 typed` has the design that consumers of this topic run in production: msgpack into a dict, the topic's JSON
-schema checked by code that fastjsonschema compiles, zlib, and a msgspec tagged union over the events, with the
-whole document decoded generically when the union does not fit. `P1 full JSON` is the generation before that: the
-whole recording becomes dicts. Both then extract clicks, taps, sizes and facts, and encode rows as dicts.
+`P1 typed` has the design that consumers of this topic use in production: msgpack into a dict, the topic's JSON
+schema checked by compiled code of fastjsonschema, zlib, and a msgspec tagged union for the events. If an event
+does not fit the union, the whole document is decoded generically. `P1 full JSON` is the previous design, which
+decodes the whole recording into dicts. Both then extract clicks, taps, sizes and facts, and encode rows as dicts.
 
 For a valid message, both produce the same output as our parser (`Found`); benchmarks/parse.py checks this first.
 """
@@ -60,7 +60,7 @@ class Found:
     name: str = ""
 
 
-# The tagged union of events. Types without fields here are skipped.
+# The tagged union of events. Types without fields are skipped.
 
 
 class DomLoaded(msgspec.Struct, gc=False, tag_field="type", tag=0):
@@ -82,7 +82,7 @@ class Source(msgspec.Struct, gc=False):
 
 
 class Incremental(msgspec.Struct, gc=False, tag_field="type", tag=3):
-    """An incremental snapshot, of which only the source is decoded."""
+    """An incremental snapshot. Only its source is decoded."""
 
     data: Source | None = None
 
@@ -189,7 +189,7 @@ def _plain_events(events: list[Any]) -> Iterable[tuple[int, str, Any, float]]:
 
 
 def _begin(message: dict[str, Any], segment_id: int, body: bytes, raw: bytes) -> Found:
-    """Returns the blob and the rows that do not depend on events."""
+    """The blob and the rows that do not depend on events."""
     video = message.get("replay_video")
     found = Found()
     if video:
@@ -303,7 +303,7 @@ PLAIN_CRUMBS = frozenset(
 
 
 def _fact(message: dict[str, Any], tag: str, payload: Any, found: Found) -> tuple[Any, dict[str, Any]]:
-    """Returns (kind, attributes) of one event; the kind is None for events that produce no fact."""
+    """(kind, attributes) of one event. The kind is None for events that produce no fact."""
     if tag == "meta":
         return "viewport", {name: payload.get(name) for name in ("href", "width", "height")}
     if tag == "breadcrumb":

@@ -1,5 +1,6 @@
-"""Complete peer consumers, built from public packages, that read from Kafka, write to Cloud Storage and commit
-offsets.
+"""Complete peer consumers for comparison, built from public packages.
+
+They read from Kafka, write to Cloud Storage and commit offsets.
 
     python -m benchmarks.peers_pipeline p1-typed --brokers HOST:PORT --topic T --group G --endpoint URL
 
@@ -11,8 +12,9 @@ offsets.
 - `p3`: a loop around confluent-kafka's Consumer and a thread pool: parse and upload in the pool, commit
   contiguous offsets.
 
-Offsets are committed when all objects before them are stored, at most every half second, like in our system. The
-official client gets a connection pool as large as the number of threads; otherwise it reopens connections.
+As in our system, offsets are committed at most every half second, once all objects before them are stored. The
+official client gets a connection pool as large as the number of threads, because it would otherwise reopen
+connections.
 """
 
 from __future__ import annotations
@@ -62,15 +64,13 @@ class Upload:
 
 
 def named(parse: Any, value: bytes) -> tuple[str, Found]:
-    """Returns (object name, parser output). The name requires fields of the envelope, which peers decode a second
-    time.
-    """
+    """Returns (object name, parser output)."""
     found: Found = parse(value)
     return found.name, found
 
 
 class Rows:
-    """Writes the rows of a batch through the official clients of ClickHouse and BigQuery."""
+    """Writes the rows of a batch with the official clients of ClickHouse and BigQuery."""
 
     def __init__(self, endpoint: str) -> None:
         from google.cloud import bigquery
@@ -143,8 +143,8 @@ def run_arroyo(arguments: argparse.Namespace) -> None:
         {
             "bootstrap.servers": arguments.brokers,
             "session.timeout.ms": 6000,
-            # arroyo stores offsets and librdkafka commits them, by default every 5 s, which is less often than
-            # the others.
+            # arroyo stores offsets, and librdkafka commits them. The default interval of 5 s is longer than that
+            # of the other systems.
             "auto.commit.interval.ms": int(COMMIT_SECONDS * 1000),
         },
         group_id=arguments.group,
@@ -220,7 +220,7 @@ def run_loop(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Command line; runs until SIGTERM."""
+    """The command line. Runs until SIGTERM."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--brokers", required=True)

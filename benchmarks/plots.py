@@ -28,7 +28,7 @@ def peers(found: Mapping[str, Any], axes: Any) -> None:
         widths = [one["cpu_micros_by_role"].get(role, 0.0) for one in results]
         axes.barh(labels, widths, left=left, color=colour, label=role)
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.set_xlabel("CPU µs a segment")
+    axes.set_xlabel("CPU µs per segment")
     axes.legend()
 
 
@@ -37,8 +37,8 @@ def dispatch(found: Mapping[str, Any], axes: Any) -> None:
     sizes = [one["size"] for one in found["results"]]
     axes.loglog(sizes, [one["segment_micros"] for one in found["results"]], "o-", label="reader")
     axes.loglog(sizes, [one["redis_micros_per_segment"] for one in found["results"]], "s-", label="Redis")
-    axes.set_xlabel("segments in a batch")
-    axes.set_ylabel("CPU µs a segment")
+    axes.set_xlabel("segments per batch")
+    axes.set_ylabel("CPU µs per segment")
     axes.legend()
 
 
@@ -61,9 +61,9 @@ def over_time(found: Mapping[str, Any], axes: Any) -> None:
 
 PLOTS: dict[str, tuple[Callable[[Mapping[str, Any], Any], None], str]] = {
     "peers": (peers, "The same segments, the same store, the same core"),
-    "dispatch": (dispatch, "Handing a batch to the fleet"),
+    "dispatch": (dispatch, "Dispatch of a batch"),
     "soak": (over_time, "Full load"),
-    "backlog": (over_time, "A backlog is drained"),
+    "backlog": (over_time, "Draining a backlog"),
 }
 
 

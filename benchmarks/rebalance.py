@@ -1,17 +1,17 @@
-"""Measures what is lost and what is repeated when two readers rebalance under load, on Apache Kafka.
+"""Measures lost and repeated messages when two readers rebalance under load, on Apache Kafka.
 
     python -m benchmarks.rebalance                             every case, once
     python -m benchmarks.rebalance --cases killed --runs 3     one case, three times
 
 A *case* is the cause of the rebalance. Messages are produced at a steady rate throughout. Two shares are reported:
 
-- *read again*: how many times, in total, readers consumed a message again. A killed reader cannot be
-  queried any more and is assumed to have read up to the end of the log, so its share is an upper bound.
-- *sent again*: repeated packets of a metric that is sent once for every stored segment. DogStatsD does not
-  deduplicate, so these packets reveal each flush that ran twice; in the other sinks a repetition has no effect.
+- *read again*: messages that readers consumed again. A killed reader can no longer be queried, and is assumed to
+  have read to the end of the log, so its share is an upper bound.
+- *sent again*: repeated packets of a metric that is sent once per stored segment. DogStatsD does not deduplicate,
+  so these packets show each flush that ran twice. In the other sinks a repetition has no effect.
 
-Afterwards every sink is compared with the manifest of the load; the exit code is 1 if anything is missing from
-any sink, if a committed offset decreased, or if the load ended before the rebalance.
+At the end, every sink is compared with the manifest of the load. The exit code is 1 if an item is missing from a
+sink, if a committed offset decreased, or if the load ended before the rebalance.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from tasks.connection import connect
 from tasks.kafka.options import kafka_options
 from tasks.migrate.kafka import SOURCE_PARTITIONS
 
-LOOK_SECONDS = 0.05
+POLL_SECONDS = 0.05
 BATCH_SECONDS = float(QUICK["REPLAYS_BATCH_AGE_SECONDS_MAX"])
 WAIT_SECONDS_MAX = 90.0
 DATABASES = 15
@@ -71,15 +71,15 @@ class Outcome:
     packets: int
     packets_expected: int
     moved: int
-    """Partitions assigned to a reader after the load began; one that moves back and forth counts each time."""
+    """Number of assignments of a partition after the load began."""
     still_seconds_max: float
     """The longest time without a commit while messages arrived."""
     fell: bool
-    """Whether a committed offset was ever lower than before."""
+    """True if a committed offset decreased."""
     amid: bool
-    """Whether messages were still arriving when the group had rebalanced for the last time."""
+    """True if messages were still arriving after the last rebalance."""
     missing: str
-    """Items of the manifest that the comparison did not find; empty: nothing is lost."""
+    """Items of the manifest that the comparison did not find; empty if nothing is lost."""
 
     @property
     def read_again(self) -> float:
@@ -98,8 +98,7 @@ class Outcome:
 
 
 def longest_still(samples: Sequence[tuple[float, int]], until: float) -> float:
-    """Longest time in seconds between two increases of a count, up to `until`; samples are (seconds, count), in
-    order."""
+    """The longest time between two increases of a count, up to `until`. `samples`: (seconds, count), in order."""
     if not samples:
         return 0.0
     rises = [samples[0][0]]
@@ -108,7 +107,7 @@ def longest_still(samples: Sequence[tuple[float, int]], until: float) -> float:
 
 
 def figures_of(page: str) -> dict[str, float]:
-    """The sum over all series by name, from the text of a /metrics page."""
+    """Sums over all series, by name, from the text of a /metrics page."""
     sums: dict[str, float] = {}
     for line in page.splitlines():
         if line and not line.startswith("#"):
@@ -119,7 +118,7 @@ def figures_of(page: str) -> dict[str, float]:
 
 
 class Watch:
-    """Polls the readers and the committed offsets continuously, from a thread."""
+    """Polls the readers and the committed offsets from a thread."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.samples: list[tuple[float, int]] = []
@@ -153,16 +152,16 @@ class Watch:
 
     @property
     def committed(self) -> int:
-        """Messages below the committed offsets, all partitions together."""
+        """Messages below the committed offsets of all partitions."""
         return self.samples[-1][1] if self.samples else 0
 
     def ended(self, child: Child, positions: Mapping[int, int]) -> None:
-        """Records that a reader ended without reporting its last figures, having read its partitions up to
-        `positions`.
+        """Records the end of a reader that did not report its last figures. `positions`: where it stopped reading
+        its partitions.
         """
         name = next(name for name, (other, _) in self._readers.items() if other is child)
         del self._readers[name]
-        read = sum(positions[partition] - start for partition, start in given(child).items())
+        read = sum(positions[partition] - start for partition, start in assigned(child).items())
         self._latest[name] = {CONSUMED: read}
 
     @property
@@ -179,15 +178,15 @@ class Watch:
         self._thread.join()
 
     def _run(self) -> None:
-        asking = Committed(self._fleet.settings)
+        offsets = Committed(self._fleet.settings)
         sources = [(self._fleet.settings.kafka_topic, number) for number in range(SOURCE_PARTITIONS)]
         try:
-            while not self._over.wait(LOOK_SECONDS):
+            while not self._over.wait(POLL_SECONDS):
                 for name, (child, port) in list(self._readers.items()):
                     if child.alive:
-                        self._look(name, port)
+                        self._poll(name, port)
                 try:
-                    found = asking.of(sources)
+                    found = offsets.of(sources)
                 except ReconcileError:
                     continue
                 self.fell |= any(found[source] < self._highest.get(source, 0) for source in sources)
@@ -196,11 +195,11 @@ class Watch:
                 self.samples.append((now, sum(found.values())))
                 self.partitions.append((now, {number: offset for (_, number), offset in found.items()}))
         finally:
-            asking.close()
+            offsets.close()
 
-    def _look(self, name: str, port: int) -> None:
-        """Polls readers. A reader that is starting, exiting or stopped does not respond and keeps its previous
-        figures."""
+    def _poll(self, name: str, port: int) -> None:
+        """Polls a reader. While it does not respond, because it is starting, exiting or stopped, its previous
+        figures are kept."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=0.3) as answer:
                 found = figures_of(answer.read().decode())
@@ -210,8 +209,8 @@ class Watch:
             self._latest[name] = found
 
 
-def given(child: Child) -> dict[int, int]:
-    """The partitions that a reader owned at its end, and the first offset that it read from each, from its log."""
+def assigned(child: Child) -> dict[int, int]:
+    """Partitions that a reader owned at its end -> the first offset that it read, from its log."""
     events = ("partitions_assigned", "partitions_revoked", "partitions_lost")
     lines = sorted(
         (line for event in events for line in log_lines_of(child, event)), key=lambda line: line["timestamp"]
@@ -219,7 +218,7 @@ def given(child: Child) -> dict[int, int]:
     found: dict[int, int] = {}
     for line in lines:
         if line["event"] == "partitions_revoked" and line is lines[-1]:
-            break  # a leaving reader still drains its partitions
+            break  # this reader is leaving and still drains these partitions
         for partition in map(int, line["partitions"]):
             if line["event"] == "partitions_assigned":
                 found[partition] = line["partitions"][str(partition)] or 0
@@ -229,7 +228,7 @@ def given(child: Child) -> dict[int, int]:
 
 
 def moved(children: Iterable[Child], since: datetime) -> int:
-    """Partitions assigned to one of these readers since then, from their logs."""
+    """Number of assignments of a partition to these readers since then, from their logs."""
     lines = (line for child in children for line in log_lines_of(child, "partitions_assigned"))
     return sum(len(line["partitions"]) for line in lines if datetime.fromisoformat(line["timestamp"]) >= since)
 
@@ -249,17 +248,17 @@ def log_ends(fleet: Fleet) -> dict[int, int]:
 
 
 class Load:
-    """Messages at a steady rate from a thread."""
+    """Produces messages at a steady rate from a thread."""
 
     def __init__(self, fleet: Fleet, manifest: Path, count: int, rate: float, seed: int) -> None:
         self.count, self.ended_at = count, float("inf")
         self.began = datetime.max.replace(tzinfo=UTC)
         self.random = random.Random(seed)
-        self._made: Produced | None = None
+        self._produced: Produced | None = None
         self._thread = threading.Thread(target=self._run, args=(fleet, manifest, rate, seed))
 
     def _run(self, fleet: Fleet, manifest: Path, rate: float, seed: int) -> None:
-        self._made = produce(
+        self._produced = produce(
             fleet.settings, PROFILES["small"], self.count, seed, manifest_path=manifest, rate=rate
         )
         self.ended_at = time.monotonic()
@@ -268,25 +267,24 @@ class Load:
         self.began = datetime.now(UTC)
         self._thread.start()
 
-    def any_moment(self) -> None:
-        """Waits a random time, at most the maximum age of a batch, so that the next event does not always follow
-        a commit.
-        """
+    def wait_random(self) -> None:
+        """Waits a random time, up to the maximum age of a batch, so that the next event does not always follow a
+        commit."""
         time.sleep(self.random.uniform(0, BATCH_SECONDS))
 
     def end(self) -> Produced:
-        """Ends the load; returns when every message is acknowledged."""
+        """Waits until every message is produced and acknowledged."""
         self._thread.join()
-        if self._made is None:
+        if self._produced is None:
             raise SystemExit("the load could not be produced")
-        return self._made
+        return self._produced
 
 
-# Causes of a rebalance: each starts the load when its readers are ready, and returns when all is committed
+# Causes of a rebalance. Each function starts the load once its readers are ready.
 
 
 def joins(fleet: Fleet, watch: Watch, load: Load) -> None:
-    """A second reader joins, and leaves again at SIGTERM."""
+    """A second reader joins, and leaves at SIGTERM."""
     watch.reader("one")
     watch.wait_shares(one=SOURCE_PARTITIONS)
     load.start()
@@ -302,13 +300,13 @@ def joins(fleet: Fleet, watch: Watch, load: Load) -> None:
 
 
 def killed(fleet: Fleet, watch: Watch, load: Load) -> None:
-    """One of two readers is killed (SIGKILL) and does not come back."""
+    """One of two readers is killed (SIGKILL) and not restarted."""
     _kill(fleet, watch, _two(watch, load))
     watch.wait_shares(one=SOURCE_PARTITIONS)
 
 
 def killed_with_redis(fleet: Fleet, watch: Watch, load: Load) -> None:
-    """As `killed`, and Redis loses all of its data at the same time: staged batches, queues, done marks."""
+    """Like `killed`, while Redis loses all data: staged batches, queues, done marks."""
     _kill(fleet, watch, _two(watch, load))
     connect(fleet.settings).flushdb()
     watch.wait_shares(one=SOURCE_PARTITIONS)
@@ -334,7 +332,7 @@ def _two(watch: Watch, load: Load) -> Child:
     watch.wait_shares(one=2, two=2)
     load.start()
     watch.wait_committed(load.count // 5)
-    load.any_moment()
+    load.wait_random()
     return second
 
 
@@ -359,17 +357,17 @@ def run(stack: Stack, case: str, number: int, directory: Path, args: argparse.Na
             fleet.worker("worker")
             CASES[case](fleet, watch, load)
             amid = time.monotonic() < load.ended_at
-            made = load.end()
-            fleet.wait_committed(made.ends, WAIT_SECONDS_MAX)
-            watch.wait_committed(sum(made.ends.values()))
-            time.sleep(2 * SNAPSHOT_SECONDS + 4 * LOOK_SECONDS)  # the last figures of each reader, and a poll
+            produced = load.end()
+            fleet.wait_committed(produced.ends, WAIT_SECONDS_MAX)
+            watch.wait_committed(sum(produced.ends.values()))
+            time.sleep(2 * SNAPSHOT_SECONDS + 4 * POLL_SECONDS)  # for the last figures of each reader
         expected = Expectation.of_manifest(manifest, settings=fleet.settings)
         statsd_url = stack.addresses["statsd_query"]
         report = reconcile(fleet.settings, expected, statsd_url=statsd_url)
         stored = SIZES + "size_compressed"
         return Outcome(
             case=case,
-            messages=made.messages,
+            messages=produced.messages,
             consumed=watch.consumed,
             packets=read_metrics(statsd_url)[stored].count,
             packets_expected=expected.metrics[stored].count,
@@ -383,7 +381,7 @@ def run(stack: Stack, case: str, number: int, directory: Path, args: argparse.Na
 
 @contextmanager
 def fleet_of(stack: Stack, settings: dict[str, str], tag: str) -> Iterator[Fleet]:
-    """Starts a fleet with migrated sinks; its processes are stopped when the context exits."""
+    """Starts a fleet with migrated sinks. Its processes are stopped when the context exits."""
     fleet = Fleet(stack, settings, tag=tag)
     fleet.migrate()
     try:
@@ -394,33 +392,39 @@ def fleet_of(stack: Stack, settings: dict[str, str], tag: str) -> Iterator[Fleet
             child.kill()
 
 
-def tell(outcomes: Sequence[Outcome], args: argparse.Namespace) -> None:
+def report(outcomes: Sequence[Outcome], args: argparse.Namespace) -> None:
     """Prints the table and writes the file."""
     rows = [
         (
-            one.case,
-            f"{one.messages}",
-            f"{one.moved}",
-            f"{one.read_again:.2%}",
-            f"{one.sent_again:.2%}",
-            f"{one.still_seconds_max:.1f}",
-            "nothing" if not one.missing else "SOMETHING",
-            "yes" if one.amid else "NO",
-            "FELL" if one.fell else "rose only",
+            outcome.case,
+            f"{outcome.messages}",
+            f"{outcome.moved}",
+            f"{outcome.read_again:.2%}",
+            f"{outcome.sent_again:.2%}",
+            f"{outcome.still_seconds_max:.1f}",
+            "no" if not outcome.missing else "YES",
+            "yes" if outcome.amid else "NO",
+            "YES" if outcome.fell else "no",
         )
-        for one in outcomes
+        for outcome in outcomes
     ]
-    columns = ("case", "messages", "moved", "read again", "sent again", "s still", "lost", "amid load", "commits")
+    columns = (
+        *("case", "messages", "moved", "read again", "sent again", "pause (s)", "lost", "during load"),
+        "offset decreased",
+    )
     caption = (
         f"{args.rate:g} messages per second, {SOURCE_PARTITIONS} partitions, one worker; "
         f"session {SESSION_SECONDS:g} s, drain {DRAIN_SECONDS:g} s, batches of {BATCH_SECONDS:g} s. "
-        "moved: partitions given to a reader; s still: longest time without a commit"
+        "moved: assignments of a partition; pause: longest time without a commit"
     )
-    show("A rebalance in the middle of a load", columns, rows, caption)
-    for one in outcomes:
-        if one.missing:
-            print(f"{one.case}: {one.missing}")
-    figures = [{**asdict(one), "read_again": one.read_again, "sent_again": one.sent_again} for one in outcomes]
+    show("Rebalances under load", columns, rows, caption)
+    for outcome in outcomes:
+        if outcome.missing:
+            print(f"{outcome.case}: {outcome.missing}")
+    figures = [
+        {**asdict(outcome), "read_again": outcome.read_again, "sent_again": outcome.sent_again}
+        for outcome in outcomes
+    ]
     write_json(args.json, {"machine": machine(), "arguments": vars(args), "outcomes": figures})
 
 
@@ -436,7 +440,7 @@ def main() -> int:
     args = parser.parse_args()
     cases = args.cases.split(",")
     if unknown := set(cases) - set(CASES):
-        parser.error(f"no such case: {', '.join(sorted(unknown))}")
+        parser.error(f"unknown case: {', '.join(sorted(unknown))}")
     if reason := java_kafka.available():
         parser.error(reason)
     outcomes: list[Outcome] = []
@@ -455,7 +459,7 @@ def main() -> int:
                 file=sys.stderr,
                 flush=True,
             )
-    tell(outcomes, args)
+    report(outcomes, args)
     return 0 if all(outcome.ok for outcome in outcomes) else 1
 
 

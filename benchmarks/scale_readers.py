@@ -3,10 +3,10 @@
     python -m benchmarks.scale_readers
 
 A partition that receives messages counts as *stopped* between two commits that advance its offset. Three of four
-readers get SIGTERM together, as from an autoscaler; when one reader has all partitions, three are started again.
-Afterwards every sink is compared with the manifest of the load. The exit code is 1 if anything is missing, if a
-committed offset fell, if the load ended before the last rebalance, or if a partition stopped for `--limit`
-seconds.
+readers get SIGTERM at the same time, as from an autoscaler. Once the remaining reader has all partitions, three
+readers are started again. At the end, every sink is compared with the manifest of the load. The exit code is 1 if
+an item is missing, if a committed offset decreased, if the load ended before the last rebalance, or if a partition
+stopped for `--limit` seconds.
 """
 
 from __future__ import annotations
@@ -38,16 +38,15 @@ BATCH_SECONDS = float(QUICK["REPLAYS_BATCH_AGE_SECONDS_MAX"])
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One run. Seconds are wall-clock time. `settled_seconds`: for each change of the number of readers, time
-    until every partition had its new owner. `stopped_seconds`: by partition, its longest stop in the whole
-    load."""
+    """One run. Seconds are wall-clock time. `settled_seconds`: change of the number of readers -> time until every
+    partition had its new owner. `stopped_seconds`: partition -> its longest stop during the load."""
 
     messages: int
     settled_seconds: dict[str, float]
     stopped_seconds: dict[int, float]
     fell: bool
     amid: bool
-    """Whether messages were still arriving when the last rebalance was over."""
+    """True if messages were still arriving after the last rebalance."""
     missing: str
 
     @property
@@ -61,7 +60,7 @@ class Outcome:
 
 
 def stops(samples: Sequence[tuple[float, Mapping[int, int]]], since: float, until: float) -> dict[int, float]:
-    """By partition: the longest time between two commits that advance its offset, from `since` to `until`."""
+    """Partition -> longest time between two commits that advance its offset, from `since` to `until`."""
     return {
         partition: longest_still(
             [(at, offsets.get(partition, 0)) for at, offsets in samples if since <= at <= until], until
@@ -71,17 +70,17 @@ def stops(samples: Sequence[tuple[float, Mapping[int, int]]], since: float, unti
 
 
 def scale(fleet: Fleet, watch: Watch, load: Load) -> tuple[float, dict[str, float]]:
-    """Scales 4 -> 1 -> 4 readers under load; returns the start, and the settling time of each change."""
+    """Scales from 4 to 1 to 4 readers under load. Returns the start, and the settling time of each change."""
     for name in READERS:
         watch.reader(name)
     watch.wait_shares(**dict.fromkeys(READERS, SHARE))
     load.start()
     watch.wait_committed(load.count // 10)
-    load.any_moment()
+    load.wait_random()
     began = time.monotonic()
     leaving = [fleet.children[name] for name in READERS[1:]]
     with ThreadPoolExecutor(len(leaving)) as pool:
-        codes = pool.map(fleet.stop, leaving)  # in parallel: a second SIGTERM would prevent a drain
+        codes = pool.map(fleet.stop, leaving)  # in parallel
         watch.wait_shares(one=SOURCE_PARTITIONS)
         settled = {"4 to 1": time.monotonic() - began}
         if any(codes):
@@ -95,7 +94,7 @@ def scale(fleet: Fleet, watch: Watch, load: Load) -> tuple[float, dict[str, floa
 
 
 def run(stack: Stack, directory: Path, args: argparse.Namespace) -> Outcome:
-    """One run with its own topics, tables, bucket and Redis database."""
+    """Runs once, with separate topics, tables, bucket and Redis database."""
     with fleet_of(stack, isolated("scale", stack.addresses["redis"], 1), "") as fleet:
         manifest = directory / "manifest.jsonl"
         load = Load(fleet, manifest, args.segments, args.rate, args.seed)
@@ -103,12 +102,12 @@ def run(stack: Stack, directory: Path, args: argparse.Namespace) -> Outcome:
             fleet.worker("worker")
             began, settled = scale(fleet, watch, load)
             amid = time.monotonic() < load.ended_at
-            made = load.end()
-            fleet.wait_committed(made.ends, WAIT_SECONDS_MAX)
-            watch.wait_committed(sum(made.ends.values()))
+            produced = load.end()
+            fleet.wait_committed(produced.ends, WAIT_SECONDS_MAX)
+            watch.wait_committed(sum(produced.ends.values()))
         report = reconcile(fleet.settings, Expectation.of_manifest(manifest, settings=fleet.settings))
         return Outcome(
-            messages=made.messages,
+            messages=produced.messages,
             settled_seconds=settled,
             stopped_seconds=stops(watch.partitions, began - BATCH_SECONDS, load.ended_at),
             fell=watch.fell,
@@ -117,20 +116,24 @@ def run(stack: Stack, directory: Path, args: argparse.Namespace) -> Outcome:
         )
 
 
-def tell(outcome: Outcome, args: argparse.Namespace) -> None:
+def report(outcome: Outcome, args: argparse.Namespace) -> None:
     """Prints the table and writes the file."""
     rows = [
-        (f"{name} readers, all partitions owned", f"{took:.1f}") for name, took in outcome.settled_seconds.items()
+        (f"{name} readers, until all partitions had an owner", f"{seconds:.1f}")
+        for name, seconds in outcome.settled_seconds.items()
     ]
-    rows += [(f"longest stop of partition {one}", f"{took:.1f}") for one, took in outcome.stopped_seconds.items()]
+    rows += [
+        (f"longest stop of partition {partition}", f"{seconds:.1f}")
+        for partition, seconds in outcome.stopped_seconds.items()
+    ]
     caption = (
         f"{outcome.messages} messages at {args.rate:g} per second, {SOURCE_PARTITIONS} partitions, one worker; "
         f"session {SESSION_SECONDS:g} s, drain {DRAIN_SECONDS:g} s, batches of {BATCH_SECONDS:g} s. "
         f"{'Nothing lost' if not outcome.missing else 'LOST: ' + outcome.missing}; committed offsets "
-        f"{'FELL' if outcome.fell else 'only rose'}; "
-        f"{'amid the load' if outcome.amid else 'the load ended TOO EARLY'}"
+        f"{'DECREASED' if outcome.fell else 'did not decrease'}; "
+        f"the load ended {'after the last rebalance' if outcome.amid else 'TOO EARLY'}"
     )
-    show("Readers scaled under load", ("what", "seconds"), rows, caption)
+    show("Readers scaled under load", ("figure", "seconds"), rows, caption)
     figures = {**asdict(outcome), "longest_seconds": outcome.longest_seconds}
     write_json(args.json, {"machine": machine(), "arguments": vars(args), "outcome": figures})
 
@@ -153,7 +156,7 @@ def main() -> int:
     ):
         stack.start()
         outcome = run(stack, Path(directory), args)
-    tell(outcome, args)
+    report(outcome, args)
     return 0 if outcome.ok(args.limit) else 1
 
 

@@ -1,9 +1,9 @@
-"""Cost of the shared key: milliseconds of CPU per MiB staged, and per sealed entry.
+"""Measures the cost of the shared key: milliseconds of CPU per staged MiB, and per sealed entry.
 
     python -m benchmarks.seals
 
 A payload is hashed twice, by the reader that stages it and by the worker that writes it. A batch of the default
-size has about one sealed entry per flush task and six more.
+size has about six sealed entries plus one per flush task.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ENTRY_BYTES = 600
 
 
 def cpu_ms(call: Callable[[], object], rounds: int = ROUNDS) -> float:
-    """The minimum CPU time of one call, milliseconds."""
+    """Minimum CPU time of a call, milliseconds."""
     best = float("inf")
     for _ in range(rounds):
         began = time.process_time_ns()

@@ -1,5 +1,4 @@
-"""Runs the system at full load for a long time, or through a long backlog, to show whether memory use and cost
-per segment stay constant.
+"""Checks that memory use and cost per segment stay constant at full load, or through a long backlog.
 
     python -m benchmarks.soak [--minutes 10] [--json FILE]
     python -m benchmarks.soak --backlog 200000 [--json FILE]
@@ -23,13 +22,11 @@ LINES = 10
 
 
 def slope_per_minute(series: list[dict[str, float]], name: str) -> float:
-    """Growth in bytes per minute, by least squares over the second half, because caches fill during the first
-    half.
-    """
+    """Growth in bytes per minute, by least squares over the second half. In the first half, caches are filling."""
     half = series[len(series) // 2 :]
     if len(half) < 3:
         return 0.0
-    line = statistics.linear_regression([one["seconds"] for one in half], [one[name] for one in half])
+    line = statistics.linear_regression([sample["seconds"] for sample in half], [sample[name] for sample in half])
     return line.slope * 60
 
 
@@ -44,25 +41,25 @@ def thirds(series: list[dict[str, float]]) -> list[float]:
 
 
 def report(result: Result, path: str | None) -> None:
-    """Table over time, slopes, JSON."""
+    """Prints a table over time and the slopes, and writes the JSON file."""
     series = result.series
     names = sorted(name for name in series[0] if name.startswith("rss_"))
     step = max(1, len(series) // LINES)
     rows = [
         [
-            f"{one['seconds']:.0f}",
-            f"{one['segments']:.0f}",
-            f"{one['cpu'] / max(1.0, one['segments']) * 1e6:.0f}",
-            *(f"{one[name] / 1e6:.0f}" for name in names),
+            f"{sample['seconds']:.0f}",
+            f"{sample['segments']:.0f}",
+            f"{sample['cpu'] / max(1.0, sample['segments']) * 1e6:.0f}",
+            *(f"{sample[name] / 1e6:.0f}" for name in names),
         ]
-        for one in series[::step]
+        for sample in series[::step]
     ]
     columns = ("seconds", "segments", "CPU µs/seg so far", *(f"{name[4:]} MB" for name in names))
     show(f"{result.label}: {result.segments} segments, {result.rate:.0f} per second", columns, rows)
     slopes = {name: slope_per_minute(series, name) for name in names}
     costs = thirds(series)
-    print("growth in the second half, MB a minute:", {n: round(s / 1e6, 2) for n, s in slopes.items()})
-    print("CPU µs a segment by thirds of the run:", [round(cost) for cost in costs])
+    print("growth in the second half, MB per minute:", {n: round(s / 1e6, 2) for n, s in slopes.items()})
+    print("CPU µs per segment, by thirds of the run:", [round(cost) for cost in costs])
     figures: dict[str, Any] = {"machine": machine(), "result": result.as_json(), "slopes": slopes, "thirds": costs}
     write_json(path, figures)
 

@@ -1,9 +1,9 @@
-"""Runs a whole consumer, ours or a peer, over one workload, and measures time, CPU, memory and delay.
+"""Runs a whole consumer, ours or a peer, on one workload, and measures time, CPU, memory and delay.
 
-All processes of the measured system (reader, workers, Redis; or the peer's one process) are pinned to the same
-cores and counted; broker, stores, producer and this program use the other cores and are not counted. The backlog
-is in the broker before the system starts. The time is measured from the commit of `warm_segments` until all are
-committed, so it excludes start-up and joining the group.
+All processes of the measured system (reader, workers and Redis, or the single process of a peer) are pinned to the
+same cores and counted. Broker, stores, producer and this program use the other cores and are not counted. The
+backlog is in the broker before the system starts. Time is measured from the commit of `warm` segments until all
+are committed, so it excludes start-up and joining the group.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class Workload:
 @dataclass(frozen=True, slots=True)
 class Shape:
     """Parameters of one run. `system`: ours or one of PEERS. `layout`: object layout of our system. `count`:
-    number of segments, taken from the workload in a cycle.
+    number of segments, taken from the workload in a cycle. `warm`: segments of the warm-up.
 
-    `rate`: segments produced per second while the system runs; 0: all of them are produced before it starts.
+    `rate`: segments produced per second while the system runs; 0 to produce all of them before it starts.
     """
 
     system: str = "ours"
@@ -90,7 +90,7 @@ class Shape:
 
 @dataclass(slots=True)
 class Result:
-    """Measurements of a run. CPU and memory are listed by role: reader, worker, redis, or peer."""
+    """Measurements of a run. CPU and memory are by role: reader, worker, redis, or peer."""
 
     shape: dict[str, Any]
     label: str
@@ -116,7 +116,7 @@ class Result:
 
     @property
     def per_core(self) -> float:
-        """Segments per second on one fully used core."""
+        """Segments per second of one fully used core."""
         return 1e6 / self.cpu_micros if self.cpu_micros else 0.0
 
     def as_json(self) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class Result:
 
 
 def workload(count: int, profile: str = "clean", seed: int = 1) -> Workload:
-    """Returns the workload, which is generated once and then read from .bench/."""
+    """The workload, which is generated once and then read from .bench/."""
     BENCH_DIRECTORY.mkdir(exist_ok=True)
     path = BENCH_DIRECTORY / f"workload-{profile}-{count}-{seed}.msgpack"
     if not path.exists():
@@ -228,9 +228,7 @@ class Meter(threading.Thread):
             self.sample()
 
     def sample(self) -> dict[str, float]:
-        """Returns the CPU seconds used by the processes of each role. Memory is the proportional set size
-        (PSS).
-        """
+        """Returns the CPU seconds of each role. Also updates memory, which is the proportional set size (PSS)."""
         with self._lock:
             for role, roots in self._roots.items():
                 total = 0
@@ -256,7 +254,7 @@ class Meter(threading.Thread):
 
 
 def run(bench: Bench, shape: Shape, load: Workload) -> Result:
-    """Measures one run, with its own topic and Redis database. Raises LocalError if it does not finish in time."""
+    """Measures one run, with a separate topic. Raises LocalError if it does not finish in time."""
     tag = f"b{random.getrandbits(40):x}"
     env = bench.environment() | {
         "REPLAYS_KAFKA_TOPIC": f"recordings-{tag}",
@@ -338,13 +336,13 @@ def _watch(
     meter: Meter,
     children: Sequence[tuple[str, Child]],
 ) -> Result:
-    """Waits until `warm` segments are committed, then until all are."""
-    asking = Committed(settings)
+    """Measures from the commit of `warm` segments until all are committed."""
+    offsets = Committed(settings)
     sources = [(settings.kafka_topic, partition) for partition in range(shape.partitions)]
     deadline = time.monotonic() + RUN_SECONDS_MAX
     began: tuple[float, int, dict[str, float]] | None = None
     series: list[dict[str, float]] = []
-    told = 0.0
+    sampled_at = 0.0
     try:
         while True:
             now = time.monotonic()
@@ -353,14 +351,14 @@ def _watch(
                 tails = "\n".join(child.log_tail() for _, child in children)
                 raise LocalError(f"{shape.label}: {'ended' if dead else 'not done in time'}\n{tails}")
             try:
-                done = sum(asking.of(sources).values())
+                done = sum(offsets.of(sources).values())
             except ReconcileError:
                 continue
             now = time.monotonic()
             if began is None and done >= shape.warm:
                 began = (now, done, meter.sample())
-            if began is not None and now - told >= 1.0:
-                told = now
+            if began is not None and now - sampled_at >= 1.0:
+                sampled_at = now
                 cpu = sum(meter.sample().values()) - sum(began[2].values())
                 memory = {f"rss_{role}": float(size) for role, size in meter.rss_now.items()}
                 series.append({"seconds": now - began[0], "segments": done - began[1], "cpu": cpu, **memory})
@@ -368,7 +366,7 @@ def _watch(
                 break
             time.sleep(0.05)
     finally:
-        asking.close()
+        offsets.close()
     assert began is not None
     after = meter.sample()
     began_at, already, before = began
@@ -403,12 +401,12 @@ def _make_topic(settings: Settings, partitions: int) -> None:
         try:
             future.result(30)
         except KafkaException as error:
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # the client sent the request twice
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # if the client sent the request twice
                 raise
 
 
 def _produce(settings: Settings, shape: Shape, load: Workload, sent_at: list[float]) -> None:
-    """Assigns partitions by message number, so that each has the same load."""
+    """Produces the segments. Partitions are assigned by number, so that each has the same load."""
     producer = Producer(
         {
             "bootstrap.servers": settings.kafka_brokers,
@@ -463,7 +461,7 @@ def _delays(
 
 @contextmanager
 def profiled(pids: Sequence[int], directory: Path, seconds: float) -> Iterator[None]:
-    """Runs py-spy on these processes, if it is installed; raw stacks go to `directory`."""
+    """Runs py-spy on these processes, if it is installed, and writes raw stacks to `directory`."""
     program = Path(sys.executable).with_name("py-spy")
     running = []
     directory.mkdir(parents=True, exist_ok=True)
@@ -473,8 +471,8 @@ def profiled(pids: Sequence[int], directory: Path, seconds: float) -> Iterator[N
     try:
         yield
     finally:
-        for one in running:
-            one.wait(seconds + 30)
+        for process in running:
+            process.wait(seconds + 30)
 
 
 __all__ = ["PEERS", "Bench", "Meter", "Result", "Shape", "Workload", "run", "workload"]

@@ -1,9 +1,9 @@
-"""Measures the client's cost of uploading an object, with our sink, the official client and a thread pool.
+"""Measures the client's cost of uploading an object: with our sink, the official client, and a thread pool.
 
     python -m benchmarks.uploads [--objects 1920] [--size 25000] [--latency-ms 20] [--rounds 3] [--json FILE]
 
 All three alternately write the same objects, 64 per call, to the same server (benchmarks/latency_server.py). This
-process runs on one core and the server on the other. CPU is that of this process in its cheapest round.
+process runs on one core and the server on another. CPU is that of this process in the cheapest round.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def official(settings: Settings, threads: int) -> Write:
 
 def pooled(settings: Settings, threads: int) -> Write:
     """Uploads with `http.client` and one persistent connection per thread, with the same request and checksum as
-    ours.
+    our sink.
     """
     pool, local = ThreadPoolExecutor(threads), threading.local()
     where = urlsplit(settings.gcs_endpoint)
@@ -69,7 +69,7 @@ def pooled(settings: Settings, threads: int) -> Write:
 
 
 def ours(settings: Settings, connections: int) -> Write:
-    """Uploads with our sink, called as flush tasks call it."""
+    """Uploads with our sink, called as by flush tasks."""
     sink = GcsSink(settings.model_copy(update={"gcs_connections": connections}))
     return lambda items: sink.write(items, "benchmark", CALL_SECONDS_MAX)
 
@@ -126,7 +126,7 @@ def main() -> None:
         server.wait(10)
     rows = [(name, f"{cpu:.0f}", f"{rate:.0f}") for name, (cpu, rate) in best.items()]
     caption = f"{arguments.size} bytes, a server of {arguments.latency_ms:g} ms, best of {arguments.rounds} rounds"
-    show("CPU of the client for an object", ("way", "CPU µs", "objects/s"), rows, caption)
+    show("Client CPU per object", ("client", "CPU µs", "objects/s"), rows, caption)
     write_json(arguments.json, {"machine": machine(), "arguments": vars(arguments), "ways": best})
 
 

@@ -1,4 +1,4 @@
-"""Reader settings, with units and bounds. Inherits the settings that readers and workers share."""
+"""Reader settings, with units and limits. Includes the settings that readers and workers share."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Settings(FleetSettings):
         "",
         description="group.instance.id: enables static membership, so that a rolling restart moves no "
         "partitions. A reader that dies during a rebalance can leave a partition without an owner for "
-        "REPLAYS_KAFKA_UNOWNED_SECONDS_MAX. Partitions of a reader that does not return wait for the "
-        "session timeout.",
+        "REPLAYS_KAFKA_UNOWNED_SECONDS_MAX. If a reader does not return, its partitions are reassigned only "
+        "after the session timeout.",
     )
     kafka_group_protocol: GroupProtocol = Field(
         GroupProtocol.CLASSIC,
@@ -62,11 +62,11 @@ class Settings(FleetSettings):
         30.0,
         ge=1,
         le=240,
-        description="topic.metadata.refresh.interval.ms: maximum delay before added partitions are noticed.",
+        description="topic.metadata.refresh.interval.ms: maximum delay before added partitions are discovered.",
     )
     kafka_offset_reset: Literal["earliest", "latest", "error"] = Field(
         "earliest",
-        description="Start position when the committed offset is lost or no longer in the log, and for a "
+        description="Start position if the committed offset is lost or no longer in the log, and for a "
         "group without commits. A partition that is new to its group, or whose topic was recreated, always "
         "starts at its beginning.",
     )
@@ -107,8 +107,8 @@ class Settings(FleetSettings):
         8.0,
         gt=0,
         le=1000,
-        description="Maximum early cuts (REPLAYS_BATCH_AGE_IDLE_SECONDS) per second and reader. Each cut is a "
-        "part per ClickHouse table: lower it if ClickHouse reports too many parts.",
+        description="Maximum early cuts (REPLAYS_BATCH_AGE_IDLE_SECONDS) per second and reader. Each cut creates "
+        "one part in every ClickHouse table. Lower it if ClickHouse reports too many parts.",
     )
     in_flight_batches_max: int = Field(16, ge=1, le=1024, description="Maximum batches cut but not yet settled.")
     in_flight_bytes_max: int = Field(
@@ -126,8 +126,8 @@ class Settings(FleetSettings):
         512,
         ge=8,
         le=100_000,
-        description="Maximum batches of one partition that may queue behind an unsettled one before the "
-        "partition is paused. After a crash this many are read again, and the cut record must hold their ends.",
+        description="Maximum batches of one partition that may wait behind an unsettled one before the "
+        "partition is paused. After a crash they are read again. The cut record must hold their ends.",
     )
 
     # Deadlines and retries of batches
@@ -147,8 +147,8 @@ class Settings(FleetSettings):
         15.0,
         gt=0,
         le=600,
-        description="Maximum wait before retrying a batch that could not be staged in Redis. Keep it short: "
-        "after Redis returns, ingestion can stand still for this long.",
+        description="Maximum wait before retrying a batch that could not be staged in Redis. Keep it short, "
+        "because ingestion may resume only after this time once Redis is available again.",
     )
 
     # Commits, and the batch boundaries (the cut record) that Kafka stores with them
@@ -157,30 +157,31 @@ class Settings(FleetSettings):
         10.0,
         ge=1,
         le=300,
-        description="Timeout of one commit; the next commit covers the same offsets or more. Raise it for "
+        description="Timeout of one commit. The next commit covers at least the same offsets. Raise it for "
         "slow brokers; safety does not depend on it.",
     )
     cut_record_seconds_max: float = Field(
         5.0,
         ge=0,
         le=300,
-        description="Maximum wait for a batch's boundary to be recorded before it is flushed anyway. If the "
-        "reader then crashes, the messages may be cut differently and written again under another batch id.",
+        description="Maximum wait for the boundary of a batch to be recorded; after that the batch is flushed "
+        "anyway. If the reader then crashes, the messages may be cut differently and written again under another "
+        "batch id.",
     )
     cut_record_bytes_max: int = Field(
         4000,
         ge=64,
         le=65_536,
-        description="Maximum size of the cut record, at about three bytes per batch end; ends that do not "
-        "fit are left out. If brokers refuse a record (offset.metadata.max.bytes, default 4096), the next "
+        description="Maximum size of the cut record, which needs about three bytes per batch end. Ends that do "
+        "not fit are left out. If brokers refuse a record (offset.metadata.max.bytes, default 4096), the next "
         "one is shorter.",
     )
     plan_seconds_max: float = Field(
         30.0,
         ge=1,
         le=3600,
-        description="Maximum wait at the end of a partition for the rest of a batch that the previous owner "
-        "had cut; the batch is then cut as it is. Only time in which the partition is fetched counts.",
+        description="Maximum wait at the end of a partition for the rest of a batch that the previous owner had "
+        "cut. After that, the batch is cut without the rest. Only time in which the partition is fetched counts.",
     )
 
     # Dead letters
@@ -188,32 +189,33 @@ class Settings(FleetSettings):
         0.1,
         gt=0,
         le=1,
-        description="Share of the projects in the reject window whose messages may be mostly rejects. Above "
+        description="Maximum share of projects in the reject window with more rejects than valid messages. Above "
         "it the reader halts, because a bad deployment is the likely cause. 1 disables this halt.",
     )
     reject_projects_min: int = Field(
         3,
         ge=1,
         le=100_000,
-        description="Minimum number of bad projects before REPLAYS_REJECT_RATIO_MAX halts the reader, so "
-        "that no single project can halt it for the others. Use 1 if there is only one project.",
+        description="Minimum number of projects with more rejects than valid messages before "
+        "REPLAYS_REJECT_RATIO_MAX halts the reader, so that a single project cannot halt it for the others. Use "
+        "1 if there is only one project.",
     )
     reject_unattributed_ratio_max: float = Field(
         0.1,
         gt=0,
         le=1,
-        description="Maximum share of rejects among the messages in the reject window that name no project. "
+        description="Maximum share of messages in the reject window that are rejects without a project id. "
         "Above it the reader halts.",
     )
     reject_window: int = Field(
         1000,
         ge=10,
         le=1_000_000,
-        description="Reject window: number of most recent messages that reject ratios are computed over.",
+        description="Reject window: number of recent messages over which reject ratios are computed.",
     )
     reject_policy: Literal["dead_letter", "drop"] = Field(
         "dead_letter",
-        description="Handling of rejects of a project that is shed because most of its messages are rejects: "
+        description="Handling of the rejects of a shed project, most of whose messages are rejects: "
         "dead_letter keeps them; drop counts and discards them.",
     )
 
@@ -277,8 +279,8 @@ class Settings(FleetSettings):
         ge=6,
         le=3600,
         description="Time without progress of the reader loop after which /livez fails and all stacks are "
-        "logged. A message is rejected when parsing it in a child process takes a sixth of this in CPU time, "
-        "or twice takes 40 % of it in wall-clock time.",
+        "logged. A message is rejected if parsing it in a child process takes more than a sixth of this in CPU "
+        "time, or 40 % of it in wall-clock time twice in a row.",
     )
 
     @model_validator(mode="after")

@@ -1,8 +1,8 @@
-/* The history of one partition in a run, action by action, against commit_protocol.pml.
+/* Checks the history of one partition in a run against commit_protocol.pml.
  *
- * `python -m tools.spec` writes the history as numbers, one action per line, into the file that the environment names.
- * What a reader cannot see, the broker storing a commit, may happen at any time in between: the search tries all of it.
- * The last line that it prints says how many actions it got to.
+ * `python -m tools.spec` writes the history as numbers, one action per line, to the file in the variable HISTORY.
+ * The broker may store a commit at any time between two actions, because readers cannot observe that; the search
+ * tries every possibility. The last line of the output has the number of actions that were reached.
  */
 #define FAULTS 32000
 #define number short
@@ -29,9 +29,9 @@ int at; short what, r, x, y, z;
 
 #define HOLDS(condition) d_step { (condition) -> skip }
 
-inline begin(offset_) {      /* what the broker held when the history begins */
+inline begin(offset_) {      /* stored by the broker before the history begins */
   d_step { committed = offset_; for (k : 0 .. offset_ - 1) { durable[k] = true } skip } }
-inline again_if_lost(r_, stop, stage_) {    /* another chord took its place, or its deadline passed: a late answer counts */
+inline again_if_lost(r_, stop, stage_) {    /* a late completion counts, even after its deadline or another dispatch */
   if :: chord[stop].stage == stage_ && chord[stop].by == r_ && reader[r_].batch[stop].out -> skip
      :: else -> d_step { reader[r_].batch[stop].out = false }; dispatch(r_, stop) fi }
 inline flush(r_, stop) { if :: write(r_, stop); mark(r_, stop) :: else fi }
@@ -70,9 +70,9 @@ active proctype replay() {
      :: what == 24 -> park(r, x)
      :: what == 25 -> d_step { reader[r].batch[x].out = false }                 /* expire */
      :: what == 26 -> HOLDS(reader[r].batch[x].is_cut && !reader[r].batch[x].left)      /* settled */
-     :: what == 27 -> HOLDS(reader[r].commit[x].ends[y])                       /* it names this end */
+     :: what == 27 -> HOLDS(reader[r].commit[x].ends[y])                       /* the commit has this end */
      :: what == 28 -> d_step { m = 0; for (k : 1 .. STOP) { m = m + reader[r].commit[x].ends[k] } z = m };
-                      HOLDS(z == y)                                            /* and as many in all */
+                      HOLDS(z == y)                                            /* and this number of ends */
      :: what == 29 -> HOLDS(reader[r].plan[x])                                 /* the new owner reads this end */
      :: what == 30 -> d_step { m = 0; for (k : 1 .. STOP) { m = m + reader[r].plan[k] } z = m }; HOLDS(z == x)
      fi;

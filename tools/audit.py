@@ -2,9 +2,9 @@
 
     python -m tools.audit [--requirements constraints.txt] [--ignore-vuln ID]...
 
-Runs pip-audit against OSV (https://osv.dev): names and versions are sent there, nothing is installed. Exit code 1:
-a pinned version has a known vulnerability. 0: none has, or OSV was not reachable, which is reported: `make check`
-must pass without a network, but must not report success for a check that did not run.
+Runs pip-audit against OSV (https://osv.dev). Names and versions are sent there; nothing is installed. The exit
+code is 1 if a pinned version has a known vulnerability. It is 0 if none has, or if OSV cannot be reached: `make
+check` must pass without a network, and says that the check did not run.
 """
 
 from __future__ import annotations
@@ -17,50 +17,50 @@ from pathlib import Path
 from typing import Any
 
 AUDIT_SECONDS_MAX = 90.0
-ASK_SECONDS_MAX = 10
+REQUEST_SECONDS_MAX = 10
 OSV_URL = "https://api.osv.dev/v1/query"
 
 
 class NotChecked(Exception):
-    """The data is not available. The message says why."""
+    """The vulnerability data is not available. The message says why."""
 
 
-def ask(requirements: Path, osv_url: str, ignored: list[str], seconds_max: float) -> list[dict[str, Any]]:
+def audit(requirements: Path, osv_url: str, ignored: list[str], seconds_max: float) -> list[dict[str, Any]]:
     """Returns pip-audit's result for each package: `name`, `version`, and `vulns` or `skip_reason`. Raises
     NotChecked.
     """
     command = [sys.executable, "-m", "pip_audit", "--requirement", str(requirements), "--no-deps", "--disable-pip"]
-    command += ["--vulnerability-service", "osv", "--osv-url", osv_url, "--timeout", str(ASK_SECONDS_MAX)]
+    command += ["--vulnerability-service", "osv", "--osv-url", osv_url, "--timeout", str(REQUEST_SECONDS_MAX)]
     command += ["--format", "json", "--progress-spinner", "off"]
     for identity in ignored:
         command += ["--ignore-vuln", identity]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds_max, check=False)
     except subprocess.TimeoutExpired as error:
-        raise NotChecked(f"no answer within {seconds_max:g} s") from error
+        raise NotChecked(f"no response within {seconds_max:g} s") from error
     try:
         found: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
     except (ValueError, KeyError) as error:
-        lines = done.stderr.strip().splitlines() or ["pip-audit said nothing"]
+        lines = done.stderr.strip().splitlines() or ["pip-audit printed nothing"]
         raise NotChecked(lines[-1]) from error
     return found
 
 
 def report(found: list[dict[str, Any]]) -> int:
     """Prints vulnerable packages and their fixes. Returns the exit code."""
-    bad = [one for one in found if one.get("vulns")]
-    skipped = [one["name"] for one in found if "skip_reason" in one]
-    for one in bad:
-        for known in one["vulns"]:
+    vulnerable = [package for package in found if package.get("vulns")]
+    skipped = [package["name"] for package in found if "skip_reason" in package]
+    for package in vulnerable:
+        for known in package["vulns"]:
             names = ", ".join([known["id"], *known.get("aliases", [])])
             fixed = (
                 f"fixed in {', '.join(known['fix_versions'])}" if known.get("fix_versions") else "not fixed yet"
             )
-            print(f"{one['name']} {one['version']}: {names}, {fixed}: {known.get('description', '')}")
+            print(f"{package['name']} {package['version']}: {names}, {fixed}: {known.get('description', '')}")
     if skipped:
         print(f"not checked for known vulnerabilities: {', '.join(skipped)}")
-    print(f"{len(found) - len(skipped)} pinned packages looked up, {len(bad)} with known vulnerabilities")
-    return 1 if bad else 0
+    print(f"{len(found) - len(skipped)} pinned packages checked, {len(vulnerable)} with known vulnerabilities")
+    return 1 if vulnerable else 0
 
 
 def main() -> None:
@@ -77,11 +77,11 @@ def main() -> None:
         "--seconds",
         type=float,
         default=AUDIT_SECONDS_MAX,
-        help="time limit, seconds; after it the check counts as not done",
+        help="time limit, seconds; after that, the check counts as not run",
     )
     arguments = parser.parse_args()
     try:
-        found = ask(arguments.requirements, arguments.osv_url, arguments.ignore_vuln, arguments.seconds)
+        found = audit(arguments.requirements, arguments.osv_url, arguments.ignore_vuln, arguments.seconds)
     except NotChecked as reason:
         print(f"pinned packages were NOT checked for known vulnerabilities: {reason}")
         return

@@ -3,8 +3,9 @@
     python -m tools.coverage_floors [--data .coverage/data]
 
 Reads the data of `coverage run` and `coverage combine`, and the table `[tool.coverage_floors]` in pyproject.toml:
-package directory -> minimum per cent of lines and branches. A file counts for the deepest listed package that
-contains it, and every package must be listed. Exit code 1: a package is below its floor, or was not measured.
+package directory -> minimum percentage of lines and branches. A file counts for the deepest listed package that
+contains it, and every package must be listed. The exit code is 1 if a package is below its floor or was not
+measured.
 """
 
 from __future__ import annotations
@@ -28,26 +29,26 @@ REPOSITORY = Path(__file__).parents[1]
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Total and covered numbers of statements and branches, added up."""
+    """Number of statements and branches, in total and covered."""
 
     total: int = 0
-    ran: int = 0
+    covered: int = 0
 
     @property
     def per_cent(self) -> float:
-        """0 to 100; 0 where nothing was measured."""
-        return 100 * self.ran / self.total if self.total else 0.0
+        """Covered percentage; 0 if nothing was measured."""
+        return 100 * self.covered / self.total if self.total else 0.0
 
     def plus(self, summary: Mapping[str, int]) -> Share:
-        """Returns this share plus that of one file of coverage's JSON report."""
+        """Adds one file of coverage's JSON report."""
         return Share(
             self.total + summary["num_statements"] + summary.get("num_branches", 0),
-            self.ran + summary["covered_lines"] + summary.get("covered_branches", 0),
+            self.covered + summary["covered_lines"] + summary.get("covered_branches", 0),
         )
 
 
 def floors(pyproject: Path) -> dict[str, float]:
-    """Package directory -> minimum per cent."""
+    """Package directory -> minimum percentage."""
     return dict(tomllib.loads(pyproject.read_text())["tool"]["coverage_floors"])
 
 
@@ -58,16 +59,16 @@ def by_package(files: Mapping[str, Any], packages: Mapping[str, float]) -> dict[
     """
     shares = dict.fromkeys(packages, Share())
     for path, measured in files.items():
-        above = [package for package in packages if path.startswith(f"{package}/")]
-        if not above:
+        parents = [package for package in packages if path.startswith(f"{package}/")]
+        if not parents:
             raise KeyError(f"{path} belongs to no package in [tool.coverage_floors]")
-        package = max(above, key=len)
+        package = max(parents, key=len)
         shares[package] = shares[package].plus(measured["summary"])
     return shares
 
 
 def report(data: Path) -> dict[str, Any]:
-    """Coverage's JSON report: path from the repository's root -> its figures."""
+    """Coverage's JSON report, by path from the repository's root."""
     measured = coverage.Coverage(data_file=str(data), config_file=str(REPOSITORY / "pyproject.toml"))
     measured.load()
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
@@ -81,7 +82,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=REPOSITORY / ".coverage" / "data")
     packages = floors(REPOSITORY / "pyproject.toml")
     shares = by_package(report(parser.parse_args().data), packages)
-    table = Table("package", "lines and branches", "ran", "per cent", "floor", "")
+    table = Table("package", "lines and branches", "covered", "percent", "floor", "")
     below = 0
     for package, floor in sorted(packages.items()):
         share = shares[package]
@@ -90,7 +91,7 @@ def main() -> int:
         table.add_row(
             package,
             f"{share.total:,}",
-            f"{share.ran:,}",
+            f"{share.covered:,}",
             f"{share.per_cent:.1f}",
             f"{floor:g}",
             "BELOW" if failed else "ok",

@@ -1,9 +1,9 @@
-"""Import rules: the modules of ours and of third parties that each package may import.
+"""Import rules: the own and third-party modules that each package may import.
 
 `TABLE` has the rules, bottom up: a package may import itself, packages above it in the table, and the third-party
-modules in its row. `violations` checks one source text against it; ARCHITECTURE.md shows the same table.
+modules in its row. `violations` checks one source text; ARCHITECTURE.md shows the same table.
 
-    python -m tools.imports         prints violations; exit code 1 if there are any
+    python -m tools.imports         prints violations; the exit code is 1 if there are any
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ EVERYWHERE = "*"
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """One row: modules of one layer, by dotted name, including everything below it.
+    """One row: the modules of one layer, by dotted name, submodules included.
 
-    `ours`: our own modules that it may import besides itself; None: everything above it in the table.
-    `libraries`: part of the row -> top-level third-party names that it may import; EVERYWHERE is the whole row.
-    None: any. `standard`: the modules of the standard library that it may import; None: all.
+    `ours`: own modules that the row may import in addition to itself; None: all above it in the table.
+    `libraries`: part of the row -> third-party packages that it may import (EVERYWHERE is the whole row); None:
+    all. `standard`: modules of the standard library that the row may import; None: all.
     """
 
     modules: tuple[str, ...]
@@ -35,11 +35,11 @@ class Package:
     standard: tuple[str, ...] | None = None
 
     def holds(self, module: str) -> bool:
-        """Whether the module belongs to this row."""
-        return any(within(module, mine) for mine in self.modules)
+        """True if the module belongs to this row."""
+        return any(within(module, name) for name in self.modules)
 
     def may_use(self, module: str, library: str) -> bool:
-        """Whether that module of this row may import the third-party package."""
+        """True if this module of the row may import the third-party package."""
         if self.libraries is None:
             return True
         parts = [libraries for part, libraries in self.libraries.items() if self._covers(part, module)]
@@ -47,11 +47,11 @@ class Package:
 
     def _covers(self, part: str, module: str) -> bool:
         return part == EVERYWHERE or any(
-            within(module, name) for name in (part, *(f"{mine}.{part}" for mine in self.modules))
+            within(module, name) for name in (part, *(f"{package}.{part}" for package in self.modules))
         )
 
 
-# This list has no module that reads a clock, a file, the network, the environment or a source of randomness.
+# No module in this list reads a clock, a file, the network, the environment or a source of randomness.
 CORE_STANDARD = (
     "__future__", "base64", "binascii", "bisect", "collections", "contextlib", "dataclasses", "enum", "functools",
     "hashlib", "heapq", "ipaddress", "itertools", "math", "operator", "re", "struct", "typing", "zlib",
@@ -242,7 +242,7 @@ TABLE: tuple[Package, ...] = (
 
 
 def within(module: str, name: str) -> bool:
-    """Whether the module is `name` or below it."""
+    """True if the module is `name` or below it."""
     return module == name or module.startswith(name + ".")
 
 
@@ -252,7 +252,7 @@ def module_of(path: str) -> str:
 
 
 def row_of(module: str) -> int | None:
-    """The module's row in the table, by the longest matching name; None: it has none."""
+    """Index of the module's row, by the longest matching name; None if it has no row."""
     found = [
         (len(name), row) for row, package in enumerate(TABLE) for name in package.modules if within(module, name)
     ]
@@ -269,10 +269,10 @@ class Import:
 
 
 def imports(text: str) -> Iterator[Import]:
-    """Returns every import of a source text, including those in functions, under TYPE_CHECKING, and by a literal
-    name at run time.
+    """Yields every import of a source text, including those in functions, under TYPE_CHECKING, and at run time by
+    a literal name.
 
-    A relative import has the name "." and is never allowed.
+    A relative import gets the name ".", which is never allowed.
     """
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
@@ -282,7 +282,7 @@ def imports(text: str) -> Iterator[Import]:
             for alias in node.names:
                 yield Import(node.lineno, "." if node.level else f"{module}.{alias.name}", module)
         elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__"):
-            literal = [one.value for one in node.args[:1] if isinstance(one, ast.Constant)]
+            literal = [argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant)]
             yield from (Import(node.lineno, str(name), str(name)) for name in literal)
 
 
@@ -295,46 +295,46 @@ def _called(node: ast.AST) -> str:
 
 
 def violations(path: str, text: str) -> list[str]:
-    """Violations in this source text, one line each with its line number. `path` is relative to the root."""
+    """The violations in this source text, one line each. `path` is relative to the root."""
     module = module_of(path)
     row = row_of(module)
     found = [
-        f"{path}:{one.line}: {module} may not import {one.name}: {why}"
-        for one in imports(text)
-        if (why := _refusal(module, row, one))
+        f"{path}:{found.line}: {module} may not import {found.name}: {reason}"
+        for found in imports(text)
+        if (reason := _refusal(module, row, found))
     ]
     if row is not None and TABLE[row].standard is not None:
         found += [f"{path}:{line}: {module} may not call {name}" for line, name in _effects(text)]
     return found
 
 
-def _refusal(module: str, row: int | None, one: Import) -> str:
-    """Why this import is not allowed; "" if it is allowed."""
-    top = one.name.split(".")[0]
+def _refusal(module: str, row: int | None, found: Import) -> str:
+    """The reason why this import is not allowed; "" if it is allowed."""
+    top = found.name.split(".")[0]
     if not top:
-        return "imports are absolute"
+        return "imports must be absolute"
     if top in OURS:
-        return _refusal_of_ours(row, one)
+        return _refusal_of_ours(row, found)
     if top in sys.stdlib_module_names:
         standard = TABLE[row].standard if row is not None else None
-        allowed = standard is None or any(within(one.module, name) for name in standard)
-        return "" if allowed else "not on its short list of the standard library"
+        allowed = standard is None or any(within(found.module, name) for name in standard)
+        return "" if allowed else "its row does not list this module of the standard library"
     if row is None:
-        return "it has no row in the table"
-    return "" if TABLE[row].may_use(module, top) else "its row does not name that library"
+        return "the importing module has no row in the table"
+    return "" if TABLE[row].may_use(module, top) else "its row does not list this library"
 
 
-def _refusal_of_ours(row: int | None, one: Import) -> str:
-    theirs = row_of(one.name)
+def _refusal_of_ours(row: int | None, found: Import) -> str:
+    imported_row = row_of(found.name)
     if row is None:
-        return "it has no row in the table"
-    if theirs is None:
-        return "that has no row in the table"
-    if theirs > row:
-        return "imports point up the table only"
+        return "the importing module has no row in the table"
+    if imported_row is None:
+        return "the imported module has no row in the table"
+    if imported_row > row:
+        return "a package may import only packages above it in the table"
     ours = TABLE[row].ours
-    allowed = theirs == row or ours is None or any(within(one.name, name) for name in ours)
-    return "" if allowed else "its row does not name it"
+    allowed = imported_row == row or ours is None or any(within(found.name, name) for name in ours)
+    return "" if allowed else "its row does not list this module"
 
 
 def _effects(text: str) -> Iterator[tuple[int, str]]:
@@ -349,7 +349,7 @@ def _effects(text: str) -> Iterator[tuple[int, str]]:
 
 def sources() -> list[Path]:
     """Every checked Python file."""
-    return [ROOT / "celeryconfig.py", *(path for one in CHECKED for path in sorted((ROOT / one).rglob("*.py")))]
+    return [ROOT / "celeryconfig.py", *(path for name in CHECKED for path in sorted((ROOT / name).rglob("*.py")))]
 
 
 def table() -> str:

@@ -20,47 +20,45 @@ def proof_page() -> Iterator[str]:
     """The whole page."""
     figures: dict[str, Any] = json.loads(FIGURES.read_text())
     yield "# Tables of the proof"
-    yield "Results of the runs behind [the proof](proof.md), which describes how each was made, and its limits."
+    yield "Results of the runs that [the proof](proof.md) describes, with the method and the limits of each."
     yield "## Every order of events"
     yield figures["explored_when"]
     yield _table(
         ("world", "states", "steps", "depth", "pipeline states", "decisions", "CPU seconds"),
-        (_explored(one) for one in figures["explored"]),
+        (_explored_row(world) for world in figures["explored"]),
     )
     yield "## Marks of simulated worlds"
     yield figures["marks_when"]
     yield _table(("situation", "times"), figures["marks"])
-    yield "## A rebalance in the middle of a load"
-    yield _table(
-        ("what happens amid the load", "partitions that move", "read again", "sent again"), figures["rebalance"]
-    )
+    yield "## Rebalances under load"
+    yield _table(("event", "partitions that move", "read again", "sent again"), figures["rebalance"])
     yield "## Planted bugs"
     yield figures["mutants_when"]
     yield _table(
-        ("bug", "file in `ingest/`", "unit test that kills it", "invariants that break in simulated worlds"),
+        ("bug", "file in `ingest/`", "unit test that detects it", "invariants violated in simulated worlds"),
         ((bug, f"`{file}`", f"`{test}`", broken) for bug, file, test, broken in figures["mutants"]),
     )
 
     yield "### Bugs that simulated worlds miss"
     yield (
-        "Whether each breaks safety, and the smallest world in which `make explore` finds it "
-        "(`tools/explore/judged.py`). A bug that breaks safety and has no world is in code that the explorer does "
-        "not drive: the loop, and the start of a partition."
+        "The table shows whether each bug breaks safety, and the smallest world in which `make explore` finds it "
+        "(`tools/explore/judged.py`). A bug that breaks safety but has no world is in code that the explorer does "
+        "not run: the loop, and the start of a partition."
     )
     yield _table(
-        ("bug", "breaks", "why", "found by the explorer in a world of"),
-        ((one.bug, one.breaks, one.why, one.world) for one in JUDGED),
+        ("bug", "breaks", "effect", "smallest world in which the explorer finds it"),
+        ((judged.bug, judged.breaks, judged.why, judged.world) for judged in JUDGED),
     )
 
 
-def _explored(one: dict[str, Any]) -> tuple[str, ...]:
+def _explored_row(world: dict[str, Any]) -> tuple[str, ...]:
     """One row of the explorer's table. The columns about pipelines are empty for the staging model."""
-    numbers = [one.get("pipelines"), one.get("decisions")]
+    numbers = [world.get("pipelines"), world.get("decisions")]
     return (
-        one["bound"],
-        *(f"{one[name]:,}" for name in ("states", "steps", "depth")),
+        world["bound"],
+        *(f"{world[name]:,}" for name in ("states", "steps", "depth")),
         *("" if number is None else f"{number:,}" for number in numbers),
-        f"{one['cpu_seconds']:,.0f}",
+        f"{world['cpu_seconds']:,.0f}",
     )
 
 

@@ -22,7 +22,7 @@ from tasks.sinks.http import answers, transfers
 from tasks.sinks.outcome import MEANING_OF, Action, Blame
 from tasks.wire import SinkName
 
-# The older names of error codes that have two names.
+# Excludes the older names of error codes that have two names.
 CURL_CODE = re.compile("E_(?!MULTI|FTP|TFTP|URL_MALFORMAT_USER|UNKNOWN_TELNET_OPTION|SSL_PEER_CERT|SSL_CACERT$)")
 PROOF_OF = {
     SinkName.GCS: objects.PROOF,
@@ -37,7 +37,7 @@ def sinks_page() -> Iterator[str]:
     """The whole page."""
     yield "# Sinks: proof of writes, and causes of failures"
     yield from _proofs()
-    yield from _blames()
+    yield from _causes()
     yield from _statuses()
     yield from _google()
     yield from _clickhouse()
@@ -48,40 +48,41 @@ def sinks_page() -> Iterator[str]:
 def _proofs() -> Iterator[str]:
     yield "## What proves a write"
     yield _text(
-        """An item counts as durable when the response proves it in the sink's own format. A success status proves
-        nothing: ClickHouse may send it before an insert fails, and proxies and captive portals respond with their
-        own pages. Writes without proof are retried, and one line in the worker's log has the response. Responses
-        are read up to 64 KiB, and redirects are not followed."""
+        """An item counts as durable when the response proves it in the sink's own format. A success status alone
+        proves nothing: ClickHouse may send it before an insert fails, and proxies and captive portals respond with
+        their own pages. Writes without proof are retried, and the worker logs the response. Responses are read up
+        to 64 KiB, and redirects are not followed."""
     )
     yield _table(("sink", "proof"), ((f"`{name}`", PROOF_OF[name]) for name in SinkName))
 
 
-def _blames() -> Iterator[str]:
+def _causes() -> Iterator[str]:
     yield "## Causes of failures"
     yield _text(
-        """Each failure is assigned one cause, by the statuses, codes and reasons listed below. Unlisted ones are
-        assigned to `server`, or to `network` if there was no response: retried, then parked, never lost."""
+        """Each failure is assigned one cause, by the statuses, codes and reasons listed below. The cause of
+        unlisted ones is `server`, or `network` if there was no response; these are retried, then parked, and never
+        lost."""
     )
     rows = ((f"`{blame.value}`", MEANING_OF[blame], _sentence(blame.action)) for blame in Blame)
     yield _table(("cause", "meaning", "handling"), rows)
     yield _text(
-        f"""Before an item is blamed, and again after the last one, the destination is examined; refusals
-        without a healthy result on both sides are discarded. BigQuery and ClickHouse are queried for the
-        table's type and columns, and tested with known-good rows that are not stored; in Cloud Storage a
-        small object is stored and deleted. An added column or a constraint that no row satisfies therefore
-        parks the batch, and a bad row becomes a dead letter even if it is alone in its batch. Refusals that
-        name no row are bisected, with at most {WRITES_MAX} writes per run. If a healthy destination refuses
-        {REFUSED_MIN} items or more and over {REFUSED_SHARE:.0%} of a task (or all of a sample spread over
-        it), our rows are wrong, and the batch is parked."""
+        f"""Before an item is blamed, and again after the last one, the destination is checked. Refusals count only
+        if it is healthy both times. BigQuery and ClickHouse are queried for the type and columns of the table, and
+        tested with valid rows that are not stored; in Cloud Storage a small object is stored and deleted. An added
+        column or a constraint that no row satisfies therefore parks the batch, and a bad row becomes a dead letter
+        even if it is alone in its batch. If a refusal names no row, the batch is bisected, with at most
+        {WRITES_MAX} writes per run. If a healthy destination refuses {REFUSED_MIN} items or more, and over
+        {REFUSED_SHARE:.0%} of a task (or all of a sample of it), the rows are wrong in general, and the batch is
+        parked."""
     )
 
 
 def _statuses() -> Iterator[str]:
     yield "## HTTP statuses"
     yield _text(
-        """For responses without an error of the server itself, for example from proxies and gateways.
-        `Retry-After`, in seconds or as a date, is honored up to one hour. Success statuses without proof are
-        `network`."""
+        """The table applies to responses that contain no error of the sink itself, for example from proxies and
+        gateways. `Retry-After`, in seconds or as a date, is honored up to one hour. The cause of a success status
+        without proof is `network`."""
     )
     yield _by_blame({str(status): blame for status, blame in answers.BLAME_OF_STATUS.items()}, "statuses")
 
@@ -89,12 +90,12 @@ def _statuses() -> Iterator[str]:
 def _google() -> Iterator[str]:
     yield "## Cloud Storage and BigQuery"
     yield _text(
-        """Google's JSON errors are classified by reason, then by status as above, with two differences: 400 is
-        `batch` (`row` for one object or one row), or `size` if its text says so. After a 403 or 412 for an upload,
-        the stored object is compared: an equal object is success; a different one protected by a retention policy
-        or hold is `row`. A packed object never becomes a dead letter, because the letter could not name its
-        recordings: its batch is parked. A row that BigQuery refuses with `no such field` is `table`; `stopped`
-        rows are written again without those that stopped them."""
+        """Google's JSON errors are classified by reason, then by status as above, with two differences. A 400 is
+        `batch` (`row` for a single object or row), or `size` if its text says so. After a 403 or 412 for an
+        upload, the stored object is compared: an equal object is a success; a different one that is protected by a
+        retention policy or hold is `row`. A packed object never becomes a dead letter, because the letter could
+        not name its recordings; its batch is parked instead. A row that BigQuery refuses with `no such field` is
+        `table`. Rows refused as `stopped` are written again, without the rows that caused it."""
     )
     yield _by_blame({f"`{reason}`": blame for reason, blame in google_errors.BLAME_OF_REASON.items()}, "reasons")
     yield _text(
@@ -111,9 +112,10 @@ def _google() -> Iterator[str]:
 def _clickhouse() -> Iterator[str]:
     yield "## ClickHouse"
     yield _text(
-        """By the exception code in the header or body, regardless of the status. `batch` becomes `row` for the row
-        named by the server (`at row N`), once it was refused on its own. Exceptions about an unknown field, or
-        raised while pushing to a view, are `table`. A 413 is `size` regardless of the code."""
+        """Exceptions are classified by the code in the header or body, regardless of the status. `batch` becomes
+        `row` for a row that the server named (`at row N`) and that was then refused on its own. Exceptions about
+        an unknown field, or raised while pushing to a view, are `table`. A 413 is `size` regardless of the
+        code."""
     )
     codes = {f"{number} `{name}`": blame for (number, name), blame in clickhouse_errors.BLAME_OF_CODE.items()}
     yield _by_blame(codes, "codes")
@@ -122,22 +124,23 @@ def _clickhouse() -> Iterator[str]:
 def _kafka() -> Iterator[str]:
     yield "## Dead letters"
     yield _text(
-        """By librdkafka's error name. Letters are never blamed, because there is no other destination. Codes of
-        consumers, transactions and administration, which do not occur in a producer, are `server`."""
+        """Errors are classified by librdkafka's error name. Dead letters themselves are never blamed, because they
+        have no other destination. Codes of consumers, transactions and administration, which do not occur in a
+        producer, are `server`."""
     )
-    ours = {
+    names_of_producers = {
         f"`{name}`": blame
         for name, blame in sorted(kafka_errors.BLAME_OF_NAME.items())
         if name not in kafka_errors.NOT_OURS
     }
-    yield _by_blame(ours, "codes")
+    yield _by_blame(names_of_producers, "codes")
 
 
 def _network() -> Iterator[str]:
     yield "## No response"
     yield _text(
-        """HTTP requests without a response, by libcurl's code. A proxy that refuses the tunnel is classified by
-        its status, as above."""
+        """HTTP requests without a response are classified by libcurl's code. A proxy that refuses a tunnel is
+        classified by its status, as above."""
     )
     names = {getattr(pycurl, name): name for name in sorted(dir(pycurl)) if CURL_CODE.match(name)}
     yield _by_blame({f"`{names[code]}`": blame for code, blame in transfers.BLAME_OF_CODE.items()}, "codes")

@@ -1,7 +1,7 @@
 """Cuts batches: at a message count, byte size or age, or at a boundary recorded by the previous owner.
 
-Staged bytes per batch stay within `staged_bytes_max`, also in a planned range: a batch ends before the message
-that would exceed it. Only a batch of a single message may be larger.
+A batch stages at most `staged_bytes_max` bytes, even in a planned range: it ends before the message that would
+exceed the limit. Only a batch of a single message may be larger.
 
 docs/decisions/001-batch-is-an-offset-range.md, docs/decisions/014-same-cut.md
 """
@@ -19,10 +19,10 @@ class Builder:
     """The open batch of one partition in one epoch.
 
     `plan` holds the ends of batches that the previous owner had cut above its committed offset. While it is not
-    empty, count, bytes and age do not cut, so that the same ranges get the same ids. A planned range whose last
-    messages are missing is cut as it is when the log continues after it (`add`, `ended`), and abandoned when the
-    log ends before it for too long (`waited`). A planned range that would exceed `staged_bytes_max` is cut early,
-    and its end stays planned.
+    empty, count, bytes and age do not cut, so that the same ranges get the same ids. If the last messages of a
+    planned range are missing, it is cut without them once the log continues beyond it (`add`, `ended`). If the log
+    ends inside the range for too long, the plan is abandoned (`waited`). A planned range that would exceed
+    `staged_bytes_max` is cut early, and its end stays planned.
     """
 
     def __init__(self, source: TopicPartition, epoch: int, limits: Limits, plan: Iterable[int] = ()) -> None:
@@ -45,7 +45,7 @@ class Builder:
 
     @property
     def planned(self) -> tuple[int, ...]:
-        """Ends of the previous owner's batches that were not reached yet."""
+        """Ends of the previous owner's batches that have not been reached yet."""
         return tuple(self._plan)
 
     @property
@@ -95,8 +95,8 @@ class Builder:
         return CutReason.BYTES if self.size_bytes >= self._limits.batch_bytes_max else None
 
     def ended(self, end: int, now: float) -> Batch | None:
-        """There is no message between the last one added and `end`. Returns the batch whose planned range this
-        completes."""
+        """Handles a log that has no message between the last one added and `end`. Returns the batch whose planned
+        range this completes, if any."""
         batch = None
         while self._plan and self._plan[0] <= end:
             self._plan.popleft()
@@ -105,9 +105,9 @@ class Builder:
         return batch
 
     def waited(self, seconds: float) -> None:
-        """The partition was fetched at the end of its log for this long.
+        """Adds time during which the partition was fetched at the end of its log.
 
-        After `plan_seconds_max` the rest of the planned range is abandoned: different batch ids are harmless,
+        After `plan_seconds_max` the rest of the planned range is abandoned: different batch ids are harmless, but
         waiting indefinitely is not.
         """
         if not self.waits_for_plan:
@@ -128,8 +128,8 @@ class Builder:
         return bool(self._messages and not self._plan) and now - self._started_at >= age_seconds
 
     def halt(self, now: float) -> Batch | None:
-        """Cuts the open batch, also a part of a planned range, whose end stays planned: no more messages will
-        arrive."""
+        """Cuts the open batch when the reader halts, because no more messages will arrive. The end of a planned
+        range stays planned."""
         return self._cut(CutReason.DRAIN, now) if self._messages else None
 
     def drain(self, now: float) -> Batch | None:

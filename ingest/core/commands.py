@@ -74,14 +74,14 @@ class Renew:
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """The batch settled or was abandoned: delete its staged bytes, keep its done marks."""
+    """Delete the staged bytes of a settled or abandoned batch, but keep its done marks."""
 
     batch: Batch
 
 
 @dataclass(frozen=True, slots=True)
 class Recut:
-    """The batch could not be staged and was replaced by the batches `into`: delete its entries."""
+    """Delete the Redis entries of a batch that could not be staged and was replaced by the batches `into`."""
 
     batch: Batch
     into: tuple[str, ...]
@@ -89,14 +89,14 @@ class Recut:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Release these partitions: nothing of them is in flight, or the drain deadline has passed."""
+    """Release these partitions: they have no batch in flight, or the drain deadline has passed."""
 
     sources: tuple[TopicPartition, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Halt:
-    """Stop consuming but stay up, and report it: an operator must decide."""
+    """Stop consuming, keep running and report the reason. An operator must decide how to continue."""
 
     reason: str
 
@@ -113,7 +113,7 @@ class Shed:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Leave the group and exit, after draining (`clean`) or when out of time."""
+    """Leave the group and exit, either drained (`clean`) or at the drain deadline."""
 
     clean: bool
 

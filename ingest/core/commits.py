@@ -40,7 +40,8 @@ class Commits:
         return self._sent is None
 
     def may_send(self, taken_until: int, now: float, *, urgent: bool) -> bool:
-        """One commit per interval, except for the record of a new cut, or if the caller passes `urgent`."""
+        """True if a commit may be sent: one per interval, unless a new cut must be recorded or the commit is
+        `urgent`."""
         interval_seconds = self._limits.commit_interval_seconds
         if self._sent is not None:
             return False
@@ -67,16 +68,16 @@ class Commits:
         return self._sent
 
     def record_again(self, start: int) -> None:
-        """The ends above `start` changed and are not in any record yet: the next commit is due immediately."""
+        """Makes the next commit due immediately, because the ends above `start` changed since the last record."""
         self.recorded_until = min(self.recorded_until, start)
 
     def acknowledge(self, event: on.Committed) -> bool:
-        """The broker stored it.
+        """Handles a commit that the broker stored.
 
-        Returns False if it is not the commit in progress: then a timed-out commit was stored after all, possibly
-        over a newer one, so resend the newer commit.
+        Returns False if it is not the commit in progress. In that case a timed-out commit was stored after all,
+        possibly over a newer one, so the newer one is resent.
         """
-        if not self._answered(event):
+        if not self._end_commit(event):
             self._stored = None
             return False
         self._refused_at = None
@@ -85,11 +86,12 @@ class Commits:
         return True
 
     def refuse(self, event: on.CommitFailed, now: float) -> bool:
-        """The broker refused it. Returns False if it is not the commit in progress.
+        """Handles a commit that the broker refused. Returns False if it is not the commit in progress.
 
-        If the record was too long, the next commit follows immediately with at most half of it, finally with none.
+        If the record was too long, the next commit follows immediately with at most half of the record, and
+        finally without one.
         """
-        if not self._answered(event):
+        if not self._end_commit(event):
             return False
         if event.record_too_long and event.record:
             self._budget.refused(event.record)
@@ -99,11 +101,11 @@ class Commits:
         return True
 
     def give_up(self, now: float) -> None:
-        """Called with every tick: drops a commit that has timed out, so that the next one can be sent."""
+        """Drops a commit that has timed out, so that the next one can be sent. Called with every tick."""
         if self._sent is not None and now - self._sent_at >= self._limits.commit_answer_seconds_max:
             self._sent = None
 
-    def _answered(self, event: on.Committed | on.CommitFailed) -> bool:
+    def _end_commit(self, event: on.Committed | on.CommitFailed) -> bool:
         sent = self._sent
         if sent is None or (sent.epoch, sent.offset, sent.record) != (event.epoch, event.offset, event.record):
             return False

@@ -8,8 +8,8 @@ separated by `;`:
 `p` and `s` are numbers in base 36, as is each cut: the end of a batch minus the end before it (the first: minus
 the committed offset). Fields without a value are left out. Unknown fields are ignored, so that later releases can
 add fields. A change of meaning requires a new version; unknown versions are not read.
-docs/decisions/014-same-cut.md explains why it is stored there, 036-where-a-partition-starts.md what the fields are
-for.
+docs/decisions/014-same-cut.md explains why it is stored there, and docs/decisions/036-where-a-partition-starts.md
+what the fields mean.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Record(NamedTuple):
     """Metadata of a commit.
 
     `topic_id`: the topic that the offset belongs to; empty if unknown. `partitions`: number of partitions of the
-    topic when its group started; 0 if unknown. `starts`: readers that started here since the offset last advanced.
+    topic when its group started; 0 if unknown. `starts`: number of readers that have started at this offset.
     `stops`: ends of the batches above the committed offset, ascending.
     """
 
@@ -46,7 +46,7 @@ class Budget:
         self.bytes_max = bytes_max
 
     def refused(self, text: str) -> None:
-        """The broker refused metadata of this length."""
+        """Lowers the maximum, after the broker refused metadata of this length."""
         self.bytes_max = min(self.bytes_max, len(text) // 2)
 
 
@@ -117,7 +117,7 @@ def decode(committed: int, text: str) -> Record:
 
 
 def refusal(text: str) -> str:
-    """Why `decode` ignores this text, for a log line; empty if it does not, or if there is no text."""
+    """The reason why `decode` ignores this text, for a log line; empty if it is read, or if there is no text."""
     version = text.split(";")[0]
     if not text or version == VERSION or text.startswith(CUTS_ONLY_VERSION + ","):
         return ""

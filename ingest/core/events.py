@@ -13,8 +13,8 @@ class Assignment:
 
     `committed` is the group's committed offset and `record` the metadata string stored with it by the previous
     owner (docs/decisions/014-same-cut.md). If there is no committed offset for the current topic (None),
-    consumption starts at `start`. `topic_id` (empty: unknown) and `began_with` (0: unknown) are to be recorded.
-    `replaced`: the id of the topic that was deleted and recreated since the last commit.
+    consumption starts at `start`. `topic_id` (empty if unknown) and `began_with` (0 if unknown) are written to the
+    record. `replaced`: id of the previous topic, if the topic was recreated since the last commit.
     """
 
     source: TopicPartition
@@ -65,11 +65,11 @@ class OffsetOutOfRange:
 
 @dataclass(frozen=True, slots=True)
 class EndReached:
-    """The end of the partition was reached: every message before `end` was delivered.
+    """The client reached the end of the partition: it has fetched every message before `end`.
 
-    `position` is one past the last delivered message, or where fetching began. `end` is higher when the last
-    offsets of the log hold no message (transaction markers, what compaction removed). The event may arrive before
-    those messages; it applies once the pipeline has taken everything before `position`.
+    `position` is one past the last fetched message, or where fetching began. `end` is higher when the last offsets
+    of the log hold no message (transaction markers, compacted messages). The event may arrive before those
+    messages; it applies once the pipeline has taken everything before `position`.
     """
 
     source: TopicPartition
@@ -90,9 +90,9 @@ class MessageParsed:
 
 @dataclass(frozen=True, slots=True)
 class MessageDeferred:
-    """One message is parsed outside the loop. Its MessageParsed follows; until then its partition waits.
+    """One message is being parsed outside the loop. Its partition waits until its MessageParsed follows.
 
-    `size_bytes` is its memory meanwhile.
+    `size_bytes`: memory that the message uses until then.
     """
 
     source: TopicPartition
@@ -123,9 +123,10 @@ class FlushFailed:
 
 @dataclass(frozen=True, slots=True)
 class DispatchFailed:
-    """The stage could not be started (Redis unreachable or full), or only partly. `error` as above.
+    """The stage was not started, or only in part, because Redis is unreachable or full.
 
-    `too_large`: the batch does not fit into Redis as configured, so waiting does not help.
+    `error` is one line for operators. `too_large`: the batch does not fit into Redis as configured, so waiting
+    does not help.
     """
 
     batch_id: str
@@ -148,7 +149,8 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class CommitFailed:
-    """The broker refused or did not respond. `record_too_long`: refused because of the record's length."""
+    """The broker refused the commit or did not respond. `record_too_long`: the record is too long for the
+    broker."""
 
     source: TopicPartition
     epoch: int

@@ -17,10 +17,10 @@ from ingest.core.model import Batch, Stage
 class Phase(StrEnum):
     """Phase of a batch between its cut and its settlement."""
 
-    RECORDING = "recording"  # its boundary is being committed to the broker
-    WAITING = "waiting"  # it waits for a slot
-    FLUSHING = "flushing"  # its chord is running
-    PARKED = "parked"  # its chord failed or could not be started; retried at `until`
+    RECORDING = "recording"  # the boundary is being committed to the broker
+    WAITING = "waiting"  # for a slot
+    FLUSHING = "flushing"  # the chord is running
+    PARKED = "parked"  # the chord failed or could not be started; it is retried at `until`
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class Flight:
     `since`: start of its phase; `until`: time at which its phase expires. `attempt` counts its chords, `failures`
     consecutive failed chords of this stage, `misses` consecutive deadlines without a completion.
     `others_succeeded`: another batch passed the same stage while this one's last chord was running, so the sinks
-    work. `shown` is what operators see since `shown_at`, from its first Park until its stage is durable.
+    work. `shown`: the last Park shown to operators, at `shown_at`; None once the stage is durable.
     """
 
     batch: Batch
@@ -52,14 +52,14 @@ class Flight:
         return self.stages[0]
 
     def dispatch(self, now: float, deadline_seconds: float) -> do.Dispatch:
-        """Starts its next chord, with a deadline."""
+        """Starts the next chord, with a deadline."""
         self.attempt += 1
         self.others_succeeded = False
         self.phase, self.since, self.until = Phase.FLUSHING, now, now + deadline_seconds
         return do.Dispatch(self.batch, self.stage, self.attempt, deadline_seconds)
 
     def advance(self) -> bool:
-        """Its stage is durable: moves to the next one. Returns False if that was the last."""
+        """Moves to the next stage, once the current one is durable. Returns False if there is none."""
         if len(self.stages) > 1:
             self.stages = self.stages[1:]
             self.failures, self.misses, self.error, self.shown = 0, 0, "", None
@@ -67,14 +67,14 @@ class Flight:
         return False
 
     def park(self, error: str, now: float, wait_seconds: float) -> do.Park:
-        """Parks it, which frees its slot. Returns the command that shows it to operators."""
+        """Parks the batch, which frees its slot. Returns the command that shows it to operators."""
         self.error = error
         self.phase, self.since, self.until = Phase.PARKED, now, now + wait_seconds
         return do.Park(self.batch, self.stage, self.attempt, error, wait_seconds)
 
     def observe_success(self, stage: Stage, now: float) -> None:
-        """Another batch passed this stage. If this one was parked because sinks were unavailable, they are back
-        and it is due.
+        """Handles another batch that passed this stage. If this batch was parked because sinks were unavailable,
+        it is now due.
 
         A batch that failed while others succeeded has its own cause and keeps its backoff.
         """
@@ -86,12 +86,12 @@ class Flight:
             self.until = now
 
     def show(self, park: do.Park, now: float) -> do.Park:
-        """Starts showing it to operators."""
+        """Records that the batch is shown to operators."""
         self.shown, self.shown_at = park, now
         return park
 
     def renew(self, now: float) -> do.Renew | None:
-        """Keeps it visible; None if it is not shown."""
+        """The command that keeps the batch visible to operators; None if it is not shown."""
         if self.shown is None:
             return None
         age_seconds = now - self.shown_at

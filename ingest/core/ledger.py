@@ -61,7 +61,7 @@ class Ledger:
         line.ranges.insert(index + 1, second)
 
     def settle(self, source: TopicPartition, offsets: OffsetRange) -> bool:
-        """Every message of this range is durable in every sink. Returns True if `committable` rose.
+        """Marks a range as durable in every sink. Returns True if `committable` advanced.
 
         Settling a range twice, or one of a forgotten partition, has no effect.
         """
@@ -78,8 +78,8 @@ class Ledger:
         return rose
 
     def pass_over(self, source: TopicPartition, stop: int) -> bool:
-        """There is no message in [taken_until, stop). Returns True if `committable` rose, which requires that no
-        range is pending."""
+        """Skips [taken_until, stop), which contains no message. Returns True if `committable` advanced, which
+        requires that no range is pending."""
         line = self._lines.setdefault(source, _Line())
         if line.ranges or stop <= line.taken_until:
             return False
@@ -93,7 +93,7 @@ class Ledger:
         return line.committable if line else None
 
     def pending(self, source: TopicPartition) -> tuple[OffsetRange, ...]:
-        """Every taken range from the first unsettled one on, in order: the ranges repeated after a crash."""
+        """Every taken range from the first unsettled one on, in order: the ranges read again after a crash."""
         line = self._lines.get(source)
         return tuple(line.ranges) if line else ()
 
@@ -108,5 +108,5 @@ class Ledger:
         return line.taken_until if line else 0
 
     def forget(self, source: TopicPartition) -> None:
-        """The partition is no longer owned: none of its offsets may be committed."""
+        """Removes a partition that is no longer owned; none of its offsets may be committed."""
         self._lines.pop(source, None)

@@ -58,9 +58,9 @@ class OffsetRange:
         return f"[{self.start}, {self.stop})"
 
 
-# Memory overhead per header besides name and value; more than its framing in Redis.
+# Memory overhead per header, in addition to name and value. Its framing in Redis is smaller.
 HEADER_BYTES = 128
-# Overhead of a dead letter besides record and error: its labels.
+# Overhead of a dead letter, in addition to record and error: its labels.
 LETTER_BYTES = 512
 
 Headers = tuple[tuple[str, bytes | None], ...]
@@ -92,7 +92,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def size_bytes(self) -> int:
-        """Size of value, key and headers: its memory, and the staged size of its dead letter."""
+        """Size of value, key and headers, both in memory and staged as a dead letter."""
         return len(self.value) + len(self.key or b"") + headers_bytes(self.headers)
 
 
@@ -180,7 +180,7 @@ class Drop(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def size_bytes(self) -> int:
-        """Nothing is staged for it."""
+        """Always 0: nothing is staged."""
         return 0
 
 
@@ -232,23 +232,23 @@ class Batch:
 
         Deterministic: the same batch has the same halves.
         """
-        both: list[Segment | Reject] = [*self.segments, *self.rejects]
-        held = sorted(both, key=lambda one: one.offset)
-        before_bytes, at = 0, None
-        for former, one in pairwise(held):
-            before_bytes += former.size_bytes
-            if self.offsets.start <= former.offset < one.offset:
-                at = former.offset + 1, one.offset
+        outcomes: list[Segment | Reject] = [*self.segments, *self.rejects]
+        outcomes.sort(key=lambda outcome: outcome.offset)
+        before_bytes, boundary = 0, None
+        for earlier, later in pairwise(outcomes):
+            before_bytes += earlier.size_bytes
+            if self.offsets.start <= earlier.offset < later.offset:
+                boundary = earlier.offset + 1, later.offset
                 if 2 * before_bytes >= self.size_bytes:
                     break
-        if at is None:
+        if boundary is None:
             return None
-        return self._part(self.offsets.start, at[0]), self._part(at[1], self.offsets.stop)
+        return self._part(self.offsets.start, boundary[0]), self._part(boundary[1], self.offsets.stop)
 
     def _part(self, start: int, stop: int) -> Batch:
-        segments = tuple(one for one in self.segments if start <= one.offset < stop)
-        rejects = tuple(one for one in self.rejects if start <= one.offset < stop)
-        size_bytes = sum(one.size_bytes for one in segments) + sum(one.size_bytes for one in rejects)
+        segments = tuple(segment for segment in self.segments if start <= segment.offset < stop)
+        rejects = tuple(reject for reject in self.rejects if start <= reject.offset < stop)
+        size_bytes = sum(segment.size_bytes for segment in segments) + sum(reject.size_bytes for reject in rejects)
         return replace(
             self,
             offsets=OffsetRange(start, stop),

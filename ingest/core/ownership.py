@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# Members rejoin one after another, so that normally a single rejoin suffices.
+# Delay between the rejoins of two members. A single rejoin normally suffices.
 TURN_SECONDS = 10.0
 
 
@@ -28,10 +28,11 @@ class GroupView:
 
     @property
     def unowned(self) -> tuple[int, ...]:
-        """Partitions without an owner, ascending; empty if the description proves nothing: during a rebalance, and
-        for a stable group without members.
+        """Partitions without an owner, ascending; empty while that is unknown: during a rebalance, and for a
+        stable group without members.
 
-        Kafka calls such a group EMPTY; a server that reports it as stable (Tansu) does not describe members.
+        Kafka reports a group without members as EMPTY; a server that reports it as stable (Tansu) does not
+        describe members.
         """
         if not self.stable or not self.members:
             return ()

@@ -16,7 +16,7 @@ from ingest.core.model import Batch, Blob, Row, Segment
 from tasks.units import MiB
 
 OBJECT_BYTES_MAX = 16 * MiB
-"""An object is larger only for a single recording above this size."""
+"""Maximum size of an object, unless a single recording is larger."""
 
 INDEX_TABLE, SEGMENTS_TABLE = "replay_objects", "replay_segments"
 _encode = msgspec.json.Encoder().encode
@@ -66,8 +66,8 @@ _arrival = msgspec.json.Decoder(_Arrival).decode
 
 
 def _received(segment: Segment) -> int:
-    """The arrival time in the row of the segment itself. A message may claim any time: in the column it would wrap
-    around into the past, the table would drop the row, and the recording could no longer be found."""
+    """The validated arrival time, read from the row of the segment. The unvalidated time may wrap around in the
+    column; the table would then delete the row, and the recording could no longer be found."""
     return next(
         (_arrival(row.json).received for row in segment.clickhouse if row.table == SEGMENTS_TABLE),
         segment.received,

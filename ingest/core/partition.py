@@ -23,9 +23,10 @@ class Partition:
 
     `position` is the next offset to take. `began_at`: where consumption began; None if unknown. `failed_starts`:
     number of readers that started here since the committed offset last advanced, and exited uncleanly.
-    `release_by`: revoked, to be released by then. `end`: the log end as last reported. `held`: too many ranges
-    wait behind an unsettled one, so fetching is stopped. `deferred`: the message being parsed outside the loop;
-    later ones wait. `waiting`: at the last tick the partition was being fetched and was at the end of its log.
+    `release_by`: time by which a revoked partition is released; None if it is not revoked. `end`: the log end as
+    last reported. `held`: too many ranges wait behind an unsettled one, so fetching is stopped. `deferred`: the
+    message being parsed outside the loop; later ones wait. `waiting`: at the last tick the partition was being
+    fetched and was at the end of its log.
     """
 
     def __init__(self, given: on.Assignment, limits: Limits, ledger: Ledger, budget: Budget) -> None:
@@ -107,7 +108,7 @@ class Partition:
         return do.Recut(flight.batch, (first.id, second.id))
 
     def settle(self, flight: Flight) -> do.Discard:
-        """The batch is durable in every sink, or was abandoned by an operator."""
+        """Stops tracking a batch that is durable in every sink or was abandoned by an operator."""
         del self.flights[flight.batch.id]
         self._flights_bytes -= flight.batch.size_bytes
         self._ledger.settle(flight.batch.source, flight.batch.offsets)
@@ -127,15 +128,15 @@ class Partition:
             self.position = self.end.end
 
     def resume_at(self, event: on.OffsetOutOfRange) -> None:
-        """Messages before `resumed_at` expired, which leaves a gap in the log. Batches already cut are kept."""
+        """Continues after a gap in the log: messages before `resumed_at` expired. Batches already cut are kept."""
         self.epoch = self.builder.epoch = event.epoch
         self.position, self.end = event.resumed_at, None
         self._gap_until = event.resumed_at
         self.pass_gap()
 
     def pass_gap(self) -> None:
-        """Commits the end of a gap once nothing before it is unsettled, so that a crash does not handle the gap
-        again."""
+        """Makes the end of a gap committable once every batch before it has settled, so that the gap is not
+        handled again after a crash."""
         if self._gap_until and not len(self.builder) and not self.flights:
             self._ledger.pass_over(self.source, self._gap_until)
             self._gap_until = 0
@@ -177,14 +178,14 @@ class Partition:
         return command
 
     def _starts(self, offset: int, *, stopping: bool) -> int:
-        """Number of starts to record. A clean end does not count as a failed start."""
+        """Number of starts to record. A clean exit does not count as a failed start."""
         if offset != self.began_at:
             return 0
         orderly = stopping or self.release_by is not None
         return self.failed_starts if orderly else self.record.starts
 
     def unblock_recorded(self) -> None:
-        """The record was stored: unblocks batches whose ends are in it."""
+        """Unblocks batches whose ends are in the record that was stored."""
         for flight in self.flights.values():
             if flight.phase is Phase.RECORDING and flight.batch.offsets.stop <= self.commits.recorded_until:
                 flight.phase = Phase.WAITING

@@ -33,8 +33,8 @@ from ingest.core.retry import retry_seconds
 # Consecutive missed deadlines before a batch is parked; each further miss parks it again.
 DEADLINE_MISSES_MAX = 3
 
-# Ticks normally follow each other within a tenth of this. After a longer gap the process was stopped (SIGSTOP,
-# suspended machine, blocking call) and fetched nothing, so at most this much counts.
+# Maximum time counted between two ticks, which are normally less than a tenth of this apart. In a longer gap the
+# process was stopped (SIGSTOP, suspended machine, blocking call) and fetched nothing.
 TICK_SECONDS_MAX = 0.5
 
 
@@ -62,8 +62,8 @@ class Pipeline:
         self._ticked_at: float | None = None
         self._cut_early_at: float | None = None
         self._renewed_at = -limits.parked_renew_seconds
-        self._admitted: TopicPartition | None = None  # the one fetched although the byte bound is reached
-        self._room_bytes = limits.in_flight_bytes_max  # remaining bytes until the bound, as last computed
+        self._admitted: TopicPartition | None = None  # the partition fetched although the byte limit is reached
+        self._room_bytes = limits.in_flight_bytes_max  # remaining bytes until the limit, as last computed
         self._owned: dict[TopicPartition, Partition] = {}
         self._ledger = Ledger()
         self._budget = Budget(limits.cut_record_bytes_max)
@@ -92,7 +92,7 @@ class Pipeline:
 
     @property
     def has_room(self) -> bool:
-        """True if messages may be taken now. While False, the loop polls only what it must."""
+        """True if messages may be taken now. Otherwise the loop polls the client only while it is paused."""
         return self._backpressure.has_room and self.halted is None and self.stopping_by is None
 
     def room(self, source: TopicPartition, epoch: int) -> Room:
@@ -200,9 +200,9 @@ class Pipeline:
         yield from self._progress(now)
 
     def _on_out_of_range(self, event: on.OffsetOutOfRange, now: float) -> Iterable[do.Command]:
-        """Expired messages are a gap in the log; those already taken are then the only copy and are kept.
+        """At a higher offset, messages have expired. Those already taken are now the only copy, and are kept.
 
-        A lower offset means a different log of the same name: state of the old one is discarded.
+        A lower offset means a different log of the same name; the state of the old one is discarded.
         """
         owned = self._owned.get(event.source)
         if owned is not None and event.resumed_at >= owned.position:
@@ -254,7 +254,7 @@ class Pipeline:
                 owned.take(batch, now)
             yield from self._progress(now)
         elif self._room_bytes <= 0:
-            yield from self._press(now)
+            yield from self._update_backpressure(now)
         reason = self.rejects.verdict() if rejected else None
         if reason is not None:
             yield from self._halt(reason, now)
@@ -269,7 +269,7 @@ class Pipeline:
         return owned
 
     def _on_deferred(self, event: on.MessageDeferred, now: float) -> Iterable[do.Command]:
-        """Later messages wait. The open batch stays open and is cut by age if parsing takes long."""
+        """Holds back later messages. The open batch stays open, and is cut by age if parsing takes long."""
         owned = self._taking(event)
         if owned is None:
             return
@@ -279,8 +279,8 @@ class Pipeline:
         yield from self._progress(now)
 
     def _halt(self, reason: str, now: float) -> Iterable[do.Command]:
-        """Messages already taken become durable, dead letters included, so that they can be inspected and a
-        restart makes progress."""
+        """Stops taking messages. Those already taken still become durable, dead letters included, so that they can
+        be inspected and a restart makes progress."""
         self.halted = reason
         yield do.Halt(reason)
         yield do.Pause(self.sources)
@@ -410,10 +410,10 @@ class Pipeline:
         yield from self._progress(now)
 
     def _cut_early(self, owned: Partition, now: float) -> Batch | None:
-        """While nothing is in flight, waiting for more messages only adds delay.
+        """Cuts the open batch early while nothing is in flight, because waiting for more messages only adds delay.
 
-        Early cuts are rate-limited, because each creates a small part in every table; at most one second's worth
-        may come at once.
+        Early cuts are rate-limited, because each creates a small part in every table. A burst is limited to the
+        cuts of one second.
         """
         limits = self.limits
         if limits.batch_age_idle_seconds >= limits.batch_age_seconds_max:
@@ -428,7 +428,7 @@ class Pipeline:
         return batch
 
     def _renew(self, now: float) -> Iterable[do.Command]:
-        """Parked batches are shown as leases, which expire if their reader dies."""
+        """Renews the leases by which parked batches are shown; they expire if their reader dies."""
         if now - self._renewed_at >= self.limits.parked_renew_seconds:
             self._renewed_at = now
             yield from filter(None, (flight.renew(now) for flight in self.in_flight))
@@ -437,7 +437,7 @@ class Pipeline:
         """Adds the time since the last tick to each partition that was fetched at the end of its log during that
         time.
 
-        Nothing is fetched while the reader is at its bound or paused (except the admitted partition), while any
+        Nothing is fetched while the reader is at its limit or paused (except the admitted partition), while any
         partition drains (the loop waits inside the client's callback), or from a held partition.
         """
         elapsed_seconds = 0.0 if self._ticked_at is None else min(now - self._ticked_at, TICK_SECONDS_MAX)
@@ -452,23 +452,24 @@ class Pipeline:
             owned.waiting = waiting
 
     def _expire(self, flight: Flight, now: float) -> do.Park | None:
-        """Ends phases whose time is over; a lost record or chord loses no segment.
+        """Ends a phase that has timed out. Losing a record or a chord loses no segment.
 
-        One chord may be lost in a Redis restart and is started again immediately. Several misses in a row mean
-        that no worker flushes, or that queues are longer than the deadline, which more chords would make worse.
+        A single chord may be lost in a Redis restart, and is started again immediately. Several misses in a row
+        mean that no worker is running, or that queues are longer than the deadline, which more chords would make
+        worse.
         """
         if now >= flight.until and flight.phase is not Phase.WAITING:
             flight.misses += flight.phase is Phase.FLUSHING
             if flight.phase is Phase.FLUSHING and flight.misses >= DEADLINE_MISSES_MAX:
-                park = self._park(flight, self._silence(flight), now, self.limits.retry_backoff_seconds_max)
-                return flight.show(park, now)
+                error = self._missed_deadlines_error(flight)
+                return flight.show(self._park(flight, error, now, self.limits.retry_backoff_seconds_max), now)
             flight.phase = Phase.WAITING
         return None
 
-    def _silence(self, flight: Flight) -> str:
-        silent_seconds = flight.misses * self.limits.flush_deadline_seconds
+    def _missed_deadlines_error(self, flight: Flight) -> str:
+        missed_seconds = flight.misses * self.limits.flush_deadline_seconds
         return (
-            f"no completion for {flight.misses} deadlines in a row ({silent_seconds:g} s): check queues, "
+            f"no completion for {flight.misses} deadlines in a row ({missed_seconds:g} s): check queues, "
             "workers and Redis"
         )
 
@@ -488,7 +489,7 @@ class Pipeline:
         if waiting:
             yield from self._dispatch(flushing, now)
         yield from self._release(now)
-        yield from self._press(now)
+        yield from self._update_backpressure(now)
         if stopping:
             yield from self._stop(now)
 
@@ -511,7 +512,7 @@ class Pipeline:
         if done:
             yield do.Release(tuple(done))
 
-    def _press(self, now: float) -> Iterable[do.Command]:
+    def _update_backpressure(self, now: float) -> Iterable[do.Command]:
         flights = held_bytes = 0
         for owned in self._owned.values():
             flights += len(owned.flights)
@@ -531,10 +532,10 @@ class Pipeline:
             yield from self._admit(stuck=stuck)
 
     def _admit(self, *, stuck: bool) -> Iterable[do.Command]:
-        """If the bound is reached although nothing is in flight, one partition is fetched anyway.
+        """Fetches one partition anyway, if the byte limit is reached although nothing is in flight.
 
-        The bound is then filled by parts of planned ranges, which only their missing messages can complete. Ranges
-        are completed one by one; the bound is exceeded by at most one batch.
+        In that state, memory holds parts of planned ranges, which only their missing messages can complete. Ranges
+        are completed one by one; the limit is exceeded by at most one batch.
         """
         waiting = [
             (owned.builder.size_bytes, source)
@@ -554,7 +555,8 @@ class Pipeline:
             yield do.Resume((self._admitted,))
 
     def _hold(self, source: TopicPartition, owned: Partition) -> do.Pause | do.Resume | None:
-        """Limits how far a partition runs ahead of an unsettled batch, because a crash reads all of it again."""
+        """Limits how far a partition runs ahead of an unsettled batch, because all of it is read again after a
+        crash."""
         behind = self._ledger.pending_count(source)
         if not owned.held and behind >= self.limits.pending_ranges_max:
             owned.held = True

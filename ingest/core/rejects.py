@@ -39,7 +39,7 @@ class ProjectCount:
 
 
 class Rejects:
-    """The window. It keeps one number per message and one count per project."""
+    """The window of recent messages: one number per message, and counts per project."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -89,17 +89,18 @@ class Rejects:
         return counted is not None and counted.shed
 
     def verdict(self) -> str | None:
-        """Why the reader must halt, naming projects; None if it need not. Never before the window is full."""
+        """The reason to halt the reader, with the projects involved; None if there is none. Always None until the
+        window is full."""
         if self._seen < len(self._window):
             return None
         limits, size = self._limits, len(self._window)
-        nobodys = self._projects.get(UNATTRIBUTED)
-        unattributed = nobodys.rejects if nobodys else 0
+        without_project = self._projects.get(UNATTRIBUTED)
+        unattributed = without_project.rejects if without_project else 0
         if unattributed > limits.reject_unattributed_ratio_max * size:
             return f"{unattributed / size:.0%} of the last {size} messages are rejects that name no project"
-        projects = len(self._projects) - (nobodys is not None)
+        projects = len(self._projects) - (without_project is not None)
         if self._bad >= limits.reject_projects_min and self._bad > limits.reject_ratio_max * projects:
-            named = ", ".join(str(one.project_id) for one in self.worst() if one.bad)
+            named = ", ".join(str(project.project_id) for project in self.worst() if project.bad)
             return (
                 f"most messages of {self._bad} of {projects} projects are rejects, among the last {size} messages "
                 f"(projects {named}{', ...' if self._bad > NAMED_MAX else ''})"
@@ -108,19 +109,21 @@ class Rejects:
 
     def worst(self, count: int = NAMED_MAX) -> list[ProjectCount]:
         """The projects with the most rejects in the window, at most `count` of them."""
-        guilty = [one for one in self._projects.values() if one.rejects and one.project_id is not None]
-        return sorted(guilty, key=lambda one: (-one.rejects, one.project_id))[:count]
+        with_rejects = [
+            project for project in self._projects.values() if project.rejects and project.project_id is not None
+        ]
+        return sorted(with_rejects, key=lambda project: (-project.rejects, project.project_id))[:count]
 
     @property
     def shed(self) -> int:
         """Number of shed projects."""
-        return sum(one.shed for one in self._projects.values())
+        return sum(project.shed for project in self._projects.values())
 
     @property
     def unattributed(self) -> int:
         """Rejects in the window that name no project."""
-        nobodys = self._projects.get(UNATTRIBUTED)
-        return nobodys.rejects if nobodys else 0
+        without_project = self._projects.get(UNATTRIBUTED)
+        return without_project.rejects if without_project else 0
 
     @property
     def total(self) -> int:

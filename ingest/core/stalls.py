@@ -13,9 +13,9 @@ DOUBLINGS_MAX = 5
 
 
 @dataclass(slots=True)
-class _Standstill:
-    """One partition: its position, how long the position has not changed, and how often restarting its fetches did
-    not help."""
+class _Stall:
+    """One partition: its position, how long the position has not changed, and the number of restarts that did not
+    help."""
 
     position: int
     seconds: float = 0.0
@@ -23,37 +23,38 @@ class _Standstill:
 
 
 class Stalls:
-    """`seconds_max`: how long a partition may stall; doubles after each restart that did not help.
+    """`seconds_max`: how long a partition may stall; doubled after each restart that did not help.
 
-    `look_seconds_max`: maximum time counted between two calls, because nothing was fetched in a longer gap.
+    `gap_seconds_max`: maximum time counted between two calls. In a longer gap the process was stopped and fetched
+    nothing.
     """
 
-    def __init__(self, seconds_max: float, look_seconds_max: float) -> None:
+    def __init__(self, seconds_max: float, gap_seconds_max: float) -> None:
         self._seconds_max = seconds_max
-        self._look_seconds_max = look_seconds_max
-        self._looked_at: float | None = None
-        self._standing: dict[int, _Standstill] = {}
+        self._gap_seconds_max = gap_seconds_max
+        self._checked_at: float | None = None
+        self._stalls: dict[int, _Stall] = {}
 
-    def look(self, fetched: Mapping[int, tuple[int, int]], now: float) -> list[int]:
-        """The partitions whose fetches must be restarted now.
+    def check(self, fetched: Mapping[int, tuple[int, int]], now: float) -> list[int]:
+        """Returns the partitions whose fetches must be restarted now.
 
         `fetched`: partition -> (next offset to fetch, end of its log), of those that are being fetched. `now`:
         monotonic seconds.
         """
-        since = now if self._looked_at is None else self._looked_at
-        elapsed_seconds, self._looked_at = min(now - since, self._look_seconds_max), now
-        former, self._standing = self._standing, {}
-        due = []
+        since = now if self._checked_at is None else self._checked_at
+        elapsed_seconds, self._checked_at = min(now - since, self._gap_seconds_max), now
+        former, self._stalls = self._stalls, {}
+        overdue = []
         for partition, (position, end) in fetched.items():
             if position >= end:
                 continue
-            seen = former.get(partition)
-            if seen is None or seen.position != position:
-                self._standing[partition] = _Standstill(position)
+            stall = former.get(partition)
+            if stall is None or stall.position != position:
+                self._stalls[partition] = _Stall(position)
                 continue
-            self._standing[partition] = seen
-            seen.seconds += elapsed_seconds
-            if seen.seconds >= self._seconds_max * 2 ** min(seen.restarts, DOUBLINGS_MAX):
-                seen.seconds, seen.restarts = 0.0, seen.restarts + 1
-                due.append(partition)
-        return due
+            self._stalls[partition] = stall
+            stall.seconds += elapsed_seconds
+            if stall.seconds >= self._seconds_max * 2 ** min(stall.restarts, DOUBLINGS_MAX):
+                stall.seconds, stall.restarts = 0.0, stall.restarts + 1
+                overdue.append(partition)
+        return overdue

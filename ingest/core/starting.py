@@ -1,8 +1,9 @@
 """Decides where consumption of a partition starts at its assignment:
 docs/decisions/036-where-a-partition-starts.md.
 
-At the group's committed offset, if that belongs to the topic as it is now. At the beginning, if the partition or
-its topic is new to the group. Otherwise by the reset policy: the group is new, or its offset was lost.
+It starts at the group's committed offset if that belongs to the current topic, and at the beginning if the
+partition or its topic is new to the group. Otherwise the group is new or its offset was lost, and the reset policy
+applies.
 """
 
 from __future__ import annotations
@@ -78,21 +79,21 @@ def start(partition: int, group: Mapping[int, Stored], topic: TopicView, former:
     `former`: id of the topic that this process read before, if any, because brokers may delete offsets with a
     topic.
     """
-    mine = group.get(partition, Stored())
-    if is_known(mine, topic):
-        return Start(Place.COMMITTED, mine.record.partitions)
-    elsewhere = [stored for stored in group.values() if stored.offset is not None]
-    replaced = next((stored.record.topic_id for stored in elsewhere if _replaced(stored, topic)), "")
+    commit = group.get(partition, Stored())
+    if is_known(commit, topic):
+        return Start(Place.COMMITTED, commit.record.partitions)
+    with_offset = [stored for stored in group.values() if stored.offset is not None]
+    replaced = next((stored.record.topic_id for stored in with_offset if _replaced(stored, topic)), "")
     if former and topic.id and former != topic.id:
-        return Start(Place.BEGINNING, 0, mine.record.topic_id or former)
+        return Start(Place.BEGINNING, 0, commit.record.topic_id or former)
     if replaced:
-        unnamed = replaced if mine.offset is not None else ""
-        return Start(Place.BEGINNING, 0, mine.record.topic_id or unnamed)
-    if mine.offset is not None:
-        return Start(Place.COMMITTED, mine.record.partitions)
-    if not elsewhere:
+        unnamed = replaced if commit.offset is not None else ""
+        return Start(Place.BEGINNING, 0, commit.record.topic_id or unnamed)
+    if commit.offset is not None:
+        return Start(Place.COMMITTED, commit.record.partitions)
+    if not with_offset:
         return Start(Place.POLICY, topic.partitions)
-    began_with = min(stored.record.partitions for stored in elsewhere)
+    began_with = min(stored.record.partitions for stored in with_offset)
     return Start(Place.BEGINNING if partition >= began_with else Place.POLICY, began_with)
 
 

@@ -21,19 +21,20 @@ VIDEO_HEADER_BYTES = 5
 
 
 class BlobError(ValueError):
-    """The object is not what the reader writes. The text describes the difference."""
+    """The object was not written by a reader, or is damaged; the message says how."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """`recording`: the JSON as it was sent, bytes. `video`: an mp4 file, None for a web segment."""
+    """`recording`: the JSON as it was sent. `video`: an mp4 file, None for a web segment."""
 
     recording: bytes
     video: bytes | None
 
 
 def unpack(content: bytes) -> Unpacked:
-    """Raises BlobError: not zlib, truncated, larger than INFLATED_BYTES_MAX, or a truncated video."""
+    """Separates recording and video. Raises BlobError if the content is not zlib, is truncated, inflates to more
+    than INFLATED_BYTES_MAX, or ends within the video."""
     inflater = zlib.decompressobj()
     try:
         raw = inflater.decompress(content, INFLATED_BYTES_MAX + 1)
@@ -48,5 +49,7 @@ def unpack(content: bytes) -> Unpacked:
     size = int.from_bytes(raw[1:VIDEO_HEADER_BYTES], "big")
     end = VIDEO_HEADER_BYTES + size
     if len(raw) < end:
-        raise BlobError(f"a video of {size} bytes is said to follow, {len(raw) - VIDEO_HEADER_BYTES} do")
+        raise BlobError(
+            f"the header declares a video of {size} bytes, but {len(raw) - VIDEO_HEADER_BYTES} bytes follow"
+        )
     return Unpacked(raw[end:], raw[VIDEO_HEADER_BYTES:end])

@@ -1,1 +1,1 @@
-"""Reader observability: metrics, logs, traces, probes. Observes decisions and never makes any."""
+"""Reader observability: metrics, logs, traces, probes. This package makes no decisions."""

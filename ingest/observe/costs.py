@@ -1,12 +1,13 @@
 """Cost by project: CPU, bytes and rows of the most expensive projects, and of all others together.
 
-`Costs` counts exactly within a second, then updates two views. The counters have series for a bounded list of
-projects and for `other`; each second is counted once, so the series sum to the total. The recent cost decays over
-RECENT_SECONDS. Decay is linear, so the recent cost also sums to the total, including forgotten projects.
+`Costs` counts exactly within a second, then updates two views: counters and the recent cost. The counters have
+series for a limited number of projects and for `other`; each second is counted once, so the series sum to the
+total. The recent cost decays over RECENT_SECONDS. Decay is linear, so it also sums to the total, forgotten
+projects included.
 
 Memory is bounded by the messages of one second and, between seconds, by TRACKED_MAX projects; further projects
-count as `other`. A project has one place in the list, whatever it sends, and loses it only to a project with 1.5
-times its cost, so that projects of similar cost do not alternate.
+count as `other`. A listed project loses its series only to a project with 1.5 times its cost, so that projects of
+similar cost do not alternate.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ import msgspec
 
 RECENT_SECONDS = 300.0
 TRACKED_MAX = 256
-STAYS = 1.5  # a listed project keeps its place until another costs this much more
-NEGLIGIBLE = 1e-9  # CPU seconds; a project whose cost has decayed below this is forgotten
+DISPLACING_RATIO = 1.5  # a listed project keeps its series until the cost of another is this many times as high
+NEGLIGIBLE_CPU_SECONDS = 1e-9  # a project whose cost has decayed below this is forgotten
 NONE, OTHER = "none", "other"
 
 
 @dataclass(slots=True)
 class Cost:
-    """A sum over messages. `size_bytes`: staged bytes; `rows`: of ClickHouse and BigQuery."""
+    """Sums over messages. `size_bytes`: staged bytes; `rows`: ClickHouse and BigQuery rows."""
 
     cpu_seconds: float = 0.0
     size_bytes: float = 0.0
@@ -46,12 +47,13 @@ class Cost:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Projects are compared by CPU, then by bytes."""
+        """Sort key of projects: CPU, then bytes."""
         return self.cpu_seconds, self.size_bytes
 
 
 class CostOf(msgspec.Struct, frozen=True):
-    """Recent cost of one project, per second. `project`: its id, `other`, or `none` for messages without one."""
+    """Recent cost of one project, per second. `project`: its id, `other`, or `none` for messages without a
+    project."""
 
     project: str
     cpu_seconds: float = 0.0
@@ -74,7 +76,7 @@ class Costs:
         self._weight_seconds = 0.0
 
     def tick(self, elapsed_seconds: float) -> tuple[Mapping[str, Cost], set[str]]:
-        """Ends a second. Returns what it adds to each series, and the series to remove."""
+        """Ends a second. Returns the cost to add to each series, and the series to remove."""
         factor = math.exp(-max(0.0, elapsed_seconds) / RECENT_SECONDS)
         self._weight_seconds = self._weight_seconds * factor + elapsed_seconds
         recent = self._recent
@@ -112,11 +114,11 @@ class Costs:
         )
 
     def _forget(self) -> None:
-        """Keeps the most expensive projects. The cost of removed projects stays in `other`."""
+        """Keeps only the most expensive projects. The cost of removed projects is added to `other`."""
         recent = self._recent
         projects = [name for name in recent if name not in (NONE, OTHER)]
         kept = heapq.nlargest(TRACKED_MAX, projects, key=self._place)
-        fewer = {name for name in kept if recent[name].rank > (NEGLIGIBLE, 1.0)}
+        fewer = {name for name in kept if recent[name].rank > (NEGLIGIBLE_CPU_SECONDS, 1.0)}
         for name in projects:
             if name not in fewer:
                 recent[OTHER].add(recent.pop(name))
@@ -127,4 +129,8 @@ class Costs:
 
     def _place(self, name: str) -> tuple[float, float]:
         cpu_seconds, size_bytes = self._recent[name].rank
-        return (cpu_seconds * STAYS, size_bytes * STAYS) if name in self._listed else (cpu_seconds, size_bytes)
+        return (
+            (cpu_seconds * DISPLACING_RATIO, size_bytes * DISPLACING_RATIO)
+            if name in self._listed
+            else (cpu_seconds, size_bytes)
+        )

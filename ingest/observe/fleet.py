@@ -1,4 +1,4 @@
-"""Metrics about the workers, collected by the reader from Redis: queue depths, circuit breakers, Redis memory.
+"""Fleet metrics that the reader collects from Redis: queue depths, circuit breakers, Redis memory.
 
 `status` uses the same functions.
 """
@@ -28,7 +28,7 @@ BREAKER_LEVELS = {BreakerPhase.CLOSED: 0, BreakerPhase.HALF_OPEN: 1, BreakerPhas
 
 
 class RedisMemory(msgspec.Struct, frozen=True):
-    """Bytes used by Redis, maxmemory (0: none) and eviction policy."""
+    """Memory used by Redis, maxmemory (0 if unlimited) and eviction policy."""
 
     used_bytes: int
     max_bytes: int
@@ -36,7 +36,7 @@ class RedisMemory(msgspec.Struct, frozen=True):
 
 
 def redis_memory(client: Any) -> RedisMemory:
-    """One INFO command. Raises redis.exceptions.RedisError."""
+    """Runs one INFO command. Raises redis.exceptions.RedisError."""
     memory = client.info("memory")
     return RedisMemory(
         used_bytes=int(memory.get("used_memory", 0)),
@@ -60,22 +60,22 @@ def broker_prefix(settings: Settings) -> str:
 
 
 class Reported:
-    """States of Redis and of the workers as last logged: each state once, when it begins and when it ends."""
+    """Logs problems of Redis and of the workers, once when they begin and once when they end."""
 
     def __init__(self) -> None:
         self._redis = ""
         self._queues: tuple[str, ...] = ()
 
-    def redis(self, trouble: str, what_to_do: str) -> None:
-        """The problem with Redis, "" if there is none."""
-        if trouble and trouble != self._redis:
-            log.warning("redis_unusable", error=trouble, what_to_do=what_to_do)
-        elif self._redis and not trouble:
+    def redis(self, problem: str, what_to_do: str) -> None:
+        """Reports the problem with Redis, "" if there is none."""
+        if problem and problem != self._redis:
+            log.warning("redis_unusable", error=problem, what_to_do=what_to_do)
+        elif self._redis and not problem:
             log.info("redis_usable")
-        self._redis = trouble
+        self._redis = problem
 
     def queues(self, without_worker: tuple[str, ...]) -> None:
-        """The queues that no worker currently consumes."""
+        """Reports the queues that no worker currently consumes."""
         if without_worker and without_worker != self._queues:
             log.warning(
                 "queues_without_worker",
@@ -94,10 +94,10 @@ class FleetWatch:
         self._settings = settings
         self._metrics = metrics
         self._client: Any = connect(settings, retries=0)
-        self._trouble = "not asked yet"
+        self._redis_problem = "not checked yet"
         self._reported = Reported()
         self._kind_is_known = False
-        self.loop = Loop("fleet-watch", self.look, settings.heartbeat_seconds, on_failure=metrics.loop_failed)
+        self.loop = Loop("fleet-watch", self.check, settings.heartbeat_seconds, on_failure=metrics.loop_failed)
 
     def start(self) -> None:
         """Starts the thread. Redis need not be reachable."""
@@ -109,25 +109,25 @@ class FleetWatch:
 
     def dependencies(self) -> dict[str, str]:
         """The problem with Redis; "" if the last query succeeded."""
-        return {"redis": self._trouble}
+        return {"redis": self._redis_problem}
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Updates the metrics once. Redis errors are kept for `dependencies`, never raised."""
         try:
-            self._trouble = self._unusable() or self._measure()
+            self._redis_problem = self._unusable() or self._measure()
         except (RedisError, OSError) as error:
-            self._trouble = shortened(f"{type(error).__name__}: {error}")
+            self._redis_problem = shortened(f"{type(error).__name__}: {error}")
             self._kind_is_known = False  # the address may resolve to another server next time
-            self._reported.redis(self._trouble, advice(error))
+            self._reported.redis(self._redis_problem, advice(error))
         else:
-            self._reported.redis(self._trouble, "see docs/redis.md")
-        self._metrics.meters.set("replays.reader.redis_up", not self._trouble)
+            self._reported.redis(self._redis_problem, "see docs/redis.md")
+        self._metrics.meters.set("replays.reader.redis_up", not self._redis_problem)
         if self._metrics.snapshot.paused:
             self._metrics.ask_log_ends()
 
     def _unusable(self) -> str:
-        """Why Redis is unusable although it responds; "" if usable. Writes a key, because a replica responds
-        too."""
+        """The reason why Redis is unusable although it responds; "" if it is usable. Writes a key, because a
+        replica responds as well."""
         if not self._kind_is_known:
             text = refusal(self._client)
             if text:

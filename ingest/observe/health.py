@@ -1,7 +1,8 @@
 """The reader's /livez, /readyz and /metrics.
 
-Live: the loop makes progress; otherwise only a restart helps. An unreachable broker or Redis does not affect
-liveness. Ready: partitions are assigned, Redis responds, the reader is not halted and not shutting down.
+The reader is live while its loop makes progress; otherwise only a restart helps. An unreachable broker or Redis
+does not affect liveness. The reader is ready if partitions are assigned, Redis responds, and it is neither halted
+nor shutting down.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ HTTP_SETTING = "REPLAYS_HTTP"
 class Health:
     """Evaluates the reader's last snapshot, which the loop takes every second.
 
-    `turned_seconds()` is the time since the loop's last iteration, `dependencies()` the state of each dependency
-    (name -> "" or the problem).
+    `turned_seconds()`: time since the loop's last iteration. `dependencies()`: state of each dependency (name ->
+    "" or the problem).
     """
 
     settings: Settings
@@ -33,13 +34,13 @@ class Health:
     dependencies: Callable[[], dict[str, str]] = dict
 
     def live(self) -> dict[str, str]:
-        """Liveness."""
+        """Liveness: each check, with its problem or ""."""
         silent_seconds = self.turned_seconds()
         stuck = silent_seconds >= self.settings.loop_silent_seconds_max
         return {"loop": f"has not turned for {silent_seconds:.0f} s" if stuck else ""}
 
     def ready(self) -> dict[str, str]:
-        """Readiness."""
+        """Readiness: each check, with its problem or ""."""
         snapshot = self.metrics.snapshot
         return {
             **self.live(),
@@ -50,18 +51,19 @@ class Health:
         }
 
     def registry(self) -> CollectorRegistry:
-        """The metrics, with the gauge that is computed at scrape time."""
+        """The metrics, including the gauge that is computed at scrape time."""
         self.metrics.meters.set("replays.reader.loop_turned_seconds", self.turned_seconds())
         return self.metrics.registry
 
 
 def turned_seconds(turned_at: Callable[[], float]) -> Callable[[], float]:
-    """Seconds since a loop's last iteration at `turned_at` (monotonic seconds)."""
+    """Returns a function for the seconds since a loop's last iteration. `turned_at`: its time, monotonic
+    seconds."""
     return lambda: max(0.0, time.monotonic() - turned_at())
 
 
 def serve(health: Health) -> Probes:
-    """Starts the HTTP server. `.port` is its port, `.close()` stops it."""
+    """Starts the HTTP server."""
     settings = health.settings
     return Probes(
         settings.http_host, settings.http_port, health.live, health.ready, health.registry, setting=HTTP_SETTING

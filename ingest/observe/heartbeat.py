@@ -1,7 +1,7 @@
 """The reader's heartbeat in Redis, shown by `status`, `top` and the operator's page.
 
 `HeartbeatSource` builds it from the reader's metrics; `HeartbeatWriter` writes it every `heartbeat_seconds`. Other
-releases may read it: fields are only added, each with a default.
+releases read it, so fields are only added, each with a default.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Unowned(msgspec.Struct, frozen=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
-    """One heartbeat. Times are unix seconds, rates are over the time since the previous heartbeat.
+    """One heartbeat. Times are Unix seconds. Rates are over the time since the previous heartbeat.
 
-    `http` is host:port of the probes; `rejects` counts by reason since the start; quantiles are upper edges of
-    histogram buckets, None without values. Every unsettled batch was built under all operators' decisions before
-    `decisions_settled`, an offset of their topic; -1 if unknown. `costs`: recent cost by project, highest first.
+    `http`: host:port of the probes. `rejects`: counts by reason since the start. Quantiles are upper edges of
+    histogram buckets, None without values. `decisions_settled`: position in the operators' topic, -1 if unknown;
+    all decisions before it were applied to every unsettled batch. `costs`: recent cost by project, highest first.
     """
 
     host: str = ""
@@ -61,7 +61,7 @@ class HeartbeatSource:
     def __init__(
         self, settings: Settings, metrics: Metrics, unowned: Callable[[], Mapping[int, int]] = dict
     ) -> None:
-        """`unowned`: partition without an owner -> its lag in messages, -1 where that is unknown."""
+        """`unowned`: partition without an owner -> lag in messages, -1 if unknown."""
         self._unowned = unowned
         self.http = ""  # set once the probes listen
         self._settings = settings
@@ -70,7 +70,7 @@ class HeartbeatSource:
         self._messages = self._bytes = 0.0
 
     def __call__(self) -> Heartbeat:
-        """The next heartbeat, without what the writer adds: host, process and times."""
+        """The next heartbeat. Host, process and times are added by the writer."""
         metrics, now = self._metrics, time.monotonic()
         unowned = self._unowned()
         metrics.unowned(unowned)
@@ -87,7 +87,7 @@ class HeartbeatSource:
             end_to_end_p99_seconds=metrics.quantile("replays.reader.end_to_end_seconds", 0.99),
             rejects={k: int(v) for k, v in metrics.by_label("replays.reader.rejects").items() if v},
             snapshot=metrics.snapshot,
-            unowned=tuple(Unowned(*one) for one in sorted(unowned.items())),
+            unowned=tuple(Unowned(*partition) for partition in sorted(unowned.items())),
             release=RELEASE,
             costs=metrics.costs,
         )
@@ -98,7 +98,7 @@ class HeartbeatSource:
 class HeartbeatWriter:
     """Writes the heartbeat of one reader, at most once per `interval_seconds`.
 
-    Every method may raise redis.exceptions.RedisError; a failed heartbeat is due again at once.
+    Every method may raise redis.exceptions.RedisError. A failed heartbeat is due again immediately.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Timeline of each batch from its first message to its commit, derived from events and commands.
 
-Metrics use its latencies, and each batch is logged as one line at its end.
+It provides latencies for metrics, and one log line per batch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ingest.core import cut_record
 from ingest.core import events as on
 from ingest.core.model import Batch, CutReason, OffsetRange, Stage, TopicPartition
 
-SETTLED_MAX = 4096  # settled batches behind a parked one that still wait for their commit
+SETTLED_MAX = 4096  # settled batches that wait for their commit behind a parked batch
 RECORDED_MAX = 256
 
 
@@ -91,25 +91,26 @@ class Journey:
 
 @dataclass(slots=True)
 class _Partition:
-    """Commits of one partition: highest recorded end over time, and waiting batches."""
+    """Commits of one partition. `recorded`: (highest recorded end, time); `settled`: batches that wait for their
+    commit."""
 
     recorded: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=RECORDED_MAX))
     settled: deque[Journey] = field(default_factory=deque)
 
 
 class Journal:
-    """Tracks every dispatched batch. Bounded by the batches in flight, and SETTLED_MAX per partition."""
+    """Tracks every dispatched batch. Memory is bounded by the batches in flight and SETTLED_MAX per partition."""
 
     def __init__(self) -> None:
         self._open: dict[str, Journey] = {}
         self._partitions: dict[TopicPartition, _Partition] = {}
 
     def get(self, batch_id: str) -> Journey | None:
-        """The batch if it is not settled."""
+        """The journey of a batch; None if it has settled or is unknown."""
         return self._open.get(batch_id)
 
     def observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> list[Journey]:
-        """Processes one loop iteration; returns the journeys that ended."""
+        """Processes one event with its commands. Returns the journeys that ended."""
         ended: list[Journey] = []
         match event:
             case on.FlushSucceeded():
@@ -181,18 +182,18 @@ class Journal:
         stops = cut_record.decode(event.offset, event.record).stops
         if stops:
             partition.recorded.append((stops[-1], now))
-        still: deque[Journey] = deque()
+        remaining: deque[Journey] = deque()
         for journey in partition.settled:
             if journey.epoch == event.epoch and journey.offsets.stop <= event.offset:
                 journey.committed_at = now
                 journey.outcome = journey.outcome or End.COMMITTED
                 yield journey
             else:
-                still.append(journey)
-        partition.settled = still
+                remaining.append(journey)
+        partition.settled = remaining
 
     def _gone(self, sources: tuple[TopicPartition, ...], outcome: End) -> Iterable[Journey]:
-        """The partition was released or lost before these were committed: the next owner cuts them again."""
+        """Ends the journeys of partitions that were released or lost. The next owner cuts these batches again."""
         for batch_id in [key for key, journey in self._open.items() if journey.source in sources]:
             yield _ended(self._open.pop(batch_id), outcome)
         for source in sources:

@@ -1,4 +1,4 @@
-"""Lag per partition: in messages from the log end, in seconds from Kafka timestamps."""
+"""Lag per partition, in messages (from the log end) and in seconds (from Kafka timestamps)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LogEnds(Protocol):
 
 
 class Lag:
-    """Updated by each poll and by known log ends. All methods except `learn` are for the loop's thread."""
+    """Updated by each poll and by log ends. All methods except `learn` are for the loop's thread."""
 
     def __init__(self) -> None:
         self._ends: dict[int, int] = {}
@@ -54,9 +54,9 @@ class Lag:
             self._ends[source.partition] = max(end, self._ends.get(source.partition, 0))
 
     def of(self, state: PartitionState, wall: float) -> PartitionState:
-        """The state with the log's end and both lags; `wall` is in Unix seconds.
+        """Adds log end and both lags to the state. `wall`: the time, Unix seconds.
 
-        Without a committed offset, everything seen behind `position` counts as lag.
+        Without a committed offset, all messages read so far count as lag.
         """
         times = self._times.get(state.partition)
         high = self._ends.get(state.partition, -1)
@@ -71,6 +71,6 @@ class Lag:
         return msgspec.structs.replace(state, high=high, lag_messages=lag_messages, lag_seconds=lag_seconds)
 
     def forget(self, partition: int) -> None:
-        """The partition is no longer assigned."""
-        for known in (self._ends, self._times, self._newest_ms):
-            known.pop(partition, None)
+        """Removes a partition that is no longer assigned."""
+        for by_partition in (self._ends, self._times, self._newest_ms):
+            by_partition.pop(partition, None)

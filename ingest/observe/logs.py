@@ -1,4 +1,4 @@
-"""The log line of a finished batch. Formatting is in `tasks.observe.logs`."""
+"""The log line of a finished batch. `tasks.observe.logs` formats it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ log = structlog.get_logger("ingest.batch")
 
 
 def batch_line(journey: Journey) -> None:
-    """One line per batch when it ends: ids, sizes, and seconds from its cut to each milestone."""
+    """Logs the end of a batch in one line: ids, sizes, and seconds from its cut to each milestone."""
     if journey.outcome is End.COMMITTED and not journey.failures:
         log.info("batch", **journey.summary())
     else:

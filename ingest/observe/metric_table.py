@@ -74,14 +74,14 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "project_shed",
         Kind.GAUGE,
         "bool",
-        "1: most messages of this project are rejects. Only for the five projects with most rejects.",
+        "1: most messages of this project are rejects. Only the five projects with most rejects have a series.",
         ("project",),
     ),
     Definition(
         _R + "project_cpu_seconds",
         Kind.COUNTER,
         "seconds",
-        "CPU time of the reader's loop per project: parsing and adding each message to its batch. Without parser "
+        "CPU time of the reader's loop per project: parsing and adding each message to its batch. Excludes parser "
         "processes and the child process for large messages. Series: the projects with most recent CPU time "
         "(REPLAYS_COST_PROJECTS_MAX), `other` and `none` (no project); they sum to the total.",
         ("project",),
@@ -158,8 +158,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         Kind.COUNTER,
         "batches",
         "Batches cut and dispatched, by reason: count, bytes, age, idle (early, with nothing in flight), "
-        "planned (the previous owner's boundary), drain, deferred (the next message is "
-        "parsed in a child process).",
+        "planned (at the previous owner's boundary), drain.",
         ("reason",),
     ),
     Definition(
@@ -177,7 +176,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "stage_seconds",
         Kind.HISTOGRAM,
         "seconds",
-        "Time from the start of a stage's last chord to its completion, over all sinks of the stage.",
+        "Time from the start of a stage's last chord to its completion, which covers all sinks of the stage.",
         ("stage",),
     ),
     Definition(
@@ -206,9 +205,19 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Batches cut but not settled, by phase: recording, waiting (for a slot), flushing, parked.",
         ("phase",),
     ),
-    Definition(_R + "in_flight_batches_max", Kind.GAUGE, "batches", "Its bound; at it consumption stops."),
+    Definition(
+        _R + "in_flight_batches_max",
+        Kind.GAUGE,
+        "batches",
+        "Maximum batches in flight (REPLAYS_IN_FLIGHT_BATCHES_MAX), at which consumption stops.",
+    ),
     Definition(_R + "in_flight_bytes", Kind.GAUGE, "bytes", "Bytes of open and unsettled batches."),
-    Definition(_R + "in_flight_bytes_max", Kind.GAUGE, "bytes", "Its bound; at it consumption stops."),
+    Definition(
+        _R + "in_flight_bytes_max",
+        Kind.GAUGE,
+        "bytes",
+        "Maximum bytes of open and unsettled batches (REPLAYS_IN_FLIGHT_BYTES_MAX), at which consumption stops.",
+    ),
     Definition(_R + "staged_bytes", Kind.GAUGE, "bytes", "Bytes of this reader's batches staged in Redis."),
     Definition(
         _R + "parked_oldest_seconds",
@@ -231,7 +240,10 @@ DEFINITIONS: tuple[Definition, ...] = (
     ),
     Definition(_R + "paused_seconds", Kind.COUNTER, "seconds", "Time spent paused."),
     Definition(
-        _R + "full_seconds", Kind.COUNTER, "seconds", "Time at an in-flight bound, paused or about to pause."
+        _R + "full_seconds",
+        Kind.COUNTER,
+        "seconds",
+        "Time for which an in-flight limit was reached, including pauses.",
     ),
     Definition(
         _R + "halted",
@@ -250,7 +262,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "rebalances",
         Kind.COUNTER,
         "events",
-        "Rebalance events, by kind: assigned, revoked, lost (evicted without a chance to commit).",
+        "Rebalance events, by kind: assigned, revoked, lost (without an opportunity to commit).",
         ("kind",),
     ),
     Definition(
@@ -278,7 +290,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "offsets_out_of_range",
         Kind.COUNTER,
         "events",
-        "Times the offset to read was before the log (retention) or after its end (topic recreated).",
+        "Times the next offset was before the start of the log (retention) or after its end (topic recreated).",
         ("partition",),
     ),
     Definition(
@@ -292,7 +304,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "messages_expired",
         Kind.COUNTER,
         "messages",
-        "Messages lost to retention: skipped without being read.",
+        "Messages lost to retention before they were read.",
     ),
     Definition(
         _R + "poll_gap_seconds",
@@ -334,18 +346,18 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "redis_up",
         Kind.GAUGE,
         "0 or 1",
-        "1: Redis answered the last heartbeat.",
+        "1: the last check of Redis succeeded.",
         across_processes=Across.LIVE_MAX,
     ),
     Definition(
         _R + "redis_used_bytes", Kind.GAUGE, "bytes", "used_memory of Redis: staged batches, queues, chords."
     ),
-    Definition(_R + "redis_max_bytes", Kind.GAUGE, "bytes", "maxmemory of Redis; 0: unbounded."),
+    Definition(_R + "redis_max_bytes", Kind.GAUGE, "bytes", "maxmemory of Redis; 0 if unlimited."),
     Definition(
         _R + "queue_consumers",
         Kind.GAUGE,
         "workers",
-        "Workers that consume a queue, by recent heartbeats. 0: its tasks wait.",
+        "Workers that consume a queue, by recent heartbeats. 0: its tasks are waiting.",
         ("queue",),
     ),
     Definition(_R + "queue_depth", Kind.GAUGE, "tasks", "Tasks waiting in a queue.", ("queue",)),

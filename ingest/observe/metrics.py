@@ -1,7 +1,7 @@
 """Updates the reader's metrics from events and commands: the loop calls `Metrics.observe(event, commands, now)`
 after each event.
 
-Per message this is a few additions; everything else is updated from the snapshot taken once per second.
+This costs a few additions per message. All other metrics are updated once per second, from a snapshot.
 `ingest.observe.metric_table` defines the metrics.
 """
 
@@ -50,14 +50,14 @@ class Parsed(StrEnum):
 
 
 class Why(StrEnum):
-    """Why a chord was started: label `why` of dispatches."""
+    """Reason why a chord was started: label `why` of dispatches."""
 
     FIRST = "first"
     RETRY = "retry"
     DEADLINE = "deadline"
 
 
-class CommitAnswer(StrEnum):
+class CommitResult(StrEnum):
     """Result of a commit: label `outcome` of commits."""
 
     STORED = "stored"
@@ -80,7 +80,7 @@ _TOUCHED: dict[str, Iterable[str]] = {
     "messages_parsed": Parsed,
     "drops": DropReason,
     "rebalances": Rebalance,
-    "commits": CommitAnswer,
+    "commits": CommitResult,
     "in_flight_batches": Phase,
 }
 
@@ -88,8 +88,8 @@ _TOUCHED: dict[str, Iterable[str]] = {
 class Metrics:
     """The reader's instruments. `observe` and `polled` are for the loop's thread; `snapshot` for any thread.
 
-    `reasons` and `warnings` are all stable names, so that their series exist from startup. `tell` receives each
-    batch that ended. `wall` returns Unix seconds, for message ages; `cpu` the CPU seconds of the calling thread.
+    `reasons` and `warnings`: all stable names, whose series exist from startup. `on_end` is called with each batch
+    that ended. `wall` returns Unix seconds, for message ages; `cpu` returns the CPU seconds of the calling thread.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Metrics:
         settings: Settings,
         reasons: Iterable[str] = (),
         warnings: Iterable[str] = (),
-        tell: Callable[[Journey], None] = lambda journey: None,
+        on_end: Callable[[Journey], None] = lambda journey: None,
         wall: Callable[[], float] = time.time,
         cpu: Callable[[], float] = time.thread_time,
     ) -> None:
@@ -105,7 +105,7 @@ class Metrics:
         self.meters = Meters(DEFINITIONS, self.registry, dogstatsd(settings))
         self.snapshot = Snapshot(now=0.0)
         self._settings = settings
-        self._tell = tell
+        self._on_end = on_end
         self._wall = wall
         self._journal = Journal()
         self._pipeline: Pipeline | None = None
@@ -163,7 +163,7 @@ class Metrics:
             self._lag.learn(self._log_ends.ask_log_ranges())
 
     def by_label(self, name: str) -> dict[str, float]:
-        """A counter's values by its label ("" without a label)."""
+        """The values of a counter by label ("" if it has none)."""
         base = name.replace(".", "_") + "_total"
         return {
             next(iter(sample.labels.values()), ""): sample.value
@@ -177,7 +177,7 @@ class Metrics:
         return sum(self.by_label(name).values())
 
     def quantile(self, name: str, share: float) -> float | None:
-        """The upper edge of the histogram bucket of this quantile; None if empty."""
+        """The upper edge of the histogram bucket with this quantile; None if there is none."""
         base = name.replace(".", "_") + "_bucket"
         buckets = [
             (float(sample.labels["le"]), sample.value)
@@ -188,12 +188,12 @@ class Metrics:
         if not buckets or not buckets[-1][1]:
             return None
         edge = next(edge for edge, below in buckets if below >= share * buckets[-1][1])
-        return edge if edge != float("inf") else None  # the value is above all buckets, so it is unknown
+        return edge if edge != float("inf") else None  # unknown, because it is above all buckets
 
     # Updates from the loop
 
     def observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
-        """Processes one loop iteration. The first branch runs for every message and must stay cheap."""
+        """Processes one event with its commands. The first branch runs for every message and must stay cheap."""
         if type(event) is on.MessageParsed:
             outcome = event.outcome
             self._messages[event.source.partition] += 1
@@ -222,7 +222,7 @@ class Metrics:
         for journey in self._journal.observe(event, commands, now):
             if journey.outcome in (End.RELEASED, End.LOST):
                 self.meters.count(_R + "batches_released")
-            self._tell(journey)
+            self._on_end(journey)
         self._cpu_at = self._cpu()  # CPU time for batches and ticks is not attributed to a project
 
     def _event(self, event: on.Event, now: float) -> None:
@@ -241,11 +241,11 @@ class Metrics:
             case on.FlushFailed() | on.DispatchFailed():
                 count(_R + "stage_failures", 1, event.stage)
             case on.Committed():
-                count(_R + "commits", 1, CommitAnswer.STORED)
-                self._commit_answered(event.source, now)
+                count(_R + "commits", 1, CommitResult.STORED)
+                self._commit_completed(event.source, now)
             case on.CommitFailed():
-                count(_R + "commits", 1, CommitAnswer.FAILED)
-                self._commit_answered(event.source, now)
+                count(_R + "commits", 1, CommitResult.FAILED)
+                self._commit_completed(event.source, now)
             case on.PartitionsAssigned():
                 count(_R + "rebalances", 1, Rebalance.ASSIGNED)
                 count(_R + "partitions_recreated", sum(bool(given.replaced) for given in event.assignments))
@@ -302,7 +302,7 @@ class Metrics:
             why = Why.DEADLINE if journey.stage is command.stage else Why.FIRST
         meters.count(_R + "dispatches", 1, command.stage, why)
 
-    def _commit_answered(self, source: TopicPartition, now: float) -> None:
+    def _commit_completed(self, source: TopicPartition, now: float) -> None:
         sent_at = self._commits_sent.pop(source, None)
         if sent_at is not None:
             self.meters.observe(_R + "commit_seconds", now - sent_at)
@@ -314,7 +314,7 @@ class Metrics:
                 self.meters.observe(_R + "end_to_end_seconds", max(0.0, wall - received), times=segments)
 
     def unowned(self, lag_messages: Mapping[int, int]) -> None:
-        """Sets the lag of each partition without an owner; -1 where it is unknown. One thread, any."""
+        """Sets the lag of each partition without an owner, -1 if unknown. May be called by any one thread."""
         known = {partition: lag for partition, lag in lag_messages.items() if lag >= 0}
         for partition, lag in known.items():
             self.meters.set(_R + "unowned_lag_messages", lag, str(partition))
@@ -323,26 +323,26 @@ class Metrics:
         self._known_unowned = set(known)
 
     def stuck(self, stacks: object) -> None:
-        """The loop was stuck and its stacks were logged."""
+        """Counts a stuck loop whose stacks were logged."""
         self.meters.count(_R + "stuck")
 
     def loop_failed(self, loop: str) -> None:
-        """A background loop's step raised. Any thread."""
+        """Counts an exception in a step of a background loop. Any thread."""
         self.meters.count(_R + "loop_failures", 1, loop)
 
     def unverified(self, purpose: Purpose) -> None:
-        """A Redis entry without a valid seal was ignored. Any thread."""
+        """Counts a Redis entry that was ignored because it has no valid seal. Any thread."""
         warn(purpose)
         self.meters.count(_R + "unverified", 1, purpose)
 
     def observer_failed(self, observer: str) -> None:
-        """An observer raised. Any thread."""
+        """Counts an exception in an observer. Any thread."""
         self.meters.count(_R + "observer_failures", 1, observer)
 
     # Updates from the parser
 
     def polled(self, messages: Sequence[Message]) -> None:
-        """One poll returned these messages, in offset order within each partition."""
+        """Counts the messages of one poll, which are in offset order within each partition."""
         at = time.perf_counter()
         if self._polled_at is not None:
             self.meters.observe(_R + "poll_gap_seconds", at - self._polled_at)
@@ -353,7 +353,7 @@ class Metrics:
         self._cpu_at = self._cpu()
 
     def parsed_for(self, seconds: float) -> None:
-        """Adds the parsing time of one poll, seconds."""
+        """Adds the parsing time of one poll."""
         self._parse_seconds += seconds
 
     # Once per second
@@ -393,7 +393,7 @@ class Metrics:
             self._parse_seconds = 0.0
 
     def _count_costs(self, now: float) -> None:
-        """A bounded set of series: the most expensive projects, and one for all others."""
+        """Updates a limited set of series: the most expensive projects, and one for all others."""
         added, gone = self._costs.tick(0.0 if self._costed_at is None else now - self._costed_at)
         self._costed_at = now
         for project, cost in added.items():
@@ -428,11 +428,11 @@ class Metrics:
         self._reject_gauges(snapshot.rejects)
 
     def _reject_gauges(self, rejects: RejectState) -> None:
-        """A bounded set of series: the projects with most rejects, and one for all others."""
-        named = {str(one.project_id): one for one in rejects.worst}
-        for project, one in named.items():
-            self.meters.set(_R + "project_rejects", one.rejects, project)
-            self.meters.set(_R + "project_shed", one.shed, project)
+        """Updates a limited set of series: the projects with most rejects, and one for all others."""
+        named = {str(counts.project_id): counts for counts in rejects.worst}
+        for project, counts in named.items():
+            self.meters.set(_R + "project_rejects", counts.rejects, project)
+            self.meters.set(_R + "project_shed", counts.shed, project)
         for project in self._known_projects - named.keys():
             self.meters.forget(_R + "project_rejects", project)
             self.meters.forget(_R + "project_shed", project)
@@ -443,9 +443,9 @@ class Metrics:
         self.meters.count(_R + "drops", rejects.dropped - self._dropped, DropReason.SHED)
         self._dropped = rejects.dropped
 
-    def _forget_partitions(self, ours: set[int]) -> None:
-        for partition in self._known_partitions - ours:
+    def _forget_partitions(self, assigned: set[int]) -> None:
+        for partition in self._known_partitions - assigned:
             for name in ("lag_messages", "lag_seconds", "lag_position_messages", "committed_offset"):
                 self.meters.forget(_R + name, str(partition))
             self._lag.forget(partition)
-        self._known_partitions = ours
+        self._known_partitions = assigned

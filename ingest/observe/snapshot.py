@@ -14,7 +14,8 @@ from ingest.core.rejects import Rejects
 
 
 class PartitionState(msgspec.Struct, frozen=True):
-    """One partition: next offset to take, committed offset (None: none yet), and the log's end (-1: unknown)."""
+    """One partition. `position`: next offset to take; `committed`: None before the first commit; `high`: end of
+    the log, -1 if unknown."""
 
     partition: int
     position: int
@@ -25,7 +26,8 @@ class PartitionState(msgspec.Struct, frozen=True):
 
 
 class FlightState(msgspec.Struct, frozen=True):
-    """One batch that is cut and not settled. `age_seconds` since its cut, `phase_seconds` in its phase."""
+    """One batch that is cut and not settled. `age_seconds`: time since its cut; `phase_seconds`: time in its
+    phase."""
 
     batch_id: str
     partition: int
@@ -64,7 +66,7 @@ class RejectState(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """The whole reader. `now` is monotonic; `held_bytes` counts open and unsettled batches."""
+    """State of the whole reader. `now`: monotonic seconds; `held_bytes`: bytes of open and unsettled batches."""
 
     now: float
     partitions: tuple[PartitionState, ...] = ()
@@ -83,7 +85,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 def take(pipeline: Pipeline, now: float) -> Snapshot:
-    """Called by the loop's thread only."""
+    """Takes a snapshot. Must be called by the loop's thread."""
     return Snapshot(
         now=now,
         partitions=tuple(
@@ -118,13 +120,13 @@ def take(pipeline: Pipeline, now: float) -> Snapshot:
 
 def _rejects(rejects: Rejects) -> RejectState:
     worst = tuple(
-        RejectsOf(one.project_id, one.messages, one.rejects, one.shed)
-        for one in rejects.worst()
-        if one.project_id is not None
+        RejectsOf(project.project_id, project.messages, project.rejects, project.shed)
+        for project in rejects.worst()
+        if project.project_id is not None
     )
     return RejectState(
         worst=worst,
-        other=rejects.total - rejects.unattributed - sum(one.rejects for one in worst),
+        other=rejects.total - rejects.unattributed - sum(project.rejects for project in worst),
         unattributed=rejects.unattributed,
         shed=rejects.shed,
         dropped=rejects.dropped,

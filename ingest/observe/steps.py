@@ -1,7 +1,7 @@
-"""The reader's part of the commit protocol, step by step, as a view over events and commands.
+"""Derives the steps of the commit protocol that the reader takes, from events and commands.
 
-It makes no decisions. With `REPLAYS_LOG_LEVEL=debug` a reader logs each step as one line (`protocol_step`);
-`python -m tools.spec` checks these lines against the specification: docs/specification.md.
+With `REPLAYS_LOG_LEVEL=debug` a reader logs each step as one line (`protocol_step`). `python -m tools.spec` checks
+these lines against the specification (docs/specification.md).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ ROUNDING_SECONDS = 1e-6
 Step = dict[str, Any]
 """The event (`step`), its `partition`, and offsets.
 
-`late`: the deadline that permits it had passed. `short`: brokers refused a record of this reader as too long.
+`late`: the deadline that permits the step had passed. `short`: brokers refused a record of this reader as too
+long.
 """
 
 
@@ -39,7 +40,7 @@ class _Seen:
 
 
 class Steps:
-    """Follows one reader. Its memory is bounded by the batches in flight."""
+    """Derives the steps of one reader. Memory is bounded by the batches in flight."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
@@ -48,28 +49,28 @@ class Steps:
         self._seen: dict[TopicPartition, _Seen] = {}
 
     def observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> list[Step]:
-        """The steps of one loop iteration, in order. `now` in monotonic seconds.
+        """The steps of one event with its commands, in order. `now`: monotonic seconds.
 
         A stopped reader takes no more steps, because its pipeline ignores later events.
         """
         if self._stopped:
             return []
-        steps = [*self._happened(event, now), *self._cut(commands)]
-        steps += self._answered(event, commands)
+        steps = [*self._event_steps(event, now), *self._cut_steps(commands)]
+        steps += self._completion_steps(event, commands)
         for command in commands:
-            steps += self._ordered(event, command, now)
+            steps += self._command_steps(event, command, now)
         for flight in self._pipeline.in_flight:
             seen = self._seen[flight.batch.source]
             seen.flights[flight.batch.id] = (flight.batch.epoch, flight.phase, flight.stage, flight.attempt)
         return steps
 
-    def _happened(self, event: on.Event, now: float) -> Iterator[Step]:
+    def _event_steps(self, event: on.Event, now: float) -> Iterator[Step]:
         match event:
             case on.PartitionsAssigned():
                 for given in event.assignments:
-                    yield self._assigned(given)
+                    yield self._assigned_step(given)
             case on.MessageParsed() if event.source in self._seen:
-                yield from self._taken(event)
+                yield from self._taken_steps(event)
             case on.PartitionsRevoked():
                 for source in set(event.sources) & self._seen.keys():
                     self._seen[source].revoked_at = now
@@ -79,25 +80,25 @@ class Steps:
                     if self._seen.pop(source, None) is not None:
                         yield _step("lost", source)
             case on.OffsetOutOfRange() if event.source in self._seen:
-                yield from self._resumed(event)
+                yield from self._resumed_steps(event)
             case on.EndReached() if event.source in self._seen:
                 yield _step("ended", event.source, start=event.position, stop=event.end)
             case on.Committed() | on.CommitFailed() if event.source in self._seen:
                 stored = isinstance(event, on.Committed)
                 self._short = self._short or (isinstance(event, on.CommitFailed) and event.record_too_long)
-                yield self._commit("committed" if stored else "refused", event)
+                yield self._commit_step("committed" if stored else "refused", event)
             case _:
                 pass
 
-    def _assigned(self, given: on.Assignment) -> Step:
+    def _assigned_step(self, given: on.Assignment) -> Step:
         offset = given.start if given.committed is None else given.committed
         self._seen[given.source] = _Seen(offset or 0)
         ends = cut_record.decode(given.committed, given.record).stops if given.committed is not None else ()
         new = given.committed is None
         return _step("assigned", given.source, offset=offset or 0, ends=[*ends], new=new)
 
-    def _taken(self, event: on.MessageParsed) -> Iterator[Step]:
-        """A run of messages with nothing to write is one step, repeated as the run grows."""
+    def _taken_steps(self, event: on.MessageParsed) -> Iterator[Step]:
+        """Yields a step for a run of messages with nothing to write, repeatedly as the run grows."""
         seen = self._seen[event.source]
         if event.offset < seen.position or self._pipeline.position(event.source)[0] <= event.offset:
             return  # the message was not taken
@@ -107,7 +108,7 @@ class Steps:
         else:
             seen.content_until = seen.position
 
-    def _resumed(self, event: on.OffsetOutOfRange) -> Iterator[Step]:
+    def _resumed_steps(self, event: on.OffsetOutOfRange) -> Iterator[Step]:
         seen = self._seen[event.source]
         if event.resumed_at < seen.position:
             self._seen[event.source] = _Seen(event.resumed_at)
@@ -117,8 +118,8 @@ class Steps:
             yield _step("nothing", event.source, start=seen.content_until, stop=event.resumed_at)
             seen.position = event.resumed_at
 
-    def _cut(self, commands: Sequence[do.Command]) -> Iterator[Step]:
-        """Ranges taken in this iteration, and batches that were split."""
+    def _cut_steps(self, commands: Sequence[do.Command]) -> Iterator[Step]:
+        """Yields the ranges that were cut and the batches that were split by these commands."""
         flights = {flight.batch.id: flight for flight in self._pipeline.in_flight}
         for command in commands:
             if isinstance(command, do.Recut):
@@ -139,8 +140,8 @@ class Steps:
                 yield _step("cut", source, **_range(offsets, stages=stages), cut_by=str(cut_by))
             seen.pending = pending
 
-    def _answered(self, event: on.Event, commands: Sequence[do.Command]) -> Iterator[Step]:
-        """A completion or failed dispatch of the current chord."""
+    def _completion_steps(self, event: on.Event, commands: Sequence[do.Command]) -> Iterator[Step]:
+        """Yields the completion or the failed dispatch of the current chord."""
         if not isinstance(event, on.FlushSucceeded | on.DispatchFailed):
             return
         for source, seen in self._seen.items():
@@ -152,24 +153,24 @@ class Steps:
             elif known[1::2] == (Phase.FLUSHING, event.attempt) and not _recut(commands):
                 yield _step("parked", source, stop=_stop(event.batch_id))
 
-    def _ordered(self, event: on.Event, command: do.Command, now: float) -> Iterator[Step]:
+    def _command_steps(self, event: on.Event, command: do.Command, now: float) -> Iterator[Step]:
         limits = self._pipeline.limits
         match command:
             case do.Commit():
                 self._seen[command.source].sent_at = now
-                yield self._commit("commit", command)
+                yield self._commit_step("commit", command)
             case do.Dispatch():
                 batch, seen = command.batch, self._seen[command.batch.source]
-                waited = now - seen.dispatched_at.get(batch.id, batch.cut_at)
+                waited_seconds = now - seen.dispatched_at.get(batch.id, batch.cut_at)
                 first = batch.id not in seen.dispatched_at
-                most = limits.cut_record_seconds_max if first else limits.flush_deadline_seconds
+                deadline_seconds = limits.cut_record_seconds_max if first else limits.flush_deadline_seconds
                 seen.dispatched_at[batch.id] = now
                 yield _step(
                     "dispatch",
                     batch.source,
                     stop=batch.offsets.stop,
                     stage=str(command.stage),
-                    late=waited >= most - ROUNDING_SECONDS,
+                    late=waited_seconds >= deadline_seconds - ROUNDING_SECONDS,
                     short=self._short,
                 )
             case do.Park():
@@ -191,9 +192,9 @@ class Steps:
             case _:
                 pass
 
-    def _commit(self, name: str, one: do.Commit | on.Committed | on.CommitFailed) -> Step:
-        ends = [*cut_record.decode(one.offset, one.record).stops]
-        return _step(name, one.source, offset=one.offset, ends=ends, short=self._short)
+    def _commit_step(self, name: str, commit: do.Commit | on.Committed | on.CommitFailed) -> Step:
+        ends = [*cut_record.decode(commit.offset, commit.record).stops]
+        return _step(name, commit.source, offset=commit.offset, ends=ends, short=self._short)
 
     def _forget(self, source: TopicPartition, batch_id: str) -> None:
         seen = self._seen[source]

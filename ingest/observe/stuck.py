@@ -1,7 +1,7 @@
 """Detects a stuck loop and logs the stacks of all threads, once per occurrence.
 
-Stacks are taken with `sys._current_frames`; if a C extension holds the interpreter, SIGQUIT makes `faulthandler`
-write them.
+Stacks are read with `sys._current_frames`. If a C extension holds the interpreter lock, SIGQUIT makes
+`faulthandler` write them.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ log = structlog.get_logger(__name__)
 
 
 def stacks() -> dict[str, list[str]]:
-    """Every thread's name and its stack, innermost call last, as `file:line function`."""
+    """The stack of every thread, by thread name: `file:line function`, innermost call last."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    out: dict[str, list[str]] = {}
+    stacks_by_name: dict[str, list[str]] = {}
     for ident, frame in sys._current_frames().items():
         calls = traceback.extract_stack(frame)[-LINES_MAX:]
         name = f"{names.get(ident, 'unknown')}-{ident}"
-        out[name] = [f"{call.filename}:{call.lineno} {call.name}" for call in calls]
-    return out
+        stacks_by_name[name] = [f"{call.filename}:{call.lineno} {call.name}" for call in calls]
+    return stacks_by_name
 
 
 class StuckDetector:
     """Watches a loop from its own thread.
 
-    `turned_seconds()` is the time since the loop's last iteration. `on_stuck` is called with the stacks, once each
-    time the loop is stuck for more than `silent_seconds_max`. `signal_dumps=True` makes SIGQUIT dump the stacks.
+    `turned_seconds()`: time since the loop's last iteration. `on_stuck` is called with the stacks each time that
+    the loop has been stuck for `silent_seconds_max`.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class StuckDetector:
         self.loop = Loop("stuck-detector", self.check, min(CHECK_SECONDS_MAX, silent_seconds_max / 4))
 
     def start(self, *, signal_dumps: bool = False) -> None:
-        """Starts watching. Call from the main thread if `signal_dumps` is set."""
+        """Starts watching. `signal_dumps`: SIGQUIT dumps the stacks; requires the main thread."""
         if signal_dumps:
             faulthandler.register(signal.SIGQUIT, all_threads=True, chain=False)
         self.loop.start()
@@ -63,7 +63,7 @@ class StuckDetector:
         self.loop.stop(deadline_seconds=2.0)
 
     def check(self) -> bool:
-        """Checks once; True if the loop is stuck."""
+        """Checks once. Returns True if the loop is stuck."""
         silent_seconds = self._turned_seconds()
         if silent_seconds < self._silent_seconds_max:
             if self._reported:

@@ -1,7 +1,7 @@
-"""Tracing of batches: from the messages' trace context through the reader to each sink.
+"""Traces batches from the trace context of their messages through the reader to each sink.
 
-The first message with a W3C `traceparent` header is the parent of the batch's span, later ones are links, so that
-a batch is one trace. Disabled by default.
+The first message with a W3C `traceparent` header is the parent of the batch's span. Later ones become links, so
+that a batch is one trace. Disabled by default.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ HEADER = telemetry.HEADER
 
 
 class Tracing:
-    """`polled` and `observe` are for the loop's thread, `begin` for the dispatcher's; protected by a lock."""
+    """`polled` and `observe` are for the loop's thread, `begin` for the dispatcher's thread. A lock protects the
+    state."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -41,7 +42,7 @@ class Tracing:
                         kept.append((message.offset, value.decode("ascii", "replace")))
 
     def begin(self, batch: Batch) -> str:
-        """The traceparent for this batch's tasks; its span starts with the first call. "" if tracing is
+        """Starts the span of a batch at the first call. Returns the traceparent for its tasks, "" if tracing is
         disabled."""
         tracer = telemetry.tracer()
         if tracer is None:
@@ -93,7 +94,7 @@ class Tracing:
         )
 
     def _take(self, batch: Batch) -> list[str]:
-        """Removes and returns the contexts of the batch's messages; older ones are discarded."""
+        """Removes and returns the contexts of the batch's messages. Older contexts are discarded."""
         kept = self._contexts.get(batch.source)
         taken: list[str] = []
         while kept and kept[0][0] < batch.offsets.stop:
@@ -113,6 +114,6 @@ class Tracing:
         with self._lock:
             for source in sources:
                 self._contexts.pop(source, None)
-            ours = [key for key in self._spans if key[0].startswith(tuple(f"{source}-" for source in sources))]
-        for batch_id, _ in ours:
+            ended = [key for key in self._spans if key[0].startswith(tuple(f"{source}-" for source in sources))]
+        for batch_id, _ in ended:
             self._end(batch_id, "released")

@@ -1,6 +1,6 @@
 """Queries the brokers for the start offsets of an assignment; the rules are in `ingest.core.starting`.
 
-A failed query is never treated as "no offset": `Unanswered` makes the reader rejoin the group.
+A failed query is never treated as "no offset"; it raises `Unanswered`, and the reader rejoins the group.
 """
 
 from __future__ import annotations
@@ -40,17 +40,18 @@ log = structlog.get_logger(__name__)
 
 
 class ConsumerFailed(Exception):
-    """An operator must act: a fatal error, a missing permission, or an offset out of range with the policy
-    `error`. The text states what to do."""
+    """An error that requires an operator: a fatal error, a missing permission, or an offset out of range with the
+    policy `error`. The message says what to do."""
 
 
 class Unanswered(Exception):
-    """The brokers did not return a start offset; nothing may be read. The text states why."""
+    """The brokers did not return a start offset, so nothing may be read. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Start of a partition. `committed` and `text` are the group's; None and empty without a usable commit."""
+    """Start of a partition. `committed` and `text` are from the group's commit; None and empty if it is
+    unusable."""
 
     partition: int
     offset: int
@@ -60,7 +61,7 @@ class Found:
 
 
 class Offsets:
-    """Start offsets of one topic, with one reset policy."""
+    """Finds the start offsets of one topic, with one reset policy."""
 
     def __init__(self, topic: str, reset: Reset) -> None:
         self._topic = topic
@@ -115,10 +116,10 @@ class Offsets:
         return max(low, 0), high
 
     def _stored(self, consumer: Consumer, numbers: Collection[int]) -> dict[int, Stored]:
-        """The group's commits on these partitions. Repeats the request within bounds."""
+        """The group's commits on these partitions. Repeats the request for a limited time."""
         if not numbers:
             return {}
-        return confirmed(lambda asked: self._ask(consumer, asked), numbers, time.monotonic, time.sleep)
+        return confirmed(lambda partitions: self._ask(consumer, partitions), numbers, time.monotonic, time.sleep)
 
     def _ask(self, consumer: Consumer, numbers: Collection[int]) -> dict[int, Stored]:
         answers = consumer.committed([KafkaPartition(self._topic, n) for n in numbers], timeout=CALL_SECONDS_MAX)
@@ -138,7 +139,7 @@ def confirmed(
     clock: Callable[[], float],
     wait: Callable[[float], None],
 ) -> dict[int, Stored]:
-    """The result of `ask` for these partitions; for a doubtful result (`is_doubtful`), that of a second request.
+    """The result of `ask` for these partitions. Doubtful results (`is_doubtful`) are requested a second time.
 
     Raises Unanswered or ConsumerFailed.
     """
@@ -159,8 +160,8 @@ def repeated(
 ) -> dict[int, Stored]:
     """The first result of `ask` that is not a KafkaException. Raises Unanswered or ConsumerFailed.
 
-    With a stale epoch it repeats the request for EPOCH_SECONDS_MAX, if fenced not at all, and on other errors for
-    ANSWER_SECONDS_MAX.
+    The request is repeated for EPOCH_SECONDS_MAX if the epoch is stale, not at all if the client is fenced, and
+    for ANSWER_SECONDS_MAX after other errors.
     """
     began = clock()
     while True:

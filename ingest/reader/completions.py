@@ -1,7 +1,7 @@
 """Reads this reader's completion stream in Redis and converts entries to events.
 
-Tasks and operators write one entry per completion. The stream is read from the reader's position, with one call
-for all batches. A stream that was lost, or recreated with smaller ids, is read from its beginning.
+Tasks and operators write one entry per completion. One call reads the completions of all batches, from the last
+position. A stream that was lost, or recreated with smaller ids, is read from its beginning.
 """
 
 from __future__ import annotations
@@ -74,18 +74,18 @@ class CompletionReader:
             self._find_beginning()
         if not self.read_once():
             self._find_beginning()
-        # Last, because a full Redis refuses the heartbeat while its stream can still be read.
+        # Last, because a full Redis refuses the heartbeat, although its stream can still be read.
         self._heartbeat.write_if_due()
         self._healthy = True
 
     def stop(self, deadline_seconds: float) -> None:
         """Ends the loop and removes the heartbeat."""
         self.loop.stop(deadline_seconds)
-        with contextlib.suppress(RedisError, OSError):  # without this removal the heartbeat expires
+        with contextlib.suppress(RedisError, OSError):  # a heartbeat that was not removed expires
             self._heartbeat.remove()
 
     def read_once(self) -> int:
-        """Waits up to BLOCK_SECONDS_MAX for entries, delivers them, returns their number. Raises RedisError."""
+        """Waits up to BLOCK_SECONDS_MAX for entries and delivers them. Returns their number. Raises RedisError."""
         answer = self._coordination.client.xread({self._stream: self._last_id}, COMPLETIONS_MAX, self._block_ms)
         entries: list[Any] = _entries(answer)
         for entry_id, fields in entries:
@@ -131,7 +131,7 @@ def as_event(completion: Completion) -> on.Event:
 
 
 def _entries(answer: Any) -> list[Any]:
-    """The entries of the requested stream; RESP2 returns a list, RESP3 a map."""
+    """The entries of the requested stream, from the list of RESP2 or the map of RESP3."""
     if not answer:
         return []
     if isinstance(answer, dict):

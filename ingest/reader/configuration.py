@@ -1,6 +1,6 @@
 """Maps settings to the reader's components: core limits, parser rules, consumer properties.
 
-Commands that parse or read like the reader use the same functions.
+Commands that read or parse messages use the same functions.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Dispatches batches to workers: stages their bytes, starts chords, publishes parked batches.
 
-The dispatch thread performs the core's commands in order, so that the loop never waits for Redis; the thread of
-`ingest.reader.completions` reads completions. Both put events into the inbox. No retries here: a failure is an
-event, and the core decides.
+The dispatch thread performs the core's commands in order, so that the loop never waits for Redis. The thread of
+`ingest.reader.completions` reads completions. Both put events into the inbox. This module does not retry: a
+failure is an event, and the core decides.
 """
 
 from __future__ import annotations
@@ -41,21 +41,24 @@ COMMANDS_MAX = 4096
 MANIFESTS_MAX = 4096
 # Encoded bytes kept for stages that have not started. Bytes that do not fit are encoded again.
 UNSENT_BYTES_MAX = 32 * MiB
-# After a Redis failure, commands fail immediately for this long instead of each waiting for a timeout.
+# After a Redis failure, commands fail immediately for name long instead of each waiting for a timeout.
 DOWN_SECONDS = 1.0
-# Tasks stop retrying shortly before the core's deadline, so that it receives the failure instead of a timeout.
+# Tasks stop retrying at name share of the core's deadline, so that it receives a failure and not a timeout.
 DEADLINE_SHARE = 0.9
 
 
 class Dispatcher:
-    """`start`, then `submit` from one thread, then `stop`. `reader` names this process's stream.
+    """Call `start`, then `submit` from one thread, then `stop`. `reader` names the completion stream of name
+    process.
 
     Every Dispatch results in FlushSucceeded, FlushFailed or DispatchFailed, or in no event if its chord was lost.
-    Memory: manifests of batches in flight, and bytes of stages not started yet; batches themselves only while
-    their command waits. `heartbeat()` builds each heartbeat, on the completion thread; `trace(batch)` returns the
-    W3C traceparent of the batch's tasks ("" if none), on the dispatch thread. `on_failure(name)` is called for
-    each failure of one of its loops, `unverified(purpose)` for entries ignored because they lack a valid seal.
-    `app`: a Celery app other than the publish-only one; an eager one runs the tasks in this thread.
+    Memory holds the manifests of batches in flight, the bytes of stages that have not started, and the batches of
+    waiting commands.
+
+    `heartbeat()` builds each heartbeat, on the completion thread. `trace(batch)` returns the W3C traceparent of
+    the batch's tasks ("" if none), on the dispatch thread. `on_failure(name)` is called for each failure of a
+    loop, `unverified(purpose)` for each entry that is ignored because it has no valid seal. `app`: a Celery app to
+    use instead of the publish-only one; an eager app runs the tasks in name thread.
     """
 
     def __init__(
@@ -103,7 +106,8 @@ class Dispatcher:
         return self._loop, self._completions.loop
 
     def submit(self, command: Command) -> None:
-        """Returns immediately. A full queue, which the in-flight bounds prevent, is a failed dispatch."""
+        """Queues a command and returns immediately. If the queue is full, which the limits of batches in flight
+        prevent, the dispatch fails."""
         try:
             self._commands.put_nowait(command)
         except queue.Full:
@@ -134,10 +138,10 @@ class Dispatcher:
         try:
             self._perform(command)
         except (RedisError, OperationalError, OSError) as error:
-            self._failed(command, error)
+            self._on_failure(command, error)
         except Exception as error:
             log.exception("dispatch_broken", command=type(command).__name__, batch=command.batch.id)
-            self._failed(command, error)
+            self._on_failure(command, error)
 
     def _perform(self, command: Command) -> None:
         if time.monotonic() < self._down_until:
@@ -156,19 +160,18 @@ class Dispatcher:
                 self._coordination.unpark(manifest.batch_id)
 
     def _dispatch(self, command: do.Dispatch) -> None:
-        """Stages and starts only tasks without a done mark; if none is left, the stage is durable."""
+        """Stages and starts the tasks that have no done mark. If all have one, the stage is durable."""
         batch, stage = command.batch, command.stage
         manifest = self._manifest(batch)
-        name = reference(manifest)
         tasks = [entry.name for entry in manifest.of_stage(stage)]
         tasks = self._staging.unmarked(manifest, tasks) if tasks else []
         if not tasks:
             self._inbox.put(on.FlushSucceeded(batch.id, batch.epoch, stage))
             return
-        this = ChordName(name, stage, command.attempt, chord.new_token())
-        self._staging.stage(manifest, this, self._payloads(batch, stage, tasks))
+        name = ChordName(reference(manifest), stage, command.attempt, chord.new_token())
+        self._staging.stage(manifest, name, self._payloads(batch, stage, tasks))
         until = int(self._staging.now() + command.deadline_seconds * DEADLINE_SHARE)
-        chord.start(self._app, chord.FanOut(this, tuple(tasks), until, self._trace(batch)))
+        chord.start(self._app, chord.FanOut(name, tuple(tasks), until, self._trace(batch)))
 
     def _show(self, command: do.Park, age_seconds: float = 0.0) -> None:
         batch, now = command.batch, self._coordination.now()
@@ -193,7 +196,7 @@ class Dispatcher:
         )
 
     def _manifest(self, batch: Batch) -> Manifest:
-        """Built once per batch. If there are too many, manifests of fenced batches are dropped."""
+        """The manifest, encoded once per batch. The oldest are dropped if there are too many."""
         key = (batch.id, batch.epoch)
         if key not in self._manifests:
             if len(self._manifests) >= MANIFESTS_MAX:
@@ -204,8 +207,8 @@ class Dispatcher:
         return self._manifests[key]
 
     def _bound_unsent(self) -> None:
-        """Drops the oldest entries first: those of fenced batches, and those waiting long for their second
-        stage."""
+        """Limits the encoded bytes kept. Drops the oldest first: those of fenced batches, and of batches whose
+        second stage has not started for long."""
         sizes = {key: sum(map(len, payloads.values())) for key, payloads in self._unsent.items()}
         size_bytes = sum(sizes.values())
         for key in list(self._unsent)[:-1]:  # except the one about to be staged
@@ -215,7 +218,7 @@ class Dispatcher:
             del self._unsent[key]
 
     def _payloads(self, batch: Batch, stage: Stage, tasks: list[str]) -> dict[str, bytes]:
-        """The bytes encoded for the manifest; encoded again for further attempts."""
+        """The bytes that were encoded with the manifest; further attempts encode them again."""
         unsent = self._unsent.get((batch.id, batch.epoch), {})
         payloads = {name: unsent.pop(name) for name in tasks if name in unsent}
         if len(payloads) < len(tasks):
@@ -228,11 +231,11 @@ class Dispatcher:
         del self._manifests[key]
         self._unsent.pop(key, None)
 
-    def _failed(self, command: Command, error: Exception) -> None:
+    def _on_failure(self, command: Command, error: Exception) -> None:
         text = shortened(f"{type(error).__name__}: {error}")
-        answered = isinstance(error, (RedisFull, ResponseError))
-        away = isinstance(error, (RedisError, OperationalError, OSError)) and not answered
-        if away and time.monotonic() >= self._down_until:
+        refused = isinstance(error, (RedisFull, ResponseError))
+        unreachable = isinstance(error, (RedisError, OperationalError, OSError)) and not refused
+        if unreachable and time.monotonic() >= self._down_until:
             self._down_until = time.monotonic() + DOWN_SECONDS
             self._down_error = text
         log.warning("dispatch_failed", command=type(command).__name__, batch=command.batch.id, error=text)

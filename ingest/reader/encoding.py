@@ -1,7 +1,7 @@
-"""Encodes a batch for its flush tasks: items selected and ordered, encoded once, named by digest.
+"""Encodes a batch for its flush tasks: selects and orders the items, encodes them once, and computes their digest.
 
-Deterministic: the same batch with the same settings gives the same names, bytes and digest, so that done marks of
-earlier attempts and owners are found.
+The same batch with the same settings gives the same names, bytes and digest, so that done marks of earlier
+attempts and owners are found.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Encoder:
         return {name: encode_items(items) for name, items in self._tasks(batch, (stage,)) if name in wanted}
 
     def _tasks(self, batch: Batch, stages: Sequence[Stage]) -> Iterator[tuple[str, list[Item]]]:
-        """(task name, items) of each flush task, in a fixed order; none is empty."""
+        """Yields (task name, items) of each flush task that has items, in a fixed order."""
         objects, index = pack(batch) if self.packed else ([], [])
         for sink in self.sinks:
             if sink.stage not in stages:

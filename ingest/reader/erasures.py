@@ -1,7 +1,7 @@
-"""Lookup of erasures, per message. Built from `tasks.kafka.decisions`.
+"""Looks up whether a message is erased. Built from `tasks.kafka.decisions`.
 
-Erasing a replay also covers messages that arrive later; erasing a project or user covers messages received by
-Relay before the decision.
+The erasure of a replay also covers messages that arrive later. The erasure of a project or user covers messages
+that Relay received before the decision.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _users = msgspec.json.Decoder(_Users).decode
 
 @dataclass(frozen=True)
 class Erasures:
-    """Immutable, so that another thread can replace it while the loop reads. `replays`:
+    """Immutable, so that another thread can replace it while the loop reads it.
 
-    (project, replay id). `projects`: messages received before this time are erased, Unix seconds by Relay's clock;
-    `users`: the same by digest, per project.
+    `replays`: (project, replay id). `projects`: time up to which received messages are erased, Unix seconds by
+    Relay's clock. `users`: such times per project and digest of the user.
     """
 
     replays: frozenset[tuple[int, str]] = frozenset()
@@ -47,7 +47,7 @@ class Erasures:
         return bool(self.replays or self.projects or self.users)
 
     def holds(self, project_id: int, replay_id: str, received: float) -> bool:
-        """True if a message of this replay, received then, is erased through its replay or project."""
+        """True if a message of this replay and receive time is covered by the erasure of its replay or project."""
         return (project_id, replay_id) in self.replays or received <= self.projects.get(project_id, -1.0)
 
     def holds_user_of(self, segment: Segment) -> bool:
@@ -100,7 +100,7 @@ def project_key(project_id: int) -> str:
 
 
 def user_digest(project_id: int, user: str) -> str:
-    """Digest of a user, 32 hex digits. The same user has another digest in each project."""
+    """Digest of a user, 32 hex digits. It differs per project."""
     return hashlib.blake2b(f"{project_id}/{user}".encode(), digest_size=16, person=b"erased user").hexdigest()
 
 

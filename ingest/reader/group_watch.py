@@ -1,6 +1,7 @@
-"""A thread that watches the topic and its consumer group, and makes this reader rejoin if a partition has no owner
-(decided by `ingest.core.ownership`), or if the topic was recreated while this reader had partitions of it, which
-the group may not notice.
+"""Watches the topic and its consumer group from a thread.
+
+This reader rejoins the group if a partition has no owner (decided by `ingest.core.ownership`), or if the topic was
+recreated while this reader had partitions of it, which may not cause a rebalance.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from ingest.settings import Settings
 from tasks.kafka.cluster import Cluster, ClusterError
 from tasks.observe.loops import Loop
 
-LOOKS_PER_BOUND = 3
-LOOK_SECONDS_MAX = 10.0
+CHECKS_PER_LIMIT = 3
+CHECK_SECONDS_MAX = 10.0
 
 log = structlog.get_logger(__name__)
 
@@ -36,11 +37,11 @@ class Membership(Protocol):
         """Id of the topic being read; empty before the first assignment. Any thread."""
 
     def rejoin(self) -> None:
-        """Requests that the loop releases all partitions and rejoins. Returns immediately; any thread."""
+        """Makes the loop release all partitions and rejoin. Returns immediately; any thread."""
 
 
 class GroupWatch:
-    """Checks several times per `kafka_unowned_seconds_max`. Never blocks the loop."""
+    """Checks the group several times per `kafka_unowned_seconds_max`, without blocking the loop."""
 
     def __init__(self, settings: Settings, metrics: Metrics, membership: Membership) -> None:
         self._settings = settings
@@ -49,11 +50,11 @@ class GroupWatch:
         self._cluster = Cluster(settings)
         self._ownership = Ownership(settings.kafka_unowned_seconds_max)
         self._reported: tuple[int, ...] = ()
-        self._trouble = ""
+        self._last_error = ""
         # Partitions without an owner -> lag in messages, -1 if unknown. Any thread.
         self.unowned: Mapping[int, int] = {}
-        seconds = min(LOOK_SECONDS_MAX, settings.kafka_unowned_seconds_max / LOOKS_PER_BOUND)
-        self.loop = Loop("group-watch", self.look, seconds, on_failure=metrics.loop_failed)
+        seconds = min(CHECK_SECONDS_MAX, settings.kafka_unowned_seconds_max / CHECKS_PER_LIMIT)
+        self.loop = Loop("group-watch", self.check, seconds, on_failure=metrics.loop_failed)
 
     def start(self) -> None:
         """Starts the thread. Brokers need not be reachable."""
@@ -63,19 +64,19 @@ class GroupWatch:
         """Ends the thread; if it is blocked in a broker call, it ends with the process."""
         self.loop.stop(deadline_seconds=1.0)
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Checks once. Broker errors are logged when they change, never raised."""
         topic = self._settings.kafka_topic
         try:
             described = self._cluster.topic(topic)
             group = self._cluster.group(self._settings.kafka_group, topic)
         except ClusterError as failure:
-            if str(failure) != self._trouble:
-                self._trouble = str(failure)
-                log.warning("group_not_described", error=self._trouble)
+            if str(failure) != self._last_error:
+                self._last_error = str(failure)
+                log.warning("group_not_described", error=self._last_error)
             return
-        self._trouble = ""
-        self._compare(described.id)
+        self._last_error = ""
+        self._check_topic(described.id)
         view = GroupView(
             described.partitions, {member.id: member.partitions for member in group.members}, group.stable
         )
@@ -90,8 +91,9 @@ class GroupWatch:
             self._metrics.meters.count("replays.reader.group_rejoins")
             self._membership.rejoin()
 
-    def _compare(self, topic_id: str) -> None:
-        """Rejoining makes the consumer determine its start again, logged as `topic_recreated`."""
+    def _check_topic(self, topic_id: str) -> None:
+        """Rejoins if the topic was recreated. The consumer then determines its start again, and logs
+        `topic_recreated`."""
         read = self._membership.topic_id
         if read and topic_id and topic_id != read:
             log.error("rejoining_group", reason="the topic was created again", former=read, now=topic_id)
@@ -100,21 +102,21 @@ class GroupWatch:
 
 
 class TopicDescriber:
-    """The brokers' current description of the topic; an empty view if they do not respond."""
+    """Requests a description of the topic from the brokers."""
 
     def __init__(self, settings: Settings) -> None:
         self._cluster = Cluster(settings)
         self._topic = settings.kafka_topic
-        self._trouble = ""
+        self._last_error = ""
 
     def __call__(self) -> TopicView:
-        """One bounded request. Errors are logged when they change."""
+        """Makes one request with a timeout. Returns an empty view, and logs the error if it is new, on failure."""
         try:
             found = self._cluster.topic(self._topic)
         except ClusterError as failure:
-            if str(failure) != self._trouble:
-                self._trouble = str(failure)
-                log.warning("topic_not_described", error=self._trouble)
+            if str(failure) != self._last_error:
+                self._last_error = str(failure)
+                log.warning("topic_not_described", error=self._last_error)
             return TopicView()
-        self._trouble = ""
+        self._last_error = ""
         return TopicView(found.id, found.partitions)

@@ -2,7 +2,7 @@
 
 Offsets are committed explicitly, one past the last settled message, with the cut record as metadata; the client
 never stores or commits offsets itself. Start offsets are always explicit (`ingest.reader.assignment`), so that an
-offset out of range is an event and a log line instead of a silent jump.
+offset out of range is reported instead of silently reset.
 
 Client errors never end the loop: they become events, are retried, or lead to rejoining the group. Only errors that
 require an operator are raised, as `ConsumerFailed`.
@@ -49,7 +49,7 @@ REJOIN_SECONDS = 1.0
 RENEW_SECONDS = 1.0
 REPEAT_SECONDS = 1.0
 STALLED_SECONDS_MAX = 30.0
-STALL_LOOK_SECONDS = 5.0
+STALL_CHECK_SECONDS = 5.0
 LIBRARY_LINES_REMEMBERED_MAX = 1000
 _NUMBER = re.compile(r"\d+")
 
@@ -71,7 +71,7 @@ class KafkaSource:
         describe: Callable[[], TopicView] = TopicView,
         stalled_seconds_max: float = STALLED_SECONDS_MAX,
     ) -> None:
-        """`describe` queries the topic; returns an empty view if brokers do not respond.
+        """`describe` queries the topic, and returns an empty view if brokers do not respond.
 
         `stalled_seconds_max`: how long a partition may stall before its log end.
         """
@@ -97,8 +97,8 @@ class KafkaSource:
         self._ends_asked: dict[int, int] = {}
         self._ends_reached: dict[int, int] = {}
         self._paused: set[int] = set()
-        self._stall_look_seconds = min(STALL_LOOK_SECONDS, stalled_seconds_max / 4)
-        self._stalls = Stalls(stalled_seconds_max, 2 * self._stall_look_seconds)
+        self._stall_check_seconds = min(STALL_CHECK_SECONDS, stalled_seconds_max / 4)
+        self._stalls = Stalls(stalled_seconds_max, 2 * self._stall_check_seconds)
         self._stalls_at = 0.0
         self._sent: dict[int, deque[do.Commit]] = {}
         self._put_off: KafkaMessage | None = None
@@ -136,13 +136,13 @@ class KafkaSource:
             self._must_rejoin.set()
 
     def rejoin(self) -> None:
-        """The next poll drains and releases all partitions and rejoins the group. Any thread."""
+        """Makes the next poll drain and release all partitions and rejoin the group. Any thread."""
         self._must_rejoin.set()
 
     # Called by the runtime
 
     def poll(self, timeout_seconds: float) -> Sequence[Message]:
-        """At most POLL_MESSAGES_MAX messages or about POLL_BYTES_MAX bytes, whichever comes first."""
+        """Returns at most POLL_MESSAGES_MAX messages, of about POLL_BYTES_MAX bytes."""
         if not self._is_member(timeout_seconds):
             return ()
         self._resume_lost_offsets()
@@ -173,7 +173,7 @@ class KafkaSource:
         return messages
 
     def _polled(self, timeout_seconds: float) -> KafkaMessage | None:
-        """Exceptions of our callbacks, and client errors about them, are raised here."""
+        """Polls the client once. After an error, including those of rebalance callbacks, the reader rejoins."""
         try:
             return self._consumer.poll(timeout_seconds)
         except (KafkaException, RuntimeError) as failure:
@@ -196,7 +196,7 @@ class KafkaSource:
             self._guarded("unsubscribe", self._consumer.unsubscribe)
             self._join()
         if self.rebalances != self._member_known_at:
-            # On this thread only: the client serializes calls with polling, and this request would block them.
+            # Called only on this thread: the client serializes the request with polling, so it would block others.
             self._member_known_at = self.rebalances
             self.member_id = self._guarded("memberid", self._consumer.memberid) or ""
         return True
@@ -209,16 +209,16 @@ class KafkaSource:
         self._consumer = Consumer(self._config, logger=_LibraryLog())
         self._join()
 
-    def _guarded(self, call: str, do_it: Callable[..., Any], *arguments: Any) -> Any:
-        """Calls the client; logs a failure and returns None."""
+    def _guarded(self, call: str, method: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls a method of the client. Logs a failure and returns None."""
         try:
-            return do_it(*arguments)
+            return method(*arguments)
         except (KafkaException, RuntimeError) as failure:
             log.warning("kafka_call_failed", call=call, error=str(failure))
             return None
 
     def commit(self, command: do.Commit) -> None:
-        """Commits asynchronously, except inside a rebalance callback, where nothing would serve the response.
+        """Commits asynchronously, except inside a rebalance callback, where the response would not be served.
 
         Runs on the loop's thread because the client blocks other threads while it polls.
         """
@@ -232,16 +232,16 @@ class KafkaSource:
             else:
                 self._consumer.commit(offsets=[stored], asynchronous=True)
         except (KafkaException, RuntimeError) as failure:
-            # Commit the other new partitions asynchronously: otherwise each of them would wait for a timeout.
+            # Commit the other new partitions asynchronously, because each would otherwise wait for a timeout.
             self._rebalancing = self._rebalancing and not self._starting
             self._on_commit(failure.args[0], [stored])
 
     def _on_commit(self, error: KafkaError | str | None, partitions: list[KafkaPartition]) -> None:
         for stored in partitions:
-            command = self._answered(stored)
+            command = self._take_sent(stored)
             if command is None:
                 continue
-            said = (command.source, command.epoch, command.offset, command.record)
+            sent = (command.source, command.epoch, command.offset, command.record)
             refusal = stored.error or error
             log.debug(
                 "commit_answered",
@@ -251,16 +251,16 @@ class KafkaSource:
                 error=str(refusal or ""),
             )
             if refusal is None:
-                self._inbox.put(on.Committed(*said))
+                self._inbox.put(on.Committed(*sent))
             elif _is(refusal, KafkaError.OFFSET_METADATA_TOO_LARGE) and command.record:
                 self._log_refused_record(command)
-                self._inbox.put(on.CommitFailed(*said, str(refusal), record_too_long=True))
+                self._inbox.put(on.CommitFailed(*sent, str(refusal), record_too_long=True))
             else:
                 log.warning("commit_failed", source=str(command.source), offset=command.offset, error=str(refusal))
-                self._inbox.put(on.CommitFailed(*said, str(refusal)))
+                self._inbox.put(on.CommitFailed(*sent, str(refusal)))
 
     def _log_refused_record(self, command: do.Commit) -> None:
-        """Logged once; shorter records follow until one is stored, on every partition."""
+        """Logs a refused record once. Shorter records follow, on every partition, until one is stored."""
         if not self._record_refused_logged:
             self._record_refused_logged = True
             log.error(
@@ -270,8 +270,8 @@ class KafkaSource:
                 what_to_do="set REPLAYS_CUT_RECORD_BYTES_MAX below the brokers' offset.metadata.max.bytes",
             )
 
-    def _answered(self, stored: KafkaPartition) -> do.Commit | None:
-        """The oldest commit that this response belongs to; the core also needs responses to timed-out commits."""
+    def _take_sent(self, stored: KafkaPartition) -> do.Commit | None:
+        """Removes and returns the oldest commit that matches this response, even if the core has timed it out."""
         waiting = self._sent.get(stored.partition, deque())
         for command in waiting:
             if command.offset == stored.offset and stored.metadata in (None, "", command.record):
@@ -280,12 +280,12 @@ class KafkaSource:
         return None
 
     def pause(self, sources: tuple[TopicPartition, ...]) -> None:
-        """Stops fetching from those still assigned."""
+        """Stops fetching from those of these partitions that are still assigned."""
         self._paused.update(source.partition for source in sources if source.partition in self._epochs)
         self._guarded("pause", self._consumer.pause, self._assigned(sources))
 
     def resume(self, sources: tuple[TopicPartition, ...]) -> None:
-        """Resumes fetching from those still assigned."""
+        """Resumes fetching from those of these partitions that are still assigned."""
         self._paused.difference_update(source.partition for source in sources)
         self._guarded("resume", self._consumer.resume, self._assigned(sources))
 
@@ -299,8 +299,10 @@ class KafkaSource:
         return self._log_ranges(cached=True)
 
     def ask_log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
-        """Requests the watermarks from the broker; any thread. While paused nothing is fetched, so cached values
-        do not change. Partitions without a response are left out."""
+        """Requests the watermarks from the broker, because cached values do not change while fetching is paused.
+
+        Any thread. Partitions without a response are left out.
+        """
         return self._log_ranges(cached=False)
 
     def _log_ranges(self, *, cached: bool) -> dict[TopicPartition, tuple[int, int]]:
@@ -346,7 +348,7 @@ class KafkaSource:
 
     def _on_assign(self, consumer: Consumer, partitions: list[KafkaPartition]) -> None:
         self.rebalances += 1
-        if self._leaving:  # nothing will be read, and offset requests fail while leaving the group
+        if self._leaving:  # offset requests would fail, and no message will be read
             return
         numbers = [partition.partition for partition in partitions]
         topic, asked_at = self._describe(), time.monotonic()
@@ -356,38 +358,42 @@ class KafkaSource:
             self._assign_nothing(numbers, str(failure))
             return
         self._instance_wait_logged = False
-        read = {one.partition: (one.committed, one.text) for one in found if not one.start.replaced}
+        read = {
+            position.partition: (position.committed, position.text)
+            for position in found
+            if not position.start.replaced
+        }
         log.debug("offsets_read", partitions=read, seconds=round(time.monotonic() - asked_at, 3))
-        # The recorded id if brokers did not return one; the group watch compares it.
-        recorded = next((decode(0, one.text).topic_id for one in found if one.text), "")
+        # If brokers returned no id, use the recorded one, which the group watch compares later.
+        recorded = next((decode(0, position.text).topic_id for position in found if position.text), "")
         now_read = topic.id or recorded or self.topic_id
         if self.topic_id and now_read != self.topic_id and self._epochs:
-            self._must_rejoin.set()  # otherwise the group watch would miss partitions of the former topic
+            self._must_rejoin.set()  # because the group watch cannot detect partitions of the former topic
         self.topic_id = now_read
         self._log_replaced(found)
         given, starts = [], []
-        for one in found:
+        for position in found:
             self._epoch += 1
-            self._epochs[one.partition] = self._epoch
-            self._positions[one.partition] = one.offset
+            self._epochs[position.partition] = self._epoch
+            self._positions[position.partition] = position.offset
             given.append(
                 on.Assignment(
-                    TopicPartition(self.topic, one.partition),
+                    TopicPartition(self.topic, position.partition),
                     self._epoch,
-                    one.committed,
-                    one.text,
-                    None if one.committed is not None else one.offset,
+                    position.committed,
+                    position.text,
+                    None if position.committed is not None else position.offset,
                     topic.id,
-                    one.start.began_with,
-                    one.start.replaced,
+                    position.start.began_with,
+                    position.start.replaced,
                 )
             )
-            starts.append(KafkaPartition(self.topic, one.partition, one.offset))
+            starts.append(KafkaPartition(self.topic, position.partition, position.offset))
         if not self._assign(starts):
             self._must_rejoin.set()
             return
         log.info("partitions_assigned", partitions={a.source.partition: a.committed for a in given})
-        # Commit the chosen start before reading, so that a crash does not choose again.
+        # Commit the start before reading, so that it stays the same after a crash.
         self._starting = self._rebalancing = any(assignment.committed is None for assignment in given)
         try:
             self._emit(on.PartitionsAssigned(tuple(given)))
@@ -395,9 +401,8 @@ class KafkaSource:
             self._starting = self._rebalancing = False
 
     def _assign(self, starts: list[KafkaPartition]) -> bool:
-        """Assigns the partitions and resumes them, because the client keeps a pause even if a partition was
-        unassigned and reassigned in between. The core then decides whether to pause. Returns False if the client
-        refused.
+        """Assigns the partitions and resumes them, because the client keeps the pause of a partition that is
+        unassigned and assigned again. The core then decides whether to pause. Returns False if the client refused.
         """
         try:
             self._consumer.incremental_assign(starts)
@@ -409,8 +414,8 @@ class KafkaSource:
         return True
 
     def _assign_nothing(self, numbers: list[int], reason: str) -> None:
-        """Assigns partitions without an epoch, because the client requires an assignment; none of their messages
-        are delivered. The reader rejoins."""
+        """Assigns partitions without an epoch, because the client requires an assignment. Their messages are not
+        delivered, and the reader rejoins."""
         log.warning("assignment_given_up", partitions=numbers, reason=reason)
         idle = [KafkaPartition(self.topic, number, 0) for number in numbers]
         self._guarded("assign", self._consumer.incremental_assign, idle)
@@ -418,9 +423,9 @@ class KafkaSource:
         self._must_rejoin.set()
 
     def _log_replaced(self, found: list[Found]) -> None:
-        replaced = {one.partition: one.offset for one in found if one.start.replaced}
+        replaced = {position.partition: position.offset for position in found if position.start.replaced}
         if replaced:
-            former = next(one.start.replaced for one in found if one.start.replaced)
+            former = next(position.start.replaced for position in found if position.start.replaced)
             log.error("topic_recreated", topic=self.topic, former=former, now=self.topic_id, starts=replaced)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[KafkaPartition]) -> None:
@@ -436,7 +441,8 @@ class KafkaSource:
         self._forget(sources)
 
     def _resend_commit(self, sources: tuple[TopicPartition, ...]) -> None:
-        """Resends the newest commit: its response is served only in `poll`, which waits for this drain."""
+        """Resends the newest commit synchronously, because responses are served only in `poll`, which waits for
+        this drain."""
         for source in sources:
             waiting = self._sent.get(source.partition)
             if waiting:
@@ -467,7 +473,8 @@ class KafkaSource:
         return [KafkaPartition(self.topic, s.partition) for s in sources if s.partition in self._epochs]
 
     def _on_end(self, polled: KafkaMessage) -> None:
-        """The client reports the end once each time it is reached, past transaction markers."""
+        """Handles the end of a partition, which the client reports each time that it is reached, transaction
+        markers included."""
         partition, end = polled.partition(), polled.offset()
         if partition is None or end is None or partition not in self._positions:
             return
@@ -490,10 +497,8 @@ class KafkaSource:
             log.warning("kafka_error", code=error.name(), error=error.str())
 
     def _on_fatal(self, error: KafkaError) -> None:
-        """The one temporary fatal error: a killed static member keeps its instance id until its session ends
-        (KIP-848).
-
-        The client reports it only as text.
+        """Raises ConsumerFailed, except for the one temporary fatal error: a killed static member keeps its
+        instance id until its session ends (KIP-848). The client reports that only as text.
         """
         if KafkaError(KafkaError.UNRELEASED_INSTANCE_ID).str() not in error.str():
             raise ConsumerFailed(f"the Kafka client failed permanently: {error.str()}")
@@ -507,18 +512,18 @@ class KafkaSource:
         self._renew_at = time.monotonic() + RENEW_SECONDS
 
     def _resume_lost_offsets(self) -> None:
-        """Handles partitions whose limits were unavailable when their offset was found out of range."""
+        """Retries partitions whose offset was out of range while the limits of their log were unavailable."""
         now = time.monotonic()
         for partition, (wanted, at) in list(self._unresolved.items()):
             if now >= at:
                 self._resume_at_limit(partition, wanted)
 
     def _restart_stalled(self) -> None:
-        """Restarts fetching of partitions that stall before their log end (`ingest.core.stalls`)."""
+        """Restarts fetching of partitions that have stalled (`ingest.core.stalls`)."""
         now = time.monotonic()
         if now < self._stalls_at:
             return
-        self._stalls_at = now + self._stall_look_seconds
+        self._stalls_at = now + self._stall_check_seconds
         ends = {source.partition: high for source, (_, high) in self.log_ranges().items()}
         fetched = {
             partition: (
@@ -528,7 +533,7 @@ class KafkaSource:
             for partition, position in self._positions.items()
             if partition not in self._paused and partition not in self._unresolved
         }
-        for partition in self._stalls.look(fetched, now):
+        for partition in self._stalls.check(fetched, now):
             position, end = self._positions[partition], fetched[partition][1]
             log.error("fetch_stalled", partition=partition, position=position, end=end)
             self._guarded("unassign", self._consumer.incremental_unassign, [KafkaPartition(self.topic, partition)])
@@ -537,7 +542,8 @@ class KafkaSource:
                 self._emit(on.PartitionsLost((TopicPartition(self.topic, partition),)))
 
     def _resume_at_limit(self, partition: int, wanted: int) -> None:
-        """The offset is not in the log: messages expired before they were read, or the topic was recreated."""
+        """Handles an offset that is not in the log: messages expired before they were read, or the topic was
+        recreated."""
         source = TopicPartition(self.topic, partition)
         self._unresolved.pop(partition, None)
         if self._must_rejoin.is_set():
@@ -577,21 +583,21 @@ def _is(error: object, code: int) -> bool:
 class _LibraryLog:
     """Forwards librdkafka's log lines (level, "facility message") to our log.
 
-    An unreachable broker is logged twenty times per second: lines that differ only in numbers are logged once per
-    LIBRARY_LINE_SECONDS, with the number suppressed.
+    Lines that differ only in numbers are logged once per LIBRARY_LINE_SECONDS, with the number of suppressed
+    lines, because librdkafka logs an unreachable broker twenty times per second.
     """
 
     def __init__(self) -> None:
-        self._told: dict[str, tuple[float, int]] = {}
+        self._last_logged: dict[str, tuple[float, int]] = {}
 
     def log(self, level: int, text: str, *arguments: Any) -> None:
         line = text % arguments if arguments else text
-        alike, now = _NUMBER.sub("0", line), time.monotonic()
-        told_at, left_out = self._told.get(alike, (-LIBRARY_LINE_SECONDS, 0))
-        if now - told_at < LIBRARY_LINE_SECONDS:
-            self._told[alike] = (told_at, left_out + 1)
+        pattern, now = _NUMBER.sub("0", line), time.monotonic()
+        logged_at, left_out = self._last_logged.get(pattern, (-LIBRARY_LINE_SECONDS, 0))
+        if now - logged_at < LIBRARY_LINE_SECONDS:
+            self._last_logged[pattern] = (logged_at, left_out + 1)
             return
-        if len(self._told) >= LIBRARY_LINES_REMEMBERED_MAX:
-            self._told.clear()
-        self._told[alike] = (now, 0)
+        if len(self._last_logged) >= LIBRARY_LINES_REMEMBERED_MAX:
+            self._last_logged.clear()
+        self._last_logged[pattern] = (now, 0)
         log.log(max(logging.INFO, min(level, logging.WARNING)), "librdkafka", line=line, left_out=left_out)

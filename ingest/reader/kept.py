@@ -1,7 +1,7 @@
 """Fetched messages that cannot be taken yet, by partition, in order.
 
-A poll may return more than there is room for; the rest waits here, together with later messages of the partition,
-so that offsets stay in order. Bounded by one poll, because partitions without room are not fetched.
+A poll may return more messages than there is room for. The rest waits here, together with later messages of the
+partition, so that offsets stay in order. At most one poll waits, because partitions without room are not fetched.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Kept:
     @property
     def size_bytes(self) -> int:
         """Bytes of waiting unparsed messages."""
-        waiting = (one for queue in self._queues.values() for one in queue)
-        return sum(one.size_bytes for one in waiting if isinstance(one, Message))
+        entries = (entry for queue in self._queues.values() for entry in queue)
+        return sum(entry.size_bytes for entry in entries if isinstance(entry, Message))
 
     def holds(self, source: TopicPartition) -> bool:
         """True if anything of this partition waits."""

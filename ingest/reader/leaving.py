@@ -1,12 +1,12 @@
 """Leaves the consumer group without hanging.
 
-librdkafka delivers an unserved rebalance from inside its `close`. The client then makes a request to librdkafka's
-main thread that may never be answered, because the group is already being left, and holds the interpreter's lock
-meanwhile: no thread of the process runs again, neither health probes nor signal handlers. Seen once, on a loaded
+librdkafka delivers an unserved rebalance inside its `close`. The client then makes a request to librdkafka's main
+thread, which may never respond because the group is already being left, and holds the interpreter's lock while it
+waits. No thread of the process runs again, neither health probes nor signal handlers. Seen once, on a loaded
 machine, with confluent-kafka 2.16.1.
 
-Therefore pending callbacks are delivered first, and a timer that does not need the interpreter ends the process if
-that was not enough. Everything durable has been committed by then.
+Therefore pending callbacks are delivered first. If that is not enough, a timer that does not need the interpreter
+ends the process. By then, everything durable has been committed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ PENDING_MAX = 100_000
 def close(consumer: Consumer, seconds_max: float = CLOSE_SECONDS_MAX) -> None:
     """Delivers pending callbacks, drops prefetched messages, and leaves the group.
 
-    Raises what the client raises. After `seconds_max` the process exits with 1, its stacks on standard error.
+    Raises the errors of the client. After `seconds_max` the process writes its stacks to standard error and exits
+    with 1.
     """
     _deliver_pending(consumer)
     if sys.__stderr__ is not None:
@@ -38,7 +39,7 @@ def close(consumer: Consumer, seconds_max: float = CLOSE_SECONDS_MAX) -> None:
 
 
 def _deliver_pending(consumer: Consumer) -> None:
-    """Callbacks and messages share one queue: a message may precede a rebalance."""
+    """Polls until the client's queue is empty, because messages in it may precede a rebalance."""
     with suppress(KafkaException, RuntimeError):  # `close` reports the error if it still matters
         for _ in range(PENDING_MAX):
             if consumer.poll(0) is None:

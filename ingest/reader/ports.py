@@ -18,7 +18,7 @@ class Clock(Protocol):
     """Monotonic seconds; the only clock used for decisions."""
 
     def __call__(self) -> float:
-        """Now."""
+        """The current time."""
         ...
 
 
@@ -29,7 +29,7 @@ class Source(Protocol):
         """Serves callbacks and returns fetched messages, bounded in number and bytes; none while paused."""
 
     def commit(self, command: do.Commit) -> None:
-        """Never raises: the result is an event."""
+        """Starts a commit. Never raises; the result is an event."""
 
     def pause(self, sources: tuple[TopicPartition, ...]) -> None:
         """Stops fetching from these partitions until `resume`; `poll` still serves the group."""
@@ -45,7 +45,7 @@ class Dispatcher(Protocol):
     """Dispatches to workers; results are events in the inbox."""
 
     def submit(self, command: do.Dispatch | do.Park | do.Renew | do.Discard | do.Recut) -> None:
-        """Returns at once and never raises."""
+        """Queues a command. Returns immediately and never raises."""
 
     def stop(self, deadline_seconds: float) -> None:
         """Performs submitted commands until the deadline."""
@@ -59,12 +59,12 @@ class Unusual:
 
     @property
     def source(self) -> TopicPartition:
-        """Of the message."""
+        """The partition of the message."""
         return self.message.source
 
     @property
     def epoch(self) -> int:
-        """Of the message."""
+        """The epoch of the message."""
         return self.message.epoch
 
 
@@ -72,25 +72,25 @@ class SecondLine(Protocol):
     """Parses unusual messages outside the loop. Each result is a MessageParsed in the inbox."""
 
     def submit(self, message: Message) -> None:
-        """Returns at once and never raises."""
+        """Queues a message. Returns immediately and never raises."""
 
 
 class Parser(Protocol):
-    """Where parsing runs."""
+    """Parses messages, in this process or in another."""
 
     def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
-        """One result per message, in order. Takes further messages once earlier results were consumed."""
+        """Yields one result per message, in order. Takes further messages once earlier results were consumed."""
 
 
 class Inbox(Protocol):
     """The queue of events from other threads to the loop. `queue.SimpleQueue` is one."""
 
     def put(self, event: on.Event, /) -> None:
-        """Never blocks; any thread."""
+        """Adds an event. Never blocks; any thread."""
 
     def get(self, block: bool = True, timeout: float | None = None) -> on.Event:
-        """The next event, waiting at most `timeout` seconds. Raises queue.Empty; the loop's thread."""
+        """Waits at most `timeout` seconds for the next event. Raises queue.Empty. Only the loop's thread."""
 
 
-# Receives each event with its commands and the time, after the commands were performed.
+# Called with each event, its commands and the time, after the commands were performed.
 Observer = Callable[[on.Event, Sequence[do.Command], float], None]

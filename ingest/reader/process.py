@@ -1,4 +1,4 @@
-"""Assembles the reader: components around the pipeline, loop, signals, exit code."""
+"""Assembles the reader: its components, the loop, signal handlers and the exit code."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ FAILED_STARTS_MAX = 3
 
 
 class ReaderFailed(Exception):
-    """The reader cannot continue. The text states why and what to do."""
+    """The reader cannot continue. The message says why and what to do."""
 
 
 def reader_id(settings: Settings) -> str:
-    """Id of this process: each process has its own completion stream."""
+    """Id of this process, which names its completion stream."""
     name = settings.kafka_instance_id or socket.gethostname()
     return f"{name}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
 def run(settings: Settings) -> int:
-    """Consumes until SIGTERM or SIGINT. Returns the exit code: 0 drained or out of time, 3 halted.
+    """Consumes until SIGTERM or SIGINT. Returns the exit code: 3 if the reader was halted, otherwise 0.
 
     Raises CannotListen if the probe port is in use, before connecting to anything.
     """
@@ -134,7 +134,7 @@ class Reader:
         self.inbox.put(on.ShutdownRequested())
 
     def _stopping_within(self, seconds: float) -> bool:
-        """Waits before the loop runs; returns True if a shutdown was requested meanwhile."""
+        """Waits while the loop is not running yet. Returns True if a shutdown was requested."""
         ends_at = time.monotonic() + seconds
         while not self._shut_down and time.monotonic() < ends_at:
             self.runtime.turned_at = time.monotonic()
@@ -218,8 +218,8 @@ class Reader:
             log.debug("protocol_step", reader=self.dispatcher.reader, **step)
 
     def _is_suspect(self, source: TopicPartition) -> bool:
-        """True if readers died repeatedly on this partition without progress: one of its messages may be the
-        cause."""
+        """True if readers died repeatedly on this partition without progress, possibly because of one of its
+        messages."""
         return self.pipeline.failed_starts(source) >= FAILED_STARTS_MAX
 
     def _polled(self, messages: Sequence[Message]) -> None:
@@ -257,7 +257,7 @@ class Reader:
 def parser_of(
     settings: Settings, gate: TenantGate, wary: Wary = lambda source: False
 ) -> InlineParser | ProcessParser:
-    """The parser of usual messages, by the setting; others go to the second line."""
+    """The parser of usual messages, in this process or in others as configured."""
     rules, usual = rules_of(settings), Usual(settings.parse_usual_bytes_max)
     if settings.parse_processes:
         seconds = Deadlines.before(settings.loop_silent_seconds_max).answer_seconds

@@ -35,8 +35,8 @@ class Runtime:
     """Owns and runs the pipeline.
 
     `observe` receives every event with its commands, after they were performed; metrics and logs are derived from
-    it. Its exceptions are logged and counted in `guard`, and never stop the loop. `turned_at` is the time of the
-    last iteration, for the liveness probe. `polled` receives the messages of each poll; `screen` can replace an
+    it. `guard` logs and counts its exceptions, which never stop the loop. `turned_at` is the time of the last
+    iteration, for the liveness probe. `polled` is called with the messages of each poll. `screen` can replace an
     outcome with a drop before batching.
     """
 
@@ -75,8 +75,8 @@ class Runtime:
     def run(self) -> do.Stop:
         """Runs until the pipeline stops. Returns how it ended.
 
-        In all cases the dispatcher is stopped and the source closed, so that the group learns immediately that
-        this member has left. After an exception nothing more is committed and no partition is drained.
+        The dispatcher is always stopped and the source closed, so that this member leaves the group immediately.
+        After an exception nothing more is committed and no partition is drained.
         """
         try:
             while self.stopped is None:
@@ -86,7 +86,7 @@ class Runtime:
             self.close()
 
     def close(self) -> None:
-        """Closes dispatcher and source. An error in one is logged and does not prevent closing the other.
+        """Closes dispatcher and source. An error in item is logged and does not prevent closing the other.
         Idempotent."""
         if self._closing:
             return
@@ -120,48 +120,47 @@ class Runtime:
 
     def _take(self, fetched: Iterable[Waiting]) -> None:
         """Parses and delivers messages while there is room, in order; keeps the rest."""
-        for unparsed, run in groupby(fetched, key=lambda one: isinstance(one, Message)):
+        for unparsed, run in groupby(fetched, key=lambda item: isinstance(item, Message)):
             taken: Iterator[Any] = self._takeable(run)
             for event in self._parser.parse(taken) if unparsed else taken:
                 self._hand_over(event)
 
     def _takeable(self, run: Iterable[Waiting]) -> Iterator[Waiting]:
-        """The messages that may be taken, decided one by one, because the sizes of earlier outcomes count."""
-        for one in run:
-            if self._waits(one):
-                self._kept.add(one)
-            elif isinstance(one, on.OffsetOutOfRange) or self._room(one) is Room.NOW:
-                yield one
+        """Yields the messages that may be taken. Decided item by item, because the outcome of each item uses
+        room."""
+        for item in run:
+            if self._waits(item):
+                self._kept.add(item)
+            elif isinstance(item, on.OffsetOutOfRange) or self._room(item) is Room.NOW:
+                yield item
 
-    def _waits(self, one: Waiting) -> bool:
-        """True if something before it waits, or there is no room for it. The end of an assignment is always
-        taken."""
-        if self.waits(one.source):
+    def _waits(self, item: Waiting) -> bool:
+        """True if something earlier in its partition waits, or if there is no room for it."""
+        if self.waits(item.source):
             return True
-        return not isinstance(one, on.OffsetOutOfRange) and self._room(one) is Room.LATER
+        return not isinstance(item, on.OffsetOutOfRange) and self._room(item) is Room.LATER
 
     def waits(self, source: TopicPartition) -> bool:
-        """True if something earlier in this partition was not taken yet."""
+        """True if something earlier in this partition has not been taken yet."""
         return self._kept.holds(source) or self.pipeline.is_deferred(source)
 
-    def _room(self, one: Message | on.MessageParsed | Unusual) -> Room:
-        return self.pipeline.room(one.source, one.epoch)
+    def _room(self, item: Message | on.MessageParsed | Unusual) -> Room:
+        return self.pipeline.room(item.source, item.epoch)
 
-    def _hand_over(self, one: on.MessageParsed | Unusual | on.OffsetOutOfRange) -> None:
-        """Passes one outcome to the core, or keeps it if something earlier in its partition has started to wait
-        meanwhile."""
-        if self.waits(one.source):
-            self._kept.add(one)
-        elif isinstance(one, Unusual):
-            message = one.message
+    def _hand_over(self, item: on.MessageParsed | Unusual | on.OffsetOutOfRange) -> None:
+        """Passes item outcome to the core, or keeps it if something earlier in its partition now waits."""
+        if self.waits(item.source):
+            self._kept.add(item)
+        elif isinstance(item, Unusual):
+            message = item.message
             self.feed(on.MessageDeferred(message.source, message.epoch, message.offset, message.size_bytes))
             assert self._second_line is not None, "a parser without a second line has no unusual messages"
             self._second_line.submit(message)
         else:
-            self.feed(one)
+            self.feed(item)
 
     def feed(self, event: on.Event) -> None:
-        """Handles one event and performs its commands. Ignored while closing.
+        """Handles item event and performs its commands. Ignored while closing.
 
         If the log continues at another offset, messages fetched before are taken first.
         """
@@ -225,8 +224,8 @@ class Runtime:
                 self._released.update(command.sources)
                 self._kept.forget(command.sources)
             case do.Halt():
-                pass  # the pipeline takes no more messages; the observer reports it
+                pass  # the pipeline takes no more messages; the observer reports the halt
             case do.Shed():
-                pass  # likewise
+                pass  # the observer reports it
             case do.Stop():
                 self.stopped = command

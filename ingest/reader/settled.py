@@ -1,4 +1,4 @@
-"""The operators' decision up to which this reader's batches have settled.
+"""Tracks up to which operators' decision this reader's batches have settled.
 
 A batch parsed before an erasure was known could restore erased data. `replays-ingest erase` therefore waits until
 every reader reports, in its heartbeat, that all earlier batches have settled.
@@ -16,7 +16,8 @@ UNKNOWN = -1
 class Settled:
     """Updated by the loop's thread on each tick, between polls, when no message is being parsed.
 
-    `offset`: every open or unsettled batch was built under all decisions before this offset of their topic.
+    `offset`: position in the operators' topic. All decisions before it were applied to every open or unsettled
+    batch.
     """
 
     def __init__(self, pipeline: Pipeline, gate: TenantGate) -> None:
@@ -26,7 +27,8 @@ class Settled:
         self._pending: tuple[int, float] | None = None
 
     def tick(self, now: float) -> None:
-        """`now` in the loop's monotonic seconds. Waiting parsed messages are screened before they are batched."""
+        """Updates `offset`. `now`: monotonic seconds of the loop. Parsed messages that wait need not be
+        considered, because they are screened before they are batched."""
         decided_until = self._gate.decided_until
         if self._pending is None and decided_until > self.offset:
             self._pending = (decided_until, now)

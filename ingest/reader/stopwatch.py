@@ -26,7 +26,7 @@ class TimedParser:
         self._guard = guard or Guard()
 
     def parse(self, messages: Iterable[Message]) -> Iterator[on.MessageParsed | Unusual]:
-        """The results of the wrapped parser."""
+        """Yields the results of the wrapped parser."""
         clock, busy_seconds = time.perf_counter, 0.0
         try:
             started_at = clock()

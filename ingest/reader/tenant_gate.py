@@ -1,8 +1,8 @@
-"""Decides which messages are dropped: a kill switch and a token bucket per project, and erasures.
+"""Decides which messages are dropped, by a kill switch and a token bucket per project, and by erasures.
 
 The gate runs before the parser, so that dropped messages are not decompressed; the core receives the drop as the
-message's outcome. The rules come from `ingest.reader.tenant_rules`. If Redis is unreachable, limits are not
-enforced; kill switches and erasures are.
+message's outcome. The rules come from `ingest.reader.tenant_rules`. If Redis is unreachable, kill switches and
+erasures are still enforced, but limits are not.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ingest.reader.erasures import Erasures
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A token bucket shared by all readers: `per_second` tokens per second, at most `burst` stored; one token per
-    message."""
+    """A token bucket shared by all readers. A message takes one token; `per_second` tokens are added per second,
+    up to `burst`."""
 
     per_second: float
     burst: float
@@ -27,7 +27,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class TenantRules:
-    """Disabled projects, and limits of others."""
+    """Disabled projects, and the limits of other projects."""
 
     killed: frozenset[int] = frozenset()
     limits: Mapping[int, Limit] = field(default_factory=dict)
@@ -36,15 +36,15 @@ class TenantRules:
 class TenantGate:
     """Admits messages of one reader, using tokens granted to it from the shared buckets.
 
-    Used by the loop's thread and refreshed by another; protected by a lock. Limited projects without a grant are
-    admitted, and all are if the last grant is older than `stale_seconds`. Times are monotonic seconds.
+    Used by the loop's thread and refreshed by another, with a lock. Messages of limited projects without a grant
+    are admitted, as are all messages if the last grant is older than `stale_seconds`. Times are monotonic seconds.
     """
 
     def __init__(self, stale_seconds: float = 10.0) -> None:
         self.rules = TenantRules()
         self.erasures = Erasures()
         self.decided_until = 0
-        """The offset after the last decision applied here."""
+        """The offset after the last decision that was applied."""
         self._stale_seconds = stale_seconds
         self._tokens: dict[int, float] = {}
         self._wanted: dict[int, int] = {}
@@ -63,13 +63,14 @@ class TenantGate:
             return frozenset(self._tokens)
 
     def decide(self, rules: TenantRules, erasures: Erasures, decided_until: int) -> None:
-        """Replaces rules and erasures by those at this offset of the decisions. Tokens are kept."""
+        """Replaces rules and erasures by those in force at this offset of the operators' topic. Tokens are
+        kept."""
         self.rules, self.erasures = rules, erasures
         self.decided_until = decided_until
 
     def screened(self, outcome: Outcome) -> Outcome:
-        """Final check of a parsed message before it is batched: a drop if its user was erased, or its replay while
-        it was parsed."""
+        """Checks a parsed message before it is batched. Returns a drop if its user was erased, or if its replay
+        was erased during parsing."""
         erasures = self.erasures
         if not erasures or isinstance(outcome, Drop):
             return outcome
@@ -81,7 +82,7 @@ class TenantGate:
         return Drop(DropReason.ERASED, outcome.project_id) if held or erasures.holds_user_of(outcome) else outcome
 
     def refusal(self, project_id: int, now: float) -> DropReason | None:
-        """Why this message is dropped; None if it is admitted, which takes a token."""
+        """The reason to drop a message of this project; None if it is admitted, which takes a token."""
         if project_id in self.rules.killed:
             return DropReason.KILLED
         if project_id not in self.rules.limits:
@@ -98,7 +99,8 @@ class TenantGate:
         return None
 
     def take_wanted(self) -> dict[int, int]:
-        """Messages of each limited project since the last call: the number of tokens to fetch."""
+        """Number of messages of each limited project since the last call, which is the number of tokens to
+        fetch."""
         with self._lock:
             wanted, self._wanted = self._wanted, {}
         return wanted

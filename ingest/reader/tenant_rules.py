@@ -2,8 +2,8 @@
 
 The operators' topic is read to its end before the first message is taken, then followed. A reader that cannot load
 it does not start. Tokens come from `{prefix}:tenants:bucket:{project}` in Redis (a hash: tokens and time), shared
-by all readers. If Redis does not respond, limits are not enforced; kill switches and erasures are. This module
-also maintains the copy of the decisions in Redis, so that an emptied Redis has it again within seconds.
+by all readers. If Redis does not respond, kill switches and erasures are still enforced, but limits are not. This
+module also writes a copy of the decisions to Redis, and restores it within seconds after Redis was emptied.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ return tostring(granted)
 
 
 class NotLoaded(Exception):
-    """The decisions cannot be loaded, and waiting does not help. The text states what to do."""
+    """The decisions cannot be loaded, and waiting does not help. The message says what to do."""
 
 
 class TenantStore:
@@ -148,8 +148,8 @@ class TenantRefresh:
             self._reader.close()
 
     def refresh(self) -> None:
-        """Refreshes once. Raises RangeError, DecisionsUnreadable, RedisError or ValueError; known rules stay in
-        force."""
+        """Refreshes once. After an error (RangeError, DecisionsUnreadable, RedisError or ValueError) the known
+        rules stay in force."""
         try:
             self._follow()
         finally:
@@ -164,12 +164,12 @@ class TenantRefresh:
         keys = self._reader.read()
         known = self._reader.decisions
         if keys or first:
-            in_force = {key: one.value for key, one in known.entries.items() if one.value is not None}
+            in_force = {key: entry.value for key, entry in known.entries.items() if entry.value is not None}
             self._rules = rules_of_decisions(in_force)
             self._gate.decide(self._rules, erasures_of(in_force, time.time()), known.position)
 
     def _take_tokens(self) -> None:
-        """Takes as many tokens as the last second needed."""
+        """Takes as many tokens as there were messages since the last refresh."""
         rules, wanted = self._rules, self._gate.take_wanted()
         known = self._gate.limited
         tokens = {

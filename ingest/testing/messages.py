@@ -2,8 +2,9 @@
 
     envelope(frame(recording([click_event(node_id=7), hydration_error_event()]), segment_id=3))
 
-Each takes keyword arguments for the fields that a test needs and has realistic defaults for the rest. Every field
-accepts any value, so that malformed messages are built like valid ones. Nothing is random, and no clock is read.
+Each takes keyword arguments for the fields that a test needs, and has realistic defaults for the rest. Every field
+accepts any value, so that malformed messages are built like valid ones. Results are not random and do not depend
+on the time.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ RRwebEvent = dict[str, Any]
 
 REPLAY_ID = "515539018c9b4260a6f999572f1661ee"
 RECEIVED = 1_790_000_000
-"""Unix seconds of everything that is built, unless given otherwise."""
+"""Default time of everything that is built, Unix seconds."""
 ENVELOPE_TYPE = "replay_recording_not_chunked"
 LEFT_OUT: Any = ...
 """A field of `envelope` with this value is omitted."""
@@ -30,8 +31,8 @@ _json = msgspec.json.Encoder().encode
 
 
 def envelope(payload: Any, **fields: Any) -> bytes:
-    """The msgpack map in which Relay sends a payload; a field with LEFT_OUT is missing."""
-    whole = {
+    """The msgpack map in which Relay sends a payload. Fields set to LEFT_OUT are omitted."""
+    fields_sent = {
         "type": ENVELOPE_TYPE,
         "replay_id": REPLAY_ID,
         "key_id": 7,
@@ -46,7 +47,7 @@ def envelope(payload: Any, **fields: Any) -> bytes:
         "relay_snuba_publish_disabled": True,
         **fields,
     }
-    return msgspec.msgpack.encode({name: value for name, value in whole.items() if value is not LEFT_OUT})
+    return msgspec.msgpack.encode({name: value for name, value in fields_sent.items() if value is not LEFT_OUT})
 
 
 def frame(body: bytes, segment_id: int = 0, *, headers: bytes | None = None) -> bytes:
@@ -64,7 +65,7 @@ def body(events: Sequence[Any] | bytes, *, compressed: bool = True) -> bytes:
 def recording(
     events: Sequence[Any] | bytes = (), segment_id: int = 0, *, compressed: bool = True, **fields: Any
 ) -> bytes:
-    """A whole message with these rrweb events (or these bytes instead)."""
+    """A fields_sent message with these rrweb events, or with these bytes in their place."""
     return envelope(frame(body(events, compressed=compressed), segment_id), **fields)
 
 
@@ -74,13 +75,13 @@ def video_recording(
     segment_id: int = 0,
     **fields: Any,
 ) -> bytes:
-    """A whole message of a mobile replay."""
+    """A fields_sent message of a mobile replay."""
     return recording(events or [video_event(size=len(video))], segment_id, replay_video=video, **fields)
 
 
 def replay_event(**fields: Any) -> bytes:
-    """The JSON document of the session; a field with LEFT_OUT is missing."""
-    whole = {
+    """The JSON document of the session. Fields set to LEFT_OUT are omitted."""
+    fields_sent = {
         "type": "replay_event",
         "replay_id": REPLAY_ID,
         "replay_type": "session",
@@ -111,7 +112,7 @@ def replay_event(**fields: Any) -> bytes:
         },
         **fields,
     }
-    return _json({name: value for name, value in whole.items() if value is not LEFT_OUT})
+    return _json({name: value for name, value in fields_sent.items() if value is not LEFT_OUT})
 
 
 # rrweb events
@@ -155,7 +156,7 @@ def breadcrumb(category: Any, data: Any = LEFT_OUT, **fields: Any) -> RRwebEvent
 
 
 def node(node_id: Any = 7, tag: Any = "button", **attributes: Any) -> dict[str, Any]:
-    """The clicked node; underscores in attribute names become hyphens."""
+    """A clicked node. Underscores in attribute names become hyphens."""
     named = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
     return {"id": node_id, "tagName": tag, "textContent": "Buy now", "attributes": named}
 
@@ -168,8 +169,8 @@ def click_event(node_id: Any = 7, tag: Any = "button", attributes: Mapping[str, 
 
 
 def slow_click_event(node_id: Any = 7, tag: Any = "button", **data: Any) -> RRwebEvent:
-    """`ui.slowClickDetected` for a click that the page eventually reacted to."""
-    whole = {
+    """`ui.slowClickDetected` for a click to which the page eventually reacted."""
+    fields_sent = {
         "node": node(node_id, tag),
         "url": "https://shop.example/",
         "route": "/",
@@ -178,7 +179,7 @@ def slow_click_event(node_id: Any = 7, tag: Any = "button", **data: Any) -> RRwe
         "clickCount": 1,
         **data,
     }
-    return breadcrumb("ui.slowClickDetected", whole, message="div > button.buy")
+    return breadcrumb("ui.slowClickDetected", fields_sent, message="div > button.buy")
 
 
 def dead_click_event(node_id: Any = 7, tag: Any = "button", **data: Any) -> RRwebEvent:
@@ -208,7 +209,7 @@ def hydration_error_event(url: Any = "https://shop.example/cart") -> RRwebEvent:
 
 
 def mutations_event(count: Any = 1738, limit: Any = False) -> RRwebEvent:
-    """`replay.mutations`: the page changed a lot at once."""
+    """`replay.mutations`: many changes of the page in a short time."""
     return breadcrumb("replay.mutations", {"count": count, "limit": limit})
 
 
@@ -221,7 +222,7 @@ def console_event(message: Any = "it broke", level: Any = "error") -> RRwebEvent
 
 
 def span_event(op: Any, description: Any, data: Any = LEFT_OUT, **fields: Any) -> RRwebEvent:
-    """A performance span of a quarter second; its event's timestamp is in seconds."""
+    """A performance span of a quarter second. The timestamp of its event is in seconds."""
     payload = {
         "op": op,
         "description": description,
@@ -243,8 +244,8 @@ def fetch_event(data: Any = LEFT_OUT, op: str = "resource.fetch") -> RRwebEvent:
 
 def asset_event(op: str = "resource.script", **data: Any) -> RRwebEvent:
     """A script or an image."""
-    whole = {"size": 31872, "encodedBodySize": 31356, "decodedBodySize": 90210, "statusCode": 200, **data}
-    return span_event(op, "https://shop.example/app.js", whole)
+    fields_sent = {"size": 31872, "encodedBodySize": 31356, "decodedBodySize": 90210, "statusCode": 200, **data}
+    return span_event(op, "https://shop.example/app.js", fields_sent)
 
 
 def vital_event(name: Any = "largest-contentful-paint", **data: Any) -> RRwebEvent:
@@ -255,20 +256,27 @@ def vital_event(name: Any = "largest-contentful-paint", **data: Any) -> RRwebEve
 
 
 def memory_event(*, nested: bool = True) -> RRwebEvent:
-    """The JavaScript heap; older SDKs do not nest it."""
+    """The size of the JavaScript heap, which older SDKs do not nest."""
     heap = {"jsHeapSizeLimit": 4294705152, "totalJSHeapSize": 21_000_000, "usedJSHeapSize": 17_000_000}
     return span_event("memory", "memory", {"memory": heap} if nested else heap)
 
 
 def options_event(**options: Any) -> RRwebEvent:
-    """The SDK's configuration."""
+    """The configuration of the SDK."""
     return custom_event("options", {"shouldRecordCanvas": True, "sessionSampleRate": 0.1, **options})
 
 
 def video_event(**fields: Any) -> RRwebEvent:
-    """A mobile SDK's description of the attached video."""
-    whole = {"size": 16, "duration": 5000, "encoding": "h264", "container": "mp4", "width": 360, "height": 800}
-    return custom_event("video", {**whole, "frameCount": 5, "frameRate": 1, "left": 0, "top": 0, **fields})
+    """The description of the attached video, sent by mobile SDKs."""
+    fields_sent = {
+        "size": 16,
+        "duration": 5000,
+        "encoding": "h264",
+        "container": "mp4",
+        "width": 360,
+        "height": 800,
+    }
+    return custom_event("video", {**fields_sent, "frameCount": 5, "frameRate": 1, "left": 0, "top": 0, **fields})
 
 
 # Malformed messages
@@ -276,8 +284,8 @@ def video_event(**fields: Any) -> RRwebEvent:
 REJECTED: tuple[tuple[str, str, bytes], ...] = (
     ("nothing", "not_msgpack", b""),
     ("a byte that msgpack never uses", "not_msgpack", b"\xc1"),
-    ("cut off", "not_msgpack", recording()[:60]),
-    ("something behind it", "not_msgpack", recording() + b"\x00"),
+    ("truncated", "not_msgpack", recording()[:60]),
+    ("trailing bytes", "not_msgpack", recording() + b"\x00"),
     ("a msgpack string", "schema", msgspec.msgpack.encode("hello")),
     ("a msgpack list", "schema", msgspec.msgpack.encode([1])),
     ("another type", "schema", recording(type="replay_recording_chunk")),
@@ -300,7 +308,7 @@ REJECTED: tuple[tuple[str, str, bytes], ...] = (
     ("replay_video as text", "schema", recording(replay_video="video")),
     ("key_id as text", "schema", recording(key_id="7")),
     ("no header line", "no_header", envelope(b"hello")),
-    ("no payload to speak of", "no_header", envelope(b"")),
+    ("empty payload", "no_header", envelope(b"")),
     ("header not JSON", "bad_header", envelope(frame(body([]), headers=b"{segment_id:3}"))),
     ("header empty", "bad_header", envelope(frame(body([]), headers=b""))),
     ("header a list", "bad_header", envelope(frame(body([]), headers=b"[3]"))),
@@ -318,10 +326,10 @@ REJECTED: tuple[tuple[str, str, bytes], ...] = (
     ("gzip", "body_not_zlib", envelope(frame(zlib.compress(b"[]", wbits=31)))),
     ("deflate without its header", "body_not_zlib", envelope(frame(zlib.compress(b"[]", wbits=-15)))),
     ("a wrong checksum", "body_not_zlib", envelope(frame(body([])[:-1] + b"\xff"))),
-    ("zlib cut off", "body_truncated", envelope(frame(body([snapshot_event()])[:-5]))),
+    ("zlib truncated", "body_truncated", envelope(frame(body([snapshot_event()])[:-5]))),
     ("zlib without its checksum", "body_truncated", envelope(frame(body([])[:-4]))),
 )
-"""(what is wrong, the expected reason, the Kafka value)"""
+"""(description of the defect, expected reason, Kafka value)"""
 
 MALFORMED_EVENTS: tuple[Any, ...] = (
     None,
@@ -366,4 +374,4 @@ MALFORMED_EVENTS: tuple[Any, ...] = (
     span_event("memory", "memory", None),
     {"type": 4, "data": "viewport"},
 )
-"""rrweb events without a valid shape: each is lost with a warning, and nothing else is."""
+"""rrweb events of an invalid shape. Each is dropped with a warning, without affecting the rest of its segment."""

@@ -1,13 +1,13 @@
-"""The whole consumer in a test, one event at a time; the test controls every effect.
+"""Runs the whole consumer in a test, one event next_offset a time. The test controls every effect.
 
     runtime = MockRuntime(Limits(batch_messages_max=2))
     runtime.assign(PARTITION)
     runtime.submit(recording(segment_id=0))      # nothing yet
     runtime.submit(recording(segment_id=1))      # the batch is full
-    runtime.settle()                             # every effect answered with success
+    runtime.settle()                             # every command succeeds
     assert runtime.committed == {PARTITION: 2}
 
-No clock is read (time passes only through `advance`), no thread runs, nothing is patched.
+Time advances only through `advance`. No threads run, and nothing is patched.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ CommandT = TypeVar("CommandT", bound=do.Command)
 
 
 class MockRuntime:
-    """Passes every command to the test, which answers with an event of its choice.
+    """Passes every command to the test, which responds with an event of its choice.
 
-    `commands` holds all commands since the last `take`; `committed` the offsets that a broker would have stored.
+    `commands`: commands that were not taken yet. `committed`: the offsets that a broker would have stored.
     """
 
     def __init__(self, limits: Limits | None = None, rules: ParseRules | None = None) -> None:
@@ -45,7 +45,7 @@ class MockRuntime:
     # Events
 
     def assign(self, *sources: TopicPartition) -> list[do.Command]:
-        """The group assigns partitions, with their committed offsets."""
+        """Assigns partitions, with their committed offsets."""
         given = []
         for source in sources or (PARTITION,):
             self._epochs[source] = self._epochs.get(source, 0) + 1
@@ -60,25 +60,25 @@ class MockRuntime:
     def submit(
         self, value: bytes, source: TopicPartition = PARTITION, offset: int | None = None
     ) -> list[do.Command]:
-        """A message arrives, by default at the next offset, and is parsed by the real parser."""
-        at = self._offsets.get(source, 0) if offset is None else offset
-        self._offsets[source] = at + 1
-        message = Message(source=source, epoch=self._epochs[source], offset=at, value=value)
-        return self.publish(on.MessageParsed(source, message.epoch, at, parse(message, self.rules)))
+        """Parses a message with the real parser and submits it, by default next_offset the next offset."""
+        next_offset = self._offsets.get(source, 0) if offset is None else offset
+        self._offsets[source] = next_offset + 1
+        message = Message(source=source, epoch=self._epochs[source], offset=next_offset, value=value)
+        return self.publish(on.MessageParsed(source, message.epoch, next_offset, parse(message, self.rules)))
 
     def publish(self, event: on.Event) -> list[do.Command]:
-        """Passes any event to the pipeline, at the current time."""
+        """Passes any event to the pipeline, next_offset the current time."""
         commands = self.pipeline.handle(event, self.now)
         self.commands.extend(commands)
         return commands
 
     def advance(self, seconds: float) -> list[do.Command]:
-        """Time passes, then the loop ticks once."""
+        """Advances the time, then ticks once."""
         self.now += seconds
         return self.publish(on.Ticked())
 
     def join(self) -> list[do.Command]:
-        """SIGTERM: flushes and commits everything, and completes every effect with success."""
+        """Shuts down like SIGTERM: flushes and commits everything. Every command succeeds."""
         self.publish(on.ShutdownRequested())
         return self.settle()
 
@@ -91,7 +91,7 @@ class MockRuntime:
         return taken
 
     def acknowledge_commits(self) -> None:
-        """The broker stores every offset that was sent."""
+        """Acknowledges every pending commit."""
         while commits := self.take(do.Commit):
             for commit in commits:
                 self.committed[commit.source] = commit.offset
@@ -99,29 +99,30 @@ class MockRuntime:
                 self.publish(on.Committed(commit.source, commit.epoch, commit.offset, commit.record))
 
     def succeed(self, dispatch: do.Dispatch) -> list[do.Command]:
-        """The chord of that stage completes."""
+        """Completes the chord of that stage."""
         return self.publish(on.FlushSucceeded(dispatch.batch.id, dispatch.batch.epoch, dispatch.stage))
 
-    def fail(self, dispatch: do.Dispatch, error: str = "sink said no") -> list[do.Command]:
-        """The chord of that stage fails."""
+    def fail(self, dispatch: do.Dispatch, error: str = "the sink failed") -> list[do.Command]:
+        """Fails the chord of that stage."""
         batch = dispatch.batch
         return self.publish(on.FlushFailed(batch.id, batch.epoch, dispatch.stage, dispatch.attempt, error))
 
     def fail_dispatch(
-        self, dispatch: do.Dispatch, error: str = "redis is away", *, too_large: bool = False
+        self, dispatch: do.Dispatch, error: str = "Redis is unavailable", *, too_large: bool = False
     ) -> list[do.Command]:
-        """The chord of that stage could not be started."""
+        """Reports that the chord of that stage could not be started."""
         batch, attempt = dispatch.batch, dispatch.attempt
         return self.publish(on.DispatchFailed(batch.id, batch.epoch, dispatch.stage, attempt, error, too_large))
 
     def settle(self) -> list[do.Command]:
-        """Completes every pending command with success, and those that follow, until none is left."""
-        answered: list[do.Command] = []
+        """Completes every pending command with success, and those that follow, until none is left. Returns the
+        dispatches."""
+        completed: list[do.Command] = []
         while True:
             self.acknowledge_commits()
             dispatches = self.take(do.Dispatch)
             if not dispatches and not any(isinstance(command, do.Commit) for command in self.commands):
-                return answered
+                return completed
             for dispatch in dispatches:
-                answered.append(dispatch)
+                completed.append(dispatch)
                 self.succeed(dispatch)

@@ -26,7 +26,7 @@ class Driver(Reader):
         super().__init__(Limits(**limits))  # type: ignore[arg-type]
         self.now = 100.0
         self.journeys: list[Journey] = []
-        self.metrics = Metrics(Settings(), ("not_msgpack",), tell=self.journeys.append, wall=lambda: WALL_TIME)
+        self.metrics = Metrics(Settings(), ("not_msgpack",), on_end=self.journeys.append, wall=lambda: WALL_TIME)
         self.high = 0
         self.metrics.watch(self.pipeline, self)
 

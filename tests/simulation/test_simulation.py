@@ -84,7 +84,7 @@ def test_each_run_has_new_seeds_and_prints_them(capsys: pytest.CaptureFixture[st
 def test_a_world_is_reproducible_from_its_seed() -> None:
     """The same seed gives the same log twice in this process."""
     shape = Shape.draw(7)
-    assert attempt(shape, telling=True).story == attempt(shape, telling=True).story
+    assert attempt(shape, recording=True).story == attempt(shape, recording=True).story
 
 
 def test_a_world_does_not_depend_on_the_hash_seed() -> None:

@@ -1,1 +1,1 @@
-"""Random faults on real processes, from a seed, and a check that nothing was lost."""
+"""Injects random faults from a seed into real processes, and checks that nothing was lost."""

@@ -2,12 +2,12 @@
 
     python -m tools.chaos --minutes 10 --seed 1        (make chaos)
 
-The embedded stack, two readers in one group, two flush workers and Flower run as separate processes under a
-steady load. Two threads inject faults concurrently, each from its own list, shuffled by the seed: one
-hits processes (kill -9, also during a rebalance, SIGSTOP, added and removed readers, Redis and the broker;
-partitions are added), the other injects sink faults through fault proxies. When the time is over all faults stop,
-every message must become committed, the readers must stop gracefully, and every sink is compared with the manifest
-of the load, object by object and row by row.
+The embedded stack, two readers in one group, two flush workers and Flower run as separate processes under a steady
+load. Two threads inject faults concurrently, each from its own list, shuffled by the seed. One injects faults of
+processes (kill -9, also during a rebalance; SIGSTOP; added and removed readers; Redis; the broker) and adds
+partitions. The other injects sink faults through fault proxies. At the end of the time all faults stop, every
+message must become committed, the readers must stop gracefully, and every sink is compared with the manifest of
+the load, object by object and row by row.
 
 The order of faults depends only on the seed; their effects also depend on the machine.
 """
@@ -22,7 +22,7 @@ from tools.chaos.run import MESSAGES_PER_SECOND, run
 
 
 def main() -> int:
-    """python -m tools.chaos [--minutes 10] [--kafka apache] [--redis sentinel] [--group-protocol consumer]"""
+    """The command line."""
     parser = argparse.ArgumentParser(
         description="Inject random faults into real processes, then reconcile every sink."
     )

@@ -1,7 +1,7 @@
-"""Faults of a chaos run: faults of processes and of sinks, each with its own random generator.
+"""Faults of a chaos run: faults of processes, and faults of sinks.
 
-A fault returns the name of its target when it is completely over; a fault that does not end as expected
-raises LocalError.
+A fault returns the name of its target when it is completely over. It raises LocalError if it does not end as
+expected.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from tasks.migrate.kafka import SOURCE_PARTITIONS
 
 READERS, WORKERS = ("reader-1", "reader-2"), ("worker-1", "worker-2")
 SINKS = ("gcs", "clickhouse", "bigquery")
-GUEST = "reader-3"
+EXTRA_READER = "reader-3"
 # Readers log each step of the commit protocol, for `python -m tools.spec --logs`: docs/specification.md.
 STEPS_LOGGED = "debug"
 REVOKED_SECONDS_MAX = 20.0
 ADDED_PARTITIONS_MAX = 4
 NEEDS_APACHE = frozenset(
     {
-        "broker: kill -9, comes back with its data",
-        "topic: a partition more",
-        "reader: kill -9 while it gives partitions back",
+        "broker: kill -9, restarted with its data",
+        "topic: partition added",
+        "reader: kill -9 while it revokes partitions",
     }
 )
 
@@ -70,39 +70,39 @@ class ProcessFaults:
     """Faults of processes. Each returns the name of its target when it is completely over."""
 
     def __init__(self, fleet: Fleet, redis_proxy: FaultProxy | None, calm: threading.Event) -> None:
-        """`calm` ends every wait of a fault early. `redis_proxy` None: Redis is behind Sentinel."""
+        """`calm` ends every wait of a fault early. `redis_proxy` is None if Redis is behind Sentinel."""
         self._fleet, self._redis_proxy, self._calm = fleet, redis_proxy, calm
         self._servers = fleet.stack.servers
         self._added = 0
 
     def by_name(self, kafka: KafkaKind) -> dict[str, Inflict]:
-        """The faults that this broker survives without data loss."""
+        """The faults by name, without those in which this broker would lose data."""
         found: dict[str, Inflict] = {
             "reader: kill -9": self.kill_reader,
             "reader: SIGSTOP past its session": self.stop_reader_past_its_session,
-            "reader: one more, then SIGTERM": self.add_and_remove_reader,
-            "reader: SIGTERM and again": self.restart_reader,
-            "reader: kill -9 while it gives partitions back": self.kill_reader_amid_rebalance,
-            "topic: a partition more": self.add_partition,
+            "reader: added, then SIGTERM": self.add_and_remove_reader,
+            "reader: SIGTERM, then restarted": self.restart_reader,
+            "reader: kill -9 while it revokes partitions": self.kill_reader_amid_rebalance,
+            "topic: partition added": self.add_partition,
             "worker: kill -9": self.kill_worker,
             "worker: one pool process killed": self.kill_pool_process,
             "worker: SIGSTOP": self.stop_worker,
             "redis: SIGSTOP": self.stop_redis,
-            "redis: read-only (READONLY), and its connections live": self.demote_redis,
+            "redis: read-only (READONLY), connections stay open": self.demote_redis,
             **self._of_single_redis(),
             **self._of_sentinel(),
-            "broker: kill -9, comes back with its data": self.restart_broker,
+            "broker: kill -9, restarted with its data": self.restart_broker,
             "broker: SIGSTOP": self.stop_broker,
             "flower: kill -9": self.kill_flower,
         }
-        return {name: do for name, do in found.items() if kafka == "apache" or name not in NEEDS_APACHE}
+        return {name: fault for name, fault in found.items() if kafka == "apache" or name not in NEEDS_APACHE}
 
     def _of_single_redis(self) -> dict[str, Inflict]:
         if self._redis_proxy is None:
             return {}
         return {
-            "redis: kill -9, comes back empty": self.empty_redis,
-            "redis: kill -9, comes back with its data": self.restart_redis,
+            "redis: kill -9, restarted empty": self.empty_redis,
+            "redis: kill -9, restarted with its data": self.restart_redis,
             "redis: connections reset": self.reset_redis,
         }
 
@@ -111,7 +111,7 @@ class ProcessFaults:
             return {}
         return {
             "redis: Sentinel failover": self.fail_over,
-            "redis: primary killed (-9), Sentinel replaces it": self.kill_primary,
+            "redis: kill -9 of the primary, replaced by Sentinel": self.kill_primary,
         }
 
     def kill_reader(self, rng: random.Random) -> str:
@@ -124,9 +124,8 @@ class ProcessFaults:
         return self._kill(rng, ("flower",))
 
     def kill_pool_process(self, rng: random.Random) -> str:
-        """Kills a pool process, as the kernel's OOM killer would: the worker survives and the task is
-        redelivered.
-        """
+        """Kills a pool process, as the kernel's OOM killer would. The worker survives, and the task is
+        redelivered."""
         child = self._child(rng, WORKERS)
         pids = pool_processes(child)
         if pids:
@@ -144,23 +143,23 @@ class ProcessFaults:
         """Starts and stops an additional reader, which causes two rebalances under load, the second by a graceful
         stop.
         """
-        child = self._fleet.reader(GUEST, keep=False, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
+        child = self._fleet.reader(EXTRA_READER, keep=False, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
         self._calm.wait(rng.uniform(4, 9))
-        return self._ends_with_zero(child)
+        return self._stop_cleanly(child)
 
     def restart_reader(self, rng: random.Random) -> str:
         """Replaces a reader as a deployment does: SIGTERM under load, then a new process."""
         child = self._child(rng, READERS)
         try:
-            return self._ends_with_zero(child)
+            return self._stop_cleanly(child)
         finally:
             self._fleet.reader(child.name, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
 
     def kill_reader_amid_rebalance(self, rng: random.Random) -> str:
-        """A new reader makes the others revoke partitions; the first to do so is killed in its callback."""
+        """Starts a reader, for which the others revoke partitions, and kills the first of them in its callback."""
         readers = [self._fleet.children[name] for name in READERS]
         before = {child.name: len(log_lines_of(child, "partitions_revoked")) for child in readers}
-        guest = self._fleet.reader(GUEST, keep=False, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
+        extra_reader = self._fleet.reader(EXTRA_READER, keep=False, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
         killed = ""
         ends_at = time.monotonic() + REVOKED_SECONDS_MAX
         while not killed and time.monotonic() < ends_at and not self._calm.wait(0.02):
@@ -169,11 +168,11 @@ class ProcessFaults:
                     self._fleet.kill(child)
                     killed = child.name
         self._calm.wait(rng.uniform(1, 4))
-        self._ends_with_zero(guest)
+        self._stop_cleanly(extra_reader)
         return killed
 
     def add_partition(self, rng: random.Random) -> str:
-        """Adds a partition. The load reaches it within seconds, possibly before the readers know of it."""
+        """Adds a partition. The load writes to it within seconds, possibly before the readers discover it."""
         if self._added == ADDED_PARTITIONS_MAX:
             return ""
         self._added += 1
@@ -202,11 +201,11 @@ class ProcessFaults:
         return self._stop(self._servers["redis"].child, rng.uniform(1, 5))
 
     def demote_redis(self, rng: random.Random) -> str:
-        """Makes Redis a replica for a while, like the old primary after a failover that clients did not notice."""
+        """Makes Redis a replica for a while, like the old primary after a failover that clients did not detect."""
         server = self._primary()
         server.ask("REPLICAOF", HOST, str(free_port()))
         self._calm.wait(rng.uniform(1, 10))
-        with contextlib.suppress(OSError):  # the other thread killed it, or Sentinel has restored it
+        with contextlib.suppress(OSError):  # it was killed by the other thread, or restored by Sentinel
             if server is self._primary():
                 server.ask("REPLICAOF", "NO", "ONE")
         return ""
@@ -256,7 +255,7 @@ class ProcessFaults:
         child.resume()
         return child.name
 
-    def _ends_with_zero(self, child: Child) -> str:
+    def _stop_cleanly(self, child: Child) -> str:
         wait_until(lambda: is_up(child), 20, f"{child.name} to be up")
         code = self._fleet.stop(child)
         if code != 0:
@@ -270,7 +269,7 @@ def _signal(pid: int, number: int) -> None:
 
 
 def sink_faults(proxies: Mapping[str, FaultProxy], calm: threading.Event) -> dict[str, Inflict]:
-    """Every fault of SINK_FAULTS for every sink, a few seconds each."""
+    """Every fault of SINK_FAULTS for every sink. Each lasts a few seconds."""
 
     def make(sink: str, fault: Callable[[], Fault]) -> Inflict:
         def inflict(rng: random.Random) -> str:

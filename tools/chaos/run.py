@@ -1,4 +1,4 @@
-"""One chaos run: a steady load, two threads that inject faults, and the comparison at the end."""
+"""Runs chaos once: a steady load, two threads that inject faults, and the comparison at the end."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tools.chaos.faults import (
     ProcessFaults,
     sink_faults,
 )
-from tools.chaos.result import Done, Result, show
+from tools.chaos.result import InjectedFault, Result, show
 from tools.history.check import History, judge
 from tools.history.collect import LoggedOperations, PolledOffsets
 from tools.history.owners import Disturbance, Owned, gaps
@@ -54,8 +54,8 @@ REBALANCE_SECONDS_MAX = 20.0
 UNOWNED_SECONDS_MAX = REBALANCE_SECONDS_MAX + 2 * SESSION_SECONDS
 PLAIN_WIDTH = 150
 
-# Short enough for a call to a failing sink to end during the fault, and for the breaker to close soon after it.
-IMPATIENT = {
+# Short enough that a call to a failing sink ends during the fault and the breaker closes soon after it.
+SHORT_TIMES = {
     "REPLAYS_SINK_TIMEOUT_SECONDS": "5",
     "REPLAYS_REDIS_TIMEOUT_SECONDS": "2",
     "REPLAYS_TASK_BACKOFF_SECONDS": "0.3",
@@ -65,9 +65,9 @@ IMPATIENT = {
     "REPLAYS_BATCH_MESSAGES_MAX": "50",
     "REPLAYS_KAFKA_METADATA_REFRESH_SECONDS": "2",
     "REPLAYS_KAFKA_MAX_POLL_INTERVAL_SECONDS": f"{REBALANCE_SECONDS_MAX:g}",
-    "REPLAYS_LOG_LEVEL": "debug",  # readers log what they commit and read
+    "REPLAYS_LOG_LEVEL": "debug",  # readers log commits and reads
 }
-# The load writes to added partitions only after this interval.
+# The load writes to added partitions only after the metadata refresh.
 LOAD_OPTIONS = {"log_level": "0", "topic.metadata.refresh.interval.ms": "2000"}
 
 
@@ -83,11 +83,12 @@ def run(
     layout: str = "segment",
     as_json: bool = False,
 ) -> int:
-    """Injects faults for `minutes`, then compares. Returns 0: checks passed; 1: one failed; 130: interrupted.
+    """Injects faults for `minutes`, then compares. Returns 0 if all checks passed, 1 if one failed, 130 if
+    interrupted.
 
-    `kafka` None: Apache Kafka where it can run, Tansu elsewhere. `redis`: one server, or a primary and a
-    replica behind Sentinels. `rate`: messages per second. `directory`: keeps data and logs; by default a
-    temporary directory, in memory if there is enough, is removed at the end.
+    `kafka`: by default Apache Kafka where it can run, otherwise Tansu. `redis`: one server, or a primary and a
+    replica behind Sentinels. `rate`: messages per second. `directory`: keeps data and logs; by default a temporary
+    directory, in memory if there is enough, which is removed at the end.
     """
     chosen: KafkaKind = kafka or ("tansu" if java_kafka.available() else "apache")
     if group_protocol is GroupProtocol.CONSUMER and chosen != "apache":
@@ -122,7 +123,7 @@ def run(
 
 
 class _Chaos:
-    """One run. Everything it starts is stopped by `close`."""
+    """One run. `close` stops everything that it starts."""
 
     def __init__(
         self,
@@ -144,14 +145,14 @@ class _Chaos:
         self.calm = threading.Event()
         self.began = time.monotonic()
         self._open = ExitStack()
-        # A given directory makes the stack's Redis keep an append-only file, which faults may delete on purpose.
+        # With a given directory, the stack's Redis keeps an append-only file, which faults may delete on purpose.
         self.stack = self._open.enter_context(
             Stack(directory / "stack", kafka=kafka, redis=redis, progress=self.say)
         )
         if is_temporary:
             self.stack.children.remove_at_end(directory)
         self.proxies: dict[str, FaultProxy] = {}
-        self.settings = {**IMPATIENT, "REPLAYS_GCS_LAYOUT": layout}
+        self.settings = {**SHORT_TIMES, "REPLAYS_GCS_LAYOUT": layout}
         self.fleet: Fleet | None = None
         # Tansu does not keep commit metadata.
         self.history = History(has_records=kafka == "apache")
@@ -168,7 +169,7 @@ class _Chaos:
         self._open.close()
 
     def run(self, fault_seconds: float) -> None:
-        """Runs all steps. Raises errors of the experiment itself; all other outcomes are in `result`."""
+        """Runs all steps. Raises errors of the experiment itself. All other outcomes are stored in `result`."""
         fleet = self._start()
         manifest = self.directory / "manifest.jsonl"
         processes = ProcessFaults(fleet, self.proxies.get("redis"), self.calm).by_name(self.kafka)
@@ -176,8 +177,8 @@ class _Chaos:
         threads = [
             threading.Thread(target=self._load, args=(fleet.settings, manifest), name="load"),
             threading.Thread(target=self._watch_commits, args=(fleet,), name="commits"),
-            threading.Thread(target=self._hand, args=(processes, 1), name="processes"),
-            threading.Thread(target=self._hand, args=(sinks, 2), name="sinks"),
+            threading.Thread(target=self._inject, args=(processes, 1), name="processes"),
+            threading.Thread(target=self._inject, args=(sinks, 2), name="sinks"),
         ]
         for thread in threads:
             thread.start()
@@ -194,13 +195,13 @@ class _Chaos:
         for name in READERS:
             self.result.exit_codes[name] = fleet.stop(fleet.children[name])
         if not fleet.flower_answers():
-            raise LocalError("Flower did not come back")
+            raise LocalError("Flower does not respond")
         self._judge(fleet)
-        self._account(fleet, manifest)
+        self._compare(fleet, manifest)
 
     def _start(self) -> Fleet:
         stack = self.stack.start()
-        # Clients connect to the address that the Sentinels return, bypassing a proxy.
+        # Clients connect to the address that the Sentinels return, which bypasses a proxy.
         single = isinstance(stack.servers["redis"], Redis)
         for part in (*SINKS, *(["redis"] if single else [])):
             proxy = FaultProxy(stack.servers[part].address, http=part != "redis", seed=self.seed)
@@ -212,7 +213,7 @@ class _Chaos:
         for name in READERS:
             fleet.reader(name, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
         fleet.flower()
-        self.say("two readers, two workers and Flower run")
+        self.say("two readers, two workers and Flower are running")
         return fleet
 
     def _load(self, settings: Settings, manifest: Path) -> None:
@@ -234,11 +235,11 @@ class _Chaos:
 
     def _watch_commits(self, fleet: Fleet) -> None:
         """Records committed offsets from the broker, for the history."""
-        asked = PolledOffsets(fleet.settings, SOURCE_PARTITIONS + ADDED_PARTITIONS_MAX)
+        polled = PolledOffsets(fleet.settings, SOURCE_PARTITIONS + ADDED_PARTITIONS_MAX)
         while not self.calm.wait(0.5):
-            asked.ask()
-        asked.close()
-        self.history.reads += asked.reads
+            polled.read()
+        polled.close()
+        self.history.reads += polled.reads
 
     def _judge(self, fleet: Fleet) -> None:
         """Compares the readers' logs with the broker's responses."""
@@ -250,15 +251,15 @@ class _Chaos:
         for reader in readers:
             reader.add_to(self.history)
         starts = [at for reader in readers for at in reader.starts]
-        self._find_gaps([one for reader in readers for one in reader.owned], starts)
+        self._find_gaps([owned for reader in readers for owned in reader.owned], starts)
         self.result.history = self.history.counts()
         self.result.violations = judge(self.history)
-        self.say(f"judged a history of {self.history.counts()}")
+        self.say(f"checked a history of {self.history.counts()}")
 
     def _find_gaps(self, owned: list[Owned], starts: list[float]) -> None:
         began_at = time.time() - (time.monotonic() - self.began)
-        group = [done for done in self.result.faults if done.kind.startswith(("reader:", "broker:", "topic:"))]
-        times = [(began_at + done.at_seconds, began_at + done.at_seconds + done.seconds) for done in group]
+        group = [fault for fault in self.result.faults if fault.kind.startswith(("reader:", "broker:", "topic:"))]
+        times = [(began_at + fault.at_seconds, began_at + fault.at_seconds + fault.seconds) for fault in group]
         disturbances = [Disturbance(*pair) for pair in [*times, *zip(starts, starts, strict=True)]]
         found = gaps(owned)
         self.result.unowned_seconds = max((gap.seconds for gap in found), default=0.0)
@@ -269,28 +270,28 @@ class _Chaos:
 
     # Faults
 
-    def _hand(self, faults: Mapping[str, Inflict], number: int) -> None:
-        """Injects its faults one after another, reshuffled each round, until the run is calm."""
+    def _inject(self, faults: Mapping[str, Inflict], number: int) -> None:
+        """Injects these faults one after another, reshuffled in each round, until `calm` is set."""
         rng = random.Random(f"{self.seed}:{number}")
         while not self.calm.is_set():
-            pack = list(faults.items())
-            rng.shuffle(pack)
-            for kind, inflict in pack:
+            shuffled = list(faults.items())
+            rng.shuffle(shuffled)
+            for kind, inflict in shuffled:
                 if self.calm.wait(rng.uniform(0.5, 2.5)):
                     return
                 began = time.monotonic()
-                done = Done(kind, began - self.began, 0.0)
+                injected = InjectedFault(kind, began - self.began, 0.0)
                 try:
-                    done.whom = inflict(rng)
+                    injected.target = inflict(rng)
                 except LocalError as error:
-                    done.trouble = str(error)
-                done.seconds = time.monotonic() - began
-                self.result.faults.append(done)
-                self.say(f"{kind} {done.whom} ({done.seconds:.1f} s) {done.trouble}")
+                    injected.error = str(error)
+                injected.seconds = time.monotonic() - began
+                self.result.faults.append(injected)
+                self.say(f"{kind} {injected.target} ({injected.seconds:.1f} s) {injected.error}")
 
     # Comparison
 
-    def _account(self, fleet: Fleet, manifest: Path) -> None:
+    def _compare(self, fleet: Fleet, manifest: Path) -> None:
         result, settings = self.result, fleet.settings
         expected = Expectation.of_manifest(manifest, settings=settings)
         statsd_url = self.stack.addresses["statsd_query"]
@@ -306,11 +307,11 @@ class _Chaos:
         readers = [child for name, child in fleet.children.items() if name.startswith("reader")]
         result.rebalances = sum(len(log_lines_of(child, "partitions_assigned")) for child in readers)
         result.halted = sum(len(log_lines_of(child, "reader_halted")) for child in readers)
-        result.ended_by_themselves = fleet.own_ends()
+        result.unexpected_exits = fleet.own_ends()
 
 
 def stored_twice(settings: Settings) -> dict[str, float]:
-    """Share of rows that are stored more than once; queries do not return the copies."""
+    """Share of rows that are stored more than once, although queries do not return the copies."""
     found = {}
     server = clickhouse.client(settings)
     try:
@@ -339,7 +340,8 @@ def stored_twice(settings: Settings) -> dict[str, float]:
 
 @contextmanager
 def working_directory(directory: Path | None) -> Iterator[Path]:
-    """The directory, or a temporary one, in memory if there is enough: an emulator writes one file per object."""
+    """The directory, or a temporary one, in memory if there is enough because an emulator writes one file per
+    object."""
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
         yield directory
@@ -354,7 +356,7 @@ def working_directory(directory: Path | None) -> Iterator[Path]:
 
 @contextmanager
 def ending_or_never() -> Iterator[threading.Event]:
-    """An event set by SIGTERM and Ctrl-C, where signals can be handled."""
+    """An event that is set by SIGTERM and Ctrl-C, if signals can be handled in this thread."""
     if threading.current_thread() is not threading.main_thread():
         yield threading.Event()
         return

@@ -1,14 +1,14 @@
 """Explores every order of events in a small world, on the production code: `make explore`.
 
-The simulation tries random worlds. The explorer uses worlds small enough to visit every state, breadth first, and
-checks each decision with an oracle that shares no code with the core.
+The simulation tries random worlds. The explorer uses worlds that are small enough to visit every state, breadth
+first, and checks each decision with an oracle that shares no code with the core.
 
     search         breadth-first search of all states; counterexamples; whether the end stays reachable
     core_model     two readers with the real `Pipeline`; `readers` has the events of one reader
     oracle         the invariants, stated without the core
-    cores          the real pipelines; `canonical` makes two of them comparable
+    cores          the real pipelines; `canonical` makes them comparable
     staging_model  one staged batch, its chords, marks and completions, with an oracle over the contents of sinks
-    planted        bugs that it finds; `judged` says of others whether they break safety
+    planted        bugs that it finds; `judged` classifies other bugs by whether they break safety
     programs       the real code of the fleet, one round trip at a time; `hashes` simulates Redis
 
 docs/proof.md has the bounds, the figures, and the limits of this method.

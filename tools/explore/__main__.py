@@ -1,11 +1,11 @@
-"""`python -m tools.explore`: explores each bound to its end, and shows that planted bugs are found.
+"""`python -m tools.explore`: explores each world completely, and checks that planted bugs are found.
 
     python -m tools.explore                         (make explore)
-    python -m tools.explore --bounds large          (make explore BOUND=large): much longer
+    python -m tools.explore --bounds large          (make explore BOUND=large), takes much longer
     python -m tools.explore --world 2+1 --faults 1  one world, without the planted bugs
 
-Each world is printed with its size and time, and each violation with its steps. Exit code 1: an invariant broke,
-or a planted bug was not found. Progress is shown on a terminal only.
+Each world is printed with its size and time, and each violation with its steps. The exit code is 1 if an invariant
+was violated or a planted bug was not found. Progress is shown only on a terminal.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from tools.explore.staging_model import StagingModel
 
 
 class Bound(NamedTuple):
-    """Size of a world: the number of messages in each partition (empty for the staging model) and of faults in one
-    run.
+    """Size of a world: the number of messages in each partition (empty for the staging model), and the maximum
+    number of faults per run.
 
     `expiry`: messages may expire, which counts as a fault.
     """
@@ -46,7 +46,8 @@ class Bound(NamedTuple):
         return f"core: {len(self.messages)} partition(s) with {counts} message(s){expiry}, 2 readers, {faults}"
 
 
-# Worlds to explore, the longest first. Faults add more states than messages, and two partitions multiply both.
+# Worlds to explore, those that take longest first. A fault adds more states than a message, and a second partition
+# multiplies the states.
 STAGING = ()
 BOUNDS = {
     "usual": (
@@ -74,7 +75,7 @@ class Explored(NamedTuple):
 
 
 def explore(bound: Bound) -> Explored:
-    """Searches a bound to its end, or to the first violation."""
+    """Searches a world completely, or to the first violation."""
     model = CoreModel(bound.messages, bound.faults, expiry=bound.expiry) if bound.messages else StagingModel()
     began = time.process_time()
     result = Search(model, bound.faults, on_terminal()).run()
@@ -95,27 +96,27 @@ def on_terminal() -> Callable[[int, int, int], None]:
 
 
 def as_text(explored: Explored) -> str:
-    """A result as lines."""
+    """A result as text."""
     result = explored.result
     lines = [
         f"{explored.bound}: {result.states:,} states, {result.steps:,} steps, {result.depth} steps deep, "
         f"{result.seconds:.1f} s ({explored.cpu_seconds:.1f} s of CPU); "
-        f"{'all of them' if result.complete else 'ended at what broke'}",
+        f"{'complete' if result.complete else 'stopped at a violation'}",
         f"  {explored.figures}",
     ]
     if result.broken:
-        lines += ["", f"BROKEN: {result.broken}", *(f"  {line}" for line in result.story)]
+        lines += ["", f"VIOLATION: {result.broken}", *(f"  {line}" for line in result.story)]
     return "\n".join(lines)
 
 
 def as_json(explored: Explored) -> str:
-    """A result as one line."""
+    """A result as one line of JSON."""
     facts = asdict(explored.result) | {"cpu_seconds": explored.cpu_seconds, "figures": explored.figures}
     return json.dumps({"bound": str(explored.bound), **facts})
 
 
 def bug_as_text(bug: planted.Bug, found: planted.Found) -> str:
-    """The result for a planted bug, as lines."""
+    """The result for a planted bug, as text."""
     if found.code != 1 or not found.story:
         return f"planted: {bug.name}: NOT FOUND\n  {found.broken}"
     lines = [f"planted: {bug.name} ({bug.file}): found in {len(found.story) - 1} lines"]
@@ -123,19 +124,22 @@ def bug_as_text(bug: planted.Bug, found: planted.Found) -> str:
 
 
 def counts(text: str) -> tuple[int, ...]:
-    """Parses a world: `2+1` has two messages in one partition and one in the other; `staging` is the staging
+    """Parses a world: `2+1` has two messages in one partition and one in the other, and `staging` is the staging
     model.
     """
     if text == "staging":
         return STAGING
     found = tuple(int(part) for part in text.split("+"))
     if not 1 <= len(found) <= 2 or not all(1 <= count <= MESSAGES_MAX for count in found):
-        raise argparse.ArgumentTypeError("1 to 4 messages, twice like 2+2 for two partitions, or staging")
+        raise argparse.ArgumentTypeError(
+            "expected 1 to 4 messages, two such numbers (2+2) for two partitions, or staging"
+        )
     return found
 
 
 def explore_all(bounds: Sequence[Bound], jobs: int, *, as_lines: bool) -> list[Explored]:
-    """Explores each world in a separate process, `jobs` in parallel; prints each as soon as it ends."""
+    """Explores each world in a separate process, `jobs` in parallel. Prints each result as soon as it is
+    complete."""
     done = []
     with ProcessPoolExecutor(jobs) as pool:
         for future in as_completed([pool.submit(explore, bound) for bound in bounds]):
@@ -146,7 +150,7 @@ def explore_all(bounds: Sequence[Bound], jobs: int, *, as_lines: bool) -> list[E
 
 
 def find_planted(jobs: int, *, as_lines: bool) -> int:
-    """Plants each bug; returns how many were found."""
+    """Plants each bug. Returns the number of bugs that were found."""
     count = 0
     with ProcessPoolExecutor(jobs) as pool:
         for bug, found in zip(planted.BUGS, pool.map(planted.found, planted.BUGS), strict=True):
@@ -157,17 +161,19 @@ def find_planted(jobs: int, *, as_lines: bool) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 1 when an invariant was violated, or a planted bug was not found."""
+    """Returns exit code 1 if an invariant was violated or a planted bug was not found."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.explore", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--bounds", choices=BOUNDS, default="usual", help="set of worlds; large ones take much longer"
     )
-    parser.add_argument("--world", type=counts, help="one bound only: messages per partition, or staging")
-    parser.add_argument("--faults", type=int, choices=range(4), default=1, help="faults per run of that bound")
+    parser.add_argument("--world", type=counts, help="explore only this world: messages per partition, or staging")
     parser.add_argument(
-        "--expiry", action="store_true", help="messages of that bound may expire, which is a fault"
+        "--faults", type=int, choices=range(4), default=1, help="maximum faults per run in that world"
+    )
+    parser.add_argument(
+        "--expiry", action="store_true", help="messages in that world may expire, which is a fault"
     )
     parser.add_argument(
         "--jobs", type=int, default=min(2, os.cpu_count() or 1), help="worlds explored in parallel"
@@ -181,11 +187,11 @@ def main(arguments: list[str] | None = None) -> int:
     began = time.monotonic()
     done = explore_all(BOUNDS[options.bounds], options.jobs, as_lines=not options.json)
     found = find_planted(options.jobs, as_lines=not options.json)
-    broken = sum(bool(one.result.broken) for one in done)
+    broken = sum(bool(explored.result.broken) for explored in done)
     if not options.json:
-        states = sum(one.result.states for one in done)
-        cpu_seconds = sum(one.cpu_seconds for one in done)
-        verdict = f"{broken} broken" if broken else "nothing broke"
+        states = sum(explored.result.states for explored in done)
+        cpu_seconds = sum(explored.cpu_seconds for explored in done)
+        verdict = f"violations in {broken} worlds" if broken else "no violation"
         print(
             f"{len(done)} worlds with {states:,} states explored ({cpu_seconds:.0f} s of CPU): {verdict}; "
             f"{found} of {len(planted.BUGS)} planted bugs found; {time.monotonic() - began:.0f} s in all"

@@ -1,9 +1,10 @@
-"""Represents a pipeline as a comparable value that has everything that affects its decisions, without absolute
+"""Represents a pipeline as a comparable value with everything that affects its decisions, but without absolute
 times.
 
 Times become ticks relative to now, capped where no limit can distinguish them any more. Attributes that no
-decision reads are left out (`LEFT_OUT`). The walk over the core's objects is generic: a new attribute becomes part
-of the value automatically, and a new float stops the explorer until `AGES`, `DEADLINES` or `DURATIONS` names it.
+decision reads are left out (`LEFT_OUT`). All attributes of the core's objects are visited: a new attribute becomes
+part of the value automatically, and a new float stops the explorer until it is added to `AGES`, `DEADLINES` or
+`DURATIONS`.
 """
 
 from __future__ import annotations
@@ -38,19 +39,20 @@ AGES = {
 # Attributes with times in the future, at which something happens.
 DEADLINES = frozenset({"until", "release_by", "stopping_by"})
 DURATIONS = frozenset({"_waited_seconds"})
-# Constants, views for operators, and counts of rejects: under the limits of the model no decision reads them.
+# Constants, values shown to operators, and counts of rejects. No decision reads them under the limits of the
+# model.
 LEFT_OUT = frozenset(
     {
         *("limits", "_limits", "_handlers", "rejects", "since", "error", "shown", "shown_at", "_renewed_at"),
         *("failures", "_acknowledged", "_source", "_ticked_at", "_cut_early_at"),
     }
 )
-# Attempts are only compared with those of chords, which `readers` does itself, except the first one. Of missed
-# deadlines only the third in a row matters, and each takes a fault.
+# Attempts are compared only with those of chords, which `readers` does, except for the first attempt. Of
+# consecutive missed deadlines only the third matters, and each requires a fault.
 CAPPED = {"attempt": 1, "misses": DEADLINE_MISSES_MAX}
-# Decisions do not depend on why a batch was cut, except on whether it is part of another batch.
+# Of the reason why a batch was cut, only whether it is a part of another batch affects decisions.
 BATCH = ("source", "epoch", "offsets", "segments", "rejects", "size_bytes")
-# Objects shared by all partitions: they are part of the pipeline's value.
+# Objects shared by all partitions. They are part of the value of the pipeline.
 OWNED_ABOVE = frozenset({"_ledger", "_budget"})
 
 
@@ -84,19 +86,19 @@ def role_value(role: Role, name: str, value: float, now: float) -> float:
 
 
 class Canon:
-    """Makes values and copies of pipelines. Equal parts get equal numbers, so a value is small and compares
-    fast.
-    """
+    """Makes values and copies of pipelines. Equal parts get equal numbers, so that values are small and compare
+    fast."""
 
-    def __init__(self, *, misses_matter: bool = True) -> None:
-        self._left_out = LEFT_OUT if misses_matter else LEFT_OUT | {"misses"}
+    def __init__(self, *, count_misses: bool = True) -> None:
+        self._left_out = LEFT_OUT if count_misses else LEFT_OUT | {"misses"}
         self._numbers: dict[Hashable, int] = {}
         self._plans: dict[tuple[type, int], tuple[tuple[str, Role], ...]] = {}
         self._atomic: dict[type, bool] = {}
         self._frozen = Frozen(self._is_atom)
 
     def value(self, pipeline: Pipeline, now: float) -> int:
-        """Equal for two pipelines that make the same decisions on the same events after the same time."""
+        """A number that is equal for pipelines that make the same decisions on the same events after the same
+        time."""
         value: int = self._part(pipeline, now)
         return value
 
@@ -111,9 +113,9 @@ class Canon:
         if self._is_atom(kind):
             return thing
         if kind in (list, deque, tuple):
-            return self._number((kind.__name__, *[self._part(one, now) for one in thing]))
+            return self._number((kind.__name__, *[self._part(element, now) for element in thing]))
         if kind is dict:
-            return self._number(("dict", *thing, *[self._part(one, now) for one in thing.values()]))
+            return self._number(("dict", *thing, *[self._part(value, now) for value in thing.values()]))
         if kind is set:
             return self._number(frozenset(thing))
         unused = unused_in(thing)
@@ -133,7 +135,7 @@ class Canon:
             else:
                 age = None if value is None else role_value(role, name, value, now)
                 if name == "_sent_at" and age is not None and thing.idle:
-                    age = min(age, INTERVAL_TICKS)  # no response is expected
+                    age = min(age, INTERVAL_TICKS)  # because no response is expected
                 parts.append(age)
         return self._number(tuple(parts))
 
@@ -150,7 +152,7 @@ class Canon:
         return plan
 
     def pack(self, pipeline: Pipeline) -> bytes:
-        """The pipeline's state, from which `unpack` makes copies. Frozen data is shared among them."""
+        """The state of the pipeline, from which `unpack` makes copies. They share frozen data."""
         return self._frozen.pack(pipeline)
 
     def unpack(self, packed: bytes) -> Pipeline:
@@ -158,7 +160,7 @@ class Canon:
         return self._frozen.unpack(packed)
 
     def _is_atom(self, kind: type) -> bool:
-        """Whether the type is immutable: numbers, texts, frozen data, named tuples of these."""
+        """True if the type is immutable: numbers, texts, frozen data, and named tuples of these."""
         known = self._atomic.get(kind)
         if known is None:
             parameters = getattr(kind, "__dataclass_params__", None)
@@ -169,7 +171,7 @@ class Canon:
 
 
 def unused_in(thing: object) -> frozenset[str]:
-    """Returns the attributes of an object whose current values are overwritten before they are read."""
+    """The attributes of an object whose current values are overwritten before they are read."""
     if isinstance(thing, Builder) and not len(thing):
         return UNUSED_WHEN_EMPTY
     if isinstance(thing, Flight) and thing.phase in (Phase.WAITING, Phase.RECORDING):
@@ -183,12 +185,12 @@ def unused_in(thing: object) -> frozenset[str]:
 
 
 NOTHING: frozenset[str] = frozenset()
-# In an open batch without messages, `_stop` only guards against messages out of order.
+# In an open batch without messages, `_stop` is only used to reject messages that are out of order.
 UNUSED_WHEN_EMPTY = frozenset({"_start", "_stop", "_started_at", "_waited_seconds"})
 UNUSED_WHEN_RECORDING = frozenset({"others_succeeded"})
 UNUSED_WHEN_WAITING = frozenset({"others_succeeded", "until"})
-# Indexed by whether a plan is left (without one no waiting time is counted) and by whether the committable offset
-# has moved (the start is not compared with it afterwards).
+# By whether there is a plan (no waiting time is counted without one), and by whether the committable offset has
+# advanced (after that, the start is not compared with it).
 UNUSED_IN_PARTITION = {
     (planned, moved): frozenset({"waiting"} if not planned else ()) | frozenset({"began_at"} if moved else ())
     for planned in (False, True)

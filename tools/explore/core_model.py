@@ -1,8 +1,8 @@
 """The model of the core: two readers with the real `Pipeline`, one or two partitions, a few messages, and faults.
 
-A state is three numbers: both readers, and the partitions together (the board). The events of one reader do not
-depend on the other, so they are computed once for each pair of reader and board, and looked up for every state
-that contains it.
+A state is three numbers: one for each reader, and one for all partitions (the board). The events of a reader do
+not depend on the other reader, so they are computed once for each pair of reader and board, and looked up for
+every state with that pair.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ingest.core.limits import Limits, RejectPolicy
 from ingest.core.model import Blob, Metric, MetricKind, Outcome, Reject, Row, Segment, TopicPartition
 from tools.explore import oracle
 from tools.explore.numbers import Numbers
-from tools.explore.readers import ME, NOBODY, OTHER, Board, Partition, Reader, Readers, Shared
+from tools.explore.readers import ME, NO_OWNER, OTHER, Board, Partition, Reader, Readers, Shared
 
 LIMITS = Limits(
     batch_messages_max=2,
@@ -41,8 +41,8 @@ LIMITS = Limits(
 )
 WIDTH = 24
 MASK = (1 << WIDTH) - 1
-# Stands in for the other reader in states of a reader that is on its own.
-NO_READER = MASK
+# Replaces the other reader in states of a single reader.
+SINGLE = MASK
 PARTITION_NAME = re.compile(r"\bp([01])\b")
 
 
@@ -84,7 +84,7 @@ PADDING = 1
 
 
 def partitions(messages: Sequence[int]) -> tuple[Partition, ...]:
-    """One partition per number; the number is its count of messages."""
+    """Partitions with these numbers of messages."""
     logs = [OUTCOMES[:count] for count in messages]
     return tuple(partition(number, log, log[-1][0] + 1 + PADDING) for number, log in enumerate(logs))
 
@@ -100,20 +100,20 @@ class Move(NamedTuple):
 
 
 class CoreModel:
-    """For `tools.explore.search`. `messages`: number per partition; `faults`: maximum per run; `expiry`: whether
+    """A model for `tools.explore.search`. `messages`: number per partition; `faults`: maximum per run; `expiry`:
     messages may expire.
 
-    A state is both readers and the board, or one reader that is *on its own* with its part of the board, because
-    neither affects the other any more:
+    A state is both readers and the board. If the readers can no longer affect each other, it is a *single* reader
+    with its part of the board:
 
-    - A reader that has lost its partitions and has not detected it. Its commits are refused, and what its chords
-      make durable never violates an invariant. Once it detects the loss, or after a crash, it is equivalent to a
-      fresh reader.
-    - Either reader when no further fault may happen, every partition has an owner and none is being released.
+    - A reader that has lost its partitions and has not detected it. Its commits are refused, and its chords cannot
+      violate an invariant by making items durable. Once it detects the loss, or after a crash, it is equivalent to
+      a fresh reader.
+    - Either reader, if no further fault may happen, every partition has an owner, and none is being released.
 
     States that differ only by an exchange of the two readers, or of partitions with equal logs, are equivalent,
-    and only one of them is explored. `every_order` explores both readers of each state together, as a check of
-    this argument.
+    and only one of them is explored. `every_order` explores both readers of each state together, to check this
+    argument.
 
     A label holds the number of the event and three bits: its reader, and whether readers and partitions are
     exchanged.
@@ -130,7 +130,7 @@ class CoreModel:
     ) -> None:
         self.readers = Readers(partitions(messages), limits, faults, expiry=expiry)
         self._every_order = every_order
-        self._turns = len(messages) == 2 and len(set(messages)) == 1
+        self._may_exchange_partitions = len(messages) == 2 and len(set(messages)) == 1
         self._reader: Numbers[Reader] = Numbers()
         self._board: Numbers[Board] = Numbers()
         self._what: Numbers[tuple[str, bool]] = Numbers()
@@ -141,8 +141,8 @@ class CoreModel:
         self._broken: list[str] = []
         self._wipe = self._what.of(("redis loses everything", True))
         self._fresh = self._reader.of(self.readers.fresh)
-        nobody = tuple(Shared() for _ in self.readers.partitions)
-        self.start = self._canonical(self._fresh, self._fresh, self._board.of(nobody))[0]
+        unowned = tuple(Shared() for _ in self.readers.partitions)
+        self.start = self._canonical(self._fresh, self._fresh, self._board.of(unowned))[0]
 
     @property
     def figures(self) -> str:
@@ -156,33 +156,34 @@ class CoreModel:
     # States
 
     def _canonical(self, one: int, other: int, board: int) -> tuple[int, int]:
-        """The number of a state, and whether readers (2) and partitions (1) were exchanged to obtain it."""
-        turn = self._turns and self._order(one, other, board)
+        """The number of a state, and bits for whether readers (2) and partitions (1) were exchanged to obtain
+        it."""
+        turn = self._may_exchange_partitions and self._order(one, other, board)
         if turn:
             one, other, board = self._swapped(one), self._swapped(other), self._swapped_board(board)
         state, mirror = min((pack(one, other, board), 0), (pack(other, one, self._mirrored(board)), 2))
         return state, mirror | turn
 
-    def _alone(self, reader: int, board: int) -> tuple[int, int]:
-        """The number of a state with one reader alone."""
+    def _single(self, reader: int, board: int) -> tuple[int, int]:
+        """The number of a state with a single reader, and whether partitions were exchanged to obtain it."""
         board = self._own_board(reader, board)
-        if self._turns and self._order(reader, self._fresh, board):
-            return pack(self._swapped(reader), NO_READER, self._swapped_board(board)), 1
-        return pack(reader, NO_READER, board), 0
+        if self._may_exchange_partitions and self._order(reader, self._fresh, board):
+            return pack(self._swapped(reader), SINGLE, self._swapped_board(board)), 1
+        return pack(reader, SINGLE, board), 0
 
     def _order(self, one: int, other: int, board: int) -> bool:
-        """Whether the second partition is ordered first, by the state of each in both readers and on the board.
+        """True if the second partition is ordered first, by the state of each in both readers and on the board.
 
         States that differ only in the order in which a reader was assigned its partitions are not exchanged.
         """
         key = (one << WIDTH | other) << WIDTH | board
         known = self._orders_known.get(key)
         if known is None:
-            first, second = (self._about(one, other, board, number) for number in (0, 1))
+            first, second = (self._partition_state(one, other, board, number) for number in (0, 1))
             known = self._orders_known[key] = first > second
         return known
 
-    def _about(self, one: int, other: int, board: int, number: int) -> list[int]:
+    def _partition_state(self, one: int, other: int, board: int, number: int) -> list[int]:
         """The state of one partition as numbers, independent of the order of the readers."""
         shared = self._board.things[board][number]
         parts = []
@@ -195,7 +196,7 @@ class CoreModel:
             parts.append(
                 self._part.of((thing.entries[number], thing.commits[number], chords, unrecorded, known, owns))
             )
-        return [*sorted(parts), self._part.of(shared._replace(owner=NOBODY))]
+        return [*sorted(parts), self._part.of(shared._replace(owner=NO_OWNER))]
 
     def _cached(self, kind: str, key: int, compute: Callable[[], int]) -> int:
         known = self._known.get((kind, key))
@@ -204,20 +205,20 @@ class CoreModel:
         return known
 
     def _mirrored(self, board: int) -> int:
-        """The board as seen from the other reader."""
+        """The board from the other reader's point of view."""
         return self._cached("mirrored", board, lambda: self._board.of(exchange_owners(self._board.things[board])))
 
     def _swapped(self, reader: int) -> int:
         """The reader with the partitions exchanged."""
         return self._cached(
-            "turned", reader, lambda: self._reader.of(self.readers.turned(self._reader.things[reader]))
+            "turned", reader, lambda: self._reader.of(self.readers.exchanged(self._reader.things[reader]))
         )
 
     def _swapped_board(self, board: int) -> int:
         return self._cached("board", board, lambda: self._board.of(self._board.things[board][::-1]))
 
     def _own_board(self, reader: int, board: int) -> int:
-        """The part of the board that concerns this reader; everything else is treated as done."""
+        """The board with only the partitions of this reader; all others are treated as done."""
 
         def own() -> int:
             things = zip(
@@ -243,7 +244,7 @@ class CoreModel:
         return state >> 2 * WIDTH, state >> WIDTH & MASK, state & MASK
 
     def is_done(self, state: int) -> bool:
-        """Whether every message is durable and committed."""
+        """True if every message is durable and committed."""
 
         def done() -> int:
             pairs = zip(self.readers.partitions, self._board.things[board], strict=True)
@@ -253,18 +254,18 @@ class CoreModel:
             )
 
         _, other, board = self._parts(state)
-        if other == NO_READER and self._is_cut_off(*self._parts(state)[::2]):
+        if other == SINGLE and self._is_cut_off(*self._parts(state)[::2]):
             return True
         return bool(self._cached("done", board, done))
 
     # Steps
 
     def steps(self, state: int, faults_left: int) -> Iterator[tuple[int, int]]:
-        """All possible next events of either reader, and of Redis."""
+        """Yields all possible next events of either reader, and of Redis."""
         one, other, board = self._parts(state)
         may_fail = faults_left > 0
-        if other == NO_READER:
-            yield from self._steps_alone(one, board, may_fail=may_fail)
+        if other == SINGLE:
+            yield from self._steps_of_single(one, board, may_fail=may_fail)
             return
         mirror = self._mirrored(board)
         for move in self._moves_of(one, board, may_fail=may_fail):
@@ -281,7 +282,7 @@ class CoreModel:
                 continue
             last, after = faults_left == move.fault, move.board
             if move.cut_off and not self._every_order:
-                alone, turned = self._alone(move.reader, after)
+                alone, turned = self._single(move.reader, after)
                 yield label | 2 | turned, alone
             else:
                 yield from self._arrive(label, one, move.reader, self._mirrored(after), last=last, cut_off=False)
@@ -293,26 +294,25 @@ class CoreModel:
     def _arrive(
         self, label: int, one: int, other: int, board: int, *, last: bool, cut_off: bool
     ) -> Iterator[tuple[int, int]]:
-        """The states after a step to these readers and this board. `last`: no further fault may happen."""
+        """Yields the states after a step that leads to these readers and this board. `last`: no further fault may
+        happen."""
         if self._every_order or not (cut_off or (last and self._is_settled(one, other, board))):
             state, turned = self._canonical(one, other, board)
             yield label | turned, state
             return
-        state, turned = self._alone(one, board)
+        state, turned = self._single(one, board)
         yield label | turned, state
         if not cut_off:
-            state, turned = self._alone(other, self._mirrored(board))
+            state, turned = self._single(other, self._mirrored(board))
             yield label | 2 | turned, state
 
     def _is_settled(self, one: int, other: int, board: int) -> bool:
-        """Whether every partition has an owner that is aware of it, and that keeps it unless there is a further
-        fault.
-        """
-        if any(shared.owner == NOBODY for shared in self._board.things[board]):
+        """True if every partition has an owner that keeps it unless there is a further fault."""
+        if any(shared.owner == NO_OWNER for shared in self._board.things[board]):
             return False
-        return self._keeps(one) and self._keeps(other)
+        return self._keeps_partitions(one) and self._keeps_partitions(other)
 
-    def _keeps(self, reader: int) -> bool:
+    def _keeps_partitions(self, reader: int) -> bool:
         def keeps() -> int:
             thing = self._reader.things[reader]
             draining = any(entry is not None and entry.draining for entry in thing.entries)
@@ -320,28 +320,28 @@ class CoreModel:
 
         return bool(self._cached("keeps", reader, keeps))
 
-    def _steps_alone(self, reader: int, board: int, *, may_fail: bool) -> Iterator[tuple[int, int]]:
+    def _steps_of_single(self, reader: int, board: int, *, may_fail: bool) -> Iterator[tuple[int, int]]:
         cut_off = self._is_cut_off(reader, board)
         for move in self._moves_of(reader, board, may_fail=may_fail):
             label = move.what << 3
             if move.board < 0:
                 yield label, move.board
             elif cut_off and move.reader != self._fresh and not self._is_cut_off(move.reader, move.board):
-                # It has detected the loss but differs from a fresh reader, so it continues beside a fresh other
-                # reader.
+                # The reader has detected the loss, but differs from a fresh reader. It continues with another,
+                # fresh reader.
                 free = tuple(Shared() for _ in self.readers.partitions)
                 state, turned = self._canonical(move.reader, self._fresh, self._board.of(free))
                 yield label | turned, state
             else:
-                state, turned = self._alone(move.reader, move.board)
+                state, turned = self._single(move.reader, move.board)
                 yield label | turned, state
         wiped = self._wiped_of(reader)
         if may_fail and wiped != reader:
-            state, turned = self._alone(wiped, board)
+            state, turned = self._single(wiped, board)
             yield self._wipe << 3 | turned, state
 
     def _is_cut_off(self, reader: int, board: int) -> bool:
-        """Whether this reader has lost its partitions and has not detected it."""
+        """True if this reader has lost its partitions and has not detected it."""
         entries = self._reader.things[reader].entries
         owners = self._board.things[board]
         return any(entry is not None and one.owner != ME for entry, one in zip(entries, owners, strict=True))
@@ -355,10 +355,10 @@ class CoreModel:
         key = (reader << WIDTH | board) << 1 | may_fail
         moves = self._moves.get(key)
         if moves is None:
-            moves = self._moves[key] = tuple(self._work_out(reader, board, may_fail=may_fail))
+            moves = self._moves[key] = tuple(self._compute_moves(reader, board, may_fail=may_fail))
         return moves
 
-    def _work_out(self, reader: int, board: int, *, may_fail: bool) -> Iterator[Move]:
+    def _compute_moves(self, reader: int, board: int, *, may_fail: bool) -> Iterator[Move]:
         things = self._reader.things[reader], self._board.things[board]
         for outcome in self.readers.outcomes(*things, may_fail=may_fail):
             became, after = self._reader.of(outcome.reader), self._board.of(outcome.board)
@@ -371,7 +371,7 @@ class CoreModel:
             yield Move(what, outcome.fault, became, after, outcome.cut_off)
 
     def is_fault(self, label: int) -> bool:
-        """Whether the label belongs to a fault."""
+        """True if the label belongs to a fault."""
         return self._what.things[label >> 3][1]
 
     def broken(self, state: int) -> str:
@@ -380,29 +380,29 @@ class CoreModel:
 
     # Counterexamples
 
-    def tell(self, path: list[tuple[int, int]]) -> list[str]:
-        """One line per step, with the reader's commands. Names of readers and partitions stay the same although
-        states are exchanged.
+    def describe(self, path: list[tuple[int, int]]) -> list[str]:
+        """One line per step, with the reader's commands. Readers and partitions keep their names, although they
+        are exchanged in the states.
         """
         names, exchanged, lines = ["A", "B"], False, []
         for state, label in path:
             (what, fault), actor = self._what.things[label >> 3], label >> 2 & 1
             who = "" if label >> 3 == self._wipe else f"reader {names[actor]} "
-            told = [f"{'fault: ' if fault else '':7}{who}{what}"]
-            told += [f"{'':11}-> {order}" for order in self._orders(state, actor, what)]
-            lines += [PARTITION_NAME.sub(other_name, line) if exchanged else line for line in told]
+            step = [f"{'fault: ' if fault else '':7}{who}{what}"]
+            step += [f"{'':11}-> {command}" for command in self._commands(state, actor, what)]
+            lines += [PARTITION_NAME.sub(other_name, line) if exchanged else line for line in step]
             if label & 2:
                 names.reverse()
             exchanged ^= bool(label & 1)
         return lines
 
-    def _orders(self, state: int, actor: int, what: str) -> list[str]:
+    def _commands(self, state: int, actor: int, what: str) -> list[str]:
         one, other, board = self._parts(state)
         reader = self._reader.things[(one, other)[actor]]
         seen = self._board.things[self._mirrored(board) if actor else board]
         for outcome in self.readers.outcomes(reader, seen, may_fail=True):
             if outcome.what == what:
-                return [said for command in outcome.commands if (said := as_text(command))]
+                return [text for command in outcome.commands if (text := as_text(command))]
         return []
 
 
@@ -412,17 +412,20 @@ def pack(one: int, other: int, board: int) -> int:
 
 
 def exchange_owners(board: Board) -> Board:
-    """The board as seen from the other reader."""
-    return tuple(one if one.owner == NOBODY else one._replace(owner=1 - one.owner) for one in board)
+    """The board from the other reader's point of view."""
+    return tuple(
+        partition if partition.owner == NO_OWNER else partition._replace(owner=1 - partition.owner)
+        for partition in board
+    )
 
 
 def other_name(found: re.Match[str]) -> str:
-    """`p1` for `p0`, and `p0` for `p1`."""
+    """Replaces `p0` by `p1`, and `p1` by `p0`."""
     return f"p{1 - int(found[1])}"
 
 
 def as_text(command: do.Command) -> str:
-    """A command in a few words; empty for commands without effect in the model."""
+    """A short description of a command; empty for commands without effect in the model."""
     match command:
         case do.Commit():
             ends = oracle.ends_in(command.offset, command.record)
@@ -438,5 +441,5 @@ def as_text(command: do.Command) -> str:
             sources = ", ".join(f"p{source.partition}" for source in command.sources)
             return f"{type(command).__name__.lower()} {sources or 'nothing'}"
         case do.Stop():
-            return f"stop, {'clean' if command.clean else 'out of time'}"
+            return f"stop, {'drained' if command.clean else 'at the drain deadline'}"
     return ""

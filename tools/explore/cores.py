@@ -1,8 +1,7 @@
-"""Holds the real pipelines of the search. Each distinct state is stored once, and its decision on each event is
-computed once.
+"""Holds the real pipelines of the search. Each distinct state is stored once, as a number.
 
-A pipeline's state is a number. The decision on an event is computed by the real `Pipeline` the
-first time that this event occurs in this state; afterwards it is looked up.
+The real `Pipeline` computes the decision on an event when the event occurs for the first time in a state; after
+that, the decision is looked up.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from tools.explore.canonical import TICK_SECONDS, Canon
 
 # Late enough that no decision depends on the start of the clock.
 BEGAN_AT = 1000.0
-# Every assignment has this epoch: chords of a former assignment are gone by then, or marked (`Chord.ours`).
+# All assignments have the same epoch, because chords of former assignments are not kept (`Readers._stale`).
 EPOCH, FORMER_EPOCH = 1, 0
 
 
@@ -39,15 +38,15 @@ class Decision:
     error: str = ""
 
     def is_nothing(self, core: int) -> bool:
-        """Whether the state is unchanged and there is no command."""
+        """True if the state is unchanged and there is no command."""
         return not self.error and not self.commands and self.core == core
 
 
 class Cores:
-    """All states of a pipeline under these limits that were reached so far."""
+    """All states of a pipeline with these limits that were reached so far."""
 
-    def __init__(self, limits: Limits, *, misses_matter: bool = True) -> None:
-        self._canon = Canon(misses_matter=misses_matter)
+    def __init__(self, limits: Limits, *, count_misses: bool = True) -> None:
+        self._canon = Canon(count_misses=count_misses)
         self._states: list[tuple[bytes, float]] = []
         self._positions: list[dict[TopicPartition, int]] = []
         self._taken: list[dict[TopicPartition, int]] = []
@@ -66,7 +65,7 @@ class Cores:
 
     @property
     def decisions(self) -> int:
-        """Number of runs of a real pipeline."""
+        """Number of decisions computed by a real pipeline."""
         return len(self._decisions)
 
     def _keep(self, pipeline: Pipeline, now: float) -> int:
@@ -82,7 +81,7 @@ class Cores:
         return core
 
     def step(self, core: int, event: on.Event) -> Decision:
-        """The decision on the event. A `Ticked` is one tick after the previous event."""
+        """The decision on an event. A `Ticked` occurs one tick after the previous event."""
         key = (core, event)
         decision = self._decisions.get(key)
         if decision is None:
@@ -105,7 +104,7 @@ class Cores:
         return Decision(became, commands, cut)
 
     def ignores(self, core: int, events: tuple[on.Event, ...]) -> bool:
-        """Whether none of these events changes anything or leads to a command."""
+        """True if none of these events changes the state or leads to a command."""
         key = (core, events)
         known = self._ignored.get(key)
         if known is None:
@@ -120,7 +119,7 @@ class Cores:
         return known
 
     def mirrored(self, core: int) -> int:
-        """The same state with the two partitions exchanged: reached by the exchanged events."""
+        """The same state with the two partitions exchanged, which is reached by the exchanged events."""
         path = []
         at = core
         while at not in self._mirrors and (origin := self._origins[at]) is not None:
@@ -137,7 +136,7 @@ class Cores:
         return self._features[core].get(source)
 
     def flights(self, core: int) -> dict[str, Flight]:
-        """Batches in flight by name."""
+        """Batches in flight, by id."""
         return self._flights[core]
 
     def taken_until(self, core: int, source: TopicPartition) -> int:
@@ -145,7 +144,7 @@ class Cores:
         return self._taken[core].get(source, 0)
 
     def flight(self, core: int, batch_id: str) -> Flight | None:
-        """The batch of this name, if it is in flight."""
+        """The batch with this id; None if it is not in flight."""
         return self._flights[core].get(batch_id)
 
     def next_offset(self, core: int, source: TopicPartition) -> int | None:
@@ -154,7 +153,7 @@ class Cores:
 
 
 def mirrored(event: Any) -> Any:
-    """The event with the two partitions exchanged. Messages are the same in both."""
+    """The event with the two partitions exchanged. Both have the same messages."""
     changes: dict[str, Any] = {}
     for name in event.__dataclass_fields__:
         value = getattr(event, name)
@@ -181,6 +180,6 @@ def features(owned: Partition) -> Hashable:
 
 
 def positions(pipeline: Pipeline) -> dict[TopicPartition, int]:
-    """The next offset to accept, by partition; partitions that accept no messages are left out."""
+    """The next offset to accept, by partition. Partitions that accept no messages are left out."""
     takes = [source for source in pipeline.sources if pipeline.room(source, EPOCH) is Room.NOW]
     return {source: pipeline.position(source)[0] for source in takes}

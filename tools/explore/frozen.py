@@ -1,6 +1,6 @@
-"""Fast copies of a pipeline: its state as bytes, in which frozen data is replaced by its number.
+"""Copies pipelines fast: stores the state as bytes, in which frozen data is replaced by numbers.
 
-The bytes never leave the process that made them, so pickle is safe here.
+The bytes never leave the process, so pickle is safe here.
 """
 
 from __future__ import annotations
@@ -43,16 +43,15 @@ class Frozen:
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles frozen data, and the counts of rejects (which no decision reads), as the number of the kept
-    object.
-    """
+    """Pickles frozen data as the number of the kept object, and also counts of rejects, which no decision
+    reads."""
 
     def __init__(self, packed: io.BytesIO, is_atom: Callable[[type], bool]) -> None:
         super().__init__(packed, protocol=pickle.HIGHEST_PROTOCOL)
         self._is_atom = is_atom
 
     def reducer_override(self, thing: Any) -> Any:
-        """Called for every object except plain numbers, strings and collections."""
+        """Replaces kept objects. Called for every object except plain numbers, strings and collections."""
         kind = type(thing)
         if kind is type or not (kind is Rejects or self._is_atom(kind)):
             return NotImplemented
@@ -69,8 +68,8 @@ def kept(number: int) -> Any:
 
 
 def _keep(thing: Any) -> int:
-    """Keeps objects by identity: equal ones may differ in fields that are not compared, such as displayed
-    times.
+    """Keeps an object and returns its number. Objects are compared by identity, because equal ones may differ in
+    fields that are not compared, such as displayed times.
     """
     number = _numbers.get(id(thing))
     if number is None:

@@ -1,9 +1,9 @@
-"""A Redis with one hash and one stream, supporting what `tasks.staging` and `tasks.coordination` use, without side
-effects.
+"""A Redis with one hash and one stream, without side effects. It supports the commands that `tasks.staging` and
+`tasks.coordination` use.
 
-The real code uses a `Client`. Each request is an `Effect`, which `perform` applies to a `Staged`, a value.
-Scripts are translated by hand and identified by their whole text: an altered script stops the explorer until it is
-translated again. A test compares this module with a real server.
+The real code uses a `Client`. Each request is an `Effect`, which `perform` applies to a value of type `Staged`.
+Scripts are translated by hand and identified by their whole text, so that a changed script stops the explorer
+until it is translated again. A test compares this module with a real server.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Effect(NamedTuple):
 
 
 class Staged(NamedTuple):
-    """The Redis hash of one batch. `there`: the key exists; `expires`: it has an expiry."""
+    """The Redis hash of one batch. `exists`: it has fields; `expires`: it has an expiry."""
 
     fields: frozenset[tuple[str, bytes]] = frozenset()
     expires: bool = False
 
     @property
-    def there(self) -> bool:
+    def exists(self) -> bool:
         return bool(self.fields)
 
     def value(self, name: str) -> bytes | None:
@@ -50,11 +50,11 @@ class Staged(NamedTuple):
 
     def expiring(self) -> Staged:
         """A copy with an expiry, if it exists."""
-        return self._replace(expires=self.there)
+        return self._replace(expires=self.exists)
 
 
 class Waits(BaseException):
-    """Raised when the code makes a request that has no recorded response yet."""
+    """The code made a request for which no response is recorded yet."""
 
     def __init__(self, effect: Effect) -> None:
         super().__init__(effect)
@@ -62,7 +62,7 @@ class Waits(BaseException):
 
 
 class Client:
-    """Replaces the client of redis-py. Returns the recorded responses in order; then raises Waits."""
+    """Replaces the client of redis-py. Returns the recorded responses in order, then raises Waits."""
 
     def __init__(self, answers: Sequence[Any]) -> None:
         self._answers = iter(answers)
@@ -78,12 +78,12 @@ class Client:
         return list(self.ask("hmget", tuple(names)))
 
     def hget(self, key: str, name: str) -> bytes | None:
-        """One field."""
+        """Value of one field."""
         found: bytes | None = self.ask("hmget", (name,))[0]
         return found
 
     def time(self) -> tuple[int, int]:
-        """A constant time: no deadline of a task passes in the model."""
+        """A constant time, because no deadline of a task passes in the model."""
         return 0, 0
 
     def info(self, section: str) -> dict[str, int]:
@@ -91,14 +91,14 @@ class Client:
         raise NoPermissionError
 
     def register_script(self, text: str) -> Callable[..., Any]:
-        """A callable like that of redis-py. Breakers are always closed."""
+        """Returns a callable like that of redis-py. Breakers are always closed."""
         if text in (breaker._REQUEST_SCRIPT, breaker._REPORT_SCRIPT):
             return lambda keys, args: [b"closed", b"0", b""] if text == breaker._REQUEST_SCRIPT else b"closed"
         return lambda keys, args: self.ask("script", text, tuple(map(_text, args)))
 
     def pipeline(self, transaction: bool) -> Pipeline:
-        """Pipelines and transactions both run as one step: no other client can affect the result between the
-        commands.
+        """Returns a pipeline, which runs as one step even without a transaction, because no other client can
+        affect the result between its commands.
         """
         return Pipeline(self)
 
@@ -123,7 +123,7 @@ class Pipeline:
         self._commands.append(("expire",))
 
     def xadd(self, stream: str, entry: Mapping[str, bytes], maxlen: int, approximate: bool) -> None:
-        """One entry on a reader's stream."""
+        """Adds one entry to the stream of a reader."""
         self._commands.append(("xadd", entry["c"]))
 
     def execute(self) -> Any:
@@ -145,15 +145,15 @@ def _text(value: Any) -> Any:
 
 
 class Performed(NamedTuple):
-    """The hash after an effect, its response, and the completion added to a stream, if any."""
+    """The hash after an effect, the response, and the completion added to a stream, if any."""
 
     staged: Staged
     answer: Any
-    told: bytes = b""
+    completion: bytes = b""
 
 
 def perform(effect: Effect, staged: Staged) -> Performed:
-    """Applies an effect like the server. Raises KeyError for a script that was not translated."""
+    """Applies an effect as the server does. Raises KeyError for a script that was not translated."""
     match effect.name:
         case "hmget":
             return Performed(staged, tuple(staged.value(name) for name in effect.arguments[0]))
@@ -166,7 +166,7 @@ def perform(effect: Effect, staged: Staged) -> Performed:
 
 
 def _pipeline(commands: Sequence[tuple[Any, ...]], staged: Staged) -> Performed:
-    told = b""
+    completion = b""
     for name, *arguments in commands:
         match name:
             case "hset":
@@ -174,10 +174,10 @@ def _pipeline(commands: Sequence[tuple[Any, ...]], staged: Staged) -> Performed:
             case "hdel":
                 staged = staged.without(arguments[0])
             case "expire":
-                staged = staged if told else staged.expiring()
+                staged = staged if completion else staged.expiring()
             case "xadd":
-                told = arguments[0]
-    return Performed(staged, (), told)
+                completion = arguments[0]
+    return Performed(staged, (), completion)
 
 
 def _begin(staged: Staged, arguments: Sequence[Any]) -> tuple[Staged, Any]:

@@ -1,8 +1,8 @@
-"""Classifies the planted bugs of tests/mutation that simulated worlds miss: whether each breaks safety, and why.
+"""Classifies the planted bugs of tests/mutation that simulated worlds miss, by whether they break safety.
 
 A bug breaks safety if it can commit an offset past an item that is not durable, lose a message, put the same
 messages into two different batches (two meanings), decrease an offset, or let two owners write. The explorer runs
-`Pipeline` with everything that it uses. It does not run the loop (`reader/runtime.py`), nor the modules that
+`Pipeline` and all modules that it uses. It does not run the loop (`reader/runtime.py`), nor the modules that
 decide before an assignment or outside the pipeline (`core/starting.py`, `core/stalls.py`, `core/ownership.py`).
 """
 
@@ -19,10 +19,10 @@ class Breaks(StrEnum):
 
     SAFETY = "safety"
     PROGRESS = "progress"
-    WORK = "work"  # repeats, delays, or costs requests
+    WORK = "work"  # work is repeated or delayed, or there are more requests
     MEMORY = "memory"
-    VIEW = "what operators see"
-    POLICY = "policy of rejects"
+    VIEW = "information for operators"
+    POLICY = "reject policy"
 
 
 class Judged(NamedTuple):
@@ -45,121 +45,135 @@ class Judged(NamedTuple):
 SAFETY, PROGRESS, WORK, MEMORY, VIEW, POLICY = Breaks
 JUDGED = (
     Judged(
-        "forgets a revoked partition at once instead of draining it",
+        "drops a revoked partition without draining it",
         SAFETY,
-        "two owners write: its chords and commit still run when the next owner begins",
+        "two owners write: chords and a commit are still in flight when the next owner begins",
     ),
-    Judged("drains without a deadline", PROGRESS, "the group waits until it expels the reader"),
+    Judged("drains without a deadline", PROGRESS, "the group waits until it removes the reader"),
     Judged(
-        "releases a partition before its last commit is answered",
+        "releases a partition before the response to its last commit",
         SAFETY,
-        "two owners commit: the offset may fall behind what the next owner read",
+        "two owners commit: the offset may become lower than the one that the next owner read",
     ),
     Judged(
-        "goes on cutting while it drains",
+        "cuts batches during a drain",
         WORK,
         "the drain takes longer; the next owner reads those messages again",
     ),
     Judged(
         "accepts completions of older epochs",
         SAFETY,
-        "a batch of a topic created again is settled by the completion of its namesake",
+        "a batch of a recreated topic is settled by the completion of a batch with the same id",
     ),
     Judged(
         "accepts messages of older epochs", SAFETY, "skips the messages between its position and an old message"
     ),
     Judged("takes a message twice", SAFETY, "the position moves backwards; an assertion ends the reader first"),
-    Judged("lets an older attempt's failure park the newer one", WORK, "the running chord is started once more"),
-    Judged("parks without telling anybody", VIEW, "the batch is retried all the same"),
-    Judged("never parks what is never heard of", WORK, "chords are started at every deadline"),
-    Judged("counts missed deadlines over both stages", WORK, "parks a batch earlier than necessary"),
-    Judged("goes on showing a batch whose stage is durable", VIEW, "a parked batch that is not parked"),
-    Judged("never renews what operators see", VIEW, "a parked batch vanishes from the list"),
-    Judged("waits for the answer to a record that it does not send", WORK, "waits until the record's deadline"),
+    Judged("parks a batch on the failure of an older attempt", WORK, "the running chord is started once more"),
+    Judged("parks a batch without showing it", VIEW, "operators do not see the batch, which is retried anyway"),
+    Judged("never parks a batch without completions", WORK, "a chord is started at every deadline"),
+    Judged("counts missed deadlines across both stages", WORK, "parks a batch earlier than necessary"),
     Judged(
-        "does not say a commit again that a late one may have overwritten",
+        "shows a batch as parked after its stage is durable", VIEW, "a batch is shown as parked although it is not"
+    ),
+    Judged("never renews the lease of a parked batch", VIEW, "a parked batch disappears from the list"),
+    Judged(
+        "waits for the response to a record that it does not send",
+        WORK,
+        "the batch waits until the deadline of the record",
+    ),
+    Judged(
+        "does not resend a commit that a late one may have overwritten",
         SAFETY,
-        "the stored offset has moved backwards and stays there",
+        "the stored offset has decreased and stays lower",
     ),
     Judged(
         "drops batches in flight when messages expired",
         SAFETY,
         "commits past messages that only this reader still has",
     ),
-    Judged("stops without flushing what is open", WORK, "the next owner reads those messages again"),
-    Judged("never halts, however many rejects come", POLICY, "every reject becomes a dead letter"),
-    Judged("halts for the garbage of a single project", PROGRESS, "stops for one project"),
+    Judged("stops without flushing the open batch", WORK, "the next owner reads those messages again"),
+    Judged("never halts, whatever the number of rejects", POLICY, "every reject becomes a dead letter"),
+    Judged("halts for the rejects of a single project", PROGRESS, "one project stops the reader for all"),
     Judged(
-        "halts without making what it took durable", PROGRESS, "a restart reads the same messages and halts again"
+        "halts without making consumed messages durable",
+        PROGRESS,
+        "a restart reads the same messages and halts again",
     ),
     Judged(
         "drops the rejects of projects that are not shed", SAFETY, "commits past a reject without its dead letter"
     ),
-    Judged("retries without backing off", WORK, "more chords while a sink is down"),
-    Judged("resumes at the bound instead of at half of it", WORK, "pauses and resumes too often"),
+    Judged("retries without a backoff", WORK, "more chords are started while a sink is down"),
+    Judged("resumes at the limit instead of at half of it", WORK, "pauses and resumes too often"),
     Judged(
-        "cuts a batch after the message that Redis cannot take with it",
+        "cuts a batch after the message that makes it too large to stage",
         WORK,
-        "the batch is refused and cut again into halves",
+        "the batch is refused and split",
     ),
     Judged(
         "flushes the halves of a batch before their boundary is stored",
         SAFETY,
-        "after a crash the next owner cuts the whole batch again: two meanings",
+        "after a crash, the next owner cuts the whole batch again: two meanings",
     ),
-    Judged("takes what is fetched of a partition that is held", MEMORY, "runs further ahead of a stuck batch"),
-    Judged("notices the byte bound when a batch is cut", MEMORY, "exceeds the bound by part of a batch"),
     Judged(
-        "lets messages overtake one that is parsed beside the loop",
+        "takes fetched messages of a held partition", MEMORY, "the partition runs further ahead of a stuck batch"
+    ),
+    Judged("checks the byte limit only when a batch is cut", MEMORY, "the limit is exceeded by a part of a batch"),
+    Judged(
+        "lets messages overtake one that is parsed outside the loop",
         SAFETY,
         "skips the overtaken message; an assertion ends the reader first",
     ),
     Judged(
-        "lets the end of an assignment overtake what waits",
+        "lets the end of an assignment overtake waiting messages",
         SAFETY,
-        "messages that wait are dropped as already taken",
+        "waiting messages are dropped as already taken",
     ),
     Judged(
-        "fetches a partition whose message is parsed beside the loop", MEMORY, "the loop keeps what it cannot take"
+        "fetches a partition whose message is parsed outside the loop",
+        MEMORY,
+        "the loop keeps messages that it cannot take",
     ),
     Judged(
-        "lets the log go on elsewhere before what was fetched is taken",
+        "handles a gap in the log before the messages fetched earlier",
         SAFETY,
-        "fetched messages that have expired are dropped",
+        "fetched messages are dropped that have expired in the log",
     ),
     Judged("cuts one message late", MEMORY, "a batch has one message too many"),
     Judged("counts a batch's age from its last message", WORK, "a batch is cut later"),
     Judged(
-        "counts the time in which the process stood still",
+        "counts time during which the process was suspended",
         WORK,
-        "gives a planned range up early, as the clock may anyway",
+        "a planned range is abandoned earlier than necessary",
     ),
-    Judged("waits for the rest of planned ranges that fill the byte bound", PROGRESS, "takes no message any more"),
+    Judged(
+        "waits for the rest of planned ranges that fill the byte limit", PROGRESS, "no further messages are taken"
+    ),
     Judged(
         "commits the end of the log before its messages were taken", SAFETY, "commits past messages not yet taken"
     ),
     Judged(
         "cuts a part of a planned range at shutdown",
         SAFETY,
-        "the former owner's batch and its part have the same messages: two meanings",
+        "the former owner's batch and a part of it have the same messages: two meanings",
     ),
-    Judged("waits for ever for a planned end", PROGRESS, "the open batch is never cut"),
+    Judged("waits indefinitely for a planned end", PROGRESS, "the open batch is never cut"),
     Judged(
-        "reads a topic that was created again from the old offset",
+        "reads a recreated topic from the old offset",
         SAFETY,
         "skips the first messages of the new topic",
     ),
-    Judged("counts no start", VIEW, "a message that ends every reader is not named"),
+    Judged("does not count starts", VIEW, "a message that crashes every reader is not reported"),
     Judged("repeats a record that is too long", PROGRESS, "the broker refuses every commit"),
-    Judged("writes records that the broker refuses", PROGRESS, "the broker refuses every commit"),
-    Judged("believes a committed offset that names no topic", SAFETY, "skips the first messages of the new topic"),
+    Judged("writes records that are too long for the broker", PROGRESS, "the broker refuses every commit"),
+    Judged("accepts a committed offset without a topic id", SAFETY, "skips the first messages of the new topic"),
     Judged(
-        "believes the first answer that nothing is committed",
+        "accepts the first response that there is no committed offset",
         SAFETY,
-        "under `latest`, skips what was not committed",
+        "under `latest`, skips uncommitted messages",
     ),
-    Judged("never commits again what a broker may have lost", WORK, "the next owner reads messages again"),
-    Judged("never fetches a partition anew", PROGRESS, "a partition stands still"),
-    Judged("leaves a partition without an owner alone", PROGRESS, "a partition stands still"),
-    Judged("does not poll while paused", PROGRESS, "the group expels the reader"),
+    Judged("never repeats a commit that the broker may have lost", WORK, "the next owner reads messages again"),
+    Judged("never restarts fetching of a partition", PROGRESS, "a partition makes no progress"),
+    Judged("ignores a partition without an owner", PROGRESS, "a partition makes no progress"),
+    Judged("does not poll while paused", PROGRESS, "the group removes the reader"),
 )

@@ -1,4 +1,4 @@
-"""Maps objects to numbers, so that a state is small and compares fast."""
+"""Maps objects to numbers, so that states are small and compare fast."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Numbers(Generic[Thing]):
         self._numbers: dict[Thing, int] = {}
 
     def of(self, thing: Thing) -> int:
-        """The number of an object, the next free one for a new object."""
+        """The number of an object. A new object gets the next free number."""
         number = self._numbers.get(thing)
         if number is None:
             number = self._numbers[thing] = len(self.things)

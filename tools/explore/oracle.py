@@ -1,7 +1,7 @@
 """Checks a reader's commands against the contents of brokers and sinks. It shares no code with the core.
 
-Each function returns the violation as text, empty if there is none. `durable` and `needed` are sets of items as
-bits, two per message: its blob and its rows.
+Each function returns the violation as text, empty if there is none. Sets of items, such as `durable`, are numbers
+with two bits per message: its blob and its rows.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Message(NamedTuple):
-    """One message of a log: its offset, and the items of it that must be durable."""
+    """One message of a log: its offset, and its items that must be durable."""
 
     offset: int
     blob: int
@@ -31,7 +31,7 @@ class Log(NamedTuple):
         return self.messages[-1].offset + 1
 
     def needed(self, start: int, stop: int) -> int:
-        """Every item of the messages in [start, stop)."""
+        """All items of the messages in [start, stop)."""
         bits = 0
         for message in self.messages:
             if start <= message.offset < stop:
@@ -48,7 +48,8 @@ class Log(NamedTuple):
 
 
 def ends_in(offset: int, record: str) -> list[int]:
-    """The ends of batches in a commit's metadata: steps in base 36 after `c=`, starting at the offset."""
+    """The ends of batches in the metadata of a commit: differences in base 36 after `c=`, starting at the
+    offset."""
     ends: list[int] = []
     for part in record.split(";"):
         if part.startswith("c="):
@@ -58,7 +59,7 @@ def ends_in(offset: int, record: str) -> list[int]:
 
 
 class Commits(NamedTuple):
-    """The committed state of one partition at the broker. `offset` -1: nothing yet."""
+    """The committed state of one partition at the broker. `offset` is -1 before the first commit."""
 
     offset: int
     record: str
@@ -69,24 +70,24 @@ class Commits(NamedTuple):
 
 
 def commit(log: Log, stored: Commits, durable: int, new: Commits, halves: frozenset[int], *, owner: bool) -> str:
-    """A reader sends this commit.
+    """Checks a commit that a reader sends.
 
-    `owner`: whether the reader owns the partition in the group. `halves`: ends of batches that were cut again;
-    only these may lie within a recorded range.
+    `owner`: the reader owns the partition in the group. `halves`: ends of batches that were split; only these may
+    lie within a recorded range.
     """
     offset = new.offset
     if offset > log.end:
-        return f"it commits {offset}, and the log ends at {log.end}"
+        return f"it commits {offset}, but the log ends at {log.end}"
     for message in log.messages:
         if message.offset < offset and (message.blob | message.rows) & ~durable:
-            return f"it commits {offset}, and the message at {message.offset} is not durable"
+            return f"it commits {offset}, but the message at {message.offset} is not durable"
     if not owner:
         return ""  # the broker refuses it
     if offset < stored.offset:
-        return f"it commits {offset}, and {stored.offset} was committed before"
+        return f"it commits {offset}, but {stored.offset} was committed before"
     forgotten = [end for end in stored.ends if end > offset and end not in new.ends]
     if forgotten:
-        return f"its commit forgets the recorded ends {forgotten}"
+        return f"its commit lacks the recorded ends {forgotten}"
     inside = [end for end in new.ends if end < max(stored.ends, default=0) and end not in {*stored.ends, *halves}]
     return f"it cuts at {inside} within the recorded ends {stored.ends}" if inside else ""
 
@@ -94,8 +95,8 @@ def commit(log: Log, stored: Commits, durable: int, new: Commits, halves: frozen
 class Batch(NamedTuple):
     """A batch for which a reader starts a chord.
 
-    `fresh`: it was cut since the last tick, and its end has not been stored since; `halved`: it is part of
-    another batch.
+    `first`: it is the first attempt. `fresh`: the batch was cut since the last tick, and its end has not been
+    stored. `halved`: it is a part of another batch.
     """
 
     start: int
@@ -107,7 +108,7 @@ class Batch(NamedTuple):
 
 
 def dispatch(log: Log, stored: Commits, durable: int, batch: Batch, *, owner: bool) -> str:
-    """A reader starts this chord."""
+    """Checks a chord that a reader starts."""
     if batch.rows and log.blobs(batch.start, batch.stop) & ~durable:
         return f"it starts the rows of [{batch.start}, {batch.stop}) before the blobs are durable"
     if not (owner and batch.first):
@@ -118,18 +119,18 @@ def dispatch(log: Log, stored: Commits, durable: int, batch: Batch, *, owner: bo
     inside = [end for end in ends if batch.start < end < batch.stop]
     between = batch.stop not in ends and any(end > batch.stop for end in ends)
     if inside or (between and not batch.halved):
-        return f"it starts [{batch.start}, {batch.stop}), and the recorded ends are {ends}"
+        return f"it starts [{batch.start}, {batch.stop}), but the recorded ends are {ends}"
     return ""
 
 
 def discard(log: Log, durable: int, start: int, stop: int) -> str:
-    """A reader considers a batch settled."""
+    """Checks a batch that a reader considers settled."""
     missing = log.needed(start, stop) & ~durable
     return f"it settles [{start}, {stop}), which is not durable" if missing else ""
 
 
 def release(*, chords: int, commits: int, by_clock: bool) -> str:
-    """A reader releases a partition with these chords and commits in flight."""
+    """Checks the release of a partition with this number of chords and commits in flight."""
     if by_clock or not (chords or commits):
         return ""
-    return f"it gives the partition back before its deadline, with {chords} chords and {commits} commits out"
+    return f"it releases the partition before the deadline, with {chords} chords and {commits} commits in flight"

@@ -1,8 +1,8 @@
 """Safety bugs, planted one at a time into a copy of the code, which is then explored in a separate process.
 
-They show that the explorer finds such bugs. Each replaces a piece of code that occurs exactly once, and each
-breaks a guarantee: no item is lost, nothing is reported before it is durable, a new owner cuts the same batches,
-or no batch is forgotten.
+They show that the explorer finds such bugs. Each replaces a piece of code that occurs exactly once, and violates
+one of these guarantees: no item is lost, nothing is reported before it is durable, a new owner cuts the same
+batches, and no batch is forgotten.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SECONDS_MAX = 600.0
 
 
 class Bug(NamedTuple):
-    """A description, the text before and after, and the smallest world that shows it (`--world`, `--faults`,
-    `--expiry`)."""
+    """A bug: its description, the text before and after, and the smallest world in which it is found (`--world`,
+    `--faults`, `--expiry`)."""
 
     name: str
     file: str
@@ -37,7 +37,7 @@ class Bug(NamedTuple):
 
 BUGS = (
     Bug(
-        "commits one too far",
+        "commits an offset one too high",
         "ingest/core/ledger.py",
         "line.committable = done.stop",
         "line.committable = done.stop + 1",
@@ -45,7 +45,7 @@ BUGS = (
         0,
     ),
     Bug(
-        "settles a batch when its blobs are there",
+        "settles a batch when its blobs are durable",
         "ingest/core/flight.py",
         "if len(self.stages) > 1:",
         "if len(self.stages) > 2:",
@@ -61,7 +61,7 @@ BUGS = (
         0,
     ),
     Bug(
-        "forgets a revoked partition at once instead of draining it",
+        "drops a revoked partition without draining it",
         "ingest/core/pipeline.py",
         "owned.release_by is not None and (now >= owned.release_by or owned.drained)",
         "owned.release_by is not None",
@@ -77,7 +77,7 @@ BUGS = (
         1,
     ),
     Bug(
-        "releases a partition before its last commit is answered",
+        "releases a partition before the response to its last commit",
         "ingest/core/partition.py",
         "return not working and self.commits.idle and committable in (None, self.commits.committed)",
         "return not working",
@@ -109,7 +109,7 @@ BUGS = (
         1,
     ),
     Bug(
-        "does not say a commit again that a late one may have overwritten",
+        "does not resend a commit that a late one may have overwritten",
         "ingest/core/commits.py",
         "            self._stored = None",
         "            pass",
@@ -170,7 +170,8 @@ BUGS = (
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Result of the explorer on a copy. `broken` is empty if it found nothing; `story` is its counterexample."""
+    """Result of the explorer on a copy. `broken` is empty if there is no violation; `story` is the
+    counterexample."""
 
     code: int
     broken: str
@@ -178,7 +179,7 @@ class Found:
 
 
 class OutOfDate(Exception):
-    """The code for a planted bug has changed: the bug must be rewritten."""
+    """The code for a planted bug has changed, so the bug must be rewritten."""
 
 
 def copy(into: Path) -> None:
@@ -202,7 +203,7 @@ def plant(bug: Bug, into: Path) -> None:
 
 
 def explored(where: Path, world: str, faults: int, *, expiry: bool = False) -> Found:
-    """Runs the explorer in the copy."""
+    """Runs the explorer on the copy."""
     options = ["--world", world, "--faults", str(faults), *(["--expiry"] if expiry else [])]
     done = subprocess.run(
         [sys.executable, "-m", "tools.explore", "--json", *options],
@@ -221,7 +222,7 @@ def explored(where: Path, world: str, faults: int, *, expiry: bool = False) -> F
 
 
 def found(bug: Bug) -> Found:
-    """Plants the bug into a copy, and explores the copy."""
+    """Plants the bug into a copy and explores the copy."""
     with tempfile.TemporaryDirectory(prefix="planted-") as name:
         copy(Path(name))
         plant(bug, Path(name))

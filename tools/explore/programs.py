@@ -1,8 +1,8 @@
-"""Runs the real code of workers and dispatch, one Redis or sink round trip at a time.
+"""Runs the real code of workers and of dispatch, one round trip to Redis or a sink at a time.
 
 A program is code that uses Redis and a sink. Each step runs it from its beginning with the responses received so
-far, up to its next request. Its state is therefore the list of those responses, and no call stack has to be
-copied.
+far, up to its next request. The state of a program is therefore the list of its responses, and no call stack has
+to be copied.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ SETTINGS = Settings.model_construct(task_retries_max=1)
 
 
 class Chord(NamedTuple):
-    """One chord: the run of the reader process that started it (also used as its epoch), its stage and attempt."""
+    """One chord: the number of the reader process that started it (which is also its epoch), its stage and
+    attempt."""
 
     reader: int
     rows: bool
@@ -65,7 +66,7 @@ class Chord(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A running program: a flush task (`run`), the end of a chord (`tell`), or a reader's `dispatch` or
+    """A running program: a flush task (`run`), the end of a chord (`report`), or a reader's `dispatch` or
     `discard`.
     """
 
@@ -83,7 +84,7 @@ class Next(NamedTuple):
 
 
 def manifest(reader: int) -> Manifest:
-    """The manifest of the batch. Manifests differ only in the reader that waits for the batch."""
+    """The manifest of the batch. Manifests differ only in the reader."""
     entries = tuple(TaskEntry(name, len(TASKS[name]), len(PAYLOADS[name])) for name in TASKS)
     return Manifest("t-0-0-1", "digest", "t", 0, 0, 1, f"reader{reader}", reader, entries)
 
@@ -113,13 +114,11 @@ class Programs:
         return self._known[key]
 
 
-# Programs: `dispatch` works like `ingest.reader.dispatch.Dispatcher`, `tell` like `tasks.control.report_stage`.
+# Programs: `dispatch` works like `ingest.reader.dispatch.Dispatcher`, `report` like `tasks.control.report_stage`.
 
 
 def dispatch(program: Program, client: Client) -> tuple[str, ...]:
-    """Stages items without a done mark. Returns the tasks to start; if there are none, the stage is already
-    durable.
-    """
+    """Stages items without a done mark. Returns the tasks to start; if there are none, the stage is durable."""
     chord, staging = program.chord, Staging(client, SETTINGS)  # type: ignore[arg-type]
     missing = staging.unmarked(manifest(chord.reader), tasks_of(chord.rows))
     if missing:
@@ -133,17 +132,17 @@ def discard(program: Program, client: Client) -> str:
     return "discarded"
 
 
-def tell(program: Program, client: Client) -> str:
-    """Runs at the end of a chord: reports the state of its stage."""
+def report(program: Program, client: Client) -> str:
+    """Reports the state of a stage at the end of its chord."""
     report = Staging(client, SETTINGS).report(program.chord.name, unexplained="unexplained")  # type: ignore[arg-type]
     if report is None:
-        return "nobody"
+        return "no reader"
     Coordination(client, SETTINGS).send_completion(report.reader, report.completion)  # type: ignore[arg-type]
     return report.completion.kind
 
 
 def run(program: Program, client: Client) -> str:
-    """One run of a flush task. Returns `done`, `again` or `failed`."""
+    """Runs a flush task once. Returns `done`, `again` or `failed`."""
     task = SimpleNamespace(
         request=SimpleNamespace(
             id=f"{program.chord.name.token}-{program.task}", retries=program.tries, is_eager=True
@@ -159,17 +158,17 @@ def run(program: Program, client: Client) -> str:
             return f"failed: {type(error).__name__}"
 
 
-START = {"dispatch": dispatch, "discard": discard, "tell": tell, "run": run}
+START = {"dispatch": dispatch, "discard": discard, "report": report, "run": run}
 
 
 class Sink:
-    """A sink whose calls are effects as well. A response is empty, or the reason for an error."""
+    """A sink whose calls are effects as well. A response is empty or the reason for an error."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
     def write(self, items: Sequence[Item], token: str, deadline_seconds: float) -> None:
-        """Writes items; they are durable when it returns."""
+        """Writes items, which are durable when it returns."""
         error = self._client.ask("write")
         if error:
             raise TransientSinkError(error)
@@ -184,7 +183,7 @@ def _unwatched(*_: Any) -> Iterator[Watch]:
 @contextmanager
 def within(client: Client) -> Iterator[None]:
     """Makes `tasks.run` use this client and this sink instead of those of the process."""
-    mine = SimpleNamespace(
+    tools = SimpleNamespace(
         settings=SETTINGS,
         staging=Staging(client, SETTINGS),  # type: ignore[arg-type]
         breaker=Breaker(client, SETTINGS),  # type: ignore[arg-type]
@@ -192,7 +191,7 @@ def within(client: Client) -> Iterator[None]:
     )
     module: Any = flush
     before = module.tools, module.watched
-    module.tools, module.watched = SimpleNamespace(get=lambda: mine), _unwatched
+    module.tools, module.watched = SimpleNamespace(get=lambda: tools), _unwatched
     try:
         yield
     finally:

@@ -1,10 +1,10 @@
-"""Readers with real pipelines, and the events of one reader: from the group, the fleet and the clock.
+"""Readers with real pipelines, and the events of one reader: those of the group, the fleet and the clock.
 
-Everything here concerns one reader and the shared state of the partitions (`Shared`). Functions yield possible
-next events as `Outcome`s: a regular event costs nothing, a fault costs one.
+This module considers one reader, and the shared state of the partitions (`Shared`). Functions yield possible next
+events as `Outcome`s; some of them are faults, whose number per run is limited.
 
-A reader has its own clock, which moves by ticks: no order between the clocks of two readers is assumed. Without a
-fault a response arrives before the next tick.
+A reader has its own clock, which advances by ticks. No order between the clocks of two readers is assumed. Without
+a fault, a response arrives before the next tick.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from ingest.core.pipeline import DEADLINE_MISSES_MAX
 from tools.explore import oracle
 from tools.explore.cores import EPOCH, FORMER_EPOCH, Cores, Decision
 
-# Owner of a partition, as seen by the reader that receives the event.
-ME, OTHER, NOBODY = 0, 1, 2
-# The count of starts in a cut record affects only the text of the next record.
+# Owner of a partition, from the point of view of the reader that receives the event.
+ME, OTHER, NO_OWNER = 0, 1, 2
+# The number of starts in a cut record, which affects only the text of the next record.
 STARTS = re.compile(r";s=[0-9a-z]+")
 
 
 class Sent(NamedTuple):
-    """One commit in flight. `late`: the response may be delayed indefinitely. `answer`: -1 without a response yet,
-    1 stored, 0 refused.
+    """One commit in flight. `late`: the response may be delayed indefinitely. `answer`: 1 if stored, 0 if refused,
+    -1 if there is no response yet.
     """
 
     offset: int
@@ -44,9 +44,9 @@ class Sent(NamedTuple):
 class Chord(NamedTuple):
     """One running chord.
 
-    `items`: what it makes durable when it completes; `rows`: whether it is of the second stage. `current`: the
-    pipeline waits for this chord. Attempts are only compared for equality, so this flag replaces them. It belongs
-    to its reader's current assignment; chords of a former assignment are not kept (`Readers._stale`).
+    `items`: the items that it makes durable when it completes. `rows`: it is of the second stage. `current`: the
+    pipeline waits for this chord; this flag replaces attempts, which are compared only for equality. A chord
+    belongs to the current assignment of its reader; chords of former assignments are not kept (`Readers._stale`).
     """
 
     partition: int
@@ -63,15 +63,15 @@ class Chord(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One partition as seen by a reader's client."""
+    """State of one partition in the client of a reader."""
 
     paused: bool = False
     draining: bool = False
-    end_told: bool = False
+    end_reported: bool = False
 
 
 class Reader(NamedTuple):
-    """One process. `core` numbers its pipeline's state.
+    """One process. `core`: the state of its pipeline, as a number.
 
     `unrecorded`: ends of batches cut since the last tick that the broker has not stored yet, as (partition, end).
     """
@@ -85,12 +85,12 @@ class Reader(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """State of one partition that outlives readers: owner, committed offset (-1: none), durable items.
+    """State of one partition that outlives readers: owner, committed offset (-1 if there is none), durable items.
 
     `began`: messages before this offset have expired. Items that can no longer be written count as durable.
     """
 
-    owner: int = NOBODY
+    owner: int = NO_OWNER
     offset: int = -1
     record: str = ""
     durable: int = 0
@@ -102,13 +102,14 @@ class Shared(NamedTuple):
 
 
 Board = tuple[Shared, ...]
-# An additional event, and the reader and board after it.
+# Description of an additional event, and the reader and board after it.
 Branch = tuple[str, Reader, Board]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One possible event: a description, and the reader and board after it. `broken`: it violates an invariant.
+    """One possible event: its description, and the reader and board after it. `broken`: the violated invariant, if
+    any.
 
     `cut_off`: the reader has lost its partitions and has not detected it.
     """
@@ -132,21 +133,22 @@ class Partition:
 
 
 class Readers:
-    """Possible events of one reader. Readers are interchangeable, so the board is always seen from this one."""
+    """Possible events of one reader. Readers are interchangeable, so the board is always from its point of
+    view."""
 
     def __init__(
         self, partitions: Sequence[Partition], limits: Limits, faults: int, *, expiry: bool = False
     ) -> None:
         self.partitions = tuple(partitions)
         self._expiry = expiry
-        self.cores = Cores(limits, misses_matter=faults >= DEADLINE_MISSES_MAX)
+        self.cores = Cores(limits, count_misses=faults >= DEADLINE_MISSES_MAX)
         self._may_fail = True
         self._numbers = {one.source: number for number, one in enumerate(partitions)}
         none = tuple(None for _ in partitions)
         self.fresh = Reader(self.cores.fresh, none, tuple(() for _ in partitions))
 
     def outcomes(self, reader: Reader, board: Board, *, may_fail: bool) -> Iterator[Outcome]:
-        """All possible events of this reader now, including faults if allowed."""
+        """Yields all possible events of this reader now, including faults if allowed."""
         self._may_fail = may_fail
         for outcome in self._outcomes(reader, board):
             if may_fail or not outcome.fault:
@@ -159,7 +161,7 @@ class Readers:
             if entry is not None and not draining:
                 yield from self._fetch(reader, board, number, entry)
         for number, commits in enumerate(reader.commits):
-            for sent in in_turn(commits):
+            for sent in answerable(commits):
                 yield from self._answer(reader, board, number, sent)
         for chord in reader.chords:
             yield from self._complete(reader, board, chord)
@@ -169,22 +171,22 @@ class Readers:
     # The group
 
     def _group(self, reader: Reader, board: Board) -> Iterator[Outcome]:
-        mine = [n for n, entry in enumerate(reader.entries) if entry is not None and board[n].owner == ME]
+        owned = [n for n, entry in enumerate(reader.entries) if entry is not None and board[n].owner == ME]
         gone = [n for n, entry in enumerate(reader.entries) if entry is not None and board[n].owner != ME]
         draining = any(entry is not None and entry.draining for entry in reader.entries)
-        if gone and not draining:  # the client reports it during a poll, and a drain runs inside one
+        if gone and not draining:  # the client reports the loss during a poll, and a drain runs inside a poll
             yield from self._lost(reader, board)
         elif not gone and not draining and not reader.stopping:
             for number, shared in enumerate(board):
-                if shared.owner == NOBODY:
+                if shared.owner == NO_OWNER:
                     yield from self._assign(reader, board, number)
-            for numbers in [*([n] for n in mine), *([mine] if len(mine) > 1 else [])]:
+            for numbers in [*([n] for n in owned), *([owned] if len(owned) > 1 else [])]:
                 yield from self._revoke(reader, board, numbers)
-        if mine:
-            yield from self._expire(reader, board, mine)
+        if owned:
+            yield from self._expire(reader, board, owned)
         if reader != self.fresh:
-            yield from self._crash(reader, board, mine)
-        if mine and not gone and not reader.stopping:
+            yield from self._crash(reader, board, owned)
+        if owned and not gone and not reader.stopping:
             stopping = reader._replace(stopping=True)
             yield from self._feed("SIGTERM", stopping, board, on.ShutdownRequested(), fault=True)
 
@@ -204,17 +206,17 @@ class Readers:
             assert entry is not None
             became = self._entry(became, number, entry._replace(draining=True))
         event = on.PartitionsRevoked(tuple(self.partitions[number].source for number in numbers))
-        what = f"has to give back {names(numbers)}"
+        what = f"must release {names(numbers)}"
         yield from self._feed(what, became, board, event, fault=True)
 
-    def _expire(self, reader: Reader, board: Board, mine: list[int]) -> Iterator[Outcome]:
-        """The group has removed the reader, which has not detected it yet."""
-        for text, became, after in self._give_up(reader, board, mine):
-            what = f"is taken for dead by the group, which takes {names(mine)}{text}"
+    def _expire(self, reader: Reader, board: Board, owned: list[int]) -> Iterator[Outcome]:
+        """Lets the group remove the reader, which does not detect it yet."""
+        for text, became, after in self._remove_owner(reader, board, owned):
+            what = f"is removed from the group and loses {names(owned)}{text}"
             yield Outcome(what, became, after, True, cut_off=True)
 
     def _lost(self, reader: Reader, board: Board) -> Iterator[Outcome]:
-        """It detects that it was removed: it loses all of its partitions, with the commits in flight."""
+        """Lets the reader detect that it was removed. It loses all of its partitions and its commits in flight."""
         lost = [number for number, entry in enumerate(reader.entries) if entry is not None]
         after = board
         for number in lost:
@@ -222,19 +224,21 @@ class Readers:
                 after = put(after, number, self._unowned(after[number], number))
         became = self.fresh._replace(core=reader.core, stopping=reader.stopping)
         event = on.PartitionsLost(tuple(self.partitions[number].source for number in lost))
-        yield from self._feed(f"learns that it lost {names(lost)}", became, after, event)
+        yield from self._feed(f"detects that it lost {names(lost)}", became, after, event)
 
-    def _crash(self, reader: Reader, board: Board, mine: list[int]) -> Iterator[Outcome]:
-        for text, _, after in self._give_up(reader, board, mine):
-            yield Outcome(f"is killed and starts anew{text}", self.fresh, after, True)
+    def _crash(self, reader: Reader, board: Board, owned: list[int]) -> Iterator[Outcome]:
+        for text, _, after in self._remove_owner(reader, board, owned):
+            yield Outcome(f"is killed and restarted{text}", self.fresh, after, True)
 
-    def _give_up(self, reader: Reader, board: Board, mine: Sequence[int]) -> Iterator[tuple[str, Reader, Board]]:
-        """Removes the owner of the partitions. A commit in flight has been stored before, or will never be."""
-        if not mine:
+    def _remove_owner(
+        self, reader: Reader, board: Board, owned: Sequence[int]
+    ) -> Iterator[tuple[str, Reader, Board]]:
+        """Removes the owner of the partitions. A commit in flight either has been stored or never will be."""
+        if not owned:
             yield "", reader, board
             return
-        number, *others = mine
-        for text, became, after in self._give_up(reader, board, others):
+        number, *others = owned
+        for text, became, after in self._remove_owner(reader, board, others):
             shared = self._unowned(after[number], number)
             commits = became.commits[number]
             sent = next((one for one in commits if not one.late and one.answer < 0), None)
@@ -246,13 +250,13 @@ class Readers:
                 left = self._commits(became, number, [*rest, sent._replace(answer=answer)])
                 if answer:
                     shared = stored_in(shared, sent)
-                said = f"; the commit of {sent.offset} on p{number} was {'stored' if answer else 'not stored'}"
-                yield text + said, left, put(after, number, shared)
+                result = f"; the commit of {sent.offset} on p{number} was {'stored' if answer else 'not stored'}"
+                yield text + result, left, put(after, number, shared)
 
     def _unowned(self, shared: Shared, number: int) -> Shared:
-        """Returns the partition without an owner. Messages that have expired cannot be read again."""
+        """The partition without an owner. Messages that have expired cannot be read again."""
         lost = self.partitions[number].log.needed(0, shared.began)
-        return shared._replace(owner=NOBODY, durable=shared.durable | lost)
+        return shared._replace(owner=NO_OWNER, durable=shared.durable | lost)
 
     # Messages
 
@@ -264,9 +268,9 @@ class Readers:
         elif self._expiry:
             yield from self._expire_messages(reader, board, number, position)
         if position is not None and position < began:
-            told = self._entry(reader, number, entry._replace(end_told=False))
+            unreported = self._entry(reader, number, entry._replace(end_reported=False))
             gap = on.OffsetOutOfRange(partition.source, EPOCH, position, began)
-            yield from self._feed(f"finds p{number} to begin at {began}", told, board, gap)
+            yield from self._feed(f"finds that p{number} begins at {began}", unreported, board, gap)
             return
         for offset, parsed in partition.parsed:
             if position is not None and offset >= position:
@@ -275,15 +279,15 @@ class Readers:
                 return
 
     def _expire_messages(self, reader: Reader, board: Board, number: int, position: int) -> Iterator[Outcome]:
-        """Expires messages that no reader has read. They can no longer be written; messages that were read still
-        must be.
+        """Expires messages that no reader has read. They can no longer be written; messages that were read must
+        still become durable.
         """
         log, shared = self.partitions[number].log, board[number]
         for began in [*(message.offset + 1 for message in log.messages), log.end]:
             if began > max(position, shared.began):
                 durable = shared.durable | log.needed(position, began)
                 after = put(board, number, shared._replace(began=began, durable=durable))
-                yield Outcome(f"has the messages of p{number} before {began} expired", reader, after, True)
+                yield Outcome(f"loses the messages of p{number} before {began} to expiry", reader, after, True)
 
     def _ends(self, reader: Reader) -> list[int]:
         """The partitions whose log end can be reported to the pipeline now."""
@@ -293,10 +297,10 @@ class Readers:
         return [
             number
             for number, entry in enumerate(reader.entries)
-            if entry is not None and not entry.end_told and logs[number].after_last < logs[number].end
+            if entry is not None and not entry.end_reported and logs[number].after_last < logs[number].end
         ]
 
-    def _told(self, reader: Reader, board: Board, numbers: Sequence[int]) -> Reader:
+    def _report_ends(self, reader: Reader, board: Board, numbers: Sequence[int]) -> Reader:
         """The reader after its client has reported the log ends of these partitions."""
         for number in numbers:
             partition, entry = self.partitions[number], reader.entries[number]
@@ -306,17 +310,18 @@ class Readers:
             decision = self.cores.step(reader.core, event)
             assert not decision.commands, decision
             assert not decision.error, decision
-            told = self._entry(reader, number, entry._replace(end_told=True))
-            reader = told._replace(core=decision.core)
+            reported = self._entry(reader, number, entry._replace(end_reported=True))
+            reader = reported._replace(core=decision.core)
         return reader
 
     # Events of a former assignment
 
     def _stale(self, reader: Reader, board: Board) -> Iterator[Outcome]:
-        """Events of a former assignment of this process, and messages that it has already accepted.
+        """Yields events of a former assignment of this process, and messages that it has already accepted.
 
         They may arrive at any time. The former assignment may have been to a deleted topic of the same name, so
-        nothing that they report counts as durable. The pipeline must ignore them, so they add no states.
+        items that they report do not count as durable. The pipeline must ignore these events, so they add no
+        states.
         """
         stale = [
             event
@@ -355,22 +360,26 @@ class Readers:
         stored = put(board, number, stored_in(shared, sent)) if ours else board
         yes = on.Committed(source, EPOCH, sent.offset, sent.record)
         no = on.CommitFailed(source, EPOCH, sent.offset, sent.record, "the group is at another epoch")
-        this = f"the commit of {sent.offset} on p{number}"
+        sent_text = f"the commit of {sent.offset} on p{number}"
         if sent.answer >= 0:
             text = "was stored" if sent.answer else "was refused"
-            yield from self._feed(f"learns that {this} {text}", without, board, yes if sent.answer else no)
+            yield from self._feed(
+                f"is informed that {sent_text} {text}", without, board, yes if sent.answer else no
+            )
         elif sent.late:
             arrived = self._commits(without, number, [*without.commits[number], sent._replace(answer=int(ours))])
-            what = f"sent {this} long ago: it arrives, {'stored' if ours else 'refused'}"
+            what = f"sent {sent_text} long ago: it arrives and is {'stored' if ours else 'refused'}"
             yield Outcome(what, self.tidy(arrived, stored), stored)
         else:
-            text = "is stored" if ours else "is refused, the partition is not its own"
-            yield from self._feed(f"learns that {this} {text}", without, stored, yes if ours else no)
-            yield from self._feed(f"learns that {this} is refused: stale epoch", without, board, no, fault=True)
-            yield Outcome(f"gets no answer to {this}, which was stored", self.tidy(without, stored), stored, True)
-            yield Outcome(f"gets no answer to {this}, which was not stored", without, board, True)
+            text = "is stored" if ours else "is refused, because the partition has another owner"
+            yield from self._feed(f"is informed that {sent_text} {text}", without, stored, yes if ours else no)
+            refused = f"is informed that {sent_text} is refused: stale epoch"
+            yield from self._feed(refused, without, board, no, fault=True)
+            unanswered = f"gets no response to {sent_text}, which was"
+            yield Outcome(f"{unanswered} stored", self.tidy(without, stored), stored, True)
+            yield Outcome(f"{unanswered} not stored", without, board, True)
             late = self._commits(without, number, [*without.commits[number], sent._replace(late=True)])
-            yield Outcome(f"waits for {this}, which is late", late, board, True)
+            yield Outcome(f"waits for {sent_text}, which is late", late, board, True)
 
     # Chords
 
@@ -380,50 +389,51 @@ class Readers:
         shared = board[number]
         durable = put(board, number, shared._replace(durable=shared.durable | chord.items))
         done, failed, attempt = self._reports(reader.core, chord)
-        said = done.batch_id, done.epoch, done.stage
-        this = f"the {done.stage} of [{chord.start}, {chord.stop}) of p{number}"
+        about = done.batch_id, done.epoch, done.stage
+        items = f"the {done.stage} of [{chord.start}, {chord.stop}) of p{number}"
         late = self._chords(without, [*without.chords, chord._replace(late=True)])
         if chord.late:
-            yield from self._feed(f"hears late that {this} are durable", without, durable, done)
-            yield from self._feed(f"hears late that {this} failed", without, board, failed)
+            yield from self._feed(f"is informed late that {items} are durable", without, durable, done)
+            yield from self._feed(f"is informed late that {items} failed", without, board, failed)
             return
-        yield from self._feed(f"hears that {this} are durable", without, durable, done)
-        yield from self._feed(f"hears that {this} failed", without, board, failed, fault=True)
-        yield from self._feed(f"hears that {this} are durable, and will again", late, durable, done, fault=True)
-        yield Outcome(f"hears nothing of {this}: lost", without, board, True)
-        yield Outcome(f"hears nothing of {this}: late", late, board, True)
+        yield from self._feed(f"is informed that {items} are durable", without, durable, done)
+        yield from self._feed(f"is informed that {items} failed", without, board, failed, fault=True)
+        twice = f"is informed, for the first of two times, that {items} are durable"
+        yield from self._feed(twice, late, durable, done, fault=True)
+        yield Outcome(f"gets no completion of {items}: lost", without, board, True)
+        yield Outcome(f"gets no completion of {items}: late", late, board, True)
         for large in (False, True):
             text = "do not fit into Redis" if large else "could not be staged"
-            event = on.DispatchFailed(*said, attempt, "redis", large)
-            yield from self._feed(f"hears that {this} {text}", without, board, event, fault=True)
+            event = on.DispatchFailed(*about, attempt, "redis", large)
+            yield from self._feed(f"is informed that {items} {text}", without, board, event, fault=True)
 
     def _reports(self, core: int, chord: Chord) -> tuple[on.FlushSucceeded, on.FlushFailed, int]:
-        """Possible reports of a chord: durable or failed, with its attempt."""
+        """Returns the possible reports of a chord, durable and failed, and its attempt."""
         batch_id = self._batch_id(chord)
         flight = self.cores.flight(core, batch_id)
         attempt = 0 if flight is None else flight.attempt - (not chord.current)
-        said = batch_id, EPOCH, chord.stage
-        return on.FlushSucceeded(*said), on.FlushFailed(*said, attempt, "a sink refused"), attempt
+        about = batch_id, EPOCH, chord.stage
+        return on.FlushSucceeded(*about), on.FlushFailed(*about, attempt, "a sink refused"), attempt
 
     def _batch_id(self, chord: Chord) -> str:
         return f"{self.partitions[chord.partition].source}-{chord.start}-{chord.stop}"
 
     def wiped(self, reader: Reader) -> Reader:
-        """Redis lost everything: no chord of this reader will ever complete."""
+        """The reader after Redis lost all data, so that none of its chords will complete."""
         return reader._replace(chords=())
 
-    def turned(self, reader: Reader) -> Reader:
+    def exchanged(self, reader: Reader) -> Reader:
         """The reader with the two partitions exchanged."""
         chords = tuple(sorted(chord._replace(partition=1 - chord.partition) for chord in reader.chords))
         unrecorded = tuple(sorted((1 - number, end) for number, end in reader.unrecorded))
         core = self.cores.mirrored(reader.core)
-        turned = Reader(core, reader.entries[::-1], reader.commits[::-1], (), reader.stopping, unrecorded)
-        return self._chords(turned, chords)
+        exchanged = Reader(core, reader.entries[::-1], reader.commits[::-1], (), reader.stopping, unrecorded)
+        return self._chords(exchanged, chords)
 
     # Time
 
     def _tick(self, reader: Reader, board: Board) -> Iterator[Outcome]:
-        """Half a second passes. Every request that is not lost or late has a response by then."""
+        """Advances the clock by half a second. By then, every request that is not lost or late has a response."""
         prompt = any(not chord.late for chord in reader.chords)
         if prompt or not all(sent.late for commits in reader.commits for sent in commits):
             return
@@ -431,9 +441,9 @@ class Readers:
         # tick.
         ends = self._ends(reader)
         for numbers in ([], *([number] for number in ends), *([ends] if len(ends) > 1 else [])):
-            told = f", having fetched to the end of {names(numbers)}" if numbers else ""
-            ready = self._told(reader, board, numbers)._replace(unrecorded=())
-            yield from self._feed(f"waits for a tick{told}", ready, board, on.Ticked())
+            fetched = f", having fetched to the end of {names(numbers)}" if numbers else ""
+            ready = self._report_ends(reader, board, numbers)._replace(unrecorded=())
+            yield from self._feed(f"waits for a tick{fetched}", ready, board, on.Ticked())
 
     # The pipeline and its commands
 
@@ -462,7 +472,7 @@ class Readers:
             )
 
     def _outdated(self, reader: Reader, decision: Decision) -> Reader:
-        """The reader after the decision, in which chords that the pipeline no longer waits for are marked."""
+        """The reader after the decision, with chords marked for which the pipeline no longer waits."""
         again = {one.batch.id for one in decision.commands if isinstance(one, do.Dispatch)}
         chords = []
         for chord in reader.chords:
@@ -475,7 +485,7 @@ class Readers:
         return self._chords(reader, chords)._replace(core=decision.core)
 
     def _cut(self, reader: Reader, board: Board, cut: frozenset[str]) -> Reader:
-        """The reader with the ends of its new batches added as not yet stored."""
+        """The reader with the ends of its new batches added to `unrecorded`."""
         if not cut:
             return reader
         unrecorded = set(reader.unrecorded)
@@ -488,7 +498,7 @@ class Readers:
         return reader._replace(unrecorded=tuple(sorted(unrecorded)))
 
     def tidy(self, reader: Reader, board: Board) -> Reader:
-        """The reader without everything that can have no further effect."""
+        """The reader without parts that can have no further effect."""
         if reader.unrecorded:
             unrecorded = tuple(
                 (number, end)
@@ -505,8 +515,8 @@ class Readers:
         return reader if len(kept) == len(reader.chords) else reader._replace(chords=tuple(kept))
 
     def _is_dead(self, core: int, board: Board, chord: Chord) -> bool:
-        """Whether the chord can be dropped: its items are durable, no report of it changes the pipeline, and its
-        batch or stage is complete.
+        """True if the chord can be dropped, because its items are durable, its reports do not change the pipeline,
+        and its batch or stage is complete.
         """
         if chord.items & ~board[chord.partition].durable:
             return False
@@ -550,7 +560,7 @@ class Readers:
         return ""
 
     def _halves(self, reader: Reader, number: int) -> frozenset[int]:
-        """The ends of batches that had to be cut again, because Redis cannot hold them."""
+        """The ends of parts of batches that were split because Redis cannot hold them."""
         flights = [flight.batch for flight in self.cores.flights(reader.core).values()]
         source = self.partitions[number].source
         return frozenset(
@@ -558,11 +568,11 @@ class Readers:
         )
 
     def _judge_release(self, reader: Reader, board: Board, command: do.Release, *, by_clock: bool) -> str:
-        """Checks a release with work in flight: chords with items that are not durable, and commits that change
-        the stored one.
+        """Checks a release with work in flight: chords with items that are not durable, and commits that would
+        change the stored commit.
 
-        The response to a late commit may be mistaken for that to an equal commit, which repeats work and loses no
-        message.
+        The response to a late commit may be mistaken for the response to an equal commit, which repeats work but
+        loses no message.
         """
         chords = commits = 0
         for number in (self._numbers[source] for source in command.sources):
@@ -570,8 +580,8 @@ class Readers:
             if entry is not None and shared.owner == ME:
                 new = [sent for sent in reader.commits[number] if stored_in(shared, sent) != shared]
                 commits += len(new) if not any(sent.late for sent in reader.commits[number]) else 0
-                mine = [one for one in reader.chords if one.partition == number]
-                chords += sum(not one.late and bool(one.items & ~shared.durable) for one in mine)
+                owned = [one for one in reader.chords if one.partition == number]
+                chords += sum(not one.late and bool(one.items & ~shared.durable) for one in owned)
         return oracle.release(chords=chords, commits=commits, by_clock=by_clock)
 
     def _perform(self, reader: Reader, board: Board, command: do.Command) -> Iterator[tuple[str, Reader, Board]]:
@@ -588,15 +598,15 @@ class Readers:
                 numbers = [self._numbers[source] for source in command.sources]
                 yield from self._released(reader, board, numbers)
             case do.Stop():
-                mine = [number for number, shared in enumerate(board) if shared.owner == ME]
-                for text, _, after in self._give_up(reader, board, mine):
-                    yield f"; it ends and starts anew{text}", self.fresh, after
+                owned = [number for number, shared in enumerate(board) if shared.owner == ME]
+                for text, _, after in self._remove_owner(reader, board, owned):
+                    yield f"; it ends and is restarted{text}", self.fresh, after
             case _:
                 yield "", reader, board
 
     def _released(self, reader: Reader, board: Board, numbers: list[int]) -> Iterator[tuple[str, Reader, Board]]:
-        mine = [number for number in numbers if board[number].owner == ME]
-        for text, became, after in self._give_up(reader, board, mine):
+        owned = [number for number in numbers if board[number].owner == ME]
+        for text, became, after in self._remove_owner(reader, board, owned):
             for number in numbers:
                 became = self._entry(became, number, None)
                 became = self._commits(became, number, [])
@@ -615,7 +625,7 @@ class Readers:
         )
 
     def _items(self, number: int, batch: Batch, *, rows: bool) -> int:
-        """The items actually in the batch, regardless of its range."""
+        """The items that are actually in the batch, regardless of its range."""
         held = {one.offset for one in batch.segments} | {one.offset for one in batch.rejects}
         messages = [message for message in self.partitions[number].log.messages if message.offset in held]
         return sum(message.rows if rows else message.blob for message in messages)
@@ -635,30 +645,30 @@ class Readers:
         return reader._replace(commits=put(reader.commits, number, tuple(commits)))
 
     def _chords(self, reader: Reader, chords: Sequence[Chord]) -> Reader:
-        """Removes duplicate chords: of two equal late chords, the second has no further effect."""
+        """The reader with these chords. Of equal late chords one is kept, because the others have no effect."""
         late = {chord for chord in chords if chord.late}
         return reader._replace(chords=tuple(sorted([*late, *(chord for chord in chords if not chord.late)])))
 
 
 def described(event: Any) -> str:
-    """Describes a past event in a few words."""
+    """A short description of a past event."""
     source = getattr(event, "source", None)
     about = f"p{source.partition}" if source is not None else event.batch_id.replace("t-", "p", 1)
-    told = f"{type(event).__name__} of {about}"
+    name = f"{type(event).__name__} of {about}"
     if isinstance(event, on.MessageParsed):
-        told = f"the message at {event.offset} of {about}"
+        name = f"the message at {event.offset} of {about}"
     elif not isinstance(event, on.EndReached | on.CommitFailed):
-        told = f"{told}, {event.stage}"
-    return f"hears {told} once more" if event.epoch == EPOCH else f"hears {told}, of a former assignment"
+        name = f"{name}, {event.stage}"
+    return f"receives {name} again" if event.epoch == EPOCH else f"receives {name}, of a former assignment"
 
 
 def stored_in(shared: Shared, sent: Sent) -> Shared:
-    """The partition after this commit is stored, without the count of starts, which an assignment resets."""
+    """The partition after this commit is stored, without the number of starts, which an assignment resets."""
     return shared._replace(offset=sent.offset, record=STARTS.sub("", sent.record))
 
 
-def in_turn(commits: Sequence[Sent]) -> list[Sent]:
-    """Commits whose response may arrive now: responses arrive in the order in which the broker sent them."""
+def answerable(commits: Sequence[Sent]) -> list[Sent]:
+    """Commits whose response may arrive now. Responses arrive in the order in which the broker sends them."""
     answered = [sent for sent in commits if sent.answer >= 0]
     prompt = [sent for sent in commits if sent.answer < 0 and not sent.late]
     late = [sent for sent in commits if sent.answer < 0 and sent.late]
@@ -671,5 +681,5 @@ def put(values: tuple, number: int, value: object) -> tuple:  # type: ignore[typ
 
 
 def names(numbers: Sequence[int]) -> str:
-    """`p0 and p1`."""
+    """Names of partitions, for example `p0 and p1`."""
     return " and ".join(f"p{number}" for number in numbers)

@@ -1,9 +1,9 @@
-"""Breadth-first search through every state of a model, to the last one.
+"""Breadth-first search of all states of a model.
 
-States are numbered exactly: two different states never share a number, so no hash collision can hide a state.
-States that need fewer faults are expanded first, then those nearer to the start, so a counterexample has the
-fewest faults possible and is a shortest one with that many. A state is visited once, with the fewest faults that
-lead to it: reaching it with more faults leaves fewer for later, so no further state becomes reachable.
+Different states never share a number, so no hash collision can hide a state. States that require fewer faults are
+expanded first, then those nearer to the start, so a counterexample has as few faults as possible and is a shortest
+one with that number of faults. A state is visited once, with the fewest faults that lead to it. Reaching it again
+with more faults would leave fewer for later steps, and could not make further states reachable.
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ class Model(Protocol):
         """The first state."""
 
     def steps(self, state: int, faults_left: int) -> Iterator[tuple[int, int]]:
-        """(label, next state) of every possible next event. A negative next state is a violated invariant.
+        """Yields (label, next state) of every possible next event. A negative next state is a violated invariant.
 
-        `faults_left`: how many more faults may occur in this run; if it is 0, only events without a fault are
-        returned.
+        `faults_left`: number of faults that may still occur in this run. If it is 0, only events without a fault
+        are returned.
         """
 
     def is_done(self, state: int) -> bool:
-        """Whether all work is done."""
+        """True if all work is done."""
 
     def is_fault(self, label: int) -> bool:
-        """Whether that step is a fault, which is optional in a run."""
+        """True if the step is a fault, which is optional in a run."""
 
     def broken(self, state: int) -> str:
-        """The violation of a negative state."""
+        """The invariant that a negative state violates."""
 
-    def tell(self, path: list[tuple[int, int]]) -> list[str]:
-        """A path from the start, as readable lines: each state, and the label of the step from it."""
+    def describe(self, path: list[tuple[int, int]]) -> list[str]:
+        """Describes a path from the start, one line per step. `path`: each state, and the label of the step from
+        it."""
 
 
 @dataclass(slots=True)
@@ -73,7 +74,7 @@ class Search:
         self._model = model
         self._faults = faults
         self._progress = progress
-        # States reached by one more fault, and the first step to each, as (from, label).
+        # States reached by one more fault -> the first step to each, as (from, label).
         self._failed: dict[int, tuple[int, int]] = {}
         self._index: dict[int, int] = {model.start: 0}
         self._states = [model.start]
@@ -85,7 +86,7 @@ class Search:
         self._done = array("I")
 
     def run(self) -> Result:
-        """Visits every state, or ends at the first violated invariant."""
+        """Visits every state, or stops at the first violated invariant."""
         result, began = Result(), time.monotonic()
         at = 0
         for used in range(self._faults + 1):
@@ -96,7 +97,7 @@ class Search:
                 if to < 0:
                     self._report(came_from, label, to, result)
                     break
-                self._meet(came_from, label, to)
+                self._number_of(came_from, label, to)
             while at < len(self._states) and not result.broken:
                 if at % PROGRESS_STATES == 0:
                     self._progress(len(self._states), len(self._states) - at, self._depths[at])
@@ -123,21 +124,19 @@ class Search:
                 if following not in self._index:
                     self._failed.setdefault(following, (at, label))
                 continue
-            known = self._meet(at, label, following)
+            known = self._number_of(at, label, following)
             if known != at:
                 self._from.append(at)
                 self._to.append(known)
 
     def _report(self, at: int, label: int, broken: int, result: Result) -> None:
-        """Ends the search with a counterexample: the path to a state, and the step from it that violates an
-        invariant.
-        """
+        """Stores a counterexample: the path to a state, and the step from it that violates an invariant."""
         result.broken = self._model.broken(broken)
         path = [*self._path(at), (self._states[at], label)]
-        result.story = [*self._model.tell(path), result.broken]
+        result.story = [*self._model.describe(path), result.broken]
 
-    def _meet(self, came_from: int, label: int, state: int) -> int:
-        """Returns the number of a state; a new state gets the next one."""
+    def _number_of(self, came_from: int, label: int, state: int) -> int:
+        """Returns the number of a state. A new state gets the next number."""
         known = self._index.get(state)
         if known is None:
             known = self._index[state] = len(self._states)
@@ -158,11 +157,11 @@ class Search:
         """Checks that the end can be reached from every state without another fault."""
         stuck = self._first_without_end()
         if stuck is not None:
-            result.broken = "from here no order of events makes everything durable and committed"
-            result.story = [*self._model.tell(self._path(stuck)), result.broken]
+            result.broken = "no further order of events makes all messages durable and committed"
+            result.story = [*self._model.describe(self._path(stuck)), result.broken]
 
     def _first_without_end(self) -> int | None:
-        """The state nearest to the start from which no done state is reachable, by a backward search."""
+        """Finds the state nearest to the start from which no done state is reachable, by a backward search."""
         count = len(self._states)
         starts = array("I", bytes(4 * (count + 1)))
         for to in self._to:

@@ -1,10 +1,10 @@
 """The model of the workers: one batch in two stages, staged in Redis, flushed by chords and reported by done
 marks.
 
-A reader dispatches the batch, and a successor may dispatch it again; workers run its tasks, one for each
-delivery in parallel; the end of a chord reports to the reader. All of them run the real code
-(`tools.explore.programs`) on one hash (`tools.explore.hashes`), one round trip at a time. Work of a program
-between two round trips is not visible to others, so it is one step with the round trip before it.
+A reader dispatches the batch, and a successor may dispatch it again. Workers run its tasks, one worker per
+delivery, in parallel. The end of a chord reports to the reader. All of them run the real code
+(`tools.explore.programs`) on one hash (`tools.explore.hashes`), one round trip at a time. Work between two round
+trips is not visible to other programs, so it is part of the step of the preceding round trip.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from tools.explore.programs import TASKS, Chord, Program, Programs, tasks_of
 READERS = 2
 WRITES_MAX = 2  # more would be equivalent
 NAMES = tuple(TASKS)
-PAID_TWICE = NAMES.index("rows/datadog/0")
+DATADOG = NAMES.index("rows/datadog/0")
 
 
 class Running(NamedTuple):
-    """A program with its responses so far. `marked`: the done mark of its task was set when it began."""
+    """A program and its responses so far. `marked`: the done mark of its task was set when it began."""
 
     program: Program
     answers: tuple[object, ...] = ()
     marked: bool = False
 
 
-class Out(NamedTuple):
-    """A started chord: its unfinished tasks, and whether one of them failed."""
+class Started(NamedTuple):
+    """A started chord, and its unfinished tasks."""
 
     chord: Chord
     left: frozenset[str]
@@ -46,11 +46,12 @@ class Completion(NamedTuple):
 
 
 class World(NamedTuple):
-    """`chord`: the chord that the reader dispatches or waits for; None once both stages are durable.
+    """A state of the model. `chord`: the chord that the reader dispatches or waits for; None once both stages are
+    durable.
 
-    `reader` counts processes; `settled`: the batch is settled, and its staged data was discarded or lost.
-    `writes`: number of writes by task. `queue`: task deliveries that no worker has started, with their number of
-    tries. `ends`: chords whose end is queued. `faulty`: a fault has occurred.
+    `reader`: number of the current reader process. `settled`: the batch is settled, and its staged data was
+    discarded or lost. `writes`: number of writes, by task. `queue`: task deliveries that no worker has started,
+    with their number of tries. `ends`: chords whose end is queued. `faulty`: a fault has occurred.
     """
 
     reader: int = 0
@@ -59,7 +60,7 @@ class World(NamedTuple):
     settled: bool = False
     staged: Staged = Staged()
     writes: tuple[int, ...] = (0,) * len(NAMES)
-    out: tuple[Out, ...] = ()
+    out: tuple[Started, ...] = ()
     queue: tuple[Program, ...] = ()
     ends: tuple[Chord, ...] = ()
     running: tuple[Running, ...] = ()
@@ -68,7 +69,7 @@ class World(NamedTuple):
 
 
 class Event(NamedTuple):
-    """A possible event: a description, and the world after it. `broken`: it violates an invariant."""
+    """A possible event: its description, and the world after it. `broken`: the violated invariant, if any."""
 
     what: str
     world: World
@@ -77,7 +78,7 @@ class Event(NamedTuple):
 
 
 class StagingModel:
-    """For `tools.explore.search`."""
+    """A model for `tools.explore.search`."""
 
     def __init__(self) -> None:
         self._programs = Programs()
@@ -89,10 +90,10 @@ class StagingModel:
     @property
     def figures(self) -> str:
         """Figures of the search, as text."""
-        return f"{len(self._programs)} round trips and ends of the real code"
+        return f"{len(self._programs)} round trips and results of the real code"
 
     def steps(self, state: int, faults_left: int) -> Iterator[tuple[int, int]]:
-        """All possible next events."""
+        """Yields all possible next events."""
         world = self._worlds.things[state]
         for event in self._events(world):
             fault = event.fault
@@ -107,18 +108,18 @@ class StagingModel:
                 yield label, self._worlds.of(event.world)
 
     def is_done(self, state: int) -> bool:
-        """Whether the batch is durable and settled."""
+        """True if the batch is durable and settled."""
         return self._worlds.things[state].settled
 
     def is_fault(self, label: int) -> bool:
-        """Whether the label belongs to a fault."""
+        """True if the label belongs to a fault."""
         return self._what.things[label][1]
 
     def broken(self, state: int) -> str:
         """The violated invariant."""
         return self._broken[-state - 1]
 
-    def tell(self, path: list[tuple[int, int]]) -> list[str]:
+    def describe(self, path: list[tuple[int, int]]) -> list[str]:
         """One line per step."""
         things = [self._what.things[label] for _, label in path]
         return [f"{'fault: ' if fault else '':7}{what}" for what, fault in things]
@@ -133,16 +134,16 @@ class StagingModel:
             if running.program.kind == "run":
                 yield self._kill(left, running)
         for chord in dict.fromkeys(world.ends):
-            yield from self._begin(without(world, ends=chord), Program("tell", chord))
+            yield from self._begin(without(world, ends=chord), Program("report", chord))
         for delivery in dict.fromkeys(world.queue):
             yield from self._deliver(world, delivery)
         for out in world.out:
-            for event in self._begin(without(world, out=out), Program("tell", out.chord)):
+            for event in self._begin(without(world, out=out), Program("report", out.chord)):
                 yield fault(event.world, f"before its tasks returned, {event.what}")
         for completion in dict.fromkeys(world.stream):
             yield from self._receive(world, completion)
-        yield fault(forget(world), "redis loses everything")
-        yield fault(world._replace(staged=Staged()), "redis evicts what is staged")
+        yield fault(without_redis(world), "redis loses all data")
+        yield fault(world._replace(staged=Staged()), "redis evicts the staged batch")
 
     def _reader(self, world: World) -> Iterator[Event]:
         chord = world.chord
@@ -150,9 +151,9 @@ class StagingModel:
             successor = world._replace(
                 reader=world.reader + 1, chord=Chord(world.reader + 1, False, 1), waiting=False
             )
-            for one in world.running:
-                if one.program.kind in ("dispatch", "discard"):
-                    successor = without(successor, running=one)
+            for running in world.running:
+                if running.program.kind in ("dispatch", "discard"):
+                    successor = without(successor, running=running)
             yield fault(successor, "the reader is killed, and another one cuts the same batch")
         if chord is None:
             if not world.settled and not any(one.program.kind == "discard" for one in world.running):
@@ -163,14 +164,14 @@ class StagingModel:
         else:
             again = world._replace(chord=chord._replace(attempt=chord.attempt + 1), waiting=False)
             what = f"the deadline of {as_text(chord)} passes"
-            yield Event(what, again) if gone(world, chord) else fault(again, what)
+            yield Event(what, again) if cannot_complete(world, chord) else fault(again, what)
 
     def _receive(self, world: World, completion: Completion) -> Iterator[Event]:
         chord, left = world.chord, without(world, stream=completion)
         text = f"{as_text(completion.chord)} is {'durable' if completion.done else 'not durable'}"
-        yield fault(left, f"the completion that says that {text} is lost")
+        yield fault(left, f"the completion that {text} is lost")
         if chord is None or completion.chord.reader != world.reader or completion.chord.rows != chord.rows:
-            yield Event(f"nobody minds any more that {text}", left)
+            yield Event(f"the reader ignores that {text}", left)
             return
         after = left
         if completion.done:
@@ -178,8 +179,9 @@ class StagingModel:
             after = left._replace(chord=following, waiting=False)
         elif world.waiting and completion.chord == chord:
             after = left._replace(chord=chord._replace(attempt=chord.attempt + 1), waiting=False)
-        yield Event(f"the reader hears that {text}", after)
-        yield fault(after._replace(stream=world.stream), f"the reader hears that {text}, and will again")
+        yield Event(f"the reader is informed that {text}", after)
+        again = f"the reader is informed, for the first of two times, that {text}"
+        yield fault(after._replace(stream=world.stream), again)
 
     def _deliver(self, world: World, delivery: Program) -> Iterator[Event]:
         left = without(world, queue=delivery)
@@ -189,11 +191,11 @@ class StagingModel:
         yield fault(left, f"{chord_text(delivery)} is lost")
 
     def _begin(self, world: World, program: Program) -> Iterator[Event]:
-        """Starts a program: its first round trip."""
+        """Starts a program, with its first round trip."""
         yield from self._advance(world, Running(program))
 
     def _advance(self, left: World, running: Running) -> Iterator[Event]:
-        """Runs the next round trip of a program; `left`: the other running programs."""
+        """Runs the next round trip of a program. `left`: the world without it."""
         effect = self._programs.next(running.program, running.answers).effect
         assert effect is not None, running
         if effect.name == "write":
@@ -215,14 +217,14 @@ class StagingModel:
         if program.kind == "run" and not running.answers:
             marked = left.staged.value(f"done/{program.task}") is not None
         after = left._replace(staged=performed.staged)
-        if performed.told:
-            done = json.loads(performed.told)["kind"] == "done"
+        if performed.completion:
+            done = json.loads(performed.completion)["kind"] == "done"
             after = put(after, stream=Completion(program.chord, done))
         became = Running(program, (*running.answers, performed.answer), marked)
         yield from self._resume(after, became, f"{chord_text(program)}: round trip {len(became.answers)}")
 
     def _resume(self, left: World, running: Running, what: str) -> Iterator[Event]:
-        """A program receives a response: it waits for the next one, or ends."""
+        """Continues a program with a response. It waits for the next response, or ends."""
         following = self._programs.next(running.program, running.answers)
         if following.effect is not None:
             yield Event(what, put(left, running=running))
@@ -241,7 +243,7 @@ class StagingModel:
         for event in self._resume(written, running._replace(answers=(*running.answers, "")), f"{task} is written"):
             yield event._replace(broken=event.broken or broken)
         failed = running._replace(answers=(*running.answers, "503"))
-        for event in self._resume(written, failed, f"{task} is written, and the reply is lost"):
+        for event in self._resume(written, failed, f"{task} is written, but the response is lost"):
             yield fault(event.world, event.what)
         for event in self._resume(left, failed, f"{task}: its sink fails"):
             yield fault(event.world, event.what)
@@ -250,11 +252,11 @@ class StagingModel:
         what = f"and ends: {result}"
         if program.kind == "discard":
             kept = any(left.staged.value(name) is not None for name in NAMES)
-            broken = "payloads are left of a settled batch" if kept and not left.faulty else ""
+            broken = "payloads of a settled batch remain" if kept and not left.faulty else ""
             yield Event(what, left._replace(settled=True), broken)
         elif program.kind == "dispatch":
             yield from self._started(left, program.chord, result)
-        elif program.kind == "tell":
+        elif program.kind == "report":
             yield Event(what, left)
         elif result == "again":
             yield Event(what, put(left, queue=program._replace(tries=program.tries + 1)))
@@ -264,9 +266,9 @@ class StagingModel:
     def _started(self, left: World, chord: Chord, missing: object) -> Iterator[Event]:
         assert isinstance(missing, tuple)
         if not missing:
-            yield Event(f"{as_text(chord)} is durable already", put(left, stream=Completion(chord, True)))
+            yield Event(f"{as_text(chord)} is already durable", put(left, stream=Completion(chord, True)))
             return
-        after = put(left, out=Out(chord, frozenset(missing)))
+        after = put(left, out=Started(chord, frozenset(missing)))
         for name in missing:
             after = put(after, queue=Program("run", chord, name))
         yield Event(f"{as_text(chord)} starts {', '.join(missing)}", after)
@@ -289,34 +291,34 @@ class StagingModel:
 
 
 def judge(before: World, after: World) -> str:
-    """Returns the invariant violated after a step, judged by the contents of the sinks."""
-    if after.staged.there and not after.staged.expires:
-        return "what is staged never expires"
+    """The invariant that a step violates, according to the contents of the sinks; empty if none."""
+    if after.staged.exists and not after.staged.expires:
+        return "the staged batch never expires"
     for number, name in enumerate(NAMES):
         if after.staged.value(f"done/{name}") is not None and not after.writes[number]:
-            return f"{name} is marked, and was never written"
+            return f"{name} is marked, but was never written"
     for completion in after.stream:
         missing = [name for name in tasks_of(completion.chord.rows) if not after.writes[NAMES.index(name)]]
         if completion.done and missing:
-            return f"{as_text(completion.chord)} is reported as durable, and {missing[0]} is not"
-    if after.writes[PAID_TWICE] > 1 and not after.faulty:
+            return f"{as_text(completion.chord)} is reported as durable, but {missing[0]} is not"
+    if after.writes[DATADOG] > 1 and not after.faulty:
         return "packets are sent twice without a fault"
     return ""
 
 
 def fault(world: World, what: str) -> Event:
-    """Marks an optional event."""
+    """An event that is a fault."""
     return Event(what, world._replace(faulty=True), fault=True)
 
 
 def put(world: World, **more: object) -> World:
-    """The bag with one more element."""
+    """The world with one more element in each of these fields."""
     bags: dict[str, Any] = {name: bag((*getattr(world, name), one)) for name, one in more.items()}
     return world._replace(**bags)
 
 
 def without(world: World, **less: object) -> World:
-    """The bag with one element less."""
+    """The world without one element of each of these fields."""
     bags: dict[str, Any] = {}
     for name, one in less.items():
         things = list(getattr(world, name))
@@ -325,32 +327,33 @@ def without(world: World, **less: object) -> World:
     return world._replace(**bags)
 
 
-_met: dict[object, int] = {}
+_first_seen: dict[object, int] = {}
 
 
 def bag(things: tuple[object, ...]) -> tuple[object, ...]:
-    """Sorts elements by when each was first seen, so that equal bags are equal tuples."""
-    return tuple(sorted(things, key=lambda thing: _met.setdefault(thing, len(_met))))
+    """Sorts elements in the order in which they were first seen, so that equal bags are equal tuples."""
+    return tuple(sorted(things, key=lambda thing: _first_seen.setdefault(thing, len(_first_seen))))
 
 
-def forget(world: World) -> World:
-    """Redis restarts empty: hash, queues, counters and streams are lost. Running programs continue."""
-    running = tuple(one for one in world.running if one.program.kind != "tell")
+def without_redis(world: World) -> World:
+    """The world after Redis restarted empty. Hash, queues, counters and streams are lost; running programs
+    continue."""
+    running = tuple(one for one in world.running if one.program.kind != "report")
     return world._replace(staged=Staged(), out=(), queue=(), ends=(), stream=(), running=running)
 
 
-def gone(world: World, chord: Chord) -> bool:
-    """Whether no running program or queued task can still report on this chord."""
+def cannot_complete(world: World, chord: Chord) -> bool:
+    """True if no running program or queued task can still report on this chord."""
     programs = [*world.queue, *(one.program for one in world.running if one.program.kind != "discard")]
-    told = [*world.ends, *(one.chord for one in world.stream)]
-    return chord not in told and all(one.chord != chord for one in programs)
+    reporting = [*world.ends, *(one.chord for one in world.stream)]
+    return chord not in reporting and all(one.chord != chord for one in programs)
 
 
 def as_text(chord: Chord) -> str:
-    """`rows, attempt 2 of reader A`."""
+    """Describes a chord: `rows, attempt 2 of reader A`."""
     return f"{chord.stage}, attempt {chord.attempt} of reader {'AB'[chord.reader]}"
 
 
 def chord_text(program: Program) -> str:
-    """`run of rows/datadog/0 of rows, attempt 2 of reader A`."""
+    """Describes a program: `run of rows/datadog/0 of rows, attempt 2 of reader A`."""
     return f"{program.kind} of {f'{program.task} of ' if program.task else ''}{as_text(program.chord)}"

@@ -1,1 +1,1 @@
-"""The game day: faults, alerts and the fixes of the runbook, on real servers."""
+"""A game day: injects faults on real servers, waits for their alerts, and fixes them with the runbook."""

@@ -1,7 +1,7 @@
 """The faults of a game day: how each is injected, and how it is fixed with the runbook.
 
-A fix uses only what the person on call knows: it runs the commands of the section of docs/runbook.md that the
-alert links to. `Game.run` replaces Kubernetes.
+A fix uses only information that the person on call has: it runs the commands of the section of docs/runbook.md to
+which the alert links. `Game.run` replaces Kubernetes.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def start_workers(game: Game) -> None:
 
 
 def leave_a_queue_out(game: Game) -> None:
-    """Workers are deployed with a list of queues that lacks BigQuery's."""
+    """Deploys workers with a list of queues that lacks BigQuery's."""
     flush = (flush_queue(sink) for sink in SinkName if sink is not SinkName.BIGQUERY)
     restart_workers(game, (CONTROL_QUEUE, *flush))
 
@@ -105,7 +105,7 @@ def outlive_session(game: Game) -> None:
 
 
 def nothing_to_do(game: Game) -> None:
-    game.step("nothing: it happened once")
+    game.step("nothing, because it happened once")
 
 
 # Kafka
@@ -122,7 +122,7 @@ def start_kafka(game: Game) -> None:
 
 
 def refuse_login(game: Game) -> None:
-    """Readers are deployed with a protocol that the brokers do not support: every login fails."""
+    """Deploys readers with a protocol that the brokers do not support, so that every login fails."""
     restart_readers(game, wait=False, REPLAYS_KAFKA_SECURITY_PROTOCOL="SASL_PLAINTEXT", **WRONG_LOGIN)
 
 
@@ -156,8 +156,8 @@ def start_redis(game: Game) -> None:
 
 
 def demote_redis(game: Game) -> None:
-    """Simulates a failover after which the address still resolves to the old primary: it serves reads and refuses
-    writes.
+    """Simulates a failover after which the address still resolves to the old primary, which serves reads and
+    refuses writes.
     """
     game.redis_server.ask("REPLICAOF", HOST, str(free_port()))
 
@@ -235,7 +235,7 @@ def correct_password(game: Game) -> None:
 
 
 def refuse_rows(game: Game) -> None:
-    """Sends a twelve-year-old row, which BigQuery refuses, and one that a ClickHouse constraint refuses."""
+    """Sends a twelve-year-old row, which BigQuery refuses, and a row that violates a ClickHouse constraint."""
     execute(game, f"ALTER TABLE replay_segments ADD CONSTRAINT banned CHECK segment_id != {BANNED_SEGMENT}")
     now = int(time.time())
     events = [{"type": 3, "timestamp": now * 1000, "data": {"source": 1}}]
@@ -254,7 +254,7 @@ def replay_refused(game: Game) -> None:
 
 
 def lose_column(game: Game) -> None:
-    """Replaces BigQuery's table with that of an earlier release, which lacks one of the columns."""
+    """Replaces BigQuery's table with the table of an earlier release, which lacks one column."""
     server = bigquery.client(game.settings)
     try:
         name = f"{game.settings.bigquery_project}.{game.settings.bigquery_dataset}.replay_events"
@@ -275,20 +275,20 @@ def migrate_and_retry(game: Game) -> None:
 
 
 def find_replayed(game: Game) -> None:
-    """Checks that ClickHouse's refused row is in its table. BigQuery never accepts its row, which stays a dead
-    letter.
+    """Checks that the row that ClickHouse refused is now in its table. The other row stays a dead letter, because
+    BigQuery never accepts it.
     """
     server = clickhouse.client(game.settings)
     try:
 
-        def there() -> bool:
-            asked = f"SELECT count() FROM replay_segments FINAL WHERE segment_id = {BANNED_SEGMENT}"
-            return bool(server.query(asked).result_rows[0][0])
+        def is_stored() -> bool:
+            sql = f"SELECT count() FROM replay_segments FINAL WHERE segment_id = {BANNED_SEGMENT}"
+            return bool(server.query(sql).result_rows[0][0])
 
-        game.until(there, 60, "the refused row in ClickHouse")
+        game.until(is_stored, 60, "the refused row in ClickHouse")
     finally:
         server.close()
-    game.see("ClickHouse holds the row that it had refused")
+    game.see("the row that ClickHouse refused is stored")
 
 
 def repair(game: Game) -> None:
@@ -300,13 +300,13 @@ def repair(game: Game) -> None:
 
 
 def send_garbage(game: Game) -> None:
-    """Sends one bad message in twenty-five, all of one project: below the ratio that halts a reader."""
+    """Sends one bad message in twenty-five, all of one project, which is below the ratio that halts a reader."""
     game.load.garbage_share = 0.04
 
 
 def send_one_projects_garbage(game: Game) -> None:
     """Sends as many bad messages as good ones. No reader halts."""
-    game.load.garbage_project = GARBAGE_PROJECT + 100  # the other one is disabled
+    game.load.garbage_project = GARBAGE_PROJECT + 100  # GARBAGE_PROJECT itself is disabled
     game.load.garbage_share = 1.0
 
 
@@ -317,7 +317,7 @@ def shed_project(game: Game) -> None:
 
 
 def fix_sdk(game: Game) -> None:
-    """Leaves the project disabled: otherwise the final reconciliation would report its dropped messages as
+    """Leaves the project disabled, because the final reconciliation would otherwise report its dropped messages as
     missing.
     """
     game.load.garbage_share = 0.0
@@ -325,8 +325,8 @@ def fix_sdk(game: Game) -> None:
 
 
 def send_mostly_garbage(game: Game) -> None:
-    """Sends bad messages of many projects: a single one would be shed alone."""
-    game.load.garbage_project = GARBAGE_PROJECT + 1  # the other one is disabled
+    """Sends bad messages of many projects, because a single project would only be shed."""
+    game.load.garbage_project = GARBAGE_PROJECT + 1  # GARBAGE_PROJECT itself is disabled
     game.load.garbage_projects = 50
     game.load.garbage_share = 1.0
 
@@ -336,7 +336,7 @@ def roll_producer_back(game: Game) -> None:
     game.command("dlq", "show", letters[-1]["id"])
     game.step("the producer is rolled back")
     game.load.garbage_share = 0.0
-    game.step("the readers are restarted, with REPLAYS_REJECT_RATIO_MAX=1 for what lies in the topic")
+    game.step("the readers are restarted with REPLAYS_REJECT_RATIO_MAX=1, for the messages already in the topic")
     restart_readers(game, REPLAYS_REJECT_RATIO_MAX="1", REPLAYS_REJECT_UNATTRIBUTED_RATIO_MAX="1")
 
 
@@ -346,7 +346,8 @@ def ordinary_ratio(game: Game) -> None:
 
 
 def send_bomb(game: Game) -> None:
-    """A record of a few kB that decompresses to more than the client library accepts. It blocks its partition."""
+    """Sends a record of a few kB that decompresses to more than the client library accepts, and blocks its
+    partition."""
     options = {"compression.type": "zstd", "message.max.bytes": 2 * BOMB_BYTES, **kafka_options(game.settings)}
     producer = Producer(options)
 
@@ -380,7 +381,7 @@ def restart_readers(game: Game, *, wait: bool = True, **settings: str) -> None:
 
 
 def commit_beyond_the_end(game: Game) -> None:
-    """Sets the group's offset beyond the end of the log, as after an unclean leader election."""
+    """Commits an offset beyond the end of the log, as after an unclean leader election."""
     for name in READERS:
         game.fleet.stop(game.fleet.children[name])
     commit(game, 0, game.load.ends[0] + BEYOND_THE_END)
@@ -389,7 +390,7 @@ def commit_beyond_the_end(game: Game) -> None:
 
 
 def commit(game: Game, partition: int, offset: int) -> None:
-    """Sets the group's offset, as `kafka-consumer-groups --reset-offsets` does. The group must have no members."""
+    """Sets the group's offset like `kafka-consumer-groups --reset-offsets`. The group must have no members."""
     consumer = Consumer({**kafka_options(game.settings), "group.id": game.settings.kafka_group})
     try:
         place = KafkaPartition(game.settings.kafka_topic, partition, offset)
@@ -426,7 +427,7 @@ ROOM_IN_REDIS = "max(replays_reader_redis_used_bytes / (replays_reader_redis_max
 
 
 def closed(sink: str) -> str:
-    """A Prometheus expression that is true while every reader reports that sink's breaker as closed."""
+    """A Prometheus expression that is true while every reader reports the breaker of this sink as closed."""
     return f'max(replays_reader_breaker_state{{sink="{sink}"}}) == 0'
 
 
@@ -523,7 +524,7 @@ FAULTS = (
         "max(replays_reader_halted) == 0",
         ordinary_ratio,
     ),
-    # Last, because readers that start again before it, as after an offset beyond the log, are blocked again.
+    # The last fault, because readers that read the record again, as after an offset beyond the log, are blocked.
     Fault(
         "a record that decompresses to more than is accepted",
         "ReplaysLag",

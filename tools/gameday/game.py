@@ -1,7 +1,7 @@
 """The system of a game day, and the actions of the person on call.
 
 `Game` runs the embedded stack, two readers, two workers and Flower under a steady load, with a real Prometheus
-that scrapes them; faults are injected and fixed through its methods. Every wait is bounded.
+that scrapes them. Faults are injected and fixed through its methods. Every wait has a time limit.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ HEALTHY_SECONDS_MAX = 60.0
 LETTER_SECONDS_MAX = 60.0
 COMMAND_SECONDS_MAX = 400.0
 POLL_SECONDS = 0.25
-ASK_SECONDS = 1.0
+COMMITS_POLL_SECONDS = 1.0
 REDIS_BYTES_MAX = 256 * MiB
 
-# With thresholds divided by FACTOR, these alerts also fire while other processes use the machine's cores.
-BUSY = {"ReplaysEndToEndSlow", "ReplaysLag", "ReplaysBackpressure"}
+# With thresholds divided by FACTOR, these alerts also fire while other processes use the cores of the machine.
+CAUSED_BY_LOAD = {"ReplaysEndToEndSlow", "ReplaysLag", "ReplaysBackpressure"}
 
-# An alert on an exhausted error budget resolves when its window has passed: minutes here, hours in production.
+# An alert on an exhausted error budget resolves only after its window: minutes here, hours in production.
 BUDGET = {"ReplaysErrorBudgetBurnsFast", "ReplaysErrorBudgetBurnsSlowly"}
 
-# Intervals of the system on which the rules depend, divided by about the same factor. The divisor is smaller
-# where a busy machine with two cores could not keep up (a chord within six seconds).
-HASTY = {
+# Intervals of the system on which the rules depend, divided by about the same factor, or by less where a busy
+# machine with two cores could not keep up (a chord within six seconds).
+SHORT_TIMES = {
     "REPLAYS_FLUSH_DEADLINE_SECONDS": "12",
     "REPLAYS_RETRY_BACKOFF_SECONDS": "1",
     "REPLAYS_RETRY_BACKOFF_SECONDS_MAX": "15",
@@ -75,10 +75,10 @@ HASTY = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault. `inject` and `fix` receive the game; `after` runs after recovery.
+    """One fault. `alert` must fire within FIRE_SECONDS_MAX of the call of `inject`.
 
-    `alert` must fire within FIRE_SECONDS_MAX of the injection. `fix` follows the runbook's section. `healthy` is a
-    Prometheus expression that has a value once the component has recovered.
+    `fix` follows the section of the runbook, and `after` runs after recovery. `healthy` is a Prometheus expression
+    that has a value once the component has recovered.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Fault:
 
 
 class Game:
-    """One game day. `close` stops everything that it starts. Faults use its attributes."""
+    """One game day. Faults use its attributes and methods. `close` stops everything that it starts."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Game:
         self._steps: list[str] = []
         self._seen: list[str] = []
         self.kept: dict[str, Any] = {}
-        """State that a fault's injection leaves for its fix."""
+        """State that the injection of a fault leaves for its fix."""
 
     # Start and end
 
@@ -122,7 +122,9 @@ class Game:
         for part in PROXIED:
             proxy = FaultProxy(self.stack.servers[part].address, http=part != "redis")
             self.proxies[part] = self._open.enter_context(proxy)
-        self.fleet = Fleet(self.stack, HASTY, proxies={n: p for n, p in self.proxies.items() if n != "redis"})
+        self.fleet = Fleet(
+            self.stack, SHORT_TIMES, proxies={n: p for n, p in self.proxies.items() if n != "redis"}
+        )
         self.settings = self.fleet.settings
         redis = self.redis_server
         redis.memory_bytes_max = REDIS_BYTES_MAX
@@ -143,27 +145,27 @@ class Game:
         self.load = Load(self.settings, rate)
         self.load.start()
         self.history.has_records = kafka == "apache"
-        self._asking = threading.Thread(target=self._ask, name="commits", daemon=True)
-        self._asking.start()
-        self.say("two readers, two workers, Flower and Prometheus run")
+        self._poller = threading.Thread(target=self._poll_commits, name="commits", daemon=True)
+        self._poller.start()
+        self.say("two readers, two workers, Flower and Prometheus are running")
 
-    def _ask(self) -> None:
+    def _poll_commits(self) -> None:
         """Records committed offsets from the broker, for the history."""
-        asked = PolledOffsets(self.settings, SOURCE_PARTITIONS)
-        self.history.reads = asked.reads
-        while not self._over.wait(ASK_SECONDS):
-            asked.ask()
-        asked.close()
+        polled = PolledOffsets(self.settings, SOURCE_PARTITIONS)
+        self.history.reads = polled.reads
+        while not self._over.wait(COMMITS_POLL_SECONDS):
+            polled.read()
+        polled.close()
 
     def judge(self) -> list[str]:
-        """Checks that each partition's committed offset behaves like one register (`tools.history`); returns the
+        """Checks that the committed offset of each partition behaves as a register (`tools.history`). Returns the
         violations.
         """
         self._over.set()
-        self._asking.join()
+        self._poller.join()
         for name in READERS:
             LoggedOperations.of(name, log_lines(self.fleet.children[name])).add_to(self.history)
-        self.say(f"judged a history of {self.history.counts()}")
+        self.say(f"checked a history of {self.history.counts()}")
         return judge(self.history)
 
     def close(self) -> None:
@@ -196,9 +198,8 @@ class Game:
         if name in READERS:
             self.fleet.reader(name, keep=True, REPLAYS_HTTP_PORT=port, **settings)
         elif name == WORKERS[1]:
-            # This process has its own connection to Redis, which can be cut.
-            way = f"redis://{self.proxies['redis'].address}/0"
-            settings["REPLAYS_REDIS_URL"] = way
+            # This process connects to Redis through a proxy, which can cut its connections.
+            settings["REPLAYS_REDIS_URL"] = f"redis://{self.proxies['redis'].address}/0"
             self.fleet.worker(name, keep=True, queues=queues, REPLAYS_WORKER_HTTP_PORT=port, **settings)
         else:
             self.fleet.worker(name, keep=True, queues=queues, REPLAYS_WORKER_HTTP_PORT=port, **settings)
@@ -214,11 +215,11 @@ class Game:
         self.say(f"  seen: {text}")
 
     def command(self, *arguments: str, codes: Sequence[int] = (0,)) -> str:
-        """Output of `replays-ingest ARGUMENTS`. Raises LocalError for an exit code not in `codes`."""
+        """Output of `replays-ingest ARGUMENTS`. Raises LocalError for exit codes other than `codes`."""
         self.step(f"replays-ingest {' '.join(arguments)}")
-        return self._commanded(arguments, codes)
+        return self._run_command(arguments, codes)
 
-    def _commanded(self, arguments: Sequence[str], codes: Sequence[int]) -> str:
+    def _run_command(self, arguments: Sequence[str], codes: Sequence[int]) -> str:
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "ingest.cli", *arguments],
@@ -236,11 +237,12 @@ class Game:
         return done.stdout
 
     def json(self, *arguments: str, codes: Sequence[int] = (0,)) -> Any:
-        """Runs a command with --json and returns its parsed output."""
+        """Runs a command with `--json`, and returns its parsed output."""
         return json.loads(self.command(*arguments, "--json", codes=codes))
 
     def reconcile(self) -> tuple[str, bool]:
-        """Output of `replays-ingest reconcile` for the topic and every sink, and whether nothing is missing."""
+        """Returns (output of `replays-ingest reconcile` for the topic and every sink, True if nothing is
+        missing)."""
         self._steps = []
         printed = self.command("reconcile", codes=(0, 1))
         return printed, not self._steps[-1].endswith(")")
@@ -250,16 +252,17 @@ class Game:
         arguments = ("dlq", "ls", "--sink", sink, "--json")
         found: list[dict[str, Any]] = self.json(*arguments[:-1])["letters"]
 
-        def there() -> bool:
+        def has_letters() -> bool:
             if not found:
-                found[:] = json.loads(self._commanded(arguments, (0,)))["letters"]
+                found[:] = json.loads(self._run_command(arguments, (0,)))["letters"]
             return bool(found)
 
-        self.until(there, LETTER_SECONDS_MAX, f"a dead letter of {sink}")
+        self.until(has_letters, LETTER_SECONDS_MAX, f"a dead letter of {sink}")
         return found
 
     def until(self, condition: Callable[[], bool], seconds: float, what: str) -> float:
-        """Waits; returns the seconds it took. OSError counts as false. Raises LocalError after `seconds`."""
+        """Waits for a condition. Returns the seconds that passed. OSError counts as false. Raises LocalError after
+        `seconds`."""
         began = time.monotonic()
         while time.monotonic() - began < seconds:
             with suppress(OSError):
@@ -277,9 +280,8 @@ class Game:
     # One fault
 
     def play(self, fault: Fault) -> Played:
-        """Runs a fault from injection to recovery. An error is stored as its `trouble`, and the system is then
-        reset by force.
-        """
+        """Runs a fault from injection to recovery. After an error, which is stored as `trouble`, the system is
+        reset."""
         played = Played(fault.name, fault.alert)
         self._steps, self._seen = played.steps, played.seen
         began, began_unix = time.monotonic(), time.time()
@@ -294,28 +296,28 @@ class Game:
                 raise LocalError(f"the runbook has no section {alert.runbook_url}")
             fault.fix(self)
             ends, fixed_at = dict(self.load.ends), time.monotonic()
-            self.until(lambda: not self.fires(fault.alert), RESOLVE_SECONDS_MAX, f"{fault.alert} to go")
+            self.until(lambda: not self.fires(fault.alert), RESOLVE_SECONDS_MAX, f"{fault.alert} to resolve")
             played.resolved_seconds = time.monotonic() - fixed_at
             self.fleet.wait_committed(ends, CALM_SECONDS_MAX)
             played.drained_seconds = time.monotonic() - fixed_at
-            self.see(f"{fault.alert} gone, {sum(ends.values()):,} offsets committed on {len(ends)} partitions")
+            self.see(f"{fault.alert} resolved, {sum(ends.values()):,} offsets committed on {len(ends)} partitions")
             fault.after(self)
             self._healthy(fault.healthy)
             self.see(self.calm())
-            self.say(f"  all is well {time.monotonic() - fixed_at:.1f} s after the last step")
+            self.say(f"  recovered {time.monotonic() - fixed_at:.1f} s after the last step")
         except (LocalError, LoadError, OSError, ValueError) as error:
             played.trouble = str(error)
             self.say(f"  FAILED: {played.trouble.splitlines()[0]}")
             if not self.ending.is_set():
-                self._force()
+                self._reset()
         played.others = sorted(self.prometheus.fired(began_unix, time.time()) - {fault.alert})
         played.segments, played.late_segments = self.prometheus.durable(time.time() - began_unix)
         return played
 
     def calm(self) -> str:
-        """Waits until no alert is firing, and returns a sentence that says so.
+        """Waits until no alert is firing, and returns a sentence for the report. Raises LocalError.
 
-        Raises LocalError. After `quiet_seconds_max`, alerts in BUSY are ignored.
+        After `quiet_seconds_max`, alerts in CAUSED_BY_LOAD are ignored.
         """
         began = time.monotonic()
         left: set[str] = set()
@@ -323,12 +325,12 @@ class Game:
         def quiet() -> bool:
             left.clear()
             left.update(self.prometheus.firing().keys() - BUDGET)
-            return not left or (left <= BUSY and time.monotonic() - began > self.quiet_seconds_max)
+            return not left or (left <= CAUSED_BY_LOAD and time.monotonic() - began > self.quiet_seconds_max)
 
-        self.until(quiet, RESOLVE_SECONDS_MAX, "all alerts to go")
-        return (
-            f"no alert fires but {', '.join(sorted(left))}, for the machine is busy" if left else "no alert fires"
-        )
+        self.until(quiet, RESOLVE_SECONDS_MAX, "all alerts to resolve")
+        if not left:
+            return "no alert is firing"
+        return f"no alert is firing except {', '.join(sorted(left))}, because the machine is busy"
 
     def _healthy(self, expression: str) -> None:
         found: list[dict[str, Any]] = []
@@ -347,11 +349,11 @@ class Game:
             found[:] = [alert for alert in self.prometheus.firing().values() if alert.name == name]
             return bool(found)
 
-        self.until(fires, FIRE_SECONDS_MAX, f"{name} to fire; there is {self.prometheus.alerts()}")
+        self.until(fires, FIRE_SECONDS_MAX, f"{name} to fire; has_letters is {self.prometheus.alerts()}")
         return found[0]
 
-    def _force(self) -> None:
-        """Resets the system after a failure, so that the next fault starts from a healthy one."""
+    def _reset(self) -> None:
+        """Resets the system after a failure, so that the next fault starts with a healthy system."""
         self.load.garbage_share, self.load.silent = 0.0, False
         for proxy in self.proxies.values():
             proxy.set(Pass())

@@ -1,6 +1,5 @@
-"""The steady load of a game day: recordings with the current time as their time of arrival at Relay, and optional
-malformed messages.
-"""
+"""The steady load of a game day: recordings that appear to arrive at Relay now, and optional malformed
+messages."""
 
 from __future__ import annotations
 
@@ -21,11 +20,11 @@ GARBAGE_PROJECT = 4242
 
 
 class Load(threading.Thread):
-    """Sends segments with the current time as their time of arrival at Relay, at a steady rate, until `close`.
+    """Sends segments at a steady rate until `close`.
 
     `garbage_share`: unparsable messages to add, as a fraction of the segments; they belong to `garbage_projects`
-    consecutive projects, starting at `garbage_project`. `silent`: nothing is sent. `ends`: the log end of each
-    partition, counting acknowledged messages only.
+    consecutive projects, starting at `garbage_project`. `silent`: send nothing. `ends`: the log end of each
+    partition, counting only acknowledged messages.
     """
 
     def __init__(self, settings: Settings, rate: float) -> None:
@@ -58,11 +57,11 @@ class Load(threading.Thread):
                 self.send(recording(b"hello", compressed=False, project_id=project_id, received=int(time.time())))
 
     def send(self, value: bytes, timestamp_ms: int = 0) -> None:
-        """Queues one message. `timestamp_ms`: Kafka timestamp, unix milliseconds; 0 is now."""
+        """Queues one message. `timestamp_ms`: Kafka timestamp, Unix milliseconds; 0 for now."""
         self._producer.produce(self._topic, value, timestamp=timestamp_ms, on_delivery=self._delivered)
 
     def close(self) -> None:
-        """Ends the load, and waits for the last acknowledgement."""
+        """Ends the load and waits for the last acknowledgement."""
         self._over.set()
         self.join(10)
         self._producer.flush(20)
@@ -79,6 +78,6 @@ class Load(threading.Thread):
 
 
 def received_at(value: bytes, seconds: int) -> bytes:
-    """The same message with this time of arrival at Relay (unix seconds)."""
+    """The same message with this arrival time at Relay (Unix seconds)."""
     envelope = msgspec.msgpack.decode(value)
     return msgspec.msgpack.encode({**envelope, "received": seconds})

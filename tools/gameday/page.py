@@ -2,9 +2,8 @@
 
     python -m tools.gameday.page .gameday/gameday.json [FILE ...]
 
-Several files are several runs, each with its own table.
-
-Replaces the text between the page's two markers; the text around them is written by hand.
+Each file is one run, with its own table. The tables replace the text between the two markers of the page; the rest
+of the page is written by hand.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def cell(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """An expression or a command in a cell. GitHub shows a backslash before the bar as the bar alone."""
+    """Formats an expression or a command in a cell. GitHub renders an escaped bar without its backslash."""
     return f"`{cell(text)}`"
 
 
@@ -40,7 +39,7 @@ def seconds(number: float | None) -> str:
 
 
 def spent(played: Mapping[str, Any]) -> str:
-    """Late segments out of all that became durable; empty for runs recorded before the objective existed."""
+    """Late segments of all that became durable; empty for runs recorded before the objective existed."""
     return f"{played['late_segments']:,} of {played['segments']:,}" if "segments" in played else ""
 
 
@@ -79,7 +78,7 @@ def faults(played: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def panels(asked: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """One row per panel: the number of its expressions with data, and of their values."""
+    """One row per panel: the number of its expressions, of those with data, and of their values."""
     yield "| panel | expressions | with data | series | values |"
     yield "| --- | --- | --- | --- | --- |"
     for title, group in groupby(asked, key=lambda each: str(each["panel"])):
@@ -91,9 +90,7 @@ def panels(asked: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def run(result: Mapping[str, Any]) -> Iterator[str]:
     """Description of one run, its faults, and the reconciliation of its topic."""
-    verdict = (
-        "Every fault raised its alert and was fixed." if result["ok"] else "**Not everything went as it should.**"
-    )
+    verdict = "Every fault raised its alert and was fixed." if result["ok"] else "**Some faults were not fixed.**"
     yield "### Run"
     yield ""
     yield (
@@ -115,7 +112,7 @@ def run(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def asked_of(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each expression once, from the run in which it had the most values."""
+    """Each expression once, with the results of the run in which it had the most values."""
     best: dict[tuple[str, str], dict[str, Any]] = {}
     for each in (each for result in results for each in result["panels"]):
         key = (each["panel"], each["expression"])
@@ -141,7 +138,7 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main() -> int:
-    """python -m tools.gameday.page FILE ..."""
+    """The command line."""
     results = [json.loads(Path(name).read_text()) for name in sys.argv[1:]]
     before, rest = PAGE.read_text().split(BEGIN)
     _, after = rest.split(END)

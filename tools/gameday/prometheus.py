@@ -2,9 +2,10 @@
 times.
 
 `scaled_rules` divides every time in the rules by one factor: `for:`, the ranges of the expressions, and the
-thresholds of the few rules that compare a number of seconds. The rest of a rule is unchanged, so a
-rule fires here if and only if it can fire with the deployed times.
-The program `prometheus` must be installed separately: `available()` checks for it.
+thresholds of the few rules that compare a number of seconds. The rest of a rule is unchanged, so a rule that can
+fire here can also fire with the deployed times, and vice versa.
+
+The program `prometheus` must be installed separately; `available()` checks for it.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ THRESHOLD_SECONDS_MIN = 5
 
 def available() -> str:
     """Empty if Prometheus can run here; otherwise the reason."""
-    return "" if shutil.which("prometheus") else "there is no program `prometheus` on the PATH"
+    return "" if shutil.which("prometheus") else "the program `prometheus` is not on the PATH"
 
 
 def scaled_rules(rules: dict[str, Any], factor: float) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def _sooner(factor: float) -> Callable[[re.Match[str]], str]:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """A firing or pending alert. `runbook_url` is its annotation."""
+    """A firing or pending alert. `runbook_url` is the annotation of that name."""
 
     name: str
     state: str
@@ -127,9 +128,8 @@ class Prometheus(Server):
         self._configuration.write_text(yaml.safe_dump(whole, sort_keys=False))
 
     def command(self) -> list[str]:
-        """The command line of Prometheus: it listens on the loopback interface and stores its data in our
-        directory.
-        """
+        """The command line of Prometheus, which listens on the loopback interface and stores its data in
+        `directory`."""
         return [
             "prometheus",
             f"--config.file={self._configuration}",
@@ -163,7 +163,7 @@ class Prometheus(Server):
         ]
 
     def firing(self) -> dict[str, Alert]:
-        """The alerts that fire now, by name."""
+        """The alerts that are firing now, by name."""
         return {alert.name: alert for alert in self.alerts() if alert.state == "firing"}
 
     def query(self, expression: str) -> list[dict[str, Any]]:
@@ -180,9 +180,7 @@ class Prometheus(Server):
         return found
 
     def durable(self, seconds: float) -> tuple[int, int]:
-        """The number of segments that became durable in the last seconds, and how many of them missed the
-        objective.
-        """
+        """(segments that became durable in the last `seconds`, those of them that missed the objective)."""
         window = f"[{max(RANGE_SECONDS_MIN, round(seconds))}s]"
         counted = {"count": "", "bucket": '{le="30.0"}'}
         found = []
@@ -219,7 +217,7 @@ class PanelQuery:
 
 
 def asked_panels(server: Prometheus, start: float, end: float) -> list[PanelQuery]:
-    """Queries every expression of every panel over this time."""
+    """Queries every expression of every panel over this period."""
     found = []
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         for target in panel.get("targets", ()):
@@ -230,12 +228,12 @@ def asked_panels(server: Prometheus, start: float, end: float) -> list[PanelQuer
 
 
 def without_variables(expression: str) -> str:
-    """The expression as Grafana sends it with "All" chosen in each variable."""
+    """The expression as Grafana sends it if "All" is selected for each variable."""
     return re.sub(r"\$(?:namespace|topic|instance)\b", ".*", expression)
 
 
 def runbook_has(url: str) -> bool:
-    """Whether the page of an alert's link has that section."""
+    """True if the runbook has the section to which an alert links."""
     _, _, anchor = url.partition("#")
     headings = (line[4:] for line in RUNBOOK.read_text().splitlines() if line.startswith("### "))
     return anchor in {heading.strip().lower() for heading in headings}

@@ -16,11 +16,11 @@ MESSAGES_PER_SECOND = 20.0
 
 @dataclass(slots=True)
 class Played:
-    """One fault. `steps`: the steps of its fix; seconds are None for phases that were not reached.
+    """One fault. `steps`: the steps of its fix. Seconds are None for phases that were not reached.
 
-    `fired_seconds` are from the injection; `resolved_seconds` and `drained_seconds` from the last step: until the
-    alert was resolved, and until all messages produced by then were committed. `late_segments` of `segments` took
-    longer than the objective's 30 s: the error budget spent by the fault.
+    `fired_seconds`: from the injection to the alert. `resolved_seconds` and `drained_seconds`: from the last step
+    until the alert was resolved, and until all messages produced before that step were committed. `late_segments`
+    of `segments` missed the objective of 30 s, which is the error budget spent by the fault.
     """
 
     fault: str
@@ -39,7 +39,7 @@ class Played:
 
     @property
     def spent(self) -> str:
-        """`120 of 800`."""
+        """Spent error budget, for example `120 of 800`."""
         return f"{self.late_segments:,} of {self.segments:,}"
 
 
@@ -71,9 +71,9 @@ def show(console: Console, result: Result) -> None:
         return "never" if number is None else f"{number:.0f}"
 
     table = Table(title="faults", title_justify="left", show_lines=True)
-    for name in ("fault", "alert", "fired after s", "others that fired", "runbook", "what fixed it"):
+    for name in ("fault", "alert", "fired after s", "other alerts", "runbook", "steps of the fix"):
         table.add_column(name, justify="right" if name.endswith(" s") else "left")
-    table.add_column("gone after s", justify="right")
+    table.add_column("resolved after s", justify="right")
     table.add_column("lag zero after s", justify="right")
     table.add_column("segments over 30 s", justify="right")
     for each in result.played:
@@ -90,18 +90,18 @@ def show(console: Console, result: Result) -> None:
         )
     console.print(table)
     empty = [asked for asked in result.panels if not asked.values]
-    console.print(f"dashboard: {len(result.panels)} expressions asked, {len(result.panels) - len(empty)} had data")
+    console.print(
+        f"dashboard: {len(result.panels)} expressions queried, {len(result.panels) - len(empty)} had data"
+    )
     for asked in empty:
         console.print(f"  no data: {asked.panel}: {asked.expression}", markup=False, soft_wrap=True)
     console.print(result.reconciled.strip(), markup=False)
     if result.error:
         console.print(f"error: {result.error.splitlines()[0]}", markup=False)
-    verdict = (
-        "each fault raised its alert and was fixed" if result.ok else "NOT everything went as it should, see above"
-    )
+    verdict = "each fault raised its alert and was fixed" if result.ok else "FAILED, see above"
     console.print(f"{len(result.played)} faults, {result.messages:,} messages, {result.seconds:.0f} s: {verdict}")
 
 
 def as_dict(result: Result) -> dict[str, Any]:
-    """For --json."""
+    """The result for `--json`."""
     return {"ok": result.ok, **asdict(result)}

@@ -1,13 +1,13 @@
-"""Runs a game day: faults one after another, each with its alert and the steps of its fix.
+"""Runs a game day: injects faults one after another, checks the alert of each, and fixes it with the runbook.
 
     python -m tools.gameday.run [--json FILE] [--only NAME]        (make gameday)
 
-The embedded stack, two readers, two workers and Flower run under a steady load, and a real Prometheus scrapes them
-and evaluates the rules of deploy/prometheus/alerts.yml, whose times are divided by FACTOR. For each fault of
-`tools/gameday/faults.py`: it is injected; its alert must fire; the steps of the runbook's section are taken; the
-alert must resolve, all produced messages must be committed, and the metrics must show that the component has
-recovered. At the end every expression of the dashboard is queried over the run, and `replays-ingest reconcile`
-compares the topic with the sinks. Every wait is bounded, and so is the whole run.
+The embedded stack, two readers, two workers and Flower run under a steady load. A real Prometheus scrapes them and
+evaluates the rules of deploy/prometheus/alerts.yml, with times divided by FACTOR. Each fault of
+`tools/gameday/faults.py` is injected, and its alert must fire. After the steps of the runbook, the alert must
+resolve, all produced messages must be committed, and the metrics must show that the component has recovered. At
+the end, every expression of the dashboard is queried over the run, and `replays-ingest reconcile` compares the
+topic with the sinks. Every wait has a time limit, and so has the whole run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tools.gameday.result import MESSAGES_PER_SECOND, Result, as_dict, show
 
 QUIET_SECONDS_MAX = 45.0
 MINUTES_MAX = 45.0
-HARD_END = 1.2
+HARD_END_RATIO = 1.2
 PLAIN_WIDTH = 190
 
 
@@ -47,15 +47,15 @@ def play(
     minutes_max: float = MINUTES_MAX,
     quiet_seconds_max: float = QUIET_SECONDS_MAX,
 ) -> Result:
-    """Runs a game day with these faults. Errors are in the result, including a timeout.
+    """Runs a game day with these faults. Errors, including a timeout, are stored in the result.
 
-    After `minutes_max` no further fault starts; a little later the current one is aborted.
+    After `minutes_max` no further fault starts, and after HARD_END_RATIO times as long the current one is aborted.
     """
     result = Result(rate=rate, kafka=kafka)
     began = time.monotonic()
     with temporary_files_in_memory(wanted=directory is None), ending_on_signals() as ending:
         game = Game(console, ending, directory, quiet_seconds_max)
-        clock = threading.Timer(minutes_max * 60 * HARD_END, ending.set)
+        clock = threading.Timer(minutes_max * 60 * HARD_END_RATIO, ending.set)
         clock.daemon = True
         clock.start()
         try:
@@ -63,15 +63,15 @@ def play(
             game.until(lambda: game.load.messages > rate * 5, CALM_SECONDS_MAX, "load")
             game.fleet.wait_committed(dict(game.load.ends), CALM_SECONDS_MAX)
             game.calm()
-            game.say("all is well")
+            game.say("the system is healthy")
             for fault in faults:
                 if time.monotonic() - began > minutes_max * 60:
-                    result.error = f"the time was up before: {fault.name}"
+                    result.error = f"the time limit was reached before: {fault.name}"
                     break
                 result.played.append(game.play(fault))
                 if ending.is_set():
-                    raise LocalError("interrupted, or the time was up")
-            _account(game, result)
+                    raise LocalError("interrupted, or the time limit was reached")
+            _compare(game, result)
         except (LocalError, LoadError, OSError, ValueError) as error:
             result.error = str(error)
         finally:
@@ -81,15 +81,15 @@ def play(
     return result
 
 
-def _account(game: Game, result: Result) -> None:
-    """Queries the dashboard over the run; then compares the topic with the sinks."""
+def _compare(game: Game, result: Result) -> None:
+    """Queries the dashboard over the run, then compares the topic with the sinks."""
     result.panels = asked_panels(game.prometheus, game.began_unix, time.time())
     game.load.close()
     result.messages = game.load.messages
     game.fleet.wait_committed(dict(game.load.ends), CALM_SECONDS_MAX)
     result.reconciled, is_complete = game.reconcile()
     if not is_complete:
-        result.error = "something is missing in a sink"
+        result.error = "items are missing in a sink"
     result.violations = game.judge()
     result.history = game.history.counts()
     if result.violations:
@@ -97,7 +97,7 @@ def _account(game: Game, result: Result) -> None:
 
 
 def main() -> int:
-    """python -m tools.gameday.run [--json FILE] [--only NAME] [--kafka tansu|apache] [--minutes N]"""
+    """The command line."""
     parser = argparse.ArgumentParser(
         description="Inject faults one by one; check each alert, the runbook's steps, and the recovery."
     )
@@ -112,7 +112,7 @@ def main() -> int:
         "--quiet-seconds",
         type=float,
         default=QUIET_SECONDS_MAX,
-        help="maximum wait for alerts that a busy machine alone can fire, seconds",
+        help="maximum wait for alerts that can fire only because the machine is busy, seconds",
     )
     parser.add_argument("--directory", type=Path, help="keep data and logs in this directory")
     options = parser.parse_args()
@@ -120,12 +120,12 @@ def main() -> int:
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     if reason := available():
-        console.print(f"not played: {reason}")
+        console.print(f"no game day: {reason}")
         return 1
     names = [name.lower() for name in options.only]
     faults = [fault for fault in FAULTS if not names or {fault.name.lower(), fault.alert.lower()} & set(names)]
     if not faults:
-        parser.error("no such fault; there are " + ", ".join(f"{each.name} ({each.alert})" for each in FAULTS))
+        parser.error("unknown fault; known faults: " + ", ".join(f"{each.name} ({each.alert})" for each in FAULTS))
     kafka: KafkaKind = options.kafka or ("tansu" if java_kafka.available() else "apache")
     result = play(
         faults,

@@ -1,6 +1,6 @@
-"""Histories of a group's committed offsets: collected from logs and the broker, judged by a pure function.
+"""Histories of a group's committed offsets.
 
-check.py    the definition of a history, and its rules
-collect.py  collects a history from the readers' logs and from the broker
+check.py    defines a history, and checks it with a pure function
+collect.py  collects a history from the logs of readers and from the broker
 owners.py   how long partitions had no owner
 """

@@ -1,8 +1,8 @@
 """The history of commits, reads and assignments, and the rules that every history must satisfy.
 
-`judge` uses only timed statements of readers and the broker, and shares no code with the reader. All times are
-seconds of one wall clock. Each operation has the time at which it was sent and the time of its response; it took
-effect between the two.
+`judge` uses only timed operations from logs and the broker, and shares no code with the reader. All times are
+seconds of one wall clock. Each operation has the time of its request and the time of its response, and took effect
+between the two.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from operator import attrgetter
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A commit of a reader. If `answered_at` is None, or the error is ambiguous, the commit was stored at any
-    time from `sent_at` on, or never. `refused`: the broker reported that it did not store it. `life`: identifies
-    one run of one reader process.
+    """A commit of a reader. `refused`: the broker reported that it did not store the commit.
+
+    If `answered_at` is None, which includes ambiguous errors, the commit was stored at any time from `sent_at` on,
+    or never. `life` identifies one reader process.
     """
 
     life: str
@@ -31,30 +32,30 @@ class Commit:
 
     @property
     def stored(self) -> bool:
-        """Whether the broker acknowledged it."""
+        """True if the broker acknowledged the commit."""
         return self.answered_at is not None and not self.refused
 
     @property
     def ends_at(self) -> float:
-        """Latest time at which it took effect."""
+        """The latest time at which the commit took effect."""
         return inf if self.answered_at is None else self.answered_at
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A read of the committed offset. `offset` None: the broker reported that there is none."""
+    """A read of the committed offset. `offset` is None if the broker reported that there is none."""
 
     by: str
     partition: int
     offset: int | None
     record: str
-    asked_at: float
+    sent_at: float
     answered_at: float
 
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
-    """The group assigned a partition to a reader."""
+    """An assignment of a partition to a reader."""
 
     life: str
     partition: int
@@ -63,9 +64,11 @@ class Assigned:
 
 @dataclass(frozen=True, slots=True)
 class Excuse:
-    """An event after which offsets may be lower or missing: an operator's reset, an injected fault, or a
-    recreated topic. `until`: the end of an event that lasts, such as an offset beyond the log, which a reader
-    commits again before it starts over.
+    """An event after which offsets may be lower or missing: an operator's reset, an injected fault, or a recreated
+    topic.
+
+    `until`: the end of an event that takes time. For example, a reader commits an offset beyond the log again
+    before it starts over.
     """
 
     at: float
@@ -75,7 +78,7 @@ class Excuse:
 
 @dataclass(slots=True)
 class History:
-    """All observations of a run. `has_records`: whether the broker keeps the metadata of commits."""
+    """All observations of a run. `has_records`: the broker keeps the metadata of commits."""
 
     commits: list[Commit] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
@@ -85,7 +88,7 @@ class History:
 
     def counts(self) -> str:
         """Counts of observations."""
-        stored = sum(one.stored for one in self.commits)
+        stored = sum(commit.stored for commit in self.commits)
         return (
             f"{len(self.commits):,} commits ({stored:,} acknowledged), {len(self.reads):,} reads, "
             f"{len(self.assignments):,} assignments"
@@ -93,14 +96,19 @@ class History:
 
 
 def judge(history: History) -> list[str]:
-    """Returns one sentence per violation. If there is none, each partition's committed offset behaved like one
+    """Returns one sentence per violation. Without a violation, the committed offset of each partition behaved as a
     register.
     """
     by_partition: Callable[[Commit | Read | Assigned], int] = attrgetter("partition")
     partitions = {one.partition for one in history.commits}
     partitions |= {one.partition for one in history.reads} | {one.partition for one in history.assignments}
-    commits = {n: list(some) for n, some in groupby(sorted(history.commits, key=by_partition), by_partition)}
-    reads = {n: list(some) for n, some in groupby(sorted(history.reads, key=by_partition), by_partition)}
+    commits = {
+        n: list(of_partition)
+        for n, of_partition in groupby(sorted(history.commits, key=by_partition), by_partition)
+    }
+    reads = {
+        n: list(of_partition) for n, of_partition in groupby(sorted(history.reads, key=by_partition), by_partition)
+    }
     found: list[str] = []
     for partition in sorted(partitions):
         line = _Partition(history, commits.get(partition, []), reads.get(partition, []))
@@ -118,7 +126,7 @@ class _Partition:
         self._has_records = history.has_records
         self._stored = sorted((one for one in commits if one.stored), key=attrgetter("sent_at"))
         self._possible = [one for one in commits if not one.refused]
-        self._reads = sorted(reads, key=attrgetter("asked_at"))
+        self._reads = sorted(reads, key=attrgetter("sent_at"))
         self._writers: dict[tuple[int, str], list[Commit]] = {}
         for commit in self._possible:
             self._writers.setdefault(self._value(commit.offset, commit.record), []).append(commit)
@@ -137,17 +145,16 @@ class _Partition:
         return [commit for commit in writers if commit.sent_at <= read.answered_at]
 
     def unwritten(self) -> list[str]:
-        """Checks that a read returns an offset and a record that were committed before it."""
+        """Checks that each read returned an offset and a record that had been committed."""
         return [
-            f"{read.by} read offset {read.offset} with record {read.record!r}, which nobody had committed"
+            f"{read.by} read offset {read.offset} with record {read.record!r}, which was never committed"
             for read in self._reads
             if read.offset is not None and not self._candidates(read) and not self._excused(0.0, read.answered_at)
         ]
 
     def stale(self) -> list[str]:
-        """Checks that a read never returns a commit that was replaced before the read, and "none" only before the
-        first commit.
-        """
+        """Checks that no read returned a commit that had been replaced before the read, or "none" after a
+        commit."""
         found = []
         for read in self._reads:
             candidates = self._candidates(read)
@@ -156,10 +163,12 @@ class _Partition:
             since = max((commit.ends_at for commit in candidates), default=-inf)
             value = None if read.offset is None else self._value(read.offset, read.record)
             for later in self._stored:
-                replaced = later.sent_at > since and later.ends_at < read.asked_at
+                replaced = later.sent_at > since and later.ends_at < read.sent_at
                 if replaced and self._value(later.offset, later.record) != value:
                     if not self._excused(later.sent_at, read.answered_at):
-                        found.append(f"{read.by} read {read.offset}, {later.life} had committed {later.offset}")
+                        found.append(
+                            f"{read.by} read {read.offset}, but {later.life} had committed {later.offset}"
+                        )
                     break
         return found
 
@@ -167,14 +176,14 @@ class _Partition:
         """Checks that neither stored nor read offsets decrease."""
         stored = [(one.offset, one.sent_at, one.ends_at, f"{one.life} committed") for one in self._stored]
         read = [
-            (one.offset, one.asked_at, one.answered_at, f"{one.by} read")
+            (one.offset, one.sent_at, one.answered_at, f"{one.by} read")
             for one in self._reads
             if one.offset is not None
         ]
         return [*self._falls(stored), *self._falls(read)]
 
     def _falls(self, steps: Sequence[tuple[int, float, float, str]]) -> list[str]:
-        """`steps`: (offset, from, until, author), ordered by start."""
+        """Finds decreases. `steps`: (offset, from, until, author), ordered by start."""
         found = []
         over = sorted(steps, key=lambda step: step[2])
         highest: tuple[int, float, float, str] | None = None
@@ -189,15 +198,15 @@ class _Partition:
         return found
 
     def two_owners(self, assigned: Sequence[Assigned]) -> list[str]:
-        """Checks that no commit of an earlier owner is stored after one of a later owner, and that readers commit
-        only their partitions.
+        """Checks that no commit of an earlier owner was stored after a commit of a later owner, and that readers
+        committed only partitions that were assigned to them.
         """
         found = []
         newest: tuple[float, Commit] | None = None  # for each stored commit: (start of assignment, commit)
         for commit in self._stored:
             owned = [one.at for one in assigned if one.life == commit.life and one.at <= commit.sent_at]
             if not owned:
-                found.append(f"{commit.life} committed {commit.offset} and was not given the partition")
+                found.append(f"{commit.life} committed {commit.offset} without being assigned the partition")
                 continue
             since = max(owned)
             if newest is not None and since < newest[0] and newest[1].ends_at < commit.sent_at:

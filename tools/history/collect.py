@@ -26,11 +26,12 @@ NOT_STORED = (
     "REBALANCE_IN_PROGRESS",
     "OFFSET_METADATA_TOO_LARGE",
 )
-"""Codes with which a broker reports that it did not store a commit. Any other error leaves that open."""
+"""Errors that mean that the broker did not store a commit. After any other error, the commit may have been
+stored."""
 
 
 class LoggedOperations:
-    """Operations in the log of one reader, over all runs of its process."""
+    """Operations in the log of one reader, over all of its processes."""
 
     def __init__(self, name: str) -> None:
         self.commits: list[Commit] = []
@@ -42,17 +43,17 @@ class LoggedOperations:
         self._name = name
         self._lives = 0
         self._waiting: dict[tuple[int, int, str], list[float]] = {}
-        self._held: dict[int, float] = {}  # partition -> time of its assignment
-        self._seen_at = 0.0  # time of the last line
+        self._assigned_at: dict[int, float] = {}  # partition -> time of its assignment
+        self._last_line_at = 0.0  # time of the last log line
 
     @classmethod
     def of(cls, name: str, lines: Iterable[Mapping[str, Any]]) -> LoggedOperations:
         """Parses a log. `lines`: its lines, in order."""
-        told = cls(name)
+        operations = cls(name)
         for line in lines:
-            told._add_line(line)
-        told._give_up()
-        return told
+            operations._add_line(line)
+        operations._add_unanswered()
+        return operations
 
     def add_to(self, history: History) -> None:
         """Adds all operations to a history."""
@@ -68,36 +69,36 @@ class LoggedOperations:
         at = seconds_of(line.get("timestamp", ""))
         match line.get("event"):
             case "reader_started":
-                self._give_up()
+                self._add_unanswered()
                 self._lives += 1
                 self.starts.append(at)
             case "partitions_assigned":
                 self.assignments += [Assigned(self._life, int(number), at) for number in line["partitions"]]
                 for number in line["partitions"]:
-                    self._held.setdefault(int(number), at)
+                    self._assigned_at.setdefault(int(number), at)
             case "partitions_revoked" | "partitions_lost":
                 self._release([int(number) for number in line["partitions"]], at)
             case "reader_stopped":
-                self._release([*self._held], at)
+                self._release([*self._assigned_at], at)
             case "offsets_read":
-                self._read(line, at)
+                self._add_reads(line, at)
             case "commit_sent":
                 key = line["partition"], line["offset"], line["record"]
                 self._waiting.setdefault(key, []).append(at)
             case "commit_answered":
-                self._answered(line, at)
-        self._seen_at = at or self._seen_at
+                self._add_commit(line, at)
+        self._last_line_at = at or self._last_line_at
 
     def _release(self, partitions: Iterable[int], at: float) -> None:
         for partition in partitions:
-            if partition in self._held:
-                self.owned.append(Owned(self._life, partition, self._held.pop(partition), at))
+            if partition in self._assigned_at:
+                self.owned.append(Owned(self._life, partition, self._assigned_at.pop(partition), at))
 
-    def _read(self, line: Mapping[str, Any], at: float) -> None:
+    def _add_reads(self, line: Mapping[str, Any], at: float) -> None:
         for number, (offset, record) in line["partitions"].items():
             self.reads.append(Read(self._life, int(number), offset, record, at - line["seconds"], at))
 
-    def _answered(self, line: Mapping[str, Any], at: float) -> None:
+    def _add_commit(self, line: Mapping[str, Any], at: float) -> None:
         key = line["partition"], line["offset"], line["record"]
         waiting = self._waiting.get(key)
         if not waiting:
@@ -106,10 +107,11 @@ class LoggedOperations:
         refused = any(code in error for code in NOT_STORED)
         self.commits.append(Commit(self._life, *key, sent_at, None if error and not refused else at, refused))
 
-    def _give_up(self) -> None:
-        """Adds what was open when the process ended: operations without a response, and partitions that it owned
-        until its last line."""
-        self._release([*self._held], self._seen_at)
+    def _add_unanswered(self) -> None:
+        """Adds what was open when the process ended: commits without a response, and the partitions that it owned
+        until its last line.
+        """
+        self._release([*self._assigned_at], self._last_line_at)
         for key, sent in self._waiting.items():
             self.commits += [Commit(self._life, *key, sent_at) for sent_at in sent]
         self._waiting.clear()
@@ -131,16 +133,16 @@ class PolledOffsets:
         self._committed = Committed(settings)
         self._sources = [(settings.kafka_topic, number) for number in range(partitions)]
 
-    def ask(self) -> None:
-        """Reads once; a failed read is ignored."""
-        asked_at = time.time()
+    def read(self) -> None:
+        """Reads once. A failed read is ignored."""
+        sent_at = time.time()
         try:
             found = self._committed.records_of(self._sources)
         except ReconcileError:
             return
         answered_at = time.time()
         for (_, partition), (offset, record) in found.items():
-            self.reads.append(Read("broker", partition, offset, clean(record), asked_at, answered_at))
+            self.reads.append(Read("broker", partition, offset, clean(record), sent_at, answered_at))
 
     def close(self) -> None:
         """Closes the client."""

@@ -20,7 +20,7 @@ class Owned:
 
 @dataclass(frozen=True, slots=True)
 class Disturbance:
-    """Something that makes the group rebalance: a fault of a reader or the broker, a start, an added partition.
+    """A cause of a rebalance: a fault of a reader or the broker, a start, an added partition.
     Both times are Unix seconds."""
 
     since: float
@@ -42,16 +42,16 @@ class Gap:
 
     def undisturbed_seconds(self, disturbances: Iterable[Disturbance]) -> float:
         """Time from the end of the last disturbance that began before the gap ended, to the end of the gap."""
-        ends = [min(one.until, self.until) for one in disturbances if one.since <= self.until]
+        ends = [min(cause.until, self.until) for cause in disturbances if cause.since <= self.until]
         return self.until - max([self.since, *ends])
 
 
 def gaps(owned: Sequence[Owned]) -> list[Gap]:
-    """All gaps of all partitions, longest first. The times before the first owner and after the last are none."""
+    """All gaps of all partitions, longest first. Times before the first owner and after the last do not count."""
     found: list[Gap] = []
     by_partition = attrgetter("partition")
-    for partition, some in groupby(sorted(owned, key=by_partition), by_partition):
-        spans = sorted(some, key=attrgetter("since"))
+    for partition, owners in groupby(sorted(owned, key=by_partition), by_partition):
+        spans = sorted(owners, key=attrgetter("since"))
         until = spans[0].until
         for span in spans[1:]:
             if span.since > until:

@@ -1,2 +1,1 @@
-"""Builds the container image, runs it as described in docker-compose.yml, and checks it with the embedded
-stack."""
+"""Builds the container image, and tests it as described in docker-compose.yml with the embedded stack."""

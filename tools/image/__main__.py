@@ -2,10 +2,10 @@
 
     python -m tools.image [--patience FACTOR]        (make image)
 
-The image is built by the Dockerfile, on the base image that it names or, if no registry is reachable, on one made
-of Debian's packages. Prints one line per result. Exit code 1: the image could not be built or does not run.
-Missing prerequisites of the machine (an engine, a network) are printed as NOT DONE, with the reason, and are not
-failures.
+The image is built from the Dockerfile, on the base image that it names or, if no registry is reachable, on one
+made from Debian's packages. Prints one line per result. The exit code is 1 if the image could not be built or does
+not run. Prerequisites that the machine lacks (an engine, a network) are printed as NOT DONE with the reason, and
+are not failures.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from tools.image.system import FLOWER_PASSWORD, System
 ROOT = Path(__file__).parents[2]
 IMAGE = "localhost/replays-ingest:local"
 BUILD_SECONDS_MAX, PREPARE_SECONDS_MAX, RUN_SECONDS_MAX = 150.0, 240.0, 300.0
-# pip's output if an index does not respond, as opposed to one that lacks the requested package.
+# Errors in pip's output if an index does not respond. They differ from those for a missing package.
 NO_INDEX = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ReadTimeoutError", "ProxyError")
 
 
 def build(engine: Engine, lines: Lines, patience: float) -> str:
-    """Builds the image. Returns its base. Raises NotDone, or Failed if the Dockerfile is at fault."""
+    """Builds the image. Returns its base. Raises NotDone, or Failed if the Dockerfile is the cause."""
     began = time.monotonic()
     on = base(engine, (ROOT / "Dockerfile").read_text(), lines, patience)
     probe = engine.once(on, ("python", "--version"), seconds=30.0)
     if probe.returncode != 0:
-        raise NotDone(f"podman runs no containers on this machine: {last_line(probe.stderr)}")
+        raise NotDone(f"podman cannot run containers on this machine: {last_line(probe.stderr)}")
     before = engine.image(IMAGE).get("Id", "")
     with tempfile.TemporaryDirectory(prefix="replays-pip-") as folder:
-        mounts = pip.mounts(pip.configuration(pip.listed()), Path(folder))
+        mounts = pip.mounts(pip.configuration(pip.config_list()), Path(folder))
         done = engine.build(ROOT, IMAGE, {"PYTHON_IMAGE": on}, mounts, BUILD_SECONDS_MAX * patience)
     if done.returncode != 0:
         printed = done.stdout + done.stderr
         if any(word in printed for word in NO_INDEX):
-            raise NotDone(f"the package index did not answer: {_error_of(printed)}")
+            raise NotDone(f"the package index did not respond: {_error_of(printed)}")
         raise Failed(f"the image cannot be built: {_error_of(printed)}")
     after = engine.image(IMAGE)
     if before and before != after["Id"]:
@@ -62,7 +62,7 @@ def build(engine: Engine, lines: Lines, patience: float) -> str:
 
 
 def _error_of(printed: str) -> str:
-    """The first line with ERROR, which pip prints before the engine's own."""
+    """The first line that starts with ERROR, which is pip's; the engine prints its own error later."""
     for line in printed.splitlines():
         if line.startswith("ERROR"):
             return line
@@ -81,14 +81,14 @@ def run(engine: Engine, lines: Lines, tag: str) -> None:
     except (NotDone, LocalError, LoadError, ReconcileError) as error:
         raise Failed(str(error)) from error
     images = compose.not_ours(path, variables)
-    reason = "the embedded stack stands in for them, in the host's network"
-    lines.not_done(f"the {len(images)} vendors' images of docker-compose.yml, its network and ports", reason)
+    reason = "replaced by the embedded stack, in the host's network"
+    lines.not_done(f"the {len(images)} third-party images of docker-compose.yml, its network and ports", reason)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Build the container image and run it with the embedded stack.")
     parser.add_argument(
-        "--patience", type=float, default=1.0, help="Factor for all time limits, for busy machines."
+        "--patience", type=float, default=1.0, help="factor for all time limits, for busy machines"
     )
     patience = parser.parse_args().patience
     lines = Lines(lambda line: print(line, flush=True))
@@ -98,14 +98,14 @@ def main() -> int:
     try:
         engine = Engine(Clock(PREPARE_SECONDS_MAX * patience), f"replays-try={tag}")
     except NotDone as reason:
-        lines.not_done("nothing of the image was tried", str(reason))
+        lines.not_done("the image was not tested", str(reason))
         return lines.code
     try:
         build(engine, lines, patience)
         engine.clock = Clock(RUN_SECONDS_MAX * patience)
         run(engine, lines, tag)
     except NotDone as reason:
-        lines.not_done("the image was not built and not run", str(reason))
+        lines.not_done("the image was not built or not run", str(reason))
     except Failed as error:
         lines.failed(str(error))
     finally:

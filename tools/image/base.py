@@ -1,4 +1,4 @@
-"""Provides the base of our image: the one named in the Dockerfile or, if no registry is reachable, one built from
+"""Provides the base image: the one named in the Dockerfile or, if no registry is reachable, one built from
 Debian's packages.
 """
 
@@ -18,7 +18,7 @@ from tools.image.outcome import Lines, NotDone, last_line
 DEFAULT = re.compile(r"^ARG PYTHON_IMAGE=(\S+)", re.MULTILINE)
 REGISTRY = "docker.io/library/"
 SUITE = "bookworm"
-# Requirements of the Dockerfile and Celery, and what Docker's own Python image installs from Debian.
+# Packages that the Dockerfile and Celery require, and those that Docker's own Python image installs from Debian.
 PACKAGES = (
     "passwd",
     "python3-venv",
@@ -34,7 +34,7 @@ OPTIONS = (
     "--dpkgopt=force-unsafe-io",
     *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "locale")),
 )
-MADE_SECONDS_MAX = 150.0
+MAKE_SECONDS_MAX = 150.0
 
 
 def wanted(dockerfile: str) -> str:
@@ -46,39 +46,41 @@ def wanted(dockerfile: str) -> str:
 
 
 def of_debian() -> tuple[str, list[str]]:
-    """Name and recipe of the base built from Debian's packages. A changed recipe gets another name."""
+    """Name and recipe of the base built from Debian's packages. The name depends on the recipe."""
     recipe = ["mmdebstrap", "--quiet", *OPTIONS, f"--include={','.join(PACKAGES)}", SUITE]
     digest = hashlib.sha256("\n".join(recipe).encode()).hexdigest()[:12]
     return f"localhost/replays-ingest-base:{SUITE}-{digest}", recipe
 
 
 def base(engine: Engine, dockerfile: str, lines: Lines, patience: float) -> str:
-    """The name of an image to build on, in the engine's store. Raises NotDone."""
+    """Name of a base image in the engine's store. Raises NotDone."""
     image = REGISTRY + wanted(dockerfile)
     if engine.has(image):
         return image
     try:
         engine.pull(image)
     except NotDone as reason:
-        lines.not_done(f"a build on {wanted(dockerfile)}, as the Dockerfile says", str(reason))
+        lines.not_done(f"a build on {wanted(dockerfile)}, the base named in the Dockerfile", str(reason))
     else:
         return image
     name, recipe = of_debian()
     if not engine.has(name):
-        _make(engine, name, recipe, MADE_SECONDS_MAX * patience)
+        _make(engine, name, recipe, MAKE_SECONDS_MAX * patience)
     return name
 
 
 def _make(engine: Engine, name: str, recipe: list[str], seconds: float) -> None:
     if shutil.which(recipe[0]) is None:
-        raise NotDone("there is no mmdebstrap to make a base image with (Debian: apt-get install mmdebstrap)")
+        raise NotDone(
+            "mmdebstrap, which makes a base image, is not installed (Debian: apt-get install mmdebstrap)"
+        )
     with tempfile.TemporaryDirectory(prefix="replays-base-") as folder:
         archive = str(Path(folder) / "base.tar")
         at_most = engine.clock.left(seconds)
         try:
             done = call([*recipe, archive], at_most)
         except subprocess.TimeoutExpired as error:
-            raise NotDone(f"Debian's packages did not arrive within {at_most:.0f} s") from error
+            raise NotDone(f"Debian's packages were not downloaded within {at_most:.0f} s") from error
         if done.returncode != 0:
             raise NotDone(f"mmdebstrap: {last_line(done.stderr)}")
         path = "ENV PATH=/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"

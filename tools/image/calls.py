@@ -1,4 +1,4 @@
-"""Programs with a time limit. All processes started by a program end with it."""
+"""Runs programs with a time limit. All processes that a program started are ended with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GRACE_SECONDS = 5.0
 
 
 def call(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    """Runs it to its end and returns for any exit code. Raises subprocess.TimeoutExpired, after ending its
+    """Runs a program to its end, whatever its exit code. Raises subprocess.TimeoutExpired after ending its process
     group."""
     with subprocess.Popen(
         command,
@@ -32,7 +32,7 @@ def call(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Sends SIGTERM, so that it can clean up, then SIGKILL to the rest of its group."""
+    """Sends SIGTERM, so that the program can clean up, then SIGKILL to the rest of its process group."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):

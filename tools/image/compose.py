@@ -1,8 +1,8 @@
-"""Translates our own services of docker-compose.yml into options of `podman run`.
+"""Translates the services of docker-compose.yml that are built here into options of `podman run`.
 
-The containers run in the host's network, because the embedded stack replaces the file's servers. Everything else
-comes from the file: command, read-only file system, tmpfs, capabilities, environment, health check, stop timeout.
-An unknown key is an error; otherwise it would be ignored.
+The containers run in the host's network, because the embedded stack replaces the servers in the file. All other
+options come from the file: command, read-only file system, tmpfs, capabilities, environment, health check, stop
+timeout. An unknown key is an error, because it would otherwise be ignored.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from typing import Any
 import yaml
 
 VARIABLE = re.compile(r"\$\$|\$\{(?P<name>\w+)(?::-(?P<default>[^}]*)|:\?[^}]*)?\}")
-# Keys for the start order and network of the containers. Here each is started explicitly, in the host's network.
+# Keys for the start order and network of containers, which are started explicitly here, in the host's network.
 IGNORED = {"build", "image", "depends_on", "restart", "ports"}
 SECONDS = re.compile(r"(\d+)s")
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One service. `health`: the command of its health check, empty without one. `options`: for `podman run`."""
+    """One service. `health`: the command of its health check, empty if there is none. `options`: of `podman
+    run`."""
 
     name: str
     command: tuple[str, ...]
@@ -33,7 +34,7 @@ class Service:
     options: tuple[str, ...] = ()
 
     def moved(self, addresses: Mapping[str, str], ports: Mapping[int, int]) -> Service:
-        """Returns the service with the addresses of other servers, and with free ports of the host's network."""
+        """The service with other addresses of servers, and with free ports of the host."""
 
         def port(text: str) -> str:
             return re.sub(r":(\d+)\b", lambda found: f":{ports.get(int(found[1]), found[1])}", text)
@@ -46,19 +47,19 @@ class Service:
 
 
 def ours(path: Path, variables: Mapping[str, str]) -> dict[str, Service]:
-    """The services built here, by name. Raises ValueError for a key that this module does not know."""
+    """The services built here, by name. Raises ValueError for an unknown key."""
     services = yaml.safe_load(_filled(path.read_text(), variables))["services"]
     return {name: _service(name, service) for name, service in services.items() if "build" in service}
 
 
 def not_ours(path: Path, variables: Mapping[str, str]) -> list[str]:
-    """Names of the vendors' images, sorted."""
+    """Names of the third-party images, sorted."""
     services = yaml.safe_load(_filled(path.read_text(), variables))["services"].values()
     return sorted(service["image"] for service in services if "build" not in service)
 
 
 def left_behind(service: Service, hosts: set[str]) -> list[str]:
-    """Variables that still name a container of docker-compose.yml that does not exist here."""
+    """Variables that still name a container of docker-compose.yml which does not exist here."""
     words = {
         name: set(re.split(r"[^\w.-]+", re.sub(r"^\w+://", "", value)))
         for name, value in service.environment.items()
@@ -67,7 +68,7 @@ def left_behind(service: Service, hosts: set[str]) -> list[str]:
 
 
 def hosts(path: Path, variables: Mapping[str, str]) -> set[str]:
-    """Names of all services: their host names in the file's network."""
+    """Names of all services, which are their host names in the network of the file."""
     return set(yaml.safe_load(_filled(path.read_text(), variables))["services"])
 
 
@@ -87,7 +88,7 @@ def _service(name: str, service: Mapping[str, Any]) -> Service:
     for key, value in service.items():
         match key:
             case "read_only":
-                # Podman mounts a writable /tmp unless disabled; Docker does not.
+                # Unlike Docker, Podman mounts a writable /tmp by default.
                 options += ["--read-only", "--read-only-tmpfs=false"] if value else []
             case "tmpfs" | "cap_drop" | "security_opt":
                 options += [f"--{key.replace('_', '-')}={each}" for each in value]
@@ -96,7 +97,7 @@ def _service(name: str, service: Mapping[str, Any]) -> Service:
             case "healthcheck":
                 kind, *command = value["test"]
                 if kind != "CMD":
-                    raise ValueError(f"{name}: a health check of the kind {kind}")
+                    raise ValueError(f"{name}: unsupported kind of health check: {kind}")
                 health = tuple(command)
             case "command" | "environment":
                 pass
@@ -109,5 +110,5 @@ def _service(name: str, service: Mapping[str, Any]) -> Service:
 def _seconds(text: str) -> int:
     found = SECONDS.fullmatch(text)
     if found is None:
-        raise ValueError(f"{text} is no number of seconds")
+        raise ValueError(f"{text} is not a number of seconds")
     return int(found[1])

@@ -15,12 +15,12 @@ from tools.image.outcome import Clock, Failed, NotDone, last_line
 
 CALL_SECONDS_MAX = 30.0
 PULL_SECONDS_MAX = 60.0
-# Podman's own defaults may exceed what an unprivileged CI machine may grant.
+# Podman's defaults may exceed the limits of an unprivileged CI machine.
 FILES_MAX, PROCESSES_MAX = 1_048_576, 4096
 
 
 def limits() -> list[str]:
-    """Options for the limits of open files and processes, within those of this process."""
+    """Options for the limits of open files and processes, which do not exceed those of this process."""
     found = []
     for name, kind, most in (
         ("nofile", resource.RLIMIT_NOFILE, FILES_MAX),
@@ -33,19 +33,19 @@ def limits() -> list[str]:
 
 
 class Engine:
-    """Podman, with one label on all containers, by which `close` removes them."""
+    """Podman. All containers have one label, by which `close` removes them."""
 
     def __init__(self, clock: Clock, label: str) -> None:
         program = shutil.which("podman")
         if program is None:
-            raise NotDone("there is no podman (Debian: apt-get install podman runc mmdebstrap)")
-        # crun refuses machines with both versions of cgroups; runc does not.
+            raise NotDone("podman is not installed (Debian: apt-get install podman runc mmdebstrap)")
+        # Unlike runc, crun refuses machines that use both versions of cgroups.
         self._command = [program, *(["--runtime=runc"] if shutil.which("runc") else [])]
         self._label = label
         self.clock = clock
 
     def call(self, *arguments: str, seconds: float = CALL_SECONDS_MAX) -> subprocess.CompletedProcess[str]:
-        """Runs `podman ARGUMENTS` and returns for any exit code. Raises NotDone on timeout."""
+        """Runs `podman ARGUMENTS`, whatever its exit code. Raises NotDone on timeout."""
         at_most = self.clock.left(seconds)
         try:
             return call([*self._command, *arguments], at_most)
@@ -76,12 +76,11 @@ class Engine:
     def build(
         self, folder: Path, image: str, arguments: Mapping[str, str], mounts: Sequence[str], seconds: float
     ) -> subprocess.CompletedProcess[str]:
-        """Runs `podman build` in the host's network. `mounts` exist during the build only and are not part of the
-        image.
-        """
+        """Runs `podman build` in the host's network. `mounts` exist only during the build, and are not part of the
+        image."""
         options = [f"--build-arg={name}={value}" for name, value in arguments.items()]
         options += [f"--volume={mount}" for mount in mounts]
-        # Build steps run in a chroot, so they need no more privileges than the containers of this module.
+        # Build steps run in a chroot, so that they need no more privileges than the containers of this module.
         place = ("--isolation=chroot", "--network=host", "--tag", image)
         return self.call("build", *place, *limits(), *options, str(folder), seconds=seconds)
 
@@ -100,14 +99,14 @@ class Engine:
             raise Failed(f"{name} does not start: {last_line(done.stderr)}")
 
     def execute(self, name: str, command: Sequence[str]) -> bool:
-        """Whether the command exits with 0 in the container."""
+        """True if the command exits with 0 in the container."""
         return self.call("exec", name, *command).returncode == 0
 
     def state(self, name: str) -> dict[str, Any]:
         """The state of a container: `Running`, `Pid`, `ExitCode` and more."""
         done = self.call("inspect", "--type=container", "--format={{json .State}}", name)
         if done.returncode != 0:
-            raise Failed(f"{name} is gone: {last_line(done.stderr)}")
+            raise Failed(f"{name} does not exist: {last_line(done.stderr)}")
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 

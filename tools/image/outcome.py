@@ -1,7 +1,7 @@
-"""Reports the steps of a test of the image: which succeeded, which this machine could not run, and which failed.
+"""Reports which steps of a test of the image succeeded, which this machine could not run, and which failed.
 
-`NotDone` is a limitation of the machine (no engine, no network) and does not fail CI. `Failed` is a fault of the
-image.
+`NotDone` is a limitation of the machine, such as a missing engine or network, and does not fail CI. `Failed` is a
+defect of the image.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 
 class NotDone(Exception):
-    """This machine cannot run a step. The message states the reason in one line."""
+    """This machine cannot run a step. The message is the reason, in one line."""
 
 
 class Failed(Exception):
@@ -31,9 +31,8 @@ class Clock:
         self._began = self.now()
 
     def left(self, at_most: float) -> float:
-        """Seconds available for the next step: `at_most`, or less if less time remains, but at least one
-        second.
-        """
+        """Seconds available for the next step: `at_most` or the remaining time, whichever is less, but at least
+        1."""
         return max(1.0, min(at_most, self._began + self.seconds - self.now()))
 
     @property
@@ -66,4 +65,4 @@ class Lines:
 def last_line(text: str) -> str:
     """The last non-empty line of an output, used as the reason for a failure."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it printed nothing"
+    return lines[-1] if lines else "no output"

@@ -1,7 +1,6 @@
-"""Makes this machine's package index available to the build: pip's configuration is mounted while the image is
-built.
+"""Makes the package index of this machine available to the build.
 
-It is stored neither in the image nor in the repository.
+pip's configuration is mounted during the build, and is stored neither in the image nor in the repository.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ from pathlib import Path
 
 SETTING = re.compile(r"^(?P<section>[\w:-]+)\.(?P<name>[\w-]+)=(?P<value>.*)$")
 ENVIRONMENT = ":env:"
-ASK_SECONDS_MAX = 30.0
+LIST_SECONDS_MAX = 30.0
 
 
-def listed() -> str:
+def config_list() -> str:
     """Output of `pip config list`."""
     command = [sys.executable, "-m", "pip", "config", "list"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS_MAX, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIST_SECONDS_MAX, check=False)
     return done.stdout
 
 
 def configuration(listing: str) -> configparser.RawConfigParser:
-    """The pip.conf that has the same effect in the build. Environment variables take precedence, as in pip."""
+    """A pip.conf with the same effect in the build. Environment variables take precedence, as in pip."""
     found = configparser.RawConfigParser()
     found.add_section("global")
     lines = [match for line in listing.splitlines() if (match := SETTING.match(line))]
@@ -40,7 +39,8 @@ def configuration(listing: str) -> configparser.RawConfigParser:
 
 
 def mounts(configured: configparser.RawConfigParser, folder: Path) -> list[str]:
-    """Volumes for the build: pip.conf, written into `folder`, and the local files and folders that it names."""
+    """Volumes for the build: a pip.conf, which is written to `folder`, and the local files and folders that it
+    names."""
     path = folder / "pip.conf"
     with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as file:
         configured.write(file)

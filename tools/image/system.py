@@ -1,8 +1,8 @@
 """Runs reader, workers and Flower from the image with the embedded stack, under load.
 
-During the load the worker and then the reader are stopped with SIGTERM and replaced, as in an upgrade. At the end
-every message must be accounted for: `replays-ingest reconcile`, run from the image, compares the topic with the
-sinks, and the embedded stack's own comparison checks the sinks against the load's manifest, byte for byte.
+During the load, the worker and then the reader are stopped with SIGTERM and replaced, as in an upgrade. At the
+end, no message may be missing: `replays-ingest reconcile`, run from the image, compares the topic with the sinks,
+and the sinks are compared with the manifest of the load, byte for byte.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from tools.image.compose import Service, left_behind
 from tools.image.engine import Engine
 from tools.image.outcome import Failed, Lines, last_line
 
-SEGMENTS_MAX, RATE = 20_000, 30.0  # the load ends when both have been replaced
+SEGMENTS_MAX, RATE = 20_000, 30.0  # the load ends once both have been replaced
 PORTS = (9464, 9465, 5555)
 READY_SECONDS_MAX, COMMITTED_SECONDS_MAX, COMMAND_SECONDS_MAX = 60.0, 60.0, 60.0
 FLOWER_PASSWORD = "only-for-this-trial"
 USER = "10001"
-# Without libstdc++ this package silently falls back to Python ("python"), which is slower.
+# Without libstdc++ this package silently falls back to its slower implementation in Python.
 C_EXTENSION = "import google_crc32c; print(google_crc32c.implementation)"
 
 
 def breaches(status: str, mounts: str) -> list[str]:
-    """Privileges of a container's first process that it should not have, from its /proc/PID/status and mounts."""
+    """Excess privileges of a container's first process, from its /proc/PID/status and mounts."""
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     root = [line.split()[3].split(",") for line in mounts.splitlines() if line.split()[1] == "/"]
     found = []
@@ -52,7 +52,8 @@ def breaches(status: str, mounts: str) -> list[str]:
 
 
 class System:
-    """Containers of the image over a stack. `hosts`: names that resolve only in the Compose file's network."""
+    """Containers of the image with a stack. `hosts`: names that resolve only in the network of the Compose
+    file."""
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class System:
             "REPLAYS_HTTP_PORT": str(self._ports[9464]),
             "REPLAYS_WORKER_HTTP_PORT": str(self._ports[9465]),
             "REPLAYS_FLOWER_PORT": str(self._ports[5555]),
-            # The containers use the host's network, so their ports must not listen on its other addresses.
+            # The containers use the host's network, so their ports must listen only on the loopback address.
             **{f"REPLAYS_{part}_HOST": HOST for part in ("HTTP", "WORKER_HTTP", "FLOWER")},
         }
         self._services = {name: service.moved(addresses, self._ports) for name, service in services.items()}
@@ -83,16 +84,16 @@ class System:
         self._names: dict[str, str] = {}
 
     def run(self, tag: str) -> None:
-        """Runs the whole test. Raises Failed or NotDone. `tag`: makes the containers' names unique."""
+        """Runs the whole test. Raises Failed or NotDone. `tag` makes the names of the containers unique."""
         self._once("reader", ("replays-ingest", "--help"), "Usage:")
         self._once("worker", ("python", "-c", C_EXTENSION), "c\n")
         self._once("migrate", self._services["migrate"].command, "")
         for name in ("worker", "reader", "flower"):
             self._start(name, f"{tag}-{name}")
-        self._flower_has_a_password()
+        self._check_flower_password()
         manifest = self._stack.directory / "manifest.jsonl"
-        produced = self._replaced_under_load(tag, manifest)
-        self._accounted_for(produced, manifest)
+        produced = self._replace_under_load(tag, manifest)
+        self._check_complete(produced, manifest)
         for name in ("reader", "worker", "flower"):
             self._stop(name)
         self._lines.done("SIGTERM ended reader, worker and Flower with exit code 0")
@@ -110,7 +111,7 @@ class System:
         self._lines.done(f"{' '.join(command)} ended with 0")
 
     def _start(self, name: str, container: str) -> None:
-        """Starts a service and waits until its health check of docker-compose.yml passes."""
+        """Starts a service and waits until its health check in docker-compose.yml passes."""
         service, engine = self._services[name], self._engine
         engine.start(container, self._image, service.command, self._options(service))
         self._names[name] = container
@@ -124,7 +125,7 @@ class System:
     def _until(self, container: str, condition: Callable[[], bool], what: str) -> None:
         def holds() -> bool:
             if not self._engine.state(container)["Running"]:
-                raise Failed(f"{container} ended by itself:\n{self._engine.log_tail(container)}")
+                raise Failed(f"{container} exited:\n{self._engine.log_tail(container)}")
             return condition()
 
         try:
@@ -138,17 +139,17 @@ class System:
         if code != 0:
             raise Failed(f"{name} ended with {code} after SIGTERM:\n{self._engine.log_tail(container)}")
 
-    def _flower_has_a_password(self) -> None:
+    def _check_flower_password(self) -> None:
         try:
             with urllib.request.urlopen(f"http://{HOST}:{self._ports[5555]}/workers", timeout=10):
                 raise Failed("Flower shows its pages without a password")
         except urllib.error.HTTPError as error:
             if error.code != 401:
-                raise Failed(f"Flower answers {error.code} without a password") from error
+                raise Failed(f"Flower responds with {error.code} without a password") from error
 
-    def _replaced_under_load(self, tag: str, manifest: Path) -> Produced:
-        """Produces the load; replaces the worker and the reader while messages arrive."""
-        made: list[Produced] = []
+    def _replace_under_load(self, tag: str, manifest: Path) -> Produced:
+        """Produces the load, and replaces the worker and the reader while messages arrive."""
+        produced: list[Produced] = []
         errors: list[Exception] = []
         acknowledged = [0]
         over = threading.Event()
@@ -158,7 +159,7 @@ class System:
 
         def load() -> None:
             try:
-                made.append(
+                produced.append(
                     produce(
                         self._fleet.settings, PROFILES["small"], SEGMENTS_MAX,
                         rate=RATE, manifest_path=manifest, progress=progress, stop=over.is_set,
@@ -175,15 +176,17 @@ class System:
                 at = acknowledged[0]
                 self._stop(name)
                 self._start(name, f"{tag}-{name}-2")
-                self._lines.done(f"SIGTERM to the {name} after {at} messages: exit code 0, and another took over")
+                self._lines.done(
+                    f"SIGTERM to the {name} after {at} messages: exit code 0, and another one took over"
+                )
         finally:
             over.set()
             thread.join(90)
-        if errors or not made:
+        if errors or not produced:
             raise Failed(f"the load: {errors[0] if errors else 'it did not end'}")
-        return made[0]
+        return produced[0]
 
-    def _accounted_for(self, produced: Produced, manifest: Path) -> None:
+    def _check_complete(self, produced: Produced, manifest: Path) -> None:
         try:
             self._fleet.wait_committed(produced.ends, self._engine.clock.left(COMMITTED_SECONDS_MAX))
         except LocalError as error:
@@ -193,8 +196,8 @@ class System:
         settings = self._fleet.settings
         report = reconcile(settings, Expectation.of_manifest(manifest, settings=settings))
         if not report.ok:
-            raise Failed(f"the sinks do not hold what was produced:\n{report.failures()}")
+            raise Failed(f"the sinks differ from the produced messages:\n{report.failures()}")
         self._lines.done(
             f"{produced.messages} messages ({produced.segments} segments, {produced.rejects} malformed, "
-            f"{produced.duplicates} sent twice), every one accounted for in every sink"
+            f"{produced.duplicates} sent twice), none of them missing in any sink"
         )

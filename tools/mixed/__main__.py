@@ -1,19 +1,19 @@
-"""Runs the previous release and this one side by side under load, upgraded in the documented order and in the
+"""Runs the previous release and this one side by side under load, and upgrades in the documented order and in the
 reverse order.
 
     python -m tools.mixed --minutes 5    (make mixed-versions)
     python -m tools.mixed --minutes 5 --planted formats
 
-The previous release is built from git into an environment of its own. Readers and workers of both share one Kafka,
-Redis, schema and consumer group. In each phase they are replaced one after another with SIGTERM while traffic
-flows; afterwards every sink is compared with what was produced.
+The previous release is built from git into a separate environment. Readers and workers of both releases share one
+Kafka, Redis, schema and consumer group. In each phase they are replaced one after another with SIGTERM, under
+load. At the end, every sink is compared with the produced messages.
 
-`--planted formats` uses the present code as the old release, and two patched copies of it as newer releases: one
+`--planted formats` uses the current code as the old release, and two patched copies of it as newer releases: one
 only adds fields to the formats, the other also raises the format versions. With `--planted lossy` the new release
 loses rows, and the run must fail.
 
-Exit code 0: every check passed, or this clone has no previous release (an error if the variable CI is set); 1: a
-check failed; 130: interrupted.
+The exit code is 0 if every check passed, or if this clone has no previous release (1 if the variable CI is set); 1
+if a check failed; and 130 if the run was interrupted.
 """
 
 from __future__ import annotations
@@ -71,27 +71,27 @@ def releases_of(kind: Planted | None, directory: Path) -> dict[Which, Release]:
     old = released(previous())
     if old.version == RELEASE:
         raise BuildFailed(
-            f"the installed release is {RELEASE}, too: give this one another version, then `make setup`"
+            f"the previous release is {RELEASE}, too: change the version of this one, then run `make setup`"
         )
     return {Which.OLD: old, Which.NEW: here}
 
 
 def main() -> int:
-    """python -m tools.mixed [--minutes 5] [--planted formats|lossy] [--kafka tansu] [--json]"""
-    parser = argparse.ArgumentParser(description="Runs two releases side by side, and loses nothing.")
-    parser.add_argument(
-        "--minutes", type=float, default=5.0, help="of all phases; each ends when its replacement has"
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description="Run two releases side by side under load, and check that nothing is lost."
     )
+    parser.add_argument("--minutes", type=float, default=5.0, help="minimum duration of all phases, minutes")
     parser.add_argument(
         "--planted",
         type=Planted,
         choices=tuple(Planted),
-        help="today's code as old, and as new what does not exist",
+        help="use the current code as the old release, and patched copies of it as newer releases",
     )
-    parser.add_argument("--seed", type=int, default=1, help="of the load")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the load")
     parser.add_argument("--rate", type=float, default=MESSAGES_PER_SECOND, help="messages per second")
-    parser.add_argument("--kafka", choices=("tansu", "apache"), help="default: apache where Java is")
-    parser.add_argument("--directory", type=Path, help="keep data and logs there")
+    parser.add_argument("--kafka", choices=("tansu", "apache"), help="default: apache if Java is installed")
+    parser.add_argument("--directory", type=Path, help="keep data and logs in this directory")
     parser.add_argument("--json", action="store_true", dest="as_json")
     given = parser.parse_args()
     console = Console(quiet=given.as_json, highlight=False)
@@ -131,7 +131,7 @@ def _run(
     *,
     is_temporary: bool,
 ) -> Result:
-    """Starts the servers, and runs the plan."""
+    """Starts the servers and runs the plan."""
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, markup=False)

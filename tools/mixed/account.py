@@ -1,6 +1,4 @@
-"""Extracts from the readers' logs which batches were parked and refused, and which messages were read again, with
-times.
-"""
+"""Extracts from the logs of readers which batches were parked and refused, and which messages were read again."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ REFUSED = "upgrade the workers before the readers"
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """A parked batch: when it was first parked, why, and when its last message was committed."""
+    """A parked batch: when and why it was first parked, and when its last message was committed."""
 
     batch: str
     at: float
@@ -28,25 +26,25 @@ class Parked:
 
     @property
     def refused(self) -> bool:
-        """Whether workers refused the batch because of its version."""
+        """True if workers refused the batch because of its version."""
         return REFUSED in self.error
 
     @property
     def seconds(self) -> float | None:
-        """How long it was parked; None if it was never committed."""
+        """Time from parking to commit; None if the batch was never committed."""
         return None if self.committed_at is None else max(0.0, self.committed_at - self.at)
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
-    """Messages that were cut into a batch although they were part of an earlier one."""
+class Repeated:
+    """Messages that were cut into a batch again."""
 
     at: float
     messages: int
 
 
 def parked(lines: Lines, commits: Sequence[Commit]) -> list[Parked]:
-    """Returns each batch that was parked, once. `lines`: log lines of all readers."""
+    """Each batch that was parked, once. `lines`: log lines of all readers."""
     first: dict[str, tuple[float, str]] = {}
     for line in lines:
         if line.get("event") != "batch_parked":
@@ -59,14 +57,18 @@ def parked(lines: Lines, commits: Sequence[Commit]) -> list[Parked]:
 
 
 def _committed_at(batch: str, commits: Sequence[Commit]) -> float | None:
-    """When any reader first committed the end of the batch."""
+    """Time at which a reader first committed the end of the batch."""
     _, partition, _, stop = batch.rsplit("-", 3)
-    beyond = [one for one in commits if one.stored and one.partition == int(partition) and one.offset >= int(stop)]
-    return min((one.ends_at for one in beyond), default=None)
+    covering = [
+        commit
+        for commit in commits
+        if commit.stored and commit.partition == int(partition) and commit.offset >= int(stop)
+    ]
+    return min((commit.ends_at for commit in covering), default=None)
 
 
-def read_again(lines: Lines) -> list[Again]:
-    """Returns the messages that the next owner of a partition cut again. `lines`: log lines of all readers."""
+def read_again(lines: Lines) -> list[Repeated]:
+    """Messages that the next owner of a partition cut again. `lines`: log lines of all readers."""
     cuts = [line for line in lines if line.get("event") == "protocol_step" and line.get("step") == "cut"]
     cuts.sort(key=lambda line: seconds_of(line["timestamp"]))
     known: dict[int, set[int]] = {}
@@ -75,11 +77,11 @@ def read_again(lines: Lines) -> list[Again]:
         seen = known.setdefault(int(line["partition"]), set())
         offsets = range(line["start"], line["stop"])
         if repeated := len(seen.intersection(offsets)):
-            found.append(Again(seconds_of(line["timestamp"]), repeated))
+            found.append(Repeated(seconds_of(line["timestamp"]), repeated))
         seen.update(offsets)
     return found
 
 
-def within(some: Iterable[Any], since: float, until: float) -> list[Any]:
-    """Those whose time `at` is within the phase."""
-    return [one for one in sorted(some, key=attrgetter("at")) if since <= one.at < until]
+def within(records: Iterable[Any], since: float, until: float) -> list[Any]:
+    """The records whose time `at` is in [since, until), in order of time."""
+    return [record for record in sorted(records, key=attrgetter("at")) if since <= record.at < until]

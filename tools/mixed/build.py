@@ -1,7 +1,7 @@
-"""Builds a release into an environment of its own: its wheel, unpacked beside the libraries of this environment.
+"""Builds a release into a separate environment, with its wheel unpacked.
 
-The environment has its own interpreter and copy of `ingest` and `tasks`; a `.pth` file adds the libraries that are
-installed here. Libraries that the release pins to other versions are installed into it. If all pins are equal,
+The environment has its own interpreter and copy of `ingest` and `tasks`; a `.pth` file adds the libraries of this
+environment. Libraries that the release pins to other versions are installed into it. If all pins are equal,
 nothing is downloaded.
 """
 
@@ -23,37 +23,38 @@ from tools.mixed.releases import ROOT, Released
 CACHE = ROOT / ".mixed"
 PINS = "constraints.txt"
 COMMAND_SECONDS_MAX = 300
-# Programs start in this directory, because the interpreter and Celery import from the current one first.
+# Programs start in this empty directory, because the interpreter and Celery import from the current directory
+# first.
 FOLDER = "empty"
 
 
 class BuildFailed(Exception):
-    """A release could not be built. The text is the output of the step that failed."""
+    """A release could not be built. The message is the output of the step that failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A release that can be run. `version` is what its processes report."""
+    """A release that can be run. `version`: the version that its processes report."""
 
     version: str
     installation: Installation
 
 
-def released(one: Released, cache: Path = CACHE) -> Release:
-    """The release of a commit, built at its first use. Raises BuildFailed."""
-    place = cache / f"{one.version}-{one.commit[:12]}-{sys.implementation.cache_tag}"
+def released(release: Released, cache: Path = CACHE) -> Release:
+    """The release of a commit, which is built at its first use. Raises BuildFailed."""
+    place = cache / f"{release.version}-{release.commit[:12]}-{sys.implementation.cache_tag}"
     if not place.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as name:
-            tree, made = Path(name) / "tree", Path(name) / "made"
-            _export(one.commit, tree)
-            build(tree, made)
-            made.rename(place)
-    return Release(str(one.version), _installation(place))
+            tree, built = Path(name) / "tree", Path(name) / "built"
+            _export(release.commit, tree)
+            build(tree, built)
+            built.rename(place)
+    return Release(str(release.version), _installation(place))
 
 
 def build(tree: Path, into: Path) -> Installation:
-    """Builds the tree of a release into an environment. Raises BuildFailed."""
+    """Builds the source tree of a release into an environment. Raises BuildFailed."""
     venv.create(into, symlinks=True, with_pip=False)
     libraries = _libraries(into)
     wheels = into / "wheels"

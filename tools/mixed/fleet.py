@@ -1,5 +1,5 @@
-"""Readers and workers of two releases: starts them, replaces them one after another under load, and checks which
-release each runs.
+"""Starts readers and workers of two releases, replaces them one after another under load, and checks which release
+each runs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class MixedFleet:
         readers = {f"reader-{number}": which for number, which in enumerate(phase.readers, start=1)}
         workers = {f"worker-{number}": which for number, which in enumerate(phase.workers, start=1)}
         wanted = {**readers, **workers} if phase.readers_first else {**workers, **readers}
-        if not self._running:  # the first phase starts all of them at once
+        if not self._running:  # the first phase starts all processes together
             for up in [self._start(name, which) for name, which in wanted.items()]:
                 up()
         for name, which in wanted.items():
@@ -55,9 +55,9 @@ class MixedFleet:
         self._expect_owners()
 
     def stop(self, name: str) -> None:
-        """Ends a process with SIGTERM, and notes its exit code. Raises LocalError.
+        """Ends a process with SIGTERM and records its exit code. Raises LocalError.
 
-        A worker that does not end is killed, as an orchestrator does after its grace period.
+        A worker that does not end is killed, as by an orchestrator after the grace period.
         """
         child = self.fleet.children[name]
         try:
@@ -78,16 +78,16 @@ class MixedFleet:
 
     @property
     def readers(self) -> dict[str, Child]:
-        """The readers by name. Each reader's log covers all of its runs."""
+        """The readers by name. The log of each covers all of its processes."""
         return {name: child for name, child in self.fleet.children.items() if name.startswith("reader")}
 
     def check(self) -> str:
-        """What `replays-ingest check` of the new release finds about differing releases. Raises LocalError."""
+        """The finding of `replays-ingest check` of the new release about mixed releases. Raises LocalError."""
         findings = json.loads(self._command(Which.NEW, "check", "--json", may_fail=True))
         return " ".join(one["said"] for one in findings if one["name"] == "releases")
 
     def _start(self, name: str, which: Which) -> Callable[[], None]:
-        """Starts a process; the result waits until it is up."""
+        """Starts a process. Returns a function that waits until it is up."""
         self.fleet.installations[name] = self.releases[which].installation
         self._running[name] = which
         if name.startswith("worker"):
@@ -100,7 +100,7 @@ class MixedFleet:
 
     def _wait(self, condition: Callable[[], bool], child: Child) -> None:
         ends_at = time.monotonic() + UP_SECONDS_MAX
-        while not condition():  # this reads a log, so it polls less often than `wait_until`
+        while not condition():  # polls less often than `wait_until`, because the condition reads a log
             if time.monotonic() > ends_at:
                 raise LocalError(f"{child.name} is not up after {UP_SECONDS_MAX:g} s\n{child.log_tail()}")
             time.sleep(POLL_SECONDS)
@@ -114,7 +114,7 @@ class MixedFleet:
         ends_at = time.monotonic() + UP_SECONDS_MAX
         while found != expected:
             if time.monotonic() > ends_at:
-                raise LocalError(f"expected {dict(expected)} to run, found {dict(found)}")
+                raise LocalError(f"expected the releases {dict(expected)}, found {dict(found)}")
             time.sleep(POLL_SECONDS)
             found = self._reported()
 
@@ -124,14 +124,14 @@ class MixedFleet:
         ends_at = time.monotonic() + UP_SECONDS_MAX
         while not (all(owned.values()) and len(set().union(*owned.values())) == SOURCE_PARTITIONS):
             if time.monotonic() > ends_at:
-                raise LocalError(f"not every partition has an owner, or not every reader one: {owned}")
+                raise LocalError(f"a partition has no owner, or a reader no partition: {owned}")
             time.sleep(POLL_SECONDS)
             with suppress(RedisError):
                 readers = status.collect(self.fleet.settings).readers
                 owned = {
-                    one.reader: {partition.partition for partition in one.snapshot.partitions}
-                    for one in readers
-                    if not one.silent
+                    reader.reader: {partition.partition for partition in reader.snapshot.partitions}
+                    for reader in readers
+                    if not reader.silent
                 }
 
     def _reported(self) -> Counter[tuple[str, str]]:
@@ -139,8 +139,8 @@ class MixedFleet:
             seen = status.collect(self.fleet.settings)
         except RedisError:
             return Counter()
-        readers = [("reader", one.release) for one in seen.readers if not one.silent]
-        return Counter([*readers, *(("worker", one.release) for one in seen.workers if not one.silent)])
+        readers = [("reader", reader.release) for reader in seen.readers if not reader.silent]
+        return Counter([*readers, *(("worker", worker.release) for worker in seen.workers if not worker.silent)])
 
     def _command(self, which: Which, *words: str, may_fail: bool = False) -> str:
         """Output of `replays-ingest` of that release. Raises LocalError."""

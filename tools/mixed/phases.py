@@ -1,6 +1,6 @@
 """The phases of a run: an upgrade in the documented order, a downgrade, and an upgrade in the reverse order.
 
-In each phase processes are replaced one after another under load. docs/upgrades.md defines the order.
+In each phase, processes are replaced one after another under load. docs/upgrades.md defines the order.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ OLD, ADDITIVE, NEW = Which.OLD, Which.ADDITIVE, Which.NEW
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Which release each reader and worker runs.
+    """The release of each reader and worker.
 
-    `migrate`: the release whose migrations run first. `newer`: readers may run a newer release than the workers.
-    Batches may be refused in such phases only. `readers_first`: readers are replaced before workers, as in a
+    `migrate`: the release whose migrations run first. `newer`: readers may run a newer release than the workers;
+    only in such phases may batches be refused. `readers_first`: readers are replaced before workers, as in a
     downgrade.
     """
 
@@ -38,7 +38,7 @@ class Phase:
 
     @property
     def is_mixed(self) -> bool:
-        """Whether the phase has processes of different releases."""
+        """True if the phase has processes of different releases."""
         return len({*self.readers, *self.workers}) > 1
 
 
@@ -65,11 +65,11 @@ LOSSY = (
     Phase("old alone", (OLD, OLD), (OLD,), migrate=OLD),
     Phase("readers: new beside old", (NEW, OLD), (OLD,)),
 )
-"""For a new release that has a bug."""
+"""Phases for a new release that has a bug."""
 SHORT = (
     Phase("old alone", (OLD, OLD), (OLD,), migrate=NEW),
     Phase("wrong order: readers first", (ADDITIVE, NEW), (OLD,), newer=True),
     Phase("workers follow", (ADDITIVE, NEW), (NEW,)),
     Phase("downgrade", (OLD, OLD), (OLD,), readers_first=True),
 )
-"""Planted releases in fewer steps, for `make test`."""
+"""Phases for planted releases, with fewer steps, for `make test`."""

@@ -1,9 +1,9 @@
-"""Newer releases that do not exist yet: the present code with a few patches.
+"""Newer releases that do not exist yet, made from the current code with a few patches.
 
-While the previous release and the present code exchange the same formats, they cannot show what happens when
-formats change. `ADDITIVE` only adds: a field of the manifest, a field of the cut record, a column that its rows
-fill. `NEWER` also raises both versions. `LOSSY` has a bug that loses rows, to show that such a run fails. Each
-patch replaces a piece of code that occurs exactly once.
+As long as the previous release and the current code use the same formats, they cannot test a change of formats.
+`ADDITIVE` adds a field to the manifest, a field to the cut record, and a column with values. `NEWER` also raises
+both format versions. `LOSSY` has a bug that loses rows, which a run must detect. Each patch replaces a piece of
+code that occurs exactly once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MIGRATION = "ALTER TABLE replay_segments {on_cluster} ADD COLUMN IF NOT EXISTS p
 
 
 class Kind(StrEnum):
-    """How the planted release differs from the present one."""
+    """Differences of the planted release from the current code."""
 
     ADDITIVE = "additive"
     NEWER = "newer"
@@ -32,7 +32,7 @@ class Kind(StrEnum):
 
 
 class Patch(NamedTuple):
-    """A file, and the text before and after."""
+    """A replacement in a file: the text before and after."""
 
     file: str
     before: str
@@ -60,11 +60,12 @@ PATCHES = {Kind.ADDITIVE: ADDED, Kind.NEWER: (*ADDED, *RAISED), Kind.LOSSY: LOST
 
 
 class OutOfDate(Exception):
-    """The code for a patch has changed: the patch must be rewritten."""
+    """The code for a patch has changed, so the patch must be rewritten."""
 
 
 def planted(kind: Kind, directory: Path) -> Release:
-    """The present code with the patches of this kind, built below the directory. Raises OutOfDate, BuildFailed."""
+    """Builds the current code with the patches of this kind, below the directory. Raises OutOfDate or
+    BuildFailed."""
     tree = directory / f"{kind}-tree"
     copy(tree)
     for patch in PATCHES[kind]:
@@ -77,7 +78,7 @@ def planted(kind: Kind, directory: Path) -> Release:
 
 
 def copy(tree: Path) -> None:
-    """Copies what a release is built from."""
+    """Copies the files from which a release is built."""
     ignore = shutil.ignore_patterns("__pycache__")
     for name in COPIED:
         if (ROOT / name).is_dir():
@@ -97,7 +98,7 @@ def apply(patch: Patch, tree: Path) -> None:
 
 
 def _label(project: Path, kind: Kind) -> str:
-    """Gives the copy its own version number, and returns that."""
+    """Gives the copy its own version number, and returns it."""
     text = project.read_text()
     found = re.search(r'^version = "([^"]+)"$', text, re.MULTILINE)
     if found is None:

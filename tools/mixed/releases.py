@@ -18,7 +18,7 @@ GIT_SECONDS_MAX = 60
 
 
 class NoRelease(Exception):
-    """There is no earlier release in this checkout. The message states the reason and what to do."""
+    """There is no earlier release in this checkout. The message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Released:
 
 
 def git(root: Path, *arguments: str) -> str | None:
-    """Output of git in the checkout; None if it failed or there is no git."""
+    """Output of git in the checkout; None if git failed or is not installed."""
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *arguments],
@@ -51,7 +51,7 @@ def recorded(root: Path = ROOT) -> list[Released]:
 
 
 def tagged(root: Path = ROOT) -> list[Released]:
-    """The releases that have a tag `v<version>` in this clone."""
+    """The releases with a tag `v<version>` in this clone."""
     return list(_tagged(root))
 
 
@@ -67,20 +67,21 @@ def _tagged(root: Path) -> Iterator[Released]:
 
 
 def previous(root: Path = ROOT) -> Released:
-    """The newest release among the ancestors of the checked-out commit. Raises NoRelease."""
+    """The newest release before the checked-out commit. Raises NoRelease."""
     head = git(root, "rev-parse", "HEAD")
     if head is None:
         raise NoRelease(
             f"{root} is not a git checkout, so there is no earlier release to build: clone the repository"
         )
     known = {*tagged(root), *recorded(root)}
-    earlier = sorted((one for one in known if one.commit != head), key=lambda one: one.version, reverse=True)
-    for one in earlier:
-        if git(root, "merge-base", "--is-ancestor", one.commit, head) is not None:
-            return one
+    others = (release for release in known if release.commit != head)
+    earlier = sorted(others, key=lambda release: release.version, reverse=True)
+    for release in earlier:
+        if git(root, "merge-base", "--is-ancestor", release.commit, head) is not None:
+            return release
     if not earlier:
         raise NoRelease("no release is tagged or recorded in tools/releases.toml before this commit")
-    names = ", ".join(f"{one.version} ({one.commit[:8]})" for one in earlier)
+    names = ", ".join(f"{release.version} ({release.commit[:8]})" for release in earlier)
     raise NoRelease(
-        f"this clone does not contain the commit of a release before it: {names}. git fetch --unshallow"
+        f"this clone does not contain the commit of an earlier release: {names}. Run git fetch --unshallow"
     )

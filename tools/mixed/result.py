@@ -1,4 +1,4 @@
-"""The result of a run, phase by phase, and the table that shows it."""
+"""The result of a run by phase, and its table."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ VIOLATIONS_SHOWN_MAX = 20
 class Line:
     """The result of one phase.
 
-    `parked` is a number of batches; `refused` is how many of them workers refused because of their version.
-    `duplicates`: duplicates left after de-duplication; None: some were found, but their phase is unknown.
+    `parked`: number of parked batches; `refused`: those of them that workers refused because of their version.
+    `duplicates`: duplicates that remain after de-duplication; None if some were found, but their phase is unknown.
     """
 
     phase: Phase
@@ -34,12 +34,12 @@ class Line:
     duplicates: int | None = 0
     seconds: float = 0.0
     check: str | None = None
-    """What `replays-ingest check` said about differing releases; None if it was not run."""
+    """The finding of `replays-ingest check` about mixed releases; None if it was not run."""
 
 
 @dataclass(slots=True)
 class Result:
-    """The result of the run. `versions`: by the name of the release in the table."""
+    """The result of the run. `versions`: name of a release in the table -> its version."""
 
     versions: dict[str, str]
     kafka: str
@@ -48,51 +48,51 @@ class Result:
     error: str = ""
     lines: list[Line] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
-    """Why batches were parked, each text once, without what differs from batch to batch."""
+    """Reasons for parking, each once, without the names of batches."""
     never_committed: int = 0
-    """Parked batches whose messages were not committed in the end."""
+    """Number of parked batches whose messages were not committed at the end."""
     report: Report | None = None
     lost: int = 0
     duplicates: int = 0
     repeated: dict[str, float] = field(default_factory=dict)
-    """Share of what was written more than once, before de-duplication."""
+    """Share of items written more than once, before de-duplication, by sink."""
     history: str = ""
     violations: list[str] = field(default_factory=list)
-    """What contradicts that committed offsets never fall and each has one owner (`tools.history`)."""
+    """Violations of the rule that committed offsets never decrease and partitions have one owner
+    (`tools.history`)."""
     exits: list[tuple[str, int]] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
     """Workers that had to be killed because they did not end after SIGTERM."""
     halted: int = 0
-    ended_by_themselves: dict[str, int] = field(default_factory=dict)
+    unexpected_exits: dict[str, int] = field(default_factory=dict)
     settle_seconds: float = 0.0
     seconds: float = 0.0
 
     def judge(self) -> None:
         """Sets `ok`, and `error` to the first failed check."""
         wrong = [f"{name} ended with code {code} after SIGTERM" for name, code in self.exits if code != 0]
-        wrong += [f"{name} ended by itself {count} times" for name, count in self.ended_by_themselves.items()]
+        wrong += [f"{name} exited unexpectedly {count} times" for name, count in self.unexpected_exits.items()]
         wrong += [f"the history of commits: {violation}" for violation in self.violations]
         wrong += self._refusals()
         for line in self.lines:
             if line.messages == 0:
                 wrong.append(f"{line.phase.name}: no message was produced")
             if line.check is not None and not all(self.versions[name] in line.check for name in _names(line)):
-                wrong.append(f"{line.phase.name}: check named {line.check or 'no releases'}")
+                wrong.append(f"{line.phase.name}: check reported {line.check or 'no releases'}")
         if all(line.check is None for line in self.lines):
-            wrong.append("check was never run while releases differed")
+            wrong.append("check was never run while releases were mixed")
         if self.never_committed:
             wrong.append(f"{self.never_committed} parked batches were never committed")
         if self.halted:
             wrong.append(f"a reader halted {self.halted} times")
         if self.report is None or not self.report.ok:
-            wrong.append("the reconciliation does not hold" if self.report else "nothing was reconciled")
+            wrong.append("the reconciliation failed" if self.report else "nothing was reconciled")
         self.error = self.error or (wrong[0] if wrong else "")
         self.ok = not self.error
 
     def _refusals(self) -> list[str]:
-        """Checks that batches are refused only while readers are newer than workers, or until those workers are
-        replaced.
-        """
+        """Checks that batches are refused only while readers are newer than workers, or until these workers are
+        replaced."""
         found, before = [], False
         for line in self.lines:
             if line.refused and not (line.phase.newer or before):
@@ -103,7 +103,7 @@ class Result:
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """The result for `--json`."""
         found = {name: value for name, value in asdict(self).items() if name != "report"}
         found["reconciliation"] = self.report.as_dict() if self.report else None
         return found
@@ -142,7 +142,7 @@ def show(console: Console, result: Result) -> None:
         console.print(f"history: {violation}", markup=False, soft_wrap=True)
     if result.error:
         console.print(f"error: {result.error}", markup=False, soft_wrap=True)
-    verdict = "nothing was lost, nothing is there twice" if result.ok else "FAILED"
+    verdict = "nothing was lost, nothing is stored twice" if result.ok else "FAILED"
     console.print(f"{result.kafka}, {result.seconds:.0f} s: {verdict}")
 
 
@@ -157,9 +157,9 @@ def _figures(line: Line, *, known: bool) -> list[str]:
 def _totals(result: Result) -> list[str]:
     lines, known = result.lines, result.report is not None
     sums = [
-        sum(column) for column in zip(*((one.messages, one.parked, one.refused) for one in lines), strict=True)
+        sum(column) for column in zip(*((line.messages, line.parked, line.refused) for line in lines), strict=True)
     ]
-    longest = max((one.parked_seconds_max for one in lines), default=0.0)
-    again = sum(one.read_again for one in lines)
+    longest = max((line.parked_seconds_max for line in lines), default=0.0)
+    again = sum(line.read_again for line in lines)
     ends = [f"{count:,}" if known else "?" for count in (result.lost, result.duplicates)]
     return [*(f"{count:,}" for count in sums), f"{longest:.1f}" if longest else "", f"{again:,}", *ends]

@@ -1,4 +1,4 @@
-"""One run: messages are produced during all phases; afterwards every sink is compared with them."""
+"""Runs the phases once. Messages are produced during all phases; at the end every sink is compared with them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ingest.local.load.produce import PROFILES, LoadError, Produced, produce
 from ingest.local.servers.processes import LocalError
 from ingest.settings import Settings
 from tasks.migrate.kafka import SOURCE_PARTITIONS
-from tools.chaos.run import IMPATIENT, stored_twice
+from tools.chaos.run import SHORT_TIMES, stored_twice
 from tools.history.check import History, judge
 from tools.history.collect import LoggedOperations, PolledOffsets
 from tools.mixed import account
@@ -34,16 +34,16 @@ WATCH_SECONDS = 0.5
 POLL_SECONDS = 0.1
 OFFSETS_CHECK = "committed offsets"
 SETTINGS = {
-    **IMPATIENT,
+    **SHORT_TIMES,
     "REPLAYS_BATCH_MESSAGES_MAX": "20",
     "REPLAYS_HEARTBEAT_SECONDS": "1",
-    "REPLAYS_LOG_LEVEL": "info",  # at this level readers also log the steps in `STEPS_LOGGED`
+    "REPLAYS_LOG_LEVEL": "info",  # the fleet overrides this for readers with `STEPS_LOGGED`
 }
 
 
 @dataclass(slots=True)
 class Plan:
-    """What to run. `seconds`: minimum duration of a phase; `rate`: messages per second."""
+    """Parameters of a run. `seconds`: minimum duration of a phase; `rate`: messages per second."""
 
     phases: Sequence[Phase]
     seconds: float
@@ -52,7 +52,7 @@ class Plan:
     kafka: str
     expects_refusal: bool
     check_once: bool = False
-    """Run `check` in the first mixed phase only."""
+    """Run `check` only in the first mixed phase."""
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ class _Window:
 
 
 class Run:
-    """A run over a started stack. `mixed` has the processes; `directory` keeps the manifests."""
+    """A run with a started stack. `mixed`: the processes; `directory`: for the manifests."""
 
     def __init__(
         self,
@@ -92,9 +92,9 @@ class Run:
         return self.mixed.fleet
 
     def run(self) -> Result:
-        """Runs all phases and accounts for them. Raises errors of the experiment itself."""
+        """Runs all phases and compares the results. Raises errors of the experiment itself."""
         began = time.monotonic()
-        self.mixed.enter(self.plan.phases[0])  # topics must exist before messages can be produced
+        self.mixed.enter(self.plan.phases[0])  # the topics must exist before messages are produced
         watch = threading.Thread(target=self._watch_commits, name="commits")
         watch.start()
         try:
@@ -108,7 +108,7 @@ class Run:
             self._over.set()
             watch.join()
         self.mixed.stop_readers()
-        self._account()
+        self._summarize()
         self.result.seconds = time.monotonic() - began
         self.result.judge()
         return self.result
@@ -126,7 +126,7 @@ class Run:
             traffic.wait_flowing()
             if number > 1:
                 self.mixed.enter(phase)
-            checked = any(one.check is not None for one in self.result.lines)
+            checked = any(line.check is not None for line in self.result.lines)
             if phase.is_mixed and not (self.plan.check_once and checked):
                 line.check = self.mixed.check()
             if phase.newer and self.plan.expects_refusal:
@@ -143,14 +143,14 @@ class Run:
         ends_at = time.monotonic() + REFUSED_SECONDS_MAX
         while not self._ending.is_set():
             lines = [line for child in self.mixed.readers.values() for line in log_lines_of(child, "batch_parked")]
-            if any(one.refused and one.at >= since for one in account.parked(lines, ())):
+            if any(batch.refused and batch.at >= since for batch in account.parked(lines, ())):
                 return
             if time.monotonic() > ends_at:
                 raise LocalError(f"no batch of a newer version was refused within {REFUSED_SECONDS_MAX:g} s")
             self._ending.wait(POLL_SECONDS)
 
     def _wait_progress(self, phase: Phase) -> None:
-        """Waits until the readers of the phase have committed something. Raises LocalError."""
+        """Waits until the readers of the phase have committed an offset. Raises LocalError."""
         before, ends_at = self._committed(), time.monotonic() + PROGRESS_SECONDS_MAX
         while not self._ending.is_set() and self._committed() <= before:
             if time.monotonic() > ends_at:
@@ -162,11 +162,11 @@ class Run:
 
     def _watch_commits(self) -> None:
         """Records committed offsets from the broker, for the history."""
-        asked = PolledOffsets(self._fleet.settings, SOURCE_PARTITIONS)
+        polled = PolledOffsets(self._fleet.settings, SOURCE_PARTITIONS)
         while not self._over.wait(WATCH_SECONDS):
-            asked.ask()
-        asked.close()
-        self._history.reads += asked.reads
+            polled.read()
+        polled.close()
+        self._history.reads += polled.reads
 
     def _ends(self) -> dict[int, int]:
         """The log end of each partition."""
@@ -176,9 +176,9 @@ class Run:
                 ends[partition] = max(end, ends.get(partition, 0))
         return ends
 
-    # Account
+    # Comparison
 
-    def _account(self) -> None:
+    def _summarize(self) -> None:
         result = self.result
         lines = []
         for name, child in self.mixed.readers.items():
@@ -187,26 +187,26 @@ class Run:
             lines += logged
         result.history, result.violations = self._history.counts(), judge(self._history)
         result.halted = sum(line.get("event") == "reader_halted" for line in lines)
-        result.exits, result.ended_by_themselves = self.mixed.exit_codes, self._fleet.own_ends()
+        result.exits, result.unexpected_exits = self.mixed.exit_codes, self._fleet.own_ends()
         result.killed = self.mixed.killed
         found = account.parked(lines, self._history.commits)
-        result.never_committed = sum(one.seconds is None for one in found)
-        result.reasons = sorted({_without_names(one.error) for one in found})
+        result.never_committed = sum(batch.seconds is None for batch in found)
+        result.reasons = sorted({_without_names(batch.error) for batch in found})
         again = account.read_again(lines)
         for window in self._windows:
             line, until = window.line, window.ended_at
             if window is self._windows[-1]:
                 until = time.time()
             here = account.within(found, window.began_at, until)
-            line.parked, line.refused = len(here), sum(one.refused for one in here)
-            line.parked_seconds_max = max((one.seconds or 0.0 for one in here), default=0.0)
-            line.read_again = sum(one.messages for one in account.within(again, window.began_at, until))
+            line.parked, line.refused = len(here), sum(batch.refused for batch in here)
+            line.parked_seconds_max = max((batch.seconds or 0.0 for batch in here), default=0.0)
+            repeated = account.within(again, window.began_at, until)
+            line.read_again = sum(messages.messages for messages in repeated)
         self._compare()
 
     def _compare(self) -> None:
-        """Compares every sink with all produced messages and, if something is missing, also with those of each
-        phase.
-        """
+        """Compares every sink with all produced messages and, if any are missing, also with those of each
+        phase."""
         result, settings = self.result, self._fleet.settings
         expected = Expectation.of_manifest(*(window.manifest for window in self._windows), settings=settings)
         statsd_url = self._fleet.stack.addresses["statsd_query"]
@@ -217,8 +217,8 @@ class Run:
         for window in self._windows:
             window.line.duplicates = None if result.duplicates else 0
             if result.lost:
-                mine = Expectation.of_manifest(window.manifest, settings=settings)
-                report = reconcile(settings, mine, extra_matters=False)
+                expected = Expectation.of_manifest(window.manifest, settings=settings)
+                report = reconcile(settings, expected, extra_matters=False)
                 checks = [check for check in report.checks if check.name != OFFSETS_CHECK]
                 window.line.lost = sum(check.missing + check.wrong for check in checks)
 
@@ -255,7 +255,7 @@ class _Traffic:
             raise LoadError(self._error or f"no message was accepted within {FLOWING_SECONDS_MAX:g} s")
 
     def _produce(self) -> None:
-        seed = self._plan.seed * 1000 + self._number  # no phase repeats the messages of another
+        seed = self._plan.seed * 1000 + self._number  # so that each phase has other messages
         try:
             self.produced = produce(
                 self._settings,
@@ -272,8 +272,8 @@ class _Traffic:
         self._flows.set()
 
 
-def _shown(some: Sequence[str]) -> str:
-    return ", ".join(some) if len(set(some)) > 1 else f"{len(some)} {some[0]}"
+def _shown(releases: Sequence[str]) -> str:
+    return ", ".join(releases) if len(set(releases)) > 1 else f"{len(releases)} {releases[0]}"
 
 
 def _without_names(error: str) -> str:

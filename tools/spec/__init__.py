@@ -1,1 +1,1 @@
-"""The specification of the commit protocol: exhaustive check, and check of run histories against it."""
+"""Checks the specification of the commit protocol exhaustively, and the histories of runs against it."""

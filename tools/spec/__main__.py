@@ -1,11 +1,11 @@
-"""Checks the specification of the commit protocol, and checks runs of the code against it.
+"""Checks the specification of the commit protocol, and runs of the code against it.
 
     python -m tools.spec                       (make spec)
-    python -m tools.spec --logs .chaos         (make spec LOGS=.chaos): the readers' logs of a chaos run
+    python -m tools.spec --logs .chaos         (make spec LOGS=.chaos), the readers' logs of a chaos run
 
-First, SPIN tries every order of the actions in spec/commit_protocol.pml: no order may violate an assertion, each
-must terminate, and when it does everything must be committed. Then the histories of simulated worlds, or those in
-the logs of real readers, are replayed: the specification must allow each of their actions.
+First, SPIN tries every order of the actions in spec/commit_protocol.pml. No order may violate an assertion, each
+must end, and at its end everything must be committed. Then the histories of simulated worlds, or those in the logs
+of real readers, are replayed; the specification must allow each of their actions.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ BEFORE = 12  # actions shown before the refused one
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 1 when a check fails, 2 when it could not run."""
+    """Returns exit code 1 if a check fails, and 2 if it could not run."""
     parser = argparse.ArgumentParser(prog="python -m tools.spec", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20, help="simulated worlds to replay")
-    parser.add_argument("--start", type=int, default=0, help="seed of the first one")
+    parser.add_argument("--start", type=int, default=0, help="seed of the first world")
     parser.add_argument(
         "--faults", type=int, help="number of faults in the exhaustive check; default: that of the specification"
     )
@@ -47,16 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def exhausted(directory: Path, faults: int | None) -> bool:
-    """Runs both searches and prints one line for each."""
+    """Runs both searches. Prints one line for each."""
     holds = True
     claims = {
-        False: "no assertion is violated, and in the end all is committed",
-        True: "with one fault, every run ends",
+        False: "no assertion is violated, and everything is committed in the end",
+        True: "every run with one fault ends",
     }
     for ends, claim in claims.items():
         found = spin.search(directory / f"search-{ends}", faults=1 if ends else faults, ends=ends)
         figures = f"{found.states:,} states, {found.transitions:,} transitions, {found.seconds:.1f} s"
-        print(f"{claim}: {'NOT SO' if found.error else 'yes'} ({figures})", flush=True)
+        print(f"{claim}: {'NO' if found.error else 'yes'} ({figures})", flush=True)
         if found.error:
             print(found.error)
             holds = False
@@ -72,7 +72,7 @@ def _sources(options: argparse.Namespace) -> Iterator[tuple[str, list[Step]]]:
 
 
 def replayed(checker: spin.Checker, sources: Iterator[tuple[str, list[Step]]]) -> bool:
-    """Replays every history of every partition. Prints the first refused ones with the preceding actions."""
+    """Replays every history of every partition. Prints refused actions with the actions before them."""
     count, actions, refused, readers = 0, 0, 0, set[str]()
     for name, steps in sources:
         readers |= {f"{name} {step['reader']}" for step in steps}
@@ -98,10 +98,10 @@ def _refusal(checker: spin.Checker, steps: Sequence[Step]) -> str:
     if verdict.refused is None:
         return ""
     at = verdict.refused
-    told = [f"  {one.name:<14} {one.line}" for one in history.actions[max(0, at - BEFORE) : at]]
-    action = history.actions[at]
-    last = f"refused: {action.name} at {action.line} {verdict.error}".rstrip()
-    return "\n".join([f"action {at + 1} of {verdict.actions} is not allowed", *told, last])
+    before = [f"  {action.name:<14} {action.line}" for action in history.actions[max(0, at - BEFORE) : at]]
+    refused = history.actions[at]
+    last = f"refused: {refused.name} at {refused.line} {verdict.error}".rstrip()
+    return "\n".join([f"action {at + 1} of {verdict.actions} is not allowed", *before, last])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Converts the logged steps of readers to the specification's actions, partition by partition.
+"""Converts the logged steps of readers to actions of the specification, by partition.
 
-A reader does not see all actions of the specification. The others are added here, as late as
-possible: the group reassigns a reader's partition; a worker writes and marks the items that a completion reports.
-The search decides when the broker stored a commit. Offsets become ranks, because only their order matters.
+Readers cannot observe all actions of the specification. The others are added here, as late as possible: the group
+reassigns a partition, or a worker writes and marks the items that a completion reports. The search determines when
+the broker stored a commit. Offsets become ranks, because only their order matters.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ingest.observe.steps import Step
 READERS_MAX = 6
 SLOTS = 4  # maximum number of commits of one reader that have an unknown result at the same time
 STAGES = {"blobs": 2, "rows": 1}
-# Reasons that allow a batch to end inside a range recorded by a former owner.
+# Reasons for which a batch may end inside a range recorded by a former owner.
 PARTS = frozenset({"bytes", "drain", "planned"})
 END_OF_LOG = 1 << 62
 
@@ -27,15 +27,15 @@ ACTIONS = (
     "go_unrecorded", "flush", "abandon", "park", "expire", "settled", "names_end", "names_ends", "reads_end",
     "reads_ends",
 )  # fmt: skip
-"""In the order of their numbers in spec/replay.pml."""
+"""Actions, in the order of their numbers in spec/replay.pml."""
 
 
 class Unreadable(Exception):
-    """The steps are not those of one complete run, so there is no history."""
+    """The steps are not those of a complete run, so there is no history."""
 
 
 class Action(NamedTuple):
-    """One action for spec/replay.pml. `line`: the logged step, which is shown in the output."""
+    """One action for spec/replay.pml. `line`: the logged step, for the output."""
 
     name: str
     reader: int
@@ -45,8 +45,8 @@ class Action(NamedTuple):
 
 @dataclass(slots=True)
 class _Sent:
-    """One commit of a reader. `seen`: a response, or the next owner's read, shows that it was stored; `bare`:
-    stored without its batch ends.
+    """One commit of a reader. `seen`: a response, or the next owner's read, shows that it was stored. `bare`: it
+    was stored without its batch ends.
     """
 
     offset: int
@@ -70,11 +70,11 @@ class _Life:
     plan: list[int]
     nothing: list[tuple[int, int]] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
-    cut: dict[int, bool] = field(default_factory=dict)  # batches by their end: whether the chord is running
+    cut: dict[int, bool] = field(default_factory=dict)  # end of a batch -> True while its chord is running
     waits: _Sent | None = None
 
     def holds(self, at: int) -> bool:
-        """Whether this is the reader's assignment at that time."""
+        """True if this assignment was current at that time."""
         return self.assigned_at < at < self.until
 
     def planned(self) -> int | None:
@@ -82,7 +82,7 @@ class _Life:
         return next((end for end in self.plan if end > self.taken), None)
 
     def is_empty(self, start: int, stop: int) -> bool:
-        """Whether every offset of the range is known to have no items."""
+        """True if every offset of the range is known to have no items."""
         for low, high in sorted(self.nothing):
             if low <= start < high:
                 start = high
@@ -98,7 +98,7 @@ def partitions(steps: Iterable[Step]) -> dict[int, list[Step]]:
 
 
 def histories(steps: Sequence[Step]) -> Iterator[list[Step]]:
-    """One partition's steps, split wherever the group has no committed offset.
+    """Yields the steps of one partition, split wherever the group has no committed offset.
 
     Readers that were assigned the partition before such a point can neither commit nor hand over.
     """
@@ -118,10 +118,11 @@ def histories(steps: Sequence[Step]) -> Iterator[list[Step]]:
 
 
 def _without_late_assignments(steps: Sequence[Step]) -> list[Step]:
-    """Leaves out assignments that the group had revoked when their reader learned of them, for example because it
-    was suspended: it sent at most commits, none of which is known to be stored, and lost the partition.
+    """Leaves out assignments that the group had already revoked when their reader handled them, for example
+    because it was suspended. Such a reader sent at most commits, none of which is known to be stored, and lost the
+    partition.
 
-    Otherwise the steps of the actual owner would look like those of a former one. If such a commit was stored
+    Otherwise the steps of the actual owner would look like those of a former owner. If such a commit was stored
     after all, the next owner reads a record that no other reader wrote, which is refused.
     """
     kept = list(steps)
@@ -154,12 +155,13 @@ class History:
 
     @property
     def ranks(self) -> list[int]:
-        """Every offset that occurs in an action, ascending; its index is its rank."""
+        """Every offset that occurs in an action, ascending. The index of an offset is its rank."""
         named = {number for action in self.actions for number in _offsets(action)}
         return sorted(named - {END_OF_LOG})
 
     def lines(self, stop: int) -> list[str]:
-        """For spec/replay.pml: the action's number and four numbers. `stop` is the specification's STOP."""
+        """The lines for spec/replay.pml: the number of an action, and its four arguments. `stop`: STOP in the
+        specification."""
         ranks = self.ranks
         found = []
         for action in self.actions:
@@ -176,8 +178,8 @@ class History:
     def _commits(self) -> dict[int, _Sent]:
         """Returns commits by the index of their step.
 
-        A response is assigned to the newest pending equal commit of that reader: a reader that sent one twice
-        cannot distinguish the responses, and uses the first one for the commit it waits for.
+        A response is assigned to the newest pending equal commit of the reader, because a reader that sent a
+        commit twice cannot distinguish the responses, and uses the first one for the commit for which it waits.
         """
         sent: dict[int, _Sent] = {}
         of_life: dict[str, list[_Sent]] = {}
@@ -185,15 +187,15 @@ class History:
         for at, step in enumerate(self._steps):
             life, name = str(step["reader"]), step["step"]
             if name == "commit":
-                one = sent[at] = _Sent(step["offset"], tuple(step["ends"]), at, life)
-                of_life.setdefault(life, []).append(one)
-                since.append(one)
+                commit = sent[at] = _Sent(step["offset"], tuple(step["ends"]), at, life)
+                of_life.setdefault(life, []).append(commit)
+                since.append(commit)
             elif name in ("committed", "refused"):
-                said = (step["offset"], tuple(step["ends"]))
-                same = [one for one in of_life.get(life, ()) if (one.offset, one.ends) == said]
-                open_ = [one for one in same if one.answered_at < 0]
-                if open_:
-                    open_[-1].seen, open_[-1].answered_at = name == "committed", at
+                stored = (step["offset"], tuple(step["ends"]))
+                equal = [commit for commit in of_life.get(life, ()) if (commit.offset, commit.ends) == stored]
+                pending = [commit for commit in equal if commit.answered_at < 0]
+                if pending:
+                    pending[-1].seen, pending[-1].answered_at = name == "committed", at
             elif name == "assigned":
                 _read_by_next(since, step)
                 of_life[life], since = [], []
@@ -201,7 +203,7 @@ class History:
 
     # Step by step
 
-    def _do(self, name: str, life: _Life | None = None, *numbers: int) -> None:
+    def _add(self, name: str, life: _Life | None = None, *numbers: int) -> None:
         self.actions.append(Action(name, life.number if life else 0, numbers, self._line))
 
     def _take(self, at: int, step: Step) -> None:
@@ -213,12 +215,12 @@ class History:
         if life is None:
             if name in ("committed", "refused", "stopped"):
                 return  # the response to a commit of an ended assignment
-            raise Unreadable(f"nothing says that the partition was assigned before {self._line}")
+            raise Unreadable(f"no assignment of the partition before {self._line}")
         getattr(self, f"_on_{name}")(life, step, at)
         if name in ("released", "lost", "stopped"):
-            self._gone(reader)
+            self._remove(reader)
 
-    def _gone(self, reader: str) -> None:
+    def _remove(self, reader: str) -> None:
         self._lives.pop(reader, None)
         if self._owner == reader:
             self._owner = None
@@ -226,14 +228,14 @@ class History:
     def _assigned(self, at: int, reader: str, step: Step) -> None:
         offset, ends = int(step["offset"]), [*step["ends"]]
         if not self.actions:
-            self._do("begin", None, offset)
+            self._add("begin", None, offset)
             for end in ends:
-                self._do("begin_end", None, end)
+                self._add("begin_end", None, end)
         if self._owner is not None:
             self._leave(self._owner, at)
         for other in [name for name in self._lives if self._last[name] < at]:
-            self._do("crash", self._lives[other])
-            self._gone(other)
+            self._add("crash", self._lives[other])
+            self._remove(other)
         self._in_use = {life.number: name for name, life in self._lives.items()}
         number = next((n for n in range(READERS_MAX) if n not in self._in_use), None)
         if number is None or reader in self._lives:
@@ -242,37 +244,37 @@ class History:
         until = next((n for n in later if self._steps[n]["step"] == "assigned"), len(self._steps))
         life = self._lives[reader] = _Life(number, at, until, offset, ends)
         self._owner = reader
-        self._do("assign", life, offset)
+        self._add("assign", life, offset)
         for end in ends:
-            self._do("reads_end", life, end)
-        self._do("reads_ends", life, len(ends))
+            self._add("reads_end", life, end)
+        self._add("reads_ends", life, len(ends))
 
     def _leave(self, owner: str, at: int) -> None:
-        """Adds the actions for a partition that the group assigned to another reader. The former owner is dead,
-        or has not detected the loss yet.
+        """Adds the actions for a partition that the group assigned to another reader. The former owner is dead, or
+        has not detected the loss yet.
         """
         dead = self._last[owner] < at
-        self._do("crash" if dead else "expel", self._lives[owner])
+        self._add("crash" if dead else "expel", self._lives[owner])
         if dead:
-            self._gone(owner)
+            self._remove(owner)
         self._owner = None
 
     def _on_revoked(self, life: _Life, step: Step, at: int) -> None:
-        self._do("revoke", life)
+        self._add("revoke", life)
 
     def _on_released(self, life: _Life, step: Step, at: int) -> None:
         if life.waits is not None and step["gave_up"]:
-            self._do("overtake", life)
-        self._do("cut_off" if step["late"] else "release", life)
+            self._add("overtake", life)
+        self._add("cut_off" if step["late"] else "release", life)
 
     def _on_stopped(self, life: _Life, step: Step, at: int) -> None:
-        self._do("crash", life)
+        self._add("crash", life)
 
     def _on_lost(self, life: _Life, step: Step, at: int) -> None:
         if self._owner == str(step["reader"]):
-            self._do("expel", life)
+            self._add("expel", life)
             self._owner = None
-        self._do("lose", life)
+        self._add("lose", life)
 
     def _on_nothing(self, life: _Life, step: Step, at: int) -> None:
         life.nothing.append((step["start"], step["stop"]))
@@ -295,9 +297,9 @@ class History:
             self._give_plan_up(life, planned)
             planned = life.planned()
         if not stages and not life.is_empty(start, stop):
-            # The batch is logged as empty but no step confirms that, so the search must refuse it.
+            # The batch is logged as empty, but no step confirms this, so the search must refuse it.
             stages = STAGES["rows"]
-        self._do("cut_short" if planned is not None and stop < planned else "cut", life, stop, stages)
+        self._add("cut_short" if planned is not None and stop < planned else "cut", life, stop, stages)
         life.taken = stop
         if stages:
             life.cut[stop] = False
@@ -305,33 +307,35 @@ class History:
             self._pass(life, planned)
 
     def _passed_before(self, life: _Life, reader: str, start: int) -> int:
-        """The offset that the reader had passed without a batch when it cut one from `start` on.
+        """The offset that the reader had passed without a batch before it cut the batch that begins at `start`.
 
         Messages are read in order, so the gap has no messages. A batch covers the gap before it, unless recorded
         ends lie in the gap, or a commit of this reader shows that it passed the end of the log there.
         """
         ends = [end for end in life.plan if life.taken < end <= start]
-        said = [one.offset for one in self._sent.values() if one.reader == reader and life.holds(one.at)]
-        return max([*ends, *(offset for offset in said if life.taken < offset <= start)], default=life.taken)
+        sent = [
+            commit.offset for commit in self._sent.values() if commit.reader == reader and life.holds(commit.at)
+        ]
+        return max([*ends, *(offset for offset in sent if life.taken < offset <= start)], default=life.taken)
 
     @staticmethod
     def _is_part(step: Step, planned: int) -> bool:
         return bool(step["stop"] < planned and step["cut_by"] in PARTS)
 
     def _pass(self, life: _Life, to: int) -> None:
-        self._do("pass", life, to)
+        self._add("pass", life, to)
         life.taken = to
 
     def _give_plan_up(self, life: _Life, planned: int) -> None:
-        """Abandons the whole plan, but only if fetching ended before the end of the planned range."""
+        """Abandons the whole plan, if fetching ended before the end of the planned range."""
         if life.plan and any(end < planned for end in life.ended):
-            self._do("give_plan_up", life)
+            self._add("give_plan_up", life)
             life.plan = []
 
     def _on_split(self, life: _Life, step: Step, at: int) -> None:
         first, second = step["into"]
         stages = [max((STAGES[stage] for stage in part["stages"]), default=0) for part in (first, second)]
-        self._do("split", life, step["stop"], first["stop"], 4 * stages[0] + stages[1])
+        self._add("split", life, step["stop"], first["stop"], 4 * stages[0] + stages[1])
         life.cut[first["stop"]] = life.cut[step["stop"]] = False
 
     # Commit
@@ -348,74 +352,78 @@ class History:
                 self._give_plan_up(life, end)
         sent = self._sent[at]
         if life.waits is not None:
-            self._do("overtake", life)
+            self._add("overtake", life)
             life.waits = None
         slot = self._free_slot(life, str(step["reader"]), at)
         if slot is None:
-            raise Unreadable(f"more than {SLOTS} commits of one reader are open at {self._line}")
+            raise Unreadable(f"more than {SLOTS} commits of one reader are pending at {self._line}")
         last = max(ends, default=0) if step["short"] else END_OF_LOG
-        self._do("send", life, slot, offset, last)
+        self._add("send", life, slot, offset, last)
         for end in ends:
-            self._do("names_end", life, slot, end)
-        self._do("names_ends", life, slot, len(ends))
+            self._add("names_end", life, slot, end)
+        self._add("names_ends", life, slot, len(ends))
         if not sent.seen or self._owner != str(step["reader"]):
-            # No reader saw this commit stored: it may not have been stored, or it was sent too late.
-            self._do("refuse" if self._owner == str(step["reader"]) else "fenced", life, slot)
+            # No reader observed that this commit was stored: it was not stored, or was sent too late.
+            self._add("refuse" if self._owner == str(step["reader"]) else "fenced", life, slot)
             return
         sent.slot, life.waits = slot, sent
         if sent.bare:
-            self._do("strip", life, slot)
+            self._add("strip", life, slot)
 
     def _free_slot(self, life: _Life, reader: str, at: int) -> int | None:
-        mine = [one for one in self._sent.values() if one.reader == reader and life.assigned_at < one.at < at]
-        used = {one.slot for one in mine if one.slot >= 0 and not 0 <= one.answered_at < at}
+        own = [
+            commit
+            for commit in self._sent.values()
+            if commit.reader == reader and life.assigned_at < commit.at < at
+        ]
+        used = {commit.slot for commit in own if commit.slot >= 0 and not 0 <= commit.answered_at < at}
         return next((slot for slot in range(SLOTS) if slot not in used), None)
 
     def _on_committed(self, life: _Life, step: Step, at: int) -> None:
         for sent in self._sent.values():
             if sent.answered_at == at and sent.slot >= 0:
-                self._do("acknowledge", life, sent.slot)
+                self._add("acknowledge", life, sent.slot)
                 if life.waits is sent:
                     life.waits = None
 
     def _on_refused(self, life: _Life, step: Step, at: int) -> None:
-        """Adds no action: a refusal is handled with the commit that it belongs to."""
+        """Adds no action, because a refusal is handled together with its commit."""
 
     # Flush
 
     def _on_dispatch(self, life: _Life, step: Step, at: int) -> None:
         stop = step["stop"]
         if life.cut.get(stop) and step["late"]:
-            self._do("expire", life, stop)
+            self._add("expire", life, stop)
         if not life.cut.get(stop) and (step["late"] or step["short"]):
-            self._do("go_unrecorded", life, stop)
-        self._do("dispatch", life, stop)
+            self._add("go_unrecorded", life, stop)
+        self._add("dispatch", life, stop)
         life.cut[stop] = True
 
     def _on_flushed(self, life: _Life, step: Step, at: int) -> None:
-        self._do("flush", life, step["stop"], STAGES[step["stage"]])
+        self._add("flush", life, step["stop"], STAGES[step["stage"]])
         life.cut[step["stop"]] = False
 
     def _on_parked(self, life: _Life, step: Step, at: int) -> None:
-        self._do("park", life, step["stop"])
+        self._add("park", life, step["stop"])
         life.cut[step["stop"]] = False
 
     def _on_settled(self, life: _Life, step: Step, at: int) -> None:
         name = "abandon" if step["by"] == "operator" else "settled"
-        self._do(name, life, step["stop"])
+        self._add(name, life, step["stop"])
         life.cut.pop(step["stop"], None)
 
 
 def _read_by_next(since: Sequence[_Sent], assigned: Step) -> None:
     """Marks the commit that the next owner read as stored, even if its reader received no response."""
     offset, ends = assigned["offset"], tuple(assigned["ends"])
-    exact = [one for one in since if (one.offset, one.ends) == (offset, ends)]
-    bare = [one for one in since if one.offset == offset] if not ends else []
-    seen = [one for one in exact if one.seen] or [one for one in exact if one.answered_at < 0]
+    exact = [commit for commit in since if (commit.offset, commit.ends) == (offset, ends)]
+    bare = [commit for commit in since if commit.offset == offset] if not ends else []
+    seen = [commit for commit in exact if commit.seen] or [commit for commit in exact if commit.answered_at < 0]
     if not seen and bare:
-        seen = [one for one in bare if one.seen] or [one for one in bare if one.answered_at < 0]
-        for one in seen[-1:]:
-            one.bare = True
+        seen = [commit for commit in bare if commit.seen] or [commit for commit in bare if commit.answered_at < 0]
+        for commit in seen[-1:]:
+            commit.bare = True
     if seen:
         seen[-1].seen = True
 
@@ -425,7 +433,7 @@ OFFSETS: dict[str, tuple[int, ...]] = dict.fromkeys(ACTIONS, ()) | {
     "split": (0, 1), "send": (1, 2), "dispatch": (0,), "go_unrecorded": (0,), "flush": (0,), "abandon": (0,),
     "park": (0,), "expire": (0,), "settled": (0,), "names_end": (1,), "reads_end": (0,),
 }  # fmt: skip
-"""Which numbers of an action are offsets."""
+"""Indexes of the arguments of an action that are offsets."""
 
 
 def _offsets(action: Action) -> Iterator[int]:
@@ -436,5 +444,5 @@ def _offsets(action: Action) -> Iterator[int]:
 
 def _shown(step: Step) -> str:
     facts: dict[str, Any] = {name: value for name, value in step.items() if name not in ("step", "reader")}
-    said = " ".join(f"{name}={value}" for name, value in facts.items())
-    return f"{step['reader']} {step['step']} {said}"
+    text = " ".join(f"{name}={value}" for name, value in facts.items())
+    return f"{step['reader']} {step['step']} {text}"

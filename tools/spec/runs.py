@@ -1,4 +1,4 @@
-"""Provides the steps to replay: from simulated worlds, and from the logs of real readers."""
+"""Provides the steps to replay, from simulated worlds or from the logs of real readers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ingest.testing.simulation.world import World
 LOG_EVENT = "protocol_step"
 
 # Faults excluded from these worlds. A reader that dies between two commands of one decision has performed steps
-# that were not observed. Steps have the world's time, so readers' clocks must agree. Brokers with wrong responses
-# and a recreated topic are outside the specification.
+# that were not observed. Steps have the time of the world, so the clocks of readers must agree. The specification
+# does not cover brokers with wrong responses, and recreated topics.
 LEFT_OUT = frozenset(
     {
         Fault.READER_CRASH_MIDWAY,
@@ -33,18 +33,18 @@ LEFT_OUT = frozenset(
 
 
 class _Recorded(World):
-    """A world that records its readers' steps."""
+    """A world that records the steps of its readers."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)
         self.steps: list[Step] = []
         self._followed: dict[str, Steps] = {}
 
-    def saw(self, reader: Reader, event: on.Event, commands: Sequence[do.Command]) -> None:
+    def observe(self, reader: Reader, event: on.Event, commands: Sequence[do.Command]) -> None:
         follow = self._followed.setdefault(reader.name, Steps(reader.pipeline))
         steps = follow.observe(event, commands, self.timeline.now)
         self.steps += [{"reader": reader.name, **step} for step in steps]
-        super().saw(reader, event, commands)
+        super().observe(reader, event, commands)
 
 
 def simulated(seed: int) -> list[Step]:
@@ -56,7 +56,7 @@ def simulated(seed: int) -> list[Step]:
 
 
 def logged(directory: Path) -> list[Step]:
-    """The steps in the logs below a directory, in order of time. Other lines are ignored."""
+    """The steps in the logs below a directory, in order of time."""
     lines = [line for path in sorted(directory.rglob("*.log")) for line in _lines(path)]
     lines.sort(key=lambda line: str(line["timestamp"]))
     return lines

@@ -1,6 +1,6 @@
-"""Runs SPIN, which checks the specification in every order of its actions, and histories against it.
+"""Runs SPIN to check the specification in every order of its actions, and to check histories against it.
 
-Needs `spin` (Debian package `spin`) and gcc. Compiled files go into a given directory.
+Requires `spin` (Debian package `spin`) and gcc.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 from tools.spec.history import READERS_MAX, SLOTS, History
 
 SPECIFICATION = Path(__file__).parents[2] / "spec" / "commit_protocol.pml"
-SIZES = (64, 256, 1024)  # maximum numbers of offsets in a history; a checker is compiled for each
+SIZES = (64, 256, 1024)  # maximum offsets in a history; one checker is compiled for each size
 DEPTH_MAX = 1_000_000
 STATE_BYTES_MAX = 524_288
 SECONDS_MAX = 600.0
 
 
 class SpinFailed(Exception):
-    """The tools are missing, or refuse the specification."""
+    """A tool is missing, or refused the specification."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,8 @@ class Searched:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Verdict on one history. `refused`: index of the first action that is not allowed; None: all are allowed."""
+    """Verdict on one history. `refused`: index of the first action that is not allowed; None if all are
+    allowed."""
 
     actions: int
     refused: int | None
@@ -50,16 +51,16 @@ class Verdict:
 
 
 def missing() -> str:
-    """Names of missing programs; empty if all are installed."""
+    """Describes missing programs; empty if all are installed."""
     absent = [name for name in ("spin", "gcc") if shutil.which(name) is None]
     return f"not installed: {', '.join(absent)} (apt-get install spin gcc)" if absent else ""
 
 
 def search(directory: Path, *, faults: int | None = None, ends: bool = False, text: str | None = None) -> Searched:
-    """Searches every order of the specification's actions. With `ends`, also checks that each order ends.
+    """Searches every order of the actions of the specification. With `ends`, also checks that each order ends.
 
-    `faults`: maximum number of faults, by default that of the specification. `text` replaces the file's text.
-    Raises SpinFailed.
+    `faults`: maximum number of faults, by default that of the specification. `text`: replaces the text of the
+    file. Raises SpinFailed.
     """
     source = SPECIFICATION.read_text() if text is None else text
     if faults is not None:
@@ -67,7 +68,8 @@ def search(directory: Path, *, faults: int | None = None, ends: bool = False, te
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "searched.pml").write_text(source)
     _run(directory, ["spin", "-a", "searched.pml"])
-    # Optimizing takes longer than a search with at most one fault. Without -DSAFETY it also searches for cycles.
+    # Optimizing takes longer than a search with at most one fault. Without -DSAFETY, SPIN also searches for
+    # cycles.
     optimized = "-O2" if faults is None or faults > 1 else "-O0"
     _compile(directory, "search", [optimized, "-DNP" if ends else "-DSAFETY"])
     printed = _run(directory, ["./search", f"-m{DEPTH_MAX}", "-w26", *(["-l"] if ends else [])])
@@ -89,11 +91,11 @@ class Checker:
         self._directory = directory
 
     def check(self, history: History) -> Verdict:
-        """Checks one history. Raises SpinFailed, also for a history with too many offsets."""
+        """Checks one history. Raises SpinFailed, also if the history has too many offsets."""
         needed = len(history.ranks)
         stop = next((size for size in SIZES if size >= needed), None)
         if stop is None:
-            raise SpinFailed(f"a history with {needed} offsets; there is room for {SIZES[-1]}")
+            raise SpinFailed(f"the history has {needed} offsets, more than the maximum of {SIZES[-1]}")
         program = self._program(stop)
         lines = program.parent / "history.txt"
         lines.write_text("\n".join(history.lines(stop)) + "\n")
@@ -122,7 +124,7 @@ def _compile(directory: Path, program: str, options: Sequence[str]) -> None:
 
 
 def _run(directory: Path, command: Sequence[str], **environment: str) -> str:
-    """Runs the program and returns its output. Raises SpinFailed when it cannot run or fails."""
+    """Runs a program and returns its output. Raises SpinFailed if it cannot run or fails."""
     try:
         done = subprocess.run(
             command,

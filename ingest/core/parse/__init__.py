@@ -1,13 +1,13 @@
-"""Bytes in, a segment or a reject out: `parse(message, rules)`, a pure function.
+"""Parses a message into a segment or a reject: `parse(message, rules)`, a pure function.
 
 envelope.py    the msgpack map
 recording.py   header line, bounded decompression, stored bytes
-budget.py      budget for reading beyond that
+budget.py      work budget beyond decompression
 scan.py        selects the events of the array to decode; with pieces.py, elements.py, surrogates.py, odd.py
 events.py      the shapes of events; with shapes.py and values.py
 undecoded.py   every event as sent, for viewing recordings
 rrweb.py       interprets each event
-gather.py      limits how much of that is kept
+gather.py      limits the number and size of rows
 document.py    reads the replay_event
 rows.py        rows for each sink
 rules.py       limits, and names of rejects and warnings
@@ -34,9 +34,9 @@ VIEW_BYTES_MAX = 64 * 1024
 
 
 def parse(message: Message, rules: ParseRules) -> Segment | Reject:
-    """The items of one Kafka message for each sink, or why it cannot be parsed. Never raises.
+    """The items of one Kafka message for each sink, or a reject. Never raises.
 
-    Costs at most a few times decompressing and scanning the message; docs/cost.md states the bound.
+    Costs at most a few times as much as decompressing and scanning the message; docs/cost.md states the limit.
     """
     return _parse(message, rules, rules.inflated_bytes_max, units_of(rules))
 
@@ -65,7 +65,7 @@ def rows_of_recording(raw: bytes, identity: rows.Identity, environment: str | No
     """The click rows and facts that `parse` produces for this recording (the JSON) in a message with this
     identity.
 
-    The size of the session's row is unknown here, and not counted.
+    The size of the session's row is not counted, because it is unknown here.
     """
     gathered = _gathered(rows.Writer(identity, environment), raw, rules, 0, Budget(units_of(rules)), None)
     return Rebuilt(tuple(gathered.clickhouse), tuple(gathered.facts), tuple(gathered.warnings))
@@ -157,7 +157,7 @@ def _segment(
 
 
 def _kept(content: bytes | memoryview, message: Message) -> bytes | memoryview:
-    """Copies a small part of a long message, because a view would keep the whole message in memory uncounted."""
+    """Copies a small part of a long message, because a view would keep the whole message in memory."""
     whole_bytes = len(message.value)
     if whole_bytes > VIEW_BYTES_MAX and 2 * len(content) < whole_bytes:
         return bytes(content)
@@ -193,7 +193,7 @@ def _document(envelope: Envelope, warnings: list[str]) -> Document:
 
 
 def _replay_row(writer: rows.Writer, document: Document, rules: ParseRules, warnings: list[str]) -> Row:
-    """The row of the session. Its lists are left out if it would use most of the row limit."""
+    """The row of the session, without its lists if they would use most of the row limit."""
     row = writer.replay(document)
     if 2 * len(row.json) <= rules.rows_bytes_max:
         return row

@@ -1,9 +1,9 @@
 """The work budget of one recording, beyond decompressing and scanning it, in units.
 
-A unit is about one microsecond on a fast core, up to four on a slow, shared one. All work besides the single pass
-of the JSON decoder is charged to the budget in advance, at its maximum cost: bytes read again, values decoded,
-events handled in Python, exceptions. When the budget is exhausted, the rest of the segment is stored unparsed. The
-cost of a message is thus bounded by construction.
+A unit is about one microsecond on a fast core, and up to four on a slow, shared one. All work beyond the single
+pass of the JSON decoder is charged to the budget in advance, at its maximum cost: bytes read again, values
+decoded, events handled in Python, exceptions. When the budget is exhausted, the rest of the segment is stored
+unparsed. The cost of a message is therefore bounded by construction.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Budget:
             raise Spent
 
     def earn(self, until: int) -> None:
-        """The recording was scanned up to this byte: adds the units earned by its size."""
+        """Adds the units earned by the bytes scanned since the last call, up to this position."""
         if until > self._earned_until:
             self.left += (until - self._earned_until) / BYTES_PER_UNIT
             self._earned_until = until

@@ -1,7 +1,7 @@
 """Reads the replay_event, a JSON document about a segment's session, into columns of the table replays.
 
 Relay has validated it, so a typed decode usually succeeds. Documents of other shapes, and long ones, are read
-field by field: fields of a wrong type are left out. Both paths give the same columns.
+field by field, and fields of a wrong type are left out. Both paths give the same columns.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ UUID_CHARACTERS_MAX = 64
 class Columns(
     msgspec.Struct, gc=False, omit_defaults=True, rename={"tag_keys": "tags.key", "tag_values": "tags.value"}
 ):
-    """Columns of one row that come from the document. Empty ones are left to the table's defaults."""
+    """Columns of one row that come from the document. Empty columns are not sent, so the table's defaults
+    apply."""
 
     replay_type: str | None = None
     replay_start_timestamp: int | None = None
@@ -171,7 +172,7 @@ def open_document(text: memoryview) -> Document:
 
 
 def _values_max(text: bytes) -> int:
-    """Limit for elements that cost more than their bytes: keys, texts and arrays."""
+    """Maximum number of values that cost more than their bytes: keys, texts and arrays."""
     return text.count(b'"') + text.count(b"[")
 
 
@@ -190,7 +191,7 @@ def _field_by_field(text: memoryview) -> Document:
 
 
 def without_lists(document: Document) -> Document:
-    """All columns except lists."""
+    """The document without its lists."""
     return msgspec.structs.replace(
         document, urls=None, segment_names=None, error_ids=None, trace_ids=None, tags=None
     )
@@ -209,7 +210,7 @@ _NO_USER, _NO_GEO, _NO_NAMES, _NO_DEVICE, _NO_RATES, _NO_UPDATES, _NO_CONTEXTS =
 
 
 def columns_of(document: Document) -> Columns:
-    """The columns; `user` is the first present one of id, username, email and address."""
+    """The columns. `user` is the id, username, email or address: the first one present."""
     user, contexts = document.user or _NO_USER, document.contexts or _NO_CONTEXTS
     geo, sdk = user.geo or _NO_GEO, document.sdk or _NO_NAMES
     system, browser = contexts.os or _NO_NAMES, contexts.browser or _NO_NAMES

@@ -1,7 +1,8 @@
-"""Finds the elements of a JSON array if the decoder cannot, because an event is nested too deeply or holds a NaN.
+"""Finds the elements of a JSON array that the decoder cannot split, because an event is nested too deeply or holds
+a NaN.
 
-Only brackets and strings are interpreted. The array is processed in blocks, each by a few calls that run in C;
-there is no Python step per bracket or string.
+Only brackets and strings are interpreted. The array is processed in blocks, each by a few calls that run in C; no
+Python code runs per bracket or string.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ BLOCK_BYTES = 32 * 1024
 NEAR_MARKS = 8
 # Measured costs in budget units: per byte of a block, per string, per bracket or string where elements may end,
 # per element.
-_UNITS_BYTE, _UNITS_STRING, _UNITS_MARK, _UNITS_ELEMENT = 0.0025, 0.03, 0.045, 3.0
+_UNITS_PER_BYTE, _UNITS_PER_STRING, _UNITS_PER_MARK, _UNITS_PER_ELEMENT = 0.0025, 0.03, 0.045, 3.0
 
 _OPENING, _CLOSING = b"[{", b"]}"
 _OTHERS = bytes(set(range(256)) - set(_OPENING + _CLOSING + b'"'))
@@ -29,9 +30,10 @@ _NONE, _CLOSED = -1, -2
 
 
 def elements(raw: bytes | bytearray, start: int, budget: Budget) -> Iterator[tuple[int, int]]:
-    """The half-open range of each object and array from `start` on, where an element may begin.
+    """Yields the half-open range of each object and array. `start`: a position where an element may begin.
 
-    The last item is (position of the closing bracket, -1). Raises msgspec.DecodeError if there is none, and Spent.
+    The last item is (position of the closing bracket, -1). Raises msgspec.DecodeError if there is no closing
+    bracket, and Spent if the budget is exhausted.
     """
     depth, inside, begin = 0, 0, _NONE
     while start < len(raw):
@@ -39,12 +41,12 @@ def elements(raw: bytes | bytearray, start: int, budget: Budget) -> Iterator[tup
         parts = text.split(b'"')
         marks = b'"'.join(parts[inside::2]).translate(None, _OTHERS)
         budget.earn(start + len(text))
-        budget.spend(_UNITS_BYTE * len(text) + _UNITS_STRING * len(parts))
+        budget.spend(_UNITS_PER_BYTE * len(text) + _UNITS_PER_STRING * len(parts))
         closing = marks.count(b"]") + marks.count(b"}")
         if depth > closing:  # no element ends in this block
             depth += len(marks) - marks.count(b'"') - 2 * closing
         else:
-            budget.spend(_UNITS_MARK * len(marks))
+            budget.spend(_UNITS_PER_MARK * len(marks))
             depths = list(accumulate(map(_STEPS.__getitem__, marks), initial=depth))
             places = _Places(parts, inside, marks)
             begin = yield from _ends(marks, depths, places, start, begin, budget)
@@ -59,7 +61,8 @@ def elements(raw: bytes | bytearray, start: int, budget: Budget) -> Iterator[tup
 def _ends(
     marks: bytes, depths: list[int], places: _Places, start: int, begin: int, budget: Budget
 ) -> Generator[tuple[int, int], None, int]:
-    """The elements that end in the block at `start`. Returns the start of the open one, _NONE, or _CLOSED."""
+    """Yields the elements that end in the block at `start`. Returns the start of the element that is still open,
+    _NONE or _CLOSED."""
     at = 0
     while True:
         if begin == _NONE:
@@ -76,13 +79,13 @@ def _ends(
             at = depths.index(0, at)
         except ValueError:
             return begin
-        budget.spend(_UNITS_ELEMENT)
+        budget.spend(_UNITS_PER_ELEMENT)
         yield begin, start + places.of(at - 1) + 1
         begin = _NONE
 
 
 def _block(raw: bytes | bytearray, start: int) -> bytes:
-    """The next block, with relevant escapes removed. It does not end after a backslash."""
+    """The next block, with escaped quotes and backslashes replaced. A block does not end within an escape."""
     text = bytes(raw[start : start + BLOCK_BYTES])
     if (len(text) - len(text.rstrip(b"\\"))) & 1:
         text += raw[start + len(text) : start + len(text) + 1]
@@ -90,7 +93,7 @@ def _block(raw: bytes | bytearray, start: int) -> bytes:
 
 
 class _Places:
-    """Positions of marks in a block. Queried in order."""
+    """Positions of brackets in a block, to be queried in ascending order."""
 
     def __init__(self, parts: list[bytes], inside: int, marks: bytes) -> None:
         self._parts = parts

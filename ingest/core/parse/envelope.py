@@ -25,9 +25,9 @@ _replay_id = re.compile(r"[0-9a-fA-F]{32}").fullmatch
 
 
 class Envelope(msgspec.Struct, gc=False):
-    """The message as Relay sends it. The three byte fields are views of the Kafka value, not copies. received:
+    """The message as Relay sends it. The three byte fields are views of the Kafka value, not copies.
 
-    Unix seconds by Relay, not validated. Unknown keys are ignored.
+    `received`: Unix seconds, set by Relay and not validated. Unknown keys are ignored.
     """
 
     type: Literal["replay_recording_not_chunked"]
@@ -76,7 +76,7 @@ _decode_project = msgspec.msgpack.Decoder(_Project).decode
 
 
 def open_envelope(value: bytes) -> Envelope:
-    """The fields of one message. Raises Rejected: not_msgpack, schema."""
+    """The fields of one message. Raises Rejected with the reason `not_msgpack` or `schema`."""
     try:
         is_usual = len(value) <= LONG_BYTES_MIN and bytes(value[:1]) not in _MANY_KEYS
         envelope = _decode(value) if is_usual else _open_long(value)
@@ -99,8 +99,8 @@ def open_envelope(value: bytes) -> Envelope:
 
 
 def _open_long(value: bytes) -> Envelope:
-    """Like `open_envelope`, for a message that may have long values outside its three byte fields: one pass that
-    does not decode long values. Raises Rejected and msgspec errors."""
+    """Like `open_envelope`, for a message that may have long values outside its three byte fields, which are not
+    decoded. Raises Rejected and msgspec errors."""
     if _keys(value) > KEYS_MAX:
         raise Rejected("schema", f"more than {KEYS_MAX} keys")
     long = _decode_long(value)
@@ -127,7 +127,7 @@ def project_of(value: bytes) -> int | None:
 
 
 def identity_of(value: bytes) -> tuple[int, str, int] | None:
-    """(project, replay id, received) of a message, for erasures; None if unknown: the message is a reject."""
+    """(project, replay id, received) of a message, for erasures; None if the message is a reject."""
     try:
         if _keys(value) > KEYS_MAX:
             return None

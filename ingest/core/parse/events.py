@@ -25,7 +25,7 @@ class Side(msgspec.Struct, gc=False):
 
 
 class Heap(msgspec.Struct, gc=False):
-    """Bytes."""
+    """Memory use of the page, in bytes."""
 
     jsHeapSizeLimit: Number = None
     totalJSHeapSize: Number = None
@@ -53,11 +53,11 @@ class SpanData(msgspec.Struct, gc=False):
 
 
 WRONG_DATA = SpanData()
-"""Placeholder for data that is not an object: some spans are useful without it."""
+"""Placeholder for data that is not an object, because some spans are useful without it."""
 
 
 class SpanPayload(msgspec.Struct, gc=False):
-    """Times in unix seconds."""
+    """Times in Unix seconds."""
 
     op: Text = None
     description: Text = None
@@ -67,7 +67,7 @@ class SpanPayload(msgspec.Struct, gc=False):
 
 
 class CrumbPayload(msgspec.Struct, gc=False):
-    """`timestamp` in unix seconds; `data` is JSON, and decoded only for categories that need it."""
+    """`timestamp` in Unix seconds; `data` is JSON, decoded only for categories that need it."""
 
     category: Text = None
     message: Text = None
@@ -101,7 +101,7 @@ class Video(msgspec.Struct, gc=False, tag_field="tag", tag="video"):
 
 
 class Custom(msgspec.Struct, gc=False, tag_field="type", tag=CUSTOM):
-    """A custom SDK event. Time in milliseconds; seconds for spans."""
+    """A custom SDK event. `timestamp` is in milliseconds, or in seconds for spans."""
 
     data: Span | Crumb | Options | Video
     timestamp: Number = None
@@ -116,14 +116,14 @@ class Viewport(msgspec.Struct, gc=False):
 
 
 class Meta(msgspec.Struct, gc=False, tag_field="type", tag=META):
-    """A viewport, in milliseconds."""
+    """A viewport event. `timestamp` is in milliseconds."""
 
     data: Viewport
     timestamp: Number = None
 
 
 class Canvas(msgspec.Struct, gc=False):
-    """A canvas mutation: size of the whole event as JSON, in bytes."""
+    """A canvas mutation. `size_bytes`: size of the whole event as JSON."""
 
     size_bytes: int
     timestamp: Number = None

@@ -23,11 +23,11 @@ from ingest.core.parse.scan import Scan
 
 SAME_WARNINGS_MAX = 1000
 # Measured costs in budget units: per encoded fact, and per event found malformed here.
-_UNITS_FACT, _UNITS_MALFORMED = 4.0, 3.0
+_UNITS_PER_FACT, _UNITS_PER_MALFORMED = 4.0, 3.0
 
 
 class Gathered:
-    """Rows, sizes and counters of one recording: `take` a scan, then `close`."""
+    """Rows, sizes and counters of one recording. Call `take` with the scan, then `close`."""
 
     def __init__(self, writer: rows.Writer, rules: ParseRules, budget: Budget, taken_bytes: int) -> None:
         self.clickhouse: list[Row] = []
@@ -60,10 +60,10 @@ class Gathered:
                     self._take(meaning, index)
             except Malformed:
                 self._malformed += 1
-                self._budget.spend(_UNITS_MALFORMED)
+                self._budget.spend(_UNITS_PER_MALFORMED)
 
     def close(self, scan: Scan) -> None:
-        """Adds what is known only at the end: number of events, and warnings."""
+        """Adds the number of events and the warnings, which are known only at the end."""
         writer = self._writer
         count = writer.fact(Fact("rrweb_event_count", writer.identity.at, Count(scan.count)), -1)
         self.facts.insert(0, count)
@@ -105,7 +105,7 @@ class Gathered:
         if len(self.facts) >= self._facts_max:
             self._is_over_number = True
             return
-        self._budget.left -= _UNITS_FACT
+        self._budget.left -= _UNITS_PER_FACT
         row = self._writer.fact(fact, index)
         size_bytes = self.size_bytes + len(row.json) + len(row.id) + rows.ROW_BYTES
         if size_bytes <= self._rows_bytes_max:
@@ -115,15 +115,15 @@ class Gathered:
             self._is_over_bytes = True
 
     def _painted(self, fact: Fact) -> Fact:
-        """SDKs send the first contentful paint as a point in time. Converts it to milliseconds since its page
+        """Converts the first contentful paint, which SDKs send as a point in time, to milliseconds since its page
         began to load; None if that navigation is in another segment."""
-        said = fact.attributes
-        if isinstance(said, Navigation):
-            if said.op not in HISTORY_SPANS:
+        vital = fact.attributes
+        if isinstance(vital, Navigation):
+            if vital.op not in HISTORY_SPANS:
                 self._loaded_at = fact.timestamp
-        elif isinstance(said, Vital) and said.op == "paint" and said.value is None:
+        elif isinstance(vital, Vital) and vital.op == "paint" and vital.value is None:
             value = paint_ms(self._loaded_at, fact.timestamp)
-            return Fact(fact.kind, fact.timestamp, Vital(said.rating, said.op, said.size, value), fact.sampled)
+            return Fact(fact.kind, fact.timestamp, Vital(vital.rating, vital.op, vital.size, value), fact.sampled)
         return fact
 
     def _is_wanted(self, fact: Fact, index: int) -> bool:
@@ -136,8 +136,8 @@ class Gathered:
             self.clickhouse.append(row)
 
     def _has_room(self, size_bytes: int) -> bool:
-        """Reserves room for a row. Every row after the first one that does not fit is left out, so that the stored
-        rows are a prefix."""
+        """Reserves room for a row. All rows after the first one that does not fit are left out, so that the stored
+        rows are those of the beginning of the recording."""
         if self._is_over_bytes or self.size_bytes + size_bytes > self._rows_bytes_max:
             self._is_over_bytes = True
             return False

@@ -1,7 +1,7 @@
-"""Decodes one event of any shape: fields that do not fit are left out, or the whole event.
+"""Decodes one event of any shape, leaving out fields that do not fit, or the whole event.
 
-Used by `ingest.core.parse.scan` for events that were not decoded as a whole, because they are malformed or part of
-a long recording. Decodes only within the budget.
+`ingest.core.parse.scan` uses it for events that were not decoded as a whole, because they are malformed or part of
+a long recording. All work is charged to the budget.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from ingest.core.parse.shapes import NULL, is_null
 
 # Data up to this size is decoded as a whole if possible.
 USUAL_BYTES_MAX = 64 * 1024
-# Measured costs in budget units: per byte read again, per event, per byte of its data, per exception and selected
-# field; for long data per byte and quote.
-_UNITS_BYTE, _UNITS_EVENT, _UNITS_DATA_BYTE, _UNITS_PICKED = 0.001, 1.0, 0.006, 25.0
-_UNITS_LONG_BYTE, _UNITS_QUOTE = 0.0015, 0.03
+# Measured costs in budget units: per byte read again, per event, per byte of its data, and per decoding by field,
+# with its exception; for long data per byte and per quote.
+_UNITS_PER_BYTE, _UNITS_PER_EVENT, _UNITS_PER_DATA_BYTE, _UNITS_PER_PICKED = 0.001, 1.0, 0.006, 25.0
+_UNITS_PER_LONG_BYTE, _UNITS_PER_QUOTE = 0.0015, 0.03
 
 _BRACE = ord("{")
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -62,7 +62,7 @@ class _AnySource(msgspec.Struct, gc=False):
     source: msgspec.Raw = NULL
 
 
-# Decodes data with any tag in one pass; the payload has the fields that are used of breadcrumbs and of spans.
+# Decodes data with any tag in one pass. The payload has the fields used of breadcrumbs and of spans.
 _payload_fields = dict.fromkeys((*CrumbPayload.__struct_fields__, *SpanPayload.__struct_fields__))
 _Payload: Any = msgspec.defstruct("Payload", [(name, msgspec.Raw, NULL) for name in _payload_fields], gc=False)
 _Long: Any = msgspec.defstruct("Long", [("tag", msgspec.Raw, NULL), ("payload", _Payload | None, None)], gc=False)
@@ -79,11 +79,12 @@ _integer = re.compile(rb"-?[0-9]+").fullmatch
 
 
 def event_of(item: Any, canvas: bool, budget: Budget) -> Event | None:
-    """The event, if its kind is used. Raises Malformed and msgspec errors if it has the wrong shape."""
+    """The event; None if events of its kind are not used. Raises Malformed and msgspec errors if it has the wrong
+    shape."""
     view = memoryview(item)
     if view[0] != _BRACE:
         raise Malformed("an event is an object")
-    budget.spend(_UNITS_EVENT + _UNITS_BYTE * view.nbytes)
+    budget.spend(_UNITS_PER_EVENT + _UNITS_PER_BYTE * view.nbytes)
     loose = _decode_event(item)
     if not _integer(memoryview(loose.type)[:NUMBER_BYTES_MAX]):
         raise Malformed("the type of an event is a number")
@@ -99,20 +100,20 @@ def event_of(item: Any, canvas: bool, budget: Budget) -> Event | None:
 
 
 def data_of(raw: msgspec.Raw, budget: Budget) -> Data | None:
-    """The data of a custom event, or the fields that fit; None for unknown tags.
+    """The data of a custom event, or those of its fields that fit; None for unknown tags.
 
     Raises Malformed and msgspec errors.
     """
     size_bytes = memoryview(raw).nbytes
     if size_bytes <= USUAL_BYTES_MAX:
-        budget.spend(_UNITS_EVENT + _UNITS_DATA_BYTE * size_bytes)
+        budget.spend(_UNITS_PER_EVENT + _UNITS_PER_DATA_BYTE * size_bytes)
         try:
             return _decode_data(raw)
         except msgspec.ValidationError:
-            budget.spend(_UNITS_PICKED + _UNITS_BYTE * size_bytes)
+            budget.spend(_UNITS_PER_PICKED + _UNITS_PER_BYTE * size_bytes)
     else:
-        budget.spend(_UNITS_PICKED + _UNITS_LONG_BYTE * size_bytes)
-        budget.spend(_UNITS_QUOTE * bytes(raw).count(b'"'))
+        budget.spend(_UNITS_PER_PICKED + _UNITS_PER_LONG_BYTE * size_bytes)
+        budget.spend(_UNITS_PER_QUOTE * bytes(raw).count(b'"'))
     return _picked_data(raw)
 
 
@@ -129,7 +130,7 @@ def _picked_data(raw: msgspec.Raw) -> Data | None:
     if tag not in ("breadcrumb", "performanceSpan"):
         return None
     if payload is None:
-        raise Malformed("the payload of an event is no object")
+        raise Malformed("the payload of an event is not an object")
     if tag == "breadcrumb":
         return Crumb(picked_from(CrumbPayload, payload))
     span = picked_from(SpanPayload, payload)
@@ -139,15 +140,15 @@ def _picked_data(raw: msgspec.Raw) -> Data | None:
 
 
 def viewport_of(raw: msgspec.Raw, budget: Budget) -> Viewport:
-    """The data of a viewport, or the fields that fit. Raises msgspec errors."""
+    """The data of a viewport, or those of its fields that fit. Raises msgspec errors."""
     size_bytes = memoryview(raw).nbytes
-    budget.spend(_UNITS_EVENT + _UNITS_BYTE * size_bytes)
+    budget.spend(_UNITS_PER_EVENT + _UNITS_PER_BYTE * size_bytes)
     if size_bytes <= USUAL_BYTES_MAX:
         try:
             return _decode_viewport(raw)
         except msgspec.ValidationError:
             pass
-    budget.spend(_UNITS_PICKED + _UNITS_LONG_BYTE * size_bytes)
+    budget.spend(_UNITS_PER_PICKED + _UNITS_PER_LONG_BYTE * size_bytes)
     return picked(Viewport, raw)
 
 

@@ -1,6 +1,6 @@
 """Decodes a struct from a JSON object field by field, for objects of any size and shape.
 
-Fields stay JSON until their type is known, so that nothing beyond the limits is built: texts are cut to SHORT_MAX
+Fields stay JSON until their type is known, so that no value exceeds the limits: texts are cut to SHORT_MAX
 characters, lists to LIST_MAX elements, and long inner objects are left out. Only fields that do not fit are lost.
 """
 
@@ -69,14 +69,16 @@ def _decoder(shape: type[msgspec.Struct]) -> Callable[[Any], Any]:
 
 @cache
 def _fields(shape: type[msgspec.Struct]) -> list[tuple[str, Any, type[msgspec.Struct] | None]]:
-    """Returns (name, type, the struct among the alternatives of that type) for each field."""
-    made = []
+    """Returns (name, type, struct) for each field. `struct`: the struct that the type allows, if any."""
+    found = []
     for field in msgspec.structs.fields(shape):
         structs = [
-            one for one in typing.get_args(field.type) if isinstance(one, type) and issubclass(one, msgspec.Struct)
+            kind
+            for kind in typing.get_args(field.type)
+            if isinstance(kind, type) and issubclass(kind, msgspec.Struct)
         ]
-        made.append((field.name, field.type, structs[0] if structs else None))
-    return made
+        found.append((field.name, field.type, structs[0] if structs else None))
+    return found
 
 
 def _value(raw: msgspec.Raw, kind: Any, inner: type[msgspec.Struct] | None) -> Any:
@@ -128,7 +130,7 @@ def text_of(raw: msgspec.Raw) -> str | None:
 
 
 def _short(raw: msgspec.Raw) -> str | None:
-    """A text; numbers are converted, because Relay accepts them for text fields such as a user's id."""
+    """The value as text. Numbers are converted, because Relay accepts them for text fields such as a user's id."""
     view = memoryview(raw)
     if view[0] == _QUOTE:
         return text_of(raw)
@@ -148,7 +150,7 @@ def _element(raw: msgspec.Raw) -> Any:
 
 
 def _head(text: bytes) -> str:
-    """The beginning of a long text; the cut may be inside an escape or a character."""
+    """Decodes the beginning of a long text, which may have been cut within an escape or a character."""
     for stop in range(len(text), len(text) - ESCAPED_BYTES, -1):
         try:
             head: str = _decode(text[:stop] + b'"')

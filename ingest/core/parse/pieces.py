@@ -1,9 +1,9 @@
 """Splits a long recording into pieces that are decoded one after the other, in bounded memory.
 
-The decoder takes an array as a whole and builds an object per element, so a hundred megabytes of the shortest
-events would take a gigabyte. A piece is a run of whole events. Event ends are recognized by what SDKs write there;
-texts cannot contain it, because quotes in texts are escaped. Objects inside an event may match too: then the piece
-does not decode, and a longer one is tried.
+The decoder builds an object per element of an array, so a hundred megabytes of the shortest events would take a
+gigabyte. A piece is a run of whole events. The end of an event is found by the characters that SDKs write there;
+texts cannot contain these, because quotes in texts are escaped. Objects inside an event can match as well; such a
+piece does not decode, and a longer one is tried.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PROBES_MAX = 32
 
 _STAMP, _BETWEEN = b'"timestamp":', b'},{"type":'
 _HEAD_BYTES = 40
-# Browser events end with their time, mobile events begin with it.
+# Browser events end with their timestamp, and mobile events begin with it.
 _ends = re.compile(rb'"timestamp": ?[0-9.]{1,32}\}, ?\{"type":').match
 _begins = re.compile(rb'\}, ?\{"type": ?[0-9]{1,3}, ?"timestamp":').search
 
@@ -36,7 +36,7 @@ def stops(raw: bytes | bytearray, start: int) -> Iterator[int]:
         usual, longer, longest = (start + PIECE_BYTES * GROWTH**times for times in range(3))
         stop = _end_of_event(raw, start, usual, longer)
         if stop < 0:
-            # No end with a time was found: use any boundary between two objects.
+            # No end with a timestamp was found: use any boundary between two objects.
             stop = raw.find(_BETWEEN, usual, longer) + 1
         if 0 < stop < len(raw):
             yield stop
@@ -88,7 +88,7 @@ def _next_end(raw: bytes | bytearray, start: int, stop: int) -> int:
 
 
 def _end_near(raw: bytes | bytearray, at: int) -> int:
-    """The end of the event that this time belongs to, or of the one before it; -1 if that cannot be determined."""
+    """The end of the event with this timestamp, or of the event before it; -1 if neither can be determined."""
     ended = _ends(raw, at)
     if ended is not None:
         return raw.index(b"}", at) + 1

@@ -2,7 +2,7 @@
 
 Framing: `<JSON object><0x0A><body>`, split on the first newline; the body is a zlib stream (RFC 1950) of a JSON
 array, or that array itself. libdeflate decompresses into a preallocated buffer at 2.7 times the speed of zlib;
-larger data goes through isal, incrementally, and stops at the bound.
+larger bodies are decompressed by isal, incrementally, up to the limit.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ HEADER_BYTES_USUAL = 128
 SEGMENT_ID_MAX = 2**63 - 1
 IsalError: Any = igzip_lib.IsalError
 VIDEO_MARK = b"\x01"
-# Recordings decompress to 2 to 10 times their size. A body that exceeds this buffer, or is too large to
-# preallocate for, is decompressed incrementally.
+# Recordings decompress to 2 to 10 times their size. A body that needs a larger buffer, or is longer than
+# AT_ONCE_BYTES_MAX, is decompressed incrementally.
 ROOM_RATIO, ROOM_BYTES_MIN = 12, 16 * 1024
 AT_ONCE_BYTES_MAX = 256 * 1024
 
-# The form written by every SDK; anything else goes through the JSON decoder.
+# The form written by every SDK. Other headers are decoded as JSON.
 _usual_header = re.compile(rb'\{"segment_id":(0|[1-9][0-9]{0,17})\}').fullmatch
 _decode_header = msgspec.json.Decoder().decode
 
 
 def split(payload: memoryview) -> tuple[int, memoryview]:
-    """(segment_id, body). Raises Rejected: no_header, bad_header."""
+    """(segment_id, body). Raises Rejected with the reason `no_header` or `bad_header`."""
     head = bytes(payload[:HEADER_BYTES_USUAL])
     end = head.find(b"\n")
     if end < 0:
@@ -64,7 +64,7 @@ def is_plain(body: memoryview) -> bool:
 
 
 def inflate(body: memoryview, bytes_max: int) -> bytes | bytearray:
-    """The JSON array. Raises Rejected: body_not_zlib, body_truncated, body_too_large.
+    """The JSON array. Raises Rejected with the reason `body_not_zlib`, `body_truncated` or `body_too_large`.
 
     Bytes after a complete stream are ignored.
     """
@@ -97,9 +97,9 @@ def _inflate_bounded(body: memoryview, bytes_max: int) -> bytes:
 
 
 def stored(body: memoryview, raw: bytes | bytearray, video: memoryview | None) -> bytes | memoryview:
-    """The bytes for blob storage: the compressed bytes as received.
+    """The bytes for blob storage: the body as received, compressed if it was not.
 
-    A plain body is compressed first. With a video: zlib(0x01, 4-byte big-endian length, video, JSON).
+    With a video: zlib(0x01, 4-byte big-endian length, video, JSON).
     """
     if video:
         packed: bytes = isal_zlib.compress(b"".join((VIDEO_MARK, len(video).to_bytes(4, "big"), video, raw)))

@@ -1,7 +1,7 @@
 """The rows, facts and metrics of a segment, encoded once. docs/rows.md has the tables.
 
-A redelivered segment has the same row identities: no random values and no current time are written. Fields shared
-by all rows of a segment are encoded once.
+A redelivered segment has the same row identities, because rows contain no random values and no current time.
+Fields shared by all rows of a segment are encoded once.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ingest.core.parse.rrweb import Click, Fact, Size, Tap
 
 UINT16_MAX = 2**16 - 1
 TRUSTED_SECONDS = 30 * 86400
-# Tables expire a row at timestamp plus retention, computed in 32-bit seconds: an overflow would wrap into the past
-# and delete the row immediately. 40 years fit until 2066.
+# Tables delete a row at its timestamp plus retention, in 32-bit seconds. An overflow would wrap into the past and
+# delete the row immediately. A retention of 40 years does not overflow until 2066.
 RETENTION_DAYS_MAX = 14_600
 AT_MAX = UINT32_MAX - RETENTION_DAYS_MAX * 86400 - TRUSTED_SECONDS
 # Approximate overhead of a row and of a metric.
@@ -75,7 +75,7 @@ def hashed(text: str) -> str:
 
 
 def coin(identity: Identity, salt: str, share: float) -> bool:
-    """Sampling decision: the same for a segment on every delivery; True for about that share."""
+    """Sampling decision, True for about that share of segments. Every delivery of a segment gets the same one."""
     return (
         crc32(f"{identity.project_id}/{identity.replay_id}/{identity.segment_id}/{salt}".encode()) < share * 2**32
     )
@@ -139,26 +139,26 @@ class Writer:
     # ClickHouse
 
     def segment(self, object_name: str, stored_bytes: int, raw_bytes: int, video_bytes: int) -> Row:
-        """Table replay_segments: the segment, its sizes, and the location of its bytes."""
-        this = self.identity
+        """Row of the table `replay_segments`: the segment, its sizes, and the location of its bytes."""
+        identity = self.identity
         row = (
-            f'{{"org_id":{this.org_id},"project_id":{this.project_id},"replay_id":"{self._uuid}",'
-            f'"segment_id":{this.segment_id},"received":{this.at},"retention_days":{this.retention_days},'
+            f'{{"org_id":{identity.org_id},"project_id":{identity.project_id},"replay_id":"{self._uuid}",'
+            f'"segment_id":{identity.segment_id},"received":{identity.at},"retention_days":{identity.retention_days},'
             f'"object":"{object_name}","size_compressed":{stored_bytes},"size_uncompressed":{raw_bytes},'
-            f'"size_video":{video_bytes},"partition":{this.partition},"offset":{this.offset}}}'
+            f'"size_video":{video_bytes},"partition":{identity.partition},"offset":{identity.offset}}}'
         )
-        return Row("replay_segments", f"{this.replay_id}/{this.segment_id}", row.encode(), this.offset)
+        return Row("replay_segments", f"{identity.replay_id}/{identity.segment_id}", row.encode(), identity.offset)
 
     def outcome(self, has_video: bool) -> Row:
-        """Table replay_outcomes: billing, one row per replay."""
-        this = self.identity
-        key_id = this.key_id if this.key_id is not None and this.key_id >= 0 else "null"
+        """Row of the table `replay_outcomes`, for billing: one per replay."""
+        identity = self.identity
+        key_id = identity.key_id if identity.key_id is not None and identity.key_id >= 0 else "null"
         row = (
-            f'{{"org_id":{this.org_id},"project_id":{this.project_id},"replay_id":"{self._uuid}","key_id":{key_id},'
+            f'{{"org_id":{identity.org_id},"project_id":{identity.project_id},"replay_id":"{self._uuid}","key_id":{key_id},'
             f'"category":"{"replay_video" if has_video else "replay"}","outcome":"accepted","quantity":1,'
-            f'"timestamp":{this.at}}}'
+            f'"timestamp":{identity.at}}}'
         )
-        return Row("replay_outcomes", this.replay_id, row.encode(), this.offset)
+        return Row("replay_outcomes", identity.replay_id, row.encode(), identity.offset)
 
     def _replays(self, event_hash: str, seconds: float, columns: msgspec.Struct) -> Row:
         own = _encode(columns)
@@ -167,15 +167,16 @@ class Writer:
         return Row("replays", event_hash, row, self.identity.offset)
 
     def replay(self, document: Document) -> Row:
-        """Table replays: the session, from the replay_event. An empty document gives a row without session
-        columns."""
-        this = self.identity
+        """Row of the table `replays` for the session, from the replay_event. An empty document gives a row without
+        session columns."""
+        identity = self.identity
         seconds = document.timestamp
-        event_hash = hashed(f"{this.replay_id}/segment/{this.segment_id}")
-        return self._replays(event_hash, this.at if seconds is None else seconds, columns_of(document))
+        event_hash = hashed(f"{identity.replay_id}/segment/{identity.segment_id}")
+        return self._replays(event_hash, identity.at if seconds is None else seconds, columns_of(document))
 
     def click(self, click: Click) -> Row:
-        """Table replays: a click. Its later slow-click event has the same hash and more information."""
+        """Row of the table `replays` for a click. Its later slow-click event has the same hash and more
+        columns."""
         columns = _ClickColumns(
             click.url,
             click.node_id,
@@ -205,26 +206,26 @@ class Writer:
     # BigQuery
 
     def fact(self, fact: Fact, index: int) -> Row:
-        """Table replay_events: one fact. `index` is the event's position in the segment, -1 for the segment
-        itself.
+        """Row of the table `replay_events` for one fact. `index` is the event's position in the segment, -1 for
+        the segment itself.
 
-        The column `attributes` is JSON as text, hence encoded twice. The insert id begins with the project: two
-        projects may use one replay id (docs/decisions/020-project-in-identity.md).
+        The column `attributes` is JSON as text, hence encoded twice. The insert id begins with the project,
+        because two projects may use the same replay id (docs/decisions/020-project-in-identity.md).
         """
-        this = self.identity
+        identity = self.identity
         row_id = f"{self._fact_id}{index}-{fact.kind}"
         row = _FactColumns(
             row_id,
             fact.kind,
-            near(fact.timestamp, this.at),
-            this.org_id,
-            this.project_id,
-            this.replay_id,
-            this.segment_id,
-            this.retention_days,
+            near(fact.timestamp, identity.at),
+            identity.org_id,
+            identity.project_id,
+            identity.replay_id,
+            identity.segment_id,
+            identity.retention_days,
             _encode(fact.attributes).decode(),
         )
-        return Row("replay_events", f"{this.project_id}-{row_id}", _encode(row), this.offset)
+        return Row("replay_events", f"{identity.project_id}-{row_id}", _encode(row), identity.offset)
 
 
 # DataDog
@@ -234,27 +235,29 @@ def metrics(
     stored: int, raw: int, video: int, sizes: Iterable[Size], rage: int, hydration: int, missing_event: bool
 ) -> tuple[Metric, ...]:
     """The product metrics of one segment; sizes in bytes."""
-    made = [
+    metrics = [
         Metric(MetricKind.DISTRIBUTION, "replays.usecases.ingest.size_compressed", stored),
         Metric(MetricKind.DISTRIBUTION, "replays.usecases.ingest.size_uncompressed", raw),
     ]
     for size in sizes:
         if size.request is not None:
-            made.append(Metric(MetricKind.DISTRIBUTION, "replays.usecases.ingest.request_body_size", size.request))
+            metrics.append(
+                Metric(MetricKind.DISTRIBUTION, "replays.usecases.ingest.request_body_size", size.request)
+            )
         if size.response is not None:
-            made.append(
+            metrics.append(
                 Metric(MetricKind.DISTRIBUTION, "replays.usecases.ingest.response_body_size", size.response)
             )
     if video:
-        made.append(Metric(MetricKind.COUNTER, "replays.recording_consumer.replay_video_count", 1))
-        made.append(Metric(MetricKind.DISTRIBUTION, "replays.recording_consumer.replay_video_size", video))
-        made.append(Metric(MetricKind.DISTRIBUTION, "replays.recording_consumer.replay_video_event_size", raw))
+        metrics.append(Metric(MetricKind.COUNTER, "replays.recording_consumer.replay_video_count", 1))
+        metrics.append(Metric(MetricKind.DISTRIBUTION, "replays.recording_consumer.replay_video_size", video))
+        metrics.append(Metric(MetricKind.DISTRIBUTION, "replays.recording_consumer.replay_video_event_size", raw))
     if rage:
-        made.append(Metric(MetricKind.COUNTER, "replay.rage_click_detected", rage))
+        metrics.append(Metric(MetricKind.COUNTER, "replay.rage_click_detected", rage))
     if hydration:
-        made.append(Metric(MetricKind.COUNTER, "replay.hydration_error_breadcrumb", hydration))
+        metrics.append(Metric(MetricKind.COUNTER, "replay.hydration_error_breadcrumb", hydration))
     if missing_event:
-        made.append(Metric(MetricKind.COUNTER, "sentry.replays.consumer.recording.missing-replay-event", 1))
+        metrics.append(Metric(MetricKind.COUNTER, "sentry.replays.consumer.recording.missing-replay-event", 1))
     if raw > OVERSIZED_BYTES:
-        made.append(Metric(MetricKind.COUNTER, "replays.consumer.recording.oversized_segment", 1))
-    return tuple(made)
+        metrics.append(Metric(MetricKind.COUNTER, "replays.consumer.recording.oversized_segment", 1))
+    return tuple(metrics)

@@ -46,7 +46,7 @@ SIZE_CHARACTERS_MAX = 64
 FIELDS_MAX = 16
 UINT32_MAX = 2**32 - 1
 NUMBER_MAX = 2**63
-# Larger times are in milliseconds: as seconds this would be the year 5138.
+# Larger timestamps are in milliseconds. In seconds, this is the year 5138.
 MILLISECONDS_MIN = 1e11
 
 OPTION_KEYS = (
@@ -66,7 +66,7 @@ OPTION_KEYS = (
 VIDEO_KEYS = ("size", "duration", "encoding", "container", "width", "height", "frameCount", "frameRate")
 SDK_CATEGORIES = ("sentry.", "replay.")
 TESTID_KEYS = ("testId", "data-testid", "data-test-id")
-# Before version 10, SDKs send the last value instead of the one before it.
+# SDKs before version 10 send the last value instead of the one before it.
 WEB_VITALS = (
     "largest-contentful-paint",
     "first-contentful-paint",
@@ -94,8 +94,8 @@ STATES = (
 
 
 class Click(msgspec.Struct, frozen=True, gc=False):
-    """Data of a click row: texts are truncated; timestamps are Unix seconds, whole seconds are part of its
-    identity."""
+    """Data of a click row. Texts are truncated. Timestamps are Unix seconds; the whole seconds are part of the
+    row's identity."""
 
     timestamp: int
     timestamp_exact: float
@@ -126,7 +126,7 @@ class Tap(msgspec.Struct, frozen=True, gc=False):
 
 
 class Fact(msgspec.Struct, frozen=True, gc=False):
-    """Data of a fact row. `sampled`: "" always stored, "segment" or "event" by that coin."""
+    """Data of a fact row. `sampled`: empty if always stored, otherwise sampled per "segment" or per "event"."""
 
     kind: str
     timestamp: float
@@ -274,21 +274,21 @@ def meanings(event: Event, budget: Budget) -> Meanings:
             return _span(data.payload, event)
         try:
             if isinstance(data, Crumb):
-                crumb = _CRUMBS.get(data.payload.category, _own_crumb)
+                crumb = _CRUMBS.get(data.payload.category, _custom_crumb)
                 return crumb(data.payload, event, budget)
             if isinstance(data, Options):
                 found = fields(data.payload, budget, OPTION_KEYS)
                 attributes = {key: _scalar(found[key]) for key in OPTION_KEYS if key in found}
-                return (Fact("sdk_options", _own_seconds(event), attributes, "segment"),)
+                return (Fact("sdk_options", _event_seconds(event), attributes, "segment"),)
             found = fields(data.payload, budget, VIDEO_KEYS)
         except _WRONG_SHAPE as error:
             raise Malformed(str(error)) from None
-        return (Fact("mobile_event", _own_seconds(event), {key: _scalar(found.get(key)) for key in VIDEO_KEYS}),)
+        return (Fact("mobile_event", _event_seconds(event), {key: _scalar(found.get(key)) for key in VIDEO_KEYS}),)
     if isinstance(event, Meta):
         page = event.data
-        return (Fact("viewport", _own_seconds(event), Page(_cut(page.href, TEXT_MAX), page.width, page.height)),)
+        return (Fact("viewport", _event_seconds(event), Page(_cut(page.href, TEXT_MAX), page.width, page.height)),)
     assert isinstance(event, Canvas), event
-    return (Fact("canvas_size", _own_seconds(event), {"size": event.size_bytes}, "segment"),)
+    return (Fact("canvas_size", _event_seconds(event), {"size": event.size_bytes}, "segment"),)
 
 
 # Breadcrumbs
@@ -298,11 +298,12 @@ def _click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
     click = _click_row(payload, _dict(built(payload.data, budget)), 0, 0)
     if isinstance(click, Fact):
         return (click,)
-    return click, Fact("ui.click", click.timestamp_exact, ClickFact(*_said(click)))
+    return click, Fact("ui.click", click.timestamp_exact, ClickFact(*_click_args(click)))
 
 
 def _slow_click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
-    """Dead: no reaction for seven seconds. Rage: additionally clicked five times or more."""
+    """A click is dead without a reaction for seven seconds, and a rage click if also repeated five times or
+    more."""
     data = _dict(built(payload.data, budget))
     node = _dict(data.get("node"))
     count = _amount(data, "clickCount", "clickcount")
@@ -316,12 +317,12 @@ def _slow_click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meaning
     click = _click_row(payload, data, int(dead), int(rage))
     if isinstance(click, Fact):
         return (click,)
-    seconds, fact = click.timestamp_exact, ClickFact(*_said(click))
+    seconds, fact = click.timestamp_exact, ClickFact(*_click_args(click))
     if rage:
         return (
             click,
             Fact("ui.rageClick", seconds, fact),
-            Fact("rage_click", seconds, ClicksFact(*_said(click), count), "event"),
+            Fact("rage_click", seconds, ClicksFact(*_click_args(click), count), "event"),
         )
     return click, Fact("ui.deadClick" if dead else "ui.slowClickDetected", seconds, fact)
 
@@ -331,14 +332,14 @@ def _multi_click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanin
     click = _click_row(payload, data, 0, 0)
     if isinstance(click, Fact):
         return (click,)
-    clicks = ClicksFact(*_said(click), _amount(data, "clickCount", "clickcount"))
+    clicks = ClicksFact(*_click_args(click), _amount(data, "clickCount", "clickcount"))
     return (Fact("multi_click", click.timestamp_exact, clicks, "event"),)
 
 
 def _amount(data: dict[str, Any], name: str, older_name: str) -> float | None:
-    """A number by name, or by the lower-case name that some versions of SDKs and Relay sent; 0 if absent.
+    """A number by its name, or by the lower-case name that some versions of SDKs and Relay sent; 0 if absent.
 
-    Returns None if sinks cannot hold it.
+    Returns None for a number that sinks cannot hold.
     """
     value = data.get(name) or data.get(older_name) or 0
     if type(value) is not int and type(value) is not float:
@@ -386,7 +387,9 @@ def _classes(names: str) -> list[str]:
     return [name[:TEXT_MAX] for name in names[:CLASSES_CHARACTERS_MAX].split(" ") if name][:CLASSES_MAX]
 
 
-def _said(click: Click) -> tuple[int, str, str, str, str, str, int, int, str, list[str], str, str, str, str]:
+def _click_args(
+    click: Click,
+) -> tuple[int, str, str, str, str, str, int, int, str, list[str], str, str, str, str]:
     """The fields of a ClickFact."""
     return (
         click.node_id,
@@ -418,11 +421,11 @@ def _tap(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
     return tap, Fact("ui.tap", timestamp, TapFact(tap.message, tap.view_class, tap.view_id))
 
 
-_Make = Callable[[CrumbPayload, Custom, Budget], Meanings]
+_CrumbHandler = Callable[[CrumbPayload, Custom, Budget], Meanings]
 
 
-def _crumb(kind: str, names: dict[str, str], sampled: str = "") -> _Make:
-    """A breadcrumb whose attributes are renamed fields of its data; the data may be absent."""
+def _crumb(kind: str, names: dict[str, str], sampled: str = "") -> _CrumbHandler:
+    """Returns a handler of breadcrumbs whose attributes are renamed fields of their data, which may be absent."""
 
     def make(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
         found = {} if payload.data is NULL or not names else fields(payload.data, budget, names)
@@ -449,31 +452,31 @@ def _key(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
     node_id = data.get("nodeId", node.get("id"))
     key = data.get("key")
     held = (data.get(name) for name in ("metaKey", "shiftKey", "ctrlKey", "altKey"))
-    said = Key(
+    attributes = Key(
         _cut(payload.message, TEXT_MAX),
         _scalar(node_id) if type(node_id) is int else None,
         _text(node.get("tagName"), ROLE_MAX),
         _text(key, ROLE_MAX) if key is not None else None,
         *(value if isinstance(value, bool) else None for value in held),
     )
-    return (Fact(payload.category or "", _seconds(payload.timestamp, event), said),)
+    return (Fact(payload.category or "", _seconds(payload.timestamp, event), attributes),)
 
 
-def _own_crumb(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
-    """A custom breadcrumb: one kind of fact, because applications may use any number of categories.
+def _custom_crumb(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
+    """A custom breadcrumb. All are one kind of fact, because applications may use any number of categories.
 
-    SDK categories become facts only if listed in `_CRUMBS`.
+    SDK categories become facts only if they are listed in `_CRUMBS`.
     """
     if not payload.category or payload.category.startswith(SDK_CATEGORIES):
         return ()
     found = islice(_if_object(payload, budget, FIELDS_MAX).items(), FIELDS_MAX)
-    said = Breadcrumb(
+    attributes = Breadcrumb(
         payload.category[:TITLE_MAX],
         _cut(payload.level, ROLE_MAX),
         _cut(payload.message, MESSAGE_MAX),
         {key[:TITLE_MAX]: held for key, value in found if (held := _scalar(value)) is not None},
     )
-    return (Fact("breadcrumb", _seconds(payload.timestamp, event), said),)
+    return (Fact("breadcrumb", _seconds(payload.timestamp, event), attributes),)
 
 
 def _state(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
@@ -483,14 +486,14 @@ def _state(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
 
 
 def _if_object(payload: CrumbPayload, budget: Budget, names: tuple[str, ...] | int) -> dict[str, Any]:
-    """Fields of the data; none if it is not an object, which these categories allow."""
+    """Fields of the data; none if it is not an object, which is valid in these categories."""
     try:
         return fields(payload.data, budget, names)
     except Malformed:
         return {}
 
 
-_CRUMBS: dict[str | None, _Make] = {
+_CRUMBS: dict[str | None, _CrumbHandler] = {
     "ui.click": _click,
     "ui.slowClickDetected": _slow_click,
     "ui.multiClick": _multi_click,
@@ -515,7 +518,7 @@ def _span(payload: SpanPayload, event: Custom) -> Meanings:
     op, data = payload.op or "", payload.data
     start, end = payload.startTimestamp, payload.endTimestamp
     if start is None:
-        seconds, duration = _own_seconds(event), None
+        seconds, duration = _event_seconds(event), None
     else:
         seconds = start if start <= MILLISECONDS_MIN else start / 1000
         duration = None
@@ -535,7 +538,7 @@ def _span(payload: SpanPayload, event: Custom) -> Meanings:
             return ()
         make = _asset
     if data is WRONG_DATA:
-        raise Malformed("the data of a span are no object")
+        raise Malformed("the data of a span is not an object")
     return make(payload, data or NO_DATA, seconds, duration)
 
 
@@ -547,7 +550,7 @@ def _request(payload: SpanPayload, data: SpanData, seconds: float, duration: flo
     if response is None and data.response is not None:
         response = data.response.size
     size = Size(_size(request), _size(response))
-    said = Request(
+    attributes = Request(
         _cut(payload.description, TEXT_MAX),
         duration,
         _cut(data.method, ROLE_MAX),
@@ -555,11 +558,11 @@ def _request(payload: SpanPayload, data: SpanData, seconds: float, duration: flo
         size.request,
         size.response,
     )
-    return size, Fact(payload.op or "", seconds, said)
+    return size, Fact(payload.op or "", seconds, attributes)
 
 
 def _asset(payload: SpanPayload, data: SpanData, seconds: float, duration: float | None) -> Meanings:
-    said = Asset(
+    attributes = Asset(
         _cut(payload.description, TEXT_MAX),
         duration,
         data.size,
@@ -568,22 +571,22 @@ def _asset(payload: SpanPayload, data: SpanData, seconds: float, duration: float
         data.statusCode,
     )
     kind = payload.op or ""
-    return (Fact(kind if kind in _ASSET_KINDS else "resource.other", seconds, said),)
+    return (Fact(kind if kind in _ASSET_KINDS else "resource.other", seconds, attributes),)
 
 
 def _vital(payload: SpanPayload, data: SpanData, seconds: float, _: float | None) -> Meanings:
-    """The value is in milliseconds, or a score. First contentful paint has none; `gather` computes it."""
+    """The value is in milliseconds, or a score. First contentful paint has no value; `gather` computes it."""
     if payload.description not in WEB_VITALS:
         return ()
-    said = Vital(_cut(data.rating, ROLE_MAX), payload.op or "", data.size, data.value)
-    return (Fact(f"web-vital.{payload.description}", seconds, said),)
+    attributes = Vital(_cut(data.rating, ROLE_MAX), payload.op or "", data.size, data.value)
+    return (Fact(f"web-vital.{payload.description}", seconds, attributes),)
 
 
 def paint_ms(loaded_at: float | None, painted_at: float) -> float | None:
-    """Milliseconds from the start of a page's load to its paint, both in unix seconds. None if the load is unknown
-    or does not belong to this paint: later than it, or more than PAINT_SECONDS_MAX earlier."""
-    took = painted_at - loaded_at if loaded_at is not None else -1.0
-    return round(1000 * took, 3) if 0.0 <= took <= PAINT_SECONDS_MAX else None
+    """Milliseconds from the start of a page load to its paint, both in Unix seconds. None if the load is unknown,
+    later than the paint, or more than PAINT_SECONDS_MAX earlier."""
+    load_seconds = painted_at - loaded_at if loaded_at is not None else -1.0
+    return round(1000 * load_seconds, 3) if 0.0 <= load_seconds <= PAINT_SECONDS_MAX else None
 
 
 def _memory(_: SpanPayload, data: SpanData, seconds: float, __: float | None) -> Meanings:
@@ -606,7 +609,7 @@ _ASSET_KINDS = frozenset(f"resource.{asset}" for asset in ASSETS)
 
 
 def _size(value: Any) -> int | None:
-    """The value as `int`, or None: sizes may be numbers or text."""
+    """The value as `int`, converted if it is a text; None if it is not a number."""
     if type(value) is not int:
         if isinstance(value, str) and len(value) > SIZE_CHARACTERS_MAX:
             return None
@@ -646,9 +649,10 @@ def _scalar(value: Any) -> Any:
 
 
 def _seconds(payload_time: float | None, event: Custom) -> float:
-    """Unix seconds, from the payload or its event. Some SDKs and pages use milliseconds."""
+    """Unix seconds of the payload or, if it has no timestamp, of its event. Some SDKs and pages send
+    milliseconds."""
     if payload_time is None:
-        return _own_seconds(event)
+        return _event_seconds(event)
     return payload_time / 1000 if payload_time > MILLISECONDS_MIN else payload_time
 
 
@@ -660,8 +664,8 @@ def _identifying_seconds(payload: CrumbPayload) -> float:
     return time / 1000 if time > MILLISECONDS_MIN else time
 
 
-def _own_seconds(event: Event) -> float:
-    """Unix seconds of an event, whose time is in milliseconds except for spans; 0 if missing."""
+def _event_seconds(event: Event) -> float:
+    """Unix seconds of an event, whose timestamp is in milliseconds except for spans; 0 if missing."""
     time = event.timestamp
     if time is None:
         return 0.0

@@ -10,7 +10,7 @@ from tasks.units import MiB
 
 @dataclass(frozen=True, slots=True)
 class ParseRules:
-    """Limits in bytes, shares from 0 to 1. Names and defaults as in `ingest.settings`."""
+    """Limits in bytes, and shares from 0 to 1. Names and defaults are those of `ingest.settings`."""
 
     message_bytes_max: int = 16 * MiB
     inflated_bytes_max: int = 100 * MiB
@@ -63,7 +63,7 @@ WARNINGS: Mapping[str, str] = {
 
 
 class Rejected(Exception):
-    """The message cannot be parsed. `reason` is a key of REASONS; the text is for operators."""
+    """The message cannot be parsed. `reason` is a key of REASONS; the error text is for operators."""
 
     def __init__(self, reason: str, error: str) -> None:
         assert reason in REASONS

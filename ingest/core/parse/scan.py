@@ -1,12 +1,12 @@
 """Decodes the relevant events of a recording in one pass.
 
-Iterating a `Scan` walks the JSON array once and builds only Sentry's custom events (type 5) and viewports (type
-4), with only the used fields, and optionally canvas mutations (type 3, source 9). The decoder validates everything
-else without building it, at about the cost of skipping white space.
+Iterating a `Scan` reads the JSON array once. It builds only Sentry's custom events (type 5), viewports (type 4)
+and, if requested, canvas mutations (type 3, source 9), with only the fields that are used. The decoder validates
+all other events without building them, at about the cost of skipping white space.
 
-Long recordings are read in pieces. Some recordings are malformed: an event that is not an object, an unknown type,
-a number instead of a text, nesting too deep for the decoder, a NaN, a truncated emoji. Each of these requires a
-slower pass over its piece, charged to the budget.
+Long recordings are read in pieces. A malformed recording requires a slower pass over the piece concerned, charged
+to the budget. Malformed is an event that is not an object, an unknown type, a number instead of a text, nesting
+too deep for the decoder, a NaN, or a truncated emoji.
 """
 
 from __future__ import annotations
@@ -38,16 +38,17 @@ from ingest.core.parse.surrogates import without_lone_surrogates
 
 # rrweb types that are skipped: DOM content loaded, load, full snapshot, incremental, plugin, asset.
 _UNREAD_TYPES = (0, 1, 2, 3, 6, 7)
-# Events decoded together if some event of a piece is malformed, so that its neighbours stay cheap.
+# Events decoded together in a piece with a malformed event, so that most of the others stay cheap.
 CHUNK_EVENTS = 64
-# A list of events takes up to 5 times their bytes: for pieces up to this size it is built without checking.
+# Pieces up to this size are decoded without counting their elements. A list of events takes up to 5 times their
+# bytes.
 LONG_BYTES_MIN = 10 * 1024 * 1024
-# Maximum elements of a longer piece, and of one with events as short as `0,`: 112 and 72 bytes each.
+# Maximum elements of a longer piece, if they are objects (112 bytes each) or as short as `0,` (72 bytes each).
 OBJECTS_MAX, COMMAS_MAX = 300_000, 400_000
 SCALARS_BYTES_MAX = 64 * 1024
 # Measured costs in budget units: per array element, per byte decoded again, per event read, per exception.
-_UNITS_ELEMENT, _UNITS_AGAIN, _UNITS_EVENT, _UNITS_MALFORMED = 0.05, 0.001, 1.0, 3.0
-_UNITS_INCREMENTAL = 0.7
+_UNITS_PER_ELEMENT, _UNITS_PER_REDECODED_BYTE, _UNITS_PER_EVENT, _UNITS_PER_MALFORMED = 0.05, 0.001, 1.0, 3.0
+_UNITS_PER_INCREMENTAL = 0.7
 
 
 class _LeanCustom(msgspec.Struct, gc=False, tag_field="type", tag=CUSTOM):
@@ -102,7 +103,7 @@ _blank = re.compile(rb"[ \t\r\n]*+").fullmatch
 
 
 class _TooOdd(Exception):
-    """The decoder cannot separate the elements of this piece, or there are too many to hold."""
+    """The decoder cannot separate the elements of this piece, or there are too many for the memory limit."""
 
 
 class Scan:
@@ -126,17 +127,17 @@ class Scan:
             try:
                 found = _decode_usual(self._raw)
             except (*_ODD, RecursionError, msgspec.DecodeError):
-                pass  # an event is malformed, or the recording is not JSON at all
+                pass  # an event is malformed, or the recording is not JSON
             else:
                 return self._usual(found)
         return self._in_pieces()
 
     def _usual(self, found: list[Any]) -> Iterator[tuple[int, Event]]:
-        """Decodes everything at once if the budget allows: the path of nearly every message."""
+        """Yields the relevant events of a recording that was decoded as a whole, as nearly all are."""
         self.count = len(found)
         read = [(index, event) for index, event in enumerate(found) if type(event) in _READ]
         self._budget.earn(len(self._raw))
-        units = _UNITS_ELEMENT * len(found) + _UNITS_EVENT * len(read)
+        units = _UNITS_PER_ELEMENT * len(found) + _UNITS_PER_EVENT * len(read)
         if units > self._budget.left:
             return self._spending(read, units)
         self._budget.left -= units
@@ -167,15 +168,15 @@ class Scan:
                 if stop == len(self._raw):
                     raise
                 # The piece ends inside an event: try a longer one.
-                self._budget.spend(_UNITS_AGAIN * (stop - start))
+                self._budget.spend(_UNITS_PER_REDECODED_BYTE * (stop - start))
             else:
                 yield from found
                 return stop + 1
         return (yield from self._by_element(start, stop))
 
     def _decoded(self, start: int, stop: int) -> Iterator[tuple[int, Event]]:
-        """The events of that piece. Raises before yielding anything: RecursionError, _TooOdd,
-        msgspec.DecodeError."""
+        """The events of that piece. Raises RecursionError, _TooOdd or msgspec.DecodeError, always before the first
+        event."""
         text = piece(self._raw, start, stop)
         try:
             return self._found_in(text, stop)
@@ -184,7 +185,7 @@ class Scan:
             changed = without_lone_surrogates(text, self._budget)
             if changed is None:
                 raise
-        self._budget.spend(_UNITS_AGAIN * len(changed))
+        self._budget.spend(_UNITS_PER_REDECODED_BYTE * len(changed))
         return self._found_in(changed, stop)
 
     def _found_in(self, text: bytes | bytearray, stop: int) -> Iterator[tuple[int, Event]]:
@@ -198,7 +199,7 @@ class Scan:
                 found = _decode_lean(text)
             except _ODD:
                 self._budget.earn(stop)
-                self._budget.spend(_UNITS_AGAIN * len(text))
+                self._budget.spend(_UNITS_PER_REDECODED_BYTE * len(text))
             else:
                 self._budget.earn(stop)
                 return self._all(found)
@@ -210,7 +211,7 @@ class Scan:
 
     def _all(self, found: Sequence[Any], items: Sequence[msgspec.Raw] = ()) -> Iterator[tuple[int, Event]]:
         """The relevant events among these. `items` is their JSON, if canvas mutations are requested."""
-        self._budget.spend(_UNITS_ELEMENT * len(found))
+        self._budget.spend(_UNITS_PER_ELEMENT * len(found))
         first = self.count
         self.count += len(found)
         for place, lean in enumerate(found):
@@ -224,7 +225,7 @@ class Scan:
         for start in range(0, len(items), CHUNK_EVENTS):
             chunk = items[start : start + CHUNK_EVENTS]
             text = b",".join(chunk)
-            self._budget.spend(_UNITS_AGAIN * len(text))
+            self._budget.spend(_UNITS_PER_REDECODED_BYTE * len(text))
             try:
                 found = self._decode(b"[" + text + b"]")
             except _ODD:
@@ -240,7 +241,7 @@ class Scan:
                 yield self.count - 1, event
 
     def _by_element(self, start: int, stop: int) -> Generator[tuple[int, Event], None, int]:
-        """Decodes one by one, up to the first that ends at `stop` or later. Returns the start of the next
+        """Decodes events one by one, up to the first that ends at `stop` or later. Returns the start of the next
         piece."""
         raw = self._raw
         if start == 0:
@@ -253,7 +254,7 @@ class Scan:
             self._scalars(after, begin, is_first=is_first, is_last=end < 0)
             if end < 0:
                 if _blank(raw, begin + 1) is None:
-                    raise msgspec.DecodeError("characters behind the array")
+                    raise msgspec.DecodeError("characters after the array")
                 break
             event = self._odd(memoryview(raw)[begin:end])
             self.count += 1
@@ -266,7 +267,7 @@ class Scan:
         return len(raw)
 
     def _scalars(self, start: int, stop: int, *, is_first: bool, is_last: bool) -> None:
-        """Counts scalars between two elements: each is a malformed event. Raises Spent if there are many."""
+        """Counts the scalars between two elements as malformed events. Raises Spent if there are many."""
         if stop - start > SCALARS_BYTES_MAX:
             raise Spent
         text = bytes(self._raw[start:stop]).strip(b" \t\r\n")
@@ -281,7 +282,7 @@ class Scan:
                 raise msgspec.DecodeError("a comma is missing")
             text = text[:-1]
         count = len(_decode_raws(b"[" + text + b"]"))
-        self._budget.spend(_UNITS_AGAIN * len(text) + _UNITS_ELEMENT * count)
+        self._budget.spend(_UNITS_PER_REDECODED_BYTE * len(text) + _UNITS_PER_ELEMENT * count)
         self.count += count
         self.malformed += count
 
@@ -290,10 +291,10 @@ class Scan:
     def _read(self, lean: Any, item: msgspec.Raw | None = None) -> Event | None:
         """Reads an event whose outer shape is correct. `item` is its JSON, if canvas mutations are requested."""
         if isinstance(lean, _LeanIncremental):
-            self._budget.spend(_UNITS_INCREMENTAL)
+            self._budget.spend(_UNITS_PER_INCREMENTAL)
             if item is None or lean.data is None or number_of(lean.data.source) != CANVAS_MUTATION:
                 return None
-            self._budget.spend(_UNITS_EVENT)
+            self._budget.spend(_UNITS_PER_EVENT)
             return Canvas(memoryview(item).nbytes, number_of(lean.timestamp))
         try:
             if isinstance(lean, _LeanMeta):
@@ -331,7 +332,7 @@ class Scan:
 
     def _count_malformed(self) -> None:
         self.malformed += 1
-        self._budget.spend(_UNITS_MALFORMED)
+        self._budget.spend(_UNITS_PER_MALFORMED)
 
 
 def _few_of(text: bytes | bytearray) -> Sequence[msgspec.Raw]:

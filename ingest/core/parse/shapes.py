@@ -1,4 +1,4 @@
-"""Types of the values that browsers send; all have bounded size when decoded.
+"""Types of the values that browsers send. All have a bounded size when decoded.
 
 Structs are decoded strictly, which costs nothing for valid input. For invalid input, `ingest.core.parse.picked`
 decodes the same struct field by field and leaves out only what does not fit.
@@ -16,7 +16,7 @@ _Float = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
 # A number that BigQuery's JSON and a double can hold.
 Number = _Integer | _Float | None
 Text = str | None
-# Size of a request or response body: browsers send numbers and texts.
+# Size of a request or response body, which browsers send as a number or a text.
 SizeValue = _Integer | _Float | bool | str | None
 # Texts of bounded length, for columns.
 SHORT_MAX = 2048

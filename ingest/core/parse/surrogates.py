@@ -1,5 +1,5 @@
-"""Replaces lone surrogates: half of an emoji, in a text that was truncated inside the emoji. JavaScript writes
-"\\ud83d", which the decoder refuses."""
+"""Replaces lone surrogates: half of an emoji, such as "\\ud83d", left where JavaScript truncated a text within it.
+The decoder refuses them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import re
 from ingest.core.parse.budget import Budget
 
 REPLACEMENT = rb"\ufffd"
-# Measured costs in budget units: per half or pair matched, per half checked in Python, per byte of a window that
-# has one. Windows without any are skipped at the speed of a substring search.
-_UNITS_ESCAPE, _UNITS_HALF, _UNITS_BYTE = 0.2, 1.0, 0.006
+# Measured costs in budget units: per half or pair matched, per half checked in Python, and per byte of a window
+# that contains any. Other windows are skipped at the speed of a substring search.
+_UNITS_PER_ESCAPE, _UNITS_PER_HALF, _UNITS_PER_BYTE = 0.2, 1.0, 0.006
 SEARCHED_BYTES = 8 * 1024
-# Runs of backslashes are measured in windows of both sizes, the smaller first.
+# Runs of backslashes are counted in windows: first a small one, then large ones.
 WINDOW_BYTES_MIN, WINDOW_BYTES_MAX = 16, 64 * 1024
 _RUN = b"\\" * WINDOW_BYTES_MAX
 
 _escapes = re.compile(rb"\\u[dD][89a-fA-F]").findall
-# Half a pair without its other half. A match may also be plain text after an escaped backslash, in which case a
-# second half after it may be lone: `_is_lone` checks the backslashes.
+# Half of a pair without the other half. A match can also be plain text after an escaped backslash; a second half
+# after it may then be lone. `_is_lone` therefore checks the backslashes.
 _halves = re.compile(
     rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
     rb"|[c-fC-F][0-9a-fA-F]{2}(?<!(?<!\\)\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}))"
@@ -37,13 +37,13 @@ def without_lone_surrogates(text: bytes | bytearray, budget: Budget) -> bytearra
         stop = start + SEARCHED_BYTES
         if not _may_have_escapes(text, start, stop + len(REPLACEMENT)):
             continue
-        budget.spend(_UNITS_BYTE * SEARCHED_BYTES)
+        budget.spend(_UNITS_PER_BYTE * SEARCHED_BYTES)
         escapes = _escapes(text, start, stop + len(REPLACEMENT))
         if not escapes:
             continue
-        budget.spend(_UNITS_ESCAPE * len(escapes))
+        budget.spend(_UNITS_PER_ESCAPE * len(escapes))
         for half in _halves(text, start, stop + 2 * len(REPLACEMENT)):
-            budget.spend(_UNITS_HALF)
+            budget.spend(_UNITS_PER_HALF)
             at = half.start()
             if at < stop and _is_lone(text, at):
                 changed = bytearray(text) if changed is None else changed
@@ -52,7 +52,8 @@ def without_lone_surrogates(text: bytes | bytearray, budget: Budget) -> bytearra
 
 
 def _may_have_escapes(text: bytes | bytearray, start: int, stop: int) -> bool:
-    """Searches without the backslash, because a search that starts with one is slow among many backslashes."""
+    """True if there may be escapes. The search omits the backslash, because it would be slow among many of
+    them."""
     if text.find(b"u", start, stop) < 0:
         return False
     return text.find(b"ud", start, stop) >= 0 or text.find(b"uD", start, stop) >= 0

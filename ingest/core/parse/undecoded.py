@@ -1,4 +1,4 @@
-"""Yields every event of a stored recording as sent, in bounded memory; for viewing, not for rows."""
+"""Yields every event of a stored recording as sent, in bounded memory. Used for viewing, not for rows."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ingest.core.parse.elements import elements
 from ingest.core.parse.pieces import piece, stops
 from ingest.core.parse.surrogates import without_lone_surrogates
 
-# Maximum events held at once, 112 bytes each besides their text; an event may be as short as `0,`.
+# Maximum events held in memory, each 112 bytes plus its text. An event may be as short as `0,`.
 COMMAS_MAX = 400_000
 # Measured cost, in budget units, per byte decoded again.
-_UNITS_AGAIN = 0.001
+_UNITS_PER_REDECODED_BYTE = 0.001
 
 _decode_raws = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _not_a_number = re.compile(rb"NaN|Infinity").search
@@ -25,7 +25,7 @@ Undecoded = msgspec.Raw | bytes
 
 
 class _TooMany(Exception):
-    """Too many elements to hold at once."""
+    """Too many elements for the memory limit."""
 
 
 def undecoded(raw: bytes | bytearray, budget: Budget) -> Iterator[Undecoded]:
@@ -53,7 +53,8 @@ def _piece(raw: bytes | bytearray, start: int, budget: Budget) -> Generator[Unde
                 break
             if stop == len(raw):
                 raise
-            budget.spend(_UNITS_AGAIN * (stop - start))  # the piece ends inside an event: try a longer one
+            # The piece ends inside an event: try a longer one.
+            budget.spend(_UNITS_PER_REDECODED_BYTE * (stop - start))
         else:
             budget.earn(stop)
             yield from found
@@ -74,7 +75,8 @@ def _decoded(text: bytes | bytearray, budget: Budget) -> Sequence[msgspec.Raw]:
 
 
 def _by_element(raw: bytes | bytearray, start: int, stop: int, budget: Budget) -> Generator[Undecoded, None, int]:
-    """One by one, up to the first that ends at `stop` or later. Returns the start of the next piece."""
+    """Yields events one by one, up to the first that ends at `stop` or later. Returns the start of the next
+    piece."""
     if start == 0:
         opened = _array(raw)
         if opened is None:

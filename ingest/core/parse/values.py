@@ -1,4 +1,4 @@
-"""Decodes JSON of any shape, if the budget allows its maximum size."""
+"""Decodes JSON of any shape, if the budget covers its maximum cost."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ingest.core.parse.budget import Budget
 from ingest.core.parse.events import Malformed
 from ingest.core.parse.picked import scalar_of
 
-# Below this size the bytes bound the values sufficiently.
+# Up to this size, values need not be counted.
 SMALL_BYTES = 512
 # Texts may take four times their bytes, and each value about a hundred bytes.
 DOCUMENT_BYTES_MAX, VALUES_MAX = 8 * 1024 * 1024, 100_000
 # Measured costs in budget units: small documents and their bytes; bytes and values of larger ones; bytes and
 # fields if only fields are built.
-_UNITS_SMALL, _UNITS_SMALL_BYTE = 0.5, 0.01
-_UNITS_BYTE, _UNITS_VALUE = 0.006, 0.12
-_UNITS_FLAT_BYTE, _UNITS_FIELD = 0.001, 0.25
+_UNITS_PER_SMALL, _UNITS_PER_SMALL_BYTE = 0.5, 0.01
+_UNITS_PER_BYTE, _UNITS_PER_VALUE = 0.006, 0.12
+_UNITS_PER_FLAT_BYTE, _UNITS_PER_FIELD = 0.001, 0.25
 
 _decode = msgspec.json.Decoder().decode
 _decode_fields: Callable[[Any], dict[str, msgspec.Raw]] = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -30,16 +30,16 @@ def built(text: msgspec.Raw, budget: Budget) -> Any:
     """The whole value. Raises Malformed if it is too large, Spent if the budget is used up, and msgspec errors."""
     size_bytes = memoryview(text).nbytes
     if size_bytes <= SMALL_BYTES:
-        budget.spend(_UNITS_SMALL + _UNITS_SMALL_BYTE * size_bytes)
+        budget.spend(_UNITS_PER_SMALL + _UNITS_PER_SMALL_BYTE * size_bytes)
         return _decode(text)
     if size_bytes > DOCUMENT_BYTES_MAX:
-        raise Malformed("the data of an event are too long")
-    budget.spend(_UNITS_BYTE * size_bytes)
+        raise Malformed("the data of an event is too long")
+    budget.spend(_UNITS_PER_BYTE * size_bytes)
     document = bytes(text)
     values_max = document.count(b",") + document.count(b"[") + document.count(b"{") + 1
     if values_max > VALUES_MAX:
-        raise Malformed("the data of an event hold too many values")
-    budget.spend(_UNITS_VALUE * values_max)
+        raise Malformed("the data of an event has too many values")
+    budget.spend(_UNITS_PER_VALUE * values_max)
     return _decode(text)
 
 
@@ -52,7 +52,7 @@ def fields(text: msgspec.Raw, budget: Budget, names: Collection[str] | int) -> d
     size_bytes = memoryview(text).nbytes
     if size_bytes > SMALL_BYTES:
         return _fields_of_long(text, size_bytes, budget, names)
-    budget.spend(_UNITS_SMALL + _UNITS_SMALL_BYTE * size_bytes)
+    budget.spend(_UNITS_PER_SMALL + _UNITS_PER_SMALL_BYTE * size_bytes)
     found = _decode(text)
     if not isinstance(found, dict):
         raise Malformed("an object was expected")
@@ -62,11 +62,11 @@ def fields(text: msgspec.Raw, budget: Budget, names: Collection[str] | int) -> d
 def _fields_of_long(
     text: msgspec.Raw, size_bytes: int, budget: Budget, names: Collection[str] | int
 ) -> dict[str, Any]:
-    budget.spend(_UNITS_FLAT_BYTE * size_bytes)
+    budget.spend(_UNITS_PER_FLAT_BYTE * size_bytes)
     fields_max = bytes(text).count(b":")
     if fields_max > VALUES_MAX:
-        raise Malformed("the data of an event have too many fields")
-    budget.spend(_UNITS_FIELD * fields_max)
+        raise Malformed("the data of an event has too many fields")
+    budget.spend(_UNITS_PER_FIELD * fields_max)
     try:
         found = _decode_fields(text)
     except msgspec.ValidationError:

@@ -1,4 +1,4 @@
-"""A parser process: receives frames of work and returns results until the reader exits.
+"""A parser process: parses frames of messages until the reader exits.
 
 Started by `ingest.reader.parsing.inline.ProcessParser` as `python -m ingest.reader.parsing.child SOCKET ARENA`
 (two descriptors).
@@ -24,7 +24,7 @@ from ingest.reader.parsing.link import EXIT_MEMORY, Hello, Parser, receive_frame
 def main(socket_fd: int, arena_fd: int) -> None:
     """Serves one socket. Ignores SIGINT and SIGTERM; the reader closes the socket to end it.
 
-    If a message crashes this process (out of memory, a fault in a library), the reader starts another one and
+    If a message crashes this process (out of memory, a fault in a library), the reader starts another process and
     identifies the message.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -41,7 +41,7 @@ def main(socket_fd: int, arena_fd: int) -> None:
     except (EOFError, OSError):
         return
     except MemoryError:
-        os._exit(EXIT_MEMORY)  # out of memory, nothing but an immediate exit is reliable
+        os._exit(EXIT_MEMORY)  # when out of memory, only an immediate exit is reliable
 
 
 def limit_memory(bytes_max: int) -> None:
@@ -54,8 +54,8 @@ def limit_memory(bytes_max: int) -> None:
     except OSError:  # closest equivalent on systems other than Linux
         resource.setrlimit(resource.RLIMIT_DATA, (bytes_max, bytes_max))
         return
-    most = pages * resource.getpagesize() + bytes_max
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    limit_bytes = pages * resource.getpagesize() + bytes_max
+    resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
 
 
 def limit_cpu(seconds_max: int) -> None:

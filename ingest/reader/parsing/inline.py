@@ -29,19 +29,19 @@ log = structlog.get_logger(__name__)
 
 ANSWER_SECONDS_MAX = 60.0
 CLOSE_SECONDS_MAX = 0.5
-# Above the likely maximum for the limit on decompressed size; the kernel ends a process that needs more.
+# More than parsing needs at the maximum decompressed size. The kernel ends a process that exceeds the limit.
 MEMORY_BYTES_BASE, MEMORY_RATIO_MAX = 512 * MiB, 6
 
-# Messages per process and request: enough to amortize the request, few enough to stay within the in-flight bound.
-MESSAGES_AT_ONCE = 16
+# Messages per process and request: enough to amortize the request, few enough to stay within the in-flight limit.
+MESSAGES_PER_REQUEST = 16
 
 Clock = Callable[[], float]
 Wary = Callable[[TopicPartition], bool]
-"""True if a partition may hold a message that crashes readers: then all of its messages go to the second line."""
+"""True if a partition may hold a message that crashes readers. All of its messages then go to the second line."""
 
 
 class InlineParser:
-    """Parses in the calling thread, after the tenant gate: dropped messages are not decompressed."""
+    """Parses in the calling thread, after the tenant gate, so that dropped messages are not decompressed."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class InlineParser:
         self._suspects = wary
 
     def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
-        """One result per message, in order, before it takes the next message."""
+        """Yields one result per message, in order. Takes a message only after the result of the previous one."""
         for message in messages:
             outcome = shed(message, self._gate, self._clock) or self._parse(message)
             yield answer(message, outcome)
@@ -69,15 +69,15 @@ class InlineParser:
         return None if self._suspects(message.source) else parse_usual(message, self._rules, self._usual)
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Does nothing."""
 
 
 class ProcessParser:
-    """Parses in `processes` children; each poll's messages are split among them by bytes, in order.
+    """Parses in `processes` children. The messages of each poll are split among them by bytes, in order.
 
-    Values are in shared memory, without pickle. A child that dies, hangs, or exceeds `memory_bytes_max` (default:
-    the likely maximum for the rules) is replaced. Its messages go to the second line. Without a second line
-    (`usual` is None), they are parsed one by one, and a message that ends a child again becomes a reject.
+    Values are passed in shared memory. A child that dies, hangs, or exceeds `memory_bytes_max` (default:
+        the likely maximum for the rules) is replaced. Its messages go to the second line. Without a second line
+        (`usual` is None), they are parsed one by one, and a message that ends a child again becomes a reject.
     """
 
     def __init__(
@@ -108,13 +108,13 @@ class ProcessParser:
         return [child.process_id for child in self._children]
 
     def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
-        """One result per message, in order. Takes enough messages at once to keep all children busy."""
-        coming = iter(messages)
-        while some := list(islice(coming, MESSAGES_AT_ONCE * len(self._children))):
-            yield from self._parse(some)
+        """Yields one result per message, in order. Takes enough messages at a time to keep all children busy."""
+        iterator = iter(messages)
+        while batch := list(islice(iterator, MESSAGES_PER_REQUEST * len(self._children))):
+            yield from self._parse(batch)
 
     def _parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed | Unusual]:
-        """Waits for all children, with a time limit for each."""
+        """Parses these messages in all children, with a time limit for each child."""
         outcomes: list[Outcome | None] = []
         for message in messages:
             outcomes.append(shed(message, self._gate, self._clock))
@@ -132,8 +132,8 @@ class ProcessParser:
                 received = child.receive_or_none() if self._has_second_line else child.receive()
                 for index, outcome in zip(share, received, strict=True):
                     outcomes[index] = outcome
-        for message, settled in zip(messages, outcomes, strict=True):
-            yield answer(message, settled)
+        for message, outcome in zip(messages, outcomes, strict=True):
+            yield answer(message, outcome)
 
     def _shares(self, messages: Sequence[Message], wanted: Sequence[int]) -> list[list[int]]:
         """Contiguous runs of about equal bytes, one per child."""
@@ -154,10 +154,9 @@ class ProcessParser:
 
 
 def shed(message: Message, gate: TenantGate, clock: Clock) -> Drop | None:
-    """The drop required by rules and erasures, if any.
+    """The drop required by tenant rules and erasures, if any.
 
-    Erased messages are dropped first: they must not take a token, and a reject would keep their bytes as a dead
-    letter.
+    Erasures are checked first, so that erased messages take no token and never become dead letters.
     """
     if not gate.active:
         return None
@@ -173,7 +172,7 @@ def shed(message: Message, gate: TenantGate, clock: Clock) -> Drop | None:
 
 
 def answer(message: Message, outcome: Outcome | None) -> on.MessageParsed | Unusual:
-    """The result for the loop; without an outcome the message is unusual."""
+    """The result for the loop: the outcome, or the message as unusual if there is none."""
     if outcome is None:
         return Unusual(message)
     return on.MessageParsed(message.source, message.epoch, message.offset, outcome)
@@ -199,7 +198,7 @@ class Child:
         self._answer_seconds_max = answer_seconds_max
         self._arena = Arena()
         self._sent: Sequence[Message] = ()
-        self._ended: int | None = None
+        self._exit_status: int | None = None
         self._start()
 
     @property
@@ -207,12 +206,12 @@ class Child:
         return self._process.pid
 
     def _start(self) -> None:
-        self._socket, theirs = socket.socketpair()
+        self._socket, child_socket = socket.socketpair()
         self._socket.settimeout(self._answer_seconds_max)
-        descriptors = (theirs.fileno(), self._arena.fd)
+        descriptors = (child_socket.fileno(), self._arena.fd)
         command = [sys.executable, "-m", "ingest.reader.parsing.child", *map(str, descriptors)]
         self._process = subprocess.Popen(command, pass_fds=descriptors, stdin=subprocess.DEVNULL)
-        theirs.close()
+        child_socket.close()
         send_frame(self._socket, self._hello)
 
     def send(self, messages: Sequence[Message]) -> None:
@@ -221,15 +220,15 @@ class Child:
             ask(self._socket, self._arena, messages)
 
     def receive(self) -> list[Outcome | None]:
-        """Outcomes of the last request. After a failure each message is parsed on its own."""
+        """Outcomes of the last request. After a failure, each message is parsed in a request of its own."""
         try:
             return self.answers()
         except ChildFailed as failure:
             log.error("parser_process_failed", error=str(failure), messages=len(self._sent))
-        return [self._alone(message) for message in self._sent]
+        return [self._parse_alone(message) for message in self._sent]
 
     def receive_or_none(self) -> list[Outcome | None]:
-        """Outcomes of the last request. Returns None after a failure."""
+        """Outcomes of the last request. After a failure, all are None."""
         try:
             return self.answers()
         except ChildFailed as failure:
@@ -243,12 +242,12 @@ class Child:
         except (OSError, EOFError, msgspec.MsgspecError) as failure:
             self._stop()
             self._start()
-            limit = self._limits.get(self._ended or 0, "")
+            limit = self._limits.get(self._exit_status or 0, "")
             raise ChildFailed(
-                f"{type(failure).__name__}: {failure}, exit status {self._ended}", limit
+                f"{type(failure).__name__}: {failure}, exit status {self._exit_status}", limit
             ) from failure
 
-    def _alone(self, message: Message) -> Outcome:
+    def _parse_alone(self, message: Message) -> Outcome:
         self.send([message])
         try:
             (outcome,) = self.answers()
@@ -265,10 +264,10 @@ class Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._ended = self._process.returncode
+        self._exit_status = self._process.returncode
 
     def kill(self) -> None:
-        """Kills the process. Any thread; `close` must be called by its own."""
+        """Kills the process. Any thread; the thread that uses the child must call `close`."""
         self._process.kill()
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """Protocol between the reader and a parser process.
 
-Values are passed in shared memory: the reader copies each value once, and the parsing process parses it in place.
-Everything else is sent over a socket pair as length-prefixed msgpack. Results do not repeat bytes that the reader
-has: a blob that is a slice of its message is sent as a position, a dead letter without its value.
+Values are passed in shared memory: the reader copies each value once, and the parser process parses it in place.
+Everything else is sent over a socket pair as length-prefixed msgpack. Results omit bytes that the reader has: a
+blob that is a slice of its message is sent as a position, and a dead letter without its value.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LENGTH = struct.Struct("<Q")
 
 
 class Hello(msgspec.Struct, array_like=True):
-    """The first frame: rules and limits of the process (0: none).
+    """The first frame: rules and limits of the process; 0 means no limit.
 
     `memory_bytes_max`: additional memory after startup; `cpu_seconds_max`: per frame of work. `usual`: messages
     above these limits are left to the second line.
@@ -63,9 +63,9 @@ class Work(msgspec.Struct, array_like=True, gc=False):
 
 
 class Answer(msgspec.Struct, array_like=True, gc=False):
-    """An outcome: segment or reject, or none for an unusual message.
+    """An outcome: a segment, a reject, or neither for an unusual message.
 
-    `blob_at`: the first blob is this slice of the message's value.
+    `blob_at`: the slice of the message's value that is the first blob.
     """
 
     segment: Segment | None
@@ -74,7 +74,7 @@ class Answer(msgspec.Struct, array_like=True, gc=False):
 
 
 class Arena:
-    """Memory shared with a child through the descriptor of an unnamed file; grows, never shrinks."""
+    """Memory shared with a child through the descriptor of an unnamed file. It grows but never shrinks."""
 
     def __init__(self) -> None:
         self.fd = _unnamed_file()
@@ -116,15 +116,15 @@ _decode_work = msgspec.msgpack.Decoder(Work).decode
 _decode_answers = msgspec.msgpack.Decoder(list[Answer]).decode
 
 
-# The reader's end
+# The reader
 
 
 def ask(link: socket.socket, arena: Arena, messages: Sequence[Message]) -> None:
     """Sends messages. Raises OSError if the process has ended."""
     places = arena.put([message.value for message in messages])
     items = [
-        Item(one.source, one.epoch, one.offset, start, stop, one.key, one.headers, one.timestamp_ms)
-        for one, start, stop in zip(messages, places, places[1:], strict=False)
+        Item(sent.source, sent.epoch, sent.offset, start, stop, sent.key, sent.headers, sent.timestamp_ms)
+        for sent, start, stop in zip(messages, places, places[1:], strict=False)
     ]
     send_frame(link, _encode(Work(arena.size_bytes, items)))
 
@@ -132,15 +132,15 @@ def ask(link: socket.socket, arena: Arena, messages: Sequence[Message]) -> None:
 def receive_outcomes(link: socket.socket, messages: Sequence[Message]) -> list[Outcome | None]:
     """The outcomes of these messages; None for an unusual one.
 
-    Raises EOFError, OSError (also on timeout), msgspec.MsgspecError.
+    Raises EOFError, msgspec.MsgspecError, and OSError (also on timeout).
     """
     answers = _decode_answers(receive_frame(link))
     if len(answers) != len(messages):
         raise EOFError(f"{len(answers)} answers to {len(messages)} messages")
-    return [_whole(answer, message) for answer, message in zip(answers, messages, strict=True)]
+    return [_restored(answer, message) for answer, message in zip(answers, messages, strict=True)]
 
 
-def _whole(answer: Answer, message: Message) -> Outcome | None:
+def _restored(answer: Answer, message: Message) -> Outcome | None:
     if answer.segment is None:
         if answer.reject is None:
             return None
@@ -153,7 +153,7 @@ def _whole(answer: Answer, message: Message) -> Outcome | None:
     return msgspec.structs.replace(answer.segment, blobs=(Blob(blob.name, content, blob.offset),))
 
 
-# The process' end
+# The parser process
 
 
 class Parser:
@@ -172,9 +172,9 @@ class Parser:
         if work.arena_bytes != self._size_bytes:
             self._map = mmap.mmap(self._fd, work.arena_bytes, access=mmap.ACCESS_READ)
             self._size_bytes = work.arena_bytes
-        return _encode([self._one(item) for item in work.items])
+        return _encode([self._parsed(item) for item in work.items])
 
-    def _one(self, item: Item) -> Answer:
+    def _parsed(self, item: Item) -> Answer:
         value: Any = memoryview(self._map)[item.start : item.stop]
         message = Message(item.source, item.epoch, item.offset, value, item.key, item.headers, item.timestamp_ms)
         outcome = parse_usual(message, self._rules, self._usual) if self._usual else parse(message, self._rules)
@@ -201,12 +201,12 @@ class Parser:
 
 
 def send_frame(link: socket.socket, data: bytes) -> None:
-    """One length-prefixed frame."""
+    """Sends one length-prefixed frame."""
     link.sendall(_LENGTH.pack(len(data)) + data)
 
 
 def receive_frame(link: socket.socket) -> bytearray:
-    """One length-prefixed frame. Raises EOFError if the connection was closed."""
+    """Receives one length-prefixed frame. Raises EOFError if the connection was closed."""
     (length,) = _LENGTH.unpack(_receive_exactly(link, _LENGTH.size))
     if length > FRAME_BYTES_MAX:
         raise EOFError(f"invalid frame of {length} bytes")

@@ -1,8 +1,8 @@
 """The second line: parses large or slow messages one at a time in a child process with limits, while the loop
-continues; each result is an event in its inbox.
+continues.
 
-A message that crashes the child or exceeds a limit becomes a reject that names the limit. See
-docs/decisions/035-second-line.md.
+Each result is an event in the inbox of the loop. A message that crashes the child or exceeds a limit becomes a
+reject, which names the limit. See docs/decisions/035-second-line.md.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from tasks.units import MiB
 
 log = structlog.get_logger(__name__)
 
-# Additional memory after startup. docs/cost.md: 2.5 times the decompressed size plus 64 MiB, plus the message and
-# its result.
+# Additional memory after startup. Parsing needs 2.5 times the decompressed size plus 64 MiB (docs/cost.md), plus
+# the message and its result.
 MEMORY_BYTES_BASE, MEMORY_RATIO = 128 * MiB, 3
 ATTEMPTS_MAX = 2
 CLOSE_SECONDS_MAX = 2.0
 
 
 class SecondLine:
-    """One child and one thread, both started with the first message. `answer` is called on that thread.
+    """One child and one thread, both started with the first message.
 
-    Holds at most one message per partition, because the partition waits for it.
+    `answer` is called on that thread. At most one message per partition is queued, because the partition waits for
+    it.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class SecondLine:
         self._closing = threading.Event()
 
     def submit(self, message: Message) -> None:
-        """Never blocks. MessageParsed follows, unless the parser is closed first."""
+        """Queues a message, without blocking. MessageParsed follows, unless the parser is closed first."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="second-line", daemon=True)
             self._thread.start()
@@ -69,7 +70,7 @@ class SecondLine:
         return self._child.process_id if self._child is not None else None
 
     def close(self) -> None:
-        """Ends child and thread; waiting messages get no result."""
+        """Ends child and thread. Waiting messages get no result."""
         self._closing.set()
         self._messages.put(None)
         if self._child is not None:
@@ -91,7 +92,7 @@ class SecondLine:
                 self._child.close()
 
     def _guaranteed_outcome(self, message: Message) -> Outcome:
-        """Always produces a result; otherwise the partition would wait indefinitely."""
+        """Like `_outcome`, but never raises, because the partition would then wait indefinitely."""
         try:
             return self._outcome(message)
         except Exception as error:
@@ -101,8 +102,8 @@ class SecondLine:
             )
 
     def _outcome(self, message: Message) -> Outcome:
-        """Retries once, unless a limit was exceeded: other failures of the child may not be caused by the
-        message."""
+        """Parses one message. Retries once unless a limit was exceeded, because the message may not be the cause
+        of other failures."""
         error = ""
         for _ in range(ATTEMPTS_MAX):
             try:

@@ -1,23 +1,23 @@
-"""The whole system in one deterministic process: the real pipeline and the real loop, everything else simulated.
+"""The whole system in one deterministic process: the real pipeline and loop; everything else is simulated.
 
     World(Shape.draw(seed)).run()
 
-One seed determines the whole world: number of partitions and readers, bounds, faults and their times.
+One seed determines the whole world: number of partitions and readers, limits, faults and their times.
 `python -m ingest.testing.simulation --seeds 1000` tries many seeds and prints the shortest history of one that
 fails.
 
-clock.py     time, and the events to come
+clock.py      time, and scheduled events
 shape.py     the world of a seed
 faults.py    kinds of faults, their probabilities, and the random streams
 kafka.py     logs, the consumer group, the source
-redis.py     staged batches, which may be lost
+redis.py      staged batches, which can be lost
 celery.py    queues, workers, chords
 sinks.py     stored items by identity
 reader.py    a reader process that can be killed between two commands
-checkers.py  the invariants, one class each
-marks.py     the situations that runs must reach
+checkers.py   the invariants, one class for each
+marks.py      the situations that the runs must reach
 world.py     the whole world
-story.py     history of a run
+story.py      the history of a run
 shrink.py    tries a seed, and finds the smallest world in which it still fails
 """
 

@@ -1,4 +1,4 @@
-"""`python -m ingest.testing.simulation`: tries many seeds; for a failing one, prints its shortest history.
+"""`python -m ingest.testing.simulation`: tries many seeds, and prints the shortest history of each that fails.
 
 python -m ingest.testing.simulation --seeds 10000
 python -m ingest.testing.simulation --seed 138            # only this seed, with its history
@@ -39,7 +39,7 @@ def wanted_marks() -> list[str]:
 
 
 def try_seeds(seeds: Iterable[int]) -> tuple[int, float, Counter[str], list[Outcome]]:
-    """(worlds, simulated seconds, marks, failures)."""
+    """Tries these seeds. Returns (worlds, simulated seconds, marks, failures)."""
     worlds, simulated, marks, failures = 0, 0.0, Counter[str](), []
     for seed in seeds:
         outcome = attempt(Shape.draw(seed))
@@ -60,14 +60,14 @@ def _chunks(start: int, count: int, jobs: int) -> Iterator[tuple[int, float, Cou
         yield from pool.map(try_seeds, ranges)
 
 
-def _tell(outcome: Outcome, lines_max: int) -> None:
+def _print_failure(outcome: Outcome, lines_max: int) -> None:
     shape = outcome.shape
     print(f"\nseed {shape.seed}: {outcome.checker}: {outcome.text}")
-    print(f"  again: python -m ingest.testing.simulation --seed {shape.seed}")
+    print(f"  repeat: python -m ingest.testing.simulation --seed {shape.seed}")
     faults = ", ".join(fault.value for fault in shape.faults) or "none"
     print(
         f"  smallest world: {shape.partitions} partitions, {shape.readers} readers, {shape.messages} messages, "
-        f"calm after {shape.calm_at:.1f} s; faults: {faults}\n  {shape.limits}"
+        f"no faults after {shape.calm_at:.1f} s; faults: {faults}\n  {shape.limits}"
     )
     if 0 < lines_max < len(outcome.story):
         print(f"  (the last {lines_max} of {len(outcome.story)} lines)")
@@ -76,7 +76,7 @@ def _tell(outcome: Outcome, lines_max: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 1 if an invariant was violated."""
+    """Returns exit code 1 if an invariant was violated."""
     parser = argparse.ArgumentParser(prog="python -m ingest.testing.simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=200, help="number of seeds to try")
     parser.add_argument("--start", type=int, help="first seed; by default a random one, which is printed")
@@ -86,8 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     options = parser.parse_args(arguments)
     if options.seed is not None:
-        outcome = attempt(Shape.draw(options.seed), telling=True)
-        _tell(shortest(outcome) if outcome.checker else outcome, options.lines)
+        outcome = attempt(Shape.draw(options.seed), recording=True)
+        _print_failure(shortest(outcome) if outcome.checker else outcome, options.lines)
         return 1 if outcome.checker else 0
     start = options.start
     if start is None:
@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
         if failures:
             print("failed seeds: " + " ".join(str(outcome.shape.seed) for outcome in failures))
         for outcome in failures[:STORIES_MAX]:
-            _tell(shortest(outcome), options.lines)
+            _print_failure(shortest(outcome), options.lines)
     return 1 if failures else 0
 
 

@@ -1,7 +1,7 @@
-"""Simulated flush fleet: queues, workers that die, chords that lose their body, late completions.
+"""Simulates the flush fleet: queues, workers that die, chords that lose their body, late completions.
 
-A task has the steps of `tasks/flush.py`: return when the mark is set, write, set the mark, count for the
-chord. The body reports success only when every mark of the stage is set.
+A task has the steps of `tasks/flush.py`: it returns if its mark is set; otherwise it writes, sets the mark, and is
+counted by the chord. The body reports success only if every mark of the stage is set.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ Written = Callable[[str, tuple[Item, ...], str, str], None]
 
 @dataclass(slots=True)
 class Chord:
-    """One dispatch of one stage. Its counter is in Redis and is lost with that generation of Redis."""
+    """One dispatch of one stage. Its counter is lost if Redis restarts empty, which begins the next
+    `generation`."""
 
     batch_id: str
     epoch: int
@@ -55,7 +56,7 @@ class Chord:
 
 @dataclass(slots=True)
 class Fleet:
-    """The flush fleet. Capacity is unlimited; tasks can be lost, repeated and delayed."""
+    """The flush fleet. Its capacity is unlimited. Tasks can be lost, repeated and delayed."""
 
     timeline: Timeline
     dice: Dice
@@ -66,7 +67,7 @@ class Fleet:
     about_to_write: Written
 
     def start(self, chord: Chord, count: int | None = None) -> None:
-        """Puts the chord's tasks on their queues (only the first `count`, if the connection broke)."""
+        """Puts the chord's tasks on their queues, or only the first `count` if the connection breaks."""
         for name in chord.names[:count]:
             self._push(chord, name, 0, self.dice.between(0.01, 0.2))
 
@@ -74,15 +75,15 @@ class Fleet:
         self.timeline.after(seconds, self._run, chord, name, tries)
 
     def _run(self, chord: Chord, name: str, tries: int) -> None:
-        if self.redis.away:
+        if self.redis.unavailable:
             self._push(chord, name, tries, 0.3)
             return
         if chord.generation != self.redis.generation or self.dice.strikes(Fault.TASK_LOST):
             return
         seconds = self.dice.between(0.02, 0.3)
-        dies: Death | None = None
+        death: Death | None = None
         if self.dice.strikes(Fault.WORKER_KILLED):
-            dies = DEATHS[self.dice.pick(Fault.WORKER_KILLED, len(DEATHS))]
+            death = DEATHS[self.dice.pick(Fault.WORKER_KILLED, len(DEATHS))]
             self._push(chord, name, tries, self.visibility_seconds)
         if self.dice.strikes(Fault.TASK_DOUBLED):
             self._push(chord, name, tries, 0.1)
@@ -96,10 +97,10 @@ class Fleet:
         elif name not in staged:
             self._returned(chord, name, "payload missing")
         else:
-            self.timeline.after(seconds, self._write, chord, name, tries, staged[name], dies)
+            self.timeline.after(seconds, self._write, chord, name, tries, staged[name], death)
 
-    def _write(self, chord: Chord, name: str, tries: int, items: tuple[Item, ...], dies: Death | None) -> None:
-        if dies is Death.BEFORE_WRITE:
+    def _write(self, chord: Chord, name: str, tries: int, items: tuple[Item, ...], death: Death | None) -> None:
+        if death is Death.BEFORE_WRITE:
             return
         sink = name.split("/")[1]
         self.about_to_write(sink, items, chord.key, name)
@@ -109,26 +110,26 @@ class Fleet:
             self._returned(chord, name, str(refusal))
             return
         except TransientSinkError as failure:
-            self._again(chord, name, tries, str(failure))
+            self._retry(chord, name, tries, str(failure))
             return
-        if dies is Death.AFTER_WRITE:
+        if death is Death.AFTER_WRITE:
             return
-        if self.redis.away:
-            self._again(chord, name, tries, "redis away")
+        if self.redis.unavailable:
+            self._retry(chord, name, tries, "redis unavailable")
             return
         self.redis.batches.setdefault(chord.key, {})[done_field(name)] = "1"
-        if dies is None:
+        if death is None:
             self._returned(chord, name, "")
 
-    def _again(self, chord: Chord, name: str, tries: int, error: str) -> None:
+    def _retry(self, chord: Chord, name: str, tries: int, error: str) -> None:
         if tries < RETRIES_MAX:
             self._push(chord, name, tries + 1, 0.3 * 2**tries)
         else:
             self._returned(chord, name, error)
 
     def _returned(self, chord: Chord, name: str, error: str) -> None:
-        """Counts one task; the last one starts the body (or the errback)."""
-        if self.redis.away or chord.generation != self.redis.generation or name in chord.returned:
+        """Counts one task. The last one starts the body or the errback."""
+        if self.redis.unavailable or chord.generation != self.redis.generation or name in chord.returned:
             return
         chord.returned.add(name)
         chord.error = chord.error or error
@@ -139,7 +140,7 @@ class Fleet:
             self.timeline.after(self.dice.between(0.01, 0.1), self._complete, chord)
 
     def _complete(self, chord: Chord) -> None:
-        if self.redis.away:
+        if self.redis.unavailable:
             self.timeline.after(0.3, self._complete, chord)
             return
         if chord.generation != self.redis.generation:
@@ -148,12 +149,14 @@ class Fleet:
         missing = [name for name in chord.names if done_field(name) not in staged]
         if chord.error or missing:
             error = chord.error or f"marks missing: {missing}"
-            self._tell(chord, on.FlushFailed(chord.batch_id, chord.epoch, chord.stage, chord.attempt, error))
+            self._add_completion(
+                chord, on.FlushFailed(chord.batch_id, chord.epoch, chord.stage, chord.attempt, error)
+            )
         else:
-            self._tell(chord, on.FlushSucceeded(chord.batch_id, chord.epoch, chord.stage))
+            self._add_completion(chord, on.FlushSucceeded(chord.batch_id, chord.epoch, chord.stage))
 
-    def _tell(self, chord: Chord, event: on.Event) -> None:
-        """Adds an entry to the reader's stream, which is also in Redis."""
+    def _add_completion(self, chord: Chord, event: on.Event) -> None:
+        """Adds an entry to the reader's stream, which is in Redis."""
         if self.dice.strikes(Fault.COMPLETION_LOST):
             return
         seconds = self.dice.between(0.01, 0.1)
@@ -164,7 +167,7 @@ class Fleet:
             self.timeline.after(seconds + self.dice.between(0.0, 3.0), self._deliver, chord, event)
 
     def _deliver(self, chord: Chord, event: on.Event) -> None:
-        if self.redis.away:
+        if self.redis.unavailable:
             self.timeline.after(0.3, self._deliver, chord, event)
         elif chord.generation == self.redis.generation:
             chord.deliver(event)

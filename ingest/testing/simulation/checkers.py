@@ -1,6 +1,6 @@
-"""Invariants of every world: one class per invariant; its docstring states the invariant.
+"""Invariants of every world, one class per invariant. The docstring of a class states the invariant.
 
-Checkers read the broker, the sinks and the commands, never the pipeline's private state.
+Checkers read the broker, the sinks and the commands, but never the private state of the pipeline.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from ingest.testing.simulation.sinks import Item, Sinks
 from ingest.testing.simulation.story import Story, Violation
 
 MESSAGE_BYTES_MAX = LETTER_BYTES + 50
-CUT_AT_ONCE_MAX = 3
-# Sum of the lease and the longest time for a renewal in flight and one step between two checks.
+CUTS_PER_MESSAGE_MAX = 3
+# The lease, plus the longest time for a renewal in flight and for one step between two checks.
 UNTRUE_SECONDS_MAX = PARKED_LEASE_SECONDS + 1.0
-# Sum of the members' own bound, their loop steps, and the longest time for which all of them may be frozen.
-UNOWNED_SECONDS_BOUND = UNOWNED_SECONDS_MAX + 3 * TURN_SECONDS + 12.0
+# The members' own limit, plus their loop steps and the longest time for which all of them may be frozen.
+UNOWNED_SECONDS_LIMIT = UNOWNED_SECONDS_MAX + 3 * TURN_SECONDS + 12.0
 
 
 @lru_cache(maxsize=1024)
 def _ends(offset: int, record: str) -> tuple[int, ...]:
-    """Ends of the batches that a commit names."""
+    """Ends of the batches in the record of a commit."""
     return cut_record.decode(offset, record).stops
 
 
 @lru_cache(maxsize=1024)
 def _topic_of(offset: int, record: str) -> str:
-    """Topic id in the metadata of a commit; empty: none."""
+    """Topic id in the record of a commit; empty if there is none."""
     return cut_record.decode(offset, record).topic_id
 
 
@@ -66,16 +66,16 @@ class Durability:
         return [sink for sink in wanted if f"{sink}/{record.identity}" not in self._sinks.stored[sink]]
 
     def excused(self, log: Log, offset: int) -> bool:
-        """Expired with an announcement, or before the group's starting offset by policy."""
+        """True if the message expired with an announcement, or precedes the start chosen by the reset policy."""
         if offset < self._skipped.get(log.source.partition, 0):
             return True
         spans = self.announced.get(log.source.partition, ())
         return offset < log.low and any(start <= offset < stop for start, stop in spans)
 
     def begun(self, partition: int, start: int) -> None:
-        """A reader starts without a committed offset: at the oldest message, or later if the group is new.
+        """Checks a start without a committed offset: at the oldest message, or later only if the group is new.
 
-        Raises Violation for any other start.
+        Raises Violation.
         """
         log = self._broker.logs[partition]
         self.announced.setdefault(partition, []).append((0, log.low))
@@ -87,29 +87,30 @@ class Durability:
             self._skipped[partition] = max(start, self._skipped.get(partition, 0))
 
     def recreated(self) -> None:
-        """The topic was recreated: its operator deleted messages of the old one that were not durable."""
+        """Resets the state after the topic was recreated, which deleted messages that were not durable."""
         self.announced.clear()
         self._checked.clear()
         self._skipped.clear()
         self._committed.clear()
 
     def _added(self, partition: int) -> bool:
-        """Whether the group started before the topic had this partition, according to its stored commits."""
+        """True if the group started before the topic had this partition, according to its stored commits."""
         began_with = [cut_record.decode(*found).partitions for found in self._group_commits()]
         return bool(began_with) and partition >= min(began_with)
 
     def _follows_another_topic(self) -> bool:
-        """Whether a stored commit names a deleted topic: then the current topic is new to the whole group."""
+        """True if a stored commit names a deleted topic, so that the current topic is new to the whole group."""
         return any(_topic_of(*found) not in ("", self._broker.topic_id) for found in self._group_commits())
 
     def _group_commits(self) -> list[tuple[int, str]]:
         return list(self._broker.group.committed.values())
 
     def resumed(self, partition: int, offset: int, record: str) -> None:
-        """A reader starts at a committed offset. Raises Violation if that belongs to a deleted topic.
+        """Checks a start at a committed offset. Raises Violation if the offset belongs to a deleted topic.
 
-        A commit without a topic (its record was lost or refused) cannot be distinguished from one of this topic,
-        unless other commits of the group, or the process, refer to the former one: `ingest.core.starting`.
+        A commit without a topic, because its record was lost or refused, cannot be distinguished from one of this
+        topic, unless other commits of the group or the process itself refer to the former topic
+        (`ingest.core.starting`).
         """
         topic_id = _topic_of(offset, record)
         if topic_id not in ("", self._broker.topic_id):
@@ -121,7 +122,8 @@ class Durability:
             self._skipped[partition] = max(offset, self._skipped.get(partition, 0))
 
     def committed(self, partition: int, offset: int, topic_id: str) -> None:
-        """The broker stored this offset. `topic_id`: the topic that its reader was assigned."""
+        """Checks an offset that the broker stored. `topic_id`: the topic that its reader was assigned. Raises
+        Violation."""
         if topic_id != self._broker.topic_id:
             return  # the offset is of another topic; see `resumed`
         log = self._broker.logs[partition]
@@ -138,13 +140,13 @@ class Durability:
         self._checked[partition] = max(checked, offset)
 
     def at_end(self) -> None:
-        """Checks that every message is durable, or that its loss was announced."""
+        """Checks that every message is durable or its loss was announced. Raises Violation."""
         loss = self.loss()
         if loss is not None:
             raise Violation("eventually_durable", loss)
 
     def loss(self) -> str | None:
-        """A message that is not durable and whose loss was not announced, or None."""
+        """A message that is not durable although its loss was not announced; None if there is none."""
         for log in self._broker.logs:
             for at in log.offsets:
                 if self.missing(log, at) and not self.excused(log, at):
@@ -152,7 +154,7 @@ class Durability:
         return None
 
     def lag(self) -> int:
-        """Offsets that are not committed, including those without a message at the end of a log."""
+        """Number of uncommitted offsets, including those without a message at the end of a log."""
         group = self._broker.group
         behind = 0
         for log in self._broker.logs:
@@ -164,14 +166,15 @@ class Durability:
 
 
 class BlobBeforeRows:
-    """No row is written before the blob of its segment (a user must not open a replay that is not stored)."""
+    """No row is written before the blob of its segment, because a user must not find a replay that is not
+    stored."""
 
     def __init__(self, broker: Broker, sinks: Sinks) -> None:
         self._broker = broker
         self._sinks = sinks
 
     def about_to_write(self, sink: str, items: Sequence[Item]) -> None:
-        """A worker calls the sink with these items. Raises Violation."""
+        """Checks the items of a write before it starts. Raises Violation."""
         if sink not in ("clickhouse", "bigquery", "datadog"):
             return
         for item in items:
@@ -179,13 +182,13 @@ class BlobBeforeRows:
             durable = f"gcs/{record.identity}" in self._sinks.stored["gcs"]
             refused = item.message in self._sinks.dead_letters
             if record.kind is not Kind.ROWS_ONLY and not durable and not refused:
-                raise Violation("blob_before_rows", f"{sink} gets {item} before its blob")
+                raise Violation("blob_before_rows", f"{sink} receives {item} before its blob")
 
 
 class NothingTwice:
-    """After deduplication nothing is stored twice, and nothing is stored that was not sent.
+    """After deduplication, nothing is stored twice, and nothing is stored that was not sent.
 
-    Sinks keep one copy per identity, so a second copy could only exist under an identity that no message has.
+    Sinks keep one copy per identity, so a second copy can exist only under an identity that no message has.
     """
 
     def __init__(self, broker: Broker, sinks: Sinks) -> None:
@@ -197,16 +200,16 @@ class NothingTwice:
         logs = self._broker.all_logs()
         known = {record.identity for log in logs for record in log.records.values()}
         for sink, stored in self._sinks.stored.items():
-            strangers = sorted(stored - {f"{sink}/{identity}" for identity in known})
-            if strangers:
-                raise Violation("nothing_twice", f"{sink} holds {strangers}, which no message explains")
+            unexplained = sorted(stored - {f"{sink}/{identity}" for identity in known})
+            if unexplained:
+                raise Violation("nothing_twice", f"{sink} holds {unexplained}, which are of no message")
         sent = {(log.source.partition, at, log.generation) for log in logs for at in log.offsets}
         if not self._sinks.dead_letters <= sent:
-            raise Violation("nothing_twice", "a dead letter that no message explains")
+            raise Violation("nothing_twice", "a dead letter of no message")
 
 
 class CommitsRise:
-    """Within one assignment the committed offset only rises, no commit is sent for a partition that is not
+    """Within one assignment, the committed offset never decreases, no commit is sent for a partition that is not
     assigned, and a refused commit is not repeated immediately."""
 
     def __init__(self) -> None:
@@ -216,15 +219,15 @@ class CommitsRise:
         self._known: dict[tuple[str, TopicPartition], int] = {}
 
     def resumed(self, reader: Reader, event: on.OffsetOutOfRange) -> None:
-        """The core handles a new position. It must not use an earlier epoch afterwards."""
+        """Records that the core handled a new position. It must not use an earlier epoch afterwards."""
         self._known[reader.name, event.source] = event.epoch
 
-    def ordered(self, reader: Reader, command: do.Commit, now: float) -> None:
-        """A reader orders a commit. Raises Violation."""
+    def check(self, reader: Reader, command: do.Commit, now: float) -> None:
+        """Checks a commit that a reader sends. Raises Violation."""
         key = (reader.name, command.source, command.epoch)
         partition = command.source.partition
         epoch = reader.source.epochs.get(partition)
-        # The core learns of a new position only after the messages that were fetched before.
+        # The core handles a new position only after the messages that were fetched before it.
         known = self._known.get((reader.name, command.source), 0)
         behind = epoch is not None and known <= command.epoch < epoch == reader.source.resumed.get(partition)
         if epoch != command.epoch and not behind:
@@ -241,11 +244,11 @@ class CommitsRise:
         self._last[key], self._sent_at[key] = command, now
 
     def answered(self, reader: Reader, event: on.Committed | on.CommitFailed, now: float) -> None:
-        """A reader received the response to a commit."""
+        """Records the response to a commit."""
         key = (reader.name, event.source, event.epoch)
         last = self._last.get(key)
         if last is None or key not in self._sent_at or (last.offset, last.record) != (event.offset, event.record):
-            return  # this is the response to an abandoned commit
+            return  # the response to an abandoned commit
         waited_seconds = now - self._sent_at.pop(key)
         self._refused_at.pop(key, None)
         if (
@@ -257,9 +260,9 @@ class CommitsRise:
 
 
 class Bounded:
-    """Running chords, held batches, held bytes and pending ranges stay within their limits, plus one poll.
+    """Running chords, held batches, held bytes and pending ranges exceed their limits by at bytes_max one poll.
 
-    Bytes may exceed the limit by one batch: a range that a predecessor recorded is completed beyond the bound.
+    Bytes may also exceed their limit by one batch, because a range that a predecessor recorded is completed.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -267,42 +270,43 @@ class Bounded:
         self._recut = 0
 
     def recut(self) -> None:
-        """A range was replaced by two."""
+        """Records that a range was replaced by two."""
         self._recut += 1
 
-    def look(self, reader: Reader) -> None:
-        """Checks after a decision of the reader. Raises Violation."""
+    def check(self, reader: Reader) -> None:
+        """Checks a reader after a decision. Raises Violation."""
         limits, pipeline = reader.pipeline.limits, reader.pipeline
         flights = pipeline.in_flight
         flushing = [flight.phase for flight in flights].count(Phase.FLUSHING)
         if flushing > limits.in_flight_batches_max:
-            raise Violation("bounded", f"{reader.name} has {flushing} chords out")
-        slack = self._shape.partitions + CUT_AT_ONCE_MAX + self._recut  # cut by age, by one message, by splits
+            raise Violation("bounded", f"{reader.name} has {flushing} running chords")
+        # Batches cut by age, by one message and by splits.
+        slack = self._shape.partitions + CUTS_PER_MESSAGE_MAX + self._recut
         if len(flights) > limits.in_flight_batches_max + slack:
             raise Violation("bounded", f"{reader.name} holds {len(flights)} batches")
-        # One planned range may be completed over the bound, and only what can be staged limits its bytes. A
-        # message that is parsed outside the loop counts with its own bytes until its rows are known: one per
-        # partition.
+        # One planned range may exceed the limit; its bytes are limited only by what can be staged. One message per
+        # partition may be parsed outside the loop, and counts with its own bytes until its rows are known.
         held_bytes = pipeline.held_bytes
         if held_bytes <= limits.in_flight_bytes_max:
             return
         batch_bytes_max = min(limits.staged_bytes_max, MESSAGE_BYTES_MAX * limits.batch_messages_max)
-        most = limits.in_flight_bytes_max + batch_bytes_max + MESSAGE_BYTES_MAX * (1 + self._shape.partitions)
-        if held_bytes > most:
-            raise Violation("bounded", f"{reader.name} holds {held_bytes} bytes, more than {most}")
+        bytes_max = limits.in_flight_bytes_max + batch_bytes_max + MESSAGE_BYTES_MAX * (1 + self._shape.partitions)
+        if held_bytes > bytes_max:
+            raise Violation("bounded", f"{reader.name} holds {held_bytes} bytes, more than {bytes_max}")
 
-    def ordered(self, reader: Reader, command: do.Commit) -> None:
-        """The record names every pending range. Ends above the position are a predecessor's, not reached yet."""
+    def check_commit(self, reader: Reader, command: do.Commit) -> None:
+        """Checks the number of pending ranges in a record. Ends above the position are a predecessor's, and have
+        not been reached yet. Raises Violation."""
         if command.source not in reader.pipeline.sources:
-            return  # the same decision released the partition
+            return  # the partition was released by the same decision
         position, _ = reader.pipeline.position(command.source)
         ends = sum(end <= position for end in _ends(command.offset, command.record))
-        if ends > reader.pipeline.limits.pending_ranges_max + CUT_AT_ONCE_MAX + self._recut:
+        if ends > reader.pipeline.limits.pending_ranges_max + CUTS_PER_MESSAGE_MAX + self._recut:
             raise Violation("bounded", f"{reader.name} has {ends} ranges pending on {command.source}")
 
 
 class RecordedFirst:
-    """A batch's end is stored before its first chord starts, or the attempt has timed out.
+    """The end of a batch is stored before its first chord starts, unless storing it has timed out.
 
     docs/decisions/014-same-cut.md
     """
@@ -312,21 +316,21 @@ class RecordedFirst:
         self._short: set[str] = set()
 
     def assigned(self, reader: Reader, given: on.Assignment) -> None:
-        """Ends that the predecessor stored count as stored."""
+        """Takes over the ends that the predecessor stored."""
         ends = _ends(given.committed or 0, given.record)
         self._stored[reader.name, given.source] = set(ends)
 
     def stored(self, reader: Reader, event: on.Committed) -> None:
-        """The broker has stored this commit: the ends in its offset and record count as stored."""
+        """Adds the ends in a commit that the broker has stored."""
         ends = self._stored.setdefault((reader.name, event.source), set())
         ends.update(_ends(event.offset, event.record))
 
     def refused(self, reader: Reader, event: on.CommitFailed) -> None:
-        """The broker refuses a record of this length: ends that do not fit need not be stored."""
+        """Records that the broker refuses long records. Ends that do not fit need not be stored."""
         if event.record_too_long:
             self._short.add(reader.name)
 
-    def ordered(self, reader: Reader, command: do.Dispatch, now: float) -> None:
+    def check(self, reader: Reader, command: do.Dispatch, now: float) -> None:
         """A reader starts a chord. Raises Violation."""
         batch = command.batch
         ends = self._stored.get((reader.name, batch.source), set())
@@ -342,11 +346,9 @@ class RecordedFirst:
 class SameCut:
     """Ranges that a predecessor recorded are cut identically, and stay recorded until they settle.
 
-    A range that has become too large to stage is split, and so is one in which the reader halts.
-
-    A range may be abandoned only when its last message has expired, or when fetching ended before it for long
-    enough; the time that the reader was paused, held, frozen or draining does not matter.
-    docs/decisions/014-same-cut.md
+    A range is split if it has become too large to stage, or if the reader halts in it. It may be abandoned only if
+    its last message has expired, or if the log ended before it for long enough; time during which the reader was
+    paused, held, frozen or draining does not count. docs/decisions/014-same-cut.md
     """
 
     def __init__(self, broker: Broker, story: Story) -> None:
@@ -359,14 +361,14 @@ class SameCut:
         self._story = story
 
     def assigned(self, reader: Reader, given: on.Assignment) -> None:
-        """A new owner received a plan."""
+        """Records the plan that a new owner received."""
         ends = _ends(given.committed or 0, given.record)
         self._plans[reader.name, given.source] = ends
         self._topic_ids[reader.name, given.source] = given.topic_id
         self._ended_early.pop((reader.name, given.source), None)
 
     def refused(self, reader: Reader, event: on.CommitFailed) -> None:
-        """The broker refuses a record of this length: it need not keep all ends."""
+        """Records that the broker refuses long records, which then need not keep all ends."""
         if event.record_too_long:
             self._short.add(reader.name)
 
@@ -374,8 +376,8 @@ class SameCut:
         if any(end > event.end for end in self._plans[reader.name, event.source]):
             self._ended_early.setdefault((reader.name, event.source), now)
 
-    def ordered(self, reader: Reader, command: do.Dispatch, now: float) -> None:
-        """A reader starts a chord: its range fits the plan. Raises Violation."""
+    def check(self, reader: Reader, command: do.Dispatch, now: float) -> None:
+        """Checks that the range of a chord fits the plan. Raises Violation."""
         batch = command.batch
         plan = self._plans[reader.name, batch.source]
         if not plan or command.attempt > 1 or batch.id in self._recut:
@@ -398,12 +400,12 @@ class SameCut:
             self._story.mark("plan_given_up")
 
     def recut(self, command: do.Recut) -> None:
-        """A batch could not be staged and was replaced by others for its range."""
+        """Records the batches that replaced a batch that could not be staged."""
         self._recut.update(command.into)
         self._story.mark("recut")
 
     def _gone(self, reader: Reader, source: TopicPartition, end: int, now: float) -> bool:
-        """Whether the last message of the range that ends here cannot be fetched, permanently or for long enough.
+        """True if the last message of the range that ends here cannot be fetched, permanently or for long enough.
 
         Messages of a deleted topic cannot be fetched.
         """
@@ -415,7 +417,7 @@ class SameCut:
         return waited or end - 1 < self._broker.logs[source.partition].low
 
     def committed(self, reader: Reader, command: do.Commit, now: float) -> None:
-        """A reader sends a commit: it keeps the ends of the plan. Raises Violation."""
+        """Checks that a commit keeps the ends of the plan. Raises Violation."""
         plan = self._plans[reader.name, command.source]
         kept = _ends(command.offset, command.record)
         forgotten = [
@@ -424,27 +426,27 @@ class SameCut:
             if end > command.offset and end not in kept and not self._gone(reader, command.source, end, now)
         ]
         if forgotten and reader.name not in self._short:
-            raise Violation("same_cut", f"{reader.name} commits {command} and forgets the ends {forgotten}")
+            raise Violation("same_cut", f"{reader.name} commits {command} without the ends {forgotten}")
 
 
 class OwnedInTime:
-    """No partition is without an owner for long while the group is stable."""
+    """No partition stays without an owner for long in a stable group."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._since: dict[int, float] = {}
         self._owned: GroupView | None = None
 
-    def look(self, now: float) -> None:
+    def check(self, now: float) -> None:
         view = self._broker.group.view()
         if view is self._owned:
             return
         unowned = view.unowned if view.members else ()
         self._owned = None if unowned else view
         self._since = {partition: self._since.get(partition, now) for partition in unowned}
-        late = [partition for partition, since in self._since.items() if now - since > UNOWNED_SECONDS_BOUND]
+        late = [partition for partition, since in self._since.items() if now - since > UNOWNED_SECONDS_LIMIT]
         if late:
-            raise Violation("owned_in_time", f"nobody owns the partitions {late} of {dict(view.members)}")
+            raise Violation("owned_in_time", f"partitions {late} have no owner among {dict(view.members)}")
 
 
 class ParkedIsTrue:
@@ -454,8 +456,8 @@ class ParkedIsTrue:
         self._story = story
         self._since: dict[tuple[str, str, int], float] = {}
 
-    def look(self, parked: Mapping[str, tuple[Any, Any]], now: float) -> None:
-        """`parked`: reader and batch by batch id. Raises Violation.
+    def check(self, parked: Mapping[str, tuple[Any, Any]], now: float) -> None:
+        """Checks the batches that are shown. `parked`: reader and batch by batch id. Raises Violation.
 
         A batch of a later assignment may have the same id; its entry replaces the earlier one.
         """
@@ -469,7 +471,7 @@ class ParkedIsTrue:
         self._since = {entry: self._since.get(entry, now) for entry in sorted(untrue)}
         late = [entry[0] for entry, since in self._since.items() if now - since > UNTRUE_SECONDS_MAX]
         if late:
-            raise Violation("parked_is_true", f"{late} are shown as parked, and no reader holds them")
+            raise Violation("parked_is_true", f"{late} are shown as parked, but no reader holds them")
 
 
 def _holds(reader: Reader, batch: Batch) -> bool:
@@ -493,22 +495,22 @@ class Checkers:
         self._story = story
 
     def about_to_write(self, sink: str, items: tuple[Item, ...], key: str, name: str) -> None:
-        """A worker calls the sink."""
+        """Checks a write before it starts."""
         self._blob_first.about_to_write(sink, items)
 
     def stored(self, partition: int, offset: int, topic_id: str) -> None:
-        """The broker stored a commit."""
+        """Checks a commit that the broker stored."""
         self.durability.committed(partition, offset, topic_id)
 
-    def saw(self, reader: Reader, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
-        """A reader decided."""
+    def observe(self, reader: Reader, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
+        """Checks a decision of a reader."""
         if commands or type(event) is not on.Ticked:
-            self._told(reader, event, now)
+            self._check_event(reader, event, now)
             for command in commands:
-                self._ordered(reader, command, now)
-        self._bounded.look(reader)
+                self._check_command(reader, command, now)
+        self._bounded.check(reader)
 
-    def _told(self, reader: Reader, event: on.Event, now: float) -> None:
+    def _check_event(self, reader: Reader, event: on.Event, now: float) -> None:
         match event:
             case on.PartitionsAssigned():
                 for given in event.assignments:
@@ -528,20 +530,20 @@ class Checkers:
                 self._recorded.refused(reader, event)
                 self._same_cut.refused(reader, event)
 
-    def _ordered(self, reader: Reader, command: do.Command, now: float) -> None:
+    def _check_command(self, reader: Reader, command: do.Command, now: float) -> None:
         match command:
             case do.Commit():
-                self._rise.ordered(reader, command, now)
-                self._bounded.ordered(reader, command)
+                self._rise.check(reader, command, now)
+                self._bounded.check_commit(reader, command)
                 self._same_cut.committed(reader, command, now)
             case do.Recut():
                 self._same_cut.recut(command)
                 self._bounded.recut()
             case do.Dispatch():
-                self._recorded.ordered(reader, command, now)
-                self._same_cut.ordered(reader, command, now)
+                self._recorded.check(reader, command, now)
+                self._same_cut.check(reader, command, now)
 
     def at_end(self) -> None:
-        """Final checks, long after faults stopped."""
+        """Final checks, long after the last fault."""
         self.durability.at_end()
         self._twice.at_end()

@@ -1,4 +1,4 @@
-"""Simulated time: events run in order of time, then of insertion. Nothing else happens."""
+"""Simulated time. Scheduled calls run in order of time, then of insertion."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class Timeline:
         heapq.heappush(self._heap, (self.now + seconds, self._put, call, arguments))
 
     def run_until(self, moment: float) -> None:
-        """Runs all events up to `moment`. Reentrant: a waiting process calls it from inside an event."""
+        """Runs all calls that are due up to `moment`. Reentrant, because a waiting process calls it from inside a
+        call."""
         heap = self._heap
         while heap and heap[0][0] <= moment:
             when, _, call, arguments = heapq.heappop(heap)

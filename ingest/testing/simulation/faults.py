@@ -14,17 +14,17 @@ class Fault(StrEnum):
     """Every kind of fault; a seed enables about half of them (swarm testing)."""
 
     COMMIT_REFUSED = "commit_refused"  # the broker refuses one commit
-    COMMIT_UNANSWERED = "commit_unanswered"  # the broker stores the commit, but the response is lost
+    COMMIT_UNANSWERED = "commit_unanswered"  # the commit is stored, but the response is lost
     COMMIT_VANISHED = "commit_vanished"  # the commit is neither stored nor answered
     COMMIT_SLOW = "commit_slow"
-    RECORD_LOST = "record_lost"  # another client committed the same offset without our metadata
+    RECORD_LOST = "record_lost"  # the offset is stored without its metadata, as if committed by another client
     RETENTION = "retention"  # messages expire before they are read
     READER_CRASH = "reader_crash"
     READER_CRASH_MIDWAY = "reader_crash_midway"  # the reader is killed between two commands of one decision
     READER_FROZEN = "reader_frozen"  # the reader gets SIGSTOP, and SIGCONT after its session has timed out
     READER_STOP = "reader_stop"  # the reader gets SIGTERM, and a new one starts some time later
     BAD_RELEASE = "bad_release"  # the parser of a release rejects everything; it is rolled back later
-    SHEDDING = "shedding"  # a reader drops a project's messages on purpose
+    SHEDDING = "shedding"  # a reader drops the messages of a project on purpose
     REDIS_WIPED = "redis_wiped"  # Redis restarts empty
     REDIS_DOWN = "redis_down"  # Redis is unavailable for a while, without data loss
     STAGING_REFUSED = "staging_refused"  # Redis is at its memory limit
@@ -48,13 +48,13 @@ class Fault(StrEnum):
     OPERATOR_ABANDON = "operator_abandon"
     REPLICA_BEHIND = "replica_behind"  # for a while, fetching ends before the end of the log
     KILLED_AMID_REBALANCE = "killed_amid_rebalance"  # a reader is killed in the callback that revokes partitions
-    DISCARD_LOST = "discard_lost"  # Redis was unavailable when a batch settled: its entry is not removed
+    DISCARD_LOST = "discard_lost"  # the entry of a settled batch is not removed, because Redis was unavailable
     COMMIT_STALE_EPOCH = "commit_stale_epoch"  # a commit has a stale member epoch
     FETCH_STALE_EPOCH = "fetch_stale_epoch"  # a request for committed offsets has a stale epoch
     RECORD_REFUSED = "record_refused"  # the brokers store only short metadata
     PARTITION_ADDED = "partition_added"
-    OFFSET_READ_NONE = "offset_read_none"  # the brokers report once that nothing is committed
-    OFFSET_READ_ZERO = "offset_read_zero"  # the brokers report offset 0 without a record, once
+    OFFSET_READ_NONE = "offset_read_none"  # the brokers report, once, that there is no committed offset
+    OFFSET_READ_ZERO = "offset_read_zero"  # the brokers report, once, offset 0 without a record
     FETCH_EMPTY = "fetch_empty"  # fetches of a partition return nothing until its next assignment
     COMMIT_LOST = "commit_lost"  # a commit is acknowledged but not stored
     CLOCKS_APART = "clocks_apart"  # a reader's clock is up to a minute off
@@ -123,7 +123,7 @@ class Dice:
         self._latency = Random(f"{seed}/latency")
 
     def strikes(self, fault: Fault) -> bool:
-        """Whether this fault occurs at this opportunity. Never after faults stopped."""
+        """True if this fault occurs at this opportunity. Always False after `calm_at`."""
         if self._timeline.now >= self.calm_at:
             return False
         stream = self._streams.get(fault)
@@ -133,7 +133,7 @@ class Dice:
         return True
 
     def pick(self, fault: Fault, count: int) -> int:
-        """Index of the target, below `count`."""
+        """A random index below `count`, for the target of the fault."""
         return int(self._streams[fault].random() * count)
 
     def between(self, low: float, high: float) -> float:

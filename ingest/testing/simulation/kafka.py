@@ -1,8 +1,8 @@
 """Simulated Kafka: logs with gaps and retention, a consumer group that fences by generation, and the source.
 
-The group follows the classic protocol as seen by a consumer: members join, the last one to join
-completes the rebalance, and all sync at the next poll. Eager members first revoke all partitions;
-cooperative ones only those that move. A partition that a live member holds is not assigned to another.
+The group follows the classic protocol from the consumer's point of view: members join, the last one to join
+completes the rebalance, and all sync at the next poll. Eager members first revoke all partitions, cooperative
+members only those that move. A partition that a live member holds is not assigned to another.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ REBALANCE_SECONDS_MAX = 6.0
 POLL_MESSAGES_MAX = 6
 REPLICA_MESSAGES_MAX = 8
 STALLED_SECONDS_MAX = 2.0
-STALL_LOOK_SECONDS = 0.5
+STALL_CHECK_SECONDS = 0.5
 SHORT_RECORD_BYTES_MAX = 12
 RECORD_TOO_LONG = "OFFSET_METADATA_TOO_LARGE"
 
@@ -39,13 +39,13 @@ class Kind(StrEnum):
     """Result of parsing a message."""
 
     SEGMENT = "segment"
-    ROWS_ONLY = "rows_only"  # the message is a segment without a blob
+    ROWS_ONLY = "rows_only"  # a segment without a blob
     REJECT = "reject"
-    SHEDDABLE = "sheddable"  # the message is from a project that some readers drop on purpose
+    SHEDDABLE = "sheddable"  # a message of a project that some readers drop on purpose
 
 
 class Record(NamedTuple):
-    """A message in the log: its parse result, and the identity of its segment."""
+    """A message in the log: its parse result and the identity of its segment."""
 
     kind: Kind
     identity: str
@@ -71,21 +71,22 @@ class Log:
         self.high = offset + 1
 
     def mark(self) -> None:
-        """A transaction ends: its marker occupies an offset without a message."""
+        """Appends the marker of a transaction, which occupies an offset without a message."""
         self.high += 1
 
     def first_at(self, offset: int) -> int | None:
-        """The first message at or after this offset."""
+        """Offset of the first message at or after this one; None if there is none."""
         at = bisect_left(self.offsets, offset)
         return self.offsets[at] if at < len(self.offsets) else None
 
     def end_at(self, now: float) -> int:
-        """End of fetching: the high watermark, or an earlier offset while the replica being read lags."""
+        """Offset at which fetching ends: the high watermark, or an earlier offset while the replica being read
+        lags."""
         until, end = self._behind
         return min(end, self.high) if now < until else self.high
 
     def lag_behind(self, end: int, until: float) -> None:
-        """Until `until`, the replica being read does not have the messages from `end` on."""
+        """Hides the messages from `end` on until `until`, as if the replica being read lagged."""
         self._behind = (until, end)
 
     def between(self, start: int, stop: int) -> Sequence[int]:
@@ -95,7 +96,7 @@ class Log:
 
 @dataclass(slots=True)
 class Member:
-    """One member as the coordinator knows it. `owned`: partitions that it reported when it joined."""
+    """The coordinator's state of one member. `owned`: partitions that the member reported when it joined."""
 
     instance: str
     beat_at: float
@@ -122,7 +123,8 @@ class Group:
     _view: GroupView | None = None
 
     def enter(self, member_id: str, instance: str) -> None:
-        """Adds a member. A static one replaces its earlier instance, whose id is then fenced."""
+        """Adds a member. A static member replaces the earlier one of the same instance, whose id is then
+        fenced."""
         self._view = None
         member = Member(instance, self.timeline.now)
         for former in [name for name, other in self.members.items() if instance and other.instance == instance]:
@@ -142,13 +144,13 @@ class Group:
             self.rebalance()
 
     def beat(self, member_id: str) -> None:
-        """A heartbeat of the member's background thread."""
+        """Records a heartbeat of the member's background thread."""
         member = self.members.get(member_id)
         if member is not None:
             member.beat_at = self.timeline.now
 
     def expire(self) -> None:
-        """Removes members without heartbeats, and those that do not join in time."""
+        """Removes members that send no heartbeats or do not join in time."""
         now = self.timeline.now
         for name in [n for n, m in self.members.items() if now - m.beat_at > self.session_seconds]:
             self.leave(name)
@@ -159,7 +161,7 @@ class Group:
             self._complete_if_all_joined()
 
     def rebalance(self) -> None:
-        """Starts a rebalance: all members must join again."""
+        """Starts a rebalance, in which all members must join again."""
         if self.preparing_since is None:
             self._view = None
             self.preparing_since = self.timeline.now
@@ -174,7 +176,7 @@ class Group:
         self.rebalance()
 
     def join(self, member_id: str, owned: tuple[int, ...]) -> None:
-        """A member joins the next generation and still holds `owned`."""
+        """Lets a member join the next generation. `owned`: partitions that it still holds."""
         member = self.members[member_id]
         member.joined, member.owned = True, owned
         self._complete_if_all_joined()
@@ -200,7 +202,7 @@ class Group:
             self.assignment[name] = tuple(p for p in partitions if holder.get(p, name) == name)
 
     def _stick(self, wanted: dict[str, list[int]]) -> None:
-        """Balanced assignment that moves as few partitions as possible."""
+        """Adds a balanced assignment that moves as few partitions as possible."""
         quota = -(-self.partitions // len(wanted))
         free = []
         for partition in range(self.partitions):
@@ -214,14 +216,15 @@ class Group:
             min(wanted.values(), key=len).append(partition)
 
     def view(self) -> GroupView:
-        """The group as an admin client sees it. Returns the same object until something changes."""
+        """The group as described to an admin client. Returns the same object until the group changes."""
         if self._view is None:
             members = {name: frozenset(self.assignment.get(name, ())) for name in self.members}
             self._view = GroupView(self.partitions, members, self.preparing_since is None)
         return self._view
 
     def refusal(self, member_id: str, generation: int, record: str) -> str:
-        """Reason for which this commit is refused. Like the real one, checks the generation, not the partition."""
+        """The reason to refuse this commit; empty if it is accepted. Like a real coordinator, checks the
+        generation but not the partition."""
         member = self.members.get(member_id)
         if member is None:
             return "UNKNOWN_MEMBER_ID"
@@ -232,22 +235,25 @@ class Group:
         return ""
 
     def store(self, partition: int, offset: int, record: str, topic_id: str) -> None:
-        """Stores the commit for any `topic_id` that its member read: the coordinator knows only names."""
+        """Stores a commit. `topic_id`: the topic that the member read. The coordinator ignores it, because it
+        compares only names of topics."""
         self.committed[partition] = (offset, record)
         self.stored(partition, offset, record, topic_id)
 
 
 @dataclass(slots=True)
 class Broker:
-    """The logs and the group. `former`: the logs of topics of the same name that were deleted."""
+    """The logs and the group. `former`: the logs of deleted topics of the same name."""
 
     logs: list[Log]
     group: Group
     former: list[list[Log]] = field(default_factory=list)
-    shed: set[tuple[int, int, int]] = field(default_factory=set)  # messages that a reader dropped on purpose
+    shed: set[tuple[int, int, int]] = field(default_factory=set)  # messages that readers dropped on purpose
     latest: bool = False  # the readers' reset policy
-    began: Callable[[int, int], None] = lambda partition, offset: None  # a reader chose where to start
-    # A reader resumed at a committed offset.
+    began: Callable[[int, int], None] = lambda partition, offset: (
+        None
+    )  # called when a reader starts without a committed offset
+    # Called when a reader starts at a committed offset.
     resumed: Callable[[int, int, str], None] = lambda partition, offset, record: None
 
     @property
@@ -280,7 +286,7 @@ class SimulatedSource:
     ) -> None:
         self.epochs: dict[int, int] = {}
         self.resumed: dict[int, int] = {}
-        """By partition: the last epoch that began because an offset was out of range."""
+        """Partition -> its last epoch that began because an offset was out of range."""
         self.inbox: Callable[[on.Event], None] = lambda event: None
         self.emit: Callable[[on.Event], None] = lambda event: None
         self.drain: Callable[[tuple[TopicPartition, ...]], None] = lambda sources: None
@@ -289,7 +295,7 @@ class SimulatedSource:
         self.topic_id = ""
         self._topic_ids: dict[int, str] = {}  # by epoch
         self._empty: set[int] = set()
-        self._stalls = Stalls(STALLED_SECONDS_MAX, 2 * STALL_LOOK_SECONDS)
+        self._stalls = Stalls(STALLED_SECONDS_MAX, 2 * STALL_CHECK_SECONDS)
         self._stalls_at = 0.0
         self._instance = instance
         self._broker = broker
@@ -366,20 +372,20 @@ class SimulatedSource:
         now = self._timeline.now
         if now < self._stalls_at:
             return
-        self._stalls_at = now + STALL_LOOK_SECONDS
+        self._stalls_at = now + STALL_CHECK_SECONDS
         fetched = {}
         for partition, position in self._positions.items():
             if partition not in self._paused:
                 end = self._ends.get(partition)
                 reached = end.end if end is not None and end.epoch == self.epochs[partition] else 0
                 fetched[partition] = (max(position, reached), self._broker.logs[partition].high)
-        for partition in self._stalls.look(fetched, now):
+        for partition in self._stalls.check(fetched, now):
             if partition in self._empty:
                 self._empty.discard(partition)
                 self._story.mark("fetch_restarted")
 
     def commit(self, command: do.Commit) -> None:
-        """Commits; the response arrives in a later poll, or immediately inside a rebalance callback."""
+        """Commits an offset. The response arrives in a later poll, or immediately inside a rebalance callback."""
         dice, generation = self._dice, self._generation
         if self._rebalancing:
             refused = dice.strikes(Fault.COMMIT_REFUSED)
@@ -410,8 +416,8 @@ class SimulatedSource:
         return error
 
     def _answer(self, command: do.Commit, error: str) -> on.Event:
-        said = (command.source, command.epoch, command.offset, command.record)
-        return on.CommitFailed(*said, error, error == RECORD_TOO_LONG) if error else on.Committed(*said)
+        fields = (command.source, command.epoch, command.offset, command.record)
+        return on.CommitFailed(*fields, error, error == RECORD_TOO_LONG) if error else on.Committed(*fields)
 
     def pause(self, sources: tuple[TopicPartition, ...]) -> None:
         """Stops fetching from these partitions until `resume`."""
@@ -422,18 +428,18 @@ class SimulatedSource:
         self._paused.difference_update(source.partition for source in sources)
 
     def rejoin(self) -> None:
-        """Revokes all partitions and joins again, which makes the group reassign all partitions."""
+        """Makes the next poll revoke all partitions and join again, so that the group reassigns all partitions."""
         self._must_rejoin = True
 
     def close(self) -> None:
-        """Leaves the group, unless static: then the coordinator waits for this instance to return."""
+        """Leaves the group. A static member stays, because the coordinator waits for its instance to return."""
         if not self._instance:
             self._group.leave(self.member_id)
 
     # Group protocol
 
     def _serve_group(self) -> bool:
-        """Follows the group protocol; False when there is nothing to fetch."""
+        """Follows the group protocol. Returns False if there is no partition to fetch from."""
         group = self._group
         group.expire()
         member = group.members.get(self.member_id)
@@ -489,22 +495,22 @@ class SimulatedSource:
             self._rebalancing = False
 
     def _committed(self, partition: int) -> dict[int, Stored]:
-        """Committed offsets as reported by the broker. A doubtful response for this partition is verified by
-        another request."""
+        """Committed offsets as reported by the broker. A doubtful response for this partition is verified by a
+        second request."""
         stored = {number: Stored(*found) for number, found in self._group.committed.items()}
-        known = said = stored.get(partition, Stored())
-        if known.offset is not None and self._dice.strikes(Fault.OFFSET_READ_NONE):
-            said = Stored()
-        elif known.offset is not None and self._dice.strikes(Fault.OFFSET_READ_ZERO):
-            said = Stored(0, "")
-        if said != known and is_doubtful(said):
+        actual = reported = stored.get(partition, Stored())
+        if actual.offset is not None and self._dice.strikes(Fault.OFFSET_READ_NONE):
+            reported = Stored()
+        elif actual.offset is not None and self._dice.strikes(Fault.OFFSET_READ_ZERO):
+            reported = Stored(0, "")
+        if reported != actual and is_doubtful(reported):
             self._story.mark("offset_contradicted")
-        elif said != known:
-            stored[partition] = said
+        elif reported != actual:
+            stored[partition] = reported
         return stored
 
     def _start(self, partition: int, former: str) -> on.Assignment:
-        """Starts like `ingest.reader.kafka`: at the committed offset, or as `ingest.core.starting` decides."""
+        """Starts a partition like `ingest.reader.kafka`, as `ingest.core.starting` decides."""
         self._epoch += 1
         self.epochs[partition] = self._epoch
         self._topic_ids[self._epoch] = self.topic_id
@@ -531,7 +537,7 @@ class SimulatedSource:
         return given
 
     def _read_replica(self, log: Log) -> None:
-        """A new owner may read from a replica that lags behind the one its predecessor read."""
+        """Lets a new owner read from a replica that lags behind the one that its predecessor read."""
         if self._dice.strikes(Fault.REPLICA_BEHIND):
             position = self._positions[log.source.partition]
             end = position + int(min(log.high - position, REPLICA_MESSAGES_MAX) * self._dice.between(0.0, 1.0))

@@ -1,4 +1,4 @@
-"""Situations that a run reached. A simulation that never pauses proves nothing about resuming."""
+"""Situations that runs must reach, because a simulation that never pauses proves nothing about resuming."""
 
 from __future__ import annotations
 
@@ -11,51 +11,52 @@ from ingest.testing.simulation.reader import Reader
 from ingest.testing.simulation.story import Story
 
 MARKS = {
-    "paused": "Backpressure lasted: the consumer was told to stop fetching.",
-    "resumed": "It fell to half of the bounds: the consumer fetches again.",
-    "held": "Too many ranges behind one unsettled batch: that partition alone is paused.",
-    "released_hold": "It settled, the partition goes on.",
-    "parked": "A chord failed: the batch waits for its retry.",
+    "paused": "The consumer was paused, because a limit stayed reached.",
+    "resumed": "The consumer was resumed, after both counts had fallen to half of their limits.",
+    "held": "One partition was paused, because too many ranges waited behind an unsettled batch.",
+    "released_hold": "That partition was resumed, after the batch had settled.",
+    "parked": "A batch was parked, because its chord had failed.",
     "retried": "A parked batch was dispatched again.",
     "lease_expired": "A settled batch was still shown as parked, until its lease ended.",
     "undispatched": "A batch could not be staged.",
-    "deadline": "A chord was not heard of and was started again.",
+    "deadline": "A chord missed its deadline and was started again.",
     "commit_refused": "A commit was refused.",
-    "commit_given_up": "A commit got no answer.",
-    "commit_fenced": "A commit of a former member or generation was refused by the broker.",
-    "assigned_with_plan": "A new owner found recorded cuts.",
-    "cut_as_planned": "It cut the same ranges.",
-    "cut_again": "One that was too large to be staged by now was cut in between.",
-    "recut": "Redis could never hold a batch: its halves took its place.",
-    "deferred": "A message was parsed beside the loop while its partition waited.",
-    "record_refused": "The broker does not store so long a record: the next commit had a shorter one.",
-    "failed_start": "A reader ended before the offset moved, and its successor knows.",
-    "partition_added": "The topic got a partition, with messages before anybody knew of it.",
+    "commit_given_up": "A commit timed out.",
+    "commit_fenced": "The broker refused a commit of a former member or generation.",
+    "assigned_with_plan": "A new owner received recorded cuts.",
+    "cut_as_planned": "A new owner cut a recorded range.",
+    "cut_again": "A recorded range was split, because it had become too large to stage.",
+    "recut": "A batch was replaced by its halves, because Redis could never hold it.",
+    "deferred": "A message was parsed outside the loop while its partition waited.",
+    "record_refused": "The broker refused a record as too long, and the next commit had a shorter one.",
+    "failed_start": "A reader ended before the committed offset advanced, and its successor was informed.",
+    "partition_added": "The topic got another partition, with messages before the group discovered it.",
     "began_at_beginning": "A partition that was new to the group was read from its beginning.",
-    "began_at_end": "A new group began at the end of a partition, by policy.",
-    "offsets_unknown": "Committed offsets were refused to a member of an old epoch: it joined again.",
-    "offset_contradicted": "A doubtful committed offset was asked for again, and the answer was another one.",
-    "fetch_restarted": "Nothing came of a partition that has messages: it was fetched anew.",
+    "began_at_end": "A new group started at the end of a partition, by policy.",
+    "offsets_unknown": "A member with a stale epoch was refused the committed offsets, and joined again.",
+    "offset_contradicted": "A doubtful committed offset was requested again, with a different result.",
+    "fetch_restarted": "Fetching of a partition was restarted, because it returned no messages.",
     "commit_repeated": "An acknowledged commit was sent again, because brokers may have lost it.",
-    "topic_found_recreated": "A reader noticed another topic under the same name, and joined again.",
-    "began_in_new_topic": "A partition of a topic that was created again was read from its beginning.",
-    "began_unnamed": "A committed offset named no topic after the topic was created again: it was believed.",
-    "plan_given_up": "A planned range did not come to its end in time.",
-    "passed_over": "The end of the log held no message and was committed.",
-    "revoked_with_batches_in_flight": "Partitions were taken back while batches of them were in flight.",
-    "drain_deadline_passed": "And they did not settle in time.",
-    "lost": "Partitions were lost without asking.",
-    "rejoined": "A partition had no owner in a stable group: a member joined again.",
-    "stale_completion": "A completion of a former assignment, or a second one, was ignored.",
-    "out_of_range": "Messages had expired before they were read.",
-    "halted": "Too many rejects.",
-    "retry_requested": "An operator did not want to wait.",
-    "abandoned": "An operator gave a batch up.",
-    "stopped_clean": "SIGTERM: everything settled in time.",
-    "stopped_unclean": "SIGTERM: something did not.",
-    "token_skipped": "ClickHouse knew the batch already.",
+    "topic_found_recreated": "A reader detected that the topic had been recreated, and joined again.",
+    "began_in_new_topic": "A partition of a recreated topic was read from its beginning.",
+    "began_unnamed": "After the topic was recreated, a reader started at a committed offset without a topic id.",
+    "plan_given_up": "A planned range was abandoned, because its end was not reached in time.",
+    "passed_over": "The end of a log was committed although no message precedes it.",
+    "revoked_with_batches_in_flight": "Partitions with batches in flight were revoked.",
+    "drain_deadline_passed": "Batches of revoked partitions did not settle before the drain deadline.",
+    "lost": "Partitions were lost without a revocation.",
+    "rejoined": "A member joined again, because a partition of its stable group had no owner.",
+    "stale_completion": "A completion of a former assignment, or a duplicate, was ignored.",
+    "out_of_range": "Messages expired before they were read.",
+    "halted": "A reader halted, because of too many rejects.",
+    "retry_requested": "An operator requested an immediate retry.",
+    "abandoned": "An operator abandoned a batch.",
+    "stopped_clean": "After SIGTERM, everything settled before the drain deadline.",
+    "stopped_unclean": "After SIGTERM, some batches did not settle before the drain deadline.",
+    "token_skipped": "ClickHouse skipped a repeated insert.",
     "mark_spared_a_write": "A repeated task found its done mark.",
-    "poison_dead_lettered": "A sink refused one row for good; it was kept as a dead letter, the rest written.",
+    "poison_dead_lettered": "A sink refused one row permanently; it became a dead letter, and the others were "
+    "written.",
 }
 
 
@@ -71,7 +72,7 @@ class Marks:
         self._full: set[str] = set()
         self._trailing: set[tuple[str, int]] = set()
 
-    def saw(self, reader: Reader, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
+    def observe(self, reader: Reader, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
         """Called after each decision of a reader."""
         if not commands and type(event) is on.Ticked:
             return
@@ -110,10 +111,10 @@ class Marks:
         for command in commands:
             waits = isinstance(event, on.MessageDeferred) and isinstance(command, do.Pause)
             goes_on = isinstance(event, on.MessageParsed) and isinstance(command, do.Resume)
-            if not waits and not goes_on:  # the pauses concern one message's partition, not a bound
-                self._ordered(reader, command, now)
+            if not waits and not goes_on:  # these concern only the partition of a deferred message
+                self._mark_command(reader, command, now)
 
-    def _ordered(self, reader: Reader, command: do.Command, now: float) -> None:
+    def _mark_command(self, reader: Reader, command: do.Command, now: float) -> None:
         mark, name = self._story.mark, reader.name
         pipeline = reader.pipeline
         match command:

@@ -1,7 +1,7 @@
-"""One reader process of the simulated world: the real pipeline in the real runtime loop, on simulated shells.
+"""One reader process of the simulated world: the real pipeline and runtime loop, with simulated dependencies.
 
-It can be killed between any two commands, frozen as by SIGSTOP, and stopped; a slot of the
-deployment starts the next process.
+It can be killed between any two commands, frozen as by SIGSTOP, and stopped. A slot of the deployment then starts
+the next process.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from tasks.wire import batch_key
 STEP_SECONDS = 0.2
 UNOWNED_SECONDS_MAX = 4.0
 TURN_SECONDS = 1.0
-TOPIC_LOOK_SECONDS = 2.0
+RECREATED_SECONDS_MAX = 2.0
 POISONED = "poison"
 PROJECTS = 5
 UNUSUAL_EVERY = 9
@@ -58,14 +58,15 @@ class Killed(BaseException):
 class Watcher(Protocol):
     """Observes a reader's events and commands."""
 
-    def saw(self, reader: Reader, event: on.Event, commands: Sequence[do.Command]) -> None:
+    def observe(self, reader: Reader, event: on.Event, commands: Sequence[do.Command]) -> None:
         """Called after each decision."""
 
 
 class Parser:
-    """Creates segments with tiny rows from the log's records; `bad` rejects everything, `sheds` drops a project.
+    """Creates segments with tiny rows from the records of the log. `bad`: rejects everything; `sheds`: drops a
+    project.
 
-    `release` is part of every batch's content digest, because another release may write other rows.
+    `release` is part of every batch's digest, because another release may write other rows.
     """
 
     def __init__(self, broker: Broker, release: int, *, bad: bool, sheds: bool) -> None:
@@ -75,7 +76,7 @@ class Parser:
         self._sheds = sheds
 
     def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
-        """One result per message. Some are slow; the second line parses those."""
+        """Yields one result per message. Some messages are slow, and left to the second line."""
         for message in messages:
             yield Unusual(message) if message.offset % UNUSUAL_EVERY == 0 else self.parsed(message)
 
@@ -102,7 +103,7 @@ def project_of(offset: int) -> int | None:
 
 
 def segment(identity: str, offset: int, *, with_blob: bool = True, generation: int = 0) -> Segment:
-    """The smallest segment that reaches every sink. `received` is the generation of its topic."""
+    """The smallest segment with items for every sink. Its `received` is the generation of the topic."""
     return Segment(
         org_id=1,
         project_id=project_of(offset) or 0,
@@ -127,7 +128,7 @@ def messages_of(batch: Batch) -> list[tuple[int, int, int]]:
 
 
 def staged_items(batch: Batch) -> dict[str, tuple[Item, ...]]:
-    """Task name -> items, in the layout of `tasks.wire`: one task per sink that has items."""
+    """Task name -> items, named as in `tasks.wire`, with one task per sink that has items."""
     partition = batch.source.partition
 
     def item(sink: str, identity: str, offset: int) -> Item:
@@ -159,7 +160,7 @@ class SimulatedDispatcher:
         self._timeline = timeline
 
     def submit(self, command: do.Dispatch | do.Park | do.Renew | do.Discard | do.Recut) -> None:
-        """Runs a little later, unless the process is killed first."""
+        """Performs the command a little later, unless the process is killed first."""
         self._reader.may_be_killed()
         seconds = self._dice.between(0.005, 0.05)
         match command:
@@ -183,7 +184,7 @@ class SimulatedDispatcher:
         if self._dice.strikes(Fault.STAGING_TOO_LARGE):
             self._answer_undispatched(command, too_large=True)
             return
-        if self._redis.away or self._dice.strikes(Fault.STAGING_REFUSED):
+        if self._redis.unavailable or self._dice.strikes(Fault.STAGING_REFUSED):
             self._answer_undispatched(command)
             return
         tasks = staged_items(batch)
@@ -208,11 +209,11 @@ class SimulatedDispatcher:
         )
 
     def _park(self, command: do.Park | do.Renew) -> None:
-        if self._reader.alive and not self._redis.away:
+        if self._reader.alive and not self._redis.unavailable:
             self._redis.park(command.batch.id, self._reader, command.batch)
 
     def _discard(self, command: do.Discard | do.Recut) -> None:
-        if not self._reader.alive or self._redis.away or self._dice.strikes(Fault.DISCARD_LOST):
+        if not self._reader.alive or self._redis.unavailable or self._dice.strikes(Fault.DISCARD_LOST):
             return
         self._redis.parked.pop(command.batch.id, None)
         for key, fields in self._redis.batches.items():
@@ -222,7 +223,7 @@ class SimulatedDispatcher:
 
 
 class Reader:
-    """One run of one process. `put` is its inbox; `turn` is one step of its loop."""
+    """One reader process. `put` adds to its inbox; `step` runs one iteration of its loop."""
 
     def __init__(
         self,
@@ -273,11 +274,11 @@ class Reader:
 
     @property
     def frozen(self) -> bool:
-        """Whether it is stopped by a signal."""
+        """True while the process is stopped by SIGSTOP."""
         return self._timeline.now < self.frozen_until
 
-    def turn(self) -> None:
-        """Runs one step of the loop, unless the previous one is still running. May end the process."""
+    def step(self) -> None:
+        """Runs one iteration of the loop. May end the process."""
         self.busy = True
         try:
             self._runtime.step()
@@ -291,16 +292,17 @@ class Reader:
             self.source.close()
 
     def put(self, event: on.Event) -> None:
-        """Another thread adds an event."""
+        """Adds an event, as another thread does."""
         if self.alive:
             self._events.append(event)
 
     def kill(self) -> None:
-        """Takes effect immediately, or as soon as the process runs again."""
+        """Kills the process: immediately, or as soon as it runs again."""
         self.alive = False
 
     def watch_ownership(self, view: GroupView) -> None:
-        """Another thread polls the group. A view in which all partitions are owned is reported once."""
+        """Checks the group, as another thread does. A view in which all partitions have an owner is checked only
+        once."""
         if view is self._seen:
             return
         self._seen = None if view.unowned else view
@@ -308,13 +310,13 @@ class Reader:
             self.source.rejoin()
 
     def watch_topic(self, topic_id: str) -> None:
-        """Another thread compares the topic's id periodically."""
+        """Checks the id of the topic, as another thread does periodically."""
         now = self._timeline.now
         if self.source.topic_id in ("", topic_id):
             self._other_topic_since = None
         elif self._other_topic_since is None:
             self._other_topic_since = now
-        elif now - self._other_topic_since >= TOPIC_LOOK_SECONDS:
+        elif now - self._other_topic_since >= RECREATED_SECONDS_MAX:
             self._other_topic_since = None
             self._story.mark("topic_found_recreated")
             self.source.rejoin()
@@ -323,13 +325,13 @@ class Reader:
         self.alive = False
         raise Killed
 
-    def ask_to_stop(self) -> None:
-        """SIGTERM."""
+    def request_stop(self) -> None:
+        """Requests a shutdown, like SIGTERM."""
         self.stopping = True
         self.put(on.ShutdownRequested())
 
     def may_be_killed(self) -> None:
-        """A point between two commands at which it may be killed."""
+        """Marks a point between two commands at which the process may be killed."""
         if not self.alive or self._dice.strikes(Fault.READER_CRASH_MIDWAY):
             self.alive = False
             raise Killed
@@ -337,7 +339,7 @@ class Reader:
     # The runtime's inbox
 
     def get(self, block: bool = True, timeout: float | None = None) -> on.Event:
-        """The next event; simulated time passes while it waits. Raises queue.Empty, or Killed."""
+        """Returns the next event. Simulated time passes while it waits. Raises queue.Empty or Killed."""
         timeline = self._timeline
         if block and not self._events:
             timeline.run_until(timeline.now + (timeout or 0.0))
@@ -352,7 +354,7 @@ class Reader:
     # The runtime's second line
 
     def submit(self, message: Message) -> None:
-        """The result arrives a little later, in no fixed order."""
+        """Parses a message. The result arrives a little later, in no fixed order."""
         self._story.mark("deferred")
         self._timeline.after(self._dice.between(0.01, 0.6), self._answer, message)
 
@@ -389,16 +391,16 @@ class Reader:
 
     def _observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
         story, now = self._story, self._timeline.now
-        if story.telling and (commands or not isinstance(event, on.Ticked)):
-            story.tell(now, self.name, event)
+        if story.recording and (commands or not isinstance(event, on.Ticked)):
+            story.add(now, self.name, event)
             for command in commands:
-                story.tell(now, self.name, f"    -> {command}")
+                story.add(now, self.name, f"    -> {command}")
         try:
-            self._watcher.saw(self, event, commands)
-        except Exception as error:  # the loop would survive it, as it survives errors of observers
+            self._watcher.observe(self, event, commands)
+        except Exception as error:  # because the loop ignores exceptions of observers
             raise Violation("checker", repr(error)) from error
 
 
 def with_ratio_off(limits: Limits) -> Limits:
-    """Disables the reject-ratio halt, as an operator does to get past bad messages."""
+    """Disables halting on rejects, as an operator does to continue after bad messages."""
     return replace(limits, reject_ratio_max=1.0, reject_unattributed_ratio_max=1.0)

@@ -1,8 +1,7 @@
-"""Simulated Redis: staged batches with their done marks, and parked batches. Data may be lost at any time.
+"""Simulated Redis: staged batches with their done marks, and parked batches. Data can be lost at any time.
 
-A parked entry is a lease: (reader, batch, end time).
-
-`generation` counts restarts that lost all data: tasks queued under an older one are lost.
+A parked entry is a lease: (reader, batch, end time). `generation` counts restarts that lost all data, queued tasks
+included.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from ingest.testing.simulation.clock import Timeline
 PARKED_LEASE_SECONDS = 3.0
 
 
-class RedisAway(Exception):
+class RedisUnavailable(Exception):
     """Redis does not respond."""
 
 
@@ -39,17 +38,17 @@ class Redis:
         return {key: (reader, batch) for key, (reader, batch, until) in self.parked.items() if until >= now}
 
     @property
-    def away(self) -> bool:
-        """Whether Redis is unavailable now."""
+    def unavailable(self) -> bool:
+        """True while Redis is unavailable."""
         return self.timeline.now < self.down_until
 
     def require(self) -> None:
-        """Raises RedisAway while it is unavailable."""
-        if self.away:
-            raise RedisAway
+        """Raises RedisUnavailable while Redis is unavailable."""
+        if self.unavailable:
+            raise RedisUnavailable
 
     def stage(self, key: str, fields: dict[str, Any]) -> None:
-        """Sets payload fields; marks of an existing hash are kept."""
+        """Sets payload fields. Marks of an existing hash are kept."""
         self.require()
         self.batches.setdefault(key, {}).update(fields)
 

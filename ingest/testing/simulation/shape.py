@@ -1,4 +1,4 @@
-"""The parameters of a seed's world: partitions, readers, messages, bounds and faults."""
+"""The parameters of the world of a seed: partitions, readers, messages, limits and faults."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ SINKS = ("gcs", "clickhouse", "bigquery", "datadog")
 
 @dataclass(frozen=True)
 class Shape:
-    """All parameters of a world, without its random events. All seconds are simulated.
+    """All parameters of a world, without its random events. Seconds are simulated.
 
-    Time is compressed (a flush deadline of seconds instead of minutes): the core knows only limits.
+    Time is compressed: a flush deadline is seconds instead of minutes. This is valid because the core uses only
+    limits.
     """
 
     seed: int
@@ -34,19 +35,21 @@ class Shape:
     visibility_seconds: float = 4.0
 
     def settle_seconds_max(self, messages: int) -> float:
-        """Maximum time until all messages are durable and committed after faults stopped."""
+        """Maximum time after the last fault until all messages are durable and committed."""
         limits = self.limits
         staged_messages = max(1, limits.staged_bytes_max // LETTER_BYTES)
         # Rejected messages are several times as large as segments, and one may fill a batch.
         batch_messages = min(
             limits.batch_messages_max, 1 + limits.batch_bytes_max // LETTER_BYTES, staged_messages
         )
-        abreast = max(1, min(limits.in_flight_batches_max, limits.in_flight_bytes_max // (100 * batch_messages)))
-        return 60.0 + 2.0 * messages / (batch_messages * abreast)
+        concurrent_batches = max(
+            1, min(limits.in_flight_batches_max, limits.in_flight_bytes_max // (100 * batch_messages))
+        )
+        return 60.0 + 2.0 * messages / (batch_messages * concurrent_batches)
 
     @classmethod
     def draw(cls, seed: int) -> Shape:
-        """The shape of this seed, always the same."""
+        """The shape of this seed, which is always the same."""
         random = Random(f"{seed}/shape")
         limits = Limits(
             batch_messages_max=random.choice((1, 2, 3, 5, 8)),

@@ -1,4 +1,4 @@
-"""Tries a world, and finds the smallest one that still violates the same invariant."""
+"""Runs a world, and finds the smallest world that violates the same invariant."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORLDS_MAX = 300
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a world. `checker` is empty when every invariant held; `crash` is a traceback of our code."""
+    """Result of a world. `checker` is empty if every invariant held."""
 
     shape: Shape
     simulated_seconds: float
@@ -25,9 +25,9 @@ class Outcome:
     story: tuple[str, ...] = field(default=(), repr=False)
 
 
-def attempt(shape: Shape, *, telling: bool = False) -> Outcome:
-    """Runs one world. Any exception of our code is a failure too."""
-    world = World(shape, telling=telling)
+def attempt(shape: Shape, *, recording: bool = False) -> Outcome:
+    """Runs one world. An exception of our code is a failure as well."""
+    world = World(shape, recording=recording)
     checker = text = ""
     try:
         world.run()
@@ -39,7 +39,8 @@ def attempt(shape: Shape, *, telling: bool = False) -> Outcome:
 
 
 def shortest(failed: Outcome) -> Outcome:
-    """The same failure with fewer faults, messages, readers, partitions and seconds, with its history recorded."""
+    """Finds the same failure with fewer faults, messages, readers, partitions and seconds, and records its
+    history."""
     best, worlds = failed, 0
     progress = True
     while progress:
@@ -52,11 +53,11 @@ def shortest(failed: Outcome) -> Outcome:
             if tried.checker == failed.checker:
                 best, progress = tried, True
                 break
-    return attempt(best.shape, telling=True)
+    return attempt(best.shape, recording=True)
 
 
 def _smaller(shape: Shape) -> Iterator[Shape]:
-    """Smaller worlds, the largest reductions first."""
+    """Yields smaller worlds, the largest reductions first."""
     if shape.messages > 1:
         yield replace(shape, messages=shape.messages // 2)
     if shape.readers > 1:

@@ -1,7 +1,7 @@
 """The four sinks and the dead-letter topic, reduced to stored items and their identities.
 
-Each stores a write under the identity of the item, as the real ones do: an object's name, a row's id,
-ClickHouse's deduplication token. DataDog keeps everything: only the done mark prevents a second packet.
+Each stores an item under its identity, as the real sinks do: the name of an object, the id of a row, ClickHouse's
+deduplication token. DataDog stores every packet; only the done mark prevents a second one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tasks.errors import PermanentSinkError, TransientSinkError
 
 
 class Item(NamedTuple):
-    """One item to write: its identity and its message. A poisoned one is refused permanently."""
+    """One item to write: its identity and its message. A poisoned item is refused permanently."""
 
     id: str
     partition: int
@@ -26,7 +26,7 @@ class Item(NamedTuple):
 
     @property
     def message(self) -> tuple[int, int, int]:
-        """(partition, offset, generation of the topic)"""
+        """(partition, offset, generation of the topic) of the message."""
         return self.partition, self.offset, self.generation
 
 
@@ -44,7 +44,7 @@ class Sinks:
         self._story = story
 
     def write(self, sink: str, items: Iterable[Item], token: str, now: float) -> None:
-        """The items are durable when it returns. Raises TransientSinkError or PermanentSinkError."""
+        """Writes the items, which are durable when it returns. Raises TransientSinkError or PermanentSinkError."""
         if now < self.misconfigured_until.get(sink, 0.0):
             raise PermanentSinkError(f"{sink}: no such table", configuration=True)
         if now < self.down_until.get(sink, 0.0) or self._dice.strikes(Fault.SINK_TRANSIENT):

@@ -1,6 +1,6 @@
 """History of a world, as readable lines.
 
-It is off while seeds are tried in bulk; a failing seed is run again with it on.
+It is not recorded while many seeds are tried. A failing seed is run again to record it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 class Violation(BaseException):
     """An invariant is violated. `checker` is its stable name.
 
-    It is not derived from Exception, because checkers are observers of the loop, which survives their exceptions.
+    Not derived from Exception, because checkers are observers of the loop, which ignores their exceptions.
     """
 
     def __init__(self, checker: str, text: str) -> None:
@@ -22,16 +22,16 @@ class Violation(BaseException):
 
 
 class Story:
-    """Lines in order of simulated time, and counts of situations that a run reached (marks)."""
+    """Lines in order of simulated time, and counts of the situations that a run reached (marks)."""
 
-    def __init__(self, *, telling: bool) -> None:
-        self.telling = telling
+    def __init__(self, *, recording: bool) -> None:
+        self.recording = recording
         self.lines: list[str] = []
         self.marks: Counter[str] = Counter()
 
-    def tell(self, now: float, who: str, what: Any) -> None:
-        """Adds one line, if the history is on."""
-        if self.telling:
+    def add(self, now: float, who: str, what: Any) -> None:
+        """Adds one line, if the history is recorded."""
+        if self.recording:
             self.lines.append(f"{now:8.3f}  {who:<10} {what}")
 
     def mark(self, name: str) -> None:

@@ -1,7 +1,7 @@
 """A whole world from one seed: brokers, Redis, the fleet, sinks, readers, operators, and faults.
 
-Faults happen until `calm_at`; then everything recovers, and within a bounded time every message must be durable
-in every sink and committed.
+Faults happen until `calm_at`. After that, every message must become durable in every sink and committed within a
+limited time.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class Slot:
 class World:
     """A world, created from a shape and run once."""
 
-    def __init__(self, shape: Shape, *, telling: bool = False) -> None:
+    def __init__(self, shape: Shape, *, recording: bool = False) -> None:
         self.shape = shape
         self.timeline = Timeline()
-        self.story = Story(telling=telling)
+        self.story = Story(recording=recording)
         self.dice = Dice(shape.seed, shape.faults, self.timeline, shape.calm_at)
         self.redis = Redis(self.timeline)
         self.sinks = Sinks(self.dice, self.story)
@@ -83,15 +83,15 @@ class World:
         self.slots = [Slot(f"reader{n}", f"instance{n}" if shape.static else "") for n in range(shape.readers)]
 
     def run(self) -> float:
-        """Runs to the end; returns its simulated seconds. Raises Violation."""
+        """Runs the world to its end. Returns the simulated seconds. Raises Violation."""
         self._produce()
         for slot in self.slots:
             self._start(slot)
         self.timeline.after(TROUBLE_SECONDS, self._trouble)
         while True:
             self.timeline.run_until(self.timeline.now + 0.5)
-            self.checkers.owned.look(self.timeline.now)
-            self.checkers.parked.look(self.redis.live(), self.timeline.now)
+            self.checkers.owned.check(self.timeline.now)
+            self.checkers.parked.check(self.redis.live(), self.timeline.now)
             now = self.timeline.now
             lag = self.checkers.durability.lag()
             if now > self.shape.calm_at and lag == 0 and self.checkers.durability.loss() is None:
@@ -107,16 +107,16 @@ class World:
         return self.timeline.now
 
     def _outlast_leases(self) -> None:
-        """The parked entry of a settled batch must be gone when its lease ends. Raises Violation."""
+        """Checks that no settled batch is shown as parked after its lease has ended. Raises Violation."""
         ends_at = self.timeline.now + UNTRUE_SECONDS_MAX + 1.0
         while self.redis.live() and self.timeline.now < ends_at:
             self.timeline.run_until(self.timeline.now + 0.5)
-            self.checkers.parked.look(self.redis.live(), self.timeline.now)
+            self.checkers.parked.check(self.redis.live(), self.timeline.now)
 
     # Messages
 
     def _produce(self) -> None:
-        """Some messages exist at the start, others arrive until shortly before faults stop."""
+        """Creates the messages: some exist at the start, others arrive until shortly before `calm_at`."""
         random = Random(f"{self.shape.seed}/messages")
         backlog = self.shape.messages // 3
         storm = random.random() < 0.2
@@ -176,8 +176,8 @@ class World:
             self._clock_ahead(),
         )
         slot.reader = reader
-        self._tell("world", f"{name} starts{' (bad release)' if bad else ''}")
-        self._turn(slot, reader)
+        self._add_line("world", f"{name} starts{' (bad release)' if bad else ''}")
+        self._step(slot, reader)
 
     def _clock_ahead(self) -> float:
         """Clock offset of a new reader, in seconds."""
@@ -185,43 +185,44 @@ class World:
             return 0.0
         return float(self.dice.pick(Fault.CLOCKS_APART, CLOCK_AHEAD_SECONDS_MAX) + 1)
 
-    def _turn(self, slot: Slot, reader: Reader) -> None:
-        """Repeats one step of the loop and one heartbeat; after a death, starts the next process."""
+    def _step(self, slot: Slot, reader: Reader) -> None:
+        """Runs one iteration of the loop and sends one heartbeat, repeatedly. After a death, starts the next
+        process."""
         if reader.alive and self.timeline.now >= reader.frozen_until:
             self.broker.group.beat(reader.source.member_id)
             reader.watch_ownership(self.broker.group.view())
             if self.broker.former:
                 reader.watch_topic(self.broker.topic_id)
             if not reader.busy:
-                reader.turn()
+                reader.step()
         if reader.alive or reader.busy:
-            self.timeline.after(STEP_SECONDS * self.dice.between(0.7, 1.3), self._turn, slot, reader)
+            self.timeline.after(STEP_SECONDS * self.dice.between(0.7, 1.3), self._step, slot, reader)
         else:
             self._ended(slot, reader)
 
     def _ended(self, slot: Slot, reader: Reader) -> None:
         if reader.stop is not None:
             self.story.mark("stopped_clean" if reader.stop.clean else "stopped_unclean")
-        self._tell("world", f"{reader.name} is gone: {reader.stop or 'killed'}")
+        self._add_line("world", f"{reader.name} is gone: {reader.stop or 'killed'}")
         self.timeline.after(self.dice.between(0.2, 8.0), self._start, slot)
 
-    def saw(self, reader: Reader, event: on.Event, commands: Sequence[do.Command]) -> None:
+    def observe(self, reader: Reader, event: on.Event, commands: Sequence[do.Command]) -> None:
         """Checks invariants and records marks after a reader's decision."""
         now = self.timeline.now
-        self.checkers.saw(reader, event, commands, now)
-        self.marks.saw(reader, event, commands, now)
+        self.checkers.observe(reader, event, commands, now)
+        self.marks.observe(reader, event, commands, now)
         if commands and any(isinstance(command, do.Halt) for command in commands):
-            # An operator rolls the release back.
-            self.timeline.after(self.dice.between(1.0, 3.0), reader.ask_to_stop)
+            # An operator will roll the release back.
+            self.timeline.after(self.dice.between(1.0, 3.0), reader.request_stop)
 
     def _commit_stored(self, partition: int, offset: int, record: str, topic_id: str) -> None:
-        self._tell("broker", f"stored {partition}: {offset} {record!r}")
+        self._add_line("broker", f"stored {partition}: {offset} {record!r}")
         self.checkers.stored(partition, offset, topic_id)
 
     # Faults
 
     def _trouble(self) -> None:
-        """Every half second: faults that are not tied to a call."""
+        """Causes the faults that are not tied to a call, every half second."""
         now = self.timeline.now
         if now >= self.shape.calm_at:
             return
@@ -232,10 +233,10 @@ class World:
                 self._trouble_reader(reader)
         strikes = self.dice.strikes
         if strikes(Fault.REDIS_WIPED):
-            self._tell("redis", "restarted empty")
+            self._add_line("redis", "restarted empty")
             self.redis.wipe()
         if strikes(Fault.REDIS_DOWN):
-            self._tell("redis", "away")
+            self._add_line("redis", "unavailable")
             self.redis.down_until = now + self.dice.between(0.5, 4.0)
         if strikes(Fault.STAGED_EVICTED) and self.redis.batches:
             keys = list(self.redis.batches)
@@ -246,7 +247,7 @@ class World:
         ):
             if strikes(fault):
                 sink = (*SINKS, "dead_letter")[self.dice.pick(fault, len(SINKS) + 1)]
-                self._tell(sink, fault.value)
+                self._add_line(sink, fault.value)
                 until[sink] = min(self.shape.calm_at, now + self.dice.between(1.0, 6.0))
         if strikes(Fault.RETENTION):
             self._expire()
@@ -257,11 +258,11 @@ class World:
         self._operate()
 
     def _recreate_topic(self) -> None:
-        """The new topic has messages immediately, fewer or more than before. Offsets are deleted too, or not."""
+        """Recreates the topic, with fewer or more messages than before. Committed offsets are deleted or kept."""
         generation, pick = len(self.broker.former) + 1, partial(self.dice.pick, Fault.TOPIC_RECREATED)
         logs = [Log(former.source.partition, generation) for former in self.broker.logs]
         longer, forgotten = pick(2), pick(2)
-        self._tell("broker", f"topic created again, {'longer' if longer else 'shorter'}, {forgotten=}")
+        self._add_line("broker", f"topic created again, {'longer' if longer else 'shorter'}, {forgotten=}")
         for log, former in zip(logs, self.broker.logs, strict=True):
             for n in range(min(former.high + 2, NEW_MESSAGES_MAX) if longer else 2):
                 log.append(Record(Kind.SEGMENT, f"new-{log.source.partition}-{n}"))
@@ -272,7 +273,7 @@ class World:
         self.checkers.durability.recreated()
 
     def _add_partition(self) -> None:
-        """The partition has messages before the group has discovered it."""
+        """Adds a partition, which has messages before the group discovers it."""
         log = Log(len(self.broker.logs), len(self.broker.former))
         for n in range(ADDED_MESSAGES):
             log.append(Record(Kind.SEGMENT, f"added-{log.source.partition}-{n}"))
@@ -284,25 +285,25 @@ class World:
     def _trouble_reader(self, reader: Reader) -> None:
         strikes = self.dice.strikes
         if strikes(Fault.READER_CRASH):
-            self._tell("world", f"kill -9 {reader.name}")
+            self._add_line("world", f"kill -9 {reader.name}")
             reader.kill()
         elif strikes(Fault.READER_FROZEN):
-            self._tell("world", f"kill -STOP {reader.name}")
+            self._add_line("world", f"kill -STOP {reader.name}")
             reader.frozen_until = self.timeline.now + self.dice.between(1.0, 9.0)
         elif strikes(Fault.READER_STOP):
-            self._tell("world", f"kill -TERM {reader.name}")
-            reader.ask_to_stop()
+            self._add_line("world", f"kill -TERM {reader.name}")
+            reader.request_stop()
 
     def _expire(self) -> None:
         log = self.broker.logs[self.dice.pick(Fault.RETENTION, len(self.broker.logs))]
         share = min(1.0, self.dice.between(0.1, 1.5))
         low = max(log.low, int(log.low + (log.high - log.low) * share))
-        self._tell("broker", f"{log.source} expired up to {low}")
+        self._add_line("broker", f"{log.source} expired up to {low}")
         log.low = low
 
     def _operate(self) -> None:
         """An operator acts on parked batches."""
-        if self.redis.away:
+        if self.redis.unavailable:
             return
         for batch_id, (reader, batch) in self.redis.live().items():
             if self.dice.strikes(Fault.OPERATOR_RETRY):
@@ -313,8 +314,8 @@ class World:
                 if deleted or batch.offsets.start < self.broker.logs[batch.source.partition].low:
                     continue  # a message that cannot be read again cannot become a dead letter
                 self.sinks.dead_letters.update(messages)
-                event = on.BatchAbandoned(batch_id, batch.offsets, "an operator gave it up")
+                event = on.BatchAbandoned(batch_id, batch.offsets, "abandoned by an operator")
                 self.timeline.after(0.1, partial(reader.put, event))
 
-    def _tell(self, who: str, what: str) -> None:
-        self.story.tell(self.timeline.now, who, what)
+    def _add_line(self, who: str, what: str) -> None:
+        self.story.add(self.timeline.now, who, what)

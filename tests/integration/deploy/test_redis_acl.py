@@ -72,7 +72,7 @@ def test_the_listed_rights_are_sufficient_for_a_batch(fleet: Fleet, monkeypatch:
     fleet.script("gcs", "transient")
     assert isinstance(fleet.settle(dispatcher, make_batch(start=100), Stage.BLOBS), on.FlushFailed)
     watch = FleetWatch(fleet.settings, Metrics(fleet.settings))
-    watch.look()
+    watch.check()
 
     assert watch.dependencies() == {"redis": ""}
     assert admin.execute_command("ACL", "LOG") == []

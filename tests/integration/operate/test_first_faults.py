@@ -58,8 +58,8 @@ def test_no_worker_is_reported_by_the_page_and_by_the_log(settings: Settings):
 
     Console(file=drawn, width=200).print(page(status.collect(settings)))
     with capture_logs() as lines:
-        watching.look()
-        watching.look()
+        watching.check()
+        watching.check()
 
     assert "queues without a worker: flush.clickhouse, flush.dead_letter, control" in drawn.getvalue()
     assert "start `celery -A tasks worker`" in drawn.getvalue()
@@ -75,7 +75,7 @@ def test_a_wrong_password_is_reported_everywhere(settings: Settings, redis_url: 
     watching = watch(mistaken)
 
     with capture_logs() as lines:
-        watching.look()
+        watching.check()
     shown = command({"REPLAYS_REDIS_URL": wrong}, "top", "--once")
 
     expected = "correct the user or password in REPLAYS_REDIS_URL"

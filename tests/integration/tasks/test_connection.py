@@ -157,7 +157,7 @@ def test_a_full_server_counts_as_available(fleet: Fleet) -> None:
     fleet.client.config_set("maxmemory", 1)
     with pytest.raises(OutOfMemoryError):
         client.set("replays:x", 1)
-    watch.look()
+    watch.check()
 
     assert client.client_id() == before
     assert watch.dependencies() == {"redis": ""}
@@ -167,13 +167,13 @@ def test_a_read_only_primary_is_not_ready(fleet: Fleet) -> None:
     """The reader is ready again once the primary accepts writes."""
     metrics = Metrics(fleet.settings)
     watch = FleetWatch(fleet.settings, metrics)
-    watch.look()
+    watch.check()
     before = watch.dependencies()["redis"]
 
     with demoted_primary(fleet.client):
-        watch.look()
+        watch.check()
         meanwhile, up = watch.dependencies()["redis"], metrics.total("replays.reader.redis_up")
-    watch.look()
+    watch.check()
 
     assert before == ""
     assert "READONLY" in meanwhile
@@ -251,7 +251,7 @@ def test_a_reader_that_finds_a_cluster_later_is_not_ready(children: Children, tm
     settings = Settings(redis_url=SecretStr(server.address))
     watch = FleetWatch(settings, Metrics(settings))
 
-    watch.look()
+    watch.check()
 
     assert "Redis Cluster, which is not supported" in watch.dependencies()["redis"]
 

@@ -93,7 +93,7 @@ def test_a_demoted_primary_with_open_connections_is_abandoned(
     worker = fleet.worker()
     fleet.dispatcher()
     watch = FleetWatch(fleet.settings, Metrics(fleet.settings))
-    load(fleet, 0, watch.look)
+    load(fleet, 0, watch.check)
     cut_before = proxy.counts["reset"]
 
     def fail_over() -> None:
@@ -102,8 +102,8 @@ def test_a_demoted_primary_with_open_connections_is_abandoned(
         ask(first.port, ["REPLICAOF", HOST, str(second.port)])
 
     load(fleet, 100_000, fail_over)
-    watch.look()
-    watch.look()
+    watch.check()
+    watch.check()
 
     assert watch.dependencies() == {"redis": ""}
     assert (worker.alive, worker.starts) == (True, 1)

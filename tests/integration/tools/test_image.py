@@ -53,14 +53,14 @@ def test_without_podman_nothing_runs_and_ci_continues(tmp_path: Path):
 
     assert code == 0, printed
     assert "NOT DONE" in printed
-    assert "there is no podman" in printed
+    assert "podman is not installed" in printed
 
 
 @pytest.mark.parametrize(
     ("podman", "code", "pattern"),
     [
         ("run*) echo 'no namespaces' >&2; exit 126;;", 0, "NOT DONE .*no namespaces"),
-        ("build*) echo 'NameResolutionError: no' >&2; exit 1;;", 0, "NOT DONE .*index did not answer"),
+        ("build*) echo 'NameResolutionError: no' >&2; exit 1;;", 0, "NOT DONE .*index did not respond"),
         ("build*) echo 'ERROR: hashes do not match' >&2; exit 1;;", 1, "FAILED .*hashes do not match"),
         ("*--help) echo broken >&2; exit 3;;", 1, "FAILED .*broken"),
     ],

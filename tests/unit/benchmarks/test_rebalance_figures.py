@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.rebalance import Outcome, figures_of, given, longest_still, moved
+from benchmarks.rebalance import Outcome, assigned, figures_of, longest_still, moved
 from ingest.local.servers.processes import Child, Children
 
 CALM = Outcome(
@@ -82,7 +82,7 @@ def child(tmp_path: Path) -> Child:
 
 def test_a_reader_s_log_shows_its_partitions_and_start_offsets(child: Child) -> None:
     """Start offsets are shown by partition, with 0 where nothing was committed before."""
-    assert given(child) == {0: 0, 2: 40}
+    assert assigned(child) == {0: 0, 2: 40}
 
 
 def test_a_leaving_reader_owns_its_partitions_while_it_drains(child: Child) -> None:
@@ -91,7 +91,7 @@ def test_a_leaving_reader_owns_its_partitions_while_it_drains(child: Child) -> N
         line = {"event": "partitions_revoked", "partitions": [0, 2], "timestamp": "2026-01-01T00:00:13.000000Z"}
         log.write(json.dumps(line) + "\n")
 
-    assert given(child) == {0: 0, 2: 40}
+    assert assigned(child) == {0: 0, 2: 40}
 
 
 def test_only_moves_after_the_load_began_count(child: Child) -> None:

@@ -6,20 +6,20 @@ from ingest.core.stalls import Stalls
 
 
 def refetched_partitions(stalls: Stalls, fetched: dict[int, tuple[int, int]], *moments: float) -> list[list[int]]:
-    return [stalls.look(fetched, now) for now in moments]
+    return [stalls.check(fetched, now) for now in moments]
 
 
 def test_a_stalled_partition_is_refetched_before_the_end_of_its_log() -> None:
     """The partition is refetched after `seconds_max`, and no other partition is."""
-    stalls = Stalls(seconds_max=30.0, look_seconds_max=10.0)
+    stalls = Stalls(seconds_max=30.0, gap_seconds_max=10.0)
 
     assert refetched_partitions(stalls, {0: (5, 9), 1: (7, 7)}, 100.0, 110.0, 120.0) == [[], [], []]
-    assert stalls.look({0: (5, 9), 1: (7, 7)}, 130.0) == [0]
+    assert stalls.check({0: (5, 9), 1: (7, 7)}, 130.0) == [0]
 
 
 def test_each_refetch_without_effect_doubles_the_time_to_the_next_one() -> None:
     """An open transaction looks like a stall, and messages behind it cannot be fetched."""
-    stalls = Stalls(seconds_max=10.0, look_seconds_max=10.0)
+    stalls = Stalls(seconds_max=10.0, gap_seconds_max=10.0)
 
     found = refetched_partitions(stalls, {0: (5, 9)}, *range(0, 90, 10))
 
@@ -28,18 +28,18 @@ def test_each_refetch_without_effect_doubles_the_time_to_the_next_one() -> None:
 
 def test_a_partition_with_progress_or_without_fetching_is_not_stalled() -> None:
     """One message is enough to count as progress, and a pause counts as not fetching."""
-    stalls = Stalls(seconds_max=20.0, look_seconds_max=10.0)
+    stalls = Stalls(seconds_max=20.0, gap_seconds_max=10.0)
 
     assert refetched_partitions(stalls, {0: (5, 9)}, 0.0, 10.0) == [[], []]
     assert refetched_partitions(stalls, {0: (6, 9)}, 20.0, 30.0) == [[], []]
-    assert stalls.look({}, 40.0) == []
+    assert stalls.check({}, 40.0) == []
     assert refetched_partitions(stalls, {0: (6, 9)}, 50.0, 60.0) == [[], []]
-    assert stalls.look({0: (6, 9)}, 70.0) == [0]
+    assert stalls.check({0: (6, 9)}, 70.0) == [0]
 
 
 def test_time_without_fetching_does_not_count() -> None:
     """Nothing is fetched while the loop is in a drain or the process is suspended."""
-    stalls = Stalls(seconds_max=30.0, look_seconds_max=10.0)
+    stalls = Stalls(seconds_max=30.0, gap_seconds_max=10.0)
 
     assert refetched_partitions(stalls, {0: (5, 9)}, 0.0, 1000.0, 2000.0) == [[], [], []]
-    assert stalls.look({0: (5, 9)}, 3000.0) == [0]
+    assert stalls.check({0: (5, 9)}, 3000.0) == [0]

@@ -43,7 +43,7 @@ def test_a_web_segment_has_no_video() -> None:
         (b"", "cut off"),
         (b"[]", "not a zlib stream"),
         (zlib.compress(b"[" + b" " * 1000 + b"]")[:-8], "cut off"),
-        (zlib.compress(b"\x01\x00\x00\x00\x09abc"), "a video of 9 bytes is said to follow, 3 do"),
+        (zlib.compress(b"\x01\x00\x00\x00\x09abc"), "the header declares a video of 9 bytes, but 3 bytes follow"),
     ],
 )
 def test_an_invalid_object_is_refused_with_the_reason(content: bytes, reason: str) -> None:

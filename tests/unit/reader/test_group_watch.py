@@ -54,7 +54,7 @@ def test_another_topic_id_makes_the_reader_rejoin(read: str, now: str | None, re
     watch = GroupWatch(settings, metrics, member)
     watch._cluster = Brokers(now)  # type: ignore[assignment]
 
-    watch.look()
+    watch.check()
 
     assert member.rejoins == rejoins
     assert metrics.total("replays.reader.group_rejoins") == rejoins

@@ -73,7 +73,7 @@ def test_a_known_vulnerability_fails_and_names_the_fix(tmp_path: Path, osv_url: 
     assert "badly-kept 1.2.3: " in output
     assert all(name in output for name in (KNOWN["id"], *KNOWN["aliases"]))
     assert "fixed in 1.2.4" in output
-    assert "2 pinned packages looked up, 1 with known vulnerabilities" in output
+    assert "2 pinned packages checked, 1 with known vulnerabilities" in output
 
 
 def test_an_accepted_vulnerability_does_not_fail(tmp_path: Path, osv_url: str):
@@ -97,4 +97,4 @@ def test_a_server_that_never_responds_does_not_block_the_check(tmp_path: Path, o
 
     assert code == 0, output
     assert "NOT checked" in output
-    assert "no answer within 0.01 s" in output
+    assert "no response within 0.01 s" in output

@@ -28,8 +28,8 @@ def test_a_file_counts_for_the_deepest_package():
 
     shares = by_package(files, FLOORS)
 
-    assert (shares["ingest"].total, shares["ingest"].ran) == (10, 1)
-    assert (shares["ingest/core"].total, shares["ingest/core"].ran) == (20, 14)
+    assert (shares["ingest"].total, shares["ingest"].covered) == (10, 1)
+    assert (shares["ingest/core"].total, shares["ingest/core"].covered) == (20, 14)
     assert shares["ingest/core"].per_cent == 70.0
 
 

@@ -56,11 +56,13 @@ GOOD = {
 }
 
 IMPOSSIBLE = {
-    "which nobody had committed": History([commit("a", 5, 1.0, 2.0)], [read(6, 3.0, 4.0)], [A]),
-    "with record 's=2', which nobody": History([commit("a", 5, 1.0, 2.0, "s=1")], [read(5, 3, 4, "s=2")], [A]),
+    "which was never committed": History([commit("a", 5, 1.0, 2.0)], [read(6, 3.0, 4.0)], [A]),
+    "with record 's=2', which was never committed": History(
+        [commit("a", 5, 1.0, 2.0, "s=1")], [read(5, 3, 4, "s=2")], [A]
+    ),
     "read 5 before it was sent": History([commit("a", 5, 5.0, 6.0)], [read(5, 1.0, 2.0)], [A]),
-    "read None, a had committed 5": History([commit("a", 5, 1.0, 2.0)], [read(None, 3.0, 4.0)], [A]),
-    "read 5, a had committed 7": History(
+    "read None, but a had committed 5": History([commit("a", 5, 1.0, 2.0)], [read(None, 3.0, 4.0)], [A]),
+    "read 5, but a had committed 7": History(
         [commit("a", 5, 1.0, 2.0), commit("a", 7, 3.0, 4.0)], [read(5, 5.0, 6.0)], [A]
     ),
     "read 5 after broker read 7": History(
@@ -68,7 +70,7 @@ IMPOSSIBLE = {
     ),
     "a committed 5 after a committed 7": History([commit("a", 7, 1.0, 2.0), commit("a", 5, 3.0, 4.0)], [], [A]),
     "although b owned it by then": History([commit("b", 7, 11.0, 12.0), commit("a", 8, 13.0, 14.0)], [], [A, B]),
-    "was not given the partition": History([commit("b", 7, 5.0, 6.0)], [], [A, B]),
+    "without being assigned the partition": History([commit("b", 7, 5.0, 6.0)], [], [A, B]),
     "an excuse that came too late: a committed 5 after a committed 7": History(
         [commit("a", 7, 1.0, 2.0), commit("a", 5, 3.0, 4.0)], [], [A], [Excuse(9.0, "created again")]
     ),
@@ -77,7 +79,7 @@ IMPOSSIBLE = {
     ),
 }
 ERROR_OF = {
-    "read 5 before it was sent": "which nobody had committed",
+    "read 5 before it was sent": "which was never committed",
     "an excuse that came too late: a committed 5 after a committed 7": "a committed 5 after a committed 7",
     "an excuse that has ended: a committed 5 after a committed 7": "a committed 5 after a committed 7",
 }

@@ -265,7 +265,7 @@ def test_the_watch_exports_queues_and_breakers_as_metrics(fleet: Fleet):
     fleet.dispatcher().submit(do.Dispatch(make_batch(), Stage.BLOBS, 1, 30.0))
 
     def depth() -> float | None:
-        watch.look()
+        watch.check()
         return metrics.registry.get_sample_value("replays_reader_queue_depth", {"queue": "flush.gcs"})
 
     wait_until(lambda: depth() == 1, 10, "the task to be queued")
@@ -273,7 +273,7 @@ def test_the_watch_exports_queues_and_breakers_as_metrics(fleet: Fleet):
     assert metrics.registry.get_sample_value("replays_reader_breaker_state", {"sink": "gcs"}) == 0
 
     fleet.redis.kill()
-    watch.look()
+    watch.check()
 
     assert metrics.registry.get_sample_value("replays_reader_redis_up") == 0
     assert watch.dependencies()["redis"] != ""

@@ -26,7 +26,7 @@ def test_a_recorded_range_is_only_cut_again_into_halves() -> None:
     assert "within the recorded ends" in oracle.commit(LOG, stored, 0, new, NOTHING, owner=True)
     assert not oracle.commit(LOG, stored, 0, new, frozenset({1}), owner=True)
     assert not oracle.commit(LOG, stored, 0, oracle.Commits(0, "2;c=2,1"), NOTHING, owner=True)
-    assert "forgets" in oracle.commit(LOG, stored, 0, oracle.Commits(0, "2;c=3"), NOTHING, owner=True)
+    assert "lacks" in oracle.commit(LOG, stored, 0, oracle.Commits(0, "2;c=3"), NOTHING, owner=True)
 
 
 def test_a_new_batch_starts_when_its_end_is_stored() -> None:

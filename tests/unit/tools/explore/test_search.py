@@ -29,7 +29,7 @@ class Graph:
     def broken(self, state: int) -> str:
         return f"broken {-state}"
 
-    def tell(self, path: list[tuple[int, int]]) -> list[str]:
+    def describe(self, path: list[tuple[int, int]]) -> list[str]:
         return [str(label) for _, label in path]
 
 
@@ -57,7 +57,7 @@ def test_a_state_from_which_the_end_cannot_be_reached_is_found() -> None:
     result = Search(Graph({0: [(1, 1), (2, 2)], 2: [(3, 4)], 4: [(4, 2)]}, [1])).run()
 
     assert result.story[:-1] == ["2"]
-    assert "no order of events" in result.broken
+    assert "no further order of events" in result.broken
 
 
 def test_a_fault_is_not_a_path_to_the_end() -> None:

@@ -37,7 +37,7 @@ FOUND = (
             "            flush(worker, batch, name, begun, watch)\n",
         ),
         0,
-        "is marked, and was never written",
+        "is marked, but was never written",
     ),
     (
         Mutant(
@@ -67,7 +67,7 @@ FOUND = (
             "        pass",
         ),
         1,
-        "is marked, and was never written",
+        "is marked, but was never written",
     ),
 )
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tools.history.check import Commit
-from tools.mixed.account import REFUSED, Again, parked, read_again, within
+from tools.mixed.account import REFUSED, Repeated, parked, read_again, within
 
 START = 1_700_000_000.0
 
@@ -57,12 +57,12 @@ def test_messages_that_are_cut_again_are_counted_once_each_time():
     """The next owner cuts other ranges, so the messages that both owners cut were read again."""
     lines = [cut(1, 0, 0, 10), cut(4, 0, 6, 12), cut(2, 1, 0, 10), cut(6, 0, 12, 20), line("other", 5)]
 
-    assert read_again(lines) == [Again(START + 4, 4)]
+    assert read_again(lines) == [Repeated(START + 4, 4)]
 
 
 def test_events_are_counted_in_the_phase_of_their_time():
     """A time at the border of two phases belongs to the later one."""
-    some = [Again(START + 5, 1), Again(START + 1, 2)]
+    some = [Repeated(START + 5, 1), Repeated(START + 1, 2)]
 
     assert within(some, START, START + 5) == [some[1]]
     assert within(some, START + 5, START + 9) == [some[0]]

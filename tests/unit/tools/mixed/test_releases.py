@@ -99,7 +99,7 @@ def test_a_clone_without_that_commit_is_reported(repository: Repository):
     repository.commit()
     repository.record(v1_0="d612bc7afd11d1545762359304c5bcf2d91737c3")
 
-    with pytest.raises(NoRelease, match=r"1\.0 \(d612bc7a\)\. git fetch --unshallow"):
+    with pytest.raises(NoRelease, match=r"1\.0 \(d612bc7a\)\. Run git fetch --unshallow"):
         repository.previous()
 
 
@@ -128,4 +128,4 @@ def test_a_shallow_clone_skips_the_suite_with_the_reason(tmp_path: Path):
     )
 
     assert result.returncode == 0
-    assert result.stderr.startswith("skipped: this clone does not contain the commit of a release before it: 0.")
+    assert result.stderr.startswith("skipped: this clone does not contain the commit of an earlier release: 0.")

@@ -52,20 +52,20 @@ def nothing_refused(result: Result) -> None:
 FAULTS: dict[str, tuple[Callable[[Result], object], str]] = {
     "lost": (
         lambda r: setattr(r, "report", Report((Check("rows", 3, 2, missing=1),))),
-        "reconciliation does not hold",
+        "reconciliation failed",
     ),
     "not compared": (lambda r: setattr(r, "report", None), "nothing was reconciled"),
     "backwards": (lambda r: r.violations.append("it fell"), "history of commits: it fell"),
     "killed": (lambda r: r.exits.append(("reader-2", -9)), "reader-2 ended with code -9"),
-    "ended": (lambda r: r.ended_by_themselves.update({"worker-1": 1}), "worker-1 ended by itself 1 times"),
+    "ended": (lambda r: r.unexpected_exits.update({"worker-1": 1}), "worker-1 exited unexpectedly 1 times"),
     "halted": (lambda r: setattr(r, "halted", 1), "a reader halted"),
     "stuck": (lambda r: setattr(r, "never_committed", 1), "1 parked batches were never committed"),
     "silent": (lambda r: setattr(r.lines[0], "messages", 0), "alone: no message"),
     "check is blind": (
         lambda r: setattr(r.lines[1], "check", "reader a: 1.0"),
-        "workers: check named reader a: 1.0",
+        "workers: check reported reader a: 1.0",
     ),
-    "check is mute": (lambda r: setattr(r.lines[1], "check", ""), "workers: check named no releases"),
+    "check is mute": (lambda r: setattr(r.lines[1], "check", ""), "workers: check reported no releases"),
     "not refused": (nothing_refused, "no batch of a newer version was refused"),
     "refused in order": (lambda r: setattr(r.lines[1], "refused", 1), "workers: workers refused 1 batches"),
 }

@@ -13,17 +13,17 @@ needs_spin = pytest.mark.skipif(bool(spin.missing()), reason=spin.missing() or "
 
 # Name of the planted bug -> the text of the specification before and after. Each removes one rule.
 PLANTED = {
-    "commits what is not settled": ("R.safe = (k > R.taken -> R.taken : R.safe)", "R.safe = R.taken"),
-    "settles a batch when its blobs are there": ("B.parked = false; B.left--;", "B.parked = false; B.left = 0;"),
+    "commits unsettled ranges": ("R.safe = (k > R.taken -> R.taken : R.safe)", "R.safe = R.taken"),
+    "settles a batch when its blobs are durable": ("B.parked = false; B.left--;", "B.parked = false; B.left = 0;"),
     "settles without its marks": ("&& B.left == stage_ && marked ->", "&& B.left == stage_ ->"),
-    "dispatches what is not on record": ("B.left && B.recorded && !B.out", "B.left && !B.out"),
+    "dispatches batches that are not recorded": ("B.left && B.recorded && !B.out", "B.left && !B.out"),
     "cuts across a recorded end": ("(!R.planned || stop == R.planned)", "true"),
-    "stores what a former owner sent": ("reader[k].commit[l].is == SENT -> clear(k, l)", "false -> skip"),
+    "stores commits of a former owner": ("reader[k].commit[l].is == SENT -> clear(k, l)", "false -> skip"),
     "does not send a refused commit again": (
         "{ clear(r, n); R.waits = false; R.due = true }",
         "{ clear(r, n); R.waits = false }",
     ),
-    "leaves a chord that was lost alone": ("B.out && (!C.stage || C.by != r)", "B.out && C.stage == 3"),
+    "does not restart a lost chord": ("B.out && (!C.stage || C.by != r)", "B.out && C.stage == 3"),
 }
 
 
