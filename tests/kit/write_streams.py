@@ -65,6 +65,14 @@ class Notes:
             return True
 
 
+class RetriedNotes(Notes):
+    """A record whose first change is made, but reported as refused, as after a lost response and a retry."""
+
+    def replace(self, seen: bytes, content: bytes) -> bool:
+        """Replaces the content; the first time, it says that it did not."""
+        return super().replace(seen, content) and len(self.stored) > 1
+
+
 class RunNotes:
     """A `TaskRecord`."""
 

@@ -212,7 +212,7 @@ class _Write:
         try:
             append = Append(table, stream.name, stream.offset, ranges(chunk))
             if not self._record.store(encode([*self._appends, append])):
-                is_free = True
+                # Redis may have stored it and lost the response, and a retry found it changed: the place is taken.
                 return self._reload()
             self._record_is_behind = False
             self._appends.append(append)

@@ -18,7 +18,7 @@ from tasks.sinks.bigquery.storage_write import StorageWriteSink
 from tasks.wire import Row
 from tests.kit.delivering import deliver_to
 from tests.kit.grpc_relay import Moment, Relay, relay_to
-from tests.kit.write_streams import TABLE, Notes, fact, numbers, selected
+from tests.kit.write_streams import TABLE, Notes, RetriedNotes, fact, numbers, selected
 
 SECONDS = 20.0
 TEN = [fact(number) for number in range(10)]
@@ -189,7 +189,7 @@ def test_a_run_that_is_overtaken_before_it_records_follows_the_other(
     new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay
 ) -> None:
     """given two runs without a record, when the second records while the first creates a stream, then both use the
-    second one's place, and the first one's stream is used for another task"""
+    second one's place, and the first one's stream is not used"""
     notes, other, slow, quick = Notes(), Notes(), new_sink(), new_sink()
 
     def meanwhile(method: str, at: Moment, number: int) -> bool:
@@ -202,7 +202,21 @@ def test_a_run_that_is_overtaken_before_it_records_follows_the_other(
     write(slow, other, [fact(10)])
 
     assert numbers(migrated) == list(range(11))
-    assert relay.asked["CreateWriteStream"] == 2
+    assert relay.asked["CreateWriteStream"] == 3
+
+
+def test_a_record_that_was_stored_although_its_call_was_repeated_loses_no_row(
+    sink: StorageWriteSink, migrated: Settings
+) -> None:
+    """given a Redis whose first response is lost, so that the client's retry finds its own record as another
+    run's, when the next task is written, then it does not use the recorded place"""
+    first, second = RetriedNotes(), Notes()
+    write(sink, first)
+
+    write(sink, second, [fact(number) for number in range(10, 20)])
+
+    assert numbers(migrated) == list(range(20))
+    assert not streams_of(first) & streams_of(second)
 
 
 @pytest.mark.parametrize("is_stored", [True, False])
