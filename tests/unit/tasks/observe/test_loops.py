@@ -128,6 +128,7 @@ OTHER_THREADS = {
     "tasks/observe/loops.py": "the Loop itself",
     "tasks/observe/probe_server.py": "serves until it is shut down, and each request has a handler of its own",
     "ingest/reader/parsing/second_line.py": "answers each message, with a reject whatever its parsing raised",
+    "tasks/sinks/bigquery/streams.py": "reads the responses of one call, and passes on whatever ends it",
 }
 
 
