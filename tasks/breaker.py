@@ -129,12 +129,13 @@ class BreakerPhase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BreakerState:
-    """State shown to operators. `failures` in the window; `cool_seconds` until the next probe."""
+    """State shown to operators. `failures` in the window; `cool_seconds` until the next probe; last `error`."""
 
     sink: SinkName
     state: BreakerPhase
     failures: int
     cool_seconds: float
+    error: str = ""
 
 
 class Breaker:
@@ -213,10 +214,11 @@ def _state(sink: SinkName, found: dict[bytes, bytes], now: float) -> BreakerStat
 
     opened_until = number("opened_until")
     failures = int(number("failed"))
+    error = found.get(b"error", b"").decode("utf-8", "replace")
     if not opened_until:
-        return BreakerState(sink, BreakerPhase.CLOSED, failures, 0.0)
+        return BreakerState(sink, BreakerPhase.CLOSED, failures, 0.0, error)
     phase = BreakerPhase.OPEN if now < opened_until else BreakerPhase.HALF_OPEN
-    return BreakerState(sink, phase, failures, max(0.0, opened_until - now))
+    return BreakerState(sink, phase, failures, max(0.0, opened_until - now), error)
 
 
 def _key(prefix: str, sink: SinkName) -> str:

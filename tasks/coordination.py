@@ -3,6 +3,7 @@
     <prefix>:reader:<reader>   stream: completions and operators' requests, for one reader
     <prefix>:readers           hash: the last heartbeat of each reader
     <prefix>:workers           hash: the last presence of each worker
+    <prefix>:reader:trend/...  hashes: samples of the last hour (`tasks.trend`)
     <prefix>:parked            hash: parked batches, each a lease renewed by its reader
 
 No offset depends on this state; lost entries are written again. All times are Unix seconds of the Redis clock, so
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -25,6 +26,7 @@ from tasks.foreign_keys import remove_wrong_types, results
 from tasks.operators import Operators
 from tasks.seals import Purpose, Unverified, warn
 from tasks.settings import Settings
+from tasks.trend import Trend, TrendWriter, trend
 from tasks.wire import Completion, reader_stream
 
 STREAM_ENTRIES_MAX = 10_000
@@ -32,6 +34,7 @@ READER_FORGOTTEN_SECONDS = 86_400
 WORKER_FORGOTTEN_SECONDS = 3600
 # Renewed every few seconds (`Limits.parked_renew_seconds`); survives short Redis outages.
 PARKED_LEASE_SECONDS = 30.0
+FIRST_PARKED_MAX = 10_000
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 # Older releases park batches without a lease. Such an entry is valid until its retry is overdue by this time.
 UNLEASED_SECONDS = 120.0
@@ -51,6 +54,8 @@ class Coordination:
         self._readers = f"{self._prefix}:readers"
         self.operators = Operators(client, settings)
         self._workers = f"{self._prefix}:workers"
+        self._first_parked: dict[str, float] = {}
+        self._trend = TrendWriter(client, self._prefix)
         breakers = (f"{self._prefix}:breaker:{sink}" for sink in settings.sinks)
         self._of_sinks = (f"{self._prefix}:sinks", *breakers)
 
@@ -62,13 +67,21 @@ class Coordination:
 
     def send_completion(self, reader: str, completion: Completion) -> None:
         """Adds an entry to the reader's stream."""
-        stream, data = reader_stream(reader, self._prefix), msgspec.json.encode(completion)
-        entry = {"c": data}
-        if self._seals.active:
-            entry["s"] = self._seals.seal(Purpose.COMPLETION, stream, data)
-        pipe = self.client.pipeline(transaction=True)  # so that the stream always has an expiry
-        pipe.xadd(stream, entry, maxlen=STREAM_ENTRIES_MAX, approximate=True)
-        pipe.expire(stream, self._ttl_seconds)
+        self.send_completions([(reader, completion)])
+
+    def send_completions(self, entries: Iterable[tuple[str, Completion]]) -> None:
+        """Adds entries to their readers' streams, in one round trip."""
+        pipe = self.client.pipeline(transaction=True)  # so that a stream always has an expiry
+        streams = set()
+        for reader, completion in entries:
+            stream, data = reader_stream(reader, self._prefix), msgspec.json.encode(completion)
+            entry = {"c": data}
+            if self._seals.active:
+                entry["s"] = self._seals.seal(Purpose.COMPLETION, stream, data)
+            pipe.xadd(stream, entry, maxlen=STREAM_ENTRIES_MAX, approximate=True)
+            streams.add(stream)
+        for stream in sorted(streams):
+            pipe.expire(stream, self._ttl_seconds)
         pipe.execute()
 
     # Readers
@@ -87,6 +100,11 @@ class Coordination:
         silent = _forgotten(found, now, READER_FORGOTTEN_SECONDS)
         if silent:
             self.client.hdel(self._readers, *silent)
+        self._trend.add(reader, about)
+
+    def trend(self) -> Trend:
+        """Throughput, lag and delay of the last hour."""
+        return trend(self.client, self._prefix, self.now())
 
     def remove_reader(self, reader: str) -> None:
         """Removes the reader."""
@@ -136,8 +154,15 @@ class Coordination:
     # Parked batches
 
     def park(self, batch_id: str, about: Mapping[str, Any]) -> None:
-        """Publishes a parked batch for PARKED_LEASE_SECONDS; repeating it renews the lease."""
-        leased = {**about, "leased_until": self.now() + PARKED_LEASE_SECONDS}
+        """Publishes a parked batch for PARKED_LEASE_SECONDS; repeating it renews the lease.
+
+        Adds `first_parked_at`: a failed retry parks the batch again, with a new `parked_at`.
+        """
+        now = self.now()
+        first_at = self._first_parked.setdefault(batch_id, float(about.get("parked_at") or now))
+        if len(self._first_parked) > FIRST_PARKED_MAX:  # batches of partitions that moved to another reader
+            del self._first_parked[next(iter(self._first_parked))]
+        leased = {**about, "first_parked_at": first_at, "leased_until": now + PARKED_LEASE_SECONDS}
         text = msgspec.json.encode(self._seals.seal_object(Purpose.PARKED, self._parked, leased))
         pipe = self.client.pipeline(transaction=True)
         pipe.hset(self._parked, batch_id, text)
@@ -146,6 +171,7 @@ class Coordination:
 
     def unpark(self, batch_id: str) -> None:
         """Removes a batch that is no longer parked."""
+        self._first_parked.pop(batch_id, None)
         self.client.hdel(self._parked, batch_id)
 
     def parked(self) -> dict[str, dict[str, Any]]:

@@ -27,6 +27,7 @@ from tasks.guarded import refusal
 from tasks.redis_address import TLS_OPTIONS, RedisAddress, Scheme, parse
 from tasks.seals import Seals, keys_of
 from tasks.setting_text import check as check_text
+from tasks.units import MiB
 from tasks.wire import SinkName
 
 ENV_PREFIX = "REPLAYS_"
@@ -309,6 +310,20 @@ class Settings(BaseSettings):
     flower_oauth_redirect_uri: str = Field("", description="OAuth redirect URI, ending in /login.")
     flower_oauth_emails: str = Field(
         "", description="Regular expression of the allowed e-mail addresses, anchored at both ends."
+    )
+
+    flower_history_path: str = Field(
+        "",
+        description="SQLite file with Flower's task history, which then survives a restart. Empty: no history.",
+    )
+    flower_history_seconds_max: int = Field(
+        259_200, ge=60, le=31_536_000, description="Maximum age of a task event in the history, seconds."
+    )
+    flower_history_bytes_max: int = Field(
+        64 * MiB,
+        ge=1 * MiB,
+        le=4096 * MiB,
+        description="Maximum size of the history file; the oldest events are deleted.",
     )
 
     task_security_key_file: Path | None = Field(None, description="Private key for signed Celery messages.")

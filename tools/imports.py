@@ -116,6 +116,7 @@ TABLE: tuple[Package, ...] = (
             "tasks.foreign_keys",
             "tasks.operators",
             "tasks.staging",
+            "tasks.trend",
         ),
         libraries={EVERYWHERE: ("msgspec", "redis")},
     ),
@@ -137,6 +138,7 @@ TABLE: tuple[Package, ...] = (
         libraries={
             EVERYWHERE: ("celery", "msgspec"),
             "broker": ("kombu", "redis"),
+            "bulk": ("redis",),
             "configuration": ("kombu",),
             "flower": ("flower", "redis", "tornado"),
             "migrate": ("google",),
@@ -145,6 +147,7 @@ TABLE: tuple[Package, ...] = (
             "run": ("xxhash",),
             "sign_in": ("structlog",),
             "stored": ("google",),
+            "story": ("redis",),
         },
     ),
     Package(

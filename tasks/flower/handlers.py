@@ -1,4 +1,4 @@
-"""Flower handlers: the retry button on a failed task's page, its endpoint, and protected metrics.
+"""Flower handlers: the buttons on a flush task's page, the retry's endpoint, and protected metrics.
 
 Flower has no retry, and sending a flush task again would have no effect because it belongs to no chord. The button
 asks the batch's reader to retry the batch.
@@ -6,7 +6,6 @@ asks the batch's reader to retry the batch.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,6 +23,8 @@ from tornado.web import url
 from tasks.configuration import configuration
 from tasks.connection import connect
 from tasks.coordination import Coordination
+from tasks.flower.parked import Asset, BatchPage, ParkedPage, batch_of, operator_of
+from tasks.flower.templates import with_parked_link
 from tasks.loading import load_fleet
 from tasks.names import sink_of
 from tasks.operate import NotParked, ReaderGone, retry
@@ -68,7 +69,11 @@ def extend() -> None:
         return
     BaseHandler.get_current_user = _throttled(BaseHandler.get_current_user, Throttle())
     BaseHandler.set_default_headers = _unframed(BaseHandler.set_default_headers)
+    BaseHandler.render_string = with_parked_link(BaseHandler.render_string)
     handlers[0:0] = [
+        url(r"/parked", ParkedPage, name="parked"),
+        url(r"/parked/static/([a-z.]+)", Asset, name="parked_asset"),
+        url(r"/batch/(.+)", BatchPage, name="batch"),
         url(r"/retry-batch", RetryBatch, name="retry_batch"),
         url(r"/task/(.+)", FlushTaskView, name="task"),
         (r"/metrics", GuardedMetrics),
@@ -114,31 +119,27 @@ def _unframed(theirs: Callable[[Any], None]) -> Callable[[Any], None]:
     return set_default_headers
 
 
-def batch_of(task: Any) -> str | None:
-    """The batch id of a flush task as Flower knows it, from the text of its arguments."""
-    if not sink_of(str(task.name or "")):
-        return None
-    try:
-        arguments = ast.literal_eval(task.kwargs or "{}")
-    except (ValueError, SyntaxError):
-        return None
-    batch = arguments.get("batch") if isinstance(arguments, dict) else None
-    return batch if isinstance(batch, str) else None
-
-
 class FlushTaskView(TaskView):  # type: ignore[misc]
-    """Flower's task page, with a retry button for failed flush tasks."""
+    """Flower's task page of a flush task, with a link to its batch, and a retry button if it failed."""
 
     def render_string(self, template_name: str, **kwargs: Any) -> bytes:
-        """Renders the page with the button next to Flower's."""
+        """Renders the page with ours next to Flower's buttons."""
         page: bytes = super().render_string(template_name, **kwargs)
         task = kwargs.get("task")
-        if template_name != "task.html" or task is None or task.state != "FAILURE" or kwargs.get("read_only"):
+        if template_name != "task.html" or task is None or ACTIONS not in page:
             return page
         batch_id = batch_of(task)
-        if batch_id is None or ACTIONS not in page:
+        if batch_id is None:
             return page
-        return page.replace(ACTIONS, ACTIONS + self._button(batch_id).encode(), 1)
+        is_failed = task.state == "FAILURE" and sink_of(task.name or "") is not None
+        retry = self._button(batch_id) if is_failed and not kwargs.get("read_only") else ""
+        return page.replace(ACTIONS, ACTIONS + (self._link(batch_id) + retry).encode(), 1)
+
+    def _link(self, batch_id: str) -> str:
+        return (
+            f'<a class="btn btn-outline-secondary" id="batch-page" '
+            f'href="{xhtml_escape(self.reverse_url("batch", batch_id))}">Batch {xhtml_escape(batch_id)}</a>'
+        )
 
     def _button(self, batch_id: str) -> str:
         return (
@@ -159,13 +160,13 @@ class RetryBatch(BaseHandler):  # type: ignore[misc]
         if self.application.options.read_only:
             raise web.HTTPError(403, "Flower is read-only")
         batch_id = self.get_argument("batch_id", required=True, escape=False)
-        status, text = await IOLoop.current().run_in_executor(None, self._retry, batch_id, self._who())
+        status, text = await IOLoop.current().run_in_executor(None, self._retry, batch_id, operator_of(self))
         self.set_status(status)
         self.set_header("Content-Type", "text/html; charset=UTF-8")
         search = f"{self.reverse_url('tasks')}?search={url_escape(batch_id)}"
         self.finish(
             f"<!doctype html><title>Retry batch</title><p>{xhtml_escape(text)}</p>"
-            f'<p><a href="{search}">Tasks</a></p>'
+            f'<p><a href="{search}">Tasks</a> <a href="{self.reverse_url("parked")}">Parked batches</a></p>'
         )
 
     def _retry(self, batch_id: str, by: str) -> tuple[int, str]:
@@ -181,12 +182,6 @@ class RetryBatch(BaseHandler):  # type: ignore[misc]
             return 503, f"redis does not respond: {error}"
         finally:
             client.close()
-
-    def _who(self) -> str:
-        """Operator name for the audit trail: OAuth address or basic-auth user."""
-        if isinstance(self.current_user, str):
-            return self.current_user
-        return credentials(self.request.headers.get("Authorization", "")).partition(":")[0] or "flower"
 
 
 class GuardedMetrics(Metrics):  # type: ignore[misc]

@@ -21,6 +21,9 @@ from tornado.httpserver import HTTPServer
 
 from tasks.configuration import current
 from tasks.flower.handlers import extend
+from tasks.flower.history import HistoryError
+from tasks.flower.remember import remember
+from tasks.flower.templates import Templates
 from tasks.loading import SettingsError, load_fleet
 from tasks.observe.probe_server import ensure_free
 from tasks.settings import Settings
@@ -80,7 +83,16 @@ class ClosedFlower(Flower):  # type: ignore[misc]
         if not options.unix_socket:
             _ensure_free(options.address, options.port)
         extend()
-        super().__init__(options=options, **others)
+        super().__init__(options=options, **{**others, "template_loader": Templates()})
+        try:
+            self._forget = remember(self.events, load_fleet())
+        except HistoryError as error:
+            raise FlowerRefused(f"{error}: set REPLAYS_FLOWER_HISTORY_PATH to a writable file") from error
+
+    def stop(self) -> None:
+        """Also completes the task history."""
+        super().stop()
+        self._forget()
 
     def start_http_server(self) -> int | None:
         """Listens and logs the address. Connections without a complete request are closed."""

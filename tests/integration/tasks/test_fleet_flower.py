@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
-import sys
-import urllib.error
 import urllib.parse
-import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,55 +13,19 @@ import pytest
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Stage
-from ingest.local.servers.base import answers_http
-from ingest.local.servers.processes import free_port
 from tasks.coordination import Coordination
 from tasks.flower.start import FlowerRefused, options
 from tasks.settings import Settings
 from tests.kit.batches import make_batch
 from tests.kit.fleet import Fleet
-from tests.kit.paths import ROOT
+from tests.kit.flower import COMMANDS, PASSWORD, Ask, running
 from tests.kit.prestarted import PARENTS
-
-PASSWORD = "operator:correct-horse"
-Ask = Callable[..., tuple[int, str]]
-
-
-COMMANDS = {
-    "celery": [sys.executable, "-m", "celery", "-A", "tasks", "flower"],
-    "replays-ingest": [sys.executable, "-m", "ingest.cli", "flower"],
-}
 
 
 @pytest.fixture
 def flower(fleet: Fleet, request: pytest.FixtureRequest) -> Ask:
-    """A running Flower, started by one of COMMANDS; `ask(path, body, **headers)` returns status and text."""
-    port = free_port()
-    environment = fleet.environment | {
-        "REPLAYS_FLOWER_PORT": str(port),
-        "REPLAYS_FLOWER_BASIC_AUTH": PASSWORD,
-    }
-    command = COMMANDS[getattr(request, "param", "celery")]
-    fleet.children.start("flower", command, env=environment, cwd=ROOT)
-    address = f"http://127.0.0.1:{port}"
-    fleet.wait(lambda: answers_http(f"{address}/healthcheck"), "flower")
-
-    def ask(
-        path: str, body: str | None = None, password: str | None = PASSWORD, **headers: str
-    ) -> tuple[int, str]:
-        request = urllib.request.Request(address + path, data=body.encode() if body is not None else None)
-        if password:
-            request.add_header("Authorization", "Basic " + base64.b64encode(password.encode()).decode())
-        for name, value in headers.items():
-            request.add_header(name, value)
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(request, timeout=10) as response:
-                return response.status, response.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-
-    return ask
+    """A running Flower, started by one of COMMANDS."""
+    return running(fleet, getattr(request, "param", "celery"))
 
 
 def failed_task(fleet: Fleet, flower: Ask) -> str:
