@@ -20,6 +20,7 @@ from ingest.settings import Settings
 from tasks.breaker import BreakerPhase, read_states
 from tasks.connection import connect
 from tasks.coordination import UNREADABLE, Coordination
+from tasks.errors import shortened
 from tasks.foreign_keys import results
 from tasks.names import CONTROL_QUEUE, flush_queue
 from tasks.observe.presence import WorkerStatus, consumers, workers
@@ -37,7 +38,7 @@ class ReaderStatus(Heartbeat, frozen=True, kw_only=True):
 
 
 class SinkStatus(msgspec.Struct, frozen=True):
-    """One sink. `queue_depth`: waiting tasks. `workers`: number of workers that consume its queue.
+    """One sink. `queue_depth`: waiting tasks. `workers`: consumers of its queue. `error`: last one of the breaker.
 
     Seconds are durations of recent runs, or None if there were none.
     """
@@ -51,10 +52,11 @@ class SinkStatus(msgspec.Struct, frozen=True):
     flush_p50_seconds: float | None = None
     flush_max_seconds: float | None = None
     workers: int = 0
+    error: str = ""
 
 
 class ParkedStatus(msgspec.Struct, frozen=True):
-    """One parked batch: its times in Unix seconds, and the error of its last attempt."""
+    """One parked batch: times in Unix seconds, the last error. `first_parked_at`: 0 if unknown."""
 
     batch_id: str
     stage: Stage
@@ -65,6 +67,7 @@ class ParkedStatus(msgspec.Struct, frozen=True):
     retry_at: float
     reader: str
     error: str
+    first_parked_at: float = 0.0
 
 
 class RedisStatus(RedisMemory, frozen=True, kw_only=True):
@@ -125,6 +128,7 @@ def collect(settings: Settings, client: Redis[bytes] | None = None) -> Status:
                 breaker=state.state,
                 failures=state.failures,
                 probe_in_seconds=round(state.cool_seconds, 1),
+                error=shortened(state.error),
                 flush_p50_seconds=seen.get(sink, NO_RUNS).p50_seconds,
                 flush_max_seconds=seen.get(sink, NO_RUNS).max_seconds,
             )

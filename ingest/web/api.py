@@ -34,7 +34,7 @@ class ProjectsHandler(Handler):
 
 
 class ReplaysHandler(Handler):
-    """Returns the list of replays."""
+    """Returns the replays, latest end first. The first page has the total of matching replays."""
 
     async def get(self) -> None:
         seconds = self.number("last_seconds", 1, 10 * 365 * 86400)
@@ -50,7 +50,10 @@ class ReplaysHandler(Handler):
             limit=self.number("limit", 1, 500) or 50,
             offset=self.number("offset", 0, 1_000_000) or 0,
         )
-        self.answer(_for_javascript(page_dict(await self.run(lambda: self.state.reads.replays(chosen)))))
+        page = page_dict(await self.run(lambda: self.state.reads.replays(chosen)))
+        if not chosen.offset:
+            page["total"] = await self.run(lambda: self.state.reads.count(chosen))
+        self.answer(_for_javascript(page))
 
 
 class ReplayHandler(Handler):

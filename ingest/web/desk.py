@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -16,7 +17,9 @@ from redis.exceptions import RedisError
 from ingest.operate import dlq, status
 from ingest.reader.configuration import rules_of
 from ingest.settings import Settings
+from ingest.web.flow import alerts, bottleneck
 from ingest.web.journey import flower_url
+from tasks.bulk import Outcomes, abandon_all, retry_all
 from tasks.connection import advice, connect
 from tasks.coordination import Coordination
 from tasks.errors import SinkError
@@ -24,12 +27,14 @@ from tasks.kafka.decisions import DecisionsUnreadable
 from tasks.kafka.producing import NotProduced
 from tasks.kafka.ranges import RangeError
 from tasks.operate import NotParked, ReaderGone, abandon, retry
+from tasks.printed import printable, without_secrets
 from tasks.sinks import build
 
 LETTERS_MAX = 200
+PREVIEW_BYTES = 200
 LETTERS_COUNTED_MAX = 100_000
 REPLAYS_PER_SECOND_MAX = 100.0
-ACTIONS_MAX = 20
+ACTIONS_MAX = 50
 
 
 class Refused(RuntimeError):
@@ -38,6 +43,27 @@ class Refused(RuntimeError):
     def __init__(self, status_code: int, text: str) -> None:
         super().__init__(text)
         self.status = status_code
+
+
+@dataclass(frozen=True, slots=True)
+class LetterFilter:
+    """Selects dead letters; all given fields must match. `text`: part of the error, batch, id or content."""
+
+    reason: str = ""
+    sink: str = ""
+    project: str = ""
+    text: str = ""
+    include_replayed: bool = False
+
+    @property
+    def selection(self) -> dlq.Selection:
+        """The part that the reading of the topic knows."""
+        return dlq.Selection(self.reason or None, self.sink or None, include_replayed=self.include_replayed)
+
+    def matches(self, shown: Mapping[str, Any]) -> bool:
+        """True if the letter, as shown, also matches project and text."""
+        searched = " ".join(str(shown[name]) for name in ("id", "error", "batch_id", "content", "item", "origin"))
+        return self.project in ("", shown["project"]) and self.text.lower() in searched.lower()
 
 
 class Desk:
@@ -55,7 +81,8 @@ class Desk:
         """Readers with partitions, lag and batches in flight; sinks and breakers; parked batches; recent
         actions."""
         try:
-            found = msgspec.to_builtins(status.collect(self._settings, self._client))
+            state = status.collect(self._settings, self._client)
+            found = msgspec.to_builtins(state)
             actions = self._coordination.audited(ACTIONS_MAX)
         except (RangeError, DecisionsUnreadable) as error:
             raise Refused(503, f"operators' decisions: {error}") from error
@@ -67,7 +94,23 @@ class Desk:
             for flight in reader["snapshot"]["flights"]:
                 flight["flower"] = flower_url(self._settings, flight["batch_id"])
         flower = flower_url(self._settings, "").partition("?")[0]
-        return {**found, "deeds": actions, "flower": flower, "dead_letter_topic": self._settings.dlq_topic}
+        return {
+            **found,
+            "deeds": actions,
+            "alerts": msgspec.to_builtins(alerts(state)),
+            "bottleneck": msgspec.to_builtins(bottleneck(state)),
+            "flower": flower,
+            "topic": self._settings.kafka_topic,
+            "dead_letter_topic": self._settings.dlq_topic,
+        }
+
+    def trend(self) -> dict[str, Any]:
+        """Throughput, lag and delay of the last hour."""
+        try:
+            found: dict[str, Any] = msgspec.to_builtins(self._coordination.trend())
+        except RedisError as error:
+            raise Refused(503, f"redis does not answer: {error}; {advice(error)}") from error
+        return found
 
     def retry_batch(self, batch_id: str, by: str) -> str:
         """Requests an immediate retry from the batch's reader; returns the result as text."""
@@ -81,6 +124,27 @@ class Desk:
             raise Refused(503, f"redis does not answer: {error}; {advice(error)}") from error
         except NotProduced as error:
             raise Refused(503, str(error)) from error
+
+    def retry_batches(self, batch_ids: Sequence[str], reason: str, by: str) -> dict[str, Any]:
+        """Requests an immediate retry of all of them; one entry in the audit trail."""
+        try:
+            return _outcomes(retry_all(self._coordination, batch_ids, by, reason.strip()))
+        except ValueError as error:
+            raise Refused(400, str(error)) from error
+        except RedisError as error:
+            raise Refused(503, f"redis does not answer: {error}; {advice(error)}") from error
+        except NotProduced as error:
+            raise Refused(503, str(error)) from error
+
+    def abandon_batches(self, batch_ids: Sequence[str], reason: str, by: str) -> dict[str, Any]:
+        """Abandons them one after another: their messages become dead letters first."""
+        sink = build("dead_letter", self._settings)
+        try:
+            return _outcomes(abandon_all(self._settings, self._coordination, sink, batch_ids, reason.strip(), by))
+        except ValueError as error:
+            raise Refused(400, str(error)) from error
+        finally:
+            sink.close()
 
     def abandon_batch(self, batch_id: str, reason: str, by: str) -> str:
         """Abandons the batch: its messages become dead letters first. Returns the result as text."""
@@ -98,23 +162,30 @@ class Desk:
         finally:
             sink.close()
 
-    def dead_letters(self, *, include_replayed: bool) -> dict[str, Any]:
-        """The first unreplayed letters, and counts by reason and sink."""
+    def dead_letters(self, chosen: LetterFilter) -> dict[str, Any]:
+        """The first matching letters, and counts by reason and sink of all that have the reason and sink."""
         counts: Counter[tuple[str, str]] = Counter()
         shown: list[dict[str, Any]] = []
-        selection = dlq.Selection(include_replayed=include_replayed)
+        matching = 0
         rules = rules_of(self._settings)
         try:
             erasures = dlq.erasures_now(self._settings)
-            for letter in itertools.islice(dlq.letters(self._settings, selection), LETTERS_COUNTED_MAX):
+            for letter in itertools.islice(dlq.letters(self._settings, chosen.selection), LETTERS_COUNTED_MAX):
                 counts[letter.reason, letter.sink] += 1
-                if len(shown) < LETTERS_MAX:
-                    shown.append(dlq.shown(letter, erasures, rules))
+                if len(shown) >= LETTERS_MAX and not (chosen.project or chosen.text):
+                    matching += 1
+                    continue
+                one = _letter(letter, dlq.shown(letter, erasures, rules))
+                if chosen.matches(one):
+                    matching += 1
+                    if len(shown) < LETTERS_MAX:
+                        shown.append(one)
         except dlq.DeadLettersUnavailable as error:
             raise Refused(503, str(error)) from error
         return {
             "letters": shown,
             "total": counts.total(),
+            "matching": matching,
             "counts": [{"reason": r, "sink": s, "count": n} for (r, s), n in counts.most_common()],
         }
 
@@ -145,3 +216,16 @@ class Desk:
         except (RedisError, NotProduced) as error:
             raise Refused(503, f"replayed, but not recorded in the audit trail: {error}") from error
         return {**msgspec.to_builtins(done), "outcomes": outcomes}
+
+
+def _outcomes(outcomes: Outcomes) -> dict[str, Any]:
+    return {"done": outcomes.done, "refused": outcomes.refused}
+
+
+def _letter(letter: dlq.Letter, about: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of a letter; nothing of the content if its replay was erased."""
+    project = letter.project_id
+    start = "" if about["erased"] else letter.value[:PREVIEW_BYTES].decode("utf-8", "replace")
+    content = printable(without_secrets(start), ".")
+    # As text: a project id may exceed what JavaScript's numbers hold exactly.
+    return {**about, "project": "" if project is None else str(project), "content": content}

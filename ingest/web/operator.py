@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 from tornado import web
 
-from ingest.web.base import TOKEN_HEADER, Handler
+from ingest.web.base import TOKEN_HEADER, Handler, State, policy
+from ingest.web.desk import LetterFilter
 from ingest.web.login import LoginMethod, Visitor
 from ingest.web.pages import STATIC, BrowserHandler
 
@@ -66,13 +67,28 @@ class OperatorHandler(Handler):
             raise web.HTTPError(400, reason=f"{name} must be a text of at most {characters_max} characters")
         return text
 
+    def ids_of(self, body: dict[str, Any], name: str) -> list[str]:
+        """A list of ids of the body."""
+        ids = body.get(name)
+        if not isinstance(ids, list) or not all(
+            isinstance(one, str) and len(one) <= ID_CHARACTERS_MAX for one in ids[:IDS_MAX]
+        ):
+            kind = "letter ids" if name == "ids" else "batch ids"
+            raise web.HTTPError(400, reason=f"{name} must be a list of {kind}")
+        return ids
+
 
 class OperatorPageHandler(OperatorHandler, BrowserHandler):
-    """The page itself."""
+    """The page itself, or the runbook. Unlike a replay, they have no inline styles."""
+
+    def initialize(self, state: State, page: str = "") -> None:
+        super().initialize(state)
+        self.page = page
 
     def get(self) -> None:
+        self.set_header("Content-Security-Policy", policy().replace(" 'unsafe-inline'", ""))
         self.set_header("Content-Type", "text/html; charset=utf-8")
-        self.finish((STATIC / "operate.html").read_bytes())
+        self.finish((STATIC / self.page).read_bytes())
 
 
 class LookHandler(OperatorHandler):
@@ -83,13 +99,25 @@ class LookHandler(OperatorHandler):
         self.answer({**found, "token": self.state.token, "user": self.visitor.name})
 
 
+class TrendHandler(OperatorHandler):
+    """Throughput, lag and delay of the last hour."""
+
+    async def get(self) -> None:
+        self.answer(await self.run(self.state.desk.trend))
+
+
 class BatchHandler(OperatorHandler):
-    """Retry or abandon a parked batch."""
+    """Retry or abandon one parked batch (`batch_id`), or several (`batch_ids`)."""
 
     async def post(self, what: str) -> None:
         body, desk = self.body(), self.state.desk
-        batch_id = self.text_of(body, "batch_id", ID_CHARACTERS_MAX)
         reason = self.text_of(body, "reason", REASON_CHARACTERS_MAX)
+        if "batch_ids" in body:
+            ids, by = self.ids_of(body, "batch_ids"), self.visitor.name
+            work = desk.retry_batches if what == "retry" else desk.abandon_batches
+            self.answer(await self.run(lambda: work(ids, reason, by)))
+            return
+        batch_id = self.text_of(body, "batch_id", ID_CHARACTERS_MAX)
         if what == "retry":
             said = await self.run(lambda: desk.retry_batch(batch_id, self.visitor.name))
         else:
@@ -101,13 +129,12 @@ class LettersHandler(OperatorHandler):
     """Dead letters: the list, and replaying some of them."""
 
     async def get(self) -> None:
-        replayed = self.flag("replayed")
-        self.answer(await self.run(lambda: self.state.desk.dead_letters(include_replayed=replayed)))
+        chosen = LetterFilter(
+            **{name: self.text(name) for name in ("reason", "sink", "project", "text")},
+            include_replayed=self.flag("replayed"),
+        )
+        self.answer(await self.run(lambda: self.state.desk.dead_letters(chosen)))
 
     async def post(self) -> None:
-        ids = self.body().get("ids")
-        if not isinstance(ids, list) or not all(
-            isinstance(one, str) and len(one) <= ID_CHARACTERS_MAX for one in ids[:IDS_MAX]
-        ):
-            raise web.HTTPError(400, reason="ids must be a list of letter ids")
+        ids = self.ids_of(self.body(), "ids")
         self.answer(await self.run(lambda: self.state.desk.replay_letters(ids, self.visitor.name)))

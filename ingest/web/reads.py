@@ -45,6 +45,10 @@ class Reads:
         """Matching replays, latest end first."""
         return self._replays.find(chosen)
 
+    def count(self, chosen: Filter) -> int:
+        """The number of matching replays."""
+        return self._replays.count(chosen)
+
     def replay(self, replay_id: str, project_id: int | None = None) -> Replay:
         """One replay. Without a project, all projects are searched, which takes longer."""
         try:

@@ -87,6 +87,17 @@ class Replays:
         }
         return Page(tuple(facts[key] for key in keys if key in facts), more=len(found) > limit)
 
+    def count(self, chosen: Filter) -> int:
+        """The number of matching replays, without limit and offset."""
+        where, having, parameters = _conditions(chosen)
+        rows = self._stores.query(
+            "SELECT count() FROM (SELECT lower(replaceAll(toString(replay_id), '-', '')) AS id, "
+            f"max(timestamp) AS ended_at FROM replays WHERE {where} GROUP BY project_id, replay_id "
+            f"HAVING {having})",
+            parameters,
+        )
+        return int(rows[0][0])
+
     def replay(self, replay_id: str, project_id: int | None = None) -> Replay:
         """One replay. Without a project all projects are searched, which takes longer."""
         replay_id = replay_id_of(replay_id)

@@ -38,7 +38,8 @@ def application(state: State) -> web.Application:
         [
             (r"/", pages.PageHandler, {**given, "page": "list.html"}),
             (r"/replay/[0-9]{1,20}/[0-9a-f]{32}", pages.PageHandler, {**given, "page": "replay.html"}),
-            (r"/operate", operator.OperatorPageHandler, given),
+            (r"/operate", operator.OperatorPageHandler, {**given, "page": "operate.html"}),
+            (r"/runbook", operator.OperatorPageHandler, {**given, "page": "runbook.html"}),
             (r"/login", pages.LoginHandler, given),
             (r"/static/([a-zA-Z/.-]{1,64})", pages.StaticHandler, given),
             (r"/api/projects", api.ProjectsHandler, given),
@@ -48,6 +49,7 @@ def application(state: State) -> web.Application:
             (PATH + r"/segments/([0-9]{1,18})", api.SegmentHandler, given),
             (PATH + r"/segments/([0-9]{1,18})/video", api.VideoHandler, given),
             (r"/api/operate", operator.LookHandler, given),
+            (r"/api/operate/trend", operator.TrendHandler, given),
             (r"/api/operate/batches/(retry|abandon)", operator.BatchHandler, given),
             (r"/api/operate/letters", operator.LettersHandler, given),
         ],

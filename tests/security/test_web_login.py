@@ -23,6 +23,7 @@ PATHS = (
     "/",
     f"/replay/{REPLAY}",
     "/operate",
+    "/runbook",
     "/static/list.js",
     "/static/vendor/rrweb-player.js",
     "/api/projects",
@@ -34,6 +35,7 @@ PATHS = (
     f"/api/replays/{REPLAY}/segments/0/video",
     "/api/operate",
     "/api/operate/letters",
+    "/api/operate/trend",
     "/nowhere",
 )
 LOGIN = "ann:a-long-password"

@@ -30,15 +30,19 @@ export function make(tag, attributes = {}, ...children) {
 
 export const byId = (id) => document.getElementById(id);
 
-/** A table of `columns` [title, cell(row), class] over rows. */
+/** A table of `columns` [title, cell(row), class] over rows. A title is a text or an element. */
 export function table(columns, rows, empty) {
   if (!rows.length) return make("p", { class: "faint" }, empty);
   const head = make("tr", {}, ...columns.map(([title, , kind]) => make("th", { scope: "col", class: kind }, title)));
   const body = rows.map((row) =>
-    make("tr", {}, ...columns.map(([, cell, kind]) => make("td", { class: kind }, cell(row) ?? ""))),
+    make("tr", {}, ...columns.map(([title, cell, kind]) => make("td", { class: kind, "data-label": label(title) }, filled(cell(row))))),
   );
   return make("table", {}, make("thead", {}, head), make("tbody", {}, ...body));
 }
+
+/** The title as text, for phones: there every row is a block of names and values. */
+const label = (title) => (typeof title === "string" ? title : "");
+const filled = (content) => (content === "" || content === undefined ? null : content);
 
 export const moment = (seconds) =>
   seconds ? `${new Date(seconds * 1000).toISOString().slice(0, 19).replace("T", " ")}` : "";

@@ -8,14 +8,19 @@ const place = byId("replays");
 const more = byId("more");
 let shown = [];
 let turn = 0;
+let total = 0;
 
+const cut = (text) => make("span", { title: text }, text);
+
+// Sorted by the end of the replay, latest first.
 const COLUMNS = [
   ["replay", (r) => make("a", { href: `/replay/${r.project_id}/${r.replay_id}`, class: "mono" }, r.replay_id.slice(0, 12))],
   ["project", (r) => r.project_id],
+  ["ended (UTC) ▾", (r) => moment(r.ended_at)],
   ["started (UTC)", (r) => moment(r.started_at)],
-  ["user", (r) => r.user],
-  ["browser", (r) => r.browser || r.system],
-  ["release", (r) => r.release],
+  ["user", (r) => cut(r.user), "cut"],
+  ["browser", (r) => cut(r.browser || r.system), "cut"],
+  ["release", (r) => cut(r.release), "cut"],
   ["length", (r) => length(r.duration_seconds), "number"],
   ["segments", (r) => String(r.segments), "number"],
   ["pages", (r) => String(r.pages.length), "number"],
@@ -43,6 +48,9 @@ async function show(offset) {
     shown = offset ? [...shown, ...page.replays] : page.replays;
     place.replaceChildren(table(COLUMNS, shown, "No replay matches. Segments appear here once ClickHouse has them."));
     more.hidden = !page.more;
+    if (page.total !== undefined) total = page.total;
+    const text = (number) => number.toLocaleString("en");
+    byId("total").textContent = `${text(shown.length)} of ${text(Math.max(total, shown.length))} replays, latest end first`;
   } catch (error) {
     if (mine === turn) complain(place, error);
   }

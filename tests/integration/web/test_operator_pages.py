@@ -147,6 +147,69 @@ def test_a_parked_batch_is_abandoned_with_a_reason(pages: Pages):
     assert [one.value for one in written] == [b"message 1", b"message 2"]
 
 
+def test_several_batches_are_retried_or_abandoned_with_one_reason(pages: Pages):
+    """One audit entry per retry of all; batches that are not parked are named, and the others are not held up."""
+    first, second = pages.office.park(0, 1), pages.office.park(1, 2)
+    ids = [first.id, second.id, "recordings-0-7-9"]
+
+    refused = pages.ask("/api/operate/batches/retry", {"batch_ids": ids, "reason": ""})
+    retried = pages.ask("/api/operate/batches/retry", {"batch_ids": ids, "reason": "it is back"}).json
+    events = {pages.office.next_event() for _ in range(2)}
+    abandoned = pages.ask("/api/operate/batches/abandon", {"batch_ids": [first.id], "reason": "old schema"}).json
+
+    assert (refused.status, refused.error) == (400, "a reason is required, to explain the action later")
+    assert (retried["done"], list(retried["refused"])) == ([first.id, second.id], ["recordings-0-7-9"])
+    assert events == {on.RetryRequested(first.id), on.RetryRequested(second.id)}
+    assert (abandoned["done"], abandoned["refused"]) == ([first.id], {})
+    assert pages.office.next_event() == on.BatchAbandoned(first.id, OffsetRange(0, 1), "old schema")
+    abandon, retry = pages.look()["deeds"][:2]
+    assert (abandon["what"], abandon["reason"]) == ("abandon", "old schema")
+    assert (retry["what"], retry["reason"], retry["batches"]) == ("retry", "it is back", "2")
+
+
+def test_the_last_hour_is_shown_from_the_readers_heartbeats(pages: Pages):
+    """The last value is the reader's; there is none from before it started."""
+    wait_until(
+        lambda: (
+            pages.client.get("/api/operate/trend").json["messages_per_second"][-1] is not None
+            or pages.client.get("/api/operate/trend").json["messages_per_second"][-2] is not None
+        ),
+        30,
+        "the reader's first heartbeat",
+    )
+    seen = pages.client.get("/api/operate/trend").json
+
+    assert {len(seen[name]) for name in ("messages_per_second", "lag_messages", "delay_seconds")} == {120}
+    assert seen["messages_per_second"][0] is None
+
+
+def test_the_page_names_the_bottleneck_and_what_needs_attention(pages: Pages):
+    """No worker runs here, and a batch is parked; each fact names a section of the runbook page."""
+    pages.office.park(0, 1)
+    look = pages.client.get("/api/operate").json
+    runbook = pages.client.get("/runbook").body.decode()
+
+    names = [one["name"] for one in look["alerts"]]
+    assert set(names) >= {"ReplaysNobodyFlushes", "ReplaysBatchParked"}
+    assert look["bottleneck"]["why"] == "no worker consumes its queue"
+    for name in names:
+        assert f'id="{name.lower()}"' in runbook
+
+
+def test_dead_letters_are_filtered(pages: Pages):
+    """By reason, and by a part of the content; the content is shown as text."""
+    pages.office.bury(2, "other_reason")
+
+    def found(query: str) -> set[str]:
+        seen = pages.client.get(f"/api/operate/letters?{query}").json
+        assert seen["matching"] == len(seen["letters"])
+        return {one["content"] for one in seen["letters"]}
+
+    assert found("reason=other_reason&text=MESSAGE+2") == {"message 2"}
+    assert found("reason=other_reason&text=nothing") == set()
+    assert found("reason=other_reason&project=1") == set()
+
+
 def test_a_batch_that_is_not_parked_cannot_be_operated(pages: Pages):
     """The response is 404 for an unknown batch, and 409 when no reader is running."""
     unknown = {"batch_id": "recordings-0-0-3", "reason": "why not"}

@@ -88,6 +88,17 @@ def test_a_query_selects_replays(client: Client, query: str, expected: set[str])
     assert all(isinstance(entry["project_id"], str) for entry in seen["replays"])
 
 
+def test_the_first_page_of_the_list_has_the_total(client: Client):
+    """Of the matching replays, however many are shown."""
+    first = client.get(f"/api/replays?project={PROJECT}&limit=1").json
+    second = client.get(f"/api/replays?project={PROJECT}&limit=1&offset=1").json
+    everything = client.get(f"/api/replays?project={PROJECT}").json
+
+    assert (len(first["replays"]), first["total"]) == (1, len(everything["replays"]))
+    assert first["total"] > 1
+    assert "total" not in second
+
+
 @pytest.mark.parametrize(
     ("query", "error_text"),
     [

@@ -1,0 +1,146 @@
+"""The flow from Kafka to the sinks as the operator's page draws it: its bottleneck, and what needs attention.
+
+Pure functions of a Status. `Alert.name` is the heading of its section in docs/runbook.md. The rules are those of
+the Prometheus alerts without their waiting times: the page shows what is true now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ingest.core.flight import Phase
+from ingest.operate.status import SinkStatus, Status
+from tasks.breaker import BreakerPhase
+
+LAG_SECONDS_MAX = 60.0
+BEHIND_SECONDS = 10.0
+QUEUE_TASKS_MIN = 50
+REDIS_SHARE_MAX = 0.75
+NAMED_MAX = 5
+READER = "reader"
+
+
+class Severity(StrEnum):
+    """Whether somebody has to act now."""
+
+    ACT = "act"
+    WATCH = "watch"
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One fact that needs attention. `name`: a heading of the runbook."""
+
+    name: str
+    text: str
+    severity: Severity = Severity.ACT
+
+
+@dataclass(frozen=True, slots=True)
+class Bottleneck:
+    """Where the flow is slowest: READER, the name of a sink, or empty. `why` is one line."""
+
+    where: str = ""
+    why: str = ""
+
+
+def alerts(status: Status) -> list[Alert]:
+    """What needs attention, most severe first."""
+    found = [*_of_readers(status), *_of_sinks(status), *_of_batches(status), *_of_redis(status)]
+    return sorted(found, key=lambda one: one.severity is not Severity.ACT)
+
+
+def _of_readers(status: Status) -> Iterator[Alert]:
+    heard = [one for one in status.readers if not one.silent]
+    silent = [one.reader for one in status.readers if one.silent]
+    if not heard:
+        yield Alert("ReplaysNoReader", "No reader is running: nothing is ingested.")
+    elif silent:
+        yield Alert("ReplaysReaderDown", f"Silent readers: {_named(silent)}.")
+    for one in heard:
+        if one.snapshot.halted:
+            yield Alert("ReplaysHalted", f"{one.reader} halted: {one.snapshot.halted}")
+    if status.unowned:
+        owners = _named([str(one.partition) for one in status.unowned])
+        yield Alert("ReplaysPartitionUnowned", f"Partitions without an owner: {owners}.")
+    slow = max((p.lag_seconds for one in heard for p in one.snapshot.partitions), default=0.0)
+    if slow > LAG_SECONDS_MAX:
+        yield Alert("ReplaysLag", f"The oldest message that is not committed is {slow:,.0f} s old.")
+    paused = [one.reader for one in heard if one.snapshot.paused]
+    if paused:
+        yield Alert("ReplaysBackpressure", f"Paused at the in-flight bound: {_named(paused)}.", Severity.WATCH)
+    shed = [str(each.project_id) for one in heard for each in one.snapshot.rejects.worst if each.shed]
+    if shed:
+        text = f"Most messages of these projects are rejected: {_named(shed)}."
+        yield Alert("ReplaysProjectShed", text, Severity.WATCH)
+
+
+def _of_sinks(status: Status) -> Iterator[Alert]:
+    if not any(not worker.silent for worker in status.workers):
+        yield Alert("ReplaysNobodyFlushes", "No worker is running: start `celery -A tasks worker`.")
+    elif status.queues_without_worker:
+        queues = _named(list(status.queues_without_worker))
+        yield Alert("ReplaysQueueWithoutWorker", f"Queues that no worker consumes: {queues}.")
+    for sink in status.sinks:
+        if sink.breaker is not BreakerPhase.CLOSED:
+            error = f": {sink.error}" if sink.error else ""
+            yield Alert(
+                "ReplaysSinkSick", f"The breaker of {sink.sink} is {sink.breaker.replace('_', ' ')}{error}"
+            )
+
+
+def _of_batches(status: Status) -> Iterator[Alert]:
+    if status.parked:
+        oldest = min(one.first_parked_at or one.parked_at for one in status.parked)
+        count = len(status.parked)
+        yield Alert(
+            "ReplaysBatchParked",
+            f"{count} batch{'' if count == 1 else 'es'} parked, the first for {status.at - oldest:,.0f} s.",
+        )
+
+
+def _of_redis(status: Status) -> Iterator[Alert]:
+    redis = status.redis
+    if redis.max_bytes and redis.used_bytes > REDIS_SHARE_MAX * redis.max_bytes:
+        yield Alert("ReplaysRedisFull", f"Redis uses {redis.used_bytes / redis.max_bytes:.0%} of maxmemory.")
+
+
+def bottleneck(status: Status) -> Bottleneck:
+    """The slowest part; empty if nothing waits."""
+    heard = [one for one in status.readers if not one.silent]
+    if not heard:
+        return Bottleneck(READER, "no reader is running")
+    halted = next((one for one in heard if one.snapshot.halted), None)
+    if halted is not None:
+        return Bottleneck(READER, "halted")
+    used = [sink for sink in status.sinks if sink.switched_on]
+    for sink in used:
+        if not sink.workers:
+            return Bottleneck(sink.sink, "no worker consumes its queue")
+    for sink in used:
+        if sink.breaker is not BreakerPhase.CLOSED:
+            return Bottleneck(sink.sink, f"breaker {sink.breaker.replace('_', ' ')}")
+    longest = max(used, key=_slowness, default=None)
+    waits = longest is not None and longest.queue_depth >= QUEUE_TASKS_MIN
+    paused = any(one.snapshot.paused for one in heard)
+    if longest is not None and (waits or paused):
+        return Bottleneck(longest.sink, f"{longest.queue_depth:,} tasks wait")
+    slow = max((p.lag_seconds for one in heard for p in one.snapshot.partitions), default=0.0)
+    flushing = any(flight.phase is Phase.FLUSHING for one in heard for flight in one.snapshot.flights)
+    if slow > BEHIND_SECONDS:
+        if longest is not None and flushing and longest.queue_depth:
+            return Bottleneck(longest.sink, f"{longest.queue_depth:,} tasks wait")
+        return Bottleneck(READER, f"{slow:,.0f} s behind, with free workers")
+    return Bottleneck()
+
+
+def _slowness(sink: SinkStatus) -> tuple[int, float]:
+    return sink.queue_depth, sink.flush_max_seconds or 0.0
+
+
+def _named(names: list[str]) -> str:
+    """The first few of them."""
+    more = f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
+    return ", ".join(names[:NAMED_MAX]) + more

@@ -1,0 +1,116 @@
+"""The operator's page and the list of replays in Chromium: layout on a desk and on a phone, keys, bulk actions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from ingest.core import events as on
+from tests.kit.browser import CHROMIUM, browser, needs_chromium
+from tests.kit.library import Library
+from tests.kit.office import Office
+from tests.kit.web_pages import START_SECONDS_MAX, running
+
+pytestmark = needs_chromium
+LONG = (
+    "rows/clickhouse/0: "
+    + "a-very-long-word-without-any-space-" * 8
+    + "<img src=x onerror=\"document.title='x'\">"
+)
+TOO_WIDE = """() => [...document.querySelectorAll("body *")]
+    .filter((one) => one.getBoundingClientRect().right > innerWidth + 1)
+    .map((one) => one.tagName + "." + one.className)"""
+
+
+@pytest.fixture
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(office: Office, chromium: Browser) -> Iterator[Page]:
+    """The operator's page, with two parked batches and a dead letter."""
+    office.park(0, 2, LONG)
+    office.park(2, 3)
+    office.bury(3, "kept_for_the_browser")
+    office.bury(4, "kept_for_the_browser")
+    with running(office.settings) as announced:
+        address, _ = announced.get(timeout=START_SECONDS_MAX)
+        login = {"username": "ann", "password": "a-long-password"}
+        opened = chromium.new_context(base_url=address, http_credentials=login).new_page()
+        opened.set_default_timeout(30_000)
+        opened.goto("/operate")
+        opened.locator("#letters tbody tr").first.wait_for()
+        yield opened
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (390, "light"), (390, "dark")])
+def test_nothing_is_wider_than_the_window(page: Page, width: int, scheme: str) -> None:
+    """On a desk and on a phone; text from outside stays text."""
+    page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    page.set_viewport_size({"width": width, "height": 900})
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    if width < 600:
+        assert page.evaluate(TOO_WIDE) == []
+    expect(page.locator("#parked")).to_contain_text("<img src=x onerror=")
+    assert page.title() == "Operate"
+
+
+def test_selected_batches_are_retried_with_a_reason(page: Page, office: Office) -> None:
+    """The audit trail on the page then has the reason; each alert links to its section."""
+    page.get_by_label("select all parked batches").check()
+    page.get_by_placeholder("for the audit trail").fill("it is back")
+    page.get_by_role("button", name="Retry selected").click()
+
+    expect(page.locator("#notices")).to_contain_text("2 batches: the readers were asked to retry.")
+    expect(page.locator("#deeds")).to_contain_text("reason it is back")
+    asked = {type(office.next_event()) for _ in range(2)}
+    assert asked == {on.RetryRequested}
+    page.get_by_role("link", name="Runbook: ReplaysBatchParked").click()
+    expect(page.locator("#replaysbatchparked")).to_be_in_viewport()
+
+
+def test_dead_letters_are_selected_and_filtered_with_keys(page: Page) -> None:
+    """`/` goes to the filter; select-all enables the button; the plots and the flow are drawn."""
+    page.keyboard.press("/")
+    page.keyboard.type("message 4")
+    page.keyboard.press("Enter")
+    expect(page.locator("#letters tbody tr td.content", has_text="message 3")).to_have_count(0)
+    expect(page.locator("#letters tbody tr td.content").last).to_have_text("message 4")
+    page.get_by_label("select all shown dead letters").check()
+    expect(page.locator("#replay-letters")).to_be_enabled()
+
+    expect(page.locator("#trend svg")).to_have_count(3)
+    expect(page.locator("#flow")).to_contain_text("bottleneck")
+    page.keyboard.press("Tab")
+    page.locator("h2").first.click()
+    page.keyboard.press("p")
+    expect(page.locator("#refreshing")).not_to_be_checked()
+
+
+def test_the_list_fits_and_has_a_total(library: Library) -> None:
+    """At 1,400 and at 390 pixels; the column by which it is sorted is shown."""
+    with browser(library.settings) as page:
+        page.goto("/")
+        page.locator("#replays tbody tr").first.wait_for()
+        for width in (1400, 390):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate(TOO_WIDE) == []
+        rows = page.locator("#replays tbody tr").count()
+        expect(page.locator("#total")).to_have_text(f"{rows} of {rows} replays, latest end first")
+        page.set_viewport_size({"width": 1400, "height": 900})
+        expect(page.get_by_role("columnheader", name="ended (UTC)")).to_be_visible()
+
+
+def test_an_unknown_replay_is_named(library: Library) -> None:
+    """The page says so instead of loading for ever."""
+    with browser(library.settings) as page:
+        page.goto(f"/replay/7/{'e' * 32}")
+        expect(page.locator("#notices")).to_contain_text("no replay")
+        expect(page.locator("#stage")).to_have_text("Nothing to play.")
