@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage floors check format docs simulate wrong-settings explore mutants cost-search spec image chaos mixed-versions gameday bigquery-kills bench bench-uploads bench-peers hashes clean
+.PHONY: help setup demo test coverage floors check format docs simulate wrong-settings explore mutants cost-search spec image chaos mixed-versions gameday bigquery-kills screenshots bench bench-uploads bench-peers hashes clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -110,6 +110,9 @@ gameday: $(STAMP) ## inject twenty-two faults, and check each alert on a real Pr
 
 bigquery-kills: $(STAMP) ## kill processes that write to BigQuery at each point between record and done mark, and check that each row is stored once; TIMES=200 SEED=1
 	$(BIN)/python -m tools.bigquery_kills --times $(or $(TIMES),200) --seed $(or $(SEED),1)
+
+screenshots: $(STAMP) ## take the pictures of docs/images from a running system (needs chromium); SECONDS=240
+	$(BIN)/python -m tools.screenshots $(if $(SECONDS),--seconds $(SECONDS))
 
 mutants: $(STAMP) ## plant bugs in the core, and check that a test finds each
 	$(BIN)/python -m tests.mutation
