@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 from confluent_kafka import Producer
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 from ingest.local.fleet import CALM, FLOWER_PASSWORD, Fleet
 from ingest.local.launch import HERE
@@ -34,7 +34,8 @@ from tasks.coordination import Coordination
 
 PARTS = ("kafka", "redis", "gcs", "clickhouse")
 PARKED_MIN = 6
-WIDE, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
+WIDE: ViewportSize = {"width": 1400, "height": 900}
+PHONE: ViewportSize = {"width": 390, "height": 844}
 PHONE_PIXELS_MAX = 2600
 SETTINGS = {
     **CALM,
@@ -162,7 +163,7 @@ def _pictures(browser: Browser, pages: str, flower: str, folder: Path) -> Iterat
 
 
 @contextlib.contextmanager
-def _opened(browser: Browser, address: str, size: dict[str, int], scheme: str = "light") -> Iterator[Page]:
+def _opened(browser: Browser, address: str, size: ViewportSize, scheme: str = "light") -> Iterator[Page]:
     login = base64.b64encode(FLOWER_PASSWORD.encode()).decode()
     options: dict[str, Any] = {"color_scheme": scheme, "extra_http_headers": {"Authorization": f"Basic {login}"}}
     context = browser.new_context(base_url=address, viewport=size, **options)
