@@ -1,0 +1,176 @@
+"""Rows as protobuf messages, records of appends, and responses of the Storage Write API: no server is needed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import grpc
+import pytest
+from google.api_core import exceptions as from_api
+from google.cloud.bigquery_storage_v1.types import AppendRowsResponse, StorageError
+from google.protobuf import any_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.sinks.bigquery.append_answers import BLAME_OF_CODE, ENDED_CODES, Verdict, judged, judged_error
+from tasks.sinks.bigquery.append_record import Append, decode, encode, ranges
+from tasks.sinks.bigquery.row_encoding import RowEncoder
+from tasks.sinks.bigquery.table import columns_of
+from tasks.sinks.outcome import Blame, Trouble
+from tests.kit.write_streams import TABLE, fact
+
+ENCODER = RowEncoder(TABLE)
+APPEND = Append(TABLE, "s", 7, ((0, 3),))
+Code = StorageError.StorageErrorCode
+
+
+def message(row: bytes) -> Any:
+    """The row as a server reads it."""
+    encoded = ENCODER.encode(row)
+    assert isinstance(encoded, bytes), encoded
+    return ENCODER._message.FromString(encoded)
+
+
+def trouble(row: bytes) -> Trouble:
+    """Why the row is refused."""
+    found = ENCODER.encode(row)
+    assert isinstance(found, Trouble)
+    return found
+
+
+def response(status: grpc.StatusCode, code: Any = None, rows: tuple[int, ...] = ()) -> Any:
+    """A response with an error."""
+    made = AppendRowsResponse.pb()()
+    made.error.code, made.error.message = status.value[0], "text"
+    if code is not None:
+        detail = any_pb2.Any()
+        detail.Pack(StorageError.pb()(code=code))
+        made.error.details.append(detail)
+    for index in rows:
+        made.row_errors.add(index=index, message=f"row {index}")
+    return made
+
+
+def test_a_row_has_the_values_of_its_json() -> None:
+    """Every column of the table has a field; an absent column is no value."""
+    found = message(fact(3, org_id=2**62).json)
+
+    assert (found.row_id, found.segment_id, found.org_id) == ("row-3", 3, 2**62)
+    assert json.loads(found.attributes) == {"url": 'http://a/"ä'}
+    assert not found.HasField("retention_days")
+    assert [field.name for field in ENCODER.descriptor.field] == list(columns_of(TABLE))
+
+
+@given(st.integers(min_value=0, max_value=4_000_000_000_000_000))
+def test_timestamps_are_exact_to_the_microsecond(microseconds: int) -> None:
+    """Seconds in JSON, with up to six digits after the point, until the year 2096."""
+    row = fact(1).json.replace(b'"timestamp": 1795000001.125', b'"timestamp": %.6f' % (microseconds / 1e6))
+
+    assert message(row).timestamp == microseconds
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"segment_id": "many"}, "segment_id"),
+        ({"segment_id": 2**63}, ""),
+        ({"attributes": {"a": 1}}, "attributes"),
+        ({"row_id": None}, "row_id"),
+        ({"timestamp": "noon"}, "timestamp"),
+    ],
+)
+def test_a_bad_value_blames_its_row(given: dict[str, Any], named: str) -> None:
+    """The text names the column."""
+    found = trouble(fact(1, **given).json)
+    assert (found.blame, named in found.message) == (Blame.ROW, True)
+
+
+@pytest.mark.parametrize("row", [b"", b"{", b"[]", b'"text"', b"\xff", b"{}"])
+def test_a_row_that_is_no_complete_object_is_refused(row: bytes) -> None:
+    assert trouble(row).blame is Blame.ROW
+
+
+def test_an_unknown_column_blames_no_row() -> None:
+    """The reader is newer than the worker."""
+    found = trouble(fact(1, brand_new=1).json)
+    assert found.blame is Blame.TABLE
+    assert "brand_new" in found.message
+
+
+@given(st.lists(st.integers(min_value=0, max_value=50), unique=True))
+def test_a_record_has_the_positions_in_their_order(positions: list[int]) -> None:
+    append = Append(TABLE, "s", 5, ranges(positions))
+
+    (found,) = decode(encode([append]))
+
+    assert (found, found.positions, found.count, found.stop) == (
+        append,
+        positions,
+        len(positions),
+        5 + len(positions),
+    )
+    assert decode(b"") == []
+
+
+def test_only_the_result_of_the_sent_offset_proves_an_append() -> None:
+    """A result without an offset, or with another one, proves nothing."""
+    for offset, verdict in ((7, Verdict.APPLIED), (0, Verdict.FAILED), (8, Verdict.FAILED)):
+        made = AppendRowsResponse.pb()()
+        made.append_result.offset.value = offset
+        assert judged(made, APPEND).verdict is verdict
+    made = AppendRowsResponse.pb()()
+    made.append_result.SetInParent()
+    assert judged(made, APPEND).verdict is Verdict.FAILED
+    assert judged(AppendRowsResponse.pb()(), APPEND).verdict is Verdict.FAILED
+
+
+def test_every_code_of_bigquery_is_sorted() -> None:
+    """An upgrade of the client that adds a code fails here."""
+    sorted_elsewhere = {Code.STORAGE_ERROR_CODE_UNSPECIFIED, Code.STREAM_NOT_FOUND, Code.OFFSET_ALREADY_EXISTS}
+    assert set(Code) == {*BLAME_OF_CODE, *ENDED_CODES, *sorted_elsewhere}
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "verdict", "blame"),
+    [
+        (grpc.StatusCode.ALREADY_EXISTS, None, Verdict.APPLIED, None),
+        (grpc.StatusCode.INTERNAL, Code.OFFSET_ALREADY_EXISTS, Verdict.APPLIED, None),
+        (grpc.StatusCode.OUT_OF_RANGE, None, Verdict.ENDED, Blame.SERVER),
+        (grpc.StatusCode.INVALID_ARGUMENT, Code.STREAM_FINALIZED, Verdict.ENDED, Blame.SERVER),
+        (grpc.StatusCode.NOT_FOUND, None, Verdict.MISSING, Blame.SERVER),
+        (grpc.StatusCode.NOT_FOUND, Code.TABLE_NOT_FOUND, Verdict.FAILED, Blame.TABLE),
+        (grpc.StatusCode.INVALID_ARGUMENT, Code.SCHEMA_MISMATCH_EXTRA_FIELDS, Verdict.FAILED, Blame.TABLE),
+        (grpc.StatusCode.INVALID_ARGUMENT, None, Verdict.REFUSED, Blame.BATCH),
+        (grpc.StatusCode.PERMISSION_DENIED, None, Verdict.FAILED, Blame.CREDENTIALS),
+        (grpc.StatusCode.UNAUTHENTICATED, None, Verdict.FAILED, Blame.CREDENTIALS),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, None, Verdict.FAILED, Blame.SERVER),
+        (grpc.StatusCode.UNAVAILABLE, None, Verdict.FAILED, Blame.SERVER),
+        (grpc.StatusCode.ABORTED, None, Verdict.FAILED, Blame.SERVER),
+        (grpc.StatusCode.INTERNAL, Code.KMS_SERVICE_ERROR, Verdict.FAILED, Blame.SERVER),
+    ],
+)
+def test_errors_are_sorted_by_code_and_status(
+    status: grpc.StatusCode, code: Any, verdict: Verdict, blame: Blame | None
+) -> None:
+    """As a response, and without BigQuery's code also as the end of the call."""
+    found = [judged(response(status, code), APPEND)]
+    if code is None:
+        found.append(judged_error(from_api.from_grpc_status(status, "text")))  # type: ignore[no-untyped-call]
+    for judgment in found:
+        assert judgment.verdict is verdict
+        assert (judgment.trouble.blame if judgment.trouble else None) is blame
+
+
+def test_named_rows_are_refused_and_others_are_not_believed() -> None:
+    """An index outside the append names no row."""
+    found = judged(response(grpc.StatusCode.INVALID_ARGUMENT, rows=(0, 2, 3)), APPEND)
+    assert found.verdict is Verdict.REFUSED
+    assert [index for index, _ in found.rows] == [0, 2]
+
+
+def test_a_request_that_is_too_large_is_split() -> None:
+    error = from_api.ResourceExhausted("Received message larger than max (9 vs. 4)")  # type: ignore[no-untyped-call]
+    found = judged_error(error)
+    assert found.trouble is not None
+    assert (found.verdict, found.trouble.blame) == (Verdict.REFUSED, Blame.SIZE)
