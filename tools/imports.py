@@ -237,6 +237,15 @@ TABLE: tuple[Package, ...] = (
         },
     ),
     Package(
+        ("ingest.trial",),
+        libraries={
+            EVERYWHERE: ("msgspec",),
+            "endpoint.handler": ("tornado",),
+            "server": ("tornado",),
+            "shop": ("tornado",),
+        },
+    ),
+    Package(
         ("ingest.cli",),
         libraries={EVERYWHERE: ("click", "msgspec", "rich"), "common": ("packaging", "redis")},
     ),

@@ -12,7 +12,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Run": ("migrate", "check", "flower", "web"),
     "Look": ("status", "top", "replays", "events", "fetch", "inspect", "audit"),
     "Operate": ("batches", "dlq", "tenants", "reconcile", "shadow", "backfill", "erase"),
-    "Try": ("local", "load", "demo"),
+    "Try": ("try", "local", "load", "demo"),
     "Shell": ("completion",),
 }
 EXAMPLES: dict[str, str] = {
@@ -51,6 +51,7 @@ EXAMPLES: dict[str, str] = {
     "tenants ls": "replays-ingest tenants ls",
     "tenants revive": "replays-ingest tenants revive 11",
     "top": "replays-ingest top --seconds 5",
+    "try": "replays-ingest try",
     "web": "replays-ingest web --port 0",
 }
 

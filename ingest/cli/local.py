@@ -68,6 +68,31 @@ def demo(
     )
 
 
+@click.command("try")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address that the shop and its endpoint listen on."
+)
+@click.option(
+    "--port", default=8090, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 picks a free one."
+)
+@click.option("--seconds", type=Finite(0, min_open=True), help="End after this many seconds instead of at Ctrl-C.")
+@as_json
+def try_command(host: str, port: int, seconds: float | None, as_json: bool) -> None:
+    """Record yourself in a shop page with the real Sentry SDK, and watch the recording.
+
+    Starts the whole system, prints a link to the shop and a DSN for your own app, and removes everything when it
+    ends. The endpoint takes replays apart as Relay does, but does not scrub personal data and has no quotas. With
+    --json, prints one line when everything is up.
+    """
+    needs_extra("local")
+    from ingest.trial.run import Options, run
+
+    def say(line: str) -> None:
+        echo(line, err=as_json)
+
+    sys.exit(run(Options(host, port, seconds), say=say, as_json=echo_json if as_json else None))
+
+
 @click.command("load")
 @click.option(
     "--count", default=1000, show_default=True, type=click.IntRange(1, 100_000_000), help="Number of segments."
@@ -275,4 +300,4 @@ def local_logs(name: str | None, directory: Path | None, lines: int, follow: boo
         sys.exit(0)
 
 
-COMMANDS = (demo, load_command, local_group)
+COMMANDS = (demo, try_command, load_command, local_group)

@@ -9,8 +9,9 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from ingest.local.launch import celery, replays_ingest
@@ -31,6 +32,8 @@ USER = "demo"
 LOGIN_VARIABLE = "REPLAYS_FLOWER_BASIC_AUTH"
 FLOWER_PORT = 5555
 WEB_PORT = 8077
+# Preferred port of each program that has one, in the order in which they are awaited; 0: any.
+PORTS = {"web": WEB_PORT, "flower": FLOWER_PORT, "reader": 0}
 MIGRATE_SECONDS_MAX = 60.0
 READY_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 15.0
@@ -52,7 +55,7 @@ class Programs:
     """The programs, started once after the servers. `ports`: preferred ports by name, updated with the actual
     ports.
 
-    `ending` returns true while the stack is being stopped, which aborts a start.
+    `ending` returns true while the stack is being stopped, which aborts a start. `chosen`: the programs to start.
     """
 
     def __init__(
@@ -63,8 +66,10 @@ class Programs:
         *,
         progress: Progress,
         ending: Callable[[], bool],
+        chosen: Collection[str] = PROGRAMS,
     ) -> None:
         self._stack = stack
+        self._chosen = chosen
         self._ending = ending
         self._settings = settings
         self._ports = ports
@@ -86,29 +91,28 @@ class Programs:
         )
 
     def start(self) -> None:
-        """Migrates, then starts all programs. Raises LocalError with the tail of a log if one fails to start."""
+        """Migrates, then starts the programs. Raises LocalError with the tail of a log if one fails to start."""
         env = {"REPLAYS_WORKER_PROCESSES": os.environ.get("REPLAYS_WORKER_PROCESSES", "2"), **self._settings}
         children = self._stack.children
         migration = children.start("migrate", [*replays_ingest(), "migrate", "--topics"], env=env)
         if migration.wait(MIGRATE_SECONDS_MAX) != 0:
             raise LocalError(f"migrate failed\n{migration.log_tail()}")
         self._progress("migrate    done")
-        web, flower, reader = (
-            self._port(name, default)
-            for name, default in (("web", WEB_PORT), ("flower", FLOWER_PORT), ("reader", 0))
-        )
-        self._keep("worker", [*celery(), "worker", "--loglevel=INFO"], env)
-        self._keep("reader", replays_ingest(), {**env, "REPLAYS_HTTP_PORT": str(reader)})
-        self._keep("flower", [*celery(), "flower", f"--address={HOST}", f"--port={flower}"], env)
-        self._keep("web", [*replays_ingest(), "web", "--port", str(web)], env)
-        urls = {
-            name: f"http://{HOST}:{port}" for name, port in (("web", web), ("flower", flower), ("reader", reader))
+        ports = {name: self._port(name, default) for name, default in PORTS.items() if name in self._chosen}
+        urls = {name: f"http://{HOST}:{port}" for name, port in ports.items()}
+        commands: dict[str, list[str]] = {
+            "worker": [*celery(), "worker", "--loglevel=INFO"],
+            "reader": replays_ingest(),
+            "flower": [*celery(), "flower", f"--address={HOST}", f"--port={ports.get('flower')}"],
+            "web": [*replays_ingest(), "web", "--port", str(ports.get("web"))],
         }
-        # The pages require a login.
-        self._await("web", urls["web"], lambda: is_listening(web))
-        self._await("flower", urls["flower"], lambda: answers_http(f"{urls['flower']}/healthcheck"))
-        self._await("reader", urls["reader"], lambda: answers_http(f"{urls['reader']}/livez"))
-        self._urls = {**urls, "operator": f"{urls['web']}/operate"}
+        for name in PROGRAMS:
+            if name in self._chosen:
+                own = {"REPLAYS_HTTP_PORT": str(ports["reader"])} if name == "reader" else {}
+                self._children[name] = children.start(name, commands[name], env={**env, **own}, keep=True)
+        for name in urls:
+            self._await(name, urls[name], partial(self._is_up, name, urls[name]))
+        self._urls = {**urls, **({"operator": f"{urls['web']}/operate"} if "web" in urls else {})}
 
     def stop(self) -> None:
         """Stops all programs in parallel. A program that exceeds the deadline is killed."""
@@ -122,8 +126,10 @@ class Programs:
         self._children.clear()
         self._urls.clear()
 
-    def _keep(self, name: str, command: list[str], env: Mapping[str, str]) -> None:
-        self._children[name] = self._stack.children.start(name, command, env=env, keep=True)
+    def _is_up(self, name: str, url: str) -> bool:
+        if name == "web":  # the pages require a login
+            return is_listening(int(url.rpartition(":")[2]))
+        return answers_http(f"{url}/{'healthcheck' if name == 'flower' else 'livez'}")
 
     def _await(self, name: str, url: str, is_up: Callable[[], bool]) -> None:
         child = self._children[name]
@@ -140,11 +146,12 @@ class Programs:
 
     def _port(self, name: str, default: int) -> int:
         wanted = self._ports.get(name, default)
-        self._ports[name] = wanted if wanted and _is_free(wanted) else free_port()
+        self._ports[name] = wanted if wanted and is_free(wanted) else free_port()
         return self._ports[name]
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether a server may listen on this loopback port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -60,16 +60,26 @@ def application(state: State) -> web.Application:
 
 
 async def serve(
-    settings: Settings, port: int, ready: Callable[[str, str], None], stop: asyncio.Event, *, login: bool = True
+    settings: Settings,
+    port: int,
+    ready: Callable[[str, str], None],
+    stop: asyncio.Event,
+    *,
+    login: bool | Login = True,
 ) -> None:
     """Listens until `stop` is set. Raises OSError (port in use).
 
     `ready` is called with the address and the path of the one-time link: at startup, and again after each use.
+    `login`: False disables it; a Login is shared with another server of this process, and announces its own links.
     """
     sockets = netutil.bind_sockets(port, HOST, family=socket.AF_INET)
     port = sockets[0].getsockname()[1]
     address = f"http://{HOST}:{port}"
-    doors = Login(settings, is_open=not login, on_new_link=lambda path: ready(address, path))
+    doors = (
+        login
+        if isinstance(login, Login)
+        else Login(settings, is_open=not login, on_new_link=lambda path: ready(address, path))
+    )
     with ThreadPoolExecutor(THREADS, thread_name_prefix="web") as pool:
         state = State(settings, Reads(settings), Desk(settings), pool, doors, port)
         server = httpserver.HTTPServer(

@@ -80,6 +80,7 @@ RUN: dict[str, str] = {
 }
 NOT_RUN = {
     "replays-ingest local up --all": "tests/integration/local/test_programs.py runs it",
+    "replays-ingest try": "test_try.py runs it",
     "replays-ingest local logs reader --follow": "it ends with Ctrl-C",
     "replays-ingest": "the reader: the other commands are run against it",
     "celery -A tasks worker": "the fleet: the other commands are run against it",
