@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -10,7 +11,10 @@ from ingest.web.blobs import Playable, playable
 from ingest.web.journey import journeys
 from ingest.web.model import Filter, NotFound
 from ingest.web.present import page_dict, replay_dict, segments_dict, timeline_dict
+from tasks.units import MiB
 
+FIRST_PAGE_BYTES_MAX = 1 * MiB
+LATER_PAGE_BYTES_MAX = 16 * MiB
 LEFT_OUT_HEADER = "X-Replays-Left-Out"
 
 
@@ -81,6 +85,25 @@ class TimelineHandler(Handler):
         _, segments = await self.run(lambda: self.state.look_up(int(project), replay_id))
         async with self.state.heavy:
             self.answer(timeline_dict(await self.run(lambda: self.state.reads.timeline(segments, first))))
+            await self.sent()
+
+
+class RecordingHandler(Handler):
+    """The events of many segments for the player, page by page. The first page is small, to be drawn early."""
+
+    async def get(self, project: str, replay_id: str) -> None:
+        first = self.number("from_segment", 0, 10**18) or 0
+        bytes_max = LATER_PAGE_BYTES_MAX if first else FIRST_PAGE_BYTES_MAX
+        _, segments = await self.run(lambda: self.state.look_up(int(project), replay_id))
+        async with self.state.heavy:
+            found = await self.run(lambda: self.state.reads.played(segments, first, bytes_max))
+            about = {
+                "left_out": found.left_out,
+                "unreadable": found.unreadable,
+                "next_segment": found.next_segment,
+            }
+            self.set_header("Content-Type", "application/json")
+            self.finish(json.dumps(about).encode()[:-1] + b', "events": ' + found.events + b"}")
             await self.sent()
 
 

@@ -130,15 +130,30 @@ class SegmentFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportedError:
+    """An error that the SDK sent while it recorded this segment: between `since` and `until`.
+
+    SDKs report the ids of errors with a segment, without a time. The bounds are the ends of the previous segment
+    and of this one, in whole seconds.
+    """
+
+    error_id: str
+    segment_id: int
+    since: float
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
 class Segments:
     """All segments of a replay in order, with the gaps between them.
 
-    `places`: locations of stored segments, by number.
+    `places`: locations of stored segments, by number. `errors`: in the order of segments.
     """
 
     all: tuple[SegmentFacts, ...]
     notes: tuple[str, ...] = ()
     places: Mapping[int, Place] = field(default_factory=dict)
+    errors: tuple[ReportedError, ...] = ()
 
     @property
     def missing(self) -> tuple[int, ...]:

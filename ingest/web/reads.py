@@ -74,6 +74,10 @@ class Reads:
         """The stored bytes of every readable segment, in order, fetched in groups."""
         return recordings.recordings(self._stores, found)
 
+    def played(self, found: Segments, from_segment: int, bytes_max: int) -> recordings.Played:
+        """One page of events for the player."""
+        return recordings.played(self._stores, found, from_segment, bytes_max)
+
     def timeline(self, found: Segments, from_segment: int = 0) -> Timeline:
         """One page of the replay's timeline, starting at a segment. `next_segment` starts the next page.
 

@@ -5,20 +5,22 @@ Data that was left out is reported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from ingest.core.parse.budget import Budget
 from ingest.core.stored_recording import BlobError, Unpacked, unpack
-from ingest.web.blobs import STORED_BYTES_MAX, VIEWER_UNITS
+from ingest.web.blobs import STORED_BYTES_MAX, VIEWER_UNITS, playable
 from ingest.web.model import NotFound, SegmentFacts, Segments
 from ingest.web.stores import Stores
-from ingest.web.timeline import Timeline, read
+from ingest.web.timeline import Timeline, add_errors, read
 from tasks.units import MiB
 
 DOWNLOADS_AT_ONCE = 8
 # Maximum stored bytes fetched ahead; at least one segment.
 AHEAD_BYTES_MAX = 16 * MiB
+SEGMENT_ID_MAX = 2**63
 # A timeline page ends with the segment that exceeds this.
 PAGE_INFLATED_BYTES_MAX = 256 * MiB
 
@@ -87,7 +89,51 @@ def timeline(stores: Stores, segments: Segments, from_segment: int = 0) -> Timel
     found = read(readable(), budget)
     found.unreadable.update(unreadable)
     found.next_segment = next_segment
+    inside = range(from_segment, SEGMENT_ID_MAX if next_segment is None else next_segment)
+    add_errors(found, [one for one in segments.errors if one.segment_id in inside])
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """One page of a recording for the player. `events`: a JSON array, bytes.
+
+    `left_out`: why a segment is incomplete, by segment; `unreadable`: why one is missing. `next_segment` starts
+    the next page; None after the last.
+    """
+
+    events: bytes
+    left_out: Mapping[int, str]
+    unreadable: Mapping[int, str]
+    next_segment: int | None
+
+
+def played(stores: Stores, segments: Segments, from_segment: int, bytes_max: int) -> Played:
+    """The events of segments with `bytes_max` bytes, at least of one. An unreadable segment is reported."""
+    parts: list[bytes] = []
+    left_out: dict[int, str] = {}
+    unreadable: dict[int, str] = {}
+    size_bytes = 0
+    for one, content in recordings(stores, segments, from_segment):
+        if size_bytes >= bytes_max:
+            return Played(_joined(parts), left_out, unreadable, one.segment_id)
+        try:
+            if isinstance(content, BlobError):
+                raise content
+            found = playable(unpack(content).recording)
+        except BlobError as error:
+            unreadable[one.segment_id] = str(error)
+            continue
+        if found.left_out:
+            left_out[one.segment_id] = found.left_out
+        parts.append(found.content[1:-1])
+        size_bytes += len(found.content)
+    return Played(_joined(parts), left_out, unreadable, None)
+
+
+def _joined(parts: Sequence[bytes]) -> bytes:
+    """The contents of JSON arrays as one array."""
+    return b"[" + b",".join(part for part in parts if part) + b"]"
 
 
 def _groups(readable: Sequence[SegmentFacts]) -> Iterator[list[SegmentFacts]]:

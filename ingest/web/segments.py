@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ingest.web.model import ReadError, Replay, SegmentCopy, SegmentFacts, Segments, SegmentState
+from ingest.web.model import ReadError, Replay, ReportedError, SegmentCopy, SegmentFacts, Segments, SegmentState
+from ingest.web.replays import CLICK, TAP
 from ingest.web.stores import OBJECTS_MAX, Stores
 from tasks.stored import Place
 
 SEGMENTS_MAX = 5000
+ERRORS_MAX = 100  # per segment: Relay admits no more
 USUAL_RETENTIONS = (30, 60, 90)
 
 
@@ -45,7 +47,26 @@ def segments(stores: Stores, replay: Replay) -> Segments:
     objects, notes = _objects(stores, replay, {row[8] for row in rows})
     if len(rows) == SEGMENTS_MAX or len(objects) >= OBJECTS_MAX:
         notes.append(f"there are more than {SEGMENTS_MAX} segments: the rest is not listed")
-    return _merge(rows, copies, objects, _part_times(stores), notes)
+    return _merge(rows, copies, objects, _part_times(stores), notes, _errors(stores, replay))
+
+
+def _errors(stores: Stores, replay: Replay) -> tuple[ReportedError, ...]:
+    """Errors in the order of segments. Duplicates of rows do not matter."""
+    rows = stores.query(
+        f"SELECT segment_id, toUnixTimestamp(max(timestamp)), groupUniqArrayArray({ERRORS_MAX})(error_ids) "
+        "FROM replays WHERE project_id = {project:UInt64} AND replay_id = {id:UUID} "
+        "AND cityHash64(replay_id) = cityHash64({id:UUID}) AND segment_id IS NOT NULL "
+        f"AND NOT {CLICK} AND NOT {TAP} GROUP BY segment_id ORDER BY segment_id LIMIT {SEGMENTS_MAX}",
+        {"project": replay.project_id, "id": replay.replay_id},
+    )
+    found: list[ReportedError] = []
+    since = replay.started_at
+    for segment_id, ended_at, ids in rows:
+        until = max(since, ended_at + 1.0)  # ClickHouse keeps whole seconds
+        for error_id in sorted(str(one).replace("-", "") for one in ids):
+            found.append(ReportedError(error_id, int(segment_id), since, until))
+        since = max(since, float(ended_at))
+    return tuple(found)
 
 
 def _part_times(stores: Stores) -> dict[str, float]:
@@ -98,6 +119,7 @@ def _merge(
     objects: dict[int, _Object],
     part_times: dict[str, float],
     notes: Sequence[str],
+    errors: tuple[ReportedError, ...],
 ) -> Segments:
     """Merges rows, deliveries and objects into one list, with gaps."""
     by_id = {row[0]: row for row in rows}
@@ -137,4 +159,5 @@ def _merge(
                 copies=tuple(sorted(delivered, key=lambda copy: (copy.partition, copy.offset))),
             )
         )
-    return Segments(tuple(found), tuple(notes), {number: copy.place for number, copy in objects.items()})
+    places = {number: one.place for number, one in objects.items()}
+    return Segments(tuple(found), tuple(notes), places, errors)

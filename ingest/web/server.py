@@ -46,6 +46,7 @@ def application(state: State) -> web.Application:
             (r"/api/replays", api.ReplaysHandler, given),
             (PATH, api.ReplayHandler, given),
             (PATH + r"/timeline", api.TimelineHandler, given),
+            (PATH + r"/recording", api.RecordingHandler, given),
             (PATH + r"/segments/([0-9]{1,18})", api.SegmentHandler, given),
             (PATH + r"/segments/([0-9]{1,18})/video", api.VideoHandler, given),
             (r"/api/operate", operator.LookHandler, given),

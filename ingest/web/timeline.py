@@ -7,8 +7,9 @@ events are left out and counted.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -17,11 +18,15 @@ from ingest.core.parse.budget import Budget, Spent
 from ingest.core.parse.rrweb import HISTORY_SPANS, SDK_CATEGORIES, WEB_VITALS, paint_ms
 from ingest.core.stored_recording import BlobError
 from ingest.web.blobs import MILLISECONDS_MIN, PLAYED_TYPES, VIEWER_UNITS, CutShort, split
+from ingest.web.model import ReportedError
 from tasks.units import MiB
 
 MARKS_MAX = 20_000
 TEXT_MAX = 400
 DETAILS_MAX = 12
+HEADERS_MAX = 30
+BODY_CHARACTERS_MAX = 4000
+ERRORS_MAX = 1000
 # Total text of all marks. Each may have several kilobytes.
 CHARACTERS_MAX = 12_000_000
 # Maximum size of a decoded event; larger ones count as malformed. SDKs cut request bodies at 150 kB.
@@ -54,10 +59,33 @@ _LAST_FIELD_BYTES = 64
 Detail = dict[str, str | int | float | bool | None]
 
 
+class HttpMessage(msgspec.Struct):
+    """What the SDK captured of a request or a response. `body` has at most BODY_CHARACTERS_MAX characters.
+
+    `warnings`: the SDK's, such as URL_SKIPPED, and BODY_CUT if the body is longer.
+    """
+
+    headers: dict[str, str]
+    body: str
+    warnings: list[str]
+
+    @property
+    def characters(self) -> int:
+        return len(self.body) + sum(len(name) + len(value) for name, value in self.headers.items())
+
+
+class Captured(msgspec.Struct):
+    """Headers and bodies of a request, for addresses that the application allowed the SDK to capture."""
+
+    request: HttpMessage | None
+    response: HttpMessage | None
+
+
 class Mark(msgspec.Struct):
     """One event of the timeline. `at_ms`: unix milliseconds. `level`: "", "warn" or "bad".
 
-    `event`: segment and index of the event in it, `4-17`, the same two numbers as in a fact's `row_id`.
+    `event`: segment and index of the event in it, `4-17`, the same two numbers as in a fact's `row_id`. Empty for
+    an error, which is known from ClickHouse.
 
     `times`: number of clicks that share one identity (the same second and node), which ClickHouse also counts
     once.
@@ -72,6 +100,7 @@ class Mark(msgspec.Struct):
     times: int = 1
     detail: Detail = {}
     event: str = ""
+    captured: Captured | None = None
 
 
 class Memory(msgspec.Struct, frozen=True, array_like=True):
@@ -219,6 +248,8 @@ class _Reader:
         details = sum(
             len(key) + (len(value) if isinstance(value, str) else 8) for key, value in mark.detail.items()
         )
+        both = (mark.captured.request, mark.captured.response) if mark.captured else ()
+        details += sum(message.characters for message in both if message)
         self._characters += len(mark.title) + details
         mark.event = mark.event or self._event()
         if len(self.marks) >= MARKS_MAX or self._characters > CHARACTERS_MAX:
@@ -371,6 +402,23 @@ def read(segments: Iterable[tuple[int, bytes]], budget: Budget | None = None) ->
     return reader.finish(unreadable, cut)
 
 
+def add_errors(timeline: Timeline, errors: Sequence[ReportedError]) -> None:
+    """Adds a mark for each error at the earliest time at which it can have happened, at most ERRORS_MAX marks."""
+    found = [
+        Mark(
+            round(1000 * one.since),
+            "error",
+            one.segment_id,
+            one.error_id,
+            "bad",
+            detail={"within_ms": round(1000 * (one.until - one.since))},
+        )
+        for one in errors[:ERRORS_MAX]
+    ]
+    timeline.truncated = timeline.truncated or len(errors) > ERRORS_MAX
+    timeline.marks = sorted([*timeline.marks, *found], key=lambda mark: mark.at_ms)
+
+
 def _navigations_merged(marks: list[Mark]) -> list[Mark]:
     """One mark per navigation: SDKs report a push as breadcrumb and span, a page load as span and rrweb event.
 
@@ -421,7 +469,19 @@ KINDS = frozenset(
         *(kind for kind, _, _ in _PLAIN.values()),
         *_KEYS.values(),
         *CLICK_RANKS,
-        *("asset", "breadcrumb", "console", "navigation", "network", "options", "page", "state", "video", "vital"),
+        *(
+            "asset",
+            "breadcrumb",
+            "console",
+            "error",
+            "navigation",
+            "network",
+            "options",
+            "page",
+            "state",
+            "video",
+            "vital",
+        ),
     )
 )
 """Every kind that a mark can have."""
@@ -451,7 +511,32 @@ def _request(op: str, url: str, data: dict[str, Any], at_ms: int, took: int | No
     if status == 0:  # what an SDK sends for a request that failed without a response
         detail["failed"] = "no response"
     level = "bad" if status == 0 else _status_level(status)
-    return Mark(at_ms, "network", segment_id, url, level, took, detail=detail)
+    captured = Captured(_http_message(data.get("request")), _http_message(data.get("response")))
+    has_some = captured.request is not None or captured.response is not None
+    return Mark(
+        at_ms, "network", segment_id, url, level, took, detail=detail, captured=captured if has_some else None
+    )
+
+
+def _http_message(value: Any) -> HttpMessage | None:
+    """The captured part of a request or response; None if there is nothing but its size."""
+    if not isinstance(value, dict):
+        return None
+    headers = value.get("headers")
+    meta = value.get("_meta")
+    warnings = meta.get("warnings") if isinstance(meta, dict) else None
+    body = value.get("body")
+    text = "" if body is None else body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
+    found = HttpMessage(
+        {name[:64]: _text(text) for name, text in list(headers.items())[:HEADERS_MAX]}
+        if isinstance(headers, dict)
+        else {},
+        text[:BODY_CHARACTERS_MAX],
+        [_text(one) for one in warnings[:DETAILS_MAX]] if isinstance(warnings, list) else [],
+    )
+    if len(text) > BODY_CHARACTERS_MAX:
+        found.warnings.append("BODY_CUT")
+    return found if found.headers or found.body or found.warnings else None
 
 
 def _status_level(status: float | None) -> str:

@@ -12,6 +12,8 @@ const QUIET = new Set(["asset", "options", "state", "video"]);
 const MARKS_MAX = 20_000;
 const HOSTS_MAX = 50; // as in pages.py
 const HOST = /^(?:[\w-]+(?:\.[\w-]+)*|\[[\da-f:.]+\])(?::\d{1,5})?$/; // what the server takes into its policy
+// Kinds with a tick below the scrubber, from the least to the most important.
+const TICKS = ["page", "navigation", "click", "slow_click", "dead_click", "rage_click", "error"];
 const CLICKS = new Set(["click", "slow_click", "dead_click", "rage_click"]);
 const STEP_MS = 5000;
 const state = { timeline: null, player: null, video: null, hidden: new Set(QUIET), buttons: [], offset: 0 };
@@ -90,7 +92,10 @@ function marks() {
     .map((mark) => {
       const told = Object.entries(mark.detail).filter(([, value]) => value !== null && value !== "");
       if (mark.duration_ms !== null) told.unshift(["took", `${mark.duration_ms} ms`]);
-      const details = told.map(([name, value]) => `${name} ${/bytes/.test(name) ? size(value) || 0 : value}`).join(", ");
+      const details =
+        mark.kind === "error"
+          ? `reported by the SDK between here and ${length(mark.detail.within_ms / 1000)} later`
+          : told.map(([name, value]) => `${name} ${/bytes/.test(name) ? size(value) || 0 : value}`).join(", ");
       const button = make(
         "button",
         { type: "button", "data-kind": mark.kind, onclick: () => link(mark.at_ms) },
@@ -99,9 +104,21 @@ function marks() {
         make("span", { class: "what" }, mark.title, make("br"), make("small", { class: "faint" }, details)),
       );
       button.at = mark.at_ms;
+      button.captured = mark.captured && captured(mark.captured);
       return button;
     });
-  byId("marks").replaceChildren(...state.buttons.map((button) => make("li", {}, button)));
+  byId("marks").replaceChildren(...state.buttons.map((button) => make("li", {}, button, button.captured)));
+}
+
+/** Headers and bodies of a request, closed until they are wanted. */
+function captured({ request, response }) {
+  const parts = Object.entries({ request, response }).filter(([, message]) => message);
+  const shown = parts.flatMap(([name, { headers, body, warnings }]) => {
+    const lines = Object.entries(headers).map(([header, value]) => `${header}: ${value}`);
+    if (warnings.length) lines.push(`(${warnings.join(", ")})`);
+    return [make("b", {}, name), make("pre", {}, [...lines, body && `\n${body}`].filter(Boolean).join("\n"))];
+  });
+  return make("details", { class: "captured" }, make("summary", {}, "headers and bodies"), ...shown);
 }
 
 function kinds() {
@@ -126,9 +143,13 @@ function kinds() {
 function ticks() {
   const { marks: all } = state.timeline;
   const [start, end] = state.span ?? [state.timeline.start_ms, state.timeline.end_ms];
-  const shown = all.filter((mark) => /click|navigation|page/.test(mark.kind));
+  const shown = TICKS.map((kind) => all.filter((mark) => mark.kind === kind));
+  const chips = TICKS.filter((kind, index) => shown[index].length);
+  byId("legend").replaceChildren(
+    ...chips.map((kind) => make("span", {}, make("i", { class: kind }), ` ${kind.replace("_", " ")}`)),
+  );
   byId("ticks").replaceChildren(
-    ...shown.map((mark) => {
+    ...shown.flat().map((mark) => {
       const tick = make("i", { class: mark.kind, title: mark.kind });
       tick.style.left = `${Math.min(100, Math.max(0, (100 * (mark.at_ms - start)) / Math.max(1, end - start)))}%`;
       return tick;
@@ -149,7 +170,7 @@ function memory() {
   const { memory: samples, start_ms: start, end_ms: end } = state.timeline;
   if (samples.length < 2) return byId("memory").replaceChildren(make("p", { class: "faint" }, "no samples"));
   const most = Math.max(...samples.map(([, used]) => used), 1);
-  const points = samples.map(([at, used]) => `${(600 * (at - start)) / Math.max(1, end - start)},${86 - (80 * used) / most}`);
+  const points = samples.map(([at, used]) => `${(600 * (at - start)) / Math.max(1, end - start)},${90 - (90 * used) / most}`);
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   const line = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
   const attributes = { points: points.join(" "), fill: "none", stroke: "currentColor", "vector-effect": "non-scaling-stroke" };
@@ -158,7 +179,18 @@ function memory() {
   svg.setAttribute("preserveAspectRatio", "none");
   svg.setAttribute("class", "plot");
   svg.append(line);
-  byId("memory").replaceChildren(svg, make("p", { class: "faint" }, `JavaScript heap, at most ${size(most)}`));
+  const marks = (values) => values.map((value) => make("span", {}, value));
+  const seconds = (end - start) / 1000;
+  byId("memory").replaceChildren(
+    make("p", { class: "faint" }, "Used JavaScript heap"),
+    make(
+      "div",
+      { class: "axes" },
+      make("div", { class: "vertical" }, ...marks([size(most), size(most / 2), "0 B"])),
+      svg,
+      make("div", { class: "horizontal" }, ...marks([0, 0.25, 0.5, 0.75, 1].map((part) => length(part * seconds)))),
+    ),
+  );
 }
 
 /** Seeks, and puts the moment into the address, so that it can be sent to a colleague. */
@@ -195,47 +227,70 @@ function passed(offset) {
   for (const button of state.buttons) button.classList.toggle("past", button.at <= state.origin + offset);
 }
 
-async function play(ingestion) {
-  const stage = byId("stage");
-  const events = [];
-  for (const one of ingestion.segments) {
-    if (one.state !== "stored" && one.state !== "no_row") continue;
-    try {
-      const seen = (headers) => {
-        const why = headers.get("X-Replays-Left-Out");
-        if (why) notice(`Segment ${one.segment_id} is played partly: ${why}.`);
-      };
-      for (const event of await ask(`${api}/segments/${one.segment_id}`, { seen })) events.push(event);
-    } catch (error) {
-      notice(`Segment ${one.segment_id} cannot be read: ${error.message}`, "error");
-    }
+/** One page of events for the player. */
+const recording = (from) => ask(`${api}/recording?from_segment=${from}`);
+
+/** Plays the recording: first what its first page has, so that a long one opens quickly, then all of it. */
+async function play(replay) {
+  let page = await recording(0);
+  const events = page.events;
+  const unreadable = { ...page.unreadable }, leftOut = { ...page.left_out };
+  if (page.next_segment !== null) {
+    // The last event gives the scrubber its length.
+    const end = { type: 5, timestamp: Math.max(1000 * replay.ended_at, last(events)), data: { tag: "end", payload: {} } };
+    draw(structuredClone([...events, end]), { isWhole: false });
   }
+  while (page.next_segment !== null) {
+    page = await recording(page.next_segment);
+    for (const event of page.events) events.push(event);
+    Object.assign(unreadable, page.unreadable);
+    Object.assign(leftOut, page.left_out);
+  }
+  for (const [segment, why] of Object.entries(unreadable)) notice(`Segment ${segment} cannot be read: ${why}`, "error");
+  for (const [segment, why] of Object.entries(leftOut)) notice(`Segment ${segment} is played partly: ${why}.`);
+  if (!draw(events, { isWhole: true }))
+    byId("stage").replaceChildren(
+      make("p", {}, "Nothing can be rendered: no full snapshot is stored. The timeline shows the stored events."),
+    );
+}
+
+const last = (events) => events.reduce((most, event) => Math.max(most, event.timestamp), 0);
+
+/** Draws these events with a new player, at the position of the one before. Returns false if they cannot be drawn.
+ * Notices about the content are only complete, and only given, when the recording is whole. */
+function draw(events, { isWhole }) {
   events.sort((a, b) => a.timestamp - b.timestamp);
   const first = events.findIndex((event) => event.type === 4 || event.type === 2);
-  if (events.length < 2 || !events.some((event) => event.type === 2)) {
-    stage.replaceChildren(make("p", {}, "Nothing can be rendered: no full snapshot is stored. The timeline shows the stored events."));
-    return;
-  }
+  if (events.length < 2 || !events.some((event) => event.type === 2)) return false;
   const drawn = events.slice(Math.max(0, first));
   const taken = defuse(drawn);
-  if (taken) notice(`Attributes removed because they would open connections (frames, prefetching): ${taken}.`);
-  const foreign = hosts(drawn);
+  const foreign = isWhole ? hosts(drawn) : [];
   const empty = drawCanvases(drawn);
-  if (empty) notice(`${empty} canvas element${empty > 1 ? "s stay" : " stays"} empty: no images of the content were recorded.`);
-  elsewhere(foreign);
+  if (isWhole) {
+    if (taken) notice(`Attributes removed because they would open connections (frames, prefetching): ${taken}.`);
+    if (empty) notice(`${empty} canvas element${empty > 1 ? "s stay" : " stays"} empty: no images of the content were recorded.`);
+    elsewhere(foreign);
+  }
+  const stage = byId("stage");
+  const before = state.player && { at: state.origin + state.offset, isPlaying: isPlaying() };
+  state.player?.$destroy();
   state.origin = drawn[0].timestamp;
   stage.replaceChildren();
   const width = Math.max(320, stage.clientWidth - 24);
   const props = { events: drawn, width, height: Math.round(width * 0.56), autoPlay: false, skipInactive: true };
   state.player = new Player({ target: stage, props });
   state.span = [drawn[0].timestamp, drawn.at(-1).timestamp];
-  ticks();
-  alignTicks();
+  if (state.timeline) ticks();
+  new ResizeObserver(alignTicks).observe(document.querySelector(".rr-progress"));
   state.player.addEventListener("ui-update-current-time", (event) => {
     passed(event.payload);
     if (document.activeElement.tagName === "IFRAME") document.activeElement.blur(); // a recorded focus must not take our keys
   });
+  if (before) state.player.goto(Math.max(0, before.at - state.origin), before.isPlaying);
+  return true;
 }
+
+const isPlaying = () => state.player.getReplayer().service.state.matches("playing");
 
 /** What the recorded page had from servers stays away until the viewer wants it for this recording. The link names
  * the hosts that are shown, and the server allows no others. */
@@ -301,16 +356,21 @@ async function start() {
     summary(replay);
     facts(replay);
     segments(ingestion);
+    const isVideo = ingestion.segments.some((one) => one.bytes_video > 0);
+    const playing = isVideo ? null : play(replay).catch((error) => error);
     state.timeline = await timeline();
-    state.origin = state.timeline.start_ms;
+    if (!state.player) state.origin = state.timeline.start_ms;
     facts(replay);
     kinds();
     marks();
     ticks();
     memory();
-    if (ingestion.segments.some((one) => one.bytes_video > 0)) film(ingestion);
-    else await play(ingestion);
-    seekToAddress();
+    if (isVideo) film(ingestion);
+    const isEarly = Boolean(state.player);
+    if (isEarly) seekToAddress();
+    const failure = await playing;
+    if (failure) throw failure;
+    if (!isEarly) seekToAddress();
   } catch (error) {
     complain(byId("notices"), error);
     if (!state.player && !state.video) byId("stage").replaceChildren("Nothing to play.");

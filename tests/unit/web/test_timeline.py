@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,7 +36,17 @@ from ingest.testing.messages import (
     viewport_event,
     vital_event,
 )
-from ingest.web.timeline import MARKS_MAX, TEXT_MAX, Timeline, read
+from ingest.web.model import ReportedError
+from ingest.web.timeline import (
+    BODY_CHARACTERS_MAX,
+    CHARACTERS_MAX,
+    MARKS_MAX,
+    TEXT_MAX,
+    HttpMessage,
+    Timeline,
+    add_errors,
+    read,
+)
 from tests.kit.recordings import RECORDINGS, Recording, inflated
 
 AT_MS = RECEIVED * 1000
@@ -161,6 +172,61 @@ def test_details_show_the_event():
     assert (old.detail["method"], old.detail["request bytes"], old.detail["response bytes"]) == ("GET", 5, None)
     assert click.detail == {"element": "button", "text": "Buy now", "id": "buy", "class": "big"}
     assert vital.detail == {"value": 12, "rating": "good"}
+
+
+def test_captured_headers_and_bodies_are_part_of_a_request():
+    """Bodies are text or JSON, and bounded; a request without captured parts has none."""
+    captured = {
+        "statusCode": 201,
+        "request": {"headers": {"x-shop": "1"}, "size": 9, "body": {"item": "boots"}},
+        "response": {"headers": {}, "body": "x" * 9000, "_meta": {"warnings": ["TEXT_TRUNCATED"]}},
+    }
+    whole, bare, odd = timeline(
+        [
+            fetch_event(captured),
+            fetch_event({"statusCode": 200, "response": {"size": 3}}),
+            fetch_event({"request": [1], "response": {"headers": ["x"], "body": None, "_meta": 7}}),
+        ]
+    ).marks
+
+    assert whole.captured is not None
+    assert whole.captured.request == HttpMessage({"x-shop": "1"}, '{"item": "boots"}', [])
+    assert whole.captured.response == HttpMessage({}, "x" * BODY_CHARACTERS_MAX, ["TEXT_TRUNCATED", "BODY_CUT"])
+    assert bare.captured is odd.captured is None
+
+
+def test_captured_bodies_count_towards_the_bound():
+    """A recording of many bodies is truncated instead of growing without limit."""
+    body = {"statusCode": 200, "response": {"headers": {}, "body": "x" * BODY_CHARACTERS_MAX}}
+    found = timeline([fetch_event(body)] * (CHARACTERS_MAX // BODY_CHARACTERS_MAX + 10))
+
+    assert found.truncated
+    assert len(found.marks) <= CHARACTERS_MAX // BODY_CHARACTERS_MAX
+
+
+@each
+def test_an_error_was_sent_in_the_interval_of_its_mark(recorded: Recording):
+    """The errors of the page happened between the ends of the previous segment and of the one that names them."""
+    documents = [json.loads(msgspec.msgpack.decode(value)["replay_event"]) for value in recorded.values]
+    since = documents[0]["replay_start_timestamp"]
+    errors = []
+    for number, document in enumerate(documents):
+        until = int(document["timestamp"]) + 1.0  # as in ClickHouse
+        errors += [ReportedError(one, number, since, until) for one in document["error_ids"]]
+        since = until - 1
+    found = read(enumerate(map(inflated, recorded.bodies)))
+    before = len(found.marks)
+    add_errors(found, errors)
+
+    marks = [mark for mark in found.marks if mark.kind == "error"]
+    assert [mark.title for mark in marks] == [one.error_id for one in errors]
+    assert len(found.marks) == before + len(errors)
+    thrown = [done for done in recorded.actions if done.what in ("error", "uncaught")]
+    for done in thrown:
+        assert any(
+            mark.at_ms <= done.start_ms and done.stop_ms <= mark.at_ms + int(mark.detail["within_ms"] or 0)
+            for mark in marks
+        )
 
 
 def test_a_click_and_its_outcome_are_one_mark():
