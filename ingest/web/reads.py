@@ -15,6 +15,7 @@ from ingest.operate.erase.tombstones import erased
 from ingest.operate.text import utc_text
 from ingest.web import recordings, segments
 from ingest.web.model import Filter, NotFound, Replay, SegmentFacts, Segments, WasErased
+from ingest.web.recordings import Played
 from ingest.web.replays import Page, Project, Replays
 from ingest.web.stores import Stores
 from ingest.web.timeline import Timeline
@@ -74,7 +75,7 @@ class Reads:
         """The stored bytes of every readable segment, in order, fetched in groups."""
         return recordings.recordings(self._stores, found)
 
-    def played(self, found: Segments, from_segment: int, bytes_max: int) -> recordings.Played:
+    def played(self, found: Segments, from_segment: int, bytes_max: int) -> Played:
         """One page of events for the player."""
         return recordings.played(self._stores, found, from_segment, bytes_max)
 

@@ -15,7 +15,9 @@ Sentry.init({
       minReplayDuration: 0, // by default, the first 5 seconds of a session are not sent
       maskAllText: false,
       maskAllInputs: false,
+      maskAttributes: [],
       blockAllMedia: false,
+      slowClickIgnoreSelectors: ["#watch"], // it waits, and must not look dead
       networkDetailAllowUrls: [location.origin],
       networkCaptureBodies: true,
       networkRequestHeaders: ["X-Cart"],

@@ -89,15 +89,16 @@ function gift() {
 
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** Sends what is recorded so far, and opens the page that waits for it. */
+/** Sends what is recorded so far, and opens the page that waits for it. Until the SDK knows whether the last clicks were
+ * dead, only a blocked element changes: any recorded change would count as the page's reaction to them. */
 async function watch() {
   const replay = Sentry.getReplay();
-  byId("watch").disabled = true;
-  for (let left = brokenAt + VERDICT_MS - Date.now(); brokenAt && left > 0; left = brokenAt + VERDICT_MS - Date.now()) {
-    byId("status").textContent = `The SDK decides within 7 s whether your last clicks were dead: ${Math.ceil(left / 1000)} s left.`;
-    await pause(Math.min(left, 1000));
+  for (let left = 1; brokenAt && left > 0; ) {
+    left = brokenAt + VERDICT_MS - Date.now();
+    byId("wait").textContent = `The SDK decides in ${Math.max(0, Math.ceil(left / 1000))} s whether your last clicks were dead`;
+    await pause(Math.max(0, Math.min(left, 1000)));
   }
-  byId("status").textContent = "Sending the recording.";
+  byId("wait").textContent = "Sending the recording";
   await replay.flush();
   location.assign(`/watch/${replay.getReplayId()}`);
 }
@@ -108,7 +109,7 @@ addEventListener("popstate", show);
 byId("coupon").addEventListener("click", () => (brokenAt = Date.now()));
 byId("checkout").addEventListener("click", checkout);
 byId("watch").addEventListener("click", watch);
-addEventListener("pageshow", () => (byId("watch").disabled = false)); // also after Back from the recording
+addEventListener("pageshow", () => (byId("wait").textContent = "")); // also after Back from the recording
 gift();
 show();
 stock();

@@ -54,12 +54,11 @@ function summary(replay) {
   byId("summary").replaceChildren(parts.filter(Boolean).join(" · "));
 }
 
+/** The sinks that have the segment: by the batch in Redis, or, after that, by the committed offset. */
 const durable = (one) =>
-  one.batch
-    ? Object.entries(one.batch.durable).map(([sink, done]) => `${sink}${done ? " ✓" : " …"}`).join("  ")
-    : one.committed
-      ? "all sinks (offset committed)"
-      : "";
+  one.committed || one.batch?.durable
+    ? `every sink${one.committed ? " (offset committed)" : ""}`
+    : Object.entries(one.batch?.sinks ?? {}).map(([sink, [done, of]]) => `${sink} ${done}/${of}`).join(", ");
 
 function segments(ingestion) {
   const columns = [
@@ -167,7 +166,9 @@ function alignTicks() {
 }
 
 function memory() {
-  const { memory: samples, start_ms: start, end_ms: end } = state.timeline;
+  const { memory: samples, start_ms: start } = state.timeline;
+  // Samples may be later than the last event of the page.
+  const end = Math.max(state.timeline.end_ms, ...samples.slice(-1).map(([at]) => at));
   if (samples.length < 2) return byId("memory").replaceChildren(make("p", { class: "faint" }, "no samples"));
   const most = Math.max(...samples.map(([, used]) => used), 1);
   const points = samples.map(([at, used]) => `${(600 * (at - start)) / Math.max(1, end - start)},${90 - (90 * used) / most}`);

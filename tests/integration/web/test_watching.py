@@ -6,6 +6,7 @@ The tests of this file share one browser.
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,8 @@ pytestmark = needs_chromium
 RECORDED = ROOT / "tests" / "recordings"
 CANVAS, SHOP = (next(item for item in RECORDINGS if item.name == name) for name in ("v11-canvas", "v11-shop"))
 AT_MS = 1_795_000_000_000
-MADE, PROJECT = "6" * 32, 7
+MADE, LONG, PROJECT = "6" * 32, "7" * 32, 7
+LONG_SEGMENTS = 720
 # Maximum mean difference, out of 255, between two pictures of the same canvas some frames apart. Empty pictures
 # would differ by 17 and 120.
 DIFFERENCE_MAX = 10.0
@@ -38,6 +40,7 @@ def page(separate_settings: Settings) -> Iterator[Page]:
     ingest(separate_settings, SHOP.values, first_offset=50)
     ingest(separate_settings, [(RECORDED / "cases" / "cross-origin-css.msgpack").read_bytes()], first_offset=100)
     ingest(separate_settings, [message(MADE, 0, made_recording(), project_id=PROJECT)], first_offset=200)
+    ingest(separate_settings, long_recording(), first_offset=300)
     with browser(separate_settings) as opened:
         yield opened
 
@@ -100,6 +103,31 @@ def made_recording() -> list[dict[str, Any]]:
             "data": {**mutation, "attributes": [{"id": 2, "attributes": {"lang": "x"}}]},
         },
     ]
+
+
+def long_recording() -> list[bytes]:
+    """An hour in 720 segments with 40 kB each: a counter that counts segments, among larger changes."""
+
+    def element(number: int, tag: str, *children: dict[str, Any], **attributes: str) -> dict[str, Any]:
+        return {"type": 2, "id": number, "tagName": tag, "attributes": attributes, "childNodes": list(children)}
+
+    text, filler = {"type": 3, "id": 6, "textContent": "0"}, {"type": 3, "id": 8, "textContent": ""}
+    body = element(4, "body", element(5, "b", text, id="count"), element(7, "p", filler))
+    document = {"type": 0, "id": 1, "childNodes": [element(2, "html", element(3, "head"), body)]}
+    values: list[bytes] = []
+    for number in range(LONG_SEGMENTS):
+        at_ms = AT_MS + 5000 * number
+        texts = [{"id": 6, "value": str(number)}, {"id": 8, "value": f"{number} " * 100}]
+        changed = {"source": 0, "texts": texts, "removes": [], "adds": [], "attributes": []}
+        crumb = {"category": "console", "timestamp": at_ms / 1000, "message": f"segment {number}"}
+        events: list[dict[str, Any]] = [
+            {"type": 4, "timestamp": at_ms, "data": {"href": "https://a.example/", "width": 800, "height": 600}},
+            {"type": 2, "timestamp": at_ms, "data": {"node": document, "initialOffset": {"top": 0, "left": 0}}},
+        ][: 2 * (number == 0)]
+        events += [{"type": 3, "timestamp": at_ms + 50 * step, "data": changed} for step in range(80)]
+        events.append({"type": 5, "timestamp": at_ms, "data": {"tag": "breadcrumb", "payload": crumb}})
+        values.append(message(LONG, number, events, project_id=PROJECT))
+    return values
 
 
 def replay_frame(page: Page) -> Frame:
@@ -205,6 +233,51 @@ def test_a_link_opens_a_moment_and_keys_move_from_there(page: Page):
     clicks = sum(int(buttons.get(kind, 0)) for kind in ("click", "slow click", "dead click", "rage click"))
     assert f"{clicks}, 2 of them dead, 1 of those rage" in page.locator("#facts").inner_text()
     assert "ada@example.org" in page.locator("#summary").inner_text()
+
+
+def test_errors_and_captured_requests_are_listed_and_ticks_have_a_legend(page: Page):
+    """An error has its id; a request's headers and bodies open on demand; the plot of memory has axes."""
+    page.goto(f"/replay/{project_of(SHOP.values[0])}/{SHOP.facts['replayId']}")
+    page.locator("#ticks .error").first.wait_for(state="attached")
+    ids = {
+        one
+        for value in SHOP.values
+        for one in json.loads(msgspec.msgpack.decode(value)["replay_event"])["error_ids"]
+    }
+    listed = page.locator("#marks [data-kind=error]").all_inner_texts()
+    assert {one for one in ids if any(one in text for text in listed)} == ids
+    assert len(listed) == len(ids) == 2
+
+    echo = page.locator("#marks li", has_text="method POST").filter(has_text="/api/echo").first
+    echo.locator("summary").click()
+    shown = echo.locator("pre").all_inner_texts()
+    assert "x-shop: 1" in shown[0]
+    assert '"item": "boots"' in shown[0]
+    assert "content-length: 37" in shown[1]
+
+    legend = page.locator("#legend span").all_inner_texts()
+    assert {"click", "dead click", "rage click", "error", "navigation"} <= {text.strip() for text in legend}
+    bar, ticks = (page.locator(name).bounding_box() for name in (".rr-progress", "#ticks"))
+    assert bar is not None
+    assert ticks is not None
+    assert abs(bar["x"] - ticks["x"]) <= 1
+    assert abs(bar["width"] - ticks["width"]) <= 1
+    assert [len(page.locator(f".axes .{name} span").all()) for name in ("vertical", "horizontal")] == [3, 5]
+
+
+def test_a_long_recording_is_played_page_by_page(page: Page):
+    """An hour in 720 segments is fetched in few requests; the first of them is enough for a picture."""
+    paths: list[str] = []
+    page.on("request", lambda request: paths.append(request.url.partition(LONG)[2]))
+    page.goto(f"/replay/{PROJECT}/{LONG}#t=3500.0")
+    page.wait_for_function("() => document.querySelectorAll('#marks .past').length > 500")
+    recording = [path for path in paths if path.startswith("/recording")]
+    page.locator(".rr-timeline__time").last.get_by_text("59:5").wait_for()
+
+    assert recording[0] == "/recording?from_segment=0"
+    assert 2 <= len(recording) <= 4
+    assert not [path for path in paths if path.startswith("/segments/")]
+    assert replay_frame(page).locator("#count").inner_text() == "699"
 
 
 def test_an_unknown_replay_is_not_found(page: Page):
