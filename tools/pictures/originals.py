@@ -43,6 +43,7 @@ def _shop(page: Page, _: int) -> None:
     page.locator("#add").click(click_count=1)
     page.locator("#add").click()
     page.evaluate("text => (document.getElementById('emoji').textContent = text)", EMOJI)
+    page.locator("#rage").hover()
 
 
 def _dom(page: Page, _: int) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 from playwright.sync_api import Frame
 
 PIXELS_MAX = 1.0
-# Masked text and blocked elements are meant to differ.
+# Masked text and blocked elements are meant to differ. The SDK also blocks frames without an address. A half
+# surrogate is drawn as a replacement character, as which it is played.
 _ROWS = """() => {
   const rows = [];
   const skipped = new Set(["SCRIPT", "STYLE", "LINK", "META", "TITLE", "HEAD", "NOSCRIPT", "TEMPLATE", "BASE"]);
@@ -19,12 +20,12 @@ _ROWS = """() => {
       const style = element.ownerDocument.defaultView.getComputedStyle(element);
       if (style.display === "none") continue;
       const here = `${path} > ${name(element)}`;
-      if (element.matches(".sentry-mask, .sentry-block")) continue;
+      if (element.matches(".sentry-mask, .sentry-block, iframe[srcdoc], iframe:not([id])")) continue;
       const box = element.getBoundingClientRect();
       const own = [...element.childNodes].filter((node) => node.nodeType === 3).map((node) => node.data).join("");
       rows.push({
         path: here,
-        text: own.replace(/\\s+/g, " ").trim(),
+        text: own.toWellFormed().replace(/\\s+/g, " ").trim(),
         box: [box.x, box.y, box.width, box.height],
         look: [style.color, style.backgroundColor, style.fontSize, style.fontWeight, style.borderTopStyle],
         state: [element.open, element.checked, element.value, element.scrollTop].map((one) => String(one ?? "")),

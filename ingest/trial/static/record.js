@@ -2,6 +2,12 @@
 
 const { dsn, release } = document.documentElement.dataset;
 
+/** Tells the shop that the SDK has decided on a click that the page did not react to. */
+function announce(event) {
+  if (event.data.payload?.category === "ui.slowClickDetected") dispatchEvent(new Event("verdict"));
+  return event;
+}
+
 Sentry.init({
   dsn,
   release,
@@ -17,6 +23,7 @@ Sentry.init({
       maskAllInputs: false,
       maskAttributes: [],
       blockAllMedia: false,
+      beforeAddRecordingEvent: announce,
       slowClickIgnoreSelectors: ["#watch"], // it waits, and must not look dead
       networkDetailAllowUrls: [location.origin],
       networkCaptureBodies: true,

@@ -1,5 +1,6 @@
 // One replay: the recording played, what happened beside it, and how it came here.
 
+import { sizeBlocked } from "./blocked.js";
 import { drawCanvases } from "./canvas.js";
 import { ask, byId, complain, length, make, moment, size, table } from "./common.js";
 import { hosts } from "./elsewhere.js";
@@ -264,6 +265,7 @@ function draw(events, { isWhole }) {
   const first = events.findIndex((event) => event.type === 4 || event.type === 2);
   if (events.length < 2 || !events.some((event) => event.type === 2)) return false;
   const drawn = events.slice(Math.max(0, first));
+  sizeBlocked(drawn);
   const taken = defuse(drawn);
   const foreign = isWhole ? hosts(drawn) : [];
   const empty = drawCanvases(drawn);
