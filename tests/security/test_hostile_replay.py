@@ -34,7 +34,8 @@ TEXT = " ".join(HOSTILE.values()) + "\nforged line"
 SENDABLE = TEXT.encode("utf-8", "replace").decode()  # Half a surrogate pair cannot be encoded as UTF-8.
 # Commands that print no external text, or that start or change something.
 OTHER_COMMANDS = {
-    *("migrate", "completion", "flower", "batches retry", "batches abandon", "dlq replay", "web", "demo", "load", "try"),
+    *("migrate", "completion", "flower", "batches retry", "batches abandon", "dlq replay", "web", "demo", "load"),
+    "try",
     *("tenants kill", "tenants revive", "tenants limit", "local up", "local down", "local status", "local logs"),
 }
 
