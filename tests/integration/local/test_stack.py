@@ -26,7 +26,7 @@ def test_all_components_start_together_and_leave_nothing():
     with Stack(progress=lines.append, environ={}) as stack:
         stack.start()
         pids = [part.pid for part in stack.parts.values()]
-        assert set(stack.addresses) == {*PARTS, "statsd_query"}
+        assert set(stack.addresses) == {*PARTS, "statsd_query", "bigquery_storage"}
 
     assert len(lines) == len(PARTS)
     assert not any(group_is_alive(pid) for pid in pids)
