@@ -46,7 +46,7 @@ def produce(state: Any) -> None:
     producer.flush(STORED_SECONDS_MAX)
 
 
-def address_of(state: Any, name: str) -> str:
+def address_of(name: str) -> str:
     """`PROJECT/REPLAY` of a recording."""
     value = msgspec.msgpack.decode(values(name)[0])
     return f"{value['project_id']}/{value['replay_id']}"
@@ -54,7 +54,7 @@ def address_of(state: Any, name: str) -> str:
 
 def wait_until_stored(page: Page, state: Any, name: str) -> None:
     """Waits until the pages list every segment as stored."""
-    url = f"{state['replays']}/api/replays/{address_of(state, name)}"
+    url = f"{state['replays']}/api/replays/{address_of(name)}"
     ends_at = time.monotonic() + STORED_SECONDS_MAX
     while time.monotonic() < ends_at:
         answer = page.request.get(url)
@@ -114,7 +114,7 @@ def compare(browser: Browser, page: Page, state: Any, pages: str, name: str, dir
     wait_until_stored(page, state, name)
     found: list[str] = []
     for moment in MOMENTS[name]:
-        frame = played(page, state["replays"], address_of(state, name), name, moment)
+        frame = played(page, state["replays"], address_of(name), name, moment)
         picture = page.locator(".replayer-wrapper").screenshot()
         with original(browser, pages, name, moment, frames_shown(frame)) as there:
             lines = differences(structure(frame), structure(there.main_frame))

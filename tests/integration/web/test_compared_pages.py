@@ -1,0 +1,52 @@
+"""Recordings of real SDKs are drawn like the original pages: every element, its text, box and colours.
+
+`python -m tools.pictures.sides DIRECTORY` makes the same comparison as pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page
+
+from ingest.settings import Settings
+from tests.kit.browser import browser, needs_chromium
+from tests.kit.recordings import RECORDINGS
+from tests.kit.stored_replays import ingest
+from tools.pictures.originals import MOMENTS, original, served
+from tools.pictures.sides import address_of, frames_shown, played
+from tools.pictures.structure import differences, structure
+
+pytestmark = needs_chromium
+
+
+@pytest.fixture(scope="module")
+def page(separate_settings: Settings) -> Iterator[Page]:
+    """A signed-in browser with every recording."""
+    for number, recorded in enumerate(RECORDINGS):
+        ingest(separate_settings, recorded.values, first_offset=5000 + 100 * number)
+    with browser(separate_settings) as opened:
+        opened.set_viewport_size({"width": 1560, "height": 1300})
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def originals() -> Iterator[str]:
+    """The address of the original pages."""
+    with served() as address:
+        yield address
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_a_recording_is_drawn_like_its_page_at_two_moments(page: Page, originals: str, name: str) -> None:
+    """Known differences: what the SDK masks or blocks, and the files of other servers, blocked in both."""
+    opened = page.context.browser
+    assert opened is not None
+    for moment in MOMENTS[name]:
+        pages = page.evaluate("() => location.origin")
+        frame = played(page, pages, address_of(name), name, moment)
+        with original(opened, originals, name, moment, frames_shown(frame)) as there:
+            now, before = structure(frame), structure(there.main_frame)
+        assert differences(now, before) == []
+        assert len(before) > 5
