@@ -50,8 +50,8 @@ class Pipeline:
     """All decisions of one reader process. Deterministic: the same events at the same times give the same
     commands.
 
-    `has_room` decides whether the loop polls for messages, `room` whether it takes one. Messages of unassigned
-    partitions, older epochs or offsets already taken are ignored.
+    `has_room` decides whether the loop polls for messages, `room` whether it takes one. A message is ignored
+    if its partition is not assigned, its epoch is older, or its offset was already taken.
     """
 
     def __init__(self, limits: Limits) -> None:

@@ -92,8 +92,8 @@ class GroupWatch:
             self._membership.rejoin()
 
     def _check_topic(self, topic_id: str) -> None:
-        """Rejoins if the topic was recreated. The consumer then determines its start again, and logs
-        `topic_recreated`."""
+        """Rejoins if the topic was recreated. The consumer then determines its start offset again,
+        and logs `topic_recreated`."""
         read = self._membership.topic_id
         if read and topic_id and topic_id != read:
             log.error("rejoining_group", reason="the topic was created again", former=read, now=topic_id)

@@ -473,8 +473,8 @@ class KafkaSource:
         return [KafkaPartition(self.topic, s.partition) for s in sources if s.partition in self._epochs]
 
     def _on_end(self, polled: KafkaMessage) -> None:
-        """Handles the end of a partition, which the client reports each time that it is reached, transaction
-        markers included."""
+        """Handles the end of a partition. The client reports it each time it is reached. Its offset
+        counts transaction markers."""
         partition, end = polled.partition(), polled.offset()
         if partition is None or end is None or partition not in self._positions:
             return

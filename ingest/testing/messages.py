@@ -209,7 +209,7 @@ def hydration_error_event(url: Any = "https://shop.example/cart") -> RRwebEvent:
 
 
 def mutations_event(count: Any = 1738, limit: Any = False) -> RRwebEvent:
-    """`replay.mutations`: many changes of the page in a short time."""
+    """`replay.mutations`: many changes to the page in a short time."""
     return breadcrumb("replay.mutations", {"count": count, "limit": limit})
 
 

@@ -14,7 +14,7 @@ from ingest.core.stored_recording import BlobError
 from tasks.units import MiB
 
 STORED_BYTES_MAX = 2 * ParseRules().message_bytes_max
-# Budget for splitting recordings per response, in the parser's units of about a microsecond.
+# Budget per response for splitting recordings, in the parser's cost units (about one microsecond each).
 VIEWER_UNITS = 1_000_000.0
 # Measured costs per decoded event head and per byte, in parser units.
 UNITS_EVENT, UNITS_BYTE = 1.0, 0.001

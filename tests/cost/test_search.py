@@ -37,8 +37,8 @@ def test_initial_recipes_are_accepted_by_the_parser() -> None:
 
 
 def test_breeding_makes_messages_more_expensive() -> None:
-    """The best child costs more than every ancestor. The cost is measured by rows, which are counted and not
-    timed.
+    """The best child costs more than every ancestor. The cost is a number of rows,
+    not elapsed time.
     """
     chance = random.Random(3)
     first = max(KINDS["rows"](new_recipe(chance).value(1_500_000)) for _ in range(10))

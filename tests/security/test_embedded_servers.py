@@ -39,7 +39,7 @@ def status_of(url: str, data: bytes | None = None, headers: dict[str, str] | Non
         return error.code, error.read()
 
 
-def test_sql_reads_and_writes_no_file_of_ours(stack: Stack, tmp_path: Path):
+def test_sql_cannot_read_or_write_files_of_the_host(stack: Stack, tmp_path: Path):
     """Neither table functions nor the file features of ClickHouse's own client can reach our files."""
     url = stack.start(["clickhouse"]).addresses["clickhouse"]
     mine, planted = tmp_path / "key", tmp_path / "planted"

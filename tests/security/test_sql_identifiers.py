@@ -173,7 +173,7 @@ def test_reconcile_puts_no_planted_identity_into_sql(table: str, field: str):
     assert "secret" not in made
 
 
-def test_the_pages_query_with_parameters():
+def test_pages_use_parameterized_queries():
     """All input of a visitor is passed as parameter values."""
     where, having, given = _conditions(Filter(release=MALICIOUS_NAME, text=MALICIOUS_NAME))
 

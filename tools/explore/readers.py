@@ -472,7 +472,7 @@ class Readers:
             )
 
     def _outdated(self, reader: Reader, decision: Decision) -> Reader:
-        """The reader after the decision, with chords marked for which the pipeline no longer waits."""
+        """The reader after the decision. Chords that the pipeline no longer waits for are marked."""
         again = {one.batch.id for one in decision.commands if isinstance(one, do.Dispatch)}
         chords = []
         for chord in reader.chords:

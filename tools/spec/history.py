@@ -294,7 +294,7 @@ class History:
             self._pass(life, over)
         planned = life.planned()
         if planned is not None and stop != planned and not self._is_part(step, planned):
-            self._give_plan_up(life, planned)
+            self._abandon_plan(life, planned)
             planned = life.planned()
         if not stages and not life.is_empty(start, stop):
             # The batch is logged as empty, but no step confirms this, so the search must refuse it.
@@ -326,7 +326,7 @@ class History:
         self._add("pass", life, to)
         life.taken = to
 
-    def _give_plan_up(self, life: _Life, planned: int) -> None:
+    def _abandon_plan(self, life: _Life, planned: int) -> None:
         """Abandons the whole plan, if fetching ended before the end of the planned range."""
         if life.plan and any(end < planned for end in life.ended):
             self._add("give_plan_up", life)
@@ -349,7 +349,7 @@ class History:
             if life.is_empty(life.taken, end):
                 self._pass(life, end)
             else:
-                self._give_plan_up(life, end)
+                self._abandon_plan(life, end)
         sent = self._sent[at]
         if life.waits is not None:
             self._add("overtake", life)

@@ -43,7 +43,8 @@ CHUNK_EVENTS = 64
 # Pieces up to this size are decoded without counting their elements. A list of events takes up to 5 times their
 # bytes.
 LONG_BYTES_MIN = 10 * 1024 * 1024
-# Maximum elements of a longer piece, if they are objects (112 bytes each) or as short as `0,` (72 bytes each).
+# Maximum number of elements in a longer piece: objects (112 bytes of memory each), and values as short as `0,`
+# (72 bytes of memory each).
 OBJECTS_MAX, COMMAS_MAX = 300_000, 400_000
 SCALARS_BYTES_MAX = 64 * 1024
 # Measured costs in budget units: per array element, per byte decoded again, per event read, per exception.

@@ -249,7 +249,7 @@ class Engine:
 
 
 def decompressed(data: bytes, encoding: str) -> bytes:
-    """Decodes a Content-Encoding, bounded by REQUEST_BYTES_MAX. Raises QueryError for invalid data."""
+    """Decodes a body by its Content-Encoding, up to REQUEST_BYTES_MAX. Raises QueryError for invalid data."""
     try:
         match encoding.lower():
             case "" | "identity":

@@ -124,7 +124,7 @@ class FaultProxy:
         return self._fault
 
     def set(self, fault: Fault) -> None:
-        """Changes the fault before it returns. Raises ValueError for an HTTP fault without http=True."""
+        """Changes the fault, effective on return. Raises ValueError for an HTTP fault without http=True."""
         if isinstance(fault, HTTP_FAULTS) and not self._http:
             raise ValueError(f"{fault} needs http=True")
         self._call(self._set(fault))

@@ -90,7 +90,7 @@ class Letter:
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """Identity shared by equal letters: one message, or one item refused by one sink.
+        """Identity shared by duplicates: the letters of one message, or of one item that one sink refused.
 
         Metrics belong to a whole batch, and several may have the same name.
         """

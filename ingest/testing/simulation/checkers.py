@@ -450,7 +450,7 @@ class OwnedInTime:
 
 
 class ParkedIsTrue:
-    """A batch shown as parked is unsettled in a living reader, or its lease is about to end."""
+    """A batch shown as parked is unsettled in a live reader, or its lease is about to expire."""
 
     def __init__(self, story: Story) -> None:
         self._story = story

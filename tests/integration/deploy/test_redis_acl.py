@@ -118,7 +118,7 @@ def test_each_program_can_write_only_its_own_keys(fleet: Fleet, monkeypatch: pyt
 
 
 def test_a_viewer_sees_parked_batches_next_to_expired_entries(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
-    """The viewer cannot delete an expired lease, which remains for a user with write access."""
+    """The viewer cannot delete an expired lease; only a user with write access can."""
     guard(fleet, monkeypatch)
     Redis.from_url(url_of(fleet, "replays")).hset(
         "replays:parked", "t-0-0-9", '{"batch_id":"t-0-0-9","leased_until":1,"parked_at":1,"retry_at":1}'

@@ -224,7 +224,7 @@ def test_a_gap_in_the_log_is_a_range_with_nothing_to_write() -> None:
 
 
 def test_a_recreated_log_is_another_assignment() -> None:
-    """If the offsets are lower than before, the previous state is lost and the partition is new."""
+    """If the offsets are lower than before, the previous state is discarded and the partition counts as new."""
     reader = followed_reader(batch_messages_max=5)
     reader.segments(3)
     reader.publish(on.OffsetOutOfRange(PARTITION, reader.epoch() + 1, 3, 0))

@@ -84,7 +84,7 @@ def test_an_invalid_traceparent_header_starts_a_new_trace(spans: InMemorySpanExp
     assert tracing.begin(batch(0, 1)).startswith("00-")
 
 
-def test_a_flush_that_fails_is_an_error_without_its_secrets(spans: InMemorySpanExporter):
+def test_the_error_of_a_failed_flush_has_no_secrets(spans: InMemorySpanExporter):
     """The status describes the error without the password in the URL."""
     request = SimpleNamespace(headers={"traceparent": TRACES[0]}, retries=2)
 

@@ -171,7 +171,7 @@ def test_a_node_without_attributes_is_still_clicked(attributes: Any):
     assert len(clicks(events_parsed([breadcrumb("ui.click", {"node": clicked})]))) == 1
 
 
-def test_twenty_clicks_and_twenty_taps_are_kept_of_a_segment():
+def test_twenty_clicks_and_twenty_taps_are_kept_per_segment():
     """The first twenty of each are kept, in order; the bounds are settings."""
     events = [event for number in range(25) for event in (click_event(number), tap_event(f"view {number}"))]
 

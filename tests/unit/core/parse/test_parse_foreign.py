@@ -81,7 +81,7 @@ def test_a_real_replay_event_becomes_a_session_row(name: str):
 
 
 def test_the_sdks_own_examples_become_facts():
-    """The SDK's templates of breadcrumbs and spans are parsed with their placeholders filled in."""
+    """The SDK's breadcrumb and span templates are parsed after their placeholders were filled in."""
     template = json.loads((FIXTURES / "sentry-javascript/template-replay-events.json").read_bytes())
     events = []
     for payload in template.values():
