@@ -278,7 +278,7 @@ def test_a_missing_topic_is_reported_in_one_sentence(system: System) -> None:
 
 def test_offsets_and_times_cannot_be_combined() -> None:
     """A scope is given either by offsets or by times."""
-    with pytest.raises(ValueError, match="which"):
+    with pytest.raises(ValueError, match="require a partition"):
         Scope(start=3)
     with pytest.raises(ValueError, match="either"):
         Scope(partition=0, start=3, since=5.0)
