@@ -66,11 +66,12 @@ def _causes() -> Iterator[str]:
     rows = ((f"`{blame.value}`", MEANING_OF[blame], _sentence(blame.action)) for blame in Blame)
     yield _table(("cause", "meaning", "handling"), rows)
     yield _text(
-        f"""Before an item is blamed, and again after the last one, the destination is checked. Refusals count only
-        if it is healthy both times. BigQuery and ClickHouse are queried for the type and columns of the table, and
-        tested with valid rows that are not stored; in Cloud Storage a small object is stored and deleted. An added
-        column or a constraint that no row satisfies therefore parks the batch, and a bad row becomes a dead letter
-        even if it is alone in its batch. If a refusal names no row, the batch is bisected, with at most
+        f"""Before items are blamed, the destination is checked, and once more after the last refusal. Refusals
+        count only if it is healthy both times. BigQuery and ClickHouse are queried for the type and
+        columns of the table, and tested with valid rows that are not stored; in Cloud Storage a small
+        object is stored and deleted. An added column or a constraint that no row satisfies therefore
+        parks the batch, and a bad row becomes a dead letter even if it is alone in its batch. If a
+        refusal names no row, the batch is bisected, with at most
         {WRITES_MAX} writes per run. If a healthy destination refuses {REFUSED_MIN} items or more, and over
         {REFUSED_SHARE:.0%} of a task (or all of a sample of it), the rows are wrong in general, and the batch is
         parked."""
