@@ -63,6 +63,7 @@ KNOWN_EXPRESSIONS: dict[str, set[str]] = {
     "ingest/operate/backfill/facts.py": {"columns", "self._table", "what"},
     # Our own columns with placeholders.
     "ingest/web/replays.py": {"clicked", "column"},
+    "ingest/web/segments.py": {"CLICK", "TAP", "ERRORS_MAX"},
     "tasks/migrate/bigquery.py": {"table.project", "table.dataset_id", "table.table_id"},
     "tasks/migrate/clickhouse.py": {"database"},
     # The table is one of TABLES_OF_SINK, which a test below verifies. The partition is ClickHouse's own value.
