@@ -31,10 +31,10 @@ FOUND = (
         Mutant(
             "marks a task before it is written",
             "tasks/run.py",
-            "            flush(worker, batch, name, begun, watch)\n"
-            "            worker.staging.mark(batch, name, task_id, begun.content)\n",
-            "            worker.staging.mark(batch, name, task_id, begun.content)\n"
-            "            flush(worker, batch, name, begun, watch)\n",
+            "            flush(worker, batch, name, started, watch)\n"
+            "            worker.staging.mark(batch, name, task_id, started.content)\n",
+            "            worker.staging.mark(batch, name, task_id, started.content)\n"
+            "            flush(worker, batch, name, started, watch)\n",
         ),
         0,
         "is marked, but was never written",
