@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage floors check format docs simulate wrong-settings explore mutants cost-search spec image chaos mixed-versions gameday bigquery-kills screenshots bench bench-uploads bench-peers hashes clean
+.PHONY: help setup demo test coverage floors check format docs simulate wrong-settings explore mutants cost-search spec image chaos mixed-versions gameday bigquery-kills screenshots live-sdks bench bench-uploads bench-peers hashes clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -113,6 +113,9 @@ bigquery-kills: $(STAMP) ## kill processes that write to BigQuery at each point 
 
 screenshots: $(STAMP) ## take the pictures of docs/images from a running system (needs chromium); SECONDS=240
 	$(BIN)/python -m tools.screenshots $(if $(SECONDS),--seconds $(SECONDS))
+
+live-sdks: $(STAMP) ## build each version of the SDK for browsers, record the shop of `try` with it, and compare the facts (needs npm, chromium); VERSIONS="7 8 9 10 11"
+	$(BIN)/python -m tools.sdks $(or $(VERSIONS),7 8 9 10 11)
 
 mutants: $(STAMP) ## plant bugs in the core, and check that a test finds each
 	$(BIN)/python -m tests.mutation

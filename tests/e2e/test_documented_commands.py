@@ -104,6 +104,7 @@ NOT_RUN = {
     "make chaos": "minutes; test_chaos.py runs it for less",
     "make mixed-versions": "minutes; test_mixed_versions.py runs it for less",
     "make gameday": "almost an hour; test_gameday.py plays some of its faults",
+    "make live-sdks": "it downloads SDKs; test_try.py runs what it runs with the shipped one",
     "make image": "minutes; .ci/run runs it",
     "make hashes": "it queries a package index; tests/security/test_supply_chain.py checks its files",
     "python -m tools.gameday.run": "minutes; test_gameday.py plays some of its faults",

@@ -1,0 +1,123 @@
+"""A visitor of the shop of `replays-ingest try`: what was done in the page, and what the browser saw.
+
+Clicks and inputs are those of the driver. Requests, console and navigation come from the browser, not from the
+SDK.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from playwright.sync_api import ConsoleMessage, Frame, Page, Response
+
+RAGE_CLICKS = 7
+VIEWPORT_WIDTH, VIEWPORT_HEIGHT = 1300, 900
+STEP_SECONDS_MAX = 60.0
+
+
+def path_of(url: str) -> str:
+    """The URL without scheme and host."""
+    return re.sub(r"^https?://[^/]+", "", url)
+
+
+@dataclass
+class Done:
+    """What was done, counted by element: its id, or its test id if it has none.
+
+    `clicks`: single clicks; `bursts`: clicks in quick succession; `dead`: clicks without any reaction of the page
+    for seven seconds, which are also in `clicks`. `console`: level and text.
+    """
+
+    clicks: Counter[str] = field(default_factory=Counter)
+    bursts: Counter[str] = field(default_factory=Counter)
+    dead: Counter[str] = field(default_factory=Counter)
+    inputs: set[str] = field(default_factory=set)
+    statuses: Counter[tuple[str, str, int]] = field(default_factory=Counter)
+    console: list[tuple[str, str]] = field(default_factory=list)
+    navigation: list[str] = field(default_factory=list)
+
+    def watch(self, page: Page) -> None:
+        """Records the page's own requests, console and navigation."""
+        page.on("response", self._response)
+        page.on("console", self._message)
+        page.on("framenavigated", self._navigated)
+
+    def _response(self, answer: Response) -> None:
+        path = path_of(answer.url)
+        if path.startswith("/shop/"):
+            self.statuses[answer.request.method, path, answer.status] += 1
+
+    def _message(self, message: ConsoleMessage) -> None:
+        if message.args:  # the browser's own messages about failed requests have none
+            self.console.append((message.type, message.text))
+
+    def _navigated(self, frame: Frame) -> None:
+        path = path_of(frame.url)
+        if path.startswith("/?"):  # the shop's parts; loads of whole pages are not navigation within it
+            self.navigation.append(path)
+
+    def click(self, page: Page, selector: str) -> None:
+        """One click."""
+        page.locator(selector).click()
+        self.clicks[_element(selector)] += 1
+
+    def click_in_rage(self, page: Page, selector: str) -> None:
+        """Several clicks within a second."""
+        page.locator(selector).click(click_count=RAGE_CLICKS, delay=20)
+        self.bursts[_element(selector)] += RAGE_CLICKS
+
+    def type(self, page: Page, selector: str, text: str) -> None:
+        """Keys, one after the other."""
+        page.locator(selector).press_sequentially(text)
+        self.inputs.add(_element(selector))
+
+
+def _element(selector: str) -> str:
+    return re.sub(r"^(#|\[data-testid=)|\]$", "", selector)
+
+
+def use_the_shop(page: Page, done: Done) -> None:
+    """Adds to the cart, reads it, types, fails to check out, draws, and clicks in rage on what is broken."""
+    page.locator("#items button").first.wait_for()
+    for tea in ("add-green", "add-pot", "add-green"):
+        with page.expect_response("**/shop/cart"):
+            done.click(page, f"[data-testid={tea}]")
+        page.locator(f"[data-testid={tea}]:enabled").wait_for()
+    box = page.locator("#gift").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 30, box["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 200, box["y"] + 90, steps=12)
+    page.mouse.up()
+    done.clicks["gift"] += 1
+    done.click(page, "#nav-cart")
+    done.type(page, "#name", "Ada")
+    done.type(page, "#card", "4111")
+    with page.expect_response("**/shop/checkout"):
+        done.click(page, "#checkout")
+    page.get_by_text("Something went wrong").wait_for()
+    done.click_in_rage(page, "#coupon")  # any change of the page would be its reaction to these
+
+
+def click_in_vain(page: Page, done: Done) -> None:
+    """Waits until the SDK has classified the rage clicks, and clicks once more on what is broken."""
+    page.evaluate("() => new Promise((resolve) => addEventListener('verdict', resolve, { once: true }))")
+    done.click(page, "#coupon")
+    done.dead["coupon"] += 1
+
+
+def watched(page: Page, address: str, replays: str, done: Done, steps: Callable[[Page, Done], None]) -> str:
+    """Opens the shop, does the steps, presses "Watch yourself".
+
+    Returns the replay id once every sink has the replay, whose page is then open.
+    """
+    page.set_default_timeout(STEP_SECONDS_MAX * 1000)
+    done.watch(page)
+    page.goto(address)
+    steps(page, done)
+    done.click(page, "#watch")
+    page.wait_for_url(re.compile(rf"^{re.escape(replays)}/replay/1/[0-9a-f]{{32}}"))
+    return re.sub(r"^.*/|[?#].*$", "", page.url)
