@@ -13,11 +13,12 @@ import json
 import logging
 import queue
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from tasks.observe.loops import Loop, LoopEnded
 
 log = logging.getLogger(__name__)
 EVENT_CHARACTERS_MAX = 16_000
@@ -53,7 +54,8 @@ class History:
         self._bytes_max = bytes_max
         self._waiting: queue.Queue[dict[str, Any] | None] = queue.Queue(WAITING_EVENTS_MAX)
         self._lost = 0
-        self._thread: threading.Thread | None = None
+        self._pruned_at = -PRUNE_SECONDS
+        self._loop = Loop("flower-history", self._write, 0.0, expected=(OSError, sqlite3.Error))
         self._prepare()
 
     def replay(self, apply: Callable[[dict[str, Any]], None], tasks_max: int) -> int:
@@ -76,8 +78,7 @@ class History:
 
     def start(self) -> None:
         """Starts writing."""
-        self._thread = threading.Thread(target=self._write, name="flower-history", daemon=True)
-        self._thread.start()
+        self._loop.start()
 
     def add(self, event: dict[str, Any]) -> None:
         """Takes an event of a task; others are ignored. Full: the event is lost and counted."""
@@ -90,10 +91,10 @@ class History:
 
     def stop(self) -> None:
         """Writes what is waiting, for a few seconds at most."""
-        if self._thread is not None:
+        if self._loop.running:
             with contextlib.suppress(queue.Full):
                 self._waiting.put(None, timeout=1.0)
-            self._thread.join(5.0)
+            self._loop.join(5.0)
 
     # The file
 
@@ -143,23 +144,22 @@ class History:
     # The writing thread
 
     def _write(self) -> None:
-        pruned_at = -PRUNE_SECONDS
-        while True:
-            events, ends = self._next()
-            try:
-                with self._opened() as file:
-                    for start in range(0, len(events), INSERTED_AT_ONCE):
-                        if time.monotonic() - pruned_at >= PRUNE_SECONDS or self._is_full(file):
-                            self._prune(file)
-                            pruned_at = time.monotonic()
-                        self._store(file, events[start : start + INSERTED_AT_ONCE])
-            except sqlite3.Error as error:
-                log.warning("the task history %s: %s; %s events are lost", self.path, error, len(events))
-            if self._lost:
-                log.warning("the task history %s is too slow: %s events are lost", self.path, self._lost)
-                self._lost = 0
-            if ends:
-                return
+        """Waits for events and writes them. Raises LoopEnded after the last ones."""
+        events, ends = self._next()
+        try:
+            with self._opened() as file:
+                for start in range(0, len(events), INSERTED_AT_ONCE):
+                    if time.monotonic() - self._pruned_at >= PRUNE_SECONDS or self._is_full(file):
+                        self._prune(file)
+                        self._pruned_at = time.monotonic()
+                    self._store(file, events[start : start + INSERTED_AT_ONCE])
+        except sqlite3.Error as error:
+            log.warning("the task history %s: %s; %s events are lost", self.path, error, len(events))
+        if self._lost:
+            log.warning("the task history %s is too slow: %s events are lost", self.path, self._lost)
+            self._lost = 0
+        if ends:
+            raise LoopEnded
 
     def _next(self) -> tuple[list[dict[str, Any]], bool]:
         """Waits for an event, then collects for WRITE_SECONDS; true at the end."""
