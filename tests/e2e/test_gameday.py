@@ -39,6 +39,6 @@ def test_two_faults_raise_their_alerts_and_are_fixed(tmp_path: Path):
     for each in result["played"]:
         assert each["fired_seconds"] > 0
         assert each["resolved_seconds"] > 0
-        assert each["seen"][-1].startswith("no alert fires")
+        assert each["seen"][-1].startswith("no alert is firing")
         assert each["section"].endswith(f"#{each['alert'].lower()}")
     assert [query["expression"] for query in result["panels"] if not query["values"]] == []

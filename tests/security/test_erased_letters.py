@@ -13,7 +13,7 @@ import pytest
 from ingest.operate.dlq import ERASED
 from ingest.reader.erasures import project_key, replay_key, user_key
 from ingest.testing.messages import recording, replay_event
-from ingest.web.desk import Desk
+from ingest.web.desk import Desk, LetterFilter
 from tasks.kafka.decisions import DecisionWriter
 from tasks.kafka.letters import ABANDONED, Label, Origin
 from tasks.kafka.records import Headers
@@ -68,7 +68,7 @@ def expect_erased(topics: Topics, *written: DeadLetter) -> None:
     desk = Desk(settings)
 
     done = topics.replay(unverified=True)
-    shown = desk.dead_letters(include_replayed=True)["letters"][: len(written)]
+    shown = desk.dead_letters(LetterFilter(include_replayed=True))["letters"][: len(written)]
     listed = command(env, "dlq", "ls", "--json").json["letters"][: len(written)]
     desk.close()
 
