@@ -67,7 +67,9 @@ class Copy:
             audit = key.startswith(f"{AUDIT}/")
             text = None
             if decision.value is not None:
-                text = self._text(self._audit if audit else self._decided, {**decision.value, "key": key})
+                # Equal bytes, whether just made or read from the topic, so that no entry is doubled.
+                value = {"version": decisions.VERSION, **decision.value, "key": key}
+                text = self._text(self._audit if audit else self._decided, value)
             if audit:
                 if text is None:
                     at = int(key.split("/")[1].split("-")[0]) / 1000

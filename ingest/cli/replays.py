@@ -325,7 +325,8 @@ def _print_incomplete(console: Terminal, timeline: Timeline | Around) -> None:
 def events_table(marks: Iterable[Mark], start_ms: int) -> Table:
     """One line per event, in seconds from the start."""
     styles = {"bad": "red", "warn": "yellow", "": ""}
-    table = Table(box=None, pad_edge=False)
+    # Expanded, because otherwise the first two columns shrink to nothing when the others are cut.
+    table = Table(box=None, pad_edge=False, expand=True)
     for name in ("at", "kind"):
         table.add_column(name, no_wrap=True)
     for name, share in (("what", 3), ("details", 2)):  # so that each event fits into one line of the terminal

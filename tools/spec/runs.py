@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 from ingest.core import commands as do
@@ -58,7 +59,8 @@ def simulated(seed: int) -> list[Step]:
 def logged(directory: Path) -> list[Step]:
     """The steps in the logs below a directory, in order of time."""
     lines = [line for path in sorted(directory.rglob("*.log")) for line in _lines(path)]
-    lines.sort(key=lambda line: str(line["timestamp"]))
+    # As text, a time without a fraction would follow the other times of its second.
+    lines.sort(key=lambda line: datetime.fromisoformat(str(line["timestamp"])))
     return lines
 
 

@@ -134,6 +134,19 @@ def test_a_reader_does_not_start_without_the_decisions(client: Any, settings: Se
         load(settings)
 
 
+def test_an_action_is_listed_once_although_a_reader_copies_it_too(client: Any, settings: Settings) -> None:
+    """The command writes the action to Redis, and a reader that is behind writes it again from the topic."""
+    refresh, _ = following_gate(client, settings)
+    refresh.refresh()
+    behind = client.get(names(settings.key_prefix)[2])
+    Operators(client, settings).audit({"what": "retry", "by": "ann"})
+    client.set(names(settings.key_prefix)[2], behind)
+
+    refresh.refresh()
+
+    assert [action["what"] for action in Operators(client, settings).audited()] == ["retry"]
+
+
 def test_decisions_that_would_expire_are_refused(settings: Settings) -> None:
     """`migrate` refuses a topic without compaction."""
     other = settings.model_copy(update={"kafka_operators_topic": f"{settings.kafka_topic}-deleted"})

@@ -178,9 +178,19 @@ def test_a_plan_of_two_ends_is_abandoned_in_one_step(checker: spin.Checker) -> N
 def test_steps_are_found_in_a_readers_log(tmp_path: Path) -> None:
     """Steps are found between other lines, and are sorted by time."""
     (tmp_path / "reader-1.log").write_text(
-        'no json\n{"event": "protocol_step", "timestamp": "2", "step": "lost", "partition": 0}\n'
-        '{"event": "reader_started", "timestamp": "0"}\n'
-        '{"event": "protocol_step", "timestamp": "1", "step": "revoked", "partition": 0}\n'
+        "no json\n"
+        '{"event": "protocol_step", "timestamp": "2026-11-28T00:00:02Z", "step": "lost", "partition": 0}\n'
+        '{"event": "reader_started", "timestamp": "2026-11-28T00:00:00Z"}\n'
+        '{"event": "protocol_step", "timestamp": "2026-11-28T00:00:01Z", "step": "revoked", "partition": 0}\n'
     )
 
     assert [step["step"] for step in runs.logged(tmp_path)] == ["revoked", "lost"]
+
+
+def test_logged_steps_are_ordered_by_time_and_not_by_text(tmp_path: Path) -> None:
+    """A time on a full second has no fraction, and as text it would follow all others of its second."""
+    for name, step, second in (("reader-1.log", "cut", "58.75"), ("reader-2.log", "commit", "58")):
+        line = f'{{"event": "protocol_step", "step": "{step}", "timestamp": "2026-11-28T05:28:{second}Z"}}\n'
+        (tmp_path / name).write_text(line)
+
+    assert [step["step"] for step in runs.logged(tmp_path)] == ["commit", "cut"]
