@@ -201,7 +201,7 @@ def _next_steps(directory: Path | None) -> list[str]:
         "  replays-ingest load --rate 50        # recordings to look at",
         "  replays-ingest top                   # live state",
         f"  replays-ingest local logs{where}            # all processes; `local logs reader` for one",
-        f"  replays-ingest local down{where}            # stops everything; data is kept",
+        f"  replays-ingest local down{where}            # stops everything; keeps data but not messages in Tansu",
     ]
 
 
@@ -229,7 +229,7 @@ def _list(state: StackState, prefix: str) -> None:
 @local_group.command("down")
 @directory_option
 def local_down(directory: Path | None) -> None:
-    """Stop the stack; data is kept."""
+    """Stop the stack. All data is kept, except that Tansu, the default broker, keeps its messages in memory."""
     from ingest.local.background import down
     from ingest.local.servers.processes import LocalError
 
@@ -237,7 +237,7 @@ def local_down(directory: Path | None) -> None:
         place = down(directory)
     except LocalError as error:
         fail(str(error))
-    echo("nothing was running" if place is None else f"stopped; the data is in {place}")
+    echo("nothing was running" if place is None else f"stopped; the data is in {place} (Tansu keeps no messages)")
 
 
 @local_group.command("status")
