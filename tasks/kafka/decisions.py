@@ -39,6 +39,8 @@ REPLAY, USER, ALL = "replay", "user", "all"
 """What an erasure covers."""
 LOOK_SECONDS_MAX = 10.0
 SILENT_SECONDS_MAX = 20.0
+# A reader that starts without brokers says so after this time, and tries again.
+METADATA_SECONDS_MAX = 4.0
 
 Values = Mapping[str, Mapping[str, Any] | None]
 """Values of decisions by key; None revokes a decision."""
@@ -152,7 +154,8 @@ class DecisionReader:
     def __init__(self, settings: Settings) -> None:
         self.decisions = Decisions()
         self._topic = settings.operators_topic
-        self._reader = RangeReader(settings, self._topic, bounds=Bounds(silent_seconds_max=SILENT_SECONDS_MAX))
+        bounds = Bounds(silent_seconds_max=SILENT_SECONDS_MAX, metadata_seconds_max=METADATA_SECONDS_MAX)
+        self._reader = RangeReader(settings, self._topic, bounds=bounds)
         self._checked = False
 
     def read(self) -> list[str]:

@@ -15,7 +15,6 @@ Every read is bounded by its range, by a timeout for responses, and by `Bounds`.
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -27,6 +26,7 @@ from confluent_kafka import TopicPartition as KafkaPartition
 
 from tasks.kafka.options import kafka_options
 from tasks.kafka.records import Record, record_of
+from tasks.kafka.usable import Silent
 from tasks.settings import Settings
 from tasks.units import KiB, MiB
 
@@ -58,8 +58,6 @@ COORDINATOR_MOVES = frozenset(
     (KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS)
 )
 COORDINATOR_WAIT_SECONDS = 0.1
-
-log = logging.getLogger(__name__)
 
 
 class RangeError(Exception):
@@ -103,13 +101,14 @@ class Bounds:
     """Limits of one `read`; None means unlimited.
 
     `seconds_max` counts time waiting for Kafka, not the caller's processing. `silent_seconds_max`: maximum wait
-    for the next record.
+    for the next record. `metadata_seconds_max`: maximum wait for the topic's description.
     """
 
     messages_max: int | None = None
     bytes_max: int | None = None
     seconds_max: float | None = None
     silent_seconds_max: float = 60.0
+    metadata_seconds_max: float = CALL_SECONDS_MAX
 
 
 class RangeReader:
@@ -141,7 +140,7 @@ class RangeReader:
             **kafka_options(settings),
             "error_cb": self._note_error,
         }
-        self._consumer = Consumer(options, logger=log)
+        self._consumer = Consumer(options, logger=Silent())
 
     def __enter__(self) -> RangeReader:
         return self
@@ -158,10 +157,11 @@ class RangeReader:
     def partitions(self) -> tuple[int, ...]:
         """Numbers of the topic's partitions."""
         with self._errors_converted():
-            found = self._consumer.list_topics(self.topic, timeout=CALL_SECONDS_MAX).topics[self.topic]
-            if found.error is not None:
-                raise KafkaException(found.error)
-        return tuple(sorted(found.partitions))
+            found = self._consumer.list_topics(self.topic, timeout=self._bounds.metadata_seconds_max)
+            described = found.topics[self.topic]
+            if described.error is not None:
+                raise KafkaException(described.error)
+        return tuple(sorted(described.partitions))
 
     def held(self, partition: int) -> Range:
         """The offsets currently in a partition."""

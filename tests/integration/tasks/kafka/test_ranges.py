@@ -149,6 +149,22 @@ def test_unavailable_brokers_end_the_read(topic_settings: Settings) -> None:
         values(reader, Range(0, 0, 5))
 
 
+def test_unavailable_brokers_are_one_error(
+    topic_settings: Settings, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The client library logs twenty failed connections per second, which would hide the error."""
+    away = topic_settings.model_copy(update={"kafka_brokers": "127.0.0.1:1"})
+
+    with (
+        RangeReader(away, topic_settings.kafka_topic, bounds=Bounds(metadata_seconds_max=1.0)) as reader,
+        pytest.raises(KafkaAway, match=r"REPLAYS_KAFKA_BROKERS=127.0.0.1:1"),
+    ):
+        reader.partitions()
+
+    assert not caplog.records
+    assert "FAIL" not in "".join(capfd.readouterr())
+
+
 @pytest.mark.kafka
 def test_markers_and_aborted_messages_are_gaps(made_on_apache: Settings) -> None:
     """A read also ends if the last offset of its range is a marker, or if the range contains only gaps."""
