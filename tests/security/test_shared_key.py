@@ -245,7 +245,7 @@ def test_a_forged_decision_is_not_shown(eager: Eager, sealed: bool):
     assert ("killed/9" in copy.in_force()) is not sealed
     assert (copy.get(["killed/9"]) == [None]) is sealed
     assert (copy.audited(9) == []) is sealed
-    assert copy.get(["killed/7", "killed/8"]) == [{"at": 1.0, "by": "me", "key": "killed/7"}, None]
+    assert copy.get(["killed/7", "killed/8"]) == [{"version": 1, "at": 1.0, "by": "me", "key": "killed/7"}, None]
 
 
 def test_a_copy_of_decisions_without_seals_is_rebuilt(eager: Eager):
