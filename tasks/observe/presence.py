@@ -45,8 +45,8 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerStatus(Presence, frozen=True, kw_only=True):
-    """One worker with the age of its presence, `silent_seconds`. `silent`: it has missed so many heartbeats that
-    it counts as gone.
+    """One worker. `silent_seconds`: seconds since its last heartbeat. `silent`: it is considered dead, because
+    SILENT_HEARTBEATS_MAX heartbeats in a row are missing.
     """
 
     worker: str

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from ingest.settings import Settings
 from tests.kit.web_pages import running
@@ -17,13 +17,20 @@ needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="no chromium; Debian's 
 
 
 @contextmanager
+def launched() -> Iterator[Browser]:
+    """A running Chromium."""
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@contextmanager
 def browser(settings: Settings) -> Iterator[Page]:
     """A page that is signed in with the printed link."""
-    with running(settings) as announced, sync_playwright() as playwright:
+    with running(settings) as announced, launched() as chromium:
         address, link = announced.get(timeout=30)
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = chromium.new_context(base_url=address, viewport={"width": 1400, "height": 1000}).new_page()
         page.set_default_timeout(30_000)
         page.goto(link)
         yield page
-        chromium.close()

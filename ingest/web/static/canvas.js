@@ -4,7 +4,9 @@
 // transparent image of its size as `content`, which a style sheet of the recorded page sizes like the canvas itself,
 // and each recorded frame becomes its background. The events stay data: nothing of a recording is drawn by a script.
 
-const FULL_SNAPSHOT = 2, INCREMENTAL = 3, MUTATION = 0, CANVAS = 9;
+import { FULL_SNAPSHOT, INCREMENTAL, MUTATION, list, nodesOf } from "./rrweb.js";
+
+const CANVAS = 9;
 const IMAGE = /^image\/(webp|png|jpeg)$/;
 const DATA_IMAGE = /^data:image\/(webp|png|jpeg);base64,[A-Za-z0-9+/]+={0,2}$/;
 const BASE64 = /^[A-Za-z0-9+/]+={0,2}$/;
@@ -16,30 +18,17 @@ const SIDE_PIXELS_MAX = 65_535;
 export function drawCanvases(events) {
   const known = { canvases: new Map(), empty: new Set(), drawn: new Set() }; // node id -> canvas; node ids
   for (const event of events) {
-    if (event.type === FULL_SNAPSHOT) {
-      known.canvases.clear(); // another page may reuse the ids
-      for (const node of canvasesWithin(event.data?.node)) show(node, known);
-    }
+    if (event.type === FULL_SNAPSHOT) known.canvases.clear(); // another page may reuse the ids
+    for (const node of nodesOf(event)) if (isCanvas(node)) show(node, known);
     if (event.type !== INCREMENTAL) continue;
-    if (event.data?.source === MUTATION) {
-      for (const add of list(event.data.adds)) for (const node of canvasesWithin(add?.node)) show(node, known);
+    if (event.data?.source === MUTATION)
       for (const change of list(event.data.attributes)) follow(change, known.canvases.get(change?.id));
-    }
     if (event.data?.source === CANVAS) paint(event, known);
   }
   return [...known.empty].filter((id) => !known.drawn.has(id)).length;
 }
 
-/** Every canvas below this node: with a list of its own, since recordings may be nested deeper than calls. */
-function* canvasesWithin(root) {
-  const waiting = [root];
-  while (waiting.length) {
-    const node = waiting.pop();
-    if (!node || typeof node !== "object") continue;
-    if (typeof node.tagName === "string" && node.tagName.toLowerCase() === "canvas") yield node;
-    for (const child of list(node.childNodes)) waiting.push(child);
-  }
-}
+const isCanvas = (node) => typeof node.tagName === "string" && node.tagName.toLowerCase() === "canvas";
 
 /** Gives a recorded canvas its box, and the frame of its snapshot, or the one before it was moved in the page. */
 function show(node, known) {
@@ -112,5 +101,3 @@ function side(value, name) {
   const pixels = /^\s*\+?[0-9]+/.test(String(value)) ? Number.parseInt(value, 10) : SIDE_PIXELS[name];
   return Math.min(pixels, SIDE_PIXELS_MAX);
 }
-
-const list = (value) => (Array.isArray(value) ? value : []);

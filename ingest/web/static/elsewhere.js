@@ -4,7 +4,9 @@
 // policy keeps away until the viewer wants it. The policy then allows these hosts and no others, so a host that is not
 // found here, or that another host's style sheet names, stays blocked.
 
-const FULL_SNAPSHOT = 2, INCREMENTAL = 3, MUTATION = 0, STYLE_RULE = 8, ADOPTED = 15;
+import { FULL_SNAPSHOT, INCREMENTAL, MUTATION, list } from "./rrweb.js";
+
+const STYLE_RULE = 8, ADOPTED = 15;
 const LOADING = new Set(["src", "poster", "background", "xlink:href"]);
 const LOADING_TAGS = new Set(["img", "image", "input", "video", "audio", "source", "track", "body", "table", "td", "th", "tr", "use"]);
 const SVG_TAGS = new Set(["image", "feimage", "use"]);
@@ -75,5 +77,3 @@ function keep(value, found) {
     // no address, so nothing would be loaded
   }
 }
-
-const list = (value) => (Array.isArray(value) ? value : []);

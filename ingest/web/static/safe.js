@@ -3,41 +3,23 @@
 // The content security policy keeps content of other servers out, but a browser connects before it asks the policy
 // for some of these (preconnect), or for all that follows (frames). So they are taken out of the events.
 
+import { INCREMENTAL, MUTATION, list, nodesOf } from "./rrweb.js";
+
 const DEAD = new Set(["iframe", "frame", "embed", "object", "portal", "fencedframe", "applet"]);
 const SOURCES = ["src", "rr_src", "srcdoc", "data", "code", "codebase", "archive"];
 const KEPT_LINKS = new Set(["stylesheet", "alternate"]);
-const FULL_SNAPSHOT = 2, INCREMENTAL = 3, MUTATION = 0;
 
 /** Takes out of rrweb events, in place, what would connect. Returns how many attributes that were. */
 export function defuse(events) {
   const tags = new Map(); // node id -> every tag that it has had: ids are the recording's own words
   let count = 0;
-  for (const event of events)
-    for (const root of roots(event)) for (const node of within(root)) count += node_(node, tags);
+  for (const event of events) for (const node of nodesOf(event)) count += node_(node, tags);
   for (const event of events)
     if (event.type === INCREMENTAL && event.data?.source === MUTATION)
       for (const change of list(event.data.attributes))
         if (change?.attributes && typeof change.attributes === "object")
           for (const tag of tags.get(change.id) ?? [""]) count += strip(tag, change.attributes);
   return count;
-}
-
-function roots(event) {
-  if (event?.type === FULL_SNAPSHOT) return [event.data?.node];
-  if (event?.type === INCREMENTAL && event.data?.source === MUTATION)
-    return list(event.data.adds).map((add) => add?.node);
-  return [];
-}
-
-/** Every node below this one: with a list of its own, since recordings may be nested deeper than calls. */
-function* within(root) {
-  const waiting = [root];
-  while (waiting.length) {
-    const node = waiting.pop();
-    if (!node || typeof node !== "object") continue;
-    yield node;
-    for (const child of list(node.childNodes)) waiting.push(child);
-  }
 }
 
 function node_(node, tags) {
@@ -66,5 +48,3 @@ function forbidden(tag, name, attributes) {
   // `rel` alone may turn a link that is drawn already into one that connects.
   return tag === "link" && name === "rel" && !attributes.href && !attributes._cssText;
 }
-
-const list = (value) => (Array.isArray(value) ? value : []);

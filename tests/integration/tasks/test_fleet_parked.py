@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from ingest.core import commands as do
 from ingest.core import events as on
@@ -16,7 +16,7 @@ from ingest.reader.dispatch import Dispatcher
 from ingest.testing.runtime import PARTITION
 from tasks.coordination import Coordination
 from tests.kit.batches import batch_of, segment
-from tests.kit.browser import CHROMIUM, needs_chromium
+from tests.kit.browser import launched, needs_chromium
 from tests.kit.fleet import Fleet
 from tests.kit.flower import PASSWORD, Ask, running
 
@@ -48,10 +48,8 @@ def flower(fleet: Fleet, history: Path) -> Ask:
 
 @pytest.fixture
 def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from ingest.core import events as on
-from tests.kit.browser import CHROMIUM, browser, needs_chromium
+from tests.kit.browser import browser, launched, needs_chromium
 from tests.kit.library import Library
 from tests.kit.office import Office
 from tests.kit.web_pages import START_SECONDS_MAX, running
@@ -26,10 +26,8 @@ TOO_WIDE = """() => [...document.querySelectorAll("body *")]
 
 @pytest.fixture
 def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with launched() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture

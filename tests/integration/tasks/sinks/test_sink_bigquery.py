@@ -16,25 +16,17 @@ from tasks.migrate.bigquery import migrate_tables
 from tasks.settings import Settings
 from tasks.sinks.bigquery.sink import BigQuerySink, client
 from tasks.wire import Row
+from tests.kit import write_streams
 from tests.kit.parsing import parsed
 from tests.kit.scripted_server import Answer, Received, answering
 from tests.kit.sink_answers import rows_streamed
 
-NOON = 1_795_000_000
+NOON = write_streams.NOON
 
 
 def fact(number: int, table: str = "replay_events", **given: Any) -> Row:
-    fields = {
-        "row_id": f"row-{number}",
-        "event_type": "ui.click",
-        "timestamp": NOON + number,
-        "org_id": 1,
-        "project_id": 2,
-        "replay_id": "0" * 32,
-        "segment_id": number,
-        "attributes": json.dumps({"url": 'http://a/"ä'}),
-    } | given
-    return Row(table, f"row-{number}", json.dumps(fields, ensure_ascii=False).encode(), number)
+    """A good row, received on a full second."""
+    return write_streams.fact(number, table, **{"timestamp": NOON + number} | given)
 
 
 @pytest.fixture
