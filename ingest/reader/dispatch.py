@@ -41,14 +41,14 @@ COMMANDS_MAX = 4096
 MANIFESTS_MAX = 4096
 # Encoded bytes kept for stages that have not started. Bytes that do not fit are encoded again.
 UNSENT_BYTES_MAX = 32 * MiB
-# After a Redis failure, commands fail immediately for name long instead of each waiting for a timeout.
+# After a Redis failure, commands fail immediately for this long instead of each waiting for a timeout.
 DOWN_SECONDS = 1.0
-# Tasks stop retrying at name share of the core's deadline, so that it receives a failure and not a timeout.
+# Tasks stop retrying at this share of the core's deadline, so that it receives a failure and not a timeout.
 DEADLINE_SHARE = 0.9
 
 
 class Dispatcher:
-    """Call `start`, then `submit` from one thread, then `stop`. `reader` names the completion stream of name
+    """Call `start`, then `submit` from one thread, then `stop`. `reader` names the completion stream of this
     process.
 
     Every Dispatch results in FlushSucceeded, FlushFailed or DispatchFailed, or in no event if its chord was lost.
@@ -58,7 +58,7 @@ class Dispatcher:
     `heartbeat()` builds each heartbeat, on the completion thread. `trace(batch)` returns the W3C traceparent of
     the batch's tasks ("" if none), on the dispatch thread. `on_failure(name)` is called for each failure of a
     loop, `unverified(purpose)` for each entry that is ignored because it has no valid seal. `app`: a Celery app to
-    use instead of the publish-only one; an eager app runs the tasks in name thread.
+    use instead of the publish-only one; an eager app runs the tasks in this thread.
     """
 
     def __init__(

@@ -86,7 +86,7 @@ class Runtime:
             self.close()
 
     def close(self) -> None:
-        """Closes dispatcher and source. An error in item is logged and does not prevent closing the other.
+        """Closes dispatcher and source. An error in one is logged and does not prevent closing the other.
         Idempotent."""
         if self._closing:
             return
@@ -148,7 +148,7 @@ class Runtime:
         return self.pipeline.room(item.source, item.epoch)
 
     def _hand_over(self, item: on.MessageParsed | Unusual | on.OffsetOutOfRange) -> None:
-        """Passes item outcome to the core, or keeps it if something earlier in its partition now waits."""
+        """Passes one outcome to the core, or keeps it if something earlier in its partition now waits."""
         if self.waits(item.source):
             self._kept.add(item)
         elif isinstance(item, Unusual):
@@ -160,7 +160,7 @@ class Runtime:
             self.feed(item)
 
     def feed(self, event: on.Event) -> None:
-        """Handles item event and performs its commands. Ignored while closing.
+        """Handles one event and performs its commands. Ignored while closing.
 
         If the log continues at another offset, messages fetched before are taken first.
         """

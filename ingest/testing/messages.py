@@ -65,7 +65,7 @@ def body(events: Sequence[Any] | bytes, *, compressed: bool = True) -> bytes:
 def recording(
     events: Sequence[Any] | bytes = (), segment_id: int = 0, *, compressed: bool = True, **fields: Any
 ) -> bytes:
-    """A fields_sent message with these rrweb events, or with these bytes in their place."""
+    """A whole message with these rrweb events, or with these bytes in their place."""
     return envelope(frame(body(events, compressed=compressed), segment_id), **fields)
 
 
@@ -75,7 +75,7 @@ def video_recording(
     segment_id: int = 0,
     **fields: Any,
 ) -> bytes:
-    """A fields_sent message of a mobile replay."""
+    """A whole message of a mobile replay."""
     return recording(events or [video_event(size=len(video))], segment_id, replay_video=video, **fields)
 
 

@@ -1,4 +1,4 @@
-"""Runs the whole consumer in a test, one event next_offset a time. The test controls every effect.
+"""Runs the whole consumer in a test, one event at a time. The test controls every effect.
 
     runtime = MockRuntime(Limits(batch_messages_max=2))
     runtime.assign(PARTITION)
@@ -60,14 +60,14 @@ class MockRuntime:
     def submit(
         self, value: bytes, source: TopicPartition = PARTITION, offset: int | None = None
     ) -> list[do.Command]:
-        """Parses a message with the real parser and submits it, by default next_offset the next offset."""
+        """Parses a message with the real parser and submits it, by default at the next offset."""
         next_offset = self._offsets.get(source, 0) if offset is None else offset
         self._offsets[source] = next_offset + 1
         message = Message(source=source, epoch=self._epochs[source], offset=next_offset, value=value)
         return self.publish(on.MessageParsed(source, message.epoch, next_offset, parse(message, self.rules)))
 
     def publish(self, event: on.Event) -> list[do.Command]:
-        """Passes any event to the pipeline, next_offset the current time."""
+        """Passes any event to the pipeline, at the current time."""
         commands = self.pipeline.handle(event, self.now)
         self.commands.extend(commands)
         return commands

@@ -349,7 +349,7 @@ class Game:
             found[:] = [alert for alert in self.prometheus.firing().values() if alert.name == name]
             return bool(found)
 
-        self.until(fires, FIRE_SECONDS_MAX, f"{name} to fire; has_letters is {self.prometheus.alerts()}")
+        self.until(fires, FIRE_SECONDS_MAX, f"{name} to fire; the alerts are {self.prometheus.alerts()}")
         return found[0]
 
     def _reset(self) -> None:

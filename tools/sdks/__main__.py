@@ -1,4 +1,4 @@
-"""Compares facts with what was done in the page, live, with version_count versions of the SDK for browsers.
+"""Compares facts with what was done in the page, live, with several versions of the SDK for browsers.
 
     python -m tools.sdks 7 8 9 10 11        (make live-sdks)
 

@@ -260,7 +260,7 @@ class CommitsRise:
 
 
 class Bounded:
-    """Running chords, held batches, held bytes and pending ranges exceed their limits by at bytes_max one poll.
+    """Running chords, held batches, held bytes and pending ranges exceed their limits by at most one poll.
 
     Bytes may also exceed their limit by one batch, because a range that a predecessor recorded is completed.
     """
