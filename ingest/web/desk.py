@@ -57,7 +57,7 @@ class LetterFilter:
 
     @property
     def selection(self) -> dlq.Selection:
-        """The part that the reading of the topic knows."""
+        """The filters that are applied while the topic is read."""
         return dlq.Selection(self.reason or None, self.sink or None, include_replayed=self.include_replayed)
 
     def matches(self, shown: Mapping[str, Any]) -> bool:
@@ -126,7 +126,7 @@ class Desk:
             raise Refused(503, str(error)) from error
 
     def retry_batches(self, batch_ids: Sequence[str], reason: str, by: str) -> dict[str, Any]:
-        """Requests an immediate retry of all of them; one entry in the audit trail."""
+        """Requests an immediate retry of these batches. Writes one audit entry."""
         try:
             return _outcomes(retry_all(self._coordination, batch_ids, by, reason.strip()))
         except ValueError as error:
@@ -137,7 +137,7 @@ class Desk:
             raise Refused(503, str(error)) from error
 
     def abandon_batches(self, batch_ids: Sequence[str], reason: str, by: str) -> dict[str, Any]:
-        """Abandons them one after another: their messages become dead letters first."""
+        """Abandons these batches one after another. Their messages become dead letters first."""
         sink = build("dead_letter", self._settings)
         try:
             return _outcomes(abandon_all(self._settings, self._coordination, sink, batch_ids, reason.strip(), by))
@@ -163,7 +163,7 @@ class Desk:
             sink.close()
 
     def dead_letters(self, chosen: LetterFilter) -> dict[str, Any]:
-        """The first matching letters, and counts by reason and sink of all that have the reason and sink."""
+        """The first matching letters, and the number of letters by reason and sink."""
         counts: Counter[tuple[str, str]] = Counter()
         shown: list[dict[str, Any]] = []
         matching = 0
@@ -223,7 +223,7 @@ def _outcomes(outcomes: Outcomes) -> dict[str, Any]:
 
 
 def _letter(letter: dlq.Letter, about: dict[str, Any]) -> dict[str, Any]:
-    """What the page shows of a letter; nothing of the content if its replay was erased."""
+    """The fields of a letter that the page shows. Content is omitted if its replay was erased."""
     project = letter.project_id
     start = "" if about["erased"] else letter.value[:PREVIEW_BYTES].decode("utf-8", "replace")
     content = printable(without_secrets(start), ".")

@@ -68,7 +68,7 @@ class OperatorHandler(Handler):
         return text
 
     def ids_of(self, body: dict[str, Any], name: str) -> list[str]:
-        """A list of ids of the body."""
+        """A list of ids from the request body."""
         ids = body.get(name)
         if not isinstance(ids, list) or not all(
             isinstance(one, str) and len(one) <= ID_CHARACTERS_MAX for one in ids[:IDS_MAX]

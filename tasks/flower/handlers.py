@@ -123,7 +123,7 @@ class FlushTaskView(TaskView):  # type: ignore[misc]
     """Flower's task page of a flush task, with a link to its batch, and a retry button if it failed."""
 
     def render_string(self, template_name: str, **kwargs: Any) -> bytes:
-        """Renders the page with ours next to Flower's buttons."""
+        """Renders the page with our buttons next to Flower's."""
         page: bytes = super().render_string(template_name, **kwargs)
         task = kwargs.get("task")
         if template_name != "task.html" or task is None or ACTIONS not in page:

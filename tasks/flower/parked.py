@@ -55,7 +55,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One flush task or callback as Flower knows it."""
+    """A flush task or callback, as recorded by Flower."""
 
     uuid: str
     name: str
@@ -76,7 +76,7 @@ def operator_of(handler: Any) -> str:
 
 
 def arguments_of(task: Any) -> dict[str, Any]:
-    """Keyword arguments of a flush task as Flower knows it, from their text; empty for other tasks."""
+    """Keyword arguments of a flush task, parsed from Flower's record; empty for other tasks."""
     if not sink_of(str(task.name or "")):
         return {}
     try:
@@ -110,10 +110,10 @@ def chord_of(task: Any) -> ChordName | None:
 
 
 class _Page(BaseHandler):  # type: ignore[misc]
-    """What both pages have in common: the policy, blocking work in threads, errors of servers."""
+    """The base of both pages: content security policy, blocking calls in threads, error responses."""
 
     def prepare(self) -> None:
-        """The policy is stricter than Flower's pages could be."""
+        """Sets a content security policy that Flower's own pages could not meet."""
         super().prepare()
         self.set_header("Content-Security-Policy", POLICY)
         self.set_header("Cache-Control", "no-store")
@@ -331,7 +331,7 @@ def _run(uuid: str, task: Any, chord: ChordName | None) -> Run:
 
 
 def _matching(coordination: Coordination, chosen: Selection, seen_until: str) -> list[str]:
-    """Batches that match and were parked when the page was shown: nobody has seen later ones."""
+    """Matching batches that were parked when the page was rendered: the operator has not seen others."""
     try:
         until = float(seen_until)
     except ValueError:

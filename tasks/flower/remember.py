@@ -22,7 +22,8 @@ class _NoMetrics:
 
 
 def remember(events: Any, settings: Settings) -> Callable[[], None]:
-    """Replays the history into Flower's state, records every further event, and returns what ends it.
+    """Replays the history into Flower's state, records every further event, and returns a function
+    that stops recording.
 
     Without a path there is no history. Raises HistoryError.
     """

@@ -103,7 +103,7 @@ def _row(about: Mapping[str, Any], now: float) -> Parked:
 
 
 def duration_text(seconds: float) -> str:
-    """A length of time with its two largest units: `4 s`, `3 m 20 s`, `2 h 5 m`, `3 d 4 h`."""
+    """A duration in its two largest units: `4 s`, `3 m 20 s`, `2 h 5 m`, `3 d 4 h`."""
     whole = max(0, round(seconds))
     units = ((86_400, "d"), (3600, "h"), (60, "m"), (1, "s"))
     parts: list[str] = []

@@ -1,4 +1,4 @@
-"""Our templates beside Flower's: ours extend its `base.html`, and every page links to the parked batches."""
+"""Loads our templates and Flower's. Ours extend its `base.html`; every page links to the parked batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ITEM_END = b"</li>"
 
 
 class Templates(BaseLoader):
-    """Loads a template from our folder, else from Flower's."""
+    """Loads a template from our directory, otherwise from Flower's."""
 
     def resolve_path(self, name: str, parent_path: str | None = None) -> str:
         """Names are relative to both folders, which have no subfolders."""
