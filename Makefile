@@ -33,7 +33,8 @@ demo: $(STAMP) ## run the whole system once on the embedded stack, and compare e
 PYTEST := -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 # The quick tests of packages that have a coverage floor. To include tests that use servers, which take longer:
 # COVERED="tests/unit tests/eager tests/integration"
-COVERED := $(addprefix tests/unit/,benchmarks cli core local observe operate reader tasks testing web) tests/eager \
+COVERED := $(addprefix tests/unit/,benchmarks cli core local observe operate reader tasks testing trial web) tests/eager \
+  tests/integration/tasks/sinks/test_storage_write.py \
   $(addprefix tests/unit/tools/,gameday test_audit.py test_documents.py test_habits.py test_history.py)
 
 # With MEASURED=1 (for CI) each test runs once, those in COVERED under coverage, for `make floors` afterwards.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -45,11 +46,26 @@ def test_a_file_without_a_package_is_an_error():
 
 
 def test_the_repository_has_a_floor_for_every_package():
-    """No floor is zero."""
+    """No floor is zero. The floor of `ingest` is only for the modules directly in it."""
     listed = floors(REPOSITORY / "pyproject.toml")
+    subpackages = {f"ingest/{init.parent.name}" for init in (REPOSITORY / "ingest").glob("*/__init__.py")}
+
+    assert subpackages <= set(listed)
     files = [
         path.relative_to(REPOSITORY) for top in ("ingest", "tasks") for path in (REPOSITORY / top).rglob("*.py")
     ]
 
     assert set(by_package({str(path): file_coverage(1, 1) for path in files}, listed)) == set(listed)
     assert all((REPOSITORY / Path(package)).is_dir() and floor > 0 for package, floor in listed.items())
+
+
+def test_unit_tests_of_every_package_run_under_coverage():
+    """Coverage of a package whose tests run elsewhere would be near zero."""
+    covered = re.search(
+        r"^COVERED := \$\(addprefix tests/unit/,([^)]*)\)", (REPOSITORY / "Makefile").read_text(), re.M
+    )
+
+    assert covered is not None
+    packages = {init.parent.name for init in (REPOSITORY / "ingest").glob("*/__init__.py")}
+    tested = {package for package in packages if (REPOSITORY / "tests/unit" / package).is_dir()}
+    assert tested <= set(covered[1].split())
