@@ -8,7 +8,8 @@ from typing import IO
 import click
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from ingest.cli.common import EXIT_FAILED, as_json, by_option, echo, echo_json, fail, settings
+from ingest.cli.common import EXIT_FAILED, as_json, by_option, echo_json, fail, settings
+from ingest.cli.confirm import confirm, expect_terminal, yes_option
 from ingest.cli.ranges import Finite
 from ingest.cli.scope import since_option, until_option
 from ingest.operate.terminal import Terminal
@@ -21,7 +22,7 @@ from tasks.wire import SinkName
 @until_option
 @click.option("--list", "listed", type=click.File("r"), help="Replay ids, one per line; - for standard input.")
 @click.option("--dry-run", is_flag=True, help="Compare and report what would be written; write nothing.")
-@click.option("--yes", is_flag=True, help="Skip the confirmation prompt.")
+@yes_option
 @click.option("--rate", default=50.0, show_default=True, type=Finite(0.1), help="Recordings per second.")
 @click.option(
     "--limit",
@@ -63,6 +64,7 @@ def backfill(
         selection = Selection(project, since, until, named)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    expect_terminal(yes=yes or dry_run)
     loaded = settings()
     for needed in (SinkName.GCS, SinkName.CLICKHOUSE):
         if needed not in loaded.sinks:
@@ -72,9 +74,11 @@ def backfill(
     try:
         request = Backfill(loaded, selection)
         count = request.count()
-        if not (dry_run or yes):
-            echo(f"{count} recordings are selected; --dry-run shows what would be written", err=True)
-            click.confirm(f"Rebuild the rows of {count} recordings?", abort=True, err=True)
+        confirm(
+            lambda: f"{count} recordings are selected; --dry-run shows what would be written",
+            f"Rebuild the rows of {count} recordings?",
+            yes=yes or dry_run,
+        )
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task("backfill", total=count)
             found = request.run(

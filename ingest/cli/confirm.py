@@ -1,28 +1,49 @@
-"""Asks for confirmation before an irreversible change, if there is a terminal and no `--yes`."""
+"""Asks for confirmation before an irreversible change. Without a terminal to ask on, `--yes` is required."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import IO, Any
 
 import click
 
 from ingest.cli.common import echo
 
 yes_option = click.option(
-    "--yes",
-    is_flag=True,
-    help="Skip the confirmation prompt. Without a terminal there is no prompt, and the command proceeds.",
+    "--yes", is_flag=True, help="Skip the confirmation prompt. Required if standard input is not a terminal."
 )
 
 
+class NotATerminal(click.ClickException):
+    """There is nobody to ask for confirmation. click prints one line and exits with 2."""
+
+    exit_code = 2
+
+    def __init__(self) -> None:
+        super().__init__("not a terminal: add --yes to confirm")
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """click calls this at the end of the command."""
+        echo(f"replays-ingest: {self.message}", err=True)
+
+
+def expect_terminal(*, yes: bool) -> None:
+    """Raises NotATerminal if confirmation is required and cannot be asked for.
+
+    Commands call it before they contact a server.
+    """
+    if not (yes or sys.stdin.isatty()):
+        raise NotATerminal
+
+
 def confirm(consequences: Callable[[], str], question: str, *, yes: bool) -> None:
-    """On a terminal, prints the consequences and asks for confirmation. The answer "no" ends the command with exit
-    code 1.
+    """Prints the consequences and asks for confirmation. The answer "no" ends the command with exit code 1.
 
     `consequences` is called only if its text is printed, because counting what would change may take long.
     """
-    if yes or not sys.stdin.isatty():
+    expect_terminal(yes=yes)
+    if yes:
         return
     echo(consequences(), err=True)
     click.confirm(question, abort=True, err=True)

@@ -11,6 +11,7 @@ from typing import IO, Any
 import click
 
 from ingest.cli.common import EXIT_FAILED, as_json, by_option, echo, echo_json, fail, redis_required, settings
+from ingest.cli.confirm import confirm, expect_terminal, yes_option
 from ingest.cli.ranges import Finite
 
 
@@ -23,7 +24,7 @@ from ingest.cli.ranges import Finite
 @click.option("--all", "everything", is_flag=True, help="All stored replays of the project.")
 @click.option("--list", "listed", type=click.File("r"), help="Replay ids, one per line; - for standard input.")
 @click.option("--dry-run", is_flag=True, help="Print what would be erased and what would remain; erase nothing.")
-@click.option("--yes", is_flag=True, help="Skip the confirmation prompt.")
+@yes_option
 @click.option("--rate", default=5.0, show_default=True, type=Finite(0.01), help="Replays per second.")
 @click.option(
     "--wait-seconds",
@@ -70,6 +71,7 @@ def erase(
         named = [plain_id(text) for text in replay_ids] if listed is None else listed_ids(listed)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    expect_terminal(yes=yes or dry_run)
     loaded = settings()
     with redis_required():
         try:
@@ -82,9 +84,8 @@ def erase(
                 left = [line for holdings in found for line in erasure.left_of(holdings)]
                 _print(found, left, "would erase", as_json, dry_run=True)
                 return
-            if not yes:
-                what = described(found[0]) if len(found) == 1 else f"{len(found)} replays of project {project}"
-                click.confirm(f"Erase {what}? This cannot be undone", abort=True, err=True)
+            what = described(found[0]) if len(found) == 1 else f"{len(found)} replays of project {project}"
+            confirm(lambda: f"Selected: {what}.", "Erase? This cannot be undone", yes=yes)
             done = erasure.erase(by=by, wait_seconds=wait_seconds)
         except EraseFailed as error:
             fail(str(error))

@@ -22,7 +22,7 @@ from ingest.cli.common import (
     redis_required,
     settings,
 )
-from ingest.cli.confirm import confirm, yes_option
+from ingest.cli.confirm import confirm, expect_terminal, yes_option
 from ingest.cli.listing import Listing
 from ingest.cli.ranges import Finite
 from ingest.operate.terminal import Terminal
@@ -213,6 +213,7 @@ def batches_abandon(batch_id: str, reason: str, yes: bool, by: str) -> None:
     from tasks.operate import NotParked, ReaderGone, abandon
     from tasks.sinks import build
 
+    expect_terminal(yes=yes)
     loaded = settings()
     with redis_required():
         about = coordination_of(loaded).parked().get(batch_id)

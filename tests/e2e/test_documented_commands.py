@@ -69,14 +69,14 @@ RUN: dict[str, str] = {
     "replays-ingest audit": "",
     "replays-ingest batches show": "",
     "replays-ingest batches retry": "",
-    "replays-ingest batches abandon": "",
+    "replays-ingest batches abandon": "--yes",
     "celery -A tasks inspect": "",
     "replays-ingest load": "--count 20",
     "replays-ingest local up": "--directory stack",
     "replays-ingest local logs": "--directory stack",
     "replays-ingest local down": "--directory stack",
     "replays-ingest tenants limit": "",
-    "replays-ingest tenants kill": "",
+    "replays-ingest tenants kill": "--yes",
 }
 NOT_RUN = {
     "replays-ingest local up --all": "tests/integration/local/test_programs.py runs it",

@@ -41,7 +41,7 @@ def test_a_disabled_project_and_the_audit_trail_survive_an_emptied_redis(tmp_pat
         project = int(sizes[-1][0])
         assert len(sizes) > 1
 
-        system.command("tenants", "kill", str(project), "--by", "ann")
+        system.command("tenants", "kill", str(project), "--yes", "--by", "ann")
         seeds = count(2)
 
         def followed() -> bool:

@@ -81,7 +81,7 @@ def test_a_row_that_bigquery_refuses_is_a_letter_with_its_reason(
     assert_is_about(letter, old)
     assert objects_named(system, OLD_ID) == 1
 
-    again = json.loads(system.command("dlq", "replay", "--sink", "bigquery", "--json", ok=False))
+    again = json.loads(system.command("dlq", "replay", "--sink", "bigquery", "--yes", "--json", ok=False))
     assert again["written"] == 0
     assert "outside the allowed bounds" in again["failed"][0][1]
     assert [found["replayed"] for found in letters(system, "bigquery")] == [False]
@@ -105,12 +105,12 @@ def test_a_batch_refused_for_one_row_lacks_only_that_row_until_its_replay(
     assert (dry["written"], dry["produced"], dry["failed"]) == (1, 0, [])
     assert rows_of_banned(system, "replay_segments") == 0
 
-    real = system.json("dlq", "replay", "--sink", "clickhouse", "--by", "test")
+    real = system.json("dlq", "replay", "--sink", "clickhouse", "--yes", "--by", "test")
 
     assert (real["written"], real["produced"], real["failed"]) == (1, 0, [])
     assert rows_of_banned(system, "replay_segments") == 1
     assert held_elsewhere(system) == before
-    assert system.json("dlq", "replay", "--sink", "clickhouse")["written"] == 0
+    assert system.json("dlq", "replay", "--sink", "clickhouse", "--yes")["written"] == 0
     audit = Coordination(connect(system.settings), system.settings).audited()
     assert any(action["what"] == "dlq_replay" and action["sink"] == "clickhouse" for action in audit)
 

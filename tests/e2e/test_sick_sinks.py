@@ -167,7 +167,7 @@ def test_a_flood_of_one_project_is_shed_by_rule(tmp_path: Path) -> None:
     """The kill switch drops and counts a project's messages; other projects' are kept, and offsets advance."""
     shed, kept = 11, 12
     with System(tmp_path) as system:
-        system.command("tenants", "kill", str(shed), "--by", "test")
+        system.command("tenants", "kill", str(shed), "--yes", "--by", "test")
         assert system.json("tenants", "ls")["killed"] == [shed]
 
         def dropped() -> bool:
@@ -247,9 +247,9 @@ def test_dead_letters_are_listed_shown_and_replayed_once(tmp_path: Path) -> None
 
         dry = system.json("dlq", "replay", "--reason", reason, "--dry-run")
         assert (dry["produced"], dry["failed"]) == (count, [])
-        real = system.json("dlq", "replay", "--reason", reason, "--by", "test")
+        real = system.json("dlq", "replay", "--reason", reason, "--yes", "--by", "test")
         assert (real["produced"], real["failed"]) == (count, [])
-        again = system.json("dlq", "replay", "--reason", reason)
+        again = system.json("dlq", "replay", "--reason", reason, "--yes")
         assert again["produced"] == 0
 
         def came_back() -> bool:

@@ -5,6 +5,10 @@ errors.
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +16,7 @@ from typing import Any
 from click.testing import CliRunner
 
 from ingest.cli.main import main
+from tests.kit.paths import ROOT
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +36,22 @@ def command(env: Mapping[str, str], *arguments: str) -> CommandResult:
     """Runs a command. Unhandled exceptions of the command are raised."""
     result = CliRunner().invoke(main, arguments, env={**env, "COLUMNS": "250"}, catch_exceptions=False)
     return CommandResult(result.exit_code, result.stdout, result.stderr)
+
+
+def on_a_terminal(env: Mapping[str, str], answer: str, *arguments: str) -> str:
+    """The output of the command on a terminal where the user answers its question as given."""
+    ours, theirs = pty.openpty()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ingest.cli", *arguments],
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **env, "PYTHONPATH": str(ROOT)},
+            text=True,
+        )
+        os.write(ours, f"{answer}\n".encode())
+        return process.communicate(timeout=60)[0]
+    finally:
+        os.close(ours)
+        os.close(theirs)

@@ -103,7 +103,7 @@ def test_an_erased_replay_does_not_come_back(tmp_path: Path) -> None:
         assert not any(count_items(system, project, replay_id).values())
 
         assert dead_letter_messages_of(system, replay_id) > 0
-        system.command("dlq", "replay", "--reason", "abandoned", ok=False)
+        system.command("dlq", "replay", "--reason", "abandoned", "--yes", ok=False)
         account = json.loads(system.command("reconcile", "--repair", "--json", "--by", "ann"))
         assert account["ok"]
         assert account["erased"] > 0

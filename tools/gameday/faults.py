@@ -250,7 +250,7 @@ def replay_refused(game: Game) -> None:
         game.command("dlq", "show", game.letters(sink)[0]["id"])
     game.step("ClickHouse: ALTER TABLE replay_segments DROP CONSTRAINT banned")
     execute(game, "ALTER TABLE replay_segments DROP CONSTRAINT banned")
-    game.command("dlq", "replay", "--sink", "clickhouse", *BY)
+    game.command("dlq", "replay", "--sink", "clickhouse", "--yes", *BY)
 
 
 def lose_column(game: Game) -> None:
@@ -313,7 +313,7 @@ def send_one_projects_garbage(game: Game) -> None:
 def shed_project(game: Game) -> None:
     letters = game.json("dlq", "ls")["letters"]
     game.command("dlq", "show", letters[-1]["id"])
-    game.command("tenants", "kill", str(game.load.garbage_project), *BY)
+    game.command("tenants", "kill", str(game.load.garbage_project), "--yes", *BY)
 
 
 def fix_sdk(game: Game) -> None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +9,8 @@ import pytest
 from ingest.core import events as on
 from ingest.core.model import OffsetRange
 from ingest.operate.text import utc_text
-from tests.kit.commands import CommandResult, command
+from tests.kit.commands import CommandResult, command, on_a_terminal
 from tests.kit.office import MESSAGES, READER, Office
-from tests.kit.paths import ROOT
 
 UNREACHABLE_REDIS = {"REPLAYS_REDIS_URL": "redis://127.0.0.1:1/0"}
 
@@ -74,7 +69,7 @@ def test_without_redis_each_command_reports_what_to_check(office: Office, argume
 
 def test_a_project_is_disabled_while_redis_is_unavailable(office: Office):
     """Readers follow the topic of decisions; the copy in Redis is updated by the next command."""
-    result = command(office.env | UNREACHABLE_REDIS, "tenants", "kill", "7")
+    result = command(office.env | UNREACHABLE_REDIS, "tenants", "kill", "7", "--yes")
 
     assert (result.code, result.out) == (
         0,
@@ -127,8 +122,8 @@ def test_a_parked_batch_is_abandoned(office: Office):
     """The batch's messages become dead letters first. Without `--reason` the command does nothing."""
     batch = office.park(2, 4)
 
-    unexplained = command(office.env, "batches", "abandon", batch.id, "--reason", " ")
-    result = command(office.env, "batches", "abandon", batch.id, "--reason", "the table is gone")
+    unexplained = command(office.env, "batches", "abandon", batch.id, "--reason", " ", "--yes")
+    result = command(office.env, "batches", "abandon", batch.id, "--reason", "the table is gone", "--yes")
 
     assert "a reason is required" in failed(unexplained)
     assert "2 messages are dead letters" in result.out
@@ -141,7 +136,7 @@ def test_a_batch_of_a_stopped_reader_is_left_unchanged(office: Office):
     office.leave()
 
     assert READER in failed(command(office.env, "batches", "retry", batch.id))
-    assert READER in failed(command(office.env, "batches", "abandon", batch.id, "--reason", "why not"))
+    assert READER in failed(command(office.env, "batches", "abandon", batch.id, "--reason", "why not", "--yes"))
     assert office.coordination.audited() == []
 
 
@@ -154,7 +149,7 @@ def test_rules_for_projects_are_set_and_removed(office: Office):
     assert "no rules" in command(env, "tenants", "ls").out
 
     for arguments in (
-        ("kill", "7"),
+        ("kill", "7", "--yes"),
         ("limit", "8", "--per-second", "5"),
         ("limit", "9", "--per-second", "1", "--burst", "3"),
     ):
@@ -198,8 +193,8 @@ def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Pa
     shown = command(env, "dlq", "show", letter["id"])
     reported = command(env, "dlq", "show", letter["id"], "--json").json
     dry = command(env, "dlq", "replay", "--id", letter["id"], "--dry-run", "--json").json
-    result = command(env, "dlq", "replay", "--reason", "no_header", "--by", "ann")
-    again = command(env, "dlq", "replay", "--reason", "no_header", "--json").json
+    result = command(env, "dlq", "replay", "--reason", "no_header", "--yes", "--by", "ann")
+    again = command(env, "dlq", "replay", "--reason", "no_header", "--yes", "--json").json
 
     assert listed["counts"] == [{"reason": "no_header", "sink": "", "count": 1}]
     assert "no_header" in text.out
@@ -235,25 +230,6 @@ def test_on_a_terminal_dangerous_commands_state_their_scope_and_ask_for_confirma
     assert "project 7: still off" in again.out
     assert [action["what"] for action in office.coordination.audited()] == ["tenant_kill", "tenant_kill"]
     assert command(office.env, "tenants", "revive", "7").code == 0
-
-
-def on_a_terminal(env: dict[str, str], answer: str, *arguments: str) -> str:
-    """The output of the command on a terminal where the user answers its question as given."""
-    ours, theirs = pty.openpty()
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ingest.cli", *arguments],
-            stdin=theirs,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **env, "PYTHONPATH": str(ROOT)},
-            text=True,
-        )
-        os.write(ours, f"{answer}\n".encode())
-        return process.communicate(timeout=60)[0]
-    finally:
-        os.close(ours)
-        os.close(theirs)
 
 
 def test_replaying_needs_a_selection(office: Office):

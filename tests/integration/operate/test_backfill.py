@@ -28,6 +28,7 @@ from tasks.migrate import migrate
 from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import sink as clickhouse
 from tasks.sinks.gcs import sink as gcs
+from tests.kit.commands import on_a_terminal
 from tests.kit.store import batch_of, write
 
 SEGMENTS, AT_ONCE = 60, 20
@@ -41,9 +42,9 @@ class Stored:
     settings: Settings
     segments: list[Segment]
 
-    def run(self, *arguments: str, answer: str = "") -> Result:
+    def run(self, *arguments: str) -> Result:
         command = ["backfill", "--rate", "10000", "--by", "oncall", *arguments]
-        return CliRunner().invoke(main, command, env=self.env, input=answer, catch_exceptions=False)
+        return CliRunner().invoke(main, command, env=self.env, catch_exceptions=False)
 
     def found(self, *arguments: str) -> dict[str, Any]:
         reported = self.run("--json", *arguments)
@@ -184,10 +185,10 @@ def test_it_asks_for_confirmation_before_it_writes(stored: Stored) -> None:
     stored.clickhouse(f"ALTER TABLE replays DELETE WHERE {CLICKS} SETTINGS mutations_sync = 2")
     before = stored.tables()
 
-    refused = stored.run("--since", "1d", answer="n\n")
+    refused = on_a_terminal(stored.env, "n", "backfill", "--since", "1d")
 
-    assert refused.exit_code == 1
-    assert f"Rebuild the rows of {len(stored.segments)} recordings?" in refused.output
+    assert f"Rebuild the rows of {len(stored.segments)} recordings?" in refused
+    assert "Aborted!" in refused
     assert stored.tables() == before
     assert stored.run("--since", "1d", "--json").exit_code == 2
     assert stored.run("--yes").exit_code == 2

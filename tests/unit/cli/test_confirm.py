@@ -1,0 +1,57 @@
+"""Commands that destroy or resend data never proceed unasked: without a terminal they require `--yes`."""
+
+from __future__ import annotations
+
+import click
+import pytest
+
+from ingest.cli.listing import leaves
+from ingest.cli.main import main
+from tests.kit.commands import command
+
+REPLAY_ID = "0" * 32
+# Arguments that select something, for every command that asks for confirmation.
+ASKING = {
+    "backfill": ("--since", "1d"),
+    "batches abandon": ("t-0-1-2", "--reason", "why not"),
+    "dlq replay": ("--all",),
+    "erase": ("--project", "11", REPLAY_ID),
+    "tenants kill": ("11",),
+}
+# They read, start something, or make a change that another command reverts. `dlq replay --id` names each letter.
+NOT_ASKING = {
+    *("audit", "batches ls", "batches retry", "batches show", "check", "completion", "demo", "dlq ls", "dlq show"),
+    *("events", "fetch", "flower", "inspect", "load", "local down", "local logs", "local status", "local up"),
+    *("migrate", "reconcile", "replays find", "replays ls", "replays show", "shadow", "status"),
+    *("tenants limit", "tenants ls", "tenants revive", "top", "try", "web"),
+}
+NO_SERVERS = {
+    "REPLAYS_KAFKA_BROKERS": "127.0.0.1:1",
+    "REPLAYS_REDIS_URL": "redis://127.0.0.1:1/0",
+    "REPLAYS_CLICKHOUSE_URL": "http://127.0.0.1:1",
+    "REPLAYS_GCS_ENDPOINT": "http://127.0.0.1:1",
+}
+
+
+def test_every_command_asks_or_is_known_to_need_no_question():
+    """A new command must be added to one of the tables. The commands that ask have `--yes`."""
+    found = dict(leaves(main))
+
+    assert set(found) == ASKING.keys() | NOT_ASKING
+    assert {path for path, leaf in found.items() if has_yes(leaf)} == set(ASKING)
+
+
+def has_yes(leaf: click.Command) -> bool:
+    return any("--yes" in parameter.opts for parameter in leaf.params)
+
+
+@pytest.mark.parametrize("path", ASKING)
+def test_without_a_terminal_it_refuses_before_it_contacts_a_server(path: str):
+    """Nobody can answer the question. The command prints one line and exits with 2."""
+    result = command(NO_SERVERS, *path.split(), *ASKING[path])
+
+    assert (result.code, result.out, result.err) == (
+        2,
+        "",
+        "replays-ingest: not a terminal: add --yes to confirm\n",
+    )
