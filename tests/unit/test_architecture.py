@@ -71,7 +71,7 @@ def functions_of(path: Path) -> set[str]:
 
 
 def test_every_step_of_a_message_is_a_function():
-    """The page names files and functions that exist."""
+    """Every file and every function on the page exists."""
     assert [step for step in steps() if step[2] not in functions_of(ROOT / step[1])] == []
 
 

@@ -37,7 +37,7 @@ OLD_RECORD_NAME = re.compile(r"(?<![\w#-])(D[1-9]\d?|DESIGN)(?![\w-])")
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Words of a file that can hold a citation, and their location."""
+    """A part of a file that may contain citations, with its location."""
 
     path: Path
     line: int
@@ -130,7 +130,7 @@ def prose(path: Path) -> Iterator[Text]:
 
 
 def broken_paths(text: Text) -> Iterator[str]:
-    """Paths from the root; for modules also without their extension.
+    """Returns cited paths from the root that do not exist; a module may be cited without its extension.
 
     `docs/runbook.md#replayshalted`, `tests/e2e/test_demo.py::test_x`, `deploy/*/*.yml`, `tasks/wire`
     """
@@ -144,7 +144,7 @@ def broken_paths(text: Text) -> Iterator[str]:
 
 
 def broken_links(text: Text) -> Iterator[str]:
-    """`[words](page.md#heading)`, from the page that holds it."""
+    """Returns links such as `[words](page.md#heading)` that do not resolve from the page that contains them."""
     for target in LINK.findall(text.words):
         if re.match(r"[a-z]+:", target):
             continue
@@ -155,7 +155,7 @@ def broken_links(text: Text) -> Iterator[str]:
 
 
 def broken_files(text: Text) -> Iterator[str]:
-    """`core/ledger.py`, `test_x.py`: the end of some file's path."""
+    """Returns cited files, such as `core/ledger.py` or `test_x.py`, that are not the end of any file's path."""
     for cited in FILE.findall(re.sub(r"https?://\S+", "", text.words)):
         if not any(path.endswith("/" + cited) for path in all_paths()) and not (ROOT / cited).exists():
             yield cited
@@ -224,7 +224,7 @@ def test_every_citation_resolves(path: Path):
     ],
 )
 def test_a_broken_citation_is_found(words: str):
-    """There is one broken citation of each kind, in any position."""
+    """A broken citation of each kind is found, whatever its position."""
     text = Text(ROOT / "README.md", 1, words)
 
     assert [*broken_paths(text), *broken_records(text)]
@@ -241,14 +241,14 @@ def test_a_broken_citation_is_found(words: str):
     ],
 )
 def test_a_broken_citation_is_found_in_prose(words: str):
-    """The citations are files by the end of their path, names in modules, and links."""
+    """Broken citations are found in prose: the end of a file's path, a name in a module, and a link."""
     text = Text(ROOT / "README.md", 1, words)
 
     assert [*broken_files(text), *broken_names(text), *broken_holders(text), *broken_links(text)]
 
 
 def test_valid_citations_are_accepted():
-    """The citations are of every kind and have existing targets."""
+    """Citations of every kind whose targets exist are accepted."""
     words = (
         "docs/decisions/014-same-cut.md docs/runbook.md#erase-a-replay deploy/*/*.yml decision 014 "
         "tests/unit/test_architecture.py::test_the_path_of_a_message_has_no_repetition ingest.core.parse.parse "

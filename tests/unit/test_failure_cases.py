@@ -15,12 +15,12 @@ SECTIONS = [section for section in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1
 
 
 def test_every_test_that_the_page_names_exists() -> None:
-    """A row of the page whose test was renamed or removed proves nothing."""
+    """Every test that the page names exists; a row whose test was renamed or removed proves nothing."""
     assert missing("".join(SECTIONS)) == []
 
 
 def test_there_is_a_section_for_each_kind() -> None:
-    """The page has eight kinds of fault; the list of uncovered cases has no table."""
+    """Each of the eight kinds of fault has a section with a table; the list of uncovered cases has none."""
     assert len(SECTIONS) == 8
     assert "\n## Not covered\n" in PAGE
 

@@ -100,7 +100,7 @@ def test_a_file_imports_only_what_its_package_may(path: Path) -> None:
     ids=["top", "function", "class", "try", "typing"],
 )
 def test_a_planted_import_is_reported(path: str, line: str, form: str) -> None:
-    """Only the line of the import is reported, wherever it is in the file."""
+    """A forbidden import is found anywhere in the file and reported with its line."""
     text = form.format(line=line)
     at = next(number for number, part in enumerate(text.splitlines(), 1) if line in part)
 
@@ -121,7 +121,7 @@ def test_an_import_by_name_at_run_time_is_reported(call: str) -> None:
 
 @pytest.mark.parametrize("call", ["open('x')", "print('x')", "input()", "eval('1')"])
 def test_an_effect_in_the_core_is_reported(call: str) -> None:
-    """The same call is allowed outside the core."""
+    """A call that is forbidden in the core is allowed outside it."""
     assert len(violations("ingest/core/pipeline.py", f"x = {call}")) == 1
     assert violations("ingest/operate/top.py", f"x = {call}") == []
 

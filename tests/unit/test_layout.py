@@ -25,7 +25,7 @@ DIRECT_FILES = {
 
 
 def location_error(path: Path) -> str:
-    """The error in the location of a test file, or an empty string."""
+    """Returns what is wrong with the location of a test file, or an empty string."""
     *folders, name = path.relative_to(TESTS).parts
     kind = folders.pop(0) if folders else ""
     if kind in UNMIRRORED:
@@ -41,7 +41,9 @@ def location_error(path: Path) -> str:
 
 
 def test_every_test_file_mirrors_a_package() -> None:
-    """tests/unit/reader/parsing tests ingest/reader/parsing, tests/integration/tasks/sinks tests tasks/sinks."""
+    """Every test file is in the folder that mirrors its package; tests/unit/reader/parsing tests
+    ingest/reader/parsing.
+    """
     found = {path.relative_to(ROOT).as_posix(): location_error(path) for path in TESTS.rglob("test_*.py")}
 
     assert {path: why for path, why in found.items() if why} == {}
@@ -59,7 +61,7 @@ def test_every_test_file_mirrors_a_package() -> None:
     ],
 )
 def test_a_misplaced_test_file_is_found(place: str) -> None:
-    """Files in old folders, in no folder, and in folders without a package are found."""
+    """A test file in a former folder, in no folder, or in a folder without a package is reported."""
     assert location_error(TESTS / place)
 
 

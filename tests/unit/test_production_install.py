@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 from tests.kit.paths import ROOT
 
-# A finder before all others that hides the modules of the extras, as if they were not installed.
+# Installs an import finder before all others, so that the modules of the extras appear not to be installed.
 WITHOUT_EXTRAS = """
 import importlib.metadata as metadata, sys
 hidden = set({hidden!r})
@@ -78,7 +78,7 @@ def test_production_programs_need_no_extra(module: str) -> None:
 
 @pytest.mark.parametrize("words", [["demo"], ["local", "up"]], ids=" ".join)
 def test_a_command_of_an_extra_names_it(words: list[str]) -> None:
-    """One line says what to install, and the exit code is 1."""
+    """If its extra is missing, a command prints one line that says what to install, and exits with 1."""
     result = run(f"from ingest.cli.main import main; main({words!r})")
 
     assert result.returncode == 1

@@ -19,14 +19,14 @@ UNCONFIGURABLE = {"parked_renew_seconds", "commit_repeat_seconds"}
 
 
 def other_value(value: Any) -> Any:
-    """Another allowed value of the same type."""
+    """Returns an allowed value of the same type that differs from the given one."""
     if isinstance(value, RejectPolicy):
         return next(policy for policy in RejectPolicy if policy is not value)
     return max(value // 2, 1) if isinstance(value, int) else value / 2
 
 
 def test_every_bound_of_the_core_is_a_setting_with_the_same_default() -> None:
-    """Operators can see and change each bound; the core's own default equals the documented one."""
+    """Every bound of the core is a setting, and its default in the core equals the documented default."""
     settings = Settings()
 
     bounds = {field.name for kind in (Limits, ParseRules) for field in fields(kind)}
@@ -37,7 +37,7 @@ def test_every_bound_of_the_core_is_a_setting_with_the_same_default() -> None:
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Limits) if field.name not in UNCONFIGURABLE])
 def test_a_configured_bound_reaches_the_core(name: str) -> None:
-    """A bound reaches the core under its own name and changes no other."""
+    """A configured bound reaches the core under its own name and changes no other bound."""
     value = other_value(getattr(Limits(), name))
     changed = Settings.model_validate({name: value})
 
@@ -63,5 +63,5 @@ def test_check_names_inconsistent_settings() -> None:
 
 
 def test_a_visibility_timeout_just_above_the_longest_run_is_consistent() -> None:
-    """The visibility time-out is one second longer than six calls."""
+    """A visibility time-out that is one second longer than six calls is accepted."""
     assert list(deadlines(Settings(task_visibility_seconds=181, sink_timeout_seconds=30))) == []

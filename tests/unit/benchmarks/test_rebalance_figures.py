@@ -28,7 +28,7 @@ CALM = Outcome(
 
 
 def test_repeated_reads_and_sends_are_a_share_of_the_load() -> None:
-    """Messages and packets are measured separately."""
+    """The share of repeated messages and the share of repeated packets are computed separately."""
     assert (CALM.read_again, CALM.sent_again, CALM.ok) == (0, 0, True)
 
     outcome = replace(CALM, consumed=1100, packets=945)
@@ -40,7 +40,7 @@ def test_repeated_reads_and_sends_are_a_share_of_the_load() -> None:
 
 @pytest.mark.parametrize("fault", [{"missing": "GCS objects"}, {"fell": True}, {"amid": False}])
 def test_a_run_that_lost_something_or_shows_nothing_is_not_ok(fault: dict[str, object]) -> None:
-    """A run without load, or with a rebalance only after the load, proves nothing."""
+    """A run without load, or with a rebalance only after the load has ended, is not ok."""
     assert not replace(CALM, **fault).ok  # type: ignore[arg-type]
 
 
@@ -65,7 +65,9 @@ def test_figures_are_summed_over_their_labels() -> None:
 
 @pytest.fixture
 def child(tmp_path: Path) -> Child:
-    """The log of a reader that was assigned three partitions, one of which was revoked. No process is started."""
+    """A reader that was assigned three partitions, one of which was revoked, built from log lines without a
+    process.
+    """
     found = Children(tmp_path).add("reader", [sys.executable])
     lines = [
         ("partitions_assigned", {"0": None, "1": None}, "10"),
@@ -86,7 +88,7 @@ def test_a_reader_s_log_shows_its_partitions_and_start_offsets(child: Child) -> 
 
 
 def test_a_leaving_reader_owns_its_partitions_while_it_drains(child: Child) -> None:
-    """The revocation at shutdown does not remove the reader's partitions from the result."""
+    """When a reader shuts down, its partitions still count as owned until its drain has ended."""
     with child.log_path.open("a") as log:
         line = {"event": "partitions_revoked", "partitions": [0, 2], "timestamp": "2026-01-01T00:00:13.000000Z"}
         log.write(json.dumps(line) + "\n")

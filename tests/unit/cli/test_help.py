@@ -21,7 +21,7 @@ from tests.kit.paths import ROOT
 
 
 def test_every_command_is_in_one_section():
-    """No command is missing, duplicated or unknown."""
+    """Every command of the program is listed in exactly one section, and no section lists an unknown command."""
     assert sorted(main.commands) == sorted(name for names in SECTIONS.values() for name in names)
 
 
@@ -36,7 +36,7 @@ def test_help_shows_whole_sentences_on_80_columns():
 
 
 def test_every_command_has_an_example_that_parses(monkeypatch: pytest.MonkeyPatch):
-    """The command's own parser accepts every word of the example."""
+    """The example of every command is accepted by that command's own parser."""
     monkeypatch.chdir(ROOT)
     assert set(EXAMPLES) == {"", *(path for path, _ in leaves(main))}
     for path, text in EXAMPLES.items():
@@ -76,7 +76,9 @@ def test_completion_prints_a_script_even_with_wrong_settings(shell: str, monkeyp
 
 
 def test_a_shell_completes_commands():
-    """The variables are those that bash sets to complete `replays-ingest loc`."""
+    """With the variables that bash sets to complete `replays-ingest loc`, the program prints the completion
+    `local`.
+    """
     environment = {"COMP_WORDS": "replays-ingest loc", "COMP_CWORD": "1", "PYTHONPATH": str(ROOT)}
     program = "import sys; sys.argv[0] = 'replays-ingest'; from ingest.cli.main import main; main()"
     result = subprocess.run(
@@ -92,7 +94,7 @@ def test_a_shell_completes_commands():
 
 
 def test_without_a_broker_help_fits_on_one_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """No broker is configured, and none listens at the default address."""
+    """If no broker is configured and none listens at the default address, a short help text is printed."""
     monkeypatch.chdir(tmp_path)
     closed = closed_port()
     settings = Settings.model_construct(_fields_set=set(), kafka_brokers=f"127.0.0.1:{closed}")
@@ -106,7 +108,7 @@ def test_without_a_broker_help_fits_on_one_screen(tmp_path: Path, monkeypatch: p
 
 
 def test_a_configured_or_reachable_broker_is_used():
-    """The reader starts without printing help."""
+    """If a broker is configured or reachable, the reader starts without printing help."""
     closed = closed_port()
     configured = Settings.model_construct(_fields_set={"kafka_brokers"}, kafka_brokers=f"127.0.0.1:{closed}")
     with socket.create_server(("127.0.0.1", 0)) as answering:

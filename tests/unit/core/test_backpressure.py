@@ -14,8 +14,9 @@ def pressure() -> Backpressure:
 
 @pytest.mark.parametrize(("batches", "size_bytes"), [(4, 0), (0, 1000), (9, 9999)])
 def test_at_a_bound_polling_stops(batches: int, size_bytes: int) -> None:
-    """Reaching either bound, batches or bytes, stops polling; the consumer is not paused yet, since a pause
-    discards its prefetched messages.
+    """Reaching the bound on batches or on bytes stops polling.
+
+    The consumer is not paused yet, because a pause discards its prefetched messages.
     """
     full = pressure()
 
@@ -25,7 +26,7 @@ def test_at_a_bound_polling_stops(batches: int, size_bytes: int) -> None:
 
 
 def test_below_the_bounds_messages_are_polled() -> None:
-    """One batch and one byte below the bounds, the reader still has room."""
+    """One batch or one byte below its bounds, the reader still polls."""
     free = pressure()
 
     assert free.update(3, 999, now=0.0) is None
@@ -33,7 +34,7 @@ def test_below_the_bounds_messages_are_polled() -> None:
 
 
 def test_it_pauses_only_after_a_while_at_the_bound() -> None:
-    """Half a second at the bound is normal under load."""
+    """The reader pauses only after half a second at the bound, because shorter periods are normal under load."""
     full = pressure()
     full.update(4, 0, now=10.0)
 
@@ -44,7 +45,10 @@ def test_it_pauses_only_after_a_while_at_the_bound() -> None:
 
 
 def test_it_resumes_at_half_of_both_bounds() -> None:
-    """Resuming one below the bound would make the consumer alternate between paused and resumed."""
+    """The reader resumes at half of both bounds.
+
+    Resuming just below a bound would make it alternate between paused and resumed.
+    """
     full = pressure()
     full.update(4, 0, now=0.0)
     full.update(4, 0, now=1.0)

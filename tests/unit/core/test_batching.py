@@ -27,7 +27,7 @@ def only(batches: list[Batch]) -> Batch:
 
 
 def test_the_message_that_reaches_the_count_cuts() -> None:
-    """With a count of 2, the second message cuts the batch."""
+    """If the maximum count is 2, the second message cuts the batch."""
     open_batch = Builder(PARTITION, 1, limits(batch_messages_max=2))
 
     assert open_batch.add(5, segment(5), now=0.0) == []
@@ -50,14 +50,14 @@ def test_the_message_that_reaches_the_bytes_cuts_and_is_in_the_batch() -> None:
 
 
 def test_a_message_over_the_byte_limit_is_a_batch_of_its_own() -> None:
-    """A message of fifteen megabytes must not wait for other messages."""
+    """A message of fifteen megabytes, over the byte limit, is flushed as a batch of its own without waiting."""
     open_batch = builder(batch_bytes_max=250)
 
     assert only(open_batch.add(0, segment(0, size_bytes=9_999), now=0.0)).size_bytes == 9_999
 
 
 def test_a_batch_ends_before_the_message_that_it_could_not_be_staged_with() -> None:
-    """The message would exceed the maximum of staged bytes, so it begins the next batch."""
+    """A message that would take the batch above the maximum of staged bytes begins the next batch."""
     open_batch = builder(batch_bytes_max=10_000, staged_bytes_max=250)
 
     assert open_batch.add(0, segment(0), now=0.0) == []
@@ -69,7 +69,7 @@ def test_a_batch_ends_before_the_message_that_it_could_not_be_staged_with() -> N
 
 
 def test_a_message_that_is_too_large_is_a_batch_of_its_own() -> None:
-    """Neither earlier nor later messages join its batch."""
+    """A message above the maximum size is the only message of its batch."""
     open_batch = builder(batch_bytes_max=250, staged_bytes_max=250)
     open_batch.add(0, segment(0), now=0.0)
 
@@ -81,7 +81,10 @@ def test_a_message_that_is_too_large_is_a_batch_of_its_own() -> None:
 
 
 def test_a_planned_range_that_grew_too_large_is_cut_in_between_and_keeps_its_end() -> None:
-    """Another release produces more rows from the range, which then exceeds the maximum of staged bytes."""
+    """If another release produces more rows, a planned range above the maximum of staged bytes is cut in two.
+
+    The planned end of the range is kept.
+    """
     open_batch = builder(plan=(4, 9), batch_bytes_max=100, staged_bytes_max=250)
 
     cut = [batch for offset in range(4) for batch in open_batch.add(offset, segment(offset), now=0.0)]
@@ -111,7 +114,7 @@ def test_records_with_long_headers_are_many_batches() -> None:
 
 
 def test_keys_and_headers_of_a_dead_letter_count() -> None:
-    """The key and headers are staged with the dead letter."""
+    """The size of a dead letter includes its key and headers, which are staged with it."""
     small = Reject("schema", "bad", 0, b"v")
     key, headers = bytes(1000), (("n" * 500, bytes(2000)), ("none", None))
 
@@ -119,7 +122,7 @@ def test_keys_and_headers_of_a_dead_letter_count() -> None:
 
 
 def test_the_halves_of_a_batch_hold_its_messages_and_meet() -> None:
-    """Each half begins and ends at a message, so that the same cuts are made again after a restart."""
+    """Each half of a split batch begins and ends at a message, so the same cuts are made after a restart."""
     open_batch = builder(batch_messages_max=5)
     outcomes = [segment(10), drop(), reject(12), segment(13, size_bytes=900), segment(14)]
     whole = only(
@@ -138,7 +141,7 @@ def test_the_halves_of_a_batch_hold_its_messages_and_meet() -> None:
 
 
 def test_halves_leave_out_the_gap_between_them() -> None:
-    """If a recorded end were behind a gap, the next owner would cut before the gap."""
+    """Each half of a split batch ends directly after a message, so the gap between the halves is in neither range."""
     open_batch = builder(batch_messages_max=2)
     open_batch.add(10, segment(10), now=0.0)
 
@@ -170,7 +173,7 @@ def test_age_counts_from_the_first_message_of_the_batch() -> None:
 
 
 def test_an_empty_batch_is_never_due() -> None:
-    """Without messages a batch has no age."""
+    """A batch without messages has no age, so it is never due."""
     assert builder().due(now=1e9) is None
     assert builder().drain(now=1e9) is None
 
@@ -230,7 +233,7 @@ def test_the_id_depends_only_on_the_range() -> None:
 
 
 def test_planned_ends_come_before_count_bytes_and_age() -> None:
-    """A new owner cuts the recorded ranges, whatever its own limits are."""
+    """A new owner cuts the ranges that its predecessor recorded, whatever its own limits are."""
     open_batch = Builder(PARTITION, 1, limits(batch_messages_max=2, batch_age_seconds_max=1.0), (3, 4))
 
     for offset in (0, 1):
@@ -247,7 +250,7 @@ def test_planned_ends_come_before_count_bytes_and_age() -> None:
 
 
 def test_after_the_plan_its_own_limits_apply_again() -> None:
-    """Each planned end is used once."""
+    """After the last planned end, the reader's own limits apply again."""
     open_batch = Builder(PARTITION, 1, limits(batch_messages_max=2), (1,))
     open_batch.add(0, segment(0), now=0.0)
 
@@ -256,8 +259,9 @@ def test_after_the_plan_its_own_limits_apply_again() -> None:
 
 
 def test_a_planned_range_with_a_compacted_end_ends_at_the_next_message() -> None:
-    """Compaction removed the last message: the batch is cut when a later one arrives, which opens the next
-    batch."""
+    """If compaction removed the last message of a planned range, the next message cuts the batch and opens a new
+    one.
+    """
     open_batch = builder(plan=(3, 10))
     open_batch.add(0, segment(0), now=0.0)
 
@@ -268,7 +272,7 @@ def test_a_planned_range_with_a_compacted_end_ends_at_the_next_message() -> None
 
 
 def test_one_message_can_complete_two_batches() -> None:
-    """The message shows that the planned batch is over, and fills a batch of its own."""
+    """A message after the planned end completes the planned batch, and also fills a batch of its own."""
     open_batch = builder(plan=(3, 6))
     open_batch.add(0, segment(0), now=0.0)
 
@@ -278,7 +282,10 @@ def test_one_message_can_complete_two_batches() -> None:
 
 
 def test_a_plan_that_cannot_be_completed_is_abandoned() -> None:
-    """Cutting other ranges only changes batch ids; waiting forever would stop ingestion."""
+    """A plan that cannot be completed is abandoned.
+
+    Cutting other ranges only changes batch ids, whereas waiting forever would stop ingestion.
+    """
     open_batch = builder(plan=(100, 200), batch_age_seconds_max=1.0, plan_seconds_max=30.0)
     open_batch.add(0, segment(0), now=0.0)
 
@@ -303,7 +310,7 @@ def test_a_plan_waits_while_nothing_is_fetched() -> None:
 
 
 def test_each_message_of_a_planned_range_restarts_the_wait() -> None:
-    """A range that arrives slowly is still completed."""
+    """Each message of a planned range restarts the wait, so a range that arrives slowly is still completed."""
     open_batch = builder(plan=(100,), plan_seconds_max=30.0)
     for offset in range(3):
         open_batch.add(offset, segment(offset), now=25.0 * offset)
@@ -327,7 +334,9 @@ def test_shutdown_leaves_an_unfinished_planned_range_to_the_next_owner() -> None
     count=st.integers(1, 6),
 )
 def test_every_message_is_in_exactly_one_batch(steps: list[int], plan: list[int], count: int) -> None:
-    """For any gaps and any planned ends, ranges ascend, do not overlap, and contain every message once."""
+    """For any gaps and any planned ends, the ranges ascend, do not overlap, and contain every message exactly
+    once.
+    """
     offsets = [sum(steps[: n + 1]) for n in range(len(steps))]
     ends = tuple(sum(plan[: n + 1]) for n in range(len(plan)))
     open_batch = Builder(PARTITION, 1, limits(batch_messages_max=count, plan_seconds_max=1.0), ends)

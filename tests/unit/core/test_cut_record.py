@@ -23,7 +23,7 @@ numbers = st.integers(0, NUMBER_MAX)
 def test_an_encoded_record_decodes_to_the_same_values(
     committed: int, steps: list[int], partitions: int, starts: int
 ) -> None:
-    """This holds for any ends above any offset, as far as they fit, and for every other field."""
+    """Any ends above the offset that fit into the record, and all other fields, are read back unchanged."""
     record = Record(TOPIC_ID, partitions, starts, tuple(committed + step for step in steps))
 
     assert decode(committed, encode(committed, record, BYTES_MAX)) == record
@@ -51,7 +51,7 @@ def test_the_longest_fields_fit_into_the_smallest_setting() -> None:
 
 
 def test_without_room_for_the_topic_there_is_no_record() -> None:
-    """Offsets can be committed without a record."""
+    """If the topic does not fit into the record, offsets are committed without one."""
     assert encode(0, Record(TOPIC_ID, 4, 1, (5,)), 10) == ""
     assert encode(0, Record(), BYTES_MAX) == ""
 
@@ -60,8 +60,9 @@ def test_without_room_for_the_topic_there_is_no_record() -> None:
     "foreign", ["", "hello", "3;c=5", "3,5", "1", "1,-3", "1,0", "1,x!", "1,,", '{"json": 1}', "1;2", "2", "2;c=0"]
 )
 def test_foreign_metadata_is_read_as_an_empty_record(foreign: str) -> None:
-    """Other tools may commit for the group with their own metadata. Such metadata plans no ranges and causes no
-    error.
+    """Other tools may commit for the group with their own metadata.
+
+    The metadata of such a commit plans no ranges and causes no error.
     """
     assert decode(10, foreign) == Record()
 
@@ -83,7 +84,7 @@ def test_an_unknown_field_is_ignored() -> None:
 
 
 def test_invalid_cuts_leave_the_other_fields_valid() -> None:
-    """The topic's identity does not depend on the cuts."""
+    """If the cuts in a record are invalid, the topic's identity and the other fields are still read."""
     assert decode(0, f"2;t={TOPIC_ID};s=?;c=5,-1") == Record(TOPIC_ID)
     assert decode(0, f"2;t={'x' * 4000};s=1") == Record(starts=1)
 
@@ -110,7 +111,7 @@ def test_the_reason_for_an_unreadable_record_is_reported(text: str, reason: str)
 
 
 def test_a_record_holds_a_thousand_batches() -> None:
-    """This is far more than a reader may have in flight: with 500 messages per batch, an end needs three bytes."""
+    """A record holds the ends of a thousand batches, far more than a reader may have in flight."""
     stops = tuple(500 * (n + 1) for n in range(1_300))
 
     assert decode(0, encode(0, Record(TOPIC_ID, 64, 9, stops), BYTES_MAX)).stops == stops

@@ -15,7 +15,9 @@ def end_reached(runtime: Reader, position: int, end: int) -> None:
 
 
 def test_the_offset_after_a_transaction_marker_is_committed() -> None:
-    """If it were not committed, the lag would grow by one with every transaction."""
+    """The offset after a transaction marker is committed; otherwise the lag would grow by one with every
+    transaction.
+    """
     runtime = reader()
     runtime.segments(2)
     runtime.settle()
@@ -27,7 +29,7 @@ def test_the_offset_after_a_transaction_marker_is_committed() -> None:
 
 
 def test_a_log_with_only_markers_is_committed() -> None:
-    """No message was ever read from this log."""
+    """The end of a log that holds only transaction markers is committed although no message was ever read."""
     runtime = reader()
 
     end_reached(runtime, 0, 7)
@@ -46,7 +48,7 @@ def test_the_next_marker_is_committed_too() -> None:
 
 
 def test_messages_in_flight_hold_the_end_of_the_log_back() -> None:
-    """The end is committed when these messages have settled."""
+    """The end of the log is committed only when the messages in flight before it have settled."""
     runtime = reader()
     runtime.segments(2)
     (out,) = runtime.dispatches()
@@ -62,7 +64,7 @@ def test_messages_in_flight_hold_the_end_of_the_log_back() -> None:
 
 
 def test_an_open_batch_holds_the_end_of_the_log_back() -> None:
-    """The messages of the open batch have not been cut yet."""
+    """The end of the log is not committed while messages before it are in an open batch."""
     runtime = reader(batch_age_seconds_max=60.0)
     runtime.segments(1)
 
@@ -72,7 +74,9 @@ def test_an_open_batch_holds_the_end_of_the_log_back() -> None:
 
 
 def test_an_end_that_is_reported_before_its_messages_arrive_waits_for_them() -> None:
-    """The client reports the end while earlier messages are still in the parser."""
+    """If the client reports the end while earlier messages are still being parsed, the commit waits for these
+    messages.
+    """
     runtime = reader()
     end_reached(runtime, 2, 3)
     assert runtime.committed == {}
@@ -86,7 +90,7 @@ def test_an_end_that_is_reported_before_its_messages_arrive_waits_for_them() -> 
 
 
 def test_an_end_reported_for_a_former_assignment_is_ignored() -> None:
-    """In another epoch, the topic may have been recreated."""
+    """An end reported for a former assignment is ignored, because the topic may have been recreated since."""
     runtime = reader()
     runtime.publish(on.EndReached(PARTITION, runtime.epoch() - 1, 0, 9))
     runtime.advance(1.0)
@@ -95,7 +99,9 @@ def test_an_end_reported_for_a_former_assignment_is_ignored() -> None:
 
 
 def test_markers_cause_at_most_one_commit_per_interval() -> None:
-    """A producer may end a hundred transactions per second."""
+    """Even if a producer ends a hundred transactions per second, their markers cause at most one commit per
+    interval.
+    """
     runtime = reader(commit_interval_seconds=1.0)
     commits = 0
     for end in range(1, 101):

@@ -22,7 +22,7 @@ def ledger_with(*ranges: tuple[int, int], source: TopicPartition = P) -> Ledger:
 
 
 def test_nothing_is_committable_before_a_range_settles() -> None:
-    """An assignment alone commits nothing."""
+    """After an assignment, nothing is committable until a range settles."""
     ledger = ledger_with((0, 2))
 
     assert ledger.committable(P) is None
@@ -39,7 +39,9 @@ def test_a_batch_commits_only_after_the_one_before_it() -> None:
 
 
 def test_the_parts_of_a_split_range_settle_separately_and_commit_in_order() -> None:
-    """Later ranges wait for both parts."""
+    """The parts of a split range settle separately, and ranges after it are committed only when both parts have
+    settled.
+    """
     ledger = ledger_with((0, 4), (4, 6))
 
     ledger.split(P, OffsetRange(0, 4), OffsetRange(0, 1), OffsetRange(2, 4))
@@ -52,7 +54,9 @@ def test_the_parts_of_a_split_range_settle_separately_and_commit_in_order() -> N
 
 
 def test_the_committed_offset_is_one_past_the_last_one() -> None:
-    """The stop of a half-open range is the next offset to read."""
+    """The committed offset is one past the last message, because the stop of a half-open range is the next offset
+    to read.
+    """
     ledger = ledger_with((7, 9))
 
     ledger.settle(P, OffsetRange(7, 9))
@@ -71,7 +75,7 @@ def test_a_gap_in_the_log_blocks_nothing() -> None:
 
 
 def test_settling_twice_changes_nothing() -> None:
-    """Completions, too, are delivered at least once."""
+    """Settling a range twice changes nothing, because completions are delivered at least once."""
     ledger = ledger_with((0, 2), (2, 4))
 
     ledger.settle(P, OffsetRange(0, 2))
@@ -81,7 +85,7 @@ def test_settling_twice_changes_nothing() -> None:
 
 
 def test_an_unknown_range_settles_nothing() -> None:
-    """Another cut of the same offsets is not the range in the ledger."""
+    """A range that the ledger does not hold, such as another cut of the same offsets, settles nothing."""
     ledger = ledger_with((0, 4))
 
     assert not ledger.settle(P, OffsetRange(0, 2))
@@ -115,7 +119,9 @@ def test_a_removed_partition_commits_nothing_and_starts_afresh() -> None:
 
 
 def test_ranges_that_overlap_are_a_broken_invariant() -> None:
-    """An offset in two ranges would be committed by the first of them."""
+    """A range that overlaps an earlier one is refused: the shared offsets would be committed when the first range
+    settles.
+    """
     ledger = ledger_with((0, 4))
 
     with pytest.raises(AssertionError):
@@ -123,7 +129,7 @@ def test_ranges_that_overlap_are_a_broken_invariant() -> None:
 
 
 def test_pending_counts_settled_ranges_that_wait() -> None:
-    """After a crash these ranges would be read again, so they belong in the cut record."""
+    """Settled ranges that wait for an earlier one are pending: after a crash they would be read again."""
     ledger = ledger_with((0, 1), (1, 2), (2, 3))
 
     ledger.settle(P, OffsetRange(1, 2))
@@ -195,7 +201,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(target=cut, batch=consumes(cut))
     def settle_twice(self, batch: tuple[TopicPartition, OffsetRange, frozenset[int], int]) -> object:
-        """The chord of a batch completes, and its completion will be delivered again."""
+        """The chord of a batch completes, and its completion is kept to be delivered a second time."""
         self._settle(batch)
         return multiple(batch)
 

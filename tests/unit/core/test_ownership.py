@@ -34,7 +34,7 @@ def test_a_stable_group_without_members_is_no_evidence() -> None:
 
 
 def test_a_member_rejoins_when_a_partition_has_no_owner_for_too_long() -> None:
-    """The member does not rejoin earlier, and rejoins only once."""
+    """A member rejoins once, and only after a partition has had no owner for too long."""
     b = watch()
 
     assert not b.must_rejoin(ORPHANED, "b", 100.0)
@@ -44,7 +44,7 @@ def test_a_member_rejoins_when_a_partition_has_no_owner_for_too_long() -> None:
 
 
 def test_if_rejoining_did_not_help_it_rejoins_after_the_same_time() -> None:
-    """Attempts continue while the partition has no owner."""
+    """If the partition still has no owner after the rejoin, the member rejoins again after the same time."""
     b = watch()
     for now in (0.0, 30.0, 31.0):
         b.must_rejoin(ORPHANED, "b", now)
@@ -54,7 +54,7 @@ def test_if_rejoining_did_not_help_it_rejoins_after_the_same_time() -> None:
 
 
 def test_the_member_with_the_fewest_partitions_is_the_first() -> None:
-    """This member has the fewest partitions to release; the others rejoin only if that did not help."""
+    """The member with the fewest partitions rejoins first; the others rejoin only if that did not help."""
     a = watch()
     a.must_rejoin(ORPHANED, "a", 0.0)
 
@@ -63,7 +63,7 @@ def test_the_member_with_the_fewest_partitions_is_the_first() -> None:
 
 
 def test_a_partition_with_an_owner_resets_its_timer() -> None:
-    """Two short gaps do not add up to a long one; neither does a gap interrupted by a rebalance."""
+    """The timer restarts when the partition gets an owner or a rebalance starts, so short gaps do not add up."""
     for between in (ALL_OWNED, REBALANCING):
         b = watch()
         b.must_rejoin(ORPHANED, "b", 0.0)

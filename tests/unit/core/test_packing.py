@@ -37,7 +37,9 @@ def test_the_same_batch_after_a_crash_is_the_same_object():
 
 
 def test_other_bytes_of_the_same_range_get_another_name():
-    """With the same name, a 412 response would confirm bytes that are not stored."""
+    """Other bytes of the same range get another object name; otherwise a 412 response would confirm bytes that are
+    not stored.
+    """
     (first,), (second,) = pack(make_batch(2))[0], pack(make_batch(2, content=b"other"))[0]
 
     assert first.name.rsplit("-", 1)[0] == second.name.rsplit("-", 1)[0]
@@ -61,8 +63,9 @@ def test_the_index_finds_every_recording_in_its_retention_class():
 
 @pytest.mark.parametrize("received", [5, 2**32 + 1000, 123_123_123_123])
 def test_an_index_row_has_the_arrival_time_of_its_segment(received: int):
-    """The time in the message is ignored: a row in the distant past would be dropped immediately, and the
-    recording lost.
+    """An index row has the arrival time of its segment, not the time in the message.
+
+    A row dated in the distant past would be dropped immediately, and the recording would be lost.
     """
     now = 1_790_000_000
     value = recording(replay_id="a" * 32, segment_id=0, received=received)
@@ -75,7 +78,7 @@ def test_an_index_row_has_the_arrival_time_of_its_segment(received: int):
 
 
 def test_an_object_is_bounded(monkeypatch: pytest.MonkeyPatch):
-    """A large batch becomes several parts; no recording is split."""
+    """A large batch is packed into several objects of bounded size, and no recording is split."""
     monkeypatch.setattr(packing, "OBJECT_BYTES_MAX", 25)
 
     objects, rows = pack(make_batch(5))  # Each has 11 bytes.

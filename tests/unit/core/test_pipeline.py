@@ -22,7 +22,7 @@ def kinds(commands: list[do.Command]) -> list[str]:
 
 
 def test_the_initial_state_is_empty() -> None:
-    """Nothing is in flight, nothing is committed, and there is capacity."""
+    """Initially, nothing is in flight, nothing is committed, and the reader has capacity."""
     runtime = reader()
 
     assert runtime.commands == []
@@ -33,7 +33,7 @@ def test_the_initial_state_is_empty() -> None:
 
 
 def test_below_the_thresholds_nothing_is_flushed() -> None:
-    """There is one small, recent message, and a batch needs two."""
+    """A single small, recent message is not flushed if a batch needs two messages."""
     runtime = reader()
 
     runtime.segments(1)
@@ -44,7 +44,9 @@ def test_below_the_thresholds_nothing_is_flushed() -> None:
 
 
 def test_the_second_message_of_two_flushes_and_is_committed() -> None:
-    """This is the whole path: cut, blobs, rows, and the commit of the offset after the batch."""
+    """The second message of two cuts the batch, which is written as blobs and rows before the offset after it is
+    committed.
+    """
     runtime = reader()
 
     runtime.segments(2)
@@ -56,7 +58,7 @@ def test_the_second_message_of_two_flushes_and_is_committed() -> None:
 
 
 def test_the_byte_limit_flushes_before_the_count() -> None:
-    """Two segments have 100 bytes each, and the limit is 150."""
+    """Two segments of 100 bytes each are flushed at a limit of 150 bytes, although the count is not reached."""
     runtime = reader(batch_messages_max=100, batch_bytes_max=150)
 
     runtime.segments(2)
@@ -116,7 +118,7 @@ def test_age_flushes_the_open_batch() -> None:
 
 
 def test_join_flushes_and_commits_the_open_batch() -> None:
-    """SIGTERM arrives with a half-full batch."""
+    """When SIGTERM arrives, a half-full batch is flushed and committed."""
     runtime = reader()
     runtime.segments(1)
 
@@ -170,7 +172,7 @@ def test_a_batch_that_settles_first_waits_for_the_one_before_it() -> None:
 
 
 def test_partitions_are_committed_separately() -> None:
-    """Two offsets are committed, and neither overwrites the other."""
+    """The offsets of two partitions are committed separately, and neither overwrites the other."""
     runtime = reader(batch_messages_max=1)
     runtime.assign(OTHER_PARTITION)
 
@@ -182,7 +184,7 @@ def test_partitions_are_committed_separately() -> None:
 
 
 def test_offsets_already_taken_are_ignored() -> None:
-    """A message fetched twice is in one batch."""
+    """A message that is fetched twice is only in one batch."""
     runtime = reader()
     runtime.segments(2)
 
@@ -192,7 +194,7 @@ def test_offsets_already_taken_are_ignored() -> None:
 
 
 def test_messages_of_an_older_epoch_are_ignored() -> None:
-    """These messages were fetched before the partition was revoked and assigned again."""
+    """Messages that were fetched before the partition was revoked and assigned again are ignored."""
     runtime = reader()
 
     runtime.publish(on.MessageParsed(PARTITION, runtime.epoch() - 1, 0, segment()))
@@ -205,7 +207,7 @@ def test_messages_of_an_older_epoch_are_ignored() -> None:
 
 
 def test_the_cut_is_recorded_before_its_chord_starts() -> None:
-    """The record is stored with a commit; until the broker has stored it the batch waits."""
+    """A chord starts only after the broker has stored the commit that records the cut of its batch."""
     runtime = reader()
 
     runtime.segments(2)
@@ -218,7 +220,10 @@ def test_the_cut_is_recorded_before_its_chord_starts() -> None:
 
 
 def test_a_broker_that_does_not_store_the_record_holds_no_batch_for_long() -> None:
-    """Losing the record may cause duplicates; waiting for it would stop ingestion."""
+    """If the broker does not store the record in time, the batch starts without it.
+
+    Losing the record may cause duplicates, whereas waiting for it would stop ingestion.
+    """
     runtime = reader(cut_record_seconds_max=5.0)
     runtime.segments(2)
 
@@ -230,7 +235,9 @@ def test_a_broker_that_does_not_store_the_record_holds_no_batch_for_long() -> No
 
 
 def test_a_batch_cut_during_a_commit_waits_for_the_next_record() -> None:
-    """There is one commit at a time per partition; a response covers only what was in its request."""
+    """A batch that is cut while a commit is in flight waits for the next commit, because a response covers only
+    its own request.
+    """
     runtime = reader()
     runtime.segments(4)
     (commit,) = runtime.take(do.Commit)
@@ -261,7 +268,7 @@ def test_a_new_owner_cuts_the_same_ranges_after_a_crash() -> None:
 
 
 def test_a_second_crash_loses_no_recorded_cut() -> None:
-    """The rest of the predecessor's plan stays in the record until it is reached."""
+    """After a second crash, the rest of the predecessor's plan is still in the record."""
     runtime = Reader(limits())
     runtime.committed, runtime.records = {PARTITION: 10}, {PARTITION: "1,3,3,3"}
     runtime.assign(PARTITION)
@@ -274,7 +281,7 @@ def test_a_second_crash_loses_no_recorded_cut() -> None:
 
 
 def test_an_already_recorded_cut_starts_at_once() -> None:
-    """The record would not change, so no commit is sent, and nothing waits for a response."""
+    """A batch whose cut is already recorded starts at once, without another commit."""
     runtime = Reader(limits())
     runtime.committed, runtime.records = {PARTITION: 10}, {PARTITION: "1,3"}
     runtime.assign(PARTITION)
@@ -290,7 +297,9 @@ def test_an_already_recorded_cut_starts_at_once() -> None:
 
 
 def test_rows_start_only_after_the_blobs_are_durable() -> None:
-    """Users must not open a replay whose blob is missing."""
+    """The rows of a batch are written only after its blobs are durable, so that no replay is listed without its
+    blob.
+    """
     runtime = reader()
     runtime.segments(2)
     (blobs,) = runtime.dispatches()
@@ -305,7 +314,7 @@ def test_rows_start_only_after_the_blobs_are_durable() -> None:
 
 
 def test_a_settled_batch_is_discarded_once() -> None:
-    """The staged bytes of a settled batch are no longer needed; a second completion changes nothing."""
+    """The staged bytes of a batch are discarded once, when it settles; a second completion changes nothing."""
     runtime = reader()
     runtime.segments(2)
     (blobs,) = runtime.dispatches()
@@ -334,7 +343,9 @@ def test_a_chord_without_a_result_is_restarted_at_its_deadline() -> None:
 
 
 def test_the_third_deadline_in_a_row_parks_the_batch() -> None:
-    """Either no worker runs or the queues are too long: more chords would not help, and an operator should see the
+    """After three missed deadlines in a row a batch is parked.
+
+    Either no worker runs or the queues are too long: more chords would not help, and an operator should see the
     batch.
     """
     runtime = reader(flush_deadline_seconds=100.0, retry_backoff_seconds=5.0)
@@ -358,7 +369,7 @@ def test_the_third_deadline_in_a_row_parks_the_batch() -> None:
 
 
 def test_a_result_between_two_missed_deadlines_resets_their_count() -> None:
-    """The blobs missed two deadlines and then completed; the rows may also miss two."""
+    """If the blobs complete after two missed deadlines, the rows may also miss two before the batch is parked."""
     runtime = reader(flush_deadline_seconds=100.0)
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -376,7 +387,7 @@ def test_a_result_between_two_missed_deadlines_resets_their_count() -> None:
 
 
 def test_a_batch_parked_without_a_result_settles_on_a_late_completion() -> None:
-    """The queue was merely long: a chord that completes late counts like a later attempt."""
+    """If the queue was merely long, a parked batch settles when its chord completes late."""
     runtime = reader(flush_deadline_seconds=100.0)
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -392,7 +403,7 @@ def test_a_batch_parked_without_a_result_settles_on_a_late_completion() -> None:
 
 
 def test_the_failure_of_an_older_attempt_is_ignored() -> None:
-    """The failure does not affect the current attempt."""
+    """If an older attempt fails, the current attempt of the batch is unaffected."""
     runtime = reader(flush_deadline_seconds=10.0)
     runtime.segments(2)
     (first,) = runtime.dispatches()
@@ -407,7 +418,7 @@ def test_the_failure_of_an_older_attempt_is_ignored() -> None:
 
 
 def test_the_success_of_an_older_attempt_counts() -> None:
-    """The data is durable, whichever attempt wrote it."""
+    """If an older attempt succeeds, the batch settles, because the data is durable whichever attempt wrote it."""
     runtime = reader(flush_deadline_seconds=10.0)
     runtime.segments(2)
     (first,) = runtime.dispatches()
@@ -439,7 +450,7 @@ def test_a_failed_chord_parks_its_batch_with_a_growing_backoff() -> None:
 
 
 def test_a_parked_batch_blocks_only_its_watermark() -> None:
-    """Other batches continue; the committed offset stays before the parked one."""
+    """While a batch is parked, other batches continue, but the committed offset stays before the parked batch."""
     runtime = reader()
     runtime.segments(4)
     first, second = runtime.dispatches()
@@ -454,7 +465,7 @@ def test_a_parked_batch_blocks_only_its_watermark() -> None:
 
 
 def test_a_success_resets_the_failure_count() -> None:
-    """The next stage starts with the shortest wait."""
+    """After a stage succeeds, the failure count is reset, and the next stage starts with the shortest wait."""
     runtime = reader(retry_backoff_seconds=4.0)
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -473,7 +484,7 @@ def test_a_success_resets_the_failure_count() -> None:
 
 
 def test_a_batch_that_could_not_be_staged_is_retried_without_parking() -> None:
-    """Redis is unavailable, and no operator action is needed."""
+    """A batch that could not be staged because Redis is unavailable is retried and not parked."""
     runtime = reader(retry_backoff_seconds=5.0)
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -488,7 +499,7 @@ def test_a_batch_that_could_not_be_staged_is_retried_without_parking() -> None:
 
 
 def test_after_an_hour_without_redis_the_reader_is_back_within_seconds() -> None:
-    """The backoff of chords that could not be started has a low cap."""
+    """After an hour without Redis, chords start again within seconds, because their backoff has a low cap."""
     runtime = reader(retry_backoff_seconds=5.0, undispatched_seconds_max=15.0)
     runtime.segments(2)
     for _ in range(40):
@@ -500,7 +511,9 @@ def test_after_an_hour_without_redis_the_reader_is_back_within_seconds() -> None
 
 
 def test_a_batch_too_large_for_redis_is_split_and_recorded_first() -> None:
-    """The whole batch would wait forever; its halves are flushed once their boundary is stored."""
+    """A batch that is too large for Redis is split, and its halves are flushed once the broker has stored their
+    boundary.
+    """
     runtime = reader(batch_messages_max=4)
     runtime.segments(4)
     (dispatch,) = runtime.dispatches()
@@ -524,7 +537,7 @@ def test_a_batch_too_large_for_redis_is_split_and_recorded_first() -> None:
 
 
 def test_a_crash_after_a_split_cuts_the_same_halves() -> None:
-    """The record has the boundary of the halves and still the end of the whole batch."""
+    """After a crash the same halves are cut: the record has their boundary as well as the end of the whole batch."""
     runtime = reader(batch_messages_max=4)
     runtime.segments(4)
     (dispatch,) = runtime.dispatches()
@@ -565,7 +578,7 @@ def test_a_single_message_too_large_for_redis_is_retried() -> None:
 
 
 def test_when_the_sinks_recover_parked_batches_are_due_at_once() -> None:
-    """Three batches failed while nothing succeeded; the first success of their stage ends their backoff."""
+    """If three batches failed while nothing succeeded, the first success of their stage ends their backoff."""
     runtime = reader(batch_messages_max=1, retry_backoff_seconds=60.0)
     runtime.segments(3)
     first, *others = runtime.dispatches()
@@ -582,8 +595,9 @@ def test_when_the_sinks_recover_parked_batches_are_due_at_once() -> None:
 
 
 def test_a_batch_that_fails_while_others_succeed_keeps_its_backoff() -> None:
-    """The sinks work, so the failure is specific to this batch. Restarting it after every success of another batch
-    would not help.
+    """A batch that fails while others succeed keeps its backoff, because the failure is specific to this batch.
+
+    Restarting it after every success of another batch would not help.
     """
     runtime = reader(batch_messages_max=1, retry_backoff_seconds=60.0, retry_backoff_seconds_max=60.0)
     runtime.segments(2)
@@ -599,7 +613,7 @@ def test_a_batch_that_fails_while_others_succeed_keeps_its_backoff() -> None:
 
 
 def test_an_operator_can_retry_a_parked_batch_now() -> None:
-    """The retry skips the backoff."""
+    """An operator's retry of a parked batch skips the backoff."""
     runtime = reader()
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -611,7 +625,9 @@ def test_an_operator_can_retry_a_parked_batch_now() -> None:
 
 
 def test_a_parked_entry_is_renewed_until_its_stage_is_durable() -> None:
-    """If a Discard is lost, the parked entry still disappears, because its lease expires without renewal."""
+    """The lease of a parked entry is renewed only until its stage is durable, so the entry expires even if a
+    Discard is lost.
+    """
     runtime = reader(parked_renew_seconds=5.0, retry_backoff_seconds=60.0, retry_backoff_seconds_max=60.0)
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -636,7 +652,7 @@ def test_a_parked_entry_is_renewed_until_its_stage_is_durable() -> None:
 
 
 def test_a_batch_without_a_parked_entry_is_not_renewed() -> None:
-    """A batch that could not be staged is retried without an operator."""
+    """A batch that could not be staged has no parked entry, so no lease is renewed."""
     runtime = reader(parked_renew_seconds=5.0)
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -648,7 +664,7 @@ def test_a_batch_without_a_parked_entry_is_not_renewed() -> None:
 
 
 def test_a_retry_of_a_batch_that_is_not_parked_changes_nothing() -> None:
-    """The retry comes from a second click, or names a batch of another reader."""
+    """A retry from a second click, or of another reader's batch, changes nothing."""
     runtime = reader()
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -658,7 +674,7 @@ def test_a_retry_of_a_batch_that_is_not_parked_changes_nothing() -> None:
 
 
 def test_an_abandoned_batch_unblocks_the_watermark() -> None:
-    """The messages of an abandoned batch are already dead letters."""
+    """An abandoned batch counts as settled for the watermark, because its messages are already dead letters."""
     runtime = reader()
     runtime.segments(4)
     first, second = runtime.dispatches()
@@ -681,7 +697,9 @@ def test_an_abandoned_batch_unblocks_the_watermark() -> None:
 
 
 def test_chords_in_flight_are_bounded() -> None:
-    """Other batches wait for a slot; a batch keeps its slot for its next stage."""
+    """The number of chords in flight is bounded: further batches wait for a slot, and a batch keeps its slot for
+    its next stage.
+    """
     runtime = reader(batch_messages_max=1, in_flight_batches_max=2)
     runtime.segments(4)
     out = runtime.dispatches()
@@ -726,8 +744,8 @@ def test_a_partition_assigned_while_paused_is_paused_too() -> None:
 
 
 def test_a_partition_runs_only_so_far_ahead_of_a_stuck_batch() -> None:
-    """Only the partition of the stuck batch is paused, because all later messages would be read again after a
-    crash.
+    """A partition is paused when it is too far ahead of a stuck batch, because after a crash all later messages
+    would be read again.
     """
     runtime = reader(batch_messages_max=1, pending_ranges_max=6)
     runtime.assign(OTHER_PARTITION)
@@ -749,7 +767,7 @@ def test_a_partition_runs_only_so_far_ahead_of_a_stuck_batch() -> None:
 
 
 def test_resuming_all_leaves_a_held_partition_paused() -> None:
-    """There are two reasons to pause the held partition, and only one has ended."""
+    """When backpressure ends, a partition that is held for a stuck batch stays paused."""
     runtime = reader(batch_messages_max=1, pending_ranges_max=4, in_flight_batches_max=2, pause_after_seconds=0.5)
     runtime.assign(OTHER_PARTITION)
     runtime.segments(1)
@@ -777,7 +795,7 @@ def test_resuming_all_leaves_a_held_partition_paused() -> None:
 
 
 def test_a_refused_commit_is_retried_after_the_interval() -> None:
-    """No other event triggers the retry earlier, which prevents a hot loop."""
+    """A refused commit is retried only after the interval, and no other event triggers the retry earlier."""
     runtime = reader(commit_interval_seconds=0.5)
     runtime.segments(2)
     (commit,) = runtime.take(do.Commit)
@@ -798,7 +816,7 @@ def test_a_refused_commit_is_retried_after_the_interval() -> None:
 
 
 def test_an_acknowledged_commit_is_repeated_on_an_idle_partition() -> None:
-    """A broker may have lost the commit, and an idle partition would keep its lag forever."""
+    """On an idle partition an acknowledged commit is repeated, because the broker may have lost it."""
     runtime = reader(commit_interval_seconds=0.5, commit_repeat_seconds=60.0)
     runtime.segments(2)
     runtime.settle()
@@ -819,7 +837,9 @@ def test_an_acknowledged_commit_is_repeated_on_an_idle_partition() -> None:
 
 
 def test_a_refused_commit_is_resent_even_if_nothing_else_happens() -> None:
-    """The broker did not store the commit: without a retry, an idle reader would keep its lag."""
+    """A commit that the broker refused is resent even if nothing else happens; otherwise an idle reader would keep
+    its lag.
+    """
     runtime = reader(commit_interval_seconds=0.5)
     runtime.segments(2)
     runtime.settle_stages(runtime.dispatches()[0])
@@ -832,7 +852,7 @@ def test_a_refused_commit_is_resent_even_if_nothing_else_happens() -> None:
 
 
 def test_a_commit_without_a_response_times_out_and_is_resent() -> None:
-    """The next commit covers at least as much."""
+    """A commit without a response times out, and the next commit covers at least the same offsets."""
     runtime = reader(commit_answer_seconds_max=10.0)
     runtime.segments(2)
     (commit,) = runtime.take(do.Commit)
@@ -845,8 +865,10 @@ def test_a_commit_without_a_response_times_out_and_is_resent() -> None:
 
 
 def test_a_late_response_to_a_timed_out_commit_resends_the_newer_one() -> None:
-    """The broker may have stored the older commit after the newer one, which would leave the group behind until
-    the next message.
+    """A late response to a timed-out commit causes the newer commit to be resent.
+
+    The broker may have stored the older commit after the newer one, which would leave the group behind until the
+    next message.
     """
     runtime = reader(batch_messages_max=1, commit_answer_seconds_max=1.0)
     runtime.segments(1)
@@ -864,7 +886,7 @@ def test_a_late_response_to_a_timed_out_commit_resends_the_newer_one() -> None:
 
 
 def test_a_response_to_a_former_assignment_is_ignored() -> None:
-    """A commit of a former assignment is not the one in flight."""
+    """A response to a commit of a former assignment is ignored, because another commit is in flight."""
     runtime = reader()
     runtime.segments(2)
     (commit,) = runtime.take(do.Commit)
@@ -918,7 +940,10 @@ def test_a_revoked_partition_drains_then_is_released() -> None:
 
 
 def test_a_drain_ends_at_its_deadline() -> None:
-    """The deadline is shorter than the session time-out; the next owner reads the unsettled messages again."""
+    """A drain ends at its deadline, which is shorter than the session time-out.
+
+    The next owner reads the unsettled messages again.
+    """
     runtime = reader(drain_deadline_seconds=20.0)
     runtime.segments(2)
     runtime.dispatches()
@@ -946,7 +971,7 @@ def test_a_drain_does_not_wait_for_parked_batches() -> None:
 
 
 def test_while_draining_nothing_new_is_cut() -> None:
-    """No batch is cut, neither by messages nor by age."""
+    """While a partition is drained, no new batch is cut, neither by messages nor by age."""
     runtime = reader(drain_deadline_seconds=20.0)
     runtime.segments(3)
     runtime.dispatches()
@@ -959,7 +984,7 @@ def test_while_draining_nothing_new_is_cut() -> None:
 
 
 def test_an_idle_partition_and_an_unknown_one_are_released_at_once() -> None:
-    """Such partitions have nothing to wait for."""
+    """An idle partition and an unknown one are released at once, because they have nothing to wait for."""
     runtime = reader()
 
     runtime.publish(on.PartitionsRevoked((PARTITION, OTHER_PARTITION)))
@@ -969,7 +994,7 @@ def test_an_idle_partition_and_an_unknown_one_are_released_at_once() -> None:
 
 
 def test_revoking_one_partition_leaves_the_other_alone() -> None:
-    """In a cooperative rebalance only the moved partition stops."""
+    """If one partition is revoked in a cooperative rebalance, the other partition continues."""
     runtime = reader()
     runtime.assign(OTHER_PARTITION)
     runtime.segments(2, source=OTHER_PARTITION)
@@ -982,7 +1007,7 @@ def test_revoking_one_partition_leaves_the_other_alone() -> None:
 
 
 def test_a_lost_partition_is_dropped_without_a_commit() -> None:
-    """Another reader may already own the lost partition."""
+    """A lost partition is dropped without a commit, because another reader may already own it."""
     runtime = reader()
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -996,7 +1021,9 @@ def test_a_lost_partition_is_dropped_without_a_commit() -> None:
 
 
 def test_a_completion_of_an_older_epoch_is_ignored() -> None:
-    """The same range may be in flight again, and only its current chord settles it."""
+    """A completion of an older epoch is ignored: the same range may be in flight again, and only its current chord
+    settles it.
+    """
     runtime = reader()
     runtime.segments(2)
     (old,) = runtime.dispatches()
@@ -1020,7 +1047,7 @@ def test_a_completion_of_an_older_epoch_is_ignored() -> None:
 
 
 def test_an_offset_out_of_range_is_a_gap_and_held_batches_are_kept() -> None:
-    """Batches in flight are the only copy of expired messages."""
+    """Batches in flight are kept when their offsets expire, because they are the only copy of the messages."""
     runtime = reader()
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -1040,7 +1067,9 @@ def test_an_offset_out_of_range_is_a_gap_and_held_batches_are_kept() -> None:
 
 
 def test_a_log_with_lower_offsets_is_a_new_log() -> None:
-    """The topic was recreated: nothing known about the old one applies."""
+    """If the offsets of a log are lower than before, the topic was recreated, and the state of the old log is
+    dropped.
+    """
     runtime = reader()
     runtime.segments(2)
     runtime.dispatches()
@@ -1058,7 +1087,7 @@ def test_a_log_with_lower_offsets_is_a_new_log() -> None:
 
 
 def test_the_message_that_reaches_the_byte_bound_is_the_last_one() -> None:
-    """The bound applies immediately, without a cut or a tick."""
+    """The message that reaches the byte bound stops polling immediately, without a cut or a tick."""
     runtime = reader(batch_messages_max=100, in_flight_bytes_max=1000)
 
     runtime.parsed(segment(0, size_bytes=999))
@@ -1069,7 +1098,7 @@ def test_the_message_that_reaches_the_byte_bound_is_the_last_one() -> None:
 
 
 def test_a_held_partition_takes_no_messages_and_the_others_do() -> None:
-    """Messages that were fetched from the held partition wait."""
+    """Messages fetched from a held partition wait, and those of other partitions are taken."""
     runtime = reader(batch_messages_max=1, in_flight_batches_max=100, pending_ranges_max=8)
     runtime.assign(OTHER_PARTITION)
     runtime.segments(8)
@@ -1079,7 +1108,9 @@ def test_a_held_partition_takes_no_messages_and_the_others_do() -> None:
 
 
 def test_messages_that_will_be_read_again_are_never_taken() -> None:
-    """These messages belong to a former assignment or to a partition being drained, or arrive during shutdown."""
+    """Messages of a former assignment, of a partition being drained, or that arrive during shutdown are never
+    taken.
+    """
     runtime = reader()
     runtime.assign(OTHER_PARTITION)
     here, there = runtime.epoch(), runtime.epoch(OTHER_PARTITION)
@@ -1100,9 +1131,7 @@ def deferred(runtime: Reader, offset: int, source: TopicPartition = PARTITION, s
 
 
 def test_messages_before_a_deferred_one_do_not_wait_for_it() -> None:
-    """The open batch is cut before the deferred message when it is old enough; the offset of that message is not
-    committed.
-    """
+    """When it is old enough, the open batch is cut before the deferred message, whose offset is not committed."""
     runtime = reader(batch_messages_max=10, batch_age_seconds_max=5.0)
     runtime.segments(3)
 
@@ -1118,7 +1147,10 @@ def test_messages_before_a_deferred_one_do_not_wait_for_it() -> None:
 
 
 def test_a_deferred_message_blocks_only_its_partition() -> None:
-    """The partition is paused until the result arrives; the message then joins a batch like any other."""
+    """Only the partition of a deferred message is paused until the result arrives.
+
+    The message then joins a batch like any other.
+    """
     runtime = reader(batch_messages_max=2)
     runtime.assign(OTHER_PARTITION)
 
@@ -1139,7 +1171,10 @@ def test_a_deferred_message_blocks_only_its_partition() -> None:
 
 
 def test_a_deferred_message_and_those_around_it_share_a_batch() -> None:
-    """A batch costs a dozen round trips, so a result that arrives soon causes no additional batch."""
+    """If the result of a deferred message arrives soon, the message and those around it share a batch.
+
+    A batch costs a dozen round trips.
+    """
     runtime = reader(batch_messages_max=4)
     runtime.segments(2)
 
@@ -1150,7 +1185,7 @@ def test_a_deferred_message_and_those_around_it_share_a_batch() -> None:
 
 
 def test_a_planned_range_is_not_cut_for_a_deferred_message_in_it() -> None:
-    """The planned cut is made as recorded."""
+    """A planned range that contains a deferred message is cut only at its recorded end."""
     runtime = reader(batch_messages_max=4)
     runtime.committed, runtime.records = {PARTITION: 0}, {PARTITION: "1,4"}
     runtime.publish(on.PartitionsLost((PARTITION,)))
@@ -1165,7 +1200,9 @@ def test_a_planned_range_is_not_cut_for_a_deferred_message_in_it() -> None:
 
 
 def test_a_deferred_message_counts_towards_the_held_bytes() -> None:
-    """A deferred message is in memory, both here and in the child process."""
+    """A deferred message counts towards the held bytes, because it is in the memory of the reader and of the child
+    process.
+    """
     runtime = reader(in_flight_bytes_max=1000)
 
     deferred(runtime, 0, size_bytes=1000)
@@ -1177,7 +1214,7 @@ def test_a_deferred_message_counts_towards_the_held_bytes() -> None:
 
 
 def test_a_parse_result_for_a_former_assignment_is_ignored() -> None:
-    """The next owner reads the message again, even if it is this reader."""
+    """A parse result for a former assignment is ignored, because the next owner reads the message again."""
     runtime = reader()
     deferred(runtime, 0)
     former = runtime.epoch()
@@ -1191,7 +1228,7 @@ def test_a_parse_result_for_a_former_assignment_is_ignored() -> None:
 
 
 def test_releasing_a_partition_does_not_wait_for_a_deferred_message() -> None:
-    """The deferred message is read again by the next owner."""
+    """A partition is released without waiting for a deferred message, which the next owner reads again."""
     runtime = reader(batch_messages_max=1)
     runtime.segments(1)
     deferred(runtime, 1)
@@ -1204,7 +1241,7 @@ def test_releasing_a_partition_does_not_wait_for_a_deferred_message() -> None:
 
 
 def test_resuming_leaves_a_partition_with_a_deferred_message_paused() -> None:
-    """Later messages of that partition cannot be taken yet."""
+    """When consumption resumes, a partition with a deferred message stays paused."""
     runtime = reader(batch_messages_max=1, in_flight_batches_max=1, pause_after_seconds=0.1)
     runtime.assign(OTHER_PARTITION)
     deferred(runtime, 0)
@@ -1223,7 +1260,7 @@ def test_resuming_leaves_a_partition_with_a_deferred_message_paused() -> None:
 
 
 def test_too_many_rejects_halt_the_reader() -> None:
-    """A bad deploy must not send a whole topic to the dead letters."""
+    """Too many rejects halt the reader, so that a bad deploy does not send a whole topic to the dead letters."""
     runtime = reader(batch_messages_max=100, reject_window=10, reject_unattributed_ratio_max=0.5)
     runtime.segments(5)
     for offset in range(5, 10):
@@ -1246,8 +1283,9 @@ def test_too_many_rejects_halt_the_reader() -> None:
 
 
 def test_a_halt_in_a_planned_range_flushes_its_first_part() -> None:
-    """If the first part were not flushed, no restart would ever make progress, and no dead letter would show the
-    reason.
+    """If the reader halts within a planned range, the first part of the range is flushed.
+
+    Otherwise no restart would ever make progress, and no dead letter would show the reason.
     """
     runtime = reader(batch_messages_max=100, reject_window=10, reject_unattributed_ratio_max=0.5)
     runtime.committed, runtime.records = {PARTITION: 0}, {PARTITION: "1,2s"}
@@ -1262,8 +1300,8 @@ def test_a_halt_in_a_planned_range_flushes_its_first_part() -> None:
 
 
 def test_garbage_of_one_project_is_reported_and_ingestion_continues() -> None:
-    """Half of all messages are garbage of one project: its dead letters are written, and so are the segments of
-    other projects.
+    """If half of all messages are garbage of one project, dead letters are written for them, and the other
+    segments are ingested.
     """
     runtime = reader(batch_messages_max=10, reject_window=20)
     for offset in range(0, 200, 2):
@@ -1277,7 +1315,10 @@ def test_garbage_of_one_project_is_reported_and_ingestion_continues() -> None:
 
 
 def test_by_policy_the_rejects_of_a_shed_project_are_dropped_and_counted() -> None:
-    """The project's rejects before shedding become dead letters; all offsets are committed."""
+    """The rejects of a shed project are dropped and counted; its earlier rejects become dead letters.
+
+    All offsets are committed.
+    """
     runtime = Reader(limits(batch_messages_max=10, reject_window=20, reject_policy=RejectPolicy.DROP))  # type: ignore[arg-type]
     runtime.assign(PARTITION)
     runtime.parsed(*[reject(offset, project_id=7) for offset in range(50)])
@@ -1306,7 +1347,7 @@ def test_a_halted_reader_settles_its_batches_and_pauses_new_partitions() -> None
 
 
 def test_shutdown_settles_commits_and_stops_clean() -> None:
-    """The open batch is cut, and its commit is awaited."""
+    """At shutdown the open batch is cut, and the reader waits for its commit."""
     runtime = reader()
     runtime.segments(3)
 
@@ -1322,7 +1363,7 @@ def test_shutdown_settles_commits_and_stops_clean() -> None:
 
 
 def test_shutdown_ends_at_the_drain_deadline() -> None:
-    """An unavailable sink must not block the shutdown of a process."""
+    """Shutdown ends at the drain deadline even if a sink is unavailable."""
     runtime = reader(drain_deadline_seconds=20.0)
     runtime.segments(2)
     runtime.dispatches()
@@ -1349,7 +1390,7 @@ def test_shutdown_with_a_parked_batch_is_not_clean_but_does_not_wait() -> None:
 
 
 def test_a_second_shutdown_request_changes_nothing() -> None:
-    """A second SIGTERM does not move the deadline."""
+    """A second SIGTERM does not move the drain deadline."""
     runtime = reader(drain_deadline_seconds=20.0)
     runtime.segments(2)
     runtime.dispatches()
@@ -1363,7 +1404,7 @@ def test_a_second_shutdown_request_changes_nothing() -> None:
 
 
 def test_after_the_stop_no_decisions_are_made() -> None:
-    """The process is about to exit."""
+    """After the reader has stopped, events cause no commands."""
     runtime = reader()
     runtime.join()
     runtime.take(do.Stop)

@@ -52,7 +52,9 @@ def test_at_the_end_of_the_log_the_rest_of_a_range_is_abandoned() -> None:
 
 
 def test_a_range_whose_last_messages_are_gone_is_cut_at_the_end_of_the_log() -> None:
-    """There is nothing between the last message taken and the planned end, so there is nothing to wait for."""
+    """If no messages are left between the last one taken and the planned end, the range is cut at the end of the
+    log.
+    """
     runtime = successor()
     runtime.segments(3)
     end_reached(runtime, 20)
@@ -62,7 +64,10 @@ def test_a_range_whose_last_messages_are_gone_is_cut_at_the_end_of_the_log() -> 
 
 
 def test_a_range_waits_while_the_broker_delivers_nothing() -> None:
-    """Before the end of the log is reached, the absence of messages does not show that they are gone."""
+    """A planned range waits while the broker delivers nothing.
+
+    Before the end of the log is reached, the absence of messages does not show that they are gone.
+    """
     runtime = successor()
     runtime.segments(3)
 
@@ -73,7 +78,9 @@ def test_a_range_waits_while_the_broker_delivers_nothing() -> None:
 
 
 def test_a_reader_that_is_paused_does_not_wait_for_messages() -> None:
-    """The in-flight bound is reached within a range: the rest of it is not fetched."""
+    """Time in which the reader is paused at the in-flight bound does not count as waiting for the rest of a
+    planned range.
+    """
     runtime = successor(in_flight_batches_max=1, record="1,5")
     runtime.assign(OTHER_PARTITION)
     runtime.segments(3)
@@ -91,7 +98,7 @@ def test_a_reader_that_is_paused_does_not_wait_for_messages() -> None:
 
 
 def test_a_reader_at_its_bound_does_not_wait_for_messages() -> None:
-    """Before the reader pauses the consumer, it stops polling."""
+    """A reader at its bound stops polling before it pauses the consumer, and this time does not count as waiting."""
     runtime = successor(in_flight_batches_max=1, pause_after_seconds=60.0)
     runtime.assign(OTHER_PARTITION)
     runtime.segments(3)
@@ -109,7 +116,7 @@ def test_a_reader_at_its_bound_does_not_wait_for_messages() -> None:
 
 
 def test_a_held_partition_does_not_wait_for_messages() -> None:
-    """Nothing more is fetched for the held partition while a batch is stuck."""
+    """Time in which a partition is held for a stuck batch does not count as waiting, because nothing is fetched."""
     runtime = successor(pending_ranges_max=4, record="1,1,1,1,1,5")
     runtime.segments(6)
     end_reached(runtime, 16)
@@ -129,7 +136,9 @@ def test_a_held_partition_does_not_wait_for_messages() -> None:
 
 
 def test_time_in_a_drain_does_not_count_as_waiting() -> None:
-    """The loop blocks inside the client's callback, which fetches nothing."""
+    """Time in a drain does not count as waiting, because the loop is inside the client's callback and fetches
+    nothing.
+    """
     runtime = successor(drain_deadline_seconds=100.0)
     runtime.assign(OTHER_PARTITION)
     runtime.segments(3)
@@ -148,7 +157,9 @@ def test_time_in_a_drain_does_not_count_as_waiting() -> None:
 
 
 def test_time_while_the_process_is_suspended_does_not_count() -> None:
-    """During SIGSTOP or a suspension of the machine the clock advances, but nothing is fetched."""
+    """Time in which the process is suspended does not count as waiting: the clock advances, but nothing is
+    fetched.
+    """
     runtime = successor()
     runtime.segments(3)
     end_reached(runtime, 13)
@@ -162,7 +173,7 @@ def test_time_while_the_process_is_suspended_does_not_count() -> None:
 
 
 def test_a_record_survives_an_owner_in_between() -> None:
-    """Planned ends that are not reached yet stay in the record of every commit."""
+    """The record of every commit contains the planned ends that have not been reached yet."""
     runtime = successor(record="1,1,5")
     runtime.segments(3)
     runtime.settle()
@@ -176,7 +187,7 @@ def test_a_record_survives_an_owner_in_between() -> None:
 
 
 def test_planned_ranges_are_completed_one_by_one_over_the_byte_bound() -> None:
-    """The incomplete ranges together reach the bound; without more messages none would ever be completed."""
+    """If incomplete planned ranges together reach the byte bound, they are completed one by one."""
     runtime = Reader(limits(batch_messages_max=100, in_flight_bytes_max=500, pause_after_seconds=0.5))
     runtime.committed = {PARTITION: 0, OTHER_PARTITION: 0}
     runtime.records = {PARTITION: "1,5", OTHER_PARTITION: "1,5"}
@@ -199,7 +210,7 @@ def test_planned_ranges_are_completed_one_by_one_over_the_byte_bound() -> None:
 
 @pytest.mark.parametrize("event", [on.PartitionsRevoked((PARTITION,)), on.PartitionsLost((PARTITION,))])
 def test_the_range_being_completed_may_be_revoked(event: on.Event) -> None:
-    """The next range is then completed."""
+    """If the planned range being completed is revoked, the next range is completed instead."""
     runtime = Reader(limits(batch_messages_max=100, in_flight_bytes_max=300, pause_after_seconds=0.5))
     runtime.committed = {PARTITION: 0, OTHER_PARTITION: 0}
     runtime.records = {PARTITION: "1,5", OTHER_PARTITION: "1,5"}
@@ -215,7 +226,7 @@ def test_the_range_being_completed_may_be_revoked(event: on.Event) -> None:
 
 
 def test_a_range_over_the_byte_bound_is_abandoned_at_the_end_of_the_log() -> None:
-    """The range being fetched waits like any other."""
+    """A planned range above the byte bound is abandoned at the end of the log, after the same wait as any other."""
     runtime = successor(in_flight_bytes_max=300, pause_after_seconds=0.5)
     runtime.segments(3)
     pass_time(runtime, 1.0)

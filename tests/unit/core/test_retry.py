@@ -6,7 +6,9 @@ from ingest.core.retry import retry_seconds
 
 
 def test_the_wait_doubles_up_to_its_cap() -> None:
-    """The wait is between half and all of 5, 10, 20, ... 300 seconds; the last value is repeated forever."""
+    """The nominal wait doubles from 5 s up to 300 s and then stays constant; the actual wait is 50 % to 100 % of
+    it.
+    """
     for failures, ceiling in ((1, 5.0), (2, 10.0), (3, 20.0), (7, 300.0), (10_000, 300.0)):
         seconds = retry_seconds("t-0-1-2", failures, 5.0, 300.0)
         assert ceiling / 2 <= seconds <= ceiling

@@ -20,7 +20,7 @@ def test_a_committed_offset_of_this_topic_is_the_start() -> None:
 
 
 def test_a_group_without_commits_starts_by_policy() -> None:
-    """All partitions that the topic has at this time count as original."""
+    """In a group without commits, all partitions that the topic has now count as original and start by policy."""
     assert start(3, {}, CURRENT_TOPIC) == Start(Place.POLICY, 4)
     assert start(3, {0: Stored(), 3: Stored()}, CURRENT_TOPIC) == Start(Place.POLICY, 4)
 
@@ -34,14 +34,17 @@ def test_a_partition_that_was_added_starts_at_its_beginning() -> None:
 
 
 def test_an_original_partition_with_a_lost_offset_follows_the_policy() -> None:
-    """This also holds when another reader of a new group has just chosen the start of its partitions: both choose
-    the same way.
+    """An original partition with a lost offset starts by policy, even if another reader of the new group has
+    already committed.
     """
     assert start(1, {0: stored(7)}, CURRENT_TOPIC) == Start(Place.POLICY, 2)
 
 
 def test_commits_without_a_record_make_every_other_partition_new() -> None:
-    """The commits are from an older release or another tool: reading too much loses nothing."""
+    """If commits have no record, every other partition counts as new and is read from its beginning.
+
+    Such commits are from an older release or another tool, and reading too much loses nothing.
+    """
     for text in ("", "1,rs", "hello"):
         assert start(1, {0: Stored(7, text)}, CURRENT_TOPIC) == Start(Place.BEGINNING, 0)
         assert start(0, {0: Stored(7, text)}, CURRENT_TOPIC) == Start(Place.COMMITTED, 0)
@@ -49,7 +52,9 @@ def test_commits_without_a_record_make_every_other_partition_new() -> None:
 
 
 def test_an_offset_of_a_deleted_topic_is_ignored() -> None:
-    """The new log is read from its beginning, whatever the policy and its length."""
+    """If the committed offset is of a deleted topic, the new log is read from its beginning, whatever the policy
+    is.
+    """
     group = {0: stored(7, "old"), 1: stored(9, "old")}
 
     assert start(0, group, CURRENT_TOPIC) == Start(Place.BEGINNING, 0, "old")
@@ -59,7 +64,9 @@ def test_an_offset_of_a_deleted_topic_is_ignored() -> None:
 
 
 def test_a_recreated_topic_is_recognized_without_its_offsets() -> None:
-    """Apache Kafka deletes the offsets with the topic, but the group still does not count as new."""
+    """A recreated topic is recognized although Apache Kafka deleted its offsets, so the group does not count as
+    new.
+    """
     assert start(0, {}, CURRENT_TOPIC, former="old") == Start(Place.BEGINNING, 0, "old")
     assert start(0, {}, CURRENT_TOPIC, former="new").place is Place.POLICY
     assert start(0, {}, TopicView(), former="old").place is Place.POLICY
@@ -67,8 +74,9 @@ def test_a_recreated_topic_is_recognized_without_its_offsets() -> None:
 
 
 def test_an_offset_without_a_topic_id_is_ignored_if_a_former_topic_is_known() -> None:
-    """The record of the offset was lost or refused. Reading too much loses nothing, whereas a skipped beginning is
-    lost.
+    """If a former topic is known, an offset without a topic id is ignored, and the log is read from its beginning.
+
+    Reading too much loses nothing, whereas a skipped beginning is lost.
     """
     assert start(0, {0: Stored(7), 1: stored(9, "old")}, CURRENT_TOPIC) == Start(Place.BEGINNING, 0, "old")
     assert start(0, {0: Stored(7)}, CURRENT_TOPIC, former="old") == Start(Place.BEGINNING, 0, "old")

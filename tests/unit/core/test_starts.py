@@ -33,7 +33,9 @@ def records(runtime: Reader) -> list[tuple[int, Record]]:
 
 
 def test_the_chosen_start_is_committed_before_any_message() -> None:
-    """The commit has the topic's id and the number of partitions at the group's start."""
+    """Before any message is taken, the chosen start is committed, with the topic's id and the group's original
+    partition count.
+    """
     runtime = started_reader(committed=None, start=7, topic_id="now", began_with=4)
 
     assert records(runtime) == [(7, Record("now", 4, 1))]
@@ -41,7 +43,9 @@ def test_the_chosen_start_is_committed_before_any_message() -> None:
 
 
 def test_each_start_without_progress_counts() -> None:
-    """The count is in the commit at the assignment, with the pending cuts."""
+    """Each start without progress increases the count in the commit at the assignment, which keeps the pending
+    cuts.
+    """
     runtime = started_reader("2;t=now;p=4;s=2;c=3,3", topic_id="now")
 
     assert runtime.pipeline.failed_starts(PARTITION) == 2
@@ -49,7 +53,9 @@ def test_each_start_without_progress_counts() -> None:
 
 
 def test_the_count_resets_when_the_offset_advances() -> None:
-    """Once the offset advances, the reader is past the message that caused the earlier crashes."""
+    """The count is reset when the offset advances, because the reader is then past the message that caused the
+    crashes.
+    """
     runtime = started_reader("2;s=2")
     records(runtime)
     runtime.segments(2)
@@ -63,7 +69,9 @@ def test_the_count_resets_when_the_offset_advances() -> None:
 
 @pytest.mark.parametrize("end", [on.PartitionsRevoked((PARTITION,)), on.ShutdownRequested()])
 def test_a_clean_shutdown_undoes_its_start(end: on.Event) -> None:
-    """The reader waits until the commit is stored, because a deployment is not a failure."""
+    """A clean shutdown, as in a deployment, does not count as a failed start; the reader waits until that commit
+    is stored.
+    """
     runtime = started_reader("2;s=2")
     records(runtime)
 
@@ -75,7 +83,7 @@ def test_a_clean_shutdown_undoes_its_start(end: on.Event) -> None:
 
 
 def test_a_partition_of_another_reader_has_no_failed_starts() -> None:
-    """Messages of a former partition may still be passing through the loop."""
+    """A partition of another reader has no failed starts, even if its former messages are still in the loop."""
     assert Reader(limits()).pipeline.failed_starts(PARTITION) == 0
 
 
@@ -85,8 +93,9 @@ def test_an_unknown_topic_id_keeps_the_recorded_one() -> None:
 
 
 def test_the_offset_after_a_gap_is_committed_at_once() -> None:
-    """After a crash the reader must not choose a new start: with `latest` it would be a later offset. Recorded
-    ends inside the gap are removed.
+    """The offset after a gap is committed at once, without the recorded ends inside the gap.
+
+    Otherwise the reader would choose a new start after a crash, and with `latest` that would be a later offset.
     """
     runtime = started_reader("2;c=5,2s")
     records(runtime)
@@ -97,7 +106,9 @@ def test_the_offset_after_a_gap_is_committed_at_once() -> None:
 
 
 def test_the_end_of_a_gap_waits_for_earlier_messages() -> None:
-    """The earlier messages in memory are the only copy."""
+    """The end of a gap is committed only after earlier messages have settled, because the copies in memory are the
+    only ones.
+    """
     runtime = started_reader()
     records(runtime)
     runtime.segments(3)
@@ -120,7 +131,7 @@ def test_the_end_of_a_gap_waits_for_earlier_messages() -> None:
 
 
 def test_a_record_that_is_too_long_is_followed_at_once_by_a_shorter_one() -> None:
-    """The record gets half the length, then a quarter, until it is stored."""
+    """A record that is too long is resent at once with half the length, then a quarter, until it is stored."""
     runtime = reader()
     runtime.segments(4)
     lengths = []
@@ -139,7 +150,7 @@ def test_a_record_that_is_too_long_is_followed_at_once_by_a_shorter_one() -> Non
 
 
 def test_a_commit_refused_without_a_record_is_retried_after_the_interval() -> None:
-    """The length was not the reason for this refusal, so there is no immediate retry."""
+    """If a commit without a record is refused, its length is not the reason, so the retry waits for the interval."""
     runtime = reader(commit_interval_seconds=0.5, cut_record_bytes_max=0)
     runtime.segments(2)
     (commit,) = runtime.take(do.Commit)

@@ -49,7 +49,7 @@ def expressions() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("where", "expression"), expressions())
 def test_queried_metrics_exist(where: str, expression: str):
-    """If a metric were renamed, its alert could never fire."""
+    """Every metric in an alert's query exists; an alert on a renamed metric could never fire."""
     for name in METRIC.findall(expression):
         assert name in METRIC_NAMES, f"{where} queries {name}"
 
@@ -127,7 +127,7 @@ def test_prometheus_accepts_its_configuration():
 
 
 def test_the_dashboard_shows_every_metric_of_an_alert():
-    """An operator who follows an alert to the dashboard finds its metric there."""
+    """The dashboard shows every metric that an alert uses, for the operator who follows an alert there."""
     shown = {name for panel in panels() for target in panel["targets"] for name in METRIC.findall(target["expr"])}
     alerted = {name for rule in rules() for name in METRIC.findall(rule["expr"])}
     not_drawn = {

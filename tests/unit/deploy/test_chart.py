@@ -71,19 +71,19 @@ def test_the_manifests_match_the_schemas_of_their_kinds(path: Path):
     ],
 )
 def test_a_wrong_field_type_or_kind_is_an_error(manifest: dict[str, Any], field: str):
-    """This shows that the test above can fail."""
+    """A document with an unknown field, a wrong type or an unknown kind is reported, so the schema test can fail."""
     assert field in mistakes(manifest)
 
 
 def test_the_rule_object_holds_the_deployed_alerts():
-    """PrometheusRule and deploy/prometheus/alerts.yml are the same rules."""
+    """The PrometheusRule object contains the same rules as deploy/prometheus/alerts.yml."""
     (rule,) = documents_of((MANIFESTS / "alerts.yaml").read_text())
 
     assert rule["spec"] == yaml.safe_load(ALERTS.read_text())
 
 
 def test_every_file_is_marked_as_rendered_and_is_applied():
-    """The marker prevents manual edits, which would be lost at the next rendering."""
+    """Every rendered file has a marker, because manual edits would be lost at the next rendering."""
     kustomization = yaml.safe_load((MANIFESTS / "kustomization.yaml").read_text())
     templates = {path.name for path in (CHART / "templates").glob("*.yaml")}
 
@@ -159,7 +159,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 
 @pytest.fixture(scope="module")
 def charts() -> dict[str, list[dict[str, Any]]]:
-    """The rendered documents of each combination in OPTIONS."""
+    """Maps each combination in OPTIONS to its rendered documents."""
     return {
         name: documents_of(rendered(*(word for option in options for word in ("--set", option))))
         for name, options in OPTIONS.items()
@@ -168,7 +168,7 @@ def charts() -> dict[str, list[dict[str, Any]]]:
 
 @needs_helm
 def test_every_combination_of_options_is_valid(charts: dict[str, list[dict[str, Any]]]):
-    """Each combination is checked against the schemas."""
+    """The documents of every combination of options fit the schemas."""
     for name, documents in charts.items():
         assert documents
         for document in documents:
@@ -177,7 +177,7 @@ def test_every_combination_of_options_is_valid(charts: dict[str, list[dict[str, 
 
 @needs_helm
 def test_without_keda_the_chart_sets_the_replicas(charts: dict[str, list[dict[str, Any]]]):
-    """Without KEDA nothing else would set the number of replicas."""
+    """Without KEDA, the chart sets the number of replicas, because nothing else would set it."""
     documents = charts["without keda"]
     deployments = by_name(documents, "Deployment")
 
@@ -189,7 +189,9 @@ def test_without_keda_the_chart_sets_the_replicas(charts: dict[str, list[dict[st
 
 @needs_helm
 def test_disabled_components_are_absent(charts: dict[str, list[dict[str, Any]]]):
-    """Only readers and workers are rendered."""
+    """If all optional components are disabled, only the readers, the workers and the objects they need are
+    rendered.
+    """
     kinds = {document["kind"] for document in charts["nothing optional"]}
 
     assert kinds == {"ConfigMap", "ServiceAccount", "StatefulSet", "Deployment", "Service", "PodDisruptionBudget"}
@@ -197,7 +199,7 @@ def test_disabled_components_are_absent(charts: dict[str, list[dict[str, Any]]])
 
 @needs_helm
 def test_values_reach_the_pods(charts: dict[str, list[dict[str, Any]]]):
-    """The values are image, socket, collector, prefix, location, memory, and the name of the Secret."""
+    """The values for image, socket, collector, prefix, location, memory and the Secret's name reach the pods."""
     documents = charts["everything"]
     worker = by_name(documents, "Deployment")["replays-worker-gcs"]["spec"]["template"]["spec"]
     (container,) = worker["containers"]
@@ -226,7 +228,10 @@ def test_values_reach_the_pods(charts: dict[str, list[dict[str, Any]]]):
 
 @needs_helm
 def test_every_pod_has_the_shared_key(charts: dict[str, list[dict[str, Any]]]):
-    """All other pods would ignore the entries of a pod without the key; by default there is no key."""
+    """If a shared key is configured, every pod has it; otherwise the others would ignore its entries.
+
+    By default no pod has one.
+    """
     by_chart: dict[str, list[dict[str, Any]]] = {name: [] for name in charts}
     for name, documents in charts.items():
         for document in documents:

@@ -89,7 +89,7 @@ def test_a_reader_has_enough_time_to_drain():
 
 
 def test_every_setting_in_the_manifests_exists():
-    """A misspelt setting would keep the pod from starting."""
+    """Every setting in the manifests exists; with a misspelt one, the pod would not start."""
     for path in [*KUBERNETES.rglob("*.yaml"), ROOT / "docker-compose.yml", ROOT / "Dockerfile"]:
         for name in set(re.findall(r"\bREPLAYS_[A-Z][A-Z_]*\b", path.read_text())):
             known = name in SETTINGS or name in ("REPLAYS_READER_SERVICE_HOST", "REPLAYS_")
@@ -97,7 +97,7 @@ def test_every_setting_in_the_manifests_exists():
 
 
 def test_the_values_of_the_manifests_are_allowed(monkeypatch: pytest.MonkeyPatch):
-    """The settings of the ConfigMap are read as a pod would read them."""
+    """A pod that reads the settings of the ConfigMap accepts all of them."""
     for name in [name for name in os.environ if name.startswith("REPLAYS_")]:
         monkeypatch.delenv(name)
     data = next(document for document in documents() if document["kind"] == "ConfigMap")["data"]
@@ -108,7 +108,7 @@ def test_the_values_of_the_manifests_are_allowed(monkeypatch: pytest.MonkeyPatch
 
 
 def queues() -> dict[str, str]:
-    """Maps each Deployment to the queue of its workers."""
+    """Maps the name of each worker Deployment to the queue that it consumes."""
     return {
         name: each["spec"]["template"]["spec"]["containers"][0]["args"][1]
         for name, each in named("Deployment").items()
@@ -200,8 +200,8 @@ def test_every_pod_with_metrics_is_scraped_and_reachable():
 
 
 def test_check_and_migrate_reach_everything_the_system_uses():
-    """The pods of `check` and `migrate` can reach and authenticate to everything that readers and workers use:
-    settings, secrets, network policy.
+    """The pods of `check` and `migrate` have the settings, secrets and network access of readers and workers, so
+    that they can reach and authenticate to the same servers.
     """
     (migrate,) = (name for name in named("Job") if name.startswith("replays-migrate"))
     settings = named("ConfigMap")["replays-settings"]["data"]
@@ -221,7 +221,10 @@ def test_check_and_migrate_reach_everything_the_system_uses():
 
 
 def test_migrate_runs_before_the_pods_of_an_upgrade():
-    """`migrate` is a Helm hook. A Job is immutable, so its name depends on its contents."""
+    """`migrate` is a Helm hook that runs before the pods of an upgrade.
+
+    A Job is immutable, so its name depends on its contents.
+    """
     (job,) = named("Job").values()
 
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "post-install,pre-upgrade"
@@ -237,7 +240,9 @@ def test_the_policy_lets_spans_reach_a_collector():
 
 
 def test_readers_are_dynamic_members_with_cooperative_hand_over():
-    """A static member that is removed by scaling down keeps its partitions until the session times out."""
+    """Readers are dynamic group members: a static member removed by scaling down would keep its partitions until
+    the session times out.
+    """
     assert Settings().kafka_instance_id == ""
     for path in KUBERNETES.rglob("*.yaml"):
         set_there = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
@@ -246,7 +251,10 @@ def test_readers_are_dynamic_members_with_cooperative_hand_over():
 
 
 def test_metrics_go_to_the_agent_of_the_node():
-    """By default metrics would be sent to the pod itself, where nothing listens; the policy allows the packets."""
+    """Metrics are sent to the agent on the node, and the network policy allows it.
+
+    By default they would be sent to the pod itself, where nothing listens.
+    """
     for name, pod in pods().items():
         if name == "replays-flower":
             continue
@@ -259,7 +267,10 @@ def test_metrics_go_to_the_agent_of_the_node():
 
 
 def test_secrets_are_only_referenced():
-    """The values of the example are marked as examples, and it is not applied with the rest."""
+    """The manifests only reference the Secret.
+
+    The example Secret has values marked as examples and is not applied with the rest.
+    """
     kustomization = (KUBERNETES / "kustomization.yaml").read_text()
     example = yaml.safe_load((KUBERNETES / "secrets.example.yaml").read_text())
 
@@ -275,7 +286,7 @@ def test_secrets_are_only_referenced():
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 def test_kustomize_builds_it():
-    """kubectl's own parser reads the files into one namespace."""
+    """`kubectl kustomize` builds the manifests, and all objects are in one namespace."""
     result = subprocess.run(["kubectl", "kustomize", str(KUBERNETES)], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     built = [document for document in yaml.safe_load_all(result.stdout) if document]
@@ -294,7 +305,10 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 
 
 def test_compose_has_every_component_and_listens_on_loopback_only():
-    """Our containers have no capabilities and a read-only image."""
+    """Every component is in the Compose file and listens only on loopback.
+
+    Our containers have no capabilities and a read-only image.
+    """
     services = COMPOSE["services"]
     wanted = {"kafka", "redis", "clickhouse", "gcs", "bigquery", "statsd", "reader", "worker", "flower"}
     assert wanted | {"prometheus", "grafana", "migrate"} == set(services)
@@ -344,8 +358,7 @@ def test_prometheus_scrapes_exactly_the_services_of_compose():
 
 
 def test_prometheus_has_the_password_of_flower():
-    """Flower's metrics require its password, which reaches Prometheus through a file that only its container
-    has."""
+    """Prometheus reads the password for Flower's metrics from a file that only Prometheus' container has."""
     config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
     (job,) = (job for job in config["scrape_configs"] if job["job_name"] == "replays-flower")
     user, _, password = COMPOSE["services"]["flower"]["environment"]["REPLAYS_FLOWER_BASIC_AUTH"].partition(":")
@@ -356,7 +369,7 @@ def test_prometheus_has_the_password_of_flower():
 
 
 def test_data_that_must_survive_compose_down_is_in_a_volume():
-    """`down` keeps only volumes. A data directory outside its volume loses topics."""
+    """Data that must survive `compose down` is in a volume, because the command keeps nothing else."""
     kept = {
         "kafka": COMPOSE["services"]["kafka"]["environment"]["KAFKA_LOG_DIRS"],
         "redis": "/data",
@@ -382,7 +395,7 @@ def _compose() -> list[str] | None:
 
 @pytest.mark.skipif(_compose() is None, reason="no docker compose is installed")
 def test_compose_is_valid_and_requires_a_flower_password():
-    """Docker itself parses the file; without a password this fails."""
+    """Docker Compose accepts the file if a password for Flower is set, and refuses it otherwise."""
     command = [*(_compose() or []), "-f", str(ROOT / "docker-compose.yml"), "config"]
     base = {name: value for name, value in os.environ.items() if not name.startswith("REPLAYS_")}
     with_password = subprocess.run(
@@ -418,7 +431,7 @@ def test_the_image_runs_without_root_and_contains_only_the_program():
 
 
 def test_the_image_build_gets_all_sources_of_the_wheel():
-    """Everything in the wheel is copied into the build and passes .dockerignore."""
+    """Every source file of the wheel is copied into the image build and is not excluded by .dockerignore."""
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     copied = set()
     for line in (ROOT / "Dockerfile").read_text().splitlines():

@@ -73,7 +73,7 @@ def test_a_reject_shows_its_reason_and_the_readable_part(reason: str, value: byt
 
 
 def test_a_page_shows_rows_and_facts():
-    """The page lists rows and facts in a readable form."""
+    """The page shows rows and facts in a readable form."""
     shown = page(video_recording(b"video", [click_event()]))
 
     assert "A segment" in shown
@@ -94,7 +94,9 @@ def test_nothing_in_a_message_reaches_the_terminal_as_markup_or_control():
 
 
 def test_many_rows_are_truncated_on_a_page_but_not_in_json():
-    """The page is for people, and JSON for programs."""
+    """A long list of rows is truncated on the page, which is for people, but not in the JSON output, which is for
+    programs.
+    """
     value = recording([viewport_event()] * 500)
 
     assert len(describe(value, ALL)["bigquery"]) == 501
@@ -103,7 +105,7 @@ def test_many_rows_are_truncated_on_a_page_but_not_in_json():
 
 
 def test_a_message_over_the_limit_is_not_parsed():
-    """Only the reason for the message's rejection is shown."""
+    """For a message over the size limit, only the reason for its rejection is shown."""
     found = describe(envelope(b"hello"), ParseRules(message_bytes_max=10))
 
     assert found["reject"]["reason"] == "message_too_large"

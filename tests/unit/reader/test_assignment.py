@@ -1,5 +1,7 @@
-"""How long queries for the group's offsets are retried, depending on the broker's response. A missing response is
-not "no offset"."""
+"""How long queries for the group's offsets are retried, depending on the broker's response.
+
+A missing response does not mean that the group has no offset.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class Coordinator:
     "code", [KafkaError.STALE_MEMBER_EPOCH, KafkaError.NOT_COORDINATOR, KafkaError._TIMED_OUT]
 )
 def test_a_temporary_error_is_retried(code: int) -> None:
-    """The error ends when a heartbeat updates the epoch, or when a new coordinator is found."""
+    """A query that fails with a temporary error is retried, until a heartbeat updates the epoch or a coordinator
+    is found.
+    """
     assert Coordinator(code, times=3).answer() == {0: Stored(7)}
 
 
@@ -71,7 +75,7 @@ def test_a_lasting_error_ends_without_a_result(code: int, seconds: float) -> Non
 
 @pytest.mark.parametrize("code", [KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.TOPIC_AUTHORIZATION_FAILED])
 def test_a_missing_permission_needs_an_operator(code: int) -> None:
-    """Rejoining would not help against a missing permission."""
+    """If a permission is missing, the reader does not rejoin the group but waits for an operator."""
     with pytest.raises(ConsumerFailed, match="may not read"):
         Coordinator(code, times=10**6).answer()
 
@@ -94,7 +98,7 @@ class ScriptedCoordinator:
 
 @pytest.mark.parametrize("wrong", [Stored(), Stored(0)])
 def test_no_offset_or_zero_counts_only_when_confirmed(wrong: Stored) -> None:
-    """If the first response has no offset or offset 0, the second response counts, whatever it is."""
+    """If the first response has no offset or offset 0, the query is repeated, and its second response is used."""
     group = {0: Stored(7, "2;s=1"), 1: Stored(9, "2;s=1"), 2: Stored()}
     once = ScriptedCoordinator({**group, 1: wrong}, group)
 
@@ -104,7 +108,7 @@ def test_no_offset_or_zero_counts_only_when_confirmed(wrong: Stored) -> None:
 
 
 def test_an_unambiguous_response_is_not_confirmed() -> None:
-    """A typical assignment therefore needs only one query."""
+    """An unambiguous response is not confirmed, so a typical assignment needs only one query."""
     sure = ScriptedCoordinator({0: Stored(7), 1: Stored(0, "2;s=1"), 2: Stored(5)})
 
     assert sure.answer()[1] == Stored(0, "2;s=1")

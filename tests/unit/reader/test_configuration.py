@@ -17,7 +17,9 @@ def settings_with(**values: object) -> Settings:
 
 
 def test_the_classic_protocol_is_cooperative() -> None:
-    """Partitions move one by one, so that each can be drained."""
+    """Under the classic protocol the assignment is cooperative, so that each partition can be drained before it
+    moves.
+    """
     config = consumer_config(settings_with())
 
     assert config["group.protocol"] == "classic"
@@ -27,7 +29,9 @@ def test_the_classic_protocol_is_cooperative() -> None:
 
 
 def test_the_consumer_protocol_omits_properties_set_by_brokers() -> None:
-    """librdkafka refuses to start with any of these properties."""
+    """Under the consumer protocol, properties that brokers set are omitted, because librdkafka refuses to start
+    with them.
+    """
     config = consumer_config(settings_with(kafka_group_protocol="consumer", kafka_instance_id="one"))
 
     assert not CLASSIC_ONLY & config.keys()
@@ -36,7 +40,7 @@ def test_the_consumer_protocol_omits_properties_set_by_brokers() -> None:
 
 
 def test_the_client_refuses_these_properties() -> None:
-    """If the client accepted them, omitting them would be unnecessary."""
+    """The client refuses each of these properties; otherwise omitting them would be unnecessary."""
     config = {**consumer_config(settings_with()), "group.protocol": "consumer"}
 
     with pytest.raises(Exception, match=r"session\.timeout\.ms|partition\.assignment\.strategy|heartbeat"):
@@ -73,7 +77,7 @@ def test_a_long_session_makes_the_poll_interval_as_long() -> None:
 
 
 def test_the_consumer_protocol_refuses_a_heartbeat_interval() -> None:
-    """The brokers set the heartbeat interval of each member."""
+    """A heartbeat interval is refused under the consumer protocol, because the brokers set it."""
     options = {"heartbeat.interval.ms": "500"}
     Consumer(consumer_config(settings_with(kafka_options=options))).close()
 
@@ -84,5 +88,5 @@ def test_the_consumer_protocol_refuses_a_heartbeat_interval() -> None:
 
 
 def test_added_partitions_are_noticed_long_before_librdkafka_would() -> None:
-    """librdkafka's own refresh takes up to five minutes."""
+    """Added partitions are noticed long before librdkafka's own refresh, which takes up to five minutes."""
     assert consumer_config(settings_with())["topic.metadata.refresh.interval.ms"] == 30_000

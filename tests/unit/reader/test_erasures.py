@@ -38,7 +38,7 @@ def erasures_with(key: str, at: float = NOW, until: float = 0.0) -> Erasures:
 
 
 def test_a_replay_is_dropped_whenever_it_arrives_and_its_neighbours_are_not() -> None:
-    """An id in capitals and a later segment are dropped, too."""
+    """Every segment of an erased replay is dropped, whenever it arrives and even if its id is in capitals."""
     erasures = erasures_with(replay_key(11, REPLAY))
 
     assert is_dropped(outcome(erasures))
@@ -48,7 +48,7 @@ def test_a_replay_is_dropped_whenever_it_arrives_and_its_neighbours_are_not() ->
 
 
 def test_a_project_is_dropped_up_to_the_time_of_its_erasure() -> None:
-    """Messages that arrive after the erasure belong to new replays."""
+    """Messages of a project are dropped up to the time of its erasure; later messages belong to new replays."""
     erasures = erasures_with(project_key(11))
 
     assert is_dropped(outcome(erasures))
@@ -57,7 +57,7 @@ def test_a_project_is_dropped_up_to_the_time_of_its_erasure() -> None:
 
 @pytest.mark.parametrize("name", ["id", "username", "email"])
 def test_a_user_is_matched_by_any_name_and_stored_as_a_digest(name: str) -> None:
-    """The decision holds a digest that differs per project."""
+    """The erasure of a user stores only a digest, which differs per project, and matches any of the user's names."""
     theirs = {"replay_event": replay_event(user={"id": "someone", name: "ann@shop.example"})}
     key = user_key(11, "ann@shop.example")
 
@@ -70,7 +70,7 @@ def test_a_user_is_matched_by_any_name_and_stored_as_a_digest(name: str) -> None
 
 
 def test_an_erasure_ends_when_its_messages_have_left_every_topic() -> None:
-    """An erasure without an end holds forever."""
+    """An erasure ends when its messages have left every topic. Without an end it applies forever."""
     over = erasures_with(replay_key(11, REPLAY), at=1.0, until=NOW - 1)
 
     assert not over

@@ -101,7 +101,7 @@ def settle(bench: Bench) -> None:
 
 
 def test_a_step_handles_events_then_the_time_then_messages() -> None:
-    """Known events are handled before new messages are polled."""
+    """A step handles known events first, then the time, and then polls new messages."""
     bench = Bench()
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
     bench.events.append(on.RetryRequested("t-0-0-1"))
@@ -114,8 +114,9 @@ def test_a_step_handles_events_then_the_time_then_messages() -> None:
 
 
 def test_at_a_bound_the_loop_does_not_poll_until_the_consumer_is_paused() -> None:
-    """After the pause the reader polls again, so that the group does not consider it dead; nothing is fetched
-    while paused.
+    """At a bound the loop does not poll until the consumer is paused.
+
+    It then polls again, so that the group does not consider the reader dead; nothing is fetched while paused.
     """
     bench = bench_with_a_batch_in_flight(in_flight_batches_max=1, pause_after_seconds=0.2)
     bench.actions.clear()
@@ -130,7 +131,7 @@ def test_at_a_bound_the_loop_does_not_poll_until_the_consumer_is_paused() -> Non
 
 
 def test_a_full_loop_waits_for_events_instead_of_spinning() -> None:
-    """Each step uses its idle time to wait for events."""
+    """At its bound, the loop waits for events instead of spinning."""
     bench = bench_with_a_batch_in_flight(in_flight_batches_max=1, pause_after_seconds=99.0)
     before = bench.now
 
@@ -182,7 +183,7 @@ def test_draining_a_partition_twice_waits_for_the_second_release_too() -> None:
 
 
 def test_run_ends_with_the_shells_closed() -> None:
-    """SIGTERM arrives with nothing in flight."""
+    """If SIGTERM arrives while nothing is in flight, the run ends and its resources are closed."""
     bench = Bench()
     bench.events.append(on.ShutdownRequested())
 
@@ -270,7 +271,7 @@ def parsed_offsets(bench: Bench) -> list[int]:
 
 
 def test_a_poll_is_taken_up_to_the_bound_and_the_rest_later_in_order() -> None:
-    """Of six messages of 100 bytes with a bound of 250, three are held at once, never six."""
+    """If a poll returns six messages of 100 bytes and the bound is 250, at most three are taken at once."""
     bench = Bench(in_flight_bytes_max=250, batch_messages_max=1, pause_after_seconds=0.1)
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
     bench.fetched.append(messages(0, 1, 2, 3, 4, 5))
@@ -289,7 +290,7 @@ def test_a_poll_is_taken_up_to_the_bound_and_the_rest_later_in_order() -> None:
 
 
 def test_waiting_messages_are_parsed_only_when_taken() -> None:
-    """The parsed form of messages is not in memory while they wait."""
+    """Messages are parsed only when they are taken, so that waiting messages are not held in parsed form."""
     bench = Bench(in_flight_bytes_max=250, batch_messages_max=100)
     read: list[int] = []
 
@@ -355,7 +356,10 @@ def test_waiting_messages_of_a_revoked_partition_are_dropped() -> None:
 
 
 def test_messages_after_an_unusual_one_wait_and_other_partitions_continue() -> None:
-    """The loop keeps running; once the result of the unusual message is available, the rest follows in order."""
+    """Messages after an unusual one wait for its result and then follow in order.
+
+    The loop and other partitions continue.
+    """
     other = TopicPartition(PARTITION.topic, 1)
     bench = Bench(batch_messages_max=100)
     bench.unusual = {1}
@@ -374,7 +378,7 @@ def test_messages_after_an_unusual_one_wait_and_other_partitions_continue() -> N
 
 
 def test_outcomes_after_an_unusual_message_are_kept_in_order() -> None:
-    """Parser processes return the outcomes of several messages at once, two of which are unusual."""
+    """If parser processes return outcomes with unusual messages among them, all messages are taken in order."""
     bench = Bench(batch_messages_max=100)
     bench.unusual = {1, 3}
     lazily = bench.parse
@@ -392,7 +396,7 @@ def test_outcomes_after_an_unusual_message_are_kept_in_order() -> None:
 
 
 def test_a_gap_in_the_log_waits_for_an_unusual_message() -> None:
-    """The unusual message in memory may be the only copy."""
+    """After a gap in the log, an unusual message is awaited, because the copy in memory may be the only one."""
     bench = Bench(batch_messages_max=100)
     bench.unusual = {1}
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))

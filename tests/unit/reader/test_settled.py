@@ -12,7 +12,7 @@ from tests.kit.core_reader import reader
 
 
 def test_a_decision_is_settled_when_all_earlier_messages_are() -> None:
-    """The batch is in flight when the decision arrives."""
+    """A decision that arrives while a batch is in flight is settled when the batch is."""
     runtime, gate = reader(), TenantGate()
     settled = Settled(runtime.pipeline, gate)
     runtime.segments(2)
@@ -34,7 +34,7 @@ def test_a_decision_is_settled_when_all_earlier_messages_are() -> None:
 
 
 def test_a_decision_waits_for_an_open_batch() -> None:
-    """The batch is still open when the decision arrives."""
+    """A decision that arrives while a batch is open waits until the batch has settled."""
     runtime, gate = reader(), TenantGate()
     settled = Settled(runtime.pipeline, gate)
     runtime.segments(1)

@@ -27,7 +27,10 @@ def test_a_killed_project_is_dropped_and_no_other_is():
 
 
 def test_a_limited_project_is_admitted_as_often_as_it_has_tokens():
-    """The message after the last token is dropped, but counts as demand."""
+    """A limited project is admitted as often as it has tokens.
+
+    The next message is dropped but counts as demand.
+    """
     gate = limited_gate(2.0)
 
     assert [gate.refusal(PROJECT, 1.0) for _ in range(3)] == [None, None, DropReason.RATE_LIMITED]
@@ -54,7 +57,7 @@ def test_unspent_tokens_are_kept_up_to_one_burst():
 
 
 def test_every_message_is_counted_once_while_another_thread_refreshes():
-    """The other thread takes the counts during 20,000 calls, and none is missing."""
+    """While another thread collects the counts, each of 20,000 messages is counted exactly once."""
     gate, taken, done = limited_gate(1e9, burst=1e9), [0], threading.Event()
 
     def refresh() -> None:

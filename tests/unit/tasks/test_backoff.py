@@ -30,5 +30,5 @@ def test_a_wait_is_at_most_half_of_the_visibility_timeout() -> None:
 
 
 def test_there_is_no_wait_when_only_the_runs_time_was_up() -> None:
-    """The next run continues almost immediately."""
+    """If a run ended only because its time was up, the next run starts almost immediately."""
     assert backoff_seconds(0, 0.0, SETTINGS) <= 0.1

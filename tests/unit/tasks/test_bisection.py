@@ -69,7 +69,7 @@ def fresh(items: int) -> Progress:
 
 
 def test_all_items_in_one_write() -> None:
-    """In the ordinary case the destination is not examined."""
+    """If all items are accepted in one write, the destination is not examined."""
     server, progress = Server(), fresh(64)
 
     server.deliver(progress, 64)
@@ -79,7 +79,7 @@ def test_all_items_in_one_write() -> None:
 
 
 def test_only_failed_items_are_retried() -> None:
-    """2 of 64 blobs fail: the next run writes those 2."""
+    """If 2 of 64 blobs fail, the next run writes only those 2."""
     server, progress = Server(away=[5, 40]), fresh(64)
 
     with pytest.raises(TransientSinkError):
@@ -117,7 +117,7 @@ def test_a_single_poison_item_in_its_batch_is_refused() -> None:
 
 
 def test_named_items_are_removed_at_once() -> None:
-    """A server that names items has written the rest."""
+    """If a server names the refused items, it has written the others, so the named ones are removed at once."""
     server, progress = Server(poison=[3, 9], named=True), fresh(20)
 
     server.deliver(progress, 20)
@@ -127,7 +127,9 @@ def test_named_items_are_removed_at_once() -> None:
 
 
 def test_named_items_that_blocked_the_rest_cause_a_second_write() -> None:
-    """With `all_refused` the server named the bad items and wrote nothing."""
+    """If a refusal has `all_refused`, the server wrote nothing, so the items that it did not name are written
+    again.
+    """
     writes: list[list[int]] = []
 
     def write(positions: Sequence[int]) -> None:
@@ -143,7 +145,9 @@ def test_named_items_that_blocked_the_rest_cause_a_second_write() -> None:
 
 
 def test_only_the_group_with_refused_items_is_written_again() -> None:
-    """Rows of another table, written by the same call, are durable."""
+    """Only the group with refused items is written again; rows of another table from the same call are already
+    durable.
+    """
     writes: list[list[int]] = []
 
     def write(positions: Sequence[int]) -> None:
@@ -188,7 +192,7 @@ def test_a_table_that_is_altered_during_the_search_blames_no_item() -> None:
 
 
 def test_a_failed_examination_blames_no_item() -> None:
-    """The next run examines the destination again."""
+    """If the examination fails, no item is blamed, and the next run examines the destination again."""
     away = TransientSinkError("503")
     server, progress = Server(poison=[2], faults=[away]), fresh(4)
 
@@ -201,7 +205,10 @@ def test_a_failed_examination_blames_no_item() -> None:
 
 
 def test_an_interrupted_search_keeps_its_writes_and_discards_its_refusals() -> None:
-    """The table was repaired between two runs: every row that it accepts now is written."""
+    """If a search is interrupted, its writes are kept and its refusals are discarded.
+
+    The table is repaired between the two runs, and every row that it accepts now is written.
+    """
     server = Server(poison=[0, 1])
     server.away = {12}
     progress = fresh(16)
@@ -277,7 +284,7 @@ def test_a_search_is_bounded_and_the_next_run_continues() -> None:
 
 
 def test_refusals_of_earlier_runs_count_when_most_are_refused() -> None:
-    """When most items were refused, none is blamed, in whichever run it was refused."""
+    """If most items were refused, none is blamed, even if some of the refusals are from earlier runs."""
     progress = Progress(left=list(range(25, 50)), refused=[(position, "bad") for position in range(25)])
     server = Server(poison=range(50), named=True)
 
@@ -288,7 +295,9 @@ def test_refusals_of_earlier_runs_count_when_most_are_refused() -> None:
 
 
 def test_a_missing_bucket_is_not_the_items_fault() -> None:
-    """configuration=True passes through; nothing is bisected or examined."""
+    """An error with `configuration=True`, such as a missing bucket, is passed on without a bisection or an
+    examination.
+    """
     calls: list[int] = []
 
     def write(positions: Sequence[int]) -> None:

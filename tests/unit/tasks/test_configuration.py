@@ -36,7 +36,7 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     "module", ["celeryconfig", "tasks.configuration", "tasks.celery", "tasks.flush", "tasks.flower.start"]
 )
 def test_an_import_reads_no_settings(module: str) -> None:
-    """A wrong setting causes no error before its value is needed."""
+    """Importing a module reads no settings, so a wrong setting causes no error before its value is needed."""
     result = run("-c", f"import {module}", **WRONG)
 
     assert result.returncode == 0, result.stderr
@@ -48,7 +48,9 @@ def test_an_import_reads_no_settings(module: str) -> None:
     ids=" ".join,
 )
 def test_a_celery_command_with_a_wrong_setting_names_it_and_exits_with_2(words: list[str]) -> None:
-    """The output is one line, without a traceback."""
+    """A celery command with a wrong setting exits with 2 and prints one line that names the setting, without a
+    traceback.
+    """
     result = run("-m", "celery", "-A", "tasks", *words, **WRONG)
 
     assert result.returncode == 2, result.stderr
@@ -100,7 +102,7 @@ def test_unknown_celery_settings_are_absent() -> None:
 def test_unusable_settings_are_refused_with_what_to_do(
     environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error contains no secret."""
+    """The error for unusable settings says what to do and contains no secret."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
 
@@ -121,7 +123,7 @@ def test_addresses_of_redis_that_clients_accept_are_accepted(url: str, monkeypat
 
 
 def test_a_worker_without_the_package_that_a_setting_needs_exits_with_2(tmp_path: Path) -> None:
-    """The error names the extra to install."""
+    """If a setting needs a package that is not installed, the worker exits with 2 and names the extra to install."""
     (tmp_path / "opentelemetry").mkdir()
     (tmp_path / "opentelemetry" / "__init__.py").write_text("")
 

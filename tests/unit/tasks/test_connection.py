@@ -1,4 +1,4 @@
-"""Which Redis responses mean that the server is unavailable, in the form in which redis-py raises them."""
+"""Which of the errors that redis-py raises mean that the server is unavailable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ CODES = (
 
 
 def raised_error(answer: str) -> RedisError:
-    """The error that redis-py creates from a response; it removes known codes from the text."""
+    """Returns the error that redis-py creates from a response, without the codes that redis-py removes from the
+    text.
+    """
     error = BaseParser.parse_error(answer)
     assert isinstance(error, RedisError)
     return error
@@ -30,20 +32,21 @@ def test_each_code_means_unavailable(code: str) -> None:
 
 @pytest.mark.parametrize("code", CODES)
 def test_each_code_means_unavailable_inside_a_script(code: str) -> None:
-    """Inside a script, older servers put the code into the text of the error."""
+    """A code means unavailable inside a script, too, where older servers put the code into the text of the error."""
     assert away_code(raised_error(f"ERR Error running script (call to f_1): @user_script:1: -{code} no. ")) == code
 
 
 @pytest.mark.parametrize("answer", ["OOM command not allowed", "ERR unknown command", "WRONGTYPE no", "NOAUTH no"])
 def test_other_errors_are_not_unavailability(answer: str) -> None:
-    """The causes are a full server, a bug of ours, or a missing password: another connection would get the same
-    response.
+    """Errors caused by a full server, a bug of ours, or a missing password do not count as unavailability.
+
+    Another connection would get the same response.
     """
     assert away_code(raised_error(answer)) == ""
 
 
 def test_the_page_lists_the_codes() -> None:
-    """Operators who see a code look it up on this page."""
+    """The page lists every code that means unavailable, so that operators can look it up."""
     page = (ROOT / "docs" / "redis.md").read_text()
 
     assert set(CODES) == AWAY

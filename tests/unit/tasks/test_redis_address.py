@@ -105,7 +105,7 @@ INCONSISTENT: list[tuple[dict[str, str], str]] = [
 def test_inconsistent_redis_settings_are_refused(
     given: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A setting that has no effect or is missing is named."""
+    """Inconsistent Redis settings are refused, and the error names the setting that has no effect or is missing."""
     for name, value in given.items():
         monkeypatch.setenv(f"REPLAYS_{name}", value)
 
@@ -128,7 +128,7 @@ def test_celery_options_contain_no_password(url: str, monkeypatch: pytest.Monkey
 
 
 def test_celery_options_contain_no_sentinel_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redis and the Sentinels have different passwords."""
+    """Celery's options for Redis do not contain the password of the Sentinels, which is a different one."""
     for name, value in {**SENTINEL, "REDIS_SENTINEL_PASSWORD": "hunter2"}.items():
         monkeypatch.setenv(f"REPLAYS_{name}", value)
 

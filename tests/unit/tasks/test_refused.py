@@ -59,7 +59,7 @@ def test_the_same_refusal_is_the_same_letter() -> None:
 
 
 def test_a_kept_message_cannot_be_revived() -> None:
-    """The error says that the letter contains a message."""
+    """A kept message cannot be revived, and the error says that the letter contains a message."""
     with pytest.raises(ValueError, match="bad_header"):
         revive(replace(forged("gcs", "blob", "x"), reason="bad_header", refusal=None), b"")
 

@@ -42,7 +42,7 @@ MANIFEST = Manifest(
 
 
 def as_json(value: Manifest | Completion, **more: object) -> bytes:
-    """The JSON of a release that has further fields, or these other values."""
+    """Returns an item as JSON of another release, with further fields or other values."""
     return msgspec.json.encode({**msgspec.to_builtins(value), **more})
 
 
@@ -53,7 +53,7 @@ def test_items_survive_a_round_trip(sink: SinkName) -> None:
 
 @pytest.mark.parametrize("sink", SinkName)
 def test_an_item_with_an_unknown_element_is_refused_and_not_truncated(sink: SinkName) -> None:
-    """The error says to upgrade the workers before the readers."""
+    """An item with an unknown element is refused, and the error says to upgrade the workers before the readers."""
     longer = [[*msgspec.to_builtins(ITEMS[sink], builtin_types=(bytes, memoryview)), "content-type"]]
 
     with pytest.raises(Incompatible, match="upgrade the workers before the readers"):
@@ -61,7 +61,7 @@ def test_an_item_with_an_unknown_element_is_refused_and_not_truncated(sink: Sink
 
 
 def test_an_older_readers_item_without_the_last_element_takes_its_default() -> None:
-    """A metric of a release without tags has no tags."""
+    """If an older reader's metric lacks the last element, it has no tags."""
     assert decode_items("datadog", msgspec.msgpack.encode([["c", "clicks", 1.0]])) == [
         Metric(MetricKind.COUNTER, "clicks", 1.0)
     ]
@@ -69,13 +69,13 @@ def test_an_older_readers_item_without_the_last_element_takes_its_default() -> N
 
 @pytest.mark.parametrize("data", [b"", b"\xc1", msgspec.msgpack.encode([["d"]]), msgspec.msgpack.encode({"a": 1})])
 def test_bytes_that_are_not_items_are_refused(data: bytes) -> None:
-    """The error is the same for any invalid bytes."""
+    """Bytes that are not items are refused, always with the same error."""
     with pytest.raises(Incompatible):
         decode_items("gcs", data)
 
 
 def test_an_unknown_field_of_a_manifest_or_completion_is_ignored() -> None:
-    """A newer release may add fields."""
+    """An unknown field of a manifest or completion is ignored, because a newer release may add fields."""
     completion = Completion(CompletionKind.DONE, "recordings-0-0-3", 1, "rows", 2)
 
     assert decode_manifest(as_json(MANIFEST, compression="zstd")) == MANIFEST
@@ -83,7 +83,7 @@ def test_an_unknown_field_of_a_manifest_or_completion_is_ignored() -> None:
 
 
 def test_a_missing_version_is_the_first() -> None:
-    """The first release sent no version."""
+    """A missing version counts as the first one, because the first release sent none."""
     fields = msgspec.to_builtins(Completion(CompletionKind.RETRY, "recordings-0-0-3"))
     del fields["version"]
 
@@ -92,7 +92,7 @@ def test_a_missing_version_is_the_first() -> None:
 
 @pytest.mark.parametrize("version", [0, VERSION + 1])
 def test_another_version_is_refused_with_both_numbers(version: int) -> None:
-    """The error names the version and the supported ones."""
+    """Another version is refused, and the error names that version and the supported ones."""
     completion = Completion(CompletionKind.DONE, "recordings-0-0-3")
 
     with pytest.raises(Incompatible, match=rf"recordings-0-0-3 .*version {version} .*reads 1 to {VERSION}"):
@@ -102,7 +102,7 @@ def test_another_version_is_refused_with_both_numbers(version: int) -> None:
 
 
 def test_a_refused_manifest_still_names_its_reader() -> None:
-    """The head of a manifest can be read in any version."""
+    """A manifest of any version names its reader, even if the rest of the manifest is refused."""
     data = msgspec.json.encode(
         {"version": 9, "batch_id": "recordings-0-0-3", "reader": "reader-1", "epoch": 4, "tasks": "elsewhere"}
     )

@@ -19,7 +19,7 @@ def started_runtime(**limits: int) -> MockRuntime:
 
 
 def test_the_example_in_its_docstring_works() -> None:
-    """The offset after the batch is committed once everything has settled."""
+    """In the docstring's example, the offset after the batch is committed once everything has settled."""
     runtime = started_runtime(batch_messages_max=2)
 
     runtime.submit(recording(segment_id=0))
@@ -31,7 +31,7 @@ def test_the_example_in_its_docstring_works() -> None:
 
 
 def test_a_gap_in_the_log_is_inside_a_range() -> None:
-    """The range of the batch covers the gap."""
+    """If the log has a gap, the range of the batch covers it."""
     runtime = started_runtime(batch_messages_max=2)
     runtime.submit(recording(segment_id=0))
 
@@ -44,7 +44,7 @@ def test_a_gap_in_the_log_is_inside_a_range() -> None:
 
 
 def test_a_message_that_never_parses_becomes_a_dead_letter() -> None:
-    """The batch has one reject and only rows to write."""
+    """A message that never parses becomes a dead letter: its batch has one reject and only rows to write."""
     runtime = started_runtime(batch_messages_max=1)
 
     runtime.submit(LETTER)
@@ -56,7 +56,10 @@ def test_a_message_that_never_parses_becomes_a_dead_letter() -> None:
 
 
 def test_the_test_chooses_how_a_chord_ends() -> None:
-    """A batch is parked if its chord fails, but not if the chord cannot start. It is retried in both cases."""
+    """A batch is parked if its chord fails, but not if the chord cannot start; in both cases the batch is retried.
+
+    The test chooses which of these happens.
+    """
     runtime = started_runtime(batch_messages_max=1)
     runtime.submit(recording())
     runtime.acknowledge_commits()
@@ -72,7 +75,7 @@ def test_the_test_chooses_how_a_chord_ends() -> None:
 
 
 def test_a_crash_is_a_new_runtime_with_the_stored_commits() -> None:
-    """The new runtime cuts the recorded range again."""
+    """After a crash, a new runtime with the stored commits cuts the recorded range again."""
     runtime = started_runtime(batch_messages_max=2)
     runtime.submit(recording(segment_id=0))
     runtime.submit(recording(segment_id=1))
@@ -92,7 +95,7 @@ def test_a_crash_is_a_new_runtime_with_the_stored_commits() -> None:
 
 
 def test_joining_flushes_the_open_batch() -> None:
-    """The message is committed, and the reader stops cleanly."""
+    """Joining flushes and commits the open batch, and the reader stops cleanly."""
     runtime = started_runtime()
     runtime.submit(recording())
 

@@ -1,5 +1,6 @@
-"""A known vulnerability of a pinned package fails the check. An unreachable network is reported and does not fail
-it.
+"""A known vulnerability of a pinned package fails the check.
+
+An unreachable network is reported and does not fail the check.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def osv_url() -> Iterator[str]:
 
 
 def audit(directory: Path, pins: str, *arguments: str) -> tuple[int, str]:
-    """Exit code and output of an audit."""
+    """Runs the audit, and returns its exit code and output."""
     path = directory / "pins.txt"
     path.write_text(pins)
     command = [sys.executable, "-m", "tools.audit", "--requirements", str(path), *arguments]
@@ -66,7 +67,7 @@ def audit(directory: Path, pins: str, *arguments: str) -> tuple[int, str]:
 
 
 def test_a_known_vulnerability_fails_and_names_the_fix(tmp_path: Path, osv_url: str):
-    """The output has the ids of the vulnerability and the fixed version."""
+    """A known vulnerability fails the audit, and the output contains its ids and the fixed version."""
     code, output = audit(tmp_path, "badly-kept==1.2.3\nwell-kept==4.5\n", "--osv-url", osv_url)
 
     assert code == 1, output
@@ -83,7 +84,7 @@ def test_an_accepted_vulnerability_does_not_fail(tmp_path: Path, osv_url: str):
 
 
 def test_without_the_network_it_reports_that_nothing_was_checked(tmp_path: Path):
-    """The exit code is 0, but no success is reported."""
+    """Without the network, the exit code is 0, and the output says that nothing was checked."""
     code, output = audit(tmp_path, "badly-kept==1.2.3\n", "--osv-url", f"http://127.0.0.1:{free_port()}/")
 
     assert code == 0, output

@@ -35,12 +35,12 @@ def test_a_file_counts_for_the_deepest_package():
 
 
 def test_an_unmeasured_package_is_at_zero():
-    """A floor cannot be met by not running the tests."""
+    """The coverage of a package that was not measured counts as zero."""
     assert by_package({}, FLOORS)["ingest/core"].per_cent == 0.0
 
 
 def test_a_file_without_a_package_is_an_error():
-    """A new package needs a floor."""
+    """A file whose package has no floor is an error, so that a new package gets a floor."""
     with pytest.raises(KeyError, match=r"web/page\.py belongs to no package"):
         by_package({"web/page.py": file_coverage(1, 1)}, FLOORS)
 
@@ -60,7 +60,7 @@ def test_the_repository_has_a_floor_for_every_package():
 
 
 def test_unit_tests_of_every_package_run_under_coverage():
-    """Coverage of a package whose tests run elsewhere would be near zero."""
+    """The unit tests of every package run under coverage; otherwise its coverage would be near zero."""
     covered = re.search(
         r"^COVERED := \$\(addprefix tests/unit/,([^)]*)\)", (REPOSITORY / "Makefile").read_text(), re.M
     )

@@ -25,7 +25,7 @@ def test_no_page_is_stale():
 
 
 def test_every_setting_is_described():
-    """Numbers also have bounds."""
+    """Every setting has a description, and every numeric setting also has bounds."""
     for name, field in Settings.model_fields.items():
         assert field.description, name
         if field.annotation in (int, float):
@@ -33,7 +33,9 @@ def test_every_setting_is_described():
 
 
 def test_a_misspelt_name_is_refused_with_the_right_one(monkeypatch: pytest.MonkeyPatch):
-    """If the name were ignored, the default would stay in force."""
+    """A misspelt name is refused, and the error suggests the right one; if it were ignored, the default would
+    apply.
+    """
     monkeypatch.setenv("REPLAYS_BATCH_BYTE_MAX", "1000000")
 
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""What contributors rely on: CI on every supported Python, hooks equal to `make check`, forms that parse."""
+"""CI runs on every supported Python, the hooks run the same checks as `make check`, and the issue forms parse."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.kit.paths import ROOT
 
 
 def load_yaml(path: str) -> Any:
-    """A YAML file of the checkout."""
+    """Parses a YAML file of the checkout."""
     return yaml.safe_load((ROOT / path).read_text())
 
 
 def test_ci_runs_on_every_supported_python():
-    """The workflow has the versions of requires-python and runs .ci/run."""
+    """The CI workflow runs .ci/run on every Python version that requires-python allows."""
     supported = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
     bounds = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", supported)
     assert bounds is not None

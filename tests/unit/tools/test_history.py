@@ -93,7 +93,7 @@ def test_a_history_that_one_register_explains_is_accepted(name: str) -> None:
 
 @pytest.mark.parametrize("name", IMPOSSIBLE)
 def test_a_history_that_no_register_explains_is_refused(name: str) -> None:
-    """The error is one sentence that names the contradiction."""
+    """A history that no register explains is refused with one sentence that names the contradiction."""
     (sentence,) = judge(IMPOSSIBLE[name])
 
     assert sentence.startswith("partition 0: ")
@@ -112,8 +112,9 @@ def line(event: str, second: int, **fields: object) -> dict[str, object]:
 
 
 def test_the_log_of_a_reader_has_its_part_of_the_history() -> None:
-    """The history lists commits with their responses, offsets read, and assignments. A commit whose process ended
-    before the response is included.
+    """The log of a reader yields its commits with their responses, the offsets it read, and its assignments.
+
+    A commit whose process ended before the response is included.
     """
     committed = {"partition": 0, "offset": 5, "record": "s=1"}
     logged = LoggedOperations.of(

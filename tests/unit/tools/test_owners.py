@@ -10,7 +10,10 @@ T0 = seconds_of("2026-11-27T10:00:00Z")
 
 
 def test_gaps_are_the_times_between_owners_longest_first() -> None:
-    """Owners may overlap, for example while one is suspended and its partition was reassigned."""
+    """Gaps are the times between owners, longest first.
+
+    Owners may overlap, for example when a suspended reader's partition was reassigned.
+    """
     owned = [
         Owned("a.1", 0, 0.0, 10.0),
         Owned("b.1", 0, 8.0, 20.0),

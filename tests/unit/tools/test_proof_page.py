@@ -12,7 +12,7 @@ from tools.proof_page import FIGURES, proof_page
 
 
 def test_every_bug_of_the_table_applies_to_its_file() -> None:
-    """A bug that was renamed or removed must not stay in the table."""
+    """Every bug in the table exists in the code, so a renamed or removed bug is noticed."""
     planted = {mutant.bug: mutant.file for mutant in MUTANTS}
     shown = {bug: file for bug, file, _, _ in json.loads(FIGURES.read_text())["mutants"]}
 
@@ -20,14 +20,14 @@ def test_every_bug_of_the_table_applies_to_its_file() -> None:
 
 
 def test_every_world_of_the_table_is_one_that_is_explored() -> None:
-    """Worlds are matched by the text that the explorer prints."""
+    """Every world in the table is explored; worlds are matched by the text that the explorer prints."""
     known = {str(bound) for bounds in BOUNDS.values() for bound in bounds}
 
     assert {world["bound"] for world in json.loads(FIGURES.read_text())["explored"]} <= known
 
 
 def test_the_page_has_a_table_under_every_heading_with_figures() -> None:
-    """Each table has one line per figure."""
+    """The page has a table under every heading with figures, with one line per figure."""
     figures, page = json.loads(FIGURES.read_text()), list(proof_page())
     tables = [part for part in page if part.startswith("| ")]
 
@@ -45,7 +45,10 @@ def test_every_bug_that_simulated_worlds_miss_is_judged() -> None:
 
 
 def test_every_bug_that_breaks_safety_where_the_explorer_looks_is_planted() -> None:
-    """Other bugs are in the loop or affect where a partition starts; `make mutants` plants the same texts."""
+    """Every bug that breaks safety in the explored code is planted by the explorer.
+
+    The other bugs are in the loop or affect where a partition starts.
+    """
     files = {mutant.bug: mutant.file for mutant in MUTANTS}
     elsewhere = {"reader/runtime.py", "core/starting.py"}
 

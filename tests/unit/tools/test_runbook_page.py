@@ -20,5 +20,5 @@ from tools.runbook_page import to_html
     ],
 )  # fmt: skip
 def test_markdown_of_the_runbook_becomes_html(markdown: str, html: str):
-    """Everything else is escaped."""
+    """The Markdown used in the runbook becomes HTML, and everything else is escaped."""
     assert to_html(markdown) == html

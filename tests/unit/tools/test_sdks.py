@@ -1,4 +1,4 @@
-"""The comparison of facts with what was done in the page, and its table."""
+"""How facts are compared with the actions performed in the page, and how the result is shown in a table."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def on(element: str) -> dict[str, Any]:
 
 
 def test_correct_facts_are_accepted():
-    """Repeated clicks have fewer facts, for a stated reason; everything else is equal."""
+    """Correct facts are accepted.
+
+    Repeated clicks have fewer facts, for a stated reason; all other numbers are equal.
+    """
     found = compared(facts_of_it(), done_in_the_page())
 
     assert [each.kind for each in found if not each.is_accepted] == []
@@ -76,7 +79,7 @@ def test_a_fact_of_something_that_was_not_done_is_found(added: tuple[str, dict[s
 
 
 def test_equal_lines_of_several_versions_are_one_line_of_the_table():
-    """A version that differs has a line of its own."""
+    """SDK versions with equal lines share one line of the table, and a version that differs has its own."""
     equal, unequal = Comparison("clicks", "a 1", "a 1"), Comparison("clicks", "a 1", "none")
     inputs = [Line(version, Comparison("inputs", "b", "b")) for version in ("7.0.0", "8.0.0", "9.0.0")]
     printed = table([Line("7.0.0", equal), Line("8.0.0", unequal), Line("9.0.0", equal), *inputs])
@@ -89,7 +92,7 @@ def test_equal_lines_of_several_versions_are_one_line_of_the_table():
 
 
 def test_a_version_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]):
-    """Tags and ranges are not versions."""
+    """Text that is not a version, such as a tag or a range, is refused."""
     with pytest.raises(SystemExit) as ended:
         main(["latest"])
 

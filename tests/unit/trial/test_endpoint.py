@@ -1,4 +1,4 @@
-"""The endpoint takes the envelopes of SDKs apart as Relay does."""
+"""The endpoint splits SDK envelopes into items as Relay does."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def test_a_recorded_session_becomes_the_same_messages(recorded: Recording) -> No
 
 
 def test_a_plain_recording_is_compressed_and_a_compressed_one_is_unchanged() -> None:
-    """The message has a zlib stream in either case."""
+    """A plain recording is compressed and a compressed one is unchanged, so the message always contains a zlib
+    stream.
+    """
     plain = envelope(item("replay_recording", b'{"segment_id":3}\n[{"type":4}]'))
     packed = envelope(item("replay_recording", b'{"segment_id":3}\n' + zlib.compress(b"[{}]", 1)))
 
@@ -72,7 +74,7 @@ def test_a_plain_recording_is_compressed_and_a_compressed_one_is_unchanged() -> 
 
 
 def test_a_video_item_has_its_event_and_its_recording() -> None:
-    """A mobile SDK sends all three in one msgpack map."""
+    """A video item, in which a mobile SDK sends one msgpack map, has its event, recording and video."""
     parts = {"replay_event": EVENT, "replay_recording": RECORDING, "replay_video": b"mp4"}
     found = msgspec.msgpack.decode(produced(envelope(item("replay_video", msgspec.msgpack.encode(parts)))).value)
 
@@ -82,7 +84,10 @@ def test_a_video_item_has_its_event_and_its_recording() -> None:
 
 
 def test_items_are_framed_by_length_or_by_newline() -> None:
-    """Payloads may be empty, contain newlines if they have a length, and end without a newline."""
+    """Items are framed by length or by newline.
+
+    A payload may be empty, contain newlines if its length is given, and end without a newline.
+    """
     content = (
         b'{}\n{"type":"a"}\nx\n{"type":"b","length":3}\n1\n2\n\n\n{"type":"c","length":0}\n\n{"type":"d"}\nend'
     )
@@ -98,7 +103,7 @@ def test_items_are_framed_by_length_or_by_newline() -> None:
 
 
 def test_items_of_other_types_are_counted() -> None:
-    """Errors and sessions have no destination; unknown types share one counter."""
+    """Items of other types are counted and dropped; unknown types share one counter."""
     content = envelope(item("event", b"{}"), item("session", b"{}"), item("invented", b"{}"), item("event", b"{}"))
 
     assert message(split(content), PROJECT, CLIENT) is None
@@ -110,7 +115,7 @@ def test_items_of_other_types_are_counted() -> None:
     [("gzip", gzip.compress(b"{}")), ("deflate", zlib.compress(b"{}")), ("", b"{}"), ("identity", b"{}")],
 )
 def test_bodies_are_decompressed(encoding: str, packed: bytes) -> None:
-    """Encodings that browsers and mobile SDKs use."""
+    """Bodies in the encodings that browsers and mobile SDKs use are decompressed."""
     assert decompressed(packed, encoding) == b"{}"
 
 
@@ -145,7 +150,7 @@ def test_bodies_are_decompressed(encoding: str, packed: bytes) -> None:
     ],
 )
 def test_a_malformed_envelope_is_refused_with_its_reason(content: bytes, reason: Reason) -> None:
-    """Whatever is wrong, the reason says which part."""
+    """A malformed envelope is refused with a reason that names the malformed part."""
     with pytest.raises(Refused) as refused:
         message(split(content), PROJECT, CLIENT)
     assert refused.value.reason is reason
@@ -169,7 +174,9 @@ def test_an_invalid_replay_event_is_refused(fields: dict[str, Any]) -> None:
 
 
 def test_fields_of_wrong_types_are_left_out_of_a_replay_event() -> None:
-    """Nothing but the segment is required."""
+    """Fields of wrong types are left out of a replay event; only the fields that identify the segment are
+    required.
+    """
     found = normal(
         urls="x", error_ids=[1, "d" * 32], tags=[["a"], 7, ["b", True]], user="me", contexts=3, request=[]
     )
@@ -191,7 +198,7 @@ def test_fields_of_wrong_types_are_left_out_of_a_replay_event() -> None:
     ],
 )
 def test_the_clients_address_is_added_if_the_sdk_asks_for_it(fields: dict[str, Any], address: str | None) -> None:
-    """SDKs ask with `{{auto}}`, with a setting, or, before the setting existed, by being a browser's."""
+    """The client's address is added if the SDK asks for it with `{{auto}}` or a setting, or is an old browser SDK."""
     assert normal(**fields)["user"].get("ip_address") == address
 
 
@@ -235,7 +242,10 @@ def test_the_clients_address_is_added_if_the_sdk_asks_for_it(fields: dict[str, A
     ],
 )
 def test_contexts_come_from_the_user_agent(agent: str, browser: str, system: str, device: str) -> None:
-    """Derivatives are not taken for the browsers that they also name."""
+    """The contexts come from the user agent.
+
+    A derived browser is not confused with the browsers that its user agent also names.
+    """
     found = normal(request={"headers": {"User-Agent": agent}})["contexts"]
 
     assert (found["browser"]["browser"], found["os"]["os"]) == (browser, system)

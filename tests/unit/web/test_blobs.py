@@ -23,8 +23,9 @@ def test_no_bytes_raise_anything_else(content: bytes) -> None:
 
 
 def test_a_player_gets_only_events_it_can_draw() -> None:
-    """Custom events, unknown types and times in seconds are removed: a time in seconds would make a session last
-    for years.
+    """Custom events, unknown types and events with times in seconds are removed.
+
+    A time in seconds would make a session last for years.
     """
     drawn = [viewport_event(), snapshot_event()]
     spans = [{"type": 5, "timestamp": 1790000000.5, "data": {}}, {"type": 3, "timestamp": 1790000000, "data": {}}]
@@ -36,8 +37,9 @@ def test_a_player_gets_only_events_it_can_draw() -> None:
 
 
 def test_half_an_emoji_loses_no_event() -> None:
-    """An SDK truncates long texts by UTF-16 units. A browser accepts half of a surrogate pair, but the decoder
-    does not.
+    """An SDK truncates long texts by UTF-16 units.
+
+    Browsers accept the resulting half of a surrogate pair, but our decoder does not; the event must still be read.
     """
     recording = rb'[{"type":4,"timestamp":1790000000000,"data":{"href":"https://a/\ud83d"}}]'
 
@@ -47,7 +49,7 @@ def test_half_an_emoji_loses_no_event() -> None:
 
 
 def test_an_event_that_is_nested_too_deeply_affects_no_other() -> None:
-    """The other events are drawn."""
+    """An event that is nested too deeply is removed, and the other events are kept."""
     deep = b'{"type":3,"timestamp":1790000000000,"data":' + b"[" * 5000 + b"]" * 5000 + b"}"
     recording = b"[" + deep + b',{"type":4,"timestamp":1790000000000,"data":{}}]'
 

@@ -1,4 +1,4 @@
-"""What the operator's page calls a bottleneck and an alert."""
+"""When the operator's page shows a bottleneck and an alert."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ CASES = [
 def test_the_page_marks_the_slowest_part_and_names_what_needs_attention(
     changed: dict[str, Any], slowest: str, names: list[str]
 ):
-    """A healthy system has neither."""
+    """The page marks the slowest part and lists alerts; a healthy system has neither."""
     state = status(**changed)
 
     assert bottleneck(state).where == slowest
@@ -103,7 +103,7 @@ def test_the_page_marks_the_slowest_part_and_names_what_needs_attention(
 
 
 def test_what_must_be_acted_on_comes_first():
-    """Backpressure is a consequence."""
+    """Alerts that need action come first; backpressure comes later, because it is a consequence."""
     found = alerts(status(readers=(reader(paused=True),), parked=(PARKED,)))
 
     assert [one.severity for one in found] == [Severity.ACT, Severity.WATCH]
@@ -111,7 +111,7 @@ def test_what_must_be_acted_on_comes_first():
 
 
 def test_the_error_of_an_open_breaker_is_shown():
-    """It says what to fix."""
+    """The alert for an open circuit breaker shows its error, which says what to fix."""
     (found,) = alerts(status(sinks=(OPEN,)))
 
     assert found.text == "The breaker of clickhouse is open: timed out"
@@ -119,7 +119,7 @@ def test_the_error_of_an_open_breaker_is_shown():
 
 
 def test_every_alert_has_a_section_in_the_runbook():
-    """The page links to it."""
+    """Every alert has a section in the runbook, to which the page links."""
     runbook = (ROOT / "docs" / "runbook.md").read_text()
     page = (ROOT / "ingest" / "web" / "static" / "runbook.html").read_text()
 

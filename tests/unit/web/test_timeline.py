@@ -66,7 +66,7 @@ def timeline(*segments: Sequence[RRwebEvent]) -> Timeline:
 
 
 def pointer_event(at_ms: int, node_id: int = 9, kind: int = 2) -> RRwebEvent:
-    """What rrweb itself records for the mouse: a `kind` of 2 is a click."""
+    """An event that rrweb records for the mouse; a `kind` of 2 is a click."""
     return {"type": 3, "timestamp": at_ms, "data": {"source": 2, "type": kind, "id": node_id, "x": 4, "y": 5}}
 
 
@@ -115,7 +115,7 @@ def pointer_event(at_ms: int, node_id: int = 9, kind: int = 2) -> RRwebEvent:
     ],
 )
 def test_each_kind_of_event_has_its_mark(event: RRwebEvent, kind: str, level: str, title: str):
-    """A mark has a kind, a severity, and a readable title."""
+    """Each kind of event becomes a mark with a kind, a severity, and a readable title."""
     (mark,) = timeline([event]).marks
 
     assert (mark.kind, mark.level, mark.title) == (kind, level, title)
@@ -123,7 +123,7 @@ def test_each_kind_of_event_has_its_mark(event: RRwebEvent, kind: str, level: st
 
 
 def test_the_first_contentful_paint_has_the_time_since_its_page_began_to_load():
-    """The time is in milliseconds, as in the fact in BigQuery."""
+    """The first contentful paint is shown in milliseconds since its page began to load, as in BigQuery's fact."""
     load = span_event("navigation.navigate", "https://a/", startTimestamp=1_790_000_000.0)
     paint = span_event("paint", "first-contentful-paint", startTimestamp=1_790_000_000.764)
 
@@ -133,8 +133,10 @@ def test_the_first_contentful_paint_has_the_time_since_its_page_began_to_load():
 
 
 def test_a_navigation_is_one_mark():
-    """SDKs report a push as breadcrumb and span, a page load as span and rrweb event; other events stay
-    separate."""
+    """A navigation becomes one mark, although SDKs report it twice.
+
+    A push is reported as breadcrumb and span, and a page load as span and rrweb event. Other events stay separate.
+    """
     at = AT_MS / 1000
     load = span_event("navigation.navigate", "https://a/x", startTimestamp=at - 1)
     page = viewport_event("https://a/x")
@@ -175,7 +177,7 @@ def test_details_show_the_event():
 
 
 def test_captured_headers_and_bodies_are_part_of_a_request():
-    """Bodies are text or JSON, and bounded; a request without captured parts has none."""
+    """Captured headers and bodies, as text or JSON of bounded size, are part of the mark of a request."""
     captured = {
         "statusCode": 201,
         "request": {"headers": {"x-shop": "1"}, "size": 9, "body": {"item": "boots"}},
@@ -230,7 +232,10 @@ def test_an_error_was_sent_in_the_interval_of_its_mark(recorded: Recording):
 
 
 def test_a_click_and_its_outcome_are_one_mark():
-    """In any order the most severe outcome is kept; a second click on the node within one second is counted."""
+    """A click and its outcome are one mark, with the most severe outcome in any order.
+
+    A second click on the same node within one second is counted.
+    """
     for events in ([click_event(7), rage_click_event(7)], [rage_click_event(7), click_event(7)]):
         (mark,) = timeline(events).marks
         assert mark.kind == "rage_click"
@@ -241,7 +246,7 @@ def test_a_click_and_its_outcome_are_one_mark():
 
 
 def test_without_sdk_clicks_rrweb_clicks_are_used():
-    """If both were used, each click would appear twice; other mouse events are not clicks."""
+    """rrweb's clicks are used only if there are no clicks of the SDK; otherwise each click would appear twice."""
     mouse = [pointer_event(AT_MS), pointer_event(AT_MS + 1, kind=1)]
 
     (mark,) = timeline(mouse).marks
@@ -250,7 +255,7 @@ def test_without_sdk_clicks_rrweb_clicks_are_used():
 
 
 def test_marks_are_in_the_order_of_time_over_all_segments():
-    """Segments overlap in time, because a span is sent when it ends."""
+    """Marks are ordered by time over all segments, which overlap because a span is sent when it ends."""
     found = timeline([console_event("later")], [viewport_event()])
 
     assert [(mark.segment_id, mark.kind) for mark in found.marks] == [(1, "page"), (0, "console")]
@@ -258,7 +263,7 @@ def test_marks_are_in_the_order_of_time_over_all_segments():
 
 
 def test_a_recording_with_only_breadcrumbs_has_their_times():
-    """Such a recording cannot be played, but still has a start and an end."""
+    """A recording that has only breadcrumbs cannot be played, but has their start and end."""
     found = timeline([console_event()])
 
     assert (found.start_ms, found.end_ms, found.snapshots) == (CRUMB_MS, CRUMB_MS, [])
@@ -273,7 +278,7 @@ def test_snapshots_are_where_the_player_can_start():
 
 
 def test_memory_samples_of_old_and_new_sdks_are_read():
-    """Samples have used and total bytes, and are in order."""
+    """Memory samples of old and new SDKs are read in order, with used and total bytes."""
     samples = timeline([memory_event(), memory_event(nested=False)]).memory
 
     assert [(sample.used_bytes, sample.total_bytes) for sample in samples] == [(17_000_000, 21_000_000)] * 2
@@ -300,14 +305,14 @@ def test_a_malformed_event_removes_no_other_mark(event: Any):
     ],
 )
 def test_malformed_events_are_counted(event: Any):
-    """If they were not counted, an empty timeline would look like a quiet session."""
+    """Malformed events are counted; otherwise an empty timeline would look like a quiet session."""
     found = timeline([event])
 
     assert (found.malformed, found.marks) == (1, [])
 
 
 def test_a_segment_that_is_not_json_is_named():
-    """The next segment is read."""
+    """A segment that is not JSON is named, and the next segment is read."""
     found = read([(0, b"{"), (1, b'{"type":4}'), (2, json.dumps([console_event()]).encode())])
 
     assert found.unreadable.keys() == {0, 1}
@@ -316,8 +321,7 @@ def test_a_segment_that_is_not_json_is_named():
 
 
 def test_a_hostile_recording_is_bounded():
-    """The number of marks and the length of texts are limited to what a page can show, and the page says that
-    there was more."""
+    """The number of marks and the length of texts are bounded, and the timeline states that marks were left out."""
     found = timeline([console_event("x" * (TEXT_MAX + 1))] * (MARKS_MAX + 1))
 
     assert (len(found.marks), found.truncated) == (MARKS_MAX, True)
@@ -327,7 +331,7 @@ def test_a_hostile_recording_is_bounded():
 
 @each
 def test_a_recorded_session_has_as_many_marks_as_events(recorded: Recording):
-    """The number is counted from the SDK's events themselves; repeated clicks within one second share a mark."""
+    """A recorded session has as many marks as the SDK sent events; repeated clicks within one second share a mark."""
     found = read(enumerate(inflated(body) for body in recorded.bodies))
     crumbs = [
         crumb["category"] for crumb in recorded.payloads("breadcrumb") if isinstance(crumb.get("data", {}), dict)
@@ -368,5 +372,5 @@ def test_any_json_is_accepted(values: list[Any]):
 
 @given(st.sampled_from(["breadcrumb", "performanceSpan", "options", "video"]), JSON)
 def test_any_payload_of_a_known_event_is_accepted(tag: str, payload: Any):
-    """The payload may contain anything."""
+    """A known event with any payload is accepted without an exception."""
     assert timeline([custom_event(tag, payload)]).malformed <= 1

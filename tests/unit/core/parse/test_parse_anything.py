@@ -122,14 +122,14 @@ def test_any_bytes_as_a_message(value: bytes):
 @given(st.binary(max_size=300))
 @FEW_EXAMPLES
 def test_any_bytes_as_a_payload(payload: bytes):
-    """Most of these payloads have no header."""
+    """A payload of arbitrary bytes, usually without a header, produces an outcome."""
     assert_well_formed(envelope(payload))
 
 
 @given(st.binary(max_size=100), st.binary(max_size=200))
 @FEW_EXAMPLES
 def test_any_bytes_as_header_and_body(header: bytes, body: bytes):
-    """Arbitrary headers are combined with a valid body, and arbitrary bodies with a valid header."""
+    """Arbitrary headers with a valid body, and arbitrary bodies with a valid header, produce an outcome."""
     assert_well_formed(envelope(frame(b"[]", headers=header)))
     assert_well_formed(envelope(frame(body)))
     assert_well_formed(envelope(frame(b"[" + body)))
@@ -174,7 +174,7 @@ def test_any_shape_of_the_replay_event(document: Any):
 @given(st.sampled_from(GOOD).flatmap(changed_document))
 @FEW_EXAMPLES
 def test_an_event_of_any_shape_affects_no_other_event(event: Any):
-    """The clicks around the malformed event are read; the event may be a click itself."""
+    """The clicks before and after a malformed event are read, even if the malformed event is itself a click."""
     text = json.dumps([click_event(100), event, {"type": 3}, click_event(101)]).encode()
 
     assert_well_formed(recording(text))
@@ -186,5 +186,5 @@ def test_an_event_of_any_shape_affects_no_other_event(event: Any):
 @given(st.lists(st.sampled_from(MALFORMED_EVENTS) | st.sampled_from(GOOD) | values, max_size=12))
 @FEW_EXAMPLES
 def test_any_mix_of_events(events: list[Any]):
-    """The mix has valid events, malformed events, and values that are not events."""
+    """A list that mixes valid events, malformed events, and values that are not events produces an outcome."""
     assert_well_formed(recording(json.dumps(events).encode()))

@@ -35,7 +35,7 @@ def test_a_message_that_cannot_be_read_is_rejected_with_a_stable_reason(reason: 
 
 
 def test_a_dead_letter_keeps_key_headers_and_time():
-    """Key, headers and time are needed to replay the letter."""
+    """A dead letter keeps the message's key, headers and time, which are needed to replay the letter."""
     made = Message(
         source=message(b"").source,
         epoch=1,
@@ -53,7 +53,7 @@ def test_a_dead_letter_keeps_key_headers_and_time():
 
 
 def test_the_public_example_is_a_reject_in_spite_of_its_absurd_year():
-    """The example has the payload `hello` and was received at 123123123123."""
+    """The public example, with the payload `hello` and the receive time 123123123123, is rejected."""
     assert rejected(envelope(b"hello", received=123123123123)).reason == "no_header"
 
 
@@ -70,7 +70,7 @@ def test_every_reason_is_explained():
 
 
 def test_a_message_over_the_limit_is_rejected_unparsed():
-    """The message is one byte above the limit."""
+    """A message that is one byte above the size limit is rejected without being parsed."""
     value = recording()
 
     assert parsed(value, ParseRules(message_bytes_max=len(value)))
@@ -79,7 +79,10 @@ def test_a_message_over_the_limit_is_rejected_unparsed():
 
 @pytest.mark.parametrize("text", [b"[{]", b"{}", b"null", b"", b"[1,", b"[]]", b"[NaN]"])
 def test_a_body_that_is_not_a_json_array_is_stored_and_billed_without_events(text: bytes):
-    """The blob equals the received bytes. The segment and the outcome are written, but no facts."""
+    """The stored blob equals the received bytes.
+
+    The rows of the segment and the outcome are written, but no facts.
+    """
     stream = zlib.compress(text)
 
     segment = parsed(envelope(frame(stream)))
@@ -99,7 +102,7 @@ def test_a_plain_body_that_is_not_json_is_stored_compressed():
 
 @pytest.mark.parametrize("event", MALFORMED_EVENTS, ids=range(len(MALFORMED_EVENTS)))
 def test_a_malformed_event_affects_no_other_event(event: object):
-    """The valid events around it are read, and their array indexes are still correct."""
+    """The valid events before and after a malformed event are read and keep their array indexes."""
     segment = parsed(recording([click_event(1), event, click_event(2)]))
 
     assert [click["click_node_id"] for click in clicks(segment)] == [1, 2]
@@ -109,7 +112,7 @@ def test_a_malformed_event_affects_no_other_event(event: object):
 
 
 def test_many_malformed_events_affect_no_valid_event():
-    """There is one warning per malformed event."""
+    """Each malformed event causes one warning, and every valid event is read."""
     segment = parsed(recording([click_event(1), *MALFORMED_EVENTS, click_event(2)]))
 
     assert [click["click_node_id"] for click in clicks(segment)] == [1, 2]
@@ -118,7 +121,7 @@ def test_many_malformed_events_affect_no_valid_event():
 
 @pytest.mark.parametrize("text", [b"{", b"[]", b"null", b"7", b'"text"', b"\xff", b""])
 def test_a_replay_event_that_is_not_an_object_loses_only_its_fields(text: bytes):
-    """The segment's row is written without those fields; blob and events are unaffected."""
+    """The segment's row is written without the fields of the replay event; the blob and the events are unaffected."""
     segment = parsed(recording([click_event()], replay_event=text))
 
     assert "replay_event_not_json" in segment.warnings
@@ -128,7 +131,7 @@ def test_a_replay_event_that_is_not_an_object_loses_only_its_fields(text: bytes)
 
 
 def test_a_message_without_a_replay_event_gets_a_warning():
-    """The segment gets a warning and a metric, and its row has no user."""
+    """A segment without a replay event causes a warning and a metric, and its row has no user."""
     segment = parsed(recording(replay_event=None))
 
     assert segment.warnings == ("replay_event_missing",)
@@ -138,7 +141,7 @@ def test_a_message_without_a_replay_event_gets_a_warning():
 
 @pytest.mark.parametrize("flag", [True, False, None, 1, "true", ...])
 def test_the_session_row_is_written_whatever_relay_published_itself(flag: object):
-    """Current Relay versions always set the flag to true; the row is written whatever its value is."""
+    """The row is written whether Relay's flag is true, as in all current Relay versions, or false."""
     segment = parsed(recording(relay_snuba_publish_disabled=flag))
 
     assert session(segment)["user"] == "u-1"

@@ -26,7 +26,7 @@ def segment(name: str) -> Segment:
 
 
 def vitals(name: str) -> dict[str, Any]:
-    """The value of each web vital in milliseconds."""
+    """Maps the name of each web vital to its value in milliseconds."""
     return {kind: fields["value"] for kind, fields in facts(segment(name)) if kind.startswith("web-vital.")}
 
 
@@ -51,7 +51,7 @@ def test_vitals_of_sdk_11_have_their_values():
 
 
 def test_vitals_of_sdk_7_have_their_values():
-    """In SDK 7 the span of the largest contentful paint has its own op."""
+    """The largest contentful paint is read although its span has another op in SDK 7."""
     found = vitals("vitals-sdk7")
 
     assert found["web-vital.largest-contentful-paint"] == 2324
@@ -59,14 +59,14 @@ def test_vitals_of_sdk_7_have_their_values():
 
 
 def test_a_click_row_has_its_environment():
-    """Rows can be queried by environment."""
+    """The environment of the session is in each click row, so that clicks can be queried by environment."""
     (click,) = clicks(segment("click-environment"))
 
     assert click["environment"] == "dev"
 
 
 def test_the_tag_of_the_transaction_is_the_title():
-    """Segment names, which newer SDKs send, are kept."""
+    """The title is the transaction tag; the segment names that newer SDKs send are kept."""
     row = session(segment("title-segment-names"))
 
     assert row["title"] == "/a/b"

@@ -1,4 +1,4 @@
-"""Clicks of every kind, and taps: which become rows, which are dead or rage, which are truncated or dropped."""
+"""How clicks and taps become rows: which are dead or rage clicks, what is truncated, and what is dropped."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tests.kit.parsing import ALL, NO_SAMPLING, clicks, events_parsed, facts, ki
 
 
 def flags(*events: Any) -> list[tuple[int, int]]:
-    """(is_dead, is_rage) of each click row."""
+    """Returns (is_dead, is_rage) for each click row."""
     return [(click["click_is_dead"], click["click_is_rage"]) for click in clicks(events_parsed(events))]
 
 
 def test_a_click_a_dead_click_and_a_rage_click():
-    """The flags are (0, 0), (1, 0) and (1, 1), each with a row and a fact."""
+    """A click, a dead click and a rage click have the flags (0, 0), (1, 0) and (1, 1), each with a row and a fact."""
     events = [click_event(1), dead_click_event(2), rage_click_event(3)]
 
     assert flags(*events) == [(0, 0), (1, 0), (1, 1)]
@@ -77,7 +77,7 @@ def test_lower_case_counts_are_read_too():
 
 
 def test_a_click_and_its_later_dead_click_are_one_row():
-    """The event_hash of both is md5(replay, whole seconds, node), so the dead click replaces the click."""
+    """A click and its dead click share the event_hash md5(replay, whole seconds, node), so only one row remains."""
     plain, dead = clicks(events_parsed([click_event(7), dead_click_event(7)]))
 
     assert plain["event_hash"] == dead["event_hash"]
@@ -87,7 +87,10 @@ def test_a_click_and_its_later_dead_click_are_one_row():
 
 @pytest.mark.parametrize("node_id", [-1, -(2**31), -(2**70)])
 def test_a_negative_node_drops_the_click_with_a_warning(node_id: int):
-    """The node column is unsigned. The next click is unaffected."""
+    """A click with a negative node is dropped with a warning, because the node column is unsigned.
+
+    The next click is unaffected.
+    """
     segment = events_parsed([click_event(node_id), click_event(8)])
 
     assert [click["click_node_id"] for click in clicks(segment)] == [8]
@@ -97,7 +100,7 @@ def test_a_negative_node_drops_the_click_with_a_warning(node_id: int):
 
 @pytest.mark.parametrize("node_id", [0, 2**32 - 1])
 def test_a_node_may_be_any_number_that_its_column_holds(node_id: int):
-    """The column is an unsigned 32-bit integer."""
+    """Any node that fits an unsigned 32-bit integer, the type of the column, is accepted."""
     assert [click["click_node_id"] for click in clicks(events_parsed([click_event(node_id)]))] == [node_id]
 
 
@@ -137,7 +140,7 @@ def test_classes_are_split_on_spaces_and_ten_are_kept(written: Any, classes: lis
 
 
 def test_texts_of_a_click_are_truncated():
-    """Texts are truncated to the width of their columns in characters: 64, 32 or 1024."""
+    """Each text is truncated to the width of its column: 64, 32 or 1024 characters."""
     long = "é" * 3000
     names = ("id", "alt", "title", "aria-label", "role", "data-testid", "data-sentry-component")
     clicked = {"id": 7, "tagName": long, "textContent": long, "attributes": dict.fromkeys(names, long)}
@@ -154,7 +157,7 @@ def test_texts_of_a_click_are_truncated():
 
 
 def test_a_click_with_malformed_attributes_is_still_a_click():
-    """Each attribute is validated on its own."""
+    """A click row is written without its malformed attributes, because each attribute is validated on its own."""
     odd = {"id": 5, "alt": None, "title": {}, "role": ["button"], "aria-label": True}
 
     (click,) = clicks(events_parsed([click_event(attributes=odd)]))
@@ -164,7 +167,7 @@ def test_a_click_with_malformed_attributes_is_still_a_click():
 
 @pytest.mark.parametrize("attributes", [None, "text", [1], ...])
 def test_a_node_without_attributes_is_still_clicked(attributes: Any):
-    """Some SDKs do not send attributes."""
+    """A click on a node without attributes, as some SDKs send it, still becomes a row."""
     clicked = {"id": 7, "tagName": "a", "attributes": attributes}
     clicked = {name: value for name, value in clicked.items() if value is not ...}
 
@@ -172,7 +175,7 @@ def test_a_node_without_attributes_is_still_clicked(attributes: Any):
 
 
 def test_twenty_clicks_and_twenty_taps_are_kept_per_segment():
-    """The first twenty of each are kept, in order; the bounds are settings."""
+    """By default the first twenty clicks and the first twenty taps of a segment are kept, in order."""
     events = [event for number in range(25) for event in (click_event(number), tap_event(f"view {number}"))]
 
     segment = events_parsed(events)
@@ -192,7 +195,10 @@ def test_a_tap_has_message_class_and_id():
 
 
 def test_multi_clicks_and_rage_clicks_are_sampled():
-    """The rage click's own row and fact are always written."""
+    """Facts of multi-clicks and `rage_click` facts are sampled.
+
+    A rage click's row and `ui.rageClick` fact are always written.
+    """
     events = [multi_click_event(count=3), rage_click_event()]
 
     by_kind = dict(facts(events_parsed(events, ALL)))

@@ -77,7 +77,7 @@ def test_a_navigation_span_has_target_and_duration(op: str):
 
 @pytest.mark.parametrize("op", ["resource.script", "resource.img"])
 def test_an_asset_has_its_sizes(op: str):
-    """An asset has a transferred, an encoded and a decoded size."""
+    """The fact of an asset has its transferred, encoded and decoded size."""
     ((kind, fields),) = facts(events_parsed([asset_event(op)]))
 
     assert kind == op
@@ -87,7 +87,7 @@ def test_an_asset_has_its_sizes(op: str):
 
 @pytest.mark.parametrize("op", ["resource", "paint", "replay.throttled", "", None, 7, ["a"]])
 def test_a_span_of_another_kind_is_skipped(op: Any):
-    """The skipped span does not count as malformed either."""
+    """A span of an unknown kind is skipped and does not count as malformed."""
     segment = events_parsed([span_event(op, "first-paint", {"size": 1})])
 
     assert facts(segment) == []
@@ -96,7 +96,7 @@ def test_a_span_of_another_kind_is_skipped(op: Any):
 
 @pytest.mark.parametrize("category", ["replay.throttled", "sentry.event", "", None, 7, {"a": 1}])
 def test_a_breadcrumb_of_another_category_is_skipped(category: Any):
-    """The skipped breadcrumb does not count as malformed either."""
+    """A breadcrumb of an unsupported category is skipped and does not count as malformed."""
     segment = events_parsed([breadcrumb(category, {"a": 1})])
 
     assert facts(segment) == []
@@ -104,7 +104,7 @@ def test_a_breadcrumb_of_another_category_is_skipped(category: Any):
 
 
 def test_a_breadcrumb_of_the_application_is_a_fact_that_names_its_category():
-    """All such breadcrumbs share one kind of fact, with the scalar fields of their data."""
+    """Breadcrumbs of the application share one kind of fact, which has the scalar fields of their data."""
     event = breadcrumb("cart", {"items": 3, "coupon": "X", "inner": {"a": 1}, "big": "y" * 5000}, message="added")
 
     ((kind, fields),) = facts(events_parsed([event]))
@@ -116,14 +116,14 @@ def test_a_breadcrumb_of_the_application_is_a_fact_that_names_its_category():
 
 @pytest.mark.parametrize("data", [None, [1], "text", 7])
 def test_a_breadcrumb_of_the_application_may_have_any_data(data: Any):
-    """The category alone is sufficient for a fact."""
+    """An application's breadcrumb becomes a fact whatever its data is; only its category is required."""
     ((kind, fields),) = facts(events_parsed([breadcrumb("x" * 1000, data)]))
 
     assert (kind, fields["category"], fields["data"]) == ("breadcrumb", "x" * 64, {})
 
 
 def test_a_key_has_its_modifiers_and_element():
-    """The element is given by selector and node."""
+    """The fact of a pressed key has its modifiers, and its element as a selector and a node."""
     node = {"id": 9, "tagName": "input", "textContent": "", "attributes": {}}
     data = {"nodeId": 9, "node": node, "key": "Enter", "metaKey": False, "ctrlKey": True, "altKey": 1}
 
@@ -141,7 +141,7 @@ def test_a_key_has_its_modifiers_and_element():
 
 
 def test_an_input_names_its_element_and_not_the_typed_text():
-    """The SDK does not send the text, and neither do we."""
+    """The fact of an input names the element but never the typed text, which the SDK does not send."""
     data = {"nodeId": "nine", "node": {"id": 9, "tagName": "input", "textContent": "secret"}, "value": "secret"}
 
     ((kind, fields),) = facts(events_parsed([breadcrumb("ui.input", data, message="input")]))
@@ -151,7 +151,7 @@ def test_an_input_names_its_element_and_not_the_typed_text():
 
 @pytest.mark.parametrize("op", ["resource.link", "resource.css", "resource.video", "resource.beacon"])
 def test_a_resource_of_any_known_kind_is_a_fact_of_its_kind(op: str):
-    """The kinds are the initiator types of Resource Timing."""
+    """A resource of each initiator type of Resource Timing becomes a fact of its own kind."""
     ((kind, _),) = facts(events_parsed([asset_event(op)]))
 
     assert kind == op
@@ -165,7 +165,7 @@ def test_a_resource_of_an_unknown_kind_is_a_fact_without_it():
 
 
 def vitals_of(*events: tuple[str, str, float]) -> list[Any]:
-    """The values of the vitals in spans that are given as (op, description, Unix seconds)."""
+    """Parses spans given as (op, description, Unix seconds), and returns the values of their web vitals."""
     spans = [span_event(op, text, startTimestamp=at, endTimestamp=at) for op, text, at in events]
     return [fields["value"] for kind, fields in facts(events_parsed(spans)) if kind.startswith("web-vital.")]
 
@@ -190,7 +190,7 @@ def test_the_first_contentful_paint_is_the_time_since_its_page_began_to_load():
     [("largest-contentful-paint", "largest-contentful-paint"), ("web-vital", "first-input-delay")],
 )
 def test_vitals_of_older_sdks_are_facts(op: str, name: str):
-    """SDK 7 names the span itself; SDKs 8 and 9 send the delay of the first input."""
+    """Web vitals are read from the spans of SDK 7, and the first input delay from those of SDKs 8 and 9."""
     ((kind, fields),) = facts(events_parsed([span_event(op, name, {"value": 12.5, "size": 7})]))
 
     assert (kind, fields["value"], fields["op"]) == (f"web-vital.{name}", 12.5, op)
@@ -198,7 +198,7 @@ def test_vitals_of_older_sdks_are_facts(op: str, name: str):
 
 @pytest.mark.parametrize("tag", ["mobile.something", "", None, 7, ["breadcrumb"]])
 def test_a_custom_event_with_another_tag_is_skipped(tag: Any):
-    """The payload of such an event does not matter."""
+    """A custom event with an unknown tag is skipped, whatever its payload is."""
     segment = events_parsed([custom_event(tag, payload) for payload in ({}, None, "text", [1])])
 
     assert facts(segment) == []
@@ -215,7 +215,7 @@ def test_a_custom_event_with_another_tag_is_skipped(tag: Any):
     ],
 )
 def test_a_web_vital_is_recognized_by_its_name(name: str):
-    """The span's op is irrelevant, even if it is `paint`."""
+    """A web vital is recognized by its name, whatever the op of its span is, even `paint`."""
     ((kind, fields),) = facts(events_parsed([vital_event(name)]))
     assert kind == f"web-vital.{name}"
     assert (fields["rating"], fields["size"], fields["value"]) == ("good", 1250.5, 1250.5)
@@ -224,7 +224,9 @@ def test_a_web_vital_is_recognized_by_its_name(name: str):
 
 
 def test_a_paint_without_data_is_still_read():
-    """The SDK sends two paint spans per page load, of which only one is a web vital; neither is malformed."""
+    """Of the two paint spans that the SDK sends per page load, one is read as a web vital, and neither is
+    malformed.
+    """
     segment = events_parsed([span_event("paint", "first-paint"), span_event("paint", "first-contentful-paint")])
 
     assert kinds(segment) == ["web-vital.first-contentful-paint"]
@@ -232,7 +234,7 @@ def test_a_paint_without_data_is_still_read():
 
 
 def test_an_unknown_web_vital_is_skipped():
-    """Skipping them keeps the number of fact kinds small."""
+    """An unknown web vital is skipped, which keeps the number of fact kinds small."""
     assert facts(events_parsed([vital_event("time-to-nowhere"), vital_event(None)])) == []
 
 
@@ -255,7 +257,7 @@ def test_a_video_event_describes_the_video():
 
 
 def test_canvas_mutations_and_options_are_sampled():
-    """For each segment, all three or none are written."""
+    """For each segment, either all three sampled facts or none of them are written."""
     events = [canvas_event(), mutations_event(), options_event()]
 
     assert kinds(events_parsed(events)) == ["canvas_size", "mutations", "sdk_options"]
@@ -301,7 +303,7 @@ def test_a_fact_has_the_time_of_its_event_in_seconds(event: Any, seconds: float)
 def test_sizes_of_request_and_response_in_all_nine_permutations(
     request_side: dict[str, Any], response_side: dict[str, Any]
 ):
-    """Each side may be known or unknown, independently."""
+    """The sizes of request and response may each be known or unknown, independently of each other."""
     segment = events_parsed([fetch_event({**request_side, **response_side})])
 
     has = [bool(side and next(iter(side.values()))) for side in (request_side, response_side)]
@@ -312,7 +314,7 @@ def test_sizes_of_request_and_response_in_all_nine_permutations(
 
 
 def test_older_names_of_sizes_take_precedence():
-    """SDK 7.44 and 7.45 send these names."""
+    """If the size fields of SDK 7.44 and 7.45 are present, they take precedence over the newer ones."""
     both = {"requestBodySize": 1, "responseBodySize": 2, "request": {"size": 3}, "response": {"size": 4}}
 
     assert body_sizes(events_parsed([fetch_event(both)])) == ([1], [2])
@@ -333,13 +335,13 @@ def test_older_names_of_sizes_take_precedence():
     ],
 )
 def test_each_side_is_a_number_or_unknown_on_its_own(data: dict[str, Any], sizes: tuple[list[int], list[int]]):
-    """The size of each side is converted with `int()`."""
+    """The sizes of request and response are converted with `int()`; either may be unknown."""
     assert body_sizes(events_parsed([fetch_event(data)])) == sizes
 
 
 @pytest.mark.parametrize("data", [None, ..., "text", 7, []])
 def test_a_request_without_data_is_still_a_request(data: Any):
-    """The sizes of such a request are unknown."""
+    """A request without data becomes a fact with unknown sizes."""
     segment = events_parsed([span_event("resource.xhr", "https://api.shop.example/", data)])
 
     assert kinds(segment) == ["resource.xhr"]
@@ -347,7 +349,9 @@ def test_a_request_without_data_is_still_a_request(data: Any):
 
 
 def test_one_hydration_error_and_two_sizes_among_events_without_data():
-    """The segment has one counter, and one size per side."""
+    """Among events without data, one hydration error is counted, and one request and one response size are
+    recorded.
+    """
     events = [
         hydration_error_event(),
         fetch_event({"method": "POST", "statusCode": 200, "request": {"size": 1002}, "response": {"size": 8001}}),
@@ -368,7 +372,10 @@ def test_one_hydration_error_and_two_sizes_among_events_without_data():
 
 @pytest.mark.parametrize("number", [2**64 - 1, 2**64, -(2**63) - 1, 10**200, 10**400, 1e308, -0.0])
 def test_numbers_of_any_size_crash_nothing(number: Any):
-    """Large numbers are tried in every field that may hold one. The click next to them is read."""
+    """A very large number in any numeric field raises no exception.
+
+    The click next to the event with that number is read.
+    """
     events = [
         options_event(sessionSampleRate=number),
         breadcrumb("ui.scroll", {"x": number}, timestamp=number),
@@ -388,8 +395,9 @@ def test_numbers_of_any_size_crash_nothing(number: Any):
 
 
 def test_half_an_emoji_loses_no_event():
-    """JavaScript can write a lone surrogate, which is not valid Unicode. It is stored as the replacement
-    character.
+    """JavaScript can write a lone surrogate, which is not valid Unicode.
+
+    The lone surrogate is stored as the replacement character.
     """
     text = rb'[{"type":5,"data":{"tag":"breadcrumb","payload":{"category":"console","message":"cut \ud83d"}}}]'
 
@@ -400,7 +408,7 @@ def test_half_an_emoji_loses_no_event():
 
 
 def test_texts_are_bounded():
-    """A console message may contain a whole page."""
+    """Long texts, such as a console message that contains a whole page, are truncated."""
     ((_, fields),) = facts(events_parsed([console_event("x" * 100_000)]))
     assert len(fields["message"]) == 1024
 
@@ -409,7 +417,7 @@ def test_texts_are_bounded():
 
 
 def test_an_event_of_an_unknown_type_is_skipped():
-    """A newer version of rrweb may add types."""
+    """An event of an unknown type, which a newer version of rrweb may add, is skipped."""
     segment = events_parsed([{"type": 8}, {"type": 99, "data": 1}, {"type": -1}, {"type": 10**30}, click_event()])
 
     assert kinds(segment) == ["ui.click"]

@@ -48,7 +48,7 @@ def test_a_real_recording_is_stored_and_counted(path: Path):
 
 
 def test_a_real_request_has_its_sizes():
-    """The request is a fetch of SDK 7.46 or later."""
+    """A real fetch request of SDK 7.46 or later becomes a fact with its sizes."""
     segment = events_parsed(events_of(FIXTURES / "relay/rrweb-request.json"))
 
     ((kind, fields),) = facts(segment)
@@ -113,7 +113,7 @@ def fill_template(template: Any) -> Any:
 
 
 def test_a_truncated_real_body_is_stored_without_events():
-    """The body is the SDK's own example of incomplete JSON."""
+    """The SDK's own example of an incomplete JSON body is stored without events."""
     text = (FIXTURES / "sentry-javascript/fixJson__1_incompleteJson.txt").read_bytes()
 
     segment = parsed(recording(text))
@@ -124,7 +124,7 @@ def test_a_truncated_real_body_is_stored_without_events():
 
 
 def test_the_public_example_message_is_a_reject():
-    """The payload of the example is the five bytes `hello`."""
+    """The public example, whose payload is the five bytes `hello`, is rejected."""
     example = FIXTURES / "sentry-kafka-schemas/examples/ingest-replay-recordings/1/recording.msgpack"
 
     assert rejected(example.read_bytes()).reason == "no_header"

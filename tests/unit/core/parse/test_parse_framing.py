@@ -36,7 +36,7 @@ def test_a_compressed_body_is_stored_as_received():
 
 
 def test_bytes_after_a_complete_stream_are_tolerated():
-    """The trailing bytes are stored, too."""
+    """A body with bytes after a complete zlib stream is parsed, and the trailing bytes are stored."""
     stream = body([click_event()]) + b"trailing"
 
     segment = parsed(envelope(frame(stream)))
@@ -46,7 +46,7 @@ def test_bytes_after_a_complete_stream_are_tolerated():
 
 
 def test_a_plain_body_is_compressed_before_it_is_stored():
-    """The events of a plain body are read as well."""
+    """A plain body is compressed before it is stored, and its events are read."""
     segment = parsed(recording([click_event()], compressed=False))
 
     assert json.loads(zlib.decompress(segment.blobs[0].content)) == [click_event()]
@@ -69,7 +69,7 @@ def test_a_video_is_packed_with_its_events():
 
 @pytest.mark.parametrize("video", [None, b"", ...])
 def test_an_empty_video_counts_as_no_video(video: object):
-    """The object contains only the recording."""
+    """If the video is empty, the stored object contains only the recording."""
     segment = parsed(recording(replay_video=video))
 
     assert zlib.decompress(segment.blobs[0].content) == b"[]"
@@ -90,7 +90,7 @@ def test_an_empty_video_counts_as_no_video(video: object):
     ],
 )
 def test_a_header_line_is_an_object_with_a_segment_id(header: bytes, segment_id: int):
-    """Other keys and any whitespace are accepted in a header line."""
+    """A header line must be an object with a segment id; it may have other keys and any whitespace."""
     assert parsed(envelope(frame(body([]), headers=header))).segment_id == segment_id
 
 
@@ -138,7 +138,10 @@ def test_a_decompression_bomb_uses_no_more_than_the_limit():
 
 @pytest.mark.parametrize("level", [1, 9])
 def test_a_large_segment_takes_less_than_twice_its_size(level: int):
-    """The segment has more than 10 MB of snapshots. Its blob is a view of the message, not a copy."""
+    """Parsing a segment with more than 10 MB of snapshots takes less than twice its size in memory.
+
+    The blob is a view of the message, not a copy.
+    """
     text = json.dumps([snapshot_event([f"child {number}" for number in range(9000)])] * 100).encode()
     assert len(text) > 10_000_000
     value = message(envelope(frame(zlib.compress(text, level))))
@@ -155,7 +158,7 @@ def test_a_large_segment_takes_less_than_twice_its_size(level: int):
 
 
 def test_a_million_events_are_read():
-    """Memory stays below three times the size of the input."""
+    """Parsing a million events takes less memory than three times the size of the input."""
     count = 1_000_000
     text = b"[" + b'{"type":3,"data":{"source":1}},' * (count - 1) + json.dumps(click_event()).encode() + b"]"
     value = message(envelope(frame(zlib.compress(text, 1))))
@@ -192,7 +195,7 @@ def test_parsing_of_a_million_worthless_events_is_cut_short(text: bytes):
 
 @pytest.mark.parametrize("depth", [500, 5_000, 100_000])
 def test_nesting_of_any_depth_loses_at_most_its_own_event(depth: int):
-    """The interpreter does not crash, and the click after the nested value is read."""
+    """A deeply nested value in an event does not crash the interpreter, and the click after it is read."""
     click = json.dumps(click_event()).encode()
     arrays = b"[" * depth + b"]" * depth
     objects = b'{"a":' * depth + b"1" + b"}" * depth
@@ -205,7 +208,9 @@ def test_nesting_of_any_depth_loses_at_most_its_own_event(depth: int):
 
 @pytest.mark.parametrize("depth", [5_000, 100_000])
 def test_nesting_of_any_depth_elsewhere_crashes_nothing(depth: int):
-    """The nesting is in the envelope, the header, the replay_event, or an unterminated recording."""
+    """Deep nesting in the envelope, header, replay_event or an unterminated recording does not crash the
+    interpreter.
+    """
     arrays = b"[" * depth + b"]" * depth
 
     rejected(b"\x91" * depth + b"\xc0")

@@ -63,7 +63,7 @@ def facts_of(recorded: Recording) -> list[dict[str, Any]]:
 
 
 def click_actions(recorded: Recording) -> list[Action]:
-    """The actions for which the SDK sends a click breadcrumb."""
+    """Returns the actions for which the SDK sends a click breadcrumb."""
     left: list[Action] = []
     for action in recorded.actions:
         again = any(a.what == action.what and action.start_ms - a.stop_ms < MERGED_MS for a in left)
@@ -163,7 +163,7 @@ def test_click_rows_have_the_environment(recorded: Recording):
 
 @each_recording
 def test_each_click_in_the_page_is_a_click_at_its_time(recorded: Recording):
-    """There is no additional click, and none is missing."""
+    """Each click in the page becomes exactly one click with the same time."""
     rows = [fact for fact in facts_of(recorded) if fact["event_type"] == "ui.click"]
     done = click_actions(recorded)
 
@@ -184,8 +184,9 @@ def test_a_session_lasts_as_long_as_its_page(recorded: Recording):
 
 @each_shop
 def test_dead_and_rage_clicks_are_distinguished_from_others(recorded: Recording):
-    """The page has a button without effect, and one that is clicked seven times. The first dead click is followed
-    by a change.
+    """Clicks on a button without effect are dead, and seven quick clicks are a rage click.
+
+    A click that is followed by a change of the page is not dead.
     """
     rows = [row for segment in recorded.segments for row in clicks(segment)]
     dead = {row["click_id"] for row in rows if row["click_is_dead"]}

@@ -43,7 +43,10 @@ ALL_EVENTS = [click_event(), tap_event(), fetch_event(), canvas_event(), multi_c
 
 
 def test_a_second_delivery_produces_the_same_rows():
-    """The rows are identical byte for byte. At another offset, only the columns with the Kafka position differ."""
+    """A message that is delivered again produces byte-identical rows.
+
+    At another offset, only the columns with the Kafka position differ.
+    """
     value = recording([*ALL_EVENTS, rage_click_event()])
 
     first, again = parsed(value), parsed(value)
@@ -91,7 +94,7 @@ def test_an_identity_consists_of_project_replay_segment_event_and_kind():
 
 
 def test_every_row_is_one_line_of_json_with_its_offset():
-    """Newlines in texts are escaped."""
+    """Each row is one line of JSON with its Kafka offset; newlines in texts are escaped."""
     event = click_event(attributes={"title": "two\nlines", "class": "a\u2028b"})
 
     segment = parsed(recording([event, *ALL_EVENTS], replay_event=replay_event(release="one\ntwo")))
@@ -104,7 +107,7 @@ def test_every_row_is_one_line_of_json_with_its_offset():
 
 
 def test_only_the_first_segment_is_billed():
-    """One outcome is written per replay, keyed by replay."""
+    """Only the first segment of a replay produces an outcome, which is keyed by the replay."""
     assert table(parsed(recording(segment_id=1)), "replay_outcomes") == []
 
     (row,) = [row for row in parsed(recording()).clickhouse if row.table == "replay_outcomes"]
@@ -123,12 +126,12 @@ def test_only_the_first_segment_is_billed():
 
 @pytest.mark.parametrize("key_id", [None, LEFT_OUT, -1])
 def test_an_outcome_without_a_key_is_written(key_id: Any):
-    """The key column is null."""
+    """The outcome of a message without a key is written with a null key column."""
     assert table(parsed(recording(key_id=key_id)), "replay_outcomes")[0]["key_id"] is None
 
 
 def test_a_segment_row_locates_its_bytes():
-    """The row also has the sizes: stored, inflated, and video."""
+    """The segment row has the location of its bytes, and its stored, inflated and video sizes."""
     (row,) = table(parsed(video_recording(b"video", segment_id=2)), "replay_segments")
 
     assert (row["object"], row["segment_id"], row["size_video"]) == (f"30/11/{REPLAY_ID}/2", 2, 5)
@@ -137,7 +140,7 @@ def test_a_segment_row_locates_its_bytes():
 
 
 def test_a_replay_id_in_capitals_is_the_same_replay():
-    """If capitals mattered, a replay would have two objects per segment."""
+    """A replay id in capitals yields the same object names as one in lower case."""
     assert parsed(recording(replay_id=REPLAY_ID.upper())) == parsed(recording())
 
 
@@ -147,7 +150,7 @@ def test_a_replay_id_in_capitals_is_the_same_replay():
 @pytest.mark.parametrize("received", [0, 123123123123, 2**63 - 1, 2**32])
 @pytest.mark.parametrize("timestamp_ms", [0, RECEIVED * 1000])
 def test_an_impossible_year_stays_within_the_columns(received: int, timestamp_ms: int):
-    """Kafka's timestamp is used instead; nothing is lost."""
+    """A segment with an impossible year is written with Kafka's timestamp instead."""
     segment = parsed(recording(ALL_EVENTS, received=received), timestamp_ms=timestamp_ms)
 
     rows = [json.loads(row.json) for row in (*segment.clickhouse, *segment.bigquery)]
@@ -168,7 +171,7 @@ def test_an_impossible_session_time_is_replaced_by_the_segments(timestamp: Any):
 
 
 def test_a_session_row_holds_the_fields_of_the_replay_event():
-    """The row has the columns of Snuba's table."""
+    """The session row has the columns of Snuba's table, filled from the replay event."""
     row = session(parsed(recording()))
 
     assert row == {
@@ -230,7 +233,7 @@ def test_a_session_row_holds_the_fields_of_the_replay_event():
     ],
 )
 def test_a_user_is_the_first_of_id_name_email_and_address(user: Any, shown: str | None):
-    """The user is absent when none of them is set."""
+    """The user is the first of id, name, email and address that is set, and absent if none is."""
     assert session(parsed(recording(replay_event=replay_event(user=user)))).get("user") == shown
 
 
@@ -249,8 +252,9 @@ def test_a_user_is_the_first_of_id_name_email_and_address(user: Any, shown: str 
     ],
 )
 def test_an_address_goes_into_the_column_of_its_version(address: Any, columns: tuple[str | None, str | None]):
-    """An address that ClickHouse would refuse is left out, because it would force a bisection of the whole
-    batch."""
+    """An IP address that ClickHouse would refuse is left out, because it would force a bisection of the whole
+    batch.
+    """
     row = session(parsed(recording(replay_event=replay_event(user={"ip_address": address}))))
 
     assert (row.get("ip_address_v4"), row.get("ip_address_v6")) == columns
@@ -262,7 +266,7 @@ FIELDS = tuple(json.loads(replay_event()))
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_a_field_of_a_wrong_type_affects_no_other_field(field: str):
-    """All other fields of the row are unchanged."""
+    """If one field has a wrong type, all other fields of the row are unchanged."""
     good = session(parsed(recording()))
     for wrong in WRONG:
         segment = parsed(recording([click_event()], replay_event=replay_event(**{field: wrong})))
@@ -285,7 +289,7 @@ def test_a_nested_value_of_a_wrong_type_affects_nothing_else(outer: str):
 
 
 def test_identifiers_that_are_not_uuids_are_left_out():
-    """The columns are arrays of UUIDs; UUIDs with and without dashes are accepted."""
+    """Ids that are not UUIDs are left out of the array columns; UUIDs are accepted with and without dashes."""
     ids = ["1", None, 7, UUID_TEXT, REPLAY_ID.upper(), "g" * 32]
 
     row = session(parsed(recording(replay_event=replay_event(error_ids=ids, trace_ids=ids))))
@@ -351,7 +355,7 @@ def test_sizes_of_a_segment_are_measured():
 
 
 def test_an_oversized_segment_is_kept_and_counted():
-    """Such a segment has more than 20 MB of JSON, which no SDK should send."""
+    """A segment with more than 20 MB of JSON, which no SDK should send, is stored and counted as oversized."""
     segment = parsed(recording(b"[" + b" " * 20_000_000 + b"]"))
 
     assert segment.warnings == ("oversized_segment",)
@@ -359,7 +363,7 @@ def test_an_oversized_segment_is_kept_and_counted():
 
 
 def test_a_segment_states_its_staged_bytes():
-    """The number exceeds the size of the segment's object and rows only by a small overhead per row."""
+    """The staged bytes of a segment exceed the size of its object and rows only by a small overhead per row."""
     segment = parsed(recording(ALL_EVENTS))
 
     rows = (*segment.clickhouse, *segment.bigquery)
@@ -368,7 +372,7 @@ def test_a_segment_states_its_staged_bytes():
 
 
 def test_facts_of_a_segment_are_bounded():
-    """The first 2000 facts are kept, and there is a warning."""
+    """Only the first 2000 facts of a segment are kept, and a warning is recorded."""
     segment = events_parsed([viewport_event()] * 2100)
 
     assert len(segment.bigquery) == 2000

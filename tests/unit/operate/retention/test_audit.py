@@ -31,7 +31,7 @@ def named(found: Audit) -> list[tuple[str, int]]:
 
 
 def test_a_row_without_its_object_is_found_at_any_position() -> None:
-    """The missing name is before, between or after the listed names; duplicates count once."""
+    """A missing name is found before, between and after the listed names; a duplicate counts once."""
     found = missing(["b", "d"], ["a", "a", "b", "b", "c", "d", "e"])
 
     assert named(found) == [("a", 1), ("c", 1), ("e", 1)]
@@ -54,7 +54,7 @@ def test_objects_written_after_the_listing_are_not_missing() -> None:
 
 
 def test_many_missing_objects_are_counted_and_some_are_named() -> None:
-    """The table is full and the bucket is empty."""
+    """If the bucket is empty, all objects of the table are counted as missing, and some of them are named."""
     count = 2 * SUSPECTS_MAX + 5
 
     found = missing([], [f"{number:06}" for number in range(count)])

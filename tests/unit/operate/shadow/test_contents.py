@@ -52,7 +52,9 @@ def test_only_a_row_of_another_message_may_replace_this_one(
 
 
 def test_one_of_several_copies_is_sufficient_and_zero_is_missing() -> None:
-    """The cases are a row that occurs twice in the message, and rows on two days."""
+    """A row that the message contains twice, or that is stored on two days, is correct if at least one copy is
+    stored.
+    """
     assert verdict("replays", [CLICK], []) == (Kind.MISSING, "no such row")
     assert verdict("replays", [CLICK | {"click_text": "x"}, CLICK], [CLICK]) is None
     assert verdict("replays", [CLICK], [CLICK | {"click_text": "x"}, CLICK]) is None

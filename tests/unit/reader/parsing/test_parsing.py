@@ -106,8 +106,9 @@ def load() -> list[bytes]:
 def test_processes_parse_like_the_loop(
     start: Callable[..., ProcessParser], inline_parser: InlineParser, load: list[bytes], processes: int
 ) -> None:
-    """The outcomes are equal byte for byte and in order, over several polls of different size, including one
-    message and none.
+    """Processes return the same outcomes as the loop, byte for byte and in order.
+
+    The polls have different sizes, including one message and none.
     """
     parser = start(processes)
 
@@ -119,7 +120,9 @@ def test_processes_parse_like_the_loop(
 
 
 def test_a_blob_that_came_compressed_is_not_sent_back(start: Callable[..., ProcessParser]) -> None:
-    """Such a blob is a view of the message that the reader already has; a blob compressed by the child is new."""
+    """A blob that was received compressed is a view of the reader's message; only a blob that the child compressed
+    is sent back.
+    """
     received, packed = messages([recording([click_event()]), recording([click_event()], replay_video=b"mp4" * 9)])
 
     first, second = outcomes(start(1), [received, packed])
@@ -135,7 +138,7 @@ def test_a_blob_that_came_compressed_is_not_sent_back(start: Callable[..., Proce
 def test_shared_memory_grows_with_the_poll(
     start: Callable[..., ProcessParser], inline_parser: InlineParser
 ) -> None:
-    """Message sizes go from a few bytes to megabytes and back."""
+    """Shared memory is large enough when message sizes grow from a few bytes to megabytes and shrink again."""
     parser = start(2)
     large = recording(
         b"[" + b",".join(b'{"type":3,"data":{"n":%d}}' % n for n in range(200_000)) + b"]", compressed=False
@@ -149,7 +152,10 @@ def test_shared_memory_grows_with_the_poll(
 def test_a_child_that_was_killed_is_replaced_and_nothing_is_lost(
     start: Callable[..., ProcessParser], inline_parser: InlineParser, load: list[bytes]
 ) -> None:
-    """One child is killed between two polls, then the other, then both. The next poll returns everything."""
+    """If either child or both are killed between two polls, they are replaced.
+
+    The next poll returns the outcomes of all messages.
+    """
     parser = start(2)
     sent = messages(load[:40])
     expected = outcomes(inline_parser, sent)
@@ -167,7 +173,7 @@ def test_a_child_that_was_killed_is_replaced_and_nothing_is_lost(
 def test_a_child_that_hangs_is_replaced_and_nothing_is_lost(
     start: Callable[..., ProcessParser], inline_parser: InlineParser, load: list[bytes]
 ) -> None:
-    """The child is stopped and does not respond in time."""
+    """A child that does not respond in time is replaced, and no message is lost."""
     parser = start(2, answer_seconds_max=5.0)
     sent = messages(load[:20])
     expected = outcomes(inline_parser, sent)
@@ -212,7 +218,7 @@ def test_the_default_memory_limit_is_enough_for_the_largest_segment(
 
 
 def test_messages_shed_by_tenant_rules_are_not_sent_to_children(start: Callable[..., ProcessParser]) -> None:
-    """This holds for both parsers, also when a poll has no other messages."""
+    """Neither parser sends shed messages to a child, even if a poll consists only of such messages."""
     gate = TenantGate()
     gate.rules = TenantRules(killed=frozenset({11}))
     sent = messages([recording(project_id=11), recording(project_id=12)])

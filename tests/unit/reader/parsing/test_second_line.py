@@ -75,7 +75,7 @@ def test_it_parses_like_the_parser(start: Callable[..., Bench]) -> None:
 
 
 def test_nothing_runs_before_it_is_needed(start: Callable[..., Bench]) -> None:
-    """Most readers never need the second line."""
+    """No child runs before it is needed, because most readers never need the second line."""
     assert start().line.process_id is None
 
 
@@ -95,7 +95,7 @@ def test_a_message_that_needs_too_much_memory_becomes_a_letter(start: Callable[.
 
 
 def test_a_message_that_uses_too_much_cpu_time_becomes_a_letter(start: Callable[..., Bench]) -> None:
-    """The next message is parsed."""
+    """A message that exceeds the CPU limit becomes a dead letter, and the next message is parsed."""
     bench = start(Deadlines(cpu_seconds=1, answer_seconds=60.0, probe_seconds=600.0))
     bench.parsed(message(make.recording()))
     spinning = bench.line.process_id
@@ -173,7 +173,7 @@ def test_close_stops_the_child_and_returns_no_more_results(start: Callable[..., 
 
 
 def test_deadlines_of_child_reject_and_probe_are_ordered() -> None:
-    """The order holds for any configured probe deadline."""
+    """For any configured probe deadline, the deadlines of child, reject and probe are in this order."""
     for probe_seconds in (6.0, 7.5, 60.0, 3600.0):
         deadlines = Deadlines.before(probe_seconds)
         assert deadlines.cpu_seconds >= 1
@@ -203,7 +203,7 @@ def test_an_ordinary_message_is_parsed_to_the_same_outcome(value: bytes) -> None
 
 @pytest.mark.parametrize("compressed", [True, False])
 def test_a_recording_that_inflates_beyond_the_limit_is_not_ordinary(compressed: bool) -> None:
-    """This holds whether the recording is compressed or not."""
+    """A recording that inflates beyond the limit goes to the second line, whether it is compressed or not."""
     value = make.recording([make.mutation_event(5000)], compressed=compressed)
 
     assert parse_usual(message(value), RULES, Usual(inflated_bytes_max=64 * KiB)) is None
@@ -211,7 +211,7 @@ def test_a_recording_that_inflates_beyond_the_limit_is_not_ordinary(compressed: 
 
 
 def test_a_recording_over_a_tighter_limit_is_rejected_at_once() -> None:
-    """A child would reach the same result."""
+    """A recording above a tighter limit is rejected at once, because a child would also reject it."""
     value = make.recording([make.mutation_event(5000)])
     rules = ParseRules(inflated_bytes_max=64 * KiB)
 
@@ -219,7 +219,9 @@ def test_a_recording_over_a_tighter_limit_is_rejected_at_once() -> None:
 
 
 def test_a_recording_that_is_slow_to_parse_is_not_ordinary() -> None:
-    """Values of a wrong type are slow to parse, because each is checked one by one."""
+    """A recording with many values of a wrong type goes to the second line, because each value is checked
+    separately.
+    """
     event = make.custom_event("performanceSpan", {"op": 5, "data": [1] * 30, "description": {}})
     value = make.recording([event] * 3000)
 
@@ -227,7 +229,7 @@ def test_a_recording_that_is_slow_to_parse_is_not_ordinary() -> None:
 
 
 def test_both_parsers_hand_on_messages_that_are_not_ordinary() -> None:
-    """All other messages are parsed directly."""
+    """Both parsers pass unusual messages to the second line and parse all other messages directly."""
     good, long = make.recording([make.click_event()]), make.recording([make.mutation_event(5000)])
     usual = Usual(inflated_bytes_max=64 * KiB)
     processes = ProcessParser(RULES, 1, TenantGate(), lambda: 0.0, usual=usual)
@@ -242,7 +244,7 @@ def test_both_parsers_hand_on_messages_that_are_not_ordinary() -> None:
 
 
 def test_a_message_that_killed_a_parser_goes_to_the_second_line() -> None:
-    """It is not parsed again in another parser process."""
+    """A message that killed a parser goes to the second line and is not parsed again in another parser process."""
     parser = ProcessParser(RULES, 1, TenantGate(), lambda: 0.0, usual=USUAL)
     try:
         (before,) = parser.parse([message(make.recording())])

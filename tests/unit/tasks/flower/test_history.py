@@ -45,14 +45,17 @@ def record(path: Path, events: list[dict[str, Any]], **bounds: Any) -> None:
 
 
 def restored(path: Path, tasks_max: int = 100, **bounds: Any) -> State:
-    """The state of a Flower that starts with this file."""
+    """Returns the state of a Flower process that starts with this file."""
     state = State()
     history(path, **bounds).replay(state.event, tasks_max)
     return state
 
 
 def test_a_restart_restores_every_task(tmp_path: Path):
-    """State, error, arguments and runtime are as before; the worker of an old event is not shown as alive."""
+    """After a restart, each task has its state, error, arguments and runtime.
+
+    The worker of an old event is not shown as alive.
+    """
     path = tmp_path / "flower" / "history.sqlite3"
     failed = event("failed", exception="TransientSinkError('away')", traceback="Traceback")
     record(path, [event("received", kwargs="{'batch': 'b-0-0-1'}"), event("started"), failed])
@@ -69,7 +72,7 @@ def test_a_restart_restores_every_task(tmp_path: Path):
 
 
 def test_the_file_is_text_that_only_its_owner_reads(tmp_path: Path):
-    """No pickle: the events are JSON."""
+    """The file contains JSON, not pickles, and only its owner can read it."""
     path = tmp_path / "history.sqlite3"
     record(path, [event("received")])
 
@@ -80,7 +83,7 @@ def test_the_file_is_text_that_only_its_owner_reads(tmp_path: Path):
 
 
 def test_two_flowers_with_one_file_keep_each_event_once(tmp_path: Path):
-    """Both see the same events."""
+    """If two Flower processes that receive the same events share one file, each event is stored once."""
     path, same = tmp_path / "history.sqlite3", event("received", at=time.time())
     record(path, [same])
     record(path, [same, event("started")])
@@ -89,7 +92,7 @@ def test_two_flowers_with_one_file_keep_each_event_once(tmp_path: Path):
 
 
 def test_old_events_are_deleted(tmp_path: Path):
-    """The age bounds what is restored, and what stays in the file."""
+    """Events above the maximum age are neither restored nor kept in the file."""
     path = tmp_path / "history.sqlite3"
     record(path, [event("received", "old", time.time() - 7200), event("received", "new")])
 
@@ -114,7 +117,7 @@ def test_the_file_has_a_maximum_size_and_keeps_the_latest_events(tmp_path: Path)
 
 
 def test_only_the_latest_tasks_are_restored(tmp_path: Path):
-    """As many as Flower keeps in memory."""
+    """Only as many tasks are restored as Flower keeps in memory, the latest first."""
     path = tmp_path / "history.sqlite3"
     record(path, [event("received", str(number)) for number in range(20)])
 
@@ -122,7 +125,7 @@ def test_only_the_latest_tasks_are_restored(tmp_path: Path):
 
 
 def test_a_huge_event_is_stored_with_its_texts_cut(tmp_path: Path):
-    """A traceback may be of any size."""
+    """A huge event, such as one with a long traceback, is stored with its texts truncated."""
     path = tmp_path / "history.sqlite3"
     record(path, [event("failed", exception="e" * 100_000, traceback="t" * 1_000_000)])
 
@@ -131,7 +134,7 @@ def test_a_huge_event_is_stored_with_its_texts_cut(tmp_path: Path):
 
 @pytest.mark.parametrize("content", [b"not a database" * 100, b"\x80\x04\x95pickle" * 50])
 def test_a_file_that_is_no_history_is_moved_aside(tmp_path: Path, content: bytes):
-    """Flower starts with an empty history, and the file can be examined."""
+    """If the file is not a history, it is moved aside for examination, and Flower starts with an empty history."""
     path = tmp_path / "history.sqlite3"
     path.write_bytes(content)
     record(path, [event("received")])
@@ -141,7 +144,7 @@ def test_a_file_that_is_no_history_is_moved_aside(tmp_path: Path, content: bytes
 
 
 def test_events_that_are_none_are_ignored(tmp_path: Path):
-    """Workers' heartbeats are not history, and a row from elsewhere does not prevent the start."""
+    """Workers' heartbeats are not stored, and a foreign row in the file does not prevent the start."""
     path = tmp_path / "history.sqlite3"
     record(path, [{"type": "worker-heartbeat", "hostname": "w"}, {"type": "task-received"}, event("received")])
     file = sqlite3.connect(path)
@@ -153,7 +156,7 @@ def test_events_that_are_none_are_ignored(tmp_path: Path):
 
 
 def test_a_path_that_cannot_be_written_is_an_error(tmp_path: Path):
-    """The error has the path."""
+    """If the file cannot be written, the error contains its path."""
     (tmp_path / "file").write_text("")
 
     with pytest.raises(HistoryError, match="history"):

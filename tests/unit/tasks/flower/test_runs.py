@@ -14,7 +14,7 @@ CHORD = f"{BATCH}:digest~rows~2~token"
 
 
 def state(*events: dict[str, Any]) -> State:
-    """What a Flower that received these events knows."""
+    """Returns the state of a Flower process that received these events."""
     found = State()
     for number, event in enumerate(events, 1):
         common = {"hostname": "w@h", "timestamp": float(number), "local_received": 0, "clock": number}
@@ -58,5 +58,7 @@ def test_runs_of_a_batch_have_their_chord_and_attempt(callback: dict[str, Any]):
     ],
 )
 def test_a_task_with_other_arguments_belongs_to_no_batch(event: dict[str, Any]):
-    """Anybody who can reach the broker can send events."""
+    """A task with unexpected arguments belongs to no batch, because anybody who can reach the broker can send
+    events.
+    """
     assert batch_of(state(event).tasks["a"]) is None

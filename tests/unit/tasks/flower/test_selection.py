@@ -33,7 +33,7 @@ def about(number: int = 0, **changed: Any) -> dict[str, Any]:
 
 
 def test_the_sinks_of_a_batch_are_those_that_its_error_names():
-    """Names that are no sinks are ignored."""
+    """The sinks of a batch are those that its error names; names of unknown sinks are ignored."""
     row, other = parked_rows([about(), about(1, error="rows/kitchen/0: wet; missed 3 deadlines")], NOW)
 
     assert row.sinks == ("clickhouse", "bigquery")
@@ -41,7 +41,10 @@ def test_the_sinks_of_a_batch_are_those_that_its_error_names():
 
 
 def test_a_batch_is_as_old_as_its_first_parking():
-    """A failed retry parks it again; an older release does not write the first time."""
+    """The age of a batch counts from its first parking, even if a failed retry parked it again.
+
+    Entries of older releases have no time of the first parking.
+    """
     again, older = parked_rows([about(first_parked_at=NOW - 4000), about(1)], NOW)
 
     assert (again.parked_seconds, older.parked_seconds) == (4000, 30)
@@ -68,7 +71,7 @@ def test_filters_match_sink_and_text(chosen: Selection, expected: list[int]):
 
 
 def test_secrets_and_control_characters_of_an_error_are_not_shown():
-    """The error is text from a server."""
+    """Secrets and control characters are removed from an error, because it is text from a server."""
     (row,) = parked_rows([about(error="http://me:hunter2@host/\x1b[31m refused")], NOW)
 
     assert "hunter2" not in row.error
@@ -76,7 +79,7 @@ def test_secrets_and_control_characters_of_an_error_are_not_shown():
 
 
 def test_an_invalid_entry_is_skipped():
-    """The others are still shown."""
+    """An invalid entry is skipped, and the others are still shown."""
     assert [row.start for row in parked_rows([about(partition="?"), {}, about(2)], NOW)] == [2]
 
 
@@ -84,7 +87,7 @@ def test_an_invalid_entry_is_skipped():
     ("sink", "text", "age"), [("kitchen", "", ""), ("", "x" * 201, ""), ("", "", "7"), ("", "", "-1")]
 )
 def test_values_that_the_form_does_not_offer_are_refused(sink: str, text: str, age: str):
-    """They were not chosen on the page."""
+    """Values that the form does not offer are refused."""
     with pytest.raises(ValueError, match=r"sink|text|age"):
         selection(sink, text, age)
 
@@ -94,5 +97,5 @@ def test_values_that_the_form_does_not_offer_are_refused(sink: str, text: str, a
     [(0, "0 s"), (59.6, "1 m"), (200, "3 m 20 s"), (7500, "2 h 5 m"), (273_600, "3 d 4 h"), (-5, "0 s")],
 )
 def test_a_length_of_time_has_two_units(seconds: float, text: str):
-    """Parts that are zero are left out."""
+    """A duration is shown in two units, without parts that are zero."""
     assert duration_text(seconds) == text

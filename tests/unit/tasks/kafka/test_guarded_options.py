@@ -38,7 +38,9 @@ def set_options(monkeypatch: pytest.MonkeyPatch, options: dict[str, object]) -> 
 
 @pytest.mark.parametrize("name", [*GUARDED, "test.mock.num.brokers", "rebalance_cb", "error_cb", "stats_cb"])
 def test_each_is_refused_by_name_with_the_reason(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Reader and fleet both refuse these properties, because both have clients that would accept them."""
+    """Reader and fleet both refuse each of these properties by name, because both have clients that would accept
+    it.
+    """
     set_options(monkeypatch, {"client.rack": "a", name: "true"})
 
     for read in (load, load_fleet):
@@ -49,7 +51,7 @@ def test_each_is_refused_by_name_with_the_reason(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name", sorted(GUARDED.keys() - IN_THE_CLIENT))
 def test_each_is_a_property_that_a_client_would_accept(name: str) -> None:
-    """A misspelt name in the list of guarded properties would protect nothing."""
+    """Each guarded property is one that a client would accept; a misspelt name would protect nothing."""
     options = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": "0", name: VALUES.get(name, "1")}
     if name.startswith("enable.") or name in ("auto.commit.enable", "delivery.report.only.error"):
         options[name] = "true"
@@ -70,7 +72,7 @@ def is_taken(client: type[Consumer | Producer], options: dict[str, str]) -> bool
 
 
 def test_all_mistakes_are_listed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mistakes of JSON types are included."""
+    """All mistakes are listed at once, including values of a wrong JSON type."""
     set_options(monkeypatch, {"enable.auto.commit": True, "auto.offset.reset": "latest", "acks": 0})
 
     with pytest.raises(SettingsError) as caught:
@@ -81,7 +83,7 @@ def test_all_mistakes_are_listed_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_refusal_repeats_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other properties may contain a password, and so may one of the wrong type."""
+    """A refusal shows no value, because any property may contain a password, even one of the wrong type."""
     for wrong in ({"acks": "0"}, {"sasl.oauthbearer.scope": ["hunter2"]}):
         set_options(monkeypatch, {"sasl.oauthbearer.client.secret": "hunter2", **wrong})
         with pytest.raises(SettingsError) as caught:
@@ -90,7 +92,7 @@ def test_a_refusal_repeats_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_command_exits_with_2() -> None:
-    """The output is one line that says what to do, without a traceback."""
+    """Every command exits with 2 and prints one line that says what to do, without a traceback."""
     command = Path(sys.executable).with_name("replays-ingest")
     for arguments in ([], ["check"], ["status"]):
         result = subprocess.run(
@@ -106,7 +108,7 @@ def test_every_command_exits_with_2() -> None:
 
 
 def test_numbers_and_booleans_of_tuning_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The values may be JSON numbers and booleans."""
+    """The values of tuning properties may be JSON numbers and booleans."""
     set_options(monkeypatch, {"fetch.min.bytes": 1, "socket.keepalive.enable": False, "client.rack": "a"})
 
     config = consumer_config(load())
@@ -117,7 +119,9 @@ def test_numbers_and_booleans_of_tuning_are_accepted(monkeypatch: pytest.MonkeyP
 
 
 def test_options_cannot_override_the_guarantee() -> None:
-    """This also holds for settings that were never validated."""
+    """Options cannot override the properties that at-least-once delivery needs, even in settings that were never
+    validated.
+    """
     unchecked = Settings().model_copy(update={"kafka_options": {"acks": "0", "statistics.interval.ms": "1000"}})
 
     options = producer_options(unchecked)

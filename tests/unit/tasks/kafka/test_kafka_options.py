@@ -21,7 +21,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, **values: str) -> Settings:
 
 
 def test_scram_over_tls_is_four_settings(monkeypatch: pytest.MonkeyPatch):
-    """These settings set no other properties."""
+    """SCRAM over TLS needs four settings, which set no other properties."""
     options = kafka_options(
         settings(
             monkeypatch,
@@ -45,7 +45,9 @@ def test_scram_over_tls_is_four_settings(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_mutual_tls_is_three_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """The three files are the authority, our certificate and its key, given as paths that librdkafka reads."""
+    """Mutual TLS needs three settings, the paths of the authority, of our certificate and of its key, which
+    librdkafka reads.
+    """
     made = make_certificates(tmp_path)
     options = kafka_options(
         settings(

@@ -84,7 +84,7 @@ def test_a_kept_message_is_never_mistaken_for_a_refused_item(reason: str) -> Non
 
 
 def test_a_letter_of_the_first_format_is_not_mistaken_either() -> None:
-    """In the first format forged headers are next to ours, but the reason is ours."""
+    """In a letter of the first format forged headers are next to ours, but our reason is the one that is read."""
     label = decode(first_format(FORGED))
 
     assert label == message(FORGED)
@@ -112,7 +112,9 @@ def test_malformed_originals_are_ignored(packed: bytes) -> None:
 
 
 def test_a_refused_item_carries_no_message() -> None:
-    """Both formats have the same headers for a refused item, except for the version."""
+    """The letter of a refused item contains no message, and its headers are the same in both formats except for
+    the version.
+    """
     label = Label(REFUSED, "no", ORIGIN, "recordings-3-10-20", refusal=Refusal("gcs", "blob", "30/1/a/0"))
 
     assert decode(label.encode()) == label
@@ -127,7 +129,7 @@ def test_a_record_without_a_reason_is_no_letter() -> None:
 
 @pytest.mark.parametrize("number", [b"", b"x", b"-1", b"1.0", "١".encode(), b"9" * 30, None])
 def test_a_position_that_is_not_a_number_is_none(number: bytes | None) -> None:
-    """The topic may contain records of other producers."""
+    """A position that is not a number is read as None, because the topic may contain records of other producers."""
     label = decode((("reason", b"r"), ("topic", b"t"), ("partition", number), ("offset", number)))
 
     assert label is not None
@@ -135,7 +137,9 @@ def test_a_position_that_is_not_a_number_is_none(number: bytes | None) -> None:
 
 
 def test_only_a_record_without_key_and_value_is_a_mark() -> None:
-    """Letters and kept messages may have the header of a mark, too."""
+    """Only a record without key and value is a mark, because letters and kept messages may also have the header of
+    a mark.
+    """
     mark = Mark("3-12", digest(b"k", b"v"))
 
     assert decode_mark(mark.encode(), None, b"") == mark
@@ -163,7 +167,7 @@ RECORD = (b"k", b"value", Label("not_msgpack", "why", ORIGIN, "b", 5, (("trace",
 
 
 def test_a_sealed_letter_is_read_like_an_unsealed_one():
-    """Holders of the key can verify a sealed letter."""
+    """A sealed letter is read like an unsealed one, and holders of the key can verify it."""
     headers = sealed(SEALS, "dlq", *RECORD)
 
     assert decode(headers) == decode(RECORD[2])
@@ -187,7 +191,7 @@ def test_a_sealed_letter_is_read_like_an_unsealed_one():
     ],
 )
 def test_a_changed_letter_fails_verification(forge: Any):
-    """The change is to the topic, key, value or a header; a letter with two seals fails too."""
+    """A letter fails verification if its topic, key, value or a header was changed, or if it has two seals."""
     topic, key, value, headers = forge(*RECORD[:2], sealed(SEALS, "dlq", *RECORD))
 
     assert examine(SEALS, topic, key, value, headers) is Sealed.NO

@@ -11,7 +11,7 @@ from tasks.observe.exporters import NotExported, provider
 
 
 def processors(made: Any) -> list[str]:
-    """The names of a provider's exporters."""
+    """Returns the class names of a provider's exporters."""
     found = [type(each.span_exporter).__module__ for each in made._active_span_processor._span_processors]
     made.shutdown()
     return found
@@ -54,7 +54,7 @@ def test_the_variables_choose_exporter_and_protocol(environ: dict[str, str], exp
 def test_the_service_has_its_configured_name(
     environ: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ):
-    """Our name is used only if neither variable sets one."""
+    """The default service name is used only if neither OTEL variable sets a name."""
     for name in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environ.items():

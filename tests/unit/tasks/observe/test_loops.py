@@ -58,7 +58,7 @@ def test_a_loop_continues_after_any_exception(error: Exception) -> None:
 
 
 def test_a_loop_survives_a_broken_failure_counter() -> None:
-    """The loop continues although counting its failure raises."""
+    """The loop continues even if counting its failure raises an exception."""
 
     def broken(name: str) -> None:
         raise RuntimeError(name)
@@ -73,7 +73,7 @@ def test_a_loop_survives_a_broken_failure_counter() -> None:
 
 
 def test_a_loop_ends_when_its_step_raises_loop_ended() -> None:
-    """Its thread ends, and no failure is counted."""
+    """If a step raises LoopEnded, the thread of the loop ends, and no failure is counted."""
     failed: list[str] = []
     loop = loop_of(Steps(None, LoopEnded()), failed.append)
 
@@ -84,7 +84,7 @@ def test_a_loop_ends_when_its_step_raises_loop_ended() -> None:
 
 
 def test_a_loop_that_keeps_failing_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reason is reported until the step succeeds."""
+    """A loop that keeps failing reports the reason until its step succeeds."""
     monkeypatch.setattr(loops, "FAILING_SECONDS_MAX", 0.0)
     gate = threading.Event()
     failing = threading.Semaphore(0)
@@ -113,7 +113,7 @@ def test_stopping_a_loop_that_never_started_is_harmless() -> None:
 
 
 def test_a_guard_returns_the_result_or_counts_the_exception() -> None:
-    """The exception is counted under the observer's name."""
+    """A guarded call returns the result of the observer, or counts its exception under the observer's name."""
     failed: list[str] = []
     guard = Guard(failed.append)
 
@@ -133,7 +133,7 @@ OTHER_THREADS = {
 
 
 def test_every_thread_of_reader_and_worker_is_a_loop() -> None:
-    """A hand-written thread would have its own handling of exceptions."""
+    """Every thread of reader and worker is a Loop, so that exceptions are handled in one place."""
     found = {
         path.relative_to(ROOT).as_posix()
         for package in ("ingest", "tasks")

@@ -9,7 +9,9 @@ from tasks.units import GiB, MiB
 
 
 def test_a_worker_logs_its_processes_and_their_memory():
-    """One line is logged in a container with enough memory, and without a memory limit."""
+    """A worker logs its processes and their memory in one line, in a large container as well as without a memory
+    limit.
+    """
     with capture_logs() as lines:
         report_size(8, GiB)
         report_size(8, None)
@@ -19,7 +21,7 @@ def test_a_worker_logs_its_processes_and_their_memory():
 
 
 def test_a_worker_warns_when_its_container_is_too_small():
-    """The warning names the setting to change."""
+    """If its container is too small, a worker logs a warning that names the setting to change."""
     with capture_logs() as lines:
         report_size(64, 1024 * MiB)
 

@@ -29,18 +29,18 @@ def sink(tmp_path: Path) -> Any:
 
 
 def row(number: int, *, project: int = 11, size_bytes: int = 0) -> Row:
-    """A row of that project; equal numbers give equal ids."""
+    """A row of the given project; equal numbers produce equal ids."""
     json = msgspec.json.encode({"project_id": project, "number": number, "text": "x" * size_bytes})
     return Row("replays", f"id-{number}", json, number)
 
 
 def contents(folder: Path) -> list[bytes]:
-    """The contents of the files."""
+    """Returns the rows of all files."""
     return sorted(path.read_bytes() for path in folder.iterdir())
 
 
 def test_a_repeated_write_leaves_one_copy(sink: Any, tmp_path: Path):
-    """The rows are written again in other groups."""
+    """If rows are written again in other groups, one copy of each remains."""
     rows = [row(1), row(2), row(1, project=12)]
 
     sink.write(rows, "first", 5.0)
@@ -50,7 +50,7 @@ def test_a_repeated_write_leaves_one_copy(sink: Any, tmp_path: Path):
 
 
 def test_bad_rows_are_refused_and_the_others_kept(sink: Any, tmp_path: Path):
-    """Only the rows that no file accepts become dead letters."""
+    """Bad rows are refused and become dead letters, and the other rows are stored."""
     rows = [row(1), row(2, size_bytes=2 * 1024 * 1024), Row("replays", "id-3", b"no json", 3), row(4)]
     progress = Progress(left=list(range(len(rows))))
 
@@ -64,7 +64,9 @@ def test_bad_rows_are_refused_and_the_others_kept(sink: Any, tmp_path: Path):
 
 
 def test_a_missing_directory_blames_no_row(sink: Any, tmp_path: Path):
-    """The error is one of configuration, so the batch is parked."""
+    """If the directory is missing, the error is one of configuration, so the batch is parked and no row is
+    refused.
+    """
     tmp_path.rmdir()
 
     for ask in (lambda: sink.write([row(1)], "token", 5.0), sink.check):
@@ -74,7 +76,7 @@ def test_a_missing_directory_blames_no_row(sink: Any, tmp_path: Path):
 
 
 def test_a_write_past_its_deadline_lists_all_items(sink: Any):
-    """All items are retried."""
+    """A write past its deadline reports all items as failed, so that all are retried."""
     with pytest.raises(TransientSinkError) as found:
         sink.write([row(1), row(2)], "token", 0.0)
 

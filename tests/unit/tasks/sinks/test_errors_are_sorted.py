@@ -35,7 +35,7 @@ def exceptions_of(module: ModuleType) -> list[type[BaseException]]:
 
 @pytest.mark.parametrize("module", [from_api, from_auth, requests.exceptions, urllib3.exceptions])
 def test_each_exception_of_google_and_its_http_clients_is_classified(module: ModuleType) -> None:
-    """The libraries are google-api-core, google-auth, requests and urllib3."""
+    """Every exception of google-api-core, google-auth, requests and urllib3 is classified."""
     found = exceptions_of(module)
 
     assert len(found) > 10
@@ -67,8 +67,9 @@ def test_each_error_code_of_confluent_kafka_is_classified_once() -> None:
 
 
 def test_unknown_errors_are_transient_everywhere() -> None:
-    """An unknown error is retried a bounded number of times, then the batch is parked: no other choice loses
-    nothing.
+    """An unknown error is transient: it is retried a bounded number of times, and then the batch is parked.
+
+    Any other choice could lose data.
     """
 
     class FromTheFuture(Exception):
@@ -109,7 +110,9 @@ def test_unknown_errors_are_transient_everywhere() -> None:
     ],
 )
 def test_a_response_and_its_exception_are_classified_alike(status: int, reason: str, blame: Blame) -> None:
-    """Writes are classified without google-api-core, everything else with it: both must agree."""
+    """A response to a write is classified like the exception that google-api-core raises for the same response
+    elsewhere.
+    """
     body = f'{{"error":{{"code":{status},"message":"m","errors":[{{"reason":"{reason}"}}]}}}}'.encode()
     response = requests.Response()
     response.status_code = status
@@ -145,7 +148,7 @@ def test_retry_after_is_seconds_or_a_date_and_bounded(value: str | None, expecte
 
 
 def test_a_wrong_certificate_needs_an_operator() -> None:
-    """A wrong certificate looks like a broken connection, but retrying never helps."""
+    """A wrong certificate is a configuration error: it looks like a broken connection, but retrying never helps."""
     text = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"
 
     assert google_errors.sort(requests.exceptions.SSLError(text)).blame is Blame.REQUEST
@@ -153,7 +156,10 @@ def test_a_wrong_certificate_needs_an_operator() -> None:
 
 
 def test_clickhouse_errors_are_classified_by_code() -> None:
-    """Errors of data, load and schema are distinguished. The message does not contain the URL."""
+    """ClickHouse errors are classified by code as errors of data, load or schema.
+
+    The message of the classified error does not contain the URL.
+    """
 
     def sort(code: int, text: str = "x") -> Blame:
         return clickhouse_errors.sort(from_clickhouse.DatabaseError(text, code=code)).blame
@@ -175,7 +181,7 @@ def test_the_row_that_clickhouse_names_is_counted_from_zero(message: str, row: i
 
 
 def test_kafka_errors_become_one_of_two_errors() -> None:
-    """The text has the code's name, so that an operator can look it up."""
+    """The message of a Kafka error contains the name of its code, so that an operator can look it up."""
     too_large = kafka_errors.sort(KafkaException(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)))
     away = kafka_errors.sort(KafkaException(KafkaError(KafkaError._ALL_BROKERS_DOWN)))
 

@@ -40,12 +40,12 @@ from tasks.sinks.outcome import ACTION_OF, MEANING_OF, Action, Blame
     ],
 )
 def test_a_response_is_described_without_its_markup(body: bytes, content_type: str, shown: str) -> None:
-    """The description is short and printable, because it is shown in logs, Flower and terminals."""
+    """A response is described without markup, in short printable text for logs, Flower and terminals."""
     assert described(Answer(200, body, content_type=content_type)) == shown
 
 
 def test_a_long_response_is_described_in_one_short_line() -> None:
-    """The line shows that the response was not read completely."""
+    """A long response is described in one line, which shows that the response was not read completely."""
     text = described(Answer(200, b"x" * 50_000, whole=False))
 
     assert text.startswith("the text (more than 50000 bytes): xxx")
@@ -74,7 +74,9 @@ def test_every_culprit_has_a_meaning_and_an_action() -> None:
     ],
 )
 def test_an_exception_is_found_by_its_header_or_in_the_body(body: bytes, code: str, blame: Blame | None) -> None:
-    """This holds for any status, because ClickHouse may have sent 200 before the error."""
+    """An exception is found in the header or the body, even with status 200, which ClickHouse may send before the
+    error.
+    """
     headers = {"x-clickhouse-exception-code": code} if code else {}
 
     found = exception_of(Answer(200, body, headers=headers))
@@ -111,14 +113,16 @@ def test_an_exception_is_found_by_its_header_or_in_the_body(body: bytes, code: s
     ],
 )
 def test_a_column_fits_when_it_holds_every_value_of_ours(kind: str, wanted: str, fits: bool) -> None:
-    """A wider type fits and a narrower one does not, because ClickHouse silently truncates a number that does not
-    fit.
+    """A column of a wider type fits, and one of a narrower type does not, because ClickHouse silently truncates
+    large numbers.
     """
     assert clickhouse.can_hold(kind, wanted) is fits
 
 
 def test_valid_rows_span_two_partitions_and_have_every_column() -> None:
-    """An insert that is limited to one partition therefore refuses these rows after all other checks."""
+    """The probe rows span two partitions, so an insert that is limited to one partition refuses them after all
+    other checks.
+    """
     for name in clickhouse.TIME_COLUMN:
         first, second = map(json.loads, clickhouse.dry_rows(name, now=1_800_000_000).splitlines())
         assert first.keys() == second.keys() == clickhouse.COLUMNS[name].keys()
@@ -137,7 +141,7 @@ def test_valid_rows_span_two_partitions_and_have_every_column() -> None:
     ],
 )
 def test_only_a_table_that_must_refuse_valid_rows_is_probed(engine: str, key: str, tried: bool) -> None:
-    """Any other table would store the probe rows."""
+    """Only a table that must refuse the probe rows is probed; any other table would store them."""
     facts = clickhouse.TableFacts(engine, key, {})
 
     assert clickhouse.is_dry_insert_safe("replays", facts) is tried
@@ -203,7 +207,7 @@ def test_lifecycle_rules_are_compared_by_their_effect() -> None:
 
 
 def test_lifecycle_rules_that_differ_from_ours_are_named() -> None:
-    """A rule that deletes only some objects proves nothing; one that deletes too early loses recordings."""
+    """A lifecycle rule that deletes only some objects, or deletes them too early, is reported by name."""
 
     def rule(prefix: str, **condition: Any) -> dict[str, Any]:
         return {"action": {"type": "Delete"}, "condition": {"matchesPrefix": [prefix], **condition}}
@@ -234,7 +238,7 @@ def test_a_body_limit_halves_the_refused_size_and_stays_positive() -> None:
 
     limit.refused(8_000_000)
     assert limit.bytes_max == 4_000_000
-    limit.refused(6_000_000)  # A thread that started earlier reports this.
+    limit.refused(6_000_000)  # This refusal is reported by a thread that started before the limit was lowered.
     assert limit.bytes_max == 3_000_000
     for _ in range(40):
         limit.refused(limit.bytes_max)
@@ -242,5 +246,7 @@ def test_a_body_limit_halves_the_refused_size_and_stays_positive() -> None:
 
 
 def test_a_delivery_report_proves_a_record_by_its_offset() -> None:
-    """A record that was never sent has no offset."""
+    """A delivery report confirms a record only if it has an offset, which a record that was never sent does not
+    have.
+    """
     assert unproven(Message()) is not None

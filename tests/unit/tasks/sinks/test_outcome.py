@@ -35,8 +35,8 @@ def test_transient_positions_are_listed_in_order_with_the_longest_wait() -> None
 
 
 def test_refused_items_are_reported_after_the_transient_ones() -> None:
-    """Refused items are not durable either, so they are listed as failed; the next write reports them as
-    refused.
+    """If some items failed and others were refused, all are listed as failed, and the next write reports the
+    refused ones.
     """
     outcome = Outcome("sink")
     outcome.note(data(), [1])
@@ -62,7 +62,7 @@ def test_refused_items_are_named_with_their_reasons() -> None:
 
 
 def test_unnamed_refusals_lead_to_a_bisection() -> None:
-    """This holds even when other items are named: the bisection finds both."""
+    """Refusals without names lead to a bisection, even if other items are named; the bisection finds both."""
     outcome = Outcome("sink")
     outcome.note(data(), [2])
     outcome.note(Trouble(Blame.BATCH, "bad"), [4, 5])
@@ -75,7 +75,7 @@ def test_unnamed_refusals_lead_to_a_bisection() -> None:
 
 
 def test_a_configuration_error_takes_precedence() -> None:
-    """The whole batch is parked and retried in any case."""
+    """A configuration error takes precedence, because the whole batch is then parked and retried in any case."""
     outcome = Outcome("sink")
     outcome.note(transient(), [1])
     outcome.note(Trouble(Blame.TABLE, "no such bucket"), [2])
@@ -87,6 +87,6 @@ def test_a_configuration_error_takes_precedence() -> None:
 
 
 def test_texts_are_one_short_line() -> None:
-    """The texts are passed through Redis and Flower."""
+    """Error texts are shortened to one line, because they are passed through Redis and Flower."""
     assert shortened("a\n  b") == "a b"
     assert len(shortened("x" * 10_000)) == 500

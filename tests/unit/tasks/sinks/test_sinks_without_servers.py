@@ -35,7 +35,9 @@ def row(number: int, json_bytes: bytes = b"{}") -> Row:
 
 
 def test_every_sink_can_be_built_and_opens_nothing() -> None:
-    """The settings point to addresses where nothing listens, and no sink connects before the first write."""
+    """Every sink can be built while nothing listens at the configured addresses, because no sink connects before
+    its first write.
+    """
     settings = Settings(clickhouse_url="http://127.0.0.1:1", gcs_endpoint="http://127.0.0.1:1")
 
     assert [build(name, settings).name for name in SinkName] == list(SinkName)
@@ -68,7 +70,9 @@ def test_memory_sinks_keep_one_copy_per_identity() -> None:
 
 
 def test_scripted_failures_store_what_they_declare() -> None:
-    """The script has a partial success, then none, then a full success."""
+    """A scripted sink that fails partially, then completely, and then succeeds stores exactly what the script
+    declares.
+    """
     sink = memory.sink("clickhouse")
     sink.fail(
         TransientSinkError("part", failed=(1,)),
@@ -100,7 +104,7 @@ def test_poison_rows_are_always_refused() -> None:
 
 
 def test_a_bigquery_body_is_json_assembled_from_row_bytes() -> None:
-    """The rows include views, and ids with quotes."""
+    """A BigQuery body assembled from row bytes is valid JSON, even if rows are views and ids contain quotes."""
     items = [row(1, b'{"a":1}'), Row("t", 'quo"te', memoryview(b'{"b":[2]}'), 2), row(3)]
 
     body = json.loads(body_of(items, [0, 1]))
@@ -113,7 +117,10 @@ def test_a_bigquery_body_is_json_assembled_from_row_bytes() -> None:
 
 
 def test_bigquery_requests_are_cut_by_size_and_lose_nothing() -> None:
-    """A single row that is too large is still sent, alone: the server reports what is wrong with it."""
+    """BigQuery requests are cut by size and lose no row.
+
+    A single row that is too large is sent alone, so that the server reports what is wrong with it.
+    """
     items = [row(n, b"x" * size) for n, size in enumerate([4_000_000, 4_000_000, 4_000_000, 12_000_000, 10])]
 
     cut = list(requests(items, range(5)))
@@ -123,14 +130,16 @@ def test_bigquery_requests_are_cut_by_size_and_lose_nothing() -> None:
 
 
 def test_a_checksum_is_the_same_for_bytes_and_views() -> None:
-    """This also holds for sizes beyond one chunk, and at chunk boundaries."""
+    """The checksum of bytes equals that of a view of them, also for sizes beyond one chunk and at chunk
+    boundaries.
+    """
     for size in (0, 1, 2**20 - 1, 2**20, 2**20 + 1, 3 * 2**20):
         content = os.urandom(size)
         assert crc32c(content) == crc32c(memoryview(content))
 
 
 def test_a_client_is_created_once_per_process_and_again_after_a_fork() -> None:
-    """The child neither uses nor closes the parent's client."""
+    """A client is created once per process; after a fork, the child neither uses nor closes the parent's client."""
     made: list[int] = []
     holder = PerProcess(lambda: made.append(os.getpid()) or object())
     first = holder.get()
@@ -174,7 +183,9 @@ def test_sasl_properties_are_omitted_without_sasl() -> None:
 
 
 def test_dead_letters_are_acknowledged_by_all_replicas_and_fit_the_queue() -> None:
-    """Operators cannot change the acknowledgements, and the queue holds the largest message."""
+    """Dead letters are acknowledged by all replicas, which operators cannot change, and the queue holds the
+    largest message.
+    """
     options = producer_options(Settings())
 
     assert (options["acks"], options["enable.idempotence"], options["statistics.interval.ms"]) == ("all", True, 0)

@@ -26,14 +26,14 @@ Code = StorageError.StorageErrorCode
 
 
 def message(row: bytes) -> Any:
-    """The row as a server reads it."""
+    """Decodes the serialized row as a server would."""
     encoded = ENCODER.encode(row)
     assert isinstance(encoded, bytes), encoded
     return ENCODER._message.FromString(encoded)
 
 
 def trouble(row: bytes) -> Trouble:
-    """Why the row is refused."""
+    """Returns the reason why the row is refused."""
     found = ENCODER.encode(row)
     assert isinstance(found, Trouble)
     return found
@@ -81,7 +81,7 @@ def test_timestamps_are_exact_to_the_microsecond(microseconds: int) -> None:
     ],
 )
 def test_a_bad_value_blames_its_row(given: dict[str, Any], named: str) -> None:
-    """The text names the column."""
+    """A row with a bad value is refused, and the error names the column."""
     found = trouble(fact(1, **given).json)
     assert (found.blame, named in found.message) == (Blame.ROW, True)
 
@@ -92,7 +92,7 @@ def test_a_row_that_is_no_complete_object_is_refused(row: bytes) -> None:
 
 
 def test_an_unknown_column_blames_no_row() -> None:
-    """The reader is newer than the worker."""
+    """A row with an unknown column, as from a reader newer than the worker, is not blamed."""
     found = trouble(fact(1, brand_new=1).json)
     assert found.blame is Blame.TABLE
     assert "brand_new" in found.message
@@ -114,7 +114,9 @@ def test_a_record_has_the_positions_in_their_order(positions: list[int]) -> None
 
 
 def test_only_the_result_of_the_sent_offset_proves_an_append() -> None:
-    """A result without an offset, or with another one, proves nothing."""
+    """An append is confirmed only by a result with the offset that was sent; no offset or another one confirms
+    nothing.
+    """
     for offset, verdict in ((7, Verdict.APPLIED), (0, Verdict.FAILED), (8, Verdict.FAILED)):
         made = AppendRowsResponse.pb()()
         made.append_result.offset.value = offset
@@ -126,7 +128,7 @@ def test_only_the_result_of_the_sent_offset_proves_an_append() -> None:
 
 
 def test_every_code_of_bigquery_is_sorted() -> None:
-    """An upgrade of the client that adds a code fails here."""
+    """Every error code of BigQuery is classified, so this test fails when an upgrade of the client adds one."""
     sorted_elsewhere = {Code.STORAGE_ERROR_CODE_UNSPECIFIED, Code.STREAM_NOT_FOUND, Code.OFFSET_ALREADY_EXISTS}
     assert set(Code) == {*BLAME_OF_CODE, *ENDED_CODES, *sorted_elsewhere}
 
@@ -153,7 +155,7 @@ def test_every_code_of_bigquery_is_sorted() -> None:
 def test_errors_are_sorted_by_code_and_status(
     status: grpc.StatusCode, code: Any, verdict: Verdict, blame: Blame | None
 ) -> None:
-    """As a response, and without BigQuery's code also as the end of the call."""
+    """Errors are classified by code and status, whether they arrive in a response or end the call."""
     found = [judged(response(status, code), APPEND)]
     if code is None:
         found.append(judged_error(from_api.from_grpc_status(status, "text")))  # type: ignore[no-untyped-call]
@@ -163,7 +165,7 @@ def test_errors_are_sorted_by_code_and_status(
 
 
 def test_named_rows_are_refused_and_others_are_not_believed() -> None:
-    """An index outside the append names no row."""
+    """Rows that an error names are refused, and an index outside the append is ignored."""
     found = judged(response(grpc.StatusCode.INVALID_ARGUMENT, rows=(0, 2, 3)), APPEND)
     assert found.verdict is Verdict.REFUSED
     assert [index for index, _ in found.rows] == [0, 2]

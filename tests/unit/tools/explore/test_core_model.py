@@ -43,7 +43,7 @@ def searched(messages: tuple[int, ...], faults: int) -> Result:
     ("messages", "faults", "states_min"), [((1,), 1, 500), ((2,), 0, 40), ((1, 1), 0, 400)], ids=str
 )
 def test_no_order_of_events_breaks_an_invariant(messages: tuple[int, ...], faults: int, states_min: int) -> None:
-    """Every state is visited, and the end can be reached from each of them."""
+    """No order of events breaks an invariant, and the end can be reached from every state."""
     result = searched(messages, faults)
 
     assert result.broken == "", "\n".join(result.story)
@@ -53,7 +53,7 @@ def test_no_order_of_events_breaks_an_invariant(messages: tuple[int, ...], fault
 
 
 def test_a_reader_that_no_other_affects_may_continue_alone() -> None:
-    """If the world is explored in every order, it has more states, and all of them are valid."""
+    """Without the reduction for independent readers, the world has more states, and all of them are valid."""
     every = Search(CoreModel((1,), 1, every_order=True), 1).run()
 
     assert every.complete, "\n".join(every.story)
@@ -62,9 +62,7 @@ def test_a_reader_that_no_other_affects_may_continue_alone() -> None:
 
 @pytest.mark.parametrize(("bug", "world", "faults", "broken"), FOUND, ids=[line[0] for line in FOUND])
 def test_a_planted_bug_is_found(tmp_path: Path, bug: str, world: str, faults: int, broken: str) -> None:
-    """One safety bug is planted into the real pipeline: some order of events shows it, and the shortest is
-    printed.
-    """
+    """If a safety bug is planted into the real pipeline, the explorer finds it and prints the shortest path to it."""
     mutant = next(known for known in MUTANTS if known.bug == bug)
     found = explore_copy(mutant, tmp_path, world.split()[0], faults, expiry="expiry" in world)
 
@@ -76,12 +74,14 @@ def test_a_planted_bug_is_found(tmp_path: Path, bug: str, world: str, faults: in
 
 
 def test_the_copy_without_a_bug_passes(tmp_path: Path) -> None:
-    """The tests with bugs would prove nothing if the copy failed for another reason."""
+    """The copy without a bug passes, so a failure of a copy with a bug is caused by that bug."""
     assert explore_copy(None, tmp_path, "2", 0).code == 0
 
 
 def test_messages_may_expire() -> None:
-    """Messages that a reader has taken are still needed, and messages that it has not taken are not."""
+    """Messages that expire after a reader has taken them must still be written; those that expire before need not
+    be.
+    """
     expiring = explore(Bound((1,), 1, expiry=True)).result
 
     assert expiring.complete, "\n".join(expiring.story)
@@ -89,8 +89,9 @@ def test_messages_may_expire() -> None:
 
 
 def test_each_state_of_a_pipeline_has_an_image_with_the_partitions_exchanged() -> None:
-    """The image of an image is the original state, and an image makes the same decisions about the other
-    partition.
+    """Exchanging the partitions twice returns the original state.
+
+    The exchanged pipeline makes the same decisions about the other partition.
     """
     model = CoreModel((1, 1), 0)
     assert Search(model).run().complete
@@ -106,7 +107,7 @@ def test_each_state_of_a_pipeline_has_an_image_with_the_partitions_exchanged() -
 
 
 def test_a_bound_is_printed_with_its_size_and_time(capsys: pytest.CaptureFixture[str]) -> None:
-    """No progress is printed, because the output is not a terminal."""
+    """The result is printed with its size and time; no progress is printed, because the output is not a terminal."""
     assert main(["--world", "1", "--faults", "0"]) == 0
 
     output = capsys.readouterr()
@@ -118,7 +119,7 @@ def test_a_bound_is_printed_with_its_size_and_time(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("text", ["0", "5", "2+5", "1+1+1", "two"])
 def test_an_unsupported_world_is_refused(text: str) -> None:
-    """The model has at most four messages per partition."""
+    """A world with more than four messages per partition is refused."""
     with pytest.raises(SystemExit):
         main(["--world", text])
 
@@ -133,7 +134,7 @@ def test_an_unclassified_float_stops_the_explorer() -> None:
 
 
 def test_a_copied_pipeline_is_independent_and_in_the_same_state() -> None:
-    """Decisions in the copy leave the original unchanged."""
+    """A copied pipeline starts in the same state, and its decisions leave the original unchanged."""
     canon, pipeline = Canon(), Pipeline(LIMITS)
     copied = canon.unpack(canon.pack(pipeline))
     before = canon.value(pipeline, 10.0)
@@ -156,7 +157,7 @@ def test_a_planted_bug_is_printed_with_its_steps() -> None:
 
 
 def test_every_planted_bug_applies_to_the_code(tmp_path: Path) -> None:
-    """A bug whose text no longer exists in the code stops the run."""
+    """The run stops if the text of a planted bug no longer exists in the code."""
     planted.copy(tmp_path)
     for bug in planted.BUGS:
         former = (tmp_path / bug.file).read_text()

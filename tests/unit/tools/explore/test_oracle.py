@@ -10,7 +10,7 @@ ALL = LOG.needed(0, 3)
 
 
 def test_a_commit_past_what_is_not_durable_is_refused() -> None:
-    """Missing rows count as much as missing blobs."""
+    """A commit past messages whose rows or blobs are not durable is refused."""
     stored = oracle.Commits(0, "")
     blobs = LOG.blobs(0, 3)
 
@@ -20,7 +20,9 @@ def test_a_commit_past_what_is_not_durable_is_refused() -> None:
 
 
 def test_a_recorded_range_is_only_cut_again_into_halves() -> None:
-    """A new end within the recorded range would assign its messages to a second batch."""
+    """A recorded range may only be cut again into halves; any other end would assign its messages to a second
+    batch.
+    """
     stored, new = oracle.Commits(0, "2;c=2"), oracle.Commits(0, "2;c=1,1")
 
     assert "within the recorded ends" in oracle.commit(LOG, stored, 0, new, NOTHING, owner=True)
@@ -30,7 +32,7 @@ def test_a_recorded_range_is_only_cut_again_into_halves() -> None:
 
 
 def test_a_new_batch_starts_when_its_end_is_stored() -> None:
-    """The batch also starts when the broker has not stored its end for a tick."""
+    """A new batch starts when the broker has stored its end, or has not stored it for a tick."""
     batch = oracle.Batch(0, 2, rows=False, first=True, fresh=True, halved=False)
 
     assert "before that end is stored" in oracle.dispatch(LOG, oracle.Commits(0, ""), 0, batch, owner=True)

@@ -43,7 +43,7 @@ def test_every_state_is_visited_once() -> None:
 
 
 def test_the_shortest_path_to_a_violation_is_returned() -> None:
-    """The longer path comes first in the list of steps."""
+    """The shortest path to a violation is returned, even if the model lists a longer one first."""
     edges = {0: [(1, 1), (5, 5)], 1: [(2, 2)], 2: [(3, -7)], 5: [(6, -8)]}
 
     result = Search(Graph(edges, [])).run()
@@ -53,7 +53,7 @@ def test_the_shortest_path_to_a_violation_is_returned() -> None:
 
 
 def test_a_state_from_which_the_end_cannot_be_reached_is_found() -> None:
-    """State 2 of the graph loops forever."""
+    """State 2 of the graph, which loops forever, is reported because the end cannot be reached from it."""
     result = Search(Graph({0: [(1, 1), (2, 2)], 2: [(3, 4)], 4: [(4, 2)]}, [1])).run()
 
     assert result.story[:-1] == ["2"]

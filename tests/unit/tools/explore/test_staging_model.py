@@ -74,7 +74,7 @@ FOUND = (
 
 @pytest.mark.parametrize(("faults", "states_min"), [(0, 40), (1, 20_000)])
 def test_no_order_of_round_trips_breaks_an_invariant(faults: int, states_min: int) -> None:
-    """Every state is visited, and from each of them the batch can become durable and settled."""
+    """No order of round trips breaks an invariant, and from every state the batch can become durable and settled."""
     result = Search(StagingModel(), faults).run()
 
     assert result.broken == "", "\n".join(result.story)
@@ -96,6 +96,6 @@ def test_a_planted_bug_is_found(tmp_path: Path, mutant: Mutant, faults: int, bro
 
 
 def test_an_altered_script_stops_the_explorer() -> None:
-    """The explorer's translation of the script would be outdated."""
+    """If the Lua script was altered, the explorer stops, because its translation of the script is outdated."""
     with pytest.raises(KeyError):
         perform(Effect("script", ("return 1", ())), Staged())

@@ -43,7 +43,7 @@ def test_for_clauses_ranges_and_thresholds_are_divided():
 
 
 def test_every_fault_has_an_alert_that_exists_and_a_section_of_the_runbook():
-    """After a rule is renamed, no fault may wait for its old name."""
+    """Every alert that a fault waits for exists, so a renamed rule is noticed."""
     for fault in FAULTS:
         assert fault.alert in deployed_rules()
         assert runbook_has(f"docs/runbook.md#{fault.alert.lower()}")
@@ -77,7 +77,7 @@ def test_the_page_has_a_row_per_fault_and_lists_unfixed_ones():
 
 
 def test_the_page_names_the_panels_expressions_without_data():
-    """A panel that never had data is listed."""
+    """Panels that had no data at any time are listed."""
     queried = [
         {"panel": "Lag", "expression": "max(lag)", "series": 4, "values": 1200},
         {"panel": "Lag", "expression": "sum(lag)", "series": 0, "values": 0},

@@ -29,7 +29,7 @@ def write_compose_file(tmp_path: Path, body: str) -> Path:
 
 
 def test_our_services_are_the_ones_built_here():
-    """The other services use the vendors' images."""
+    """Our services are those that are built here; the other services use the vendors' images."""
     assert set(ours(FILE, VARIABLES)) == {"migrate", "reader", "worker", "flower"}
     assert len(not_ours(FILE, VARIABLES)) == len(hosts(FILE, VARIABLES)) - 4
 
@@ -60,7 +60,7 @@ def test_variables_and_their_defaults_are_filled_in():
 
 
 def test_a_remaining_address_is_named():
-    """The variable of the one server without an address is named."""
+    """If one server has no address, the error names its variable."""
     names = hosts(FILE, VARIABLES)
     reader = ours(FILE, VARIABLES)["reader"]
     without = {name: value for name, value in ADDRESSES.items() if name != "REPLAYS_GCS_ENDPOINT"}
@@ -85,6 +85,6 @@ def test_the_health_check_follows_the_port():
     ],
 )
 def test_unknown_keys_are_refused(tmp_path: Path, body: str, error: str):
-    """An unknown key would be silently omitted."""
+    """An unknown key of the file is refused instead of being silently omitted."""
     with pytest.raises(ValueError, match=error):
         ours(write_compose_file(tmp_path, body), {})

@@ -36,7 +36,7 @@ def test_each_breach_is_named(was: str, now: str, breach: str):
 
 
 def test_a_step_gets_at_most_the_remaining_time():
-    """A step gets at least one second."""
+    """A step gets at most the remaining time, but at least one second."""
     at = [100.0]
     clock = Clock(10.0, now=lambda: at[0])
     assert clock.left(30) == 10

@@ -47,14 +47,14 @@ def test_a_batch_that_is_never_committed_has_no_time():
 
 @pytest.mark.parametrize(("error", "refused"), [(f"version 2: {REFUSED}", True), ("503", False)])
 def test_only_versions_are_refusals(error: str, refused: bool):
-    """A batch that a sink refused is not one of a newer version."""
+    """A batch that was refused because of its version is counted; one that a sink refused is not."""
     (found,) = parked([park("a-topic-0-10-20", 3, error)], ())
 
     assert found.refused is refused
 
 
 def test_messages_that_are_cut_again_are_counted_once_each_time():
-    """The next owner cuts other ranges, so the messages that both owners cut were read again."""
+    """If the next owner cuts other ranges, the messages that both owners cut count as read again."""
     lines = [cut(1, 0, 0, 10), cut(4, 0, 6, 12), cut(2, 1, 0, 10), cut(6, 0, 12, 20), line("other", 5)]
 
     assert read_again(lines) == [Repeated(START + 4, 4)]

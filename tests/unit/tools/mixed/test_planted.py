@@ -29,7 +29,7 @@ def test_every_patch_fits_the_present_code(kind: Kind, tmp_path: Path):
 
 
 def test_a_patch_that_no_longer_fits_is_reported(tmp_path: Path):
-    """The patch is named instead of being skipped."""
+    """A patch that no longer fits is named in an error instead of being skipped."""
     (tmp_path / "module.py").write_text("x = 2\n")
 
     with pytest.raises(OutOfDate, match=r"'x = 1' occurs 0 times in module\.py"):
@@ -37,7 +37,9 @@ def test_a_patch_that_no_longer_fits_is_reported(tmp_path: Path):
 
 
 def test_a_planted_release_runs_its_own_code_with_the_libraries_of_this_one(tmp_path: Path):
-    """Version, formats and schema are those of the newer release."""
+    """A planted release has its own version, formats and schema, and uses the libraries installed for this
+    release.
+    """
     made: Release = planted(Kind.NEWER, tmp_path)
 
     installation = made.installation
@@ -52,7 +54,7 @@ def test_a_planted_release_runs_its_own_code_with_the_libraries_of_this_one(tmp_
 
 
 def test_only_libraries_with_other_pins_are_installed_again():
-    """Pins that differ and libraries that are no longer installed are named."""
+    """Only libraries with other pins, or that are no longer installed, are installed for the planted release."""
     ours = "celery==5.6.3\nnew==1 # added\n\n# a comment\nredis==7.0"
 
     assert other_pins("celery==5.6.3\nredis==6.4\ngone==1.0", ours) == ["gone==1.0", "redis==6.4"]

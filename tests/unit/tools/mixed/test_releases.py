@@ -65,14 +65,17 @@ def test_tags_and_the_record_name_the_same_commits():
 
 
 def test_every_recorded_release_has_a_section_of_the_changelog():
-    """The section has the date of the release."""
+    """Every recorded release has a section in the changelog with its date."""
     changelog = (ROOT / "CHANGELOG.md").read_text()
 
     assert [release for release in recorded(ROOT) if f"\n## {release.version} (2" not in changelog] == []
 
 
 def test_the_newest_tag_below_the_commit_is_the_previous_release(repository: Repository):
-    """Tags at the commit and on other branches are ignored. Tags are compared by version, not as text."""
+    """The previous release is the newest tag below the commit.
+
+    Tags at the commit and on other branches are ignored. Tags are compared by version, not as text.
+    """
     repository.commit("v0.9.0")
     repository.commit("v0.10.0")
     repository.commit("vexing")
@@ -95,7 +98,7 @@ def test_without_tags_the_record_names_it(repository: Repository):
 
 
 def test_a_clone_without_that_commit_is_reported(repository: Repository):
-    """A shallow clone does not contain the commit. The reason names it and the command that fetches it."""
+    """If a shallow clone lacks the commit, the reason names the commit and the command that fetches it."""
     repository.commit()
     repository.record(v1_0="d612bc7afd11d1545762359304c5bcf2d91737c3")
 
@@ -116,7 +119,7 @@ def test_a_copy_without_git_is_reported(tmp_path: Path):
 
 
 def test_a_shallow_clone_skips_the_suite_with_the_reason(tmp_path: Path):
-    """The clone has only the last commit."""
+    """In a clone that has only the last commit, the suite is skipped with the reason."""
     if git(ROOT, "rev-parse", "HEAD") is None:
         pytest.skip("the sources are no checkout")
     clone = ["git", "clone", "--quiet", "--depth", "1", "--no-tags", f"file://{ROOT}", str(tmp_path)]

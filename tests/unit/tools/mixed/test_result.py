@@ -1,4 +1,4 @@
-"""A run passes only if every check does. Each kind of failure fails the run and is named."""
+"""A run passes only if every check passes; each kind of failure is reported by name."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ FAULTS: dict[str, tuple[Callable[[Result], object], str]] = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_each_fault_fails_the_run_and_is_named(name: str):
-    """The result has the error, and the printed verdict is FAILED."""
+    """Any single fault fails the run: the result contains its error, and the printed verdict is FAILED."""
     plant, error = FAULTS[name]
     result = good_run()
     plant(result)
@@ -87,7 +87,7 @@ def test_each_fault_fails_the_run_and_is_named(name: str):
 
 
 def test_releases_with_equal_formats_need_no_refusal():
-    """Two real releases may have the same formats."""
+    """Releases with equal formats need no refusal to pass; two real releases may have the same formats."""
     result = good_run(expects_refusal=False)
     nothing_refused(result)
     result.judge()
@@ -105,7 +105,7 @@ def test_check_has_to_run_at_least_once():
 
 
 def test_the_table_has_every_phase_and_the_sums():
-    """Each phase is a row, and the last row has the sums."""
+    """The table has one row per phase, and its last row contains the sums."""
     result = good_run()
     result.judge()
     printed = io.StringIO()

@@ -47,7 +47,9 @@ def refused_action(checker: spin.Checker, steps: list[Step]) -> str:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_simulated_worlds_are_allowed(seed: int, checker: spin.Checker) -> None:
-    """Every partition of a world is checked from its first assignment to its last commit."""
+    """The specification allows every partition of the simulated worlds, from its first assignment to its last
+    commit.
+    """
     parts = [part for steps in partitions(runs.simulated(seed)).values() for part in histories(steps)]
 
     assert parts
@@ -55,7 +57,7 @@ def test_simulated_worlds_are_allowed(seed: int, checker: spin.Checker) -> None:
 
 
 def test_an_undisturbed_batch_is_allowed(checker: spin.Checker) -> None:
-    """The batch is cut, recorded, dispatched, marked, settled and committed."""
+    """The specification allows a batch that is cut, recorded, dispatched, marked, settled and committed."""
     assert refused_action(checker, calm_steps()) == ""
 
 
@@ -92,7 +94,9 @@ def test_a_new_owner_reads_the_stored_record(checker: spin.Checker) -> None:
 def test_an_assignment_that_is_revoked_before_its_reader_receives_it_changes_no_owner(
     checker: spin.Checker,
 ) -> None:
-    """A suspended reader is assigned a partition late, sends a commit that is refused, and loses the partition."""
+    """A late assignment changes no owner if a suspended reader only sends a commit that is refused and then loses
+    the partition.
+    """
     steps = calm_steps()
     late = steps_of(
         "late",
@@ -129,7 +133,9 @@ def test_a_response_may_belong_to_an_equal_earlier_commit(checker: spin.Checker)
 
 
 def cut_behind_a_gap(committed: int) -> list[Step]:
-    """[0, 3) is committed; a batch [5, 7) is recorded with that commit, parked, and left to the next owner."""
+    """The steps of a reader that commits [0, 3), records a batch [5, 7) with that commit, parks the batch, and
+    leaves it to the next owner.
+    """
     return steps_of(
         "one",
         {"step": "cut", "start": 5, "stop": 7, "stages": ["rows"], "cut_by": "age"},
@@ -149,7 +155,7 @@ def test_a_batch_covers_the_gap_before_it(committed: int, action: str, checker: 
 
 
 def test_commits_of_a_later_assignment_do_not_affect_an_earlier_one(checker: spin.Checker) -> None:
-    """The reader gets the partition back, and only then passes the gap."""
+    """If a reader passes the gap only after it got the partition back, its earlier assignment is still allowed."""
     back = steps_of(
         "one",
         {"step": "assigned", "offset": 3, "ends": [7], "new": False},
@@ -162,7 +168,7 @@ def test_commits_of_a_later_assignment_do_not_affect_an_earlier_one(checker: spi
 
 
 def test_a_plan_of_two_ends_is_abandoned_in_one_step(checker: spin.Checker) -> None:
-    """The log ended before both ends; otherwise recorded ends must not be dropped."""
+    """Two recorded ends may be dropped in one step if the log ended before both of them, and not otherwise."""
     two = steps_of(
         "one",
         {"step": "assigned", "offset": 0, "ends": [8, 16], "new": True},

@@ -35,7 +35,9 @@ def test_the_specification_is_short() -> None:
 @needs_spin
 @pytest.mark.timeout(900)
 def test_it_holds_in_every_order_of_its_actions(tmp_path: Path) -> None:
-    """With the stated number of faults no assertion is violated, and in the end everything is committed."""
+    """With the stated number of faults, no order of actions violates an assertion, and in the end everything is
+    committed.
+    """
     found = spin.search(tmp_path)
 
     assert found.error == ""
@@ -44,7 +46,7 @@ def test_it_holds_in_every_order_of_its_actions(tmp_path: Path) -> None:
 
 @needs_spin
 def test_every_run_of_it_terminates(tmp_path: Path) -> None:
-    """No order of its actions continues forever, so its end is reached."""
+    """The specification terminates: no order of its actions continues forever."""
     assert spin.search(tmp_path, faults=1, ends=True).error == ""
 
 
