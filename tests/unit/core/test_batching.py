@@ -141,7 +141,9 @@ def test_the_halves_of_a_batch_hold_its_messages_and_meet() -> None:
 
 
 def test_halves_leave_out_the_gap_between_them() -> None:
-    """Each half of a split batch ends directly after a message, so the gap between the halves is in neither range."""
+    """Each half of a split batch ends directly after a message, so the gap between the halves is in neither
+    range.
+    """
     open_batch = builder(batch_messages_max=2)
     open_batch.add(10, segment(10), now=0.0)
 

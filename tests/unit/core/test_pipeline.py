@@ -537,7 +537,9 @@ def test_a_batch_too_large_for_redis_is_split_and_recorded_first() -> None:
 
 
 def test_a_crash_after_a_split_cuts_the_same_halves() -> None:
-    """After a crash the same halves are cut: the record has their boundary as well as the end of the whole batch."""
+    """After a crash the same halves are cut: the record has their boundary as well as the end of the whole
+    batch.
+    """
     runtime = reader(batch_messages_max=4)
     runtime.segments(4)
     (dispatch,) = runtime.dispatches()

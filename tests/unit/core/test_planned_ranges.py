@@ -98,7 +98,9 @@ def test_a_reader_that_is_paused_does_not_wait_for_messages() -> None:
 
 
 def test_a_reader_at_its_bound_does_not_wait_for_messages() -> None:
-    """A reader at its bound stops polling before it pauses the consumer, and this time does not count as waiting."""
+    """A reader at its bound stops polling before it pauses the consumer, and this time does not count as
+    waiting.
+    """
     runtime = successor(in_flight_batches_max=1, pause_after_seconds=60.0)
     runtime.assign(OTHER_PARTITION)
     runtime.segments(3)
@@ -116,7 +118,9 @@ def test_a_reader_at_its_bound_does_not_wait_for_messages() -> None:
 
 
 def test_a_held_partition_does_not_wait_for_messages() -> None:
-    """Time in which a partition is held for a stuck batch does not count as waiting, because nothing is fetched."""
+    """Time in which a partition is held for a stuck batch does not count as waiting, because nothing is
+    fetched.
+    """
     runtime = successor(pending_ranges_max=4, record="1,1,1,1,1,5")
     runtime.segments(6)
     end_reached(runtime, 16)
@@ -226,7 +230,9 @@ def test_the_range_being_completed_may_be_revoked(event: on.Event) -> None:
 
 
 def test_a_range_over_the_byte_bound_is_abandoned_at_the_end_of_the_log() -> None:
-    """A planned range above the byte bound is abandoned at the end of the log, after the same wait as any other."""
+    """A planned range above the byte bound is abandoned at the end of the log, after the same wait as any
+    other.
+    """
     runtime = successor(in_flight_bytes_max=300, pause_after_seconds=0.5)
     runtime.segments(3)
     pass_time(runtime, 1.0)

@@ -150,7 +150,9 @@ def test_a_record_that_is_too_long_is_followed_at_once_by_a_shorter_one() -> Non
 
 
 def test_a_commit_refused_without_a_record_is_retried_after_the_interval() -> None:
-    """If a commit without a record is refused, its length is not the reason, so the retry waits for the interval."""
+    """If a commit without a record is refused, its length is not the reason, so the retry waits for the
+    interval.
+    """
     runtime = reader(commit_interval_seconds=0.5, cut_record_bytes_max=0)
     runtime.segments(2)
     (commit,) = runtime.take(do.Commit)

@@ -123,7 +123,9 @@ def test_addresses_of_redis_that_clients_accept_are_accepted(url: str, monkeypat
 
 
 def test_a_worker_without_the_package_that_a_setting_needs_exits_with_2(tmp_path: Path) -> None:
-    """If a setting needs a package that is not installed, the worker exits with 2 and names the extra to install."""
+    """If a setting needs a package that is not installed, the worker exits with 2 and names the extra to
+    install.
+    """
     (tmp_path / "opentelemetry").mkdir()
     (tmp_path / "opentelemetry" / "__init__.py").write_text("")
 

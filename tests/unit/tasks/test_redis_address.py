@@ -105,7 +105,9 @@ INCONSISTENT: list[tuple[dict[str, str], str]] = [
 def test_inconsistent_redis_settings_are_refused(
     given: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Inconsistent Redis settings are refused, and the error names the setting that has no effect or is missing."""
+    """Inconsistent Redis settings are refused, and the error names the setting that has no effect or is
+    missing.
+    """
     for name, value in given.items():
         monkeypatch.setenv(f"REPLAYS_{name}", value)
 

@@ -198,7 +198,9 @@ def test_fields_of_wrong_types_are_left_out_of_a_replay_event() -> None:
     ],
 )
 def test_the_clients_address_is_added_if_the_sdk_asks_for_it(fields: dict[str, Any], address: str | None) -> None:
-    """The client's address is added if the SDK asks for it with `{{auto}}` or a setting, or is an old browser SDK."""
+    """The client's address is added if the SDK asks for it with `{{auto}}` or a setting, or is an old browser
+    SDK.
+    """
     assert normal(**fields)["user"].get("ip_address") == address
 
 

@@ -321,7 +321,9 @@ def test_a_segment_that_is_not_json_is_named():
 
 
 def test_a_hostile_recording_is_bounded():
-    """The number of marks and the length of texts are bounded, and the timeline states that marks were left out."""
+    """The number of marks and the length of texts are bounded, and the timeline states that marks were left
+    out.
+    """
     found = timeline([console_event("x" * (TEXT_MAX + 1))] * (MARKS_MAX + 1))
 
     assert (len(found.marks), found.truncated) == (MARKS_MAX, True)
@@ -331,7 +333,9 @@ def test_a_hostile_recording_is_bounded():
 
 @each
 def test_a_recorded_session_has_as_many_marks_as_events(recorded: Recording):
-    """A recorded session has as many marks as the SDK sent events; repeated clicks within one second share a mark."""
+    """A recorded session has as many marks as the SDK sent events; repeated clicks within one second share a
+    mark.
+    """
     found = read(enumerate(inflated(body) for body in recorded.bodies))
     crumbs = [
         crumb["category"] for crumb in recorded.payloads("breadcrumb") if isinstance(crumb.get("data", {}), dict)

@@ -121,7 +121,9 @@ def test_many_malformed_events_affect_no_valid_event():
 
 @pytest.mark.parametrize("text", [b"{", b"[]", b"null", b"7", b'"text"', b"\xff", b""])
 def test_a_replay_event_that_is_not_an_object_loses_only_its_fields(text: bytes):
-    """The segment's row is written without the fields of the replay event; the blob and the events are unaffected."""
+    """The segment's row is written without the fields of the replay event; the blob and the events are
+    unaffected.
+    """
     segment = parsed(recording([click_event()], replay_event=text))
 
     assert "replay_event_not_json" in segment.warnings

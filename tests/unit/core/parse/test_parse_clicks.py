@@ -31,7 +31,9 @@ def flags(*events: Any) -> list[tuple[int, int]]:
 
 
 def test_a_click_a_dead_click_and_a_rage_click():
-    """A click, a dead click and a rage click have the flags (0, 0), (1, 0) and (1, 1), each with a row and a fact."""
+    """A click, a dead click and a rage click have the flags (0, 0), (1, 0) and (1, 1), each with a row and a
+    fact.
+    """
     events = [click_event(1), dead_click_event(2), rage_click_event(3)]
 
     assert flags(*events) == [(0, 0), (1, 0), (1, 1)]
@@ -77,7 +79,9 @@ def test_lower_case_counts_are_read_too():
 
 
 def test_a_click_and_its_later_dead_click_are_one_row():
-    """A click and its dead click share the event_hash md5(replay, whole seconds, node), so only one row remains."""
+    """A click and its dead click share the event_hash md5(replay, whole seconds, node), so only one row
+    remains.
+    """
     plain, dead = clicks(events_parsed([click_event(7), dead_click_event(7)]))
 
     assert plain["event_hash"] == dead["event_hash"]

@@ -129,7 +129,9 @@ def test_a_record_without_a_reason_is_no_letter() -> None:
 
 @pytest.mark.parametrize("number", [b"", b"x", b"-1", b"1.0", "١".encode(), b"9" * 30, None])
 def test_a_position_that_is_not_a_number_is_none(number: bytes | None) -> None:
-    """A position that is not a number is read as None, because the topic may contain records of other producers."""
+    """A position that is not a number is read as None, because the topic may contain records of other
+    producers.
+    """
     label = decode((("reason", b"r"), ("topic", b"t"), ("partition", number), ("offset", number)))
 
     assert label is not None

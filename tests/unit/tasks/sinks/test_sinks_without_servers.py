@@ -139,7 +139,9 @@ def test_a_checksum_is_the_same_for_bytes_and_views() -> None:
 
 
 def test_a_client_is_created_once_per_process_and_again_after_a_fork() -> None:
-    """A client is created once per process; after a fork, the child neither uses nor closes the parent's client."""
+    """A client is created once per process; after a fork, the child neither uses nor closes the parent's
+    client.
+    """
     made: list[int] = []
     holder = PerProcess(lambda: made.append(os.getpid()) or object())
     first = holder.get()

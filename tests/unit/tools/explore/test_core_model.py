@@ -62,7 +62,9 @@ def test_a_reader_that_no_other_affects_may_continue_alone() -> None:
 
 @pytest.mark.parametrize(("bug", "world", "faults", "broken"), FOUND, ids=[line[0] for line in FOUND])
 def test_a_planted_bug_is_found(tmp_path: Path, bug: str, world: str, faults: int, broken: str) -> None:
-    """If a safety bug is planted into the real pipeline, the explorer finds it and prints the shortest path to it."""
+    """If a safety bug is planted into the real pipeline, the explorer finds it and prints the shortest path to
+    it.
+    """
     mutant = next(known for known in MUTANTS if known.bug == bug)
     found = explore_copy(mutant, tmp_path, world.split()[0], faults, expiry="expiry" in world)
 
@@ -107,7 +109,9 @@ def test_each_state_of_a_pipeline_has_an_image_with_the_partitions_exchanged() -
 
 
 def test_a_bound_is_printed_with_its_size_and_time(capsys: pytest.CaptureFixture[str]) -> None:
-    """The result is printed with its size and time; no progress is printed, because the output is not a terminal."""
+    """The result is printed with its size and time; no progress is printed, because the output is not a
+    terminal.
+    """
     assert main(["--world", "1", "--faults", "0"]) == 0
 
     output = capsys.readouterr()

@@ -74,7 +74,9 @@ FOUND = (
 
 @pytest.mark.parametrize(("faults", "states_min"), [(0, 40), (1, 20_000)])
 def test_no_order_of_round_trips_breaks_an_invariant(faults: int, states_min: int) -> None:
-    """No order of round trips breaks an invariant, and from every state the batch can become durable and settled."""
+    """No order of round trips breaks an invariant, and from every state the batch can become durable and
+    settled.
+    """
     result = Search(StagingModel(), faults).run()
 
     assert result.broken == "", "\n".join(result.story)
