@@ -23,6 +23,7 @@ from typing import Any
 import grpc
 from google.cloud.bigquery_storage_v1 import types
 
+from ingest.core.parse.rows import moment
 from ingest.local.servers.processes import HOST, free_port, is_listening, wait_until
 from tasks.settings import Settings
 from tasks.sinks.bigquery.append_record import Unrecorded
@@ -96,7 +97,7 @@ def fact(number: int) -> Row:
     row = {
         "row_id": f"{replay}-{segment}-{number}-ui.click",
         "event_type": "ui.click",
-        "timestamp": NOON + number / 8,
+        "timestamp": moment(NOON + number / 8),
         "org_id": 1,
         "project_id": 22,
         "replay_id": replay,

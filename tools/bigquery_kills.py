@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from ingest.core.parse.rows import moment
 from ingest.local.launch import settings_of
 from ingest.local.stack import Stack
 from tasks.connection import connect
@@ -226,7 +227,7 @@ def fact(batch: int, place: int) -> Row:
     row = {
         "row_id": row_name(batch, place),
         "event_type": "ui.click",
-        "timestamp": NOON + place,
+        "timestamp": moment(NOON + place),
         "org_id": 1,
         "project_id": 2,
         "replay_id": f"{batch:032x}",

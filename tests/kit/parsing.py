@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
-from ingest.core.model import Message, Reject, Segment, TopicPartition
+from ingest.core.model import Message, Reject, Row, Segment, TopicPartition
 from ingest.core.parse import ParseRules, parse
 from ingest.testing.messages import RECEIVED, recording
 
@@ -59,6 +60,11 @@ def session(segment: Segment) -> dict[str, Any]:
     """The row of the replay_event."""
     (row,) = [row for row in table(segment, "replays") if "click_tag" not in row and "tap_message" not in row]
     return row
+
+
+def fact_seconds(row: Row) -> float:
+    """The time of an analytics row, Unix seconds."""
+    return datetime.fromisoformat(json.loads(row.json)["timestamp"]).timestamp()
 
 
 def facts(segment: Segment) -> list[tuple[str, dict[str, Any]]]:

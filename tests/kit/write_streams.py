@@ -6,6 +6,7 @@ import json
 import threading
 from typing import Any
 
+from ingest.core.parse.rows import moment
 from tasks.settings import Settings
 from tasks.sinks.bigquery.sink import client
 from tasks.wire import Row
@@ -19,7 +20,7 @@ def fact(number: int, table: str = TABLE, **given: Any) -> Row:
     fields = {
         "row_id": f"row-{number}",
         "event_type": "ui.click",
-        "timestamp": NOON + number + 0.125,
+        "timestamp": moment(NOON + number + 0.125),
         "org_id": 1,
         "project_id": 2,
         "replay_id": "0" * 32,

@@ -7,6 +7,7 @@ Fields shared by all rows of a segment are encoded once.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from hashlib import md5
 from zlib import crc32
 
@@ -22,6 +23,8 @@ TRUSTED_SECONDS = 30 * 86400
 # delete the row immediately. A retention of 40 years does not overflow until 2066.
 RETENTION_DAYS_MAX = 14_600
 AT_MAX = UINT32_MAX - RETENTION_DAYS_MAX * 86400 - TRUSTED_SECONDS
+# Facts of a segment are a few seconds apart.
+MINUTES_KEPT_MAX = 256
 # Approximate overhead of a row and of a metric.
 ROW_BYTES, METRIC_BYTES = 32, 64
 OVERSIZED_BYTES = 20_000_000
@@ -69,6 +72,28 @@ def near(seconds: float, at: int) -> float:
     return seconds if -TRUSTED_SECONDS <= seconds - at <= TRUSTED_SECONDS and 0 <= seconds <= UINT32_MAX else at
 
 
+def moment(seconds: float) -> str:
+    """The time in RFC 3339, UTC, to the microsecond. `seconds`: Unix time from 0 to UINT32_MAX.
+
+    Servers of BigQuery's API read this form alike, but a bare number as seconds, as microseconds, or not at all.
+    """
+    minutes, microseconds = divmod(round(seconds * 1_000_000), 60_000_000)
+    return f"{_minute(minutes)}:{microseconds / 1_000_000:09.6f}Z"
+
+
+@lru_cache(MINUTES_KEPT_MAX)
+def _minute(minutes: int) -> str:
+    """The Gregorian date and time that many minutes after 1970-01-01. A year here begins in March."""
+    days, minute = divmod(minutes, 24 * 60)
+    era, day = divmod(days + 719_468, 146_097)  # 400 years have 146,097 days; the first day is 0000-03-01
+    year = (day - day // 1460 + day // 36_524 - day // 146_096) // 365
+    day -= 365 * year + year // 4 - year // 100
+    month = (5 * day + 2) // 153
+    day -= (153 * month + 2) // 5
+    year += 400 * era + month // 10
+    return f"{year:04}-{(month + 2) % 12 + 1:02}-{day + 1:02}T{minute // 60:02}:{minute % 60:02}"
+
+
 def hashed(text: str) -> str:
     """A UUID that depends only on the text."""
     return uuid_text(md5(text.encode(), usedforsecurity=False).hexdigest())
@@ -109,7 +134,7 @@ class _TapColumns(msgspec.Struct, gc=False, omit_defaults=True):
 class _FactColumns(msgspec.Struct, gc=False):
     row_id: str
     event_type: str
-    timestamp: float
+    timestamp: str
     org_id: int
     project_id: int
     replay_id: str
@@ -217,7 +242,7 @@ class Writer:
         row = _FactColumns(
             row_id,
             fact.kind,
-            near(fact.timestamp, identity.at),
+            moment(near(fact.timestamp, identity.at)),
             identity.org_id,
             identity.project_id,
             identity.replay_id,

@@ -19,6 +19,7 @@ from ingest.operate.reconcile.presence import (
     Facts,
     decoded,
     fact_key,
+    fact_seconds,
     moment_of,
 )
 from ingest.operate.reconcile.problem import Problem
@@ -65,7 +66,7 @@ class StoredFacts(Facts):
 
     def _run(self, what: str, items: Sequence[Row]) -> Any:
         """Runs one statement on the rows with these identities, limited to the days around their times."""
-        times = [float(decoded(item)["timestamp"]) for item in items]
+        times = [fact_seconds(item) for item in items]
         keys = [fact_key(item) for item in items]
         around = DELIVERED_AGAIN_SECONDS_MAX
         config = official_bigquery.QueryJobConfig(

@@ -116,6 +116,11 @@ def fact_key(item: Row) -> FactKey:
     return int(row["project_id"]), str(row["row_id"])
 
 
+def fact_seconds(item: Row) -> float:
+    """A fact's time, Unix seconds."""
+    return datetime.fromisoformat(decoded(item)["timestamp"]).timestamp()
+
+
 def outlived(row: dict[str, Any]) -> bool:
     """Whether the table's TTL may have deleted the row, because an event can be older than the segment that
     contains it.
@@ -211,13 +216,13 @@ class Facts:
 
     def _expired(self, item: Row) -> bool:
         limit = self._expiration_seconds
-        return bool(limit) and float(decoded(item)["timestamp"]) + limit < time.time()
+        return bool(limit) and fact_seconds(item) + limit < time.time()
 
     def _stored(self, table: str, items: Sequence[Row], around_seconds: int) -> set[FactKey]:
         """Keys of the stored rows within the given distance of these rows' times, at least one second, because the
         server may round fractions.
         """
-        times = [float(decoded(item)["timestamp"]) for item in items]
+        times = [fact_seconds(item) for item in items]
         keys = [fact_key(item) for item in items]
         config = google_bigquery.QueryJobConfig(
             query_parameters=[

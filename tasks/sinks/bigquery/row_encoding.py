@@ -7,6 +7,7 @@ as int64, STRING and JSON as string. https://cloud.google.com/bigquery/docs/supp
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -19,8 +20,8 @@ from tasks.sinks.outcome import Blame, Trouble
 INT64, TEXT = descriptor_pb2.FieldDescriptorProto.TYPE_INT64, descriptor_pb2.FieldDescriptorProto.TYPE_STRING
 OPTIONAL = descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL
 PROTO_TYPE = {"STRING": TEXT, "JSON": TEXT, "INTEGER": INT64, "TIMESTAMP": INT64}
-JSON_TYPE: dict[str, Any] = {"STRING": str, "JSON": str, "INTEGER": int, "TIMESTAMP": float}
-MICROSECONDS = 1_000_000
+JSON_TYPE: dict[str, Any] = {"STRING": str, "JSON": str, "INTEGER": int, "TIMESTAMP": datetime}
+EPOCH, MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 
 
 class RowEncoder:
@@ -37,7 +38,7 @@ class RowEncoder:
             is_required = column.get("mode") == "REQUIRED"
             fields.append((name, kind) if is_required else (name, kind | None, None))
         row = msgspec.defstruct(table, fields, kw_only=True, forbid_unknown_fields=True, gc=False)
-        # As in insertAll, a number may be written as text.
+        # As in insertAll, a number may be written as text, and a time in seconds, as readers of 0.2 do.
         self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(row, strict=False).decode
 
     def encode(self, row: bytes) -> bytes | Trouble:
@@ -47,11 +48,16 @@ class RowEncoder:
             values = asdict(found)
             for name in self._times:
                 if values[name] is not None:
-                    values[name] = round(values[name] * MICROSECONDS)
+                    values[name] = _microseconds(values[name])
             encoded: bytes = self._message(**values).SerializeToString()
         except (msgspec.MsgspecError, ValueError, OverflowError, TypeError, RecursionError) as error:
             return _trouble(error)
         return encoded
+
+
+def _microseconds(moment: datetime) -> int:
+    """Unix time. Text without a zone is UTC, as in insertAll."""
+    return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - EPOCH) // MICROSECOND
 
 
 def _trouble(error: Exception) -> Trouble:

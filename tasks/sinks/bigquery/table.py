@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,12 @@ def columns_of(table: str) -> dict[str, dict[str, Any]]:
 
 def good_row(table: str, now: float) -> dict[str, Any]:
     """A row with every column that this release writes, each with a value that its type accepts."""
-    values = {"STRING": CHECK_ID, "INTEGER": 1, "TIMESTAMP": int(now), "JSON": "{}"}
+    values = {
+        "STRING": CHECK_ID,
+        "INTEGER": 1,
+        "TIMESTAMP": datetime.fromtimestamp(now, UTC).isoformat(),
+        "JSON": "{}",
+    }
     return {name: values[field["type"]] for name, field in columns_of(table).items()}
 
 

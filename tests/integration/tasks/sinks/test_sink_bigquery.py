@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from google.cloud import bigquery
 
+from ingest.core.parse.rows import moment
 from ingest.testing.messages import recording
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.migrate.bigquery import migrate_tables
@@ -26,7 +27,7 @@ NOON = write_streams.NOON
 
 def fact(number: int, table: str = "replay_events", **given: Any) -> Row:
     """A good row, received on a full second."""
-    return write_streams.fact(number, table, **{"timestamp": NOON + number} | given)
+    return write_streams.fact(number, table, **{"timestamp": moment(NOON + number)} | given)
 
 
 @pytest.fixture

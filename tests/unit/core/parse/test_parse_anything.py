@@ -36,7 +36,7 @@ from ingest.testing.messages import (
     viewport_event,
     vital_event,
 )
-from tests.kit.parsing import ALL, clicks, message, parsed
+from tests.kit.parsing import ALL, clicks, fact_seconds, message, parsed
 
 FEW_EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -104,9 +104,11 @@ def assert_well_formed(value: bytes) -> None:
     assert set(outcome.warnings) <= set(WARNINGS)
     for row in (*outcome.clickhouse, *outcome.bigquery):
         fields = msgspec.json.decode(row.json)
-        assert 0 <= fields.get("timestamp", fields.get("received")) < 2**32
+        is_fact = row.table == "replay_events"
+        seconds = fact_seconds(row) if is_fact else fields.get("timestamp", fields.get("received"))
+        assert 0 <= seconds < 2**32
         assert 0 <= fields.get("click_node_id", 0) < 2**32
-        if row.table == "replay_events":
+        if is_fact:
             msgspec.json.decode(fields["attributes"], type=dict[str, Any])
     ids = [row.id for row in outcome.bigquery]
     assert len(ids) == len(set(ids))

@@ -27,7 +27,17 @@ from ingest.testing.messages import (
     viewport_event,
     vital_event,
 )
-from tests.kit.parsing import NO_SAMPLING, body_sizes, clicks, events_parsed, facts, kinds, metric, parsed
+from tests.kit.parsing import (
+    NO_SAMPLING,
+    body_sizes,
+    clicks,
+    events_parsed,
+    fact_seconds,
+    facts,
+    kinds,
+    metric,
+    parsed,
+)
 
 HEAP = {"jsHeapSizeLimit": 4294705152, "totalJSHeapSize": 21_000_000, "usedJSHeapSize": 17_000_000}
 
@@ -285,7 +295,7 @@ def test_a_fact_has_the_time_of_its_event_in_seconds(event: Any, seconds: float)
     """Payloads are in seconds, events mostly in milliseconds; an impossible time is replaced by the segment's."""
     segment = events_parsed([event])
 
-    assert json.loads(segment.bigquery[-1].json)["timestamp"] == seconds
+    assert fact_seconds(segment.bigquery[-1]) == seconds
 
 
 # Sizes of requests

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.kit.parsing import clicks, metric, session
+from tests.kit.parsing import clicks, fact_seconds, metric, session
 from tests.kit.recordings import RECORDINGS, Action, Recording, inflated
 
 each_recording = pytest.mark.parametrize("recorded", RECORDINGS, ids=lambda recorded: recorded.name)
@@ -58,8 +58,9 @@ SPANS = {
 
 def facts_of(recorded: Recording) -> list[dict[str, Any]]:
     """The analytics rows of the whole session, with decoded attributes."""
-    rows = [json.loads(row.json) for segment in recorded.segments for row in segment.bigquery]
-    return [row | {"attributes": json.loads(row["attributes"])} for row in rows]
+    rows = [row for segment in recorded.segments for row in segment.bigquery]
+    decoded = [json.loads(row.json) | {"timestamp": fact_seconds(row)} for row in rows]
+    return [row | {"attributes": json.loads(row["attributes"])} for row in decoded]
 
 
 def click_actions(recorded: Recording) -> list[Action]:

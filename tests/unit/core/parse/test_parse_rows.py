@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ingest.core.model import Message, Segment
 from ingest.core.parse import ParseRules, parse
+from ingest.core.parse.rows import moment
 from ingest.testing.messages import (
     LEFT_OUT,
     RECEIVED,
@@ -31,6 +35,7 @@ from tests.kit.parsing import (
     OFFSET,
     SOURCE,
     events_parsed,
+    fact_seconds,
     message,
     metric,
     parsed,
@@ -83,7 +88,7 @@ def test_an_identity_consists_of_project_replay_segment_event_and_kind():
     assert json.loads(segment.bigquery[1].json) == {
         "row_id": f"{REPLAY_ID}-6-1-viewport",
         "event_type": "viewport",
-        "timestamp": RECEIVED,
+        "timestamp": "2026-09-21T14:13:20.000000Z",
         "org_id": 1,
         "project_id": 11,
         "replay_id": REPLAY_ID,
@@ -91,6 +96,14 @@ def test_an_identity_consists_of_project_replay_segment_event_and_kind():
         "retention_days": 30,
         "attributes": '{"href":"https://shop.example/","width":1280,"height":720}',
     }
+
+
+@given(st.integers(min_value=0, max_value=2**32 * 1_000_000))
+def test_a_moment_is_written_as_python_writes_it(microseconds: int):
+    """Every time that a row can have, to the microsecond, in the calendar of the standard library."""
+    exact = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
+
+    assert moment(microseconds / 1_000_000) == exact.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def test_every_row_is_one_line_of_json_with_its_offset():
@@ -153,8 +166,9 @@ def test_an_impossible_year_stays_within_the_columns(received: int, timestamp_ms
     """A segment with an impossible year is written with Kafka's timestamp instead."""
     segment = parsed(recording(ALL_EVENTS, received=received), timestamp_ms=timestamp_ms)
 
-    rows = [json.loads(row.json) for row in (*segment.clickhouse, *segment.bigquery)]
+    rows = [json.loads(row.json) for row in segment.clickhouse]
     times = [row.get("timestamp", row.get("received")) for row in rows]
+    times += [fact_seconds(row) for row in segment.bigquery]
     assert all(0 <= time < 2**32 for time in times)
     if timestamp_ms:
         assert all(abs(time - RECEIVED) < 60 for time in times)

@@ -185,7 +185,10 @@ def test_a_bigquery_table_fits_or_the_difference_is_named(
 
 
 def test_the_good_row_of_bigquery_has_every_column() -> None:
-    assert bigquery.good_row("replay_events", 1.0).keys() == bigquery.columns_of("replay_events").keys()
+    row = bigquery.good_row("replay_events", 1.0)
+
+    assert row.keys() == bigquery.columns_of("replay_events").keys()
+    assert row["timestamp"] == "1970-01-01T00:00:01+00:00"
 
 
 def test_lifecycle_rules_are_compared_by_their_effect() -> None:

@@ -13,6 +13,7 @@ from google.protobuf import any_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingest.core.parse.rows import moment
 from tasks.sinks.bigquery.append_answers import BLAME_OF_CODE, ENDED_CODES, Verdict, judged, judged_error
 from tasks.sinks.bigquery.append_record import Append, decode, encode, ranges
 from tasks.sinks.bigquery.row_encoding import RowEncoder
@@ -64,10 +65,12 @@ def test_a_row_has_the_values_of_its_json() -> None:
 
 @given(st.integers(min_value=0, max_value=4_000_000_000_000_000))
 def test_timestamps_are_exact_to_the_microsecond(microseconds: int) -> None:
-    """Seconds in JSON, with up to six digits after the point, until the year 2096."""
-    row = fact(1).json.replace(b'"timestamp": 1795000001.125', b'"timestamp": %.6f' % (microseconds / 1e6))
+    """As the reader writes them, and in seconds with six digits after the point, as readers of 0.2 do, until the
+    year 2096."""
+    seconds = microseconds / 1e6
 
-    assert message(row).timestamp == microseconds
+    assert message(fact(1, timestamp=moment(seconds)).json).timestamp == microseconds
+    assert message(fact(1, timestamp=seconds).json).timestamp == microseconds
 
 
 @pytest.mark.parametrize(
