@@ -19,7 +19,9 @@ RUN /build/bin/pip wheel --no-cache-dir --no-index --no-deps --no-build-isolatio
  && /build/bin/pip --python /venv/bin/python check
 
 FROM ${PYTHON_IMAGE}
-RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin replays
+# A new volume of Docker takes its owner from this folder, for Flower's task history.
+RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin replays \
+ && install --directory --owner 10001 --group 10001 --mode 700 /var/lib/replays
 COPY --from=build /venv /venv
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     REPLAYS_LOG_FORMAT=json REPLAYS_HTTP_HOST=0.0.0.0 REPLAYS_WORKER_HTTP_HOST=0.0.0.0

@@ -107,8 +107,8 @@ def try_command(host: str, port: int, seconds: float | None, as_json: bool) -> N
 @click.option(
     "--manifest",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File that records what was produced, for verification. Default: manifest.jsonl, or manifest-2.jsonl and "
-    "so on if that exists.",
+    help="New file that records what was produced, for verification. Default: manifest.jsonl, or manifest-2.jsonl "
+    "and so on if that exists.",
 )
 @as_json
 def load_command(
@@ -123,7 +123,7 @@ def load_command(
     from ingest.local.load.produce import PROFILES, LoadError, produce, summary
 
     console = Terminal(stderr=True)
-    manifest = manifest or _unused_manifest()
+    manifest = _new_manifest(manifest)
     with Progress(console=console, disable=not console.is_terminal) as bars:
         bar = bars.add_task("produced", total=count)
 
@@ -135,17 +135,24 @@ def load_command(
                 settings(), PROFILES[profile], count, seed, rate=rate, manifest_path=manifest, progress=report
             )
         except LoadError as error:
-            fail(str(error))
+            fail(f"{error}; manifest of what was produced: {manifest}" if manifest.exists() else str(error))
     if as_json:
-        echo_json(summary(produced))
+        echo_json({**summary(produced), "manifest": str(manifest)})
     else:
         echo(f"{produced.messages} messages, {produced.rejects} of them malformed; manifest: {manifest}")
 
 
-def _unused_manifest() -> Path:
-    """A new name in the current folder, so that a second load does not overwrite the first one's manifest."""
-    names = itertools.chain(["manifest.jsonl"], (f"manifest-{number}.jsonl" for number in itertools.count(2)))
-    return next(path for path in map(Path, names) if not path.exists())
+def _new_manifest(chosen: Path | None) -> Path:
+    """The absolute path of a file that does not exist, so that no load overwrites the manifest of another.
+
+    Without a chosen one, it is in the current folder. Raises click.BadParameter if the chosen one exists.
+    """
+    if chosen is None:
+        names = itertools.chain(["manifest.jsonl"], (f"manifest-{number}.jsonl" for number in itertools.count(2)))
+        chosen = next(path for path in map(Path, names) if not path.exists())
+    elif chosen.exists():
+        raise click.BadParameter(f"{chosen} exists: remove it, or choose another file", param_hint="'--manifest'")
+    return chosen.absolute()
 
 
 @click.group("local", cls=Listing)

@@ -15,6 +15,7 @@ import click
 from ingest.cli import backfill, dlq, erase, find, local, operate, reconcile, run, shadow, tenants
 from ingest.cli.common import as_json, settings, with_settings
 from ingest.cli.listing import Listing, add_examples, completion, leaves
+from tasks.observe.logs import to_standard_error
 from tasks.settings import FILE_VARIABLE
 
 GROUPS = (operate, dlq, tenants, reconcile, shadow, backfill, erase, find, local)
@@ -51,6 +52,7 @@ def main(context: click.Context, settings_file: Path | None, dry_run: bool, mess
     # Without a handler, Python would print library warnings between a command's own lines. The reader and the
     # workers replace this with their log configuration.
     logging.getLogger().addHandler(logging.NullHandler())
+    to_standard_error()
     if settings_file is not None:
         os.environ[FILE_VARIABLE] = str(settings_file.resolve())
     if context.invoked_subcommand is None:

@@ -30,6 +30,7 @@ from ingest.local.stack import Part, Progress, Stack
 PROGRAMS = ("worker", "reader", "flower", "web")
 USER = "demo"
 LOGIN_VARIABLE = "REPLAYS_FLOWER_BASIC_AUTH"
+HISTORY_VARIABLE = "REPLAYS_FLOWER_HISTORY_PATH"
 FLOWER_PORT = 5555
 WEB_PORT = 8077
 # Preferred port of each program that has one, in the order in which they are awaited; 0: any.
@@ -108,8 +109,9 @@ class Programs:
         }
         for name in PROGRAMS:
             if name in self._chosen:
-                own = {"REPLAYS_HTTP_PORT": str(ports["reader"])} if name == "reader" else {}
-                self._children[name] = children.start(name, commands[name], env={**env, **own}, keep=True)
+                self._children[name] = children.start(
+                    name, commands[name], env={**env, **self._own(name, ports)}, keep=True
+                )
         for name in urls:
             self._await(name, urls[name], partial(self._is_up, name, urls[name]))
         self._urls = {**urls, **({"operator": f"{urls['web']}/operate"} if "web" in urls else {})}
@@ -125,6 +127,14 @@ class Programs:
             child.kill()
         self._children.clear()
         self._urls.clear()
+
+    def _own(self, name: str, ports: Mapping[str, int]) -> dict[str, str]:
+        """Variables of one program only."""
+        if name == "reader":
+            return {"REPLAYS_HTTP_PORT": str(ports["reader"])}
+        if name == "flower" and HISTORY_VARIABLE not in os.environ:
+            return {HISTORY_VARIABLE: str(self._stack.directory / "flower.sqlite")}
+        return {}
 
     def _is_up(self, name: str, url: str) -> bool:
         if name == "web":  # the pages require a login

@@ -24,6 +24,7 @@ from ingest.settings import Settings
 from tasks.breaker import BreakerPhase
 from tasks.connection import advice
 from tasks.errors import shortened
+from tasks.observe.meters import LONG_SECONDS
 
 PICTURE_COLUMNS = 110
 ROWS_MAX = 20  # maximum partitions, batches and reasons shown
@@ -117,18 +118,33 @@ def _reader_line(reader: ReaderStatus) -> Text:
         state, style = "stopping", "yellow"
     elif snapshot.paused:
         state, style = "paused (in-flight bound)", "yellow"
-    quantiles = ""
-    if reader.end_to_end_p99_seconds is not None:
-        quantiles = (
-            f"   durable p50 <{reader.end_to_end_p50_seconds:g} s, p99 <{reader.end_to_end_p99_seconds:g} s"
-        )
-    held = f"   {len(snapshot.flights)} in flight, {size_text(snapshot.held_bytes)}{quantiles}"
+    held = f"   {len(snapshot.flights)} in flight, {size_text(snapshot.held_bytes)}{_delays_text(reader)}"
     line = Text.assemble((f"{reader.reader}  ", "bold"), (state, style), held)
     shed = [str(project.project_id) for project in snapshot.rejects.worst if project.shed]
     if shed:
         more = ", ..." if snapshot.rejects.shed > len(shed) else ""
         line.append(f"   SHED, mostly rejects: project {', '.join(shed)}{more}", style="bold red")
     return line
+
+
+def _delays_text(reader: ReaderStatus) -> str:
+    """Median and 99th percentile of the time until a segment is durable; empty before the first segment."""
+    if reader.end_to_end_p50_seconds is None:
+        return ""
+    p50, p99 = (delay_text(each) for each in (reader.end_to_end_p50_seconds, reader.end_to_end_p99_seconds))
+    return f"   durable p50 {p50}, p99 {p99}"
+
+
+def delay_text(edge_seconds: float | None) -> str:
+    """Formats the upper edge of a delay's histogram bucket: `<2 s`, `<15 min`.
+
+    Above the last edge but one, the edge says too little: `over 4 h`. None: above all edges.
+    """
+    if edge_seconds is None or edge_seconds >= LONG_SECONDS[-1]:
+        return f"over {LONG_SECONDS[-2] / 3600:g} h"
+    if edge_seconds < 120:
+        return f"<{edge_seconds:g} s"
+    return f"<{edge_seconds / 60:g} min" if edge_seconds < 3600 else f"<{edge_seconds / 3600:g} h"
 
 
 def _partitions(status: Status) -> RenderableType:

@@ -122,7 +122,11 @@ class _Running:
         self.settings = settings_of({**self.environment, "REPLAYS_FLOWER_PORT": flower_port})
         self.web_port = WEB_PORT if is_free(WEB_PORT) else free_port()
         self.shop = f"http://{options.host if options.host != ANY_HOST else HOST}:{port}"
-        self.login = Login(self.settings, on_new_link=lambda path: say(f"another browser  {self.shop}{path}"))
+        self.login = Login(
+            self.settings,
+            on_new_link=lambda path: say(f"another browser  {self.shop}{path}"),
+            command="replays-ingest try",
+        )
         self.trial = self._trial(options)
 
     def _trial(self, options: Options) -> Trial:

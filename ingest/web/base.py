@@ -170,7 +170,8 @@ class Handler(web.RequestHandler):
 
     def refuse(self) -> None:
         """Raises for visitors without access."""
-        raise web.HTTPError(401, reason="sign in: open the link that replays-ingest web printed")
+        login = self.state.login
+        raise web.HTTPError(401, reason=f"sign in: open {login.where_the_link_is}{login.or_a_password}")
 
     def start_session(self, visitor: Visitor) -> None:
         self.set_cookie(

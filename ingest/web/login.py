@@ -23,6 +23,8 @@ from ingest.settings import Settings
 from tasks.sign_in import Throttle, credentials, is_one_of, people_of
 
 SESSION_SECONDS = 12 * 3600
+WEB_COMMAND = "replays-ingest web"
+LOCAL_COMMAND = "replays-ingest local logs web"
 
 log = structlog.get_logger("web")
 
@@ -46,7 +48,8 @@ class Visitor:
 class Login:
     """Methods that check credentials return a Visitor or None, and raise Throttled.
 
-    When a link has been used, `on_new_link` is called with the path of a new one, for another browser.
+    When a link has been used, `on_new_link` is called with the path of a new one, for another browser. `command`
+    prints the links, for error texts.
     """
 
     def __init__(
@@ -55,11 +58,13 @@ class Login:
         *,
         is_open: bool = False,
         on_new_link: Callable[[str], None] = lambda path: None,
+        command: str = WEB_COMMAND,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._people = people_of(settings.flower_basic_auth.get_secret_value())
         self.is_open = is_open
         self._on_new_link = on_new_link
+        self._command = command
         self._clock = clock
         self._secret = secrets.token_bytes(32)
         self._token = secrets.token_urlsafe(32)
@@ -69,6 +74,17 @@ class Login:
     @property
     def has_passwords(self) -> bool:
         return bool(self._people)
+
+    @property
+    def where_the_link_is(self) -> str:
+        """Says which command prints the link, for visitors without a session."""
+        of_a_stack = f" (`{LOCAL_COMMAND}`, if `local up` started it)" if self._command == WEB_COMMAND else ""
+        return f"the latest link that `{self._command}` printed{of_a_stack}"
+
+    @property
+    def or_a_password(self) -> str:
+        """Says which logins are accepted instead of the link; empty if there are none."""
+        return ", or log in with a user and password of REPLAYS_FLOWER_BASIC_AUTH" if self._people else ""
 
     @property
     def link(self) -> str:

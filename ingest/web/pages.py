@@ -48,10 +48,8 @@ class LoginHandler(BrowserHandler):
         if not login.is_open:
             visitor = login.by_link(self.text("token"))
             if visitor is None:
-                raise web.HTTPError(
-                    401,
-                    reason="this link is invalid or was used: open the latest link printed by replays-ingest web",
-                )
+                where = f"{login.where_the_link_is}{login.or_a_password}"
+                raise web.HTTPError(401, reason=f"this link is invalid or was used: open {where}")
             self.start_session(visitor)
         self.redirect("/", status=303)
 

@@ -68,6 +68,30 @@ def as_json(settings: Settings, stream: IO[str]) -> bool:
     return settings.log_format == "json" or (settings.log_format == "auto" and not stream.isatty())
 
 
+def to_standard_error() -> None:
+    """Configures structlog for commands, whose standard output holds only their result: warnings and errors go to
+    standard error. Without it, structlog prints all lines to standard output.
+    """
+    structlog.configure(
+        processors=[
+            _warnings_only,
+            structlog.processors.add_log_level,
+            redact,
+            for_terminal,
+            structlog.dev.ConsoleRenderer(colors=False),
+        ],
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def _warnings_only(logger: Any, method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A structlog processor: drops lines below the level WARNING."""
+    if method in ("debug", "info"):
+        raise structlog.DropEvent
+    return line
+
+
 def configure(settings: Settings, stream: IO[str] | None = None) -> None:
     """Configures structlog and standard logging, once per process. Output goes to standard error."""
     stream = stream or sys.stderr

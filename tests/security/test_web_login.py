@@ -65,6 +65,17 @@ def test_an_unauthenticated_visitor_sees_nothing(passwords: str):
         assert (posted, forged.get("/").status) == (401, 401)
 
 
+@pytest.mark.parametrize("passwords", ["", LOGIN])
+def test_a_refused_visitor_learns_how_to_sign_in(passwords: str):
+    """The texts name the commands that print the link, and passwords only if there are any."""
+    with pages(passwords) as (address, _):
+        refused = [Client(address).get(path).body.decode() for path in ("/", "/api/replays", "/login?token=wrong")]
+
+    for text in refused:
+        assert "`replays-ingest web` printed (`replays-ingest local logs web`, if `local up` started it)" in text
+        assert ("a user and password of REPLAYS_FLOWER_BASIC_AUTH" in text) == bool(passwords)
+
+
 def test_the_link_works_once_and_is_followed_by_another():
     """A link that was used is useless to others, for example in a shell's history."""
     with pages() as (address, links):

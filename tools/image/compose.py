@@ -1,8 +1,8 @@
 """Translates the services of docker-compose.yml that are built here into options of `podman run`.
 
 The containers run in the host's network, because the embedded stack replaces the servers in the file. All other
-options come from the file: command, read-only file system, tmpfs, capabilities, environment, health check, stop
-timeout. An unknown key is an error, because it would otherwise be ignored.
+options come from the file: command, read-only file system, tmpfs, volumes, capabilities, environment, health
+check, stop timeout. An unknown key is an error, because it would otherwise be ignored.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ VARIABLE = re.compile(r"\$\$|\$\{(?P<name>\w+)(?::-(?P<default>[^}]*)|:\?[^}]*)?
 # Keys for the start order and network of containers, which are started explicitly here, in the host's network.
 IGNORED = {"build", "image", "depends_on", "restart", "ports"}
 SECONDS = re.compile(r"(\d+)s")
+NAMED_VOLUME = re.compile(r"[a-z]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,8 @@ def _service(name: str, service: Mapping[str, Any]) -> Service:
                 options += ["--read-only", "--read-only-tmpfs=false"] if value else []
             case "tmpfs" | "cap_drop" | "security_opt":
                 options += [f"--{key.replace('_', '-')}={each}" for each in value]
+            case "volumes":
+                options += [f"--volume={_directory(name, each)}" for each in value]
             case "stop_grace_period":
                 stop_seconds = _seconds(value)
             case "healthcheck":
@@ -105,6 +108,14 @@ def _service(name: str, service: Mapping[str, Any]) -> Service:
                 raise ValueError(f"{name}: unknown key {key}")
     environment = {variable: str(text) for variable, text in service["environment"].items()}
     return Service(name, tuple(service["command"]), environment, health, stop_seconds, tuple(options))
+
+
+def _directory(name: str, volume: str) -> str:
+    """The directory of a named volume. Here it is an anonymous one, which is removed with its container."""
+    source, _, directory = volume.partition(":")
+    if not NAMED_VOLUME.fullmatch(source) or not directory.startswith("/"):
+        raise ValueError(f"{name}: {volume} is not a named volume")
+    return directory
 
 
 def _seconds(text: str) -> int:

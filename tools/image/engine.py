@@ -125,7 +125,7 @@ class Engine:
         self.clock = Clock(CALL_SECONDS_MAX)
         found = self.call("ps", "--all", "--quiet", f"--filter=label={self._label}").stdout.split()
         if found:
-            self.call("rm", "--force", "--time=2", *found)
+            self.call("rm", "--force", "--volumes", "--time=2", *found)
 
     def _options(self) -> list[str]:
         return ["--network=host", f"--label={self._label}", "--pull=never", *limits()]

@@ -32,7 +32,9 @@ def trying() -> Iterator[Any]:
         state = json.loads(line)
         yield state
         process.send_signal(signal.SIGINT)
-        _, state["said"] = process.communicate(timeout=STOP_SECONDS_MAX)
+        more, state["said"] = process.communicate(timeout=STOP_SECONDS_MAX)
+        if more:
+            raise RuntimeError(f"printed more than one line of JSON: {more[:2000]}")
         if process.returncode != 0 or not state["said"].endswith("everything is stopped and removed\n"):
             raise RuntimeError(f"ended with {process.returncode}: {state['said'][-2000:]}")
     finally:

@@ -206,8 +206,9 @@ def produce(
     header = Header(settings.kafka_topic, profile.name, seed, count, start)
     expected = count + int(count * (profile.malformed + profile.duplicates)) + profile.zip_bombs
     began = reported_at = time.monotonic()
+    run = _Run(settings)  # before the manifest, which is not created if no broker answers
     with Writer(manifest_path, header) as manifest:
-        run = _Run(settings, manifest)
+        run.record_in(manifest)
         for number, message in enumerate(stream(profile, count, seed, start)):
             if stop():
                 break
@@ -226,10 +227,10 @@ def produce(
 class _Run:
     """The producer and its acknowledged messages."""
 
-    def __init__(self, settings: Settings, manifest: Writer) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.produced = Produced()
         self._topic = settings.kafka_topic
-        self._manifest = manifest
+        self._manifest: Writer | None = None
         self._error: KafkaError | None = None
         self._producer = Producer(
             {
@@ -253,6 +254,10 @@ class _Run:
                 f"no broker of {settings.kafka_brokers} answers within {METADATA_SECONDS_MAX:g} s "
                 f"({error.args[0].str()}): start it, or correct REPLAYS_KAFKA_BROKERS and the security settings"
             ) from error
+
+    def record_in(self, manifest: Writer) -> None:
+        """Sets the manifest of acknowledged messages. Required before the first message."""
+        self._manifest = manifest
 
     def send(self, message: Message) -> None:
         """Queues one message, waiting while the queue is full."""
@@ -292,6 +297,7 @@ class _Run:
         partition, offset = record.partition(), record.offset()
         assert partition is not None
         assert offset is not None
+        assert self._manifest is not None
         entry.topic, entry.partition, entry.offset = self._topic, partition, offset
         self._manifest.write(entry)
         produced = self.produced

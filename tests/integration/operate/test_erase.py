@@ -152,7 +152,7 @@ def test_a_dry_run_or_an_unconfirmed_run_changes_nothing(untouched: Store) -> No
     assert reported.exit_code == 0, reported.output
     assert reported.output.startswith(f"would erase replay {untouched.victim[1]}")
     assert unconfirmed.exit_code == 2
-    assert "This cannot be undone" in unconfirmed.output
+    assert "add --yes" in unconfirmed.output
     assert untouched.everything(untouched.victim) == before
     assert untouched.bucket_bytes() == bucket
     assert Coordination(connect(untouched.settings), untouched.settings).audited() == []

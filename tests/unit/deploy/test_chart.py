@@ -136,6 +136,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
         "image.tag=9.9",
         "image.pullSecrets[0].name=pull",
         "datadog.socketDirectory=/var/run/datadog",
+        "flower.historyClaim=flower-history",
         "telemetry.OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4318",
         "migrate.topics=true",
         "monitoring.dashboard=true",

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tomllib
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -302,6 +303,8 @@ def test_kustomize_builds_it():
 
 
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+HISTORY = "REPLAYS_FLOWER_HISTORY_PATH"
 
 
 def test_compose_has_every_component_and_listens_on_loopback_only():
@@ -375,6 +378,7 @@ def test_data_that_must_survive_compose_down_is_in_a_volume():
         "redis": "/data",
         "clickhouse": "/var/lib/clickhouse",
         "gcs": "/storage",
+        "flower": str(Path(COMPOSE["services"]["flower"]["environment"][HISTORY]).parent),
         "prometheus": "/prometheus",
     }
 
@@ -382,6 +386,19 @@ def test_data_that_must_survive_compose_down_is_in_a_volume():
     for service, directory in kept.items():
         assert f"{service}:{directory}" in COMPOSE["services"][service]["volumes"], service
     assert f"--storage.tsdb.path={kept['prometheus']}" in COMPOSE["services"]["prometheus"]["command"][0]
+
+
+def test_flower_keeps_its_task_history_outside_its_container():
+    """Its path is set and lies in a volume. The image has the directory, from which a volume takes its owner."""
+    pod = named("Deployment")["replays-flower"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    (path,) = (each["value"] for each in container["env"] if each["name"] == HISTORY)
+    mounts = {each["mountPath"]: each["name"] for each in container["volumeMounts"]}
+    (volume,) = (each for each in pod["volumes"] if each["name"] == mounts[str(Path(path).parent)])
+
+    assert "medium" not in volume["emptyDir"]  # on disk, so that it does not count as the container's memory
+    assert path == COMPOSE["services"]["flower"]["environment"][HISTORY]
+    assert f"install --directory --owner 10001 --group 10001 --mode 700 {Path(path).parent}" in DOCKERFILE
 
 
 def _compose() -> list[str] | None:

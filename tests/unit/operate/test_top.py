@@ -35,6 +35,27 @@ def test_shed_projects_are_named() -> None:
     assert "SHED" not in line(RejectState(worst[1:2]))
 
 
+@pytest.mark.parametrize(
+    ("p50", "p99", "shown"),
+    [
+        (None, None, "in flight, 0 B\n"),
+        (2.0, 60.0, "durable p50 <2 s, p99 <60 s\n"),
+        (300.0, 14400.0, "durable p50 <5 min, p99 <4 h\n"),
+        (86400.0, 86400.0, "durable p50 over 4 h, p99 over 4 h\n"),
+        (0.5, None, "durable p50 <0.5 s, p99 over 4 h\n"),
+    ],
+)
+def test_delays_are_shown_in_a_readable_unit(p50: float | None, p99: float | None, shown: str) -> None:
+    """A delay in the last bucket, or above it, is `over 4 h`; without a durable segment there is no delay."""
+    reader = ReaderStatus(
+        reader="r1", snapshot=Snapshot(now=0.0), end_to_end_p50_seconds=p50, end_to_end_p99_seconds=p99
+    )
+    drawn = io.StringIO()
+    Console(file=drawn, width=200).print(_reader_line(reader))
+
+    assert drawn.getvalue().endswith(shown)
+
+
 def test_figures_of_a_silent_reader_are_marked_as_old() -> None:
     """Partitions and batches of the silent reader are shown with the age of the data; those of another reader are
     not.

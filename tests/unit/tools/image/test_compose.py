@@ -51,6 +51,11 @@ def test_a_service_keeps_the_settings_of_the_file():
     assert worker.stop_seconds == 60
 
 
+def test_a_named_volume_is_an_anonymous_one_here():
+    """It is removed with its container, unlike a named one."""
+    assert "--volume=/var/lib/replays" in ours(FILE, VARIABLES)["flower"].options
+
+
 def test_variables_and_their_defaults_are_filled_in():
     """The supported forms are `${NAME:?...}`, `${NAME:-default}` and `$$`."""
     services = ours(FILE, VARIABLES)
@@ -82,6 +87,7 @@ def test_the_health_check_follows_the_port():
         ("    privileged: true\n", "unknown key privileged"),
         ("    healthcheck: {test: [CMD-SHELL, x]}\n", "CMD-SHELL"),
         ("    stop_grace_period: 1m30s\n", "1m30s"),
+        ("    volumes: ['/home:/home']\n", "/home:/home is not a named volume"),
     ],
 )
 def test_unknown_keys_are_refused(tmp_path: Path, body: str, error: str):

@@ -1,0 +1,45 @@
+"""`load`: where the manifest is written, and that no file is overwritten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ingest.local.load.manifest import read_entries
+from tests.kit.commands import command
+
+
+@pytest.fixture
+def load_env(kafka_brokers: str, fresh_name: Callable[[str], str]) -> dict[str, str]:
+    return {"REPLAYS_KAFKA_BROKERS": kafka_brokers, "REPLAYS_KAFKA_TOPIC": fresh_name("topic")}
+
+
+def test_each_load_reports_its_own_new_manifest(
+    load_env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The path is absolute and printed as text and as JSON. An existing file is refused with exit code 2."""
+    monkeypatch.chdir(tmp_path)
+
+    first = command(load_env, "load", "--count", "3", "--profile", "small")
+    second = command(load_env, "load", "--count", "3", "--profile", "small", "--json")
+    before = (tmp_path / "manifest.jsonl").read_bytes()
+    refused = command(load_env, "load", "--count", "3", "--manifest", "manifest.jsonl")
+
+    assert first.out.endswith(f"manifest: {tmp_path / 'manifest.jsonl'}\n")
+    assert second.json["manifest"] == str(tmp_path / "manifest-2.jsonl")
+    assert len(list(read_entries(tmp_path / "manifest-2.jsonl"))) == second.json["messages"]
+    assert (refused.code, "manifest.jsonl exists" in refused.err) == (2, True)
+    assert (tmp_path / "manifest.jsonl").read_bytes() == before
+
+
+def test_without_a_broker_no_manifest_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nothing was produced."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ingest.local.load.produce.METADATA_SECONDS_MAX", 0.5)
+
+    result = command({"REPLAYS_KAFKA_BROKERS": "127.0.0.1:1"}, "load", "--count", "3")
+
+    assert result.code == 1
+    assert list(tmp_path.iterdir()) == []
