@@ -52,8 +52,10 @@ def fleet(stack: Stack, tmp_path: Path) -> Iterator[Fleet]:
 
 
 def test_a_new_owner_cuts_the_same_batches_also_after_a_second_crash(stack: Stack, tmp_path: Path) -> None:
-    """Messages arrive slowly, so batches are cut by age. Their reader is killed twice: the batch ids are unchanged
-    and nothing is duplicated. Without the cut record, the second reader would find a backlog and cut other ranges.
+    """Messages arrive slowly, so batches are cut by age.
+
+    If their reader is killed twice, the batch ids are unchanged and nothing is duplicated. Without the cut record,
+    the second reader would find a backlog and cut other ranges.
     """
     settings = {
         "REPLAYS_BATCH_AGE_SECONDS_MAX": "0.3",
@@ -89,8 +91,9 @@ def test_a_new_owner_cuts_the_same_batches_also_after_a_second_crash(stack: Stac
 
 
 def test_a_member_with_an_instance_id_returns_without_a_rebalance(fleet: Fleet, tmp_path: Path) -> None:
-    """A reader is killed with kill -9 and restarts within the session. The other reader keeps its partitions, and
-    there is no rebalance.
+    """If a reader is killed with kill -9 and restarts within its session, it gets its partitions back.
+
+    The other reader keeps its partitions, and there is no rebalance.
     """
     fleet.worker("worker-1")
     session = {"REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": "60"}  # A busy machine starts processes slowly.
@@ -159,7 +162,7 @@ def test_sigterm_under_load_commits_settled_batches_and_exits_with_zero(stack: S
 def test_sigterm_with_unsettled_batches_exits_with_zero_at_the_drain_deadline(
     fleet: Fleet, tmp_path: Path
 ) -> None:
-    """Settled batches stay committed. Unsettled ones stay uncommitted, with their ends recorded."""
+    """Settled batches stay committed. Unsettled batches stay uncommitted, with their ends recorded."""
     worker = fleet.worker("worker-1", keep=False)
     reader = up(fleet.reader("reader-1", keep=False))
     load = Load(fleet, tmp_path, 800, rate=100).start()
@@ -184,8 +187,8 @@ def test_sigterm_with_unsettled_batches_exits_with_zero_at_the_drain_deadline(
 
 
 def test_a_killed_broker_returns_and_nothing_is_missing(fleet: Fleet, tmp_path: Path) -> None:
-    """The broker is killed with kill -9 under load: the reader stays up, and commits continue from the last
-    offsets.
+    """If the broker is killed with kill -9 under load and restarted, the reader stays up, and commits continue
+    from the last offsets.
     """
     fleet.worker("worker-1")
     reader = up(fleet.reader("reader-1"))
@@ -206,8 +209,8 @@ def test_a_killed_broker_returns_and_nothing_is_missing(fleet: Fleet, tmp_path: 
 
 def test_a_reader_suspended_past_its_session_commits_nothing(stack: Stack, tmp_path: Path) -> None:
     """A reader is suspended with SIGSTOP while batches are in flight. Another reader takes over and its chords
-    complete, then the suspended one resumes with completions pending. Its partitions are lost, committed offsets
-    never decrease, and nothing is missing.
+    complete, then the suspended one resumes with completions pending. The suspended reader has lost its
+    partitions, committed offsets never decrease, and nothing is missing.
     """
     with made(stack, {"REPLAYS_BATCH_AGE_SECONDS_MAX": "0.3"}) as fleet:
         suspended = up(fleet.reader("reader-1"))

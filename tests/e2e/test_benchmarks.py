@@ -32,12 +32,12 @@ def run(module: str, *arguments: str, deadline_seconds: float = 120) -> str:
     "module", ["latency_server", "peers_pipeline", "end_to_end", "dispatch", "soak", "uploads", "rebalance"]
 )
 def test_each_program_has_help(module: str) -> None:
-    """The program prints its options."""
+    """Each benchmark program prints its options with `--help`."""
     assert "usage:" in run(module, "--help")
 
 
 def test_fifty_segments_are_measured_from_kafka_to_the_bucket(tmp_path: Path) -> None:
-    """The store is slow, and all segments are stored and counted."""
+    """With a slow store, all fifty segments are stored and counted."""
     figures = tmp_path / "figures.json"
 
     run("end_to_end", "--segments", "50", "--workload", "50", "--processes", "1", "--latency-ms", "1",

@@ -17,7 +17,9 @@ MINUTES = "0.35"
 @pytest.mark.chaos
 @pytest.mark.timeout(SECONDS_MAX + 10)
 def test_nothing_is_lost_or_duplicated_under_random_faults():
-    """Readers, workers, Redis, broker, Flower and sinks fail at random; every row is accounted for."""
+    """While readers, workers, Redis, the broker, Flower and sinks fail at random, nothing is lost or
+    duplicated.
+    """
     seed = os.environ.get("REPLAYS_TEST_CHAOS_SEED", "5")
 
     command, sockets = PARENTS.lend("tools.chaos", "--minutes", MINUTES, "--seed", seed, "--json")

@@ -34,7 +34,7 @@ def start(command: list[str], directory: Path, sockets: tuple[int, ...] = ()) ->
 
 
 def demo(*arguments: str, directory: Path) -> tuple[int, dict[str, Any]]:
-    """Exit code and the JSON of one run."""
+    """Runs the demo, and returns its exit code and the JSON that it printed."""
     command, sockets = PARENTS.lend("ingest.local.demo", *arguments, "--json")
     process = start(command, directory, sockets)
     output, _ = process.communicate(timeout=SECONDS_MAX)
@@ -98,7 +98,7 @@ def test_a_killed_demo_leaves_no_process_behind(tmp_path: Path):
 
 
 def pids_below(parent: int) -> set[int]:
-    """The direct children of a process, from /proc."""
+    """Returns the direct children of a process, read from /proc."""
     listed = subprocess.run(["ps", "-axo", "pid=,ppid="], capture_output=True, text=True, check=True)
     pairs = [line.split() for line in listed.stdout.splitlines()]
     return {int(pid) for pid, ppid in pairs if int(ppid) == parent}

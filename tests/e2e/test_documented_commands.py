@@ -44,8 +44,8 @@ PARKED_AT_LEAST = 3
 COMMAND_SECONDS_MAX = 90
 PROJECT = "11"
 
-# Listed in execution order, so that commands that change the system run last. The value: arguments that make an
-# endless or long command end, or keep it away from the developer's own files.
+# Listed in execution order, so that commands that change the system run last. Each value contains arguments that
+# make an endless or long command end, or that keep it away from the developer's files.
 RUN: dict[str, str] = {
     "replays-ingest check": "",
     "replays-ingest status": "",
@@ -134,7 +134,7 @@ OWN_PROCESS = ("replays-ingest local", "replays-ingest batches", "celery")
 
 @dataclass(frozen=True, slots=True)
 class Documented:
-    """A command as written in a page, without its trailing comment, and where it was found."""
+    """A command as a page contains it, without its trailing comment, and its location."""
 
     text: str
     page: str
@@ -158,7 +158,7 @@ class Documented:
 
 
 def documented_commands() -> list[Documented]:
-    """Every command of the pages, once, in the order of RUN and then of the pages."""
+    """Returns every command of the pages once, ordered by RUN and then by page."""
     found: dict[str, Documented] = {}
     for page in PAGES:
         # A record of a past run contains ids that no longer exist; readers are not expected to run its commands.
@@ -169,7 +169,7 @@ def documented_commands() -> list[Documented]:
 
 
 def commands_of(page: str) -> Iterator[str]:
-    """The commands of one page in Markdown."""
+    """Returns the commands in one Markdown page."""
     prose, block = [], False
     for line in page.splitlines():
         if line.startswith("```"):
@@ -186,7 +186,7 @@ def commands_of(page: str) -> Iterator[str]:
 
 
 def commands_of_line(line: str) -> Iterator[str]:
-    """Our commands in a shell line: `a && b` has two, and `eval "$(c)"` has one."""
+    """Returns our commands in a shell line: `a && b` has two, and `eval "$(c)"` has one."""
     line = re.sub(r'^eval "\$\((.*)\)"$', r"\1", line.strip())
     for part in re.sub(r"(^|\s)#.*$", "", line).split("&&"):
         text = part.strip().removeprefix(".venv/bin/")
@@ -200,7 +200,9 @@ SELECTING = ("replays-ingest backfill", "replays-ingest dlq replay")
 
 
 def is_mention(entry: Documented) -> bool:
-    """Whether the text only names a command that needs an argument, or options that select something."""
+    """Returns whether the text only names a command, without an argument or a selecting option that the command
+    requires.
+    """
     if entry.words[0] != "replays-ingest" or entry.text != entry.group:
         return False
     if entry.group in SELECTING:
@@ -220,7 +222,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A system that has ingested a load, with some parked batches that are not retried automatically.
 
     BigQuery stays unavailable to the workers, because the first successful retry would release the other batches.
-    Commands can reach it.
+    Commands, however, can reach BigQuery.
     """
     patience = {"retry_backoff_seconds": "600", "retry_backoff_seconds_max": "600"}
     park_at_once = {"task_retries_max": "0", "breaker_failures_min": "10000"}
@@ -254,7 +256,7 @@ def placeholder_values(system: System, tmp_path_factory: pytest.TempPathFactory)
 
 
 def found(answer: object, key: str) -> object:
-    """The first value of that key anywhere in a JSON response."""
+    """Returns the first value of that key anywhere in a JSON response."""
     waiting = [answer]
     while waiting:
         entry = waiting.pop(0)
@@ -268,8 +270,9 @@ def found(answer: object, key: str) -> object:
 
 
 def fill_placeholders(words: tuple[str, ...], ids: dict[str, list[str]]) -> list[str]:
-    """The words of the command with their placeholders replaced. Commands that change a parked batch each get
-    another one.
+    """Returns the words of the command with their placeholders replaced.
+
+    Each command that changes a parked batch gets a different batch.
     """
     plain = {
         "<project>": PROJECT,
@@ -295,7 +298,7 @@ def fill_placeholders(words: tuple[str, ...], ids: dict[str, list[str]]) -> list
 
 
 def test_every_documented_command_is_run_or_has_a_reason():
-    """RUN or NOT_RUN must list every new command."""
+    """Every documented command is listed in RUN or NOT_RUN, so that a new one is not forgotten."""
     groups = {entry: entry.group for entry in DOCUMENTED}
     undecided = [f"{entry.page}: {entry.text}" for entry, group in groups.items() if group not in {*RUN, *NOT_RUN}]
     gone = [name for name in (*RUN, *NOT_RUN) if name not in groups.values()]
@@ -312,7 +315,7 @@ def test_every_documented_command_is_run_or_has_a_reason():
 def test_the_words_and_options_of_a_command_exist(
     entry: Documented, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The command's own parser accepts every word."""
+    """Every word and option of a documented command is accepted by the command's own parser."""
     monkeypatch.chdir(ROOT)
     file = tmp_path / "file"
     file.touch()
@@ -355,7 +358,7 @@ def test_a_make_target_exists(entry: Documented):
     "entry", [entry for entry in DOCUMENTED if entry.words[0] == "python"], ids=lambda entry: entry.text
 )
 def test_a_module_accepts_its_documented_options(entry: Documented, monkeypatch: pytest.MonkeyPatch):
-    """The module's own parser accepts every option."""
+    """Every documented option of a module is accepted by the module's own parser."""
     _, flag, module, *options = entry.words
     assert flag == "-m"
     specification = importlib.util.find_spec(module)
@@ -418,8 +421,10 @@ def test_a_documented_command_succeeds(
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Working directory of the commands: files written by one are available to the next, and are deleted
-    afterwards."""
+    """The working directory of the commands.
+
+    Files that one command writes are available to the next, and are deleted at the end.
+    """
     path = tmp_path_factory.mktemp("at")
     yield path
     down = [sys.executable, "-m", "ingest.cli", "local", "down", "--directory", str(path / "stack")]

@@ -18,7 +18,9 @@ FAULTS = {"one reader killed": "ReplaysReaderDown", "Redis killed": "ReplaysRedi
 @pytest.mark.skipif(bool(available()), reason=available())
 @pytest.mark.timeout(SECONDS_MAX + 10)
 def test_two_faults_raise_their_alerts_and_are_fixed(tmp_path: Path):
-    """The deployed rules fire on real metrics, the alert resolves after the steps, and the dashboard has data."""
+    """For two faults, the deployed rules fire on real metrics, each alert resolves after the runbook's steps,
+    and the dashboard has data.
+    """
     record = tmp_path / "gameday.json"
     only = [argument for name in FAULTS for argument in ("--only", name)]
     modest = ["--kafka", "tansu", "--rate", "8", "--quiet-seconds", "2"]

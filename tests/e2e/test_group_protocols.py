@@ -27,14 +27,16 @@ def stack() -> Iterator[Stack]:
 
 
 def owners(fleet: Fleet) -> list[int]:
-    """The partitions with an owner, as the group's coordinator reports them; empty during a rebalance."""
+    """Returns the partitions with an owner, as the group's coordinator reports them; empty during a rebalance."""
     group = Cluster(fleet.settings).group(fleet.settings.kafka_group, fleet.settings.kafka_topic)
     return sorted(number for member in group.members for number in member.partitions) if group.stable else []
 
 
 def test_a_partition_orphaned_by_a_static_member_is_detected_and_read(stack: Stack, tmp_path: Path) -> None:
-    """A reader dies while it releases partitions, and its successor starts before the group has detected the
-    failure.
+    """If a reader dies while it releases partitions and its successor starts before the group notices,
+    partitions have no owner.
+
+    The readers detect this, and the partitions are read.
     """
     settings = {
         "REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": "20",
@@ -71,8 +73,9 @@ def test_a_partition_orphaned_by_a_static_member_is_detected_and_read(stack: Sta
 def test_under_the_consumer_protocol_a_killed_reader_is_replaced(
     stack: Stack, tmp_path: Path, instances: tuple[str, str]
 ) -> None:
-    """Under KIP-848 the brokers assign partitions. A static member's successor waits until the session of its
-    predecessor expires.
+    """Under KIP-848, in which brokers assign partitions, a killed reader is replaced.
+
+    A static member's successor waits until the session of its predecessor expires.
     """
     settings = {
         "REPLAYS_KAFKA_GROUP_PROTOCOL": "consumer",

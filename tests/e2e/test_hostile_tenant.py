@@ -27,7 +27,9 @@ SEGMENTS = 40
 
 
 def test_every_costly_message_is_accounted_for_and_the_other_project_is_complete(tmp_path: Path) -> None:
-    """All shapes, at a reduced size, pass through one reader with the memory limit of its manifest."""
+    """Expensive messages of every shape, at a reduced size, pass through one reader with the memory limit of
+    its manifest.
+    """
     names, values = zip(*hostile_messages(RAW_BYTES), strict=True)
     with System(tmp_path, **PATIENT_SETTINGS) as system:
         system.load(20)

@@ -69,7 +69,10 @@ def run_phases(fleet: MixedFleet, phases: tuple[Phase, ...], into: Path, *, expe
 
 
 def test_additions_are_tolerated_and_a_new_version_is_refused_with_a_reason(mixed: Mixed, tmp_path: Path) -> None:
-    """Processes are replaced under load, in the wrong order and back again. Nothing is lost or duplicated."""
+    """Processes are replaced by another release under load, first in the wrong order, and then back again.
+
+    Nothing is lost or duplicated.
+    """
     fleet = mixed(additive=Kind.ADDITIVE, new=Kind.NEWER)
 
     result = run_phases(fleet, SHORT, tmp_path, expects_refusal=True)
@@ -87,7 +90,10 @@ def test_additions_are_tolerated_and_a_new_version_is_refused_with_a_reason(mixe
 
 
 def test_a_release_that_loses_rows_fails_the_run(mixed: Mixed, tmp_path: Path) -> None:
-    """The newer release settles batches before their rows are durable. The run reports the lost rows."""
+    """If the newer release settles batches before their rows are durable, the run fails.
+
+    The run reports the lost rows.
+    """
     result = run_phases(mixed(new=Kind.LOSSY), LOSSY, tmp_path, expects_refusal=False)
 
     assert not result.ok
@@ -96,12 +102,12 @@ def test_a_release_that_loses_rows_fails_the_run(mixed: Mixed, tmp_path: Path) -
 
 
 def refused_by(fleet: MixedFleet, reader: str) -> int:
-    """Batches of this reader that workers refused because of their version."""
+    """Returns the batches of this reader that workers refused because of their version."""
     return sum(REFUSED in line["error"] for line in log_lines_of(fleet.readers[reader], "batch_parked"))
 
 
 def written_with_the_new_column(fleet: Fleet) -> int:
-    """Rows with a column that this release does not know, before de-duplication."""
+    """Returns the rows with a column that this release does not know, before deduplication."""
     server = clickhouse.client(fleet.settings)
     try:
         return int(server.query(f"SELECT count() FROM replay_segments WHERE {COLUMN} = 1").result_rows[0][0])

@@ -28,12 +28,12 @@ numbers = count()
 
 
 def valid_messages(amount: int) -> list[bytes]:
-    """Valid segments of several projects, alternating."""
+    """Returns valid segments of several projects, in alternation."""
     return [recording(segment_id=number, project_id=OTHERS[number % 5]) for number in next_numbers(amount)]
 
 
 def garbage(amount: int) -> list[bytes]:
-    """Messages that name their project but can never be parsed."""
+    """Returns messages that name their project but can never be parsed."""
     return [envelope(b"no header %d" % number, project_id=GARBAGE) for number in next_numbers(amount)]
 
 
@@ -42,7 +42,7 @@ def next_numbers(amount: int) -> list[int]:
 
 
 def alternate(amount: int) -> list[bytes]:
-    """Valid messages and garbage, alternating."""
+    """Returns valid messages and garbage in alternation."""
     return [value for pair in zip(valid_messages(amount), garbage(amount), strict=True) for value in pair]
 
 
@@ -51,7 +51,7 @@ def is_shed(system: System) -> bool:
 
 
 def section(name: str) -> str:
-    """A section of the runbook."""
+    """Returns a section of the runbook."""
     return (ROOT / "docs" / "runbook.md").read_text().split(f"### {name}\n")[1].split("\n### ")[0]
 
 
@@ -61,8 +61,11 @@ def restart(system: System, **settings: str) -> None:
 
 
 def test_other_projects_are_durable_while_ten_readers_die_over_garbage(tmp_path: Path) -> None:
-    """Ten readers are killed; then the runbook's steps are followed: inspect, drop the project's rejects, disable
-    it, and the alert resolves.
+    """Although ten readers are killed over one project's garbage, the messages of other projects become
+    durable.
+
+    The runbook's steps are then followed: inspect, drop the project's rejects, disable the project. After that the
+    alert resolves.
     """
     # A killed reader's partitions are reassigned when its session ends.
     session = {"kafka_session_timeout_seconds": "3", "drain_deadline_seconds": "2"}
@@ -90,7 +93,10 @@ def test_other_projects_are_durable_while_ten_readers_die_over_garbage(tmp_path:
 
 
 def assert_named(system: System) -> None:
-    """The project is named in the log, in the metric behind the alert, and in `status`. No reader halted."""
+    """Asserts that the project is named in the log, in the metric behind the alert, and in `status`.
+
+    No reader halted.
+    """
     logged = [line for line in system.reader.log_path.read_text().splitlines() if '"project_shed"' in line]
     assert logged
     assert all(f'"project": {GARBAGE}' in line for line in logged)

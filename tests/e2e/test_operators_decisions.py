@@ -21,7 +21,7 @@ KOMBU = ("celery:flush.", "celery:control", "celery:_kombu.binding", "celery:una
 
 
 def lasting_keys(client: Any, prefix: str) -> set[str]:
-    """Keys without an expiry, except Kombu's and the copy of operators' decisions."""
+    """Returns the keys without an expiry, except Kombu's and the copy of operators' decisions."""
     allowed = tuple(f"{prefix}:{name}" for name in KOMBU)
     found = {key.decode() for key in client.scan_iter("*") if client.ttl(key) == -1}
     return {key for key in found if not key.startswith(allowed)} - set(names(prefix))
@@ -32,7 +32,7 @@ def segments_of(system: System, project: int) -> int:
 
 
 def test_a_disabled_project_and_the_audit_trail_survive_an_emptied_redis(tmp_path: Path) -> None:
-    """Redis is emptied repeatedly under load, and the project gets no row."""
+    """If Redis is emptied repeatedly under load, a disabled project stays disabled and gets no row."""
     with System(tmp_path, flush_deadline_seconds="10") as system:
         redis: Any = connect(system.settings)
         system.load(60, seed=1)
@@ -65,7 +65,10 @@ def test_a_disabled_project_and_the_audit_trail_survive_an_emptied_redis(tmp_pat
 
 
 def test_every_key_of_the_running_system_expires(tmp_path: Path) -> None:
-    """A sink refuses writes, and a parked batch is retried. All keys expire except Kombu's and the decisions."""
+    """The test includes a sink that refuses writes and a parked batch that is retried.
+
+    All keys expire except Kombu's and the decisions.
+    """
     with System(tmp_path, task_retries_max="1") as system:
         redis: Any = connect(system.settings)
         coordination = Coordination(redis, system.settings)

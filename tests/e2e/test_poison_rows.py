@@ -38,7 +38,7 @@ Place = tuple[int, int]
 
 @pytest.fixture(scope="module")
 def poisoned_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System, Place, Place]]:
-    """A system that ingested both poison messages among others, and the positions of the two."""
+    """A system that ingested two poison messages among others, and the positions of the poison messages."""
     # Nothing may be parked for another reason, such as a call that is slow because the machine is busy.
     patient = {"sink_timeout_seconds": "20", "flush_deadline_seconds": "120", "task_visibility_seconds": "300"}
     directory = tmp_path_factory.mktemp("system")
@@ -57,7 +57,9 @@ def poisoned_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
 
 
 def test_all_other_rows_are_stored_and_the_offset_advanced(poisoned_system: tuple[System, Place, Place]) -> None:
-    """The whole load is in every sink, and nothing was parked."""
+    """Every sink has the whole load except for the poison rows, all offsets are committed, and nothing was
+    parked.
+    """
     system, *places = poisoned_system
 
     report = system.reconcile(extra_matters=False)
@@ -71,7 +73,10 @@ def test_all_other_rows_are_stored_and_the_offset_advanced(poisoned_system: tupl
 def test_a_row_that_bigquery_refuses_is_a_letter_with_its_reason(
     poisoned_system: tuple[System, Place, Place],
 ) -> None:
-    """The other sinks store the message. A replay is refused again and keeps the dead letter."""
+    """A row that BigQuery refuses becomes a dead letter with the reason, and the other sinks store its message.
+
+    A replay is refused again and keeps the dead letter.
+    """
     system, old, _ = poisoned_system
     (letter,) = letters(system, "bigquery")
 
@@ -90,7 +95,7 @@ def test_a_row_that_bigquery_refuses_is_a_letter_with_its_reason(
 def test_a_batch_refused_for_one_row_lacks_only_that_row_until_its_replay(
     poisoned_system: tuple[System, Place, Place],
 ) -> None:
-    """Once the table accepts the row, a replay writes it to ClickHouse, to no other sink, once."""
+    """Once the table accepts the row, a replay of its dead letter writes the row once, and only to ClickHouse."""
     system, _, banned = poisoned_system
     (letter,) = letters(system, "clickhouse")
     assert "banned" in letter["error"]
@@ -116,14 +121,14 @@ def test_a_batch_refused_for_one_row_lacks_only_that_row_until_its_replay(
 
 
 def poison(replay_id: str, segment_id: int, received: int) -> bytes:
-    """A message that produces one BigQuery row, the one that counts its events."""
+    """Returns a message that produces a single BigQuery row, which counts its events."""
     events = [{"type": 3, "timestamp": received * 1000, "data": {"source": 1}}]
     fields = {"replay_id": replay_id, "received": received, "replay_event": None}
     return recording(events, segment_id, **fields)
 
 
 def letters(system: System, sink: str) -> list[dict[str, Any]]:
-    """The dead letters of that sink."""
+    """Returns the dead letters of the given sink."""
     found: list[dict[str, Any]] = system.json("dlq", "ls", "--sink", sink, "--limit", "50")["letters"]
     return found
 
@@ -163,7 +168,7 @@ def objects_named(system: System, part: str) -> int:
 
 
 def held_elsewhere(system: System) -> tuple[Any, ...]:
-    """The contents of the other sinks: objects, facts, and messages of the dead-letter topic."""
+    """Returns the contents of the other sinks: objects, facts, and messages of the dead-letter topic."""
     consumer = Consumer({"group.id": "looks-only", **kafka_options(system.settings)})
     topic = system.settings.kafka_topic
     partitions = consumer.list_topics(topic, timeout=20).topics[topic].partitions

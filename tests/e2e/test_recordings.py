@@ -23,7 +23,7 @@ STARTED_AT = 1_700_000_000
 
 
 def recordings() -> dict[str, list[Any]]:
-    """The rrweb events of every segment that we recorded, and of every third-party file if available."""
+    """Returns the rrweb events of every segment that we recorded, and of every third-party file if available."""
     found: dict[str, list[Any]] = {}
     for recorded in RECORDINGS:
         for number, body in enumerate(recorded.bodies):
@@ -38,7 +38,7 @@ def recordings() -> dict[str, list[Any]]:
 
 
 def message(number: int, events: list[Any]) -> bytes:
-    """One Kafka value; every other body is sent uncompressed."""
+    """Returns one Kafka value; every second one has an uncompressed body."""
     body = json.dumps(events).encode()
     payload = b'{"segment_id":%d}\n' % number + (zlib.compress(body) if number % 2 else body)
     return msgspec.msgpack.encode(
@@ -81,7 +81,7 @@ def test_recordings_of_real_sdks_are_stored_unchanged(tmp_path: Path) -> None:
 
 
 def stored(system: System, name: str) -> Any:
-    """The JSON of one object."""
+    """Returns the decoded JSON of one object."""
     quoted = urllib.request.quote(name, safe="")  # type: ignore[attr-defined]
     url = f"{system.stack.addresses['gcs']}/storage/v1/b/{system.settings.gcs_bucket}/o/{quoted}?alt=media"
     with urllib.request.urlopen(url, timeout=10) as answer:

@@ -1,4 +1,4 @@
-"""Every batch is delivered again on real servers: afterwards each sink has the same contents.
+"""After every batch has been delivered again on real servers, each sink has the same contents.
 
 The group's offsets are reset to the beginning while no reader runs, and a new reader reads everything again. The
 broker is Apache Kafka, because Tansu does not store the cut record with an offset. The tests are independent of
@@ -32,8 +32,8 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
 SEGMENTS = 400
 MESSAGES_IN_A_BATCH = 40
 
-# The identity columns of a row, by table. Rows with the same identity may come from two messages, which differ in
-# the other columns.
+# Maps each table to the columns that identify a row. Rows with the same identity may come from two messages, which
+# differ in the other columns.
 IDENTITIES = {
     "replays": "project_id, replay_id, event_hash, click_rank",
     "replay_segments": "project_id, replay_id, segment_id, object",
@@ -89,7 +89,7 @@ class LoadedSystem:
 
 @pytest.fixture(scope="module")
 def loaded_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedSystem]:
-    """Several batches on four partitions, including videos, duplicates and rejects, all committed.
+    """A system that has committed several batches on four partitions, including videos, duplicates and rejects.
 
     The load is sent in two halves: the last batches of the first half are cut by age, which redelivery would not
     repeat.
@@ -158,7 +158,8 @@ def test_without_a_cut_record_other_cuts_leave_no_duplicates_after_deduplication
 ) -> None:
     """The cut record was lost and batches are cut differently, so neither marks nor tokens match.
 
-    Object names, keys and row ids do match. Rows are inserted again, and merges or FINAL remove them.
+    The object names, keys and row ids, however, are the same. Rows are inserted again, and merges or FINAL remove
+    them.
     """
     system = loaded_system.system
     before = census(system)
@@ -210,7 +211,7 @@ def redeliver(system: System, cuts: frozenset[str] | None, **settings: str) -> N
 
 
 def ends_by_partition(references: frozenset[str]) -> dict[int, list[int]]:
-    """The ends of these batches, ascending, by partition."""
+    """Returns the ends of these batches by partition, in ascending order."""
     found: dict[int, list[int]] = {}
     for reference in references:
         partition, _, stop = (int(part) for part in reference.split(":")[0].rsplit("-", 3)[1:])
@@ -219,13 +220,13 @@ def ends_by_partition(references: frozenset[str]) -> dict[int, list[int]]:
 
 
 def cut_early(stops: list[int]) -> bool:
-    """Whether a batch before the last one was cut by age."""
+    """Returns whether a batch before the last one was cut by age."""
     sizes = [stop - start for start, stop in pairwise([0, *stops])]
     return any(size < MESSAGES_IN_A_BATCH for size in sizes[:-1])
 
 
 def batches(system: System) -> frozenset[str]:
-    """References of the batches in Redis, from their remaining marks."""
+    """Returns references to the batches in Redis, found by their remaining marks."""
     pattern = f"{system.settings.key_prefix}:batch:*"
     keys = connect(system.settings).scan_iter(pattern, count=1000)
     return frozenset(key.decode().split(":batch:")[1].translate({ord("{"): None, ord("}"): None}) for key in keys)
@@ -259,7 +260,7 @@ def census(system: System) -> Census:
 
 
 def list_objects(system: System) -> dict[str, dict[str, Any]]:
-    """Cloud Storage's metadata of each object, by name."""
+    """Maps the name of each object to its metadata in Cloud Storage."""
     settings, token = system.settings, ""
     found: dict[str, dict[str, Any]] = {}
     while True:
@@ -273,7 +274,7 @@ def list_objects(system: System) -> dict[str, dict[str, Any]]:
 
 
 def facts(system: System, table: str) -> int:
-    """Rows of a BigQuery table or view."""
+    """Returns the rows of a BigQuery table or view."""
     settings = system.settings
     connected = bigquery_client(settings)
     try:
@@ -285,11 +286,11 @@ def facts(system: System, table: str) -> int:
 
 
 def packets(system: System) -> int:
-    """Number of metrics received so far."""
+    """Returns the number of metrics received so far."""
     with urllib.request.urlopen(f"{system.stack.addresses['statsd_query']}/metrics", timeout=10) as answer:
         return int(json.load(answer)["received"])
 
 
 def requests(system: System) -> dict[str, int]:
-    """Number of requests to each sink behind a proxy so far."""
+    """Returns the number of requests so far to each sink that is behind a proxy."""
     return {part: proxy.counts["requests"] for part, proxy in system.proxies.items()}

@@ -32,8 +32,8 @@ PROBE_CPU_SECONDS_MAX = 2.5
 
 
 def test_a_hanging_sink_fills_a_bounded_backlog_while_the_others_continue(tmp_path: Path) -> None:
-    """ClickHouse hangs: ingestion continues up to the bound, the reader keeps its partitions, then everything
-    drains.
+    """While ClickHouse hangs, ingestion continues up to the bound, and the reader keeps its partitions;
+    afterwards everything drains.
 
     SICK_SECONDS is the duration of the hang. The default is just long enough to observe everything.
     """
@@ -81,7 +81,7 @@ def test_a_hanging_sink_fills_a_bounded_backlog_while_the_others_continue(tmp_pa
 
 
 def test_a_share_of_failing_uploads_parks_nothing(tmp_path: Path) -> None:
-    """Uploads get 503 for 2 % and 429 for 1 %: single objects are retried, and no batch is parked."""
+    """If 2 % of uploads get 503 and 1 % get 429, single objects are retried, and no batch is parked."""
     with System(tmp_path) as system:
         system.proxies["gcs"].set(SeveralErrors((Errors(503, 0.02), Errors(429, 0.01, retry_after_seconds=1))))
         system.load(800)
@@ -95,14 +95,16 @@ def test_a_share_of_failing_uploads_parks_nothing(tmp_path: Path) -> None:
 
 
 def attempts(system: System, batch: str) -> int:
-    """Attempts of a parked batch; 0 while it is not parked."""
+    """Returns the number of attempts of a parked batch, or 0 while it is not parked."""
     shown = system.json("batches", "ls")
     return int(shown[batch]["attempt"]) if batch in shown else 0
 
 
 def test_a_parked_batch_is_retried_from_the_command_line_and_from_flower(tmp_path: Path) -> None:
-    """After its retries a batch is parked and displayed; an operator's retry runs it at once. Once the sink works
-    again, the first success releases the other batches, and the reader commits."""
+    """A batch that is parked after its retries is displayed, and an operator's retry runs it at once.
+
+    Once the sink works again, the first success releases the other batches, and the reader commits.
+    """
     patience = {"retry_backoff_seconds": "120", "retry_backoff_seconds_max": "600", "task_retries_max": "1"}
     password = "a-long-password"
     port = free_port()
@@ -139,8 +141,9 @@ def test_a_parked_batch_is_retried_from_the_command_line_and_from_flower(tmp_pat
 
 
 def test_redis_at_its_memory_limit_pauses_the_reader(tmp_path: Path) -> None:
-    """Redis refuses to stage more bytes: nothing crashes or is lost, and the reader resumes when memory is
-    free.
+    """If Redis refuses to stage more bytes, the reader pauses, and resumes when memory is available.
+
+    Nothing crashes or is lost.
     """
     with System(tmp_path, in_flight_batches_max="4") as system:
         system.load(60, seed=1)
@@ -164,7 +167,10 @@ def test_redis_at_its_memory_limit_pauses_the_reader(tmp_path: Path) -> None:
 
 
 def test_a_flood_of_one_project_is_shed_by_rule(tmp_path: Path) -> None:
-    """The kill switch drops and counts a project's messages; other projects' are kept, and offsets advance."""
+    """The kill switch drops and counts a project's messages.
+
+    Other projects' messages are kept, and offsets advance.
+    """
     shed, kept = 11, 12
     with System(tmp_path) as system:
         system.command("tenants", "kill", str(shed), "--yes", "--by", "test")
@@ -188,12 +194,12 @@ def test_a_flood_of_one_project_is_shed_by_rule(tmp_path: Path) -> None:
 
 
 def dropped_count(system: System) -> float:
-    """Messages dropped by the kill switch so far."""
+    """Returns the number of messages dropped by the kill switch so far."""
     return system.metric("replays_reader_drops_total", reason="killed")
 
 
 def flushed_counts(system: System) -> tuple[int, int, int]:
-    """Number of objects in the bucket, facts in BigQuery, and metric values received by the agent."""
+    """Returns the numbers of objects in the bucket, facts in BigQuery, and metric values received by the agent."""
     found = objects(system.stack.addresses["gcs"], system.settings.gcs_bucket)
     facts = sum(read_facts(system.settings).values())
     values = sum(total.count for total in read_metrics(system.stack.addresses["statsd_query"]).values())
@@ -201,12 +207,12 @@ def flushed_counts(system: System) -> tuple[int, int, int]:
 
 
 def all_increased(before: tuple[int, ...], now: tuple[int, ...]) -> bool:
-    """Whether each of the counts increased."""
+    """Returns whether each of the counts increased."""
     return all(old < new for old, new in zip(before, now, strict=True))
 
 
 def objects(endpoint: str, bucket: str) -> int:
-    """The number of objects in the bucket."""
+    """Returns the number of objects in the bucket."""
     with urllib.request.urlopen(f"{endpoint}/storage/v1/b/{bucket}/o?maxResults=10000", timeout=10) as answer:
         return len(json.load(answer).get("items", ()))
 
@@ -220,7 +226,7 @@ def responds(port: int) -> bool:
 
 
 def flower_call(port: int, path: str, body: dict[str, object], login: str) -> int:
-    """HTTP status of a POST to Flower's API."""
+    """Returns the HTTP status of a POST to Flower's API."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
@@ -234,7 +240,10 @@ def flower_call(port: int, path: str, body: dict[str, object], login: str) -> in
 
 
 def test_dead_letters_are_listed_shown_and_replayed_once(tmp_path: Path) -> None:
-    """Rejects return to their topic with a mark; a second replay skips them, and a dry run changes nothing."""
+    """Replayed rejects return to their topic with a mark.
+
+    A second replay skips them, and a dry run changes nothing.
+    """
     with System(tmp_path) as system:
         made = system.load(150)
         system.wait_committed()

@@ -26,8 +26,10 @@ SDK_VERSION = json.loads((ROOT / "ingest/trial/static/vendor/VERSIONS.json").rea
 
 
 def test_a_session_in_the_shop_is_recorded_and_watched_with_its_facts() -> None:
-    """The page of the recording opens once every sink has it; its clicks, requests and errors are those that were
-    made. Ctrl-C removes everything.
+    """The page of the recording opens once every sink has it, and shows the clicks, requests and errors that were
+    made.
+
+    Ctrl-C removes everything.
     """
     done = Done()
     with trying() as trial, sync_playwright() as playwright:
@@ -52,7 +54,7 @@ def test_a_session_in_the_shop_is_recorded_and_watched_with_its_facts() -> None:
 
 
 def see_the_replay(page: Page, done: Done) -> None:
-    """The timeline has the session, every segment is durable, and the recording shows the shop."""
+    """Asserts that the timeline has the session, every segment is durable, and the recording shows the shop."""
     page.locator("#marks [data-kind=rage_click]").wait_for()
     assert page.locator("#marks [data-kind=rage_click]").count() == 1
     assert re.search(r"clicks [5-7],", page.locator("#marks [data-kind=rage_click]").inner_text())
@@ -70,7 +72,7 @@ def see_the_replay(page: Page, done: Done) -> None:
 
 
 def compare_facts(facts: Facts, done: Done) -> None:
-    """Facts in BigQuery against what was done."""
+    """Compares the facts in BigQuery with the actions performed in the page."""
     assert [found for found in compared(facts, done) if not found.is_accepted] == []
     assert done.statuses["POST", "/shop/checkout", 503] == 1
     assert done.navigation == ["/?page=cart"]

@@ -49,7 +49,7 @@ def browser(system: System) -> Iterator[Page]:
 
 
 def changes_while_it_plays(page: Page) -> bool:
-    """Whether the recorded page changes some time after play is pressed."""
+    """Returns whether the recorded page changes after play is pressed."""
     frame = page.locator(".replayer-wrapper")
     frame.wait_for()
     before = frame.screenshot()
@@ -59,7 +59,7 @@ def changes_while_it_plays(page: Page) -> bool:
 
 
 def test_a_rage_click_replay_is_found_and_played(tmp_path: Path) -> None:
-    """The list is filtered by rage clicks; the replay plays, and the rage click is marked on its timeline."""
+    """A replay found by the filter for rage clicks plays, and the rage click is marked on its timeline."""
     with System(tmp_path, flower_basic_auth=":".join(LOGIN)) as system:
         system.load(400)
         system.wait_committed()
@@ -80,7 +80,10 @@ def test_a_rage_click_replay_is_found_and_played(tmp_path: Path) -> None:
 
 
 def test_a_recording_of_a_real_sdk_plays_and_a_missing_segment_is_named(tmp_path: Path) -> None:
-    """A real recording is ingested twice: once complete, once with one segment missing. Both play."""
+    """A real recording is ingested twice, once complete and once with one segment missing, which is named.
+
+    Both play.
+    """
     whole, holed = "a" * 32, "b" * 32
     with System(tmp_path, flower_basic_auth=":".join(LOGIN)) as system:
         for value in recorded_session(whole):
@@ -100,9 +103,7 @@ def test_a_recording_of_a_real_sdk_plays_and_a_missing_segment_is_named(tmp_path
 
 
 def test_an_operator_retries_a_batch_and_replays_a_dead_letter(tmp_path: Path) -> None:
-    """The operator signs in and does both on the page: the reader commits the parked batch, and the dead letter is
-    sent once.
-    """
+    """When a signed-in operator retries a batch, the reader commits it; a replayed dead letter is sent once."""
     with System(tmp_path, flower_basic_auth=":".join(LOGIN), **LONG_BACKOFF) as system:
         system.send(message("c" * 32, 0, b"this is no recording"))
         until(lambda: len(system.json("dlq", "ls")["letters"]) == 1, 90, "a dead letter")

@@ -149,7 +149,7 @@ BROKEN = (
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Values of the placeholders."""
+    """Maps each placeholder to its value."""
     folder = tmp_path_factory.mktemp("files")
     (folder / "broken.toml").write_text("kafka_topic = \n")
     (folder / "latin.toml").write_bytes('kafka_topic = "gr\xfcn"\n'.encode("latin-1"))
@@ -175,14 +175,14 @@ def without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fill_placeholders(variables: dict[str, str], files: dict[str, str]) -> dict[str, str]:
-    """The variables with their placeholders replaced."""
+    """Returns the variables with their placeholders replaced."""
     for name, value in files.items():
         variables = {variable: text.replace(f"{{{name}}}", value) for variable, text in variables.items()}
     return variables
 
 
 def leaf_commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Every executable command as its words. The reader's command has none."""
+    """Returns every executable command as its words. The command of the reader has no words."""
     if isinstance(command, click.Group):
         if command.invoke_without_command:
             yield path
@@ -193,7 +193,7 @@ def leaf_commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterato
 
 
 def words(path: tuple[str, ...], folder: str) -> list[str]:
-    """The command with values for all required arguments."""
+    """Returns the words of the command, with values for all required arguments."""
     command: click.Command = main
     for name in path:
         assert isinstance(command, click.Group)
@@ -218,7 +218,9 @@ CELERY = (("worker",), ("flower",), ("inspect", "ping"), ("report",))
 
 
 def commands_for(case: BrokenSetting, commands: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """All commands for the first setting of a kind, and a few different commands for each of the others."""
+    """Returns all commands for the first setting of a kind, and a few, different for each setting, for the
+    others.
+    """
     if case.kind:
         return list(commands)
     first = BROKEN.index(case)
@@ -226,7 +228,7 @@ def commands_for(case: BrokenSetting, commands: Sequence[tuple[str, ...]]) -> li
 
 
 def expect_one_line(ended: ProgramResult, names: tuple[str, ...], who: str) -> None:
-    """Expects exit code 2, no standard output, and one helpful line."""
+    """Asserts exit code 2, no standard output, and one helpful line."""
     assert ended.exit_code == 2, (who, ended)
     assert len(ended.stderr.splitlines()) == 1, (who, ended)
     for name in names:
@@ -244,7 +246,7 @@ ADVICE = (
 
 
 def test_the_commands_were_found() -> None:
-    """The list contains the reader, single commands, and subcommands."""
+    """The list of commands contains the reader, single commands, and subcommands."""
     assert {(), ("check",), ("batches", "retry"), ("local", "up"), ("demo",)} <= set(COMMANDS)
     assert len(COMMANDS) > 25
 
@@ -253,7 +255,10 @@ def test_the_commands_were_found() -> None:
 def test_every_command_refuses_a_wrong_setting_in_one_line(
     case: BrokenSetting, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The line says which setting is wrong and what to do. The command does nothing else."""
+    """Every command prints one line that says which setting is wrong and what to do.
+
+    The command does nothing else.
+    """
     for name, value in fill_placeholders(case.variables, files).items():
         monkeypatch.setenv(name, value)
     for path in commands_for(case, COMMANDS):
@@ -290,7 +295,7 @@ def test_every_setting_is_refused_in_one_line(
 
 
 def test_an_invalid_settings_file_on_the_command_line_is_refused(files: dict[str, str]) -> None:
-    """The error is the same as for REPLAYS_SETTINGS_FILE."""
+    """An invalid settings file on the command line causes the same error as one in REPLAYS_SETTINGS_FILE."""
     for name in ("nothing.toml", "broken.toml", "latin.toml", ""):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("REPLAYS_SETTINGS_FILE", "")
@@ -305,7 +310,7 @@ def test_help_needs_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_several_mistakes_are_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All mistakes are reported in one run."""
+    """Several mistakes are reported in one run, one line each."""
     for name, value in {"REDIS_TIMEOUT_SECONDS": "soon", "LOG_LEVEL": "loud", "REDIS_ULR": "x"}.items():
         monkeypatch.setenv(f"REPLAYS_{name}", value)
 
@@ -337,7 +342,7 @@ def test_celery_commands_refuse_a_wrong_setting_in_one_line(case: BrokenSetting,
 
 
 def test_the_readers_values_are_left_to_the_reader() -> None:
-    """The environment may be shared by reader and workers. A worker does not validate the reader's settings."""
+    """Reader and workers may share an environment, so a worker does not validate the reader's settings."""
     ended = run_program("celery", "-A", "tasks", "report", REPLAYS_BATCH_MESSAGES_MAX="many")
 
     assert ended.exit_code == 0, ended
@@ -354,7 +359,7 @@ LISTENERS: tuple[tuple[tuple[str, ...], str], ...] = (
 
 @pytest.mark.parametrize(("command", "setting"), LISTENERS, ids=lambda part: " ".join(part) if part else "")
 def test_a_port_in_use_is_refused_in_one_line(command: tuple[str, ...], setting: str) -> None:
-    """The error explains how to choose another port."""
+    """A port in use is refused in one line that explains how to choose another port."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         variables = FLOWER_LOGIN | {"REPLAYS_LOG_FORMAT": "text"}

@@ -40,7 +40,7 @@ def test_the_state_of_the_system_is_one_page(office: Office):
 
 
 def test_the_page_can_be_saved_as_svg(office: Office, tmp_path: Path):
-    """Nothing is printed on the terminal."""
+    """When the page is saved as SVG, nothing is printed on the terminal."""
     result = command(office.env, "top", "--svg", str(tmp_path / "top.svg"))
 
     assert (result.code, result.out) == (0, "")
@@ -60,7 +60,7 @@ def test_the_page_can_be_saved_as_svg(office: Office, tmp_path: Path):
     ids=" ".join,
 )
 def test_without_redis_each_command_reports_what_to_check(office: Office, arguments: tuple[str, ...]):
-    """Each command prints one line and exits with 1."""
+    """Without Redis, each command prints one line that says what to check, and exits with 1."""
     result = command(office.env | UNREACHABLE_REDIS, *arguments)
 
     assert (result.code, len(result.err.splitlines())) == (1, 1)
@@ -79,7 +79,9 @@ def test_a_project_is_disabled_while_redis_is_unavailable(office: Office):
 
 
 def test_wrong_settings_give_exit_code_2(office: Office):
-    """The error contains the setting's name, its value and the allowed values."""
+    """Wrong settings give exit code 2, and the error contains the setting's name, its value and the allowed
+    values.
+    """
     result = command(office.env | {"REPLAYS_BATCH_MESSAGES_MAX": "none"}, "status")
 
     assert result.code == 2
@@ -108,7 +110,7 @@ def test_parked_batches_are_listed_and_shown(office: Office):
 
 
 def test_a_parked_batch_is_retried(office: Office):
-    """The reader of the batch is notified, and the operator's name is recorded."""
+    """When a parked batch is retried, its reader is notified, and the operator's name is recorded."""
     batch = office.park(0, 2)
 
     result = command(office.env, "batches", "retry", batch.id, "--by", "ann")
@@ -119,7 +121,10 @@ def test_a_parked_batch_is_retried(office: Office):
 
 
 def test_a_parked_batch_is_abandoned(office: Office):
-    """The batch's messages become dead letters first. Without `--reason` the command does nothing."""
+    """When a parked batch is abandoned, its messages first become dead letters.
+
+    Without `--reason` the command does nothing.
+    """
     batch = office.park(2, 4)
 
     unexplained = command(office.env, "batches", "abandon", batch.id, "--reason", " ", "--yes")
@@ -131,7 +136,7 @@ def test_a_parked_batch_is_abandoned(office: Office):
 
 
 def test_a_batch_of_a_stopped_reader_is_left_unchanged(office: Office):
-    """A stopped reader cannot be notified."""
+    """The batch of a stopped reader is left unchanged, because the reader cannot be notified."""
     batch = office.park(0, 2)
     office.leave()
 
@@ -173,7 +178,7 @@ def test_rules_for_projects_are_set_and_removed(office: Office):
 
 @pytest.mark.parametrize("options", [[], ["--per-second", "5", "--remove"]], ids=["neither", "both"])
 def test_a_limit_needs_a_rate_or_none(office: Office, options: list[str]):
-    """A limit without a rate or `none` gives exit code 2."""
+    """`limit` without a rate and without `none` gives exit code 2."""
     result = command(office.env, "tenants", "limit", "8", *options)
 
     assert (result.code, "give either --per-second or --remove" in result.err) == (2, True)
@@ -183,7 +188,7 @@ def test_a_limit_needs_a_rate_or_none(office: Office, options: list[str]):
 
 
 def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Path):
-    """A dry run produces nothing, a second replay finds nothing, and the action is recorded."""
+    """A dry run of a replay produces nothing, a second replay finds nothing, and the action is recorded."""
     office.bury(MESSAGES - 1, "no_header")
     env = office.env
 
@@ -211,7 +216,7 @@ def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Pa
 
 
 def test_on_a_terminal_dangerous_commands_state_their_scope_and_ask_for_confirmation(office: Office):
-    """If the operator answers no, nothing changes, and `--yes` skips the question. Each command reports what it
+    """If the operator answers no, nothing changes; `--yes` skips the question. Each command reports what it
     changed.
     """
     batch = office.park(2, 4)
@@ -233,7 +238,9 @@ def test_on_a_terminal_dangerous_commands_state_their_scope_and_ask_for_confirma
 
 
 def test_replaying_needs_a_selection(office: Office):
-    """Without a selection the exit code is 2: replaying all dead letters needs a separate option."""
+    """`dlq replay` without a selection gives exit code 2, because replaying all dead letters needs a separate
+    option.
+    """
     result = command(office.env, "dlq", "replay")
 
     assert (result.code, "--all" in result.err) == (2, True)
@@ -244,7 +251,7 @@ def test_replaying_needs_a_selection(office: Office):
 
 
 def test_existing_schema_and_topics_are_left_unchanged(office: Office):
-    """A second `migrate` changes nothing, and a dry run lists what it would do elsewhere."""
+    """A second `migrate` changes nothing; on empty servers, a dry run lists what it would do."""
     again = command(office.env, "migrate", "--topics")
     elsewhere = command(office.env | {"REPLAYS_GCS_BUCKET": "elsewhere-bucket"}, "migrate", "--dry-run")
 
@@ -255,7 +262,10 @@ def test_existing_schema_and_topics_are_left_unchanged(office: Office):
 
 
 def test_check_lists_every_server_and_its_errors(office: Office):
-    """Only the workers are missing, so only their queues are errors. An unavailable server is listed, too."""
+    """If only the workers are missing, `check` reports only their queues as errors.
+
+    An unavailable server is also reported.
+    """
     good = command(office.env, "check", "--json")
     bad = command(office.env | {"REPLAYS_CLICKHOUSE_URL": "http://127.0.0.1:1"}, "check")
 

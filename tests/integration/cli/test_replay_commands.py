@@ -47,7 +47,7 @@ def test_replays_are_listed(library: Library, options: list[str], expected: set[
 
 
 def test_a_truncated_list_is_marked_as_truncated(library: Library):
-    """The last line says that there are more replays."""
+    """The last line of a truncated list says that there are more replays."""
     result = command(library.env, "replays", "ls", "--limit", "2", "--dead")
     cut = command(library.env, "replays", "ls", "--limit", "1", "--dead")
 
@@ -56,7 +56,7 @@ def test_a_truncated_list_is_marked_as_truncated(library: Library):
 
 
 def test_one_replay_is_shown_with_its_segments(library: Library):
-    """The output has facts, then a line per segment with its missing data, then anomalies."""
+    """`replays show` prints facts, then one line per segment with its missing data, then anomalies."""
     shown = command(library.env, "replays", "show", HOLED)
     reported = command(library.env, "replays", "show", HOLED, "--json").json
 
@@ -75,7 +75,9 @@ def test_one_replay_is_shown_with_its_segments(library: Library):
 
 
 def test_events_are_listed(library: Library):
-    """One line is printed per mark, other kinds only on request; unreadable segments are named."""
+    """`events` prints one line per mark and names unreadable segments; other kinds of events are printed only
+    on request.
+    """
     everything = command(library.env, "events", library.shop_id, "--json").json
     rage = command(library.env, "events", library.shop_id, "--kind", "rage_click")
     spoiled = command(library.env, "events", SPOILED)
@@ -114,7 +116,7 @@ def test_events_of_an_unknown_kind_are_refused(library: Library):
 
 
 def test_events_fit_the_width_of_the_terminal(library: Library):
-    """One line is printed per event, none longer than COLUMNS."""
+    """`events` prints one line per event, and none is longer than COLUMNS."""
     result = CliRunner().invoke(main, ["events", HOLED], env={**library.env, "COLUMNS": "60"})
 
     assert result.exit_code == 0
@@ -122,7 +124,7 @@ def test_events_fit_the_width_of_the_terminal(library: Library):
 
 
 def test_a_replay_is_downloaded(library: Library, tmp_path: Path):
-    """The download has the replay's events as sent, and its videos; missing or unreadable segments are named."""
+    """`fetch` downloads the replay's events as sent, and its videos, and names missing or unreadable segments."""
     shop = command(library.env, "fetch", library.shop_id, "--output", str(tmp_path), "--json").json
     mobile = command(library.env, "fetch", MOBILE, "--output", str(tmp_path))
     part = command(library.env, "fetch", SPOILED, "--segment", "0", "--segment", "1", "--output", str(tmp_path))
@@ -187,7 +189,7 @@ def test_a_wrong_option_is_a_usage_error(library: Library):
 
 
 def test_messages_are_inspected_before_they_are_ingested(library: Library, tmp_path: Path):
-    """The output shows what ingestion would write; a reject gives exit code 1."""
+    """`inspect` shows what ingestion would write; a rejected message gives exit code 1."""
     good, bad = tmp_path / "good", tmp_path / "bad"
     good.write_bytes(library.shop.values[4])
     bad.write_bytes(b"\xc1")

@@ -32,8 +32,9 @@ SUBCOMMANDS_OF_7_0 = {"script|load", "script|exists"}
 
 
 def guard(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> Redis:
-    """Configures Redis as deployed, with a user for workers and one for the reader. Returns an administrator's
-    client.
+    """Configures Redis as deployed, with one user for workers and another for the reader.
+
+    Returns an administrator's client.
     """
     keeper: Any = fleet.client
     keeper.execute_command("ACL", "SETUSER", "keeper", "on", "nopass", "~*", "&*", "+@all")
@@ -118,7 +119,9 @@ def test_each_program_can_write_only_its_own_keys(fleet: Fleet, monkeypatch: pyt
 
 
 def test_a_viewer_sees_parked_batches_next_to_expired_entries(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
-    """The viewer cannot delete an expired lease; only a user with write access can."""
+    """A viewer sees parked batches even if entries have expired leases, which only a user with write access can
+    delete.
+    """
     guard(fleet, monkeypatch)
     Redis.from_url(url_of(fleet, "replays")).hset(
         "replays:parked", "t-0-0-9", '{"batch_id":"t-0-0-9","leased_until":1,"parked_at":1,"retry_at":1}'
@@ -128,8 +131,8 @@ def test_a_viewer_sees_parked_batches_next_to_expired_entries(fleet: Fleet, monk
 
 
 def test_the_file_works_with_redis_7_0():
-    """`client|setinfo` was added in 7.2: if the file named it, Redis 7.0 would refuse the whole file and not
-    start.
+    """The file does not contain `client|setinfo`, which was added in 7.2: Redis 7.0 would refuse the file and
+    not start.
     """
     named = set(re.findall(r"[+-](\S+\|\S+)", USERS.read_text()))
 

@@ -16,8 +16,8 @@ import pytest
 from tests.kit.paths import ROOT
 
 OURS = {"ingest", "tasks", "celeryconfig.py"}
-# Names of packages on the package index, or of the team that installs ours. The last three are also directories of
-# this repository.
+# Names that packages on the package index, or packages of the team that installs ours, may have. The last three
+# names are also directories of this repository.
 THEIRS = ("web", "local", "tools", "benchmarks", "tests")
 
 
@@ -52,7 +52,7 @@ class Installed:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """The wheel installed next to THEIRS; dependencies come from the environment of this test."""
+    """The wheel, installed next to the packages in THEIRS. Dependencies come from the environment of this test."""
     root = tmp_path_factory.mktemp("installed")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", root / "venv"], check=True, timeout=120)
     python = root / "venv" / "bin" / "python"
@@ -80,7 +80,7 @@ def test_the_wheel_holds_our_two_packages_and_celerys_configuration(wheel: Path)
 
 
 def test_other_packages_keep_their_names(installed: Installed) -> None:
-    """Other packages with the names of our directories can still be imported."""
+    """Other projects' packages that have the names of our directories can still be imported."""
     owners = "; ".join(f"import {name}; print({name}.OWNER)" for name in THEIRS)
 
     result = installed.run("python", "-c", owners)
@@ -92,7 +92,7 @@ def test_other_packages_keep_their_names(installed: Installed) -> None:
     "words", [["--help"], ["web", "--help"], ["local", "--help"], ["check", "--help"]], ids=" ".join
 )
 def test_our_commands_run_next_to_them(installed: Installed, words: list[str]) -> None:
-    """The installed command runs outside the repository."""
+    """The installed command runs outside the repository, next to other packages."""
     result = installed.run("replays-ingest", *words)
 
     assert result.returncode == 0, result.stderr

@@ -22,7 +22,7 @@ from ingest.local.servers.processes import group_is_alive, wait_until
 
 
 def status_of(url: str, login: str = "") -> int:
-    """The HTTP status of a GET request with an optional login."""
+    """Returns the HTTP status of a GET request with an optional login."""
     headers = {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()} if login else {}
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
@@ -32,7 +32,7 @@ def status_of(url: str, login: str = "") -> int:
 
 
 def test_the_whole_system_starts_ingests_and_stops(tmp_path: Path):
-    """A load is committed, and one login opens every page."""
+    """The whole system starts, commits a load, serves every page to one login, and stops."""
     place = tmp_path / "stack"
     state = background.up(place, programs=True)
     try:
@@ -62,7 +62,7 @@ def test_the_whole_system_starts_ingests_and_stops(tmp_path: Path):
 
 
 def test_an_unknown_log_is_refused_with_the_available_names(tmp_path: Path):
-    """The exit code is 2."""
+    """The name of an unknown log gives exit code 2 and an error with the available names."""
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "reader.log").write_text("one\ntwo\n")
 
@@ -75,7 +75,7 @@ def test_an_unknown_log_is_refused_with_the_available_names(tmp_path: Path):
 
 
 def test_a_log_is_followed_by_whole_lines(tmp_path: Path):
-    """A line that is still being written is printed once it is complete."""
+    """When a log is followed, a line that is still being written is printed once it is complete."""
     path = tmp_path / "reader.log"
     path.write_bytes(b"one\nhal")
     tail = Tail(path)

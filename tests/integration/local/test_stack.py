@@ -61,13 +61,13 @@ def test_a_component_can_be_a_real_server():
 
 
 def test_an_unknown_component_is_refused():
-    """The error lists the valid names of components."""
+    """The name of an unknown component is refused, and the error lists the valid names."""
     with Stack(environ={}) as stack, pytest.raises(LocalError, match="kafka, redis"):
         stack.start(["postgres"])
 
 
 def test_a_component_that_does_not_start_shows_its_log(tmp_path: Path):
-    """ClickHouse fails to start because its data directory is a file."""
+    """If ClickHouse cannot start because its data directory is a file, the error shows its log."""
     (tmp_path / "clickhouse").mkdir()
     (tmp_path / "clickhouse" / "data").write_text("in the way")
     with Stack(tmp_path, environ={}) as stack, pytest.raises(LocalError, match=r"(?s)clickhouse ended.*end of"):
@@ -95,7 +95,9 @@ def test_a_background_stack_runs_until_down(tmp_path: Path):
 
 
 def test_the_files_of_a_background_stack_are_private(tmp_path: Path):
-    """The user's umask would make new files accessible to everyone."""
+    """The files of a background stack are private, even if the user's umask makes new files accessible to
+    everyone.
+    """
     place = tmp_path / "new" / "stack"
     before = os.umask(0)
     try:
@@ -112,7 +114,7 @@ def test_the_files_of_a_background_stack_are_private(tmp_path: Path):
 
 
 def test_the_files_of_an_older_background_stack_become_private(tmp_path: Path):
-    """Others could read the folder before the stack starts again."""
+    """A folder that others can read, as older releases created it, becomes private when the stack starts again."""
     background.up(tmp_path, parts=["statsd"])
     background.down(tmp_path)
     tmp_path.chmod(0o755)
@@ -160,7 +162,7 @@ def test_a_kill_9_of_a_program_with_a_stack_leaves_nothing(tmp_path: Path):
     program.wait()
 
     wait_until(lambda: not Path(directory).exists(), 10, "the directory to go")
-    # Orphans are reaped by the process that adopted them; until then a zombie keeps its pid.
+    # An orphan is reaped by the process that adopted it. Until then it is a zombie and keeps its pid.
     for pid in pids:
         result = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True, check=False)
         assert result.stdout.strip()[:1] in ("", "Z"), pid

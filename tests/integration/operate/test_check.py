@@ -66,8 +66,9 @@ def groups(settings: Settings) -> list[str]:
 def test_a_temporary_group_is_joined_committed_and_deleted(
     kafka: Callable[..., Settings], protocol: GroupProtocol
 ) -> None:
-    """Both partitions are assigned, and the metadata of a long cut record is read back from a commit. No group
-    remains.
+    """A temporary group gets both partitions and commits, and the metadata of a long cut record is read back.
+
+    No group remains.
     """
     settings = kafka(kafka_group_protocol=protocol, kafka_instance_id="reader-1")
 
@@ -81,7 +82,10 @@ def test_a_temporary_group_is_joined_committed_and_deleted(
 
 
 def test_a_commit_that_the_brokers_refuse_is_reported(kafka: Callable[..., Settings]) -> None:
-    """The metadata is longer than the brokers accept. Both settings are named, and no group remains."""
+    """A commit whose metadata is longer than the brokers accept is reported.
+
+    The report names our setting and the brokers', and no group remains.
+    """
     settings = kafka(cut_record_bytes_max=8000)
 
     found = only(rehearsal.group(settings))
@@ -93,7 +97,7 @@ def test_a_commit_that_the_brokers_refuse_is_reported(kafka: Callable[..., Setti
 
 
 def test_a_topic_without_readers_is_a_warning(kafka: Callable[..., Settings]) -> None:
-    """The group has no members."""
+    """If the group has no members, `check` reports a warning."""
     found = only(rehearsal.owners(kafka()))
 
     assert found.level is Severity.WARNING
@@ -101,7 +105,10 @@ def test_a_topic_without_readers_is_a_warning(kafka: Callable[..., Settings]) ->
 
 
 def test_partitions_that_no_member_owns_are_an_error_with_their_lag(kafka: Callable[..., Settings]) -> None:
-    """The only member of the stable group reads another topic."""
+    """If the only member of the stable group reads another topic, the partitions without an owner are an error.
+
+    The error contains their lag.
+    """
     settings = kafka()
     producer = AcknowledgedProducer(settings)
     for number in range(3):
@@ -131,19 +138,19 @@ def test_partitions_that_no_member_owns_are_an_error_with_their_lag(kafka: Calla
 
 
 def test_staging_and_tasks_are_checked_and_nothing_is_left(fleet: Fleet) -> None:
-    """A batch is staged, a task makes a round trip, and no key remains."""
+    """`check` stages a batch and runs a task in a worker, and no key remains in Redis."""
     before = set(fleet.client.keys("*"))
 
     for found in (only(rehearsal.staging(fleet.settings)), only(rehearsal.task(fleet.settings))):
         assert found.level is Severity.OK, found
 
-    # Clients verify that Redis accepts writes with keys that expire within seconds.
+    # The remaining keys are those with which clients verify that Redis accepts writes; they expire within seconds.
     left = {key for key in set(fleet.client.keys("*")) - before if not key.endswith(b":probe")}
     assert left == set()
 
 
 def test_a_queue_without_a_worker_is_an_error(fleet: Fleet) -> None:
-    """The last finding says which worker to start."""
+    """A queue without a worker is an error, and the last finding says which worker to start."""
     found = list(rehearsal.fleet(fleet.settings))
 
     assert [finding.name for finding in found] == [f"queue {name}" for name in queues_of(fleet.settings.sinks)]
@@ -152,7 +159,7 @@ def test_a_queue_without_a_worker_is_an_error(fleet: Fleet) -> None:
 
 
 def test_status_and_top_show_partitions_without_an_owner(fleet: Fleet) -> None:
-    """Reports of a silent reader are ignored."""
+    """`status` and `top` show partitions without an owner, and ignore the reports of a silent reader."""
     coordination = Coordination(fleet.client, fleet.settings)
     for name, seen_at, unowned in (
         ("fresh", time.time(), (Unowned(3, 41), Unowned(5))),
@@ -171,8 +178,9 @@ def test_status_and_top_show_partitions_without_an_owner(fleet: Fleet) -> None:
 
 
 def test_workers_are_seen_with_their_queues_until_they_end(fleet: Fleet) -> None:
-    """While a worker of two queues runs, the other queues have no consumer. It is no longer listed after it
-    stops.
+    """While a worker of two queues runs, the other queues have no consumer.
+
+    The worker is no longer listed after it has stopped.
     """
     worker = fleet.worker("one", app="tasks", options=("-Q", f"{CONTROL_QUEUE},flush.gcs"))
 
@@ -195,7 +203,7 @@ def test_workers_are_seen_with_their_queues_until_they_end(fleet: Fleet) -> None
 
 
 def test_processes_of_different_releases_are_named(fleet: Fleet) -> None:
-    """Nothing is reported while all processes have this release."""
+    """Processes of different releases are named; nothing is reported while all processes have the same release."""
     coordination = Coordination(fleet.client, fleet.settings)
 
     def reported(release: str) -> list[str]:

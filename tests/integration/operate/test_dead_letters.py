@@ -1,4 +1,4 @@
-"""Dead letters on real servers: what replaying a letter may change, whoever wrote it."""
+"""Dead letters on real servers: what replaying a letter can change, even if the letter was forged."""
 
 from __future__ import annotations
 
@@ -28,14 +28,17 @@ from tests.kit.dead_letters import (
 
 
 def first_format(item: DeadLetter) -> DeadLetter:
-    """The letter in the first release's format."""
+    """Returns the letter in the format of the first release."""
     headers = tuple(pair for pair in item.headers if pair[0] != "version")
     return DeadLetter(item.key, item.value, headers, item.offset)
 
 
 @pytest.mark.parametrize("older", [False, True], ids=["this format", "the first format"])
 def test_a_refused_item_is_written_to_its_sink_and_marked(topics: Topics, older: bool) -> None:
-    """The refused blob and row are written, equal letters only once. A second replay finds nothing."""
+    """A refused blob and refused rows are written to their sinks; equal letters are written only once.
+
+    A second replay finds nothing.
+    """
     written = [refusal(topics, SinkName.GCS, items_of(batch(topics), SinkName.GCS)[0])] * 2
     written += [refusal(topics, SinkName.CLICKHOUSE, row) for row in items_of(batch(topics), SinkName.CLICKHOUSE)]
     topics.write(*(first_format(letter) if older else letter for letter in written))
@@ -56,8 +59,9 @@ def test_a_refused_item_is_written_to_its_sink_and_marked(topics: Topics, older:
 
 
 def test_a_producers_headers_cannot_turn_garbage_into_a_refused_item(topics: Topics) -> None:
-    """The first format kept a producer's headers next to ours. These name another project's recording and mark
-    another letter as replayed.
+    """The first format kept a producer's headers next to ours.
+
+    Such headers cannot turn garbage into a refused item, or mark another letter as replayed.
     """
     name = topics.theirs.blobs[0].name
     topics.store(name, b"theirs")
@@ -107,7 +111,9 @@ def test_a_letter_cannot_change_the_items_of_its_message(topics: Topics) -> None
 
 
 def test_a_tables_name_is_never_sql(topics: Topics) -> None:
-    """SQL in a table name would run with the operator's rights."""
+    """A letter with SQL as the name of its table is refused, because the SQL would run with the operator's
+    rights.
+    """
     (row, *_) = items_of(batch(topics), SinkName.CLICKHOUSE)
     assert isinstance(row, Row)
     tables = [
@@ -127,7 +133,10 @@ def test_a_tables_name_is_never_sql(topics: Topics) -> None:
 
 
 def test_an_item_without_its_message_needs_an_option(topics: Topics) -> None:
-    """Without its message an item's content cannot be verified; its names are still checked."""
+    """An item without its message is written only with an option, because its content cannot be verified.
+
+    Its names are still checked.
+    """
     name, content = topics.mine.blobs[0].name, b"as the letter has it"
     topics.write(forged(topics, "gcs", "blob", name, content, offset=50))
     topics.write(forged(topics, "gcs", "blob", f"{name}/../../1", content, offset=50))
@@ -192,7 +201,9 @@ def test_a_packed_object_and_its_index_are_rebuilt_from_the_whole_batch(topics: 
 
 
 def test_a_message_of_another_topic_is_not_produced(topics: Topics) -> None:
-    """The operator's rights extend beyond the topic of this deployment."""
+    """A message of another topic is not produced, although the operator may have the right to write to that
+    topic.
+    """
     label = Label("not_msgpack", "", Origin("payments", 0, 3), "payments-0-0-9")
     topics.write(DeadLetter(None, b"x", label.encode(), 3))
     topics.produce(topics.settings.dlq_topic, None, b"whose?")
@@ -205,7 +216,7 @@ def test_a_message_of_another_topic_is_not_produced(topics: Topics) -> None:
 
 
 def test_a_message_counts_as_replayed_only_with_the_same_bytes(topics: Topics) -> None:
-    """Any producer can send the header of a replayed message."""
+    """A message counts as replayed only if its bytes are the same, because any producer can send the header."""
     topic = topics.settings.kafka_topic
 
     def rejected(offset: int, value: bytes, originals: Headers = ()) -> DeadLetter:
@@ -227,7 +238,7 @@ def test_a_message_counts_as_replayed_only_with_the_same_bytes(topics: Topics) -
 
 
 def test_letters_that_mention_a_replay_are_found(topics: Topics) -> None:
-    """The replay is mentioned in a message, in its headers, or in an item's name or bytes."""
+    """Letters are found that mention a replay in a message, in its headers, or in an item's name or bytes."""
     topic = topics.settings.kafka_topic
     label = Label("not_msgpack", "", Origin(topic, 0, 1), "b", 5, (("trace", MINE.encode()),))
     topics.write(DeadLetter(None, b"x", label.encode(), 1))
@@ -245,7 +256,9 @@ def test_letters_that_mention_a_replay_are_found(topics: Topics) -> None:
 
 @pytest.mark.parametrize("value", [None, b""])
 def test_null_and_empty_values_are_preserved(topics: Topics, value: bytes | None) -> None:
-    """The values pass from the topic into a dead letter, back into the topic, and through the parser."""
+    """Null and empty values are unchanged after passing into a dead letter, back into the topic, and through
+    the parser.
+    """
     source = topics.settings.kafka_topic
     topics.produce(source, b"key", value)
     record = topics.records()[-1]

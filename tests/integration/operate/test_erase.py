@@ -99,7 +99,7 @@ def parsed(settings: Settings, started_at: int) -> list[Segment]:
 
 
 def choose_replays(segments: list[Segment]) -> tuple[Key, Key]:
-    """Two replays of one retention class, the first with several segments: they share their packed objects."""
+    """Returns two replays of one retention class, which share packed objects; the first has several segments."""
     replays: dict[int, dict[Key, int]] = {}
     for segment in segments:
         keys = replays.setdefault(segment.retention_days, {})
@@ -112,8 +112,9 @@ def choose_replays(segments: list[Segment]) -> tuple[Key, Key]:
 
 
 def test_an_erased_replay_is_gone_and_its_neighbor_unchanged(store: Store) -> None:
-    """Both copies of each recording are removed, and outcomes are kept. The erasure is audited, and a second run
-    succeeds without finding anything.
+    """Both copies of each recording of the erased replay are removed, and outcomes are kept.
+
+    The erasure is audited, and a second run succeeds without finding anything.
     """
     before, kept = store.everything(store.victim), store.everything(store.neighbor)
     recordings = [content for content in before["recordings"] if content]
@@ -206,7 +207,7 @@ def test_a_user_and_a_list_are_erased_in_bulk_with_a_certificate(packed: Store, 
 
 
 def test_an_unknown_replay_is_reported_in_one_sentence(untouched: Store) -> None:
-    """If the wrong project was given, the error names the right one. An invalid id is a usage error."""
+    """If the replay is not in the given project, the error names the right one. An invalid id is a usage error."""
     unknown = untouched.erase(which=(untouched.victim[0], "f" * 32))
     elsewhere = untouched.erase(which=(99, untouched.victim[1]))
     wrong = untouched.erase(which=(99, "not-an-id"))
@@ -220,8 +221,9 @@ def test_an_unknown_replay_is_reported_in_one_sentence(untouched: Store) -> None
 
 
 def test_an_interrupted_erasure_is_finished_by_the_next_run(packed: Store) -> None:
-    """BigQuery becomes unavailable after the objects were overwritten. The rows are kept, so that the next run
-    finds the rest.
+    """If BigQuery becomes unavailable after the objects were overwritten, the erasure is finished by the next run.
+
+    The interrupted run keeps the rows, so that the next run finds the remaining data.
     """
     bucket = packed.bucket_bytes()
     found = Eraser(packed.settings, *packed.victim).search()
@@ -243,9 +245,10 @@ def test_an_interrupted_erasure_is_finished_by_the_next_run(packed: Store) -> No
 
 
 def test_two_erasures_in_one_object_do_not_undo_each_other(packed: Store) -> None:
-    """Two neighbors are erased at the same time, and the second run reads the result of the first. The object
-    keeps its labels, and its custom time is its original creation time; otherwise its other recordings would
-    outlive their retention.
+    """If two replays in one object are erased at the same time, the second run reads the result of the first.
+
+    The object keeps its labels, and its custom time is its original creation time; otherwise its other recordings
+    would outlive their retention.
     """
     victims = (packed.victim, packed.neighbor)
     recordings = [content for which in victims for content in packed.recordings(which) if content]
@@ -354,7 +357,9 @@ def test_a_lost_race_is_retried_and_older_generations_are_deleted(untouched: Sto
 
 
 def test_an_index_that_points_beyond_its_object_is_refused() -> None:
-    """Nothing is overwritten in this case: an operator must investigate first."""
+    """If an index row points beyond its object, nothing is overwritten, because an operator must investigate
+    first.
+    """
     content = bytearray(b"before")
 
     with pytest.raises(EraseFailed, match="6 bytes, but its index refers to byte 7"):

@@ -1,4 +1,4 @@
-"""The faults of a first-time user: no broker, a wrong password, no worker. Each report says what to do."""
+"""Errors that a first-time user makes: no broker, a wrong password, no worker. Each report says what to do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNREACHABLE_ADDRESS = "127.0.0.1:1"
 
 @pytest.fixture
 def settings(redis_url: str) -> Settings:
-    """A reachable Redis, and nothing else."""
+    """Settings with a reachable Redis, in which no other server is reachable."""
     return Settings(
         kafka_brokers=UNREACHABLE_ADDRESS,
         redis_url=SecretStr(redis_url),
@@ -39,12 +39,12 @@ def watch(settings: Settings) -> FleetWatch:
 
 
 def first_finding(settings: Settings, name: str) -> Finding:
-    """The first finding of this name; later ones are not awaited."""
+    """Returns the first finding with this name, without waiting for later ones."""
     return next(finding for finding in findings(settings) if finding.name == name)
 
 
 def test_no_broker_is_reported_with_what_to_do(settings: Settings):
-    """`check` says how to correct the setting."""
+    """If no broker is reachable, `check` says which setting to correct and how."""
     found = first_finding(settings, "kafka")
 
     assert found.bad
@@ -52,7 +52,7 @@ def test_no_broker_is_reported_with_what_to_do(settings: Settings):
 
 
 def test_no_worker_is_reported_by_the_page_and_by_the_log(settings: Settings):
-    """Both name the queues without a worker and the command to start one."""
+    """If no worker runs, the page and the log name the queues without a worker and the command to start one."""
     drawn = io.StringIO()
     watching = watch(settings)
 
@@ -69,7 +69,7 @@ def test_no_worker_is_reported_by_the_page_and_by_the_log(settings: Settings):
 
 
 def test_a_wrong_password_is_reported_everywhere(settings: Settings, redis_url: str):
-    """`check`, `top` and the log say which setting to correct."""
+    """If the password of Redis is wrong, `check`, `top` and the log say which setting to correct."""
     wrong = redis_url.replace("redis://", "redis://somebody:wrong@")
     mistaken = settings.model_copy(update={"redis_url": SecretStr(wrong)})
     watching = watch(mistaken)

@@ -51,8 +51,9 @@ GAPS = {"seconds": 5, "minutes": 300}
 
 @dataclass(frozen=True)
 class TwoProjects(Store):
-    """The erased replay and its neighbor have the same replay_id here. `segments` are the parsed segments by
-    project.
+    """A replay to erase and its neighbor, which have the same replay_id.
+
+    `segments` maps each project to its parsed segments.
     """
 
     segments: dict[int, list[Segment]]
@@ -106,7 +107,7 @@ def two_projects(
 
 
 def message(project_id: int, segment_id: int, received: int) -> bytes:
-    """One segment: equal in both projects except for the console's text and the arrival time."""
+    """Builds a segment that differs between the projects only in the console's text and the arrival time."""
     events = [click_event(), rage_click_event(8), tap_event(), console_event(f"I am project {project_id}")]
     return recording(events, segment_id, project_id=project_id, replay_id=REPLAY_ID, received=received)
 
@@ -137,8 +138,9 @@ def facts(settings: Settings, table: str) -> Counter[tuple[int, str, str]]:
 
 @pytest.mark.parametrize("two_projects", BOTH_ORDERS, indirect=True, ids=str)
 def test_each_is_complete_in_every_sink_and_erasing_one_leaves_the_other(two_projects: TwoProjects) -> None:
-    """Rows are counted per project and compared with the parsed data. A dead letter of the other project does not
-    keep the erasure from completing.
+    """Each project's replay is complete in every sink: the rows per project equal the parsed data.
+
+    Erasing one keeps the other. A dead letter of the other project does not keep the erasure from completing.
     """
     rows = [
         msgspec.json.decode(row.json)
@@ -179,8 +181,9 @@ def test_each_is_complete_in_every_sink_and_erasing_one_leaves_the_other(two_pro
 
 @pytest.mark.parametrize("two_projects", BOTH_ORDERS[:1], indirect=True, ids=str)
 def test_missing_rows_of_one_are_reported_regardless_of_the_other(two_projects: TwoProjects) -> None:
-    """Facts and an outcome of one project are deleted. The other project has such rows, and a sink refused one of
-    them.
+    """If facts and an outcome of one project are deleted, they are reported as missing.
+
+    This holds although the other project has such rows, one of which a sink refused.
     """
     delete_some(two_projects, two_projects.neighbor)
     refuse_outcome(two_projects, two_projects.victim)

@@ -38,7 +38,9 @@ UNLIMITED_RATE = 1e6
 
 @dataclass(frozen=True)
 class System:
-    """Servers with a load in the topic; every offset is committed, and no sink was written."""
+    """Servers with a load in the topic, whose offsets are all committed although nothing was written to any
+    sink.
+    """
 
     settings: Settings
     produced: Produced
@@ -87,7 +89,9 @@ def missing_counts(account: reconcile.Account) -> dict[str, int]:
 
 
 def test_a_completely_lost_load_is_found_and_repaired(system: System) -> None:
-    """Every segment is missing from every sink; after the repair every sink is complete."""
+    """If every segment is missing from every sink, all are reported, and after the repair every sink is
+    complete.
+    """
     before = reconcile.run(system.settings, Scope())
     found = before.examples
 
@@ -113,8 +117,9 @@ def test_a_completely_lost_load_is_found_and_repaired(system: System) -> None:
 
 
 def test_only_deleted_items_are_repaired_and_audited(system: System) -> None:
-    """Objects, rows and facts are deleted, and one object is corrupted. The repair restores only these, twice in a
-    row.
+    """If objects, rows and facts are deleted and one object is corrupted, only these items are repaired.
+
+    The same damage is repaired twice in a row.
     """
     settings = system.settings
     reconcile.run(settings, Scope(), repair=True, per_second_max=UNLIMITED_RATE)
@@ -206,8 +211,9 @@ def damage_packed(settings: Settings) -> dict[str, set[str]]:
 
 
 def test_only_the_requested_range_is_checked(system: System) -> None:
-    """The range is half of one partition. Uncommitted messages are listed but not checked, and nothing is written
-    without `--repair`.
+    """If the requested range is half of one partition, nothing else is checked.
+
+    Uncommitted messages are listed but not checked, and nothing is written without `--repair`.
     """
     end = system.produced.ends[0]
 
@@ -223,7 +229,7 @@ def test_only_the_requested_range_is_checked(system: System) -> None:
 
 
 def test_refused_and_disabled_items_are_not_losses(system: System) -> None:
-    """A dead letter or a kill switch explains a missing item."""
+    """A missing item that a dead letter or a kill switch explains does not count as a loss."""
     from ingest.reader.tenant_rules import TenantStore
 
     projects = {project for project, _, _ in system.expected.segments}
@@ -251,7 +257,9 @@ def test_a_rule_in_force_is_named_when_items_are_missing(system: System) -> None
 
 
 def test_a_segment_sent_again_later_is_not_missing(system: System) -> None:
-    """The SDK sent it twice, one minute apart, to two partitions; the sinks have the other copy."""
+    """A segment that the SDK sent twice, one minute apart, to two partitions is not missing if the sinks have
+    one copy.
+    """
     first, later = int(time.time()) - 60, int(time.time())
     ends = dict(system.produced.ends)
     producer = Producer({"bootstrap.servers": system.settings.kafka_brokers})
@@ -277,7 +285,7 @@ def test_a_missing_topic_is_reported_in_one_sentence(system: System) -> None:
 
 
 def test_offsets_and_times_cannot_be_combined() -> None:
-    """A scope is given either by offsets or by times."""
+    """A range of offsets cannot be combined with a range of times."""
     with pytest.raises(ValueError, match="require a partition"):
         Scope(start=3)
     with pytest.raises(ValueError, match="either"):
@@ -286,8 +294,8 @@ def test_offsets_and_times_cannot_be_combined() -> None:
 
 @pytest.mark.kafka
 def test_a_window_of_time_selects_by_the_timestamps_of_messages(system_on_apache: System) -> None:
-    """The window reaches from the first message that is recent enough to the first one that is too recent, on all
-    partitions.
+    """On all partitions, a window of time starts at the first message that is recent enough and ends before the
+    first one that is too recent.
     """
     settings, now = system_on_apache.settings, time.time()
 

@@ -73,7 +73,9 @@ def stored_segments(
 
 
 def test_expired_objects_and_rows_of_missing_objects_are_named(stored_segments: StoredSegments) -> None:
-    """A month later, the objects with 30 days of retention still exist, and one with 90 days was deleted."""
+    """If objects with 30 days of retention still exist after a month and one with 90 days is gone, all of them
+    are named.
+    """
     before = audit(stored_segments.settings, grace_days=0)
     names = stored_segments.names
     later = time.time() + 40 * DAY_SECONDS

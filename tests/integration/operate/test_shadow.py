@@ -96,8 +96,8 @@ def live_data(
 
 
 def test_only_injected_differences_are_found(live_data: LiveData) -> None:
-    """The differences are a wrong row, an unexpected row, a lost row, a lost object, and an object with other
-    bytes.
+    """A wrong row, an unexpected row, a lost row, a lost object, and an object with other bytes are found, and
+    nothing else.
     """
     before, offsets = live_data.found(), live_data.committed()
     wrong, lost, spoiled = inject(live_data)
@@ -170,7 +170,9 @@ def inject(live_data: LiveData) -> tuple[Segment, Segment, dict[str, set[Segment
 
 @pytest.mark.parametrize("live_data", ["segment"], indirect=True)
 def test_it_follows_the_commits_of_the_group(live_data: LiveData) -> None:
-    """The first round finds nothing new, the second finds half of a partition, and the third finds the rest."""
+    """Each round compares what the group has committed since: first nothing, then half of a partition, then the
+    rest.
+    """
     end = live_data.produced.ends[0]
     live_data.commit(0, 2)
     commits = iter((None, end // 2, end))
@@ -194,7 +196,7 @@ def test_it_follows_the_commits_of_the_group(live_data: LiveData) -> None:
 
 
 def test_a_missing_server_or_credentials_are_reported_in_one_line(kafka_brokers: str) -> None:
-    """The output is one line, without a traceback."""
+    """A missing server or missing credentials are reported in one line, without a traceback."""
     env = {"REPLAYS_KAFKA_BROKERS": kafka_brokers, "REPLAYS_SINKS": "gcs,clickhouse,dead_letter"}
     env |= {"GOOGLE_APPLICATION_CREDENTIALS": "", "NO_GCE_CHECK": "true", "CLOUDSDK_CONFIG": "/nonexistent"}
 
@@ -208,7 +210,7 @@ def test_a_missing_server_or_credentials_are_reported_in_one_line(kafka_brokers:
 
 @pytest.mark.parametrize("live_data", ["segment"], indirect=True)
 def test_a_range_and_a_rate_limit_the_reading(live_data: LiveData) -> None:
-    """The command reads half of one partition slowly; offsets without a partition are a usage error."""
+    """A range and a rate limit what the command reads; offsets without a partition are a usage error."""
     end = live_data.produced.ends[0]
 
     found = live_data.found("--partition", "0", "--start", "2", "--stop", str(end // 2), "--rate", "20")

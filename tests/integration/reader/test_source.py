@@ -46,7 +46,7 @@ class PlainParser:
 
 
 class Fleet:
-    """Replaces the flush fleet: keeps dispatched batches, and settles them when `open`."""
+    """A replacement for the flush fleet that keeps dispatched batches, and settles them while `open` is true."""
 
     def __init__(self, inbox: queue.SimpleQueue[on.Event]) -> None:
         self.inbox = inbox
@@ -112,7 +112,7 @@ class Reader:
             self.events.append(event)
 
     def step_until(self, condition: Callable[[], bool], *others: Reader) -> None:
-        """Steps this loop (and others with it) until the condition holds."""
+        """Steps this loop, and `others` with it, until the condition holds."""
         deadline = time.monotonic() + DEADLINE_SECONDS
         while not condition():
             assert time.monotonic() < deadline, self.events[-5:]
@@ -150,7 +150,7 @@ def wait_for_assignment(brokers: str, group: str, partitions: int, seconds: floa
 
 
 def is_settled(admin: AdminClient, group: str, partitions: list[int]) -> bool:
-    """Whether the group is stable and its members own these numbers of partitions, in ascending order."""
+    """Returns whether the group is stable and its members own these numbers of partitions, in ascending order."""
     found = admin.describe_consumer_groups([group])[group].result(timeout=DEADLINE_SECONDS)
     owned = sorted(len(member.assignment.topic_partitions) for member in found.members)
     return found.state == ConsumerGroupState.STABLE and owned == partitions
@@ -203,7 +203,7 @@ def committed(brokers: str, topic: str, partitions: int = 2) -> list[KafkaPartit
 
 
 def test_settled_batches_are_committed_one_past_their_last_message(brokers: str, topic: str) -> None:
-    """Each of 300 messages is dispatched once, and both partitions are committed to their ends."""
+    """Each of 300 messages is dispatched once, and both partitions are committed one past their last message."""
     produce(brokers, topic, 300)
     reader = Reader(brokers, topic, LIMITS)
 
@@ -218,7 +218,9 @@ def test_settled_batches_are_committed_one_past_their_last_message(brokers: str,
 
 @pytest.mark.kafka
 def test_a_broker_stores_the_longest_record_by_default(apache_kafka: JavaKafka, apache_topic: str) -> None:
-    """The record fills the limit up to the last byte; if Kafka refused it, the offset would be lost too."""
+    """A broker with default settings stores a record of the maximum length; if it did not, the offset would be
+    lost, too.
+    """
     stops = tuple(range(40, 100_000, 40))
     longest = cut_record.encode(0, cut_record.Record(stops=stops), Limits().cut_record_bytes_max)
     assert len(longest) >= Limits().cut_record_bytes_max - 1
@@ -237,7 +239,7 @@ def test_a_broker_stores_the_longest_record_by_default(apache_kafka: JavaKafka, 
 
 
 def test_nothing_is_committed_while_nothing_settles(brokers: str, topic: str) -> None:
-    """The fleet does not respond: the committed offset stays at the start, however much was read."""
+    """While the fleet does not respond, the committed offset stays at the start, however much was read."""
     produce(brokers, topic, 300)
     reader = Reader(brokers, topic, LIMITS)
     reader.fleet.open = False
@@ -289,7 +291,9 @@ def test_a_second_reader_takes_over_a_drained_partition(brokers: str, topic: str
 def test_a_reader_assigned_partitions_while_leaving_leaves_at_once(
     apache_kafka: JavaKafka, apache_topic: str
 ) -> None:
-    """The client reports such a rebalance while it closes, when offset queries get no response."""
+    """A reader that is assigned partitions while it leaves does not wait for offset queries, which then get no
+    response.
+    """
     produce(apache_kafka.address, apache_topic, 10)
     group = f"{apache_topic}-group"
     admin = AdminClient({"bootstrap.servers": apache_kafka.address})
@@ -319,7 +323,9 @@ def test_a_reader_assigned_partitions_while_leaving_leaves_at_once(
 
 
 def test_a_partition_revoked_while_paused_is_read_after_its_return(brokers: str, topic: str) -> None:
-    """The client keeps a pause across rebalances; a reader that has resumed must not inherit it."""
+    """A partition that was revoked while paused is read after its return, although the client keeps a pause
+    across rebalances.
+    """
     produce(brokers, topic, 400)
     limits = Limits(
         batch_messages_max=20,
@@ -346,7 +352,9 @@ def test_a_partition_revoked_while_paused_is_read_after_its_return(brokers: str,
 
 
 def test_a_stalled_partition_is_refetched(brokers: str, topic: str) -> None:
-    """The client silently stops fetching one partition, but its messages still arrive."""
+    """If the client silently stops fetching one partition, the reader refetches it, and its messages still
+    arrive.
+    """
     reader = Reader(brokers, topic, LIMITS, stalled_seconds_max=1.0)
     produce(brokers, topic, 4)
     reader.step_until(lambda: len(reader.parser.messages) == 4)
@@ -379,8 +387,9 @@ def test_shutdown_commits_settled_batches(brokers: str, topic: str) -> None:
 
 @pytest.mark.kafka
 def test_an_offset_outside_the_log_follows_the_policy(apache_kafka: JavaKafka, apache_topic: str) -> None:
-    """The committed offset is beyond the log (the topic was recreated): it is reported, and the whole log is
-    read."""
+    """If the committed offset is beyond the log, because the topic was recreated, this is reported, and the
+    whole log is read.
+    """
     produce(apache_kafka.address, apache_topic, 20)
     commit_far_ahead(apache_kafka.address, apache_topic)
     reader = Reader(apache_kafka.address, apache_topic, LIMITS)
@@ -416,7 +425,10 @@ def commit(brokers: str, topic: str, offsets: list[KafkaPartition]) -> None:
 
 @pytest.mark.kafka
 def test_the_end_after_transaction_markers_is_committed(apache_kafka: JavaKafka, apache_topic: str) -> None:
-    """The markers of a committed and an aborted transaction occupy offsets. The lag ends at zero."""
+    """The offset after the markers of a committed and an aborted transaction is committed.
+
+    The lag is then zero.
+    """
     producer = Producer({"bootstrap.servers": apache_kafka.address, "transactional.id": apache_topic})
     producer.init_transactions(20)
     for end in (producer.commit_transaction, producer.abort_transaction):
@@ -462,7 +474,7 @@ def test_a_header_name_that_is_not_text_does_not_stop_ingestion(brokers: str, to
 
 
 def starts(reader: Reader) -> dict[int, int | None]:
-    """The start of each partition without a committed offset."""
+    """Returns the start of each partition without a committed offset."""
     return {
         given.source.partition: given.start
         for event in reader.seen(on.PartitionsAssigned)
@@ -475,8 +487,10 @@ def starts(reader: Reader) -> dict[int, int | None]:
 def test_the_start_chosen_by_the_policy_is_committed_before_reading(
     apache_kafka: JavaKafka, apache_topic: str
 ) -> None:
-    """The successor of a reader that died before its first batch cannot choose another start, so nothing in
-    between is skipped.
+    """The start chosen by the policy is committed before reading.
+
+    The successor of a reader that died before its first batch therefore starts at the same offset and skips
+    nothing.
     """
     brokers, topic = apache_kafka.address, apache_topic
     produce(brokers, topic, 20)
@@ -498,8 +512,9 @@ def test_the_start_chosen_by_the_policy_is_committed_before_reading(
 def test_an_added_partition_is_read_from_its_beginning(
     apache_kafka: JavaKafka, apache_topic: str, reset: str
 ) -> None:
-    """Messages arrive in the new partition before the group has discovered it. Under every policy, nothing is lost
-    or skipped.
+    """An added partition is read from its beginning, even if messages arrive before the group has discovered it.
+
+    Under every policy, nothing is lost or skipped.
     """
     brokers = apache_kafka.address
     commit(brokers, apache_topic, [KafkaPartition(apache_topic, number, 0) for number in (0, 1)])
@@ -521,8 +536,9 @@ def test_an_added_partition_is_read_from_its_beginning(
 def test_a_recreated_topic_is_read_from_its_beginning(
     apache_kafka: JavaKafka, apache_topic: str, reset: str
 ) -> None:
-    """The new log is longer than the committed offset, so that only the topic id shows the change. Old cuts do not
-    apply.
+    """The new log is longer than the committed offset, so that only the topic id shows the change.
+
+    The recorded cuts of the old log are ignored.
 
     Apache Kafka deletes a topic's offsets with it; a member that commits once more restores them.
     """
@@ -555,7 +571,10 @@ def test_a_recreated_topic_is_read_from_its_beginning(
 def test_a_topic_recreated_under_a_running_reader_is_read_from_its_beginning(
     apache_kafka: JavaKafka, apache_topic: str, reset: str
 ) -> None:
-    """The new log is shorter and the offset out of range, but no message was lost: the policy does not apply."""
+    """A topic that is recreated under a running reader is read from its beginning.
+
+    The offset is out of range of the shorter log, but no message was lost, so the policy does not apply.
+    """
     brokers = apache_kafka.address
     produce(brokers, apache_topic, 40)
     commit(brokers, apache_topic, [KafkaPartition(apache_topic, number, 0) for number in (0, 1)])
@@ -588,7 +607,9 @@ def recreate(brokers: str, topic: str) -> None:
 def test_readers_that_die_before_the_offset_advances_are_counted(
     apache_kafka: JavaKafka, apache_topic: str
 ) -> None:
-    """The count is stored with the offset, so that it survives crashes; a clean shutdown does not count."""
+    """Readers that die before the offset advances are counted in the commit's metadata; a clean shutdown does
+    not count.
+    """
     brokers = apache_kafka.address
     produce(brokers, apache_topic, 20)
     seen = []
@@ -663,7 +684,9 @@ def test_a_static_member_waits_until_its_instance_id_is_free(apache_kafka: JavaK
 
 @pytest.mark.kafka
 def test_two_readers_share_a_topic_under_the_consumer_protocol(apache_kafka: JavaKafka, apache_topic: str) -> None:
-    """The second takes over drained partitions; every message is read once, and starts are recorded."""
+    """Under the consumer protocol a second reader takes over drained partitions; every message is read once,
+    and starts are recorded.
+    """
     brokers = apache_kafka.address
     produce(brokers, apache_topic, 200)
     first = Reader(brokers, apache_topic, LIMITS, **{"group.protocol": "consumer"})

@@ -114,7 +114,7 @@ STATES: dict[str, tuple[Any, Callable[[Any], Any]]] = {
 
 @pytest.mark.parametrize("state", STATES)
 def test_an_unavailable_server_closes_connections_until_it_recovers(fleet: Fleet, state: str) -> None:
-    """All connections are closed, and new ones are opened later."""
+    """While a server is unavailable, its connections are closed; after it has recovered, new ones are opened."""
     sick, call = STATES[state]
     client: Any = connect(fleet.settings, retries=0)
     reading: Any = connect(fleet.settings, retries=0)
@@ -129,7 +129,9 @@ def test_an_unavailable_server_closes_connections_until_it_recovers(fleet: Fleet
 
 
 def test_a_blocking_call_on_a_demoted_primary_means_unavailable(fleet: Fleet) -> None:
-    """UNBLOCKED counts as unavailable, not as a result."""
+    """If the primary is demoted during a blocking call, the response UNBLOCKED counts as unavailable, not as a
+    result.
+    """
     client: Any = connect(fleet.settings, retries=0)
     found: list[BaseException] = []
 
@@ -149,7 +151,7 @@ def test_a_blocking_call_on_a_demoted_primary_means_unavailable(fleet: Fleet) ->
 
 
 def test_a_full_server_counts_as_available(fleet: Fleet) -> None:
-    """The client stays connected and ready although the server refuses writes."""
+    """A full server counts as available: it refuses writes, but the client stays connected and ready."""
     client: Any = connect(fleet.settings, retries=0)
     before = client.client_id()
     watch = FleetWatch(fleet.settings, Metrics(fleet.settings))
@@ -164,7 +166,9 @@ def test_a_full_server_counts_as_available(fleet: Fleet) -> None:
 
 
 def test_a_read_only_primary_is_not_ready(fleet: Fleet) -> None:
-    """The reader is ready again once the primary accepts writes."""
+    """While the primary is read-only, the reader is not ready; it is ready again once the primary accepts
+    writes.
+    """
     metrics = Metrics(fleet.settings)
     watch = FleetWatch(fleet.settings, metrics)
     watch.check()
@@ -183,7 +187,7 @@ def test_a_read_only_primary_is_not_ready(fleet: Fleet) -> None:
 
 
 def test_celery_opens_no_channel_to_a_replica(fleet: Fleet) -> None:
-    """The failure is a connection error, not a channel error."""
+    """If Redis is a replica, Celery opens no channel and raises a connection error."""
     connection = publisher(fleet.settings).connection_for_write()
 
     with demoted_primary(fleet.client), pytest.raises(RedisAway) as refused:
@@ -196,7 +200,7 @@ def test_celery_opens_no_channel_to_a_replica(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("finish", ["ack", "reject", "requeue"])
 def test_a_message_whose_acknowledgement_fails_does_not_stop_its_consumer(fleet: Fleet, finish: str) -> None:
-    """A consumer of one message at a time gets the next message after Redis refused an acknowledgement."""
+    """If Redis refuses an acknowledgement, a consumer of one message at a time still gets the next message."""
     with publisher(fleet.settings).connection_for_write() as connection:
         channel = connection.channel()
         channel.basic_qos(0, 1, False)
@@ -224,7 +228,7 @@ REFUSED = {
 def test_a_server_of_the_wrong_kind_is_refused_in_one_line(
     children: Children, tmp_path: Path, kind: str, program: str
 ) -> None:
-    """The line names the kind of server and the setting."""
+    """A server of the wrong kind is refused in one line that names its kind and the setting."""
     server = Redis(children, tmp_path / "redis", options=REFUSED[kind])
     if kind == "Sentinel":
         server = _Bare(children, tmp_path / "redis")
@@ -245,7 +249,9 @@ def test_a_server_of_the_wrong_kind_is_refused_in_one_line(
 
 
 def test_a_reader_that_finds_a_cluster_later_is_not_ready(children: Children, tmp_path: Path) -> None:
-    """The readiness check reports that the server is a cluster."""
+    """If the server turns out to be a cluster later, the reader is not ready, and the readiness check reports
+    the reason.
+    """
     server = Redis(children, tmp_path / "redis", options=REFUSED["Redis Cluster"])
     server.start()
     settings = Settings(redis_url=SecretStr(server.address))
@@ -257,7 +263,7 @@ def test_a_reader_that_finds_a_cluster_later_is_not_ready(children: Children, tm
 
 
 class _Bare(Redis):
-    """A Sentinel that monitors nothing."""
+    """A Sentinel that monitors no primary."""
 
     def command(self) -> list[str]:
         file = self.directory / "sentinel.conf"
@@ -266,7 +272,7 @@ class _Bare(Redis):
 
 
 def test_settings_are_read_alike_by_reader_and_fleet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connections of both have the same options."""
+    """Reader and fleet read the settings alike, so their connections have the same options."""
     monkeypatch.setenv(
         "REPLAYS_REDIS_URL", "rediss://me:p%40ss@redis:6380/3?ssl_cert_reqs=none&health_check_interval=9"
     )

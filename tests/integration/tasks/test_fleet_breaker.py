@@ -31,8 +31,9 @@ def state(fleet: Fleet, sink: str = "clickhouse") -> str:
 
 
 def test_it_opens_cools_probes_and_closes(fleet: Fleet) -> None:
-    """One probe runs at a time. A failed probe doubles the cooldown, and a successful one closes the breaker for
-    all workers.
+    """While the breaker is open, one probe runs at a time.
+
+    A failed probe doubles the cooldown, and a successful one closes the breaker for all workers.
     """
     first, second = (Breaker(connect(fleet.settings), fleet.settings) for _ in range(2))
     for _ in range(3):
@@ -54,7 +55,9 @@ def test_it_opens_cools_probes_and_closes(fleet: Fleet) -> None:
 
 
 def test_failures_among_more_successes_do_not_open_it(fleet: Fleet) -> None:
-    """Occasional failures do not mean that a sink is down."""
+    """Failures among more successes do not open the breaker, because they do not mean that the sink is
+    unavailable.
+    """
     breaker = Breaker(connect(fleet.settings), fleet.settings)
     for _ in range(20):
         breaker.report("gcs", Permit(PermitKind.CLOSED), worked=False)
@@ -67,7 +70,7 @@ def test_failures_among_more_successes_do_not_open_it(fleet: Fleet) -> None:
 
 
 def test_a_result_from_before_it_opened_changes_nothing(fleet: Fleet) -> None:
-    """A slow call that started while the breaker was closed may succeed later: only a probe closes it."""
+    """A call that started before the breaker opened and succeeds later does not close it; only a probe does."""
     breaker = Breaker(connect(fleet.settings), fleet.settings)
     early = breaker.request_permit("clickhouse")
     for _ in range(3):
@@ -79,7 +82,7 @@ def test_a_result_from_before_it_opened_changes_nothing(fleet: Fleet) -> None:
 
 
 def test_without_redis_it_allows_every_call(fleet: Fleet) -> None:
-    """The breaker only saves work; no guarantee depends on it."""
+    """Without Redis the breaker allows every call, because it only saves work and no guarantee depends on it."""
     breaker = Breaker(connect(fleet.settings, retries=0), fleet.settings)
     fleet.redis.stop()
 
@@ -90,8 +93,9 @@ def test_without_redis_it_allows_every_call(fleet: Fleet) -> None:
 
 
 def test_an_unavailable_sink_costs_only_probes_and_the_others_continue(fleet: Fleet) -> None:
-    """Twenty batches wait for ClickHouse. The sink gets few calls, no worker sleeps, and all batches settle in the
-    end.
+    """While twenty batches wait for an unavailable ClickHouse, the other sinks continue.
+
+    ClickHouse gets few calls, no worker sleeps, and all batches settle in the end.
     """
     fleet.script("clickhouse", "transient")
     dispatcher = fleet.dispatcher()
@@ -118,7 +122,7 @@ def test_an_unavailable_sink_costs_only_probes_and_the_others_continue(fleet: Fl
 
 
 def test_an_open_breaker_has_the_sinks_last_error(fleet: Fleet) -> None:
-    """A batch that was not attempted shows the sink's own error, not the breaker's."""
+    """The error of a batch that the breaker did not let through is the last error of the sink."""
     breaker = Breaker(connect(fleet.settings), fleet.settings)
     for number in range(3):
         breaker.report("gcs", Permit(PermitKind.CLOSED), worked=False, error=f"gcs: HTTP 503 number {number}")

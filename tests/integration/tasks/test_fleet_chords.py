@@ -33,8 +33,9 @@ def test_both_stages_of_a_batch_complete(fleet: Fleet) -> None:
 
 
 def test_durable_items_are_not_written_again(fleet: Fleet) -> None:
-    """A second dispatch finds all marks and needs no task. After settling, only the manifest, the chord and the
-    marks are left in Redis.
+    """A second dispatch of a batch whose items are durable finds all marks and starts no task.
+
+    After settling, only the manifest, the chord and the marks are left in Redis.
     """
     dispatcher = fleet.dispatcher()
     fleet.worker()
@@ -54,8 +55,10 @@ def test_durable_items_are_not_written_again(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("messages", [1, 3000])
 def test_a_task_message_is_smaller_than_a_kilobyte(fleet: Fleet, messages: int) -> None:
-    """The size is that of the whole entry in the Redis list, for any batch size, at the offsets that a busy topic
-    reaches in its second year.
+    """A task message is smaller than a kilobyte for any batch size, at the offsets that a busy topic reaches in
+    its second year.
+
+    The size is that of the whole entry in the Redis list.
     """
     dispatcher = fleet.dispatcher()
     batch = make_batch(messages=messages, start=123_456_789_000, partition=127)
@@ -70,8 +73,8 @@ def test_a_task_message_is_smaller_than_a_kilobyte(fleet: Fleet, messages: int) 
 
 
 def test_a_worker_killed_during_a_flush_loses_nothing(fleet: Fleet) -> None:
-    """The whole worker is killed with kill -9: after the visibility time-out another worker runs its task
-    again.
+    """If a worker is killed with kill -9 during a flush, another worker runs its task after the visibility
+    time-out.
     """
     fleet.script("clickhouse", "slow 60")
     dispatcher = fleet.dispatcher()
@@ -89,7 +92,9 @@ def test_a_worker_killed_during_a_flush_loses_nothing(fleet: Fleet) -> None:
 
 
 def test_a_task_that_always_kills_its_process_fails_eventually(fleet: Fleet) -> None:
-    """The number of attempts is bounded: the chord fails, and the rest of the fleet continues."""
+    """A task that always kills its process has a bounded number of attempts; then its chord fails, and the rest
+    of the fleet continues.
+    """
     fleet.script("bigquery", "die")
     dispatcher = fleet.dispatcher()
     fleet.worker()
@@ -104,7 +109,10 @@ def test_a_task_that_always_kills_its_process_fails_eventually(fleet: Fleet) -> 
 
 
 def test_a_sink_that_stays_unavailable_fails_the_chord_with_its_error(fleet: Fleet) -> None:
-    """Retries are bounded; the other sinks' marks stay, so that the next attempt needs only the failing sink."""
+    """If a sink stays unavailable, retries are bounded and the chord fails with the sink's error.
+
+    The other sinks' marks stay, so that the next attempt needs only the failing sink.
+    """
     fleet.script("clickhouse", "transient")
     dispatcher = fleet.dispatcher()
     fleet.worker()
@@ -125,7 +133,10 @@ def test_a_sink_that_stays_unavailable_fails_the_chord_with_its_error(fleet: Fle
 def test_a_reader_whose_clock_is_a_day_behind_does_not_shorten_deadlines(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reader sets the deadline and a worker checks it. A write that fails once is still retried."""
+    """A reader whose clock is a day behind does not shorten the deadlines that it sets and workers check.
+
+    A write that fails once is still retried.
+    """
     clock, dispatcher = time.time, fleet.dispatcher()
     monkeypatch.setattr(time, "time", lambda: clock() - 86_400.0)
     fleet.script("clickhouse", "transient")
@@ -140,8 +151,9 @@ def test_a_reader_whose_clock_is_a_day_behind_does_not_shorten_deadlines(
 
 
 def test_a_row_that_clickhouse_never_accepts_becomes_a_dead_letter(fleet: Fleet) -> None:
-    """The server does not name the row: it is found by bisection, the others are written, and the stage
-    completes.
+    """If ClickHouse never accepts a row and does not name it, a bisection finds the row.
+
+    The other rows are written, and the stage completes.
     """
     fleet.script("clickhouse", "refuse click-37")
     dispatcher = fleet.dispatcher()
@@ -157,7 +169,9 @@ def test_a_row_that_clickhouse_never_accepts_becomes_a_dead_letter(fleet: Fleet)
 
 
 def test_a_task_that_runs_twice_writes_once(fleet: Fleet) -> None:
-    """Each task message is delivered twice, as after a visibility time-out: the second run finds the done mark."""
+    """If each task message is delivered twice, as after a visibility time-out, the second run finds the done
+    mark and writes nothing.
+    """
     dispatcher = fleet.dispatcher()
     batch = make_batch()
     dispatcher.submit(do.Dispatch(batch, Stage.BLOBS, 1, 30.0))
@@ -173,7 +187,9 @@ def test_a_task_that_runs_twice_writes_once(fleet: Fleet) -> None:
 
 
 def test_a_lost_chord_body_delays_by_one_deadline(fleet: Fleet) -> None:
-    """The reader is not notified; its next attempt finds the marks and needs no worker."""
+    """If the body of a chord is lost, the reader is not notified, but its next attempt finds the marks and
+    needs no worker.
+    """
     dispatcher = fleet.dispatcher()
     worker = fleet.worker(options=("-Q", "flush.clickhouse,flush.bigquery,flush.datadog"))
     batch = make_batch()
@@ -188,7 +204,10 @@ def test_a_lost_chord_body_delays_by_one_deadline(fleet: Fleet) -> None:
 
 
 def test_an_empty_restart_of_redis_repeats_one_attempt_and_loses_no_row(fleet: Fleet) -> None:
-    """Queues, chord, bytes and stream are lost; the same dispatcher and worker run the next attempt."""
+    """If Redis restarts empty, queues, chord, bytes and stream are lost.
+
+    The same dispatcher and worker run the next attempt, and no row is lost.
+    """
     fleet.script("clickhouse", "slow 3")
     dispatcher = fleet.dispatcher()
     fleet.worker()
@@ -209,7 +228,7 @@ def test_an_empty_restart_of_redis_repeats_one_attempt_and_loses_no_row(fleet: F
 
 
 def test_a_stopped_redis_is_an_event_within_seconds(fleet: Fleet) -> None:
-    """If connections are refused or the server hangs, the dispatch fails, and the loop never waits."""
+    """If Redis refuses connections or hangs, the dispatch fails within seconds, and the loop never waits."""
     dispatcher = fleet.dispatcher()
     fleet.redis.pause()
     try:
@@ -241,7 +260,9 @@ def test_a_worker_process_that_dies_is_replaced_at_once(fleet: Fleet) -> None:
 
 
 def test_a_recreated_stream_is_read_from_its_beginning(fleet: Fleet) -> None:
-    """A failover to a node with a slower clock gives lower ids: no entry is missed."""
+    """After a failover to a node with a slower clock, entry ids are lower; the stream is read from its
+    beginning, and no entry is missed.
+    """
     dispatcher = fleet.dispatcher()
     fleet.wait(lambda: fleet.client.hexists("replays:readers", "reader-1"), "the reader to be shown")
     stream = reader_stream("reader-1")

@@ -71,7 +71,7 @@ def load(fleet: Fleet, start: int, change: Callable[[], object]) -> None:
 
 @pytest.fixture
 def switched_address(children: Children, tmp_path: Path) -> Iterator[tuple[FaultProxy, Redis, Redis]]:
-    """An address, the primary behind it, and its replica."""
+    """Returns an address, the primary to which it points, and the replica of this primary."""
     servers = [Redis(children, tmp_path / name, name=name) for name in ("first", "second")]
     for server in servers:
         server.start()
@@ -84,7 +84,11 @@ def switched_address(children: Children, tmp_path: Path) -> Iterator[tuple[Fault
 def test_a_demoted_primary_with_open_connections_is_abandoned(
     switched_address: tuple[FaultProxy, Redis, Redis], fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The address moves to another server while connections to the old primary are open. Nothing is lost."""
+    """If the address moves to another server while connections to the demoted primary are open, these are
+    abandoned.
+
+    Nothing is lost.
+    """
     proxy, first, second = switched_address
     url = f"redis://{proxy.address}/0"
     monkeypatch.setenv("REPLAYS_REDIS_URL", url)
@@ -135,7 +139,10 @@ class TestSentinel:
 
     @pytest.mark.parametrize("fleet_options", [{"REDIS_SENTINEL_PASSWORD": "pw-sentinel"}], indirect=True)
     def test_every_program_tries_the_next_sentinel(self, fleet: Fleet) -> None:
-        """The first Sentinel is down. Commands and Flower still find the primary."""
+        """If the first Sentinel is unavailable, every program tries the next one.
+
+        Commands and Flower find the primary in this way.
+        """
         assert isinstance(fleet.redis, RedisGroup)
         fleet.redis.sentinels[0].kill()
         fleet.dispatcher().submit(do.Dispatch(make_batch(), Stage.ROWS, 1, 60.0))
@@ -163,7 +170,7 @@ class TestSentinel:
 
 
 def test_sentinels_and_redis_are_reached_over_tls(children: Children, tmp_path: Path) -> None:
-    """Each kind of client verifies the certificates of both."""
+    """Each kind of client verifies the certificates of the Sentinels and of Redis."""
     certificates = make_certificates(tmp_path / "certificates")
     redis = Redis(children, tmp_path / "redis", options=("--requirepass", "pw-redis"))
     redis.start()
@@ -192,7 +199,7 @@ def test_sentinels_and_redis_are_reached_over_tls(children: Children, tmp_path: 
 def test_a_batch_is_flushed_over_a_unix_socket(
     fleet: Fleet, children: Children, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The address is a path with a database."""
+    """A batch is flushed over a Unix socket, given as a path with a database."""
     path = tmp_path_factory.mktemp("s") / "r.sock"
     redis = Redis(children, path.parent / "data", name="by-socket", options=("--unixsocket", str(path)))
     redis.start()
@@ -208,7 +215,7 @@ def test_a_batch_is_flushed_over_a_unix_socket(
 
 
 def query_keyspace(redis: Redis) -> str:
-    """The databases of this Redis."""
+    """Returns the databases of this Redis that contain keys."""
     return str(redis.ask("INFO", "keyspace"))
 
 

@@ -50,7 +50,10 @@ def failed_task(fleet: Fleet, flower: Ask) -> str:
 
 
 def test_a_failed_task_has_a_retry_button_for_its_batch(fleet: Fleet, flower: Ask) -> None:
-    """The page has the button, the button notifies the reader, and the action is audited with its user."""
+    """The page of a failed task has a retry button, which notifies the reader.
+
+    The action is audited with its user.
+    """
     page = flower("/task/" + urllib.parse.quote(failed_task(fleet, flower)))[1]
     form = urllib.parse.urlencode(
         {
@@ -74,7 +77,7 @@ def test_a_failed_task_has_a_retry_button_for_its_batch(fleet: Fleet, flower: As
 
 
 def test_a_parked_batch_is_retried_from_flowers_api(fleet: Fleet, flower: Ask) -> None:
-    """The request is POST /api/task/async-apply/retry_batch with only the batch's id."""
+    """POST /api/task/async-apply/retry_batch with only the batch's id retries a parked batch."""
     failed_task(fleet, flower)
     body = json.dumps({"args": ["ingest-replay-recordings-0-0-3"]})
 
@@ -88,7 +91,7 @@ def test_a_parked_batch_is_retried_from_flowers_api(fleet: Fleet, flower: Ask) -
 
 @pytest.mark.parametrize("flower", COMMANDS, indirect=True)
 def test_unauthenticated_users_see_nothing(flower: Ask) -> None:
-    """Pages, API and metrics require the password; the health check returns OK to a probe."""
+    """Pages, API and metrics require the password; only the health check returns OK without it."""
     for path in ("/", "/tasks", "/api/workers", "/metrics", "/broker"):
         assert flower(path, password=None)[0] == 401
     for path in ("/", "/api/workers", "/metrics"):  # Further attempts would be throttled.
@@ -113,7 +116,10 @@ def test_unauthenticated_users_see_nothing(flower: Ask) -> None:
 def test_it_never_starts_without_authentication(
     command: str, arguments: list[str], environment: dict[str, str], file: str, tmp_path: Path
 ) -> None:
-    """Authentication is missing in settings, arguments, environment or a file. The exit code is 2."""
+    """Flower does not start if authentication is disabled by settings, arguments, the environment or a file.
+
+    The exit code is 2.
+    """
     if file:
         (tmp_path / "flowerconfig.py").write_text(file)
     environment = {"REPLAYS_FLOWER_BASIC_AUTH": PASSWORD, "REPLAYS_FLOWER_PORT": "0", **environment}

@@ -20,7 +20,9 @@ def fleet_options() -> dict[str, str]:
 
 
 def test_a_sink_that_ignores_its_deadline_is_interrupted(fleet: Fleet) -> None:
-    """The soft limit ends the run, the task is postponed, and the next run works. No process stays occupied."""
+    """A sink that ignores its deadline is interrupted by the soft limit.
+
+    The task is postponed, and the next run works. No process stays occupied."""
     fleet.script("clickhouse", "slow 120")
     dispatcher = fleet.dispatcher()
     fleet.worker()
@@ -35,7 +37,10 @@ def test_a_sink_that_ignores_its_deadline_is_interrupted(fleet: Fleet) -> None:
 
 
 def test_a_sink_that_cannot_be_interrupted_is_killed(fleet: Fleet) -> None:
-    """The hard limit kills the process. The chord fails, the core retries, and the worker has a new process."""
+    """A sink that cannot be interrupted is killed with its process at the hard limit.
+
+    The chord fails, the core retries, and the worker has a new process.
+    """
     fleet.script("clickhouse", "stuck")
     dispatcher = fleet.dispatcher()
     fleet.worker()
@@ -67,7 +72,7 @@ def test_a_few_failed_items_do_not_fail_the_task(fleet: Fleet) -> None:
 
 
 def test_a_worker_in_a_warm_shutdown_finishes_its_task(fleet: Fleet) -> None:
-    """SIGTERM starts a warm shutdown: nothing is lost and nothing is done twice."""
+    """After SIGTERM a worker finishes its task in a warm shutdown, so nothing is lost or done twice."""
     fleet.script("clickhouse", "slow 1")
     dispatcher = fleet.dispatcher()
     worker = fleet.worker()
@@ -83,9 +88,7 @@ def test_a_worker_in_a_warm_shutdown_finishes_its_task(fleet: Fleet) -> None:
 
 
 def test_a_worker_in_a_soft_shutdown_requeues_its_task(fleet: Fleet) -> None:
-    """SIGQUIT starts a soft shutdown: after a moment the task is queued again, long before its visibility
-    time-out.
-    """
+    """After SIGQUIT a worker queues its task again in a soft shutdown, long before the visibility time-out."""
     fleet.script("clickhouse", "slow 3")
     dispatcher = fleet.dispatcher()
     worker = fleet.worker()

@@ -24,7 +24,9 @@ from tests.kit.fleet import Fleet
     "name", ["flush_gcs", "flush_clickhouse", "flush_bigquery", "flush_datadog", "flush_dead_letter"]
 )
 def test_every_flush_signature_survives_json(fleet: Fleet, name: str) -> None:
-    """The worker can decode the signatures that `start` creates."""
+    """Every signature that `start` creates has the same value after it was encoded as JSON and decoded by the
+    worker.
+    """
     app = publisher(fleet.settings)
     kwargs = {"batch": "recordings-0-0-3:digest", "task": "rows/clickhouse/0", "until": 1_700_000_000}
     complete = app.signature("complete", immutable=True, link_error=[app.signature("chord_failed")])
@@ -38,7 +40,7 @@ def test_every_flush_signature_survives_json(fleet: Fleet, name: str) -> None:
 
 
 def test_a_pickled_message_is_refused(fleet: Fleet) -> None:
-    """A message is data, never code: the worker logs it, does not run it, and continues."""
+    """A worker refuses a pickled message: it logs the message, does not load it, and continues."""
     worker = fleet.worker()
     evil = Celery("evil", set_as_current=False)
     evil.conf.update(configuration(fleet.settings), task_serializer="pickle", accept_content=["pickle", "json"])
@@ -54,7 +56,10 @@ class TestSigned:
 
     @pytest.fixture
     def fleet_options(self, tmp_path: Path) -> Iterator[dict[str, str]]:
-        """A self-signed key that is trusted. Signing applies to a whole process, so it is disabled afterwards."""
+        """Configures a self-signed key that the fleet trusts.
+
+        Signing applies to a whole process, so it is disabled afterwards.
+        """
         pytest.importorskip("cryptography")
         key, certificate = make_certificate()
         (tmp_path / "keys").mkdir()
@@ -83,7 +88,7 @@ class TestSigned:
 
 
 def make_certificate() -> tuple[bytes, bytes]:
-    """A private key and its self-signed certificate, both PEM."""
+    """Returns a private key and its self-signed certificate, both as PEM."""
     import datetime
 
     from cryptography import x509

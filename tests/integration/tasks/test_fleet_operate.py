@@ -59,8 +59,9 @@ def park(fleet: Fleet, topic: str, start: int, stop: int) -> str:
 def test_an_abandoned_batch_is_dead_lettered_before_its_reader_is_notified(
     fleet: Fleet, kafka_brokers: str, topic: str
 ) -> None:
-    """First the range's original messages become dead letters with the reason, then the action is audited, then
-    the reader continues.
+    """When a batch is abandoned, its original messages first become dead letters with the reason.
+
+    Then the action is audited, and then the reader is notified and continues.
     """
     fleet.dispatcher()
     batch_id = park(fleet, topic, 1, 4)
@@ -90,7 +91,7 @@ def test_an_abandoned_batch_is_dead_lettered_before_its_reader_is_notified(
 def test_nothing_is_abandoned_while_dead_letters_cannot_be_stored(
     fleet: Fleet, kafka_brokers: str, topic: str
 ) -> None:
-    """The reader is not notified, and the batch stays parked."""
+    """If the dead letters cannot be stored, the reader is not notified, and the batch stays parked."""
     fleet.dispatcher()
     batch_id = park(fleet, topic, 0, 2)
     settings = Settings(kafka_brokers=kafka_brokers, kafka_topic=topic, sink_timeout_seconds=1)
@@ -109,7 +110,10 @@ def test_nothing_is_abandoned_while_dead_letters_cannot_be_stored(
 def test_a_parked_entry_without_renewal_expires(
     fleet: Fleet, kafka_brokers: str, topic: str, operate: str
 ) -> None:
-    """The batch's Discard was lost. Once the lease has expired, the batch cannot be retried or abandoned."""
+    """If a batch's Discard is lost, its parked entry expires without renewal.
+
+    Once the lease has expired, the batch cannot be retried or abandoned.
+    """
     fleet.dispatcher()
     batch_id = park(fleet, topic, 0, 2)
     coordination = Coordination(fleet.client, fleet.settings)
@@ -152,7 +156,7 @@ def test_a_renewal_restores_parked_entries_after_flushall(fleet: Fleet, topic: s
 def test_a_lease_does_not_depend_on_the_clock_of_its_reader(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, ahead_seconds: float
 ) -> None:
-    """The reader's clock is a day off, but the lease has its usual length."""
+    """Even if the reader's clock is a day off, its lease has the usual length."""
     clock, dispatcher = time.time, fleet.dispatcher()
     coordination = Coordination(fleet.client, fleet.settings)
     monkeypatch.setattr(time, "time", lambda: clock() + ahead_seconds)
@@ -165,7 +169,9 @@ def test_a_lease_does_not_depend_on_the_clock_of_its_reader(
 
 
 def test_only_a_parked_batch_of_a_running_reader_can_be_operated(fleet: Fleet) -> None:
-    """In all other cases the error explains why nothing was done."""
+    """Only a parked batch of a running reader can be retried or abandoned; otherwise the error explains why
+    nothing was done.
+    """
     coordination = Coordination(fleet.client, fleet.settings)
     with pytest.raises(NotParked, match="batches ls"):
         retry(coordination, "recordings-0-0-3", "ann")
@@ -177,7 +183,9 @@ def test_only_a_parked_batch_of_a_running_reader_can_be_operated(fleet: Fleet) -
 
 
 def test_a_parked_batch_is_retried_through_the_fleet(fleet: Fleet) -> None:
-    """A worker runs the task that Flower starts: the reader is notified and retries, and the batch settles."""
+    """When a worker runs the retry task that Flower starts, the reader is notified and retries, and the batch
+    settles.
+    """
     dispatcher = fleet.dispatcher()
     fleet.worker()
     batch = make_batch()
@@ -192,6 +200,6 @@ def test_a_parked_batch_is_retried_through_the_fleet(fleet: Fleet) -> None:
 
 
 def consume(settings: Settings, topic: str) -> list[tuple[bytes, Headers]]:
-    """Value and headers of every record."""
+    """Returns the value and headers of every record."""
     with RangeReader(settings, topic) as reader:
         return [(record.value, record.headers) for record in reader.read_all()]

@@ -27,7 +27,7 @@ HOSTILE = """rows/clickhouse/0: <img src=x onerror="document.title='x'"> '; <scr
 
 @pytest.fixture
 def fleet_options() -> dict[str, str]:
-    """Room for all batches at once; sinks without DataDog and BigQuery, which would only take time."""
+    """Limits that allow all batches at once, and no DataDog and BigQuery, which would only take time."""
     return {
         "IN_FLIGHT_BATCHES_MAX": str(BATCHES),
         "SINKS": "clickhouse,dead_letter",
@@ -67,14 +67,14 @@ def page(chromium: Browser, flower: Ask) -> Page:
 
 
 def one(offset: int, blob: bool = False) -> Batch:
-    """A batch of one message."""
+    """Returns a batch of one message."""
     return batch_of([segment(offset, blob=blob)], [], OffsetRange(offset, offset + 1), source=PARTITION)
 
 
 def park(
     fleet: Fleet, dispatcher: Dispatcher, batches: list[Batch], error: str = "rows/clickhouse/0: timed out"
 ) -> None:
-    """Parks them as their reader does."""
+    """Parks the batches as their reader does."""
     coordination = Coordination(fleet.client, fleet.settings)
     for batch in batches:
         dispatcher.submit(do.Park(batch, Stage.ROWS, 3, error, 300.0))
@@ -83,7 +83,7 @@ def park(
 
 
 def test_one_action_retries_five_hundred_batches_which_then_settle(fleet: Fleet, flower: Ask, page: Page) -> None:
-    """given 500 parked batches, when all are retried with a reason, then each is written once, and none is left"""
+    """If 500 parked batches are all retried with a reason, each is written once, and none stays parked."""
     dispatcher = fleet.dispatcher()
     batches = [one(number) for number in range(BATCHES)]
     park(fleet, dispatcher, batches)
@@ -118,8 +118,7 @@ def test_one_action_retries_five_hundred_batches_which_then_settle(fleet: Fleet,
 
 
 def test_filters_select_what_all_means_and_outside_text_stays_text(fleet: Fleet, flower: Ask, page: Page) -> None:
-    """given batches with different errors, when all that match are retried, then the others are not; scripts in an
-    error do not run"""
+    """If all batches that match a filter are retried, the others are not. Scripts in an error do not run."""
     dispatcher = fleet.dispatcher()
     sick, other = one(0), one(1)
     park(fleet, dispatcher, [sick], HOSTILE)
@@ -143,7 +142,10 @@ def test_filters_select_what_all_means_and_outside_text_stays_text(fleet: Fleet,
 def test_a_batch_and_its_tasks_link_to_each_other_also_after_a_restart_of_flower(
     fleet: Fleet, flower: Ask, page: Page
 ) -> None:
-    """The batch's page has chords, runs, offsets and operators' actions; the history restores the runs."""
+    """A batch's page has its chords, runs, offsets and operators' actions.
+
+    After a restart of Flower, its history restores the runs.
+    """
     fleet.script("clickhouse", "transient")
     dispatcher, batch = fleet.dispatcher(), one(7)
     fleet.worker()
@@ -172,7 +174,9 @@ def test_a_batch_and_its_tasks_link_to_each_other_also_after_a_restart_of_flower
 
 
 def test_an_action_needs_a_reason_a_login_and_our_own_page(fleet: Fleet, flower: Ask) -> None:
-    """Nothing is retried or abandoned otherwise; unknown values are named."""
+    """An action without a reason, without a login, or from another site changes nothing; unknown values are
+    named.
+    """
     batch = one(0)
     park(fleet, fleet.dispatcher(), [batch])
     form = {"action": "retry", "batch_id": batch.id, "reason": "why not"}

@@ -17,7 +17,7 @@ from tests.kit.fleet import Fleet
 
 @pytest.fixture
 def full_redis(fleet: Fleet) -> Fleet:
-    """Redis with 8 MiB, most of which is already used."""
+    """A Redis with a maximum memory of 8 MiB, most of which is already used."""
     fleet.client.config_set("maxmemory", 8 * MiB)
     number = 0
     while fleet.client.info("memory")["used_memory"] < 7 * MiB:
@@ -35,7 +35,9 @@ def test_staging_stops_before_redis_is_full(full_redis: Fleet) -> None:
 
 
 def test_work_finishes_while_redis_is_full(fleet: Fleet) -> None:
-    """At the limit a finished write still sets its mark and frees its bytes, so a full Redis drains itself."""
+    """While Redis is at its memory limit, finished writes still set their marks and free their bytes, so memory
+    becomes available.
+    """
     fleet.script("clickhouse", "slow 4")
     dispatcher = fleet.dispatcher()
     fleet.worker()

@@ -20,7 +20,9 @@ CLICKHOUSE = "rows/clickhouse/0"
 
 
 def dispatch_as_newer_reader(fleet: Fleet, batch: Batch, **changed: Any) -> None:
-    """Starts the row chord after some fields of the staged hash were replaced."""
+    """Starts the chord of the rows with some fields of the staged hash replaced, as a newer reader would write
+    them.
+    """
     manifest = Encoder(tuple(SinkName), 128, "reader-1").encode(batch).manifest
     tasks = [entry.name for entry in manifest.of_stage(Stage.ROWS)]
     name = ChordName(reference(manifest), Stage.ROWS, 1, chord.new_token())
@@ -34,7 +36,9 @@ def dispatch_as_newer_reader(fleet: Fleet, batch: Batch, **changed: Any) -> None
 
 
 def test_a_batch_of_a_newer_version_is_refused_and_names_the_upgrade(fleet: Fleet) -> None:
-    """No sink is called, and the batch's reader is notified."""
+    """A batch of a newer version is refused: no sink is called, and the reader gets an error that says to
+    upgrade.
+    """
     dispatcher, batch = fleet.dispatcher(), make_batch()
     fleet.worker()
 
@@ -50,7 +54,7 @@ def test_a_batch_of_a_newer_version_is_refused_and_names_the_upgrade(fleet: Flee
 
 
 def test_an_item_with_unknown_elements_is_not_written_partially(fleet: Fleet) -> None:
-    """No row is written, and the error says to upgrade the workers."""
+    """If an item has unknown elements, no row is written, and the error says to upgrade the workers."""
     fleet.dispatcher()
     fleet.worker()
     rows = msgspec.msgpack.encode([["replays", "click-0", b"{}", 0, "a column for the newer table"]])

@@ -26,7 +26,7 @@ def settings_of_all_servers(
     bigquery_endpoint: str,
     statsd: Statsd,
 ) -> Settings:
-    """Settings that point to every server; nothing exists yet."""
+    """Settings with the address of every server, on which no schema exists yet."""
     host, _, port = statsd.address.rpartition(":")
     return settings(
         kafka_brokers=kafka_brokers,
@@ -39,8 +39,9 @@ def settings_of_all_servers(
 
 
 def test_after_migrating_every_check_passes(settings_of_all_servers: Settings) -> None:
-    """Before the migration all sinks except DataDog lack something. A dry run changes nothing. A second run does
-    nothing.
+    """Every check passes after `migrate`; before, all sinks except DataDog lack something.
+
+    A dry run changes nothing. A second run does nothing.
     """
     before = {checked.name: checked.ok for checked in check_all(settings_of_all_servers)}
     planned = list(migrate(settings_of_all_servers, dry_run=True, topics=True))
@@ -73,7 +74,7 @@ def test_an_unavailable_server_ends_the_run_with_its_name(settings_of_all_server
 def test_a_wrong_password_is_configuration(
     settings: Callable[..., Settings], children: Children, tmp_path: Path
 ) -> None:
-    """The error says that the password is wrong, without showing it."""
+    """A wrong password is a configuration error that does not show the password."""
     server = ClickHouse(children, tmp_path / "clickhouse", password="right-one")
     server.start()
     wrong = settings(clickhouse_url=server.address, clickhouse_password="wrong-one", clickhouse_database="default")

@@ -33,11 +33,11 @@ class Staged:
         self.stage()
 
     def stage(self) -> None:
-        """Stages the batch, again if it was staged."""
+        """Stages the batch, even if it is already staged."""
         self.staging.stage(self.manifest, ChordName(self.batch, Stage.ROWS, 1, "t"), {TASK: b"rows"})
 
     def record(self) -> StagedRecord:
-        """The record, for one run."""
+        """Returns the record as one run of the task sees it."""
         return StagedRecord(self.staging, self.settings, self.batch, TASK)
 
 
@@ -78,7 +78,10 @@ def test_the_done_mark_removes_the_record(staged: Staged) -> None:
 
 
 def test_nothing_is_recorded_for_a_batch_that_is_gone(staged: Staged) -> None:
-    """Redis was emptied: the reader stages the batch again, and a record alone would never expire."""
+    """If Redis was emptied, nothing is recorded for the batch.
+
+    The reader stages it again, and a record alone would never expire.
+    """
     record = staged.record()
     record.load()
     staged.client.delete(staged.staging.key(staged.batch))
@@ -91,7 +94,9 @@ def test_nothing_is_recorded_for_a_batch_that_is_gone(staged: Staged) -> None:
 def test_a_forged_record_is_ignored_and_replaced(
     settings: Callable[..., Settings], redis_url: str, fresh_name: Callable[[str], str]
 ) -> None:
-    """With a shared key, a record without its seal could hide rows."""
+    """If a shared key is configured, a record without a valid seal is ignored and replaced, because it could
+    hide rows.
+    """
     sealed = Staged(settings(redis_url=redis_url, key_prefix=fresh_name("record"), shared_key="k" * 32))
     record = sealed.record()
     record.load()

@@ -24,14 +24,16 @@ def prefix(fresh_name: Any) -> str:
 
 
 def beat(at: float, rate: float, lag: int = 0, delay: float = 0.0) -> str:
-    """A heartbeat as a reader writes it, with one partition more than given, which has no lag."""
+    """Returns a reader's heartbeat with the given partitions, and one more that has no lag."""
     partitions = [{"lag_messages": lag, "lag_seconds": delay}, {"lag_messages": 0, "lag_seconds": 0.0}]
     snapshot = {"now": 1.0, "partitions": partitions}
     return json.dumps({"seen_at": at, "messages_per_second": rate, "bytes_per_second": 10, "snapshot": snapshot})
 
 
 def test_rates_are_means_lags_are_sums_and_the_delay_is_the_longest(client: Any, prefix: str) -> None:
-    """Over a reader's heartbeats in the bucket, and then over readers; other buckets are gaps."""
+    """Values are aggregated over a reader's heartbeats in a bucket, and then over readers; a bucket without
+    heartbeats is a gap.
+    """
     one, two = TrendWriter(client, prefix), TrendWriter(client, prefix)
     one.add("one", beat(NOW, 10, lag=5, delay=30))
     one.add("one", beat(NOW + 5, 30, lag=4, delay=2))
@@ -47,7 +49,7 @@ def test_rates_are_means_lags_are_sums_and_the_delay_is_the_longest(client: Any,
 
 
 def test_every_key_expires(client: Any, prefix: str) -> None:
-    """That bounds the memory."""
+    """Every key of the trend expires, which bounds the memory in Redis."""
     TrendWriter(client, prefix).add("one", beat(NOW, 1))
 
     (key,) = client.scan_iter(f"{prefix}:*")
@@ -55,7 +57,7 @@ def test_every_key_expires(client: Any, prefix: str) -> None:
 
 
 def test_what_is_not_a_heartbeat_is_ignored(client: Any, prefix: str) -> None:
-    """Another program may write anything; the plots then have a gap."""
+    """A value that is not a heartbeat, which another program may write, is ignored and leaves a gap."""
     writer = TrendWriter(client, prefix)
     writer.add("one", "[]")
     writer.add("one", beat(NOW, 1))

@@ -25,8 +25,10 @@ def environment(stack: Stack, fresh_name: Callable[[str], str]) -> Iterator[dict
 def test_a_process_killed_at_any_point_leaves_each_row_once(
     environment: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """given a process killed at each point, and a Redis that loses its batch, when other processes finish the
-    tasks, then the table has each row once, and without the batch in Redis the view has"""
+    """If a process is killed at each point and another process finishes its task, the table has each row once.
+
+    If Redis has lost the batch, the view has each row once.
+    """
     assert judge(environment, times=1, seed=7) == 0, capfd.readouterr().out
     printed = capfd.readouterr().out
     assert all(str(point) in printed for point in Point)

@@ -26,8 +26,9 @@ esac
 
 
 def run_with(tmp_path: Path, podman: str | None) -> tuple[int, str]:
-    """Exit code and output with this script as podman; the script is the body of a `case` on its first
-    argument.
+    """Runs the command with a script in place of podman, and returns exit code and output.
+
+    `script` is the body of a `case` on the first argument.
     """
     (tmp_path / "bin").mkdir()
     if podman is not None:
@@ -48,7 +49,7 @@ def run_with(tmp_path: Path, podman: str | None) -> tuple[int, str]:
 
 
 def test_without_podman_nothing_runs_and_ci_continues(tmp_path: Path):
-    """One line reports that nothing was done, and the exit code is 0."""
+    """Without podman, one line reports that nothing was done, and the exit code is 0, so that CI continues."""
     code, printed = run_with(tmp_path, None)
 
     assert code == 0, printed
@@ -66,7 +67,7 @@ def test_without_podman_nothing_runs_and_ci_continues(tmp_path: Path):
     ],
 )
 def test_only_a_fault_of_the_image_fails(tmp_path: Path, podman: str, code: int, pattern: str):
-    """Limits of the machine give exit code 0, and faults of the image give 1."""
+    """A limit of the machine gives exit code 0, and a fault of the image gives 1."""
     found, printed = run_with(tmp_path, podman)
 
     assert found == code, printed

@@ -19,7 +19,7 @@ WATCHED_DATABASE = 12
 
 @pytest.fixture
 def reads(library: Library) -> Iterator[Reads]:
-    """The reads that commands and pages use."""
+    """The functions with which commands and pages read replays."""
     opened = Reads(library.settings)
     yield opened
     opened.close()

@@ -23,7 +23,7 @@ pytestmark = needs_chromium
 
 @pytest.fixture(scope="module")
 def page(separate_settings: Settings) -> Iterator[Page]:
-    """A signed-in browser with every recording."""
+    """A signed-in page of a browser, and every recording."""
     for number, recorded in enumerate(RECORDINGS):
         ingest(separate_settings, recorded.values, first_offset=5000 + 100 * number)
     with browser(separate_settings) as opened:
@@ -40,7 +40,10 @@ def originals() -> Iterator[str]:
 
 @pytest.mark.parametrize("name", MOMENTS)
 def test_a_recording_is_drawn_like_its_page_at_two_moments(page: Page, originals: str, name: str) -> None:
-    """Known differences: what the SDK masks or blocks, and the files of other servers, blocked in both."""
+    """A recording looks like its page, except for what the SDK masks or blocks and for files of other servers.
+
+    Files of other servers are blocked in the page and in the recording.
+    """
     opened = page.context.browser
     assert opened is not None
     for moment in MOMENTS[name]:

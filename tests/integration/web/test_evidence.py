@@ -23,9 +23,7 @@ def ids(reads: Reads, text: str = "", **chosen: object) -> set[str]:
 
 
 def test_a_rage_click_is_shown_with_the_events_around_it(reads: Reads, library: Library):
-    """Whether the rage click is given by its id or by its second, the events are the same and complete within the
-    window.
-    """
+    """Around a rage click, given by its id or by its second, all events within the window are shown."""
     replay = reads.replay(library.shop_id)
     whole = reads.timeline(reads.segments(replay))
     (rage,) = [mark for mark in whole.marks if mark.kind == "rage_click"]
@@ -40,7 +38,7 @@ def test_a_rage_click_is_shown_with_the_events_around_it(reads: Reads, library: 
 
 
 def test_a_window_spans_the_pages_of_a_timeline(reads: Reads, library: Library, monkeypatch: pytest.MonkeyPatch):
-    """A long replay is read page by page; the window may span pages."""
+    """The window around an event may span several pages of a timeline, which is read page by page."""
     replay = reads.replay(library.shop_id)
     whole = around(reads, replay, 0.0, 3_600_000)
     monkeypatch.setattr("ingest.web.recordings.PAGE_INFLATED_BYTES_MAX", 1)
@@ -53,7 +51,7 @@ def test_a_window_spans_the_pages_of_a_timeline(reads: Reads, library: Library, 
 
 
 def test_an_unknown_event_is_not_found(reads: Reads, library: Library):
-    """The error is one line; an invalid id is a usage error."""
+    """An unknown event is reported in one line, and an invalid id is a usage error."""
     with pytest.raises(NotFound, match="no event 4-99999"):
         around(reads, reads.replay(library.shop_id), "4-99999", 1000)
     with pytest.raises(ValueError, match="like 4-17, nor seconds"):
@@ -62,8 +60,9 @@ def test_an_unknown_event_is_not_found(reads: Reads, library: Library):
 
 
 def test_each_search_finds_its_replays(reads: Reads, library: Library):
-    """Searches are by address, user, release, error, and element; a single click must match all parts of the
-    element.
+    """Replays are found by address, user, release, error, and element.
+
+    All parts of the element must match the same click.
     """
     shops = {library.shop_id, library.old_shop_id}
 
@@ -80,8 +79,8 @@ def test_each_search_finds_its_replays(reads: Reads, library: Library):
 
 
 def test_a_text_is_found_in_the_events_of_recordings(reads: Reads, library: Library):
-    """The text is searched in breadcrumbs, console messages and requests, case-insensitively; each match names its
-    event.
+    """A text is found in breadcrumbs, console messages and requests, case-insensitively, and each match names
+    its event.
     """
     page = find(reads, Filter(project_id=None), "/API/")
     matches = {result.replay.replay_id: result.matches for result in page.found}
@@ -96,7 +95,10 @@ def test_a_text_is_found_in_the_events_of_recordings(reads: Reads, library: Libr
 
 
 def test_pages_of_a_search_are_complete(reads: Reads):
-    """Each page names the next; a page of a text search may be empty."""
+    """Each page of a search names the next one, and together they are complete.
+
+    A page of a text search may be empty.
+    """
     whole = ids(reads, project_id=PROJECT)
     seen: set[str] = set()
     offset: int | None = 0
@@ -110,7 +112,7 @@ def test_pages_of_a_search_are_complete(reads: Reads):
 
 
 def test_the_documented_fields_are_the_printed_ones(reads: Reads, library: Library):
-    """docs/evidence.md names every field, and no other."""
+    """docs/evidence.md names exactly the fields that are printed."""
     text = (ROOT / "docs" / "evidence.md").read_text()
     documented = {
         name for row in re.findall(r"^\| (`[^|]*) \|", text, re.M) for name in re.findall(r"`([^`]*)`", row)

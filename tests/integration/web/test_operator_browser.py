@@ -1,4 +1,6 @@
-"""The operator's page and the list of replays in Chromium: layout on a desk and on a phone, keys, bulk actions."""
+"""The operator's page and the list of replays in Chromium: layout on a desktop and on a phone, keys, bulk
+actions.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def page(office: Office, chromium: Browser) -> Iterator[Page]:
 
 @pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (390, "light"), (390, "dark")])
 def test_nothing_is_wider_than_the_window(page: Page, width: int, scheme: str) -> None:
-    """On a desk and on a phone; text from outside stays text."""
+    """Nothing is wider than the window, on a desktop and on a phone, and untrusted text is not interpreted as
+    HTML.
+    """
     page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
     page.set_viewport_size({"width": width, "height": 900})
 
@@ -61,7 +65,10 @@ def test_nothing_is_wider_than_the_window(page: Page, width: int, scheme: str) -
 
 
 def test_selected_batches_are_retried_with_a_reason(page: Page, office: Office) -> None:
-    """The audit trail on the page then has the reason; each alert links to its section."""
+    """When selected batches are retried, the audit trail on the page has the reason.
+
+    Each alert links to its runbook section.
+    """
     page.get_by_label("select all parked batches").check()
     page.get_by_placeholder("for the audit trail").fill("it is back")
     page.get_by_role("button", name="Retry selected").click()
@@ -75,7 +82,10 @@ def test_selected_batches_are_retried_with_a_reason(page: Page, office: Office) 
 
 
 def test_dead_letters_are_selected_and_filtered_with_keys(page: Page) -> None:
-    """`/` goes to the filter; select-all enables the button; the plots and the flow are drawn."""
+    """`/` moves the focus to the filter, and selecting all dead letters enables the button.
+
+    The plots and the flow are drawn.
+    """
     page.keyboard.press("/")
     page.keyboard.type("message 4")
     page.keyboard.press("Enter")
@@ -93,7 +103,7 @@ def test_dead_letters_are_selected_and_filtered_with_keys(page: Page) -> None:
 
 
 def test_the_list_fits_and_has_a_total(library: Library) -> None:
-    """At 1,400 and at 390 pixels; the column by which it is sorted is shown."""
+    """The list fits into 1,400 and 390 pixels, and shows the total and the column by which it is sorted."""
     with browser(library.settings) as page:
         page.goto("/")
         page.locator("#replays tbody tr").first.wait_for()
@@ -107,7 +117,7 @@ def test_the_list_fits_and_has_a_total(library: Library) -> None:
 
 
 def test_an_unknown_replay_is_named(library: Library) -> None:
-    """The page says so instead of loading for ever."""
+    """For an unknown replay, the page shows an error instead of loading forever."""
     with browser(library.settings) as page:
         page.goto(f"/replay/7/{'e' * 32}")
         expect(page.locator("#notices")).to_contain_text("no replay")

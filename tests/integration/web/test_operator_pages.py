@@ -23,18 +23,18 @@ LOGIN = "ann:a-long-password"
 
 @dataclass(frozen=True)
 class Pages:
-    """The pages for an operator."""
+    """The pages of a server, as an operator uses them."""
 
     office: Office
     client: Client
 
     def ask(self, path: str, body: object, **headers: str) -> Seen:
-        """A request as the page sends it: with its token."""
+        """Sends a request with the token of the page, as the page does."""
         token = str(self.client.get("/api/operate").json["token"])
         return self.client.post(path, body, **{TOKEN_HEADER: token}, **headers)
 
     def look(self) -> dict[str, list[dict[str, str]]]:
-        """The system state that the page receives from the server."""
+        """Returns the system state that the page receives from the server."""
         found: dict[str, list[dict[str, str]]] = self.client.get("/api/operate").json
         return found
 
@@ -47,7 +47,7 @@ def pages(office: Office) -> Iterator[Pages]:
 
 @pytest.mark.parametrize("login", ["", "ann:wrong", "ann", "eve:a-long-password"])
 def test_flowers_password_is_required(pages: Pages, login: str):
-    """Page, state and buttons require the password; a browser is prompted for it."""
+    """Page, state and buttons require Flower's password, for which a browser prompts the user."""
     stranger = Client(pages.client.address, login)
 
     for seen in (stranger.get("/operate"), stranger.get("/api/operate"), stranger.get("/api/operate/letters")):
@@ -58,7 +58,10 @@ def test_flowers_password_is_required(pages: Pages, login: str):
 
 
 def test_with_passwords_the_link_alone_is_not_enough(office_settings: Settings):
-    """The audit trail must name a person, so the password is required; it gives access to everything."""
+    """If passwords are configured, the link alone is not sufficient, because the audit trail must name a person.
+
+    The password gives access to everything.
+    """
     with served(office_settings) as client:
         seen, page = client.get("/api/operate"), client.get("/")
         ann = Client(client.address, LOGIN).get("/")
@@ -68,7 +71,7 @@ def test_with_passwords_the_link_alone_is_not_enough(office_settings: Settings):
 
 
 def test_without_a_password_the_link_is_enough(office_settings: Settings):
-    """The user who started the server counts as the operator."""
+    """Without a password the link is sufficient, and the user who started the server counts as the operator."""
     plain = office_settings.model_copy(update={"flower_basic_auth": SecretStr("")})
     with served(plain) as client:
         look, stranger = client.get("/api/operate"), Client(client.address).get("/api/operate")
@@ -78,7 +81,7 @@ def test_without_a_password_the_link_is_enough(office_settings: Settings):
 
 
 def test_without_any_login_the_operator_part_is_disabled(office_settings: Settings):
-    """The response is 403 and names the setting to set."""
+    """Without any login the operator part is disabled, and the 403 response names the setting to set."""
     plain = office_settings.model_copy(update={"flower_basic_auth": SecretStr("")})
     with running(plain, login=False) as announced:
         client = Client(announced.get(timeout=30)[0])
@@ -90,7 +93,9 @@ def test_without_any_login_the_operator_part_is_disabled(office_settings: Settin
 
 
 def test_an_operator_sees_page_and_state(pages: Pages):
-    """The state has readers, sinks with their breakers, and the user's name; any of several passwords works."""
+    """An operator with any of several passwords sees the page, and a state with readers, sinks, breakers, and
+    the user's name.
+    """
     bob = Client(pages.client.address, "bob:other")
 
     assert pages.client.get("/operate").headers["Content-Type"].startswith("text/html")
@@ -105,8 +110,9 @@ def test_an_operator_sees_page_and_state(pages: Pages):
     ids=["no token", "a wrong token", "another site"],
 )
 def test_another_site_cannot_press_a_button(pages: Pages, headers: dict[str, str]):
-    """The browser sends the password automatically, but another site has no token, and the browser sends the
-    origin."""
+    """Another site cannot trigger an action: the browser sends the password automatically, but also the origin,
+    and the site has no token.
+    """
     if "Sec_Fetch_Site" in headers:
         seen = pages.ask("/api/operate/batches/retry", {"batch_id": "x"}, **headers)
     else:
@@ -117,7 +123,7 @@ def test_another_site_cannot_press_a_button(pages: Pages, headers: dict[str, str
 
 
 def test_a_parked_batch_is_retried(pages: Pages):
-    """The reader of the batch is notified; the page shows error and action."""
+    """When a parked batch is retried, its reader is notified, and the page shows the error and the action."""
     batch = pages.office.park(0, 2)
 
     seen = pages.ask("/api/operate/batches/retry", {"batch_id": batch.id})
@@ -132,7 +138,7 @@ def test_a_parked_batch_is_retried(pages: Pages):
 
 
 def test_a_parked_batch_is_abandoned_with_a_reason(pages: Pages):
-    """The messages of the batch are dead letters before its reader is notified."""
+    """When a batch is abandoned with a reason, its messages become dead letters before its reader is notified."""
     batch = pages.office.park(1, 3)
 
     refused = pages.ask("/api/operate/batches/abandon", {"batch_id": batch.id, "reason": " "})
@@ -148,7 +154,10 @@ def test_a_parked_batch_is_abandoned_with_a_reason(pages: Pages):
 
 
 def test_several_batches_are_retried_or_abandoned_with_one_reason(pages: Pages):
-    """One audit entry per retry of all; batches that are not parked are named, and the others are not held up."""
+    """Retrying several batches writes one audit entry.
+
+    Batches that are not parked are named, and the others are retried.
+    """
     first, second = pages.office.park(0, 1), pages.office.park(1, 2)
     ids = [first.id, second.id, "recordings-0-7-9"]
 
@@ -168,7 +177,9 @@ def test_several_batches_are_retried_or_abandoned_with_one_reason(pages: Pages):
 
 
 def test_the_last_hour_is_shown_from_the_readers_heartbeats(pages: Pages):
-    """The last value is the reader's; there is none from before it started."""
+    """The last value of the hour is from the reader's heartbeat, and there are no values from before it
+    started.
+    """
     wait_until(
         lambda: (
             pages.client.get("/api/operate/trend").json["messages_per_second"][-1] is not None
@@ -184,7 +195,7 @@ def test_the_last_hour_is_shown_from_the_readers_heartbeats(pages: Pages):
 
 
 def test_the_page_names_the_bottleneck_and_what_needs_attention(pages: Pages):
-    """No worker runs here, and a batch is parked; each fact names a section of the runbook page."""
+    """If no worker runs and a batch is parked, the page reports both, each with a section of the runbook."""
     pages.office.park(0, 1)
     look = pages.client.get("/api/operate").json
     runbook = pages.client.get("/runbook").body.decode()
@@ -197,7 +208,7 @@ def test_the_page_names_the_bottleneck_and_what_needs_attention(pages: Pages):
 
 
 def test_dead_letters_are_filtered(pages: Pages):
-    """By reason, and by a part of the content; the content is shown as text."""
+    """Dead letters are filtered by reason and by a part of their content, which is shown as text."""
     pages.office.bury(2, "other_reason")
 
     def found(query: str) -> set[str]:
@@ -211,7 +222,7 @@ def test_dead_letters_are_filtered(pages: Pages):
 
 
 def test_a_batch_that_is_not_parked_cannot_be_operated(pages: Pages):
-    """The response is 404 for an unknown batch, and 409 when no reader is running."""
+    """An action on an unknown batch gets 404, and one on a batch without a running reader gets 409."""
     unknown = {"batch_id": "recordings-0-0-3", "reason": "why not"}
     lost = pages.office.park(3, 5)
 
@@ -224,8 +235,9 @@ def test_a_batch_that_is_not_parked_cannot_be_operated(pages: Pages):
 
 
 def test_dead_letters_are_listed_and_replayed_once(pages: Pages):
-    """Dead letters are counted by reason; replayed ones are hidden by default; the action is in the audit
-    trail.
+    """Dead letters are counted by reason and replayed once.
+
+    Replayed letters are hidden by default, and the action is in the audit trail.
     """
     pages.office.bury(4, "not_msgpack")
     listed = pages.client.get("/api/operate/letters").json
@@ -254,14 +266,16 @@ def test_dead_letters_are_listed_and_replayed_once(pages: Pages):
     ],
 )
 def test_a_wrong_request_is_refused(pages: Pages, body: object, said: str):
-    """The response is 400 with a valid example."""
+    """A wrong request gets a 400 response with a valid example."""
     seen = pages.ask("/api/operate/letters", body)
 
     assert (seen.status, seen.error) == (400, said)
 
 
 def test_unavailable_servers_are_named(office_settings: Settings):
-    """The response is 503 and names Redis when the state is read, and the broker when letters are read."""
+    """If a server is unavailable, the 503 response names it: Redis for the state, and the broker for dead
+    letters.
+    """
     away = office_settings.model_copy(
         update={
             "redis_url": SecretStr("redis://127.0.0.1:1/0"),

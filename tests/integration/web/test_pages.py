@@ -40,7 +40,7 @@ def client(library: Library) -> Iterator[Client]:
     ],
 )
 def test_pages_have_a_policy_that_blocks_foreign_scripts(client: Client, path: str, kind: str):
-    """Recorded pages are untrusted content."""
+    """Pages have a policy that blocks foreign scripts, because recorded pages are untrusted content."""
     seen = client.get(path)
 
     assert (seen.status, seen.headers["Content-Type"]) == (200, kind)
@@ -52,7 +52,9 @@ def test_pages_have_a_policy_that_blocks_foreign_scripts(client: Client, path: s
 
 @pytest.mark.parametrize("path", ["/", "/static/app.css", "/api/projects"])
 def test_other_host_names_are_refused(client: Client, path: str):
-    """A foreign page that resolves its own host name to this address gets no data."""
+    """Requests with other host names are refused, so that a foreign page whose name resolves to this address
+    gets no data.
+    """
     assert client.get(path, Host="rebound.example").status == 421
     assert client.get(path, Host="localhost").status == 200
 
@@ -89,7 +91,7 @@ def test_a_query_selects_replays(client: Client, query: str, expected: set[str])
 
 
 def test_the_first_page_of_the_list_has_the_total(client: Client):
-    """Of the matching replays, however many are shown."""
+    """The first page of the list has the total of the matching replays, however many are shown."""
     first = client.get(f"/api/replays?project={PROJECT}&limit=1").json
     second = client.get(f"/api/replays?project={PROJECT}&limit=1&offset=1").json
     everything = client.get(f"/api/replays?project={PROJECT}").json
@@ -108,7 +110,7 @@ def test_the_first_page_of_the_list_has_the_total(client: Client):
     ],
 )
 def test_a_wrong_query_is_refused_with_an_example(client: Client, query: str, error_text: str):
-    """The response is 400 with one line."""
+    """A wrong query gets a 400 response with one line and an example."""
     seen = client.get(f"/api/replays?{query}")
 
     assert (seen.status, seen.error) == (400, error_text)
@@ -134,7 +136,7 @@ def test_a_timeline_is_sent(client: Client, library: Library):
 
 
 def test_a_segment_is_sent_for_the_player_or_unchanged(client: Client, library: Library):
-    """The unchanged form is a download with its own file name."""
+    """A segment is sent in the form for the player, or unchanged as a download with its own file name."""
     path = f"/api/replays/{RECORDED_PROJECT}/{library.shop_id}/segments/0"
     whole = inflated(library.shop.bodies[0])
 
@@ -160,7 +162,7 @@ def test_a_segment_is_sent_for_the_player_or_unchanged(client: Client, library: 
 def test_a_video_is_sent_whole_or_in_part(
     client: Client, requested: str, status: int, body: bytes, content_range: str | None
 ):
-    """Browsers request ranges in order to seek."""
+    """A video is sent whole or in part, because browsers request ranges in order to seek."""
     seen = client.get(
         f"/api/replays/{PROJECT}/{MOBILE}/segments/0/video", **({"Range": requested} if requested else {})
     )
@@ -171,7 +173,7 @@ def test_a_video_is_sent_whole_or_in_part(
 
 @pytest.mark.parametrize("header", ["bytes=", "bytes=a-b", "bytes=1", "bytes=-", "bytes=1-2,4-5", "bytes=9-"])
 def test_an_invalid_range_returns_the_whole_video(header: str):
-    """The ranges are invalid for a video of nine bytes."""
+    """A range that is invalid for a video of nine bytes returns the whole video."""
     assert byte_range(header, 9) is None
     assert byte_range("bytes=0-1", 0) is None
 
@@ -188,7 +190,7 @@ def test_an_invalid_range_returns_the_whole_video(header: str):
     ],
 )
 def test_an_error_is_sent_as_json(client: Client, path: str, status: int, error_text: str):
-    """The page shows the error."""
+    """An error is sent as JSON, so that the page can show it."""
     seen = client.get(path)
 
     assert seen.status == status
@@ -196,7 +198,7 @@ def test_an_error_is_sent_as_json(client: Client, path: str, status: int, error_
 
 
 def test_an_unavailable_server_is_named_on_the_page(library: Library):
-    """The response is 503 with the server's name."""
+    """If a server is unavailable, the response is 503 with the server's name."""
     settings = library.settings.model_copy(update={"clickhouse_url": "http://127.0.0.1:1"})
     with served(settings) as client:
         seen = client.get("/api/replays")

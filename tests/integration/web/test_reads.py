@@ -24,19 +24,19 @@ from tests.kit.recordings import inflated
 
 
 def found(reads: Reads, **chosen: object) -> set[str]:
-    """The ids of the matching replays."""
+    """Returns the ids of the matching replays."""
     return {item.replay_id for item in reads.replays(Filter(**chosen)).replays}  # type: ignore[arg-type]
 
 
 def test_projects_are_listed_with_the_number_of_their_replays(reads: Reads):
-    """A replay that lost a row or an object still counts."""
+    """Projects are listed with their number of replays, including replays that lost a row or an object."""
     counts = {item.project_id: item.replays for item in reads.projects()}
 
     assert counts == {PROJECT: 4, OTHER_PROJECT: 1, RECORDED_PROJECT: 2}
 
 
 def test_releases_are_listed_per_project_or_for_all(reads: Reads):
-    """The latest release comes first."""
+    """Releases are listed per project or for all projects, the latest first."""
     assert reads.releases(OTHER_PROJECT) == ("shop@new",)
     assert set(reads.releases(None)) >= {"shop@new", "shop@old", "shop@1.2.3+45"}
 
@@ -67,7 +67,10 @@ def test_pages_of_one_replay_are_the_complete_list(reads: Reads):
 
 
 def test_a_replay_shows_its_actions(reads: Reads, library: Library):
-    """Two of nine clicks are dead and one is a rage click. Each page visit is listed."""
+    """A replay has its counts of actions: of nine clicks, two are dead and one is a rage click.
+
+    Each page visit is listed.
+    """
     replay = reads.replay(library.shop_id)
 
     assert (replay.project_id, replay.segments, replay.segment_id_max) == (RECORDED_PROJECT, 8, 7)
@@ -97,19 +100,20 @@ def test_an_id_in_two_projects_needs_the_project(reads: Reads):
     ],
 )
 def test_an_unknown_replay_is_reported(reads: Reads, replay_id: str, project: int | None, error: str):
-    """The error says where the replay was searched for."""
+    """If a replay is unknown, the error says where it was searched for."""
     with pytest.raises(NotFound, match=error):
         reads.replay(replay_id, project)
 
 
 def test_an_id_may_be_written_with_dashes(reads: Reads):
-    """UUIDs are often written with dashes."""
+    """An id may be written with dashes, as UUIDs often are."""
     assert reads.replay("AAAAAAAA-aaaa-aaaa-aaaa-aaaaaaaaaaaa").replay_id == MOBILE
 
 
 def test_each_segment_shows_its_missing_data(reads: Reads):
-    """The segments include a gap, an object without a row, a row without its object, a second delivery, and an
-    invalid segment.
+    """Each segment shows what is missing: a gap, a row, or an object.
+
+    A second delivery and an invalid segment are also shown.
     """
     segments = reads.segments(reads.replay(HOLED))
 
@@ -126,8 +130,8 @@ def test_each_segment_shows_its_missing_data(reads: Reads):
 
 
 def test_a_segment_shows_when_each_sink_stored_it(reads: Reads, library: Library):
-    """The times are those of the servers' own clocks, after the segment was received; two deliveries have two
-    positions.
+    """A segment shows when each sink stored it, by the server's own clock, and the positions of all its
+    deliveries.
     """
     first = reads.segments(reads.replay(HOLED)).all[0]
 
@@ -139,7 +143,7 @@ def test_a_segment_shows_when_each_sink_stored_it(reads: Reads, library: Library
 
 
 def test_recordings_are_returned_byte_for_byte(reads: Reads, library: Library):
-    """Whole sessions are returned in order, and so is one segment alone."""
+    """The recordings of a whole session, in order, and of a single segment are returned byte for byte."""
     segments = reads.segments(reads.replay(library.shop_id))
 
     assert [(item.segment_id, content) for item, content in reads.recordings(segments)] == list(
@@ -161,7 +165,7 @@ def test_a_video_is_returned_with_its_events(reads: Reads):
 
 
 def test_a_timeline_names_an_unreadable_segment(reads: Reads):
-    """The events of the other segments are included."""
+    """A timeline names an unreadable segment and includes the events of the other segments."""
     timeline = reads.timeline(reads.segments(reads.replay(SPOILED)))
 
     assert timeline.unreadable.keys() == {1}
@@ -177,7 +181,9 @@ def test_a_timeline_names_an_unreadable_segment(reads: Reads):
     ],
 )
 def test_an_unavailable_server_is_named(library: Library, changed: dict[str, str], error: str):
-    """All exceptions of the client libraries become one kind of error."""
+    """If a server is unavailable, any exception of its client library becomes one kind of error that names the
+    server.
+    """
     reads = Reads(library.settings.model_copy(update=changed))
 
     with pytest.raises(ReadError, match=error):
@@ -186,7 +192,7 @@ def test_an_unavailable_server_is_named(library: Library, changed: dict[str, str
 
 
 def test_a_missing_bucket_is_named(library: Library):
-    """A missing bucket is not mistaken for a replay without objects."""
+    """A missing bucket is named, and not mistaken for a replay without objects."""
     reads = Reads(library.settings.model_copy(update={"gcs_bucket": "no-such-bucket"}))
 
     with pytest.raises(ReadError, match="no-such-bucket"):

@@ -35,7 +35,7 @@ RED_PIXEL_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8B
 
 @pytest.fixture(scope="module")
 def page(separate_settings: Settings) -> Iterator[Page]:
-    """A signed-in browser with some recordings."""
+    """A signed-in page of a browser, and some recordings."""
     ingest(separate_settings, CANVAS.values)
     ingest(separate_settings, SHOP.values, first_offset=50)
     ingest(separate_settings, [(RECORDED / "cases" / "cross-origin-css.msgpack").read_bytes()], first_offset=100)
@@ -106,7 +106,7 @@ def made_recording() -> list[dict[str, Any]]:
 
 
 def long_recording() -> list[bytes]:
-    """An hour in 720 segments with 40 kB each: a counter that counts segments, among larger changes."""
+    """A recording of an hour in 720 segments of 40 kB, with a counter of segments among larger changes."""
 
     def element(number: int, tag: str, *children: dict[str, Any], **attributes: str) -> dict[str, Any]:
         return {"type": 2, "id": number, "tagName": tag, "attributes": attributes, "childNodes": list(children)}
@@ -137,7 +137,7 @@ def replay_frame(page: Page) -> Frame:
 
 
 def canvases(page: Page) -> dict[str, dict[str, Any]]:
-    """Box and picture of every canvas, by id."""
+    """Returns the box and the picture of every canvas, by id."""
     found: list[dict[str, Any]] = replay_frame(page).evaluate(
         """() => [...document.querySelectorAll("canvas")].map((node) => ({
             id: node.id, width: node.offsetWidth, height: node.offsetHeight, x: node.offsetLeft, y: node.offsetTop,
@@ -148,7 +148,9 @@ def canvases(page: Page) -> dict[str, dict[str, Any]]:
 
 
 def difference(page: Page, played: bytes, original: bytes, area: tuple[int, int, int, int]) -> float:
-    """Mean difference over all channels between a picture and that area (x, y, width, height) of another."""
+    """Returns the mean difference, over all channels, between a picture and the area (x, y, width, height) of
+    another.
+    """
     blank = page.context.new_page()
     try:
         return float(
@@ -193,7 +195,10 @@ def test_canvases_keep_their_boxes_and_show_the_recorded_frames(page: Page):
 
 
 def test_a_canvas_is_sized_by_style_sheets_and_resized_as_recorded(page: Page):
-    """A canvas keeps its aspect ratio; a new size clears it. Content that only scripts could draw is reported."""
+    """A canvas keeps its aspect ratio, and a new size clears its content.
+
+    Content that only scripts could draw is reported.
+    """
     page.goto(f"/replay/{PROJECT}/{MADE}")
     frame = replay_frame(page)
     page.locator(".rr-controller__btns button").first.click()
@@ -212,7 +217,9 @@ def test_a_canvas_is_sized_by_style_sheets_and_resized_as_recorded(page: Page):
 
 
 def test_a_link_opens_a_moment_and_keys_move_from_there(page: Page):
-    """`#t=` gives seconds after the start, as in an event's line; the R key jumps to the rage click."""
+    """A link with `#t=` opens the replay at that many seconds after its start, and the R key jumps to the rage
+    click.
+    """
     page.goto(f"/replay/{project_of(SHOP.values[0])}/{SHOP.facts['replayId']}#t=12.0")
     rage = page.locator("#marks [data-kind=rage_click]")
     page.wait_for_function("() => document.querySelectorAll('#marks .past').length > 3")
@@ -236,7 +243,10 @@ def test_a_link_opens_a_moment_and_keys_move_from_there(page: Page):
 
 
 def test_errors_and_captured_requests_are_listed_and_ticks_have_a_legend(page: Page):
-    """An error has its id; a request's headers and bodies open on demand; the plot of memory has axes."""
+    """An error is listed with its id.
+
+    The headers and bodies of a request open on demand, and the plot of memory has axes.
+    """
     page.goto(f"/replay/{project_of(SHOP.values[0])}/{SHOP.facts['replayId']}")
     page.locator("#ticks .error").first.wait_for(state="attached")
     ids = {
@@ -289,7 +299,10 @@ def test_an_unknown_replay_is_not_found(page: Page):
 
 
 def test_files_of_other_servers_are_counted_and_load_only_on_request(page: Page):
-    """The link allows images, styles, fonts and media on this page only: no scripts, no frames."""
+    """Files of other servers load only after a click on the link.
+
+    The link allows images, styles, fonts and media on this page only, but no scripts or frames.
+    """
     case = (RECORDED / "cases" / "cross-origin-css.msgpack").read_bytes()
     path = f"/replay/{project_of(case)}/{msgspec.msgpack.decode(case)['replay_id']}"
     page.goto(path)
@@ -310,5 +323,5 @@ def test_files_of_other_servers_are_counted_and_load_only_on_request(page: Page)
 
 
 def project_of(value: bytes) -> int:
-    """The project of a Kafka value."""
+    """Returns the project of a Kafka value."""
     return int(msgspec.msgpack.decode(value)["project_id"])

@@ -60,7 +60,7 @@ def row(**values: Any) -> dict[str, Any]:
 
 
 def test_a_table_keeps_schema_partitioning_and_clustering(client: bigquery.Client, table: str):
-    """`get` returns the table as it was created."""
+    """`get` returns the schema, partitioning and clustering with which the table was created."""
     found = client.get_table(table)
 
     assert [(field.name, field.mode) for field in found.schema] == [(field.name, field.mode) for field in SCHEMA]
@@ -69,7 +69,9 @@ def test_a_table_keeps_schema_partitioning_and_clustering(client: bigquery.Clien
 
 
 def test_creating_twice_is_a_conflict_and_missing_is_not_found(client: bigquery.Client, dataset: str, table: str):
-    """The server returns 409 and 404, which the client's exists_ok and not_found_ok depend on."""
+    """Creating a table twice gives 409 and a missing one 404; the client's exists_ok and not_found_ok depend on
+    it.
+    """
     with pytest.raises(Conflict, match="Already Exists"):
         client.create_table(bigquery.Table(table, schema=SCHEMA))
     client.create_table(bigquery.Table(table, schema=SCHEMA), exists_ok=True)
@@ -84,7 +86,7 @@ def test_creating_twice_is_a_conflict_and_missing_is_not_found(client: bigquery.
 
 
 def test_values_are_returned_with_their_types(client: bigquery.Client, table: str):
-    """Types are correct in a listing and in a query."""
+    """Values have their types in a listing of rows and in a query."""
     sent = row(facts=json.dumps({"a": [1]}), urls=["u", "v"], geo={"city": "Wien"})
     assert client.insert_rows_json(table, [sent]) == []
 
@@ -105,7 +107,7 @@ def test_an_insert_id_is_stored_once_within_the_window(client: bigquery.Client, 
 
 
 def test_an_insert_id_is_forgotten_after_the_window():
-    """The service deduplicates for about a minute and promises no more."""
+    """An insert id is forgotten after about a minute, because the service promises no more."""
     ids, key = InsertIds(window_seconds=60), InsertIds.key(TableName("p", "d", "t"), "x")
 
     ids.add([key], now=100.0)
@@ -115,7 +117,7 @@ def test_an_insert_id_is_forgotten_after_the_window():
 
 
 def test_one_bad_row_stops_all_others(client: bigquery.Client, table: str):
-    """Nothing is stored; the bad row is named, and the good ones are reported as `stopped`."""
+    """If one row is bad, nothing is stored; the bad row is named, and the good rows are reported as `stopped`."""
     errors = client.insert_rows_json(table, [row(), row(n="many"), row()], row_ids=["1", "2", "3"])
 
     reasons = {error["index"]: error["errors"][0]["reason"] for error in errors}
@@ -128,7 +130,7 @@ def test_one_bad_row_stops_all_others(client: bigquery.Client, table: str):
 
 
 def test_skipping_invalid_rows_stores_the_good_ones(client: bigquery.Client, table: str):
-    """The errors name only the bad rows."""
+    """With skipInvalidRows the good rows are stored, and the errors name only the bad ones."""
     errors = client.insert_rows_json(table, [row(id=None), row(), row(more=1)], skip_invalid_rows=True)
 
     assert [error["index"] for error in errors] == [0, 2]
@@ -160,7 +162,7 @@ def test_skipping_invalid_rows_stores_the_good_ones(client: bigquery.Client, tab
 def test_a_row_that_does_not_fit_is_invalid_at_its_column(
     client: bigquery.Client, table: str, values: dict[str, Any], location: str
 ):
-    """The server reports real schema violations, each with its column."""
+    """A row that does not fit the schema is reported as invalid with its column."""
     errors = client.insert_rows_json(table, [row(**values)])
 
     assert [error["errors"][0]["reason"] for error in errors] == ["invalid"]
@@ -234,7 +236,7 @@ def test_long_results_are_paged(client: bigquery.Client, table: str):
 
 
 def test_a_schema_grows_and_does_not_shrink(client: bigquery.Client, table: str):
-    """A migration adds NULLABLE columns; old rows have NULL there."""
+    """NULLABLE columns can be added, and are NULL in existing rows; no column can be removed."""
     client.insert_rows_json(table, [row()])
     found = client.get_table(table)
     found.schema = [*found.schema, bigquery.SchemaField("extra", "STRING")]

@@ -44,7 +44,9 @@ def test_inserted_rows_are_returned_unchanged(clickhouse_url: str, table: str):
 
 
 def test_json_rows_are_inserted_as_bytes(clickhouse_url: str, table: str):
-    """The flush fleet sends JSONEachRow in the body, with the statement in the URL or before the data."""
+    """JSONEachRow data in the body is inserted, with the statement in the URL or before the data, as the flush
+    fleet sends it.
+    """
     client = client_of(clickhouse_url)
 
     client.raw_insert(table, ["a", "s"], b'{"a":1,"s":"x"}\n{"a":2,"s":"FORMAT y\\n"}\n', fmt="JSONEachRow")
@@ -72,7 +74,7 @@ def test_a_deduplication_token_applies_to_one_insert(clickhouse_url: str, table:
 
 
 def test_errors_carry_clickhouse_codes(clickhouse_url: str, table: str):
-    """The sink decides by the error code whether a retry helps."""
+    """Errors have ClickHouse's codes, by which the sink decides whether to retry."""
     client = client_of(clickhouse_url)
     for sql, code in (
         ("SELECT * FROM no_such_table", "60"),
@@ -87,7 +89,7 @@ def test_errors_carry_clickhouse_codes(clickhouse_url: str, table: str):
 
 
 def test_databases_are_separate(clickhouse_url: str, fresh_name: Callable[[str], str]):
-    """Each request can name another database."""
+    """Databases are separate, and each request can name another one."""
     database = fresh_name("db")
     client_of(clickhouse_url).command(f"CREATE DATABASE {database}")
     inside = client_of(clickhouse_url, database=database)
@@ -117,7 +119,7 @@ def test_many_clients_write_at_once_without_loss(clickhouse_url: str, fresh_name
 
 
 def test_a_request_over_the_bound_is_refused_unread(clickhouse_url: str):
-    """The server responds with 413, whatever the body is."""
+    """A request whose body exceeds the bound gets 413, and the body is not read."""
     length = {"Content-Length": str(REQUEST_BYTES_MAX + 1)}
     with urllib3.PoolManager() as pool:
         answer = pool.request("POST", clickhouse_url, headers=length, body=iter([b"x"]), retries=False)

@@ -1,4 +1,4 @@
-"""The fault proxy: each fault looks like a real failing server to a client."""
+"""The fault proxy: to a client, each fault looks like the failure of a real server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ingest.local.servers.fault_proxy import (
 
 
 class Echo(BaseHTTPRequestHandler):
-    """Returns the body of each POST, chunked if requested, and counts requests."""
+    """A server that returns the body of each POST, chunked if requested, and counts requests."""
 
     protocol_version = "HTTP/1.1"
     served: ClassVar[list[bytes]] = []
@@ -75,7 +75,9 @@ def client(proxy: FaultProxy, timeout_seconds: float = 5) -> http.client.HTTPCon
 
 @pytest.mark.parametrize("http_aware", [False, True])
 def test_a_healthy_proxy_changes_nothing(target: str, http_aware: bool):
-    """Bodies with every kind of framing pass, several per connection, including bodies of several megabytes."""
+    """Without a fault, the proxy passes bodies of several megabytes and with every kind of framing, several per
+    connection.
+    """
     with FaultProxy(target, http=http_aware) as proxy:
         connection = client(proxy)
 
@@ -89,7 +91,9 @@ def test_a_healthy_proxy_changes_nothing(target: str, http_aware: bool):
 def test_a_refused_or_reset_connection_fails_at_once_and_works_again_after(
     target: str, fault: Fault, error: type[Exception]
 ):
-    """Open connections are closed as well, and the port stays the same."""
+    """Refusing or resetting connections also closes those that are open; the proxy later works again on the
+    same port.
+    """
     with FaultProxy(target) as proxy:
         open_one = client(proxy)
         post(open_one, b"before")
@@ -105,7 +109,9 @@ def test_a_refused_or_reset_connection_fails_at_once_and_works_again_after(
 
 @pytest.mark.parametrize("http_aware", [False, True])
 def test_a_hung_server_responds_after_the_hang(target: str, http_aware: bool):
-    """A client with a short time-out times out; one that waits long enough gets its response."""
+    """While the server hangs, a client with a short time-out gets an error; one that waits long enough gets its
+    response.
+    """
     with FaultProxy(target, http=http_aware) as proxy:
         proxy.set(Hang())
         with pytest.raises(TimeoutError):
@@ -118,7 +124,9 @@ def test_a_hung_server_responds_after_the_hang(target: str, http_aware: bool):
 
 
 def test_latency_delays_each_request(target: str):
-    """If a client times out, its request has not reached the server; a short latency only delays."""
+    """A short latency only delays a request; if the client times out first, the request has not reached the
+    server.
+    """
     with FaultProxy(target, http=True) as proxy:
         proxy.set(Latency(30))
         with pytest.raises(TimeoutError):
@@ -148,7 +156,7 @@ def test_a_share_of_requests_fails_the_same_way_for_the_same_seed(target: str):
 
 
 def test_several_errors_have_a_share_each(target: str):
-    """One error gets a quarter of the requests, another a half, and the rest pass."""
+    """With two configured errors, a quarter of the requests get one, half get the other, and the rest pass."""
     with FaultProxy(target, http=True, seed=3) as proxy:
         proxy.set(SeveralErrors((Errors(503, share=0.25), Errors(429, share=0.5))))
         connection = client(proxy)
@@ -161,7 +169,7 @@ def test_several_errors_have_a_share_each(target: str):
 
 
 def test_the_request_of_a_lost_reply_was_executed(target: str):
-    """The server received the request; the client did not receive the response."""
+    """If a reply is lost, the server has executed the request, but the client has not received the response."""
     with FaultProxy(target, http=True) as proxy:
         proxy.set(LostReplies())
         with pytest.raises((OSError, http.client.HTTPException)):
@@ -172,13 +180,13 @@ def test_the_request_of_a_lost_reply_was_executed(target: str):
 
 
 def test_an_http_fault_needs_a_proxy_that_reads_http(target: str):
-    """Without this check a chaos run would silently inject nothing."""
+    """An HTTP fault on a TCP proxy is an error; otherwise a chaos run would silently inject nothing."""
     with FaultProxy(target) as proxy, pytest.raises(ValueError, match="http=True"):
         proxy.set(Errors(500))
 
 
 def test_bytes_of_any_protocol_pass():
-    """TCP mode is independent of the protocol: a server that sends first also works."""
+    """In TCP mode the bytes of any protocol pass, even if the server sends first."""
     listener = socket.create_server(("127.0.0.1", 0))
     with (
         listener,

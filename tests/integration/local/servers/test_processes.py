@@ -17,7 +17,7 @@ SLEEP = ["/bin/sh", "-c", "sleep 600 & echo $! && wait"]
 
 
 def runs(pid: int) -> bool:
-    """Whether a process exists and is not a zombie (in a container, orphans may never be reaped)."""
+    """Returns whether a process exists and is not a zombie. In a container, orphans may never be reaped."""
     result = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return result.stdout.strip()[:1] not in ("", "Z")
 
@@ -28,7 +28,7 @@ def written_number(path: Path) -> int:
 
 
 def test_a_stop_ends_the_whole_process_group(children: Children):
-    """Processes started by the child end with it."""
+    """Stopping a child ends its whole process group, including the processes that it started."""
     child = children.start("sleeper", SLEEP)
     grandchild = written_number(child.log_path)
 
@@ -39,7 +39,7 @@ def test_a_stop_ends_the_whole_process_group(children: Children):
 
 
 def test_kill_9_of_the_parent_leaves_nothing(tmp_path: Path):
-    """The child, its own children and the temporary directory are all gone."""
+    """After kill -9 of the parent, the child, its own children and the temporary directory are gone."""
     script = textwrap.dedent("""
         import sys, tempfile, time
         from pathlib import Path
@@ -67,7 +67,7 @@ def test_kill_9_of_the_parent_leaves_nothing(tmp_path: Path):
 
 
 def test_a_child_that_ignores_sigterm_is_killed(children: Children):
-    """The child is killed after the grace period, not earlier."""
+    """A child that ignores SIGTERM is killed after the grace period, not earlier."""
     child = children.start("stubborn", ["/bin/sh", "-c", "trap '' TERM; echo 1; while :; do sleep 0.05; done"])
     written_number(child.log_path)
 
@@ -75,7 +75,7 @@ def test_a_child_that_ignores_sigterm_is_killed(children: Children):
 
 
 def test_a_supervised_child_is_restarted_when_it_dies(children: Children):
-    """The child restarts as under a supervisor, until all children are stopped."""
+    """A supervised child that dies is restarted, until all children are stopped."""
     child = children.start("kept", ["sleep", "600"], keep=True)
     first = child.pid
 
@@ -88,7 +88,7 @@ def test_a_supervised_child_is_restarted_when_it_dies(children: Children):
 
 
 def test_the_error_includes_the_childs_output(children: Children):
-    """A timed-out wait raises an error with the end of the log."""
+    """A wait that times out raises an error that contains the end of the child's log."""
     child = children.start("talker", ["/bin/sh", "-c", "echo the disk is full; sleep 600"])
     wait_until(lambda: "full" in child.log_tail(), 5, "the log")
 
@@ -97,7 +97,7 @@ def test_the_error_includes_the_childs_output(children: Children):
 
 
 def test_a_missing_program_exits_with_127(children: Children):
-    """The shell logs the reason."""
+    """A missing program exits with 127, and the reason is in the log."""
     child = children.start("nothing", ["/does/not/exist"])
 
     assert child.wait(10) == 127
@@ -105,7 +105,7 @@ def test_a_missing_program_exits_with_127(children: Children):
 
 
 def test_a_paused_child_does_nothing_until_resumed(children: Children):
-    """SIGSTOP and SIGCONT simulate a process that hangs without exiting."""
+    """A child paused with SIGSTOP does nothing until SIGCONT, like a process that hangs without exiting."""
     child = children.start("counter", ["/bin/sh", "-c", "while :; do echo x; sleep 0.01; done"])
     wait_until(lambda: child.log_path.exists() and child.log_path.stat().st_size > 0, 5, "output")
 

@@ -34,7 +34,7 @@ def storage_client(endpoint: str) -> Any:
 
 
 def test_redis_refuses_writes_instead_of_evicting(children: Children, tmp_path: Path):
-    """A full server must not drop queues or staged batches."""
+    """A full Redis refuses writes instead of evicting queues or staged batches."""
     server = Redis(children, tmp_path / "redis", memory_bytes_max=8 * MiB)
     server.start()
     client = redis.Redis.from_url(server.address)
@@ -65,7 +65,7 @@ def test_redis_restarts_with_or_without_its_data(children: Children, tmp_path: P
 
 
 def test_redis_forgets_everything_by_default(children: Children, tmp_path: Path):
-    """Without the append-only file a kill loses everything."""
+    """By default Redis has no append-only file, so a kill loses everything."""
     server = Redis(children, tmp_path / "redis")
     server.start()
     client = redis.Redis.from_url(server.address)
@@ -102,7 +102,10 @@ def test_one_writer_of_many_wins_a_precondition(gcs_endpoint: str, fresh_name: C
 
 
 def test_objects_survive_a_kill(children: Children, tmp_path: Path):
-    """Objects keep bytes and metadata; missing buckets give 404, duplicate ones 409."""
+    """After a kill, objects have their bytes and metadata.
+
+    Missing buckets give 404, and existing ones 409 when created again.
+    """
     server = CloudStorage(children, tmp_path / "gcs")
     server.start()
     client = storage_client(server.address)
@@ -152,7 +155,9 @@ def read(consumer: Consumer, count: int) -> list[bytes]:
 
 
 def test_tansu_keeps_messages_and_committed_offsets(kafka_brokers: str, fresh_name: Callable[[str], str]):
-    """A group reads and commits, and the next member continues there."""
+    """Tansu keeps messages and committed offsets, so the next member of a group continues at the committed
+    offset.
+    """
     topic, group = fresh_name("topic"), fresh_name("group")
     produce(kafka_brokers, topic, 20)
     first = consumer_of(kafka_brokers, group)
@@ -169,7 +174,7 @@ def test_tansu_keeps_messages_and_committed_offsets(kafka_brokers: str, fresh_na
 
 @pytest.mark.kafka
 def test_apache_kafka_keeps_the_metadata_of_a_commit(apache_kafka: JavaKafka, fresh_name: Callable[[str], str]):
-    """Apache Kafka stores the metadata, which the cut record needs and which Tansu drops."""
+    """Apache Kafka stores the metadata of a commit, which the cut record needs and which Tansu drops."""
     topic, group = fresh_name("topic"), fresh_name("group")
     produce(apache_kafka.address, topic, 10)
     consumer = consumer_of(apache_kafka.address, group)
@@ -183,8 +188,9 @@ def test_apache_kafka_keeps_the_metadata_of_a_commit(apache_kafka: JavaKafka, fr
 
 @pytest.mark.kafka
 def test_apache_kafka_keeps_its_data_after_a_kill(apache_kafka: JavaKafka, children: Children, tmp_path: Path):
-    """All messages can be read after the restart. The fixture `apache_kafka` skips the test with a reason where
-    Kafka cannot run.
+    """After a kill and a restart of Apache Kafka, all messages can be read.
+
+    The fixture `apache_kafka` skips the test with a reason where Kafka cannot run.
     """
     server = JavaKafka(children, tmp_path / "kafka", name="kafka-killed")
     server.start()
@@ -203,7 +209,9 @@ def test_apache_kafka_keeps_its_data_after_a_kill(apache_kafka: JavaKafka, child
 def test_apache_kafka_speaks_tls_and_sasl(
     apache_kafka: JavaKafka, children: Children, tmp_path: Path, security: Any
 ):
-    """A client with the right options connects; one with another password or authority does not."""
+    """Over TLS with SASL, a client with the right options connects; one with another password or authority does
+    not.
+    """
     server = JavaKafka(children, tmp_path / "kafka", name=f"kafka-{security}", security=security)
     server.start()
 
@@ -243,7 +251,7 @@ def test_the_listener_sums_metrics_of_the_official_client(statsd: Statsd):
 
 
 def test_the_listener_runs_inside_a_process_too():
-    """The in-process listener serves tests that need no second process."""
+    """The listener also runs inside a process, for tests that need no second one."""
     with StatsdServer() as server:
         client = DogStatsd(host="127.0.0.1", port=server.port, disable_telemetry=True)
         client.increment("a", 2)

@@ -13,7 +13,7 @@ from tasks.settings import Settings
 def test_unavailable_brokers_raise_without_library_output(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    """The client library prints nothing to standard error."""
+    """Unavailable brokers raise an error, and the client library prints nothing to standard error."""
     monkeypatch.setattr(cluster, "CALL_SECONDS_MAX", 1.5)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

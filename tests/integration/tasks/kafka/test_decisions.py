@@ -52,7 +52,7 @@ def following_gate(client: Any, settings: Settings) -> tuple[TenantRefresh, Tena
 
 
 def test_a_new_reader_finds_the_decisions_with_an_empty_redis(client: Any, settings: Settings) -> None:
-    """Commands find them, too."""
+    """A new reader with an empty Redis finds the decisions in the topic, and so do commands."""
     store = TenantStore(client, settings)
     store.kill(7, "ann")
     store.kill(8, "ann")
@@ -76,7 +76,9 @@ def test_a_new_reader_finds_the_decisions_with_an_empty_redis(client: Any, setti
 
 
 def test_a_running_reader_keeps_decisions_and_restores_the_copy(client: Any, settings: Settings) -> None:
-    """The project stays disabled after Redis was emptied."""
+    """After Redis was emptied, a running reader keeps its decisions and restores the copy, so the project stays
+    disabled.
+    """
     store = TenantStore(client, settings)
     store.kill(7, "ann")
     refresh, gate = following_gate(client, settings)
@@ -97,7 +99,9 @@ def test_a_running_reader_keeps_decisions_and_restores_the_copy(client: Any, set
 
 
 def test_a_decision_holds_although_redis_was_unavailable(client: Any, settings: Settings) -> None:
-    """The reader follows the topic and updates the copy in Redis."""
+    """A decision made while Redis was unavailable takes effect, because the reader follows the topic and
+    updates the copy.
+    """
     refresh, gate = following_gate(client, settings)
     refresh.refresh()
     away = Client.from_url("redis://127.0.0.1:1")
@@ -111,7 +115,7 @@ def test_a_decision_holds_although_redis_was_unavailable(client: Any, settings: 
 
 
 def test_no_decision_is_made_while_the_topic_is_unavailable(client: Any, settings: Settings) -> None:
-    """The error says what to do, and Redis is unchanged."""
+    """While the topic is unavailable no decision is made: the error says what to do, and Redis is unchanged."""
     gone = settings.model_copy(update={"kafka_operators_topic": "no-such-topic"})
 
     with pytest.raises(NotProduced, match="no-such-topic is missing: run `replays-ingest migrate`"):
@@ -121,7 +125,7 @@ def test_no_decision_is_made_while_the_topic_is_unavailable(client: Any, setting
 
 
 def test_a_reader_does_not_start_without_the_decisions(client: Any, settings: Settings) -> None:
-    """The topic is missing, or has decisions of a newer release."""
+    """A reader does not start if the topic of decisions is missing or has decisions of a newer release."""
     gone = settings.model_copy(update={"kafka_operators_topic": "no-such-topic"})
     with pytest.raises(NotLoaded, match="run `replays-ingest migrate`"):
         TenantRefresh(client, gone, TenantGate()).load(never_stopping)
@@ -135,7 +139,9 @@ def test_a_reader_does_not_start_without_the_decisions(client: Any, settings: Se
 
 
 def test_an_action_is_listed_once_although_a_reader_copies_it_too(client: Any, settings: Settings) -> None:
-    """The command writes the action to Redis, and a reader that is behind writes it again from the topic."""
+    """An action is listed once, although the command writes it to Redis and a reader writes it again from the
+    topic.
+    """
     refresh, _ = following_gate(client, settings)
     refresh.refresh()
     behind = client.get(names(settings.key_prefix)[2])
@@ -148,7 +154,7 @@ def test_an_action_is_listed_once_although_a_reader_copies_it_too(client: Any, s
 
 
 def test_decisions_that_would_expire_are_refused(settings: Settings) -> None:
-    """`migrate` refuses a topic without compaction."""
+    """`migrate` refuses a topic of decisions without compaction, in which decisions would expire."""
     other = settings.model_copy(update={"kafka_operators_topic": f"{settings.kafka_topic}-deleted"})
     Topics(other).create(other.operators_topic, 1, {"cleanup.policy": "delete"}, 20)
     if Topics(other).config(other.operators_topic, 20).get("cleanup.policy") is None:
@@ -159,7 +165,7 @@ def test_decisions_that_would_expire_are_refused(settings: Settings) -> None:
 
 
 def test_two_readers_and_a_command_leave_one_copy(client: Any, settings: Settings) -> None:
-    """Both readers restore the copy, but no action is listed twice."""
+    """Although two readers and a command restore the copy, no action is listed twice."""
     first, _ = following_gate(client, settings)
     second, _ = following_gate(client, settings)
     Operators(client, settings).audit({"what": "retry", "by": "ann"})
@@ -178,7 +184,7 @@ def test_two_readers_and_a_command_leave_one_copy(client: Any, settings: Setting
 def test_the_audit_trail_is_bounded_in_the_topic_too(
     client: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the oldest actions are deleted."""
+    """The audit trail is also bounded in the topic: only the oldest actions are deleted."""
     monkeypatch.setattr("tasks.operators.AUDIT_ENTRIES_MAX", 5)
     monkeypatch.setattr("tasks.operators.AUDIT_PRUNED_AT_ONCE", 3)
     operators = Operators(client, settings)

@@ -50,7 +50,7 @@ def produce(settings: Settings, values: list[bytes], partition: int = 0) -> None
 
 
 def transact(producer: Producer, topic: str, values: list[bytes], *, commit: bool = True) -> None:
-    """Produces one transaction: the records, followed by a marker."""
+    """Produces one transaction, which consists of the records and a marker."""
     producer.begin_transaction()
     for value in values:
         producer.produce(topic, value, partition=0)
@@ -66,7 +66,7 @@ def values(reader: RangeReader, *wanted: Range) -> list[tuple[int, int, bytes]]:
 
 
 def test_a_range_includes_its_start_and_excludes_its_stop(topic_settings: Settings) -> None:
-    """Ranges arrive in the requested order; an empty one has no records, and headers are unchanged."""
+    """Ranges are read in the requested order, with unchanged headers; an empty range has no records."""
     for partition in (0, 2):
         produce(topic_settings, [b"%d" % number for number in range(10)], partition)
 
@@ -99,7 +99,7 @@ def test_the_whole_topic_is_its_contents_when_the_read_began(topic_settings: Set
 
 
 def test_a_range_beyond_the_log_ends_and_is_counted(topic_settings: Settings) -> None:
-    """The topic was recreated and has fewer records than requested."""
+    """A range of a recreated topic that has fewer records ends, and the missing records are counted."""
     produce(topic_settings, [b"0", b"1"])
 
     with RangeReader(topic_settings, topic_settings.kafka_topic) as reader:
@@ -118,7 +118,7 @@ def test_a_range_beyond_the_log_ends_and_is_counted(topic_settings: Settings) ->
     ],
 )
 def test_a_read_ends_at_its_limits(topic_settings: Settings, bounds: Bounds, error: str) -> None:
-    """The result says which limit ended the read, and where."""
+    """A read ends at its limits, and the result says at which limit and at which offset."""
     produce(topic_settings, [b"four"] * 10)
 
     with (
@@ -152,7 +152,9 @@ def test_unavailable_brokers_end_the_read(topic_settings: Settings) -> None:
 def test_unavailable_brokers_are_one_error(
     topic_settings: Settings, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The client library logs twenty failed connections per second, which would hide the error."""
+    """Unavailable brokers cause one error; the twenty log lines per second of the client library, which would
+    hide it, are suppressed.
+    """
     away = topic_settings.model_copy(update={"kafka_brokers": "127.0.0.1:1"})
 
     with (

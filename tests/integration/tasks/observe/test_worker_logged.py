@@ -101,8 +101,9 @@ def fleet_options(sentry: Sentry) -> dict[str, str]:
 def test_a_worker_logs_lines_with_fields_and_reports_a_failure_once(
     fleet: Fleet, sentry: Sentry, collected: tuple[str, list[Any]]
 ):
-    """One batch settles, and the sink of another is unavailable. Each run is one line, the failure is one event,
-    and the spans have the configured service name.
+    """A worker flushes one batch and fails another whose sink is unavailable.
+
+    Each run is one line, the failure is one event, and the spans have the configured service name.
     """
     address, resources = collected
     fleet.environment |= {

@@ -120,7 +120,9 @@ def flushes(port: int, sink: str, outcome: str) -> float:
 
 
 def test_a_worker_counts_its_flushes_over_all_of_its_processes(fleet: Fleet, port: int):
-    """Completed, repeated and failed runs are counted in /metrics; /readyz and /livez succeed."""
+    """A worker counts completed, repeated and failed runs of all its processes in /metrics; /readyz and /livez
+    succeed.
+    """
     fleet.worker()
     dispatcher = fleet.dispatcher()
 
@@ -138,7 +140,7 @@ def test_a_worker_counts_its_flushes_over_all_of_its_processes(fleet: Fleet, por
 
 
 def test_a_worker_without_its_broker_is_not_ready_but_live(fleet: Fleet, port: int):
-    """Redis is unavailable, so the worker gets no tasks, but a restart would not help."""
+    """If Redis is unavailable, a worker is live but not ready, because a restart would not help."""
     fleet.worker()
     wait_until(lambda: get(port, "/readyz")[0] == 200, 20, "the worker to be ready")
 
@@ -149,7 +151,7 @@ def test_a_worker_without_its_broker_is_not_ready_but_live(fleet: Fleet, port: i
 
 
 def test_a_worker_whose_port_is_in_use_exits_with_an_error(fleet: Fleet, port: int):
-    """The worker exits before it takes a task."""
+    """A worker whose port is in use exits with an error before it takes a task."""
     with socket.create_server(("127.0.0.1", port)):
         worker = fleet.start_worker()
         fleet.wait(lambda: not worker.alive, "the worker to end")
@@ -162,7 +164,7 @@ def test_a_worker_whose_port_is_in_use_exits_with_an_error(fleet: Fleet, port: i
 
 
 def test_a_trace_goes_from_the_kafka_header_to_the_sinks(fleet: Fleet, collector: Collector):
-    """The trace id comes from the header; the batch's span is below it, and each sink's span below that."""
+    """The trace of the message's header contains the span of its batch, which contains the span of each sink."""
     fleet.environment |= {"REPLAYS_TRACING": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
     fleet.environment |= {"OTEL_BSP_SCHEDULE_DELAY": "200"}
     fleet.worker()
@@ -198,7 +200,7 @@ def test_a_trace_goes_from_the_kafka_header_to_the_sinks(fleet: Fleet, collector
 
 
 def test_a_retried_task_stays_in_its_trace(fleet: Fleet, collector: Collector):
-    """A task retried by Celery keeps the trace header."""
+    """A task that Celery retries stays in its trace, because it keeps the trace header."""
     fleet.environment |= {"REPLAYS_TRACING": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
     fleet.environment |= {"OTEL_BSP_SCHEDULE_DELAY": "200"}
     fleet.script("gcs", "transient")
@@ -226,7 +228,7 @@ def test_a_retried_task_stays_in_its_trace(fleet: Fleet, collector: Collector):
 
 
 def test_status_and_top_show_readers_queues_and_parked_batches(fleet: Fleet):
-    """Both commands read everything from Redis."""
+    """`status` and `top` show readers, queues and parked batches, which they read from Redis."""
     metrics = Metrics(fleet.settings, ("not_msgpack",))
     metrics.meters.count("replays.reader.rejects", 3, "not_msgpack")
     heartbeat = HeartbeatSource(fleet.settings, metrics)

@@ -32,7 +32,7 @@ def items_of(sink: str) -> list[Any]:
 def test_a_response_without_proof_is_not_a_success(
     sink: str, false_success: str, settings: Callable[..., Settings], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All items are retried automatically, and an operator can read the response."""
+    """If a 2xx response does not prove the write, all items are retried, and an operator can read the response."""
     with answering(false_successes(sink)[false_success]) as (url, _):
         made = build(sink, settings(**{ADDRESS[sink]: url}))
         with pytest.raises(TransientSinkError) as failed, caplog.at_level(logging.WARNING):
@@ -48,7 +48,7 @@ def test_a_response_without_proof_is_not_a_success(
 
 @pytest.mark.parametrize("sink", PROOFS)
 def test_a_valid_proof_is_accepted(sink: str, settings: Callable[..., Settings]) -> None:
-    """No request is repeated."""
+    """If the response proves the write, no request is repeated."""
     with answering(PROOFS[sink]) as (url, requests):
         made = build(sink, settings(**{ADDRESS[sink]: url}))
         made.write(items_of(sink), "token", 5)
@@ -75,7 +75,10 @@ def test_after_a_false_response_the_same_write_works(
 
 
 def test_a_count_of_zero_is_retried_with_another_token(settings: Callable[..., Settings]) -> None:
-    """A server may report zero rows when it skips a repeated token. Only a counted write is proof."""
+    """A response that reports zero rows, as for a repeated token, is retried with another token.
+
+    Only a write with a row count is proof.
+    """
     zero = PROOFS["clickhouse"]
     with answering(in_turn([lambda request: zero(request, written_rows="0"), PROOFS["clickhouse"]])) as (
         url,
@@ -91,7 +94,9 @@ def test_a_count_of_zero_is_retried_with_another_token(settings: Callable[..., S
 
 
 def test_an_insert_gets_its_response_only_when_it_is_complete(settings: Callable[..., Settings]) -> None:
-    """The sink does not request progress headers, which would start the response before the insert is complete."""
+    """The response to an insert starts only when the insert is complete, because the sink requests no progress
+    headers.
+    """
     with answering(PROOFS["clickhouse"]) as (url, requests):
         sink = build("clickhouse", settings(clickhouse_url=url))
         sink.write(items_of("clickhouse"), "token", 5)

@@ -81,7 +81,11 @@ def test_a_replay_in_both_layouts_reads_back_after_redelivery(stores: Settings) 
 
 
 def test_an_existing_object_is_not_written_again(settings: Callable[..., Settings]) -> None:
-    """The upload may only create the object; 412 is a success if an equal one is stored. (Emulators overwrite.)"""
+    """An existing object is not written again: the upload may only create it, and 412 is a success if an equal one
+    is stored.
+
+    (Emulators overwrite.)
+    """
     blobs, _ = pack(make_batch(3))
     kept: list[Answer] = []
 
@@ -100,7 +104,7 @@ def test_an_existing_object_is_not_written_again(settings: Callable[..., Setting
 
 
 def test_a_refused_object_parks_its_batch(settings: Callable[..., Settings]) -> None:
-    """A single dead letter could not list all recordings in a packed object."""
+    """A refused packed object parks its batch, because one dead letter could not list all recordings in it."""
     blobs, _ = pack(make_batch(3))
 
     with answering(lambda request: Answer(400, b"{}")) as (url, _):

@@ -36,8 +36,10 @@ def error(status: int, reason: str, message: str) -> Answer:
 
 @dataclass
 class Bucket:
-    """A bucket that stores each object once. Another upload of the same name gets `refusal`. `properties` are
-    added to every resource.
+    """A server with a bucket that stores each object once.
+
+    Another upload of the same name gets `refusal`. `properties` are added to every object resource that the server
+    returns.
     """
 
     refusal: Answer
@@ -102,8 +104,8 @@ def test_an_equal_object_counts_as_written(refusal: Answer, settings: Callable[.
 def test_another_recording_under_a_protected_name_is_a_dead_letter(
     refusal: Answer, properties: dict[str, Any], settings: Callable[..., Settings]
 ) -> None:
-    """The SDK sent a segment twice with different content: the other segments are stored, and the batch
-    completes.
+    """If the SDK sent a segment twice with different content, the second becomes a dead letter, the others are
+    stored, and the batch completes.
     """
     bucket = Bucket(refusal, properties)
     with answering(bucket) as (url, _):
@@ -122,8 +124,9 @@ def test_another_recording_under_a_protected_name_is_a_dead_letter(
 
 
 def test_a_missing_permission_to_overwrite_parks_the_batch(settings: Callable[..., Settings]) -> None:
-    """No policy protects the object, so once an operator has granted the permission, the later recording is
-    stored.
+    """If only the permission to overwrite is missing, the batch is parked.
+
+    Once an operator has granted the permission, the later recording is stored.
     """
     with answering(Bucket(error(403, *NO_DELETE))) as (url, _):
         sink = GcsSink(settings(gcs_endpoint=url))
@@ -136,7 +139,7 @@ def test_a_missing_permission_to_overwrite_parks_the_batch(settings: Callable[..
 
 
 def test_an_object_that_cannot_be_compared_parks_the_batch(settings: Callable[..., Settings]) -> None:
-    """The error names the required permission."""
+    """If a stored object cannot be compared, the batch is parked, and the error names the required permission."""
     with answering(Bucket(error(403, *RETENTION), readable=False)) as (url, _):
         sink = GcsSink(settings(gcs_endpoint=url))
         sink.write(blobs(b"one"), "token", 5)
@@ -148,7 +151,7 @@ def test_an_object_that_cannot_be_compared_parks_the_batch(settings: Callable[..
 
 
 def test_a_refusal_with_nothing_stored_is_about_permissions(settings: Callable[..., Settings]) -> None:
-    """The server responds with 403 for a new name."""
+    """A 403 response for a new name, under which nothing is stored, is an error of permissions."""
 
     def refuse(request: Received) -> Answer:
         return error(404, "notFound", "No such object") if request.method == "GET" else error(403, *NO_DELETE)
@@ -164,7 +167,9 @@ def test_a_refusal_with_nothing_stored_is_about_permissions(settings: Callable[.
 
 @pytest.mark.parametrize("name", ["30/1/abc/{}", PACKED])
 def test_an_unexplained_precondition_failure_is_retried(name: str, settings: Callable[..., Settings]) -> None:
-    """Every upload is refused with 412, but the object does not exist: the refusal does not prove a write."""
+    """If an upload is refused with 412 but no object exists, it is retried, because the refusal does not prove
+    a write.
+    """
 
     def refuse(request: Received) -> Answer:
         return error(404, "notFound", "No such object") if request.method == "GET" else Answer(412)
@@ -177,8 +182,9 @@ def test_an_unexplained_precondition_failure_is_retried(name: str, settings: Cal
 
 
 def test_an_erased_part_of_a_packed_object_stays_erased(settings: Callable[..., Settings]) -> None:
-    """`erase` overwrote a range, so the object has the same size, another checksum and a custom time. When the
-    object is delivered again, it counts as done.
+    """`erase` overwrote a range, so the object has the same size, another checksum and a custom time.
+
+    When the object is delivered again, it counts as stored and is not overwritten.
     """
     bucket = Bucket(Answer(412))
     with answering(bucket) as (url, _):
@@ -195,8 +201,10 @@ def test_an_erased_part_of_a_packed_object_stays_erased(settings: Callable[..., 
 
 
 def test_a_single_object_that_is_too_large_is_a_dead_letter(settings: Callable[..., Settings]) -> None:
-    """A proxy limits the body size: the other objects are stored. A packed object parks its batch, and the error
-    says what to do.
+    """If a proxy limits the body size, a single object that is too large becomes a dead letter, and the others are
+    stored.
+
+    A packed object that is too large parks its batch, and the error says what to do.
     """
     with answering(object_stored, body_bytes_max=5000) as (url, _):
         sink = GcsSink(settings(gcs_endpoint=url))
@@ -212,7 +220,9 @@ def test_a_single_object_that_is_too_large_is_a_dead_letter(settings: Callable[.
 
 
 def test_a_bucket_that_refuses_everything_is_at_fault(settings: Callable[..., Settings]) -> None:
-    """Three objects and a probe each get 400: no recording becomes a dead letter."""
+    """If three objects and a probe each get 400, the bucket is at fault, and no recording becomes a dead
+    letter.
+    """
     refusal = error(400, "invalid", "The bucket's default encryption key is disabled.")
     with answering(lambda request: refusal) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))
@@ -225,7 +235,9 @@ def test_a_bucket_that_refuses_everything_is_at_fault(settings: Callable[..., Se
 
 
 def test_a_single_refused_object_is_a_dead_letter(settings: Callable[..., Settings]) -> None:
-    """The bucket accepts a probe, so the object is at fault; the probe is deleted."""
+    """If the bucket refuses one object but accepts a probe, that object becomes a dead letter, and the probe is
+    deleted.
+    """
 
     def refuse(request: Received) -> Answer:
         if request.method == "DELETE":
@@ -242,8 +254,9 @@ def test_a_single_refused_object_is_a_dead_letter(settings: Callable[..., Settin
 
 
 def test_check_warns_about_protected_objects(settings: Callable[..., Settings]) -> None:
-    """A retention policy, holds and versions do not prevent writes, but operators should know about them before a
-    segment arrives twice.
+    """`check` warns about a retention policy, holds and versions.
+
+    They do not prevent writes, but operators should know about them before a segment arrives twice.
     """
     about = {
         "kind": "storage#bucket",

@@ -26,7 +26,7 @@ NOON = write_streams.NOON
 
 
 def fact(number: int, table: str = "replay_events", **given: Any) -> Row:
-    """A good row, received on a full second."""
+    """Returns a valid row with a receive time on a full second."""
     return write_streams.fact(number, table, **{"timestamp": moment(NOON + number)} | given)
 
 
@@ -54,7 +54,7 @@ def rows(made: Settings, select: str, table: str = "replay_events") -> list[tupl
 
 
 def test_facts_arrive_with_their_values(sink: BigQuerySink, migrated: Settings) -> None:
-    """The rows equal the reader's bytes, including quotes and umlauts."""
+    """The stored rows equal the JSON that the reader produced, including quotes and umlauts."""
     sink.write([fact(1), fact(2)], "token", 20)
 
     select = "row_id, UNIX_SECONDS(timestamp), JSON_VALUE(attributes, '$.url')"
@@ -65,7 +65,7 @@ def test_facts_arrive_with_their_values(sink: BigQuerySink, migrated: Settings) 
 
 
 def test_a_repeated_write_within_the_window_leaves_one_copy(sink: BigQuerySink, migrated: Settings) -> None:
-    """The insertId is the row's identity."""
+    """A write that is repeated within the window leaves one copy, because the insertId is the row's identity."""
     items = [fact(number) for number in range(100)]
 
     sink.write(items, "token", 20)
@@ -90,8 +90,9 @@ def test_two_projects_with_one_replay_id_keep_all_their_facts(sink: BigQuerySink
 
 
 def test_migrations_change_a_view_of_an_older_release(migrated: Settings) -> None:
-    """The older view deduplicates by row_id alone. After `migrate` its query is the current one, and a second run
-    has nothing to do.
+    """`migrate` replaces the view of an older release, which deduplicated by row_id alone.
+
+    A second run has nothing to do.
     """
     server: Any = client(migrated)
     name = f"{migrated.bigquery_project}.{migrated.bigquery_dataset}.replay_events"
@@ -110,8 +111,10 @@ def test_migrations_change_a_view_of_an_older_release(migrated: Settings) -> Non
 def test_repetitions_past_the_window_are_stored_and_the_view_shows_each_once(
     sink: BigQuerySink, migrated: Settings
 ) -> None:
-    """BigQuery's own window is short, which is a known limit. Writing the same facts with other insert ids
-    simulates this.
+    """Rows that are repeated after BigQuery's window are stored again, a known limit, and the view shows each row
+    once.
+
+    The test simulates the end of the window by writing the same facts with other insert ids.
     """
     sink.write([fact(number) for number in range(10)], "token", 20)
     late = [Row(item.table, f"{item.id}-late", item.json, item.offset) for item in map(fact, range(10))]
@@ -139,7 +142,7 @@ def test_a_refused_row_does_not_block_its_neighbors(sink: BigQuerySink, migrated
 
 
 def test_a_column_that_the_table_lacks_blames_no_row(sink: BigQuerySink) -> None:
-    """The reader is newer than the schema, so the batch waits for `migrate`."""
+    """If the reader is newer than the schema, the batch waits for `migrate`, and no row is refused."""
     with pytest.raises(PermanentSinkError, match="migrate") as refused:
         sink.write([fact(1, brand_new=1)], "token", 20)
 
@@ -164,7 +167,7 @@ def test_a_missing_table_or_data_set_is_configuration(
 def test_check_reports_a_missing_column_of_the_table(
     settings: Callable[..., Settings], bigquery_endpoint: str
 ) -> None:
-    """The release is newer than the table: `check` names the column, and `migrate` adds it."""
+    """If the table lacks a column of this release, `check` names the column, and `migrate` adds it."""
     made = settings(bigquery_endpoint=bigquery_endpoint)
     list(migrate_tables(made, dry_run=False))
     server: Any = client(made)
@@ -185,7 +188,7 @@ def test_check_reports_a_missing_column_of_the_table(
 def test_migrating_creates_partitioned_and_clustered_tables_once(
     settings: Callable[..., Settings], bigquery_endpoint: str
 ) -> None:
-    """A dry run only reports, the second run has nothing to do, and `check` passes."""
+    """`migrate --dry-run` only reports, a second `migrate` has nothing to do, and `check` then passes."""
     made = settings(bigquery_endpoint=bigquery_endpoint, bigquery_expiration_days=90)
 
     told = list(migrate_tables(made, dry_run=True))
@@ -208,7 +211,7 @@ def test_migrating_creates_partitioned_and_clustered_tables_once(
 def test_an_older_table_gets_the_columns_it_lacks(
     settings: Callable[..., Settings], bigquery_endpoint: str
 ) -> None:
-    """The change is additive: rows and columns that others added are kept."""
+    """`migrate` only adds the missing columns to an older table and keeps its rows and any additional columns."""
     made = settings(bigquery_endpoint=bigquery_endpoint)
     server: Any = client(made)
     name = f"{made.bigquery_project}.{made.bigquery_dataset}"
@@ -260,7 +263,9 @@ def test_stopped_rows_are_not_refused(settings: Callable[..., Settings]) -> None
 
 
 def test_rows_with_backend_errors_are_retried(settings: Callable[..., Settings]) -> None:
-    """Transient reasons come first; the bad row is listed with them and named in the next write."""
+    """If some rows have backend errors, all failed rows are retried, and the bad row is named in the next
+    write.
+    """
     with answering(refusing(entry(0, "backendError"), entry(2, "invalid"))) as (url, _):
         sink = BigQuerySink(settings(bigquery_endpoint=url))
         with pytest.raises(TransientSinkError) as failed:
@@ -272,7 +277,7 @@ def test_rows_with_backend_errors_are_retried(settings: Callable[..., Settings])
 def test_an_exhausted_quota_is_transient_and_a_missing_permission_is_not(
     settings: Callable[..., Settings],
 ) -> None:
-    """The server responds to both with 403."""
+    """An exhausted quota is a transient error and a missing permission is not, although both are 403 responses."""
 
     reasons = iter(["quotaExceeded", "accessDenied"])
 

@@ -96,7 +96,7 @@ def clicks(server: Any) -> tuple[int, ...]:
 
 
 def test_rows_arrive_with_their_values(sink: ClickHouseSink, server: Any) -> None:
-    """A query returns the reader's values; omitted columns have their defaults."""
+    """A query returns the values that the reader produced; omitted columns have their defaults."""
     sink.write([click(1, url="http://a/", ip_address_v4="10.1.2.3", user=None)], "token", 20)
 
     (row,) = server.query(
@@ -108,8 +108,8 @@ def test_rows_arrive_with_their_values(sink: ClickHouseSink, server: Any) -> Non
 
 
 def test_the_same_write_again_is_skipped_by_its_token(sink: ClickHouseSink, server: Any) -> None:
-    """Within the deduplication window the server drops the repeated insert: there is no second copy in the table
-    or in the view.
+    """Within the deduplication window the server drops a repeated insert, so that there is one copy in the
+    table and in the view.
     """
     items = [click(number) for number in range(1, 301)] + [outcome(number) for number in range(10)]
 
@@ -121,8 +121,8 @@ def test_the_same_write_again_is_skipped_by_its_token(sink: ClickHouseSink, serv
 
 
 def test_the_same_rows_under_another_token_replace_each_other(sink: ClickHouseSink, server: Any) -> None:
-    """The same messages are cut differently: there are two copies on disk until a merge, but one with FINAL and in
-    the view.
+    """If the same messages are cut differently, there are two copies on disk until a merge, but one with FINAL
+    and in the view.
     """
     items = [click(number) for number in range(1, 21)]
 
@@ -136,7 +136,7 @@ def test_the_same_rows_under_another_token_replace_each_other(sink: ClickHouseSi
 
 
 def test_other_rows_of_the_same_batch_are_not_skipped(sink: ClickHouseSink, server: Any) -> None:
-    """The token depends on the content; two tables of one write have two tokens."""
+    """Other rows of the same batch are not skipped, because the token depends on the content and the table."""
     sink.write([click(1), outcome(1)], "token-a", 20)
     sink.write([click(2), outcome(2)], "token-b", 20)
 
@@ -158,8 +158,9 @@ def test_a_dead_click_stays_dead_in_any_order_of_its_rows(
 
 
 def test_a_bad_row_is_named_and_the_others_are_written(sink: ClickHouseSink, server: Any) -> None:
-    """Two of fifty rows are bad, each in another way, and the row of another table is good. Only the bad rows are
-    missing.
+    """If two of fifty rows are bad, in different ways, only these are refused and named.
+
+    The other rows, including one of another table, are stored.
     """
     items = [click(number) for number in range(1, 51)] + [outcome(1)]
     items[7] = click(8, timestamp="yesterday")
@@ -177,7 +178,9 @@ def test_a_bad_row_is_named_and_the_others_are_written(sink: ClickHouseSink, ser
 
 
 def test_after_a_bad_row_the_same_write_still_leaves_one_copy(sink: ClickHouseSink, server: Any) -> None:
-    """The write without the bad row has its own token, which is the same each time."""
+    """If a write with a bad row is repeated, one copy of the other rows remains, because their write always has
+    the same token.
+    """
     items = [click(number) for number in range(1, 11)]
     items[3] = click(4, timestamp="yesterday")
 
@@ -189,7 +192,9 @@ def test_after_a_bad_row_the_same_write_still_leaves_one_copy(sink: ClickHouseSi
 
 
 def test_rows_that_the_server_does_not_name_are_left_to_the_caller(sink: ClickHouseSink, server: Any) -> None:
-    """Arrays of different lengths are detected after parsing, without a row number: nothing is written."""
+    """If the server reports an error without a row number, as for arrays of different lengths, nothing is
+    written.
+    """
     items = [click(1), click(2, **{"tags.key": ["a", "b"]}), click(3)]
 
     with pytest.raises(PermanentSinkError) as refused:
@@ -201,7 +206,7 @@ def test_rows_that_the_server_does_not_name_are_left_to_the_caller(sink: ClickHo
 
 
 def test_a_single_bad_row_is_always_named(sink: ClickHouseSink) -> None:
-    """The caller's bisection ends at a single row."""
+    """A single bad row is always named, so that the caller's bisection ends."""
     with pytest.raises(PermanentSinkError) as refused:
         sink.write([click(2, **{"tags.key": ["a", "b"]})], "token", 20)
 
@@ -210,7 +215,7 @@ def test_a_single_bad_row_is_always_named(sink: ClickHouseSink) -> None:
 
 
 def test_many_bad_rows_end_in_a_bisection_by_the_caller(sink: ClickHouseSink) -> None:
-    """Naming costs two inserts per row, so it is limited."""
+    """Only a limited number of bad rows is named, because each costs two inserts; the caller then bisects."""
     with pytest.raises(PermanentSinkError) as refused:
         sink.write([click(number, timestamp="x") for number in range(1, 40)], "token", 20)
 
@@ -218,7 +223,10 @@ def test_many_bad_rows_end_in_a_bisection_by_the_caller(sink: ClickHouseSink) ->
 
 
 def test_a_column_that_the_table_lacks_blames_no_row(sink: ClickHouseSink) -> None:
-    """The reader is newer than the schema. The batch waits for `migrate`, and no row becomes a dead letter."""
+    """If the reader is newer than the schema, the error is one of configuration.
+
+    The batch waits for `migrate`, and no row becomes a dead letter.
+    """
     with pytest.raises(PermanentSinkError, match="migrate") as refused:
         sink.write([click(1), click(2, brand_new=1)], "token", 20)
 
@@ -228,7 +236,7 @@ def test_a_column_that_the_table_lacks_blames_no_row(sink: ClickHouseSink) -> No
 def test_a_missing_table_or_database_is_configuration(
     sink: ClickHouseSink, settings: Callable[..., Settings], clickhouse_url: str
 ) -> None:
-    """Both errors explain what to do."""
+    """A missing table or database is a configuration error that says what to do."""
     with pytest.raises(PermanentSinkError) as no_table:
         sink.write([Row("nowhere", "1", b"{}", 1)], "token", 20)
     empty = ClickHouseSink(settings(clickhouse_url=clickhouse_url))
@@ -242,7 +250,7 @@ def test_a_missing_table_or_database_is_configuration(
 
 
 def test_scattered_timestamps_do_not_block_the_batch(sink: ClickHouseSink, server: Any) -> None:
-    """The rows span more weeks than the server accepts in one insert by default."""
+    """Rows that span more weeks than the server accepts in one insert by default are written."""
     week = 7 * 86400
     sink.write([click(number, timestamp=MONDAY + number * week) for number in range(1, 151)], "token", 20)
 
@@ -265,7 +273,7 @@ def test_refused_connections_and_proxy_errors_are_transient(settings: Callable[.
 
 
 def test_a_login_page_is_configuration(settings: Callable[..., Settings]) -> None:
-    """A server that responds with 401 will not accept rows."""
+    """A 401 response with a login page is a configuration error."""
     with answering(lambda request: Answer(401, b"who are you")) as (url, _):
         sink = ClickHouseSink(settings(clickhouse_url=url))
         with pytest.raises(PermanentSinkError) as refused:
@@ -275,7 +283,7 @@ def test_a_login_page_is_configuration(settings: Callable[..., Settings]) -> Non
 
 
 def test_migrating_again_changes_nothing(settings: Callable[..., Settings], clickhouse_url: str) -> None:
-    """A dry run only reports, the second run has nothing to do, and `check` passes afterwards."""
+    """`migrate --dry-run` only reports, a second `migrate` has nothing to do, and `check` passes afterwards."""
     made = settings(clickhouse_url=clickhouse_url)
 
     planned = list(migrate_schema(made, dry_run=True))
@@ -290,7 +298,7 @@ def test_migrating_again_changes_nothing(settings: Callable[..., Settings], clic
 
 
 def test_an_edited_migration_is_refused(migrated: Settings, server: Any) -> None:
-    """The stored record has a checksum of each migration file."""
+    """A migration file that was edited after it was applied is refused, because the database has its checksum."""
     server.command("INSERT INTO schema_migrations (version, name, checksum) VALUES (1, 'x', 'another')")
 
     with pytest.raises(PermanentSinkError, match="edited"):
@@ -298,7 +306,7 @@ def test_an_edited_migration_is_refused(migrated: Settings, server: Any) -> None
 
 
 def test_error_codes_match_the_server(server: Any) -> None:
-    """Numbers and names of the classified errors are those that the server itself reports."""
+    """The numbers and names of the classified errors equal those that the server itself reports."""
     numbers = ", ".join(str(number) for number, _ in BLAME_OF_CODE)
     rows = server.query(f"SELECT arrayJoin([{numbers}]) AS n, errorCodeToName(n)").result_rows
 
@@ -306,7 +314,9 @@ def test_error_codes_match_the_server(server: Any) -> None:
 
 
 def test_a_hanging_server_costs_at_most_the_deadline(migrated: Settings, clickhouse_url: str) -> None:
-    """The server accepted the connection and does not respond: all items are listed when the deadline passes."""
+    """If the server accepts the connection but does not respond, all items are reported as failed when the
+    deadline passes.
+    """
     never = threading.Event()
     hanging = False
 
@@ -330,7 +340,7 @@ def test_a_hanging_server_costs_at_most_the_deadline(migrated: Settings, clickho
 
 
 def test_writes_at_the_same_time_do_not_disturb_each_other(sink: ClickHouseSink, server: Any) -> None:
-    """Several threads share one client."""
+    """Writes of several threads that share one client do not affect one another."""
     batches = [[click(100 * batch + number) for number in range(1, 21)] for batch in range(8)]
 
     with ThreadPoolExecutor(4) as pool:

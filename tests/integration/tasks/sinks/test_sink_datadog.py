@@ -20,7 +20,7 @@ COMPRESSED = "replays.usecases.ingest.size_compressed"
 
 
 def test_distributions_and_counters_arrive(settings: Callable[..., Settings], statsd: Statsd) -> None:
-    """Names, kinds, values and tags arrive unchanged."""
+    """Distributions and counters arrive with unchanged names, kinds, values and tags."""
     host, _, port = statsd.address.rpartition(":")
     sink = DatadogSink(settings(datadog_host=host, datadog_port=int(port)))
     items = [Metric(MetricKind.DISTRIBUTION, COMPRESSED, 1000.0 + n, ("sdk:web",)) for n in range(200)]
@@ -42,8 +42,10 @@ def test_distributions_and_counters_arrive(settings: Callable[..., Settings], st
 
 
 def test_a_repeated_write_is_counted_again(settings: Callable[..., Settings], statsd: Statsd) -> None:
-    """DogStatsD cannot identify repeated packets, which is a known limit. The flush task's done mark prevents the
-    repetition.
+    """A repeated write is counted again, because DogStatsD cannot identify repeated packets; this is a known
+    limit.
+
+    Normally the done mark of the flush task prevents a repeated write.
     """
     host, _, port = statsd.address.rpartition(":")
     sink = DatadogSink(settings(datadog_host=host, datadog_port=int(port)))
@@ -57,7 +59,7 @@ def test_a_repeated_write_is_counted_again(settings: Callable[..., Settings], st
 
 
 def test_packets_fit_an_ethernet_frame(settings: Callable[..., Settings]) -> None:
-    """Each datagram is at most 1432 bytes and holds many lines."""
+    """Each datagram has at most 1432 bytes, so that it fits an Ethernet frame, and contains many lines."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.settimeout(5)
@@ -77,7 +79,11 @@ def test_packets_fit_an_ethernet_frame(settings: Callable[..., Settings]) -> Non
 
 
 def test_a_missing_agent_over_udp_is_not_detected(settings: Callable[..., Settings]) -> None:
-    """UDP gives no confirmation, although the kernel sometimes reports an error. This is a known limit."""
+    """A missing agent is not detected over UDP, which gives no confirmation; only sometimes does the kernel report
+    an error.
+
+    This is a known limit.
+    """
     sink = DatadogSink(settings(datadog_host="127.0.0.1", datadog_port=9))
 
     for _ in range(5):
@@ -90,8 +96,9 @@ def test_a_missing_agent_over_udp_is_not_detected(settings: Callable[..., Settin
 def test_a_missing_agent_behind_a_unix_socket_is_transient(
     settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    """The kernel reports the missing agent; nothing was sent, so every metric is listed. When the agent is running
-    again, the write works.
+    """Over a Unix socket the kernel reports a missing agent.
+
+    Nothing was sent, so every metric is reported as failed. When the agent is running again, the write works.
     """
     path = str(tmp_path / "dsd.sock")
     sink = DatadogSink(settings(datadog_socket=path))
@@ -123,7 +130,10 @@ def test_a_host_that_does_not_exist_is_found_by_check(settings: Callable[..., Se
 
 
 def test_check_warns_when_nothing_listens(settings: Callable[..., Settings], statsd: Statsd) -> None:
-    """The host reports a closed port. Nothing else can be detected over UDP, and the report states that."""
+    """`check` warns if the host reports a closed port.
+
+    Nothing else can be detected over UDP, and the warning says so.
+    """
     host, _, port = statsd.address.rpartition(":")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))
@@ -143,7 +153,10 @@ def test_check_warns_when_nothing_listens(settings: Callable[..., Settings], sta
 def test_check_connects_to_the_socket_that_the_client_writes_to(
     form: str, settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    """The address is a path or has the format of DataDog's documentation, for both kinds of socket."""
+    """`check` connects to the socket that the client writes to, of either kind.
+
+    The address is a path or has the format of DataDog's documentation.
+    """
     path = str(tmp_path / "dsd.sock")
     kind = socket.SOCK_STREAM if "stream" in form else socket.SOCK_DGRAM
     place = form.format(path)
@@ -163,7 +176,7 @@ def test_check_connects_to_the_socket_that_the_client_writes_to(
 def test_in_a_pod_the_warning_explains_the_loopback_address(
     settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pod uses the default host, where no sidecar listens: the warning names the address to use instead."""
+    """If a pod uses the default host, where no sidecar listens, the warning names the address to use instead."""
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))

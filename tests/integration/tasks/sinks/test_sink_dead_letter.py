@@ -88,7 +88,10 @@ def test_dead_letters_keep_key_value_and_headers(topic_settings: Settings) -> No
 
 
 def test_a_repeated_write_makes_identifiable_duplicates(topic_settings: Settings) -> None:
-    """The topic then has two records, which is a known limit. Their headers identify them, so they count once."""
+    """A repeated write produces a second record, which is a known limit.
+
+    The records can be identified by their headers, so they count once.
+    """
     items = [letter(offset) for offset in range(20)]
     sink = DeadLetterSink(topic_settings)
 
@@ -105,7 +108,9 @@ def test_a_repeated_write_makes_identifiable_duplicates(topic_settings: Settings
 
 
 def test_a_message_of_sixteen_megabytes_fits_with_its_headers(topic_settings: Settings) -> None:
-    """This is the largest message that the reader accepts."""
+    """A message of sixteen megabytes, the largest that the reader accepts, fits into a dead letter with its
+    headers.
+    """
     item = letter(1, os.urandom(16 * MiB - 1000))
     sink = DeadLetterSink(topic_settings)
 
@@ -116,7 +121,7 @@ def test_a_message_of_sixteen_megabytes_fits_with_its_headers(topic_settings: Se
 
 
 def test_a_record_that_does_not_fit_parks_the_batch_with_what_to_change(topic_settings: Settings) -> None:
-    """The letter must not be lost, so the topic's limit is at fault."""
+    """A record that does not fit parks the batch, and the error says which limit of the topic to raise."""
     limited = topic_settings.model_copy(update={"kafka_options": {"message.max.bytes": "100000"}})
     sink = DeadLetterSink(limited)
 
@@ -128,7 +133,9 @@ def test_a_record_that_does_not_fit_parks_the_batch_with_what_to_change(topic_se
 
 
 def test_unavailable_brokers_are_transient_and_list_every_letter(settings: Callable[..., Settings]) -> None:
-    """The write fails within the deadline, and so does `check`."""
+    """With unavailable brokers, the write fails within its deadline with a transient error that lists every
+    letter; `check` fails, too.
+    """
     sink = DeadLetterSink(settings(kafka_brokers="127.0.0.1:1", sink_timeout_seconds=1))
 
     with pytest.raises(TransientSinkError) as failed:
@@ -150,8 +157,9 @@ def test_properties_that_librdkafka_refuses_are_configuration(settings: Callable
 
 
 def test_a_topic_is_created_once(settings: Callable[..., Settings], kafka_brokers: str) -> None:
-    """A dry run only reports. With `source` the source topic is created, too, and `check` finds the dead-letter
-    topic.
+    """The topic is created once; a dry run only reports.
+
+    With `source` the source topic is created, too, and `check` finds the dead-letter topic.
     """
     found = settings(kafka_brokers=kafka_brokers)
     sink = DeadLetterSink(found)
@@ -176,7 +184,10 @@ def test_a_topic_is_created_once(settings: Callable[..., Settings], kafka_broker
 def test_a_topic_that_is_too_small_is_found_by_check_and_parks_the_batch(
     settings: Callable[..., Settings], apache_kafka: JavaKafka
 ) -> None:
-    """The broker refuses the records; once an operator has raised the limit, the same write succeeds."""
+    """`check` finds a topic whose limit is too small, and a write parks its batch.
+
+    Once an operator has raised the limit, the same write succeeds.
+    """
     found = settings(kafka_brokers=apache_kafka.address, sink_timeout_seconds=20)
     admin = AdminClient({"bootstrap.servers": found.kafka_brokers})
     small = NewTopic(found.dlq_topic, num_partitions=1, config={"max.message.bytes": "10000"})
@@ -227,7 +238,9 @@ def test_topics_are_created_with_sufficient_limits(
 def test_check_warns_about_a_topic_that_may_lose_letters(
     settings: Callable[..., Settings], apache_kafka: JavaKafka
 ) -> None:
-    """A compacted topic refuses letters without a key, and more replicas are required than exist."""
+    """`check` warns about a compacted topic, which refuses letters without a key, and about more required
+    replicas than exist.
+    """
     found = settings(kafka_brokers=apache_kafka.address, sink_timeout_seconds=20)
     admin = AdminClient({"bootstrap.servers": found.kafka_brokers})
     config = {"cleanup.policy": "compact", "max.message.bytes": "17825792", "min.insync.replicas": "2"}

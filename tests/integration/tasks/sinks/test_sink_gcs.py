@@ -41,7 +41,9 @@ def objects(made: Settings) -> dict[str, bytes]:
 
 
 def test_objects_read_back_byte_for_byte(bucket_settings: Settings) -> None:
-    """Content may be any bytes or a memoryview, from empty to several megabytes, and names may need quoting."""
+    """Objects read back byte for byte, whether empty or several megabytes, bytes or memoryview, even if names
+    need quoting.
+    """
     items = [
         blob("30/1/abc/0", os.urandom(20_000)),
         blob("30/1/abc/1", b""),
@@ -57,7 +59,7 @@ def test_objects_read_back_byte_for_byte(bucket_settings: Settings) -> None:
 
 
 def test_writing_twice_leaves_one_copy(bucket_settings: Settings) -> None:
-    """An object is identified by its name: the second write overwrites the first."""
+    """If an object is written twice, one copy remains, because the second write overwrites the first."""
     items = [blob(f"30/1/abc/{segment}", b"segment %d" % segment) for segment in range(50)]
     sink = GcsSink(bucket_settings)
 
@@ -70,7 +72,7 @@ def test_writing_twice_leaves_one_copy(bucket_settings: Settings) -> None:
 
 
 def test_the_last_object_of_a_name_wins(bucket_settings: Settings) -> None:
-    """A segment that the SDK sent twice within a batch is stored as the later one."""
+    """If the SDK sent a segment twice within a batch, the later one is stored."""
     sink = GcsSink(bucket_settings)
 
     sink.write([blob("30/1/a/0", b"first"), blob("30/1/a/1", b"other"), blob("30/1/a/0", b"second")], "t", 20)
@@ -80,8 +82,9 @@ def test_the_last_object_of_a_name_wins(bucket_settings: Settings) -> None:
 
 
 def test_a_missing_bucket_blames_no_recording(settings: Callable[..., Settings], gcs_endpoint: str) -> None:
-    """This is a configuration error: the batch waits for an operator, no recording becomes a dead letter, and the
-    bucket is named.
+    """A missing bucket is a configuration error that names the bucket.
+
+    The batch waits for an operator, and no recording becomes a dead letter.
     """
     made = settings(gcs_endpoint=gcs_endpoint)
     sink = GcsSink(made)
@@ -105,7 +108,9 @@ def test_check_sees_the_bucket(bucket_settings: Settings) -> None:
 def test_the_bucket_is_created_once_with_a_rule_per_retention(
     settings: Callable[..., Settings], gcs_endpoint: str
 ) -> None:
-    """A dry run changes nothing; a second run finds the bucket."""
+    """`migrate` creates the bucket with one rule per retention; a dry run changes nothing, and a second run
+    finds the bucket.
+    """
     made = settings(gcs_endpoint=gcs_endpoint)
 
     assert list(migrate_bucket(made, dry_run=True)) == list(migrate_bucket(made, dry_run=False))
@@ -133,7 +138,7 @@ def test_only_failed_objects_are_listed(settings: Callable[..., Settings]) -> No
 
 
 def test_a_failed_upload_is_retried_within_the_call(settings: Callable[..., Settings]) -> None:
-    """One 503 among many delays the write slightly; the task is not retried."""
+    """A failed upload is retried within the call: one 503 among many only delays the write slightly."""
     first = threading.Event()
 
     def answer(request: Received) -> Answer:
@@ -153,8 +158,8 @@ def test_a_failed_upload_is_retried_within_the_call(settings: Callable[..., Sett
 def test_uploads_that_wait_for_a_retry_hold_no_connection(
     settings: Callable[..., Settings],
 ) -> None:
-    """There is one connection, and the first of 20 uploads must wait a second for its retry: the other 19 are sent
-    meanwhile.
+    """If one connection is allowed and the first of 20 uploads waits a second for its retry, the other 19 are
+    sent meanwhile.
     """
     earlier_paths: list[str] = []
 
@@ -173,8 +178,10 @@ def test_uploads_that_wait_for_a_retry_hold_no_connection(
 
 
 def test_a_long_retry_after_ends_the_write_and_the_rest_is_durable(settings: Callable[..., Settings]) -> None:
-    """The deadline would allow the wait, but a waiting process is unavailable to other tasks, so the task is
-    postponed.
+    """A long Retry-After ends the write, even if the deadline would allow the wait, and the other items are
+    durable.
+
+    A waiting process is unavailable to other tasks, so the task is postponed.
     """
 
     def answer(request: Received) -> Answer:
@@ -208,7 +215,7 @@ def test_only_the_limit_of_one_object_name_waits_a_second() -> None:
 
 
 def test_a_failing_service_is_not_overloaded_by_retries(settings: Callable[..., Settings]) -> None:
-    """When everything fails, a quarter is retried, not everything four times."""
+    """If every upload fails, only a quarter of them is retried, instead of all of them four times."""
     with answering(lambda request: Answer(503, BACKEND_ERROR)) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(TransientSinkError) as failed:
@@ -249,7 +256,10 @@ def test_the_deadline_is_kept_when_the_server_hangs(settings: Callable[..., Sett
 
 
 def test_a_closed_keep_alive_connection_is_reopened(settings: Callable[..., Settings]) -> None:
-    """Servers close idle connections. An upload on a closed connection is sent again immediately on a new one."""
+    """If the server has closed an idle connection, the upload does not fail.
+
+    The upload is sent again immediately on a new connection.
+    """
     cuts = iter([False, True, False])
 
     with answering(lambda request: Answer(cut=True) if next(cuts) else object_stored(request)) as (url, requests):
@@ -262,7 +272,7 @@ def test_a_closed_keep_alive_connection_is_reopened(settings: Callable[..., Sett
 
 
 def test_the_checksum_is_sent_and_compared(settings: Callable[..., Settings]) -> None:
-    """The server receives our CRC32C; when it reports another one, the object counts as not stored."""
+    """The upload contains our CRC32C; if the server reports another one, the object counts as not stored."""
     with answering(lambda request: object_stored(request, crc32c="AAAAAA==")) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(TransientSinkError, match="checksum"):

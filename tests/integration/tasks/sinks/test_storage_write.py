@@ -74,12 +74,12 @@ def losing(method: str, moment: Moment, *which: int) -> Callable[[str, Moment, i
 
 
 def streams_of(notes: Notes) -> set[str]:
-    """The streams in a task's record."""
+    """Returns the names of the streams in a task's record."""
     return {append.stream for append in decode(notes.content)}
 
 
 def test_facts_arrive_with_their_values(sink: StorageWriteSink, migrated: Settings) -> None:
-    """Text, numbers, JSON and microseconds are stored as insertAll stores them."""
+    """Facts with text, numbers, JSON and microseconds are stored as insertAll stores them."""
     write(sink, Notes(), [fact(1), fact(2, retention_days=30)])
 
     select = "row_id, UNIX_MICROS(timestamp), JSON_VALUE(attributes, '$.url'), retention_days"
@@ -92,8 +92,10 @@ def test_facts_arrive_with_their_values(sink: StorageWriteSink, migrated: Settin
 def test_tasks_share_a_stream_and_repeated_ones_add_nothing(
     new_sink: Callable[[], StorageWriteSink], migrated: Settings
 ) -> None:
-    """given two tasks of one process, when each is run again by another process, then the table has each row once,
-    and one stream was used"""
+    """If two tasks of one process are each run again by another process, the table has each row once.
+
+    Only one stream is used.
+    """
     first, second, notes, other = new_sink(), new_sink(), Notes(), Notes()
     write(first, notes)
     write(first, other, [fact(number) for number in range(10, 15)])
@@ -112,8 +114,11 @@ def test_tasks_share_a_stream_and_repeated_ones_add_nothing(
 def test_a_lost_request_or_response_costs_no_row_and_adds_none(
     new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay, method: str, moment: Moment
 ) -> None:
-    """given a batch with a bad row, which makes the sink use every call, when one request or response of a call is
-    lost, and the task is run until it ends, then the table has each good row once"""
+    """If one request or response of any call is lost and the task is run until it ends, the table has each good
+    row once.
+
+    The batch has a bad row, which makes the sink use every call.
+    """
     notes, items = Notes(), [*TEN[:4], fact(4, timestamp=1), *TEN[5:]]
     relay.on = losing(method, moment, 1)
 
@@ -132,8 +137,9 @@ def test_a_lost_request_or_response_costs_no_row_and_adds_none(
 def test_a_dead_workers_append_is_sent_again_to_the_same_place(
     new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay
 ) -> None:
-    """given a run whose requests or responses are all lost, when another process runs the task, then it uses the
-    stream and the offset of the record"""
+    """If all requests or responses of a run are lost, another process that runs the task uses the recorded
+    stream and offset.
+    """
     for moment in Moment:
         notes, items = Notes(), [fact(number + 100 * moment.value) for number in range(10)]
         relay.on = lambda method, at, number, lost=moment: method == "AppendRows" and at is lost
@@ -152,7 +158,10 @@ def test_a_dead_workers_append_is_sent_again_to_the_same_place(
 def test_a_stream_with_an_unknown_append_is_not_used_for_other_rows(
     sink: StorageWriteSink, migrated: Settings, relay: Relay
 ) -> None:
-    """The next task of the process gets another stream, and the first task is finished later."""
+    """A stream with an unconfirmed append is not used for other rows.
+
+    The next task of the process gets another stream, and the first task is finished later.
+    """
     first, second = Notes(), Notes()
     relay.on = lambda method, moment, number: method == "AppendRows" and moment is Moment.RESPONSE
     with pytest.raises(TransientSinkError):
@@ -170,8 +179,9 @@ def test_a_stream_with_an_unknown_append_is_not_used_for_other_rows(
 def test_two_runs_of_a_task_at_once_store_each_row_once(
     new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay, moment: Moment
 ) -> None:
-    """given a run whose append is under way, when another process runs the same task to its end, then the first
-    one ends well too"""
+    """If another process completes the same task while the append of a run is in flight, the first run also
+    succeeds.
+    """
     notes, slow, quick = Notes(), new_sink(), new_sink()
 
     def meanwhile(method: str, at: Moment, number: int) -> bool:
@@ -188,8 +198,11 @@ def test_two_runs_of_a_task_at_once_store_each_row_once(
 def test_a_run_that_is_overtaken_before_it_records_follows_the_other(
     new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay
 ) -> None:
-    """given two runs without a record, when the second records while the first creates a stream, then both use the
-    second one's place, and the first one's stream is not used"""
+    """If a second run writes its record while the first creates a stream, both runs use the recorded stream and
+    offset.
+
+    The stream of the first run is not used.
+    """
     notes, other, slow, quick = Notes(), Notes(), new_sink(), new_sink()
 
     def meanwhile(method: str, at: Moment, number: int) -> bool:
@@ -208,8 +221,10 @@ def test_a_run_that_is_overtaken_before_it_records_follows_the_other(
 def test_a_record_that_was_stored_although_its_call_was_repeated_loses_no_row(
     sink: StorageWriteSink, migrated: Settings
 ) -> None:
-    """given a Redis whose first response is lost, so that the client's retry finds its own record as another
-    run's, when the next task is written, then it does not use the recorded place"""
+    """If the response to a record is lost, the client's retry takes its own record for that of another run.
+
+    The next task then does not use the recorded stream and offset.
+    """
     first, second = RetriedNotes(), Notes()
     write(sink, first)
 
@@ -223,8 +238,9 @@ def test_a_record_that_was_stored_although_its_call_was_repeated_loses_no_row(
 def test_the_row_count_of_a_finalized_stream_decides(
     new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay, is_stored: bool
 ) -> None:
-    """given a lost append, when its stream has been finalized, then its rows are written elsewhere only if they
-    are not stored"""
+    """If an append is lost and its stream has been finalized, its rows are written to another stream only if
+    they are not stored.
+    """
     notes, sink = Notes(), new_sink()
     lost = Moment.RESPONSE if is_stored else Moment.REQUEST
     relay.on = lambda method, moment, number: method == "AppendRows" and moment is lost
@@ -243,7 +259,7 @@ def test_the_row_count_of_a_finalized_stream_decides(
 def test_an_offset_past_the_end_is_resolved_by_finalizing(
     new_sink: Callable[[], StorageWriteSink], migrated: Settings
 ) -> None:
-    """given a record of an append whose predecessor is missing, when the task runs, then nothing is lost"""
+    """If the append before a recorded one is missing, the task writes its rows nevertheless, and none is lost."""
     notes = Notes()
     streams = new_sink()._writer.get().streams
     name = streams.take(TABLE, SECONDS).name
@@ -256,8 +272,9 @@ def test_an_offset_past_the_end_is_resolved_by_finalizing(
 
 
 def test_a_stream_that_is_gone_loses_no_row(new_sink: Callable[[], StorageWriteSink], migrated: Settings) -> None:
-    """given a record of a stream of a table that was deleted and created again, when the task runs, then its rows
-    are in the new table"""
+    """If the table of a recorded stream was deleted and created again, the task writes its rows to the new
+    table.
+    """
     notes = Notes()
     write(new_sink(), notes)
     server: Any = client(migrated)
@@ -285,8 +302,10 @@ def test_with_its_record_lost_a_task_repeats_rows_and_the_view_shows_each_once(
 
 
 def test_a_record_of_the_past_hides_no_row(new_sink: Callable[[], StorageWriteSink], migrated: Settings) -> None:
-    """given a batch with a bad row, whose append was refused and written in another form, when Redis falls back to
-    the record of the refused append, then the run does not take it for stored"""
+    """A refused append does not count as stored, even if Redis falls back to its record.
+
+    The batch has a bad row, so it was refused and then written in another form.
+    """
     notes, items = Notes(), [*TEN[:4], fact(4, timestamp=1), *TEN[5:]]
     with pytest.raises(PermanentSinkError):
         write(new_sink(), notes, items)
@@ -300,7 +319,9 @@ def test_a_record_of_the_past_hides_no_row(new_sink: Callable[[], StorageWriteSi
 
 
 def test_refused_rows_are_named_and_the_others_stored(sink: StorageWriteSink, migrated: Settings) -> None:
-    """Rows that do not fit the columns, and rows that BigQuery refuses, in one batch of five hundred."""
+    """In a batch of five hundred, rows that do not fit the columns or that BigQuery refuses are named, and the
+    others are stored.
+    """
     items = [fact(number) for number in range(500)]
     items[123] = fact(123, segment_id="many")
     items[321] = fact(321, timestamp=1)
@@ -319,8 +340,9 @@ def test_refused_rows_are_named_and_the_others_stored(sink: StorageWriteSink, mi
 def test_a_large_task_is_split_and_each_part_recorded(
     new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay
 ) -> None:
-    """given a limit of a few rows per append, when the third append's response is lost and another process runs
-    the task again, then the offsets are exact"""
+    """If appends have a few rows each and the response to the third is lost, another run of the task uses the
+    exact offsets.
+    """
     notes, sink = Notes(), new_sink()
     sink._writer.get().limit.refused(2 * 1024)
     relay.on = losing("AppendRows", Moment.RESPONSE, 3, 4, 5)
@@ -335,7 +357,7 @@ def test_a_large_task_is_split_and_each_part_recorded(
 
 
 def test_an_append_above_the_servers_limit_is_split(sink: StorageWriteSink, migrated: Settings) -> None:
-    """Rows of 11 MB in one append are refused by their size, not by their content."""
+    """An append of 11 MB, which the server refuses because of its size, is split, and no row is blamed."""
     sink._writer.get().limit = type(sink._writer.get().limit)(50 * 1024 * 1024)
     text = "x" * 1024 * 1024
 
@@ -345,7 +367,7 @@ def test_an_append_above_the_servers_limit_is_split(sink: StorageWriteSink, migr
 
 
 def test_a_column_that_the_table_lacks_blames_no_row(sink: StorageWriteSink, migrated: Settings) -> None:
-    """given a table of an older release, and a row of a newer reader: the batch waits for `migrate`"""
+    """If the table is of an older release and a row is of a newer reader, the batch waits for `migrate`."""
     server: Any = client(migrated)
     name = f"{migrated.bigquery_project}.{migrated.bigquery_dataset}.{TABLE}"
     table = server.get_table(name)
@@ -366,7 +388,7 @@ def test_a_column_that_the_table_lacks_blames_no_row(sink: StorageWriteSink, mig
 
 
 def test_a_missing_table_blames_no_row(settings: Callable[..., Settings], migrated: Settings) -> None:
-    """The error names the table."""
+    """If the table is missing, the error names it, and no row is blamed."""
     empty = StorageWriteSink(migrated.model_copy(update={"bigquery_dataset": "nothing"}))
     with pytest.raises(PermanentSinkError, match=TABLE) as refused:
         empty.write([fact(1)], "token", SECONDS)
@@ -375,7 +397,7 @@ def test_a_missing_table_blames_no_row(settings: Callable[..., Settings], migrat
 
 
 def test_a_server_that_does_not_respond_is_a_transient_error_within_the_deadline(migrated: Settings) -> None:
-    """Every row is listed as not durable."""
+    """If the server does not respond, a transient error within the deadline lists every row as not durable."""
     away = StorageWriteSink(migrated.model_copy(update={"bigquery_storage_endpoint": "http://127.0.0.1:1"}))
     with pytest.raises(TransientSinkError) as failed:
         away.write([fact(1), fact(2)], "token", 2)
@@ -384,7 +406,7 @@ def test_a_server_that_does_not_respond_is_a_transient_error_within_the_deadline
 
 
 def test_check_reports_what_the_chosen_api_needs(migrated: Settings) -> None:
-    """Streams can be created, or the line says which setting to correct."""
+    """`check` reports that streams can be created, or which setting to correct."""
     assert "streams can be created" in check("bigquery", migrated).text
 
     wrong = {"bigquery_storage_endpoint": "http://127.0.0.1:1", "sink_timeout_seconds": 2.0}

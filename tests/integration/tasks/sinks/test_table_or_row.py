@@ -129,7 +129,9 @@ def drop_column(fields: list[dict[str, Any]]) -> None:
 def test_an_altered_table_of_bigquery_blames_no_row(
     facts_place: Facts, change: Callable[[list[dict[str, Any]]], None], error: str, count: int
 ) -> None:
-    """The table has a REQUIRED column that we do not write, another type, another mode, or a missing column."""
+    """No row is blamed if the table has a REQUIRED column that we do not write, another type, another mode, or
+    a missing column.
+    """
     items = [fact(number) for number in range(count)]
     progress = Progress(left=list(range(count)))
     whole = [entry.to_api_repr() for entry in facts_place.server.get_table(facts_place.name).schema]
@@ -147,7 +149,7 @@ def test_an_altered_table_of_bigquery_blames_no_row(
 
 
 def test_a_view_in_place_of_the_table_blames_no_row(facts_place: Facts) -> None:
-    """BigQuery cannot stream rows into a view."""
+    """If a view is in place of the table, no row is blamed, because BigQuery cannot stream rows into a view."""
     facts_place.server.delete_table(facts_place.name)
     view = official.Table(facts_place.name)
     view.view_query = "SELECT 1 AS row_id"
@@ -170,8 +172,9 @@ def test_a_table_that_is_gone_blames_no_row(facts_place: Facts) -> None:
 
 @pytest.mark.parametrize("bad", [[0], [3], [0, 1, 2, 3, 4, 5, 6, 7]])
 def test_bad_rows_of_bigquery_are_dead_letters_even_without_neighbours(facts_place: Facts, bad: list[int]) -> None:
-    """A healthy table shows that the rows are at fault. The bad rows are one of eight, the only row of a batch, or
-    all eight.
+    """If the table is healthy, bad rows become dead letters.
+
+    The bad rows are one of eight, the only row of a batch, or all eight.
     """
     items = [fact(number, segment_id="many") if number in bad else fact(number) for number in range(8)]
     if bad == [0]:
@@ -187,7 +190,9 @@ def test_bad_rows_of_bigquery_are_dead_letters_even_without_neighbours(facts_pla
 def test_a_bigquery_request_refused_as_a_whole_is_bisected_to_its_row(
     facts_place: Facts, bigquery_endpoint: str
 ) -> None:
-    """BigQuery responds with 400 and names no row, as for a row that it cannot parse."""
+    """If BigQuery responds with 400 and names no row, as for a row that it cannot parse, a bisection finds the
+    row.
+    """
     relay = relay_to(bigquery_endpoint)
 
     def refuse(request: Received) -> Answer:
@@ -206,7 +211,9 @@ def test_a_bigquery_request_refused_as_a_whole_is_bisected_to_its_row(
 
 
 def test_a_bisection_that_refuses_everything_ends_early(facts_place: Facts, bigquery_endpoint: str) -> None:
-    """Each of 120 rows makes a request fail: our rows are wrong, and nothing is dead-lettered."""
+    """If each of 120 rows makes a request fail, the bisection ends early, and nothing is dead-lettered, because
+    our rows are wrong.
+    """
     relay = relay_to(bigquery_endpoint)
 
     def refuse(request: Received) -> Answer:
@@ -225,7 +232,7 @@ def test_a_bisection_that_refuses_everything_ends_early(facts_place: Facts, bigq
 
 
 def test_a_probe_of_bigquery_stores_nothing(facts_place: Facts) -> None:
-    """The probe sends the known good row together with one that no table accepts."""
+    """The probe stores nothing, because it sends a known good row together with one that no table accepts."""
     facts_place.sink.examine([fact(1)], 10)
     report = facts_place.sink.check()
 
@@ -249,8 +256,8 @@ def test_a_probe_of_bigquery_stores_nothing(facts_place: Facts) -> None:
 def test_an_altered_table_of_clickhouse_blames_no_row(
     rows_place: Rows, statement: str, error: str, count: int
 ) -> None:
-    """The table has a constraint that no row satisfies, other types, or a missing column; its view has no target;
-    or the table is missing.
+    """No row is blamed if the table has a constraint that no row satisfies, other types, or a missing column,
+    if its view has no target, or if the table is missing.
     """
     items = [click(number, click_text="x", url="http://a/") for number in range(count)]
     progress = Progress(left=list(range(count)))
@@ -265,7 +272,7 @@ def test_an_altered_table_of_clickhouse_blames_no_row(
 
 
 def test_a_dropped_constraint_loses_no_row(rows_place: Rows) -> None:
-    """The same batch is retried after the repair."""
+    """After the constraint was dropped, the same batch is retried, and no row is lost."""
     items, progress = [click(number) for number in range(30)], Progress(left=list(range(30)))
     rows_place.execute("ALTER TABLE replays ADD CONSTRAINT never CHECK project_id > 1000000")
     with pytest.raises(PermanentSinkError):
@@ -281,8 +288,9 @@ def test_a_dropped_constraint_loses_no_row(rows_place: Rows) -> None:
 def test_bad_rows_of_clickhouse_are_dead_letters_even_without_neighbours(
     rows_place: Rows, bad: list[int], how: dict[str, Any]
 ) -> None:
-    """The server may or may not name the bad row. The bad rows are one of eight, the only row of a batch, or all
-    eight.
+    """If the table is healthy, bad rows become dead letters, whether the server names them or not.
+
+    The bad rows are one of eight, the only row of a batch, or all eight.
     """
     items = [click(number, **how) if number in bad else click(number) for number in range(8)]
     if bad == [0]:
@@ -295,7 +303,7 @@ def test_bad_rows_of_clickhouse_are_dead_letters_even_without_neighbours(
 
 
 def test_a_row_that_violates_a_constraint_is_named(rows_place: Rows) -> None:
-    """Two inserts find the bad row among a hundred, because the server names it."""
+    """The server names a row that violates a constraint, so two inserts find it among a hundred."""
     rows_place.execute("ALTER TABLE replays ADD CONSTRAINT banned CHECK click_node_id != 666")
     items = [click(number, click_node_id=666 if number == 42 else 7) for number in range(100)]
 
@@ -309,7 +317,9 @@ def test_a_row_that_violates_a_constraint_is_named(rows_place: Rows) -> None:
 
 
 def test_a_probe_of_clickhouse_stores_nothing(rows_place: Rows) -> None:
-    """The good rows are refused because they span two partitions, after they were parsed and checked."""
+    """The probe stores nothing: its rows are parsed and checked, but then refused because they span two
+    partitions.
+    """
     rows_place.sink.examine([click(1)], 10)
 
     assert {rows_place.count(table) for table in clickhouse.TABLES} == {0}
@@ -317,7 +327,9 @@ def test_a_probe_of_clickhouse_stores_nothing(rows_place: Rows) -> None:
 
 
 def test_the_probed_columns_are_those_of_the_schema(rows_place: Rows) -> None:
-    """Names and types in the code equal those of the migrations; materialized columns are not written."""
+    """The probed columns have the names and types of the migrations, except for materialized columns, which are
+    not written.
+    """
     for table, columns in COLUMNS.items():
         found = rows_place.owner.query(
             "SELECT name, type FROM system.columns WHERE database = currentDatabase() AND table = {table:String} "
@@ -328,7 +340,7 @@ def test_the_probed_columns_are_those_of_the_schema(rows_place: Rows) -> None:
 
 
 def test_check_of_clickhouse_leaves_nothing_behind(rows_place: Rows) -> None:
-    """A row is written, read back and deleted; what cannot be checked is reported."""
+    """`check` writes a row, reads it back and deletes it, and reports what it could not check."""
     report = rows_place.sink.check()
 
     assert "written, read back, deleted" in report.text
@@ -355,7 +367,7 @@ def test_check_of_clickhouse_finds_problems_before_a_batch_does(
 
 
 def test_check_of_clickhouse_refuses_a_table_that_stores_nothing(rows_place: Rows) -> None:
-    """The Null engine accepts and counts every row, and stores nothing."""
+    """`check` refuses a table with the Null engine, which accepts and counts every row but stores nothing."""
     rows_place.execute("DROP TABLE replay_outcomes")
     rows_place.execute(
         "CREATE TABLE replay_outcomes (org_id UInt64, project_id UInt64, replay_id UUID, key_id Nullable(UInt64), "
@@ -371,8 +383,10 @@ def test_check_of_clickhouse_refuses_a_table_that_stores_nothing(rows_place: Row
 def test_check_of_clickhouse_names_a_missing_permission(
     rows_place: Rows, clickhouse_url: str, number: int
 ) -> None:
-    """With permission to insert but not to read or delete, writes work, and the report lists what was not
-    checked."""
+    """With permission to insert but not to read or delete, `check` reports which parts it could not check.
+
+    Writes work.
+    """
     relay = relay_to(clickhouse_url)
 
     def limited(request: Received) -> Answer:
@@ -394,7 +408,9 @@ BODY_BYTES_MAX = 4000
 
 
 def test_a_body_limit_before_clickhouse_halves_the_insert(rows_place: Rows, clickhouse_url: str) -> None:
-    """A 413 is not caused by a single row: all rows arrive, and the next batch stays below the limit."""
+    """If a body limit causes a 413, the insert is halved and all rows arrive; the next batch stays below the
+    limit.
+    """
     random_text = [os.urandom(200).hex() for _ in range(64)]  # random text, so that compression does not help
     items = [click(number, click_text=text) for number, text in enumerate(random_text)]
     with answering(relay_to(clickhouse_url), body_bytes_max=BODY_BYTES_MAX) as (url, requests):
@@ -427,8 +443,9 @@ def test_a_single_clickhouse_row_that_is_too_large_is_a_dead_letter(rows_place: 
 def test_a_body_limit_before_bigquery_halves_the_request(
     facts_place: Facts, bigquery_endpoint: str, how: str
 ) -> None:
-    """The response is 413, or the 400 of Google's front end; a single row that is too large becomes a dead
-    letter.
+    """A 413, or the 400 of Google's front end, halves the request.
+
+    A single row that is too large becomes a dead letter.
     """
     relay = relay_to(bigquery_endpoint)
     text = "Request payload size exceeds the limit: 10485760 bytes."

@@ -23,7 +23,7 @@ End = Answer | Trouble
 
 
 def next_results(transfers: Transfers, count: int, seconds_max: float = 20) -> dict[object, End]:
-    """The next `count` results by key."""
+    """Waits for the next `count` results, and returns them by key."""
     found: dict[object, End] = {}
     deadline = time.monotonic() + seconds_max
     while len(found) < count and time.monotonic() < deadline:
@@ -32,8 +32,9 @@ def next_results(transfers: Transfers, count: int, seconds_max: float = 20) -> d
 
 
 def test_bodies_of_any_size_arrive_whole() -> None:
-    """Bodies are sent whole or read in chunks, are bytes or a view, and are empty, at the threshold between the
-    two modes, or larger.
+    """A body arrives whole, whether it is sent at once or in chunks and is bytes or a view.
+
+    The sizes include zero and the threshold between the two modes.
     """
     bodies = {
         "empty": b"",
@@ -61,7 +62,9 @@ def test_bodies_of_any_size_arrive_whole() -> None:
 
 @pytest.mark.parametrize("size_bytes", [100, 2 * MiB])
 def test_a_dead_reused_connection_causes_a_second_request(size_bytes: int) -> None:
-    """The body is sent again from its start on a new connection, even if it is read in chunks."""
+    """If a reused connection is dead, the body is sent again from its start on a new one, even if it is read in
+    chunks.
+    """
     body, cuts = os.urandom(size_bytes), iter([False, True, False])
 
     with answering(lambda request: Reply(cut=next(cuts))) as (url, requests):
@@ -75,7 +78,7 @@ def test_a_dead_reused_connection_causes_a_second_request(size_bytes: int) -> No
 
 
 def test_an_endless_response_is_truncated_and_keeps_its_status() -> None:
-    """A proxy's page of any length uses a bounded amount of memory."""
+    """An endless response is truncated, so that its memory is bounded, and keeps its status."""
     with answering(lambda request: Reply(502, b"x" * (3 * ANSWER_BYTES_MAX), {"Retry-After": "3"})) as (url, _):
         transfers = Transfers(1)
         transfers.start("a", url, HEADERS, b"body", 20)
@@ -88,7 +91,7 @@ def test_an_endless_response_is_truncated_and_keeps_its_status() -> None:
 
 
 def test_a_cancelled_request_has_no_result_and_the_next_one_works() -> None:
-    """A hanging server does not affect the next write."""
+    """A cancelled request has no result, and the next request works although the first server hangs."""
     never = threading.Event()
 
     def reply(request: Received) -> Reply:
@@ -107,7 +110,7 @@ def test_a_cancelled_request_has_no_result_and_the_next_one_works() -> None:
 
 
 def test_a_deadline_ends_a_request_that_hangs() -> None:
-    """The transfer ends on its own; no caller cancels it."""
+    """A request that hangs ends at its deadline without being cancelled by the caller."""
     never = threading.Event()
     with answering(lambda request: Reply(delay=never)) as (url, _):
         transfers = Transfers(1)
@@ -123,8 +126,9 @@ def test_a_deadline_ends_a_request_that_hangs() -> None:
 def test_a_server_must_show_a_certificate_of_a_trusted_authority(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A certificate of an unknown authority needs an operator. An authority in SSL_CERT_FILE is trusted, as in
-    Python itself.
+    """A certificate of an unknown authority is refused, and the error is one for an operator.
+
+    An authority in SSL_CERT_FILE is trusted, as in Python itself.
     """
     certificates = make_certificates(tmp_path)
     with answering(lambda request: Reply()) as (url, requests):
@@ -150,7 +154,10 @@ def test_a_server_must_show_a_certificate_of_a_trusted_authority(
 def test_https_goes_through_the_proxy_of_the_environment_and_plain_http_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As with all other HTTP clients here, requests to an emulator on the loopback interface bypass the proxy."""
+    """HTTPS goes through the proxy of the environment, and plain HTTP does not.
+
+    Requests to an emulator on the loopback interface bypass the proxy.
+    """
     with (
         answering(lambda request: Reply(403)) as (proxy, _),
         answering(lambda request: Reply()) as (url, requests),

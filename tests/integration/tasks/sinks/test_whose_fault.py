@@ -44,7 +44,9 @@ def written(sink: str, settings: Settings, count: int = 3, seconds: float = 5) -
 @pytest.mark.parametrize("sink", PROOFS)
 @pytest.mark.parametrize("status", [*BLAME_OF_STATUS, 418, 450, 520, 530, 599])
 def test_a_status_of_a_proxy_is_classified(sink: str, status: int, settings: Callable[..., Settings]) -> None:
-    """No status blames an item, except for the one about its size; the error shows the page's title."""
+    """No status of a proxy blames an item, except the status about its size; the error contains the title of
+    the page.
+    """
     reply = Answer(status, PAGE % status, HTML)
     with answering(lambda request: reply) as (url, requests), pytest.raises(SinkError) as failed:
         written(sink, settings(**{ADDRESS[sink]: url}), count=1)
@@ -71,7 +73,9 @@ def test_a_status_of_a_proxy_is_classified(sink: str, status: int, settings: Cal
 @pytest.mark.parametrize("sink", PROOFS)
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed(sink: str, status: int, settings: Callable[..., Settings]) -> None:
-    """A followed POST becomes a GET, and the target is not the sink, even if its response looks like a proof."""
+    """A redirect is not followed: the POST would become a GET, and the target is not the sink, even if its
+    response looks like one.
+    """
     with (
         answering(PROOFS[sink]) as (elsewhere, requests_elsewhere),
         answering(lambda request: Answer(status, b"", {"Location": elsewhere + request.path})) as (url, _),
@@ -98,7 +102,10 @@ def test_a_redirect_is_not_followed(sink: str, status: int, settings: Callable[.
 def test_retry_after_is_honored_and_bounded(
     sink: str, status: int, value: str, seconds: float | None, settings: Callable[..., Settings]
 ) -> None:
-    """Retry-After is a number of seconds or a date. A batch is never postponed for days."""
+    """Retry-After may be a number of seconds or a date.
+
+    The wait is bounded, so that a batch is never postponed for days.
+    """
     reply = Answer(status, b"later", {"Retry-After": value})
     with answering(lambda request: reply) as (url, _), pytest.raises(TransientSinkError) as failed:
         written(sink, settings(**{ADDRESS[sink]: url}), seconds=3)
@@ -126,7 +133,9 @@ def test_a_reset_during_the_response_is_a_network_failure(sink: str, settings: C
 def test_a_reset_while_the_request_is_sent_is_the_networks_fault(
     sink: str, settings: Callable[..., Settings]
 ) -> None:
-    """The server closes the connection without reading: there is no response, so nothing is proven."""
+    """If the server closes the connection without reading the request, the error is a transient one of the
+    network.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
     ended = threading.Event()
 
@@ -154,7 +163,7 @@ def test_a_reset_while_the_request_is_sent_is_the_networks_fault(
 def test_an_untrusted_certificate_needs_an_operator(
     sink: str, settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    """A retry never helps, and nothing is sent to that server."""
+    """An untrusted certificate needs an operator: a retry never helps, and nothing is sent to that server."""
     with answering(PROOFS[sink]) as (url, requests):
         port = urlsplit(url).port
         assert port is not None
@@ -169,7 +178,9 @@ def test_an_untrusted_certificate_needs_an_operator(
 def test_a_slow_trickle_of_a_response_costs_at_most_the_deadline(
     sink: str, settings: Callable[..., Settings]
 ) -> None:
-    """Single bytes reset a read time-out; the call as a whole has a deadline."""
+    """A response that arrives byte by byte ends at the call's deadline, although each byte resets the read
+    time-out.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
     ended = threading.Event()
 

@@ -13,7 +13,7 @@ from tools.explore.programs import Chord, Program, Programs, tasks_of
 
 
 def execute(client: Any, key: str, effect: Effect) -> Any:
-    """The response of a real server to the command."""
+    """Runs the command on a real server and returns the response."""
     if effect.name == "hmget":
         return tuple(client.hmget(key, effect.arguments[0]))
     if effect.name == "script":
@@ -45,7 +45,7 @@ def fields(client: Any, key: str) -> frozenset[tuple[str, bytes]]:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_results_and_hash_equal_those_of_redis(redis_url: str, seed: int) -> None:
-    """Each round trip of interleaved programs is also made to a real server."""
+    """For interleaved programs, the results and the hash after each round trip equal those of a real server."""
     random, client, programs = Random(seed), Redis.from_url(redis_url), Programs()
     key, staged = f"explored-{seed}", Staged()
     running: list[tuple[Program, tuple[Any, ...]]] = []

@@ -103,7 +103,7 @@ def test_old_events_are_deleted(tmp_path: Path):
 
 
 def test_the_file_has_a_maximum_size_and_keeps_the_latest_events(tmp_path: Path):
-    """given more events than fit, then the oldest are deleted"""
+    """If there are more events than fit into the file, the oldest are deleted."""
     path = tmp_path / "history.sqlite3"
     many = [event("received", str(number), kwargs="x" * 1000) for number in range(3000)]
     record(path, many, bytes_max=MiB)
