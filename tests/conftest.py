@@ -3,10 +3,13 @@
 The files with the longest tests run first: workers take whole files, and the run ends with the slowest worker.
 """
 
+import os
+
 import pytest
 
 from ingest.local.servers.processes import Children
 from tests.kit.dead_letters import topics
+from tests.kit.paths import ROOT
 from tests.kit.prestarted import PARENTS
 from tests.kit.seeds import VARIABLE, simulation_start
 from tests.kit.servers import (
@@ -46,6 +49,8 @@ RUN_LAST = "cost"
 
 def pytest_configure(config: pytest.Config) -> None:
     """Programs that tests start as `Child` are forked from a process that has already imported them."""
+    # Commands without configured servers would otherwise act on the developer's own local stack.
+    os.environ.setdefault("REPLAYS_LOCAL_DIRECTORY", str(ROOT / ".no-local-stack"))
     Children.start_program = staticmethod(PARENTS.start)
     config.add_cleanup(PARENTS.close)
 

@@ -6,6 +6,7 @@ Commands print through `echo`, `echo_json`, `fail` or a Terminal, which escape u
 from __future__ import annotations
 
 import getpass
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from tasks.printed import ascii_json, printable, without_secrets
 T = TypeVar("T")
 PACKAGE = "replays-ingest"
 EXIT_FAILED = 1
+# Settings of servers begin with one of these. If one is set, addresses are never taken from a local stack.
+SERVER_SETTINGS = ("kafka_", "redis_", "gcs_", "clickhouse_", "bigquery_", "datadog_", "google_")
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 by_option = click.option(
@@ -73,14 +76,36 @@ def needs_extra(name: str) -> None:
         )
 
 
-def settings() -> Settings:
-    """Settings of this command. Raises SettingsError, which click prints with exit code 2."""
+def validated_settings() -> Settings:
+    """Settings as configured. Raises SettingsError, which click prints with exit code 2."""
     context = click.get_current_context().find_root()
     if not isinstance(context.obj, Settings):
         loaded = load()
         _verify_kafka(loaded)
         context.obj = loaded
     return context.obj
+
+
+def settings() -> Settings:
+    """Settings of a command that uses servers. If none is configured and a local stack is running, its servers are
+    used, and a line on standard error says so. Raises SettingsError.
+
+    The stack's variables are added to the environment, where child processes and Celery find them. They replace
+    none that is set.
+    """
+    loaded = validated_settings()
+    if any(name.startswith(SERVER_SETTINGS) for name in loaded.model_fields_set):
+        return loaded
+    from ingest.local.running import running_stack
+
+    stack = running_stack()
+    if stack is None:
+        return loaded
+    for name, value in stack.settings.items():
+        os.environ.setdefault(name, value)
+    echo(f"replays-ingest: no servers are configured; using the local stack in {stack.directory}", err=True)
+    click.get_current_context().find_root().obj = None
+    return validated_settings()
 
 
 def _verify_kafka(loaded: Settings) -> None:
@@ -98,7 +123,7 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def checked(*arguments: Any, **options: Any) -> Any:
-        settings()
+        validated_settings()
         return command(*arguments, **options)
 
     return checked

@@ -174,6 +174,7 @@ def local_up(directory: Path | None, kafka: Any, programs: bool, as_json: bool) 
     """Start the stack in the background; print addresses and variables to export.
 
     Uses a running stack if there is one, even if it was started from another folder; --all adds missing processes.
+    Commands for which no server is configured use the running stack without the variables, and say so.
     """
     needs_extra("local")
     from ingest.local.background import up
@@ -204,7 +205,7 @@ def _next_steps(directory: Path | None) -> list[str]:
     return [
         "In another terminal:",
         *([f"  . {shlex.quote(str(Path(sys.prefix) / 'bin' / 'activate'))}"] if activated else []),
-        f'  eval "$(replays-ingest local up{where})"    # the addresses above as variables',
+        *([f'  eval "$(replays-ingest local up{where})"    # the addresses above as variables'] if where else []),
         "  replays-ingest load --rate 50        # recordings to look at",
         "  replays-ingest top                   # live state",
         f"  replays-ingest local logs{where}            # all processes; `local logs reader` for one",
@@ -236,7 +237,10 @@ def _list(state: StackState, prefix: str) -> None:
 @local_group.command("down")
 @directory_option
 def local_down(directory: Path | None) -> None:
-    """Stop the stack. All data is kept, except that Tansu, the default broker, keeps its messages in memory."""
+    """Stop the stack. The sinks' data is kept; messages in Tansu, the default broker, are not.
+
+    The next `local up` with Tansu empties Redis, whose state is about these messages.
+    """
     from ingest.local.background import down
     from ingest.local.servers.processes import LocalError
 

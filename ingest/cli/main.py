@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from ingest.cli import backfill, dlq, erase, find, local, operate, reconcile, run, shadow, tenants
-from ingest.cli.common import as_json, settings, with_settings
+from ingest.cli.common import as_json, settings, validated_settings, with_settings
 from ingest.cli.listing import Listing, add_examples, completion, leaves
 from tasks.observe.logs import to_standard_error
 from tasks.settings import FILE_VARIABLE
@@ -56,8 +56,8 @@ def main(context: click.Context, settings_file: Path | None, dry_run: bool, mess
     if settings_file is not None:
         os.environ[FILE_VARIABLE] = str(settings_file.resolve())
     if context.invoked_subcommand is None:
-        loaded = settings()
-        sys.exit(run.dry_run(loaded, messages, as_json) if dry_run else run.reader(loaded))
+        # The reader never joins the group of a local stack unasked: `local up --all` runs one there.
+        sys.exit(run.dry_run(settings(), messages, as_json) if dry_run else run.reader(validated_settings()))
 
 
 def _add(group: click.Group, command: click.Command) -> None:

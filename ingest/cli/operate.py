@@ -21,6 +21,7 @@ from ingest.cli.common import (
     fail,
     redis_required,
     settings,
+    validated_settings,
 )
 from ingest.cli.confirm import confirm, expect_terminal, yes_option
 from ingest.cli.listing import Listing
@@ -82,7 +83,7 @@ def inspect(file: Any, as_json: bool) -> None:
     from ingest.operate.inspect import describe, render
     from ingest.reader.configuration import rules_of
 
-    rules = rules_of(settings())
+    rules = rules_of(validated_settings())
     description = describe(file.read(rules.message_bytes_max + 1), rules)
     if as_json:
         echo_json(description)
@@ -134,10 +135,11 @@ def top(once: bool, seconds: float, svg: Path | None) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def flower(arguments: tuple[str, ...]) -> None:
     """Run Flower with a retry button, always password-protected. ARGUMENTS are passed to Flower."""
+    loaded = settings()  # before Celery reads the environment
     from tasks.celery import app
     from tasks.flower.start import launch
 
-    launch(app, settings(), arguments)
+    launch(app, loaded, arguments)
 
 
 # Parked batches

@@ -101,21 +101,42 @@ class Stack:
         unknown = set(chosen) - set(PARTS)
         if unknown:
             raise LocalError(f"unknown component: {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+        new: set[str] = set()
         for name in chosen:
             address = self._environ.get(f"{EXTERNAL_PREFIX}{name.upper()}", "")
             if address:
                 self.external[name] = address
                 self._progress(f"{name:<10} {address} (external)")
             elif name not in self.servers:
+                new.add(name)
                 self.servers[name] = self._make(name)
                 # The port is not passed to the constructor, so that another one is used if it has been taken.
                 self.servers[name].port = self._ports.get(name, 0)
         started = [name for name in chosen if name in self.servers]
+        if "redis" in new:
+            self._forget_other_messages()
         with ThreadPoolExecutor(max_workers=len(PARTS)) as pool:
             futures = [pool.submit(self._start_one, name) for name in started]
         for future in futures:
             future.result()
         return self
+
+    def _forget_other_messages(self) -> None:
+        """Deletes Redis' data of an earlier run if the broker does not hold the messages that it is about.
+
+        Parked batches, done marks and heartbeats would refer to offsets of a log that no longer exists. Tansu
+        starts empty; other brokers keep their messages.
+        """
+        broker = self.servers.get("kafka")
+        if broker is None and "kafka" not in self.external:
+            return
+        note, data = self.directory / "broker", self.directory / "redis"
+        now = "tansu" if isinstance(broker, Kafka) else self.external.get("kafka", "apache")
+        before = note.read_text() if note.exists() else now
+        if (now == "tansu" or before != now) and data.exists():
+            shutil.rmtree(data)
+            self._progress("redis      emptied: its state was about messages that the broker no longer has")
+        note.write_text(now)
 
     def stop(self) -> None:
         """Stops everything and removes a temporary directory. May be called twice."""

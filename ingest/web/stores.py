@@ -8,7 +8,7 @@ from clickhouse_connect.driver.exceptions import Error as ClickHouseError
 from google.api_core.exceptions import GoogleAPIError
 from google.auth.exceptions import GoogleAuthError
 from requests.exceptions import RequestException
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, NewConnectionError
 
 from ingest.web.model import NotFound, ReadError
 from tasks.settings import Settings
@@ -38,7 +38,9 @@ class Stores:
                 sql, parameters=parameters or {}, settings={"max_execution_time": QUERY_SECONDS_MAX, "readonly": 2}
             )
         except (ClickHouseError, HTTPError, OSError) as error:
-            raise ReadError(f"clickhouse: {' '.join(str(error).split())[:ERROR_CHARACTERS_MAX]}") from error
+            where = unreachable(error, self._settings.clickhouse_url, "REPLAYS_CLICKHOUSE_URL")
+            text = where or " ".join(str(error).split())[:ERROR_CHARACTERS_MAX]
+            raise ReadError(f"clickhouse: {text}") from error
         return [tuple(row) for row in answer.result_rows]
 
     def objects(self, prefix: str) -> list[Any]:
@@ -55,7 +57,7 @@ class Stores:
                 )
             )
         except _GCS_ERRORS as error:
-            raise ReadError(f"cloud storage: {error}") from error
+            raise self._storage_error(error) from error
 
     def content(self, place: Place) -> bytes:
         """The stored bytes of one segment. Raises NotFound or ReadError."""
@@ -64,13 +66,37 @@ class Stores:
             bucket = self._gcs.get().bucket(settings.gcs_bucket)
             content = read_place(bucket, place, settings.sink_timeout_seconds)
         except _GCS_ERRORS as error:
-            raise ReadError(f"cloud storage: {error}") from error
+            raise self._storage_error(error) from error
         if content is None:
             raise NotFound(f"no object {place.object} in {settings.gcs_bucket}")
         return content
+
+    def _storage_error(self, error: BaseException) -> ReadError:
+        where = unreachable(error, self._settings.gcs_endpoint or "Google Cloud", "REPLAYS_GCS_ENDPOINT")
+        return ReadError(f"cloud storage: {where or error}")
 
     def close(self) -> None:
         """Closes the connections."""
         for client in (self._clickhouse.take(), self._gcs.take()):
             if client is not None:
                 client.close()
+
+
+def unreachable(error: BaseException, address: str, variable: str) -> str:
+    """One line for a failed connection, without the client library's own text; empty for other errors.
+
+    urllib3 hides the operating system's error in a chain of causes.
+    """
+    seen: list[BaseException] = []
+    waiting = [error]
+    while waiting:
+        each = waiting.pop()
+        if each in seen:
+            continue
+        seen.append(each)
+        linked = (each.__cause__, each.__context__, getattr(each, "reason", None), *each.args)
+        waiting += [found for found in linked if isinstance(found, BaseException)]
+    if not any(isinstance(each, NewConnectionError) for each in seen):
+        return ""
+    why = next((each.strerror for each in seen if isinstance(each, OSError) and each.strerror), "no connection")
+    return f"{address} is unreachable ({why}): start it, or correct {variable}"
