@@ -48,7 +48,7 @@ def main() -> int:
     """Prints one row per shape as soon as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--raw-bytes", type=int, default=RAW_BYTES, help="Inflated size of each recording, bytes.")
-    parser.add_argument("--name", default="", help="Only shapes whose name contains this.")
+    parser.add_argument("--name", default="", help="Measure only shapes whose name contains this text.")
     parser.add_argument(
         "--before", type=Path, metavar="DIRECTORY", help="Also measure the parser of this checkout."
     )
@@ -82,7 +82,9 @@ def main() -> int:
 
 
 def cost_in_other_checkout(checkout: Path, value: bytes, cost: Cost) -> Cost:
-    """Cost of the same message in the parser of the other checkout; the floor is the one measured here."""
+    """Returns the cost of the same message in the parser of the other checkout, with the floor that was
+    measured here.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "message"
         path.write_bytes(value)

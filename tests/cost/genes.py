@@ -103,15 +103,16 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The pieces of a recording. `is_sampled` gives it a segment number whose canvas mutations and options are
-    read.
+    """A recording as a list of pieces.
+
+    If `is_sampled` is true, the segment gets a number whose canvas mutations and options are read.
     """
 
     pieces: tuple[Piece, ...]
     is_sampled: bool = False
 
     def value(self, raw_bytes: int) -> bytes:
-        """The Kafka value whose recording inflates to about `raw_bytes`."""
+        """Returns a Kafka value whose recording inflates to about `raw_bytes`."""
         share_bytes = raw_bytes // len(self.pieces)
         raw = b"[" + b",".join(piece.expand(share_bytes) for piece in self.pieces) + b"]"
         return packed(raw, sampled_segment_id() if self.is_sampled else 0)
@@ -133,7 +134,7 @@ class Recipe:
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Recipe:
-        """The inverse of `to_json`."""
+        """Restores a recipe from the JSON that `to_json` returned."""
         pieces = [
             Piece(before.encode("latin-1"), part.encode("latin-1"), after.encode("latin-1"), event_bytes)
             for before, part, after, event_bytes in found["pieces"]
@@ -147,7 +148,7 @@ class Recipe:
 
 @cache
 def events() -> tuple[bytes, ...]:
-    """The initial events: one of each kind in our recordings, and kinds that no recording has."""
+    """Returns the initial events: one of each kind in our recordings, and some of kinds that no recording has."""
     found: dict[tuple[Any, ...], bytes] = {}
     for recording in RECORDINGS:
         for body in recording.bodies:
@@ -195,7 +196,7 @@ STOPPED_A_READER = (
 
 
 def new_recipe(chance: random.Random) -> Recipe:
-    """A new recipe: a shape that once stopped a reader, or an event with a repeated part in one value."""
+    """Returns a new recipe: a shape that once stopped a reader, or an event with a repeated part in one value."""
     if chance.random() < 0.2:
         return chance.choice(STOPPED_A_READER)
     return Recipe((_repeat_within(chance),), chance.random() < 0.2)
@@ -225,7 +226,7 @@ def mutate_recipe(recipe: Recipe, other: Recipe, chance: random.Random) -> Recip
 
 
 def _repeat_within(chance: random.Random) -> Piece:
-    """An event of a recording with a repeated part in one value; or that event repeated."""
+    """Returns an event of a recording with a repeated part in one value, or an event that is repeated itself."""
     event = chance.choice(events())
     if chance.random() < 0.2:
         return Piece(b"", event, b"")

@@ -39,7 +39,7 @@ _skip_packed = msgspec.msgpack.Decoder(msgspec.Raw).decode
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """CPU time in seconds and memory in bytes."""
+    """The cost of a message: CPU time in seconds and memory in bytes."""
 
     message_bytes: int
     raw_bytes: int
@@ -59,9 +59,11 @@ class Cost:
 
 
 def floor_of(value: bytes) -> tuple[Callable[[], object], int]:
-    """Returns (work, bytes of the recording). The work is scanning the message once, then inflating and scanning
-    its contents, with the parser's inflater and scanners and nothing else. Data that is not valid JSON counts as
-    white space of the same size; data that is not msgpack counts as nothing.
+    """Returns (work, bytes of the recording).
+
+    The work is to scan the message once and then to inflate and scan its contents, only with the parser's inflater
+    and scanners. Data that is not valid JSON counts as white space of the same size; data that is not msgpack
+    counts as nothing.
     """
     work, raw_bytes = _floor_inside(value)
     try:
@@ -103,7 +105,7 @@ def _inflated(body: memoryview) -> bytes:
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """CPU seconds of one call."""
+    """Returns the CPU seconds of one call."""
     began = time.process_time()
     work()
     return time.process_time() - began

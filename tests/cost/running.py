@@ -47,7 +47,7 @@ Place = tuple[int, int]
 
 
 def replay_of(number: int) -> str:
-    """The id of a separate replay for each hostile message, so that it can be identified."""
+    """Returns the replay id of a hostile message; each has its own, so that it can be identified."""
     return f"bad{number:029x}"
 
 
@@ -58,7 +58,7 @@ def hostile_messages(raw_bytes: int) -> Iterator[tuple[str, bytes]]:
 
 
 def steady_message(number: int) -> bytes:
-    """One ordinary segment of the other project."""
+    """Returns an ordinary segment of the other project."""
     events = [click_event(), *(console_event(f"line {line}") for line in range(20))]
     return recording(
         events, number, project_id=STEADY_PROJECT, replay_id=STEADY_REPLAY_ID, received=int(time.time())
@@ -89,7 +89,9 @@ def send_steadily(
 
 
 def delays(system: System, sent: dict[Place, float]) -> list[float]:
-    """Seconds from sending each segment to the commit of its batch, sorted, from the reader's log."""
+    """Returns the sorted delays, in seconds, from sending each segment to the commit of its batch, read from
+    the reader's log.
+    """
     found = dict[Place, float]()
     for line in system.reader.log_path.read_text().splitlines():
         if '"event": "batch"' not in line:
@@ -107,7 +109,9 @@ def p99(values: Sequence[float]) -> float:
 
 
 def unaccounted(system: System, places: Sequence[Place]) -> list[int]:
-    """Numbers of the hostile messages that became neither a segment in ClickHouse nor a dead letter."""
+    """Returns the numbers of the hostile messages that became neither a segment in ClickHouse nor a dead
+    letter.
+    """
     rows = system.query("SELECT DISTINCT toString(replay_id) FROM replay_segments")
     stored = {str(replay).replace("-", "") for (replay,) in rows}
     letters = system.json("dlq", "ls", "--limit", str(10 * len(places)))["letters"]
@@ -118,7 +122,7 @@ def unaccounted(system: System, places: Sequence[Place]) -> list[int]:
 
 
 def steady_rows(system: System) -> int:
-    """Distinct segments of the other project in ClickHouse."""
+    """Returns the number of distinct segments of the other project in ClickHouse."""
     return int(
         system.query(f"SELECT count() FROM replay_segments FINAL WHERE project_id = {STEADY_PROJECT}")[0][0]
     )

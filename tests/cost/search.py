@@ -43,27 +43,28 @@ TIMESTAMP_MS = 1_790_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A recipe and its cost relative to the limit; 1 means that it is exactly at the limit."""
+    """A recipe and its cost relative to the limit; 1 means exactly at the limit."""
 
     share: float
     recipe: Recipe
 
 
 def cpu_share(value: bytes) -> float:
-    """CPU cost as a share of the limit. Excludes the base allowance, which would hide differences between small
-    messages; may exceed 1.
+    """Returns the CPU cost as a share of the limit.
+
+    The share excludes the base allowance, which would hide differences between small messages, and may exceed 1.
     """
     floor_seconds, seconds, _ = cpu(value, rounds=1)
     return seconds / max(floor_seconds, 1e-3) / RATIO_MAX
 
 
 def memory_share(value: bytes) -> float:
-    """Memory as a share of the limit, without the base allowance."""
+    """Returns the memory as a share of the limit, without the base allowance."""
     return memory(value) / BRED_RAW_BYTES["memory"] / MEMORY_RATIO_MAX
 
 
 def rows_share(value: bytes) -> float:
-    """Bytes of rows and metrics as a share of the limit."""
+    """Returns the bytes of rows and metrics as a share of the limit."""
     outcome = parse(Message(TopicPartition("t", 0), 1, 0, value, timestamp_ms=TIMESTAMP_MS), RULES)
     if not isinstance(outcome, Segment):
         return 0.0

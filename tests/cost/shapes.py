@@ -52,7 +52,7 @@ Make = Callable[[int], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """`make(raw_bytes)` returns the Kafka value whose recording inflates to about that many bytes."""
+    """A shape; `make(raw_bytes)` returns a Kafka value whose recording inflates to about that many bytes."""
 
     name: str
     make: Make
@@ -62,7 +62,7 @@ SHAPES: list[Shape] = []
 
 
 def shape(name: str) -> Callable[[Make], Make]:
-    """Adds a function to the set."""
+    """Adds the decorated function to the committed set."""
 
     def add(make: Make) -> Make:
         SHAPES.append(Shape(name, make))
@@ -75,12 +75,12 @@ def shape(name: str) -> Callable[[Make], Make]:
 
 
 def packed(raw: bytes, segment_id: int = 0, **fields: Any) -> bytes:
-    """A message with that recording."""
+    """Returns a message with that recording."""
     return envelope(frame(isal_zlib.compress(raw, 1), segment_id), **fields)
 
 
 def sampled_segment_id() -> int:
-    """A segment number whose canvas mutations are read; a sender can choose such a number."""
+    """Returns a segment number whose canvas mutations are read; a sender can choose such a number."""
     for number in range(100_000):
         if coin(Identity(1, 11, REPLAY_ID, number, 30, 7, 0, 0, 0), "segment", SAMPLED_SHARE):
             return number
@@ -88,22 +88,22 @@ def sampled_segment_id() -> int:
 
 
 def text(value: Any) -> bytes:
-    """A string as JavaScript encodes it."""
+    """Returns a string as JavaScript encodes it in JSON."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def filled(head: bytes, part: bytes, tail: bytes, raw_bytes: int) -> bytes:
-    """As many parts as fit between head and tail, at least one."""
+    """Returns `head`, as many parts as fit, but at least one, and `tail`."""
     return head + part * max((raw_bytes - len(head) - len(tail)) // len(part), 1) + tail
 
 
 def listed(element: bytes, raw_bytes: int, last: bytes = b'{"type":3}') -> bytes:
-    """An array of that element."""
+    """Returns a JSON array that repeats the element."""
     return filled(b"[", element + b",", last + b"]", raw_bytes)
 
 
 def stuffed(event: Any, part: bytes, raw_bytes: int, head: bytes = b"", tail: bytes = b"") -> bytes:
-    """An array of one event, in which head, parts and tail replace `"@"`."""
+    """Returns an array of one event in which head, parts and tail replace `"@"`."""
     before, after = text([event]).split(b'"@"', 1)
     return filled(before + head, part, tail + after, raw_bytes)
 
@@ -121,18 +121,18 @@ def single(name: str, event: Any, part: bytes, head: bytes = b"", tail: bytes = 
 
 
 def chunks(name: str, event: Any, part: bytes, head: bytes, tail: bytes, chunk_bytes: int) -> None:
-    """Adds a recording of events that each have that length."""
+    """Adds a recording of events that all have that length."""
     element = stuffed(event, part, chunk_bytes, head, tail)[1:-1]
     shape(name)(lambda raw_bytes: packed(listed(element, raw_bytes)))
 
 
 def crumb(fields: bytes) -> bytes:
-    """A breadcrumb with these fields."""
+    """Returns a breadcrumb event with these fields."""
     return b'{"type":5,"data":{"tag":"breadcrumb","payload":{%b}}}' % fields
 
 
 def span(fields: bytes) -> bytes:
-    """A performance span with these fields."""
+    """Returns a performance span event with these fields."""
     return b'{"type":5,"data":{"tag":"performanceSpan","payload":{%b}}}' % fields
 
 
@@ -415,7 +415,7 @@ def _random(raw_bytes: int) -> bytes:
 
 
 def document(name: str, fields: Callable[[int], bytes]) -> None:
-    """Adds a message with that replay_event and no events."""
+    """Adds a message with that replay_event and an empty recording."""
     shape(name)(lambda raw_bytes: recording([], replay_event=fields(min(raw_bytes, 14_000_000))))
 
 

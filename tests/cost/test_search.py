@@ -20,7 +20,7 @@ def test_a_recipe_survives_a_round_trip() -> None:
 
 
 def test_the_same_seed_breeds_the_same_messages() -> None:
-    """Results of a search can be reproduced."""
+    """Two searches with the same seed breed the same messages."""
 
     def children(seed: int) -> list[Recipe]:
         chance = random.Random(seed)
@@ -31,14 +31,17 @@ def test_the_same_seed_breeds_the_same_messages() -> None:
 
 
 def test_initial_recipes_are_accepted_by_the_parser() -> None:
-    """A message that is rejected immediately costs nothing, so it would be a useless start for the search."""
+    """The parser accepts the initial recipes; a message that is rejected at once costs nothing and would be a
+    useless start.
+    """
     for recipe in STOPPED_A_READER:
         assert isinstance(parsed(recipe.value(50_000)), Segment)
 
 
 def test_breeding_makes_messages_more_expensive() -> None:
-    """The best child costs more than every ancestor. The cost is a number of rows,
-    not elapsed time.
+    """After some generations, the best child costs more than every initial recipe.
+
+    Here the cost is a number of rows, not elapsed time.
     """
     chance = random.Random(3)
     first = max(KINDS["rows"](new_recipe(chance).value(1_500_000)) for _ in range(10))

@@ -58,7 +58,7 @@ def test_a_dead_letter_has_the_message_and_its_reason(eager: Eager) -> None:
 
 
 def test_a_sink_that_fails_twice_and_then_works_causes_no_failure(eager: Eager) -> None:
-    """The task is retried automatically."""
+    """If a sink fails twice and then works, the task is retried automatically, and no failure is reported."""
     eager.sink("clickhouse").fail(TransientSinkError("503"), TransientSinkError("503"))
 
     assert isinstance(eager.settle(make_batch()), on.FlushSucceeded)
@@ -66,7 +66,7 @@ def test_a_sink_that_fails_twice_and_then_works_causes_no_failure(eager: Eager) 
 
 
 def test_partial_success_is_kept_over_retries(eager: Eager) -> None:
-    """2 of 64 blobs fail: the retry writes those two, with a separate token."""
+    """If 2 of 64 blobs fail, the retry writes only those two, with a separate token."""
     eager.sink("gcs").fail(TransientSinkError("429", failed=(5, 40)))
 
     assert isinstance(eager.settle(make_batch(messages=64), Stage.BLOBS), on.FlushSucceeded)
@@ -78,7 +78,7 @@ def test_partial_success_is_kept_over_retries(eager: Eager) -> None:
 
 
 def test_partial_success_is_kept_over_attempts(eager: Eager) -> None:
-    """The task failed, and the batch is retried minutes later: items that are already durable are not written
+    """If a task failed and its batch is retried minutes later, items that are already durable are not written
     again.
     """
     away = TransientSinkError("429", failed=(5,))
@@ -94,7 +94,10 @@ def test_partial_success_is_kept_over_attempts(eager: Eager) -> None:
 
 
 def test_a_refused_row_becomes_a_dead_letter_and_the_rest_is_written(eager: Eager) -> None:
-    """The server names the refused row: its dead letter has the sink, its error, and the row's origin."""
+    """If the server names a refused row, the dead letter has the sink, its error, and the row's origin.
+
+    The rest is written.
+    """
     eager.sink("bigquery").refuse(lambda item: "no such field: x" if item.offset == 3 else None)
     batch = make_batch(messages=50)
 
@@ -119,7 +122,7 @@ def test_a_refused_row_becomes_a_dead_letter_and_the_rest_is_written(eager: Eage
 
 
 def test_an_unnamed_bad_row_is_found_in_about_log2_writes(eager: Eager) -> None:
-    """The server refuses a row without naming it, and bisection finds it."""
+    """If the server refuses a row without naming it, bisection finds the row in about log2 writes."""
     eager.sink("clickhouse").refuse(lambda item: "no" if item.offset == 100 else None, named=False)
 
     assert isinstance(eager.settle(make_batch(messages=256)), on.FlushSucceeded)
@@ -130,7 +133,9 @@ def test_an_unnamed_bad_row_is_found_in_about_log2_writes(eager: Eager) -> None:
 
 
 def test_a_missing_table_parks_the_batch_and_dead_letters_nothing(eager: Eager) -> None:
-    """The configuration is at fault, so the chord fails without a retry and reports the reason."""
+    """If a table is missing, the chord fails without a retry and reports the reason, because the configuration
+    is at fault.
+    """
     eager.sink("clickhouse").fail(PermanentSinkError("table replays is missing", configuration=True))
 
     event = eager.settle(make_batch())
@@ -142,7 +147,9 @@ def test_a_missing_table_parks_the_batch_and_dead_letters_nothing(eager: Eager) 
 
 
 def test_a_row_is_not_refused_before_its_dead_letter_is_durable(eager: Eager) -> None:
-    """The sink of the refused row stored the rest, but the task is not done before the dead letter is durable."""
+    """Even if the sink has stored the other rows, a task is not done before the dead letter of the refused row
+    is durable.
+    """
     eager.sink("bigquery").refuse(lambda item: "bad" if item.offset == 0 else None)
     eager.sink("dead_letter").fail(*[TransientSinkError("no brokers")] * 3)
     batch = make_batch()
@@ -157,7 +164,7 @@ def test_a_row_is_not_refused_before_its_dead_letter_is_durable(eager: Eager) ->
 
 
 def test_a_redelivered_batch_changes_nothing(eager: Eager) -> None:
-    """The done marks are lost, as after an empty restart of Redis: everything is written again, without
+    """If the done marks are lost, as after an empty restart of Redis, everything is written again, without
     duplicates.
     """
     batch = make_batch(messages=5)
@@ -174,7 +181,9 @@ def test_a_redelivered_batch_changes_nothing(eager: Eager) -> None:
 
 
 def test_the_same_range_with_other_content_is_written_separately(eager: Eager) -> None:
-    """Another release's parser gives another digest, so no done mark covers bytes that were never written."""
+    """If another release parses the same range differently, its digest differs, so no done mark covers
+    unwritten bytes.
+    """
     eager.settle(make_batch(messages=2), Stage.BLOBS)
 
     eager.settle(make_batch(messages=2, content=b"new", epoch=2), Stage.BLOBS)
@@ -184,7 +193,7 @@ def test_the_same_range_with_other_content_is_written_separately(eager: Eager) -
 
 
 def test_a_disabled_sink_is_not_in_the_chord(eager: Eager, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without sinks a stage has nothing to do and completes at once."""
+    """A disabled sink is not in the chord, and a stage without sinks completes at once."""
     from ingest.reader.encoding import Encoder
 
     encoder = Encoder((SinkName.CLICKHOUSE, SinkName.DEAD_LETTER), 64, "r")
@@ -195,7 +204,7 @@ def test_a_disabled_sink_is_not_in_the_chord(eager: Eager, monkeypatch: pytest.M
 
 
 def test_a_parked_batch_is_shown_until_it_settles(eager: Eager) -> None:
-    """A parked batch is shown with its error, its reader, and the time of its next retry."""
+    """Until it settles, a parked batch is shown with its error, its reader, and the time of its next retry."""
     batch = make_batch()
     eager.dispatcher.submit(do.Park(batch, Stage.ROWS, 3, "clickhouse is away", 30.0))
     eager.settle(batch, Stage.BLOBS)
@@ -214,7 +223,9 @@ def test_a_parked_batch_is_shown_until_it_settles(eager: Eager) -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_after_random_failures_everything_is_durable_once(eager: Eager, seed: int) -> None:
-    """Failures and refused rows are random. Each row is either in its sink or, if refused, a dead letter.
+    """After random failures and refusals, everything is durable once.
+
+    Each row is either in its sink or, if refused, a dead letter.
 
     The test asserts a subset, because a scripted partial failure stores everything that it does not list,
     including poison.
@@ -253,7 +264,7 @@ def test_after_random_failures_everything_is_durable_once(eager: Eager, seed: in
 
 
 def test_a_batch_parked_by_an_open_breaker_shows_the_sinks_last_error(eager: Eager) -> None:
-    """The circuit breaker of the sink is open, and the batch is parked with the sink's last error."""
+    """If the circuit breaker of a sink is open, the batch is parked with the sink's last error."""
     breaker = Breaker(eager.client, eager.settings)
     for _ in range(eager.settings.breaker_failures_min):
         error = "clickhouse: HTTP 413 with a web page: Request Entity Too Large"
@@ -270,7 +281,10 @@ def test_a_batch_parked_by_an_open_breaker_shows_the_sinks_last_error(eager: Eag
 
 
 def test_a_table_at_fault_parks_the_batch_with_no_dead_letter(eager: Eager) -> None:
-    """The table refuses every row, even one known to be good; once it is repaired, all are written."""
+    """If a table refuses every row, even one known to be good, the batch is parked.
+
+    Once the table is repaired, all rows are written.
+    """
     sink = eager.sink("bigquery")
     sink.refuse(lambda item: "Missing required field: team")
     sink.fault(PermanentSinkError("bigquery: column team is REQUIRED", configuration=True))
@@ -289,8 +303,10 @@ def test_a_table_at_fault_parks_the_batch_with_no_dead_letter(eager: Eager) -> N
 
 
 def test_rows_written_before_the_table_was_found_at_fault_stay_written(eager: Eager) -> None:
-    """The next attempt writes only the remaining rows, and refusals found by an unfinished bisection are
-    discarded.
+    """Rows that were written before the table was found at fault stay written, and the next attempt writes the
+    others.
+
+    Refusals found by an unfinished bisection are discarded.
     """
     sink = eager.sink("clickhouse")
     sink.refuse(lambda item: "no" if item.offset >= 6 else None, named=False)

@@ -35,8 +35,9 @@ def segment(
     warnings: tuple[str, ...] = (),
     size_bytes: int = 100,
 ) -> Segment:
-    """A segment at that offset with one blob, one row per table and one metric. `size_bytes` is the argument, not
-    the actual size.
+    """Returns a segment at that offset, with one blob, one row per table and one metric.
+
+    Its `size_bytes` is the argument, not the actual size.
     """
     return Segment(
         org_id=1,
@@ -60,13 +61,13 @@ def reject(
     value: bytes = b"not msgpack",
     project_id: int | None = None,
 ) -> Reject:
-    """The message at that offset, which cannot be parsed."""
+    """Returns the reject of a message at that offset, which cannot be parsed."""
     headers = (("traceparent", b"00-1"),)
     return Reject(reason, "bad", offset, value, b"k", headers, first_seen_ms=5, project_id=project_id)
 
 
 def drop() -> Drop:
-    """A message of a disabled project, which is dropped."""
+    """Returns a message of a disabled project, which is dropped."""
     return Drop(DropReason.KILLED, 2)
 
 
@@ -78,7 +79,7 @@ def batch_of(
     source: TopicPartition = PARTITION,
     epoch: int = 1,
 ) -> Batch:
-    """The batch that covers this range."""
+    """Returns the batch that covers this range."""
     held = tuple(segments)
     size_bytes = sum(item.size_bytes for item in held)
     return Batch(source, epoch, offsets, held, tuple(rejects), size_bytes, CutReason.COUNT)
@@ -92,8 +93,9 @@ def make_batch(
     epoch: int = 1,
     content: bytes = b"recording",
 ) -> Batch:
-    """A batch of `messages` segments from offset `start` on, each with different content, followed by `rejects`
-    rejects.
+    """Returns a batch of `messages` segments from offset `start` on, followed by `rejects` rejects.
+
+    Each segment has different content.
     """
     middle, stop = start + messages, start + messages + rejects
     segments = [

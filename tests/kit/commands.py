@@ -21,7 +21,7 @@ from tests.kit.paths import ROOT
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """Exit code and output of a command."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -39,7 +39,7 @@ def command(env: Mapping[str, str], *arguments: str) -> CommandResult:
 
 
 def on_a_terminal(env: Mapping[str, str], answer: str, *arguments: str) -> str:
-    """The output of the command on a terminal where the user answers its question as given."""
+    """Runs the command on a terminal, answers its question as given, and returns the output."""
     ours, theirs = pty.openpty()
     try:
         process = subprocess.Popen(

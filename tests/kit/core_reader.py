@@ -71,12 +71,12 @@ class Reader(MockRuntime):
 
 
 def reader(**changed: float) -> Reader:
-    """A reader with small limits that owns PARTITION."""
+    """Returns a reader with small limits that owns PARTITION."""
     made = Reader(limits(**changed))
     made.assign(PARTITION)
     return made
 
 
 def ids(dispatches: list[do.Dispatch]) -> list[str]:
-    """Each dispatch as `start-stop/stage#attempt`."""
+    """Returns each dispatch as `start-stop/stage#attempt`."""
     return [f"{d.batch.offsets.start}-{d.batch.offsets.stop}/{d.stage}#{d.attempt}" for d in dispatches]

@@ -107,7 +107,7 @@ def topics(
 
 
 def batch(topics: Topics) -> Batch:
-    """Both messages as one batch."""
+    """Returns both messages as one batch."""
     source = message_of(topics.records()[0]).source
     return batch_of(source, OffsetRange(0, 2), [topics.mine, topics.theirs])
 
@@ -118,12 +118,12 @@ def manifest(topics: Topics, start: int = 0, stop: int = 2) -> Manifest:
 
 
 def refusal(topics: Topics, sink: SinkName, item: Item) -> DeadLetter:
-    """The letter that a flush task writes when the sink refuses the item."""
+    """Returns the letter that a flush task writes when the sink refuses the item."""
     return dead_letter(item, manifest(topics), sink, "no")
 
 
 def forged(topics: Topics, sink: str, kind: str, item: str, value: bytes, offset: int = 0) -> DeadLetter:
-    """A letter forged by a producer that knows our header format."""
+    """Returns a letter forged by a producer that knows our header format."""
     origin = Origin(topics.settings.kafka_topic, 0, offset)
     label = Label(REFUSED, "no", origin, manifest(topics).batch_id, refusal=Refusal(sink, kind, item))
     return DeadLetter(None, value, label.encode(), offset)

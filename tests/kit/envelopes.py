@@ -30,18 +30,20 @@ STOP_SECONDS_MAX = 30.0
 
 
 def item(kind: str, payload: bytes, *, length: bool = True, **header: Any) -> bytes:
-    """One item of an envelope."""
+    """Returns one item of an envelope."""
     about = {"type": kind, **({"length": len(payload)} if length else {}), **header}
     return json.dumps(about).encode() + b"\n" + payload + b"\n"
 
 
 def envelope(*items: bytes, event_id: str = "a" * 32, **header: Any) -> bytes:
-    """An envelope with these items."""
+    """Returns an envelope with these items."""
     return json.dumps({"event_id": event_id, **header}).encode() + b"\n" + b"".join(items)
 
 
 def sent_by_the_sdk(recorded: Recording, number: int) -> tuple[bytes, dict[str, Any]]:
-    """The envelope from which a recorded Kafka value was made, and the normalized replay event in that value."""
+    """Returns the envelope from which a recorded Kafka value was made, and the normalized replay event in that
+    value.
+    """
     value = msgspec.msgpack.decode(recorded.values[number])
     normalized = json.loads(value["replay_event"])
     event = json.loads(value["replay_event"])
@@ -82,7 +84,7 @@ class Receiver:
 
 @contextmanager
 def receiving() -> Iterator[Receiver]:
-    """An endpoint without a broker behind it: values are collected."""
+    """Runs an endpoint that collects its Kafka values instead of producing them to a broker."""
     (sockets, stop, loop) = (server.bound("127.0.0.1", 0), asyncio.Event(), asyncio.new_event_loop())
     address = "http://{}:{}".format(*sockets[0].getsockname())
     settings = Settings()

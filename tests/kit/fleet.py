@@ -70,23 +70,23 @@ class Fleet:
         return self.children.start(name, [*command, *options], env=self.environment, cwd=ROOT)
 
     def script(self, sink: str, what: str) -> None:
-        """Sets the sink's action from its next call on."""
+        """Sets the action of the sink, from its next call on."""
         (self.sinks / f"{sink}.do").write_text(what)
 
     def calls(self, sink: str, what: str = "kept") -> list[dict[str, Any]]:
-        """The lines of that kind in the sink's file."""
+        """Returns the lines of that kind in the sink's file."""
         path = self.sinks / f"{sink}.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         return [line for line in map(json.loads, lines) if line["what"] == what]
 
     def next_event(self, deadline_seconds: float = 30.0) -> on.Event:
-        """The next event that the dispatcher receives."""
+        """Waits for the next event that the dispatcher receives, and returns it."""
         event = self.inbox.get(timeout=deadline_seconds)
         self.events.append(event)
         return event
 
     def wait(self, condition: Callable[[], bool], what: str, deadline_seconds: float = 30.0) -> None:
-        """Returns when the condition holds."""
+        """Waits until the condition holds."""
         wait_until(condition, deadline_seconds, what)
 
     def settle(
@@ -133,7 +133,7 @@ class Fleet:
         return attempts
 
     def close(self) -> None:
-        """Kills everything, so that a test does not wait for a warm shutdown."""
+        """Kills all programs, so that a test does not wait for a warm shutdown."""
         for made in self._dispatchers:
             made.stop(0.2)
         for child in self.children:
@@ -142,7 +142,7 @@ class Fleet:
 
 @pytest.fixture
 def fleet_options() -> dict[str, str]:
-    """Additional settings by name, without the prefix. Test modules override this fixture."""
+    """Additional settings by name, without the prefix REPLAYS_. Test modules override this fixture."""
     return {}
 
 

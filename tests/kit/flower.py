@@ -1,4 +1,4 @@
-"""A running Flower for tests of its pages, and a client that signs in."""
+"""A running Flower for tests of its pages, and a client that is signed in."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMMANDS = {
 
 @dataclass
 class Ask:
-    """A Flower. `ask(path, body, **headers)` returns status and text."""
+    """A Flower. `ask(path, body, **headers)` returns the status and text of a response."""
 
     fleet: Fleet
     command: list[str]
@@ -32,14 +32,14 @@ class Ask:
     _children: list[Child] = field(default_factory=list)
 
     def start(self) -> None:
-        """Starts it, and returns once it responds."""
+        """Starts Flower, and returns once it responds."""
         name = f"flower-{len(self._children)}"
         child = self.fleet.children.start(name, self.command, env=self.environment, cwd=ROOT)
         self._children.append(child)
         self.fleet.wait(lambda: answers_http(f"{self.address}/healthcheck"), "flower")
 
     def restart(self) -> None:
-        """Ends it as a deployment does, and starts it again."""
+        """Stops Flower as a deployment does, and starts it again."""
         self._children[-1].stop()
         self.start()
 
@@ -60,7 +60,7 @@ class Ask:
 
 
 def running(fleet: Fleet, command: str = "celery", **environment: Any) -> Ask:
-    """A started Flower of this fleet, by one of COMMANDS."""
+    """Starts Flower for this fleet with one of COMMANDS."""
     port = free_port()
     made = Ask(
         fleet,

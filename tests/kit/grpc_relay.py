@@ -1,8 +1,9 @@
-"""A gRPC server in front of another one, which loses requests and responses on demand.
+"""A gRPC server that passes calls to another server, and loses requests and responses on demand.
 
-Calls are passed on as bytes. `Relay.on` is asked before each request is passed on (`Moment.REQUEST`) and before
-each response is returned (`Moment.RESPONSE`), with the method and the number of the request of that method, from
-1. If it returns True, the call ends with UNAVAILABLE there.
+The relay passes calls on as bytes. `Relay.on` is called before each request is passed on (`Moment.REQUEST`) and
+before each response is returned (`Moment.RESPONSE`). Its arguments are the method, the moment, and the number of
+the request among those of that method, from 1. If `on` returns True, the call ends with UNAVAILABLE at that
+moment.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ STREAMING = "AppendRows"
 
 
 class Moment(Enum):
-    """When a relayed request can be lost."""
+    """The moments at which a relayed request can be lost."""
 
     REQUEST = auto()
     RESPONSE = auto()
@@ -36,7 +37,7 @@ Lose = Callable[[str, Moment, int], bool]
 
 
 class Relay:
-    """The relay as tests use it. `asked` counts requests by method."""
+    """A relay that loses what `on` selects. `asked` counts the requests by method."""
 
     def __init__(self, target: str) -> None:
         self.on: Lose = lambda method, moment, number: False
@@ -64,7 +65,7 @@ class Relay:
         self._channel.close()
 
     def service(self, details: Any) -> Any:
-        """gRPC's hook: the handler of every method."""
+        """Returns the handler of every method; called by gRPC."""
         path = details.method
         method = path.rpartition("/")[2]
         if method == STREAMING:
@@ -114,7 +115,7 @@ class Relay:
 
 
 def _pass_on(error: Any, context: Any) -> None:
-    """Ends the call with the other server's error."""
+    """Ends the call with the error that the other server returned."""
     context.set_trailing_metadata(tuple(error.trailing_metadata() or ()))
     context.abort(error.code(), error.details())
 

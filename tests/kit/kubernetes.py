@@ -85,12 +85,12 @@ SPECS: dict[str, dict[str, Any]] = {
 
 
 def documents_of(text: str) -> list[dict[str, Any]]:
-    """The documents of a YAML file or of a renderer's output."""
+    """Returns the documents of a YAML file or of a renderer's output."""
     return [document for document in yaml.safe_load_all(text) if document]
 
 
 def mistakes(document: dict[str, Any]) -> str:
-    """Errors of a manifest; empty if there are none."""
+    """Returns the errors of a manifest as text, empty if there are none."""
     import jsonschema
     import kubernetes_validate
 

@@ -79,7 +79,7 @@ def fill(env: dict[str, str]) -> Library:
 
 
 def _segment(replay_id: str, segment_id: int, at: int, *, project_id: int = PROJECT, **document: Any) -> bytes:
-    """One segment with a page visit; `document` is added to its replay_event."""
+    """Returns a segment with a page visit; `document` is added to its replay_event."""
     event = {**viewport_event(), "timestamp": at * 1000}
     about = {"urls": [f"https://shop.example/{segment_id}"], "timestamp": at, "segment_id": segment_id, **document}
     about.setdefault("release", "shop@new")
@@ -87,7 +87,7 @@ def _segment(replay_id: str, segment_id: int, at: int, *, project_id: int = PROJ
 
 
 def _damage(settings: Settings) -> None:
-    """Deletes and damages data, as storage may over time."""
+    """Deletes and damages stored data, to simulate losses over time."""
     client = gcs.client(settings)
     try:
         bucket = client.bucket(settings.gcs_bucket)

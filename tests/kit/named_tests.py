@@ -13,7 +13,7 @@ CITED_TEST = re.compile(r"(tests/[\w/]+\.py)(?:::(\w+))?")
 
 @cache
 def names_of(path: str) -> frozenset[str]:
-    """Names of the test functions of a file; empty for a missing file."""
+    """Returns the names of the test functions of a file; empty for a missing file."""
     file = ROOT / path
     if not file.is_file():
         return frozenset()
@@ -22,7 +22,7 @@ def names_of(path: str) -> frozenset[str]:
 
 
 def missing(text: str) -> list[str]:
-    """Citations in the text that are not tests."""
+    """Returns the citations in the text that name no existing test."""
     return [
         f"{path}::{name}"
         for path, name in CITED_TEST.findall(text)

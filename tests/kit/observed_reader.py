@@ -18,8 +18,10 @@ WALL_TIME = RECEIVED + 3.0
 
 
 class Driver(Reader):
-    """Drives the reader. `publish` is one step of the loop: the core handles the event, then the metrics observe
-    it. `high` is the end of the log.
+    """Drives the reader.
+
+    `publish` is one step of the loop, in which the core handles the event and the metrics then observe it. `high`
+    is the offset at the end of the log.
     """
 
     def __init__(self, **limits: float) -> None:
@@ -31,11 +33,11 @@ class Driver(Reader):
         self.metrics.watch(self.pipeline, self)
 
     def log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
-        """The log ranges that the consumer has cached."""
+        """Returns the log ranges that the consumer has cached."""
         return {PARTITION: (0, self.high)}
 
     def ask_log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
-        """The log ranges as the broker reports them."""
+        """Returns the log ranges as the broker reports them."""
         return self.log_ranges()
 
     def publish(self, event: on.Event) -> list[do.Command]:
@@ -64,5 +66,5 @@ class Driver(Reader):
             self.fail(dispatch, error)
 
     def value(self, name: str, **labels: str) -> float | None:
-        """A sample as Prometheus would scrape it."""
+        """Returns the value of a sample as Prometheus would scrape it."""
         return self.metrics.registry.get_sample_value(name, labels)

@@ -18,31 +18,31 @@ NO_SAMPLING = ParseRules(sample_segment_rate=0.0, sample_event_rate=0.0)
 
 
 def message(value: bytes, timestamp_ms: int = RECEIVED * 1000) -> Message:
-    """One Kafka record with that value."""
+    """Returns a Kafka record with that value."""
     return Message(SOURCE, epoch=1, offset=OFFSET, value=value, timestamp_ms=timestamp_ms)
 
 
 def parsed(value: bytes, rules: ParseRules = ALL, timestamp_ms: int = RECEIVED * 1000) -> Segment:
-    """The segment that parsing this value returns."""
+    """Parses the value, and returns the segment."""
     outcome = parse(message(value, timestamp_ms), rules)
     assert isinstance(outcome, Segment), outcome
     return outcome
 
 
 def rejected(value: bytes, rules: ParseRules = ALL) -> Reject:
-    """The reject that parsing this value returns."""
+    """Parses the value, and returns the reject."""
     outcome = parse(message(value), rules)
     assert isinstance(outcome, Reject), outcome
     return outcome
 
 
 def events_parsed(events: Sequence[Any], rules: ParseRules = ALL) -> Segment:
-    """The segment that holds these rrweb events."""
+    """Returns a segment with these rrweb events."""
     return parsed(recording(events), rules)
 
 
 def table(segment: Segment, name: str) -> list[dict[str, Any]]:
-    """The rows of one ClickHouse table."""
+    """Returns the segment's rows of one ClickHouse table."""
     return [json.loads(row.json) for row in segment.clickhouse if row.table == name]
 
 
@@ -57,7 +57,7 @@ def taps(segment: Segment) -> list[dict[str, Any]]:
 
 
 def session(segment: Segment) -> dict[str, Any]:
-    """The row of the replay_event."""
+    """Returns the session row, which has the fields of the replay_event."""
     (row,) = [row for row in table(segment, "replays") if "click_tag" not in row and "tap_message" not in row]
     return row
 
@@ -68,23 +68,23 @@ def fact_seconds(row: Row) -> float:
 
 
 def facts(segment: Segment) -> list[tuple[str, dict[str, Any]]]:
-    """(event_type, attributes) of each analytics row except the event count."""
+    """Returns (event_type, attributes) for each analytics row except the event count."""
     rows = [json.loads(row.json) for row in segment.bigquery]
     made = [(row["event_type"], json.loads(row["attributes"])) for row in rows]
     return [fact for fact in made if fact[0] != "rrweb_event_count"]
 
 
 def kinds(segment: Segment) -> list[str]:
-    """The event type of each analytics row except the event count."""
+    """Returns the event type of each analytics row except the event count."""
     return [kind for kind, _ in facts(segment)]
 
 
 def metric(segment: Segment, name: str) -> list[float]:
-    """All values of one metric."""
+    """Returns all values of one metric."""
     return [metric.value for metric in segment.metrics if metric.name == name]
 
 
 def body_sizes(segment: Segment) -> tuple[list[float], list[float]]:
-    """Request and response sizes in bytes."""
+    """Returns the request and response sizes in bytes."""
     prefix = "replays.usecases.ingest."
     return metric(segment, f"{prefix}request_body_size"), metric(segment, f"{prefix}response_body_size")

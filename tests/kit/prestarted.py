@@ -64,7 +64,7 @@ START_LINE = b"go\n"
 
 
 def kind_of(command: Sequence[str]) -> tuple[str, list[str]] | None:
-    """The kind of program that a command starts, if it is in LOADED, and its arguments."""
+    """Returns the kind of program that a command starts, if the kind is in LOADED, and the program's arguments."""
     program = Path(command[0])
     if program.parent == Path(sys.executable).parent and program.name in SCRIPTS:
         module, words = SCRIPTS[program.name], list(command[1:])
@@ -77,7 +77,7 @@ def kind_of(command: Sequence[str]) -> tuple[str, list[str]] | None:
 
 
 class Parents:
-    """The fork parents of this process, each started at its first fork."""
+    """The fork parents of this process. Each parent is started at its first fork."""
 
     def __init__(self) -> None:
         self._controls: dict[str, socket.socket] = {}
@@ -165,7 +165,7 @@ class Parents:
 
 @dataclass(frozen=True, slots=True)
 class ProgramResult:
-    """Exit code and output of a command."""
+    """The exit code and the output of a program."""
 
     exit_code: int
     stdout: str
@@ -187,7 +187,7 @@ class Fork:
             raise OSError("the parent of forks ended: look for its errors among those of this process")
 
     def poll(self) -> int | None:
-        """The exit code if the fork has ended, as in `subprocess.Popen`."""
+        """Returns the exit code if the fork has ended, otherwise None, as in `subprocess.Popen`."""
         if self._code is None:
             line = self._line(0)
             if line is not None:
@@ -202,7 +202,7 @@ class Fork:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """The program of a fork, and its end of the pipes."""
+    """An order to fork: the program, and the fork's ends of the pipes."""
 
     words: list[str]
     environment: dict[str, str]
@@ -214,7 +214,10 @@ class Order:
 
 
 def serve(kind: str, control: socket.socket) -> Order | None:
-    """Forks once per order, and reports how each fork ended. Returns the order in a fork, None at the end."""
+    """Forks once per order, and reports how each fork ended.
+
+    Returns the order in a fork, and None in the parent when its socket has closed.
+    """
     for name in LOADED[kind]:
         importlib.import_module(name)
     tempfile.tempdir = None

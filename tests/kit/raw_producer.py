@@ -44,7 +44,7 @@ def _library() -> ctypes.CDLL:
 
 
 class RawProducer:
-    """One producer; `produce` returns when the message is acknowledged."""
+    """A producer whose `produce` returns when the message is acknowledged."""
 
     def __init__(self, brokers: str) -> None:
         self._library = library = _library()

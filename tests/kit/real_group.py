@@ -65,7 +65,7 @@ def made(stack: Stack, settings: dict[str, str]) -> Iterator[Fleet]:
 
 
 class Load:
-    """Produces messages at a steady rate from a thread; afterwards compares the sinks."""
+    """Produces messages at a steady rate from a thread, and afterwards compares the sinks with them."""
 
     def __init__(self, fleet: Fleet, directory: Path, count: int, rate: float | None = None) -> None:
         self.fleet, self.manifest = fleet, directory / "manifest.jsonl"
@@ -88,7 +88,7 @@ class Load:
         )
 
     def end(self) -> Produced:
-        """Stops the load, and returns when every message is acknowledged."""
+        """Stops producing, and returns when every message is acknowledged."""
         self._thread.join()
         assert self.produced is not None
         return self.produced
@@ -98,8 +98,9 @@ class Load:
         self.fleet.wait_committed(self.end().ends, SETTLE_SECONDS_MAX)
 
     def account(self, *, exactly: bool = False) -> Report:
-        """Compares the sinks with the load. With `exactly`, nothing may have been written twice, including
-        metrics.
+        """Compares the sinks with the load.
+
+        If `exactly` is true, nothing may have been written twice, including metrics.
         """
         settings = self.fleet.settings
         expected = Expectation.of_manifest(self.manifest, settings=settings)
@@ -107,14 +108,16 @@ class Load:
         return reconcile(settings, expected, statsd_url=statsd_url, metrics_exactly=exactly)
 
     def share_twice(self) -> float:
-        """Share of segments that were sent twice, measured at the only sink that does not deduplicate."""
+        """Returns the share of segments that were sent twice, measured at the only sink that does not
+        deduplicate.
+        """
         expected = Expectation.of_manifest(self.manifest, settings=self.fleet.settings)
         sent = read_metrics(self.fleet.stack.addresses["statsd_query"])
         return sent[SIZES + "size_compressed"].count / expected.metrics[SIZES + "size_compressed"].count - 1
 
 
 def stored(fleet: Fleet) -> dict[int, tuple[int, str]]:
-    """Commits of the group by partition, as offset and cut record."""
+    """Maps each partition to the group's commit, as offset and cut record."""
     consumer = Consumer(
         {"bootstrap.servers": fleet.settings.kafka_brokers, "group.id": fleet.settings.kafka_group}
     )
@@ -126,7 +129,7 @@ def stored(fleet: Fleet) -> dict[int, tuple[int, str]]:
 
 
 def recorded_batches(fleet: Fleet) -> set[str]:
-    """The ids of the batches that a new owner would cut first, from the commit metadata alone."""
+    """Returns the ids of the batches that a new owner would cut first, from the commit metadata alone."""
     topic, found = fleet.settings.kafka_topic, set()
     for partition, (offset, text) in stored(fleet).items():
         start = offset
@@ -137,14 +140,14 @@ def recorded_batches(fleet: Fleet) -> set[str]:
 
 
 def staged_batches(fleet: Fleet) -> set[str]:
-    """Ids of the batches with bytes in Redis, which a reader has dispatched."""
+    """Returns the ids of the batches with bytes in Redis, which a reader has dispatched."""
     client = connect(fleet.settings)
     pattern = f"{fleet.settings.key_prefix}:batch:*"
     return {key.decode().split("{")[1].split("}")[0] for key in client.scan_iter(pattern, count=1000)}
 
 
 def overlapping(batches: set[str]) -> list[tuple[str, str]]:
-    """Pairs of adjacent batches with common messages, which means that a range was cut in two ways."""
+    """Returns the pairs of adjacent batches with common messages, which mean that a range was cut in two ways."""
     ranges = []
     for batch in batches:
         source, start, stop = batch.rsplit("-", 2)
@@ -159,7 +162,7 @@ def up(child: Child) -> Child:
 
 
 def owned(child: Child) -> set[int]:
-    """The partitions that a reader owns, according to its log."""
+    """Returns the partitions that a reader owns, according to its log."""
     found: set[int] = set()
     for line in said_in_order(child):
         match line["event"]:
@@ -180,7 +183,7 @@ def said_in_order(child: Child) -> list[dict[str, Any]]:
 
 @contextmanager
 def commits_never_fall(fleet: Fleet) -> Iterator[None]:
-    """Polls continuously; fails when a committed offset decreases."""
+    """Polls the committed offsets continuously, and fails when one decreases."""
     over, falls = threading.Event(), []
     sources = [(fleet.settings.kafka_topic, number) for number in range(SOURCE_PARTITIONS)]
 
@@ -204,7 +207,7 @@ def commits_never_fall(fleet: Fleet) -> Iterator[None]:
 
 
 def covers_all(fleet: Fleet, produced: Produced) -> bool:
-    """Whether the staged batches cover every offset."""
+    """Returns whether the staged batches cover every offset."""
     reached = dict.fromkeys(produced.ends, 0)
     for batch_id in staged_batches(fleet):
         partition, start, stop = map(int, batch_id.rsplit("-", 3)[1:])

@@ -43,7 +43,7 @@ class Recording:
 
     @cached_property
     def values(self) -> list[bytes]:
-        """Kafka values, in the order of their segments."""
+        """The Kafka values of the session, in the order of their segments."""
         paths = sorted(self.directory.glob("segment-*.msgpack"), key=lambda path: int(path.stem.split("-")[1]))
         return [path.read_bytes() for path in paths]
 
@@ -75,7 +75,7 @@ class Recording:
 
 
 def inflated(body: bytes) -> bytes:
-    """The JSON in a body, compressed or not."""
+    """Returns the JSON in a body, which may be compressed."""
     return body if body[:1] == b"[" else zlib.decompress(body)
 
 

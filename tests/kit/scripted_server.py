@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass(frozen=True)
 class Received:
-    """One request as it arrived."""
+    """A request as it was received."""
 
     method: str
     path: str
@@ -32,9 +32,9 @@ class Received:
 class Answer:
     """One answer.
 
-    `delay`: wait before answering, at most 30 s. `cut`: close without an answer. `sent_bytes_max`: close
-    after this many bytes of the body, with the full length in the header. `raw`: these bytes instead of an HTTP
-    answer, then close.
+    `delay`: the wait before answering, at most 30 s. `cut`: the connection is closed without an answer.
+    `sent_bytes_max`: the connection is closed after this many bytes of the body, with the full length in the
+    header. `raw`: these bytes are sent instead of an HTTP answer, and the connection is closed.
     """
 
     status: int = 200
@@ -50,7 +50,9 @@ Script = Callable[[Received], Answer]
 
 
 def in_turn(answers: Sequence[Answer | Script]) -> Script:
-    """The n-th answer for the n-th request; the last one for all later requests."""
+    """Returns a script that gives the n-th answer to the n-th request, and the last answer to all later
+    requests.
+    """
     numbers = itertools.count()
 
     def answer(request: Received) -> Answer:
@@ -61,7 +63,7 @@ def in_turn(answers: Sequence[Answer | Script]) -> Script:
 
 
 def half(whole: Answer) -> Answer:
-    """An answer that is truncated in the middle of its body."""
+    """Returns the answer truncated in the middle of its body."""
     return replace(whole, sent_bytes_max=len(whole.body) // 2)
 
 

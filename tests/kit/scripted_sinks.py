@@ -29,7 +29,7 @@ __all__ = ["app"]
 
 
 def name_of(item: Item) -> str | int:
-    """The name of an item in the files."""
+    """Returns the name of an item in the files."""
     if isinstance(item, Row):
         return item.id
     return item.offset if isinstance(item, DeadLetter) else item.name
@@ -71,10 +71,10 @@ class FileSink:
             log.write(line + "\n")
 
     def examine(self, items: Sequence[Item], deadline_seconds: float) -> None:
-        """A file accepts everything: a refusal is the item's fault."""
+        """Does nothing, because a file accepts everything: a refusal is the item's fault."""
 
     def check(self) -> Report:
-        """A file is always available."""
+        """Reports that the file is available, as it always is."""
         return Report(str(self._log))
 
     def close(self) -> None:
@@ -82,7 +82,7 @@ class FileSink:
 
 
 def scripted(self: Tools, name: str) -> Sink[Any]:
-    """The real tools of a worker with these sinks."""
+    """Returns the real tools of a worker, with these sinks."""
     return FileSink(name, Path(os.environ["REPLAYS_TEST_SINKS"]))
 
 

@@ -49,7 +49,7 @@ GROUP_RIGHTS = ("READ",)
 
 
 def kafka_variables(server: JavaKafka, mechanism: str = "SCRAM-SHA-512") -> dict[str, str]:
-    """The REPLAYS_* variables for a user of the listener with SASL and TLS."""
+    """Returns the REPLAYS_* variables for a user of the listener with SASL and TLS."""
     assert server.certificates is not None
     return {
         "REPLAYS_KAFKA_BROKERS": server.secure_address,
@@ -79,13 +79,13 @@ def grant(server: JavaKafka, topic: str, group: str) -> None:
     ]
     for future in admin.create_acls(bindings).values():
         future.result(20)
-    # The controller has answered; the broker reads the change from the metadata log a little later.
+    # The controller has answered, but the broker reads the change from the metadata log a little later.
     names = sorted((kind.name, name) for kind, name, _, operations in wanted for _ in operations)
     wait_until(lambda: _granted(admin, {name for _, name in names}) == names, 20, "the broker to know the rights")
 
 
 def _granted(admin: AdminClient, names: set[str]) -> list[tuple[str, str]]:
-    """(kind, name) of each right that the broker has on these resources."""
+    """Returns (kind, name) for each grant that the broker has on these resources."""
     anything: Any = None
     everything = AclBindingFilter(
         ResourceType.ANY,
@@ -190,5 +190,5 @@ class Programs:
             child.stop()
 
     def logs(self) -> str:
-        """Everything that the programs logged."""
+        """Returns everything that the programs logged."""
         return "\n".join(child.log_path.read_text("utf-8", "replace") for child in self.children)

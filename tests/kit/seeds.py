@@ -10,5 +10,8 @@ VARIABLE = "SIMULATION_START"
 
 
 def simulation_start() -> int:
-    """The first seed of this run. Parallel test processes inherit it from the one that reports it."""
+    """Returns the first seed of this run.
+
+    Parallel test processes inherit the seed from the process that reports it.
+    """
     return int(os.environ.setdefault(VARIABLE, str(random_start())))

@@ -58,19 +58,19 @@ def redis_url(stack: Stack) -> str:
 
 @pytest.fixture(scope="session")
 def gcs_endpoint(stack: Stack) -> str:
-    """URL of the Cloud Storage server, which has no bucket yet."""
+    """The URL of the Cloud Storage server, which has no bucket yet."""
     return stack.start(["gcs"]).addresses["gcs"]
 
 
 @pytest.fixture(scope="session")
 def clickhouse_url(stack: Stack) -> str:
-    """URL of ClickHouse's HTTP interface."""
+    """The URL of ClickHouse's HTTP interface."""
     return stack.start(["clickhouse"]).addresses["clickhouse"]
 
 
 @pytest.fixture(scope="session")
 def bigquery_endpoint(stack: Stack) -> str:
-    """URL of the BigQuery server, which has no data set yet."""
+    """The URL of the BigQuery server, which has no data set yet."""
     return stack.start(["bigquery"]).addresses["bigquery"]
 
 
@@ -85,7 +85,7 @@ def statsd_server(stack: Stack) -> Statsd:
 @pytest.fixture
 def statsd(statsd_server: Statsd) -> Statsd:
     """The DogStatsD listener, emptied: `address` is host:port; `metrics()`, `sum(name)` and `packets()` return
-    what it received.
+    what the listener received.
     """
     statsd_server.reset()
     return statsd_server
@@ -107,7 +107,9 @@ def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JavaKafka
 
 @pytest.fixture
 def fresh_name() -> Callable[[str], str]:
-    """Names that no other test uses, valid for topics, buckets, tables and databases: `fresh_name("clicks")`."""
+    """Returns names that no other test uses, valid for topics, buckets, tables and databases:
+    `fresh_name("clicks")`.
+    """
     numbers = itertools.count()
     tag = uuid.uuid4().hex[:10]
     return lambda prefix: f"{prefix}_{tag}_{next(numbers)}"

@@ -32,7 +32,7 @@ GENERATION = "1795765370548467"
 
 
 def object_resource(request: Received) -> dict[str, Any]:
-    """The resource of the object that an upload creates."""
+    """Returns the resource of the object that an upload creates."""
     url = urlsplit(request.path)
     checksum = base64.b64encode(google_crc32c.value(request.body).to_bytes(4, "big")).decode()
     return {
@@ -45,13 +45,15 @@ def object_resource(request: Received) -> dict[str, Any]:
 
 
 def object_stored(request: Received, **other: Any) -> Answer:
-    """Cloud Storage stored the object; `other` replaces fields of its resource, None leaves one out."""
+    """Returns Cloud Storage's answer for a stored object; `other` replaces fields of its resource, and None
+    omits a field.
+    """
     found = {name: value for name, value in (object_resource(request) | other).items() if value is not None}
     return Answer(200, json.dumps(found).encode(), JSON)
 
 
 def rows_of(request: Received) -> int:
-    """Number of lines in an INSERT."""
+    """Returns the number of lines in an INSERT."""
     body = request.body
     if request.headers.get("Content-Encoding") == "lz4":
         body = lz4.frame.decompress(body)
@@ -59,7 +61,9 @@ def rows_of(request: Received) -> int:
 
 
 def rows_inserted(request: Received, **other: Any) -> Answer:
-    """ClickHouse wrote the rows; `other` replaces fields of the summary, None leaves one out."""
+    """Returns ClickHouse's answer for written rows; `other` replaces fields of the summary, and None omits a
+    field.
+    """
     summary: dict[str, Any] = {
         "read_rows": str(rows_of(request)),
         "read_bytes": "1",
@@ -80,7 +84,7 @@ def rows_inserted(request: Received, **other: Any) -> Answer:
 
 
 def rows_streamed(request: Received, **other: Any) -> Answer:
-    """BigQuery stored the rows; `other` replaces or adds fields of the answer, None leaves one out."""
+    """Returns BigQuery's answer for stored rows; `other` replaces or adds fields, and None omits a field."""
     found = {"kind": "bigquery#tableDataInsertAllResponse", **other}
     found = {name: value for name, value in found.items() if value is not None}
     return Answer(200, json.dumps(found).encode(), JSON)
@@ -94,27 +98,27 @@ PROOFS: dict[str, Callable[..., Answer]] = {
 
 
 def false_successes(sink: str) -> dict[str, Script]:
-    """Answers whose status is a success and that prove nothing about a write to this sink, by name."""
+    """Returns, by name, answers with a success status that prove nothing about a write to this sink."""
     return {**_of_any_sink(sink), **_FALSE_ANSWERS_OF[sink]()}
 
 
 def always_answer(answer: Answer) -> Script:
-    """A script that gives the same answer to every request."""
+    """Returns a script that gives the same answer to every request."""
     return lambda request: answer
 
 
 def changed_proof(sink: str, **other: Any) -> Script:
-    """The valid proof with other fields; see the functions above."""
+    """Returns a script that gives the valid answer with other fields, as in the functions above."""
     return lambda request: PROOFS[sink](request, **other)
 
 
 def altered_proof(sink: str, alter: Callable[[Answer], Answer]) -> Script:
-    """The valid proof, altered as a whole."""
+    """Returns a script that gives the valid answer, altered as a whole."""
     return lambda request: alter(PROOFS[sink](request))
 
 
 def head_of(answer: Answer) -> bytes:
-    """An answer up to its last header, without the empty line that ends the headers."""
+    """Returns an answer up to its last header, without the empty line that ends the headers."""
     lines = [f"HTTP/1.1 {answer.status} OK", *(f"{name}: {value}" for name, value in answer.headers.items())]
     return "".join(f"{line}\r\n" for line in lines).encode()
 
@@ -155,7 +159,7 @@ def _of_any_sink(sink: str) -> dict[str, Script]:
 
 
 def _proof_of_another(sink: str, request: Received) -> Answer:
-    """A valid proof that belongs to another request."""
+    """Returns a valid answer that belongs to another request."""
     return PROOFS[sink](replace(request, path="/upload/storage/v1/b/bucket/o?name=object"))
 
 

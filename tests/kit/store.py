@@ -25,7 +25,7 @@ Key = tuple[int, str]
 
 @dataclass(frozen=True)
 class Store:
-    """Servers with a few replays: the `victim` is erased, its `neighbor` must be kept."""
+    """Servers with a few replays, of which the `victim` is erased and its `neighbor` must be kept."""
 
     env: dict[str, str]
     settings: Settings
@@ -60,12 +60,12 @@ class Store:
         return int(rows[0]["n"])
 
     def everything(self, which: Key) -> dict[str, Any]:
-        """Everything stored about a replay."""
+        """Returns everything stored about a replay."""
         tables = {table: self.rows(which, table) for table in (*TABLES, "replay_outcomes")}
         return {**tables, "facts": self.facts(which), "recordings": self.recordings(which)}
 
     def bucket_bytes(self) -> bytes:
-        """The bytes of all objects, concatenated."""
+        """Returns the bytes of all objects, concatenated."""
         with_bucket: Any = gcs.client(self.settings)
         blobs = with_bucket.list_blobs(self.settings.gcs_bucket)
         content = b"\0\0".join(blob.download_as_bytes(raw_download=True) for blob in blobs)

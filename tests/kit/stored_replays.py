@@ -53,13 +53,15 @@ def message(
 
 
 def generated(count: int, seed: int = 1, profile: str = "small") -> list[bytes]:
-    """Messages of realistic sessions, without malformed ones."""
+    """Returns the messages of realistic sessions, without malformed ones."""
     made = stream(PROFILES[profile], count, seed, int(time.time()) - 60)
     return [produced.value for produced in made if produced.entry.kind != "reject"]
 
 
 def recorded_session(replay_id: str, segments: int = 4) -> list[bytes]:
-    """Messages of a session recorded by a real SDK, with that replay id, split into that number of segments."""
+    """Returns the messages of a session that a real SDK recorded, with that replay id and split into that many
+    segments.
+    """
     (shop,) = [recorded for recorded in RECORDINGS if recorded.name == "v11-shop"]
     events = shop.events
     size = -(-len(events) // segments)
@@ -67,7 +69,10 @@ def recorded_session(replay_id: str, segments: int = 4) -> list[bytes]:
 
 
 def ingest(settings: Settings, values: Iterable[bytes], *, first_offset: int = 0) -> list[Segment]:
-    """Writes the pipeline's items; message n is in partition n % 4. Bucket and tables must exist."""
+    """Writes the items that the pipeline would write; message n is in partition n % 4.
+
+    The bucket and the tables must exist.
+    """
     segments: list[Segment] = []
     for number, value in enumerate(values):
         source = TopicPartition(settings.kafka_topic, number % PARTITIONS)

@@ -34,7 +34,7 @@ class Seen:
 
     @property
     def error(self) -> str:
-        """The error message of the answer."""
+        """Returns the error message of the answer."""
         return str(self.json["error"])
 
 
@@ -74,7 +74,7 @@ class Client:
 
 
 def signed_in(address: str, link: str) -> Client:
-    """A client in the session that the printed link starts."""
+    """Returns a client in the session that the printed link starts."""
     seen = Client(address).get(link)
     return Client(address, cookie=(seen.headers["Set-Cookie"] or "").partition(";")[0])
 

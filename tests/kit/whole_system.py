@@ -133,13 +133,17 @@ class System:
         return made
 
     def send(self, value: bytes, timestamp_ms: int = 0) -> tuple[int, int]:
-        """Produces one message and returns its partition and offset. A `timestamp_ms` of 0 means the current
-        time.
+        """Produces one message and returns its partition and offset.
+
+        If `timestamp_ms` is 0, the current time is used.
         """
         return self.send_all([value], timestamp_ms)[0]
 
     def send_all(self, values: Iterable[bytes], timestamp_ms: int = 0) -> list[tuple[int, int]]:
-        """Produces messages without a rate limit. Returns partition and offset of each, in order of delivery."""
+        """Produces messages without a rate limit.
+
+        Returns the partition and offset of each message, in order of delivery.
+        """
         found: list[tuple[int, int]] = []
         producer = Producer({"message.max.bytes": 17 * MiB, **kafka_options(self.settings)})
         for value in values:
@@ -156,7 +160,7 @@ class System:
 
     @property
     def ends(self) -> dict[tuple[str, int], int]:
-        """End of the log by (topic, partition), over all messages produced here."""
+        """Maps (topic, partition) to the end of the log, over all messages produced here."""
         ends = {(self.settings.kafka_topic, partition): offset + 1 for partition, offset in sorted(self._sent)}
         for _, made in self.produced:
             for partition, end in made.ends.items():
@@ -165,21 +169,21 @@ class System:
         return ends
 
     def committed(self) -> int:
-        """Number of messages below the committed offsets."""
+        """Returns the number of messages below the committed offsets."""
         return sum(self.committed_offsets.of(sorted(self.ends)).values())
 
     def lag(self) -> int:
-        """Number of messages above the committed offsets."""
+        """Returns the number of messages above the committed offsets."""
         return sum(self.ends.values()) - self.committed()
 
     def reader_peak_bytes(self) -> int:
-        """Peak resident memory of the reader's process so far."""
+        """Returns the peak resident memory of the reader's process so far."""
         status = Path(f"/proc/{self.reader.pid}/status").read_text()
         (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
         return int(line.split()[1]) * 1024
 
     def worker_cpu_seconds(self) -> float:
-        """CPU time of the workers and their pools so far."""
+        """Returns the CPU time of the workers and their pools so far."""
         groups = {child.pid for child in self.workers}
         ticks = 0
         for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -187,9 +191,8 @@ class System:
                 fields = stat.read_text().rpartition(")")[2].split()
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if (
-                int(fields[2]) in groups
-            ):  # process group; then user and system time, and those of its exited children
+            # Field 2 is the process group; 11 to 14 are user and system time, and those of its exited children.
+            if int(fields[2]) in groups:
                 ticks += sum(map(int, fields[11:15]))
         return ticks / os.sysconf("SC_CLK_TCK")
 
@@ -206,7 +209,7 @@ class System:
         return reconcile(self.settings, expected, statsd_url=statsd, metrics_exactly=False, **options)
 
     def assert_whole(self) -> None:
-        """Asserts that every sink has everything that was produced."""
+        """Asserts that every sink has the data of every produced message."""
         report = self.reconcile()
         assert report.ok, [check for check in report.checks if not check.ok]
 
@@ -235,18 +238,18 @@ class System:
         return result.stdout
 
     def json(self, *arguments: str) -> Any:
-        """The JSON output of the command."""
+        """Runs the command and returns its JSON output."""
         return json.loads(self.command(*arguments, "--json"))
 
     def status(self) -> Any:
         return self.json("status")
 
     def breaker(self, sink: str) -> str:
-        """State of the breaker: closed, open or half_open."""
+        """Returns the state of the breaker: closed, open or half_open."""
         return str(next(found["breaker"] for found in self.status()["sinks"] if found["sink"] == sink))
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum over the series with that name and these labels in the reader's /metrics."""
+        """Returns the sum over the series with that name and these labels in the reader's /metrics."""
         url = f"http://127.0.0.1:{self.env['REPLAYS_HTTP_PORT']}/metrics"
         with urllib.request.urlopen(url, timeout=5) as answer:
             text = answer.read().decode()
@@ -259,7 +262,7 @@ class System:
 
 
 def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Waits for a condition. An exception that it raises counts as false."""
+    """Waits for a condition. An exception that the condition raises counts as false."""
 
     def holds() -> bool:
         try:
@@ -272,7 +275,7 @@ def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
 
 
 def settings_from(env: dict[str, str]) -> Any:
-    """The settings that a process with these variables has."""
+    """Returns the settings of a process with these variables."""
     from ingest.local.launch import settings_of
 
     return settings_of(env)

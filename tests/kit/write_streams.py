@@ -40,12 +40,12 @@ def selected(settings: Settings, select: str, table: str = TABLE) -> list[tuple[
 
 
 def numbers(settings: Settings, table: str = TABLE) -> list[int]:
-    """The numbers of the facts in the table, sorted, with repetitions."""
+    """Returns the sorted numbers of the facts in the table, with repetitions."""
     return sorted(number for (number,) in selected(settings, "segment_id", table))
 
 
 class Notes:
-    """The record of a task in memory, shared by its runs (`run`)."""
+    """The record of a task in memory, shared by its runs; `run` returns the record for one run."""
 
     def __init__(self, content: bytes = b"") -> None:
         self.content = content
@@ -53,11 +53,11 @@ class Notes:
         self._lock = threading.Lock()
 
     def run(self) -> RunNotes:
-        """The record, for one run."""
+        """Returns the record as one run of the task sees it."""
         return RunNotes(self)
 
     def replace(self, seen: bytes, content: bytes) -> bool:
-        """Replaces the content if it is `seen`."""
+        """Replaces the content if it equals `seen`."""
         with self._lock:
             if self.content != seen:
                 return False
@@ -67,10 +67,10 @@ class Notes:
 
 
 class RetriedNotes(Notes):
-    """A record whose first change is made, but reported as refused, as after a lost response and a retry."""
+    """A record whose first change is made but reported as refused, as after a lost response and a retry."""
 
     def replace(self, seen: bytes, content: bytes) -> bool:
-        """Replaces the content; the first time, it says that it did not."""
+        """Replaces the content, but returns False on the first call."""
         return super().replace(seen, content) and len(self.stored) > 1
 
 
@@ -82,12 +82,12 @@ class RunNotes:
         self._seen = b""
 
     def load(self) -> bytes:
-        """The content now."""
+        """Reads the current content of the record."""
         self._seen = self._notes.content
         return self._seen
 
     def store(self, content: bytes) -> bool:
-        """Replaces what this run saw."""
+        """Replaces the content if it is still what this run has read."""
         stored = self._notes.replace(self._seen, content)
         if stored:
             self._seen = content

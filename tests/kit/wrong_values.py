@@ -20,7 +20,7 @@ TEXTS = ("", " ", "http://:x", "\x07\x1b[2J", "a\nb", "x" * 5000, "\udcff", "{",
 
 
 def candidates(field: FieldInfo) -> tuple[str, ...]:
-    """Values that few or no settings of this type accept."""
+    """Returns values that few or no settings of this type accept."""
     kinds = [kind for kind in _flat(field.annotation) if kind is not type(None)]
     if bool in kinds:
         return BOOLEANS
@@ -36,8 +36,9 @@ def candidates(field: FieldInfo) -> tuple[str, ...]:
 
 
 def refused_values(name: str, folder: str, text: str) -> Iterator[str]:
-    """The candidates that the settings refuse when no other setting is given. The `REPLAYS_*` variables must be
-    unset.
+    """Returns the candidates that the settings refuse when no other setting is given.
+
+    The `REPLAYS_*` variables must be unset.
     """
     for value in candidates(Settings.model_fields[name]):
         value = value.replace("{folder}", folder).replace("{text}", text)

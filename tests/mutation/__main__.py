@@ -31,7 +31,7 @@ SECONDS_MAX = 90.0
 
 
 class Verdict(NamedTuple):
-    """The first test that failed in each method, or an empty string."""
+    """The name of the first test that failed in each method, or an empty string."""
 
     mutant: Mutant
     unit: str
@@ -82,7 +82,7 @@ def run(where: Path, arguments: Sequence[str], seconds_max: float = SECONDS_MAX)
 
 
 def unit_tests(where: Path) -> str:
-    """The first unit test that fails."""
+    """Runs the unit tests, and returns the first one that fails, or an empty string."""
     code, output = run(
         where,
         ["-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:celery", "-p", "no:xdist",
@@ -98,7 +98,7 @@ def unit_tests(where: Path) -> str:
 
 
 def simulated_worlds(where: Path, seeds: int) -> str:
-    """The invariants that simulated worlds violated, the most frequent first."""
+    """Runs simulated worlds, and returns the invariants that they violated, the most frequent first."""
     code, output = run(where, ["-m", "ingest.testing.simulation", "--start", "0", "--seeds", str(seeds), "--json"])
     if code == 0:
         return ""
@@ -121,7 +121,7 @@ def judge(mutant: Mutant, seeds: int) -> Verdict:
 
 
 def passes_without_bugs(seeds: int) -> bool:
-    """Without a bug both methods must pass, or they prove nothing."""
+    """Returns whether both methods pass without a bug; otherwise their failures would prove nothing."""
     with tempfile.TemporaryDirectory(prefix="healthy-") as name:
         where = Path(name)
         copy(where)

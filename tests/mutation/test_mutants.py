@@ -13,7 +13,9 @@ INGEST = ROOT / "ingest"
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.bug.replace(" ", "_"))
 def test_a_bug_can_be_planted_in_exactly_one_place(mutant: Mutant) -> None:
-    """If the text occurred elsewhere too, the table would describe another bug, or none."""
+    """The text of every bug occurs exactly once in its file; otherwise the table would describe another bug, or
+    none.
+    """
     text = (INGEST / mutant.file).read_text()
 
     assert text.count(mutant.before) == 1
@@ -22,7 +24,7 @@ def test_a_bug_can_be_planted_in_exactly_one_place(mutant: Mutant) -> None:
 
 
 def test_there_is_a_bug_of_every_kind() -> None:
-    """Every decision of the core has at least one mutant."""
+    """There is at least one mutant for every decision of the core."""
     assert len({mutant.bug for mutant in MUTANTS}) == len(MUTANTS) >= 20
     assert {mutant.file for mutant in MUTANTS} >= {
         f"core/{name}.py" for name in ("ledger", "pipeline", "batching", "backpressure", "retry", "cut_record")
@@ -30,7 +32,10 @@ def test_there_is_a_bug_of_every_kind() -> None:
 
 
 def test_the_tables_of_the_proof_have_a_line_for_every_bug_and_a_test_that_exists() -> None:
-    """`make mutants` prints the table: add it to tools/proof_figures.json when a bug or a test is new."""
+    """The tables of the proof have a line for every bug and name tests that exist.
+
+    `make mutants` prints the table; add it to tools/proof_figures.json after a bug or a test was added.
+    """
     lines = [line.split(" | ") for line in (ROOT / "docs" / "proof-tables.md").read_text().splitlines()]
     killers = {
         line[0].removeprefix("| "): line[2].strip("`")

@@ -18,7 +18,7 @@ DATABASE = 11
 
 @pytest.fixture(scope="session")
 def env(stack: Stack) -> dict[str, str]:
-    """REPLAYS_* variables of running servers, with unique names; topics, bucket and tables exist."""
+    """The REPLAYS_* variables of running servers, with unique names; topics, bucket and tables exist."""
     stack.start(["gcs", "clickhouse", "redis", "kafka"])
     names = isolated(f"attacked{uuid.uuid4().hex[:8]}", stack.addresses["redis"], DATABASE)
     made = {**stack.settings(), **names, "REPLAYS_SINKS": "gcs,clickhouse,dead_letter"}
@@ -29,5 +29,5 @@ def env(stack: Stack) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def stored(env: dict[str, str]) -> Settings:
-    """The settings of `env`."""
+    """The settings that the variables in `env` yield."""
     return settings_of(env)

@@ -18,7 +18,7 @@ BOMB = bytes(100 * MiB)
 
 
 def answer_to(brokers: str, topic: str, value: bytes, codec: str) -> KafkaError | None:
-    """The broker's error for one message; None if it was accepted."""
+    """Produces one message, and returns the broker's error, or None if the message was accepted."""
     answers: list[KafkaError | None] = []
     limits = {"message.max.bytes": 1_000_000_000, "compression.type": codec}
     producer = Producer({"bootstrap.servers": brokers, **limits})

@@ -29,7 +29,9 @@ BROWSERS = (
 
 
 def status_of(url: str, data: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
-    """Status and body of a GET request, or of a POST request with these bytes."""
+    """Sends a GET request, or a POST request if `body` is given, and returns the status and body of the
+    response.
+    """
     request = urllib.request.Request(url, data=data, headers=headers or {})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
@@ -82,7 +84,9 @@ def test_an_objects_name_leads_to_no_other_directory(stack: Stack, tmp_path: Pat
 
 @pytest.mark.parametrize("headers", BROWSERS, ids=str)
 def test_requests_from_web_pages_are_refused(stack: Stack, headers: dict[str, str]):
-    """A site open in a browser can send requests to loopback ports, without reading the responses."""
+    """Requests from web pages are refused: a site in a browser can send them to loopback ports, though not read
+    responses.
+    """
     stack.start(["clickhouse", "bigquery", "statsd"])
     addresses = stack.addresses
     sent = (

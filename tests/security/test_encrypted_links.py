@@ -65,7 +65,10 @@ SHORT_TIMES = {
 
 @pytest.fixture(scope="module")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JavaKafka]:
-    """Apache Kafka with SASL_SSL and an authorizer. Skips with a reason where it cannot run; in CI it must run."""
+    """Apache Kafka with SASL_SSL and an authorizer.
+
+    The fixture skips the test with a reason where Kafka cannot run; in CI it must run.
+    """
     reason = java_kafka.available()
     if reason and not os.environ.get("CI"):
         pytest.skip(reason)
@@ -97,7 +100,7 @@ def topics(kafka: JavaKafka, topic: str) -> None:
 
 
 def findings(variables: dict[str, str]) -> dict[str, check.Finding]:
-    """The findings of `check` about Kafka and Redis, by name."""
+    """Returns the findings of `check` about Kafka and Redis, by name."""
     settings = settings_of({"REPLAYS_SINKS": "dead_letter", **variables})
     return {finding.name: finding for finding in check.run(settings)}
 
@@ -112,8 +115,9 @@ def test_recordings_flow_over_encrypted_links_with_the_least_rights(
     tmp_path: Path,
     fresh_name: Callable[[str], str],
 ):
-    """Reader, worker, Flower, `check` and `dlq` all work: everything arrives, nothing is refused, and no secret is
-    logged.
+    """With the least rights, reader, worker, Flower, `check` and `dlq` all work.
+
+    Everything arrives, nothing is refused, and no secret is logged.
     """
     stack.start(["gcs", "clickhouse", "bigquery", "statsd"])
     topic, group = fresh_name("recordings"), fresh_name("readers")
@@ -168,7 +172,7 @@ def test_recordings_flow_over_encrypted_links_with_the_least_rights(
 
 
 def wait_committed(settings: Settings, ends: dict[int, int], programs: Programs) -> None:
-    """Waits until the group's offsets are the ends of the log."""
+    """Waits until the group's committed offsets equal the ends of the log."""
     asking = Committed(settings)
     wanted = {(settings.kafka_topic, partition): end for partition, end in ends.items()}
     try:
@@ -181,7 +185,7 @@ def wait_committed(settings: Settings, ends: dict[int, int], programs: Programs)
 
 
 def flower_answers(url: str, path: str) -> Any:
-    """Flower's JSON, once it has data."""
+    """Waits until Flower has data, and returns its JSON."""
     request = urllib.request.Request(url + path)
     request.add_header("Authorization", "Basic " + base64.b64encode(b"test:only-for-now").decode())
     found: list[Any] = []
@@ -199,7 +203,7 @@ def flower_answers(url: str, path: str) -> Any:
 
 
 def command(env: dict[str, str], *arguments: str) -> str:
-    """Output of `replays-ingest ARGUMENTS`."""
+    """Runs `replays-ingest ARGUMENTS` and returns its output."""
     result = PARENTS.run([sys.executable, "-m", "ingest.cli", *arguments], {**os.environ, **env})
     assert result.exit_code == 0, result.stderr
     return result.stdout
@@ -210,7 +214,7 @@ def command(env: dict[str, str], *arguments: str) -> str:
 def test_scram_authenticates_the_dead_letter_producer(
     kafka: JavaKafka, mechanism: str, fresh_name: Callable[[str], str]
 ):
-    """With either hash, a user with few other rights can produce a durable letter."""
+    """With either hash of SCRAM, a user with few other rights can produce a durable dead letter."""
     topic = fresh_name("recordings")
     topics(kafka, topic)
     grant(kafka, topic, "readers")
@@ -237,7 +241,9 @@ def write_letter(settings: Settings) -> None:
 
 @pytest.mark.kafka
 def test_a_topic_without_a_grant_stays_closed(kafka: JavaKafka, fresh_name: Callable[[str], str]):
-    """Authentication alone gives no access; `check` reports which topic is denied."""
+    """An authenticated user without a grant gets no access to a topic, and `check` reports which topic is
+    denied.
+    """
     topic = fresh_name("recordings")
     topics(kafka, topic)
     variables = {**kafka_variables(kafka), "REPLAYS_KAFKA_TOPIC": topic}
@@ -264,7 +270,7 @@ WRONG: dict[str, tuple[dict[str, str], str]] = {
 @pytest.mark.kafka
 @pytest.mark.parametrize("wrong", WRONG)
 def test_check_reports_why_the_broker_refuses(kafka: JavaKafka, wrong: str):
-    """The report names the cause, not only that no broker responded."""
+    """If a broker refuses the client, `check` reports the cause, and not only that no broker responded."""
     changes, expected = WRONG[wrong]
     variables = {name: value for name, value in {**kafka_variables(kafka), **changes}.items() if value}
 
@@ -279,8 +285,9 @@ def test_check_reports_why_the_broker_refuses(kafka: JavaKafka, wrong: str):
 def test_a_token_of_an_oauth_server_opens_the_broker(
     kafka: JavaKafka, monkeypatch: pytest.MonkeyPatch, fresh_name: Callable[[str], str]
 ):
-    """OAUTHBEARER as described in the settings page: the client fetches tokens with the client-credentials
-    grant."""
+    """With OAUTHBEARER configured as on the settings page, the client fetches tokens with the
+    client-credentials grant.
+    """
     topic = fresh_name("recordings")
     topics(kafka, topic)
     grant(kafka, topic, "readers")
@@ -307,7 +314,7 @@ def test_a_token_of_an_oauth_server_opens_the_broker(
 
 @pytest.mark.kafka
 def test_redis_is_trusted_only_with_its_certificate(redis: GuardedRedis, kafka: JavaKafka):
-    """No client connects without the server's authority, with a wrong password, or without TLS."""
+    """No client connects to Redis without the server's authority, with a wrong password, or without TLS."""
     good = {**redis.variables, "REPLAYS_KAFKA_BROKERS": kafka.address}
     without_authority = {name: value for name, value in good.items() if name != "REPLAYS_REDIS_TLS_CA_FILE"}
     wrong_password = {**good, "REPLAYS_REDIS_URL": redis.url.replace(REDIS_PASSWORD, "wrong")}

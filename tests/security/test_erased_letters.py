@@ -1,4 +1,4 @@
-"""A dead letter of an erased replay stays in Kafka until its retention ends: it is neither shown nor written."""
+"""A dead letter of an erased replay stays in Kafka until its retention ends, but is neither shown nor written."""
 
 from __future__ import annotations
 
@@ -29,38 +29,41 @@ OFFSETS = itertools.count()
 
 
 def erase(topics: Topics, *keys: str) -> None:
-    """Records only the decision, as if the stores were empty. It is dated one minute ahead, so that all letters
-    precede it.
+    """Records only the decision to erase, as if the stores were empty.
+
+    The decision is dated one minute ahead, so that all letters precede it.
     """
     value = {"at": time.time() + 60, "by": "bob", "until": 0}
     DecisionWriter(topics.settings).write(dict.fromkeys(keys, value))
 
 
 def message(topics: Topics, value: bytes, reason: str = ABANDONED, headers: Headers = ()) -> DeadLetter:
-    """A letter about a message, each time with a new offset."""
+    """Returns a letter about a message, with a new offset on each call."""
     label = Label(reason, SECRET, Origin(topics.settings.kafka_topic, 0, next(OFFSETS)), "b", 5, headers)
     return DeadLetter(None, value, label.encode(), 0)
 
 
 def row(topics: Topics, offset: int = 0, **fields: object) -> DeadLetter:
-    """A letter with a row of MINE, with these fields added or replaced."""
+    """Returns a letter with a row of MINE in which these fields are added or replaced."""
     whole = {"project_id": MY_PROJECT, "replay_id": str(UUID(MINE)), "text": SECRET, **fields}
     return forged(topics, "clickhouse", "row", "replays/x", json.dumps(whole).encode(), offset)
 
 
 def blob(topics: Topics, offset: int = 0) -> DeadLetter:
-    """A letter with MINE's recording."""
+    """Returns a letter with the recording of MINE."""
     return forged(topics, "gcs", "blob", topics.mine.blobs[0].name, SECRET.encode(), offset)
 
 
 def of_user(replay_id: str, email: str) -> bytes:
-    """A message whose session names a user."""
+    """Returns a message whose session names a user."""
     event = replay_event(replay_id=replay_id, user={"email": email})
     return recording(replay_id=replay_id, project_id=MY_PROJECT, replay_event=event)
 
 
 def expect_erased(topics: Topics, *written: DeadLetter) -> None:
-    """Expects that replay, list, show and the operator's page all report the first letters as erased."""
+    """Asserts that `dlq replay`, `dlq ls`, `dlq show` and the operator's page report the first letters as
+    erased.
+    """
     settings = topics.settings
     names = ("kafka_brokers", "kafka_topic", "kafka_group", "clickhouse_url", "gcs_endpoint")
     env = {f"REPLAYS_{name.upper()}": str(getattr(settings, name)) for name in names}
@@ -85,8 +88,9 @@ def expect_erased(topics: Topics, *written: DeadLetter) -> None:
 
 
 def test_a_letter_of_an_erased_replay_is_reported_as_erased(topics: Topics):
-    """This holds for everything that was refused, whether its message exists or not; a neighbor's letter is still
-    replayed.
+    """Any letter of an erased replay is reported as erased, whether its message still exists or not.
+
+    A neighbor's letter is still replayed.
     """
     written = [
         message(topics, recording(replay_id=MINE, project_id=MY_PROJECT), headers=(("trace", SECRET.encode()),)),
@@ -104,7 +108,9 @@ def test_a_letter_of_an_erased_replay_is_reported_as_erased(topics: Topics):
 
 
 def test_a_letter_of_an_erased_project_is_reported_as_erased(topics: Topics):
-    """The message arrived before the letter was written, and the letter was written before the erasure."""
+    """A letter of an erased project is reported as erased if it was written, and its message arrived, before
+    the erasure.
+    """
     written = [
         message(topics, recording(replay_id=MINE, project_id=MY_PROJECT, received=int(time.time()))),
         *(make(topics, offset) for make in (blob, row) for offset in (0, MISSING_OFFSET)),
@@ -116,7 +122,10 @@ def test_a_letter_of_an_erased_project_is_reported_as_erased(topics: Topics):
 
 
 def test_a_letter_of_an_erased_user_is_reported_as_erased(topics: Topics):
-    """ClickHouse refused the row that names the user, so no erasure could find the user's replay."""
+    """A letter of an erased user is reported as erased even if ClickHouse refused the row that names the user.
+
+    Without that row no erasure could find the user's replay.
+    """
     written = [
         message(topics, of_user(MINE, ANN)),
         row(topics, user_email=ANN),
@@ -129,7 +138,9 @@ def test_a_letter_of_an_erased_user_is_reported_as_erased(topics: Topics):
 
 
 def test_an_item_without_its_message_is_not_written_if_it_may_be_erased(topics: Topics):
-    """A recording does not name its user, and neither does an unreadable row."""
+    """If a user was erased, an item without its message is not written: a recording or an unreadable row does
+    not name its user.
+    """
     topics.write(
         blob(topics, MISSING_OFFSET),
         row(topics, MISSING_OFFSET, project_id="x"),
@@ -146,7 +157,7 @@ def test_an_item_without_its_message_is_not_written_if_it_may_be_erased(topics: 
 
 @pytest.mark.parametrize("seconds", [0.0, 1e9])
 def test_an_erasure_during_a_replay_is_noticed(topics: Topics, monkeypatch: pytest.MonkeyPatch, seconds: float):
-    """A long replay reloads decisions repeatedly."""
+    """A long run of `dlq replay` notices an erasure, because it reloads decisions repeatedly."""
     monkeypatch.setattr(importlib.import_module("ingest.operate.dlq.replay"), "ERASURES_SECONDS_MAX", seconds)
     topics.write(message(topics, b"first"), message(topics, recording(replay_id=MINE, project_id=MY_PROJECT)))
 

@@ -25,7 +25,7 @@ from tests.kit.whole_system import System
 
 
 def count_items(system: System, project: int, replay_id: str) -> dict[str, int]:
-    """The number of items of a replay in each store."""
+    """Returns the number of items of a replay in each store."""
     where = f"WHERE project_id = {project} AND replay_id = toUUID('{replay_id}')"
     found = {table: int(system.query(f"SELECT count() FROM {table} {where}")[0][0]) for table in TABLES}
     storage: Any = gcs.client(system.settings)
@@ -41,7 +41,7 @@ def count_items(system: System, project: int, replay_id: str) -> dict[str, int]:
 
 
 def rewind(system: System) -> None:
-    """Resets the group's offsets to the beginning, like an operator or a user with that right."""
+    """Resets the group's offsets to the beginning, as an operator or anyone with that right can."""
     consumer = Consumer({**kafka_options(system.settings), "group.id": system.settings.kafka_group})
     wanted = [TopicPartition(topic, partition, 0) for topic, partition in system.ends]
     consumer.commit(offsets=wanted, asynchronous=False)
@@ -65,8 +65,10 @@ def dead_letter_messages_of(system: System, replay_id: str) -> int:
 
 
 def test_an_erased_replay_does_not_come_back(tmp_path: Path) -> None:
-    """Offsets are reset, letters replayed, Redis emptied and losses repaired. No store has any data of the replay,
-    its neighbors are complete, and its absence counts as explained.
+    """An erased replay is not restored when offsets are reset, letters are replayed, Redis is emptied, and losses
+    are repaired.
+
+    No store has any data of the replay, its neighbors are complete, and its absence counts as explained.
     """
     with System(tmp_path) as system:
         system.load(60)

@@ -46,7 +46,10 @@ def ask(children: Children, redis_url: str) -> Ask:
 
 
 def test_flowers_passwords_cannot_be_guessed_at_speed(ask: Ask):
-    """After the first few attempts, no password is checked for a while; existing sessions stay valid."""
+    """Flower's passwords cannot be guessed quickly: after the first few attempts, none is checked for a while.
+
+    Existing sessions stay valid.
+    """
     status, headers = ask(PASSWORD)
     cookie = "; ".join(part.partition(";")[0] for part in headers.get_all("Set-Cookie") or [])
     guesses = [
@@ -62,7 +65,9 @@ def test_flowers_passwords_cannot_be_guessed_at_speed(ask: Ask):
 
 
 def test_flower_is_drawn_in_no_frame(ask: Ask):
-    """A page of another site could trick users into clicking Flower's buttons, also on its error pages."""
+    """Flower's pages, including error pages, cannot be framed by a page that tricks users into clicking their
+    buttons.
+    """
     for password in (PASSWORD, "operator:gu\xe9ss"):
         _, headers = ask(password)
         assert headers["X-Frame-Options"] == "DENY"
@@ -70,6 +75,9 @@ def test_flower_is_drawn_in_no_frame(ask: Ask):
 
 
 def test_no_password_is_an_error_of_flowers(ask: Ask):
-    """Flower compares passwords as text, which fails for non-ASCII ones; our code compares bytes."""
+    """A password with non-ASCII characters causes no error, because our code compares bytes.
+
+    Flower itself compares text, which fails for such passwords.
+    """
     assert ask("ö:é")[0] == 401
     assert ask(PASSWORD)[0] == 200

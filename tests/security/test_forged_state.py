@@ -64,7 +64,9 @@ def test_forged_state_hides_nothing_of_ours(stored: Settings, forged_entries: Co
 
 
 def test_an_erasure_does_not_count_a_forged_heartbeat_as_settled(stored: Settings, forged_entries: Coordination):
-    """The erasure waits for an unusable heartbeat, as it does for that of a reader of an earlier release."""
+    """An erasure does not count a forged heartbeat as settled, but waits for it, as for a reader of an earlier
+    release.
+    """
     client = connect(stored)
     client.hset(f"{stored.key_prefix}:readers", "odd", json.dumps({"seen_at": 2e9, "decisions_settled": "x"}))
 
@@ -75,7 +77,7 @@ def test_an_erasure_does_not_count_a_forged_heartbeat_as_settled(stored: Setting
 
 
 def test_a_heartbeat_removes_forged_entries(stored: Settings, forged_entries: Coordination):
-    """Readers and workers continue to publish their state; forged entries do not stop their loop."""
+    """Readers and workers continue to publish their state, and remove the forged entries."""
     now = forged_entries.now()
     forged_entries.publish_reader(NAME, json.dumps({"seen_at": now}))
     forged_entries.publish_worker(WORKER, json.dumps({"seen_at": now}))
@@ -93,7 +95,7 @@ OTHERS = ("operators:copied", "celery:unacked", "celery:control", "celery:flush.
 
 @pytest.fixture
 def wrongly_typed(stored: Settings) -> Iterator[Coordination]:
-    """Every shared key that commands read, set to a type that none of our programs uses for it."""
+    """Sets every shared key that commands read to a type that none of our programs uses for it."""
     client = connect(stored)
     for name in HASHES + OTHERS:
         client.delete(f"{stored.key_prefix}:{name}")
@@ -104,7 +106,10 @@ def wrongly_typed(stored: Settings) -> Iterator[Coordination]:
 
 
 def test_keys_of_another_type_block_no_command(stored: Settings, wrongly_typed: Coordination):
-    """Commands show what is still valid: the decisions come from Kafka, and the copy is rebuilt from them."""
+    """If keys have another type, commands show what is still valid.
+
+    Decisions are read from Kafka, and the copy in Redis is rebuilt from them.
+    """
     seen = collect(stored)
 
     assert (seen.readers, seen.parked) == ((), ())
@@ -114,7 +119,7 @@ def test_keys_of_another_type_block_no_command(stored: Settings, wrongly_typed: 
 
 
 def test_a_heartbeat_replaces_keys_of_another_type(stored: Settings, wrongly_typed: Coordination):
-    """Readers and workers publish their state again without operator action."""
+    """If keys have another type, readers and workers replace them with their state, without operator action."""
     now = wrongly_typed.now()
     wrongly_typed.publish_reader(NAME, json.dumps({"seen_at": now, "topic": "t", "snapshot": {"now": 1.0}}))
     wrongly_typed.publish_worker(WORKER, json.dumps({"seen_at": now}))

@@ -50,14 +50,16 @@ def refused(receiver: Receiver, reason: Reason) -> int:
 
 
 def test_mutated_envelopes_are_accepted_or_refused_in_one_line(receiver: Receiver) -> None:
-    """Cut, repeated, swapped and flipped bytes: every request gets 200 or 4xx, and every refusal is counted."""
+    """If bytes are cut, repeated, swapped or flipped, every request gets 200 or 4xx, and every refusal is
+    counted.
+    """
     rng = random.Random(SEED)
     statuses: list[int] = []
     counted = sum(receiver.endpoint.refusals.values())
     for _ in range(ENVELOPES):
         content = bytearray(GOOD)
         for _ in range(rng.randrange(1, 4)):
-            # Most of the structure is at the beginning.
+            # Most mutations are near the beginning, which has most of the structure.
             place = rng.randrange(len(content) if rng.random() < 0.3 else min(len(content), 2600))
             match rng.randrange(4):
                 case 0:
@@ -97,11 +99,13 @@ def test_mutated_envelopes_are_accepted_or_refused_in_one_line(receiver: Receive
 def test_bodies_are_limited_before_and_after_decompression(
     receiver: Receiver, body: bytes, encoding: str, reason: Reason
 ) -> None:
-    """A bomb stops at the limit; a body that is too long is refused by its announced length."""
+    """Decompression of a bomb stops at the limit, and a body that is too long is refused because of its
+    announced length.
+    """
     before = refused(receiver, reason)
 
     seen = receiver.post(body, Content_Encoding=encoding) if reason is not Reason.BODY_TOO_LARGE else None
-    if seen is None:  # the server does not read it, so the client may not be able to send all of it
+    if seen is None:  # the server does not read the body, so the client may not be able to send all of it
         seen_status, _ = announced(receiver, len(body))
         assert seen_status == 413
     else:
@@ -110,13 +114,13 @@ def test_bodies_are_limited_before_and_after_decompression(
 
 
 def head(length: int) -> bytes:
-    """The beginning of a request that announces a body of that length."""
+    """Returns the beginning of a request that announces a body of that length."""
     lines = (f"POST /api/1/envelope/?sentry_key={KEY} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {length}")
     return "\r\n".join((*lines, "", "")).encode()
 
 
 def announced(receiver: Receiver, length: int) -> tuple[int, bytes]:
-    """Status and body of the response to a request that announces a body of that length and sends none."""
+    """Announces a body of that length without sending it, and returns the status and body of the response."""
     with socket.create_connection(receiver.host, timeout=10) as connection:
         connection.sendall(head(length))
         answer = connection.recv(65536)
@@ -124,7 +128,7 @@ def announced(receiver: Receiver, length: int) -> tuple[int, bytes]:
 
 
 def test_recordings_are_limited_before_and_after_decompression(receiver: Receiver) -> None:
-    """A recording that is a bomb, and one whose stream is longer than Relay takes."""
+    """A recording that is a bomb is refused, and so is one whose stream is longer than Relay accepts."""
     bomb = b'{"segment_id":0}\n' + zlib.compress(b"[" + b" " * (100 * MiB) + b"]", 1)
     noise = b'{"segment_id":0}\n' + zlib.compress(b"[" + random.Random(1).randbytes(11 * MiB), 0)
     before = refused(receiver, Reason.RECORDING_TOO_LARGE)
@@ -157,7 +161,9 @@ def test_bodies_that_are_being_received_share_a_bound(receiver: Receiver) -> Non
 
 @pytest.mark.parametrize("key", ["", "6" * 32, KEY[:-1], "%00", "é", "5" * 5000])
 def test_only_the_key_of_the_dsn_is_accepted(receiver: Receiver, key: str) -> None:
-    """In the query, in a header or in the envelope; a page without the DSN cannot guess it."""
+    """Only the key of the DSN is accepted, in the query, in a header or in the envelope; a page without the DSN
+    cannot guess it.
+    """
     content = envelope(dsn=f"http://{key}@127.0.0.1/1")
     assert receiver.post(content, key=quote(key)).status == 403
     assert Client(receiver.address).ask("POST", "/api/1/envelope/", content, {}).status == 403
@@ -166,7 +172,7 @@ def test_only_the_key_of_the_dsn_is_accepted(receiver: Receiver, key: str) -> No
 
 
 def test_the_key_may_be_in_a_header_or_in_the_envelope(receiver: Receiver) -> None:
-    """Server SDKs send a header, tunnels the DSN in the envelope."""
+    """The key may be in a header, as from server SDKs, or in a DSN in the envelope, as from tunnels."""
     header = {"X-Sentry-Auth": f"Sentry sentry_version=7, sentry_key={KEY}, sentry_client=x"}
     assert Client(receiver.address).ask("POST", "/api/1/envelope/", envelope(), header).status == 200
     content = envelope(dsn=f"http://{KEY}@127.0.0.1/1")
@@ -174,14 +180,19 @@ def test_the_key_may_be_in_a_header_or_in_the_envelope(receiver: Receiver) -> No
 
 
 def test_requests_for_other_hosts_and_projects_are_refused(receiver: Receiver) -> None:
-    """A name that resolves to this machine is not enough (DNS rebinding)."""
+    """Requests for other hosts and projects are refused, even if the host name resolves to this machine (DNS
+    rebinding).
+    """
     assert receiver.post(GOOD, Host="rebound.example").status == 421
     assert receiver.post(GOOD, project="2").status == 403
     assert Client(receiver.address).get("/api/1/envelope/").status == 405
 
 
 def test_any_page_may_send_and_none_may_read_the_shop(receiver: Receiver) -> None:
-    """The endpoint has CORS headers, also on errors and preflights; the pages require the printed link."""
+    """Any page may send to the endpoint, which has CORS headers, also on errors and preflights.
+
+    The pages of the shop require the printed link.
+    """
     client = Client(receiver.address)
     preflight = client.ask("OPTIONS", "/api/1/envelope/", b"", {"Origin": "https://app.example"})
     assert (preflight.status, preflight.headers["Access-Control-Allow-Origin"]) == (204, "*")

@@ -104,8 +104,8 @@ def produce(settings: Settings, value: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def office(env: dict[str, str], stored: Settings) -> Iterator[Office]:
-    """Stores the hostile replay everywhere: topic, bucket, tables, dead letters, a parked batch, a project's
-    rule.
+    """Stores the hostile replay everywhere: in topic, bucket, tables, dead letters, a parked batch, and a
+    project's rule.
     """
     value = hostile_value()
     ingest(stored, [value])
@@ -118,7 +118,7 @@ def office(env: dict[str, str], stored: Settings) -> Iterator[Office]:
 
 
 def commands(group: click.Group = main, *path: str) -> Iterator[str]:
-    """The full name of every command."""
+    """Returns the full name of every command."""
     for name, found in group.commands.items():
         if isinstance(found, click.Group):
             yield from commands(found, *path, name)
@@ -161,7 +161,7 @@ def walk(office: Office, directory: str) -> dict[str, CommandResult]:
 
 
 def test_no_command_steers_the_terminal(office: Office, tmp_path: Any):
-    """All output and all log lines are printable text."""
+    """All output and all log lines of every reading command are printable text."""
     office.park(0, 1, error=SENDABLE)
     (tmp_path / "hostile").write_bytes(hostile_value())
     root = logging.getLogger()
@@ -190,7 +190,7 @@ def test_no_command_steers_the_terminal(office: Office, tmp_path: Any):
 
 
 def test_raw_bytes_go_to_a_pipe_and_not_to_a_terminal(office: Office):
-    """The letter has bytes that clear the screen."""
+    """Raw bytes of a letter, which would clear the screen, are written to a pipe but not to a terminal."""
     letters = command(office.env, "dlq", "ls", "--json").json["letters"]
     wanted = [sys.executable, "-m", "ingest.cli", "dlq", "show", letters[-1]["id"], "--raw"]
     env = {**os.environ, **office.env}

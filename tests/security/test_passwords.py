@@ -33,7 +33,7 @@ PLANTED = {
 
 
 def output_of(*arguments: str, **more: str) -> str:
-    """All output of a command while no server is reachable."""
+    """Runs a command while no server is reachable, and returns all of its output."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("REPLAYS_")}
     result = PARENTS.run([sys.executable, "-m", "ingest.cli", *arguments], {**environ, **PLANTED, **more})
     assert result.exit_code in (1, 2), result.stderr
@@ -53,7 +53,9 @@ def output_of(*arguments: str, **more: str) -> str:
     ids=" ".join,
 )
 def test_a_command_that_reaches_no_server_prints_no_password(arguments: tuple[str, ...]):
-    """Every setting that can hold a password has one."""
+    """If every setting that can hold a password has one and no server is reachable, no command prints a
+    password.
+    """
     output = output_of(*arguments)
 
     assert output.strip()
@@ -71,12 +73,12 @@ def test_a_command_that_reaches_no_server_prints_no_password(arguments: tuple[st
     ],
 )
 def test_an_address_that_cannot_be_read_is_refused_without_its_password(name: str, value: str):
-    """The error does not quote the address."""
+    """An address that cannot be parsed is refused with an error that does not quote it."""
     assert PASSWORD not in output_of("check", **{name: value})
 
 
 def test_every_finding_of_check_hides_secrets(monkeypatch: pytest.MonkeyPatch):
-    """A client may quote a decoded password."""
+    """Every finding of `check` hides secrets, even if a client quotes a decoded password."""
     monkeypatch.setenv("REPLAYS_REDIS_URL", "redis://w:p%40ss%2Fword-1@127.0.0.1:1")
     monkeypatch.setenv("REPLAYS_KAFKA_GROUP", "p@ss/word-1")
     monkeypatch.setenv("REPLAYS_KAFKA_BROKERS", "127.0.0.1:1")
@@ -106,7 +108,7 @@ def test_every_finding_of_check_hides_secrets(monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_secrets_are_hidden_in_any_text(text: str):
-    """Only the secret is removed from a client's or server's error."""
+    """In the error of a client or server, only the secret is replaced."""
     for output in (without_secrets(text), shortened(text)):
         assert PASSWORD not in output
         assert "***" in output
@@ -123,7 +125,7 @@ def test_text_without_secrets_is_unchanged():
 
 
 def test_a_wrong_setting_is_reported_in_printable_text(monkeypatch: pytest.MonkeyPatch):
-    """The value contains escape sequences."""
+    """If the value of a wrong setting contains escape sequences, the error is printable text."""
     monkeypatch.setenv("REPLAYS_LOG_LEVEL", "\x1b]52;c;x\x07")
     with pytest.raises(SettingsError) as refused:
         load()

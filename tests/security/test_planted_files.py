@@ -26,8 +26,9 @@ STACK_CALLS: tuple[Callable[[Path], object], ...] = (up, down, status, log_files
 def test_a_download_is_not_written_into_a_planted_file(
     env: dict[str, str], stored: Settings, tmp_path: Path, planted: str
 ) -> None:
-    """A file open to everyone, or a link, has the name of the download. A new file that only its user can read
-    takes its place.
+    """If a file open to everyone, or a link, has the name of the download, nothing is written into it.
+
+    A new file that only its user can read replaces the planted one.
     """
     ingest(stored, [message(REPLAY, 0, [{"type": 5, "timestamp": 1_780_000_000_000}], project_id=PROJECT)])
     place, other = tmp_path / f"{REPLAY}-0000.json", tmp_path / "other"
@@ -60,7 +61,9 @@ def prepared_directory(folder: Path) -> Path:
 
 @pytest.mark.parametrize("call", STACK_CALLS, ids=lambda call: call.__name__)
 def test_a_stack_uses_no_directory_that_others_may_change(tmp_path: Path, call: Callable[[Path], object]) -> None:
-    """Starting, showing and stopping a stack there is refused, and nothing is written."""
+    """In a directory that others may change, starting, showing and stopping a stack is refused, and nothing is
+    written.
+    """
     folder = prepared_directory(tmp_path / "stack")
     before = sorted(folder.iterdir())
     folder.chmod(0o777)
@@ -74,7 +77,7 @@ def test_a_stack_uses_no_directory_that_others_may_change(tmp_path: Path, call: 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 @pytest.mark.parametrize("call", STACK_CALLS, ids=lambda call: call.__name__)
 def test_a_stack_uses_no_directory_of_another_user(tmp_path: Path, call: Callable[[Path], object]) -> None:
-    """Starting, showing and stopping a stack there is refused."""
+    """In a directory of another user, starting, showing and stopping a stack is refused."""
     folder = prepared_directory(tmp_path / "stack")
     os.chown(folder, NOBODY_UID, NOBODY_UID)
 
@@ -83,7 +86,7 @@ def test_a_stack_uses_no_directory_of_another_user(tmp_path: Path, call: Callabl
 
 
 def test_a_directory_of_the_users_own_group_is_usable(tmp_path: Path) -> None:
-    """With the umask 002, each user has a group of their own."""
+    """A directory that is writable by the user's own group can be used, as with the umask 002."""
     folder = tmp_path / "stack"
     folder.mkdir()
     folder.chmod(0o775)

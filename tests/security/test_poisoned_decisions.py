@@ -43,7 +43,7 @@ MALFORMED: dict[str, dict[str, object]] = {
 
 @pytest.fixture
 def store(stored: Settings) -> Iterator[TenantStore]:
-    """Writes rules, and removes them at the end."""
+    """A store for rules. The limits that a test sets are removed at the end."""
     store = TenantStore(connect(stored), stored)
     yield store
     for project in (POISONED, LIMITED):
@@ -54,7 +54,7 @@ def store(stored: Settings) -> Iterator[TenantStore]:
 def test_a_limit_that_is_not_a_number_does_not_stop_readers_or_commands(
     stored: Settings, store: TenantStore, value: dict[str, object]
 ) -> None:
-    """Readers and commands apply only the other rules."""
+    """If a limit is not a number, readers and commands apply only the other rules."""
     client = connect(stored)
     DecisionWriter(stored).write({f"limit/{POISONED}": {"at": 1.0, "by": "ann", **value}})
     store.limit(LIMITED, Limit(5.0, 50.0), "ann")
@@ -72,7 +72,7 @@ def test_a_limit_that_is_not_a_number_does_not_stop_readers_or_commands(
 def test_decisions_that_no_command_writes_stop_neither_readers_nor_commands(
     stored: Settings, store: TenantStore
 ) -> None:
-    """Readers and commands apply only the other rules."""
+    """If no command could have written a decision, readers and commands apply only the other rules."""
     client = connect(stored)
     operators = Operators(client, stored)
     DecisionWriter(stored).write({key: {"by": "ann", **value} for key, value in MALFORMED.items()})
@@ -94,14 +94,14 @@ def test_decisions_that_no_command_writes_stop_neither_readers_nor_commands(
 
 
 def test_an_unusable_limit_in_the_copy_is_not_in_force(stored: Settings, store: TenantStore) -> None:
-    """An earlier release may have written the copy in Redis."""
+    """An unusable limit in the copy in Redis, which an earlier release may have written, is not applied."""
     store.limit(POISONED, Limit(1e308, float("inf")), "ann")
 
     assert POISONED not in store.rules().limits
 
 
 def numeric_options() -> Iterator[tuple[list[str], click.Parameter]]:
-    """Options and arguments of every command that accept a fraction."""
+    """Returns the options and arguments of all commands that accept a fraction."""
     waiting: list[tuple[list[str], click.Command]] = [([], main)]
     while waiting:
         path, command = waiting.pop()
@@ -114,7 +114,7 @@ def numeric_options() -> Iterator[tuple[list[str], click.Parameter]]:
 
 @pytest.mark.parametrize("text", ["nan", "inf", "1e999", "-inf"])
 def test_no_option_accepts_a_number_that_is_not_finite(text: str) -> None:
-    """NaN and infinity are usage errors."""
+    """For every numeric option, NaN and infinity are usage errors."""
     found = list(numeric_options())
     assert len(found) > 5
 
@@ -124,7 +124,7 @@ def test_no_option_accepts_a_number_that_is_not_finite(text: str) -> None:
 
 
 def test_offsets_and_partitions_beyond_kafkas_range_are_refused(stored: Settings) -> None:
-    """They are usage errors."""
+    """Offsets and partitions outside Kafka's range are usage errors."""
     for command, option in (("reconcile", "--partition"), ("shadow", "--partition"), ("shadow", "--stop")):
         with pytest.raises(click.BadParameter):
             main.commands[command].make_context(command, [option, str(2**63)])

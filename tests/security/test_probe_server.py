@@ -45,7 +45,9 @@ def threads() -> int:
 
 
 def test_clients_that_never_end_their_request_do_not_keep_probes_out(probes: Probes):
-    """With hundreds of such clients, a probe still gets its response, and the number of threads is bounded."""
+    """While hundreds of clients never complete their requests, a probe gets its response, and the number of
+    threads is bounded.
+    """
     with ExitStack() as clients:
         for _ in range(SLOW_CLIENTS):
             clients.enter_context(slow_client(probes))
@@ -57,7 +59,7 @@ def test_clients_that_never_end_their_request_do_not_keep_probes_out(probes: Pro
 
 
 def test_a_slow_request_has_a_deadline(probes: Probes, monkeypatch: pytest.MonkeyPatch):
-    """Sending an occasional byte does not keep a connection open."""
+    """A slow request has a deadline, so sending an occasional byte does not keep a connection open."""
     monkeypatch.setattr(probe_server, "REQUEST_SECONDS_MAX", 0.5)
     gone = threading.Event()
 

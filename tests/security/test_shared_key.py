@@ -1,6 +1,6 @@
-"""Attacks by a client that can write to Redis but does not have the shared key: it commits offsets or hides rows.
+"""Attacks by a client that can write to Redis but lacks the shared key, and tries to commit offsets or hide rows.
 
-Each attack is made twice. Without a key it succeeds, which shows that the attack is real. With a key the forged
+Each attack is made twice. Without a key the attack succeeds, which shows that it is real. With a key the forged
 entries are ignored.
 """
 
@@ -45,13 +45,16 @@ SEALED = pytest.mark.parametrize("sealed", [False, True], ids=["without a key", 
 
 @pytest.fixture
 def sealed() -> bool:
-    """Whether a shared key is set. SEALED overrides this."""
+    """True if a shared key is set. SEALED overrides this."""
     return True
 
 
 @pytest.fixture(autouse=True)
 def _key(sealed: bool | str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sets the key before anything reads the settings; a text is the policy for unsealed entries."""
+    """Sets the key before anything reads the settings.
+
+    If `sealed` is a text, it is the policy for unsealed entries.
+    """
     if sealed:
         monkeypatch.setenv("REPLAYS_SHARED_KEY", KEY)
     if isinstance(sealed, str):
@@ -59,7 +62,7 @@ def _key(sealed: bool | str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class IgnoredEntries:
-    """The ignored entries, by purpose."""
+    """Records the purpose of each ignored entry."""
 
     def __init__(self) -> None:
         self.purposes: list[Purpose] = []
@@ -69,7 +72,7 @@ class IgnoredEntries:
 
 
 def stage_rows(eager: Eager, noted: IgnoredEntries | None = None) -> tuple[Staging, Manifest, ChordName]:
-    """A batch whose rows are staged as by its reader, and not written yet."""
+    """Returns a batch whose rows are staged as its reader would stage them, and not written yet."""
     settings = eager.settings
     encoder = Encoder(settings.sinks, settings.blobs_per_task, READER, seals=settings.seals)
     batch = make_batch(messages=3)
@@ -89,7 +92,7 @@ def forge_completion(eager: Eager, batch_id: str, stage: Stage, reader: str = RE
 
 @SEALED
 def test_forged_completions_commit_no_offset_past_unwritten_rows(eager: Eager, sealed: bool):
-    """The reader accepts the completion that its workers wrote, and no other."""
+    """The reader accepts only the completion that its workers wrote, so a forged one commits no offset."""
     forged, real = make_batch(start=100), make_batch()
     for stage in Stage:
         forge_completion(eager, forged.id, stage)
@@ -101,7 +104,7 @@ def test_forged_completions_commit_no_offset_past_unwritten_rows(eager: Eager, s
 
 
 def test_an_entry_copied_from_another_reader_is_ignored(eager: Eager):
-    """The attack copies a sealed completion from another reader's stream."""
+    """A sealed completion that was copied from another reader's stream is ignored."""
     Coordination(eager.client, eager.settings).send_completion(
         "other", Completion(CompletionKind.DONE, "t-0-0-9", 1, "rows", 1)
     )
@@ -113,7 +116,7 @@ def test_an_entry_copied_from_another_reader_is_ignored(eager: Eager):
 
 
 def marks_of_another_task(eager: Eager) -> bytes:
-    """A genuine done mark of a task of another batch."""
+    """Returns a genuine done mark of a task of another batch."""
     other = make_batch(start=500)
     assert isinstance(eager.settle(other), on.FlushSucceeded)
     ((key,),) = [eager.client.keys("replays:batch:*")]
@@ -127,7 +130,7 @@ def marks_of_another_task(eager: Eager) -> bytes:
     "mark", [b"1", b"0" * 64, b"", None], ids=["as before", "a seal's form", "empty", "copied"]
 )
 def test_a_forged_mark_does_not_replace_a_write(eager: Eager, sealed: bool, mark: bytes | None):
-    """The forged mark is set before the reader checks which tasks are left."""
+    """A mark that is forged before the reader checks which tasks are left does not replace a write."""
     mark = marks_of_another_task(eager) if mark is None else mark
     batch = make_batch(messages=3)
     encoder = Encoder(eager.settings.sinks, eager.settings.blobs_per_task, READER)
@@ -141,7 +144,7 @@ def test_a_forged_mark_does_not_replace_a_write(eager: Eager, sealed: bool, mark
 
 @SEALED
 def test_a_mark_that_is_forged_after_staging_ends_no_task_and_no_chord(eager: Eager, sealed: bool):
-    """No worker skips its task, and the stage is not reported as done."""
+    """If a mark is forged after staging, no worker skips its task, and the stage is not reported as done."""
     noted = IgnoredEntries()
     staging, manifest, name = stage_rows(eager, noted)
     for entry in manifest.of_stage(Stage.ROWS):
@@ -158,7 +161,7 @@ def test_a_mark_that_is_forged_after_staging_ends_no_task_and_no_chord(eager: Ea
 
 @SEALED
 def test_altered_bytes_reach_no_sink(eager: Eager, sealed: bool):
-    """The worker hashes the received bytes before it writes."""
+    """Altered bytes reach no sink, because the worker hashes the received bytes before it writes."""
     from tasks.celery import app
 
     staging, _, name = stage_rows(eager)
@@ -176,7 +179,7 @@ def test_altered_bytes_reach_no_sink(eager: Eager, sealed: bool):
 
 @SEALED
 def test_a_manifest_without_its_digests_is_refused(eager: Eager, sealed: bool):
-    """One seal covers the tasks, the reader and the digests of a manifest, so the digests cannot be removed."""
+    """A manifest without its digests is refused, because one seal covers its tasks, its reader and its digests."""
     staging, manifest, name = stage_rows(eager)
     changed = msgspec.to_builtins(manifest)
     for entry in changed["tasks"]:
@@ -193,7 +196,9 @@ def test_a_manifest_without_its_digests_is_refused(eager: Eager, sealed: bool):
 
 @SEALED
 def test_forged_progress_leaves_no_row_out(eager: Eager, sealed: bool):
-    """`left` lists the items that are not durable yet; an empty list would mean that all of them are."""
+    """Forged progress, whose empty `left` would mean that all items are durable, is ignored, so every row is
+    written.
+    """
     batch = make_batch(messages=3)
     encoder = Encoder(eager.settings.sinks, eager.settings.blobs_per_task, READER)
     key = Staging(eager.client, eager.settings).key(reference(encoder.encode(batch).manifest))
@@ -206,7 +211,9 @@ def test_forged_progress_leaves_no_row_out(eager: Eager, sealed: bool):
 
 @SEALED
 def test_a_forged_parked_batch_is_not_shown_and_not_acted_on(eager: Eager, sealed: bool):
-    """Abandoning the forged batch would dead-letter a range that the attacker chose."""
+    """A forged parked batch is not shown and not acted on; abandoning it would dead-letter a range that the
+    attacker chose.
+    """
     coordination = Coordination(eager.client, eager.settings, IgnoredEntries())
     coordination.publish_reader(READER, msgspec.json.encode({"seen_at": coordination.now()}).decode())
     later = coordination.now() + 3600
@@ -220,7 +227,7 @@ def test_a_forged_parked_batch_is_not_shown_and_not_acted_on(eager: Eager, seale
 
 
 def test_a_parked_batch_cannot_be_given_another_range(eager: Eager):
-    """One field of a sealed entry is changed."""
+    """If one field of a sealed entry is changed, the entry is ignored."""
     eager.dispatcher.submit(do.Park(make_batch(), Stage.ROWS, 1, "x", 30.0))
     eager.settle(make_batch(start=100))
     coordination = Coordination(eager.client, eager.settings, IgnoredEntries())
@@ -234,7 +241,10 @@ def test_a_parked_batch_cannot_be_given_another_range(eager: Eager):
 
 @SEALED
 def test_a_forged_decision_is_not_shown(eager: Eager, sealed: bool):
-    """Readers follow the topic; `tenants ls`, `reconcile` and the pages read this copy."""
+    """A forged decision in the copy in Redis is not shown by `tenants ls`, `reconcile` and the pages.
+
+    Readers follow the topic instead.
+    """
     copy = Copy(eager.client, eager.settings)
     copy.apply({"killed/7": Decision(3, {"at": 1.0, "by": "me"})}, 4)
     decided, audit, _ = copy.keys
@@ -249,7 +259,9 @@ def test_a_forged_decision_is_not_shown(eager: Eager, sealed: bool):
 
 
 def test_a_copy_of_decisions_without_seals_is_rebuilt(eager: Eager):
-    """If it were not rebuilt, the copy would count as complete, although it is empty."""
+    """A copy of decisions without seals is rebuilt; otherwise it would count as complete, although all of it is
+    ignored.
+    """
     before = Copy(eager.client, Settings(shared_key=""))  # type: ignore[arg-type]
     copy, known = Copy(eager.client, eager.settings), {"killed/7": Decision(3, {"at": 1.0, "by": "me"})}
     before.apply(known, 4)
@@ -261,7 +273,9 @@ def test_a_copy_of_decisions_without_seals_is_rebuilt(eager: Eager):
 
 
 def test_retries_and_attempts_continue_where_they_stopped(eager: Eager):
-    """Sealed progress and marks are accepted: nothing is written twice because of the key."""
+    """With a key, retries and attempts continue where they stopped: sealed progress and marks are accepted, and
+    nothing is written twice.
+    """
     from tasks.errors import TransientSinkError
 
     failures: list[Any] = [TransientSinkError("429", failed=(5,)), *[TransientSinkError("429", failed=(0,))] * 2]
@@ -282,7 +296,9 @@ def test_retries_and_attempts_continue_where_they_stopped(eager: Eager):
 def test_the_key_is_turned_on_one_program_after_the_other(
     eager: Eager, sealed: bool | str, monkeypatch: pytest.MonkeyPatch
 ):
-    """While one side has no key the other accepts unsealed entries, and batches are flushed."""
+    """The key can be enabled on one program after the other: if configured, unsealed entries are accepted, and
+    batches are flushed.
+    """
     if sealed:
         monkeypatch.delenv("REPLAYS_SHARED_KEY")
     else:
@@ -301,8 +317,8 @@ def test_the_key_is_turned_on_one_program_after_the_other(
 def test_reports_without_a_seal_are_ignored_once_the_key_is_required(
     eager: Eager, monkeypatch: pytest.MonkeyPatch
 ):
-    """The rows of the unsealed report are stored, and the reader writes them again: this costs work and loses
-    nothing.
+    """Once the key is required, unsealed reports are ignored, and the reader writes their rows again: nothing
+    is lost.
     """
     monkeypatch.delenv("REPLAYS_SHARED_KEY")
     batch, other = make_batch(messages=3), make_batch(start=100)

@@ -74,7 +74,7 @@ KNOWN_EXPRESSIONS: dict[str, set[str]] = {
 
 
 def interpolations(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, expression) of everything that is interpolated into a text with SQL."""
+    """Returns (line, expression) for everything that is interpolated into a text with SQL."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.JoinedStr):
             text = "".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
@@ -109,7 +109,9 @@ def unknown(path: Path, name: str) -> list[str]:
 
 
 def test_every_interpolation_into_sql_is_known():
-    """A new interpolation must become a parameter, or be listed above with its source."""
+    """Every interpolation into SQL is listed above with its source; a new one must become a parameter or be
+    listed.
+    """
     found = []
     for folder in CHECKED_FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -130,7 +132,7 @@ def test_every_interpolation_into_sql_is_known():
     ],
 )
 def test_a_new_interpolation_is_found(source: str, tmp_path: Path):
-    """The check finds an interpolation in any form."""
+    """An interpolation into SQL is found whatever its form is."""
     path = tmp_path / "new.py"
     path.write_text(f"query({source})\n")
 
@@ -139,7 +141,7 @@ def test_a_new_interpolation_is_found(source: str, tmp_path: Path):
 
 @pytest.mark.parametrize("sink", [SinkName.CLICKHOUSE, SinkName.BIGQUERY])
 def test_a_row_of_a_planted_table_is_not_sent(sink: SinkName):
-    """The table of a staged row is compared with ours before a request is sent."""
+    """A staged row of an unknown table is not sent, because its table is compared with ours before."""
     settings = settings_of(
         {"REPLAYS_CLICKHOUSE_URL": "http://127.0.0.1:9", "REPLAYS_BIGQUERY_ENDPOINT": "http://127.0.0.1:9"}
     )
@@ -150,7 +152,7 @@ def test_a_row_of_a_planted_table_is_not_sent(sink: SinkName):
 
 
 def test_erase_takes_a_replay_and_a_project_and_no_sql():
-    """Both ids are converted before they are used in a statement."""
+    """`erase` converts the ids of the replay and of the project before it uses them in a statement."""
     settings = settings_of({})
 
     with pytest.raises(ValueError, match="UUID"):
@@ -162,7 +164,7 @@ def test_erase_takes_a_replay_and_a_project_and_no_sql():
 @pytest.mark.parametrize("table", sorted(presence.CONDITIONS))
 @pytest.mark.parametrize("field", ["project_id", "replay_id", "event_hash", "segment_id", "org_id", "timestamp"])
 def test_reconcile_puts_no_planted_identity_into_sql(table: str, field: str):
-    """No part of the planted identity is in the statement, if there is one."""
+    """No statement of `reconcile` contains any part of a planted identity."""
     identity = "0123456789abcdef0123456789abcdef"
     row: dict[str, Any] = {"project_id": 7, "segment_id": 0, "org_id": 1, "timestamp": 5}
     row |= {"replay_id": identity, "event_hash": identity, field: MALICIOUS_NAME}
@@ -175,7 +177,7 @@ def test_reconcile_puts_no_planted_identity_into_sql(table: str, field: str):
 
 
 def test_pages_use_parameterized_queries():
-    """All input of a visitor is passed as parameter values."""
+    """The pages pass all input of a visitor as parameter values."""
     where, having, given = _conditions(Filter(release=MALICIOUS_NAME, text=MALICIOUS_NAME))
 
     assert "secret" not in where + having

@@ -24,12 +24,12 @@ PRIVATE_GOOGLE_ACCESS = (ipaddress.ip_network("199.36.153.4/30"), ipaddress.ip_n
 
 
 def pins(text: str) -> dict[str, str]:
-    """Pinned versions by name."""
+    """Maps each pinned package to its version."""
     return {canonicalize_name(name.partition("[")[0]): version for name, version in PIN.findall(text)}
 
 
 def dependencies_of(name: str, extras: tuple[str, ...], found: set[str]) -> set[str]:
-    """Everything that is installed here when this distribution is installed."""
+    """Returns all distributions that are installed here if this distribution is installed."""
     for text in metadata.requires(name) or []:
         wanted = Requirement(text)
         if wanted.marker and not any(wanted.marker.evaluate({"extra": extra}) for extra in extras):
@@ -43,7 +43,10 @@ def dependencies_of(name: str, extras: tuple[str, ...], found: set[str]) -> set[
 
 @pytest.mark.parametrize("name", PIN_FILES)
 def test_every_file_that_the_image_installs_has_a_hash(name: str):
-    """Versions equal those in constraints.txt, all dependencies are listed, and no list names a package index."""
+    """Every file in the image has a hash.
+
+    Versions equal those in constraints.txt, all dependencies are listed, and no list names a package index.
+    """
     text = (IMAGE / name).read_text()
     entries = re.split(r"\n(?=[a-z])", text[text.index("\n", text.rindex("\n#") + 1) + 1 :])
     constrained = {
@@ -61,7 +64,7 @@ def test_every_file_that_the_image_installs_has_a_hash(name: str):
 
 
 def test_the_image_installs_nothing_else():
-    """Every pip command that may reach an index checks hashes."""
+    """Every pip command of the image build that may reach an index checks hashes."""
     dockerfile = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text())
     installs = re.findall(r"pip (?:--python \S+ )?(?:install|wheel|download)[^&\n]*", dockerfile)
 

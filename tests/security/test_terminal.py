@@ -59,14 +59,14 @@ HOSTILE = {
 
 
 def displayed_output(what: RenderableType | str) -> str:
-    """Output as displayed on a terminal without colors."""
+    """Returns the output as displayed on a terminal without colors."""
     stream = io.StringIO()
     Terminal(file=stream, width=600, force_terminal=True, color_system=None, legacy_windows=False).print(what)
     return stream.getvalue()
 
 
 def unsafe_characters(text: str) -> set[str]:
-    """The characters of the output that control the terminal or mislead the reader."""
+    """Returns the characters of the output that control the terminal or mislead the reader."""
     inkless = "\u034f\u115f\u1160\u2800\u3164\uffa0"
     piles = set(re.findall(r"[\u0300-\u036f\u0483-\u0489]{5,}", text))
     return piles | {each for each in text if each in inkless or not (each.isprintable() or each == "\n")}
@@ -140,7 +140,7 @@ def a_message(text: str) -> RenderableType:
 
 
 def a_segment(text: str) -> RenderableType:
-    """One line of `replays show`."""
+    """Returns one line of `replays show`."""
     row = {"segment_id": 0, "state": text, "partition": None, "copies": (), "received_at": None, "bytes_stored": 0}
     return segments_table([{**row, "durable_gcs_at": None, "batch": {"batch_id": text}, "committed": False}])
 
@@ -166,7 +166,7 @@ PAGES = {
 @pytest.mark.parametrize("place", PAGES)
 @pytest.mark.parametrize("attack", [name for name in HOSTILE if name != "half a character"])
 def test_no_page_of_a_command_steers_the_terminal(place: str, attack: str):
-    """The output is printable text, whatever the fields that outsiders control contain."""
+    """The output of every command is printable text, whatever the fields that outsiders control contain."""
     shown = displayed_output(PAGES[place](f"begin {HOSTILE[attack]} end"))
 
     assert unsafe_characters(shown) == set()
@@ -177,7 +177,7 @@ def test_no_page_of_a_command_steers_the_terminal(place: str, attack: str):
 
 @pytest.mark.parametrize("attack", HOSTILE)
 def test_no_line_of_a_command_steers_the_terminal(attack: str, capsys: pytest.CaptureFixture[str]):
-    """A line, an error and JSON are each one line of printable text."""
+    """A line of output, an error and a JSON document are each one line of printable text."""
     echo(f"{HOSTILE[attack]}\nforged line")
     with pytest.raises(SystemExit):
         fail(f"{HOSTILE[attack]}\nforged line")
@@ -194,7 +194,7 @@ def test_no_line_of_a_command_steers_the_terminal(attack: str, capsys: pytest.Ca
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_no_log_line_steers_the_terminal(log_format: Any):
-    """The hostile text is in a value, a message and an exception."""
+    """A log line is printable text, even if a value, the message and an exception contain hostile text."""
     root = logging.getLogger()
     before = root.handlers[:]
     stream = io.StringIO()

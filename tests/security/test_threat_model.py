@@ -22,7 +22,9 @@ WORDS_MAX = 1500
 
 
 def test_every_test_that_the_threat_model_names_exists():
-    """A claim whose test was renamed or removed is no longer checked."""
+    """Every test that the threat model names exists; a claim whose test was renamed or removed would no longer
+    be checked.
+    """
     assert missing(PAGE) == []
 
 
@@ -35,13 +37,13 @@ def test_every_test_that_the_threat_model_names_exists():
     ],
 )
 def test_a_name_that_is_no_test_is_found(named: str):
-    """A file without a test name proves nothing specific."""
+    """A name that is not that of a test is found; so is a file without the name of a test."""
     assert len(missing(f"shown by {named}, among others")) == 1
 
 
 @pytest.mark.parametrize("attacker", ATTACKERS)
 def test_each_attacker_has_a_table_of_limits(attacker: str):
-    """Every row cites its test; remaining risks are stated."""
+    """Each attacker has a table whose rows cite their tests, and remaining risks are stated."""
     section = re.split(r"\n### ", PAGE.partition(f"{attacker}\n")[2])[0]
     rows = [line for line in section.splitlines() if line.startswith("| ")][2:]
 
@@ -51,5 +53,8 @@ def test_each_attacker_has_a_table_of_limits(attacker: str):
 
 
 def test_the_threat_model_is_two_pages():
-    """The limit keeps the model short enough to read. Names of tests do not count."""
+    """The threat model is at most two pages long, so that it is short enough to read.
+
+    The names of tests do not count towards the length.
+    """
     assert len(CITED_TEST.sub("", PAGE).split()) <= WORDS_MAX

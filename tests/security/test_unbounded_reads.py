@@ -53,7 +53,7 @@ finally:
 
 @dataclass(frozen=True)
 class Measured:
-    """Output of a command, and its peak memory."""
+    """The output of a command and its peak memory."""
 
     out: str
     memory_bytes: int
@@ -63,7 +63,7 @@ class Measured:
 
 @pytest.fixture(scope="module")
 def bombs(stored: Settings) -> Settings:
-    """One segment per shape, followed by a harmless one."""
+    """The settings of stores that contain a replay with one segment per shape, followed by a harmless segment."""
     last = json.dumps([{"type": 4, "timestamp": AT_MS, "data": {"href": "https://shop.example/", "width": 1}}])
     bodies = [zlib.compress(shape) for shape in (*SHAPES, last.encode())]
     assert max(map(len, bodies)) < 200_000
@@ -100,13 +100,16 @@ def pages(env: dict[str, str]) -> Iterator[tuple[Client, int]]:
 
 
 def peak_bytes(pid: int) -> int:
-    """Peak memory of the process so far."""
+    """Returns the peak memory of the process so far."""
     (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024
 
 
 def test_events_reads_bombs_in_bounded_memory(bombs: Settings, env: dict[str, str]):
-    """Segments inflate to 100 times their size. The rest of the replay can be read from the next segment on."""
+    """`events` reads segments that inflate to 100 times their size in bounded memory.
+
+    The rest of the replay can be read from the next segment on.
+    """
     result = run(env, "events", REPLAY, "--json")
 
     found = json.loads(result.out)
@@ -117,7 +120,7 @@ def test_events_reads_bombs_in_bounded_memory(bombs: Settings, env: dict[str, st
 
 
 def test_inspect_reads_bombs_in_bounded_memory(env: dict[str, str]):
-    """Elements are counted only up to a limit."""
+    """`inspect` reads such messages in bounded memory, because it counts elements only up to a limit."""
     for shape in SHAPES[:2]:
         result = run(env, "inspect", "-", "--json", given=message(REPLAY, 0, zlib.compress(shape)))
         assert result.memory_bytes < MEMORY_BYTES_MAX
@@ -127,7 +130,7 @@ def test_inspect_reads_bombs_in_bounded_memory(env: dict[str, str]):
 @pytest.mark.parametrize("arguments", [["erase", "--project", "7"], ["backfill"]])
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no endless file")
 def test_an_endless_list_of_replays_is_read_in_bounded_memory(env: dict[str, str], arguments: list[str]):
-    """A list without an end and a very long line are usage errors; the line is not repeated in full."""
+    """A list of replays without an end and a very long line are usage errors; the line is not repeated in full."""
     endless = run(env, *arguments, "--list", "/dev/zero", "--dry-run")
     long = run(env, *arguments, "--list", "-", "--dry-run", given=b"a" * MiB)
 
@@ -137,7 +140,9 @@ def test_an_endless_list_of_replays_is_read_in_bounded_memory(env: dict[str, str
 
 
 def test_the_pages_read_bombs_in_bounded_memory(bombs: Settings, env: dict[str, str]):
-    """The requests are for the timeline page by page, the player's data, and the raw bytes."""
+    """The pages use bounded memory for the timeline, which is read page by page, the player's data, and the raw
+    bytes.
+    """
     path = f"/api/replays/{PROJECT}/{REPLAY}"
     with pages(env) as (client, pid):
         first: int | None = 0

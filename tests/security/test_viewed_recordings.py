@@ -47,13 +47,13 @@ class Listener:
 
 
 def element(number: int, tag: str, **attributes: object) -> dict[str, object]:
-    """A recorded element; underscores at the end of names are removed, others become hyphens."""
+    """Returns a recorded element. Underscores at the end of names are removed, and all others become hyphens."""
     named = {name.rstrip("_").replace("__", "-"): value for name, value in attributes.items()}
     return {"type": 2, "id": number, "tagName": tag, "attributes": named, "childNodes": []}
 
 
 def tricks(target: str, first: int) -> list[dict[str, object]]:
-    """Elements that would each connect to the target if allowed."""
+    """Returns elements each of which would connect to the target if it could."""
     made = [
         element(0, "iframe", src=f"{target}/iframe"),
         element(0, "iframe", rr_src=f"{target}/rr_src"),
@@ -92,7 +92,9 @@ def tricks(target: str, first: int) -> list[dict[str, object]]:
 
 
 def recording(target: str) -> list[dict[str, object]]:
-    """A page with every trick in its snapshot, in a mutation, and in attributes of harmless elements."""
+    """Returns a recording with every trick in its snapshot, in a mutation, and in attributes of harmless
+    elements.
+    """
     style = element(5, "style")
     style["childNodes"] = [
         {
@@ -137,21 +139,21 @@ def recording(target: str) -> list[dict[str, object]]:
 
 @pytest.fixture
 def listener() -> Iterator[Listener]:
-    """The target of a hostile recording."""
+    """A server that is the target of a hostile recording."""
     made = Listener()
     yield made
     made.close()
 
 
 def test_a_hostile_recording_makes_no_connection(stored: Settings, listener: Listener):
-    """The recording is played to its end, and no server receives a request."""
+    """When a hostile recording is played to its end, no server receives a request."""
     ingest(stored, [message(REPLAY, 0, recording(listener.address), project_id=PROJECT)])
     with browser(stored) as page:
         page.goto(f"/replay/{PROJECT}/{REPLAY}")
         frame = page.frame_locator(".replayer-wrapper iframe").locator("html")
         page.locator(".rr-controller__btns button").first.click()
         page.frame_locator(".replayer-wrapper iframe").locator("html[data-over=yes]").wait_for()
-        assert frame.locator("iframe").count() >= 1  # The link is drawn, but has no target.
+        assert frame.locator("iframe").count() >= 1  # The frame is drawn, but has no target.
         assert listener.received == []
 
         page.get_by_text("Load images, styles and fonts").click()
@@ -190,7 +192,7 @@ def test_a_link_from_elsewhere_allows_nothing(stored: Settings, listener: Listen
 
 
 def page_with(nodes: list[dict[str, object]]) -> list[dict[str, object]]:
-    """A page with these nodes in its body, and an attribute that appears at the end of the recording."""
+    """Returns a recording with these nodes in the page's body, and an attribute that appears at its end."""
     page, head, body = element(2, "html"), element(3, "head"), element(4, "body")
     page["childNodes"], body["childNodes"] = [head, body], nodes
     document = {"type": 0, "id": 1, "childNodes": [page]}
@@ -207,8 +209,9 @@ def page_with(nodes: list[dict[str, object]]) -> list[dict[str, object]]:
 
 
 def test_the_permission_covers_the_named_hosts_only(stored: Settings, listener: Listener):
-    """The page names one host of the recording and does not recognize another. Files load only from the named
-    host.
+    """The page names one host of the recording and does not recognize another.
+
+    After the permission, files load only from the named host.
     """
     hidden = Listener()
     address = hidden.address.replace("//", "\\\\")
@@ -251,8 +254,9 @@ def test_the_permission_holds_host_names_only(stored: Settings, host: str):
 
 
 def test_a_recording_loads_nothing_of_this_server(stored: Settings):
-    """The policy has to allow media and styles from the pages' own address, but the server refuses these requests,
-    so a recording can neither use the session nor try a login.
+    """A recording loads nothing from this server, so it can neither use the session nor try a login.
+
+    The policy has to allow media and styles from the pages' own address, but the server refuses these requests.
     """
     paths = ("/login?token=guess", "/api/operate/letters", f"/api/replays/{PROJECT}/{'7' * 32}/segments/0?raw=1")
     nodes = [element(10 + n, "video", src=path, preload="auto") for n, path in enumerate(paths)]

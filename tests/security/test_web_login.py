@@ -43,7 +43,7 @@ LOGIN = "ann:a-long-password"
 
 @contextmanager
 def pages(passwords: str = "", **options: bool) -> Iterator[tuple[str, list[str]]]:
-    """The address of running pages whose servers are unavailable, and the links printed so far."""
+    """Runs the pages while their servers are unavailable; yields their address and the links printed so far."""
     with running(Settings(flower_basic_auth=SecretStr(passwords)), **options) as announced:
         address, link = announced.get(timeout=30)
         links = [link]
@@ -54,7 +54,9 @@ def pages(passwords: str = "", **options: bool) -> Iterator[tuple[str, list[str]
 
 @pytest.mark.parametrize("passwords", ["", LOGIN])
 def test_an_unauthenticated_visitor_sees_nothing(passwords: str):
-    """No page, no script and no API response is sent, and no address reveals whether something exists."""
+    """An unauthenticated visitor gets no page, no script and no API response, and learns from no address
+    whether something exists.
+    """
     with pages(passwords) as (address, _):
         visitor = Client(address)
         answers = {path: visitor.get(path).status for path in PATHS}
@@ -77,7 +79,9 @@ def test_a_refused_visitor_learns_how_to_sign_in(passwords: str):
 
 
 def test_the_link_works_once_and_is_followed_by_another():
-    """A link that was used is useless to others, for example in a shell's history."""
+    """The link works once and is followed by another, so a used link, for example in a shell's history, is
+    useless to others.
+    """
     with pages() as (address, links):
         first = Client(address).get(links[0])
         again = Client(address).get(links[0])
@@ -105,8 +109,10 @@ def test_the_session_is_valid_for_this_server_only():
 
 
 def test_passwords_cannot_be_guessed_at_speed():
-    """After the first few attempts, no password is checked for a while, not even the right one; existing sessions
-    stay valid.
+    """Passwords cannot be guessed quickly: after the first few attempts, none is checked for a while, not even
+    the right one.
+
+    Existing sessions stay valid.
     """
     with structlog.testing.capture_logs() as logged, pages(LOGIN) as (address, links):
         inside = signed_in(address, links[0])
@@ -128,7 +134,9 @@ def test_passwords_cannot_be_guessed_at_speed():
 
 
 def test_a_wrong_link_is_throttled_and_the_right_one_never():
-    """Without this exception an attacker who guesses could lock everybody out."""
+    """Guesses of a link are delayed, but the right link never is; otherwise an attacker could lock everybody
+    out.
+    """
     with pages() as (address, links):
         guesses = [Client(address).get(f"/login?token=guess{number}").status for number in range(20)]
 
@@ -137,7 +145,9 @@ def test_a_wrong_link_is_throttled_and_the_right_one_never():
 
 
 def test_wrong_links_do_not_throttle_passwords():
-    """Another site can make a browser open any number of wrong links."""
+    """Wrong links do not delay passwords, because another site can make a browser open any number of wrong
+    links.
+    """
     with pages(LOGIN) as (address, _):
         guesses = [Client(address).get(f"/login?token=guess{number}").status for number in range(20)]
 
@@ -146,7 +156,7 @@ def test_wrong_links_do_not_throttle_passwords():
 
 
 def test_the_delay_doubles_up_to_a_minute_and_is_forgiven():
-    """The delay is measured with a fake clock."""
+    """The delay doubles up to a minute and ends after a quiet period, by a simulated clock."""
     now = [0.0]
     throttle = Throttle(lambda: now[0])
     delays = []
@@ -183,8 +193,8 @@ def test_a_session_ends():
     "host", ["rebound.example", "127.0.0.1.rebound.example", "localhost.rebound.example", "[::1]"]
 )
 def test_other_host_names_are_refused(host: str):
-    """A foreign page that resolves its own host name to this address gets no data, even with the link's
-    session.
+    """Requests with other host names are refused, so a foreign page whose name resolves to this address gets no
+    data, even with a session.
     """
     with pages() as (address, links):
         me = signed_in(address, links[0])
@@ -193,7 +203,7 @@ def test_other_host_names_are_refused(host: str):
 
 
 def test_login_is_disabled_only_by_the_option():
-    """The option must be explicit; a page of another site still cannot read anything."""
+    """The login is disabled only by an explicit option; even then, a page of another site cannot read anything."""
     with pages(login=False) as (address, links):
         visitor = Client(address)
 
@@ -205,7 +215,9 @@ def test_login_is_disabled_only_by_the_option():
 
 @pytest.mark.parametrize("passwords", ["ann:", "ann", ":a-long-password", "ann:short", "ann:a-long,password"])
 def test_the_pages_do_not_start_with_a_guessable_password(passwords: str):
-    """The rule is the same as Flower's for this setting; a comma in a password would split it into two logins."""
+    """A password in this setting follows the same rule as Flower's: a comma in it would split it into two
+    logins.
+    """
     result = PARENTS.run(
         [sys.executable, "-m", "ingest.cli", "web", "--port", "0"],
         {**os.environ, "REPLAYS_FLOWER_BASIC_AUTH": passwords},

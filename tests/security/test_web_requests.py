@@ -99,13 +99,13 @@ HEADERS = (
 
 @pytest.fixture(scope="module")
 def client(stored: Settings) -> Iterator[Client]:
-    """The pages over running servers, signed in."""
+    """A signed-in client of pages with running servers."""
     with served(stored) as running:
         yield running
 
 
 def status_of(client: Client, method: str, target: str, *headers: str, body: bytes = b"") -> int:
-    """The status for raw bytes; 400 if the server closes the connection instead."""
+    """Sends raw bytes, and returns the status, or 400 if the server closes the connection instead."""
     place = urlsplit(client.address)
     lines = [f"{method} {target} HTTP/1.1", *headers, "Connection: close", f"Cookie: {client.cookie}"]
     if not any(header.lower().startswith("host:") for header in headers):
@@ -126,7 +126,7 @@ def status_of(client: Client, method: str, target: str, *headers: str, body: byt
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target[:40])
 def test_no_address_causes_a_server_error(client: Client, target: str):
-    """Any address gets a status below 500, and nothing outside the static files is sent."""
+    """Any requested path gets a status below 500, and no file outside the static files is sent."""
     assert 200 <= status_of(client, "GET", target) < 500
     if target.startswith("/static/"):
         assert status_of(client, "GET", target) >= 400
@@ -134,7 +134,7 @@ def test_no_address_causes_a_server_error(client: Client, target: str):
 
 @pytest.mark.parametrize("number", range(len(BODIES)))
 def test_no_body_causes_a_server_error(client: Client, number: int):
-    """The request has the page's own token, so that its body is read."""
+    """Any body gets a status below 500. The request has the page's own token, so that its body is read."""
     token = f"{TOKEN_HEADER}: {client.get('/api/operate').json['token']}"
     for path in ("/api/operate/batches/retry", "/api/operate/batches/abandon", "/api/operate/letters"):
         sent = (token, "Content-Type: application/json")
@@ -145,7 +145,7 @@ def test_no_body_causes_a_server_error(client: Client, number: int):
 
 @pytest.mark.parametrize("number", range(len(HEADERS)))
 def test_no_header_causes_a_server_error(client: Client, number: int):
-    """Headers are tested on pages, files, videos and missing addresses."""
+    """Any header gets a status below 500, on pages, files, videos and missing paths."""
     for path in ("/", "/static/list.js", f"/api/replays/{REPLAY}/segments/0/video", "/login", "/nowhere"):
         assert 200 <= status_of(client, "GET", path, HEADERS[number]) < 500
 
@@ -154,7 +154,10 @@ def test_no_header_causes_a_server_error(client: Client, number: int):
 def test_a_client_that_sends_no_request_keeps_no_connection(
     stored: Settings, monkeypatch: pytest.MonkeyPatch, sent: str
 ):
-    """Opening a connection needs no login, and the number of connections is limited."""
+    """A connection without a complete request is closed at a deadline.
+
+    Opening a connection needs no login, and the number of connections is limited.
+    """
     monkeypatch.setattr("ingest.web.server.REQUEST_SECONDS_MAX", 0.2)
     with served(stored) as running:
         place = urlsplit(running.address)
@@ -165,7 +168,7 @@ def test_a_client_that_sends_no_request_keeps_no_connection(
 
 
 def test_random_requests_cause_no_server_error(client: Client):
-    """The requests are random combinations of parts of good and bad requests."""
+    """Random combinations of parts of valid and invalid requests get a status below 500."""
     chosen = random.Random(SEED)
     pieces = ["/", "/api", "/replays", "/7", "/" + "a" * 32, "/static", "/operate", "/segments", "/0", "/timeline"]
     pieces += [

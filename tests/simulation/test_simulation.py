@@ -31,7 +31,7 @@ def regressions() -> list[int]:
 
 @cache
 def worlds(start: int, count: int) -> tuple[Counter[str], list[Outcome]]:
-    """The worlds of these seeds, which run once and are shared by the tests that inspect them."""
+    """The worlds of these seeds, which are run once for all tests that inspect them."""
     _, _, marks, failures = try_seeds(range(start, start + count))
     return marks, failures
 
@@ -49,21 +49,29 @@ def test_every_invariant_holds_in_every_world() -> None:
 
 
 def test_every_invariant_holds_in_new_worlds() -> None:
-    """Each run starts at another seed: the report's first lines name it, and SIMULATION_START repeats it."""
+    """The invariants also hold in new worlds.
+
+    Each run starts at another seed, which the first lines of the report name. SIMULATION_START repeats a run.
+    """
     _, failures = worlds(simulation_start(), SEEDS)
     assert not failures, explain(failures)
 
 
 @pytest.mark.parametrize("mark", wanted_marks())
 def test_the_worlds_reach_every_situation(mark: str) -> None:
-    """A run that never pauses, parks, halts or loses Redis proves nothing about those."""
+    """The worlds reach every situation; worlds in which no reader ever pauses, for example, would prove nothing
+    about pausing.
+    """
     marks, _ = worlds(0, FIXED_SEEDS)
     assert marks[mark] > 0
 
 
 @pytest.mark.parametrize("seed", regressions())
 def test_a_seed_that_failed_once_does_not_fail_again(seed: int) -> None:
-    """Each line of regressions.txt says what its seed found."""
+    """A seed in regressions.txt, which failed once, does not fail again.
+
+    Each line of the file says what its seed found.
+    """
     outcome = attempt(Shape.draw(seed))
     assert not outcome.checker, explain([outcome])
 
@@ -104,7 +112,7 @@ def test_a_world_does_not_depend_on_the_hash_seed() -> None:
 
 
 def test_a_world_without_faults_parks_nothing_and_repeats_nothing() -> None:
-    """The simulation runs without faults, which checks the model itself."""
+    """A world without faults parks nothing and repeats nothing, which checks the model itself."""
     calm = [attempt(replace(Shape.draw(seed), faults=(), readers=1)) for seed in range(20)]
     assert [outcome.checker for outcome in calm] == [""] * len(calm)
     for mark in ("parked", "undispatched", "commit_fenced", "lost", "out_of_range", "token_skipped"):
@@ -112,7 +120,9 @@ def test_a_world_without_faults_parks_nothing_and_repeats_nothing() -> None:
 
 
 def test_a_failure_is_reduced_to_its_smallest_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bug planted in the ledger is found, and the reduced log is short and has no unnecessary fault."""
+    """If a bug is planted in the ledger, it is found, and the reduced history is short and has no unnecessary
+    fault.
+    """
     import ingest.core.ledger as ledger
 
     def committable(self: ledger.Ledger, source: object) -> int | None:
