@@ -1,1 +1,1 @@
-"""The embedded stack, the load generator and the demo. Needs the extra `local`."""
+"""The embedded stack, the load generator and the demo. The package needs the extra `local`."""

@@ -1,8 +1,8 @@
 """Runs an embedded stack in the background, for development: `replays-ingest local up`, `down`, `status` and
 `logs`.
 
-A supervisor process holds a lock in the stack's directory, restarts processes that die, and keeps a state file
-there with addresses and settings. With `programs` it also runs the worker, the reader, Flower and the web pages.
+A supervisor process holds a lock in the stack's directory, restarts processes that die, and writes addresses and
+settings to a state file there. With `programs` it also runs the worker, the reader, Flower and the web pages.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class StackState:
     """Addresses of web interfaces, by name; empty if only the servers run."""
 
     def to_json(self) -> str:
-        """The state as JSON, for scripts."""
+        """Returns the state as JSON, for scripts."""
         return json.dumps(asdict(self), indent=2)
 
     def exports(self) -> str:
-        """`export` lines for a shell."""
+        """Returns `export` lines for a shell."""
         return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in sorted(self.settings.items()))
 
 
@@ -71,7 +71,7 @@ def up(
     """Starts a stack that continues to run after this process ends, and returns when all components are ready. If
     a stack is running, returns it unchanged.
 
-    `programs`: also starts the worker, the reader, Flower and the web pages, even on a running stack. If a
+    With `programs`, also starts the worker, the reader, Flower and the web pages, even on a running stack. If a
     component fails to start, stops everything that this call started and raises LocalError.
     """
     place = directory_of(directory)
@@ -81,7 +81,7 @@ def up(
         return _add_programs(place, progress) if programs and not running.pages else running
     private_folder(place)
     if (place / "lock").exists():
-        place.chmod(0o700)  # older releases created it with wider permissions
+        place.chmod(0o700)  # older releases created the directory with wider permissions
     _state_path(place).unlink(missing_ok=True)
     _request_path(place).unlink(missing_ok=True)
     with open(place / "supervisor.log", "wb", opener=private_opener) as log:
@@ -136,7 +136,10 @@ def _add_programs(place: Path, progress: Progress) -> StackState:
 
 
 class _Lines:
-    """Prints the lines that the supervisor has written since the last call. `skip`: skip lines written so far."""
+    """Prints the lines that the supervisor has written since the last call.
+
+    If `skip` is true, the lines written so far are skipped.
+    """
 
     def __init__(self, log: Path, progress: Progress, *, skip: bool = False) -> None:
         self._log = log
@@ -155,7 +158,10 @@ class _Lines:
 
 
 def down(directory: Path | None = None) -> Path | None:
-    """Stops the running stack and returns its directory, which keeps the data. None if no stack runs."""
+    """Stops the running stack and returns its directory, which keeps the data.
+
+    Returns None if no stack is running.
+    """
     place = directory_of(directory)
     state = status(place)
     if state is None:
@@ -164,7 +170,7 @@ def down(directory: Path | None = None) -> Path | None:
     try:
         wait_until(lambda: not is_locked(place), DOWN_SECONDS_MAX, "the stack to stop")
     except LocalError:
-        # The supervisor's warden kills the servers.
+        # When the supervisor dies, its warden kills the servers.
         os.kill(state.pid, signal.SIGKILL)
         wait_until(lambda: not is_locked(place), DOWN_SECONDS_MAX, "the killed stack to end")
     _state_path(place).unlink(missing_ok=True)
@@ -172,13 +178,16 @@ def down(directory: Path | None = None) -> Path | None:
 
 
 def status(directory: Path | None = None) -> StackState | None:
-    """The running stack of this directory, or None. A state file without a supervisor is stale."""
+    """Returns the running stack of this directory, or None.
+
+    A state file whose supervisor is not running is stale and ignored.
+    """
     place = directory_of(directory)
     return _read_state(place) if is_locked(place) else None
 
 
 def log_files(directory: Path | None = None) -> dict[str, Path]:
-    """The logs of the stack's processes by name, including a stopped stack's."""
+    """Returns the logs of the stack's processes by name, even if the stack has stopped."""
     place = directory_of(directory)
     return {path.stem: path for path in sorted((place / "logs").glob("*.log"))}
 
@@ -224,7 +233,7 @@ class _Supervisor:
         self._error = ""
 
     def run(self, wait: Callable[[float], bool]) -> None:
-        """Runs until `wait` returns true."""
+        """Supervises the stack until `wait` returns true."""
         seen: StackState | None = None
         while True:
             if (now := self._state()) != seen:
@@ -264,7 +273,7 @@ def _state_path(directory: Path) -> Path:
 
 
 def _request_path(directory: Path) -> Path:
-    """Path of the request file. It exists while a client waits for the programs."""
+    """The path of the request file. The file exists while a client waits for the programs."""
     return directory / "programs.wanted"
 
 

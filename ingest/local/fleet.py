@@ -7,8 +7,8 @@
         reader = fleet.reader("reader-1")
 
 A process that is *kept* is restarted when it exits, as a supervisor does in production. With `proxies`, the
-processes connect to a component through a fault proxy. `settings`, which the test itself uses for migrations,
-loads and reconciliations, point directly to the server.
+processes connect to a component through a fault proxy. The test itself uses `settings`, which contain the servers'
+own addresses, for migrations, loads and reconciliations.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ CALM = {
 
 
 def isolated(tag: str, redis_url: str, database: int) -> dict[str, str]:
-    """REPLAYS_* variables that isolate one test on a shared stack, so that it shares only the servers.
+    """Returns REPLAYS_* variables that isolate one test on a shared stack, so that it shares only the servers.
 
-    `tag`: lower-case letters and digits. `database`: the Redis database, 0 to 15.
+    `tag` consists of lower-case letters and digits. `database` is the number of the Redis database, 0 to 15.
     """
     return {
         "REPLAYS_KAFKA_TOPIC": f"recordings-{tag}",
@@ -66,9 +66,10 @@ def isolated(tag: str, redis_url: str, database: int) -> dict[str, str]:
 
 
 class Fleet:
-    """The processes of the system. They are children of the stack and end with it.
+    """The processes of the system. The processes are children of the stack and end with it.
 
-    `extra`: REPLAYS_* variables for all of them. `tag`: prefix of their log names.
+    `extra` contains REPLAYS_* variables for all of the processes. `tag` is the prefix of their log
+    names.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Fleet:
     ) -> None:
         self.stack = stack
         self.direct = {**QUICK, **CALM, **stack.settings(), **(extra or {})}
-        # Tests kill brokers on purpose. The client library, which would log 20 lines per second, is silenced.
+        # Tests kill brokers on purpose. The client library would log 20 lines per second, so its log is disabled.
         self.settings: Settings = settings_of(self.direct).model_copy(update={"kafka_options": {"log_level": "0"}})
         self.env = dict(self.direct)
         self._tag = tag
@@ -108,9 +109,9 @@ class Fleet:
         return self._start(name, command, {**self.env, **settings}, keep)
 
     def worker(self, name: str, *, keep: bool = True, queues: Sequence[str] = (), **settings: str) -> Child:
-        """Starts or restarts a flush worker with two processes; `settings` as for a reader.
+        """Starts or restarts a flush worker with two processes. `settings` has the same meaning as for a reader.
 
-        `queues`: the queues that it consumes; empty for all.
+        `queues` lists the queues that the worker consumes; if empty, it consumes all.
         """
         command = [*self._installation(name).celery(), "worker", "--loglevel=INFO", "-n", f"{name}@{HOST}"]
         if queues:
@@ -129,12 +130,13 @@ class Fleet:
         return child
 
     def flower_answers(self) -> bool:
-        """Whether Flower's health check succeeds."""
+        """Returns whether Flower's health check succeeds."""
         return answers_http(f"{self.flower_url}/healthcheck")
 
     def stop(self, child: Child, deadline_seconds: float = STOP_SECONDS_MAX) -> int:
-        """Sends SIGTERM and returns the exit code. The process is not restarted. Raises LocalError if it does not
-        end in time.
+        """Sends SIGTERM and returns the exit code.
+
+        The process is not restarted. Raises LocalError if the process does not end in time.
         """
         self.stack.children.release(child)
         self.ended_by_us[child.name] += 1
@@ -142,14 +144,14 @@ class Fleet:
         return child.wait(deadline_seconds)
 
     def kill(self, child: Child, *, keep: bool = True) -> None:
-        """Sends SIGKILL to the process and its children. With `keep`, it is restarted."""
+        """Sends SIGKILL to the process and its children. With `keep`, the process is restarted."""
         if not keep:
             self.stack.children.release(child)
         self.ended_by_us[child.name] += 1
         child.kill()
 
     def own_ends(self) -> dict[str, int]:
-        """Number of unrequested exits by process name."""
+        """Returns the number of unrequested exits by process name."""
         ends = {
             name: child.starts - child.alive - self.ended_by_us[child.name]
             for name, child in self.children.items()
@@ -175,7 +177,7 @@ class Fleet:
     # Observations
 
     def committed(self, partitions: int = 4) -> dict[int, int]:
-        """The group's committed offset by partition; 0 if there is none. Raises ReconcileError."""
+        """Returns the group's committed offset by partition, or 0 if there is none. Raises ReconcileError."""
         group = Committed(self.settings)
         try:
             topic = self.settings.kafka_topic
@@ -184,8 +186,9 @@ class Fleet:
             group.close()
 
     def wait_committed(self, ends: Mapping[int, int], deadline_seconds: float) -> float:
-        """Waits until the committed offset of every partition is its end. Returns the seconds waited. Raises
-        LocalError.
+        """Waits until the committed offset of every partition equals the end of its log.
+
+        Returns the seconds waited. Raises LocalError.
         """
         began = time.monotonic()
         group = Committed(self.settings)
@@ -208,12 +211,12 @@ class Fleet:
 
 
 def log_lines_of(child: Child, event: str) -> list[dict[str, Any]]:
-    """Log lines of a process with this event, from all of its runs."""
+    """Returns the log lines of a process with this event, from all of its runs."""
     return [line for line in _lines(child.log_path) if line.get("event") == event]
 
 
 def log_lines(child: Child) -> Iterator[dict[str, Any]]:
-    """All log lines of a process, from all of its runs."""
+    """Returns all log lines of a process, from all of its runs."""
     return _lines(child.log_path)
 
 
@@ -231,14 +234,17 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def is_up(reader: Child) -> bool:
-    """Whether this run of a reader has joined its group. Before it has, SIGTERM ends it without a drain."""
+    """Returns whether this run of a reader has joined its group.
+
+    Before that, SIGTERM ends the reader without a drain.
+    """
     return reader.alive and any(
         line["reader"].split("-")[-2] == str(reader.pid) for line in log_lines_of(reader, "reader_started")
     )
 
 
 def pool_processes(worker: Child) -> list[int]:
-    """Process ids of a worker's children, which run its tasks."""
+    """Returns the process ids of a worker's children, which run its tasks."""
     listed = subprocess.run(["ps", "-axo", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
     pairs = [line.split() for line in listed.splitlines()]
     return [int(pid) for pid, parent in pairs if int(parent) == worker.pid and int(pid) != os.getpid()]

@@ -19,7 +19,7 @@ from tasks.units import GiB
 MEMORY_DIRECTORY = Path("/dev/shm")
 MEMORY_BYTES_FREE_MIN = 3 * GiB
 
-# Shorter than in production, so that work lost with a killed process is detected within seconds.
+# These times are shorter than in production, so that work lost with a killed process is detected within seconds.
 QUICK = {
     "REPLAYS_FLUSH_DEADLINE_SECONDS": "15",
     "REPLAYS_RETRY_BACKOFF_SECONDS": "1",
@@ -30,7 +30,7 @@ QUICK = {
 
 
 def settings_of(env: dict[str, str]) -> Settings:
-    """The settings of a process with these REPLAYS_* variables."""
+    """Returns the settings of a process with these REPLAYS_* variables."""
     fields = {name.removeprefix("REPLAYS_").lower(): value for name, value in env.items()}
     make = cast("Callable[..., Settings]", Settings)
     return make(**fields)
@@ -40,25 +40,27 @@ def settings_of(env: dict[str, str]) -> Settings:
 class Installation:
     """An installed release: the interpreter of its environment and the working directory of its programs.
 
-    If `folder` is None, it is the current one. It must not contain another release, which would be imported
-    instead.
+    If `folder` is None, the working directory is the current one. The working directory must not contain another
+    release, which would be imported instead.
     """
 
     python: Path
     folder: Path | None = None
 
     def replays_ingest(self) -> list[str]:
-        """Command line of `replays-ingest`."""
+        """Returns the command line of `replays-ingest`."""
         program = self.python.with_name("replays-ingest")
         return [str(program)] if program.exists() else [str(self.python), "-m", "ingest.cli"]
 
     @property
     def environment(self) -> dict[str, str]:
-        """Environment variables of its programs, which prevent imports from this process's release."""
+        """The environment variables of the release's programs, which prevent imports from this process's
+        release.
+        """
         return {} if self.folder is None else {"PYTHONPATH": ""}
 
     def celery(self) -> list[str]:
-        """Command line of Celery with the flush application."""
+        """Returns the command line of Celery with the flush application."""
         return [str(self.python), "-m", "celery", "-A", "tasks"]
 
 
@@ -66,18 +68,20 @@ HERE = Installation(Path(sys.executable))
 
 
 def replays_ingest() -> list[str]:
-    """Command line of `replays-ingest` in this environment."""
+    """Returns the command line of `replays-ingest` in this environment."""
     return HERE.replays_ingest()
 
 
 def celery() -> list[str]:
-    """Command line of Celery with the flush application, in this environment."""
+    """Returns the command line of Celery with the flush application, in this environment."""
     return HERE.celery()
 
 
 @contextmanager
 def temporary_files_in_memory(*, wanted: bool) -> Iterator[None]:
-    """Keeps temporary files of this process and its children in memory, if there is enough and TMPDIR is unset."""
+    """Keeps temporary files of this process and its children in memory, if enough memory is free and TMPDIR is
+    unset.
+    """
     name = "TMPDIR"
     try:
         status = os.statvfs(MEMORY_DIRECTORY)

@@ -21,11 +21,11 @@ class Tail:
         self._offset = 0
 
     def last(self, count: int) -> list[str]:
-        """The last `count` complete lines, in bounded memory."""
+        """Returns the last `count` complete lines, in bounded memory."""
         return list(deque(self.new(), maxlen=count))
 
     def new(self) -> Iterator[str]:
-        """Complete lines appended since the last call; the first call returns all lines."""
+        """Returns the complete lines appended since the last call; the first call returns all lines."""
         with contextlib.suppress(FileNotFoundError), self._path.open("rb") as log:
             log.seek(self._offset)
             while (line := log.readline(LINE_BYTES_MAX)) and (line.endswith(b"\n") or len(line) == LINE_BYTES_MAX):

@@ -18,8 +18,8 @@ DIRECTORY_VARIABLE = "REPLAYS_LOCAL_DIRECTORY"
 
 
 def default_directory(environ: Mapping[str, str] = os.environ) -> Path:
-    """REPLAYS_LOCAL_DIRECTORY if set, otherwise .local/stack in a checkout, otherwise the user's state
-    directory.
+    """Returns REPLAYS_LOCAL_DIRECTORY if it is set, otherwise .local/stack in a checkout, otherwise the user's
+    state directory.
     """
     if environ.get(DIRECTORY_VARIABLE):
         return Path(environ[DIRECTORY_VARIABLE])
@@ -29,7 +29,7 @@ def default_directory(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def directory_of(chosen: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
-    """The chosen directory, otherwise that of a running stack started elsewhere, otherwise the default.
+    """Returns the chosen directory, otherwise that of a running stack started elsewhere, otherwise the default.
 
     Raises LocalError if another user may change the files there.
     """
@@ -53,7 +53,7 @@ def _place(chosen: Path | None, environ: Mapping[str, str]) -> Path:
 def expect_own(place: Path) -> None:
     """Raises LocalError if another user may change files there.
 
-    The files name processes to stop, variables to export and a login, and contain the servers' data."""
+    The files contain ids of processes to stop, variables to export, a login, and the servers' data."""
     with contextlib.suppress(FileNotFoundError):
         found = place.stat()
         if found.st_uid != os.geteuid():
@@ -77,7 +77,10 @@ def remember(place: Path, environ: Mapping[str, str] = os.environ) -> None:
 
 
 def is_locked(directory: Path) -> bool:
-    """Whether a supervisor is running there. The kernel releases its lock when it exits, even if it is killed."""
+    """Returns whether a supervisor is running there.
+
+    The kernel releases the lock of a supervisor when it exits, even if it is killed.
+    """
     with contextlib.suppress(FileNotFoundError), (directory / "lock").open("r") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -33,7 +33,7 @@ LOGIN_VARIABLE = "REPLAYS_FLOWER_BASIC_AUTH"
 HISTORY_VARIABLE = "REPLAYS_FLOWER_HISTORY_PATH"
 FLOWER_PORT = 5555
 WEB_PORT = 8077
-# Preferred port of each program that has one, in the order in which they are awaited; 0: any.
+# Maps each program with a port to its preferred port (0 for any), in the order in which the programs are awaited.
 PORTS = {"web": WEB_PORT, "flower": FLOWER_PORT, "reader": 0}
 MIGRATE_SECONDS_MAX = 60.0
 READY_SECONDS_MAX = 60.0
@@ -42,7 +42,9 @@ STARTS_MAX = 3  # a program that exits this often during startup has failed
 
 
 def login_of(directory: Path) -> str:
-    """`user:password` of this stack's Flower and web pages, generated once and kept in its directory."""
+    """Returns `user:password` for the stack's Flower and web pages, which is generated once and kept in the
+    stack's directory.
+    """
     place = directory / "login"
     with suppress(OSError):
         return place.read_text().strip()
@@ -53,10 +55,12 @@ def login_of(directory: Path) -> str:
 
 
 class Programs:
-    """The programs, started once after the servers. `ports`: preferred ports by name, updated with the actual
-    ports.
+    """The programs of a stack, which are started once, after the servers.
 
-    `ending` returns true while the stack is being stopped, which aborts a start. `chosen`: the programs to start.
+    `ports` contains the preferred ports by name, and is updated with the actual ports.
+
+    `ending` returns true while the stack is being stopped, which aborts a start. `chosen` lists the programs to
+    start.
     """
 
     def __init__(
@@ -80,7 +84,7 @@ class Programs:
 
     @property
     def addresses(self) -> dict[str, str]:
-        """URLs of the web interfaces by name."""
+        """The URLs of the web interfaces by name."""
         return dict(self._urls)
 
     @property
@@ -92,7 +96,10 @@ class Programs:
         )
 
     def start(self) -> None:
-        """Migrates, then starts the programs. Raises LocalError with the tail of a log if one fails to start."""
+        """Runs the migrations, and then starts the programs.
+
+        Raises LocalError with the tail of a log if one fails to start.
+        """
         env = {"REPLAYS_WORKER_PROCESSES": os.environ.get("REPLAYS_WORKER_PROCESSES", "2"), **self._settings}
         children = self._stack.children
         migration = children.start("migrate", [*replays_ingest(), "migrate", "--topics"], env=env)
@@ -161,7 +168,7 @@ class Programs:
 
 
 def is_free(port: int) -> bool:
-    """Whether a server may listen on this loopback port."""
+    """Returns whether a server may listen on this loopback port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

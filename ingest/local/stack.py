@@ -55,10 +55,10 @@ class Part:
 class Stack:
     """Starts components in parallel and stops them on exit, even after an error.
 
-    If `directory` is None, a temporary one is used and removed at the end. `kafka`: "tansu" or "apache" (needs
-    Java and mvn). `redis`: "single", or "sentinel" for a primary, a replica and three Sentinels. `progress` is
-    called with one line per component. `ports`: preferred ports by component; others get free ports. `servers` has
-    the servers by component, for kill() and restart().
+    If `directory` is None, a temporary directory is used, and removed at the end. `kafka` is "tansu" or "apache",
+    which needs Java and mvn. `redis` is "single", or "sentinel" for a primary, a replica and three Sentinels.
+    `progress` is called with one line per component. `ports` contains preferred ports by component; all other
+    components get free ports. `servers` has the servers by component, for kill() and restart().
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Stack:
             elif name not in self.servers:
                 new.add(name)
                 self.servers[name] = self._make(name)
-                # The port is not passed to the constructor, so that another one is used if it has been taken.
+                # The port is not passed to the constructor, so that another port is used if it has been taken.
                 self.servers[name].port = self._ports.get(name, 0)
         started = [name for name in chosen if name in self.servers]
         if "redis" in new:
@@ -139,7 +139,7 @@ class Stack:
         note.write_text(now)
 
     def stop(self) -> None:
-        """Stops everything and removes a temporary directory. May be called twice."""
+        """Stops everything and removes a temporary directory. It may be called twice."""
         self.children.close()
         if self._is_temporary:
             shutil.rmtree(self.directory, ignore_errors=True)
@@ -155,8 +155,9 @@ class Stack:
 
     @property
     def addresses(self) -> dict[str, str]:
-        """Addresses by component, in the form that the client library accepts. `statsd_query` is an HTTP
-        endpoint, `bigquery_storage` the gRPC address of BigQuery.
+        """The addresses by component, in the form that the client library accepts.
+
+        `statsd_query` is an HTTP endpoint, `bigquery_storage` the gRPC address of BigQuery.
         """
         found = {name: part.address for name, part in self.parts.items()}
         statsd = self.servers.get("statsd")
@@ -170,7 +171,7 @@ class Stack:
         return found
 
     def settings(self) -> dict[str, str]:
-        """The REPLAYS_* variables that point the system at these servers."""
+        """Returns the REPLAYS_* variables with which the system uses these servers."""
         found = dict(TANSU_SETTINGS) if isinstance(self.servers.get("kafka"), Kafka) else {}
         for name, address in self.addresses.items():
             found |= settings_of(name, address)
@@ -203,7 +204,7 @@ class Stack:
 
 
 def settings_of(part: str, address: str) -> dict[str, str]:
-    """The REPLAYS_* variables of one component. The address `cloud` means Google's own service, without an
+    """Returns the REPLAYS_* variables of one component. The address `cloud` means Google's own service, without an
     endpoint.
     """
     endpoint = "" if address == "cloud" else address

@@ -3,8 +3,8 @@
     envelope(frame(recording([click_event(node_id=7), hydration_error_event()]), segment_id=3))
 
 Each takes keyword arguments for the fields that a test needs, and has realistic defaults for the rest. Every field
-accepts any value, so that malformed messages are built like valid ones. Results are not random and do not depend
-on the time.
+accepts any value, so that malformed messages are built like valid ones. The results are deterministic and do not
+depend on the time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _json = msgspec.json.Encoder().encode
 
 
 def envelope(payload: Any, **fields: Any) -> bytes:
-    """The msgpack map in which Relay sends a payload. Fields set to LEFT_OUT are omitted."""
+    """Returns the msgpack map in which Relay sends a payload. Fields set to LEFT_OUT are omitted."""
     fields_sent = {
         "type": ENVELOPE_TYPE,
         "replay_id": REPLAY_ID,
@@ -51,13 +51,13 @@ def envelope(payload: Any, **fields: Any) -> bytes:
 
 
 def frame(body: bytes, segment_id: int = 0, *, headers: bytes | None = None) -> bytes:
-    """The payload: a header line, given or generated, and the body."""
+    """Returns the payload, which consists of a header line, given or generated, and the body."""
     line = b'{"segment_id":%d}' % segment_id if headers is None else headers
     return line + b"\n" + body
 
 
 def body(events: Sequence[Any] | bytes, *, compressed: bool = True) -> bytes:
-    """The rrweb events, or the given bytes, as a zlib stream or plain."""
+    """Returns the rrweb events, or the given bytes, as a zlib stream or uncompressed."""
     text = events if isinstance(events, bytes) else _json(events)
     return zlib.compress(text) if compressed else text
 
@@ -65,7 +65,7 @@ def body(events: Sequence[Any] | bytes, *, compressed: bool = True) -> bytes:
 def recording(
     events: Sequence[Any] | bytes = (), segment_id: int = 0, *, compressed: bool = True, **fields: Any
 ) -> bytes:
-    """A whole message with these rrweb events, or with these bytes in their place."""
+    """Returns a whole message with these rrweb events, or with these bytes in place of the events."""
     return envelope(frame(body(events, compressed=compressed), segment_id), **fields)
 
 
@@ -75,12 +75,15 @@ def video_recording(
     segment_id: int = 0,
     **fields: Any,
 ) -> bytes:
-    """A whole message of a mobile replay."""
+    """Returns a whole message of a mobile replay."""
     return recording(events or [video_event(size=len(video))], segment_id, replay_video=video, **fields)
 
 
 def replay_event(**fields: Any) -> bytes:
-    """The JSON document of the session. Fields set to LEFT_OUT are omitted."""
+    """Returns the replay event, the JSON document that describes the session.
+
+    Fields set to LEFT_OUT are omitted.
+    """
     fields_sent = {
         "type": "replay_event",
         "replay_id": REPLAY_ID,
@@ -119,29 +122,29 @@ def replay_event(**fields: Any) -> bytes:
 
 
 def custom_event(tag: Any, payload: Any, timestamp: Any = RECEIVED * 1000) -> RRwebEvent:
-    """An event of the SDK (type 5)."""
+    """Returns a custom event of the SDK (type 5)."""
     return {"type": 5, "timestamp": timestamp, "data": {"tag": tag, "payload": payload}}
 
 
 def viewport_event(href: str = "https://shop.example/", width: Any = 1280, height: Any = 720) -> RRwebEvent:
-    """The page's address and size (type 4)."""
+    """Returns an event with the page's address and size (type 4)."""
     return {"type": 4, "timestamp": RECEIVED * 1000, "data": {"href": href, "width": width, "height": height}}
 
 
 def snapshot_event(children: Sequence[Any] = ()) -> RRwebEvent:
-    """A full snapshot of a page (type 2)."""
+    """Returns a full snapshot of a page (type 2)."""
     document = {"type": 0, "id": 1, "childNodes": list(children)}
     return {"type": 2, "timestamp": RECEIVED * 1000, "data": {"node": document, "initialOffset": {"top": 0}}}
 
 
 def mutation_event(count: int = 1) -> RRwebEvent:
-    """An incremental snapshot: changed texts (type 3, source 0)."""
+    """Returns an incremental snapshot with changed texts (type 3, source 0)."""
     texts = [{"id": number, "value": "text"} for number in range(count)]
     return {"type": 3, "timestamp": RECEIVED * 1000, "data": {"source": 0, "texts": texts}}
 
 
 def canvas_event(commands: int = 1) -> RRwebEvent:
-    """A canvas mutation (type 3, source 9)."""
+    """Returns a canvas mutation (type 3, source 9)."""
     drawn = [{"property": "fillRect", "args": [0, 0, 1, 1]}] * commands
     return {"type": 3, "timestamp": RECEIVED * 1000, "data": {"source": 9, "id": 4, "type": 0, "commands": drawn}}
 
@@ -150,7 +153,7 @@ def canvas_event(commands: int = 1) -> RRwebEvent:
 
 
 def breadcrumb(category: Any, data: Any = LEFT_OUT, **fields: Any) -> RRwebEvent:
-    """A breadcrumb of that category."""
+    """Returns a breadcrumb with that category."""
     payload = {"type": "default", "category": category, "timestamp": RECEIVED + 0.5, "data": data, **fields}
     return custom_event("breadcrumb", {name: value for name, value in payload.items() if value is not LEFT_OUT})
 
@@ -169,7 +172,7 @@ def click_event(node_id: Any = 7, tag: Any = "button", attributes: Mapping[str, 
 
 
 def slow_click_event(node_id: Any = 7, tag: Any = "button", **data: Any) -> RRwebEvent:
-    """`ui.slowClickDetected` for a click to which the page eventually reacted."""
+    """Returns `ui.slowClickDetected` for a click to which the page eventually reacted."""
     fields_sent = {
         "node": node(node_id, tag),
         "url": "https://shop.example/",
@@ -183,12 +186,12 @@ def slow_click_event(node_id: Any = 7, tag: Any = "button", **data: Any) -> RRwe
 
 
 def dead_click_event(node_id: Any = 7, tag: Any = "button", **data: Any) -> RRwebEvent:
-    """A click without a reaction for seven seconds."""
+    """Returns the report of a click to which the page did not react for seven seconds."""
     return slow_click_event(node_id, tag, **{"timeAfterClickMs": 7000, "endReason": "timeout", **data})
 
 
 def rage_click_event(node_id: Any = 7, tag: Any = "button", **data: Any) -> RRwebEvent:
-    """A dead click that was repeated five times."""
+    """Returns the report of a dead click that was repeated five times."""
     return dead_click_event(node_id, tag, **{"clickCount": 5, **data})
 
 
@@ -199,7 +202,7 @@ def multi_click_event(node_id: Any = 7, count: Any = 3) -> RRwebEvent:
 
 
 def tap_event(view_id: Any = "add", view_class: Any = "Button") -> RRwebEvent:
-    """`ui.tap` of a mobile SDK."""
+    """Returns `ui.tap` of a mobile SDK."""
     return breadcrumb("ui.tap", {"view.class": view_class, "view.id": view_id}, message="add_item")
 
 
@@ -209,7 +212,7 @@ def hydration_error_event(url: Any = "https://shop.example/cart") -> RRwebEvent:
 
 
 def mutations_event(count: Any = 1738, limit: Any = False) -> RRwebEvent:
-    """`replay.mutations`: many changes to the page in a short time."""
+    """Returns `replay.mutations`, which reports many changes to the page in a short time."""
     return breadcrumb("replay.mutations", {"count": count, "limit": limit})
 
 
@@ -222,7 +225,7 @@ def console_event(message: Any = "it broke", level: Any = "error") -> RRwebEvent
 
 
 def span_event(op: Any, description: Any, data: Any = LEFT_OUT, **fields: Any) -> RRwebEvent:
-    """A performance span of a quarter second. The timestamp of its event is in seconds."""
+    """Returns a performance span of a quarter second. The timestamp of its event is in seconds."""
     payload = {
         "op": op,
         "description": description,
@@ -236,14 +239,14 @@ def span_event(op: Any, description: Any, data: Any = LEFT_OUT, **fields: Any) -
 
 
 def fetch_event(data: Any = LEFT_OUT, op: str = "resource.fetch") -> RRwebEvent:
-    """A request with this data, or with method and status only."""
+    """Returns the span of a request with this data, or with method and status only."""
     return span_event(
         op, "https://api.shop.example/cart", {"method": "GET", "statusCode": 200} if data is LEFT_OUT else data
     )
 
 
 def asset_event(op: str = "resource.script", **data: Any) -> RRwebEvent:
-    """A script or an image."""
+    """Returns the span of a loaded asset: a script or an image."""
     fields_sent = {"size": 31872, "encodedBodySize": 31356, "decodedBodySize": 90210, "statusCode": 200, **data}
     return span_event(op, "https://shop.example/app.js", fields_sent)
 
@@ -256,18 +259,18 @@ def vital_event(name: Any = "largest-contentful-paint", **data: Any) -> RRwebEve
 
 
 def memory_event(*, nested: bool = True) -> RRwebEvent:
-    """The size of the JavaScript heap, which older SDKs do not nest."""
+    """Returns the span with the size of the JavaScript heap, whose fields older SDKs do not nest."""
     heap = {"jsHeapSizeLimit": 4294705152, "totalJSHeapSize": 21_000_000, "usedJSHeapSize": 17_000_000}
     return span_event("memory", "memory", {"memory": heap} if nested else heap)
 
 
 def options_event(**options: Any) -> RRwebEvent:
-    """The configuration of the SDK."""
+    """Returns the event with the configuration of the SDK."""
     return custom_event("options", {"shouldRecordCanvas": True, "sessionSampleRate": 0.1, **options})
 
 
 def video_event(**fields: Any) -> RRwebEvent:
-    """The description of the attached video, sent by mobile SDKs."""
+    """Returns the event with which mobile SDKs describe the attached video."""
     fields_sent = {
         "size": 16,
         "duration": 5000,

@@ -1,4 +1,4 @@
-"""Runs the whole consumer in a test, one event at a time. The test controls every effect.
+"""Runs the whole consumer in a test, one event at a time, with every effect under the test's control.
 
     runtime = MockRuntime(Limits(batch_messages_max=2))
     runtime.assign(PARTITION)
@@ -27,9 +27,10 @@ CommandT = TypeVar("CommandT", bound=do.Command)
 
 
 class MockRuntime:
-    """Passes every command to the test, which responds with an event of its choice.
+    """A runtime that passes every command to the test, which responds with an event of its choice.
 
-    `commands`: commands that were not taken yet. `committed`: the offsets that a broker would have stored.
+    `commands`: the commands that the test has not taken yet. `committed`: the offsets that a broker would have
+    stored.
     """
 
     def __init__(self, limits: Limits | None = None, rules: ParseRules | None = None) -> None:

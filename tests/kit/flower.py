@@ -23,7 +23,7 @@ COMMANDS = {
 
 @dataclass
 class Ask:
-    """A Flower. `ask(path, body, **headers)` returns the status and text of a response."""
+    """A running Flower. `ask(path, body, **headers)` returns the status and text of a response."""
 
     fleet: Fleet
     command: list[str]

@@ -107,7 +107,7 @@ def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JavaKafka
 
 @pytest.fixture
 def fresh_name() -> Callable[[str], str]:
-    """Returns names that no other test uses, valid for topics, buckets, tables and databases:
+    """A function that creates names that no other test uses, valid for topics, buckets, tables and databases:
     `fresh_name("clicks")`.
     """
     numbers = itertools.count()

@@ -34,7 +34,7 @@ class Seen:
 
     @property
     def error(self) -> str:
-        """Returns the error message of the answer."""
+        """The error message of the answer."""
         return str(self.json["error"])
 
 

@@ -160,7 +160,7 @@ class System:
 
     @property
     def ends(self) -> dict[tuple[str, int], int]:
-        """Maps (topic, partition) to the end of the log, over all messages produced here."""
+        """The end of the log by (topic, partition), over all messages produced here."""
         ends = {(self.settings.kafka_topic, partition): offset + 1 for partition, offset in sorted(self._sent)}
         for _, made in self.produced:
             for partition, end in made.ends.items():

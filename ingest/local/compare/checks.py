@@ -55,8 +55,9 @@ def compare_facts(expected: Mapping[str, int], found: Mapping[str, int], *, extr
 
 
 def compare_metrics(expected: Mapping[str, Total], found: Mapping[str, Total], *, exactly: bool) -> Check:
-    """Compares totals by name. Without `exactly`, higher totals are allowed, because a crash may repeat
-    metrics.
+    """Compares totals by name.
+
+    If `exactly` is false, higher totals are allowed, because a crash may repeat metrics.
     """
     problems: list[str] = []
     missing = extra = wrong = 0
@@ -75,7 +76,7 @@ def compare_metrics(expected: Mapping[str, Total], found: Mapping[str, Total], *
 
 
 def _total_text(total: Total) -> str:
-    """The total as text, even if its sum is unknown."""
+    """Returns the total as text, even if its sum is unknown."""
     return f"{total.count} values" if total.sum is None else f"{total.count} values (sum {total.sum:g})"
 
 

@@ -12,8 +12,8 @@ from tasks.kafka.ranges import Bounds, RangeError, RangeReader
 
 
 def read_letters(settings: Settings, deadline_seconds: float = 60.0) -> tuple[dict[Place, Letter], int]:
-    """The rejects in the dead-letter topic, by position of the original message, and the number of repeated
-    records.
+    """Returns the rejects in the dead-letter topic by position of the original message, and the number of
+    repeated records.
     """
     found: dict[Place, Letter] = {}
     repeats = 0

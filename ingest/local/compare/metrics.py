@@ -7,7 +7,7 @@ from ingest.local.servers.statsd import query_metrics
 
 
 def read_metrics(statsd_url: str) -> dict[str, Total]:
-    """The totals received by the DogStatsD listener, over all tags."""
+    """Returns the totals that the DogStatsD listener received, summed over all tags."""
     totals: dict[str, Total] = {}
     for series in query_metrics(statsd_url, ""):
         old = totals.get(series["name"], Total(0, 0.0))

@@ -1,4 +1,4 @@
-"""Downloads and hashes every object of the bucket or, in the `packed` layout, every recording in its objects."""
+"""Downloads and hashes every object of the bucket, or, in the `packed` layout, every recording in the objects."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def read_objects(settings: Settings, expected: Mapping[str, Object]) -> dict[str
 
 
 def _read_packed(storage: _Storage, settings: Settings, packed: list[str]) -> dict[str, bytes]:
-    """The recordings that the index lists in these objects, by their name in the `segment` layout.
+    """Returns the recordings that the index lists in these objects, by their name in the `segment` layout.
 
-    An object without an index row is not used; it was created by redelivery under another release.
+    An object without an index row is ignored, because it was created by redelivery under another release.
     """
     with contextlib.closing(clickhouse_client(settings)) as server:
         rows = server.query("SELECT name, object, start_bytes, length_bytes FROM replay_objects FINAL").result_rows
@@ -72,7 +72,7 @@ class _Storage:
         self._headers = {} if settings.gcs_endpoint else _google_headers(settings)
 
     def names(self) -> Iterator[str]:
-        """Names of all objects in the bucket."""
+        """Returns the names of all objects in the bucket."""
         token = ""
         while True:
             fields = "&fields=items(name),nextPageToken"
@@ -88,7 +88,7 @@ class _Storage:
                 return
 
     def content(self, name: str) -> bytes:
-        """The stored bytes of an object."""
+        """Returns the stored bytes of an object."""
         return self._get(f"/storage/v1/b/{self._bucket}/o/{quote(name, safe='')}?alt=media")
 
     def _get(self, path: str) -> bytes:

@@ -33,11 +33,14 @@ class Committed:
         )
 
     def of(self, sources: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
-        """Committed offset by (topic, partition); 0 where there is none. Raises ReconcileError."""
+        """Maps each (topic, partition) to its committed offset, or 0 if there is none. Raises ReconcileError."""
         return {source: offset or 0 for source, (offset, _) in self.records_of(sources).items()}
 
     def records_of(self, sources: Iterable[tuple[str, int]]) -> dict[tuple[str, int], tuple[int | None, str]]:
-        """(committed offset or None, its metadata) by (topic, partition). Raises ReconcileError."""
+        """Maps each (topic, partition) to its committed offset, or None, and the metadata of that commit.
+
+        Raises ReconcileError.
+        """
         partitions = [KafkaPartition(topic, partition) for topic, partition in sources]
         ends_at = time.monotonic() + CALL_SECONDS_MAX
         while True:

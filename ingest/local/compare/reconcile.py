@@ -31,9 +31,9 @@ def reconcile(
 ) -> Report:
     """Checks every enabled sink and Kafka. Raises ReconcileError if a server cannot be read.
 
-    `extra_matters`: whether data of other loads is an error. `metrics_exactly`: whether repeated metrics are an
-    error, because the run had no crash. Without `statsd_url`, metrics are not checked, because an agent cannot be
-    queried.
+    `extra_matters` states whether data of other loads is an error. `metrics_exactly` states whether repeated
+    metrics are an error, because the run had no crash. Without `statsd_url`, metrics are not checked, because an
+    agent cannot be queried.
     """
     began = time.monotonic()
     checks: list[Check] = []

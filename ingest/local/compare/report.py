@@ -9,12 +9,15 @@ from rich.table import Table
 
 
 class ReconcileError(RuntimeError):
-    """A server could not be read. The text names it and quotes its response."""
+    """Raised if a server could not be read. The message names the server and quotes its response."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the report. `wrong`: present but different. `note` explains what is counted."""
+    """One line of the report.
+
+    `wrong` counts items that are present but different. `note` explains what is counted.
+    """
 
     name: str
     expected: int
@@ -44,12 +47,12 @@ class Report:
         return bool(self.checks) and all(check.ok for check in self.checks)
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """Returns the report as JSON values."""
         checks = [{**asdict(check), "ok": check.ok} for check in self.checks]
         return {"ok": self.ok, "seconds": round(self.seconds, 2), "checks": checks}
 
     def failures(self) -> str:
-        """The failed checks, one paragraph each; empty when all pass."""
+        """Returns the failed checks, one paragraph each; empty if all pass."""
         return "\n".join(
             f"{check.name}: expected {check.expected}, found {check.found}, missing {check.missing}, "
             f"extra {check.extra}, wrong {check.wrong}\n  " + "\n  ".join(check.examples)
@@ -59,7 +62,7 @@ class Report:
 
 
 def report_table(report: Report) -> Table:
-    """The reconciliation as a table."""
+    """Returns the reconciliation as a table."""
     table = Table(title="reconciliation", title_justify="left")
     for heading in ("expected", "found", "missing", "extra", "wrong"):
         if heading == "expected":

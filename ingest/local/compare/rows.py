@@ -12,7 +12,7 @@ from tasks.sinks.clickhouse.sink import client
 
 @dataclass(slots=True)
 class Rows:
-    """All rows in ClickHouse, deduplicated with FINAL."""
+    """The identities of all rows in ClickHouse, deduplicated with FINAL."""
 
     clicks: dict[Named, Flags] = field(default_factory=dict)
     taps: set[Named] = field(default_factory=set)

@@ -32,18 +32,18 @@ class Outcome:
 
     @property
     def messages_per_second(self) -> float:
-        """Throughput from the first message produced to the last offset committed."""
+        """The throughput from the first message produced to the last offset committed."""
         seconds = self.seconds.get("ingest", 0.0)
         return self.load.messages / seconds if self.load and seconds else 0.0
 
     @property
     def mb_per_second(self) -> float:
-        """Throughput in megabytes of message values, over the same time."""
+        """The throughput in megabytes of message values, over the same time."""
         seconds = self.seconds.get("ingest", 0.0)
         return self.load.size_bytes / 1e6 / seconds if self.load and seconds else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """The outcome as a dictionary, for --json."""
+        """Returns the outcome as a dictionary, for --json."""
         return {
             "ok": self.ok,
             "error": self.error,

@@ -1,8 +1,9 @@
 """Runs the whole system on this machine, produces a load, and reconciles the sinks.
 
-`run` starts the embedded stack, migrates it, starts a flush worker, Flower and the reader as separate processes,
-produces a load, waits until every offset is committed, stops the reader, and reconciles every sink with the load's
-manifest. It returns 0 only if every step succeeds. `kill` names a component that is killed with SIGKILL mid-run.
+`run` starts the embedded stack, migrates it, and starts a flush worker, Flower and the reader as separate
+processes. It then produces a load, waits until every offset is committed, stops the reader, and reconciles every
+sink with the load's manifest. `run` returns 0 only if every step succeeds. `kill` names a component that is killed
+with SIGKILL mid-run.
 
 When this process ends, even by SIGKILL, a warden kills all its children (`ingest/local/servers/processes.py`).
 """
@@ -58,7 +59,7 @@ GROUP BY replay_id, project_id ORDER BY count() DESC, replay_id LIMIT 1
 
 
 class DemoError(RuntimeError):
-    """The demo cannot continue. The text states why and may end with the tail of a log."""
+    """Raised if the demo cannot continue. The message states the reason and may end with the tail of a log."""
 
 
 def run(
@@ -76,8 +77,8 @@ def run(
 ) -> int:
     """Runs the demo with `count` segments. Returns 0 if every check passed, 1 if one failed, 130 if interrupted.
 
-    `keep`: keep everything running until Ctrl-C. `directory`: keep data, logs and manifest there. `settings`:
-    further REPLAYS_* variables.
+    If `keep` is true, everything keeps running until Ctrl-C. If `directory` is given, data, logs and manifest are
+    kept there. `settings` contains further REPLAYS_* variables.
     """
     screen = Screen(quiet=as_json)
     outcome = Outcome(killed=kill or "")
@@ -104,7 +105,7 @@ def run(
 
 
 class _Demo:
-    """One run of the demo; one method per step."""
+    """One run of the demo, with one method per step."""
 
     def __init__(self, stack: Stack, screen: Screen, outcome: Outcome, extra: dict[str, str]) -> None:
         self.stack = stack
@@ -170,7 +171,7 @@ class _Demo:
         self.screen.line("stopping")
 
     def _start_web(self) -> str:
-        """Starts the web pages over the ingested data; returns their address."""
+        """Starts the web pages for the ingested data, and returns their address."""
         url = f"http://{HOST}:{free_port()}"
         env = {**self.env, "REPLAYS_FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{self.password}"}
         command = [*replays_ingest(), "web", "--port", url.rpartition(":")[2]]
@@ -180,7 +181,7 @@ class _Demo:
         return url
 
     def stop(self) -> None:
-        """Stops the slow processes in parallel; the stack then stops the rest."""
+        """Stops the processes that stop slowly in parallel. The stack then stops the others."""
         for child in (self.worker, self.flower, self.reader):
             if child is not None:
                 self.stack.children.release(child)
@@ -214,7 +215,7 @@ class _Demo:
     # Settle
 
     def _settle(self, produced: Produced, kill: Victim | None) -> None:
-        """Waits until the committed offset of every partition is its log end."""
+        """Waits until the committed offset of every partition equals the end of its log."""
         topic = self.settings.kafka_topic
         ends = {(topic, partition): end for partition, end in produced.ends.items()}
         total = sum(ends.values())
@@ -243,7 +244,7 @@ class _Demo:
             committed.close()
 
     def _kill(self, victim: Victim) -> None:
-        """Sends SIGKILL. Supervised processes are restarted; Redis restarts empty."""
+        """Sends SIGKILL to the chosen component. Supervised processes are restarted; Redis restarts empty."""
         if victim == "redis":
             server = self.stack.servers["redis"]
             assert isinstance(server, Redis)
@@ -255,7 +256,7 @@ class _Demo:
         self.screen.line(f"killed     {victim} with SIGKILL; it restarts")
 
     def _check_reader(self) -> None:
-        """Fails immediately if the reader halted or repeatedly exits."""
+        """Raises DemoError immediately if the reader has halted or exits repeatedly."""
         assert self.reader is not None
         if self.reader.starts > 5:
             raise DemoError(f"the reader exits repeatedly\n{self.reader.log_tail()}")
@@ -306,7 +307,7 @@ class _Demo:
 
 @contextmanager
 def _ending_on_sigterm() -> Iterator[None]:
-    """Makes SIGTERM end the demo like Ctrl-C, children first. Works only in the main thread."""
+    """Makes SIGTERM end the demo as Ctrl-C does, children first. This works only in the main thread."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -14,7 +14,7 @@ PLAIN_WIDTH = 140  # width of tables in a log file
 
 
 class Screen:
-    """Progress output: bars on a terminal, lines elsewhere, nothing with --json."""
+    """Progress output: bars on a terminal, lines elsewhere, and nothing with --json."""
 
     def __init__(self, quiet: bool) -> None:
         self.console = Console(quiet=quiet, highlight=False)
@@ -42,7 +42,7 @@ class Screen:
         self._bars = None
 
     def advance(self, name: str, done: int, total: int) -> None:
-        """Updates one bar; without a terminal, prints an occasional line."""
+        """Updates one bar, or prints an occasional line if the output is not a terminal."""
         if self._bars is not None:
             if name not in self._tasks:
                 self._tasks[name] = self._bars.add_task(name, total=total)

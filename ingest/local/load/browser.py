@@ -31,7 +31,7 @@ OPTIONS = {
     "networkResponseHasHeaders": True,
 }
 
-# Malformed events, as sent by an old SDK or a broken page. Each may invalidate only itself.
+# Malformed events, as an old SDK or a broken page sends them. Each of them may invalidate only itself.
 ODD_EVENTS: tuple[Any, ...] = (
     {"type": 5},
     {"type": 5, "data": None},
@@ -146,8 +146,8 @@ class Browser:
             if target.id == self.page.input_id:
                 typed = {"source": 5, "text": "tent", "isChecked": False, "id": target.id}
                 segment.put(at + 4300, {"type": 3, "data": typed, "timestamp": at + 4300}, "input")
-        # At most one per segment, because two reports about the same node in the same second would share an
-        # identity.
+        # At most one is added per segment, because two reports about the same node in the same second would share
+        # an identity.
         chance = rng.random()
         if chance < mix.dead_click:
             self.clicks.slow_click(segment, self.page, "dead")

@@ -37,7 +37,9 @@ class Clicks:
         self._pending: list[Pending] = []
 
     def click(self, segment: Segment, ms: int, target: Target) -> Click:
-        """A click as rrweb and the SDK report it: mouse movement to the target, then down, up, click."""
+        """Adds a click as rrweb and the SDK report it: the mouse moves to the target, followed by down, up and
+        click events.
+        """
         steps = [
             {"x": target.x - 8 * left, "y": target.y + 5 * left, "id": target.id, "timeOffset": -40 * left}
             for left in (6, 4, 2, 1, 0)
@@ -53,7 +55,7 @@ class Clicks:
         return click
 
     def slow_click(self, segment: Segment, page: Page, kind: str) -> None:
-        """A click without any effect; the SDK reports it in a later segment."""
+        """Adds a click without any effect, which the SDK reports in a later segment."""
         rng = self._rng
         names = DEAD_CLICK_TAGS if kind != "slow" else DEAD_CLICK_TAGS | {"div"}
         target = rng.choice([candidate for candidate in page.targets if candidate.tag in names])
@@ -103,7 +105,7 @@ class Clicks:
         self._pending.append(Pending(at + waited, event, later, kind))
 
     def report(self, segment: Segment) -> None:
-        """Adds the slow clicks that are due."""
+        """Adds the reports of slow clicks that are due."""
         end = segment.start_ms + SEGMENT_MS
         for report in [pending for pending in self._pending if pending.due_ms < end]:
             self._pending.remove(report)
@@ -117,7 +119,7 @@ class Clicks:
 
 
 def node(target: Target) -> Event:
-    """An element as the SDK describes it."""
+    """Returns an element as the SDK describes it."""
     return {
         "id": target.id,
         "tagName": target.tag,

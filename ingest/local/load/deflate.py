@@ -2,8 +2,8 @@
 
 A `Part` is compressed once, independently of other parts, and ends on a byte boundary (a full flush). A header,
 any sequence of such parts and of fresh bytes, a last block, and the checksum of the whole then form a valid zlib
-stream (RFC 1950). The checksum is computed from those of the parts. The stream is a few per cent larger than if
-compressed as a whole.
+stream (RFC 1950). The checksum is computed from those of the parts. The stream is a few percent larger than if it
+were compressed as a whole.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def inflated(pieces: Iterable[Piece]) -> bytes:
 
 
 def deflated(pieces: Iterable[Piece]) -> bytes:
-    """The body as a zlib stream."""
+    """Returns the body as a zlib stream."""
     packer = zlib.compressobj(LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
     out = [HEADER]
     low, high = 1, 0  # the two halves of Adler-32

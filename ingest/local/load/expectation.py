@@ -1,7 +1,8 @@
 """The expected contents of every sink after a load.
 
 `Expectation.of_manifest` computes them from the generator's manifest. Without a manifest, `add_outcome` computes
-them from messages that are read and parsed again. The comparison (`ingest/local/compare/`) is the same.
+them from messages that are read and parsed again. In both cases the comparison (`ingest/local/compare/`) is the
+same.
 
 Because of duplicates, these totals differ from plain sums over messages:
 - an object, a row and an outcome have an identity, so duplicate messages count once;
@@ -27,7 +28,10 @@ from ingest.settings import Settings
 
 
 class Object(NamedTuple):
-    """One object. The SHA-256 is of its bytes (`exact`) or of its inflated bytes."""
+    """One object.
+
+    The SHA-256 is that of the object's bytes if `exact` is true, otherwise that of its inflated bytes.
+    """
 
     sha256: str
     exact: bool
@@ -41,7 +45,7 @@ class Letter(NamedTuple):
 
 
 class Flags(NamedTuple):
-    """Flags of a click: 0 or 1 each."""
+    """The flags of a click, each 0 or 1."""
 
     dead: int
     rage: int
@@ -49,7 +53,7 @@ class Flags(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """Number of times a metric was sent, and the sum of its values (None: unknown in advance)."""
+    """The number of times a metric was sent, and the sum of its values, or None if it is unknown in advance."""
 
     count: int
     sum: float | None
@@ -113,8 +117,9 @@ VIDEO = "replays.recording_consumer.replay_video_"
 
 
 def coin(entry: Entry, salt: str, share: float) -> bool:
-    """The sampling decision of docs/rows.md: true if the CRC-32 of project, replay, segment and salt is below
-    `share` of its range."""
+    """Returns the sampling decision of docs/rows.md: true if the CRC-32 of project, replay, segment and salt is
+    below `share` of its range.
+    """
     return crc32(f"{entry.project_id}/{entry.replay_id}/{entry.segment_id}/{salt}".encode()) < share * 2**32
 
 
@@ -124,8 +129,8 @@ class Expectation:
 
     objects by name; clicks and taps by (project, event_hash); segments as (project, replay, segment), each with
     one row of its replay event; outcomes: category by (project, replay); facts: number of rows in the analytics
-    table by event_type; letters by position; ends: known log end by partition. The sampling rates are the
-    parser's.
+    table by event_type; letters by position; ends: known log end by partition. The sampling rates are those of the
+    parser.
     """
 
     sample_segment_rate: float = 1 / 500
@@ -144,7 +149,7 @@ class Expectation:
 
     @classmethod
     def of_manifest(cls, *paths: Path, settings: Settings | None = None) -> Self:
-        """The sum over these manifests, sampled according to `settings`. Raises ManifestError."""
+        """Returns the sum over these manifests, sampled according to `settings`. Raises ManifestError."""
         expectation = cls()
         if settings is not None:
             expectation.sample_segment_rate = settings.sample_segment_rate
@@ -185,7 +190,7 @@ class Expectation:
     def add_outcome(self, source: TopicPartition, offset: int, outcome: Outcome) -> None:
         """Adds a message that was read again and parsed.
 
-        Such an expectation depends on the parser, so it reveals lost data but not parser errors.
+        The expectation then depends on the parser, so it reveals lost data but not parser errors.
         """
         self.messages += 1
         place = (source.topic, source.partition)

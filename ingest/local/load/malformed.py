@@ -25,7 +25,7 @@ Maker = Callable[[random.Random], bytes]
 
 
 def _envelope(rng: random.Random, **changes: Any) -> dict[str, Any]:
-    """A valid envelope with changes; a field set to `...` is left out."""
+    """Returns a valid envelope with changes; a field set to `...` is omitted."""
     whole = {
         "type": ENVELOPE_TYPE,
         "replay_id": f"{rng.getrandbits(128):032x}",
@@ -88,13 +88,13 @@ MAKERS: tuple[tuple[str, str, Maker], ...] = (
 
 
 def malformed(rng: random.Random, number: int, at: int) -> Message:
-    """The `number`th malformed message; numbers cycle through all builders."""
+    """Returns the malformed message with this number; numbers cycle through all builders."""
     flaw, reason, make = MAKERS[number % len(MAKERS)]
     return _message(make(rng), reason, flaw, at)
 
 
 def zip_bomb(rng: random.Random, inflated_bytes: int = 101 * MiB) -> Message:
-    """A small message that inflates beyond the limit. Takes about 300 ms to build."""
+    """Returns a small message that inflates beyond the limit. Building it takes about 300 ms."""
     packer = zlib.compressobj(9)
     block = b" " * MiB
     body = packer.compress(b"[") + b"".join(packer.compress(block) for _ in range(inflated_bytes // MiB))

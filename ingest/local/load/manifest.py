@@ -32,7 +32,7 @@ class Header(msgspec.Struct, frozen=True):
 
 
 class Click(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One click with the expected values of its row. `event_hash` as UUID text; flags 0 or 1."""
+    """One click with the expected values of its row. `event_hash` is a UUID as text, and each flag is 0 or 1."""
 
     event_hash: str
     node_id: int
@@ -77,7 +77,7 @@ class Entry(msgspec.Struct, omit_defaults=True):
 
 
 class ManifestError(ValueError):
-    """The file is not a manifest, or it ends in the middle of a line. The text names the line."""
+    """Raised if the file is not a manifest, or ends in the middle of a line. The message names the line."""
 
 
 class Writer:
@@ -101,7 +101,7 @@ class Writer:
         self._put(entry)
 
     def close(self) -> None:
-        """May be called twice."""
+        """It may be called twice."""
         self._file.close()
 
     def _put(self, line: Header | Entry) -> None:

@@ -176,7 +176,7 @@ class _Builder:
         return element
 
     def icon(self) -> Node:
-        """An SVG icon with long attributes, as on real pages."""
+        """Returns an SVG icon with long attributes, as on real pages."""
         svg = self.element("svg", {"viewBox": "0 0 24 24", "class": "icon", "aria-hidden": "true"}, isSVG=True)
         path = {"d": self.rng.choice(self.icons), "fill": "currentColor"}
         svg["childNodes"].append(self.element("path", path, isSVG=True))
@@ -316,7 +316,7 @@ class _Builder:
         }
 
     def wander(self, node_id: int) -> Node:
-        """Half a second of idle mouse movement."""
+        """Returns half a second of idle mouse movement."""
         rng = self.rng
         x, y = rng.randrange(SIDE_PIXELS, WIDTH), rng.randrange(HEADER_PIXELS, HEIGHT)
         positions = []
@@ -335,7 +335,7 @@ class _Builder:
 
 
 def _replacement(parent_id: int, old: Node, new: Node) -> Node:
-    """The mutation that replaces `old` with `new` in its parent. Added nodes are a flat list."""
+    """Returns the mutation that replaces `old` with `new` in its parent. Added nodes are a flat list."""
     adds: list[Node] = []
 
     def add(node: Node, parent: int) -> None:
@@ -390,7 +390,7 @@ PROPERTIES = tuple(PROPERTIES_TEXT.split())
 
 
 def _stylesheet(rng: random.Random, rules: int) -> str:
-    """The rules of the layout, and `rules` utility rules, as on large sites."""
+    """Returns the rules of the layout, and `rules` utility rules, as on large sites."""
     text = [LAYOUT]
     for number in range(rules):
         name = f".{rng.choice(WORDS)}-{rng.choice(('sm', 'md', 'lg', 'xl'))}-{number}"

@@ -47,7 +47,10 @@ def use_phone(rng: random.Random, segment: Segment, replay_id: str, video_bytes:
 
 
 def mp4(rng: random.Random, size: int) -> bytes:
-    """A file with the boxes of a real recording around `size` incompressible bytes. No decoder can play it."""
+    """Returns a file with the boxes of a real recording around `size` incompressible bytes.
+
+    No decoder can play the file.
+    """
     header = bytes(12) + (1000).to_bytes(4, "big") + SEGMENT_MS.to_bytes(4, "big") + bytes(80)
     return (
         _box(b"ftyp", b"isom\x00\x00\x02\x00isomiso2avc1mp41")

@@ -1,4 +1,4 @@
-"""The load generator: produces realistic messages, generated from a seed, to Kafka, and writes a manifest.
+"""The load generator: generates realistic messages from a seed, produces them to Kafka, and writes a manifest.
 
     produced = produce(settings, PROFILES["demo"], count=5000, seed=1, manifest_path=path)
 
@@ -48,7 +48,7 @@ Progress = Callable[[int, int, int], None]
 
 
 class LoadError(RuntimeError):
-    """The broker did not accept the load. The text quotes its response."""
+    """Raised if the broker did not accept the load. The message quotes the broker's response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,10 @@ class Profile:
 
 
 PROFILES = {
-    # Like production: a mean of about 166 kB of JSON per segment, 20 kB compressed.
+    # This profile is like production: a mean of about 166 kB of JSON per segment, 20 kB compressed.
     "demo": Profile("demo"),
-    # For tests: the same events on small pages, about 4 kB compressed, with frequent rare events.
+    # This profile is for tests: the same events on small pages, about 4 kB compressed, with rare events made
+    # frequent.
     "small": Profile(
         "small",
         mix=Mix(
@@ -104,7 +105,7 @@ PROFILES = {
         late=0.1,
         malformed=0.04,
     ),
-    # For benchmarks: no malformed messages, no duplicates.
+    # This profile is for benchmarks: it has no malformed messages and no duplicates.
     "clean": Profile(
         "clean",
         mix=Mix(broken_body=0, odd_event=0, trailing_bytes=0, replay_event_missing=0, replay_event_broken=0),
@@ -115,14 +116,16 @@ PROFILES = {
 
 
 def default_start() -> int:
-    """Unix seconds of the last midnight UTC, which is constant for a day and recent enough for every retention."""
+    """Returns the last midnight UTC in Unix seconds, which is constant for a day and recent enough for every
+    retention.
+    """
     return int(time.time()) // 86_400 * 86_400
 
 
 def stream(profile: Profile, count: int, seed: int, started_at: int) -> Iterator[Message]:
     """Generates `count` distinct segments, with duplicates and malformed messages between them.
 
-    No session begins after `started_at`, Unix seconds.
+    No session begins after `started_at`, in Unix seconds.
     """
     rng = random.Random(f"stream:{seed}")
     held: list[tuple[int, int, Message]] = []
@@ -173,7 +176,7 @@ def _segments(profile: Profile, count: int, seed: int, started_at: int) -> Itera
 
 @dataclass(slots=True)
 class Produced:
-    """Totals of produced messages. Bytes are of message values."""
+    """The totals of the produced messages. Numbers of bytes refer to message values."""
 
     messages: int = 0
     segments: int = 0
@@ -320,7 +323,7 @@ def values(profile: Profile, count: int, seed: int = 1, started_at: int | None =
 
 
 def summary(produced: Produced) -> dict[str, Any]:
-    """The totals as JSON values."""
+    """Returns the totals as JSON values."""
     seconds = max(produced.seconds, 1e-9)
     return {
         "messages": produced.messages,

@@ -74,7 +74,7 @@ class Relay:
     def message(
         self, segment: Segment, entry: Entry, body: bytes, *, video: bytes | None, urls: list[str]
     ) -> Message:
-        """The message for the topic. Adds values that are only in the envelope to `entry`."""
+        """Returns the message for the topic. Values that are only in the envelope are added to `entry`."""
         identity = self.identity
         document, flaw = self._replay_event(segment, urls)
         received = segment.start_ms // 1000 + SEGMENT_MS // 1000 + 1
@@ -132,7 +132,7 @@ class Relay:
         return base
 
     def _replay_event(self, segment: Segment, urls: list[str]) -> tuple[bytes | None, str]:
-        """The replay event of this segment, and its deliberate flaw."""
+        """Returns the replay event of this segment, and its deliberate flaw."""
         rng, mix = self.rng, self.mix
         chance = rng.random()
         if chance < mix.replay_event_missing:

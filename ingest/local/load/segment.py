@@ -1,4 +1,4 @@
-"""A segment under construction, with its events and notes on them for the manifest."""
+"""A segment under construction, with its events and the notes on them for the manifest."""
 
 from __future__ import annotations
 
@@ -76,7 +76,10 @@ class Segment:
         self.events.sort(key=_time)
 
     def body(self) -> list[Piece]:
-        """The JSON array in time order. Fresh bytes between two parts are joined."""
+        """Returns the JSON array of the events in time order.
+
+        Consecutive bytes that belong to no part are joined.
+        """
         pieces: list[Piece] = []
         fresh = [b"["]
         for number, (_, event, _note) in enumerate(self.events):
@@ -94,7 +97,7 @@ class Segment:
 
 
 def event_hash(replay_id: str, seconds: int, node: int | str) -> str:
-    """The identity of a click or tap: the MD5 of replay, whole second and node (or view) as a UUID."""
+    """Returns the identity of a click or tap: the MD5 of replay, whole second and node (or view), as a UUID."""
     return str(UUID(hashlib.md5(f"{replay_id}{seconds}{node}".encode()).hexdigest()))
 
 

@@ -23,10 +23,12 @@ PORT_TAKEN = ("in use", "AddrInUse", "EADDRINUSE")
 
 
 class Server(ABC):
-    """One local server. Its data is below `directory`. A restart keeps the port.
+    """One local server.
 
-    `start` returns once it is ready. Raises LocalError with the tail of its log if it exits or does not become
-    ready.
+    The data of the server is below `directory`. The server keeps its port when it is restarted.
+
+    `start` returns once it is ready. Raises LocalError with the tail of the log if the server exits or does not
+    become ready.
     """
 
     name: ClassVar[str]
@@ -42,24 +44,27 @@ class Server(ABC):
 
     @abstractmethod
     def command(self) -> list[str]:
-        """The program and its arguments, for `self.port`."""
+        """Returns the program and its arguments, for `self.port`."""
 
     def environment(self) -> Mapping[str, str]:
-        """Environment variables of the program, in addition to the inherited ones."""
+        """Returns environment variables of the program, in addition to the inherited ones."""
         return {}
 
     @abstractmethod
     def is_ready(self) -> bool:
-        """Whether the server responds in its protocol. Returns quickly, with False for any failure."""
+        """Returns whether the server responds in its protocol.
+
+        The method returns quickly, and returns False for any failure.
+        """
 
     @property
     @abstractmethod
     def address(self) -> str:
-        """Address for clients, in the form that their library accepts."""
+        """The address for clients, in the form that their library accepts."""
 
     @property
     def child(self) -> Child:
-        """The server's process. Call only after start()."""
+        """The process of the server, which exists only after start()."""
         assert self._child is not None, self.name
         return self._child
 
@@ -119,7 +124,7 @@ class Server(ABC):
         self.start()
 
     def pause(self) -> None:
-        """Sends SIGSTOP. Connections stay open but get no response."""
+        """Suspends the server with SIGSTOP: connections stay open but get no response."""
         self.child.pause()
 
     def resume(self) -> None:
@@ -128,7 +133,7 @@ class Server(ABC):
 
 
 class HttpServer(ThreadingHTTPServer):
-    """The HTTP server of the emulators, with one thread per connection. Disconnects are not logged."""
+    """The HTTP server that the emulators use, with one thread per connection. Disconnects are not logged."""
 
     daemon_threads = True
     request_queue_size = 256
@@ -142,7 +147,7 @@ class ProgramsOnly(BaseHTTPRequestHandler):
     """A handler that refuses browsers, because a page of any web site can send requests to local ports."""
 
     def parse_request(self) -> bool:
-        """Returns False for a refused request, after sending the error."""
+        """Checks the origin of a request. Returns False for a refused request, after sending the error."""
         if not super().parse_request():
             return False
         if is_from_a_page(self.headers):
@@ -153,13 +158,15 @@ class ProgramsOnly(BaseHTTPRequestHandler):
 
 
 def is_from_a_page(headers: Message) -> bool:
-    """Whether the request is from a browser, or from a client that uses another host name for this machine."""
+    """Returns whether the request is from a browser, or from a client that uses another host name for this
+    machine.
+    """
     name = headers.get("Host", HOST).rpartition(":")[0] or headers.get("Host", HOST)
     return name.lower() not in LOOPBACK_NAMES or any(field in headers for field in BROWSER_FIELDS)
 
 
 def answers_http(url: str) -> bool:
-    """Whether a GET of this loopback URL succeeds."""
+    """Returns whether a GET of this loopback URL succeeds."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=2) as response:

@@ -1,4 +1,4 @@
-"""ClickHouse: the real engine, chDB, behind the part of the HTTP interface that clients use.
+"""ClickHouse: the real engine, as the library chDB, behind the part of the HTTP interface that clients use.
 
 chDB is ClickHouse as a library, with real MergeTree tables, SQL and error codes. Only one process may open a data
 directory, so `python -m ingest.local.servers.clickhouse` opens it and serves HTTP to the others. An unmodified
@@ -84,7 +84,7 @@ class ClickHouse(Server):
         self.password = password
 
     def command(self) -> list[str]:
-        """Command line. It uses this interpreter, because chDB is a Python extension."""
+        """Returns the command line, which uses this interpreter, because chDB is a Python extension."""
         place = ["--data", str(self.directory / "data"), "--port", str(self.port), "--user", self.user]
         return [sys.executable, "-m", "ingest.local.servers.clickhouse", *place]
 
@@ -93,17 +93,17 @@ class ClickHouse(Server):
         return {PASSWORD_VARIABLE: self.password}
 
     def is_ready(self) -> bool:
-        """Whether the server responds to /ping, which it does once the engine is open."""
+        """Returns whether the server responds to /ping, which it does once the engine is open."""
         return answers_http(f"{self.address}/ping")
 
     @property
     def address(self) -> str:
-        """URL of the HTTP interface."""
+        """The URL of the HTTP interface."""
         return f"http://{HOST}:{self.port}"
 
 
 class QueryError(Exception):
-    """An error of ClickHouse: its code and text."""
+    """An error of ClickHouse, with its code and text."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
@@ -122,7 +122,7 @@ class QueryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One parsed query. `data`: the data of an INSERT."""
+    """One parsed query. `data` is the data of an INSERT."""
 
     sql: str
     data: bytes
@@ -133,13 +133,13 @@ class Request:
 
     @property
     def is_insert(self) -> bool:
-        """Whether it writes rows."""
+        """True if the query writes rows."""
         return _INSERT.match(self.sql) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The bytes of the result, in `format`, and the values of the summary header."""
+    """The result of a query: its bytes in `format`, and the values of the summary header."""
 
     body: bytes
     format: str
@@ -172,7 +172,7 @@ def request_of(query: Mapping[str, str], body: bytes, header_format: str | None)
 
 
 def quoted(text: str) -> str:
-    """A string literal of ClickHouse."""
+    """Returns the text as a ClickHouse string literal."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
@@ -184,12 +184,13 @@ class Engine:
         chdb: Any = importlib.import_module("chdb")
         directory.mkdir(parents=True, exist_ok=True)
         self._chdb, self._directory = chdb, str(directory)
-        # Keeps the engine open while no request runs.
+        # This connection keeps the engine open while no request runs.
         self._anchor = self._connect()
         self._slots = threading.BoundedSemaphore(QUERIES_AT_ONCE)
         self.timezone = self._scalar("SELECT timezone()")
         self.version = self._scalar("SELECT version()")
-        # Data of INSERTs in progress. Files left by a killed server are useless.
+        # This directory contains the data of INSERTs in progress. Files that a killed server has left there are
+        # useless.
         self._spool = directory.parent / "spool"
         shutil.rmtree(self._spool, ignore_errors=True)
         self._spool.mkdir(parents=True)
@@ -275,7 +276,7 @@ def decompressed(data: bytes, encoding: str) -> bytes:
 
 
 def too_large(size: int) -> QueryError:
-    """The error for a request that exceeds the limit."""
+    """Returns the error for a request that exceeds the limit."""
     text = f"Code: {CODE_TOO_LARGE}. DB::Exception: request of {size} bytes, limit {REQUEST_BYTES_MAX}"
     error = QueryError(CODE_TOO_LARGE, f"{text} (TOO_MANY_BYTES)")
     error.status = 413
@@ -283,7 +284,7 @@ def too_large(size: int) -> QueryError:
 
 
 class Handler(ProgramsOnly):
-    """Serves one connection of a client."""
+    """Handles one connection of a client."""
 
     protocol_version = "HTTP/1.1"
     timeout = REQUEST_SECONDS_MAX
@@ -356,7 +357,7 @@ class Handler(ProgramsOnly):
             raise QueryError(CODE_AUTHENTICATION, text)
 
     def _body(self) -> bytes:
-        """Reads the whole body, by length or in chunks. If it exceeds the limit, closes the connection."""
+        """Reads the whole body, by length or in chunks. If the body exceeds the limit, closes the connection."""
         if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
             return b"".join(self._chunks())
         size = int(self.headers.get("Content-Length") or 0)
@@ -406,7 +407,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--user", default="default")
     arguments = parser.parse_args()
-    # Binds first, to exit before the engine opens the data if the port is taken.
+    # The port is bound first, so that the program exits before the engine opens the data if the port is taken.
     server = HttpServer((HOST, arguments.port), Handler)
     # The engine creates a temporary directory when it opens, and the system's directory is not writable.
     temporary = arguments.data.parent / "temporary"

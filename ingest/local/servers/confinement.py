@@ -6,8 +6,8 @@ directory, and may read only that directory, the interpreter, its packages and t
 
     python -I -S confinement.py DIRECTORY PROGRAM [ARGUMENT]...
 
-runs a confined program; `confine` confines this process. Needs Landlock version 3 (Linux 6.2) or newer; on other
-systems, processes are not confined. Uses only the standard library.
+runs a confined program; `confine` confines this process. Landlock version 3 (Linux 6.2) or newer is required; on
+other systems, processes are not confined. This module uses only the standard library.
 https://docs.kernel.org/userspace-api/landlock.html
 """
 
@@ -40,7 +40,7 @@ PACKAGES = Path(__file__).resolve().parents[3]
 
 
 def is_supported() -> bool:
-    """Whether this kernel can confine a process."""
+    """Returns whether this kernel can confine a process."""
     if not sys.platform.startswith("linux"):
         return False
     return _call(ctypes.CDLL(None), CREATE_RULESET, None, 0, RULESET_VERSION) >= VERSION_MIN
@@ -49,7 +49,7 @@ def is_supported() -> bool:
 def confine(directory: Path, *readable: Path) -> bool:
     """Permanently confines this thread and its children to `directory`. Returns False if this is not supported.
 
-    `readable`: paths that may be read besides the interpreter, its packages and the system.
+    `readable` lists paths that may be read besides those of the interpreter, its packages and the system.
 
     Must be called before another thread starts. Raises OSError if the kernel refuses.
     """
@@ -71,13 +71,14 @@ def confine(directory: Path, *readable: Path) -> bool:
 
 
 def confined(directory: Path, command: list[str]) -> list[str]:
-    """A command that runs `command` confined, under the same process id."""
+    """Returns a command that runs `command` confined, under the same process id."""
     return [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(directory), *command]
 
 
 def _readable() -> Iterable[str]:
-    """Paths of the Python interpreter and its packages. Excludes the current directory, which may be the home
-    directory.
+    """Returns the paths of the Python interpreter and its packages.
+
+    The current directory, which may be the home directory, is excluded.
     """
     user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
     places = {*SYSTEM, *user, sys.prefix, sys.base_prefix, str(PACKAGES)}

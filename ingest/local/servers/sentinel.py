@@ -73,11 +73,11 @@ class Sentinel(Server):
         return "\n".join(lines) + "\n"
 
     def ask(self, *words: str) -> Any:
-        """The response to one command. Raises OSError, or LocalError for an error."""
+        """Sends one command and returns the response. Raises OSError, or LocalError for an error."""
         return ask(self.port, words, self._sentinel_password)
 
     def is_ready(self) -> bool:
-        """Whether the Sentinel has found the primary."""
+        """Returns whether the Sentinel has found the primary."""
         try:
             return bool(self.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER))
         except (OSError, LocalError):
@@ -85,12 +85,12 @@ class Sentinel(Server):
 
     @property
     def address(self) -> str:
-        """The Sentinel's part of a sentinel:// URL, without a password."""
+        """The part of a sentinel:// URL for this Sentinel, without a password."""
         return f"sentinel://{HOST}:{self.port}"
 
 
 class RedisGroup(Server):
-    """All five processes as one server; `kill`, `pause` and `child` apply to the current primary."""
+    """All five processes as one server, whose `kill`, `pause` and `child` apply to the current primary."""
 
     name: ClassVar[str] = "redis"
 
@@ -118,7 +118,7 @@ class RedisGroup(Server):
         ]
 
     def start(self) -> None:
-        """Starts all processes that are not running. Returns once a failover is possible."""
+        """Starts all processes that are not running. The method returns once a failover is possible."""
         for server in self.servers:
             if not self._runs(server):
                 server.start()
@@ -142,7 +142,7 @@ class RedisGroup(Server):
         wait_until(self.settled, READY_SECONDS_MAX, "the Sentinels to agree")
 
     def settled(self) -> bool:
-        """Whether a failover can currently succeed."""
+        """Returns whether a failover can currently succeed."""
         try:
             seen = {tuple(s.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)) for s in self.sentinels}
             return len(seen) == 1 and all(self._sees_all(sentinel) for sentinel in self.sentinels)
@@ -161,7 +161,7 @@ class RedisGroup(Server):
 
     @property
     def primary(self) -> Redis:
-        """The primary reported by the Sentinels. Raises LocalError if no Sentinel reports one."""
+        """The primary that the Sentinels report. Raises LocalError if no Sentinel reports one."""
         for sentinel in self.sentinels:
             with contextlib.suppress(OSError, LocalError, TypeError):
                 _, port = sentinel.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)
@@ -169,7 +169,10 @@ class RedisGroup(Server):
         raise LocalError("no Sentinel names a primary")
 
     def failover(self) -> None:
-        """Runs a planned failover and waits until it is done. The old primary keeps running, read-only."""
+        """Runs a planned failover and waits until it is done.
+
+        The old primary keeps running as a read-only replica.
+        """
         old = self.primary
         self.wait_settled()
         wait_until(self._failover_begins, READY_SECONDS_MAX, "a Sentinel to begin a failover")
@@ -184,8 +187,9 @@ class RedisGroup(Server):
         return True
 
     def kill_primary(self) -> None:
-        """Sends SIGKILL to the primary, which the Sentinels detect after 1 s. Returns when there is a new primary
-        and the old one has restarted.
+        """Sends SIGKILL to the primary, which the Sentinels detect after 1 s.
+
+        The method returns when there is a new primary and the old one has restarted.
         """
         old = self.primary
         self.wait_settled()
@@ -200,11 +204,11 @@ class RedisGroup(Server):
         return self.primary.child
 
     def command(self) -> list[str]:
-        """Command line of the primary."""
+        """Returns the command line of the primary."""
         return self.primary.command()
 
     def is_ready(self) -> bool:
-        """Whether the primary responds."""
+        """Returns whether the primary responds."""
         return self.primary.is_ready()
 
     @property

@@ -2,8 +2,8 @@
 
 `StatsdServer` listens inside this process. `python -m ingest.local.servers.statsd` runs one as a separate process
 that can be queried over HTTP: `GET /metrics` (one object per metric and set of tags), `GET /packets?since=N` (raw
-lines), `POST /reset`. `Statsd` starts that process and queries it. It keeps sums indefinitely, and a bounded
-number of raw lines.
+lines), `POST /reset`. `Statsd` starts that process and queries it. The listener keeps sums indefinitely, and a
+bounded number of raw lines.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tasks.units import MiB
 PACKETS_KEPT_MAX = 100_000
 SERIES_MAX = 100_000
 VALUES_KEPT_MAX = 10_000
-# The kernel buffers bursts that arrive faster than Python reads. It may grant a smaller buffer.
+# The kernel buffers bursts that arrive faster than Python reads. The kernel may grant a smaller buffer.
 RECEIVE_BUFFER_BYTES = 8 * MiB
 DATAGRAM_BYTES_MAX = 65535
 KINDS = frozenset({"c", "g", "ms", "h", "s", "d"})
@@ -38,7 +38,7 @@ KINDS = frozenset({"c", "g", "ms", "h", "s", "d"})
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One line: `name:value|kind|@rate|#tag,tag`. A line may hold several values, separated by colons."""
+    """One line: `name:value|kind|@rate|#tag,tag`. A line may contain several values, separated by colons."""
 
     name: str
     kind: str
@@ -72,7 +72,10 @@ class Series:
             self.values.append(value)
 
     def view(self) -> dict[str, Any]:
-        """The series as JSON values. `values` has the first VALUES_KEPT_MAX values, in order of arrival."""
+        """Returns the series as JSON values.
+
+        `values` has the first VALUES_KEPT_MAX values, in order of arrival.
+        """
         return {
             "name": self.name,
             "kind": self.kind,
@@ -87,7 +90,10 @@ class Series:
 
 
 def parse_line(line: str) -> Sample | None:
-    """Parses a sample. Returns None for other lines: events (`_e{`), service checks (`_sc|`), invalid lines."""
+    """Parses a sample.
+
+    Returns None for all other lines: events (`_e{`), service checks (`_sc|`) and invalid lines.
+    """
     name, colon, rest = line.partition(":")
     values, *parts = rest.split("|")
     if not colon or not name or name.startswith(("_e{", "_sc")) or not parts or parts[0] not in KINDS:
@@ -144,13 +150,13 @@ class Recorder:
             series.add(value, sample.rate)
 
     def metrics(self, name: str = "") -> list[dict[str, Any]]:
-        """One entry per series, ordered by name and tags; only those of `name` if given."""
+        """Returns one entry per series, ordered by name and tags; if `name` is given, only its series."""
         with self._lock:
             found = [series.view() for series in self._series.values() if name in ("", series.name)]
         return sorted(found, key=lambda entry: (entry["name"], entry["kind"], entry["tags"]))
 
     def packets(self, since: int = 0) -> tuple[int, list[str]]:
-        """The total number of received lines, and the stored lines after the first `since`."""
+        """Returns the total number of received lines, and the stored lines after the first `since` lines."""
         with self._lock:
             first = self.received - len(self._packets)
             return self.received, list(self._packets)[max(0, since - first) :]
@@ -164,7 +170,7 @@ class Recorder:
 
 
 class StatsdServer:
-    """A listener in this process, used as a context manager. `port` is bound at construction."""
+    """A listener in this process, used as a context manager. `port` is bound when the listener is constructed."""
 
     def __init__(self, port: int = 0) -> None:
         self.recorder = Recorder()
@@ -216,23 +222,23 @@ class Statsd(Server):
         self.http_port = 0
 
     def command(self) -> list[str]:
-        """Command line, with the UDP port and the HTTP port."""
+        """Returns the command line, with the UDP port and the HTTP port."""
         self.http_port = self.http_port or free_port()
         ports = ["--port", str(self.port), "--http-port", str(self.http_port)]
         return [sys.executable, "-m", "ingest.local.servers.statsd", *ports]
 
     def is_ready(self) -> bool:
-        """Whether the listener responds over HTTP, which starts after the UDP socket is bound."""
+        """Returns whether the listener responds over HTTP, which starts after the UDP socket is bound."""
         return answers_http(f"{self.query_url}/health")
 
     @property
     def address(self) -> str:
-        """host:port of the UDP socket."""
+        """The `host:port` of the UDP socket."""
         return f"{HOST}:{self.port}"
 
     @property
     def query_url(self) -> str:
-        """Base URL of queries."""
+        """The base URL of queries."""
         return f"http://{HOST}:{self.http_port}"
 
     def metrics(self, name: str = "") -> list[dict[str, Any]]:
@@ -240,7 +246,7 @@ class Statsd(Server):
         return query_metrics(self.query_url, name)
 
     def packets(self, since: int = 0) -> list[str]:
-        """The stored raw lines after the first `since` lines."""
+        """Returns the stored raw lines after the first `since` lines."""
         lines: list[str] = _ask(f"{self.query_url}/packets?since={since}")["packets"]
         return lines
 

@@ -64,7 +64,7 @@ def make_certificates(directory: Path) -> Certificates:
 class TlsProxy:
     """Listens with TLS on its own port and forwards all bytes to `target_port` in plain text.
 
-    Used as a context manager, which sets `port`. Connections that do not begin with a handshake are closed.
+    It is a context manager, which sets `port`. Connections that do not begin with a handshake are closed.
     """
 
     def __init__(self, target_port: int, certificates: Certificates) -> None:
@@ -117,7 +117,7 @@ class TlsProxy:
 
 
 async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    """Copies until either side ends, then closes the sink."""
+    """Copies bytes until either side ends, and then closes the sink."""
     with contextlib.suppress(OSError):
         while data := await source.read(COPY_BYTES):
             sink.write(data)

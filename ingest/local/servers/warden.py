@@ -1,4 +1,6 @@
-"""Kills processes left behind by a parent. Runs as a script, by path, with only the standard library.
+"""Kills processes left behind by a parent.
+
+The module runs as a script, by path, and uses only the standard library.
 
 One warden serves one parent. It reads commands from its standard input, one per line:
 
@@ -51,7 +53,7 @@ def clean_up(groups: set[int], directories: set[str]) -> None:
 
 
 def main() -> None:
-    """Runs until the pipe closes or the parent changes."""
+    """Reads commands until the pipe closes or the id of the parent changes."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     parent = int(sys.argv[1])
@@ -62,7 +64,8 @@ def main() -> None:
         orphaned = os.getppid() != parent
         readable, _, _ = select.select([0], [], [], 0 if orphaned else PARENT_CHECK_SECONDS)
         if not readable:
-            # Checked after reading, because a parent that died early may have left commands in the pipe.
+            # The parent id is checked after reading, because a parent that died early may have left commands in
+            # the pipe.
             if orphaned:
                 break
             continue

@@ -1,8 +1,8 @@
-"""The whole system in one deterministic process: the real pipeline and loop; everything else is simulated.
+"""The whole system in one deterministic process, with the real pipeline and loop. Everything else is simulated.
 
     World(Shape.draw(seed)).run()
 
-One seed determines the whole world: number of partitions and readers, limits, faults and their times.
+One seed determines the whole world: the number of partitions and readers, the limits, the faults and their times.
 `python -m ingest.testing.simulation --seeds 1000` tries many seeds and prints the shortest history of one that
 fails.
 

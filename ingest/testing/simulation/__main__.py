@@ -29,12 +29,12 @@ START_MAX = 1_000_000_000
 
 
 def random_start() -> int:
-    """A random first seed."""
+    """Returns a random first seed."""
     return secrets.randbelow(START_MAX)
 
 
 def wanted_marks() -> list[str]:
-    """Marks of every situation and every kind of fault."""
+    """Returns the marks of every situation and every kind of fault."""
     return [*MARKS, *(f"fault:{fault.value}" for fault in Fault)]
 
 

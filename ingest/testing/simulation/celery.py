@@ -24,7 +24,7 @@ RETRIES_MAX = 2
 
 
 class Death(Enum):
-    """When a worker is killed."""
+    """The moments at which a worker is killed."""
 
     BEFORE_WRITE = auto()
     AFTER_WRITE = auto()
@@ -39,8 +39,10 @@ Written = Callable[[str, tuple[Item, ...], str, str], None]
 
 @dataclass(slots=True)
 class Chord:
-    """One dispatch of one stage. Its counter is lost if Redis restarts empty, which begins the next
-    `generation`."""
+    """A chord: one dispatch of one stage.
+
+    The counter of a chord is lost if Redis restarts empty, which begins the next `generation`.
+    """
 
     batch_id: str
     epoch: int
@@ -56,7 +58,7 @@ class Chord:
 
 @dataclass(slots=True)
 class Fleet:
-    """The flush fleet. Its capacity is unlimited. Tasks can be lost, repeated and delayed."""
+    """The flush fleet, with unlimited capacity. Tasks can be lost, repeated and delayed."""
 
     timeline: Timeline
     dice: Dice
@@ -128,7 +130,7 @@ class Fleet:
             self._returned(chord, name, error)
 
     def _returned(self, chord: Chord, name: str, error: str) -> None:
-        """Counts one task. The last one starts the body or the errback."""
+        """Counts one task of a chord. The last one starts the body or the errback of the chord."""
         if self.redis.unavailable or chord.generation != self.redis.generation or name in chord.returned:
             return
         chord.returned.add(name)
@@ -156,7 +158,7 @@ class Fleet:
             self._add_completion(chord, on.FlushSucceeded(chord.batch_id, chord.epoch, chord.stage))
 
     def _add_completion(self, chord: Chord, event: on.Event) -> None:
-        """Adds an entry to the reader's stream, which is in Redis."""
+        """Adds an entry to the reader's stream in Redis."""
         if self.dice.strikes(Fault.COMPLETION_LOST):
             return
         seconds = self.dice.between(0.01, 0.1)

@@ -24,21 +24,21 @@ from ingest.testing.simulation.story import Story, Violation
 
 MESSAGE_BYTES_MAX = LETTER_BYTES + 50
 CUTS_PER_MESSAGE_MAX = 3
-# The lease, plus the longest time for a renewal in flight and for one step between two checks.
+# The length of the lease, plus the longest time for a renewal in flight and for one step between two checks.
 UNTRUE_SECONDS_MAX = PARKED_LEASE_SECONDS + 1.0
-# The members' own limit, plus their loop steps and the longest time for which all of them may be frozen.
+# The members' own time limit, plus their loop steps and the longest time for which all of them may be frozen.
 UNOWNED_SECONDS_LIMIT = UNOWNED_SECONDS_MAX + 3 * TURN_SECONDS + 12.0
 
 
 @lru_cache(maxsize=1024)
 def _ends(offset: int, record: str) -> tuple[int, ...]:
-    """Ends of the batches in the record of a commit."""
+    """Returns the ends of the batches in the record of a commit."""
     return cut_record.decode(offset, record).stops
 
 
 @lru_cache(maxsize=1024)
 def _topic_of(offset: int, record: str) -> str:
-    """Topic id in the record of a commit; empty if there is none."""
+    """Returns the topic id in the record of a commit, empty if there is none."""
     return cut_record.decode(offset, record).topic_id
 
 
@@ -55,7 +55,7 @@ class Durability:
         self._committed: set[int] = set()
 
     def missing(self, log: Log, offset: int) -> list[str]:
-        """The sinks in which this message is not durable."""
+        """Returns the sinks in which this message is not durable."""
         record = log.records[offset]
         at = (log.source.partition, offset, log.generation)
         if at in self._sinks.dead_letters or at in self._broker.shed:
@@ -66,7 +66,9 @@ class Durability:
         return [sink for sink in wanted if f"{sink}/{record.identity}" not in self._sinks.stored[sink]]
 
     def excused(self, log: Log, offset: int) -> bool:
-        """True if the message expired with an announcement, or precedes the start chosen by the reset policy."""
+        """Returns whether the message expired with an announcement, or precedes the start chosen by the reset
+        policy.
+        """
         if offset < self._skipped.get(log.source.partition, 0):
             return True
         spans = self.announced.get(log.source.partition, ())
@@ -94,12 +96,16 @@ class Durability:
         self._committed.clear()
 
     def _added(self, partition: int) -> bool:
-        """True if the group started before the topic had this partition, according to its stored commits."""
+        """Returns whether, according to its stored commits, the group started before the topic had this
+        partition.
+        """
         began_with = [cut_record.decode(*found).partitions for found in self._group_commits()]
         return bool(began_with) and partition >= min(began_with)
 
     def _follows_another_topic(self) -> bool:
-        """True if a stored commit names a deleted topic, so that the current topic is new to the whole group."""
+        """Returns whether a stored commit names a deleted topic, so that the current topic is new to the whole
+        group.
+        """
         return any(_topic_of(*found) not in ("", self._broker.topic_id) for found in self._group_commits())
 
     def _group_commits(self) -> list[tuple[int, str]]:
@@ -122,8 +128,10 @@ class Durability:
             self._skipped[partition] = max(offset, self._skipped.get(partition, 0))
 
     def committed(self, partition: int, offset: int, topic_id: str) -> None:
-        """Checks an offset that the broker stored. `topic_id`: the topic that its reader was assigned. Raises
-        Violation."""
+        """Checks an offset that the broker stored.
+
+        `topic_id` is the id of the topic that the committing reader was assigned. Raises Violation.
+        """
         if topic_id != self._broker.topic_id:
             return  # the offset is of another topic; see `resumed`
         log = self._broker.logs[partition]
@@ -146,7 +154,7 @@ class Durability:
             raise Violation("eventually_durable", loss)
 
     def loss(self) -> str | None:
-        """A message that is not durable although its loss was not announced; None if there is none."""
+        """Returns a message that is not durable although its loss was not announced, or None."""
         for log in self._broker.logs:
             for at in log.offsets:
                 if self.missing(log, at) and not self.excused(log, at):
@@ -154,7 +162,7 @@ class Durability:
         return None
 
     def lag(self) -> int:
-        """Number of uncommitted offsets, including those without a message at the end of a log."""
+        """Returns the number of uncommitted offsets, including those without a message at the end of a log."""
         group = self._broker.group
         behind = 0
         for log in self._broker.logs:
@@ -219,7 +227,7 @@ class CommitsRise:
         self._known: dict[tuple[str, TopicPartition], int] = {}
 
     def resumed(self, reader: Reader, event: on.OffsetOutOfRange) -> None:
-        """Records that the core handled a new position. It must not use an earlier epoch afterwards."""
+        """Records that the core handled a new position. The core must not use an earlier epoch afterwards."""
         self._known[reader.name, event.source] = event.epoch
 
     def check(self, reader: Reader, command: do.Commit, now: float) -> None:
@@ -270,17 +278,17 @@ class Bounded:
         self._recut = 0
 
     def recut(self) -> None:
-        """Records that a range was replaced by two."""
+        """Records that a range was replaced by two ranges."""
         self._recut += 1
 
     def check(self, reader: Reader) -> None:
-        """Checks a reader after a decision. Raises Violation."""
+        """Checks the limits of a reader after a decision. Raises Violation."""
         limits, pipeline = reader.pipeline.limits, reader.pipeline
         flights = pipeline.in_flight
         flushing = [flight.phase for flight in flights].count(Phase.FLUSHING)
         if flushing > limits.in_flight_batches_max:
             raise Violation("bounded", f"{reader.name} has {flushing} running chords")
-        # Batches cut by age, by one message and by splits.
+        # Batches that are cut by age, by a single message, or by splits may exceed the limit.
         slack = self._shape.partitions + CUTS_PER_MESSAGE_MAX + self._recut
         if len(flights) > limits.in_flight_batches_max + slack:
             raise Violation("bounded", f"{reader.name} holds {len(flights)} batches")
@@ -295,8 +303,10 @@ class Bounded:
             raise Violation("bounded", f"{reader.name} holds {held_bytes} bytes, more than {bytes_max}")
 
     def check_commit(self, reader: Reader, command: do.Commit) -> None:
-        """Checks the number of pending ranges in a record. Ends above the position are a predecessor's, and have
-        not been reached yet. Raises Violation."""
+        """Checks the number of pending ranges in a record.
+
+        Ends above the position were recorded by a predecessor and have not been reached yet. Raises Violation.
+        """
         if command.source not in reader.pipeline.sources:
             return  # the partition was released by the same decision
         position, _ = reader.pipeline.position(command.source)
@@ -326,12 +336,15 @@ class RecordedFirst:
         ends.update(_ends(event.offset, event.record))
 
     def refused(self, reader: Reader, event: on.CommitFailed) -> None:
-        """Records that the broker refuses long records. Ends that do not fit need not be stored."""
+        """Records that the broker refuses long records.
+
+        Ends that do not fit into a short record need not be stored.
+        """
         if event.record_too_long:
             self._short.add(reader.name)
 
     def check(self, reader: Reader, command: do.Dispatch, now: float) -> None:
-        """A reader starts a chord. Raises Violation."""
+        """Checks a chord before a reader starts it. Raises Violation."""
         batch = command.batch
         ends = self._stored.get((reader.name, batch.source), set())
         waited = (
@@ -405,7 +418,8 @@ class SameCut:
         self._story.mark("recut")
 
     def _gone(self, reader: Reader, source: TopicPartition, end: int, now: float) -> bool:
-        """True if the last message of the range that ends here cannot be fetched, permanently or for long enough.
+        """Returns whether the last message of the range that ends here cannot be fetched, permanently or for
+        long enough.
 
         Messages of a deleted topic cannot be fetched.
         """
@@ -457,9 +471,9 @@ class ParkedIsTrue:
         self._since: dict[tuple[str, str, int], float] = {}
 
     def check(self, parked: Mapping[str, tuple[Any, Any]], now: float) -> None:
-        """Checks the batches that are shown. `parked`: reader and batch by batch id. Raises Violation.
+        """Checks the batches that are shown. `parked` maps the batch id to reader and batch. Raises Violation.
 
-        A batch of a later assignment may have the same id; its entry replaces the earlier one.
+        A batch of a later assignment may have the same id, and its entry replaces the earlier one.
         """
         shown = {
             (batch_id, reader.name, batch.epoch): (reader, batch) for batch_id, (reader, batch) in parked.items()
@@ -480,7 +494,7 @@ def _holds(reader: Reader, batch: Batch) -> bool:
 
 
 class Checkers:
-    """All checkers, as one interface for the world."""
+    """All checkers behind one interface for the world."""
 
     def __init__(self, shape: Shape, broker: Broker, sinks: Sinks, story: Story) -> None:
         self.durability = Durability(broker, sinks, story)
@@ -544,6 +558,6 @@ class Checkers:
                 self._same_cut.check(reader, command, now)
 
     def at_end(self) -> None:
-        """Final checks, long after the last fault."""
+        """Makes the final checks, long after the last fault."""
         self.durability.at_end()
         self._twice.at_end()

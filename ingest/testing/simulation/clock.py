@@ -23,8 +23,10 @@ class Timeline:
         heapq.heappush(self._heap, (self.now + seconds, self._put, call, arguments))
 
     def run_until(self, moment: float) -> None:
-        """Runs all calls that are due up to `moment`. Reentrant, because a waiting process calls it from inside a
-        call."""
+        """Runs all calls that are due up to `moment`.
+
+        The function is reentrant, because a waiting process calls it from inside a scheduled call.
+        """
         heap = self._heap
         while heap and heap[0][0] <= moment:
             when, _, call, arguments = heapq.heappop(heap)

@@ -11,7 +11,7 @@ from ingest.testing.simulation.clock import Timeline
 
 
 class Fault(StrEnum):
-    """Every kind of fault; a seed enables about half of them (swarm testing)."""
+    """All kinds of faults. A seed enables about half of them (swarm testing)."""
 
     COMMIT_REFUSED = "commit_refused"  # the broker refuses one commit
     COMMIT_UNANSWERED = "commit_unanswered"  # the commit is stored, but the response is lost
@@ -123,7 +123,7 @@ class Dice:
         self._latency = Random(f"{seed}/latency")
 
     def strikes(self, fault: Fault) -> bool:
-        """True if this fault occurs at this opportunity. Always False after `calm_at`."""
+        """Returns whether this fault occurs at this opportunity. The result is always False after `calm_at`."""
         if self._timeline.now >= self.calm_at:
             return False
         stream = self._streams.get(fault)
@@ -133,9 +133,9 @@ class Dice:
         return True
 
     def pick(self, fault: Fault, count: int) -> int:
-        """A random index below `count`, for the target of the fault."""
+        """Returns a random index below `count`, which selects the target of the fault."""
         return int(self._streams[fault].random() * count)
 
     def between(self, low: float, high: float) -> float:
-        """A latency, or another harmless random value."""
+        """Returns a latency or another harmless random value."""
         return low + (high - low) * self._latency.random()

@@ -36,7 +36,7 @@ RECORD_TOO_LONG = "OFFSET_METADATA_TOO_LARGE"
 
 
 class Kind(StrEnum):
-    """Result of parsing a message."""
+    """The simulated result of parsing a message."""
 
     SEGMENT = "segment"
     ROWS_ONLY = "rows_only"  # a segment without a blob
@@ -45,14 +45,14 @@ class Kind(StrEnum):
 
 
 class Record(NamedTuple):
-    """A message in the log: its parse result and the identity of its segment."""
+    """A message in the log, with its parse result and the identity of its segment."""
 
     kind: Kind
     identity: str
 
 
 class Log:
-    """One partition. Expired messages stay visible to the checkers but cannot be fetched."""
+    """The log of one partition. Expired messages cannot be fetched, but stay visible to the checkers."""
 
     def __init__(self, partition: int, generation: int = 0) -> None:
         self.generation = generation  # number of earlier topics of this name
@@ -75,13 +75,14 @@ class Log:
         self.high += 1
 
     def first_at(self, offset: int) -> int | None:
-        """Offset of the first message at or after this one; None if there is none."""
+        """Returns the offset of the first message at or after this offset, or None."""
         at = bisect_left(self.offsets, offset)
         return self.offsets[at] if at < len(self.offsets) else None
 
     def end_at(self, now: float) -> int:
-        """Offset at which fetching ends: the high watermark, or an earlier offset while the replica being read
-        lags."""
+        """Returns the offset at which fetching ends: the high watermark, or an earlier offset while the replica
+        being read lags.
+        """
         until, end = self._behind
         return min(end, self.high) if now < until else self.high
 
@@ -90,13 +91,16 @@ class Log:
         self._behind = (until, end)
 
     def between(self, start: int, stop: int) -> Sequence[int]:
-        """Offsets of the messages in [start, stop)."""
+        """Returns the offsets of the messages in [start, stop)."""
         return self.offsets[bisect_left(self.offsets, start) : bisect_left(self.offsets, stop)]
 
 
 @dataclass(slots=True)
 class Member:
-    """The coordinator's state of one member. `owned`: partitions that the member reported when it joined."""
+    """The coordinator's state of one member.
+
+    `owned` contains the partitions that the member reported when it joined.
+    """
 
     instance: str
     beat_at: float
@@ -123,8 +127,10 @@ class Group:
     _view: GroupView | None = None
 
     def enter(self, member_id: str, instance: str) -> None:
-        """Adds a member. A static member replaces the earlier one of the same instance, whose id is then
-        fenced."""
+        """Adds a member.
+
+        A static member replaces the earlier member with the same instance id, which is then fenced.
+        """
         self._view = None
         member = Member(instance, self.timeline.now)
         for former in [name for name, other in self.members.items() if instance and other.instance == instance]:
@@ -176,7 +182,7 @@ class Group:
         self.rebalance()
 
     def join(self, member_id: str, owned: tuple[int, ...]) -> None:
-        """Lets a member join the next generation. `owned`: partitions that it still holds."""
+        """Lets a member join the next generation. `owned` contains the partitions that the member still holds."""
         member = self.members[member_id]
         member.joined, member.owned = True, owned
         self._complete_if_all_joined()
@@ -216,14 +222,17 @@ class Group:
             min(wanted.values(), key=len).append(partition)
 
     def view(self) -> GroupView:
-        """The group as described to an admin client. Returns the same object until the group changes."""
+        """Returns the group as described to an admin client.
+
+        The result is the same object until the group changes.
+        """
         if self._view is None:
             members = {name: frozenset(self.assignment.get(name, ())) for name in self.members}
             self._view = GroupView(self.partitions, members, self.preparing_since is None)
         return self._view
 
     def refusal(self, member_id: str, generation: int, record: str) -> str:
-        """The reason to refuse this commit; empty if it is accepted. Like a real coordinator, checks the
+        """Returns the reason to refuse this commit, empty if it is accepted. Like a real coordinator, checks the
         generation but not the partition."""
         member = self.members.get(member_id)
         if member is None:
@@ -235,15 +244,18 @@ class Group:
         return ""
 
     def store(self, partition: int, offset: int, record: str, topic_id: str) -> None:
-        """Stores a commit. `topic_id`: the topic that the member read. The coordinator ignores it, because it
-        compares only names of topics."""
+        """Stores a commit.
+
+        `topic_id` is the id of the topic that the member read. The coordinator ignores this id, because it
+        compares only names of topics.
+        """
         self.committed[partition] = (offset, record)
         self.stored(partition, offset, record, topic_id)
 
 
 @dataclass(slots=True)
 class Broker:
-    """The logs and the group. `former`: the logs of deleted topics of the same name."""
+    """The logs and the group. `former` contains the logs of deleted topics of the same name."""
 
     logs: list[Log]
     group: Group
@@ -258,7 +270,7 @@ class Broker:
 
     @property
     def topic_id(self) -> str:
-        """Id of the current topic."""
+        """The id of the current topic."""
         return f"t{len(self.former) + 1}"
 
     def recreate(self, logs: list[Log]) -> None:
@@ -267,11 +279,11 @@ class Broker:
         self.logs = logs
 
     def log_of(self, partition: int, generation: int) -> Log:
-        """A log of the current topic, or of a former one."""
+        """Returns a log of the current topic or of a former topic."""
         return (self.former[generation] if generation < len(self.former) else self.logs)[partition]
 
     def all_logs(self) -> list[Log]:
-        """All logs, including those of former topics."""
+        """Returns all logs, including those of former topics."""
         return [log for logs in (*self.former, self.logs) for log in logs]
 
 
@@ -432,7 +444,10 @@ class SimulatedSource:
         self._must_rejoin = True
 
     def close(self) -> None:
-        """Leaves the group. A static member stays, because the coordinator waits for its instance to return."""
+        """Leaves the group.
+
+        A static member stays in the group, because the coordinator waits for its instance to return.
+        """
         if not self._instance:
             self._group.leave(self.member_id)
 
@@ -495,8 +510,10 @@ class SimulatedSource:
             self._rebalancing = False
 
     def _committed(self, partition: int) -> dict[int, Stored]:
-        """Committed offsets as reported by the broker. A doubtful response for this partition is verified by a
-        second request."""
+        """Returns the committed offsets as reported by the broker.
+
+        A doubtful response for this partition is verified by a second request.
+        """
         stored = {number: Stored(*found) for number, found in self._group.committed.items()}
         actual = reported = stored.get(partition, Stored())
         if actual.offset is not None and self._dice.strikes(Fault.OFFSET_READ_NONE):

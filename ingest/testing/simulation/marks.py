@@ -73,7 +73,7 @@ class Marks:
         self._trailing: set[tuple[str, int]] = set()
 
     def observe(self, reader: Reader, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
-        """Called after each decision of a reader."""
+        """Records the marks that are visible after a decision of a reader."""
         if not commands and type(event) is on.Ticked:
             return
         mark = self._story.mark

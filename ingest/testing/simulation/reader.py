@@ -1,7 +1,7 @@
 """One reader process of the simulated world: the real pipeline and runtime loop, with simulated dependencies.
 
-It can be killed between any two commands, frozen as by SIGSTOP, and stopped. A slot of the deployment then starts
-the next process.
+The process can be killed between any two commands, frozen as by SIGSTOP, and stopped. A slot of the deployment
+then starts the process that replaces it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ UNUSUAL_EVERY = 9
 
 
 class Killed(BaseException):
-    """SIGKILL: unwinds the process from any point."""
+    """Simulates SIGKILL by unwinding the process from any point."""
 
 
 class Watcher(Protocol):
@@ -63,8 +63,9 @@ class Watcher(Protocol):
 
 
 class Parser:
-    """Creates segments with tiny rows from the records of the log. `bad`: rejects everything; `sheds`: drops a
-    project.
+    """Creates segments with tiny rows from the records of the log.
+
+    If `bad` is true, everything is rejected; if `sheds` is true, the messages of one project are dropped.
 
     `release` is part of every batch's digest, because another release may write other rows.
     """
@@ -76,12 +77,12 @@ class Parser:
         self._sheds = sheds
 
     def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
-        """Yields one result per message. Some messages are slow, and left to the second line."""
+        """Yields one result per message. Some messages are slow and left to the second line."""
         for message in messages:
             yield Unusual(message) if message.offset % UNUSUAL_EVERY == 0 else self.parsed(message)
 
     def parsed(self, message: Message) -> on.MessageParsed:
-        """The parse result of this message."""
+        """Returns the parse result of this message."""
         return on.MessageParsed(message.source, message.epoch, message.offset, self._outcome(message))
 
     def _outcome(self, message: Message) -> Outcome:
@@ -98,12 +99,15 @@ class Parser:
 
 
 def project_of(offset: int) -> int | None:
-    """The project of a message. Every eleventh message has none."""
+    """Returns the project of a message. Every eleventh message has no project."""
     return offset % PROJECTS if offset % 11 else None
 
 
 def segment(identity: str, offset: int, *, with_blob: bool = True, generation: int = 0) -> Segment:
-    """The smallest segment with items for every sink. Its `received` is the generation of the topic."""
+    """Returns the smallest segment with items for every sink.
+
+    The `received` field of the segment is the generation of the topic.
+    """
     return Segment(
         org_id=1,
         project_id=project_of(offset) or 0,
@@ -121,14 +125,14 @@ def segment(identity: str, offset: int, *, with_blob: bool = True, generation: i
 
 
 def messages_of(batch: Batch) -> list[tuple[int, int, int]]:
-    """(partition, offset, generation of the topic) of the messages in the batch."""
+    """Returns (partition, offset, generation of the topic) for the messages in the batch."""
     partition = batch.source.partition
     taken = [(partition, seen.clickhouse[0].offset, seen.received) for seen in batch.segments]
     return taken + [(partition, reject.offset, reject.first_seen_ms) for reject in batch.rejects]
 
 
 def staged_items(batch: Batch) -> dict[str, tuple[Item, ...]]:
-    """Task name -> items, named as in `tasks.wire`, with one task per sink that has items."""
+    """Maps task names, as in `tasks.wire`, to items, with one task per sink that has items."""
     partition = batch.source.partition
 
     def item(sink: str, identity: str, offset: int) -> Item:
@@ -278,7 +282,7 @@ class Reader:
         return self._timeline.now < self.frozen_until
 
     def step(self) -> None:
-        """Runs one iteration of the loop. May end the process."""
+        """Runs one iteration of the loop. The iteration may end the process."""
         self.busy = True
         try:
             self._runtime.step()
@@ -301,8 +305,10 @@ class Reader:
         self.alive = False
 
     def watch_ownership(self, view: GroupView) -> None:
-        """Checks the group, as another thread does. A view in which all partitions have an owner is checked only
-        once."""
+        """Checks the group, as another thread does.
+
+        A description in which all partitions have an owner is checked only once.
+        """
         if view is self._seen:
             return
         self._seen = None if view.unowned else view
@@ -339,7 +345,7 @@ class Reader:
     # The runtime's inbox
 
     def get(self, block: bool = True, timeout: float | None = None) -> on.Event:
-        """Returns the next event. Simulated time passes while it waits. Raises queue.Empty or Killed."""
+        """Returns the next event. Simulated time passes during the wait. Raises queue.Empty or Killed."""
         timeline = self._timeline
         if block and not self._events:
             timeline.run_until(timeline.now + (timeout or 0.0))
@@ -354,7 +360,7 @@ class Reader:
     # The runtime's second line
 
     def submit(self, message: Message) -> None:
-        """Parses a message. The result arrives a little later, in no fixed order."""
+        """Submits a message for parsing. The result arrives a little later, in no fixed order."""
         self._story.mark("deferred")
         self._timeline.after(self._dice.between(0.01, 0.6), self._answer, message)
 
@@ -362,7 +368,7 @@ class Reader:
         if self.alive:
             self.put(self.parser.parsed(message))
 
-    # The runtime's source; the process may die before each call
+    # the source of the runtime; the process may die before each call
 
     def poll(self, timeout_seconds: float) -> Sequence[Message]:
         return self.source.poll(timeout_seconds)

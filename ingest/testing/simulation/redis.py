@@ -15,12 +15,12 @@ PARKED_LEASE_SECONDS = 3.0
 
 
 class RedisUnavailable(Exception):
-    """Redis does not respond."""
+    """The simulated Redis does not respond."""
 
 
 @dataclass(slots=True)
 class Redis:
-    """`batches`: key of the hash (`tasks.wire.batch_key`) -> field -> value."""
+    """`batches` maps the key of a hash (`tasks.wire.batch_key`) to its fields and values."""
 
     timeline: Timeline
     batches: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -29,11 +29,11 @@ class Redis:
     generation: int = 0
 
     def park(self, batch_id: str, reader: Any, batch: Any) -> None:
-        """Shows a batch as parked, until PARKED_LEASE_SECONDS pass without a renewal."""
+        """Adds a parked entry, which is shown until PARKED_LEASE_SECONDS pass without a renewal."""
         self.parked[batch_id] = (reader, batch, self.timeline.now + PARKED_LEASE_SECONDS)
 
     def live(self) -> dict[str, tuple[Any, Any]]:
-        """Batch id -> (reader, batch) of current leases."""
+        """Maps the batch id of each current lease to (reader, batch)."""
         now = self.timeline.now
         return {key: (reader, batch) for key, (reader, batch, until) in self.parked.items() if until >= now}
 
@@ -48,7 +48,7 @@ class Redis:
             raise RedisUnavailable
 
     def stage(self, key: str, fields: dict[str, Any]) -> None:
-        """Sets payload fields. Marks of an existing hash are kept."""
+        """Sets payload fields. If the hash exists, its marks are kept."""
         self.require()
         self.batches.setdefault(key, {}).update(fields)
 

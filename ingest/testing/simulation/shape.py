@@ -35,7 +35,7 @@ class Shape:
     visibility_seconds: float = 4.0
 
     def settle_seconds_max(self, messages: int) -> float:
-        """Maximum time after the last fault until all messages are durable and committed."""
+        """The maximum time, in seconds, from the last fault until all messages are durable and committed."""
         limits = self.limits
         staged_messages = max(1, limits.staged_bytes_max // LETTER_BYTES)
         # Rejected messages are several times as large as segments, and one may fill a batch.
@@ -49,7 +49,7 @@ class Shape:
 
     @classmethod
     def draw(cls, seed: int) -> Shape:
-        """The shape of this seed, which is always the same."""
+        """Returns the shape of this seed, which is always the same."""
         random = Random(f"{seed}/shape")
         limits = Limits(
             batch_messages_max=random.choice((1, 2, 3, 5, 8)),

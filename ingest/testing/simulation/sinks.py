@@ -31,7 +31,7 @@ class Item(NamedTuple):
 
 
 class Sinks:
-    """Durable items, and the number of writes of each."""
+    """All sinks of a world, which store durable items and count the writes of each."""
 
     def __init__(self, dice: Dice, story: Story) -> None:
         self.stored: dict[str, set[str]] = {"gcs": set(), "clickhouse": set(), "bigquery": set(), "datadog": set()}

@@ -1,6 +1,6 @@
-"""History of a world, as readable lines.
+"""The history of a world, as readable lines.
 
-It is not recorded while many seeds are tried. A failing seed is run again to record it.
+The history is not recorded while many seeds are tried. A failing seed is run again to record it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from typing import Any
 
 
 class Violation(BaseException):
-    """An invariant is violated. `checker` is its stable name.
+    """Raised if an invariant is violated. `checker` is its stable name.
 
-    Not derived from Exception, because checkers are observers of the loop, which ignores their exceptions.
+    The class is not derived from Exception, because checkers are observers of the loop, which ignores their
+    exceptions.
     """
 
     def __init__(self, checker: str, text: str) -> None:
@@ -22,7 +23,9 @@ class Violation(BaseException):
 
 
 class Story:
-    """Lines in order of simulated time, and counts of the situations that a run reached (marks)."""
+    """The lines of a history, in order of simulated time, and counts of the situations that the run reached
+    (marks).
+    """
 
     def __init__(self, *, recording: bool) -> None:
         self.recording = recording

@@ -42,7 +42,7 @@ NEW_MESSAGES_MAX = 30
 
 @dataclass(slots=True)
 class Slot:
-    """One replica of the deployment: its current process, and the number of processes so far."""
+    """One replica of the deployment, with its current process and the number of processes so far."""
 
     name: str
     instance: str
@@ -116,7 +116,10 @@ class World:
     # Messages
 
     def _produce(self) -> None:
-        """Creates the messages: some exist at the start, others arrive until shortly before `calm_at`."""
+        """Creates the messages, some of which exist at the start.
+
+        The others arrive until shortly before `calm_at`.
+        """
         random = Random(f"{self.shape.seed}/messages")
         backlog = self.shape.messages // 3
         storm = random.random() < 0.2
@@ -180,7 +183,7 @@ class World:
         self._step(slot, reader)
 
     def _clock_ahead(self) -> float:
-        """Clock offset of a new reader, in seconds."""
+        """Returns the clock offset of a new reader, in seconds."""
         if not self.dice.strikes(Fault.CLOCKS_APART):
             return 0.0
         return float(self.dice.pick(Fault.CLOCKS_APART, CLOCK_AHEAD_SECONDS_MAX) + 1)
@@ -302,7 +305,7 @@ class World:
         log.low = low
 
     def _operate(self) -> None:
-        """An operator acts on parked batches."""
+        """Simulates an operator who acts on parked batches."""
         if self.redis.unavailable:
             return
         for batch_id, (reader, batch) in self.redis.live().items():

@@ -71,7 +71,7 @@ def load(fleet: Fleet, start: int, change: Callable[[], object]) -> None:
 
 @pytest.fixture
 def switched_address(children: Children, tmp_path: Path) -> Iterator[tuple[FaultProxy, Redis, Redis]]:
-    """Returns an address, the primary to which it points, and the replica of this primary."""
+    """Yields an address, the primary to which it points, and the replica of this primary."""
     servers = [Redis(children, tmp_path / name, name=name) for name in ("first", "second")]
     for server in servers:
         server.start()

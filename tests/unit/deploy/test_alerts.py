@@ -42,7 +42,7 @@ def panels() -> list[dict[str, Any]]:
 
 
 def expressions() -> list[tuple[str, str]]:
-    """(where, expression) of everything that queries Prometheus."""
+    """Returns (location, expression) for everything that queries Prometheus."""
     found = [(rule["alert"], rule["expr"]) for rule in rules()]
     return found + [(panel["title"], target["expr"]) for panel in panels() for target in panel["targets"]]
 

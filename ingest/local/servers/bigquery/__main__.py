@@ -34,7 +34,7 @@ REQUEST_SECONDS_MAX = 300
 
 
 class Handler(ProgramsOnly):
-    """One connection of a client."""
+    """Handles one connection of a client."""
 
     protocol_version = "HTTP/1.1"
     timeout = REQUEST_SECONDS_MAX
@@ -79,7 +79,10 @@ class Handler(ProgramsOnly):
             self._answer(500, error_body(500, "backendError", f"{type(error).__name__}: {error}"))
 
     def _body(self) -> bytes:
-        """The body, inflated. The service's limit of 10 MB applies both before and after decompression."""
+        """Returns the inflated body.
+
+        The limit of 10 MB, which the service has, applies both before and after decompression.
+        """
         size = int(self.headers.get("Content-Length") or 0)
         if size > REQUEST_BYTES_MAX:
             self.close_connection = True

@@ -1,4 +1,4 @@
-"""GoogleSQL in DuckDB's dialect: statements, the tables that they name, and their parameters."""
+"""Translates GoogleSQL statements and their parameters for DuckDB, and finds the tables that statements name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from ingest.local.servers.bigquery.rows import CANONICAL, READERS
 
 
 def translated(sql: str, project: str, dataset: str) -> tuple[str, Any]:
-    """The statement in DuckDB's dialect, and its tree. Raises ApiError for anything but a single statement."""
+    """Returns the statement in DuckDB's dialect, and its syntax tree.
+
+    Raises ApiError for anything but a single statement.
+    """
     try:
         trees = [tree for tree in sqlglot.parse(sql, read="bigquery") if tree is not None]
     except SqlglotError as error:
@@ -49,12 +52,12 @@ def translated(sql: str, project: str, dataset: str) -> tuple[str, Any]:
 
 
 def _plain(error: SqlglotError) -> str:
-    """The text without terminal escape codes."""
+    """Returns the text without terminal escape codes."""
     return re.sub(r"\x1b\[\d*m", "", str(error)).replace("\n", " ")
 
 
 def table_names(tree: Any, project: str, dataset: str) -> set[TableName]:
-    """The tables that a statement refers to, without those that it defines in a WITH."""
+    """Returns the tables that a statement refers to, except those that it defines in a WITH clause."""
     found = (_table_name(table, project, dataset) for table in tree.find_all(exp.Table))
     return {name for name in found if name is not None}
 
@@ -96,7 +99,10 @@ def _unnest_to_list(node: exp.In) -> None:
 
 
 def query_parameters(parameters: Sequence[Mapping[str, Any]]) -> dict[str, Any] | list[Any] | None:
-    """Typed values of `@name` or `?`. Raises ApiError for a value that does not fit its type."""
+    """Returns the typed values of `@name` or `?` parameters.
+
+    Raises ApiError for a value that does not fit its type.
+    """
     if not parameters:
         return None
     values = [

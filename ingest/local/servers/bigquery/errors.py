@@ -8,7 +8,7 @@ STATUS_NAMES = {400: "INVALID_ARGUMENT", 403: "PERMISSION_DENIED", 404: "NOT_FOU
 
 
 class ApiError(Exception):
-    """An error in the form of Google's APIs: HTTP status, reason, message."""
+    """An error in the form of Google's APIs, with an HTTP status, a reason and a message."""
 
     def __init__(self, code: int, reason: str, message: str, location: str = "") -> None:
         super().__init__(message)
@@ -18,12 +18,12 @@ class ApiError(Exception):
 
 
 def bad_request(message: str, reason: str = "invalid", location: str = "") -> ApiError:
-    """An error with status 400."""
+    """Returns an error with status 400."""
     return ApiError(400, reason, message, location)
 
 
 def error_body(code: int, reason: str, message: str, location: str = "") -> dict[str, Any]:
-    """JSON body of an error, in the form of Google's APIs."""
+    """Returns the JSON body of the error, in the form of Google's APIs."""
     detail = {"message": message, "domain": "global", "reason": reason}
     if location:
         detail |= {"location": location, "locationType": "parameter"}

@@ -1,6 +1,6 @@
-"""The BigQueryWrite service of gRPC: committed streams with offsets, over the same store as the REST calls.
+"""The gRPC service BigQueryWrite: committed streams with offsets, on the same store as the REST calls.
 
-CreateWriteStream (COMMITTED only), AppendRows (protobuf rows, with an offset), GetWriteStream and
+It supports CreateWriteStream (COMMITTED only), AppendRows (protobuf rows, with an offset), GetWriteStream and
 FinalizeWriteStream. Other calls, the default stream, and rows in Arrow are refused. Unlike the service, several
 connections may append to one stream, and streams do not expire.
 """
@@ -46,13 +46,13 @@ def serve(store: Store, port: int) -> grpc.Server:
 
 
 class WriteService:
-    """The calls, by method, as gRPC's generic handlers."""
+    """The generic gRPC handler, which finds the function for each method."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """The handler of a method; None for methods that are not supported."""
+        """Returns the handler of a method, or None if the method is not supported."""
         match handler_call_details.method.removeprefix(SERVICE):
             case "CreateWriteStream":
                 return _unary(self._create, _Create, _Stream)
@@ -81,7 +81,10 @@ class WriteService:
         return _Finalized(row_count=self._store.finalize_stream(StreamName.parse(request.name)))
 
     def _append_rows(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-        """One connection. The first request has the writer schema, as has each later one that changes it."""
+        """Handles one connection.
+
+        The first request contains the writer schema, and so does each later request that changes it.
+        """
         reader: RowReader | None = None
         name = ""
         try:
@@ -105,7 +108,7 @@ class WriteService:
 
 
 def _reader(request: Any, present: RowReader | None) -> RowReader:
-    """The reader for this request's rows. Raises StreamError."""
+    """Returns the reader for the rows of this request. Raises StreamError."""
     if request.ByteSize() > REQUEST_BYTES_MAX:
         text = f"AppendRows request too large: {request.ByteSize()} limit {REQUEST_BYTES_MAX}"
         raise StreamError(code_pb2.INVALID_ARGUMENT, text)
@@ -130,7 +133,7 @@ def _unary(act: Callable[[Any], Any], request: Any, response: Any) -> grpc.RpcMe
 
 
 def _status(error: StreamError | ApiError) -> status_pb2.Status:
-    """The error as a status of gRPC, with BigQuery's code in its details."""
+    """Returns the error as a gRPC status, with BigQuery's code in the details."""
     if isinstance(error, ApiError):
         return status_pb2.Status(code=CODE_OF_HTTP.get(error.code, code_pb2.INTERNAL), message=str(error))
     status = status_pb2.Status(code=error.code, message=str(error))
@@ -142,7 +145,7 @@ def _status(error: StreamError | ApiError) -> status_pb2.Status:
 
 
 def _refusal(name: str, error: StreamError) -> Any:
-    """The error as a response of AppendRows."""
+    """Returns the error as an AppendRows response."""
     response = _Appended(write_stream=name)
     response.error.CopyFrom(_status(error))
     for index, message in error.rows:

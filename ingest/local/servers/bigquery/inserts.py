@@ -19,7 +19,7 @@ INSERT_IDS_MAX = 500_000
 class InsertIds:
     """Recently seen insertIds of a table, within a time window, bounded in number.
 
-    Best effort, like the real service: a restart forgets all of them.
+    Like in the real service, deduplication is best effort: a restart forgets all ids.
     """
 
     def __init__(self, window_seconds: float) -> None:
@@ -28,11 +28,11 @@ class InsertIds:
 
     @staticmethod
     def key(table: TableName, insert_id: str) -> bytes:
-        """A 16-byte key, so that half a million of them use less than 100 MB."""
+        """Returns a 16-byte key, so that half a million keys use less than 100 MB."""
         return blake2b(f"{table}\0{insert_id}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
     def seen(self, key: bytes, now: float) -> bool:
-        """Whether a row with this id was stored within the window."""
+        """Returns whether a row with this id was stored within the window."""
         at = self._seen.get(key)
         return at is not None and now - at <= self._window_seconds
 

@@ -17,7 +17,7 @@ JOB_ROWS_KEPT_MAX = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A completed query: its result or its error."""
+    """A completed query, with its result or its error."""
 
     id: str
     project: str
@@ -43,7 +43,7 @@ class Jobs:
                 self._jobs.popitem(last=False)
 
     def get(self, project: str, job_id: str) -> Job | None:
-        """The job, or None if it never existed or was dropped."""
+        """Returns the job, or None if it never existed or was dropped."""
         with self._lock:
             return self._jobs.get((project, job_id))
 

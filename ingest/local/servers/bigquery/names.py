@@ -9,7 +9,7 @@ from ingest.local.servers.bigquery.rows import identifier
 
 @dataclass(frozen=True, slots=True)
 class TableName:
-    """Full name of a table."""
+    """The full name of a table."""
 
     project: str
     dataset: str
@@ -20,5 +20,5 @@ class TableName:
 
     @property
     def sql(self) -> str:
-        """Its name in the storage engine."""
+        """The name of the table in the storage engine."""
         return f"{identifier(f'{self.project}:{self.dataset}')}.{identifier(self.table)}"

@@ -69,11 +69,11 @@ ARROW_TYPE: dict[str, pa.DataType] = {
 
 
 class BadSchema(ValueError):
-    """A schema that the service would reject."""
+    """Raised for a schema that the service would reject."""
 
 
 class BadValue(ValueError):
-    """A value that its column does not accept. `location` is the dotted name of the column."""
+    """Raised for a value that its column does not accept. `location` is the dotted name of the column."""
 
     def __init__(self, location: str, message: str) -> None:
         super().__init__(message)
@@ -91,7 +91,7 @@ class Field:
 
     @property
     def sql_type(self) -> str:
-        """Its type in the storage engine."""
+        """The type of the column in the storage engine."""
         if self.type == "RECORD":
             one = (
                 "STRUCT(" + ", ".join(f"{identifier(field.name)} {field.sql_type}" for field in self.fields) + ")"
@@ -102,7 +102,7 @@ class Field:
 
     @property
     def arrow_type(self) -> pa.DataType:
-        """Its type in the tables that carry rows into the storage engine."""
+        """The type of the column in the tables that carry rows into the storage engine."""
         if self.type == "RECORD":
             one: pa.DataType = pa.struct([(field.name, field.arrow_type) for field in self.fields])
         else:
@@ -111,12 +111,12 @@ class Field:
 
 
 def identifier(name: str) -> str:
-    """A quoted name of the storage engine's SQL."""
+    """Returns the name quoted for the SQL of the storage engine."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def schema_of(resource: Mapping[str, Any], depth: int = 0) -> tuple[Field, ...]:
-    """The fields of a TableSchema resource (`{"fields": [...]}`). Raises BadSchema."""
+    """Returns the fields of a TableSchema resource (`{"fields": [...]}`). Raises BadSchema."""
     found = []
     for entry in resource.get("fields", ()):
         name, kind = str(entry.get("name", "")), str(entry.get("type", "")).upper()
@@ -147,7 +147,7 @@ def schema_of(resource: Mapping[str, Any], depth: int = 0) -> tuple[Field, ...]:
 
 
 def row_of(fields: Sequence[Field], row: Any, *, ignore_unknown: bool) -> dict[str, Any]:
-    """The stored form of one row of insertAll. Raises BadValue for the first value that does not fit."""
+    """Returns the stored form of one row of insertAll. Raises BadValue for the first value that does not fit."""
     if not isinstance(row, dict):
         raise BadValue("", "A row must be a JSON object.")
     return _record(fields, row, "", ignore_unknown)
@@ -286,7 +286,7 @@ def _time(value: Any) -> time:
 
 
 def _datetime(value: Any) -> int:
-    """Microseconds of a clock without a zone."""
+    """Converts a local time without a zone to microseconds."""
     if not isinstance(value, str):
         raise ValueError
     found = datetime.fromisoformat(value.strip())
@@ -336,7 +336,9 @@ READERS: dict[str, Callable[[Any], Any]] = {
 
 
 def check_partition(column: str, kind: str, row: Mapping[str, Any], today: date) -> None:
-    """Streaming accepts only partitions of the last ten years and the next one. Raises BadValue."""
+    """Raises BadValue unless the partition is within the last ten years or the next year, as streaming
+    requires.
+    """
     value = row.get(column)
     if value is None:
         return
@@ -350,7 +352,7 @@ def check_partition(column: str, kind: str, row: Mapping[str, Any], today: date)
 
 
 def arrow_table(fields: Sequence[Field], rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Rows of `row_of` as one Arrow table."""
+    """Returns the rows that `row_of` returned as one Arrow table."""
     columns = [pa.array([row[field.name] for row in rows], type=field.arrow_type) for field in fields]
     return pa.Table.from_arrays(columns, names=[field.name for field in fields])
 
@@ -405,7 +407,7 @@ def _spell_timestamp(value: datetime, timestamp_format: str) -> str:
 
 
 def fields_of_result(description: Sequence[tuple[Any, ...]]) -> tuple[Field, ...]:
-    """The schema of a query's result, from the storage engine's column types."""
+    """Returns the schema of a query's result, from the column types of the storage engine."""
     return tuple(_field_of(str(column[0]), column[1]) for column in description)
 
 
@@ -422,7 +424,7 @@ _RESULT_TYPE = {
 
 
 def _field_of(name: str, kind: Any) -> Field:
-    """`kind` is the engine's type object: `id`, `children` and its name as text."""
+    """`kind` is the type object of the engine, with `id`, `children` and, as text, its name."""
     text = str(kind).upper()
     if kind.id == "list":
         one = _field_of(name, dict(kind.children)["child"])

@@ -1,4 +1,4 @@
-"""Table schemas: validation at creation, and permitted changes."""
+"""Table schemas: how they are validated at creation, and which changes are permitted."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ PARTITION_TYPES = ("HOUR", "DAY", "MONTH", "YEAR")
 
 
 def fields_of(resource: Mapping[str, Any]) -> tuple[Field, ...]:
-    """The columns of a stored table resource."""
+    """Returns the columns of a stored table resource."""
     return schema_of(resource.get("schema") or {})
 
 
 def columns_sql(fields: Sequence[Field]) -> str:
-    """Column definitions of the storage engine. REQUIRED is checked on insert, not by the engine."""
+    """Returns the column definitions for the storage engine. REQUIRED is checked on insert, not by the engine."""
     return ", ".join(f"{identifier(field.name)} {field.sql_type}" for field in fields)
 
 
 def checked_schema(resource: Mapping[str, Any]) -> tuple[Field, ...]:
-    """The columns of a new table, with types, partitioning and clustering checked. Raises ApiError."""
+    """Returns the columns of a new table, after a check of types, partitioning and clustering. Raises ApiError."""
     try:
         fields = schema_of(resource.get("schema") or {})
     except BadSchema as error:
@@ -53,7 +53,10 @@ def checked_schema(resource: Mapping[str, Any]) -> tuple[Field, ...]:
 
 
 def added_fields(name: TableName, before: Sequence[Field], after: Sequence[Field]) -> list[Field]:
-    """New columns. No column may be removed or change type; REQUIRED may become NULLABLE. Raises ApiError."""
+    """Checks a schema change, and returns the new columns.
+
+    No column may be removed or change its type, but REQUIRED may become NULLABLE. Raises ApiError.
+    """
     by_name = {field.name.lower(): field for field in after}
     for field in before:
         now = by_name.pop(field.name.lower(), None)

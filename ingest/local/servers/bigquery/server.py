@@ -1,5 +1,7 @@
-"""BigQuery: our emulator on DuckDB, with the REST calls that streaming, migrations and reading back need, and the
-Storage Write API over gRPC on a second port.
+"""BigQuery: our emulator on DuckDB.
+
+It has the REST calls that streaming, migrations and queries need, and, on a second port, the Storage Write API
+over gRPC.
 
 This module starts the process `python -m ingest.local.servers.bigquery`, so that importing it loads neither DuckDB
 nor Arrow nor sqlglot.
@@ -36,8 +38,8 @@ class BigQuery(Server):
         self.grpc_port = self._paired_with = 0
 
     def command(self) -> list[str]:
-        """Command line, with our interpreter."""
-        # It stays the same over restarts, and is replaced with the other port when one of them is taken.
+        """Returns the command line, which uses this interpreter."""
+        # The gRPC port stays the same across restarts. If either port is taken, both are replaced.
         if self._paired_with != self.port:
             self.grpc_port, self._paired_with = free_port(), self.port
         window = ["--insert-id-window-seconds", str(self.insert_id_window_seconds)]
@@ -47,7 +49,7 @@ class BigQuery(Server):
         return [sys.executable, "-m", "ingest.local.servers.bigquery", *place, *window, *buffer]
 
     def is_ready(self) -> bool:
-        """Whether it serves, which it does once the database is open."""
+        """Returns whether the server responds, which it does once the database is open."""
         return answers_http(f"{self.address}/health")
 
     @property

@@ -22,7 +22,7 @@ PAGE_ROWS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request: path arguments, URL parameters and body."""
+    """A request, with its path arguments, URL parameters and body."""
 
     project: str
     parts: Mapping[str, str]
@@ -30,13 +30,13 @@ class Call:
     body: Mapping[str, Any]
 
     def number(self, name: str, default: int) -> int:
-        """A whole number >= 0 from the URL."""
+        """Returns a whole number >= 0 from the URL."""
         text = self.query.get(name, "")
         return int(text) if text.isdecimal() else default
 
     @property
     def timestamp_format(self) -> str:
-        """Requested format of TIMESTAMP values: INT64, FLOAT64 or ISO8601_STRING."""
+        """The requested format of TIMESTAMP values: INT64, FLOAT64 or ISO8601_STRING."""
         options = self.body.get("formatOptions") or {}
         given = options.get("timestampOutputFormat") or self.query.get("formatOptions.timestampOutputFormat")
         whole = options.get("useInt64Timestamp") or self.query.get("formatOptions.useInt64Timestamp")
@@ -78,7 +78,7 @@ class Service:
         self._routes = [(method, re.compile(f"{prefix}{path}/?\\Z"), act) for method, path, act in routes]
 
     def handle(self, method: str, path: str, query: Mapping[str, str], body: Any) -> dict[str, Any] | None:
-        """The response's JSON (None: empty). Raises ApiError."""
+        """Returns the JSON of the response, or None for an empty response. Raises ApiError."""
         if not isinstance(body, dict):
             raise ApiError(400, "parseError", "The body is not a JSON object.")
         for known, pattern, act in self._routes:
@@ -140,7 +140,7 @@ class Service:
     # ---- queries
 
     def _run(self, project: str, job_id: str, query: Mapping[str, Any]) -> Job:
-        """Runs a query to its end: jobs here complete when they are created."""
+        """Runs a query to its end, because the emulator's jobs complete when they are created."""
         started = int(time.time() * 1000)
         result, failure = None, None
         try:
@@ -221,7 +221,7 @@ class Service:
             "cacheHit": False,
         }
         if rows:
-            # Absent when empty: clients first request maxResults=0 and take `rows`, if present, for the page.
+            # An empty list is omitted: clients first request maxResults=0 and use `rows`, if present, as the page.
             answer["rows"] = [spell_row(job.result.fields, row, call.timestamp_format) for row in rows]
         if job.result.affected is not None:
             answer["numDmlAffectedRows"] = str(job.result.affected)

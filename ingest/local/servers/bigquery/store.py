@@ -1,7 +1,7 @@
-"""Storage of the BigQuery server: data sets, tables and rows in one DuckDB file, and queries over them.
+"""The storage of the BigQuery server: data sets, tables and rows in one DuckDB file, and queries on them.
 
 Resources are stored as the JSON that the API exchanges. A data set is a schema of DuckDB named `project:dataset`.
-Every call is one transaction, so a kill at any moment keeps all of it or nothing.
+Every call is one transaction, so after a kill at any moment either all of its changes are stored or none.
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ DATASET_PARTS = ("description", "friendlyName", "labels", "location", "defaultTa
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Result of a query. `affected`: rows that a DML statement changed, None for other statements."""
+    """The result of a query.
+
+    `affected` is the number of rows that a DML statement changed, or None for other statements.
+    """
 
     fields: tuple[Field, ...]
     rows: list[tuple[Any, ...]]
@@ -72,7 +75,7 @@ def _stream_key(name: StreamName) -> list[str]:
 
 
 class Store:
-    """The open database. Thread-safe: writers run one at a time, readers do not wait."""
+    """The open database. The store is thread-safe: writers run one at a time, and readers do not wait."""
 
     def __init__(
         self,
@@ -81,8 +84,11 @@ class Store:
         insert_id_window_seconds: float = INSERT_ID_WINDOW_SECONDS,
         streaming_buffer_seconds: float = 0.0,
     ) -> None:
-        """`streaming_buffer_seconds`: time after a streaming insert during which the table refuses UPDATE, DELETE
-        and MERGE; 0 disables this. The service refuses those that affect a streamed row, for up to 90 minutes."""
+        """For `streaming_buffer_seconds` after a streaming insert, the table refuses UPDATE, DELETE and MERGE;
+        0 disables this.
+
+        The real service refuses such statements if they affect a row streamed in the last 90 minutes.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         self._database = duckdb.connect(str(path), config={"memory_limit": MEMORY_LIMIT, "threads": THREADS})
         self._database.execute("SET TimeZone = 'UTC'")
@@ -112,7 +118,7 @@ class Store:
 
     @contextmanager
     def _write(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Runs a transaction: all or nothing."""
+        """Runs a transaction, which applies all changes or none."""
         with self._writing, self._database.cursor() as cursor:
             cursor.execute("BEGIN")
             try:
@@ -129,7 +135,7 @@ class Store:
     # ---- data sets
 
     def create_dataset(self, project: str, resource: Mapping[str, Any]) -> dict[str, Any]:
-        """Creates a data set. 409 if it exists."""
+        """Creates a data set. Raises ApiError 409 if it exists."""
         dataset = str(resource.get("datasetReference", {}).get("datasetId", ""))
         if not NAME.match(dataset) and not dataset.isalnum():
             raise bad_request(f'Invalid dataset ID "{dataset}".')
@@ -159,7 +165,7 @@ class Store:
         return found
 
     def datasets(self, project: str) -> list[dict[str, Any]]:
-        """All data sets of a project, by name."""
+        """Returns all data sets of a project, ordered by name."""
         rows = self._rows("SELECT resource FROM meta.datasets WHERE project = ? ORDER BY dataset", project)
         return [json.loads(row[0]) for row in rows]
 
@@ -174,7 +180,7 @@ class Store:
         return made
 
     def delete_dataset(self, project: str, dataset: str, *, contents: bool) -> None:
-        """400 if it has tables and `contents` is false."""
+        """Raises ApiError 400 if it has tables and `contents` is false."""
         with self._write() as cursor:
             self.dataset(project, dataset)
             if not contents and self.tables(project, dataset):
@@ -250,7 +256,7 @@ class Store:
         return found
 
     def tables(self, project: str, dataset: str) -> list[dict[str, Any]]:
-        """All tables of a data set, by name."""
+        """Returns all tables of a data set, ordered by name."""
         self.dataset(project, dataset)
         sql = "SELECT resource FROM meta.tables WHERE project = ? AND dataset = ? ORDER BY name"
         return [json.loads(row[0]) for row in self._rows(sql, project, dataset)]
@@ -311,8 +317,11 @@ class Store:
     def insert_all(
         self, name: TableName, request: Mapping[str, Any], now: float, today: date
     ) -> list[dict[str, Any]]:
-        """Returns the `insertErrors`. With skipInvalidRows the good rows are stored; without it any bad row means
-        that nothing is stored and good rows are `stopped`. A row with a seen insertId is accepted, not stored."""
+        """Returns the `insertErrors`.
+
+        With skipInvalidRows the good rows are stored. Without it, a bad row means that nothing is stored and good
+        rows are `stopped`. A row whose insertId was seen before is accepted but not stored again.
+        """
         rows = request.get("rows")
         if not isinstance(rows, list) or not rows:
             raise bad_request("No rows present in the request.")
@@ -363,7 +372,7 @@ class Store:
     # ---- write streams
 
     def create_stream(self, table: TableName) -> StreamName:
-        """A new, empty stream. Raises ApiError 404 without the table."""
+        """Creates a new, empty stream. Raises ApiError 404 if the table does not exist."""
         name = StreamName(table, uuid.uuid4().hex)
         with self._write() as cursor:
             if self.table(table)["type"] != "TABLE":
@@ -373,7 +382,7 @@ class Store:
         return name
 
     def stream(self, name: StreamName) -> tuple[int, bool]:
-        """The stream's number of rows, and whether it is finalized. Raises StreamError NOT_FOUND."""
+        """Returns the stream's number of rows, and whether it is finalized. Raises StreamError NOT_FOUND."""
         sql = f"SELECT row_count, is_finalized FROM meta.streams WHERE {_OF_STREAM}"
         rows = self._rows(sql, *_stream_key(name))
         if not rows:
@@ -382,7 +391,7 @@ class Store:
         return int(rows[0][0]), bool(rows[0][1])
 
     def finalize_stream(self, name: StreamName) -> int:
-        """Ends the stream, and returns its number of rows; a repetition returns the same."""
+        """Finalizes the stream, and returns its number of rows; a repeated call returns the same number."""
         with self._write() as cursor:
             count, _ = self.stream(name)
             sql = f"UPDATE meta.streams SET is_finalized = true WHERE {_OF_STREAM}"
@@ -392,7 +401,10 @@ class Store:
     def append_to_stream(
         self, name: StreamName, offset: int | None, reader: RowReader, rows: Sequence[bytes]
     ) -> int:
-        """Stores all rows or none, with the stream's new length. Returns their offset. Raises StreamError."""
+        """Stores all rows, together with the new length of the stream, or none.
+
+        Returns the offset of the rows. Raises StreamError.
+        """
         with self._write() as cursor:
             count, is_finalized = self.stream(name)
             if is_finalized:
@@ -420,7 +432,7 @@ class Store:
     def list_rows(
         self, name: TableName, start: int, count: int, selected: Sequence[str]
     ) -> tuple[tuple[Field, ...], list[tuple[Any, ...]], int]:
-        """(fields, rows start .. start+count in storage order, total number of rows)."""
+        """Returns (fields, rows start .. start+count in storage order, total number of rows)."""
         resource = self.table(name)
         fields = fields_of(resource)
         if resource["type"] == "VIEW":

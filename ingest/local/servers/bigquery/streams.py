@@ -1,6 +1,7 @@
-"""Write streams: the rows of AppendRows in the stored form of a table, and their errors.
+"""Write streams: converts the rows of AppendRows to the stored form of a table, and reports their errors.
 
-Pure functions of messages and schemas; `store.py` keeps the streams, `grpc_server.py` serves the calls.
+All functions are pure functions of messages and schemas. `store.py` keeps the streams, and `grpc_server.py`
+handles the calls.
 """
 
 from __future__ import annotations
@@ -39,9 +40,12 @@ _MICROSECONDS_RANGE = range(-62135596800000000, 253402300800000000)
 
 
 class StreamError(Exception):
-    """A refused call. `code`: of gRPC; `storage_code`: of BigQuery, attached to the status.
+    """A refused call.
 
-    `rows`: (index, message) of bad rows. `ends_call`: the connection ends with it; otherwise it is a response.
+    `code` is the gRPC code, and `storage_code` is BigQuery's code, which is attached to the status.
+
+    `rows` contains (index, message) for each bad row. If `ends_call` is true, the error ends the call;
+    otherwise it is sent as a response.
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class StreamError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StreamName:
-    """Full name of a write stream."""
+    """The full name of a write stream."""
 
     table: TableName
     id: str
@@ -80,12 +84,12 @@ class StreamName:
 
 
 def path_of(table: TableName) -> str:
-    """The resource name of a table."""
+    """Returns the resource name of a table."""
     return f"projects/{table.project}/datasets/{table.dataset}/tables/{table.table}"
 
 
 def table_of(path: str) -> TableName:
-    """The table with this resource name. Raises StreamError."""
+    """Returns the table with this resource name. Raises StreamError."""
     parts = path.split("/")
     if len(parts) != 6 or parts[::2] != ["projects", "datasets", "tables"]:
         raise StreamError(code_pb2.INVALID_ARGUMENT, f"Invalid table name: {path}", ends_call=True)
@@ -107,7 +111,7 @@ class RowReader:
         self._sent = [(field.name, field.type, field.label) for field in descriptor.field]
 
     def rows(self, resource: Mapping[str, Any], rows: Sequence[bytes], today: date) -> list[dict[str, Any]]:
-        """The stored form of all rows. Raises StreamError, with every bad row named."""
+        """Returns the stored form of all rows. Raises StreamError, with every bad row named."""
         fields = fields_of(resource)
         by_name = {field.name.lower(): field for field in fields}
         pairs = [(name, self._column(by_name, name, kind, label)) for name, kind, label in self._sent]
@@ -143,7 +147,7 @@ class RowReader:
 
 
 def _stored(fields: Sequence[Field], pairs: Sequence[tuple[str, Field]], message: Any) -> dict[str, Any]:
-    """The stored form of one row. Raises BadValue."""
+    """Returns the stored form of one row. Raises BadValue."""
     row: dict[str, Any] = {field.name: None for field in fields}
     for name, field in pairs:
         if message.HasField(name):

@@ -109,7 +109,7 @@ def test_a_click_and_its_slow_click_report_share_an_identity():
 
 
 def clicks(message: Message) -> list[tuple[str, int, int]]:
-    """(category, second, node) of each click and slow click that names a node."""
+    """Returns (category, second, node) for each click and slow click that names a node."""
     found = []
     for event in events(message):
         if category(event) in ("ui.click", "ui.slowClickDetected"):

@@ -66,7 +66,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def is_gone(process_id: int) -> bool:
-    """Whether the process is gone; a zombie counts as existing."""
+    """Returns whether the process is gone; a zombie counts as existing."""
     try:
         os.kill(process_id, 0)
     except ProcessLookupError:
