@@ -55,7 +55,7 @@ class Settings(FleetSettings):
         le=86_400,
         description="max.poll.interval.ms: a reader that does not poll for this long loses its partitions. "
         "Also the rebalance timeout: a member that has not rejoined by then is removed from the group. "
-        "With the consumer protocol it must exceed REPLAYS_DRAIN_DEADLINE_SECONDS; with classic it must be "
+        "With the consumer protocol, it must exceed REPLAYS_DRAIN_DEADLINE_SECONDS; with classic, it must be "
         "at least the session timeout.",
     )
     kafka_metadata_refresh_seconds: float = Field(
@@ -93,7 +93,7 @@ class Settings(FleetSettings):
         le=256 * MiB,
         description="Maximum staged bytes per batch: recordings, rows, and keys and headers of dead letters. "
         "Only a batch of a single message may exceed it. A recorded batch that would exceed it is cut into "
-        "smaller ones. Keep it below a fifth of Redis maxmemory.",
+        "smaller ones. Keep this value below a fifth of the maxmemory of Redis.",
     )
     batch_age_seconds_max: float = Field(2.0, gt=0, le=600, description="Age at which an open batch is cut.")
     batch_age_idle_seconds: float = Field(
@@ -101,7 +101,7 @@ class Settings(FleetSettings):
         gt=0,
         le=600,
         description="Age at which a batch is cut while the reader has no batch in flight. "
-        "Values of REPLAYS_BATCH_AGE_SECONDS_MAX and above disable early cuts.",
+        "If it is not below REPLAYS_BATCH_AGE_SECONDS_MAX, there are no early cuts.",
     )
     early_cuts_per_second_max: float = Field(
         8.0,
@@ -126,8 +126,8 @@ class Settings(FleetSettings):
         512,
         ge=8,
         le=100_000,
-        description="Maximum batches of one partition that may wait behind an unsettled one before the "
-        "partition is paused. After a crash they are read again. The cut record must hold their ends.",
+        description="Maximum batches of one partition that may wait behind an unsettled batch before the "
+        "partition is paused. After a crash, they are read again. The cut record must hold their ends.",
     )
 
     # Deadlines and retries of batches
@@ -190,7 +190,7 @@ class Settings(FleetSettings):
         gt=0,
         le=1,
         description="Maximum share of projects in the reject window with more rejects than valid messages. Above "
-        "it the reader halts, because a bad deployment is the likely cause. 1 disables this halt.",
+        "it the reader halts, because a bad deployment is the likely cause. The value 1 disables this halt.",
     )
     reject_projects_min: int = Field(
         3,
@@ -268,7 +268,7 @@ class Settings(FleetSettings):
         10,
         ge=0,
         le=100,
-        description="Maximum projects with their own cost series; others share the series `other`.",
+        description="Maximum projects with their own cost series; all others share the series `other`.",
     )
     http_host: str = Field("127.0.0.1", description="Listen address of /livez, /readyz and /metrics.")
     http_port: int = Field(

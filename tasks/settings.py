@@ -78,7 +78,7 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="Secret shared by readers, workers and operator commands. Authenticates staged batches, "
         "done marks, completions, parked batches and dead letters. Comma-separated list: the first key creates "
-        "seals, all keys verify them; at least 32 characters each. Empty: entries are not authenticated.",
+        "seals, all keys verify them; at least 32 characters each. If empty, entries are not authenticated.",
     )
     shared_key_file: Path | None = Field(None, description="File that contains the shared key.")
     shared_key_unsealed: Literal["refuse", "accept"] = Field(
@@ -137,7 +137,7 @@ class Settings(BaseSettings):
     )
     gcs_layout: Literal["segment", "packed"] = Field(
         "segment",
-        description="segment: one object per segment. packed: one object per batch and retention class, with "
+        description="segment stores one object per segment; packed stores one per batch and retention class, with "
         "an index in ClickHouse.",
     )
     gcs_connections: int = Field(
@@ -147,10 +147,11 @@ class Settings(BaseSettings):
         description="Maximum concurrent uploads per flush task, each on its own persistent connection.",
     )
     gcs_location: str = Field(
-        "", description="Location in which `migrate` creates the bucket; empty: Google's default (US)."
+        "", description="Location in which `migrate` creates the bucket. If empty, Google's default (US)."
     )
     google_credentials_file: Path | None = Field(
-        None, description="Service account key file; unset: application default credentials (workload identity)."
+        None,
+        description="Service account key file. If unset, application default credentials (workload identity).",
     )
 
     clickhouse_url: str = Field(
@@ -162,7 +163,7 @@ class Settings(BaseSettings):
     clickhouse_cluster: str = Field(
         "",
         pattern=r"^[A-Za-z0-9_.-]*$",
-        description="Cluster on which `migrate` creates Replicated tables. Empty: a single node, or a "
+        description="Cluster on which `migrate` creates Replicated tables. Leave it empty for a single node or a "
         "service that replicates itself.",
     )
     clickhouse_user: str = Field("default", description="ClickHouse user.")
@@ -172,7 +173,7 @@ class Settings(BaseSettings):
     bigquery_project: str = Field("replays", min_length=1, description="Google Cloud project of the dataset.")
     bigquery_dataset: str = Field("replays", pattern=r"^[A-Za-z0-9_]{1,1024}$", description="BigQuery dataset.")
     bigquery_location: str = Field(
-        "", description="Location in which `migrate` creates the dataset; empty: Google's default."
+        "", description="Location in which `migrate` creates the dataset. If empty, Google's default."
     )
     bigquery_expiration_days: int = Field(
         0, ge=0, le=3650, description="Partition expiration that `migrate` sets, days; 0 disables expiration."

@@ -1,7 +1,8 @@
 """Generates pages of docs/, the import table of ARCHITECTURE.md, the list of reader settings that workers accept,
-the Kubernetes alert rules, and the runbook as a page of `replays-ingest web`.
+the Kubernetes alert rules, and the runbook page of `replays-ingest web`.
 
-`python -m tools.documents` writes them; `--check` lists stale ones and exits with 1 if there are any.
+`python -m tools.documents` writes these texts. With `--check`, it lists stale ones and exits with 1 if there are
+any.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def metrics_page() -> Iterator[str]:
     yield (
         "Readers and workers serve their metrics at `/metrics` (REPLAYS_HTTP_PORT, REPLAYS_WORKER_HTTP_PORT). "
         "REPLAYS_METRICS_DOGSTATSD also sends them to DogStatsD under the dotted name, with labels as tags. "
-        "Prometheus names have underscores instead of dots, and counters end in `_total`. If a batch has several "
-        "equal histogram values, DogStatsD receives one of them; Prometheus counts all."
+        "Prometheus names have underscores instead of dots, and counters end in `_total`. If values of a batch "
+        "are equal in a histogram, DogStatsD receives only one of them, but Prometheus counts all."
     )
     yield "## Reader"
     yield from _metrics_table(READER)
@@ -112,9 +113,9 @@ def reasons_page() -> Iterator[str]:
     """docs/reasons.md."""
     yield "# Reasons"
     yield (
-        "Names of rejects and warnings, used as labels of `replays_reader_rejects_total` and "
-        "`replays_reader_warnings_total`, and in the header `reason` of dead letters. The names are stable: none "
-        "changes its meaning."
+        "This page lists the reasons for rejects and warnings. Their names are used as labels of "
+        "`replays_reader_rejects_total` and `replays_reader_warnings_total`, and in the header `reason` of dead "
+        "letters. The names are stable, and none of them changes its meaning."
     )
     yield "## Rejects: the message becomes a dead letter and is not stored"
     yield _pairs("reason", REASONS.items())
@@ -131,8 +132,8 @@ def commands_page() -> Iterator[str]:
     """docs/commands.md."""
     yield "# Commands"
     yield (
-        "Every command reads the same settings (docs/settings.md). Exit codes: 0 success; 1 failure, "
-        "explained by the last line; 2 wrong usage or settings; 3 the reader halted."
+        "Every command reads the same settings (docs/settings.md). Exit codes: 0 for success; 1 for "
+        "a failure, which the last line explains; 2 for wrong usage or settings; 3 if the reader halted."
     )
     yield from _command("replays-ingest", command_line)
 
@@ -217,7 +218,7 @@ def alert_rules() -> str:
 
 
 def rendered() -> dict[str, str]:
-    """Text of each generated page, by path."""
+    """Returns the text of each generated page, by path."""
     pages = {path: "\n\n".join([NOTICE, *page()]) + "\n" for path, page in PAGES.items()}
     pages[READER_SETTINGS] = reader_settings()
     pages[ALERT_RULES] = alert_rules()
@@ -240,7 +241,7 @@ def _with_part(page: str, name: str, text: str) -> str:
 
 
 def stale() -> list[str]:
-    """Paths of pages that differ from what the code generates."""
+    """Returns the paths of pages that differ from what the code generates."""
     return [
         path
         for path, text in rendered().items()

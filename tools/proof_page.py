@@ -20,7 +20,7 @@ def proof_page() -> Iterator[str]:
     """The whole page."""
     figures: dict[str, Any] = json.loads(FIGURES.read_text())
     yield "# Tables of the proof"
-    yield "Results of the runs that [the proof](proof.md) describes, with the method and the limits of each."
+    yield "This page has the results of runs whose method and limits are described in [the proof](proof.md)."
     yield "## Every order of events"
     yield figures["explored_when"]
     yield _table(
@@ -42,8 +42,8 @@ def proof_page() -> Iterator[str]:
     yield "### Bugs that simulated worlds miss"
     yield (
         "The table shows whether each bug breaks safety, and the smallest world in which `make explore` finds it "
-        "(`tools/explore/judged.py`). A bug that breaks safety but has no world is in code that the explorer does "
-        "not run: the loop, and the start of a partition."
+        "(`tools/explore/judged.py`). If a bug that breaks safety has no world here, the explorer does not run "
+        "its code: the loop, or the start of a partition."
     )
     yield _table(
         ("bug", "breaks", "effect", "smallest world in which the explorer finds it"),

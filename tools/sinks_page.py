@@ -49,9 +49,9 @@ def _proofs() -> Iterator[str]:
     yield "## What proves a write"
     yield _text(
         """An item counts as durable when the response proves it in the sink's own format. A success status alone
-        proves nothing: ClickHouse may send it before an insert fails, and proxies and captive portals respond with
-        their own pages. Writes without proof are retried, and the worker logs the response. Responses are read up
-        to 64 KiB, and redirects are not followed."""
+        proves nothing: ClickHouse may send one before an insert fails, and proxies and captive portals respond
+        with their own pages. Writes without proof are retried, and the worker logs the response. Responses are
+        read up to 64 KiB, and redirects are not followed."""
     )
     yield _table(("sink", "proof"), ((f"`{name}`", PROOF_OF[name]) for name in SinkName))
 
@@ -59,22 +59,21 @@ def _proofs() -> Iterator[str]:
 def _causes() -> Iterator[str]:
     yield "## Causes of failures"
     yield _text(
-        """Each failure is assigned one cause, by the statuses, codes and reasons listed below. The cause of
-        unlisted ones is `server`, or `network` if there was no response; these are retried, then parked, and never
-        lost."""
+        """Each failure is assigned one cause, by the statuses, codes and reasons listed below. A failure that is
+        not listed has the cause `server`, or `network` if there was no response. Such writes are retried, then
+        their batch is parked; nothing is lost."""
     )
     rows = ((f"`{blame.value}`", MEANING_OF[blame], _sentence(blame.action)) for blame in Blame)
     yield _table(("cause", "meaning", "handling"), rows)
     yield _text(
-        f"""Before items are blamed, the destination is checked, and once more after the last refusal. Refusals
-        count only if it is healthy both times. BigQuery and ClickHouse are queried for the type and
-        columns of the table, and tested with valid rows that are not stored; in Cloud Storage a small
-        object is stored and deleted. An added column or a constraint that no row satisfies therefore
-        parks the batch, and a bad row becomes a dead letter even if it is alone in its batch. If a
-        refusal names no row, the batch is bisected, with at most
-        {WRITES_MAX} writes per run. If a healthy destination refuses {REFUSED_MIN} items or more, and over
-        {REFUSED_SHARE:.0%} of a task (or all of a sample of it), the rows are wrong in general, and the batch is
-        parked."""
+        f"""The destination is checked before items are blamed, and once more after the last refusal. Refusals
+        count only if the destination is healthy both times. BigQuery and ClickHouse are queried for the type and
+        columns of the table, and tested with valid rows that are not stored; in Cloud Storage a small object is
+        stored and deleted. An added column or a constraint that no row satisfies therefore parks the batch, and a
+        bad row becomes a dead letter even if it is alone in its batch. If a refusal names no row, the batch is
+        bisected, with at most {WRITES_MAX} writes per run. If a healthy destination refuses {REFUSED_MIN} items or
+        more, and over {REFUSED_SHARE:.0%} of a task (or all of a sample of it), the rows are wrong in general, and
+        the batch is parked."""
     )
 
 
@@ -91,20 +90,21 @@ def _statuses() -> Iterator[str]:
 def _google() -> Iterator[str]:
     yield "## Cloud Storage and BigQuery"
     yield _text(
-        """Google's JSON errors are classified by reason, then by status as above, with two differences. A 400 is
+        """Google's JSON errors are classified by reason, then by status as above, with two exceptions. A 400 is
         `batch` (`row` for a single object or row), or `size` if its text says so. After a 403 or 412 for an
-        upload, the stored object is compared: an equal object is a success; a different one that is protected by a
-        retention policy or hold is `row`. A packed object never becomes a dead letter, because the letter could
-        not name its recordings; its batch is parked instead. A row that BigQuery refuses with `no such field` is
-        `table`. Rows refused as `stopped` are written again, without the rows that caused it."""
+        upload, the stored object is compared: an equal object counts as a success, and a different object that is
+        protected by a retention policy or hold is `row`. A packed object never becomes a dead letter, because the
+        letter could not name its recordings; its batch is parked instead. The cause of a row that BigQuery refuses
+        with `no such field` is `table`. Rows refused as `stopped` are written again, without the rows that caused
+        the refusal."""
     )
     yield _by_blame({f"`{reason}`": blame for reason, blame in google_errors.BLAME_OF_REASON.items()}, "reasons")
     yield _text(
-        """Responses of the Storage Write API are classified by BigQuery's own code, then by the status of gRPC as
-        the corresponding HTTP status. Rows that a response names are `row`; other refusals of an append are
-        `batch`. Nothing is refused by `OFFSET_ALREADY_EXISTS`, which proves the write, nor by `STREAM_FINALIZED`,
-        `STREAM_NOT_FOUND`, `INVALID_STREAM_STATE` and `OFFSET_OUT_OF_RANGE`, after which the rows are written to
-        another stream if they are not stored."""
+        """Responses of the Storage Write API are classified by BigQuery's own code. Without such a code, the gRPC
+        status is classified like the HTTP status that corresponds to it. Rows that a response names are `row`;
+        other refusals of an append are `batch`. `OFFSET_ALREADY_EXISTS` is not a refusal, because it proves the
+        write. `STREAM_FINALIZED`, `STREAM_NOT_FOUND`, `INVALID_STREAM_STATE` and `OFFSET_OUT_OF_RANGE` are not
+        refusals either: the rows are written to another stream if they are not stored."""
     )
     storage = {f"`{code.name}`": blame for code, blame in append_answers.BLAME_OF_CODE.items()}
     yield _by_blame(storage, "codes of the Storage Write API")
@@ -114,9 +114,9 @@ def _clickhouse() -> Iterator[str]:
     yield "## ClickHouse"
     yield _text(
         """Exceptions are classified by the code in the header or body, regardless of the status. `batch` becomes
-        `row` for a row that the server named (`at row N`) and that was then refused on its own. Exceptions about
-        an unknown field, or raised while pushing to a view, are `table`. A 413 is `size` regardless of the
-        code."""
+        `row` for a row that the server named (`at row N`) and that was then refused in an insert of its own.
+        Exceptions about an unknown field, or raised while pushing to a view, are `table`. A 413 is `size`
+        regardless of the code."""
     )
     codes = {f"{number} `{name}`": blame for (number, name), blame in clickhouse_errors.BLAME_OF_CODE.items()}
     yield _by_blame(codes, "codes")
@@ -125,9 +125,9 @@ def _clickhouse() -> Iterator[str]:
 def _kafka() -> Iterator[str]:
     yield "## Dead letters"
     yield _text(
-        """Errors are classified by librdkafka's error name. Dead letters themselves are never blamed, because they
-        have no other destination. Codes of consumers, transactions and administration, which do not occur in a
-        producer, are `server`."""
+        """Errors are classified by the name of librdkafka's error. Dead letters themselves are never blamed,
+        because they have no other destination. Codes that concern consumers, transactions and administration do
+        not occur in a producer and are `server`."""
     )
     names_of_producers = {
         f"`{name}`": blame

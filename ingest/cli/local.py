@@ -81,7 +81,7 @@ def try_command(host: str, port: int, seconds: float | None, as_json: bool) -> N
     """Record yourself in a shop page with the real Sentry SDK, and watch the recording.
 
     Starts the whole system, prints a link to the shop and a DSN for your own app, and removes everything when it
-    ends. The endpoint takes replays apart as Relay does, but does not scrub personal data and has no quotas. With
+    ends. The endpoint splits replays as Relay does, but does not scrub personal data and has no quotas. With
     --json, prints one line when everything is up.
     """
     needs_extra("local")
@@ -174,7 +174,7 @@ def local_up(directory: Path | None, kafka: Any, programs: bool, as_json: bool) 
     """Start the stack in the background; print addresses and variables to export.
 
     Uses a running stack if there is one, even if it was started from another folder; --all adds missing processes.
-    Commands for which no server is configured use the running stack without the variables, and say so.
+    Commands for which no server is configured use the running stack even without the variables, and report this.
     """
     needs_extra("local")
     from ingest.local.background import up
@@ -239,7 +239,7 @@ def _list(state: StackState, prefix: str) -> None:
 def local_down(directory: Path | None) -> None:
     """Stop the stack. The sinks' data is kept; messages in Tansu, the default broker, are not.
 
-    The next `local up` with Tansu empties Redis, whose state is about these messages.
+    The next `local up` with Tansu empties Redis, because its state refers to messages that no longer exist.
     """
     from ingest.local.background import down
     from ingest.local.servers.processes import LocalError

@@ -417,8 +417,8 @@ def fetch_command(
 def web_command(port: int, no_login: bool) -> None:
     """Serve the replay list, the player and the operator's page to browsers on this machine.
 
-    Prints a link that signs in one browser, once. The logins in REPLAYS_FLOWER_BASIC_AUTH work too; if there are
-    any, the operator's page requires one.
+    Prints a link that signs in one browser and works once. The logins in REPLAYS_FLOWER_BASIC_AUTH work too; if
+    there are any, the operator's page requires one.
     """
     from ingest.web.server import run
     from tasks.observe.logs import configure

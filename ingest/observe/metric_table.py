@@ -59,14 +59,14 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "reject_ratio",
         Kind.GAUGE,
         "ratio",
-        "Share of rejects in the reject window, all projects.",
+        "Share of rejects in the reject window, over all projects.",
         across_processes=Across.LIVE_MAX,
     ),
     Definition(
         _R + "project_rejects",
         Kind.GAUGE,
         "messages",
-        "Rejects in the reject window: of the five projects with most rejects, of all others (other), and "
+        "Rejects in the reject window: of the five projects with the most rejects, of all others (other), and "
         "of messages without a project (none).",
         ("project",),
     ),
@@ -74,7 +74,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "project_shed",
         Kind.GAUGE,
         "bool",
-        "1: most messages of this project are rejects. Only the five projects with most rejects have a series.",
+        "1 if most messages of this project are rejects. Only the five projects with the most rejects have a series.",
         ("project",),
     ),
     Definition(
@@ -82,7 +82,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         Kind.COUNTER,
         "seconds",
         "CPU time of the reader's loop per project: parsing and adding each message to its batch. Excludes parser "
-        "processes and the child process for large messages. Series: the projects with most recent CPU time "
+        "processes and the child process for large messages. Series: the projects with the most recent CPU time "
         "(REPLAYS_COST_PROJECTS_MAX), `other` and `none` (no project); they sum to the total.",
         ("project",),
     ),
@@ -236,7 +236,7 @@ DEFINITIONS: tuple[Definition, ...] = (
     ),
     # Consumer
     Definition(
-        _R + "paused", Kind.GAUGE, "0 or 1", "1: the consumer is paused.", across_processes=Across.LIVE_MAX
+        _R + "paused", Kind.GAUGE, "0 or 1", "1 if the consumer is paused.", across_processes=Across.LIVE_MAX
     ),
     Definition(_R + "paused_seconds", Kind.COUNTER, "seconds", "Time spent paused."),
     Definition(
@@ -249,7 +249,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "halted",
         Kind.GAUGE,
         "0 or 1",
-        "1: halted because of too many rejects; requires an operator.",
+        "1 if the reader has halted because of too many rejects, which requires an operator.",
         across_processes=Across.LIVE_MAX,
     ),
     Definition(
@@ -316,7 +316,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "loop_turned_seconds",
         Kind.GAUGE,
         "seconds",
-        "Time since the reader loop last completed an iteration. More than a few seconds: it is stuck.",
+        "Time since the reader loop last completed an iteration. Above a few seconds, the loop is stuck.",
         across_processes=Across.LIVE_MAX,
     ),
     Definition(_R + "stuck", Kind.COUNTER, "events", "Times the loop was stuck and all stacks were logged."),
@@ -324,7 +324,8 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "loop_failures",
         Kind.COUNTER,
         "failures",
-        "Failed steps of background loops, by loop. Each is retried; one that keeps failing makes /readyz fail.",
+        "Failed steps of background loops, by loop. Steps are retried; a loop that keeps failing makes /readyz "
+        "fail.",
         ("loop",),
     ),
     Definition(
@@ -346,7 +347,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "redis_up",
         Kind.GAUGE,
         "0 or 1",
-        "1: the last check of Redis succeeded.",
+        "1 if the last check of Redis succeeded.",
         across_processes=Across.LIVE_MAX,
     ),
     Definition(
@@ -357,7 +358,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "queue_consumers",
         Kind.GAUGE,
         "workers",
-        "Workers that consume a queue, by recent heartbeats. 0: its tasks are waiting.",
+        "Workers that consume a queue, by recent heartbeats. At 0, the queue's tasks wait.",
         ("queue",),
     ),
     Definition(_R + "queue_depth", Kind.GAUGE, "tasks", "Tasks waiting in a queue.", ("queue",)),

@@ -27,7 +27,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         WORKER + "flushes",
         Kind.COUNTER,
         "runs",
-        "Runs of flush tasks, by sink and outcome: done, already_done (a repetition: its mark was set), "
+        "Runs of flush tasks, by sink and outcome: done, already_done (the done mark was already set), "
         "put_off (retried later), gave_up (the reader parks the batch), failed (an error that a retry "
         "cannot fix).",
         ("sink", "outcome"),
@@ -92,6 +92,6 @@ DEFINITIONS: tuple[Definition, ...] = (
         WORKER + "heartbeat_seconds",
         Kind.GAUGE,
         "seconds",
-        "Time since the worker's last heartbeat to Redis. Over 15: Redis is unreachable.",
+        "Time since the worker's last heartbeat to Redis. A value over 15 means that Redis is unreachable.",
     ),
 )

@@ -28,8 +28,8 @@ from tasks.wire import Metric, MetricKind
 LINE_OVERHEAD_BYTES = 32
 SOCKET_SECONDS = 1.0
 PROOF = (
-    "None, by design of DogStatsD: the kernel accepted the packet. Over a Unix socket it also shows that an "
-    "agent is running."
+    "None, by design of DogStatsD: only the kernel's acceptance of the packet is known. Over a Unix socket, this "
+    "also shows that an agent is running."
 )
 
 

@@ -23,9 +23,9 @@ RETRY_AFTER_SECONDS_MAX = 3600.0
 class Action(Enum):
     """How the items of a failed write are handled."""
 
-    RETRY = "retried by the task, with backoff"
+    RETRY = "the task retries the write, with backoff"
     HOLD = "the batch is parked until an operator acts; no item becomes a dead letter"
-    SPLIT = "halved and written in parts; a single item that fails becomes a dead letter"
+    SPLIT = "the items are halved and written in parts; a single item that fails becomes a dead letter"
     BURY = "this item becomes a dead letter, if the table is healthy"
 
 
@@ -66,11 +66,11 @@ MEANING_OF = {
     Blame.ROW: "The server names this item, or refused it on its own.",
     Blame.BATCH: "The server refused a request because of an item, without naming it.",
     Blame.SIZE: "The request is larger than the server, or a proxy in front of it, accepts.",
-    Blame.REQUEST: "Address, proxy, certificate or setting: no request would be accepted.",
-    Blame.CREDENTIALS: "Login, permissions, billing or license of the account.",
-    Blame.TABLE: "Bucket, table or topic: missing, altered, protected, or of another kind.",
+    Blame.REQUEST: "The address, proxy, certificate or a setting is wrong: no request would be accepted.",
+    Blame.CREDENTIALS: "The login, permissions, billing or license of the account are at fault.",
+    Blame.TABLE: "The bucket, table or topic is missing, altered, protected, or of another kind.",
     Blame.SERVER: "The server is overloaded, restarting, moving, or has an internal error.",
-    Blame.NETWORK: "No response, a broken one, or one without proof of the write.",
+    Blame.NETWORK: "There was no response, a broken response, or a response without proof of the write.",
 }
 
 

@@ -1,9 +1,9 @@
 """Classifies the planted bugs of tests/mutation that simulated worlds miss, by whether they break safety.
 
 A bug breaks safety if it can commit an offset past an item that is not durable, lose a message, put the same
-messages into two different batches (two meanings), decrease an offset, or let two owners write. The explorer runs
-`Pipeline` and all modules that it uses. It does not run the loop (`reader/runtime.py`), nor the modules that
-decide before an assignment or outside the pipeline (`core/starting.py`, `core/stalls.py`, `core/ownership.py`).
+messages into two different batches, decrease an offset, or let two owners write. The explorer runs `Pipeline` and
+all modules that it uses. It does not run the loop (`reader/runtime.py`), nor the modules that decide before an
+assignment or outside the pipeline (`core/starting.py`, `core/stalls.py`, `core/ownership.py`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ JUDGED = (
     Judged(
         "drops a revoked partition without draining it",
         SAFETY,
-        "two owners write: chords and a commit are still in flight when the next owner begins",
+        "two owners write: the old owner's chords and commit are still in flight when the next owner begins",
     ),
     Judged("drains without a deadline", PROGRESS, "the group waits until it removes the reader"),
     Judged(
@@ -113,7 +113,7 @@ JUDGED = (
     Judged(
         "flushes the halves of a batch before their boundary is stored",
         SAFETY,
-        "after a crash, the next owner cuts the whole batch again: two meanings",
+        "after a crash, the next owner cuts the whole batch again, so its messages are in two different batches",
     ),
     Judged(
         "takes fetched messages of a held partition", MEMORY, "the partition runs further ahead of a stuck batch"
@@ -155,7 +155,7 @@ JUDGED = (
     Judged(
         "cuts a part of a planned range at shutdown",
         SAFETY,
-        "the former owner's batch and a part of it have the same messages: two meanings",
+        "the same messages are in the former owner's batch and in a batch with a part of them",
     ),
     Judged("waits indefinitely for a planned end", PROGRESS, "the open batch is never cut"),
     Judged(

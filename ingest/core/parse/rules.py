@@ -40,17 +40,17 @@ REASONS: Mapping[str, str] = {
     "body_not_zlib": "The body is neither a zlib stream nor a JSON array.",
     "body_truncated": "The body's zlib stream is truncated.",
     "body_too_large": "The decompressed body exceeds inflated_bytes_max.",
-    "parser_failed": "Parsing exceeded a limit of the child process (named in the error), or crashed it twice.",
+    "parser_failed": "Parsing exceeded a limit of the child process, which the error names, or crashed it twice.",
 }
 
 WARNINGS: Mapping[str, str] = {
-    "recording_not_json": "The body is not a JSON array. Stored as received and billed, without events.",
+    "recording_not_json": "The body is not a JSON array. It is stored as received and billed, without events.",
     "event_malformed": "An rrweb event is malformed or too large. Only that event is left out (counted up to "
     "1000 per segment).",
     "event_too_deep": "An rrweb event is nested too deeply for the JSON decoder. Only that event is left out.",
     "events_over_limit": "The segment has more facts than facts_per_segment_max. The rest is left out.",
     "rows_over_limit": "Rows and metrics exceed rows_bytes_max. The rest is left out.",
-    "cost_over_limit": "Parsing costs too much for the segment's size. Stored; the rest is not parsed.",
+    "cost_over_limit": "Parsing costs too much for the segment's size. The rest is stored without being parsed.",
     "replay_event_missing": "The message has no replay_event.",
     "replay_event_not_json": "The replay_event is not a JSON object. Its fields are missing from rows.",
     "replay_event_over_limit": "The replay_event exceeds 1 MiB or has too many values. Its fields are missing "

@@ -19,10 +19,10 @@ from tasks.sinks.google.errors import sort
 from tasks.sinks.outcome import Action, Blame, Trouble
 
 PROOF = (
-    "With `REPLAYS_BIGQUERY_WRITE=storage`: the append's result with the offset that was sent, or "
-    "`ALREADY_EXISTS` for that offset, which was never used for other rows. If the stream cannot be appended to, "
-    "the row count that finalizing it returns: the rows are stored if the count is past them, and may be written "
-    "elsewhere if it is not."
+    "With `REPLAYS_BIGQUERY_WRITE=storage`, the proof is the append's result with the offset that was sent, or "
+    "`ALREADY_EXISTS` for that offset, which was never used for other rows. If nothing can be appended to the "
+    "stream, it is finalized, which returns its row count: the rows are stored if the count includes them; "
+    "otherwise they may be written to another stream."
 )
 Code = StorageError.StorageErrorCode
 BLAME_OF_CODE: dict[Any, Blame] = {
