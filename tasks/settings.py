@@ -184,8 +184,8 @@ class Settings(BaseSettings):
 
     bigquery_write: Literal["insert_all", "storage"] = Field(
         "insert_all",
-        description="API that writes rows. insert_all: streaming inserts. storage: the Storage Write API, with an "
-        "offset for each append, so that repeated tasks store each row once.",
+        description="API that writes rows: insert_all (streaming inserts) or storage (Storage Write API, with an "
+        "offset for each append, so that repeated tasks store each row once).",
     )
     bigquery_storage_endpoint: str = Field(
         "",

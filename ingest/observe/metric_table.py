@@ -74,7 +74,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "project_shed",
         Kind.GAUGE,
         "bool",
-        "1 if most messages of this project are rejects. Only the five projects with the most rejects have a series.",
+        "1 if most messages of this project are rejects. Series: the five projects with the most rejects.",
         ("project",),
     ),
     Definition(
