@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+COMMA := ,
 
 # Tests start hundreds of Python processes. Without cached bytecode, each of them compiles the code again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -13,15 +14,25 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
 
+# $(call install,EXTRAS): shows its progress on a terminal and is quiet elsewhere. uv is faster, but does not read
+# pip.conf: pip is used if it is missing or fails.
+define install
+@echo "installing dependencies into $(VENV): minutes if none are cached"
+@if test -t 1; then quiet=; else quiet=--quiet; fi; \
+  if command -v uv > /dev/null && uv pip install $$quiet --python $(BIN)/python -c constraints.txt -e '.[$(1)]'; \
+  then exit; fi; \
+  $(BIN)/python -m pip install $$quiet --disable-pip-version-check -c constraints.txt -e '.[$(1)]'
+endef
+
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "replays-ingest needs Python 3.11 or newer, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev]'
+	$(call install,local$(COMMA)dev)
 	@touch $@
 
 BENCH_STAMP := $(VENV)/.installed-bench
 $(BENCH_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev,bench]'
+	$(call install,local$(COMMA)dev$(COMMA)bench)
 	@mkdir -p .bench && touch $@
 
 setup: $(STAMP) ## create a virtual environment in .venv with pinned dependencies

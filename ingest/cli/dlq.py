@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
-from rich.table import Table
-from rich.text import Text
 
 from ingest.cli.common import as_json, by_option, coordination_of, echo, echo_json, fail, redis_required, settings
 from ingest.cli.confirm import confirm, yes_option
 from ingest.cli.listing import Listing
 from ingest.cli.ranges import Finite
+from ingest.operate.columns import Column, FittedTable
 from ingest.operate.terminal import Terminal
 from ingest.operate.text import times_as_text, utc_text
 from tasks.printed import printable
@@ -57,10 +56,7 @@ def dlq_ls(
 
     loaded = settings()
     counts: Counter[tuple[str, str]] = Counter()
-    table = Table(box=None, pad_edge=False)
-    for name in ("id", "time (UTC)", "reason", "sink", "from", "replayed", "error"):
-        whole = name in ("id", "time (UTC)")
-        table.add_column(name, no_wrap=whole, overflow="fold")
+    table = FittedTable(_columns(loaded))
     rows: list[dict[str, Any]] = []
     try:
         erasures, rules = erasures_now(loaded), rules_of(loaded)
@@ -68,14 +64,14 @@ def dlq_ls(
             counts[letter.reason, letter.sink] += 1
             if len(rows) < limit:
                 rows.append(shown(letter, erasures, rules))
-                error = Text(printable(rows[-1]["error"][:80]))
-                texts = [Text(printable(text)) for text in (letter.reason, letter.sink, str(letter.label.origin))]
                 table.add_row(
                     letter.id,
                     utc_text(letter.timestamp_ms / 1000),
-                    *texts,
+                    letter.reason,
+                    letter.sink,
+                    str(letter.label.origin),
                     "yes" if letter.replayed else "",
-                    error,
+                    rows[-1]["error"][:80],
                 )
     except DeadLettersUnavailable as error:
         fail(str(error))
@@ -87,6 +83,23 @@ def dlq_ls(
     console.print(table)
     for (name, sink_name), count in counts.most_common():
         echo(f"{count:>8}  {printable(name)}{f' by {printable(sink_name)}' if sink_name else ''}")
+
+
+def _columns(loaded: Settings) -> tuple[Column, ...]:
+    """Columns of `dlq ls`. On a narrow terminal, offsets are shown without the topic if it is the input topic."""
+
+    def without_topic(place: str) -> str:
+        return place.removeprefix(f"{loaded.kafka_topic}-")
+
+    return (
+        Column("id"),
+        Column("time (UTC)", rank=2),
+        Column("reason", room=28),
+        Column("sink", rank=4),
+        Column("from", rank=1, short=without_topic),
+        Column("replayed", rank=5),
+        Column("error", rank=3, room=16),
+    )
 
 
 @dlq.command("show")

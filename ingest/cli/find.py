@@ -131,9 +131,7 @@ COMMANDS = replays.COMMANDS
 
 
 def _print(page: FoundPage) -> None:
-    console = Terminal(highlight=False)
-    if not console.is_terminal:
-        console.width = 220
+    console = Terminal(highlight=False, columns_without_terminal=220)
     console.print(replays_table(found.replay for found in page.found))
     for found in page.found:
         for match in found.matches:

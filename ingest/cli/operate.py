@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 import msgspec
-from rich.table import Table
 
 from ingest.cli.common import (
     EXIT_FAILED,
@@ -26,11 +25,20 @@ from ingest.cli.common import (
 from ingest.cli.confirm import confirm, expect_terminal, yes_option
 from ingest.cli.listing import Listing
 from ingest.cli.ranges import Finite
+from ingest.operate.columns import Column, FittedTable
 from ingest.operate.terminal import Terminal
 from ingest.operate.text import size_text, utc_text
 from tasks.connection import RedisRefused
 from tasks.printed import without_secrets
 
+PARKED = (
+    Column("batch"),
+    Column("stage", rank=4),
+    Column("attempt", rank=5, numeric=True),
+    Column("messages", rank=3, numeric=True),
+    Column("retry in", rank=2, numeric=True),
+    Column("error", rank=1, room=16),
+)
 AUDIT_COLUMNS = frozenset(("at", "by", "what", "key", "version"))
 
 # Setup
@@ -160,7 +168,7 @@ def batches_ls(as_json: bool) -> None:
     if as_json:
         echo_json(parked)
         return
-    table = Table("batch", "stage", "attempt", "messages", "retry in", "error")
+    table = FittedTable(PARKED)
     for batch_id, about in sorted(parked.items()):
         table.add_row(
             batch_id,
@@ -170,7 +178,7 @@ def batches_ls(as_json: bool) -> None:
             f"{max(0.0, float(about.get('retry_at', 0)) - now):.0f} s",
             without_secrets(str(about.get("error", "")))[:120],
         )
-    Terminal().print(table if parked else "no batch is parked")
+    Terminal(columns_without_terminal=200).print(table if parked else "no batch is parked")
 
 
 @batches.command("show")

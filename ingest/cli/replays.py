@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ingest.cli.common import as_json, echo, echo_json, fail, settings
 from ingest.cli.listing import Listing
+from ingest.operate.columns import Column, FittedTable
 from ingest.operate.terminal import Terminal
 from ingest.operate.text import age_seconds, clock_text, runs_text, size_text, utc_text
 from ingest.settings import SettingsError
@@ -27,7 +28,37 @@ if TYPE_CHECKING:  # commands import their dependencies when they run
 
 WEB_PORT = 8077
 LINES = "\n"
+MINUTES = len("2026-05-01 12:00")
 
+
+def _to_the_minute(time_text: str) -> str:
+    return time_text[:MINUTES]
+
+
+REPLAYS = (
+    Column("replay"),
+    Column("project", rank=3),
+    Column("started (UTC)", rank=1, short=_to_the_minute),
+    Column("user", rank=4, room=8),
+    Column("browser", rank=11, room=8),
+    Column("release", rank=12, room=8),
+    Column("length", rank=2, numeric=True),
+    Column("segments", rank=10, numeric=True),
+    Column("pages", rank=9, numeric=True),
+    Column("clicks", rank=7, numeric=True),
+    Column("dead", rank=8, numeric=True),
+    Column("rage", rank=6, numeric=True),
+    Column("errors", rank=5, numeric=True),
+)
+SEGMENTS = (
+    Column("segment"),
+    Column("state"),
+    Column("place"),
+    Column("received (UTC)", rank=2, short=_to_the_minute),
+    Column("stored", rank=4),
+    Column("in gcs (UTC)", rank=3, short=_to_the_minute),
+    Column("batch", rank=1),
+)
 project_option = click.option("--project", type=click.IntRange(0), help="Project id.")
 
 
@@ -129,13 +160,9 @@ def replays_ls(
         console.print("more replays match: raise --limit or add conditions", style="dim")
 
 
-def replays_table(replays: Iterable[Replay]) -> Table:
+def replays_table(replays: Iterable[Replay]) -> FittedTable:
     """One line per replay."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("replay", "project", "started (UTC)", "user", "browser", "release"):
-        table.add_column(name, no_wrap=name == "replay", overflow="ellipsis")
-    for name in ("length", "segments", "pages", "clicks", "dead", "rage", "errors"):
-        table.add_column(name, justify="right")
+    table = FittedTable(REPLAYS)
     for replay in replays:
         counts = (
             replay.segments,
@@ -149,9 +176,9 @@ def replays_table(replays: Iterable[Replay]) -> Table:
             replay.replay_id,
             str(replay.project_id),
             utc_text(replay.started_at),
-            printable(replay.user),
-            printable(replay.browser),
-            printable(replay.release),
+            replay.user,
+            replay.browser,
+            replay.release,
             clock_text(replay.duration_seconds),
             *(str(count) if count else "·" for count in counts),
         )
@@ -176,7 +203,7 @@ def replays_show(replay_id: str, project: int | None, as_json: bool) -> None:
     if as_json:
         echo_json({"replay": replay_dict(replay), "ingestion": found})
         return
-    console = Terminal(highlight=False)
+    console = Terminal(highlight=False, columns_without_terminal=200)
     console.print(facts_text(replay, segments))
     console.print()
     console.print(segments_table(found["segments"]))
@@ -209,11 +236,9 @@ def facts_text(replay: Replay, segments: Segments) -> Text:
     return Text(LINES).join(rows)
 
 
-def segments_table(segments: Iterable[dict[str, Any]]) -> Table:
+def segments_table(segments: Iterable[dict[str, Any]]) -> FittedTable:
     """One line per segment."""
-    table = Table(
-        "segment", "state", "place", "received (UTC)", "stored", "in gcs (UTC)", "batch", box=None, pad_edge=False
-    )
+    table = FittedTable(SEGMENTS)
     for segment in segments:
         place = f"{segment['partition']}/{segment['offset']}" if segment["partition"] is not None else ""
         duplicates = f" (+{len(segment['copies']) - 1})" if len(segment["copies"]) > 1 else ""
@@ -298,9 +323,7 @@ def _events_around(
     if as_json:
         echo_json(msgspec.to_builtins(found))
         return
-    console = Terminal(highlight=False)
-    if not console.is_terminal:
-        console.width = 200
+    console = Terminal(highlight=False, columns_without_terminal=200)
     console.print(events_table(found.marks, found.start_ms))
     _print_incomplete(console, found)
     if found.missing:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from redis.exceptions import RedisError
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
 from ingest.core.flight import Phase
+from ingest.operate.columns import Column, FittedTable
 from ingest.operate.status import ReaderStatus, Status, collect
 from ingest.operate.terminal import Terminal
 from ingest.operate.text import seconds_text, size_text
@@ -24,11 +24,63 @@ from ingest.settings import Settings
 from tasks.breaker import BreakerPhase
 from tasks.connection import advice
 from tasks.errors import shortened
+from tasks.names import CONTROL_QUEUE, flush_queue
 from tasks.observe.meters import LONG_SECONDS
+from tasks.wire import SinkName
 
 PICTURE_COLUMNS = 110
 ROWS_MAX = 20  # maximum partitions, batches and reasons shown
 LAG_SECONDS_GOOD, LAG_SECONDS_BAD = 10.0, 60.0
+PARTITIONS = (
+    Column("partition"),
+    Column("reader", rank=4, room=16),
+    Column("position", rank=5, numeric=True),
+    Column("committed", numeric=True),
+    Column("end", rank=3, numeric=True),
+    Column("lag", numeric=True),
+    Column("seconds", rank=1, numeric=True),
+)
+SINKS = (
+    Column("sink"),
+    Column("waiting", numeric=True),
+    Column("workers", rank=2, numeric=True),
+    Column("breaker", rank=1),
+    Column("failures", rank=4, numeric=True),
+    Column("next probe", rank=3, numeric=True),
+    Column("p50", rank=5, numeric=True),
+    Column("slowest", rank=6, numeric=True),
+)
+WORKERS = (
+    Column("worker"),
+    Column("queues", rank=2, room=16),
+    Column("processes", rank=4, numeric=True),
+    Column("up", rank=3, numeric=True),
+    Column("seen", rank=1, numeric=True),
+)
+FLIGHTS = (
+    Column("batch"),
+    Column("phase"),
+    Column("stage", rank=3),
+    Column("chords", rank=5, numeric=True),
+    Column("messages", rank=4, numeric=True),
+    Column("bytes", rank=2, numeric=True),
+    Column("age", rank=1, numeric=True),
+)
+PARKED = (
+    Column("batch"),
+    Column("stage", rank=4),
+    Column("since", rank=3, numeric=True),
+    Column("retry in", rank=2, numeric=True),
+    Column("error", rank=1, room=16),
+)
+REJECTS = (Column("reason"), Column("messages", numeric=True))
+COSTS = (
+    Column("project"),
+    Column("CPU", rank=1, numeric=True),
+    Column("share", rank=2, numeric=True),
+    Column("bytes/s", rank=3, numeric=True),
+    Column("rows/s", rank=4, numeric=True),
+)
 BREAKER_STYLE = {BreakerPhase.CLOSED: "green", BreakerPhase.HALF_OPEN: "yellow", BreakerPhase.OPEN: "bold red"}
 
 
@@ -148,7 +200,7 @@ def delay_text(edge_seconds: float | None) -> str:
 
 
 def _partitions(status: Status) -> RenderableType:
-    table = _table("partitions", "partition", "reader", "position", "committed", "end", "lag", "seconds")
+    table = _table("partitions", PARTITIONS)
     rows = [(p, r) for r in status.readers for p in r.snapshot.partitions]
     rows.sort(key=lambda row: (-row[0].lag_seconds, row[0].partition))
     for partition, reader in rows[:ROWS_MAX]:
@@ -166,7 +218,7 @@ def _partitions(status: Status) -> RenderableType:
 
 
 def _sinks(status: Status) -> RenderableType:
-    table = _table("sinks", "sink", "waiting", "workers", "breaker", "failures", "next probe", "p50", "slowest")
+    table = _table("sinks", SINKS)
     for sink in status.sinks:
         table.add_row(
             sink.sink,
@@ -181,12 +233,13 @@ def _sinks(status: Status) -> RenderableType:
     return table
 
 
-def _workers(status: Status) -> Table:
-    table = _table("workers", "worker", "queues", "processes", "up", "seen")
+def _workers(status: Status) -> RenderableType:
+    table = _table("workers", WORKERS)
+    every = {CONTROL_QUEUE, *(flush_queue(SinkName(sink.sink)) for sink in status.sinks if sink.switched_on)}
     for worker in status.workers[:ROWS_MAX]:
         table.add_row(
             Text(worker.worker, style="red" if worker.silent else ""),
-            Text(" ".join(worker.queues)),
+            "all" if set(worker.queues) >= every else " ".join(worker.queues),
             str(worker.processes),
             f"{max(0.0, status.at - worker.started_at):.0f} s",
             Text(f"{worker.silent_seconds:.0f} s ago", style="bold red" if worker.silent else ""),
@@ -195,13 +248,13 @@ def _workers(status: Status) -> Table:
 
 
 def _flights(status: Status) -> RenderableType:
-    table = _table("in flight", "batch", "phase", "stage", "chords", "messages", "bytes", "age")
+    table = _table("in flight", FLIGHTS)
     rows = sorted(
         ((f, r) for r in status.readers for f in r.snapshot.flights), key=lambda row: -row[0].age_seconds
     )
     for flight, reader in rows[:ROWS_MAX]:
         table.add_row(
-            # The topic is left out, so that the line fits a terminal of 80 columns.
+            # The topic is left out, because no command takes the id of a batch in flight.
             age_mark(reader) + flight.batch_id.removeprefix(f"{reader.topic}-"),
             Text(flight.phase, style="red" if flight.phase is Phase.PARKED else ""),
             flight.stage,
@@ -215,27 +268,27 @@ def _flights(status: Status) -> RenderableType:
 
 
 def _parked(status: Status) -> RenderableType:
-    table = _table("parked", "batch", "stage", "since", "retry in", "error")
+    table = _table("parked", PARKED)
     for batch in status.parked[:ROWS_MAX]:
         table.add_row(
             Text(batch.batch_id, style="red"),
             batch.stage,
             f"{max(0.0, status.at - batch.parked_at):.0f} s",
             f"{max(0.0, batch.retry_at - status.at):.0f} s",
-            Text(batch.error),
+            batch.error,
         )
     return _more(table, len(status.parked))
 
 
 def _rejects(status: Status) -> RenderableType:
-    table = _table("dead letters since the readers started", "reason", "messages")
+    table = _table("dead letters since the readers started", REJECTS)
     for reason, messages in sorted(status.rejects.items(), key=lambda item: -item[1])[:ROWS_MAX]:
         table.add_row(reason, f"{messages:,}")
     return _more(table, len(status.rejects))
 
 
 def _costs(status: Status) -> RenderableType:
-    table = _table("cost by project, last minutes", "project", "CPU", "share", "bytes/s", "rows/s")
+    table = _table("cost by project, last minutes", COSTS)
     total = sum(cost.cpu_seconds for cost in status.costs)
     for cost in status.costs[: ROWS_MAX - 2] + status.costs[ROWS_MAX - 2 :][-2:]:
         table.add_row(
@@ -248,30 +301,11 @@ def _costs(status: Status) -> RenderableType:
     return _more(table, len(status.costs))
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", expand=True, box=None, pad_edge=False)
-    for column in columns:
-        numeric = column not in (
-            "partition",
-            "reader",
-            "worker",
-            "queues",
-            "sink",
-            "batch",
-            "phase",
-            "stage",
-            "breaker",
-            "error",
-            "reason",
-            "project",
-        )
-        table.add_column(
-            column, justify="right" if numeric else "left", style="", header_style="dim", no_wrap=True
-        )
-    return table
+def _table(title: str, columns: Sequence[Column]) -> FittedTable:
+    return FittedTable(columns, title=title, expand=True)
 
 
-def _more(table: Table, rows: int) -> Table:
+def _more(table: FittedTable, rows: int) -> FittedTable:
     if rows > ROWS_MAX:
         table.caption = f"and {rows - ROWS_MAX} more"
     return table

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from ingest.cli.main import main
 from ingest.core import events as on
 from ingest.core.model import OffsetRange
 from ingest.operate.text import utc_text
@@ -213,6 +215,30 @@ def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Pa
     assert again["produced"] == 0
     assert office.coordination.audited()[-1]["what"] == "dlq_replay"
     assert office.coordination.audited()[-1]["by"] == "ann"
+
+
+def test_lists_of_batches_and_letters_fit_80_columns(office: Office):
+    """One line each, with whole ids and offsets; the error is cut."""
+    batch = office.park(0, 2)
+    office.bury(MESSAGES - 1, "no_header")
+
+    batches = at_80_columns(office.env, "batches", "ls")
+    letters = at_80_columns(office.env, "dlq", "ls")
+
+    (parked,) = (line for line in batches if line.startswith(batch.id))
+    assert "clickhouse is aw" in parked
+    listed = command(office.env, "dlq", "ls", "--json").json["letters"]
+    rows = letters[1 : len(listed) + 1]
+    assert [line.split()[0] for line in rows] == [letter["id"] for letter in listed]
+    assert f" no_header        0-{MESSAGES - 1} " in rows[-1]
+
+
+def at_80_columns(env: dict[str, str], *arguments: str) -> list[str]:
+    """The output of a command on a terminal of 80 columns."""
+    result = CliRunner().invoke(main, arguments, env={**env, "COLUMNS": "80"}, catch_exceptions=False)
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    return lines
 
 
 def test_on_a_terminal_dangerous_commands_state_their_scope_and_ask_for_confirmation(office: Office):

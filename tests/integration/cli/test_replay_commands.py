@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -200,3 +201,15 @@ def test_messages_are_inspected_before_they_are_ingested(library: Library, tmp_p
     assert reported.code == 0
     assert str(RECORDED_PROJECT) in json.dumps(reported.json)
     assert (refused.code, "not_msgpack" in refused.out) == (1, True)
+
+
+@pytest.mark.parametrize("arguments", ["replays ls", "replays find", f"replays show {HOLED}"])
+def test_lists_of_replays_fit_80_columns(library: Library, arguments: str):
+    """Each replay or segment is one line, and ids are whole."""
+    wide = CliRunner().invoke(main, arguments.split(), env={**library.env, "COLUMNS": "250"}).output
+    narrow = CliRunner().invoke(main, arguments.split(), env={**library.env, "COLUMNS": "80"}).output
+
+    rows = [line for line in narrow.splitlines() if "://" not in line and "more replays" not in line]
+    assert max(map(len, rows)) <= 80
+    assert len(narrow.splitlines()) == len(wide.splitlines())
+    assert re.findall(r"\b[0-9a-f]{32}\b", narrow) == re.findall(r"\b[0-9a-f]{32}\b", wide)

@@ -7,10 +7,13 @@ import io
 import pytest
 from rich.console import Console
 
+from ingest.core.model import Stage
 from ingest.observe.costs import CostOf
 from ingest.observe.snapshot import PartitionState, RejectsOf, RejectState, Snapshot
-from ingest.operate.status import ReaderStatus, RedisStatus, Status, costs
+from ingest.operate.status import ParkedStatus, ReaderStatus, RedisStatus, SinkStatus, Status, costs
 from ingest.operate.top import _reader_line, page
+from tasks.observe.presence import WorkerStatus
+from tasks.wire import SinkName
 
 
 def line(rejects: RejectState) -> str:
@@ -94,3 +97,29 @@ def test_cost_by_project_is_the_sum_over_readers() -> None:
         ["9", "20.0", "ms/s", "20%", "1.0", "KiB", "5"],
         ["other", "40.0", "ms/s", "40%", "1.0", "KiB", "2"],
     ]
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_a_parked_batch_of_a_busy_system_fits_one_line(width: int) -> None:
+    """Its id and the worker's name are whole, because they are copied into commands."""
+    batch_id = "ingest-replay-recordings-3-1234567-1235567"
+    parked = ParkedStatus(batch_id, Stage.ROWS, 12, 1000, 9_000_000, 0.0, 99.0, "r1", "clickhouse is away " * 20)
+    every = ("control", *(f"flush.{sink}" for sink in SinkName))
+    fleet = (
+        WorkerStatus(worker="celery@replays-worker-gcs-5d8f", queues=every, processes=4, started_at=-90_000.0),
+        WorkerStatus(
+            worker="celery@replays-worker-some-7c9b", queues=every[:3], processes=4, started_at=-90_000.0
+        ),
+    )
+    sinks = tuple(SinkStatus(sink, switched_on=True) for sink in SinkName)
+    redis = RedisStatus(0, 0, "noeviction", unacknowledged_tasks=0, control_queue_depth=0)
+    drawn = io.StringIO()
+
+    Console(file=drawn, width=width).print(page(Status(0.0, (), sinks, (parked,), redis, {}, fleet)))
+
+    lines = [line.rstrip() for line in drawn.getvalue().splitlines()]
+    (shown,) = (line for line in lines if "clickhouse is away" in line)
+    assert shown.startswith(f"{batch_id}  ")
+    assert shown.endswith("…")
+    assert [line.split()[1] for line in lines if line.startswith("celery@")] == ["all", every[0]]
+    assert {line.split()[0] for line in lines if "celery@" in line} == {worker.worker for worker in fleet}

@@ -1,0 +1,82 @@
+"""Tables fit the terminal: one line per row, and ids are whole at any width."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from ingest.operate.columns import Column, FittedTable
+
+BATCH = "ingest-replay-recordings-3-1234567890-1234568890"
+ERROR = "clickhouse: connection refused, for the fourth time in a row"
+COLUMNS = (
+    Column("batch"),
+    Column("time", rank=2, short=lambda text: text[:5]),
+    Column("error", rank=1, room=12),
+    Column("sink", rank=3),
+    Column("messages", rank=4, numeric=True),
+)
+
+
+def drawn(width: int, *rows: tuple[str, ...], columns: tuple[Column, ...] = COLUMNS) -> list[str]:
+    """The lines of the table, header first, without trailing spaces."""
+    table = FittedTable(columns)
+    for row in rows:
+        table.add_row(*row)
+    file = io.StringIO()
+    Console(file=file, width=width).print(table)
+    return [line.rstrip() for line in file.getvalue().splitlines()]
+
+
+def test_a_wide_terminal_shows_everything():
+    """Also the column without any text."""
+    header, row = drawn(160, (BATCH, "12:00:03", ERROR, "", "7"))
+
+    assert header.split() == ["batch", "time", "error", "sink", "messages"]
+    assert row.startswith(f"{BATCH}  12:00:03  {ERROR}")
+
+
+def test_less_important_columns_are_left_out_and_texts_are_cut():
+    """The id is whole, the time is in its short form, the text has an ellipsis, and no line is too long."""
+    header, row = drawn(78, (BATCH, "12:00:03", ERROR, "", "7"))
+
+    assert header.split() == ["batch", "time", "error"]
+    assert row.startswith(f"{BATCH}  12:00  clickhouse: conn")
+    assert row.endswith("…")
+    assert len(row) <= 78
+
+
+@pytest.mark.parametrize("width", range(20, 170))
+def test_ids_are_whole_at_every_width(width: int):
+    """Two rows are two lines, unless the terminal is narrower than an id: it continues on the next line."""
+    rows = ((BATCH, "12:00:03", ERROR, "", "7"), ("t-0-1-2", "12:00:04", "x", "gcs", "1,000"))
+    header, *lines = drawn(width, *rows)
+
+    assert max(map(len, (header, *lines))) <= width
+    if width >= len(BATCH):
+        assert len(lines) == 2
+        assert lines[0].startswith(BATCH)
+    else:
+        assert "".join(lines).startswith(BATCH)
+
+
+def test_an_empty_column_never_takes_the_room_of_a_text():
+    """The error is longer than its minimum, and `sink` has no text."""
+    columns = (Column("id"), Column("sink", rank=1), Column("error", rank=2, room=4))
+
+    assert drawn(20, ("0-1", "", "exactly fifteen"), columns=columns)[1] == "0-1  exactly fifteen"
+
+
+def test_the_width_of_unprintable_and_wide_letters_is_known():
+    """Control characters are replaced before the layout; a letter may take two columns."""
+    table = FittedTable((Column("user", room=6), Column("id")))
+    table.add_row(Text("\x1b[31mann", style="bold"), "0-1")
+    table.add_row("山田太郎", "0-2")
+    file = io.StringIO()
+    Console(file=file, width=14).print(table)
+
+    assert "\x1b" not in file.getvalue()
+    assert [line.split()[-1] for line in file.getvalue().splitlines()[1:]] == ["0-1", "0-2"]
