@@ -207,7 +207,7 @@ class Pipeline:
         owned = self._owned.get(event.source)
         if owned is not None and event.resumed_at >= owned.position:
             owned.resume_at(event)
-            if self.paused or owned.blocked:
+            if owned.blocked or (self.paused and event.source != self._admitted):
                 yield do.Pause((event.source,))
             yield from self._progress(now)
             return

@@ -229,6 +229,24 @@ def test_the_range_being_completed_may_be_revoked(event: on.Event) -> None:
     assert runtime.take(do.Resume) == [do.Resume((OTHER_PARTITION,))]
 
 
+def test_the_range_being_completed_may_lose_messages_to_retention() -> None:
+    """If messages of the planned range being completed expire, its partition is still fetched, and the range is
+    completed by the messages that remain.
+    """
+    runtime = successor(in_flight_bytes_max=300, pause_after_seconds=0.5)
+    runtime.segments(3)
+    pass_time(runtime, 1.0)
+    assert runtime.take(do.Resume) == [do.Resume((PARTITION,))]
+    runtime.take(do.Pause)
+
+    runtime._epochs[PARTITION] += 1
+    runtime.publish(on.OffsetOutOfRange(PARTITION, runtime.epoch(), wanted=13, resumed_at=14))
+    assert runtime.take(do.Pause) == []
+    runtime.segments(1, at=14)
+
+    assert cuts(runtime) == [(10, 15, CutReason.PLANNED)]
+
+
 def test_a_range_over_the_byte_bound_is_abandoned_at_the_end_of_the_log() -> None:
     """A planned range above the byte bound is abandoned at the end of the log, after the same wait as any
     other.
