@@ -1,4 +1,4 @@
-"""A recording as a short recipe that can be mutated at random, and stored if it is costly.
+"""Represents a recording as a short recipe that can be mutated at random, and stored if it is costly.
 
 A recipe is a list of pieces. A piece is one event text, `before + part * n + after`, `event_bytes` long, repeated
 to fill its share of the recording. With empty `before` and `after` the part itself is the event.

@@ -49,12 +49,12 @@ class Cost:
 
     @property
     def ratio(self) -> float:
-        """CPU time as a multiple of the floor, beyond the base cost of every message."""
+        """The CPU time as a multiple of the floor, beyond the base cost of every message."""
         return max(self.seconds - CPU_SECONDS_BASE, 0.0) / max(self.floor_seconds, 1e-4)
 
     @property
     def memory_ratio(self) -> float:
-        """Memory as a multiple of the inflated size, beyond the base memory of every message."""
+        """The memory as a multiple of the inflated size, beyond the base memory of every message."""
         return max(self.memory_bytes - MEMORY_BYTES_BASE, 0) / max(self.raw_bytes, self.message_bytes)
 
 
@@ -123,8 +123,9 @@ def cpu(value: bytes, rounds: int = ROUNDS) -> tuple[float, float, int]:
 
 
 def memory(value: bytes) -> int:
-    """Increase of this process's peak resident memory during a parse. Call it once, before any other
-    measurement.
+    """Returns the increase of this process's peak resident memory during a parse.
+
+    It may be called only once, before any other measurement.
     """
     message = Message(TopicPartition("t", 0), 1, 0, value, timestamp_ms=1_790_000_000_000)
     Path("/proc/self/clear_refs").write_text("5")

@@ -6,8 +6,8 @@ rate.
 The system is the stack, workers and one reader as processes, with emulators. The memory limit of
 deploy/kubernetes/reader.yaml is set as RLIMIT_DATA of each reader process: this needs no cgroup, and a process
 over the limit gets a MemoryError. It prints the other project's delay from sending a segment to the commit of its
-batch, alone and next to the hostile project, and the outcome of each hostile message. Exit code 1 if a message is
-unaccounted for, a segment is lost, a reader exits, or p99 more than doubles.
+batch, alone and next to the hostile project, and the outcome of each hostile message. The exit code is 1 if a
+message is unaccounted for, a segment is lost, a reader exits, or p99 more than doubles.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.cost.committed import ALL
 from tests.kit.whole_system import System, until
 
 MEMORY_BYTES_MAX = GiB
-STEADY_PROJECT = 4200  # All shapes belong to project 11.
+STEADY_PROJECT = 4200  # All hostile shapes belong to project 11.
 STEADY_REPLAY_ID = "57ead0" + "0" * 26
 # Nothing may be parked only because a shared machine is busy; every segment is sampled, which is the most
 # expensive case.

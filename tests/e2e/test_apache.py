@@ -114,8 +114,9 @@ def test_a_member_with_an_instance_id_returns_without_a_rebalance(fleet: Fleet, 
 
 
 def test_a_second_reader_takes_its_share_under_load_without_duplicates(fleet: Fleet, tmp_path: Path) -> None:
-    """The rebalance is cooperative when a reader joins and when it leaves: the first reader keeps half of its
-    partitions throughout, and no message is processed twice.
+    """If a second reader joins and leaves under load, the first one keeps half of its partitions throughout.
+
+    No message is processed twice.
     """
     fleet.worker("worker-1")
     first = up(fleet.reader("reader-1"))
@@ -138,8 +139,9 @@ def test_a_second_reader_takes_its_share_under_load_without_duplicates(fleet: Fl
 
 
 def test_sigterm_under_load_commits_settled_batches_and_exits_with_zero(stack: Stack, tmp_path: Path) -> None:
-    """The reader exits within the drain deadline; the next reader continues at the committed offsets, so nothing
-    is processed twice.
+    """After SIGTERM under load, the reader exits within the drain deadline.
+
+    The next reader continues at the committed offsets, so nothing is processed twice.
     """
     settings = {"REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": "30", "REPLAYS_DRAIN_DEADLINE_SECONDS": "25"}
     with made(stack, settings) as fleet:
@@ -238,7 +240,7 @@ def test_a_reader_suspended_past_its_session_commits_nothing(stack: Stack, tmp_p
 
 
 def test_the_demo_runs_on_apache_kafka(stack: Stack, tmp_path: Path) -> None:
-    """The demo is started as a user would start it."""
+    """The demo runs on Apache Kafka if it is started as a user would start it."""
     arguments = ["150", "--kafka", "apache", "--profile", "small", "--json", "--directory", str(tmp_path)]
     command, sockets = PARENTS.lend("ingest.local.demo", *arguments)
 

@@ -51,7 +51,9 @@ def explain(outcome: dict[str, Any]) -> str:
 
 @pytest.mark.timeout(SECONDS_MAX + 10)
 def test_every_input_arrives_exactly_once(tmp_path: Path):
-    """The demo reconciles objects, rows, facts, metrics, dead letters and offsets; the reader exits with 0."""
+    """The demo's reconciliation of objects, rows, facts, metrics, dead letters and offsets passes, and the
+    reader exits with 0.
+    """
     code, outcome = demo("300", directory=tmp_path)
 
     assert code == 0, explain(outcome)
@@ -82,7 +84,7 @@ def test_nothing_is_lost_when_a_component_is_killed_mid_run(tmp_path: Path, vict
 
 @pytest.mark.timeout(SECONDS_MAX + 10)
 def test_a_killed_demo_leaves_no_process_behind(tmp_path: Path):
-    """When the demo itself is killed with kill -9, its warden stops every child."""
+    """If the demo itself is killed with kill -9, its warden stops every child."""
     process = start([sys.executable, "-m", "ingest.local.demo", "2000"], tmp_path)
     assert process.stdout is not None
     line = next(line for line in process.stdout if line.startswith("Flower "))

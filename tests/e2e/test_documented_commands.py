@@ -145,7 +145,7 @@ class Documented:
 
     @property
     def group(self) -> str:
-        """The command's entry in RUN or NOT_RUN: the longest matching prefix, or the command itself."""
+        """Returns the command's entry in RUN or NOT_RUN: the longest matching prefix, or the command itself."""
         words = self.words
         found = [
             name
@@ -329,7 +329,7 @@ def test_the_words_and_options_of_a_command_exist(
 
 
 def parse(command: click.Command, name: str, words: list[str]) -> None:
-    """Parses like click before it calls anything. Raises click.UsageError."""
+    """Parses a command as click does before it calls anything. Raises click.UsageError."""
     context = None
     while True:
         context = command.make_context(name, list(words), parent=context)
@@ -387,7 +387,7 @@ def test_a_module_accepts_its_documented_options(entry: Documented, monkeypatch:
 
 
 def parsed_only(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -> None:
-    """Replaces `parse_args`: the program ends after it has parsed its arguments."""
+    """Replaces `parse_args`, so that a program ends after it has parsed its arguments."""
     parser.parse_known_args(arguments)[1] and parser.error("unknown option")
     parser.exit()
 

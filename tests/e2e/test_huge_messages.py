@@ -24,7 +24,7 @@ PEAK_BYTES_MAX = 400 * MiB
 
 
 def blank_array(inflated_bytes: int) -> bytes:
-    """An array of blanks, which compresses to a thousandth of its size."""
+    """Returns an array of blanks, which compresses to a thousandth of its size."""
     packer = zlib.compressobj(9)
     block = b" " * MiB
     whole, rest = divmod(inflated_bytes - 2, MiB)
@@ -66,7 +66,10 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 
 def test_huge_messages_are_rows_or_dead_letters_in_bounded_memory(system: System, tmp_path: Path) -> None:
-    """The messages are sent one by one through one reader, which logs its peak memory after each of them."""
+    """Huge messages that are sent one by one through one reader become rows or dead letters.
+
+    The reader logs its peak memory after each message.
+    """
     ordinary = system.reader_peak_bytes()
     print(f"\n{'ordinary messages':<30} peak {ordinary / MiB:6.0f} MiB")
     for replay, (what, (_, make)) in enumerate(HUGE.items(), start=1):

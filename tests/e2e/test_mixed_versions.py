@@ -44,7 +44,7 @@ def mixed(
 ) -> Iterator[Mixed]:
     """Makes a fleet over the session's servers that can run this code and planted releases.
 
-    Apache Kafka keeps cut records, which the releases read from each other.
+    The broker is Apache Kafka, which keeps the cut records that the releases read from each other.
     """
     PARENTS.prepare("celery", READER, COMMAND)
     tag = fresh_name("mixed").replace("_", "")

@@ -72,7 +72,7 @@ class Census:
     """Metrics that the DogStatsD server received."""
 
     def after_deduplication(self) -> tuple[Any, ...]:
-        """The state visible to readers of the sinks: redelivery must not change it."""
+        """Returns the state that is visible to readers of the sinks, which redelivery must not change."""
         return (self.objects, self.exact, self.summaries, self.replays_billed, self.facts, self.letters)
 
 
@@ -129,10 +129,13 @@ def test_with_marks_no_sink_is_called_again(loaded_system: LoadedSystem) -> None
 
 
 def test_without_marks_the_same_cuts_leave_no_duplicates(loaded_system: LoadedSystem) -> None:
-    """Redis restarts empty. Each object is overwritten with the same bytes: one object per name, a new generation.
+    """Redis restarts empty.
+
+    Each object is overwritten with the same bytes, so there is one object per name, with a new generation.
 
     ClickHouse skips each insert by its token; BigQuery drops duplicates within its window, and the view drops the
-    rest. DataDog cannot detect a repetition and gets every packet again, the dead-letter topic every record.
+    rest. DataDog, which cannot detect repetitions, gets every packet again, and the dead-letter topic every
+    record.
     """
     system = loaded_system.system
     before, requests_before = census(system), requests(system)

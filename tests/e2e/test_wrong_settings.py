@@ -33,9 +33,9 @@ ALL_COMMANDS = bool(os.environ.get("REPLAYS_TEST_ALL_COMMANDS"))
 
 @dataclass(frozen=True, slots=True)
 class BrokenSetting:
-    """One wrong setting. `names`: all of them must be in the line. `reader`: workers do not read it.
+    """One wrong setting. The line must contain all `names`. If `reader` is true, workers do not read the setting.
 
-    `kind`: every command is tested with the first of each kind, and some commands with each of the others.
+    Every command is tested with the first setting of each `kind`, and some commands with each of the others.
     """
 
     id: str
@@ -46,8 +46,9 @@ class BrokenSetting:
 
 
 def broken(id: str, names: str = "", *, reader: bool = False, kind: bool = False, **values: str) -> BrokenSetting:
-    """A setting with invalid `values`, by lower-case name. Without `names`, the line must contain each of these
-    names.
+    """Returns a setting with invalid `values`, given by lower-case name.
+
+    Without `names`, the line must contain each of these names.
     """
     variables = {f"REPLAYS_{name.upper()}": value for name, value in values.items()}
     return BrokenSetting(id, variables, tuple(names.split()) or tuple(variables), reader, kind)
@@ -273,8 +274,10 @@ def test_every_command_refuses_a_wrong_setting_in_one_line(
 def test_every_setting_is_refused_in_one_line(
     name: str, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every invalid value of the setting is tried, with all commands in `make wrong-settings` and otherwise with
-    one command each. No control character is printed.
+    """Every invalid value of every setting is refused in one line, by all commands in `make wrong-settings`,
+    otherwise by one command each.
+
+    No control character is printed.
     """
     variable = f"REPLAYS_{name.upper()}"
     wrong = [*refused_values(name, files["folder"], files["text"])]

@@ -35,8 +35,9 @@ def test_every_sink_gets_its_items(eager: Eager) -> None:
 
 
 def test_a_dead_letter_has_the_message_and_its_reason(eager: Eager) -> None:
-    """A dead letter contains the original record with only our headers; the record's own headers are inside one of
-    them.
+    """A dead letter contains the original record, with our headers.
+
+    The record's own headers are the value of one of them.
     """
     eager.settle(make_batch(messages=1, rejects=1, start=10), Stage.ROWS)
 

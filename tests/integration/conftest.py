@@ -32,7 +32,9 @@ LOGINS = "bob:other, ann:a-long-password"
 
 @pytest.fixture
 def settings(fresh_name: Callable[[str], str]) -> Callable[..., Settings]:
-    """Creates settings: a fresh bucket, database, data set and topics, plus the given values."""
+    """A function that creates settings with a fresh bucket, database, data set and topics, and the given
+    values.
+    """
 
     def make(**given: object) -> Settings:
         fresh = {
@@ -48,7 +50,7 @@ def settings(fresh_name: Callable[[str], str]) -> Callable[..., Settings]:
 
 
 def variables(stack: Stack, name: str, database: int) -> dict[str, str]:
-    """REPLAYS_* variables of the session's servers, with unique names."""
+    """The REPLAYS_* variables of the session's servers, with unique names."""
     stack.start(["gcs", "clickhouse", "redis", "kafka"])
     names = isolated(f"{name}{uuid.uuid4().hex[:8]}", stack.addresses["redis"], database)
     return {**stack.settings(), **names, "REPLAYS_SINKS": SINKS}
@@ -62,20 +64,22 @@ def library(stack: Stack) -> Library:
 
 @pytest.fixture(scope="session")
 def office_env(stack: Stack) -> dict[str, str]:
-    """Variables of the operator environment; its pages accept the passwords in LOGINS."""
+    """The variables of the operator environment, whose pages accept the passwords in LOGINS."""
     return {**variables(stack, "office", OFFICE_DATABASE), "REPLAYS_FLOWER_BASIC_AUTH": LOGINS}
 
 
 @pytest.fixture(scope="session")
 def office_settings(office_env: dict[str, str]) -> ReaderSettings:
-    """Settings of the operator environment; its topics, bucket and tables exist."""
+    """The settings of the operator environment, whose topics, bucket and tables exist."""
     return set_up_office(office_env)
 
 
 @pytest.fixture
 def office(office_env: dict[str, str], office_settings: ReaderSettings) -> Iterator[Office]:
-    """The operator environment: a reader is running, nothing is parked, no rule is set, and the audit trail is
-    empty. Dead letters of other tests remain.
+    """The operator environment with a running reader, without parked batches and rules, and with an empty audit
+    trail.
+
+    Dead letters of other tests remain.
     """
     with open_office(office_env, office_settings) as running:
         yield running

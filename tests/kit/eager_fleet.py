@@ -26,7 +26,7 @@ from tasks.sinks.memory import MemorySink
 
 @pytest.fixture(scope="session")
 def eager_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
-    """One Redis for the session; each test empties it."""
+    """A Redis for the whole session, which each test empties."""
     directory = tmp_path_factory.mktemp("eager")
     with Children(directory / "logs") as children:
         server = Redis(children, directory / "redis")
@@ -57,7 +57,7 @@ class Eager:
 
 @pytest.fixture
 def eager(eager_redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Eager]:
-    """A fleet with one thread and empty stores."""
+    """A fleet that runs in one thread, with empty stores."""
     options = {
         "REDIS_URL": eager_redis.address,
         "SINK_KIND": "memory",

@@ -122,7 +122,7 @@ def _pass_on(error: Any, context: Any) -> None:
 
 @contextmanager
 def relay_to(target: str) -> Iterator[Relay]:
-    """A running relay to this address."""
+    """Runs a relay to this address."""
     made = Relay(target)
     made.start()
     try:

@@ -31,8 +31,9 @@ OLD_SECONDS = 3 * 86_400
 
 @dataclass(frozen=True)
 class Library:
-    """The connection settings (`env` has the REPLAYS_* variables), the replays, and the time when they were
-    received (`now`, Unix seconds).
+    """The connection settings, the replays, and the time when they were received.
+
+    `env` contains the REPLAYS_* variables, and `now` is in Unix seconds.
     """
 
     env: dict[str, str]

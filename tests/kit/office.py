@@ -33,8 +33,9 @@ DEADLINE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Office:
-    """The operator environment; `env` has its REPLAYS_* variables. The topic holds `message 0` to `message 4`, on
-    partition 0.
+    """The operator environment, whose REPLAYS_* variables are in `env`.
+
+    The topic holds `message 0` to `message 4`, on partition 0.
     """
 
     env: dict[str, str]
@@ -51,7 +52,7 @@ class Office:
         return Coordination(self.redis, self.settings)
 
     def next_event(self) -> on.Event:
-        """The next event that the reader receives."""
+        """Waits for the next event that the reader receives, and returns it."""
         return self.inbox.get(timeout=DEADLINE_SECONDS)
 
     def park(self, start: int, stop: int, error: str = "clickhouse is away") -> Batch:
@@ -95,7 +96,7 @@ def set_up_office(env: dict[str, str]) -> Settings:
 
 @contextmanager
 def open_office(env: dict[str, str], settings: Settings) -> Iterator[Office]:
-    """An operator environment with a live reader; Redis is emptied afterwards."""
+    """Opens an operator environment with a live reader. Redis is emptied afterwards."""
     inbox: queue.SimpleQueue[on.Event] = queue.SimpleQueue()
     office = Office(env, settings, Dispatcher(settings, READER, inbox), inbox)
     office.reader.start()

@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[2]
 def foreign_fixtures() -> Path:
     """The directory with recordings of other projects, which we may not redistribute; it may be missing.
 
-    It is `REPLAYS_FIXTURES`, or `shared/fixtures` next to the repository or next to one of its parent directories.
+    The directory is `REPLAYS_FIXTURES`, or `shared/fixtures` next to the repository or next to one of its parent
+    directories.
     """
     if given := os.environ.get("REPLAYS_FIXTURES"):
         return Path(given)

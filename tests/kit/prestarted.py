@@ -91,7 +91,7 @@ class Parents:
         folder: Path | None,
         errors: IO[bytes] | None = None,
     ) -> Program:
-        """Like `start_program`, which still starts the programs that cannot be forked."""
+        """Forks a program, or calls `start_program` if it cannot be forked."""
         found = kind_of(command)
         if found is None or _interpreter(environment) != _interpreter(os.environ):
             return start_program(command, output, environment, folder)
@@ -147,7 +147,7 @@ class Parents:
         self._controls = {kind: socket.socket(fileno=number) for kind, number in numbers.items()}
 
     def close(self) -> None:
-        """Ends the parents; their forks continue."""
+        """Ends the parents, but not their forks."""
         for control in self._controls.values():
             control.close()
         self._controls.clear()

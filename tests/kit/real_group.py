@@ -38,7 +38,10 @@ numbers = itertools.count(1)
 
 @contextmanager
 def apache_stack() -> Iterator[Stack]:
-    """The whole stack with Apache Kafka as the broker. Skips with a reason if it cannot run; in CI it must run."""
+    """The whole stack with Apache Kafka as the broker.
+
+    The fixture skips the test with a reason if Kafka cannot run; in CI it must run.
+    """
     reason = java_kafka.available()
     if reason and not os.environ.get("CI"):
         pytest.skip(reason)

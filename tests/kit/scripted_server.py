@@ -68,7 +68,7 @@ def half(whole: Answer) -> Answer:
 
 
 def relay_to(url: str) -> Script:
-    """Forwards every request to a server, and returns its answer."""
+    """Returns a script that forwards every request to a server and returns the server's answer."""
 
     def answer(request: Received) -> Answer:
         headers = {name: value for name, value in request.headers.items() if name.lower() != "host"}

@@ -22,7 +22,7 @@ from ingest.local.stack import Stack
 
 
 def kill_all(children: Children) -> None:
-    """Kills all programs at the end of a test; other tests cover graceful stops."""
+    """Kills all programs at the end of a test, because other tests cover graceful stops."""
     for child in children:
         children.release(child)
         child.kill()
@@ -93,7 +93,7 @@ def statsd(statsd_server: Statsd) -> Statsd:
 
 @pytest.fixture(scope="session")
 def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JavaKafka]:
-    """Apache Kafka. Skips with a reason if it cannot run; in CI it must run."""
+    """Apache Kafka. The fixture skips the test with a reason if Kafka cannot run; in CI it must run."""
     reason = java_kafka.available()
     if reason and not os.environ.get("CI"):
         pytest.skip(reason)

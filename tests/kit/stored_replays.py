@@ -33,7 +33,7 @@ def message(
     video: bytes | None = None,
     retention_days: int = 30,
 ) -> bytes:
-    """One Kafka value. `at` is the `received` time in Unix seconds."""
+    """Returns one Kafka value. `at` is the `received` time in Unix seconds."""
     body = events if isinstance(events, bytes) else zlib.compress(json.dumps(events).encode())
     return msgspec.msgpack.encode(
         {

@@ -56,7 +56,10 @@ PROXIED = {
 
 
 class System:
-    """A context manager. `proxies` are in front of the HTTP sinks; `env` is the environment of every process."""
+    """A context manager that runs the system.
+
+    `proxies` are in front of the HTTP sinks, and `env` is the environment of every process.
+    """
 
     def __init__(
         self,

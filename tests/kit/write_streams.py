@@ -16,7 +16,7 @@ TABLE = "replay_events"
 
 
 def fact(number: int, table: str = TABLE, **given: Any) -> Row:
-    """A good row; `given` changes or adds columns."""
+    """Returns a valid row; `given` changes or adds columns."""
     fields = {
         "row_id": f"row-{number}",
         "event_type": "ui.click",
@@ -31,7 +31,7 @@ def fact(number: int, table: str = TABLE, **given: Any) -> Row:
 
 
 def selected(settings: Settings, select: str, table: str = TABLE) -> list[tuple[Any, ...]]:
-    """Rows of a query over the table."""
+    """Returns the rows of a query over the table."""
     server: Any = client(settings)
     name = f"`{settings.bigquery_project}.{settings.bigquery_dataset}.{table}`"
     found = [tuple(row.values()) for row in server.query_and_wait(f"SELECT {select} FROM {name}")]

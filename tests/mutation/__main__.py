@@ -43,7 +43,10 @@ class Verdict(NamedTuple):
 
 
 def plant(mutant: Mutant, into: Path) -> None:
-    """Writes the bug. The text must occur exactly once, or the list of mutants is out of date."""
+    """Writes the bug into the copy.
+
+    The original text must occur exactly once, or the list of mutants is out of date.
+    """
     name = mutant.file if mutant.file.startswith("tasks/") else f"ingest/{mutant.file}"
     file = into / name
     text = file.read_text()

@@ -31,8 +31,10 @@ def answer_to(brokers: str, topic: str, value: bytes, codec: str) -> KafkaError 
 def test_a_broker_that_inflates_refuses_bombs(
     apache_kafka: JavaKafka, fresh_name: Callable[[str], str], codec: str
 ):
-    """With `compression.type=uncompressed` the broker's limit applies to the inflated size; by default it does
-    not.
+    """A broker with `compression.type=uncompressed` refuses bombs, because its limit applies to the inflated
+    size.
+
+    By default it does not.
     """
     admin = AdminClient({"bootstrap.servers": apache_kafka.address})
     limit = {"max.message.bytes": str(SOURCE_MESSAGE_BYTES_MAX)}

@@ -34,7 +34,7 @@ GARBAGE = (
 
 @pytest.fixture
 def forged_entries(stored: Settings) -> Iterator[Coordination]:
-    """A running reader and worker, next to forged entries that none of our programs wrote."""
+    """The entries of a running reader and worker, and forged entries that none of our programs wrote."""
     client = connect(stored)
     coordination, prefix = Coordination(client, stored), stored.key_prefix
     now = coordination.now()
@@ -53,7 +53,7 @@ def forged_entries(stored: Settings) -> Iterator[Coordination]:
 
 
 def test_forged_state_hides_nothing_of_ours(stored: Settings, forged_entries: Coordination):
-    """All commands and pages show the entries of our programs and omit the others."""
+    """All commands and pages show the entries of our programs and omit forged ones."""
     seen = collect(stored)
 
     assert NAME in [reader.reader for reader in seen.readers]

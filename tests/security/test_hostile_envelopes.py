@@ -37,7 +37,7 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture(autouse=True)
 def still_works(receiver: Receiver) -> Iterator[None]:
-    """After every attack, the endpoint accepts a real envelope and holds no memory."""
+    """Checks after every attack that the endpoint accepts a real envelope and holds no memory."""
     yield
     before = len(receiver.values)
     assert receiver.post(GOOD).status == 200

@@ -75,8 +75,9 @@ def test_the_image_installs_nothing_else():
 
 
 def test_every_image_is_exact():
-    """An image is named by a digest or by a tag with a complete version; a digest can be passed to the build
-    without an edit.
+    """Every image is named by a digest or by a tag with a complete version.
+
+    A digest can be passed to the build without an edit.
     """
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     images = [service["image"] for service in compose["services"].values() if "image" in service]

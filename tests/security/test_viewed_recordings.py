@@ -181,7 +181,7 @@ def test_a_hostile_recording_makes_no_connection(stored: Settings, listener: Lis
 
 
 def test_a_link_from_elsewhere_allows_nothing(stored: Settings, listener: Listener):
-    """A link of another site that contains the viewer's permission has no effect."""
+    """A link from another site that contains the permission to load files has no effect."""
     ingest(stored, [message(REPLAY, 0, recording(listener.address), project_id=PROJECT)])
     with browser(stored) as page:
         answer = page.goto(f"/replay/{PROJECT}/{REPLAY}?elsewhere={listener.address.removeprefix('http://')}")

@@ -77,7 +77,9 @@ def test_a_seed_that_failed_once_does_not_fail_again(seed: int) -> None:
 
 
 def test_each_run_has_new_seeds_and_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
-    """The seeds are printed before the first world, so that a run that hangs can be repeated."""
+    """Each run has new seeds, which are printed before the first world, so that a run that hangs can be
+    repeated.
+    """
     printed, firsts = set(), set()
     for _ in range(3):
         main(["--seeds", "1", "--json"])
@@ -90,13 +92,15 @@ def test_each_run_has_new_seeds_and_prints_them(capsys: pytest.CaptureFixture[st
 
 
 def test_a_world_is_reproducible_from_its_seed() -> None:
-    """The same seed gives the same log twice in this process."""
+    """The same seed produces the same history twice in this process."""
     shape = Shape.draw(7)
     assert attempt(shape, recording=True).story == attempt(shape, recording=True).story
 
 
 def test_a_world_does_not_depend_on_the_hash_seed() -> None:
-    """The same seed gives the same log across processes, whatever the iteration order of their sets."""
+    """The same seed produces the same history in other processes, whatever the iteration order of their sets
+    is.
+    """
     summaries = []
     for hash_seed in ("1", "2"):
         result = subprocess.run(

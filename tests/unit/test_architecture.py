@@ -20,7 +20,7 @@ LINE_CHARACTERS_MAX = 128
 
 
 def listed_paths() -> list[str]:
-    """The folders and files of the tree, as paths; a line's indentation gives its parent."""
+    """Returns the folders and files of the tree as paths; the indentation of a line determines its parent."""
     text = (ROOT / "ARCHITECTURE.md").read_text().split("## The tree")[1]
     block = text.split("```")[1]
     found: list[str] = []
@@ -34,7 +34,7 @@ def listed_paths() -> list[str]:
 
 
 def test_the_tree_has_one_line_per_package():
-    """There is neither a package without a line nor a line without a package."""
+    """The tree has exactly one line per package."""
     packages = [
         f"{path.parent.relative_to(ROOT).as_posix()}/"
         for name in PACKAGES
@@ -60,7 +60,7 @@ def steps() -> list[tuple[int, str, str]]:
 
 
 def functions_of(path: Path) -> set[str]:
-    """The functions of a file, as `function` and `Class.method`."""
+    """Returns the functions of a file, as `function` and `Class.method`."""
     found: set[str] = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef):
@@ -76,7 +76,7 @@ def test_every_step_of_a_message_is_a_function():
 
 
 def test_the_path_of_a_message_has_no_repetition():
-    """Steps are numbered without gaps, and no function appears twice."""
+    """The steps of a message's path are numbered without gaps, and no function appears twice."""
     walked = steps()
 
     assert len(walked) > 40
@@ -88,7 +88,7 @@ def test_the_path_of_a_message_has_no_repetition():
 
 
 def test_records_are_numbered_without_gaps():
-    """Numbers start at 001, and the title repeats the number."""
+    """Decision records are numbered from 001 without gaps, and each title repeats the number."""
     numbers = [path.name[:3] for path in RECORDS]
 
     assert numbers == [f"{number:03d}" for number in range(1, len(RECORDS) + 1)]
@@ -96,7 +96,7 @@ def test_records_are_numbered_without_gaps():
 
 
 def test_the_index_lists_every_record_once():
-    """The index has each record's title."""
+    """The index lists every decision record once, with its title."""
     index = (ROOT / "docs/decisions/README.md").read_text()
     lines = re.findall(r"^- \[(\d{3})\]\(([^)]+)\) (.+)$", index, flags=re.MULTILINE)
     titles = {path.name: path.read_text().splitlines()[0].split(". ", 1)[1] for path in RECORDS}
@@ -106,7 +106,10 @@ def test_the_index_lists_every_record_once():
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.name)
 def test_a_record_is_one_page_and_has_every_section(path: Path):
-    """The sections are status, code and enforcement; context, decision, reasons and consequences."""
+    """A decision record is one page and has every section.
+
+    The sections are status, code and enforcement, context, decision, reasons and consequences.
+    """
     text = path.read_text()
     lines = text.splitlines()
     headings = re.findall(r"^## (.+)$", text, flags=re.MULTILINE)

@@ -48,7 +48,7 @@ class Text:
 
 
 def files() -> list[Path]:
-    """All files whose citations are checked."""
+    """Returns all files whose citations are checked."""
     at_top = [
         path for path in ROOT.iterdir() if path.suffix in CODE | {".md"} or path.name in ("Makefile", "Dockerfile")
     ]
@@ -61,7 +61,9 @@ def files() -> list[Path]:
 
 @cache
 def names_in(path: Path) -> frozenset[str]:
-    """Names that a module defines or imports at its top level, and all its functions, classes and methods."""
+    """Returns the names that a module defines or imports at its top level, and all its functions, classes and
+    methods.
+    """
     tree = ast.parse(path.read_text())
     found: set[str] = set()
     for node in ast.walk(tree):
@@ -77,7 +79,7 @@ def names_in(path: Path) -> frozenset[str]:
 
 @cache
 def anchors_in(path: Path) -> frozenset[str]:
-    """The anchors that GitHub generates for a page's headings."""
+    """Returns the anchors that GitHub generates for a page's headings."""
     text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ +(.+?) *$", text, flags=re.MULTILINE)
     found: list[str] = []
@@ -94,8 +96,9 @@ def all_paths() -> frozenset[str]:
 
 
 def texts(path: Path) -> Iterator[Text]:
-    """The comments and strings of Python files (except strings of tests, which name things that do not exist), and
-    every line of other files.
+    """Returns the comments and strings of a Python file, or every line of another file.
+
+    Strings of tests are excluded, because they name things that do not exist.
     """
     if path.suffix == ".py" and path.is_relative_to(ROOT / "tests"):
         yield from prose(path)
@@ -111,9 +114,7 @@ def texts(path: Path) -> Iterator[Text]:
 
 
 def prose(path: Path) -> Iterator[Text]:
-    """The comments and docstrings of Python files: other strings may intentionally name files that do not
-    exist.
-    """
+    """Returns the comments and docstrings of Python files. Other strings may name files that do not exist."""
     if path.suffix != ".py":
         yield from texts(path)
         return
@@ -162,8 +163,9 @@ def broken_files(text: Text) -> Iterator[str]:
 
 
 def broken_names(text: Text) -> Iterator[str]:
-    """`tasks.stored.read_replay`, `python -m tools.gameday.run`: a package or module, and possibly a name in
-    it."""
+    """Returns cited names, such as `tasks.stored.read_replay` or `python -m tools.gameday.run`, that do not
+    exist.
+    """
     for cited in DOTTED.findall(re.sub(r"https?://\S+", "", text.words)):
         parts = cited.split(".")
         for depth in range(len(parts), 0, -1):
@@ -176,7 +178,7 @@ def broken_names(text: Text) -> Iterator[str]:
 
 
 def broken_holders(text: Text) -> Iterator[str]:
-    """ "`complete` in `tasks/flush.py`", "`ingest/core/model.py` (`Batch`)": the name is in the file."""
+    """Returns citations such as "`complete` in `tasks/flush.py`" whose file does not contain the name."""
     for first_name, second_name, holder, place, name in NAME_IN_FILE.findall(text.words):
         path = ROOT / (holder or place)
         if path.exists():
@@ -192,7 +194,7 @@ def held(cited: str, path: Path) -> bool:
 
 
 def broken_records(text: Text) -> Iterator[str]:
-    """`decision 014`, and the names used before there were records."""
+    """Returns cited decision records that do not exist, and names that were used before there were records."""
     for number in RECORD.findall(text.words):
         if not next((ROOT / "docs/decisions").glob(f"{number}-*.md"), None):
             yield f"decision {number}"
@@ -201,7 +203,7 @@ def broken_records(text: Text) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_citation_resolves(path: Path):
-    """Citations are in comments, strings, docs and deployment files."""
+    """Every citation in comments, strings, docs and deployment files resolves."""
     broken = [f"{text}: {cited}" for text in texts(path) for cited in (*broken_paths(text), *broken_records(text))]
     for text in prose(path):
         found = [*broken_files(text), *broken_names(text), *broken_holders(text)]

@@ -19,7 +19,9 @@ Graph = dict[str, set[str]]
 
 
 def module_of(path: Path) -> str:
-    """`ingest/cli/main.py` is `ingest.cli.main`; a package is its `__init__.py`."""
+    """Returns the module of a file: `ingest.cli.main` for `ingest/cli/main.py`, and the package for its
+    `__init__.py`.
+    """
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -31,7 +33,7 @@ def is_type_checking(test: ast.expr) -> bool:
 
 
 def statements(body: Iterable[ast.stmt]) -> Iterator[ast.Import | ast.ImportFrom]:
-    """The import statements that run with the module or later."""
+    """Returns the import statements that run with the module or later."""
     for node in body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node
@@ -45,8 +47,8 @@ def statements(body: Iterable[ast.stmt]) -> Iterator[ast.Import | ast.ImportFrom
 
 
 def imported_modules(source: str, modules: Iterable[str]) -> set[str]:
-    """The `modules` that this source imports directly: `from a import b` is `a.b` if that is a module, otherwise
-    `a`.
+    """Returns the `modules` that this source imports directly: `from a import b` is `a.b` if that is a module,
+    otherwise `a`.
 
     The implied import of `a` by `a.b` is ignored: a package's `__init__` is complete before its modules run,
     unless it imports them, and then that import is counted.

@@ -21,7 +21,9 @@ PRODUCT_FILES = [path for path in sources() if not name_of(path).startswith("ben
 
 @pytest.mark.parametrize("path", sources(), ids=name_of)
 def test_a_file_imports_only_what_its_package_may(path: Path) -> None:
-    """The table lists our own and third-party packages."""
+    """A file imports only what the table allows for its package; the table lists our own and third-party
+    packages.
+    """
     assert violations(name_of(path), path.read_text()) == []
 
 
@@ -113,7 +115,7 @@ def test_a_planted_import_is_reported(path: str, line: str, form: str) -> None:
     "call", ["import_module('redis')", "importlib.import_module('redis.exceptions')", "__import__('redis')"]
 )
 def test_an_import_by_name_at_run_time_is_reported(call: str) -> None:
-    """The rule applies to literal names in calls, too."""
+    """An import at run time is reported if its name is a literal in a call."""
     (found,) = violations("tasks/sinks/gcs/sink.py", f"thing = {call}")
 
     assert "redis" in found
@@ -147,12 +149,12 @@ def test_an_effect_in_the_core_is_reported(call: str) -> None:
     ],
 )
 def test_allowed_imports_are_not_reported(path: str, text: str) -> None:
-    """The imports are of the file's own package, of packages below it, and of its libraries."""
+    """Imports of the file's own package, of packages below it, and of its libraries are not reported."""
     assert violations(path, text) == []
 
 
 def test_the_table_has_no_unused_permission() -> None:
-    """Each library of each row is imported where it is allowed."""
+    """The table has no unused permission: each library of each row is imported where it is allowed."""
     used = {
         (row_of(module), imported.name.split(".")[0], module)
         for path in sources()
@@ -174,7 +176,7 @@ def test_the_table_has_no_unused_permission() -> None:
 
 
 def test_architecture_shows_the_same_table() -> None:
-    """`python -m tools.documents` writes the table."""
+    """ARCHITECTURE.md contains the same table, which `python -m tools.documents` writes."""
     assert table() in (ROOT / "ARCHITECTURE.md").read_text()
 
 
@@ -186,7 +188,7 @@ def test_a_file_begins_with_a_docstring(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PRODUCT_FILES, ids=name_of)
 def test_only_settings_read_the_environment(path: Path) -> None:
-    """One module per package reads the environment, so that all its inputs are visible."""
+    """Only one module per package reads the environment, so that all inputs of the package are visible."""
     if path.name in ("settings.py", "loading.py") or name_of(path).startswith(
         ("ingest/local/", "tools/", "ingest/cli/")
     ):

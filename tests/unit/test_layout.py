@@ -66,7 +66,7 @@ def test_a_misplaced_test_file_is_found(place: str) -> None:
 
 
 def test_every_folder_is_a_package_and_helpers_are_not_collected() -> None:
-    """Helpers are imported by name, so every folder needs an __init__.py; `kit` has no tests."""
+    """Every folder has an __init__.py, because helpers are imported by name, and `kit` contains no tests."""
     folders = {path.parent for path in TESTS.rglob("*.py")}
 
     assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []

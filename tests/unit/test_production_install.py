@@ -35,7 +35,7 @@ metadata.version = version
 
 
 def names_of_extras() -> set[str]:
-    """Distributions that only one of our extras requires."""
+    """Returns the distributions that only one of our extras requires."""
     wanted = [Requirement(text) for text in metadata.requires("replays-ingest") or []]
     always = {
         requirement.name

@@ -50,12 +50,14 @@ def test_a_configured_bound_reaches_the_core(name: str) -> None:
 
 
 def test_the_defaults_are_consistent() -> None:
-    """`check` reports nothing for an unconfigured installation."""
+    """The defaults are consistent, so `check` reports nothing for an unconfigured installation."""
     assert list(deadlines(Settings())) == []
 
 
 def test_check_names_inconsistent_settings() -> None:
-    """Inconsistent settings include values exactly at the limit; the report names the settings to change."""
+    """`check` reports inconsistent settings, including values exactly at the limit, and names the settings to
+    change.
+    """
     (finding,) = deadlines(Settings(task_visibility_seconds=180, sink_timeout_seconds=30))
 
     assert (finding.name, finding.level) == ("visibility of tasks", "warning")

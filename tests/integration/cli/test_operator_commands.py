@@ -18,7 +18,7 @@ UNREACHABLE_REDIS = {"REPLAYS_REDIS_URL": "redis://127.0.0.1:1/0"}
 
 
 def failed(result: CommandResult) -> str:
-    """The error line of a failed command."""
+    """Runs a command that fails, and returns its error line."""
     assert result.code == 1
     return result.err.splitlines()[-1]
 
@@ -70,7 +70,10 @@ def test_without_redis_each_command_reports_what_to_check(office: Office, argume
 
 
 def test_a_project_is_disabled_while_redis_is_unavailable(office: Office):
-    """Readers follow the topic of decisions; the copy in Redis is updated by the next command."""
+    """A project can be disabled while Redis is unavailable.
+
+    Readers follow the topic of decisions, and the next command updates the copy in Redis.
+    """
     result = command(office.env | UNREACHABLE_REDIS, "tenants", "kill", "7", "--yes")
 
     assert (result.code, result.out) == (
@@ -94,7 +97,7 @@ def test_wrong_settings_give_exit_code_2(office: Office):
 
 
 def test_parked_batches_are_listed_and_shown(office: Office):
-    """Parked batches are shown with their errors; an empty list is reported as such."""
+    """Parked batches are listed and shown with their errors; an empty list prints a line that says so."""
     assert "no batch is parked" in command(office.env, "batches", "ls").out
     batch = office.park(0, 2)
 
@@ -151,7 +154,9 @@ def test_a_batch_of_a_stopped_reader_is_left_unchanged(office: Office):
 
 
 def test_rules_for_projects_are_set_and_removed(office: Office):
-    """Each rule is listed in the audit trail with the operator's name."""
+    """Rules for projects can be set and removed, and each change is in the audit trail with the operator's
+    name.
+    """
     env = office.env
     assert "no rules" in command(env, "tenants", "ls").out
 
@@ -303,8 +308,9 @@ def test_check_lists_every_server_and_its_errors(office: Office):
 
 
 def test_a_dry_run_reads_and_commits_nothing(office: Office):
-    """A dry run reads every message of the topic, none of which can be parsed, and the group has no committed
-    offset afterwards.
+    """A dry run reads every message of the topic, and the group has no committed offset afterwards.
+
+    None of the messages can be parsed.
     """
     result = command(office.env, "--dry-run", "--messages", str(MESSAGES), "--json")
 

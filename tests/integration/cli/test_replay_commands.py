@@ -38,7 +38,7 @@ from tests.kit.recordings import inflated
     ],
 )
 def test_replays_are_listed(library: Library, options: list[str], expected: set[str]):
-    """Text and JSON list the same replays."""
+    """Replays are listed as text and as JSON, with the same contents."""
     text = command(library.env, "replays", "ls", *options)
     listed = command(library.env, "replays", "ls", *options, "--json").json
 
@@ -91,7 +91,7 @@ def test_events_are_listed(library: Library):
 
 
 def test_a_session_is_found_and_its_evidence_exported(library: Library):
-    """`events --around` accepts the event id from a search result."""
+    """A session is found by a search, and `events --around` accepts the event id from the search result."""
     found = command(library.env, "replays", "find", "--selector", "#rage", "--text", "rage", "--json").json
     (shop,) = [entry for entry in found["replays"] if entry["replay_id"] == library.shop_id]
     event = shop["matches"][0]["event"]
@@ -106,7 +106,9 @@ def test_a_session_is_found_and_its_evidence_exported(library: Library):
 
 
 def test_events_of_an_unknown_kind_are_refused(library: Library):
-    """An unknown kind gives exit code 2 and the available kinds; each kind in the recordings is among them."""
+    """An unknown kind gives exit code 2 and lists the available kinds, which include every kind in the
+    recordings.
+    """
     result = command(library.env, "events", HOLED, "--kind", "nope")
     reported = command(library.env, "events", HOLED, "--json").json
 
@@ -142,8 +144,9 @@ def test_a_replay_is_downloaded(library: Library, tmp_path: Path):
 
 
 def test_a_download_is_readable_by_its_user_only(library: Library, tmp_path: Path):
-    """Recordings are personal data, and with the usual umask new files are readable by every user of the
-    machine.
+    """Only its user can read a download, although the usual umask makes new files readable by everyone.
+
+    Recordings are personal data.
     """
     before = os.umask(0o022)
     try:
@@ -158,15 +161,16 @@ def test_a_download_is_readable_by_its_user_only(library: Library, tmp_path: Pat
 
 
 def failed(result: CommandResult) -> str:
-    """The error line of a failed command."""
+    """Runs a command that fails, and returns its error line."""
     assert result.code == 1
     (line,) = result.err.splitlines()
     return line
 
 
 def test_a_missing_replay_or_server_is_reported_in_one_line(library: Library, tmp_path: Path):
-    """Each case exits with 1: no such replay, no such event, an id in several projects, nothing to download, an
-    unavailable server.
+    """A command exits with 1 and prints one line if there is no such replay or event, or nothing to download.
+
+    The same holds for an id in several projects and an unavailable server.
     """
     env = library.env
 

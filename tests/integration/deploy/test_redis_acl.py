@@ -57,7 +57,9 @@ def settings_as(fleet: Fleet, user: str, monkeypatch: pytest.MonkeyPatch) -> Set
 
 
 def test_the_listed_rights_are_sufficient_for_a_batch(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
-    """Chords, retries, parking, heartbeats and status all work: Redis refused no command."""
+    """With the listed rights, chords, retries, parking, heartbeats and status all work: Redis refused no
+    command.
+    """
     admin = guard(fleet, monkeypatch)
     viewer = settings_as(fleet, "replays-viewer", monkeypatch)
     fleet.worker()
@@ -83,7 +85,9 @@ USERS_OF_THE_FILE = ("replays", "replays-reader", "replays-worker", "replays-vie
 
 
 def test_other_keys_and_dangerous_commands_are_refused(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
-    """A stolen password gives access only to this system's own keys, and to no other client's connection."""
+    """With a stolen password, only this system's own keys can be accessed, and no other client's connection can
+    be closed.
+    """
     guard(fleet, monkeypatch)
 
     for user in USERS_OF_THE_FILE:
@@ -140,5 +144,5 @@ def test_the_file_works_with_redis_7_0():
 
 
 def test_the_example_password_says_change_me():
-    """The password in the file must be recognizable as an example."""
+    """The example password says "change me", so that it can be recognized as an example."""
     assert hashlib.sha256(PASSWORD.encode()).hexdigest() in USERS.read_text()

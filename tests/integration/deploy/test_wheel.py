@@ -23,7 +23,7 @@ THEIRS = ("web", "local", "tools", "benchmarks", "tests")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built like in the image: without a network, by the installed backend."""
+    """The wheel, built as in the image: without a network and by the installed backend."""
     if importlib.util.find_spec("hatchling") is None and not os.environ.get("CI"):
         pytest.skip("needs hatchling: run `make setup`")
     directory = tmp_path_factory.mktemp("wheel")
@@ -100,7 +100,7 @@ def test_our_commands_run_next_to_them(installed: Installed, words: list[str]) -
 
 
 def test_celery_finds_the_installed_fleet(installed: Installed) -> None:
-    """Outside the repository, Celery has our app, configuration and tasks."""
+    """Outside the repository, Celery finds our app, configuration and tasks in the installed wheel."""
     where = installed.run("python", "-c", "import celeryconfig, ingest, tasks; print(celeryconfig.__file__)")
 
     report = installed.run("python", "-m", "celery", "-A", "tasks", "report")

@@ -19,8 +19,8 @@ from ingest.settings import Settings
 
 
 def test_all_components_start_together_and_leave_nothing():
-    """The stack prints one line of progress per component and all addresses; after it stops, no process and no
-    directory remain.
+    """All components start together, with one line of progress each, and after the stack has stopped, no
+    process and no directory remain.
     """
     lines: list[str] = []
     with Stack(progress=lines.append, environ={}) as stack:
@@ -51,7 +51,9 @@ def test_its_settings_are_settings_of_the_system(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_component_can_be_a_real_server():
-    """A server named in the environment is used and not started; `cloud` means Google Cloud itself."""
+    """If the environment names a server, the stack uses it instead of starting one; `cloud` means Google Cloud
+    itself.
+    """
     environ = {"REPLAYS_LOCAL_REDIS": "redis://elsewhere:6379/1", "REPLAYS_LOCAL_GCS": "cloud"}
     with Stack(environ=environ) as stack:
         stack.start(["redis", "gcs"])
@@ -126,7 +128,10 @@ def test_the_files_of_an_older_background_stack_become_private(tmp_path: Path):
 
 
 def test_a_background_stack_restarts_servers_and_stops_as_a_whole(tmp_path: Path):
-    """A killed server restarts at its address; a killed supervisor stops everything, and up works again."""
+    """A killed server is restarted at its address.
+
+    If the supervisor is killed, everything stops, and `up` works again.
+    """
     state = background.up(tmp_path, parts=["redis"])
     port = int(state.settings["REPLAYS_REDIS_URL"].rsplit(":", 1)[1].split("/")[0])
 

@@ -36,7 +36,7 @@ SEGMENTS, AT_ONCE = 60, 20
 
 @dataclass(frozen=True)
 class Stored:
-    """Recordings and rows, written as the fleet writes them."""
+    """Stores with recordings and rows that were written as the fleet writes them."""
 
     env: dict[str, str]
     settings: Settings
@@ -66,7 +66,7 @@ class Stored:
         return rows
 
     def tables(self) -> tuple[list[Any], list[Any]]:
-        """The contents of both stores, with each identity once."""
+        """Returns the contents of both stores, with each identity once."""
         facts = self.bigquery(
             "SELECT DISTINCT project_id, row_id, event_type, timestamp, segment_id, org_id, attributes FROM FACTS "
             "ORDER BY project_id, row_id"
@@ -103,7 +103,11 @@ CLICKS = "(click_tag != '' OR tap_view_id != '' OR tap_message != '')"
 
 
 def test_lost_and_wrong_rows_are_rebuilt_once_as_ingestion_wrote_them(stored: Stored) -> None:
-    """Clicks and facts of half of the replays are lost, others wrong; a second run finds nothing to write."""
+    """If clicks and facts of half of the replays are lost and others are wrong, a backfill writes them as
+    ingestion did.
+
+    A second run finds nothing to write.
+    """
     whole = stored.tables()
     clean = stored.found("--since", "1d", "--dry-run")
     stored.clickhouse(
@@ -179,8 +183,9 @@ def project_of(stored: Stored) -> int:
 
 @pytest.mark.parametrize("stored", ["segment"], indirect=True)
 def test_it_asks_for_confirmation_before_it_writes(stored: Stored) -> None:
-    """If the operator answers no, nothing changes. A script must pass `--yes`, and an empty selection is a usage
-    error.
+    """If the operator answers no, a backfill changes nothing.
+
+    A script must pass `--yes`, and an empty selection is a usage error.
     """
     stored.clickhouse(f"ALTER TABLE replays DELETE WHERE {CLICKS} SETTINGS mutations_sync = 2")
     before = stored.tables()

@@ -40,7 +40,7 @@ def only(findings: Iterable[Finding]) -> Finding:
 
 @pytest.fixture
 def kafka(apache_kafka: JavaKafka, fresh_name: Callable[[str], str]) -> Callable[..., Settings]:
-    """Creates settings of a new topic with two partitions on Apache Kafka."""
+    """A function that creates a new topic with two partitions on Apache Kafka and returns its settings."""
     topic = fresh_name("topic")
     admin = AdminClient({"bootstrap.servers": apache_kafka.address})
     for future in admin.create_topics(
@@ -56,7 +56,7 @@ def kafka(apache_kafka: JavaKafka, fresh_name: Callable[[str], str]) -> Callable
 
 
 def groups(settings: Settings) -> list[str]:
-    """Consumer groups whose names begin like the production group's."""
+    """Returns the consumer groups whose names begin with that of the production group."""
     admin = AdminClient({"bootstrap.servers": settings.kafka_brokers})
     found = admin.list_consumer_groups(request_timeout=GROUP_SECONDS_MAX).result(GROUP_SECONDS_MAX).valid
     return [listing.group_id for listing in found if listing.group_id.startswith(settings.kafka_group)]

@@ -83,8 +83,8 @@ def test_a_producers_headers_cannot_turn_garbage_into_a_refused_item(topics: Top
 
 
 def test_a_letter_cannot_overwrite_another_projects_recording(topics: Topics) -> None:
-    """The forged letter names another project's object and one of our messages, but that message does not produce
-    such an object.
+    """A forged letter that names another project's object and one of our messages is refused, because the
+    message does not produce it.
     """
     name = topics.theirs.blobs[0].name
     topics.store(name, b"theirs")
@@ -98,9 +98,7 @@ def test_a_letter_cannot_overwrite_another_projects_recording(topics: Topics) ->
 
 
 def test_a_letter_cannot_change_the_items_of_its_message(topics: Topics) -> None:
-    """The forged letter has the right name and the right message but other bytes: the message's own item is
-    written.
-    """
+    """If a forged letter has the right name and message but other bytes, the message's own item is written."""
     name = topics.mine.blobs[0].name
     topics.write(forged(topics, "gcs", "blob", name, b"other bytes"))
 
@@ -151,8 +149,8 @@ def test_an_item_without_its_message_needs_an_option(topics: Topics) -> None:
 
 
 def test_with_a_shared_key_only_sealed_letters_are_replayed_by_default(topics: Topics) -> None:
-    """Only a holder of the key can forge a letter or mark one as replayed; a sealed letter can be replayed without
-    its original message.
+    """If a shared key is configured, only sealed letters are replayed by default, even without their original
+    messages.
     """
     settings = Settings(**{**topics.settings.model_dump(), "shared_key": "a-key-of-this-test-0123456789-0123"})
     keyed, dlq = Topics(settings, topics.mine, topics.theirs), settings.dlq_topic
@@ -177,7 +175,9 @@ def test_with_a_shared_key_only_sealed_letters_are_replayed_by_default(topics: T
 
 
 def test_a_packed_object_and_its_index_are_rebuilt_from_the_whole_batch(topics: Topics) -> None:
-    """An index row that points elsewhere is not written."""
+    """A packed object and its index rows are rebuilt from the whole batch; an index row that points elsewhere
+    is not written.
+    """
     encoded = Encoder((SinkName.GCS, SinkName.CLICKHOUSE), 100, "reader", packed=True).encode(batch(topics))
     (blob,) = decode_items("gcs", encoded.payloads["blobs/gcs/0"])
     index = [

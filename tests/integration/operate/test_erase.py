@@ -46,7 +46,7 @@ OLD_SECONDS = 3 * DAY_SECONDS  # old enough that redelivery is over, and within 
 
 @pytest.fixture(params=["packed", "segment"])
 def store(request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[str], str]) -> Iterator[Store]:
-    """A store in each of the two layouts."""
+    """A store in each of the two layouts, `segment` and `packed`."""
     yield from make_store(stack, fresh_name("e"), request.param)
 
 
@@ -62,7 +62,7 @@ def untouched(stack: Stack) -> Iterator[Store]:
 
 
 def make_store(stack: Stack, name: str, layout: str) -> Iterator[Store]:
-    """Parses a load and writes it through the sinks twice, in two batches with different names."""
+    """Parses a load, and writes it twice through the sinks, in two batches with different names."""
     stack.start(PARTS)
     env = {
         **stack.settings(),
@@ -144,7 +144,7 @@ def test_an_erased_replay_is_gone_and_its_neighbor_unchanged(store: Store) -> No
 
 
 def test_a_dry_run_or_an_unconfirmed_run_changes_nothing(untouched: Store) -> None:
-    """No tombstone remains if the operator does not confirm."""
+    """A dry run, or a run that the operator does not confirm, changes nothing and leaves no tombstone."""
     before, bucket = untouched.everything(untouched.victim), untouched.bucket_bytes()
 
     reported = untouched.run("--dry-run")
@@ -160,8 +160,9 @@ def test_a_dry_run_or_an_unconfirmed_run_changes_nothing(untouched: Store) -> No
 
 
 def test_a_user_and_a_list_are_erased_in_bulk_with_a_certificate(packed: Store, tmp_path: Path) -> None:
-    """A dry run changes nothing. The certificate lists what was removed of each replay, and replays of other users
-    are kept.
+    """A dry run changes nothing.
+
+    The certificate lists what was removed of each replay. Replays of other users are kept.
     """
     project = packed.victim[0]
     server = clickhouse.client(packed.settings)
@@ -284,8 +285,10 @@ def test_two_erasures_in_one_object_do_not_undo_each_other(packed: Store) -> Non
 def test_undeletable_data_is_reported_and_the_rest_is_erased(
     packed: Store, children: Children, tmp_path: Path
 ) -> None:
-    """BigQuery cannot delete recently streamed rows, Kafka cannot delete a single dead letter, and a parked batch
-    may hold more of the replay. The exit code is 1, and the output says what to do in each case.
+    """Data that cannot be deleted is reported, and the rest is erased.
+
+    BigQuery cannot delete recently streamed rows, Kafka cannot delete a single dead letter, and a parked batch may
+    contain more of the replay. In each of these cases the exit code is 1, and the output says what to do.
     """
     server = BigQuery(children, tmp_path / "bigquery", streaming_buffer_seconds=3600)
     server.start()
@@ -312,7 +315,9 @@ def test_undeletable_data_is_reported_and_the_rest_is_erased(
 
 
 def test_a_lost_race_is_retried_and_older_generations_are_deleted(untouched: Store) -> None:
-    """The responses of a versioned bucket with soft delete and a concurrent writer are scripted.
+    """If another writer changes an object meanwhile, the overwrite is retried, and older generations are deleted.
+
+    The responses of a versioned bucket with soft delete are scripted.
 
     The emulators keep neither old generations nor deleted objects.
     """

@@ -34,7 +34,7 @@ def settings(redis_url: str) -> Settings:
 
 
 def watch(settings: Settings) -> FleetWatch:
-    """Writes the reader's log lines about Redis and workers."""
+    """Writes the log lines of a reader about Redis and workers."""
     return FleetWatch(settings, Metrics(settings))
 
 

@@ -71,7 +71,7 @@ def two_projects(
     tmp_path: Path,
     fresh_name: Callable[[str], str],
 ) -> Iterator[TwoProjects]:
-    """Writes both projects, one after the other and within BigQuery's insertId window."""
+    """Stores in which both projects were written, one after the other and within BigQuery's insertId window."""
     gap, order = request.param
     stack.start(PARTS)
     name = fresh_name("two")
@@ -113,7 +113,7 @@ def message(project_id: int, segment_id: int, received: int) -> bytes:
 
 
 def produce(settings: Settings, values: list[bytes]) -> list[Segment]:
-    """Produces the values to partition 0, commits like a reader, and returns the parsed segments."""
+    """Produces the values to partition 0, commits as a reader would, and returns the parsed segments."""
     producer = Producer({"bootstrap.servers": settings.kafka_brokers})
     for value in values:
         producer.produce(settings.kafka_topic, value, partition=0)
@@ -127,7 +127,7 @@ def produce(settings: Settings, values: list[bytes]) -> list[Segment]:
 
 
 def facts(settings: Settings, table: str) -> Counter[tuple[int, str, str]]:
-    """Number of copies of each (project, row_id, event_type) in a BigQuery table or view."""
+    """Returns the number of copies of each (project, row_id, event_type) in a BigQuery table or view."""
     connected: Any = bigquery.client(settings)
     name = f"`{settings.bigquery_project}.{settings.bigquery_dataset}.{table}`"
     rows = connected.query_and_wait(f"SELECT project_id, row_id, event_type FROM {name}")
@@ -209,7 +209,7 @@ def assert_shown(two_projects: TwoProjects, which: Key) -> None:
 
 
 def summary(two_projects: TwoProjects, project: int) -> tuple[int, ...]:
-    """Segments, clicks, dead clicks and rage clicks of the materialized view."""
+    """Returns the numbers of segments, clicks, dead clicks and rage clicks in the materialized view."""
     server: Any = clickhouse.client(two_projects.settings)
     found = server.query(
         "SELECT uniqExactMerge(segments), uniqExactIfMerge(clicks), uniqExactIfMerge(dead_clicks), "
@@ -221,7 +221,7 @@ def summary(two_projects: TwoProjects, project: int) -> tuple[int, ...]:
 
 
 def clicks(two_projects: TwoProjects, project: int) -> tuple[int, int, int]:
-    """Clicks, dead clicks and rage clicks that are expected of a project."""
+    """Returns the numbers of clicks, dead clicks and rage clicks that are expected of a project."""
     flags = [flags for (owner, _), flags in two_projects.expected.clicks.items() if owner == project]
     return len(flags), sum(flag.dead for flag in flags), sum(flag.rage for flag in flags)
 

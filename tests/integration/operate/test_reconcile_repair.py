@@ -168,8 +168,9 @@ def damage(settings: Settings, names: list[str]) -> dict[str, int]:
 
 
 def test_recordings_in_packed_objects_are_found_by_their_index(packed_system: System) -> None:
-    """Stored recordings are not missing; a lost object, a corrupted one and a lost index row are found and
-    repaired."""
+    """In packed objects, a lost object, a corrupted one and a lost index row are found by the index and
+    repaired.
+    """
     settings, expected = packed_system.settings, packed_system.expected
     written = reconcile.run(settings, Scope(), repair=True, per_second_max=UNLIMITED_RATE)
 
@@ -244,7 +245,9 @@ def test_refused_and_disabled_items_are_not_losses(system: System) -> None:
 
 
 def test_a_rule_in_force_is_named_when_items_are_missing(system: System) -> None:
-    """Messages dropped by a limit look like a loss, so the report names the project and its latest action."""
+    """If messages were dropped by a limit, which looks like a loss, the report names the project and its latest
+    action.
+    """
     coordination = Coordination(connect(system.settings), system.settings)
     for what in ("tenant_kill", "tenant_revive"):
         coordination.audit({"what": what, "project": 4242, "by": "oncall"})

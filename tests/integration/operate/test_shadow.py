@@ -39,7 +39,7 @@ class LiveData:
     produced: Produced
 
     def shadow(self, *arguments: str) -> Result:
-        """Runs the command with an unreachable Redis."""
+        """Runs `shadow` with an unreachable Redis."""
         env = {**self.env, "REPLAYS_REDIS_URL": "redis://127.0.0.1:1/0"}
         return CliRunner().invoke(main, ["shadow", *arguments], env=env, catch_exceptions=False)
 

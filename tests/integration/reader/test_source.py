@@ -66,7 +66,7 @@ class Fleet:
 
 
 class Reader:
-    """One reader, stepped by hand so that a test controls what happens between two steps."""
+    """A reader that a test steps by hand, so that the test controls what happens between two steps."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ LIMITS = Limits(batch_messages_max=50, batch_age_seconds_max=0.2, drain_deadline
 
 @pytest.fixture(params=["tansu", pytest.param("apache", marks=pytest.mark.kafka)])
 def brokers(request: pytest.FixtureRequest) -> str:
-    """The embedded broker, and Apache Kafka itself."""
+    """Runs a test on the embedded broker and on Apache Kafka."""
     if request.param == "tansu":
         return str(request.getfixturevalue("kafka_brokers"))
     return str(request.getfixturevalue("apache_kafka").address)
@@ -251,7 +251,9 @@ def test_nothing_is_committed_while_nothing_settles(brokers: str, topic: str) ->
 
 
 def test_a_full_window_pauses_and_resumes_after_settling(brokers: str, topic: str) -> None:
-    """Backpressure on a real consumer loses no message and reads none twice."""
+    """A consumer that pauses at a bound and resumes after batches have settled loses no message and reads none
+    twice.
+    """
     produce(brokers, topic, 600)
     limits = Limits(
         batch_messages_max=20, batch_age_seconds_max=0.1, in_flight_batches_max=4, pause_after_seconds=0.1
@@ -271,7 +273,9 @@ def test_a_full_window_pauses_and_resumes_after_settling(brokers: str, topic: st
 
 
 def test_a_second_reader_takes_over_a_drained_partition(brokers: str, topic: str) -> None:
-    """In a cooperative rebalance under load, reading continues at the committed offset, without duplicates."""
+    """After a cooperative rebalance under load, the second reader continues at the committed offset, without
+    duplicates.
+    """
     produce(brokers, topic, 200)
     first = Reader(brokers, topic, LIMITS)
     first.step_until(lambda: len(first.blobs()) == 200)
@@ -417,7 +421,7 @@ def commit_far_ahead(brokers: str, topic: str) -> None:
 
 
 def commit(brokers: str, topic: str, offsets: list[KafkaPartition]) -> None:
-    """Commits like an external tool."""
+    """Commits as an external tool would."""
     consumer = Consumer({"bootstrap.servers": brokers, "group.id": f"{topic}-group"})
     consumer.commit(offsets=offsets, asynchronous=False)
     consumer.close()
@@ -449,8 +453,9 @@ def test_the_end_after_transaction_markers_is_committed(apache_kafka: JavaKafka,
 
 
 def test_a_header_name_that_is_not_text_does_not_stop_ingestion(brokers: str, topic: str) -> None:
-    """Clients in other languages can send any bytes as a header name. The message is ingested without its headers,
-    and the next one is ingested too.
+    """A header name that is not text, which clients in other languages can send, does not stop ingestion.
+
+    The message is ingested without its headers, and the next message is ingested as usual.
     """
     producer = RawProducer(brokers)
     producer.produce(topic, b"before", [(b"name", b"value")])
@@ -639,8 +644,9 @@ def test_readers_that_die_before_the_offset_advances_are_counted(
 def test_a_broker_that_stores_shorter_records_gets_shorter_ones(
     children: Children, tmp_path_factory: pytest.TempPathFactory, fresh_name: Callable[[str], str], bytes_max: int
 ) -> None:
-    """The record is shortened immediately, if necessary to nothing. Offsets are still stored, and the refusal is
-    logged once.
+    """If a broker stores only shorter records, the record is shortened immediately, if necessary to nothing.
+
+    Offsets are stored, and the refusal is logged once.
     """
     options = {"offset.metadata.max.bytes": str(bytes_max)}
     server = JavaKafka(children, tmp_path_factory.mktemp("kafka"), name=fresh_name("kafka"), options=options)
@@ -661,8 +667,10 @@ def test_a_broker_that_stores_shorter_records_gets_shorter_ones(
 
 @pytest.mark.kafka
 def test_a_static_member_waits_until_its_instance_id_is_free(apache_kafka: JavaKafka, apache_topic: str) -> None:
-    """Under KIP-848 the group refuses a killed reader's successor until the session ends: the successor logs one
-    line, does not exit, and then reads.
+    """Under KIP-848 a killed static member's successor waits until the session ends, because the group refuses
+    it.
+
+    It logs one line, does not exit, and then reads.
     """
     static = {"group.protocol": "consumer", "group.instance.id": "one"}
     produce(apache_kafka.address, apache_topic, 20)

@@ -17,7 +17,9 @@ from tests.kit.fleet import Fleet
 
 @pytest.fixture
 def fleet_options() -> dict[str, str]:
-    """A breaker that opens after three failures, with a cooldown of half a second, at most two seconds."""
+    """Settings of a breaker that opens after three failures, with a cooldown of half a second up to two
+    seconds.
+    """
     return {
         "BREAKER_FAILURES_MIN": "3",
         "BREAKER_COOL_SECONDS": "0.5",

@@ -17,8 +17,9 @@ from tests.kit.fleet import Fleet
 
 
 def test_both_stages_of_a_batch_complete(fleet: Fleet) -> None:
-    """Blobs are written first, then the rows and the dead letters; each stage is reported once to the waiting
-    reader.
+    """Of a batch, the blobs are written first, and then the rows and dead letters.
+
+    Each stage is reported once to the waiting reader.
     """
     dispatcher = fleet.dispatcher()
     fleet.worker()
@@ -243,9 +244,7 @@ def test_a_stopped_redis_is_an_event_within_seconds(fleet: Fleet) -> None:
 
 
 def test_a_worker_process_that_dies_is_replaced_at_once(fleet: Fleet) -> None:
-    """When one worker process gets SIGKILL, its task is queued again without waiting for the visibility
-    time-out.
-    """
+    """If a worker process gets SIGKILL, its task is queued again without waiting for the visibility time-out."""
     fleet.script("gcs", "slow 60")
     dispatcher = fleet.dispatcher()
     fleet.worker()

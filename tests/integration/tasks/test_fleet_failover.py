@@ -123,7 +123,9 @@ class TestSentinel:
 
     @pytest.mark.parametrize("fleet_options", [{"REDIS_SENTINEL_PASSWORD": "pw-sentinel"}], indirect=True)
     def test_batches_arrive_through_a_failover_and_a_killed_primary(self, fleet: Fleet) -> None:
-        """Sentinel replaces the primary under load, then the next primary is killed."""
+        """All batches are flushed although Sentinel replaces the primary under load and the next primary is
+        killed.
+        """
         assert isinstance(fleet.redis, RedisGroup)
         worker = fleet.worker()
         fleet.dispatcher()
@@ -221,9 +223,9 @@ def query_keyspace(redis: Redis) -> str:
 
 @contextmanager
 def tls_or_plain(plain_port: int, tls_port: int) -> Iterator[int]:
-    """A port for both protocols: a TLS handshake goes to `tls_port`, everything else to `plain_port`.
+    """Yields a port for both protocols: a TLS handshake goes to `tls_port`, everything else to `plain_port`.
 
-    Sentinel gives its clients the address that it uses itself, and the embedded one does not support TLS.
+    Sentinel gives its clients the address that it uses itself, and the embedded server does not support TLS.
     """
 
     class Sniff(socketserver.BaseRequestHandler):

@@ -148,8 +148,6 @@ def test_it_never_starts_without_authentication(
     ],
 )
 def test_flower_requires_a_safe_login(values: dict[str, str]) -> None:
-    """Without a password, with a guessable one, or with open access, the error names the setting to set
-    instead.
-    """
+    """If there is no password, a guessable one, or open access, the error names the setting to set instead."""
     with pytest.raises(FlowerRefused, match="REPLAYS_FLOWER_"):
         options(Settings(**values))  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from tests.kit.fleet import Fleet
 
 @pytest.fixture
 def fleet_options() -> dict[str, str]:
-    """Limits of 3.5 s (soft) and 5 s (hard)."""
+    """Time limits of 3.5 s (soft) and 5 s (hard)."""
     return {"SINK_TIMEOUT_SECONDS": "0.5", "TASK_VISIBILITY_SECONDS": "60", "TASK_RETRIES_MAX": "1"}
 
 
@@ -55,8 +55,9 @@ def test_a_sink_that_cannot_be_interrupted_is_killed(fleet: Fleet) -> None:
 
 
 def test_a_few_failed_items_do_not_fail_the_task(fleet: Fleet) -> None:
-    """The runs get 64, 16, 4 and 1 items. A run that makes most of its items durable does not count as a
-    failure.
+    """A few failed items do not fail the task: its runs get 64, 16, 4 and 1 items.
+
+    A run that makes most of its items durable does not count as a failure.
     """
     fleet.script("gcs", "scattered")
     dispatcher = fleet.dispatcher()

@@ -74,7 +74,7 @@ class TestSigned:
         registry._set_default_serializer("json")
 
     def test_signed_messages_complete_and_unsigned_ones_are_refused(self, fleet: Fleet) -> None:
-        """A client that can write to Redis but has no key cannot run tasks."""
+        """If messages must be signed, a client that can write to Redis but has no key cannot run tasks."""
         worker = fleet.worker()
         dispatcher = fleet.dispatcher()
 

@@ -137,7 +137,9 @@ def test_a_parked_entry_without_renewal_expires(
 
 
 def test_a_renewal_restores_parked_entries_after_flushall(fleet: Fleet, topic: str) -> None:
-    """The lease contains everything that operators see, so that FLUSHALL hides a parked batch only for seconds."""
+    """After FLUSHALL a renewal restores the parked entries, because the lease contains everything that
+    operators see.
+    """
     batch, dispatcher = make_batch(), fleet.dispatcher()
     coordination = Coordination(fleet.client, fleet.settings)
     parked = do.Park(batch, Stage.BLOBS, 2, "bucket is gone", 25.0)

@@ -18,7 +18,7 @@ TASK = "rows/bigquery/0"
 
 
 class Staged:
-    """One staged batch with one task."""
+    """A staged batch with one task."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

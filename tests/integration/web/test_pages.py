@@ -60,7 +60,10 @@ def test_other_host_names_are_refused(client: Client, path: str):
 
 
 def test_the_list_offers_the_existing_choices(client: Client):
-    """Project ids are sent as strings, because JavaScript's numbers are exact only up to 2**53."""
+    """The list offers the existing projects, whose ids are sent as strings.
+
+    JavaScript's numbers are exact only up to 2**53.
+    """
     seen = client.get("/api/projects").json
 
     assert {entry["project_id"]: entry["replays"] for entry in seen["projects"]} == {

@@ -58,7 +58,9 @@ def test_each_filter_selects_its_replays(reads: Reads, library: Library):
 
 
 def test_pages_of_one_replay_are_the_complete_list(reads: Reads):
-    """Pages keep the order of the list, and only the last page says that nothing follows."""
+    """Pages of one replay each form the complete list in order, and only the last page says that nothing
+    follows.
+    """
     whole = [(item.project_id, item.replay_id) for item in reads.replays(Filter()).replays]
     pages = [reads.replays(Filter(limit=1, offset=offset)) for offset in range(len(whole))]
 
@@ -84,7 +86,7 @@ def test_a_replay_shows_its_actions(reads: Reads, library: Library):
 
 
 def test_an_id_in_two_projects_needs_the_project(reads: Reads):
-    """Browsers generate replay ids, so two projects can have the same one; the error names both projects."""
+    """If two projects have the same replay id, which browsers generate, the error names both projects."""
     with pytest.raises(NotFound, match=r"in several projects, choose one: \[7, 8\]"):
         reads.replay(SHARED)
 
@@ -155,7 +157,7 @@ def test_recordings_are_returned_byte_for_byte(reads: Reads, library: Library):
 
 
 def test_a_video_is_returned_with_its_events(reads: Reads):
-    """A mobile segment contains both a video and its events."""
+    """The video of a mobile segment is returned with its events."""
     replay = reads.replay(MOBILE)
     unpacked = reads.recording(reads.segments(replay), 0)
 

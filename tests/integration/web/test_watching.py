@@ -46,7 +46,7 @@ def page(separate_settings: Settings) -> Iterator[Page]:
 
 
 def frame_event(node_id: int, at_ms: int, kind: str = "image/png", data: str = RED_PIXEL_PNG) -> dict[str, Any]:
-    """The event that replayCanvasIntegration records for a canvas."""
+    """Returns the event that replayCanvasIntegration records for a canvas."""
     blob = {"rr_type": "Blob", "type": kind, "data": [{"rr_type": "ArrayBuffer", "base64": data}]}
     image = {"rr_type": "ImageBitmap", "args": [blob]}
     commands = [{"property": "clearRect", "args": []}, {"property": "drawImage", "args": [image, 0, 0]}]
@@ -131,7 +131,7 @@ def long_recording() -> list[bytes]:
 
 
 def replay_frame(page: Page) -> Frame:
-    """The frame that displays the recording."""
+    """Returns the frame that displays the recording."""
     page.locator(".replayer-wrapper iframe").wait_for()
     return page.frames[-1]
 
@@ -276,7 +276,9 @@ def test_errors_and_captured_requests_are_listed_and_ticks_have_a_legend(page: P
 
 
 def test_a_long_recording_is_played_page_by_page(page: Page):
-    """An hour in 720 segments is fetched in few requests; the first of them is enough for a picture."""
+    """A recording of an hour in 720 segments is fetched in few requests, the first of which is enough for a
+    picture.
+    """
     paths: list[str] = []
     page.on("request", lambda request: paths.append(request.url.partition(LONG)[2]))
     page.goto(f"/replay/{PROJECT}/{LONG}#t=3500.0")

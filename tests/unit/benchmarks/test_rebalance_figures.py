@@ -45,8 +45,10 @@ def test_a_run_that_lost_something_or_shows_nothing_is_not_ok(fault: dict[str, o
 
 
 def test_the_longest_time_without_a_commit_ends_with_the_load() -> None:
-    """The longest time is measured between two commits, or from the last commit to the end of the load; later
-    commits do not count.
+    """The longest time without a commit is measured between two commits, or from the last commit to the end of
+    the load.
+
+    Later commits do not count.
     """
     samples = [(0.0, 5), (1.0, 5), (2.0, 9), (3.0, 10), (9.0, 20)]
 
@@ -57,7 +59,7 @@ def test_the_longest_time_without_a_commit_ends_with_the_load() -> None:
 
 
 def test_figures_are_summed_over_their_labels() -> None:
-    """The text format of Prometheus is summed; comment lines are skipped."""
+    """A figure is the sum over all series with its name in Prometheus' text format; comment lines are skipped."""
     page = '# HELP read what\n# TYPE read counter\nread{partition="0"} 3.0\nread{partition="1"} 4.0\nowned 2.0\n'
 
     assert figures_of(page) == {"read": 7.0, "owned": 2.0}
@@ -83,7 +85,7 @@ def child(tmp_path: Path) -> Child:
 
 
 def test_a_reader_s_log_shows_its_partitions_and_start_offsets(child: Child) -> None:
-    """Start offsets are shown by partition, with 0 where nothing was committed before."""
+    """From a reader's log, the start offset of each partition is read, with 0 if nothing was committed before."""
     assert assigned(child) == {0: 0, 2: 40}
 
 

@@ -8,7 +8,7 @@ from benchmarks import seals
 
 
 def test_the_cost_of_a_key_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    """The program prints costs per MiB, per entry and per batch."""
+    """The program prints the cost of a shared key per MiB, per entry and per batch."""
     monkeypatch.setattr(seals, "ROUNDS", 2)
 
     seals.main()

@@ -1,4 +1,4 @@
-"""Help: every command is in one section, shown by its whole first sentence, with an example that parses."""
+"""In the help, every command is in one section, with its whole first sentence and an example that parses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_every_command_is_in_one_section():
 
 
 def test_help_shows_whole_sentences_on_80_columns():
-    """The first sentence of every command is complete, and no line is too long."""
+    """On 80 columns, the help shows the complete first sentence of every command."""
     shown = CliRunner().invoke(main, ["--help"], terminal_width=80).output
 
     assert "..." not in shown.replace("[ARGS]...", "")
@@ -46,7 +46,7 @@ def test_every_command_has_an_example_that_parses(monkeypatch: pytest.MonkeyPatc
 
 
 def parsed(words: list[str]) -> str:
-    """The command that click resolves from these words, with all options parsed. Raises UsageError."""
+    """Returns the command that click resolves from these words, with all options parsed. Raises UsageError."""
     command: click.Command = main
     context, path = None, ""
     while True:
@@ -119,6 +119,6 @@ def test_a_configured_or_reachable_broker_is_used():
 
 
 def closed_port() -> int:
-    """A port on which nothing listens."""
+    """Returns a port on which nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])

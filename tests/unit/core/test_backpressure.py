@@ -70,7 +70,7 @@ def test_without_a_pause_there_is_nothing_to_resume() -> None:
 
 
 def test_a_bound_of_one_still_resumes() -> None:
-    """Half of a bound of one rounds down to zero."""
+    """With a bound of one, whose half rounds down to zero, the reader still resumes."""
     full = Backpressure(limits(in_flight_batches_max=1))
     full.update(1, 0, now=0.0)
     full.update(1, 0, now=1.0)

@@ -38,7 +38,9 @@ def test_the_message_that_reaches_the_count_cuts() -> None:
 
 
 def test_the_message_that_reaches_the_bytes_cuts_and_is_in_the_batch() -> None:
-    """A batch may exceed the byte limit by one message, never by two."""
+    """The message that reaches the byte limit is the last one in the batch, so the limit is exceeded by at most
+    one message.
+    """
     open_batch = builder(batch_bytes_max=250)
 
     assert open_batch.add(0, segment(0), now=0.0) == []
@@ -97,7 +99,9 @@ def test_a_planned_range_that_grew_too_large_is_cut_in_between_and_keeps_its_end
 
 
 def test_records_with_long_headers_are_many_batches() -> None:
-    """Without the limit, 48 records with 12 MB of headers each would form one batch of 576 MB, which Redis never
+    """Records with long headers are cut into many batches.
+
+    Without the limit, 48 records with 12 MB of headers each would form one batch of 576 MB, which Redis never
     accepts.
     """
     blown_up = Reject("schema", "bad", 0, b"", None, (("h", bytes(12 * MiB)),))
@@ -154,14 +158,16 @@ def test_halves_leave_out_the_gap_between_them() -> None:
 
 
 def test_a_single_message_has_no_halves() -> None:
-    """A single message cannot be split."""
+    """A batch of a single message has no halves."""
     open_batch = builder(batch_messages_max=1)
 
     assert only(open_batch.add(0, segment(0), now=0.0)).halves() is None
 
 
 def test_age_counts_from_the_first_message_of_the_batch() -> None:
-    """If age counted from the last message, a slow stream of messages would never be flushed."""
+    """The age of a batch counts from its first message; otherwise a slow stream of messages would never be
+    flushed.
+    """
     open_batch = builder(batch_age_seconds_max=2.0)
     open_batch.add(0, segment(0), now=10.0)
     open_batch.add(1, segment(1), now=11.9)
@@ -181,7 +187,7 @@ def test_an_empty_batch_is_never_due() -> None:
 
 
 def test_the_open_batch_is_cut_at_shutdown() -> None:
-    """SIGTERM flushes the open messages."""
+    """At shutdown the open batch is cut and flushed."""
     open_batch = builder()
     open_batch.add(3, segment(3), now=0.0)
 
@@ -204,7 +210,7 @@ def test_rejects_travel_inside_the_batch_and_drops_only_move_the_offset() -> Non
 
 
 def test_a_batch_has_only_the_stages_it_needs() -> None:
-    """Blobs are flushed before rows; a stage with nothing to write is omitted."""
+    """Blobs are flushed before rows, and a stage with nothing to write is omitted."""
     for outcomes, stages in (
         ([segment(0)], (Stage.BLOBS, Stage.ROWS)),
         ([segment(0, rows=False)], (Stage.BLOBS,)),
@@ -220,7 +226,7 @@ def test_a_batch_has_only_the_stages_it_needs() -> None:
 
 
 def test_the_id_depends_only_on_the_range() -> None:
-    """The same range, cut again by any reader at any time, is the same batch."""
+    """If any reader cuts the same range again at any time, the batch has the same id."""
     first, second = builder(), Builder(PARTITION, 9, limits(batch_messages_max=1))
     first.add(4, segment(4), now=0.0)
 
@@ -302,7 +308,9 @@ def test_a_plan_that_cannot_be_completed_is_abandoned() -> None:
 
 
 def test_a_plan_waits_while_nothing_is_fetched() -> None:
-    """Time alone does not show that messages are missing when none were fetched."""
+    """A planned range waits while nothing is fetched, because time alone does not show that messages are
+    missing.
+    """
     open_batch = builder(plan=(100,), plan_seconds_max=30.0)
     open_batch.add(0, segment(0), now=0.0)
     open_batch.waited(10.0)
@@ -323,7 +331,9 @@ def test_each_message_of_a_planned_range_restarts_the_wait() -> None:
 
 
 def test_shutdown_leaves_an_unfinished_planned_range_to_the_next_owner() -> None:
-    """Cutting only a part of the range would create another batch with another id."""
+    """At shutdown an unfinished planned range is left to the next owner; cutting a part of it would create
+    another batch id.
+    """
     open_batch = builder(plan=(3,))
     open_batch.add(0, segment(0), now=0.0)
 
@@ -363,7 +373,7 @@ def test_every_message_is_in_exactly_one_batch(steps: list[int], plan: list[int]
     second=st.integers(1, 7),
 )
 def test_a_new_owner_repeats_the_cuts_of_the_former_one(offsets: list[int], first: int, second: int) -> None:
-    """With other limits, the recorded ranges are cut again with the same ids."""
+    """A new owner with other limits cuts the recorded ranges again with the same ids."""
     former = Builder(PARTITION, 1, limits(batch_messages_max=first))
     cut = [batch for offset in offsets for batch in former.add(offset, segment(offset), now=0.0)]
     plan = tuple(batch.offsets.stop for batch in cut)

@@ -33,7 +33,11 @@ def test_an_encoded_record_decodes_to_the_same_values(
 def test_a_record_keeps_its_budget_and_drops_the_furthest_ends_first(
     count: int, step: int, bytes_max: int
 ) -> None:
-    """The broker refuses a commit with more than 4096 bytes of metadata. Topic id and starts are never dropped."""
+    """A record stays within its budget by dropping the furthest ends, because the broker refuses more than 4096
+    bytes.
+
+    The topic id and the count of starts are never dropped.
+    """
     record = Record(TOPIC_ID, 64, 3, tuple(step * (n + 1) for n in range(count)))
 
     text = encode(0, record, bytes_max)
@@ -45,7 +49,9 @@ def test_a_record_keeps_its_budget_and_drops_the_furthest_ends_first(
 
 
 def test_the_longest_fields_fit_into_the_smallest_setting() -> None:
-    """REPLAYS_CUT_RECORD_BYTES_MAX is at least 64: at any value, only cuts are dropped."""
+    """The longest fields fit into 64 bytes, the minimum of REPLAYS_CUT_RECORD_BYTES_MAX, so only cuts are ever
+    dropped.
+    """
     assert len(encode(0, Record(TOPIC_ID, NUMBER_MAX, NUMBER_MAX), 64)) <= 64
     assert decode(0, encode(0, Record(TOPIC_ID, NUMBER_MAX, NUMBER_MAX), 64)).starts == NUMBER_MAX
 
@@ -69,7 +75,7 @@ def test_foreign_metadata_is_read_as_an_empty_record(foreign: str) -> None:
 
 @given(st.one_of(st.text(max_size=50), st.text(max_size=50).map(lambda rest: f"2;{rest}")))
 def test_no_text_breaks_the_decoder(foreign: str) -> None:
-    """For any text from the broker, ends ascend from the committed offset."""
+    """For any text from the broker, the decoded ends ascend from the committed offset, and nothing raises."""
     stops = decode(7, foreign).stops
 
     assert list(stops) == sorted(set(stops))
@@ -77,7 +83,7 @@ def test_no_text_breaks_the_decoder(foreign: str) -> None:
 
 
 def test_an_unknown_field_is_ignored() -> None:
-    """A later release may add fields without a new version; a field with an invalid value is ignored, too."""
+    """An unknown field, which a later release may add without a new version, and an invalid value are ignored."""
     text = f"2;x=1;t={TOPIC_ID};flag;s=2;c=5,a;z=9,9"
 
     assert decode(0, text) == Record(TOPIC_ID, 0, 2, (5, 15))
@@ -90,7 +96,9 @@ def test_invalid_cuts_leave_the_other_fields_valid() -> None:
 
 
 def test_the_record_of_the_previous_release_is_read() -> None:
-    """The previous record held only ends; after an upgrade the same cuts must be made."""
+    """The previous release's record, which contains only ends, is read, so the same cuts are made after an
+    upgrade.
+    """
     assert decode(100, "1,rs,4f") == Record(stops=(1100, 1259))
 
 
@@ -106,7 +114,7 @@ def test_the_record_of_the_previous_release_is_read() -> None:
     ],
 )
 def test_the_reason_for_an_unreadable_record_is_reported(text: str, reason: str) -> None:
-    """The log shows the reason, for example after a rollback."""
+    """The reason for an unreadable record, for example after a rollback, is reported for the log."""
     assert refusal(text) == reason
 
 
@@ -118,7 +126,7 @@ def test_a_record_holds_a_thousand_batches() -> None:
 
 
 def test_a_refused_length_halves_the_budget_down_to_zero() -> None:
-    """About a dozen commits are enough to find the length that a broker stores."""
+    """Each refusal halves the budget, so about a dozen commits find the length that a broker stores."""
     budget, texts = Budget(4000), []
     record = Record(TOPIC_ID, 4, 1, tuple(500 * (n + 1) for n in range(2_000)))
     while text := encode(0, record, budget.bytes_max):
@@ -132,6 +140,6 @@ def test_a_refused_length_halves_the_budget_down_to_zero() -> None:
 
 
 def test_ends_must_ascend() -> None:
-    """A range that ends before it begins is a programming error."""
+    """Ends that do not ascend are a programming error."""
     with pytest.raises(AssertionError):
         encode(5, Record(stops=(5,)), BYTES_MAX)

@@ -38,7 +38,7 @@ def test_a_log_with_only_markers_is_committed() -> None:
 
 
 def test_the_next_marker_is_committed_too() -> None:
-    """The client's position stays after the last message, while the committed offset is after the first marker."""
+    """The next marker is committed although the client's position stays after the last message."""
     runtime = reader()
     end_reached(runtime, 0, 1)
 

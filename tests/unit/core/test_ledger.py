@@ -29,7 +29,7 @@ def test_nothing_is_committable_before_a_range_settles() -> None:
 
 
 def test_a_batch_commits_only_after_the_one_before_it() -> None:
-    """A later batch that settles first waits for the earlier one."""
+    """A batch that settles before an earlier batch is committed only after the earlier one."""
     ledger = ledger_with((0, 2), (2, 3))
 
     assert not ledger.settle(P, OffsetRange(2, 3))
@@ -65,7 +65,7 @@ def test_the_committed_offset_is_one_past_the_last_one() -> None:
 
 
 def test_a_gap_in_the_log_blocks_nothing() -> None:
-    """Compacted offsets hold no message, so nothing waits for them."""
+    """A gap in the log, such as compacted offsets, blocks no commit."""
     ledger = ledger_with((0, 2), (10, 12))
 
     ledger.settle(P, OffsetRange(0, 2))
@@ -94,7 +94,7 @@ def test_an_unknown_range_settles_nothing() -> None:
 
 
 def test_partitions_do_not_wait_for_each_other() -> None:
-    """Each partition has its own watermark."""
+    """Partitions do not wait for each other, because each has its own watermark."""
     ledger = ledger_with((0, 2))
     ledger.take(Q, OffsetRange(5, 6))
 
@@ -104,8 +104,9 @@ def test_partitions_do_not_wait_for_each_other() -> None:
 
 
 def test_a_removed_partition_commits_nothing_and_starts_afresh() -> None:
-    """After a revocation, only the next owner commits. When the partition is assigned again, this reader starts at
-    that owner's committed offset.
+    """A partition that was revoked commits nothing, because only the next owner commits.
+
+    When the partition is assigned again, this reader starts at that owner's committed offset.
     """
     ledger = ledger_with((4, 6))
     ledger.settle(P, OffsetRange(4, 6))
@@ -142,7 +143,7 @@ def test_pending_counts_settled_ranges_that_wait() -> None:
 class LedgerMachine(RuleBasedStateMachine):
     """The ledger compared with sets of offsets per partition: received and durable.
 
-    The model has no ranges and no order: an offset is committable when every received offset below it is durable.
+    The model has no ranges and no order: an offset is committable if every received offset below it is durable.
     Batches of former assignments keep settling, as late completions do.
     """
 

@@ -24,8 +24,9 @@ def test_partitions_that_no_member_owns_are_named() -> None:
 
 
 def test_a_stable_group_without_members_is_no_evidence() -> None:
-    """Kafka reports a group without members as EMPTY; a server that reports otherwise does not list its
-    members."""
+    """A stable group without members is ignored: Kafka would report it as EMPTY, so the server does not list
+    its members.
+    """
     empty = GroupView(2, {}, stable=True)
     a = watch()
 
@@ -74,7 +75,7 @@ def test_a_partition_with_an_owner_resets_its_timer() -> None:
 
 
 def test_a_reader_outside_the_group_does_nothing() -> None:
-    """A reader is outside the group before its first join, and after it was fenced."""
+    """A reader outside the group, before its first join or after it was fenced, does nothing."""
     outsider = watch()
     outsider.must_rejoin(ORPHANED, "c", 0.0)
 

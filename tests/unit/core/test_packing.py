@@ -28,7 +28,7 @@ def with_retention(batch: Batch, *days: int) -> Batch:
 
 
 def test_the_same_batch_after_a_crash_is_the_same_object():
-    """Another owner in another epoch produces the same names, bytes, index and digest."""
+    """If another owner packs the same batch in another epoch, the names, bytes, index and digest are the same."""
     once, again = make_batch(5, epoch=1), make_batch(5, epoch=7)
     encoder = Encoder((SinkName.GCS, SinkName.CLICKHOUSE, SinkName.DEAD_LETTER), 64, "r", packed=True)
 
@@ -47,7 +47,7 @@ def test_other_bytes_of_the_same_range_get_another_name():
 
 
 def test_the_index_finds_every_recording_in_its_retention_class():
-    """There is one object per class, and each row selects exactly its segment."""
+    """There is one object per retention class, and each index row selects exactly its segment."""
     batch = with_retention(make_batch(4), 90, 30, 90, 30)
 
     objects, rows = pack(batch)
@@ -88,6 +88,6 @@ def test_an_object_is_bounded(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_packed_objects_without_an_index_are_refused():
-    """Without an index the packed recordings cannot be read."""
+    """Packed objects without an index are refused, because their recordings could not be read."""
     with pytest.raises(ValueError, match="holds the index"):
         Settings(gcs_layout="packed", sinks=("gcs", "dead_letter"))

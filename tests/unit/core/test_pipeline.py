@@ -67,8 +67,9 @@ def test_the_byte_limit_flushes_before_the_count() -> None:
 
 
 def test_while_nothing_is_in_flight_a_batch_is_cut_early() -> None:
-    """The batch is cut half a second after its first message; while it is in flight, the next one waits for its
-    full age.
+    """While nothing is in flight, a batch is cut half a second after its first message.
+
+    While that batch is in flight, the next one waits for its full age.
     """
     runtime = reader(batch_age_seconds_max=2.0, batch_age_idle_seconds=0.5)
     runtime.segments(1)
@@ -87,7 +88,7 @@ def test_while_nothing_is_in_flight_a_batch_is_cut_early() -> None:
 
 
 def test_early_cuts_are_spread_over_time() -> None:
-    """Two of three partitions are cut at once, the third half a second later."""
+    """Early cuts are spread: two of three partitions are cut at once, the third half a second later."""
     runtime = reader(batch_age_seconds_max=60.0, batch_age_idle_seconds=0.5, early_cuts_per_second_max=2.0)
     third = TopicPartition(PARTITION.topic, 2)
     runtime.assign(OTHER_PARTITION)
@@ -129,7 +130,7 @@ def test_join_flushes_and_commits_the_open_batch() -> None:
 
 
 def test_a_batch_with_nothing_to_write_still_commits() -> None:
-    """Shed messages advance the offset and start no chord."""
+    """A batch that contains only shed messages starts no chord, but its offset is committed."""
     runtime = reader()
 
     runtime.parsed(drop(), drop())
@@ -140,7 +141,7 @@ def test_a_batch_with_nothing_to_write_still_commits() -> None:
 
 
 def test_a_reject_advances_the_offset_only_with_its_dead_letter() -> None:
-    """The dead letter is part of the batch and is written in the row stage."""
+    """A reject advances the offset only when its dead letter, which is written in the row stage, is durable."""
     runtime = reader()
 
     runtime.parsed(reject(0), reject(1))
@@ -155,7 +156,9 @@ def test_a_reject_advances_the_offset_only_with_its_dead_letter() -> None:
 
 
 def test_a_batch_that_settles_first_waits_for_the_one_before_it() -> None:
-    """The watermark is the end of the longest settled prefix."""
+    """A batch that settles first waits for the one before it: the watermark is the end of the longest settled
+    prefix.
+    """
     runtime = reader()
     runtime.segments(4)
     first, second = runtime.dispatches()
@@ -249,7 +252,9 @@ def test_a_batch_cut_during_a_commit_waits_for_the_next_record() -> None:
 
 
 def test_a_new_owner_cuts_the_same_ranges_after_a_crash() -> None:
-    """The batch is cut by age in the first run and by the record in the second: the ids are the same."""
+    """After a crash a new owner cuts the same ranges: a batch cut by age is cut again by the record, with the
+    same id.
+    """
     first = reader(batch_messages_max=100)
     for count in (3, 1, 2):
         first.segments(count)
@@ -328,7 +333,7 @@ def test_a_settled_batch_is_discarded_once() -> None:
 
 
 def test_a_chord_without_a_result_is_restarted_at_its_deadline() -> None:
-    """The same batch is dispatched with the same id and a higher attempt."""
+    """A chord without a result is restarted at its deadline, with the same batch id and a higher attempt."""
     runtime = reader(flush_deadline_seconds=120.0)
     runtime.segments(2)
     (first,) = runtime.dispatches()
@@ -431,7 +436,10 @@ def test_the_success_of_an_older_attempt_counts() -> None:
 
 
 def test_a_failed_chord_parks_its_batch_with_a_growing_backoff() -> None:
-    """The backoff doubles after each failure. The parked entry has the error."""
+    """A failed chord parks its batch with a backoff that doubles after each failure.
+
+    The parked entry has the error.
+    """
     runtime = reader(retry_backoff_seconds=5.0, retry_backoff_seconds_max=300.0)
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -554,8 +562,9 @@ def test_a_crash_after_a_split_cuts_the_same_halves() -> None:
 
 
 def test_a_late_completion_of_a_split_batch_is_ignored() -> None:
-    """An earlier chord of the whole batch may still complete; the halves are written regardless, under the
-    identities of their messages.
+    """A late completion of a batch that was split is ignored.
+
+    The halves are written regardless, under the identities of their messages.
     """
     runtime = reader(batch_messages_max=2)
     runtime.segments(2)
@@ -568,7 +577,9 @@ def test_a_late_completion_of_a_split_batch_is_ignored() -> None:
 
 
 def test_a_single_message_too_large_for_redis_is_retried() -> None:
-    """A single message cannot be split; it is retried until an operator gives Redis more memory."""
+    """A single message that is too large for Redis cannot be split, and is retried until an operator gives
+    Redis more memory.
+    """
     runtime = reader(batch_messages_max=1)
     runtime.segments(1)
     (dispatch,) = runtime.dispatches()
@@ -717,7 +728,10 @@ def test_chords_in_flight_are_bounded() -> None:
 def test_at_a_bound_polling_stops_and_the_consumer_is_paused_later(
     bound: dict[str, float],
 ) -> None:
-    """Consumption resumes when batches and bytes have both dropped to half of their bounds."""
+    """At a bound polling stops, and the consumer is paused later.
+
+    It resumes when batches and bytes have both dropped to half of their bounds.
+    """
     runtime = reader(pause_after_seconds=0.5, **bound)
     runtime.segments(4)
     first, second = runtime.dispatches()
@@ -735,7 +749,9 @@ def test_at_a_bound_polling_stops_and_the_consumer_is_paused_later(
 
 
 def test_a_partition_assigned_while_paused_is_paused_too() -> None:
-    """If it were not paused, the messages of the new partition would exceed the bound."""
+    """A partition that is assigned while the reader is paused is also paused; otherwise its messages would
+    exceed the bound.
+    """
     runtime = reader(in_flight_batches_max=1, pause_after_seconds=0.0)
     runtime.segments(2)
     runtime.advance(1.0)
@@ -899,7 +915,7 @@ def test_a_response_to_a_former_assignment_is_ignored() -> None:
 
 
 def test_commits_are_sent_at_most_once_per_interval_under_load() -> None:
-    """Settled batches share one commit; only a commit that records a cut does not wait."""
+    """Under load, at most one commit is sent per interval, except for commits that record a cut."""
     runtime = reader(batch_messages_max=1, commit_interval_seconds=0.5, in_flight_batches_max=9)
     runtime.segments(8)
     out = runtime.dispatches()
@@ -922,7 +938,10 @@ def test_commits_are_sent_at_most_once_per_interval_under_load() -> None:
 
 
 def test_a_revoked_partition_drains_then_is_released() -> None:
-    """Batches in flight may settle and are committed; open messages are left to the next owner."""
+    """In the drain of a revoked partition, batches in flight settle and are committed.
+
+    Open messages are left to the next owner.
+    """
     runtime = reader()
     runtime.segments(3)
     (dispatch,) = runtime.dispatches()
@@ -960,7 +979,7 @@ def test_a_drain_ends_at_its_deadline() -> None:
 
 
 def test_a_drain_does_not_wait_for_parked_batches() -> None:
-    """The next owner retries the parked batches."""
+    """A drain does not wait for parked batches, which the next owner retries."""
     runtime = reader()
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -1334,7 +1353,9 @@ def test_by_policy_the_rejects_of_a_shed_project_are_dropped_and_counted() -> No
 
 
 def test_a_halted_reader_settles_its_batches_and_pauses_new_partitions() -> None:
-    """The halted reader stays up, keeps its partitions, and consumes nothing."""
+    """A halted reader settles its batches, keeps its partitions, and consumes nothing, even from new
+    partitions.
+    """
     runtime = reader(reject_window=10, reject_unattributed_ratio_max=0.5)
     runtime.parsed(*[reject(offset) for offset in range(10)])
     assert runtime.pipeline.halted
@@ -1379,7 +1400,7 @@ def test_shutdown_ends_at_the_drain_deadline() -> None:
 
 
 def test_shutdown_with_a_parked_batch_is_not_clean_but_does_not_wait() -> None:
-    """The next owner retries the parked batch."""
+    """A shutdown with a parked batch does not wait, but is not clean; the next owner retries the batch."""
     runtime = reader()
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()

@@ -14,7 +14,7 @@ PLAN_SECONDS_MAX = 5.0
 
 
 def successor(*, committed: int = 10, record: str = "1,5,5", **changed: float) -> Reader:
-    """A reader that takes over PARTITION with recorded ranges."""
+    """Returns a reader that takes over PARTITION with recorded ranges."""
     runtime = Reader(limits(batch_messages_max=100, plan_seconds_max=PLAN_SECONDS_MAX, **changed))
     runtime.committed, runtime.records = {PARTITION: committed}, {PARTITION: record}
     runtime.assign(PARTITION)
@@ -28,7 +28,7 @@ def pass_time(runtime: Reader, seconds: float) -> None:
 
 
 def end_reached(runtime: Reader, end: int) -> None:
-    """The client reports the end of the log."""
+    """Reports the end of the log, as the client does."""
     position = runtime.pipeline.position(PARTITION)[0]
     runtime.publish(on.EndReached(PARTITION, runtime.epoch(), position, end))
 
@@ -39,7 +39,9 @@ def cuts(runtime: Reader) -> list[tuple[int, int, CutReason]]:
 
 
 def test_at_the_end_of_the_log_the_rest_of_a_range_is_abandoned() -> None:
-    """The log ends before the planned end: it was truncated, or a replica has lagged for a long time."""
+    """If the log ends before the planned end, because it was truncated or a replica lags for long, the range is
+    abandoned.
+    """
     runtime = successor()
     runtime.segments(3)
     end_reached(runtime, 13)

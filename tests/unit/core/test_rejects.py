@@ -26,7 +26,7 @@ def count(rejects: Rejects, *messages: tuple[int | None, bool]) -> list[ProjectC
 
 
 def test_garbage_of_one_project_never_halts() -> None:
-    """This holds even if the window contains nothing else."""
+    """Garbage of one project never halts the reader, even if the window contains nothing else."""
     rejects = window()
 
     count(rejects, *[(1, BAD)] * 100)
@@ -35,7 +35,7 @@ def test_garbage_of_one_project_never_halts() -> None:
 
 
 def test_garbage_of_many_projects_halts_and_names_them() -> None:
-    """Garbage of many projects indicates a bad deployment."""
+    """Garbage of many projects, which indicates a bad deployment, halts the reader, and the projects are named."""
     rejects = window()
 
     count(rejects, *[(project, BAD) for project in (1, 2, 3, 4)] * 5)
@@ -47,7 +47,7 @@ def test_garbage_of_many_projects_halts_and_names_them() -> None:
 
 
 def test_exactly_the_maximum_share_of_projects_is_allowed() -> None:
-    """The reader halts only above the maximum share."""
+    """Exactly the maximum share of bad projects is allowed; the reader halts only above it."""
     rejects = window(20, reject_ratio_max=0.3)
     count(rejects, *[(project, project < 3) for project in range(10)] * 2)
     assert rejects.verdict() is None
@@ -67,7 +67,9 @@ def test_a_project_with_some_bad_messages_is_not_a_bad_project() -> None:
 
 
 def test_fewer_projects_than_the_minimum_never_halt() -> None:
-    """Two bad projects do not indicate a bad deployment; a small installation can configure a lower minimum."""
+    """Fewer bad projects than the minimum never halt the reader; a small installation can configure a lower
+    minimum.
+    """
     for minimum, halts in ((3, False), (2, True)):
         rejects = window(reject_projects_min=minimum)
         count(rejects, *[(1, BAD), (2, BAD), (3, GOOD), (4, GOOD)] * 5)
@@ -75,7 +77,7 @@ def test_fewer_projects_than_the_minimum_never_halt() -> None:
 
 
 def test_garbage_without_a_project_has_its_own_limit() -> None:
-    """Garbage without a project cannot be shed by project."""
+    """Garbage without a project, which cannot be shed by project, has its own limit."""
     rejects = window(20, reject_unattributed_ratio_max=0.2)
     count(rejects, *[(1, GOOD)] * 16, *[(None, BAD)] * 4)
     assert rejects.verdict() is None
@@ -88,7 +90,9 @@ def test_garbage_without_a_project_has_its_own_limit() -> None:
 
 
 def test_a_window_must_be_full_before_it_counts() -> None:
-    """A few bad messages at start-up do not indicate a bad deployment."""
+    """Rejects count only when the window is full, because a few bad messages at start-up do not indicate a bad
+    deployment.
+    """
     rejects = window(20)
     count(rejects, *[(project, BAD) for project in range(19)])
     assert rejects.verdict() is None
@@ -99,7 +103,7 @@ def test_a_window_must_be_full_before_it_counts() -> None:
 
 
 def test_shedding_a_project_is_reported_at_start_and_end() -> None:
-    """There are two reports, however many messages arrive."""
+    """Shedding a project is reported once at its start and once at its end, however many messages arrive."""
     rejects = window(40)
 
     (shed,) = count(rejects, *[(7, BAD)] * 15)
@@ -117,7 +121,7 @@ def test_a_few_rejects_shed_no_project() -> None:
 
 @pytest.mark.parametrize(("policy", "drops"), [(RejectPolicy.DEAD_LETTER, False), (RejectPolicy.DROP, True)])
 def test_rejects_of_a_shed_project_are_dropped_by_policy_only(policy: RejectPolicy, drops: bool) -> None:
-    """Other projects are unaffected."""
+    """Rejects of a shed project are dropped only if the policy says so, and other projects are unaffected."""
     rejects = window(40, reject_policy=policy)  # type: ignore[arg-type]
     count(rejects, *[(7, BAD)] * 15, (8, BAD), (None, BAD))
 
@@ -127,7 +131,7 @@ def test_rejects_of_a_shed_project_are_dropped_by_policy_only(policy: RejectPoli
 
 
 def test_the_worst_projects_are_listed_first_and_bounded() -> None:
-    """The number of projects named in metrics and logs is bounded."""
+    """The worst projects are listed first, and the number of projects named in metrics and logs is bounded."""
     rejects = window(100)
     count(rejects, *[(project, BAD) for project in range(10) for _ in range(project)])
 
@@ -136,7 +140,7 @@ def test_the_worst_projects_are_listed_first_and_bounded() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from([None, 0, 1, 2, 3]), st.booleans()), max_size=80))
 def test_counts_cover_the_last_messages(messages: list[tuple[int | None, bool]]) -> None:
-    """The window slides with every message, across all projects."""
+    """Counts cover the last messages of all projects, in a window that slides with every message."""
     rejects = window(10, reject_projects_min=2, reject_ratio_max=0.4, reject_unattributed_ratio_max=0.3)
 
     for seen, message in enumerate(messages, start=1):

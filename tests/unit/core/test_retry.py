@@ -15,7 +15,7 @@ def test_the_wait_doubles_up_to_its_cap() -> None:
 
 
 def test_batches_that_failed_together_do_not_retry_together() -> None:
-    """The jitter depends on the batch alone and is the same every time."""
+    """Batches that failed together do not retry together. The jitter depends only on the batch."""
     waits = {retry_seconds(f"t-0-{n}-{n + 1}", 1, 5.0, 300.0) for n in range(50)}
 
     assert len(waits) > 40

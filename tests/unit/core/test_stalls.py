@@ -10,7 +10,9 @@ def refetched_partitions(stalls: Stalls, fetched: dict[int, tuple[int, int]], *m
 
 
 def test_a_stalled_partition_is_refetched_before_the_end_of_its_log() -> None:
-    """The partition is refetched after `seconds_max`, and no other partition is."""
+    """A partition without progress before the end of its log is refetched after `seconds_max`; no other
+    partition is.
+    """
     stalls = Stalls(seconds_max=30.0, gap_seconds_max=10.0)
 
     assert refetched_partitions(stalls, {0: (5, 9), 1: (7, 7)}, 100.0, 110.0, 120.0) == [[], [], []]
@@ -18,7 +20,9 @@ def test_a_stalled_partition_is_refetched_before_the_end_of_its_log() -> None:
 
 
 def test_each_refetch_without_effect_doubles_the_time_to_the_next_one() -> None:
-    """An open transaction looks like a stall, and messages behind it cannot be fetched."""
+    """Each refetch without effect doubles the time to the next one, because an open transaction looks like a
+    stall.
+    """
     stalls = Stalls(seconds_max=10.0, gap_seconds_max=10.0)
 
     found = refetched_partitions(stalls, {0: (5, 9)}, *range(0, 90, 10))
@@ -27,7 +31,7 @@ def test_each_refetch_without_effect_doubles_the_time_to_the_next_one() -> None:
 
 
 def test_a_partition_with_progress_or_without_fetching_is_not_stalled() -> None:
-    """One message is enough to count as progress, and a pause counts as not fetching."""
+    """A partition with a single new message, or one that is paused, does not count as stalled."""
     stalls = Stalls(seconds_max=20.0, gap_seconds_max=10.0)
 
     assert refetched_partitions(stalls, {0: (5, 9)}, 0.0, 10.0) == [[], []]
@@ -38,7 +42,7 @@ def test_a_partition_with_progress_or_without_fetching_is_not_stalled() -> None:
 
 
 def test_time_without_fetching_does_not_count() -> None:
-    """Nothing is fetched while the loop is in a drain or the process is suspended."""
+    """Time in a drain or in a suspended process does not count as a stall, because nothing is fetched then."""
     stalls = Stalls(seconds_max=30.0, gap_seconds_max=10.0)
 
     assert refetched_partitions(stalls, {0: (5, 9)}, 0.0, 1000.0, 2000.0) == [[], [], []]

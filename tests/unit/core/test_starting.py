@@ -10,12 +10,14 @@ CURRENT_TOPIC = TopicView("new", 4)
 
 
 def stored(offset: int, topic_id: str = "new", partitions: int = 2) -> Stored:
-    """A commit of this group as the broker stores it."""
+    """Returns a commit of this group as the broker stores it."""
     return Stored(offset, encode(offset, Record(topic_id, partitions, 1, (offset + 5,)), 4000))
 
 
 def test_a_committed_offset_of_this_topic_is_the_start() -> None:
-    """The record keeps the number of partitions at the group's start."""
+    """A committed offset of this topic is the start, and the record keeps the number of partitions at the
+    group's start.
+    """
     assert start(0, {0: stored(7)}, CURRENT_TOPIC) == Start(Place.COMMITTED, 2)
 
 
@@ -26,7 +28,7 @@ def test_a_group_without_commits_starts_by_policy() -> None:
 
 
 def test_a_partition_that_was_added_starts_at_its_beginning() -> None:
-    """The group started with two; its third partition cannot have existed then."""
+    """A third partition of a group that started with two was added later, so it is read from its beginning."""
     group = {0: stored(7), 1: stored(9)}
 
     assert start(2, group, CURRENT_TOPIC) == Start(Place.BEGINNING, 2)
@@ -96,13 +98,15 @@ def test_a_response_that_would_move_the_start_is_doubtful() -> None:
 
 
 def test_an_unknown_topic_id_contradicts_nothing() -> None:
-    """Some brokers do not report the topic id, or do not report it every time."""
+    """An unknown topic id does not invalidate an offset, because some brokers do not report the id every time."""
     assert start(0, {0: stored(7, "old")}, TopicView()).place is Place.COMMITTED
     assert start(0, {0: stored(7, "")}, CURRENT_TOPIC).place is Place.COMMITTED
 
 
 def test_the_first_record_counts_the_start_and_keeps_the_known_topic_id() -> None:
-    """A topic id is kept when the broker does not report it this time."""
+    """The first record counts the start, and keeps the known topic id if the broker does not report it this
+    time.
+    """
     found = Record("old", 2, 3, (5,))
 
     assert first_record(found, "", 0) == Record("old", 2, 4)

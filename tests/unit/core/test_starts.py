@@ -14,7 +14,7 @@ from tests.kit.core_reader import Reader, limits, reader
 
 
 def started_reader(text: str = "", *, committed: int | None = 10, **given: object) -> Reader:
-    """A reader to which PARTITION was just assigned."""
+    """Returns a reader to which PARTITION was just assigned."""
     runtime = Reader(limits())
     runtime._epochs[PARTITION], runtime._offsets[PARTITION] = 1, 10
     assignment = on.Assignment(PARTITION, 1, committed, text, **given)  # type: ignore[arg-type]
@@ -23,7 +23,7 @@ def started_reader(text: str = "", *, committed: int | None = 10, **given: objec
 
 
 def records(runtime: Reader) -> list[tuple[int, Record]]:
-    """The commits since the last call, acknowledged."""
+    """Acknowledges the commits since the last call, and returns them."""
     found = []
     while commits := runtime.take(do.Commit):
         for commit in commits:
@@ -88,7 +88,7 @@ def test_a_partition_of_another_reader_has_no_failed_starts() -> None:
 
 
 def test_an_unknown_topic_id_keeps_the_recorded_one() -> None:
-    """The brokers did not report the topic id this time."""
+    """If the brokers do not report the topic id, the recorded id is kept."""
     assert records(started_reader("2;t=old;p=2")) == [(10, Record("old", 2, 1))]
 
 

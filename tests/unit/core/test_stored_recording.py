@@ -22,7 +22,7 @@ def stored(segment: Segment) -> bytes:
 
 
 def test_a_stored_mobile_segment_is_decoded_into_its_parts() -> None:
-    """The parts are the video and the events, byte for byte."""
+    """A stored mobile segment is decoded into its video and its events, byte for byte."""
     events = [viewport_event(), snapshot_event()]
 
     found = unpack(stored(parsed(video_recording(b"an mp4 file", events))))
@@ -52,7 +52,7 @@ def test_an_invalid_object_is_refused_with_the_reason(content: bytes, reason: st
 
 
 def test_an_object_that_inflates_beyond_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decompression stops at the limit, not after it."""
+    """An object that inflates beyond the limit is refused, and its decompression stops at the limit."""
     monkeypatch.setattr(stored_recording, "INFLATED_BYTES_MAX", 1000)
 
     with pytest.raises(BlobError, match="inflates to more"):

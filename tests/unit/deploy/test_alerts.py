@@ -78,7 +78,7 @@ def test_an_alert_says_what_to_do(rule: dict[str, Any]):
 
 
 def test_the_runbook_names_only_what_exists():
-    """This covers its commands, settings, metrics and links."""
+    """All commands, settings, metrics and links in the runbook exist."""
     from ingest.cli.main import main as command_line
     from ingest.settings import Settings
 
@@ -98,7 +98,7 @@ def test_the_runbook_names_only_what_exists():
 
 
 def test_every_alert_has_a_test_that_fires_it():
-    """promtool runs alerts_test.yml below; this test needs no promtool."""
+    """Every alert has a test in alerts_test.yml that fires it. This check needs no promtool."""
     provoked = {
         expected["alertname"]
         for path in TESTS
@@ -112,7 +112,7 @@ def test_every_alert_has_a_test_that_fires_it():
 
 @needs_promtool
 def test_every_alert_fires_when_it_should_and_none_in_a_healthy_system():
-    """Prometheus' rule tester runs on the series in the test files."""
+    """On the series in the test files, every alert fires when it should, and none fires in a healthy system."""
     for arguments in (["check", "rules", ALERTS], ["test", "rules", *TESTS]):
         result = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=60)
         assert result.returncode == 0, result.stdout + result.stderr
@@ -120,7 +120,7 @@ def test_every_alert_fires_when_it_should_and_none_in_a_healthy_system():
 
 @needs_promtool
 def test_prometheus_accepts_its_configuration():
-    """promtool checks the configuration of the compose setup with its rules."""
+    """promtool accepts the configuration of the Compose setup and its rules."""
     path = ROOT / "deploy" / "prometheus" / "prometheus.yml"
     result = subprocess.run(["promtool", "check", "config", str(path)], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -147,7 +147,7 @@ def test_the_dashboard_shows_every_metric_of_an_alert():
 
 
 def test_every_expression_of_the_dashboard_uses_its_variables():
-    """Data source, namespace, topic and instance are selected at the top, for each series of each panel."""
+    """Every expression of the dashboard uses the variables for data source, namespace, topic and instance."""
     variables = [each["name"] for each in json.loads(DASHBOARD.read_text())["templating"]["list"]]
     scope = 'namespace=~"$namespace", topic=~"$topic", instance=~"$instance"'
 
@@ -161,8 +161,9 @@ def test_every_expression_of_the_dashboard_uses_its_variables():
 
 
 def test_the_variables_match_scraped_targets():
-    """The values of the dashboard's variables come from labels of `up`. "All" still matches where such a label is
-    missing.
+    """The dashboard's variables, whose values come from labels of `up`, match the scraped targets.
+
+    "All" still matches where such a label is missing.
     """
     for variable in json.loads(DASHBOARD.read_text())["templating"]["list"][1:]:
         assert re.fullmatch(rf"label_values\(up\{{.*\}}, {variable['name']}\)", variable["definition"])

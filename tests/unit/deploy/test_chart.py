@@ -27,8 +27,10 @@ def by_name(documents: list[dict[str, Any]], kind: str) -> dict[str, dict[str, A
 
 @pytest.mark.parametrize("path", sorted(MANIFESTS.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_manifests_match_the_schemas_of_their_kinds(path: Path):
-    """Core kinds are checked strictly, custom resources by the fields that we use: an unknown field is an
-    error."""
+    """The manifests match the schemas of their kinds.
+
+    Core kinds are checked strictly, and custom resources by the fields that we use; an unknown field is an error.
+    """
     for document in documents_of(path.read_text()):
         assert mistakes(document) == ""
 
@@ -95,7 +97,9 @@ def test_every_file_is_marked_as_rendered_and_is_applied():
 
 
 def test_documents_are_split_by_their_template():
-    """The input resembles what `helm template` prints, with a comment before a document and an empty document."""
+    """Documents printed as by `helm template`, with a comment before one and an empty one, are split by their
+    template.
+    """
     printed = (
         "---\n# Source: replays-ingest/templates/a.yaml\n# why\nkind: A\n\nspec: 1  \n"
         "---\n# Source: replays-ingest/templates/b.yaml\nkind: B\n"
@@ -111,7 +115,10 @@ def test_documents_are_split_by_their_template():
 
 @needs_helm
 def test_the_manifests_match_the_rendered_chart():
-    """The chart is the single source; `python -m tools.manifests` regenerates the manifests."""
+    """The manifests equal the rendered chart, which is their single source.
+
+    `python -m tools.manifests` regenerates them.
+    """
     assert stale() == []
     assert documents_of(rendered("--show-only", "templates/alerts.yaml")) == documents_of(
         (MANIFESTS / "alerts.yaml").read_text()
@@ -255,8 +262,9 @@ def test_every_pod_has_the_shared_key(charts: dict[str, list[dict[str, Any]]]):
 
 
 def test_the_values_schema_accepts_the_defaults_and_no_unknown_name():
-    """helm validates values against the schema, so a misspelt name, or a secret among the settings, is refused at
-    installation.
+    """The values schema accepts the defaults and refuses a misspelt name, or a secret among the settings.
+
+    helm validates values against this schema at installation.
     """
     import json
 

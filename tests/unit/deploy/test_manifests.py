@@ -27,7 +27,7 @@ SETTINGS = {f"REPLAYS_{name.upper()}" for name in Settings.model_fields}
 
 @cache
 def documents() -> list[dict[str, Any]]:
-    """Every manifest, as parsed."""
+    """Returns every manifest, as parsed."""
     found: list[dict[str, Any]] = []
     for path in sorted(KUBERNETES.rglob("*.yaml")):
         found += [document for document in yaml.safe_load_all(path.read_text()) if document]
@@ -43,7 +43,7 @@ def named(kind: str) -> dict[str, dict[str, Any]]:
 
 
 def pods() -> dict[str, dict[str, Any]]:
-    """The pod specs of all workloads, Jobs and CronJobs, by name."""
+    """Maps the name of each workload, Job and CronJob to its pod spec."""
     found = {
         each["metadata"]["name"]: each["spec"]["template"]["spec"]
         for each in (*workloads(), *named("Job").values())
@@ -78,8 +78,8 @@ def test_a_pod_has_no_more_rights_than_it_needs(name: str, pod: dict[str, Any]):
 
 
 def test_a_reader_has_enough_time_to_drain():
-    """SIGTERM starts the drain, which ends with the last commit at its deadline; SIGKILL is sent only after
-    that.
+    """A reader has enough time to drain: SIGKILL is sent only after the deadline of the drain that SIGTERM
+    starts.
     """
     (reader,) = (document for document in documents() if document["kind"] == "StatefulSet")
     settings = next(document for document in documents() if document["kind"] == "ConfigMap")["data"]
@@ -118,7 +118,10 @@ def queues() -> dict[str, str]:
 
 
 def test_each_queue_has_a_deployment_that_scales_on_its_depth():
-    """A queue without workers stops ingestion; the list that KEDA watches is the one that Celery fills."""
+    """Each queue has a Deployment that scales on the length of the list that Celery fills.
+
+    A queue without workers would stop ingestion.
+    """
     prefix = configuration(Settings())["broker_transport_options"]["global_keyprefix"]
     scaled = {
         document["spec"]["scaleTargetRef"]["name"]: document["spec"]["triggers"][0]
@@ -135,7 +138,7 @@ def test_each_queue_has_a_deployment_that_scales_on_its_depth():
 
 
 def test_no_workload_resets_the_replicas_that_keda_chose():
-    """If a workload set its replicas, `kubectl apply` during a backlog would scale everything down."""
+    """No workload sets its replicas, because `kubectl apply` during a backlog would then scale everything down."""
     scaled = {
         (d["spec"]["scaleTargetRef"].get("kind", "Deployment"), d["spec"]["scaleTargetRef"]["name"])
         for d in named("ScaledObject").values()
@@ -331,7 +334,9 @@ def test_compose_has_every_component_and_listens_on_loopback_only():
 
 
 def _listens_on(service: str) -> set[int]:
-    """Metrics ports of a service of docker-compose.yml, from its settings or its image's documentation."""
+    """Returns the metrics ports of a service of docker-compose.yml, from its settings or its image's
+    documentation.
+    """
     environment = COMPOSE["services"][service].get("environment", {})
     if service == "statsd":
         return {9102}
@@ -343,8 +348,11 @@ def _listens_on(service: str) -> set[int]:
 
 
 def test_prometheus_scrapes_exactly_the_services_of_compose():
-    """Each target is a service that listens on that port; each service with metrics is a target and is listed in
-    the comment."""
+    """Prometheus scrapes exactly the services of the Compose file that have metrics, on the ports where they
+    listen.
+
+    The comment lists each of them.
+    """
     path = ROOT / "deploy" / "prometheus" / "prometheus.yml"
     targets = set()
     for job in yaml.safe_load(path.read_text())["scrape_configs"]:

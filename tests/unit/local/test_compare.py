@@ -14,7 +14,7 @@ from ingest.local.load.produce import PROFILES, stream
 
 
 def segment(offset: int = 0, **changes: object) -> Entry:
-    """An entry as the generator writes it."""
+    """Returns an entry as the generator writes it."""
     entry = Entry(
         kind="segment",
         topic="t",
@@ -32,7 +32,9 @@ def segment(offset: int = 0, **changes: object) -> Entry:
 
 
 def test_a_message_that_was_sent_twice_is_expected_once():
-    """There is one object, one row and one outcome, but both offsets must be committed."""
+    """If a message was sent twice, one object, one row and one outcome are expected, and both offsets must be
+    committed.
+    """
     expected = Expectation()
     expected.add_all([segment(0), segment(1, duplicate=True)])
 
@@ -42,7 +44,7 @@ def test_a_message_that_was_sent_twice_is_expected_once():
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_the_most_severe_click_wins_in_any_order(order: tuple[int, int]):
-    """Segments of one replay arrive out of order; a dead click stays dead."""
+    """If segments arrive out of order, the most severe form of a click is expected: a dead click stays dead."""
     click, dead = Click("hash", 7, 0, 0), Click("hash", 7, 1, 0)
     entries = [segment(0, segment_id=0, clicks=(click,)), segment(1, segment_id=2, clicks=(dead,))]
 
@@ -53,7 +55,7 @@ def test_the_most_severe_click_wins_in_any_order(order: tuple[int, int]):
 
 
 def test_a_rejected_message_is_expected_as_a_dead_letter_only():
-    """A rejected message has no object, no row and no outcome."""
+    """For a rejected message only a dead letter is expected, but no object, row or outcome."""
     expected = Expectation()
     expected.add(Entry(kind="reject", topic="t", partition=2, offset=5, reason="schema", blob_sha256="ff"))
 
@@ -63,7 +65,7 @@ def test_a_rejected_message_is_expected_as_a_dead_letter_only():
 
 
 def test_a_comparison_separates_missing_unexpected_and_different():
-    """Each kind is counted and listed in the examples."""
+    """Missing, unexpected and different items are counted separately and listed in the examples."""
     check = compare_maps("things", {"a": 1, "b": 2, "c": 3}, {"b": 2, "c": 4, "d": 5})
 
     assert (check.missing, check.extra, check.wrong) == (1, 1, 1)
@@ -72,7 +74,7 @@ def test_a_comparison_separates_missing_unexpected_and_different():
 
 
 def test_extra_items_can_be_allowed():
-    """A sink may also hold the items of another load."""
+    """If extra items are allowed, a sink may also contain the items of another load."""
     assert compare_sets("things", {1}, {1, 2}, extra_matters=False).ok
     assert not compare_sets("things", {1}, {1, 2}).ok
 
@@ -88,7 +90,7 @@ def test_facts_are_compared_by_event_type():
 
 
 def test_metrics_may_repeat_after_a_crash_but_never_fall_short():
-    """Because of UDP and redelivery, counts are exact only if nothing was killed."""
+    """After a crash, metrics may exceed the expected counts because of redelivery, but never fall short."""
     expected = {"size": Total(2, 10.0)}
 
     assert compare_metrics(expected, {"size": Total(2, 10.0)}, exactly=True).ok
@@ -99,14 +101,14 @@ def test_metrics_may_repeat_after_a_crash_but_never_fall_short():
 
 
 def test_a_missing_metric_is_named_even_if_its_sum_is_not_known():
-    """The sum depends on the compression, but the number of missing values is known."""
+    """A missing metric is reported even if its sum is unknown because it depends on the compression."""
     found = compare_metrics({"size": Total(3, None)}, {"size": Total(1, 5.0)}, exactly=False)
 
     assert (found.missing, found.examples) == (2, ("size: 1 values (sum 5) instead of 3 values",))
 
 
 def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path):
-    """The manifest has a header and entries of every kind."""
+    """A manifest with a header and entries of every kind reads back as it was written."""
     path, header = tmp_path / "manifest.jsonl", Header("t", "small", 1, 50, 0)
     entries = [message.entry for message in stream(PROFILES["small"], 50, 1, 1_790_000_000)]
     with Writer(path, header) as writer:
@@ -118,7 +120,7 @@ def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path):
 
 
 def test_a_truncated_manifest_is_reported_with_its_position(tmp_path: Path):
-    """The manifest ends in the middle of a line, as after a kill."""
+    """A manifest that ends in the middle of a line, as after a kill, is reported with the position."""
     path = tmp_path / "manifest.jsonl"
     with Writer(path, Header("t", "small", 1, 1, 0)) as writer:
         writer.write(segment())

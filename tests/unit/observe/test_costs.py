@@ -24,8 +24,9 @@ from tests.kit.observed_reader import Driver
 
 
 class Counted:
-    """Costs compared with an exact count. `series` has the sums over the series that a scraper with an interval of
-    one second sees.
+    """Counts the same costs exactly, for comparison.
+
+    `series` has the sums over the series that a scraper with an interval of one second sees.
     """
 
     def __init__(self, listed_max: int = 5) -> None:
@@ -54,7 +55,10 @@ def total(costs: dict[str, Cost]) -> tuple[float, float, float]:
 
 
 def test_the_series_sum_to_an_exact_count_of_thousands_of_projects():
-    """The load is skewed over 20,000 projects. No cost is lost, and the list has the most expensive projects."""
+    """For a skewed load over 20,000 projects, the series sum to the exact count.
+
+    The list contains the most expensive projects.
+    """
     rng = random.Random(1)
     counted = Counted()
     for _ in range(60):
@@ -89,7 +93,7 @@ def test_the_recent_cost_sums_to_the_rate_of_everything():
 
 
 def test_new_projects_do_not_displace_an_expensive_one():
-    """The others send one message each. Memory is bounded."""
+    """New projects that send one message each do not displace an expensive project. Memory is bounded."""
     counted = Counted()
     for second in range(30):
         counted.add(7, 0.05)
@@ -103,7 +107,7 @@ def test_new_projects_do_not_displace_an_expensive_one():
 
 
 def test_a_project_takes_only_one_place():
-    """A project with nearly all of the load does not displace the others."""
+    """A project with nearly all of the load takes only one place and does not displace the others."""
     counted = Counted()
     for _ in range(5):
         for _ in range(10_000):
@@ -117,7 +121,10 @@ def test_a_project_takes_only_one_place():
 
 
 def test_similar_projects_do_not_alternate():
-    """Two projects compete for one place. The first keeps it until the other costs clearly more."""
+    """If two projects compete for one place, they do not alternate.
+
+    The first project keeps the place until the other costs clearly more.
+    """
     counted = Counted(listed_max=1)
     names = []
     for second in range(20):
@@ -133,7 +140,7 @@ def test_similar_projects_do_not_alternate():
 
 
 def test_a_project_that_sends_nothing_is_forgotten():
-    """It has no series after more than an hour without messages."""
+    """A project has no series after more than an hour without messages."""
     counted = Counted()
     counted.add(1, 0.01)
     counted.tick()
@@ -145,7 +152,7 @@ def test_a_project_that_sends_nothing_is_forgotten():
 
 
 def test_the_reader_counts_each_message_once_and_no_other_work():
-    """The CPU time before each message is attributed to its project."""
+    """The reader counts each message once, with only the CPU time of its own parsing."""
     driver = Driver(batch_messages_max=1000)
     at = [0.0]
     driver.metrics = Metrics(Settings(cost_projects_max=2), wall=lambda: 0.0, cpu=lambda: at[0])
@@ -174,7 +181,7 @@ def test_the_reader_counts_each_message_once_and_no_other_work():
 
 
 def test_the_cpu_of_projects_sums_to_that_of_parsing() -> None:
-    """The series sum to the thread's CPU time while it parses recordings of several projects."""
+    """While recordings of several projects are parsed, the series sum to the CPU time of the thread."""
     driver = Driver(batch_messages_max=1_000_000)
     metrics = Metrics(Settings(cost_projects_max=2), wall=lambda: 0.0)
     metrics.watch(driver.pipeline, driver)

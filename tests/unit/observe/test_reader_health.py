@@ -46,12 +46,12 @@ def reader() -> Iterator[Reader]:
 
 
 def test_it_listens_on_loopback_by_default(reader: Reader):
-    """Metrics are not exposed to the network unless configured."""
+    """By default the server listens on loopback, so that metrics are not exposed to the network."""
     assert reader.probes.host == "127.0.0.1"
 
 
 def test_a_running_loop_is_live_and_a_stuck_one_is_not(reader: Reader):
-    """Only a restart helps a stuck loop."""
+    """A reader whose loop runs is live, and one whose loop is stuck is not, because only a restart helps."""
     assert reader.get("/livez") == (200, '{"ok":true,"checks":{"loop":""}}')
 
     reader.silent_seconds = 61.0
@@ -62,7 +62,7 @@ def test_a_running_loop_is_live_and_a_stuck_one_is_not(reader: Reader):
 
 
 def test_a_reader_is_ready_once_it_has_partitions(reader: Reader):
-    """Without an assignment a reader is live but does nothing."""
+    """A reader is ready once it has partitions; before that it is live."""
     status, body = reader.get("/readyz")
     assert (status, json.loads(body)["checks"]["assignment"]) == (503, "no partition is assigned")
 
@@ -73,7 +73,7 @@ def test_a_reader_is_ready_once_it_has_partitions(reader: Reader):
 
 
 def test_a_dead_redis_is_no_reason_to_restart(reader: Reader):
-    """The reader is not ready, but live: a restart would not help."""
+    """Without Redis a reader is not ready but live, because a restart would not help."""
     reader.driver.assign()
     reader.driver.advance(1.0)
     reader.trouble = {"redis": "connection refused"}
@@ -83,7 +83,7 @@ def test_a_dead_redis_is_no_reason_to_restart(reader: Reader):
 
 
 def test_a_halted_reader_is_not_ready_and_reports_why(reader: Reader):
-    """After too many rejects the reader waits for an operator."""
+    """A reader that has halted after too many rejects is not ready, and reports the reason to operators."""
     reader.driver.assign()
     for offset in range(12):
         reader.driver.message(reject(offset))
@@ -96,7 +96,7 @@ def test_a_halted_reader_is_not_ready_and_reports_why(reader: Reader):
 
 
 def test_metrics_are_served_and_nothing_else_is(reader: Reader):
-    """The server has three paths; any other path is 404."""
+    """The server has three paths, and any other path returns 404."""
     status, body = reader.get("/metrics")
     assert status == 200
     assert "replays_reader_loop_turned_seconds 0.0" in body
@@ -104,7 +104,7 @@ def test_metrics_are_served_and_nothing_else_is(reader: Reader):
 
 
 def test_a_stuck_loop_is_reported_once_with_every_stack():
-    """There is no second report until the loop has run again."""
+    """A stuck loop is reported once with every stack, and again only if the loop has run in between."""
     silent = [0.0]
     reports: list[dict[str, list[str]]] = []
     detector = StuckDetector(lambda: silent[0], 10.0, reports.append)
@@ -124,7 +124,7 @@ def test_a_stuck_loop_is_reported_once_with_every_stack():
 
 
 def test_the_stacks_name_the_threads():
-    """An operator who reads the stacks must see which thread runs the loop."""
+    """The reported stacks name the threads, so that an operator sees which of them runs the loop."""
     waiting, release = threading.Event(), threading.Event()
 
     def wait_here() -> None:

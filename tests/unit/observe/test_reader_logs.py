@@ -23,7 +23,7 @@ PASSWORD = "hunter2-correct-horse"
 
 @pytest.fixture
 def lines() -> Iterator[io.StringIO]:
-    """Logging configured as in the reader, captured as text; restored afterwards."""
+    """Configures logging as in the reader and captures it as text; the configuration is restored afterwards."""
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     stream = io.StringIO()
@@ -34,7 +34,9 @@ def lines() -> Iterator[io.StringIO]:
 
 
 def test_a_batch_is_one_line_from_cut_to_commit(lines: io.StringIO):
-    """The line has ids, sizes, and the seconds from the cut to each milestone."""
+    """From cut to commit, a batch is one log line with ids, sizes, and the seconds from the cut to each
+    milestone.
+    """
     driver = Driver(batch_messages_max=2)
     driver.assign()
     driver.message()
@@ -65,7 +67,7 @@ def test_a_batch_is_one_line_from_cut_to_commit(lines: io.StringIO):
 
 
 def test_a_batch_of_a_lost_partition_is_logged_as_lost():
-    """The next owner of the partition cuts the batch again."""
+    """A batch of a lost partition is logged as lost, because the next owner cuts it again."""
     driver = Driver(batch_messages_max=1)
     driver.assign()
     driver.message()
@@ -103,7 +105,9 @@ def test_a_secret_is_hidden_in_any_field(lines: io.StringIO, fields: dict[str, o
 
 
 def test_a_library_that_logs_a_password_is_cleaned_too(lines: io.StringIO):
-    """The standard logging module uses the same filter, also for tracebacks."""
+    """A password that a library logs is removed, also from tracebacks, because the standard logging module uses
+    the same filter.
+    """
     try:
         raise ConnectionError(f"amqp://celery:{PASSWORD}@broker")
     except ConnectionError:
@@ -115,7 +119,7 @@ def test_a_library_that_logs_a_password_is_cleaned_too(lines: io.StringIO):
 
 
 def test_a_terminal_gets_text():
-    """With `auto`, output that is not a terminal gets JSON; text can be configured."""
+    """With `auto`, a terminal gets text and any other output gets JSON; text can be configured."""
     root = logging.getLogger()
     before = root.handlers[:]
     try:

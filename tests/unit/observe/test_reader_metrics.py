@@ -22,7 +22,7 @@ from tests.kit.observed_reader import WALL_TIME, Driver
 
 
 def settled_batch() -> Driver:
-    """A batch of two messages that was cut by count, passed both stages, and was committed."""
+    """Simulates a batch of two messages that is cut by count, passes both stages, and is committed."""
     driver = Driver(batch_messages_max=2)
     driver.assign()
     driver.message()
@@ -48,7 +48,7 @@ def test_every_metric_is_described():
 
 
 def test_a_settled_batch_is_counted():
-    """Size, reason, stages and end-to-end latency are each counted once."""
+    """A settled batch is counted once in the metrics for size, cut reason, stages and end-to-end latency."""
     driver = settled_batch()
 
     assert driver.value("replays_reader_batches_cut_total", reason="count") == 1
@@ -105,8 +105,9 @@ def test_rejects_and_warnings_are_counted_by_their_stable_names():
 
 
 def test_lag_is_the_uncommitted_messages_and_the_age_of_the_oldest():
-    """Lag is in messages and seconds per partition; an idle partition has no lag, however old its last message
-    is.
+    """The lag of a partition is its number of uncommitted messages and the age of the oldest.
+
+    An idle partition has no lag, however old its last message is.
     """
     driver = Driver(batch_messages_max=100)
     driver.assign()
@@ -129,7 +130,7 @@ def test_lag_is_the_uncommitted_messages_and_the_age_of_the_oldest():
 
 
 def test_a_revoked_partition_has_no_series():
-    """Another reader reports the partition's lag now; ours would be outdated."""
+    """A revoked partition has no lag series, because another reader now reports its lag."""
     driver = Driver()
     driver.assign()
     driver.advance(1.0)
@@ -144,7 +145,7 @@ def test_a_revoked_partition_has_no_series():
 
 
 def test_backpressure_is_timed():
-    """The metrics are seconds at the bound and seconds paused."""
+    """Backpressure is measured as seconds at the bound and seconds paused."""
     driver = Driver(batch_messages_max=1, in_flight_batches_max=2, pause_after_seconds=0.5)
     driver.assign()
     driver.advance(0.0)
@@ -159,7 +160,7 @@ def test_backpressure_is_timed():
 
 
 def test_expired_messages_are_counted():
-    """The metric shows how many messages expired unread."""
+    """Messages that expire unread are counted."""
     driver = Driver()
     driver.committed[PARTITION] = 5
     driver.assign()
@@ -171,7 +172,7 @@ def test_expired_messages_are_counted():
 
 
 def test_an_impossible_received_time_is_not_a_latency():
-    """A public example message has the year 5871."""
+    """An impossible receive time, such as the year 5871 in a public example, is not counted as a latency."""
     driver = Driver(batch_messages_max=1)
     driver.assign()
     driver.message(segment(0, received=123123123123))
@@ -183,7 +184,7 @@ def test_an_impossible_received_time_is_not_a_latency():
 
 
 def test_counting_a_message_is_cheap():
-    """The observer runs for every message, so it makes few calls: the CPU clock and two lengths."""
+    """Per message, the observer calls only the CPU clock and `len` twice, because it runs for every message."""
     metrics = Metrics(Settings(), wall=lambda: WALL_TIME)
     event = on.MessageParsed(PARTITION, 1, 0, segment(0))
     metrics.observe(event, [], 1.0)
@@ -202,7 +203,7 @@ def test_counting_a_message_is_cheap():
 
 
 class FakeAgent:
-    """Receives DogStatsD packets like an agent."""
+    """A server that receives DogStatsD packets like an agent."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str, float, tuple[str, ...]]] = []
@@ -218,7 +219,9 @@ class FakeAgent:
 
 
 def test_dogstatsd_receives_the_same_names():
-    """The names have dots instead of Prometheus' underscores, and labels become tags."""
+    """DogStatsD receives the same metrics as Prometheus, with dots instead of underscores and with labels as
+    tags.
+    """
     agent = FakeAgent()
     table = (
         Definition("replays.reader.rejects", Kind.COUNTER, "messages", "x.", ("reason",)),
@@ -241,7 +244,10 @@ def test_dogstatsd_receives_the_same_names():
 
 
 def test_projects_with_the_most_rejects_have_series_and_the_rest_share_one() -> None:
-    """The number of series is bounded; a project that has recovered has none."""
+    """Projects with the most rejects have series, and the others share one.
+
+    A project that has recovered has none.
+    """
     driver = Driver(reject_window=100)
     driver.assign()
     for project in range(1, 10):
@@ -267,7 +273,7 @@ def test_projects_with_the_most_rejects_have_series_and_the_rest_share_one() -> 
 
 
 def series(driver: Driver, name: str) -> dict[str, float]:
-    """The values of a gauge by project."""
+    """Returns the values of a gauge by project."""
     return {
         sample.labels["project"]: sample.value
         for metric in driver.metrics.registry.restricted_registry([name]).collect()
@@ -276,7 +282,9 @@ def series(driver: Driver, name: str) -> dict[str, float]:
 
 
 def test_a_partition_without_an_owner_has_a_lag_until_it_has_one() -> None:
-    """The heartbeat reports the lag; if it is unknown, or once there is an owner, there is no series."""
+    """A partition without an owner has a lag series if the heartbeat reports its lag, until the partition has
+    an owner.
+    """
     lag = {3: 41, 5: -1}
     metrics = Metrics(Settings(), wall=lambda: WALL_TIME)
     source = HeartbeatSource(Settings(), metrics, lambda: lag)

@@ -13,7 +13,7 @@ from tests.kit.core_reader import Reader, limits
 
 
 class FollowedReader(Reader):
-    """A reader with its observer. `logged` has its steps so far."""
+    """A reader and its observer. `logged` contains the steps so far."""
 
     def __init__(self, bounds: Limits) -> None:
         super().__init__(bounds)
@@ -26,13 +26,13 @@ class FollowedReader(Reader):
         return commands
 
     def take_steps(self) -> list[Step]:
-        """The steps since the last call."""
+        """Returns the steps since the last call."""
         logged, self.logged = self.logged, []
         return logged
 
 
 def followed_reader(**changed: float) -> FollowedReader:
-    """A reader that owns PARTITION, without the steps of its assignment."""
+    """Returns a reader that owns PARTITION, without the steps of its assignment."""
     reader = FollowedReader(limits(**changed))
     reader.assign(PARTITION)
     reader.take_steps()
@@ -44,7 +44,7 @@ def names(steps: list[Step]) -> list[str]:
 
 
 def facts(steps: list[Step], name: str) -> list[Step]:
-    """The fields of all steps with one name, without name and partition."""
+    """Returns the fields of all steps with one name, except for name and partition."""
     return [
         {key: value for key, value in step.items() if key not in ("step", "partition")}
         for step in steps
@@ -85,7 +85,7 @@ def test_a_new_owner_logs_the_ends_it_received() -> None:
 
 
 def test_dropped_messages_are_logged_as_a_range_with_nothing_to_write() -> None:
-    """The range begins after the last segment and grows with each drop."""
+    """Dropped messages are logged as a range with nothing to write, which grows with each drop."""
     reader = followed_reader(batch_messages_max=5)
     reader.parsed(segment(0), Drop(DropReason.KILLED, 1), Drop(DropReason.KILLED, 1))
 
@@ -102,7 +102,7 @@ def test_a_message_that_is_not_taken_is_not_a_step() -> None:
 
 
 def test_a_failed_chord_parks_its_batch_and_restarts() -> None:
-    """The retry is a dispatch without a missed deadline."""
+    """A failed chord is logged as a parked batch, and its retry as a dispatch that is not late."""
     reader = followed_reader()
     reader.segments(2)
     (dispatch,) = reader.dispatches()
@@ -115,7 +115,7 @@ def test_a_failed_chord_parks_its_batch_and_restarts() -> None:
 
 
 def test_the_failure_of_an_older_attempt_is_not_a_step() -> None:
-    """Nothing is parked while a newer chord is in flight."""
+    """If an older attempt fails while a newer chord is in flight, no step is logged."""
     reader = followed_reader(flush_deadline_seconds=10.0)
     reader.segments(2)
     (dispatch,) = reader.dispatches()
@@ -127,7 +127,7 @@ def test_the_failure_of_an_older_attempt_is_not_a_step() -> None:
 
 
 def test_a_chord_that_could_not_be_started_parks_its_batch() -> None:
-    """Parking is a step, although operators see no entry."""
+    """A chord that could not be started is logged as parking its batch, although operators see no entry."""
     reader = followed_reader()
     reader.segments(2)
     (dispatch,) = reader.dispatches()
@@ -138,7 +138,9 @@ def test_a_chord_that_could_not_be_started_parks_its_batch() -> None:
 
 
 def test_a_dispatch_after_the_deadline_is_logged_as_late() -> None:
-    """The specification allows another dispatch without a result only after the deadline."""
+    """A dispatch after a missed deadline is logged as late; only then does the specification allow it without a
+    result.
+    """
     reader = followed_reader(flush_deadline_seconds=10.0)
     reader.segments(2)
     reader.dispatches()
@@ -149,7 +151,9 @@ def test_a_dispatch_after_the_deadline_is_logged_as_late() -> None:
 
 
 def test_a_batch_not_recorded_in_time_starts_without_a_record() -> None:
-    """The first dispatch is logged as late, because the broker has not responded."""
+    """If a batch starts without a record because the broker does not respond, its first dispatch is logged as
+    late.
+    """
     reader = followed_reader(cut_record_seconds_max=3.0)
     reader.segments(2)
     reader.advance(3.0)
@@ -158,7 +162,7 @@ def test_a_batch_not_recorded_in_time_starts_without_a_record() -> None:
 
 
 def test_a_batch_that_can_never_be_staged_is_split() -> None:
-    """Both halves are logged, and nothing is parked."""
+    """If a batch that can never be staged is split, both halves are logged, and nothing is parked."""
     reader = followed_reader()
     reader.segments(2)
     (dispatch,) = reader.dispatches()
@@ -173,7 +177,9 @@ def test_a_batch_that_can_never_be_staged_is_split() -> None:
 
 
 def test_a_record_that_is_too_long_shortens_later_steps() -> None:
-    """After the broker has refused long metadata, commits may name fewer ends."""
+    """After the broker has refused a long record, later commits are logged as short, so they may name fewer
+    ends.
+    """
     reader = followed_reader()
     reader.segments(2)
     (commit,) = reader.take(do.Commit)
@@ -185,7 +191,9 @@ def test_a_record_that_is_too_long_shortens_later_steps() -> None:
 
 
 def test_an_abandoned_batch_is_settled_by_the_operator() -> None:
-    """The specification can distinguish it from a durable batch."""
+    """An abandoned batch is logged as settled by the operator, so the specification can distinguish it from a
+    durable batch.
+    """
     reader = followed_reader()
     reader.segments(2)
     (dispatch,) = reader.dispatches()
@@ -196,7 +204,7 @@ def test_an_abandoned_batch_is_settled_by_the_operator() -> None:
 
 
 def test_a_drain_that_ends_in_time_is_not_late() -> None:
-    """With nothing in flight, the release does not need the deadline."""
+    """A drain with nothing in flight ends at once, and its release is not logged as late."""
     reader = followed_reader()
     reader.publish(on.PartitionsRevoked((PARTITION,)))
 
@@ -206,7 +214,9 @@ def test_a_drain_that_ends_in_time_is_not_late() -> None:
 
 
 def test_a_drain_ended_by_its_deadline_is_late() -> None:
-    """A chord without a result is in flight."""
+    """If a chord without a result is in flight, the drain ends at its deadline, and the release is logged as
+    late.
+    """
     reader = followed_reader(drain_deadline_seconds=4.0)
     reader.segments(2)
     reader.dispatches()
@@ -224,7 +234,7 @@ def test_a_gap_in_the_log_is_a_range_with_nothing_to_write() -> None:
 
 
 def test_a_recreated_log_is_another_assignment() -> None:
-    """If the offsets are lower than before, the previous state is discarded and the partition counts as new."""
+    """If the offsets are lower than before, another assignment is logged, in which the partition counts as new."""
     reader = followed_reader(batch_messages_max=5)
     reader.segments(3)
     reader.publish(on.OffsetOutOfRange(PARTITION, reader.epoch() + 1, 3, 0))
@@ -235,7 +245,9 @@ def test_a_recreated_log_is_another_assignment() -> None:
 
 
 def test_the_end_of_the_log_is_a_step() -> None:
-    """The offsets at the end have no messages, so the specification treats them as empty."""
+    """The end of the log is a step, because its offsets have no messages and the specification treats them as
+    empty.
+    """
     reader = followed_reader()
     reader.publish(on.EndReached(PARTITION, reader.epoch(), 0, 3))
 
@@ -243,7 +255,7 @@ def test_the_end_of_the_log_is_a_step() -> None:
 
 
 def test_a_reader_that_stopped_takes_no_more_steps() -> None:
-    """The core ignores a completion after the end, so it is not logged."""
+    """A completion after the reader has stopped is ignored by the core and not logged."""
     reader = followed_reader(drain_deadline_seconds=4.0)
     reader.segments(2)
     (dispatch,) = reader.dispatches()

@@ -66,7 +66,7 @@ def test_a_batch_belongs_to_its_first_traced_message_and_links_to_the_others(spa
 
 
 def test_a_batch_of_a_lost_partition_ends_its_span(spans: InMemorySpanExporter):
-    """If the span did not end, it would be kept forever."""
+    """The span of a batch ends when its partition is lost; otherwise it would be kept forever."""
     tracing = Tracing()
     tracing.begin(batch(0, 3))
 
@@ -77,7 +77,7 @@ def test_a_batch_of_a_lost_partition_ends_its_span(spans: InMemorySpanExporter):
 
 
 def test_an_invalid_traceparent_header_starts_a_new_trace(spans: InMemorySpanExporter):
-    """Headers come from untrusted producers."""
+    """An invalid traceparent header, which any producer can send, starts a new trace."""
     tracing = Tracing()
     tracing.polled([message(0, "00-zz-\xff")])
 
@@ -85,7 +85,7 @@ def test_an_invalid_traceparent_header_starts_a_new_trace(spans: InMemorySpanExp
 
 
 def test_the_error_of_a_failed_flush_has_no_secrets(spans: InMemorySpanExporter):
-    """The status describes the error without the password in the URL."""
+    """The span of a failed flush has the error as its status, without the password in the URL."""
     request = SimpleNamespace(headers={"traceparent": TRACES[0]}, retries=2)
 
     with pytest.raises(ConnectionError), telemetry.sink_span(request, "clickhouse"):
@@ -98,7 +98,7 @@ def test_the_error_of_a_failed_flush_has_no_secrets(spans: InMemorySpanExporter)
 
 
 def test_tracing_is_off_by_default():
-    """Without tracing there is no span and no header."""
+    """By default tracing is disabled, and there is no span and no header."""
     tracing = Tracing()
     tracing.polled([message(0, TRACES[0])])
 
@@ -108,7 +108,7 @@ def test_tracing_is_off_by_default():
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch):
-    """The error names the setting, the package, and how to install it."""
+    """If the extra for tracing is missing, the error names the setting, the package, and how to install it."""
     real = builtins.__import__
 
     def without(name: str, *arguments: Any, **options: Any) -> Any:

@@ -25,7 +25,7 @@ from tests.kit.parsing import ALL
 
 
 def page(value: bytes, rules: ParseRules = ALL) -> str:
-    """Output for a terminal of 120 columns."""
+    """Returns the output for a terminal of 120 columns."""
     console = Console(file=io.StringIO(), width=120)
     console.print(render(describe(value, rules)))
     assert isinstance(console.file, io.StringIO)
@@ -33,7 +33,9 @@ def page(value: bytes, rules: ParseRules = ALL) -> str:
 
 
 def test_a_segment_is_described_down_to_its_rows():
-    """The page has envelope, recording, object, rows by table, facts with their attributes, and metrics."""
+    """For a segment, the page has envelope, recording, object, rows by table, facts with their attributes, and
+    metrics.
+    """
     fetched = fetch_event({"request": {"size": 10}, "response": {"size": 20}})
     value = recording([snapshot_event(), viewport_event(), click_event(), fetched, {"type": 99}, None], 3)
 
@@ -64,7 +66,7 @@ def test_a_segment_is_described_down_to_its_rows():
 
 @pytest.mark.parametrize(("reason", "value"), [case[1:] for case in REJECTED], ids=[case[0] for case in REJECTED])
 def test_a_reject_shows_its_reason_and_the_readable_part(reason: str, value: bytes):
-    """The page has the reason, its meaning, and the envelope if there is one."""
+    """For a reject, the page has the reason, its meaning, and the envelope if it could be read."""
     found = describe(value, ALL)
 
     assert found["reject"]["reason"] == reason
@@ -84,7 +86,7 @@ def test_a_page_shows_rows_and_facts():
 
 
 def test_nothing_in_a_message_reaches_the_terminal_as_markup_or_control():
-    """Recordings are untrusted text."""
+    """Markup and control characters in a message are not interpreted, because recordings are untrusted text."""
     evil = click_event(attributes={"title": "\x1b[2J[bold red]boo[/]", "id": "\u202e\x07"})
 
     shown = page(recording([evil]))

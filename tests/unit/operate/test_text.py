@@ -27,7 +27,7 @@ def test_ages_and_times_are_accepted() -> None:
 
 @pytest.mark.parametrize("text", ["yesterday", "", "2", "2w", "-2h", "2 h", "٢h"])
 def test_other_text_is_refused_with_examples(text: str) -> None:
-    """The error shows valid examples."""
+    """Text that is neither an age nor a time is refused with valid examples."""
     with pytest.raises(ValueError, match="like"):
         moment(text, now=0.0)
     with pytest.raises(ValueError, match="90s"):

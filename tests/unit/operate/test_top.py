@@ -26,7 +26,7 @@ def line(rejects: RejectState) -> str:
 
 
 def test_shed_projects_are_named() -> None:
-    """Projects that are not shed are not named, however many of their messages are rejects."""
+    """Shed projects are named; all others are not, however many of their messages are rejects."""
     worst = (
         RejectsOf(42, 100, 90, shed=True),
         RejectsOf(43, 900, 80, shed=False),
@@ -60,8 +60,8 @@ def test_delays_are_shown_in_a_readable_unit(p50: float | None, p99: float | Non
 
 
 def test_figures_of_a_silent_reader_are_marked_as_old() -> None:
-    """Partitions and batches of the silent reader are shown with the age of the data; those of another reader are
-    not.
+    """Partitions and batches of a silent reader are shown with the age of the data, and those of other readers
+    without it.
     """
     partitions = (PartitionState(0, 10, 10, 10, 0, 0.0), PartitionState(1, 10, 10, 10, 0, 0.0))
     readers = (
@@ -78,8 +78,9 @@ def test_figures_of_a_silent_reader_are_marked_as_old() -> None:
 
 
 def test_cost_by_project_is_the_sum_over_readers() -> None:
-    """A project that two readers list is shown on one line; `other` comes last, and the shares are of the
-    total.
+    """The cost of a project is the sum over all readers, shown on one line as a share of the total.
+
+    `other` comes last.
     """
     first = (CostOf("7", 0.03, 1024.0, 10.0), CostOf("none"), CostOf("other", 0.01, 1024.0, 1.0))
     second = (CostOf("9", 0.02, 1024.0, 5.0), CostOf("7", 0.01, 1024.0, 1.0), CostOf("other", 0.03, 0.0, 1.0))

@@ -22,7 +22,7 @@ from ingest.reader.assignment import (
 
 
 class Coordinator:
-    """Refuses `times` times, then responds; its clock advances only during waits."""
+    """A coordinator that refuses `times` times and then responds. Its clock advances only during waits."""
 
     def __init__(self, code: int, times: int) -> None:
         self.now, self.asked = 0.0, 0
@@ -64,7 +64,7 @@ def test_a_temporary_error_is_retried(code: int) -> None:
     ],
 )
 def test_a_lasting_error_ends_without_a_result(code: int, seconds: float) -> None:
-    """After a lasting error the reader rejoins the group."""
+    """A lasting error ends the query without a result, and the reader rejoins the group."""
     coordinator = Coordinator(code, times=10**6)
 
     with pytest.raises(Unanswered):
@@ -81,7 +81,7 @@ def test_a_missing_permission_needs_an_operator(code: int) -> None:
 
 
 class ScriptedCoordinator:
-    """Returns the next of `answers` for each query, limited to the requested partitions."""
+    """A coordinator that gives the next of `answers` for each query, limited to the requested partitions."""
 
     def __init__(self, *answers: dict[int, Stored]) -> None:
         self.asked: list[list[int]] = []

@@ -48,7 +48,9 @@ def test_the_client_refuses_these_properties() -> None:
 
 
 def test_under_classic_a_drain_ends_before_the_session() -> None:
-    """A drain deadline equal to the session time-out is refused."""
+    """Under the classic protocol, the drain deadline must be shorter than the session time-out; an equal one is
+    refused.
+    """
     settings_with(drain_deadline_seconds=29.9, kafka_session_timeout_seconds=30)
 
     with pytest.raises(
@@ -58,8 +60,9 @@ def test_under_classic_a_drain_ends_before_the_session() -> None:
 
 
 def test_under_consumer_a_drain_ends_before_the_poll_interval() -> None:
-    """Under the consumer protocol the session is kept alive in the background, and its time-out is a broker
-    setting.
+    """Under the consumer protocol, the drain deadline is limited only by the poll interval.
+
+    The session is kept alive in the background, and its time-out is a broker setting.
     """
     consumer = {"kafka_group_protocol": "consumer", "kafka_session_timeout_seconds": 1}
     settings_with(drain_deadline_seconds=89, **consumer)
@@ -69,7 +72,7 @@ def test_under_consumer_a_drain_ends_before_the_poll_interval() -> None:
 
 
 def test_a_long_session_makes_the_poll_interval_as_long() -> None:
-    """librdkafka refuses a poll interval shorter than the session."""
+    """If the session is long, the poll interval has the same length, because librdkafka refuses a shorter one."""
     config = consumer_config(settings_with(kafka_session_timeout_seconds=900))
 
     assert config["max.poll.interval.ms"] == 900_000

@@ -26,7 +26,7 @@ class Member:
 
 
 class Brokers:
-    """Describes one topic, or does not respond."""
+    """Brokers that describe one topic, or do not respond."""
 
     def __init__(self, topic_id: str | None) -> None:
         self._topic_id = topic_id
@@ -48,7 +48,9 @@ class Brokers:
     [("old", "new", 1), ("old", "old", 0), ("", "new", 0), ("old", "", 0), ("old", None, 0)],
 )
 def test_another_topic_id_makes_the_reader_rejoin(read: str, now: str | None, rejoins: int) -> None:
-    """At the following assignment the new log is read from its beginning."""
+    """If the topic id changes, the reader rejoins, and at the next assignment it reads the new log from its
+    beginning.
+    """
     settings, member = Settings(), Member(read)
     metrics = Metrics(settings)
     watch = GroupWatch(settings, metrics, member)

@@ -15,7 +15,7 @@ UNREACHABLE = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level":
 
 
 def test_a_partition_with_unknown_ends_is_left_out() -> None:
-    """A closed client raises RuntimeError for every call."""
+    """If the client raises RuntimeError, as a closed client does for every call, the partition is left out."""
     inbox: queue.SimpleQueue[on.Event] = queue.SimpleQueue()
     source = KafkaSource(UNREACHABLE, "recordings", inbox)
     source._epochs[0] = 1

@@ -24,7 +24,10 @@ def parsed(message: Message) -> on.MessageParsed:
 
 
 class Bench:
-    """Implements every protocol of the runtime in one object. Its clock advances only while the loop waits."""
+    """Implements every protocol of the runtime in one object.
+
+    The clock of the bench advances only while the loop waits.
+    """
 
     def __init__(self, **bounds: float) -> None:
         self.now = 0.0
@@ -142,7 +145,10 @@ def test_a_full_loop_waits_for_events_instead_of_spinning() -> None:
 
 
 def test_a_drain_returns_when_the_core_releases_the_partition() -> None:
-    """The drain runs inside the rebalance callback: completions and commits continue, polling does not."""
+    """A drain returns when the core releases the partition.
+
+    It runs inside the rebalance callback, in which completions and commits continue, but polling does not.
+    """
     bench = bench_with_a_batch_in_flight(drain_deadline_seconds=20.0)
     bench.actions.clear()
     waits = iter(range(100))
@@ -158,7 +164,9 @@ def test_a_drain_returns_when_the_core_releases_the_partition() -> None:
 
 
 def test_a_drain_that_nothing_settles_ends_at_the_deadline() -> None:
-    """The group must not wait for an unavailable sink longer than the session time-out."""
+    """A drain in which nothing settles ends at its deadline, so that the group does not wait longer than the
+    session time-out.
+    """
     bench = bench_with_a_batch_in_flight(drain_deadline_seconds=3.0)
     started = bench.now
 
@@ -168,7 +176,9 @@ def test_a_drain_that_nothing_settles_ends_at_the_deadline() -> None:
 
 
 def test_draining_a_partition_twice_waits_for_the_second_release_too() -> None:
-    """A release of an earlier assignment must not end a later drain."""
+    """If a partition is drained twice, the second drain waits for its own release, and not for that of the
+    first.
+    """
     bench = Bench(drain_deadline_seconds=3.0)
     for epoch in (1, 2):
         bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, epoch),)))
@@ -194,7 +204,7 @@ def test_run_ends_with_the_shells_closed() -> None:
 
 
 def test_a_halt_keeps_the_loop_running() -> None:
-    """After a halt the process stays up and in its group, and takes no messages."""
+    """After a halt the loop keeps running, so the process stays in its group, but takes no messages."""
     bench = Bench(reject_window=10, reject_unattributed_ratio_max=0.01)
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
     bench.pipeline.halted = "by a test"
@@ -207,7 +217,7 @@ def test_a_halt_keeps_the_loop_running() -> None:
 
 
 def test_an_observer_that_raises_does_not_stop_ingestion() -> None:
-    """Batches are dispatched although the observer raises on every event."""
+    """Even if the observer raises an exception on every event, batches are dispatched."""
     bench = Bench(batch_messages_max=2)
 
     def broken(event: on.Event, commands: Sequence[do.Command], now: float) -> None:
@@ -224,8 +234,9 @@ def test_an_observer_that_raises_does_not_stop_ingestion() -> None:
 
 
 def test_a_loop_that_ends_by_an_exception_closes_its_shells_without_a_drain() -> None:
-    """When a step raises, the dispatcher stops and the source closes. A revocation that arrives meanwhile does not
-    wait and commits nothing.
+    """If a step raises an exception, the dispatcher is stopped and the source is closed.
+
+    A revocation that arrives meanwhile does not wait and commits nothing.
     """
     bench = bench_with_a_batch_in_flight(drain_deadline_seconds=1000.0)
     commits = len(bench.actions_of(do.Commit))
@@ -247,7 +258,7 @@ def test_a_loop_that_ends_by_an_exception_closes_its_shells_without_a_drain() ->
 
 
 def test_a_shell_that_fails_to_close_does_not_keep_the_other_open() -> None:
-    """The source is closed although stopping the dispatcher raises."""
+    """Even if stopping the dispatcher raises an exception, the source is closed."""
     bench = Bench()
 
     def stop(deadline_seconds: float) -> None:
@@ -309,7 +320,7 @@ def test_waiting_messages_are_parsed_only_when_taken() -> None:
 
 
 def test_a_held_partition_keeps_its_messages_and_the_others_continue() -> None:
-    """Each partition has its own queue."""
+    """Messages of a held partition are kept in its own queue, and the other partitions continue."""
     other = TopicPartition(PARTITION.topic, 1)
     bench = Bench(batch_messages_max=1, in_flight_batches_max=100, pending_ranges_max=8)
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1), on.Assignment(other, 2))))
@@ -322,7 +333,7 @@ def test_a_held_partition_keeps_its_messages_and_the_others_continue() -> None:
 
 
 def test_a_gap_in_the_log_waits_for_messages_fetched_before() -> None:
-    """Messages in the gap have expired from the log, so the fetched ones are the only copy."""
+    """A gap in the log is reported only after the messages fetched before it, which may be the only copy."""
     bench = Bench(in_flight_bytes_max=250, batch_messages_max=1, pause_after_seconds=0.1)
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
     bench.fetched.append(messages(0, 1, 2, 3, 4, 5))
@@ -340,7 +351,9 @@ def test_a_gap_in_the_log_waits_for_messages_fetched_before() -> None:
 
 
 def test_waiting_messages_of_a_revoked_partition_are_dropped() -> None:
-    """The next owner, even if it is this reader, reads these messages again from the committed offset."""
+    """Waiting messages of a revoked partition are dropped, because the next owner reads them again from the
+    committed offset.
+    """
     bench = Bench(in_flight_bytes_max=250, batch_messages_max=1)
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
     bench.fetched.append(messages(0, 1, 2, 3, 4, 5))

@@ -33,8 +33,9 @@ SHAPES = {
 @pytest.mark.parametrize("layout", ["packed", "objects"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_no_more_is_staged_than_was_counted(name: str, layout: str) -> None:
-    """The bound on a batch limits the bytes that Redis receives, framing included, except for a packed object's
-    index."""
+    """Redis receives no more bytes, framing included, than the size of a batch counts, except for a packed
+    object's index.
+    """
     runtime = Reader(Limits(batch_messages_max=1))
     runtime.assign(PARTITION)
     runtime.parsed(parse(SHAPES[name], RULES))
@@ -48,7 +49,9 @@ def test_no_more_is_staged_than_was_counted(name: str, layout: str) -> None:
 
 @pytest.mark.parametrize("padding", ["unread", "replay_event"])
 def test_a_small_recording_does_not_keep_a_long_message_in_memory(padding: str) -> None:
-    """If it were not copied, its blob would be a view of the whole message, which no bound counts."""
+    """The blob of a small recording is copied, because a view would keep a long message in memory, which no
+    bound counts.
+    """
     long = bytes(1 * MiB)
     value = make.recording([make.mutation_event()], **{padding: long})
 
@@ -60,7 +63,7 @@ def test_a_small_recording_does_not_keep_a_long_message_in_memory(padding: str) 
 
 
 def test_a_large_recording_is_not_copied() -> None:
-    """A large recording is most of its message, which is therefore kept anyway."""
+    """The blob of a large recording is not copied, because it is most of its message."""
     value = make.recording([make.mutation_event()], replay_event=b"{}") + b""
     outcome = parse(Message(PARTITION, 1, 0, value), RULES)
 
@@ -69,7 +72,7 @@ def test_a_large_recording_is_not_copied() -> None:
 
 
 def test_a_reject_counts_its_whole_record() -> None:
-    """Value, key and headers of a reject are kept until its dead letter is durable."""
+    """The size of a reject includes value, key and headers, which are kept until its dead letter is durable."""
     outcome = parse(SHAPES["headers"], RULES)
 
     assert isinstance(outcome, Reject)

@@ -11,7 +11,7 @@ PROJECT, OTHER = 7, 8
 
 
 def limited_gate(tokens: float, *, burst: float = 10.0, now: float = 0.0) -> TenantGate:
-    """A gate with this many tokens granted for PROJECT at `now`."""
+    """Returns a gate with this many tokens granted for PROJECT at `now`."""
     gate = TenantGate(stale_seconds=10.0)
     gate.grant(TenantRules(limits={PROJECT: Limit(5.0, burst)}), {PROJECT: tokens}, now)
     return gate
@@ -39,7 +39,9 @@ def test_a_limited_project_is_admitted_as_often_as_it_has_tokens():
 
 
 def test_without_the_shared_buckets_everything_is_admitted():
-    """An empty bucket is ignored once its grant is older than `stale_seconds`."""
+    """If the shared buckets are unavailable, an empty bucket is ignored once its grant is older than
+    `stale_seconds`.
+    """
     gate = limited_gate(0.0)
     assert gate.refusal(PROJECT, 10.0) is DropReason.RATE_LIMITED
 
@@ -47,7 +49,9 @@ def test_without_the_shared_buckets_everything_is_admitted():
 
 
 def test_unspent_tokens_are_kept_up_to_one_burst():
-    """With 4 unspent tokens and a burst of 5, a grant of 3 makes 5 tokens available."""
+    """Unspent tokens are kept up to one burst: with 4 unspent tokens and a burst of 5, a grant of 3 yields 5
+    tokens.
+    """
     gate = limited_gate(4.0, burst=5.0)
 
     gate.grant(gate.rules, {PROJECT: 3.0}, 1.0)

@@ -9,7 +9,9 @@ SETTINGS = Settings(task_backoff_seconds=1.0, task_backoff_seconds_max=60.0, tas
 
 
 def test_the_wait_is_random_below_a_doubling_ceiling() -> None:
-    """Because of full jitter, tasks that failed together do not retry together."""
+    """The wait is random below a doubling ceiling (full jitter), so that tasks that failed together do not
+    retry together.
+    """
     for tries, ceiling in [(0, 1), (1, 2), (3, 8), (10, 60)]:
         waits = [backoff_seconds(tries, None, SETTINGS) for _ in range(200)]
         assert 0 <= min(waits) < ceiling * 0.2
@@ -17,7 +19,9 @@ def test_the_wait_is_random_below_a_doubling_ceiling() -> None:
 
 
 def test_the_servers_retry_after_is_a_floor() -> None:
-    """Retry-After is honored, and spread so that not all tasks retry in the same second."""
+    """The wait is at least the server's Retry-After, plus a spread, so that not all tasks retry in the same
+    second.
+    """
     waits = [backoff_seconds(0, 20.0, SETTINGS) for _ in range(200)]
 
     assert min(waits) >= 20
@@ -25,7 +29,10 @@ def test_the_servers_retry_after_is_a_floor() -> None:
 
 
 def test_a_wait_is_at_most_half_of_the_visibility_timeout() -> None:
-    """A waiting task is an unacknowledged message: a longer wait would run it twice."""
+    """A wait is at most half of the visibility time-out.
+
+    A waiting task is an unacknowledged message, so a longer wait would run it twice.
+    """
     assert backoff_seconds(0, 10_000.0, SETTINGS) == 300
 
 

@@ -94,8 +94,9 @@ def test_only_failed_items_are_retried() -> None:
 
 @pytest.mark.parametrize("position", [0, 1, 137, 255])
 def test_one_poison_item_is_found_by_halving(position: int) -> None:
-    """Each halving needs about two writes, every other item is written once, and the destination is examined
-    before and after the search.
+    """One poison item is found with about two writes per halving, and every other item is written once.
+
+    The destination is examined before and after the search.
     """
     server, progress = Server(poison=[position]), fresh(256)
 
@@ -108,7 +109,7 @@ def test_one_poison_item_is_found_by_halving(position: int) -> None:
 
 
 def test_a_single_poison_item_in_its_batch_is_refused() -> None:
-    """No neighbor proves that the table works, so the table itself is examined."""
+    """If a poison item is alone in its batch, no neighbor shows that the table works, so the table is examined."""
     server, progress = Server(poison=[0]), fresh(1)
 
     server.deliver(progress, 1)
@@ -166,8 +167,8 @@ def test_only_the_group_with_refused_items_is_written_again() -> None:
 
 @pytest.mark.parametrize("named", [True, False])
 def test_a_table_that_was_altered_blames_no_item(named: bool) -> None:
-    """The table is examined before the first item is blamed: there is one write, one examination, and nothing is
-    refused.
+    """If the table was altered, it is examined before an item is blamed: after one write and one examination,
+    nothing is refused.
     """
     server, progress = Server(poison=range(8), named=named, faults=[TABLE_ALTERED]), fresh(8)
 
@@ -179,7 +180,7 @@ def test_a_table_that_was_altered_blames_no_item(named: bool) -> None:
 
 
 def test_a_table_that_is_altered_during_the_search_blames_no_item() -> None:
-    """The table is healthy at the start of the search and altered at its end, so refusals in between are
+    """If the table is altered during the search, the examination at its end fails, and refusals in between are
     discarded.
     """
     server, progress = Server(poison=[0, 1, 2], faults=[None, TABLE_ALTERED]), fresh(16)
@@ -225,8 +226,7 @@ def test_an_interrupted_search_keeps_its_writes_and_discards_its_refusals() -> N
 
 
 def test_a_wrong_table_is_not_treated_as_poison() -> None:
-    """When most of many items are refused, none is dead-lettered: an operator fixes the table, or we fix our
-    rows."""
+    """If most of many items are refused, none is dead-lettered, because the table or our rows must be fixed."""
     server, progress = Server(poison=range(100), named=True), fresh(100)
 
     with pytest.raises(PermanentSinkError) as caught:
@@ -238,8 +238,9 @@ def test_a_wrong_table_is_not_treated_as_poison() -> None:
 
 @pytest.mark.parametrize("items", [40, 120, 500])
 def test_the_search_ends_early_when_everything_is_refused(items: int) -> None:
-    """The table is healthy and refuses everything, so our rows are at fault; forty writes are enough to show
-    it."""
+    """If a healthy table refuses everything, our rows are at fault, and the search ends after about forty
+    writes.
+    """
     server, progress = Server(poison=range(items)), fresh(items)
 
     with pytest.raises(PermanentSinkError, match=f"{REFUSED_MIN} of {items}") as caught:
@@ -251,8 +252,9 @@ def test_the_search_ends_early_when_everything_is_refused(items: int) -> None:
 
 
 def test_many_poison_items_in_front_do_not_stop_the_batch() -> None:
-    """One message may produce thirty bad rows in a row; items from the whole batch show that the rest is
-    accepted."""
+    """If one message produced thirty bad rows at the front, items from the whole batch show that the rest is
+    accepted.
+    """
     server, progress = Server(poison=range(30)), fresh(200)
 
     server.deliver(progress, 200)
@@ -262,9 +264,7 @@ def test_many_poison_items_in_front_do_not_stop_the_batch() -> None:
 
 
 def test_a_search_is_bounded_and_the_next_run_continues() -> None:
-    """Finding scattered poison items that the server does not name needs many writes: results that are certain by
-    then are kept.
-    """
+    """A search for scattered poison items is bounded; its certain results are kept, and the next run continues."""
     poison = range(0, 600, 5)
     server, progress = Server(poison=poison), fresh(600)
 
@@ -312,7 +312,7 @@ def test_a_missing_bucket_is_not_the_items_fault() -> None:
 
 
 def test_a_run_ends_between_two_writes_when_its_time_is_up() -> None:
-    """The remaining items are left for the next run."""
+    """When its time is up, a run ends between two writes and leaves the remaining items to the next run."""
     server, progress = Server(poison=[0]), fresh(8)
     times = iter([True, True, False])
 

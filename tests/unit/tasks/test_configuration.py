@@ -61,7 +61,7 @@ def test_a_celery_command_with_a_wrong_setting_names_it_and_exits_with_2(words: 
 
 
 def test_celery_reads_the_computed_values_through_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The attributes of the file are exactly the computed values."""
+    """The attributes of Celery's configuration file are exactly the computed values."""
     monkeypatch.setenv("REPLAYS_KEY_PREFIX", "mine")
     current.cache_clear()
     try:

@@ -26,7 +26,7 @@ def raised_error(answer: str) -> RedisError:
 
 @pytest.mark.parametrize("code", CODES)
 def test_each_code_means_unavailable(code: str) -> None:
-    """The codes include some that no server can be made to send in a test."""
+    """Each of the codes, including those that no server can be made to send in a test, means unavailable."""
     assert away_code(raised_error(f"{code} this server cannot serve")) == code
 
 

@@ -16,7 +16,9 @@ CPUS = 64
 
 
 def tree(root: Path, membership: str, **files: str) -> Path:
-    """A root directory with /proc/self/cgroup and files of /sys/fs/cgroup; `__` in a name stands for a slash."""
+    """Creates a root directory with /proc/self/cgroup and files of /sys/fs/cgroup; `__` in a name stands for a
+    slash.
+    """
     (root / "proc" / "self").mkdir(parents=True)
     (root / "proc" / "self" / "cgroup").write_text(membership)
     for name, text in files.items():
@@ -28,7 +30,7 @@ def tree(root: Path, membership: str, **files: str) -> Path:
 
 @pytest.fixture(autouse=True)
 def large_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node of 64 cores, all of them available to this process."""
+    """Simulates a node of 64 cores, all of which are available to this process."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(CPUS)), raising=False)
 
 
@@ -60,12 +62,12 @@ CGROUP_V1 = "5:cpu,cpuacct:/docker/c0ffee\n4:memory:/docker/c0ffee\n1:name=syste
 def test_the_cores_of_a_container_are_its_quota(
     membership: str, files: dict[str, str], expected: int, tmp_path: Path
 ):
-    """The quota of cgroup v2 or v1 is rounded up to whole cores."""
+    """The number of cores in a container is the quota of cgroup v2 or v1, rounded up to whole cores."""
     assert cores.cores(tree(tmp_path, membership, **files)) == expected
 
 
 def test_an_affinity_below_the_quota_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A process that is pinned to one CPU has one core."""
+    """If the affinity is below the quota, it counts: a process that is pinned to one CPU has one core."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3}, raising=False)
 
     assert cores.cores(tree(tmp_path, "0::/\n", **{"cpu.max": "200000 100000"})) == 1
@@ -107,7 +109,9 @@ def test_processes_follow_the_quota_within_bounds(
 
 
 def test_the_default_fits_the_memory_of_the_manifests(tmp_path: Path):
-    """The manifests set no CPU limit and 1 GiB of memory, which is enough on a node of 64 cores."""
+    """The default number of processes fits the memory of the manifests: 1 GiB without a CPU limit, on a node of
+    64 cores.
+    """
     root = tree(tmp_path, "0::/\n")
 
     assert cores.memory_needed_bytes(cores.processes(Settings(), root)) < GiB

@@ -23,7 +23,7 @@ def label_of(letter: DeadLetter) -> Label:
 
 
 def forged(sink: str, kind: str, item: str) -> Label:
-    """Headers that an attacker with write access to the topic may put into a letter."""
+    """Returns headers that an attacker with write access to the topic may put into a letter."""
     return Label(
         REFUSED, "no", Origin("recordings", 3, 12), "recordings-3-10-20", refusal=Refusal(sink, kind, item)
     )
@@ -40,7 +40,7 @@ def forged(sink: str, kind: str, item: str) -> Label:
     ],
 )
 def test_a_refused_item_can_be_written_again(sink: str, item: Item) -> None:
-    """`revive` rebuilds the same item from the letter's value and headers."""
+    """A refused item can be written again: `revive` rebuilds it from the letter's value and headers."""
     letter = dead_letter(item, MANIFEST, sink, "Cannot\nparse")
 
     label = label_of(letter)
@@ -88,6 +88,8 @@ def test_a_kept_message_cannot_be_revived() -> None:
     ],
 )
 def test_a_letter_may_name_only_known_sinks_and_tables(sink: str, kind: str, item: str, value: bytes) -> None:
-    """Sinks, kinds, tables and name formats are ours; anything else is refused before a sink receives it."""
+    """A letter may name only sinks, kinds and tables that we use; anything else is refused before a sink
+    receives it.
+    """
     with pytest.raises(ValueError, match=r"\w"):
         revive(forged(sink, kind, item), value)

@@ -34,7 +34,7 @@ def test_a_seal_is_valid_only_for_its_purpose_and_content(purpose: Purpose, part
 
 
 def test_keys_rotate_without_a_verification_failure():
-    """During rotation all processes get `old,new`, then `new,old`, then `new`."""
+    """No verification fails while keys are rotated: all processes get `old,new`, then `new,old`, then `new`."""
     both, turned, after = Seals((OLD, NEW)), Seals((NEW, OLD)), Seals((NEW,))
 
     for sealing, verifying in [(SEALS, both), (both, SEALS), (both, turned), (turned, both), (turned, after)]:
@@ -43,7 +43,7 @@ def test_keys_rotate_without_a_verification_failure():
 
 
 def test_unsealed_entries_are_accepted_only_when_configured():
-    """An entry with a wrong seal is never accepted."""
+    """Unsealed entries are accepted only if this is configured; an entry with a wrong seal is never accepted."""
     lenient = Seals((OLD,), unsealed_accepted=True)
     foreign = Seals((NEW,)).seal(Purpose.MARK, "x")
 

@@ -12,7 +12,7 @@ LETTER = REJECTED[0][2]
 
 
 def started_runtime(**limits: int) -> MockRuntime:
-    """A runtime that owns PARTITION."""
+    """Returns a runtime that owns PARTITION."""
     runtime = MockRuntime(Limits(**limits))
     runtime.assign(PARTITION)
     return runtime

@@ -31,7 +31,7 @@ KNOWN = {
 
 
 class Advisories(BaseHTTPRequestHandler):
-    """Serves one vulnerability in OSV's format."""
+    """A handler that serves one vulnerability in OSV's format."""
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -48,7 +48,7 @@ class Advisories(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def osv_url() -> Iterator[str]:
-    """The URL of a server that responds like OSV."""
+    """Yields the URL of a server that responds like OSV."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Advisories) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -93,7 +93,7 @@ def test_without_the_network_it_reports_that_nothing_was_checked(tmp_path: Path)
 
 
 def test_a_server_that_never_responds_does_not_block_the_check(tmp_path: Path, osv_url: str):
-    """The audit ends after `--seconds` and reports that nothing was checked."""
+    """If the server never responds, the audit ends after `--seconds` and reports that nothing was checked."""
     code, output = audit(tmp_path, "badly-kept==1.2.3\n", "--osv-url", osv_url, "--seconds", "0.01")
 
     assert code == 0, output

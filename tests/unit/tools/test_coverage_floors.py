@@ -13,14 +13,14 @@ FLOORS = {"ingest": 0.0, "ingest/core": 50.0}
 
 
 def file_coverage(statements: int, ran: int) -> dict[str, dict[str, int]]:
-    """The entry of one file in coverage's report."""
+    """Returns the entry of one file in coverage's report."""
     return {
         "summary": {"num_statements": statements, "covered_lines": ran, "num_branches": 2, "covered_branches": 1},
     }
 
 
 def test_a_file_counts_for_the_deepest_package():
-    """Lines and branches are summed per package."""
+    """The lines and branches of a file are counted for the deepest package that contains it."""
     files = {
         "ingest/settings.py": file_coverage(8, 0),
         "ingest/core/a.py": file_coverage(8, 8),
@@ -46,7 +46,10 @@ def test_a_file_without_a_package_is_an_error():
 
 
 def test_the_repository_has_a_floor_for_every_package():
-    """No floor is zero. The floor of `ingest` is only for the modules directly in it."""
+    """Every package of the repository has a floor, and no floor is zero.
+
+    The floor of `ingest` is only for the modules directly in it.
+    """
     listed = floors(REPOSITORY / "pyproject.toml")
     subpackages = {f"ingest/{init.parent.name}" for init in (REPOSITORY / "ingest").glob("*/__init__.py")}
 

@@ -20,7 +20,7 @@ def remove_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_page_is_stale():
-    """`python -m tools.documents` regenerates the pages."""
+    """No generated page is outdated; `python -m tools.documents` regenerates them."""
     assert documents.stale() == []
 
 
@@ -45,7 +45,7 @@ def test_a_misspelt_name_is_refused_with_the_right_one(monkeypatch: pytest.Monke
 
 
 def test_a_wrong_value_names_setting_value_and_range(monkeypatch: pytest.MonkeyPatch):
-    """All mistakes are reported at once, one line each."""
+    """Wrong values are all reported at once, one line each, with setting, value and range."""
     monkeypatch.setenv("REPLAYS_BATCH_MESSAGES_MAX", "0")
     monkeypatch.setenv("REPLAYS_KAFKA_OFFSET_RESET", "newest")
 
@@ -60,7 +60,7 @@ def test_a_wrong_value_names_setting_value_and_range(monkeypatch: pytest.MonkeyP
 
 
 def test_a_wrong_secret_is_not_repeated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """The error message is logged, so it must not contain the secret."""
+    """The error about a wrong secret does not contain the secret, because the error is logged."""
     settings = tmp_path / "settings.toml"
     settings.write_text("redis_url = 987654321\nbatch_byte_max = 1\n")
     monkeypatch.setenv("REPLAYS_SETTINGS_FILE", str(settings))
@@ -73,7 +73,7 @@ def test_a_wrong_secret_is_not_repeated(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_settings_of_the_embedded_stack_are_accepted(monkeypatch: pytest.MonkeyPatch):
-    """REPLAYS_LOCAL_* and REPLAYS_TEST_* are not reader settings."""
+    """The settings REPLAYS_LOCAL_* and REPLAYS_TEST_* are accepted, although they are not reader settings."""
     monkeypatch.setenv("REPLAYS_LOCAL_KAFKA", "tansu")
     monkeypatch.setenv("REPLAYS_TEST_SINKS", "/tmp")
 

@@ -38,7 +38,7 @@ def test_hooks_equal_the_steps_of_make_check():
 
 
 def test_issue_forms_have_fields():
-    """Each form has a name, a description, and fields with unique ids."""
+    """Each issue form has a name, a description, and fields with unique ids."""
     forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 
     assert len(forms) == 2

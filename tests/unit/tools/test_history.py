@@ -87,7 +87,7 @@ ERROR_OF = {
 
 @pytest.mark.parametrize("name", GOOD)
 def test_a_history_that_one_register_explains_is_accepted(name: str) -> None:
-    """Overlapping operations may take effect in any order."""
+    """A history that one register explains is accepted; overlapping operations may take effect in any order."""
     assert judge(GOOD[name]) == []
 
 
@@ -101,7 +101,7 @@ def test_a_history_that_no_register_explains_is_refused(name: str) -> None:
 
 
 def test_partitions_are_checked_separately() -> None:
-    """Each partition is a separate register."""
+    """Partitions are checked separately, because each is a separate register."""
     other = Commit("a", 1, 3, "", 3.0, 4.0)
 
     assert judge(History([commit("a", 7, 1.0, 2.0), other], [], [A, Assigned("a", 1, 0.0)])) == []

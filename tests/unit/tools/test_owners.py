@@ -27,7 +27,10 @@ def test_gaps_are_the_times_between_owners_longest_first() -> None:
 
 
 def test_a_gap_counts_from_the_last_disturbance_before_its_end() -> None:
-    """A disturbance that outlasts the gap leaves no undisturbed time; later ones do not count."""
+    """A gap counts from the last disturbance before its end.
+
+    A disturbance that outlasts the gap leaves no undisturbed time, and later disturbances do not count.
+    """
     gap = Gap(0, 10.0, 50.0)
 
     assert gap.undisturbed_seconds([]) == 40.0
@@ -37,8 +40,8 @@ def test_a_gap_counts_from_the_last_disturbance_before_its_end() -> None:
 
 
 def test_the_log_of_a_reader_has_the_times_of_its_ownership() -> None:
-    """Ownership ends when partitions are revoked or lost, and when the process ends: at its last line if it was
-    killed.
+    """By a reader's log, ownership ends when partitions are revoked or lost, or at the last line if the reader
+    was killed.
     """
     logged = LoggedOperations.of(
         "r",

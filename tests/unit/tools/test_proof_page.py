@@ -38,7 +38,7 @@ def test_the_page_has_a_table_under_every_heading_with_figures() -> None:
 
 
 def test_every_bug_that_simulated_worlds_miss_is_judged() -> None:
-    """Each missed bug must be classified by whether it breaks safety."""
+    """Every bug that the simulated worlds miss is classified by whether it breaks safety."""
     missed = [bug for bug, _, _, broken in json.loads(FIGURES.read_text())["mutants"] if not broken]
 
     assert [judgment.bug for judgment in JUDGED] == missed

@@ -12,7 +12,9 @@ from tools.sdks.driving import Done
 
 
 def done_in_the_page() -> Done:
-    """One click, seven clicks in rage, one request, one line in the console, one input, one navigation."""
+    """Returns the actions in the page: one click, seven rage clicks, one request, one console message, one
+    input, one navigation.
+    """
     done = Done(inputs={"name"}, console=[("error", "failed")], navigation=["/?page=cart"])
     done.clicks["checkout"] = 1
     done.bursts["coupon"] = 7
@@ -55,7 +57,7 @@ def test_correct_facts_are_accepted():
     [*enumerate(("clicks", "repeated clicks", "rage clicks", "requests", "console", "inputs", "navigation"))],
 )
 def test_a_missing_fact_is_found(left_out: int, kind: str):
-    """Each fact that is left out makes its own line unequal."""
+    """A missing fact makes its own line of the comparison unequal."""
     facts = facts_of_it()
     del facts[left_out]
 
@@ -72,7 +74,7 @@ def test_a_missing_fact_is_found(left_out: int, kind: str):
     ],
 )
 def test_a_fact_of_something_that_was_not_done_is_found(added: tuple[str, dict[str, Any]], kind: str):
-    """Facts that no action explains make their line unequal."""
+    """A fact that no action explains makes its line of the comparison unequal."""
     found = compared([*facts_of_it(), added], done_in_the_page())
 
     assert [each.kind for each in found if not each.is_accepted] == [kind]

@@ -30,26 +30,28 @@ EVENT = b'{"segment_id":0}'
 
 
 def produced(content: bytes) -> Produced:
-    """The Kafka value of an envelope with a replay."""
+    """Returns the Kafka value of an envelope with a replay."""
     found = message(split(content), PROJECT, CLIENT)
     assert found is not None
     return found
 
 
 def event_of(content: bytes) -> Any:
-    """The normalized replay event in the Kafka value of an envelope."""
+    """Returns the normalized replay event in the Kafka value of an envelope."""
     return json.loads(msgspec.msgpack.decode(produced(content).value)["replay_event"])
 
 
 def normal(**fields: Any) -> Any:
-    """The normalized form of a replay event with these fields."""
+    """Returns the normalized form of a replay event with these fields."""
     content = json.dumps({"segment_id": 0, **fields}).encode()
     return json.loads(normalized(memoryview(content), REPLAY_ID, CLIENT))
 
 
 @pytest.mark.parametrize("recorded", RECORDINGS, ids=lambda recorded: recorded.name)
 def test_a_recorded_session_becomes_the_same_messages(recorded: Recording) -> None:
-    """Segments of SDKs 7 and 11 get the payload and the replay event that they were recorded with."""
+    """Recorded envelopes of SDKs 7 and 11 become messages with the payload and the replay event that were
+    recorded.
+    """
     for number, value in enumerate(recorded.values):
         content, expected = sent_by_the_sdk(recorded, number)
         given = msgspec.msgpack.decode(value)
@@ -168,7 +170,7 @@ def test_a_malformed_envelope_is_refused_with_its_reason(content: bytes, reason:
     ],
 )
 def test_an_invalid_replay_event_is_refused(fields: dict[str, Any]) -> None:
-    """Fields that identify the segment must be valid, and lists of ids are bounded."""
+    """A replay event is refused if a field that identifies the segment is invalid or a list of ids is too long."""
     with pytest.raises(Refused, match="the replay event is invalid"):
         normal(**fields)
 

@@ -23,7 +23,7 @@ PARKED = ParkedStatus("b-0-0-1", Stage.ROWS, 3, 10, 100, 900.0, 1010.0, "reader-
 
 
 def reader(lag_seconds: float = 0.0, **changed: Any) -> ReaderStatus:
-    """A reader of one partition; `changed`: its snapshot, or whether it is silent."""
+    """Returns a reader of one partition. `changed` alters its snapshot, or makes it silent."""
     partition = PartitionState(0, 10, 5, 10, 5, lag_seconds)
     fields = {"now": 0.0, "partitions": (partition,), **changed}
     silent = fields.pop("silent", False)
@@ -35,7 +35,7 @@ def sink(name: str, **changed: Any) -> SinkStatus:
 
 
 def status(**changed: Any) -> Status:
-    """A healthy system with two sinks."""
+    """Returns the status of a healthy system with two sinks."""
     healthy = Status(
         at=NOW,
         readers=(reader(),),

@@ -61,7 +61,7 @@ JSON = st.recursive(
 
 
 def timeline(*segments: Sequence[RRwebEvent]) -> Timeline:
-    """The timeline of these segments' events."""
+    """Returns the timeline of these segments' events."""
     return read(enumerate(json.dumps(events).encode() for events in segments))
 
 
@@ -158,7 +158,9 @@ def test_a_navigation_is_one_mark():
 
 
 def test_details_show_the_event():
-    """Details are sizes from both generations of SDKs, the element, and the rating; a span has its duration."""
+    """The details of a mark include sizes, as either generation of SDKs sends them, the element, the rating, or
+    the duration.
+    """
     marks = timeline(
         [
             fetch_event({"method": "POST", "statusCode": 200, "request": {"size": 7}, "response": {"size": "11"}}),
@@ -198,7 +200,9 @@ def test_captured_headers_and_bodies_are_part_of_a_request():
 
 
 def test_captured_bodies_count_towards_the_bound():
-    """A recording of many bodies is truncated instead of growing without limit."""
+    """Captured bodies count towards the bound, so a timeline with many bodies is truncated instead of growing
+    without limit.
+    """
     body = {"statusCode": 200, "response": {"headers": {}, "body": "x" * BODY_CHARACTERS_MAX}}
     found = timeline([fetch_event(body)] * (CHARACTERS_MAX // BODY_CHARACTERS_MAX + 10))
 
@@ -208,7 +212,9 @@ def test_captured_bodies_count_towards_the_bound():
 
 @each
 def test_an_error_was_sent_in_the_interval_of_its_mark(recorded: Recording):
-    """The errors of the page happened between the ends of the previous segment and of the one that names them."""
+    """The mark of an error has an interval, from the end of the previous segment to the end of the segment that
+    names it.
+    """
     documents = [json.loads(msgspec.msgpack.decode(value)["replay_event"]) for value in recorded.values]
     since = documents[0]["replay_start_timestamp"]
     errors = []
@@ -271,7 +277,7 @@ def test_a_recording_with_only_breadcrumbs_has_their_times():
 
 
 def test_snapshots_are_where_the_player_can_start():
-    """Snapshots are sorted; one with a time in seconds is ignored."""
+    """The player can start at every snapshot. They are sorted, and one with a time in seconds is ignored."""
     late = {**snapshot_event(), "timestamp": AT_MS + 9000}
 
     assert timeline([late], [snapshot_event()]).snapshots == [AT_MS, AT_MS + 9000]
@@ -286,7 +292,7 @@ def test_memory_samples_of_old_and_new_sdks_are_read():
 
 @pytest.mark.parametrize("event", MALFORMED_EVENTS, ids=lambda event: json.dumps(event)[:60])
 def test_a_malformed_event_removes_no_other_mark(event: Any):
-    """The marks around the malformed event are present."""
+    """A malformed event removes no other mark from the timeline."""
     found = timeline([viewport_event(), event, console_event("after")])
 
     assert {"page", "console"} <= {mark.kind for mark in found.marks}
@@ -357,7 +363,9 @@ def test_a_recorded_session_has_as_many_marks_as_events(recorded: Recording):
 
 @each
 def test_a_recorded_session_is_in_order_and_can_be_drawn(recorded: Recording):
-    """The session is drawn from its first snapshot on; only the deliberately malformed breadcrumb is malformed."""
+    """A recorded session can be drawn from its first snapshot on, and only its deliberately malformed
+    breadcrumb is malformed.
+    """
     found = read(enumerate(inflated(body) for body in recorded.bodies))
 
     times = [mark.at_ms for mark in found.marks]
@@ -368,7 +376,7 @@ def test_a_recorded_session_is_in_order_and_can_be_drawn(recorded: Recording):
 
 @given(st.lists(JSON, max_size=6))
 def test_any_json_is_accepted(values: list[Any]):
-    """A malformed event is counted or skipped, without affecting others."""
+    """Any JSON is accepted: a malformed event is counted or skipped without affecting others."""
     found = timeline([*values, console_event("still here")])
 
     assert [mark.title for mark in found.marks if mark.kind == "console"][-1:] == ["still here"]

@@ -96,7 +96,9 @@ def test_values_are_returned_with_their_types(client: bigquery.Client, table: st
 
 
 def test_an_insert_id_is_stored_once_within_the_window(client: bigquery.Client, table: str):
-    """Insert ids are deduplicated across requests and within one; rows without an id are always stored."""
+    """Rows with the same insert id are stored once, across requests and within one; rows without an id are
+    always stored.
+    """
     assert client.insert_rows_json(table, [row(), row()], row_ids=["x", "x"]) == []
     assert client.insert_rows_json(table, [row(), row()], row_ids=["x", "y"]) == []
     assert client.get_table(table).num_rows == 2
@@ -196,7 +198,9 @@ def test_values_are_parsed_like_the_service_does(kind: str, given: Any, stored: 
 
 
 def test_queries_support_parameters_views_and_dml(client: bigquery.Client, dataset: str, table: str):
-    """Queries use aggregates, array parameters, a deduplicating view, DML, and the service's column names."""
+    """Queries with aggregates, array parameters, a deduplicating view and DML work, and return the service's
+    column names.
+    """
     rows = [
         row(id=f"r{number % 3}", n=number, at=(NOW - timedelta(hours=number)).isoformat()) for number in range(9)
     ]
@@ -225,7 +229,7 @@ def test_queries_support_parameters_views_and_dml(client: bigquery.Client, datas
 
 
 def test_long_results_are_paged(client: bigquery.Client, table: str):
-    """Results are paged in listings and in queries."""
+    """Long results of listings and of queries are returned in pages."""
     rows = [row(id=str(number)) for number in range(250)]
     assert client.insert_rows_json(table, rows) == []
 

@@ -33,7 +33,7 @@ def table(clickhouse_url: str, fresh_name: Callable[[str], str]) -> str:
 
 
 def test_inserted_rows_are_returned_unchanged(clickhouse_url: str, table: str):
-    """The client uses native inserts, bound parameters, and every compression of request bodies."""
+    """Rows that the client inserts in the native format, with every compression, are returned unchanged."""
     for number, compression in enumerate([False, "lz4", "zstd", "gzip"]):
         client = client_of(clickhouse_url, compress=compression)
         written = client.insert(table, [[2 * number, "it's\n\\"], [2 * number + 1, "é"]], column_names=["a", "s"])
@@ -100,7 +100,7 @@ def test_databases_are_separate(clickhouse_url: str, fresh_name: Callable[[str],
 
 
 def test_many_clients_write_at_once_without_loss(clickhouse_url: str, fresh_name: Callable[[str], str]):
-    """Four threads insert at the same time, each with its own client."""
+    """If four threads insert at the same time, each with its own client, no row is lost."""
     name = fresh_name("t")
     client_of(clickhouse_url).command(f"CREATE TABLE {name} (a UInt64) ENGINE = MergeTree ORDER BY a")
 
@@ -142,7 +142,7 @@ def test_data_survives_a_kill(children: Children, tmp_path: Path):
 
 
 def test_a_configured_password_is_required(children: Children, tmp_path: Path):
-    """A wrong password gives code 516. The right one works."""
+    """If a password is configured, a wrong one gives code 516. The right one works."""
     server = ClickHouse(children, tmp_path / "clickhouse", user="fleet", password="s3cret")
     server.start()
 

@@ -139,7 +139,7 @@ def test_latency_delays_each_request(target: str):
 
 
 def test_a_share_of_requests_fails_the_same_way_for_the_same_seed(target: str):
-    """Two proxies with one seed return the same statuses; failed requests never reach the server."""
+    """Two proxies with the same seed fail the same requests, and a failed request never reaches the server."""
     seen = []
     for _ in range(2):
         Echo.served.clear()

@@ -80,7 +80,7 @@ def test_redis_forgets_everything_by_default(children: Children, tmp_path: Path)
 
 
 def test_one_writer_of_many_wins_a_precondition(gcs_endpoint: str, fresh_name: Callable[[str], str]):
-    """if_generation_match=0 lets exactly one of several concurrent writers succeed."""
+    """With if_generation_match=0, exactly one of several concurrent writers succeeds."""
     bucket = storage_client(gcs_endpoint).create_bucket(fresh_name("bucket"))
     outcomes: list[str] = []
 
@@ -229,8 +229,9 @@ def test_apache_kafka_speaks_tls_and_sasl(
 
 
 def test_the_listener_sums_metrics_of_the_official_client(statsd: Statsd):
-    """The listener sums counters, gauges, distributions and timings by name and tags, also when another process
-    reads them.
+    """The listener sums the official client's counters, gauges, distributions and timings by name and tags.
+
+    Another process can read the sums.
     """
     host, _, port = statsd.address.partition(":")
     client = DogStatsd(host=host, port=int(port), constant_tags=["env:test"], disable_telemetry=True)
@@ -262,7 +263,7 @@ def test_the_listener_runs_inside_a_process_too():
 
 
 def test_statsd_lines_are_parsed():
-    """The parser handles sample rates, tags, several values, and lines that are not metrics."""
+    """Lines with sample rates, tags and several values are parsed, and lines that are not metrics are ignored."""
     sample = parse_line("a.b:1:2|c|@0.5|#x:1,a:2|c:container|T1")
     assert sample is not None
     assert (sample.values, sample.rate, sample.tags) == (("1", "2"), 0.5, ("a:2", "x:1"))

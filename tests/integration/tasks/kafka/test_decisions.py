@@ -44,7 +44,7 @@ def client(settings: Settings) -> Any:
 
 
 def following_gate(client: Any, settings: Settings) -> tuple[TenantRefresh, TenantGate]:
-    """A reader's gate that has loaded all decisions."""
+    """Returns a reader's gate that has loaded all decisions."""
     gate = TenantGate()
     refresh = TenantRefresh(client, settings, gate)
     assert refresh.load(never_stopping)

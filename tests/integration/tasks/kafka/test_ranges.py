@@ -30,13 +30,13 @@ def topic_of(settings: Settings, partitions: int = 1) -> Settings:
 
 @pytest.fixture
 def topic_settings(settings: Callable[..., Settings], kafka_brokers: str) -> Settings:
-    """A topic of three partitions on the embedded broker."""
+    """The settings of a topic with three partitions on the embedded broker."""
     return topic_of(settings(kafka_brokers=kafka_brokers), 3)
 
 
 @pytest.fixture
 def made_on_apache(settings: Callable[..., Settings], apache_kafka: JavaKafka) -> Settings:
-    """A topic of one partition on Apache Kafka."""
+    """Creates a topic with one partition on Apache Kafka, and returns its settings."""
     return topic_of(settings(kafka_brokers=apache_kafka.address))
 
 
@@ -84,7 +84,9 @@ def test_a_range_includes_its_start_and_excludes_its_stop(topic_settings: Settin
 
 
 def test_the_whole_topic_is_its_contents_when_the_read_began(topic_settings: Settings) -> None:
-    """Each partition is read from its beginning; records written during the read are not included."""
+    """Each partition of the whole topic is read from its beginning, without records that are written during the
+    read.
+    """
     for partition in (0, 1):
         produce(topic_settings, [b"%d" % number for number in range(40)], partition)
     found = []
@@ -139,7 +141,9 @@ def test_a_missing_topic_is_one_error(topic_settings: Settings) -> None:
 
 
 def test_unavailable_brokers_end_the_read(topic_settings: Settings) -> None:
-    """The read ends after the configured silence, and reports the client's last error."""
+    """If the brokers are unavailable, a read ends after the configured silence and reports the client's last
+    error.
+    """
     away = topic_settings.model_copy(update={"kafka_brokers": "127.0.0.1:1"})
 
     with (
@@ -193,7 +197,7 @@ def test_markers_and_aborted_messages_are_gaps(made_on_apache: Settings) -> None
 
 @pytest.mark.kafka
 def test_expired_records_are_skipped_and_counted(made_on_apache: Settings) -> None:
-    """Records expire before and during the read; the rest is read."""
+    """Records that expire before or during the read are skipped and counted, and the others are read."""
     topic = made_on_apache.kafka_topic
     produce(made_on_apache, [b"%d" % number for number in range(10)])
     admin = AdminClient({"bootstrap.servers": made_on_apache.kafka_brokers})
@@ -210,7 +214,7 @@ def test_expired_records_are_skipped_and_counted(made_on_apache: Settings) -> No
 
 
 def test_a_record_with_unreadable_headers_is_still_read(topic_settings: Settings) -> None:
-    """A header name that is not UTF-8 makes the record lose only its headers."""
+    """If a header name is not UTF-8, the record is read without its headers."""
     producer = RawProducer(topic_settings.kafka_brokers)
     producer.produce(topic_settings.kafka_topic, b"bad", [(b"name", b"1"), (b"\xff", b"2")])
     producer.produce(topic_settings.kafka_topic, b"after", [(b"name", b"1")])

@@ -64,7 +64,7 @@ def sentry() -> Iterator[Sentry]:
 
 @pytest.fixture
 def collected() -> Iterator[tuple[str, list[Any]]]:
-    """A running OTLP collector over gRPC: returns its address, and the received resources with their spans."""
+    """Runs an OTLP collector over gRPC, and yields its address and the received resources with their spans."""
     resources: list[Any] = []
 
     def export(request: ExportTraceServiceRequest, context: grpc.ServicerContext) -> ExportTraceServiceResponse:

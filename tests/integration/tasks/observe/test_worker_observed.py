@@ -106,7 +106,7 @@ def get(port: int, path: str) -> tuple[int, str]:
 
 
 def samples(port: int) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """The samples that Prometheus would store from one scrape."""
+    """Returns the samples that Prometheus would store from one scrape."""
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(get(port, "/metrics")[1])
@@ -261,7 +261,10 @@ def test_status_and_top_show_readers_queues_and_parked_batches(fleet: Fleet):
 
 
 def test_the_watch_exports_queues_and_breakers_as_metrics(fleet: Fleet):
-    """Metrics are exported once per heartbeat; an unavailable Redis sets a gauge and makes the reader unready."""
+    """Queues and breakers are exported as metrics once per heartbeat.
+
+    If Redis is unavailable, a gauge is set and the reader is not ready.
+    """
     metrics = Metrics(fleet.settings)
     watch = FleetWatch(fleet.settings, metrics)
     fleet.dispatcher().submit(do.Dispatch(make_batch(), Stage.BLOBS, 1, 30.0))

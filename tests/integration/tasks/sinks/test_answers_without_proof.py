@@ -108,7 +108,7 @@ def test_an_insert_gets_its_response_only_when_it_is_complete(settings: Callable
 
 
 def test_100_continue_is_not_a_response(settings: Callable[..., Settings]) -> None:
-    """`100 Continue` before the response is not part of any proof."""
+    """A `100 Continue` before the response does not count as the response."""
 
     def continued(request: Any) -> Answer:
         body = PROOFS["bigquery"](request).body

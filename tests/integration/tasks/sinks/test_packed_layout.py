@@ -34,7 +34,7 @@ def stores(settings: Callable[..., Settings], gcs_endpoint: str, clickhouse_url:
 
 
 def of_the_future(batch: Batch) -> Batch:
-    """The batch with times in the far future; otherwise its rows would have expired."""
+    """Returns the batch with times in the far future, because its rows would otherwise have expired."""
     segments = tuple(msgspec.structs.replace(segment, received=4_000_000_000) for segment in batch.segments)
     return dataclasses.replace(batch, segments=segments)
 
@@ -57,8 +57,8 @@ def session_row() -> Row:
 
 
 def test_a_replay_in_both_layouts_reads_back_after_redelivery(stores: Settings) -> None:
-    """The replay is packed twice with two tokens (the second upload gets 412), and one more segment is a separate
-    object.
+    """A replay reads back if it was packed twice, so that the second upload got 412, and has a segment in a
+    separate object.
     """
     batch = of_the_future(make_batch(4))
     blobs, rows = pack(batch)

@@ -78,7 +78,7 @@ def blobs(*contents: bytes, name: str = "30/1/abc/{}") -> list[Blob]:
     "refusal", [error(403, *RETENTION), error(403, *HOLD), error(403, *NO_DELETE), Answer(412)]
 )
 def test_an_equal_object_counts_as_written(refusal: Answer, settings: Callable[..., Settings]) -> None:
-    """Whatever protects the bucket, the expected object is stored, as its size and checksum show."""
+    """If an upload is refused but an object of equal size and checksum is stored, it counts as written."""
     bucket = Bucket(refusal)
     with answering(bucket) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))

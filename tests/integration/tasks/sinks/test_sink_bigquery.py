@@ -75,8 +75,10 @@ def test_a_repeated_write_within_the_window_leaves_one_copy(sink: BigQuerySink, 
 
 
 def test_two_projects_with_one_replay_id_keep_all_their_facts(sink: BigQuerySink, migrated: Settings) -> None:
-    """The recordings differ only in their project and are written within the window of insert ids, in either order
-    of their timestamps. The table and the exact view have the facts of both projects.
+    """If two projects have the same replay id, the table and the exact view have all facts of both.
+
+    The recordings differ only in their project and are written within the window of insert ids, in either order of
+    time.
     """
     events = [{"type": 4, "timestamp": NOON * 1000, "data": {"href": "https://a/", "width": 1, "height": 1}}]
     for earlier, later in ((21, 22), (24, 23)):
@@ -125,7 +127,7 @@ def test_repetitions_past_the_window_are_stored_and_the_view_shows_each_once(
 
 
 def test_a_refused_row_does_not_block_its_neighbors(sink: BigQuerySink, migrated: Settings) -> None:
-    """One of five hundred rows is refused: it is named with BigQuery's reason, and the other 499 are stored."""
+    """If one of five hundred rows is refused, it is named with BigQuery's reason, and the other 499 are stored."""
     items = [fact(number) for number in range(500)]
     items[123] = fact(123, segment_id="many")
 
@@ -298,7 +300,9 @@ def test_an_exhausted_quota_is_transient_and_a_missing_permission_is_not(
 
 
 def test_a_large_write_is_split_and_only_the_failed_part_is_listed(settings: Callable[..., Settings]) -> None:
-    """Requests stay below 10 MB and are independent."""
+    """A large write is split into independent requests below 10 MB, and only the items of a failed request are
+    listed.
+    """
     answers = iter([rows_streamed, lambda asked: Answer(503, b"later"), rows_streamed])
     items = [fact(number, padding="x" * 100_000) for number in range(250)]
 

@@ -25,7 +25,7 @@ MONDAY = 1_795_000_000
 
 
 def click(number: int, **given: Any) -> Row:
-    """A sufficiently complete row of `replays`; `number` is its identity."""
+    """Returns a sufficiently complete row of `replays`; `number` is its identity."""
     fields: dict[str, Any] = {
         "project_id": 1,
         "replay_id": str(uuid.UUID(REPLAY)),
@@ -45,7 +45,7 @@ def click(number: int, **given: Any) -> Row:
 
 
 def outcome(number: int) -> Row:
-    """A row of `replay_outcomes`."""
+    """Returns a row of `replay_outcomes`."""
     replay_id = str(uuid.UUID(int=number))
     fields = {
         "org_id": 1,
@@ -87,7 +87,7 @@ def count(server: Any, table: str) -> int:
 
 
 def clicks(server: Any) -> tuple[int, ...]:
-    """Segments, clicks, dead clicks and rage clicks as counted by the view."""
+    """Returns the numbers of segments, clicks, dead clicks and rage clicks in the view."""
     query = (
         "SELECT uniqExactMerge(segments), uniqExactIfMerge(clicks), uniqExactIfMerge(dead_clicks), "
         "uniqExactIfMerge(rage_clicks) FROM replay_summaries"
@@ -147,7 +147,10 @@ def test_other_rows_of_the_same_batch_are_not_skipped(sink: ClickHouseSink, serv
 def test_a_dead_click_stays_dead_in_any_order_of_its_rows(
     sink: ClickHouseSink, server: Any, order: tuple[int, ...]
 ) -> None:
-    """A click and its later slow click share an identity; a redelivered click must not replace the slow click."""
+    """A dead click stays dead in any order of its rows.
+
+    A click and its later slow click share an identity, and a redelivered click must not replace the slow click.
+    """
     rows = (click(1), click(1, click_is_dead=1))
 
     for number, which in enumerate(order):

@@ -52,7 +52,7 @@ def topic_settings(settings: Callable[..., Settings], kafka_brokers: str) -> Set
 
 
 def records(topic_settings: Settings, wanted: int) -> list[Record]:
-    """The topic's first `wanted` records."""
+    """Returns the topic's first `wanted` records."""
     consumer = Consumer(
         {
             "bootstrap.servers": topic_settings.kafka_brokers,
@@ -218,7 +218,7 @@ def test_a_topic_that_is_too_small_is_found_by_check_and_parks_the_batch(
 def test_topics_are_created_with_sufficient_limits(
     settings: Callable[..., Settings], apache_kafka: JavaKafka
 ) -> None:
-    """The dead-letter topic accepts the largest message of the source with its headers."""
+    """The created dead-letter topic accepts the largest message of the source topic with its headers."""
     found = settings(kafka_brokers=apache_kafka.address, sink_timeout_seconds=20)
 
     list(migrate_topics(found, dry_run=False, source=True))
@@ -257,7 +257,9 @@ def test_check_warns_about_a_topic_that_may_lose_letters(
 
 
 def test_check_reports_what_a_broker_does_not_show(topic_settings: Settings) -> None:
-    """The embedded broker does not expose its settings: this is reported, but not as an error."""
+    """If a broker does not expose its settings, like the embedded one, `check` reports this, but not as an
+    error.
+    """
     checked = check("dead_letter", topic_settings)
 
     assert checked.level is Level.OK

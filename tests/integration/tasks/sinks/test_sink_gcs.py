@@ -201,7 +201,7 @@ def test_a_long_retry_after_ends_the_write_and_the_rest_is_durable(settings: Cal
 
 
 def test_only_the_limit_of_one_object_name_waits_a_second() -> None:
-    """A 429 caused by the bucket's load is retried like a 503; a 429 with Retry-After is not retried before that
+    """A 429 caused by the load on the bucket is retried like a 503, and one with Retry-After not before that
     time.
     """
     delayed = Trouble(Blame.SERVER, "HTTP 429: slow down", retry_after_seconds=1.0)
@@ -239,7 +239,7 @@ def test_retry_after_is_passed_on(settings: Callable[..., Settings]) -> None:
 
 
 def test_the_deadline_is_kept_when_the_server_hangs(settings: Callable[..., Settings]) -> None:
-    """Completed uploads are durable; the hanging ones are listed when the deadline passes."""
+    """If the server hangs, completed uploads are durable, and the others are listed when the deadline passes."""
     never = threading.Event()
 
     def answer(request: Received) -> Answer:

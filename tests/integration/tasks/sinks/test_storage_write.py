@@ -45,7 +45,7 @@ def relay(migrated: Settings) -> Iterator[Relay]:
 
 @pytest.fixture
 def new_sink(migrated: Settings, relay: Relay) -> Iterator[Callable[[], StorageWriteSink]]:
-    """Creates sinks as separate processes have them, each with its own streams, behind the relay."""
+    """A function that creates sinks behind the relay, each with its own streams, as in separate processes."""
     made: list[StorageWriteSink] = []
 
     def make() -> StorageWriteSink:
@@ -64,12 +64,12 @@ def sink(new_sink: Callable[[], StorageWriteSink]) -> StorageWriteSink:
 
 
 def write(sink: StorageWriteSink, notes: Notes, items: Sequence[Row] = TEN, seconds: float = SECONDS) -> None:
-    """One run of a task with these items."""
+    """Runs a task once with these items."""
     sink.write_recorded(items, range(len(items)), notes.run(), seconds)
 
 
 def losing(method: str, moment: Moment, *which: int) -> Callable[[str, Moment, int], bool]:
-    """Loses these requests or responses of a method."""
+    """Returns a function that loses these requests or responses of a method."""
     return lambda asked, at, number: (asked, at) == (method, moment) and number in which
 
 
@@ -289,7 +289,9 @@ def test_a_stream_that_is_gone_loses_no_row(new_sink: Callable[[], StorageWriteS
 def test_with_its_record_lost_a_task_repeats_rows_and_the_view_shows_each_once(
     new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay
 ) -> None:
-    """Redis is emptied at the worst moment: after the append, before the done mark."""
+    """If Redis is emptied after the append and before the done mark, rows are repeated, and the view shows each
+    once.
+    """
     relay.on = lambda method, moment, number: method == "AppendRows" and moment is Moment.RESPONSE
     with pytest.raises(TransientSinkError):
         write(new_sink(), Notes())
@@ -416,7 +418,7 @@ def test_check_reports_what_the_chosen_api_needs(migrated: Settings) -> None:
 
 
 def test_the_setting_chooses_the_sink(migrated: Settings) -> None:
-    """An emulator without a gRPC address is refused."""
+    """The setting chooses the API of the sink. An emulator without a gRPC address is refused."""
     assert isinstance(build("bigquery", migrated), StorageWriteSink)
     with pytest.raises(ValueError, match="REPLAYS_BIGQUERY_STORAGE_ENDPOINT"):
         Settings(bigquery_endpoint="http://127.0.0.1:1", bigquery_write="storage")

@@ -179,7 +179,7 @@ def test_https_goes_through_the_proxy_of_the_environment_and_plain_http_does_not
 
 
 def test_plain_http_uses_the_proxy_where_configured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ClickHouse over plain HTTP may be reached through the environment's proxy, like with its official client."""
+    """ClickHouse over plain HTTP is reached through the environment's proxy, as with its official client."""
     with answering(lambda request: Reply(body=request.path.encode())) as (proxy, requests):
         monkeypatch.setenv("http_proxy", proxy)
         monkeypatch.delenv("no_proxy", raising=False)
@@ -193,7 +193,9 @@ def test_plain_http_uses_the_proxy_where_configured(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_proxy_that_requires_a_login_needs_an_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A 407 for CONNECT does not come from the sink, and a retry does not help."""
+    """A 407 for CONNECT, which comes from the proxy and not from the sink, needs an operator, because a retry
+    does not help.
+    """
     with answering(lambda request: Reply(407)) as (proxy, _):
         monkeypatch.setenv("https_proxy", proxy)
         monkeypatch.delenv("no_proxy", raising=False)

@@ -32,7 +32,7 @@ def execute(client: Any, key: str, effect: Effect) -> Any:
 
 
 def random_program(random: Random) -> Program:
-    """A random program, valid or not."""
+    """Returns a random program, which may be invalid."""
     chord = Chord(random.randrange(2), random.random() < 0.5, random.randrange(1, 3))
     kind = random.choice(("run", "run", "run", "dispatch", "dispatch", "report", "discard"))
     task = random.choice(tasks_of(chord.rows)) if kind == "run" else ""

@@ -76,7 +76,7 @@ GOOD = (
 
 @st.composite
 def changed_document(draw: st.DrawFn, whole: Any) -> Any:
-    """A document with one value replaced, removed or duplicated."""
+    """Returns a document with one value replaced, removed or duplicated."""
     if not isinstance(whole, dict | list) or not whole or draw(st.integers(0, 4)) == 0:
         return draw(values)
     if isinstance(whole, list):
@@ -117,7 +117,7 @@ def assert_well_formed(value: bytes) -> None:
 @given(st.binary(max_size=300))
 @FEW_EXAMPLES
 def test_any_bytes_as_a_message(value: bytes):
-    """Most of these messages are not valid msgpack."""
+    """A message of arbitrary bytes, usually not valid msgpack, produces an outcome."""
     assert_well_formed(value)
 
 
@@ -153,7 +153,7 @@ def test_a_good_message_with_one_byte_changed_or_cut_off(data: st.DataObject):
 @given(st.dictionaries(st.sampled_from(("replay_id", "received", "payload", "version", "x")), values, max_size=3))
 @FEW_EXAMPLES
 def test_any_fields_in_the_envelope(fields: dict[str, Any]):
-    """The values have any type that msgpack supports."""
+    """An envelope with fields of any type that msgpack supports produces an outcome."""
     whole = {name: value for name, value in fields.items() if not _too_large(value)}
     payload = whole.pop("payload", frame(b"[]"))
     assert_well_formed(envelope(payload, **whole))

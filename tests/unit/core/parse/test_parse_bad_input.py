@@ -25,7 +25,9 @@ from tests.kit.parsing import ALL, OFFSET, clicks, facts, kinds, message, parsed
 
 @pytest.mark.parametrize(("reason", "value"), [case[1:] for case in REJECTED], ids=[case[0] for case in REJECTED])
 def test_a_message_that_cannot_be_read_is_rejected_with_a_stable_reason(reason: str, value: bytes):
-    """The dead letter holds the exact bytes of the message."""
+    """A message that cannot be read is rejected with a stable reason, and its dead letter contains the exact
+    bytes.
+    """
     reject = rejected(value)
 
     assert reject.reason == reason
@@ -58,8 +60,10 @@ def test_the_public_example_is_a_reject_in_spite_of_its_absurd_year():
 
 
 def test_every_reason_is_explained():
-    """REJECTED has a case for every reason, except those of sizes and of a failed parser process. Each explanation
-    ends with a period.
+    """Every reject reason is explained in a sentence, and has a case in REJECTED unless it is about sizes or a
+    failed parser.
+
+    Each explanation ends with a period.
     """
     assert {case[1] for case in REJECTED} == set(REASONS) - {
         "message_too_large",
@@ -174,5 +178,7 @@ def test_unknown_keys_are_ignored():
     ],
 )
 def test_a_reject_names_the_project_of_its_envelope(value: bytes, project_id: int | None) -> None:
-    """Counts per project must not include another project's rejects."""
+    """A reject names the project of its envelope, because counts per project must not include another project's
+    rejects.
+    """
     assert rejected(value).project_id == project_id

@@ -32,7 +32,7 @@ def vitals(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("name", "warnings"), [("half-surrogate", ()), ("dom-500-deep", ("event_too_deep",))])
 def test_the_viewer_can_play_what_the_reader_accepts(name: str, warnings: tuple[str, ...]):
-    """The segment is stored, and the player starts at its snapshot."""
+    """A segment that the reader accepts is stored, and the player can start at its snapshot."""
     assert segment(name).warnings == warnings
     body = bytes(msgspec.msgpack.decode(value(name))["payload"]).partition(b"\n")[2]
 
@@ -43,7 +43,7 @@ def test_the_viewer_can_play_what_the_reader_accepts(name: str, warnings: tuple[
 
 
 def test_vitals_of_sdk_11_have_their_values():
-    """The first contentful paint is the time since the page began to load."""
+    """The vitals of SDK 11 are read; the first contentful paint is the time since the page began to load."""
     found = vitals("vitals-sdk11")
 
     assert found["web-vital.largest-contentful-paint"] == 764

@@ -72,7 +72,7 @@ def test_a_slow_click_keeps_its_category():
 
 
 def test_lower_case_counts_are_read_too():
-    """Some SDKs and Relay versions send lower-case keys."""
+    """Click counts with lower-case keys, as some SDKs and Relay versions send them, are read."""
     lower = {"timeafterclickms": 7000, "clickcount": 5, "node": node(), "endReason": "timeout"}
 
     assert flags(breadcrumb("ui.slowClickDetected", lower)) == [(1, 1)]
@@ -122,7 +122,9 @@ def test_a_node_may_be_any_number_that_its_column_holds(node_id: int):
     ],
 )
 def test_a_test_id_has_three_names_in_this_order(attributes: dict[str, Any], testid: str):
-    """The names are testId, data-testid and data-test-id; a value that is not text counts as empty."""
+    """The test id is the first of testId, data-testid and data-test-id; a value that is not text counts as
+    empty.
+    """
     assert clicks(events_parsed([click_event(attributes=attributes)]))[0]["click_testid"] == testid
 
 
@@ -139,7 +141,7 @@ def test_a_test_id_has_three_names_in_this_order(attributes: dict[str, Any], tes
     ],
 )
 def test_classes_are_split_on_spaces_and_ten_are_kept(written: Any, classes: list[str]):
-    """Empty classes are dropped before counting."""
+    """Classes are split on spaces, and ten are kept; empty classes do not count."""
     assert clicks(events_parsed([click_event(attributes={"class": written})]))[0]["click_class"] == classes
 
 
@@ -191,7 +193,7 @@ def test_twenty_clicks_and_twenty_taps_are_kept_per_segment():
 
 
 def test_a_tap_has_message_class_and_id():
-    """The identity of a tap consists of replay, whole seconds and view."""
+    """A tap has its message, class and id; its identity consists of replay, whole seconds and view."""
     (tap,) = taps(events_parsed([tap_event("add", "Button")]))
 
     assert (tap["tap_message"], tap["tap_view_class"], tap["tap_view_id"]) == ("add_item", "Button", "add")

@@ -66,7 +66,7 @@ HEAP = {"jsHeapSizeLimit": 4294705152, "totalJSHeapSize": 21_000_000, "usedJSHea
     ],
 )
 def test_an_event_becomes_one_fact(event: Any, kind: str, attributes: dict[str, Any] | None):
-    """The fact has the event's kind, with the attributes of that kind."""
+    """Each event becomes one fact, which has the event's kind and the attributes of that kind."""
     ((found, fields),) = facts(events_parsed([event]))
 
     assert found == kind
@@ -74,7 +74,7 @@ def test_an_event_becomes_one_fact(event: Any, kind: str, attributes: dict[str, 
 
 
 def test_a_viewport_has_url_and_size():
-    """A viewport is rrweb event type 4."""
+    """An rrweb event of type 4 becomes a viewport fact with URL and size."""
     attributes = {"href": "https://shop.example/", "width": 1280, "height": 720}
     assert facts(events_parsed([viewport_event()])) == [("viewport", attributes)]
 
@@ -168,7 +168,9 @@ def test_a_resource_of_any_known_kind_is_a_fact_of_its_kind(op: str):
 
 
 def test_a_resource_of_an_unknown_kind_is_a_fact_without_it():
-    """A sender cannot create new kinds of facts."""
+    """A resource of an unknown kind becomes a fact without this kind, so that a sender cannot create new kinds
+    of facts.
+    """
     ((kind, _),) = facts(events_parsed([asset_event("resource.made-up")]))
 
     assert kind == "resource.other"
@@ -181,8 +183,9 @@ def vitals_of(*events: tuple[str, str, float]) -> list[Any]:
 
 
 def test_the_first_contentful_paint_is_the_time_since_its_page_began_to_load():
-    """The value is in milliseconds. `navigation.push` does not load a page, and a load hours earlier belongs to
-    another page.
+    """The first contentful paint is the time in milliseconds since its page began to load.
+
+    `navigation.push` does not load a page, and a load hours earlier belongs to another page.
     """
     load, paint = ("navigation.navigate", "https://a/", 1000.0), ("paint", "first-contentful-paint", 1000.764)
 
@@ -249,7 +252,9 @@ def test_an_unknown_web_vital_is_skipped():
 
 
 def test_canvas_size_is_that_of_its_events_json():
-    """Canvas events have type 3 and source 9; other sources are ignored, and a malformed event does not count."""
+    """The canvas size is the JSON size of events with type 3 and source 9; other and malformed events do not
+    count.
+    """
     drawn = canvas_event(40)
     others = [{"type": 3, "data": {"source": 1}}, {"type": 3, "data": None}, {"type": 3}]
 
@@ -260,7 +265,7 @@ def test_canvas_size_is_that_of_its_events_json():
 
 
 def test_a_video_event_describes_the_video():
-    """Reconciliation of mobile replays needs the description."""
+    """The fact of a video event describes the video, as needed for the reconciliation of mobile replays."""
     ((kind, fields),) = facts(events_parsed([video_event(size=123)]))
 
     assert (kind, fields["size"], fields["duration"], fields["container"]) == ("mobile_event", 123, 5000, "mp4")
@@ -292,7 +297,10 @@ def test_canvas_mutations_and_options_are_sampled():
     ],
 )
 def test_a_fact_has_the_time_of_its_event_in_seconds(event: Any, seconds: float):
-    """Payloads are in seconds, events mostly in milliseconds; an impossible time is replaced by the segment's."""
+    """A fact has the time of its event in seconds, whether the event's time is in seconds or milliseconds.
+
+    An impossible time is replaced by the time of the segment.
+    """
     segment = events_parsed([event])
 
     assert fact_seconds(segment.bigquery[-1]) == seconds

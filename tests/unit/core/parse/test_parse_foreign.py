@@ -23,20 +23,20 @@ pytestmark = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no recorded mate
 
 
 def recordings() -> list[Path]:
-    """The files with rrweb events."""
+    """Returns the files with rrweb events."""
     patterns = ("rrweb/**/*.json", "relay/rrweb*.json", "sentry-javascript/bit-*")
     return sorted(path for pattern in patterns for path in FIXTURES.glob(pattern))
 
 
 def events_of(path: Path) -> list[Any]:
-    """The events of a file; a single event counts as an array of one."""
+    """Returns the events of a file; a single event counts as an array of one."""
     events = json.loads(path.read_bytes())
     return events if isinstance(events, list) else [events]
 
 
 @pytest.mark.parametrize("path", recordings(), ids=lambda path: path.name)
 def test_a_real_recording_is_stored_and_counted(path: Path):
-    """The blob decodes to the same JSON, every event is counted, none is malformed."""
+    """The blob of a real recording decodes to the same JSON, every event is counted, and none is malformed."""
     events = events_of(path)
 
     segment = events_parsed(events)
@@ -67,8 +67,8 @@ def test_a_real_navigation_and_a_real_link_are_facts():
 
 @pytest.mark.parametrize("name", ["replay.json", "replay_missing_user.json"])
 def test_a_real_replay_event_becomes_a_session_row(name: str):
-    """The event's tags are an object, not pairs, and its ids are not UUIDs: both are left out, and the rest is
-    kept.
+    """A real replay event becomes a session row, but its tags, which are not pairs, and its ids, which are not
+    UUIDs, are left out.
     """
     text = (FIXTURES / "relay" / name).read_bytes()
 
@@ -81,7 +81,7 @@ def test_a_real_replay_event_becomes_a_session_row(name: str):
 
 
 def test_the_sdks_own_examples_become_facts():
-    """The SDK's breadcrumb and span templates are parsed after their placeholders were filled in."""
+    """The SDK's breadcrumb and span templates become facts after their placeholders are filled in."""
     template = json.loads((FIXTURES / "sentry-javascript/template-replay-events.json").read_bytes())
     events = []
     for payload in template.values():
@@ -98,7 +98,7 @@ def test_the_sdks_own_examples_become_facts():
 
 
 def fill_template(template: Any) -> Any:
-    """The template with each placeholder replaced by a value of the type that it names."""
+    """Returns the template with each placeholder replaced by a value of the type that the placeholder names."""
     if isinstance(template, list):
         return [fill_template(item) for item in template]
     if not isinstance(template, dict):

@@ -26,7 +26,7 @@ from tests.kit.parsing import ALL, clicks, message, metric, parsed, rejected, se
 
 
 def test_a_compressed_body_is_stored_as_received():
-    """The bytes are unchanged, and the name identifies the replay."""
+    """A compressed body is stored as received, under a name that identifies the replay."""
     stream = zlib.compress(b'[{"type":3}]', 1)
 
     (blob,) = parsed(envelope(frame(stream, 12), retention_days=90, project_id=8)).blobs
@@ -54,7 +54,9 @@ def test_a_plain_body_is_compressed_before_it_is_stored():
 
 
 def test_a_video_is_packed_with_its_events():
-    """The format is zlib(0x01, length in 4 bytes, video, JSON), and the outcome's category is `replay_video`."""
+    """A video is stored with its events as zlib(0x01, length in 4 bytes, video, JSON), and its category is
+    `replay_video`.
+    """
     segment = parsed(video_recording(b"video" * 9, [click_event()]))
 
     unpacked = zlib.decompress(segment.blobs[0].content)
@@ -95,14 +97,16 @@ def test_a_header_line_is_an_object_with_a_segment_id(header: bytes, segment_id:
 
 
 def test_the_payload_is_split_at_the_first_newline_only():
-    """A body may contain any number of newlines."""
+    """The payload is split at the first newline only, so a body may contain any number of newlines."""
     segment = parsed(envelope(frame(b"[\n\n]")))
 
     assert zlib.decompress(segment.blobs[0].content) == b"[\n\n]"
 
 
 def test_a_segment_id_beyond_its_column_is_null_there_and_nowhere_else():
-    """`replays.segment_id` is 16 bits wide."""
+    """A segment id that does not fit into the 16 bits of `replays.segment_id` is null there, and kept
+    everywhere else.
+    """
     segment = parsed(recording(segment_id=65_536))
 
     assert session(segment)["segment_id"] is None
@@ -111,7 +115,9 @@ def test_a_segment_id_beyond_its_column_is_null_there_and_nowhere_else():
 
 
 def test_one_byte_over_the_inflated_limit_is_a_reject():
-    """The limit itself is allowed, for zlib and for plain JSON."""
+    """A body of exactly the inflated limit is accepted and one byte more is rejected, for zlib and for plain
+    JSON.
+    """
     text = b"[" + b" " * (3 * MiB) + b"]"
     exactly, less = (ParseRules(inflated_bytes_max=len(text) - short) for short in (0, 1))
 
@@ -121,7 +127,9 @@ def test_one_byte_over_the_inflated_limit_is_a_reject():
 
 
 def test_a_decompression_bomb_uses_no_more_than_the_limit():
-    """100 kB that inflate to 100 MB are rejected with a limit of 8 MiB, and memory stays below twice the limit."""
+    """If 100 kB inflate to 100 MB and the limit is 8 MiB, they are rejected, and memory stays below twice the
+    limit.
+    """
     value = envelope(frame(zlib.compress(b"[" + b" " * 100_000_000 + b"]", 9)))
     assert len(value) < 100_000
 
@@ -177,7 +185,7 @@ def test_a_million_events_are_read():
 
 @pytest.mark.parametrize("text", [b"0,", b"[],", b'{"type":5},'], ids=repr)
 def test_parsing_of_a_million_worthless_events_is_cut_short(text: bytes):
-    """The segment is kept; its warnings, rows and memory are bounded."""
+    """A segment with a million worthless events is kept, but its warnings, rows and memory are bounded."""
     value = message(envelope(frame(zlib.compress(b"[" + text * 1_000_000 + b"0]"))))
 
     tracemalloc.start()
@@ -220,7 +228,7 @@ def test_nesting_of_any_depth_elsewhere_crashes_nothing(depth: int):
 
 
 def test_mutations_alone_produce_only_the_row_that_counts_them():
-    """Data that no row needs is skipped, not decoded."""
+    """Mutations alone produce only the row that counts them, and data that no row needs is not decoded."""
     segment = parsed(recording([mutation_event(), snapshot_event(), {"type": 99}, {"type": 7}, {"type": 0}]))
 
     assert [json.loads(json.loads(row.json)["attributes"]) for row in segment.bigquery] == [{"count": 5}]

@@ -57,7 +57,7 @@ SPANS = {
 
 
 def facts_of(recorded: Recording) -> list[dict[str, Any]]:
-    """The analytics rows of the whole session, with decoded attributes."""
+    """Returns the analytics rows of the whole session, with decoded attributes."""
     rows = [row for segment in recorded.segments for row in segment.bigquery]
     decoded = [json.loads(row.json) | {"timestamp": fact_seconds(row)} for row in rows]
     return [row | {"attributes": json.loads(row["attributes"])} for row in decoded]
@@ -74,7 +74,7 @@ def click_actions(recorded: Recording) -> list[Action]:
 
 
 def rows_during(action: Action, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows whose time is within the action."""
+    """Returns the rows whose time is within the action."""
     return [row for row in rows if action.start_ms <= row["timestamp"] * 1000 < action.stop_ms]
 
 
@@ -90,7 +90,9 @@ def test_a_session_of_an_sdk_is_stored_to_the_byte(recorded: Recording):
 
 @each_recording
 def test_only_the_deliberately_malformed_breadcrumb_causes_a_warning(recorded: Recording):
-    """The page v11-extra adds a navigation whose data is a text; every other event is well-formed."""
+    """The only warning is about the navigation whose data is a text, which the page v11-extra adds
+    deliberately.
+    """
     odd = [crumb for crumb in recorded.payloads("breadcrumb") if not isinstance(crumb.get("data", {}), dict)]
     warnings = [warning for segment in recorded.segments for warning in segment.warnings]
 
@@ -140,7 +142,7 @@ def test_every_event_of_a_known_kind_becomes_a_fact(recorded: Recording):
 
 @each_recording
 def test_the_first_contentful_paint_has_the_value_that_a_browser_measures(recorded: Recording):
-    """The value is in milliseconds since the page began to load, taken from the spans of the same page."""
+    """The first contentful paint equals the browser's own value, in milliseconds since the page began to load."""
     values = [
         fact["attributes"]["value"]
         for fact in facts_of(recorded)
@@ -157,7 +159,7 @@ def test_the_first_contentful_paint_has_the_value_that_a_browser_measures(record
 
 @each_recording
 def test_click_rows_have_the_environment(recorded: Recording):
-    """The environment of a click row equals the one in the session's own row."""
+    """Each click row has the same environment as the session's row."""
     for segment in recorded.segments:
         assert {row.get("environment") for row in clicks(segment)} <= {session(segment)["environment"]}
 
@@ -203,7 +205,10 @@ def test_dead_and_rage_clicks_are_distinguished_from_others(recorded: Recording)
 
 @each_shop
 def test_the_requests_of_the_page_have_method_status_and_size(recorded: Recording):
-    """The requests are those of `doFetch` and `doXhr` in shop.html. SDK 7 does not report a refused request."""
+    """The requests of `doFetch` and `doXhr` in shop.html have their method, status and size.
+
+    SDK 7 does not report a refused request.
+    """
     rows = [fact for fact in facts_of(recorded) if fact["event_type"] in ("resource.fetch", "resource.xhr")]
     found = [
         (row["event_type"].split(".")[1], sent["method"], sent["status_code"], sent["request_size"])

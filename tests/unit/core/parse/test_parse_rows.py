@@ -77,7 +77,9 @@ def test_no_two_rows_of_a_table_share_an_identity():
 
 
 def test_an_identity_consists_of_project_replay_segment_event_and_kind():
-    """The identity is documented in docs/rows.md for users who look up a fact."""
+    """An identity consists of project, replay, segment, event and kind, as docs/rows.md documents for users who
+    look up a fact.
+    """
     segment = parsed(recording([{"type": 3}, viewport_event()], segment_id=6))
 
     assert [row.id for row in segment.bigquery] == [
@@ -177,7 +179,9 @@ def test_an_impossible_year_stays_within_the_columns(received: int, timestamp_ms
 
 @pytest.mark.parametrize("timestamp", [-1, 0, 1e300, "1", None, RECEIVED * 1000])
 def test_an_impossible_session_time_is_replaced_by_the_segments(timestamp: Any):
-    """An impossible time is more than 30 days away from the segment's, or not a number."""
+    """A session time that is not a number, or more than 30 days from the segment's time, is replaced by the
+    latter.
+    """
     assert session(parsed(recording(replay_event=replay_event(timestamp=timestamp))))["timestamp"] == RECEIVED
 
 
@@ -312,7 +316,7 @@ def test_identifiers_that_are_not_uuids_are_left_out():
 
 
 def test_lists_and_texts_of_a_session_are_bounded():
-    """A page can send any number of entries."""
+    """Lists and texts of a session row are bounded, because a page can send any number of entries."""
     many = [f"https://shop.example/{number}" for number in range(1000)]
     tags = [[f"key {number}", "v" * 10_000] for number in range(1000)]
 
@@ -324,7 +328,7 @@ def test_lists_and_texts_of_a_session_are_bounded():
 
 
 def test_tags_that_are_not_pairs_are_left_out():
-    """The arrays of keys and values must have the same length."""
+    """Tags that are not pairs are left out, because the arrays of keys and values must have the same length."""
     tags = [["a", "b"], ["alone"], "text", None, ["a", "b", "c"], [None, 1], ["n", 2]]
 
     row = session(parsed(recording(replay_event=replay_event(tags=tags))))
@@ -349,7 +353,7 @@ def test_sampling_is_decided_per_segment():
 
 
 def test_some_facts_are_never_sampled():
-    """Clicks, hydration errors, requests and viewports are always written."""
+    """Facts of clicks, hydration errors, requests and viewports are never sampled."""
     events = [click_event(), hydration_error_event(), fetch_event(), viewport_event()]
 
     assert events_parsed(events, ALL).bigquery == events_parsed(events, NO_SAMPLING).bigquery
@@ -394,7 +398,7 @@ def test_facts_of_a_segment_are_bounded():
 
 
 def test_identity_depends_on_content_only():
-    """Epoch, key and headers are not part of the identity."""
+    """The identity of a row depends only on the content, and not on epoch, key or headers."""
     value = recording(ALL_EVENTS)
     here = parse(message(value), ALL)
     there = parse(Message(SOURCE, 2, OFFSET, value, key=b"k", headers=(("a", b"b"),)), ALL)

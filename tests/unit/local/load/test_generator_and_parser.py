@@ -35,7 +35,9 @@ def load(count: int = 400, profile: str = "small") -> tuple[Expectation, list[tu
 
 
 def test_every_message_is_parsed_or_rejected_as_in_the_manifest():
-    """Kinds and reasons match message by message, in both profiles."""
+    """Every message is parsed or rejected as the manifest expects, with the same kind or reason, in both
+    profiles.
+    """
     for profile, count in (("small", 400), ("demo", 150)):
         for entry, outcome in load(count, profile)[1]:
             if entry.kind == "reject":
@@ -54,7 +56,9 @@ def test_every_reject_reason_of_a_body_is_generated():
 
 
 def test_objects_have_the_bytes_of_the_manifest():
-    """The bytes are as received, or packed by the parser and compared after decompression."""
+    """Objects have the bytes of the manifest: as received, or after decompression if the parser compressed
+    them.
+    """
     expected, parsed = load()
     for _, outcome in parsed:
         if isinstance(outcome, Segment):
@@ -66,8 +70,8 @@ def test_objects_have_the_bytes_of_the_manifest():
 
 
 def test_clicks_taps_and_outcomes_add_up():
-    """Rows are compared by identity; of two rows of one click the more severe one counts, as in the table's
-    engine.
+    """Clicks, taps and outcomes equal the manifest's; of two rows of one click the more severe one counts, as
+    in the table.
     """
     expected, parsed = load()
     clicks: dict[Named, Flags] = {}
@@ -90,7 +94,7 @@ def test_clicks_taps_and_outcomes_add_up():
 
 
 def test_facts_add_up():
-    """The test compares distinct row ids by event type, including those of sampled facts."""
+    """The number of distinct row ids per event type equals the manifest's, including those of sampled facts."""
     expected, parsed = load()
     ids: dict[str, str] = {}
     for _, outcome in parsed:
@@ -103,7 +107,7 @@ def test_facts_add_up():
 
 
 def test_metrics_add_up():
-    """The test compares counts and sums by name; every message counts, including redeliveries."""
+    """The counts and sums of each metric equal the manifest's; every message counts, including redeliveries."""
     expected, parsed = load()
     totals: dict[str, Total] = {}
     for _, outcome in parsed:
@@ -118,7 +122,9 @@ def test_metrics_add_up():
 
 
 def test_an_expectation_of_parsed_messages_is_that_of_the_manifest():
-    """Because both are equal, a topic that was read again can be reconciled like a load."""
+    """An expectation computed from parsed messages equals the manifest's, so a topic that is read again can be
+    reconciled.
+    """
     expected, parsed = load()
     again = Expectation()
     for entry, outcome in parsed:

@@ -29,7 +29,7 @@ def envelope(message: Message) -> dict[str, Any]:
 
 
 def body(message: Message) -> bytes:
-    """The JSON array of a segment, inflated."""
+    """Returns the inflated JSON array of a segment."""
     content: bytes = envelope(message)["payload"].split(b"\n", 1)[1]
     return content if content.startswith(b"[") else zlib.decompressobj().decompress(content)
 
@@ -44,7 +44,7 @@ def sessions(count: int, mix: Mix, site: tuple[Page, ...] = SITE) -> list[list[M
 
 
 def test_the_same_seed_produces_the_same_bytes():
-    """Two streams of one seed are equal, and those of another seed differ."""
+    """Two streams generated from the same seed are equal, and one from another seed differs."""
     first, again, other = (list(values(PROFILES["small"], 60, seed, START)) for seed in (1, 1, 2))
 
     assert first == again
@@ -52,7 +52,7 @@ def test_the_same_seed_produces_the_same_bytes():
 
 
 def test_the_mix_matches_the_profile():
-    """Sizes and shares are close to the production figures that the profile imitates."""
+    """The generated sizes and shares are close to the production figures that the profile imitates."""
     entries = [message.entry for message in stream(PROFILES["clean"], 1500, 1, START)]
     web = [entry for entry in entries if entry.kind == "segment"]
     seen: Counter[str] = Counter()
@@ -68,7 +68,9 @@ def test_the_mix_matches_the_profile():
 
 
 def test_every_event_in_the_manifest_is_in_the_segment():
-    """The manifest counts actual contents: rrweb events, clicks, slow clicks, spans, canvas."""
+    """The manifest counts exactly the rrweb events, clicks, slow clicks, spans and canvas events in the
+    segment.
+    """
     for message in stream(PROFILES["small"], 200, 5, START):
         entry = message.entry
         if entry.kind != "segment" or entry.flaw == "body_not_json":
@@ -86,7 +88,7 @@ def test_every_event_in_the_manifest_is_in_the_segment():
 
 
 def category(event: Any) -> str:
-    """The category of a custom event; empty for other events and malformed shapes."""
+    """Returns the category of a custom event; empty for other events and malformed shapes."""
     if not isinstance(event, dict) or event.get("type") != 5:
         return ""
     payload = (event.get("data") or {}).get("payload")
@@ -94,7 +96,7 @@ def category(event: Any) -> str:
 
 
 def test_a_click_and_its_slow_click_report_share_an_identity():
-    """The slow-click report is sent later, possibly in another segment, with the same second and node."""
+    """A slow-click report, sent later and possibly in another segment, has the second and node of its click."""
     mix = Mix(segments_mean=9, dead_click=0.5, rage_click=0.3, slow_click=0.2, mobile=0, negative_click=0)
     for session in sessions(10, mix):
         clicked = set()
@@ -121,7 +123,7 @@ def clicks(message: Message) -> list[tuple[str, int, int]]:
 
 
 def test_at_most_the_allowed_clicks_of_a_segment_are_expected():
-    """A flood of clicks is cut to the first twenty."""
+    """If a segment has more than twenty clicks, the manifest expects only the first twenty."""
     for session in sessions(6, Mix(click_flood=1.0, mobile=0, dead_click=0, rage_click=0, slow_click=0)):
         for message in session:
             assert message.entry.seen["ui.click"] == 26
@@ -129,8 +131,10 @@ def test_at_most_the_allowed_clicks_of_a_segment_are_expected():
 
 
 def test_a_recording_refers_only_to_nodes_that_exist_at_that_moment():
-    """A player that enforces rrweb's rules finds every node: snapshots first, removals before additions, each id
-    once."""
+    """A player that enforces rrweb's rules finds every node to which a recording refers.
+
+    Snapshots come first, removals before additions, and each id is used once.
+    """
     mix = Mix(segments_mean=8, mobile=0, canvas=0.5, odd_event=0, broken_body=0, raw_body=0.5)
     for session in sessions(8, mix):
         player = Player()
@@ -188,7 +192,9 @@ class Player:
 
 
 def test_the_manifest_names_the_object_and_its_digest():
-    """The digest is of the body as received, or, if the pipeline packs it, of its decompressed form."""
+    """The manifest has the name of the object, and the digest of the body as received or, if the pipeline
+    compresses it, inflated.
+    """
     for message in stream(PROFILES["small"], 150, 9, START):
         entry, whole = message.entry, None
         if entry.kind == "reject":
@@ -211,7 +217,9 @@ def digest(content: bytes) -> str:
 
 
 def test_duplicates_and_late_segments_are_boundedly_out_of_order():
-    """A duplicate equals the message sent earlier; late messages are not lost."""
+    """A duplicate equals the message sent earlier, and a late segment is delayed by a bounded number of
+    messages.
+    """
     profile = Profile("test", duplicates=0.2, late=0.2, malformed=0, pages=2, cards=(3, 4), style_rules=(2,))
     messages = list(stream(profile, 300, 1, START))
     seen: dict[tuple[str, int], bytes] = {}

@@ -27,7 +27,7 @@ def segments(count: int) -> list[Segment]:
 
 
 def stored(segment: Segment) -> StoredSegment:
-    """The contents of ClickHouse, from the rows that ingestion writes."""
+    """Returns the contents of ClickHouse, made from the rows that ingestion writes."""
     rows = [(row, msgspec.json.decode(row.json)) for row in segment.clickhouse]
     facts = next(fields for row, fields in rows if row.table == "replay_segments")
     environments = [fields.get("environment", "") for row, fields in rows if is_session(segment, row)]
@@ -51,7 +51,9 @@ def is_session(segment: Segment, row: Row) -> bool:
 
 
 def test_rebuilt_clicks_taps_and_facts_equal_the_originals() -> None:
-    """This holds for web and mobile recordings, and covers identities, content, Kafka position and environment."""
+    """For web and mobile recordings, rebuilt rows equal the originals in identity, content, Kafka position and
+    environment.
+    """
     made = segments(80)
 
     for segment in made:

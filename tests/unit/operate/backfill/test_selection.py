@@ -10,7 +10,10 @@ REPLAY = "a" * 32
 
 
 def test_every_given_condition_selects() -> None:
-    """Rows past their retention are never selected; ids must be UUIDs, so that nothing else reaches a query."""
+    """Every given condition is part of the query.
+
+    Rows past their retention are never selected, and ids must be UUIDs, so that nothing else reaches the query.
+    """
     (where,) = Selection(11, since=5.5, until=9.0, replay_ids=(REPLAY,)).conditions(now=100.0)
 
     for part in ("project_id = 11", "received >= toDateTime(6)", "received < toDateTime(9)", "> 100"):

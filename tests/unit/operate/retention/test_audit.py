@@ -16,7 +16,10 @@ def missing(
     packed: list[tuple[str, int]] | None = None,
     appeared: frozenset[str] = frozenset(),
 ) -> Audit:
-    """Result of an audit of these names; `appeared` are objects that exist although they were not listed."""
+    """Returns the result of an audit of these names.
+
+    `appeared` lists objects that exist although they were not listed.
+    """
     found = Audit("bucket", 0.0)
     pointing = Pointing(iter(segments), iter(indexed or []), iter(packed or []))
     follower = Missing(found, pointing, lambda names: [name for name in names if name not in appeared])
@@ -39,8 +42,9 @@ def test_a_row_without_its_object_is_found_at_any_position() -> None:
 
 
 def test_a_segment_of_a_packed_object_needs_only_that_object() -> None:
-    """An unlisted packed object is missing with its three segments, and so is a segment without an object and an
-    index row.
+    """If a packed object is missing, its three segments are missing.
+
+    A segment without an object and without an index row is also missing.
     """
     found = missing(["30/packed/x"], ["a", "b", "c"], ["a", "b"], [("30/packed/w", 3), ("30/packed/x", 1)])
 

@@ -28,7 +28,7 @@ DEADLINE_SECONDS = 20.0
 
 
 def stopped_clock(seconds: float = 0.0) -> float:
-    """A clock that does not advance."""
+    """Returns a clock that does not advance."""
     return seconds
 
 
@@ -49,7 +49,7 @@ def messages(bodies: Sequence[bytes], first_offset: int = 0) -> list[Message]:
 
 
 def outcomes(parser: InlineParser | ProcessParser, sent: Sequence[Message]) -> list[Outcome]:
-    """The outcomes of the messages, after a check that they are complete and in order."""
+    """Returns the outcomes of the messages, after a check that they are complete and in order."""
     events = list(parser.parse(sent))
     assert [(event.source, event.epoch, event.offset) for event in events] == [
         (message.source, message.epoch, message.offset) for message in sent
@@ -98,7 +98,7 @@ def start() -> Iterator[Callable[..., ProcessParser]]:
 
 @pytest.fixture(scope="module")
 def load() -> list[bytes]:
-    """Everything that the generator can produce, including rejects and videos."""
+    """Returns messages of every kind that the generator can produce, including rejects and videos."""
     return list(values(PROFILES["small"], 150, seed=11, started_at=1_790_000_000))
 
 
@@ -187,8 +187,8 @@ def test_a_child_that_hangs_is_replaced_and_nothing_is_lost(
 
 
 def test_a_message_that_kills_the_process_twice_becomes_a_reject(start: Callable[..., ProcessParser]) -> None:
-    """The message inflates to more memory than a process may use: its neighbors are parsed, and its bytes are
-    kept.
+    """A message that inflates to more memory than a process may use becomes a reject with its bytes, and its
+    neighbors are parsed.
     """
     body = b"[" + b",".join([b'{"type":3}'] * 6_000_000) + b"]"
     costly, good = envelope(frame(zlib.compress(body))), recording([click_event()])
@@ -209,7 +209,7 @@ def test_a_message_that_kills_the_process_twice_becomes_a_reject(start: Callable
 def test_the_default_memory_limit_is_enough_for_the_largest_segment(
     start: Callable[..., ProcessParser],
 ) -> None:
-    """The segment has 100 MiB of JSON, which is the inflate limit."""
+    """The default memory limit is enough for a segment with 100 MiB of JSON, which is the inflate limit."""
     body = b"[" + b",".join([b'{"type":3,"data":{"source":1}}'] * 3_300_000) + b"]"
 
     (outcome,) = outcomes(start(1, rules=ParseRules()), messages([recording(body)]))
@@ -231,7 +231,7 @@ def test_messages_shed_by_tenant_rules_are_not_sent_to_children(start: Callable[
 
 
 def test_close_leaves_no_process(start: Callable[..., ProcessParser]) -> None:
-    """Neither idle children nor one that was never used remain."""
+    """After close no child remains, whether it was idle or never used."""
     parser = start(3)
     outcomes(parser, messages([recording()]))
     processes = parser.process_ids
@@ -243,7 +243,9 @@ def test_close_leaves_no_process(start: Callable[..., ProcessParser]) -> None:
 
 
 def test_processes_end_with_a_reader_that_was_killed() -> None:
-    """The processes detect that the other end of the socket is closed."""
+    """If the reader is killed, its processes end, because they detect that the other end of the socket is
+    closed.
+    """
     script = (
         "import time; from ingest.reader.parsing.inline import *\n"
         "from ingest.reader.tenant_gate import TenantGate\n"
@@ -263,7 +265,7 @@ def test_processes_end_with_a_reader_that_was_killed() -> None:
 
 
 def test_rows_do_not_depend_on_hash_seeds() -> None:
-    """The same bytes give the same rows: the iteration order of sets and dictionaries does not affect them."""
+    """The same bytes produce the same rows, whatever the hash seed and the iteration order of sets are."""
     script = (
         "import hashlib\n"
         "from ingest.core.model import Message, TopicPartition\n"

@@ -61,7 +61,7 @@ def start() -> Iterator[Callable[..., Bench]]:
 
 
 def test_it_parses_like_the_parser(start: Callable[..., Bench]) -> None:
-    """The results are segments and rejects in the order of the messages."""
+    """The second line returns the same segments and rejects as the parser, in the order of the messages."""
     sent = [
         message(make.recording([make.click_event()]), 0),
         message(b"garbage", 1),
@@ -80,7 +80,9 @@ def test_nothing_runs_before_it_is_needed(start: Callable[..., Bench]) -> None:
 
 
 def test_a_message_that_needs_too_much_memory_becomes_a_letter(start: Callable[..., Bench]) -> None:
-    """The next message is parsed by the next child."""
+    """A message that exceeds the memory limit becomes a dead letter, and the next child parses the next
+    message.
+    """
     bench = start(memory_bytes_max=40 * MiB)
     costly = message(make.envelope(make.frame(MANY_EVENTS)))
 
@@ -109,7 +111,10 @@ def test_a_message_that_uses_too_much_cpu_time_becomes_a_letter(start: Callable[
 
 
 def test_the_cpu_time_limit_is_per_message(start: Callable[..., Bench]) -> None:
-    """The kernel counts CPU time per process, so earlier messages must not use up the limit of later ones."""
+    """The limit of CPU time applies per message.
+
+    The kernel counts it per process, so earlier messages must not use it up.
+    """
     bench = start(Deadlines(cpu_seconds=1, answer_seconds=60.0, probe_seconds=600.0))
     bench.parsed(message(make.recording()))
     process_id = bench.line.process_id
@@ -133,7 +138,9 @@ def spend_cpu_in(bench: Bench, process_id: int) -> list[on.MessageParsed]:
 
 
 def test_the_first_kill_of_a_child_rejects_nothing(start: Callable[..., Bench]) -> None:
-    """The kernel may have killed the child for another reason."""
+    """If a child is killed once, its message is not rejected, because the kernel may have killed it for another
+    reason.
+    """
     bench = start()
     bench.parsed(message(make.recording()))
     victim = bench.line.process_id
@@ -147,7 +154,7 @@ def test_the_first_kill_of_a_child_rejects_nothing(start: Callable[..., Bench]) 
 
 
 def test_a_message_that_times_out_twice_becomes_a_letter(start: Callable[..., Bench]) -> None:
-    """The wait never exceeds the deadline."""
+    """A message that times out twice becomes a dead letter, and the wait never exceeds the deadline."""
     bench = start(Deadlines(cpu_seconds=30, answer_seconds=0.001, probe_seconds=600.0))
 
     (answer,) = bench.parsed(message(make.envelope(make.frame(MANY_EVENTS))))
@@ -158,7 +165,7 @@ def test_a_message_that_times_out_twice_becomes_a_letter(start: Callable[..., Be
 
 
 def test_close_stops_the_child_and_returns_no_more_results(start: Callable[..., Bench]) -> None:
-    """The child is stopped even while it parses."""
+    """Close stops the child, even while it parses, and returns no more results."""
     bench = start()
     bench.parsed(message(make.recording()))
     process_id = bench.line.process_id
@@ -197,7 +204,7 @@ def test_deadlines_of_child_reject_and_probe_are_ordered() -> None:
     ids=["clicks", "mutations", "video", "no json", "garbage", "no zlib"],
 )
 def test_an_ordinary_message_is_parsed_to_the_same_outcome(value: bytes) -> None:
-    """The limit changes where parsing runs, never its result."""
+    """An ordinary message has the same outcome in either place: the limit changes only where parsing runs."""
     assert parse_usual(message(value), RULES, USUAL) == parse(message(value), RULES)
 
 
@@ -258,7 +265,9 @@ def test_a_message_that_killed_a_parser_goes_to_the_second_line() -> None:
 
 
 def test_after_failed_starts_everything_goes_to_the_second_line() -> None:
-    """Any of the messages may have caused the failures."""
+    """After failed starts every message goes to the second line, because any of them may have caused the
+    failures.
+    """
     parser = InlineParser(RULES, TenantGate(), lambda: 0.0, USUAL, wary=lambda source: source == PARTITION)
 
     (answer,) = parser.parse([message(make.recording())])

@@ -17,7 +17,7 @@ DAY_SECONDS = 86_400.0
 
 
 def event(kind: str, uuid: str = "a", at: float | None = None, **more: Any) -> dict[str, Any]:
-    """An event as Celery sends it."""
+    """Returns an event as Celery sends it."""
     at = time.time() if at is None else at
     return {
         "type": f"task-{kind}",
@@ -36,7 +36,7 @@ def history(path: Path, *, age_seconds_max: float = DAY_SECONDS, bytes_max: int 
 
 
 def record(path: Path, events: list[dict[str, Any]], **bounds: Any) -> None:
-    """A Flower that sees these events and ends."""
+    """Runs a Flower process that receives these events, and stops it."""
     kept = history(path, **bounds)
     kept.start()
     for one in events:

@@ -34,7 +34,9 @@ def flush(uuid: str, batch: str = BATCH) -> dict[str, Any]:
     "callback", [received(CHORD, "complete"), received("random", "chord_failed", args=f"('{CHORD}',)")]
 )
 def test_runs_of_a_batch_have_their_chord_and_attempt(callback: dict[str, Any]):
-    """A flush task has its chord's token in its id; the callback has the chord's name."""
+    """The runs of a batch are found with chord and attempt: a task's id contains the chord's token, and the
+    callback has its name.
+    """
     failed = {"type": "task-failed", "uuid": "token-0", "exception": "away \x1b[31m", "traceback": ""}
     known = state(flush("token-0"), failed, callback, flush("other-0", "recordings-0-3-9"))
 

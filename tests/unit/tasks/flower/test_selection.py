@@ -12,7 +12,7 @@ NOW = 1_000_000.0
 
 
 def about(number: int = 0, **changed: Any) -> dict[str, Any]:
-    """An entry as a reader writes it."""
+    """Returns an entry as a reader writes it."""
     entry = {
         "batch_id": f"recordings-0-{number}-{number + 1}",
         "batch": f"recordings-0-{number}-{number + 1}:abc",
@@ -64,7 +64,10 @@ def test_a_batch_is_as_old_as_its_first_parking():
     ],
 )
 def test_filters_match_sink_and_text(chosen: Selection, expected: list[int]):
-    """All filters must match; text is found in the error, the id and the reader, in any case."""
+    """A batch is selected if all filters match.
+
+    Text is searched case-insensitively in the error, the id and the reader.
+    """
     rows = parked_rows([about(0), about(1, error="rows/datadog/0: refused")], NOW)
 
     assert [number for number, row in enumerate(rows) if chosen.matches(row)] == expected

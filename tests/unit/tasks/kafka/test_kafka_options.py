@@ -66,7 +66,9 @@ def test_mutual_tls_is_three_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_oauth_options_reach_reader_and_dead_letters(monkeypatch: pytest.MonkeyPatch):
-    """librdkafka accepts the OAuth options unchanged, and its build supports the method."""
+    """OAuth options reach the clients of reader and dead letters unchanged, and librdkafka's build supports the
+    method.
+    """
     further = {
         "sasl.oauthbearer.method": "oidc",
         "sasl.oauthbearer.client.id": "ingest",
@@ -87,7 +89,7 @@ def test_oauth_options_reach_reader_and_dead_letters(monkeypatch: pytest.MonkeyP
 
 
 def test_printed_options_hold_no_secret(monkeypatch: pytest.MonkeyPatch):
-    """Neither the password nor the values of the further options are printed."""
+    """If the options are printed, neither the password nor the values of the operator's properties are shown."""
     made = settings(
         monkeypatch,
         kafka_sasl_password="hunter2",

@@ -48,7 +48,9 @@ def message(originals: Headers, reason: str = "not_msgpack") -> Label:
 
 
 def first_format(originals: Headers) -> Headers:
-    """A message in the first release's format: its headers at the top level, followed by seven of ours."""
+    """Returns a letter in the first release's format: the message's headers at the top level, followed by seven
+    of ours.
+    """
     ours = {
         "reason": "not_msgpack",
         "error": "why",
@@ -64,7 +66,7 @@ def first_format(originals: Headers) -> Headers:
 
 @given(HEADERS)
 def test_a_message_keeps_its_own_headers(originals: list[tuple[str, bytes | None]]) -> None:
-    """The headers keep their order and duplicate names, and are kept apart from ours."""
+    """The headers of a message are kept separately from ours, with their order and duplicate names."""
     label = message(tuple(originals))
 
     encoded = label.encode()
@@ -76,7 +78,7 @@ def test_a_message_keeps_its_own_headers(originals: list[tuple[str, bytes | None
 
 @pytest.mark.parametrize("reason", ["not_msgpack", ABANDONED])
 def test_a_kept_message_is_never_mistaken_for_a_refused_item(reason: str) -> None:
-    """The producer of the message sent headers that look like ours."""
+    """A kept message is not mistaken for a refused item, even if its producer sent headers that look like ours."""
     label = decode(message(FORGED, reason).encode())
 
     assert label == message(FORGED, reason)
@@ -92,7 +94,9 @@ def test_a_letter_of_the_first_format_is_not_mistaken_either() -> None:
 
 @given(HEADERS)
 def test_our_headers_win_in_the_first_format_too(originals: list[tuple[str, bytes | None]]) -> None:
-    """Origin and reason of the letter are the ones that we wrote, whatever the producer sent."""
+    """In the first format, the origin and the reason are those that we wrote, whatever headers the producer
+    sent.
+    """
     label = decode(first_format(tuple(originals)))
 
     assert label is not None
@@ -101,7 +105,7 @@ def test_our_headers_win_in_the_first_format_too(originals: list[tuple[str, byte
 
 @pytest.mark.parametrize("packed", [b"", b"\xc1", b"\x91\xc4\x01a", b"\x92\xc0\xc0", b"\x92\x01\x02", b"x" * 100])
 def test_malformed_originals_are_ignored(packed: bytes) -> None:
-    """A record that does not fully match the second format is read like the first, and nothing raises."""
+    """A record that does not fully match the second format is read as one of the first, without an exception."""
     headers = (*message(()).encode(), ("originals", packed))
 
     label = decode(headers)

@@ -73,7 +73,7 @@ def test_the_service_has_its_configured_name(
     ],
 )
 def test_an_unsupported_exporter_or_protocol_is_refused(environ: dict[str, str]):
-    """The error names the variable and the choices."""
+    """An unsupported exporter or protocol is refused, and the error names the variable and the choices."""
     with pytest.raises(NotExported, match="use ") as refused:
         provider("replays-worker", environ)
 

@@ -17,7 +17,7 @@ FOR_TESTS = {("ingest", "local"), ("ingest", "testing")}
 
 
 class Steps:
-    """A step that follows its script, then always succeeds, and lets a test wait for the n-th call."""
+    """A step that follows its script and then always succeeds. A test can wait for the n-th call."""
 
     def __init__(self, *script: BaseException | None) -> None:
         self.calls = 0
@@ -43,7 +43,7 @@ def loop_of(steps: Callable[[], object], on_failure: Callable[[str], None] = loo
 
 @pytest.mark.parametrize("error", [ValueError("odd"), OSError("away"), MemoryError(), AssertionError()], ids=repr)
 def test_a_loop_continues_after_any_exception(error: Exception) -> None:
-    """The step is called again after each failure, and each failure is counted."""
+    """After any exception the loop continues, and each failure is counted."""
     failed: list[str] = []
     steps = Steps(error, error, error)
     loop = loop_of(steps, failed.append)

@@ -21,7 +21,7 @@ PAGE = (ROOT / "docs" / "adding-a-sink.md").read_text()
 
 @pytest.fixture
 def sink(tmp_path: Path) -> Any:
-    """The sink from the page's own code, writing to an empty directory."""
+    """The sink, made from the code on the page, which writes to an empty directory."""
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     found: dict[str, Any] = {"__name__": "the_page"}
     exec(compile(code, "docs/adding-a-sink.md", "exec"), found)

@@ -23,7 +23,7 @@ from tasks.sinks.outcome import Blame
 
 
 def exceptions_of(module: ModuleType) -> list[type[BaseException]]:
-    """Exception classes that a module defines, except warnings, which are not raised."""
+    """Returns the exception classes that a module defines, except warnings, which are not raised."""
     return [
         cls
         for _, cls in inspect.getmembers(module, inspect.isclass)
@@ -50,7 +50,7 @@ def test_each_exception_of_clickhouse_connect_is_classified() -> None:
 
 
 def test_each_error_code_of_confluent_kafka_is_classified_once() -> None:
-    """Each name is in exactly one set, and no set contains a name that does not exist."""
+    """Each error code of confluent_kafka is in exactly one set, and no set contains a name that does not exist."""
     names = {
         name
         for name in dir(KafkaError)

@@ -148,7 +148,7 @@ def test_only_a_table_that_must_refuse_valid_rows_is_probed(engine: str, key: st
 
 
 def resource(**changed: dict[str, Any] | None) -> dict[str, Any]:
-    """The table as `migrate` creates it; a column is replaced, added, or omitted with None."""
+    """Returns the table as `migrate` creates it, with columns replaced, added, or omitted if None."""
     fields = {name: dict(field) for name, field in bigquery.columns_of("replay_events").items()}
     for name, field in changed.items():
         if field is None:

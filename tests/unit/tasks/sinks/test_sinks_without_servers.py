@@ -46,7 +46,7 @@ def test_every_sink_can_be_built_and_opens_nothing() -> None:
 
 
 def test_there_is_one_memory_sink_per_name_and_process() -> None:
-    """A test can read what an eager task wrote."""
+    """There is one memory sink per name and process, so a test can read what an eager task wrote."""
     settings = Settings(sink_kind="memory")
 
     assert build("gcs", settings) is build("gcs", settings) is memory.sink("gcs")
@@ -180,7 +180,9 @@ def test_kafka_properties_come_from_the_settings_unless_an_operator_sets_them() 
 
 
 def test_sasl_properties_are_omitted_without_sasl() -> None:
-    """librdkafka would warn about properties that have no effect."""
+    """Without SASL its properties are omitted, because librdkafka would warn about properties that have no
+    effect.
+    """
     assert not [name for name in kafka_options(Settings()) if name.startswith(("sasl.", "ssl."))]
 
 
@@ -195,7 +197,10 @@ def test_dead_letters_are_acknowledged_by_all_replicas_and_fit_the_queue() -> No
 
 
 def test_migrations_are_numbered_without_gaps_and_fit_one_node_and_a_cluster() -> None:
-    """Each statement can be repeated, and each table is replicated if a cluster is named."""
+    """Migrations are numbered without gaps, and each statement can be repeated.
+
+    Each table is replicated if a cluster is named.
+    """
     found = migrations()
 
     assert [migration.version for migration in found] == list(range(1, len(found) + 1))

@@ -41,7 +41,7 @@ def trouble(row: bytes) -> Trouble:
 
 
 def response(status: grpc.StatusCode, code: Any = None, rows: tuple[int, ...] = ()) -> Any:
-    """A response with an error."""
+    """Returns a response with an error."""
     made = AppendRowsResponse.pb()()
     made.error.code, made.error.message = status.value[0], "text"
     if code is not None:
@@ -54,7 +54,7 @@ def response(status: grpc.StatusCode, code: Any = None, rows: tuple[int, ...] = 
 
 
 def test_a_row_has_the_values_of_its_json() -> None:
-    """Every column of the table has a field; an absent column is no value."""
+    """A serialized row has the values of its JSON in a field per column; an absent column has no value."""
     found = message(fact(3, org_id=2**62).json)
 
     assert (found.row_id, found.segment_id, found.org_id) == ("row-3", 3, 2**62)

@@ -129,7 +129,9 @@ def test_an_unsupported_world_is_refused(text: str) -> None:
 
 
 def test_an_unclassified_float_stops_the_explorer() -> None:
-    """If it did not stop, a new time in the core would make every state look new."""
+    """The explorer stops at an unclassified float, because a new time in the core would make every state look
+    new.
+    """
     pipeline = Pipeline(LIMITS)
     pipeline.looked_at = 3.0  # type: ignore[attr-defined]
 
@@ -150,7 +152,7 @@ def test_a_copied_pipeline_is_independent_and_in_the_same_state() -> None:
 
 
 def test_a_planted_bug_is_printed_with_its_steps() -> None:
-    """`make explore` prints the bug, its location, and the steps that show it."""
+    """For a planted bug, `make explore` prints the bug, its location, and the steps that show it."""
     bug = planted.BUGS[1]
     found = planted.found(bug)
 

@@ -34,7 +34,7 @@ class Graph:
 
 
 def test_every_state_is_visited_once() -> None:
-    """If two paths lead to the same state, both steps count, but the state counts once."""
+    """If two paths lead to the same state, both steps are counted, but the state is counted once."""
     result = Search(Graph({0: [(1, 1), (2, 2)], 1: [(3, 3)], 2: [(4, 3)]}, [3])).run()
 
     assert (result.states, result.steps, result.depth, result.done) == (4, 4, 2, 1)
@@ -67,7 +67,7 @@ def test_a_fault_is_not_a_path_to_the_end() -> None:
 
 
 def test_the_violation_with_the_fewest_faults_is_reported() -> None:
-    """A longer path without a fault is reported before a shorter one with a fault."""
+    """The violation with the fewest faults is reported, even if another path with a fault is shorter."""
     edges = {0: [(90, -1), (1, 1)], 1: [(1, 2)], 2: [(1, -2)], 3: [(91, -3)]}
     assert Search(Graph(edges, []), 1).run().story == ["1", "1", "1", "broken 2"]
 
@@ -77,8 +77,10 @@ def test_the_violation_with_the_fewest_faults_is_reported() -> None:
 
 
 def test_a_state_is_expanded_with_the_fewest_faults_that_lead_to_it() -> None:
-    """State 2 is one step from the start with a fault and two steps without one; the second path leaves a fault
-    for later.
+    """A state is expanded with the fewest faults that lead to it.
+
+    State 2 is one step from the start with a fault and two steps without one; the longer path leaves a fault for
+    later.
     """
     edges = {0: [(90, 2), (1, 1)], 1: [(1, 2)], 2: [(91, -4)]}
 

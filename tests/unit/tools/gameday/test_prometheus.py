@@ -22,7 +22,7 @@ def scaled(factor: float) -> dict[str, dict[str, str]]:
 
 
 def test_a_factor_of_one_changes_no_duration():
-    """Dividing by one leaves every duration unchanged."""
+    """A factor of one leaves every duration unchanged."""
     before, after = deployed_rules()["ReplaysRejects"], scaled(1)["ReplaysRejects"]
 
     assert before["for"] == "10m"
@@ -31,7 +31,7 @@ def test_a_factor_of_one_changes_no_duration():
 
 
 def test_for_clauses_ranges_and_thresholds_are_divided():
-    """Every duration in a rule is divided, and nothing else is."""
+    """Every duration in a rule is divided by the factor, and nothing else is."""
     rules = scaled(20)
 
     assert rules["ReplaysBatchParked"]["expr"].strip() == "replays_reader_parked_oldest_seconds > 45"
@@ -43,7 +43,7 @@ def test_for_clauses_ranges_and_thresholds_are_divided():
 
 
 def test_every_fault_has_an_alert_that_exists_and_a_section_of_the_runbook():
-    """Every alert that a fault waits for exists, so a renamed rule is noticed."""
+    """The alert of every fault exists, so that a renamed rule is noticed, and has a section in the runbook."""
     for fault in FAULTS:
         assert fault.alert in deployed_rules()
         assert runbook_has(f"docs/runbook.md#{fault.alert.lower()}")

@@ -22,7 +22,7 @@ ADDRESSES = {
 
 
 def write_compose_file(tmp_path: Path, body: str) -> Path:
-    """A Compose file with one service that is built from its directory."""
+    """Writes a Compose file with one service that is built from its directory."""
     path = tmp_path / "compose.yml"
     path.write_text(f"services:\n  one:\n    build: .\n    command: [run]\n    environment: {{}}\n{body}")
     return path
@@ -35,7 +35,7 @@ def test_our_services_are_the_ones_built_here():
 
 
 def test_a_service_keeps_the_settings_of_the_file():
-    """The worker's command, hardening, settings, health check and stop timeout are those of the file."""
+    """The worker has the command, hardening, settings, health check and stop timeout of the file."""
     worker = ours(FILE, VARIABLES)["worker"]
 
     assert worker.command == ("celery", "-A", "tasks", "worker")
@@ -57,7 +57,7 @@ def test_a_named_volume_is_an_anonymous_one_here():
 
 
 def test_variables_and_their_defaults_are_filled_in():
-    """The supported forms are `${NAME:?...}`, `${NAME:-default}` and `$$`."""
+    """Variables of the forms `${NAME:?...}` and `${NAME:-default}`, and `$$`, are replaced."""
     services = ours(FILE, VARIABLES)
 
     assert services["flower"].environment["REPLAYS_FLOWER_BASIC_AUTH"] == "replays:something-long"

@@ -8,8 +8,10 @@ from tools.image.pip import configuration, mounts
 
 
 def test_settings_of_files_and_of_the_environment_become_one_file(tmp_path: Path):
-    """Environment variables take precedence over the configuration file. Existing files and folders that the
-    settings name are mounted at the same path.
+    """The settings of configuration files and of environment variables, which take precedence, are merged into one
+    file.
+
+    Existing files and folders that the settings name are mounted at the same path.
     """
     wheels = tmp_path / "wheels"
     wheels.mkdir()

@@ -15,7 +15,7 @@ MOUNTS = "overlay / overlay ro,relatime 0 0\ntmpfs /tmp tmpfs rw,nosuid 0 0\n"
 
 
 def test_a_confined_process_has_no_breach():
-    """The process is in the state that docker-compose.yml requires."""
+    """No breach is reported for a process in the state that docker-compose.yml requires."""
     assert breaches(STATUS, MOUNTS) == []
 
 

@@ -13,7 +13,7 @@ START = 1_700_000_000.0
 
 
 def line(event: str, second: int, **facts: Any) -> dict[str, Any]:
-    """A log line at this number of seconds after the start."""
+    """Returns a log line with this number of seconds after the start."""
     return {"event": event, "timestamp": f"2023-11-14T22:13:{20 + second:02}+00:00", **facts}
 
 

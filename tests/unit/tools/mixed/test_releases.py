@@ -30,7 +30,7 @@ class Repository:
         return result.stdout.strip()
 
     def commit(self, tag: str = "") -> str:
-        """A commit, and its tag if one is given."""
+        """Makes a commit, and a tag if one is given."""
         self.git("commit", "--quiet", "--allow-empty", "-m", tag or "one more")
         if tag:
             self.git("tag", "-a", tag, "-m", tag)
@@ -43,7 +43,7 @@ class Repository:
         (self.root / RECORD).write_text("\n".join(["[releases]", *lines]))
 
     def previous(self) -> str:
-        """The version of the previous release."""
+        """Returns the version of the previous release."""
         return str(previous(self.root).version)
 
 

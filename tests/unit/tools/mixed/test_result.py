@@ -16,7 +16,9 @@ WHOLE = Report((Check("objects", 3, 3),))
 
 
 def good_run(*, expects_refusal: bool = True) -> Result:
-    """A run without errors: first in the order of an upgrade, then readers first, then their workers."""
+    """Returns a run without errors: first in the order of an upgrade, then with the readers before their
+    workers.
+    """
     both = "reader a: 1.0, worker b: 2.0"
     lines = [
         Line(Phase("alone", (OLD,), (OLD,)), "1 old", "1 old", messages=9),

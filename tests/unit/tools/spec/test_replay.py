@@ -21,7 +21,7 @@ def checker(tmp_path_factory: pytest.TempPathFactory) -> spin.Checker:
 
 
 def calm_steps() -> list[Step]:
-    """One batch from its assignment to its commit."""
+    """Returns the steps of one batch from its assignment to its commit."""
     facts: list[Step] = [
         {"step": "assigned", "offset": 0, "ends": [], "new": True},
         {"step": "cut", "start": 0, "stop": 3, "stages": ["blobs", "rows"], "cut_by": "count"},
@@ -39,7 +39,7 @@ def calm_steps() -> list[Step]:
 
 
 def refused_action(checker: spin.Checker, steps: list[Step]) -> str:
-    """The name of the action that is not allowed; empty if all are allowed."""
+    """Returns the name of the action that is not allowed, empty if all are allowed."""
     history = History(steps)
     at = checker.check(history).refused
     return "" if at is None else history.actions[at].name
@@ -66,8 +66,8 @@ def test_an_undisturbed_batch_is_allowed(checker: spin.Checker) -> None:
     [(9, 8, ""), (9, 7, "send"), (9, 4, "send"), (4, 3, "dispatch"), (6, 5, "dispatch"), (8, 7, "settled")],
 )
 def test_one_altered_step_is_refused(moved: int, before: int, action: str, checker: spin.Checker) -> None:
-    """The altered steps are a commit before its batch settled, a dispatch before its record is stored, and rows
-    before blobs.
+    """A commit before its batch settled, a dispatch before its record is stored, and rows before blobs are each
+    refused.
     """
     steps = calm_steps()
     steps.insert(before, steps.pop(moved))
@@ -76,7 +76,7 @@ def test_one_altered_step_is_refused(moved: int, before: int, action: str, check
 
 
 def test_a_new_owner_reads_the_stored_record(checker: spin.Checker) -> None:
-    """The new owner reads the ends that the former owner recorded, and no others."""
+    """A new owner must read exactly the ends that the former owner recorded."""
     handed_over: Step = {
         "step": "assigned",
         "offset": 0,
@@ -114,7 +114,7 @@ def test_an_assignment_that_is_revoked_before_its_reader_receives_it_changes_no_
 
 
 def steps_of(reader: str, *facts: Step) -> list[Step]:
-    """Steps of one reader with partition 0."""
+    """Returns the steps of one reader, with partition 0."""
     return [{"reader": reader, "partition": 0, **fact} for fact in facts]
 
 
@@ -123,7 +123,7 @@ RELEASED: Step = {"step": "released", "late": False, "gave_up": False}
 
 
 def test_a_response_may_belong_to_an_equal_earlier_commit(checker: spin.Checker) -> None:
-    """A reader that resends a commit accepts the first response as that of the resent one."""
+    """If a reader resends a commit, the response to the first commit is allowed as that to the resent one."""
     again = steps_of("one", {"step": "commit", "offset": 3, "ends": [], "short": False})
     answer = calm_steps()[-1:]
     steps = [*calm_steps()[:-1], *again, *answer, *steps_of("one", REVOKED, RELEASED)]
@@ -150,7 +150,9 @@ def cut_behind_a_gap(committed: int) -> list[Step]:
 
 @pytest.mark.parametrize(("committed", "action"), [(3, ""), (5, ""), (6, "send")])
 def test_a_batch_covers_the_gap_before_it(committed: int, action: str, checker: spin.Checker) -> None:
-    """The batch may be recorded with the offset before or after the gap, but not with one inside the batch."""
+    """A batch after a gap may be recorded with the offset before or after the gap, but not with one inside the
+    batch.
+    """
     assert refused_action(checker, [*calm_steps(), *cut_behind_a_gap(committed)]) == action
 
 
@@ -194,7 +196,9 @@ def test_steps_are_found_in_a_readers_log(tmp_path: Path) -> None:
 
 
 def test_logged_steps_are_ordered_by_time_and_not_by_text(tmp_path: Path) -> None:
-    """A time on a full second has no fraction, and as text it would follow all others of its second."""
+    """Logged steps are ordered by time: a full second has no fraction, and as text would follow all others of
+    that second.
+    """
     for name, step, second in (("reader-1.log", "cut", "58.75"), ("reader-2.log", "commit", "58")):
         line = f'{{"event": "protocol_step", "step": "{step}", "timestamp": "2026-11-28T05:28:{second}Z"}}\n'
         (tmp_path / name).write_text(line)
