@@ -1,1 +1,1 @@
-"""Development tools; not in the wheel."""
+"""Development tools, which are not part of the wheel."""

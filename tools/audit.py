@@ -2,9 +2,9 @@
 
     python -m tools.audit [--requirements constraints.txt] [--ignore-vuln ID]...
 
-Runs pip-audit against OSV (https://osv.dev). Names and versions are sent there; nothing is installed. The exit
+Runs pip-audit against OSV (https://osv.dev). Names and versions are sent to OSV; nothing is installed. The exit
 code is 1 if a pinned version has a known vulnerability. It is 0 if none has, or if OSV cannot be reached: `make
-check` must pass without a network, and says that the check did not run.
+check` must pass without a network, and in that case reports that the check did not run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OSV_URL = "https://api.osv.dev/v1/query"
 
 
 class NotChecked(Exception):
-    """The vulnerability data is not available. The message says why."""
+    """The vulnerability data is not available. The message states the reason."""
 
 
 def audit(requirements: Path, osv_url: str, ignored: list[str], seconds_max: float) -> list[dict[str, Any]]:

@@ -1,12 +1,12 @@
-"""Kills processes that run BigQuery's flush task, each at a chosen point, and checks the table afterwards.
+"""Kills processes that run BigQuery's flush task, each at a chosen point, and then checks the table.
 
     python -m tools.bigquery_kills [--times 200] [--seed 1]
 
-Each batch is staged in a real Redis, and its task is run by a process of its own against a real BigQuery server of
-the embedded stack, with REPLAYS_BIGQUERY_WRITE=storage. The process kills itself (SIGKILL) at one of the points
-below, once or twice, and other processes then run the task to its end. The table itself, without the view, must
-have each row once. In addition, Redis loses the batch between append and done mark: then rows are repeated, and
-the view must have each row once. Exit code 1 if a row is missing or repeated.
+Each batch is staged in a real Redis, and a separate process runs its task against the BigQuery server of the
+embedded stack, with REPLAYS_BIGQUERY_WRITE=storage. The process kills itself (SIGKILL) at one of the points below,
+once or twice, and other processes then run the task to its end. The table itself, without the view, must then have
+each row once. In additional runs, Redis loses the batch between append and done mark: rows are then repeated, and
+the view must have each row once. The exit code is 1 if a row is missing or repeated.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ ROWS_MAX = 40
 UNTIL_SECONDS = 3600
 PROCESS_SECONDS_MAX = 120
 PRELOADED = ["tasks.flush", "tasks.sinks.bigquery.storage_write"]
-# The longest time from handing a request to gRPC to the kill: some are sent by then, and some are applied.
+# The longest time from handing a request to gRPC to the kill. By then, some requests have been sent, and some
+# applied.
 SENT_SECONDS_MAX = 0.01
 RUNS_MAX = 6
 
 
 class Point(StrEnum):
-    """Where the process dies."""
+    """The point at which the process dies."""
 
     RECORD = "before the record"
     RECORDED = "after the record, before the append"
@@ -61,20 +62,20 @@ class Point(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A point, and for SENT the time until the kill."""
+    """A point at which a process is killed and, for SENT, the time until the kill."""
 
     point: Point
     seconds: float
 
 
 def die(*_: Any) -> None:
-    """Ends this process as a crash of the machine would."""
+    """Kills this process with SIGKILL, as in a crash of the machine."""
     os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(PROCESS_SECONDS_MAX)
 
 
 def around(owner: Any, name: str, before: Callable[[], None] | None, after: Callable[[], None] | None) -> None:
-    """Calls functions before and after a method of ours."""
+    """Wraps a method of our code, to call functions before and after it."""
     original = getattr(owner, name)
 
     def wrapped(*arguments: Any, **named: Any) -> Any:
@@ -89,7 +90,7 @@ def around(owner: Any, name: str, before: Callable[[], None] | None, after: Call
 
 
 def plan(death: Death) -> None:
-    """Makes this process die at that point."""
+    """Makes this process die at the given point."""
     from tasks.sinks.bigquery.streams import Connection
     from tasks.task_record import StagedRecord
 
@@ -110,7 +111,7 @@ def plan(death: Death) -> None:
 
 
 def run_task(environment: Mapping[str, str], batch: str, death: Death | None) -> None:
-    """The process: runs the flush task once. Exit code 0 if it ended well."""
+    """Runs the flush task once, in a process of its own. The exit code is 0 if the task succeeded."""
     os.environ.update(environment)
     from tasks.flush import flush_bigquery
 
@@ -118,12 +119,12 @@ def run_task(environment: Mapping[str, str], batch: str, death: Death | None) ->
         plan(death)
     until = int(time.time()) + UNTIL_SECONDS
     result = flush_bigquery.apply(kwargs={"batch": batch, "task": TASK, "until": until})
-    # Threads of gRPC would delay the end.
+    # Threads of gRPC would delay the end of the process.
     os._exit(0 if result.successful() else 1)
 
 
 class Kills:
-    """The batches of one run, and what became of them."""
+    """The batches of one run, and the result of each."""
 
     def __init__(self, environment: Mapping[str, str], seed: int) -> None:
         self.environment = dict(environment)
@@ -135,13 +136,13 @@ class Kills:
         redis: Any = connect(self.settings)
         self.redis = redis
         self.staging = Staging(redis, self.settings)
-        # The server of the processes imports everything once, with the settings of this run.
+        # The fork server imports everything once, with the settings of this run.
         os.environ.update(self.environment)
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(PRELOADED)
 
     def batch(self) -> tuple[Manifest, bytes]:
-        """A new batch and the bytes of its task."""
+        """Returns a new batch and the bytes of its task."""
         number = len(self.rows)
         self.rows[number] = count = self.random.randint(1, ROWS_MAX)
         payload = encode_items([fact(number, place) for place in range(count)])
@@ -151,11 +152,11 @@ class Kills:
         ), payload
 
     def stage(self, manifest: Manifest, payload: bytes) -> None:
-        """Stages the batch as a reader does."""
+        """Stages the batch in the same way as a reader."""
         self.staging.stage(manifest, ChordName(reference(manifest), Stage.ROWS, 1, "token"), {TASK: payload})
 
     def run(self, manifest: Manifest, death: Death | None) -> int:
-        """Runs the task in a process. Returns its exit code, negative for a signal."""
+        """Runs the task in a process. Returns the process's exit code, which is negative for a signal."""
         process = self.context.Process(target=run_task, args=(self.environment, reference(manifest), death))
         process.start()
         process.join(PROCESS_SECONDS_MAX)
@@ -168,14 +169,14 @@ class Kills:
         return process.exitcode or 0
 
     def finish(self, manifest: Manifest) -> None:
-        """Runs the task until it ends well."""
+        """Runs the task until it succeeds."""
         for _ in range(RUNS_MAX):
             if self.run(manifest, None) == 0:
                 return
         self.failures.append(f"{manifest.batch_id}: its task failed {RUNS_MAX} times")
 
     def kill(self, point: Point) -> None:
-        """One batch whose task is killed at the point, and sometimes a second time elsewhere."""
+        """Runs a batch whose task is killed at the point, and sometimes a second time at another point."""
         manifest, payload = self.batch()
         self.stage(manifest, payload)
         self.run(manifest, self.death(point))
@@ -184,11 +185,11 @@ class Kills:
         self.finish(manifest)
 
     def death(self, point: Point) -> Death:
-        """The point with a random time."""
+        """Returns the point with a random time."""
         return Death(point, self.random.uniform(0, SENT_SECONDS_MAX))
 
     def empty(self) -> None:
-        """One batch whose task is killed after the append, while Redis loses everything."""
+        """Runs a batch whose task is killed after the append, while Redis loses all data."""
         manifest, payload = self.batch()
         self.stage(manifest, payload)
         self.run(manifest, Death(self.random.choice([Point.APPLIED, Point.MARK]), 0.0))
@@ -197,7 +198,7 @@ class Kills:
         self.finish(manifest)
 
     def compare(self, table: str, first: int) -> Counter[str]:
-        """Counts rows of the batches from `first` on: in the table, missing and repeated."""
+        """Counts the rows of the batches from `first` on: rows in the table, missing rows and repeated rows."""
         server: Any = client(self.settings)
         name = f"`{self.settings.bigquery_project}.{self.settings.bigquery_dataset}.{table}`"
         sql = f"SELECT row_id, COUNT(*) FROM {name} WHERE segment_id >= {first} GROUP BY 1"
@@ -238,7 +239,7 @@ def fact(batch: int, place: int) -> Row:
 
 
 def judge(environment: Mapping[str, str], times: int, seed: int) -> int:
-    """Runs everything on these servers, prints the figures, and returns the exit code."""
+    """Runs all batches on these servers, prints the figures, and returns the exit code."""
     kills = Kills(environment, seed)
     list(migrate_tables(kills.settings, dry_run=False))
     for point in Point:
@@ -265,7 +266,7 @@ def judge(environment: Mapping[str, str], times: int, seed: int) -> int:
 
 
 def main() -> None:
-    """Starts the servers, and ends with the exit code."""
+    """Starts the servers, runs all batches, and exits with the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)

@@ -29,7 +29,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Number of statements and branches, in total and covered."""
+    """The number of statements and branches, in total and covered."""
 
     total: int = 0
     covered: int = 0
@@ -48,7 +48,7 @@ class Share:
 
 
 def floors(pyproject: Path) -> dict[str, float]:
-    """Package directory -> minimum percentage."""
+    """Returns the minimum percentage of each package directory."""
     return dict(tomllib.loads(pyproject.read_text())["tool"]["coverage_floors"])
 
 

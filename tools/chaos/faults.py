@@ -1,4 +1,4 @@
-"""Faults of a chaos run: faults of processes, and faults of sinks.
+"""The faults of a chaos run, which affect processes or sinks.
 
 A fault returns the name of its target when it is completely over. It raises LocalError if it does not end as
 expected.
@@ -70,13 +70,15 @@ class ProcessFaults:
     """Faults of processes. Each returns the name of its target when it is completely over."""
 
     def __init__(self, fleet: Fleet, redis_proxy: FaultProxy | None, calm: threading.Event) -> None:
-        """`calm` ends every wait of a fault early. `redis_proxy` is None if Redis is behind Sentinel."""
+        """When `calm` is set, every wait within a fault ends early. `redis_proxy` is None if Redis is behind
+        Sentinel.
+        """
         self._fleet, self._redis_proxy, self._calm = fleet, redis_proxy, calm
         self._servers = fleet.stack.servers
         self._added = 0
 
     def by_name(self, kafka: KafkaKind) -> dict[str, Inflict]:
-        """The faults by name, without those in which this broker would lose data."""
+        """The faults by name, without those that would make this broker lose data."""
         found: dict[str, Inflict] = {
             "reader: kill -9": self.kill_reader,
             "reader: SIGSTOP past its session": self.stop_reader_past_its_session,
@@ -140,8 +142,8 @@ class ProcessFaults:
         return self._stop(self._child(rng, WORKERS), rng.uniform(2, 8))
 
     def add_and_remove_reader(self, rng: random.Random) -> str:
-        """Starts and stops an additional reader, which causes two rebalances under load, the second by a graceful
-        stop.
+        """Starts and stops an additional reader, which causes two rebalances under load. The second rebalance
+        follows a graceful stop.
         """
         child = self._fleet.reader(EXTRA_READER, keep=False, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
         self._calm.wait(rng.uniform(4, 9))
@@ -156,7 +158,9 @@ class ProcessFaults:
             self._fleet.reader(child.name, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
 
     def kill_reader_amid_rebalance(self, rng: random.Random) -> str:
-        """Starts a reader, for which the others revoke partitions, and kills the first of them in its callback."""
+        """Starts a reader, so that the other readers revoke partitions, and kills the first of them in its
+        revocation callback.
+        """
         readers = [self._fleet.children[name] for name in READERS]
         before = {child.name: len(log_lines_of(child, "partitions_revoked")) for child in readers}
         extra_reader = self._fleet.reader(EXTRA_READER, keep=False, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
@@ -172,7 +176,9 @@ class ProcessFaults:
         return killed
 
     def add_partition(self, rng: random.Random) -> str:
-        """Adds a partition. The load writes to it within seconds, possibly before the readers discover it."""
+        """Adds a partition. The load writes to the added partition within seconds, possibly before the readers
+        discover it.
+        """
         if self._added == ADDED_PARTITIONS_MAX:
             return ""
         self._added += 1
@@ -201,11 +207,13 @@ class ProcessFaults:
         return self._stop(self._servers["redis"].child, rng.uniform(1, 5))
 
     def demote_redis(self, rng: random.Random) -> str:
-        """Makes Redis a replica for a while, like the old primary after a failover that clients did not detect."""
+        """Makes Redis a replica for a while. It then behaves like the old primary after a failover that clients
+        did not detect.
+        """
         server = self._primary()
         server.ask("REPLICAOF", HOST, str(free_port()))
         self._calm.wait(rng.uniform(1, 10))
-        with contextlib.suppress(OSError):  # it was killed by the other thread, or restored by Sentinel
+        with contextlib.suppress(OSError):  # Redis was killed by the other thread, or restored by Sentinel
             if server is self._primary():
                 server.ask("REPLICAOF", "NO", "ONE")
         return ""

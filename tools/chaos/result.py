@@ -1,4 +1,4 @@
-"""Result of a chaos run: the faults, the comparison of every sink, and tables of both."""
+"""The result of a chaos run: the faults, the comparison of every sink, and the tables that show them."""
 
 from __future__ import annotations
 

@@ -54,7 +54,8 @@ REBALANCE_SECONDS_MAX = 20.0
 UNOWNED_SECONDS_MAX = REBALANCE_SECONDS_MAX + 2 * SESSION_SECONDS
 PLAIN_WIDTH = 150
 
-# Short enough that a call to a failing sink ends during the fault and the breaker closes soon after it.
+# This is short enough that a call to a failing sink ends during the fault and the breaker closes soon after the
+# fault.
 SHORT_TIMES = {
     "REPLAYS_SINK_TIMEOUT_SECONDS": "5",
     "REPLAYS_REDIS_TIMEOUT_SECONDS": "2",
@@ -217,7 +218,7 @@ class _Chaos:
         return fleet
 
     def _load(self, settings: Settings, manifest: Path) -> None:
-        """Produces at a steady rate until faults end."""
+        """Produces messages at a steady rate until the faults end."""
         count = int(self.rate * self.result.fault_seconds * 2) + 1
         try:
             self.result.load = produce(
@@ -242,7 +243,7 @@ class _Chaos:
         self.history.reads += polled.reads
 
     def _judge(self, fleet: Fleet) -> None:
-        """Compares the readers' logs with the broker's responses."""
+        """Checks the history of commits in the readers' logs against the broker's responses."""
         readers = [
             LoggedOperations.of(name, log_lines(child))
             for name, child in fleet.children.items()
@@ -271,7 +272,7 @@ class _Chaos:
     # Faults
 
     def _inject(self, faults: Mapping[str, Inflict], number: int) -> None:
-        """Injects these faults one after another, reshuffled in each round, until `calm` is set."""
+        """Injects these faults one after another until `calm` is set. The order is reshuffled in each round."""
         rng = random.Random(f"{self.seed}:{number}")
         while not self.calm.is_set():
             shuffled = list(faults.items())
@@ -340,8 +341,8 @@ def stored_twice(settings: Settings) -> dict[str, float]:
 
 @contextmanager
 def working_directory(directory: Path | None) -> Iterator[Path]:
-    """The directory, or a temporary one, in memory if there is enough because an emulator writes one file per
-    object."""
+    """Yields the directory, or a temporary one. The temporary directory is in memory if there is enough, because
+    an emulator writes one file per object."""
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
         yield directory
@@ -356,7 +357,7 @@ def working_directory(directory: Path | None) -> Iterator[Path]:
 
 @contextmanager
 def ending_or_never() -> Iterator[threading.Event]:
-    """An event that is set by SIGTERM and Ctrl-C, if signals can be handled in this thread."""
+    """Yields an event that SIGTERM and Ctrl-C set, if this thread can handle signals."""
     if threading.current_thread() is not threading.main_thread():
         yield threading.Event()
         return

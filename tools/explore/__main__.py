@@ -46,8 +46,8 @@ class Bound(NamedTuple):
         return f"core: {len(self.messages)} partition(s) with {counts} message(s){expiry}, 2 readers, {faults}"
 
 
-# Worlds to explore, those that take longest first. A fault adds more states than a message, and a second partition
-# multiplies the states.
+# Worlds to explore, in descending order of run time. A fault adds more states than a message, and a second
+# partition multiplies the states.
 STAGING = ()
 BOUNDS = {
     "usual": (
@@ -66,7 +66,7 @@ PROGRESS_SECONDS = 1.0
 
 
 class Explored(NamedTuple):
-    """Result for one bound: the result of its search, figures of the model as text, and CPU seconds."""
+    """The result for one bound: the result of its search, figures of the model as text, and CPU seconds."""
 
     bound: Bound
     result: Result
@@ -75,7 +75,7 @@ class Explored(NamedTuple):
 
 
 def explore(bound: Bound) -> Explored:
-    """Searches a world completely, or to the first violation."""
+    """Searches a world completely, or until the first violation."""
     model = CoreModel(bound.messages, bound.faults, expiry=bound.expiry) if bound.messages else StagingModel()
     began = time.process_time()
     result = Search(model, bound.faults, on_terminal()).run()
@@ -124,8 +124,8 @@ def bug_as_text(bug: planted.Bug, found: planted.Found) -> str:
 
 
 def counts(text: str) -> tuple[int, ...]:
-    """Parses a world: `2+1` has two messages in one partition and one in the other, and `staging` is the staging
-    model.
+    """Parses a world: In the world `2+1`, one partition has two messages and the other has one; `staging` is the
+    staging model.
     """
     if text == "staging":
         return STAGING
@@ -138,8 +138,8 @@ def counts(text: str) -> tuple[int, ...]:
 
 
 def explore_all(bounds: Sequence[Bound], jobs: int, *, as_lines: bool) -> list[Explored]:
-    """Explores each world in a separate process, `jobs` in parallel. Prints each result as soon as it is
-    complete."""
+    """Explores each world in a separate process, with `jobs` processes in parallel. Prints each result as soon as
+    it is complete."""
     done = []
     with ProcessPoolExecutor(jobs) as pool:
         for future in as_completed([pool.submit(explore, bound) for bound in bounds]):
@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m tools.explore", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--bounds", choices=BOUNDS, default="usual", help="set of worlds; large ones take much longer"
+        "--bounds", choices=BOUNDS, default="usual", help="set of worlds; the large set takes much longer"
     )
     parser.add_argument("--world", type=counts, help="explore only this world: messages per partition, or staging")
     parser.add_argument(

@@ -47,17 +47,17 @@ LEFT_OUT = frozenset(
         *("failures", "_acknowledged", "_source", "_ticked_at", "_cut_early_at"),
     }
 )
-# Attempts are compared only with those of chords, which `readers` does, except for the first attempt. Of
-# consecutive missed deadlines only the third matters, and each requires a fault.
+# Attempts are compared only with those of chords, which `readers` does, except for the first attempt. Among
+# consecutive missed deadlines, only the third has an effect, and each missed deadline requires a fault.
 CAPPED = {"attempt": 1, "misses": DEADLINE_MISSES_MAX}
-# Of the reason why a batch was cut, only whether it is a part of another batch affects decisions.
+# The reason for a cut affects decisions only in one way: whether the batch is a part of another batch.
 BATCH = ("source", "epoch", "offsets", "segments", "rejects", "size_bytes")
 # Objects shared by all partitions. They are part of the value of the pipeline.
 OWNED_ABOVE = frozenset({"_ledger", "_budget"})
 
 
 class Role(Enum):
-    """How an attribute is compared."""
+    """The way in which an attribute is compared."""
 
     PLAIN = auto()
     AGE = auto()
@@ -73,7 +73,7 @@ def role_of(name: str) -> Role:
 
 
 def role_value(role: Role, name: str, value: float, now: float) -> float:
-    """The value of an attribute, with times as ticks from now."""
+    """Returns the comparable value of an attribute, with times as ticks from now."""
     match role:
         case Role.AGE:
             return min(AGES[name], round((now - value) / TICK_SECONDS))
@@ -86,8 +86,8 @@ def role_value(role: Role, name: str, value: float, now: float) -> float:
 
 
 class Canon:
-    """Makes values and copies of pipelines. Equal parts get equal numbers, so that values are small and compare
-    fast."""
+    """Makes comparable values and copies of pipelines. Equal parts get equal numbers, so that values are small and
+    compare fast."""
 
     def __init__(self, *, count_misses: bool = True) -> None:
         self._left_out = LEFT_OUT if count_misses else LEFT_OUT | {"misses"}
@@ -97,8 +97,8 @@ class Canon:
         self._frozen = Frozen(self._is_atom)
 
     def value(self, pipeline: Pipeline, now: float) -> int:
-        """A number that is equal for pipelines that make the same decisions on the same events after the same
-        time."""
+        """Returns a number that is equal for pipelines that make the same decisions on the same events after the
+        same time."""
         value: int = self._part(pipeline, now)
         return value
 
@@ -152,11 +152,11 @@ class Canon:
         return plan
 
     def pack(self, pipeline: Pipeline) -> bytes:
-        """The state of the pipeline, from which `unpack` makes copies. They share frozen data."""
+        """Returns the state of the pipeline, from which `unpack` makes copies. The copies share frozen data."""
         return self._frozen.pack(pipeline)
 
     def unpack(self, packed: bytes) -> Pipeline:
-        """Another pipeline in that state."""
+        """Returns another pipeline in the given state."""
         return self._frozen.unpack(packed)
 
     def _is_atom(self, kind: type) -> bool:
@@ -171,7 +171,7 @@ class Canon:
 
 
 def unused_in(thing: object) -> frozenset[str]:
-    """The attributes of an object whose current values are overwritten before they are read."""
+    """Returns the attributes of an object whose current values are overwritten before they are read."""
     if isinstance(thing, Builder) and not len(thing):
         return UNUSED_WHEN_EMPTY
     if isinstance(thing, Flight) and thing.phase in (Phase.WAITING, Phase.RECORDING):
@@ -189,8 +189,8 @@ NOTHING: frozenset[str] = frozenset()
 UNUSED_WHEN_EMPTY = frozenset({"_start", "_stop", "_started_at", "_waited_seconds"})
 UNUSED_WHEN_RECORDING = frozenset({"others_succeeded"})
 UNUSED_WHEN_WAITING = frozenset({"others_succeeded", "until"})
-# By whether there is a plan (no waiting time is counted without one), and by whether the committable offset has
-# advanced (after that, the start is not compared with it).
+# Two attributes are read only in some states: the waiting time only if there is a plan, and the start only until
+# the committable offset has advanced.
 UNUSED_IN_PARTITION = {
     (planned, moved): frozenset({"waiting"} if not planned else ()) | frozenset({"began_at"} if moved else ())
     for planned in (False, True)

@@ -47,7 +47,7 @@ PARTITION_NAME = re.compile(r"\bp([01])\b")
 
 
 def segment(offset: int, *, blob: bool) -> Segment:
-    """The smallest segment that has rows, and optionally a blob."""
+    """Returns the smallest segment that has rows, and optionally a blob."""
     return Segment(
         org_id=1,
         project_id=1,
@@ -79,7 +79,7 @@ OUTCOMES: tuple[tuple[int, Outcome], ...] = (
     (3, segment(3, blob=False)),
     (4, segment(4, blob=True)),
 )
-# Transactions leave offsets without a message: one within the log, and one at its end.
+# Transactions leave offsets without a message: one such offset is within the log, and one is at its end.
 PADDING = 1
 
 
@@ -172,7 +172,8 @@ class CoreModel:
         return pack(reader, SINGLE, board), 0
 
     def _order(self, one: int, other: int, board: int) -> bool:
-        """True if the second partition is ordered first, by the state of each in both readers and on the board.
+        """Returns True if the second partition must be ordered first, by the state of each partition in both
+        readers and on the board.
 
         States that differ only in the order in which a reader was assigned its partitions are not exchanged.
         """
@@ -294,8 +295,8 @@ class CoreModel:
     def _arrive(
         self, label: int, one: int, other: int, board: int, *, last: bool, cut_off: bool
     ) -> Iterator[tuple[int, int]]:
-        """Yields the states after a step that leads to these readers and this board. `last`: no further fault may
-        happen."""
+        """Yields the states that follow a step that leads to these readers and this board. `last`: no further
+        fault may happen."""
         if self._every_order or not (cut_off or (last and self._is_settled(one, other, board))):
             state, turned = self._canonical(one, other, board)
             yield label | turned, state
@@ -327,8 +328,8 @@ class CoreModel:
             if move.board < 0:
                 yield label, move.board
             elif cut_off and move.reader != self._fresh and not self._is_cut_off(move.reader, move.board):
-                # The reader has detected the loss, but differs from a fresh reader. It continues with another,
-                # fresh reader.
+                # The reader has detected the loss but still differs from a fresh reader. The search continues with
+                # this reader and a fresh one.
                 free = tuple(Shared() for _ in self.readers.partitions)
                 state, turned = self._canonical(move.reader, self._fresh, self._board.of(free))
                 yield label | turned, state
@@ -425,7 +426,7 @@ def other_name(found: re.Match[str]) -> str:
 
 
 def as_text(command: do.Command) -> str:
-    """A short description of a command; empty for commands without effect in the model."""
+    """Returns a short description of a command, which is empty for commands without an effect in the model."""
     match command:
         case do.Commit():
             ends = oracle.ends_in(command.offset, command.record)

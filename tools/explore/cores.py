@@ -1,4 +1,4 @@
-"""Holds the real pipelines of the search. Each distinct state is stored once, as a number.
+"""Holds the real pipelines of the search. Each distinct state is stored once and identified by a number.
 
 The real `Pipeline` computes the decision on an event when the event occurs for the first time in a state; after
 that, the decision is looked up.
@@ -19,7 +19,7 @@ from ingest.core.partition import Partition
 from ingest.core.pipeline import Pipeline, Room
 from tools.explore.canonical import TICK_SECONDS, Canon
 
-# Late enough that no decision depends on the start of the clock.
+# This time is late enough that no decision depends on the start of the clock.
 BEGAN_AT = 1000.0
 # All assignments have the same epoch, because chords of former assignments are not kept (`Readers._stale`).
 EPOCH, FORMER_EPOCH = 1, 0
@@ -43,7 +43,7 @@ class Decision:
 
 
 class Cores:
-    """All states of a pipeline with these limits that were reached so far."""
+    """All states of a pipeline with these limits that the search has reached so far."""
 
     def __init__(self, limits: Limits, *, count_misses: bool = True) -> None:
         self._canon = Canon(count_misses=count_misses)
@@ -81,7 +81,7 @@ class Cores:
         return core
 
     def step(self, core: int, event: on.Event) -> Decision:
-        """The decision on an event. A `Ticked` occurs one tick after the previous event."""
+        """Returns the decision on an event. A `Ticked` occurs one tick after the previous event."""
         key = (core, event)
         decision = self._decisions.get(key)
         if decision is None:
@@ -153,7 +153,7 @@ class Cores:
 
 
 def mirrored(event: Any) -> Any:
-    """The event with the two partitions exchanged. Both have the same messages."""
+    """Returns the event with the two partitions exchanged. Both partitions have the same messages."""
     changes: dict[str, Any] = {}
     for name in event.__dataclass_fields__:
         value = getattr(event, name)
@@ -169,7 +169,7 @@ def mirrored(event: Any) -> Any:
 
 
 def features(owned: Partition) -> Hashable:
-    """The attributes of a partition that distinguish most states."""
+    """Returns the attributes of a partition that distinguish most states."""
     flights = [
         (flight.batch.offsets, flight.phase.value, len(flight.stages), flight.misses)
         for flight in owned.flights.values()

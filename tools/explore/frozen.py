@@ -1,4 +1,4 @@
-"""Copies pipelines fast: stores the state as bytes, in which frozen data is replaced by numbers.
+"""Copies pipelines fast, by storing the state as bytes in which frozen data is replaced by numbers.
 
 The bytes never leave the process, so pickle is safe here.
 """
@@ -23,7 +23,7 @@ class Frozen:
         self._handlers: dict[type, Any] = {}
 
     def pack(self, pipeline: Pipeline) -> bytes:
-        """The pipeline's state. Does not change the pipeline."""
+        """The pipeline's state. Returns the state of the pipeline, which is not changed."""
         state = dict(vars(pipeline))
         handlers = state.pop("_handlers")
         if not self._handlers:
@@ -33,7 +33,7 @@ class Frozen:
         return packed.getvalue()
 
     def unpack(self, packed: bytes) -> Pipeline:
-        """A pipeline in that state."""
+        """Returns a pipeline in the given state."""
         pipeline = object.__new__(Pipeline)
         vars(pipeline).update(pickle.loads(packed))  # noqa: S301
         vars(pipeline)["_handlers"] = {
@@ -68,8 +68,8 @@ def kept(number: int) -> Any:
 
 
 def _keep(thing: Any) -> int:
-    """Keeps an object and returns its number. Objects are compared by identity, because equal ones may differ in
-    fields that are not compared, such as displayed times.
+    """Keeps an object and returns its number. Objects are compared by identity, because equal objects may differ
+    in fields that are not compared, such as displayed times.
     """
     number = _numbers.get(id(thing))
     if number is None:

@@ -1,5 +1,5 @@
-"""A Redis with one hash and one stream, without side effects. It supports the commands that `tasks.staging` and
-`tasks.coordination` use.
+"""A model of Redis with one hash and one stream, without side effects. It supports the commands that
+`tasks.staging` and `tasks.coordination` use.
 
 The real code uses a `Client`. Each request is an `Effect`, which `perform` applies to a value of type `Staged`.
 Scripts are translated by hand and identified by their whole text, so that a changed script stops the explorer
@@ -83,7 +83,7 @@ class Client:
         return found
 
     def time(self) -> tuple[int, int]:
-        """A constant time, because no deadline of a task passes in the model."""
+        """Returns a constant time, because no deadline of a task passes in the model."""
         return 0, 0
 
     def info(self, section: str) -> dict[str, int]:
@@ -104,7 +104,7 @@ class Client:
 
 
 class Pipeline:
-    """Commands that are sent together."""
+    """A pipeline of commands that are sent together."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -145,7 +145,7 @@ def _text(value: Any) -> Any:
 
 
 class Performed(NamedTuple):
-    """The hash after an effect, the response, and the completion added to a stream, if any."""
+    """The result of an effect: the hash after it, the response, and the completion added to a stream, if any."""
 
     staged: Staged
     answer: Any

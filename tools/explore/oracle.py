@@ -1,7 +1,7 @@
 """Checks a reader's commands against the contents of brokers and sinks. It shares no code with the core.
 
-Each function returns the violation as text, empty if there is none. Sets of items, such as `durable`, are numbers
-with two bits per message: its blob and its rows.
+Each function returns the violation as text, or an empty string if there is none. Sets of items, such as `durable`,
+are numbers with two bits per message: its blob and its rows.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Log(NamedTuple):
 
 
 def ends_in(offset: int, record: str) -> list[int]:
-    """The ends of batches in the metadata of a commit: differences in base 36 after `c=`, starting at the
-    offset."""
+    """Returns the ends of batches in the metadata of a commit. They are encoded after `c=` as differences in base
+    36, starting at the offset."""
     ends: list[int] = []
     for part in record.split(";"):
         if part.startswith("c="):
@@ -124,13 +124,13 @@ def dispatch(log: Log, stored: Commits, durable: int, batch: Batch, *, owner: bo
 
 
 def discard(log: Log, durable: int, start: int, stop: int) -> str:
-    """Checks a batch that a reader considers settled."""
+    """Checks that a batch that a reader considers settled is durable."""
     missing = log.needed(start, stop) & ~durable
     return f"it settles [{start}, {stop}), which is not durable" if missing else ""
 
 
 def release(*, chords: int, commits: int, by_clock: bool) -> str:
-    """Checks the release of a partition with this number of chords and commits in flight."""
+    """Checks the release of a partition while this number of chords and commits is in flight."""
     if by_clock or not (chords or commits):
         return ""
     return f"it releases the partition before the deadline, with {chords} chords and {commits} commits in flight"

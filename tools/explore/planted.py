@@ -1,8 +1,8 @@
-"""Safety bugs, planted one at a time into a copy of the code, which is then explored in a separate process.
+"""Plants safety bugs, one at a time, in a copy of the code, which is then explored in a separate process.
 
-They show that the explorer finds such bugs. Each replaces a piece of code that occurs exactly once, and violates
-one of these guarantees: no item is lost, nothing is reported before it is durable, a new owner cuts the same
-batches, and no batch is forgotten.
+They show that the explorer finds such bugs. Each bug replaces a piece of code that occurs exactly once, and
+violates one of these guarantees: no item is lost, nothing is reported before it is durable, a new owner cuts the
+same batches, and no batch is forgotten.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ BUGS = (
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Result of the explorer on a copy. `broken` is empty if there is no violation; `story` is the
+    """The explorer's result for a copy of the code. `broken` is empty if there is no violation; `story` is the
     counterexample."""
 
     code: int
@@ -194,7 +194,7 @@ def copy(into: Path) -> None:
 
 
 def plant(bug: Bug, into: Path) -> None:
-    """Plants the bug into a copy. Raises OutOfDate."""
+    """Plants the bug in a copy of the code. Raises OutOfDate."""
     file = into / bug.file
     text = file.read_text()
     if text.count(bug.before) != 1:
@@ -222,7 +222,7 @@ def explored(where: Path, world: str, faults: int, *, expiry: bool = False) -> F
 
 
 def found(bug: Bug) -> Found:
-    """Plants the bug into a copy and explores the copy."""
+    """Plants the bug in a copy of the code and explores the copy."""
     with tempfile.TemporaryDirectory(prefix="planted-") as name:
         copy(Path(name))
         plant(bug, Path(name))

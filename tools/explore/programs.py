@@ -66,7 +66,7 @@ class Chord(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A running program: a flush task (`run`), the end of a chord (`report`), or a reader's `dispatch` or
+    """A running program: a flush task (`run`), the callback of a chord (`report`), or a reader's `dispatch` or
     `discard`.
     """
 
@@ -95,7 +95,7 @@ def tasks_of(rows: bool) -> list[str]:
 
 
 class Programs:
-    """Runs each program once for each list of responses."""
+    """Runs each program once for each list of responses, and keeps the results."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[Program, tuple[Any, ...]], Next] = {}
@@ -104,7 +104,7 @@ class Programs:
         return len(self._known)
 
     def next(self, program: Program, answers: tuple[Any, ...]) -> Next:
-        """The next step of this program after these responses."""
+        """Returns the next step of this program after these responses."""
         key = (program, answers)
         if key not in self._known:
             try:
@@ -133,7 +133,7 @@ def discard(program: Program, client: Client) -> str:
 
 
 def report(program: Program, client: Client) -> str:
-    """Reports the state of a stage at the end of its chord."""
+    """Reports the state of a stage to the reader, as the callback of its chord."""
     report = Staging(client, SETTINGS).report(program.chord.name, unexplained="unexplained")  # type: ignore[arg-type]
     if report is None:
         return "no reader"
@@ -182,7 +182,7 @@ def _unwatched(*_: Any) -> Iterator[Watch]:
 
 @contextmanager
 def within(client: Client) -> Iterator[None]:
-    """Makes `tasks.run` use this client and this sink instead of those of the process."""
+    """Makes `tasks.run` use this client and this sink instead of the process's own."""
     tools = SimpleNamespace(
         settings=SETTINGS,
         staging=Staging(client, SETTINGS),  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
-"""Readers with real pipelines, and the events of one reader: those of the group, the fleet and the clock.
+"""Readers with real pipelines, and the possible events of one reader, which come from the group, the workers and
+the clock.
 
 This module considers one reader, and the shared state of the partitions (`Shared`). Functions yield possible next
 events as `Outcome`s; some of them are faults, whose number per run is limited.
@@ -24,7 +25,7 @@ from ingest.core.pipeline import DEADLINE_MISSES_MAX
 from tools.explore import oracle
 from tools.explore.cores import EPOCH, FORMER_EPOCH, Cores, Decision
 
-# Owner of a partition, from the point of view of the reader that receives the event.
+# The owner of a partition, from the point of view of the reader that receives the event.
 ME, OTHER, NO_OWNER = 0, 1, 2
 # The number of starts in a cut record, which affects only the text of the next record.
 STARTS = re.compile(r";s=[0-9a-z]+")
@@ -44,9 +45,10 @@ class Sent(NamedTuple):
 class Chord(NamedTuple):
     """One running chord.
 
-    `items`: the items that it makes durable when it completes. `rows`: it is of the second stage. `current`: the
-    pipeline waits for this chord; this flag replaces attempts, which are compared only for equality. A chord
-    belongs to the current assignment of its reader; chords of former assignments are not kept (`Readers._stale`).
+    `items`: the items that the chord makes durable when it completes. `rows`: the chord belongs to the second
+    stage. `current`: the pipeline waits for this chord; this flag replaces attempts, which are compared only for
+    equality. A chord belongs to the current assignment of its reader; chords of former assignments are not kept
+    (`Readers._stale`).
     """
 
     partition: int
@@ -63,7 +65,7 @@ class Chord(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """State of one partition in the client of a reader."""
+    """State of one partition in the Kafka client of a reader."""
 
     paused: bool = False
     draining: bool = False
@@ -102,7 +104,7 @@ class Shared(NamedTuple):
 
 
 Board = tuple[Shared, ...]
-# Description of an additional event, and the reader and board after it.
+# An additional event: its description, and the reader and board after it.
 Branch = tuple[str, Reader, Board]
 
 
@@ -133,8 +135,8 @@ class Partition:
 
 
 class Readers:
-    """Possible events of one reader. Readers are interchangeable, so the board is always from its point of
-    view."""
+    """Possible events of one reader. Readers are interchangeable, so the board is always from the point of view of
+    this reader."""
 
     def __init__(
         self, partitions: Sequence[Partition], limits: Limits, faults: int, *, expiry: bool = False
@@ -254,7 +256,7 @@ class Readers:
                 yield text + result, left, put(after, number, shared)
 
     def _unowned(self, shared: Shared, number: int) -> Shared:
-        """The partition without an owner. Messages that have expired cannot be read again."""
+        """Returns the partition without an owner. Messages that have expired cannot be read again."""
         lost = self.partitions[number].log.needed(0, shared.began)
         return shared._replace(owner=NO_OWNER, durable=shared.durable | lost)
 
@@ -279,8 +281,8 @@ class Readers:
                 return
 
     def _expire_messages(self, reader: Reader, board: Board, number: int, position: int) -> Iterator[Outcome]:
-        """Expires messages that no reader has read. They can no longer be written; messages that were read must
-        still become durable.
+        """Expires messages that no reader has read. Expired messages can no longer be written; messages that were
+        read must still become durable.
         """
         log, shared = self.partitions[number].log, board[number]
         for began in [*(message.offset + 1 for message in log.messages), log.end]:
@@ -301,7 +303,7 @@ class Readers:
         ]
 
     def _report_ends(self, reader: Reader, board: Board, numbers: Sequence[int]) -> Reader:
-        """The reader after its client has reported the log ends of these partitions."""
+        """Returns the reader after its client has reported the log ends of these partitions."""
         for number in numbers:
             partition, entry = self.partitions[number], reader.entries[number]
             assert entry is not None
@@ -419,7 +421,7 @@ class Readers:
         return f"{self.partitions[chord.partition].source}-{chord.start}-{chord.stop}"
 
     def wiped(self, reader: Reader) -> Reader:
-        """The reader after Redis lost all data, so that none of its chords will complete."""
+        """Returns the reader after Redis lost all data, so that none of its chords will complete."""
         return reader._replace(chords=())
 
     def exchanged(self, reader: Reader) -> Reader:
@@ -472,7 +474,7 @@ class Readers:
             )
 
     def _outdated(self, reader: Reader, decision: Decision) -> Reader:
-        """The reader after the decision. Chords that the pipeline no longer waits for are marked."""
+        """Returns the reader after the decision. Chords that the pipeline no longer waits for are marked."""
         again = {one.batch.id for one in decision.commands if isinstance(one, do.Dispatch)}
         chords = []
         for chord in reader.chords:
@@ -498,7 +500,7 @@ class Readers:
         return reader._replace(unrecorded=tuple(sorted(unrecorded)))
 
     def tidy(self, reader: Reader, board: Board) -> Reader:
-        """The reader without parts that can have no further effect."""
+        """Returns the reader without parts that can have no further effect."""
         if reader.unrecorded:
             unrecorded = tuple(
                 (number, end)
@@ -625,7 +627,7 @@ class Readers:
         )
 
     def _items(self, number: int, batch: Batch, *, rows: bool) -> int:
-        """The items that are actually in the batch, regardless of its range."""
+        """Returns the items that are actually in the batch, regardless of its range."""
         held = {one.offset for one in batch.segments} | {one.offset for one in batch.rejects}
         messages = [message for message in self.partitions[number].log.messages if message.offset in held]
         return sum(message.rows if rows else message.blob for message in messages)
@@ -645,7 +647,9 @@ class Readers:
         return reader._replace(commits=put(reader.commits, number, tuple(commits)))
 
     def _chords(self, reader: Reader, chords: Sequence[Chord]) -> Reader:
-        """The reader with these chords. Of equal late chords one is kept, because the others have no effect."""
+        """Returns the reader with these chords. Only one of several equal late chords is kept, because the others
+        have no effect.
+        """
         late = {chord for chord in chords if chord.late}
         return reader._replace(chords=tuple(sorted([*late, *(chord for chord in chords if not chord.late)])))
 
@@ -663,12 +667,14 @@ def described(event: Any) -> str:
 
 
 def stored_in(shared: Shared, sent: Sent) -> Shared:
-    """The partition after this commit is stored, without the number of starts, which an assignment resets."""
+    """Returns the partition after this commit is stored, without the number of starts, which an assignment resets."""
     return shared._replace(offset=sent.offset, record=STARTS.sub("", sent.record))
 
 
 def answerable(commits: Sequence[Sent]) -> list[Sent]:
-    """Commits whose response may arrive now. Responses arrive in the order in which the broker sends them."""
+    """Returns the commits whose response may arrive now. Responses arrive in the order in which the broker sends
+    them.
+    """
     answered = [sent for sent in commits if sent.answer >= 0]
     prompt = [sent for sent in commits if sent.answer < 0 and not sent.late]
     late = [sent for sent in commits if sent.answer < 0 and sent.late]
@@ -676,7 +682,7 @@ def answerable(commits: Sequence[Sent]) -> list[Sent]:
 
 
 def put(values: tuple, number: int, value: object) -> tuple:  # type: ignore[type-arg]
-    """The tuple with one value replaced."""
+    """Returns the tuple with one value replaced."""
     return (*values[:number], value, *values[number + 1 :])
 
 

@@ -1,9 +1,9 @@
 """Breadth-first search of all states of a model.
 
 Different states never share a number, so no hash collision can hide a state. States that require fewer faults are
-expanded first, then those nearer to the start, so a counterexample has as few faults as possible and is a shortest
-one with that number of faults. A state is visited once, with the fewest faults that lead to it. Reaching it again
-with more faults would leave fewer for later steps, and could not make further states reachable.
+expanded first, then those nearer to the start. A counterexample therefore has as few faults as possible, and is
+among the shortest with that number of faults. A state is visited once, with the fewest faults that lead to it.
+Reaching it again with more faults would leave fewer for later steps, and could not make further states reachable.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Model(Protocol):
         """True if all work is done."""
 
     def is_fault(self, label: int) -> bool:
-        """True if the step is a fault, which is optional in a run."""
+        """Returns True if the step is a fault. Faults are optional in a run."""
 
     def broken(self, state: int) -> str:
-        """The invariant that a negative state violates."""
+        """Returns the invariant that a negative state violates."""
 
     def describe(self, path: list[tuple[int, int]]) -> list[str]:
         """Describes a path from the start, one line per step. `path`: each state, and the label of the step from

@@ -2,9 +2,9 @@
 marks.
 
 A reader dispatches the batch, and a successor may dispatch it again. Workers run its tasks, one worker per
-delivery, in parallel. The end of a chord reports to the reader. All of them run the real code
-(`tools.explore.programs`) on one hash (`tools.explore.hashes`), one round trip at a time. Work between two round
-trips is not visible to other programs, so it is part of the step of the preceding round trip.
+delivery, in parallel. The callback of a chord reports to the reader. Reader, workers and callbacks run the real
+code (`tools.explore.programs`) on one hash (`tools.explore.hashes`), one round trip at a time. Work between two
+round trips is not visible to other programs, so it is part of the step of the preceding round trip.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ class StagingModel:
         yield from self._advance(world, Running(program))
 
     def _advance(self, left: World, running: Running) -> Iterator[Event]:
-        """Runs the next round trip of a program. `left`: the world without it."""
+        """Runs the next round trip of a program. `left`: the world without the program."""
         effect = self._programs.next(running.program, running.answers).effect
         assert effect is not None, running
         if effect.name == "write":
@@ -291,7 +291,7 @@ class StagingModel:
 
 
 def judge(before: World, after: World) -> str:
-    """The invariant that a step violates, according to the contents of the sinks; empty if none."""
+    """Returns the invariant that a step violates, according to the contents of the sinks, or an empty string."""
     if after.staged.exists and not after.staged.expires:
         return "the staged batch never expires"
     for number, name in enumerate(NAMES):
@@ -312,13 +312,13 @@ def fault(world: World, what: str) -> Event:
 
 
 def put(world: World, **more: object) -> World:
-    """The world with one more element in each of these fields."""
+    """Returns the world with one more element in each of these fields."""
     bags: dict[str, Any] = {name: bag((*getattr(world, name), one)) for name, one in more.items()}
     return world._replace(**bags)
 
 
 def without(world: World, **less: object) -> World:
-    """The world without one element of each of these fields."""
+    """Returns the world with one element fewer in each of these fields."""
     bags: dict[str, Any] = {}
     for name, one in less.items():
         things = list(getattr(world, name))
@@ -336,7 +336,7 @@ def bag(things: tuple[object, ...]) -> tuple[object, ...]:
 
 
 def without_redis(world: World) -> World:
-    """The world after Redis restarted empty. Hash, queues, counters and streams are lost; running programs
+    """Returns the world after Redis restarted empty. Hash, queues, counters and streams are lost; running programs
     continue."""
     running = tuple(one for one in world.running if one.program.kind != "report")
     return world._replace(staged=Staged(), out=(), queue=(), ends=(), stream=(), running=running)
