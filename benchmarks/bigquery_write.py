@@ -1,11 +1,11 @@
-"""CPU per row of both ways to write to BigQuery, in one run, with the same batch.
+"""Measures the CPU time per row of the two ways to write to BigQuery, in one run, with the same batch.
 
     python -m benchmarks.bigquery_write [--rows 10000] [--rounds 7] [--json FILE]
 
 Each way writes the staged bytes of a flush task, from decoding to the last response, to a server in another
-process that accepts everything: only the CPU of the writing process is counted. The best round counts. A third
-measurement sends rows that are encoded already: what the Storage Write API would cost the worker if the reader
-encoded rows as protobuf.
+process that accepts everything. Only the CPU time of the writing process in the best round counts. A third
+measurement sends rows that are already encoded. It shows what the Storage Write API would cost the worker if the
+reader encoded rows as protobuf.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _Appended = types.AppendRowsResponse.pb()
 
 
 class AcceptsAll(BaseHTTPRequestHandler):
-    """insertAll without a table."""
+    """An HTTP server that accepts insertAll requests without storing rows."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -61,10 +61,10 @@ class AcceptsAll(BaseHTTPRequestHandler):
 
 
 class AcceptsAppends:
-    """BigQueryWrite without a table: each append is stored at its offset."""
+    """A gRPC service BigQueryWrite that acknowledges each append at its offset without storing rows."""
 
     def service(self, details: Any) -> Any:
-        """The handler of a method."""
+        """Returns the handler of a gRPC method."""
         if details.method.endswith("/AppendRows"):
             return grpc.stream_stream_rpc_method_handler(
                 self._append, types.AppendRowsRequest.pb().FromString, _Appended.SerializeToString
@@ -91,7 +91,7 @@ def serve(http_port: int, grpc_port: int) -> None:
 
 
 def fact(number: int) -> Row:
-    """A row like the reader's."""
+    """Returns a row like those of the reader."""
     replay, segment = f"{number // FACTS_PER_SEGMENT // 10:032x}", number // FACTS_PER_SEGMENT
     attributes = {"url": "https://example.com/a/b?c=d", "selector": "div > button#buy", "message": 'said "yes" ä'}
     row = {
@@ -109,7 +109,7 @@ def fact(number: int) -> Row:
 
 
 class Encoded:
-    """An encoder for rows that are encoded already."""
+    """Replaces the encoder. It returns rows unchanged, because they are already encoded."""
 
     def __init__(self, encoder: Any) -> None:
         self.descriptor = encoder.descriptor
@@ -117,7 +117,7 @@ class Encoded:
 
 
 def microseconds(write: Callable[[], None], rows: int, rounds: int) -> float:
-    """CPU of this process per row, all threads, in the best round."""
+    """Returns the CPU time of this process per row, over all threads, in the best round."""
     found = []
     for _ in range(rounds):
         before = time.process_time()
@@ -127,7 +127,7 @@ def microseconds(write: Callable[[], None], rows: int, rounds: int) -> float:
 
 
 def measure(rows: int, rounds: int, http_port: int, grpc_port: int) -> dict[str, float]:
-    """Microseconds of CPU per row, by way."""
+    """Returns microseconds of CPU time per row, for each way to write."""
     items = [fact(number) for number in range(rows)]
     payload = encode_items(items)
     settings = Settings(

@@ -1,8 +1,8 @@
 """Functions shared by all benchmarks: fair timing of several programs on one workload, tables, JSON files.
 
 Programs alternate on small chunks of the workload, and the fastest round of each program on a chunk counts. Other
-processes on the machine therefore affect all programs equally, and mostly not at all. The garbage collector is
-always on, as in production.
+processes on the machine therefore affect all programs equally, and usually have no effect. The garbage collector
+is always on, as in production.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Program = Callable[[Any], object]
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """CPU time of one program on one workload, seconds for all of its items."""
+    """The CPU time of one program on one workload, in seconds for all of its items."""
 
     name: str
     items: int
@@ -42,8 +42,8 @@ class Timing:
 def take_turns(
     programs: Mapping[str, tuple[Program, Sequence[Any]]], rounds: int, chunk_items: int = CHUNK_ITEMS
 ) -> dict[str, Timing]:
-    """Times every program on the same workload, which each gets in its input form. All sequences have equal
-    length."""
+    """Times every program on the same workload, which each program gets in its own input form. All sequences have
+    equal length."""
     assert gc.isenabled()
     items = {len(workload) for _, workload in programs.values()}
     assert len(items) == 1, items
@@ -64,7 +64,7 @@ def take_turns(
 
 
 def machine() -> dict[str, Any]:
-    """Properties of this machine on which the figures depend."""
+    """Returns the properties of this machine on which the figures depend."""
     return {
         "python": platform.python_version(),
         "processor": _processor(),

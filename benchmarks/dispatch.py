@@ -1,10 +1,11 @@
-"""The cost of dispatching a batch to the fleet, in Redis and Celery, by batch size. Flush tasks do no work.
+"""Measures the cost of dispatching a batch to the workers, in Redis and Celery, by batch size. Flush tasks are not
+run.
 
     python -m benchmarks.dispatch [--sizes 1,10,50,100,200,500] [--batches 60] [--json FILE]
 
-The reader's code stages parsed segments and starts their chords on a real Redis, without consumers. Prints CPU of
-the publishing process and of Redis per batch and per segment, chords per second, and the size of the longest queue
-entry.
+The reader's code stages parsed segments and starts their chords on a real Redis, without consumers. Prints the CPU
+time of the publishing process and of Redis per batch and per segment, chords per second, and the size of the
+longest queue entry.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SOURCE = TopicPartition("benchmark", 0)
 
 
 def segments_of(count: int) -> list[Segment]:
-    """Parsed messages of the load generator's `clean` mix."""
+    """Returns parsed messages of the load generator's `clean` mix."""
     found = []
     for offset, value in enumerate(workload(count).values):
         parsed = parse(Message(SOURCE, 1, offset, value, timestamp_ms=STARTED_AT * 1000), ParseRules())
@@ -42,7 +43,7 @@ def segments_of(count: int) -> list[Segment]:
 
 
 def batch_of(segments: Sequence[Segment], number: int, size: int) -> Batch:
-    """The batch with this number, of this size. Segments are reused in a cycle."""
+    """Returns the batch with this number and this many segments. Segments are reused in a cycle."""
     start = number * size
     chosen = tuple(segments[(start + place) % len(segments)] for place in range(size))
     return Batch(
@@ -119,7 +120,7 @@ def _add(spent: dict[str, float], step: str, since: float) -> float:
 
 
 def _longest(client: Any) -> int:
-    """Length of the longest entry in the Redis lists, which are the queues to workers."""
+    """Returns the length of the longest entry in the Redis lists, which are the queues to workers."""
     sizes = [
         len(entry)
         for key in client.scan_iter(count=1000)

@@ -3,8 +3,8 @@
     python -m benchmarks.end_to_end [--segments 4000] [--latency-ms 20] [--peers] [--matrix] [--json FILE]
 
 The systems write to one HTTP server with a given latency (benchmarks/latency_server.py) or, with --embedded, to
-the stores of the embedded stack. `CPU` is that of all processes of a system, including Redis but not broker and
-stores.
+the stores of the embedded stack. `CPU` is the CPU time of all processes of a system, including Redis but not
+broker and stores.
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ def row(result: Result) -> list[str]:
 
 
 def ours(arguments: argparse.Namespace) -> Iterable[Shape]:
-    """Configurations of our system: each layout, with recordings only and with all sinks."""
+    """Yields configurations of our system: each layout, with recordings only and with all sinks."""
     for layout in arguments.layouts.split(","):
         for sinks in ("gcs,dead_letter", ALL_SINKS):
             if layout == "packed" and "clickhouse" not in sinks:
-                sinks = "gcs,clickhouse,dead_letter"  # the index of packed objects is in ClickHouse
+                sinks = "gcs,clickhouse,dead_letter"  # needed because the index of packed objects is in ClickHouse
             yield Shape(layout=layout, sinks=sinks, processes=arguments.processes)
 
 
 def matrix() -> Iterable[Shape]:
-    """Configurations that vary partitions, readers and worker processes, one at a time and together."""
+    """Yields configurations that vary partitions, readers and worker processes, one at a time and together."""
     for partitions, readers, processes in (
         (1, 1, 1), (1, 1, 2), (1, 1, 4), (2, 1, 2), (2, 2, 2), (2, 2, 4), (4, 1, 1), (4, 1, 4), (4, 2, 4),
     ):  # fmt: skip

@@ -41,7 +41,7 @@ SILENT_SECONDS_MAX = 120.0
 @dataclass(frozen=True, slots=True)
 class Interval:
     """One interval of the run: whether the proxy injected faults, the number of committed messages, and the
-    duration in seconds.
+    duration, in seconds.
     """
 
     faulty: bool
@@ -153,7 +153,7 @@ def report(
 
 
 def metric(port: str, name: str) -> float:
-    """The sum over all series with this name on the reader's /metrics page."""
+    """Returns the sum over all series with this name on the reader's /metrics page."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         lines = answer.read().decode().splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.split("{")[0].split(" ")[0] == name)

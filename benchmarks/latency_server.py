@@ -11,8 +11,8 @@ A script is a list of rules for failures, tried in order. A rule has `sink` (gcs
 (each n-th request of that sink) or `first` and `last` (positions, from 1), `status` (default 503) and
 `retry_after_seconds`. With `drop`, the write is performed, but the connection is closed without a response.
 
-GET /_seen returns counts and bytes by sink, and with ?objects=1 the arrival time of each object (Unix seconds).
-PUT /_script replaces the script. POST /_reset deletes everything else.
+GET /_seen returns counts and bytes by sink; with ?objects=1, it also returns the arrival time of each object (Unix
+seconds). PUT /_script replaces the script. POST /_reset deletes everything except the script.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Store:
             found.clear()
 
     def count(self, sink: str, size_bytes: int) -> Answer | None:
-        """Counts a request. Returns its failure according to the script, if any."""
+        """Counts a request. Returns the failure that the script defines for it, if any."""
         number = self.requests[sink] = self.requests.get(sink, 0) + 1
         self.size_bytes[sink] = self.size_bytes.get(sink, 0) + size_bytes
         for rule in self.script:
@@ -86,7 +86,7 @@ class Store:
         return None
 
     def put(self, name: str, size_bytes: int, only_new: bool) -> int | None:
-        """Stores an object. Returns its new generation; None if it exists although `only_new` is set."""
+        """Stores an object. Returns its new generation, or None if the object exists and `only_new` is set."""
         if only_new and name in self.generations:
             return None
         self.stored_at[name] = time.time()
@@ -94,7 +94,7 @@ class Store:
         return self.generations[name]
 
     def seen(self, objects: bool) -> dict[str, Any]:
-        """Counts of received requests, for the program that measures."""
+        """Returns counts of received requests, for the benchmark."""
         found: dict[str, Any] = {"requests": self.requests, "bytes": self.size_bytes}
         found["objects_stored"] = len(self.generations)
         if objects:
@@ -169,7 +169,7 @@ def _upload(store: Store, path: str, query: str, headers: dict[str, str], body: 
 
 
 def _parts(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:
-    """Metadata and content of a multipart/related body with two parts."""
+    """Returns the metadata and the content of a multipart/related body with two parts."""
     boundary = b"--" + content_type.partition("boundary=")[2].strip('"').encode()
     first = body.index(b"\r\n\r\n") + 4
     middle = body.index(boundary, first)
@@ -281,7 +281,7 @@ class Connection(asyncio.Protocol):
 
 
 def _dechunked(whole: bytes, begin: int) -> tuple[bytes, int] | None:
-    """(body, end position) of a chunked body; None while it is incomplete."""
+    """Returns (body, end position) of a chunked body, or None while it is incomplete."""
     parts = []
     while True:
         line_end = whole.find(b"\r\n", begin)

@@ -53,7 +53,7 @@ _decode_least = msgspec.json.Decoder(list[Least]).decode
 
 
 def floor(body: bytes) -> None:
-    """Only decompresses, with a limit, and scans."""
+    """The floor: only decompresses, with a limit, and scans."""
     _decode_least(isal_zlib.decompressobj().decompress(body, RULES.inflated_bytes_max))
 
 
@@ -78,13 +78,13 @@ class Workload:
 
 
 def generated(count: int) -> Workload:
-    """Segments of the generator's clean mix whose body is a zlib stream of JSON."""
+    """Returns segments of the generator's clean mix whose body is a zlib stream of JSON."""
     values = [made.value for made in stream(PROFILES["clean"], count, 1, STARTED_AT)]
     return _workload("generated", values)
 
 
 def recorded(folder: Path) -> Workload | None:
-    """Each recorded file with rrweb events as one segment; None if there is no such file."""
+    """Returns each recorded file with rrweb events as one segment, or None if there is no such file."""
     if not folder.is_dir():
         return None
     values = []
@@ -107,7 +107,7 @@ def recorded(folder: Path) -> Workload | None:
 
 
 def enveloped(body: bytes, segment_id: int = 1) -> bytes:
-    """A Kafka value around a body."""
+    """Returns a Kafka value that contains this body."""
     return msgspec.msgpack.encode(
         {
             "type": "replay_recording_not_chunked",
@@ -207,7 +207,7 @@ def report(workload: Workload, timings: dict[str, Timing], found: dict[str, int]
 
 
 def memory(raw_mb: int) -> dict[str, Any]:
-    """Peak memory of parsing one large segment, excluding its message, as measured by tracemalloc."""
+    """Returns the peak memory of parsing one large segment, excluding its message, as measured by tracemalloc."""
     event = json.dumps({"type": 3, "data": {"source": 2, "text": "x" * 200}, "timestamp": 1}).encode()
     count = raw_mb * 1_000_000 // (len(event) + 1)
     value = enveloped(zlib.compress(b"[" + b",".join([event] * count) + b"]", 1))
@@ -224,7 +224,9 @@ def memory(raw_mb: int) -> dict[str, Any]:
 
 
 def processes(workload: Workload, rounds: int) -> dict[str, Any]:
-    """Throughput with parser processes, segments per second of wall-clock time, in polls of 100 messages."""
+    """Returns the throughput with parser processes, in segments per second of wall-clock time, with polls of 100
+    messages.
+    """
     gate = TenantGate()
     parsers: dict[str, InlineParser | ProcessParser] = {
         "inline": InlineParser(RULES, gate, time.monotonic),

@@ -3,9 +3,11 @@
 `P1 typed` has the design that consumers of this topic use in production: msgpack into a dict, the topic's JSON
 schema checked by compiled code of fastjsonschema, zlib, and a msgspec tagged union for the events. If an event
 does not fit the union, the whole document is decoded generically. `P1 full JSON` is the previous design, which
-decodes the whole recording into dicts. Both then extract clicks, taps, sizes and facts, and encode rows as dicts.
+decodes the whole recording into dicts. The two peers then extract clicks, taps, sizes and facts, and encode rows
+as dicts.
 
-For a valid message, both produce the same output as our parser (`Found`); benchmarks/parse.py checks this first.
+For a valid message, the two peers produce the same output as our parser (`Found`); benchmarks/parse.py checks this
+first.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ _encode = orjson.dumps
 
 @dataclass(slots=True)
 class Found:
-    """Output for one message: rows as JSON by kind of sink, and body sizes."""
+    """The output for one message: rows as JSON by kind of sink, and body sizes."""
 
     clicks: int = 0
     taps: int = 0
@@ -76,7 +78,7 @@ class FullSnapshot(msgspec.Struct, gc=False, tag_field="type", tag=2):
 
 
 class Source(msgspec.Struct, gc=False):
-    """The source of a mutation."""
+    """The source of an incremental event."""
 
     source: int | None = None
 
@@ -189,7 +191,7 @@ def _plain_events(events: list[Any]) -> Iterable[tuple[int, str, Any, float]]:
 
 
 def _begin(message: dict[str, Any], segment_id: int, body: bytes, raw: bytes) -> Found:
-    """The blob and the rows that do not depend on events."""
+    """Returns the blob and the rows that do not depend on events."""
     video = message.get("replay_video")
     found = Found()
     if video:
@@ -303,7 +305,7 @@ PLAIN_CRUMBS = frozenset(
 
 
 def _fact(message: dict[str, Any], tag: str, payload: Any, found: Found) -> tuple[Any, dict[str, Any]]:
-    """(kind, attributes) of one event. The kind is None for events that produce no fact."""
+    """Returns (kind, attributes) of one event. The kind is None for events that produce no fact."""
     if tag == "meta":
         return "viewport", {name: payload.get(name) for name in ("href", "width", "height")}
     if tag == "breadcrumb":

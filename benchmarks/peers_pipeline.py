@@ -143,8 +143,8 @@ def run_arroyo(arguments: argparse.Namespace) -> None:
         {
             "bootstrap.servers": arguments.brokers,
             "session.timeout.ms": 6000,
-            # arroyo stores offsets, and librdkafka commits them. The default interval of 5 s is longer than that
-            # of the other systems.
+            # arroyo stores offsets, and librdkafka commits them. The default commit interval of 5 s is longer than
+            # that of the other systems.
             "auto.commit.interval.ms": int(COMMIT_SECONDS * 1000),
         },
         group_id=arguments.group,

@@ -20,7 +20,7 @@ ROLES = {"reader": "#4878a8", "worker": "#e07b39", "redis": "#a83c3c", "peer": "
 
 
 def peers(found: Mapping[str, Any], axes: Any) -> None:
-    """CPU per segment by system, split by process."""
+    """Plots the CPU time per segment by system, split by process."""
     results = sorted(found["results"], key=lambda one: one["cpu_micros_per_segment"])
     left = [0.0] * len(results)
     labels = [one["label"] for one in results]
@@ -33,7 +33,7 @@ def peers(found: Mapping[str, Any], axes: Any) -> None:
 
 
 def dispatch(found: Mapping[str, Any], axes: Any) -> None:
-    """Cost of dispatch by batch size."""
+    """Plots the cost of dispatch by batch size."""
     sizes = [one["size"] for one in found["results"]]
     axes.loglog(sizes, [one["segment_micros"] for one in found["results"]], "o-", label="reader")
     axes.loglog(sizes, [one["redis_micros_per_segment"] for one in found["results"]], "s-", label="Redis")
@@ -43,7 +43,7 @@ def dispatch(found: Mapping[str, Any], axes: Any) -> None:
 
 
 def over_time(found: Mapping[str, Any], axes: Any) -> None:
-    """Memory and progress of a long run."""
+    """Plots memory use and progress of a long run."""
     series = found["result"]["series"]
     seconds = [one["seconds"] for one in series]
     for name in sorted(name for name in series[0] if name.startswith("rss_")):
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=Path("docs/performance"))
     arguments = parser.parse_args()
     arguments.into.mkdir(parents=True, exist_ok=True)
-    plt.rcParams["svg.hashsalt"] = "plots"  # the same figures give an identical file
+    plt.rcParams["svg.hashsalt"] = "plots"  # makes the file identical if the figures are the same
     for name, (draw, title) in PLOTS.items():
         path = arguments.figures / f"{name}.json"
         if not path.exists():

@@ -5,10 +5,10 @@
 
 A *case* is the cause of the rebalance. Messages are produced at a steady rate throughout. Two shares are reported:
 
-- *read again*: messages that readers consumed again. A killed reader can no longer be queried, and is assumed to
+- *read again*: messages that readers consumed again. A killed reader can no longer be queried. It is assumed to
   have read to the end of the log, so its share is an upper bound.
 - *sent again*: repeated packets of a metric that is sent once per stored segment. DogStatsD does not deduplicate,
-  so these packets show each flush that ran twice. In the other sinks a repetition has no effect.
+  so these packets show each flush that ran twice. In the other sinks, a repetition has no effect.
 
 At the end, every sink is compared with the manifest of the load. The exit code is 1 if an item is missing from a
 sink, if a committed offset decreased, or if the load ended before the rebalance.
@@ -98,7 +98,9 @@ class Outcome:
 
 
 def longest_still(samples: Sequence[tuple[float, int]], until: float) -> float:
-    """The longest time between two increases of a count, up to `until`. `samples`: (seconds, count), in order."""
+    """Returns the longest time between two increases of a count, up to `until`. `samples`: (seconds, count), in
+    order.
+    """
     if not samples:
         return 0.0
     rises = [samples[0][0]]
@@ -107,7 +109,7 @@ def longest_still(samples: Sequence[tuple[float, int]], until: float) -> float:
 
 
 def figures_of(page: str) -> dict[str, float]:
-    """Sums over all series, by name, from the text of a /metrics page."""
+    """Returns sums over all series, by name, from the text of a /metrics page."""
     sums: dict[str, float] = {}
     for line in page.splitlines():
         if line and not line.startswith("#"):
@@ -152,12 +154,12 @@ class Watch:
 
     @property
     def committed(self) -> int:
-        """Messages below the committed offsets of all partitions."""
+        """Returns the number of messages below the committed offsets of all partitions."""
         return self.samples[-1][1] if self.samples else 0
 
     def ended(self, child: Child, positions: Mapping[int, int]) -> None:
-        """Records the end of a reader that did not report its last figures. `positions`: where it stopped reading
-        its partitions.
+        """Records the end of a reader that did not report its last figures. `positions`: the offsets at which the
+        reader stopped reading its partitions.
         """
         name = next(name for name, (other, _) in self._readers.items() if other is child)
         del self._readers[name]
@@ -166,7 +168,7 @@ class Watch:
 
     @property
     def consumed(self) -> int:
-        """Messages taken by all readers."""
+        """Returns the number of messages taken by all readers."""
         return round(sum(figures.get(CONSUMED, 0.0) for figures in self._latest.values()))
 
     def __enter__(self) -> Watch:
@@ -210,7 +212,7 @@ class Watch:
 
 
 def assigned(child: Child) -> dict[int, int]:
-    """Partitions that a reader owned at its end -> the first offset that it read, from its log."""
+    """Returns the partitions that a reader owned when it ended -> the first offset that it read, from its log."""
     events = ("partitions_assigned", "partitions_revoked", "partitions_lost")
     lines = sorted(
         (line for event in events for line in log_lines_of(child, event)), key=lambda line: line["timestamp"]
@@ -228,13 +230,13 @@ def assigned(child: Child) -> dict[int, int]:
 
 
 def moved(children: Iterable[Child], since: datetime) -> int:
-    """Number of assignments of a partition to these readers since then, from their logs."""
+    """Returns the number of assignments of a partition to these readers since then, from their logs."""
     lines = (line for child in children for line in log_lines_of(child, "partitions_assigned"))
     return sum(len(line["partitions"]) for line in lines if datetime.fromisoformat(line["timestamp"]) >= since)
 
 
 def log_ends(fleet: Fleet) -> dict[int, int]:
-    """The end of the log by partition."""
+    """Returns the end of the log by partition."""
     topic = fleet.settings.kafka_topic
     consumer = Consumer({"group.id": f"{fleet.settings.kafka_group}-ends", **kafka_options(fleet.settings)})
     try:
@@ -284,7 +286,7 @@ class Load:
 
 
 def joins(fleet: Fleet, watch: Watch, load: Load) -> None:
-    """A second reader joins, and leaves at SIGTERM."""
+    """The case in which a second reader joins, and leaves at SIGTERM."""
     watch.reader("one")
     watch.wait_shares(one=SOURCE_PARTITIONS)
     load.start()
@@ -300,7 +302,7 @@ def joins(fleet: Fleet, watch: Watch, load: Load) -> None:
 
 
 def killed(fleet: Fleet, watch: Watch, load: Load) -> None:
-    """One of two readers is killed (SIGKILL) and not restarted."""
+    """The case in which one of two readers is killed (SIGKILL) and not restarted."""
     _kill(fleet, watch, _two(watch, load))
     watch.wait_shares(one=SOURCE_PARTITIONS)
 
@@ -313,7 +315,9 @@ def killed_with_redis(fleet: Fleet, watch: Watch, load: Load) -> None:
 
 
 def sleeps(fleet: Fleet, watch: Watch, load: Load) -> None:
-    """One of two readers is stopped (SIGSTOP) until the other has its partitions, then continues."""
+    """The case in which one of two readers is suspended (SIGSTOP) until the other owns its partitions, then
+    resumed.
+    """
     second = _two(watch, load)
     second.pause()
     watch.wait_shares(one=SOURCE_PARTITIONS)
@@ -360,7 +364,7 @@ def run(stack: Stack, case: str, number: int, directory: Path, args: argparse.Na
             produced = load.end()
             fleet.wait_committed(produced.ends, WAIT_SECONDS_MAX)
             watch.wait_committed(sum(produced.ends.values()))
-            time.sleep(2 * SNAPSHOT_SECONDS + 4 * POLL_SECONDS)  # for the last figures of each reader
+            time.sleep(2 * SNAPSHOT_SECONDS + 4 * POLL_SECONDS)  # to record the last figures of each reader
         expected = Expectation.of_manifest(manifest, settings=fleet.settings)
         statsd_url = stack.addresses["statsd_query"]
         report = reconcile(fleet.settings, expected, statsd_url=statsd_url)

@@ -1,4 +1,5 @@
-"""Scales readers from 4 to 1 and back to 4 under load, on Apache Kafka, and measures how long partitions stop.
+"""Scales readers from 4 to 1 and back to 4 under load, on Apache Kafka, and measures for how long partitions make
+no progress.
 
     python -m benchmarks.scale_readers
 
@@ -60,7 +61,9 @@ class Outcome:
 
 
 def stops(samples: Sequence[tuple[float, Mapping[int, int]]], since: float, until: float) -> dict[int, float]:
-    """Partition -> longest time between two commits that advance its offset, from `since` to `until`."""
+    """Returns for each partition the longest time between two commits that advance its offset, from `since` to
+    `until`.
+    """
     return {
         partition: longest_still(
             [(at, offsets.get(partition, 0)) for at, offsets in samples if since <= at <= until], until

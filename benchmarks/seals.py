@@ -20,7 +20,7 @@ ENTRY_BYTES = 600
 
 
 def cpu_ms(call: Callable[[], object], rounds: int = ROUNDS) -> float:
-    """Minimum CPU time of a call, milliseconds."""
+    """Returns the minimum CPU time of a call, in milliseconds."""
     best = float("inf")
     for _ in range(rounds):
         began = time.process_time_ns()
@@ -30,7 +30,7 @@ def cpu_ms(call: Callable[[], object], rounds: int = ROUNDS) -> float:
 
 
 def main() -> None:
-    """Prints both figures, and the cost of a batch of 8 MiB in 12 tasks."""
+    """Prints the cost per MiB and per entry, and the cost of a batch of 8 MiB in 12 tasks."""
     seals, payload, entry = Seals((os.urandom(32),)), os.urandom(MiB), os.urandom(ENTRY_BYTES)
     per_mib = cpu_ms(lambda: seals.content(payload))
     per_entry = cpu_ms(lambda: seals.seal(Purpose.MARK, entry), ROUNDS * 10)

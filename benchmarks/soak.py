@@ -22,7 +22,9 @@ LINES = 10
 
 
 def slope_per_minute(series: list[dict[str, float]], name: str) -> float:
-    """Growth in bytes per minute, by least squares over the second half. In the first half, caches are filling."""
+    """Returns the growth in bytes per minute, by least squares over the second half. In the first half, caches are
+    filling.
+    """
     half = series[len(series) // 2 :]
     if len(half) < 3:
         return 0.0
@@ -31,7 +33,7 @@ def slope_per_minute(series: list[dict[str, float]], name: str) -> float:
 
 
 def thirds(series: list[dict[str, float]]) -> list[float]:
-    """CPU microseconds per segment in each third of the run."""
+    """Returns microseconds of CPU time per segment in each third of the run."""
     size = max(1, len(series) // 3)
     marks = [series[0], series[min(size, len(series) - 1)], series[min(2 * size, len(series) - 1)], series[-1]]
     return [

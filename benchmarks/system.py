@@ -46,7 +46,7 @@ PEERS = ("p1-json", "p1-typed", "p2", "p3")
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Kafka values, generated from a seed, and the name of the object that each produces."""
+    """Kafka values generated from a seed, and the name of the object that each value produces."""
 
     profile: str
     values: list[bytes]
@@ -111,12 +111,12 @@ class Result:
 
     @property
     def cpu_micros(self) -> float:
-        """Microseconds of CPU per segment, over all counted processes."""
+        """Microseconds of CPU time per segment, over all counted processes."""
         return sum(self.cpu_seconds.values()) / self.segments * 1e6
 
     @property
     def per_core(self) -> float:
-        """Segments per second of one fully used core."""
+        """Segments per second that one fully used core processes."""
         return 1e6 / self.cpu_micros if self.cpu_micros else 0.0
 
     def as_json(self) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class Result:
 
 
 def workload(count: int, profile: str = "clean", seed: int = 1) -> Workload:
-    """The workload, which is generated once and then read from .bench/."""
+    """Returns the workload, which is generated once and then read from .bench/."""
     BENCH_DIRECTORY.mkdir(exist_ok=True)
     path = BENCH_DIRECTORY / f"workload-{profile}-{count}-{seed}.msgpack"
     if not path.exists():
@@ -149,7 +149,7 @@ def workload(count: int, profile: str = "clean", seed: int = 1) -> Workload:
 class Bench:
     """Runs broker, Redis and latency server on the cores that are not measured.
 
-    `real_sinks`: the embedded stores instead of the latency server.
+    `real_sinks`: use the embedded stores instead of the latency server.
     """
 
     def __init__(self, cores: Sequence[int], latency_ms: float, *, kafka: Any = "tansu", real_sinks: bool = False):
@@ -184,7 +184,7 @@ class Bench:
         os.sched_setaffinity(0, self._before)
 
     def environment(self) -> dict[str, str]:
-        """REPLAYS_* variables of the measured system."""
+        """Returns the REPLAYS_* variables of the measured system."""
         found = {**CALM, **self.stack.settings()}
         if self.endpoint:
             host, _, port = self.endpoint.removeprefix("http://").partition(":")
@@ -198,7 +198,7 @@ class Bench:
         return found
 
     def control(self, method: str, path: str) -> Any:
-        """Calls the latency server."""
+        """Sends a request to the latency server and returns the response."""
         request = urllib.request.Request(self.endpoint + path, method=method)
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as response:
             text = response.read()
@@ -435,7 +435,7 @@ def _produce(settings: Settings, shape: Shape, load: Workload, sent_at: list[flo
 def _delays(
     objects: Mapping[str, float], load: Workload, sent_at: Sequence[float], shape: Shape
 ) -> dict[str, float]:
-    """Delay from produce() to storage: percentiles in ms, for segments after the warm-up.
+    """Returns percentiles of the delay from produce() to storage, in ms, for segments after the warm-up.
 
     A packed object is named by its batch, whose id ends with its offset range.
     """

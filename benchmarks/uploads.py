@@ -2,8 +2,9 @@
 
     python -m benchmarks.uploads [--objects 1920] [--size 25000] [--latency-ms 20] [--rounds 3] [--json FILE]
 
-All three alternately write the same objects, 64 per call, to the same server (benchmarks/latency_server.py). This
-process runs on one core and the server on another. CPU is that of this process in the cheapest round.
+The three methods alternately write the same objects, 64 per call, to the same server
+(benchmarks/latency_server.py). This process runs on one core and the server on another. CPU is the CPU time of
+this process in the round with the lowest value.
 """
 
 from __future__ import annotations

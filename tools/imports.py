@@ -1,4 +1,4 @@
-"""Import rules: the own and third-party modules that each package may import.
+"""The import rules: which own and third-party modules each package may import.
 
 `TABLE` has the rules, bottom up: a package may import itself, packages above it in the table, and the third-party
 modules in its row. `violations` checks one source text; ARCHITECTURE.md shows the same table.
@@ -22,7 +22,7 @@ EVERYWHERE = "*"
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """One row: the modules of one layer, by dotted name, submodules included.
+    """One row of the table: the modules of one layer by dotted name, including submodules.
 
     `ours`: own modules that the row may import in addition to itself; None: all above it in the table.
     `libraries`: part of the row -> third-party packages that it may import (EVERYWHERE is the whole row); None:
@@ -254,7 +254,7 @@ TABLE: tuple[Package, ...] = (
 
 
 def within(module: str, name: str) -> bool:
-    """True if the module is `name` or below it."""
+    """Returns True if the module is `name` or one of its submodules."""
     return module == name or module.startswith(name + ".")
 
 
@@ -307,7 +307,7 @@ def _called(node: ast.AST) -> str:
 
 
 def violations(path: str, text: str) -> list[str]:
-    """The violations in this source text, one line each. `path` is relative to the root."""
+    """Returns the violations in this source text, one line each. `path` is relative to the root."""
     module = module_of(path)
     row = row_of(module)
     found = [
@@ -321,7 +321,7 @@ def violations(path: str, text: str) -> list[str]:
 
 
 def _refusal(module: str, row: int | None, found: Import) -> str:
-    """The reason why this import is not allowed; "" if it is allowed."""
+    """Returns the reason why this import is not allowed, or "" if it is allowed."""
     top = found.name.split(".")[0]
     if not top:
         return "imports must be absolute"

@@ -17,7 +17,7 @@ FIGURES = Path(__file__).with_name("proof_figures.json")
 
 
 def proof_page() -> Iterator[str]:
-    """The whole page."""
+    """Yields the sections of the page."""
     figures: dict[str, Any] = json.loads(FIGURES.read_text())
     yield "# Tables of the proof"
     yield "This page has the results of runs whose method and limits are described in [the proof](proof.md)."
@@ -52,7 +52,7 @@ def proof_page() -> Iterator[str]:
 
 
 def _explored_row(world: dict[str, Any]) -> tuple[str, ...]:
-    """One row of the explorer's table. The columns about pipelines are empty for the staging model."""
+    """Returns one row of the explorer's table. The columns about pipelines are empty for the staging model."""
     numbers = [world.get("pipelines"), world.get("decisions")]
     return (
         world["bound"],

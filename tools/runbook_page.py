@@ -1,7 +1,8 @@
-"""docs/runbook.md as the page that `replays-ingest web` serves: the operator's alerts link to its sections.
+"""Renders docs/runbook.md as a page of `replays-ingest web`, to whose sections the alerts on the operator's page
+link.
 
 Only the Markdown that the runbook uses is rendered: headings, paragraphs, numbered and plain lists, tables, code,
-emphasis, links within the page. Everything is escaped first.
+emphasis, and links within the page. All text is escaped first.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ PAGE = """<!doctype html>
 
 
 def runbook_page(text: str) -> str:
-    """The page, from the Markdown."""
+    """Returns the page, rendered from the Markdown."""
     return PAGE.format(content=to_html(text))
 
 
 def to_html(text: str) -> str:
-    """HTML of the Markdown."""
+    """Returns the Markdown as HTML."""
     found: list[str] = []
     for block in re.split(r"\n\s*\n", text.strip()):
         found += _block(block.splitlines())
@@ -49,7 +50,7 @@ def to_html(text: str) -> str:
 
 
 def _block(lines: list[str]) -> list[str]:
-    """One paragraph, or headings and lists that follow each other without an empty line."""
+    """Renders one paragraph, or headings and lists that follow each other without an empty line."""
     found: list[str] = []
     open_list = ""
     paragraph: list[str] = []
@@ -93,7 +94,7 @@ def _table(lines: list[str]) -> list[str]:
 
 
 def _anchor(title: str) -> str:
-    """The id that a repository's page gives to this heading."""
+    """Returns the id that GitHub gives to this heading."""
     return re.sub(r"[^a-z0-9-]", "", title.lower().replace(" ", "-"))
 
 
@@ -109,5 +110,7 @@ def _inline(text: str) -> str:
 
 
 def _link(text: str, target: str) -> str:
-    """Links within the page; other files are not served."""
+    """Renders links within the page as links, and links to other files as text, because other files are not
+    served.
+    """
     return f'<a href="{target}">{text}</a>' if target.startswith("#") else text

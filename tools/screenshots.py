@@ -1,9 +1,10 @@
-"""Takes the pictures of docs/images: Flower's parked batches, the operator's page, the list of replays.
+"""Takes the pictures in docs/images of Flower's parked batches, the operator's page and the list of replays.
 
     python -m tools.screenshots [--seconds 240] [--to docs/images]
 
-The pages show a real system: an embedded stack, a reader and a worker under load. Half-way, ClickHouse refuses
-connections, until some batches are parked. Needs Chromium and the dependencies of `local` and `dev`.
+The pages show a real system: an embedded stack, a reader and a worker under load. Halfway through the load,
+ClickHouse refuses connections until some batches are parked. The program needs Chromium and the extras `local` and
+`dev`.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def _system(directory: Path, seconds: int, rate: float) -> Iterator[tuple[str, s
 
 
 def _load(fleet: Fleet, directory: Path, seconds: int, rate: float, ended: threading.Event) -> None:
-    """Messages at a rate, and a few that cannot be parsed."""
+    """Produces messages at a steady rate, including a few that cannot be parsed."""
     produce(
         fleet.settings,
         PROFILES["small"],
@@ -108,7 +109,7 @@ def _load(fleet: Fleet, directory: Path, seconds: int, rate: float, ended: threa
 
 
 def _break(fleet: Fleet, proxy: FaultProxy, seconds: int) -> None:
-    """Waits for half of the load, then refuses ClickHouse until PARKED_MIN batches are parked."""
+    """Waits for half of the load, then makes ClickHouse refuse connections until PARKED_MIN batches are parked."""
     time.sleep(seconds / 2)
     producer = Producer({"bootstrap.servers": fleet.settings.kafka_brokers})
     for text in (b"this is no recording", b"\x93\x01\x02\x03", b'{"payload": "json instead of msgpack"}'):
@@ -124,7 +125,7 @@ def _break(fleet: Fleet, proxy: FaultProxy, seconds: int) -> None:
 def _web(fleet: Fleet, stack: Stack) -> str:
     port = free_port()
     command = [*HERE.replays_ingest(), "web", "--port", str(port)]
-    # Not through the proxy, because the list of replays reads ClickHouse.
+    # `web` does not use the proxy, because the list of replays reads from ClickHouse.
     environment = {**fleet.direct, "REPLAYS_FLOWER_PORT": fleet.flower_url.rpartition(":")[2]}
     stack.children.start("web", command, env=environment)
     wait_until(lambda: is_listening(port), 60, "the pages")
@@ -132,7 +133,7 @@ def _web(fleet: Fleet, stack: Stack) -> str:
 
 
 def _pictures(browser: Browser, pages: str, flower: str, folder: Path) -> Iterator[tuple[str, Path]]:
-    """Takes one after the other."""
+    """Takes the pictures one after the other."""
     folder.mkdir(parents=True, exist_ok=True)
     with _opened(browser, flower, WIDE) as page:
         page.goto("/parked")
@@ -174,7 +175,7 @@ def _opened(browser: Browser, address: str, size: ViewportSize, scheme: str = "l
 
 
 def _expect_to_fit(page: Page) -> None:
-    """Nothing is wider than the window. Raises ClickException."""
+    """Checks that no element is wider than the window. Raises ClickException."""
     wide = page.evaluate(
         """() => [...document.querySelectorAll("body *")]
             .filter((one) => one.getBoundingClientRect().right > innerWidth + 1)

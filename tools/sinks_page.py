@@ -1,4 +1,6 @@
-"""Generates docs/sinks.md: proof of writes and classification of failures, from the tables in the code."""
+"""Generates docs/sinks.md, which describes proofs of writes and the classification of failures, from the tables in
+the code.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ PROOF_OF = {
 
 
 def sinks_page() -> Iterator[str]:
-    """The whole page."""
+    """Yields the sections of the page."""
     yield "# Sinks: proof of writes, and causes of failures"
     yield from _proofs()
     yield from _causes()
@@ -148,7 +150,7 @@ def _network() -> Iterator[str]:
 
 
 def _by_blame(blames: Mapping[str, Blame], what: str) -> str:
-    """A table with one row per cause."""
+    """Returns a table with one row per cause."""
     rows = (
         (f"`{blame.value}`", ", ".join(name for name, found in blames.items() if found is blame))
         for blame in Blame

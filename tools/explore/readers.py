@@ -667,7 +667,9 @@ def described(event: Any) -> str:
 
 
 def stored_in(shared: Shared, sent: Sent) -> Shared:
-    """Returns the partition after this commit is stored, without the number of starts, which an assignment resets."""
+    """Returns the partition after this commit is stored, without the number of starts, because an assignment
+    resets it.
+    """
     return shared._replace(offset=sent.offset, record=STARTS.sub("", sent.record))
 
 

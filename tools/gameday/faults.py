@@ -95,7 +95,9 @@ def restart_workers(game: Game, queues: Sequence[str]) -> None:
 
 
 def outlive_session(game: Game) -> None:
-    """Suspends the reader for longer than its session, so that it is no longer a member when it resumes."""
+    """Suspends the reader for longer than its session timeout, so that it is no longer a member of the group when
+    it resumes.
+    """
     child = game.fleet.children[READERS[0]]
     child.pause()
     try:
@@ -305,7 +307,7 @@ def send_garbage(game: Game) -> None:
 
 
 def send_one_projects_garbage(game: Game) -> None:
-    """Sends as many bad messages as good ones. No reader halts."""
+    """Sends as many bad messages as good messages. No reader halts."""
     game.load.garbage_project = GARBAGE_PROJECT + 100  # GARBAGE_PROJECT itself is disabled
     game.load.garbage_share = 1.0
 
@@ -381,7 +383,7 @@ def restart_readers(game: Game, *, wait: bool = True, **settings: str) -> None:
 
 
 def commit_beyond_the_end(game: Game) -> None:
-    """Commits an offset beyond the end of the log, as after an unclean leader election."""
+    """Commits an offset beyond the end of the log, as can be found after an unclean leader election."""
     for name in READERS:
         game.fleet.stop(game.fleet.children[name])
     commit(game, 0, game.load.ends[0] + BEYOND_THE_END)
@@ -524,7 +526,8 @@ FAULTS = (
         "max(replays_reader_halted) == 0",
         ordinary_ratio,
     ),
-    # The last fault, because readers that read the record again, as after an offset beyond the log, are blocked.
+    # This fault is the last one, because readers that read the record again, for example after an offset beyond
+    # the log, are blocked.
     Fault(
         "a record that decompresses to more than is accepted",
         "ReplaysLag",

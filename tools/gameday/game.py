@@ -46,14 +46,15 @@ POLL_SECONDS = 0.25
 COMMITS_POLL_SECONDS = 1.0
 REDIS_BYTES_MAX = 256 * MiB
 
-# With thresholds divided by FACTOR, these alerts also fire while other processes use the cores of the machine.
+# Because their thresholds are divided by FACTOR, these alerts also fire while other processes use the cores of the
+# machine.
 CAUSED_BY_LOAD = {"ReplaysEndToEndSlow", "ReplaysLag", "ReplaysBackpressure"}
 
 # An alert on an exhausted error budget resolves only after its window: minutes here, hours in production.
 BUDGET = {"ReplaysErrorBudgetBurnsFast", "ReplaysErrorBudgetBurnsSlowly"}
 
-# Intervals of the system on which the rules depend, divided by about the same factor, or by less where a busy
-# machine with two cores could not keep up (a chord within six seconds).
+# These intervals of the system affect the rules. They are divided by about the same factor, or by less where a
+# busy machine with two cores could not keep up (a chord within six seconds).
 SHORT_TIMES = {
     "REPLAYS_FLUSH_DEADLINE_SECONDS": "12",
     "REPLAYS_RETRY_BACKOFF_SECONDS": "1",
@@ -69,7 +70,7 @@ SHORT_TIMES = {
     "REPLAYS_REDIS_TIMEOUT_SECONDS": "2",
     "REPLAYS_REJECT_WINDOW": "200",
     "REPLAYS_LOG_FORMAT": "json",
-    "REPLAYS_LOG_LEVEL": "debug",  # readers log what they commit and read
+    "REPLAYS_LOG_LEVEL": "debug",  # readers log their commits and reads
 }
 
 
@@ -215,7 +216,7 @@ class Game:
         self.say(f"  seen: {text}")
 
     def command(self, *arguments: str, codes: Sequence[int] = (0,)) -> str:
-        """Output of `replays-ingest ARGUMENTS`. Raises LocalError for exit codes other than `codes`."""
+        """Returns the output of `replays-ingest ARGUMENTS`. Raises LocalError for an exit code not in `codes`."""
         self.step(f"replays-ingest {' '.join(arguments)}")
         return self._run_command(arguments, codes)
 
@@ -280,8 +281,8 @@ class Game:
     # One fault
 
     def play(self, fault: Fault) -> Played:
-        """Runs a fault from injection to recovery. After an error, which is stored as `trouble`, the system is
-        reset."""
+        """Runs a fault from injection to recovery. If an error occurs, it is stored as `trouble`, and the system
+        is reset."""
         played = Played(fault.name, fault.alert)
         self._steps, self._seen = played.steps, played.seen
         began, began_unix = time.monotonic(), time.time()

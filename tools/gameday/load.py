@@ -78,6 +78,6 @@ class Load(threading.Thread):
 
 
 def received_at(value: bytes, seconds: int) -> bytes:
-    """The same message with this arrival time at Relay (Unix seconds)."""
+    """Returns the same message with this arrival time at Relay (Unix seconds)."""
     envelope = msgspec.msgpack.decode(value)
     return msgspec.msgpack.encode({**envelope, "received": seconds})

@@ -39,12 +39,14 @@ def seconds(number: float | None) -> str:
 
 
 def spent(played: Mapping[str, Any]) -> str:
-    """Late segments of all that became durable; empty for runs recorded before the objective existed."""
+    """Formats the number of late segments out of all that became durable; empty for runs recorded before the
+    objective existed.
+    """
     return f"{played['late_segments']:,} of {played['segments']:,}" if "segments" in played else ""
 
 
 def faults(played: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """One row per fault."""
+    """The table of faults, with one row per fault."""
     heads = (
         "#",
         "fault",
@@ -78,7 +80,9 @@ def faults(played: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def panels(asked: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """One row per panel: the number of its expressions, of those with data, and of their values."""
+    """The table of panels, with one row per panel: the number of its expressions, of expressions with data, and of
+    their values.
+    """
     yield "| panel | expressions | with data | series | values |"
     yield "| --- | --- | --- | --- | --- |"
     for title, group in groupby(asked, key=lambda each: str(each["panel"])):
@@ -89,7 +93,7 @@ def panels(asked: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def run(result: Mapping[str, Any]) -> Iterator[str]:
-    """Description of one run, its faults, and the reconciliation of its topic."""
+    """Describes one run, its faults, and the reconciliation of its topic."""
     verdict = "Every fault raised its alert and was fixed." if result["ok"] else "**Some faults were not fixed.**"
     yield "### Run"
     yield ""
@@ -112,7 +116,7 @@ def run(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def asked_of(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each expression once, with the results of the run in which it had the most values."""
+    """Returns each expression once, with the results of the run in which it had the most values."""
     best: dict[tuple[str, str], dict[str, Any]] = {}
     for each in (each for result in results for each in result["panels"]):
         key = (each["panel"], each["expression"])

@@ -50,12 +50,12 @@ THRESHOLD_SECONDS_MIN = 5
 
 
 def available() -> str:
-    """Empty if Prometheus can run here; otherwise the reason."""
+    """Returns an empty string if Prometheus can run here, otherwise the reason why it cannot."""
     return "" if shutil.which("prometheus") else "the program `prometheus` is not on the PATH"
 
 
 def scaled_rules(rules: dict[str, Any], factor: float) -> dict[str, Any]:
-    """The content of a rule file with all of its times divided by `factor`."""
+    """Returns the content of a rule file with all of its times divided by `factor`."""
 
     def shorter(found: re.Match[str]) -> str:
         seconds = int(found[1]) * SECONDS_OF[found[2]] / factor
@@ -147,8 +147,8 @@ class Prometheus(Server):
         """http://host:port."""
         return f"http://{HOST}:{self.port}"
 
-    # Queries. They raise OSError if Prometheus does not respond, and ValueError with its message if it refuses a
-    # query.
+    # Queries. These methods raise OSError if Prometheus does not respond, and ValueError with its message if it
+    # refuses a query.
 
     def alerts(self) -> list[Alert]:
         """Alerts that are pending or firing now."""
@@ -180,7 +180,9 @@ class Prometheus(Server):
         return found
 
     def durable(self, seconds: float) -> tuple[int, int]:
-        """(segments that became durable in the last `seconds`, those of them that missed the objective)."""
+        """Returns (number of segments that became durable in the last `seconds`, number of these that missed the
+        objective).
+        """
         window = f"[{max(RANGE_SECONDS_MIN, round(seconds))}s]"
         counted = {"count": "", "bucket": '{le="30.0"}'}
         found = []
@@ -233,7 +235,7 @@ def without_variables(expression: str) -> str:
 
 
 def runbook_has(url: str) -> bool:
-    """True if the runbook has the section to which an alert links."""
+    """Returns True if the runbook has the section to which an alert links."""
     _, _, anchor = url.partition("#")
     headings = (line[4:] for line in RUNBOOK.read_text().splitlines() if line.startswith("### "))
     return anchor in {heading.strip().lower() for heading in headings}

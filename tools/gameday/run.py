@@ -49,7 +49,7 @@ def play(
 ) -> Result:
     """Runs a game day with these faults. Errors, including a timeout, are stored in the result.
 
-    After `minutes_max` no further fault starts, and after HARD_END_RATIO times as long the current one is aborted.
+    After `minutes_max`, no further fault starts; after HARD_END_RATIO times as long, the current fault is aborted.
     """
     result = Result(rate=rate, kafka=kafka)
     began = time.monotonic()
@@ -103,7 +103,7 @@ def main() -> int:
     )
     parser.add_argument("--json", type=Path, help="write the result to this file")
     parser.add_argument(
-        "--only", action="append", default=[], metavar="NAME", help="play only the fault with this name or alert"
+        "--only", action="append", default=[], metavar="NAME", help="run only the fault with this name or alert"
     )
     parser.add_argument("--kafka", choices=("tansu", "apache"), help="default: apache if Java is installed")
     parser.add_argument("--rate", type=float, default=MESSAGES_PER_SECOND, help="messages per second")

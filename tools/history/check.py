@@ -32,12 +32,12 @@ class Commit:
 
     @property
     def stored(self) -> bool:
-        """True if the broker acknowledged the commit."""
+        """Returns True if the broker acknowledged the commit."""
         return self.answered_at is not None and not self.refused
 
     @property
     def ends_at(self) -> float:
-        """The latest time at which the commit took effect."""
+        """The latest time at which the commit can have taken effect."""
         return inf if self.answered_at is None else self.answered_at
 
 
@@ -67,8 +67,8 @@ class Excuse:
     """An event after which offsets may be lower or missing: an operator's reset, an injected fault, or a recreated
     topic.
 
-    `until`: the end of an event that takes time. For example, a reader commits an offset beyond the log again
-    before it starts over.
+    `until`: the end of an event that takes time. For example, a reader may commit an offset beyond the log once
+    more before it starts from the beginning.
     """
 
     at: float
@@ -138,7 +138,7 @@ class _Partition:
         return any(one.at <= until and since <= (one.until or one.at) for one in self._excuses)
 
     def _candidates(self, read: Read) -> list[Commit]:
-        """The commits that the read may have returned."""
+        """Returns the commits that the read may have returned."""
         if read.offset is None:
             return []
         writers = self._writers.get(self._value(read.offset, read.record), [])

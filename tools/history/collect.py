@@ -108,8 +108,8 @@ class LoggedOperations:
         self.commits.append(Commit(self._life, *key, sent_at, None if error and not refused else at, refused))
 
     def _add_unanswered(self) -> None:
-        """Adds what was open when the process ended: commits without a response, and the partitions that it owned
-        until its last line.
+        """Adds operations that were open when the process ended: commits without a response, and the partitions
+        that the process owned until its last line.
         """
         self._release([*self._assigned_at], self._last_line_at)
         for key, sent in self._waiting.items():
@@ -134,7 +134,7 @@ class PolledOffsets:
         self._sources = [(settings.kafka_topic, number) for number in range(partitions)]
 
     def read(self) -> None:
-        """Reads once. A failed read is ignored."""
+        """Reads once. Failed reads are ignored."""
         sent_at = time.time()
         try:
             found = self._committed.records_of(self._sources)

@@ -1,4 +1,4 @@
-"""How long partitions have no owner, according to the logs of the readers."""
+"""Computes how long partitions had no owner, from the logs of the readers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Owned:
 
 @dataclass(frozen=True, slots=True)
 class Disturbance:
-    """A cause of a rebalance: a fault of a reader or the broker, a start, an added partition.
+    """A cause of a rebalance: a fault of a reader or the broker, the start of a reader, or an added partition.
     Both times are Unix seconds."""
 
     since: float
@@ -29,7 +29,7 @@ class Disturbance:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A partition had no owner between two owners. Both times are Unix seconds."""
+    """A period between two owners in which a partition had no owner. Both times are Unix seconds."""
 
     partition: int
     since: float
@@ -47,7 +47,9 @@ class Gap:
 
 
 def gaps(owned: Sequence[Owned]) -> list[Gap]:
-    """All gaps of all partitions, longest first. Times before the first owner and after the last do not count."""
+    """Returns all gaps of all partitions, longest first. Times before the first owner and after the last do not
+    count.
+    """
     found: list[Gap] = []
     by_partition = attrgetter("partition")
     for partition, owners in groupby(sorted(owned, key=by_partition), by_partition):

@@ -2,10 +2,10 @@
 
     python -m tools.image [--patience FACTOR]        (make image)
 
-The image is built from the Dockerfile, on the base image that it names or, if no registry is reachable, on one
-made from Debian's packages. Prints one line per result. The exit code is 1 if the image could not be built or does
-not run. Prerequisites that the machine lacks (an engine, a network) are printed as NOT DONE with the reason, and
-are not failures.
+The image is built from the Dockerfile, on the base image that it names or, if no registry is reachable, on a base
+image made from Debian's packages. Prints one line per result. The exit code is 1 if the image could not be built
+or does not run. Prerequisites that the machine lacks (an engine, a network) are printed as NOT DONE with the
+reason, and are not failures.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tools.image.system import FLOWER_PASSWORD, System
 ROOT = Path(__file__).parents[2]
 IMAGE = "localhost/replays-ingest:local"
 BUILD_SECONDS_MAX, PREPARE_SECONDS_MAX, RUN_SECONDS_MAX = 150.0, 240.0, 300.0
-# Errors in pip's output if an index does not respond. They differ from those for a missing package.
+# Errors in pip's output if an index does not respond. They differ from pip's errors about a missing package.
 NO_INDEX = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ReadTimeoutError", "ProxyError")
 
 
@@ -62,7 +62,9 @@ def build(engine: Engine, lines: Lines, patience: float) -> str:
 
 
 def _error_of(printed: str) -> str:
-    """The first line that starts with ERROR, which is pip's; the engine prints its own error later."""
+    """Returns the first line that starts with ERROR, which is printed by pip; the engine prints its own error
+    later.
+    """
     for line in printed.splitlines():
         if line.startswith("ERROR"):
             return line

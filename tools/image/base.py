@@ -38,7 +38,7 @@ MAKE_SECONDS_MAX = 150.0
 
 
 def wanted(dockerfile: str) -> str:
-    """The base image that a Dockerfile names."""
+    """Returns the base image that a Dockerfile names."""
     found = DEFAULT.search(dockerfile)
     if found is None:
         raise ValueError("the Dockerfile has no default for PYTHON_IMAGE")
@@ -46,7 +46,9 @@ def wanted(dockerfile: str) -> str:
 
 
 def of_debian() -> tuple[str, list[str]]:
-    """Name and recipe of the base built from Debian's packages. The name depends on the recipe."""
+    """Returns the name and the recipe of the base image that is built from Debian's packages. The name depends on
+    the recipe.
+    """
     recipe = ["mmdebstrap", "--quiet", *OPTIONS, f"--include={','.join(PACKAGES)}", SUITE]
     digest = hashlib.sha256("\n".join(recipe).encode()).hexdigest()[:12]
     return f"localhost/replays-ingest-base:{SUITE}-{digest}", recipe

@@ -1,4 +1,4 @@
-"""Runs programs with a time limit. All processes that a program started are ended with it."""
+"""Runs programs with a time limit. When a program ends or is ended, so are all processes that it started."""
 
 from __future__ import annotations
 

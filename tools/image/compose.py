@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 
 VARIABLE = re.compile(r"\$\$|\$\{(?P<name>\w+)(?::-(?P<default>[^}]*)|:\?[^}]*)?\}")
-# Keys for the start order and network of containers, which are started explicitly here, in the host's network.
+# These keys define the start order and the network of containers. They are not needed, because containers are
+# started explicitly, in the host's network.
 IGNORED = {"build", "image", "depends_on", "restart", "ports"}
 SECONDS = re.compile(r"(\d+)s")
 NAMED_VOLUME = re.compile(r"[a-z]+")
@@ -35,7 +36,7 @@ class Service:
     options: tuple[str, ...] = ()
 
     def moved(self, addresses: Mapping[str, str], ports: Mapping[int, int]) -> Service:
-        """The service with other addresses of servers, and with free ports of the host."""
+        """Returns the service with other server addresses, and with free ports of the host."""
 
         def port(text: str) -> str:
             return re.sub(r":(\d+)\b", lambda found: f":{ports.get(int(found[1]), found[1])}", text)
@@ -60,7 +61,7 @@ def not_ours(path: Path, variables: Mapping[str, str]) -> list[str]:
 
 
 def left_behind(service: Service, hosts: set[str]) -> list[str]:
-    """Variables that still name a container of docker-compose.yml which does not exist here."""
+    """Returns the variables that still name a container of docker-compose.yml that does not exist here."""
     words = {
         name: set(re.split(r"[^\w.-]+", re.sub(r"^\w+://", "", value)))
         for name, value in service.environment.items()
@@ -111,7 +112,7 @@ def _service(name: str, service: Mapping[str, Any]) -> Service:
 
 
 def _directory(name: str, volume: str) -> str:
-    """The directory of a named volume. Here it is an anonymous one, which is removed with its container."""
+    """Returns the directory of a named volume, which is anonymous here and is removed with its container."""
     source, _, directory = volume.partition(":")
     if not NAMED_VOLUME.fullmatch(source) or not directory.startswith("/"):
         raise ValueError(f"{name}: {volume} is not a named volume")

@@ -20,7 +20,7 @@ FILES_MAX, PROCESSES_MAX = 1_048_576, 4096
 
 
 def limits() -> list[str]:
-    """Options for the limits of open files and processes, which do not exceed those of this process."""
+    """Returns options that limit open files and processes to at most the limits of this process."""
     found = []
     for name, kind, most in (
         ("nofile", resource.RLIMIT_NOFILE, FILES_MAX),
@@ -33,7 +33,7 @@ def limits() -> list[str]:
 
 
 class Engine:
-    """Podman. All containers have one label, by which `close` removes them."""
+    """Podman. All containers have the same label, by which `close` finds and removes them."""
 
     def __init__(self, clock: Clock, label: str) -> None:
         program = shutil.which("podman")
@@ -45,7 +45,7 @@ class Engine:
         self.clock = clock
 
     def call(self, *arguments: str, seconds: float = CALL_SECONDS_MAX) -> subprocess.CompletedProcess[str]:
-        """Runs `podman ARGUMENTS`, whatever its exit code. Raises NotDone on timeout."""
+        """Runs `podman ARGUMENTS` and accepts any exit code. Raises NotDone on timeout."""
         at_most = self.clock.left(seconds)
         try:
             return call([*self._command, *arguments], at_most)

@@ -16,7 +16,7 @@ class NotDone(Exception):
 
 
 class Failed(Exception):
-    """The image was built but does not work as it should. The message describes the problem."""
+    """The image was built but does not work correctly. The message describes the problem."""
 
 
 @dataclass(slots=True)
@@ -63,6 +63,6 @@ class Lines:
 
 
 def last_line(text: str) -> str:
-    """The last non-empty line of an output, used as the reason for a failure."""
+    """Returns the last non-empty line of an output, which is used as the reason for a failure."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "no output"

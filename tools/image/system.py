@@ -23,7 +23,7 @@ from tools.image.compose import Service, left_behind
 from tools.image.engine import Engine
 from tools.image.outcome import Failed, Lines, last_line
 
-SEGMENTS_MAX, RATE = 20_000, 30.0  # the load ends once both have been replaced
+SEGMENTS_MAX, RATE = 20_000, 30.0  # the load ends once worker and reader have been replaced
 PORTS = (9464, 9465, 5555)
 READY_SECONDS_MAX, COMMITTED_SECONDS_MAX, COMMAND_SECONDS_MAX = 60.0, 60.0, 60.0
 FLOWER_PASSWORD = "only-for-this-trial"
@@ -33,7 +33,7 @@ C_EXTENSION = "import google_crc32c; print(google_crc32c.implementation)"
 
 
 def breaches(status: str, mounts: str) -> list[str]:
-    """Excess privileges of a container's first process, from its /proc/PID/status and mounts."""
+    """Returns the excess privileges of a container's first process, from its /proc/PID/status and mounts."""
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     root = [line.split()[3].split(",") for line in mounts.splitlines() if line.split()[1] == "/"]
     found = []
@@ -52,8 +52,8 @@ def breaches(status: str, mounts: str) -> list[str]:
 
 
 class System:
-    """Containers of the image with a stack. `hosts`: names that resolve only in the network of the Compose
-    file."""
+    """The containers of the image, which use the servers of a stack. `hosts`: names that resolve only in the
+    network of the Compose file."""
 
     def __init__(
         self,

@@ -4,13 +4,13 @@ reverse order.
     python -m tools.mixed --minutes 5    (make mixed-versions)
     python -m tools.mixed --minutes 5 --planted formats
 
-The previous release is built from git into a separate environment. Readers and workers of both releases share one
+The previous release is built from git in a separate environment. Readers and workers of both releases share one
 Kafka, Redis, schema and consumer group. In each phase they are replaced one after another with SIGTERM, under
 load. At the end, every sink is compared with the produced messages.
 
-`--planted formats` uses the current code as the old release, and two patched copies of it as newer releases: one
-only adds fields to the formats, the other also raises the format versions. With `--planted lossy` the new release
-loses rows, and the run must fail.
+`--planted formats` uses the current code as the old release, and two patched copies of it as newer releases: the
+first copy only adds fields to the formats, and the second also raises the format versions. With `--planted lossy`
+the new release loses rows, and the run must fail.
 
 The exit code is 0 if every check passed, or if this clone has no previous release (1 if the variable CI is set); 1
 if a check failed; and 130 if the run was interrupted.

@@ -1,4 +1,4 @@
-"""Extracts from the logs of readers which batches were parked and refused, and which messages were read again."""
+"""Extracts parked and refused batches, and messages that were read again, from the logs of readers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Parked:
 
     @property
     def seconds(self) -> float | None:
-        """Time from parking to commit; None if the batch was never committed."""
+        """The time from parking to commit, or None if the batch was never committed."""
         return None if self.committed_at is None else max(0.0, self.committed_at - self.at)
 
 
@@ -44,7 +44,7 @@ class Repeated:
 
 
 def parked(lines: Lines, commits: Sequence[Commit]) -> list[Parked]:
-    """Each batch that was parked, once. `lines`: log lines of all readers."""
+    """Returns each batch that was parked, once. `lines`: log lines of all readers."""
     first: dict[str, tuple[float, str]] = {}
     for line in lines:
         if line.get("event") != "batch_parked":
@@ -57,7 +57,7 @@ def parked(lines: Lines, commits: Sequence[Commit]) -> list[Parked]:
 
 
 def _committed_at(batch: str, commits: Sequence[Commit]) -> float | None:
-    """Time at which a reader first committed the end of the batch."""
+    """Returns the time at which a reader first committed the end of the batch."""
     _, partition, _, stop = batch.rsplit("-", 3)
     covering = [
         commit

@@ -1,8 +1,8 @@
-"""Builds a release into a separate environment, with its wheel unpacked.
+"""Builds a release in a separate environment, with its wheel unpacked.
 
 The environment has its own interpreter and copy of `ingest` and `tasks`; a `.pth` file adds the libraries of this
-environment. Libraries that the release pins to other versions are installed into it. If all pins are equal,
-nothing is downloaded.
+environment. Libraries that the release pins to other versions are installed into its environment. If all pins are
+equal, nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Release:
 
 
 def released(release: Released, cache: Path = CACHE) -> Release:
-    """The release of a commit, which is built at its first use. Raises BuildFailed."""
+    """Returns the release of a commit, which is built at its first use. Raises BuildFailed."""
     place = cache / f"{release.version}-{release.commit[:12]}-{sys.implementation.cache_tag}"
     if not place.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def build(tree: Path, into: Path) -> Installation:
 
 
 def other_pins(theirs: str, ours: str) -> list[str]:
-    """The pins of a release that differ from ours, as requirements."""
+    """Returns the pins of a release that differ from ours, as requirements."""
     return sorted(_pins(theirs) - _pins(ours))
 
 

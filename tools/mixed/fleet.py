@@ -1,5 +1,5 @@
 """Starts readers and workers of two releases, replaces them one after another under load, and checks which release
-each runs.
+each process runs.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class MixedFleet:
     def stop(self, name: str) -> None:
         """Ends a process with SIGTERM and records its exit code. Raises LocalError.
 
-        A worker that does not end is killed, as by an orchestrator after the grace period.
+        A worker that does not end is killed, as an orchestrator does after the grace period.
         """
         child = self.fleet.children[name]
         try:
@@ -82,12 +82,12 @@ class MixedFleet:
         return {name: child for name, child in self.fleet.children.items() if name.startswith("reader")}
 
     def check(self) -> str:
-        """The finding of `replays-ingest check` of the new release about mixed releases. Raises LocalError."""
+        """Returns what the new release's `check` command reports about mixed releases. Raises LocalError."""
         findings = json.loads(self._command(Which.NEW, "check", "--json", may_fail=True))
         return " ".join(one["said"] for one in findings if one["name"] == "releases")
 
     def _start(self, name: str, which: Which) -> Callable[[], None]:
-        """Starts a process. Returns a function that waits until it is up."""
+        """Starts a process. Returns a function that waits until the process is up."""
         self.fleet.installations[name] = self.releases[which].installation
         self._running[name] = which
         if name.startswith("worker"):

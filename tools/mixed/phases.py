@@ -38,7 +38,7 @@ class Phase:
 
     @property
     def is_mixed(self) -> bool:
-        """True if the phase has processes of different releases."""
+        """True if processes of different releases run in the phase."""
         return len({*self.readers, *self.workers}) > 1
 
 

@@ -1,4 +1,4 @@
-"""Newer releases that do not exist yet, made from the current code with a few patches.
+"""Makes newer releases that do not exist yet from the current code, with a few patches.
 
 As long as the previous release and the current code use the same formats, they cannot test a change of formats.
 `ADDITIVE` adds a field to the manifest, a field to the cut record, and a column with values. `NEWER` also raises
@@ -98,7 +98,7 @@ def apply(patch: Patch, tree: Path) -> None:
 
 
 def _label(project: Path, kind: Kind) -> str:
-    """Gives the copy its own version number, and returns it."""
+    """Gives the copy its own version number, and returns that number."""
     text = project.read_text()
     found = re.search(r'^version = "([^"]+)"$', text, re.MULTILINE)
     if found is None:

@@ -18,7 +18,7 @@ GIT_SECONDS_MAX = 60
 
 
 class NoRelease(Exception):
-    """There is no earlier release in this checkout. The message says why and what to do."""
+    """There is no earlier release in this checkout. The message states the reason and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def _tagged(root: Path) -> Iterator[Released]:
 
 
 def previous(root: Path = ROOT) -> Released:
-    """The newest release before the checked-out commit. Raises NoRelease."""
+    """Returns the newest release before the checked-out commit. Raises NoRelease."""
     head = git(root, "rev-parse", "HEAD")
     if head is None:
         raise NoRelease(

@@ -18,8 +18,9 @@ VIOLATIONS_SHOWN_MAX = 20
 class Line:
     """The result of one phase.
 
-    `parked`: number of parked batches; `refused`: those of them that workers refused because of their version.
-    `duplicates`: duplicates that remain after de-duplication; None if some were found, but their phase is unknown.
+    `parked`: number of parked batches; `refused`: number of parked batches that workers refused because of their
+    version. `duplicates`: duplicates that remain after de-duplication; None if some were found, but their phase is
+    unknown.
     """
 
     phase: Phase

@@ -1,4 +1,6 @@
-"""Runs the phases once. Messages are produced during all phases; at the end every sink is compared with them."""
+"""Runs the phases once. Messages are produced during all phases. At the end, the contents of every sink are
+compared with these messages.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ SETTINGS = {
     **SHORT_TIMES,
     "REPLAYS_BATCH_MESSAGES_MAX": "20",
     "REPLAYS_HEARTBEAT_SECONDS": "1",
-    "REPLAYS_LOG_LEVEL": "info",  # the fleet overrides this for readers with `STEPS_LOGGED`
+    "REPLAYS_LOG_LEVEL": "info",  # for readers, the fleet overrides this with `STEPS_LOGGED`
 }
 
 
@@ -67,7 +69,7 @@ class _Window:
 
 
 class Run:
-    """A run with a started stack. `mixed`: the processes; `directory`: for the manifests."""
+    """A run with a started stack. `mixed`: the processes; `directory`: directory for the manifests."""
 
     def __init__(
         self,
@@ -250,12 +252,12 @@ class _Traffic:
             raise LoadError(self._error)
 
     def wait_flowing(self) -> None:
-        """Waits for the first messages. Raises LoadError."""
+        """Waits until the first messages have been produced. Raises LoadError."""
         if not self._flows.wait(FLOWING_SECONDS_MAX) or self._error:
             raise LoadError(self._error or f"no message was accepted within {FLOWING_SECONDS_MAX:g} s")
 
     def _produce(self) -> None:
-        seed = self._plan.seed * 1000 + self._number  # so that each phase has other messages
+        seed = self._plan.seed * 1000 + self._number  # so that each phase has different messages
         try:
             self.produced = produce(
                 self._settings,

@@ -1,7 +1,7 @@
-"""The pages in `tests/recordings/pages` as they were at two moments of each recording.
+"""Reproduces the pages in `tests/recordings/pages` as they were at two moments of each recording.
 
-A page is served without an SDK, and the actions that its recording has up to a moment are repeated in it.
-`facts.json` has the times; what each action did is in `MOMENTS`.
+A page is served without an SDK, and the recorded actions up to the given moment are repeated in it. `facts.json`
+has the times of the actions, and `MOMENTS` has the code that repeats them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from playwright.sync_api import Browser, Page
 
 RECORDED = Path(__file__).parents[2] / "tests" / "recordings"
 VIEWPORT: Any = {"width": 1024, "height": 768}
-# Stands in for the SDK: the pages call it, and nothing is recorded.
+# Replaces the SDK: the pages call these functions, and nothing is recorded.
 STUB = b"window.startSentry = () => {}; window.Sentry = new Proxy({}, { get: () => () => {} });"
-# The canvas page draws ten times per second; frames are drawn by hand instead.
+# The canvas page draws ten times per second. Here, frames are drawn explicitly instead.
 NO_TIMERS = "window.setInterval = () => 0;"
 EMOJI = "family 👨‍👩‍👧 flag 🏳️‍🌈 astral 𝒳 lone? ok"
 Act = Callable[[Page, int], None]
@@ -31,7 +31,7 @@ Act = Callable[[Page, int], None]
 class Moment:
     """One moment: its name, milliseconds after the start in `facts.json`, and the actions until then.
 
-    The actions get the page and the number of frames that the played page shows.
+    The actions receive the page and the number of frames that the played page shows.
     """
 
     name: str
@@ -81,7 +81,7 @@ MOMENTS: dict[str, tuple[Moment, Moment]] = {
 
 
 def facts(name: str) -> Any:
-    """The contents of a recording's facts.json."""
+    """Returns the contents of a recording's facts.json."""
     return json.loads((RECORDED / name / "facts.json").read_bytes())
 
 
@@ -119,7 +119,9 @@ def served() -> Iterator[str]:
 
 @contextmanager
 def original(browser: Browser, address: str, name: str, moment: Moment, frames: int = 0) -> Iterator[Page]:
-    """The original page of a recording at a moment. Files of other servers are not loaded, as in the player."""
+    """Returns the original page of a recording at a moment. As in the player, files of other servers are not
+    loaded.
+    """
     page = browser.new_page(viewport=VIEWPORT)
     try:
         page.route(lambda url: not url.startswith((address, "data:", "about:")), lambda route: route.abort())

@@ -1,4 +1,4 @@
-"""`replays-ingest try` as a process, for programs that use its pages."""
+"""Runs `replays-ingest try` as a process, for programs that use its pages."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 
 @contextmanager
 def trying() -> Iterator[Any]:
-    """Runs the command on a free port until the block ends, then stops it with Ctrl-C. Returns what it printed;
-    after the block, `said` has its progress.
+    """Runs the command on a free port until the block ends, then stops it with Ctrl-C. Yields the command's JSON
+    output; after the block, `said` has its progress messages.
 
-    Raises RuntimeError if it does not start, or does not end cleanly.
+    Raises RuntimeError if the command does not start, or does not end cleanly.
     """
     command = [sys.executable, "-m", "ingest.cli", "try", "--port", "0", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -1,9 +1,10 @@
-"""Original and played page side by side, for every recording in `tests/recordings` at two moments.
+"""Shows original and played page side by side, for every recording in `tests/recordings` at two moments.
 
     python -m tools.pictures.sides DIRECTORY
 
 The recordings pass through the whole system (`replays-ingest try`) and are played in its pages. Writes one PNG per
-recording and moment, and prints the elements that differ (`structure.py`). Exit code 1 if any do.
+recording and moment, and prints the elements that differ (`structure.py`). The exit code is 1 if any element
+differs.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from tools.pictures.structure import differences, structure
 
 STORED_SECONDS_MAX = 60.0
 SETTLE_MS = 500
-# Wide enough that the player shows a page of 1024 pixels without making it smaller.
+# The window is wide enough for the player to show a page of 1024 pixels without scaling it down.
 VIEWER: Any = {"width": 1560, "height": 1300}
 
 
 def values(name: str) -> list[bytes]:
-    """The Kafka values of a recording."""
+    """Returns the Kafka values of a recording."""
     return [path.read_bytes() for path in sorted((RECORDED / name).glob("segment-*.msgpack"))]
 
 
@@ -53,7 +54,7 @@ def address_of(name: str) -> str:
 
 
 def wait_until_stored(page: Page, state: Any, name: str) -> None:
-    """Waits until the pages list every segment as stored."""
+    """Waits until the web pages list every segment as stored."""
     url = f"{state['replays']}/api/replays/{address_of(name)}"
     ends_at = time.monotonic() + STORED_SECONDS_MAX
     while time.monotonic() < ends_at:
@@ -66,7 +67,7 @@ def wait_until_stored(page: Page, state: Any, name: str) -> None:
 
 
 def played(page: Page, pages: str, address: str, name: str, moment: Moment) -> Frame:
-    """The recording at a moment, in the replay page. `pages`: address of the web pages."""
+    """Opens the recording at a moment, in the replay page. `pages`: address of the web pages."""
     timeline = page.request.get(f"{pages}/api/replays/{address}/timeline").json()
     seconds = (facts(name)["start"] + moment.after_ms - timeline["start_ms"]) / 1000
     page.goto("about:blank")
@@ -85,14 +86,14 @@ def played(page: Page, pages: str, address: str, name: str, moment: Moment) -> F
 
 
 def frames_shown(frame: Frame) -> int:
-    """The number of the last frame of the canvas page; 0 for other pages."""
+    """Returns the number of the last frame of the canvas page, or 0 for other pages."""
     counter = frame.locator("#fr")
     words = counter.inner_text().split() if counter.count() else []
     return int(words[-1]) if words else 0
 
 
 def side_by_side(browser: Browser, name: str, moment: Moment, before: bytes, after: bytes, path: Path) -> None:
-    """Writes both pictures into one."""
+    """Writes the two pictures side by side into one file."""
     pictures = ((f"{name}, moment {moment.name}: original", before), ("played", after))
     data = [(text, base64.b64encode(png).decode()) for text, png in pictures]
     images = "".join(
@@ -110,7 +111,7 @@ def side_by_side(browser: Browser, name: str, moment: Moment, before: bytes, aft
 
 
 def compare(browser: Browser, page: Page, state: Any, pages: str, name: str, directory: Path) -> list[str]:
-    """Pictures of one recording, and the elements that differ."""
+    """Takes the pictures of one recording, and returns the elements that differ."""
     wait_until_stored(page, state, name)
     found: list[str] = []
     for moment in MOMENTS[name]:

@@ -1,4 +1,6 @@
-"""What a page shows, as comparable rows: text, position, size and colours, through shadow roots and frames."""
+"""Describes what a page shows as comparable rows: text, position, size and colours, including shadow roots and
+frames.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,8 @@ from typing import Any
 from playwright.sync_api import Frame
 
 PIXELS_MAX = 1.0
-# Masked text and blocked elements are meant to differ. The SDK also blocks frames without an address. A half
-# surrogate is drawn as a replacement character, as which it is played.
+# Masked text and blocked elements are meant to differ. The SDK also blocks frames without an address. A lone
+# surrogate is drawn, and also played, as a replacement character.
 _ROWS = """() => {
   const rows = [];
   const skipped = new Set(["SCRIPT", "STYLE", "LINK", "META", "TITLE", "HEAD", "NOSCRIPT", "TEMPLATE", "BASE"]);
@@ -53,13 +55,13 @@ class Row:
 
 
 def structure(frame: Frame) -> list[Row]:
-    """The visible elements of a page in document order."""
+    """Returns the visible elements of a page in document order."""
     rows: list[dict[str, Any]] = frame.evaluate(_ROWS)
     return [Row(r["path"], r["text"], tuple(r["box"]), tuple(r["look"]), tuple(r["state"])) for r in rows]
 
 
 def differences(played: list[Row], original: list[Row]) -> list[str]:
-    """One line per element that differs, or is in one of the pages only."""
+    """Returns one line per element that differs, or is in only one of the pages."""
     ours, theirs = _by_path(played), _by_path(original)
     found = [f"not played: {path}" for path in theirs if path not in ours]
     found += [f"only played: {path}" for path in ours if path not in theirs]
@@ -77,7 +79,7 @@ def differences(played: list[Row], original: list[Row]) -> list[str]:
 
 
 def _by_path(rows: list[Row]) -> dict[str, Row]:
-    """Rows by path; equal paths are numbered in document order."""
+    """Returns rows by path; equal paths are numbered in document order."""
     found: dict[str, Row] = {}
     for row in rows:
         path, number = row.path, 1

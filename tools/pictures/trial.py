@@ -1,4 +1,5 @@
-"""Pictures of `replays-ingest try`, from the start of the command to watching oneself, with the time of each.
+"""Takes pictures of `replays-ingest try`, from the start of the command to the played recording, and prints the
+time of each.
 
     python -m tools.pictures.trial docs/images
 
@@ -24,7 +25,7 @@ RAGE_CLICKS = 7
 
 
 def use_the_shop(page: Page) -> None:
-    """What a visitor does."""
+    """Performs the steps of a visitor."""
     page.locator("#items button").first.click()
     page.locator("#items button:enabled").nth(2).click()
     box = page.locator("#gift").bounding_box()
@@ -58,7 +59,7 @@ def main() -> int:
         page.locator("#items button").first.wait_for()
         told("the shop is open")
         use_the_shop(page)
-        # Hiding the caret would change the page, which would then have reacted to the clicks.
+        # Hiding the caret would change the page, and the SDK would treat that change as a reaction to the clicks.
         page.screenshot(path=directory / "try-shop.png", caret="initial")
         told("the shop was used; Watch yourself is pressed")
         page.locator("#watch").click()

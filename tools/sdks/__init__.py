@@ -1,1 +1,3 @@
-"""Live comparison of facts: the shop of `replays-ingest try`, recorded by any version of the SDK for browsers."""
+"""Compares stored facts with the actions performed in the shop of `replays-ingest try`, live, with any version of
+the SDK for browsers.
+"""

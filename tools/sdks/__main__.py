@@ -59,14 +59,14 @@ def recorded(context: BrowserContext, trial: Any, sdk: Sdk) -> list[Line]:
 
 
 def signed_in(browser: Browser, trial: Any) -> BrowserContext:
-    """A browser that has used the printed link."""
+    """Opens a browser context that is signed in through the printed link."""
     context = browser.new_context(viewport={"width": VIEWPORT_WIDTH, "height": VIEWPORT_HEIGHT})
     context.request.get(trial["link"])
     return context
 
 
 def table(lines: Sequence[Line]) -> str:
-    """The lines as a Markdown table, by fact, with the versions that have equal lines."""
+    """Returns the lines as a Markdown table by fact, with the versions that have equal lines."""
     versions: dict[Comparison, list[str]] = {}
     for line in lines:
         versions.setdefault(line.compared, []).append(line.version)

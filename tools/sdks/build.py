@@ -16,7 +16,7 @@ OPTIONS = ("--bundle", "--format=iife", "--global-name=Sentry", "--minify", "--t
 
 
 class BuildError(Exception):
-    """A version could not be built. The message has one line."""
+    """A version could not be built. The message is one line."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Facts in BigQuery, and rage clicks on the timeline, against what was done in the page."""
+"""Compares facts in BigQuery, and rage clicks on the timeline, with what was done in the page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOTHING = "none"
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One kind of fact. `reason`: why the difference is correct; "" if there is none."""
+    """The comparison of one kind of fact. `reason`: why a difference is correct, or "" if no reason is known."""
 
     kind: str
     did: str
@@ -36,12 +36,12 @@ class Comparison:
 
     @property
     def is_accepted(self) -> bool:
-        """True if equal, or different for a stated reason."""
+        """True if the values are equal, or differ for a stated reason."""
         return self.is_equal or bool(self.reason)
 
 
 def facts_of(settings: Settings, replay_id: str) -> Facts:
-    """Type and attributes of each fact in BigQuery."""
+    """Returns the type and attributes of each fact in BigQuery."""
     connected = client(settings)
     try:
         rows = connected.query_and_wait(
@@ -55,7 +55,7 @@ def facts_of(settings: Settings, replay_id: str) -> Facts:
 
 
 def sdk_version_of(settings: Settings, replay_id: str) -> str:
-    """The version of the only SDK that sent this replay."""
+    """Returns the version of the only SDK that sent this replay."""
     connected = clickhouse(settings)
     try:
         ((version,),) = connected.query(
@@ -68,7 +68,7 @@ def sdk_version_of(settings: Settings, replay_id: str) -> str:
 
 
 def compared(facts: Facts, done: Done) -> list[Comparison]:
-    """One comparison per kind of fact."""
+    """Returns one comparison per kind of fact."""
     clicked = Counter(_element(about) for kind, about in facts if kind == "ui.click")
     single = {name: count for name, count in done.clicks.items() if name not in done.bursts}
     rage = Counter(_element(about) for kind, about in facts if kind == "ui.rageClick")
@@ -94,7 +94,7 @@ def compared(facts: Facts, done: Done) -> list[Comparison]:
 
 
 def on_the_timeline(page: Page, done: Done) -> Comparison:
-    """The number of clicks of each rage click, as the open page of the replay shows it."""
+    """Returns the number of clicks of each rage click, as shown on the open page of the replay."""
     marks = page.locator("#marks [data-kind=rage_click]")
     marks.first.wait_for()
     shown = [int(number) for text in marks.all_inner_texts() for number in re.findall(r"clicks (\d+),", text)]
@@ -103,7 +103,9 @@ def on_the_timeline(page: Page, done: Done) -> Comparison:
 
 
 def _repeated(done: Done, clicked: Counter[str]) -> Comparison:
-    """Click rows of elements with bursts: at least one per burst and one per single click."""
+    """Compares the click rows of elements with bursts. There must be at least one row per burst and one per single
+    click.
+    """
     did = {name: count + done.clicks[name] for name, count in done.bursts.items()}
     stored = {name: clicked[name] for name in done.bursts}
     within = all(1 + done.clicks[name] <= stored[name] <= did[name] for name in did)
@@ -115,7 +117,7 @@ def _element(about: Mapping[str, Any]) -> str:
 
 
 def _input(about: Mapping[str, Any]) -> str:
-    """The id of the element that the selector ends with."""
+    """Returns the id of the element that the selector ends with."""
     return re.sub(r"^.*#", "", re.sub(r"[.\[].*$", "", re.sub(r"^.*> ", "", about["selector"])))
 
 

@@ -1,7 +1,8 @@
-"""A visitor of the shop of `replays-ingest try`: what was done in the page, and what the browser saw.
+"""Simulates a visitor of the shop of `replays-ingest try`, and records what was done in the page and what the
+browser reported.
 
-Clicks and inputs are those of the driver. Requests, console and navigation come from the browser, not from the
-SDK.
+Clicks and inputs are recorded by this driver. Requests, console messages and navigation are reported by the
+browser, not by the SDK.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ STEP_SECONDS_MAX = 60.0
 
 
 def path_of(url: str) -> str:
-    """The URL without scheme and host."""
+    """Returns the URL without scheme and host."""
     return re.sub(r"^https?://[^/]+", "", url)
 
 
@@ -51,12 +52,12 @@ class Done:
             self.statuses[answer.request.method, path, answer.status] += 1
 
     def _message(self, message: ConsoleMessage) -> None:
-        if message.args:  # the browser's own messages about failed requests have none
+        if message.args:  # the browser's own messages about failed requests have no location
             self.console.append((message.type, message.text))
 
     def _navigated(self, frame: Frame) -> None:
         path = path_of(frame.url)
-        if path.startswith("/?"):  # the shop's parts; loads of whole pages are not navigation within it
+        if path.startswith("/?"):  # parts of the shop; loading a whole page is not a navigation within the shop
             self.navigation.append(path)
 
     def click(self, page: Page, selector: str) -> None:
@@ -65,12 +66,12 @@ class Done:
         self.clicks[_element(selector)] += 1
 
     def click_in_rage(self, page: Page, selector: str) -> None:
-        """Several clicks within a second."""
+        """Clicks an element several times within a second."""
         page.locator(selector).click(click_count=RAGE_CLICKS, delay=20)
         self.bursts[_element(selector)] += RAGE_CLICKS
 
     def type(self, page: Page, selector: str, text: str) -> None:
-        """Keys, one after the other."""
+        """Presses keys one after the other."""
         page.locator(selector).press_sequentially(text)
         self.inputs.add(_element(selector))
 
@@ -80,7 +81,7 @@ def _element(selector: str) -> str:
 
 
 def use_the_shop(page: Page, done: Done) -> None:
-    """Adds to the cart, reads it, types, fails to check out, draws, and clicks in rage on what is broken."""
+    """Adds to the cart, opens it, types, fails to check out, draws, and rage-clicks on a broken element."""
     page.locator("#items button").first.wait_for()
     for tea in ("add-green", "add-pot", "add-green"):
         with page.expect_response("**/shop/cart"):
@@ -99,18 +100,18 @@ def use_the_shop(page: Page, done: Done) -> None:
     with page.expect_response("**/shop/checkout"):
         done.click(page, "#checkout")
     page.get_by_text("Something went wrong").wait_for()
-    done.click_in_rage(page, "#coupon")  # any change of the page would be its reaction to these
+    done.click_in_rage(page, "#coupon")  # the SDK would treat any change of the page as a reaction to these clicks
 
 
 def click_in_vain(page: Page, done: Done) -> None:
-    """Waits until the SDK has classified the rage clicks, and clicks once more on what is broken."""
+    """Waits until the SDK has classified the rage clicks, and clicks once more on the broken element."""
     page.evaluate("() => new Promise((resolve) => addEventListener('verdict', resolve, { once: true }))")
     done.click(page, "#coupon")
     done.dead["coupon"] += 1
 
 
 def watched(page: Page, address: str, replays: str, done: Done, steps: Callable[[Page, Done], None]) -> str:
-    """Opens the shop, does the steps, presses "Watch yourself".
+    """Opens the shop, performs the steps, and presses "Watch yourself".
 
     Returns the replay id once every sink has the replay, whose page is then open.
     """

@@ -3,9 +3,9 @@
     python -m tools.spec                       (make spec)
     python -m tools.spec --logs .chaos         (make spec LOGS=.chaos), the readers' logs of a chaos run
 
-First, SPIN tries every order of the actions in spec/commit_protocol.pml. No order may violate an assertion, each
-must end, and at its end everything must be committed. Then the histories of simulated worlds, or those in the logs
-of real readers, are replayed; the specification must allow each of their actions.
+First, SPIN tries every order of the actions in spec/commit_protocol.pml. No order may violate an assertion. Each
+order must end, and at its end everything must be committed. Then the histories of simulated worlds, or those in
+the logs of real readers, are replayed; the specification must allow each of their actions.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def exhausted(directory: Path, faults: int | None) -> bool:
-    """Runs both searches. Prints one line for each."""
+    """Runs both searches. Prints one line for each search."""
     holds = True
     claims = {
         False: "no assertion is violated, and everything is committed in the end",
@@ -72,7 +72,7 @@ def _sources(options: argparse.Namespace) -> Iterator[tuple[str, list[Step]]]:
 
 
 def replayed(checker: spin.Checker, sources: Iterator[tuple[str, list[Step]]]) -> bool:
-    """Replays every history of every partition. Prints refused actions with the actions before them."""
+    """Replays every history of every partition. Prints each refused action with the actions before it."""
     count, actions, refused, readers = 0, 0, 0, set[str]()
     for name, steps in sources:
         readers |= {f"{name} {step['reader']}" for step in steps}

@@ -1,8 +1,8 @@
 """Converts the logged steps of readers to actions of the specification, by partition.
 
-Readers cannot observe all actions of the specification. The others are added here, as late as possible: the group
-reassigns a partition, or a worker writes and marks the items that a completion reports. The search determines when
-the broker stored a commit. Offsets become ranks, because only their order matters.
+Readers cannot observe all actions of the specification. Actions that they cannot observe are added here, as late
+as possible: the group reassigns a partition, or a worker writes and marks the items that a completion reports. The
+search determines when the broker stored a commit. Offsets become ranks, because only their order matters.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ingest.observe.steps import Step
 READERS_MAX = 6
 SLOTS = 4  # maximum number of commits of one reader that have an unknown result at the same time
 STAGES = {"blobs": 2, "rows": 1}
-# Reasons for which a batch may end inside a range recorded by a former owner.
+# Reasons for a cut that allow a batch to end inside a range recorded by a former owner.
 PARTS = frozenset({"bytes", "drain", "planned"})
 END_OF_LOG = 1 << 62
 
@@ -31,7 +31,7 @@ ACTIONS = (
 
 
 class Unreadable(Exception):
-    """The steps are not those of a complete run, so there is no history."""
+    """The steps do not form a complete run, so there is no history."""
 
 
 class Action(NamedTuple):
@@ -82,7 +82,7 @@ class _Life:
         return next((end for end in self.plan if end > self.taken), None)
 
     def is_empty(self, start: int, stop: int) -> bool:
-        """True if every offset of the range is known to have no items."""
+        """Returns True if every offset of the range is known to have no items."""
         for low, high in sorted(self.nothing):
             if low <= start < high:
                 start = high
@@ -90,7 +90,7 @@ class _Life:
 
 
 def partitions(steps: Iterable[Step]) -> dict[int, list[Step]]:
-    """The steps of each partition, in the order of the run."""
+    """Returns the steps of each partition, in the order of the run."""
     found: dict[int, list[Step]] = {}
     for step in steps:
         found.setdefault(int(step["partition"]), []).append(step)
@@ -119,8 +119,8 @@ def histories(steps: Sequence[Step]) -> Iterator[list[Step]]:
 
 def _without_late_assignments(steps: Sequence[Step]) -> list[Step]:
     """Leaves out assignments that the group had already revoked when their reader handled them, for example
-    because it was suspended. Such a reader sent at most commits, none of which is known to be stored, and lost the
-    partition.
+    because the reader was suspended. Such a reader sent nothing but commits, none of which is known to be stored,
+    and lost the partition.
 
     Otherwise the steps of the actual owner would look like those of a former owner. If such a commit was stored
     after all, the next owner reads a record that no other reader wrote, which is refused.
@@ -138,7 +138,7 @@ def _without_late_assignments(steps: Sequence[Step]) -> list[Step]:
 
 
 class History:
-    """The actions of one partition. Built once, from steps in the order of the run."""
+    """The actions of one partition. They are built once, from steps in the order of the run."""
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self.actions: list[Action] = []
@@ -155,7 +155,7 @@ class History:
 
     @property
     def ranks(self) -> list[int]:
-        """Every offset that occurs in an action, ascending. The index of an offset is its rank."""
+        """Returns every offset that occurs in an action, ascending. The index of an offset is its rank."""
         named = {number for action in self.actions for number in _offsets(action)}
         return sorted(named - {END_OF_LOG})
 
@@ -307,7 +307,8 @@ class History:
             self._pass(life, planned)
 
     def _passed_before(self, life: _Life, reader: str, start: int) -> int:
-        """The offset that the reader had passed without a batch before it cut the batch that begins at `start`.
+        """Returns the offset up to which the reader had skipped offsets before it cut the batch that begins at
+        `start`.
 
         Messages are read in order, so the gap has no messages. A batch covers the gap before it, unless recorded
         ends lie in the gap, or a commit of this reader shows that it passed the end of the log there.
@@ -363,7 +364,7 @@ class History:
             self._add("names_end", life, slot, end)
         self._add("names_ends", life, slot, len(ends))
         if not sent.seen or self._owner != str(step["reader"]):
-            # No reader observed that this commit was stored: it was not stored, or was sent too late.
+            # No reader observed that this commit was stored. Either it was not stored, or it was sent too late.
             self._add("refuse" if self._owner == str(step["reader"]) else "fenced", life, slot)
             return
         sent.slot, life.waits = slot, sent

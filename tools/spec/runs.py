@@ -19,8 +19,8 @@ from ingest.testing.simulation.world import World
 LOG_EVENT = "protocol_step"
 
 # Faults excluded from these worlds. A reader that dies between two commands of one decision has performed steps
-# that were not observed. Steps have the time of the world, so the clocks of readers must agree. The specification
-# does not cover brokers with wrong responses, and recreated topics.
+# that were not observed. Steps have the time of the simulated world, so the clocks of readers must agree. The
+# specification does not cover brokers with wrong responses, and recreated topics.
 LEFT_OUT = frozenset(
     {
         Fault.READER_CRASH_MIDWAY,
@@ -34,7 +34,7 @@ LEFT_OUT = frozenset(
 
 
 class _Recorded(World):
-    """A world that records the steps of its readers."""
+    """A simulated world that records the steps of its readers."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)
@@ -49,7 +49,7 @@ class _Recorded(World):
 
 
 def simulated(seed: int) -> list[Step]:
-    """The steps of every reader in the world of this seed. Raises Violation."""
+    """Returns the steps of every reader in the simulated world of this seed. Raises Violation."""
     shape = Shape.draw(seed)
     world = _Recorded(replace(shape, faults=tuple(fault for fault in shape.faults if fault not in LEFT_OUT)))
     world.run()
@@ -57,9 +57,9 @@ def simulated(seed: int) -> list[Step]:
 
 
 def logged(directory: Path) -> list[Step]:
-    """The steps in the logs below a directory, in order of time."""
+    """Returns the steps in the logs below a directory, in order of time."""
     lines = [line for path in sorted(directory.rglob("*.log")) for line in _lines(path)]
-    # As text, a time without a fraction would follow the other times of its second.
+    # If times were sorted as text, a time without a fraction would follow the other times of the same second.
     lines.sort(key=lambda line: datetime.fromisoformat(str(line["timestamp"])))
     return lines
 

@@ -51,13 +51,13 @@ class Verdict:
 
 
 def missing() -> str:
-    """Describes missing programs; empty if all are installed."""
+    """Describes missing programs. The result is empty if all are installed."""
     absent = [name for name in ("spin", "gcc") if shutil.which(name) is None]
     return f"not installed: {', '.join(absent)} (apt-get install spin gcc)" if absent else ""
 
 
 def search(directory: Path, *, faults: int | None = None, ends: bool = False, text: str | None = None) -> Searched:
-    """Searches every order of the actions of the specification. With `ends`, also checks that each order ends.
+    """Searches every order of the actions of the specification. With `ends`, it also checks that each order ends.
 
     `faults`: maximum number of faults, by default that of the specification. `text`: replaces the text of the
     file. Raises SpinFailed.
@@ -68,8 +68,8 @@ def search(directory: Path, *, faults: int | None = None, ends: bool = False, te
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "searched.pml").write_text(source)
     _run(directory, ["spin", "-a", "searched.pml"])
-    # Optimizing takes longer than a search with at most one fault. Without -DSAFETY, SPIN also searches for
-    # cycles.
+    # Compiling with optimization takes longer than a search with at most one fault. Without -DSAFETY, SPIN also
+    # searches for cycles.
     optimized = "-O2" if faults is None or faults > 1 else "-O0"
     _compile(directory, "search", [optimized, "-DNP" if ends else "-DSAFETY"])
     printed = _run(directory, ["./search", f"-m{DEPTH_MAX}", "-w26", *(["-l"] if ends else [])])
@@ -91,7 +91,7 @@ class Checker:
         self._directory = directory
 
     def check(self, history: History) -> Verdict:
-        """Checks one history. Raises SpinFailed, also if the history has too many offsets."""
+        """Checks one history. Raises SpinFailed if SPIN fails, or if the history has too many offsets."""
         needed = len(history.ranks)
         stop = next((size for size in SIZES if size >= needed), None)
         if stop is None:
