@@ -1,5 +1,4 @@
-"""Measures the cost of dispatching a batch to the workers, in Redis and Celery, by batch size. Flush tasks are not
-run.
+"""Measures the cost of dispatching a batch to Redis and Celery, by batch size. Flush tasks are not run.
 
     python -m benchmarks.dispatch [--sizes 1,10,50,100,200,500] [--batches 60] [--json FILE]
 

@@ -1,5 +1,4 @@
-"""Scales readers from 4 to 1 and back to 4 under load, on Apache Kafka, and measures for how long partitions make
-no progress.
+"""Scales readers from 4 to 1 and back to 4 under load, on Apache Kafka, and measures how long partitions stop.
 
     python -m benchmarks.scale_readers
 
