@@ -1,11 +1,12 @@
 """Measures the CPU time per row of the two ways to write to BigQuery, in one run, with the same batch.
 
-    python -m benchmarks.bigquery_write [--rows 10000] [--rounds 7] [--json FILE]
+    python -m benchmarks.bigquery_write [--rows 10000] [--rounds 15] [--json FILE]
 
-Each way writes the staged bytes of a flush task, from decoding to the last response, to a server in another
-process that accepts everything. Only the CPU time of the writing process in the best round counts. A third
-measurement sends rows that are already encoded. It shows what the Storage Write API would cost the worker if the
-reader encoded rows as protobuf.
+A flush task writes its staged bytes, from decoding to the last response, to a server in another process that
+accepts everything: only the CPU of the writing process is counted, all threads. `insert_all` gets rows in JSON,
+`storage` the same rows in protobuf, each as the reader stages them; the third way is `storage` with rows in JSON,
+as an older reader stages them. The reader's share is measured from parsed facts to the staged bytes. All ways take
+turns in every round, and the median of the rounds counts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,21 +23,25 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import msgspec
 from google.cloud.bigquery_storage_v1 import types
 
-from ingest.core.parse.rows import moment
+from ingest.core.model import Blob, Segment, proto_rows
+from ingest.core.parse.rows import Identity, Writer
+from ingest.core.parse.rrweb import Fact
 from ingest.local.servers.processes import HOST, free_port, is_listening, wait_until
 from tasks.settings import Settings
 from tasks.sinks.bigquery.append_record import Unrecorded
 from tasks.sinks.bigquery.sink import BigQuerySink
 from tasks.sinks.bigquery.storage_write import StorageWriteSink
 from tasks.units import MiB
-from tasks.wire import Row, SinkName, decode_items, encode_items
+from tasks.wire import SinkName, decode_items, encode_items
 
 SECONDS_MAX = 60.0
 NOON = 1_795_000_000
 READ_BYTES = MiB
 FACTS_PER_SEGMENT = 20
+INSERT_ALL, STORAGE = "insert_all", "storage"
 _Appended = types.AppendRowsResponse.pb()
 
 
@@ -90,86 +96,96 @@ def serve(http_port: int, grpc_port: int) -> None:
     ThreadingHTTPServer((HOST, http_port), AcceptsAll).serve_forever()
 
 
-def fact(number: int) -> Row:
-    """Returns a row like those of the reader."""
-    replay, segment = f"{number // FACTS_PER_SEGMENT // 10:032x}", number // FACTS_PER_SEGMENT
-    attributes = {"url": "https://example.com/a/b?c=d", "selector": "div > button#buy", "message": 'said "yes" ä'}
-    row = {
-        "row_id": f"{replay}-{segment}-{number}-ui.click",
-        "event_type": "ui.click",
-        "timestamp": moment(NOON + number / 8),
-        "org_id": 1,
-        "project_id": 22,
-        "replay_id": replay,
-        "segment_id": segment,
-        "retention_days": 90,
-        "attributes": json.dumps(attributes, ensure_ascii=False),
-    }
-    return Row("replay_events", f"22-{row['row_id']}", json.dumps(row, separators=(",", ":")).encode(), number)
+class Attributes(msgspec.Struct, gc=False):
+    """Attributes of a fact, as the parser has them."""
+
+    url: str
+    selector: str
+    message: str
 
 
-class Encoded:
-    """Replaces the encoder. It returns rows unchanged, because they are already encoded."""
+def facts_of(rows: int) -> list[list[Fact]]:
+    """The facts of the segments of a batch."""
+    made = []
+    for number in range(rows):
+        attributes = Attributes("https://example.com/a/b?c=d", "div > button#buy", 'said "yes" ä')
+        made.append(Fact("ui.click", NOON + number / 8, attributes))
+    return [made[start : start + FACTS_PER_SEGMENT] for start in range(0, rows, FACTS_PER_SEGMENT)]
 
-    def __init__(self, encoder: Any) -> None:
-        self.descriptor = encoder.descriptor
-        self.encode: Callable[[bytes], bytes] = lambda row: row
 
-
-def microseconds(write: Callable[[], None], rows: int, rounds: int) -> float:
-    """Returns the CPU time of this process per row, over all threads, in the best round."""
+def staged(segments: list[list[Fact]], way: str) -> bytes:
+    """The reader's share: rows of these facts, and the bytes of the flush task."""
     found = []
-    for _ in range(rounds):
-        before = time.process_time()
-        write()
-        found.append((time.process_time() - before) / rows * 1e6)
-    return min(found)
+    for number, facts in enumerate(segments):
+        replay = f"{number // 10:032x}"
+        writer = Writer(Identity(1, 22, replay, number, 90, None, NOON, 0, number))
+        encode: Any = writer.proto_fact if way == STORAGE else writer.fact
+        rows = [encode(fact, index) for index, fact in enumerate(facts)]
+        proto, as_json = (b"".join(rows), ()) if way == STORAGE else (b"", tuple(rows))
+        count = len(rows) if way == STORAGE else 0
+        blob = Blob(replay, b"", number)
+        found.append(Segment(1, 22, replay, number, 90, NOON, (blob,), (), as_json, (), (), 0, proto, count))
+    if way == STORAGE:
+        return encode_items(proto_rows(found))
+    return encode_items([row for segment in found for row in segment.bigquery])
+
+
+def medians(ways: dict[str, Callable[[], object]], rows: int, rounds: int) -> dict[str, float]:
+    """CPU of this process per row, microseconds, all threads."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, act in ways.items():
+            before = time.process_time()
+            act()
+            if number:  # the first round opens connections
+                found[name].append((time.process_time() - before) / rows * 1e6)
+    return {name: statistics.median(each) for name, each in found.items()}
 
 
 def measure(rows: int, rounds: int, http_port: int, grpc_port: int) -> dict[str, float]:
-    """Returns microseconds of CPU time per row, for each way to write."""
-    items = [fact(number) for number in range(rows)]
-    payload = encode_items(items)
+    """Microseconds of CPU per row, by way and process."""
+    segments = facts_of(rows)
+    payloads = {way: staged(segments, way) for way in (INSERT_ALL, STORAGE)}
     settings = Settings(
         bigquery_endpoint=f"http://{HOST}:{http_port}",
         bigquery_storage_endpoint=f"http://{HOST}:{grpc_port}",
         bigquery_write="storage",
     )
-    insert_all, storage, encoded = BigQuerySink(settings), StorageWriteSink(settings), StorageWriteSink(settings)
-    encoders = encoded._writer.get().encoders
-    ready = [
-        Row(item.table, item.id, encoders[item.table].encode(item.json), item.offset)  # type: ignore[arg-type]
-        for item in items
-    ]
-    ready_payload = encode_items(ready)
-    for table, encoder in list(encoders.items()):
-        encoders[table] = Encoded(encoder)  # type: ignore[assignment]
-
-    def appends(sink: StorageWriteSink, staged: bytes) -> None:
-        found: Any = decode_items(SinkName.BIGQUERY, staged)
-        sink.write_recorded(found, range(rows), Unrecorded(), SECONDS_MAX)
+    insert_all, storage = BigQuerySink(settings), StorageWriteSink(settings)
+    everything = list(range(rows))
 
     def inserts() -> None:
-        insert_all.write(decode_items(SinkName.BIGQUERY, payload), "token", SECONDS_MAX)  # type: ignore[arg-type]
+        insert_all.write(decode_items(SinkName.BIGQUERY, payloads[INSERT_ALL]), "token", SECONDS_MAX)  # type: ignore[arg-type]
 
-    ways = {
-        "insert_all": inserts,
-        "storage": lambda: appends(storage, payload),
-        "storage, rows encoded by the reader": lambda: appends(encoded, ready_payload),
-    }
-    result = {name: microseconds(way, rows, rounds) for name, way in ways.items()}
-    for sink in (insert_all, storage, encoded):
+    def appends(payload: bytes) -> None:
+        found: Any = decode_items(SinkName.BIGQUERY, payload)
+        storage.write_recorded(found, everything, Unrecorded(), SECONDS_MAX)
+
+    result = medians(
+        {
+            f"task, {INSERT_ALL}": inserts,
+            f"task, {STORAGE}": lambda: appends(payloads[STORAGE]),
+            f"task, {STORAGE}, rows in JSON": lambda: appends(payloads[INSERT_ALL]),
+            f"reader, {INSERT_ALL}": lambda: staged(segments, INSERT_ALL),
+            f"reader, {STORAGE}": lambda: staged(segments, STORAGE),
+        },
+        rows,
+        rounds,
+    )
+    for way in (INSERT_ALL, STORAGE):
+        result[f"reader and task, {way}"] = result[f"reader, {way}"] + result[f"task, {way}"]
+    for sink in (insert_all, storage):
         sink.close()
-    result["bytes per row, JSON"] = sum(len(item.json) for item in items) / rows
-    result["bytes per row, protobuf"] = sum(len(item.json) for item in ready) / rows
+    for way, payload in payloads.items():
+        result[f"staged bytes, {way}"] = len(payload) / rows
     return result
 
 
 def main() -> None:
     """Prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     ports = free_port(), free_port()
@@ -180,13 +196,12 @@ def main() -> None:
         found = measure(arguments.rows, arguments.rounds, *ports)
     finally:
         server.kill()
-    base = found["insert_all"]
     for name, value in found.items():
-        if name.startswith("bytes"):
-            print(f"{name:<40} {value:8.0f}")
-        else:
-            rate = 1e6 / value
-            print(f"{name:<40} {value:8.2f} us {rate:12,.0f} rows per CPU second  {base / value:5.2f} times")
+        if name.startswith("staged"):
+            print(f"{name:<32} {value:8.0f} per row")
+            continue
+        base = found[f"{name.partition(',')[0]}, {INSERT_ALL}"]
+        print(f"{name:<32} {value:8.3f} us {1e6 / value:12,.0f} rows per CPU second  {base / value:6.2f} times")
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1))
 

@@ -27,7 +27,7 @@ from tasks.sinks.base import RecordingSink, Sink
 from tasks.staging import Progress, Run
 from tasks.task_record import StagedRecord
 from tasks.tools import Tools, tools
-from tasks.wire import Item, Manifest, SinkName, TaskName, decode_items, reference
+from tasks.wire import Item, Manifest, SinkName, TaskName, decode_items, part_of, reference
 
 log = get_task_logger(__name__)
 DONE = "done"
@@ -130,7 +130,7 @@ def _write(
     """Calls the sink once for some of the items. The token identifies exactly these items."""
     if len(positions) < len(items):
         token = f"{token}:{xxhash.xxh3_64_hexdigest(msgspec.json.encode(list(positions)))}"
-    sink.write([items[position] for position in positions], token, deadline_seconds)
+    sink.write(part_of(items, positions), token, deadline_seconds)
 
 
 def _write_recorded(
@@ -141,12 +141,12 @@ def _write_recorded(
     positions: Sequence[int],
 ) -> None:
     """One sink call for some of the items, with the task's record."""
-    sink.write_recorded([items[position] for position in positions], positions, record, deadline_seconds)
+    sink.write_recorded(part_of(items, positions), positions, record, deadline_seconds)
 
 
 def _examine(sink: Sink[Any], items: Sequence[Item], deadline_seconds: float, positions: Sequence[int]) -> None:
     """Checks that the destination of these items is healthy."""
-    sink.examine([items[position] for position in positions], deadline_seconds)
+    sink.examine(part_of(items, positions), deadline_seconds)
 
 
 def _write_dead_letters(

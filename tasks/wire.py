@@ -3,7 +3,7 @@
 One Redis hash per batch, under `batch_key(batch_id, digest)`:
 
     manifest          JSON, `Manifest`
-    <task name>       msgpack list of the items of one flush task; the name is a `TaskName`
+    <task name>       msgpack list of the items of one flush task, or `ProtoRows`; the name is a `TaskName`
     done/<task name>  set once that task's write is durable (the done mark): "1", or its seal (`tasks.seals`)
 
 The digest covers every item, so that a mark is valid only for the bytes that were written. The same range with
@@ -15,20 +15,26 @@ Readers and workers of different releases run side by side during an upgrade. Co
                            raised for everything else, and a newer version is refused.
     items                  Arrays. A missing last element takes its default. An unknown one is refused, because
                            ignoring it would write less than the reader intended and report it as durable.
+    ProtoRows              An object that names its columns, so that releases with other columns are written, too.
+                           A worker that does not know it, or a field, a type or a column's form in it, refuses it.
 
 Hence a new element goes last and has a default, and workers are upgraded before readers. A refused batch is parked
 with the reason until the workers are upgraded.
 
-This is the only module of `tasks` that the core imports: it does no I/O.
+With `tasks.proto_rows`, the bytes of rows, this is what the core imports of `tasks`: it does no I/O.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 import msgspec
+
+from tasks.proto_rows import Columns, are_known, fact_id, joined, places_of, to_json
 
 VERSION = 1
 MANIFEST = "manifest"
@@ -142,32 +148,144 @@ _ITEM_OF_SINK: dict[SinkName, type[Item]] = {
     SinkName.DATADOG: Metric,
     SinkName.DEAD_LETTER: DeadLetter,
 }
+
+
+class ProtoRows(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """Rows of one table for BigQuery as protobuf messages, framed (`tasks.proto_rows`): one flush task's items.
+
+    `columns`: of the release that encoded them. `counts`: (Kafka offset, number of rows) in the order of the rows.
+    """
+
+    table: str
+    columns: Columns
+    counts: tuple[tuple[int, int], ...]
+    rows: bytes
+
+
+class EncodedRows(Sequence[Row]):
+    """`ProtoRows` as items. A sink for protobuf takes the bytes; an item is made, as JSON, when it is asked for.
+
+    Iterating or indexing raises Incompatible if the bytes are no such rows.
+    """
+
+    def __init__(self, staged: ProtoRows) -> None:
+        self.staged = staged
+        self._count = sum(count for _, count in staged.counts)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self._row(place) for place in range(self._count)[index]]
+        return self._row(range(self._count)[index])
+
+    def __iter__(self) -> Iterator[Row]:
+        return map(self._row, range(self._count))
+
+    def part(self, positions: Sequence[int]) -> EncodedRows:
+        """The rows at these positions, in this order, as protobuf."""
+        if len(positions) == self._count and list(positions) == list(range(self._count)):
+            return self
+        rows = joined(self.staged.rows, [self._places[position] for position in positions])
+        counts = tuple((self._offsets[position], 1) for position in positions)
+        return EncodedRows(msgspec.structs.replace(self.staged, counts=counts, rows=rows))
+
+    @cached_property
+    def framed_bytes(self) -> list[int]:
+        """Size of each framed row."""
+        stops = [0, *(stop for _, stop in self._places)]
+        return [stop - start for start, stop in pairwise(stops)]
+
+    @cached_property
+    def _places(self) -> list[tuple[int, int]]:
+        try:
+            places = places_of(self.staged.rows)
+        except ValueError as error:
+            raise _not_rows(error) from error
+        if len(places) != self._count:
+            raise _not_rows(f"{len(places)} rows instead of {self._count}")
+        return places
+
+    @cached_property
+    def _offsets(self) -> list[int]:
+        return [offset for offset, count in self.staged.counts for _ in range(count)]
+
+    def _row(self, position: int) -> Row:
+        start, stop = self._places[position]
+        try:
+            row = to_json(self.staged.columns, self.staged.rows[start:stop])
+            identity = msgspec.json.decode(row, type=_Identity)
+        except (ValueError, msgspec.MsgspecError) as error:
+            raise _not_rows(error) from error
+        row_id = fact_id(identity.project_id, identity.row_id)
+        return Row(self.staged.table, row_id, row, self._offsets[position])
+
+
+class _Identity(msgspec.Struct):
+    project_id: int
+    row_id: str
+
+
+def _not_rows(error: object) -> Incompatible:
+    return Incompatible(f"the staged rows of bigquery cannot be read: {error}")
+
+
 _encoder = msgspec.msgpack.Encoder()
+_decode_proto_rows = msgspec.msgpack.Decoder(ProtoRows).decode
 _decoders: dict[SinkName, msgspec.msgpack.Decoder[Any]] = {
     sink: msgspec.msgpack.Decoder(list[item])  # type: ignore[valid-type]
     for sink, item in _ITEM_OF_SINK.items()
 }
 _T = TypeVar("_T")
+# First bytes of msgpack maps of up to 15 keys; a list of items has another one.
+_MAPS = frozenset(bytes((byte,)) for byte in range(0x80, 0x90))
 
 
 def encode_items(items: Sequence[Item]) -> bytes:
     """One flush task's items as msgpack."""
-    return _encoder.encode(items)
+    return _encoder.encode(items.staged if isinstance(items, EncodedRows) else items)
 
 
-def decode_items(sink: SinkName, data: bytes) -> list[Item]:
+def decode_items(sink: SinkName, data: bytes) -> Sequence[Item]:
     """The items of one flush task; blobs and dead letters are views of `data`, not copies.
 
     Raises Incompatible if `data` was not encoded by this or an older release.
     """
     try:
-        decoded: list[Item] = _decoders[sink].decode(data)
+        if sink == SinkName.BIGQUERY and data[:1] in _MAPS:
+            return _encoded_rows(_decode_proto_rows(data))
+        decoded: Sequence[Item] = _decoders[sink].decode(data)
     except msgspec.MsgspecError as error:
         raise Incompatible(
             f"the staged {sink} items do not have the form that this release writes ({error}): "
             "upgrade the workers before the readers"
         ) from error
     return decoded
+
+
+def _encoded_rows(staged: ProtoRows) -> EncodedRows:
+    if any(count < 0 for _, count in staged.counts) or 2 * sum(count for _, count in staged.counts) > len(
+        staged.rows
+    ):
+        raise _not_rows("their number does not fit their size")
+    if not are_known(staged.columns):
+        raise Incompatible(
+            "the staged rows of bigquery have columns that this release cannot describe: upgrade the workers "
+            "before the readers"
+        )
+    return EncodedRows(staged)
+
+
+def part_of(items: Sequence[_T], positions: Sequence[int]) -> Sequence[_T]:
+    """The items at these positions, in this order."""
+    if isinstance(items, EncodedRows):
+        return items.part(positions)  # type: ignore[return-value]
+    return [items[position] for position in positions]
 
 
 def chunks(items: Iterable[_T], count_max: int) -> list[list[_T]]:

@@ -3,7 +3,8 @@
     python -m tools.bigquery_kills [--times 200] [--seed 1]
 
 Each batch is staged in a real Redis, and a separate process runs its task against the BigQuery server of the
-embedded stack, with REPLAYS_BIGQUERY_WRITE=storage. The process kills itself (SIGKILL) at one of the points below,
+embedded stack, with REPLAYS_BIGQUERY_WRITE=storage. Half of the batches are protobuf, as this release
+stages them, the others JSON, as older ones do. The process kills itself (SIGKILL) at one of the points below,
 once or twice, and other processes then run the task to its end. The table itself, without the view, must then have
 each row once. In additional runs, Redis loses the batch between append and done mark: rows are then repeated, and
 the view must have each row once. The exit code is 1 if a row is missing or repeated.
@@ -31,10 +32,23 @@ from ingest.local.launch import settings_of
 from ingest.local.stack import Stack
 from tasks.connection import connect
 from tasks.migrate.bigquery import migrate_tables
+from tasks.proto_rows import FACT_COLUMNS, MICROSECONDS, FactEncoder
 from tasks.settings import Settings
 from tasks.sinks.bigquery.sink import client
 from tasks.staging import Staging
-from tasks.wire import ChordName, Manifest, Row, SinkName, Stage, TaskEntry, TaskName, encode_items, reference
+from tasks.wire import (
+    ChordName,
+    EncodedRows,
+    Manifest,
+    ProtoRows,
+    Row,
+    SinkName,
+    Stage,
+    TaskEntry,
+    TaskName,
+    encode_items,
+    reference,
+)
 
 TASK = str(TaskName(Stage.ROWS, SinkName.BIGQUERY, 0))
 TABLE = "replay_events"
@@ -145,7 +159,8 @@ class Kills:
         """Returns a new batch and the bytes of its task."""
         number = len(self.rows)
         self.rows[number] = count = self.random.randint(1, ROWS_MAX)
-        payload = encode_items([fact(number, place) for place in range(count)])
+        as_json = [fact(number, place) for place in range(count)]
+        payload = encode_items(as_json if number % 2 else proto_facts(number, count))
         entry = TaskEntry(TASK, count, len(payload))
         return Manifest(
             f"kills-0-{number}-{number}", "d", "kills", 0, number, number, "reader", 1, (entry,)
@@ -236,6 +251,16 @@ def fact(batch: int, place: int) -> Row:
         "attributes": "{}",
     }
     return Row(TABLE, f"2-{row_name(batch, place)}", json.dumps(row).encode(), place)
+
+
+def proto_facts(batch: int, count: int) -> EncodedRows:
+    """The same rows as protobuf, as the reader stages them."""
+    encoder = FactEncoder(1, 2, f"{batch:032x}", batch, 30)
+    rows = b"".join(
+        encoder.framed_fact(row_name(batch, place).encode(), "ui.click", (NOON + place) * MICROSECONDS, b"{}")
+        for place in range(count)
+    )
+    return EncodedRows(ProtoRows(TABLE, FACT_COLUMNS, tuple((place, 1) for place in range(count)), rows))
 
 
 def judge(environment: Mapping[str, str], times: int, seed: int) -> int:

@@ -7,6 +7,7 @@ collector; small values in events and commands are frozen dataclasses. Types pas
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import pairwise
@@ -14,7 +15,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from tasks.wire import Blob, Metric, MetricKind, Row, Stage
+from tasks.proto_rows import FACT_COLUMNS, FACT_TABLE
+from tasks.wire import Blob, EncodedRows, Metric, MetricKind, ProtoRows, Row, Stage
 
 __all__ = [
     "Batch",
@@ -100,7 +102,8 @@ class Segment(msgspec.Struct, frozen=True, gc=False):
     """One parsed recording message, as the items for each sink.
 
     `received` is in Unix seconds (Relay's clock), `warnings` are stable names of problems that do not reject the
-    message. `size_bytes` is the total staged size.
+    message. `size_bytes` is the total staged size. Facts are in `bigquery`, or, encoded as protobuf, in
+    `proto_facts`.
     """
 
     org_id: int
@@ -115,12 +118,37 @@ class Segment(msgspec.Struct, frozen=True, gc=False):
     metrics: tuple[Metric, ...]
     warnings: tuple[str, ...]
     size_bytes: int
+    proto_facts: bytes = b""
+    proto_facts_count: int = 0
+
+    @property
+    def facts_count(self) -> int:
+        """Number of facts, in either form."""
+        return len(self.bigquery) + self.proto_facts_count
+
+    @property
+    def facts(self) -> tuple[Row, ...]:
+        """The facts as JSON. Slow if they are encoded as protobuf: for commands, not for the reader."""
+        return (*self.bigquery, *proto_rows([self]))
 
     @property
     def offset(self) -> int:
         """Offset of its message, as in its items; -1 if it has no items."""
         items = self.blobs or self.clickhouse or self.bigquery
         return items[0].offset if items else -1
+
+
+def proto_rows(segments: Iterable[Segment]) -> EncodedRows:
+    """The facts that are encoded as protobuf."""
+    found = [segment for segment in segments if segment.proto_facts_count]
+    return EncodedRows(
+        ProtoRows(
+            FACT_TABLE,
+            FACT_COLUMNS,
+            tuple((segment.offset, segment.proto_facts_count) for segment in found),
+            b"".join([segment.proto_facts for segment in found]),
+        )
+    )
 
 
 class Reject(msgspec.Struct, frozen=True, gc=False):
@@ -224,7 +252,7 @@ class Batch:
     def stages(self) -> tuple[Stage, ...]:
         """The chords that this batch needs, in order; empty if there is nothing to write."""
         blobs = any(segment.blobs for segment in self.segments)
-        rows = bool(self.rejects) or any(s.clickhouse or s.bigquery or s.metrics for s in self.segments)
+        rows = bool(self.rejects) or any(s.clickhouse or s.facts_count or s.metrics for s in self.segments)
         return tuple([Stage.BLOBS] * blobs + [Stage.ROWS] * rows)
 
     def halves(self) -> tuple[Batch, Batch] | None:

@@ -34,6 +34,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     `http`: host:port of the probes. `rejects`: counts by reason since the start. Quantiles are upper edges of
     histogram buckets, None without values. `decisions_settled`: position in the operators' topic, -1 if unknown;
     all decisions before it were applied to every unsettled batch. `costs`: recent cost by project, highest first.
+    `bigquery_write`: the setting, empty if unknown.
     """
 
     host: str = ""
@@ -53,6 +54,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     unowned: tuple[Unowned, ...] = ()
     release: str = ""
     costs: tuple[CostOf, ...] = ()
+    bigquery_write: str = ""
 
 
 class HeartbeatSource:
@@ -90,6 +92,7 @@ class HeartbeatSource:
             unowned=tuple(Unowned(*partition) for partition in sorted(unowned.items())),
             release=RELEASE,
             costs=metrics.costs,
+            bigquery_write=self._settings.bigquery_write,
         )
         self._at, self._messages, self._bytes = now, messages, size_bytes
         return beat

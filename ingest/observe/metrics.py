@@ -203,7 +203,7 @@ class Metrics:
             self._cpu_at = at
             if type(outcome) is Segment:
                 self._parsed[Parsed.SEGMENT] += 1
-                cost.rows += len(outcome.clickhouse) + len(outcome.bigquery)
+                cost.rows += len(outcome.clickhouse) + len(outcome.bigquery) + outcome.proto_facts_count
                 if outcome.warnings:
                     for warning in outcome.warnings:  # a hostile message may have thousands of warnings
                         self._warnings[warning] += 1

@@ -149,7 +149,7 @@ def _written(segment: Segment, found: dict[str, Any]) -> None:
     for row in segment.clickhouse:
         tables.setdefault(row.table, []).append(_decode_object(row.json))
     found["clickhouse"] = tables
-    found["bigquery"] = [_fact(row) for row in segment.bigquery]
+    found["bigquery"] = [_fact(row) for row in segment.facts]
     found["metrics"] = [
         {"kind": metric.kind, "name": metric.name, "value": metric.value} for metric in segment.metrics
     ]

@@ -19,12 +19,23 @@ from tasks.connection import connect
 from tasks.coordination import Coordination
 from tasks.kafka.cluster import Cluster, ClusterError
 from tasks.kafka.membership import MetadataDropped, MetadataRefused, NoMember, join_and_commit
+from tasks.names import flush_queue
 from tasks.observe.presence import WorkerStatus, consumers, workers
 from tasks.release import RELEASE
 from tasks.round_trip import NotDelivered, publish_and_consume
 from tasks.staging import Staging
 from tasks.units import MiB
-from tasks.wire import ChordName, Completion, CompletionKind, Manifest, Stage, TaskEntry, reader_stream, reference
+from tasks.wire import (
+    ChordName,
+    Completion,
+    CompletionKind,
+    Manifest,
+    SinkName,
+    Stage,
+    TaskEntry,
+    reader_stream,
+    reference,
+)
 
 JOIN_SECONDS_MAX = 20.0
 DELETE_SECONDS_MAX = 5.0
@@ -187,10 +198,13 @@ def task(settings: Settings) -> Iterable[Finding]:
 
 
 def fleet(settings: Settings) -> Iterable[Finding]:
-    """Checks whether a worker consumes each queue and whether all processes run this release."""
+    """Checks whether a worker consumes each queue, and whether all processes have the same release and API of
+    BigQuery."""
     coordination = Coordination(connect(settings), settings)
     found = workers(coordination, settings)
     yield from _releases(coordination, found)
+    if SinkName.BIGQUERY in settings.sinks:
+        yield from _ways_to_write(coordination, found)
     for worker in found:
         state = f"silent for {worker.silent_seconds:.0f} s" if worker.silent else "up"
         age_seconds = max(0.0, worker.seen_at - worker.started_at)
@@ -221,4 +235,25 @@ def _releases(coordination: Coordination, found: Iterable[WorkerStatus]) -> Iter
     releases_text = ", ".join(f"{name}: {release or 'unknown'}" for name, release in sorted(running.items()))
     yield Finding(
         "releases", Severity.WARNING, releases_text, "finish the upgrade in the order of docs/upgrades.md"
+    )
+
+
+def _ways_to_write(coordination: Coordination, found: Iterable[WorkerStatus]) -> Iterable[Finding]:
+    """A warning if readers encode rows for the API of BigQuery that workers do not use."""
+    queue = flush_queue(SinkName.BIGQUERY)
+    ways = {
+        f"worker {worker.worker}": worker.bigquery_write
+        for worker in found
+        if not worker.silent and queue in worker.queues
+    }
+    ways |= {
+        f"reader {name}": str(about.get("bigquery_write", "")) for name, about in coordination.readers().items()
+    }
+    if len({way for way in ways.values() if way}) <= 1:
+        return
+    yield Finding(
+        "bigquery write",
+        Severity.WARNING,
+        ", ".join(f"{name}: {way or 'unknown'}" for name, way in sorted(ways.items())),
+        "give all the same REPLAYS_BIGQUERY_WRITE: workers convert rows that were encoded for the other API",
     )

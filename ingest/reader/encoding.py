@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import xxhash
 
-from ingest.core.model import Batch, Reject, Stage
+from ingest.core.model import Batch, Reject, Stage, proto_rows
 from ingest.core.packing import pack
 from tasks.kafka.letters import Label, Origin
 from tasks.seals import UNSEALED, Seals
@@ -70,11 +70,15 @@ class Encoder:
         wanted = set(names)
         return {name: encode_items(items) for name, items in self._tasks(batch, (stage,)) if name in wanted}
 
-    def _tasks(self, batch: Batch, stages: Sequence[Stage]) -> Iterator[tuple[str, list[Item]]]:
+    def _tasks(self, batch: Batch, stages: Sequence[Stage]) -> Iterator[tuple[str, Sequence[Item]]]:
         """Yields (task name, items) of each flush task that has items, in a fixed order."""
         objects, index = pack(batch) if self.packed else ([], [])
         for sink in self.sinks:
             if sink.stage not in stages:
+                continue
+            if sink is SinkName.BIGQUERY:
+                for number, facts in enumerate(_facts(batch)):
+                    yield str(TaskName(sink.stage, sink, number)), facts
                 continue
             items = items_of(batch, sink) if not (self.packed and sink is SinkName.GCS) else list[Item](objects)
             if self.packed and sink is SinkName.CLICKHOUSE:
@@ -96,13 +100,23 @@ def items_of(batch: Batch, sink: SinkName) -> list[Item]:
                 items += segment.clickhouse
         case SinkName.BIGQUERY:
             for segment in batch.segments:
-                items += segment.bigquery
+                items += segment.facts
         case SinkName.DATADOG:
             for segment in batch.segments:
                 items += segment.metrics
         case SinkName.DEAD_LETTER:
             items += [_dead_letter(batch, reject) for reject in batch.rejects]
     return items
+
+
+def _facts(batch: Batch) -> Iterator[Sequence[Item]]:
+    """The facts of a batch, in the form that the parser gave them; each form is a task of its own."""
+    as_json = [row for segment in batch.segments for row in segment.bigquery]
+    if as_json:
+        yield as_json
+    encoded = proto_rows(batch.segments)
+    if encoded:
+        yield encoded
 
 
 def _dead_letter(batch: Batch, reject: Reject) -> DeadLetter:

@@ -30,7 +30,8 @@ SILENT_HEARTBEATS_MAX = 3
 
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True):
-    """The presence of one worker. Times are Unix seconds of the Redis clock.
+    """The presence of one worker. Times are Unix seconds of the Redis clock. `bigquery_write`: the setting, empty
+    if unknown.
 
     Other releases may read it, so fields are only added, each with a default.
     """
@@ -42,6 +43,7 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True):
     seen_at: float = 0.0
     queues: tuple[str, ...] = ()
     release: str = ""
+    bigquery_write: str = ""
 
 
 class WorkerStatus(Presence, frozen=True, kw_only=True):
@@ -106,6 +108,7 @@ class _Writer:
             seen_at=at,
             queues=tuple(sorted(self._consumer.app.amqp.queues.consume_from)),
             release=RELEASE,
+            bigquery_write=self._settings.bigquery_write,
         )
         self._coordination.publish_worker(self._worker, msgspec.json.encode(presence).decode())
 

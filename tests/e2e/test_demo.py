@@ -9,9 +9,11 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from ingest.local.servers.processes import group_is_alive, wait_until
@@ -22,21 +24,25 @@ SECONDS_MAX = 170
 SMALL_BATCHES = {"REPLAYS_BATCH_MESSAGES_MAX": "20"}
 
 
-def start(command: list[str], directory: Path, sockets: tuple[int, ...] = ()) -> subprocess.Popen[str]:
+def start(
+    command: list[str], directory: Path, sockets: tuple[int, ...] = (), settings: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*command, "--profile", "small", "--directory", str(directory)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, **SMALL_BATCHES},
+        env={**os.environ, **SMALL_BATCHES, **(settings or {})},
         pass_fds=sockets,
     )
 
 
-def demo(*arguments: str, directory: Path) -> tuple[int, dict[str, Any]]:
+def demo(
+    *arguments: str, directory: Path, settings: Mapping[str, str] | None = None
+) -> tuple[int, dict[str, Any]]:
     """Runs the demo, and returns its exit code and the JSON that it printed."""
     command, sockets = PARENTS.lend("ingest.local.demo", *arguments, "--json")
-    process = start(command, directory, sockets)
+    process = start(command, directory, sockets, settings)
     output, _ = process.communicate(timeout=SECONDS_MAX)
     began = output.find("{")  # the Kafka client may have printed a line before
     assert began >= 0, output
@@ -70,6 +76,20 @@ def test_packed_objects_hold_every_recording(tmp_path: Path):
 
     assert code == 0, explain(outcome)
     assert list(tmp_path.rglob("*packed*"))
+
+
+@pytest.mark.timeout(SECONDS_MAX + 10)
+def test_facts_that_the_reader_encodes_as_protobuf_arrive_exactly_once(tmp_path: Path):
+    """With the Storage Write API, every stored fact was appended to a stream, as often as it was produced."""
+    code, outcome = demo("300", directory=tmp_path, settings={"REPLAYS_BIGQUERY_WRITE": "storage"})
+
+    assert code == 0, explain(outcome)
+    (facts,) = (check for check in outcome["reconciliation"]["checks"] if check["name"] == "BigQuery facts")
+    with duckdb.connect(str(tmp_path / "bigquery" / "bigquery.duckdb"), read_only=True) as database:
+        ((appended,),) = database.execute("SELECT sum(row_count) FROM meta.streams").fetchall()
+    assert appended >= facts["found"] > 0
+    staged = (tmp_path / "redis").rglob("*.aof")
+    assert b"\xa7columns" in b"".join(file.read_bytes() for file in staged)
 
 
 @pytest.mark.parametrize("victim", ["worker", "reader", "redis"])

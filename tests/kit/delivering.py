@@ -8,7 +8,7 @@ from typing import Any
 from tasks.bisection import deliver
 from tasks.sinks.base import Sink
 from tasks.staging import Progress
-from tasks.wire import Item
+from tasks.wire import Item, part_of
 
 SECONDS_MAX = 20.0
 
@@ -17,8 +17,8 @@ def deliver_to(sink: Sink[Any], items: Sequence[Item], progress: Progress | None
     """Delivers the items and returns the progress, which lists the refused items. Delivery errors are raised."""
     progress = progress or Progress(left=list(range(len(items))))
     deliver(
-        lambda positions: sink.write([items[place] for place in positions], f"t{positions}", SECONDS_MAX),
-        lambda positions: sink.examine([items[place] for place in positions], SECONDS_MAX),
+        lambda positions: sink.write(part_of(items, positions), f"t{positions}", SECONDS_MAX),
+        lambda positions: sink.examine(part_of(items, positions), SECONDS_MAX),
         progress,
         len(items),
         lambda: True,

@@ -1,15 +1,18 @@
-"""Facts, tables and task records for tests of the Storage Write API."""
+"""Facts in both staged forms, tables and task records for tests of the Storage Write API."""
 
 from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ingest.core.parse.rows import moment
+from tasks.proto_rows import FACT_COLUMNS, MICROSECONDS, Columns, framed, integer_field, text_field
 from tasks.settings import Settings
 from tasks.sinks.bigquery.sink import client
-from tasks.wire import Row
+from tasks.wire import EncodedRows, ProtoRows, Row
 
 NOON = 1_795_000_000
 TABLE = "replay_events"
@@ -28,6 +31,36 @@ def fact(number: int, table: str = TABLE, **given: Any) -> Row:
         "attributes": json.dumps({"url": 'http://a/"ä'}),
     } | given
     return Row(table, f"row-{number}", json.dumps(fields, ensure_ascii=False).encode(), number)
+
+
+def encoded(items: Sequence[Row]) -> EncodedRows:
+    """The same rows as a reader with `bigquery_write=storage` stages them. Further columns are integers."""
+    fields = [json.loads(item.json) for item in items]
+    known = [name for name, _ in FACT_COLUMNS]
+    more = sorted({name for row in fields for name in row} - set(known))
+    columns = (*FACT_COLUMNS, *((name, "INTEGER") for name in more))
+    rows = b"".join(framed(_message(columns, row)) for row in fields)
+    table = items[0].table if items else TABLE
+    return EncodedRows(ProtoRows(table, columns, tuple((item.offset, 1) for item in items), rows))
+
+
+def microseconds_of(moment: str) -> int:
+    """Unix time of a text in RFC 3339."""
+    return (datetime.fromisoformat(moment) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
+def _message(columns: Columns, row: dict[str, Any]) -> bytes:
+    parts = []
+    for number, (name, kind) in enumerate(columns, 1):
+        value: Any = row.get(name)
+        if value is None:
+            continue
+        if kind == "TIMESTAMP":
+            is_text_of_time = isinstance(value, str)
+            value = microseconds_of(value) if is_text_of_time else round(value * MICROSECONDS)
+        is_text = kind in ("STRING", "JSON")
+        parts.append(text_field(number, value.encode()) if is_text else integer_field(number, value))
+    return b"".join(parts)
 
 
 def selected(settings: Settings, select: str, table: str = TABLE) -> list[tuple[Any, ...]]:

@@ -15,6 +15,8 @@ rules.py       limits, and names of rejects and warnings
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 
 from ingest.core.model import Blob, Message, Reject, Row, Segment
@@ -67,7 +69,8 @@ def rows_of_recording(raw: bytes, identity: rows.Identity, environment: str | No
 
     The size of the session's row is not counted, because it is unknown here.
     """
-    gathered = _gathered(rows.Writer(identity, environment), raw, rules, 0, Budget(units_of(rules)), None)
+    as_json = replace(rules, bigquery_write="insert_all")
+    gathered = _gathered(rows.Writer(identity, environment), raw, as_json, 0, Budget(units_of(rules)), None)
     return Rebuilt(tuple(gathered.clickhouse), tuple(gathered.facts), tuple(gathered.warnings))
 
 
@@ -149,10 +152,12 @@ def _segment(
         received=envelope.received,
         blobs=(blob,),
         clickhouse=(*clickhouse, *gathered.clickhouse),
-        bigquery=tuple(gathered.facts),
+        bigquery=() if gathered.is_proto else tuple(gathered.facts),
         metrics=metrics,
         warnings=tuple(warnings),
         size_bytes=size_stored + own_bytes + gathered.size_bytes + rows.METRIC_BYTES * len(metrics),
+        proto_facts=b"".join(gathered.facts) if gathered.is_proto else b"",
+        proto_facts_count=len(gathered.facts) if gathered.is_proto else 0,
     )
 
 

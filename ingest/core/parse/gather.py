@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from ingest.core.model import Row
 from ingest.core.parse import rows
 from ingest.core.parse.budget import Budget
@@ -31,7 +34,9 @@ class Gathered:
 
     def __init__(self, writer: rows.Writer, rules: ParseRules, budget: Budget, taken_bytes: int) -> None:
         self.clickhouse: list[Row] = []
-        self.facts: list[Row] = []
+        self.facts: list[Any] = []
+        """Rows, or framed protobuf messages (`is_proto`)."""
+        self.is_proto = rules.bigquery_write == "storage"
         self.sizes: list[Size] = []
         self.size_bytes = 0
         """Size of rows and metrics in Redis and in the reader's memory; complete once closed."""
@@ -48,6 +53,8 @@ class Gathered:
         self._malformed = 0
         self._loaded_at: float | None = None
         self._rows_bytes_max = rules.rows_bytes_max - taken_bytes
+        self._encoded: Callable[[Fact, int], Any] = writer.proto_fact if self.is_proto else writer.fact
+        self._size_bytes: Callable[[Any], int] = rows.proto_bytes if self.is_proto else rows.size_bytes
         self._facts_max = rules.facts_per_segment_max - 1  # one fact is reserved for the number of events
         self._is_over_number = False
         self._is_over_bytes = False
@@ -65,9 +72,9 @@ class Gathered:
     def close(self, scan: Scan) -> None:
         """Adds the number of events and the warnings, which are known only at the end."""
         writer = self._writer
-        count = writer.fact(Fact("rrweb_event_count", writer.identity.at, Count(scan.count)), -1)
+        count = self._encoded(Fact("rrweb_event_count", writer.identity.at, Count(scan.count)), -1)
         self.facts.insert(0, count)
-        self.size_bytes += rows.size_bytes(count)
+        self.size_bytes += self._size_bytes(count) + (rows.COLUMNS_BYTES if self.is_proto else 0)
         malformed = self._malformed + scan.malformed
         if self._negative or malformed or scan.too_deep:
             self.warnings += ["negative_click_node_id"] * min(self._negative, SAME_WARNINGS_MAX)
@@ -106,8 +113,8 @@ class Gathered:
             self._is_over_number = True
             return
         self._budget.left -= _UNITS_PER_FACT
-        row = self._writer.fact(fact, index)
-        size_bytes = self.size_bytes + len(row.json) + len(row.id) + rows.ROW_BYTES
+        row = self._encoded(fact, index)
+        size_bytes = self.size_bytes + self._size_bytes(row)
         if size_bytes <= self._rows_bytes_max:
             self.size_bytes = size_bytes
             self.facts.append(row)

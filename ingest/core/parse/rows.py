@@ -7,7 +7,6 @@ Fields shared by all rows of a segment are encoded once.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
 from hashlib import md5
 from zlib import crc32
 
@@ -16,6 +15,7 @@ import msgspec
 from ingest.core.model import Metric, MetricKind, Row
 from ingest.core.parse.document import UINT32_MAX, Document, columns_of, uuid_text
 from ingest.core.parse.rrweb import Click, Fact, Size, Tap
+from tasks.proto_rows import FACT_TABLE, MICROSECONDS, FactEncoder, time_text
 
 UINT16_MAX = 2**16 - 1
 TRUSTED_SECONDS = 30 * 86400
@@ -23,10 +23,10 @@ TRUSTED_SECONDS = 30 * 86400
 # delete the row immediately. A retention of 40 years does not overflow until 2066.
 RETENTION_DAYS_MAX = 14_600
 AT_MAX = UINT32_MAX - RETENTION_DAYS_MAX * 86400 - TRUSTED_SECONDS
-# Facts of a segment are a few seconds apart.
-MINUTES_KEPT_MAX = 256
 # Approximate overhead of a row and of a metric.
 ROW_BYTES, METRIC_BYTES = 32, 64
+# Table and columns in a batch's protobuf rows, counted for each segment.
+COLUMNS_BYTES = 320
 OVERSIZED_BYTES = 20_000_000
 
 _encode = msgspec.json.Encoder().encode
@@ -67,6 +67,11 @@ def size_bytes(row: Row) -> int:
     return len(row.json) + len(row.id) + ROW_BYTES
 
 
+def proto_bytes(framed: bytes) -> int:
+    """The same for a fact as protobuf."""
+    return len(framed) + ROW_BYTES
+
+
 def near(seconds: float, at: int) -> float:
     """The event's time if it is plausible compared with the segment's time, otherwise the segment's."""
     return seconds if -TRUSTED_SECONDS <= seconds - at <= TRUSTED_SECONDS and 0 <= seconds <= UINT32_MAX else at
@@ -77,21 +82,7 @@ def moment(seconds: float) -> str:
 
     Servers of BigQuery's API read this form alike, but a bare number as seconds, as microseconds, or not at all.
     """
-    minutes, microseconds = divmod(round(seconds * 1_000_000), 60_000_000)
-    return f"{_minute(minutes)}:{microseconds / 1_000_000:09.6f}Z"
-
-
-@lru_cache(MINUTES_KEPT_MAX)
-def _minute(minutes: int) -> str:
-    """The Gregorian date and time that many minutes after 1970-01-01. A year here begins in March."""
-    days, minute = divmod(minutes, 24 * 60)
-    era, day = divmod(days + 719_468, 146_097)  # 400 years have 146,097 days; the first day is 0000-03-01
-    year = (day - day // 1460 + day // 36_524 - day // 146_096) // 365
-    day -= 365 * year + year // 4 - year // 100
-    month = (5 * day + 2) // 153
-    day -= (153 * month + 2) // 5
-    year += 400 * era + month // 10
-    return f"{year:04}-{(month + 2) % 12 + 1:02}-{day + 1:02}T{minute // 60:02}:{minute % 60:02}"
+    return time_text(round(seconds * MICROSECONDS))
 
 
 def hashed(text: str) -> str:
@@ -155,6 +146,7 @@ class Writer:
         org, project, segment = identity.org_id, identity.project_id, identity.segment_id
         self._uuid = uuid_text(identity.replay_id)
         self._fact_id = f"{identity.replay_id}-{segment}-"
+        self._facts: FactEncoder | None = None
         self._replays_tail = (
             f'"replay_id":"{self._uuid}","segment_id":{segment if segment <= UINT16_MAX else "null"},'
             f'"org_id":{org},"project_id":{project},"retention_days":{identity.retention_days},'
@@ -250,7 +242,26 @@ class Writer:
             identity.retention_days,
             _encode(fact.attributes).decode(),
         )
-        return Row("replay_events", f"{identity.project_id}-{row_id}", _encode(row), identity.offset)
+        return Row(FACT_TABLE, f"{identity.project_id}-{row_id}", _encode(row), identity.offset)
+
+    def proto_fact(self, fact: Fact, index: int) -> bytes:
+        """The row of `fact` as a framed protobuf message (`tasks.proto_rows`)."""
+        identity = self.identity
+        if self._facts is None:
+            self._facts = FactEncoder(
+                identity.org_id,
+                identity.project_id,
+                identity.replay_id,
+                identity.segment_id,
+                identity.retention_days,
+            )
+        kind = fact.kind
+        return self._facts.framed_fact(
+            f"{self._fact_id}{index}-{kind}".encode(),
+            kind,
+            round(near(fact.timestamp, identity.at) * MICROSECONDS),
+            _encode(fact.attributes),
+        )
 
 
 # DataDog

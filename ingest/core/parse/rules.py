@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from tasks.units import MiB
 
@@ -20,6 +21,8 @@ class ParseRules:
     rows_bytes_max: int = 4 * MiB
     sample_segment_rate: float = 1 / 500
     sample_event_rate: float = 0.002
+    bigquery_write: Literal["insert_all", "storage"] = "insert_all"
+    """With "storage", facts are encoded as protobuf instead of JSON."""
 
 
 @dataclass(frozen=True, slots=True)

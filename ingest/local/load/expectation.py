@@ -208,7 +208,7 @@ class Expectation:
         self.segments.add(identity)
         for blob in outcome.blobs:
             self.objects[blob.name] = Object(hashlib.sha256(blob.content).hexdigest(), True)
-        for row in outcome.bigquery:
+        for row in outcome.facts:
             self.facts[_decode(row.json)["event_type"]] += 1
         for row in outcome.clickhouse:
             self._add_row(row)

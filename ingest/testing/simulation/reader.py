@@ -144,7 +144,7 @@ def staged_items(batch: Batch) -> dict[str, tuple[Item, ...]]:
         for blob in seen.blobs:
             tasks.setdefault("blobs/gcs/0", []).append(item("gcs", blob.name, offset))
         tasks.setdefault("rows/clickhouse/0", []).extend(item("clickhouse", r.id, offset) for r in seen.clickhouse)
-        tasks.setdefault("rows/bigquery/0", []).extend(item("bigquery", r.id, offset) for r in seen.bigquery)
+        tasks.setdefault("rows/bigquery/0", []).extend(item("bigquery", r.id, offset) for r in seen.facts)
         tasks.setdefault("rows/datadog/0", []).extend(item("datadog", m.name, offset) for m in seen.metrics)
     for reject in batch.rejects:
         offset = reject.offset

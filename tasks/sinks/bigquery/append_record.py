@@ -55,6 +55,9 @@ def decode(content: bytes) -> list[Append]:
 
 def ranges(positions: Iterable[int]) -> tuple[tuple[int, int], ...]:
     """Positions as half-open ranges, in the same order."""
+    positions = list(positions)
+    if positions and positions == list(range(positions[0], positions[-1] + 1)):  # usual, and faster
+        return ((positions[0], positions[-1] + 1),)
     found: list[tuple[int, int]] = []
     for position in positions:
         if found and found[-1][1] == position:

@@ -1,19 +1,22 @@
-"""Encodes rows (JSON, as the reader wrote them) as the protobuf messages that AppendRows takes.
+"""Encodes rows in JSON as protobuf messages, and describes messages to AppendRows.
 
-The message of a table has one optional field per column of `schema/bigquery`: INTEGER and TIMESTAMP (microseconds)
-as int64, STRING and JSON as string. https://cloud.google.com/bigquery/docs/supported-data-types
+`tasks.proto_rows` defines the messages. Rows are in JSON if their reader uses insertAll, if an older release
+staged them, or if a command writes them. https://cloud.google.com/bigquery/docs/supported-data-types
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import msgspec
+from google.cloud.bigquery_storage_v1 import types
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from msgspec.structs import asdict
 
+from tasks.proto_rows import Columns
 from tasks.sinks.bigquery.table import columns_of
 from tasks.sinks.outcome import Blame, Trouble
 
@@ -22,15 +25,17 @@ OPTIONAL = descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL
 PROTO_TYPE = {"STRING": TEXT, "JSON": TEXT, "INTEGER": INT64, "TIMESTAMP": INT64}
 JSON_TYPE: dict[str, Any] = {"STRING": str, "JSON": str, "INTEGER": int, "TIMESTAMP": datetime}
 EPOCH, MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
+_Schema = types.ProtoSchema.pb()
 
 
 class RowEncoder:
-    """Encodes rows of one table. `descriptor`: the message, for the first request of a connection."""
+    """Encodes rows of one table. `schema`: see `schema_of`."""
 
     def __init__(self, table: str) -> None:
         columns = columns_of(table)
-        self.descriptor = _descriptor(table, columns)
-        self._message = _message(table, self.descriptor)
+        names_and_types = tuple((name, str(column["type"])) for name, column in columns.items())
+        self.schema = schema_of(table, names_and_types)
+        self._message = _message(table, _descriptor(table, names_and_types))
         self._times = tuple(name for name, column in columns.items() if column["type"] == "TIMESTAMP")
         fields = []
         for name, column in columns.items():
@@ -70,11 +75,17 @@ def _trouble(error: Exception) -> Trouble:
     return Trouble(Blame.ROW, f"invalid: {text}")
 
 
-def _descriptor(table: str, columns: dict[str, dict[str, Any]]) -> Any:
-    """A self-contained description of the message, as AppendRows requires it."""
+@lru_cache(maxsize=64)
+def schema_of(table: str, columns: Columns) -> bytes:
+    """The self-contained description of a table's rows that the first request of a connection has."""
+    encoded: bytes = _Schema(proto_descriptor=_descriptor(table, columns)).SerializeToString()
+    return encoded
+
+
+def _descriptor(table: str, columns: Columns) -> Any:
     made = descriptor_pb2.DescriptorProto(name=table)
-    for number, (name, column) in enumerate(columns.items(), 1):
-        made.field.add(name=name, number=number, type=PROTO_TYPE[column["type"]], label=OPTIONAL)
+    for number, (name, kind) in enumerate(columns, 1):
+        made.field.add(name=name, number=number, type=PROTO_TYPE[kind], label=OPTIONAL)
     return made
 
 

@@ -39,7 +39,7 @@ from tasks.sinks.http.transfers import Connections, Method
 from tasks.sinks.outcome import Action, Blame, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
 from tasks.units import MiB
-from tasks.wire import TABLES_OF_SINK, Row, SinkName
+from tasks.wire import TABLES_OF_SINK, EncodedRows, Row, SinkName
 
 TABLES = TABLES_OF_SINK[SinkName.BIGQUERY]
 
@@ -68,6 +68,7 @@ class BigQuerySink:
         """
         ends_at = time.monotonic() + deadline_seconds
         outcome = Outcome(self.name)
+        items = list(items)  # rows that the reader encoded for the other API become JSON
         service = self._ready()
         tables: dict[str, list[int]] = {}
         for position, item in enumerate(items):
@@ -124,7 +125,8 @@ class BigQuerySink:
         """Checks the columns of each table, and whether it accepts a row that is known to be good."""
         ends_at = time.monotonic() + deadline_seconds
         service = self._ready()
-        for table in sorted({item.table for item in items}):
+        tables = {items.staged.table} if isinstance(items, EncodedRows) else {item.table for item in items}
+        for table in sorted(tables):
             trouble = self._fault(service, table, ends_at)
             if trouble is not None:
                 raise trouble.about(f"bigquery: table {table}").error()

@@ -23,6 +23,7 @@ from tasks.sinks.base import Report, TaskRecord
 from tasks.sinks.bigquery.append_answers import Judgment, Verdict, judged, judged_error
 from tasks.sinks.bigquery.append_record import Append, Unrecorded, decode, encode, ranges
 from tasks.sinks.bigquery.row_encoding import RowEncoder
+from tasks.sinks.bigquery.rows_to_send import Positions, RowsToSend, rows_to_send
 from tasks.sinks.bigquery.sink import REQUEST_BYTES_MAX, TABLES, BigQuerySink
 from tasks.sinks.bigquery.streams import Stream, Streams, write_client
 from tasks.sinks.google.errors import sort
@@ -42,11 +43,11 @@ REFUSALS_MAX = 4
 DROPS_MAX = 3
 # Other runs of the same task that changed the record during this write.
 CONFLICTS_MAX = 10
-ROW_OVERHEAD_BYTES = 6
 
 
 class StorageWriteSink:
-    """Writes rows. Memory: the items, their encoded form, and one request, at most 9 MiB (or one larger row)."""
+    """Writes rows. Memory: the items, their encoded form if they are JSON, and one request, at most 9 MiB (or one
+    larger row)."""
 
     name = "bigquery"
 
@@ -73,7 +74,9 @@ class StorageWriteSink:
             writer = self._writer.get()
         except Exception as error:
             raise sort(error).error() from error
-        _Write(writer, items, positions, record, ends_at, outcome).run()
+        places = Positions(positions)
+        rows = rows_to_send(writer.encoders, items, places, outcome)
+        _Write(writer, rows, places, record, ends_at, outcome).run()
         outcome.raise_if_any()
 
     def examine(self, items: Sequence[Row], deadline_seconds: float) -> None:
@@ -129,8 +132,8 @@ class _Write:
     def __init__(
         self,
         writer: Writer,
-        items: Sequence[Row],
-        positions: Sequence[int],
+        rows: RowsToSend,
+        positions: Positions,
         record: TaskRecord,
         ends_at: float,
         outcome: Outcome,
@@ -139,16 +142,13 @@ class _Write:
         self._record = record
         self._ends_at = ends_at
         self._outcome = outcome
-        self._index = {position: index for index, position in enumerate(positions)}
-        self._tables = {position: item.table for position, item in zip(positions, items, strict=True)}
-        self._rows: dict[int, bytes] = {}
+        self._positions = positions
+        self._rows = rows
         self._appends: list[Append] = []
         self._todo: list[int] = []
         self._given_up: set[int] = set()
         self._refusals = self._conflicts = self._drops = 0
         self._record_is_behind = False
-        for position, item in zip(positions, items, strict=True):
-            self._encode(position, item)
 
     def run(self) -> None:
         """Settles recorded appends, then appends the remaining rows. Notes what is not durable."""
@@ -168,18 +168,6 @@ class _Write:
         if self._record_is_behind:
             self._record.store(encode(self._appends))
 
-    def _encode(self, position: int, item: Row) -> None:
-        encoder = self._writer.encoders.get(item.table)
-        if encoder is None:
-            trouble = Trouble(Blame.TABLE, f"this release writes no table {item.table!r}")
-            self._outcome.note(trouble, [self._index[position]])
-            return
-        encoded = encoder.encode(item.json)
-        if isinstance(encoded, Trouble):
-            self._outcome.note(encoded.about(f"table {item.table}"), [self._index[position]])
-        else:
-            self._rows[position] = encoded
-
     def _load(self) -> None:
         """Reads the record: rows of its appends are not appended elsewhere."""
         try:
@@ -191,10 +179,10 @@ class _Write:
         self._appends = [append for append in appends if not append.applied or self._concerns(append)]
         recorded = {position for append in self._appends for position in append.positions}
         recorded |= self._given_up
-        self._todo = [position for position in self._rows if position not in recorded]
+        self._todo = [position for position in self._rows.positions if position not in recorded]
 
     def _concerns(self, append: Append) -> bool:
-        return any(position in self._index for position in append.positions)
+        return any(position in self._positions for position in append.positions)
 
     # ---- one append
 
@@ -203,7 +191,7 @@ class _Write:
         if remaining_seconds(self._ends_at) <= 0:
             return self._stop(Trouble(Blame.NETWORK, "no time left for the rest"), self._todo)
         chunk = self._chunk()
-        table = self._tables[chunk[0]]
+        table = self._rows.table(chunk[0])
         try:
             stream = self._writer.streams.take(table, remaining_seconds(self._ends_at))
         except Exception as error:
@@ -233,11 +221,13 @@ class _Write:
         """The next positions: rows of one table that fit into a request. A single row that is too large is sent
         alone: the server decides."""
         chunk: list[int] = []
-        size_bytes, bytes_max = 0, self._writer.limit.bytes_max
-        table = self._tables[self._todo[0]]
+        rows, bytes_max = self._rows, self._writer.limit.bytes_max
+        table, size_bytes = rows.table(self._todo[0]), 0
+        if len(self._todo) == len(rows.positions) and rows.only_table and rows.size_bytes <= bytes_max:
+            return self._todo
         for position in self._todo:
-            size_bytes += len(self._rows[position]) + ROW_OVERHEAD_BYTES
-            if self._tables[position] != table or (chunk and size_bytes > bytes_max):
+            size_bytes += rows.bytes_of(position)
+            if rows.table(position) != table or (chunk and size_bytes > bytes_max):
                 break
             chunk.append(position)
         return chunk
@@ -252,7 +242,7 @@ class _Write:
 
     def _settle(self, append: Append, stream: Stream) -> bool:
         """Finds out whether the append is applied, by sending it (again). Returns whether to go on."""
-        if all(position in self._rows for position in append.positions):
+        if self._rows.positions.have(append.rows):
             judgment = self._send(append, stream)
         else:
             # Rows of an earlier run that are not in this one, which no longer needs them.
@@ -280,8 +270,7 @@ class _Write:
 
     def _send(self, append: Append, stream: Stream) -> Judgment:
         """Sends the rows; again on a new connection if the response is lost."""
-        encoder = self._writer.encoders[append.table]
-        rows = [self._rows[position] for position in append.positions]
+        schema, rows = self._rows.schema(append.table), self._rows.framed(append.rows)
         judgment = Judgment(Verdict.FAILED, Trouble(Blame.NETWORK, "no time left for the request"))
         for sent in range(SENDS_MAX):
             left_seconds = remaining_seconds(self._ends_at)
@@ -289,7 +278,7 @@ class _Write:
                 break
             seconds = left_seconds if sent == SENDS_MAX - 1 else left_seconds * SEND_SHARE
             try:
-                judgment = judged(stream.append(encoder, append.offset, rows, seconds), append)
+                judgment = judged(stream.append(schema, append.offset, rows, seconds), append)
             except Exception as error:
                 judgment = judged_error(error)
             trouble = judgment.trouble
@@ -327,31 +316,33 @@ class _Write:
         """The append is not applied and never will be: its rows may be sent elsewhere."""
         self._appends.remove(append)
         self._record_is_behind = True
-        mine = [position for position in append.positions if position in self._rows]
+        mine = [position for position in append.positions if position in self._rows.positions]
         self._todo = sorted({*mine, *self._todo})
 
     def _refused(self, append: Append, judgment: Judgment, trouble: Trouble) -> bool:
         """Notes the refused rows; the others of the append are sent again."""
         positions = append.positions
         if trouble.blame is Blame.SIZE and append.count > 1:
-            self._writer.limit.refused(sum(len(self._rows[position]) for position in positions))
+            self._writer.limit.refused(sum(self._rows.bytes_of(position) for position in positions))
             return True
         self._refusals += 1
         bad = {positions[index]: text for index, text in judgment.rows}
         if not bad and append.count == 1:
             bad = {positions[0]: trouble.message}
         for position, text in bad.items():
-            self._outcome.note(Trouble(Blame.ROW, f"table {append.table}: {text}"), [self._index[position]])
+            row_trouble = Trouble(Blame.ROW, f"table {append.table}: {text}")
+            self._outcome.note(row_trouble, [self._positions.index(position)])
         if not bad:
-            self._outcome.note(trouble, [self._index[position] for position in positions])
+            self._outcome.note(trouble, [self._positions.index(position) for position in positions])
         self._given_up |= set(bad) if bad else set(positions)
         self._todo = [position for position in self._todo if position not in self._given_up]
         if self._refusals < REFUSALS_MAX:
             return True
-        self._outcome.note_kept_out(self._index[position] for position in self._todo)
+        self._outcome.note_kept_out(self._positions.index(position) for position in self._todo)
         return False
 
     def _stop(self, trouble: Trouble, positions: Sequence[int]) -> bool:
         """Notes that these rows are not durable. The record remains, for the next run."""
-        self._outcome.note(trouble, [self._index[position] for position in positions if position in self._index])
+        mine = self._positions
+        self._outcome.note(trouble, [mine.index(position) for position in positions if position in mine])
         return False

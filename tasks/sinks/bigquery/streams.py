@@ -11,7 +11,6 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,11 +19,11 @@ from google.api_core.client_options import ClientOptions
 from google.api_core.exceptions import DeadlineExceeded, ServiceUnavailable, from_grpc_error
 from google.cloud.bigquery_storage_v1.services.big_query_write import BigQueryWriteClient
 from google.cloud.bigquery_storage_v1.services.big_query_write.transports import BigQueryWriteGrpcTransport
-from google.cloud.bigquery_storage_v1.types import AppendRowsRequest, WriteStream
+from google.cloud.bigquery_storage_v1.types import AppendRowsRequest, AppendRowsResponse, WriteStream
 
+from tasks.proto_rows import text_field, varint
 from tasks.release import RELEASE
 from tasks.settings import Settings
-from tasks.sinks.bigquery.row_encoding import RowEncoder
 
 # BigQuery deletes a committed stream after four days without traffic.
 IDLE_SECONDS_MAX = 24 * 3600.0
@@ -36,7 +35,11 @@ CHANNEL_OPTIONS = (
 )
 CLOSED = "the server closed the connection"
 TRACE_ID = f"replays-ingest:{RELEASE}"
-_Request = AppendRowsRequest.pb()
+METHOD = "/google.cloud.bigquery.storage.v1.BigQueryWrite/AppendRows"
+_Request, _Response = AppendRowsRequest.pb(), AppendRowsResponse.pb()
+# Fields of AppendRowsRequest and of ProtoData.
+_PROTO_ROWS, _WRITER_SCHEMA, _ROWS = 4, 1, 2
+_BYTES = 2
 
 
 def write_client(settings: Settings) -> Any:
@@ -55,17 +58,32 @@ def write_client(settings: Settings) -> Any:
     return BigQueryWriteClient(client_options=options)
 
 
+def request_of(stream: str, offset: int, rows: bytes, schema: bytes) -> bytes:
+    """A serialized AppendRowsRequest: only its small fields are built as a message, the rows are copied once.
+
+    `rows`: the message ProtoRows. `schema`: the message ProtoSchema; empty if the connection has had it.
+    """
+    head = _Request(write_stream=stream, trace_id=TRACE_ID if schema else "")
+    head.offset.value = offset
+    start = text_field(_WRITER_SCHEMA, schema) if schema else b""
+    start += varint(_ROWS << 3 | _BYTES) + varint(len(rows))
+    tag = varint(_PROTO_ROWS << 3 | _BYTES)
+    return b"".join((head.SerializeToString(), tag, varint(len(start) + len(rows)), start, rows))
+
+
 class Connection:
     """One AppendRows call: requests in order, one at a time, each with one response."""
 
     def __init__(self, client: Any, stream: str) -> None:
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        # The client's own method would wait here for the first response.
-        self._call = client.transport.append_rows(
+        # The client's own method would wait here for the first response, and serializes requests from messages.
+        call = client.transport.grpc_channel.stream_stream(METHOD, response_deserializer=_Response.FromString)
+        self._call = call(
             iter(self._requests.get, None), metadata=(("x-goog-request-params", f"write_stream={stream}"),)
         )
-        self.is_new = True
+        self.schema = b""
+        """The schema of the last request."""
         threading.Thread(target=self._read, name="bigquery-appends", daemon=True).start()
 
     def _read(self) -> None:
@@ -78,10 +96,9 @@ class Connection:
         except Exception as error:
             self._replies.put(error)
 
-    def send(self, request: Any, seconds: float) -> Any:
+    def send(self, request: bytes, seconds: float) -> Any:
         """The response to this request (the protobuf message). Raises exceptions of google.api_core."""
-        self.is_new = False
-        self._requests.put(AppendRowsRequest.wrap(request))
+        self._requests.put(request)
         try:
             reply = self._replies.get(timeout=max(seconds, 0.001))
         except queue.Empty:
@@ -89,7 +106,7 @@ class Connection:
             raise DeadlineExceeded(text) from None  # type: ignore[no-untyped-call]
         if isinstance(reply, Exception):
             raise reply
-        return type(reply).pb(reply)
+        return reply
 
     def close(self) -> None:
         """Ends the call; a request under way may or may not be applied."""
@@ -108,17 +125,14 @@ class Stream:
         self._client = client
         self._connection: Connection | None = None
 
-    def append(self, encoder: RowEncoder, offset: int, rows: Sequence[bytes], seconds: float) -> Any:
-        """One AppendRows. After an exception the next call opens a new connection. Raises exceptions of
-        google.api_core."""
+    def append(self, schema: bytes, offset: int, rows: bytes, seconds: float) -> Any:
+        """One AppendRows with the messages ProtoSchema and ProtoRows. After an exception the next call opens a new
+        connection. Raises exceptions of google.api_core."""
         if self._connection is None:
             self._connection = Connection(self._client, self.name)
-        request = _Request(write_stream=self.name)
-        request.offset.value = offset
-        request.proto_rows.rows.serialized_rows.extend(rows)
-        if self._connection.is_new:
-            request.proto_rows.writer_schema.proto_descriptor.CopyFrom(encoder.descriptor)
-            request.trace_id = TRACE_ID
+        is_known = self._connection.schema == schema
+        request = request_of(self.name, offset, rows, b"" if is_known else schema)
+        self._connection.schema = schema
         self.used_at = time.monotonic()
         try:
             return self._connection.send(request, seconds)

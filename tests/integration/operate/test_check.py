@@ -26,8 +26,9 @@ from tasks.coordination import Coordination
 from tasks.kafka.cluster import Cluster, ClusterError
 from tasks.kafka.producing import AcknowledgedProducer
 from tasks.names import CONTROL_QUEUE
-from tasks.observe.presence import consumers, queues_of
+from tasks.observe.presence import Presence, consumers, queues_of
 from tasks.release import RELEASE
+from tasks.wire import SinkName
 from tests.kit.fleet import Fleet
 
 GROUP_SECONDS_MAX = 10
@@ -200,6 +201,24 @@ def test_workers_are_seen_with_their_queues_until_they_end(fleet: Fleet) -> None
 
     worker.signal(signal.SIGTERM)
     fleet.wait(lambda: not status.collect(fleet.settings).workers, "the worker to be removed")
+
+
+def test_readers_and_workers_with_different_apis_of_bigquery_are_named(fleet: Fleet) -> None:
+    """Nothing is reported while they agree, or if nobody writes to BigQuery."""
+    coordination = Coordination(fleet.client, fleet.settings)
+    presence = Presence(seen_at=coordination.now(), queues=("flush.bigquery",), bigquery_write="storage")
+    coordination.publish_worker("one@host", msgspec.json.encode(presence).decode())
+    elsewhere = Presence(seen_at=coordination.now(), queues=("flush.gcs",), bigquery_write="insert_all")
+    coordination.publish_worker("two@host", msgspec.json.encode(elsewhere).decode())
+
+    def reported(api: str, sinks: tuple[SinkName, ...] = tuple(SinkName)) -> list[str]:
+        beat = Heartbeat(seen_at=coordination.now(), bigquery_write=api)
+        coordination.publish_reader("reader-7", msgspec.json.encode(beat).decode())
+        settings = fleet.settings.model_copy(update={"sinks": sinks})
+        return [finding.said for finding in rehearsal.fleet(settings) if finding.name == "bigquery write"]
+
+    assert reported("storage") == reported("") == reported("insert_all", (SinkName.GCS,)) == []
+    assert reported("insert_all") == ["reader reader-7: insert_all, worker one@host: storage"]
 
 
 def test_processes_of_different_releases_are_named(fleet: Fleet) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import pytest
 
 from ingest.core.limits import Limits
@@ -30,15 +33,16 @@ SHAPES = {
 }
 
 
+@pytest.mark.parametrize("api", ["insert_all", "storage"])
 @pytest.mark.parametrize("layout", ["packed", "objects"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_no_more_is_staged_than_was_counted(name: str, layout: str) -> None:
+def test_no_more_is_staged_than_was_counted(name: str, layout: str, api: Literal["insert_all", "storage"]) -> None:
     """Redis receives no more bytes, framing included, than the size of a batch counts, except for a packed
     object's index.
     """
     runtime = Reader(Limits(batch_messages_max=1))
     runtime.assign(PARTITION)
-    runtime.parsed(parse(SHAPES[name], RULES))
+    runtime.parsed(parse(SHAPES[name], replace(RULES, bigquery_write=api)))
     (dispatch,) = runtime.dispatches()
 
     encoder = Encoder(tuple(SinkName), 8, "reader", packed=layout == "packed")

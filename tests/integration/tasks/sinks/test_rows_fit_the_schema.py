@@ -5,31 +5,34 @@ engines.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from ingest.core.model import Message, Segment, TopicPartition
+from ingest.core.model import Message, Segment, TopicPartition, proto_rows
 from ingest.core.parse import ParseRules, parse
 from ingest.local.load.produce import PROFILES, values
+from ingest.local.stack import Stack
 from tasks.migrate import migrate
 from tasks.settings import Settings
 from tasks.sinks.bigquery import sink as bigquery
+from tasks.sinks.bigquery.storage_write import StorageWriteSink
 from tasks.sinks.clickhouse import sink as clickhouse
 from tasks.wire import Row
 
 SEGMENTS = 400
 SOURCE = TopicPartition("source", 0)
+RULES = ParseRules(sample_segment_rate=1.0, sample_event_rate=1.0)
+MESSAGES = [
+    Message(SOURCE, 1, offset, value) for offset, value in enumerate(values(PROFILES["small"], SEGMENTS, seed=7))
+]
 
 
 @pytest.fixture(scope="module")
 def segments() -> list[Segment]:
     """Segments with every kind of event, and with everything sampled."""
-    rules = ParseRules(sample_segment_rate=1.0, sample_event_rate=1.0)
-    parsed = [
-        parse(Message(SOURCE, 1, offset, value), rules)
-        for offset, value in enumerate(values(PROFILES["small"], SEGMENTS, seed=7))
-    ]
+    parsed = [parse(message, RULES) for message in MESSAGES]
     return [outcome for outcome in parsed if isinstance(outcome, Segment)]
 
 
@@ -86,6 +89,36 @@ def test_bigquery_stores_every_fact_once(
     assert kinds > 15
     server.close()
     sink.close()
+
+
+def test_bigquery_stores_every_fact_that_the_reader_encoded(
+    segments: list[Segment], settings: Callable[..., Settings], stack: Stack, bigquery_endpoint: str
+) -> None:
+    """As protobuf, with every column equal to that of the same fact in JSON, which insertAll stores once."""
+    made = settings(
+        bigquery_endpoint=bigquery_endpoint,
+        bigquery_storage_endpoint=stack.addresses["bigquery_storage"],
+        bigquery_write="storage",
+    )
+    list(migrate_only(made, "bigquery"))
+    rules = replace(RULES, bigquery_write="storage")
+    encoded = [parse(message, rules) for message in MESSAGES]
+    facts = proto_rows([outcome for outcome in encoded if isinstance(outcome, Segment)])
+    streaming, storage = bigquery.BigQuerySink(made), StorageWriteSink(made)
+
+    streaming.write(items([row for segment in segments for row in segment.bigquery]), "token", 60)
+    storage.write(facts, "token", 60)
+
+    server: Any = bigquery.client(made)
+    table = f"`{made.bigquery_project}.{made.bigquery_dataset}.replay_events`"
+    copies = f"SELECT COUNT(*) AS copies FROM (SELECT *, TO_JSON_STRING(attributes) AS a FROM {table}) GROUP BY"
+    columns = "row_id, event_type, timestamp, org_id, project_id, replay_id, segment_id, retention_days, a"
+    (row,) = server.query_and_wait(f"SELECT MIN(copies), COUNT(*), SUM(copies) FROM ({copies} {columns})")
+    distinct = len({fact.id for fact in facts})
+    assert row.values() == (2, distinct, distinct + len(facts))
+    server.close()
+    streaming.close()
+    storage.close()
 
 
 def migrate_only(made: Settings, sink: str) -> Any:

@@ -1,24 +1,33 @@
-"""Facts appended to write streams of a BigQuery server: each row is in the table once, whatever is lost."""
+"""Facts appended to write streams of a BigQuery server: each row is in the table once, whatever is lost.
+
+Every test runs with rows in JSON, as older readers and commands give them, and with rows in protobuf.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
+from ingest.core.parse.rows import moment
 from ingest.local.stack import Stack
 from tasks.errors import PermanentSinkError, SinkError, TransientSinkError
+from tasks.kafka import letters
 from tasks.migrate.bigquery import migrate_tables
+from tasks.proto_rows import framed, places_of
+from tasks.refused import dead_letter, revive
 from tasks.settings import Settings
 from tasks.sinks import build, check
 from tasks.sinks.bigquery.append_record import decode
-from tasks.sinks.bigquery.sink import client
+from tasks.sinks.bigquery.sink import BigQuerySink, client
 from tasks.sinks.bigquery.storage_write import StorageWriteSink
-from tasks.wire import Row
+from tasks.wire import EncodedRows, Manifest, ProtoRows, Row, SinkName
 from tests.kit.delivering import deliver_to
 from tests.kit.grpc_relay import Moment, Relay, relay_to
-from tests.kit.write_streams import TABLE, Notes, RetriedNotes, fact, numbers, selected
+from tests.kit.write_streams import TABLE, Notes, RetriedNotes, encoded, fact, numbers, selected
 
 SECONDS = 20.0
 TEN = [fact(number) for number in range(10)]
@@ -34,6 +43,18 @@ def migrated(settings: Callable[..., Settings], stack: Stack, bigquery_endpoint:
     )
     list(migrate_tables(made, dry_run=False))
     return made
+
+
+class Staged:
+    """The form of rows in the present test."""
+
+    form: Callable[[Sequence[Row]], Sequence[Row]] = list
+
+
+@pytest.fixture(params=[list, encoded], ids=["json", "protobuf"], autouse=True)
+def form(request: pytest.FixtureRequest) -> None:
+    """Sets the form."""
+    Staged.form = staticmethod(request.param)
 
 
 @pytest.fixture
@@ -65,7 +86,7 @@ def sink(new_sink: Callable[[], StorageWriteSink]) -> StorageWriteSink:
 
 def write(sink: StorageWriteSink, notes: Notes, items: Sequence[Row] = TEN, seconds: float = SECONDS) -> None:
     """Runs a task once with these items."""
-    sink.write_recorded(items, range(len(items)), notes.run(), seconds)
+    sink.write_recorded(Staged.form(items), range(len(items)), notes.run(), seconds)
 
 
 def losing(method: str, moment: Moment, *which: int) -> Callable[[str, Moment, int], bool]:
@@ -329,11 +350,14 @@ def test_refused_rows_are_named_and_the_others_stored(sink: StorageWriteSink, mi
     items[321] = fact(321, timestamp=1)
     items[400] = fact(400, attributes="{")
 
-    progress = deliver_to(sink, items)
+    if Staged.form is not list:
+        items[123] = fact(123, timestamp=2)  # a reader encodes no number as text
+
+    progress = deliver_to(sink, Staged.form(items))
 
     reasons = dict(progress.refused)
     assert sorted(reasons) == [123, 321, 400]
-    assert "segment_id" in reasons[123]
+    assert ("segment_id" if Staged.form is list else "timestamp") in reasons[123]
     assert "timestamp" in reasons[321]
     assert "attributes" in reasons[400]
     assert numbers(migrated) == [number for number in range(500) if number not in reasons]
@@ -393,7 +417,7 @@ def test_a_missing_table_blames_no_row(settings: Callable[..., Settings], migrat
     """If the table is missing, the error names it, and no row is blamed."""
     empty = StorageWriteSink(migrated.model_copy(update={"bigquery_dataset": "nothing"}))
     with pytest.raises(PermanentSinkError, match=TABLE) as refused:
-        empty.write([fact(1)], "token", SECONDS)
+        empty.write(Staged.form([fact(1)]), "token", SECONDS)
     assert refused.value.configuration
     empty.close()
 
@@ -402,7 +426,7 @@ def test_a_server_that_does_not_respond_is_a_transient_error_within_the_deadline
     """If the server does not respond, a transient error within the deadline lists every row as not durable."""
     away = StorageWriteSink(migrated.model_copy(update={"bigquery_storage_endpoint": "http://127.0.0.1:1"}))
     with pytest.raises(TransientSinkError) as failed:
-        away.write([fact(1), fact(2)], "token", 2)
+        away.write(Staged.form([fact(1), fact(2)]), "token", 2)
     assert failed.value.failed == (0, 1)
     away.close()
 
@@ -422,3 +446,63 @@ def test_the_setting_chooses_the_sink(migrated: Settings) -> None:
     assert isinstance(build("bigquery", migrated), StorageWriteSink)
     with pytest.raises(ValueError, match="REPLAYS_BIGQUERY_STORAGE_ENDPOINT"):
         Settings(bigquery_endpoint="http://127.0.0.1:1", bigquery_write="storage")
+
+
+def test_rows_of_two_releases_share_a_stream(sink: StorageWriteSink, migrated: Settings) -> None:
+    """given a reader that does not know a column yet, one that does, and a batch in JSON, when one process writes
+    them in turns, then each has its own columns"""
+    older = encoded([fact(1), fact(2)]).staged
+    older = msgspec.structs.replace(
+        older, columns=older.columns[:-2] + older.columns[-1:], rows=without_days(older)
+    )
+    newer = [fact(3, retention_days=30), fact(4, retention_days=90)]
+    notes = [Notes() for _ in range(4)]
+    for each, items in zip(notes, (EncodedRows(older), encoded(newer)) * 2, strict=True):
+        sink.write_recorded(items, range(2), each.run(), SECONDS)
+    write(sink, Notes(), [fact(5, retention_days=7)])
+
+    assert sorted(selected(migrated, "segment_id, retention_days, JSON_VALUE(attributes, '$.url')")) == [
+        *[(number, None, 'http://a/"ä') for number in (1, 1, 2, 2)],
+        *[(3, 30, 'http://a/"ä')] * 2,
+        *[(4, 90, 'http://a/"ä')] * 2,
+        (5, 7, 'http://a/"ä'),
+    ]
+    assert len({name for each in notes for name in streams_of(each)}) == 1
+
+
+def without_days(staged: ProtoRows) -> bytes:
+    """The same rows with `attributes` as the eighth column."""
+    rows = []
+    for start, stop in places_of(staged.rows):
+        head, attributes = staged.rows[start:stop].split(b"\x4a", 1)
+        rows.append(framed(head + b"\x42" + attributes))
+    return b"".join(rows)
+
+
+def test_rows_for_the_other_api_are_written_too(migrated: Settings) -> None:
+    """given a reader with `storage` and workers with `insert_all`: rows become JSON, and a bad one is named"""
+    sink = BigQuerySink(migrated)
+    items = encoded([*TEN[:4], fact(4, timestamp=1), *TEN[5:]])
+
+    progress = deliver_to(sink, items)
+
+    assert [position for position, _ in progress.refused] == [4]
+    assert numbers(migrated) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    sink.close()
+
+
+def test_the_dead_letter_of_a_row_has_its_content(sink: StorageWriteSink) -> None:
+    """The letter of a row in protobuf is that of the row in JSON, and can be replayed."""
+    manifest = Manifest("facts-0-0-10", "d", "facts", 0, 0, 10, "reader", 1, ())
+    as_json = [*TEN[:4], fact(4, timestamp=moment(1)), *TEN[5:]]
+    items = Staged.form(as_json)
+
+    ((position, error),) = deliver_to(sink, items).refused
+    letter = dead_letter(items[position], manifest, SinkName.BIGQUERY, error)
+
+    label = letters.decode(letter.headers)
+    assert label is not None
+    _, revived = revive(label, bytes(letter.value or b""))
+    assert position == 4
+    assert (label.origin.offset, revived.offset) == (4, 4)  # type: ignore[union-attr]
+    assert json.loads(letter.value or b"") == json.loads(as_json[4].json)

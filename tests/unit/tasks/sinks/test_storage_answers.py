@@ -60,7 +60,7 @@ def test_a_row_has_the_values_of_its_json() -> None:
     assert (found.row_id, found.segment_id, found.org_id) == ("row-3", 3, 2**62)
     assert json.loads(found.attributes) == {"url": 'http://a/"ä'}
     assert not found.HasField("retention_days")
-    assert [field.name for field in ENCODER.descriptor.field] == list(columns_of(TABLE))
+    assert [field.name for field in found.DESCRIPTOR.fields] == list(columns_of(TABLE))
 
 
 @given(st.integers(min_value=0, max_value=4_000_000_000_000_000))

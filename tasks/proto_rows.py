@@ -1,0 +1,251 @@
+"""Rows as protobuf messages, in the form in which the Storage Write API takes them; used by readers and workers.
+
+A message has one optional field per column, numbered from 1 in the order of the columns: INTEGER and TIMESTAMP
+(microseconds) are int64, STRING and JSON are strings. Absent columns have no field. Rows are framed as in
+BigQuery's message ProtoRows: each is preceded by a tag and its length, so that concatenated rows are a valid
+message. Encoded by hand, because the core must not import the protobuf library; tests compare the bytes with it.
+https://protobuf.dev/programming-guides/encoding
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+Columns = tuple[tuple[str, str], ...]
+"""Name and BigQuery type of each column, in the order of the field numbers."""
+
+FACT_TABLE = "replay_events"
+FACT_COLUMNS: Columns = (
+    ("row_id", "STRING"),
+    ("event_type", "STRING"),
+    ("timestamp", "TIMESTAMP"),
+    ("org_id", "INTEGER"),
+    ("project_id", "INTEGER"),
+    ("replay_id", "STRING"),
+    ("segment_id", "INTEGER"),
+    ("retention_days", "INTEGER"),
+    ("attributes", "JSON"),
+)
+TEXT_TYPES = frozenset({"STRING", "JSON"})
+TYPES = TEXT_TYPES | {"INTEGER", "TIMESTAMP"}
+MICROSECONDS = 1_000_000
+TIMES = range(253_402_300_800 * MICROSECONDS)
+"""Times that have a text."""
+# Facts of a segment are a few seconds apart.
+MINUTES_KEPT_MAX = 256
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,299}")
+_COLUMNS_MAX = 1000
+_INT64, _UINT64 = 1 << 63, 1 << 64
+_VARINT_BYTES_MAX = 10
+_VARINT, _BYTES = 0, 2
+_ROW = b"\x0a"  # field 1 of ProtoRows, length-delimited
+
+
+_ONE_BYTE = tuple(bytes((number,)) for number in range(128))
+# Two groups of a longer varint.
+_PAIRS = tuple(bytes((pair & 127 | 128, pair >> 7 | 128)) for pair in range(1 << 14))
+
+
+def varint(number: int) -> bytes:
+    """A number of 0 or more as base-128 varint."""
+    if number < 128:
+        return _ONE_BYTE[number]
+    made = b""
+    while number >= 1 << 14:
+        made += _PAIRS[number & 16383]
+        number >>= 14
+    return made + (_ONE_BYTE[number] if number < 128 else bytes((number & 127 | 128, number >> 7)))
+
+
+# Tag and length of the first and the last column, and of a row in ProtoRows, which is field 1, too.
+_FIELD_1 = tuple(b"\x0a" + varint(length) for length in range(4096))
+_FIELD_9 = tuple(b"\x4a" + varint(length) for length in range(4096))
+# Longer kinds of facts are not kept.
+_CACHED_CHARACTERS_MAX = 64
+
+
+@lru_cache(maxsize=512)
+def _between(event_type: str) -> bytes:
+    """The bytes between the first column and the number of the third."""
+    return text_field(2, event_type.encode()) + b"\x18"
+
+
+def integer_field(number: int, value: int) -> bytes:
+    """An int64 field. Raises OverflowError if the value does not fit."""
+    if not -_INT64 <= value < _INT64:
+        raise OverflowError(f"{value} is not an int64")
+    return varint(number << 3 | _VARINT) + varint(value % _UINT64)
+
+
+def text_field(number: int, value: bytes) -> bytes:
+    """A string field, from UTF-8."""
+    return varint(number << 3 | _BYTES) + varint(len(value)) + value
+
+
+def framed(message: bytes) -> bytes:
+    """A row's message as one entry of ProtoRows."""
+    return _ROW + varint(len(message)) + message
+
+
+class FactEncoder:
+    """Encodes the facts of one segment. Raises OverflowError for ids below 0 or above int64."""
+
+    __slots__ = ("_after_low", "_high_bits", "_shared")
+
+    def __init__(self, org_id: int, project_id: int, replay_id: str, segment_id: int, retention_days: int) -> None:
+        ids = (org_id, project_id, segment_id, retention_days)
+        if min(ids) < 0 or max(ids) >= _INT64:
+            raise OverflowError(f"one of {ids} is not from 0 to {_INT64 - 1}")
+        replay = replay_id.encode()
+        parts = (
+            b"\x20",
+            varint(org_id),
+            b"\x28",
+            varint(project_id),
+            b"\x32",
+            varint(len(replay)),
+            replay,
+            b"\x38",
+            varint(segment_id),
+            b"\x40",
+            varint(retention_days),
+        )
+        self._shared = b"".join(parts)
+        self._after_low, self._high_bits = b"", 0
+        """The bytes after the lower 28 bits of a time, whose other bits are these."""
+
+    def framed_fact(self, row_id: bytes, event_type: str, microseconds: int, attributes: bytes) -> bytes:
+        """One framed row; `row_id` and `attributes` in UTF-8, time since 1970. Runs once per fact."""
+        high_bits = microseconds >> 28
+        if high_bits != self._high_bits:  # it changes every 268 s
+            self._high_bits = high_bits
+            self._after_low = (varint(high_bits) if high_bits > 0 else b"") + self._shared
+        if high_bits > 0 and len(event_type) <= _CACHED_CHARACTERS_MAX:
+            try:
+                row = b"".join(
+                    (
+                        _FIELD_1[len(row_id)],
+                        row_id,
+                        _between(event_type),
+                        _PAIRS[microseconds & 16383],
+                        _PAIRS[microseconds >> 14 & 16383],
+                        self._after_low,
+                        _FIELD_9[len(attributes)],
+                        attributes,
+                    )
+                )
+                return _FIELD_1[len(row)] + row
+            except IndexError:
+                pass
+        return self._long_or_early(row_id, event_type, microseconds, attributes)
+
+    def _long_or_early(self, row_id: bytes, event_type: str, microseconds: int, attributes: bytes) -> bytes:
+        """The same for long values and for any time."""
+        return framed(
+            text_field(1, row_id)
+            + text_field(2, event_type.encode())
+            + integer_field(3, microseconds)
+            + self._shared
+            + text_field(9, attributes)
+        )
+
+
+def are_known(columns: Columns) -> bool:
+    """Whether this release can describe rows with these columns to BigQuery."""
+    names = [name for name, _ in columns]
+    return (
+        len(set(names)) == len(names) <= _COLUMNS_MAX
+        and all(_NAME.fullmatch(name) for name in names)
+        and all(kind in TYPES for _, kind in columns)
+    )
+
+
+def places_of(rows: bytes) -> list[tuple[int, int]]:
+    """Start and stop of each message in framed rows. Raises ValueError for other bytes."""
+    found = []
+    at, end = 0, len(rows)
+    while at < end:
+        if rows[at] != _ROW[0]:
+            raise ValueError(f"no row begins at byte {at}")
+        size_bytes, start = _varint_at(rows, at + 1)
+        at = start + size_bytes
+        if at > end:
+            raise ValueError("the last row is truncated")
+        found.append((start, at))
+    return found
+
+
+def to_json(columns: Columns, message: bytes) -> bytes:
+    """A row as one JSON object without a newline, as the reader writes it without protobuf. Raises ValueError."""
+    found: dict[str, Any] = {}
+    at = 0
+    while at < len(message):
+        tag, at = _varint_at(message, at)
+        number, kind = tag >> 3, tag & 7
+        if not 1 <= number <= len(columns):
+            raise ValueError(f"a row has the field {number}, which is no column")
+        name, column_type = columns[number - 1]
+        if kind != (_BYTES if column_type in TEXT_TYPES else _VARINT):
+            raise ValueError(f"{name} has the wire type {kind}")
+        value, at = _varint_at(message, at)
+        if kind == _BYTES:
+            if at + value > len(message):
+                raise ValueError(f"{name} is truncated")
+            found[name] = message[at : at + value].decode()
+            at += value
+        else:
+            signed = value - _UINT64 if value >= _INT64 else value
+            found[name] = signed if column_type != "TIMESTAMP" else _time(signed)
+    return msgspec.json.encode({name: found[name] for name, _ in columns if name in found})
+
+
+def _time(microseconds: int) -> str | float:
+    """Text, or a number of seconds if there is none: our rows have no such times."""
+    return time_text(microseconds) if microseconds in TIMES else microseconds / MICROSECONDS
+
+
+def time_text(microseconds: int) -> str:
+    """A Unix time from 1970 to 9999 in RFC 3339, UTC."""
+    minutes, rest = divmod(microseconds, 60_000_000)
+    return f"{_minute(minutes)}:{rest / MICROSECONDS:09.6f}Z"
+
+
+@lru_cache(MINUTES_KEPT_MAX)
+def _minute(minutes: int) -> str:
+    """The Gregorian date and time that many minutes after 1970-01-01. A year here begins in March."""
+    days, minute = divmod(minutes, 24 * 60)
+    era, day = divmod(days + 719_468, 146_097)  # 400 years have 146,097 days; the first day is 0000-03-01
+    year = (day - day // 1460 + day // 36_524 - day // 146_096) // 365
+    day -= 365 * year + year // 4 - year // 100
+    month = (5 * day + 2) // 153
+    day -= (153 * month + 2) // 5
+    year += 400 * era + month // 10
+    return f"{year:04}-{(month + 2) % 12 + 1:02}-{day + 1:02}T{minute // 60:02}:{minute % 60:02}"
+
+
+def fact_id(project_id: int, row_id: str) -> str:
+    """The identity of a fact (docs/decisions/020-project-in-identity.md)."""
+    return f"{project_id}-{row_id}"
+
+
+def _varint_at(data: bytes, at: int) -> tuple[int, int]:
+    """A varint and the position after it. Raises ValueError."""
+    value = 0
+    for place, byte in enumerate(data[at : at + _VARINT_BYTES_MAX]):
+        value |= (byte & 127) << (7 * place)
+        if byte < 128:
+            if value >= _UINT64:
+                break
+            return value, at + place + 1
+    raise ValueError(f"no number at byte {at}")
+
+
+def joined(rows: bytes, places: Sequence[tuple[int, int]]) -> bytes:
+    """These rows, framed, in this order."""
+    return b"".join([framed(rows[start:stop]) for start, stop in places])

@@ -1,0 +1,174 @@
+"""The rows of one write as protobuf messages: as the reader encoded them, or encoded here from JSON.
+
+Rows are known by their positions in the task's payload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+from google.cloud.bigquery_storage_v1 import types
+from google.protobuf.message import DecodeError
+
+from tasks.proto_rows import framed
+from tasks.sinks.bigquery.row_encoding import RowEncoder, schema_of
+from tasks.sinks.outcome import Blame, Outcome, Trouble
+from tasks.wire import EncodedRows, Incompatible, Row
+
+Ranges = tuple[tuple[int, int], ...]
+_ProtoRows = types.ProtoRows.pb()
+
+
+class Positions:
+    """Positions of items in the task's payload, in order, with the index of each. Cheap if they are contiguous."""
+
+    def __init__(self, positions: Sequence[int]) -> None:
+        self.all = list(positions)
+        first = self.all[0] if self.all else 0
+        self._range = range(first, first + len(self.all))
+        self._index: Mapping[int, int] | None = None
+        if self.all != list(self._range):
+            self._index = {position: index for index, position in enumerate(self.all)}
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.all)
+
+    def __contains__(self, position: int) -> bool:
+        return position in (self._range if self._index is None else self._index)
+
+    def index(self, position: int) -> int:
+        """Index of a position that is contained."""
+        return position - self._range.start if self._index is None else self._index[position]
+
+    def have(self, ranges: Ranges) -> bool:
+        """Whether all positions in the half-open ranges are contained."""
+        if self._index is None:
+            return all(self._range.start <= start and stop <= self._range.stop for start, stop in ranges)
+        return all(position in self._index for start, stop in ranges for position in range(start, stop))
+
+    def are(self, ranges: Ranges) -> bool:
+        """Whether these are all positions."""
+        return self._index is None and ranges == ((self._range.start, self._range.stop),)
+
+
+class RowsToSend(Protocol):
+    """Rows of a write that can be sent, all with the schema of their table."""
+
+    positions: Positions
+
+    @property
+    def only_table(self) -> str | None:
+        """The table of all rows; None if there are several."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all rows, framed."""
+
+    def table(self, position: int) -> str:
+        """The table of a row."""
+
+    def bytes_of(self, position: int) -> int:
+        """Size of a row, framed."""
+
+    def schema(self, table: str) -> bytes:
+        """The schema of a table's rows (BigQuery's message ProtoSchema)."""
+
+    def framed(self, ranges: Ranges) -> bytes:
+        """The rows at these positions, as the message ProtoRows."""
+
+
+class RowsOfReader:
+    """Rows that the reader encoded: sent as they are, with the columns that it names."""
+
+    def __init__(self, items: EncodedRows, positions: Positions) -> None:
+        """Raises Incompatible if the bytes are not the stated number of rows: offsets would be wrong."""
+        self.positions = positions
+        self._items = items
+        try:
+            count = len(_ProtoRows.FromString(items.staged.rows).serialized_rows)
+        except DecodeError as error:
+            raise Incompatible(f"the staged rows of bigquery cannot be read: {error}") from error
+        if count != len(items):
+            raise Incompatible(f"the staged rows of bigquery are {count} instead of {len(items)}")
+
+    @property
+    def only_table(self) -> str | None:
+        return self._items.staged.table
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self._items.staged.rows)
+
+    def table(self, position: int) -> str:
+        return self._items.staged.table
+
+    def bytes_of(self, position: int) -> int:
+        return self._items.framed_bytes[self.positions.index(position)]
+
+    def schema(self, table: str) -> bytes:
+        return schema_of(table, self._items.staged.columns)
+
+    def framed(self, ranges: Ranges) -> bytes:
+        if self.positions.are(ranges):
+            return self._items.staged.rows
+        wanted = [self.positions.index(position) for start, stop in ranges for position in range(start, stop)]
+        return self._items.part(wanted).staged.rows
+
+
+class RowsFromJson:
+    """Rows encoded here. Those that do not fit the columns are noted in the outcome and left out."""
+
+    def __init__(
+        self, encoders: Mapping[str, RowEncoder], items: Sequence[Row], positions: Positions, outcome: Outcome
+    ) -> None:
+        self._encoders = encoders
+        self._rows: dict[int, bytes] = {}
+        self._tables: dict[int, str] = {}
+        for index, (position, item) in enumerate(zip(positions, items, strict=True)):
+            encoder = encoders.get(item.table)
+            if encoder is None:
+                outcome.note(Trouble(Blame.TABLE, f"this release writes no table {item.table!r}"), [index])
+                continue
+            encoded = encoder.encode(item.json)
+            if isinstance(encoded, Trouble):
+                outcome.note(encoded.about(f"table {item.table}"), [index])
+            else:
+                self._rows[position], self._tables[position] = framed(encoded), item.table
+        self.positions = Positions(list(self._rows))
+
+    @property
+    def only_table(self) -> str | None:
+        tables = set(self._tables.values())
+        return tables.pop() if len(tables) == 1 else None
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(map(len, self._rows.values()))
+
+    def table(self, position: int) -> str:
+        return self._tables[position]
+
+    def bytes_of(self, position: int) -> int:
+        return len(self._rows[position])
+
+    def schema(self, table: str) -> bytes:
+        return self._encoders[table].schema
+
+    def framed(self, ranges: Ranges) -> bytes:
+        return b"".join([self._rows[position] for start, stop in ranges for position in range(start, stop)])
+
+
+def rows_to_send(
+    encoders: Mapping[str, RowEncoder], items: Sequence[Row], positions: Positions, outcome: Outcome
+) -> RowsToSend:
+    """The rows of these items; notes in the outcome which cannot be sent."""
+    if not isinstance(items, EncodedRows):
+        return RowsFromJson(encoders, items, positions, outcome)
+    if items.staged.table in encoders:
+        return RowsOfReader(items, positions)
+    outcome.note(Trouble(Blame.TABLE, f"this release writes no table {items.staged.table!r}"), range(len(items)))
+    return RowsFromJson(encoders, (), Positions(()), outcome)
