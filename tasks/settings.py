@@ -185,7 +185,8 @@ class Settings(BaseSettings):
     bigquery_write: Literal["insert_all", "storage"] = Field(
         "insert_all",
         description="API that writes rows: insert_all (streaming inserts) or storage (Storage Write API, with an "
-        "offset for each append, so that repeated tasks store each row once).",
+        "offset for each append, so that repeated tasks store each row once). Readers encode rows for "
+        "it, so readers and workers need the same value.",
     )
     bigquery_storage_endpoint: str = Field(
         "",

@@ -12,12 +12,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from ingest.core.parse.rows import moment
 from ingest.local.stack import Stack
 from tasks.errors import PermanentSinkError, SinkError, TransientSinkError
 from tasks.kafka import letters
 from tasks.migrate.bigquery import migrate_tables
-from tasks.proto_rows import framed, places_of
+from tasks.proto_rows import framed, places_of, time_text
 from tasks.refused import dead_letter, revive
 from tasks.settings import Settings
 from tasks.sinks import build, check
@@ -494,7 +493,7 @@ def test_rows_for_the_other_api_are_written_too(migrated: Settings) -> None:
 def test_the_dead_letter_of_a_row_has_its_content(sink: StorageWriteSink) -> None:
     """The letter of a row in protobuf is that of the row in JSON, and can be replayed."""
     manifest = Manifest("facts-0-0-10", "d", "facts", 0, 0, 10, "reader", 1, ())
-    as_json = [*TEN[:4], fact(4, timestamp=moment(1)), *TEN[5:]]
+    as_json = [*TEN[:4], fact(4, timestamp=time_text(1_000_000)), *TEN[5:]]
     items = Staged.form(as_json)
 
     ((position, error),) = deliver_to(sink, items).refused
