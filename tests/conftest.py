@@ -1,4 +1,4 @@
-"""Running servers for the tests that use them; see `tests.kit.servers`.
+"""Provides running servers for the tests that use them; see `tests.kit.servers`.
 
 The files with the longest tests run first: workers take whole files, and the run ends with the slowest worker.
 """
@@ -41,9 +41,10 @@ __all__ = [
     "topics",
 ]
 
-# Folders and files by the duration of their longest test, longest first; unlisted ones run last.
+# Folders and files, ordered by the duration of their longest test, longest first. All others run last.
 SLOWEST_FIRST = ("e2e/test_gameday.py", "e2e", "mutation", "simulation", "integration/tasks", "integration")
-# CPU time is affected by processes that share the caches: these tests run after the tests with real systems.
+# These tests measure CPU time, which processes that share the caches affect, so they run after the tests with real
+# systems.
 RUN_LAST = "cost"
 
 

@@ -68,8 +68,9 @@ def up(
     programs: bool = False,
     progress: Progress = lambda line: None,
 ) -> StackState:
-    """Starts a stack that continues to run after this process ends, and returns when all components are ready. If
-    a stack is running, returns it unchanged.
+    """Starts a stack that continues to run after this process ends, and returns when all components are ready.
+
+    If a stack is running, returns it unchanged.
 
     With `programs`, also starts the worker, the reader, Flower and the web pages, even on a running stack. If a
     component fails to start, stops everything that this call started and raises LocalError.
@@ -120,7 +121,7 @@ def up(
 
 
 def _add_programs(place: Path, progress: Progress) -> StackState:
-    """Requests the programs from the supervisor with a file and waits for its response."""
+    """Requests the programs from the supervisor through a file, and waits for the response."""
     lines = _Lines(place / "supervisor.log", progress, skip=True)
     _request_path(place).touch(0o600)
 
@@ -193,8 +194,8 @@ def log_files(directory: Path | None = None) -> dict[str, Path]:
 
 
 def supervise(directory: Path, parts: Sequence[str], kafka: KafkaKind) -> int:
-    """Main function of the background process: holds the lock, runs the components and restarts them, until
-    SIGTERM.
+    """The main function of the background process, which holds the lock, and runs and restarts the components
+    until SIGTERM.
     """
     with (directory / "lock").open("w") as lock, ending_on_signals() as ending:
         try:
@@ -293,7 +294,7 @@ def _read_state(directory: Path) -> StackState | None:
 
 
 def main() -> int:
-    """python -m ingest.local.background DIRECTORY: the supervisor that `up` starts."""
+    """Runs `python -m ingest.local.background DIRECTORY`, the supervisor that `up` starts."""
     parser = argparse.ArgumentParser(description="Supervises an embedded stack until SIGTERM.")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--parts", default=",".join(PARTS), help="components to start, comma-separated")

@@ -1,4 +1,4 @@
-"""Readers, flush workers and Flower as separate processes over an embedded stack, for chaos runs and tests.
+"""Runs readers, flush workers and Flower as separate processes on an embedded stack, for chaos runs and tests.
 
     with Stack(kafka="apache") as stack:
         fleet = Fleet(stack.start())
@@ -104,7 +104,7 @@ class Fleet:
             pass
 
     def reader(self, name: str, *, keep: bool = True, **settings: str) -> Child:
-        """Starts or restarts a reader; `settings` are REPLAYS_* variables of this reader alone."""
+        """Starts or restarts a reader. `settings` contains REPLAYS_* variables for this reader only."""
         command = self._installation(name).replays_ingest()
         return self._start(name, command, {**self.env, **settings}, keep)
 

@@ -1,6 +1,6 @@
 """Finds the addresses of a running background stack, for commands without configured servers.
 
-Imports no server, so that it costs nothing where the extra `local` is not installed.
+The module imports no server, so that it can be imported where the extra `local` is not installed.
 """
 
 from __future__ import annotations

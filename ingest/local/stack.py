@@ -44,7 +44,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One running component: its address and its process. An external server has the pid 0 and no log."""
+    """One running component, with its address and its process. An external server has the pid 0 and no log."""
 
     name: str
     address: str
@@ -95,8 +95,10 @@ class Stack:
         self.stop()
 
     def start(self, parts: Iterable[str] = PARTS) -> Self:
-        """Starts these components in parallel. Raises LocalError, with the tail of a log, if one fails to
-        start."""
+        """Starts these components in parallel.
+
+        Raises LocalError, with the tail of a log, if one fails to start.
+        """
         chosen = list(parts)
         unknown = set(chosen) - set(PARTS)
         if unknown:
@@ -204,8 +206,9 @@ class Stack:
 
 
 def settings_of(part: str, address: str) -> dict[str, str]:
-    """Returns the REPLAYS_* variables of one component. The address `cloud` means Google's own service, without an
-    endpoint.
+    """Returns the REPLAYS_* variables of one component.
+
+    The address `cloud` means Google's own service, without an endpoint.
     """
     endpoint = "" if address == "cloud" else address
     match part:

@@ -1,1 +1,1 @@
-"""Test kit, for our tests and for users of the core: message builders, MockRuntime, a simulated world."""
+"""The test kit for our tests and for users of the core: message builders, MockRuntime, and a simulated world."""

@@ -2,9 +2,9 @@
 
     envelope(frame(recording([click_event(node_id=7), hydration_error_event()]), segment_id=3))
 
-Each takes keyword arguments for the fields that a test needs, and has realistic defaults for the rest. Every field
-accepts any value, so that malformed messages are built like valid ones. The results are deterministic and do not
-depend on the time.
+Each builder takes keyword arguments for the fields that a test needs, and has realistic defaults for all others.
+Every field accepts any value, so that malformed messages are built like valid ones. The results are deterministic
+and do not depend on the time.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def breadcrumb(category: Any, data: Any = LEFT_OUT, **fields: Any) -> RRwebEvent
 
 
 def node(node_id: Any = 7, tag: Any = "button", **attributes: Any) -> dict[str, Any]:
-    """A clicked node. Underscores in attribute names become hyphens."""
+    """Returns a clicked node. Underscores in attribute names become hyphens."""
     named = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
     return {"id": node_id, "tagName": tag, "textContent": "Buy now", "attributes": named}
 

@@ -68,7 +68,7 @@ class MockRuntime:
         return self.publish(on.MessageParsed(source, message.epoch, next_offset, parse(message, self.rules)))
 
     def publish(self, event: on.Event) -> list[do.Command]:
-        """Passes any event to the pipeline, at the current time."""
+        """Passes an event of any kind to the pipeline, at the current time."""
         commands = self.pipeline.handle(event, self.now)
         self.commands.extend(commands)
         return commands
@@ -79,7 +79,7 @@ class MockRuntime:
         return self.publish(on.Ticked())
 
     def join(self) -> list[do.Command]:
-        """Shuts down like SIGTERM: flushes and commits everything. Every command succeeds."""
+        """Shuts down as after SIGTERM, and flushes and commits everything. Every command succeeds."""
         self.publish(on.ShutdownRequested())
         return self.settle()
 
@@ -116,8 +116,10 @@ class MockRuntime:
         return self.publish(on.DispatchFailed(batch.id, batch.epoch, dispatch.stage, attempt, error, too_large))
 
     def settle(self) -> list[do.Command]:
-        """Completes every pending command with success, and those that follow, until none is left. Returns the
-        dispatches."""
+        """Completes every pending command with success, and the commands that follow, until none is left.
+
+        Returns the dispatches.
+        """
         completed: list[do.Command] = []
         while True:
             self.acknowledge_commits()

@@ -1,1 +1,1 @@
-"""The cost of the most expensive messages: known shapes, a search for more, and the limit that all must meet."""
+"""The cost of the most expensive messages: known shapes, a search for others, and the limit that all must meet."""

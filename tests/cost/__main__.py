@@ -21,7 +21,8 @@ from tests.cost.committed import ALL
 from tests.cost.measure import MEASURE_SECONDS_MAX, MEMORY_RATIO_MAX, RATIO_MAX, Cost, measure_separately
 
 RAW_BYTES = 95_000_000
-# Works in a checkout of any age: prints the lower of two CPU times and the memory of the first run, in bytes.
+# This program works in a checkout of any age. It prints the lower of two CPU times, and the memory of the first
+# run in bytes.
 MEASURE_PROGRAM = """
 import sys, time
 from pathlib import Path
@@ -47,7 +48,9 @@ print(min(seconds), taken)
 def main() -> int:
     """Prints one row per shape as soon as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--raw-bytes", type=int, default=RAW_BYTES, help="Inflated size of each recording, bytes.")
+    parser.add_argument(
+        "--raw-bytes", type=int, default=RAW_BYTES, help="Inflated size of each recording, in bytes."
+    )
     parser.add_argument("--name", default="", help="Measure only shapes whose name contains this text.")
     parser.add_argument(
         "--before", type=Path, metavar="DIRECTORY", help="Also measure the parser of this checkout."

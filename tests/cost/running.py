@@ -1,13 +1,13 @@
-"""All committed shapes from one project, sent to the running system while another project sends at a constant
+"""Sends all committed shapes as one project to a running system, while another project sends at a constant
 rate.
 
     python -m tests.cost.running [--raw-bytes N] [--segments N] [--rate N]
 
 The system is the stack, workers and one reader as processes, with emulators. The memory limit of
-deploy/kubernetes/reader.yaml is set as RLIMIT_DATA of each reader process: this needs no cgroup, and a process
-over the limit gets a MemoryError. It prints the other project's delay from sending a segment to the commit of its
-batch, alone and next to the hostile project, and the outcome of each hostile message. The exit code is 1 if a
-message is unaccounted for, a segment is lost, a reader exits, or p99 more than doubles.
+deploy/kubernetes/reader.yaml is set as RLIMIT_DATA of each reader process. This needs no cgroup, and a process
+that exceeds the limit gets a MemoryError. The program prints the other project's delay from sending a segment to
+the commit of its batch, alone and next to the hostile project. It also prints the outcome of each hostile message.
+The exit code is 1 if a message is unaccounted for, a segment is lost, a reader exits, or p99 more than doubles.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from tests.kit.whole_system import System, until
 MEMORY_BYTES_MAX = GiB
 STEADY_PROJECT = 4200  # All hostile shapes belong to project 11.
 STEADY_REPLAY_ID = "57ead0" + "0" * 26
-# Nothing may be parked only because a shared machine is busy; every segment is sampled, which is the most
-# expensive case.
+# With these settings nothing is parked only because a shared machine is busy, and every segment is sampled, which
+# is the most expensive case.
 PATIENT_SETTINGS = {
     "sink_timeout_seconds": "20",
     "flush_deadline_seconds": "120",
@@ -131,7 +131,7 @@ def steady_rows(system: System) -> int:
 def main() -> int:
     """Runs two phases of equal length, without and with the hostile project."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--raw-bytes", type=int, default=10_000_000, help="Inflated size of each shape, bytes.")
+    parser.add_argument("--raw-bytes", type=int, default=10_000_000, help="Inflated size of each shape, in bytes.")
     parser.add_argument("--segments", type=int, default=1000, help="Segments of the steady project, per phase.")
     parser.add_argument("--rate", type=float, default=10.0, help="Segments of the steady project per second.")
     arguments = parser.parse_args()

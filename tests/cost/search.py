@@ -1,11 +1,12 @@
 """Evolves messages that cost as much as possible: `python -m tests.cost.search [--seconds 600] [--seed N]`.
 
-It breeds three populations, each for one kind of cost relative to its limit: CPU (multiple of the floor), memory
-(multiple of the inflated size), and bytes of rows per segment. It starts from shapes that once stopped a reader
-and from events of our recordings with repeated parts. The best of each are measured again at full size in separate
-processes and printed; `--keep` adds the most expensive of each kind to tests/cost/found.json.
+The search breeds three populations, each for one kind of cost relative to its limit: CPU (multiple of the floor),
+memory (multiple of the inflated size), and bytes of rows per segment. It starts from shapes that once stopped a
+reader and from events of our recordings with repeated parts. The best recipes of each population are measured
+again at full size in separate processes, and printed. `--keep` adds the most expensive one of each kind to
+tests/cost/found.json.
 
-The exit code is 1 if one exceeds a limit in docs/cost.md.
+The exit code is 1 if a recipe exceeds a limit in docs/cost.md.
 """
 
 from __future__ import annotations
@@ -102,12 +103,12 @@ def breed(
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=600.0, help="Total time for all kinds, seconds.")
+    parser.add_argument("--seconds", type=float, default=600.0, help="Total time for all kinds, in seconds.")
     parser.add_argument(
         "--seed", type=int, default=None, help="Random seed; by default from the clock, and printed."
     )
     parser.add_argument(
-        "--raw-bytes", type=int, default=FULL_RAW_BYTES, help="Inflated size of the final measurement, bytes."
+        "--raw-bytes", type=int, default=FULL_RAW_BYTES, help="Inflated size of the final measurement, in bytes."
     )
     parser.add_argument(
         "--keep", action="store_true", help="Add the most expensive of each kind to tests/cost/found.json."

@@ -1,7 +1,7 @@
-"""The most expensive messages that a sender can create: the committed set for the cost limit.
+"""The committed set of the most expensive messages that a sender can create, which must meet the cost limit.
 
 Each shape is a function of its inflated size, so that it can be used both in a quick test and for the largest
-messages. The first shapes stopped a reader before the limit existed. Shapes found by the search are added.
+messages. The first shapes stopped a reader before the limit existed. Shapes that the search finds are added.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""The cost of a message is limited to a multiple of inflating and scanning it. `python -m tests.cost` prints the
-table."""
+"""The cost of a message is limited to a multiple of inflating and scanning it.
+
+`python -m tests.cost` prints the table.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from tests.cost.shapes import SHAPES, Shape
 
 RAW_BYTES = 4_000_000
 LARGE_RAW_BYTES = 60_000_000
-# The CPU time of this process is measured twice; more attempts are made because other processes share the caches.
+# The CPU time is measured twice, and again if it exceeds the limit, because other processes share the caches.
 ATTEMPTS = 10
 
 

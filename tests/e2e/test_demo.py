@@ -20,7 +20,7 @@ from ingest.local.servers.processes import group_is_alive, wait_until
 from tests.kit.prestarted import PARENTS
 
 SECONDS_MAX = 170
-# Several batches per partition even with a small load, so that a kill hits some of them in flight.
+# Even a small load has several batches per partition, so that a kill hits some of them in flight.
 SMALL_BATCHES = {"REPLAYS_BATCH_MESSAGES_MAX": "20"}
 
 

@@ -1,9 +1,9 @@
 """Every command in the docs exists as written; harmless ones are run and must succeed.
 
 A command is the content of a fenced or indented block, or of backquotes within a sentence. Placeholders (`<id>`,
-`REPLAY_ID`, `N`) are replaced by values from a running system. Each command belongs to RUN or to NOT_RUN; a new
-one in neither fails here, so that its author decides. A command name without its required argument (`dlq show`) is
-a mention: only its existence is checked.
+`REPLAY_ID`, `N`) are replaced by values from a running system. Each command belongs to RUN or to NOT_RUN. A new
+command in neither fails here, so that its author decides. A command name without its required argument (`dlq
+show`) is a mention: only its existence is checked.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ PARKED_AT_LEAST = 3
 COMMAND_SECONDS_MAX = 90
 PROJECT = "11"
 
-# Listed in execution order, so that commands that change the system run last. Each value contains arguments that
-# make an endless or long command end, or that keep it away from the developer's files.
+# The commands are listed in execution order, so that commands that change the system run last. Each value contains
+# arguments that make an endless or long command end, or that keep it away from the developer's files.
 RUN: dict[str, str] = {
     "replays-ingest check": "",
     "replays-ingest status": "",
@@ -128,7 +128,7 @@ NOT_RUN = {
     "python -m tests.cost": "minutes; tests/cost/test_cost.py runs the same shapes with smaller recordings",
     "python -m benchmarks.soak": "minutes; test_benchmarks.py asks it for help",
 }
-# These start processes or publish tasks and need an environment that this process does not have.
+# These commands start processes or publish tasks, and need an environment that this process does not have.
 OWN_PROCESS = ("replays-ingest local", "replays-ingest batches", "celery")
 
 
@@ -239,8 +239,9 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 @pytest.fixture(scope="module")
 def placeholder_values(system: System, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Maps each placeholder to its possible values, by the first words of the command. Ids in a list are used in
-    order.
+    """Maps each placeholder to its possible values, by the first words of the command.
+
+    Ids in a list are used in order.
     """
     message = tmp_path_factory.mktemp("message") / "message.bin"
     message.write_bytes(recording(replay_id="0ddba110000000000000000000000001", segment_id=0))

@@ -80,7 +80,8 @@ def test_under_the_consumer_protocol_a_killed_reader_is_replaced(
     settings = {
         "REPLAYS_KAFKA_GROUP_PROTOCOL": "consumer",
         "REPLAYS_KAFKA_METADATA_REFRESH_SECONDS": "2",
-        # Longer than the session: under this protocol only the poll interval limits it.
+        # The drain deadline is longer than the session, because under this protocol only the poll interval limits
+        # it.
         "REPLAYS_DRAIN_DEADLINE_SECONDS": "10",
     }
     with made(stack, settings) as fleet:

@@ -1,7 +1,8 @@
-"""Two releases share one Redis, schema and group: fields that the newer one adds are tolerated, new format
-versions are refused.
+"""Two releases share one Redis, schema and group.
 
-The old release is this code; the newer ones are this code with patches (tools/mixed/planted.py). `make
+Fields that the newer release adds are tolerated, and new format versions are refused.
+
+The old release is this code, and the newer releases are this code with patches (tools/mixed/planted.py). `make
 mixed-versions` does the same with the previous release from git.
 """
 

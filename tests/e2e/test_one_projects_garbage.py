@@ -1,7 +1,7 @@
 """One project sends as much garbage as the others send valid messages, while the reader is killed repeatedly.
 
 The other projects lose nothing and are not delayed. The project is named in the log, the metrics and `status`, and
-the runbook's section on it is followed as written.
+the runbook's section on such projects is followed as written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(300)
 GARBAGE = 4242
 OTHERS = (11, 12, 13, 14, 15)
 RESTARTS = 10
-MESSAGES_PER_READER = 20  # Valid messages per reader process, and as many invalid ones.
+MESSAGES_PER_READER = 20  # The number of valid messages per reader process, and of invalid ones.
 WINDOW = 100
 SHED_METRIC = "replays_reader_project_shed"
 numbers = count()
@@ -87,7 +87,7 @@ def test_other_projects_are_durable_while_ten_readers_die_over_garbage(tmp_path:
 
         assert system.reader.starts == RESTARTS + 1
         assert system.query("SELECT count() FROM replay_segments FINAL") == [(sent,)]
-        assert system.json("reconcile")["ok"]  # Nothing is missing; each reject has a letter.
+        assert system.json("reconcile")["ok"]  # Nothing is missing, and each reject has a dead letter.
         assert_named(system)
         assert_steps_work(system)
 

@@ -16,7 +16,7 @@ from tasks.operators import names
 from tests.kit.whole_system import System, until
 
 FLUSHES = 2
-# Keys of Kombu: queues, their bindings, and messages held by workers. All other keys must expire.
+# The keys of Kombu: queues, their bindings, and messages held by workers. All other keys must expire.
 KOMBU = ("celery:flush.", "celery:control", "celery:_kombu.binding", "celery:unacked")
 
 

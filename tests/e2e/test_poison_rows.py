@@ -1,8 +1,8 @@
-"""A row that a sink refuses becomes a dead letter, the others are stored, the offset advances, and the row can be
-replayed.
+"""A row that a sink refuses becomes a dead letter, the other rows are stored, the offset advances, and the row
+can be replayed.
 
-The servers themselves refuse it. BigQuery accepts no row older than ten years into a partitioned table; ClickHouse
-refuses a whole insert if one row violates a constraint of the table.
+The servers themselves refuse these rows. BigQuery accepts no row older than ten years into a partitioned table.
+ClickHouse refuses a whole insert if one row violates a constraint of the table.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tasks.sinks.gcs.sink import client as gcs_client
 from tests.kit.whole_system import System
 
 pytestmark = pytest.mark.timeout(240)
-# Large batches, so that the poison row shares its batch with others; enough load for one or two batches per
-# partition.
+# Batches are large, so that a poison row shares its batch with other rows, and the load fills one or two batches
+# per partition.
 LARGE_BATCHES = {"batch_messages_max": "500", "batch_age_seconds_max": "2"}
 SEGMENTS = 500
 OLD_ID = "0ddba110000000000000000000000001"
@@ -101,7 +101,7 @@ def test_a_batch_refused_for_one_row_lacks_only_that_row_until_its_replay(
     assert "banned" in letter["error"]
     assert letter["item"].startswith("replay_segments/")
     assert_is_about(letter, banned)
-    assert rows_of_banned(system, "replays") == 1  # The row of the same message in the other table.
+    assert rows_of_banned(system, "replays") == 1  # This is the row of the same message in the other table.
     assert rows_of_banned(system, "replay_segments") == 0
 
     execute(system, "ALTER TABLE replay_segments DROP CONSTRAINT banned")

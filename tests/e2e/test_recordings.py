@@ -76,7 +76,8 @@ def test_recordings_of_real_sdks_are_stored_unchanged(tmp_path: Path) -> None:
         assert counts[0][:2] == (len(sent), len(sent))
         assert counts[0][2] == sum(len(json.dumps(events).encode()) for events in sent.values())
         assert system.query("SELECT count() FROM replays FINAL WHERE click_tag = ''")[0][0] == len(sent)
-        assert system.query("SELECT count() FROM replay_outcomes FINAL")[0][0] == 1  # one of them is a segment 0
+        # One of the segments has the number 0.
+        assert system.query("SELECT count() FROM replay_outcomes FINAL")[0][0] == 1
         assert system.json("dlq", "ls")["letters"] == []
 
 

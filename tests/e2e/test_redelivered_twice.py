@@ -2,7 +2,7 @@
 
 The group's offsets are reset to the beginning while no reader runs, and a new reader reads everything again. The
 broker is Apache Kafka, because Tansu does not store the cut record with an offset. The tests are independent of
-their order: each compares the sinks with their state before.
+their order, because each compares the sinks with their state before the test.
 """
 
 from __future__ import annotations

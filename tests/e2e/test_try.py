@@ -1,7 +1,7 @@
-"""`replays-ingest try`: a browser uses the shop with the shipped SDK, and the session has the facts of its use.
+"""`replays-ingest try`: a browser uses the shop with the shipped SDK, and the session has the corresponding facts.
 
-Recorded live: nothing in this file comes from a stored recording. `make live-sdks` compares the facts of other
-versions of the SDK.
+The session is recorded live; nothing in this file comes from a stored recording. `make live-sdks` compares the
+facts of other versions of the SDK.
 """
 
 from __future__ import annotations

@@ -1,1 +1,4 @@
-"""Shared test helpers: builders, running servers, fleets and whole systems. Imported by name, never collected."""
+"""Shared test helpers: builders, running servers, fleets and whole systems.
+
+They are imported by name and never collected as tests.
+"""

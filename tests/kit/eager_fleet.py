@@ -48,8 +48,9 @@ class Eager:
         return memory.sink(name)
 
     def settle(self, batch: Batch, stage: Stage = Stage.ROWS, attempt: int = 1) -> on.Event:
-        """Dispatches one stage and returns its result event. The chord runs during the dispatch, so a failing
-        chord results in DispatchFailed.
+        """Dispatches one stage and returns its result event.
+
+        The chord runs during the dispatch, so a failing chord results in DispatchFailed.
         """
         self.dispatcher.submit(do.Dispatch(batch, stage, attempt, 60.0))
         return self.inbox.get(timeout=20)
@@ -69,7 +70,7 @@ def eager(eager_redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Eager
     }
     for name, value in options.items():
         monkeypatch.setenv(f"REPLAYS_{name}", value)
-    # Imported late: the app reads the settings on first use.
+    # The app is imported late, because it reads the settings on first use.
     from tasks.celery import app
     from tasks.tools import tools
 

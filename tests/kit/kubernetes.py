@@ -1,8 +1,8 @@
 """Validates manifests against the schemas of their kinds.
 
-Kinds of Kubernetes are validated strictly. The schemas of custom resources are ours: they contain the fields that
-the manifests use, with the types of the published definitions (KEDA 2.16, Prometheus operator 0.80). Other fields
-are refused.
+The kinds of Kubernetes itself are validated strictly. The schemas of custom resources are our own, and contain the
+fields that the manifests use, with the types of the published definitions (KEDA 2.16, Prometheus operator 0.80).
+Other fields are refused.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def mistakes(document: dict[str, Any]) -> str:
     import kubernetes_validate
 
     if document["apiVersion"].startswith("kustomize.config.k8s.io"):
-        return ""  # read only by kubectl, which another test runs
+        return ""  # these files are read only by kubectl, which another test runs
     spec = SPECS.get(f"{document['apiVersion']}/{document['kind']}")
     try:
         if spec is not None:

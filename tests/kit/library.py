@@ -3,8 +3,8 @@
 shop      a session of SDK 11 with clicks, a rage click, requests; whole
 old_shop  the same page with SDK 7, in the same project
 mobile    a mobile replay with a video
-holed     segment 2 was never stored, 3 lost its object, 4 its row, 0 was delivered twice
-spoiled   segment 1's object holds something else
+holed     segment 2 was never stored, 3 lost its object, 4 lost its row, and 0 was delivered twice
+spoiled   the object of segment 1 contains other data
 shared    one id in two projects
 """
 

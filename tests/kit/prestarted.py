@@ -33,7 +33,7 @@ from typing import IO
 from ingest.local.servers.processes import POLL_SECONDS, PRIVATE_UMASK, Children, Program, start_program
 from tests.kit.paths import ROOT
 
-# Modules that each kind of program imports anyway. None of them reads a setting on import.
+# The modules that each kind of program imports in any case. None of them reads a setting on import.
 WORKER = (
     *("celery.apps.worker", "celery.backends.redis", "celery.bin.celery", "celery.concurrency.prefork"),
     *("flower.command", "kombu.transport.redis", "tasks.celery", "tasks.control", "tasks.flush"),
@@ -56,7 +56,7 @@ LOADED = {
     "ingest.local.servers.statsd": ("ingest.local.servers.base",),
 }
 SCRIPTS = {"replays-ingest": READER}
-# Variables that change the start of the interpreter.
+# The variables that change how the interpreter starts.
 INTERPRETER = ("COVERAGE", "LD_", "MALLOC_", "PYTHON")
 ORDER_BYTES_MAX = 1 << 20
 FORK_SECONDS_MAX = 60.0

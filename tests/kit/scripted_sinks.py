@@ -1,8 +1,8 @@
 """Sinks for real workers in tests: they append received items to files, and follow a script in a file.
 
 `celery -A tests.kit.scripted_sinks worker` is the real fleet, except for the destination of items.
-In `REPLAYS_TEST_SINKS`: `<sink>.jsonl` gets a line for every call (start, then result),
-`<sink>.do` has the action:
+In `REPLAYS_TEST_SINKS`: `<sink>.jsonl` gets a line at the start and at the end of every call, and `<sink>.do`
+contains the action:
 
     ok | slow <seconds> | stuck | transient | scattered | die | refuse <part of a row id>
 

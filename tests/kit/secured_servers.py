@@ -41,7 +41,7 @@ AUTHORIZED = {
     "super.users": "User:ANONYMOUS",
 }
 
-# Operations that docs/hardening.md lists for each kind of resource.
+# The operations that docs/hardening.md lists for each kind of resource.
 READER_TOPIC_RIGHTS = ("READ", "DESCRIBE")
 LETTER_TOPIC_RIGHTS = ("READ", "WRITE", "DESCRIBE", "DESCRIBE_CONFIGS")
 DECISION_TOPIC_RIGHTS = ("READ", "WRITE", "DESCRIBE")

@@ -204,8 +204,9 @@ class System:
         wait_until(lambda: self.committed() >= sum(self.ends.values()), seconds, f"commits: {self.status()}")
 
     def reconcile(self, **options: Any) -> Report:
-        """Compares every sink with the manifests. Metrics are only compared as at-least-once, because faults
-        repeat packets.
+        """Compares every sink with the manifests.
+
+        Metrics are only compared as at-least-once, because faults repeat packets.
         """
         expected = Expectation.of_manifest(*(path for path, _ in self.produced), settings=self.settings)
         statsd = self.stack.addresses.get("statsd_query", "")

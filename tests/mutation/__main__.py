@@ -24,9 +24,9 @@ from tests.kit.paths import ROOT
 from tests.mutation.mutants import MUTANTS, Mutant
 
 UNIT_TESTS = ("tests/unit/core", "tests/unit/reader/test_runtime.py")
-PARSER_TESTS = "tests/unit/core/parse"  # No bug is planted there.
+PARSER_TESTS = "tests/unit/core/parse"  # No bug is planted in the code that these tests cover.
 COPIED_PATHS = ("ingest", "tasks", "tests/kit", *UNIT_TESTS)
-TEST_SECONDS_MAX = 30  # A test that takes longer counts as hanging, and is named.
+TEST_SECONDS_MAX = 30  # A test that takes longer than this counts as hanging, and its name is reported.
 SECONDS_MAX = 90.0
 
 

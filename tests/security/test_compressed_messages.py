@@ -1,5 +1,4 @@
-"""A few kilobytes from a producer that inflate beyond the reader's limit would stop their partition
-permanently."""
+"""A message of a few kilobytes that inflates beyond the reader's limit would stop its partition permanently."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Servers that require encryption and authentication: the system connects, with the rights that docs/hardening.md
 lists.
 
-Kafka is Apache's, with SASL over TLS and access lists. Redis has the deployed access list; it and ClickHouse are
-behind TLS proxies, because the embedded ones are built without TLS.
+The broker is Apache Kafka with SASL over TLS and with access lists. Redis has the deployed access list. Redis and
+ClickHouse are behind TLS proxies, because the embedded ones are built without TLS.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""State in Redis is not authenticated, but a forged entry must not hide others from operators."""
+"""State in Redis is not authenticated, but a forged entry must not hide other entries from operators."""
 
 from __future__ import annotations
 

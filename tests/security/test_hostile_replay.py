@@ -1,4 +1,4 @@
-"""One hostile replay in real servers, and every command that reads: none prints terminal control sequences."""
+"""With one hostile replay in real servers, no reading command prints terminal control sequences."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.security.test_terminal import HOSTILE, unsafe_characters
 REPLAY, PROJECT = "7" * 32, 7
 TEXT = " ".join(HOSTILE.values()) + "\nforged line"
 SENDABLE = TEXT.encode("utf-8", "replace").decode()  # Half a surrogate pair cannot be encoded as UTF-8.
-# Commands that print no external text, or that start or change something.
+# The commands that print no external text, or that start or change something.
 OTHER_COMMANDS = {
     *("migrate", "completion", "flower", "batches retry", "batches abandon", "dlq replay", "web", "demo", "load"),
     "try",

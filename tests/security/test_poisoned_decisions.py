@@ -24,7 +24,7 @@ UNUSABLE: tuple[dict[str, object], ...] = (
     {"per_second": "5", "burst": 50.0},
     {},
 )
-# No command writes these records; a producer with access to the topic did.
+# No command writes such records, but a producer with access to the topic can.
 MALFORMED: dict[str, dict[str, object]] = {
     "killed/everyone": {},
     "killed": {},

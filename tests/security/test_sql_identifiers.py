@@ -31,29 +31,29 @@ SQL = re.compile(
 CHECKED_FOLDERS = ("tasks", "ingest")
 EXCLUDED_FOLDER = "ingest/local/"  # The embedded servers run the SQL that they receive.
 
-# Expressions that are interpolated into SQL, by file, except literal numbers.
+# The expressions that are interpolated into SQL, by file, except literal numbers.
 CONSTANTS = {"TABLE", "PROJECT_ID", "PROBE_UUID", "RELEASES_MAX", "SEGMENTS_MAX", "4 * SEGMENTS_MAX"}
 FRAGMENTS = {"where", "having", "_AMONG", "_AMONG_DAYS", "_FACTS", "self._which", "SEARCHED"}
 """Our own text with placeholders, built next to the statement."""
 INTEGERS = re.compile(r"^(number|limit \+ 1|int\(\w+\)|max\(0, .*\)|min\(UINT32_MAX, .*\))$")
 KNOWN_EXPRESSIONS: dict[str, set[str]] = {
-    # Values converted by int() and UUID(), which the tests below verify. `named` is one of two texts of its
-    # function.
+    # These values are converted by int() and UUID(), which the tests below verify. `named` is one of two texts of
+    # its function.
     "ingest/operate/erase/rows.py": {"self._project_id", "self._replay_id", "table", "named", "REPLAYS_MAX"},
     "ingest/operate/reconcile/presence.py": {
         *("replays", "events", "numbers(...)", "uuids(...)"),
-        *("self._dataset", "table", "columns", "grouped"),  # A setting, and constants keyed by our own table.
+        *("self._dataset", "table", "columns", "grouped"),  # A setting, and constants for our own tables.
     },
     "ingest/operate/reconcile/recordings.py": {"numbers(...)", "uuids(...)"},
     "ingest/operate/backfill/selection.py": {
         *("replays", "uuid", "numbers(...)", "uuids(...)"),
         "CONDITIONS['replay_segments'](list(keys.values()), 0)",  # The tests below verify these.
     },
-    # `where` is built from integers; the others are texts of the module.
+    # `where` is built from integers, and all others are texts of the module.
     "ingest/operate/retention/rows.py": {"self._alive", "_SORT", "table", "PROJECTS_MAX"},
-    # `source`: FROM and a condition, or the encoded rows as one escaped literal.
+    # `source` is FROM and a condition, or the encoded rows as one escaped literal.
     "ingest/operate/shadow/contents.py": {"offsets", "self._table", "columns", "source"},
-    # Settings with a pattern, and our own tables.
+    # These are settings with a pattern, and our own tables.
     "ingest/operate/erase/facts.py": {
         "what",
         "settings.bigquery_project",
@@ -61,7 +61,7 @@ KNOWN_EXPRESSIONS: dict[str, set[str]] = {
         "table",
     },
     "ingest/operate/backfill/facts.py": {"columns", "self._table", "what"},
-    # Our own columns with placeholders.
+    # These are our own columns with placeholders.
     "ingest/web/replays.py": {"clicked", "column"},
     "ingest/web/segments.py": {"CLICK", "TAP", "ERRORS_MAX"},
     "tasks/migrate/bigquery.py": {"table.project", "table.dataset_id", "table.table_id"},

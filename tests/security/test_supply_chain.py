@@ -97,6 +97,7 @@ def test_nothing_reaches_the_whole_internet():
         ports = {port["port"] for port in rule["ports"]}
         blocks = [ipaddress.ip_network(to["ipBlock"]["cidr"]) for to in rule.get("to", []) if "ipBlock" in to]
         assert all(block.prefixlen >= 30 for block in blocks)
-        assert "to" in rule or ports == {8125}  # metrics of the node's agent, whose address no selector matches
+        # Port 8125 is for metrics to the node's agent, whose address no selector matches.
+        assert "to" in rule or ports == {8125}
         if 443 in ports:
             assert set(blocks) == set(PRIVATE_GOOGLE_ACCESS)

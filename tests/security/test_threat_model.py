@@ -1,4 +1,4 @@
-"""SECURITY.md makes no claim without a test: every cited test exists, and there are some for each attacker."""
+"""SECURITY.md makes no claim without a test: every cited test exists, and every attacker has some."""
 
 from __future__ import annotations
 

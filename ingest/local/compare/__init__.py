@@ -5,5 +5,5 @@
 
 Each `read_*` function reads the complete contents of one server. Each `compare_*` function is pure and returns one
 `Check`. Sinks that are disabled in the settings are not read. Objects are downloaded and hashed, because a listing
-alone is no proof.
+alone does not show that their contents are correct.
 """

@@ -9,7 +9,7 @@ from tasks.sinks.bigquery.sink import client
 
 
 def read_facts(settings: Settings) -> Counter[str]:
-    """Counts rows of the analytics table by event type; each identity counts once."""
+    """Counts the rows of the analytics table by event type. Each identity counts once."""
     table = f"`{settings.bigquery_project}.{settings.bigquery_dataset}.replay_events`"
     connected = client(settings)
     try:

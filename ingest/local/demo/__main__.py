@@ -10,9 +10,7 @@ from ingest.local.load.produce import PROFILES
 
 
 def main() -> int:
-    """python -m ingest.local.demo [COUNT] [--kill worker|reader|redis] ...; `replays-ingest demo` has the same
-    options.
-    """
+    """Runs the demo with the options on the command line, which are those of `replays-ingest demo`."""
     parser = argparse.ArgumentParser(description="Run the whole system on this machine and reconcile the sinks.")
     parser.add_argument("count", nargs="?", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=1)

@@ -191,7 +191,8 @@ class _Demo:
 
     def _start(self) -> None:
         self.stack.start(PARTS)
-        scratch = self.stack.directory / "tmp"  # removed with the stack, including the files of killed processes
+        # This folder is removed with the stack, including the files of killed processes.
+        scratch = self.stack.directory / "tmp"
         scratch.mkdir(exist_ok=True)
         http_port = str(free_port())
         self.env = {**QUICK, "REPLAYS_HTTP_PORT": http_port, **self.stack.settings(), **self.extra}

@@ -48,7 +48,7 @@ ODD_EVENTS: tuple[Any, ...] = (
 
 
 class Browser:
-    """One visitor's browser. `browse` fills one segment; `urls` are the pages opened in this segment."""
+    """One visitor's browser. `browse` fills one segment, and `urls` lists the pages opened in this segment."""
 
     def __init__(
         self, rng: random.Random, site: tuple[Page, ...], mix: Mix, clicks: Clicks, clicks_max: int

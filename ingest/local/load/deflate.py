@@ -17,7 +17,7 @@ ADLER_BASE = 65521
 
 
 class Part:
-    """Bytes shared by many bodies, raw and as part of a deflate stream."""
+    """Bytes that many bodies share, both raw and as part of a deflate stream."""
 
     __slots__ = ("adler", "deflated", "raw")
 

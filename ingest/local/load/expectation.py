@@ -38,7 +38,7 @@ class Object(NamedTuple):
 
 
 class Letter(NamedTuple):
-    """One dead letter: its reason and the SHA-256 of the original bytes."""
+    """One dead letter, with its reason and the SHA-256 of the original bytes."""
 
     reason: str
     sha256: str
@@ -107,7 +107,7 @@ FACTS: dict[str, str] = {
         )
     },
 }
-# Events that are sampled per segment.
+# The kinds of events that are sampled per segment.
 SAMPLED_BY_SEGMENT = {"canvas": "canvas_size", "options": "sdk_options", "replay.mutations": "mutations"}
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode

@@ -1,4 +1,4 @@
-"""Frequencies of events in a generated session."""
+"""The frequencies of events in a generated session."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Frequencies of events in a session. All are probabilities unless their name ends with a unit.
+    """The frequencies of events in a session. A value is a probability unless its name ends with a unit.
 
     With the defaults, about 29 % of segments have a full snapshot, 45 % are heavy with mutations, and 26 % are
     light. The mean segment has about 166 kB of JSON, 20 kB compressed, and 13 custom events.

@@ -1,4 +1,4 @@
-"""Generates the pages that sessions visit, those of a fictional outdoor shop, in the form that rrweb records.
+"""Generates the pages of a fictional outdoor shop, which sessions visit, in the form that rrweb records.
 
 A `Page` is a DOM of a few hundred to two thousand nodes with a fixed layout, so that the coordinates of clickable
 elements are known. Its large parts (the full snapshot, the re-renders of its live panel, updates of bars and
@@ -61,7 +61,7 @@ ROUTES = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A clickable element: the node as the SDK's breadcrumb describes it, and its position."""
+    """A clickable element, with the node as the SDK's breadcrumb describes it and its position."""
 
     id: int
     tag: str

@@ -53,8 +53,9 @@ class LoadError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A mix of messages. Shares are per segment; duplicates and malformed messages are added to the requested
-    segments.
+    """A mix of messages.
+
+    Shares are per segment; duplicates and malformed messages are added to the requested segments.
 
     Sessions start within `spread_seconds` before the start time passed to `stream`.
     """
@@ -202,14 +203,14 @@ def produce(
 ) -> Produced:
     """Produces to `settings.kafka_topic` and returns when every message is acknowledged.
 
-    `rate`: maximum messages per second; None means unlimited. `stop` is checked between messages. Raises LoadError
-    if the broker refuses a message or does not respond.
+    `rate` is the maximum number of messages per second; None means unlimited. `stop` is checked between messages.
+    Raises LoadError if the broker refuses a message or does not respond.
     """
     start = default_start() if started_at is None else started_at
     header = Header(settings.kafka_topic, profile.name, seed, count, start)
     expected = count + int(count * (profile.malformed + profile.duplicates)) + profile.zip_bombs
     began = reported_at = time.monotonic()
-    run = _Run(settings)  # before the manifest, which is not created if no broker answers
+    run = _Run(settings)  # this comes before the manifest, so that no file is created if no broker answers
     with Writer(manifest_path, header) as manifest:
         run.record_in(manifest)
         for number, message in enumerate(stream(profile, count, seed, start)):

@@ -28,7 +28,9 @@ ENVELOPE_TYPE = "replay_recording_not_chunked"
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One message for the topic: its value, and its manifest entry without topic, partition and offset."""
+    """One message for the topic, with its value and its manifest entry, which lacks topic, partition and
+    offset.
+    """
 
     value: bytes
     entry: Entry
@@ -48,7 +50,7 @@ class Identity:
 
     @classmethod
     def drawn(cls, rng: random.Random, mix: Mix, started_at: int) -> Self:
-        """Generates an identity. `started_at`: Unix seconds."""
+        """Generates an identity. `started_at` is in Unix seconds."""
         replay_id = f"{rng.getrandbits(128):032x}"
         project_id = rng.choice((11, 11, 11, 12, 12, 13, 4503599627370495))
         return cls(

@@ -19,7 +19,7 @@ to_json = msgspec.json.encode
 
 
 class Note(NamedTuple):
-    """A note on one event: the click that it reports, and whether it is sampled individually."""
+    """A note on one event, with the click that it reports, and whether it is sampled individually."""
 
     click: Click | None = None
     coin: str = ""
@@ -59,7 +59,7 @@ class Segment:
         self.custom += 1
 
     def span(self, ms: int, op: str, description: str, took_ms: int, data: Event, kind: str = "") -> None:
-        """Adds an SDK span: a duration or a measurement."""
+        """Adds an SDK span, which is a duration or a measurement."""
         payload = {
             "op": op,
             "description": description,

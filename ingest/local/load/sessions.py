@@ -1,11 +1,11 @@
 """Generates sessions as sent by the SDK and Relay, segment by segment, each with its manifest entry.
 
-A `Session` simulates one visit: pages are opened, the mouse moves, elements are clicked with and without effect.
-Web sessions send rrweb events with the SDK's breadcrumbs and spans between them; mobile sessions send video.
-Everything is derived from the session's seed. When an event is added to a segment, it is recorded in the
-manifest's `Entry`, so the expectation does not depend on the parser.
+A `Session` simulates one visit, in which pages are opened, the mouse moves, and elements are clicked with and
+without effect. Web sessions send rrweb events with the SDK's breadcrumbs and spans between them; mobile sessions
+send video. Everything is derived from the session's seed. When an event is added to a segment, it is recorded in
+the manifest's `Entry`, so the expectation does not depend on the parser.
 
-A segment covers SEGMENT_MS. Times are milliseconds in rrweb events and seconds in the SDK's payloads.
+A segment covers SEGMENT_MS. Times are in milliseconds in rrweb events and in seconds in the SDK's payloads.
 """
 
 from __future__ import annotations

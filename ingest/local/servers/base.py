@@ -1,4 +1,4 @@
-"""Base class of all local servers, which have a child process and a port and are awaited until ready."""
+"""The base class of all local servers, each of which has a child process and a port."""
 
 from __future__ import annotations
 
@@ -69,8 +69,9 @@ class Server(ABC):
         return self._child
 
     def start(self) -> None:
-        """Runs the server and waits until it is ready. Tries other ports if the port is taken, unless it was
-        requested.
+        """Runs the server and waits until it is ready.
+
+        If the port is taken and was not requested, other ports are tried.
         """
         private_folder(self.directory)
         for attempt in range(START_TRIES):
@@ -91,7 +92,7 @@ class Server(ABC):
                 self.port = 0
 
     def wait_ready(self) -> None:
-        """Waits until the server is ready, at most `start_seconds_max`."""
+        """Waits until the server is ready, for at most `start_seconds_max`."""
         child = self.child
 
         def ready() -> bool:
@@ -105,7 +106,7 @@ class Server(ABC):
             raise LocalError(f"{error}\n{child.log_tail()}") from None
 
     def stop(self, grace_seconds: float = 10.0) -> None:
-        """Stops the server gracefully. Its data is kept."""
+        """Stops the server gracefully. The data is kept."""
         if self._child is not None:
             self._child.stop(grace_seconds)
 
@@ -144,7 +145,7 @@ class HttpServer(ThreadingHTTPServer):
 
 
 class ProgramsOnly(BaseHTTPRequestHandler):
-    """A handler that refuses browsers, because a page of any web site can send requests to local ports."""
+    """A handler that refuses browsers, because a page of any website can send requests to local ports."""
 
     def parse_request(self) -> bool:
         """Checks the origin of a request. Returns False for a refused request, after sending the error."""

@@ -40,7 +40,7 @@ QUERY_MEMORY_BYTES_MAX = 2048 * MiB
 REQUEST_SECONDS_MAX = 300
 PASSWORD_VARIABLE = "REPLAYS_LOCAL_CLICKHOUSE_PASSWORD"
 
-# URL parameters of the transport. All others are query settings.
+# The URL parameters that belong to the transport. All other parameters are query settings.
 TRANSPORT_PARAMETERS = frozenset(
     {
         *("query", "database", "default_format", "query_id", "session_id", "session_timeout", "session_check"),
@@ -148,8 +148,9 @@ class Answer:
 
 
 def request_of(query: Mapping[str, str], body: bytes, header_format: str | None) -> Request:
-    """Separates statement and data. The statement is in the URL or at the start of the body; the data is in the
-    body.
+    """Separates the statement from the data.
+
+    The statement is in the URL or at the start of the body, and the data is in the body.
     """
     sql, data = query.get("query", ""), b""
     if sql:
@@ -398,7 +399,7 @@ class Handler(ProgramsOnly):
 
 
 def main() -> None:
-    """python -m ingest.local.servers.clickhouse --data DIRECTORY --port PORT.
+    """Runs `python -m ingest.local.servers.clickhouse --data DIRECTORY --port PORT`.
 
     The password is read from the environment.
     """

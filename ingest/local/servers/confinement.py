@@ -6,8 +6,8 @@ directory, and may read only that directory, the interpreter, its packages and t
 
     python -I -S confinement.py DIRECTORY PROGRAM [ARGUMENT]...
 
-runs a confined program; `confine` confines this process. Landlock version 3 (Linux 6.2) or newer is required; on
-other systems, processes are not confined. This module uses only the standard library.
+runs a confined program, and `confine` confines this process. Landlock version 3 (Linux 6.2) or newer is required;
+on other systems, processes are not confined. This module uses only the standard library.
 https://docs.kernel.org/userspace-api/landlock.html
 """
 
@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-# System call numbers, the same on every architecture of Linux.
+# The numbers of the system calls, which are the same on every architecture of Linux.
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 RULESET_VERSION = 1
 RULE_PATH_BENEATH = 1

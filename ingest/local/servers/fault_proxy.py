@@ -1,9 +1,9 @@
-"""A proxy that injects faults in front of a server, repeatably.
+"""A proxy in front of a server that injects reproducible faults.
 
 `FaultProxy` listens on its own port in front of a server and applies a fault. The fault can change at any time,
-even for open connections. Random choices come from one seed. TCP faults work with any protocol; with `http=True`,
-requests are parsed. The proxy can then return errors for a share of the requests. It can also forward requests and
-drop the responses, so that a client cannot determine whether its write was done.
+even for open connections. All random choices depend on one seed. TCP faults work with any protocol; with
+`http=True`, requests are parsed. The proxy can then return errors for a share of the requests. It can also forward
+requests and drop the responses, so that a client cannot determine whether its write was done.
 """
 
 from __future__ import annotations
@@ -131,7 +131,10 @@ class FaultProxy:
         return self._fault
 
     def set(self, fault: Fault) -> None:
-        """Changes the fault, effective on return. Raises ValueError for an HTTP fault without http=True."""
+        """Changes the fault, which takes effect before the method returns.
+
+        Raises ValueError for an HTTP fault without http=True.
+        """
         if isinstance(fault, HTTP_FAULTS) and not self._http:
             raise ValueError(f"{fault} needs http=True")
         self._call(self._set(fault))
@@ -315,7 +318,10 @@ class FaultProxy:
 
 
 class _Connection:
-    """A client's connection and, once needed, the connection to the server. Compared by identity."""
+    """A client's connection and, once needed, the connection to the server.
+
+    Connections are compared by identity.
+    """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer

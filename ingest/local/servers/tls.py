@@ -24,7 +24,9 @@ START_SECONDS_MAX = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """PEM files for TLS: a certificate authority, the server's key pair (one file), and a client's key pair."""
+    """The PEM files for TLS: a certificate authority, the server's key pair in one file, and a client's key
+    pair.
+    """
 
     ca: Path
     server: Path
@@ -73,7 +75,7 @@ class TlsProxy:
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(certificates.server)
         self._loop = asyncio.new_event_loop()
-        # Not logged, because the client reports a failed handshake.
+        # A failed handshake is not logged, because the client reports it.
         self._loop.set_exception_handler(lambda loop, about: None)
         self._thread = threading.Thread(target=self._loop.run_forever, name="tls-proxy", daemon=True)
         self._copies: set[asyncio.Task[None]] = set()

@@ -1,4 +1,4 @@
-"""Kills processes left behind by a parent.
+"""Kills processes that a parent left behind.
 
 The module runs as a script, by path, and uses only the standard library.
 
@@ -40,7 +40,9 @@ def execute(order: str, groups: set[int], directories: set[str]) -> None:
 
 
 def clean_up(groups: set[int], directories: set[str]) -> None:
-    """Sends SIGKILL to every group, then removes directories, only below the system's temporary directory."""
+    """Sends SIGKILL to every group, and then removes the directories that are below the system's temporary
+    directory.
+    """
     for group in groups:
         with contextlib.suppress(OSError):
             os.killpg(group, signal.SIGKILL)

@@ -7,18 +7,18 @@ One seed determines the whole world: the number of partitions and readers, the l
 fails.
 
 clock.py      time, and scheduled events
-shape.py     the world of a seed
-faults.py    kinds of faults, their probabilities, and the random streams
-kafka.py     logs, the consumer group, the source
+shape.py      the world of a seed
+faults.py     kinds of faults, their probabilities, and the random streams
+kafka.py      logs, the consumer group, the source
 redis.py      staged batches, which can be lost
-celery.py    queues, workers, chords
-sinks.py     stored items by identity
-reader.py    a reader process that can be killed between two commands
+celery.py     queues, workers, chords
+sinks.py      stored items by identity
+reader.py     a reader process that can be killed between two commands
 checkers.py   the invariants, one class for each
 marks.py      the situations that the runs must reach
-world.py     the whole world
+world.py      the whole world
 story.py      the history of a run
-shrink.py    tries a seed, and finds the smallest world in which it still fails
+shrink.py     tries a seed, and finds the smallest world in which it still fails
 """
 
 from ingest.testing.simulation.shape import Shape

@@ -318,7 +318,7 @@ class Bounded:
 class RecordedFirst:
     """The end of a batch is stored before its first chord starts, unless storing it has timed out.
 
-    docs/decisions/014-same-cut.md
+    See docs/decisions/014-same-cut.md.
     """
 
     def __init__(self) -> None:
@@ -359,9 +359,9 @@ class RecordedFirst:
 class SameCut:
     """Ranges that a predecessor recorded are cut identically, and stay recorded until they settle.
 
-    A range is split if it has become too large to stage, or if the reader halts in it. It may be abandoned only if
-    its last message has expired, or if the log ended before it for long enough; time during which the reader was
-    paused, held, frozen or draining does not count. docs/decisions/014-same-cut.md
+    A range may be split if it has become too large to stage, or if the reader halts within it. A range may be
+    abandoned only if its last message has expired, or if the log has ended before it for long enough. Time in
+    which the reader was paused, held, frozen or draining does not count. See docs/decisions/014-same-cut.md.
     """
 
     def __init__(self, broker: Broker, story: Story) -> None:

@@ -1,4 +1,4 @@
-"""Simulated time. Scheduled calls run in order of time, then of insertion."""
+"""Simulated time. The clock of the simulation: scheduled calls run in order of time and then of insertion."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Simulated Kafka: logs with gaps and retention, a consumer group that fences by generation, and the source.
+"""Simulates Kafka: logs with gaps and retention, a consumer group that fences by generation, and the reader's
+source.
 
 The group follows the classic protocol from the consumer's point of view: members join, the last one to join
-completes the rebalance, and all sync at the next poll. Eager members first revoke all partitions, cooperative
-members only those that move. A partition that a live member holds is not assigned to another.
+completes the rebalance, and all sync at the next poll. Eager members first revoke all their partitions, and
+cooperative members only those that move. A partition that a live member holds is not assigned to another.
 """
 
 from __future__ import annotations
@@ -232,8 +233,10 @@ class Group:
         return self._view
 
     def refusal(self, member_id: str, generation: int, record: str) -> str:
-        """Returns the reason to refuse this commit, empty if it is accepted. Like a real coordinator, checks the
-        generation but not the partition."""
+        """Returns the reason to refuse this commit, empty if it is accepted.
+
+        Like a real coordinator, checks the generation but not the partition.
+        """
         member = self.members.get(member_id)
         if member is None:
             return "UNKNOWN_MEMBER_ID"
@@ -380,7 +383,7 @@ class SimulatedSource:
             self.emit(event)
 
     def _restart_stalled(self) -> None:
-        """Restarts stalled partitions, like `ingest.reader.kafka`."""
+        """Restarts stalled partitions, as `ingest.reader.kafka` does."""
         now = self._timeline.now
         if now < self._stalls_at:
             return
@@ -454,7 +457,7 @@ class SimulatedSource:
     # Group protocol
 
     def _serve_group(self) -> bool:
-        """Follows the group protocol. Returns False if there is no partition to fetch from."""
+        """Does the member's part in the group protocol. Returns False if there is no partition to fetch from."""
         group = self._group
         group.expire()
         member = group.members.get(self.member_id)
@@ -527,7 +530,7 @@ class SimulatedSource:
         return stored
 
     def _start(self, partition: int, former: str) -> on.Assignment:
-        """Starts a partition like `ingest.reader.kafka`, as `ingest.core.starting` decides."""
+        """Starts a partition as `ingest.reader.kafka` does, where `ingest.core.starting` decides."""
         self._epoch += 1
         self.epochs[partition] = self._epoch
         self._topic_ids[self._epoch] = self.topic_id
@@ -554,7 +557,7 @@ class SimulatedSource:
         return given
 
     def _read_replica(self, log: Log) -> None:
-        """Lets a new owner read from a replica that lags behind the one that its predecessor read."""
+        """Makes a new owner read from a replica that lags behind the replica that its predecessor read."""
         if self._dice.strikes(Fault.REPLICA_BEHIND):
             position = self._positions[log.source.partition]
             end = position + int(min(log.high - position, REPLICA_MESSAGES_MAX) * self._dice.between(0.0, 1.0))

@@ -1,4 +1,6 @@
-"""Situations that runs must reach, because a simulation that never pauses proves nothing about resuming."""
+"""The situations that runs must reach: a simulation that never pauses, for example, proves nothing about
+resuming.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +113,7 @@ class Marks:
         for command in commands:
             waits = isinstance(event, on.MessageDeferred) and isinstance(command, do.Pause)
             goes_on = isinstance(event, on.MessageParsed) and isinstance(command, do.Resume)
-            if not waits and not goes_on:  # these concern only the partition of a deferred message
+            if not waits and not goes_on:  # these commands concern only the partition of a deferred message
                 self._mark_command(reader, command, now)
 
     def _mark_command(self, reader: Reader, command: do.Command, now: float) -> None:

@@ -59,7 +59,7 @@ class Watcher(Protocol):
     """Observes a reader's events and commands."""
 
     def observe(self, reader: Reader, event: on.Event, commands: Sequence[do.Command]) -> None:
-        """Called after each decision."""
+        """Records the events and commands of a decision."""
 
 
 class Parser:
@@ -227,7 +227,7 @@ class SimulatedDispatcher:
 
 
 class Reader:
-    """One reader process. `put` adds to its inbox; `step` runs one iteration of its loop."""
+    """One reader process. `put` adds to its inbox, and `step` runs one iteration of its loop."""
 
     def __init__(
         self,
@@ -301,7 +301,7 @@ class Reader:
             self._events.append(event)
 
     def kill(self) -> None:
-        """Kills the process: immediately, or as soon as it runs again."""
+        """Kills the process immediately or, if it is frozen, as soon as it runs again."""
         self.alive = False
 
     def watch_ownership(self, view: GroupView) -> None:
@@ -332,7 +332,7 @@ class Reader:
         raise Killed
 
     def request_stop(self) -> None:
-        """Requests a shutdown, like SIGTERM."""
+        """Requests a shutdown, as SIGTERM does."""
         self.stopping = True
         self.put(on.ShutdownRequested())
 

@@ -1,7 +1,9 @@
-"""Simulated Redis: staged batches with their done marks, and parked batches. Data can be lost at any time.
+"""Simulates Redis, which contains staged batches with their done marks, and parked batches.
 
-A parked entry is a lease: (reader, batch, end time). `generation` counts restarts that lost all data, queued tasks
-included.
+Data can be lost at any time.
+
+A parked entry is a lease: (reader, batch, end time). `generation` counts the restarts in which all data was lost,
+including queued tasks.
 """
 
 from __future__ import annotations

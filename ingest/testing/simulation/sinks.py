@@ -1,6 +1,6 @@
 """The four sinks and the dead-letter topic, reduced to stored items and their identities.
 
-Each stores an item under its identity, as the real sinks do: the name of an object, the id of a row, ClickHouse's
+As in the real sinks, an item is stored under its identity: the name of an object, the id of a row, or ClickHouse's
 deduplication token. DataDog stores every packet; only the done mark prevents a second one.
 """
 
@@ -16,7 +16,7 @@ from tasks.errors import PermanentSinkError, TransientSinkError
 
 
 class Item(NamedTuple):
-    """One item to write: its identity and its message. A poisoned item is refused permanently."""
+    """One item to write, with its identity and its message. A poisoned item is refused permanently."""
 
     id: str
     partition: int
@@ -26,7 +26,7 @@ class Item(NamedTuple):
 
     @property
     def message(self) -> tuple[int, int, int]:
-        """(partition, offset, generation of the topic) of the message."""
+        """The (partition, offset, generation of the topic) of the message."""
         return self.partition, self.offset, self.generation
 
 

@@ -189,8 +189,10 @@ class World:
         return float(self.dice.pick(Fault.CLOCKS_APART, CLOCK_AHEAD_SECONDS_MAX) + 1)
 
     def _step(self, slot: Slot, reader: Reader) -> None:
-        """Runs one iteration of the loop and sends one heartbeat, repeatedly. After a death, starts the next
-        process."""
+        """Repeatedly runs one iteration of the loop and sends one heartbeat.
+
+        After the process has died, starts the next one.
+        """
         if reader.alive and self.timeline.now >= reader.frozen_until:
             self.broker.group.beat(reader.source.member_id)
             reader.watch_ownership(self.broker.group.view())
@@ -215,7 +217,7 @@ class World:
         self.checkers.observe(reader, event, commands, now)
         self.marks.observe(reader, event, commands, now)
         if commands and any(isinstance(command, do.Halt) for command in commands):
-            # An operator will roll the release back.
+            # An operator will roll back the release.
             self.timeline.after(self.dice.between(1.0, 3.0), reader.request_stop)
 
     def _commit_stored(self, partition: int, offset: int, record: str, topic_id: str) -> None:
@@ -261,7 +263,10 @@ class World:
         self._operate()
 
     def _recreate_topic(self) -> None:
-        """Recreates the topic, with fewer or more messages than before. Committed offsets are deleted or kept."""
+        """Recreates the topic, with fewer or more messages than before.
+
+        The committed offsets are either deleted or kept.
+        """
         generation, pick = len(self.broker.former) + 1, partial(self.dice.pick, Fault.TOPIC_RECREATED)
         logs = [Log(former.source.partition, generation) for former in self.broker.logs]
         longer, forgotten = pick(2), pick(2)

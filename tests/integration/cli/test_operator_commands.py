@@ -247,8 +247,9 @@ def at_80_columns(env: dict[str, str], *arguments: str) -> list[str]:
 
 
 def test_on_a_terminal_dangerous_commands_state_their_scope_and_ask_for_confirmation(office: Office):
-    """If the operator answers no, nothing changes; `--yes` skips the question. Each command reports what it
-    changed.
+    """If the operator answers no, nothing changes; `--yes` skips the question.
+
+    Each command reports what it changed.
     """
     batch = office.park(2, 4)
     office.bury(0, "no_header")

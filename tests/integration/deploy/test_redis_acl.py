@@ -27,7 +27,8 @@ USERS = ROOT / "deploy" / "redis" / "users.acl"
 PASSWORD = "CHANGE-ME"
 
 
-# Subcommands that the file grants by name. Redis 7.0 supports this, but does not start if one is unknown.
+# The subcommands that the file grants by name. Redis 7.0 supports such grants, but does not start if a subcommand
+# is unknown.
 SUBCOMMANDS_OF_7_0 = {"script|load", "script|exists"}
 
 

@@ -1,4 +1,7 @@
-"""Commands without configured servers use the running local stack and say so. Configured ones are not replaced."""
+"""Commands without configured servers use the running local stack and say so.
+
+Configured servers are not replaced.
+"""
 
 from __future__ import annotations
 
@@ -113,8 +116,9 @@ def test_without_a_stack_an_unreachable_server_is_one_readable_line(tmp_path: Pa
 
 
 def test_redis_starts_empty_with_a_broker_that_keeps_no_messages(tmp_path: Path):
-    """Its parked batches and done marks would be about offsets of another log. With a broker that keeps its
-    messages, Redis keeps its state, until the broker is another one.
+    """Its parked batches and done marks would be about offsets of another log.
+
+    With a broker that keeps its messages, Redis keeps its state, until the broker is another one.
     """
 
     def keys_of(kafka: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""`replays-ingest backfill` on real servers: rows of stored recordings are restored as ingestion wrote them."""
+"""`replays-ingest backfill` on real servers restores rows of stored recordings as ingestion wrote them."""
 
 from __future__ import annotations
 

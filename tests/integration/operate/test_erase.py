@@ -1,4 +1,4 @@
-"""`replays-ingest erase` on real servers: nothing of one replay is left, and its neighbors are unchanged."""
+"""`replays-ingest erase` on real servers leaves nothing of one replay, and does not change its neighbors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.kit.store import Key, Store, batch_of, write
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery")
 SEGMENTS = 24
 DAY_SECONDS = 86_400
-OLD_SECONDS = 3 * DAY_SECONDS  # old enough that redelivery is over, and within every retention
+OLD_SECONDS = 3 * DAY_SECONDS  # This time is so long ago that redelivery is over, but within every retention.
 
 
 @pytest.fixture(params=["packed", "segment"])

@@ -1,7 +1,8 @@
-"""Two projects record under the same replay_id, as anyone who knows the id can: every sink keeps the data of both.
+"""If two projects record under the same replay_id, as anyone who knows the id can, every sink keeps the data of
+both.
 
-Their messages differ only in one text, so every identity within the replay is the same in both: clicks, facts,
-segments, the outcome.
+The messages differ only in one text, so every identity within the replay (clicks, facts, segments, the outcome) is
+the same in both projects.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from tests.kit.store import Key, Store, batch_of, write
 
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery")
 REPLAY_ID = "c0ffee00000000000000000000000014"
-OLD_SECONDS = 3 * 86_400  # old enough that redelivery is impossible
+OLD_SECONDS = 3 * 86_400  # This time is so long ago that redelivery is impossible.
 SEGMENTS = 2
 GAPS = {"seconds": 5, "minutes": 300}
 
@@ -239,8 +240,9 @@ def delete_some(two_projects: TwoProjects, which: Key) -> None:
 
 
 def refuse_outcome(two_projects: TwoProjects, which: Key) -> None:
-    """Writes a dead letter for the outcome of a replay, as if ClickHouse had refused it. The name of the item is
-    the replay's id.
+    """Writes a dead letter for the outcome of a replay, as if ClickHouse had refused it.
+
+    The name of the item is the replay's id.
     """
     (row,) = [
         row

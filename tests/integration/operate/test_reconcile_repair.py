@@ -1,4 +1,4 @@
-"""`replays-ingest reconcile` on real servers: it finds missing items, and repairs only those."""
+"""`replays-ingest reconcile` on real servers finds missing items, and repairs only those."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def damage(settings: Settings, names: list[str]) -> dict[str, int]:
     server = clickhouse.client(settings)
     deleted = 0
     for table in ("replays", "replay_segments", "replay_outcomes"):
-        # Distinct identities only: unmerged duplicates count once.
+        # Only distinct identities are counted, so unmerged duplicates count once.
         server.command(f"OPTIMIZE TABLE {table} FINAL")
         where = "cityHash64(replay_id) % 4 = 1"
         deleted += server.query(f"SELECT count() FROM {table} WHERE {where}").result_rows[0][0]
@@ -191,8 +191,9 @@ def test_recordings_in_packed_objects_are_found_by_their_index(packed_system: Sy
 
 
 def damage_packed(settings: Settings) -> dict[str, set[str]]:
-    """Deletes one object, overwrites another, and deletes one index row of a third. Returns the recordings by
-    fault.
+    """Deletes one object, overwrites another, and deletes one index row of a third.
+
+    Returns the recordings by fault.
     """
     bucket, server = gcs.client(settings).bucket(settings.gcs_bucket), clickhouse.client(settings)
     members: dict[str, set[str]] = {}

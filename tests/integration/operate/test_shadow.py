@@ -1,5 +1,4 @@
-"""`replays-ingest shadow` on real servers: it finds stored data that differs from what this release would
-write."""
+"""`replays-ingest shadow` on real servers finds stored data that differs from what this release would write."""
 
 from __future__ import annotations
 

@@ -138,8 +138,10 @@ class Reader:
 
 
 def wait_for_assignment(brokers: str, group: str, partitions: int, seconds: float) -> bool:
-    """Waits until the group's one member owns this many partitions, according to its coordinator. Returns False
-    after the deadline."""
+    """Waits until the group's one member owns this many partitions, according to its coordinator.
+
+    Returns False after the deadline.
+    """
     admin = AdminClient({"bootstrap.servers": brokers})
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -214,7 +214,8 @@ def test_a_message_whose_acknowledgement_fails_does_not_stop_its_consumer(fleet:
 
         assert queue.get(timeout=10).payload == "second"
         unfinished = fleet.client.hgetall(channel.global_keyprefix + channel.unacked_key)
-        assert {*unfinished} >= {first.delivery_tag.encode()}  # delivered again after the visibility timeout
+        # This message is delivered again after the visibility time-out.
+        assert {*unfinished} >= {first.delivery_tag.encode()}
 
 
 REFUSED = {

@@ -1,4 +1,4 @@
-"""Limits that stop a task that does not stop by itself."""
+"""Time limits and shutdowns that stop a task that does not stop by itself."""
 
 from __future__ import annotations
 

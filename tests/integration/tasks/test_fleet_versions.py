@@ -1,4 +1,4 @@
-"""A batch of a newer reader at a worker of this release is written as the reader intended, or not at all."""
+"""A worker of this release writes a batch of a newer reader as the reader intended, or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The last hour of the readers, kept in Redis."""
+"""The trend of the readers over the last hour, which is kept in Redis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kills of `make bigquery-kills`, one at each point."""
+"""Kills a process once at each point of `make bigquery-kills`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evidence from the library's replays: the events around an event, and replays that match a search."""
+"""The evidence found in the library's replays: events around an event, and replays that match a search."""
 
 from __future__ import annotations
 

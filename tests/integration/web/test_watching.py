@@ -26,10 +26,10 @@ CANVAS, SHOP = (next(item for item in RECORDINGS if item.name == name) for name 
 AT_MS = 1_795_000_000_000
 MADE, LONG, PROJECT = "6" * 32, "7" * 32, 7
 LONG_SEGMENTS = 720
-# Maximum mean difference, out of 255, between two pictures of the same canvas some frames apart. Empty pictures
-# would differ by 17 and 120.
+# The maximum mean difference, out of 255, between two pictures of the same canvas that are some frames apart.
+# Empty pictures would differ by 17 and 120.
 DIFFERENCE_MAX = 10.0
-# rgb(255, 0, 0), one pixel.
+# One pixel with the color rgb(255, 0, 0).
 RED_PIXEL_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
 
 

@@ -10,7 +10,7 @@ from ingest.cli.main import main
 from tests.kit.commands import command
 
 REPLAY_ID = "0" * 32
-# Arguments that select something, for every command that asks for confirmation.
+# Maps every command that asks for confirmation to arguments that select something.
 ASKING = {
     "backfill": ("--since", "1d"),
     "batches abandon": ("t-0-1-2", "--reason", "why not"),
@@ -18,7 +18,8 @@ ASKING = {
     "erase": ("--project", "11", REPLAY_ID),
     "tenants kill": ("11",),
 }
-# They read, start something, or make a change that another command reverts. `dlq replay --id` names each letter.
+# These commands read, start something, or make a change that another command reverts. Another exception is `dlq
+# replay --id`, because it names each letter.
 NOT_ASKING = {
     *("audit", "batches ls", "batches retry", "batches show", "check", "completion", "demo", "dlq ls", "dlq show"),
     *("events", "fetch", "flower", "inspect", "load", "local down", "local logs", "local status", "local up"),

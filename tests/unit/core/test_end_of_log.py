@@ -1,4 +1,4 @@
-"""The end of a partition may hold no message (transaction markers); it is still committed."""
+"""The end of a partition is committed, even if it holds no message but only transaction markers."""
 
 from __future__ import annotations
 

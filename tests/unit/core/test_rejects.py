@@ -1,5 +1,5 @@
-"""Attribution of rejects: those of a single project shed that project; those of many projects, or of none, halt
-the reader.
+"""How rejects are attributed: those of a single project shed that project, and those of many projects, or of
+none, halt the reader.
 """
 
 from __future__ import annotations

@@ -88,8 +88,9 @@ def test_an_offset_without_a_topic_id_is_ignored_if_a_former_topic_is_known() ->
 
 
 def test_a_response_that_would_move_the_start_is_doubtful() -> None:
-    """A response is doubtful if it has no offset, or offset 0 without a record. The group's own commit at 0 has a
-    record.
+    """A response is doubtful if it has no offset, or offset 0 without a record.
+
+    The group's own commit at 0 has a record.
     """
     assert is_doubtful(Stored())
     assert is_doubtful(Stored(0))

@@ -131,7 +131,7 @@ def test_the_dashboard_shows_every_metric_of_an_alert():
     shown = {name for panel in panels() for target in panel["targets"] for name in METRIC.findall(target["expr"])}
     alerted = {name for rule in rules() for name in METRIC.findall(rule["expr"])}
     not_drawn = {
-        "replays_reader_loop_turned_seconds",  # a stuck reader is still scraped; a graph adds nothing
+        "replays_reader_loop_turned_seconds",  # a graph would add nothing, because a stuck reader is still scraped
         "replays_reader_partitions_assigned",
         "replays_reader_queue_consumers",  # `status` names the workers and their queues
         "replays_reader_offsets_out_of_range_total",
@@ -139,7 +139,8 @@ def test_the_dashboard_shows_every_metric_of_an_alert():
         "replays_reader_redis_up",
         "replays_worker_completions_total",
         "replays_worker_heartbeat_seconds",
-        "replays_reader_unverified_total",  # zero unless an entry is forged; the log names the process
+        # These metrics are zero unless an entry is forged, and the log then names the process.
+        "replays_reader_unverified_total",
         "replays_worker_unverified_total",
     }
 

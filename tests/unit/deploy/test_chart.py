@@ -1,4 +1,4 @@
-"""The Helm chart: the effect of its values, and that deploy/kubernetes is its default rendering."""
+"""The effect of the values of the Helm chart, whose default rendering is deploy/kubernetes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cost by project: a bounded list and `other`, which sum to an exact count of the same messages."""
+"""The costs of a bounded list of projects and of `other` sum to an exact count of the same messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Probes: live means that the loop runs, ready means that the reader does its work."""
+"""The reader's probes: it is live if the loop runs, and ready if the reader does its work."""
 
 from __future__ import annotations
 

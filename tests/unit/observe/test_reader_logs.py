@@ -1,4 +1,4 @@
-"""One line per batch; no payload and no secret in any line."""
+"""The reader logs one line per batch, and no line contains a payload or a secret."""
 
 from __future__ import annotations
 

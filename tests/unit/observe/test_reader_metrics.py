@@ -1,4 +1,4 @@
-"""Metrics are derived from events and commands: every count is of something that happened."""
+"""Metrics are derived from events and commands, so they count only what happened."""
 
 from __future__ import annotations
 

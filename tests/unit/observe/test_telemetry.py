@@ -1,4 +1,4 @@
-"""Traces and error reports: optional, linked to the messages they come from, without secrets."""
+"""Traces and error reports are optional, linked to the messages that caused them, and free of secrets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables fit the terminal: one line per row, and ids are whole at any width."""
+"""Tables fit the terminal, with one line per row, and ids are not truncated at any width."""
 
 from __future__ import annotations
 

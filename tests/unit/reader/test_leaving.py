@@ -1,4 +1,4 @@
-"""ingest.reader.leaving: a consumer that cannot leave its group does not block the end of its process."""
+"""A consumer that cannot leave its group does not prevent the end of its process (ingest.reader.leaving)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop: events in order, commands executed, drains that wait for the core's release."""
+"""The loop handles events in order, executes commands, and waits in a drain for the core's release."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Writing items to a sink: partial success is kept, poison items are found, and a wrong table is not treated as
-poison."""
+"""When items are written to a sink, partial success is kept, poison items are found, and a wrong table is not
+taken for poison.
+"""
 
 from __future__ import annotations
 

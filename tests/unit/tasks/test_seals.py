@@ -1,5 +1,7 @@
-"""A seal is valid for one purpose, one text and one key; keys rotate; unsealed entries are accepted only when
-configured."""
+"""A seal is valid for one purpose, one text and one key.
+
+Keys can be rotated, and unsealed entries are accepted only if configured.
+"""
 
 from __future__ import annotations
 

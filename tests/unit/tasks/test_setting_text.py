@@ -1,4 +1,4 @@
-"""tasks.setting_text: names that no server accepts are refused when the settings are read."""
+"""Names that no server accepts are refused when the settings are read (tasks.setting_text)."""
 
 from __future__ import annotations
 

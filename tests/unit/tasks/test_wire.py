@@ -1,4 +1,4 @@
-"""Readers and workers of different releases: what each accepts from the other, and what it refuses."""
+"""What readers and workers of different releases accept from each other, and what they refuse."""
 
 from __future__ import annotations
 

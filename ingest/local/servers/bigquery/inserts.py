@@ -53,7 +53,7 @@ class InsertIds:
 def judged(
     resource: Mapping[str, Any], rows: Sequence[Any], ignore_unknown: bool, today: date
 ) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]]:
-    """Returns the stored form of good rows and the error of bad rows, each by index."""
+    """Returns the stored forms of the valid rows and the errors of the invalid rows, each by index."""
     fields = fields_of(resource)
     column = str((resource.get("timePartitioning") or {}).get("field") or "")
     partition = next((field for field in fields if field.name.lower() == column.lower()), None)

@@ -82,7 +82,7 @@ class BadValue(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One column, or one field of a RECORD."""
+    """A column, or a field of a RECORD."""
 
     name: str
     type: str
@@ -235,7 +235,10 @@ def _boolean(value: Any) -> bool:
 
 
 def _timestamp(value: Any) -> int:
-    """Microseconds. Numbers are seconds; text is ISO 8601 with an optional zone, UTC without one."""
+    """Converts a value to microseconds.
+
+    A number is in seconds. Text is in ISO 8601 with an optional zone, UTC by default.
+    """
     if isinstance(value, bool):
         raise ValueError
     if isinstance(value, int | float):
@@ -311,7 +314,10 @@ def _bytes(value: Any) -> bytes:
 
 
 def _json(value: Any) -> str:
-    """A JSON column accepts text that contains JSON, not an object: the service refuses objects as records."""
+    """Checks the value of a JSON column, which must be text that contains JSON.
+
+    The service refuses objects as records.
+    """
     if not isinstance(value, str):
         return json.dumps(value)
     value.encode()
@@ -361,7 +367,7 @@ def arrow_table(fields: Sequence[Field], rows: Sequence[Mapping[str, Any]]) -> p
 
 
 def spell_row(fields: Sequence[Field], row: Sequence[Any], timestamp_format: str) -> dict[str, Any]:
-    """One row of a result in the service's format: `{"f": [{"v": ...}, ...]}`, scalars as text."""
+    """Returns a row of a result in the service's format, `{"f": [{"v": ...}, ...]}`, with scalars as text."""
     return {"f": [{"v": _spell(field, value, timestamp_format)} for field, value in zip(fields, row, strict=True)]}
 
 

@@ -46,7 +46,7 @@ class Call:
 
 
 class Service:
-    """The calls, by method and path."""
+    """Handles the REST calls, which are selected by method and path."""
 
     def __init__(self, store: Store) -> None:
         self.store = store

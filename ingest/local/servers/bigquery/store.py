@@ -41,7 +41,7 @@ THREADS = 2
 ROWS_PER_REQUEST_MAX = 50_000
 RESULT_ROWS_MAX = 500_000
 
-# Fields that a PATCH may change; the service sets the others.
+# The fields that a PATCH may change. The service sets all others.
 TABLE_PARTS = (
     "schema",
     "description",
@@ -158,7 +158,7 @@ class Store:
         return made
 
     def dataset(self, project: str, dataset: str) -> dict[str, Any]:
-        """404 if it does not exist."""
+        """Returns the data set. Raises ApiError 404 if it does not exist."""
         found = self._find_dataset(project, dataset)
         if found is None:
             raise ApiError(404, "notFound", f"Not found: Dataset {project}:{dataset}")
@@ -196,7 +196,10 @@ class Store:
     # ---- tables
 
     def create_table(self, project: str, dataset: str, resource: Mapping[str, Any]) -> dict[str, Any]:
-        """Creates a table or a view. 409 if it exists, 404 without the data set, 400 for an invalid resource."""
+        """Creates a table or a view.
+
+        Raises ApiError 409 if it exists, 404 if the data set does not, and 400 for an invalid resource.
+        """
         self.dataset(project, dataset)
         name = TableName(project, dataset, str(resource.get("tableReference", {}).get("tableId", "")))
         if (
@@ -245,7 +248,10 @@ class Store:
         return {"view": {**view, "useLegacySql": False}, "schema": resource_of(fields_of_result(described))}
 
     def table(self, name: TableName) -> dict[str, Any]:
-        """The resource with its number of rows. 404 if it or its data set does not exist."""
+        """Returns the resource of a table with its number of rows.
+
+        Raises ApiError 404 if the table or its data set does not exist.
+        """
         found = self._find_table(name)
         if found is None:
             self.dataset(name.project, name.dataset)
@@ -262,7 +268,10 @@ class Store:
         return [json.loads(row[0]) for row in self._rows(sql, project, dataset)]
 
     def update_table(self, name: TableName, change: Mapping[str, Any]) -> dict[str, Any]:
-        """Changes description, labels and schema. The schema only grows: new columns are NULLABLE or REPEATED."""
+        """Changes description, labels and schema.
+
+        The schema can only grow, and new columns must be NULLABLE or REPEATED.
+        """
         with self._write() as cursor:
             made = self.table(name)
             if made["type"] == "VIEW":
@@ -296,7 +305,7 @@ class Store:
         )
 
     def delete_table(self, name: TableName) -> None:
-        """404 if it does not exist."""
+        """Deletes a table or a view. Raises ApiError 404 if it does not exist."""
         with self._write() as cursor:
             found = self.table(name)
             if found["type"] == "VIEW":
@@ -447,7 +456,10 @@ class Store:
         return fields, self._rows(sql, count, start), int(resource["numRows"])
 
     def query(self, sql: str, project: str, dataset: str, parameters: Sequence[Mapping[str, Any]]) -> Result:
-        """Runs one GoogleSQL statement. Raises ApiError 400 (invalidQuery) and 404 (table not found)."""
+        """Runs one GoogleSQL statement.
+
+        Raises ApiError 400 for an invalid query and 404 for a table that does not exist.
+        """
         plain, tree = translated(sql, project, dataset)
         values = query_parameters(parameters)
         for name in table_names(tree, project, dataset):

@@ -97,7 +97,7 @@ def table_of(path: str) -> TableName:
 
 
 class RowReader:
-    """Reads rows of one writer schema."""
+    """Reads rows that have one writer schema."""
 
     def __init__(self, descriptor: Any) -> None:
         file = descriptor_pb2.FileDescriptorProto(name="rows.proto", package="rows", syntax="proto2")

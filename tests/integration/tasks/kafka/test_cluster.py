@@ -1,4 +1,4 @@
-"""Describing a topic while the brokers are unavailable."""
+"""How a topic is described while the brokers are unavailable."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Operators' decisions on a real broker: durable in a topic, copied to Redis, and copied again when Redis loses
-them."""
+"""Operators' decisions on a real broker are durable in a topic, copied to Redis, and copied again when Redis
+loses them.
+"""
 
 from __future__ import annotations
 

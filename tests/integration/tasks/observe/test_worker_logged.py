@@ -1,4 +1,4 @@
-"""Log lines of a real worker, and what it sends to Sentry and to an OTLP collector over gRPC."""
+"""The log lines of a real worker, and the data that it sends to Sentry and to an OTLP collector over gRPC."""
 
 from __future__ import annotations
 

@@ -195,7 +195,7 @@ def test_a_long_retry_after_ends_the_write_and_the_rest_is_durable(settings: Cal
             sink.write([blob(f"30/1/abc/{n}") for n in range(9)], "token", 60)
         sink.close()
 
-    # After waiting the server's 20 s there would still be time for one more request.
+    # After the 20 s that the server requests, there would still be time for one more request.
     assert (failed.value.failed, failed.value.retry_after_seconds) == ((3,), 20)
     assert len(requests) == 9
 

@@ -30,7 +30,7 @@ from tests.kit.delivering import deliver_to
 from tests.kit.scripted_server import Answer, Received, answering, relay_to
 from tests.kit.sink_answers import JSON
 
-# Maximum requests of one delivery that ends with a parked batch.
+# The maximum number of requests in a delivery that ends with a parked batch.
 REQUESTS_MAX = 10
 
 

@@ -1,4 +1,4 @@
-"""The explorer's Redis behaves like a real one for every command of the real code."""
+"""The explorer's Redis behaves like a real Redis for every command that the real code uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Single segments of real SDKs that were once parsed incorrectly: tests/recordings/cases."""
+"""Single segments of real SDKs that were once parsed incorrectly, from tests/recordings/cases."""
 
 from __future__ import annotations
 

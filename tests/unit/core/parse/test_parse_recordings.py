@@ -18,7 +18,7 @@ each_recording = pytest.mark.parametrize("recorded", RECORDINGS, ids=lambda reco
 SHOPS = [recorded for recorded in RECORDINGS if recorded.name.endswith("-shop")]
 each_shop = pytest.mark.parametrize("recorded", SHOPS, ids=lambda recorded: recorded.name)
 
-# Actions that click on an element; the SDK merges clicks on one element within a second into one breadcrumb.
+# The actions that click on an element. The SDK merges clicks on one element within a second into one breadcrumb.
 CLICKING = {
     "paint", "shadow btn", "details", "contenteditable", "dialog", "close", "half", "icon path", "radio",
     "click add", "click dead", "click dead 2", "rage x7", "slow link", "plain div", "click cart nav", "check",
@@ -27,7 +27,7 @@ CLICKING = {
 MERGED_MS = 1000
 SDK_VERSIONS = {"v7": "7.120.4", "v11": "11.12.0"}
 
-# Kinds of facts, and the category or op of the SDK events behind each kind.
+# Maps each kind of fact to the category or op of the SDK's events.
 CRUMB_CATEGORIES = {
     "ui.blur": "ui.blur",
     "ui.focus": "ui.focus",

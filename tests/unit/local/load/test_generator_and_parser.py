@@ -16,7 +16,7 @@ from ingest.local.load.produce import PROFILES, stream
 
 START = 1_790_000_000
 SOURCE = TopicPartition("t", 0)
-# A high rate, so that both sampling decisions occur.
+# The rate is high, so that both sampling decisions occur.
 RULES = ParseRules(sample_segment_rate=0.3, sample_event_rate=0.3)
 
 

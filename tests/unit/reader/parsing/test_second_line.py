@@ -1,4 +1,6 @@
-"""Messages that are not clearly cheap are parsed in a child with limits; every message gets a result."""
+"""Messages that are not clearly cheap are parsed in a child process with limits, and every message gets a
+result.
+"""
 
 from __future__ import annotations
 

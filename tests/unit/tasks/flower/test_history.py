@@ -1,4 +1,4 @@
-"""Flower's task history: what a restart restores, and what bounds the file."""
+"""Which part of Flower's task history a restart restores, and how the size of its file is bounded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Background loops survive exceptions of their steps; exceptions of observers do not propagate."""
+"""Background loops survive exceptions of their steps, and exceptions of observers do not propagate."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_guard_returns_the_result_or_counts_the_exception() -> None:
     assert failed == ["breaks"]
 
 
-# Threads without a Loop, and why they cannot end unnoticed.
+# The threads without a Loop, with the reason why they cannot end unnoticed.
 OTHER_THREADS = {
     "tasks/observe/loops.py": "the Loop itself",
     "tasks/observe/probe_server.py": "serves until it is shut down, and each request has a handler of its own",

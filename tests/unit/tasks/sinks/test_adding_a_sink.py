@@ -1,4 +1,4 @@
-"""The sink of docs/adding-a-sink.md works as its page describes, and the page's list of places is complete."""
+"""The sink in docs/adding-a-sink.md works as the page describes, and the page lists all files to change."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Every exception class and error code of the client libraries is classified; an upgrade that adds one fails
-here."""
+"""Every exception class and error code of the client libraries is classified, so an upgrade that adds one fails
+here.
+"""
 
 from __future__ import annotations
 

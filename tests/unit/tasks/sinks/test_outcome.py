@@ -1,4 +1,4 @@
-"""Combining many partial results into one error, losing none."""
+"""Many partial results are combined into one error, and none is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything about sinks that needs no socket: construction, memory sinks, request bodies, packets, Kafka
+"""The parts of sinks that need no socket: construction, memory sinks, request bodies, packets, Kafka
 properties, migration files.
 """
 

@@ -1,4 +1,6 @@
-"""Rows as protobuf messages, records of appends, and responses of the Storage Write API: no server is needed."""
+"""Rows as protobuf messages, records of appends, and responses of the Storage Write API, tested without a
+server.
+"""
 
 from __future__ import annotations
 

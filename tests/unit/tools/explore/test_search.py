@@ -8,8 +8,10 @@ from tools.explore.search import Search
 
 
 class Graph:
-    """A hand-written model: state -> (label, next state); a negative state violates the invariant. Labels from 90
-    on are faults."""
+    """A hand-written model: state -> (label, next state); a negative state violates the invariant.
+
+    Labels from 90 on are faults.
+    """
 
     start = 0
 
