@@ -37,7 +37,7 @@ COLUMNS = (
 
 
 def row(result: Result) -> list[str]:
-    """One line of the table."""
+    """Returns one line of the table."""
     figures = result.as_json()
     roles = figures["cpu_micros_by_role"]
     memory = " ".join(f"{role[0]}{size / 1e6:.0f}" for role, size in result.rss_bytes.items())

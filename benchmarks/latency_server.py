@@ -195,7 +195,7 @@ def _clickhouse(store: Store, query: str, body: bytes) -> Answer:
 
 
 def _native_settings() -> bytes:
-    """A block in ClickHouse's Native format: (name, value, readonly)."""
+    """Returns a block in ClickHouse's Native format: (name, value, readonly)."""
     rows = CLICKHOUSE_SETTINGS
 
     def text(value: str) -> bytes:

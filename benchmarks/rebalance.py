@@ -98,8 +98,8 @@ class Outcome:
 
 
 def longest_still(samples: Sequence[tuple[float, int]], until: float) -> float:
-    """Returns the longest time between two increases of a count, up to `until`. `samples`: (seconds, count), in
-    order.
+    """Returns the longest time between two increases of a count, up to `until`. `samples`: pairs
+    (seconds, count), in order.
     """
     if not samples:
         return 0.0

@@ -120,7 +120,7 @@ class Result:
         return 1e6 / self.cpu_micros if self.cpu_micros else 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """The result as JSON, with derived figures."""
+        """Returns the result as JSON, with derived figures."""
         gigabytes = self.value_bytes / 1e9
         return asdict(self) | {
             "segments_per_second": self.rate,

@@ -234,12 +234,12 @@ class Kills:
 
 
 def row_name(batch: int, place: int) -> str:
-    """Identity of a row."""
+    """Returns the identity of a row."""
     return f"{batch}-{place}"
 
 
 def fact(batch: int, place: int) -> Row:
-    """A row of a batch."""
+    """Returns a row of a batch."""
     row = {
         "row_id": row_name(batch, place),
         "event_type": "ui.click",
@@ -302,7 +302,7 @@ def main() -> None:
 
 
 def variables(settings: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the killed processes."""
+    """Returns the environment of the processes that are killed."""
     return {
         **settings,
         "REPLAYS_BIGQUERY_WRITE": "storage",

@@ -53,7 +53,7 @@ def floors(pyproject: Path) -> dict[str, float]:
 
 
 def by_package(files: Mapping[str, Any], packages: Mapping[str, float]) -> dict[str, Share]:
-    """Coverage of each package. `files`: coverage's JSON report by path.
+    """Returns the coverage of each package. `files`: coverage's JSON report by path.
 
     Raises KeyError for a file without a package.
     """
@@ -68,7 +68,7 @@ def by_package(files: Mapping[str, Any], packages: Mapping[str, float]) -> dict[
 
 
 def report(data: Path) -> dict[str, Any]:
-    """Coverage's JSON report, by path from the repository's root."""
+    """Returns coverage's JSON report, by path from the repository's root."""
     measured = coverage.Coverage(data_file=str(data), config_file=str(REPOSITORY / "pyproject.toml"))
     measured.load()
     with tempfile.NamedTemporaryFile(suffix=".json") as file:

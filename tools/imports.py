@@ -261,12 +261,12 @@ def within(module: str, name: str) -> bool:
 
 
 def module_of(path: str) -> str:
-    """The dotted name of a file: `tasks/sinks/__init__.py` is `tasks.sinks`."""
+    """Returns the dotted name of a file: `tasks/sinks/__init__.py` is `tasks.sinks`."""
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def row_of(module: str) -> int | None:
-    """Index of the module's row, by the longest matching name; None if it has no row."""
+    """Returns the index of the module's row, by the longest matching name, or None if the module has no row."""
     found = [
         (len(name), row) for row, package in enumerate(TABLE) for name in package.modules if within(module, name)
     ]
@@ -301,7 +301,7 @@ def imports(text: str) -> Iterator[Import]:
 
 
 def _called(node: ast.AST) -> str:
-    """The last name of the called expression; "" for other nodes."""
+    """Returns the last name of the called expression, or "" for other nodes."""
     function = node.func if isinstance(node, ast.Call) else None
     if isinstance(function, ast.Attribute):
         return function.attr
@@ -362,12 +362,12 @@ def _effects(text: str) -> Iterator[tuple[int, str]]:
 
 
 def sources() -> list[Path]:
-    """Every checked Python file."""
+    """Returns every checked Python file."""
     return [ROOT / "celeryconfig.py", *(path for name in CHECKED for path in sorted((ROOT / name).rglob("*.py")))]
 
 
 def table() -> str:
-    """The rules as a table for ARCHITECTURE.md."""
+    """Returns the rules as a table for ARCHITECTURE.md."""
     lines = ["| package | own packages | third parties |", "| --- | --- | --- |"]
     for package in TABLE:
         names = ", ".join(f"`{name.replace('.', '/')}`" for name in package.modules)

@@ -46,13 +46,13 @@ def helm(*arguments: str) -> str:
 
 
 def rendered(*options: str) -> str:
-    """Output of `helm template` for the chart with these options (`--set a=b`). Raises HelmFailed."""
+    """Returns the output of `helm template` for the chart with these options (`--set a=b`). Raises HelmFailed."""
     place = ("--namespace", NAMESPACE, "--kube-version", KUBERNETES_VERSION)
     return helm("template", "replays-ingest", str(CHART), *place, *options)
 
 
 def files(text: str) -> dict[str, str]:
-    """File name -> content, from the output of `helm template`: one file per template."""
+    """Returns the content of each file by name, from the output of `helm template`, with one file per template."""
     found: dict[str, list[str]] = {}
     for document in re.split(r"^---$", text, flags=re.MULTILINE):
         source = SOURCE.search(document)
@@ -65,7 +65,7 @@ def files(text: str) -> dict[str, str]:
 
 
 def stale() -> list[str]:
-    """Names of the files that are missing or differ from the chart. Raises HelmFailed."""
+    """Returns the names of the files that are missing or differ from the chart. Raises HelmFailed."""
     wanted = {name: text for name, text in files(rendered()).items() if name != ALERTS}
     return [
         name

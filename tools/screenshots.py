@@ -76,7 +76,7 @@ def main(seconds: int, rate: float, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _system(directory: Path, seconds: int, rate: float) -> Iterator[tuple[str, str]]:
-    """A running system with parked batches: the addresses of `web` and of Flower."""
+    """Runs a system with parked batches, and yields the addresses of `web` and of Flower."""
     with Stack(directory / "stack", kafka="tansu") as stack:
         stack.start(PARTS)
         with FaultProxy(stack.settings()["REPLAYS_CLICKHOUSE_URL"], http=True) as proxy:

@@ -1,6 +1,4 @@
-"""Generates docs/sinks.md, which describes proofs of writes and the classification of failures, from the tables in
-the code.
-"""
+"""Generates docs/sinks.md, the page on proofs of writes and causes of failures, from the tables in the code."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class ProcessFaults:
         self._added = 0
 
     def by_name(self, kafka: KafkaKind) -> dict[str, Inflict]:
-        """The faults by name, without those that would make this broker lose data."""
+        """Returns the faults by name, without those that would make this broker lose data."""
         found: dict[str, Inflict] = {
             "reader: kill -9": self.kill_reader,
             "reader: SIGSTOP past its session": self.stop_reader_past_its_session,
@@ -277,7 +277,7 @@ def _signal(pid: int, number: int) -> None:
 
 
 def sink_faults(proxies: Mapping[str, FaultProxy], calm: threading.Event) -> dict[str, Inflict]:
-    """Every fault of SINK_FAULTS for every sink. Each lasts a few seconds."""
+    """Returns every fault of SINK_FAULTS for every sink. Each fault lasts a few seconds."""
 
     def make(sink: str, fault: Callable[[], Fault]) -> Inflict:
         def inflict(rng: random.Random) -> str:

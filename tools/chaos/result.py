@@ -80,7 +80,7 @@ class Result:
         self.ok = not self.error
 
     def as_dict(self) -> dict[str, Any]:
-        """The result for `--json`."""
+        """Returns the result for `--json`."""
         found = {name: value for name, value in asdict(self).items() if name not in ("load", "report")}
         found["load"] = summary(self.load) if self.load else None
         found["reconciliation"] = self.report.as_dict() if self.report else None

@@ -312,7 +312,7 @@ class _Chaos:
 
 
 def stored_twice(settings: Settings) -> dict[str, float]:
-    """Share of rows that are stored more than once, although queries do not return the copies."""
+    """Returns the share of rows that are stored more than once, although queries do not return the copies."""
     found = {}
     server = clickhouse.client(settings)
     try:

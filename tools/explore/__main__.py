@@ -96,7 +96,7 @@ def on_terminal() -> Callable[[int, int, int], None]:
 
 
 def as_text(explored: Explored) -> str:
-    """A result as text."""
+    """Returns a result as text."""
     result = explored.result
     lines = [
         f"{explored.bound}: {result.states:,} states, {result.steps:,} steps, {result.depth} steps deep, "
@@ -110,13 +110,13 @@ def as_text(explored: Explored) -> str:
 
 
 def as_json(explored: Explored) -> str:
-    """A result as one line of JSON."""
+    """Returns a result as one line of JSON."""
     facts = asdict(explored.result) | {"cpu_seconds": explored.cpu_seconds, "figures": explored.figures}
     return json.dumps({"bound": str(explored.bound), **facts})
 
 
 def bug_as_text(bug: planted.Bug, found: planted.Found) -> str:
-    """The result for a planted bug, as text."""
+    """Returns the result for a planted bug, as text."""
     if found.code != 1 or not found.story:
         return f"planted: {bug.name}: NOT FOUND\n  {found.broken}"
     lines = [f"planted: {bug.name} ({bug.file}): found in {len(found.story) - 1} lines"]

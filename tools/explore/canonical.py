@@ -140,7 +140,7 @@ class Canon:
         return self._number(tuple(parts))
 
     def _plan(self, thing: Any) -> tuple[tuple[str, Role], ...]:
-        """The attributes that decisions read, including slots, and how each is compared."""
+        """Returns the attributes that decisions read, including slots, and how each of them is compared."""
         kind, own = type(thing), getattr(thing, "__dict__", ())
         key = kind, len(own)
         plan = self._plans.get(key)

@@ -65,7 +65,7 @@ def segment(offset: int, *, blob: bool) -> Segment:
 
 
 def partition(number: int, parsed: tuple[tuple[int, Outcome], ...], end: int) -> Partition:
-    """One partition of the model, and its log for the oracle."""
+    """Returns one partition of the model, and its log for the oracle."""
     messages = []
     for index, (offset, outcome) in enumerate(parsed):
         blob = isinstance(outcome, Segment) and bool(outcome.blobs)
@@ -84,7 +84,7 @@ PADDING = 1
 
 
 def partitions(messages: Sequence[int]) -> tuple[Partition, ...]:
-    """Partitions with these numbers of messages."""
+    """Returns partitions with these numbers of messages."""
     logs = [OUTCOMES[:count] for count in messages]
     return tuple(partition(number, log, log[-1][0] + 1 + PADDING) for number, log in enumerate(logs))
 
@@ -156,8 +156,8 @@ class CoreModel:
     # States
 
     def _canonical(self, one: int, other: int, board: int) -> tuple[int, int]:
-        """The number of a state, and bits for whether readers (2) and partitions (1) were exchanged to obtain
-        it."""
+        """Returns the number of a state, and bits for whether readers (2) and partitions (1) were exchanged to
+        obtain it."""
         turn = self._may_exchange_partitions and self._order(one, other, board)
         if turn:
             one, other, board = self._swapped(one), self._swapped(other), self._swapped_board(board)
@@ -165,7 +165,7 @@ class CoreModel:
         return state, mirror | turn
 
     def _single(self, reader: int, board: int) -> tuple[int, int]:
-        """The number of a state with a single reader, and whether partitions were exchanged to obtain it."""
+        """Returns the number of a state with a single reader, and whether partitions were exchanged to obtain it."""
         board = self._own_board(reader, board)
         if self._may_exchange_partitions and self._order(reader, self._fresh, board):
             return pack(self._swapped(reader), SINGLE, self._swapped_board(board)), 1
@@ -185,7 +185,7 @@ class CoreModel:
         return known
 
     def _partition_state(self, one: int, other: int, board: int, number: int) -> list[int]:
-        """The state of one partition as numbers, independent of the order of the readers."""
+        """Returns the state of one partition as numbers, independent of the order of the readers."""
         shared = self._board.things[board][number]
         parts = []
         for reader, owner in ((one, ME), (other, OTHER)):
@@ -210,7 +210,7 @@ class CoreModel:
         return self._cached("mirrored", board, lambda: self._board.of(exchange_owners(self._board.things[board])))
 
     def _swapped(self, reader: int) -> int:
-        """The reader with the partitions exchanged."""
+        """Returns the reader with the partitions exchanged."""
         return self._cached(
             "turned", reader, lambda: self._reader.of(self.readers.exchanged(self._reader.things[reader]))
         )
@@ -219,7 +219,7 @@ class CoreModel:
         return self._cached("board", board, lambda: self._board.of(self._board.things[board][::-1]))
 
     def _own_board(self, reader: int, board: int) -> int:
-        """The board with only the partitions of this reader; all others are treated as done."""
+        """Returns the board with only the partitions of this reader; all others are treated as done."""
 
         def own() -> int:
             things = zip(
@@ -376,14 +376,14 @@ class CoreModel:
         return self._what.things[label >> 3][1]
 
     def broken(self, state: int) -> str:
-        """The violated invariant."""
+        """Returns the violated invariant."""
         return self._broken[-state - 1]
 
     # Counterexamples
 
     def describe(self, path: list[tuple[int, int]]) -> list[str]:
-        """One line per step, with the reader's commands. Readers and partitions keep their names, although they
-        are exchanged in the states.
+        """Returns one line per step, with the reader's commands. Readers and partitions keep their names, although
+        they are exchanged in the states.
         """
         names, exchanged, lines = ["A", "B"], False, []
         for state, label in path:
@@ -408,7 +408,7 @@ class CoreModel:
 
 
 def pack(one: int, other: int, board: int) -> int:
-    """A state as a number."""
+    """Returns a state as a number."""
     return (one << WIDTH | other) << WIDTH | board
 
 

@@ -119,7 +119,7 @@ class Cores:
         return known
 
     def mirrored(self, core: int) -> int:
-        """The same state with the two partitions exchanged, which is reached by the exchanged events."""
+        """Returns the same state with the two partitions exchanged, which is reached by the exchanged events."""
         path = []
         at = core
         while at not in self._mirrors and (origin := self._origins[at]) is not None:
@@ -132,7 +132,9 @@ class Cores:
         return mirror
 
     def features(self, core: int, source: TopicPartition) -> Hashable:
-        """The pipeline's state of a partition, without its name and most times; None if it is not assigned."""
+        """Returns the pipeline's state of a partition without its name and most times, or None if the partition is
+        not assigned.
+        """
         return self._features[core].get(source)
 
     def flights(self, core: int) -> dict[str, Flight]:
@@ -140,15 +142,19 @@ class Cores:
         return self._flights[core]
 
     def taken_until(self, core: int, source: TopicPartition) -> int:
-        """One past the last message accepted from a partition; 0 if it is not assigned."""
+        """Returns the offset after the last message accepted from a partition, or 0 if the partition is not
+        assigned.
+        """
         return self._taken[core].get(source, 0)
 
     def flight(self, core: int, batch_id: str) -> Flight | None:
-        """The batch with this id; None if it is not in flight."""
+        """Returns the batch with this id, or None if it is not in flight."""
         return self._flights[core].get(batch_id)
 
     def next_offset(self, core: int, source: TopicPartition) -> int | None:
-        """The first offset from which messages would be accepted now; None if no message would be."""
+        """Returns the first offset from which messages would be accepted now, or None if no message would be
+        accepted.
+        """
         return self._positions[core].get(source)
 
 
@@ -180,6 +186,6 @@ def features(owned: Partition) -> Hashable:
 
 
 def positions(pipeline: Pipeline) -> dict[TopicPartition, int]:
-    """The next offset to accept, by partition. Partitions that accept no messages are left out."""
+    """Returns the next offset to accept, by partition. Partitions that accept no messages are left out."""
     takes = [source for source in pipeline.sources if pipeline.room(source, EPOCH) is Room.NOW]
     return {source: pipeline.position(source)[0] for source in takes}

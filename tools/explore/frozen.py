@@ -23,7 +23,7 @@ class Frozen:
         self._handlers: dict[type, Any] = {}
 
     def pack(self, pipeline: Pipeline) -> bytes:
-        """The pipeline's state. Returns the state of the pipeline, which is not changed."""
+        """Returns the state of the pipeline, which is not changed."""
         state = dict(vars(pipeline))
         handlers = state.pop("_handlers")
         if not self._handlers:
@@ -63,7 +63,7 @@ _numbers: dict[int, int] = {}
 
 
 def kept(number: int) -> Any:
-    """The object with this number."""
+    """Returns the object with this number."""
     return _kept[number]
 
 

@@ -35,21 +35,21 @@ class Staged(NamedTuple):
         return bool(self.fields)
 
     def value(self, name: str) -> bytes | None:
-        """The value of a field; None if it does not exist."""
+        """Returns the value of a field, or None if the field does not exist."""
         return next((value for field, value in self.fields if field == name), None)
 
     def put(self, values: Mapping[str, bytes]) -> Staged:
-        """A copy with these fields set."""
+        """Returns a copy with these fields set."""
         kept = {(name, value) for name, value in self.fields if name not in values}
         return self._replace(fields=frozenset(kept | set(values.items())))
 
     def without(self, names: Sequence[str]) -> Staged:
-        """A copy without these fields. A hash without fields does not exist and has no expiry."""
+        """Returns a copy without these fields. A hash without fields does not exist and has no expiry."""
         kept = frozenset((name, value) for name, value in self.fields if name not in names)
         return Staged(kept, self.expires and bool(kept))
 
     def expiring(self) -> Staged:
-        """A copy with an expiry, if it exists."""
+        """Returns a copy with an expiry, if the hash exists."""
         return self._replace(expires=self.exists)
 
 
@@ -68,17 +68,17 @@ class Client:
         self._answers = iter(answers)
 
     def ask(self, name: str, *arguments: Any) -> Any:
-        """The response to the next effect. Raises Waits."""
+        """Returns the response to the next effect. Raises Waits."""
         for answer in self._answers:
             return answer
         raise Waits(Effect(name, arguments))
 
     def hmget(self, key: str, names: Sequence[str]) -> list[bytes | None]:
-        """Fields of the hash, None for missing ones."""
+        """Returns fields of the hash, with None for missing fields."""
         return list(self.ask("hmget", tuple(names)))
 
     def hget(self, key: str, name: str) -> bytes | None:
-        """Value of one field."""
+        """Returns the value of one field."""
         found: bytes | None = self.ask("hmget", (name,))[0]
         return found
 
@@ -136,7 +136,7 @@ def _bytes(value: Any) -> bytes:
 
 
 def digest(text: str) -> str:
-    """The id of a script."""
+    """Returns the id of a script."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

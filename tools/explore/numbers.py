@@ -16,7 +16,7 @@ class Numbers(Generic[Thing]):
         self._numbers: dict[Thing, int] = {}
 
     def of(self, thing: Thing) -> int:
-        """The number of an object. A new object gets the next free number."""
+        """Returns the number of an object. A new object gets the next free number."""
         number = self._numbers.get(thing)
         if number is None:
             number = self._numbers[thing] = len(self.things)

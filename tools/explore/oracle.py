@@ -31,7 +31,7 @@ class Log(NamedTuple):
         return self.messages[-1].offset + 1
 
     def needed(self, start: int, stop: int) -> int:
-        """All items of the messages in [start, stop)."""
+        """Returns all items of the messages in [start, stop)."""
         bits = 0
         for message in self.messages:
             if start <= message.offset < stop:
@@ -39,7 +39,7 @@ class Log(NamedTuple):
         return bits
 
     def blobs(self, start: int, stop: int) -> int:
-        """The blobs of the messages in [start, stop)."""
+        """Returns the blobs of the messages in [start, stop)."""
         bits = 0
         for message in self.messages:
             if start <= message.offset < stop:

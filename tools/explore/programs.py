@@ -84,13 +84,13 @@ class Next(NamedTuple):
 
 
 def manifest(reader: int) -> Manifest:
-    """The manifest of the batch. Manifests differ only in the reader."""
+    """Returns the manifest of the batch. Manifests differ only in the reader."""
     entries = tuple(TaskEntry(name, len(TASKS[name]), len(PAYLOADS[name])) for name in TASKS)
     return Manifest("t-0-0-1", "digest", "t", 0, 0, 1, f"reader{reader}", reader, entries)
 
 
 def tasks_of(rows: bool) -> list[str]:
-    """The names of the tasks of a stage."""
+    """Returns the names of the tasks of a stage."""
     return [entry.name for entry in manifest(0).of_stage(Stage.ROWS if rows else Stage.BLOBS)]
 
 

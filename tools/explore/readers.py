@@ -292,7 +292,7 @@ class Readers:
                 yield Outcome(f"loses the messages of p{number} before {began} to expiry", reader, after, True)
 
     def _ends(self, reader: Reader) -> list[int]:
-        """The partitions whose log end can be reported to the pipeline now."""
+        """Returns the partitions whose log end can be reported to the pipeline now."""
         if any(entry is not None and entry.draining for entry in reader.entries):
             return []
         logs = [one.log for one in self.partitions]
@@ -425,7 +425,7 @@ class Readers:
         return reader._replace(chords=())
 
     def exchanged(self, reader: Reader) -> Reader:
-        """The reader with the two partitions exchanged."""
+        """Returns the reader with the two partitions exchanged."""
         chords = tuple(sorted(chord._replace(partition=1 - chord.partition) for chord in reader.chords))
         unrecorded = tuple(sorted((1 - number, end) for number, end in reader.unrecorded))
         core = self.cores.mirrored(reader.core)
@@ -487,7 +487,7 @@ class Readers:
         return self._chords(reader, chords)._replace(core=decision.core)
 
     def _cut(self, reader: Reader, board: Board, cut: frozenset[str]) -> Reader:
-        """The reader with the ends of its new batches added to `unrecorded`."""
+        """Returns the reader with the ends of its new batches added to `unrecorded`."""
         if not cut:
             return reader
         unrecorded = set(reader.unrecorded)
@@ -562,7 +562,7 @@ class Readers:
         return ""
 
     def _halves(self, reader: Reader, number: int) -> frozenset[int]:
-        """The ends of parts of batches that were split because Redis cannot hold them."""
+        """Returns the ends of parts of batches that were split because Redis cannot hold the batches."""
         flights = [flight.batch for flight in self.cores.flights(reader.core).values()]
         source = self.partitions[number].source
         return frozenset(
@@ -655,7 +655,7 @@ class Readers:
 
 
 def described(event: Any) -> str:
-    """A short description of a past event."""
+    """Returns a short description of a past event."""
     source = getattr(event, "source", None)
     about = f"p{source.partition}" if source is not None else event.batch_id.replace("t-", "p", 1)
     name = f"{type(event).__name__} of {about}"
@@ -689,5 +689,5 @@ def put(values: tuple, number: int, value: object) -> tuple:  # type: ignore[typ
 
 
 def names(numbers: Sequence[int]) -> str:
-    """Names of partitions, for example `p0 and p1`."""
+    """Returns the names of partitions, for example `p0 and p1`."""
     return " and ".join(f"p{number}" for number in numbers)

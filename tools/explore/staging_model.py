@@ -116,11 +116,11 @@ class StagingModel:
         return self._what.things[label][1]
 
     def broken(self, state: int) -> str:
-        """The violated invariant."""
+        """Returns the violated invariant."""
         return self._broken[-state - 1]
 
     def describe(self, path: list[tuple[int, int]]) -> list[str]:
-        """One line per step."""
+        """Returns one line per step."""
         things = [self._what.things[label] for _, label in path]
         return [f"{'fault: ' if fault else '':7}{what}" for what, fault in things]
 
@@ -307,7 +307,7 @@ def judge(before: World, after: World) -> str:
 
 
 def fault(world: World, what: str) -> Event:
-    """An event that is a fault."""
+    """Returns an event that is a fault."""
     return Event(what, world._replace(faulty=True), fault=True)
 
 

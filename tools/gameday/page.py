@@ -20,7 +20,7 @@ BEGIN, END = "<!-- the run: begin -->\n", "<!-- the run: end -->\n"
 
 
 def cell(text: str) -> str:
-    """Text escaped for a table cell."""
+    """Returns the text, escaped for a table cell."""
     return text.replace("|", "\\|").replace("\n", " ")
 
 
@@ -46,7 +46,7 @@ def spent(played: Mapping[str, Any]) -> str:
 
 
 def faults(played: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The table of faults, with one row per fault."""
+    """Yields the table of faults, with one row per fault."""
     heads = (
         "#",
         "fault",
@@ -80,8 +80,8 @@ def faults(played: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def panels(asked: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The table of panels, with one row per panel: the number of its expressions, of expressions with data, and of
-    their values.
+    """Yields the table of panels, with one row per panel: the number of its expressions, of expressions with data,
+    and of their values.
     """
     yield "| panel | expressions | with data | series | values |"
     yield "| --- | --- | --- | --- | --- |"
@@ -126,7 +126,7 @@ def asked_of(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def page(results: Sequence[Mapping[str, Any]]) -> str:
-    """The text between the markers."""
+    """Returns the text between the markers."""
     asked = asked_of(results)
     empty = [each for each in asked if not each["values"]]
     lines = [

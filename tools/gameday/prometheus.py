@@ -128,7 +128,7 @@ class Prometheus(Server):
         self._configuration.write_text(yaml.safe_dump(whole, sort_keys=False))
 
     def command(self) -> list[str]:
-        """The command line of Prometheus, which listens on the loopback interface and stores its data in
+        """Returns the command line of Prometheus, which listens on the loopback interface and stores its data in
         `directory`."""
         return [
             "prometheus",
@@ -139,7 +139,7 @@ class Prometheus(Server):
         ]
 
     def is_ready(self) -> bool:
-        """Prometheus' readiness probe."""
+        """Returns the result of Prometheus' readiness probe."""
         return answers_http(f"{self.address}/-/ready")
 
     @property
@@ -151,7 +151,7 @@ class Prometheus(Server):
     # refuses a query.
 
     def alerts(self) -> list[Alert]:
-        """Alerts that are pending or firing now."""
+        """Returns the alerts that are pending or firing now."""
         return [
             Alert(
                 found["labels"]["alertname"],
@@ -163,16 +163,16 @@ class Prometheus(Server):
         ]
 
     def firing(self) -> dict[str, Alert]:
-        """The alerts that are firing now, by name."""
+        """Returns the alerts that are firing now, by name."""
         return {alert.name: alert for alert in self.alerts() if alert.state == "firing"}
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """The series of an instant query: {"metric": labels, "value": [time, text]}."""
+        """Returns the series of an instant query: {"metric": labels, "value": [time, text]}."""
         found: list[dict[str, Any]] = self._ask("query", query=expression)["result"]
         return found
 
     def history(self, expression: str, start: float, end: float, step_seconds: float = 1) -> list[dict[str, Any]]:
-        """The series of a range query: {"metric": labels, "values": [[unix seconds, text], ...]}."""
+        """Returns the series of a range query: {"metric": labels, "values": [[unix seconds, text], ...]}."""
         # Prometheus returns at most 11,000 points per series.
         step_seconds = max(step_seconds, (end - start) / 10_000)
         asked = {"query": expression, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step_seconds:.3f}"}
@@ -193,7 +193,7 @@ class Prometheus(Server):
         return every, max(0, every - on_time)
 
     def fired(self, start: float, end: float) -> set[str]:
-        """Names of the alerts that fired at any second of the period."""
+        """Returns the names of the alerts that fired at any second of the period."""
         series = self.history('ALERTS{alertstate="firing"}', start, end)
         return {found["metric"]["alertname"] for found in series}
 
@@ -230,7 +230,7 @@ def asked_panels(server: Prometheus, start: float, end: float) -> list[PanelQuer
 
 
 def without_variables(expression: str) -> str:
-    """The expression as Grafana sends it if "All" is selected for each variable."""
+    """Returns the expression that Grafana sends if "All" is selected for each variable."""
     return re.sub(r"\$(?:namespace|topic|instance)\b", ".*", expression)
 
 

@@ -103,5 +103,5 @@ def show(console: Console, result: Result) -> None:
 
 
 def as_dict(result: Result) -> dict[str, Any]:
-    """The result for `--json`."""
+    """Returns the result for `--json`."""
     return {"ok": result.ok, **asdict(result)}

@@ -118,7 +118,7 @@ class LoggedOperations:
 
 
 def seconds_of(timestamp: str) -> float:
-    """The time of a log line in Unix seconds; 0 if it cannot be parsed."""
+    """Returns the time of a log line in Unix seconds, or 0 if the time cannot be parsed."""
     try:
         return datetime.fromisoformat(timestamp).timestamp()
     except ValueError:

@@ -41,7 +41,9 @@ class Gap:
         return self.until - self.since
 
     def undisturbed_seconds(self, disturbances: Iterable[Disturbance]) -> float:
-        """Time from the end of the last disturbance that began before the gap ended, to the end of the gap."""
+        """Returns the time from the end of the last disturbance that began before the gap ended, to the end of the
+        gap.
+        """
         ends = [min(cause.until, self.until) for cause in disturbances if cause.since <= self.until]
         return self.until - max([self.since, *ends])
 

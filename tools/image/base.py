@@ -55,7 +55,7 @@ def of_debian() -> tuple[str, list[str]]:
 
 
 def base(engine: Engine, dockerfile: str, lines: Lines, patience: float) -> str:
-    """Name of a base image in the engine's store. Raises NotDone."""
+    """Returns the name of a base image in the engine's store, and builds it if necessary. Raises NotDone."""
     image = REGISTRY + wanted(dockerfile)
     if engine.has(image):
         return image

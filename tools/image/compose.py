@@ -49,13 +49,15 @@ class Service:
 
 
 def ours(path: Path, variables: Mapping[str, str]) -> dict[str, Service]:
-    """The services built here, by name. Raises ValueError for an unknown key."""
+    """Returns the services whose image is built from this repository, by name. Raises ValueError for an unknown
+    key.
+    """
     services = yaml.safe_load(_filled(path.read_text(), variables))["services"]
     return {name: _service(name, service) for name, service in services.items() if "build" in service}
 
 
 def not_ours(path: Path, variables: Mapping[str, str]) -> list[str]:
-    """Names of the third-party images, sorted."""
+    """Returns the names of the third-party images, sorted."""
     services = yaml.safe_load(_filled(path.read_text(), variables))["services"].values()
     return sorted(service["image"] for service in services if "build" not in service)
 
@@ -70,7 +72,7 @@ def left_behind(service: Service, hosts: set[str]) -> list[str]:
 
 
 def hosts(path: Path, variables: Mapping[str, str]) -> set[str]:
-    """Names of all services, which are their host names in the network of the file."""
+    """Returns the names of all services, which are their host names in the network of the Compose file."""
     return set(yaml.safe_load(_filled(path.read_text(), variables))["services"])
 
 

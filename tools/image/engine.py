@@ -64,7 +64,7 @@ class Engine:
             raise NotDone(last_line(done.stderr))
 
     def image(self, image: str) -> dict[str, Any]:
-        """The configuration of an image."""
+        """Returns the configuration of an image."""
         done = self.call("image", "inspect", image)
         found: list[dict[str, Any]] = json.loads(done.stdout) if done.returncode == 0 else [{}]
         return found[0]
@@ -103,7 +103,7 @@ class Engine:
         return self.call("exec", name, *command).returncode == 0
 
     def state(self, name: str) -> dict[str, Any]:
-        """The state of a container: `Running`, `Pid`, `ExitCode` and more."""
+        """Returns the state of a container: `Running`, `Pid`, `ExitCode` and more."""
         done = self.call("inspect", "--type=container", "--format={{json .State}}", name)
         if done.returncode != 0:
             raise Failed(f"{name} does not exist: {last_line(done.stderr)}")
@@ -116,7 +116,7 @@ class Engine:
         return int(self.state(name)["ExitCode"])
 
     def log_tail(self, name: str, lines: int = 15) -> str:
-        """The last lines that a container printed."""
+        """Returns the last lines that a container printed."""
         done = self.call("logs", f"--tail={lines}", name)
         return done.stdout + done.stderr
 

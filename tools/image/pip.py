@@ -19,14 +19,14 @@ LIST_SECONDS_MAX = 30.0
 
 
 def config_list() -> str:
-    """Output of `pip config list`."""
+    """Returns the output of `pip config list`."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIST_SECONDS_MAX, check=False)
     return done.stdout
 
 
 def configuration(listing: str) -> configparser.RawConfigParser:
-    """A pip.conf with the same effect in the build. Environment variables take precedence, as in pip."""
+    """Returns a pip.conf that has the same effect in the build. Environment variables take precedence, as in pip."""
     found = configparser.RawConfigParser()
     found.add_section("global")
     lines = [match for line in listing.splitlines() if (match := SETTING.match(line))]
@@ -39,8 +39,8 @@ def configuration(listing: str) -> configparser.RawConfigParser:
 
 
 def mounts(configured: configparser.RawConfigParser, folder: Path) -> list[str]:
-    """Volumes for the build: a pip.conf, which is written to `folder`, and the local files and folders that it
-    names."""
+    """Returns the volumes for the build: a pip.conf, which is written to `folder`, and the local files and folders
+    that it names."""
     path = folder / "pip.conf"
     with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as file:
         configured.write(file)

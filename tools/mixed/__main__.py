@@ -50,7 +50,7 @@ MESSAGES_PER_SECOND = 30.0
 
 
 class Planted(StrEnum):
-    """Planted releases of a run."""
+    """Which planted releases a run uses."""
 
     FORMATS = "formats"
     LOSSY = "lossy"
@@ -60,7 +60,7 @@ PHASES = {None: RELEASES, Planted.FORMATS: PLANTED, Planted.LOSSY: LOSSY}
 
 
 def releases_of(kind: Planted | None, directory: Path) -> dict[Which, Release]:
-    """The releases of a run. Raises NoRelease, BuildFailed, OutOfDate."""
+    """Returns the releases of a run. Raises NoRelease, BuildFailed, OutOfDate."""
     here = Release(RELEASE, HERE)
     match kind:
         case Planted.FORMATS:

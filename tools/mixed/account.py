@@ -68,7 +68,7 @@ def _committed_at(batch: str, commits: Sequence[Commit]) -> float | None:
 
 
 def read_again(lines: Lines) -> list[Repeated]:
-    """Messages that the next owner of a partition cut again. `lines`: log lines of all readers."""
+    """Returns the messages that the next owner of a partition cut again. `lines`: log lines of all readers."""
     cuts = [line for line in lines if line.get("event") == "protocol_step" and line.get("step") == "cut"]
     cuts.sort(key=lambda line: seconds_of(line["timestamp"]))
     known: dict[int, set[int]] = {}
@@ -83,5 +83,5 @@ def read_again(lines: Lines) -> list[Repeated]:
 
 
 def within(records: Iterable[Any], since: float, until: float) -> list[Any]:
-    """The records whose time `at` is in [since, until), in order of time."""
+    """Returns the records whose time `at` is in [since, until), in order of time."""
     return [record for record in sorted(records, key=attrgetter("at")) if since <= record.at < until]

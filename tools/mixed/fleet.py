@@ -143,7 +143,7 @@ class MixedFleet:
         return Counter([*readers, *(("worker", worker.release) for worker in seen.workers if not worker.silent)])
 
     def _command(self, which: Which, *words: str, may_fail: bool = False) -> str:
-        """Output of `replays-ingest` of that release. Raises LocalError."""
+        """Returns the output of `replays-ingest` of that release. Raises LocalError."""
         installation = self.releases[which].installation
         self._commands += 1
         children = self.fleet.stack.children

@@ -30,7 +30,7 @@ class Released:
 
 
 def git(root: Path, *arguments: str) -> str | None:
-    """Output of git in the checkout; None if git failed or is not installed."""
+    """Returns the output of git in the checkout, or None if git failed or is not installed."""
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *arguments],
@@ -45,13 +45,13 @@ def git(root: Path, *arguments: str) -> str | None:
 
 
 def recorded(root: Path = ROOT) -> list[Released]:
-    """The releases in `tools/releases.toml`."""
+    """Returns the releases in `tools/releases.toml`."""
     found = tomllib.loads((root / RECORD).read_text())["releases"]
     return [Released(Version(version), commit) for version, commit in found.items()]
 
 
 def tagged(root: Path = ROOT) -> list[Released]:
-    """The releases with a tag `v<version>` in this clone."""
+    """Returns the releases with a tag `v<version>` in this clone."""
     return list(_tagged(root))
 
 

@@ -104,7 +104,7 @@ class Result:
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """The result for `--json`."""
+        """Returns the result for `--json`."""
         found = {name: value for name, value in asdict(self).items() if name != "report"}
         found["reconciliation"] = self.report.as_dict() if self.report else None
         return found

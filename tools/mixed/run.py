@@ -171,7 +171,7 @@ class Run:
         self._history.reads += polled.reads
 
     def _ends(self) -> dict[int, int]:
-        """The log end of each partition."""
+        """Returns the log end of each partition."""
         ends: dict[int, int] = {}
         for window in self._windows:
             for partition, end in window.produced.ends.items():
@@ -279,5 +279,7 @@ def _shown(releases: Sequence[str]) -> str:
 
 
 def _without_names(error: str) -> str:
-    """The error text without the names of batch and task, so that equal errors of several batches are equal."""
+    """Returns the error text without the names of batch and task, so that equal errors of several batches are
+    equal.
+    """
     return re.sub(r"\S+-\d+-\d+-\d+\S*", "<batch>", error)

@@ -48,7 +48,7 @@ def produce(state: Any) -> None:
 
 
 def address_of(name: str) -> str:
-    """`PROJECT/REPLAY` of a recording."""
+    """Returns `PROJECT/REPLAY` of a recording."""
     value = msgspec.msgpack.decode(values(name)[0])
     return f"{value['project_id']}/{value['replay_id']}"
 

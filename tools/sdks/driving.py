@@ -61,7 +61,7 @@ class Done:
             self.navigation.append(path)
 
     def click(self, page: Page, selector: str) -> None:
-        """One click."""
+        """Clicks an element once."""
         page.locator(selector).click()
         self.clicks[_element(selector)] += 1
 

@@ -78,7 +78,7 @@ class _Life:
         return self.assigned_at < at < self.until
 
     def planned(self) -> int | None:
-        """The next end that the former owner recorded."""
+        """Returns the next end that the former owner recorded."""
         return next((end for end in self.plan if end > self.taken), None)
 
     def is_empty(self, start: int, stop: int) -> bool:
@@ -160,8 +160,8 @@ class History:
         return sorted(named - {END_OF_LOG})
 
     def lines(self, stop: int) -> list[str]:
-        """The lines for spec/replay.pml: the number of an action, and its four arguments. `stop`: STOP in the
-        specification."""
+        """Returns the lines for spec/replay.pml: the number of an action, and its four arguments. `stop`: STOP in
+        the specification."""
         ranks = self.ranks
         found = []
         for action in self.actions:
