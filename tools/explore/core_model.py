@@ -165,7 +165,7 @@ class CoreModel:
         return state, mirror | turn
 
     def _single(self, reader: int, board: int) -> tuple[int, int]:
-        """Returns the number of a state with a single reader, and whether partitions were exchanged to obtain it."""
+        """Returns the number of a state with one reader, and whether partitions were exchanged to obtain it."""
         board = self._own_board(reader, board)
         if self._may_exchange_partitions and self._order(reader, self._fresh, board):
             return pack(self._swapped(reader), SINGLE, self._swapped_board(board)), 1

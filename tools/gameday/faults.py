@@ -429,7 +429,7 @@ ROOM_IN_REDIS = "max(replays_reader_redis_used_bytes / (replays_reader_redis_max
 
 
 def closed(sink: str) -> str:
-    """Returns a Prometheus expression that is true while every reader reports the breaker of this sink as closed."""
+    """Returns a Prometheus expression that is true while all readers report this sink's breaker as closed."""
     return f'max(replays_reader_breaker_state{{sink="{sink}"}}) == 0'
 
 

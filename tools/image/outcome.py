@@ -31,8 +31,8 @@ class Clock:
         self._began = self.now()
 
     def left(self, at_most: float) -> float:
-        """Seconds available for the next step: `at_most` or the remaining time, whichever is less, but at least
-        1."""
+        """Returns the seconds available for the next step: `at_most` or the remaining time, whichever is less, but
+        at least 1."""
         return max(1.0, min(at_most, self._began + self.seconds - self.now()))
 
     @property

@@ -26,7 +26,7 @@ def config_list() -> str:
 
 
 def configuration(listing: str) -> configparser.RawConfigParser:
-    """Returns a pip.conf that has the same effect in the build. Environment variables take precedence, as in pip."""
+    """Returns a pip.conf with the same effect in the build. Environment variables take precedence, as in pip."""
     found = configparser.RawConfigParser()
     found.add_section("global")
     lines = [match for line in listing.splitlines() if (match := SETTING.match(line))]
