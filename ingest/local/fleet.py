@@ -111,7 +111,7 @@ class Fleet:
     def worker(self, name: str, *, keep: bool = True, queues: Sequence[str] = (), **settings: str) -> Child:
         """Starts or restarts a flush worker with two processes. `settings` has the same meaning as for a reader.
 
-        `queues` lists the queues that the worker consumes; if empty, it consumes all.
+        `queues` lists the queues that the worker consumes. If the list is empty, the worker consumes all queues.
         """
         command = [*self._installation(name).celery(), "worker", "--loglevel=INFO", "-n", f"{name}@{HOST}"]
         if queues:

@@ -1,9 +1,9 @@
 """The embedded stack: broker, Redis, Cloud Storage, ClickHouse, BigQuery and DogStatsD.
 
-`Stack` starts them inside a `with` block; `background.py` keeps one running. Any component can be a real server
-instead: `REPLAYS_LOCAL_KAFKA=host:9092` (or `_REDIS`, `_GCS`, `_CLICKHOUSE`, `_BIGQUERY`, `_STATSD`) makes the
-stack use that server instead of starting one. `REPLAYS_LOCAL_BIGQUERY_STORAGE` is the gRPC address of an existing
-BigQuery.
+`Stack` starts these servers inside a `with` block, and `background.py` keeps a stack running. Any component can be
+a real server instead: `REPLAYS_LOCAL_KAFKA=host:9092` (or `_REDIS`, `_GCS`, `_CLICKHOUSE`, `_BIGQUERY`, `_STATSD`)
+makes the stack use that server instead of starting one. `REPLAYS_LOCAL_BIGQUERY_STORAGE` is the gRPC address of an
+existing BigQuery.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Stack:
         note.write_text(now)
 
     def stop(self) -> None:
-        """Stops everything and removes a temporary directory. It may be called twice."""
+        """Stops everything and removes a temporary directory. The method may be called twice."""
         self.children.close()
         if self._is_temporary:
             shutil.rmtree(self.directory, ignore_errors=True)

@@ -21,8 +21,8 @@ from tests.cost.committed import ALL
 from tests.cost.measure import MEASURE_SECONDS_MAX, MEMORY_RATIO_MAX, RATIO_MAX, Cost, measure_separately
 
 RAW_BYTES = 95_000_000
-# This program works in a checkout of any age. It prints the lower of two CPU times, and the memory of the first
-# run in bytes.
+# This program works in a checkout of any age. The program prints the lower of two CPU times, and the memory of the
+# first run in bytes.
 MEASURE_PROGRAM = """
 import sys, time
 from pathlib import Path
@@ -53,7 +53,10 @@ def main() -> int:
     )
     parser.add_argument("--name", default="", help="Measure only shapes whose name contains this text.")
     parser.add_argument(
-        "--before", type=Path, metavar="DIRECTORY", help="Also measure the parser of this checkout."
+        "--before",
+        type=Path,
+        metavar="DIRECTORY",
+        help="Also measure the parser of the checkout in this directory.",
     )
     arguments = parser.parse_args()
     names = [

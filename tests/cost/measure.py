@@ -2,8 +2,8 @@
 
     python -m tests.cost.measure FILE     one message, measured in this process, as JSON
 
-It measures CPU time instead of elapsed time, takes the minimum of several runs, and alternates between cost and
-floor, so that a busy machine affects both.
+The program measures CPU time instead of elapsed time, takes the minimum of several runs, and alternates between
+cost and floor, so that a busy machine affects both.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def cpu(value: bytes, rounds: int = ROUNDS) -> tuple[float, float, int]:
 def memory(value: bytes) -> int:
     """Returns the increase of this process's peak resident memory during a parse.
 
-    It may be called only once, before any other measurement.
+    The function may be called only once, before any other measurement.
     """
     message = Message(TopicPartition("t", 0), 1, 0, value, timestamp_ms=1_790_000_000_000)
     Path("/proc/self/clear_refs").write_text("5")

@@ -6,8 +6,9 @@ rate.
 The system is the stack, workers and one reader as processes, with emulators. The memory limit of
 deploy/kubernetes/reader.yaml is set as RLIMIT_DATA of each reader process. This needs no cgroup, and a process
 that exceeds the limit gets a MemoryError. The program prints the other project's delay from sending a segment to
-the commit of its batch, alone and next to the hostile project. It also prints the outcome of each hostile message.
-The exit code is 1 if a message is unaccounted for, a segment is lost, a reader exits, or p99 more than doubles.
+the commit of its batch, alone and next to the hostile project. The outcome of each hostile message is also
+printed. The exit code is 1 if a message is unaccounted for, a segment is lost, a reader exits, or p99 more than
+doubles.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Evolves messages that cost as much as possible: `python -m tests.cost.search [--seconds 600] [--seed N]`.
 
 The search breeds three populations, each for one kind of cost relative to its limit: CPU (multiple of the floor),
-memory (multiple of the inflated size), and bytes of rows per segment. It starts from shapes that once stopped a
-reader and from events of our recordings with repeated parts. The best recipes of each population are measured
-again at full size in separate processes, and printed. `--keep` adds the most expensive one of each kind to
-tests/cost/found.json.
+memory (multiple of the inflated size), and bytes of rows per segment. The search starts from shapes that once
+stopped a reader, and from events of our recordings with repeated parts. The best recipes of each population are
+measured again at full size in separate processes, and printed. `--keep` adds the most expensive one of each kind
+to tests/cost/found.json.
 
 The exit code is 1 if a recipe exceeds a limit in docs/cost.md.
 """

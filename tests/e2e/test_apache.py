@@ -46,7 +46,7 @@ def stack() -> Iterator[Stack]:
 
 @pytest.fixture
 def fleet(stack: Stack, tmp_path: Path) -> Iterator[Fleet]:
-    """A migrated fleet with no process running yet. Its processes are stopped after the test."""
+    """A migrated fleet with no process running yet. The processes of the fleet are stopped after the test."""
     with made(stack, {}) as found:
         yield found
 

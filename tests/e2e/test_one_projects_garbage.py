@@ -1,4 +1,5 @@
-"""One project sends as much garbage as the others send valid messages, while the reader is killed repeatedly.
+"""One project sends as much garbage as all other projects send valid messages, while the reader is killed
+repeatedly.
 
 The other projects lose nothing and are not delayed. The project is named in the log, the metrics and `status`, and
 the runbook's section on such projects is followed as written.

@@ -38,7 +38,7 @@ def recordings() -> dict[str, list[Any]]:
 
 
 def message(number: int, events: list[Any]) -> bytes:
-    """Returns one Kafka value; every second one has an uncompressed body."""
+    """Returns one Kafka value. The body of every second value is uncompressed."""
     body = json.dumps(events).encode()
     payload = b'{"segment_id":%d}\n' % number + (zlib.compress(body) if number % 2 else body)
     return msgspec.msgpack.encode(

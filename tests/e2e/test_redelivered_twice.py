@@ -184,7 +184,8 @@ def test_without_a_cut_record_other_cuts_leave_no_duplicates_after_deduplication
 def redeliver(system: System, cuts: frozenset[str] | None, **settings: str) -> None:
     """Stops the reader, resets the offsets, starts a new reader, and waits until everything is committed again.
 
-    `cuts` are the batches whose ends are recorded with the offsets, as after a crash; None means no record.
+    `cuts` contains the batches whose ends are recorded with the offsets, as after a crash. None means that there
+    is no record.
     """
     assert system.stop_reader() == 0
     topic = system.settings.kafka_topic

@@ -35,7 +35,7 @@ ALL_COMMANDS = bool(os.environ.get("REPLAYS_TEST_ALL_COMMANDS"))
 class BrokenSetting:
     """One wrong setting. The line must contain all `names`. If `reader` is true, workers do not read the setting.
 
-    Every command is tested with the first setting of each `kind`, and some commands with each of the others.
+    Every command is tested with the first setting of each `kind`, and some commands with every other setting.
     """
 
     id: str
@@ -219,8 +219,8 @@ CELERY = (("worker",), ("flower",), ("inspect", "ping"), ("report",))
 
 
 def commands_for(case: BrokenSetting, commands: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Returns all commands for the first setting of a kind, and a few, different for each setting, for the
-    others.
+    """Returns all commands for the first setting of a kind, and a few commands, which differ per setting, for
+    any other setting.
     """
     if case.kind:
         return list(commands)

@@ -37,7 +37,7 @@ def test_every_sink_gets_its_items(eager: Eager) -> None:
 def test_a_dead_letter_has_the_message_and_its_reason(eager: Eager) -> None:
     """A dead letter contains the original record, with our headers.
 
-    The record's own headers are the value of one of them.
+    One of our headers contains the record's own headers.
     """
     eager.settle(make_batch(messages=1, rejects=1, start=10), Stage.ROWS)
 
@@ -305,7 +305,7 @@ def test_a_table_at_fault_parks_the_batch_with_no_dead_letter(eager: Eager) -> N
 
 def test_rows_written_before_the_table_was_found_at_fault_stay_written(eager: Eager) -> None:
     """Rows that were written before the table was found at fault stay written, and the next attempt writes the
-    others.
+    other rows.
 
     Refusals found by an unfinished bisection are discarded.
     """

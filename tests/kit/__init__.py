@@ -1,4 +1,4 @@
 """Shared test helpers: builders, running servers, fleets and whole systems.
 
-They are imported by name and never collected as tests.
+The helpers are imported by name and never collected as tests.
 """

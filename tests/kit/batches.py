@@ -37,7 +37,7 @@ def segment(
 ) -> Segment:
     """Returns a segment at that offset, with one blob, one row per table and one metric.
 
-    Its `size_bytes` is the argument, not the actual size.
+    The segment's `size_bytes` is the argument, not the actual size.
     """
     return Segment(
         org_id=1,

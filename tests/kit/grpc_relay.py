@@ -1,9 +1,9 @@
 """A gRPC server that passes calls to another server, and loses requests and responses on demand.
 
 The relay passes calls on as bytes. `Relay.on` is called before each request is passed on (`Moment.REQUEST`) and
-before each response is returned (`Moment.RESPONSE`). Its arguments are the method, the moment, and the number of
-the request among those of that method, from 1. If `on` returns True, the call ends with UNAVAILABLE at that
-moment.
+before each response is returned (`Moment.RESPONSE`). The arguments of `on` are the method, the moment, and the
+number of the request among those of that method, from 1. If `on` returns True, the call ends with UNAVAILABLE at
+that moment.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Produces header names that are not UTF-8, as clients in other languages can and the Python client cannot.
 
-It calls the C library that is shipped with the Python client.
+The module calls the C library that is shipped with the Python client.
 """
 
 from __future__ import annotations

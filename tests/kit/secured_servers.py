@@ -132,7 +132,7 @@ def token_endpoint(subject: str, seconds: float = 300) -> Iterator[tuple[str, li
     """Runs an OAuth server for the client-credentials grant; yields its URL and the Authorization headers that it
     received.
 
-    Its tokens are not signed, which the broker of these tests accepts.
+    The server's tokens are not signed, which the broker of these tests accepts.
     """
     seen: list[str] = []
 

@@ -1,4 +1,7 @@
-"""Seeds of the simulated worlds of a test run. They start at a random seed, so that every run tries new worlds."""
+"""Seeds of the simulated worlds of a test run.
+
+The seeds start at a random number, so that every run tries new worlds.
+"""
 
 from __future__ import annotations
 

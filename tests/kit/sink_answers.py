@@ -1,7 +1,7 @@
 """Answers of the sinks' servers to a durable write, and 2xx answers that prove nothing.
 
-`PROOFS` maps each sink to its valid answer. `false_successes(sink)` maps names to scripts of all the other
-answers.
+`PROOFS` maps each sink to its valid answer. `false_successes(sink)` maps names to scripts that give the 2xx
+answers that prove nothing.
 """
 
 from __future__ import annotations

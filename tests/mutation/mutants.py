@@ -1,6 +1,6 @@
 """Deliberate bugs in the core, each a replacement of text that occurs exactly once.
 
-They are mistakes that a developer could plausibly make, and that would lose, block or repeat data.
+The bugs are mistakes that a developer could plausibly make, and that would lose, block or repeat data.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Mutant(NamedTuple):
-    """One bug: its description, its file in `ingest/` (or below `tasks/`), and the text before and after."""
+    """One bug, with its description, its file in `ingest/` (or below `tasks/`), and the text before and after."""
 
     bug: str
     file: str

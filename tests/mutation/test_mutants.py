@@ -1,4 +1,4 @@
-"""The list of planted bugs matches the current code; testing them takes minutes and is `make mutants`."""
+"""The list of planted bugs matches the current code. `make mutants` tests the bugs, which takes minutes."""
 
 from __future__ import annotations
 

@@ -109,8 +109,9 @@ def unknown(path: Path, name: str) -> list[str]:
 
 
 def test_every_interpolation_into_sql_is_known():
-    """Every interpolation into SQL is listed above with its source; a new one must become a parameter or be
-    listed.
+    """Every interpolation into SQL is listed above with its source.
+
+    A new interpolation must become a parameter or be listed.
     """
     found = []
     for folder in CHECKED_FOLDERS:

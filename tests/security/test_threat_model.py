@@ -1,4 +1,6 @@
-"""SECURITY.md makes no claim without a test: every cited test exists, and every attacker has some."""
+"""SECURITY.md makes no claim without a test: every cited test exists, and the section on every attacker cites
+tests.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ def test_every_test_that_the_threat_model_names_exists():
     ],
 )
 def test_a_name_that_is_no_test_is_found(named: str):
-    """A name that is not that of a test is found; so is a file without the name of a test."""
+    """A citation that does not name a test is found, and so is a citation of a file without a test."""
     assert len(missing(f"shown by {named}, among others")) == 1
 
 

@@ -20,7 +20,9 @@ def test_every_test_that_the_page_names_exists() -> None:
 
 
 def test_there_is_a_section_for_each_kind() -> None:
-    """Each of the eight kinds of fault has a section with a table; the list of uncovered cases has none."""
+    """Each of the eight kinds of fault has a section with a table, and the list of uncovered cases has no
+    table.
+    """
     assert len(SECTIONS) == 8
     assert "\n## Not covered\n" in PAGE
 

@@ -72,7 +72,7 @@ def graph() -> Graph:
 
 
 def find_cycle(edges: Mapping[str, set[str]]) -> list[str]:
-    """Returns one cycle, with its first module repeated at the end; empty if there is none."""
+    """Returns one cycle, with its first module repeated at the end, or an empty result if there is no cycle."""
     done: set[str] = set()
 
     def visit(name: str, trail: list[str]) -> list[str]:
@@ -90,7 +90,7 @@ def find_cycle(edges: Mapping[str, set[str]]) -> list[str]:
 
 
 def test_there_is_no_import_cycle():
-    """All modules can be ordered so that each follows everything it imports."""
+    """All modules can be ordered so that each module follows every module that it imports."""
     edges = graph()
 
     assert len(edges) > 150

@@ -14,7 +14,7 @@ class ReconcileError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the report.
+    """A line of the report, with the result of one check.
 
     `wrong` counts items that are present but different. `note` explains what is counted.
     """
@@ -52,7 +52,7 @@ class Report:
         return {"ok": self.ok, "seconds": round(self.seconds, 2), "checks": checks}
 
     def failures(self) -> str:
-        """Returns the failed checks, one paragraph each; empty if all pass."""
+        """Returns the failed checks as text with one paragraph each, or an empty text if all pass."""
         return "\n".join(
             f"{check.name}: expected {check.expected}, found {check.found}, missing {check.missing}, "
             f"extra {check.extra}, wrong {check.wrong}\n  " + "\n  ".join(check.examples)

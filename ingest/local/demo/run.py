@@ -181,7 +181,7 @@ class _Demo:
         return url
 
     def stop(self) -> None:
-        """Stops the processes that stop slowly in parallel. The stack then stops the others."""
+        """Stops the processes that stop slowly in parallel. The stack then stops the other processes."""
         for child in (self.worker, self.flower, self.reader):
             if child is not None:
                 self.stack.children.release(child)
@@ -308,7 +308,7 @@ class _Demo:
 
 @contextmanager
 def _ending_on_sigterm() -> Iterator[None]:
-    """Makes SIGTERM end the demo as Ctrl-C does, children first. This works only in the main thread."""
+    """Makes SIGTERM end the demo as Ctrl-C does, children first. The function works only in the main thread."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

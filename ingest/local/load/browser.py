@@ -31,7 +31,7 @@ OPTIONS = {
     "networkResponseHasHeaders": True,
 }
 
-# Malformed events, as an old SDK or a broken page sends them. Each of them may invalidate only itself.
+# Malformed events, as an old SDK or a broken page sends them. A malformed event may invalidate only itself.
 ODD_EVENTS: tuple[Any, ...] = (
     {"type": 5},
     {"type": 5, "data": None},

@@ -101,7 +101,7 @@ class Writer:
         self._put(entry)
 
     def close(self) -> None:
-        """It may be called twice."""
+        """The method may be called twice."""
         self._file.close()
 
     def _put(self, line: Header | Entry) -> None:

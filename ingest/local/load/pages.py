@@ -1,8 +1,8 @@
 """Generates the pages of a fictional outdoor shop, which sessions visit, in the form that rrweb records.
 
 A `Page` is a DOM of a few hundred to two thousand nodes with a fixed layout, so that the coordinates of clickable
-elements are known. Its large parts (the full snapshot, the re-renders of its live panel, updates of bars and
-figures, idle mouse paths) are serialized and compressed once and shared by every session that visits the page. A
+elements are known. The large parts of a page (the full snapshot, re-renders of the live panel, updates of bars and
+figures, idle mouse paths) are serialized and compressed once, and shared by every session that visits the page. A
 site is a set of pages generated from a seed. Every part refers only to nodes that exist at that moment, so a
 recording composed of these parts can be played.
 
@@ -335,7 +335,7 @@ class _Builder:
 
 
 def _replacement(parent_id: int, old: Node, new: Node) -> Node:
-    """Returns the mutation that replaces `old` with `new` in its parent. Added nodes are a flat list."""
+    """Returns the mutation that replaces `old` with `new` in its parent. The added nodes form a flat list."""
     adds: list[Node] = []
 
     def add(node: Node, parent: int) -> None:

@@ -40,7 +40,7 @@ QUERY_MEMORY_BYTES_MAX = 2048 * MiB
 REQUEST_SECONDS_MAX = 300
 PASSWORD_VARIABLE = "REPLAYS_LOCAL_CLICKHOUSE_PASSWORD"
 
-# The URL parameters that belong to the transport. All other parameters are query settings.
+# The URL parameters that belong to the transport. All other URL parameters are query settings.
 TRANSPORT_PARAMETERS = frozenset(
     {
         *("query", "database", "default_format", "query_id", "session_id", "session_timeout", "session_check"),
@@ -178,7 +178,10 @@ def quoted(text: str) -> str:
 
 
 class Engine:
-    """The open data directory. `run` is thread-safe and runs at most QUERIES_AT_ONCE queries concurrently."""
+    """The engine with its open data directory.
+
+    `run` is thread-safe and runs at most QUERIES_AT_ONCE queries concurrently.
+    """
 
     def __init__(self, directory: Path) -> None:
         # The type is Any because chDB ships no type information.

@@ -2,8 +2,8 @@
 
 `FaultProxy` listens on its own port in front of a server and applies a fault. The fault can change at any time,
 even for open connections. All random choices depend on one seed. TCP faults work with any protocol; with
-`http=True`, requests are parsed. The proxy can then return errors for a share of the requests. It can also forward
-requests and drop the responses, so that a client cannot determine whether its write was done.
+`http=True`, requests are parsed. The proxy can then return errors for a share of the requests. The proxy can also
+forward requests and drop the responses, so that a client cannot determine whether its write was done.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class FaultProxy:
 
     The proxy is a context manager and runs in a thread.
 
-    It does not work for Kafka, whose clients bypass a proxy and connect to the addresses that the broker
-    advertises. `counts` has the numbers of connections, HTTP requests, and injected faults by kind.
+    The proxy does not work for Kafka, whose clients connect to the addresses that the broker advertises. `counts`
+    has the numbers of connections, HTTP requests, and injected faults by kind.
     """
 
     def __init__(self, target: str, *, http: bool = False, seed: int = 0, port: int = 0) -> None:

@@ -19,7 +19,7 @@ from ingest.local.servers.processes import HOST, LocalError
 
 
 class Kafka(Server):
-    """One Tansu broker. After a restart, it is a new, empty cluster."""
+    """One Tansu broker. After a restart, the broker is a new, empty cluster."""
 
     name: ClassVar[str] = "kafka"
 

@@ -263,10 +263,10 @@ class Child:
     def kill(self, *, group: bool = True) -> int | None:
         """Sends SIGKILL and waits for the end.
 
-        If `group` is false, only the main process gets the signal, as when the kernel kills one process. Its
-        children are killed once it is reaped.
+        If `group` is false, only the main process gets the signal, as when the kernel kills one process. The
+        children of that process are killed once it is reaped.
         """
-        with self._lock:  # `keep` must not start the next process before this one has ended
+        with self._lock:  # `keep` must not start the next process before the present one has ended
             if self._process is None:
                 return None
             self.signal(signal.SIGKILL, group=group)

@@ -150,7 +150,10 @@ class Recorder:
             series.add(value, sample.rate)
 
     def metrics(self, name: str = "") -> list[dict[str, Any]]:
-        """Returns one entry per series, ordered by name and tags; if `name` is given, only its series."""
+        """Returns one entry per series, ordered by name and tags.
+
+        If `name` is given, only series with that name are returned.
+        """
         with self._lock:
             found = [series.view() for series in self._series.values() if name in ("", series.name)]
         return sorted(found, key=lambda entry: (entry["name"], entry["kind"], entry["tags"]))

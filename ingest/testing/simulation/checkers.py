@@ -114,9 +114,9 @@ class Durability:
     def resumed(self, partition: int, offset: int, record: str) -> None:
         """Checks a start at a committed offset. Raises Violation if the offset belongs to a deleted topic.
 
-        A commit without a topic, because its record was lost or refused, cannot be distinguished from one of this
-        topic, unless other commits of the group or the process itself refer to the former topic
-        (`ingest.core.starting`).
+        A commit may lack its topic because its record was lost or refused. Such a commit cannot be distinguished
+        from a commit of the present topic, unless other commits of the group or the process itself refer to the
+        former topic (`ingest.core.starting`).
         """
         topic_id = _topic_of(offset, record)
         if topic_id not in ("", self._broker.topic_id):

@@ -11,7 +11,7 @@ from ingest.testing.simulation.clock import Timeline
 
 
 class Fault(StrEnum):
-    """All kinds of faults. A seed enables about half of them (swarm testing)."""
+    """All kinds of faults. A seed enables about half of the faults (swarm testing)."""
 
     COMMIT_REFUSED = "commit_refused"  # the broker refuses one commit
     COMMIT_UNANSWERED = "commit_unanswered"  # the commit is stored, but the response is lost
@@ -23,7 +23,7 @@ class Fault(StrEnum):
     READER_CRASH_MIDWAY = "reader_crash_midway"  # the reader is killed between two commands of one decision
     READER_FROZEN = "reader_frozen"  # the reader gets SIGSTOP, and SIGCONT after its session has timed out
     READER_STOP = "reader_stop"  # the reader gets SIGTERM, and a new one starts some time later
-    BAD_RELEASE = "bad_release"  # the parser of a release rejects everything; it is rolled back later
+    BAD_RELEASE = "bad_release"  # the parser of a release rejects everything, and the release is rolled back later
     SHEDDING = "shedding"  # a reader drops the messages of a project on purpose
     REDIS_WIPED = "redis_wiped"  # Redis restarts empty
     REDIS_DOWN = "redis_down"  # Redis is unavailable for a while, without data loss

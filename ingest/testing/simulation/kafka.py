@@ -258,7 +258,7 @@ class Group:
 
 @dataclass(slots=True)
 class Broker:
-    """The logs and the group. `former` contains the logs of deleted topics of the same name."""
+    """The broker, with its logs and the group. `former` contains the logs of deleted topics of the same name."""
 
     logs: list[Log]
     group: Group

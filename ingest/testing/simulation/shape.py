@@ -16,8 +16,8 @@ SINKS = ("gcs", "clickhouse", "bigquery", "datadog")
 class Shape:
     """All parameters of a world, without its random events. Seconds are simulated.
 
-    Time is compressed: a flush deadline is seconds instead of minutes. This is valid because the core uses only
-    limits.
+    Time is compressed: a flush deadline is seconds instead of minutes. Compressing the time is valid because the
+    core uses only limits.
     """
 
     seed: int

@@ -118,7 +118,7 @@ class World:
     def _produce(self) -> None:
         """Creates the messages, some of which exist at the start.
 
-        The others arrive until shortly before `calm_at`.
+        The other messages arrive until shortly before `calm_at`.
         """
         random = Random(f"{self.shape.seed}/messages")
         backlog = self.shape.messages // 3

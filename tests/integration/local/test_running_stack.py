@@ -48,7 +48,7 @@ def notice(place: Path) -> str:
 
 @pytest.mark.parametrize("arguments", ["batches ls --json", "status --json"])
 def test_a_command_uses_the_running_stack_and_says_so(stack_directory: Path, arguments: str):
-    """One line on standard error; standard output holds only the result."""
+    """One line on standard error names the stack, and standard output contains only the result."""
     result = run(stack_directory, *arguments.split())
 
     assert (result.returncode, result.stderr) == (0, notice(stack_directory))

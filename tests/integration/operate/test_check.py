@@ -145,7 +145,8 @@ def test_staging_and_tasks_are_checked_and_nothing_is_left(fleet: Fleet) -> None
     for found in (only(rehearsal.staging(fleet.settings)), only(rehearsal.task(fleet.settings))):
         assert found.level is Severity.OK, found
 
-    # The remaining keys are those with which clients verify that Redis accepts writes; they expire within seconds.
+    # The remaining keys are those with which clients verify that Redis accepts writes. These keys expire within
+    # seconds.
     left = {key for key in set(fleet.client.keys("*")) - before if not key.endswith(b":probe")}
     assert left == set()
 

@@ -133,7 +133,7 @@ def test_a_tables_name_is_never_sql(topics: Topics) -> None:
 def test_an_item_without_its_message_needs_an_option(topics: Topics) -> None:
     """An item without its message is written only with an option, because its content cannot be verified.
 
-    Its names are still checked.
+    The names of such an item are still checked.
     """
     name, content = topics.mine.blobs[0].name, b"as the letter has it"
     topics.write(forged(topics, "gcs", "blob", name, content, offset=50))

@@ -41,7 +41,8 @@ from tests.kit.store import Key, Store, batch_of, write
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery")
 SEGMENTS = 24
 DAY_SECONDS = 86_400
-OLD_SECONDS = 3 * DAY_SECONDS  # This time is so long ago that redelivery is over, but within every retention.
+# A message this old is no longer redelivered, but is within every retention.
+OLD_SECONDS = 3 * DAY_SECONDS
 
 
 @pytest.fixture(params=["packed", "segment"])

@@ -141,7 +141,8 @@ def facts(settings: Settings, table: str) -> Counter[tuple[int, str, str]]:
 def test_each_is_complete_in_every_sink_and_erasing_one_leaves_the_other(two_projects: TwoProjects) -> None:
     """Each project's replay is complete in every sink: the rows per project equal the parsed data.
 
-    Erasing one keeps the other. A dead letter of the other project does not keep the erasure from completing.
+    Erasing one project's replay keeps that of the other project. A dead letter of the other project does not keep
+    the erasure from completing.
     """
     rows = [
         msgspec.json.decode(row.json)
@@ -184,7 +185,7 @@ def test_each_is_complete_in_every_sink_and_erasing_one_leaves_the_other(two_pro
 def test_missing_rows_of_one_are_reported_regardless_of_the_other(two_projects: TwoProjects) -> None:
     """If facts and an outcome of one project are deleted, they are reported as missing.
 
-    This holds although the other project has such rows, one of which a sink refused.
+    They are reported although the other project has such rows, one of which a sink refused.
     """
     delete_some(two_projects, two_projects.neighbor)
     refuse_outcome(two_projects, two_projects.victim)

@@ -672,7 +672,7 @@ def test_a_static_member_waits_until_its_instance_id_is_free(apache_kafka: JavaK
     """Under KIP-848 a killed static member's successor waits until the session ends, because the group refuses
     it.
 
-    It logs one line, does not exit, and then reads.
+    The successor logs one line, does not exit, and then reads.
     """
     static = {"group.protocol": "consumer", "group.instance.id": "one"}
     produce(apache_kafka.address, apache_topic, 20)

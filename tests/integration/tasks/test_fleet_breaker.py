@@ -72,7 +72,9 @@ def test_failures_among_more_successes_do_not_open_it(fleet: Fleet) -> None:
 
 
 def test_a_result_from_before_it_opened_changes_nothing(fleet: Fleet) -> None:
-    """A call that started before the breaker opened and succeeds later does not close it; only a probe does."""
+    """A call that started before the breaker opened and succeeds later does not close the breaker; only a probe
+    closes it.
+    """
     breaker = Breaker(connect(fleet.settings), fleet.settings)
     early = breaker.request_permit("clickhouse")
     for _ in range(3):

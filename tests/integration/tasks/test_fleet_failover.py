@@ -58,7 +58,7 @@ def run_under_load(change: Callable[[], object]) -> threading.Thread:
 def load(fleet: Fleet, start: int, change: Callable[[], object]) -> None:
     """Dispatches batches while `change` runs.
 
-    Asserts that all of them succeed and that none is missing at the sink.
+    Asserts that all batches succeed and that none is missing at the sink.
     """
     batches = [make_batch(start=start + 100 * number) for number in range(BATCHES)]
     fleet.script("clickhouse", "slow 0.2")

@@ -54,7 +54,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(chromium: Browser, flower: Ask) -> Page:
-    """A browser that is signed in."""
+    """A page of a browser that is signed in."""
     user, _, password = PASSWORD.partition(":")
     context = chromium.new_context(
         base_url=flower.address,
@@ -118,7 +118,10 @@ def test_one_action_retries_five_hundred_batches_which_then_settle(fleet: Fleet,
 
 
 def test_filters_select_what_all_means_and_outside_text_stays_text(fleet: Fleet, flower: Ask, page: Page) -> None:
-    """If all batches that match a filter are retried, the others are not. Scripts in an error do not run."""
+    """If all batches that match a filter are retried, batches that do not match stay parked.
+
+    Scripts in an error do not run.
+    """
     dispatcher = fleet.dispatcher()
     sick, other = one(0), one(1)
     park(fleet, dispatcher, [sick], HOSTILE)

@@ -1,6 +1,6 @@
 """`python -m tools.image` if podman is missing, cannot run, cannot build, or builds an image that does not run.
 
-Podman is a script here; `make image` in CI runs the real one.
+In these tests podman is a script; `make image` in CI runs the real podman.
 """
 
 from __future__ import annotations

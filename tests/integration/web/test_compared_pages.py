@@ -33,7 +33,7 @@ def page(separate_settings: Settings) -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def originals() -> Iterator[str]:
-    """The address of the original pages."""
+    """The address of a server with the original pages."""
     with served() as address:
         yield address
 

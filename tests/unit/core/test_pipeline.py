@@ -610,7 +610,7 @@ def test_when_the_sinks_recover_parked_batches_are_due_at_once() -> None:
 def test_a_batch_that_fails_while_others_succeed_keeps_its_backoff() -> None:
     """A batch that fails while others succeed keeps its backoff, because the failure is specific to this batch.
 
-    Restarting it after every success of another batch would not help.
+    Restarting the batch after every success of another batch would not help.
     """
     runtime = reader(batch_messages_max=1, retry_backoff_seconds=60.0, retry_backoff_seconds_max=60.0)
     runtime.segments(2)
@@ -730,7 +730,7 @@ def test_at_a_bound_polling_stops_and_the_consumer_is_paused_later(
 ) -> None:
     """At a bound polling stops, and the consumer is paused later.
 
-    It resumes when batches and bytes have both dropped to half of their bounds.
+    The consumer resumes when batches and bytes have both dropped to half of their bounds.
     """
     runtime = reader(pause_after_seconds=0.5, **bound)
     runtime.segments(4)
@@ -1306,7 +1306,7 @@ def test_too_many_rejects_halt_the_reader() -> None:
 def test_a_halt_in_a_planned_range_flushes_its_first_part() -> None:
     """If the reader halts within a planned range, the first part of the range is flushed.
 
-    Otherwise no restart would ever make progress, and no dead letter would show the reason.
+    Without this flush, no restart would ever make progress, and no dead letter would show the reason.
     """
     runtime = reader(batch_messages_max=100, reject_window=10, reject_unattributed_ratio_max=0.5)
     runtime.committed, runtime.records = {PARTITION: 0}, {PARTITION: "1,2s"}
@@ -1336,7 +1336,7 @@ def test_garbage_of_one_project_is_reported_and_ingestion_continues() -> None:
 
 
 def test_by_policy_the_rejects_of_a_shed_project_are_dropped_and_counted() -> None:
-    """The rejects of a shed project are dropped and counted; its earlier rejects become dead letters.
+    """The rejects of a shed project are dropped and counted, and its earlier rejects become dead letters.
 
     All offsets are committed.
     """

@@ -238,7 +238,7 @@ def test_values_reach_the_pods(charts: dict[str, list[dict[str, Any]]]):
 
 @needs_helm
 def test_every_pod_has_the_shared_key(charts: dict[str, list[dict[str, Any]]]):
-    """If a shared key is configured, every pod has it; otherwise the others would ignore its entries.
+    """If a shared key is configured, every pod has it; the entries of a pod without the key would be ignored.
 
     By default no pod has one.
     """

@@ -90,7 +90,7 @@ def test_a_reader_has_enough_time_to_drain():
 
 
 def test_every_setting_in_the_manifests_exists():
-    """Every setting in the manifests exists; with a misspelt one, the pod would not start."""
+    """Every setting in the manifests exists. With a misspelt setting, the pod would not start."""
     for path in [*KUBERNETES.rglob("*.yaml"), ROOT / "docker-compose.yml", ROOT / "Dockerfile"]:
         for name in set(re.findall(r"\bREPLAYS_[A-Z][A-Z_]*\b", path.read_text())):
             known = name in SETTINGS or name in ("REPLAYS_READER_SERVICE_HOST", "REPLAYS_")
@@ -351,7 +351,7 @@ def test_prometheus_scrapes_exactly_the_services_of_compose():
     """Prometheus scrapes exactly the services of the Compose file that have metrics, on the ports where they
     listen.
 
-    The comment lists each of them.
+    The comment in the file lists each of these services.
     """
     path = ROOT / "deploy" / "prometheus" / "prometheus.yml"
     targets = set()

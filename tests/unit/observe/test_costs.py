@@ -107,7 +107,7 @@ def test_new_projects_do_not_displace_an_expensive_one():
 
 
 def test_a_project_takes_only_one_place():
-    """A project with nearly all of the load takes only one place and does not displace the others."""
+    """A project with nearly all of the load takes only one place and displaces no other project."""
     counted = Counted()
     for _ in range(5):
         for _ in range(10_000):
@@ -123,7 +123,7 @@ def test_a_project_takes_only_one_place():
 def test_similar_projects_do_not_alternate():
     """If two projects compete for one place, they do not alternate.
 
-    The first project keeps the place until the other costs clearly more.
+    The first project keeps the place until the second project costs clearly more.
     """
     counted = Counted(listed_max=1)
     names = []

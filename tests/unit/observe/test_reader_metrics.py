@@ -184,7 +184,7 @@ def test_an_impossible_received_time_is_not_a_latency():
 
 
 def test_counting_a_message_is_cheap():
-    """Per message, the observer calls only the CPU clock and `len` twice, because it runs for every message."""
+    """For each message, the observer reads the CPU clock once and calls `len` twice, and makes no other calls."""
     metrics = Metrics(Settings(), wall=lambda: WALL_TIME)
     event = on.MessageParsed(PARTITION, 1, 0, segment(0))
     metrics.observe(event, [], 1.0)
@@ -244,7 +244,7 @@ def test_dogstatsd_receives_the_same_names():
 
 
 def test_projects_with_the_most_rejects_have_series_and_the_rest_share_one() -> None:
-    """Projects with the most rejects have series, and the others share one.
+    """Projects with the most rejects have their own series, and all other projects share one.
 
     A project that has recovered has none.
     """

@@ -22,7 +22,10 @@ from ingest.reader.assignment import (
 
 
 class Coordinator:
-    """A coordinator that refuses `times` times and then responds. Its clock advances only during waits."""
+    """A coordinator that refuses `times` times and then responds.
+
+    The clock of the coordinator advances only during waits.
+    """
 
     def __init__(self, code: int, times: int) -> None:
         self.now, self.asked = 0.0, 0

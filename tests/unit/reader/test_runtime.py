@@ -119,7 +119,8 @@ def test_a_step_handles_events_then_the_time_then_messages() -> None:
 def test_at_a_bound_the_loop_does_not_poll_until_the_consumer_is_paused() -> None:
     """At a bound the loop does not poll until the consumer is paused.
 
-    It then polls again, so that the group does not consider the reader dead; nothing is fetched while paused.
+    After the pause the loop polls again, so that the group does not consider the reader dead. Nothing is fetched
+    while the consumer is paused.
     """
     bench = bench_with_a_batch_in_flight(in_flight_batches_max=1, pause_after_seconds=0.2)
     bench.actions.clear()
@@ -147,7 +148,7 @@ def test_a_full_loop_waits_for_events_instead_of_spinning() -> None:
 def test_a_drain_returns_when_the_core_releases_the_partition() -> None:
     """A drain returns when the core releases the partition.
 
-    It runs inside the rebalance callback, in which completions and commits continue, but polling does not.
+    The drain runs inside the rebalance callback, in which completions and commits continue, but polling does not.
     """
     bench = bench_with_a_batch_in_flight(drain_deadline_seconds=20.0)
     bench.actions.clear()

@@ -67,7 +67,9 @@ def test_the_cores_of_a_container_are_its_quota(
 
 
 def test_an_affinity_below_the_quota_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """If the affinity is below the quota, it counts: a process that is pinned to one CPU has one core."""
+    """If the CPU affinity is below the quota, the affinity counts: a process that is pinned to one CPU has one
+    core.
+    """
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3}, raising=False)
 
     assert cores.cores(tree(tmp_path, "0::/\n", **{"cpu.max": "200000 100000"})) == 1

@@ -63,7 +63,9 @@ def test_the_repository_has_a_floor_for_every_package():
 
 
 def test_unit_tests_of_every_package_run_under_coverage():
-    """The unit tests of every package run under coverage; otherwise its coverage would be near zero."""
+    """The unit tests of every package run under coverage; otherwise the coverage of the package would be near
+    zero.
+    """
     covered = re.search(
         r"^COVERED := \$\(addprefix tests/unit/,([^)]*)\)", (REPOSITORY / "Makefile").read_text(), re.M
     )

@@ -47,7 +47,7 @@ def test_every_bug_that_simulated_worlds_miss_is_judged() -> None:
 def test_every_bug_that_breaks_safety_where_the_explorer_looks_is_planted() -> None:
     """Every bug that breaks safety in the explored code is planted by the explorer.
 
-    The other bugs are in the loop or affect where a partition starts.
+    Bugs in the loop, and bugs that affect where a partition starts, are not in the explored code.
     """
     files = {mutant.bug: mutant.file for mutant in MUTANTS}
     elsewhere = {"reader/runtime.py", "core/starting.py"}

@@ -1,4 +1,4 @@
-"""The timeline shows what happened in a replay, from its own events; a malformed event affects no other."""
+"""The timeline shows what happened in a replay, from its own events. A malformed event affects no other event."""
 
 from __future__ import annotations
 
@@ -277,7 +277,10 @@ def test_a_recording_with_only_breadcrumbs_has_their_times():
 
 
 def test_snapshots_are_where_the_player_can_start():
-    """The player can start at every snapshot. They are sorted, and one with a time in seconds is ignored."""
+    """The player can start at every snapshot.
+
+    The snapshots are sorted, and a snapshot with a time in seconds is ignored.
+    """
     late = {**snapshot_event(), "timestamp": AT_MS + 9000}
 
     assert timeline([late], [snapshot_event()]).snapshots == [AT_MS, AT_MS + 9000]

@@ -1,8 +1,8 @@
 """The gRPC service BigQueryWrite: committed streams with offsets, on the same store as the REST calls.
 
-It supports CreateWriteStream (COMMITTED only), AppendRows (protobuf rows, with an offset), GetWriteStream and
-FinalizeWriteStream. Other calls, the default stream, and rows in Arrow are refused. Unlike the service, several
-connections may append to one stream, and streams do not expire.
+The supported calls are CreateWriteStream (COMMITTED only), AppendRows (protobuf rows, with an offset),
+GetWriteStream and FinalizeWriteStream. Other calls, the default stream, and rows in Arrow are refused. Unlike the
+service, several connections may append to one stream, and streams do not expire.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ _INTEGER = re.compile(r"[+-]?\d{1,19}\Z")
 _OFFSET_AT_END = re.compile(r"([+-]\d{1,2})(?::?(\d{2}))?\Z")
 _TRUE, _FALSE = frozenset({"true", "t", "1", "yes", "y"}), frozenset({"false", "f", "0", "no", "n"})
 
-# Both spellings of a type are accepted; tables keep the one that they were created with.
+# Both spellings of a type are accepted, and a table keeps the spelling with which it was created.
 CANONICAL = {
     "INT64": "INTEGER",
     "FLOAT64": "FLOAT",

@@ -198,7 +198,8 @@ class Store:
     def create_table(self, project: str, dataset: str, resource: Mapping[str, Any]) -> dict[str, Any]:
         """Creates a table or a view.
 
-        Raises ApiError 409 if it exists, 404 if the data set does not, and 400 for an invalid resource.
+        Raises ApiError 409 if the table exists, 404 if its data set does not exist, and 400 for an invalid
+        resource.
         """
         self.dataset(project, dataset)
         name = TableName(project, dataset, str(resource.get("tableReference", {}).get("tableId", "")))

@@ -1,6 +1,6 @@
 """Write streams: converts the rows of AppendRows to the stored form of a table, and reports their errors.
 
-All functions are pure functions of messages and schemas. `store.py` keeps the streams, and `grpc_server.py`
+All functions here are pure functions of messages and schemas. `store.py` keeps the streams, and `grpc_server.py`
 handles the calls.
 """
 

@@ -69,8 +69,9 @@ def test_a_table_keeps_schema_partitioning_and_clustering(client: bigquery.Clien
 
 
 def test_creating_twice_is_a_conflict_and_missing_is_not_found(client: bigquery.Client, dataset: str, table: str):
-    """Creating a table twice gives 409 and a missing one 404; the client's exists_ok and not_found_ok depend on
-    it.
+    """Creating a table twice gives 409, and a missing table gives 404.
+
+    The client's exists_ok and not_found_ok depend on these codes.
     """
     with pytest.raises(Conflict, match="Already Exists"):
         client.create_table(bigquery.Table(table, schema=SCHEMA))

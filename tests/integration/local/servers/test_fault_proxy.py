@@ -109,8 +109,8 @@ def test_a_refused_or_reset_connection_fails_at_once_and_works_again_after(
 
 @pytest.mark.parametrize("http_aware", [False, True])
 def test_a_hung_server_responds_after_the_hang(target: str, http_aware: bool):
-    """While the server hangs, a client with a short time-out gets an error; one that waits long enough gets its
-    response.
+    """While the server hangs, a client with a short time-out gets an error, and a client that waits long enough
+    gets its response.
     """
     with FaultProxy(target, http=http_aware) as proxy:
         proxy.set(Hang())
@@ -156,7 +156,9 @@ def test_a_share_of_requests_fails_the_same_way_for_the_same_seed(target: str):
 
 
 def test_several_errors_have_a_share_each(target: str):
-    """With two configured errors, a quarter of the requests get one, half get the other, and the rest pass."""
+    """With two configured errors, a quarter of the requests get the first error, half get the second, and the
+    rest pass.
+    """
     with FaultProxy(target, http=True, seed=3) as proxy:
         proxy.set(SeveralErrors((Errors(503, share=0.25), Errors(429, share=0.5))))
         connection = client(proxy)

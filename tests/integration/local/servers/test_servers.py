@@ -209,8 +209,8 @@ def test_apache_kafka_keeps_its_data_after_a_kill(apache_kafka: JavaKafka, child
 def test_apache_kafka_speaks_tls_and_sasl(
     apache_kafka: JavaKafka, children: Children, tmp_path: Path, security: Any
 ):
-    """Over TLS with SASL, a client with the right options connects; one with another password or authority does
-    not.
+    """Over TLS with SASL, a client with the right options can connect, and a client with another password or
+    authority cannot.
     """
     server = JavaKafka(children, tmp_path / "kafka", name=f"kafka-{security}", security=security)
     server.start()
@@ -252,7 +252,7 @@ def test_the_listener_sums_metrics_of_the_official_client(statsd: Statsd):
 
 
 def test_the_listener_runs_inside_a_process_too():
-    """The listener also runs inside a process, for tests that need no second one."""
+    """The listener can run inside the test's process, for tests that need no separate listener."""
     with StatsdServer() as server:
         client = DogStatsd(host="127.0.0.1", port=server.port, disable_telemetry=True)
         client.increment("a", 2)

@@ -17,7 +17,7 @@ from tests.kit.raw_producer import RawProducer
 
 
 def topic_of(settings: Settings, partitions: int = 1) -> Settings:
-    """Creates the topic of these settings."""
+    """Creates the topic that these settings name."""
     admin = AdminClient({"bootstrap.servers": settings.kafka_brokers})
     admin.create_topics([NewTopic(settings.kafka_topic, partitions)])[settings.kafka_topic].result(20)
 

@@ -104,8 +104,8 @@ def test_an_equal_object_counts_as_written(refusal: Answer, settings: Callable[.
 def test_another_recording_under_a_protected_name_is_a_dead_letter(
     refusal: Answer, properties: dict[str, Any], settings: Callable[..., Settings]
 ) -> None:
-    """If the SDK sent a segment twice with different content, the second becomes a dead letter, the others are
-    stored, and the batch completes.
+    """If the SDK sent a segment twice with different content, the second becomes a dead letter, all other
+    segments are stored, and the batch completes.
     """
     bucket = Bucket(refusal, properties)
     with answering(bucket) as (url, _):
@@ -201,8 +201,8 @@ def test_an_erased_part_of_a_packed_object_stays_erased(settings: Callable[..., 
 
 
 def test_a_single_object_that_is_too_large_is_a_dead_letter(settings: Callable[..., Settings]) -> None:
-    """If a proxy limits the body size, a single object that is too large becomes a dead letter, and the others are
-    stored.
+    """If a proxy limits the body size, a single object that is too large becomes a dead letter, and all other
+    objects are stored.
 
     A packed object that is too large parks its batch, and the error says what to do.
     """
@@ -256,7 +256,7 @@ def test_a_single_refused_object_is_a_dead_letter(settings: Callable[..., Settin
 def test_check_warns_about_protected_objects(settings: Callable[..., Settings]) -> None:
     """`check` warns about a retention policy, holds and versions.
 
-    They do not prevent writes, but operators should know about them before a segment arrives twice.
+    Such protections do not prevent writes, but operators should know about them before a segment arrives twice.
     """
     about = {
         "kind": "storage#bucket",

@@ -122,5 +122,5 @@ def test_bigquery_stores_every_fact_that_the_reader_encoded(
 
 
 def migrate_only(made: Settings, sink: str) -> Any:
-    """Migrates only that sink, because the servers of the others are not needed here."""
+    """Migrates only that sink, because the servers of other sinks are not needed here."""
     return migrate(made.model_copy(update={"sinks": (sink,)}))

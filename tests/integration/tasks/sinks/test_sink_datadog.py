@@ -79,10 +79,11 @@ def test_packets_fit_an_ethernet_frame(settings: Callable[..., Settings]) -> Non
 
 
 def test_a_missing_agent_over_udp_is_not_detected(settings: Callable[..., Settings]) -> None:
-    """A missing agent is not detected over UDP, which gives no confirmation; only sometimes does the kernel report
-    an error.
+    """A missing agent is not detected over UDP, which gives no confirmation.
 
-    This is a known limit.
+    The kernel reports an error only sometimes.
+
+    This behavior is a known limit.
     """
     sink = DatadogSink(settings(datadog_host="127.0.0.1", datadog_port=9))
 

@@ -239,7 +239,9 @@ def test_retry_after_is_passed_on(settings: Callable[..., Settings]) -> None:
 
 
 def test_the_deadline_is_kept_when_the_server_hangs(settings: Callable[..., Settings]) -> None:
-    """If the server hangs, completed uploads are durable, and the others are listed when the deadline passes."""
+    """If the server hangs, completed uploads are durable, and all other uploads are listed when the deadline
+    passes.
+    """
     never = threading.Event()
 
     def answer(request: Received) -> Answer:

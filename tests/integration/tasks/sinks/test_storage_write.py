@@ -341,8 +341,8 @@ def test_a_record_of_the_past_hides_no_row(new_sink: Callable[[], StorageWriteSi
 
 
 def test_refused_rows_are_named_and_the_others_stored(sink: StorageWriteSink, migrated: Settings) -> None:
-    """In a batch of five hundred, rows that do not fit the columns or that BigQuery refuses are named, and the
-    others are stored.
+    """In a batch of five hundred, rows that do not fit the columns or that BigQuery refuses are named, and all
+    other rows are stored.
     """
     items = [fact(number) for number in range(500)]
     items[123] = fact(123, segment_id="many")

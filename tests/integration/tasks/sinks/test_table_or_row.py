@@ -1,4 +1,4 @@
-"""A sink finds out whether the table or one row is at fault. This is tested on real engines with altered tables.
+"""A sink finds out whether the table or one row is at fault. The tests use real engines with altered tables.
 
 If the table is at fault, no row becomes a dead letter, few requests detect it, and once the table is repaired
 every row is written. One poison row among healthy ones, or alone, still becomes a dead letter.

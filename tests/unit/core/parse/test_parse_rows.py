@@ -180,7 +180,7 @@ def test_an_impossible_year_stays_within_the_columns(received: int, timestamp_ms
 @pytest.mark.parametrize("timestamp", [-1, 0, 1e300, "1", None, RECEIVED * 1000])
 def test_an_impossible_session_time_is_replaced_by_the_segments(timestamp: Any):
     """A session time that is not a number, or more than 30 days from the segment's time, is replaced by the
-    latter.
+    segment's time.
     """
     assert session(parsed(recording(replay_event=replay_event(timestamp=timestamp))))["timestamp"] == RECEIVED
 

@@ -82,7 +82,7 @@ def test_secrets_and_control_characters_of_an_error_are_not_shown():
 
 
 def test_an_invalid_entry_is_skipped():
-    """An invalid entry is skipped, and the others are still shown."""
+    """An invalid entry is skipped, and all other entries are still shown."""
     assert [row.start for row in parked_rows([about(partition="?"), {}, about(2)], NOW)] == [2]
 
 

@@ -50,7 +50,7 @@ def test_a_repeated_write_leaves_one_copy(sink: Any, tmp_path: Path):
 
 
 def test_bad_rows_are_refused_and_the_others_kept(sink: Any, tmp_path: Path):
-    """Bad rows are refused and become dead letters, and the other rows are stored."""
+    """Invalid rows are refused and become dead letters, and the other rows are stored."""
     rows = [row(1), row(2, size_bytes=2 * 1024 * 1024), Row("replays", "id-3", b"no json", 3), row(4)]
     progress = Progress(left=list(range(len(rows))))
 

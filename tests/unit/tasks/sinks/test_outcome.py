@@ -62,7 +62,10 @@ def test_refused_items_are_named_with_their_reasons() -> None:
 
 
 def test_unnamed_refusals_lead_to_a_bisection() -> None:
-    """Refusals without names lead to a bisection, even if other items are named; the bisection finds both."""
+    """Refusals without names lead to a bisection, even if other items are named.
+
+    The bisection finds all refused items.
+    """
     outcome = Outcome("sink")
     outcome.note(data(), [2])
     outcome.note(Trouble(Blame.BATCH, "bad"), [4, 5])

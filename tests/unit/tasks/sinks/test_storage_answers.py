@@ -119,8 +119,8 @@ def test_a_record_has_the_positions_in_their_order(positions: list[int]) -> None
 
 
 def test_only_the_result_of_the_sent_offset_proves_an_append() -> None:
-    """An append is confirmed only by a result with the offset that was sent; no offset or another one confirms
-    nothing.
+    """An append is confirmed only by a result with the offset that was sent, and not by a result without an
+    offset or with another offset.
     """
     for offset, verdict in ((7, Verdict.APPLIED), (0, Verdict.FAILED), (8, Verdict.FAILED)):
         made = AppendRowsResponse.pb()()

@@ -53,7 +53,7 @@ def test_no_order_of_events_breaks_an_invariant(messages: tuple[int, ...], fault
 
 
 def test_a_reader_that_no_other_affects_may_continue_alone() -> None:
-    """Without the reduction for independent readers, the world has more states, and all of them are valid."""
+    """Without the reduction for independent readers, the world has more states, all of which are valid."""
     every = Search(CoreModel((1,), 1, every_order=True), 1).run()
 
     assert every.complete, "\n".join(every.story)
@@ -81,8 +81,9 @@ def test_the_copy_without_a_bug_passes(tmp_path: Path) -> None:
 
 
 def test_messages_may_expire() -> None:
-    """Messages that expire after a reader has taken them must still be written; those that expire before need not
-    be.
+    """Messages that expire after a reader has taken them must still be written.
+
+    Messages that expire before that need not be written.
     """
     expiring = explore(Bound((1,), 1, expiry=True)).result
 

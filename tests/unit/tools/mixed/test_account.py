@@ -47,7 +47,7 @@ def test_a_batch_that_is_never_committed_has_no_time():
 
 @pytest.mark.parametrize(("error", "refused"), [(f"version 2: {REFUSED}", True), ("503", False)])
 def test_only_versions_are_refusals(error: str, refused: bool):
-    """A batch that was refused because of its version is counted; one that a sink refused is not."""
+    """A batch that was refused because of its version is counted, and a batch that a sink refused is not."""
     (found,) = parked([park("a-topic-0-10-20", 3, error)], ())
 
     assert found.refused is refused

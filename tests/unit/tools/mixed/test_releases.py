@@ -1,4 +1,7 @@
-"""The previous release is found by tags, or without them in the record; otherwise the reason is reported."""
+"""The previous release is found by tags or, without tags, in the record of releases.
+
+If neither has it, the reason is reported.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ class Repository:
         return self.git("rev-parse", "HEAD")
 
     def record(self, **commits: str) -> None:
-        """Writes the record; a name such as v1_0 is version 1.0."""
+        """Writes the record. A name such as v1_0 stands for version 1.0."""
         lines = [f'"{name[1:].replace("_", ".")}" = "{commit}"' for name, commit in commits.items()]
         (self.root / RECORD).parent.mkdir(exist_ok=True)
         (self.root / RECORD).write_text("\n".join(["[releases]", *lines]))
