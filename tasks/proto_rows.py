@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -34,10 +35,11 @@ FACT_COLUMNS: Columns = (
 TEXT_TYPES = frozenset({"STRING", "JSON"})
 TYPES = TEXT_TYPES | {"INTEGER", "TIMESTAMP"}
 MICROSECONDS = 1_000_000
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+Time = datetime
+"""The type of `time_of`, for the core, which may not import a module that can read the clock."""
 TIMES = range(253_402_300_800 * MICROSECONDS)
 """Times that have a text."""
-# Facts of a segment are a few seconds apart.
-MINUTES_KEPT_MAX = 256
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,299}")
 _COLUMNS_MAX = 1000
@@ -212,21 +214,12 @@ def _time(microseconds: int) -> str | float:
 
 def time_text(microseconds: int) -> str:
     """A Unix time from 1970 to 9999 in RFC 3339, UTC."""
-    minutes, rest = divmod(microseconds, 60_000_000)
-    return f"{_minute(minutes)}:{rest / MICROSECONDS:09.6f}Z"
+    return f"{time_of(microseconds).replace(tzinfo=None).isoformat()}Z"
 
 
-@lru_cache(MINUTES_KEPT_MAX)
-def _minute(minutes: int) -> str:
-    """The Gregorian date and time that many minutes after 1970-01-01. A year here begins in March."""
-    days, minute = divmod(minutes, 24 * 60)
-    era, day = divmod(days + 719_468, 146_097)  # 400 years have 146,097 days; the first day is 0000-03-01
-    year = (day - day // 1460 + day // 36_524 - day // 146_096) // 365
-    day -= 365 * year + year // 4 - year // 100
-    month = (5 * day + 2) // 153
-    day -= (153 * month + 2) // 5
-    year += 400 * era + month // 10
-    return f"{year:04}-{(month + 2) % 12 + 1:02}-{day + 1:02}T{minute // 60:02}:{minute % 60:02}"
+def time_of(microseconds: int) -> datetime:
+    """A Unix time from 1970 to 9999, in UTC."""
+    return EPOCH + timedelta(microseconds=microseconds)
 
 
 def fact_id(project_id: int, row_id: str) -> str:

@@ -15,7 +15,7 @@ import msgspec
 from ingest.core.model import Metric, MetricKind, Row
 from ingest.core.parse.document import UINT32_MAX, Document, columns_of, uuid_text
 from ingest.core.parse.rrweb import Click, Fact, Size, Tap
-from tasks.proto_rows import FACT_TABLE, MICROSECONDS, FactEncoder, time_text
+from tasks.proto_rows import FACT_TABLE, MICROSECONDS, FactEncoder, Time, time_of
 
 UINT16_MAX = 2**16 - 1
 TRUSTED_SECONDS = 30 * 86400
@@ -77,12 +77,12 @@ def near(seconds: float, at: int) -> float:
     return seconds if -TRUSTED_SECONDS <= seconds - at <= TRUSTED_SECONDS and 0 <= seconds <= UINT32_MAX else at
 
 
-def moment(seconds: float) -> str:
-    """The time in RFC 3339, UTC, to the microsecond. `seconds`: Unix time from 0 to UINT32_MAX.
+def moment(seconds: float) -> Time:
+    """The time in UTC, to the microsecond, written as RFC 3339. `seconds`: Unix time from 0 to UINT32_MAX.
 
     Servers of BigQuery's API read this form alike, but a bare number as seconds, as microseconds, or not at all.
     """
-    return time_text(round(seconds * MICROSECONDS))
+    return time_of(round(seconds * MICROSECONDS))
 
 
 def hashed(text: str) -> str:
@@ -125,7 +125,7 @@ class _TapColumns(msgspec.Struct, gc=False, omit_defaults=True):
 class _FactColumns(msgspec.Struct, gc=False):
     row_id: str
     event_type: str
-    timestamp: str
+    timestamp: Time
     org_id: int
     project_id: int
     replay_id: str

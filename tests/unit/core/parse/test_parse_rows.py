@@ -90,7 +90,7 @@ def test_an_identity_consists_of_project_replay_segment_event_and_kind():
     assert json.loads(segment.bigquery[1].json) == {
         "row_id": f"{REPLAY_ID}-6-1-viewport",
         "event_type": "viewport",
-        "timestamp": "2026-09-21T14:13:20.000000Z",
+        "timestamp": "2026-09-21T14:13:20Z",
         "org_id": 1,
         "project_id": 11,
         "replay_id": REPLAY_ID,
@@ -105,7 +105,7 @@ def test_a_moment_is_written_as_python_writes_it(microseconds: int):
     """Every time that a row can have, to the microsecond, in the calendar of the standard library."""
     exact = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
 
-    assert moment(microseconds / 1_000_000) == exact.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    assert moment(microseconds / 1_000_000) == exact
 
 
 def test_every_row_is_one_line_of_json_with_its_offset():
