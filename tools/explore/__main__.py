@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--faults", type=int, choices=range(4), default=1, help="maximum faults per run in that world"
     )
     parser.add_argument(
-        "--expiry", action="store_true", help="messages in that world may expire, which is a fault"
+        "--expiry", action="store_true", help="messages in that world may expire, which counts as a fault"
     )
     parser.add_argument(
         "--jobs", type=int, default=min(2, os.cpu_count() or 1), help="worlds explored in parallel"

@@ -51,7 +51,7 @@ class World(NamedTuple):
 
     `reader`: number of the current reader process. `settled`: the batch is settled, and its staged data was
     discarded or lost. `writes`: number of writes, by task. `queue`: task deliveries that no worker has started,
-    with their number of tries. `ends`: chords whose end is queued. `faulty`: a fault has occurred.
+    with their number of tries. `ends`: chords whose callback is queued. `faulty`: a fault has occurred.
     """
 
     reader: int = 0

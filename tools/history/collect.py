@@ -48,7 +48,7 @@ class LoggedOperations:
 
     @classmethod
     def of(cls, name: str, lines: Iterable[Mapping[str, Any]]) -> LoggedOperations:
-        """Parses a log. `lines`: its lines, in order."""
+        """Parses a log. `lines`: the lines of the log, in order."""
         operations = cls(name)
         for line in lines:
             operations._add_line(line)
