@@ -1,11 +1,12 @@
 # One image for reader, workers, Flower and the operator's commands; the command given at run time selects one.
-# A tag can be moved, a digest cannot: docs/hardening.md (Supply chain) describes how to build on a digest.
+# A tag can be moved, but a digest cannot. docs/hardening.md (Supply chain) describes how to build on a digest.
 ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /src
 COPY deploy/image deploy/image
 # Only files with one of the listed hashes are installed, from the index configured in pip. build.txt includes pip,
-# because an older one (23.2.1, and Debian's 23.0.1) refuses the list: it treats `google-auth[pyopenssl]` as unpinned.
+# because older versions of pip (23.2.1, and Debian's 23.0.1) refuse the list: they treat `google-auth[pyopenssl]`
+# as unpinned.
 RUN python -m venv /build \
  && /build/bin/pip install --no-cache-dir --only-binary :all: --require-hashes -r deploy/image/build.txt \
  && python -m venv --without-pip /venv \
@@ -19,7 +20,7 @@ RUN /build/bin/pip wheel --no-cache-dir --no-index --no-deps --no-build-isolatio
  && /build/bin/pip --python /venv/bin/python check
 
 FROM ${PYTHON_IMAGE}
-# A new volume of Docker takes its owner from this folder, for Flower's task history.
+# Docker gives a new volume the owner of this folder. The volume holds Flower's task history.
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin replays \
  && install --directory --owner 10001 --group 10001 --mode 700 /var/lib/replays
 COPY --from=build /venv /venv

@@ -14,8 +14,8 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-# $(call install,EXTRAS): shows its progress on a terminal and is quiet elsewhere. uv is faster, but does not read
-# pip.conf: pip is used if it is missing or fails.
+# $(call install,EXTRAS) shows its progress on a terminal and is quiet elsewhere. uv is faster but does not read
+# pip.conf, so pip is used if uv is missing or fails.
 define install
 @echo "installing dependencies into $(VENV): minutes if none are cached"
 @if test -t 1; then quiet=; else quiet=--quiet; fi; \
@@ -42,13 +42,14 @@ demo: $(STAMP) ## run the whole system once on the embedded stack, and compare e
 
 # Tests run in more processes than there are cores, because tests that use servers mostly wait.
 PYTEST := -m pytest -n 3 --dist loadfile --no-loadscope-reorder
-# The quick tests of packages that have a coverage floor. To include tests that use servers, which take longer:
-# COVERED="tests/unit tests/eager tests/integration"
+# These are the quick tests of packages that have a coverage floor. To include tests that use servers, which take
+# longer: COVERED="tests/unit tests/eager tests/integration"
 COVERED := $(addprefix tests/unit/,benchmarks cli core local observe operate reader tasks testing trial web) tests/eager \
   tests/integration/tasks/sinks/test_storage_write.py \
   $(addprefix tests/unit/tools/,gameday test_audit.py test_documents.py test_habits.py test_history.py)
 
-# With MEASURED=1 (for CI) each test runs once, those in COVERED under coverage, for `make floors` afterwards.
+# With MEASURED=1 (for CI), each test runs once, and tests in COVERED run under coverage, for `make floors`
+# afterwards.
 ifdef MEASURED
 test: $(STAMP)
 	rm -rf .coverage && mkdir .coverage

@@ -3,10 +3,10 @@
     python -m benchmarks.bigquery_write [--rows 10000] [--rounds 15] [--json FILE]
 
 A flush task writes its staged bytes, from decoding to the last response, to a server in another process that
-accepts everything: only the CPU of the writing process is counted, all threads. `insert_all` gets rows in JSON,
-`storage` the same rows in protobuf, each as the reader stages them; the third way is `storage` with rows in JSON,
-as an older reader stages them. The reader's share is measured from parsed facts to the staged bytes. All ways take
-turns in every round, and the median of the rounds counts.
+accepts everything. Only the CPU time of the writing process is counted, over all threads. `insert_all` gets rows
+in JSON, `storage` the same rows in protobuf, each as the reader stages them. The third way is `storage` with rows
+in JSON, which older readers stage. The reader's share is measured from parsed facts to the staged bytes. The ways
+alternate within every round, and the median of the rounds counts.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def serve(http_port: int, grpc_port: int) -> None:
 
 
 class Attributes(msgspec.Struct, gc=False):
-    """Attributes of a fact, as the parser has them."""
+    """Returns the attributes of a fact, as the parser has them."""
 
     url: str
     selector: str
@@ -105,7 +105,7 @@ class Attributes(msgspec.Struct, gc=False):
 
 
 def facts_of(rows: int) -> list[list[Fact]]:
-    """The facts of the segments of a batch."""
+    """Returns the facts of the segments of a batch."""
     made = []
     for number in range(rows):
         attributes = Attributes("https://example.com/a/b?c=d", "div > button#buy", 'said "yes" ä')
@@ -114,7 +114,7 @@ def facts_of(rows: int) -> list[list[Fact]]:
 
 
 def staged(segments: list[list[Fact]], way: str) -> bytes:
-    """The reader's share: rows of these facts, and the bytes of the flush task."""
+    """Does the reader's share of the work: encodes rows of these facts, and the bytes of the flush task."""
     found = []
     for number, facts in enumerate(segments):
         replay = f"{number // 10:032x}"
@@ -131,7 +131,7 @@ def staged(segments: list[list[Fact]], way: str) -> bytes:
 
 
 def medians(ways: dict[str, Callable[[], object]], rows: int, rounds: int) -> dict[str, float]:
-    """CPU of this process per row, microseconds, all threads."""
+    """Returns the CPU time of this process per row, in microseconds, over all threads."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, act in ways.items():
@@ -143,7 +143,7 @@ def medians(ways: dict[str, Callable[[], object]], rows: int, rounds: int) -> di
 
 
 def measure(rows: int, rounds: int, http_port: int, grpc_port: int) -> dict[str, float]:
-    """Microseconds of CPU per row, by way and process."""
+    """Returns microseconds of CPU time per row, by way and process."""
     segments = facts_of(rows)
     payloads = {way: staged(segments, way) for way in (INSERT_ALL, STORAGE)}
     settings = Settings(
