@@ -137,7 +137,7 @@ class Programs:
         self._urls.clear()
 
     def _own(self, name: str, ports: Mapping[str, int]) -> dict[str, str]:
-        """Variables of one program only."""
+        """Returns the variables that only this program gets."""
         if name == "reader":
             return {"REPLAYS_HTTP_PORT": str(ports["reader"])}
         if name == "flower" and HISTORY_VARIABLE not in os.environ:

@@ -16,16 +16,17 @@ from ingest.local.servers.processes import LocalError
 
 @dataclass(frozen=True, slots=True)
 class RunningStack:
-    """A running stack: its directory, and the REPLAYS_* variables that point to its servers."""
+    """A running stack, with its directory and the REPLAYS_* variables for its servers."""
 
     directory: Path
     settings: Mapping[str, str]
 
 
 def running_stack() -> RunningStack | None:
-    """The stack that `local status` shows: of the current folder, or the one started last elsewhere.
+    """Returns the stack that `local status` shows: that of the current folder, or the one that was started last
+    elsewhere.
 
-    None if no stack is running, or if its files cannot be trusted or are incomplete.
+    Returns None if no stack is running, or if its files cannot be trusted or are incomplete.
     """
     try:
         place = directory_of(None)

@@ -124,10 +124,11 @@ class Stack:
         return self
 
     def _forget_other_messages(self) -> None:
-        """Deletes Redis' data of an earlier run if the broker does not hold the messages that it is about.
+        """Deletes the data of an earlier run from Redis if the broker does not have the messages to which the
+        data refers.
 
         Parked batches, done marks and heartbeats would refer to offsets of a log that no longer exists. Tansu
-        starts empty; other brokers keep their messages.
+        starts empty, and other brokers keep their messages.
         """
         broker = self.servers.get("kafka")
         if broker is None and "kafka" not in self.external:

@@ -63,7 +63,7 @@ def session(segment: Segment) -> dict[str, Any]:
 
 
 def fact_seconds(row: Row) -> float:
-    """The time of an analytics row, Unix seconds."""
+    """Returns the time of an analytics row in Unix seconds."""
     return datetime.fromisoformat(json.loads(row.json)["timestamp"]).timestamp()
 
 

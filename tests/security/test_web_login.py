@@ -69,7 +69,7 @@ def test_an_unauthenticated_visitor_sees_nothing(passwords: str):
 
 @pytest.mark.parametrize("passwords", ["", LOGIN])
 def test_a_refused_visitor_learns_how_to_sign_in(passwords: str):
-    """The texts name the commands that print the link, and passwords only if there are any."""
+    """A refused visitor sees which commands print the link, and that passwords are accepted if there are any."""
     with pages(passwords) as (address, _):
         refused = [Client(address).get(path).body.decode() for path in ("/", "/api/replays", "/login?token=wrong")]
 

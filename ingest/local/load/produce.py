@@ -260,7 +260,7 @@ class _Run:
             ) from error
 
     def record_in(self, manifest: Writer) -> None:
-        """Sets the manifest of acknowledged messages. Required before the first message."""
+        """Sets the manifest of acknowledged messages. The call is required before the first message."""
         self._manifest = manifest
 
     def send(self, message: Message) -> None:

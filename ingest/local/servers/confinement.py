@@ -51,7 +51,7 @@ def confine(directory: Path, *readable: Path) -> bool:
 
     `readable` lists paths that may be read besides those of the interpreter, its packages and the system.
 
-    Must be called before another thread starts. Raises OSError if the kernel refuses.
+    The function must be called before another thread starts. Raises OSError if the kernel refuses.
     """
     if not is_supported():
         return False

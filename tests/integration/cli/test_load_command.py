@@ -1,4 +1,4 @@
-"""`load`: where the manifest is written, and that no file is overwritten."""
+"""`load` reports where it writes the manifest, and overwrites no file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ def load_env(kafka_brokers: str, fresh_name: Callable[[str], str]) -> dict[str, 
 def test_each_load_reports_its_own_new_manifest(
     load_env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The path is absolute and printed as text and as JSON. An existing file is refused with exit code 2."""
+    """Each load writes a new manifest, and prints its absolute path as text and as JSON.
+
+    An existing file is refused with exit code 2.
+    """
     monkeypatch.chdir(tmp_path)
 
     first = command(load_env, "load", "--count", "3", "--profile", "small")
@@ -35,7 +38,7 @@ def test_each_load_reports_its_own_new_manifest(
 
 
 def test_without_a_broker_no_manifest_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Nothing was produced."""
+    """If no broker is reachable, nothing is produced, and no manifest is left."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ingest.local.load.produce.METADATA_SECONDS_MAX", 0.5)
 

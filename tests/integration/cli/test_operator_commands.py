@@ -223,7 +223,7 @@ def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Pa
 
 
 def test_lists_of_batches_and_letters_fit_80_columns(office: Office):
-    """One line each, with whole ids and offsets; the error is cut."""
+    """Each batch or letter is one line of at most 80 columns, with whole ids and offsets and a truncated error."""
     batch = office.park(0, 2)
     office.bury(MESSAGES - 1, "no_header")
 
@@ -239,7 +239,7 @@ def test_lists_of_batches_and_letters_fit_80_columns(office: Office):
 
 
 def at_80_columns(env: dict[str, str], *arguments: str) -> list[str]:
-    """The output of a command on a terminal of 80 columns."""
+    """Returns the output of a command on a terminal of 80 columns."""
     result = CliRunner().invoke(main, arguments, env={**env, "COLUMNS": "80"}, catch_exceptions=False)
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80

@@ -209,7 +209,7 @@ def test_messages_are_inspected_before_they_are_ingested(library: Library, tmp_p
 
 @pytest.mark.parametrize("arguments", ["replays ls", "replays find", f"replays show {HOLED}"])
 def test_lists_of_replays_fit_80_columns(library: Library, arguments: str):
-    """Each replay or segment is one line, and ids are whole."""
+    """Each replay or segment is one line of at most 80 columns, and ids are not truncated."""
     wide = CliRunner().invoke(main, arguments.split(), env={**library.env, "COLUMNS": "250"}).output
     narrow = CliRunner().invoke(main, arguments.split(), env={**library.env, "COLUMNS": "80"}).output
 

@@ -56,7 +56,9 @@ def test_a_command_uses_the_running_stack_and_says_so(stack_directory: Path, arg
 
 
 def test_a_command_that_destroys_says_where_it_acts(stack_directory: Path):
-    """Without `--yes` it refuses before it looks for a stack."""
+    """A destructive command prints the stack on which it acts; without `--yes` it is refused before it looks
+    for a stack.
+    """
     refused = run(stack_directory, "batches", "abandon", "t-0-1-2", "--reason", "why not")
     said = run(stack_directory, "batches", "abandon", "t-0-1-2", "--reason", "why not", "--yes")
 
@@ -74,7 +76,7 @@ def test_a_command_that_destroys_says_where_it_acts(stack_directory: Path):
     ids=lambda variables: next(iter(variables)),
 )
 def test_configured_servers_are_never_replaced(stack_directory: Path, variables: dict[str, str]):
-    """One configured server is enough: the rest is not taken from the stack either."""
+    """If one server is configured, no server is taken from the stack."""
     result = run(stack_directory, "batches", "ls", **variables)
 
     assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
@@ -82,7 +84,7 @@ def test_configured_servers_are_never_replaced(stack_directory: Path, variables:
 
 
 def test_a_settings_file_counts_as_configured(stack_directory: Path, tmp_path: Path):
-    """Its servers are used."""
+    """A settings file counts as configured, so its servers are used."""
     file = tmp_path / "replays.toml"
     file.write_text('redis_url = "redis://127.0.0.1:1/0"\n')
 
@@ -92,7 +94,9 @@ def test_a_settings_file_counts_as_configured(stack_directory: Path, tmp_path: P
 
 
 def test_commands_that_use_no_server_do_not_mention_a_stack(stack_directory: Path):
-    """Help, `local` and `inspect` need no servers, and the reader does not join a stack's group unasked."""
+    """Help, `local` and `inspect`, which need no servers, and the reader, which joins no stack's group unasked,
+    mention no stack.
+    """
     message = ROOT / "README.md"
     found = [
         run(stack_directory, *words)
@@ -103,7 +107,9 @@ def test_commands_that_use_no_server_do_not_mention_a_stack(stack_directory: Pat
 
 
 def test_without_a_stack_an_unreachable_server_is_one_readable_line(tmp_path: Path):
-    """The client library's own text, with its pools and retries, is not shown."""
+    """Without a stack, an unreachable server is reported in one line, without the client library's text on
+    pools and retries.
+    """
     nowhere = {"REPLAYS_CLICKHOUSE_URL": "http://127.0.0.1:1", "REPLAYS_GCS_ENDPOINT": "http://127.0.0.1:1"}
 
     result = run(tmp_path, "replays", "ls", **nowhere)
@@ -116,9 +122,10 @@ def test_without_a_stack_an_unreachable_server_is_one_readable_line(tmp_path: Pa
 
 
 def test_redis_starts_empty_with_a_broker_that_keeps_no_messages(tmp_path: Path):
-    """Its parked batches and done marks would be about offsets of another log.
+    """If the broker keeps no messages, Redis starts empty: its parked batches and done marks would refer to
+    another log.
 
-    With a broker that keeps its messages, Redis keeps its state, until the broker is another one.
+    If the broker keeps its messages, Redis keeps its state until another broker is used.
     """
 
     def keys_of(kafka: str) -> list[str]:

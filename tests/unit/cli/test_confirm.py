@@ -35,7 +35,11 @@ NO_SERVERS = {
 
 
 def test_every_command_asks_or_is_known_to_need_no_question():
-    """A new command must be added to one of the tables. The commands that ask have `--yes`."""
+    """Every command either asks for confirmation or is listed as needing none, so a new command must be added to a
+    table.
+
+    The commands that ask have `--yes`.
+    """
     found = dict(leaves(main))
 
     assert set(found) == ASKING.keys() | NOT_ASKING
@@ -48,7 +52,10 @@ def has_yes(leaf: click.Command) -> bool:
 
 @pytest.mark.parametrize("path", ASKING)
 def test_without_a_terminal_it_refuses_before_it_contacts_a_server(path: str):
-    """Nobody can answer the question. The command prints one line and exits with 2."""
+    """Without a terminal, nobody can answer the question, so the command is refused before it contacts a server.
+
+    The command prints one line and exits with 2.
+    """
     result = command(NO_SERVERS, *path.split(), *ASKING[path])
 
     assert (result.code, result.out, result.err) == (

@@ -1,4 +1,4 @@
-"""Standard output of a command holds only its result: log lines go to standard error."""
+"""The standard output of a command contains only its result, and log lines go to standard error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAME = "logging-command"
 
 @pytest.fixture
 def logging_command() -> Iterator[None]:
-    """A command that logs like the code that commands call, and prints JSON."""
+    """A command that logs as the code behind commands does, and prints JSON."""
     before = structlog.get_config()
 
     @click.command(NAME)
@@ -35,7 +35,9 @@ def logging_command() -> Iterator[None]:
 
 @pytest.mark.usefixtures("logging_command")
 def test_a_command_prints_only_its_json_to_standard_output():
-    """A warning is on standard error, without control characters and secrets; information is not printed."""
+    """A warning is printed to standard error, without control characters and secrets, and information is not
+    printed.
+    """
     result = command({}, NAME, "--json")
 
     assert (result.code, result.json) == (0, {"as_json": True})

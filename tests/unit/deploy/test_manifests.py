@@ -397,7 +397,10 @@ def test_data_that_must_survive_compose_down_is_in_a_volume():
 
 
 def test_flower_keeps_its_task_history_outside_its_container():
-    """Its path is set and lies in a volume. The image has the directory, from which a volume takes its owner."""
+    """The path of Flower's task history is set, and is in a volume.
+
+    The image contains the directory, because a volume takes its owner from there.
+    """
     pod = named("Deployment")["replays-flower"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     (path,) = (each["value"] for each in container["env"] if each["name"] == HISTORY)

@@ -22,7 +22,7 @@ COLUMNS = (
 
 
 def drawn(width: int, *rows: tuple[str, ...], columns: tuple[Column, ...] = COLUMNS) -> list[str]:
-    """The lines of the table, header first, without trailing spaces."""
+    """Returns the lines of the table, header first, without trailing spaces."""
     table = FittedTable(columns)
     for row in rows:
         table.add_row(*row)
@@ -32,7 +32,7 @@ def drawn(width: int, *rows: tuple[str, ...], columns: tuple[Column, ...] = COLU
 
 
 def test_a_wide_terminal_shows_everything():
-    """Also the column without any text."""
+    """On a wide terminal every column is shown, even one without any text."""
     header, row = drawn(160, (BATCH, "12:00:03", ERROR, "", "7"))
 
     assert header.split() == ["batch", "time", "error", "sink", "messages"]
@@ -40,7 +40,9 @@ def test_a_wide_terminal_shows_everything():
 
 
 def test_less_important_columns_are_left_out_and_texts_are_cut():
-    """The id is whole, the time is in its short form, the text has an ellipsis, and no line is too long."""
+    """On a narrow terminal the id is whole, the time is short, the text ends with an ellipsis, and no line is
+    too long.
+    """
     header, row = drawn(78, (BATCH, "12:00:03", ERROR, "", "7"))
 
     assert header.split() == ["batch", "time", "error"]
@@ -51,7 +53,9 @@ def test_less_important_columns_are_left_out_and_texts_are_cut():
 
 @pytest.mark.parametrize("width", range(20, 170))
 def test_ids_are_whole_at_every_width(width: int):
-    """Two rows are two lines, unless the terminal is narrower than an id: it continues on the next line."""
+    """Two rows are two lines, unless the terminal is narrower than an id, which then continues on the next
+    line.
+    """
     rows = ((BATCH, "12:00:03", ERROR, "", "7"), ("t-0-1-2", "12:00:04", "x", "gcs", "1,000"))
     header, *lines = drawn(width, *rows)
 
@@ -64,14 +68,18 @@ def test_ids_are_whole_at_every_width(width: int):
 
 
 def test_an_empty_column_never_takes_the_room_of_a_text():
-    """The error is longer than its minimum, and `sink` has no text."""
+    """A column without text takes no room, so the error, which is longer than its minimum width, is shown
+    whole.
+    """
     columns = (Column("id"), Column("sink", rank=1), Column("error", rank=2, room=4))
 
     assert drawn(20, ("0-1", "", "exactly fifteen"), columns=columns)[1] == "0-1  exactly fifteen"
 
 
 def test_the_width_of_unprintable_and_wide_letters_is_known():
-    """Control characters are replaced before the layout; a letter may take two columns."""
+    """The width of a text is known: control characters are replaced before the layout, and a letter may take
+    two columns.
+    """
     table = FittedTable((Column("user", room=6), Column("id")))
     table.add_row(Text("\x1b[31mann", style="bold"), "0-1")
     table.add_row("山田太郎", "0-2")

@@ -49,7 +49,10 @@ def test_shed_projects_are_named() -> None:
     ],
 )
 def test_delays_are_shown_in_a_readable_unit(p50: float | None, p99: float | None, shown: str) -> None:
-    """A delay in the last bucket, or above it, is `over 4 h`; without a durable segment there is no delay."""
+    """A delay in the last bucket, or above it, is shown as `over 4 h`.
+
+    Without a durable segment no delay is shown.
+    """
     reader = ReaderStatus(
         reader="r1", snapshot=Snapshot(now=0.0), end_to_end_p50_seconds=p50, end_to_end_p99_seconds=p99
     )
@@ -102,7 +105,9 @@ def test_cost_by_project_is_the_sum_over_readers() -> None:
 
 @pytest.mark.parametrize("width", [80, 100, 200])
 def test_a_parked_batch_of_a_busy_system_fits_one_line(width: int) -> None:
-    """Its id and the worker's name are whole, because they are copied into commands."""
+    """A parked batch fits one line, with the whole id and worker's name, because operators copy them into
+    commands.
+    """
     batch_id = "ingest-replay-recordings-3-1234567-1235567"
     parked = ParkedStatus(batch_id, Stage.ROWS, 12, 1000, 9_000_000, 0.0, 99.0, "r1", "clickhouse is away " * 20)
     every = ("control", *(f"flush.{sink}" for sink in SinkName))

@@ -1,4 +1,4 @@
-"""With `bigquery_write=storage`, facts are encoded as protobuf by the parser, and staged as they are."""
+"""With `bigquery_write=storage`, the parser encodes facts as protobuf, and they are staged unchanged."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ENCODER = Encoder((SinkName.BIGQUERY,), 8, "reader")
 
 
 def segment(rules: ParseRules, value: bytes, offset: int = 5) -> Segment:
-    """The segment of a message."""
+    """Returns the segment of a message."""
     outcome = parse(Message(SOURCE, 1, offset, value), rules)
     assert isinstance(outcome, Segment)
     return outcome
@@ -44,12 +44,12 @@ def batch(*segments: Segment) -> Batch:
 
 
 def contents(rows: Any) -> list[tuple[str, str, int, dict[str, Any]]]:
-    """The rows, with decoded columns."""
+    """Returns the rows, with decoded columns."""
     return [(row.table, row.id, row.offset, json.loads(row.json)) for row in rows]
 
 
 def test_both_forms_have_the_same_facts() -> None:
-    """Tables, identities, offsets, and every column; nothing else of a segment differs but its size."""
+    """Both forms have the same tables, identities, offsets and columns, and segments differ only in their size."""
     for offset, value in enumerate(MESSAGES):
         as_json, as_proto = segment(JSON, value, offset), segment(PROTO, value, offset)
 
@@ -76,7 +76,7 @@ def test_long_and_numerous_facts_are_the_same_in_both_forms(events: list[Any]) -
 
 
 def test_rows_above_the_limit_are_left_out() -> None:
-    """As in JSON: facts end at `rows_bytes_max`, with a warning."""
+    """As in JSON, facts above `rows_bytes_max` are left out, with a warning."""
     few = segment(replace(PROTO, rows_bytes_max=20_000), make.recording([make.hydration_error_event()] * 1000))
 
     assert "rows_over_limit" in few.warnings
@@ -84,7 +84,7 @@ def test_rows_above_the_limit_are_left_out() -> None:
 
 
 def test_a_batch_is_staged_as_one_task_with_the_rows_as_they_are() -> None:
-    """The worker gets the same bytes, and the same rows as in JSON."""
+    """A batch is staged as one task, so the worker gets the same bytes, and the same rows as in JSON."""
     segments = [segment(PROTO, value, offset) for offset, value in enumerate(MESSAGES)]
     encoded = ENCODER.encode(batch(*segments))
     ((name, payload),) = encoded.payloads.items()
@@ -103,7 +103,9 @@ def test_a_batch_is_staged_as_one_task_with_the_rows_as_they_are() -> None:
 
 
 def test_both_forms_in_one_batch_are_two_tasks() -> None:
-    """No form is left out, whatever the parser processes were told."""
+    """A batch that contains both forms is staged as two tasks, whatever the settings of the parser processes
+    are.
+    """
     payloads = ENCODER.encode(batch(segment(JSON, MESSAGES[0]), segment(PROTO, MESSAGES[1]))).payloads
 
     kinds = [type(decode_items(SinkName.BIGQUERY, payload)) for payload in payloads.values()]
@@ -113,7 +115,7 @@ def test_both_forms_in_one_batch_are_two_tasks() -> None:
 
 
 def test_the_setting_chooses_the_form() -> None:
-    """It is the setting of the workers' sink. Commands show and rebuild rows in JSON."""
+    """The form depends on the setting of the workers' sink. Commands show and rebuild rows in JSON."""
     settings = Settings(bigquery_write="storage")
     rules = rules_of(settings)
     shown, usual = (describe(MESSAGES[0], each)["bigquery"] for each in (rules, rules_of(Settings())))

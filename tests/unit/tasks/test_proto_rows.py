@@ -1,4 +1,4 @@
-"""Rows as protobuf, compared with Google's library."""
+"""Rows encoded as protobuf equal those of Google's library."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NULLABLE = {name: st.none() | VALUES[kind] for name, kind in FACT_COLUMNS}
 
 
 def by_hand(columns: Columns, values: dict[str, Any]) -> bytes:
-    """The message of one row, field by field."""
+    """Builds the message of one row, field by field."""
     parts = []
     for number, (name, _) in enumerate(columns, 1):
         value = values.get(name)
@@ -55,7 +55,9 @@ def by_hand(columns: Columns, values: dict[str, Any]) -> bytes:
 
 
 def test_the_facts_have_the_columns_of_their_table() -> None:
-    """A new column, or one of another type or mode, must be added to the encoder."""
+    """The facts have the columns of their table, so a new column, or one of another type or mode, must be added
+    to the encoder.
+    """
     fields = columns_of(FACT_TABLE)
 
     assert tuple((name, field["type"]) for name, field in fields.items()) == FACT_COLUMNS
@@ -75,7 +77,10 @@ def test_a_fact_is_encoded_as_by_googles_library(
     time: int,
     attributes: str,
 ) -> None:
-    """Byte by byte, for every column: Unicode, long and empty texts, large numbers, times before 1970."""
+    """A fact is encoded byte for byte as by Google's library.
+
+    The values include Unicode, long and empty texts, large numbers, and times before 1970.
+    """
     encoder = FactEncoder(org, project, replay, segment, days)
     expected = MESSAGE(
         row_id=row_id,
@@ -96,7 +101,7 @@ def test_a_fact_is_encoded_as_by_googles_library(
 
 @given(st.lists(st.integers(0, 2**53), min_size=1, max_size=20))
 def test_facts_of_a_segment_share_nothing_but_their_segment(times: list[int]) -> None:
-    """Times in any order."""
+    """The facts of a segment are encoded independently, with times in any order."""
     encoder = FactEncoder(1, 2, "a" * 32, 3, 30)
     rows = b"".join(encoder.framed_fact(b"row-%d" % time, "ui.click", time, b"{}") for time in times)
 
@@ -115,7 +120,9 @@ def test_nulls_and_negative_numbers_are_encoded_as_by_googles_library(values: di
 
 @given(st.fixed_dictionaries(NULLABLE))
 def test_a_row_of_googles_library_becomes_json(values: dict[str, Any]) -> None:
-    """Absent columns are left out, and times are text; those that no text can express are seconds."""
+    """In the JSON of a row absent columns are left out, and times are text, or seconds if no text can express
+    them.
+    """
     given = {name: value for name, value in values.items() if value is not None}
     found = json.loads(to_json(FACT_COLUMNS, MESSAGE(**given).SerializeToString()))
 
@@ -148,7 +155,7 @@ def test_framed_rows_are_found_again(rows: list[bytes], random: Any) -> None:
 
 @given(st.binary(max_size=60))
 def test_other_bytes_are_refused(data: bytes) -> None:
-    """Bytes from Redis raise ValueError at most."""
+    """Invalid bytes, such as those from Redis, raise ValueError and no other exception."""
     for read in (places_of, lambda message: to_json(FACT_COLUMNS, message)):
         try:
             read(data)
@@ -171,7 +178,9 @@ def test_other_bytes_are_refused(data: bytes) -> None:
     ],
 )
 def test_a_broken_row_is_refused(message: bytes) -> None:
-    """Truncated, not UTF-8, of another type, without a column, and numbers above 64 bits."""
+    """A row is refused if it is truncated, is not UTF-8, has another type or a missing column, or has a number
+    above 64 bits.
+    """
     with pytest.raises(ValueError):
         to_json(FACT_COLUMNS, message)
 
@@ -187,7 +196,7 @@ def test_a_broken_row_is_refused(message: bytes) -> None:
     ],
 )
 def test_columns_of_a_newer_release_may_be_unknown(columns: Columns) -> None:
-    """Other names and types cannot be described to BigQuery."""
+    """Columns of a newer release may be unknown, but their names and types must be ones that BigQuery has."""
     assert not are_known(columns)
     assert are_known(FACT_COLUMNS)
     assert are_known((*FACT_COLUMNS, ("brand_new", "INTEGER")))

@@ -72,7 +72,7 @@ STAGED = ProtoRows(
 
 
 def test_rows_as_protobuf_survive_a_round_trip() -> None:
-    """As items they are rows in JSON, with the offsets of their messages."""
+    """Rows as protobuf are decoded to the same rows in JSON, with the offsets of their messages."""
     items = decode_items(SinkName.BIGQUERY, encode_items(EncodedRows(STAGED)))
 
     assert isinstance(items, EncodedRows)
@@ -84,7 +84,10 @@ def test_rows_as_protobuf_survive_a_round_trip() -> None:
 
 
 def test_a_part_of_rows_as_protobuf_is_protobuf() -> None:
-    """A repeated task sends some of the rows; all of them are not copied."""
+    """If a repeated task sends only some of the rows, these are also protobuf.
+
+    If it sends all rows, they are not copied.
+    """
     rows = msgspec.structs.replace(
         STAGED, rows=b"".join(b"\x0a\x05\x0a\x01%c\x10\x02" % letter for letter in b"abc")
     )
@@ -99,7 +102,9 @@ def test_a_part_of_rows_as_protobuf_is_protobuf() -> None:
 
 
 def test_a_worker_that_does_not_know_rows_as_protobuf_refuses_them() -> None:
-    """As releases did before: nothing is written, and the batch waits for the upgrade of the workers."""
+    """A worker of an earlier release refuses rows as protobuf: nothing is written, and the batch waits for its
+    upgrade.
+    """
     older = msgspec.msgpack.Decoder(list[Row])
 
     with pytest.raises(msgspec.ValidationError):
@@ -117,7 +122,7 @@ def test_a_worker_that_does_not_know_rows_as_protobuf_refuses_them() -> None:
     ],
 )
 def test_rows_as_protobuf_with_more_than_is_known_are_refused(more: dict[str, object]) -> None:
-    """Other fields and columns of a newer release, and numbers of rows that cannot be."""
+    """Rows with other fields and columns of a newer release, or with an impossible number of rows, are refused."""
     data = msgspec.msgpack.encode({**msgspec.to_builtins(STAGED, builtin_types=(bytes,)), **more})
 
     with pytest.raises(Incompatible):
@@ -126,7 +131,7 @@ def test_rows_as_protobuf_with_more_than_is_known_are_refused(more: dict[str, ob
 
 @pytest.mark.parametrize("rows", [STAGED.rows[:-1], STAGED.rows[:-7], STAGED.rows + STAGED.rows, b"\x0b" * 21])
 def test_other_bytes_than_the_stated_rows_are_refused(rows: bytes) -> None:
-    """Truncated, too few, too many, and no rows at all."""
+    """Bytes that are truncated, or contain too few rows, too many or none at all, are refused."""
     with pytest.raises(Incompatible):
         list(EncodedRows(msgspec.structs.replace(STAGED, rows=rows)))
 

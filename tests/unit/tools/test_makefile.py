@@ -1,4 +1,4 @@
-"""Installation by `make`: progress on a terminal, nothing elsewhere, and uv if there is one that works."""
+"""`make` shows the progress of the installation only on a terminal, and uses uv if it works."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.kit.paths import ROOT
 
-# Stands for `python3`, and for `.venv/bin/python`, which `-m venv` makes of it; both record how they are called.
+# A script in place of `python3` and of `.venv/bin/python`, which `-m venv` creates. Each call is recorded.
 PYTHON = """#!/bin/sh
 echo "$@" >> calls
 case "$2" in venv) mkdir -p "$3/bin"; cp "$0" "$3/bin/python";; esac
@@ -27,7 +27,7 @@ ARGUMENTS = "-c constraints.txt -e .[local,dev]"
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A folder with the Makefile and the programs that it calls; uv is missing."""
+    """A folder with the Makefile and the programs that it calls, except for uv."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "bin").mkdir()
@@ -65,7 +65,10 @@ def calls_of_setup(checkout: Path, *, terminal: bool) -> list[str]:
 
 @pytest.mark.parametrize(("terminal", "quiet"), [(True, ""), (False, "--quiet ")])
 def test_progress_is_shown_on_a_terminal_only(checkout: Path, terminal: bool, quiet: str):
-    """pip takes minutes on a new machine; the log of a CI run should not hold hundreds of lines."""
+    """Progress is shown only on a terminal.
+
+    pip takes minutes on a new machine, but the log of a CI run should not contain hundreds of lines.
+    """
     assert calls_of_setup(checkout, terminal=terminal) == [
         f"-m pip install {quiet}--disable-pip-version-check {ARGUMENTS}"
     ]
@@ -78,7 +81,9 @@ def test_uv_is_used_if_there_is_one(checkout: Path):
 
 
 def test_pip_installs_if_uv_fails(checkout: Path):
-    """For example because only pip is configured to use a mirror of the index."""
+    """If uv fails, for example because only pip is configured to use a mirror of the index, pip installs the
+    packages.
+    """
     program(checkout / "bin" / "uv", UV.format(code=2))
 
     assert [call.split()[0] for call in calls_of_setup(checkout, terminal=False)] == ["uv", "-m"]

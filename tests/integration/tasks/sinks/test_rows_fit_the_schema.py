@@ -94,7 +94,9 @@ def test_bigquery_stores_every_fact_once(
 def test_bigquery_stores_every_fact_that_the_reader_encoded(
     segments: list[Segment], settings: Callable[..., Settings], stack: Stack, bigquery_endpoint: str
 ) -> None:
-    """As protobuf, with every column equal to that of the same fact in JSON, which insertAll stores once."""
+    """Every fact that the reader encoded as protobuf is stored once, with the same columns as the same fact in
+    JSON.
+    """
     made = settings(
         bigquery_endpoint=bigquery_endpoint,
         bigquery_storage_endpoint=stack.addresses["bigquery_storage"],

@@ -45,14 +45,14 @@ def migrated(settings: Callable[..., Settings], stack: Stack, bigquery_endpoint:
 
 
 class Staged:
-    """The form of rows in the present test."""
+    """The staged form of the rows in the current test."""
 
     form: Callable[[Sequence[Row]], Sequence[Row]] = list
 
 
 @pytest.fixture(params=[list, encoded], ids=["json", "protobuf"], autouse=True)
 def form(request: pytest.FixtureRequest) -> None:
-    """Sets the form."""
+    """Sets the staged form."""
     Staged.form = staticmethod(request.param)
 
 
@@ -448,8 +448,9 @@ def test_the_setting_chooses_the_sink(migrated: Settings) -> None:
 
 
 def test_rows_of_two_releases_share_a_stream(sink: StorageWriteSink, migrated: Settings) -> None:
-    """given a reader that does not know a column yet, one that does, and a batch in JSON, when one process writes
-    them in turns, then each has its own columns"""
+    """If one process alternately writes rows of a reader without a column, of a reader with it, and in JSON,
+    each row has its own columns.
+    """
     older = encoded([fact(1), fact(2)]).staged
     older = msgspec.structs.replace(
         older, columns=older.columns[:-2] + older.columns[-1:], rows=without_days(older)
@@ -470,7 +471,7 @@ def test_rows_of_two_releases_share_a_stream(sink: StorageWriteSink, migrated: S
 
 
 def without_days(staged: ProtoRows) -> bytes:
-    """The same rows with `attributes` as the eighth column."""
+    """Returns the same rows with `attributes` as the eighth column."""
     rows = []
     for start, stop in places_of(staged.rows):
         head, attributes = staged.rows[start:stop].split(b"\x4a", 1)
@@ -479,7 +480,9 @@ def without_days(staged: ProtoRows) -> bytes:
 
 
 def test_rows_for_the_other_api_are_written_too(migrated: Settings) -> None:
-    """given a reader with `storage` and workers with `insert_all`: rows become JSON, and a bad one is named"""
+    """If the reader uses `storage` and the workers use `insert_all`, rows are converted to JSON, and a bad row
+    is named.
+    """
     sink = BigQuerySink(migrated)
     items = encoded([*TEN[:4], fact(4, timestamp=1), *TEN[5:]])
 
@@ -491,7 +494,7 @@ def test_rows_for_the_other_api_are_written_too(migrated: Settings) -> None:
 
 
 def test_the_dead_letter_of_a_row_has_its_content(sink: StorageWriteSink) -> None:
-    """The letter of a row in protobuf is that of the row in JSON, and can be replayed."""
+    """The dead letter of a row in protobuf equals that of the row in JSON, and can be replayed."""
     manifest = Manifest("facts-0-0-10", "d", "facts", 0, 0, 10, "reader", 1, ())
     as_json = [*TEN[:4], fact(4, timestamp=time_text(1_000_000)), *TEN[5:]]
     items = Staged.form(as_json)

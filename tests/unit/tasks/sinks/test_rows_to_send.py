@@ -1,4 +1,4 @@
-"""Rows of a write by their positions, and requests that are put together from bytes."""
+"""How the rows of a write are selected by position, and how requests are assembled from bytes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ FACTS = [fact(number) for number in range(10)]
 
 @given(st.text(max_size=20), st.integers(0, 2**63 - 1), st.lists(st.binary(max_size=40)), st.booleans())
 def test_a_request_is_that_of_googles_library(stream: str, offset: int, rows: list[bytes], is_first: bool) -> None:
-    """With the schema in the first request of a connection, and without it."""
+    """A request equals that of Google's library, with the schema in the first request of a connection and
+    without it later.
+    """
     schema = ENCODERS[TABLE].schema if is_first else b""
     expected = REQUEST(write_stream=stream, trace_id=TRACE_ID if is_first else "")
     expected.offset.value = offset
@@ -41,7 +43,7 @@ def test_a_request_is_that_of_googles_library(stream: str, offset: int, rows: li
 
 
 def test_the_schema_describes_the_columns_of_the_rows() -> None:
-    """Those of the reader's release, not of this one."""
+    """The schema describes the columns that the reader's release wrote, and not those of this release."""
     found = types.ProtoSchema.pb().FromString(schema_of(TABLE, (*FACT_COLUMNS[:2], ("brand_new", "INTEGER"))))
 
     assert [(field.name, field.number) for field in found.proto_descriptor.field] == [
@@ -54,7 +56,7 @@ def test_the_schema_describes_the_columns_of_the_rows() -> None:
 
 @given(st.lists(st.integers(0, 30), unique=True))
 def test_positions_in_any_order(given: list[int]) -> None:
-    """Contiguous ones are not different from others."""
+    """Rows can be selected at any positions in any order, whether contiguous or not."""
     positions = Positions(given)
 
     assert list(positions) == given
@@ -69,7 +71,9 @@ def test_positions_in_any_order(given: list[int]) -> None:
 @pytest.mark.parametrize("form", [list, encoded])
 @pytest.mark.parametrize("positions", [range(10), range(20, 30), [3, 5, 6, 9, 11, 12, 13, 20, 21, 22]])
 def test_both_forms_send_the_same_rows(form: type, positions: Sequence[int]) -> None:
-    """All of them, or some; their sizes are those of the bytes sent."""
+    """Whether all rows or some are sent, both forms send the same rows, and the sizes are those of the bytes
+    sent.
+    """
     outcome = Outcome("bigquery")
     rows = rows_to_send(ENCODERS, form(FACTS), Positions(positions), outcome)
     expected = [ENCODERS[TABLE].encode(item.json) for item in FACTS]
@@ -87,7 +91,9 @@ def test_both_forms_send_the_same_rows(form: type, positions: Sequence[int]) -> 
 
 @pytest.mark.parametrize("rows", [b"", b"\x0a\x00", b"\x0a\x05a", b"\xff" * 100])
 def test_other_bytes_than_the_stated_rows_are_not_sent(rows: bytes) -> None:
-    """The offsets of later appends would be wrong."""
+    """Bytes that differ from the stated number of rows are not sent, because the offsets of later appends would
+    be wrong.
+    """
     staged = msgspec.structs.replace(encoded(FACTS).staged, rows=rows)
 
     with pytest.raises(Incompatible, match="staged rows of bigquery"):
