@@ -34,7 +34,10 @@ def fact(number: int, table: str = TABLE, **given: Any) -> Row:
 
 
 def encoded(items: Sequence[Row]) -> EncodedRows:
-    """The same rows as a reader with `bigquery_write=storage` stages them. Further columns are integers."""
+    """Returns the same rows as a reader with `bigquery_write=storage` stages them.
+
+    Further columns are integers.
+    """
     fields = [json.loads(item.json) for item in items]
     known = [name for name, _ in FACT_COLUMNS]
     more = sorted({name for row in fields for name in row} - set(known))
@@ -45,7 +48,7 @@ def encoded(items: Sequence[Row]) -> EncodedRows:
 
 
 def microseconds_of(moment: str) -> int:
-    """Unix time of a text in RFC 3339."""
+    """Converts a text in RFC 3339 to Unix time in microseconds."""
     return (datetime.fromisoformat(moment) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 

@@ -1,4 +1,4 @@
-"""Messages of an erased replay that are delivered again, on any path, restore nothing of it."""
+"""If messages of an erased replay are delivered again, on any path, nothing of the replay is restored."""
 
 from __future__ import annotations
 

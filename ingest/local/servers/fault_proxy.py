@@ -285,7 +285,7 @@ class FaultProxy:
                 return
 
     def _error(self, fault: Fault) -> Errors | None:
-        """Returns the error to return for this request, or None."""
+        """Returns the error response for this request, or None."""
         if not isinstance(fault, Errors | SeveralErrors):
             return None
         chance = self._random.random()

@@ -298,8 +298,8 @@ def test_offsets_and_times_cannot_be_combined() -> None:
 
 @pytest.mark.kafka
 def test_a_window_of_time_selects_by_the_timestamps_of_messages(system_on_apache: System) -> None:
-    """On all partitions, a window of time starts at the first message that is recent enough and ends before the
-    first one that is too recent.
+    """On every partition, a window of time starts at the first message that is recent enough and ends before
+    the first message that is too recent.
     """
     settings, now = system_on_apache.settings, time.time()
 

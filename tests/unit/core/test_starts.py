@@ -14,7 +14,7 @@ from tests.kit.core_reader import Reader, limits, reader
 
 
 def started_reader(text: str = "", *, committed: int | None = 10, **given: object) -> Reader:
-    """Returns a reader to which PARTITION was just assigned."""
+    """Returns a reader that was just assigned PARTITION."""
     runtime = Reader(limits())
     runtime._epochs[PARTITION], runtime._offsets[PARTITION] = 1, 10
     assignment = on.Assignment(PARTITION, 1, committed, text, **given)  # type: ignore[arg-type]

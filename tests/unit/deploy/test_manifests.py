@@ -78,7 +78,7 @@ def test_a_pod_has_no_more_rights_than_it_needs(name: str, pod: dict[str, Any]):
 
 
 def test_a_reader_has_enough_time_to_drain():
-    """A reader has enough time to drain: SIGKILL is sent only after the deadline of the drain that SIGTERM
+    """A reader has enough time for its drain: SIGKILL is sent only after the deadline of the drain that SIGTERM
     starts.
     """
     (reader,) = (document for document in documents() if document["kind"] == "StatefulSet")

@@ -84,7 +84,7 @@ def test_an_existing_object_is_not_written_again(settings: Callable[..., Setting
     """An existing object is not written again: the upload may only create it, and 412 is a success if an equal one
     is stored.
 
-    Emulators would overwrite it.
+    Emulators would overwrite the object.
     """
     blobs, _ = pack(make_batch(3))
     kept: list[Answer] = []

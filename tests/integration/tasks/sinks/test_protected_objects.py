@@ -38,8 +38,8 @@ def error(status: int, reason: str, message: str) -> Answer:
 class Bucket:
     """A server with a bucket that stores each object once.
 
-    Another upload of the same name gets `refusal`. `properties` are added to every object resource that the server
-    returns.
+    A second upload under the same name gets the response `refusal`. `properties` are added to every object
+    resource that the server returns.
     """
 
     refusal: Answer

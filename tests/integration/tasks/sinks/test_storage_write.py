@@ -448,8 +448,8 @@ def test_the_setting_chooses_the_sink(migrated: Settings) -> None:
 
 
 def test_rows_of_two_releases_share_a_stream(sink: StorageWriteSink, migrated: Settings) -> None:
-    """If one process alternately writes rows of a reader without a column, of a reader with it, and in JSON,
-    each row has its own columns.
+    """If one process alternately writes rows of readers with and without a column, and rows in JSON, each row
+    has its own columns.
     """
     older = encoded([fact(1), fact(2)]).staged
     older = msgspec.structs.replace(

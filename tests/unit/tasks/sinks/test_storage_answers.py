@@ -67,8 +67,9 @@ def test_a_row_has_the_values_of_its_json() -> None:
 
 @given(st.integers(min_value=0, max_value=4_000_000_000_000_000))
 def test_timestamps_are_exact_to_the_microsecond(microseconds: int) -> None:
-    """As the reader writes them, and in seconds with six digits after the point, as readers of 0.2 do, until the
-    year 2096."""
+    """Timestamps are exact to the microsecond until the year 2096, as the reader writes them and in seconds, as
+    readers of 0.2 do.
+    """
     seconds = microseconds / 1e6
 
     assert message(fact(1, timestamp=moment(seconds).isoformat()).json).timestamp == microseconds
