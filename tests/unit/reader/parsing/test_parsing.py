@@ -9,6 +9,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -117,6 +118,20 @@ def test_processes_parse_like_the_loop(
         expected = outcomes(inline_parser, sent)
         assert outcomes(parser, sent) == expected
     assert any(isinstance(outcome, Reject) for outcome in expected)
+
+
+def test_processes_encode_facts_as_protobuf_like_the_loop(
+    start: Callable[..., ProcessParser], load: list[bytes]
+) -> None:
+    """With `bigquery_write=storage`, processes return the same protobuf rows as the loop, and none in JSON."""
+    rules, sent = replace(RULES, bigquery_write="storage"), messages(load)
+
+    found = outcomes(start(2, rules=rules), sent)
+
+    assert found == outcomes(InlineParser(rules, TenantGate(), stopped_clock), sent)
+    segments = [outcome for outcome in found if isinstance(outcome, Segment)]
+    assert not any(segment.bigquery for segment in segments)
+    assert sum(segment.proto_facts_count for segment in segments) > 100
 
 
 def test_a_blob_that_came_compressed_is_not_sent_back(start: Callable[..., ProcessParser]) -> None:
