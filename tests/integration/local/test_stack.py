@@ -146,6 +146,12 @@ def test_a_background_stack_restarts_servers_and_stops_as_a_whole(tmp_path: Path
     assert background.down(tmp_path)
 
 
+def has_ended(pid: str) -> bool:
+    """An orphan is reaped by the process that adopted it. Until then it is a zombie and keeps its pid."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True, check=False).stdout
+    return state.strip()[:1] in ("", "Z")
+
+
 def test_a_kill_9_of_a_program_with_a_stack_leaves_nothing(tmp_path: Path):
     """A killed program, such as the demo, leaves no server and no directory behind."""
     script = textwrap.dedent("""
@@ -167,8 +173,6 @@ def test_a_kill_9_of_a_program_with_a_stack_leaves_nothing(tmp_path: Path):
     program.wait()
 
     wait_until(lambda: not Path(directory).exists(), 10, "the directory to go")
-    # An orphan is reaped by the process that adopted it. Until then it is a zombie and keeps its pid.
     for pid in pids:
-        result = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True, check=False)
-        assert result.stdout.strip()[:1] in ("", "Z"), pid
+        wait_until(lambda pid=pid: has_ended(pid), 10, f"process {pid} to end")
     assert len(pids) == len(PARTS)
