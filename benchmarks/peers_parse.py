@@ -101,25 +101,25 @@ class Plugin(msgspec.Struct, gc=False, tag_field="type", tag=6):
 
 
 class Breadcrumb(msgspec.Struct, gc=False, tag_field="tag", tag="breadcrumb"):
-    """With a payload of any shape."""
+    """A breadcrumb event, whose payload may have any shape."""
 
     payload: dict[str, Any]
 
 
 class Span(msgspec.Struct, gc=False, tag_field="tag", tag="performanceSpan"):
-    """With a payload of any shape."""
+    """A performance span, whose payload may have any shape."""
 
     payload: dict[str, Any]
 
 
 class Options(msgspec.Struct, gc=False, tag_field="tag", tag="options"):
-    """With a payload of any shape."""
+    """The options of the SDK, whose payload may have any shape."""
 
     payload: dict[str, Any]
 
 
 class Video(msgspec.Struct, gc=False, tag_field="tag", tag="video"):
-    """With a payload of any shape."""
+    """A video event, whose payload may have any shape."""
 
     payload: dict[str, Any]
 

@@ -89,7 +89,7 @@ def run(
 
     `kafka`: by default Apache Kafka where it can run, otherwise Tansu. `redis`: one server, or a primary and a
     replica behind Sentinels. `rate`: messages per second. `directory`: keeps data and logs; by default a temporary
-    directory, in memory if there is enough, which is removed at the end.
+    directory, in memory if there is enough memory, which is removed at the end.
     """
     chosen: KafkaKind = kafka or ("tansu" if java_kafka.available() else "apache")
     if group_protocol is GroupProtocol.CONSUMER and chosen != "apache":
@@ -341,8 +341,8 @@ def stored_twice(settings: Settings) -> dict[str, float]:
 
 @contextmanager
 def working_directory(directory: Path | None) -> Iterator[Path]:
-    """Yields the directory, or a temporary one. The temporary directory is in memory if there is enough, because
-    an emulator writes one file per object."""
+    """Yields the directory, or a temporary one. The temporary directory is in memory if there is enough memory,
+    because an emulator writes one file per object."""
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
         yield directory

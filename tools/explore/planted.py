@@ -203,7 +203,7 @@ def plant(bug: Bug, into: Path) -> None:
 
 
 def explored(where: Path, world: str, faults: int, *, expiry: bool = False) -> Found:
-    """Runs the explorer on the copy."""
+    """Runs the explorer on the copy of the code."""
     options = ["--world", world, "--faults", str(faults), *(["--expiry"] if expiry else [])]
     done = subprocess.run(
         [sys.executable, "-m", "tools.explore", "--json", *options],

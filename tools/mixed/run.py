@@ -69,7 +69,9 @@ class _Window:
 
 
 class Run:
-    """A run with a started stack. `mixed`: the processes; `directory`: directory for the manifests."""
+    """A run of the experiment, whose stack has been started. `mixed`: the processes; `directory`: directory for
+    the manifests.
+    """
 
     def __init__(
         self,
