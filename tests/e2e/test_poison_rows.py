@@ -101,9 +101,8 @@ def test_a_batch_refused_for_one_row_lacks_only_that_row_until_its_replay(
     assert "banned" in letter["error"]
     assert letter["item"].startswith("replay_segments/")
     assert_is_about(letter, banned)
-    assert (
-        rows_of_banned(system, "replays") == 1
-    )  # The same message also has a row in another table, which is stored.
+    # The same message also has a row in another table, which is stored.
+    assert rows_of_banned(system, "replays") == 1
     assert rows_of_banned(system, "replay_segments") == 0
 
     execute(system, "ALTER TABLE replay_segments DROP CONSTRAINT banned")

@@ -29,5 +29,5 @@ def env(stack: Stack) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def stored(env: dict[str, str]) -> Settings:
-    """The settings that the variables in `env` yield."""
+    """The settings of a process with the variables in `env`."""
     return settings_of(env)

@@ -38,7 +38,9 @@ class Outcome:
 
     @property
     def mb_per_second(self) -> float:
-        """The throughput in megabytes of message values, over the same time."""
+        """The throughput in megabytes of message values, from the first message produced to the last offset
+        committed.
+        """
         seconds = self.seconds.get("ingest", 0.0)
         return self.load.size_bytes / 1e6 / seconds if self.load and seconds else 0.0
 

@@ -92,9 +92,8 @@ def stored(request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[s
         message = Message(TopicPartition("b", 0), 1, offset, value, timestamp_ms=now * 1000)
         outcome = parse(message, rules_of(settings))
         if isinstance(outcome, Segment):
-            segments.setdefault(
-                outcome.blobs[0].name, outcome
-            )  # a second copy that the SDK sent has another position
+            # A second copy that the SDK sent has another position.
+            segments.setdefault(outcome.blobs[0].name, outcome)
     made = list(segments.values())
     for start in range(0, len(made), AT_ONCE):
         write(settings, batch_of(made[start : start + AT_ONCE], start))

@@ -85,8 +85,8 @@ def switched_address(children: Children, tmp_path: Path) -> Iterator[tuple[Fault
 def test_a_demoted_primary_with_open_connections_is_abandoned(
     switched_address: tuple[FaultProxy, Redis, Redis], fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the address moves to another server while connections to the demoted primary are open, these are
-    abandoned.
+    """If the address moves to another server while connections to the demoted primary are open, the old
+    connections are abandoned.
 
     Nothing is lost.
     """

@@ -1,4 +1,4 @@
-"""Redis at its limits, and the memory that the reader's publisher uses."""
+"""How the fleet behaves when Redis is at its limits, and how much memory the reader's publisher uses."""
 
 from __future__ import annotations
 

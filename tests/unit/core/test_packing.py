@@ -37,8 +37,9 @@ def test_the_same_batch_after_a_crash_is_the_same_object():
 
 
 def test_other_bytes_of_the_same_range_get_another_name():
-    """Other bytes of the same range get another object name; otherwise a 412 response would confirm bytes that are
-    not stored.
+    """If the same range has other bytes, the object gets another name.
+
+    With the same name, a 412 response would confirm bytes that are not stored.
     """
     (first,), (second,) = pack(make_batch(2))[0], pack(make_batch(2, content=b"other"))[0]
 

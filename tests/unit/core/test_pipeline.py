@@ -187,7 +187,7 @@ def test_partitions_are_committed_separately() -> None:
 
 
 def test_offsets_already_taken_are_ignored() -> None:
-    """A message that is fetched twice is only in one batch."""
+    """A message that is fetched twice is in only one batch."""
     runtime = reader()
     runtime.segments(2)
 

@@ -67,7 +67,7 @@ def test_a_batch_is_one_line_from_cut_to_commit(lines: io.StringIO):
 
 
 def test_a_batch_of_a_lost_partition_is_logged_as_lost():
-    """A batch of a lost partition is logged as lost, because the next owner cuts it again."""
+    """A batch of a lost partition is logged as lost, because the next owner cuts the batch again."""
     driver = Driver(batch_messages_max=1)
     driver.assign()
     driver.message()

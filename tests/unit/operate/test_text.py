@@ -1,4 +1,4 @@
-"""Numbers and times in the form in which operators read and type them."""
+"""How numbers and times are shown to operators, and how times that operators type are parsed."""
 
 from __future__ import annotations
 

@@ -227,7 +227,9 @@ def test_an_interrupted_search_keeps_its_writes_and_discards_its_refusals() -> N
 
 
 def test_a_wrong_table_is_not_treated_as_poison() -> None:
-    """If most of many items are refused, none is dead-lettered, because the table or our rows must be fixed."""
+    """If most of a large number of items are refused, none is dead-lettered, because the table or our rows must
+    be fixed.
+    """
     server, progress = Server(poison=range(100), named=True), fresh(100)
 
     with pytest.raises(PermanentSinkError) as caught:

@@ -1,4 +1,4 @@
-"""The public MockRuntime, as used by code that builds on the core: whole messages and the real parser."""
+"""The public MockRuntime, used as in code that builds on the core, with whole messages and the real parser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Facts from each category of event, and how values of a wrong type are handled."""
+"""How each category of event becomes a fact, and how values of a wrong type are handled."""
 
 from __future__ import annotations
 

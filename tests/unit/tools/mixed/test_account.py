@@ -1,4 +1,4 @@
-"""Figures from the readers' logs: parked batches with their time, and messages that were read again."""
+"""How parked batches, and messages that were read again, are counted from the readers' logs."""
 
 from __future__ import annotations
 

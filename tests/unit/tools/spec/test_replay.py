@@ -1,4 +1,4 @@
-"""Runs of the code conform to the specification, and a run that does not is refused."""
+"""Runs of the code conform to the specification, and a run that does not conform is refused."""
 
 from __future__ import annotations
 
