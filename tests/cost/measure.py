@@ -39,7 +39,7 @@ _skip_packed = msgspec.msgpack.Decoder(msgspec.Raw).decode
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The cost of a message: CPU time in seconds and memory in bytes."""
+    """The cost of a message, as CPU time in seconds and memory in bytes."""
 
     message_bytes: int
     raw_bytes: int

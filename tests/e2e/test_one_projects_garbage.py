@@ -65,8 +65,8 @@ def test_other_projects_are_durable_while_ten_readers_die_over_garbage(tmp_path:
     """Although ten readers are killed over one project's garbage, the messages of other projects become
     durable.
 
-    The runbook's steps are then followed: inspect, drop the project's rejects, disable the project. After that the
-    alert resolves.
+    The runbook's steps are then followed: inspect, drop the project's rejects, disable the project. After these
+    steps the alert resolves.
     """
     # A killed reader's partitions are reassigned when its session ends.
     session = {"kafka_session_timeout_seconds": "3", "drain_deadline_seconds": "2"}

@@ -258,7 +258,7 @@ def test_every_command_refuses_a_wrong_setting_in_one_line(
 ) -> None:
     """Every command prints one line that says which setting is wrong and what to do.
 
-    The command does nothing else.
+    Apart from printing this line, the command does nothing.
     """
     for name, value in fill_placeholders(case.variables, files).items():
         monkeypatch.setenv(name, value)

@@ -97,7 +97,7 @@ def test_partial_success_is_kept_over_attempts(eager: Eager) -> None:
 def test_a_refused_row_becomes_a_dead_letter_and_the_rest_is_written(eager: Eager) -> None:
     """If the server names a refused row, the dead letter has the sink, its error, and the row's origin.
 
-    The rest is written.
+    The other rows are written.
     """
     eager.sink("bigquery").refuse(lambda item: "no such field: x" if item.offset == 3 else None)
     batch = make_batch(messages=50)

@@ -79,7 +79,7 @@ def office(office_env: dict[str, str], office_settings: ReaderSettings) -> Itera
     """The operator environment with a running reader, without parked batches and rules, and with an empty audit
     trail.
 
-    Dead letters of other tests remain.
+    Dead letters of other tests are not removed.
     """
     with open_office(office_env, office_settings) as running:
         yield running

@@ -22,7 +22,7 @@ START_SECONDS_MAX = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """An answer as the client sees it."""
+    """A response as the client receives it."""
 
     status: int
     headers: http.client.HTTPMessage

@@ -36,7 +36,7 @@ def fact(number: int, table: str = TABLE, **given: Any) -> Row:
 def encoded(items: Sequence[Row]) -> EncodedRows:
     """Returns the same rows as a reader with `bigquery_write=storage` stages them.
 
-    Further columns are integers.
+    Columns that the table lacks are encoded as integers.
     """
     fields = [json.loads(item.json) for item in items]
     known = [name for name, _ in FACT_COLUMNS]

@@ -33,7 +33,7 @@ def test_a_broker_that_inflates_refuses_bombs(
     """A broker with `compression.type=uncompressed` refuses bombs, because its limit applies to the inflated
     size.
 
-    By default it does not.
+    By default the limit applies to the compressed size.
     """
     admin = AdminClient({"bootstrap.servers": apache_kafka.address})
     limit = {"max.message.bytes": str(SOURCE_MESSAGE_BYTES_MAX)}

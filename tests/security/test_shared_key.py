@@ -243,7 +243,7 @@ def test_a_parked_batch_cannot_be_given_another_range(eager: Eager):
 def test_a_forged_decision_is_not_shown(eager: Eager, sealed: bool):
     """A forged decision in the copy in Redis is not shown by `tenants ls`, `reconcile` and the pages.
 
-    Readers follow the topic instead.
+    Readers follow the topic and do not use the copy.
     """
     copy = Copy(eager.client, eager.settings)
     copy.apply({"killed/7": Decision(3, {"at": 1.0, "by": "me"})}, 4)

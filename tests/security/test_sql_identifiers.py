@@ -47,7 +47,7 @@ KNOWN_EXPRESSIONS: dict[str, set[str]] = {
     "ingest/operate/reconcile/recordings.py": {"numbers(...)", "uuids(...)"},
     "ingest/operate/backfill/selection.py": {
         *("replays", "uuid", "numbers(...)", "uuids(...)"),
-        "CONDITIONS['replay_segments'](list(keys.values()), 0)",  # The tests below verify these.
+        "CONDITIONS['replay_segments'](list(keys.values()), 0)",  # The tests below verify these expressions.
     },
     # `where` is built from integers, and all others are texts of the module.
     "ingest/operate/retention/rows.py": {"self._alive", "_SORT", "table", "PROJECTS_MAX"},

@@ -108,7 +108,7 @@ def test_a_topic_without_readers_is_a_warning(kafka: Callable[..., Settings]) ->
 def test_partitions_that_no_member_owns_are_an_error_with_their_lag(kafka: Callable[..., Settings]) -> None:
     """If the only member of the stable group reads another topic, the partitions without an owner are an error.
 
-    The error contains their lag.
+    The error contains the lag of these partitions.
     """
     settings = kafka()
     producer = AcknowledgedProducer(settings)

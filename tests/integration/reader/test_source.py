@@ -433,7 +433,7 @@ def commit(brokers: str, topic: str, offsets: list[KafkaPartition]) -> None:
 def test_the_end_after_transaction_markers_is_committed(apache_kafka: JavaKafka, apache_topic: str) -> None:
     """The offset after the markers of a committed and an aborted transaction is committed.
 
-    The lag is then zero.
+    After this commit the lag is zero.
     """
     producer = Producer({"bootstrap.servers": apache_kafka.address, "transactional.id": apache_topic})
     producer.init_transactions(20)

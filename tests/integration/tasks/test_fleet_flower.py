@@ -52,7 +52,7 @@ def failed_task(fleet: Fleet, flower: Ask) -> str:
 def test_a_failed_task_has_a_retry_button_for_its_batch(fleet: Fleet, flower: Ask) -> None:
     """The page of a failed task has a retry button, which notifies the reader.
 
-    The action is audited with its user.
+    The audit trail contains the action and its user.
     """
     page = flower("/task/" + urllib.parse.quote(failed_task(fleet, flower)))[1]
     form = urllib.parse.urlencode(

@@ -22,7 +22,7 @@ def fleet_options() -> dict[str, str]:
 def test_a_sink_that_ignores_its_deadline_is_interrupted(fleet: Fleet) -> None:
     """A sink that ignores its deadline is interrupted by the soft limit.
 
-    The task is postponed, and the next run works. No process stays occupied."""
+    The task is postponed, and the next run works. No worker process stays busy."""
     fleet.script("clickhouse", "slow 120")
     dispatcher = fleet.dispatcher()
     fleet.worker()

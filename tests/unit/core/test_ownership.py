@@ -24,8 +24,9 @@ def test_partitions_that_no_member_owns_are_named() -> None:
 
 
 def test_a_stable_group_without_members_is_no_evidence() -> None:
-    """A stable group without members is ignored: Kafka would report it as EMPTY, so the server does not list
-    its members.
+    """A stable group without members is ignored, because Kafka would report such a group as EMPTY.
+
+    A server that reports otherwise does not list the members.
     """
     empty = GroupView(2, {}, stable=True)
     a = watch()

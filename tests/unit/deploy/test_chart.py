@@ -240,7 +240,7 @@ def test_values_reach_the_pods(charts: dict[str, list[dict[str, Any]]]):
 def test_every_pod_has_the_shared_key(charts: dict[str, list[dict[str, Any]]]):
     """If a shared key is configured, every pod has it; the entries of a pod without the key would be ignored.
 
-    By default no pod has one.
+    By default no pod has a key.
     """
     by_chart: dict[str, list[dict[str, Any]]] = {name: [] for name in charts}
     for name, documents in charts.items():

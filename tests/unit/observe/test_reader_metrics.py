@@ -246,7 +246,7 @@ def test_dogstatsd_receives_the_same_names():
 def test_projects_with_the_most_rejects_have_series_and_the_rest_share_one() -> None:
     """Projects with the most rejects have their own series, and all other projects share one.
 
-    A project that has recovered has none.
+    A project that has recovered has no series.
     """
     driver = Driver(reject_window=100)
     driver.assign()

@@ -72,7 +72,7 @@ def test_a_user_is_matched_by_any_name_and_stored_as_a_digest(name: str) -> None
 
 
 def test_an_erasure_ends_when_its_messages_have_left_every_topic() -> None:
-    """An erasure ends when its messages have left every topic. Without an end it applies forever."""
+    """An erasure ends when its messages have left every topic. An erasure without an end applies forever."""
     over = erasures_with(replay_key(11, REPLAY), at=1.0, until=NOW - 1)
 
     assert not over

@@ -58,7 +58,7 @@ def test_a_message_that_never_parses_becomes_a_dead_letter() -> None:
 def test_the_test_chooses_how_a_chord_ends() -> None:
     """A batch is parked if its chord fails, but not if the chord cannot start; in both cases the batch is retried.
 
-    The test chooses which of these happens.
+    The test chooses how the chord ends.
     """
     runtime = started_runtime(batch_messages_max=1)
     runtime.submit(recording())

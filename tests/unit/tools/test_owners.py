@@ -1,4 +1,4 @@
-"""How long partitions have no owner."""
+"""How the times in which partitions have no owner are computed."""
 
 from __future__ import annotations
 

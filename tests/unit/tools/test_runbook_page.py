@@ -1,4 +1,4 @@
-"""The runbook as a page."""
+"""How the runbook is converted to a page."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def on(element: str) -> dict[str, Any]:
 
 
 def test_correct_facts_are_accepted():
-    """Correct facts are accepted.
+    """Facts that match the actions in the page are accepted.
 
     Repeated clicks have fewer facts, for a stated reason; all other numbers are equal.
     """

@@ -246,7 +246,7 @@ def test_the_clients_address_is_added_if_the_sdk_asks_for_it(fields: dict[str, A
     ],
 )
 def test_contexts_come_from_the_user_agent(agent: str, browser: str, system: str, device: str) -> None:
-    """The contexts come from the user agent.
+    """The contexts of a replay event are derived from the user agent.
 
     A derived browser is not confused with the browsers that its user agent also names.
     """

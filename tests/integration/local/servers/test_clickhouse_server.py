@@ -142,7 +142,7 @@ def test_data_survives_a_kill(children: Children, tmp_path: Path):
 
 
 def test_a_configured_password_is_required(children: Children, tmp_path: Path):
-    """If a password is configured, a wrong one gives code 516. The right one works."""
+    """If a password is configured, a wrong one gives code 516. The right password is accepted."""
     server = ClickHouse(children, tmp_path / "clickhouse", user="fleet", password="s3cret")
     server.start()
 

@@ -52,7 +52,7 @@ class Staged:
 
 @pytest.fixture(params=[list, encoded], ids=["json", "protobuf"], autouse=True)
 def form(request: pytest.FixtureRequest) -> None:
-    """Sets the staged form."""
+    """Sets the form in which the test stages its rows."""
     Staged.form = staticmethod(request.param)
 
 

@@ -254,7 +254,7 @@ def test_close_leaves_no_process(start: Callable[..., ProcessParser]) -> None:
     parser.close()
 
     assert all(is_gone(process) for process in processes)
-    parser.close()  # A second call is not an error.
+    parser.close()  # Calling close twice is not an error.
 
 
 def test_processes_end_with_a_reader_that_was_killed() -> None:
