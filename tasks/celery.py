@@ -9,11 +9,12 @@ from typing import Any
 from celery import Celery
 from celery.signals import worker_init
 
+from tasks import dependencies
 from tasks import messages as messages
 from tasks.configuration import secure
 from tasks.connection import RedisRefused, refuse_unsupported
 from tasks.loading import SettingsError, load_fleet
-from tasks.observe import presence, watch
+from tasks.observe import celery_lines, logs, presence, watch
 from tasks.sinks import build
 
 app = Celery("tasks")
@@ -33,11 +34,15 @@ def verify(sender: Celery, **_: Any) -> None:
 
 @worker_init.connect(weak=False)
 def preload(**_: Any) -> None:
-    """Loads the client libraries in the parent, so that all processes share their pages.
+    """Logs which servers cannot be used. Then loads the client libraries in the parent, so that all processes
+    share their pages.
 
     Exits with 2 if the kind of Redis is not supported.
     """
     settings = load_fleet()
+    logs.configure(settings)
+    for fault in dependencies.faults(settings, dependencies.ALL):
+        celery_lines.report(fault)
     try:
         refuse_unsupported(settings)
     except RedisRefused as refused:

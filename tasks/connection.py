@@ -8,10 +8,11 @@ docs/decisions/033-useless-connections.md.
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from redis import Connection, ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
@@ -23,11 +24,15 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool, SentinelManagedConnection
 
+from tasks.errors import shortened
+from tasks.faults import WHAT_TO_DO, Cause, Fault, Server, fault
 from tasks.loading import SettingsError
 from tasks.redis_address import RedisAddress, Scheme
 from tasks.settings import Settings
 
 CONNECT_SECONDS_MAX = 3.0
+# Timeout of calls that somebody waits for, to see a fault: commands, pages, and the start of a process.
+LOOK_SECONDS_MAX = 1.5
 # Timeout per Sentinel, so that one that hangs does not use up the time of the others.
 SENTINEL_SECONDS_MAX = 1.0
 
@@ -249,12 +254,13 @@ def link_of(settings: Settings) -> Link:
     )
 
 
-def connect(settings: Settings, *, retries: int = 1) -> Redis[bytes]:
-    """A client whose calls are bounded by `redis_timeout_seconds`, with `retries`.
+def connect(settings: Settings, *, retries: int = 1, seconds_max: float = math.inf) -> Redis[bytes]:
+    """A client whose calls are bounded by `redis_timeout_seconds` and by `seconds_max`, with `retries`.
 
     Values are bytes.
     """
-    pool = link_of(settings).pool(retries)
+    link = link_of(settings)
+    pool = replace(link, timeout_seconds=min(link.timeout_seconds, seconds_max)).pool(retries)
     with _pools_lock:
         _pools.add(pool)
     return Redis.from_pool(pool)  # type: ignore[attr-defined,no-any-return]
@@ -315,7 +321,7 @@ def refusal(client: Any) -> str:
 def refuse_unsupported(settings: Settings) -> None:
     """Raises RedisRefused if Redis responds and is not supported. An unreachable Redis does not prevent
     startup."""
-    client: Any = connect(settings, retries=0)
+    client: Any = connect(settings, retries=0, seconds_max=LOOK_SECONDS_MAX)
     try:
         text = refusal(client)
     except (RedisError, OSError):
@@ -326,12 +332,24 @@ def refuse_unsupported(settings: Settings) -> None:
         raise RedisRefused(text)
 
 
+def fault_of(error: BaseException) -> Fault:
+    """The fault of Redis that this error reports."""
+    text = shortened(str(error)).rstrip(".")
+    if isinstance(error, AuthenticationError):
+        return fault(Server.REDIS, Cause.LOGIN, f"refuses the login: {text}")
+    if isinstance(error, NoPermissionError):
+        return fault(Server.REDIS, Cause.RIGHTS, f"refuses a command: {text}")
+    if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError)):
+        return fault(Server.REDIS, Cause.AWAY, f"does not respond: {text}")
+    return Fault(Server.REDIS, text, advice(error))
+
+
 def advice(error: BaseException) -> str:
     """What to do about a Redis that does not respond or refuses; for other errors, where to look."""
     if isinstance(error, AuthenticationError):
-        return "correct the user or password in REPLAYS_REDIS_URL"
+        return WHAT_TO_DO[Server.REDIS, Cause.LOGIN]
     if isinstance(error, NoPermissionError):
-        return "grant its user the rights of deploy/redis/users.acl"
+        return WHAT_TO_DO[Server.REDIS, Cause.RIGHTS]
     if isinstance(error, (RedisConnectionError, RedisTimeoutError)):
-        return "start Redis, or correct REPLAYS_REDIS_URL"
+        return WHAT_TO_DO[Server.REDIS, Cause.AWAY]
     return "check REPLAYS_REDIS_URL" if isinstance(error, RedisError) else "see the message; is the address right?"

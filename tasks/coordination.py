@@ -208,11 +208,11 @@ class Coordination:
         """Records an operator action with the time. Raises NotProduced."""
         self.operators.audit(action)
 
-    def audited(self, count_max: int = 100) -> list[dict[str, str]]:
+    def audited(self, count_max: int = 100, *, copy_only: bool = False) -> list[dict[str, str]]:
         """The last actions, newest first. Raises RangeError if they are missing in Redis and Kafka is
-        unreachable.
+        unreachable. `copy_only`: only those in Redis.
         """
-        return self.operators.audited(count_max)
+        return self.operators.audited(count_max, copy_only=copy_only)
 
 
 def redis_now(client: Any) -> float:

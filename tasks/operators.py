@@ -213,9 +213,9 @@ class Operators:
             return self._copy.get(keys)
         return [decision.value if (decision := known.entries.get(key)) is not None else None for key in keys]
 
-    def audited(self, count_max: int = 100) -> list[dict[str, str]]:
-        """The last actions, newest first."""
-        known = self._lost()
+    def audited(self, count_max: int = 100, *, copy_only: bool = False) -> list[dict[str, str]]:
+        """The last actions, newest first. `copy_only`: only those in Redis, which may have lost them."""
+        known = None if copy_only else self._lost()
         if known is None:
             actions = self._copy.audited(count_max)
         else:

@@ -19,6 +19,7 @@ FREE_FAILURES = 5
 DELAY_SECONDS_MIN, DELAY_SECONDS_MAX = 1.0, 60.0
 FORGIVEN_SECONDS = 600.0
 
+WRONG_LOGIN = "use a user:password of REPLAYS_FLOWER_BASIC_AUTH"
 log = structlog.get_logger("sign_in")
 
 
@@ -67,6 +68,7 @@ class Throttle:
             failures=self._failures,
             wait_seconds=self.delay_seconds,
             unchecked_since_last=self._refused,
+            what_to_do=WRONG_LOGIN,
         )
         self._refused = 0
 

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from redis.exceptions import RedisError
 
 from ingest.settings import Settings, load
-from tasks.connection import advice, connect
+from tasks.connection import connect, fault_of
 from tasks.coordination import Coordination
 from tasks.kafka.options import producer_options
 from tasks.printed import ascii_json, printable, without_secrets
@@ -141,7 +141,7 @@ def redis_required() -> Iterator[None]:
     except (NotProduced, DecisionsUnreadable, RangeError) as error:
         fail(f"operators' topic: {error}")
     except RedisError as error:
-        fail(f"redis: {error}; {advice(error)}")
+        fail(fault_of(error).line)
 
 
 def none_if_redis_is_unavailable(read: Callable[[], T]) -> T | None:

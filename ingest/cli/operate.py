@@ -106,12 +106,11 @@ def inspect(file: Any, as_json: bool) -> None:
 @click.command()
 @as_json
 def status(as_json: bool) -> None:
-    """Show the state of readers, sinks, queues, parked batches and rejects from Redis."""
-    from ingest.operate.status import collect
-    from ingest.operate.top import page
+    """Show the state of readers, sinks, queues, parked batches and rejects from Redis, and servers that fail."""
+    from ingest.operate.top import now, page
 
     with redis_required():
-        found = collect(settings())
+        found = now(settings())
     if as_json:
         echo_json(msgspec.to_builtins(found))
     else:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -15,9 +16,10 @@ from ingest.observe.metrics import Metrics
 from ingest.settings import Settings
 from tasks.breaker import BreakerPhase, read_states
 from tasks.configuration import configuration
-from tasks.connection import advice, connect, prove_writable, refusal
+from tasks.connection import LOOK_SECONDS_MAX, advice, connect, prove_writable, refusal
 from tasks.coordination import Coordination
 from tasks.errors import shortened
+from tasks.faults import START_A_WORKER, Fault, Server
 from tasks.foreign_keys import results
 from tasks.names import CONTROL_QUEUE, flush_queue
 from tasks.observe.loops import Loop
@@ -60,19 +62,27 @@ def broker_prefix(settings: Settings) -> str:
 
 
 class Reported:
-    """Logs problems of Redis and of the workers, once when they begin and once when they end."""
+    """Logs problems of servers and of the workers, once when they begin and once when they end."""
 
     def __init__(self) -> None:
-        self._redis = ""
+        self._servers: dict[str, str] = {}
         self._queues: tuple[str, ...] = ()
 
     def redis(self, problem: str, what_to_do: str) -> None:
         """Reports the problem with Redis, "" if there is none."""
-        if problem and problem != self._redis:
-            log.warning("redis_unusable", error=problem, what_to_do=what_to_do)
-        elif self._redis and not problem:
-            log.info("redis_usable")
-        self._redis = problem
+        self._report(Server.REDIS, problem, what_to_do)
+
+    def kafka(self, found: Fault | None) -> None:
+        """Reports the fault of the brokers, None if there is none."""
+        self._report(Server.KAFKA, *(("", "") if found is None else (found.problem, found.what_to_do)))
+
+    def _report(self, server: Server, problem: str, what_to_do: str) -> None:
+        reported = self._servers.get(server, "")
+        if problem and problem != reported:
+            log.warning(f"{server}_unusable", error=problem, what_to_do=what_to_do)
+        elif reported and not problem:
+            log.info(f"{server}_usable")
+        self._servers[server] = problem
 
     def queues(self, without_worker: tuple[str, ...]) -> None:
         """Reports the queues that no worker currently consumes."""
@@ -80,7 +90,7 @@ class Reported:
             log.warning(
                 "queues_without_worker",
                 queues=list(without_worker),
-                what_to_do="start `celery -A tasks worker`; until then nothing is committed",
+                what_to_do=f"{START_A_WORKER}; until then nothing is committed",
             )
         elif self._queues and not without_worker:
             log.info("every_queue_has_a_worker")
@@ -127,8 +137,10 @@ class FleetWatch:
 
     def _unusable(self) -> str:
         """The reason why Redis is unusable although it responds; "" if it is usable. Writes a key, because a
-        replica responds as well."""
+        replica responds as well. Raises RedisError; until Redis has responded once, after a short timeout."""
         if not self._kind_is_known:
+            with closing(connect(self._settings, retries=0, seconds_max=LOOK_SECONDS_MAX)) as client:
+                client.ping()
             text = refusal(self._client)
             if text:
                 return text

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from urllib.parse import unquote, urlsplit
+
+from redis.exceptions import RedisError
 
 from ingest.operate import rehearsal
 from ingest.operate.finding import Finding, Severity
 from ingest.operate.text import counted, size_text
 from ingest.settings import Settings
-from tasks.connection import advice, connect, prove_writable, refusal
+from tasks.connection import LOOK_SECONDS_MAX, advice, connect, fault_of, prove_writable, refusal
+from tasks.faults import WHAT_TO_DO, Cause, Server
 from tasks.kafka.options import without_secrets as without_option_secrets
 from tasks.kafka.topics import ClusterUnreachable, Topics
 from tasks.sinks import Level
 from tasks.sinks import check as check_sink
 from tasks.wire import SinkName
 
-CALL_SECONDS_MAX = 10.0
-DOWN_SECONDS_MAX = 3.0  # brokers that refuse connections for this long are down
+CALL_SECONDS_MAX = 3.0
+DOWN_SECONDS_MAX = 1.0  # brokers that refuse connections for this long are down
+CHECKS_AT_ONCE = 8
 REDIS_KIND = "redis kind"
 SECRET_CHARACTERS_MIN = 4  # hiding shorter texts would garble messages
+NO_RESPONSE: dict[str, str] = {SinkName.CLICKHOUSE: WHAT_TO_DO[Server.CLICKHOUSE, Cause.AWAY]}
 RUN_CALLS_MAX = 6  # maximum duration of a flush task's run, in sink timeouts
 
 
@@ -41,27 +48,64 @@ def findings(settings: Settings) -> Iterator[Finding]:
 
 
 def _all(settings: Settings) -> Iterator[Finding]:
+    """The servers are checked concurrently, so that a slow or missing one does not delay the others' findings.
+    Joining a consumer group takes longest and is reported last.
+    """
     yield Finding("settings", Severity.OK, "valid")
     yield from deadlines(settings)
     yield from _links(settings)
-    kafka = _guarded("kafka", lambda: _kafka(settings))
-    yield from kafka
-    if not any(finding.bad for finding in kafka):
-        yield from _guarded("consumer group", lambda: rehearsal.group(settings))
-        yield from _guarded("partition owners", lambda: rehearsal.owners(settings))
-    redis = _guarded("redis", lambda: _redis(settings))
-    yield from redis
-    if not any(finding.name in ("redis", REDIS_KIND) and finding.bad for finding in redis):
-        yield from _guarded("staging", lambda: rehearsal.staging(settings))
-        yield from _guarded("tasks", lambda: rehearsal.task(settings))
-        yield from _guarded("workers", lambda: rehearsal.fleet(settings))
+    with ThreadPoolExecutor(CHECKS_AT_ONCE, thread_name_prefix="check") as pool:
+        kafka = pool.submit(_guarded, "kafka", lambda: _kafka(settings))
+        redis = pool.submit(_of_redis, settings)
+        sinks = [
+            pool.submit(_guarded, title, partial(_sink, settings, name, title))
+            for title, name in _tested_sinks(settings)
+            if name != SinkName.DEAD_LETTER
+        ]
+        through_kafka = pool.submit(_of_kafka, settings, kafka)
+        for ended in (redis, kafka, *sinks, through_kafka):
+            yield from ended.result()
+
+
+def _of_redis(settings: Settings) -> list[Finding]:
+    """Redis, and what works through it."""
+    found = _guarded("redis", lambda: _redis(settings))
+    if any(finding.name in ("redis", REDIS_KIND) and finding.bad for finding in found):
+        return [*found, _not_tested("redis", "staging", "tasks", "workers")]
+    return [
+        *found,
+        *_guarded("staging", lambda: rehearsal.staging(settings)),
+        *_guarded("tasks", lambda: rehearsal.task(settings)),
+        *_guarded("workers", lambda: rehearsal.fleet(settings)),
+    ]
+
+
+def _of_kafka(settings: Settings, kafka: Future[list[Finding]]) -> list[Finding]:
+    """The dead letters, the consumer group and the owners of the partitions, if Kafka can be used."""
+    letters = [name for name in settings.sinks if name == SinkName.DEAD_LETTER]
+    if kafka.result()[0].bad:
+        return [_not_tested("kafka", *letters, "consumer group", "partition owners")]
+    found = [finding for name in letters for finding in _guarded(name, partial(_sink, settings, name, name))]
+    if any(finding.bad for finding in kafka.result()):
+        return found
+    return [
+        *found,
+        *_guarded("consumer group", lambda: rehearsal.group(settings)),
+        *_guarded("partition owners", lambda: rehearsal.owners(settings)),
+    ]
+
+
+def _tested_sinks(settings: Settings) -> Iterator[tuple[str, str]]:
+    """(name of the finding, name of the sink)"""
     for name in settings.sinks:
-        if name == "dead_letter" and kafka[0].bad:
-            yield Finding(name, Severity.BAD, "its topic is in the unreachable Kafka cluster", "see kafka")
-            continue
-        yield from _guarded(name, lambda name=name: _sink(settings, name))  # type: ignore[misc]
+        yield name, name
     if settings.metrics_dogstatsd and SinkName.DATADOG not in settings.sinks:
-        yield from _guarded("metrics to dogstatsd", lambda: _sink(settings, SinkName.DATADOG))
+        yield "metrics to dogstatsd", SinkName.DATADOG
+
+
+def _not_tested(cause: str, *names: str) -> Finding:
+    """One finding for everything that depends on a server that cannot be used."""
+    return Finding("not tested", Severity.WARNING, f"{', '.join(names)}: see {cause}")
 
 
 def secret_values(settings: Settings) -> frozenset[str]:
@@ -85,14 +129,10 @@ def _guarded(name: str, check_one: Callable[[], Iterable[Finding]]) -> list[Find
     try:
         return list(check_one())
     except Exception as failure:  # any error is a finding, so that the other checks still run
-        return [
-            Finding(
-                name,
-                Severity.BAD,
-                f"{type(failure).__name__}: {failure}",
-                advice(failure),
-            )
-        ]
+        if isinstance(failure, RedisError):
+            found = fault_of(failure)
+            return [Finding(name, Severity.BAD, found.problem, found.what_to_do)]
+        return [Finding(name, Severity.BAD, f"{type(failure).__name__}: {failure}", advice(failure))]
 
 
 def deadlines(settings: Settings) -> Iterable[Finding]:
@@ -143,12 +183,7 @@ def _kafka(settings: Settings) -> Iterable[Finding]:
     try:
         cluster = Topics(settings).inventory(CALL_SECONDS_MAX, down_seconds_max=DOWN_SECONDS_MAX)
     except ClusterUnreachable as failure:
-        yield Finding(
-            "kafka",
-            Severity.BAD,
-            str(failure),
-            "start a broker, or correct REPLAYS_KAFKA_BROKERS and the security settings",
-        )
+        yield Finding("kafka", Severity.BAD, failure.fault.problem, failure.fault.what_to_do)
         return
     yield Finding("kafka", Severity.OK, counted(cluster.brokers, "broker"))
     for topic in (settings.kafka_topic, settings.dlq_topic):
@@ -161,7 +196,7 @@ def _kafka(settings: Settings) -> Iterable[Finding]:
 
 
 def _redis(settings: Settings) -> Iterable[Finding]:
-    client = connect(settings)
+    client = connect(settings, retries=0, seconds_max=LOOK_SECONDS_MAX)
     refused = refusal(client)
     if refused:
         yield Finding(REDIS_KIND, Severity.BAD, refused)
@@ -192,14 +227,17 @@ def _redis(settings: Settings) -> Iterable[Finding]:
         )
 
 
-def _sink(settings: Settings, name: str) -> Iterable[Finding]:
+def _sink(settings: Settings, name: str, title: str) -> Iterable[Finding]:
     checked = check_sink(name, settings)
     if checked.level is Level.ERROR:
-        advice = "" if "`" in checked.text else "see the message"
-        advice = "no response: check that it is running, and the address" if checked.transient else advice
-        yield Finding(name, Severity.BAD, checked.text, advice)
+        said, _, advice = checked.text.rpartition("; ")
+        if advice not in WHAT_TO_DO.values():
+            said, advice = checked.text, "" if "`" in checked.text else "see the message"
+            if checked.transient:
+                advice = NO_RESPONSE.get(name, "no response: check that it is running, and the address")
+        yield Finding(title, Severity.BAD, said, advice)
         return
     left_out = f" (not tested: {'; '.join(checked.not_tested)})" if checked.not_tested else ""
-    yield Finding(name, Severity.OK, checked.text + left_out)
+    yield Finding(title, Severity.OK, checked.text + left_out)
     for warning in checked.warnings:
-        yield Finding(name, Severity.WARNING, warning)
+        yield Finding(title, Severity.WARNING, warning)

@@ -17,6 +17,7 @@ from ingest.reader.configuration import consumer_config
 from ingest.settings import Settings
 from tasks.connection import connect
 from tasks.coordination import Coordination
+from tasks.faults import START_A_WORKER
 from tasks.kafka.cluster import Cluster, ClusterError
 from tasks.kafka.membership import MetadataDropped, MetadataRefused, NoMember, join_and_commit
 from tasks.names import flush_queue
@@ -215,7 +216,16 @@ def fleet(settings: Settings) -> Iterable[Finding]:
             f"{', '.join(worker.queues)}",
             "restart it, or ignore it if it was stopped" if worker.silent else "",
         )
-    for queue, count in consumers(found, settings.sinks).items():
+    consumed = consumers(found, settings.sinks)
+    if not any(consumed.values()):
+        yield Finding(
+            "workers",
+            Severity.BAD,
+            f"no worker is running: tasks of {', '.join(consumed)} wait, and nothing is committed",
+            START_A_WORKER,
+        )
+        return
+    for queue, count in consumed.items():
         if not count:
             yield Finding(
                 f"queue {queue}",

@@ -21,6 +21,7 @@ from tasks.breaker import BreakerPhase, read_states
 from tasks.connection import connect
 from tasks.coordination import UNREADABLE, Coordination
 from tasks.errors import shortened
+from tasks.faults import Fault
 from tasks.foreign_keys import results
 from tasks.names import CONTROL_QUEUE, flush_queue
 from tasks.observe.presence import WorkerStatus, consumers, workers
@@ -82,7 +83,7 @@ class Status(msgspec.Struct, frozen=True):
 
     `unowned`: partitions without an owner when the readers last described their group. `queues_without_worker`:
     queues of enabled sinks, or `control`, that no worker consumes. `costs`: recent cost by project over all active
-    readers.
+    readers. `faults`: servers other than Redis that this process cannot use; `collect` does not ask them.
     """
 
     at: float
@@ -95,6 +96,7 @@ class Status(msgspec.Struct, frozen=True):
     unowned: tuple[Unowned, ...] = ()
     queues_without_worker: tuple[str, ...] = ()
     costs: tuple[CostOf, ...] = ()
+    faults: tuple[Fault, ...] = ()
 
     @property
     def lag_messages(self) -> int:

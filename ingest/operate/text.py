@@ -54,9 +54,9 @@ def times_as_text(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def counted(count: int, noun: str) -> str:
-    """Formats a count and its noun: `1 broker`, `3 brokers`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def counted(count: int, noun: str, nouns: str = "") -> str:
+    """Formats a count and its noun: `1 broker`, `3 brokers`. `nouns`: the plural, if it is irregular."""
+    return f"{count:,} {noun if count == 1 else nouns or f'{noun}s'}"
 
 
 def runs_text(numbers: Iterable[int]) -> str:

@@ -9,6 +9,7 @@ import io
 import time
 from collections.abc import Callable, Sequence
 
+import msgspec
 from redis.exceptions import RedisError
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -19,11 +20,13 @@ from ingest.core.flight import Phase
 from ingest.operate.columns import Column, FittedTable
 from ingest.operate.status import ReaderStatus, Status, collect
 from ingest.operate.terminal import Terminal
-from ingest.operate.text import seconds_text, size_text
+from ingest.operate.text import counted, seconds_text, size_text
 from ingest.settings import Settings
+from tasks import dependencies
 from tasks.breaker import BreakerPhase
-from tasks.connection import advice
-from tasks.errors import shortened
+from tasks.connection import LOOK_SECONDS_MAX, connect, fault_of
+from tasks.dependencies import Dependencies
+from tasks.faults import START_A_WORKER, Server
 from tasks.names import CONTROL_QUEUE, flush_queue
 from tasks.observe.meters import LONG_SECONDS
 from tasks.wire import SinkName
@@ -101,18 +104,30 @@ def page(status: Status) -> RenderableType:
 def run(settings: Settings, console: Console, *, once: bool = False, seconds: float = 1.0) -> None:
     """Refreshes until interrupted, or prints once. Redis errors are shown; only with `once` are they raised."""
     if once:
-        console.print(page(collect(settings)))
+        console.print(page(now(settings)))
         return
+    watched, client = Dependencies(settings), connect(settings, retries=0, seconds_max=LOOK_SECONDS_MAX)
+
+    def draw() -> RenderableType:
+        return page(msgspec.structs.replace(collect(settings, client), faults=watched.faults(0)))
+
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            live.update(_attempt(lambda: page(collect(settings))), refresh=True)
+            live.update(_attempt(draw), refresh=True)
             time.sleep(seconds)
+
+
+def now(settings: Settings) -> Status:
+    """The state from Redis, and the faults of the servers that it does not show. Raises RedisError."""
+    found = collect(settings, connect(settings, retries=0, seconds_max=LOOK_SECONDS_MAX))
+    faults = tuple(dependencies.faults(settings, dependencies.BESIDE_REDIS))
+    return msgspec.structs.replace(found, faults=faults)
 
 
 def picture(settings: Settings) -> str:
     """The current page as an SVG document."""
     console = Terminal(record=True, width=PICTURE_COLUMNS, file=io.StringIO(), force_terminal=True)
-    console.print(page(collect(settings)))
+    console.print(page(now(settings)))
     return console.export_svg(title="replays-ingest top", unique_id="top")
 
 
@@ -120,8 +135,7 @@ def _attempt(draw: Callable[[], RenderableType]) -> RenderableType:
     try:
         return draw()
     except RedisError as error:
-        text = f"Redis does not respond: {shortened(str(error))}\n{advice(error)}"
-        return Panel(Text(text), title="replays-ingest top", style="red")
+        return Panel(Text(fault_of(error).line), title="replays-ingest top", style="red")
 
 
 def _headline(status: Status) -> RenderableType:
@@ -140,9 +154,12 @@ def _headline(status: Status) -> RenderableType:
         f"   redis {memory}, {redis.unacknowledged_tasks} unacknowledged tasks",
     )
     lines: list[RenderableType] = [text]
+    lines += [Text(fault.line, style="bold red") for fault in status.faults]
     for reader in status.readers:
         lines.append(_reader_line(reader))
-    if not status.readers:
+    if not status.readers and any(fault.server is Server.KAFKA for fault in status.faults):
+        lines.append(Text("no reader reports: a reader starts to read once Kafka can be used", style="bold red"))
+    elif not status.readers:
         lines.append(Text("no reader is running: start `replays-ingest`", style="bold red"))
     if status.unowned:
         unowned_text = ", ".join(
@@ -155,7 +172,11 @@ def _headline(status: Status) -> RenderableType:
     if status.queues_without_worker:
         queues = ", ".join(status.queues_without_worker)
         lines.append(Text(f"queues without a worker: {queues}", style="bold red"))
-        lines.append(Text("start `celery -A tasks worker`; until then nothing is committed", style="red"))
+        lines.append(Text(f"{START_A_WORKER}; until then nothing is committed", style="red"))
+    if status.parked:
+        newest = max(status.parked, key=lambda batch: batch.parked_at)
+        parked = f"parked: {counted(len(status.parked), 'batch', 'batches')}, last error: {newest.error}"
+        lines.append(Text(parked, style="bold red"))
     return Panel(Group(*lines), border_style="blue")
 
 

@@ -16,9 +16,11 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
+from ingest.observe.fleet import Reported
 from ingest.reader.erasures import erasures_of
 from ingest.reader.tenant_gate import Limit, TenantGate, TenantRules
 from ingest.settings import Settings
+from tasks import dependencies
 from tasks.kafka.decisions import (
     KILLED,
     LIMIT,
@@ -33,6 +35,7 @@ from tasks.operators import Copy, Operators
 
 log = structlog.get_logger(__name__)
 REFRESH_SECONDS = 1.0
+METADATA_SECONDS_MAX = 2.0  # then it is logged and tried again
 
 # KEYS[1] bucket; ARGV: per_second, burst, wanted. Returns the tokens granted, as text (Lua truncates numbers).
 _TAKE = """
@@ -111,6 +114,7 @@ class TenantRefresh:
         self._gate = gate
         self._rules = TenantRules()
         self._reader: DecisionReader | None = None
+        self._reported = Reported()
         self.loop = Loop(
             "tenant-rules",
             self.refresh,
@@ -128,12 +132,16 @@ class TenantRefresh:
             try:
                 self._follow()
             except KafkaAway as away:
-                log.warning("decisions_not_loaded", error=str(away))
+                if away.fault is None:
+                    log.warning("decisions_not_loaded", error=str(away))
+                else:
+                    self._reported.kafka(away.fault)
             except RangeError as failure:
                 raise NotLoaded(missing_topic(self._settings, failure)) from failure
             except DecisionsUnreadable as failure:
                 raise NotLoaded(f"operators' decisions cannot be loaded: {failure}") from failure
             else:
+                self._reported.kafka(None)
                 return True
             if stopping(REFRESH_SECONDS):
                 return False
@@ -152,6 +160,14 @@ class TenantRefresh:
         rules stay in force."""
         try:
             self._follow()
+            self._reported.kafka(None)
+        except RangeError as failure:
+            # While no broker is connected, the client describes some calls as being about a missing partition.
+            found = failure.fault or dependencies.kafka(self._settings)
+            self._reported.kafka(found)
+            if found is not None:
+                raise KafkaAway(found.line, found) from failure
+            raise
         finally:
             self._take_tokens()
         if self._reader is not None:
@@ -160,7 +176,7 @@ class TenantRefresh:
     def _follow(self) -> None:
         first = self._reader is None
         if self._reader is None:
-            self._reader = DecisionReader(self._settings)
+            self._reader = DecisionReader(self._settings, metadata_seconds_max=METADATA_SECONDS_MAX)
         keys = self._reader.read()
         known = self._reader.decisions
         if keys or first:

@@ -20,9 +20,11 @@ from ingest.settings import Settings
 from ingest.web.flow import alerts, bottleneck
 from ingest.web.journey import flower_url
 from tasks.bulk import Outcomes, abandon_all, retry_all
-from tasks.connection import advice, connect
+from tasks.connection import LOOK_SECONDS_MAX, connect, fault_of
 from tasks.coordination import Coordination
+from tasks.dependencies import Dependencies
 from tasks.errors import SinkError
+from tasks.faults import Server
 from tasks.kafka.decisions import DecisionsUnreadable
 from tasks.kafka.producing import NotProduced
 from tasks.kafka.ranges import RangeError
@@ -35,6 +37,7 @@ PREVIEW_BYTES = 200
 LETTERS_COUNTED_MAX = 100_000
 REPLAYS_PER_SECOND_MAX = 100.0
 ACTIONS_MAX = 50
+FAULTS_SECONDS_MAX = 3.0
 
 
 class Refused(RuntimeError):
@@ -72,22 +75,30 @@ class Desk:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._client = connect(settings)
+        self._look_client = connect(settings, retries=0, seconds_max=LOOK_SECONDS_MAX)
+        self._dependencies = Dependencies(settings)
         self._coordination = Coordination(self._client, settings)
 
     def close(self) -> None:
+        self._dependencies.stop()
         self._client.close()
+        self._look_client.close()
 
     def look(self) -> dict[str, Any]:
         """Readers with partitions, lag and batches in flight; sinks and breakers; parked batches; recent
         actions."""
         try:
-            state = status.collect(self._settings, self._client)
-            found = msgspec.to_builtins(state)
-            actions = self._coordination.audited(ACTIONS_MAX)
+            state = status.collect(self._settings, self._look_client)
+            faults = self._dependencies.faults(FAULTS_SECONDS_MAX)
+            # If Redis has lost its copy of the actions, they are read from Kafka, which would only time out.
+            away = any(fault.server is Server.KAFKA for fault in faults)
+            actions = self._coordination.audited(ACTIONS_MAX, copy_only=away)
         except (RangeError, DecisionsUnreadable) as error:
             raise Refused(503, f"operators' decisions: {error}") from error
         except RedisError as error:
-            raise Refused(503, f"redis does not answer: {error}; {advice(error)}") from error
+            raise Refused(503, fault_of(error).line) from error
+        state = msgspec.structs.replace(state, faults=faults)
+        found = msgspec.to_builtins(state)
         for batch in found["parked"]:
             batch["flower"] = flower_url(self._settings, batch["batch_id"])
         for reader in found["readers"]:
@@ -107,9 +118,10 @@ class Desk:
     def trend(self) -> dict[str, Any]:
         """Throughput, lag and delay of the last hour."""
         try:
-            found: dict[str, Any] = msgspec.to_builtins(self._coordination.trend())
+            coordination = Coordination(self._look_client, self._settings)
+            found: dict[str, Any] = msgspec.to_builtins(coordination.trend())
         except RedisError as error:
-            raise Refused(503, f"redis does not answer: {error}; {advice(error)}") from error
+            raise Refused(503, fault_of(error).line) from error
         return found
 
     def retry_batch(self, batch_id: str, by: str) -> str:
@@ -121,7 +133,7 @@ class Desk:
         except ReaderGone as error:
             raise Refused(409, str(error)) from error
         except RedisError as error:
-            raise Refused(503, f"redis does not answer: {error}; {advice(error)}") from error
+            raise Refused(503, fault_of(error).line) from error
         except NotProduced as error:
             raise Refused(503, str(error)) from error
 
@@ -132,7 +144,7 @@ class Desk:
         except ValueError as error:
             raise Refused(400, str(error)) from error
         except RedisError as error:
-            raise Refused(503, f"redis does not answer: {error}; {advice(error)}") from error
+            raise Refused(503, fault_of(error).line) from error
         except NotProduced as error:
             raise Refused(503, str(error)) from error
 

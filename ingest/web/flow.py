@@ -13,6 +13,7 @@ from enum import StrEnum
 from ingest.core.flight import Phase
 from ingest.operate.status import SinkStatus, Status
 from tasks.breaker import BreakerPhase
+from tasks.faults import START_A_WORKER, Server
 
 LAG_SECONDS_MAX = 60.0
 BEHIND_SECONDS = 10.0
@@ -48,15 +49,25 @@ class Bottleneck:
 
 def alerts(status: Status) -> list[Alert]:
     """What needs attention, most severe first."""
-    found = [*_of_readers(status), *_of_sinks(status), *_of_batches(status), *_of_redis(status)]
+    parts = (_of_servers, _of_readers, _of_sinks, _of_batches, _of_redis)
+    found = [alert for part in parts for alert in part(status)]
     return sorted(found, key=lambda one: one.severity is not Severity.ACT)
+
+
+def _of_servers(status: Status) -> Iterator[Alert]:
+    for fault in status.faults:
+        yield Alert(
+            "ReplaysNothingAssigned" if fault.server is Server.KAFKA else "ReplaysSinkSick", f"{fault.line}."
+        )
 
 
 def _of_readers(status: Status) -> Iterator[Alert]:
     heard = [one for one in status.readers if not one.silent]
     silent = [one.reader for one in status.readers if one.silent]
-    if not heard:
-        yield Alert("ReplaysNoReader", "No reader is running: nothing is ingested.")
+    if not heard and any(fault.server is Server.KAFKA for fault in status.faults):
+        yield Alert("ReplaysNoReader", "No reader reports: a reader starts to read once Kafka can be used.")
+    elif not heard:
+        yield Alert("ReplaysNoReader", "No reader is running: start `replays-ingest`; nothing is ingested.")
     elif silent:
         yield Alert("ReplaysReaderDown", f"Silent readers: {_named(silent)}.")
     for one in heard:
@@ -79,7 +90,7 @@ def _of_readers(status: Status) -> Iterator[Alert]:
 
 def _of_sinks(status: Status) -> Iterator[Alert]:
     if not any(not worker.silent for worker in status.workers):
-        yield Alert("ReplaysNobodyFlushes", "No worker is running: start `celery -A tasks worker`.")
+        yield Alert("ReplaysNobodyFlushes", f"No worker is running: {START_A_WORKER}.")
     elif status.queues_without_worker:
         queues = _named(list(status.queues_without_worker))
         yield Alert("ReplaysQueueWithoutWorker", f"Queues that no worker consumes: {queues}.")
@@ -95,9 +106,11 @@ def _of_batches(status: Status) -> Iterator[Alert]:
     if status.parked:
         oldest = min(one.first_parked_at or one.parked_at for one in status.parked)
         count = len(status.parked)
+        newest = max(status.parked, key=lambda one: one.parked_at)
         yield Alert(
             "ReplaysBatchParked",
-            f"{count} batch{'' if count == 1 else 'es'} parked, the first for {status.at - oldest:,.0f} s.",
+            f"{count} batch{'' if count == 1 else 'es'} parked, the first for {status.at - oldest:,.0f} s. "
+            f"Last error: {newest.error}",
         )
 
 

@@ -12,6 +12,7 @@ from ingest.web.base import TOKEN_HEADER, Handler, State, policy
 from ingest.web.desk import LetterFilter
 from ingest.web.login import LoginMethod, Visitor
 from ingest.web.pages import STATIC, BrowserHandler
+from tasks.sign_in import WRONG_LOGIN
 
 IDS_MAX = 1000
 ID_CHARACTERS_MAX = 400
@@ -27,6 +28,8 @@ class OperatorHandler(Handler):
         )
 
     def refuse(self) -> None:
+        if self.state.login.has_passwords and self.request.headers.get("Authorization"):
+            raise web.HTTPError(401, reason=f"wrong user or password: {WRONG_LOGIN}")
         if self.state.login.has_passwords:
             raise web.HTTPError(401, reason="requires a Flower login")
         if self.state.login.is_open:

@@ -21,7 +21,7 @@ from tornado.ioloop import IOLoop
 from tornado.web import url
 
 from tasks.configuration import configuration
-from tasks.connection import connect
+from tasks.connection import connect, fault_of
 from tasks.coordination import Coordination
 from tasks.flower.parked import Asset, BatchPage, ParkedPage, batch_of, operator_of
 from tasks.flower.templates import with_parked_link
@@ -179,7 +179,7 @@ class RetryBatch(BaseHandler):  # type: ignore[misc]
         except ReaderGone as error:
             return 409, str(error)
         except RedisError as error:
-            return 503, f"redis does not respond: {error}"
+            return 503, fault_of(error).line
         finally:
             client.close()
 

@@ -18,7 +18,7 @@ from tornado import web
 from tornado.ioloop import IOLoop
 
 from tasks.bulk import BATCHES_MAX, Outcomes, abandon_all, retry_all
-from tasks.connection import advice, connect
+from tasks.connection import connect, fault_of
 from tasks.coordination import Coordination
 from tasks.flower.selection import (
     AGES_SECONDS,
@@ -132,7 +132,7 @@ class _Page(BaseHandler):  # type: ignore[misc]
         try:
             return await IOLoop.current().run_in_executor(None, connected)
         except RedisError as error:
-            raise web.HTTPError(503, f"redis does not respond: {error}; {advice(error)}") from error
+            raise web.HTTPError(503, fault_of(error).line) from error
         except (NotProduced, RangeError, DecisionsUnreadable) as error:
             raise web.HTTPError(503, f"the audit trail: {error}") from error
 

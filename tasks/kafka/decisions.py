@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from tasks.kafka.producing import AcknowledgedProducer, NotProduced
-from tasks.kafka.ranges import END, Bounds, Range, RangeError, RangeReader, TopicMissing
+from tasks.kafka.ranges import DOWN_SECONDS_MAX, END, Bounds, Range, RangeError, RangeReader, TopicMissing
 from tasks.kafka.records import Record
 from tasks.kafka.topics import ClusterUnreachable, Topics
 from tasks.settings import Settings
@@ -151,10 +151,13 @@ class Decisions:
 class DecisionReader:
     """Reads the topic from its beginning, then new records. Used by one thread; methods raise RangeError."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, metadata_seconds_max: float = METADATA_SECONDS_MAX) -> None:
         self.decisions = Decisions()
         self._topic = settings.operators_topic
-        bounds = Bounds(silent_seconds_max=SILENT_SECONDS_MAX, metadata_seconds_max=METADATA_SECONDS_MAX)
+        bounds = Bounds(
+            silent_seconds_max=SILENT_SECONDS_MAX,
+            metadata_seconds_max=metadata_seconds_max,
+        )
         self._reader = RangeReader(settings, self._topic, bounds=bounds)
         self._checked = False
 
@@ -221,10 +224,10 @@ class DecisionWriter:
         topic = self._settings.operators_topic
         try:
             topics = Topics(self._settings)
-            if topic not in topics.inventory(LOOK_SECONDS_MAX).topics:
+            if topic not in topics.inventory(LOOK_SECONDS_MAX, down_seconds_max=DOWN_SECONDS_MAX).topics:
                 raise NotProduced(f"topic {topic} is missing: run `replays-ingest migrate`")
         except ClusterUnreachable as failure:
-            raise NotProduced(f"brokers {self._settings.kafka_brokers}: {failure}") from failure
+            raise NotProduced(str(failure)) from failure
         self._looked = True
 
 
@@ -241,6 +244,8 @@ def audit_entry(action: Mapping[str, Any], at: float | None = None) -> dict[str,
 
 def missing_topic(settings: Settings, failure: RangeError) -> str:
     """The error text for an unreadable topic; it states what to do."""
+    if failure.fault is not None:
+        return failure.fault.line
     todo = ": run `replays-ingest migrate`" if isinstance(failure, TopicMissing) else ""
     return f"operators' decisions cannot be loaded: {failure}{todo}"
 

@@ -24,13 +24,15 @@ from typing import Any
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as KafkaPartition
 
+from tasks.faults import Fault
+from tasks.kafka.faults import REFUSED, UNCONNECTED, ClientErrors, list_topics
 from tasks.kafka.options import kafka_options
 from tasks.kafka.records import Record, record_of
-from tasks.kafka.usable import Silent
 from tasks.settings import Settings
 from tasks.units import KiB, MiB
 
 CALL_SECONDS_MAX = 15.0
+DOWN_SECONDS_MAX = 1.5
 POLL_SECONDS = 1.0
 FETCH_WAIT_MS = 100
 """Maximum time a broker delays the end-of-partition response."""
@@ -40,16 +42,6 @@ GROUP = "replays-ingest-ranges"
 """librdkafka requires a group name even without joining."""
 
 MISSING = frozenset((KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION))
-REFUSED = frozenset(
-    (
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-        KafkaError.SASL_AUTHENTICATION_FAILED,
-        KafkaError.UNSUPPORTED_SASL_MECHANISM,
-        KafkaError._AUTHENTICATION,
-        KafkaError._SSL,
-    )
-)
 # Errors about the read position: end of the log, offset out of range, record batch that cannot be decompressed.
 ABOUT_THE_POSITION = frozenset(
     (KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET, KafkaError._BAD_COMPRESSION)
@@ -61,7 +53,13 @@ COORDINATOR_WAIT_SECONDS = 0.1
 
 
 class RangeError(Exception):
-    """A range was not read to its end. The text names the topic and the reason."""
+    """A range was not read to its end. The text names the topic and the reason. `fault`: the brokers' fault, if
+    that is the reason.
+    """
+
+    def __init__(self, text: str, fault: Fault | None = None) -> None:
+        super().__init__(text)
+        self.fault = fault
 
 
 class TopicMissing(RangeError):
@@ -101,7 +99,8 @@ class Bounds:
     """Limits of one `read`; None means unlimited.
 
     `seconds_max` counts time waiting for Kafka, not the caller's processing. `silent_seconds_max`: maximum wait
-    for the next record. `metadata_seconds_max`: maximum wait for the topic's description.
+    for the next record. `metadata_seconds_max`: maximum wait for the topic's description; `down_seconds_max`: the
+    same if the client is connected to no broker.
     """
 
     messages_max: int | None = None
@@ -109,6 +108,7 @@ class Bounds:
     seconds_max: float | None = None
     silent_seconds_max: float = 60.0
     metadata_seconds_max: float = CALL_SECONDS_MAX
+    down_seconds_max: float = DOWN_SECONDS_MAX
 
 
 class RangeReader:
@@ -128,6 +128,7 @@ class RangeReader:
         """By partition: offsets in record batches that the client cannot decompress, or that are too large."""
         self._bounds = bounds or Bounds()
         self._last_error = ""
+        self._client_errors = ClientErrors()
         self._refusal: KafkaError | None = None
         options: dict[str, Any] = {
             "group.id": group,
@@ -140,7 +141,7 @@ class RangeReader:
             **kafka_options(settings),
             "error_cb": self._note_error,
         }
-        self._consumer = Consumer(options, logger=Silent())
+        self._consumer = Consumer(options, logger=self._client_errors)
 
     def __enter__(self) -> RangeReader:
         return self
@@ -157,7 +158,13 @@ class RangeReader:
     def partitions(self) -> tuple[int, ...]:
         """Numbers of the topic's partitions."""
         with self._errors_converted():
-            found = self._consumer.list_topics(self.topic, timeout=self._bounds.metadata_seconds_max)
+            found = list_topics(
+                self._consumer,
+                self._client_errors,
+                self._bounds.metadata_seconds_max,
+                topic=self.topic,
+                down_seconds_max=self._bounds.down_seconds_max,
+            )
             described = found.topics[self.topic]
             if described.error is not None:
                 raise KafkaException(described.error)
@@ -305,6 +312,7 @@ class RangeReader:
     def _note_error(self, error: KafkaError) -> None:
         """Collects asynchronous errors of librdkafka, which keeps retrying."""
         self._last_error = error.str()
+        self._client_errors.note(error)
         if error.code() in REFUSED or error.code() in MISSING or error.fatal():
             self._refusal = error
 
@@ -326,10 +334,12 @@ class RangeReader:
 
     def _sorted(self, error: KafkaError) -> RangeError:
         text = f"topic {self.topic}: {error.str()}"
+        if error.code() in REFUSED or error.code() in UNCONNECTED:
+            found = self._client_errors.fault(self._brokers, error)
+            text = f"topic {self.topic}: {found.problem}; {found.what_to_do}"
+            return (KafkaRefused if error.code() in REFUSED else KafkaAway)(text, found)
         if error.code() in MISSING:
             return TopicMissing(text)
-        if error.code() in REFUSED:
-            return KafkaRefused(text)
         return KafkaAway(f"{text}; check that the brokers in REPLAYS_KAFKA_BROKERS={self._brokers} are up")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,20 +16,21 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
+from tasks.errors import shortened
+from tasks.faults import Cause, Fault, Server, fault
+from tasks.kafka.faults import ClientErrors, list_topics
 from tasks.kafka.options import kafka_options
 from tasks.settings import Settings
 
 MESSAGE_BYTES_MAX = "max.message.bytes"
-LIST_SECONDS_MAX = 2.0
-REASONS_MAX = 3
-REFUSALS = (KafkaError._AUTHENTICATION, KafkaError._SSL)
 
 
 class ClusterUnreachable(Exception):
-    """The brokers did not respond, or `refused` the request. The text has the reason known to the client."""
+    """The brokers did not respond, or `refused` the request. The text is the line of `fault`."""
 
-    def __init__(self, text: str, *, refused: bool = False) -> None:
-        super().__init__(text)
+    def __init__(self, found: Fault, *, refused: bool = False) -> None:
+        super().__init__(found.line)
+        self.fault = found
         self.refused = refused
 
 
@@ -54,34 +54,28 @@ class Topics:
     """One admin client, for one thread. Raises ClusterUnreachable if no client can be created."""
 
     def __init__(self, settings: Settings) -> None:
-        self._errors: list[KafkaError] = []
-        self._lines = _LibraryLines()
-        options: dict[str, Any] = {**kafka_options(settings), "error_cb": self._errors.append}
+        self._brokers = settings.kafka_brokers
+        self._errors = ClientErrors()
+        options: dict[str, Any] = {**kafka_options(settings), "error_cb": self._errors.note}
         try:
-            self._admin = AdminClient(options, logger=self._lines)
+            self._admin = AdminClient(options, logger=self._errors)
         except (KafkaException, ValueError) as failure:
-            raise ClusterUnreachable(self._reasons(failure), refused=True) from failure
+            cause = failure.args[0] if failure.args else failure
+            text = cause.str() if isinstance(cause, KafkaError) else str(cause)
+            refused = fault(Server.KAFKA, Cause.CLIENT, f"no client can be created: {shortened(text)}")
+            raise ClusterUnreachable(refused, refused=True) from failure
 
     def inventory(self, seconds_max: float, *, down_seconds_max: float = math.inf) -> Inventory:
         """Lists topics. Raises ClusterUnreachable after `seconds_max`, or when the broker refuses.
 
         `down_seconds_max`: after this time, the report of the client that all brokers are down counts as a
-        failure. A refused password or certificate is reported asynchronously, while the call itself would only
-        time out.
+        failure.
         """
-        began = time.monotonic()
-        ends_at = began + seconds_max
-        while True:
-            try:
-                found = self._admin.list_topics(timeout=min(LIST_SECONDS_MAX, seconds_max))
-                break
-            except KafkaException as failure:
-                self._admin.poll(0)
-                refused = any(error.code() in REFUSALS for error in self._errors)
-                down = any(error.code() == KafkaError._ALL_BROKERS_DOWN for error in self._errors)
-                gave_up = down and time.monotonic() - began >= down_seconds_max
-                if refused or gave_up or time.monotonic() >= ends_at:
-                    raise ClusterUnreachable(self._reasons(failure), refused=refused) from failure
+        try:
+            found = list_topics(self._admin, self._errors, seconds_max, down_seconds_max=down_seconds_max)
+        except KafkaException as failure:
+            cause = self._errors.fault(self._brokers)
+            raise ClusterUnreachable(cause, refused=self._errors.refused()) from failure
         topics = {
             name: Topic(
                 len(topic.partitions),
@@ -126,20 +120,3 @@ class Topics:
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
-
-    def _reasons(self, failure: Exception) -> str:
-        cause = failure.args[0] if failure.args else failure
-        first = cause.str() if isinstance(cause, KafkaError) else str(cause)
-        reasons = [first, *(error.str() for error in self._errors), *self._lines.found]
-        return "; ".join(list(dict.fromkeys(reasons))[:REASONS_MAX])
-
-
-class _LibraryLines:
-    """Collects log lines of the client library, often the only stated cause."""
-
-    def __init__(self) -> None:
-        self.found: list[str] = []
-
-    def log(self, level: int, text: str, *arguments: Any) -> None:
-        line = text % arguments if arguments else text
-        self.found.append(line.rpartition("]: ")[2])

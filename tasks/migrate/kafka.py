@@ -29,7 +29,7 @@ def migrate_topics(settings: Settings, *, dry_run: bool, source: bool) -> Iterat
         topics = Topics(settings)
         present = topics.inventory(timeout_seconds).topics
     except ClusterUnreachable as failure:
-        raise TransientSinkError(f"brokers {settings.kafka_brokers}: {failure}") from failure
+        raise TransientSinkError(str(failure)) from failure
     source_bytes = SOURCE_MESSAGE_BYTES_MAX
     if settings.kafka_topic in present:
         source_bytes = topics.message_bytes_max(settings.kafka_topic, timeout_seconds) or source_bytes

@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 
 from tasks import cores
 from tasks.loading import load_fleet
-from tasks.observe import logs, metrics, telemetry
+from tasks.observe import celery_lines, logs, metrics, telemetry
 from tasks.observe.metric_table import RunOutcome
 from tasks.settings import Settings
 from tasks.staging import Staging
@@ -156,6 +156,7 @@ def _on_beginning(instance: Any = None, **_: Any) -> None:
 
 def _on_logging(**_: Any) -> None:
     logs.configure(load_fleet())
+    celery_lines.install()
     # Celery's received and succeeded lines; `run_line` replaces them.
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -145,7 +145,7 @@ def test_recordings_flow_over_encrypted_links_with_the_least_rights(
         }
         found = check.run(settings_of(secured))
         missing = {finding.name.split()[0] for finding in found if finding.level != "ok"}
-        assert missing == {"queue", "partition"}, found  # No worker and no reader is running yet.
+        assert missing == {"workers", "partition"}, found  # No worker and no reader is running yet.
         programs = Programs(children, secured)
         flower = programs.start()
         manifest = tmp_path / "manifest.jsonl"

@@ -13,6 +13,7 @@ import re
 
 from clickhouse_connect.driver import exceptions as driver
 
+from tasks.faults import WHAT_TO_DO, Cause, Server
 from tasks.sinks.google.errors import BLAME_OF_CLASS as BLAME_OF_HTTP_CLASS
 from tasks.sinks.http.answers import blame_of_status
 from tasks.sinks.outcome import Blame, Trouble
@@ -129,6 +130,10 @@ BLAME_OF_CODE: dict[tuple[int, str], Blame] = {
     (691, "UNKNOWN_ELEMENT_OF_ENUM"): BATCH,
 }
 
+# No password is accepted, or none was sent. Other codes of CREDENTIALS are about rights.
+LOGIN_CODES = frozenset((192, 193, 194, 516))
+REFUSED_LOGIN = WHAT_TO_DO[Server.CLICKHOUSE, Cause.LOGIN]
+
 # An error without a code arose in the driver, on the network or in a proxy.
 BLAME_OF_CLASS: dict[type[BaseException], Blame] = {
     driver.ClickHouseError: SERVER,
@@ -161,7 +166,13 @@ PUSHING_TO_VIEW = "while pushing to view"
 
 
 def trouble_of_code(code: int, text: str) -> Trouble:
-    """The cause of a server exception, by its code; `text` is its message."""
+    """The cause of a server exception, by its code; `text` is its message.
+
+    A refused login has only the first sentence: the server continues with advice for its own administrator.
+    """
+    if code in LOGIN_CODES:
+        first, _, _ = text.strip().partition("\n")
+        return Trouble(CREDENTIALS, f"{first.rstrip('.')}; {REFUSED_LOGIN}")
     if UNKNOWN_FIELD in text:
         return Trouble(TABLE, f"{text}; run `replays-ingest migrate`")
     blame = _BLAME_OF_NUMBER.get(code, SERVER)

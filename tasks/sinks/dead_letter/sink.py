@@ -129,10 +129,9 @@ class DeadLetterSink:
             topics = Topics(self._settings)
             found = topics.inventory(timeout_seconds).topics.get(self._topic)
         except ClusterUnreachable as failure:
-            text = f"brokers {self._settings.kafka_brokers}: {failure}"
             if failure.refused:
-                raise PermanentSinkError(text, configuration=True) from failure
-            raise TransientSinkError(text) from failure
+                raise PermanentSinkError(str(failure), configuration=True) from failure
+            raise TransientSinkError(str(failure)) from failure
         if found is None:
             raise PermanentSinkError(
                 f"topic {self._topic} is missing; run `replays-ingest migrate`", configuration=True

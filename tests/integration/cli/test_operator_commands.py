@@ -294,16 +294,13 @@ def test_existing_schema_and_topics_are_left_unchanged(office: Office):
 
 
 def test_check_lists_every_server_and_its_errors(office: Office):
-    """If only the workers are missing, `check` reports only their queues as errors.
-
-    An unavailable server is also reported.
-    """
+    """If only the workers are missing, `check` reports one error. An unavailable server is also reported."""
     good = command(office.env, "check", "--json")
     bad = command(office.env | {"REPLAYS_CLICKHOUSE_URL": "http://127.0.0.1:1"}, "check")
 
     assert {finding["name"] for finding in good.json} >= {"redis", "clickhouse", "gcs"}
     wrong = {finding["name"].split()[0] for finding in good.json if finding["level"] == "bad"}
-    assert (good.code, wrong) == (1, {"queue"}), good.out
+    assert (good.code, wrong) == (1, {"workers"}), good.out
     assert bad.code == 1
     assert "clickhouse" in bad.out
 

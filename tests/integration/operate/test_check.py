@@ -22,6 +22,7 @@ from ingest.operate import rehearsal, status
 from ingest.operate.finding import Finding, Severity
 from ingest.operate.top import page
 from ingest.settings import GroupProtocol, Settings
+from tasks.connection import connect
 from tasks.coordination import Coordination
 from tasks.kafka.cluster import Cluster, ClusterError
 from tasks.kafka.producing import AcknowledgedProducer
@@ -151,11 +152,26 @@ def test_staging_and_tasks_are_checked_and_nothing_is_left(fleet: Fleet) -> None
     assert left == set()
 
 
-def test_a_queue_without_a_worker_is_an_error(fleet: Fleet) -> None:
-    """A queue without a worker is an error, and the last finding says which worker to start."""
-    found = list(rehearsal.fleet(fleet.settings))
+def test_no_worker_is_one_error(fleet: Fleet) -> None:
+    """It says that any worker is missing, not only that of a queue."""
+    found = only(rehearsal.fleet(fleet.settings))
 
-    assert [finding.name for finding in found] == [f"queue {name}" for name in queues_of(fleet.settings.sinks)]
+    assert (found.name, found.bad) == ("workers", True)
+    assert found.advice == "start `celery -A tasks worker`"
+    assert all(queue in found.said for queue in queues_of(fleet.settings.sinks))
+
+
+def test_a_queue_without_a_worker_is_an_error(fleet: Fleet) -> None:
+    """While other queues have one. The last finding says which worker to start."""
+    served, *others = queues_of(fleet.settings.sinks)
+    coordination = Coordination(connect(fleet.settings), fleet.settings)
+    now = coordination.now()
+    presence = Presence(host="h", processes=1, started_at=now, seen_at=now, queues=(served,), release=RELEASE)
+    coordination.publish_worker("w@h", msgspec.json.encode(presence).decode())
+
+    _, *found = rehearsal.fleet(fleet.settings)
+
+    assert [finding.name for finding in found] == [f"queue {name}" for name in others]
     assert all(finding.bad for finding in found)
     assert "celery -A tasks worker -Q control" in found[-1].advice
 

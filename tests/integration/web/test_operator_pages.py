@@ -15,6 +15,7 @@ from ingest.local.servers.processes import wait_until
 from ingest.operate.dlq import Selection, letters
 from ingest.settings import Settings
 from ingest.web.base import TOKEN_HEADER
+from tasks.sign_in import WRONG_LOGIN
 from tests.kit.office import READER, Office
 from tests.kit.web_pages import Client, Seen, running, served
 
@@ -47,10 +48,14 @@ def pages(office: Office) -> Iterator[Pages]:
 
 @pytest.mark.parametrize("login", ["", "ann:wrong", "ann", "eve:a-long-password"])
 def test_flowers_password_is_required(pages: Pages, login: str):
-    """Page, state and buttons require Flower's password, for which a browser prompts the user."""
+    """Page, state and buttons require the password; a browser is prompted for it. After a wrong one, the response
+    says which setting has the right ones.
+    """
     stranger = Client(pages.client.address, login)
 
-    for seen in (stranger.get("/operate"), stranger.get("/api/operate"), stranger.get("/api/operate/letters")):
+    page, look, letters = map(stranger.get, ("/operate", "/api/operate", "/api/operate/letters"))
+    assert look.error == (f"wrong user or password: {WRONG_LOGIN}" if login else "requires a Flower login")
+    for seen in (page, look, letters):
         assert seen.status == 401
         assert seen.headers["WWW-Authenticate"].startswith('Basic realm="replays-ingest operator"')
     assert stranger.post("/api/operate/batches/retry", {"batch_id": "x"}).status == 401
@@ -288,5 +293,5 @@ def test_unavailable_servers_are_named(office_settings: Settings):
         look, listed = operator.get("/api/operate"), operator.get("/api/operate/letters")
 
     assert (look.status, listed.status) == (503, 503)
-    assert look.error.startswith("redis does not answer")
+    assert look.error.startswith("redis: does not respond: ")
     assert listed.error

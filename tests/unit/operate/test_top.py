@@ -106,7 +106,7 @@ def test_cost_by_project_is_the_sum_over_readers() -> None:
 @pytest.mark.parametrize("width", [80, 100, 200])
 def test_a_parked_batch_of_a_busy_system_fits_one_line(width: int) -> None:
     """A parked batch fits one line, with the whole id and worker's name, because operators copy them into
-    commands.
+    commands. The headline has the last error, with as many lines as it needs.
     """
     batch_id = "ingest-replay-recordings-3-1234567-1235567"
     parked = ParkedStatus(batch_id, Stage.ROWS, 12, 1000, 9_000_000, 0.0, 99.0, "r1", "clickhouse is away " * 20)
@@ -124,8 +124,9 @@ def test_a_parked_batch_of_a_busy_system_fits_one_line(width: int) -> None:
     Console(file=drawn, width=width).print(page(Status(0.0, (), sinks, (parked,), redis, {}, fleet)))
 
     lines = [line.rstrip() for line in drawn.getvalue().splitlines()]
-    (shown,) = (line for line in lines if "clickhouse is away" in line)
-    assert shown.startswith(f"{batch_id}  ")
+    (shown,) = (line for line in lines if line.startswith(f"{batch_id}  "))
+    assert "clickhouse is away" in shown
     assert shown.endswith("…")
+    assert any("parked: 1 batch, last error: clickhouse is away" in line for line in lines)
     assert [line.split()[1] for line in lines if line.startswith("celery@")] == ["all", every[0]]
     assert {line.split()[0] for line in lines if "celery@" in line} == {worker.worker for worker in fleet}

@@ -163,7 +163,7 @@ def test_unavailable_brokers_are_one_error(
 
     with (
         RangeReader(away, topic_settings.kafka_topic, bounds=Bounds(metadata_seconds_max=1.0)) as reader,
-        pytest.raises(KafkaAway, match=r"REPLAYS_KAFKA_BROKERS=127.0.0.1:1"),
+        pytest.raises(KafkaAway, match=r"127.0.0.1:1 does not respond: .* or correct REPLAYS_KAFKA_BROKERS"),
     ):
         reader.partitions()
 

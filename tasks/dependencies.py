@@ -1,0 +1,97 @@
+"""Asks the servers with a login whether they can be used: Redis, Kafka, ClickHouse.
+
+One cheap request to each, so that an idle system reports a fault too: workers ask when they start, `status`, `top`
+and the operator's page while they run. `check` tests much more.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+from redis.exceptions import RedisError
+
+from tasks import connection
+from tasks.faults import Fault
+from tasks.kafka.topics import ClusterUnreachable, Topics
+from tasks.observe.loops import Loop
+from tasks.settings import Settings
+from tasks.sinks.clickhouse import reach
+from tasks.wire import SinkName
+
+ASK_SECONDS_MAX = connection.LOOK_SECONDS_MAX
+KAFKA_SECONDS_MAX = 2.0  # includes the connection, with TLS and a login
+DOWN_SECONDS_MAX = 1.0
+INTERVAL_SECONDS = 5.0
+Ask = Callable[[Settings], Fault | None]
+
+
+def redis(settings: Settings) -> Fault | None:
+    """The fault of Redis."""
+    client = connection.connect(settings, retries=0, seconds_max=ASK_SECONDS_MAX)
+    try:
+        client.ping()
+    except (RedisError, OSError) as error:
+        return connection.fault_of(error)
+    finally:
+        client.close()
+    return None
+
+
+def kafka(settings: Settings) -> Fault | None:
+    """The fault of the brokers; None if none is configured."""
+    if not settings.kafka_brokers:
+        return None
+    try:
+        Topics(settings).inventory(KAFKA_SECONDS_MAX, down_seconds_max=DOWN_SECONDS_MAX)
+    except ClusterUnreachable as failure:
+        return failure.fault
+    return None
+
+
+def clickhouse(settings: Settings) -> Fault | None:
+    """The fault of ClickHouse; None if that sink is switched off."""
+    return reach.fault_of(settings, ASK_SECONDS_MAX) if SinkName.CLICKHOUSE in settings.sinks else None
+
+
+ALL = (redis, kafka, clickhouse)
+BESIDE_REDIS = (kafka, clickhouse)
+
+
+def faults(settings: Settings, asked: Sequence[Ask]) -> Iterator[Fault]:
+    """The faults of these servers, asked at the same time, each as soon as it is known; takes little more than
+    KAFKA_SECONDS_MAX.
+    """
+    with ThreadPoolExecutor(len(asked), thread_name_prefix="dependencies") as pool:
+        for ended in as_completed([pool.submit(ask, settings) for ask in asked]):
+            found = ended.result()
+            if found is not None:
+                yield found
+
+
+class Dependencies:
+    """The current faults of Kafka and ClickHouse. A thread, started on first use, asks every INTERVAL_SECONDS."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._faults: tuple[Fault, ...] = ()
+        self._known, self._lock, self._started = threading.Event(), threading.Lock(), False
+        self._loop = Loop("dependencies", self._ask, INTERVAL_SECONDS)
+
+    def faults(self, wait_seconds: float) -> tuple[Fault, ...]:
+        """The faults that were found last. Waits for the first answers."""
+        with self._lock:
+            if not self._started:
+                self._started = True
+                self._loop.start()
+        self._known.wait(wait_seconds)
+        return self._faults
+
+    def stop(self) -> None:
+        """Ends the thread after the current request."""
+        self._loop.request_stop()
+
+    def _ask(self) -> None:
+        self._faults = tuple(faults(self._settings, BESIDE_REDIS))
+        self._known.set()

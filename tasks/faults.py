@@ -1,0 +1,77 @@
+"""Faults of servers in the words that commands, pages and logs use: which server, what is wrong, what to do.
+
+The clients' modules classify their errors (`tasks.connection`, `tasks.kafka.faults`, `tasks.sinks.clickhouse`).
+Only this module has the advice for each kind of fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+import msgspec
+
+
+class Server(StrEnum):
+    """A server that all parts of the system depend on, or that is a sink with a login."""
+
+    REDIS = "redis"
+    KAFKA = "kafka"
+    CLICKHOUSE = "clickhouse"
+
+
+class Cause(StrEnum):
+    """What is wrong with the connection to a server."""
+
+    AWAY = "away"
+    """It refuses connections, does not respond, or its name does not resolve."""
+    SILENT = "silent"
+    """It may accept connections, but closes them or does not answer."""
+    LOGIN = "login"
+    """It responds and refuses the user or the password."""
+    MECHANISM = "mechanism"
+    """It offers no such kind of login."""
+    ENCRYPTION = "encryption"
+    """A certificate is not trusted, or one side speaks TLS and the other does not."""
+    CLIENT = "client"
+    """The client library does not accept the settings."""
+    RIGHTS = "rights"
+    """The login is accepted and the operation is not permitted."""
+
+
+WHAT_TO_DO: Mapping[tuple[Server, Cause], str] = {
+    (Server.REDIS, Cause.AWAY): "start Redis, or correct REPLAYS_REDIS_URL",
+    (Server.REDIS, Cause.LOGIN): "correct the user or password in REPLAYS_REDIS_URL",
+    (Server.REDIS, Cause.RIGHTS): "grant its user the rights of deploy/redis/users.acl",
+    (Server.KAFKA, Cause.AWAY): "start a broker, or correct REPLAYS_KAFKA_BROKERS",
+    (Server.KAFKA, Cause.SILENT): (
+        "start a broker, or correct REPLAYS_KAFKA_BROKERS or REPLAYS_KAFKA_SECURITY_PROTOCOL"
+    ),
+    (Server.KAFKA, Cause.LOGIN): "correct REPLAYS_KAFKA_SASL_USERNAME or REPLAYS_KAFKA_SASL_PASSWORD",
+    (Server.KAFKA, Cause.MECHANISM): "correct REPLAYS_KAFKA_SASL_MECHANISM or REPLAYS_KAFKA_SECURITY_PROTOCOL",
+    (Server.KAFKA, Cause.ENCRYPTION): "correct REPLAYS_KAFKA_SECURITY_PROTOCOL or REPLAYS_KAFKA_SSL_CA_FILE",
+    (Server.KAFKA, Cause.CLIENT): "correct the REPLAYS_KAFKA_* settings",
+    (Server.KAFKA, Cause.RIGHTS): "grant the rights that docs/hardening.md lists",
+    (Server.CLICKHOUSE, Cause.AWAY): "start ClickHouse, or correct REPLAYS_CLICKHOUSE_URL",
+    (Server.CLICKHOUSE, Cause.RIGHTS): "correct the REPLAYS_CLICKHOUSE_* settings, or the rights of its user",
+    (Server.CLICKHOUSE, Cause.LOGIN): "correct REPLAYS_CLICKHOUSE_USER or REPLAYS_CLICKHOUSE_PASSWORD",
+}
+START_A_WORKER = "start `celery -A tasks worker`"
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """A server that cannot be used: the problem, and what to do about it, in one line each, without secrets."""
+
+    server: Server
+    problem: str
+    what_to_do: str
+
+    @property
+    def line(self) -> str:
+        """The fault in one line."""
+        return f"{self.server}: {self.problem}; {self.what_to_do}"
+
+
+def fault(server: Server, cause: Cause, problem: str) -> Fault:
+    """The fault with the advice for its cause."""
+    return Fault(server, problem, WHAT_TO_DO[server, cause])

@@ -1,0 +1,74 @@
+"""Replaces lines of Celery that say less than ours.
+
+Celery logs each attempt to reach Redis, without what to do. One line of ours, in the words of the reader and of
+the commands, replaces them until the connection is back. Celery also logs the stack of each chord with a failed
+task; the line `flush` of that task has the error already.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import structlog
+
+from tasks.connection import fault_of
+from tasks.faults import Fault, Server
+
+CONNECTING = ("celery.worker.consumer.consumer", "celery.worker.consumer.connection")
+CHORDS = "celery.backends.redis"
+log = structlog.get_logger(__name__)
+
+
+class ConnectionLines(logging.Filter):
+    """Reports a fault of Redis once when it begins and once when it ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._problem = ""
+
+    def report(self, found: Fault) -> None:
+        """Logs this fault of Redis, unless it was the last one."""
+        if found.problem != self._problem:
+            _log(found)
+        self._problem = found.problem
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether Celery's line is logged."""
+        text = str(record.msg)
+        if text.startswith("Connected to") and self._problem:
+            self._problem = ""
+            log.info("redis_usable")
+        if not text.startswith("consumer: Cannot connect to") or not isinstance(record.args, tuple):
+            return True
+        error = next((argument for argument in record.args if isinstance(argument, BaseException)), None)
+        if error is None:
+            return True
+        self.report(fault_of(error))
+        return False
+
+
+def without_failed_chords(record: logging.LogRecord) -> bool:
+    """Whether this line is not about a chord whose flush task was held and logged."""
+    return not (str(record.msg).startswith("Chord %r raised") and "raised Held(" in record.getMessage())
+
+
+connection_lines = ConnectionLines()
+
+
+def report(found: Fault) -> None:
+    """Logs a fault that was found at the start of a worker; Celery's first attempt does not repeat it."""
+    if found.server is Server.REDIS:
+        connection_lines.report(found)
+    else:
+        _log(found)
+
+
+def _log(found: Fault) -> None:
+    log.warning(f"{found.server}_unusable", error=found.problem, what_to_do=found.what_to_do)
+
+
+def install() -> None:
+    """Installs the filters in this process; may be called again."""
+    for name in CONNECTING:
+        logging.getLogger(name).addFilter(connection_lines)
+    logging.getLogger(CHORDS).addFilter(without_failed_chords)
