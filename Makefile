@@ -9,7 +9,7 @@ COMMA := ,
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage floors check format docs simulate wrong-settings explore mutants cost-search spec image chaos mixed-versions gameday bigquery-kills screenshots live-sdks bench bench-uploads bench-peers hashes clean
+.PHONY: help setup demo test coverage floors check format docs simulate wrong-settings explore mutants cost-search spec image chaos mixed-versions gameday bigquery-kills bigquery-contract screenshots live-sdks bench bench-uploads bench-peers hashes clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -95,7 +95,7 @@ hashes: ## list the hash of every file that the image installs; run after each c
 	printf 'hatchling\npip\n' | $(COMPILE) -o deploy/image/build.txt -
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .mixed .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .mixed .contract .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 
 simulate: $(STAMP) ## run thousands of simulated worlds, starting at a random seed, which is printed; SEEDS=10000 START=0 JOBS=2
 	$(BIN)/python -m ingest.testing.simulation --seeds $(or $(SEEDS),1000) $(if $(START),--start $(START)) $(if $(JOBS),--jobs $(JOBS))
@@ -123,6 +123,9 @@ gameday: $(STAMP) ## inject twenty-two faults, and check each alert on a real Pr
 
 bigquery-kills: $(STAMP) ## kill processes that write to BigQuery at each point between record and done mark, and check that each row is stored once; TIMES=200 SEED=1
 	$(BIN)/python -m tools.bigquery_kills --times $(or $(TIMES),200) --seed $(or $(SEED),1)
+
+bigquery-contract: $(STAMP) ## compare our BigQuery emulator and two others with Google's documentation (needs a package index, Python 3.13)
+	$(BIN)/python -m tools.bigquery_contract --json tools/bigquery_contract/result.json
 
 screenshots: $(STAMP) ## take the pictures of docs/images from a running system (needs chromium); SECONDS=240
 	$(BIN)/python -m tools.screenshots $(if $(SECONDS),--seconds $(SECONDS))

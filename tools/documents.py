@@ -29,6 +29,7 @@ from tasks.observe.metric_table import DEFINITIONS as WORKER
 from tasks.settings import ENV_PREFIX
 from tasks.settings import Settings as FleetSettings
 from tools import imports
+from tools.bigquery_contract.page import contract_page
 from tools.proof_page import proof_page
 from tools.runbook_page import runbook_page
 from tools.sinks_page import sinks_page
@@ -167,6 +168,7 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "docs/commands.md": commands_page,
     "docs/sinks.md": sinks_page,
     "docs/proof-tables.md": proof_page,
+    "docs/bigquery-contract.md": contract_page,
 }
 READER_SETTINGS = "tasks/reader_settings.py"
 ALERT_RULES = "deploy/kubernetes/alerts.yaml"

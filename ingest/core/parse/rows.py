@@ -80,7 +80,8 @@ def near(seconds: float, at: int) -> float:
 def moment(seconds: float) -> Time:
     """The time in UTC, to the microsecond, written as RFC 3339. `seconds`: Unix time from 0 to UINT32_MAX.
 
-    Servers of BigQuery's API read this form alike, but a bare number as seconds, as microseconds, or not at all.
+    Servers of BigQuery's API read this form alike, but a bare number as seconds, as microseconds, or not at all:
+    docs/bigquery-contract.md.
     """
     return time_of(round(seconds * MICROSECONDS))
 

@@ -87,11 +87,16 @@ def judged(response: Any, append: Append) -> Judgment:
         for row in response.row_errors
         if 0 <= row.index < append.count
     )
-    return _judged(error, _storage_code(response.error.details), rows)
+    return _judged(error, storage_code(response.error.details), rows)
 
 
 def judged_error(error: BaseException) -> Judgment:
     """Interprets an exception of the client library about one append, or about its connection."""
+    return _judged(error, storage_code(details_of(error)), ())
+
+
+def details_of(error: BaseException) -> Any:
+    """The details of the status in an exception of the client library."""
     details: Any = ()
     for cause in getattr(error, "errors", ()) or ():
         try:
@@ -99,7 +104,7 @@ def judged_error(error: BaseException) -> Judgment:
         except (ValueError, AttributeError, TypeError):
             continue
         details = status.details if status is not None else ()
-    return _judged(error, _storage_code(details), ())
+    return details
 
 
 def _judged(error: BaseException, code: Any, rows: tuple[tuple[int, str], ...]) -> Judgment:
@@ -128,7 +133,7 @@ def _status_code(code: int) -> Any:
     return next((status for status in grpc.StatusCode if status.value[0] == code), grpc.StatusCode.UNKNOWN)
 
 
-def _storage_code(details: Any) -> Any:
+def storage_code(details: Any) -> Any:
     """The StorageErrorCode in the details of a status; None if there is none."""
     for entry in details:
         if entry.type_url.endswith("/google.cloud.bigquery.storage.v1.StorageError"):
@@ -136,4 +141,4 @@ def _storage_code(details: Any) -> Any:
     return None
 
 
-__all__ = ["APPLIED", "PROOF", "Judgment", "Verdict", "judged", "judged_error"]
+__all__ = ["APPLIED", "PROOF", "Judgment", "Verdict", "details_of", "judged", "judged_error", "storage_code"]

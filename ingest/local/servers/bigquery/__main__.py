@@ -66,7 +66,9 @@ class Handler(ProgramsOnly):
                 self._answer(200, {})
                 return
             query = dict(parse_qsl(url.query, keep_blank_values=True))
-            answer = self.service.handle(self.command, url.path, query, json.loads(body) if body else {})
+            content = json.loads(body) if body else {}
+            if_match = self.headers.get("If-Match", "")
+            answer = self.service.handle(self.command, url.path, query, content, if_match)
             self._answer(204 if answer is None else 200, answer)
         except ApiError as error:
             self._answer(error.code, error_body(error.code, error.reason, str(error), error.location))

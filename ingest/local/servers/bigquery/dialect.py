@@ -28,7 +28,7 @@ def translated(sql: str, project: str, dataset: str) -> tuple[str, Any]:
     if len(trees) != 1:
         raise bad_request(f"One statement at a time is supported here, not {len(trees)}.", "invalidQuery", "query")
     tree = trees[0]
-    supported = (exp.Query, exp.Insert, exp.Update, exp.Delete, exp.Merge, exp.TruncateTable)
+    supported = (exp.Query, exp.Insert, exp.Update, exp.Delete, exp.Merge, exp.TruncateTable, exp.Alter)
     if not isinstance(tree, supported):
         raise bad_request(f"{tree.key.upper()} statements are not supported here.", "invalidQuery", "query")
     original: Any = tree.copy()
@@ -49,6 +49,17 @@ def translated(sql: str, project: str, dataset: str) -> tuple[str, Any]:
         return tree.sql(dialect="duckdb"), original
     except SqlglotError as error:
         raise bad_request(_plain(error), "invalidQuery", "query") from error
+
+
+def column_changes(tree: exp.Alter) -> list[tuple[str, str]]:
+    """(column, new type) of ALTER TABLE ... ALTER COLUMN ... SET DATA TYPE. Raises ApiError for other changes."""
+    changes = []
+    for action in tree.args["actions"]:
+        kind = action.args.get("dtype") if isinstance(action, exp.AlterColumn) else None
+        if kind is None:
+            raise bad_request("ALTER supports only SET DATA TYPE here.", "invalidQuery", "query")
+        changes.append((action.name, kind.sql("bigquery").upper()))
+    return changes
 
 
 def _plain(error: SqlglotError) -> str:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-STATUS_NAMES = {400: "INVALID_ARGUMENT", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 409: "ALREADY_EXISTS"}
+STATUS_NAMES = {
+    400: "INVALID_ARGUMENT",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    409: "ALREADY_EXISTS",
+    412: "FAILED_PRECONDITION",
+}
 
 
 class ApiError(Exception):
@@ -20,6 +27,12 @@ class ApiError(Exception):
 def bad_request(message: str, reason: str = "invalid", location: str = "") -> ApiError:
     """Returns an error with status 400."""
     return ApiError(400, reason, message, location)
+
+
+def check_etag(resource: Mapping[str, Any], if_match: str) -> None:
+    """Raises ApiError 412 if the client knows another state of the resource."""
+    if if_match not in ("", "*", resource["etag"]):
+        raise ApiError(412, "conditionNotMet", "Precondition Failed", "If-Match")
 
 
 def error_body(code: int, reason: str, message: str, location: str = "") -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 The supported calls are CreateWriteStream (COMMITTED only), AppendRows (protobuf rows, with an offset),
 GetWriteStream and FinalizeWriteStream. Other calls, the default stream, and rows in Arrow are refused. Unlike the
-service, several connections may append to one stream, and streams do not expire.
+service, several connections may append to one stream, streams do not expire, and the first response after a change
+of the table's columns has the new ones.
 """
 
 from __future__ import annotations
@@ -18,13 +19,23 @@ from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
 
 from ingest.local.servers.bigquery.errors import ApiError
+from ingest.local.servers.bigquery.rows import Field
 from ingest.local.servers.bigquery.store import Store
-from ingest.local.servers.bigquery.streams import RowReader, StreamError, StreamName, table_of
+from ingest.local.servers.bigquery.streams import (
+    RowReader,
+    Stream,
+    StreamError,
+    StreamName,
+    schema_message,
+    table_of,
+)
 from ingest.local.servers.processes import HOST
 from tasks.units import MiB
 
 SERVICE = "/google.cloud.bigquery.storage.v1.BigQueryWrite/"
-REQUEST_BYTES_MAX = 10 * MiB
+# The documentation of AppendRowsRequest: less than 20 MB.
+REQUEST_BYTES_MAX = 20_000_000 - 1
+MESSAGE_BYTES_MAX = 64 * MiB
 # An open AppendRows call holds one thread.
 THREADS_MAX = 512
 CODE_OF_HTTP = {400: code_pb2.INVALID_ARGUMENT, 403: code_pb2.PERMISSION_DENIED, 404: code_pb2.NOT_FOUND}
@@ -37,7 +48,7 @@ COMMITTED = types.WriteStream.Type.COMMITTED
 
 def serve(store: Store, port: int) -> grpc.Server:
     """Starts the service on the loopback address. Raises RuntimeError if the port is in use."""
-    options = [("grpc.max_receive_message_length", 2 * REQUEST_BYTES_MAX), ("grpc.so_reuseport", 0)]
+    options = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX), ("grpc.so_reuseport", 0)]
     server = grpc.server(ThreadPoolExecutor(THREADS_MAX, "grpc"), options=options)
     server.add_generic_rpc_handlers((WriteService(store),))
     server.add_insecure_port(f"{HOST}:{port}")
@@ -69,13 +80,13 @@ class WriteService:
     def _create(self, request: Any) -> Any:
         if request.write_stream.type_ != COMMITTED:
             raise StreamError(code_pb2.UNIMPLEMENTED, "Only streams of type COMMITTED are supported here.")
-        name = self._store.create_stream(table_of(request.parent))
-        return _Stream(name=str(name), type_=COMMITTED)
+        stream, fields = self._store.create_stream(table_of(request.parent))
+        made = _stream_message(stream)
+        made.table_schema.CopyFrom(schema_message(fields))
+        return made
 
     def _get(self, request: Any) -> Any:
-        name = StreamName.parse(request.name)
-        self._store.stream(name)
-        return _Stream(name=str(name), type_=COMMITTED)
+        return _stream_message(self._store.stream(StreamName.parse(request.name)))
 
     def _finalize(self, request: Any) -> Any:
         return _Finalized(row_count=self._store.finalize_stream(StreamName.parse(request.name)))
@@ -86,6 +97,7 @@ class WriteService:
         The first request contains the writer schema, and so does each later request that changes it.
         """
         reader: RowReader | None = None
+        known: tuple[Field, ...] | None = None
         name = ""
         try:
             for request in requests:
@@ -94,7 +106,7 @@ class WriteService:
                     reader = _reader(request, reader)
                     offset = request.offset.value if request.HasField("offset") else None
                     rows = request.proto_rows.rows.serialized_rows
-                    at = self._store.append_to_stream(StreamName.parse(name), offset, reader, rows)
+                    at, fields = self._store.append_to_stream(StreamName.parse(name), offset, reader, rows)
                 except StreamError as error:
                     if error.ends_call:
                         raise
@@ -102,6 +114,9 @@ class WriteService:
                     continue
                 response = _Appended(write_stream=name)
                 response.append_result.offset.value = at
+                if known not in (None, fields):
+                    response.updated_schema.CopyFrom(schema_message(fields))
+                known = fields
                 yield response
         except (StreamError, ApiError) as error:
             context.abort_with_status(rpc_status.to_status(_status(error)))
@@ -120,6 +135,14 @@ def _reader(request: Any, present: RowReader | None) -> RowReader:
         text = "Invalid proto schema: the first request of a connection needs one."
         raise StreamError(code_pb2.INVALID_ARGUMENT, text, ends_call=True)
     return present
+
+
+def _stream_message(stream: Stream) -> Any:
+    """The stream as the service describes it. What is appended to it is committed at once."""
+    made = _Stream(name=str(stream.name), type_=COMMITTED)
+    made.create_time.FromMicroseconds(int(stream.created_seconds * 1_000_000))
+    made.commit_time.CopyFrom(made.create_time)
+    return made
 
 
 def _unary(act: Callable[[Any], Any], request: Any, response: Any) -> grpc.RpcMethodHandler[Any, Any]:

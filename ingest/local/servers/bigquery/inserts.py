@@ -14,6 +14,7 @@ from ingest.local.servers.bigquery.schemas import fields_of
 
 INSERT_ID_WINDOW_SECONDS = 60.0
 INSERT_IDS_MAX = 500_000
+INSERT_ID_CHARACTERS_MAX = 128
 
 
 class InsertIds:
@@ -62,6 +63,7 @@ def judged(
     for index, entry in enumerate(rows):
         try:
             content = entry.get("json") if isinstance(entry, dict) else None
+            _check_insert_id(entry)
             row = row_of(fields, content, ignore_unknown=ignore_unknown)
             if partition is not None:
                 check_partition(partition.name, partition.type, row, today)
@@ -75,3 +77,10 @@ def judged(
         else:
             good[index] = row
     return good, errors
+
+
+def _check_insert_id(entry: Any) -> None:
+    """Raises BadValue for an insertId that is too long."""
+    insert_id = entry.get("insertId") if isinstance(entry, dict) else None
+    if isinstance(insert_id, str) and len(insert_id) > INSERT_ID_CHARACTERS_MAX:
+        raise BadValue("", f"insertId has {len(insert_id)} characters, limit {INSERT_ID_CHARACTERS_MAX}.")

@@ -7,9 +7,14 @@ from typing import Any
 
 from ingest.local.servers.bigquery.errors import bad_request
 from ingest.local.servers.bigquery.names import TableName
-from ingest.local.servers.bigquery.rows import BadSchema, Field, identifier, schema_of
+from ingest.local.servers.bigquery.rows import CANONICAL, BadSchema, Field, identifier, schema_of
 
 CLUSTERING_COLUMNS_MAX = 4
+# https://cloud.google.com/bigquery/docs/reference/standard-sql/data-definition-language#alter_column_set_data_type_statement
+WIDER = {
+    "INTEGER": ("NUMERIC", "BIGNUMERIC", "FLOAT"),
+    "NUMERIC": ("BIGNUMERIC", "FLOAT"),
+}
 PARTITION_TYPES = ("HOUR", "DAY", "MONTH", "YEAR")
 
 
@@ -79,3 +84,20 @@ def added_fields(name: TableName, before: Sequence[Field], after: Sequence[Field
                 f" (field: {field.name})"
             )
     return list(by_name.values())
+
+
+def widened(name: TableName, resource: Mapping[str, Any], column: str, kind: str) -> Field:
+    """Changes the type of a column in the resource, and returns the new column. Raises ApiError unless every value
+    of the old type fits into the new one."""
+    kind = CANONICAL.get(kind, kind)
+    entry = next(
+        (entry for entry in resource["schema"]["fields"] if entry["name"].lower() == column.lower()), None
+    )
+    if entry is None:
+        raise bad_request(f"Column not found: {column} in {name}", "invalidQuery", "query")
+    before = CANONICAL.get(entry["type"].upper(), entry["type"].upper())
+    if kind not in WIDER.get(before, ()):
+        text = f"ALTER TABLE ALTER COLUMN SET DATA TYPE requires that {before} is assignable to {kind}: {column}"
+        raise bad_request(text, "invalidQuery", "query")
+    entry["type"] = kind
+    return next(field for field in fields_of(resource) if field.name == entry["name"])

@@ -22,12 +22,16 @@ PAGE_ROWS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request, with its path arguments, URL parameters and body."""
+    """A request, with its path arguments, URL parameters and body.
+
+    `if_match`: the etag that the resource must have, or empty.
+    """
 
     project: str
     parts: Mapping[str, str]
     query: Mapping[str, str]
     body: Mapping[str, Any]
+    if_match: str = ""
 
     def number(self, name: str, default: int) -> int:
         """Returns a whole number >= 0 from the URL."""
@@ -63,8 +67,8 @@ class Service:
             ("GET", dataset + "/tables", self._list_tables),
             ("POST", dataset + "/tables", self._create_table),
             ("GET", table, lambda call: store.table(self._table(call))),
-            ("PATCH", table, lambda call: store.update_table(self._table(call), call.body)),
-            ("PUT", table, lambda call: store.update_table(self._table(call), call.body)),
+            ("PATCH", table, self._update_table),
+            ("PUT", table, self._update_table),
             ("DELETE", table, lambda call: store.delete_table(self._table(call))),
             ("POST", table + "/insertAll", self._insert_all),
             ("GET", table + "/data", self._list_rows),
@@ -77,7 +81,9 @@ class Service:
         prefix = r"/bigquery/v2/projects/(?P<project>[^/]+)"
         self._routes = [(method, re.compile(f"{prefix}{path}/?\\Z"), act) for method, path, act in routes]
 
-    def handle(self, method: str, path: str, query: Mapping[str, str], body: Any) -> dict[str, Any] | None:
+    def handle(
+        self, method: str, path: str, query: Mapping[str, str], body: Any, if_match: str = ""
+    ) -> dict[str, Any] | None:
         """Returns the JSON of the response, or None for an empty response. Raises ApiError."""
         if not isinstance(body, dict):
             raise ApiError(400, "parseError", "The body is not a JSON object.")
@@ -85,7 +91,7 @@ class Service:
             found = pattern.match(path)
             if found and known == method:
                 parts = {name: unquote(value) for name, value in found.groupdict().items()}
-                return act(Call(parts["project"], parts, query, body))
+                return act(Call(parts["project"], parts, query, body, if_match))
         raise ApiError(501, "notImplemented", f"{method} {path} is not supported here.")
 
     # ---- data sets and tables
@@ -102,7 +108,7 @@ class Service:
         }
 
     def _update_dataset(self, call: Call) -> dict[str, Any]:
-        return self.store.update_dataset(call.project, call.parts["dataset"], call.body)
+        return self.store.update_dataset(call.project, call.parts["dataset"], call.body, call.if_match)
 
     def _delete_dataset(self, call: Call) -> None:
         contents = call.query.get("deleteContents", "false").lower() == "true"
@@ -116,6 +122,9 @@ class Service:
 
     def _create_table(self, call: Call) -> dict[str, Any]:
         return self.store.create_table(call.project, call.parts["dataset"], call.body)
+
+    def _update_table(self, call: Call) -> dict[str, Any]:
+        return self.store.update_table(self._table(call), call.body, call.if_match)
 
     def _insert_all(self, call: Call) -> dict[str, Any]:
         today = datetime.now(UTC).date()
@@ -181,6 +190,9 @@ class Service:
             detail = {"reason": job.error.reason, "message": str(job.error), "location": job.error.location}
             status |= {"errorResult": detail, "errors": [detail]}
         statement = job.result.statement if job.result is not None else "SELECT"
+        query = {"statementType": statement, "totalBytesProcessed": "0", "cacheHit": False}
+        if job.result is not None and job.result.affected is not None:
+            query["numDmlAffectedRows"] = str(job.result.affected)
         return {
             "kind": "bigquery#job",
             "id": f"{job.project}:US.{job.id}",
@@ -191,7 +203,7 @@ class Service:
                 "creationTime": str(job.started_milliseconds),
                 "startTime": str(job.started_milliseconds),
                 "endTime": str(job.ended_milliseconds),
-                "query": {"statementType": statement, "totalBytesProcessed": "0", "cacheHit": False},
+                "query": query,
             },
         }
 

@@ -21,8 +21,8 @@ import duckdb
 from google.rpc import code_pb2
 from sqlglot import exp
 
-from ingest.local.servers.bigquery.dialect import query_parameters, table_names, translated
-from ingest.local.servers.bigquery.errors import ApiError, bad_request
+from ingest.local.servers.bigquery.dialect import column_changes, query_parameters, table_names, translated
+from ingest.local.servers.bigquery.errors import ApiError, bad_request, check_etag
 from ingest.local.servers.bigquery.inserts import INSERT_ID_WINDOW_SECONDS, InsertIds, judged
 from ingest.local.servers.bigquery.names import TableName
 from ingest.local.servers.bigquery.rows import (
@@ -33,8 +33,8 @@ from ingest.local.servers.bigquery.rows import (
     identifier,
     resource_of,
 )
-from ingest.local.servers.bigquery.schemas import added_fields, checked_schema, columns_sql, fields_of
-from ingest.local.servers.bigquery.streams import Code, RowReader, StreamError, StreamName
+from ingest.local.servers.bigquery.schemas import added_fields, checked_schema, columns_sql, fields_of, widened
+from ingest.local.servers.bigquery.streams import Code, RowReader, Stream, StreamError, StreamName
 
 MEMORY_LIMIT = "512MB"
 THREADS = 2
@@ -84,7 +84,7 @@ class Store:
         insert_id_window_seconds: float = INSERT_ID_WINDOW_SECONDS,
         streaming_buffer_seconds: float = 0.0,
     ) -> None:
-        """For `streaming_buffer_seconds` after a streaming insert, the table refuses UPDATE, DELETE and MERGE;
+        """For `streaming_buffer_seconds` after an insertAll, the table refuses UPDATE, DELETE and MERGE;
         0 disables this.
 
         The real service refuses such statements if they affect a row streamed in the last 90 minutes.
@@ -111,6 +111,7 @@ class Store:
                 "CREATE TABLE IF NOT EXISTS meta.streams (project VARCHAR, dataset VARCHAR, name VARCHAR, "
                 "id VARCHAR, row_count BIGINT, is_finalized BOOLEAN)"
             )
+            cursor.execute("ALTER TABLE meta.streams ADD COLUMN IF NOT EXISTS created_seconds DOUBLE DEFAULT 0")
 
     def close(self) -> None:
         """Flushes the rest of the log into the file."""
@@ -147,7 +148,7 @@ class Store:
             "location": "US",
             "creationTime": now,
             "lastModifiedTime": now,
-            "etag": now,
+            "etag": uuid.uuid4().hex,
             **{part: resource[part] for part in DATASET_PARTS if part in resource},
         }
         with self._write() as cursor:
@@ -169,12 +170,15 @@ class Store:
         rows = self._rows("SELECT resource FROM meta.datasets WHERE project = ? ORDER BY dataset", project)
         return [json.loads(row[0]) for row in rows]
 
-    def update_dataset(self, project: str, dataset: str, change: Mapping[str, Any]) -> dict[str, Any]:
-        """Changes description, labels and the like."""
+    def update_dataset(
+        self, project: str, dataset: str, change: Mapping[str, Any], if_match: str = ""
+    ) -> dict[str, Any]:
+        """Changes description, labels and the like. 412 if its etag is not `if_match`."""
         with self._write() as cursor:
             made = self.dataset(project, dataset)
+            check_etag(made, if_match)
             made |= {part: change[part] for part in DATASET_PARTS if part in change}
-            made["lastModifiedTime"] = made["etag"] = str(int(time.time() * 1000))
+            made |= {"lastModifiedTime": str(int(time.time() * 1000)), "etag": uuid.uuid4().hex}
             values = [json.dumps(made), project, dataset]
             cursor.execute("UPDATE meta.datasets SET resource = ? WHERE project = ? AND dataset = ?", values)
         return made
@@ -217,7 +221,7 @@ class Store:
             "type": "VIEW" if "view" in resource else "TABLE",
             "creationTime": now,
             "lastModifiedTime": now,
-            "etag": now,
+            "etag": uuid.uuid4().hex,
             "location": "US",
             **{part: resource[part] for part in TABLE_PARTS if part in resource},
         }
@@ -268,13 +272,15 @@ class Store:
         sql = "SELECT resource FROM meta.tables WHERE project = ? AND dataset = ? ORDER BY name"
         return [json.loads(row[0]) for row in self._rows(sql, project, dataset)]
 
-    def update_table(self, name: TableName, change: Mapping[str, Any]) -> dict[str, Any]:
+    def update_table(self, name: TableName, change: Mapping[str, Any], if_match: str = "") -> dict[str, Any]:
         """Changes description, labels and schema.
 
-        The schema can only grow, and new columns must be NULLABLE or REPEATED.
+        The schema can only grow, and new columns must be NULLABLE or REPEATED. Raises ApiError 412 if the
+        etag is not `if_match`.
         """
         with self._write() as cursor:
             made = self.table(name)
+            check_etag(made, if_match)
             if made["type"] == "VIEW":
                 self._update_view(cursor, name, made, change)
                 return made
@@ -289,6 +295,17 @@ class Store:
             self._save_table(cursor, name, made)
         return made
 
+    def _alter_table(self, tree: exp.Alter, project: str, dataset: str) -> None:
+        """ALTER TABLE ... ALTER COLUMN ... SET DATA TYPE. Raises ApiError."""
+        (name,) = table_names(tree, project, dataset)
+        with self._write() as cursor:
+            made = self.table(name)
+            for column, kind in column_changes(tree):
+                field = widened(name, made, column, kind)
+                sql = f"ALTER TABLE {name.sql} ALTER COLUMN {identifier(field.name)} TYPE {field.sql_type}"
+                cursor.execute(sql)
+            self._save_table(cursor, name, made)
+
     def _update_view(
         self, cursor: duckdb.DuckDBPyConnection, name: TableName, made: dict[str, Any], change: Mapping[str, Any]
     ) -> None:
@@ -299,7 +316,7 @@ class Store:
         self._save_table(cursor, name, made)
 
     def _save_table(self, cursor: duckdb.DuckDBPyConnection, name: TableName, made: dict[str, Any]) -> None:
-        made["lastModifiedTime"] = made["etag"] = str(int(time.time() * 1000))
+        made |= {"lastModifiedTime": str(int(time.time() * 1000)), "etag": uuid.uuid4().hex}
         values = [json.dumps(made), name.project, name.dataset, name.table]
         cursor.execute(
             "UPDATE meta.tables SET resource = ? WHERE project = ? AND dataset = ? AND name = ?", values
@@ -381,43 +398,49 @@ class Store:
 
     # ---- write streams
 
-    def create_stream(self, table: TableName) -> StreamName:
-        """Creates a new, empty stream. Raises ApiError 404 if the table does not exist."""
-        name = StreamName(table, uuid.uuid4().hex)
-        with self._write() as cursor:
-            if self.table(table)["type"] != "TABLE":
-                raise bad_request(f"Cannot add rows to a view: {table}.")
-            values = [table.project, table.dataset, table.table, name.id]
-            cursor.execute("INSERT INTO meta.streams VALUES (?, ?, ?, ?, 0, false)", values)
-        return name
+    def create_stream(self, table: TableName) -> tuple[Stream, tuple[Field, ...]]:
+        """Creates an empty stream. Returns it and the columns of its table.
 
-    def stream(self, name: StreamName) -> tuple[int, bool]:
-        """Returns the stream's number of rows, and whether it is finalized. Raises StreamError NOT_FOUND."""
-        sql = f"SELECT row_count, is_finalized FROM meta.streams WHERE {_OF_STREAM}"
+        Raises ApiError 404 without the table.
+        """
+        made = Stream(StreamName(table, uuid.uuid4().hex), 0, False, time.time())
+        with self._write() as cursor:
+            resource = self.table(table)
+            if resource["type"] != "TABLE":
+                raise bad_request(f"Cannot add rows to a view: {table}.")
+            values = [*_stream_key(made.name), made.row_count, made.is_finalized, made.created_seconds]
+            cursor.execute("INSERT INTO meta.streams VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        return made, fields_of(resource)
+
+    def stream(self, name: StreamName) -> Stream:
+        """Returns the stream. Raises StreamError NOT_FOUND."""
+        sql = f"SELECT row_count, is_finalized, created_seconds FROM meta.streams WHERE {_OF_STREAM}"
         rows = self._rows(sql, *_stream_key(name))
         if not rows:
             text = f"Requested entity was not found. Entity: {name}"
             raise StreamError(code_pb2.NOT_FOUND, text, Code.STREAM_NOT_FOUND, ends_call=True)
-        return int(rows[0][0]), bool(rows[0][1])
+        return Stream(name, *rows[0])
 
     def finalize_stream(self, name: StreamName) -> int:
         """Finalizes the stream, and returns its number of rows; a repeated call returns the same number."""
         with self._write() as cursor:
-            count, _ = self.stream(name)
+            count = self.stream(name).row_count
             sql = f"UPDATE meta.streams SET is_finalized = true WHERE {_OF_STREAM}"
             cursor.execute(sql, _stream_key(name))
         return count
 
     def append_to_stream(
         self, name: StreamName, offset: int | None, reader: RowReader, rows: Sequence[bytes]
-    ) -> int:
+    ) -> tuple[int, tuple[Field, ...]]:
         """Stores all rows, together with the new length of the stream, or none.
 
-        Returns the offset of the rows. Raises StreamError.
+        Unlike rows of insertAll, they can be updated and deleted immediately. Returns the offset of the rows, and
+        the columns of the table. Raises StreamError.
         """
         with self._write() as cursor:
-            count, is_finalized = self.stream(name)
-            if is_finalized:
+            stream = self.stream(name)
+            count = stream.row_count
+            if stream.is_finalized:
                 text = f"Stream has been finalized and cannot be appended. Entity: {name}"
                 raise StreamError(code_pb2.INVALID_ARGUMENT, text, Code.STREAM_FINALIZED, ends_call=True)
             if offset is not None and offset < count:
@@ -427,15 +450,15 @@ class Store:
                 text = f"The offset is beyond stream, expected offset {count}, received {offset}"
                 raise StreamError(code_pb2.OUT_OF_RANGE, text, Code.OFFSET_OUT_OF_RANGE)
             resource = self.table(name.table)
+            fields = fields_of(resource)
             stored = reader.rows(resource, rows, datetime.now(UTC).date())
             if stored:
-                cursor.register("incoming", arrow_table(fields_of(resource), stored))
+                cursor.register("incoming", arrow_table(fields, stored))
                 cursor.execute(f"INSERT INTO {name.table.sql} BY NAME SELECT * FROM incoming")
                 cursor.unregister("incoming")
             sql = f"UPDATE meta.streams SET row_count = row_count + ? WHERE {_OF_STREAM}"
             cursor.execute(sql, [len(stored), *_stream_key(name)])
-        self._streamed_at[name.table] = time.monotonic()
-        return count
+        return count, fields
 
     # ---- reading
 
@@ -467,6 +490,9 @@ class Store:
             self.table(name)
         if isinstance(tree, exp.Update | exp.Delete | exp.Merge):
             self._check_streaming_buffer(type(tree).__name__.upper(), table_names(tree, project, dataset))
+        if isinstance(tree, exp.Alter):
+            self._alter_table(tree, project, dataset)
+            return Result((), [], "ALTER_TABLE")
         is_dml = isinstance(tree, exp.Insert | exp.Update | exp.Delete | exp.Merge | exp.TruncateTable)
         try:
             if is_dml:

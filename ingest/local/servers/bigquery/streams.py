@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from google.cloud.bigquery_storage_v1.types import StorageError
+from google.cloud.bigquery_storage_v1.types import StorageError, TableFieldSchema, TableSchema
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 from google.rpc import code_pb2
@@ -36,6 +36,8 @@ TAKES = {
     "NUMERIC": _INTEGERS | _NUMBERS | _TEXT,
     "BIGNUMERIC": _INTEGERS | _NUMBERS | _TEXT,
 }
+# Names of types here that differ from those of REST.
+STORAGE_TYPE = {"INTEGER": "INT64", "FLOAT": "DOUBLE", "BOOLEAN": "BOOL", "RECORD": "STRUCT"}
 _MICROSECONDS_RANGE = range(-62135596800000000, 253402300800000000)
 
 
@@ -81,6 +83,26 @@ class StreamName:
 
     def __str__(self) -> str:
         return f"{path_of(self.table)}/streams/{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The state of a write stream. `created_seconds`: Unix time."""
+
+    name: StreamName
+    row_count: int
+    is_finalized: bool
+    created_seconds: float
+
+
+def schema_message(fields: Sequence[Field]) -> Any:
+    """A table's columns as the protobuf message TableSchema."""
+    made = TableSchema.pb()()
+    for field in fields:
+        kind = getattr(TableFieldSchema.Type, STORAGE_TYPE.get(field.type, field.type))
+        entry = made.fields.add(name=field.name, type_=kind, mode=getattr(TableFieldSchema.Mode, field.mode))
+        entry.fields.extend(schema_message(field.fields).fields)
+    return made
 
 
 def path_of(table: TableName) -> str:

@@ -245,7 +245,7 @@ def test_a_schema_grows_and_does_not_shrink(client: bigquery.Client, table: str)
     client.insert_rows_json(table, [row()])
     found = client.get_table(table)
     found.schema = [*found.schema, bigquery.SchemaField("extra", "STRING")]
-    client.update_table(found, ["schema"])
+    found = client.update_table(found, ["schema"])
 
     assert client.insert_rows_json(table, [row(extra="e")]) == []
     assert [entry["extra"] for entry in client.list_rows(table)] == [None, "e"]

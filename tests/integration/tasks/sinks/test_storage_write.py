@@ -382,13 +382,13 @@ def test_a_large_task_is_split_and_each_part_recorded(
 
 
 def test_an_append_above_the_servers_limit_is_split(sink: StorageWriteSink, migrated: Settings) -> None:
-    """An append of 11 MB, which the server refuses because of its size, is split, and no row is blamed."""
+    """An append of 20 MiB, which the server refuses because of its size, is split, and no row is blamed."""
     sink._writer.get().limit = type(sink._writer.get().limit)(50 * 1024 * 1024)
     text = "x" * 1024 * 1024
 
-    write(sink, Notes(), [fact(number, event_type=text) for number in range(11)])
+    write(sink, Notes(), [fact(number, event_type=text) for number in range(20)])
 
-    assert numbers(migrated) == list(range(11))
+    assert numbers(migrated) == list(range(20))
 
 
 def test_a_column_that_the_table_lacks_blames_no_row(sink: StorageWriteSink, migrated: Settings) -> None:

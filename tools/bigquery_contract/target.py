@@ -1,0 +1,373 @@
+"""A server under test: its calls, a fresh table per operation, and the list of operations."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import grpc
+import msgspec
+import requests
+from google.api_core.client_options import ClientOptions
+from google.api_core.exceptions import GoogleAPICallError
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import bigquery
+from google.cloud.bigquery_storage_v1.services.big_query_write import BigQueryWriteClient
+from google.cloud.bigquery_storage_v1.services.big_query_write.transports import BigQueryWriteGrpcTransport
+from google.cloud.bigquery_storage_v1.types import AppendRowsRequest, ProtoSchema, StorageError, WriteStream
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+from ingest.core.parse.rows import moment
+from tasks.sinks.bigquery.append_answers import details_of, storage_code
+from tasks.sinks.bigquery.row_encoding import RowEncoder
+from tasks.sinks.bigquery.streams import Connection
+from tasks.sinks.bigquery.table import columns_of
+
+SECONDS = 60.0
+PROJECT, TABLE = "contract", "replay_events"
+TEXT_CHARACTERS_MAX = 160
+Code = StorageError.StorageErrorCode
+
+
+class Differs(Exception):
+    """The server does not do what the documentation says. The text says what it does."""
+
+
+def expect(condition: bool, text: str) -> None:
+    """Raises Differs with the text unless the condition holds."""
+    if not condition:
+        raise Differs(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response of a REST call. `asked`: method and last part of the path."""
+
+    asked: str
+    status: int
+    body: dict[str, Any]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Reasons of an error."""
+        error = self.body.get("error")
+        entries = error.get("errors", ()) if isinstance(error, dict) else ()
+        return [str(entry.get("reason", "")) for entry in entries]
+
+    def expect(self, status: int, reason: str = "") -> Answer:
+        """Raises Differs unless the response has this status, and this reason if it is given."""
+        wanted = f"{status} {reason}".rstrip()
+        expect(self.status == status, f"{self.asked}: {self}, not {wanted}")
+        expect(not reason or reason in self.reasons, f"{self.asked}: {self}, not {wanted}")
+        return self
+
+    def __str__(self) -> str:
+        return f"status {self.status} {', '.join(self.reasons)}".rstrip()
+
+    def expect_row_errors(self, wanted: Mapping[int, list[str]]) -> Answer:
+        """Raises Differs unless exactly these rows are refused, for these reasons."""
+        self.expect(200)
+        expect(self.row_errors == wanted, f"{_refusals(self.row_errors)}; expected: {_refusals(wanted)}")
+        return self
+
+    @property
+    def row_errors(self) -> dict[int, list[str]]:
+        """Reasons by index of a row, from a response of insertAll."""
+        entries = self.body.get("insertErrors") or ()
+        return {entry.get("index", 0): [error.get("reason") for error in entry["errors"]] for entry in entries}
+
+
+def _refusals(errors: Mapping[int, Sequence[str]]) -> str:
+    """Refused rows with their reasons."""
+    return ", ".join(f"row {index} is {'/'.join(map(str, reasons))}" for index, reasons in errors.items()) or (
+        "no row is refused"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation. `pages`: titles of Google's pages that it is judged by."""
+
+    name: str
+    what: str
+    pages: tuple[str, ...]
+    run: Callable[[Target], None]
+
+
+def operation_of(run: Callable[[Target], None]) -> Operation:
+    """The operation that a function describes. The docstring's part after `Page:` names the pages of the
+    documentation, separated by semicolons; the part before it is the description.
+    """
+    what, _, rest = " ".join((run.__doc__ or "").split()).partition("Page: ")
+    return Operation(run.__name__, what.strip(), tuple(page.strip().rstrip(".") for page in rest.split(";")), run)
+
+
+@dataclass
+class Target:
+    """One server, and the data set of one operation. Close it after the operation."""
+
+    rest: str
+    grpc: str
+    dataset: str = field(default_factory=lambda: f"contract_{uuid.uuid4().hex[:10]}")
+    encoder: RowEncoder = field(default_factory=lambda: RowEncoder(TABLE))
+
+    def __post_init__(self) -> None:
+        self._closing = contextlib.ExitStack()
+        self._session = self._closing.enter_context(requests.Session())
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self._closing.close()
+
+    # ---- REST
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """One request; `path` is relative to the project."""
+        url = f"{self.rest}/bigquery/v2/projects/{PROJECT}{path}"
+        reply = self._session.request(method, url, params=query, json=body, headers=headers, timeout=SECONDS)
+        try:
+            found = reply.json() if reply.content else {}
+        except ValueError:
+            found = {}
+        last = path.rpartition("/")[2]
+        asked = (
+            f"{method} of the table"
+            if last == TABLE
+            else f"{method} {last.replace(self.dataset, 'of the data set')}"
+        )
+        return Answer(asked, reply.status_code, found if isinstance(found, dict) else {})
+
+    def path(self, table: str = TABLE) -> str:
+        """The path of a table."""
+        return f"/datasets/{self.dataset}/tables/{table}"
+
+    def create_dataset(self) -> None:
+        """Creates the data set of the operation."""
+        reference = {"projectId": PROJECT, "datasetId": self.dataset}
+        self.call("POST", "/datasets", {"datasetReference": reference}).expect(200)
+
+    def resource(self, fields: Sequence[Mapping[str, Any]], parts: Mapping[str, Any] = {}) -> dict[str, Any]:
+        """The resource of a new table."""
+        reference = {"projectId": PROJECT, "datasetId": self.dataset, "tableId": TABLE}
+        return {"tableReference": reference, "schema": {"fields": [dict(entry) for entry in fields]}, **parts}
+
+    def create_table(self, fields: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Any]:
+        """Creates the data set and the table of facts, partitioned and clustered as migrations create it."""
+        self.create_dataset()
+        parts = {"timePartitioning": {"type": "DAY", "field": "timestamp"}}
+        resource = self.resource(list(columns_of(TABLE).values()) if fields is None else fields, parts)
+        return self.call("POST", f"/datasets/{self.dataset}/tables", resource).expect(200).body
+
+    def insert(self, *rows: Mapping[str, Any], ids: Sequence[str] = (), **options: Any) -> Answer:
+        """One insertAll, with the options of the sink unless others are given."""
+        entries: list[dict[str, Any]] = [{"json": entry} for entry in rows]
+        for entry, insert_id in zip(entries, ids, strict=False):
+            entry["insertId"] = insert_id
+        body = {"skipInvalidRows": True, "ignoreUnknownValues": False, "rows": entries, **options}
+        return self.call("POST", f"{self.path()}/insertAll", body)
+
+    def stored(self, *rows: Mapping[str, Any]) -> None:
+        """Inserts rows that must be accepted."""
+        self.insert(*rows).expect_row_errors({})
+
+    def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Runs a statement with the official client, as readers do; `FACTS` in it is the table. Raises Differs."""
+        return [tuple(row.values()) for row in self.job(sql, parameters).result(retry=None, timeout=SECONDS)]
+
+    def job(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
+        """The statement's job."""
+        options = ClientOptions(api_endpoint=self.rest)
+        credentials = AnonymousCredentials()  # type: ignore[no-untyped-call]
+        client: Any = bigquery.Client(project=PROJECT, credentials=credentials, client_options=options)
+        self._closing.callback(client.close)
+        config = bigquery.QueryJobConfig(query_parameters=list(parameters))
+        text = sql.replace("FACTS", f"`{PROJECT}.{self.dataset}.{TABLE}`")
+        return client.query(text, job_config=config, retry=None, job_retry=None, timeout=SECONDS)
+
+    def segments(self, table: str = TABLE) -> list[int]:
+        """The values of `segment_id` in the table, sorted."""
+        rows = self.query(f"SELECT segment_id FROM `{PROJECT}.{self.dataset}.{table}`")
+        return sorted(int(number) for (number,) in rows)
+
+    # ---- Storage Write API
+
+    @property
+    def parent(self) -> str:
+        """The resource name of the table."""
+        return f"projects/{PROJECT}/datasets/{self.dataset}/tables/{TABLE}"
+
+    @property
+    def descriptor(self) -> Any:
+        """The description of the sink's rows."""
+        return ProtoSchema.pb().FromString(self.encoder.schema).proto_descriptor
+
+    def writer(self) -> Any:
+        """A client of the Storage Write API."""
+        channel = grpc.insecure_channel(urlsplit(self.grpc).netloc)
+        self._closing.callback(channel.close)
+        return BigQueryWriteClient(transport=BigQueryWriteGrpcTransport(channel=channel))
+
+    def create_stream(self, parent: str = "") -> Any:
+        """A new stream of type COMMITTED."""
+        wanted = WriteStream(type_=WriteStream.Type.COMMITTED)
+        return self.writer().create_write_stream(
+            parent=parent or self.parent, write_stream=wanted, retry=None, timeout=SECONDS
+        )
+
+    def connect(self, stream: str) -> Connection:
+        """A connection of the sink to a stream."""
+        connection = Connection(self.writer(), stream)
+        self._closing.callback(connection.close)
+        return connection
+
+    def append_request(
+        self, stream: str, offset: int | None, rows: Sequence[bytes], descriptor: Any = None
+    ) -> Any:
+        """One request; `descriptor`: the writer schema, which the first one of a connection needs."""
+        request = AppendRowsRequest.pb()(write_stream=stream)
+        if offset is not None:
+            request.offset.value = offset
+        request.proto_rows.rows.serialized_rows.extend(rows)
+        if descriptor is not None:
+            request.proto_rows.writer_schema.proto_descriptor.CopyFrom(descriptor)
+        return request
+
+    def append(self, connection: Connection, stream: str, offset: int | None, *numbers: int) -> Appended:
+        """Appends good rows. Returns the response, with an error of the call in the place of its own."""
+        descriptor = None if connection.schema else self.descriptor
+        connection.schema = self.encoder.schema
+        return self.send(connection, self.append_request(stream, offset, self.encoded(*numbers), descriptor))
+
+    def send(self, connection: Connection, request: Any) -> Appended:
+        """Sends one request."""
+        try:
+            reply = connection.send(request.SerializeToString(), SECONDS)
+        except GoogleAPICallError as error:
+            return Appended.failed(error)
+        return Appended.of(reply)
+
+    def message(self, number: int) -> Any:
+        """A good row, which may be changed before it is serialized."""
+        file = descriptor_pb2.FileDescriptorProto(name="contract.proto", package="contract", syntax="proto2")
+        file.message_type.append(self.descriptor)
+        pool = descriptor_pool.DescriptorPool()
+        pool.Add(file)
+        made = message_factory.GetMessageClass(pool.FindMessageTypeByName(f"contract.{TABLE}"))
+        return made.FromString(self.encoded(number)[0])
+
+    def encoded(self, *numbers: int) -> list[bytes]:
+        """Good rows as messages."""
+        rows = [self.encoder.encode(json.dumps(row(number)).encode()) for number in numbers]
+        return [encoded for encoded in rows if isinstance(encoded, bytes)]
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The result of one append: its offset, or the error as a response or as the end of the connection."""
+
+    offset: int | None = None
+    status: str = ""
+    code: Any = None
+    rows: tuple[int, ...] = ()
+    has_new_schema: bool = False
+    ended: bool = False
+
+    @classmethod
+    def of(cls, reply: Any) -> Appended:
+        """From a response."""
+        has_new_schema = reply.HasField("updated_schema")
+        if reply.WhichOneof("response") == "append_result":
+            result = reply.append_result
+            return cls(result.offset.value if result.HasField("offset") else None, has_new_schema=has_new_schema)
+        error = reply.error
+        rows = tuple(entry.index for entry in reply.row_errors)
+        return cls(None, status_name(error.code), storage_code(error.details), rows, has_new_schema)
+
+    @classmethod
+    def failed(cls, error: GoogleAPICallError) -> Appended:
+        """From an error that ended the connection."""
+        status = error.grpc_status_code.name if error.grpc_status_code is not None else type(error).__name__
+        return cls(None, status, storage_code(details_of(error)), ended=True)
+
+    def expect_stored(self, offset: int) -> Appended:
+        """Raises Differs unless the rows are stored at the offset."""
+        expect(not self.status, f"a good append is refused with {self.status}")
+        expect(self.offset == offset, f"the result names offset {self.offset}, not {offset}")
+        return self
+
+    def expect_error(self, status: str) -> Appended:
+        """Raises Differs unless it is refused with this status of gRPC."""
+        expect(bool(self.status), f"it is accepted, not refused with {status}")
+        expect(self.status == status, f"{self.status}, not {status}")
+        return self
+
+
+def status_name(number: int) -> str:
+    """The name of a status of gRPC."""
+    return next((status.name for status in grpc.StatusCode if status.value[0] == number), str(number))
+
+
+def refused(call: Callable[[], Any]) -> Appended:
+    """The error of a unary call. Raises Differs if it succeeds."""
+    try:
+        call()
+    except GoogleAPICallError as error:
+        return Appended.failed(error)
+    raise Differs("the call succeeds")
+
+
+NOW_SECONDS = int(time.time())
+
+
+def written(seconds: float) -> str:
+    """Returns a time as the sink writes it."""
+    return str(msgspec.json.decode(msgspec.json.encode(moment(seconds))))
+
+
+def row(number: int, **given: Any) -> dict[str, Any]:
+    """A good row; `given` changes or adds columns."""
+    return {
+        "row_id": f"row-{number}",
+        "event_type": "ui.click",
+        "timestamp": written(NOW_SECONDS + 0.125),
+        "org_id": 1,
+        "project_id": 2,
+        "replay_id": f"{number:032x}",
+        "segment_id": number,
+        "attributes": json.dumps({"url": 'http://a/"ä'}, ensure_ascii=False),
+    } | given
+
+
+def judged(target: Target, chosen: Operation) -> str:
+    """Runs one operation. Returns what differs from the documentation, "" if nothing does."""
+    try:
+        chosen.run(target)
+    except Differs as error:
+        return plain(str(error), target)
+    except Exception as error:
+        return plain(f"{type(error).__name__}: {error}", target)
+    finally:
+        target.close()
+    return ""
+
+
+def plain(text: str, target: Target) -> str:
+    """The text in one line, without addresses and generated names."""
+    text = " ".join(text.split()).replace(target.dataset, "DATASET").replace(target.rest, "SERVER")
+    text = re.sub(r"[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}", "ID", text)
+    text = re.sub(r"(/[\w.+-]+){3,}", "PATH", text)
+    return text if len(text) <= TEXT_CHARACTERS_MAX else f"{text[: TEXT_CHARACTERS_MAX - 1]}…"
