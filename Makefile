@@ -112,8 +112,8 @@ cost-search: $(STAMP) ## search for the most expensive messages, and compare the
 spec: $(STAMP) ## check the specification of the commit protocol, and check runs against it; SEEDS=20 START=0 FAULTS=1 LOGS=.chaos
 	$(BIN)/python -m tools.spec --seeds $(or $(SEEDS),20) --start $(or $(START),0) $(if $(FAULTS),--faults $(FAULTS)) $(if $(LOGS),--logs $(LOGS))
 
-chaos: $(STAMP) ## inject random faults into real processes, and check that nothing is lost; MINUTES=10 SEED=1 KAFKA=apache|tansu REDIS=sentinel PROTOCOL=consumer DIRECTORY=.chaos
-	$(BIN)/python -m tools.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1) --kafka $(or $(KAFKA),tansu) --redis $(or $(REDIS),single) --group-protocol $(or $(PROTOCOL),classic) $(if $(DIRECTORY),--directory $(DIRECTORY))
+chaos: $(STAMP) ## inject random faults into real processes, and check that nothing is lost; MINUTES=10 SEED=1 KAFKA=apache|tansu REDIS=sentinel PROTOCOL=consumer WRITE=storage DIRECTORY=.chaos
+	$(BIN)/python -m tools.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1) --kafka $(or $(KAFKA),tansu) --redis $(or $(REDIS),single) --group-protocol $(or $(PROTOCOL),classic) $(if $(WRITE),--bigquery-write $(WRITE)) $(if $(DIRECTORY),--directory $(DIRECTORY))
 
 mixed-versions: $(STAMP) ## run the previous release and this one side by side under load, upgraded in both orders; MINUTES=5 RATE=30 PLANTED=formats|lossy KAFKA=apache|tansu DIRECTORY=.chaos
 	$(BIN)/python -m tools.mixed --minutes $(or $(MINUTES),5) $(if $(RATE),--rate $(RATE)) $(if $(PLANTED),--planted $(PLANTED)) $(if $(KAFKA),--kafka $(KAFKA)) $(if $(DIRECTORY),--directory $(DIRECTORY))

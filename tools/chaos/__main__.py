@@ -42,6 +42,12 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=MESSAGES_PER_SECOND, help="messages per second")
     parser.add_argument("--directory", type=Path, help="keep data and logs in this directory")
     parser.add_argument("--layout", choices=("segment", "packed"), default="segment", help="layout of the objects")
+    parser.add_argument(
+        "--bigquery-write",
+        choices=("insert_all", "storage"),
+        default="insert_all",
+        help="API for BigQuery rows; storage adds faults of its connections",
+    )
     parser.add_argument("--json", action="store_true", dest="as_json")
     return run(**vars(parser.parse_args()))
 

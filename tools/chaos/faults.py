@@ -40,6 +40,8 @@ from tasks.migrate.kafka import SOURCE_PARTITIONS
 
 READERS, WORKERS = ("reader-1", "reader-2"), ("worker-1", "worker-2")
 SINKS = ("gcs", "clickhouse", "bigquery")
+# The gRPC endpoint of BigQuery, in front of which the proxy forwards bytes.
+BIGQUERY_STORAGE = "bigquery_storage"
 EXTRA_READER = "reader-3"
 # Readers log each step of the commit protocol, for `python -m tools.spec --logs`: docs/specification.md.
 STEPS_LOGGED = "debug"
@@ -64,6 +66,7 @@ SINK_FAULTS: dict[str, Callable[[], Fault]] = {
     "loses half of its replies": lambda: LostReplies(share=0.5),
     "is slow (1 s)": lambda: Latency(1.0),
 }
+CONNECTION_FAULTS = ("hangs", "refuses", "resets", "is slow (1 s)")
 
 
 class ProcessFaults:
@@ -277,7 +280,9 @@ def _signal(pid: int, number: int) -> None:
 
 
 def sink_faults(proxies: Mapping[str, FaultProxy], calm: threading.Event) -> dict[str, Inflict]:
-    """Returns every fault of SINK_FAULTS for every sink. Each fault lasts a few seconds."""
+    """Returns every fault of SINK_FAULTS for every sink, and CONNECTION_FAULTS for BigQuery's gRPC endpoint if it
+    has a proxy. Each fault lasts a few seconds.
+    """
 
     def make(sink: str, fault: Callable[[], Fault]) -> Inflict:
         def inflict(rng: random.Random) -> str:
@@ -289,4 +294,9 @@ def sink_faults(proxies: Mapping[str, FaultProxy], calm: threading.Event) -> dic
 
         return inflict
 
-    return {f"{sink}: {name}": make(sink, fault) for sink in SINKS for name, fault in SINK_FAULTS.items()}
+    found = {f"{sink}: {name}": make(sink, fault) for sink in SINKS for name, fault in SINK_FAULTS.items()}
+    if BIGQUERY_STORAGE in proxies:
+        found |= {
+            f"{BIGQUERY_STORAGE}: {name}": make(BIGQUERY_STORAGE, SINK_FAULTS[name]) for name in CONNECTION_FAULTS
+        }
+    return found

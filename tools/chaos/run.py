@@ -33,6 +33,7 @@ from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import sink as clickhouse
 from tools.chaos.faults import (
     ADDED_PARTITIONS_MAX,
+    BIGQUERY_STORAGE,
     READERS,
     SINKS,
     STEPS_LOGGED,
@@ -82,6 +83,7 @@ def run(
     rate: float = MESSAGES_PER_SECOND,
     directory: Path | None = None,
     layout: str = "segment",
+    bigquery_write: str = "insert_all",
     as_json: bool = False,
 ) -> int:
     """Injects faults for `minutes`, then compares. Returns 0 if all checks passed, 1 if one failed, 130 if
@@ -105,6 +107,7 @@ def run(
             place, chosen, redis, seed, rate, console, result, ending, layout, is_temporary=directory is None
         )
         chaos.settings["REPLAYS_KAFKA_GROUP_PROTOCOL"] = group_protocol.value
+        chaos.settings["REPLAYS_BIGQUERY_WRITE"] = bigquery_write
         try:
             chaos.run(minutes * 60)
         except (LocalError, LoadError, ReconcileError, SinkError) as error:
@@ -207,6 +210,9 @@ class _Chaos:
         for part in (*SINKS, *(["redis"] if single else [])):
             proxy = FaultProxy(stack.servers[part].address, http=part != "redis", seed=self.seed)
             self.proxies[part] = self._open.enter_context(proxy)
+        if self.settings["REPLAYS_BIGQUERY_WRITE"] == "storage":
+            proxy = FaultProxy(stack.addresses[BIGQUERY_STORAGE], seed=self.seed)
+            self.proxies[BIGQUERY_STORAGE] = self._open.enter_context(proxy)
         fleet = self.fleet = Fleet(stack, self.settings, proxies=self.proxies)
         fleet.migrate()
         for name in WORKERS:
