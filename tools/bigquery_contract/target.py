@@ -370,4 +370,5 @@ def plain(text: str, target: Target) -> str:
     text = " ".join(text.split()).replace(target.dataset, "DATASET").replace(target.rest, "SERVER")
     text = re.sub(r"[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}", "ID", text)
     text = re.sub(r"(/[\w.+-]+){3,}", "PATH", text)
+    text = re.sub(r"port=\d+", "port=PORT", text)
     return text if len(text) <= TEXT_CHARACTERS_MAX else f"{text[: TEXT_CHARACTERS_MAX - 1]}…"
