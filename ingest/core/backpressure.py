@@ -13,7 +13,7 @@ from ingest.core.limits import Limits
 
 
 class Change(Enum):
-    """Action for the consumer."""
+    """The action that the consumer must take."""
 
     PAUSE = auto()
     RESUME = auto()
@@ -33,8 +33,7 @@ class Backpressure:
         return self._full_since is None
 
     def update(self, batches: int, size_bytes: int, now: float) -> Change | None:
-        """Updates the state from the current counts: unsettled batches, and bytes of open and unsettled
-        batches."""
+        """Updates the state from the number of unsettled batches and the bytes of open and unsettled batches."""
         limits = self._limits
         if self._full_since is None:
             if batches >= limits.in_flight_batches_max or size_bytes >= limits.in_flight_bytes_max:

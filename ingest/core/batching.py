@@ -1,4 +1,4 @@
-"""Cuts batches: at a message count, byte size or age, or at a boundary recorded by the previous owner.
+"""Cuts a batch when it reaches a message count, byte size or age, or a boundary recorded by the previous owner.
 
 A batch stages at most `staged_bytes_max` bytes, even in a planned range: it ends before the message that would
 exceed the limit. Only a batch of a single message may be larger.
@@ -18,11 +18,11 @@ from ingest.core.model import Batch, CutReason, Drop, OffsetRange, Outcome, Reje
 class Builder:
     """The open batch of one partition in one epoch.
 
-    `plan` holds the ends of batches that the previous owner had cut above its committed offset. While it is not
-    empty, count, bytes and age do not cut, so that the same ranges get the same ids. If the last messages of a
-    planned range are missing, it is cut without them once the log continues beyond it (`add`, `ended`). If the log
-    ends inside the range for too long, the plan is abandoned (`waited`). A planned range that would exceed
-    `staged_bytes_max` is cut early, and its end stays planned.
+    `plan` holds the ends of batches that the previous owner had cut above its committed offset. While `plan` is
+    not empty, batches are not cut by count, bytes or age, so that the same ranges get the same ids. If the last
+    messages of a planned range are missing, it is cut without them once the log continues past the end of the
+    range (`add`, `ended`). If the log ends inside the range for too long, the plan is abandoned (`waited`). A
+    planned range that would exceed `staged_bytes_max` is cut early, and its end stays planned.
     """
 
     def __init__(self, source: TopicPartition, epoch: int, limits: Limits, plan: Iterable[int] = ()) -> None:
@@ -40,7 +40,7 @@ class Builder:
         self._rejects: list[Reject] = []
 
     def __len__(self) -> int:
-        """Messages in the open batch."""
+        """The number of messages in the open batch."""
         return self._messages
 
     @property
@@ -50,7 +50,7 @@ class Builder:
 
     @property
     def opened_at(self) -> float | None:
-        """When the open batch took its first message; None while there is none."""
+        """The time at which the open batch took its first message; None while the batch is empty."""
         return self._started_at if self._messages else None
 
     @property
@@ -95,8 +95,8 @@ class Builder:
         return CutReason.BYTES if self.size_bytes >= self._limits.batch_bytes_max else None
 
     def ended(self, end: int, now: float) -> Batch | None:
-        """Handles a log that has no message between the last one added and `end`. Returns the batch whose planned
-        range this completes, if any."""
+        """Handles a gap at the end of the log: there is no message between the last one added and `end`. Returns
+        the batch whose planned range this completes, if any."""
         batch = None
         while self._plan and self._plan[0] <= end:
             self._plan.popleft()
@@ -105,7 +105,7 @@ class Builder:
         return batch
 
     def waited(self, seconds: float) -> None:
-        """Adds time during which the partition was fetched at the end of its log.
+        """Counts time during which the partition was being fetched but was at the end of its log.
 
         After `plan_seconds_max` the rest of the planned range is abandoned: different batch ids are harmless, but
         waiting indefinitely is not.
@@ -117,7 +117,7 @@ class Builder:
             self._plan.clear()
 
     def due(self, now: float) -> Batch | None:
-        """The open batch if it has reached its maximum age and is not part of a planned range."""
+        """Cuts the open batch if it has reached its maximum age and is not part of a planned range."""
         return self._cut(CutReason.AGE, now) if self._is_old(now, self._limits.batch_age_seconds_max) else None
 
     def due_early(self, now: float) -> Batch | None:
@@ -133,7 +133,8 @@ class Builder:
         return self._cut(CutReason.DRAIN, now) if self._messages else None
 
     def drain(self, now: float) -> Batch | None:
-        """Cuts the open batch at shutdown; a part of a planned range is left to the next owner."""
+        """Cuts the open batch at shutdown, unless it is part of a planned range, which is left to the next
+        owner."""
         return self._cut(CutReason.DRAIN, now) if self._messages and not self._plan else None
 
     def _cut(self, reason: CutReason, now: float) -> Batch:

@@ -11,8 +11,8 @@ from ingest.core.model import Batch, Stage, TopicPartition
 class Dispatch:
     """Stage the batch's bytes and start the chord of this stage.
 
-    Followed by FlushSucceeded, FlushFailed or DispatchFailed. If none arrives within `deadline_seconds`, the core
-    issues it again with a higher `attempt`.
+    FlushSucceeded, FlushFailed or DispatchFailed follows. If none of these events arrives within
+    `deadline_seconds`, the core issues the command again with a higher `attempt`.
     """
 
     batch: Batch
@@ -23,7 +23,7 @@ class Dispatch:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Store this offset for the group, with `record` as its metadata. Followed by Committed or CommitFailed."""
+    """Store this offset for the group, with `record` as its metadata. Committed or CommitFailed follows."""
 
     source: TopicPartition
     epoch: int
@@ -33,7 +33,7 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Stop fetching from these partitions, keep polling."""
+    """Stop fetching from these partitions, but keep polling."""
 
     sources: tuple[TopicPartition, ...]
 
@@ -60,7 +60,7 @@ class Park:
 class Renew:
     """Extend the lease of a parked batch that is still owned and unsettled.
 
-    It was parked `age_seconds` ago; `park.retry_seconds` is the remaining wait.
+    The batch was parked `age_seconds` ago, and `park.retry_seconds` is the remaining wait.
     """
 
     park: Park
@@ -103,7 +103,7 @@ class Halt:
 
 @dataclass(frozen=True, slots=True)
 class Shed:
-    """Report that most messages of this project are rejects (`shed`), or no longer."""
+    """Report that most messages of this project are rejects (`shed`), or that this is no longer so."""
 
     project_id: int
     messages: int

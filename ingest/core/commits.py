@@ -14,7 +14,7 @@ from ingest.core.model import TopicPartition
 
 
 class Commits:
-    """`committed` is the offset that the broker last acknowledged, None before the first one of the group.
+    """`committed` is the offset that the broker last acknowledged, or None before the group's first commit.
 
     `recorded_until`: the end of the last batch included in a sent record. Whether that record was stored is known
     once no commit is in progress.
@@ -54,9 +54,9 @@ class Commits:
         return now - self._sent_at >= self._limits.commit_interval_seconds
 
     def send(self, epoch: int, offset: int, record: Record, taken_until: int, now: float) -> do.Commit | None:
-        """The commit of this offset with its record; None if the broker already has both.
+        """Returns the commit of this offset with its record; None if the broker already has both.
 
-        Commits of this process are repeated periodically anyway, because brokers have lost acknowledged commits
+        This process still repeats its commits periodically, because brokers have lost acknowledged commits
         and an idle partition would not send another.
         """
         text = encode(offset, record, self._budget.bytes_max)
@@ -88,8 +88,8 @@ class Commits:
     def refuse(self, event: on.CommitFailed, now: float) -> bool:
         """Handles a commit that the broker refused. Returns False if it is not the commit in progress.
 
-        If the record was too long, the next commit follows immediately with at most half of the record, and
-        finally without one.
+        If the record was too long, the next commit is sent immediately with at most half of the record. After
+        further refusals, a commit is sent without a record.
         """
         if not self._end_commit(event):
             return False
@@ -101,7 +101,7 @@ class Commits:
         return True
 
     def give_up(self, now: float) -> None:
-        """Drops a commit that has timed out, so that the next one can be sent. Called with every tick."""
+        """Drops a commit that has timed out, so that the next one can be sent. Called on every tick."""
         if self._sent is not None and now - self._sent_at >= self._limits.commit_answer_seconds_max:
             self._sent = None
 

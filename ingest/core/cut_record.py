@@ -1,15 +1,15 @@
 """The cut record: information for the next owner of a partition, stored as metadata of offset commits.
 
-Kafka stores up to 4095 bytes by default and returns it with the offset. The text is a version and fields,
-separated by `;`:
+Kafka stores up to 4095 bytes of metadata by default and returns them with the offset. The text is a version and
+fields, separated by `;`:
 
     2;t=<topic id>;p=<partitions>;s=<starts>;c=<cuts>
 
-`p` and `s` are numbers in base 36, as is each cut: the end of a batch minus the end before it (the first: minus
-the committed offset). Fields without a value are left out. Unknown fields are ignored, so that later releases can
-add fields. A change of meaning requires a new version; unknown versions are not read.
-docs/decisions/014-same-cut.md explains why it is stored there, and docs/decisions/036-where-a-partition-starts.md
-what the fields mean.
+`p`, `s` and each cut are numbers in base 36. A cut is the end of a batch minus the end of the batch before it; the
+first cut is relative to the committed offset. Fields without a value are left out. Unknown fields are ignored, so
+that later releases can add fields. A change of meaning requires a new version; unknown versions are not read.
+docs/decisions/014-same-cut.md explains why the record is stored there, and
+docs/decisions/036-where-a-partition-starts.md what the fields mean.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def encode(committed: int, record: Record, bytes_max: int) -> str:
     return head if head != VERSION else ""
 
 
-@lru_cache(maxsize=256)  # called with every tick for every partition, mostly with unchanged arguments
+@lru_cache(maxsize=256)  # called on every tick for every partition, mostly with unchanged arguments
 def _head(topic_id: str, partitions: int, starts: int) -> str:
     fields = [VERSION]
     if topic_id:
@@ -100,7 +100,7 @@ def _digits(number: int) -> str:
 
 
 def decode(committed: int, text: str) -> Record:
-    """Parses a record. Returns an empty record for foreign texts and later versions (`refusal`)."""
+    """Parses a record. Returns an empty record for texts of other tools and of later versions (see `refusal`)."""
     if text.startswith(CUTS_ONLY_VERSION + ","):
         return Record(stops=_stops(committed, text.removeprefix(CUTS_ONLY_VERSION + ",")))
     version, *fields = text.split(";")

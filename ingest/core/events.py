@@ -53,8 +53,8 @@ class OffsetOutOfRange:
     """The wanted offset is not in the log (expired, or the topic was recreated); consumption resumes at another
     offset.
 
-    If `resumed_at` is higher, messages [wanted, resumed_at) were never read. Starts a new epoch; all previously
-    fetched messages must have been delivered before.
+    If `resumed_at` is higher, messages [wanted, resumed_at) were never read. This event starts a new epoch; all
+    messages fetched earlier must have been delivered before it.
     """
 
     source: TopicPartition
@@ -80,7 +80,7 @@ class EndReached:
 
 @dataclass(frozen=True, slots=True)
 class MessageParsed:
-    """One message arrived and was parsed, dropped or rejected. Ascending offsets within an epoch."""
+    """One message arrived and was parsed, dropped or rejected. Offsets ascend within an epoch."""
 
     source: TopicPartition
     epoch: int
@@ -90,7 +90,7 @@ class MessageParsed:
 
 @dataclass(frozen=True, slots=True)
 class MessageDeferred:
-    """One message is being parsed outside the loop. Its partition waits until its MessageParsed follows.
+    """One message is being parsed outside the loop. Its partition waits until its MessageParsed arrives.
 
     `size_bytes`: memory that the message uses until then.
     """
@@ -123,7 +123,7 @@ class FlushFailed:
 
 @dataclass(frozen=True, slots=True)
 class DispatchFailed:
-    """The stage was not started, or only in part, because Redis is unreachable or full.
+    """The stage was not started, or was started only in part, because Redis is unreachable or full.
 
     `error` is one line for operators. `too_large`: the batch does not fit into Redis as configured, so waiting
     does not help.

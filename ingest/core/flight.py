@@ -29,8 +29,8 @@ class Flight:
 
     `since`: start of its phase; `until`: time at which its phase expires. `attempt` counts its chords, `failures`
     consecutive failed chords of this stage, `misses` consecutive deadlines without a completion.
-    `others_succeeded`: another batch passed the same stage while this one's last chord was running, so the sinks
-    work. `shown`: the last Park shown to operators, at `shown_at`; None once the stage is durable.
+    `others_succeeded`: another batch passed the same stage while the last chord of this batch was running, so the
+    sinks work. `shown`: the last Park shown to operators, at `shown_at`; None once the stage is durable.
     """
 
     batch: Batch
@@ -73,8 +73,8 @@ class Flight:
         return do.Park(self.batch, self.stage, self.attempt, error, wait_seconds)
 
     def observe_success(self, stage: Stage, now: float) -> None:
-        """Handles another batch that passed this stage. If this batch was parked because sinks were unavailable,
-        it is now due.
+        """Records that another batch has passed this stage. If this batch was parked because sinks were
+        unavailable, it is now due.
 
         A batch that failed while others succeeded has its own cause and keeps its backoff.
         """

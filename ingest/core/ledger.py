@@ -13,7 +13,7 @@ Why it holds
        unsettled one waits indefinitely.
     4. `pass_over` raises `committable` to the end of the log if no range is pending and no message lies before
        that end.
-    5. `split` replaces a range by two that hold the same messages.
+    5. `split` replaces a range with two ranges that hold the same messages.
     6. `forget` drops a partition entirely. Uncommitted messages are read again by the next owner.
 
 No other code decides on offsets, and nothing here depends on a clock, a batch or a sink.
@@ -51,7 +51,7 @@ class Ledger:
         line.taken_until = offsets.stop
 
     def split(self, source: TopicPartition, offsets: OffsetRange, first: OffsetRange, second: OffsetRange) -> None:
-        """Replaces an unsettled range by two that hold the same messages."""
+        """Replaces an unsettled range with two ranges that hold the same messages."""
         line = self._lines[source]
         assert (first.start, second.stop) == (offsets.start, offsets.stop), (source, offsets, first, second)
         assert first.stop <= second.start, (source, offsets, first, second)

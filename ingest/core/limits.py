@@ -9,7 +9,7 @@ from tasks.units import MiB
 
 
 class RejectPolicy(StrEnum):
-    """Handling of the rejects of a project that is shed."""
+    """How rejects of a shed project are handled."""
 
     DEAD_LETTER = "dead_letter"
     DROP = "drop"

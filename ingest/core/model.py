@@ -60,7 +60,7 @@ class OffsetRange:
         return f"[{self.start}, {self.stop})"
 
 
-# Memory overhead per header, in addition to name and value. Its framing in Redis is smaller.
+# Memory overhead per header, in addition to name and value. The framing of a header in Redis is smaller.
 HEADER_BYTES = 128
 # Overhead of a dead letter, in addition to record and error: its labels.
 LETTER_BYTES = 512
@@ -69,7 +69,7 @@ Headers = tuple[tuple[str, bytes | None], ...]
 
 
 def headers_bytes(headers: Headers) -> int:
-    """Approximate memory of the headers; they take less space when staged."""
+    """Approximate memory of the headers, in bytes; staged headers take less space."""
     if not headers:
         return 0
     return sum(HEADER_BYTES + 4 * len(name) + len(value or b"") for name, value in headers)
@@ -101,9 +101,9 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 class Segment(msgspec.Struct, frozen=True, gc=False):
     """One parsed recording message, as the items for each sink.
 
-    `received` is in Unix seconds (Relay's clock), `warnings` are stable names of problems that do not reject the
-    message. `size_bytes` is the total staged size. Facts are in `bigquery`, or, encoded as protobuf, in
-    `proto_facts`.
+    `received` is in Unix seconds (Relay's clock), and `warnings` are stable names of problems that do not reject
+    the message. `size_bytes` is the total staged size. Facts are in `bigquery` as JSON, or in `proto_facts` as
+    protobuf.
     """
 
     org_id: int
@@ -123,17 +123,18 @@ class Segment(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def facts_count(self) -> int:
-        """Number of facts, in either form."""
+        """Number of facts, whether they are JSON or protobuf."""
         return len(self.bigquery) + self.proto_facts_count
 
     @property
     def facts(self) -> tuple[Row, ...]:
-        """The facts as JSON. Slow if they are encoded as protobuf: for commands, not for the reader."""
+        """The facts as JSON. This is slow if they are encoded as protobuf, so only commands use it, not the
+        reader."""
         return (*self.bigquery, *proto_rows([self]))
 
     @property
     def offset(self) -> int:
-        """Offset of its message, as in its items; -1 if it has no items."""
+        """Offset of the message, taken from the items; -1 if there are no items."""
         items = self.blobs or self.clickhouse or self.bigquery
         return items[0].offset if items else -1
 
@@ -171,7 +172,7 @@ class Reject(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def of(cls, message: Message, reason: str, error: str, project_id: int | None = None) -> Reject:
-        """Creates the reject of this message."""
+        """Creates a reject from this message."""
         return cls(
             reason,
             error,
@@ -192,7 +193,8 @@ class Reject(msgspec.Struct, frozen=True, gc=False):
 
 
 class DropReason(StrEnum):
-    """Why a message was dropped by a rule. Stable: labels of `replays_reader_drops_total`."""
+    """Why a message was dropped by a rule. The values are stable, because they are labels of
+    `replays_reader_drops_total`."""
 
     KILLED = "killed"  # the project is disabled (`replays-ingest tenants kill`)
     SHED = "shed"  # the message is a reject of a shed project, and the reject policy is drop
@@ -256,9 +258,8 @@ class Batch:
         return tuple([Stage.BLOBS] * blobs + [Stage.ROWS] * rows)
 
     def halves(self) -> tuple[Batch, Batch] | None:
-        """Splits the batch into two of similar size; None for a single message.
-
-        Deterministic: the same batch has the same halves.
+        """Splits the batch into two of similar size; returns None for a single message. The same batch always has
+        the same halves.
         """
         outcomes: list[Segment | Reject] = [*self.segments, *self.rejects]
         outcomes.sort(key=lambda outcome: outcome.offset)

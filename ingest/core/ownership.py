@@ -2,7 +2,7 @@
 
 A stable group can leave a partition without an owner: if a static member that must release a partition is replaced
 between the two phases of a cooperative rebalance, its replacement has nothing to release, so no second rebalance
-follows. Any member that rejoins resolves it.
+follows. The group assigns that partition as soon as any member rejoins.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ _encode = msgspec.json.Encoder().encode
 def pack(batch: Batch) -> tuple[list[Blob], list[Row]]:
     """The objects `<retention days>/packed/<batch id>/<part>-<digest>`, and an index row for each recording.
 
-    One retention class per object, so that a lifecycle rule on the first part of the name fits both layouts. An
-    object's `offset` is that of its first recording.
+    Each object has one retention class, so that a lifecycle rule on the first part of the name fits both layouts.
+    An object's `offset` is that of its first recording.
     """
     objects: list[Blob] = []
     rows: list[Row] = []

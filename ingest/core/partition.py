@@ -53,7 +53,7 @@ class Partition:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of its unsettled batches, its open batch, and the message being parsed outside the loop."""
+        """Bytes of the unsettled batches, the open batch, and the message being parsed outside the loop."""
         deferred_bytes = self.deferred.size_bytes if self.deferred is not None else 0
         return self._flights_bytes + self.builder.size_bytes + deferred_bytes
 
@@ -88,8 +88,8 @@ class Partition:
         self.flights[batch.id] = Flight(batch, stages, Phase.RECORDING, since=now, until=until)
 
     def split(self, flight: Flight, now: float) -> do.Recut | None:
-        """Replaces a batch that cannot be staged by its halves, which are recorded first. None if it cannot be
-        split."""
+        """Splits a batch that cannot be staged into two halves, which are recorded first. Returns None if it
+        cannot be split."""
         halves = flight.batch.halves()
         if halves is None:
             return None
@@ -115,20 +115,21 @@ class Partition:
         return do.Discard(flight.batch)
 
     def take_end(self, now: float) -> None:
-        """At the end of the log: completes planned ranges before it and passes offsets without messages."""
+        """Completes planned ranges at the end of the log, and skips offsets there that have no message."""
         if not self.at_end or self.end is None:
             return
         batch = self.builder.ended(self.end.end, now)
         if batch is not None:
             self.take(batch, now)
         idle = not len(self.builder) and self.end.end > self.position
-        # Rate-limited, because each skipped end costs a commit.
+        # This is rate-limited, because each skipped end costs a commit.
         may_pass = idle and self.commits.interval_over(now)
         if may_pass and self._ledger.pass_over(self.source, self.end.end):
             self.position = self.end.end
 
     def resume_at(self, event: on.OffsetOutOfRange) -> None:
-        """Continues after a gap in the log: messages before `resumed_at` expired. Batches already cut are kept."""
+        """Continues after a gap in the log: messages before `resumed_at` have expired. Batches already cut are
+        kept."""
         self.epoch = self.builder.epoch = event.epoch
         self.position, self.end = event.resumed_at, None
         self._gap_until = event.resumed_at
@@ -146,8 +147,8 @@ class Partition:
     def commit(self, now: float, *, stopping: bool) -> do.Commit | None:
         """Commits the committable offset with the ends of later batches, if anything changed.
 
-        Ends recorded by the previous owner and not reached yet stay in the record, so that they survive a second
-        crash.
+        Ends that the previous owner recorded and that have not been reached yet stay in the record, so that they
+        survive a second crash.
         """
         if not self.commits.idle:
             return None

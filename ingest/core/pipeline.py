@@ -39,7 +39,7 @@ TICK_SECONDS_MAX = 0.5
 
 
 class Room(Enum):
-    """Handling of a fetched message by the loop."""
+    """How the loop handles a fetched message."""
 
     NOW = auto()  # parse and deliver it
     LATER = auto()  # keep it, and later messages of its partition, until there is room
@@ -50,8 +50,8 @@ class Pipeline:
     """All decisions of one reader process. Deterministic: the same events at the same times give the same
     commands.
 
-    `has_room` decides whether the loop polls for messages, `room` whether it takes one. A message is ignored
-    if its partition is not assigned, its epoch is older, or its offset was already taken.
+    `has_room` decides whether the loop polls for messages, and `room` decides whether it takes a message. A
+    message is ignored if its partition is not assigned, its epoch is older, or its offset was already taken.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -96,7 +96,7 @@ class Pipeline:
         return self._backpressure.has_room and self.halted is None and self.stopping_by is None
 
     def room(self, source: TopicPartition, epoch: int) -> Room:
-        """Whether a message of this partition assignment may be taken. Call before each message."""
+        """Decides whether a message of this partition assignment may be taken. Called before each message."""
         owned = self._owned.get(source)
         if owned is None or owned.epoch != epoch or owned.release_by is not None:
             return Room.NEVER
@@ -122,7 +122,8 @@ class Pipeline:
 
     @property
     def oldest_opened_at(self) -> float | None:
-        """When the oldest open or unsettled batch took its first message; None if there is none."""
+        """The time at which the oldest open or unsettled batch took its first message; None if there is no such
+        batch."""
         opened = [flight.batch.opened_at for flight in self.in_flight]
         opened += [at for owned in self._owned.values() if (at := owned.builder.opened_at) is not None]
         return min(opened, default=None)
@@ -152,7 +153,8 @@ class Pipeline:
         return self._ledger.pending(source)
 
     def failed_starts(self, source: TopicPartition) -> int:
-        """Consecutive readers that started on a partition and ended before its committed offset advanced.
+        """Number of consecutive readers that started on a partition and ended before its committed offset
+        advanced.
 
         Clean ends do not count. 0 after the first progress, and for unassigned partitions.
         """
@@ -200,9 +202,11 @@ class Pipeline:
         yield from self._progress(now)
 
     def _on_out_of_range(self, event: on.OffsetOutOfRange, now: float) -> Iterable[do.Command]:
-        """At a higher offset, messages have expired. Those already taken are now the only copy, and are kept.
+        """If the log resumes at a higher offset, messages have expired. Messages already taken may now be the only
+        copy, and are kept.
 
-        A lower offset means a different log of the same name; the state of the old one is discarded.
+        If it resumes at a lower offset, this is a different log with the same name, and the state of the old log
+        is discarded.
         """
         owned = self._owned.get(event.source)
         if owned is not None and event.resumed_at >= owned.position:
@@ -269,7 +273,7 @@ class Pipeline:
         return owned
 
     def _on_deferred(self, event: on.MessageDeferred, now: float) -> Iterable[do.Command]:
-        """Holds back later messages. The open batch stays open, and is cut by age if parsing takes long."""
+        """Holds back later messages of the partition. Its open batch is still cut by age if parsing takes long."""
         owned = self._taking(event)
         if owned is None:
             return
@@ -412,8 +416,8 @@ class Pipeline:
     def _cut_early(self, owned: Partition, now: float) -> Batch | None:
         """Cuts the open batch early while nothing is in flight, because waiting for more messages only adds delay.
 
-        Early cuts are rate-limited, because each creates a small part in every table. A burst is limited to the
-        cuts of one second.
+        Early cuts are rate-limited, because each creates a small part in every table. A burst may contain at most
+        the cuts allowed in one second.
         """
         limits = self.limits
         if limits.batch_age_idle_seconds >= limits.batch_age_seconds_max:
@@ -474,7 +478,7 @@ class Pipeline:
         )
 
     def _progress(self, now: float) -> Iterable[do.Command]:
-        """Starts, commits and releases whatever is due; pauses or resumes."""
+        """Starts, commits and releases whatever is due, and pauses or resumes consumption."""
         flushing, waiting, stopping = 0, False, self.stopping_by is not None
         for owned in self._owned.values():
             commit = owned.commit(now, stopping=stopping)
@@ -532,7 +536,7 @@ class Pipeline:
             yield from self._admit(stuck=stuck)
 
     def _admit(self, *, stuck: bool) -> Iterable[do.Command]:
-        """Fetches one partition anyway, if the byte limit is reached although nothing is in flight.
+        """Allows one partition to be fetched if the byte limit is reached although nothing is in flight.
 
         In that state, memory holds parts of planned ranges, which only their missing messages can complete. Ranges
         are completed one by one; the limit is exceeded by at most one batch.
@@ -555,8 +559,8 @@ class Pipeline:
             yield do.Resume((self._admitted,))
 
     def _hold(self, source: TopicPartition, owned: Partition) -> do.Pause | do.Resume | None:
-        """Limits how far a partition runs ahead of an unsettled batch, because all of it is read again after a
-        crash."""
+        """Limits how far a partition runs ahead of an unsettled batch, because everything after that batch is read
+        again after a crash."""
         behind = self._ledger.pending_count(source)
         if not owned.held and behind >= self.limits.pending_ranges_max:
             owned.held = True

@@ -89,8 +89,8 @@ class Rejects:
         return counted is not None and counted.shed
 
     def verdict(self) -> str | None:
-        """The reason to halt the reader, with the projects involved; None if there is none. Always None until the
-        window is full."""
+        """The reason to halt the reader, with the projects involved; None if there is none. The result is always
+        None until the window is full."""
         if self._seen < len(self._window):
             return None
         limits, size = self._limits, len(self._window)

@@ -38,8 +38,8 @@ class Stalls:
     def check(self, fetched: Mapping[int, tuple[int, int]], now: float) -> list[int]:
         """Returns the partitions whose fetches must be restarted now.
 
-        `fetched`: partition -> (next offset to fetch, end of its log), of those that are being fetched. `now`:
-        monotonic seconds.
+        `fetched`: partition -> (next offset to fetch, end of its log), for each partition that is being fetched.
+        `now`: monotonic seconds.
         """
         since = now if self._checked_at is None else self._checked_at
         elapsed_seconds, self._checked_at = min(now - since, self._gap_seconds_max), now

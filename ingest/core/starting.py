@@ -58,10 +58,11 @@ class Start:
 
 
 def is_doubtful(stored: Stored) -> bool:
-    """True if this response must be verified by a second request: no offset, or 0 without a record.
+    """True if a second request must verify this response: it has no offset, or offset 0 without a record.
 
-    Both would make the reader start at a different position, and brokers have been seen to return them once before
-    the correct value. Commits of offset 0 have a record, unless written by another tool or an older release.
+    Either response would make the reader start at a different position, and brokers have been seen to return them
+    once before the correct value. Commits of offset 0 have a record, unless written by another tool or an older
+    release.
     """
     return stored.offset is None or (stored.offset == 0 and not stored.text)
 
@@ -74,7 +75,7 @@ def is_known(stored: Stored, topic: TopicView) -> bool:
 
 
 def start(partition: int, group: Mapping[int, Stored], topic: TopicView, former: str = "") -> Start:
-    """Start of this partition. `group`: commits of the whole topic, by partition.
+    """Returns the start of this partition. `group`: commits of the whole topic, by partition.
 
     `former`: id of the topic that this process read before, if any, because brokers may delete offsets with a
     topic.
@@ -103,7 +104,8 @@ def _replaced(stored: Stored, topic: TopicView) -> bool:
 
 
 def first_record(found: Record, topic_id: str, began_with: int) -> Record:
-    """Record of the first commit of an assignment, based on `found`: one more start, and the topic if known."""
+    """The record for the first commit of an assignment: `found` with one more start, and with the topic if
+    known."""
     return found._replace(
         topic_id=topic_id or found.topic_id,
         partitions=began_with or found.partitions,

@@ -44,7 +44,8 @@ def parse(message: Message, rules: ParseRules) -> Segment | Reject:
 
 
 def parse_usual(message: Message, rules: ParseRules, usual: Usual) -> Segment | Reject | None:
-    """Like `parse`, for messages that are cheap to parse. Returns None for others, which are detected early."""
+    """Like `parse`, for messages that are cheap to parse. Returns None for other messages, which are detected
+    early."""
     inflated_bytes_max = min(usual.inflated_bytes_max, rules.inflated_bytes_max)
     try:
         outcome = _parse(message, rules, inflated_bytes_max, usual.units_max, spent=_Unusual)

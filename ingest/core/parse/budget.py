@@ -19,7 +19,7 @@ BYTES_PER_UNIT = 800
 
 
 class Spent(Exception):
-    """The budget is exhausted: keep what was read so far."""
+    """The budget is exhausted; the caller keeps what was read so far."""
 
 
 class Budget:
@@ -32,7 +32,7 @@ class Budget:
         self._earned_until = 0
 
     def spend(self, units: float) -> None:
-        """Charges units for work about to be done. Raises Spent if there are not enough."""
+        """Charges units for work about to be done. Raises Spent if too few units remain."""
         self.left -= units
         if self.left < 0.0:
             raise Spent

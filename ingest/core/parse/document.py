@@ -123,7 +123,7 @@ class _Contexts(msgspec.Struct, gc=False):
 
 
 class Document(msgspec.Struct, gc=False):
-    """Fields read from the document, as Relay writes it. Times in Unix seconds."""
+    """Fields read from the document, as Relay writes them. Times are in Unix seconds."""
 
     timestamp: Number = None
     replay_type: Short = None
@@ -279,7 +279,7 @@ def _text(value: Any) -> str:
 
 
 def _texts(values: list[Any] | None) -> list[str]:
-    """The elements that are texts, bounded in length and number."""
+    """Returns the elements that are texts, bounded in length and number."""
     return [value[:SHORT_MAX] for value in (values or ())[:LIST_MAX] if isinstance(value, str)]
 
 
@@ -299,7 +299,7 @@ def _address(value: str | None) -> tuple[str | None, str | None]:
 
 
 def _uuids(values: list[Any] | None) -> list[str]:
-    """The elements that are UUIDs, with dashes."""
+    """Returns the elements that are UUIDs, with dashes."""
     if not values:
         return []
     found = []
@@ -312,5 +312,5 @@ def _uuids(values: list[Any] | None) -> list[str]:
 
 
 def uuid_text(digits: str) -> str:
-    """32 hexadecimal digits with dashes."""
+    """Formats 32 hexadecimal digits as a UUID with dashes."""
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

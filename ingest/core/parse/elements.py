@@ -16,7 +16,7 @@ import msgspec
 from ingest.core.parse.budget import Budget
 
 BLOCK_BYTES = 32 * 1024
-# Maximum brackets processed one by one.
+# Maximum number of brackets processed one by one.
 NEAR_MARKS = 8
 # Measured costs in budget units: per byte of a block, per string, per bracket or string where elements may end,
 # per element.

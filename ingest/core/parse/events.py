@@ -15,7 +15,7 @@ CANVAS_MUTATION = 9
 
 
 class Malformed(Exception):
-    """This event does not have the shape of its kind."""
+    """The event does not have the shape that its kind requires."""
 
 
 class Side(msgspec.Struct, gc=False):

@@ -123,7 +123,7 @@ class Gathered:
 
     def _painted(self, fact: Fact) -> Fact:
         """Converts the first contentful paint, which SDKs send as a point in time, to milliseconds since its page
-        began to load; None if that navigation is in another segment."""
+        began to load. The value is None if that navigation is in another segment."""
         vital = fact.attributes
         if isinstance(vital, Navigation):
             if vital.op not in HISTORY_SPANS:

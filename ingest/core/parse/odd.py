@@ -62,7 +62,7 @@ class _AnySource(msgspec.Struct, gc=False):
     source: msgspec.Raw = NULL
 
 
-# Decodes data with any tag in one pass. The payload has the fields used of breadcrumbs and of spans.
+# Decodes data with any tag in one pass. The payload declares the fields that are used of breadcrumbs and of spans.
 _payload_fields = dict.fromkeys((*CrumbPayload.__struct_fields__, *SpanPayload.__struct_fields__))
 _Payload: Any = msgspec.defstruct("Payload", [(name, msgspec.Raw, NULL) for name in _payload_fields], gc=False)
 _Long: Any = msgspec.defstruct("Long", [("tag", msgspec.Raw, NULL), ("payload", _Payload | None, None)], gc=False)

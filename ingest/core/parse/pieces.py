@@ -3,7 +3,7 @@
 The decoder builds an object per element of an array, so a hundred megabytes of the shortest events would take a
 gigabyte. A piece is a run of whole events. The end of an event is found by the characters that SDKs write there;
 texts cannot contain these, because quotes in texts are escaped. Objects inside an event can match as well; such a
-piece does not decode, and a longer one is tried.
+piece does not decode, and a longer piece is tried.
 """
 
 from __future__ import annotations

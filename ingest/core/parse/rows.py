@@ -63,25 +63,26 @@ def expressible_days(retention_days: int) -> int:
 
 
 def size_bytes(row: Row) -> int:
-    """Approximate size in Redis and in the reader's memory."""
+    """Approximate size of a row in Redis and in the reader's memory, in bytes."""
     return len(row.json) + len(row.id) + ROW_BYTES
 
 
 def proto_bytes(framed: bytes) -> int:
-    """The same for a fact as protobuf."""
+    """Approximate size of a fact encoded as protobuf in Redis and in the reader's memory, in bytes."""
     return len(framed) + ROW_BYTES
 
 
 def near(seconds: float, at: int) -> float:
-    """The event's time if it is plausible compared with the segment's time, otherwise the segment's."""
+    """Returns the event's time if it is plausible compared with the segment's time, otherwise the segment's
+    time."""
     return seconds if -TRUSTED_SECONDS <= seconds - at <= TRUSTED_SECONDS and 0 <= seconds <= UINT32_MAX else at
 
 
 def moment(seconds: float) -> Time:
     """The time in UTC, to the microsecond, written as RFC 3339. `seconds`: Unix time from 0 to UINT32_MAX.
 
-    Servers of BigQuery's API read this form alike, but a bare number as seconds, as microseconds, or not at all:
-    docs/bigquery-contract.md.
+    All servers of BigQuery's API read this form in the same way, but a bare number is read as seconds by some,
+    as microseconds by others, and refused by the rest: docs/bigquery-contract.md.
     """
     return time_of(round(seconds * MICROSECONDS))
 
@@ -92,7 +93,7 @@ def hashed(text: str) -> str:
 
 
 def coin(identity: Identity, salt: str, share: float) -> bool:
-    """Sampling decision, True for about that share of segments. Every delivery of a segment gets the same one."""
+    """Returns True for about this share of segments. Every delivery of a segment gets the same decision."""
     return (
         crc32(f"{identity.project_id}/{identity.replay_id}/{identity.segment_id}/{salt}".encode()) < share * 2**32
     )

@@ -1,8 +1,8 @@
 """Interprets recording events: clicks, taps, facts, sizes.
 
-A malformed event loses only that event. Categories and field names are those of the Sentry JavaScript SDK and
-rrweb. Times are Unix seconds. Only the fields needed by a category are decoded: console arguments and captured
-response bodies are skipped.
+A malformed event is skipped and does not affect the others. Categories and field names are those of the Sentry
+JavaScript SDK and rrweb. Times are Unix seconds. Only the fields needed by a category are decoded: console
+arguments and captured response bodies are skipped.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ DEAD_CLICK_TAGS = frozenset(("a", "button", "input"))
 DEAD_CLICK_MS_MIN = 7000
 RAGE_CLICKS_MIN = 5
 TEXT_MAX, TITLE_MAX, ROLE_MAX, MESSAGE_MAX, CLASSES_MAX = 1024, 64, 32, 1024, 10
-# Ten class names, with spaces.
+# Ten class names and the spaces between them, with some reserve.
 CLASSES_CHARACTERS_MAX = 2 * CLASSES_MAX * (TEXT_MAX + 1)
 SCALAR_MAX = 2048
-# Maximum characters of a byte count.
+# Maximum number of characters in a byte count.
 SIZE_CHARACTERS_MAX = 64
 FIELDS_MAX = 16
 UINT32_MAX = 2**32 - 1
 NUMBER_MAX = 2**63
-# Larger timestamps are in milliseconds. In seconds, this is the year 5138.
+# Larger timestamps are in milliseconds. As seconds, this value is in the year 5138.
 MILLISECONDS_MIN = 1e11
 
 OPTION_KEYS = (
@@ -145,7 +145,7 @@ Meaning = Click | Tap | Fact | Size
 Meanings = tuple[Meaning, ...]
 
 
-# Attributes of facts. Durations in seconds, sizes in bytes.
+# Attributes of facts. Durations are in seconds, and sizes are in bytes.
 
 
 class Count(msgspec.Struct, frozen=True, gc=False):
@@ -302,8 +302,8 @@ def _click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
 
 
 def _slow_click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
-    """A click is dead without a reaction for seven seconds, and a rage click if also repeated five times or
-    more."""
+    """A click is a dead click if the page does not react for seven seconds, and also a rage click if repeated five
+    times or more."""
     data = _dict(built(payload.data, budget))
     node = _dict(data.get("node"))
     count = _amount(data, "clickCount", "clickcount")
@@ -337,7 +337,8 @@ def _multi_click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanin
 
 
 def _amount(data: dict[str, Any], name: str, older_name: str) -> float | None:
-    """A number by its name, or by the lower-case name that some versions of SDKs and Relay sent; 0 if absent.
+    """Returns the number with this name, or with the lower-case name that some versions of SDKs and Relay sent; 0
+    if absent.
 
     Returns None for a number that sinks cannot hold.
     """
@@ -463,7 +464,8 @@ def _key(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
 
 
 def _custom_crumb(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
-    """A custom breadcrumb. All are one kind of fact, because applications may use any number of categories.
+    """A custom breadcrumb. All custom breadcrumbs are one kind of fact, because applications may use any number of
+    categories.
 
     SDK categories become facts only if they are listed in `_CRUMBS`.
     """
@@ -575,7 +577,8 @@ def _asset(payload: SpanPayload, data: SpanData, seconds: float, duration: float
 
 
 def _vital(payload: SpanPayload, data: SpanData, seconds: float, _: float | None) -> Meanings:
-    """The value is in milliseconds, or a score. First contentful paint has no value; `gather` computes it."""
+    """The value is in milliseconds, or it is a score. First contentful paint has no value; `gather` computes
+    it."""
     if payload.description not in WEB_VITALS:
         return ()
     attributes = Vital(_cut(data.rating, ROLE_MAX), payload.op or "", data.size, data.value)

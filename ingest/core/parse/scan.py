@@ -5,8 +5,8 @@ and, if requested, canvas mutations (type 3, source 9), with only the fields tha
 all other events without building them, at about the cost of skipping white space.
 
 Long recordings are read in pieces. A malformed recording requires a slower pass over the piece concerned, charged
-to the budget. Malformed is an event that is not an object, an unknown type, a number instead of a text, nesting
-too deep for the decoder, a NaN, or a truncated emoji.
+to the budget. An event is malformed if it is not an object, or has an unknown type, a number instead of a text,
+nesting too deep for the decoder, a NaN, or a truncated emoji.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ingest.core.parse.surrogates import without_lone_surrogates
 
 # rrweb types that are skipped: DOM content loaded, load, full snapshot, incremental, plugin, asset.
 _UNREAD_TYPES = (0, 1, 2, 3, 6, 7)
-# Events decoded together in a piece with a malformed event, so that most of the others stay cheap.
+# Events decoded together in a piece with a malformed event, so that most of the other events stay cheap to decode.
 CHUNK_EVENTS = 64
 # Pieces up to this size are decoded without counting their elements. A list of events takes up to 5 times their
 # bytes.
@@ -79,7 +79,7 @@ _Decode = Callable[[Any], list[Any]]
 _usual: Any = Union[(Custom, Meta, *_unread.values())]
 _lean: Any = Union[(_LeanCustom, _LeanMeta, *_unread.values())]
 _canvas: Any = Union[(_LeanCustom, _LeanMeta, *(_unread | {INCREMENTAL: _LeanIncremental}).values())]
-# An array of at most this many elements; more fail to decode.
+# An array of at most this many elements; a longer array fails to decode.
 _FEW = 4
 _few: Any = msgspec.defstruct(
     "Few",

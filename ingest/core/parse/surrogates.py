@@ -52,8 +52,8 @@ def without_lone_surrogates(text: bytes | bytearray, budget: Budget) -> bytearra
 
 
 def _may_have_escapes(text: bytes | bytearray, start: int, stop: int) -> bool:
-    """True if there may be escapes. The search omits the backslash, because it would be slow among many of
-    them."""
+    """True if there may be escapes. The search omits the backslash, because searching for it is slow in a text
+    with many backslashes."""
     if text.find(b"u", start, stop) < 0:
         return False
     return text.find(b"ud", start, stop) >= 0 or text.find(b"uD", start, stop) >= 0

@@ -1,4 +1,7 @@
-"""Yields every event of a stored recording as sent, in bounded memory. Used for viewing, not for rows."""
+"""Yields every event of a stored recording as sent, in bounded memory.
+
+This module is used to view recordings, not to create rows.
+"""
 
 from __future__ import annotations
 
