@@ -1,6 +1,6 @@
 """Celery's configuration file. `tasks.configuration` computes the values when Celery asks for the first of them.
 
-Importing this file reads no settings, so it cannot fail on a wrong one.
+Importing this file reads no settings, so an invalid setting cannot make the import fail.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reader settings, with units and limits. Includes the settings that readers and workers share."""
+"""Reader settings, with units and limits, including those that readers and workers share."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 `Costs` counts exactly within a second, then updates two views: counters and the recent cost. The counters have
 series for a limited number of projects and for `other`; each second is counted once, so the series sum to the
-total. The recent cost decays over RECENT_SECONDS. Decay is linear, so it also sums to the total, forgotten
-projects included.
+total. The recent cost decays over RECENT_SECONDS. Decay is linear, so the recent costs also sum to the total,
+forgotten projects included.
 
 Memory is bounded by the messages of one second and, between seconds, by TRACKED_MAX projects; further projects
 count as `other`. A listed project loses its series only to a project with 1.5 times its cost, so that projects of
@@ -22,7 +22,7 @@ import msgspec
 
 RECENT_SECONDS = 300.0
 TRACKED_MAX = 256
-DISPLACING_RATIO = 1.5  # a listed project keeps its series until the cost of another is this many times as high
+DISPLACING_RATIO = 1.5  # a listed project keeps its series until another project's cost is this many times as high
 NEGLIGIBLE_CPU_SECONDS = 1e-9  # a project whose cost has decayed below this is forgotten
 NONE, OTHER = "none", "other"
 
@@ -47,7 +47,7 @@ class Cost:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Sort key of projects: CPU, then bytes."""
+        """Key by which projects are sorted: CPU, then bytes."""
         return self.cpu_seconds, self.size_bytes
 
 

@@ -62,18 +62,18 @@ def broker_prefix(settings: Settings) -> str:
 
 
 class Reported:
-    """Logs problems of servers and of the workers, once when they begin and once when they end."""
+    """Logs each problem of the servers and workers once when it begins and once when it ends."""
 
     def __init__(self) -> None:
         self._servers: dict[str, str] = {}
         self._queues: tuple[str, ...] = ()
 
     def redis(self, problem: str, what_to_do: str) -> None:
-        """Reports the problem with Redis, "" if there is none."""
+        """Reports the problem with Redis, or "" if there is none."""
         self._report(Server.REDIS, problem, what_to_do)
 
     def kafka(self, found: Fault | None) -> None:
-        """Reports the fault of the brokers, None if there is none."""
+        """Reports the brokers' fault, or None if there is none."""
         self._report(Server.KAFKA, *(("", "") if found is None else (found.problem, found.what_to_do)))
 
     def _report(self, server: Server, problem: str, what_to_do: str) -> None:
@@ -122,12 +122,12 @@ class FleetWatch:
         return {"redis": self._redis_problem}
 
     def check(self) -> None:
-        """Updates the metrics once. Redis errors are kept for `dependencies`, never raised."""
+        """Updates the metrics once. Redis errors are kept for `dependencies` and never raised."""
         try:
             self._redis_problem = self._unusable() or self._measure()
         except (RedisError, OSError) as error:
             self._redis_problem = shortened(f"{type(error).__name__}: {error}")
-            self._kind_is_known = False  # the address may resolve to another server next time
+            self._kind_is_known = False  # the address may resolve to a different server next time
             self._reported.redis(self._redis_problem, advice(error))
         else:
             self._reported.redis(self._redis_problem, "see docs/redis.md")
@@ -137,7 +137,7 @@ class FleetWatch:
 
     def _unusable(self) -> str:
         """The reason why Redis is unusable although it responds; "" if it is usable. Writes a key, because a
-        replica responds as well. Raises RedisError; until Redis has responded once, after a short timeout."""
+        replica responds as well. Raises RedisError. Until Redis has responded once, the timeout is short."""
         if not self._kind_is_known:
             with closing(connect(self._settings, retries=0, seconds_max=LOOK_SECONDS_MAX)) as client:
                 client.ping()

@@ -57,8 +57,8 @@ class Health:
 
 
 def turned_seconds(turned_at: Callable[[], float]) -> Callable[[], float]:
-    """Returns a function for the seconds since a loop's last iteration. `turned_at`: its time, monotonic
-    seconds."""
+    """Returns a function for the seconds since a loop's last iteration. `turned_at`: the time of that iteration,
+    in monotonic seconds."""
     return lambda: max(0.0, time.monotonic() - turned_at())
 
 

@@ -1,7 +1,7 @@
 """The reader's heartbeat in Redis, shown by `status`, `top` and the operator's page.
 
 `HeartbeatSource` builds it from the reader's metrics; `HeartbeatWriter` writes it every `heartbeat_seconds`. Other
-releases read it, so fields are only added, each with a default.
+releases read the heartbeat, so fields are only ever added, each with a default.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     """One heartbeat. Times are Unix seconds. Rates are over the time since the previous heartbeat.
 
     `http`: host:port of the probes. `rejects`: counts by reason since the start. Quantiles are upper edges of
-    histogram buckets, None without values. `decisions_settled`: position in the operators' topic, -1 if unknown;
-    all decisions before it were applied to every unsettled batch. `costs`: recent cost by project, highest first.
-    `bigquery_write`: the setting, empty if unknown.
+    histogram buckets, or None if there are no values. `decisions_settled`: position in the operators' topic, -1 if
+    unknown; all decisions before it were applied to every unsettled batch. `costs`: recent cost by project,
+    highest first. `bigquery_write`: the setting, empty if unknown.
     """
 
     host: str = ""

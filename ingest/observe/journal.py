@@ -1,6 +1,6 @@
 """Timeline of each batch from its first message to its commit, derived from events and commands.
 
-It provides latencies for metrics, and one log line per batch.
+The timelines provide latencies for metrics, and one log line per batch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class End(StrEnum):
 
 @dataclass(slots=True)
 class Journey:
-    """One batch. Times are monotonic seconds; None if not reached."""
+    """One batch. Times are in monotonic seconds; None for milestones that have not been reached."""
 
     batch_id: str
     source: TopicPartition

@@ -36,7 +36,7 @@ class Lag:
         self._newest_ms: dict[int, int] = {}
 
     def polled(self, messages: Sequence[Message]) -> None:
-        """Records the timestamps of each partition's first and newest message of this poll."""
+        """Records the timestamps of the first and newest message of each partition in this poll."""
         seen: set[int] = set()
         for message in messages:
             if not message.timestamp_ms:
@@ -54,7 +54,8 @@ class Lag:
             self._ends[source.partition] = max(end, self._ends.get(source.partition, 0))
 
     def of(self, state: PartitionState, wall: float) -> PartitionState:
-        """Adds log end and both lags to the state. `wall`: the time, Unix seconds.
+        """Adds the log end, the lag in messages and the lag in seconds to the state. `wall`: the time, Unix
+        seconds.
 
         Without a committed offset, all messages read so far count as lag.
         """

@@ -30,7 +30,7 @@ from tasks.observe.meters import Kind, Meters, dogstatsd
 from tasks.seals import Purpose, warn
 
 SNAPSHOT_SECONDS = 1.0
-FUTURE_SECONDS_MAX = 86_400.0  # a `received` further in the future is a clock error, not a latency
+FUTURE_SECONDS_MAX = 86_400.0  # a `received` time further in the future is a clock error, not a latency
 
 _R = READER
 
@@ -86,7 +86,7 @@ _TOUCHED: dict[str, Iterable[str]] = {
 
 
 class Metrics:
-    """The reader's instruments. `observe` and `polled` are for the loop's thread; `snapshot` for any thread.
+    """The reader's instruments. `observe` and `polled` are for the loop's thread; `snapshot` is for any thread.
 
     `reasons` and `warnings`: all stable names, whose series exist from startup. `on_end` is called with each batch
     that ended. `wall` returns Unix seconds, for message ages; `cpu` returns the CPU seconds of the calling thread.
@@ -149,7 +149,7 @@ class Metrics:
         meters.set(_R + "in_flight_bytes_max", settings.in_flight_bytes_max)
 
     def watch(self, pipeline: Pipeline, log_ends: LogEnds) -> None:
-        """Sets the source of the snapshot, queried once per second."""
+        """Sets the source of the snapshot, which is queried once per second."""
         self._pipeline, self._log_ends = pipeline, log_ends
 
     # Queries
@@ -157,7 +157,7 @@ class Metrics:
     def ask_log_ends(self) -> None:
         """Requests log ends from the broker, because a paused reader does not fetch.
 
-        Blocks; not for the loop's thread.
+        This blocks, so the loop's thread must not call it.
         """
         if self._log_ends is not None:
             self._lag.learn(self._log_ends.ask_log_ranges())
@@ -177,7 +177,7 @@ class Metrics:
         return sum(self.by_label(name).values())
 
     def quantile(self, name: str, share: float) -> float | None:
-        """The upper edge of the histogram bucket with this quantile; None if there is none."""
+        """The upper edge of the histogram bucket that contains this quantile; None if there is no such bucket."""
         base = name.replace(".", "_") + "_bucket"
         buckets = [
             (float(sample.labels["le"]), sample.value)
@@ -188,12 +188,13 @@ class Metrics:
         if not buckets or not buckets[-1][1]:
             return None
         edge = next(edge for edge, below in buckets if below >= share * buckets[-1][1])
-        return edge if edge != float("inf") else None  # unknown, because it is above all buckets
+        return edge if edge != float("inf") else None  # unknown, because the value is above all buckets
 
     # Updates from the loop
 
     def observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
-        """Processes one event with its commands. The first branch runs for every message and must stay cheap."""
+        """Processes one event with its commands. The first branch runs for every message, so it must stay
+        cheap."""
         if type(event) is on.MessageParsed:
             outcome = event.outcome
             self._messages[event.source.partition] += 1
@@ -314,7 +315,8 @@ class Metrics:
                 self.meters.observe(_R + "end_to_end_seconds", max(0.0, wall - received), times=segments)
 
     def unowned(self, lag_messages: Mapping[int, int]) -> None:
-        """Sets the lag of each partition without an owner, -1 if unknown. May be called by any one thread."""
+        """Sets the lag of each partition without an owner, -1 if unknown. All calls must come from the same
+        thread."""
         known = {partition: lag for partition, lag in lag_messages.items() if lag >= 0}
         for partition, lag in known.items():
             self.meters.set(_R + "unowned_lag_messages", lag, str(partition))
@@ -428,7 +430,7 @@ class Metrics:
         self._reject_gauges(snapshot.rejects)
 
     def _reject_gauges(self, rejects: RejectState) -> None:
-        """Updates a limited set of series: the projects with most rejects, and one for all others."""
+        """Updates a limited set of series: the projects with the most rejects, and one for all others."""
         named = {str(counts.project_id): counts for counts in rejects.worst}
         for project, counts in named.items():
             self.meters.set(_R + "project_rejects", counts.rejects, project)

@@ -53,7 +53,8 @@ class RejectsOf(msgspec.Struct, frozen=True):
 
 
 class RejectState(msgspec.Struct, frozen=True):
-    """Rejects in the reject window: of the projects with most rejects, of all others, and without a project.
+    """Rejects in the reject window: for the projects with the most rejects, for all other projects, and without a
+    project.
 
     `shed`: number of shed projects; `dropped`: rejects dropped by policy since startup.
     """

@@ -98,7 +98,7 @@ class Steps:
         return _step("assigned", given.source, offset=offset or 0, ends=[*ends], new=new)
 
     def _taken_steps(self, event: on.MessageParsed) -> Iterator[Step]:
-        """Yields a step for a run of messages with nothing to write, repeatedly as the run grows."""
+        """Yields a step for a run of messages that need no write, and again each time the run grows."""
         seen = self._seen[event.source]
         if event.offset < seen.position or self._pipeline.position(event.source)[0] <= event.offset:
             return  # the message was not taken

@@ -1,4 +1,4 @@
-"""Detects a stuck loop and logs the stacks of all threads, once per occurrence.
+"""Detects a stuck loop and logs the stacks of all threads once each time.
 
 Stacks are read with `sys._current_frames`. If a C extension holds the interpreter lock, SIGQUIT makes
 `faulthandler` write them.
@@ -53,7 +53,7 @@ class StuckDetector:
         self.loop = Loop("stuck-detector", self.check, min(CHECK_SECONDS_MAX, silent_seconds_max / 4))
 
     def start(self, *, signal_dumps: bool = False) -> None:
-        """Starts watching. `signal_dumps`: SIGQUIT dumps the stacks; requires the main thread."""
+        """Starts watching. `signal_dumps`: SIGQUIT dumps the stacks; only the main thread can request this."""
         if signal_dumps:
             faulthandler.register(signal.SIGQUIT, all_threads=True, chain=False)
         self.loop.start()

@@ -1,7 +1,7 @@
 """Traces batches from the trace context of their messages through the reader to each sink.
 
-The first message with a W3C `traceparent` header is the parent of the batch's span. Later ones become links, so
-that a batch is one trace. Disabled by default.
+The first message with a W3C `traceparent` header is the parent of the batch's span. Later messages become links,
+so that a batch is one trace. Disabled by default.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ HEADER = telemetry.HEADER
 
 
 class Tracing:
-    """`polled` and `observe` are for the loop's thread, `begin` for the dispatcher's thread. A lock protects the
-    state."""
+    """`polled` and `observe` are for the loop's thread, and `begin` is for the dispatcher's thread. A lock
+    protects the state."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -42,7 +42,7 @@ class Tracing:
                         kept.append((message.offset, value.decode("ascii", "replace")))
 
     def begin(self, batch: Batch) -> str:
-        """Starts the span of a batch at the first call. Returns the traceparent for its tasks, "" if tracing is
+        """Starts the span of a batch at the first call. Returns the traceparent for its tasks, or "" if tracing is
         disabled."""
         tracer = telemetry.tracer()
         if tracer is None:

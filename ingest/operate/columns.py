@@ -25,8 +25,8 @@ NOTHING = frozenset(("", "·"))
 class Column:
     """One column. `rank`: 0 if it is always shown, otherwise columns with a lower rank are preferred.
 
-    `room`: characters that remain at least if the text is cut; None: it is not cut. `short`: a shorter form of
-    each text, used if the table would not fit otherwise.
+    `room`: minimum number of characters that remain if the text is cut; None: the text is never cut. `short`: a
+    shorter form of each text, used if the table would not fit otherwise.
     """
 
     name: str
@@ -82,7 +82,7 @@ class FittedTable:
         yield table
 
     def _texts(self, width: int) -> list[list[Text]]:
-        """The cells of all rows, in their short form if all columns in their long form need more than `width`."""
+        """The cells of all rows, in their short form if the long forms of all columns need more than `width`."""
         rows = [row for row, _ in self._rows]
         if self._total(self._least(rows, index) for index in range(len(self._columns))) <= width:
             return rows
@@ -95,7 +95,7 @@ class FittedTable:
     def _widths(self, rows: list[list[Text]], width: int) -> dict[int, int]:
         """The width of each shown column, in order of the columns.
 
-        Columns without any text are shown only if all texts of the others are whole.
+        Columns without any text are shown only if no text of another column is cut.
         """
         least = {index: self._least(rows, index) for index in range(len(self._columns))}
         ranks = {index: column.rank for index, column in enumerate(self._columns)}

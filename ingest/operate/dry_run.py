@@ -1,6 +1,6 @@
 """Dry run of the reader, with real messages and the real pipeline, but with in-memory sinks.
 
-Uses its own consumer group and never commits, so it does not affect readers; requires only Kafka.
+A dry run uses its own consumer group and never commits, so it does not affect readers. It requires only Kafka.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ MARKS = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One finding. `advice` states what to do unless it is OK."""
+    """One finding. `advice` states what to do, unless the level is OK."""
 
     name: str
     level: Severity

@@ -57,7 +57,8 @@ def describe(data: bytes, rules: ParseRules) -> dict[str, Any]:
 
     Keys: `bytes`, `reject` (None, or its reason, error and meaning), `head` (if it is not an envelope),
     `envelope`, `recording`, `warnings`, `object`, `clickhouse` (rows by table), `bigquery` (rows), `metrics`.
-    After a reject, later keys are missing. Partition, offset and Kafka timestamp are 0.
+    If the message is a reject, the keys after `reject` may be missing. Partition, offset and Kafka timestamp are
+    always 0.
     """
     outcome = parse(Message(SOURCE, epoch=0, offset=0, value=data), rules)
     found: dict[str, Any] = {"bytes": len(data), "reject": None}

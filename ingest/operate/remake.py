@@ -1,4 +1,4 @@
-"""Builds a batch from messages that are read again, the way the reader does, to compute their expected items."""
+"""Builds a batch from messages that are read again, as the reader would, to compute their expected items."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Console for commands that never interprets external text."""
+"""A console for commands that never interprets external text as markup."""
 
 from __future__ import annotations
 

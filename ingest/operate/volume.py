@@ -10,7 +10,7 @@ ANSWER_SECONDS_MAX = 3.0
 
 
 def volume_text(settings: Settings, project_id: int) -> str:
-    """The number of the project's segments in the last hour and its share of all segments, from ClickHouse, or the
+    """The project's number of segments in the last hour and its share of all segments, from ClickHouse, or the
     error.
     """
     query = (

@@ -1,6 +1,6 @@
 """Queries the brokers for the start offsets of an assignment; the rules are in `ingest.core.starting`.
 
-A failed query is never treated as "no offset"; it raises `Unanswered`, and the reader rejoins the group.
+A failed query is never treated as "no offset": it raises `Unanswered`, and the reader rejoins the group.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Unanswered(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Start of a partition. `committed` and `text` are from the group's commit; None and empty if it is
+    """Start of a partition. `committed` and `text` are from the group's commit; None and empty if that is
     unusable."""
 
     partition: int

@@ -35,7 +35,7 @@ RETRY_SECONDS_MAX = 1.0
 class CompletionReader:
     """Reads one reader's stream and calls `deliver` with each event, in `loop`.
 
-    Also writes the heartbeat, so that every listed reader can receive completions.
+    It also writes the heartbeat, so that every listed reader can receive completions.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class CompletionReader:
             self._find_beginning()
         if not self.read_once():
             self._find_beginning()
-        # Last, because a full Redis refuses the heartbeat, although its stream can still be read.
+        # The heartbeat comes last, because a full Redis refuses it, although the stream can still be read.
         self._heartbeat.write_if_due()
         self._healthy = True
 

@@ -27,7 +27,7 @@ def rules_of(settings: Settings) -> ParseRules:
 
 
 def consumer_config(settings: Settings) -> dict[str, Any]:
-    """The librdkafka properties of the reader's consumer. May contain the password; do not log."""
+    """The librdkafka properties of the reader's consumer. They may contain the password, so do not log them."""
     config: dict[str, Any] = {
         "group.id": settings.kafka_group,
         "group.protocol": settings.kafka_group_protocol.value,

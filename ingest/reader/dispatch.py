@@ -1,8 +1,8 @@
 """Dispatches batches to workers: stages their bytes, starts chords, publishes parked batches.
 
 The dispatch thread performs the core's commands in order, so that the loop never waits for Redis. The thread of
-`ingest.reader.completions` reads completions. Both put events into the inbox. This module does not retry: a
-failure is an event, and the core decides.
+`ingest.reader.completions` reads completions. Both threads put events into the inbox. This module does not retry:
+a failure is an event, and the core decides.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MANIFESTS_MAX = 4096
 UNSENT_BYTES_MAX = 32 * MiB
 # After a Redis failure, commands fail immediately for this long instead of each waiting for a timeout.
 DOWN_SECONDS = 1.0
-# Tasks stop retrying at this share of the core's deadline, so that it receives a failure and not a timeout.
+# Tasks stop retrying at this share of the core's deadline, so that the core receives a failure and not a timeout.
 DEADLINE_SHARE = 0.9
 
 
@@ -57,8 +57,8 @@ class Dispatcher:
 
     `heartbeat()` builds each heartbeat, on the completion thread. `trace(batch)` returns the W3C traceparent of
     the batch's tasks ("" if none), on the dispatch thread. `on_failure(name)` is called for each failure of a
-    loop, `unverified(purpose)` for each entry that is ignored because it has no valid seal. `app`: a Celery app to
-    use instead of the publish-only one; an eager app runs the tasks in this thread.
+    loop, and `unverified(purpose)` for each entry that is ignored because it has no valid seal. `app`: a Celery
+    app to use instead of the publish-only one; an eager app runs the tasks in this thread.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class Dispatcher:
                 self._coordination.unpark(manifest.batch_id)
 
     def _dispatch(self, command: do.Dispatch) -> None:
-        """Stages and starts the tasks that have no done mark. If all have one, the stage is durable."""
+        """Stages and starts the tasks that have no done mark. If all tasks have one, the stage is durable."""
         batch, stage = command.batch, command.stage
         manifest = self._manifest(batch)
         tasks = [entry.name for entry in manifest.of_stage(stage)]
@@ -196,7 +196,7 @@ class Dispatcher:
         )
 
     def _manifest(self, batch: Batch) -> Manifest:
-        """The manifest, encoded once per batch. The oldest are dropped if there are too many."""
+        """The manifest, encoded once per batch. The oldest manifests are dropped if there are too many."""
         key = (batch.id, batch.epoch)
         if key not in self._manifests:
             if len(self._manifests) >= MANIFESTS_MAX:
@@ -207,8 +207,8 @@ class Dispatcher:
         return self._manifests[key]
 
     def _bound_unsent(self) -> None:
-        """Limits the encoded bytes kept. Drops the oldest first: those of fenced batches, and of batches whose
-        second stage has not started for long."""
+        """Limits the encoded bytes kept. Drops the oldest first, which belong to fenced batches or to batches
+        whose second stage has not started for a long time."""
         sizes = {key: sum(map(len, payloads.values())) for key, payloads in self._unsent.items()}
         size_bytes = sum(sizes.values())
         for key in list(self._unsent)[:-1]:  # except the one about to be staged

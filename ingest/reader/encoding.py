@@ -66,7 +66,7 @@ class Encoder:
         return Encoded(manifest, payloads)
 
     def payloads(self, batch: Batch, stage: Stage, names: Iterable[str]) -> dict[str, bytes]:
-        """Encodes the bytes of these tasks of one stage again, by task name."""
+        """Encodes again the bytes of these tasks of one stage, by task name."""
         wanted = set(names)
         return {name: encode_items(items) for name, items in self._tasks(batch, (stage,)) if name in wanted}
 
@@ -110,7 +110,7 @@ def items_of(batch: Batch, sink: SinkName) -> list[Item]:
 
 
 def _facts(batch: Batch) -> Iterator[Sequence[Item]]:
-    """The facts of a batch, in the form that the parser gave them; each form is a task of its own."""
+    """The facts of a batch, as JSON or protobuf, whichever the parser produced; each format has its own task."""
     as_json = [row for segment in batch.segments for row in segment.bigquery]
     if as_json:
         yield as_json

@@ -100,7 +100,7 @@ def project_key(project_id: int) -> str:
 
 
 def user_digest(project_id: int, user: str) -> str:
-    """Digest of a user, 32 hex digits. It differs per project."""
+    """Digest of a user, 32 hex digits. The same user has a different digest in each project."""
     return hashlib.blake2b(f"{project_id}/{user}".encode(), digest_size=16, person=b"erased user").hexdigest()
 
 

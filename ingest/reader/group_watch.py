@@ -1,7 +1,7 @@
 """Watches the topic and its consumer group from a thread.
 
-This reader rejoins the group if a partition has no owner (decided by `ingest.core.ownership`), or if the topic was
-recreated while this reader had partitions of it, which may not cause a rebalance.
+This reader rejoins the group if a partition has no owner (decided by `ingest.core.ownership`). It also rejoins if
+the topic was recreated while this reader owned partitions of it, because brokers may not start a rebalance then.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Membership(Protocol):
         """Id of the topic being read; empty before the first assignment. Any thread."""
 
     def rejoin(self) -> None:
-        """Makes the loop release all partitions and rejoin. Returns immediately; any thread."""
+        """Makes the loop release all partitions and rejoin. Returns immediately. Any thread may call it."""
 
 
 class GroupWatch:
@@ -65,7 +65,7 @@ class GroupWatch:
         self.loop.stop(deadline_seconds=1.0)
 
     def check(self) -> None:
-        """Checks once. Broker errors are logged when they change, never raised."""
+        """Checks once. Broker errors are logged when they change, and are never raised."""
         topic = self._settings.kafka_topic
         try:
             described = self._cluster.topic(topic)
@@ -110,7 +110,7 @@ class TopicDescriber:
         self._last_error = ""
 
     def __call__(self) -> TopicView:
-        """Makes one request with a timeout. Returns an empty view, and logs the error if it is new, on failure."""
+        """Makes one request with a timeout. On failure, returns an empty view and logs the error if it is new."""
         try:
             found = self._cluster.topic(self._topic)
         except ClusterError as failure:

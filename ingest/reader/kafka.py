@@ -59,7 +59,8 @@ log = structlog.get_logger(__name__)
 class KafkaSource:
     """One consumer of one topic. All methods are called by the loop's thread.
 
-    Commit results arrive through `inbox`; group changes through the callbacks of `subscribe`, inside `poll`.
+    Commit results arrive through `inbox`; group changes arrive through the callbacks of `subscribe`, inside
+    `poll`.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class KafkaSource:
     ) -> None:
         """`describe` queries the topic, and returns an empty view if brokers do not respond.
 
-        `stalled_seconds_max`: how long a partition may stall before its log end.
+        `stalled_seconds_max`: how long a partition that has not reached its log end may stall.
         """
         self.topic = topic
         self.rebalances = 0
@@ -136,7 +137,7 @@ class KafkaSource:
             self._must_rejoin.set()
 
     def rejoin(self) -> None:
-        """Makes the next poll drain and release all partitions and rejoin the group. Any thread."""
+        """Makes the next poll drain and release all partitions and rejoin the group. Any thread may call it."""
         self._must_rejoin.set()
 
     # Called by the runtime
@@ -196,7 +197,8 @@ class KafkaSource:
             self._guarded("unsubscribe", self._consumer.unsubscribe)
             self._join()
         if self.rebalances != self._member_known_at:
-            # Called only on this thread: the client serializes the request with polling, so it would block others.
+            # Called only on this thread: the client serializes the request with polling, so a call on another
+            # thread would block.
             self._member_known_at = self.rebalances
             self.member_id = self._guarded("memberid", self._consumer.memberid) or ""
         return True
@@ -260,7 +262,8 @@ class KafkaSource:
                 self._inbox.put(on.CommitFailed(*sent, str(refusal)))
 
     def _log_refused_record(self, command: do.Commit) -> None:
-        """Logs a refused record once. Shorter records follow, on every partition, until one is stored."""
+        """Logs a refused record once. The reader then sends shorter records, on every partition, until one is
+        stored."""
         if not self._record_refused_logged:
             self._record_refused_logged = True
             log.error(
@@ -280,12 +283,12 @@ class KafkaSource:
         return None
 
     def pause(self, sources: tuple[TopicPartition, ...]) -> None:
-        """Stops fetching from those of these partitions that are still assigned."""
+        """Stops fetching from the given partitions that are still assigned."""
         self._paused.update(source.partition for source in sources if source.partition in self._epochs)
         self._guarded("pause", self._consumer.pause, self._assigned(sources))
 
     def resume(self, sources: tuple[TopicPartition, ...]) -> None:
-        """Resumes fetching from those of these partitions that are still assigned."""
+        """Resumes fetching from the given partitions that are still assigned."""
         self._paused.difference_update(source.partition for source in sources)
         self._guarded("resume", self._consumer.resume, self._assigned(sources))
 
@@ -295,13 +298,14 @@ class KafkaSource:
         self._guarded("close", leaving.close, self._consumer)
 
     def log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
-        """(low, high) watermark of each assigned partition, as of the last fetch. Makes no request."""
+        """Returns the (low, high) watermarks of each assigned partition, as of the last fetch. Makes no
+        request."""
         return self._log_ranges(cached=True)
 
     def ask_log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
         """Requests the watermarks from the broker, because cached values do not change while fetching is paused.
 
-        Any thread. Partitions without a response are left out.
+        Any thread may call it. Partitions without a response are left out.
         """
         return self._log_ranges(cached=False)
 
@@ -473,7 +477,7 @@ class KafkaSource:
         return [KafkaPartition(self.topic, s.partition) for s in sources if s.partition in self._epochs]
 
     def _on_end(self, polled: KafkaMessage) -> None:
-        """Handles the end of a partition. The client reports it each time it is reached. Its offset
+        """Handles the end of a partition. The client reports the end each time it is reached. The reported offset
         counts transaction markers."""
         partition, end = polled.partition(), polled.offset()
         if partition is None or end is None or partition not in self._positions:
@@ -498,7 +502,7 @@ class KafkaSource:
 
     def _on_fatal(self, error: KafkaError) -> None:
         """Raises ConsumerFailed, except for the one temporary fatal error: a killed static member keeps its
-        instance id until its session ends (KIP-848). The client reports that only as text.
+        instance id until its session ends (KIP-848). The client reports that case only as text.
         """
         if KafkaError(KafkaError.UNRELEASED_INSTANCE_ID).str() not in error.str():
             raise ConsumerFailed(f"the Kafka client failed permanently: {error.str()}")
@@ -581,7 +585,7 @@ def _is(error: object, code: int) -> bool:
 
 
 class _LibraryLog:
-    """Forwards librdkafka's log lines (level, "facility message") to our log.
+    """Forwards librdkafka's log lines (level, "facility message") to the reader's log.
 
     Lines that differ only in numbers are logged once per LIBRARY_LINE_SECONDS, with the number of suppressed
     lines, because librdkafka logs an unreachable broker twenty times per second.

@@ -1,7 +1,8 @@
 """Fetched messages that cannot be taken yet, by partition, in order.
 
 A poll may return more messages than there is room for. The rest waits here, together with later messages of the
-partition, so that offsets stay in order. At most one poll waits, because partitions without room are not fetched.
+partition, so that offsets stay in order. The messages of at most one poll wait, because partitions without room
+are not fetched.
 """
 
 from __future__ import annotations

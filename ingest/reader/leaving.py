@@ -2,8 +2,8 @@
 
 librdkafka delivers an unserved rebalance inside its `close`. The client then makes a request to librdkafka's main
 thread, which may never respond because the group is already being left, and holds the interpreter's lock while it
-waits. No thread of the process runs again, neither health probes nor signal handlers. Seen once, on a loaded
-machine, with confluent-kafka 2.16.1.
+waits. From then on no thread of the process runs, and neither health probes nor signal handlers work. This was
+seen once, on a loaded machine, with confluent-kafka 2.16.1.
 
 Therefore pending callbacks are delivered first. If that is not enough, a timer that does not need the interpreter
 ends the process. By then, everything durable has been committed.
@@ -18,7 +18,8 @@ from contextlib import suppress
 from confluent_kafka import Consumer, KafkaException
 
 CLOSE_SECONDS_MAX = 30.0
-# A client that is replaced may drain its partitions first, for the longest REPLAYS_DRAIN_DEADLINE_SECONDS.
+# A client that is replaced may drain its partitions first, which takes at most
+# REPLAYS_DRAIN_DEADLINE_SECONDS (maximum 600).
 REPLACE_SECONDS_MAX = 600.0 + CLOSE_SECONDS_MAX
 PENDING_MAX = 100_000
 

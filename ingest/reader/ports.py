@@ -79,18 +79,19 @@ class Parser(Protocol):
     """Parses messages, in this process or in another."""
 
     def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
-        """Yields one result per message, in order. Takes further messages once earlier results were consumed."""
+        """Yields one result per message, in order. Takes further messages once earlier results have been
+        consumed."""
 
 
 class Inbox(Protocol):
     """The queue of events from other threads to the loop. `queue.SimpleQueue` is one."""
 
     def put(self, event: on.Event, /) -> None:
-        """Adds an event. Never blocks; any thread."""
+        """Adds an event without blocking. Any thread may call it."""
 
     def get(self, block: bool = True, timeout: float | None = None) -> on.Event:
         """Waits at most `timeout` seconds for the next event. Raises queue.Empty. Only the loop's thread."""
 
 
-# Called with each event, its commands and the time, after the commands were performed.
+# Called with each event, its commands and the time, after the commands have been performed.
 Observer = Callable[[on.Event, Sequence[do.Command], float], None]

@@ -188,7 +188,7 @@ class Reader:
         return EXIT_HALTED if self.pipeline.halted else 0
 
     def _close(self, part: str, close: Callable[[], object]) -> None:
-        """Closes one component; an error is logged and does not prevent closing the others."""
+        """Closes one component. An error is logged and does not prevent the other components from being closed."""
         try:
             close()
         except Exception:
@@ -257,7 +257,7 @@ class Reader:
 def parser_of(
     settings: Settings, gate: TenantGate, wary: Wary = lambda source: False
 ) -> InlineParser | ProcessParser:
-    """The parser of usual messages, in this process or in others as configured."""
+    """The parser of usual messages, which runs in this process or in parser processes, as configured."""
     rules, usual = rules_of(settings), Usual(settings.parse_usual_bytes_max)
     if settings.parse_processes:
         seconds = Deadlines.before(settings.loop_silent_seconds_max).answer_seconds

@@ -34,10 +34,10 @@ log = structlog.get_logger(__name__)
 class Runtime:
     """Owns and runs the pipeline.
 
-    `observe` receives every event with its commands, after they were performed; metrics and logs are derived from
-    it. `guard` logs and counts its exceptions, which never stop the loop. `turned_at` is the time of the last
-    iteration, for the liveness probe. `polled` is called with the messages of each poll. `screen` can replace an
-    outcome with a drop before batching.
+    `observe` receives every event with its commands, after they have been performed; metrics and logs are derived
+    from it. `guard` logs and counts exceptions in `observe`, which never stop the loop. `turned_at` is the time of
+    the last iteration, for the liveness probe. `polled` is called with the messages of each poll. `screen` can
+    replace an outcome with a drop before batching.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Runtime:
         self._released: set[TopicPartition] = set()
 
     def run(self) -> do.Stop:
-        """Runs until the pipeline stops. Returns how it ended.
+        """Runs until the pipeline stops. Returns how the pipeline ended.
 
         The dispatcher is always stopped and the source closed, so that this member leaves the group immediately.
         After an exception nothing more is committed and no partition is drained.
@@ -86,8 +86,8 @@ class Runtime:
             self.close()
 
     def close(self) -> None:
-        """Closes dispatcher and source. An error in one is logged and does not prevent closing the other.
-        Idempotent."""
+        """Closes dispatcher and source. An error in closing the dispatcher is logged and does not prevent the
+        source from being closed. Idempotent."""
         if self._closing:
             return
         self._closing = True
@@ -126,8 +126,8 @@ class Runtime:
                 self._hand_over(event)
 
     def _takeable(self, run: Iterable[Waiting]) -> Iterator[Waiting]:
-        """Yields the messages that may be taken. Decided item by item, because the outcome of each item uses
-        room."""
+        """Yields the messages that may be taken. This is decided item by item, because the outcome of each item
+        uses room."""
         for item in run:
             if self._waits(item):
                 self._kept.add(item)
@@ -135,20 +135,20 @@ class Runtime:
                 yield item
 
     def _waits(self, item: Waiting) -> bool:
-        """True if something earlier in its partition waits, or if there is no room for it."""
+        """True if an earlier message of its partition waits, or if there is no room for this item."""
         if self.waits(item.source):
             return True
         return not isinstance(item, on.OffsetOutOfRange) and self._room(item) is Room.LATER
 
     def waits(self, source: TopicPartition) -> bool:
-        """True if something earlier in this partition has not been taken yet."""
+        """True if an earlier message of this partition has not been taken yet."""
         return self._kept.holds(source) or self.pipeline.is_deferred(source)
 
     def _room(self, item: Message | on.MessageParsed | Unusual) -> Room:
         return self.pipeline.room(item.source, item.epoch)
 
     def _hand_over(self, item: on.MessageParsed | Unusual | on.OffsetOutOfRange) -> None:
-        """Passes one outcome to the core, or keeps it if something earlier in its partition now waits."""
+        """Passes one outcome to the core, or keeps it if an earlier message of its partition now waits."""
         if self.waits(item.source):
             self._kept.add(item)
         elif isinstance(item, Unusual):
@@ -162,7 +162,7 @@ class Runtime:
     def feed(self, event: on.Event) -> None:
         """Handles one event and performs its commands. Ignored while closing.
 
-        If the log continues at another offset, messages fetched before are taken first.
+        If the log continues at another offset, messages fetched before that are taken first.
         """
         if self._closing:
             return
@@ -184,8 +184,8 @@ class Runtime:
     def drain(self, sources: tuple[TopicPartition, ...]) -> None:
         """Called when the group revokes partitions; returns once the core has released them.
 
-        Runs inside the source's rebalance callback, so nothing is polled meanwhile. Bounded by the core's drain
-        deadline, which must be shorter than the session timeout.
+        This runs inside the source's rebalance callback, so nothing is polled meanwhile. It takes at most the
+        core's drain deadline, which must be shorter than the session timeout.
         """
         self._released.difference_update(sources)
         self.feed(on.PartitionsRevoked(sources))

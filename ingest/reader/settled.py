@@ -27,7 +27,7 @@ class Settled:
         self._pending: tuple[int, float] | None = None
 
     def tick(self, now: float) -> None:
-        """Updates `offset`. `now`: monotonic seconds of the loop. Parsed messages that wait need not be
+        """Updates `offset`. `now`: monotonic seconds of the loop. Parsed messages that are waiting need not be
         considered, because they are screened before they are batched."""
         decided_until = self._gate.decided_until
         if self._pending is None and decided_until > self.offset:

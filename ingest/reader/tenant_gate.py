@@ -36,8 +36,9 @@ class TenantRules:
 class TenantGate:
     """Admits messages of one reader, using tokens granted to it from the shared buckets.
 
-    Used by the loop's thread and refreshed by another, with a lock. Messages of limited projects without a grant
-    are admitted, as are all messages if the last grant is older than `stale_seconds`. Times are monotonic seconds.
+    The loop's thread uses the gate and another thread refreshes it, with a lock. Messages of limited projects
+    without a grant are admitted, as are all messages if the last grant is older than `stale_seconds`. Times are
+    monotonic seconds.
     """
 
     def __init__(self, stale_seconds: float = 10.0) -> None:
@@ -63,7 +64,7 @@ class TenantGate:
             return frozenset(self._tokens)
 
     def decide(self, rules: TenantRules, erasures: Erasures, decided_until: int) -> None:
-        """Replaces rules and erasures by those in force at this offset of the operators' topic. Tokens are
+        """Replaces rules and erasures with those in force at this offset of the operators' topic. Tokens are
         kept."""
         self.rules, self.erasures = rules, erasures
         self.decided_until = decided_until

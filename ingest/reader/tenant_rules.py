@@ -1,9 +1,10 @@
 """Follows operators' decisions: kill switches, limits with shared buckets, erasures.
 
-The operators' topic is read to its end before the first message is taken, then followed. A reader that cannot load
-it does not start. Tokens come from `{prefix}:tenants:bucket:{project}` in Redis (a hash: tokens and time), shared
-by all readers. If Redis does not respond, kill switches and erasures are still enforced, but limits are not. This
-module also writes a copy of the decisions to Redis, and restores it within seconds after Redis was emptied.
+The operators' topic is read to its end before the first message is taken, and is followed from then on. A reader
+that cannot load the topic does not start. Tokens come from `{prefix}:tenants:bucket:{project}` in Redis (a hash:
+tokens and time), shared by all readers. If Redis does not respond, kill switches and erasures are still enforced,
+but limits are not. This module also writes a copy of the decisions to Redis, and restores this copy within seconds
+after Redis is emptied.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from tasks.operators import Copy, Operators
 
 log = structlog.get_logger(__name__)
 REFRESH_SECONDS = 1.0
-METADATA_SECONDS_MAX = 2.0  # then it is logged and tried again
+METADATA_SECONDS_MAX = 2.0  # then the failure is logged and the call is tried again
 
 # KEYS[1] bucket; ARGV: per_second, burst, wanted. Returns the tokens granted, as text (Lua truncates numbers).
 _TAKE = """
@@ -126,7 +127,7 @@ class TenantRefresh:
     def load(self, stopping: Callable[[float], bool]) -> bool:
         """Reads all decisions, retrying until it succeeds; `stopping(seconds)` waits and returns True to abort.
 
-        Returns True if they are loaded. Raises NotLoaded.
+        Returns True if the decisions are loaded, and False if `stopping` aborted. Raises NotLoaded.
         """
         while True:
             try:

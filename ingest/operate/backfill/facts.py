@@ -1,8 +1,8 @@
 """Compares facts in BigQuery by identity and content.
 
-An insert never replaces a stored fact, and the view with one row per identity could return either. So a fact that
-differs is deleted before it is written again. BigQuery cannot delete rows streamed in the last 90 minutes: these
-are reported, and a later run replaces them.
+An insert never replaces a stored fact, and the view with one row per identity could return either. Therefore, a
+fact that differs is deleted before it is written again. BigQuery cannot delete rows streamed in the last 90
+minutes: these rows are reported, and a later run replaces them.
 """
 
 from __future__ import annotations

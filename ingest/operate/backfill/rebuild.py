@@ -15,7 +15,7 @@ from ingest.core.stored_recording import unpack
 
 @dataclass(frozen=True, slots=True)
 class StoredSegment:
-    """A segment's values in ClickHouse. `object`: the name of its object in the `segment` layout."""
+    """A segment's values in ClickHouse. `object`: the name of the segment's object in the `segment` layout."""
 
     org_id: int
     project_id: int

@@ -1,7 +1,7 @@
-"""Rebuilds the rows of a selection, one page of segments at a time: compares them, writes those that differ, and
-compares again.
+"""Rebuilds the rows of a selection, one page of segments at a time.
 
-Memory is bounded by one page of at most PAGE_SEGMENTS segments and about PAGE_BYTES of recordings, and its rows.
+For each page, it compares the rows, writes those that differ, and compares them again. Memory is bounded by one
+page of at most PAGE_SEGMENTS segments and about PAGE_BYTES of recordings, and its rows.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Backfill:
         differences_max: int = 1000,
         progress: Progress = lambda segments: None,
     ) -> Outcome:
-        """Rebuilds and writes; a dry run only compares. `per_second_max`: recordings per second. Recorded in the
-        audit trail.
+        """Rebuilds and writes; a dry run only compares. `per_second_max`: recordings per second. The run is
+        recorded in the audit trail.
         """
         began, found = time.monotonic(), Outcome(dry_run)
         with _failing(), contextlib.ExitStack() as closing:

@@ -117,10 +117,10 @@ class StoredSegments:
         return self._with_environments(found)
 
     def _with_environments(self, page: Sequence[StoredSegment]) -> list[StoredSegment]:
-        """Adds the environment, which the session's row has from the replay_event."""
+        """Adds the environment, which the session's row contains and the replay_event provided."""
         if not page:
             return []
-        # Two projects may use the same replay id; they then share its event hashes.
+        # Two projects may use the same replay id, and then share its event hashes.
         hashes = {hashed(f"{segment.replay_id}/segment/{segment.segment_id}"): segment.key[1:] for segment in page}
         replays = uuids(segment.replay_id for segment in page)
         times = [segment.received for segment in page]
@@ -136,7 +136,7 @@ class StoredSegments:
         return [replace(segment, environment=known.get(segment.key, "")) for segment in page]
 
     def unlisted(self, names: Sequence[str]) -> list[str]:
-        """The names among these of segments that have no row."""
+        """Those of the given names whose segment has no row."""
         parts = {name: name.split("/") for name in names}
         keys = {
             name: {"project_id": int(project), "replay_id": replay, "segment_id": int(segment)}

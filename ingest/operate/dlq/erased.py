@@ -1,9 +1,11 @@
-"""Detects letters of erased replays. They remain in Kafka until their retention ends, but are neither shown nor
-replayed.
+"""Detects letters of erased replays.
+
+Such letters remain in Kafka until their retention ends, but are neither shown nor replayed.
 
 A message contains its replay, project and user. A message that cannot be parsed counts as erased if it contains
-the id of an erased replay anywhere. A row contains its replay and user, an object name only its replay, and a
-packed object may contain parts of any replay. For objects, the original message is checked if it still exists.
+the id of an erased replay anywhere. A row contains its replay and user, an object name contains only its replay,
+and a packed object may contain parts of any replay. For objects, the original message is checked if it still
+exists.
 """
 
 from __future__ import annotations

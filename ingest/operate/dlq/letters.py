@@ -27,7 +27,7 @@ FOREIGN = Label("unknown", "", Origin("", -1, -1), "")
 
 
 class DeadLettersUnavailable(Exception):
-    """The dead-letter topic could not be read or written. The text states why."""
+    """The dead-letter topic could not be read or written. The message states why."""
 
 
 class _Owned(msgspec.Struct):
@@ -39,11 +39,9 @@ class _Owned(msgspec.Struct):
 @dataclass(frozen=True, slots=True)
 class Letter:
     """One dead letter. `partition` and `offset` are its position in the dead-letter topic; its origin is in
-    `label`.
-
-    `timestamp_ms` is its write time, Unix milliseconds. `replayed`: it was already replayed, or is a replayed
-    message that was rejected again. Such letters are skipped unless requested. `tombstone`: the value is null.
-    `sealed`: result of verifying its seal.
+    `label`. `timestamp_ms` is its write time, in Unix milliseconds. `replayed`: the letter was already replayed,
+    or is a replayed message that was rejected again. Such letters are skipped unless requested. `tombstone`: the
+    value is null. `sealed`: result of verifying its seal.
     """
 
     partition: int
@@ -90,7 +88,7 @@ class Letter:
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """Identity shared by duplicates: the letters of one message, or of one item that one sink refused.
+        """Identity shared by duplicates, which are letters of one message, or of one item that one sink refused.
 
         Metrics belong to a whole batch, and several may have the same name.
         """
@@ -145,8 +143,8 @@ class Selection:
 def letters(settings: Settings, selection: Selection) -> Iterator[Letter]:
     """All selected letters, by partition, in write order.
 
-    The topic is read twice, first for the marks, so that memory grows with the marks (at most MARKS_MAX) and not
-    with the letters. Raises DeadLettersUnavailable.
+    The topic is read twice, first for the marks, so that memory grows with the number of marks (at most MARKS_MAX)
+    and not with the number of letters. Raises DeadLettersUnavailable.
     """
     marks = _marks(settings)
     for record in _scan(settings):

@@ -1,8 +1,8 @@
 """Rebuilds refused items from their original messages.
 
-Any writer of the topic can forge a letter. So a replay rebuilds the named item from the original message with the
-current code, and never writes the letter's bytes: a forged letter can neither change another project's replay nor
-alter content. This requires that the message is still in its topic.
+Any writer of the topic can forge a letter. Therefore, a replay rebuilds the named item from the original message
+with the current code, and never writes the letter's bytes: a forged letter can neither change another project's
+replay nor alter content. This requires the message to still be in its topic.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class NotMade(Exception):
 class Originals:
     """Reads the input topic. Caches the items of the last range, because the letters of a batch are adjacent.
 
-    Needs memory for the items of one batch.
+    The cache needs memory for the items of one batch.
     """
 
     def __init__(self, settings: Settings, erasures: Erasures) -> None:

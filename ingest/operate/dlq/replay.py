@@ -1,8 +1,8 @@
 """Replays dead letters and marks them.
 
-A message is produced to its original topic. An item is written only to the sink that refused it, because the
-others already have it. The mark is written after the broker or sink has acknowledged, so that a second replay
-skips the letter. Equal letters (a batch may be flushed twice) are replayed once.
+A message is produced to its original topic. An item is written only to the sink that refused it, because the other
+sinks already have it. The mark is written after the broker or sink has acknowledged, so that a second replay skips
+the letter. Equal letters (a batch may be flushed twice) are replayed once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ERASURES_SECONDS_MAX = 5.0
 
 
 class NotReplayed(Exception):
-    """This letter is not replayed. The text states why, and how to replay it anyway."""
+    """This letter is not replayed. The message states why, and how to replay it anyway."""
 
 
 def replay(
@@ -80,7 +80,7 @@ def replay(
 
 
 def _replay_one(sender: _Sender, letter: Letter, summary: Replayed, *, repeat: bool, dry_run: bool) -> str | None:
-    """The outcome, or None if the replay failed, which the summary records."""
+    """The outcome, or None if the replay failed; the summary records the failure."""
     try:
         item = None if repeat else sender.item_to_write(letter)
         if not dry_run:
@@ -101,7 +101,7 @@ def _replay_one(sender: _Sender, letter: Letter, summary: Replayed, *, repeat: b
 
 
 class _Sender:
-    """Produces messages and marks, and writes items to sinks; each call returns once durable."""
+    """Produces messages and marks, and writes items to sinks. Each call returns once the data is durable."""
 
     def __init__(self, settings: Settings, *, unverified: bool) -> None:
         self._settings = settings

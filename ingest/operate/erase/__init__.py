@@ -1,4 +1,4 @@
-"""Permanently erases replays in both layouts, first objects and ranges, last the rows that refer to them.
+"""Permanently erases replays in both layouts: first objects and ranges, and last the rows that refer to them.
 
     replays-ingest erase --project 1 0123456789abcdef0123456789abcdef
 
@@ -9,9 +9,10 @@
     2. BigQuery       its facts, by DML; rows in the streaming buffer cannot be deleted yet and are reported
     3. ClickHouse     its rows, `replay_places` last, because it has the positions of its bytes
 
-So the next run can complete an interrupted one. `replay_outcomes` is kept for billing and has no content. Kafka
-cannot delete single messages: redelivered messages are dropped until they expire, and dead letters are listed but
-not replayed. See docs/decisions/018-operators-decisions-in-kafka.md, docs/decisions/028-erase-in-place.md.
+With this order, the next run can complete an interrupted one. `replay_outcomes` is kept for billing and has no
+content of replays. Kafka cannot delete single messages: redelivered messages are dropped until they expire, and
+dead letters are listed but not replayed. See docs/decisions/018-operators-decisions-in-kafka.md,
+docs/decisions/028-erase-in-place.md.
 
     holdings.py  the stored data of a replay, and what erasure does not cover
     rows.py      ClickHouse: finds and deletes rows

@@ -57,7 +57,7 @@ class Eraser:
         try:
             # Letters are messages that could not be parsed, or refused items; rows contain the id with dashes.
             spellings = (self._replay_id, str(UUID(self._replay_id)))
-            projects = (None, self._project_id)  # None: the letter's project is unknown
+            projects = (None, self._project_id)  # None if the letter's project is unknown
             letters = mentioning(settings, spellings)
             found["letters"] = tuple(letter.id for letter in letters if letter.project_id in projects)
         except DeadLettersUnavailable as error:

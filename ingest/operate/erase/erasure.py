@@ -1,4 +1,4 @@
-"""One erasure request. All its tombstones are written together; then its replays are erased one by one at a
+"""One erasure request. All of its tombstones are written together. Then its replays are erased one by one at a
 limited rate.
 """
 
@@ -54,7 +54,7 @@ class Erasure:
         return [self._eraser(replay_id).search() for replay_id in self._replays()]
 
     def known(self, found: Holdings) -> bool:
-        """Whether the replay existed, even if no erasable data is stored."""
+        """True if the replay existed, even if no erasable data is stored."""
         return bool(found.billed or found.letters or self._eraser(found.replay_id).done_before())
 
     def left_of(self, found: Holdings) -> list[str]:
@@ -68,7 +68,7 @@ class Erasure:
         if len(keys) == 1 and not self._keys:
             action["replay_id"] = self._named[0]
         unsettled = self._tombstones.settle(self._tombstones.decide(keys, by, action), wait_seconds)
-        # Includes replays of the user or project that have settled since.
+        # This includes replays of the user or project that have settled since the first search.
         current_keys = [replay_key(self._project_id, replay_id) for replay_id in self._replays()]
         if fresh := sorted(set(current_keys).difference(keys)):
             self._tombstones.decide(fresh, by, {**action, "replays": len(fresh)})

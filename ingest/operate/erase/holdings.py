@@ -12,7 +12,8 @@ from tasks.errors import shortened
 
 
 class EraseFailed(Exception):
-    """A server did not respond, or it refused. Completed steps are not undone; the next run continues."""
+    """A server did not respond, or refused the request. Completed steps are not undone, and the next run
+    continues."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,8 +127,8 @@ def blank(content: bytearray, spans: Sequence[tuple[int, int]], name: str) -> bo
 def rewrite(bucket: Any, old: Any) -> Any:
     """Writes a new generation of an object, with the metadata of the old one.
 
-    The custom time is the creation time of the first generation. The bucket's rules count from it, so that an
-    erasure does not extend the retention of other recordings in the object.
+    The custom time is the creation time of the first generation. The bucket's lifecycle rules count from the
+    custom time, so that an erasure does not extend the retention of other recordings in the object.
     """
     new = bucket.blob(old.name)
     for attribute in (

@@ -1,7 +1,8 @@
 """Writes tombstones, which record an erasure before anything is deleted, and waits for batches in flight to
 settle.
 
-    1. the tombstone is durable in the topic of operators' decisions; from then on readers drop its messages
+    1. the tombstone is durable in the topic of operators' decisions, and from then on, readers drop
+       messages of the replay
     2. every active reader reports that the messages it read before have settled
     3. bytes staged before by readers that have ended are removed from Redis, so that no late task writes them
 
@@ -86,7 +87,7 @@ class Tombstones:
 
 
 def _settled(about: Mapping[str, Any]) -> int:
-    """Offset up to which a reader has settled decisions, from its heartbeat; UNKNOWN if it is not a number."""
+    """Offset up to which a reader has settled decisions, from its heartbeat; UNKNOWN if that is not a number."""
     found = about.get("decisions_settled", UNKNOWN)
     return found if isinstance(found, int) else UNKNOWN
 

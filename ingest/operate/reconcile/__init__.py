@@ -12,7 +12,7 @@
     run.py       runs the reconciliation, one chunk at a time
     render.py    formats the result as text
 
-Only offsets that the group has committed are compared, because others are not durable yet.
+Only messages whose offsets the group has committed are compared, because other messages are not durable yet.
 A repair writes only missing items, through the sinks' own `write`, and checks again. Rows and objects
 have identities, so a repair that overlaps with the reader's work is harmless.
 """

@@ -12,8 +12,8 @@ EXAMPLES_MAX = 1000
 
 
 class ReconcileFailed(Exception):
-    """The reconciliation failed because the topic, the dead letters or a sink could not be read. The text names it
-    and the reason."""
+    """The reconciliation failed because the topic, the dead letters or a sink could not be read. The message names
+    what could not be read and the reason."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,8 +37,8 @@ class GivenUp:
     """The origins of dead letters in these spans: positions of messages, and refused items by sink, name and
     project.
 
-    Rows of two projects may share a name, so `owners` has the projects. The project None is unknown and matches
-    all.
+    Rows of two projects may share a name, so `owners` has the projects. A project of None is unknown and matches
+    all projects.
 
     Raises DeadLettersUnavailable, and ReconcileFailed if there are more than LETTERS_MAX.
     """
@@ -87,7 +87,7 @@ class Expected:
         self._gate = TenantGate()
         self.given_up = GivenUp(settings, account.spans)
         in_force = {key: entry.value for key, entry in load(settings).entries.items() if entry.value is not None}
-        rules = TenantRules(rules_of_decisions(in_force).killed)  # which messages a limit dropped is not recorded
+        rules = TenantRules(rules_of_decisions(in_force).killed)  # messages dropped by a limit are not recorded
         self._gate.decide(rules, erasures_of(in_force, time.time()), 0)
 
     def of(self, messages: Sequence[Message]) -> Chunk:

@@ -2,7 +2,8 @@
 
 Recordings are compared by their bytes (`recordings.py`); rows of ClickHouse by their replacement key, clicks also
 by rank; rows of BigQuery by `project_id` and `row_id`. DataDog is not queried. A query has at most KEYS_MAX
-identities and covers the days of their rows. Rows not found there are searched within some days around them.
+identities and covers the days of their rows. Rows not found in these days are searched for within some days around
+them.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Rows:
 
     def absent(self, items: Sequence[Row]) -> dict[int, Problem]:
         """A row is present if a row with its key is stored. The rank of a stored click must also be at least as
-        high: a click stored without its later dead-click report differs.
+        high as that of the expected row: a click stored without its later dead-click report differs.
         """
         found: dict[int, Problem] = {}
         tables: dict[str, list[int]] = {}
@@ -105,7 +106,7 @@ class Rows:
 
 
 def decoded(item: Row) -> dict[str, Any]:
-    """The decoded row, which lacks empty columns."""
+    """The decoded row, without empty columns."""
     row: dict[str, Any] = msgspec.json.decode(item.json)
     return row
 

@@ -1,7 +1,7 @@
 """Finds recordings that are missing in Cloud Storage, or stored with different bytes, in either layout.
 
-The index in ClickHouse has precedence, as in playback (`tasks.stored`): a recording that it lists is read from its
-range of a packed object. Every other recording has its own object, which is compared by CRC32C.
+The index in ClickHouse has precedence, as in playback (`tasks.stored`): a recording that the index lists is read
+from its range in a packed object. Every other recording has its own object, which is compared by CRC32C.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Recordings:
         """Returns, by position, the problem of each item that is not stored. Items with the same name count as
         stored if any of them is stored; otherwise only the last is reported. Recordings that arrived as plain JSON
         are compressed by the reader, so another release may have stored different bytes that inflate to the same
-        JSON; these count as equal. Raises SinkError.
+        JSON. Such recordings count as equal. Raises SinkError.
         """
         positions: dict[str, list[int]] = {}
         for position, item in enumerate(items):
@@ -134,7 +134,7 @@ class Recordings:
 
 
 def _index_query(names: Sequence[str]) -> str:
-    """The query, built from numbers and UUIDs, so that no other text can get into it."""
+    """The query, which is built only from numbers and UUIDs, so that no other text can get into it."""
     keys = [name.split("/") for name in names]
     return (
         "SELECT name, project_id, toString(replay_id), segment_id, object, start_bytes, length_bytes "

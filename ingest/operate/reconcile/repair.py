@@ -23,7 +23,7 @@ BACKOFF_SECONDS = 0.5
 
 
 class Repair:
-    """The writes of one run. Sinks are built on first use."""
+    """Performs the writes of one run. Sinks are built on first use."""
 
     def __init__(self, settings: Settings, per_second_max: float) -> None:
         self._settings = settings

@@ -1,6 +1,4 @@
-"""Reconciles a scope chunk by chunk: computes the expected items, finds those missing per sink, and repairs
-them.
-"""
+"""Reconciles a scope chunk by chunk: computes expected items, finds those missing in a sink, and repairs them."""
 
 from __future__ import annotations
 
@@ -44,7 +42,7 @@ def run(
     by: str = "unknown",
     progress: Progress = lambda messages: None,
 ) -> Account:
-    """Reconciles a scope. `progress` receives the number of messages so far.
+    """Reconciles a scope. `progress` receives the number of messages read so far.
 
     `repair` writes missing items, at most `per_second_max` per second, with `by` in the audit trail. If the audit
     trail is unavailable, nothing is written. Raises ReconcileFailed.

@@ -25,8 +25,8 @@ class Scope:
     """Either offsets [start, stop) of one partition, or a window of Kafka timestamps in Unix seconds, or the whole
     topic.
 
-    A window starts at the first message that is not older than `since` and ends before the first that is not older
-    than `until`. Raises ValueError if both offsets and a window are given.
+    A window starts at the first message that is not older than `since` and ends before the first message that is
+    not older than `until`. Raises ValueError if both offsets and a window are given.
     """
 
     partition: int | None = None
@@ -107,7 +107,7 @@ class RecordingsTopic:
         return self._reader.committed(self._reader.partitions())
 
     def spans_from(self, positions: Mapping[int, int]) -> list[Span]:
-        """Spans of offsets committed beyond these offsets."""
+        """Spans of offsets that were committed beyond the given offsets."""
         committed = self.committed()
         spans = [
             Span(partition, max(start, held.start), max(start, held.start, committed[partition]))
@@ -141,8 +141,8 @@ class RecordingsTopic:
         return held.stop if found is None else found
 
     def chunks(self, span: Span) -> Iterator[list[Message]]:
-        """The messages of a span, in chunks. Adds offsets that have expired since, or are unreadable, to the
-        span's counts.
+        """The messages of a span, in chunks. Adds offsets that have expired in the meantime, or are unreadable, to
+        the span's counts.
         """
         chunk: list[Message] = []
         size_bytes = 0

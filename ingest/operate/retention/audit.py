@@ -36,7 +36,7 @@ Progress = Callable[[int], None]
 
 
 class AuditFailed(Exception):
-    """The bucket or ClickHouse could not be read. The text names it and the reason."""
+    """The bucket or ClickHouse could not be read. The message names the server and the reason."""
 
 
 class Kind(StrEnum):

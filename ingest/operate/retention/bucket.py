@@ -79,7 +79,7 @@ class Bucket:
         return [name for name, exists in zip(names, existing, strict=True) if not exists]
 
     def misfits(self) -> Iterator[str]:
-        """Differences between the bucket's lifecycle rules and those that `migrate` sets; emulators have none."""
+        """Differences between the bucket's lifecycle rules and those that `migrate` sets; empty for emulators."""
         if self._settings.gcs_endpoint:
             return
         try:

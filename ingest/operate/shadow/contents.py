@@ -54,7 +54,7 @@ class RowDifference:
 
 @dataclass(slots=True)
 class Compared:
-    """Result of comparing some rows."""
+    """The result of comparing some rows."""
 
     compared: int
     superseded: int

@@ -92,7 +92,7 @@ class _Pace:
         self.at_once = max(1, min(CHUNK_MESSAGES_MAX, int(per_second_max or CHUNK_MESSAGES_MAX)))
 
     def begin(self) -> None:
-        """Begins a round. Idle time before it does not count."""
+        """Begins a round. Idle time before the round does not count."""
         self._since = time.monotonic()
 
     def took(self, messages: int) -> None:
@@ -144,8 +144,8 @@ class _Sinks:
             )
 
     def _compare_letters(self, expected: Expected, chunk: Chunk) -> None:
-        """Reports messages that this release rejects but that have no dead letter, so the live release accepted
-        them.
+        """Reports messages that this release rejects but that have no dead letter, which means that the live
+        release accepted them.
         """
         items = list(expected.items(chunk, SinkName.DEAD_LETTER))
         tally = self._tally(SinkName.DEAD_LETTER, len(items))

@@ -1,6 +1,6 @@
 """Time limits of parsing: CPU time of the child, rejection of the message, failure of the liveness probe.
 
-All are derived from the liveness setting, so that they always expire in this order.
+All three limits are derived from the liveness setting, so that they always expire in this order.
 """
 
 from __future__ import annotations

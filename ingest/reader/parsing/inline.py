@@ -1,5 +1,5 @@
 """Parses messages in the reader process or in parser processes, as configured. Parsing is a pure function of a
-message and the rules, so both give the same result.
+message and the rules, so the result is the same in either process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ log = structlog.get_logger(__name__)
 
 ANSWER_SECONDS_MAX = 60.0
 CLOSE_SECONDS_MAX = 0.5
-# More than parsing needs at the maximum decompressed size. The kernel ends a process that exceeds the limit.
+# This is more memory than parsing needs at the maximum decompressed size. The kernel ends a process that exceeds
+# the limit.
 MEMORY_BYTES_BASE, MEMORY_RATIO_MAX = 512 * MiB, 6
 
 # Messages per process and request: enough to amortize the request, few enough to stay within the in-flight limit.
@@ -58,7 +59,8 @@ class InlineParser:
         self._suspects = wary
 
     def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
-        """Yields one result per message, in order. Takes a message only after the result of the previous one."""
+        """Yields one result per message, in order. Takes a message only after the caller has taken the result of
+        the previous message."""
         for message in messages:
             outcome = shed(message, self._gate, self._clock) or self._parse(message)
             yield answer(message, outcome)
@@ -136,7 +138,7 @@ class ProcessParser:
             yield answer(message, outcome)
 
     def _shares(self, messages: Sequence[Message], wanted: Sequence[int]) -> list[list[int]]:
-        """Contiguous runs of about equal bytes, one per child."""
+        """Splits the messages into contiguous runs of about equal bytes, one per child."""
         shares: list[list[int]] = [[] for _ in self._children]
         total = sum(len(messages[index].value) for index in wanted) or 1
         before = 0
@@ -154,7 +156,7 @@ class ProcessParser:
 
 
 def shed(message: Message, gate: TenantGate, clock: Clock) -> Drop | None:
-    """The drop required by tenant rules and erasures, if any.
+    """Returns the drop that tenant rules or erasures require, if any.
 
     Erasures are checked first, so that erased messages take no token and never become dead letters.
     """
@@ -172,14 +174,14 @@ def shed(message: Message, gate: TenantGate, clock: Clock) -> Drop | None:
 
 
 def answer(message: Message, outcome: Outcome | None) -> on.MessageParsed | Unusual:
-    """The result for the loop: the outcome, or the message as unusual if there is none."""
+    """The result for the loop: the outcome, or the message as unusual if there is no outcome."""
     if outcome is None:
         return Unusual(message)
     return on.MessageParsed(message.source, message.epoch, message.offset, outcome)
 
 
 class ChildFailed(Exception):
-    """A parser process died or did not respond in time. `limit`: the limit it exceeded; "" if unknown."""
+    """A parser process died or did not respond in time. `limit`: the limit that it exceeded; "" if unknown."""
 
     def __init__(self, text: str, limit: str = "") -> None:
         super().__init__(f"{limit} ({text})" if limit else text)
@@ -220,7 +222,7 @@ class Child:
             ask(self._socket, self._arena, messages)
 
     def receive(self) -> list[Outcome | None]:
-        """Outcomes of the last request. After a failure, each message is parsed in a request of its own."""
+        """Outcomes of the last request. After a failure, each message is sent again in its own request."""
         try:
             return self.answers()
         except ChildFailed as failure:
@@ -228,7 +230,7 @@ class Child:
         return [self._parse_alone(message) for message in self._sent]
 
     def receive_or_none(self) -> list[Outcome | None]:
-        """Outcomes of the last request. After a failure, all are None."""
+        """Outcomes of the last request. After a failure, all outcomes are None."""
         try:
             return self.answers()
         except ChildFailed as failure:

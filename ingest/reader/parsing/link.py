@@ -1,8 +1,8 @@
 """Protocol between the reader and a parser process.
 
 Values are passed in shared memory: the reader copies each value once, and the parser process parses it in place.
-Everything else is sent over a socket pair as length-prefixed msgpack. Results omit bytes that the reader has: a
-blob that is a slice of its message is sent as a position, and a dead letter without its value.
+Everything else is sent over a socket pair as length-prefixed msgpack. Results omit bytes that the reader already
+has: a blob that is a slice of its message is sent as a position, and a dead letter without its value.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def ask(link: socket.socket, arena: Arena, messages: Sequence[Message]) -> None:
 
 
 def receive_outcomes(link: socket.socket, messages: Sequence[Message]) -> list[Outcome | None]:
-    """The outcomes of these messages; None for an unusual one.
+    """The outcomes of these messages; None for each unusual message.
 
     Raises EOFError, msgspec.MsgspecError, and OSError (also on timeout).
     """
@@ -189,7 +189,7 @@ class Parser:
         return Answer(outcome, None, place)
 
     def _place(self, item: Item, content: memoryview) -> tuple[int, int] | None:
-        """Position of these bytes within the message's value, if they are part of it."""
+        """Position of these bytes within the message's value, if the value contains them."""
         start = self._map.find(bytes(content[:NEEDLE_BYTES]), item.start, item.stop)
         stop = start + len(content)
         if start < 0 or self._map[start:stop] != bytes(content):

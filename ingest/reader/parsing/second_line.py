@@ -33,7 +33,7 @@ CLOSE_SECONDS_MAX = 2.0
 
 
 class SecondLine:
-    """One child and one thread, both started with the first message.
+    """One child and one thread. Both are started when the first message arrives.
 
     `answer` is called on that thread. At most one message per partition is queued, because the partition waits for
     it.
@@ -102,8 +102,8 @@ class SecondLine:
             )
 
     def _outcome(self, message: Message) -> Outcome:
-        """Parses one message. Retries once unless a limit was exceeded, because the message may not be the cause
-        of other failures."""
+        """Parses one message. Retries once unless a limit was exceeded, because other failures may not be caused
+        by the message."""
         error = ""
         for _ in range(ATTEMPTS_MAX):
             try:
