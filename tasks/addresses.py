@@ -32,7 +32,7 @@ def http_url(text: str, *, credentials: str = "") -> SplitResult:
 
 
 def brokers(text: str) -> None:
-    """One or more `host[:port]`, separated by commas."""
+    """Validates one or more `host[:port]`, separated by commas."""
     for entry in text.split(","):
         scheme, separator, rest = entry.strip().rpartition("://")
         url = _split(f"kafka://{rest}")
@@ -42,7 +42,8 @@ def brokers(text: str) -> None:
 
 
 def _split(text: str) -> SplitResult | None:
-    """Splits an address. Returns None for an invalid port, an unclosed bracket, a space, or an invalid host."""
+    """Splits an address. Returns None if the address has an invalid port, an unclosed bracket, a space, or an
+    invalid host."""
     if any(character.isspace() or not character.isprintable() for character in text):
         return None
     try:

@@ -1,9 +1,9 @@
 """Writes the items of one flush task to their sink, except those that the sink permanently refuses.
 
-Independent of Redis and Celery. Durable items are recorded in `Progress` immediately, so that the next run
-continues where an interrupted one stopped. Refusals are recorded only after `Sink.examine` has confirmed, both
-before and after they occur, that the destination is healthy. Unconfirmed refusals are discarded, so no item is
-lost because a table was altered or repaired.
+This module does not depend on Redis or Celery. Durable items are recorded in `Progress` immediately, so that the
+next run continues where an interrupted one stopped. Refusals are recorded only after `Sink.examine` has confirmed,
+both before and after they occur, that the destination is healthy. Unconfirmed refusals are discarded, so no item
+is lost because a table was altered or repaired.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Examine = Callable[[Sequence[int]], None]
 
 
 class OutOfTime(Exception):
-    """The run has used up its time or its writes. The next run continues."""
+    """The run has used up its time or its number of writes. The next run continues."""
 
 
 def deliver(write: Write, examine: Examine, progress: Progress, items: int, has_time: Callable[[], bool]) -> None:

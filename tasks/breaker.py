@@ -108,7 +108,8 @@ class PermitKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """Whether a sink may be called. If open: seconds until the next attempt, and the sink's last error."""
+    """Whether a sink may be called. If the breaker is open: seconds until the next attempt, and the sink's last
+    error."""
 
     kind: PermitKind
     wait_seconds: float = 0.0
@@ -139,7 +140,8 @@ class BreakerState:
 
 
 class Breaker:
-    """Queried before a sink call and updated after it. Redis errors are not raised."""
+    """The breakers of all sinks: queried before each sink call and updated after it. Redis errors are not
+    raised."""
 
     def __init__(self, client: Redis[bytes], settings: Settings) -> None:
         self._settings = settings
@@ -149,7 +151,7 @@ class Breaker:
 
     def request_permit(self, sink: SinkName) -> Permit:
         """Decides whether this sink may be called now."""
-        # If a probe does not report (its worker died), another one is allowed after this.
+        # If a probe does not report because its worker died, another probe is allowed after this time.
         lease_seconds = 2 * self._settings.sink_timeout_seconds + 5
         try:
             kind, wait_seconds, error = self._request_script(keys=[self._key(sink)], args=[lease_seconds])

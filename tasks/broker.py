@@ -1,9 +1,9 @@
 """The transport of Celery's messages: kombu's Redis transport over the connections of `tasks.connection`.
 
-kombu treats READONLY as a channel error, on which a worker exits; here it is a connection error, after which a
-worker reconnects. When an acknowledgement fails, kombu counts its message as unfinished for as long as the channel
-lives; here it does not (`QoS`). kombu also parses URLs differently, so it gets a `Link` in its transport options,
-for TCP, TLS, Unix sockets and Sentinel.
+kombu treats READONLY as a channel error, on which a worker exits; this transport treats it as a connection error,
+after which a worker reconnects. When an acknowledgement fails, kombu counts its message as unfinished for as long
+as the channel lives; this transport does not (`QoS`). kombu also parses URLs differently, so it gets a `Link` in
+its transport options, for TCP, TLS, Unix sockets and Sentinel.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PROBE_KEY = "probe"
 
 
 class _Client(redis.PrefixedStrictRedis):
-    """Opens a channel only to a writable server, because a replica also answers PING."""
+    """Opens a channel only to a writable server. A PING is not enough, because a replica also answers it."""
 
     def ping(self, **_: Any) -> bool:
         """Called by kombu when a channel opens. Raises RedisAway."""
@@ -81,7 +81,7 @@ class Channel(redis.Channel):
     def _get_pool(self, asynchronous: bool = False) -> ConnectionPool:
         """`asynchronous`: for connections polled by the event loop, which must be notified when one is closed."""
         self.keyprefix_fanout = self.keyprefix_fanout.format(db=self.link.address.database)
-        # No retries here: kombu and Celery retry, and distinguish what may be sent twice.
+        # No retries here: kombu and Celery retry, and know which commands may be sent twice.
         pool = self.link.pool(0, self._polled if asynchronous else lambda kind: kind)
         manager = getattr(pool, "sentinel_manager", None)
         if asynchronous:

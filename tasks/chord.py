@@ -4,9 +4,9 @@
     flush_gcs(blobs/gcs/1) ─┼─▶ complete           all of them returned
     ...                    ─┘   chord_failed       one of them failed
 
-The tasks run on their sinks' queues; `complete` and `chord_failed` on `control`, so that completions never wait
-behind flush tasks. Messages carry only names; the bytes are staged (docs/decisions/003-claim-check.md). Both
-callbacks need the chord's name, which is the task id of `complete`; Celery passes it to `chord_failed` as an
+The tasks run on their sinks' queues. `complete` and `chord_failed` run on the queue `control`, so that completions
+never wait behind flush tasks. Messages carry only names; the bytes are staged (docs/decisions/003-claim-check.md).
+Both callbacks need the chord's name, which is the task id of `complete`; Celery passes it to `chord_failed` as an
 argument.
 """
 
@@ -45,7 +45,7 @@ class FanOut:
 
 
 def new_token() -> str:
-    """A new name for a chord. It is not part of any row, object or deduplication token."""
+    """A new token that identifies a chord. The token is not part of any row, object or deduplication token."""
     return secrets.token_urlsafe(TOKEN_BYTES)
 
 

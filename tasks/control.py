@@ -1,7 +1,7 @@
 """Celery tasks of the queue `control`: chord callbacks, and operator requests.
 
     complete         the chord's body: reports the stage to the batch's reader
-    chord_failed     its errback: the same, when a flush task failed
+    chord_failed     the chord's errback: reports the stage when a flush task failed
     retry_batch      POST /api/task/async-apply/retry_batch     {"args": ["<batch id>"], "kwargs": {"by": "me"}}
     abandon_batch    POST /api/task/async-apply/abandon_batch   {"args": ["<batch id>"],
                                                                  "kwargs": {"reason": "...", "by": "me"}}
@@ -37,7 +37,8 @@ def complete(self: Task[Any, Any]) -> str:
 
 @app.task(name=ControlTask.CHORD_FAILED.value, bind=True, ignore_result=True, acks_late=True)
 def chord_failed(self: Task[Any, Any], chord_id: str) -> str:
-    """Runs when a task of the chord failed or Celery lost its result. The done marks determine which."""
+    """Runs when a task of the chord failed or Celery lost its result. The done marks show which tasks are
+    unfinished."""
     return report_stage(chord_id, unexplained="ended without an error message")
 
 

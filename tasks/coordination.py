@@ -32,7 +32,7 @@ from tasks.wire import Completion, reader_stream
 STREAM_ENTRIES_MAX = 10_000
 READER_FORGOTTEN_SECONDS = 86_400
 WORKER_FORGOTTEN_SECONDS = 3600
-# Renewed every few seconds (`Limits.parked_renew_seconds`); survives short Redis outages.
+# Readers renew a lease every few seconds (`Limits.parked_renew_seconds`), so it survives short Redis outages.
 PARKED_LEASE_SECONDS = 30.0
 FIRST_PARKED_MAX = 10_000
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -139,7 +139,7 @@ class Coordination:
         return self._read_entries(self._workers)
 
     def _read_entries(self, key: str) -> dict[str, dict[str, Any]]:
-        """Skips entries not written by this system, so that the others can still be shown."""
+        """Skips entries that this system did not write, so that all other entries can still be shown."""
         found, now = self._all_of(key)
         entries: dict[str, dict[str, Any]] = {}
         for name, text in sorted(found.items()):

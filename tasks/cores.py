@@ -1,7 +1,7 @@
 """CPU and memory limits of this process's control group, and the resources that workers need.
 
 `os.cpu_count`, and `os.process_cpu_count` of Python 3.13, ignore the CPU quota: in a container limited to 2 of 64
-cores, both return 64. This module reads control groups v2 and v1; see
+cores, each of them returns 64. This module reads control groups v2 and v1; see
 https://docs.kernel.org/admin-guide/cgroup-v2.html (`cpu.max`, `memory.max`) and
 https://docs.kernel.org/scheduler/sched-bwc.html (`cpu.cfs_quota_us`).
 """

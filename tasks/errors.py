@@ -18,7 +18,8 @@ class SinkError(Exception):
 
 
 class TransientSinkError(SinkError):
-    """Retried automatically: timeouts, refused connections, 429, 5xx, responses that do not prove the write.
+    """An error that is retried automatically: timeout, refused connection, 429, 5xx, response that does not prove
+    the write.
 
     `retry_after_seconds`: the wait requested by the server, or None. `failed`: positions (in the list given to
     `write`) that are not durable; None if none is known to be durable. Positions not listed are durable and not
@@ -34,7 +35,7 @@ class TransientSinkError(SinkError):
 
 
 class PermanentSinkError(SinkError):
-    """A retry cannot help.
+    """An error that a retry cannot fix.
 
     `failed`: position and error of each refused item, or None if the server does not name them and the caller must
     bisect. All other items are durable, unless `all_refused`: then nothing was written and the rest must be

@@ -2,7 +2,7 @@
 
 flush_<sink>    writes one task's items to one sink
 complete        the chord's body: reports the stage to the reader
-chord_failed    its errback: the same, when a flush task failed
+chord_failed    the chord's errback: reports the stage when a flush task failed
 """
 
 from __future__ import annotations

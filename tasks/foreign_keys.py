@@ -1,7 +1,7 @@
 """Handles shared Redis keys of an unexpected type, which another program wrote and on which every command fails.
 
-Reads treat such a key as empty, so that the others are still shown. The program that maintains the key deletes it
-with its next heartbeat.
+Reads treat such a key as empty, so that all other keys are still shown. The program that maintains the key deletes
+it with its next heartbeat.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Trims task messages.
 
-Every flush task message contains its chord's callback, which contains the errback. With all its empty fields, the
-message would be twice as long, and Redis stores it twice while the task runs.
+Every flush task message contains its chord's callback, which contains the errback. With the empty fields that
+Celery adds, the message would be twice as long, and Redis stores the message twice while the task runs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def trim(body: Any = None, headers: Any = None, properties: Any = None, **_: Any
         return
     kwargs, embedded = body[1], body[2]
     if "task" in kwargs and "batch" in kwargs:
-        # Flower shows this text. It omits digest and deadline, for readability.
+        # Flower shows this text. Digest and deadline are omitted for readability.
         headers["kwargsrepr"] = repr({"batch": batch_id_of(kwargs["batch"]), "task": kwargs["task"]})
     if embedded.get("chord"):
         embedded["chord"] = _trimmed(embedded["chord"])

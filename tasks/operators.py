@@ -67,7 +67,8 @@ class Copy:
             audit = key.startswith(f"{AUDIT}/")
             text = None
             if decision.value is not None:
-                # Equal bytes, whether just made or read from the topic, so that no entry is doubled.
+                # The bytes are the same for a new decision and for one read from the topic, so that no entry is
+                # stored twice.
                 value = {"version": decisions.VERSION, **decision.value, "key": key}
                 text = self._text(self._audit if audit else self._decided, value)
             if audit:
@@ -118,7 +119,7 @@ class Copy:
         return msgspec.json.encode(self._seals.seal_object(Purpose.DECISION, place, value))
 
     def _opened(self, key: str, text: bytes) -> dict[str, Any] | None:
-        """The decision in this entry; None if it has no valid seal for this key."""
+        """The decision in this entry; None if the entry has no valid seal for this key."""
         found = self._seals.open_object(Purpose.DECISION, self._decided, text)
         if found is None or found.get("key") != key:
             warn(Purpose.DECISION)

@@ -1,10 +1,10 @@
-"""Rows as protobuf messages, in the form in which the Storage Write API takes them; used by readers and workers.
+"""Encodes and decodes rows as the protobuf messages of the Storage Write API, for readers and workers.
 
 A message has one optional field per column, numbered from 1 in the order of the columns: INTEGER and TIMESTAMP
 (microseconds) are int64, STRING and JSON are strings. Absent columns have no field. Rows are framed as in
 BigQuery's message ProtoRows: each is preceded by a tag and its length, so that concatenated rows are a valid
-message. Encoded by hand, because the core must not import the protobuf library; tests compare the bytes with it.
-https://protobuf.dev/programming-guides/encoding
+message. This module encodes messages itself, because the core must not import the protobuf library. Tests compare
+its bytes with those of the library. https://protobuf.dev/programming-guides/encoding
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ _ROW = b"\x0a"  # field 1 of ProtoRows, length-delimited
 
 
 _ONE_BYTE = tuple(bytes((number,)) for number in range(128))
-# Two groups of a longer varint.
+# Two 7-bit groups of a longer varint.
 _PAIRS = tuple(bytes((pair & 127 | 128, pair >> 7 | 128)) for pair in range(1 << 14))
 
 
 def varint(number: int) -> bytes:
-    """A number of 0 or more as base-128 varint."""
+    """Encodes a number of 0 or more as a base-128 varint."""
     if number < 128:
         return _ONE_BYTE[number]
     made = b""
@@ -65,33 +65,33 @@ def varint(number: int) -> bytes:
     return made + (_ONE_BYTE[number] if number < 128 else bytes((number & 127 | 128, number >> 7)))
 
 
-# Tag and length of the first and the last column, and of a row in ProtoRows, which is field 1, too.
+# Tag and length of the first and of the last column. A row in ProtoRows is also field 1.
 _FIELD_1 = tuple(b"\x0a" + varint(length) for length in range(4096))
 _FIELD_9 = tuple(b"\x4a" + varint(length) for length in range(4096))
-# Longer kinds of facts are not kept.
+# Event types longer than this are not cached.
 _CACHED_CHARACTERS_MAX = 64
 
 
 @lru_cache(maxsize=512)
 def _between(event_type: str) -> bytes:
-    """The bytes between the first column and the number of the third."""
+    """The bytes between the first column and the value of the third column."""
     return text_field(2, event_type.encode()) + b"\x18"
 
 
 def integer_field(number: int, value: int) -> bytes:
-    """An int64 field. Raises OverflowError if the value does not fit."""
+    """Encodes an int64 field. Raises OverflowError if the value does not fit."""
     if not -_INT64 <= value < _INT64:
         raise OverflowError(f"{value} is not an int64")
     return varint(number << 3 | _VARINT) + varint(value % _UINT64)
 
 
 def text_field(number: int, value: bytes) -> bytes:
-    """A string field, from UTF-8."""
+    """Encodes a string field; `value` is UTF-8."""
     return varint(number << 3 | _BYTES) + varint(len(value)) + value
 
 
 def framed(message: bytes) -> bytes:
-    """A row's message as one entry of ProtoRows."""
+    """Frames a row's message as one entry of ProtoRows."""
     return _ROW + varint(len(message)) + message
 
 
@@ -123,9 +123,9 @@ class FactEncoder:
         """The bytes after the lower 28 bits of a time, whose other bits are these."""
 
     def framed_fact(self, row_id: bytes, event_type: str, microseconds: int, attributes: bytes) -> bytes:
-        """One framed row; `row_id` and `attributes` in UTF-8, time since 1970. Runs once per fact."""
+        """One framed row. `row_id` and `attributes` are UTF-8; `microseconds` is Unix time. Runs once per fact."""
         high_bits = microseconds >> 28
-        if high_bits != self._high_bits:  # it changes every 268 s
+        if high_bits != self._high_bits:  # the high bits change every 268 s
             self._high_bits = high_bits
             self._after_low = (varint(high_bits) if high_bits > 0 else b"") + self._shared
         if high_bits > 0 and len(event_type) <= _CACHED_CHARACTERS_MAX:
@@ -148,7 +148,7 @@ class FactEncoder:
         return self._long_or_early(row_id, event_type, microseconds, attributes)
 
     def _long_or_early(self, row_id: bytes, event_type: str, microseconds: int, attributes: bytes) -> bytes:
-        """The same for long values and for any time."""
+        """One framed row, for long values and for any time; slower than the code in `framed_fact`."""
         return framed(
             text_field(1, row_id)
             + text_field(2, event_type.encode())
@@ -208,7 +208,7 @@ def to_json(columns: Columns, message: bytes) -> bytes:
 
 
 def _time(microseconds: int) -> str | float:
-    """Text, or a number of seconds if there is none: our rows have no such times."""
+    """The time as text, or as a number of seconds if it is outside TIMES. Our rows have no times outside TIMES."""
     return time_text(microseconds) if microseconds in TIMES else microseconds / MICROSECONDS
 
 
@@ -228,7 +228,7 @@ def fact_id(project_id: int, row_id: str) -> str:
 
 
 def _varint_at(data: bytes, at: int) -> tuple[int, int]:
-    """A varint and the position after it. Raises ValueError."""
+    """Decodes a varint; returns it and the position after it. Raises ValueError."""
     value = 0
     for place, byte in enumerate(data[at : at + _VARINT_BYTES_MAX]):
         value |= (byte & 127) << (7 * place)
@@ -240,5 +240,5 @@ def _varint_at(data: bytes, at: int) -> tuple[int, int]:
 
 
 def joined(rows: bytes, places: Sequence[tuple[int, int]]) -> bytes:
-    """These rows, framed, in this order."""
+    """The rows at these places, framed, in this order."""
     return b"".join([framed(rows[start:stop]) for start, stop in places])

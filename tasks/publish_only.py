@@ -2,7 +2,7 @@
 
 Celery's Redis backend keeps state of every published chord (four results and four subscriptions each) until its
 result is read, which never happens here because completions use the reader's stream. That state would grow without
-bound, and would make a Redis outage an error that requires a restart.
+bound, and a Redis outage would then cause an error that only a restart clears.
 """
 
 from __future__ import annotations

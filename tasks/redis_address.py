@@ -126,7 +126,7 @@ def parse(url: str) -> RedisAddress:
 
 
 def _split(text: str) -> SplitResult:
-    """Parses one URL. The text may contain the password and is not repeated in errors."""
+    """Parses one URL. The URL may contain the password, so errors do not repeat it."""
     try:
         url = urlsplit(text.strip())
         known = url.scheme in list(Scheme) and url.port != 0

@@ -1,4 +1,4 @@
-"""Converts a refused item to a dead letter, and back for a replay.
+"""Converts refused items to dead letters, and dead letters back to items for a replay.
 
 Letters do not contain the current time, so that equal refusals produce equal records. A letter's content is
 untrusted: `revive` accepts only sinks, kinds, tables and names that this code writes.
@@ -88,7 +88,7 @@ def _row_name(sink: SinkName, item: str) -> tuple[str, str]:
 
 
 def _json_object(value: bytes) -> bytes:
-    """Returns the value if it is one JSON object on one line; a second line would be a second row."""
+    """Returns the value if it is one JSON object on one line, because a second line would be a second row."""
     try:
         msgspec.json.decode(value, type=dict[str, msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

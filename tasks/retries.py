@@ -1,7 +1,7 @@
 """Retries of flush tasks.
 
-Backoff with full jitter, bounded by `task_retries_max` and the batch's deadline. When a task has used up its
-retries, its chord fails and the reader parks the batch.
+Retries wait with exponential backoff and full jitter, and are bounded by `task_retries_max` and the batch's
+deadline. When a task has used up its retries, its chord fails and the reader parks the batch.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def put_off(
     log.info("%s of %s again in %.1f s: %s", name, batch, wait_seconds, later)
     if later.counts or task.request.is_eager:
         raise task.retry(exc=later, countdown=wait_seconds)
-    # Does what `Task.retry` does, except for the count.
+    # Does the same as `Task.retry`, but does not enforce Celery's retry count.
     signature = task.signature_from_request(countdown=wait_seconds, retries=tries)
     try:
         signature.apply_async()
@@ -73,9 +73,9 @@ def put_off(
 
 
 def backoff_seconds(tries: int, asked_seconds: float | None, settings: Settings) -> float:
-    """Full jitter below a doubling upper bound; the server's requested wait is a minimum, with jitter above it.
+    """Full jitter below an upper bound that doubles per retry. A wait requested by the server is the minimum.
 
-    At most half of the visibility timeout, because a waiting task is an unacknowledged message.
+    The wait is at most half of the visibility timeout, because a waiting task is an unacknowledged message.
     """
     ceiling = min(settings.task_backoff_seconds * 2.0**tries, settings.task_backoff_seconds_max)
     wait_seconds = random.uniform(0, ceiling)

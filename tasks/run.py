@@ -38,8 +38,8 @@ SCATTERED_SHARE_MAX = 0.25
 
 
 class Held(Exception):
-    """No item is at fault and a retry cannot help: the batch is parked. Durable items are recorded in
-    `progress`."""
+    """No item is at fault and a retry cannot help, so the batch is parked. `progress` records which items are
+    durable."""
 
     def __init__(self, error: str, progress: Progress | None = None) -> None:
         super().__init__(error)

@@ -16,7 +16,7 @@ yes_option = click.option(
 
 
 class NotATerminal(click.ClickException):
-    """There is nobody to ask for confirmation. click prints one line and exits with 2."""
+    """Confirmation is required, but there is no terminal to ask on. click prints one line and exits with 2."""
 
     exit_code = 2
 
@@ -29,7 +29,7 @@ class NotATerminal(click.ClickException):
 
 
 def expect_terminal(*, yes: bool) -> None:
-    """Raises NotATerminal if confirmation is required and cannot be asked for.
+    """Raises NotATerminal if confirmation is required but there is no terminal to ask on.
 
     Commands call it before they contact a server.
     """
@@ -40,7 +40,7 @@ def expect_terminal(*, yes: bool) -> None:
 def confirm(consequences: Callable[[], str], question: str, *, yes: bool) -> None:
     """Prints the consequences and asks for confirmation. The answer "no" ends the command with exit code 1.
 
-    `consequences` is called only if its text is printed, because counting what would change may take long.
+    `consequences` is called only if its text is printed, because counting the affected items may take a long time.
     """
     expect_terminal(yes=yes)
     if yes:

@@ -1,4 +1,4 @@
-"""Output of the bare command when there is nothing to read: no broker is configured, and none is reachable."""
+"""The text that `replays-ingest` prints if no broker is configured and none is reachable."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ All settings: docs/settings.md. All commands: replays-ingest --help."""
 
 
 def nothing_to_read(settings: Settings) -> str:
-    """The text if no broker is configured and none is reachable at the default address; otherwise empty."""
+    """Returns TEXT if no broker is configured and none is reachable at the default address; otherwise ""."""
     if "kafka_brokers" in settings.model_fields_set:
         return ""
     for broker in settings.kafka_brokers.split(","):

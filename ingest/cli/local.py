@@ -143,9 +143,9 @@ def load_command(
 
 
 def _new_manifest(chosen: Path | None) -> Path:
-    """The absolute path of a file that does not exist, so that no load overwrites the manifest of another.
+    """Returns the absolute path of a file that does not exist, so that no load overwrites another load's manifest.
 
-    Without a chosen one, it is in the current folder. Raises click.BadParameter if the chosen one exists.
+    The default path is in the current directory. Raises click.BadParameter if the chosen file exists.
     """
     if chosen is None:
         names = itertools.chain(["manifest.jsonl"], (f"manifest-{number}.jsonl" for number in itertools.count(2)))

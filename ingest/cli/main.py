@@ -56,12 +56,12 @@ def main(context: click.Context, settings_file: Path | None, dry_run: bool, mess
     if settings_file is not None:
         os.environ[FILE_VARIABLE] = str(settings_file.resolve())
     if context.invoked_subcommand is None:
-        # The reader never joins the group of a local stack unasked: `local up --all` runs one there.
+        # The reader does not take addresses from a running local stack: `local up --all` runs a reader there.
         sys.exit(run.dry_run(settings(), messages, as_json) if dry_run else run.reader(validated_settings()))
 
 
 def _add(group: click.Group, command: click.Command) -> None:
-    """Adds the command. It and its subcommands validate settings before they run, except for `--help`."""
+    """Adds the command and makes it and its subcommands validate settings before they run, except for `--help`."""
     group.add_command(command)
     for _, leaf in leaves(command):
         assert leaf.callback is not None, leaf.name
@@ -71,5 +71,5 @@ def _add(group: click.Group, command: click.Command) -> None:
 for module in GROUPS:
     for command in module.COMMANDS:
         _add(main, command)
-main.add_command(completion)  # reads no settings, so that an invalid one cannot break the start of a shell
+main.add_command(completion)  # reads no settings, so an invalid setting cannot break shell startup
 add_examples(main)

@@ -64,7 +64,7 @@ project_option = click.option("--project", type=click.IntRange(0), help="Project
 
 @contextmanager
 def reading() -> Iterator[Any]:
-    """Read access for a command. Turns missing replays and unreachable servers into a one-line failure."""
+    """Gives a command read access to replays. A missing replay or unreachable server is a one-line failure."""
     from ingest.web.model import NotFound, ReadError
     from ingest.web.reads import Reads
 
@@ -161,7 +161,7 @@ def replays_ls(
 
 
 def replays_table(replays: Iterable[Replay]) -> FittedTable:
-    """One line per replay."""
+    """A table with one line per replay."""
     table = FittedTable(REPLAYS)
     for replay in replays:
         counts = (
@@ -237,7 +237,7 @@ def facts_text(replay: Replay, segments: Segments) -> Text:
 
 
 def segments_table(segments: Iterable[dict[str, Any]]) -> FittedTable:
-    """One line per segment."""
+    """A table with one line per segment."""
     table = FittedTable(SEGMENTS)
     for segment in segments:
         place = f"{segment['partition']}/{segment['offset']}" if segment["partition"] is not None else ""
@@ -346,9 +346,9 @@ def _print_incomplete(console: Terminal, timeline: Timeline | Around) -> None:
 
 
 def events_table(marks: Iterable[Mark], start_ms: int) -> Table:
-    """One line per event, in seconds from the start."""
+    """A table with one line per event; times are in seconds from the start of the replay."""
     styles = {"bad": "red", "warn": "yellow", "": ""}
-    # Expanded, because otherwise the first two columns shrink to nothing when the others are cut.
+    # Without `expand`, the first two columns would shrink to nothing when the others are truncated.
     table = Table(box=None, pad_edge=False, expand=True)
     for name in ("at", "kind"):
         table.add_column(name, no_wrap=True)

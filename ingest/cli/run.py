@@ -30,7 +30,7 @@ def reader(loaded: Settings) -> int:
 
 
 def dry_run(loaded: Settings, messages: int, as_json: bool) -> int:
-    """Reads, parses and batches into memory. Returns the exit code."""
+    """Reads, parses and batches messages in memory. Returns the exit code."""
     from ingest.operate.dry_run import DryRun
     from ingest.reader.assignment import ConsumerFailed
     from tasks.observe import logs

@@ -41,8 +41,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What `--json` prints: the link that opens the shop once, addresses, the login of Flower and the operator's
-    page, and seconds from start to here."""
+    """The output of `--json`: the one-time link to the shop, addresses, the login for Flower and the operator's
+    page, and the startup time in seconds."""
 
     link: str
     dsn: str
@@ -57,7 +57,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Where to listen, and when to end. `host`: of the endpoint; anything but loopback admits other machines."""
+    """Listen address and run time. If `host` is not a loopback address, other machines can reach the endpoint."""
 
     host: str = HOST
     port: int = PORT
@@ -93,7 +93,7 @@ def run(options: Options, *, say: Say, as_json: Callable[[Any], None] | None = N
 
 
 def _bound(options: Options) -> list[socket.socket]:
-    """The endpoint's sockets, before anything else starts."""
+    """Opens the endpoint's sockets before anything else starts."""
     try:
         return server.bound(options.host, options.port)
     except OSError as error:
@@ -107,7 +107,7 @@ def _programs(stack: Stack, say: Say, ending: threading.Event) -> Programs:
 
 
 class _Running:
-    """Web pages and endpoint over running programs."""
+    """The web pages and the endpoint, which need the running programs."""
 
     def __init__(self, stack: Stack, programs: Programs, options: Options, port: int, say: Say) -> None:
         self._say = say
@@ -213,7 +213,7 @@ class _Running:
             self._say("further refusals are only counted")
 
     def _ready(self, replay_id: str, found: Progress) -> None:
-        """Prints a session that is ready to be watched, once per number of segments."""
+        """Prints one line when a session is ready to be watched, and again if more segments arrive."""
         if self._seen.get(replay_id) == found.received:
             return
         self._seen[replay_id] = found.received

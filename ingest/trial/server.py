@@ -1,4 +1,4 @@
-"""The HTTP server of endpoint and shop."""
+"""The HTTP server for the endpoint and the shop."""
 
 from __future__ import annotations
 

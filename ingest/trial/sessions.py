@@ -1,4 +1,4 @@
-"""Sessions that the endpoint received, and how far they are stored.
+"""Tracks the sessions that the endpoint received until every sink has them.
 
 A session is ready when each received segment is stored and durable in every sink.
 """
@@ -23,9 +23,10 @@ SEGMENTS_MAX = 4000
 
 @dataclass(slots=True)
 class Session:
-    """Segments of one replay that Kafka has. `last_at`: when the last one was acknowledged, by the clock.
+    """The segments of one replay that Kafka has acknowledged.
 
-    `ready_seconds`: how long after `last_at` the session was found ready; None if it is not.
+    `last_at`: time of the last acknowledgement, in seconds of the monotonic clock. `ready_seconds`: seconds from
+    `last_at` until the session was found ready; None if it is not ready.
     """
 
     segments: set[int] = field(default_factory=set)
@@ -35,7 +36,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a session is: numbers of segments, and seconds since the last one was received."""
+    """The progress of a session: numbers of segments, and seconds since the last segment was received."""
 
     received: int
     stored: int
@@ -67,7 +68,7 @@ class Sessions:
                 self._known.popitem(last=False)
 
     def progress(self, replay_id: str, reads: Reads) -> Progress | None:
-        """Asks the stores how far a session is. None if nothing of it was received."""
+        """Reads the progress of a session from the stores. None if no segment of it was received."""
         with self._lock:
             session = self._known.get(replay_id)
             if session is None:

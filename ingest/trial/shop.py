@@ -1,7 +1,7 @@
 """The shop page, the page that waits for a recording, and the shop's own requests.
 
-Only a browser that opened the printed link gets them: they lead to recordings. The login is that of the web pages,
-whose session cookie a browser also sends to this port.
+Only a browser that opened the printed link may load these pages, because they lead to recordings. The login is
+shared with the web pages, because a browser also sends their session cookie to this port.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ITEMS = (
     {"id": "pot", "name": "Cast-iron pot", "price": 64, "sign": "🫖", "colour": "#d8dde8"},
     {"id": "cup", "name": "Two cups", "price": 21, "sign": "🥛", "colour": "#f6e3e6"},
 )
-# The SDK compresses in a worker made of a blob.
+# The SDK compresses in a web worker that it creates from a blob URL.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src data:; connect-src 'self'; "
     "worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -42,9 +42,9 @@ POLICY = (
 
 @dataclass
 class Trial:
-    """State of the pages. `web_address`: of the replay pages; `cookie`: name of their session cookie.
+    """State of the pages. `web_address`: address of the replay pages; `cookie`: name of their session cookie.
 
-    `ready` is called once per session that became ready, with its replay id.
+    `ready` is called with the replay id of a session that is ready, possibly more than once.
     """
 
     endpoint: Endpoint
@@ -59,7 +59,7 @@ class Trial:
 
 
 class Handler(web.RequestHandler):
-    """Headers, the host's name, the login."""
+    """Base class of all handlers: headers, the check of the host name, the login."""
 
     needs_login = True
 
@@ -105,7 +105,7 @@ class Handler(web.RequestHandler):
 
 
 class LoginHandler(Handler):
-    """The printed link: exchanges its token for a session, also of the replay pages."""
+    """Serves the printed link: exchanges its token for a session, which is also valid for the replay pages."""
 
     needs_login = False
 
@@ -146,7 +146,7 @@ class StaticHandler(Handler):
 
 
 class ItemsHandler(Handler):
-    """What the shop sells."""
+    """Returns the products of the shop."""
 
     def get(self) -> None:
         self.set_header("X-Stock", str(len(ITEMS)))
@@ -154,7 +154,7 @@ class ItemsHandler(Handler):
 
 
 class CartHandler(Handler):
-    """Adds to the cart. The cart is in the page; the response repeats the request."""
+    """Adds a product to the cart. The page keeps the cart; the response repeats the request."""
 
     def post(self) -> None:
         self.set_header("X-Stock", str(len(ITEMS)))
@@ -165,7 +165,7 @@ class CartHandler(Handler):
 
 
 class CheckoutHandler(Handler):
-    """Fails, so that there is an error to watch."""
+    """Always fails, so that the recording contains an error."""
 
     def post(self) -> None:
         self.set_status(503)
@@ -173,7 +173,7 @@ class CheckoutHandler(Handler):
 
 
 class WatchHandler(Handler):
-    """The page that waits until a recording is stored."""
+    """Serves the page that waits until a recording is stored."""
 
     def get(self, replay_id: str) -> None:
         project = str(self.trial.endpoint.project.project_id)
@@ -181,7 +181,7 @@ class WatchHandler(Handler):
 
 
 class ProgressHandler(Handler):
-    """How far a recording is."""
+    """Returns the progress of a recording."""
 
     async def get(self, replay_id: str) -> None:
         trial = self.trial
@@ -195,7 +195,7 @@ class ProgressHandler(Handler):
 
 
 class CountsHandler(Handler):
-    """Counters of the endpoint."""
+    """Returns the counters of the endpoint."""
 
     def get(self) -> None:
         self.answer(self.trial.endpoint.counts())

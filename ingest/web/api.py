@@ -89,7 +89,7 @@ class TimelineHandler(Handler):
 
 
 class RecordingHandler(Handler):
-    """The events of many segments for the player, page by page. The first page is small, to be drawn early."""
+    """Returns the events for the player, page by page. The first page is small, so that playback starts early."""
 
     async def get(self, project: str, replay_id: str) -> None:
         first = self.number("from_segment", 0, 10**18) or 0

@@ -118,7 +118,7 @@ class Handler(web.RequestHandler):
 
     state: State
     visitor: Visitor
-    # Kinds of resource (Sec-Fetch-Dest) as which a response may be loaded. Otherwise a recording could make the
+    # The request destinations (Sec-Fetch-Dest) that are allowed. Without this check, a recording could make the
     # page load images, media and styles of this server with the viewer's session.
     destinations: ClassVar[frozenset[str]] = frozenset((FETCH, NAVIGATION))
 
@@ -258,7 +258,7 @@ def is_number(text: str) -> bool:
 
 
 class NothingHandler(Handler):
-    """Responds to any other address."""
+    """Responds with 404 to every address that no other handler serves."""
 
     def prepare(self) -> None:
         super().prepare()

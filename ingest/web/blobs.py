@@ -36,7 +36,7 @@ class _Head(msgspec.Struct):
 
 
 def split(recording: bytes, budget: Budget | None = None) -> Iterator[Undecoded]:
-    """The undecoded events of a recording, in chunks. Raises BlobError if it is not a JSON array, and CutShort.
+    """Yields the undecoded events of a recording. Raises BlobError if it is not a JSON array, and CutShort.
 
     Replaces an emoji truncated by the SDK with a replacement character, because no decoder accepts it.
     """
@@ -62,8 +62,8 @@ class Playable:
 def playable(recording: bytes) -> Playable:
     """The events for the player, without custom and unknown kinds.
 
-    Times of spans are in seconds, all others in milliseconds; mixed, they would show a session of fifty years.
-    Raises BlobError.
+    Span times are in seconds and all others in milliseconds. Mixing them would make a session seem fifty years
+    long. Raises BlobError.
     """
     playable_events: list[bytes] = []
     size_bytes, left_out = 0, ""

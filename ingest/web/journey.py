@@ -47,7 +47,7 @@ class Journey:
 
     @property
     def durable(self) -> bool:
-        """True if all of its flush tasks are done."""
+        """True if all flush tasks of the batch are done."""
         return bool(self.sinks) and all(done == of for done, of in self.sinks.values())
 
 
@@ -62,7 +62,7 @@ class Journeys:
     trouble: str = ""
 
     def of(self, partition: int, offset: int) -> Journey | None:
-        """The batch of this message. If its range was cut again, the batch that is closest to done."""
+        """The batch of this message. If several batches contain it, returns the most complete batch."""
         held = [batch for batch in self.batches if batch.holds(partition, offset)]
         return max(held, key=lambda batch: (batch.durable, len(batch.sinks)), default=None)
 

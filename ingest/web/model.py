@@ -91,7 +91,7 @@ class Replay:
 
 
 class SegmentState(StrEnum):
-    """`stored`: object and row exist. The others name what is missing."""
+    """`stored`: object and row exist. The other values name what is missing."""
 
     STORED = "stored"
     MISSING = "missing"
@@ -101,7 +101,7 @@ class SegmentState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SegmentCopy:
-    """One delivery of a segment that is still in ClickHouse, which removes others when it merges rows."""
+    """One delivery of a segment, as long as ClickHouse has not removed its row as a duplicate."""
 
     partition: int
     offset: int
@@ -134,7 +134,7 @@ class ReportedError:
     """An error that the SDK sent while it recorded this segment: between `since` and `until`.
 
     SDKs report the ids of errors with a segment, without a time. The bounds are the ends of the previous segment
-    and of this one, in whole seconds.
+    and of this segment, in whole seconds.
     """
 
     error_id: str

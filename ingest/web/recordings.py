@@ -21,7 +21,7 @@ DOWNLOADS_AT_ONCE = 8
 # Maximum stored bytes fetched ahead; at least one segment.
 AHEAD_BYTES_MAX = 16 * MiB
 SEGMENT_ID_MAX = 2**63
-# A timeline page ends with the segment that exceeds this.
+# A timeline page ends with the segment that exceeds this size.
 PAGE_INFLATED_BYTES_MAX = 256 * MiB
 
 
@@ -109,7 +109,7 @@ class Played:
 
 
 def played(stores: Stores, segments: Segments, from_segment: int, bytes_max: int) -> Played:
-    """The events of segments with `bytes_max` bytes, at least of one. An unreadable segment is reported."""
+    """The events of at least one segment, up to about `bytes_max` bytes. Unreadable segments are reported."""
     parts: list[bytes] = []
     left_out: dict[int, str] = {}
     unreadable: dict[int, str] = {}
@@ -132,7 +132,7 @@ def played(stores: Stores, segments: Segments, from_segment: int, bytes_max: int
 
 
 def _joined(parts: Sequence[bytes]) -> bytes:
-    """The contents of JSON arrays as one array."""
+    """Concatenates JSON arrays into one array."""
     return b"[" + b",".join(part for part in parts if part) + b"]"
 
 

@@ -27,7 +27,7 @@ DETAILS_MAX = 12
 HEADERS_MAX = 30
 BODY_CHARACTERS_MAX = 4000
 ERRORS_MAX = 1000
-# Total text of all marks. Each may have several kilobytes.
+# Maximum total text of all marks. One mark may have several kilobytes.
 CHARACTERS_MAX = 12_000_000
 # Maximum size of a decoded event; larger ones count as malformed. SDKs cut request bodies at 150 kB.
 EVENT_BYTES_MAX = 1 * MiB
@@ -37,7 +37,7 @@ _UNITS_EVENT, _UNITS_BYTE = 3.0, 0.02
 DEAD_CLICK_TAGS = frozenset(("a", "button", "input"))
 DEAD_CLICK_MS_MIN = 7000
 RAGE_CLICKS_MIN = 5
-# Between the parts of one navigation: a push in the page, and a page load until its first snapshot.
+# Maximum time between the events of one navigation: a history push, and a page load until its first snapshot.
 PUSH_MS_MAX = 500
 LOAD_MS_MAX = 30_000
 FULL_SNAPSHOT, INCREMENTAL, META, CUSTOM = 2, 3, 4, 5
@@ -161,8 +161,10 @@ class _Incremental(msgspec.Struct):
 
 
 def _head_of(raw: msgspec.Raw | bytes | bytearray) -> _Head:
-    """Type and time. If an event is nested too deeply for the decoder, both are read from its beginning and
-    end."""
+    """Returns the type and time of an event.
+
+    If the event is nested too deeply for the decoder, both are read from its first and last bytes.
+    """
     try:
         return msgspec.json.decode(raw, type=_Head)
     except RecursionError:
@@ -379,9 +381,9 @@ class _Reader:
 
 
 def read(segments: Iterable[tuple[int, bytes]], budget: Budget | None = None) -> Timeline:
-    """The timeline of these recordings: (segment id, JSON) in the order of segments. They share the budget.
+    """The timeline of these recordings, which are pairs (segment id, JSON) in the order of segments.
 
-    Events read before an error or the end of the budget are included.
+    The budget applies to all of them together. Events read before an error or the end of the budget are included.
     """
     budget = Budget(VIEWER_UNITS) if budget is None else budget
     reader = _Reader(budget)
@@ -420,10 +422,11 @@ def add_errors(timeline: Timeline, errors: Sequence[ReportedError]) -> None:
 
 
 def _navigations_merged(marks: list[Mark]) -> list[Mark]:
-    """One mark per navigation: SDKs report a push as breadcrumb and span, a page load as span and rrweb event.
+    """Merges the marks of each navigation into one.
 
-    The span is kept, since it has the whole address, with the other's additional fields. `marks` are in order of
-    time.
+    SDKs report a history push as a breadcrumb and a span, and a page load as a span and an rrweb event. The span
+    is kept because it has the complete address, and additional fields of the other mark are added to it. `marks`
+    are in order of time.
     """
     kept: list[Mark] = []
     last: Mark | None = None  # the last navigation or page that was kept
@@ -440,7 +443,7 @@ def _navigations_merged(marks: list[Mark]) -> list[Mark]:
 
 
 def _is_same_navigation(one: Mark, other: Mark) -> bool:
-    """Whether one of these marks is a span and the other reports the same navigation."""
+    """Whether one of these two marks is a span and the other mark reports the same navigation."""
     if ("type" in one.detail) == ("type" in other.detail):
         return False
     span, companion = (one, other) if "type" in one.detail else (other, one)

@@ -35,9 +35,8 @@ ACTIONS = b'<div class="detail-actions">'
 
 
 class FleetBroker:
-    """Flower's queue view over our connections.
-
-    Flower's own supports only one Sentinel and no URL options.
+    """Flower's view of the queues, over our connections. Flower's own version supports only one Sentinel and no
+    URL options.
     """
 
     def __init__(self, *_: Any, **__: Any) -> None: ...

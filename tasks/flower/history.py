@@ -26,7 +26,8 @@ WAITING_EVENTS_MAX = 50_000
 WRITE_SECONDS = 1.0
 PRUNE_SECONDS = 60.0
 PAGE_BYTES = 4096
-# Pages of SQLite's index and of rows in motion; without a reserve the deletion itself could fail.
+# The reserve is for SQLite's index and for pages in use by a transaction: without it, the deletion itself could
+# fail.
 FULL_SHARE = 0.9
 PRUNED_SHARE = 0.1
 INSERTED_AT_ONCE = 100
@@ -46,7 +47,7 @@ class HistoryError(Exception):
 
 
 class History:
-    """One file. `add` may be called by any thread and never waits; a thread of its own writes."""
+    """The task history in one file. Any thread may call `add`, which never waits; a background thread writes."""
 
     def __init__(self, path: Path, *, age_seconds_max: float, bytes_max: int) -> None:
         self.path = path
@@ -61,7 +62,7 @@ class History:
     def replay(self, apply: Callable[[dict[str, Any]], None], tasks_max: int) -> int:
         """Calls `apply` with the events of the last `tasks_max` tasks, oldest first; returns their number.
 
-        `local_received` is 0, which tells Celery's state that a worker is not alive because of an old event.
+        `local_received` is 0, so that Celery's state does not consider a worker alive because of an old event.
         """
         count = 0
         with self._opened() as file:
@@ -81,7 +82,8 @@ class History:
         self._loop.start()
 
     def add(self, event: dict[str, Any]) -> None:
-        """Takes an event of a task; others are ignored. Full: the event is lost and counted."""
+        """Queues a task event for writing; other events are ignored. If the queue is full, the event is dropped
+        and counted."""
         if not str(event.get("type", "")).startswith("task-"):
             return
         try:
@@ -90,7 +92,7 @@ class History:
             self._lost += 1
 
     def stop(self) -> None:
-        """Writes what is waiting, for a few seconds at most."""
+        """Writes the waiting events and ends the thread, within a few seconds."""
         if self._loop.running:
             with contextlib.suppress(queue.Full):
                 self._waiting.put(None, timeout=1.0)
@@ -99,7 +101,7 @@ class History:
     # The file
 
     def _prepare(self) -> None:
-        """Creates the file, readable by its owner only; one that is not ours, or damaged, is moved aside."""
+        """Creates the file, readable only by its owner. A foreign or damaged file at this path is moved aside."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.touch(mode=0o600)
@@ -162,7 +164,7 @@ class History:
             raise LoopEnded
 
     def _next(self) -> tuple[list[dict[str, Any]], bool]:
-        """Waits for an event, then collects for WRITE_SECONDS; true at the end."""
+        """Waits for an event, then collects events for WRITE_SECONDS. True if `stop` was called."""
         first = self._waiting.get()
         events, ends_at = ([] if first is None else [first]), time.monotonic() + WRITE_SECONDS
         while first is not None and (left := ends_at - time.monotonic()) > 0:
@@ -183,14 +185,16 @@ class History:
         return (used - free) > FULL_SHARE * most
 
     def _prune(self, file: sqlite3.Connection) -> None:
-        """Deletes old events; when the file is nearly full, also the oldest PRUNED_SHARE of the rest."""
+        """Deletes expired events. While the file is nearly full, also deletes the oldest PRUNED_SHARE of the
+        rest."""
         file.execute("DELETE FROM events WHERE at < ?", (time.time() - self._age_seconds_max,))
         file.commit()
         while self._is_full(file) and _delete_oldest(file):
             pass
 
     def _store(self, file: sqlite3.Connection, events: list[dict[str, Any]]) -> None:
-        """Inserts them, and makes room as often as SQLite refuses for the size."""
+        """Inserts these events, and deletes the oldest ones for as long as SQLite reports that the file is
+        full."""
         while True:
             try:
                 return _insert(file, events)
@@ -201,7 +205,7 @@ class History:
 
 
 def _delete_oldest(file: sqlite3.Connection) -> bool:
-    """Deletes PRUNED_SHARE of the events; false if there are none."""
+    """Deletes the oldest PRUNED_SHARE of the events. Returns False if there are no events."""
     count = int(file.execute("SELECT count(*) FROM events").fetchone()[0])
     file.execute(
         "DELETE FROM events WHERE number IN (SELECT number FROM events ORDER BY number LIMIT ?)",
@@ -217,13 +221,14 @@ def _insert(file: sqlite3.Connection, events: list[dict[str, Any]]) -> None:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             one = _task_event(event)
             rows.append((str(one["uuid"]), str(one["type"]), float(one["timestamp"]), _text(one)))
-    # Two Flowers with one file see the same events.
+    # Two Flower processes that share one file receive the same events.
     file.executemany("INSERT OR IGNORE INTO events (uuid, type, at, event) VALUES (?, ?, ?, ?)", rows)
     file.commit()
 
 
 def _task_event(event: Any) -> dict[str, Any]:
-    """The event, if it has what Celery's state needs. Raises ValueError or KeyError."""
+    """Returns the event if it has all fields that Celery's state needs. Otherwise, raises ValueError or
+    KeyError."""
     if not isinstance(event, dict) or not str(event["type"]).startswith("task-"):
         raise ValueError("not a task event")
     for name in NEEDED:
@@ -232,7 +237,8 @@ def _task_event(event: Any) -> dict[str, Any]:
 
 
 def _text(event: dict[str, Any]) -> str:
-    """JSON of at most EVENT_CHARACTERS_MAX, with long texts cut. Raises ValueError if it is still longer."""
+    """The event as JSON of at most EVENT_CHARACTERS_MAX, with long texts truncated. Raises ValueError if it is
+    still longer."""
     text = json.dumps(event, default=str)
     if len(text) > EVENT_CHARACTERS_MAX:
         cut = {

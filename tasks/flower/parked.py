@@ -113,7 +113,7 @@ class _Page(BaseHandler):  # type: ignore[misc]
     """The base of both pages: content security policy, blocking calls in threads, error responses."""
 
     def prepare(self) -> None:
-        """Sets a content security policy that Flower's own pages could not meet."""
+        """Sets a stricter content security policy than Flower's own pages would work with."""
         super().prepare()
         self.set_header("Content-Security-Policy", POLICY)
         self.set_header("Cache-Control", "no-store")
@@ -302,7 +302,7 @@ def runs_of(tasks: Any, batch_id: str) -> list[Run]:
     """Flush tasks and callbacks of this batch, in the order of their chords."""
     by_token: dict[str, str] = {}
     found: list[Run] = []
-    known = getattr(tasks, "data", tasks)  # without touching the order in which Flower forgets tasks
+    known = getattr(tasks, "data", tasks)  # does not change the order in which Flower evicts tasks
     for uuid, task in list(known.items()):
         if batch_of(task) != batch_id:
             continue

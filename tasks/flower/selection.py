@@ -21,7 +21,8 @@ _TASK = re.compile(r"\b(?:blobs|rows)/([a-z_]{1,30})/\d+:")
 class Parked:
     """One row of the page. `sinks` are those that the error names.
 
-    `parked_seconds`: since the reader parked it first. `retry_seconds`: until the reader's own retry.
+    `parked_seconds`: time since the reader first parked the batch. `retry_seconds`: time until the reader's own
+    retry.
     """
 
     batch_id: str

@@ -27,7 +27,7 @@ class Templates(BaseLoader):
 
 
 def with_parked_link(theirs: Callable[..., bytes]) -> Callable[..., bytes]:
-    """Flower's `render_string`, with the link added after the one to the broker."""
+    """Flower's `render_string`, which also adds the link to the parked batches after the link to the broker."""
 
     def render_string(handler: Any, template_name: str, **values: Any) -> bytes:
         page = theirs(handler, template_name, **values)

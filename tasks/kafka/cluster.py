@@ -100,8 +100,9 @@ class Cluster:
         return Group(found.state.name.lower(), found.state is ConsumerGroupState.STABLE, members)
 
     def lag(self, group: str, topic: str, partitions: Iterable[int]) -> dict[int, int]:
-        """Number of messages after the group's committed offset, by partition; without a commit, after the
-        beginning of the log. -1 if unknown. Never raises; sends no request without partitions.
+        """Number of messages after the group's committed offset, by partition; -1 if unknown. For a partition
+        without a commit, the number of all messages in the log. Never raises; sends no request if there are no
+        partitions.
         """
         topic_partitions = [TopicPartition(topic, partition) for partition in partitions]
         if not topic_partitions:

@@ -39,7 +39,7 @@ REPLAY, USER, ALL = "replay", "user", "all"
 """What an erasure covers."""
 LOOK_SECONDS_MAX = 10.0
 SILENT_SECONDS_MAX = 20.0
-# A reader that starts without brokers says so after this time, and tries again.
+# A reader that cannot reach the brokers at startup reports that after this time, and tries again.
 METADATA_SECONDS_MAX = 4.0
 
 Values = Mapping[str, Mapping[str, Any] | None]
@@ -91,7 +91,7 @@ def usable(key: str, value: Mapping[str, Any] | None) -> bool:
 
 
 def _finite(number: object) -> bool:
-    """Whether it is a number that a float can hold."""
+    """Whether the value is a finite number that fits into a float."""
     try:
         return isinstance(number, int | float) and math.isfinite(number)
     except OverflowError:

@@ -1,7 +1,7 @@
 """Headers of dead letters.
 
-A letter is a rejected message, or an item (blob, row, metric) that a sink refused. A *mark* is a third kind of
-record in the same topic: it records that a letter was replayed.
+A letter is a rejected message, or an item (blob, row, metric) that a sink refused. The same topic also has
+*marks*: a mark records that a letter was replayed.
 
     version      FORMAT
     reason       a stable name
@@ -13,9 +13,10 @@ record in the same topic: it records that a letter was replayed.
     seal         with a shared key: `sealed`, over everything else in the record
     sink, kind, item   of a refused item: the sink that refused it, its kind, its name within the sink
 
-A message's own headers are chosen by its producer, so they are stored in one value and never next to ours. Letters
-of the first format had them at the top level. `reason` was always ours and distinguishes the kinds, so that
-headers of a rejected message are never mistaken for a refused item's sink, kind or name.
+A message's own headers are chosen by its producer, so they are stored in the value of one header and never next to
+our headers. Letters of the first format had them at the top level. `reason` has always been written by this system
+and distinguishes the kinds of letters, so that headers of a rejected message are never mistaken for a refused
+item's sink, kind or name.
 """
 
 from __future__ import annotations
@@ -151,8 +152,8 @@ def _label(named: dict[str, bytes | None], originals: Headers) -> Label:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Records that a letter was replayed. `letter_id`: `partition-offset`; `digest`: of its bytes, empty in marks
-    of the first format."""
+    """Records that a letter was replayed. `letter_id`: `partition-offset`; `digest`: digest of the letter's bytes,
+    empty in marks of the first format."""
 
     letter_id: str
     digest: str = ""
@@ -163,8 +164,7 @@ class Mark:
 
 
 def decode_mark(headers: Headers, key: bytes | None, value: bytes) -> Mark | None:
-    """The mark in this record. Returns None for every other record: letters always have more headers than
-    marks."""
+    """Returns the mark in this record, or None if it is a letter: letters always have more headers than marks."""
     named = dict(headers)
     if (
         key
@@ -181,7 +181,7 @@ class Sealed(StrEnum):
     """Result of verifying the seal of a dead-letter record."""
 
     YES = "yes"
-    UNKNOWN = "unknown"  # no key, or records without a seal are accepted
+    UNKNOWN = "unknown"  # there is no shared key, or records without a seal are accepted
     NO = "no"
 
 
@@ -215,7 +215,7 @@ def _sealed_parts(topic: str, key: bytes | None, value: bytes | None, headers: H
 
 
 def digest(key: bytes | None, value: bytes) -> str:
-    """Digest shared by a replayed letter and its message if that is rejected again."""
+    """A digest that is equal for a replayed letter and for the new letter if its message is rejected again."""
     sum_ = hashlib.blake2b(key or b"", digest_size=16, person=b"key" if key is not None else b"no key")
     sum_.update(len(key or b"").to_bytes(8, "big"))
     sum_.update(value)

@@ -18,7 +18,7 @@ QUEUED_MESSAGES_MAX = 10_000
 
 
 def kafka_options(settings: Settings) -> dict[str, Any]:
-    """Addresses, TLS and SASL, overridden by the operator's properties.
+    """The properties for addresses, TLS and SASL, overridden by the operator's properties.
 
     With OAUTHBEARER and no token callback, librdkafka fetches tokens itself: endpoint, client id and secret come
     from `kafka_options` (sasl.oauthbearer.method=oidc and its companions).

@@ -215,7 +215,7 @@ class RangeReader:
                 yield from self._read(range_, budget)
 
     def read_all(self) -> Iterator[Record]:
-        """Every record of the topic, up to where each partition ends at its first fetch.
+        """Every record of the topic, up to the end of each partition as of its first fetch.
 
         The end is taken from fetch responses, because the embedded broker's offset query may return a lower value.
         """
@@ -295,7 +295,8 @@ class RangeReader:
         return first
 
     def _is_beyond_the_end(self, partition: int, position: int) -> bool:
-        """The embedded broker returns nothing for a fetch beyond its log, as if more were to come."""
+        """Whether `position` is beyond the end of the log; the embedded broker reports no error for such a
+        fetch."""
         return 0 <= self._end(partition) < position and self.held(partition).stop < position
 
     def _end(self, partition: int) -> int:

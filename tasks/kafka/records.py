@@ -18,8 +18,8 @@ UNREADABLE: Headers = (("headers_unreadable", b"a name is not UTF-8"),)
 """Placeholder for headers that the client cannot decode. It then returns none of the headers."""
 
 
-# For an undecodable name, the client returns a list with an exception set. A specialized call would miss it, and
-# the exception would be raised later elsewhere; this call raises SystemError.
+# For an undecodable name, the client returns a list with an exception set. A specialized call would miss the
+# exception, which would then be raised later elsewhere. `methodcaller` raises SystemError instead.
 _headers = methodcaller("headers")
 
 
@@ -69,5 +69,5 @@ def headers_of(message: Message) -> Headers:
 
 
 def as_bytes(value: str | bytes | None) -> bytes | None:
-    """Converts to bytes; the client's type allows text too."""
+    """Converts the value to bytes, because the client's type also allows text."""
     return value.encode() if isinstance(value, str) else value

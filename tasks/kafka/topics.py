@@ -68,8 +68,7 @@ class Topics:
     def inventory(self, seconds_max: float, *, down_seconds_max: float = math.inf) -> Inventory:
         """Lists topics. Raises ClusterUnreachable after `seconds_max`, or when the broker refuses.
 
-        `down_seconds_max`: after this time, the report of the client that all brokers are down counts as a
-        failure.
+        `down_seconds_max`: after this time, the client's report that all brokers are down counts as a failure.
         """
         try:
             found = list_topics(self._admin, self._errors, seconds_max, down_seconds_max=down_seconds_max)

@@ -84,7 +84,7 @@ def _big_query_table(server: Any, wanted: Any, timeout: dict[str, Any], *, dry_r
         return
     yield f"add to table {name}: {', '.join(field.name for field in missing)}"
     if not dry_run:
-        # Existing rows have no value, so BigQuery refuses a REQUIRED column.
+        # Existing rows have no value for a new column, so BigQuery refuses to add it as REQUIRED.
         added = [
             bigquery.SchemaField.from_api_repr(field.to_api_repr() | {"mode": "NULLABLE"}) for field in missing
         ]
@@ -93,7 +93,7 @@ def _big_query_table(server: Any, wanted: Any, timeout: dict[str, Any], *, dry_r
 
 
 def _exact_view(server: Any, table: Any, timeout: dict[str, Any], *, dry_run: bool) -> Iterator[str]:
-    """A view with each identity once."""
+    """Creates or updates a view that returns each identity once."""
     view: Any = bigquery.Table(f"{table.project}.{table.dataset_id}.{table.table_id}_exact")
     view.view_query = (
         f"SELECT * FROM `{table.project}.{table.dataset_id}.{table.table_id}` "

@@ -43,13 +43,13 @@ def migrations() -> list[Migration]:
 
 
 def rendered(statement: str, cluster: str) -> str:
-    """A statement for one node, or for a cluster with replicated tables."""
+    """The statement, adapted for one node or for a cluster with replicated tables."""
     on_cluster = f"ON CLUSTER '{cluster}'" if cluster else ""
     return statement.replace("{on_cluster}", on_cluster).replace("{replicated}", "Replicated" if cluster else "")
 
 
 def migrate_schema(settings: Settings, *, dry_run: bool) -> Iterator[str]:
-    """The database, then every migration that `schema_migrations` does not list."""
+    """Creates the database, then applies every migration that `schema_migrations` does not list."""
     database, cluster = settings.clickhouse_database, settings.clickhouse_cluster
     with contextlib.closing(clickhouse_sink.client(settings, database="system")) as server:
         names = {row[0] for row in server.query("SELECT name FROM databases").result_rows}

@@ -18,7 +18,7 @@ from tasks.errors import shortened
 
 RETRY_SECONDS = 0.2
 RETRY_SECONDS_MAX = 30.0
-# A loop that fails for longer than this makes readiness probes fail.
+# A loop that keeps failing for longer than this makes readiness probes fail.
 FAILING_SECONDS_MAX = 30.0
 REPORTS_REMEMBERED_MAX = 100
 
@@ -95,7 +95,7 @@ class Loop:
 
     @property
     def stopping(self) -> bool:
-        """True if the loop was requested to end."""
+        """True if the loop was asked to end."""
         return self._stopping.is_set()
 
     @property

@@ -19,7 +19,7 @@ class RunOutcome(StrEnum):
     ALREADY_DONE = "already_done"  # the done mark was set before the run
     PUT_OFF = "put_off"  # the task is retried later
     GAVE_UP = "gave_up"  # the reader parks the batch
-    FAILED = "failed"  # an error that no retry can fix
+    FAILED = "failed"  # a retry cannot fix the error
 
 
 DEFINITIONS: tuple[Definition, ...] = (

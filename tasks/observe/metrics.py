@@ -133,7 +133,7 @@ def live() -> dict[str, str]:
 
 
 def ready() -> dict[str, str]:
-    """Readiness: fails until the worker has started, and when it has not reached the broker recently."""
+    """Readiness: fails until the worker has started, and while it has not reached the broker recently."""
     silent_seconds = time.monotonic() - _Worker.seen_at
     lost = silent_seconds >= READY_SILENT_SECONDS_MAX
     return {

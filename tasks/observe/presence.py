@@ -1,6 +1,6 @@
 """A worker's presence in Redis: its queues and last heartbeat.
 
-Written by the main process from Celery's heartbeat, so that a worker with a stuck event loop disappears. `check`,
+The main process writes it on each Celery heartbeat, so that a worker with a stuck event loop disappears. `check`,
 `status`, `top`, the operator's page and the reader's metrics read it. A worker started with --without-heartbeat is
 not listed.
 """
@@ -47,8 +47,8 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerStatus(Presence, frozen=True, kw_only=True):
-    """One worker. `silent_seconds`: seconds since its last heartbeat. `silent`: it is considered dead, because
-    SILENT_HEARTBEATS_MAX heartbeats in a row are missing.
+    """One worker. `silent_seconds`: seconds since its last heartbeat. `silent`: the worker is considered dead,
+    because SILENT_HEARTBEATS_MAX heartbeats in a row are missing.
     """
 
     worker: str
@@ -142,7 +142,7 @@ def _on_heartbeat(**_: Any) -> None:
 
 
 def _on_shutting_down(**_: Any) -> None:
-    """A worker that is shutting down takes no further tasks."""
+    """Removes the worker's presence when its shutdown begins, because it takes no further tasks."""
     writer, _State.writer = _State.writer, None
     if writer is not None:
         writer.remove()

@@ -39,8 +39,8 @@ class CannotListen(SettingsError):
 
 
 def ensure_free(host: str, port: int) -> None:
-    """Raises OSError or OverflowError if the address is not available. Leaves no socket open; port 0 always
-    passes.
+    """Raises OSError or OverflowError if the address is not available. Leaves no socket open; port 0 is always
+    available.
     """
     for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[:1]:
         with socket.socket(family, kind, protocol) as tried:

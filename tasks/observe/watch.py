@@ -38,7 +38,7 @@ SHOWN_SECONDS = 86_400
 
 @dataclass(slots=True)
 class Watch:
-    """What one run did. `called`: the sink was called."""
+    """Data about one run, for its log line and metrics. `called`: the sink was called."""
 
     already_done: bool = False
     called: bool = False
@@ -50,7 +50,8 @@ class Watch:
 class Recent:
     """Durations of this process's last runs per sink, published to Redis every PUBLISH_SECONDS.
 
-    The last writer wins, which is precise enough to show whether a sink takes milliseconds or half a minute.
+    Processes overwrite each other's value, which is precise enough to show whether a sink takes milliseconds or
+    half a minute.
     """
 
     def __init__(self) -> None:
@@ -117,7 +118,7 @@ def watched(request: Any, batch: str, name: str, staging: Staging, settings: Set
 
 
 def run_line(batch: str, name: str, outcome: RunOutcome, watch: Watch, seconds: float, retries: int) -> None:
-    """One line per flush run; a warning if it was given up or failed."""
+    """Logs one line per flush run; a warning if the run gave up or failed."""
     about: dict[str, Any] = {
         "batch": batch_id_of(batch),
         "task": name,
@@ -179,8 +180,8 @@ def _on_ready(sender: Any = None, **_: Any) -> None:
 
 
 def report_size(processes: int, limit_bytes: int | None) -> None:
-    """Logs the memory needed under load, as a warning if the container has less. `processes` is 0 for other
-    pools.
+    """Logs the memory needed under load, as a warning if the container has less. `processes` is 0 if the pool is
+    not prefork.
     """
     needed = cores.memory_needed_bytes(processes)
     about: dict[str, Any] = {"processes": processes, "memory_needed_mib": needed // MiB}

@@ -1,6 +1,6 @@
-"""The body of a request, decompressed within a limit.
+"""Decompresses the body of a request, up to a limit.
 
-Relay also accepts br and zstd, which no browser SDK sends. They are refused here.
+Relay also accepts br and zstd. This endpoint refuses them, because no browser SDK sends them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
 def decompressed(body: bytes, encoding: str) -> bytes:
-    """The envelope in a body with this Content-Encoding. Raises Refused: unknown_encoding, body_invalid,
+    """Returns the envelope from a body with this Content-Encoding. Raises Refused: unknown_encoding, body_invalid,
     body_too_large, envelope_too_large.
 
     Decompression stops at the limit.

@@ -1,7 +1,8 @@
-"""An envelope -> its items.
+"""Splits an envelope into its items.
 
-A header line, then items: each a header line and a payload. If the item's header has a `length`, the payload has
-that many bytes, and a newline or the end follows; otherwise the payload ends at the next newline or the end.
+An envelope is a header line followed by items. An item is a header line and a payload. If the item's header has a
+`length`, the payload has that many bytes and is followed by a newline or the end of the envelope. Otherwise, the
+payload ends at the next newline or at the end of the envelope.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _event_id = re.compile(r"[0-9a-fA-F]{32}").fullmatch
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One item: `type` and payload, a view of the envelope."""
+    """One item of an envelope. `payload` is a view of the envelope's bytes."""
 
     type: str
     payload: memoryview
@@ -30,7 +31,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """The header and the items, in order."""
+    """The header of an envelope, and its items in order."""
 
     header: dict[str, Any]
     items: tuple[Item, ...]
@@ -63,7 +64,7 @@ def hex_id(value: Any) -> str:
 
 
 def split(content: bytes) -> Envelope:
-    """The parts of an envelope. Raises Refused: envelope_invalid."""
+    """Splits an envelope into its header and items. Raises Refused: envelope_invalid."""
     whole = memoryview(content)
     header, position = _header(content, 0, "the envelope's header")
     items: list[Item] = []
@@ -104,7 +105,7 @@ def _skip_newlines(content: bytes, position: int) -> int:
 
 
 def _end(content: bytes, start: int, length: Any, number: int) -> int:
-    """Where the payload of an item ends."""
+    """Returns the position at which the payload of an item ends."""
     if length is None:
         end = content.find(b"\n", start)
         return len(content) if end < 0 else end

@@ -1,7 +1,8 @@
 """The endpoint over HTTP: keys, CORS, limits, counters.
 
-Any page may send here, like to Relay; the key in the DSN, made at startup, keeps other senders out. Memory is
-bounded: bodies that are being received share BUFFERED_BYTES_MAX, and few are taken apart at once.
+As with Relay, any page may send requests; the key in the DSN, which is created at startup, keeps out other
+senders. Memory is bounded: bodies that are being received share BUFFERED_BYTES_MAX, and only a few are parsed at
+once.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class Endpoint:
     """State of the endpoint.
 
     `produce` writes one Kafka value and returns when it is acknowledged; raises NotProduced. `received` is called
-    for each segment that Kafka has acknowledged, `refused` for each refusal. `names`: host names under which
-    requests are accepted; empty: any.
+    for each segment that Kafka has acknowledged, and `refused` for each refusal. `names`: accepted host names; if
+    empty, any host name is accepted.
     """
 
     project: Project
@@ -76,7 +77,7 @@ class Endpoint:
         self.kafka.shutdown(cancel_futures=True)
 
     def expect_key(self, given: str) -> None:
-        """Raises Refused for another key than the DSN's."""
+        """Raises Refused if the key is not the key in the DSN."""
         if not hmac.compare_digest(given.encode(), self.key.encode()):
             raise Refused(Reason.UNKNOWN_KEY, "the key is not the one in the DSN that this endpoint printed")
 
@@ -96,7 +97,7 @@ class EnvelopeHandler(web.RequestHandler):
             self.set_header(name, value)
 
     def prepare(self) -> None:
-        """Checks what the headers say before the body is received."""
+        """Checks the headers before the body is received."""
         try:
             self._expect_host_and_project()
             if self.request.method == "POST":
@@ -111,7 +112,7 @@ class EnvelopeHandler(web.RequestHandler):
             self.body += chunk
 
     def options(self, project: str) -> None:
-        """The preflight request of a browser."""
+        """Responds to a browser's CORS preflight request."""
         if self.request.headers.get("Access-Control-Request-Private-Network") == "true":
             self.set_header("Access-Control-Allow-Private-Network", "true")
         self.set_status(204)
@@ -167,7 +168,7 @@ class EnvelopeHandler(web.RequestHandler):
             raise Refused(Reason.UNKNOWN_PROJECT, text)
 
     def _key(self) -> str:
-        """The key in the query or a header; "" if it is in the envelope."""
+        """The key in the query or in a header; "" if neither has one."""
         in_query = self.get_query_argument("sentry_key", "")
         if in_query:
             return in_query[:KEY_CHARACTERS_MAX]

@@ -1,7 +1,7 @@
-"""An envelope -> the Kafka messages in it, in the format of the topic ingest-replay-recordings.
+"""Converts an envelope to Kafka messages in the format of the topic ingest-replay-recordings.
 
-A replay is a `replay_recording` item with its `replay_event` item, or a `replay_video` item, which has both and
-the video. Items of other types (errors, sessions, traces) have no destination here and are counted.
+A replay is a `replay_recording` item with its `replay_event` item, or a `replay_video` item, which contains both
+parts and the video. Items of other types (errors, sessions, traces) have no destination here and are counted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KNOWN_TYPES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """Where the replays of a DSN belong."""
+    """The project that receives the replays of a DSN."""
 
     project_id: int
     org_id: int = 1
@@ -41,7 +41,7 @@ class Project:
 
 @dataclass(frozen=True, slots=True)
 class Produced:
-    """One Kafka value, and the segment in it."""
+    """One Kafka value, and the id of the segment in it."""
 
     replay_id: str
     segment_id: int
@@ -60,7 +60,7 @@ _decode_video = msgspec.msgpack.Decoder(_Video).decode
 
 
 def message(envelope: Envelope, project: Project, client: Client) -> Produced | None:
-    """The replay of an envelope; None if it has none. Raises Refused."""
+    """The replay in an envelope; None if the envelope has no replay. Raises Refused."""
     event, recorded, film = (envelope.of(kind) for kind in ("replay_event", "replay_recording", "replay_video"))
     if event is None and recorded is None and film is None:
         return None

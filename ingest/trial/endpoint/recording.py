@@ -1,7 +1,7 @@
-"""A recording item -> the payload of a Kafka message: the header line and a zlib stream.
+"""Converts a recording item to the payload of a Kafka message: the header line and a zlib stream.
 
-Like Relay, compresses a recording that was sent as plain JSON. A compressed one is checked and kept as sent.
-Unlike Relay, does not read the events, so that nothing is scrubbed.
+Like Relay, the endpoint compresses a recording that was sent as plain JSON. A recording that was sent compressed
+is checked and kept as it is. Unlike Relay, the endpoint does not read the events, so nothing is scrubbed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Recording:
 
 
 def recording(item: memoryview) -> Recording:
-    """The recording of an item. Raises Refused: recording_invalid, recording_too_large."""
+    """Returns the recording of an item. Raises Refused: recording_invalid, recording_too_large."""
     try:
         segment_id, body = split(item)
         if not is_plain(body) and len(body) > COMPRESSED_BYTES_MAX:

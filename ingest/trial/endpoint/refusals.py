@@ -1,4 +1,4 @@
-"""Reasons for which the endpoint refuses a request. Each has an HTTP status and a counter."""
+"""The endpoint's reasons for refusing a request. Each reason has an HTTP status and a counter."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Reason(Enum):
 
 
 class Refused(ValueError):
-    """The request is refused. The text says what is wrong, in one line without any of the request's bytes."""
+    """The request is refused. The text states the reason in one line and contains no bytes of the request."""
 
     def __init__(self, reason: Reason, text: str) -> None:
         super().__init__(text)

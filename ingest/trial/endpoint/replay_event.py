@@ -1,7 +1,7 @@
-"""A replay event as an SDK sends it -> the normalized one, as Relay puts it into the Kafka message.
+"""Normalizes the replay event of an SDK, as Relay does before it produces the Kafka message.
 
-Tags become pairs of text, ids 32 lowercase hex digits, `{{auto}}` the client's address; browser, operating system
-and device come from the user agent. Unknown fields are kept.
+Tags become pairs of strings, ids become 32 lowercase hex digits, and `{{auto}}` becomes the client's address.
+Browser, operating system and device come from the user agent. Unknown fields are kept.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ LIST_MAX = 100
 TAGS_MAX = 200
 TAG_CHARACTERS_MAX = 200
 AUTO_ADDRESS = "{{auto}}"
-# SDKs of browsers had their user's address stored unless told otherwise, before the setting existed.
+# Before the setting existed, these SDKs had the user's address stored by default.
 _PLATFORMS_WITH_ADDRESS = frozenset(("javascript", "cocoa", "objc"))
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """What the request says about its sender. `received_at`: Unix seconds."""
+    """Properties of the client that sent the request. `received_at`: Unix seconds."""
 
     address: str
     user_agent: str
@@ -36,7 +36,7 @@ class Client:
 
 
 def normalized(payload: memoryview, replay_id: str, client: Client) -> bytes:
-    """The event as JSON. Raises Refused: replay_event_invalid, replay_event_too_large."""
+    """Returns the normalized event as JSON. Raises Refused: replay_event_invalid, replay_event_too_large."""
     if len(payload) > EVENT_BYTES_MAX:
         raise Refused(Reason.REPLAY_EVENT_TOO_LARGE, f"the replay event exceeds {EVENT_BYTES_MAX} bytes")
     try:
@@ -83,7 +83,7 @@ def _seconds(value: Any, received_at: float) -> float:
 
 
 def _ids(name: str, value: Any) -> list[str]:
-    """The valid ids of a list. Relay refuses events with more than a hundred."""
+    """The valid ids of a list. Relay refuses events with more than a hundred ids."""
     if not isinstance(value, list):
         return []
     if len(value) > LIST_MAX:
@@ -126,7 +126,7 @@ def _add_address(event: dict[str, Any], address: str) -> None:
 
 
 def _normalize_request(event: dict[str, Any], user_agent: str) -> str:
-    """Makes the recorded headers pairs, and returns the user agent: the recorded one, else the request's."""
+    """Converts the recorded headers to pairs. Returns the recorded user agent, or else the request's."""
     request = event.get("request")
     if not isinstance(request, dict):
         return user_agent

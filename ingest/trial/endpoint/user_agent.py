@@ -1,7 +1,7 @@
-"""A User-Agent header -> browser, operating system and device.
+"""Extracts browser, operating system and device from a User-Agent header.
 
-Covers the browsers that people have, in the form that Relay writes into a replay event's contexts. Relay's rules
-know far more products; anything unknown here is left out.
+Covers the common browsers. The results have the form in which Relay writes them into a replay event's contexts.
+Relay's rules know far more products; anything unknown here is left out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Product:
     version: str = ""
 
 
-# In this order, because Chromium's derivatives also name Chrome, and Chrome also names Safari.
+# The order matters, because Chromium's derivatives also name Chrome, and Chrome also names Safari.
 _BROWSERS = tuple(
     (name, re.compile(pattern))
     for name, pattern in (
@@ -58,7 +58,7 @@ def browser_of(user_agent: str) -> Product | None:
 
 
 def system_of(user_agent: str) -> Product | None:
-    """The operating system. Browsers no longer report every version: Windows 11 is 10, macOS stays 10.15.7."""
+    """The operating system. Browsers report Windows 11 as version 10 and every recent macOS as 10.15.7."""
     for name, pattern in _SYSTEMS:
         if found := pattern.search(user_agent, 0, USER_AGENT_CHARACTERS_MAX):
             version = found[1].replace("_", ".")
