@@ -27,9 +27,9 @@ typedef Batch { bool is_cut, recorded, out, parked; byte left; number start };
 typedef Reader {
   bool holds, draining, waits, due;   /* draining: revoked; waits: for a response to a commit; due: must commit */
   number taken, safe, known, busy;    /* end of the last cut; committable; acknowledged; busy batches */
-  number planned; bool plan[STOP + 1];          /* the former owner's recorded ends; planned: the next one, or 0 */
+  number planned; bool plan[STOP + 1];          /* the former owner's recorded ends; planned: the next end, or 0 */
   Batch batch[STOP + 1];
-  byte now; Commit commit[SLOTS]      /* `now`: the last one sent; others have timed out */
+  byte now; Commit commit[SLOTS]      /* `now`: the last commit sent; the others have timed out */
 };
 Reader reader[READERS];
 byte owner = NOBODY; number committed; bool record[STOP + 1];                 /* stored by the broker */

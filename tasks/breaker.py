@@ -5,9 +5,9 @@
     half-open ──▶ closed   the probe succeeded
     half-open ──▶ open     the probe failed: the cool-down doubles, up to `breaker_cool_seconds_max`
 
-While it is open, tasks are postponed instead of calling the sink, so that no worker process hangs. Refused rows
-count as success, because the sink responded. If Redis does not respond, all calls are allowed: the breaker is an
-optimization. All times are from the Redis clock. Key: `{prefix}:breaker:{sink}`, a hash.
+While the breaker is open, tasks are postponed instead of calling the sink, so that no worker process hangs.
+Refused rows count as success, because the sink responded. If Redis does not respond, all calls are allowed: the
+breaker is an optimization. All times are from the Redis clock. Key: `{prefix}:breaker:{sink}`, a hash.
 """
 
 from __future__ import annotations

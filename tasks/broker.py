@@ -85,7 +85,7 @@ class Channel(redis.Channel):
         pool = self.link.pool(0, self._polled if asynchronous else lambda kind: kind)
         manager = getattr(pool, "sentinel_manager", None)
         if asynchronous:
-            self._async_sentinel_manager = manager  # both are closed with the channel
+            self._async_sentinel_manager = manager  # both pools are closed with the channel
         else:
             self._sentinel_manager = manager
         return pool

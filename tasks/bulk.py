@@ -29,7 +29,7 @@ NOT_TRIED = "not attempted after the error above"
 
 @dataclass
 class Outcomes:
-    """Ids of the batches that were changed, and the refused ones with the reason."""
+    """Ids of the changed batches, and the reason for each batch that could not be changed."""
 
     done: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
@@ -66,7 +66,7 @@ def abandon_all(
 ) -> Outcomes:
     """Abandons these batches one after another. Raises ValueError.
 
-    Stops at the first error of a server, because the others would wait for the same timeout.
+    Stops at the first error of a server, because each further batch would wait for the same timeout.
     """
     _expect(batch_ids, reason, ABANDONED_MAX)
     outcomes, remaining = Outcomes(), list(dict.fromkeys(batch_ids))
@@ -92,7 +92,7 @@ def _expect(batch_ids: Sequence[str], reason: str, count_max: int) -> None:
 
 
 def _refusal(about: Mapping[str, Any] | None, readers: Mapping[str, Mapping[str, Any]]) -> str:
-    """Why this batch cannot be retried; empty if it can be."""
+    """The reason why this batch cannot be retried; empty if it can be."""
     if about is None:
         return "not parked any more"
     alive = readers.get(str(about["reader"]))

@@ -1,4 +1,4 @@
-"""Redis state shared by readers, workers and operators, besides batches.
+"""Redis state shared by readers, workers and operators, except for batches.
 
     <prefix>:reader:<reader>   stream: completions and operators' requests, for one reader
     <prefix>:readers           hash: the last heartbeat of each reader

@@ -24,7 +24,7 @@ log = structlog.get_logger("sign_in")
 
 
 class Throttled(Exception):
-    """No attempt is checked for `seconds`, because of too many failures."""
+    """No attempt is checked for `seconds`, because too many attempts have failed."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"too many wrong attempts: try again in {seconds:.0f} s")
@@ -32,7 +32,7 @@ class Throttled(Exception):
 
 
 class Throttle:
-    """A delay that doubles with each failure after the first few. It does not sleep."""
+    """Computes a delay that doubles with each failure after the first few. It never sleeps itself."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

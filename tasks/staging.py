@@ -52,7 +52,7 @@ from tasks.wire import (
 SETTLED_TTL_SECONDS = 3600
 # Nothing is staged above this share of maxmemory. The rest is reserved for queues, chords and done marks.
 MEMORY_SHARE_MAX = 0.75
-# A batch is too large for this Redis if it needs more than this fraction of that share.
+# A batch is too large for this Redis if it needs more than this fraction of MEMORY_SHARE_MAX.
 ONE_BATCH_SHARE_MAX = 0.5
 MEMORY_READ_SECONDS = 1.0
 SEAL = "seal/"
@@ -240,7 +240,7 @@ class Staging:
             raise RedisFull(f"redis is at its memory limit (maxmemory): {shortened(str(error))}") from error
 
     def _seal(self, name: str, purpose: Purpose, *parts: bytes | str) -> dict[str, bytes]:
-        """The seal of the field `name`, as a further field; empty without a key."""
+        """The seal of the field `name`, as an additional field; empty without a key."""
         return {SEAL + name: self._seals.seal(purpose, *parts)} if self._seals.active else {}
 
     def _expect_room(self, size_bytes: int) -> None:

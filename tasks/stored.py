@@ -3,8 +3,8 @@
     for segment in read_replay(settings, replay_id):
         segment.content  # bytes as written, or None if missing
 
-`replay_segments` lists the segments. Those in `replay_objects` are part of a packed object, each of the others is
-an object of its own. A replay has both kinds if the layout was changed while it was recorded.
+`replay_segments` lists the segments. Segments in `replay_objects` are part of a packed object; every other segment
+is a separate object. A replay has both kinds if the layout was changed while it was recorded.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""One batch as Redis knows it: its tasks with done marks, errors and starts, and the projects of its messages.
+"""The state of one batch in Redis: its tasks with done marks, errors and starts, and the projects of its messages.
 
-A staged batch is kept until it settles, its done marks for an hour after that. Payloads of finished tasks are
-deleted, so `projects` covers what is not written yet.
+A staged batch is kept until it settles, and its done marks for an hour after that. Payloads of finished tasks are
+deleted, so `projects` contains only the projects of items that are not written yet.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ from tasks.wire import (
 SCAN_SECONDS_MAX = 2.0
 SCAN_COUNT = 2000
 PROJECTS_MAX = 50
-# Payloads are read to find their projects; larger ones are not.
+# Payloads up to this size are read to find their projects.
 PAYLOAD_BYTES_MAX = 16 * MiB
 
 
 @dataclass(frozen=True, slots=True)
 class TaskStory:
-    """One flush task. `starts`: starts without an end. `error`: of its last run, while it is not done."""
+    """One flush task. `starts`: number of runs that started but did not end. `error`: the last run's error, until
+    the task is done."""
 
     name: str
     stage: str
@@ -169,7 +170,7 @@ _rows = msgspec.json.Decoder(_OfProject)
 
 
 def _project_of(item: Item) -> str:
-    """The project of a recording, by its object's name, or of a row; empty if it names none."""
+    """The project of a recording, by its object's name, or of a row; empty if there is none."""
     if isinstance(item, Blob):
         parts = item.name.split("/")
         # <retention>/<project>/<replay>/<segment>; packed objects have other names

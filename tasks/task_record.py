@@ -1,6 +1,6 @@
-"""The record of a flush task, in the hash of its staged batch: a note of a sink that outlives the task's runs.
+"""The record of a flush task, in the hash of its staged batch: data of a sink that outlives the task's runs.
 
-Two runs of one task may overlap, when a task is redelivered while its first worker still runs. `store` therefore
+Two runs of a task overlap if the task is redelivered while its first worker is still running it. `store` therefore
 replaces only the content that this run last saw.
 """
 
@@ -26,7 +26,7 @@ return 1
 class StagedRecord:
     """The record of one task, for one run. Raises redis.exceptions.RedisError.
 
-    A record without a valid seal is ignored and replaced: a forged one could hide rows.
+    A record without a valid seal is ignored and replaced, because a forged record could hide rows.
     """
 
     def __init__(self, staging: Staging, settings: Settings, batch: str, task: str) -> None:

@@ -2,9 +2,9 @@
 
     <prefix>:reader:trend/<bucket>   hash: reader -> JSON [messages/s, bytes/s, lag in messages, delay in seconds]
 
-A bucket is BUCKET_SECONDS of Redis' clock. A reader writes the mean of the rates, the last lag and the longest
-delay of its heartbeats in it. Keys expire, which bounds the memory: about 60 bytes per reader and bucket. Losing
-them loses the plots and nothing else.
+A bucket is BUCKET_SECONDS of Redis' clock. A reader writes the mean rates, the last lag and the longest delay of
+its heartbeats in this time. Keys expire, which bounds the memory: about 60 bytes per reader and bucket. If the
+keys are lost, only the plots are lost.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Beat(msgspec.Struct, frozen=True):
 class Trend(msgspec.Struct, frozen=True):
     """One value per bucket, oldest first; None where no reader wrote. `start`: Unix seconds of the first bucket.
 
-    Rates and lag are sums over readers, the delay is the maximum: the age of the oldest message not committed.
+    Rates and lag are sums over all readers. The delay is the maximum: the age of the oldest uncommitted message.
     """
 
     start: float
@@ -90,7 +90,7 @@ class TrendWriter:
         pipe.expire(key, KEPT_SECONDS)
         try:
             pipe.execute()
-        except ResponseError as error:  # another program's key: the heartbeat matters more
+        except ResponseError as error:  # another program wrote the key; the heartbeat matters more
             log.warning("%s: %s", key, error)
 
 

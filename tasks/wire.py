@@ -7,21 +7,21 @@ One Redis hash per batch, under `batch_key(batch_id, digest)`:
     done/<task name>  set once that task's write is durable (the done mark): "1", or its seal (`tasks.seals`)
 
 The digest covers every item, so that a mark is valid only for the bytes that were written. The same range with
-other content, for example from another release of the parser, has another hash.
+other content, for example from another release of the parser, is stored in another hash.
 
 Readers and workers of different releases run side by side during an upgrade. Compatibility:
 
-    manifest, completion   Objects. An unknown field is ignored, a missing one takes its default. `version` is
-                           raised for everything else, and a newer version is refused.
-    items                  Arrays. A missing last element takes its default. An unknown one is refused, because
+    manifest, completion   Objects. An unknown field is ignored, and a missing field takes its default.
+                           `version` is raised for any other change, and a newer version is refused.
+    items                  Arrays. A missing last element takes its default. An unknown element is refused, because
                            ignoring it would write less than the reader intended and report it as durable.
-    ProtoRows              An object that names its columns, so that releases with other columns are written, too.
-                           A worker that does not know it, or a field, a type or a column's form in it, refuses it.
+    ProtoRows              An object that names its columns, so that rows with the columns of another release can
+                           be written. A worker refuses an object with an unknown field, type or column form.
 
-Hence a new element goes last and has a default, and workers are upgraded before readers. A refused batch is parked
-with the reason until the workers are upgraded.
+Therefore, a new element is added at the end with a default, and workers are upgraded before readers. A refused
+batch is parked with the reason until the workers are upgraded.
 
-With `tasks.proto_rows`, the bytes of rows, this is what the core imports of `tasks`: it does no I/O.
+The core imports only this module, `tasks.proto_rows` and `tasks.units` from `tasks`, because they do no I/O.
 """
 
 from __future__ import annotations
@@ -153,7 +153,8 @@ _ITEM_OF_SINK: dict[SinkName, type[Item]] = {
 class ProtoRows(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """Rows of one table for BigQuery as protobuf messages, framed (`tasks.proto_rows`): one flush task's items.
 
-    `columns`: of the release that encoded them. `counts`: (Kafka offset, number of rows) in the order of the rows.
+    `columns`: the columns of the release that encoded the rows. `counts`: (Kafka offset, number of rows) in the
+    order of the rows.
     """
 
     table: str
@@ -163,9 +164,10 @@ class ProtoRows(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=Fals
 
 
 class EncodedRows(Sequence[Row]):
-    """`ProtoRows` as items. A sink for protobuf takes the bytes; an item is made, as JSON, when it is asked for.
+    """`ProtoRows` as items. A sink that sends protobuf uses the bytes; a single item is converted to JSON when it
+    is accessed.
 
-    Iterating or indexing raises Incompatible if the bytes are no such rows.
+    Iterating or indexing raises Incompatible if the bytes are not framed rows.
     """
 
     def __init__(self, staged: ProtoRows) -> None:
@@ -242,7 +244,7 @@ _decoders: dict[SinkName, msgspec.msgpack.Decoder[Any]] = {
     for sink, item in _ITEM_OF_SINK.items()
 }
 _T = TypeVar("_T")
-# First bytes of msgpack maps of up to 15 keys; a list of items has another one.
+# First bytes of msgpack maps of up to 15 keys; a list of items begins with another byte.
 _MAPS = frozenset(bytes((byte,)) for byte in range(0x80, 0x90))
 
 
@@ -289,7 +291,7 @@ def part_of(items: Sequence[_T], positions: Sequence[int]) -> Sequence[_T]:
 
 
 def chunks(items: Iterable[_T], count_max: int) -> list[list[_T]]:
-    """Lists of at most `count_max` items, in order."""
+    """Splits items into lists of at most `count_max` items, in order."""
     out: list[list[_T]] = []
     for item in items:
         if not out or len(out[-1]) >= count_max:
@@ -425,7 +427,7 @@ def batch_id_of(batch: str) -> str:
 
 
 class ChordName(NamedTuple):
-    """One chord of one batch (a reference). Its text is the task id of the chord's callback."""
+    """One chord of one batch. `batch` is a reference. `str()` returns the task id of the chord's callback."""
 
     batch: str
     stage: Stage

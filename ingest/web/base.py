@@ -94,7 +94,7 @@ class State:
     known: OrderedDict[tuple[int, str], tuple[float, Replay, Segments]] = field(default_factory=OrderedDict)
 
     def look_up(self, project_id: int, replay_id: str, *, fresh: bool = False) -> tuple[Replay, Segments]:
-        """A replay and its segments, from a cache of a few seconds unless `fresh`."""
+        """Returns a replay and its segments, cached for a few seconds unless `fresh`."""
         key = (project_id, replay_id)
         held = self.known.get(key)
         if held is None or fresh or time.monotonic() - held[0] > KNOWN_SECONDS_MAX:

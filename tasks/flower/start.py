@@ -1,8 +1,9 @@
 """Starts Flower with a password or OAuth and with our handlers.
 
 `celery -A tasks flower` and `replays-ingest flower` both use `ClosedFlower`, which refuses to start without
-authentication, regardless of options, environment and configuration file. Flower does not officially support this:
-it is pinned (2.2), and tests start it in each way. See docs/decisions/026-flower-extension.md.
+authentication, regardless of options, environment and configuration file. Flower does not officially support this,
+so its version is pinned (2.2), and tests start it in each of these ways. See
+docs/decisions/026-flower-extension.md.
 """
 
 from __future__ import annotations

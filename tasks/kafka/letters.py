@@ -106,7 +106,7 @@ class Label:
     refusal: Refusal | None = None
 
     def encode(self) -> Headers:
-        """The record's headers, complete."""
+        """All headers of the record."""
         texts = {
             REASON: self.reason,
             ERROR: self.error,
@@ -159,7 +159,7 @@ class Mark:
     digest: str = ""
 
     def encode(self) -> Headers:
-        """The headers of its record, which has neither key nor value."""
+        """The headers of the mark's record, which has neither key nor value."""
         return ((MARK, self.letter_id.encode()), (DIGEST, self.digest.encode()))
 
 

@@ -70,7 +70,7 @@ def as_json(settings: Settings, stream: IO[str]) -> bool:
 
 def to_standard_error() -> None:
     """Configures structlog for commands, whose standard output holds only their result: warnings and errors go to
-    standard error. Without it, structlog prints all lines to standard output.
+    standard error. Without this configuration, structlog prints all lines to standard output.
     """
     structlog.configure(
         processors=[

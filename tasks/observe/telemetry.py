@@ -113,7 +113,7 @@ def traceparent_of(span: Any) -> str:
 
 @contextmanager
 def sink_span(request: Any, sink: SinkName, **attributes: Any) -> Iterator[None]:
-    """The span of a flush task's sink call, below its batch's span. `request` is the Celery task's."""
+    """The span of a flush task's sink call, a child of the batch's span. `request` is the Celery task's."""
     if _State.tracer is None:
         yield
         return

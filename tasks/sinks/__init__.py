@@ -45,7 +45,7 @@ class Checked:
 def build(name: str, settings: Settings) -> Sink[Any]:
     """The sink called `name` (a `SinkName`). Opens nothing.
 
-    With `sink_kind=memory`, it is the memory sink of that name, of which the process has one.
+    With `sink_kind=memory`, returns the process's single memory sink of that name.
     """
     if settings.sink_kind == "memory":
         from tasks.sinks import memory

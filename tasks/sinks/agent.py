@@ -14,7 +14,7 @@ from tasks.loading import in_pod
 from tasks.settings import Settings
 from tasks.sinks.base import Report
 
-# Wait for the host's report of a closed port, which it sends immediately or never.
+# Maximum wait for the host's report of a closed port, which the host sends immediately or never.
 REFUSAL_SECONDS = 0.2
 NOT_CONFIRMED = "delivery: DogStatsD confirms no packet"
 # The forms of a socket address in the client and in DataDog's documentation, each with its possible socket types.

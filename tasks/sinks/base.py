@@ -60,14 +60,13 @@ class Sink(Protocol[ItemT]):
 
 
 class TaskRecord(Protocol):
-    """A note of a flush task that outlives its runs, for sinks that must know what an earlier run sent."""
+    """Data of a flush task that outlives its runs, for sinks that must know what an earlier run sent."""
 
     def load(self) -> bytes:
         """The content; empty if there is none."""
 
     def store(self, content: bytes) -> bool:
-        """Replaces the content, unless another run changed it since `load`: then returns False, and nothing is
-        stored."""
+        """Replaces the content. If another run changed it since `load`, returns False and stores nothing."""
 
 
 @runtime_checkable
@@ -77,4 +76,4 @@ class RecordingSink(Protocol):
     def write_recorded(
         self, items: Sequence[Row], positions: Sequence[int], record: TaskRecord, deadline_seconds: float
     ) -> None:
-        """As `Sink.write`. `positions`: those of the items in the task's payload, which never change."""
+        """Same as `Sink.write`. `positions`: positions of the items in the task's payload, which never change."""

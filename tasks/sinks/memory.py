@@ -45,7 +45,7 @@ class MemorySink:
             self._names_refused = True
 
     def fail(self, *errors: SinkError | None) -> None:
-        """The next writes raise these errors, in this order; None is a successful write.
+        """Makes the next writes raise these errors, in this order; None makes a write succeed.
 
         The error determines the effect: items not in its `failed` are stored (unless `all_refused`); without
         `failed` nothing is stored.
@@ -139,7 +139,7 @@ _sinks: dict[str, MemorySink] = {name: MemorySink(name) for name in SinkName}
 
 
 def sink(name: str) -> MemorySink:
-    """The memory sink of that name, of which the process has one."""
+    """The process's single memory sink of that name."""
     if name not in _sinks:
         raise ValueError(f"no sink is called {name!r}")
     return _sinks[name]

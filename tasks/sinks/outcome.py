@@ -76,7 +76,7 @@ MEANING_OF = {
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """A client library's exception, or a server's response, classified.
+    """A classified exception of a client library, or a classified response of a server.
 
     `retry_after_seconds`: the wait requested by the server. `unproven`: the response was a success by its status,
     but did not prove the write.

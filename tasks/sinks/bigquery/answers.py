@@ -19,7 +19,7 @@ PROOF = (
     "is not among the `insertErrors`, which may only name rows that were sent."
 )
 KIND = "bigquery#tableDataInsertAllResponse"
-# Reason of a valid row in a request that was refused as a whole because of another row.
+# The reason that BigQuery reports for a valid row if it refuses the whole request because of another row.
 STOPPED = "stopped"
 
 
@@ -63,7 +63,7 @@ def _trouble_of_row(error: Mapping[str, Any]) -> Trouble | None:
         return None
     text = "; ".join(map(_described, entries)) or "refused without a reason"
     if "no such field" in text.lower():
-        # The reader is newer than the table: every row has that field, so none is at fault.
+        # The reader is newer than the table: every row has that field, so no row is at fault.
         return Trouble(Blame.TABLE, f"{text}; run `replays-ingest migrate`")
     blame = blame_of_reasons([reason for reason in reasons if reason != STOPPED])
     return Trouble(Blame.ROW if blame in (None, Blame.SIZE) else blame, text)

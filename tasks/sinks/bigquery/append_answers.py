@@ -129,7 +129,7 @@ def _judged(error: BaseException, code: Any, rows: tuple[tuple[int, str], ...]) 
 
 
 def _status_code(code: int) -> Any:
-    """The status of gRPC with this number."""
+    """The gRPC status code with this number; UNKNOWN if there is none."""
     return next((status for status in grpc.StatusCode if status.value[0] == code), grpc.StatusCode.UNKNOWN)
 
 

@@ -1,7 +1,7 @@
 """The record of a flush task's appends: which rows were sent to which stream, at which offset.
 
-It is stored before the append that it describes, and outlives the run. A pair of stream and offset is only ever
-used for one sequence of rows, so a later run, in any process, may send the same rows there again:
+The record is stored before the append that it describes, and outlives the run. An offset of a stream is only ever
+used for one sequence of rows, so a later run in any process may send the same rows to the same offset again:
 docs/decisions/039-storage-write.md.
 """
 
@@ -15,7 +15,7 @@ import msgspec
 class Append(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One append. `rows`: half-open ranges of positions in the task's payload, in the order of the append.
 
-    `applied`: known to be stored.
+    `applied`: the rows are known to be stored.
     """
 
     table: str
@@ -36,7 +36,7 @@ class Append(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def positions(self) -> list[int]:
-        """The positions of its rows."""
+        """The positions of the append's rows."""
         return [position for start, stop in self.rows for position in range(start, stop)]
 
 
@@ -49,7 +49,7 @@ def encode(appends: Sequence[Append]) -> bytes:
 
 
 def decode(content: bytes) -> list[Append]:
-    """The appends of a record; none if there is no record. Raises msgspec.MsgspecError."""
+    """The appends of a record; an empty list if there is no record. Raises msgspec.MsgspecError."""
     return _appends.decode(content) if content else []
 
 
@@ -68,13 +68,14 @@ def ranges(positions: Iterable[int]) -> tuple[tuple[int, int], ...]:
 
 
 class Unrecorded:
-    """The record of a write outside a flush task (replays of dead letters, repairs): it ends with the write."""
+    """The record of a write outside a flush task (replay of dead letters, repair). It is discarded after the
+    write."""
 
     def __init__(self) -> None:
         self._content = b""
 
     def load(self) -> bytes:
-        """The content last stored."""
+        """The content that was last stored."""
         return self._content
 
     def store(self, content: bytes) -> bool:

@@ -43,11 +43,11 @@ class RowEncoder:
             is_required = column.get("mode") == "REQUIRED"
             fields.append((name, kind) if is_required else (name, kind | None, None))
         row = msgspec.defstruct(table, fields, kw_only=True, forbid_unknown_fields=True, gc=False)
-        # As in insertAll, a number may be written as text, and a time in seconds, as readers of 0.2 do.
+        # As in insertAll, a number may be text, and a time may be in seconds, as readers of release 0.2 write it.
         self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(row, strict=False).decode
 
     def encode(self, row: bytes) -> bytes | Trouble:
-        """One row as a serialized message, or what is wrong with it."""
+        """Encodes one row as a serialized message. Returns the problem if the row is invalid."""
         try:
             found = self._decode(row)
             values = asdict(found)
@@ -61,14 +61,14 @@ class RowEncoder:
 
 
 def _microseconds(moment: datetime) -> int:
-    """Unix time. Text without a zone is UTC, as in insertAll."""
+    """Unix time in microseconds. A time without a zone is UTC, as in insertAll."""
     return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - EPOCH) // MICROSECOND
 
 
 def _trouble(error: Exception) -> Trouble:
     text = str(error)
     if "unknown field" in text:
-        # The reader is newer than this worker: every row has that field, so none is at fault.
+        # The reader is newer than this worker: every row has that field, so no row is at fault.
         return Trouble(
             Blame.TABLE, f"no such field: {text}; upgrade the workers, then run `replays-ingest migrate`"
         )
@@ -77,7 +77,7 @@ def _trouble(error: Exception) -> Trouble:
 
 @lru_cache(maxsize=64)
 def schema_of(table: str, columns: Columns) -> bytes:
-    """The self-contained description of a table's rows that the first request of a connection has."""
+    """The schema of a table's rows (ProtoSchema), which the first request of a connection contains."""
     encoded: bytes = _Schema(proto_descriptor=_descriptor(table, columns)).SerializeToString()
     return encoded
 
@@ -90,7 +90,7 @@ def _descriptor(table: str, columns: Columns) -> Any:
 
 
 def _message(table: str, descriptor: Any) -> Any:
-    """The class of the message."""
+    """The protobuf class of the table's message."""
     file = descriptor_pb2.FileDescriptorProto(name=f"{table}.proto", package="replays_ingest", syntax="proto2")
     file.message_type.append(descriptor)
     pool = descriptor_pool.DescriptorPool()

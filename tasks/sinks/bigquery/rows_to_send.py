@@ -1,6 +1,6 @@
 """The rows of one write as protobuf messages: as the reader encoded them, or encoded here from JSON.
 
-Rows are known by their positions in the task's payload.
+Rows are identified by their positions in the task's payload.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _ProtoRows = types.ProtoRows.pb()
 
 
 class Positions:
-    """Positions of items in the task's payload, in order, with the index of each. Cheap if they are contiguous."""
+    """Positions of items in the task's payload, in order, and their indexes. Fast if the positions are
+    contiguous."""
 
     def __init__(self, positions: Sequence[int]) -> None:
         self.all = list(positions)
@@ -41,7 +42,7 @@ class Positions:
         return position in (self._range if self._index is None else self._index)
 
     def index(self, position: int) -> int:
-        """Index of a position that is contained."""
+        """The index of this position, which must be contained."""
         return position - self._range.start if self._index is None else self._index[position]
 
     def have(self, ranges: Ranges) -> bool:
@@ -51,28 +52,28 @@ class Positions:
         return all(position in self._index for start, stop in ranges for position in range(start, stop))
 
     def are(self, ranges: Ranges) -> bool:
-        """Whether these are all positions."""
+        """Whether the ranges are exactly these positions."""
         return self._index is None and ranges == ((self._range.start, self._range.stop),)
 
 
 class RowsToSend(Protocol):
-    """Rows of a write that can be sent, all with the schema of their table."""
+    """The rows of a write that can be sent, with the schema of each table."""
 
     positions: Positions
 
     @property
     def only_table(self) -> str | None:
-        """The table of all rows; None if there are several."""
+        """The table of all rows; None if the rows belong to several tables."""
 
     @property
     def size_bytes(self) -> int:
-        """Size of all rows, framed."""
+        """The size of all framed rows, in bytes."""
 
     def table(self, position: int) -> str:
         """The table of a row."""
 
     def bytes_of(self, position: int) -> int:
-        """Size of a row, framed."""
+        """The size of one framed row, in bytes."""
 
     def schema(self, table: str) -> bytes:
         """The schema of a table's rows (BigQuery's message ProtoSchema)."""
@@ -82,10 +83,11 @@ class RowsToSend(Protocol):
 
 
 class RowsOfReader:
-    """Rows that the reader encoded: sent as they are, with the columns that it names."""
+    """Rows that the reader encoded. They are sent unchanged, with the columns that the reader named."""
 
     def __init__(self, items: EncodedRows, positions: Positions) -> None:
-        """Raises Incompatible if the bytes are not the stated number of rows: offsets would be wrong."""
+        """Raises Incompatible if the number of rows in the bytes is wrong, because offsets would then be wrong
+        too."""
         self.positions = positions
         self._items = items
         try:
@@ -120,7 +122,8 @@ class RowsOfReader:
 
 
 class RowsFromJson:
-    """Rows encoded here. Those that do not fit the columns are noted in the outcome and left out."""
+    """Rows that are encoded here from JSON. Rows that do not fit the columns are left out and recorded in
+    `outcome`."""
 
     def __init__(
         self, encoders: Mapping[str, RowEncoder], items: Sequence[Row], positions: Positions, outcome: Outcome
@@ -165,7 +168,7 @@ class RowsFromJson:
 def rows_to_send(
     encoders: Mapping[str, RowEncoder], items: Sequence[Row], positions: Positions, outcome: Outcome
 ) -> RowsToSend:
-    """The rows of these items; notes in the outcome which cannot be sent."""
+    """Returns the rows of these items. Rows that cannot be sent are recorded in `outcome`."""
     if not isinstance(items, EncodedRows):
         return RowsFromJson(encoders, items, positions, outcome)
     if items.staged.table in encoders:

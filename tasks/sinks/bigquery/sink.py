@@ -1,7 +1,7 @@
 """Streams rows encoded by the reader to BigQuery with tabledata.insertAll.
 
 Each row has its identity as insertId. BigQuery drops rows whose id it saw within about a minute, best effort;
-later duplicates are stored. The columns `project_id` and `row_id` have the same identity, so a single clause gives
+later duplicates are stored. The columns `project_id` and `row_id` also identify a row, so a single clause gives
 exact numbers at any time:
 
     SELECT ... FROM t WHERE ... QUALIFY ROW_NUMBER() OVER (PARTITION BY project_id, row_id ORDER BY timestamp) = 1
@@ -61,10 +61,10 @@ class BigQuerySink:
         self._service = PerProcess(lambda: Service(settings))
 
     def write(self, items: Sequence[Row], token: str, deadline_seconds: float) -> None:
-        """Streams `items` in as few requests as their sizes allow; `token` is not needed, rows have ids.
+        """Streams `items` in as few requests as their sizes allow; `token` is not needed, because rows have ids.
 
-        PermanentSinkError.failed names refused rows, and all others are durable; if `all_refused` is set, one of
-        the requests was refused as a whole because of them.
+        PermanentSinkError.failed names the refused rows. All other rows are durable, unless `all_refused` is set:
+        then a request was refused as a whole because of the refused rows.
         """
         ends_at = time.monotonic() + deadline_seconds
         outcome = Outcome(self.name)
@@ -219,7 +219,7 @@ def _note_refusals(table: str, positions: list[int], refusals: Sequence[Refusal]
 
 
 def _todo(trouble: Trouble) -> str:
-    """What to do about a table, appended to the message."""
+    """Advice about a table, to be appended to the error message."""
     if trouble.blame is Blame.CREDENTIALS:
         return "; grant access to it (roles/bigquery.dataEditor)"
     return (
@@ -259,8 +259,8 @@ def body_of(items: Sequence[Row], positions: Sequence[int]) -> bytes:
 def requests(
     items: Sequence[Row], positions: Sequence[int], bytes_max: int = REQUEST_BYTES_MAX
 ) -> Iterator[list[int]]:
-    """Positions that fit into one request, in order. A single row that is too large is sent alone: the server
-    decides."""
+    """Positions that fit into one request, in order. A single row that is too large is sent alone, and the server
+    decides whether to accept it."""
     request: list[int] = []
     size_bytes = 0
     for position in positions:

@@ -1,12 +1,12 @@
-"""Writes rows to BigQuery with the Storage Write API: each append at an explicit offset, recorded beforehand.
+"""Writes rows to BigQuery with the Storage Write API. Each append is recorded with its offset before it is sent.
 
 A run that finds a recorded append sends the same rows to the same offset of the same stream again. If the stream
-takes no append any more, it is finalized, and its row count proves whether the rows are stored. Rows are sent
-elsewhere only if they are proven not to be, or if the stream is gone; in the latter case the exact view hides
-repeated rows. docs/decisions/039-storage-write.md has all states.
+no longer accepts the append, it is finalized, and its row count proves whether the rows are stored. Rows are sent
+to another stream only if they are proven not to be stored, or if the stream is gone; in the latter case the exact
+view hides repeated rows. docs/decisions/039-storage-write.md has all states.
 
-BigQuery refuses an append as a whole and names the bad rows; the others are written again in the same call, on
-another stream, because a pair of stream and offset is never used for other rows.
+BigQuery refuses an append as a whole and names the bad rows. The other rows are written again in the same call, on
+another stream, because an offset of a stream is never used for other rows.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from tasks.sinks.per_process import PerProcess
 from tasks.wire import Row
 
 log = logging.getLogger(__name__)
-# Requests of one append, in one run: the first, and again after a lost response.
+# Maximum requests per append in one run: the first request, and repetitions after a lost response.
 SENDS_MAX = 3
 # Share of the remaining time for one request, so that there is time to send it again.
 SEND_SHARE = 0.5
-# Appends that a write gives up because of refused rows, each with a new stream; then the next write continues.
+# Maximum refused appends per write, because each one needs a new stream; then the next write continues.
 REFUSALS_MAX = 4
-# Appends per write whose stream turned out to be finalized or gone.
+# Maximum appends per write whose stream turns out to be finalized or gone.
 DROPS_MAX = 3
-# Other runs of the same task that changed the record during this write.
+# Maximum number of times that other runs of the same task may change the record during one write.
 CONFLICTS_MAX = 10
 
 
@@ -57,7 +57,7 @@ class StorageWriteSink:
         self._writer = PerProcess(lambda: Writer(settings))
 
     def write(self, items: Sequence[Row], token: str, deadline_seconds: float) -> None:
-        """As `write_recorded`, without a record: rows of a write without response may be stored twice."""
+        """Same as `write_recorded`, but without a record: if a response is lost, rows may be stored twice."""
         self.write_recorded(items, range(len(items)), Unrecorded(), deadline_seconds)
 
     def write_recorded(
@@ -105,7 +105,7 @@ class StorageWriteSink:
 
 
 def _advised(trouble: Trouble) -> Trouble:
-    """The trouble with what to do about it."""
+    """The trouble, with advice appended to its message."""
     todo = {
         Blame.CREDENTIALS: "; grant roles/bigquery.dataEditor",
         Blame.TABLE: "; run `replays-ingest migrate`",
@@ -126,8 +126,8 @@ class Writer:
 
 
 class _Write:
-    """One call of `write_recorded`. Positions are those of the task's payload; `outcome` has those of the
-    items."""
+    """One call of `write_recorded`. Positions refer to the task's payload, except in `outcome`, where they refer
+    to the items."""
 
     def __init__(
         self,
@@ -151,7 +151,8 @@ class _Write:
         self._record_is_behind = False
 
     def run(self) -> None:
-        """Settles recorded appends, then appends the remaining rows. Notes what is not durable."""
+        """Settles recorded appends, then appends the remaining rows. Records in `outcome` which rows are not
+        durable."""
         self._load()
         while True:
             unsettled = next((append for append in self._appends if not append.applied), None)
@@ -169,13 +170,13 @@ class _Write:
             self._record.store(encode(self._appends))
 
     def _load(self) -> None:
-        """Reads the record: rows of its appends are not appended elsewhere."""
+        """Reads the record. Rows of recorded appends are not appended to another stream."""
         try:
             appends = decode(self._record.load())
         except msgspec.MsgspecError as error:
             log.warning("bigquery: the record of a task's appends cannot be read, and is ignored: %s", error)
             appends = []
-        # Rows that are neither in this write nor unsettled concern earlier runs only.
+        # A settled append that has no rows of this write concerns only earlier runs.
         self._appends = [append for append in appends if not append.applied or self._concerns(append)]
         recorded = {position for append in self._appends for position in append.positions}
         recorded |= self._given_up
@@ -187,7 +188,7 @@ class _Write:
     # ---- one append
 
     def _append_next(self) -> bool:
-        """Records the next rows with a stream and an offset, and appends them. Returns whether to go on."""
+        """Records the next rows with a stream and an offset, and appends them. Returns whether to continue."""
         if remaining_seconds(self._ends_at) <= 0:
             return self._stop(Trouble(Blame.NETWORK, "no time left for the rest"), self._todo)
         chunk = self._chunk()
@@ -200,7 +201,7 @@ class _Write:
         try:
             append = Append(table, stream.name, stream.offset, ranges(chunk))
             if not self._record.store(encode([*self._appends, append])):
-                # Redis may have stored it and lost the response, and a retry found it changed: the place is taken.
+                # If the response was lost, Redis may have stored the record, so the offset counts as used.
                 return self._reload()
             self._record_is_behind = False
             self._appends.append(append)
@@ -219,7 +220,7 @@ class _Write:
 
     def _chunk(self) -> list[int]:
         """The next positions: rows of one table that fit into a request. A single row that is too large is sent
-        alone: the server decides."""
+        alone, and the server decides whether to accept it."""
         chunk: list[int] = []
         rows, bytes_max = self._rows, self._writer.limit.bytes_max
         table, size_bytes = rows.table(self._todo[0]), 0
@@ -233,7 +234,7 @@ class _Write:
         return chunk
 
     def _reload(self) -> bool:
-        """Another run of this task changed the record: continues from what that run recorded."""
+        """Continues from the record that another run of this task has changed. Returns whether to continue."""
         self._conflicts += 1
         if self._conflicts > CONFLICTS_MAX:
             return self._stop(Trouble(Blame.SERVER, "other runs of this task write the same rows"), self._todo)
@@ -241,11 +242,11 @@ class _Write:
         return True
 
     def _settle(self, append: Append, stream: Stream) -> bool:
-        """Finds out whether the append is applied, by sending it (again). Returns whether to go on."""
+        """Sends the append, possibly again, to find out whether it is applied. Returns whether to continue."""
         if self._rows.positions.have(append.rows):
             judgment = self._send(append, stream)
         else:
-            # Rows of an earlier run that are not in this one, which no longer needs them.
+            # The append has rows of an earlier run that this run does not have and need not write.
             judgment = Judgment(Verdict.ENDED, Trouble(Blame.SERVER, "its rows are not at hand"))
         if judgment.verdict is Verdict.APPLIED:
             return self._is_applied(append)
@@ -269,7 +270,7 @@ class _Write:
         return self._drops <= DROPS_MAX or self._stop(trouble, self._todo)
 
     def _send(self, append: Append, stream: Stream) -> Judgment:
-        """Sends the rows; again on a new connection if the response is lost."""
+        """Sends the rows, and sends them again on a new connection if the response is lost."""
         schema, rows = self._rows.schema(append.table), self._rows.framed(append.rows)
         judgment = Judgment(Verdict.FAILED, Trouble(Blame.NETWORK, "no time left for the request"))
         for sent in range(SENDS_MAX):
@@ -290,7 +291,7 @@ class _Write:
         return judgment
 
     def _rows_of_finalized(self, append: Append) -> bool | Trouble:
-        """Finalizes the stream. Returns whether the append is applied: afterwards, this cannot change."""
+        """Finalizes the stream. Returns whether the append is applied, which cannot change afterwards."""
         seconds = max(remaining_seconds(self._ends_at), 1.0)
         try:
             count = self._writer.streams.finalize(append.stream, seconds)
@@ -313,14 +314,14 @@ class _Write:
         return True
 
     def _drop(self, append: Append) -> None:
-        """The append is not applied and never will be: its rows may be sent elsewhere."""
+        """Removes an append that will never be applied, so that its rows may be sent to another stream."""
         self._appends.remove(append)
         self._record_is_behind = True
         mine = [position for position in append.positions if position in self._rows.positions]
         self._todo = sorted({*mine, *self._todo})
 
     def _refused(self, append: Append, judgment: Judgment, trouble: Trouble) -> bool:
-        """Notes the refused rows; the others of the append are sent again."""
+        """Records the refused rows; the other rows of the append are sent again."""
         positions = append.positions
         if trouble.blame is Blame.SIZE and append.count > 1:
             self._writer.limit.refused(sum(self._rows.bytes_of(position) for position in positions))
@@ -342,7 +343,7 @@ class _Write:
         return False
 
     def _stop(self, trouble: Trouble, positions: Sequence[int]) -> bool:
-        """Notes that these rows are not durable. The record remains, for the next run."""
+        """Records in `outcome` that these rows are not durable. The task's record remains for the next run."""
         mine = self._positions
         self._outcome.note(trouble, [mine.index(position) for position in positions if position in mine])
         return False

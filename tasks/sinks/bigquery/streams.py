@@ -2,7 +2,7 @@
 
 A stream is created by the process that appends to it, with the official client, and used for one append at a time.
 Every append below `Stream.offset` is known to be applied. A stream whose last append is not known to be applied is
-never used for other rows: `Streams.take` hands a stream out, and only `give_back` makes it available again.
+never used for other rows: `Streams.take` reserves a stream, and only `give_back` makes it available again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tasks.settings import Settings
 
 # BigQuery deletes a committed stream after four days without traffic.
 IDLE_SECONDS_MAX = 24 * 3600.0
-# Reconnects within a write's time-out; gRPC's own default waits up to two minutes.
+# gRPC must reconnect within a write's timeout; by default, it waits up to two minutes.
 CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 1000),
@@ -59,9 +59,10 @@ def write_client(settings: Settings) -> Any:
 
 
 def request_of(stream: str, offset: int, rows: bytes, schema: bytes) -> bytes:
-    """A serialized AppendRowsRequest: only its small fields are built as a message, the rows are copied once.
+    """A serialized AppendRowsRequest: only the small fields are built as a message, so that the rows are copied
+    only once.
 
-    `rows`: the message ProtoRows. `schema`: the message ProtoSchema; empty if the connection has had it.
+    `rows`: the message ProtoRows. `schema`: the message ProtoSchema; empty if the connection has already sent it.
     """
     head = _Request(write_stream=stream, trace_id=TRACE_ID if schema else "")
     head.offset.value = offset
@@ -77,7 +78,8 @@ class Connection:
     def __init__(self, client: Any, stream: str) -> None:
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        # The client's own method would wait here for the first response, and serializes requests from messages.
+        # The client's own method would wait here for the first response, and would serialize requests from
+        # messages.
         call = client.transport.grpc_channel.stream_stream(METHOD, response_deserializer=_Response.FromString)
         self._call = call(
             iter(self._requests.get, None), metadata=(("x-goog-request-params", f"write_stream={stream}"),)
@@ -109,13 +111,13 @@ class Connection:
         return reply
 
     def close(self) -> None:
-        """Ends the call; a request under way may or may not be applied."""
+        """Ends the call. A request in flight may or may not be applied."""
         self._requests.put(None)
         self._call.cancel()
 
 
 class Stream:
-    """A stream of one table. `offset`: its length, as far as this process appended."""
+    """A write stream that belongs to one table. `offset`: number of rows that this process has appended."""
 
     def __init__(self, client: Any, table: str, name: str) -> None:
         self.table = table
@@ -126,8 +128,8 @@ class Stream:
         self._connection: Connection | None = None
 
     def append(self, schema: bytes, offset: int, rows: bytes, seconds: float) -> Any:
-        """One AppendRows with the messages ProtoSchema and ProtoRows. After an exception the next call opens a new
-        connection. Raises exceptions of google.api_core."""
+        """Sends one AppendRows request with the messages ProtoSchema and ProtoRows. After an exception, the next
+        call opens a new connection. Raises exceptions of google.api_core."""
         if self._connection is None:
             self._connection = Connection(self._client, self.name)
         is_known = self._connection.schema == schema
@@ -148,7 +150,7 @@ class Stream:
 
 
 class Streams:
-    """The streams of one process that are free, by table. Thread-safe: a stream has one user at a time."""
+    """The free streams of one process, by table. Thread-safe: a stream has one user at a time."""
 
     def __init__(self, client: Any, tables: str) -> None:
         """`tables`: the resource name of the tables' parent, with a slash at its end."""
@@ -176,15 +178,16 @@ class Streams:
         return Stream(self._client, table, made.name)
 
     def give_back(self, stream: Stream) -> None:
-        """Every append to this stream is known to be applied: it may be used for other rows."""
+        """Makes the stream available for other rows. Every append to it must be known to be applied."""
         self._free.setdefault(stream.table, deque()).append(stream)
 
     def existing(self, table: str, name: str) -> Stream:
-        """A stream of any process, for sending the rows of a record again."""
+        """A stream created by any process, for sending recorded rows again."""
         return Stream(self._client, table, name)
 
     def finalize(self, name: str, seconds: float) -> int:
-        """Ends the stream for everyone, and returns its number of rows. Raises exceptions of google.api_core."""
+        """Finalizes the stream for all processes, and returns its number of rows. Raises exceptions of
+        google.api_core."""
         return int(self._client.finalize_write_stream(name=name, retry=None, timeout=seconds).row_count)
 
     def close(self) -> None:

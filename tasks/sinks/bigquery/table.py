@@ -23,7 +23,8 @@ NO_SUCH_COLUMN = "replays_ingest_check_no_such_column"
 CHECK_ID = "replays-ingest-check"
 
 SPELLING = {"INT64": "INTEGER", "FLOAT64": "FLOAT", "BOOL": "BOOLEAN", "STRUCT": "RECORD"}
-# Types that also accept every value of ours: https://cloud.google.com/bigquery/docs/managing-table-schemas
+# Types that also accept every value that this release writes:
+# https://cloud.google.com/bigquery/docs/managing-table-schemas
 ALSO_TAKES = {
     "INTEGER": {"INTEGER", "NUMERIC", "BIGNUMERIC", "FLOAT"},
     "JSON": {"JSON", "STRING"},

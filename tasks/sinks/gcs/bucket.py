@@ -71,8 +71,8 @@ def missing_rules(rules: Iterable[Mapping[str, Any]], layout: str) -> Iterator[s
 def restrictions(properties: Mapping[str, Any]) -> Iterator[str]:
     """One sentence for each property of a bucket (its JSON resource) that interferes with storing recordings.
 
-    A repeated segment overwrites its object, and `erase` and lifecycle rules delete objects. A policy that forbids
-    one of these makes it fail, except that an equal segment is accepted.
+    A repeated segment overwrites its object, and `erase` and lifecycle rules delete objects. An operation that a
+    policy forbids fails, except that overwriting an object with an equal segment succeeds.
     """
     period_seconds = int(properties.get("retentionPolicy", {}).get("retentionPeriod") or 0)
     if period_seconds:

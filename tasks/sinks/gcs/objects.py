@@ -52,7 +52,8 @@ def is_packed(name: str) -> bool:
 
 
 def difference(wanted: Wanted, resource: dict[str, Any] | None) -> str | None:
-    """What this object resource fails to prove. None if it proves that the expected object is stored."""
+    """Describes what this object resource fails to prove. Returns None if it proves that the expected object is
+    stored."""
     if resource is None:
         return "it is not an object resource"
     generation = str(resource.get("generation"))
@@ -158,7 +159,8 @@ def is_name_rate_limited(trouble: Trouble) -> bool:
 def _not_comparable(wanted: Wanted, refused: Answer, trouble: Trouble, found: Answer) -> Trouble:
     sorted_ = sort_answer(found)
     if found.status == 404:
-        # 412 means that the object exists; if it does not, it has since been deleted, or another server responded.
+        # 412 means that the object exists. If it is missing now, it has been deleted since, or another server
+        # responded.
         return (
             Trouble(Blame.SERVER, f"{trouble.message}; but nothing is stored there")
             if (refused.status == 412)

@@ -80,7 +80,7 @@ class GcsSink:
             raise sort(error).error() from error
 
     def examine(self, items: Sequence[Blob], deadline_seconds: float) -> None:
-        """Stores and deletes a small object. If the bucket refuses that as well, the bucket is at fault.
+        """Stores and deletes a small object. If the bucket refuses this object too, the bucket is at fault.
 
         The object's name is constant for the life of a process, so that a bucket that forbids deletion keeps only
         one.

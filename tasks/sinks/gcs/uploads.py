@@ -121,8 +121,8 @@ class Uploads:
         self._idle_until = 0.0
 
     def run(self) -> dict[str, Trouble]:
-        """Uploads all objects. Returns the failures of those that are not durable, by name, at the latest shortly
-        after the deadline.
+        """Uploads all objects. Returns the failures of the objects that are not durable, by name, at the latest
+        shortly after the deadline.
         """
         try:
             while self._ready or self._waiting or self._transfers.running:

@@ -211,7 +211,7 @@ _TOO_LARGE = re.compile(
 
 
 def advice(error: BaseException, missing: str, denied: str) -> str:
-    """What to do, appended to the message: one text if a resource is missing, another if access is denied."""
+    """Advice that is appended to the message: one text for a missing resource, another text for denied access."""
     if isinstance(error, from_api.NotFound):
         return f"; {missing}"
     return f"; {denied}" if isinstance(error, from_api.Forbidden | from_api.Unauthorized) else ""
@@ -225,7 +225,8 @@ def blame_of_reasons(reasons: list[str]) -> Blame | None:
 
 
 def sort(error: BaseException) -> Trouble:
-    """The cause of this exception. An unknown class counts as a server error: retried, then parked, never lost."""
+    """The cause of this exception. An unknown class counts as a server error: the write is retried, then the batch
+    is parked, and nothing is lost."""
     blame = next((BLAME_OF_CLASS[cls] for cls in type(error).__mro__ if cls in BLAME_OF_CLASS), SERVER)
     text = f"{type(error).__name__}: {error}"
     retry_after = None

@@ -81,8 +81,8 @@ _TAG = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.IGNORECASE | re.DOTAL
 class Answer:
     """A response.
 
-    `retry_after_seconds`: None if the server did not send it. `whole`: False if the response was longer than the
-    limit. `headers`: lower-case names, only those that the request asked to keep; the last value of each name.
+    `retry_after_seconds`: the wait requested by the server, or None. `whole`: False if the response was longer
+    than the limit. `headers`: the last value of each header that the request asked to keep, by lower-case name.
     """
 
     status: int

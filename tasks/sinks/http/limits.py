@@ -9,8 +9,8 @@ BODY_BYTES_MIN = 1024
 
 
 class BodyLimit:
-    """A size limit of `bytes_max`, or of half the refused size for ten minutes after a refusal. So a server's
-    limit is hit once instead of in every write, and a raised limit is used again.
+    """A size limit of `bytes_max`, or of half the refused size for ten minutes after a refusal. Thus, a server's
+    limit is exceeded once instead of in every write, and a raised limit is used after ten minutes.
 
     Thread-safe: a race costs at most one more refused request.
     """
@@ -28,6 +28,6 @@ class BodyLimit:
         return self._learned_bytes
 
     def refused(self, size_bytes: int) -> None:
-        """A body of that size was too large."""
+        """Records that a body of this size was too large."""
         self._learned_bytes = max(BODY_BYTES_MIN, min(self.bytes_max, size_bytes // 2))
         self._learned_until = time.monotonic() + LEARNED_SECONDS
