@@ -31,7 +31,7 @@ from tasks.redis_address import RedisAddress, Scheme
 from tasks.settings import Settings
 
 CONNECT_SECONDS_MAX = 3.0
-# Timeout of calls that somebody waits for, to see a fault: commands, pages, and the start of a process.
+# Timeout of calls that test whether Redis can be used, while a user waits: commands, pages, and process startup.
 LOOK_SECONDS_MAX = 1.5
 # Timeout per Sentinel, so that one that hangs does not use up the time of the others.
 SENTINEL_SECONDS_MAX = 1.0
@@ -333,7 +333,7 @@ def refuse_unsupported(settings: Settings) -> None:
 
 
 def fault_of(error: BaseException) -> Fault:
-    """The fault of Redis that this error reports."""
+    """Converts an error of the client to the fault of Redis that it reports."""
     text = shortened(str(error)).rstrip(".")
     if isinstance(error, AuthenticationError):
         return fault(Server.REDIS, Cause.LOGIN, f"refuses the login: {text}")

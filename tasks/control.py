@@ -6,7 +6,8 @@
     abandon_batch    POST /api/task/async-apply/abandon_batch   {"args": ["<batch id>"],
                                                                  "kwargs": {"reason": "...", "by": "me"}}
 
-The addresses are Flower's API. `tasks.staging` evaluates a chord, `tasks.operate` implements operator requests.
+The addresses belong to Flower's API. `tasks.staging` evaluates a chord, `tasks.operate` implements operator
+requests.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Asks the servers with a login whether they can be used: Redis, Kafka, ClickHouse.
+"""Tests whether the servers with a login can be used: Redis, Kafka, ClickHouse.
 
-One cheap request to each, so that an idle system reports a fault too: workers ask when they start, `status`, `top`
-and the operator's page while they run. `check` tests much more.
+Each test is one cheap request, so that an idle system reports faults too. Workers run the tests when they start;
+`status`, `top` and the operator's page run them while they are open. `check` tests much more.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Ask = Callable[[Settings], Fault | None]
 
 
 def redis(settings: Settings) -> Fault | None:
-    """The fault of Redis."""
+    """Returns the fault of Redis; None if Redis can be used."""
     client = connection.connect(settings, retries=0, seconds_max=ASK_SECONDS_MAX)
     try:
         client.ping()
@@ -40,7 +40,7 @@ def redis(settings: Settings) -> Fault | None:
 
 
 def kafka(settings: Settings) -> Fault | None:
-    """The fault of the brokers; None if none is configured."""
+    """Returns the fault of the brokers; None if they can be used or no broker is configured."""
     if not settings.kafka_brokers:
         return None
     try:
@@ -51,7 +51,7 @@ def kafka(settings: Settings) -> Fault | None:
 
 
 def clickhouse(settings: Settings) -> Fault | None:
-    """The fault of ClickHouse; None if that sink is switched off."""
+    """Returns the fault of ClickHouse; None if it can be used or its sink is disabled."""
     return reach.fault_of(settings, ASK_SECONDS_MAX) if SinkName.CLICKHOUSE in settings.sinks else None
 
 
@@ -60,7 +60,7 @@ BESIDE_REDIS = (kafka, clickhouse)
 
 
 def faults(settings: Settings, asked: Sequence[Ask]) -> Iterator[Fault]:
-    """The faults of these servers, asked at the same time, each as soon as it is known; takes little more than
+    """Runs these tests concurrently, and yields each fault as soon as it is known. Takes little more than
     KAFKA_SECONDS_MAX.
     """
     with ThreadPoolExecutor(len(asked), thread_name_prefix="dependencies") as pool:
@@ -71,7 +71,7 @@ def faults(settings: Settings, asked: Sequence[Ask]) -> Iterator[Fault]:
 
 
 class Dependencies:
-    """The current faults of Kafka and ClickHouse. A thread, started on first use, asks every INTERVAL_SECONDS."""
+    """The current faults of Kafka and ClickHouse. A thread, started on first use, tests every INTERVAL_SECONDS."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -80,7 +80,7 @@ class Dependencies:
         self._loop = Loop("dependencies", self._ask, INTERVAL_SECONDS)
 
     def faults(self, wait_seconds: float) -> tuple[Fault, ...]:
-        """The faults that were found last. Waits for the first answers."""
+        """The faults found by the last test. The first call waits up to `wait_seconds` for a result."""
         with self._lock:
             if not self._started:
                 self._started = True
@@ -89,7 +89,7 @@ class Dependencies:
         return self._faults
 
     def stop(self) -> None:
-        """Ends the thread after the current request."""
+        """Ends the thread after the current test."""
         self._loop.request_stop()
 
     def _ask(self) -> None:

@@ -1,4 +1,4 @@
-"""Faults of servers in the words that commands, pages and logs use: which server, what is wrong, what to do.
+"""Descriptions of server faults for commands, pages and logs: the server, the problem, what to do.
 
 The clients' modules classify their errors (`tasks.connection`, `tasks.kafka.faults`, `tasks.sinks.clickhouse`).
 Only this module has the advice for each kind of fault.
@@ -21,22 +21,22 @@ class Server(StrEnum):
 
 
 class Cause(StrEnum):
-    """What is wrong with the connection to a server."""
+    """The kind of problem with a server or with the connection to it."""
 
     AWAY = "away"
-    """It refuses connections, does not respond, or its name does not resolve."""
+    """The server refuses connections, does not respond, or its name does not resolve."""
     SILENT = "silent"
-    """It may accept connections, but closes them or does not answer."""
+    """The server closes connections without a response, or does not respond."""
     LOGIN = "login"
-    """It responds and refuses the user or the password."""
+    """The server responds and refuses the user or the password."""
     MECHANISM = "mechanism"
-    """It offers no such kind of login."""
+    """The server does not offer this kind of login."""
     ENCRYPTION = "encryption"
     """A certificate is not trusted, or one side speaks TLS and the other does not."""
     CLIENT = "client"
     """The client library does not accept the settings."""
     RIGHTS = "rights"
-    """The login is accepted and the operation is not permitted."""
+    """The login is accepted, but the operation is not permitted."""
 
 
 WHAT_TO_DO: Mapping[tuple[Server, Cause], str] = {
@@ -73,5 +73,5 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 def fault(server: Server, cause: Cause, problem: str) -> Fault:
-    """The fault with the advice for its cause."""
+    """Creates a fault with the advice for this server and cause."""
     return Fault(server, problem, WHAT_TO_DO[server, cause])

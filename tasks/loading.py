@@ -1,7 +1,7 @@
 """Loads the settings and reports all mistakes together.
 
-They come from `REPLAYS_*` in the environment, or from a TOML file named by `REPLAYS_SETTINGS_FILE` (keys without
-the prefix, lower case); the environment takes precedence.
+Settings come from `REPLAYS_*` in the environment, or from a TOML file named by `REPLAYS_SETTINGS_FILE` (keys
+without the prefix, lower case); the environment takes precedence.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def flush_task(sink: SinkName) -> str:
 
 
 def sink_of(task: str) -> SinkName | None:
-    """The sink that the named flush task writes to. None for other tasks."""
+    """The sink that the named flush task writes to. Returns None for other tasks."""
     name = task.removeprefix(FLUSH)
     return SinkName(name) if task.startswith(FLUSH) and name in set(SinkName) else None
 

@@ -244,8 +244,8 @@ class Staging:
         return {SEAL + name: self._seals.seal(purpose, *parts)} if self._seals.active else {}
 
     def _expect_room(self, size_bytes: int) -> None:
-        """Raises RedisFull if the server lacks memory. Reads its memory usage at most once per second; a server
-        without a limit, or whose ACL hides it, passes.
+        """Raises RedisFull if the server lacks memory. Reads the memory usage at most once per second. Does not
+        raise if the server has no limit or its ACL hides the limit.
         """
         now = time.monotonic()
         if now - self._memory_read_at >= MEMORY_READ_SECONDS:

@@ -66,7 +66,7 @@ class Story:
 
     @property
     def settled(self) -> bool:
-        """All tasks are done."""
+        """True if all tasks are done."""
         return all(task.done for task in self.tasks)
 
 

@@ -90,8 +90,8 @@ def settings() -> Settings:
     """Settings of a command that uses servers. If none is configured and a local stack is running, its servers are
     used, and a line on standard error says so. Raises SettingsError.
 
-    The stack's variables are added to the environment, where child processes and Celery find them. They replace
-    none that is set.
+    The stack's variables are added to the environment, where child processes and Celery find them. Variables that
+    are already set are not replaced.
     """
     loaded = validated_settings()
     if any(name.startswith(SERVER_SETTINGS) for name in loaded.model_fields_set):

@@ -31,7 +31,7 @@ class NotATerminal(click.ClickException):
 def expect_terminal(*, yes: bool) -> None:
     """Raises NotATerminal if confirmation is required but there is no terminal to ask on.
 
-    Commands call it before they contact a server.
+    Commands call this function before they contact a server.
     """
     if not (yes or sys.stdin.isatty()):
         raise NotATerminal

@@ -1,4 +1,4 @@
-"""The entry point of `replays-ingest`. Without a command it runs the reader; each command calls its module.
+"""The entry point of `replays-ingest`: runs the reader, or the module of the given command.
 
 Exit codes: 0 success; 1 failure, explained by the last line; 2 wrong usage or settings; 3 the reader halted.
 """

@@ -90,7 +90,7 @@ class Desk:
         try:
             state = status.collect(self._settings, self._look_client)
             faults = self._dependencies.faults(FAULTS_SECONDS_MAX)
-            # If Redis has lost its copy of the actions, they are read from Kafka, which would only time out.
+            # Without Kafka, the actions are read from Redis only, because a read from Kafka would time out.
             away = any(fault.server is Server.KAFKA for fault in faults)
             actions = self._coordination.audited(ACTIONS_MAX, copy_only=away)
         except (RangeError, DecisionsUnreadable) as error:
@@ -239,5 +239,5 @@ def _letter(letter: dlq.Letter, about: dict[str, Any]) -> dict[str, Any]:
     project = letter.project_id
     start = "" if about["erased"] else letter.value[:PREVIEW_BYTES].decode("utf-8", "replace")
     content = printable(without_secrets(start), ".")
-    # As text: a project id may exceed what JavaScript's numbers hold exactly.
+    # As text, because JavaScript's numbers cannot represent every project id exactly.
     return {**about, "project": "" if project is None else str(project), "content": content}

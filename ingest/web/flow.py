@@ -154,6 +154,6 @@ def _slowness(sink: SinkStatus) -> tuple[int, float]:
 
 
 def _named(names: list[str]) -> str:
-    """The first few of them."""
+    """The first few of these names, as text."""
     more = f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
     return ", ".join(names[:NAMED_MAX]) + more

@@ -64,7 +64,7 @@ class OperatorHandler(Handler):
         return found
 
     def text_of(self, body: dict[str, Any], name: str, characters_max: int) -> str:
-        """A text of the body; "" if absent."""
+        """A text field of the request body; "" if absent."""
         text = body.get(name, "")
         if not isinstance(text, str) or len(text) > characters_max:
             raise web.HTTPError(400, reason=f"{name} must be a text of at most {characters_max} characters")
@@ -82,7 +82,7 @@ class OperatorHandler(Handler):
 
 
 class OperatorPageHandler(OperatorHandler, BrowserHandler):
-    """The page itself, or the runbook. Unlike a replay, they have no inline styles."""
+    """Serves the operator's page and the runbook. Unlike a replay, these pages have no inline styles."""
 
     def initialize(self, state: State, page: str = "") -> None:
         super().initialize(state)
@@ -95,7 +95,7 @@ class OperatorPageHandler(OperatorHandler, BrowserHandler):
 
 
 class LookHandler(OperatorHandler):
-    """The state of the system, and the token for its buttons."""
+    """Returns the state of the system, and the token for the page's buttons."""
 
     async def get(self) -> None:
         found = await self.run(self.state.desk.look)
@@ -110,7 +110,7 @@ class TrendHandler(OperatorHandler):
 
 
 class BatchHandler(OperatorHandler):
-    """Retry or abandon one parked batch (`batch_id`), or several (`batch_ids`)."""
+    """Retries or abandons one parked batch (`batch_id`) or several (`batch_ids`)."""
 
     async def post(self, what: str) -> None:
         body, desk = self.body(), self.state.desk

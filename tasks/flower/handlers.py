@@ -151,7 +151,7 @@ class FlushTaskView(TaskView):  # type: ignore[misc]
 
 
 class RetryBatch(BaseHandler):  # type: ignore[misc]
-    """Endpoint of the button. Flower has already checked the origin (basic auth) or token (OAuth)."""
+    """The endpoint of the retry button. Flower has already checked the origin (basic auth) or token (OAuth)."""
 
     @web.authenticated
     async def post(self) -> None:

@@ -1,4 +1,7 @@
-"""Loads our templates and Flower's. Ours extend its `base.html`; every page links to the parked batches."""
+"""Loads our templates and Flower's.
+
+Our templates extend Flower's `base.html`, and every page links to the parked batches.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Faults of Kafka, from the errors that librdkafka reports asynchronously.
 
-A call of the library only times out when brokers refuse a password or a connection; the reason is reported to its
-error callback. `list_topics` therefore calls with short timeouts and evaluates these errors in between.
+If brokers refuse a password or a connection, a call of the library only times out, and the reason is reported to
+the client's error callback. `list_topics` therefore calls with short timeouts and evaluates these errors in
+between.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tasks.faults import Cause, Fault, Server, fault
 LOGIN = frozenset((KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED))
 RIGHTS = frozenset((KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED))
 REFUSED = LOGIN | RIGHTS | {KafkaError.UNSUPPORTED_SASL_MECHANISM, KafkaError._SSL}
-# No broker is connected, or it does not answer. These codes alone state no reason.
+# No broker is connected, or a broker does not respond. These codes alone do not state a reason.
 UNCONNECTED = frozenset(
     (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._RESOLVE)
 )
@@ -31,7 +32,7 @@ REASONS_MAX = 2
 ERRORS_MAX = 100
 
 _MECHANISM = re.compile(r"mechanism handshake failed|Unsupported SASL mechanism", re.IGNORECASE)
-# What a broker does to a client that speaks another security protocol.
+# The errors that a client gets if it uses another security protocol than the broker.
 _OTHER_PROTOCOL = re.compile(r"security\.protocol|SSL handshake|Disconnected|closed by peer", re.IGNORECASE)
 # `host:port/bootstrap: ` before a reason, ` (after 5ms in state CONNECT)` after it.
 _PLACE = re.compile(r"^(?:\w+://)?[^ /]+:\d+/\w+: ")

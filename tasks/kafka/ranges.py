@@ -53,8 +53,8 @@ COORDINATOR_WAIT_SECONDS = 0.1
 
 
 class RangeError(Exception):
-    """A range was not read to its end. The text names the topic and the reason. `fault`: the brokers' fault, if
-    that is the reason.
+    """A range was not read to its end. The text names the topic and the reason. `fault`: the fault of the brokers,
+    if it is the reason.
     """
 
     def __init__(self, text: str, fault: Fault | None = None) -> None:
@@ -257,8 +257,8 @@ class RangeReader:
                 position = self._skip_missing(wanted, position)
 
     def _next(self, wanted: Range, position: int, budget: _Budget) -> Message | None:
-        """The next record or an error in ABOUT_THE_POSITION. None if the log ends before `position` without an
-        error.
+        """The next record or an error in ABOUT_THE_POSITION. Returns None if the log ends before `position`
+        without an error.
         """
         silent_seconds = 0.0
         while True:

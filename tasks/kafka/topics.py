@@ -26,7 +26,7 @@ MESSAGE_BYTES_MAX = "max.message.bytes"
 
 
 class ClusterUnreachable(Exception):
-    """The brokers did not respond, or `refused` the request. The text is the line of `fault`."""
+    """The brokers did not respond, or `refused` the request. The text is `fault.line`."""
 
     def __init__(self, found: Fault, *, refused: bool = False) -> None:
         super().__init__(found.line)
@@ -100,7 +100,7 @@ class Topics:
         return int(self.config(topic, timeout_seconds).get(MESSAGE_BYTES_MAX) or 0) or None
 
     def may_write(self, topic: str, timeout_seconds: float) -> bool | None:
-        """Whether the account may produce to the topic. None if unknown."""
+        """Whether the account may produce to the topic; None if that is unknown."""
         topics: Any = TopicCollection([topic])
         try:
             answer = self._admin.describe_topics(

@@ -1,8 +1,8 @@
-"""Replaces lines of Celery that say less than ours.
+"""Replaces log lines of Celery that do not state what to do.
 
-Celery logs each attempt to reach Redis, without what to do. One line of ours, in the words of the reader and of
-the commands, replaces them until the connection is back. Celery also logs the stack of each chord with a failed
-task; the line `flush` of that task has the error already.
+Celery logs each attempt to reach Redis, but not what to do. This module replaces these lines with one line, in the
+form that the reader and the commands use, until the connection is back. Celery also logs a traceback for each
+chord with a failed task. That line is dropped, because the task's own line `flush` already has the error.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class ConnectionLines(logging.Filter):
         self._problem = ""
 
     def report(self, found: Fault) -> None:
-        """Logs this fault of Redis, unless it was the last one."""
+        """Logs this fault of Redis, unless it equals the last logged fault."""
         if found.problem != self._problem:
             _log(found)
         self._problem = found.problem
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether Celery's line is logged."""
+        """Whether Celery's line is to be logged."""
         text = str(record.msg)
         if text.startswith("Connected to") and self._problem:
             self._problem = ""
@@ -48,7 +48,7 @@ class ConnectionLines(logging.Filter):
 
 
 def without_failed_chords(record: logging.LogRecord) -> bool:
-    """Whether this line is not about a chord whose flush task was held and logged."""
+    """False for a line about a chord whose flush task was held, because that task has already been logged."""
     return not (str(record.msg).startswith("Chord %r raised") and "raised Held(" in record.getMessage())
 
 
@@ -56,7 +56,7 @@ connection_lines = ConnectionLines()
 
 
 def report(found: Fault) -> None:
-    """Logs a fault that was found at the start of a worker; Celery's first attempt does not repeat it."""
+    """Logs a fault that was found when the worker started. Celery's first attempt does not log it again."""
     if found.server is Server.REDIS:
         connection_lines.report(found)
     else:

@@ -2,7 +2,7 @@
 
 OTEL_TRACES_EXPORTER selects the exporter (otlp by default, console, none). OTEL_EXPORTER_OTLP_PROTOCOL or
 OTEL_EXPORTER_OTLP_TRACES_PROTOCOL selects the OTLP protocol. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES name
-the service. The SDK itself reads the others (endpoint, headers, sampler).
+the service. The SDK itself reads all other variables (endpoint, headers, sampler).
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
 """
 

@@ -38,7 +38,8 @@ class PerProcess(Generic[T]):
             return self._value
 
     def take(self) -> T | None:
-        """Returns the client of this process for closing; None if there is none. The next `get` creates one."""
+        """Returns the client of this process for closing; None if there is none. The next `get` creates a new
+        client."""
         with self._lock:
             if self._pid != os.getpid():
                 return None

@@ -67,7 +67,8 @@ def exception_of(answer: Answer) -> Trouble | None:
 
 
 def written_rows(answer: Answer) -> int | None:
-    """The number of written rows in the summary. None if the summary is missing or is not from ClickHouse."""
+    """The number of written rows in the summary. Returns None if the summary is missing or is not from
+    ClickHouse."""
     try:
         written = json.loads(answer.headers.get(SUMMARY, ""))["written_rows"]
     except (ValueError, LookupError, TypeError):
