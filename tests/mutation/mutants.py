@@ -486,6 +486,12 @@ MUTANTS = (
         "pass",
     ),
     Mutant(
+        "pauses the partition whose planned range is being completed, when messages of the range expire",
+        PIPELINE,
+        "if owned.blocked or (self.paused and event.source != self._admitted):",
+        "if owned.blocked or self.paused:",
+    ),
+    Mutant(
         "does not poll while paused",
         RUNTIME,
         "if self.pipeline.has_room or self.pipeline.paused:",
