@@ -54,9 +54,9 @@ class Settings(FleetSettings):
         ge=10,
         le=86_400,
         description="max.poll.interval.ms: a reader that does not poll for this long loses its partitions. "
-        "Also the rebalance timeout: a member that has not rejoined by then is removed from the group. "
-        "With the consumer protocol, it must exceed REPLAYS_DRAIN_DEADLINE_SECONDS; with classic, it must be "
-        "at least the session timeout.",
+        "This is also the rebalance timeout: a member that has not rejoined by then is removed from the group. "
+        "With the consumer protocol, it must exceed REPLAYS_DRAIN_DEADLINE_SECONDS; with the classic protocol, "
+        "it must be at least the session timeout.",
     )
     kafka_metadata_refresh_seconds: float = Field(
         30.0,
@@ -75,7 +75,7 @@ class Settings(FleetSettings):
         ge=1,
         le=3600,
         description="Maximum time that a partition may have no owner while the group is stable; a reader "
-        "then rejoins to force a rebalance. Occurs only with static members (REPLAYS_KAFKA_INSTANCE_ID) and "
+        "then rejoins to force a rebalance. This occurs only with static members (REPLAYS_KAFKA_INSTANCE_ID) and "
         "the classic protocol.",
     )
     kafka_queued_bytes_max: int = Field(
@@ -108,7 +108,7 @@ class Settings(FleetSettings):
         gt=0,
         le=1000,
         description="Maximum early cuts (REPLAYS_BATCH_AGE_IDLE_SECONDS) per second and reader. Each cut creates "
-        "one part in every ClickHouse table. Lower it if ClickHouse reports too many parts.",
+        "one part in every ClickHouse table. Lower this value if ClickHouse reports too many parts.",
     )
     in_flight_batches_max: int = Field(16, ge=1, le=1024, description="Maximum batches cut but not yet settled.")
     in_flight_bytes_max: int = Field(
@@ -189,8 +189,9 @@ class Settings(FleetSettings):
         0.1,
         gt=0,
         le=1,
-        description="Maximum share of projects in the reject window with more rejects than valid messages. Above "
-        "it the reader halts, because a bad deployment is the likely cause. The value 1 disables this halt.",
+        description="Maximum share of projects in the reject window with more rejects than valid messages. "
+        "Above this share, the reader halts, because a bad deployment is the likely cause. The "
+        "value 1 disables this halt.",
     )
     reject_projects_min: int = Field(
         3,
@@ -205,7 +206,7 @@ class Settings(FleetSettings):
         gt=0,
         le=1,
         description="Maximum share of messages in the reject window that are rejects without a project id. "
-        "Above it the reader halts.",
+        "Above this share, the reader halts.",
     )
     reject_window: int = Field(
         1000,
@@ -215,7 +216,7 @@ class Settings(FleetSettings):
     )
     reject_policy: Literal["dead_letter", "drop"] = Field(
         "dead_letter",
-        description="Handling of the rejects of a shed project, most of whose messages are rejects: "
+        description="How rejects of a shed project (one whose messages are mostly rejects) are handled: "
         "dead_letter keeps them; drop counts and discards them.",
     )
 
@@ -235,7 +236,7 @@ class Settings(FleetSettings):
         2000,
         ge=1,
         le=100_000,
-        description="Maximum BigQuery facts stored per segment. Bounds the rows that a hostile recording can "
+        description="Maximum BigQuery facts stored per segment. This bounds the rows that a hostile recording can "
         "create.",
     )
     rows_bytes_max: int = Field(

@@ -60,7 +60,7 @@ class Builder:
         return bool(self._messages and self._plan)
 
     def add(self, offset: int, outcome: Outcome, now: float) -> list[Batch]:
-        """Takes one message, in offset order, and returns the batches that it completes (none to three)."""
+        """Takes one message, in offset order, and returns the batches that it completes (zero to three)."""
         assert offset >= self._stop, (self.source, offset, self._stop)
         cut: list[Batch] = []
         while self._plan and offset >= self._plan[0]:

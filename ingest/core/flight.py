@@ -48,7 +48,7 @@ class Flight:
 
     @property
     def stage(self) -> Stage:
-        """The stage whose chord is next or running."""
+        """The stage whose chord is running or starts next."""
         return self.stages[0]
 
     def dispatch(self, now: float, deadline_seconds: float) -> do.Dispatch:

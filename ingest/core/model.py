@@ -62,7 +62,7 @@ class OffsetRange:
 
 # Memory overhead per header, in addition to name and value. The framing of a header in Redis is smaller.
 HEADER_BYTES = 128
-# Overhead of a dead letter, in addition to record and error: its labels.
+# Overhead of the labels of a dead letter, in addition to the record and the error.
 LETTER_BYTES = 512
 
 Headers = tuple[tuple[str, bytes | None], ...]

@@ -51,7 +51,7 @@ class Ownership:
     def must_rejoin(self, view: GroupView, member_id: str, now: float) -> bool:
         """True if this member must rejoin now because a partition has had no owner for too long.
 
-        The member with the fewest partitions goes first, because it interrupts the least.
+        The member with the fewest partitions rejoins first, because its rejoin interrupts the fewest partitions.
         """
         self._since = {partition: self._since.get(partition, now) for partition in view.unowned}
         if not self._since or member_id not in view.members:

@@ -43,7 +43,7 @@ def pack(batch: Batch) -> tuple[list[Blob], list[Row]]:
 
 
 def _parts(batch: Batch) -> Iterator[tuple[int, list[tuple[Segment, Blob]]]]:
-    """(retention days, content of one object), by retention and then by offset."""
+    """Yields (retention days, content of one object), by retention and then by offset."""
     for days in sorted({segment.retention_days for segment in batch.segments}):
         members: list[tuple[Segment, Blob]] = []
         size_bytes = 0

@@ -156,7 +156,7 @@ class Pipeline:
         """Number of consecutive readers that started on a partition and ended before its committed offset
         advanced.
 
-        Clean ends do not count. 0 after the first progress, and for unassigned partitions.
+        Clean ends do not count. The number is 0 after the first progress, and for unassigned partitions.
         """
         owned = self._owned.get(source)
         if owned is None:
@@ -224,7 +224,7 @@ class Pipeline:
     def _on_end_reached(self, event: on.EndReached, now: float) -> Iterable[do.Command]:
         owned = self._owned.get(event.source)
         if owned is not None and owned.epoch == event.epoch:
-            owned.end = event  # handled by the next tick, after the messages before it were taken
+            owned.end = event  # handled on the next tick, once the messages before the end have been taken
         return ()
 
     def _forget(self, source: TopicPartition) -> None:
@@ -283,8 +283,8 @@ class Pipeline:
         yield from self._progress(now)
 
     def _halt(self, reason: str, now: float) -> Iterable[do.Command]:
-        """Stops taking messages. Those already taken still become durable, dead letters included, so that they can
-        be inspected and a restart makes progress."""
+        """Stops taking messages. Messages already taken still become durable, dead letters included, so that they
+        can be inspected and a restart makes progress."""
         self.halted = reason
         yield do.Halt(reason)
         yield do.Pause(self.sources)

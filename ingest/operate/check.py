@@ -26,13 +26,13 @@ CALL_SECONDS_MAX = 3.0
 DOWN_SECONDS_MAX = 1.0  # brokers that refuse connections for this long are down
 CHECKS_AT_ONCE = 8
 REDIS_KIND = "redis kind"
-SECRET_CHARACTERS_MIN = 4  # hiding shorter texts would garble messages
+SECRET_CHARACTERS_MIN = 4  # hiding shorter secrets would make messages unreadable
 NO_RESPONSE: dict[str, str] = {SinkName.CLICKHOUSE: WHAT_TO_DO[Server.CLICKHOUSE, Cause.AWAY]}
-RUN_CALLS_MAX = 6  # maximum duration of a flush task's run, in sink timeouts
+RUN_CALLS_MAX = 6  # maximum duration of one run of a flush task, as a multiple of the sink timeout
 
 
 def run(settings: Settings) -> list[Finding]:
-    """All findings of `findings`, as a list."""
+    """Returns everything that `findings` yields, as a list."""
     return list(findings(settings))
 
 
@@ -40,7 +40,8 @@ def findings(settings: Settings) -> Iterator[Finding]:
     """Yields each finding as soon as it is known.
 
     Checks settings, connections, Kafka, Redis, workers and every sink, with the operations that readers and
-    workers use. Takes a few seconds and removes what it created; what it cannot remove is reported as a finding.
+    workers use. The checks take a few seconds. They remove everything that they created, and report anything that
+    cannot be removed as a finding.
     """
     secrets = secret_values(settings)
     for finding in _all(settings):
@@ -48,8 +49,8 @@ def findings(settings: Settings) -> Iterator[Finding]:
 
 
 def _all(settings: Settings) -> Iterator[Finding]:
-    """The servers are checked concurrently, so that a slow or missing one does not delay the others' findings.
-    Joining a consumer group takes longest and is reported last.
+    """The servers are checked concurrently, so that a slow or missing server does not delay the findings about the
+    other servers. Joining a consumer group takes the longest and is reported last.
     """
     yield Finding("settings", Severity.OK, "valid")
     yield from deadlines(settings)
@@ -68,7 +69,7 @@ def _all(settings: Settings) -> Iterator[Finding]:
 
 
 def _of_redis(settings: Settings) -> list[Finding]:
-    """Redis, and what works through it."""
+    """Checks Redis, and everything that depends on it."""
     found = _guarded("redis", lambda: _redis(settings))
     if any(finding.name in ("redis", REDIS_KIND) and finding.bad for finding in found):
         return [*found, _not_tested("redis", "staging", "tasks", "workers")]
@@ -104,12 +105,12 @@ def _tested_sinks(settings: Settings) -> Iterator[tuple[str, str]]:
 
 
 def _not_tested(cause: str, *names: str) -> Finding:
-    """One finding for everything that depends on a server that cannot be used."""
+    """Returns one finding for everything that depends on a server that cannot be used."""
     return Finding("not tested", Severity.WARNING, f"{', '.join(names)}: see {cause}")
 
 
 def secret_values(settings: Settings) -> frozenset[str]:
-    """The secrets in these settings, including those in addresses, which error texts may quote."""
+    """The secrets in these settings, including secrets in addresses, which error texts may quote."""
     found: set[str] = set()
     for value in dict(settings).values():
         reveal = getattr(value, "get_secret_value", None)
@@ -159,7 +160,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _links(settings: Settings) -> Iterable[Finding]:
-    """A warning for each unencrypted connection that leaves the machine."""
+    """Yields a warning for each unencrypted connection that leaves the machine."""
     redis = settings.redis_address
     plain = []
     if not settings.redis_tls and not all(is_loopback(host) for host, _ in redis.hosts):

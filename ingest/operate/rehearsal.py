@@ -1,8 +1,7 @@
-"""Runs the operations of readers and workers on Kafka and Redis once, with the same clients, and undoes them; used
-by `check`.
+"""Runs the operations of readers and workers on Kafka and Redis once, with the same clients, and undoes them.
 
-It creates a consumer group, a staged batch, a reader's stream and a queue under separate names (`check-<random>`),
-so that production is not affected, and deletes them at the end.
+The command `check` uses this module. The operations create a consumer group, a staged batch, a reader's stream and
+a queue under separate names (`check-<random>`), so that production is not affected, and delete them at the end.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ def group(settings: Settings) -> Iterable[Finding]:
 
 
 def _deleted(settings: Settings, name: str) -> str:
-    """Deletes the group. Returns a note if it could not be deleted, otherwise ""."""
+    """Deletes the group. Returns a note if the group could not be deleted, otherwise ""."""
     ends_at = time.monotonic() + DELETE_SECONDS_MAX
     while True:
         try:
@@ -146,7 +145,7 @@ def owners(settings: Settings) -> Iterable[Finding]:
 
 
 def staging(settings: Settings) -> Iterable[Finding]:
-    """Stages a batch and reports to a reader's stream, reads both back, and deletes them."""
+    """Stages a batch, writes an entry to a reader's stream, reads both back, and deletes them."""
     client = connect(settings)
     stage, coordination = Staging(client, settings), Coordination(client, settings)
     token = secrets.token_hex(6)
@@ -199,8 +198,8 @@ def task(settings: Settings) -> Iterable[Finding]:
 
 
 def fleet(settings: Settings) -> Iterable[Finding]:
-    """Checks whether a worker consumes each queue, and whether all processes have the same release and API of
-    BigQuery."""
+    """Checks whether a worker consumes each queue, and whether all processes run the same release and use the same
+    BigQuery API."""
     coordination = Coordination(connect(settings), settings)
     found = workers(coordination, settings)
     yield from _releases(coordination, found)
@@ -236,7 +235,7 @@ def fleet(settings: Settings) -> Iterable[Finding]:
 
 
 def _releases(coordination: Coordination, found: Iterable[WorkerStatus]) -> Iterable[Finding]:
-    """A warning if readers and workers run different releases, as during an upgrade."""
+    """Yields a warning if readers and workers run different releases, as during an upgrade."""
     running = {f"worker {worker.worker}": worker.release for worker in found if not worker.silent}
     running |= {f"reader {name}": str(about.get("release", "")) for name, about in coordination.readers().items()}
     running["this command"] = RELEASE
@@ -249,7 +248,7 @@ def _releases(coordination: Coordination, found: Iterable[WorkerStatus]) -> Iter
 
 
 def _ways_to_write(coordination: Coordination, found: Iterable[WorkerStatus]) -> Iterable[Finding]:
-    """A warning if readers encode rows for the API of BigQuery that workers do not use."""
+    """Yields a warning if readers encode rows for a BigQuery API that workers do not use."""
     queue = flush_queue(SinkName.BIGQUERY)
     ways = {
         f"worker {worker.worker}": worker.bigquery_write

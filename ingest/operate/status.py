@@ -1,6 +1,6 @@
 """System state from Redis: readers, queues, breakers, parked batches.
 
-Printed by `replays-ingest status` and `top`.
+`replays-ingest status` and `top` print this state.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ class ReaderStatus(Heartbeat, frozen=True, kw_only=True):
 
 
 class SinkStatus(msgspec.Struct, frozen=True):
-    """One sink. `queue_depth`: waiting tasks. `workers`: consumers of its queue. `error`: last one of the breaker.
+    """One sink. `queue_depth`: waiting tasks. `workers`: consumers of its queue. `error`: the breaker's last
+    error.
 
-    Seconds are durations of recent runs, or None if there were none.
+    `flush_p50_seconds` and `flush_max_seconds` are durations of recent runs, or None if there were no runs.
     """
 
     sink: str
@@ -57,7 +58,8 @@ class SinkStatus(msgspec.Struct, frozen=True):
 
 
 class ParkedStatus(msgspec.Struct, frozen=True):
-    """One parked batch: times in Unix seconds, the last error. `first_parked_at`: 0 if unknown."""
+    """One parked batch. Times are in Unix seconds, and `error` is the last error. `first_parked_at`: 0 if
+    unknown."""
 
     batch_id: str
     stage: Stage
@@ -79,11 +81,13 @@ class RedisStatus(RedisMemory, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """The whole state at one moment (`at`, Unix seconds). `rejects`: number by reason, since the readers started.
+    """The whole state at one moment (`at`, Unix seconds). `rejects`: number of rejects by reason, since the
+    readers started.
 
     `unowned`: partitions without an owner when the readers last described their group. `queues_without_worker`:
     queues of enabled sinks, or `control`, that no worker consumes. `costs`: recent cost by project over all active
-    readers. `faults`: servers other than Redis that this process cannot use; `collect` does not ask them.
+    readers. `faults`: servers other than Redis that this process cannot use; `collect` does not query these
+    servers.
     """
 
     at: float
@@ -149,7 +153,7 @@ def collect(settings: Settings, client: Redis[bytes] | None = None) -> Status:
 
 
 def costs(of_readers: Iterable[Iterable[CostOf]]) -> tuple[CostOf, ...]:
-    """Sums by project: highest CPU first, then `none` and `other`.
+    """Sums the costs by project: highest CPU first, then `none` and `other`.
 
     If a reader does not list a project, its cost remains in `other`.
     """
@@ -168,8 +172,8 @@ def costs(of_readers: Iterable[Iterable[CostOf]]) -> tuple[CostOf, ...]:
 
 
 def _unowned(readers: Iterable[ReaderStatus]) -> tuple[Unowned, ...]:
-    """The unowned partitions of all readers, each once, although readers describe their group at different
-    times.
+    """Merges the unowned partitions that all readers reported, without duplicates, although readers describe their
+    group at different times.
     """
     found = {unowned.partition: unowned for reader in readers if not reader.silent for unowned in reader.unowned}
     return tuple(found[partition] for partition in sorted(found))
@@ -200,7 +204,7 @@ NO_RUNS = _Runs()
 
 
 def _runs(client: Any, key: str) -> dict[str, _Runs]:
-    """Durations by sink. Invalid entries are ignored, so that the others are still shown."""
+    """Durations by sink. Invalid entries are ignored, so that valid entries are still shown."""
     found: dict[str, _Runs] = {}
     (texts,) = results(client.pipeline(transaction=False).hgetall(key), {})
     for name, text in texts.items():

@@ -102,7 +102,8 @@ def page(status: Status) -> RenderableType:
 
 
 def run(settings: Settings, console: Console, *, once: bool = False, seconds: float = 1.0) -> None:
-    """Refreshes until interrupted, or prints once. Redis errors are shown; only with `once` are they raised."""
+    """Refreshes until interrupted, or prints once. With `once`, Redis errors are raised; otherwise they
+    are shown."""
     if once:
         console.print(page(now(settings)))
         return
@@ -118,7 +119,7 @@ def run(settings: Settings, console: Console, *, once: bool = False, seconds: fl
 
 
 def now(settings: Settings) -> Status:
-    """The state from Redis, and the faults of the servers that it does not show. Raises RedisError."""
+    """Returns the state from Redis, with the faults of servers that Redis has no data about. Raises RedisError."""
     found = collect(settings, connect(settings, retries=0, seconds_max=LOOK_SECONDS_MAX))
     faults = tuple(dependencies.faults(settings, dependencies.BESIDE_REDIS))
     return msgspec.structs.replace(found, faults=faults)
@@ -211,7 +212,8 @@ def _delays_text(reader: ReaderStatus) -> str:
 def delay_text(edge_seconds: float | None) -> str:
     """Formats the upper edge of a delay's histogram bucket: `<2 s`, `<15 min`.
 
-    Above the last edge but one, the edge says too little: `over 4 h`. None: above all edges.
+    For the last edge, and for None (above all edges), it returns `over 4 h`, because the last edge is too large to
+    be informative.
     """
     if edge_seconds is None or edge_seconds >= LONG_SECONDS[-1]:
         return f"over {LONG_SECONDS[-2] / 3600:g} h"
@@ -275,7 +277,7 @@ def _flights(status: Status) -> RenderableType:
     )
     for flight, reader in rows[:ROWS_MAX]:
         table.add_row(
-            # The topic is left out, because no command takes the id of a batch in flight.
+            # The topic is left out of the id, because no command takes the id of a batch in flight.
             age_mark(reader) + flight.batch_id.removeprefix(f"{reader.topic}-"),
             Text(flight.phase, style="red" if flight.phase is Phase.PARKED else ""),
             flight.stage,

@@ -33,10 +33,10 @@ _users = msgspec.json.Decoder(_Users).decode
 
 @dataclass(frozen=True)
 class Erasures:
-    """Immutable, so that another thread can replace it while the loop reads it.
+    """The erasures in force. Immutable, so that another thread can replace them while the loop reads them.
 
     `replays`: (project, replay id). `projects`: time up to which received messages are erased, Unix seconds by
-    Relay's clock. `users`: such times per project and digest of the user.
+    Relay's clock. `users`: the same kind of time, by project and by digest of the user.
     """
 
     replays: frozenset[tuple[int, str]] = frozenset()

@@ -99,8 +99,8 @@ def open_envelope(value: bytes) -> Envelope:
 
 
 def _open_long(value: bytes) -> Envelope:
-    """Like `open_envelope`, for a message that may have long values outside its three byte fields, which are not
-    decoded. Raises Rejected and msgspec errors."""
+    """Like `open_envelope`, for a message that may have long values outside its three byte fields. These values
+    are not decoded. Raises Rejected and msgspec errors."""
     if _keys(value) > KEYS_MAX:
         raise Rejected("schema", f"more than {KEYS_MAX} keys")
     long = _decode_long(value)

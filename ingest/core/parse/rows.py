@@ -23,7 +23,7 @@ TRUSTED_SECONDS = 30 * 86400
 # delete the row immediately. A retention of 40 years does not overflow until 2066.
 RETENTION_DAYS_MAX = 14_600
 AT_MAX = UINT32_MAX - RETENTION_DAYS_MAX * 86400 - TRUSTED_SECONDS
-# Approximate overhead of a row and of a metric.
+# Approximate overhead of a row and of a metric, in bytes.
 ROW_BYTES, METRIC_BYTES = 32, 64
 # Table and columns in a batch's protobuf rows, counted for each segment.
 COLUMNS_BYTES = 320

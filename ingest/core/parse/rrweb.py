@@ -426,7 +426,8 @@ _CrumbHandler = Callable[[CrumbPayload, Custom, Budget], Meanings]
 
 
 def _crumb(kind: str, names: dict[str, str], sampled: str = "") -> _CrumbHandler:
-    """Returns a handler of breadcrumbs whose attributes are renamed fields of their data, which may be absent."""
+    """Returns a handler that copies fields of a breadcrumb's data to attributes with these names. The data may be
+    absent."""
 
     def make(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
         found = {} if payload.data is NULL or not names else fields(payload.data, budget, names)

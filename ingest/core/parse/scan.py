@@ -134,7 +134,7 @@ class Scan:
         return self._in_pieces()
 
     def _usual(self, found: list[Any]) -> Iterator[tuple[int, Event]]:
-        """Yields the relevant events of a recording that was decoded as a whole, as nearly all are."""
+        """Yields the relevant events of a recording that was decoded as a whole, as nearly all recordings are."""
         self.count = len(found)
         read = [(index, event) for index, event in enumerate(found) if type(event) in _READ]
         self._budget.earn(len(self._raw))
@@ -268,7 +268,8 @@ class Scan:
         return len(raw)
 
     def _scalars(self, start: int, stop: int, *, is_first: bool, is_last: bool) -> None:
-        """Counts the scalars between two elements as malformed events. Raises Spent if there are many."""
+        """Counts the scalars between two elements as malformed events. Raises Spent if there are more than the
+        budget allows."""
         if stop - start > SCALARS_BYTES_MAX:
             raise Spent
         text = bytes(self._raw[start:stop]).strip(b" \t\r\n")

@@ -55,7 +55,7 @@ class Repair:
             chunk = [self._anew(sink, item) for item in items[start : start + at_once]]
             began = time.monotonic()
             # The token differs from those of the batch and of earlier repairs, because ClickHouse would otherwise
-            # skip the insert as a repetition. Rows with the same key still replace each other.
+            # skip the insert as a duplicate. Rows with the same key still replace each other.
             token = f"reconcile-{self._run}-{batch_id}:{sink}:{start}"
             try:
                 self._write_patiently(sink, chunk, token)

@@ -71,8 +71,8 @@ class StoredRows:
             raise clickhouse_errors.sort(error).error() from error
 
     def compare(self, items: Sequence[Row], partition: int, *, unexpected: bool = True) -> Compared:
-        """Compares rows of messages of one partition, and with `unexpected` also finds other stored rows of these
-        messages, for which `items` must be all of their rows. Skips rows that the tables' TTL may have deleted.
+        """Compares rows of messages of one partition. With `unexpected`, it also finds other stored rows of these
+        messages; `items` must then contain all of their rows. Skips rows that the tables' TTL may have deleted.
         """
         found = Compared(0, 0, [])
         tables: dict[str, dict[int, Row]] = {}
