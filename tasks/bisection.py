@@ -17,7 +17,7 @@ from tasks.staging import Progress
 REFUSED_MIN = 20
 REFUSED_SHARE = 0.5
 # After SPREAD_AFTER refusals without a success, SPREAD_ITEMS items spread over the rest are written one by one. If
-# all of them are refused too, nearly every item of the task would be.
+# all of these items are refused too, nearly every item of the task would be refused.
 SPREAD_AFTER = 8
 SPREAD_ITEMS = REFUSED_MIN - SPREAD_AFTER
 # Maximum writes per run; the next run continues.
@@ -32,7 +32,8 @@ class OutOfTime(Exception):
 
 
 def deliver(write: Write, examine: Examine, progress: Progress, items: int, has_time: Callable[[], bool]) -> None:
-    """Writes the positions in `progress.left` until none is left; refused ones move to `progress.refused`.
+    """Writes the positions in `progress.left` until none is left; positions of refused items move to
+    `progress.refused`.
 
     `write(positions)` raises the errors of `tasks.errors`, with positions relative to its argument.
     `examine(positions)` raises the same errors if the destination of these items is at fault. A refusal that names

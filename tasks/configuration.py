@@ -29,9 +29,9 @@ from tasks.wire import SinkName
 def time_limits(settings: Settings) -> tuple[float, float]:
     """The soft and hard time limits of one run of a task, in seconds.
 
-    A run may write more than once (bisection, partial failures). It starts its last call within the time of three
-    calls, and may write dead letters after that. Only code that ignores its deadline reaches the soft limit, and
-    only code that cannot be interrupted reaches the hard limit. The prefork pool enforces both.
+    A run may write more than once (bisection, partial failures). A run starts its last call within the time of
+    three calls, and may write dead letters after that. Only code that ignores its deadline reaches the soft limit,
+    and only code that cannot be interrupted reaches the hard limit. The prefork pool enforces both limits.
     """
     soft = 5 * settings.sink_timeout_seconds + 1
     return soft, soft + settings.sink_timeout_seconds + 1

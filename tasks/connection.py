@@ -33,7 +33,7 @@ from tasks.settings import Settings
 CONNECT_SECONDS_MAX = 3.0
 # Timeout of calls that test whether Redis can be used, while a user waits: commands, pages, and process startup.
 LOOK_SECONDS_MAX = 1.5
-# Timeout per Sentinel, so that one that hangs does not use up the time of the others.
+# Timeout per Sentinel, so that a hanging Sentinel does not use up the time for the other Sentinels.
 SENTINEL_SECONDS_MAX = 1.0
 
 # This key is written to verify that a server is writable.
@@ -150,7 +150,8 @@ _CLASSES: dict[tuple[Scheme, bool], type[Any]] = {
 
 
 class _Sentinels(Sentinel):
-    """Sentinels, queried in turn. One that refuses, or is not a Sentinel, is skipped like an unreachable one."""
+    """Sentinels, queried in turn. A server that refuses, or that is not a Sentinel, is skipped like an unreachable
+    Sentinel."""
 
     def discover_master(self, service_name: str) -> tuple[str, int]:
         """Address of the primary. Raises MasterNotFoundError with each Sentinel's error if none has one."""
@@ -272,7 +273,8 @@ _pools_lock = threading.Lock()
 
 
 def _forget_connections() -> None:
-    """Closes all connections of this process's clients: idle ones now, others after their current call.
+    """Closes all connections of this process's clients: idle connections now, busy connections after their current
+    call.
 
     A client that only reads would not notice that its server was demoted.
     """

@@ -1,4 +1,4 @@
-"""Errors of sinks. They determine who acts next: the retry logic or an operator."""
+"""Errors of sinks. The class of an error determines who acts next: the retry logic or an operator."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def _unreadable(path: str) -> str:
 
 
 def _undecoded(kind: type[Settings], error: Exception) -> str:
-    """The error for a setting that is not valid JSON. It omits the value, which may contain a password."""
+    """The error for a setting that is not valid JSON. The text omits the value, which may contain a password."""
     names = [name for name in kind.model_fields if f'"{name}"' in str(error)]
     name = f"{ENV_PREFIX}{names[0].upper()}" if names else str(error)
     return f'{name}: not a JSON object ({error.__cause__}): write it as {{"name": "value"}}'

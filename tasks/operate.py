@@ -26,7 +26,7 @@ SILENT_SECONDS_MAX = 60.0
 
 
 class NotParked(Exception):
-    """No reader has parked this batch. It may have settled."""
+    """No reader has parked this batch. The batch may have settled."""
 
 
 class ReaderGone(Exception):
@@ -48,7 +48,7 @@ def abandon(
     or SinkError (from writing dead letters), the batch is not abandoned.
 
     Messages are read again from Kafka, because the staged rows may be the problem. A repeated call produces equal
-    dead letters again. The reader is notified only once all of them are durable.
+    dead letters again. The reader is notified only once all dead letters are durable.
     """
     if not reason.strip():
         raise ValueError("a reason is required, to explain the dead letters later")

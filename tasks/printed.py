@@ -14,7 +14,8 @@ DELETE = "\x7f"  # the one control character that ASCII JSON does not escape
 _BLANKS = "\t\n\r"
 # Letters and symbols that Unicode classifies as printable although they are blank.
 _INKLESS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
-# Combining marks are drawn above or below a letter. Many of them on one letter would cover the adjacent lines.
+# Combining marks are drawn above or below a letter. Many combining marks on one letter would cover the adjacent
+# lines.
 MARKS_MAX = 4
 _STACKED = re.compile(
     rf"([\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]{{{MARKS_MAX}}})"

@@ -76,7 +76,7 @@ def run(task: Task[Any, Any], batch: str, name: str, until: int) -> str:
 
 
 def flush(worker: Tools, batch: str, name: str, started: Run, watch: Watch) -> None:
-    """Writes one task's items, including dead letters of refused ones. Raises Later or the failure."""
+    """Writes one task's items, including dead letters of refused items. Raises Later or the failure."""
     target = TaskName.parse(name).sink
     sink = worker.sink(target)
     permit = worker.breaker.request_permit(target)

@@ -1,7 +1,7 @@
 """Checks logins against REPLAYS_FLOWER_BASIC_AUTH and delays attempts after wrong passwords, for Flower and `web`.
 
-Flower and `web` share passwords, so both must slow down guessing. The delay applies to all clients together,
-because clients on the loopback interface cannot be distinguished.
+Flower and `web` share passwords, so both programs must slow down guessing. The delay applies to all clients
+together, because clients on the loopback interface cannot be distinguished.
 """
 
 from __future__ import annotations
@@ -96,6 +96,6 @@ def credentials(header: str) -> str:
 
 
 def is_one_of(login: str, people: Sequence[str]) -> bool:
-    """True if `login` is one of these logins. Compares it with all of them, in constant time."""
+    """True if `login` is one of these logins. Compares `login` with every login, in constant time."""
     fits = [hmac.compare_digest(login.encode(), person.encode()) for person in people]
     return any(fits)

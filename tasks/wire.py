@@ -249,7 +249,7 @@ _MAPS = frozenset(bytes((byte,)) for byte in range(0x80, 0x90))
 
 
 def encode_items(items: Sequence[Item]) -> bytes:
-    """One flush task's items as msgpack."""
+    """Encodes one flush task's items as msgpack."""
     return _encoder.encode(items.staged if isinstance(items, EncodedRows) else items)
 
 
@@ -445,7 +445,7 @@ class ChordName(NamedTuple):
 
 
 class CompletionKind(StrEnum):
-    """Kind of a completion: the first two come from chords, the others from operators."""
+    """Kind of a completion: DONE and FAILED come from chords, all other kinds from operators."""
 
     DONE = "done"  # all done marks of the stage are set
     FAILED = "failed"  # a task failed, or done marks are missing

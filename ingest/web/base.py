@@ -42,9 +42,9 @@ FETCH, NAVIGATION = "empty", "document"
 
 
 def policy(hosts: Sequence[str] = ()) -> str:
-    """The content security policy. Recorded pages may use inline styles, and data URLs for images and fonts. They
-    may not load, run or send anything else, except that `hosts` allows images, styles, fonts and media from these
-    servers, each a name with an optional port.
+    """The content security policy. Recorded pages may use inline styles, and data URLs for images and fonts.
+    Recorded pages may not load, run or send anything else, except that `hosts` allows images, styles, fonts and
+    media from these servers, each a name with an optional port.
     """
     rules = {
         "default-src": "'none'",

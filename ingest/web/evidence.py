@@ -67,7 +67,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class FoundPage:
-    """Some matching replays, latest first. `next_offset`: start of the next page, None after the last.
+    """One page of matching replays, latest first. `next_offset`: start of the next page, None after the last.
 
     `incomplete`: replays of this page without a match that could not be searched completely.
     """
@@ -119,8 +119,8 @@ def around(reads: Reads, replay: Replay, where: str | float, window_ms: int) -> 
 def find(reads: Reads, chosen: Filter, text: str = "") -> FoundPage:
     """The matching replays; with a text, those whose events contain it, case-insensitively.
 
-    A page covers `chosen.limit` replays that match the filter; with a text, fewer or none of them may be returned.
-    Raises ReadError.
+    A page covers `chosen.limit` replays that match the filter; with a text, the page may have fewer replays or
+    none. Raises ReadError.
     """
     page = reads.replays(chosen)
     found: list[Found] = []

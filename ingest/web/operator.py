@@ -129,7 +129,7 @@ class BatchHandler(OperatorHandler):
 
 
 class LettersHandler(OperatorHandler):
-    """Dead letters: the list, and replaying some of them."""
+    """Lists dead letters, and replays selected letters."""
 
     async def get(self) -> None:
         chosen = LetterFilter(

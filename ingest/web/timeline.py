@@ -29,7 +29,7 @@ BODY_CHARACTERS_MAX = 4000
 ERRORS_MAX = 1000
 # Maximum total text of all marks. One mark may have several kilobytes.
 CHARACTERS_MAX = 12_000_000
-# Maximum size of a decoded event; larger ones count as malformed. SDKs cut request bodies at 150 kB.
+# Maximum size of a decoded event; larger events count as malformed. SDKs cut request bodies at 150 kB.
 EVENT_BYTES_MAX = 1 * MiB
 # Measured costs in parser units: per decoded event, and per byte.
 _UNITS_EVENT, _UNITS_BYTE = 3.0, 0.02
@@ -491,7 +491,8 @@ KINDS = frozenset(
 
 
 def _request(op: str, url: str, data: dict[str, Any], at_ms: int, took: int | None, segment_id: int) -> Mark:
-    """SDK 7.44 and 7.45 wrote `requestBodySize`; later ones `request.size`. The older key takes precedence."""
+    """SDK 7.44 and 7.45 wrote `requestBodySize`; later versions write `request.size`. The older key takes
+    precedence."""
 
     def size(older: str, newer: str) -> int | None:
         value = data.get(older)

@@ -26,7 +26,7 @@ UNCONNECTED = frozenset(
     (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._RESOLVE)
 )
 
-# The first timeouts are short, so that a refusal is noticed early; later ones allow for slow brokers.
+# The first timeouts are short, so that a refusal is noticed early; later timeouts allow for slow brokers.
 ATTEMPT_SECONDS_MIN, ATTEMPT_SECONDS_MAX = 0.25, 2.0
 REASONS_MAX = 2
 ERRORS_MAX = 100

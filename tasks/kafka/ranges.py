@@ -5,9 +5,9 @@
             ...
 
 Does not subscribe or commit, so it does not affect readers. Partitions are read one after the other, in offset
-order. A range may have gaps: compacted offsets, transaction markers, aborted messages. It ends at `stop`, whether
-or not that offset has a record. Offsets not in the log (expired, or the topic was recreated) are skipped and
-counted in `gone`; offsets whose record batch cannot be decompressed are skipped and counted in `unreadable`.
+order. A range may have gaps: compacted offsets, transaction markers, aborted messages. Reading ends at `stop`,
+whether or not that offset has a record. Offsets not in the log (expired, or the topic was recreated) are skipped
+and counted in `gone`; offsets whose record batch cannot be decompressed are skipped and counted in `unreadable`.
 
 Every read is bounded by its range, by a timeout for responses, and by `Bounds`.
 """

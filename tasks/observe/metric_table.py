@@ -1,6 +1,6 @@
 """Definitions of all worker metrics; docs/metrics.md is generated from them.
 
-They are updated by `tasks.observe.metrics`.
+`tasks.observe.metrics` updates the metrics.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """In-memory sinks for tests and dry runs.
 
-They behave like the real ones: equal objects and row ids are stored once. Tests script failures per sink: `fail`
+They behave like the real sinks: equal objects and row ids are stored once. Tests script failures per sink: `fail`
 makes the next writes raise given errors, `refuse` makes the sink refuse items permanently.
 """
 

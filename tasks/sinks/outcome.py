@@ -122,8 +122,8 @@ class Outcome:
         self._kept_out: set[int] = set()
 
     def note(self, trouble: Trouble, positions: Iterable[int]) -> None:
-        """Records that `trouble` applies to exactly these items. With BATCH and SIZE, at least one of them is at
-        fault.
+        """Records that `trouble` applies to exactly these items. With BATCH and SIZE, at least one of these items
+        is at fault.
         """
         if trouble.unproven:
             self._unproven.append(trouble.message)
@@ -150,8 +150,8 @@ class Outcome:
         """Returns when every item is durable.
 
         An error that needs an operator takes precedence: the whole batch is retried after the fix. Next comes an
-        error that is retried automatically. It includes the refused items, which the server will name again once
-        the rest is durable. An error about refused items alone comes last.
+        error that is retried automatically. That error includes the refused items, which the server will name
+        again once the rest is durable. An error about refused items alone comes last.
         """
         if self._unproven:
             count, first = len(self._unproven), shortened(self._unproven[0])

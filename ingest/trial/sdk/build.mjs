@@ -1,9 +1,9 @@
-// Bundles the SDK into ../static/vendor/sentry.js, with the licence of every package that is in the bundle.
+// Bundles the SDK into ../static/vendor/sentry.js, with the licence of every bundled package.
 //
 //     cd ingest/trial/sdk && npm install --no-package-lock && npm run build
 //
 // The built files are committed, so that the package works without Node. Versions are exact in package.json;
-// VERSIONS.json in the output lists the bundled ones.
+// VERSIONS.json in the output lists the bundled versions.
 
 import { readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
@@ -30,8 +30,8 @@ const { metafile } = await build({
 
 const about = (name) => JSON.parse(readFileSync(join(modules, name, "package.json"), "utf8"));
 
-// The packages that esbuild read, and those that the SDK's own build has inlined: rrweb into the replay
-// integration, fflate into its compression worker. The SDK lists their versions, with which it was built.
+// The packages that esbuild read, and those that the SDK's own build has inlined: rrweb in the replay
+// integration, and fflate in its compression worker. The SDK's package.json lists the inlined versions.
 const read = Object.keys(metafile.inputs)
   .map((path) => path.match(/node_modules\/((?:@[^/]+\/)?[^/]+)\//)?.[1])
   .filter(Boolean);
@@ -39,7 +39,7 @@ const builtWith = about("@sentry/replay").devDependencies;
 const inlined = Object.entries(builtWith).filter(([name]) => /rrweb|^fflate$/.test(name));
 const versions = Object.fromEntries([...read.map((name) => [name, about(name).version]), ...inlined].sort());
 
-// The text of rrweb is that of its repository. fflate is installed for its text.
+// The licence of rrweb is copied from its repository. fflate is installed only for its licence.
 const rrweb = join(here, "..", "..", "web", "player", "LICENSE.rrweb");
 const texts = Object.entries(versions).map(([name, version]) => {
   if (/rrweb/.test(name)) return `${name} ${version} (MIT)\n\n${readFileSync(rrweb, "utf8").trim()}\n`;

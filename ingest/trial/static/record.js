@@ -2,7 +2,7 @@
 
 const { dsn, release } = document.documentElement.dataset;
 
-/** Tells the shop that the SDK has decided on a click that the page did not react to. */
+/** Notifies the shop that the SDK has classified a click to which the page did not react. */
 function announce(event) {
   if (event.data.payload?.category === "ui.slowClickDetected") dispatchEvent(new Event("verdict"));
   return event;

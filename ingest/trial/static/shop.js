@@ -1,4 +1,4 @@
-// A small shop to be recorded in. Its coupon button is broken and its checkout fails, on purpose.
+// A small shop for trial recordings. Its coupon button is broken and its checkout fails, on purpose.
 
 const byId = (id) => document.getElementById(id);
 // The SDK decides whether a click was dead 7 s after it (slowClickTimeout), or a little later.
@@ -42,7 +42,7 @@ async function stock() {
   }
 }
 
-/** Shows the shop or the cart, as the address says. */
+/** Shows the shop or the cart, depending on the address. */
 function show() {
   const page = new URLSearchParams(location.search).get("page") === "cart" ? "cart" : "shop";
   for (const name of ["shop", "cart"]) byId(name).hidden = name !== page;
@@ -65,7 +65,7 @@ async function checkout() {
   }
 }
 
-/** The drawing on the gift card: a line after the pointer. */
+/** Draws on the gift card: a line that follows the pointer. */
 function gift() {
   const canvas = byId("gift");
   const pen = canvas.getContext("2d");
@@ -89,8 +89,8 @@ function gift() {
 
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** Sends what is recorded so far, and opens the page that waits for it. Until the SDK knows whether the last clicks were
- * dead, only a blocked element changes: any recorded change would count as the page's reaction to them. */
+/** Sends the recording so far, and opens the page that waits for it. Until the SDK knows whether the last clicks were
+ * dead, only a blocked element changes, because any recorded change would count as a reaction to the clicks. */
 async function watch() {
   const replay = Sentry.getReplay();
   while (brokenAt && Date.now() - brokenAt < VERDICT_MS_MAX) {
@@ -109,7 +109,7 @@ addEventListener("popstate", show);
 byId("coupon").addEventListener("click", () => (brokenAt = Date.now()));
 byId("checkout").addEventListener("click", checkout);
 byId("watch").addEventListener("click", watch);
-// An earlier verdict is about earlier clicks.
+// A verdict that comes too early is about earlier clicks.
 addEventListener("verdict", () => (brokenAt = Date.now() - brokenAt < VERDICT_MS - 500 ? brokenAt : 0));
 addEventListener("pageshow", () => (byId("wait").textContent = "")); // also after Back from the recording
 gift();

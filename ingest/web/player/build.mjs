@@ -39,7 +39,7 @@ const visit = (name) => {
 };
 roots.forEach(visit);
 
-// rrweb's packages have no licence file, so the text is that of their repository.
+// rrweb's packages have no licence file, so the text is copied from their repository.
 const rrweb = readFileSync(join(here, "LICENSE.rrweb"), "utf8").trim();
 const texts = [...seen].sort().map(([name, { about, folder }]) => {
   const file = readdirSync(folder).find((entry) => /^licen[sc]e/i.test(entry));

@@ -1,7 +1,7 @@
-// Placeholders of blocked elements: the SDK records their outer size, in place of the element and its content.
+// Placeholders of blocked elements: the SDK records the outer size instead of the element and its content.
 //
-// The player applies that size as the content's, so that borders and paddings, such as a frame's default border, would
-// be added to it and move everything below. With `border-box` the placeholder is as large as the element was.
+// The player applies this size to the content box, so that borders and padding, such as a frame's default border,
+// would be added to it and move everything below. With `border-box`, the placeholder is as large as the element.
 
 import { nodesOf } from "./rrweb.js";
 

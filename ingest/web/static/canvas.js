@@ -1,8 +1,8 @@
-// Canvases without scripts: the box of each, and the frames that the SDK recorded, as images.
+// Shows canvases without scripts: the box of each canvas, and the frames that the SDK recorded, as images.
 //
-// Where scripts may not run, a browser shows a canvas's fallback content instead of a box. So each canvas is given a
-// transparent image of its size as `content`, which a style sheet of the recorded page sizes like the canvas itself,
-// and each recorded frame becomes its background. The events stay data: nothing of a recording is drawn by a script.
+// Where scripts may not run, a browser shows the fallback content of a canvas instead of a box. Therefore, each canvas
+// gets a transparent image of its size as `content`, which style sheets of the recorded page size like the canvas, and
+// each recorded frame becomes its background. No script draws any part of a recording.
 
 import { FULL_SNAPSHOT, INCREMENTAL, MUTATION, list, nodesOf } from "./rrweb.js";
 
@@ -13,8 +13,8 @@ const BASE64 = /^[A-Za-z0-9+/]+={0,2}$/;
 const SIDE_PIXELS = { width: 300, height: 150 }; // a canvas without attributes, by the HTML standard
 const SIDE_PIXELS_MAX = 65_535;
 
-/** Changes rrweb events in place, which must be in order of time. Returns how many canvases stay empty: their content
- * was not recorded, or as drawing commands that only a script can draw. */
+/** Changes rrweb events in place; they must be in order of time. Returns the number of canvases that stay empty,
+ * because their content was not recorded, or was recorded as drawing commands, which need a script. */
 export function drawCanvases(events) {
   const known = { canvases: new Map(), empty: new Set(), drawn: new Set() }; // node id -> canvas; node ids
   for (const event of events) {
@@ -30,7 +30,7 @@ export function drawCanvases(events) {
 
 const isCanvas = (node) => typeof node.tagName === "string" && node.tagName.toLowerCase() === "canvas";
 
-/** Gives a recorded canvas its box, and the frame of its snapshot, or the one before it was moved in the page. */
+/** Gives a recorded canvas its box and the frame of its snapshot, or its last frame if it was moved in the page. */
 function show(node, known) {
   node.attributes = node.attributes && typeof node.attributes === "object" ? node.attributes : {};
   const { width, height, rr_dataURL: first, style } = node.attributes;
@@ -42,7 +42,7 @@ function show(node, known) {
   node.attributes.style = withBox(style, canvas);
 }
 
-/** Makes a change of style out of an event that puts a frame onto a canvas. */
+/** Converts an event that draws a frame on a canvas to a style change. */
 function paint(event, known) {
   const { id } = event.data, canvas = known.canvases.get(id), frame = frameOf(event.data);
   if (!canvas || frame === null) return;
@@ -86,7 +86,7 @@ function box({ width, height, frame }) {
   ];
 }
 
-/** The image that a canvas event puts onto its canvas, as a data: URL; null where it is none that can be shown. */
+/** The image that a canvas event draws, as a data: URL; null if the event has no image that can be shown. */
 function frameOf(data) {
   const commands = Array.isArray(data.commands) ? data.commands : [data];
   const drawn = commands.findLast((command) => command?.property === "drawImage");

@@ -1,8 +1,8 @@
-// What all pages share: asking the server, making elements out of text (never out of markup), showing numbers.
+// Code shared by all pages: requests to the server, elements made from text (never from markup), formatted numbers.
 
 const ASK_MS_MAX = 20_000;
 
-/** GET or POST JSON. Throws an Error with the server's own words. `seen` is given the answer's headers. */
+/** Sends GET, or POST with JSON. Throws an Error with the server's error text. Calls `seen` with the headers. */
 export async function ask(path, { body, headers, seen } = {}) {
   const answer = await fetch(path, {
     method: body === undefined ? "GET" : "POST",
@@ -30,7 +30,7 @@ export function make(tag, attributes = {}, ...children) {
 
 export const byId = (id) => document.getElementById(id);
 
-/** A table of `columns` [title, cell(row), class] over rows. A title is a text or an element. */
+/** A table of rows with `columns` [title, cell(row), class]. A title is a text or an element. */
 export function table(columns, rows, empty) {
   if (!rows.length) return make("p", { class: "faint" }, empty);
   const head = make("tr", {}, ...columns.map(([title, , kind]) => make("th", { scope: "col", class: kind }, title)));
@@ -40,7 +40,7 @@ export function table(columns, rows, empty) {
   return make("table", {}, make("thead", {}, head), make("tbody", {}, ...body));
 }
 
-/** The title as text, for phones: there every row is a block of names and values. */
+/** The title as text, for phones, on which every row is a block of names and values. */
 const label = (title) => (typeof title === "string" ? title : "");
 const filled = (content) => (content === "" || content === undefined ? null : content);
 
@@ -58,7 +58,7 @@ export function size(bytes) {
   return bytes >= 1e6 ? `${(bytes / 1e6).toFixed(1)} MB` : bytes >= 1e3 ? `${(bytes / 1e3).toFixed(1)} kB` : `${bytes} B`;
 }
 
-/** Puts an error where the page has room for notices. */
+/** Shows an error in the page's area for notices. */
 export function complain(place, error) {
   place.replaceChildren(make("p", { class: "notice error", role: "alert" }, error.message ?? String(error)));
 }

@@ -1,8 +1,8 @@
-// What a recorded page had from servers, by host: style sheets, images, fonts and media that its events name by address.
+// Resources of a recorded page that are on servers, by host: style sheets, images, fonts and media.
 //
-// rrweb makes addresses absolute and inlines the style sheets that it may read. What is left, the content security
-// policy keeps away until the viewer wants it. The policy then allows these hosts and no others, so a host that is not
-// found here, or that another host's style sheet names, stays blocked.
+// rrweb makes addresses absolute and inlines the style sheets that it may read. The content security policy blocks the
+// remaining resources until the viewer allows them. The policy then allows only these hosts, so a host that is not
+// found here, or that only another host's style sheet names, stays blocked.
 
 import { FULL_SNAPSHOT, INCREMENTAL, MUTATION, list } from "./rrweb.js";
 
@@ -14,7 +14,7 @@ const IN_CSS = /(?:url\(\s*|@import\s+)["']?((?:https?:)?\/\/[^"'()\s;]+)/gi;
 const IN_SRCSET = /(?:^|,\s*)((?:https?:)?\/\/\S+)/gi;
 const ADDRESSES_MAX = 10_000;
 
-/** Distinct addresses by host, those with the most first: [[host, count], ...]. */
+/** Number of distinct addresses by host, highest number first: [[host, count], ...]. */
 export function hosts(events) {
   const found = new Set();
   const tags = new Map(); // node id -> tag
@@ -39,7 +39,7 @@ export function hosts(events) {
   return [...counts].sort(([a, m], [b, n]) => n - m || (a < b ? -1 : 1));
 }
 
-/** Every node below this one: with a list of its own, since recordings may be nested deeper than calls. */
+/** Every descendant of this node. Not recursive, because recordings may be nested deeper than the call stack. */
 function nodes(root, tags, found) {
   const waiting = [[root, ""]];
   while (waiting.length) {

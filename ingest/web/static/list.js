@@ -1,4 +1,4 @@
-// The list of replays and its filters. What is chosen stands in the address, so it can be sent to a colleague.
+// The list of replays and its filters. The address contains the chosen filters, so that it can be shared.
 
 import { ask, byId, complain, length, make, moment, table } from "./common.js";
 

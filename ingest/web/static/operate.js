@@ -1,4 +1,4 @@
-// The operator's page: refreshes every two seconds, and changes something only when a button is pressed.
+// The operator's page: refreshes every two seconds, and changes the system only when a button is pressed.
 
 import { ask, byId, complain, length, make, moment, size, table } from "./common.js";
 import { bar, flow, plot } from "./plots.js";
@@ -36,7 +36,7 @@ async function act(button, work) {
   }
 }
 
-/** Not while the keyboard is in it: a focused button must not vanish under somebody's fingers. */
+/** Replaces the content, unless it has the keyboard focus: a focused button must not disappear while it is used. */
 function replace(id, content) {
   const place = byId(id);
   if (!place.contains(document.activeElement)) place.replaceChildren(content);

@@ -10,7 +10,7 @@ export function draw(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** A line over `values` (null: a gap), from zero to their maximum. */
+/** Draws a line through `values` (null is a gap), on a scale from zero to their maximum. */
 export function plot(values, title) {
   const width = 300, height = 60, top = Math.max(...values.map((one) => one ?? 0), 1e-9);
   const x = (at) => (at / Math.max(1, values.length - 1)) * width;
@@ -34,7 +34,7 @@ export function plot(values, title) {
   return draw("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": title }, base, ...shapes);
 }
 
-/** The flow: `kafka` and `reader` are lists of lines, `sinks` are {name, lines, off, slow}. `narrow`: from top to bottom. */
+/** The flow. `kafka` and `reader` are lists of lines; `sinks` are {name, lines, off, slow}. `narrow`: top to bottom. */
 export function flow({ kafka, reader, sinks, slowReader, narrow }) {
   if (narrow) return column({ kafka, reader, sinks, slowReader });
   const box = { width: 168, height: 58, gap: 12 };
@@ -53,7 +53,7 @@ export function flow({ kafka, reader, sinks, slowReader, narrow }) {
   return draw("svg", { viewBox: `0 -4 764 ${height + 4}`, role: "img", "aria-label": "Kafka to readers to sinks" }, ...parts);
 }
 
-/** For a phone: one box below the other. */
+/** The flow on a phone, with each box below the previous one. */
 function column({ kafka, reader, sinks, slowReader }) {
   const box = { width: 300, height: 58, gap: 26 };
   const step = box.height + box.gap;

@@ -1,4 +1,4 @@
-// One replay: the recording played, what happened beside it, and how it came here.
+// The page of one replay: the player, the timeline, and how the segments were ingested.
 
 import { sizeBlocked } from "./blocked.js";
 import { drawCanvases } from "./canvas.js";
@@ -37,7 +37,7 @@ function facts(replay) {
   byId("facts").replaceChildren(make("dl", {}, ...list));
 }
 
-/** Clicks as the timeline counts them; what ClickHouse has where that differs, since it keeps a bounded number. */
+/** Clicks as counted by the timeline, and by ClickHouse if its numbers differ, because it keeps a bounded number. */
 function clicks(replay) {
   const known = state.timeline?.marks.filter((mark) => CLICKS.has(mark.kind));
   const said = (all, dead, rage) => `${all}, ${dead} of them dead, ${rage} of those rage`;
@@ -55,7 +55,7 @@ function summary(replay) {
   byId("summary").replaceChildren(parts.filter(Boolean).join(" · "));
 }
 
-/** The sinks that have the segment: by the batch in Redis, or, after that, by the committed offset. */
+/** The sinks that have the segment, according to the batch in Redis or, after it expires, the committed offset. */
 const durable = (one) =>
   one.committed || one.batch?.durable
     ? `every sink${one.committed ? " (offset committed)" : ""}`
@@ -110,7 +110,7 @@ function marks() {
   byId("marks").replaceChildren(...state.buttons.map((button) => make("li", {}, button, button.captured)));
 }
 
-/** Headers and bodies of a request, closed until they are wanted. */
+/** Headers and bodies of a request, collapsed at first. */
 function captured({ request, response }) {
   const parts = Object.entries({ request, response }).filter(([, message]) => message);
   const shown = parts.flatMap(([name, { headers, body, warnings }]) => {
@@ -157,7 +157,7 @@ function ticks() {
   );
 }
 
-/** Puts the ticks below the player's own scrubber. */
+/** Draws the ticks below the player's own scrubber. */
 function alignTicks() {
   const bar = document.querySelector(".rr-progress")?.getBoundingClientRect();
   const place = byId("ticks").parentElement.getBoundingClientRect();
@@ -195,19 +195,19 @@ function memory() {
   );
 }
 
-/** Seeks, and puts the moment into the address, so that it can be sent to a colleague. */
+/** Seeks, and writes the time into the address, so that the address can be shared. */
 function link(atMs) {
   seek(atMs);
   history.replaceState(null, "", `#t=${((atMs - state.timeline.start_ms) / 1000).toFixed(1)}`);
 }
 
-/** The moment of the address: `#t=12.3`, seconds after the start. */
+/** The time in the address: `#t=12.3`, seconds after the start. */
 function seekToAddress() {
   const seconds = /^#t=([0-9]{1,6}(?:\.[0-9]{1,3})?)$/.exec(location.hash);
   if (seconds && state.timeline) seek(state.timeline.start_ms + 1000 * Number(seconds[1]));
 }
 
-/** The next rage click, or the one before: a dead click where there are no rage clicks. */
+/** Seeks to the next or previous rage click, or dead click if there are no rage clicks. */
 function toRage(step) {
   const { marks: all } = state.timeline;
   const kind = all.some((mark) => mark.kind === "rage_click") ? "rage_click" : "dead_click";
@@ -232,7 +232,7 @@ function passed(offset) {
 /** One page of events for the player. */
 const recording = (from) => ask(`${api}/recording?from_segment=${from}`);
 
-/** Plays the recording: first what its first page has, so that a long one opens quickly, then all of it. */
+/** Plays the recording: first only its first page, so that a long recording opens quickly, then all of it. */
 async function play(replay) {
   let page = await recording(0);
   const events = page.events;
@@ -258,8 +258,8 @@ async function play(replay) {
 
 const last = (events) => events.reduce((most, event) => Math.max(most, event.timestamp), 0);
 
-/** Draws these events with a new player, at the position of the one before. Returns false if they cannot be drawn.
- * Notices about the content are only complete, and only given, when the recording is whole. */
+/** Draws these events with a new player, at the previous player's position. Returns false if they cannot be drawn.
+ * Notices about the content are shown only if `isWhole`, because they would otherwise be incomplete. */
 function draw(events, { isWhole }) {
   events.sort((a, b) => a.timestamp - b.timestamp);
   const first = events.findIndex((event) => event.type === 4 || event.type === 2);
@@ -295,8 +295,8 @@ function draw(events, { isWhole }) {
 
 const isPlaying = () => state.player.getReplayer().service.state.matches("playing");
 
-/** What the recorded page had from servers stays away until the viewer wants it for this recording. The link names
- * the hosts that are shown, and the server allows no others. */
+/** Offers to load the recorded page's resources from their servers, which is blocked at first. The link names the
+ * hosts, and the server allows only these. */
 function elsewhere(foreign) {
   if (!foreign.length) return;
   const chosen = new URLSearchParams(location.search).getAll("elsewhere");
@@ -331,7 +331,7 @@ function film(ingestion) {
   byId("stage").replaceChildren(video, make("p", { class: "faint" }, `${parts.length} parts of video, played in order`));
 }
 
-/** The timeline, page by page, up to what one page of a browser can show. What is left out is said. */
+/** Loads the timeline page by page, up to the number of events that a browser can show. Reports omitted events. */
 async function timeline() {
   const whole = await ask(`${api}/timeline`);
   for (let page = whole; page.next_segment !== null && whole.marks.length < MARKS_MAX; ) {
@@ -388,7 +388,7 @@ const KEYS = {
   R: () => toRage(-1),
 };
 
-// Keys act wherever nothing else wants them.
+// Keyboard shortcuts apply unless another element handles the key.
 document.addEventListener("keydown", (event) => {
   const act = KEYS[event.key];
   const free = !event.ctrlKey && !event.metaKey && !event.altKey && !/^(INPUT|SELECT|TEXTAREA|VIDEO)$/.test(event.target.tagName);

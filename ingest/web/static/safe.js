@@ -1,7 +1,7 @@
-// What a recorded page may not have when it is drawn: anything that opens a connection on its own.
+// Removes from a recorded page everything that opens a connection on its own when it is drawn.
 //
-// The content security policy keeps content of other servers out, but a browser connects before it asks the policy
-// for some of these (preconnect), or for all that follows (frames). So they are taken out of the events.
+// The content security policy blocks content of other servers, but for some elements (preconnect), and for
+// everything that frames load, a browser connects before it checks the policy. Therefore, these are removed.
 
 import { INCREMENTAL, MUTATION, list, nodesOf } from "./rrweb.js";
 
@@ -9,7 +9,7 @@ const DEAD = new Set(["iframe", "frame", "embed", "object", "portal", "fencedfra
 const SOURCES = ["src", "rr_src", "srcdoc", "data", "code", "codebase", "archive"];
 const KEPT_LINKS = new Set(["stylesheet", "alternate"]);
 
-/** Takes out of rrweb events, in place, what would connect. Returns how many attributes that were. */
+/** Removes from rrweb events, in place, everything that would connect. Returns the number of removed attributes. */
 export function defuse(events) {
   const tags = new Map(); // node id -> every tag that it has had: ids are the recording's own words
   let count = 0;
@@ -45,6 +45,6 @@ function forbidden(tag, name, attributes) {
     const words = String(attributes.rel ?? "").toLowerCase().split(/\s+/).filter(Boolean);
     return !words.length || !words.every((word) => KEPT_LINKS.has(word));
   }
-  // `rel` alone may turn a link that is drawn already into one that connects.
+  // A change of `rel` alone may make an existing link connect.
   return tag === "link" && name === "rel" && !attributes.href && !attributes._cssText;
 }

@@ -1,4 +1,4 @@
-// The page of parked batches: selecting, asking before an abandon, and refreshing the list while nobody uses it.
+// The page of parked batches: selection, confirmation of an abandon, and refresh of the list while it is not in use.
 
 (() => {
   const REFRESH_MS = 5000;

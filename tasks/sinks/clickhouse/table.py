@@ -116,7 +116,8 @@ COLUMNS: dict[str, dict[str, _Column]] = {
     },
 }
 NON_STORING_ENGINES = ("Null", "Memory", "Buffer")
-# Views fill these tables. No rows are inserted into them directly, but an insert fails if one of them is missing.
+# Views fill these tables. No rows are inserted into these tables directly, but an insert fails if one of the
+# tables is missing.
 VIEW_TABLES = ("replay_summaries", "replay_places")
 TIME_COLUMN = {"replays": "timestamp", "replay_segments": "received", "replay_objects": "received"}
 

@@ -51,7 +51,8 @@ class DeadLetterSink:
     def write(self, items: Sequence[DeadLetter], token: str, deadline_seconds: float) -> None:
         """Produces `items` and returns when all in-sync replicas have them. `token` is not needed.
 
-        TransientSinkError.failed lists the records that were not acknowledged in time. They may still be written.
+        TransientSinkError.failed lists the records that were not acknowledged in time. Such records may still be
+        written.
         """
         ends_at = time.monotonic() + deadline_seconds
         outcome = Outcome(self.name)

@@ -103,7 +103,7 @@ class Uploader:
 
 
 class Uploads:
-    """The objects of one write. Failed uploads wait for their retry while the others continue."""
+    """The objects of one write. Failed uploads wait for their retry while other uploads continue."""
 
     def __init__(self, uploader: Uploader, headers: list[str], items: Mapping[str, Blob], ends_at: float) -> None:
         self._uploader = uploader
