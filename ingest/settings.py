@@ -127,7 +127,7 @@ class Settings(FleetSettings):
         ge=8,
         le=100_000,
         description="Maximum batches of one partition that may wait behind an unsettled batch before the "
-        "partition is paused. After a crash, they are read again. The cut record must hold their ends.",
+        "partition is paused. After a crash, these batches are read again. The cut record must hold their ends.",
     )
 
     # Deadlines and retries of batches

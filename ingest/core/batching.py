@@ -20,8 +20,8 @@ class Builder:
 
     `plan` holds the ends of batches that the previous owner had cut above its committed offset. While `plan` is
     not empty, batches are not cut by count, bytes or age, so that the same ranges get the same ids. If the last
-    messages of a planned range are missing, it is cut without them once the log continues past the end of the
-    range (`add`, `ended`). If the log ends inside the range for too long, the plan is abandoned (`waited`). A
+    messages of a planned range are missing, the range is cut without them once the log continues past the end of
+    the range (`add`, `ended`). If the log ends inside the range for too long, the plan is abandoned (`waited`). A
     planned range that would exceed `staged_bytes_max` is cut early, and its end stays planned.
     """
 

@@ -33,8 +33,8 @@ from ingest.core.retry import retry_seconds
 # Consecutive missed deadlines before a batch is parked; each further miss parks it again.
 DEADLINE_MISSES_MAX = 3
 
-# Maximum time counted between two ticks, which are normally less than a tenth of this apart. In a longer gap the
-# process was stopped (SIGSTOP, suspended machine, blocking call) and fetched nothing.
+# Maximum time counted between two ticks, which are normally less than a tenth of this apart. During a longer gap,
+# the process was stopped (SIGSTOP, suspended machine, blocking call) and fetched nothing.
 TICK_SECONDS_MAX = 0.5
 
 
@@ -92,7 +92,8 @@ class Pipeline:
 
     @property
     def has_room(self) -> bool:
-        """True if messages may be taken now. Otherwise the loop polls the client only while it is paused."""
+        """True if messages may be taken now. Otherwise the loop polls the client only while the consumer is
+        paused."""
         return self._backpressure.has_room and self.halted is None and self.stopping_by is None
 
     def room(self, source: TopicPartition, epoch: int) -> Room:
@@ -459,8 +460,8 @@ class Pipeline:
         """Ends a phase that has timed out. Losing a record or a chord loses no segment.
 
         A single chord may be lost in a Redis restart, and is started again immediately. Several misses in a row
-        mean that no worker is running, or that queues are longer than the deadline, which more chords would make
-        worse.
+        mean that no worker is running, or that tasks wait in the queue for longer than the deadline. More chords
+        would only lengthen the queue.
         """
         if now >= flight.until and flight.phase is not Phase.WAITING:
             flight.misses += flight.phase is Phase.FLUSHING

@@ -25,8 +25,8 @@ class _Stall:
 class Stalls:
     """`seconds_max`: how long a partition may stall; doubled after each restart that did not help.
 
-    `gap_seconds_max`: maximum time counted between two calls. In a longer gap the process was stopped and fetched
-    nothing.
+    `gap_seconds_max`: maximum time counted between two calls. During a longer gap, the process was stopped and
+    fetched nothing.
     """
 
     def __init__(self, seconds_max: float, gap_seconds_max: float) -> None:

@@ -64,8 +64,8 @@ class CostOf(msgspec.Struct, frozen=True):
 class Costs:
     """`second`: sums of the current second by project id, None for messages without one.
 
-    The loop adds to it directly for every message, and calls `tick` about once per second. `listed_max`: projects
-    with their own series.
+    The loop adds to `second` directly for every message, and calls `tick` about once per second. `listed_max`:
+    projects with their own series.
     """
 
     def __init__(self, listed_max: int) -> None:

@@ -65,7 +65,7 @@ class HeartbeatSource:
     ) -> None:
         """`unowned`: partition without an owner -> lag in messages, -1 if unknown."""
         self._unowned = unowned
-        self.http = ""  # set once the probes listen
+        self.http = ""  # set once the HTTP server of the probes is listening
         self._settings = settings
         self._metrics = metrics
         self._at = time.monotonic()

@@ -82,7 +82,7 @@ def _of_redis(settings: Settings) -> list[Finding]:
 
 
 def _of_kafka(settings: Settings, kafka: Future[list[Finding]]) -> list[Finding]:
-    """The dead letters, the consumer group and the owners of the partitions, if Kafka can be used."""
+    """Checks the dead letters, the consumer group and the owners of the partitions, if Kafka can be used."""
     letters = [name for name in settings.sinks if name == SinkName.DEAD_LETTER]
     if kafka.result()[0].bad:
         return [_not_tested("kafka", *letters, "consumer group", "partition owners")]

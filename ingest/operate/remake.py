@@ -25,7 +25,7 @@ def message_of(record: Record) -> Message:
 
 
 def batch_of(source: TopicPartition, offsets: OffsetRange, outcomes: Iterable[Outcome | None]) -> Batch:
-    """The batch of a range's parse results, in order. None is skipped."""
+    """Builds the batch of a range from its parse results, which are in order. A result of None is skipped."""
     results: Sequence[Outcome | None] = tuple(outcomes)
     return Batch(
         source,

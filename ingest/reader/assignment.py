@@ -158,7 +158,7 @@ def confirmed(
 def repeated(
     ask: Callable[[], dict[int, Stored]], clock: Callable[[], float], wait: Callable[[float], None]
 ) -> dict[int, Stored]:
-    """The first result of `ask` that is not a KafkaException. Raises Unanswered or ConsumerFailed.
+    """Calls `ask` until it returns, within the limits below. Raises Unanswered or ConsumerFailed.
 
     The request is repeated for EPOCH_SECONDS_MAX if the epoch is stale, not at all if the client is fenced, and
     for ANSWER_SECONDS_MAX after other errors.

@@ -397,7 +397,7 @@ class KafkaSource:
             self._must_rejoin.set()
             return
         log.info("partitions_assigned", partitions={a.source.partition: a.committed for a in given})
-        # Commit the start before reading, so that it stays the same after a crash.
+        # Commit the start before reading, so that the start stays the same after a crash.
         self._starting = self._rebalancing = any(assignment.committed is None for assignment in given)
         try:
             self._emit(on.PartitionsAssigned(tuple(given)))

@@ -101,7 +101,7 @@ class Runtime:
             log.exception("close_failed", part="source")
 
     def step(self) -> None:
-        """One iteration: events, the tick, then messages if there is room."""
+        """Runs one iteration: handles events and the tick, then takes messages if there is room."""
         self.turned_at = self._clock()
         self._take_in(wait_seconds=0.0)
         self._tick()

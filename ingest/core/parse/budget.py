@@ -14,7 +14,8 @@ from ingest.core.parse.rules import ParseRules
 UNITS_BASE = 4_000.0
 # The fact limit is a setting; raising it raises the budget.
 UNITS_PER_FACT = 4.0
-# Scanned bytes per unit earned. A byte thus earns 1 to 5 nanoseconds; decompressing and scanning it takes 1 to 3.
+# Number of scanned bytes that earn one unit. A byte thus earns 1 to 5 nanoseconds of work, and decompressing and
+# scanning it takes 1 to 3 nanoseconds.
 BYTES_PER_UNIT = 800
 
 

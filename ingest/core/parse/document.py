@@ -284,7 +284,7 @@ def _texts(values: list[Any] | None) -> list[str]:
 
 
 def _address(value: str | None) -> tuple[str | None, str | None]:
-    """(IPv4, IPv6), at most one of them set. ClickHouse does not support zones (`fe80::1%eth0`)."""
+    """Returns (IPv4, IPv6), of which at most one is set. ClickHouse does not support zones (`fe80::1%eth0`)."""
     if value is None:
         return None, None
     if _ipv4.fullmatch(value):

@@ -12,7 +12,7 @@ from ingest.core.parse.rules import Rejected
 
 INT64_MAX = 2**63 - 1
 UINT16_MAX = 2**16 - 1
-# Relay writes about twelve. Duplicate keys are decoded twice.
+# Relay writes about twelve keys. The limit is needed because duplicate keys are decoded repeatedly.
 KEYS_MAX = 1000
 
 NAME_BYTES_MAX = 256

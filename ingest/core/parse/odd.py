@@ -1,4 +1,6 @@
-"""Decodes one event of any shape, leaving out fields that do not fit, or the whole event.
+"""Decodes one event of any shape.
+
+Fields that do not fit are left out, or the whole event is.
 
 `ingest.core.parse.scan` uses it for events that were not decoded as a whole, because they are malformed or part of
 a long recording. All work is charged to the budget.

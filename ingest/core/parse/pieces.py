@@ -1,9 +1,9 @@
 """Splits a long recording into pieces that are decoded one after the other, in bounded memory.
 
 The decoder builds an object per element of an array, so a hundred megabytes of the shortest events would take a
-gigabyte. A piece is a run of whole events. The end of an event is found by the characters that SDKs write there;
-texts cannot contain these, because quotes in texts are escaped. Objects inside an event can match as well; such a
-piece does not decode, and a longer piece is tried.
+gigabyte. A piece is a run of whole events. The end of an event is found by the characters that SDKs write there.
+Texts cannot contain these characters, because quotes in texts are escaped. Objects inside an event can match as
+well; such a piece does not decode, and a longer piece is tried.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _begins = re.compile(rb'\}, ?\{"type": ?[0-9]{1,3}, ?"timestamp":').search
 def stops(raw: bytes | bytearray, start: int) -> Iterator[int]:
     """Candidate ends for the piece that begins at `start`, ascending; the last is the end of the array.
 
-    Each but the last is at a comma between two objects.
+    Each candidate except the last is at a comma between two objects.
     """
     if len(raw) - start > WHOLE_BYTES_MAX:
         usual, longer, longest = (start + PIECE_BYTES * GROWTH**times for times in range(3))

@@ -194,7 +194,7 @@ class Vital(msgspec.Struct, frozen=True, gc=False):
 
 
 class ClickFact(msgspec.Struct, frozen=True, gc=False, rename={"classes": "class"}):
-    """ui.click, ui.deadClick, ui.rageClick, ui.slowClickDetected"""
+    """Attributes of ui.click, ui.deadClick, ui.rageClick and ui.slowClickDetected."""
 
     node_id: int
     tag: str
@@ -227,7 +227,7 @@ class TapFact(msgspec.Struct, frozen=True, gc=False):
 
 
 class Key(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """ui.input, and ui.keyDown, which also has the key and modifiers"""
+    """Attributes of ui.input and ui.keyDown. Only ui.keyDown has the key and its modifiers."""
 
     selector: str
     node_id: int | None
@@ -653,8 +653,8 @@ def _scalar(value: Any) -> Any:
 
 
 def _seconds(payload_time: float | None, event: Custom) -> float:
-    """Unix seconds of the payload or, if it has no timestamp, of its event. Some SDKs and pages send
-    milliseconds."""
+    """Unix seconds of the payload or, if it has no timestamp, of its event. Milliseconds, which some SDKs and
+    pages send, are converted."""
     if payload_time is None:
         return _event_seconds(event)
     return payload_time / 1000 if payload_time > MILLISECONDS_MIN else payload_time

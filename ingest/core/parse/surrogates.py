@@ -9,7 +9,7 @@ from ingest.core.parse.budget import Budget
 
 REPLACEMENT = rb"\ufffd"
 # Measured costs in budget units: per half or pair matched, per half checked in Python, and per byte of a window
-# that contains any. Other windows are skipped at the speed of a substring search.
+# that contains a half. Other windows are skipped at the speed of a substring search.
 _UNITS_PER_ESCAPE, _UNITS_PER_HALF, _UNITS_PER_BYTE = 0.2, 1.0, 0.006
 SEARCHED_BYTES = 8 * 1024
 # Runs of backslashes are counted in windows: first a small one, then large ones.
@@ -68,7 +68,8 @@ def _is_lone(text: bytes | bytearray, at: int) -> bool:
 
 
 def _is_escape(text: bytes | bytearray, at: int) -> bool:
-    """True if the backslash here is not itself escaped, by an odd number of preceding ones."""
+    """True if the backslash here is preceded by an even number of backslashes, so that it is not itself
+    escaped."""
     run, window_bytes = 0, WINDOW_BYTES_MIN
     while at > 0:
         window = text[max(at - window_bytes, 0) : at]

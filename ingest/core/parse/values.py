@@ -44,7 +44,7 @@ def built(text: msgspec.Raw, budget: Budget) -> Any:
 
 
 def fields(text: msgspec.Raw, budget: Budget, names: Collection[str] | int) -> dict[str, Any]:
-    """Fields of an object: at least those with these names, or the first ones up to that number.
+    """Returns fields of an object: at least the fields with these names, or the first fields up to that number.
 
     In a long object, strings are truncated and nested values are None. Raises Malformed if the value is not an
     object or has too many fields, Spent if the budget is used up, and msgspec errors.

@@ -12,7 +12,7 @@ from ingest.operate.erase.holdings import EraseFailed, Holdings
 from ingest.settings import Settings
 from tasks.sinks.clickhouse import sink as clickhouse
 
-# In the order of deletion: a second run needs the last table to find the remaining bytes.
+# Tables in the order of deletion: a second run needs the last table to find the remaining bytes.
 TABLES = ("replays", "replay_summaries", "replay_segments", "replay_objects", "replay_places")
 DELETE_SECONDS_MAX = 300.0
 REPLAYS_MAX = 1_000_000
@@ -43,8 +43,8 @@ class Rows:
     def __init__(self, settings: Settings, project_id: int, replay_id: str) -> None:
         self._settings = settings
         self._project_id, self._replay_id = int(project_id), UUID(replay_id)
-        # These values are validated, so they can be part of a statement. On old servers, mutations accept no
-        # parameters.
+        # These values are validated, so they are safe to insert into a statement. Old servers accept no parameters
+        # in mutations.
         self._which = f"project_id = {self._project_id:d} AND replay_id = toUUID('{self._replay_id}')"
 
     def search(self, found: dict[str, Any]) -> set[int]:

@@ -269,7 +269,7 @@ class Child:
         self._exit_status = self._process.returncode
 
     def kill(self) -> None:
-        """Kills the process. Any thread; the thread that uses the child must call `close`."""
+        """Kills the process. Any thread may call it, but the thread that uses the child must call `close`."""
         self._process.kill()
 
     def close(self) -> None:
