@@ -93,7 +93,7 @@ class Settings(FleetSettings):
         le=256 * MiB,
         description="Maximum staged bytes per batch: recordings, rows, and keys and headers of dead letters. "
         "Only a batch of a single message may exceed it. A recorded batch that would exceed it is cut into "
-        "smaller ones. Keep this value below a fifth of the maxmemory of Redis.",
+        "smaller batches. Keep this value below a fifth of the maxmemory of Redis.",
     )
     batch_age_seconds_max: float = Field(2.0, gt=0, le=600, description="Age at which an open batch is cut.")
     batch_age_idle_seconds: float = Field(
@@ -164,7 +164,7 @@ class Settings(FleetSettings):
         5.0,
         ge=0,
         le=300,
-        description="Maximum wait for the boundary of a batch to be recorded; after that the batch is flushed "
+        description="Maximum wait for the boundary of a batch to be recorded; after that, the batch is flushed "
         "anyway. If the reader then crashes, the messages may be cut differently and written again under another "
         "batch id.",
     )
@@ -174,14 +174,15 @@ class Settings(FleetSettings):
         le=65_536,
         description="Maximum size of the cut record, which needs about three bytes per batch end. Ends that do "
         "not fit are left out. If brokers refuse a record (offset.metadata.max.bytes, default 4096), the next "
-        "one is shorter.",
+        "record is shorter.",
     )
     plan_seconds_max: float = Field(
         30.0,
         ge=1,
         le=3600,
         description="Maximum wait at the end of a partition for the rest of a batch that the previous owner had "
-        "cut. After that, the batch is cut without the rest. Only time in which the partition is fetched counts.",
+        "cut. After that, the batch is cut without the rest. Only time during which the partition is being "
+        "fetched counts.",
     )
 
     # Dead letters
@@ -198,7 +199,7 @@ class Settings(FleetSettings):
         ge=1,
         le=100_000,
         description="Minimum number of projects with more rejects than valid messages before "
-        "REPLAYS_REJECT_RATIO_MAX halts the reader, so that a single project cannot halt it for the others. Use "
+        "REPLAYS_REJECT_RATIO_MAX halts the reader, so that a single project cannot halt it for all projects. Use "
         "1 if there is only one project.",
     )
     reject_unattributed_ratio_max: float = Field(
@@ -269,7 +270,7 @@ class Settings(FleetSettings):
         10,
         ge=0,
         le=100,
-        description="Maximum projects with their own cost series; all others share the series `other`.",
+        description="Maximum projects with their own cost series; all other projects share the series `other`.",
     )
     http_host: str = Field("127.0.0.1", description="Listen address of /livez, /readyz and /metrics.")
     http_port: int = Field(

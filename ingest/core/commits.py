@@ -75,7 +75,7 @@ class Commits:
         """Handles a commit that the broker stored.
 
         Returns False if it is not the commit in progress. In that case a timed-out commit was stored after all,
-        possibly over a newer one, so the newer one is resent.
+        possibly over a newer commit, so the newer commit is resent.
         """
         if not self._end_commit(event):
             self._stored = None

@@ -59,7 +59,7 @@ class Flight:
         return do.Dispatch(self.batch, self.stage, self.attempt, deadline_seconds)
 
     def advance(self) -> bool:
-        """Moves to the next stage, once the current one is durable. Returns False if there is none."""
+        """Moves to the next stage, once the current stage is durable. Returns False if there is no next stage."""
         if len(self.stages) > 1:
             self.stages = self.stages[1:]
             self.failures, self.misses, self.error, self.shown = 0, 0, "", None
@@ -76,7 +76,7 @@ class Flight:
         """Records that another batch has passed this stage. If this batch was parked because sinks were
         unavailable, it is now due.
 
-        A batch that failed while others succeeded has its own cause and keeps its backoff.
+        A batch that failed while other batches succeeded has its own cause and keeps its backoff.
         """
         if self.stage is not stage:
             return

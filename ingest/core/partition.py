@@ -24,8 +24,8 @@ class Partition:
     `position` is the next offset to take. `began_at`: where consumption began; None if unknown. `failed_starts`:
     number of readers that started here since the committed offset last advanced, and exited uncleanly.
     `release_by`: time by which a revoked partition is released; None if it is not revoked. `end`: the log end as
-    last reported. `held`: too many ranges wait behind an unsettled one, so fetching is stopped. `deferred`: the
-    message being parsed outside the loop; later ones wait. `waiting`: at the last tick the partition was being
+    last reported. `held`: too many ranges wait behind an unsettled range, so fetching is stopped. `deferred`: the
+    message being parsed outside the loop; later messages wait. `waiting`: at the last tick the partition was being
     fetched and was at the end of its log.
     """
 

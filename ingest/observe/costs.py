@@ -1,4 +1,4 @@
-"""Cost by project: CPU, bytes and rows of the most expensive projects, and of all others together.
+"""Cost by project: CPU, bytes and rows of the most expensive projects, and of all other projects together.
 
 `Costs` counts exactly within a second, then updates two views: counters and the recent cost. The counters have
 series for a limited number of projects and for `other`; each second is counted once, so the series sum to the

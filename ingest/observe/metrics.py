@@ -395,7 +395,7 @@ class Metrics:
             self._parse_seconds = 0.0
 
     def _count_costs(self, now: float) -> None:
-        """Updates a limited set of series: the most expensive projects, and one for all others."""
+        """Updates a limited set of series: the most expensive projects, and one for all other projects."""
         added, gone = self._costs.tick(0.0 if self._costed_at is None else now - self._costed_at)
         self._costed_at = now
         for project, cost in added.items():
@@ -430,7 +430,7 @@ class Metrics:
         self._reject_gauges(snapshot.rejects)
 
     def _reject_gauges(self, rejects: RejectState) -> None:
-        """Updates a limited set of series: the projects with the most rejects, and one for all others."""
+        """Updates a limited set of series: the projects with the most rejects, and one for all other projects."""
         named = {str(counts.project_id): counts for counts in rejects.worst}
         for project, counts in named.items():
             self.meters.set(_R + "project_rejects", counts.rejects, project)

@@ -1,6 +1,6 @@
 """Reads the replay_event, a JSON document about a segment's session, into columns of the table replays.
 
-Relay has validated it, so a typed decode usually succeeds. Documents of other shapes, and long ones, are read
+Relay has validated it, so a typed decode usually succeeds. Documents of other shapes, and long documents, are read
 field by field, and fields of a wrong type are left out. Both paths give the same columns.
 """
 

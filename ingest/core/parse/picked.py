@@ -38,7 +38,7 @@ _decode_first: Callable[[Any], Any] = msgspec.json.Decoder(_first_elements).deco
 
 
 def picked(shape: type[Shape], text: bytes | bytearray | memoryview | msgspec.Raw) -> Shape:
-    """The struct with the fields that fit; others keep their default. Raises msgspec errors."""
+    """The struct with the fields that fit; other fields keep their defaults. Raises msgspec errors."""
     return picked_from(shape, _decoder(shape)(text))
 
 

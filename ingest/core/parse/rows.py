@@ -228,7 +228,7 @@ class Writer:
         """Row of the table `replay_events` for one fact. `index` is the event's position in the segment, -1 for
         the segment itself.
 
-        The column `attributes` is JSON as text, hence encoded twice. The insert id begins with the project,
+        The column `attributes` is JSON as text, so it is encoded twice. The insert id begins with the project,
         because two projects may use the same replay id (docs/decisions/020-project-in-identity.md).
         """
         identity = self.identity

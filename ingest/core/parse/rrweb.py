@@ -546,7 +546,8 @@ def _span(payload: SpanPayload, event: Custom) -> Meanings:
 
 
 def _request(payload: SpanPayload, data: SpanData, seconds: float, duration: float | None) -> Meanings:
-    """SDK 7.44 and 7.45 wrote `requestBodySize`, later ones `request.size`. The older key takes precedence."""
+    """SDK 7.44 and 7.45 wrote `requestBodySize`; later versions write `request.size`. The older key takes
+    precedence."""
     request, response = data.requestBodySize, data.responseBodySize
     if request is None and data.request is not None:
         request = data.request.size

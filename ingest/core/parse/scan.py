@@ -104,7 +104,7 @@ _blank = re.compile(rb"[ \t\r\n]*+").fullmatch
 
 
 class _TooOdd(Exception):
-    """The decoder cannot separate the elements of this piece, or there are too many for the memory limit."""
+    """The decoder cannot separate the elements of this piece, or the piece has too many for the memory limit."""
 
 
 class Scan:

@@ -1,5 +1,8 @@
-"""Replaces lone surrogates: half of an emoji, such as "\\ud83d", left where JavaScript truncated a text within it.
-The decoder refuses them."""
+"""Replaces lone surrogates, which the decoder refuses.
+
+A lone surrogate is half of an emoji, such as "\\ud83d", that remains where JavaScript truncated a text in the
+middle of the emoji.
+"""
 
 from __future__ import annotations
 

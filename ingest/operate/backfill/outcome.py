@@ -18,8 +18,8 @@ SHOWN_MAX = 20
 
 @dataclass(slots=True)
 class Tally:
-    """Counts for one sink: rows rebuilt, rows missing or different before the writes, and such rows left after
-    them.
+    """Counts for one sink: rows rebuilt, rows missing or different before the writes, and rows still missing or
+    different afterwards.
     """
 
     rebuilt: int = 0

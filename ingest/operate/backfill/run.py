@@ -178,7 +178,7 @@ class _Pages:
         rebuilt_rows: Sequence[tuple[StoredSegment, Row]],
         compare: Callable[[Sequence[Row]], Wrong],
     ) -> None:
-        """Compares rows, writes the missing and different ones, and compares these again."""
+        """Compares rows, writes the rows that are missing or differ, and compares these rows again."""
         tally = self._found.sinks.setdefault(str(sink), Tally())
         items = [row for _, row in rebuilt_rows]
         tally.rebuilt += len(items)

@@ -154,7 +154,7 @@ def letters(settings: Settings, selection: Selection) -> Iterator[Letter]:
 
 
 def mentioning(settings: Settings, texts: Iterable[str]) -> Iterator[Letter]:
-    """All letters, including replayed ones, that contain one of the texts.
+    """All letters, including replayed letters, that contain one of the texts.
 
     Reads the topic once; `replayed` is not set. Raises DeadLettersUnavailable.
     """

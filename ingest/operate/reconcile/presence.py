@@ -1,4 +1,4 @@
-"""Queries the sinks for a batch's items by identity and returns the missing ones.
+"""Queries the sinks for a batch's items by identity and returns the missing items.
 
 Recordings are compared by their bytes (`recordings.py`); rows of ClickHouse by their replacement key, clicks also
 by rank; rows of BigQuery by `project_id` and `row_id`. DataDog is not queried. A query has at most KEYS_MAX

@@ -54,8 +54,8 @@ class Repair:
         for start in range(0, len(items), at_once):
             chunk = [self._anew(sink, item) for item in items[start : start + at_once]]
             began = time.monotonic()
-            # The token differs from those of the batch and of earlier repairs, because ClickHouse would otherwise
-            # skip the insert as a duplicate. Rows with the same key still replace each other.
+            # The token differs from the tokens of the batch and of earlier repairs, because ClickHouse would
+            # otherwise skip the insert as a duplicate. Rows with the same key still replace each other.
             token = f"reconcile-{self._run}-{batch_id}:{sink}:{start}"
             try:
                 self._write_patiently(sink, chunk, token)

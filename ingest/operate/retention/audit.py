@@ -141,7 +141,7 @@ class _Ahead(Generic[T]):
         self._first = next(elements, None)
 
     def before(self, name: str | None) -> Iterator[T]:
-        """Takes the elements whose names sort before this one, or all if it is None."""
+        """Takes the elements whose names sort before this name, or all elements if the name is None."""
         while self._first is not None and (name is None or self._key(self._first) < name):
             taken, self._first = self._first, next(self._elements, None)
             yield taken

@@ -1,4 +1,4 @@
-"""Reads a scope of the topic, one chunk at a time, and compares the items of this release with stored ones.
+"""Reads a scope of the topic, one chunk at a time, and compares the items of this release with the stored items.
 
 Memory is bounded by one chunk of messages and its items.
 """
