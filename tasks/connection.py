@@ -303,7 +303,7 @@ class RedisRefused(SettingsError):
 
 
 def refusal(client: Any) -> str:
-    """Why this server is not supported, in one line; "" if it is. Uses INFO. Raises
+    """The reason why this server is not supported, in one line; "" if it is supported. Uses INFO. Raises
     redis.exceptions.RedisError."""
     server = client.info()
     mode = str(server.get("redis_mode") or server.get("server_mode") or "standalone")
@@ -347,7 +347,7 @@ def fault_of(error: BaseException) -> Fault:
 
 
 def advice(error: BaseException) -> str:
-    """What to do about a Redis that does not respond or refuses; for other errors, where to look."""
+    """Advice for a Redis that does not respond or refuses; for other errors, where to look."""
     if isinstance(error, AuthenticationError):
         return WHAT_TO_DO[Server.REDIS, Cause.LOGIN]
     if isinstance(error, NoPermissionError):

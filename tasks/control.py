@@ -6,7 +6,7 @@
     abandon_batch    POST /api/task/async-apply/abandon_batch   {"args": ["<batch id>"],
                                                                  "kwargs": {"reason": "...", "by": "me"}}
 
-The addresses belong to Flower's API. `tasks.staging` evaluates a chord, `tasks.operate` implements operator
+The addresses belong to Flower's API. `tasks.staging` evaluates a chord, and `tasks.operate` implements operator
 requests.
 """
 

@@ -210,7 +210,7 @@ class Coordination:
 
     def audited(self, count_max: int = 100, *, copy_only: bool = False) -> list[dict[str, str]]:
         """The last actions, newest first. Raises RangeError if they are missing in Redis and Kafka is
-        unreachable. `copy_only`: only those in Redis.
+        unreachable. `copy_only`: returns only the actions in Redis.
         """
         return self.operators.audited(count_max, copy_only=copy_only)
 

@@ -24,7 +24,7 @@ def content(path: Path) -> bytes:
 
 
 def certificates(path: Path) -> None:
-    """At least one certificate in PEM."""
+    """Validates a file that must contain at least one certificate in PEM."""
     content(path)
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
@@ -33,7 +33,7 @@ def certificates(path: Path) -> None:
 
 
 def certificate_store(pattern: str) -> None:
-    """A glob that matches at least one file; each file must hold a PEM certificate."""
+    """Validates a glob that must match at least one file; each file must contain a PEM certificate."""
     found = glob(pattern)
     if not found:
         raise ValueError("matches no file: correct the pattern, or mount the certificates")
@@ -45,7 +45,7 @@ def certificate_store(pattern: str) -> None:
 
 
 def key_pair(certificate: Path, key: Path, password: str = "") -> None:
-    """A certificate in PEM and the private key that belongs to it. `password` decrypts the key."""
+    """Validates a certificate in PEM and the private key that belongs to it. `password` decrypts the key."""
     content(certificate)
     content(key)
     try:
@@ -59,7 +59,7 @@ def key_pair(certificate: Path, key: Path, password: str = "") -> None:
 
 
 def google_credentials(path: Path) -> None:
-    """Credentials as Google's client libraries read them: a JSON object with a `type`."""
+    """Validates credentials as Google's client libraries read them: a JSON object with a `type`."""
     try:
         found = json.loads(content(path))
     except ValueError as error:

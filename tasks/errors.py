@@ -39,7 +39,7 @@ class PermanentSinkError(SinkError):
 
     `failed`: position and error of each refused item, or None if the server does not name them and the caller must
     bisect. All other items are durable, unless `all_refused`: then nothing was written and the rest must be
-    written again. `among`, if `failed` is None: the positions that include the refused items; all others are
+    written again. `among`, if `failed` is None: the positions that include the refused items; all other items are
     durable. If `among` is None too, nothing is known to be durable. `configuration`: no item is at fault (missing
     bucket or table, bad credentials): park the batch, never create dead letters.
     """

@@ -23,7 +23,7 @@ OPTIONS: dict[str, Any] = {
     "acks_late": True,
     "reject_on_worker_lost": True,
     "ignore_result": True,
-    # Parking is expected and reported by the line `flush`; Celery would log its stack as well.
+    # Parking is expected, and the line `flush` reports it; Celery would also log a traceback.
     "throws": (Held,),
 }
 

@@ -67,7 +67,7 @@ GUARDED_SUFFIXES: Mapping[str, str] = {
 
 
 def refusal(name: str) -> str | None:
-    """Why this property may not be set; None if it may be."""
+    """The reason why this property may not be set; None if it may be set."""
     for prefix, reason in GUARDED_PREFIXES.items():
         if name.startswith(prefix):
             return reason

@@ -45,7 +45,7 @@ def printable(text: str, instead: str = REPLACEMENT) -> str:
     """One line without control characters, escapes, bidirectional marks, line separators, and zero-width and blank
     characters; with at most MARKS_MAX consecutive combining marks.
 
-    White space becomes a space, other unprintable characters become `instead`.
+    White space becomes a space, and other unprintable characters become `instead`.
     """
     if not text.isascii():
         text = _STACKED.sub(r"\1", _INKLESS_LETTER.sub(instead, text))

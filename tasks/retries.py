@@ -21,7 +21,7 @@ log = get_task_logger(__name__)
 
 
 class Later(Exception):
-    """The run did not finish; the next one continues from `progress`.
+    """The run did not finish; the next run continues from `progress`.
 
     `wait_seconds`: minimum wait, or None for backoff alone. `counts`: whether the run counts against
     `task_retries_max`. Runs that were postponed or made progress are bounded only by the batch's deadline.

@@ -140,7 +140,7 @@ def _write_recorded(
     deadline_seconds: float,
     positions: Sequence[int],
 ) -> None:
-    """One sink call for some of the items, with the task's record."""
+    """Makes one sink call for some of the items, with the task's record."""
     sink.write_recorded(part_of(items, positions), positions, record, deadline_seconds)
 
 

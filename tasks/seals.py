@@ -64,8 +64,8 @@ def warn(purpose: Purpose) -> None:
 class Seals:
     """Creates and verifies seals. Without keys it creates none and accepts everything.
 
-    `keys`: the first one creates seals, all verify them. `unsealed_accepted`: entries without a seal are accepted,
-    because processes without the key are still running; wrong seals never verify.
+    `keys`: the first key creates seals, and all keys verify them. `unsealed_accepted`: entries without a seal are
+    accepted, because processes without the key are still running; wrong seals never verify.
     """
 
     keys: tuple[bytes, ...] = field(default=(), repr=False)

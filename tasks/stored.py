@@ -66,7 +66,8 @@ def places(settings: Settings, replay_id: str, project_id: int | None = None) ->
 
 
 def read_replay(settings: Settings, replay_id: str, project_id: int | None = None) -> Iterator[Stored]:
-    """Each segment with its bytes, one download per segment. Raises errors of the two official clients."""
+    """Yields each segment with its bytes, with one download per segment. Raises errors of the two official
+    clients."""
     found = places(settings, replay_id, project_id)
     server = gcs.client(settings)
     try:

@@ -129,7 +129,7 @@ def _story(staging: Staging, key: str, manifest: Manifest) -> Story:
 
 
 def _starts(client: Any, key: str) -> dict[str, int]:
-    """Starts without an end, by task, from the fields `starts/<stage>/<sink>/<number>/<id>`."""
+    """The number of starts without an end, by task, from the fields `starts/<stage>/<sink>/<number>/<id>`."""
     found: dict[str, int] = {}
     names = [name.decode("utf-8", "replace") for name in client.hkeys(key)]
     fields = [name for name in names if name.startswith("starts/")]

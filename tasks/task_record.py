@@ -51,7 +51,8 @@ class StagedRecord:
         return bytes(content)
 
     def store(self, content: bytes) -> bool:
-        """Replaces the content that `load` saw, or returns False. Raises StagingError if the batch is gone."""
+        """Replaces the content. If it is no longer what `load` saw, returns False. Raises StagingError if the
+        batch is gone."""
         fields: list[Any] = [self._field, content]
         if self._seals.active:
             seal = self._seals.seal(Purpose.APPENDS, self._key, self._task, content)

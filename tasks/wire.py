@@ -95,7 +95,7 @@ class MetricKind(StrEnum):
 
 
 class Blob(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """One object for blob storage. `name` is deterministic, `content` is stored unchanged.
+    """One object for blob storage. `name` is deterministic, and `content` is stored unchanged.
 
     `offset` is the Kafka offset of its message, to trace a refusal.
     """

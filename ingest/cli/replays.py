@@ -90,7 +90,7 @@ class Age(click.ParamType[float]):
 
 
 class Moment(click.ParamType[str | float]):
-    """A moment of a replay: `4-17` is an event, `12.3` is seconds after the start."""
+    """A moment of a replay: `4-17` is an event, and `12.3` is seconds after the start."""
 
     name = "event"
 

@@ -78,7 +78,7 @@ class FoundPage:
 
 
 def event_or_seconds(text: str) -> str | float:
-    """A moment of a replay: `4-17` is an event's id, `12.3` is seconds after the start. Raises ValueError."""
+    """A moment of a replay: `4-17` is an event's id, and `12.3` is seconds after the start. Raises ValueError."""
     if _EVENT.fullmatch(text):
         return text
     if _SECONDS.fullmatch(text):

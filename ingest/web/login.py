@@ -48,7 +48,7 @@ class Visitor:
 class Login:
     """Methods that check credentials return a Visitor or None, and raise Throttled.
 
-    When a link has been used, `on_new_link` is called with the path of a new one, for another browser. `command`
+    When a link has been used, `on_new_link` is called with the path of a new link, for another browser. `command`
     prints the links, for error texts.
     """
 

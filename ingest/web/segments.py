@@ -70,7 +70,7 @@ def _errors(stores: Stores, replay: Replay) -> tuple[ReportedError, ...]:
 
 
 def _part_times(stores: Stores) -> dict[str, float]:
-    """When each table part was written, Unix seconds; empty without permission."""
+    """The time at which each table part was written, in Unix seconds; empty without permission."""
     try:
         rows = stores.query(
             "SELECT name, toUnixTimestamp(modification_time) FROM system.parts "

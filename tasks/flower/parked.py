@@ -96,7 +96,8 @@ def batch_of(task: Any) -> str | None:
 
 
 def chord_of(task: Any) -> ChordName | None:
-    """The chord whose callback this task is: `complete` has its name as id, `chord_failed` as argument."""
+    """The chord whose callback this task is: `complete` has the chord's name as its id, and `chord_failed` as its
+    argument."""
     text = str(task.uuid)
     if task.name == ControlTask.CHORD_FAILED:
         try:
@@ -168,7 +169,7 @@ class _Page(BaseHandler):  # type: ignore[misc]
         return _result(what, outcomes), outcomes.refused
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Flower shows the text of 403 and 404 only."""
+        """Flower shows the error text only for 403 and 404."""
         error = kwargs.get("exc_info", (None, None, None))[1]
         if status_code in (400, 503) and isinstance(error, web.HTTPError):
             if not hasattr(self, "_current_user"):

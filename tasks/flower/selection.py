@@ -19,7 +19,7 @@ _TASK = re.compile(r"\b(?:blobs|rows)/([a-z_]{1,30})/\d+:")
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """One row of the page. `sinks` are those that the error names.
+    """One row of the page. `sinks` are the sinks that the error names.
 
     `parked_seconds`: time since the reader first parked the batch. `retry_seconds`: time until the reader's own
     retry.
@@ -44,7 +44,7 @@ class Parked:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Filters; all must match. `text` is part of the error, batch id or reader, in any case."""
+    """Filters; all must match. `text` is part of the error, batch id or reader, case-insensitive."""
 
     sink: str = ""
     text: str = ""

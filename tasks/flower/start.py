@@ -91,7 +91,7 @@ class ClosedFlower(Flower):  # type: ignore[misc]
             raise FlowerRefused(f"{error}: set REPLAYS_FLOWER_HISTORY_PATH to a writable file") from error
 
     def stop(self) -> None:
-        """Also completes the task history."""
+        """Also writes the remaining events of the task history."""
         super().stop()
         self._forget()
 

@@ -69,8 +69,8 @@ class Cluster:
     """One admin client. Thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
-        # Errors are raised by its calls. The library would also print twenty non-JSON lines per second to standard
-        # error while brokers are unreachable; the consumer logs the same at a bounded rate.
+        # Errors are raised by the client's calls. The library would also print twenty non-JSON lines per second to
+        # standard error while brokers are unreachable; the consumer logs the same at a bounded rate.
         self._admin = AdminClient({"log_level": "0", **kafka_options(settings)})
 
     def topic(self, name: str) -> Topic:

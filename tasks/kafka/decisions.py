@@ -206,8 +206,8 @@ class DecisionWriter:
         self._looked = False
 
     def write(self, values: Values) -> dict[str, int]:
-        """Returns the offset of each decision once all are durable. Raises NotProduced, after which some may be
-        durable.
+        """Returns the offset of each decision once all are durable. Raises NotProduced, after which some decisions
+        may be durable.
         """
         self._expect_topic()
         topic = self._settings.operators_topic

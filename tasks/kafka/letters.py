@@ -193,7 +193,7 @@ def sealed(seals: Seals, topic: str, key: bytes | None, value: bytes | None, hea
 
 
 def examine(seals: Seals, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> Sealed:
-    """Verifies the seal of a record of that topic."""
+    """Verifies the seal of a record of the dead-letter topic."""
     found = [given for name, given in headers if name == SEAL]
     seal = found[0] if len(found) == 1 else b"several" if found else None
     rest = tuple(pair for pair in headers if pair[0] != SEAL)

@@ -197,7 +197,8 @@ class RangeReader:
         return {entry.partition: max(0, entry.offset) for entry in answer}
 
     def offset_at(self, partition: int, seconds: float) -> int | None:
-        """The first offset whose message is not older than this time, Unix seconds; None if all are older."""
+        """The first offset whose message is not older than this time (Unix seconds); None if all messages are
+        older."""
         requested = [KafkaPartition(self.topic, partition, int(seconds * 1000))]
         with self._errors_converted():
             found = self._consumer.offsets_for_times(requested, timeout=CALL_SECONDS_MAX)[0]
@@ -208,14 +209,14 @@ class RangeReader:
     # Records
 
     def read(self, wanted: Iterable[Range]) -> Iterator[Record]:
-        """Every record of these ranges, one range after the other."""
+        """Yields every record of these ranges, one range after another."""
         budget = _Budget(self._bounds)
         for range_ in wanted:
             if range_.start < range_.stop:
                 yield from self._read(range_, budget)
 
     def read_all(self) -> Iterator[Record]:
-        """Every record of the topic, up to the end of each partition as of its first fetch.
+        """Yields every record of the topic, up to the end of each partition as of its first fetch.
 
         The end is taken from fetch responses, because the embedded broker's offset query may return a lower value.
         """

@@ -24,7 +24,7 @@ _headers = methodcaller("headers")
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """`timestamp_ms`: the broker's or the producer's; 0 if there is none.
+    """`timestamp_ms`: the timestamp set by the broker or the producer; 0 if there is none.
 
     `tombstone`: the value is null, and `value` is empty.
     """

@@ -44,7 +44,7 @@ class Topic:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """The cluster at one moment."""
+    """A snapshot of the cluster."""
 
     brokers: int
     topics: Mapping[str, Topic]

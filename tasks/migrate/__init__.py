@@ -1,7 +1,7 @@
 """Creates the ClickHouse schema, the BigQuery tables, the bucket and the topics.
 
-Idempotent and safe to run concurrently: existing objects are kept, missing ones are added; nothing is dropped or
-narrowed. Each step returns one line about what it did (or, in a dry run, would do).
+Migrations are idempotent and safe to run concurrently: existing objects are kept, missing objects are added, and
+nothing is dropped or narrowed. Each step returns one line about what it did (or, in a dry run, would do).
 """
 
 from __future__ import annotations

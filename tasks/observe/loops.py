@@ -38,7 +38,7 @@ class LoopEnded(Exception):
 class Loop:
     """A daemon thread that calls `step` until stopped.
 
-    `interval_seconds`: wait between steps; 0 for a step that blocks itself. After a failure the wait is
+    `interval_seconds`: wait between steps; 0 for a step that itself waits. After a failure the wait is
     `retry_seconds`, doubled per consecutive failure up to `retry_seconds_max`. `on_failure(name)` is called per
     failure, for a metric. An error is logged once per distinct text until the loop has succeeded again; errors of
     the types `expected` (such as an unreachable server) are logged without their stack.

@@ -1,8 +1,8 @@
 """A small HTTP server for /livez, /readyz and /metrics, used by readers and workers.
 
-Loopback by default, no other paths, GET and HEAD only. Clients can neither exhaust threads nor block probes: at
-most CONNECTIONS_MAX connections are served at once, each for at most REQUEST_SECONDS_MAX; when all are in use, the
-oldest is closed.
+The server listens on the loopback interface by default, serves no other paths, and accepts only GET and HEAD.
+Clients can neither exhaust threads nor block probes: at most CONNECTIONS_MAX connections are served at once, each
+for at most REQUEST_SECONDS_MAX; when all are in use, the oldest is closed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from prometheus_client.exposition import choose_encoder
 
 from tasks.loading import SettingsError
 
-# Total time per request. Kubernetes allows one second per probe, Prometheus ten per scrape.
+# Total time per request. Kubernetes allows one second per probe, and Prometheus ten seconds per scrape.
 REQUEST_SECONDS_MAX = 10.0
 CONNECTIONS_MAX = 16
 # Maximum time for the thread of a closed connection to end.
@@ -130,7 +130,7 @@ class Probes:
 
 
 class _Server(ThreadingHTTPServer):
-    """One thread per connection, bounded in number and time."""
+    """A server with one thread per connection; their number and duration are bounded."""
 
     daemon_threads = True
     request_queue_size = CONNECTIONS_MAX

@@ -113,7 +113,8 @@ def traceparent_of(span: Any) -> str:
 
 @contextmanager
 def sink_span(request: Any, sink: SinkName, **attributes: Any) -> Iterator[None]:
-    """The span of a flush task's sink call, a child of the batch's span. `request` is the Celery task's."""
+    """The span of a flush task's sink call, a child of the batch's span. `request` is the request of the Celery
+    task."""
     if _State.tracer is None:
         yield
         return

@@ -29,7 +29,7 @@ SOCKETS = {
 def report(settings: Settings) -> Report:
     """Connects to the Unix socket, or sends an empty datagram and waits for a refusal.
 
-    Raises TransientSinkError when nothing listens on the socket, PermanentSinkError for a host without an address.
+    Raises TransientSinkError if nothing listens on the socket, and PermanentSinkError if the host has no address.
     """
     if settings.datadog_socket:
         _connect(settings.datadog_socket)

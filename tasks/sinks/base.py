@@ -45,8 +45,8 @@ class Sink(Protocol[ItemT]):
         """Checks that the bucket, tables or topic of `items` accept valid items, without storing any. Called
         before refused items become dead letters.
 
-        Returns normally if they do. Raises PermanentSinkError with `configuration` set if the destination is at
-        fault, and TransientSinkError if the state of the destination is currently unknown.
+        Returns normally if they accept valid items. Raises PermanentSinkError with `configuration` set if the
+        destination is at fault, and TransientSinkError if the state of the destination is currently unknown.
         """
 
     def check(self) -> Report:

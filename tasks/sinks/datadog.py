@@ -1,9 +1,9 @@
 """Sends product metrics to the DataDog agent, over DogStatsD.
 
 The protocol offers no proof of a write: UDP does not report lost packets, and the agent neither confirms packets
-nor detects repeated ones. So a write counts as durable once the kernel has accepted it. The flush task then sets
-its done mark, which prevents a second send; if the worker dies in between, the metrics are sent again. Over a Unix
-socket, the kernel reports a missing agent, and the write is retried. No item is ever at fault.
+nor detects repeated ones. Therefore, a write counts as durable once the kernel has accepted it. The flush task
+then sets its done mark, which prevents a second send; if the worker dies in between, the metrics are sent again.
+Over a Unix socket, the kernel reports a missing agent, and the write is retried. No item is ever at fault.
 
 The client runs without its additional features: no aggregation (it would merge batches), no thread (it would not
 survive a fork), no telemetry and no origin detection (they change the packet sizes computed here).
@@ -61,7 +61,7 @@ class DatadogSink:
         )
 
     def write(self, items: Sequence[Metric], token: str, deadline_seconds: float) -> None:
-        """Sends `items`. TransientSinkError.failed lists those that were not sent (Unix socket only)."""
+        """Sends `items`. TransientSinkError.failed lists the metrics that were not sent (Unix socket only)."""
         ends_at = time.monotonic() + deadline_seconds
         outcome, statsd = Outcome(self.name), self._statsd.get()
         for positions in self._packets(items):

@@ -1,7 +1,7 @@
 """In-memory sinks for tests and dry runs.
 
 They behave like the real sinks: equal objects and row ids are stored once. Tests script failures per sink: `fail`
-makes the next writes raise given errors, `refuse` makes the sink refuse items permanently.
+makes the next writes raise given errors, and `refuse` makes the sink refuse items permanently.
 """
 
 from __future__ import annotations

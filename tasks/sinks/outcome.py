@@ -78,8 +78,8 @@ MEANING_OF = {
 class Trouble:
     """A classified exception of a client library, or a classified response of a server.
 
-    `retry_after_seconds`: the wait requested by the server. `unproven`: the response was a success by its status,
-    but did not prove the write.
+    `retry_after_seconds`: the wait requested by the server. `unproven`: the response had a success status, but did
+    not prove the write.
     """
 
     blame: Blame

@@ -58,7 +58,8 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Judgment:
-    """`trouble` is None only with APPLIED. `rows`: refused rows by their index in the append, with the reason."""
+    """`trouble` is None only if the verdict is APPLIED. `rows`: refused rows by their index in the append, with
+    the reason."""
 
     verdict: Verdict
     trouble: Trouble | None = None

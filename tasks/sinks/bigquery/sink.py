@@ -101,7 +101,8 @@ class BigQuerySink:
         ends_at: float,
         outcome: Outcome,
     ) -> list[list[int]]:
-        """One insertAll; records what was not stored. Returns the halves of a request that was too large."""
+        """Sends one insertAll, and records which rows were not stored. Returns the halves of a request that was
+        too large."""
         body = body_of(items, positions)
         end = service.send(Method.POST, f"{quote(table, safe='')}/insertAll", body, ends_at)
         found = end if isinstance(end, Trouble) else judged(end, len(positions))
@@ -188,7 +189,7 @@ class Service:
         self._headers = [f"{name}: {value}" if value else f"{name}:" for name, value in headers.items()]
 
     def send(self, method: Method, path: str, body: bytes, ends_at: float) -> Answer | Trouble:
-        """One request about a table; `path` begins with its name."""
+        """Sends one request about a table; `path` begins with the table's name."""
         left_seconds = remaining_seconds(ends_at)
         if left_seconds <= 0:
             return Trouble(Blame.NETWORK, "no time left for the request")

@@ -66,7 +66,7 @@ class StorageWriteSink:
         """Appends `items`, at these positions of the task's payload, each row exactly once while the record
         lasts.
 
-        PermanentSinkError.failed names refused rows, and all others are durable, unless `all_refused` is set.
+        PermanentSinkError.failed names the refused rows. All other rows are durable, unless `all_refused` is set.
         """
         ends_at = time.monotonic() + deadline_seconds
         outcome = Outcome(self.name)
@@ -84,7 +84,7 @@ class StorageWriteSink:
         self._rest.examine(items, deadline_seconds)
 
     def check(self) -> Report:
-        """The check of the tables, and that streams can be created and finalized."""
+        """Checks the tables, and whether streams can be created and finalized."""
         report = self._rest.check()
         ends_at = time.monotonic() + self._settings.sink_timeout_seconds
         for table in TABLES:

@@ -159,7 +159,7 @@ class Streams:
         self._free: dict[str, deque[Stream]] = {}
 
     def take(self, table: str, seconds: float) -> Stream:
-        """A free stream, or a new one. Raises exceptions of google.api_core."""
+        """Returns a free stream, or creates a new stream. Raises exceptions of google.api_core."""
         free = self._free.setdefault(table, deque())
         while True:
             try:

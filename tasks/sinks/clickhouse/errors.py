@@ -168,7 +168,7 @@ PUSHING_TO_VIEW = "while pushing to view"
 def trouble_of_code(code: int, text: str) -> Trouble:
     """The cause of a server exception, by its code; `text` is its message.
 
-    A refused login has only the first sentence: the server continues with advice for its own administrator.
+    For a refused login, only the first line is kept, because the server adds advice for its own administrator.
     """
     if code in LOGIN_CODES:
         first, _, _ = text.strip().partition("\n")

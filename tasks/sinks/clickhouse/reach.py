@@ -1,4 +1,4 @@
-"""Whether ClickHouse responds and accepts the login, with a query that reads and writes nothing."""
+"""Tests whether ClickHouse responds and accepts the login, with a query that reads and writes nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from tasks.sinks.outcome import Blame
 
 
 def fault_of(settings: Settings, seconds_max: float) -> Fault | None:
-    """The fault of the server, None if it answers. Errors of its schema and its load are not among them."""
+    """Returns the fault of the server; None if it responds. Errors of its schema or its load do not count as
+    faults."""
     server = Http(settings)
     try:
         trouble = trouble_of_query(server.query("SELECT 1 FORMAT JSON", time.monotonic() + seconds_max))

@@ -66,7 +66,7 @@ class Server:
         self.limit = BodyLimit(BODY_BYTES_MAX)
 
     def insert(self, table: str, block: bytes, settings: Mapping[str, Any], ends_at: float) -> Answer | Trouble:
-        """One INSERT of JSONEachRow lines."""
+        """Sends one INSERT of JSONEachRow lines."""
         left_seconds = remaining_seconds(ends_at)
         if left_seconds <= 0:
             return Trouble(Blame.NETWORK, "no time left for the insert")
@@ -87,7 +87,7 @@ class Server:
         )
 
     def query(self, sql: str, ends_at: float) -> Answer | Trouble:
-        """A statement whose result fits into one response."""
+        """Runs a statement whose result fits into one response."""
         return self._send({"wait_end_of_query": 1}, self._headers, sql.encode(), remaining_seconds(ends_at))
 
     def _send(

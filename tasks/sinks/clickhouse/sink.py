@@ -173,7 +173,7 @@ class _Write:
         self._outcome = outcome
 
     def table(self, table: str, positions: list[int]) -> None:
-        """The rows of one table, in one insert unless that is too large."""
+        """Writes the rows of one table, in one insert unless it would be too large."""
         pending_chunks = deque(chunks(self._items, positions, self._server.limit.bytes_max))
         while pending_chunks:
             wanted = pending_chunks.popleft()

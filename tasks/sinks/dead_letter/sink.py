@@ -78,7 +78,7 @@ class DeadLetterSink:
             elif report is not None:
                 outcome.note(self._sorted(report, items), [position])
         if refused:
-            # The broker refuses the records of one batch together, so the error describes the largest one.
+            # The broker refuses the records of one batch together, so the error describes the largest record.
             outcome.note(self._too_large(max((items[place] for place in refused), key=_size_bytes)), refused)
         outcome.raise_if_any()
 

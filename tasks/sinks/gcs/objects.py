@@ -85,8 +85,8 @@ _decode = msgspec.json.Decoder(_Resource).decode
 
 
 def is_proof(wanted: Wanted, answer: Answer) -> bool:
-    """Whether this response is the object's resource. Optimized for speed, because it runs for nearly every
-    upload.
+    """Whether this response is the object's resource. The check is optimized for speed, because it runs for nearly
+    every upload.
     """
     if answer.status != 200 or not answer.whole:
         return False

@@ -7,9 +7,9 @@ it.
 
 Writing an item again overwrites the object of the same name with the same bytes, so repetition leaves one copy
 (unless the bucket keeps old versions). If a bucket forbids overwriting, the existing object is compared: an equal
-object counts as success, a different one makes the segment a dead letter. When names repeat within one write, only
-the last item is sent, with the same result as if all had been written in order: Cloud Storage accepts about one
-write per second per name (https://cloud.google.com/storage/quotas#objects).
+object counts as success, and a different object makes the segment a dead letter. When names repeat within one
+write, only the last item is sent, with the same result as if all had been written in order: Cloud Storage accepts
+about one write per second per name (https://cloud.google.com/storage/quotas#objects).
 
 Credentials, endpoint and bucket properties come from the official client. Each upload is a single
 `uploadType=media` request through libcurl. One thread keeps many requests in flight and uses a fraction of the CPU
@@ -147,7 +147,7 @@ class GcsSink:
 
 
 class _Probe:
-    """One small object that is not a recording. Its name differs per process, so that two checks do not
+    """A small probe object that is not a recording. Its name differs per process, so that two checks do not
     interfere."""
 
     def __init__(self, uploader: Uploader, headers: list[str], ends_at: float, name: str) -> None:

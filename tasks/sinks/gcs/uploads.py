@@ -38,7 +38,8 @@ from tasks.sinks.outcome import Action, Blame, Trouble, remaining_seconds
 from tasks.units import MiB
 from tasks.wire import Blob
 
-# Probes use the prefix of the shortest retention, so that a lifecycle rule deletes those that the account cannot.
+# Probes use the prefix of the shortest retention, so that a lifecycle rule deletes the probes that the account
+# cannot delete.
 PROBE_PREFIX = "30/replays-ingest-check/"
 CONTENT_TYPE = "application/octet-stream"
 CHECKSUM_CHUNK_BYTES = 1 * MiB

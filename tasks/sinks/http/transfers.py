@@ -118,7 +118,7 @@ class _Running:
 
 
 class Transfers:
-    """Up to `connections` concurrent requests, each on its own connection, which is reused afterwards.
+    """Runs up to `connections` concurrent requests, each on its own connection, which is reused afterwards.
 
     Belongs to one thread of one process. Bodies must not change while they are in flight.
     """
