@@ -78,7 +78,7 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="Secret shared by readers, workers and operator commands. Authenticates staged batches, "
         "done marks, completions, parked batches and dead letters. Comma-separated list: the first key creates "
-        "seals, all keys verify them; at least 32 characters each. If empty, entries are not authenticated.",
+        "seals, and all keys verify them; at least 32 characters each. If empty, entries are not authenticated.",
     )
     shared_key_file: Path | None = Field(None, description="File that contains the shared key.")
     shared_key_unsealed: Literal["refuse", "accept"] = Field(
@@ -147,7 +147,7 @@ class Settings(BaseSettings):
         description="Maximum concurrent uploads per flush task, each on its own persistent connection.",
     )
     gcs_location: str = Field(
-        "", description="Location in which `migrate` creates the bucket. If empty, Google's default (US)."
+        "", description="Location in which `migrate` creates the bucket. If empty, Google's default (US) applies."
     )
     google_credentials_file: Path | None = Field(
         None,
@@ -173,7 +173,7 @@ class Settings(BaseSettings):
     bigquery_project: str = Field("replays", min_length=1, description="Google Cloud project of the dataset.")
     bigquery_dataset: str = Field("replays", pattern=r"^[A-Za-z0-9_]{1,1024}$", description="BigQuery dataset.")
     bigquery_location: str = Field(
-        "", description="Location in which `migrate` creates the dataset. If empty, Google's default."
+        "", description="Location in which `migrate` creates the dataset. If empty, Google's default applies."
     )
     bigquery_expiration_days: int = Field(
         0, ge=0, le=3650, description="Partition expiration that `migrate` sets, days; 0 disables expiration."
@@ -273,8 +273,8 @@ class Settings(BaseSettings):
         16,
         ge=1,
         le=256,
-        description="Maximum number of worker processes when REPLAYS_WORKER_PROCESSES is 0. Each needs about "
-        "28 MiB under load, the parent process 100 MiB.",
+        description="Maximum number of worker processes when REPLAYS_WORKER_PROCESSES is 0. Each process "
+        "needs about 28 MiB under load, and the parent process 100 MiB.",
     )
     breaker_window_seconds: float = Field(30.0, ge=1, le=3600, description="Circuit-breaker failure-rate window.")
     breaker_failures_min: int = Field(

@@ -31,7 +31,7 @@ from ingest.cli.ranges import Finite
     default=60.0,
     show_default=True,
     type=Finite(0),
-    help="Maximum wait until readers have settled the messages they read before.",
+    help="Maximum wait until readers have settled the messages that they read before the tombstone.",
 )
 @click.option(
     "--certificate",

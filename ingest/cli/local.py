@@ -275,7 +275,11 @@ def local_status(directory: Path | None, as_json: bool) -> None:
 @click.argument("name", required=False, metavar="[NAME]")
 @directory_option
 @click.option(
-    "--lines", default=20, show_default=True, type=click.IntRange(0, 100_000), help="Number of last lines per log."
+    "--lines",
+    default=20,
+    show_default=True,
+    type=click.IntRange(0, 100_000),
+    help="Number of lines to print from the end of each log.",
 )
 @click.option("--follow", "-f", is_flag=True, help="Print new lines as they are written, until Ctrl-C.")
 def local_logs(name: str | None, directory: Path | None, lines: int, follow: bool) -> None:
