@@ -27,7 +27,7 @@ DETAILS_MAX = 12
 HEADERS_MAX = 30
 BODY_CHARACTERS_MAX = 4000
 ERRORS_MAX = 1000
-# Maximum total text of all marks. One mark may have several kilobytes.
+# Maximum total text of all marks. A single mark may be several kilobytes long.
 CHARACTERS_MAX = 12_000_000
 # Maximum size of a decoded event; larger events count as malformed. SDKs cut request bodies at 150 kB.
 EVENT_BYTES_MAX = 1 * MiB

@@ -1,4 +1,4 @@
-"""The cost of a message is limited to a multiple of inflating and scanning it.
+"""The cost of parsing a message is at most a fixed multiple of the cost of inflating and scanning it.
 
 `python -m tests.cost` prints the table.
 """

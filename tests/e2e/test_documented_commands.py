@@ -240,7 +240,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 @pytest.fixture(scope="module")
 def placeholder_values(system: System, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Maps each placeholder to its possible values, by the first words of the command.
+    """Returns values for placeholders: ids by command group or kind, and a path for `FILE`.
 
     Ids in a list are used in order.
     """

@@ -88,7 +88,7 @@ def main() -> int:
         choices=tuple(Planted),
         help="use the current code as the old release, and patched copies of it as newer releases",
     )
-    parser.add_argument("--seed", type=int, default=1, help="seed of the load")
+    parser.add_argument("--seed", type=int, default=1, help="random seed of the load generator")
     parser.add_argument("--rate", type=float, default=MESSAGES_PER_SECOND, help="messages per second")
     parser.add_argument("--kafka", choices=("tansu", "apache"), help="default: apache if Java is installed")
     parser.add_argument("--directory", type=Path, help="keep data and logs in this directory")

@@ -418,8 +418,8 @@ class SameCut:
         self._story.mark("recut")
 
     def _gone(self, reader: Reader, source: TopicPartition, end: int, now: float) -> bool:
-        """Returns whether the last message of the range that ends here cannot be fetched, permanently or for
-        long enough.
+        """Returns whether the last message of the range that ends at `end` cannot be fetched, either
+        permanently or for at least `plan_seconds_max`.
 
         Messages of a deleted topic cannot be fetched.
         """

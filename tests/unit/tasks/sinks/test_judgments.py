@@ -210,7 +210,9 @@ def test_lifecycle_rules_are_compared_by_their_effect() -> None:
 
 
 def test_lifecycle_rules_that_differ_from_ours_are_named() -> None:
-    """A lifecycle rule that deletes only some objects, or deletes them too early, is reported by name."""
+    """A lifecycle rule for only some of the objects does not count, so their prefix is reported. A rule that
+    deletes objects too early is reported with its prefix and age.
+    """
 
     def rule(prefix: str, **condition: Any) -> dict[str, Any]:
         return {"action": {"type": "Delete"}, "condition": {"matchesPrefix": [prefix], **condition}}
