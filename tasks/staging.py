@@ -124,7 +124,7 @@ class Progress(msgspec.Struct):
 class Run:
     """A run of a flush task that has started.
 
-    `starts`: number of runs that have started but not ended, this one included. `progress`: where to continue, if
+    `starts`: number of runs that have started but not ended, including this run. `progress`: where to continue, if
     an earlier run made progress. `content`: expected digest of the payload; "" without a shared key.
     """
 

@@ -1,8 +1,8 @@
 """Timeline of a replay from its recordings: clicks, network, console, vitals, memory, navigation.
 
-Built from stored segments, so it is available as soon as a segment can be played, without analytics. Bounded in
-marks, text and work. Categories, field names and units are those of the Sentry JavaScript SDK and rrweb. Malformed
-events are left out and counted.
+The timeline is built from stored segments, so it is available as soon as a segment can be played, without
+analytics. The number of marks, their text and the work are bounded. Categories, field names and units are those of
+the Sentry JavaScript SDK and rrweb. Malformed events are left out and counted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Flower's page of parked batches, and the page of one batch: chords, retries, projects, operators' actions.
 
-Both pages only read, except for their form, which retries or abandons with a reason (`tasks.bulk`). Error texts
-and ids come from outside; templates escape them, and the pages' policy forbids inline scripts and styles.
+Both pages are read-only, except for their form, which retries or abandons with a reason (`tasks.bulk`). Error
+texts and ids come from outside; templates escape them, and the pages' policy forbids inline scripts and styles.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Classifies Kafka errors for a producer of dead letters.
 
-Every code of confluent-kafka is in one of the sets; a test fails when an upgrade adds an unlisted code. There is
-no set for faulty items (see `sink.py`).
+Every code of confluent-kafka is in one of the sets; a test fails when an upgrade adds an unlisted code. No set
+contains codes for faulty items (see `sink.py`).
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        """Whether the status is a success, which alone proves nothing."""
+        """Whether the status is a success. The status alone does not prove a write."""
         return 200 <= self.status <= 299
 
     def json_object(self) -> dict[str, Any] | None:
