@@ -447,7 +447,7 @@ MUTANTS = (
         "accepts a committed offset without a topic id",
         "core/starting.py",
         "if former and topic.id and former != topic.id:",
-        "if former and topic.id and former != topic.id and mine.offset is None:",
+        "if former and topic.id and former != topic.id and commit.offset is None:",
     ),
     Mutant(
         "accepts the first response that there is no committed offset",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from tests.kit.paths import ROOT
@@ -20,7 +23,12 @@ def test_a_bug_can_be_planted_in_exactly_one_place(mutant: Mutant) -> None:
 
     assert text.count(mutant.before) == 1
     assert mutant.before != mutant.after
-    compile(text.replace(mutant.before, mutant.after), mutant.file, "exec")
+    planted = text.replace(mutant.before, mutant.after)
+    compile(planted, mutant.file, "exec")
+    # A bug that only raises NameError proves nothing about the tests.
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--quiet", "--select", "F821", "-"]
+    unresolved = subprocess.run(command, input=planted, capture_output=True, text=True, check=False).stdout
+    assert unresolved == ""
 
 
 def test_there_is_a_bug_of_every_kind() -> None:
