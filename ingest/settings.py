@@ -281,8 +281,8 @@ class Settings(FleetSettings):
         ge=6,
         le=3600,
         description="Time without progress of the reader loop after which /livez fails and all stacks are "
-        "logged. A message is rejected if parsing it in a child process takes more than a sixth of this in CPU "
-        "time, or 40 % of it in wall-clock time twice in a row.",
+        "logged. A message is rejected if parsing it in a child process takes more CPU time than a sixth of this "
+        "value, or more wall-clock time than 40 % of it twice in a row.",
     )
 
     @model_validator(mode="after")

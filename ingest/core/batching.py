@@ -1,7 +1,7 @@
 """Cuts a batch when it reaches a message count, byte size or age, or a boundary recorded by the previous owner.
 
-A batch stages at most `staged_bytes_max` bytes, even in a planned range: it ends before the message that would
-exceed the limit. Only a batch of a single message may be larger.
+A batch stages at most `staged_bytes_max` bytes, even in a planned range: the batch ends before the message that
+would exceed the limit. Only a batch of a single message may be larger.
 
 docs/decisions/001-batch-is-an-offset-range.md, docs/decisions/014-same-cut.md
 """
@@ -95,8 +95,8 @@ class Builder:
         return CutReason.BYTES if self.size_bytes >= self._limits.batch_bytes_max else None
 
     def ended(self, end: int, now: float) -> Batch | None:
-        """Handles a gap at the end of the log: there is no message between the last one added and `end`. Returns
-        the batch whose planned range this completes, if any."""
+        """Handles a gap at the end of the log: there is no message between the last message added and `end`.
+        Returns the batch whose planned range this completes, if any."""
         batch = None
         while self._plan and self._plan[0] <= end:
             self._plan.popleft()

@@ -101,7 +101,8 @@ class Commits:
         return True
 
     def give_up(self, now: float) -> None:
-        """Drops a commit that has timed out, so that the next one can be sent. Called on every tick."""
+        """Drops a commit that has timed out, so that the next one can be sent. The pipeline calls this on every
+        tick."""
         if self._sent is not None and now - self._sent_at >= self._limits.commit_answer_seconds_max:
             self._sent = None
 

@@ -5,7 +5,7 @@ The guarantee
 
 Why it holds
     1. `take` is called for every range of messages that the reader keeps, in order, without gaps: a range starts
-       where the previous one stopped, or later if the log itself has a gap (compaction, transactions) without
+    where the previous range stopped, or later if the log itself has a gap (compaction, transactions) without
        messages.
     2. `settle` is called for a range only after the last chord of its batch has verified the done mark of every
        flush task, dead letters included; a mark is set only after the write was acknowledged as durable.
@@ -38,7 +38,7 @@ class _Line:
 
 
 class Ledger:
-    """Taken and settled ranges per partition. Not thread-safe; used only by the pipeline."""
+    """Taken and settled ranges per partition. The ledger is not thread-safe; only the pipeline uses it."""
 
     def __init__(self) -> None:
         self._lines: dict[TopicPartition, _Line] = {}

@@ -97,7 +97,8 @@ class Pipeline:
         return self._backpressure.has_room and self.halted is None and self.stopping_by is None
 
     def room(self, source: TopicPartition, epoch: int) -> Room:
-        """Decides whether a message of this partition assignment may be taken. Called before each message."""
+        """Decides whether a message of this partition assignment may be taken. The loop calls this before each
+        message."""
         owned = self._owned.get(source)
         if owned is None or owned.epoch != epoch or owned.release_by is not None:
             return Room.NEVER

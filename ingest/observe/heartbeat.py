@@ -58,7 +58,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HeartbeatSource:
-    """Builds the next heartbeat from the metrics. Called by one thread."""
+    """Builds the next heartbeat from the metrics. Only one thread may use it."""
 
     def __init__(
         self, settings: Settings, metrics: Metrics, unowned: Callable[[], Mapping[int, int]] = dict

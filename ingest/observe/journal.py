@@ -24,8 +24,8 @@ class End(StrEnum):
 
     COMMITTED = "committed"
     ABANDONED = "abandoned"  # abandoned by an operator
-    RELEASED = "released"  # its partition was released before it was committed
-    LOST = "lost"  # its partition was lost before it was committed
+    RELEASED = "released"  # its partition was released before the batch was committed
+    LOST = "lost"  # its partition was lost before the batch was committed
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ NOTHING = frozenset(("", "·"))
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column. `rank`: 0 if it is always shown, otherwise columns with a lower rank are preferred.
+    """One column. `rank`: 0 if the column is always shown; otherwise, columns with a lower rank are shown first.
 
     `room`: minimum number of characters that remain if the text is cut; None: the text is never cut. `short`: a
     shorter form of each text, used if the table would not fit otherwise.

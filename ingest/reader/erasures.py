@@ -35,7 +35,7 @@ _users = msgspec.json.Decoder(_Users).decode
 class Erasures:
     """The erasures in force. Immutable, so that another thread can replace them while the loop reads them.
 
-    `replays`: (project, replay id). `projects`: time up to which received messages are erased, Unix seconds by
+    `replays`: (project, replay id). `projects`: time up to which received messages are erased, in Unix seconds by
     Relay's clock. `users`: the same kind of time, by project and by digest of the user.
     """
 

@@ -30,11 +30,11 @@ class Membership(Protocol):
 
     @property
     def member_id(self) -> str:
-        """The member id at the coordinator; empty before the first assignment. Any thread."""
+        """The member id at the coordinator; empty before the first assignment. Any thread may read it."""
 
     @property
     def topic_id(self) -> str:
-        """Id of the topic being read; empty before the first assignment. Any thread."""
+        """Id of the topic being read; empty before the first assignment. Any thread may read it."""
 
     def rejoin(self) -> None:
         """Makes the loop release all partitions and rejoin. Returns immediately. Any thread may call it."""
@@ -51,7 +51,7 @@ class GroupWatch:
         self._ownership = Ownership(settings.kafka_unowned_seconds_max)
         self._reported: tuple[int, ...] = ()
         self._last_error = ""
-        # Partitions without an owner -> lag in messages, -1 if unknown. Any thread.
+        # Partitions without an owner -> lag in messages, -1 if unknown. Any thread may read this.
         self.unowned: Mapping[int, int] = {}
         seconds = min(CHECK_SECONDS_MAX, settings.kafka_unowned_seconds_max / CHECKS_PER_LIMIT)
         self.loop = Loop("group-watch", self.check, seconds, on_failure=metrics.loop_failed)

@@ -90,7 +90,8 @@ class Inbox(Protocol):
         """Adds an event without blocking. Any thread may call it."""
 
     def get(self, block: bool = True, timeout: float | None = None) -> on.Event:
-        """Waits at most `timeout` seconds for the next event. Raises queue.Empty. Only the loop's thread."""
+        """Waits at most `timeout` seconds for the next event. Raises queue.Empty. Only the loop's thread may call
+        it."""
 
 
 # Called with each event, its commands and the time, after the commands have been performed.

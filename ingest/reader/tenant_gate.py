@@ -83,7 +83,7 @@ class TenantGate:
         return Drop(DropReason.ERASED, outcome.project_id) if held or erasures.holds_user_of(outcome) else outcome
 
     def refusal(self, project_id: int, now: float) -> DropReason | None:
-        """The reason to drop a message of this project; None if it is admitted, which takes a token."""
+        """The reason to drop a message of this project; None if the message is admitted, which takes a token."""
         if project_id in self.rules.killed:
             return DropReason.KILLED
         if project_id not in self.rules.limits:

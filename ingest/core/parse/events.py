@@ -67,7 +67,7 @@ class SpanPayload(msgspec.Struct, gc=False):
 
 
 class CrumbPayload(msgspec.Struct, gc=False):
-    """`timestamp` in Unix seconds; `data` is JSON, decoded only for categories that need it."""
+    """`timestamp` is in Unix seconds; `data` is JSON, decoded only for categories that need it."""
 
     category: Text = None
     message: Text = None

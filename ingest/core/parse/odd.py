@@ -39,8 +39,8 @@ from ingest.core.parse.shapes import NULL, is_null
 
 # Data up to this size is decoded as a whole if possible.
 USUAL_BYTES_MAX = 64 * 1024
-# Measured costs in budget units: per byte read again, per event, per byte of its data, and per decoding by field,
-# with its exception; for long data per byte and per quote.
+# Measured costs in budget units: per byte read again; per event; per byte of an event's data; per decoding by
+# field, including its exception; for long data, per byte and per quote.
 _UNITS_PER_BYTE, _UNITS_PER_EVENT, _UNITS_PER_DATA_BYTE, _UNITS_PER_PICKED = 0.001, 1.0, 0.006, 25.0
 _UNITS_PER_LONG_BYTE, _UNITS_PER_QUOTE = 0.0015, 0.03
 

@@ -82,7 +82,7 @@ def _fields(shape: type[msgspec.Struct]) -> list[tuple[str, Any, type[msgspec.St
 
 
 def _value(raw: msgspec.Raw, kind: Any, inner: type[msgspec.Struct] | None) -> Any:
-    """The value; None, or a msgspec error, if it is not of that kind."""
+    """Returns the value. If it is not of that kind, returns None or raises a msgspec error."""
     if kind is msgspec.Raw:
         return raw
     if inner is not None:

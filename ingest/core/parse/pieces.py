@@ -55,7 +55,8 @@ def piece(raw: bytes | bytearray, start: int, stop: int) -> bytes | bytearray:
 
 
 def _end_of_event(raw: bytes | bytearray, start: int, soonest: int, latest: int) -> int:
-    """The event end after `start` closest to `soonest`, preferably before it; -1 if there is none."""
+    """The end of an event after `start` that is closest to `soonest`, preferably before it; -1 if there is
+    none."""
     end = _last_end(raw, start, soonest)
     return end if end > start else _next_end(raw, soonest, latest)
 

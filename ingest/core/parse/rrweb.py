@@ -66,7 +66,7 @@ OPTION_KEYS = (
 VIDEO_KEYS = ("size", "duration", "encoding", "container", "width", "height", "frameCount", "frameRate")
 SDK_CATEGORIES = ("sentry.", "replay.")
 TESTID_KEYS = ("testId", "data-testid", "data-test-id")
-# SDKs before version 10 send the last value instead of the one before it.
+# SDKs before version 10 send the last value instead of the value before it.
 WEB_VITALS = (
     "largest-contentful-paint",
     "first-contentful-paint",

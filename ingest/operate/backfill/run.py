@@ -1,7 +1,7 @@
 """Rebuilds the rows of a selection, one page of segments at a time.
 
-For each page, it compares the rows, writes those that differ, and compares them again. Memory is bounded by one
-page of at most PAGE_SEGMENTS segments and about PAGE_BYTES of recordings, and its rows.
+For each page, the run compares the rows, writes those that differ, and compares them again. Memory is bounded by
+one page of at most PAGE_SEGMENTS segments and about PAGE_BYTES of recordings, and its rows.
 """
 
 from __future__ import annotations

@@ -83,7 +83,8 @@ def shown(letter: Letter, erasures: Erasures, rules: ParseRules) -> dict[str, An
 
 
 def may_be_erased(letter: Letter, erasures: Erasures) -> bool:
-    """Like `is_erased`, for a refused item whose message no longer exists. In doubt, the item counts as erased."""
+    """Like `is_erased`, for a refused item whose message no longer exists. If in doubt, the item counts as
+    erased."""
     return bool(erasures) and _item_is_erased(letter, erasures, ANY_TIME, in_doubt=True)
 
 

@@ -9,7 +9,7 @@
     2. BigQuery       its facts, by DML; rows in the streaming buffer cannot be deleted yet and are reported
     3. ClickHouse     its rows, `replay_places` last, because it has the positions of its bytes
 
-With this order, the next run can complete an interrupted one. `replay_outcomes` is kept for billing and has no
+With this order, the next run can complete an interrupted run. `replay_outcomes` is kept for billing and has no
 content of replays. Kafka cannot delete single messages: redelivered messages are dropped until they expire, and
 dead letters are listed but not replayed. See docs/decisions/018-operators-decisions-in-kafka.md,
 docs/decisions/028-erase-in-place.md.

@@ -65,8 +65,8 @@ class Objects:
         does not exist.
 
         Length and name do not change, so index rows of other segments remain valid. The write requires an
-        unchanged generation, so that concurrent erasures cannot undo each other; the slower one reads the object
-        again.
+        unchanged generation, so that concurrent erasures cannot undo each other; the slower erasure reads the
+        object again.
         """
         for _ in range(RACES_MAX):
             old = bucket.get_blob(name, timeout=self._timeout_seconds)

@@ -40,7 +40,7 @@ Key = tuple[object, ...]
 
 
 class Presence(Protocol):
-    """A sink that can be queried. Used by one thread."""
+    """A sink that can be queried. Only one thread may use it."""
 
     def absent(self, items: Sequence[Any]) -> dict[int, Problem]:
         """Returns, by position, the problem of each item that is not durable. Raises SinkError.

@@ -44,9 +44,9 @@ class Recordings:
 
     def absent(self, items: Sequence[Blob]) -> dict[int, Problem]:
         """Returns, by position, the problem of each item that is not stored. Items with the same name count as
-        stored if any of them is stored; otherwise only the last is reported. Recordings that arrived as plain JSON
-        are compressed by the reader, so another release may have stored different bytes that inflate to the same
-        JSON. Such recordings count as equal. Raises SinkError.
+        stored if any of them is stored; otherwise only the last item is reported. Recordings that arrived as plain
+        JSON are compressed by the reader, so another release may have stored different bytes that inflate to the
+        same JSON. Such recordings count as equal. Raises SinkError.
         """
         positions: dict[str, list[int]] = {}
         for position, item in enumerate(items):

@@ -45,7 +45,7 @@ def main(socket_fd: int, arena_fd: int) -> None:
 
 
 def limit_memory(bytes_max: int) -> None:
-    """Limits additional memory of this process; 0: unlimited."""
+    """Limits the additional memory of this process, in bytes; 0 means no limit."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if bytes_max <= 0:
         return
@@ -59,7 +59,7 @@ def limit_memory(bytes_max: int) -> None:
 
 
 def limit_cpu(seconds_max: int) -> None:
-    """Ends the process with SIGXCPU after this much more CPU time, rounded up to whole seconds; 0: unlimited."""
+    """Ends the process with SIGXCPU after this much more CPU time, in seconds, rounded up; 0 means no limit."""
     if seconds_max > 0:
         _, hard = resource.getrlimit(resource.RLIMIT_CPU)
         soft = math.ceil(time.process_time()) + seconds_max

@@ -33,7 +33,8 @@ CLOSE_SECONDS_MAX = 0.5
 # the limit.
 MEMORY_BYTES_BASE, MEMORY_RATIO_MAX = 512 * MiB, 6
 
-# Messages per process and request: enough to amortize the request, few enough to stay within the in-flight limit.
+# Messages per process and request: enough to amortize the request, but few enough to stay within the in-flight
+# limit.
 MESSAGES_PER_REQUEST = 16
 
 Clock = Callable[[], float]

@@ -82,7 +82,7 @@ class Arena:
         self._map: mmap.mmap | None = None
 
     def put(self, values: Sequence[bytes]) -> list[int]:
-        """Writes the values contiguously; returns the start of each and the end of the last."""
+        """Writes the values contiguously; returns the start of each value and the end of the last value."""
         places = [0]
         for value in values:
             places.append(places[-1] + len(value))
