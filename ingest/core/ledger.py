@@ -5,12 +5,12 @@ The guarantee
 
 Why it holds
     1. `take` is called for every range of messages that the reader keeps, in order, without gaps: a range starts
-    where the previous range stopped, or later if the log itself has a gap (compaction, transactions) without
+       where the previous range stopped, or later if the log itself has a gap (compaction, transactions) without
        messages.
     2. `settle` is called for a range only after the last chord of its batch has verified the done mark of every
        flush task, dead letters included; a mark is set only after the write was acknowledged as durable.
     3. `committable` is the end of the longest run of settled ranges from the front. A settled range behind an
-       unsettled one waits indefinitely.
+       unsettled range waits indefinitely.
     4. `pass_over` raises `committable` to the end of the log if no range is pending and no message lies before
        that end.
     5. `split` replaces a range with two ranges that hold the same messages.

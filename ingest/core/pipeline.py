@@ -434,7 +434,7 @@ class Pipeline:
         return batch
 
     def _renew(self, now: float) -> Iterable[do.Command]:
-        """Renews the leases by which parked batches are shown; they expire if their reader dies."""
+        """Renews the leases by which parked batches are shown; the leases expire if their reader dies."""
         if now - self._renewed_at >= self.limits.parked_renew_seconds:
             self._renewed_at = now
             yield from filter(None, (flight.renew(now) for flight in self.in_flight))

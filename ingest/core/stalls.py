@@ -23,7 +23,7 @@ class _Stall:
 
 
 class Stalls:
-    """`seconds_max`: how long a partition may stall; doubled after each restart that did not help.
+    """`seconds_max`: how long a partition may stall; this is doubled after each restart that did not help.
 
     `gap_seconds_max`: maximum time counted between two calls. During a longer gap, the process was stopped and
     fetched nothing.

@@ -62,7 +62,7 @@ class CostOf(msgspec.Struct, frozen=True):
 
 
 class Costs:
-    """`second`: sums of the current second by project id, None for messages without one.
+    """`second`: sums of the current second by project id, None for messages without a project.
 
     The loop adds to `second` directly for every message, and calls `tick` about once per second. `listed_max`:
     projects with their own series.
