@@ -43,7 +43,7 @@ class Kept:
         self._queues.setdefault(waiting.source, deque()).append(waiting)
 
     def take_all(self) -> Iterable[Iterable[Waiting]]:
-        """Removes and returns everything, by partition. The caller adds again what cannot be taken."""
+        """Removes and returns everything, by partition. The caller adds back whatever cannot be taken."""
         queues, self._queues = self._queues, {}
         return queues.values()
 

@@ -97,7 +97,7 @@ def _inflate_bounded(body: memoryview, bytes_max: int) -> bytes:
 
 
 def stored(body: memoryview, raw: bytes | bytearray, video: memoryview | None) -> bytes | memoryview:
-    """The bytes for blob storage: the body as received, compressed if it was not.
+    """The bytes for blob storage: the body as received, compressed if it arrived uncompressed.
 
     With a video: zlib(0x01, 4-byte big-endian length, video, JSON).
     """

@@ -588,8 +588,8 @@ def _vital(payload: SpanPayload, data: SpanData, seconds: float, _: float | None
 
 
 def paint_ms(loaded_at: float | None, painted_at: float) -> float | None:
-    """Milliseconds from the start of a page load to its paint, both in Unix seconds. None if the load is unknown,
-    later than the paint, or more than PAINT_SECONDS_MAX earlier."""
+    """Milliseconds from the start of a page load to its paint. Both times are in Unix seconds. None if the load is
+    unknown, later than the paint, or more than PAINT_SECONDS_MAX earlier."""
     load_seconds = painted_at - loaded_at if loaded_at is not None else -1.0
     return round(1000 * load_seconds, 3) if 0.0 <= load_seconds <= PAINT_SECONDS_MAX else None
 
