@@ -293,8 +293,8 @@ def judge(environment: Mapping[str, str], times: int, seed: int) -> int:
 def main() -> None:
     """Starts the servers, runs all batches, and exits with the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--times", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--times", type=int, default=200, help="batches killed at each point")
+    parser.add_argument("--seed", type=int, default=1, help="random seed")
     arguments = parser.parse_args()
     with Stack() as stack:
         stack.start(["redis", "bigquery"])
