@@ -33,13 +33,14 @@ def dry_run(loaded: Settings, messages: int, as_json: bool) -> int:
     """Reads, parses and batches messages in memory. Returns the exit code."""
     from ingest.operate.dry_run import DryRun
     from ingest.reader.assignment import ConsumerFailed
+    from tasks.kafka.topics import ClusterUnreachable
     from tasks.observe import logs
 
     logs.configure(loaded)
     run = DryRun(loaded)
     try:
         run.run(messages_max=messages, seconds_max=60.0)
-    except ConsumerFailed as failure:
+    except (ConsumerFailed, ClusterUnreachable) as failure:
         fail(str(failure))
     if as_json:
         echo_json(run.as_dict())

@@ -26,6 +26,7 @@ from ingest.reader.parsing.inline import InlineParser
 from ingest.reader.runtime import Runtime
 from ingest.reader.tenant_gate import TenantGate
 from ingest.settings import Settings
+from tasks.kafka.topics import Topics
 from tasks.sinks.memory import MemorySink
 from tasks.wire import TaskName, decode_items
 
@@ -55,9 +56,10 @@ class DryRun:
     def run(self, messages_max: int, seconds_max: float) -> None:
         """Runs until a number of messages, a time limit, or a period without messages is reached.
 
-        Raises ingest.reader.kafka.ConsumerFailed.
+        Raises ingest.reader.kafka.ConsumerFailed, and ClusterUnreachable if no broker responds at the start.
         """
         settings = self.settings
+        Topics(settings).verify_reachable()  # otherwise the result would be the same as for an empty topic
         config = {**consumer_config(settings), "group.id": f"{settings.kafka_group}-dry-run-{os.getpid()}"}
         config.pop("group.instance.id", None)
         source = _Uncommitted(config, settings.kafka_topic, self._inbox, "earliest")

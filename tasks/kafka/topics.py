@@ -23,6 +23,8 @@ from tasks.kafka.options import kafka_options
 from tasks.settings import Settings
 
 MESSAGE_BYTES_MAX = "max.message.bytes"
+RESPONSE_SECONDS_MAX = 4.0  # includes the connection, with TLS and a login
+DOWN_SECONDS_MAX = 1.0
 
 
 class ClusterUnreachable(Exception):
@@ -84,6 +86,14 @@ class Topics:
             if topic.error is None
         }
         return Inventory(len(found.brokers), topics)
+
+    def verify_reachable(self) -> None:
+        """Raises ClusterUnreachable if the brokers do not respond within RESPONSE_SECONDS_MAX, or if they refuse
+        connections for DOWN_SECONDS_MAX.
+
+        A consumer would wait for them forever, as it waits for messages.
+        """
+        self.inventory(RESPONSE_SECONDS_MAX, down_seconds_max=DOWN_SECONDS_MAX)
 
     def config(self, topic: str, timeout_seconds: float) -> dict[str, str]:
         """The topic's configuration; empty if unavailable (embedded broker, or no permission)."""

@@ -55,3 +55,21 @@ def on_a_terminal(env: Mapping[str, str], answer: str, *arguments: str) -> str:
     finally:
         os.close(ours)
         os.close(theirs)
+
+
+def without_a_terminal(env: Mapping[str, str], *arguments: str, seconds_max: float = 60.0) -> CommandResult:
+    """Runs the command in its own process, with pipes for its output and with no other REPLAYS_* variables.
+
+    Raises TimeoutExpired if it does not end.
+    """
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("REPLAYS_")}
+    result = subprocess.run(
+        [sys.executable, "-m", "ingest.cli", *arguments],
+        env={**plain, "PYTHONPATH": str(ROOT), "COLUMNS": "250", **env},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=seconds_max,
+        check=False,
+    )
+    return CommandResult(result.returncode, result.stdout, result.stderr)

@@ -14,7 +14,6 @@ sessions are open, and a few messages are held back.
 from __future__ import annotations
 
 import heapq
-import logging
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -32,16 +31,15 @@ from ingest.local.load.mix import Mix
 from ingest.local.load.pages import make_site
 from ingest.local.load.relay import Message
 from ingest.local.load.sessions import Session
+from tasks.kafka.faults import ClientErrors, list_topics
 from tasks.kafka.options import kafka_options
+from tasks.kafka.topics import DOWN_SECONDS_MAX, RESPONSE_SECONDS_MAX
 from tasks.settings import Settings
 from tasks.units import MiB
-
-log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 0.2
 QUEUED_BYTES_MAX = 64 * MiB
 DELIVERY_SECONDS_MAX = 60.0
-METADATA_SECONDS_MAX = 15.0
 
 Progress = Callable[[int, int, int], None]
 """(messages acknowledged so far, messages expected, bytes acknowledged)"""
@@ -236,6 +234,7 @@ class _Run:
         self._topic = settings.kafka_topic
         self._manifest: Writer | None = None
         self._error: KafkaError | None = None
+        errors = ClientErrors()
         self._producer = Producer(
             {
                 "compression.type": "lz4",
@@ -248,16 +247,14 @@ class _Run:
                 "message.timeout.ms": int(DELIVERY_SECONDS_MAX * 1000),
                 "enable.idempotence": True,
                 **kafka_options(settings),
+                "error_cb": errors.note,
             },
-            logger=log,  # the client library's own lines would flood the terminal
+            logger=errors,  # the client library's own lines would flood the terminal
         )
         try:
-            self._producer.list_topics(timeout=METADATA_SECONDS_MAX)
+            list_topics(self._producer, errors, RESPONSE_SECONDS_MAX, down_seconds_max=DOWN_SECONDS_MAX)
         except KafkaException as error:
-            raise LoadError(
-                f"no broker of {settings.kafka_brokers} answers within {METADATA_SECONDS_MAX:g} s "
-                f"({error.args[0].str()}): start it, or correct REPLAYS_KAFKA_BROKERS and the security settings"
-            ) from error
+            raise LoadError(errors.fault(settings.kafka_brokers, error.args[0]).line) from error
 
     def record_in(self, manifest: Writer) -> None:
         """Sets the manifest of acknowledged messages. The call is required before the first message."""

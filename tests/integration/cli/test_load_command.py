@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ingest.local.load.manifest import read_entries
+from tasks.faults import WHAT_TO_DO, Cause, Server
 from tests.kit.commands import command
 
 
@@ -38,11 +39,15 @@ def test_each_load_reports_its_own_new_manifest(
 
 
 def test_without_a_broker_no_manifest_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """If no broker is reachable, nothing is produced, and no manifest is left."""
+    """If no broker is reachable, nothing is produced, and no manifest is left. The error is the line of other
+    commands.
+    """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ingest.local.load.produce.METADATA_SECONDS_MAX", 0.5)
 
     result = command({"REPLAYS_KAFKA_BROKERS": "127.0.0.1:1"}, "load", "--count", "3")
 
     assert result.code == 1
+    (line,) = result.err.splitlines()
+    assert line.startswith("replays-ingest: kafka: 127.0.0.1:1 does not respond: ")
+    assert line.endswith(WHAT_TO_DO[Server.KAFKA, Cause.AWAY])
     assert list(tmp_path.iterdir()) == []
