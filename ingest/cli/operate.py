@@ -118,7 +118,7 @@ def status(as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="Print once and exit.")
+@click.option("--once", is_flag=True, help="Print once and exit, as always without a terminal.")
 @click.option("--seconds", default=1.0, show_default=True, type=Finite(0.2, 60), help="Refresh interval, seconds.")
 @click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), help="Write an SVG image and exit.")
 def top(once: bool, seconds: float, svg: Path | None) -> None:

@@ -102,9 +102,11 @@ def page(status: Status) -> RenderableType:
 
 
 def run(settings: Settings, console: Console, *, once: bool = False, seconds: float = 1.0) -> None:
-    """Refreshes until interrupted, or prints once. With `once`, Redis errors are raised; otherwise they
-    are shown."""
-    if once:
+    """Refreshes until interrupted. With `once`, and if the console cannot be refreshed, prints once and returns.
+
+    Redis errors are shown while the page is refreshed, and raised otherwise.
+    """
+    if once or not can_refresh(console):
         console.print(page(now(settings)))
         return
     watched, client = Dependencies(settings), connect(settings, retries=0, seconds_max=LOOK_SECONDS_MAX)
@@ -116,6 +118,14 @@ def run(settings: Settings, console: Console, *, once: bool = False, seconds: fl
         while True:
             live.update(_attempt(draw), refresh=True)
             time.sleep(seconds)
+
+
+def can_refresh(console: Console) -> bool:
+    """Whether the output is a terminal that can be refreshed; rich would print nothing to any other until the end.
+
+    Asks the file, because FORCE_COLOR makes rich treat a pipe as a terminal.
+    """
+    return console.file.isatty() and not console.is_dumb_terminal
 
 
 def now(settings: Settings) -> Status:

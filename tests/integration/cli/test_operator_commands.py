@@ -11,7 +11,7 @@ from ingest.cli.main import main
 from ingest.core import events as on
 from ingest.core.model import OffsetRange
 from ingest.operate.text import utc_text
-from tests.kit.commands import CommandResult, command, on_a_terminal
+from tests.kit.commands import CommandResult, command, on_a_terminal, without_a_terminal
 from tests.kit.office import MESSAGES, READER, Office
 
 UNREACHABLE_REDIS = {"REPLAYS_REDIS_URL": "redis://127.0.0.1:1/0"}
@@ -39,6 +39,14 @@ def test_the_state_of_the_system_is_one_page(office: Office):
     for text in (page.out, live.out):
         assert READER in text
         assert "clickhouse is away" in text
+
+
+def test_without_a_terminal_top_prints_one_page_and_ends(office: Office):
+    """Into a pipe, `top` behaves as with `--once`."""
+    piped = without_a_terminal(office.env, "top")
+
+    assert (piped.code, piped.err) == (0, "")
+    assert piped.out.count(f"{READER}  reading") == 1
 
 
 def test_the_page_can_be_saved_as_svg(office: Office, tmp_path: Path):

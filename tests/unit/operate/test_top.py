@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import pty
 
 import pytest
 from rich.console import Console
@@ -11,7 +13,8 @@ from ingest.core.model import Stage
 from ingest.observe.costs import CostOf
 from ingest.observe.snapshot import PartitionState, RejectsOf, RejectState, Snapshot
 from ingest.operate.status import ParkedStatus, ReaderStatus, RedisStatus, SinkStatus, Status, costs
-from ingest.operate.top import _reader_line, page
+from ingest.operate.terminal import Terminal
+from ingest.operate.top import _reader_line, can_refresh, page
 from tasks.observe.presence import WorkerStatus
 from tasks.wire import SinkName
 
@@ -23,6 +26,27 @@ def line(rejects: RejectState) -> str:
     drawn = io.StringIO()
     Console(file=drawn, width=200).print(_reader_line(reader))
     return drawn.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("on_terminal", "environ", "expected"),
+    [
+        (True, {"TERM": "xterm"}, True),
+        (True, {"TERM": "dumb"}, False),
+        (False, {"TERM": "xterm"}, False),
+        (False, {"TERM": "xterm", "FORCE_COLOR": "1"}, False),
+    ],
+)
+def test_only_a_terminal_that_moves_its_cursor_is_refreshed(
+    on_terminal: bool, environ: dict[str, str], expected: bool
+) -> None:
+    """To any other output, `top` prints once: rich would print nothing until the end, which never comes."""
+    other, output = pty.openpty() if on_terminal else os.pipe()
+    try:
+        with os.fdopen(output, "w") as file:
+            assert can_refresh(Terminal(file=file, _environ=environ)) is expected
+    finally:
+        os.close(other)
 
 
 def test_shed_projects_are_named() -> None:
