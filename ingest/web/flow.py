@@ -48,8 +48,8 @@ class Bottleneck:
 
 
 def alerts(status: Status) -> list[Alert]:
-    """What needs attention, most severe first."""
-    parts = (_of_servers, _of_readers, _of_sinks, _of_batches, _of_redis)
+    """What needs attention, most severe first, and causes before their consequences."""
+    parts = (_of_servers, _of_readers, _of_sinks, _of_redis, _of_batches, _of_lag)
     found = [alert for part in parts for alert in part(status)]
     return sorted(found, key=lambda one: one.severity is not Severity.ACT)
 
@@ -76,9 +76,6 @@ def _of_readers(status: Status) -> Iterator[Alert]:
     if status.unowned:
         owners = _named([str(one.partition) for one in status.unowned])
         yield Alert("ReplaysPartitionUnowned", f"Partitions without an owner: {owners}.")
-    slow = max((p.lag_seconds for one in heard for p in one.snapshot.partitions), default=0.0)
-    if slow > LAG_SECONDS_MAX:
-        yield Alert("ReplaysLag", f"The oldest message that is not committed is {slow:,.0f} s old.")
     paused = [one.reader for one in heard if one.snapshot.paused]
     if paused:
         yield Alert("ReplaysBackpressure", f"Paused at the in-flight bound: {_named(paused)}.", Severity.WATCH)
@@ -118,6 +115,13 @@ def _of_redis(status: Status) -> Iterator[Alert]:
     redis = status.redis
     if redis.max_bytes and redis.used_bytes > REDIS_SHARE_MAX * redis.max_bytes:
         yield Alert("ReplaysRedisFull", f"Redis uses {redis.used_bytes / redis.max_bytes:.0%} of maxmemory.")
+
+
+def _of_lag(status: Status) -> Iterator[Alert]:
+    heard = [one for one in status.readers if not one.silent]
+    slow = max((p.lag_seconds for one in heard for p in one.snapshot.partitions), default=0.0)
+    if slow > LAG_SECONDS_MAX:
+        yield Alert("ReplaysLag", f"The oldest message that is not committed is {slow:,.0f} s old.")
 
 
 def bottleneck(status: Status) -> Bottleneck:

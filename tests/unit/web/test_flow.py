@@ -110,6 +110,13 @@ def test_what_must_be_acted_on_comes_first():
     assert "the first for 600 s" in found[0].text
 
 
+def test_causes_come_before_their_consequences():
+    """The lag comes after the alerts that explain it: here, no worker runs, so nothing is committed."""
+    found = alerts(status(readers=(reader(73.0),), workers=()))
+
+    assert [one.name for one in found] == ["ReplaysNobodyFlushes", "ReplaysLag"]
+
+
 def test_the_error_of_an_open_breaker_is_shown():
     """The alert for an open circuit breaker shows its error, which says what to fix."""
     (found,) = alerts(status(sinks=(OPEN,)))
