@@ -103,9 +103,14 @@ class Status(msgspec.Struct, frozen=True):
     faults: tuple[Fault, ...] = ()
 
     @property
-    def lag_messages(self) -> int:
-        """Total lag over partitions of active readers."""
-        return sum(p.lag_messages for r in self.readers if not r.silent for p in r.snapshot.partitions)
+    def lag_messages(self) -> int | None:
+        """Total lag over partitions of active readers. None if unknown: until these readers have reported
+        partitions, and the end of each partition's log.
+        """
+        partitions = [p for r in self.readers if not r.silent for p in r.snapshot.partitions]
+        if not partitions or any(p.high < 0 for p in partitions):
+            return None
+        return sum(p.lag_messages for p in partitions)
 
 
 def collect(settings: Settings, client: Redis[bytes] | None = None) -> Status:

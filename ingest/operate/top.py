@@ -161,7 +161,7 @@ def _headline(status: Status) -> RenderableType:
         f"{sum(r.messages_per_second for r in active):,.0f} messages/s   ",
         f"{size_text(sum(r.bytes_per_second for r in active))}/s   ",
         "lag ",
-        (f"{status.lag_messages:,} messages, {worst:.0f} s", lag_style(worst)),
+        _lag_text(status, worst),
         f"   redis {memory}, {redis.unacknowledged_tasks} unacknowledged tasks",
     )
     lines: list[RenderableType] = [text]
@@ -189,6 +189,13 @@ def _headline(status: Status) -> RenderableType:
         parked = f"parked: {counted(len(status.parked), 'batch', 'batches')}, last error: {newest.error}"
         lines.append(Text(parked, style="bold red"))
     return Panel(Group(*lines), border_style="blue")
+
+
+def _lag_text(status: Status, worst_seconds: float) -> Text:
+    lag = status.lag_messages
+    if lag is None:
+        return Text("unknown", style="yellow")
+    return Text(f"{lag:,} messages, {worst_seconds:.0f} s", style=lag_style(worst_seconds))
 
 
 def _reader_line(reader: ReaderStatus) -> Text:
@@ -243,8 +250,10 @@ def _partitions(status: Status) -> RenderableType:
             f"{partition.position:,}",
             "-" if partition.committed is None else f"{partition.committed:,}",
             "-" if partition.high < 0 else f"{partition.high:,}",
-            f"{partition.lag_messages:,}",
-            Text(f"{partition.lag_seconds:.1f}", style=lag_style(partition.lag_seconds)),
+            "unknown" if partition.high < 0 else f"{partition.lag_messages:,}",
+            Text("unknown", style="yellow")
+            if partition.high < 0
+            else Text(f"{partition.lag_seconds:.1f}", style=lag_style(partition.lag_seconds)),
             style="dim" if reader.silent else "",
         )
     return _more(table, len(rows))

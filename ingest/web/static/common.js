@@ -4,7 +4,8 @@ const ASK_MS_MAX = 20_000;
 
 /** Sends GET, or POST with JSON. Throws an Error with the server's error text. Calls `seen` with the headers. */
 export async function ask(path, { body, headers, seen } = {}) {
-  const answer = await fetch(path, {
+  // `fetch` refuses an address with a password, which a relative path takes from a page opened as user:password@host.
+  const answer = await fetch(new URL(path, location.origin), {
     method: body === undefined ? "GET" : "POST",
     headers: { ...(body === undefined ? {} : { "Content-Type": "application/json" }), ...headers },
     body: body === undefined ? undefined : JSON.stringify(body),

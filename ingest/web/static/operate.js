@@ -7,6 +7,7 @@ const LOOK_MS = 2000;
 const TREND_MS = 15_000;
 const LETTERS_MS = 60_000;
 const FLIGHTS_MAX = 40;
+const LOOKED_AT = ["alerts", "flow", "parked", "sinks", "workers", "flights", "partitions", "deeds"];
 const SECTIONS = ["trend", "flow", "parked", "sinks", "flights", "letters", "deeds"];
 const PLOTS = [
   ["messages_per_second", "Throughput, messages/s", (v) => count(Math.round(v))],
@@ -15,6 +16,7 @@ const PLOTS = [
 ];
 const PHONE = matchMedia("(max-width: 600px)");
 let token = "";
+let fault = null; // the notice that the state cannot be read
 const chosenParked = new Set();
 
 const count = (number) => number.toLocaleString("en");
@@ -36,6 +38,12 @@ async function act(button, work) {
   }
 }
 
+/** Shows in each of these parts of the page that its content is unknown, and why. */
+function unknown(parts, error) {
+  const text = `Unknown: ${error.message}`;
+  for (const id of parts) byId(id).replaceChildren(make("p", { class: "bad" }, text));
+}
+
 /** Replaces the content, unless it has the keyboard focus: a focused button must not disappear while it is used. */
 function replace(id, content) {
   const place = byId(id);
@@ -53,11 +61,15 @@ function alerts(found) {
   replace("alerts", make("div", {}, ...(shown.length ? shown : [calm])));
 }
 
+/** False until the readers have reported partitions, and the end of each partition's log. */
+const isLagKnown = (partitions) => partitions.length > 0 && partitions.every((one) => one.high >= 0);
+
 function drawFlow(found) {
   const heard = found.readers.filter((one) => !one.silent);
   const partitions = heard.flatMap((one) => one.snapshot.partitions);
   const total = (items, name) => items.reduce((sum, one) => sum + one[name], 0);
   const delay = Math.max(0, ...partitions.map((one) => one.lag_seconds));
+  const lag = isLagKnown(partitions) ? `lag ${count(total(partitions, "lag_messages"))}, ${delay.toFixed(1)} s` : "lag unknown";
   const { where, why } = found.bottleneck;
   const sinks = found.sinks.map((one) => ({
     name: one.sink,
@@ -71,7 +83,7 @@ function drawFlow(found) {
       : ["switched off"],
   }));
   const drawn = flow({
-    kafka: [`${count(partitions.length)} partitions`, `lag ${count(total(partitions, "lag_messages"))}, ${delay.toFixed(1)} s`],
+    kafka: [partitions.length ? `${count(partitions.length)} partitions` : "no reader reported yet", lag],
     reader: [
       `${heard.length} running, ${count(Math.round(total(heard, "messages_per_second")))} messages/s`,
       where === "reader" ? why : `${count(heard.flatMap((one) => one.snapshot.flights).length)} batches in flight`,
@@ -84,7 +96,13 @@ function drawFlow(found) {
 }
 
 async function trend() {
-  const found = await ask("/api/operate/trend");
+  let found;
+  try {
+    found = await ask("/api/operate/trend");
+  } catch (error) {
+    unknown(["trend"], error);
+    return;
+  }
   const last = (values) => values.findLast((one) => one !== null) ?? null;
   const from = new Date(found.start * 1000).toISOString().slice(11, 16);
   byId("trend").replaceChildren(
@@ -228,8 +246,8 @@ function partitions(found) {
     ["reader", (p) => (p.reader === null ? state(false, "no owner") : make("span", { class: p.reader.silent ? "bad mono" : "mono" }, p.reader.reader)), "wrap"],
     ["committed", (p) => (p.committed === null ? "" : count(p.committed)), "number"],
     ["log end", (p) => (p.high < 0 ? "" : count(p.high)), "number"],
-    ["lag, messages", (p) => (p.lag_messages < 0 ? "unknown" : count(p.lag_messages)), "number"],
-    ["delay, s", (p) => (p.lag_seconds === null ? "" : p.lag_seconds.toFixed(1)), "number"],
+    ["lag, messages", (p) => (p.lag_messages < 0 || (p.reader !== null && p.high < 0) ? "unknown" : count(p.lag_messages)), "number"],
+    ["delay, s", (p) => (p.lag_seconds === null ? "" : p.high < 0 ? "unknown" : p.lag_seconds.toFixed(1)), "number"],
     ["state", (p) => readerState(p.reader), "wrap"],
   ];
   replace("partitions", table(columns, [...nobody, ...mine], "No reader has a partition: start replays-ingest"));
@@ -263,7 +281,17 @@ async function look() {
     found = await ask("/api/operate");
   } catch (error) {
     complain(byId("notices"), error);
+    fault = byId("notices").firstChild;
+    unknown(LOOKED_AT, error);
+    countParked(0);
+    byId("flight-count").textContent = "";
     return;
+  }
+  if (fault) {
+    fault.remove();
+    fault = null;
+    trend();
+    letters();
   }
   token = found.token;
   byId("at").textContent = `${moment(found.at)} UTC, signed in as ${found.user}`;
@@ -321,7 +349,9 @@ async function letters() {
     byId("letters").replaceChildren(table(columns, found.letters, found.total ? "No dead letter matches." : "No dead letters."));
     countLetters();
   } catch (error) {
-    complain(byId("letters"), error);
+    unknown(["letters"], error);
+    byId("letter-counts").textContent = "";
+    countLetters();
   }
 }
 
@@ -358,7 +388,7 @@ document.addEventListener("keydown", (event) => {
 
 async function refresh(everything) {
   await look();
-  if (everything) await Promise.all([trend().catch(() => {}), letters()]);
+  if (everything) await Promise.all([trend(), letters()]);
 }
 
 const every = (milliseconds, work) =>
@@ -368,7 +398,7 @@ const every = (milliseconds, work) =>
 
 await refresh(true);
 every(LOOK_MS, look);
-every(TREND_MS, () => trend().catch(() => {}));
+every(TREND_MS, trend);
 every(LETTERS_MS, () => {
   if (!chosenLetters().length && !byId("letters").contains(document.activeElement)) letters();
 });

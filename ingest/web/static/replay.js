@@ -8,7 +8,7 @@ import { defuse } from "./safe.js";
 import { Player } from "./vendor/rrweb-player.js";
 
 const [, , project, replayId] = location.pathname.split("/");
-const api = `/api/replays/${project}/${replayId}`;
+const api = `${location.origin}/api/replays/${project}/${replayId}`;
 const QUIET = new Set(["asset", "options", "state", "video"]);
 const MARKS_MAX = 20_000;
 const HOSTS_MAX = 50; // as in pages.py

@@ -41,7 +41,8 @@
     const filters = new URLSearchParams();
     for (const name of ["sink", "age", "text"]) if (form.elements[name].value) filters.set(name, form.elements[name].value);
     try {
-      const answer = await fetch(`${form.getAttribute("action")}?${filters}`);
+      // `fetch` refuses an address with a password, which a relative path takes from a page opened as user:password@host.
+      const answer = await fetch(new URL(`${form.getAttribute("action")}?${filters}`, location.origin));
       if (!answer.ok || inUse()) return;
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       const found = page.getElementById("parked-list");

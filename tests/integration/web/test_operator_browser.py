@@ -5,11 +5,14 @@ actions.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from pydantic import SecretStr
 
 from ingest.core import events as on
+from ingest.settings import Settings
 from tests.kit.browser import browser, launched, needs_chromium
 from tests.kit.library import Library
 from tests.kit.office import Office
@@ -24,6 +27,10 @@ LONG = (
 TOO_WIDE = """() => [...document.querySelectorAll("body *")]
     .filter((one) => one.getBoundingClientRect().right > innerWidth + 1)
     .map((one) => one.tagName + "." + one.className)"""
+
+
+LOGIN = {"username": "ann", "password": "a-long-password"}
+OF_THE_STATE = ("alerts", "trend", "flow", "parked", "sinks", "workers", "flights", "partitions", "deeds")
 
 
 @pytest.fixture
@@ -41,8 +48,7 @@ def page(office: Office, chromium: Browser) -> Iterator[Page]:
     office.bury(4, "kept_for_the_browser")
     with running(office.settings) as announced:
         address, _ = announced.get(timeout=START_SECONDS_MAX)
-        login = {"username": "ann", "password": "a-long-password"}
-        opened = chromium.new_context(base_url=address, http_credentials=login).new_page()
+        opened = chromium.new_context(base_url=address, http_credentials=LOGIN).new_page()
         opened.set_default_timeout(30_000)
         opened.goto("/operate")
         opened.locator("#letters tbody tr").first.wait_for()
@@ -100,6 +106,63 @@ def test_dead_letters_are_selected_and_filtered_with_keys(page: Page) -> None:
     page.locator("h2").first.click()
     page.keyboard.press("p")
     expect(page.locator("#refreshing")).not_to_be_checked()
+
+
+def test_pages_work_at_an_address_with_a_password(library: Library, chromium: Browser) -> None:
+    """Every page works if it is opened as `http://user:password@host`: browsers refuse requests to such addresses,
+    which a page makes if it requests relative paths.
+    """
+    guarded = library.settings.model_copy(update={"flower_basic_auth": SecretStr("ann:a-long-password")})
+    with running(guarded) as announced:
+        address, _ = announced.get(timeout=START_SECONDS_MAX)
+        place = address.replace("http://", "http://ann:a-long-password@")
+        page = chromium.new_context().new_page()
+        page.set_default_timeout(30_000)
+
+        page.goto(f"{place}/operate")
+        expect(page.locator("#at")).to_contain_text("signed in as ann", timeout=30_000)
+        page.goto(f"{place}/")
+        first = page.locator("#replays tbody a").first
+        first.wait_for()
+        page.goto(place + str(first.get_attribute("href")))
+        expect(page.locator("#stage")).not_to_have_text("loading", timeout=30_000)
+        assert page.locator("#notices .error").count() == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "parts", "why"),
+    [
+        ({"redis_url": SecretStr("redis://127.0.0.1:1/0")}, OF_THE_STATE, "Unknown: redis: does not respond"),
+        ({"kafka_brokers": "127.0.0.1:1", "sink_timeout_seconds": 1.0}, ("letters",), "Unknown: "),
+    ],
+    ids=["redis", "kafka"],
+)
+def test_parts_that_cannot_be_read_are_unknown(
+    office_settings: Settings, chromium: Browser, fault: dict[str, object], parts: tuple[str, ...], why: str
+) -> None:
+    """If a server is unavailable, each part of the page that needs it is shown as unknown, with the cause: never
+    as loading, and never as empty.
+    """
+    with running(office_settings.model_copy(update=fault)) as announced:
+        address, _ = announced.get(timeout=START_SECONDS_MAX)
+        page = chromium.new_context(base_url=address, http_credentials=LOGIN).new_page()
+        page.goto("/operate")
+        for part in parts:
+            expect(page.locator(f"#{part}")).to_contain_text(why, timeout=30_000)
+        for part in ("flow", "parked", "letters"):
+            expect(page.locator(f"#{part}")).not_to_have_text("loading", timeout=30_000)
+
+
+def test_the_lag_is_unknown_without_a_reader(
+    office_settings: Settings, chromium: Browser, fresh_name: Any
+) -> None:
+    """Until a reader has reported, the page shows the lag as unknown, and not as 0."""
+    with running(office_settings.model_copy(update={"key_prefix": fresh_name("nobody")})) as announced:
+        address, _ = announced.get(timeout=START_SECONDS_MAX)
+        page = chromium.new_context(base_url=address, http_credentials=LOGIN).new_page()
+        page.goto("/operate")
+
+        expect(page.locator("#flow")).to_contain_text("lag unknown", timeout=30_000)
 
 
 def test_the_list_fits_and_has_a_total(library: Library) -> None:

@@ -104,6 +104,31 @@ def test_figures_of_a_silent_reader_are_marked_as_old() -> None:
     assert "old) here" not in drawn.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("partitions", "shown"),
+    [
+        (None, "lag unknown"),
+        ((), "lag unknown"),
+        ((PartitionState(0, 0, None), PartitionState(1, 9, 9, 9)), "lag unknown"),
+        ((PartitionState(0, 9, 9, 9),), "lag 0 messages, 0 s"),
+    ],
+    ids=["no reader", "a reader that has just started", "a partition without a known end", "nothing waits"],
+)
+def test_the_lag_is_unknown_until_it_is_reported(
+    partitions: tuple[PartitionState, ...] | None, shown: str
+) -> None:
+    """The lag is shown as unknown, and not as 0, until a reader has reported every partition's end."""
+    readers = () if partitions is None else (ReaderStatus(reader="r1", snapshot=Snapshot(0.0, partitions)),)
+    redis = RedisStatus(0, 0, "noeviction", unacknowledged_tasks=0, control_queue_depth=0)
+    drawn = io.StringIO()
+
+    Console(file=drawn, width=200).print(page(Status(0.0, readers, (), (), redis, {})))
+
+    assert shown in drawn.getvalue()
+    rows = [line.split() for line in drawn.getvalue().splitlines() if line.startswith(("0 ", "1 "))]
+    assert all(("unknown" in row) == ("-" in row) for row in rows)
+
+
 def test_cost_by_project_is_the_sum_over_readers() -> None:
     """The cost of a project is the sum over all readers, shown on one line as a share of the total.
 
