@@ -173,6 +173,7 @@ directory_option = click.option(
 def local_up(directory: Path | None, kafka: Any, programs: bool, as_json: bool) -> None:
     """Start the stack in the background; print addresses and variables to export.
 
+    Also creates tables, the bucket and topics, like `migrate --topics`, if all servers are embedded or with --all.
     Uses a running stack if there is one, even if it was started from another folder; --all adds missing processes.
     Commands for which no server is configured use the running stack even without the variables, and report this.
     """

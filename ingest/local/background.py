@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.local.places import directory_of, is_locked, remember
-from ingest.local.programs import LOGIN_VARIABLE, Programs, login_of
+from ingest.local.programs import LOGIN_VARIABLE, MIGRATE_SECONDS_MAX, Programs, login_of
 from ingest.local.servers.processes import (
     PRIVATE_UMASK,
     LocalError,
@@ -32,7 +32,7 @@ from ingest.local.servers.processes import (
 )
 from ingest.local.stack import PARTS, KafkaKind, Part, Progress, Stack
 
-UP_SECONDS_MAX = 90.0
+UP_SECONDS_MAX = 90.0 + MIGRATE_SECONDS_MAX
 PROGRAMS_SECONDS_MAX = 120.0
 DOWN_SECONDS_MAX = 60.0
 POLL_SECONDS = 0.5
@@ -70,7 +70,8 @@ def up(
 ) -> StackState:
     """Starts a stack that continues to run after this process ends, and returns when all components are ready.
 
-    If a stack is running, returns it unchanged.
+    If a stack is running, returns it unchanged. Otherwise also creates tables, the bucket and topics, if the stack
+    started all servers itself.
 
     With `programs`, also starts the worker, the reader, Flower and the web pages, even on a running stack. If a
     component fails to start, stops everything that this call started and raises LocalError.
@@ -209,6 +210,10 @@ def supervise(directory: Path, parts: Sequence[str], kafka: KafkaKind) -> int:
         with Stack(directory, kafka=kafka, progress=_print, ports=ports) as stack:
             try:
                 stack.start(parts)
+                settings = {**stack.settings(), LOGIN_VARIABLE: login_of(directory)}
+                programs = Programs(stack, settings, ports, progress=_print, ending=ending.is_set)
+                if stack.servers.keys() >= set(PARTS):  # existing servers are changed only with `--all`
+                    programs.migrate()
             except LocalError as error:
                 _write_state(directory, StackState(str(directory), os.getpid(), (), {}, {}, error=str(error)))
                 return 1
@@ -216,8 +221,6 @@ def supervise(directory: Path, parts: Sequence[str], kafka: KafkaKind) -> int:
             memory.write_text(json.dumps(ports))
             for server in stack.servers.values():
                 stack.children.keep(server.child)
-            settings = {**stack.settings(), LOGIN_VARIABLE: login_of(directory)}
-            programs = Programs(stack, settings, ports, progress=_print, ending=ending.is_set)
             _Supervisor(directory, stack, settings, programs).run(ending.wait)
             memory.write_text(json.dumps(ports))
     return 0

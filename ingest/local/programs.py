@@ -80,6 +80,7 @@ class Programs:
         self._settings = settings
         self._ports = ports
         self._progress = progress
+        self._migrated: frozenset[int] = frozenset()
         self._children: dict[str, Child] = {}
         self._urls: dict[str, str] = {}
 
@@ -96,17 +97,30 @@ class Programs:
             for name, child in self._children.items()
         )
 
+    def migrate(self) -> None:
+        """Creates tables, the bucket and topics, unless an earlier call did so in the same server processes: a
+        restarted Tansu has no topics.
+
+        Raises LocalError with the tail of the log.
+        """
+        servers = frozenset(part.pid for part in self._stack.parts.values())
+        if servers == self._migrated:
+            return
+        command = [*replays_ingest(), "migrate", "--topics"]
+        migration = self._stack.children.start("migrate", command, env=self._settings)
+        if migration.wait(MIGRATE_SECONDS_MAX) != 0:
+            raise LocalError(f"migrate failed\n{migration.log_tail()}")
+        self._migrated = servers
+        self._progress("migrate    done")
+
     def start(self) -> None:
         """Runs the migrations, and then starts the programs.
 
         Raises LocalError with the tail of a log if one fails to start.
         """
+        self.migrate()
         env = {"REPLAYS_WORKER_PROCESSES": os.environ.get("REPLAYS_WORKER_PROCESSES", "2"), **self._settings}
         children = self._stack.children
-        migration = children.start("migrate", [*replays_ingest(), "migrate", "--topics"], env=env)
-        if migration.wait(MIGRATE_SECONDS_MAX) != 0:
-            raise LocalError(f"migrate failed\n{migration.log_tail()}")
-        self._progress("migrate    done")
         ports = {name: self._port(name, default) for name, default in PORTS.items() if name in self._chosen}
         urls = {name: f"http://{HOST}:{port}" for name, port in ports.items()}
         commands: dict[str, list[str]] = {

@@ -19,6 +19,7 @@ from ingest.local.load.produce import PROFILES, produce
 from ingest.local.logs import Tail
 from ingest.local.programs import LOGIN_VARIABLE, PROGRAMS
 from ingest.local.servers.processes import group_is_alive, wait_until
+from tasks.migrate import migrate
 
 
 def status_of(url: str, login: str = "") -> int:
@@ -32,10 +33,18 @@ def status_of(url: str, login: str = "") -> int:
 
 
 def test_the_whole_system_starts_ingests_and_stops(tmp_path: Path):
-    """The whole system starts, commits a load, serves every page to one login, and stops."""
-    place = tmp_path / "stack"
-    state = background.up(place, programs=True)
+    """Without programs, the servers have everything that the programs and other commands need. With programs, the
+    whole system starts, commits a load, serves every page to one login, and stops.
+    """
+    place, printed = tmp_path / "stack", list[str]()
+    servers = background.up(place, progress=printed.append)
     try:
+        assert printed[-1] == "migrate    done"
+        steps = list(migrate(settings_of(dict(servers.settings)), dry_run=True, topics=True))
+        assert len(steps) > len(("clickhouse", "bigquery", "gcs", "kafka"))
+        assert [line for line in steps if ": would " in line] == []
+
+        state = background.up(place, programs=True)
         settings = settings_of(dict(state.settings))
         made = produce(settings, PROFILES["small"], 20, 1, manifest_path=tmp_path / "manifest.jsonl")
         ends = {(settings.kafka_topic, partition): end for partition, end in made.ends.items()}
