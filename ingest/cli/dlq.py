@@ -56,7 +56,8 @@ def dlq_ls(
 
     loaded = settings()
     counts: Counter[tuple[str, str]] = Counter()
-    table = FittedTable(_columns(loaded))
+    chosen = reason or sink or ids
+    table = FittedTable(_columns(loaded), empty="no dead letter matches" if chosen else "no dead letter")
     rows: list[dict[str, Any]] = []
     try:
         erasures, rules = erasures_now(loaded), rules_of(loaded)

@@ -167,7 +167,7 @@ def batches_ls(as_json: bool) -> None:
     if as_json:
         echo_json(parked)
         return
-    table = FittedTable(PARKED)
+    table = FittedTable(PARKED, empty="no batch is parked")
     for batch_id, about in sorted(parked.items()):
         table.add_row(
             batch_id,
@@ -177,7 +177,7 @@ def batches_ls(as_json: bool) -> None:
             f"{max(0.0, float(about.get('retry_at', 0)) - now):.0f} s",
             without_secrets(str(about.get("error", "")))[:120],
         )
-    Terminal(columns_without_terminal=200).print(table if parked else "no batch is parked")
+    Terminal(columns_without_terminal=200).print(table)
 
 
 @batches.command("show")
@@ -260,6 +260,8 @@ def audit(limit: int, as_json: bool) -> None:
     if as_json:
         echo_json(actions)
         return
+    if not actions:
+        echo("no action is recorded")
     for action in actions:
         rest = ", ".join(
             f"{name} {value}" for name, value in action.items() if name not in AUDIT_COLUMNS and value

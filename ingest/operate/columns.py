@@ -39,8 +39,11 @@ class Column:
 class FittedTable:
     """A table of texts. Styles of cells apply to the whole cell."""
 
-    def __init__(self, columns: Sequence[Column], *, title: str = "", expand: bool = False) -> None:
-        """`expand`: widens the columns to the whole terminal."""
+    def __init__(
+        self, columns: Sequence[Column], *, title: str = "", expand: bool = False, empty: str = ""
+    ) -> None:
+        """`expand`: widens the columns to the whole terminal. `empty`: a line instead of a table without rows."""
+        self._empty = empty
         self.caption = ""
         self._columns = columns
         self._title = title
@@ -55,6 +58,9 @@ class FittedTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """rich calls this with the width that is available."""
+        if self._empty and not self._rows:
+            yield Text(self._empty)
+            return
         table = Table(
             title=self._title or None,
             caption=self.caption or None,

@@ -199,6 +199,24 @@ def test_a_limit_needs_a_rate_or_none(office: Office, options: list[str]):
     assert (result.code, "give either --per-second or --remove" in result.err) == (2, True)
 
 
+# Empty lists
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("batches", "ls"), "no batch is parked"),
+        (("tenants", "ls"), "no rules"),
+        (("dlq", "ls", "--reason", "nothing_has_this_reason"), "no dead letter matches"),
+        (("audit",), "no action is recorded"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else "",
+)
+def test_an_empty_list_is_one_line_that_says_so(office: Office, arguments: tuple[str, ...], line: str):
+    """Every list command prints one line for an empty list, and no header."""
+    assert command(office.env, *arguments).out == f"{line}\n"
+
+
 # Dead letters
 
 

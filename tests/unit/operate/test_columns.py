@@ -39,6 +39,15 @@ def test_a_wide_terminal_shows_everything():
     assert row.startswith(f"{BATCH}  12:00:03  {ERROR}")
 
 
+def test_an_empty_list_is_one_line_that_says_so():
+    """A table without rows is shown as its text for that case; without such a text it is only the header."""
+    file = io.StringIO()
+    Console(file=file, width=80).print(FittedTable(COLUMNS, empty="no batch is parked"))
+
+    assert file.getvalue() == "no batch is parked\n"
+    assert len(drawn(160)) == 1
+
+
 def test_less_important_columns_are_left_out_and_texts_are_cut():
     """On a narrow terminal the id is whole, the time is short, the text ends with an ellipsis, and no line is
     too long.
