@@ -35,6 +35,7 @@ def _to_the_minute(time_text: str) -> str:
     return time_text[:MINUTES]
 
 
+NO_EVENT = "no event matches"
 REPLAYS = (
     Column("replay"),
     Column("project", rank=3),
@@ -162,7 +163,7 @@ def replays_ls(
 
 def replays_table(replays: Iterable[Replay]) -> FittedTable:
     """A table with one line per replay."""
-    table = FittedTable(REPLAYS)
+    table = FittedTable(REPLAYS, empty="no replay matches")
     for replay in replays:
         counts = (
             replay.segments,
@@ -238,7 +239,7 @@ def facts_text(replay: Replay, segments: Segments) -> Text:
 
 def segments_table(segments: Iterable[dict[str, Any]]) -> FittedTable:
     """A table with one line per segment."""
-    table = FittedTable(SEGMENTS)
+    table = FittedTable(SEGMENTS, empty="no segment")
     for segment in segments:
         place = f"{segment['partition']}/{segment['offset']}" if segment["partition"] is not None else ""
         duplicates = f" (+{len(segment['copies']) - 1})" if len(segment["copies"]) > 1 else ""
@@ -298,13 +299,17 @@ def events_command(
             echo_json({**timeline_dict(timeline), "missing": list(segments.missing)})
             return
         console = Terminal(highlight=False, columns_without_terminal=200)
-        start_ms = timeline.start_ms
+        start_ms, is_empty = timeline.start_ms, True
         while True:
-            console.print(events_table(timeline.marks, start_ms))
+            if timeline.marks:
+                console.print(events_table(timeline.marks, start_ms))
+                is_empty = False
             _print_incomplete(console, timeline)
             if timeline.next_segment is None:
                 break
             timeline = _of_kinds(reads.timeline(segments, timeline.next_segment), kinds)
+    if is_empty:
+        console.print(NO_EVENT)
     if segments.missing:
         console.print(f"missing segments: {runs_text(segments.missing)}", style="yellow")
 
@@ -324,7 +329,7 @@ def _events_around(
         echo_json(msgspec.to_builtins(found))
         return
     console = Terminal(highlight=False, columns_without_terminal=200)
-    console.print(events_table(found.marks, found.start_ms))
+    console.print(events_table(found.marks, found.start_ms) if found.marks else NO_EVENT)
     _print_incomplete(console, found)
     if found.missing:
         console.print(f"missing segments: {runs_text(found.missing)}", style="yellow")
@@ -448,7 +453,8 @@ def web_command(port: int, no_login: bool) -> None:
     from tasks.sign_in import PASSWORD_CHARACTERS_MIN, is_weak, people_of
 
     loaded = settings()
-    if any(map(is_weak, people_of(loaded.flower_basic_auth.get_secret_value()))):
+    people = people_of(loaded.flower_basic_auth.get_secret_value())
+    if any(map(is_weak, people)):
         raise SettingsError(
             "REPLAYS_FLOWER_BASIC_AUTH must be user:password, with a password of at least "
             f"{PASSWORD_CHARACTERS_MIN} characters"
@@ -460,13 +466,9 @@ def web_command(port: int, no_login: bool) -> None:
         if next(links):
             echo(f"another browser  {address}{path}")
             return
-        echo(f"replays          {address}{path}")
-        locked = (
-            ""
-            if loaded.flower_basic_auth.get_secret_value() or not no_login
-            else "  (requires REPLAYS_FLOWER_BASIC_AUTH)"
-        )
-        echo(f"operator's page  {address}/operate{locked}")
+        replays_login, operators_login = _logins(bool(people), no_login)
+        echo(f"replays          {address}{path}  ({replays_login})")
+        echo(f"operator's page  {address}/operate  ({operators_login})")
         if no_login:
             echo("every user of this machine can see the recordings", err=True)
 
@@ -477,6 +479,17 @@ def web_command(port: int, no_login: bool) -> None:
             f"cannot listen on port {port} ({error}): choose another port with --port, or stop the process "
             "that uses it"
         ) from error
+
+
+def _logins(has_passwords: bool, no_login: bool) -> tuple[str, str]:
+    """What the replays and the operator's page require of a visitor."""
+    password = "a user and password of REPLAYS_FLOWER_BASIC_AUTH"
+    link = "this link signs in one browser, once"
+    if no_login:
+        return "requires no login", f"requires {password}"
+    if has_passwords:
+        return f"{link}; or sign in at the operator's page", f"requires {password}; the link is not enough"
+    return link, "after the link"
 
 
 COMMANDS = (replays_group, events_command, fetch_command, web_command)

@@ -44,6 +44,7 @@ def test_replays_are_listed(library: Library, options: list[str], expected: set[
 
     assert {entry["replay_id"] for entry in listed["replays"]} == expected
     assert not listed["more"]
+    assert expected or text.out == "no replay matches\n"
     assert {line.split()[0] for line in text.out.splitlines()[1:] if line.strip()} == expected
 
 
@@ -88,6 +89,8 @@ def test_events_are_listed(library: Library):
     assert "button#rage.btn" in line
     assert "unreadable segments: 1" in spoiled.out
     assert "missing segments: 2-3" in command(library.env, "events", HOLED).out
+    nothing = command(library.env, "events", SPOILED, "--kind", "rage_click")
+    assert nothing.out.splitlines()[-1] == "no event matches"
 
 
 def test_a_session_is_found_and_its_evidence_exported(library: Library):
