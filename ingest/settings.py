@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from tasks.loading import SettingsError, load_strictly
 from tasks.settings import ENV_PREFIX, not_above
@@ -28,6 +28,8 @@ class GroupProtocol(StrEnum):
 
 class Settings(FleetSettings):
     """Settings of the reader and of all commands."""
+
+    _from_local_stack: bool = PrivateAttr(default=False)
 
     # Kafka consumer group
     kafka_group: str = Field("replays-ingest", min_length=1, description="Consumer group.")
@@ -284,6 +286,17 @@ class Settings(FleetSettings):
         "logged. A message is rejected if parsing it in a child process takes more CPU time than a sixth of this "
         "value, or more wall-clock time than 40 % of it twice in a row.",
     )
+
+    @property
+    def from_local_stack(self) -> bool:
+        """Whether a command took the addresses from a running local stack because none were configured."""
+        return self._from_local_stack
+
+    def taken_from_local_stack(self) -> Self:
+        """A copy of these settings with `from_local_stack`."""
+        found = self.model_copy()
+        found._from_local_stack = True
+        return found
 
     @model_validator(mode="after")
     def _partitions_are_drained_before_they_move(self) -> Self:

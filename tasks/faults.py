@@ -57,6 +57,9 @@ WHAT_TO_DO: Mapping[tuple[Server, Cause], str] = {
     (Server.CLICKHOUSE, Cause.LOGIN): "correct REPLAYS_CLICKHOUSE_USER or REPLAYS_CLICKHOUSE_PASSWORD",
 }
 START_A_WORKER = "start `celery -A tasks worker`"
+START_A_READER = "start `replays-ingest`"
+# Workers and readers do not find the servers of a local stack in a terminal without its variables.
+START_LOCAL_PROGRAMS = "start `replays-ingest local up --all`"
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -70,6 +73,16 @@ class Fault(msgspec.Struct, frozen=True):
     def line(self) -> str:
         """The fault in one line."""
         return f"{self.server}: {self.problem}; {self.what_to_do}"
+
+
+def start_a_worker(*, local: bool) -> str:
+    """What to do if no worker is running. `local`: the settings come from a running local stack."""
+    return START_LOCAL_PROGRAMS if local else START_A_WORKER
+
+
+def start_a_reader(*, local: bool) -> str:
+    """What to do if no reader is running. `local` as above."""
+    return START_LOCAL_PROGRAMS if local else START_A_READER
 
 
 def fault(server: Server, cause: Cause, problem: str) -> Fault:

@@ -104,8 +104,10 @@ def settings() -> Settings:
     for name, value in stack.settings.items():
         os.environ.setdefault(name, value)
     echo(f"replays-ingest: no servers are configured; using the local stack in {stack.directory}", err=True)
-    click.get_current_context().find_root().obj = None
-    return validated_settings()
+    root = click.get_current_context().find_root()
+    root.obj = None
+    root.obj = loaded = validated_settings().taken_from_local_stack()
+    return loaded
 
 
 def _verify_kafka(loaded: Settings) -> None:

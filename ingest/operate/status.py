@@ -87,7 +87,7 @@ class Status(msgspec.Struct, frozen=True):
     `unowned`: partitions without an owner when the readers last described their group. `queues_without_worker`:
     queues of enabled sinks, or `control`, that no worker consumes. `costs`: recent cost by project over all active
     readers. `faults`: servers other than Redis that this process cannot use; `collect` does not query these
-    servers.
+    servers. `from_local_stack`: the servers are those of a running local stack, because none are configured.
     """
 
     at: float
@@ -101,6 +101,7 @@ class Status(msgspec.Struct, frozen=True):
     queues_without_worker: tuple[str, ...] = ()
     costs: tuple[CostOf, ...] = ()
     faults: tuple[Fault, ...] = ()
+    from_local_stack: bool = False
 
     @property
     def lag_messages(self) -> int | None:
@@ -154,6 +155,7 @@ def collect(settings: Settings, client: Redis[bytes] | None = None) -> Status:
         unowned=_unowned(readers),
         queues_without_worker=tuple(queue for queue, count in consumed.items() if not count),
         costs=costs(reader.costs for reader in readers if not reader.silent),
+        from_local_stack=settings.from_local_stack,
     )
 
 

@@ -26,7 +26,7 @@ from tasks import dependencies
 from tasks.breaker import BreakerPhase
 from tasks.connection import LOOK_SECONDS_MAX, connect, fault_of
 from tasks.dependencies import Dependencies
-from tasks.faults import START_A_WORKER, Server
+from tasks.faults import Server, start_a_reader, start_a_worker
 from tasks.names import CONTROL_QUEUE, flush_queue
 from tasks.observe.meters import LONG_SECONDS
 from tasks.wire import SinkName
@@ -171,7 +171,9 @@ def _headline(status: Status) -> RenderableType:
     if not status.readers and any(fault.server is Server.KAFKA for fault in status.faults):
         lines.append(Text("no reader reports: a reader starts to read once Kafka can be used", style="bold red"))
     elif not status.readers:
-        lines.append(Text("no reader is running: start `replays-ingest`", style="bold red"))
+        lines.append(
+            Text(f"no reader is running: {start_a_reader(local=status.from_local_stack)}", style="bold red")
+        )
     if status.unowned:
         unowned_text = ", ".join(
             f"{unowned.partition} (lag {unowned.lag_messages:,})"
@@ -183,7 +185,8 @@ def _headline(status: Status) -> RenderableType:
     if status.queues_without_worker:
         queues = ", ".join(status.queues_without_worker)
         lines.append(Text(f"queues without a worker: {queues}", style="bold red"))
-        lines.append(Text(f"{START_A_WORKER}; until then nothing is committed", style="red"))
+        advice = start_a_worker(local=status.from_local_stack)
+        lines.append(Text(f"{advice}; until then nothing is committed", style="red"))
     if status.parked:
         newest = max(status.parked, key=lambda batch: batch.parked_at)
         parked = f"parked: {counted(len(status.parked), 'batch', 'batches')}, last error: {newest.error}"

@@ -13,7 +13,7 @@ from enum import StrEnum
 from ingest.core.flight import Phase
 from ingest.operate.status import SinkStatus, Status
 from tasks.breaker import BreakerPhase
-from tasks.faults import START_A_WORKER, Server
+from tasks.faults import Server, start_a_reader, start_a_worker
 
 LAG_SECONDS_MAX = 60.0
 BEHIND_SECONDS = 10.0
@@ -67,7 +67,8 @@ def _of_readers(status: Status) -> Iterator[Alert]:
     if not heard and any(fault.server is Server.KAFKA for fault in status.faults):
         yield Alert("ReplaysNoReader", "No reader reports: a reader starts to read once Kafka can be used.")
     elif not heard:
-        yield Alert("ReplaysNoReader", "No reader is running: start `replays-ingest`; nothing is ingested.")
+        advice = start_a_reader(local=status.from_local_stack)
+        yield Alert("ReplaysNoReader", f"No reader is running: {advice}; nothing is ingested.")
     elif silent:
         yield Alert("ReplaysReaderDown", f"Silent readers: {_named(silent)}.")
     for one in heard:
@@ -87,7 +88,8 @@ def _of_readers(status: Status) -> Iterator[Alert]:
 
 def _of_sinks(status: Status) -> Iterator[Alert]:
     if not any(not worker.silent for worker in status.workers):
-        yield Alert("ReplaysNobodyFlushes", f"No worker is running: {START_A_WORKER}.")
+        advice = start_a_worker(local=status.from_local_stack)
+        yield Alert("ReplaysNobodyFlushes", f"No worker is running: {advice}.")
     elif status.queues_without_worker:
         queues = _named(list(status.queues_without_worker))
         yield Alert("ReplaysQueueWithoutWorker", f"Queues that no worker consumes: {queues}.")

@@ -215,7 +215,7 @@ function workers(found) {
     ["up", (w) => length(found.at - w.started_at), "number"],
     ["seen, s ago", (w) => w.silent_seconds.toFixed(0), "number"],
   ];
-  replace("workers", table(columns, found.workers, "No worker is running: start celery -A tasks worker"));
+  replace("workers", table(columns, found.workers, "No worker is running"));
 }
 
 function flights(found) {

@@ -55,6 +55,23 @@ def test_a_command_uses_the_running_stack_and_says_so(stack_directory: Path, arg
     assert result.stdout.startswith("{")
 
 
+@pytest.mark.parametrize("arguments", ["top", "status", "check"])
+def test_on_the_running_stack_the_advice_works_in_a_terminal_without_its_variables(
+    stack_directory: Path, arguments: str
+):
+    """A worker that is started there would not find the stack; `local up --all` does. With the variables, a worker
+    is advised.
+    """
+    found = run(stack_directory, *arguments.split(), COLUMNS="250")
+    state = background.status(stack_directory)
+    assert state is not None
+    configured = run(stack_directory, *arguments.split(), COLUMNS="250", **state.settings)
+
+    assert "start `replays-ingest local up --all`" in found.stdout
+    assert "celery" not in found.stdout
+    assert "start `celery -A tasks worker`" in configured.stdout
+
+
 def test_a_command_that_destroys_says_where_it_acts(stack_directory: Path):
     """A destructive command prints the stack on which it acts; without `--yes` it is refused before it looks
     for a stack.
