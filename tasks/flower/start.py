@@ -20,12 +20,15 @@ from celery import Celery
 from flower.app import Flower
 from tornado.httpserver import HTTPServer
 
+from tasks import dependencies
 from tasks.configuration import current
 from tasks.flower.handlers import extend
 from tasks.flower.history import HistoryError
 from tasks.flower.remember import remember
 from tasks.flower.templates import Templates
 from tasks.loading import SettingsError, load_fleet
+from tasks.observe import celery_lines, logs
+from tasks.observe.loops import Loop
 from tasks.observe.probe_server import ensure_free
 from tasks.settings import Settings
 from tasks.sign_in import PASSWORD_CHARACTERS_MIN, is_weak, people_of
@@ -65,13 +68,15 @@ def guard() -> None:
         current()  # refuse wrong settings before Flower starts
         for name, value in options(load_fleet()).items():
             setattr(flower.command.options, name, value)
+        logs.configure(load_fleet())
+        celery_lines.install()
         theirs(**arguments)
 
     flower.command.flower.callback = ours
 
 
 class ClosedFlower(Flower):  # type: ignore[misc]
-    """Flower with our handlers.
+    """Flower with our handlers. A fault of Redis is logged as workers log it.
 
     Raises FlowerRefused if its options allow access without authentication, or the port is in use.
     """
@@ -84,14 +89,21 @@ class ClosedFlower(Flower):  # type: ignore[misc]
         if not options.unix_socket:
             _ensure_free(options.address, options.port)
         extend()
+        self._redis_watch = Loop("flower-redis", _look_at_redis, dependencies.INTERVAL_SECONDS)
         super().__init__(options=options, **{**others, "template_loader": Templates()})
         try:
             self._forget = remember(self.events, load_fleet())
         except HistoryError as error:
             raise FlowerRefused(f"{error}: set REPLAYS_FLOWER_HISTORY_PATH to a writable file") from error
 
+    def start(self) -> None:
+        """Runs until SIGTERM."""
+        self._redis_watch.start()
+        super().start()
+
     def stop(self) -> None:
         """Also writes the remaining events of the task history."""
+        self._redis_watch.request_stop()
         super().stop()
         self._forget()
 
@@ -102,6 +114,15 @@ class ClosedFlower(Flower):  # type: ignore[misc]
         if port is not None:
             print(f"Flower listens on http://{self.options.address or '*'}:{port}", file=sys.stderr, flush=True)
         return port
+
+
+def _look_at_redis() -> None:
+    """Logs a fault of Redis when it begins and when it ends."""
+    found = dependencies.redis(load_fleet())
+    if found is None:
+        celery_lines.connection_lines.ended()
+    else:
+        celery_lines.report(found)
 
 
 def options(settings: Settings) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 Celery logs each attempt to reach Redis, but not what to do. This module replaces these lines with one line, in the
 form that the reader and the commands use, until the connection is back. Celery also logs a traceback for each
 chord with a failed task. That line is dropped, because the task's own line `flush` already has the error.
+
+Flower logs each of its attempts too. These lines are dropped while a fault of Redis is reported.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from tasks.faults import Fault, Server
 
 CONNECTING = ("celery.worker.consumer.consumer", "celery.worker.consumer.connection")
 CHORDS = "celery.backends.redis"
+FLOWER = ("flower.events", "flower.inspector")
+FLOWERS_ATTEMPTS = ("Failed to capture events", "Failed to enable events", "Inspect method %s failed")
 log = structlog.get_logger(__name__)
 
 
@@ -32,12 +36,19 @@ class ConnectionLines(logging.Filter):
             _log(found)
         self._problem = found.problem
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether Celery's line is to be logged."""
-        text = str(record.msg)
-        if text.startswith("Connected to") and self._problem:
+    def ended(self) -> None:
+        """Logs that Redis can be used again, if a fault was logged."""
+        if self._problem:
             self._problem = ""
             log.info("redis_usable")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a line of Celery or Flower is to be logged."""
+        text = str(record.msg)
+        if text.startswith("Connected to"):
+            self.ended()
+        if text.startswith(FLOWERS_ATTEMPTS):
+            return not self._problem
         if not text.startswith("consumer: Cannot connect to") or not isinstance(record.args, tuple):
             return True
         error = next((argument for argument in record.args if isinstance(argument, BaseException)), None)
@@ -69,6 +80,6 @@ def _log(found: Fault) -> None:
 
 def install() -> None:
     """Installs the filters in this process; may be called again."""
-    for name in CONNECTING:
+    for name in (*CONNECTING, *FLOWER):
         logging.getLogger(name).addFilter(connection_lines)
     logging.getLogger(CHORDS).addFilter(without_failed_chords)

@@ -23,7 +23,7 @@ from ingest.local.fleet import isolated
 from ingest.local.launch import settings_of
 from ingest.local.servers.java_kafka import JavaKafka
 from ingest.local.servers.kafka import Kafka
-from ingest.local.servers.processes import Child, Children, wait_until
+from ingest.local.servers.processes import Child, Children, free_port, wait_until
 from ingest.local.stack import Stack
 from ingest.operate.check import findings
 from ingest.operate.finding import Finding, Severity
@@ -37,6 +37,7 @@ from tasks.kafka.decisions import load
 from tasks.kafka.ranges import KafkaAway, KafkaRefused
 from tasks.kafka.topics import ClusterUnreachable, Topics
 from tasks.migrate.kafka import migrate_topics
+from tests.kit.flower import COMMANDS
 from tests.kit.office import set_up_office
 from tests.kit.paths import ROOT
 from tests.kit.refusing_broker import refusing_broker
@@ -275,6 +276,22 @@ def test_the_workers_log_reports_the_fault_once(name: str, broken: dict[str, str
     assert line["what_to_do"] == expected.what_to_do
     assert expected.said in line["error"]
     assert "Cannot connect" not in "\n".join(lines_of(worker))
+
+
+@pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.is_redis])
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_flowers_log_reports_the_fault_of_redis_once(
+    name: str, command: str, broken: dict[str, str], children: Children
+) -> None:
+    """As the reader and the workers do. Flower's own lines about each attempt are not logged."""
+    expected = FAULTS[name]
+    env = {**broken, "REPLAYS_FLOWER_PORT": str(free_port())}
+    flower = children.start("flower", COMMANDS[command], env=env, cwd=ROOT)
+
+    answered(flower, lambda: any(expected.what_to_do in line for line in lines_of(flower)), "the advice")
+    (line,) = [line for line in events_of(flower) if line["event"] == expected.event]
+    assert line["what_to_do"] == expected.what_to_do
+    assert expected.said in line["error"]
 
 
 def test_dependencies_are_asked_again(working: dict[str, str]) -> None:
