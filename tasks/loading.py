@@ -50,6 +50,7 @@ class SettingsError(click.ClickException):
 
 
 VALUE_CHARACTERS_MAX = 100
+CLOSE_RATIO_MIN = 0.85  # REDIS_URI is 0.89 from REDIS_URL, CLICKHOUSE_HOST 0.80 from CLICKHOUSE_USER
 # Kubernetes sets this variable in every container.
 POD_VARIABLE = "KUBERNETES_SERVICE_HOST"
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -170,8 +171,14 @@ def _unknown(known: Set[str], environ: Mapping[str, str]) -> Iterable[str]:
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else "remove it (docs/settings.md lists them all)"
+    """Suggests a name only if it is close, because the setting of another part would be misleading. The comparison
+    leaves out the prefix, which all names share.
+    """
+    by_text = {known.removeprefix(ENV_PREFIX): known for known in names}
+    close = difflib.get_close_matches(name.removeprefix(ENV_PREFIX), by_text, n=1, cutoff=CLOSE_RATIO_MIN)
+    if close:
+        return f"did you mean {by_text[close[0]]}?"
+    return "remove it (docs/settings.md lists them all; an option of a command, such as --port, is not a setting)"
 
 
 def _mistake(kind: type[Settings], detail: Any) -> str:

@@ -19,6 +19,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from ingest.cli.listing import FIRST_EXAMPLES
 from ingest.cli.main import main as command_line
 from ingest.core.parse.rules import REASONS, WARNINGS
 from ingest.observe.metric_table import DEFINITIONS as READER
@@ -146,7 +147,9 @@ def _command(path: str, command: click.Command) -> Iterator[str]:
     usage = " ".join([path, *(p.make_metavar(context) for p in arguments)])
     yield inspect.cleandoc(command.help or "").replace("\b\n", "")
     yield f"`{usage}`"
-    if command.epilog:
+    if command is command_line:
+        yield f"Examples: {'; '.join(f'`{example}` {what}' for example, what in FIRST_EXAMPLES.items())}."
+    elif command.epilog:
         yield re.sub(r"^Example: (.*)$", r"Example: `\1`", command.epilog)
     options = [p for p in command.params if isinstance(p, click.Option)]
     records = [record for option in options if (record := option.get_help_record(context))]

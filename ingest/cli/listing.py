@@ -15,8 +15,13 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Try": ("try", "local", "load", "demo"),
     "Shell": ("completion",),
 }
+# The first commands of a new user. The first two need no servers.
+FIRST_EXAMPLES: dict[str, str] = {
+    "replays-ingest demo": "ingests and verifies 5,000 segments",
+    "replays-ingest local up --all": "runs everything on this machine",
+    "replays-ingest --dry-run --messages 100": "reads your topic, writes nothing",
+}
 EXAMPLES: dict[str, str] = {
-    "": "replays-ingest --dry-run --messages 100",
     "audit": "replays-ingest audit --limit 20",
     "backfill": "replays-ingest backfill --project 11 --since 2d --dry-run",
     "batches abandon": "replays-ingest batches abandon BATCH_ID --reason 'bucket deleted'",
@@ -89,8 +94,10 @@ def leaves(command: click.Command, path: str = "") -> Iterator[tuple[str, click.
 
 
 def add_examples(main: click.Command) -> None:
-    """Appends an example to the help of each command."""
-    main.epilog = f"Example: {EXAMPLES['']}"
+    """Appends an example to the help of each command, and FIRST_EXAMPLES to the help of the program."""
+    width = max(map(len, FIRST_EXAMPLES))
+    lines = [f"  {command:<{width}}  {what}" for command, what in FIRST_EXAMPLES.items()]
+    main.epilog = "\n".join(["\b", "Examples:", *lines])
     for path, command in leaves(main):
         if path in EXAMPLES:
             command.epilog = f"Example: {EXAMPLES[path]}"

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from ingest.cli.first_steps import nothing_to_read
-from ingest.cli.listing import EXAMPLES, SECTIONS, leaves, sentence
+from ingest.cli.listing import EXAMPLES, FIRST_EXAMPLES, SECTIONS, leaves, sentence
 from ingest.cli.main import main
 from ingest.settings import Settings
 from tests.kit.paths import ROOT
@@ -38,8 +38,14 @@ def test_help_shows_whole_sentences_on_80_columns():
 def test_every_command_has_an_example_that_parses(monkeypatch: pytest.MonkeyPatch):
     """The example of every command is accepted by that command's own parser."""
     monkeypatch.chdir(ROOT)
-    assert set(EXAMPLES) == {"", *(path for path, _ in leaves(main))}
-    for path, text in EXAMPLES.items():
+    assert set(EXAMPLES) == {path for path, _ in leaves(main)}
+    first = {
+        "demo": "replays-ingest demo",
+        "local up": "replays-ingest local up --all",
+        "": list(FIRST_EXAMPLES)[-1],
+    }
+    assert list(first.values()) == list(FIRST_EXAMPLES)
+    for path, text in [*first.items(), *EXAMPLES.items()]:
         words = shlex.split(text.removeprefix('eval "$(').removesuffix(')"').rpartition("| ")[2])
         assert words[0] == "replays-ingest"
         assert parsed(words[1:]) == path
@@ -57,6 +63,17 @@ def parsed(words: list[str]) -> str:
         _, found, words = command.resolve_command(context, rest)
         assert found is not None
         command, path = found, f"{path} {found.name}".strip()
+
+
+def test_the_help_ends_with_the_first_steps_of_a_stranger():
+    """The demo and the whole system on this machine come first: they need no servers."""
+    shown = CliRunner().invoke(main, ["--help"], terminal_width=80).output.splitlines()
+
+    assert [line.partition("  ")[0] for line in map(str.strip, shown[-3:])] == [
+        "replays-ingest demo",
+        "replays-ingest local up --all",
+        "replays-ingest --dry-run --messages 100",
+    ]
 
 
 def test_an_example_is_at_the_end_of_the_help():

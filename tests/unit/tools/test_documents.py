@@ -44,6 +44,20 @@ def test_a_misspelt_name_is_refused_with_the_right_one(monkeypatch: pytest.Monke
         load()
 
 
+@pytest.mark.parametrize(
+    "name", ["REPLAYS_WEB_PORT", "REPLAYS_CLICKHOUSE_HOST", "REPLAYS_FLOWER_PASSWORD", "REPLAYS_KAFKA_URL"]
+)
+def test_a_name_of_something_else_is_not_suggested(name: str, monkeypatch: pytest.MonkeyPatch):
+    """For example REPLAYS_FLOWER_PORT for REPLAYS_WEB_PORT, which moves Flower instead of the web pages."""
+    monkeypatch.setenv(name, "8000")
+
+    with pytest.raises(SettingsError) as caught:
+        load()
+
+    assert str(caught.value).startswith(f"wrong setting: {name} is an unknown setting; remove it")
+    assert "did you mean" not in str(caught.value)
+
+
 def test_a_wrong_value_names_setting_value_and_range(monkeypatch: pytest.MonkeyPatch):
     """Wrong values are all reported at once, one line each, with setting, value and range."""
     monkeypatch.setenv("REPLAYS_BATCH_MESSAGES_MAX", "0")
