@@ -97,7 +97,9 @@ def try_command(host: str, port: int, seconds: float | None, as_json: bool) -> N
 @click.option(
     "--count", default=1000, show_default=True, type=click.IntRange(1, 100_000_000), help="Number of segments."
 )
-@click.option("--seed", default=1, show_default=True, help="The same seed produces the same messages.")
+@click.option(
+    "--seed", default=1, show_default=True, help="The same seed produces the same messages, except for `received`."
+)
 @click.option(
     "--rate",
     type=Finite(0, min_open=True),
@@ -116,7 +118,8 @@ def load_command(
 ) -> None:
     """Produce realistic recordings to REPLAYS_KAFKA_TOPIC, including duplicate, late and malformed ones.
 
-    Their `received` times are spread over the past day, so end-to-end delay metrics are meaningless during a load.
+    Their `received` times are those of production, so end-to-end delays are real. The recorded visits themselves
+    were in the past day.
     """
     from rich.progress import Progress
 
@@ -132,7 +135,14 @@ def load_command(
 
         try:
             produced = produce(
-                settings(), PROFILES[profile], count, seed, rate=rate, manifest_path=manifest, progress=report
+                settings(),
+                PROFILES[profile],
+                count,
+                seed,
+                rate=rate,
+                manifest_path=manifest,
+                clock=time.time,
+                progress=report,
             )
         except LoadError as error:
             fail(f"{error}; manifest of what was produced: {manifest}" if manifest.exists() else str(error))

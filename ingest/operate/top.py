@@ -222,11 +222,13 @@ def _reader_line(reader: ReaderStatus) -> Text:
 
 
 def _delays_text(reader: ReaderStatus) -> str:
-    """Median and 99th percentile of the time until a segment is durable; empty before the first segment."""
+    """Median and 99th percentile of the time from Relay's `received` until a segment is durable; empty before the
+    first segment.
+    """
     if reader.end_to_end_p50_seconds is None:
         return ""
     p50, p99 = (delay_text(each) for each in (reader.end_to_end_p50_seconds, reader.end_to_end_p99_seconds))
-    return f"   durable p50 {p50}, p99 {p99}"
+    return f"   received to durable p50 {p50}, p99 {p99}"
 
 
 def delay_text(edge_seconds: float | None) -> str:

@@ -21,7 +21,9 @@ Kind = Literal["segment", "video", "reject"]
 
 
 class Header(msgspec.Struct, frozen=True):
-    """The parameters of a load. Equal headers produce equal messages."""
+    """The parameters of a load. Equal headers produce equal messages, unless `received_now`: then their `received`
+    times are those of production.
+    """
 
     topic: str
     profile: str
@@ -29,6 +31,7 @@ class Header(msgspec.Struct, frozen=True):
     count: int
     started_at: int
     version: int = VERSION
+    received_now: bool = False
 
 
 class Click(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -4,7 +4,8 @@
 
 A `Profile` defines the mix. `stream` generates the messages of many concurrent sessions, with some segments out of
 order, some sent twice and some malformed. Equal profiles, counts, seeds and starts produce the same bytes in the
-same order. The partition of each message is random, and the manifest records it.
+same order, unless their `received` times are those of production. The partition of each message is random, and the
+manifest records it.
 
 Memory is bounded for any count. The pages of a site are generated once and shared by all sessions, so full
 snapshots and re-renders repeat between sessions, as for real visitors of one site. About `sessions_at_once`
@@ -41,6 +42,8 @@ PROGRESS_SECONDS = 0.2
 QUEUED_BYTES_MAX = 64 * MiB
 DELIVERY_SECONDS_MAX = 60.0
 
+Clock = Callable[[], float]
+"""Unix seconds."""
 Progress = Callable[[int, int, int], None]
 """(messages acknowledged so far, messages expected, bytes acknowledged)"""
 
@@ -121,15 +124,19 @@ def default_start() -> int:
     return int(time.time()) // 86_400 * 86_400
 
 
-def stream(profile: Profile, count: int, seed: int, started_at: int) -> Iterator[Message]:
+def stream(
+    profile: Profile, count: int, seed: int, started_at: int, clock: Clock | None = None
+) -> Iterator[Message]:
     """Generates `count` distinct segments, with duplicates and malformed messages between them.
 
-    No session begins after `started_at`, in Unix seconds.
+    No session begins after `started_at`, in Unix seconds. With a `clock`, each segment's `received` is the time
+    when it is generated, instead of its end in the session; its duplicates are still the same bytes.
     """
     rng = random.Random(f"stream:{seed}")
     held: list[tuple[int, int, Message]] = []
     segments_made = malformed_made = tie = 0
-    for segments_made, message in enumerate(_segments(profile, count, seed, started_at), start=1):
+    made = _segments(profile, count, seed, started_at)
+    for segments_made, message in enumerate(made if clock is None else _arriving(made, clock), start=1):
         chance = rng.random()
         if chance < profile.late:
             tie += 1
@@ -149,6 +156,14 @@ def stream(profile: Profile, count: int, seed: int, started_at: int) -> Iterator
         yield zip_bomb(rng)
     while held:
         yield heapq.heappop(held)[2]
+
+
+def _arriving(messages: Iterator[Message], clock: Clock) -> Iterator[Message]:
+    for message in messages:
+        envelope = msgspec.msgpack.decode(message.value)
+        value = msgspec.msgpack.encode({**envelope, "received": int(clock())})
+        message.entry.value_bytes = len(value)
+        yield Message(value, message.entry)
 
 
 def _segments(profile: Profile, count: int, seed: int, started_at: int) -> Iterator[Message]:
@@ -196,22 +211,24 @@ def produce(
     manifest_path: Path,
     rate: float | None = None,
     started_at: int | None = None,
+    clock: Clock | None = None,
     progress: Progress = lambda done, expected, size_bytes: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Produced:
     """Produces to `settings.kafka_topic` and returns when every message is acknowledged.
 
-    `rate` is the maximum number of messages per second; None means unlimited. `stop` is checked between messages.
+    `rate` is the maximum number of messages per second; None means unlimited. `clock`: see `stream`. `stop` is
+    checked between messages.
     Raises LoadError if the broker refuses a message or does not respond.
     """
     start = default_start() if started_at is None else started_at
-    header = Header(settings.kafka_topic, profile.name, seed, count, start)
+    header = Header(settings.kafka_topic, profile.name, seed, count, start, received_now=clock is not None)
     expected = count + int(count * (profile.malformed + profile.duplicates)) + profile.zip_bombs
     began = reported_at = time.monotonic()
     run = _Run(settings)  # this comes before the manifest, so that no file is created if no broker answers
     with Writer(manifest_path, header) as manifest:
         run.record_in(manifest)
-        for number, message in enumerate(stream(profile, count, seed, start)):
+        for number, message in enumerate(stream(profile, count, seed, start, clock)):
             if stop():
                 break
             if rate:

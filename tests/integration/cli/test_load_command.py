@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from ingest.local.load.manifest import read_entries
+from ingest.local.launch import settings_of
+from ingest.local.load.manifest import read_entries, read_header
 from tasks.faults import WHAT_TO_DO, Cause, Server
+from tasks.kafka.ranges import Bounds, RangeReader
 from tests.kit.commands import command
 
 
@@ -36,6 +40,33 @@ def test_each_load_reports_its_own_new_manifest(
     assert len(list(read_entries(tmp_path / "manifest-2.jsonl"))) == second.json["messages"]
     assert (refused.code, "manifest.jsonl exists" in refused.err) == (2, True)
     assert (tmp_path / "manifest.jsonl").read_bytes() == before
+
+
+def test_a_load_is_received_when_it_is_produced(
+    load_env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The segments' `received` times are those of production, so that end-to-end delays are those of the system.
+
+    The manifest says so.
+    """
+    monkeypatch.chdir(tmp_path)
+    began = int(time.time())
+    command(load_env, "load", "--count", "20", "--profile", "small")
+    ended = time.time()
+
+    segments = {
+        (entry.partition, entry.offset)
+        for entry in read_entries(tmp_path / "manifest.jsonl")
+        if entry.kind != "reject"
+    }
+    settings = settings_of(load_env)
+    with RangeReader(settings, settings.kafka_topic, group="load-test", bounds=Bounds(seconds_max=30.0)) as reader:
+        found = {(one.partition, one.offset): one.value for one in reader.read_all()}
+    received = [msgspec.msgpack.decode(found[place])["received"] for place in segments]
+
+    assert len(received) >= 20
+    assert began <= min(received) <= max(received) <= ended
+    assert read_header(tmp_path / "manifest.jsonl").received_now
 
 
 def test_without_a_broker_no_manifest_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -66,10 +66,10 @@ def test_shed_projects_are_named() -> None:
     ("p50", "p99", "shown"),
     [
         (None, None, "in flight, 0 B\n"),
-        (2.0, 60.0, "durable p50 <2 s, p99 <60 s\n"),
-        (300.0, 14400.0, "durable p50 <5 min, p99 <4 h\n"),
-        (86400.0, 86400.0, "durable p50 over 4 h, p99 over 4 h\n"),
-        (0.5, None, "durable p50 <0.5 s, p99 over 4 h\n"),
+        (2.0, 60.0, "received to durable p50 <2 s, p99 <60 s\n"),
+        (300.0, 14400.0, "received to durable p50 <5 min, p99 <4 h\n"),
+        (86400.0, 86400.0, "received to durable p50 over 4 h, p99 over 4 h\n"),
+        (0.5, None, "received to durable p50 <0.5 s, p99 over 4 h\n"),
     ],
 )
 def test_delays_are_shown_in_a_readable_unit(p50: float | None, p99: float | None, shown: str) -> None:

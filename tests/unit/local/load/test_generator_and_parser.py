@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import zlib
 from collections import Counter
+
+import msgspec
 
 from ingest.core.model import Message, Reject, Segment, TopicPartition
 from ingest.core.parse import REASONS, ParseRules, parse
@@ -46,6 +49,31 @@ def test_every_message_is_parsed_or_rejected_as_in_the_manifest():
             else:
                 assert isinstance(outcome, Segment), (entry.flaw, outcome)
                 assert outcome.blobs[0].name == entry.blob
+
+
+def test_a_clock_changes_only_the_time_of_arrival():
+    """With a clock, every segment is received at the clock's time when it is generated, and duplicates are still
+    the same bytes. Everything else, also the order, is the same as without a clock.
+    """
+    ticks = itertools.count(START + 1000)
+    made = list(stream(PROFILES["small"], 200, 4, START, lambda: next(ticks) + 0.5))
+    segments = [msgspec.msgpack.decode(one.value) for one in made if one.entry.kind != "reject"]
+    fixed = list(stream(PROFILES["small"], 200, 4, START))
+
+    copies: dict[tuple[str, int], set[bytes]] = {}
+    for one in made:
+        if one.entry.kind != "reject":
+            copies.setdefault((one.entry.replay_id, one.entry.segment_id), set()).add(one.value)
+            assert one.entry.value_bytes == len(one.value)
+    assert {len(values) for values in copies.values()} == {1}
+    assert {one["received"] for one in segments} == set(range(START + 1000, START + 1200))
+    assert any(one.entry.duplicate for one in made)
+    assert [one.value for one in made if one.entry.kind == "reject"] == [
+        one.value for one in fixed if one.entry.kind == "reject"
+    ]
+    assert [{**one, "received": 0} for one in segments] == [
+        {**msgspec.msgpack.decode(one.value), "received": 0} for one in fixed if one.entry.kind != "reject"
+    ]
 
 
 def test_every_reject_reason_of_a_body_is_generated():
