@@ -5,6 +5,7 @@ actions.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from playwright.sync_api import Browser, Page, expect
 from pydantic import SecretStr
 
 from ingest.core import events as on
+from ingest.local.servers.processes import Children
+from ingest.local.servers.redis import Redis
 from ingest.settings import Settings
 from tests.kit.browser import browser, launched, needs_chromium
 from tests.kit.library import Library
@@ -151,6 +154,28 @@ def test_parts_that_cannot_be_read_are_unknown(
             expect(page.locator(f"#{part}")).to_contain_text(why, timeout=30_000)
         for part in ("flow", "parked", "letters"):
             expect(page.locator(f"#{part}")).not_to_have_text("loading", timeout=30_000)
+
+
+def test_the_page_recovers_with_redis(
+    office_settings: Settings, chromium: Browser, children: Children, tmp_path: Path
+) -> None:
+    """When Redis responds again, every part of the page has its content again, and the error disappears."""
+    redis = Redis(children, tmp_path / "redis")
+    redis.start()
+    with running(office_settings.model_copy(update={"redis_url": SecretStr(redis.address)})) as announced:
+        address, _ = announced.get(timeout=START_SECONDS_MAX)
+        page = chromium.new_context(base_url=address, http_credentials=LOGIN).new_page()
+        page.goto("/operate")
+        expect(page.locator("#parked")).to_have_text("Nothing is parked.", timeout=30_000)
+
+        redis.child.kill()
+        expect(page.locator("#parked")).to_contain_text("Unknown: redis: ", timeout=30_000)
+        expect(page.locator("#notices")).to_contain_text("redis: ")
+
+        redis.restart()
+        expect(page.locator("#parked")).to_have_text("Nothing is parked.", timeout=30_000)
+        expect(page.locator("#trend svg")).to_have_count(3, timeout=30_000)
+        expect(page.locator("#notices")).to_be_empty()
 
 
 def test_the_lag_is_unknown_without_a_reader(
