@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ from tasks.printed import ascii_json, printable, without_secrets
 T = TypeVar("T")
 PACKAGE = "replays-ingest"
 EXIT_FAILED = 1
+FIRST_STEP = "run `replays-ingest local up --all`"
+_ADVICE = re.compile(r"\bcorrect (?:the )?REPLAYS_\S+$")
+_NOTHING_CONFIGURED = f"{__name__}.nothing_configured"  # a key of click's `meta`, which all contexts share
 # Settings of servers begin with one of these. If one is set, addresses are never taken from a local stack.
 SERVER_SETTINGS = ("kafka_", "redis_", "gcs_", "clickhouse_", "bigquery_", "datadog_", "google_")
 
@@ -47,9 +51,20 @@ def echo_json(value: Any) -> None:
 
 
 def fail(text: str) -> NoReturn:
-    """Prints one line to standard error and exits with 1."""
-    echo(f"replays-ingest: {without_secrets(text)}", err=True)
+    """Prints one line to standard error and exits with 1. Adds the first step if no servers are configured."""
+    echo(f"replays-ingest: {with_first_step(without_secrets(text))}", err=True)
     sys.exit(EXIT_FAILED)
+
+
+def with_first_step(text: str) -> str:
+    """Adds FIRST_STEP to advice to correct a setting, if the command used the default addresses of all servers."""
+    return f"{text}, or {FIRST_STEP}" if nothing_is_configured() and _ADVICE.search(text) else text
+
+
+def nothing_is_configured() -> bool:
+    """Whether `settings` found neither configured servers nor a running local stack."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(_NOTHING_CONFIGURED))
 
 
 def needs_extra(name: str) -> None:
@@ -100,6 +115,7 @@ def settings() -> Settings:
 
     stack = running_stack()
     if stack is None:
+        click.get_current_context().meta[_NOTHING_CONFIGURED] = True
         return loaded
     for name, value in stack.settings.items():
         os.environ.setdefault(name, value)

@@ -12,15 +12,18 @@ import msgspec
 
 from ingest.cli.common import (
     EXIT_FAILED,
+    FIRST_STEP,
     as_json,
     by_option,
     coordination_of,
     echo,
     echo_json,
     fail,
+    nothing_is_configured,
     redis_required,
     settings,
     validated_settings,
+    with_first_step,
 )
 from ingest.cli.confirm import confirm, expect_terminal, yes_option
 from ingest.cli.listing import Listing
@@ -80,6 +83,8 @@ def check(as_json: bool) -> None:
     if as_json:
         echo_json([finding.as_dict() for finding in reported])
     bad = [finding.name for finding in reported if finding.bad]
+    if bad and nothing_is_configured():
+        echo(f"replays-ingest: no servers are configured: set REPLAYS_*, or {FIRST_STEP}", err=True)
     sys.exit(RedisRefused.exit_code if REDIS_KIND in bad else EXIT_FAILED if bad else 0)
 
 
@@ -133,7 +138,7 @@ def top(once: bool, seconds: float, svg: Path | None) -> None:
             if svg is not None:
                 svg.write_text(picture(settings()))
                 return
-            run(settings(), Terminal(), once=once, seconds=seconds)
+            run(settings(), Terminal(), once=once, seconds=seconds, describe=with_first_step)
         except KeyboardInterrupt:
             sys.exit(0)
 

@@ -101,10 +101,18 @@ def page(status: Status) -> RenderableType:
     return Group(*parts)
 
 
-def run(settings: Settings, console: Console, *, once: bool = False, seconds: float = 1.0) -> None:
+def run(
+    settings: Settings,
+    console: Console,
+    *,
+    once: bool = False,
+    seconds: float = 1.0,
+    describe: Callable[[str], str] = str,
+) -> None:
     """Refreshes until interrupted. With `once`, and if the console cannot be refreshed, prints once and returns.
 
-    Redis errors are shown while the page is refreshed, and raised otherwise.
+    Redis errors are shown, with the text that `describe` makes of them, while the page is refreshed, and raised
+    otherwise.
     """
     if once or not can_refresh(console):
         console.print(page(now(settings)))
@@ -116,7 +124,7 @@ def run(settings: Settings, console: Console, *, once: bool = False, seconds: fl
 
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            live.update(_attempt(draw), refresh=True)
+            live.update(_attempt(draw, describe), refresh=True)
             time.sleep(seconds)
 
 
@@ -142,11 +150,11 @@ def picture(settings: Settings) -> str:
     return console.export_svg(title="replays-ingest top", unique_id="top")
 
 
-def _attempt(draw: Callable[[], RenderableType]) -> RenderableType:
+def _attempt(draw: Callable[[], RenderableType], describe: Callable[[str], str]) -> RenderableType:
     try:
         return draw()
     except RedisError as error:
-        return Panel(Text(fault_of(error).line), title="replays-ingest top", style="red")
+        return Panel(Text(describe(fault_of(error).line)), title="replays-ingest top", style="red")
 
 
 def _headline(status: Status) -> RenderableType:
