@@ -22,7 +22,7 @@ Kind = Literal["segment", "video", "reject"]
 
 class Header(msgspec.Struct, frozen=True):
     """The parameters of a load. Equal headers produce equal messages, unless `received_now`: then their `received`
-    times are those of production.
+    times are those of production, and every segment has a valid replay_event.
     """
 
     topic: str

@@ -18,7 +18,7 @@ import heapq
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,11 @@ def stream(
 
     No session begins after `started_at`, in Unix seconds. With a `clock`, each segment's `received` is the time
     when it is generated, instead of its end in the session; its duplicates are still the same bytes.
+    Every segment then has a valid replay_event: rows without its time have that of `received`, which would prolong
+    the replay until now.
     """
+    if clock is not None:
+        profile = replace(profile, mix=replace(profile.mix, replay_event_missing=0.0, replay_event_broken=0.0))
     rng = random.Random(f"stream:{seed}")
     held: list[tuple[int, int, Message]] = []
     segments_made = malformed_made = tie = 0

@@ -7,6 +7,7 @@ import itertools
 import json
 import zlib
 from collections import Counter
+from dataclasses import replace
 
 import msgspec
 
@@ -53,12 +54,15 @@ def test_every_message_is_parsed_or_rejected_as_in_the_manifest():
 
 def test_a_clock_changes_only_the_time_of_arrival():
     """With a clock, every segment is received at the clock's time when it is generated, and duplicates are still
-    the same bytes. Everything else, also the order, is the same as without a clock.
+    the same bytes. Everything else, also the order, is as without a clock, except that every segment has a valid
+    replay_event.
     """
     ticks = itertools.count(START + 1000)
     made = list(stream(PROFILES["small"], 200, 4, START, lambda: next(ticks) + 0.5))
     segments = [msgspec.msgpack.decode(one.value) for one in made if one.entry.kind != "reject"]
-    fixed = list(stream(PROFILES["small"], 200, 4, START))
+    small = PROFILES["small"]
+    valid = replace(small, mix=replace(small.mix, replay_event_missing=0.0, replay_event_broken=0.0))
+    fixed = list(stream(valid, 200, 4, START))
 
     copies: dict[tuple[str, int], set[bytes]] = {}
     for one in made:
@@ -74,6 +78,16 @@ def test_a_clock_changes_only_the_time_of_arrival():
     assert [{**one, "received": 0} for one in segments] == [
         {**msgspec.msgpack.decode(one.value), "received": 0} for one in fixed if one.entry.kind != "reject"
     ]
+
+
+def test_with_a_clock_no_replay_lasts_until_its_arrival():
+    """No row of a session has the time of arrival, which would make a replay of the past day last for hours."""
+    arrived = START + 40_000
+    for made in stream(PROFILES["small"], 400, 4, START, lambda: arrived):
+        outcome = parse(Message(SOURCE, 1, 0, made.value, timestamp_ms=arrived * 1000), RULES)
+        if isinstance(outcome, Segment):
+            times = [json.loads(row.json)["timestamp"] for row in outcome.clickhouse if row.table == "replays"]
+            assert max(times, default=START) < START + 3600
 
 
 def test_every_reject_reason_of_a_body_is_generated():
