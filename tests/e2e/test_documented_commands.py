@@ -105,6 +105,7 @@ NOT_RUN = {
     "make mixed-versions": "minutes; test_mixed_versions.py runs it for less",
     "make gameday": "almost an hour; test_gameday.py plays some of its faults",
     "make bigquery-contract": "it queries a package index; test_bigquery_contract.py runs the part for our server",
+    "make bigquery-kills": "minutes; test_storage_write.py loses requests, responses and writers at each point",
     "make screenshots": "minutes; it writes pictures into the checkout",
     "make live-sdks": "it downloads SDKs; test_try.py runs what it runs with the shipped one",
     "make image": "minutes; .ci/run runs it",

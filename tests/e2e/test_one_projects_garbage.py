@@ -130,7 +130,7 @@ def assert_steps_work(system: System) -> None:
     system.wait_committed()
     assert system.metric("replays_reader_drops_total", reason="shed") > 0
 
-    system.command(*[str(GARBAGE) if word == "<project>" else word for word in kill])
+    system.command(*[str(GARBAGE) if word == "<project>" else word for word in kill], "--yes")
 
     def followed() -> bool:
         system.send_all(garbage(1))

@@ -22,7 +22,7 @@ from ingest.local.compare.report import Report
 from ingest.local.load.expectation import Expectation
 from ingest.local.load.produce import PROFILES, Produced, produce
 from ingest.local.servers.fault_proxy import FaultProxy
-from ingest.local.servers.processes import Child, free_port, wait_until
+from ingest.local.servers.processes import Child, LocalError, free_port, wait_until
 from ingest.local.stack import KafkaKind, Stack
 from tasks.kafka.options import kafka_options
 from tasks.migrate import migrate
@@ -201,7 +201,10 @@ class System:
 
     def wait_committed(self, seconds: float = 120) -> None:
         """Waits until every produced message is committed."""
-        wait_until(lambda: self.committed() >= sum(self.ends.values()), seconds, f"commits: {self.status()}")
+        try:
+            wait_until(lambda: self.committed() >= sum(self.ends.values()), seconds, "commits")
+        except LocalError as error:
+            raise LocalError(f"{error}: {self.status()}") from error
 
     def reconcile(self, **options: Any) -> Report:
         """Compares every sink with the manifests.

@@ -119,7 +119,7 @@ def status_of(client: Client, method: str, target: str, *headers: str, body: byt
             connection.shutdown(socket.SHUT_WR)
             while len(found) < 64 and (part := connection.recv(4096)):
                 found = (found + part).removeprefix(b"HTTP/1.1 100 (Continue)\r\n\r\n")
-        except ConnectionError:
+        except OSError:  # also ENOTCONN, if the server has closed the connection before the shutdown
             pass
     return int(found.split(b" ")[1]) if found.startswith(b"HTTP/") else 400
 

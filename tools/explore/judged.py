@@ -175,5 +175,10 @@ JUDGED = (
     Judged("never repeats a commit that the broker may have lost", WORK, "the next owner reads messages again"),
     Judged("never restarts fetching of a partition", PROGRESS, "a partition makes no progress"),
     Judged("ignores a partition without an owner", PROGRESS, "a partition makes no progress"),
+    Judged(
+        "pauses the partition whose planned range is being completed, when messages of the range expire",
+        PROGRESS,
+        "no further messages are taken",
+    ),
     Judged("does not poll while paused", PROGRESS, "the group removes the reader"),
 )
