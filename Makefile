@@ -45,7 +45,7 @@ PYTEST := -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 # These are the quick tests of packages that have a coverage floor. To include tests that use servers, which take
 # longer: COVERED="tests/unit tests/eager tests/integration"
 COVERED := $(addprefix tests/unit/,benchmarks cli core local observe operate reader tasks testing trial web) tests/eager \
-  tests/integration/tasks/sinks/test_storage_write.py \
+  tests/unit/test_settings_fit.py tests/integration/tasks/sinks/test_storage_write.py \
   $(addprefix tests/unit/tools/,gameday test_audit.py test_documents.py test_habits.py test_history.py)
 
 # With MEASURED=1 (for CI), each test runs once, and tests in COVERED run under coverage, for `make floors`

@@ -67,3 +67,28 @@ def test_check_names_inconsistent_settings() -> None:
 def test_a_visibility_timeout_just_above_the_longest_run_is_consistent() -> None:
     """A visibility time-out that is one second longer than six calls is accepted."""
     assert list(deadlines(Settings(task_visibility_seconds=181, sink_timeout_seconds=30))) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"flush_deadline_seconds": 600, "staged_ttl_seconds": 600}, "staged bytes would expire"),
+        ({"drain_deadline_seconds": 45, "kafka_session_timeout_seconds": 45}, "before they are drained"),
+        (
+            {"kafka_group_protocol": "consumer", "kafka_options": {"heartbeat.interval.ms": "2000"}},
+            "cannot be set with REPLAYS_KAFKA_GROUP_PROTOCOL=consumer",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(values: dict[str, Any], problem: str) -> None:
+    """Settings that contradict each other are refused with the names of both."""
+    with pytest.raises(ValueError, match=problem):
+        Settings.model_validate(values)
+
+
+def test_a_copy_with_the_addresses_of_the_local_stack_says_so() -> None:
+    """Settings whose addresses are those of the running local stack are marked, and the original is unchanged."""
+    settings = Settings()
+
+    assert settings.taken_from_local_stack().from_local_stack
+    assert not settings.from_local_stack
