@@ -16,7 +16,7 @@ from google.cloud.bigquery_storage_v1 import types
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from msgspec.structs import asdict
 
-from tasks.proto_rows import Columns
+from tasks.proto_rows import EPOCH, Columns
 from tasks.sinks.bigquery.table import columns_of
 from tasks.sinks.outcome import Blame, Trouble
 
@@ -24,7 +24,7 @@ INT64, TEXT = descriptor_pb2.FieldDescriptorProto.TYPE_INT64, descriptor_pb2.Fie
 OPTIONAL = descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL
 PROTO_TYPE = {"STRING": TEXT, "JSON": TEXT, "INTEGER": INT64, "TIMESTAMP": INT64}
 JSON_TYPE: dict[str, Any] = {"STRING": str, "JSON": str, "INTEGER": int, "TIMESTAMP": datetime}
-EPOCH, MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
+MICROSECOND = timedelta(microseconds=1)
 _Schema = types.ProtoSchema.pb()
 
 
