@@ -96,4 +96,4 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], capt
 def write_json(path: str | None, result: Mapping[str, Any]) -> None:
     """Writes the figures to the file, if one was requested."""
     if path is not None:
-        Path(path).write_text(json.dumps(result, indent=2) + "\n")
+        Path(path).write_text(json.dumps(result, indent=2, default=str) + "\n")

@@ -1,6 +1,7 @@
 """Measures whole systems from Kafka to durable objects: ours and peers, one after another on the same cores.
 
-    python -m benchmarks.end_to_end [--segments 4000] [--latency-ms 20] [--peers] [--matrix] [--json FILE]
+    python -m benchmarks.end_to_end [--segments 4000] [--latency-ms 20] [--peers] [--matrix]
+        [--redis PROGRAM] [--json FILE]
 
 The systems write to one HTTP server with a given latency (benchmarks/latency_server.py) or, with --embedded, to
 the stores of the embedded stack. `CPU` is the CPU time of all processes of a system, including Redis but not
@@ -16,7 +17,9 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.common import machine, show, write_json
-from benchmarks.system import PEERS, Bench, Result, Shape, Workload, run, workload
+from benchmarks.redis_watch import add_redis_option
+from benchmarks.servers import Bench
+from benchmarks.system import PEERS, Result, Shape, Workload, run, workload
 
 WORKLOAD_SEGMENTS = 3000
 ALL_SINKS = "gcs,clickhouse,bigquery,datadog,dead_letter"
@@ -116,6 +119,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=4, help="worker processes")
     parser.add_argument("--cores", default="0", help="cores of the measured system, comma-separated")
     parser.add_argument("--kafka", choices=("tansu", "apache"), default="tansu")
+    add_redis_option(parser)
     parser.add_argument("--peers", nargs="?", const=",".join(PEERS), default="", help="peers to run; default: all")
     parser.add_argument("--threads", type=int, default=32, help="threads of each peer")
     parser.add_argument("--matrix", action="store_true", help="vary partitions, readers and worker processes")
@@ -132,7 +136,13 @@ def main() -> None:
     shapes += [Shape(system=peer, threads=arguments.threads) for peer in arguments.peers.split(",") if peer]
     if arguments.delays:
         shapes = [replace(shape, rate=arguments.delays) for shape in shapes]
-    with Bench(cores, arguments.latency_ms, kafka=arguments.kafka, real_sinks=arguments.embedded) as bench:
+    with Bench(
+        cores,
+        arguments.latency_ms,
+        kafka=arguments.kafka,
+        real_sinks=arguments.embedded,
+        redis_program=arguments.redis,
+    ) as bench:
         results = measure(bench, shapes, load, arguments)
     report(results, load, arguments)
 
@@ -152,6 +162,10 @@ def report(results: list[Result], load: Workload, arguments: argparse.Namespace)
     if found:
         lines = [[label, *(f"{value:.2f}" for value in ratio.values())] for label, ratio in found.items()]
         show(f"relative to {REFERENCE}", ("system", "seg/s", "seg/s per core", "memory"), lines)
+    if servers := {
+        "{name} {version}, {mem_allocator}".format(**result.redis) for result in results if result.redis
+    }:
+        print("Redis:", *servers)
     result: dict[str, Any] = {
         "machine": machine(),
         "arguments": vars(arguments),

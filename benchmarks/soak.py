@@ -1,10 +1,13 @@
 """Checks that memory use and cost per segment stay constant at full load, or through a long backlog.
 
-    python -m benchmarks.soak [--minutes 10] [--json FILE]
+    python -m benchmarks.soak [--minutes 10] [--redis PROGRAM] [--json FILE]
     python -m benchmarks.soak --backlog 200000 [--json FILE]
 
 With --minutes, a producer keeps a backlog in the topic until the time is over. The broker keeps all messages in
-memory, so the workload uses small segments (--profile small; a backlog of 200,000 takes 1 GB).
+memory, so the workload uses small segments (--profile small; a backlog of 200,000 takes 1 GB). Apache Kafka
+(--kafka apache) writes them to a temporary directory instead.
+
+To explain growth of Redis, the samples also have its memory as it reports it, and the number of its keys.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ import statistics
 from typing import Any
 
 from benchmarks.common import machine, show, write_json
-from benchmarks.system import Bench, Result, Shape, run, workload
+from benchmarks.redis_watch import REDIS_MEMORY, add_redis_option
+from benchmarks.servers import Bench
+from benchmarks.system import Result, Shape, run, workload
 
 LINES = 10
 
@@ -58,12 +63,33 @@ def report(result: Result, path: str | None) -> None:
     ]
     columns = ("seconds", "segments", "CPU µs/seg so far", *(f"{name[4:]} MB" for name in names))
     show(f"{result.label}: {result.segments} segments, {result.rate:.0f} per second", columns, rows)
-    slopes = {name: slope_per_minute(series, name) for name in names}
+    show_redis(result, step)
+    memory = (*names, *(f"redis_{name}" for name in REDIS_MEMORY))
+    slopes = {name: slope_per_minute(series, name) for name in (*memory, "redis_keys")}
     costs = thirds(series)
-    print("growth in the second half, MB per minute:", {n: round(s / 1e6, 2) for n, s in slopes.items()})
+    print("growth in the second half, MB per minute:", {n: round(slopes[n] / 1e6, 2) for n in memory})
+    print(f"growth of the keys in the second half, per minute: {slopes['redis_keys']:.1f}")
     print("CPU µs per segment, by thirds of the run:", [round(cost) for cost in costs])
     figures: dict[str, Any] = {"machine": machine(), "result": result.as_json(), "slopes": slopes, "thirds": costs}
     write_json(path, figures)
+
+
+def show_redis(result: Result, step: int) -> None:
+    """Prints the memory of Redis over time, and its keys by kind when the run ended."""
+    rows = [
+        [
+            f"{sample['seconds']:.0f}",
+            f"{sample['redis_keys']:.0f}",
+            *(f"{sample[f'redis_{name}'] / 1e6:.1f}" for name in REDIS_MEMORY),
+        ]
+        for sample in result.series[::step]
+    ]
+    title = "{name} {version}, {mem_allocator}; memory in MB".format(**result.redis)
+    columns = [name.removeprefix("used_memory_").removeprefix("allocator_") for name in REDIS_MEMORY]
+    show(title, ("seconds", "keys", *columns), rows)
+    kinds = result.redis_kinds.items()
+    rows = [[kind, str(found["keys"]), f"{found['bytes'] / 1e3:.1f}"] for kind, found in kinds]
+    show("keys at the end", ("kind", "keys", "kB"), rows)
 
 
 def main() -> None:
@@ -78,6 +104,8 @@ def main() -> None:
     parser.add_argument("--sinks", default="gcs,clickhouse,bigquery,datadog,dead_letter")
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--latency-ms", type=float, default=20.0)
+    parser.add_argument("--kafka", choices=("tansu", "apache"), default="tansu")
+    add_redis_option(parser)
     parser.add_argument("--json", help="write the figures to this file")
     arguments = parser.parse_args()
     load = workload(arguments.workload, arguments.profile)
@@ -92,7 +120,7 @@ def main() -> None:
         rate=0.0 if arguments.backlog else arguments.rate,
         cores=cores,
     )
-    with Bench(cores, arguments.latency_ms) as bench:
+    with Bench(cores, arguments.latency_ms, kafka=arguments.kafka, redis_program=arguments.redis) as bench:
         report(run(bench, shape, load), arguments.json)
 
 

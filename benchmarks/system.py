@@ -8,14 +8,12 @@ are committed, so it excludes start-up and joining the group.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -27,13 +25,12 @@ import psutil
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from benchmarks.redis_watch import RedisWatch
+from benchmarks.servers import Bench
 from ingest.local.compare.offsets import Committed
 from ingest.local.compare.report import ReconcileError
-from ingest.local.fleet import CALM
 from ingest.local.load.produce import PROFILES, stream
-from ingest.local.servers.base import answers_http
-from ingest.local.servers.processes import HOST, Child, LocalError, free_port, wait_until
-from ingest.local.stack import Stack
+from ingest.local.servers.processes import HOST, Child, LocalError
 from ingest.settings import Settings
 from tasks.units import MiB
 
@@ -41,6 +38,7 @@ BENCH_DIRECTORY = Path(".bench")
 STARTED_AT = 1_790_000_000
 SAMPLE_SECONDS = 0.5
 RUN_SECONDS_MAX = 900.0
+SEGMENTS_PER_SECOND_MIN = 50.0
 PEERS = ("p1-json", "p1-typed", "p2", "p3")
 
 
@@ -90,7 +88,11 @@ class Shape:
 
 @dataclass(slots=True)
 class Result:
-    """Measurements of a run. CPU and memory are by role: reader, worker, redis, or peer."""
+    """Measurements of a run. CPU and memory are by role: reader, worker, redis, or peer.
+
+    `redis`: name, version and allocator of the Redis server. `redis_kinds`: its keys and their bytes by kind, when
+    the run ended. `series`: one sample per second.
+    """
 
     shape: dict[str, Any]
     label: str
@@ -103,6 +105,8 @@ class Result:
     requests: dict[str, int]
     delays_ms: dict[str, float] = field(default_factory=dict)
     series: list[dict[str, float]] = field(default_factory=list)
+    redis: dict[str, str] = field(default_factory=dict)
+    redis_kinds: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
@@ -144,71 +148,6 @@ def workload(count: int, profile: str = "clean", seed: int = 1) -> Workload:
         path.with_suffix(".new").rename(path)
     found = msgspec.msgpack.decode(path.read_bytes(), type=list[tuple[bytes, str]])
     return Workload(profile, [value for value, _ in found], [name for _, name in found])
-
-
-class Bench:
-    """Runs broker, Redis and latency server on the cores that are not measured.
-
-    `real_sinks`: use the embedded stores instead of the latency server.
-    """
-
-    def __init__(self, cores: Sequence[int], latency_ms: float, *, kafka: Any = "tansu", real_sinks: bool = False):
-        self.latency_ms = latency_ms
-        self.cores = tuple(cores)
-        self.real_sinks = real_sinks
-        self.stack = Stack(kafka=kafka)
-        self.endpoint = ""
-
-    def __enter__(self) -> Bench:
-        others = sorted(set(os.sched_getaffinity(0)) - set(self.cores))
-        self._before = os.sched_getaffinity(0)
-        if others:
-            os.sched_setaffinity(0, others)
-        parts = (
-            ("kafka", "redis", "gcs", "clickhouse", "bigquery", "statsd")
-            if self.real_sinks
-            else ("kafka", "redis")
-        )
-        self.stack.start(parts)
-        pin(self.stack.servers["redis"].child.pid, self.cores)
-        if not self.real_sinks:
-            port = free_port()
-            self.endpoint = f"http://{HOST}:{port}"
-            arguments = ["--port", str(port), "--latency-ms", str(self.latency_ms)]
-            self.stack.children.start("latency", [sys.executable, "-m", "benchmarks.latency_server", *arguments])
-            wait_until(lambda: answers_http(f"{self.endpoint}/_seen"), 20, "the latency server")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stack.stop()
-        os.sched_setaffinity(0, self._before)
-
-    def environment(self) -> dict[str, str]:
-        """Returns the REPLAYS_* variables of the measured system."""
-        found = {**CALM, **self.stack.settings()}
-        if self.endpoint:
-            host, _, port = self.endpoint.removeprefix("http://").partition(":")
-            found |= {
-                "REPLAYS_GCS_ENDPOINT": self.endpoint,
-                "REPLAYS_CLICKHOUSE_URL": self.endpoint,
-                "REPLAYS_BIGQUERY_ENDPOINT": self.endpoint,
-                "REPLAYS_DATADOG_HOST": host,
-                "REPLAYS_DATADOG_PORT": port,
-            }
-        return found
-
-    def control(self, method: str, path: str) -> Any:
-        """Sends a request to the latency server and returns the response."""
-        request = urllib.request.Request(self.endpoint + path, method=method)
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as response:
-            text = response.read()
-        return json.loads(text) if text else None
-
-
-def pin(pid: int, cores: Sequence[int]) -> None:
-    """Pins all threads of a process."""
-    for thread in psutil.Process(pid).threads():
-        os.sched_setaffinity(thread.id, cores)
 
 
 class Meter(threading.Thread):
@@ -285,13 +224,16 @@ def run(bench: Bench, shape: Shape, load: Workload) -> Result:
     for role, child in children:
         roles.setdefault(role, []).append(child.pid)
     if shape.system == "ours":
-        roles["redis"] = [bench.stack.servers["redis"].child.pid]
+        roles["redis"] = bench.redis_pids
     meter = Meter(roles)
     meter.start()
+    redis = RedisWatch(bench.redis_urls)
     try:
-        result = _watch(bench, shape, load, settings, meter, children)
+        result = _watch(bench, shape, load, settings, meter, children, redis)
+        result.redis, result.redis_kinds = redis.server(), redis.by_kind()
     finally:
         meter.ending.set()
+        redis.close()
         for _, child in children:
             child.stop(15)
     if shape.rate and bench.endpoint:
@@ -335,11 +277,12 @@ def _watch(
     settings: Settings,
     meter: Meter,
     children: Sequence[tuple[str, Child]],
+    redis: RedisWatch,
 ) -> Result:
     """Measures from the commit of `warm` segments until all are committed."""
     offsets = Committed(settings)
     sources = [(settings.kafka_topic, partition) for partition in range(shape.partitions)]
-    deadline = time.monotonic() + RUN_SECONDS_MAX
+    deadline = time.monotonic() + RUN_SECONDS_MAX + shape.count / SEGMENTS_PER_SECOND_MIN
     began: tuple[float, int, dict[str, float]] | None = None
     series: list[dict[str, float]] = []
     sampled_at = 0.0
@@ -361,7 +304,9 @@ def _watch(
                 sampled_at = now
                 cpu = sum(meter.sample().values()) - sum(began[2].values())
                 memory = {f"rss_{role}": float(size) for role, size in meter.rss_now.items()}
-                series.append({"seconds": now - began[0], "segments": done - began[1], "cpu": cpu, **memory})
+                series.append(
+                    {"seconds": now - began[0], "segments": done - began[1], "cpu": cpu} | memory | redis.sample()
+                )
             if done >= shape.count:
                 break
             time.sleep(0.05)
@@ -395,7 +340,7 @@ def _settings(env: Mapping[str, str]) -> Settings:
 
 def _make_topic(settings: Settings, partitions: int) -> None:
     admin = AdminClient({"bootstrap.servers": settings.kafka_brokers})
-    topics = [NewTopic(settings.kafka_topic, partitions, 1), NewTopic(settings.dead_letter_topic, 1, 1)]
+    topics = [NewTopic(settings.kafka_topic, partitions, 1), NewTopic(settings.dlq_topic, 1, 1)]
     topics.append(NewTopic(settings.operators_topic, 1, 1, config={"cleanup.policy": "compact"}))
     for future in admin.create_topics(topics).values():
         try:

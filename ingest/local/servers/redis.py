@@ -36,20 +36,24 @@ class Redis(Server):
         memory_bytes_max: int = 0,
         acl_file: Path | None = None,
         options: Sequence[str] = (),
+        program: Path | None = None,
     ) -> None:
-        """`options` contains additional arguments of the server."""
+        """`options` contains additional arguments of the server. `program` is the server's executable; None for
+        the one of the wheel.
+        """
         super().__init__(children, directory, name=name, port=port)
         self.appendonly = appendonly
         self.memory_bytes_max = memory_bytes_max
         self.acl_file = acl_file
         self.options = tuple(options)
+        self.program = program
 
     def command(self) -> list[str]:
         """Returns the command line: loopback interface only, no snapshots, and an append-only file if
         requested.
         """
         return [
-            str(binary()),
+            str(self.program or binary()),
             *("--bind", HOST),
             *("--port", str(self.port)),
             *("--dir", str(self.directory)),

