@@ -1,4 +1,4 @@
-"""The reader: consumes from Kafka, starts chords of flush tasks, and commits offsets when they have completed.
+"""The reader consumes from Kafka, starts a chord of flush tasks per batch, and commits offsets as chords complete.
 
 kafka.py       polls messages and converts changes of the consumer group to events
 core/parse     converts bytes to a segment or a reject, with the rows for every sink

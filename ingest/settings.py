@@ -129,7 +129,8 @@ class Settings(FleetSettings):
         ge=8,
         le=100_000,
         description="Maximum batches of one partition that may wait behind an unsettled batch before the "
-        "partition is paused. After a crash, these batches are read again. The cut record must hold their ends.",
+        "partition is paused. After a crash, these batches are read again. The cut record must have room for the "
+        "ends of these batches.",
     )
 
     # Deadlines and retries of batches
@@ -340,5 +341,6 @@ def _variable(name: str) -> str:
 
 
 def load() -> Settings:
-    """The reader's settings from environment and file. Raises SettingsError, whose text is for the operator."""
+    """The reader's settings, from the environment and the settings file. Raises SettingsError, whose text is for
+    the operator."""
     return load_strictly(Settings)

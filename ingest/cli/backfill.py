@@ -29,7 +29,7 @@ from tasks.wire import SinkName
     default=100,
     show_default=True,
     type=click.IntRange(0, 10_000),
-    help="Differing rows to list per sink; all of them are counted.",
+    help="Maximum differing rows to list per sink; all are counted.",
 )
 @by_option
 @as_json
@@ -50,7 +50,7 @@ def backfill(
     Recordings are read from the bucket, parsed by this release and compared with ClickHouse and BigQuery; rows
     that are missing or differ are written with the same identities as by ingestion. The command can be repeated: a
     second run writes nothing. The time window applies to arrival times. Values that the recording does not contain
-    are copied from its rows in ClickHouse; recordings without rows are counted and named.
+    are copied from its rows in ClickHouse; recordings without rows are counted and listed.
 
     Exit code 0: all recordings were rebuilt; 1: some could not be rebuilt, or the run failed (see the last line).
     """

@@ -31,7 +31,7 @@ EXIT_FAILED = 1
 FIRST_STEP = "run `replays-ingest local up --all`"
 _ADVICE = re.compile(r"\bcorrect (?:the )?REPLAYS_\S+$")
 _NOTHING_CONFIGURED = f"{__name__}.nothing_configured"  # a key of click's `meta`, which all contexts share
-# Settings of servers begin with one of these. If one is set, addresses are never taken from a local stack.
+# Prefixes of server settings. If any server setting is set, addresses are never taken from a local stack.
 SERVER_SETTINGS = ("kafka_", "redis_", "gcs_", "clickhouse_", "bigquery_", "datadog_", "google_")
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -51,18 +51,18 @@ def echo_json(value: Any) -> None:
 
 
 def fail(text: str) -> NoReturn:
-    """Prints one line to standard error and exits with 1. Adds the first step if no servers are configured."""
+    """Prints one line to standard error and exits with 1. Adds FIRST_STEP if no server is configured."""
     echo(f"replays-ingest: {with_first_step(without_secrets(text))}", err=True)
     sys.exit(EXIT_FAILED)
 
 
 def with_first_step(text: str) -> str:
-    """Adds FIRST_STEP to advice to correct a setting, if the command used the default addresses of all servers."""
+    """Appends FIRST_STEP to advice to correct a setting if all servers have their default addresses."""
     return f"{text}, or {FIRST_STEP}" if nothing_is_configured() and _ADVICE.search(text) else text
 
 
 def nothing_is_configured() -> bool:
-    """Whether `settings` found neither configured servers nor a running local stack."""
+    """Returns whether no server is configured and no local stack is running."""
     context = click.get_current_context(silent=True)
     return context is not None and bool(context.meta.get(_NOTHING_CONFIGURED))
 
@@ -102,8 +102,8 @@ def validated_settings() -> Settings:
 
 
 def settings() -> Settings:
-    """Settings of a command that uses servers. If none is configured and a local stack is running, its servers are
-    used, and a line on standard error says so. Raises SettingsError.
+    """Settings of a command that uses servers. If no server is configured and a local stack is running, the
+    stack's servers are used, and a line on standard error says so. Raises SettingsError.
 
     The stack's variables are added to the environment, where child processes and Celery find them. Variables that
     are already set are not replaced.

@@ -163,7 +163,7 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
     type=Finite(0.1, 100_000),
     help="Maximum letters per second.",
 )
-@click.option("--dry-run", is_flag=True, help="Print what would be sent where; send nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be sent, and where; send nothing.")
 @click.option(
     "--unverified",
     is_flag=True,

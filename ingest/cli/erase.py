@@ -54,7 +54,7 @@ def erase(
     by: str,
     as_json: bool,
 ) -> None:
-    """Erase replays: recordings (both layouts) and rows. Billing outcomes are kept.
+    """Erase replays: their recordings (in both object layouts) and their rows. Billing outcomes are kept.
 
     First writes a tombstone to Kafka, so that readers never store these replays again. The command can be repeated
     at any time, even after a crash. Exit code 0: nothing is left; 1: something is left, or there is no such replay

@@ -76,7 +76,7 @@ class ErrorId(click.ParamType[str]):
     "--text",
     type=Words(),
     default=None,
-    help="Text in any event (breadcrumb, console message, request, click). Reads every listed replay.",
+    help="Text in any event (breadcrumb, console message, request, click). Reads every listed replay's recording.",
 )
 @click.option("--since", type=Age(), help="Only replays younger than this: 90s, 15m, 6h, 7d.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 100), help="Replays per page.")
@@ -99,8 +99,8 @@ def replays_find(
 ) -> None:
     """Search replays by their content, latest first; all given conditions must match.
 
-    With --text, a page holds --limit replays that match all other conditions; only their events are searched. The
-    output has the --offset of the next page. docs/evidence.md describes the JSON.
+    With --text, each page covers --limit replays that match all other conditions, and only their events are
+    searched. The output includes the --offset of the next page. docs/evidence.md describes the JSON.
     """
     from ingest.web.evidence import find
     from ingest.web.model import Filter

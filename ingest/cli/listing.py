@@ -15,7 +15,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Try": ("try", "local", "load", "demo"),
     "Shell": ("completion",),
 }
-# The first commands of a new user. The first two need no servers.
+# The first commands that a new user should run. The first two need no servers.
 FIRST_EXAMPLES: dict[str, str] = {
     "replays-ingest demo": "ingests and verifies 5,000 segments",
     "replays-ingest local up --all": "runs everything on this machine",
@@ -65,7 +65,7 @@ class Listing(click.Group):
     """A group whose help shows the complete first sentence of each command."""
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the commands, in sections if there are any."""
+        """Writes the commands, grouped by section if sections are defined."""
         for title, names in self._sections(context.parent is None):
             rows = [(name, sentence(self.commands[name])) for name in names]
             with formatter.section(title):

@@ -49,7 +49,7 @@ def demo(
     layout: Any,
     as_json: bool,
 ) -> None:
-    """Run the whole system on this machine: ingest COUNT segments, verify every sink, exit."""
+    """Run the whole system on this machine: ingest COUNT segments, verify every sink, and exit."""
     needs_extra("local")
     from ingest.local.demo.run import run
 
@@ -118,8 +118,8 @@ def load_command(
 ) -> None:
     """Produce realistic recordings to REPLAYS_KAFKA_TOPIC, including duplicate, late and malformed ones.
 
-    Their `received` times are those of production, so end-to-end delays are real. The recorded visits themselves
-    were in the past day.
+    `received` is the time at which each message is produced, so end-to-end delays are real. The recorded visits
+    took place within the past day.
     """
     from rich.progress import Progress
 
@@ -183,9 +183,9 @@ directory_option = click.option(
 def local_up(directory: Path | None, kafka: Any, programs: bool, as_json: bool) -> None:
     """Start the stack in the background; print addresses and variables to export.
 
-    Also creates tables, the bucket and topics, like `migrate --topics`, if all servers are embedded or with --all.
-    Uses a running stack if there is one, even if it was started from another folder; --all adds missing processes.
-    Commands for which no server is configured use the running stack even without the variables, and report this.
+    With --all, or if all servers are embedded, also creates the tables, the bucket and the topics, like `migrate
+    --topics`. Uses a running stack if there is one, even if it was started from another folder; --all adds missing
+    processes. If no server is configured, commands use the running stack even without the variables, and say so.
     """
     needs_extra("local")
     from ingest.local.background import up
@@ -250,7 +250,8 @@ def _list(state: StackState, prefix: str) -> None:
 def local_down(directory: Path | None) -> None:
     """Stop the stack. The sinks' data is kept; messages in Tansu, the default broker, are not.
 
-    The next `local up` with Tansu empties Redis, because its state refers to messages that no longer exist.
+    The next `local up` with Tansu empties Redis, because the state in Redis refers to messages that no longer
+    exist.
     """
     from ingest.local.background import down
     from ingest.local.servers.processes import LocalError

@@ -56,7 +56,7 @@ def main(context: click.Context, settings_file: Path | None, dry_run: bool, mess
     if settings_file is not None:
         os.environ[FILE_VARIABLE] = str(settings_file.resolve())
     if context.invoked_subcommand is None:
-        # The reader does not take addresses from a running local stack: `local up --all` runs a reader there.
+        # The reader takes no addresses from a running local stack, because `local up --all` runs its own reader.
         sys.exit(run.dry_run(settings(), messages, as_json) if dry_run else run.reader(validated_settings()))
 
 

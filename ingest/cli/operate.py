@@ -111,7 +111,7 @@ def inspect(file: Any, as_json: bool) -> None:
 @click.command()
 @as_json
 def status(as_json: bool) -> None:
-    """Show the state of readers, sinks, queues, parked batches and rejects from Redis, and servers that fail."""
+    """Show the state of readers, sinks, queues, parked batches and rejects from Redis, and which servers fail."""
     from ingest.operate.top import now, page
 
     with redis_required():
@@ -123,7 +123,7 @@ def status(as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="Print once and exit, as always without a terminal.")
+@click.option("--once", is_flag=True, help="Print once and exit (the default without a terminal).")
 @click.option("--seconds", default=1.0, show_default=True, type=Finite(0.2, 60), help="Refresh interval, seconds.")
 @click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), help="Write an SVG image and exit.")
 def top(once: bool, seconds: float, svg: Path | None) -> None:

@@ -29,7 +29,7 @@ EXIT_MISSING = 1
     default=2.0,
     show_default=True,
     type=Finite(0),
-    help="With --expired: days after the end of its retention until an object counts as overdue.",
+    help="With --expired: grace period after the end of an object's retention, days.",
 )
 @click.option("--repair", is_flag=True, help="Write the missing items to their sinks.")
 @click.option("--rate", default=200.0, show_default=True, type=Finite(0.1), help="Repair rate, items per second.")
@@ -54,9 +54,9 @@ def reconcile(
     Without a range, reads the whole topic. Exit code 0: nothing is missing, or everything was repaired; 1:
     something is missing, or the comparison failed (see the last line).
 
-    With --expired, reads no messages. Compares the bucket with ClickHouse and lists objects past the retention in
-    their name, in both layouts, and segments whose object is missing. Exit code 0: the list is empty; 1: it is
-    not.
+    With --expired, reads no messages. Compares the bucket with ClickHouse and lists objects (in both layouts) that
+    have outlived the retention in their name, and segments whose object is missing. Exit code 0: the list is
+    empty; 1: it is not.
     """
     if expired:
         if repair or any(given is not None for given in (partition, start, stop, since, until)):

@@ -91,7 +91,7 @@ class Age(click.ParamType[float]):
 
 
 class Moment(click.ParamType[str | float]):
-    """A moment of a replay: `4-17` is an event, and `12.3` is seconds after the start."""
+    """A position in a replay: the id of an event, such as `4-17`, or seconds after the start, such as `12.3`."""
 
     name = "event"
 
@@ -276,8 +276,9 @@ def events_command(
 ) -> None:
     """Show the timeline of one replay, read from its stored segments.
 
-    Text output has the whole timeline; JSON has one page and its `next_segment`. With --around, the output has
-    every event within the window. docs/evidence.md describes the JSON.
+    Text output contains the whole timeline. JSON output contains one page, and in `next_segment` the start of the
+    next one. With --around, the output contains every event within the window. docs/evidence.md describes the
+    JSON.
     """
     from ingest.web.present import timeline_dict
     from ingest.web.timeline import KINDS
@@ -357,7 +358,7 @@ def events_table(marks: Iterable[Mark], start_ms: int) -> Table:
     table = Table(box=None, pad_edge=False, expand=True)
     for name in ("at", "kind"):
         table.add_column(name, no_wrap=True)
-    for name, share in (("what", 3), ("details", 2)):  # so that each event fits into one line of the terminal
+    for name, share in (("what", 3), ("details", 2)):  # so that each event fits on one line of the terminal
         table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=share)
     for mark in marks:
         details = [
@@ -445,8 +446,8 @@ def fetch_command(
 def web_command(port: int, no_login: bool) -> None:
     """Serve the replay list, the player and the operator's page to browsers on this machine.
 
-    Prints a link that signs in one browser and works once. The logins in REPLAYS_FLOWER_BASIC_AUTH work too; if
-    there are any, the operator's page requires one.
+    Prints a link that signs in one browser and works once. The logins in REPLAYS_FLOWER_BASIC_AUTH also work; if
+    any are set, the operator's page requires one of them.
     """
     from ingest.web.server import run
     from tasks.observe.logs import configure
@@ -482,7 +483,7 @@ def web_command(port: int, no_login: bool) -> None:
 
 
 def _logins(has_passwords: bool, no_login: bool) -> tuple[str, str]:
-    """What the replays and the operator's page require of a visitor."""
+    """Describes the login that the replay pages require, and the one that the operator's page requires."""
     password = "a user and password of REPLAYS_FLOWER_BASIC_AUTH"
     link = "this link signs in one browser, once"
     if no_login:

@@ -19,7 +19,7 @@ def reader(loaded: Settings) -> int:
 
     try:
         refuse_unsupported(loaded)
-        # Runs before the text below, because invalid settings take precedence (exit code 2).
+        # This check comes first, because invalid settings (exit code 2) take precedence over missing servers.
         ensure_probes_can_listen(loaded.http_host, loaded.http_port, setting=HTTP_SETTING)
         if text := nothing_to_read(loaded):
             click.echo(text, err=True)

@@ -23,7 +23,7 @@ ROUND_SECONDS = 15.0
 @click.option(
     "--follow",
     type=Age(),
-    help="Compare the group's further commits for this long: 90s, 30m, 2h.",
+    help="Compare messages as the group commits them, for this long: 90s, 30m, 2h.",
 )
 @click.option("--rate", type=Finite(0.1), help="Maximum messages per second; unlimited if not given.")
 @click.option(
@@ -31,7 +31,7 @@ ROUND_SECONDS = 15.0
     default=100,
     show_default=True,
     type=click.IntRange(0, 10_000),
-    help="Differences to list per sink; all of them are counted.",
+    help="Maximum differences to list per sink; all are counted.",
 )
 @as_json
 def shadow(
@@ -47,9 +47,9 @@ def shadow(
 ) -> None:
     """Compare what this release would write with what is stored, without writing, as a canary before an upgrade.
 
-    Reads messages that the readers' group has committed: the whole topic, a range of it, or the group's further
-    commits (--follow). Joins no group and commits nothing. Compares recordings by checksum, and ClickHouse rows by
-    identity and content.
+    Reads messages that the readers' group has committed: the whole topic, a range of it, or whatever the group
+    commits from now on (--follow). Joins no group and commits nothing. Compares recordings by checksum, and
+    ClickHouse rows by identity and content.
 
     Exit code 0: equal; 1: differences, or the comparison failed (see the last line); 2: wrong usage.
     """
@@ -86,7 +86,7 @@ def shadow(
 
 
 def rounds(seconds: float) -> Callable[[], bool]:
-    """Waits between the rounds of a comparison that follows the group, until the time limit."""
+    """Waits between two rounds of a comparison with --follow, but not beyond its time limit."""
     ends_at = time.monotonic() + seconds
     is_over = False
 

@@ -30,7 +30,7 @@ UNKNOWN = "unknown"
 
 @click.group(cls=Listing)
 def tenants() -> None:
-    """Rules that drop or limit the messages of one project, to protect the others."""
+    """Rules that drop or limit the messages of one project, to protect all other projects."""
 
 
 def _store(loaded: Settings) -> TenantStore:

@@ -2,8 +2,8 @@
 
 `Costs` counts exactly within a second, then updates two views: counters and the recent cost. The counters have
 series for a limited number of projects and for `other`; each second is counted once, so the series sum to the
-total. The recent cost decays over RECENT_SECONDS. Decay is linear, so the recent costs also sum to the total,
-forgotten projects included.
+total. The recent cost decays over RECENT_SECONDS. Decay is a linear operation, so the recent costs also sum to the
+total, including the cost of forgotten projects.
 
 Memory is bounded by the messages of one second and, between seconds, by TRACKED_MAX projects; further projects
 count as `other`. A listed project loses its series only to a project with 1.5 times its cost, so that projects of

@@ -98,7 +98,7 @@ class Reported:
 
 
 class FleetWatch:
-    """A thread that queries Redis every heartbeat, for metrics and /readyz. It never blocks the loop."""
+    """A thread that queries Redis every heartbeat interval, for metrics and /readyz. It never blocks the loop."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
@@ -136,8 +136,9 @@ class FleetWatch:
             self._metrics.ask_log_ends()
 
     def _unusable(self) -> str:
-        """The reason why Redis is unusable although it responds; "" if it is usable. Writes a key, because a
-        replica responds as well. Raises RedisError. Until Redis has responded once, the timeout is short."""
+        """The reason why Redis is unusable although it responds; "" if it is usable. Writes a key as a test,
+        because a read-only replica responds as well. Raises RedisError. Until Redis has responded once, the
+        timeout is short."""
         if not self._kind_is_known:
             with closing(connect(self._settings, retries=0, seconds_max=LOOK_SECONDS_MAX)) as client:
                 client.ping()

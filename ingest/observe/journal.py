@@ -110,7 +110,7 @@ class Journal:
         return self._open.get(batch_id)
 
     def observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> list[Journey]:
-        """Processes one event with its commands. Returns the journeys that ended."""
+        """Processes one event and the commands that resulted from it. Returns the journeys that ended."""
         ended: list[Journey] = []
         match event:
             case on.FlushSucceeded():

@@ -18,7 +18,7 @@ LogRanges = Mapping[TopicPartition, tuple[int, int]]
 
 
 class LogEnds(Protocol):
-    """The part of the Kafka source that lag needs."""
+    """The part of the Kafka source that is needed to compute the lag."""
 
     def log_ranges(self) -> LogRanges:
         """Returns the range of each assigned partition as of the last fetch. Makes no request."""
@@ -28,7 +28,8 @@ class LogEnds(Protocol):
 
 
 class Lag:
-    """Updated by each poll and by log ends. All methods except `learn` are for the loop's thread."""
+    """The lag of each partition, updated by each poll and by each query of the log ends. All methods except
+    `learn` are for the loop's thread."""
 
     def __init__(self) -> None:
         self._ends: dict[int, int] = {}

@@ -193,8 +193,8 @@ class Metrics:
     # Updates from the loop
 
     def observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
-        """Processes one event with its commands. The first branch runs for every message, so it must stay
-        cheap."""
+        """Processes one event and the commands that resulted from it. The first branch runs for every message, so
+        it must stay cheap."""
         if type(event) is on.MessageParsed:
             outcome = event.outcome
             self._messages[event.source.partition] += 1

@@ -49,7 +49,7 @@ class Steps:
         self._seen: dict[TopicPartition, _Seen] = {}
 
     def observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> list[Step]:
-        """The steps of one event with its commands, in order. `now`: monotonic seconds.
+        """The steps that one event and its commands represent, in order. `now`: monotonic seconds.
 
         A stopped reader takes no more steps, because its pipeline ignores later events.
         """
@@ -98,7 +98,7 @@ class Steps:
         return _step("assigned", given.source, offset=offset or 0, ends=[*ends], new=new)
 
     def _taken_steps(self, event: on.MessageParsed) -> Iterator[Step]:
-        """Yields a step for a run of messages that need no write, and again each time the run grows."""
+        """Yields a step for a run of messages that need no write, and another step each time the run grows."""
         seen = self._seen[event.source]
         if event.offset < seen.position or self._pipeline.position(event.source)[0] <= event.offset:
             return  # the message was not taken

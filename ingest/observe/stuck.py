@@ -1,7 +1,7 @@
-"""Detects a stuck loop and logs the stacks of all threads once each time.
+"""Detects a stuck loop, and logs the stacks of all threads once per occurrence.
 
-Stacks are read with `sys._current_frames`. If a C extension holds the interpreter lock, SIGQUIT makes
-`faulthandler` write them.
+Stacks are read with `sys._current_frames`. If a C extension holds the interpreter lock, this does not work, but on
+SIGQUIT `faulthandler` writes the stacks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Traces batches from the trace context of their messages through the reader to each sink.
 
-The first message with a W3C `traceparent` header is the parent of the batch's span. Later messages become links,
-so that a batch is one trace. Disabled by default.
+The parent of a batch's span is taken from the first message that has a W3C `traceparent` header. Those of later
+messages become links, so that a batch is one trace. Disabled by default.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Tracing:
         )
 
     def _take(self, batch: Batch) -> list[str]:
-        """Removes and returns the contexts of the batch's messages. Older contexts are discarded."""
+        """Removes and returns the contexts of the batch's messages. Contexts of earlier messages are discarded."""
         kept = self._contexts.get(batch.source)
         taken: list[str] = []
         while kept and kept[0][0] < batch.offsets.stop:

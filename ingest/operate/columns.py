@@ -1,8 +1,8 @@
 """Tables that fit the width of the terminal, one line per row.
 
 Columns that matter less are left out, and long texts end with an ellipsis. A column without `room`, such as an id
-that is copied into the next command, is never cut: if not even these columns fit, their cells continue on the next
-line.
+that is copied into the next command, is never cut: if even these columns do not fit, their cells wrap onto the
+next line.
 """
 
 from __future__ import annotations
@@ -129,6 +129,6 @@ class FittedTable:
 
     @staticmethod
     def _total(widths: Iterable[int]) -> int:
-        """The width of columns with the gaps between them."""
+        """The total width of the columns, including the gaps between them."""
         found = list(widths)
         return sum(found) + GAP_COLUMNS * max(0, len(found) - 1)

@@ -54,7 +54,8 @@ class DryRun:
         )
 
     def run(self, messages_max: int, seconds_max: float) -> None:
-        """Runs until a number of messages, a time limit, or a period without messages is reached.
+        """Runs until it has read `messages_max` messages, `seconds_max` have passed, or no message has arrived for
+        a while.
 
         Raises ingest.reader.kafka.ConsumerFailed, and ClusterUnreachable if no broker responds at the start.
         """

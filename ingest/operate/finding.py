@@ -12,7 +12,7 @@ from tasks.printed import printable, without_secrets
 
 
 class Severity(StrEnum):
-    """WARNING: it works but needs attention. BAD: it does not work."""
+    """WARNING: the dependency works but needs attention. BAD: the dependency does not work."""
 
     OK = "ok"
     WARNING = "warning"

@@ -75,7 +75,7 @@ def describe(data: bytes, rules: ParseRules) -> dict[str, Any]:
 
 
 def _contents(data: bytes, rules: ParseRules, found: dict[str, Any]) -> None:
-    """Adds the readable parts of envelope and recording, independently."""
+    """Adds the envelope and the recording, as far as each can be read."""
     if len(data) > rules.message_bytes_max:
         return
     try:

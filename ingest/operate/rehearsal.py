@@ -49,7 +49,7 @@ def group(settings: Settings) -> Iterable[Finding]:
     """
     name = f"{settings.kafka_group}-check-{secrets.token_hex(4)}"
     config = {**consumer_config(settings), "group.id": name}
-    config.pop("group.instance.id", None)  # a static member would remain until its session ends
+    config.pop("group.instance.id", None)  # a static member would stay in the group until its session times out
     metadata_bytes = settings.cut_record_bytes_max
     refused: NoMember | None = None
     partitions = 0

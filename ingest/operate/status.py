@@ -39,8 +39,8 @@ class ReaderStatus(Heartbeat, frozen=True, kw_only=True):
 
 
 class SinkStatus(msgspec.Struct, frozen=True):
-    """One sink. `queue_depth`: waiting tasks. `workers`: consumers of its queue. `error`: the breaker's last
-    error.
+    """One sink. `queue_depth`: waiting tasks. `workers`: workers that consume its queue. `error`: the breaker's
+    last error.
 
     `flush_p50_seconds` and `flush_max_seconds` are durations of recent runs, or None if there were no runs.
     """
@@ -105,8 +105,8 @@ class Status(msgspec.Struct, frozen=True):
 
     @property
     def lag_messages(self) -> int | None:
-        """Total lag over partitions of active readers. None if unknown: until these readers have reported
-        partitions, and the end of each partition's log.
+        """Total lag over partitions of active readers. None until these readers have reported their partitions,
+        and the end of each partition's log.
         """
         partitions = [p for r in self.readers if not r.silent for p in r.snapshot.partitions]
         if not partitions or any(p.high < 0 for p in partitions):

@@ -111,8 +111,8 @@ def run(
 ) -> None:
     """Refreshes until interrupted. With `once`, and if the console cannot be refreshed, prints once and returns.
 
-    Redis errors are shown, with the text that `describe` makes of them, while the page is refreshed, and raised
-    otherwise.
+    While the page is being refreshed, Redis errors are shown as the text that `describe` returns; otherwise they
+    are raised.
     """
     if once or not can_refresh(console):
         console.print(page(now(settings)))
@@ -129,9 +129,8 @@ def run(
 
 
 def can_refresh(console: Console) -> bool:
-    """Whether the output is a terminal that can be refreshed; rich would print nothing to any other until the end.
-
-    Asks the file, because FORCE_COLOR makes rich treat a pipe as a terminal.
+    """Whether the output is a terminal that can be refreshed; on any other output, rich would print nothing until
+    the end. Checks the file itself, because FORCE_COLOR makes rich treat a pipe as a terminal.
     """
     return console.file.isatty() and not console.is_dumb_terminal
 

@@ -57,7 +57,8 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Listen address and run time. If `host` is not a loopback address, other machines can reach the endpoint."""
+    """The listen address and the time limit. If `host` is not a loopback address, other machines can reach the
+    endpoint."""
 
     host: str = HOST
     port: int = PORT

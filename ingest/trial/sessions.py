@@ -1,4 +1,4 @@
-"""Tracks the sessions that the endpoint received until every sink has them.
+"""Tracks the sessions that the endpoint received until every sink has stored them.
 
 A session is ready when each received segment is stored and durable in every sink.
 """

@@ -154,7 +154,7 @@ class ItemsHandler(Handler):
 
 
 class CartHandler(Handler):
-    """Adds a product to the cart. The page keeps the cart; the response repeats the request."""
+    """Adds a product to the cart. The page keeps the cart; the response echoes the request."""
 
     def post(self) -> None:
         self.set_header("X-Stock", str(len(ITEMS)))

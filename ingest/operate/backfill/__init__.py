@@ -3,7 +3,7 @@
     replays-ingest backfill --project 11 --since 3d --dry-run
 
     selection.py  selects stored segments, and lists recordings in the bucket that have no row
-    rebuild.py    rebuilds the rows of a stored recording, with the parser of ingestion
+    rebuild.py    rebuilds the rows of a stored recording, with the parser that ingestion uses
     facts.py      compares facts in BigQuery; facts that differ are deleted before they are written again
     outcome.py    the result, as JSON and as text
     run.py        rebuilds, compares, writes and compares again, one page of segments at a time

@@ -1,8 +1,8 @@
 """Compares facts in BigQuery by identity and content.
 
-An insert never replaces a stored fact, and the view with one row per identity could return either. Therefore, a
-fact that differs is deleted before it is written again. BigQuery cannot delete rows streamed in the last 90
-minutes: these rows are reported, and a later run replaces them.
+An insert never replaces a stored fact: both are kept, and the view with one row per identity could return either
+of them. Therefore, a fact that differs is deleted before it is written again. BigQuery cannot delete rows streamed
+in the last 90 minutes: these rows are reported, and a later run replaces them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class StoredFacts(Facts):
         self._table = f"`{self._dataset}.replay_events`"
 
     def compare(self, items: Sequence[Row]) -> dict[int, tuple[Problem, str]]:
-        """Returns, by position, the problem and the columns that differ."""
+        """Returns the problem and the columns that differ, by position in `items`."""
         found = {position: (problem, "no such row") for position, problem in self.absent(items).items()}
         present = [position for position in range(len(items)) if position not in found]
         for chunk in chunks(present, ROWS_MAX):

@@ -1,7 +1,7 @@
-"""Rebuilds the facts and click rows of one stored recording, with the parser of ingestion.
+"""Rebuilds the facts and click rows of one stored recording, with the parser that ingestion uses.
 
-Here the limit on the bytes of a segment's rows does not include the row of its session, so a recording that
-reaches the limit may get a few more rows than in ingestion.
+Unlike in ingestion, the row of the session does not count towards the limit on the bytes of a segment's rows, so a
+recording that reaches the limit may get a few more rows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rebuilds the rows of a selection, one page of segments at a time.
 
 For each page, the run compares the rows, writes those that differ, and compares them again. Memory is bounded by
-one page of at most PAGE_SEGMENTS segments and about PAGE_BYTES of recordings, and its rows.
+the recordings and rows of one page: at most PAGE_SEGMENTS segments and about PAGE_BYTES of recordings.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Wrong = dict[int, tuple[Problem, str]]
 
 
 class BackfillFailed(Exception):
-    """A server could not be read or written. Rows written so far remain, and a later run continues."""
+    """Reading from a server, or writing to it, failed. Rows written so far remain, and a later run continues."""
 
 
 class Backfill:
@@ -234,7 +234,7 @@ def _erasures(settings: Settings) -> Erasures:
 
 
 def _readable(pages: Iterable[Any]) -> Iterator[Any]:
-    """Passes on pages from ClickHouse and converts the driver's errors to SinkError."""
+    """Yields the pages from ClickHouse, and converts the driver's errors to SinkError."""
     try:
         yield from pages
     except SinkError:

@@ -136,7 +136,7 @@ class StoredSegments:
         return [replace(segment, environment=known.get(segment.key, "")) for segment in page]
 
     def unlisted(self, names: Sequence[str]) -> list[str]:
-        """Those of the given names whose segment has no row."""
+        """Returns the given names whose segment has no row."""
         parts = {name: name.split("/") for name in names}
         keys = {
             name: {"project_id": int(project), "replay_id": replay, "segment_id": int(segment)}

@@ -97,8 +97,8 @@ class Letter:
         return (label.origin, self.sink, self.item, whole)
 
     def as_dict(self) -> dict[str, Any]:
-        """The letter as JSON values, with the length of the bytes instead of the bytes. `headers` are the
-        message's own.
+        """The letter as JSON values, with the length of the bytes instead of the bytes. `headers` are those of the
+        original message.
         """
         label = self.label
         return {

@@ -1,8 +1,8 @@
 """Replays dead letters and marks them.
 
 A message is produced to its original topic. An item is written only to the sink that refused it, because the other
-sinks already have it. The mark is written after the broker or sink has acknowledged, so that a second replay skips
-the letter. Equal letters (a batch may be flushed twice) are replayed once.
+sinks already have it. The mark is written after the broker or sink has acknowledged the write, so that a second
+replay skips the letter. Equal letters, which exist if a batch was flushed twice, are replayed once.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def replay(
     outcome.
 
     `unverified`: letters without a valid seal are replayed too. An item whose original message no longer exists is
-    written as stored in its letter, which without a valid seal also requires `unverified`. Raises
+    written as stored in its letter; if the letter has no valid seal, this also requires `unverified`. Raises
     DeadLettersUnavailable if letters cannot be read; errors of single letters are in the result.
     """
     summary = Replayed()

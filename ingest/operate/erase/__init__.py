@@ -5,12 +5,12 @@
     0. Kafka          a tombstone in the topic of operators' decisions: readers no longer write the replay;
                       the command waits until messages that they read before have settled
     1. Cloud Storage  its own objects are deleted in every generation; its ranges within packed objects are
-                      overwritten with zeros, if the generation is still the one that was read
+                      overwritten with zeros, unless the object has changed since it was read
     2. BigQuery       its facts, by DML; rows in the streaming buffer cannot be deleted yet and are reported
-    3. ClickHouse     its rows, `replay_places` last, because it has the positions of its bytes
+    3. ClickHouse     its rows, `replay_places` last, because it has the positions of the replay's bytes
 
-With this order, the next run can complete an interrupted run. `replay_outcomes` is kept for billing and has no
-content of replays. Kafka cannot delete single messages: redelivered messages are dropped until they expire, and
+With this order, the next run can complete an interrupted run. `replay_outcomes` is kept for billing and contains
+no replay content. Kafka cannot delete single messages: redelivered messages are dropped until they expire, and
 dead letters are listed but not replayed. See docs/decisions/018-operators-decisions-in-kafka.md,
 docs/decisions/028-erase-in-place.md.
 

@@ -1,4 +1,5 @@
-"""Finds one replay in every store and erases it, in an order that a second run can complete."""
+"""Finds one replay in every store and erases it, in an order that lets a second run complete an interrupted
+one."""
 
 from __future__ import annotations
 
@@ -78,12 +79,12 @@ class Eraser:
 
     def settle(self, offset: int, seconds_max: float) -> list[str]:
         """Waits until no reader has unsettled messages of the replay. Returns one line per reader that still has
-        some.
+        such messages.
         """
         return self._tombstones.settle(offset, seconds_max)
 
     def erase(self, found: Holdings, *, by: str, unsettled: Sequence[str] = ()) -> list[str]:
-        """Erases the stored data and records that in the audit trail. Returns one line for everything that
+        """Erases the stored data, and records the erasure in the audit trail. Returns one line for everything that
         remains, with what to do.
         """
         left: list[str] = []

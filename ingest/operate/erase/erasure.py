@@ -1,5 +1,5 @@
-"""One erasure request. All of its tombstones are written together. Then its replays are erased one by one at a
-limited rate.
+"""One erasure request. First all tombstones of the request are written together. Then its replays are erased one
+by one, at a limited rate.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tasks.sinks.clickhouse import errors as clickhouse_errors
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """The result for one replay. `left` has one line for everything that was not erased."""
+    """The result for one replay. `left` has one line for each kind of data that was not erased."""
 
     found: Holdings
     left: list[str]
@@ -29,7 +29,8 @@ class Erased:
 
 
 class Erasure:
-    """`named`: replay ids; or a `user`, or `everything` of the project. `rate`: replays per second.
+    """Erases the replays with the ids in `named`, or those of `user`, or, with `everything`, those of the whole
+    project. `rate`: replays per second.
 
     Methods raise EraseFailed, and the errors of `Operators`. A repeated run erases the rest.
     """

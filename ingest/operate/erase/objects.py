@@ -95,8 +95,8 @@ class Objects:
         raise EraseFailed(f"{name} was overwritten {RACES_MAX} times during the erasure; run this again")
 
     def _kept_by(self, server: Any) -> list[str]:
-        """One line per reason why the bucket keeps deleted bytes, or one line that the permission to read this is
-        missing.
+        """One line per reason why the bucket keeps deleted bytes, or one line if the permission to read its
+        settings is missing.
         """
         name = self._settings.gcs_bucket
         try:
@@ -110,7 +110,8 @@ class Objects:
 
 
 def blank(content: bytearray, spans: Sequence[tuple[int, int]], name: str) -> bool:
-    """Writes zeros to every span (first byte, length), in place. True if any byte changed. Raises EraseFailed."""
+    """Writes zeros to every span (first byte, length), in place. Returns True if any byte changed. Raises
+    EraseFailed."""
     changed = False
     for start, length in spans:
         if start + length > len(content):

@@ -19,9 +19,10 @@ REPLAYS_MAX = 1_000_000
 
 
 def replays_of(settings: Settings, project_id: int, user: str = "") -> list[str]:
-    """The replays of a project, or of one of its users by any user field of the rows, at most REPLAYS_MAX.
+    """The ids of a project's replays, or of those with `user` in any user field of their rows; at most
+    REPLAYS_MAX.
 
-    32 hex digits each. Raises the errors of clickhouse-connect.
+    Each id has 32 hex digits. Raises the errors of clickhouse-connect.
     """
     named = "AND {user:String} IN (user, user_id, user_name, user_email) " if user else ""
     tables = ("replays",) if user else ("replays", "replay_segments", "replay_places")
@@ -82,8 +83,8 @@ class Rows:
         return int(server.query(f"SELECT count() FROM {table} WHERE {self._which}").result_rows[0][0])
 
     def delete(self, found: Holdings) -> None:
-        """Runs one mutation per table on every replica. Unlike a lightweight delete, it removes the bytes from
-        disk.
+        """Runs one mutation per table on every replica. Unlike a lightweight delete, a mutation removes the bytes
+        from disk.
         """
         with contextlib.closing(clickhouse.client(self._settings)) as server:
             server.timeout = Timeout(connect=clickhouse.CONNECT_SECONDS_MAX, read=DELETE_SECONDS_MAX)

@@ -4,7 +4,8 @@ settle.
     1. the tombstone is durable in the topic of operators' decisions, and from then on, readers drop
        messages of the replay
     2. every active reader reports that the messages it read before have settled
-    3. bytes staged before by readers that have ended are removed from Redis, so that no late task writes them
+    3. bytes that were staged before the tombstone, by readers that have ended since, are removed from Redis,
+       so that no late task writes them
 
 Only then are the stores searched. A tombstone expires when no topic can contain a message of the replay any more.
 """
@@ -51,8 +52,8 @@ class Tombstones:
         return max(offsets.values()) + 1
 
     def settle(self, offset: int, seconds_max: float) -> list[str]:
-        """Waits until no reader has older unsettled messages. Returns one line per reader that still has some at
-        the timeout.
+        """Waits until no reader has older unsettled messages. Returns one line per reader that still has such
+        messages at the timeout.
         """
         since, ends = self._coordination.now(), time.monotonic() + seconds_max
         while True:
@@ -93,7 +94,8 @@ def _settled(about: Mapping[str, Any]) -> int:
 
 
 def ends_at(settings: Settings, now: float) -> float:
-    """Time by which every current message has expired, Unix seconds; 0 if a topic keeps messages indefinitely.
+    """Time by which every current message will have expired, Unix seconds; 0 if a topic keeps messages
+    indefinitely.
 
     A dead letter that is replayed on its last day stays in the input topic for another retention period.
     """

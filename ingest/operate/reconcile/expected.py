@@ -37,8 +37,8 @@ class GivenUp:
     """The origins of dead letters in these spans: positions of messages, and refused items by sink, name and
     project.
 
-    Rows of two projects may share a name, so `owners` has the projects. A project of None is unknown and matches
-    all projects.
+    Rows of two projects may have the same name, so `owners` lists the projects of each refused item. None stands
+    for an unknown project and matches every project.
 
     Raises DeadLettersUnavailable, and ReconcileFailed if there are more than LETTERS_MAX.
     """

@@ -92,7 +92,7 @@ class Rows:
         }
 
     def _stored(self, table: str, rows: list[dict[str, Any]], around_seconds: int) -> dict[Key, int]:
-        """Ranks by key of the stored rows within the given distance of these rows' times."""
+        """The ranks, by key, of stored rows that are at most `around_seconds` before or after these rows."""
         try:
             columns, grouped = _SELECTED[table]
             where = CONDITIONS[table](rows, around_seconds)
@@ -220,8 +220,8 @@ class Facts:
         return bool(limit) and fact_seconds(item) + limit < time.time()
 
     def _stored(self, table: str, items: Sequence[Row], around_seconds: int) -> set[FactKey]:
-        """Keys of the stored rows within the given distance of these rows' times, at least one second, because the
-        server may round fractions.
+        """The keys of stored rows that are at most `around_seconds` before or after these rows. The minimum is one
+        second, because the server may round fractions.
         """
         times = [fact_seconds(item) for item in items]
         keys = [fact_key(item) for item in items]

@@ -72,7 +72,7 @@ def run(
 
 
 def _round(settings: Settings, topic: RecordingsTopic, spans: list[Span], sinks: _Sinks, pace: _Pace) -> None:
-    """Compares these spans, with the current dead letters and operators' decisions."""
+    """Compares these spans, taking the current dead letters and operators' decisions into account."""
     account = Account(settings.kafka_topic, spans)
     expected = Expected(settings, account)
     pace.begin()
@@ -92,7 +92,7 @@ class _Pace:
         self.at_once = max(1, min(CHUNK_MESSAGES_MAX, int(per_second_max or CHUNK_MESSAGES_MAX)))
 
     def begin(self) -> None:
-        """Begins a round. Idle time before the round does not count."""
+        """Begins a round. The rate does not include the idle time before it."""
         self._since = time.monotonic()
 
     def took(self, messages: int) -> None:

@@ -1,7 +1,7 @@
 """Extracts browser, operating system and device from a User-Agent header.
 
 Covers the common browsers. The results have the form in which Relay writes them into a replay event's contexts.
-Relay's rules know far more products; anything unknown here is left out.
+Relay's rules cover far more products; anything not covered here is left out.
 """
 
 from __future__ import annotations
