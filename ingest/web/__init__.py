@@ -1,4 +1,4 @@
-"""Web UI for stored replays on the loopback interface, and the queries behind it.
+"""The web UI for stored replays, served on the loopback interface, and the queries that it uses.
 
     blobs.py     extracts the rrweb events and the video of a stored object
     timeline.py  extracts marks, memory samples and the times at which playback can start

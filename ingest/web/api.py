@@ -38,7 +38,7 @@ class ProjectsHandler(Handler):
 
 
 class ReplaysHandler(Handler):
-    """Returns the replays, latest end first. The first page has the total of matching replays."""
+    """Returns the replays, latest end first. The first page includes the total number of matching replays."""
 
     async def get(self) -> None:
         seconds = self.number("last_seconds", 1, 10 * 365 * 86400)

@@ -43,8 +43,8 @@ FETCH, NAVIGATION = "empty", "document"
 
 def policy(hosts: Sequence[str] = ()) -> str:
     """The content security policy. Recorded pages may use inline styles, and data URLs for images and fonts.
-    Recorded pages may not load, run or send anything else, except that `hosts` allows images, styles, fonts and
-    media from these servers, each a name with an optional port.
+    They may also load images, styles, fonts and media from the servers in `hosts`, each a name with an optional
+    port, but may not load, run or send anything else.
     """
     rules = {
         "default-src": "'none'",
@@ -135,7 +135,8 @@ class Handler(web.RequestHandler):
         self.let_in()
 
     def expect_own_name(self) -> None:
-        """Refuses requests with another host name (DNS rebinding), from another origin, or made by a recording."""
+        """Refuses requests with another host name (DNS rebinding), from another origin, or issued by a
+        recording."""
         if self.request.host_name not in NAMES:
             raise web.HTTPError(421, reason="this server only accepts requests for 127.0.0.1 and localhost")
         if (
@@ -169,7 +170,7 @@ class Handler(web.RequestHandler):
         return True
 
     def refuse(self) -> None:
-        """Raises for visitors without access."""
+        """Raises HTTP error 401, with where to sign in."""
         login = self.state.login
         raise web.HTTPError(401, reason=f"sign in: open {login.where_the_link_is}{login.or_a_password}")
 

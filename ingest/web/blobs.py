@@ -36,9 +36,10 @@ class _Head(msgspec.Struct):
 
 
 def split(recording: bytes, budget: Budget | None = None) -> Iterator[Undecoded]:
-    """Yields the undecoded events of a recording. Raises BlobError if it is not a JSON array, and CutShort.
+    """Yields the undecoded events of a recording. Raises BlobError if it is not a JSON array, and CutShort if the
+    budget is exhausted.
 
-    Replaces an emoji truncated by the SDK with a replacement character, because no decoder accepts it.
+    An emoji that the SDK truncated becomes a replacement character, because no decoder accepts half an emoji.
     """
     budget = Budget(VIEWER_UNITS) if budget is None else budget
     try:
@@ -62,8 +63,8 @@ class Playable:
 def playable(recording: bytes) -> Playable:
     """The events for the player, without custom and unknown kinds.
 
-    Span times are in seconds and all others in milliseconds. Mixing them would make a session seem fifty years
-    long. Raises BlobError.
+    Events with a time in seconds (spans) are left out: next to times in milliseconds, they would make a session
+    seem fifty years long. Raises BlobError.
     """
     playable_events: list[bytes] = []
     size_bytes, left_out = 0, ""

@@ -1,6 +1,6 @@
 """Operator functions of the web UI: system state, parked batches, dead letters.
 
-The commands `status`, `batches` and `dlq` have the same functions.
+The commands `status`, `batches` and `dlq` provide the same functions.
 """
 
 from __future__ import annotations
@@ -239,5 +239,5 @@ def _letter(letter: dlq.Letter, about: dict[str, Any]) -> dict[str, Any]:
     project = letter.project_id
     start = "" if about["erased"] else letter.value[:PREVIEW_BYTES].decode("utf-8", "replace")
     content = printable(without_secrets(start), ".")
-    # As text, because JavaScript's numbers cannot represent every project id exactly.
+    # The id is sent as text, because JavaScript's numbers cannot represent every project id exactly.
     return {**about, "project": "" if project is None else str(project), "content": content}

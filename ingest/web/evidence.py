@@ -1,4 +1,4 @@
-"""Evidence from sessions without a player: the events around one event, and events that contain a text.
+"""Finds evidence in sessions without playing them: the events around one event, and events that contain a text.
 
 Everything is read within the bounds of `ingest.web.timeline`, page by page, and unread parts are reported.
 """
@@ -25,9 +25,10 @@ _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,6})?s?")
 class Around(msgspec.Struct):
     """The events within `window_ms` before and after `at_ms` (Unix milliseconds).
 
-    `event`: the requested event, or None for a moment. `page`: the address open at that time, "" if unknown.
-    `start_ms`, `end_ms`: start and end of the whole recording. `missing`, `unreadable`, `cut`: segments that are
-    not stored, cannot be read, or were read partially. `truncated`: there are more events than are listed.
+    `event`: the requested event, or None if a time was requested. `page`: the address open at that time, "" if
+    unknown. `start_ms`, `end_ms`: start and end of the whole recording. `missing`, `unreadable`, `cut`: segments
+    that are not stored, cannot be read, or were read partially. `truncated`: there are more events than are
+    listed.
     """
 
     replay_id: str
@@ -78,7 +79,8 @@ class FoundPage:
 
 
 def event_or_seconds(text: str) -> str | float:
-    """A moment of a replay: `4-17` is an event's id, and `12.3` is seconds after the start. Raises ValueError."""
+    """Parses a position in a replay: the id of an event, such as `4-17`, or seconds after the start, such as
+    `12.3`. Raises ValueError."""
     if _EVENT.fullmatch(text):
         return text
     if _SECONDS.fullmatch(text):
@@ -87,7 +89,7 @@ def event_or_seconds(text: str) -> str | float:
 
 
 def around(reads: Reads, replay: Replay, where: str | float, window_ms: int) -> Around:
-    """The events around an event or a moment. Raises NotFound if the event does not exist, and ReadError."""
+    """The events around an event or a time. Raises ReadError, and NotFound if the event does not exist."""
     segments = reads.segments(replay)
     event = where if isinstance(where, str) else None
     centre_ms = _time_of(reads, segments, event) if event is not None else None

@@ -1,7 +1,7 @@
 """The flow from Kafka to the sinks as the operator's page draws it: its bottleneck, and what needs attention.
 
 All functions are pure functions of a Status. `Alert.name` is the heading of its section in docs/runbook.md. The
-rules are those of the Prometheus alerts without their waiting times: the page shows what is true now.
+rules are those of the Prometheus alerts without their waiting times: the page shows the current state.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One fact that needs attention. `name`: a heading of the runbook."""
+    """One condition that needs attention. `name`: a heading of the runbook."""
 
     name: str
     text: str
@@ -127,7 +127,7 @@ def _of_lag(status: Status) -> Iterator[Alert]:
 
 
 def bottleneck(status: Status) -> Bottleneck:
-    """The slowest part; empty if nothing waits."""
+    """Returns the bottleneck; empty if nothing waits."""
     heard = [one for one in status.readers if not one.silent]
     if not heard:
         return Bottleneck(READER, "no reader is running")

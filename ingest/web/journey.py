@@ -53,8 +53,8 @@ class Journey:
 
 @dataclass(frozen=True, slots=True)
 class Journeys:
-    """The batches of some messages. `committed`: offset by partition. `trouble`: why the batches could not be
-    read.
+    """The batches of some messages. `committed`: committed offset by partition. `trouble`: why the batches could
+    not be read.
     """
 
     batches: tuple[Journey, ...] = ()
@@ -68,7 +68,7 @@ class Journeys:
 
 
 def journeys(settings: Settings, places: Sequence[tuple[int, int]]) -> Journeys:
-    """The batches of the messages at these (partition, offset). Never raises."""
+    """The batches of the messages at these (partition, offset) pairs. Never raises."""
     client: Any = connect(settings, retries=0)
     try:
         coordination = Coordination(client, settings)
@@ -123,7 +123,7 @@ def _journey(staging: Staging, key: bytes, parked: Mapping[str, str]) -> Journey
     blobs, rows = staging.client.hmget(key, ["chord/blobs", "chord/rows"])
     try:
         manifest = staging.manifest(key.decode())
-    except Incompatible:  # written by a newer release, whose reader reports it
+    except Incompatible:  # written by a newer release, so only a reader of that release reports it
         return None
     if manifest is None:
         return None

@@ -1,9 +1,9 @@
 """Logins: the one-time link printed at startup, passwords from the settings, and sessions.
 
 Every page and response requires a login. Opening the link starts a session, whose cookie is valid only for this
-process. If REPLAYS_FLOWER_BASIC_AUTH is set, its logins work too, and the operator's page requires one, so that
-the audit trail names a person. Failed attempts are throttled globally, because clients on the loopback interface
-cannot be distinguished.
+process. If REPLAYS_FLOWER_BASIC_AUTH is set, its logins work too, and the operator's page requires one of them, so
+that the audit trail names a person. Failed attempts are throttled globally, because clients on the loopback
+interface cannot be distinguished.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Login:
 
     @property
     def where_the_link_is(self) -> str:
-        """Says which command prints the link, for visitors without a session."""
+        """Names the command that prints the link, for visitors without a session."""
         of_a_stack = f" (`{LOCAL_COMMAND}`, if `local up` started it)" if self._command == WEB_COMMAND else ""
         return f"the latest link that `{self._command}` printed{of_a_stack}"
 

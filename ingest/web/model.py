@@ -101,7 +101,7 @@ class SegmentState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SegmentCopy:
-    """One delivery of a segment, as long as ClickHouse has not removed its row as a duplicate."""
+    """One delivery of a segment whose row ClickHouse has not (yet) removed as a duplicate."""
 
     partition: int
     offset: int

@@ -20,7 +20,7 @@ REASON_CHARACTERS_MAX = 1000
 
 
 class OperatorHandler(Handler):
-    """Requires a login: by password if passwords are set. Actions also require the token."""
+    """Requires a login, by password if passwords are set. Actions also require the token."""
 
     def is_enough(self, visitor: Visitor) -> bool:
         return visitor.way is LoginMethod.PASSWORD or (

@@ -35,11 +35,11 @@ class Reads:
         self._stores.close()
 
     def projects(self) -> tuple[Project, ...]:
-        """Projects with replays, latest first."""
+        """Projects with replays, those with the latest replays first."""
         return self._replays.projects()
 
     def releases(self, project_id: int | None) -> tuple[str, ...]:
-        """Releases seen in replays, latest first."""
+        """Releases seen in replays, those with the latest replays first."""
         return self._replays.releases(project_id)
 
     def replays(self, chosen: Filter) -> Page:

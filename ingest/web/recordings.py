@@ -18,7 +18,7 @@ from ingest.web.timeline import Timeline, add_errors, read
 from tasks.units import MiB
 
 DOWNLOADS_AT_ONCE = 8
-# Maximum stored bytes fetched ahead; at least one segment.
+# Maximum stored bytes to fetch ahead; at least one segment is always fetched.
 AHEAD_BYTES_MAX = 16 * MiB
 SEGMENT_ID_MAX = 2**63
 # A timeline page ends with the segment that exceeds this size.

@@ -13,7 +13,7 @@ from typing import Any
 from ingest.web.model import PAGES_MAX, Filter, NotFound, Replay, replay_id_of
 from ingest.web.stores import Stores
 
-# Query parameters must fit into a URL, whose length proxies and the embedded server limit.
+# Query parameters must fit into a URL, and proxies and the embedded server limit the length of URLs.
 KEYS_MAX = 40
 LIMIT_MAX = 500
 RELEASES_MAX = 200
@@ -51,7 +51,7 @@ class Replays:
         self._stores = stores
 
     def projects(self) -> tuple[Project, ...]:
-        """Every project with replays, latest first."""
+        """Every project with replays, those with the latest replays first."""
         rows = self._stores.query(
             "SELECT project_id, uniqExact(replay_id), toUnixTimestamp(max(received)) AS last_at "
             "FROM replay_segments GROUP BY project_id ORDER BY last_at DESC, project_id LIMIT 1000"
@@ -59,7 +59,7 @@ class Replays:
         return tuple(Project(*row) for row in rows)
 
     def releases(self, project_id: int | None) -> tuple[str, ...]:
-        """Releases seen in replays, latest first."""
+        """Releases seen in replays, those with the latest replays first."""
         where, parameters = (
             ("project_id = {project:UInt64} AND", {"project": project_id}) if project_id is not None else ("", {})
         )

@@ -51,7 +51,7 @@ def segments(stores: Stores, replay: Replay) -> Segments:
 
 
 def _errors(stores: Stores, replay: Replay) -> tuple[ReportedError, ...]:
-    """Errors in the order of segments. Duplicates of rows do not matter."""
+    """Errors in the order of segments. Duplicate rows have no effect."""
     rows = stores.query(
         f"SELECT segment_id, toUnixTimestamp(max(timestamp)), groupUniqArrayArray({ERRORS_MAX})(error_ids) "
         "FROM replays WHERE project_id = {project:UInt64} AND replay_id = {id:UUID} "

@@ -68,7 +68,7 @@ async def serve(
     *,
     login: bool | Login = True,
 ) -> None:
-    """Listens until `stop` is set. Raises OSError (port in use).
+    """Listens until `stop` is set. Raises OSError if the port is in use.
 
     `ready` is called with the address and the path of the one-time link: at startup, and again after each use.
     `login`: False disables the login. A Login object is shared with another server of this process, and

@@ -1,8 +1,8 @@
 """Timeline of a replay from its recordings: clicks, network, console, vitals, memory, navigation.
 
-The timeline is built from stored segments, so it is available as soon as a segment can be played, without
-analytics. The number of marks, their text and the work are bounded. Categories, field names and units are those of
-the Sentry JavaScript SDK and rrweb. Malformed events are left out and counted.
+The timeline is built from stored segments, so it is available as soon as a segment can be played, even if the
+analytics tables are not. The number of marks, their text and the work are bounded. Categories, field names and
+units are those of the Sentry JavaScript SDK and rrweb. Malformed events are left out and counted.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ class Memory(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Timeline(msgspec.Struct):
-    """`start_ms`, `end_ms`: of the recording; 0 if no event has a time. `snapshots`: times from which it can be
-    rendered.
+    """`start_ms`, `end_ms`: start and end of the recording; 0 if no event has a time. `snapshots`: times from
+    which it can be rendered.
 
     `unreadable`: segments with invalid JSON, with the error. `cut`: segments read partly, with the reason.
     `truncated`: more than MARKS_MAX marks or CHARACTERS_MAX characters. `next_segment`: the first segment not in
@@ -313,7 +313,8 @@ class _Reader:
             self._add(Mark(at_ms, kind, self.segment_id, text, detail=detail))
 
     def _click(self, payload: dict[str, Any], data: dict[str, Any], at_ms: int, *, slow: bool) -> None:
-        """A click and its later slow-click event are one mark, by the identity of its row."""
+        """Adds a click. Its later slow-click event changes the same mark, because both have the identity of one
+        row."""
         node = _dict(data.get("node"))
         node_id = node.get("id")
         if type(node_id) is not int or node_id < 0:
@@ -565,7 +566,7 @@ def _amount(data: dict[str, Any], name: str, older_name: str) -> float:
 
 
 def _scalars(data: dict[str, Any]) -> Detail:
-    """The first few scalar fields."""
+    """The first DETAILS_MAX scalar fields."""
     found: Detail = {}
     for key, value in data.items():
         if len(found) < DETAILS_MAX and (value is None or isinstance(value, (str, int, float, bool))):

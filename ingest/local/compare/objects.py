@@ -1,4 +1,5 @@
-"""Downloads and hashes every object of the bucket, or, in the `packed` layout, every recording in the objects."""
+"""Downloads and hashes every object of the bucket, or, in the `packed` layout, every recording in the packed
+objects."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ LIST_PAGE = 1000
 
 
 def read_objects(settings: Settings, expected: Mapping[str, Object]) -> dict[str, Object]:
-    """Reads every object of the bucket. Expected objects are downloaded and hashed as the expectation requires."""
+    """Reads every object of the bucket. Objects in `expected` are downloaded and hashed, inflated first unless
+    they must match exactly."""
     storage = _Storage(settings)
     names = list(storage.names())
     packed = [name for name in names if is_packed(name)]

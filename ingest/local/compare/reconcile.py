@@ -32,7 +32,7 @@ def reconcile(
     """Checks every enabled sink and Kafka. Raises ReconcileError if a server cannot be read.
 
     `extra_matters` states whether data of other loads is an error. `metrics_exactly` states whether repeated
-    metrics are an error, because the run had no crash. Without `statsd_url`, metrics are not checked, because an
+    metrics are an error, as in a run without a crash. Without `statsd_url`, metrics are not checked, because an
     agent cannot be queried.
     """
     began = time.monotonic()

@@ -122,7 +122,7 @@ class _Demo:
         self.began = time.monotonic()
 
     def run(self, count: int, seed: int, profile: Profile, kill: Victim | None) -> None:
-        """Runs all steps. Raises the errors that `run` above handles."""
+        """Runs all steps. Raises the errors that `run` handles."""
         with self._timed("start"):
             self._start()
         manifest = self.stack.directory / "manifest.jsonl"
@@ -181,7 +181,8 @@ class _Demo:
         return url
 
     def stop(self) -> None:
-        """Stops the processes that stop slowly in parallel. The stack then stops the other processes."""
+        """Tells the processes that stop slowly to end, so that they end in parallel. The stack then stops the
+        others."""
         for child in (self.worker, self.flower, self.reader):
             if child is not None:
                 self.stack.children.release(child)

@@ -31,7 +31,8 @@ OPTIONS = {
     "networkResponseHasHeaders": True,
 }
 
-# Malformed events, as an old SDK or a broken page sends them. A malformed event may invalidate only itself.
+# Malformed events, as an old SDK or a broken page sends them. The parser must reject only the event, not its
+# segment.
 ODD_EVENTS: tuple[Any, ...] = (
     {"type": 5},
     {"type": 5, "data": None},

@@ -21,8 +21,8 @@ Kind = Literal["segment", "video", "reject"]
 
 
 class Header(msgspec.Struct, frozen=True):
-    """The parameters of a load. Equal headers produce equal messages, unless `received_now`: then their `received`
-    times are those of production, and every segment has a valid replay_event.
+    """The parameters of a load. Equal headers produce equal messages, unless `received_now` is true: then
+    `received` is the time at which a message is produced, and every segment has a valid replay_event.
     """
 
     topic: str

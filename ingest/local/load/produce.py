@@ -4,8 +4,8 @@
 
 A `Profile` defines the mix. `stream` generates the messages of many concurrent sessions, with some segments out of
 order, some sent twice and some malformed. Equal profiles, counts, seeds and starts produce the same bytes in the
-same order, unless their `received` times are those of production. The partition of each message is random, and the
-manifest records it.
+same order, unless `received` is the time at which they are produced. The partition of each message is random, and
+the manifest records it.
 
 Memory is bounded for any count. The pages of a site are generated once and shared by all sessions, so full
 snapshots and re-renders repeat between sessions, as for real visitors of one site. About `sessions_at_once`
@@ -129,10 +129,10 @@ def stream(
 ) -> Iterator[Message]:
     """Generates `count` distinct segments, with duplicates and malformed messages between them.
 
-    No session begins after `started_at`, in Unix seconds. With a `clock`, each segment's `received` is the time
-    when it is generated, instead of its end in the session; its duplicates are still the same bytes.
-    Every segment then has a valid replay_event: rows without its time have that of `received`, which would prolong
-    the replay until now.
+    No session begins after `started_at`, in Unix seconds. With a `clock`, each segment's `received` is the time at
+    which it is generated, instead of its end in the session; its duplicates still have the same bytes. Every
+    segment then has a valid replay_event: a row without the event's time has the time in `received`, which would
+    extend the replay to the present.
     """
     if clock is not None:
         profile = replace(profile, mix=replace(profile.mix, replay_event_missing=0.0, replay_event_broken=0.0))
@@ -229,7 +229,7 @@ def produce(
     header = Header(settings.kafka_topic, profile.name, seed, count, start, received_now=clock is not None)
     expected = count + int(count * (profile.malformed + profile.duplicates)) + profile.zip_bombs
     began = reported_at = time.monotonic()
-    run = _Run(settings)  # this comes before the manifest, so that no file is created if no broker answers
+    run = _Run(settings)  # before the manifest, so that no file is created if no broker responds
     with Writer(manifest_path, header) as manifest:
         run.record_in(manifest)
         for number, message in enumerate(stream(profile, count, seed, start, clock)):

@@ -27,8 +27,8 @@ class Server(ABC):
 
     The data of the server is below `directory`. The server keeps its port when it is restarted.
 
-    `start` returns once it is ready. Raises LocalError with the tail of the log if the server exits or does not
-    become ready.
+    `start` returns once the server is ready. Raises LocalError with the tail of the log if the server exits or
+    does not become ready.
     """
 
     name: ClassVar[str]
@@ -60,7 +60,7 @@ class Server(ABC):
     @property
     @abstractmethod
     def address(self) -> str:
-        """The address for clients, in the form that their library accepts."""
+        """The address for clients, in the form that their client library accepts."""
 
     @property
     def child(self) -> Child:

@@ -1,9 +1,9 @@
 """ClickHouse: the real engine, as the library chDB, behind the part of the HTTP interface that clients use.
 
 chDB is ClickHouse as a library, with real MergeTree tables, SQL and error codes. Only one process may open a data
-directory, so `python -m ingest.local.servers.clickhouse` opens it and serves HTTP to the others. An unmodified
-clickhouse-connect works with it. Each request uses its own connection to the engine (0.3 ms), so that settings and
-databases do not leak into the next request.
+directory, so `python -m ingest.local.servers.clickhouse` opens it and serves HTTP to other processes. An
+unmodified clickhouse-connect works with it. Each request uses its own connection to the engine (0.3 ms), so that
+settings and databases do not leak into the next request.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _SETTING_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
 class ClickHouse(Server):
-    """The server process. Data is kept when it is stopped or killed."""
+    """The server process. Data is kept when the server is stopped or killed."""
 
     name: ClassVar[str] = "clickhouse"
 

@@ -328,7 +328,7 @@ class _Connection:
         self._server: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def open(self, target: tuple[str, int]) -> None:
-        """Connects to the server, once."""
+        """Connects to the server, unless it is already connected."""
         if self._server is None:
             self._server = await asyncio.open_connection(*target)
 

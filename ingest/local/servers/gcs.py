@@ -20,7 +20,7 @@ ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64
 
 
 class CloudStorage(Server):
-    """One fake-gcs-server. `in_memory` is faster, but data is lost when it ends."""
+    """One fake-gcs-server. `in_memory` is faster, but the data is lost when the server ends."""
 
     name: ClassVar[str] = "gcs"
 

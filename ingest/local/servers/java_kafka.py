@@ -2,7 +2,7 @@
 
 `mvn` downloads the jars once into the user's cache (about 45 MB). The jars need Java 17 or later. Use this server
 where Tansu differs from Kafka: rebalances, commit metadata, read_committed, retention, restarts with data, SASL
-and TLS. `available()` returns the reason if it cannot run.
+and TLS. `available()` returns the reason if Apache Kafka cannot run.
 """
 
 from __future__ import annotations

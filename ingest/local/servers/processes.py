@@ -28,7 +28,7 @@ WARDEN = Path(__file__).with_name("warden.py")
 GATE = ("/bin/sh", "-c", 'read -r _ && exec "$@" </dev/null', "sh")
 LOG_TAIL_BYTES = 4096
 POLL_SECONDS = 0.01
-# The warden removes a stack's data, which may take long on a slow disk.
+# The warden removes a stack's data, which may take a long time on a slow disk.
 WARDEN_SECONDS_MAX = 60.0
 HOST = "127.0.0.1"
 # Recordings are personal data, so only this user may read files that this process and its children write.

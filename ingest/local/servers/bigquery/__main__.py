@@ -135,7 +135,7 @@ def main() -> None:
         streaming_buffer_seconds=arguments.streaming_buffer_seconds,
     )
     Handler.service = Service(store)
-    # Kept in a variable, because the service ends with its object.
+    # Kept in a variable, because the service stops when its object is garbage-collected.
     grpc_server = serve(store, arguments.grpc_port)
     server.serve_forever()
     grpc_server.stop(None)

@@ -30,7 +30,7 @@ def bad_request(message: str, reason: str = "invalid", location: str = "") -> Ap
 
 
 def check_etag(resource: Mapping[str, Any], if_match: str) -> None:
-    """Raises ApiError 412 if the client knows another state of the resource."""
+    """Raises ApiError 412 if the client's etag is not the resource's current one."""
     if if_match not in ("", "*", resource["etag"]):
         raise ApiError(412, "conditionNotMet", "Precondition Failed", "If-Match")
 

@@ -3,7 +3,7 @@
 The supported calls are CreateWriteStream (COMMITTED only), AppendRows (protobuf rows, with an offset),
 GetWriteStream and FinalizeWriteStream. Other calls, the default stream, and rows in Arrow are refused. Unlike the
 service, several connections may append to one stream, streams do not expire, and the first response after a change
-of the table's columns has the new ones.
+of the table's columns contains the new columns.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ingest.local.servers.processes import HOST
 from tasks.units import MiB
 
 SERVICE = "/google.cloud.bigquery.storage.v1.BigQueryWrite/"
-# The documentation of AppendRowsRequest: less than 20 MB.
+# The documentation of AppendRowsRequest limits a request to less than 20 MB.
 REQUEST_BYTES_MAX = 20_000_000 - 1
 MESSAGE_BYTES_MAX = 64 * MiB
 # An open AppendRows call holds one thread.
@@ -138,7 +138,7 @@ def _reader(request: Any, present: RowReader | None) -> RowReader:
 
 
 def _stream_message(stream: Stream) -> Any:
-    """The stream as the service describes it. What is appended to it is committed at once."""
+    """The stream as the service describes it. Appended rows are committed immediately."""
     made = _Stream(name=str(stream.name), type_=COMMITTED)
     made.create_time.FromMicroseconds(int(stream.created_seconds * 1_000_000))
     made.commit_time.CopyFrom(made.create_time)

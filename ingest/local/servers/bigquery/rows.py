@@ -1,7 +1,7 @@
 """BigQuery's types: the JSON values that a column accepts, their stored form, and their form in results.
 
-Pure functions of values and schemas. A value that does not fit raises BadValue, which becomes one `invalid` error
-of one row, with the column's name as its location, as in the real service.
+All functions are pure functions of values and schemas. A value that does not fit raises BadValue, which becomes
+one `invalid` error of one row, with the column's name as its location, as in the real service.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Field:
 
     @property
     def arrow_type(self) -> pa.DataType:
-        """The type of the column in the tables that carry rows into the storage engine."""
+        """The type of the column in the Arrow tables that carry rows into the storage engine."""
         if self.type == "RECORD":
             one: pa.DataType = pa.struct([(field.name, field.arrow_type) for field in self.fields])
         else:

@@ -173,7 +173,7 @@ class Store:
     def update_dataset(
         self, project: str, dataset: str, change: Mapping[str, Any], if_match: str = ""
     ) -> dict[str, Any]:
-        """Changes description, labels and the like. 412 if its etag is not `if_match`."""
+        """Changes description, labels and the like. Raises ApiError 412 if its etag is not `if_match`."""
         with self._write() as cursor:
             made = self.dataset(project, dataset)
             check_etag(made, if_match)
@@ -401,7 +401,7 @@ class Store:
     def create_stream(self, table: TableName) -> tuple[Stream, tuple[Field, ...]]:
         """Creates an empty stream. Returns it and the columns of its table.
 
-        Raises ApiError 404 without the table.
+        Raises ApiError 404 if the table does not exist.
         """
         made = Stream(StreamName(table, uuid.uuid4().hex), 0, False, time.time())
         with self._write() as cursor:
@@ -434,8 +434,8 @@ class Store:
     ) -> tuple[int, tuple[Field, ...]]:
         """Stores all rows, together with the new length of the stream, or none.
 
-        Unlike rows of insertAll, they can be updated and deleted immediately. Returns the offset of the rows, and
-        the columns of the table. Raises StreamError.
+        Unlike rows from insertAll, these rows can be updated and deleted immediately. Returns the offset of the
+        rows, and the columns of the table. Raises StreamError.
         """
         with self._write() as cursor:
             stream = self.stream(name)
