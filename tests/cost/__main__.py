@@ -21,7 +21,7 @@ from tests.cost.committed import ALL
 from tests.cost.measure import MEASURE_SECONDS_MAX, MEMORY_RATIO_MAX, RATIO_MAX, Cost, measure_separately
 
 RAW_BYTES = 95_000_000
-# This program works in a checkout of any age. The program prints the lower of two CPU times, and the memory of the
+# This program must also run in older checkouts. It prints the lower of two CPU times, and the peak memory of the
 # first run in bytes.
 MEASURE_PROGRAM = """
 import sys, time

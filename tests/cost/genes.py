@@ -105,7 +105,7 @@ class Piece:
 class Recipe:
     """A recording as a list of pieces.
 
-    If `is_sampled` is true, the segment gets a number whose canvas mutations and options are read.
+    If `is_sampled` is true, the segment gets a number for which the parser reads canvas mutations and options.
     """
 
     pieces: tuple[Piece, ...]
@@ -142,7 +142,7 @@ class Recipe:
         return cls(tuple(pieces), found["is_sampled"])
 
     def shape(self, name: str) -> Shape:
-        """Makes the recipe a member of the committed set."""
+        """Adds the recipe to the committed set."""
         return Shape(name, self.value)
 
 
@@ -203,7 +203,7 @@ def new_recipe(chance: random.Random) -> Recipe:
 
 
 def mutate_recipe(recipe: Recipe, other: Recipe, chance: random.Random) -> Recipe:
-    """Returns a child: `recipe` with one or more changes, sometimes with a piece of `other`."""
+    """Returns a child: `recipe` with one or more changes, sometimes including a piece of `other`."""
     pieces = list(recipe.pieces)
     for _ in range(chance.choice((1, 1, 1, 2, 3, 6))):
         at = chance.randrange(len(pieces))

@@ -1,4 +1,4 @@
-"""The cost of one message and its floor: CPU seconds of this process, and memory in a separate process.
+"""Measures the CPU time, the memory and the floor of one message: CPU time in this process, memory in another.
 
     python -m tests.cost.measure FILE     one message, measured in this process, as JSON
 
@@ -49,21 +49,21 @@ class Cost:
 
     @property
     def ratio(self) -> float:
-        """The CPU time as a multiple of the floor, beyond the base cost of every message."""
+        """The CPU time beyond the base cost of every message, as a multiple of the floor."""
         return max(self.seconds - CPU_SECONDS_BASE, 0.0) / max(self.floor_seconds, 1e-4)
 
     @property
     def memory_ratio(self) -> float:
-        """The memory as a multiple of the inflated size, beyond the base memory of every message."""
+        """The memory beyond the base memory of every message, as a multiple of the inflated size."""
         return max(self.memory_bytes - MEMORY_BYTES_BASE, 0) / max(self.raw_bytes, self.message_bytes)
 
 
 def floor_of(value: bytes) -> tuple[Callable[[], object], int]:
     """Returns (work, bytes of the recording).
 
-    The work is to scan the message once and then to inflate and scan its contents, only with the parser's inflater
-    and scanners. Data that is not valid JSON counts as white space of the same size; data that is not msgpack
-    counts as nothing.
+    The work scans the message once, then inflates and scans its contents, using only the parser's inflater and
+    scanners. Data that is not valid JSON counts as white space of the same size; data that is not msgpack is not
+    counted.
     """
     work, raw_bytes = _floor_inside(value)
     try:

@@ -1,7 +1,8 @@
 """The committed set of the most expensive messages that a sender can create, which must meet the cost limit.
 
 Each shape is a function of its inflated size, so that it can be used both in a quick test and for the largest
-messages. The first shapes stopped a reader before the limit existed. Shapes that the search finds are added.
+messages. The first shapes stopped a reader before the limit existed. Shapes that the search finds are added to the
+set.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def packed(raw: bytes, segment_id: int = 0, **fields: Any) -> bytes:
 
 
 def sampled_segment_id() -> int:
-    """Returns a segment number whose canvas mutations are read; a sender can choose such a number."""
+    """Returns a segment number for which the parser reads canvas mutations; a sender can choose such a number."""
     for number in range(100_000):
         if coin(Identity(1, 11, REPLAY_ID, number, 30, 7, 0, 0, 0), "segment", SAMPLED_SHARE):
             return number
@@ -121,7 +122,7 @@ def single(name: str, event: Any, part: bytes, head: bytes = b"", tail: bytes = 
 
 
 def chunks(name: str, event: Any, part: bytes, head: bytes, tail: bytes, chunk_bytes: int) -> None:
-    """Adds a recording of events that all have that length."""
+    """Adds a recording of events that are all about `chunk_bytes` long."""
     element = stuffed(event, part, chunk_bytes, head, tail)[1:-1]
     shape(name)(lambda raw_bytes: packed(listed(element, raw_bytes)))
 

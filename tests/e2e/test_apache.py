@@ -54,7 +54,7 @@ def fleet(stack: Stack, tmp_path: Path) -> Iterator[Fleet]:
 def test_a_new_owner_cuts_the_same_batches_also_after_a_second_crash(stack: Stack, tmp_path: Path) -> None:
     """Messages arrive slowly, so batches are cut by age.
 
-    If their reader is killed twice, the batch ids are unchanged and nothing is duplicated. Without the cut record,
+    If the reader is killed twice, the batch ids are unchanged and nothing is duplicated. Without the cut record,
     the second reader would find a backlog and cut other ranges.
     """
     settings = {
@@ -212,8 +212,9 @@ def test_a_killed_broker_returns_and_nothing_is_missing(fleet: Fleet, tmp_path: 
 def test_a_reader_suspended_past_its_session_commits_nothing(stack: Stack, tmp_path: Path) -> None:
     """A reader is suspended with SIGSTOP while batches are in flight.
 
-    Another reader takes over and its chords complete, then the suspended one resumes with completions pending. The
-    suspended reader has lost its partitions, committed offsets never decrease, and nothing is missing.
+    Another reader takes over and the chords of the suspended one complete, which then resumes with completions
+    pending. The suspended reader has lost its partitions, committed offsets never decrease, and nothing is
+    missing.
     """
     with made(stack, {"REPLAYS_BATCH_AGE_SECONDS_MAX": "0.3"}) as fleet:
         suspended = up(fleet.reader("reader-1"))

@@ -1,9 +1,9 @@
 """Every command in the docs exists as written; harmless ones are run and must succeed.
 
 A command is the content of a fenced or indented block, or of backquotes within a sentence. Placeholders (`<id>`,
-`REPLAY_ID`, `N`) are replaced by values from a running system. Each command belongs to RUN or to NOT_RUN. A new
-command in neither fails here, so that its author decides. A command name without its required argument (`dlq
-show`) is a mention: only its existence is checked.
+`REPLAY_ID`, `N`) are replaced by values from a running system. Each command belongs to RUN or to NOT_RUN. A
+command that is in neither table fails the test, so that its author has to decide. A command name without its
+required argument (`dlq show`) is a mention: only its existence is checked.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ OWN_PROCESS = ("replays-ingest local", "replays-ingest batches", "celery")
 
 @dataclass(frozen=True, slots=True)
 class Documented:
-    """A command as a page contains it, without its trailing comment, and its location."""
+    """A command as written in a page, without its trailing comment, and its location."""
 
     text: str
     page: str

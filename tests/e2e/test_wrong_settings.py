@@ -33,7 +33,8 @@ ALL_COMMANDS = bool(os.environ.get("REPLAYS_TEST_ALL_COMMANDS"))
 
 @dataclass(frozen=True, slots=True)
 class BrokenSetting:
-    """One wrong setting. The line must contain all `names`. If `reader` is true, workers do not read the setting.
+    """One wrong setting. The line must contain all `names`. `reader` is true for a setting that workers do not
+    read.
 
     Every command is tested with the first setting of each `kind`, and some commands with every other setting.
     """
@@ -48,7 +49,7 @@ class BrokenSetting:
 def broken(id: str, names: str = "", *, reader: bool = False, kind: bool = False, **values: str) -> BrokenSetting:
     """Returns a setting with invalid `values`, given by lower-case name.
 
-    Without `names`, the line must contain each of these names.
+    If `names` is empty, the line must contain the name of each setting in `values`.
     """
     variables = {f"REPLAYS_{name.upper()}": value for name, value in values.items()}
     return BrokenSetting(id, variables, tuple(names.split()) or tuple(variables), reader, kind)
@@ -183,7 +184,7 @@ def fill_placeholders(variables: dict[str, str], files: dict[str, str]) -> dict[
 
 
 def leaf_commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Returns every executable command as its words. The command of the reader has no words."""
+    """Returns every executable command as its words. The command that runs the reader has no words."""
     if isinstance(command, click.Group):
         if command.invoke_without_command:
             yield path

@@ -1,4 +1,4 @@
-"""Every possible outcome of a stage, with the real tasks run in this process."""
+"""Tests every possible outcome of a stage; the real tasks run in this process."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Fleet:
         return self.children.start(name, [*command, *options], env=self.environment, cwd=ROOT)
 
     def script(self, sink: str, what: str) -> None:
-        """Sets the action of the sink, from its next call on."""
+        """Sets how the sink behaves from its next call on."""
         (self.sinks / f"{sink}.do").write_text(what)
 
     def calls(self, sink: str, what: str = "kept") -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ COPY_FLAG = 2
 
 
 class _Any(ctypes.Structure):
-    """The used part of the union rd_kafka_vu_t."""
+    """The part of the union rd_kafka_vu_t that is used here."""
 
     class _Value(ctypes.Union):
         class _Bytes(ctypes.Structure):

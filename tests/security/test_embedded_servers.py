@@ -84,8 +84,8 @@ def test_an_objects_name_leads_to_no_other_directory(stack: Stack, tmp_path: Pat
 
 @pytest.mark.parametrize("headers", BROWSERS, ids=str)
 def test_requests_from_web_pages_are_refused(stack: Stack, headers: dict[str, str]):
-    """Requests from web pages are refused: a site in a browser can send them to loopback ports, though not read
-    responses.
+    """Requests from web pages are refused, because any site can make a browser send them to loopback ports,
+    although it cannot read the responses.
     """
     stack.start(["clickhouse", "bigquery", "statsd"])
     addresses = stack.addresses

@@ -189,7 +189,7 @@ def test_requests_for_other_hosts_and_projects_are_refused(receiver: Receiver) -
 
 
 def test_any_page_may_send_and_none_may_read_the_shop(receiver: Receiver) -> None:
-    """Any page may send to the endpoint, which has CORS headers, also on errors and preflights.
+    """Any page may send to the endpoint, whose responses have CORS headers, including errors and preflights.
 
     The pages of the shop require the printed link.
     """

@@ -53,7 +53,7 @@ def sealed() -> bool:
 def _key(sealed: bool | str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sets the key before anything reads the settings.
 
-    If `sealed` is a text, it is the policy for unsealed entries.
+    If `sealed` is a string, it is the policy for unsealed entries.
     """
     if sealed:
         monkeypatch.setenv("REPLAYS_SHARED_KEY", KEY)

@@ -37,8 +37,8 @@ FRAGMENTS = {"where", "having", "_AMONG", "_AMONG_DAYS", "_FACTS", "self._which"
 """Our own text with placeholders, built next to the statement."""
 INTEGERS = re.compile(r"^(number|limit \+ 1|int\(\w+\)|max\(0, .*\)|min\(UINT32_MAX, .*\))$")
 KNOWN_EXPRESSIONS: dict[str, set[str]] = {
-    # These values are converted by int() and UUID(), which the tests below verify. `named` is one of two texts of
-    # its function.
+    # These values are converted by int() and UUID(), which the tests below verify. `named` is one of two constant
+    # strings in its function.
     "ingest/operate/erase/rows.py": {"self._project_id", "self._replay_id", "table", "named", "REPLAYS_MAX"},
     "ingest/operate/reconcile/presence.py": {
         *("replays", "events", "numbers(...)", "uuids(...)"),
@@ -49,7 +49,7 @@ KNOWN_EXPRESSIONS: dict[str, set[str]] = {
         *("replays", "uuid", "numbers(...)", "uuids(...)"),
         "CONDITIONS['replay_segments'](list(keys.values()), 0)",  # The tests below verify these expressions.
     },
-    # `where` is built from integers, and all others are texts of the module.
+    # `where` is built from integers, and all others are constant strings of the module.
     "ingest/operate/retention/rows.py": {"self._alive", "_SORT", "table", "PROJECTS_MAX"},
     # `source` is FROM and a condition, or the encoded rows as one escaped literal.
     "ingest/operate/shadow/contents.py": {"offsets", "self._table", "columns", "source"},
@@ -142,7 +142,9 @@ def test_a_new_interpolation_is_found(source: str, tmp_path: Path):
 
 @pytest.mark.parametrize("sink", [SinkName.CLICKHOUSE, SinkName.BIGQUERY])
 def test_a_row_of_a_planted_table_is_not_sent(sink: SinkName):
-    """A staged row of an unknown table is not sent, because its table is compared with ours before."""
+    """A staged row of an unknown table is not sent, because its table is first compared with the list of our
+    tables.
+    """
     settings = settings_of(
         {"REPLAYS_CLICKHOUSE_URL": "http://127.0.0.1:9", "REPLAYS_BIGQUERY_ENDPOINT": "http://127.0.0.1:9"}
     )

@@ -29,7 +29,7 @@ def pins(text: str) -> dict[str, str]:
 
 
 def dependencies_of(name: str, extras: tuple[str, ...], found: set[str]) -> set[str]:
-    """Returns all distributions that are installed here if this distribution is installed."""
+    """Adds the distribution's installed dependencies, direct and indirect, to `found`, and returns it."""
     for text in metadata.requires(name) or []:
         wanted = Requirement(text)
         if wanted.marker and not any(wanted.marker.evaluate({"extra": extra}) for extra in extras):

@@ -39,7 +39,7 @@ SHAPES = (
     b"[" + _BREADCRUMB + b"[" + b"[]," * (INFLATED_BYTES // 3) + b"[]]}}}]",
     b"[" + b",".join([_MEMORY] * (INFLATED_BYTES // (len(_MEMORY) + 1))) + b"]",
 )
-# This is not ru_maxrss, whose initial value is inherited from the parent process.
+# This is not ru_maxrss, because the initial value of that field is inherited from the parent process.
 MEASURE_PROGRAM = """
 import sys
 from ingest.cli.main import main
@@ -130,7 +130,7 @@ def test_inspect_reads_bombs_in_bounded_memory(env: dict[str, str]):
 @pytest.mark.parametrize("arguments", [["erase", "--project", "7"], ["backfill"]])
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no endless file")
 def test_an_endless_list_of_replays_is_read_in_bounded_memory(env: dict[str, str], arguments: list[str]):
-    """A list of replays without an end and a very long line are usage errors; the line is not repeated in full."""
+    """An endless list of replays and a very long line are usage errors; the line is not repeated in full."""
     endless = run(env, *arguments, "--list", "/dev/zero", "--dry-run")
     long = run(env, *arguments, "--list", "-", "--dry-run", given=b"a" * MiB)
 

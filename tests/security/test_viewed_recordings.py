@@ -254,7 +254,7 @@ def test_the_permission_holds_host_names_only(stored: Settings, host: str):
 
 
 def test_a_recording_loads_nothing_of_this_server(stored: Settings):
-    """A recording loads nothing from this server, so it can neither use the session nor try a login.
+    """A recording loads nothing from this server, so it can neither use the session nor attempt a login.
 
     The policy has to allow media and styles from the pages' own address, but the server refuses these requests.
     """

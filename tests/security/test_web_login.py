@@ -156,7 +156,7 @@ def test_wrong_links_do_not_throttle_passwords():
 
 
 def test_the_delay_doubles_up_to_a_minute_and_is_forgiven():
-    """The delay doubles up to a minute and ends after a quiet period, by a simulated clock."""
+    """The delay doubles up to a minute and ends after a quiet period, as measured with a simulated clock."""
     now = [0.0]
     throttle = Throttle(lambda: now[0])
     delays = []
@@ -178,7 +178,7 @@ def test_the_delay_doubles_up_to_a_minute_and_is_forgiven():
 
 
 def test_a_session_ends():
-    """A session ends after half a day by the clock of the process."""
+    """A session ends after half a day, as measured by the clock of the process."""
     now = [0.0]
     login = Login(Settings(), clock=lambda: now[0])
     cookie = login.cookie(Visitor("ann", LoginMethod.LINK))
@@ -215,8 +215,8 @@ def test_login_is_disabled_only_by_the_option():
 
 @pytest.mark.parametrize("passwords", ["ann:", "ann", ":a-long-password", "ann:short", "ann:a-long,password"])
 def test_the_pages_do_not_start_with_a_guessable_password(passwords: str):
-    """A password in this setting follows the same rule as Flower's: a comma in it would split it into two
-    logins.
+    """A password that can be guessed, or that contains a comma, is refused, as by Flower: a comma would split it
+    into two logins.
     """
     result = PARENTS.run(
         [sys.executable, "-m", "ingest.cli", "web", "--port", "0"],

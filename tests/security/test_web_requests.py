@@ -40,7 +40,7 @@ TARGETS = (
     f"/api/replays/{REPLAY}/segments/{'9' * 18}",
     f"/api/replays/{REPLAY}/segments/-1",
     f"/api/replays?project={LONG_NUMBER}",
-    "/api/replays?project=%D9%A7",  # This character is a digit, but not an ASCII one.
+    "/api/replays?project=%D9%A7",  # This character is a digit, but not an ASCII digit.
     "/api/replays?project=%C2%B2",
     "/api/replays?limit=1e3",
     "/api/replays?limit=0x10",

@@ -17,7 +17,9 @@ CLOSED = "127.0.0.1:1"
 
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=" ".join)
 def test_a_dry_run_does_not_report_an_unreachable_broker_as_an_empty_topic(tmp_path: Path, options: list[str]):
-    """It fails with the line of other commands, and prints no result and no lines of the client library."""
+    """If the broker is unreachable, `--dry-run` prints the same error line as other commands, no result, and no
+    client log lines.
+    """
     nowhere = {"REPLAYS_KAFKA_BROKERS": CLOSED, "REPLAYS_LOCAL_DIRECTORY": str(tmp_path)}
 
     result = without_a_terminal(nowhere, "--dry-run", "--messages", "10", *options)
@@ -48,7 +50,7 @@ def unconfigured(tmp_path: Path) -> dict[str, str]:
 def test_without_settings_and_without_a_stack_the_first_step_is_suggested(
     unconfigured: dict[str, str], arguments: str
 ):
-    """The line of a command that reaches no server ends with the same advice as that of the reader."""
+    """If a command reaches no server, its error line ends with the same advice as the reader's."""
     result = without_a_terminal(unconfigured, *arguments.split())
 
     (line,) = result.err.splitlines()
@@ -57,7 +59,7 @@ def test_without_settings_and_without_a_stack_the_first_step_is_suggested(
 
 
 def test_with_settings_the_first_step_is_not_suggested(unconfigured: dict[str, str]):
-    """If one server is configured, a local stack would not be used."""
+    """If any server is configured, no local stack would be used, so the advice does not suggest one."""
     result = without_a_terminal({**unconfigured, "REPLAYS_KAFKA_BROKERS": CLOSED}, "status")
 
     assert (result.code, "local up" in result.err) == (1, False)

@@ -45,7 +45,8 @@ def test_each_load_reports_its_own_new_manifest(
 def test_a_load_is_received_when_it_is_produced(
     load_env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The segments' `received` times are those of production, so that end-to-end delays are those of the system.
+    """The segments' `received` times are the times of production to Kafka, so end-to-end delays are those of the
+    system.
 
     The manifest says so.
     """
@@ -70,8 +71,8 @@ def test_a_load_is_received_when_it_is_produced(
 
 
 def test_without_a_broker_no_manifest_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """If no broker is reachable, nothing is produced, and no manifest is left. The error is the line of other
-    commands.
+    """If no broker is reachable, nothing is produced, and no manifest is left. The error line is the same as that
+    of other commands.
     """
     monkeypatch.chdir(tmp_path)
 

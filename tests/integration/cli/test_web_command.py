@@ -1,4 +1,4 @@
-"""`replays-ingest web`: which login each printed address requires."""
+"""`replays-ingest web` prints which login each address requires."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ REQUIRED = "requires a user and password of REPLAYS_FLOWER_BASIC_AUTH"
 def test_each_address_is_printed_with_the_login_it_requires(
     library: Library, passwords: str, options: tuple[str, ...], replays: str, operators: str, after_the_link: int
 ):
-    """`web` prints beside each address which login it requires, and the link gives access as the text says."""
+    """`web` prints beside each address which login it requires, and each link grants the access that the text
+    states.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "ingest.cli", "web", "--port", "0", *options],
         stdout=subprocess.PIPE,

@@ -60,8 +60,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
     for name in THEIRS:
         (site / name).mkdir()
         (site / name / "__init__.py").write_text(f"OWNER = 'whoever installed {name}'\n")
-    # This .pth file contains a plain path: directories added by the .pth files in it, including our checkout, are
-    # not visible.
+    # The .pth file contains a plain path, so .pth files in that directory, including the one of our checkout, are
+    # not processed.
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     install = ["-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
     subprocess.run([sys.executable, *install], check=True, timeout=120)

@@ -1,5 +1,4 @@
-"""`local up --all`: one command starts the whole system, it is found from another folder, and one command stops
-it."""
+"""`local up --all` starts the whole system, commands find it from another folder, and one command stops it."""
 
 from __future__ import annotations
 
@@ -33,8 +32,9 @@ def status_of(url: str, login: str = "") -> int:
 
 
 def test_the_whole_system_starts_ingests_and_stops(tmp_path: Path):
-    """Without programs, the servers have everything that the programs and other commands need. With programs, the
-    whole system starts, commits a load, serves every page to one login, and stops.
+    """If the stack starts without programs, its servers still have everything that programs and other commands
+    need. If the stack starts with programs, the whole system commits a load, serves every page to one login, and
+    stops.
     """
     place, printed = tmp_path / "stack", list[str]()
     servers = background.up(place, progress=printed.append)

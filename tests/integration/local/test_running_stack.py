@@ -59,8 +59,8 @@ def test_a_command_uses_the_running_stack_and_says_so(stack_directory: Path, arg
 def test_on_the_running_stack_the_advice_works_in_a_terminal_without_its_variables(
     stack_directory: Path, arguments: str
 ):
-    """A worker that is started there would not find the stack; `local up --all` does. With the variables, a worker
-    is advised.
+    """Without the stack's variables, the advice is `local up --all`, because a worker would not find the stack.
+    With the variables, the advice is to start a worker.
     """
     found = run(stack_directory, *arguments.split(), COLUMNS="250")
     state = background.status(stack_directory)
@@ -73,8 +73,8 @@ def test_on_the_running_stack_the_advice_works_in_a_terminal_without_its_variabl
 
 
 def test_a_command_that_destroys_says_where_it_acts(stack_directory: Path):
-    """A destructive command prints the stack on which it acts; without `--yes` it is refused before it looks
-    for a stack.
+    """A destructive command prints which stack it acts on; without `--yes` it is refused before it looks for a
+    stack.
     """
     refused = run(stack_directory, "batches", "abandon", "t-0-1-2", "--reason", "why not")
     said = run(stack_directory, "batches", "abandon", "t-0-1-2", "--reason", "why not", "--yes")
@@ -111,8 +111,8 @@ def test_a_settings_file_counts_as_configured(stack_directory: Path, tmp_path: P
 
 
 def test_commands_that_use_no_server_do_not_mention_a_stack(stack_directory: Path):
-    """Help, `local` and `inspect`, which need no servers, and the reader, which joins no stack's group unasked,
-    mention no stack.
+    """Help, `local` and `inspect` need no servers, and the reader joins no stack's group unasked, so none of them
+    mentions a stack.
     """
     message = ROOT / "README.md"
     found = [

@@ -153,7 +153,7 @@ def test_staging_and_tasks_are_checked_and_nothing_is_left(fleet: Fleet) -> None
 
 
 def test_no_worker_is_one_error(fleet: Fleet) -> None:
-    """It says that any worker is missing, not only that of a queue."""
+    """If no worker runs, `check` reports one error that names every queue, instead of one error per queue."""
     found = only(rehearsal.fleet(fleet.settings))
 
     assert (found.name, found.bad) == ("workers", True)
@@ -162,7 +162,9 @@ def test_no_worker_is_one_error(fleet: Fleet) -> None:
 
 
 def test_a_queue_without_a_worker_is_an_error(fleet: Fleet) -> None:
-    """While other queues have one. The last finding says which worker to start."""
+    """If a worker serves only one queue, each other queue is reported as an error. The last finding says which
+    worker to start.
+    """
     served, *others = queues_of(fleet.settings.sinks)
     coordination = Coordination(connect(fleet.settings), fleet.settings)
     now = coordination.now()

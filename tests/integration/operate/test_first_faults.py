@@ -1,6 +1,6 @@
 """The faults of a first-time user, and what check, top, status, the operator's page and the logs say about each.
 
-A fault is a change of the settings of a working system, as a user would make it. Each report must be there within
+A fault is a change to the settings of a working system, as a user would make it. Each report must appear within
 ANSWER_SECONDS_MAX, and must name the server and what to do.
 """
 
@@ -64,9 +64,10 @@ See also /etc/clickhouse-server/users.xml on the server where ClickHouse is inst
 
 @dataclass(frozen=True, slots=True)
 class FirstFault:
-    """`finding`: the name of check's finding. `said`: text of every report. `what_to_do`: the advice.
+    """`finding`: the name of the finding in `check`. `said`: the text that every report contains. `what_to_do`:
+    the advice.
 
-    `event`: of the log line. `in_reader`, `in_worker`: whether that process meets the fault.
+    `event`: the event of the log line. `in_reader`, `in_worker`: whether that process encounters the fault.
     """
 
     finding: str
@@ -175,8 +176,8 @@ def answered(child: Child, condition: Callable[[], bool], what: str) -> None:
 
 @named
 def test_check_reports_the_fault_in_one_finding(name: str, broken: dict[str, str]) -> None:
-    """The finding has the advice. Beside it, only the missing worker is an error, and what depends on the fault is
-    summarized in one warning.
+    """`check` reports the fault in one finding, with the advice. In addition, it reports only the missing worker
+    as an error, and one warning about everything that depends on the fault.
     """
     expected, arrived = FAULTS[name], queue.SimpleQueue[Finding | None]()
 
@@ -210,7 +211,9 @@ def test_check_reports_the_fault_in_one_finding(name: str, broken: dict[str, str
 def test_top_and_status_report_the_fault(
     name: str, words: tuple[str, ...], broken: dict[str, str], children: Children
 ) -> None:
-    """One line has the server and the advice. No line advises to start a reader that could not read."""
+    """One line of `top` and `status` names the server and the advice. No line advises starting a reader that could
+    not read.
+    """
     expected = FAULTS[name]
     shown = replays_ingest(children, broken, *words)
 
@@ -225,7 +228,9 @@ def test_top_and_status_report_the_fault(
 
 @named
 def test_the_operators_page_reports_the_fault(name: str, broken: dict[str, str]) -> None:
-    """As an alert at the top, with a link to the runbook; without Redis, as the only thing that it can show."""
+    """The page shows the fault as an alert at the top, with a link to the runbook; without Redis, it shows only
+    the fault.
+    """
     expected = FAULTS[name]
     with served(settings_of(broken)) as client:
         operator = Client(client.address, LOGIN)
@@ -245,7 +250,10 @@ def test_the_operators_page_reports_the_fault(name: str, broken: dict[str, str])
 
 @pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.in_reader])
 def test_the_readers_log_reports_the_fault_once(name: str, broken: dict[str, str], children: Children) -> None:
-    """A refused login to Kafka ends the reader, because waiting does not help; its last line has the advice."""
+    """The reader logs the fault once, with the advice.
+
+    If Kafka refuses the login, the reader exits, because waiting does not help, and its last line has the advice.
+    """
     expected = FAULTS[name]
     reader = replays_ingest(children, broken)
 
@@ -262,7 +270,9 @@ def test_the_readers_log_reports_the_fault_once(name: str, broken: dict[str, str
 
 @pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.in_worker])
 def test_the_workers_log_reports_the_fault_once(name: str, broken: dict[str, str], children: Children) -> None:
-    """Before the worker takes tasks. Celery's own line about each attempt to reach Redis is not logged."""
+    """The worker logs the fault once, before it takes tasks. Celery's own line about each attempt to reach Redis
+    is not logged.
+    """
     expected = FAULTS[name]
     command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "-c", "1"]
     worker = children.start("worker", command, env=broken, cwd=ROOT)
@@ -283,7 +293,9 @@ def test_the_workers_log_reports_the_fault_once(name: str, broken: dict[str, str
 def test_flowers_log_reports_the_fault_of_redis_once(
     name: str, command: str, broken: dict[str, str], children: Children
 ) -> None:
-    """As the reader and the workers do. Flower's own lines about each attempt are not logged."""
+    """Flower logs the fault of Redis once, as the reader and the workers do. Flower's own lines about each attempt
+    are not logged.
+    """
     expected = FAULTS[name]
     env = {**broken, "REPLAYS_FLOWER_PORT": str(free_port())}
     flower = children.start("flower", COMMANDS[command], env=env, cwd=ROOT)
@@ -295,7 +307,7 @@ def test_flowers_log_reports_the_fault_of_redis_once(
 
 
 def test_dependencies_are_asked_again(working: dict[str, str]) -> None:
-    """A fault that ended is no longer reported, and a later one is."""
+    """A fault that has ended is no longer reported, and one that begins later is."""
     settings = settings_of(working)
     assert list(dependencies.faults(settings, dependencies.ALL)) == []
     away = settings.model_copy(update={"kafka_brokers": CLOSED, "clickhouse_url": f"http://{CLOSED}"})
@@ -311,7 +323,7 @@ def test_dependencies_are_asked_again(working: dict[str, str]) -> None:
 def test_a_running_reader_reports_a_broker_that_goes_away(
     working: dict[str, str], children: Children, tmp_path: Path
 ) -> None:
-    """The client describes its first failures as being about a missing topic; the report names the broker."""
+    """Although the client first reports a missing topic, the reader's report names the unavailable broker."""
     broker = Kafka(children, tmp_path / "kafka")
     broker.start()
     settings = settings_of({**working, "REPLAYS_KAFKA_BROKERS": broker.address})
@@ -336,7 +348,7 @@ def test_a_running_reader_reports_a_broker_that_goes_away(
 def test_apache_kafkas_refusal_of_a_password_is_recognized(
     mechanism: str, children: Children, tmp_path: Path
 ) -> None:
-    """The scripted broker above refuses like this one."""
+    """Apache Kafka refuses a password in the same way as the scripted broker above."""
     server = JavaKafka(children, tmp_path / "kafka", security="SASL_PLAINTEXT")
     server.start()
     settings = Settings.model_validate(

@@ -220,8 +220,8 @@ def test_settled_batches_are_committed_one_past_their_last_message(brokers: str,
 
 @pytest.mark.kafka
 def test_a_broker_stores_the_longest_record_by_default(apache_kafka: JavaKafka, apache_topic: str) -> None:
-    """A broker with default settings stores a record of the maximum length; if it did not, the offset would be
-    lost, too.
+    """A broker with default settings stores a record of the maximum length; otherwise the offset would be lost,
+    too.
     """
     stops = tuple(range(40, 100_000, 40))
     longest = cut_record.encode(0, cut_record.Record(stops=stops), Limits().cut_record_bytes_max)

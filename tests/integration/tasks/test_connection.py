@@ -250,8 +250,8 @@ def test_a_server_of_the_wrong_kind_is_refused_in_one_line(
 
 
 def test_a_reader_that_finds_a_cluster_later_is_not_ready(children: Children, tmp_path: Path) -> None:
-    """If the server turns out to be a cluster later, the reader is not ready, and the readiness check reports
-    the reason.
+    """If the server later turns out to be a cluster, the reader is not ready, and the readiness check reports the
+    reason.
     """
     server = Redis(children, tmp_path / "redis", options=REFUSED["Redis Cluster"])
     server.start()

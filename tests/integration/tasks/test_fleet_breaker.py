@@ -17,9 +17,7 @@ from tests.kit.fleet import Fleet
 
 @pytest.fixture
 def fleet_options() -> dict[str, str]:
-    """Settings of a breaker that opens after three failures, with a cooldown of half a second up to two
-    seconds.
-    """
+    """Settings of a breaker that opens after three failures, with a cooldown from half a second to two seconds."""
     return {
         "BREAKER_FAILURES_MIN": "3",
         "BREAKER_COOL_SECONDS": "0.5",
@@ -57,8 +55,8 @@ def test_it_opens_cools_probes_and_closes(fleet: Fleet) -> None:
 
 
 def test_failures_among_more_successes_do_not_open_it(fleet: Fleet) -> None:
-    """Failures among more successes do not open the breaker, because they do not mean that the sink is
-    unavailable.
+    """Failures that are outnumbered by successes do not open the breaker, because they do not mean that the sink
+    is unavailable.
     """
     breaker = Breaker(connect(fleet.settings), fleet.settings)
     for _ in range(20):
@@ -126,7 +124,7 @@ def test_an_unavailable_sink_costs_only_probes_and_the_others_continue(fleet: Fl
 
 
 def test_an_open_breaker_has_the_sinks_last_error(fleet: Fleet) -> None:
-    """The error of a batch that the breaker did not let through is the last error of the sink."""
+    """If the breaker blocks a batch, the batch's error is the last error of the sink."""
     breaker = Breaker(connect(fleet.settings), fleet.settings)
     for number in range(3):
         breaker.report("gcs", Permit(PermitKind.CLOSED), worked=False, error=f"gcs: HTTP 503 number {number}")

@@ -17,7 +17,7 @@ from tests.kit.fleet import Fleet
 
 
 def test_both_stages_of_a_batch_complete(fleet: Fleet) -> None:
-    """Of a batch, the blobs are written first, and then the rows and dead letters.
+    """The blobs of a batch are written first, and then its rows and dead letters.
 
     Each stage is reported once to the waiting reader.
     """

@@ -27,7 +27,9 @@ HOSTILE = """rows/clickhouse/0: <img src=x onerror="document.title='x'"> '; <scr
 
 @pytest.fixture
 def fleet_options() -> dict[str, str]:
-    """Limits that allow all batches at once, and no DataDog and BigQuery, which would only take time."""
+    """Limits that admit all batches at once, without DataDog and BigQuery, which would only slow down the
+    tests.
+    """
     return {
         "IN_FLIGHT_BATCHES_MAX": str(BATCHES),
         "SINKS": "clickhouse,dead_letter",

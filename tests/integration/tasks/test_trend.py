@@ -24,7 +24,7 @@ def prefix(fresh_name: Any) -> str:
 
 
 def beat(at: float, rate: float, lag: int = 0, delay: float = 0.0) -> str:
-    """Returns a reader's heartbeat with the given partitions, and one more that has no lag."""
+    """Returns a reader's heartbeat with the given partitions, plus one more partition that has no lag."""
     partitions = [{"lag_messages": lag, "lag_seconds": delay}, {"lag_messages": 0, "lag_seconds": 0.0}]
     snapshot = {"now": 1.0, "partitions": partitions}
     return json.dumps({"seen_at": at, "messages_per_second": rate, "bytes_per_second": 10, "snapshot": snapshot})

@@ -1,4 +1,4 @@
-"""Our BigQuery emulator does in every operation what Google's documentation says.
+"""Our BigQuery emulator behaves in every operation as Google's documentation says.
 
 `make bigquery-contract` also runs the servers of others.
 """
@@ -20,7 +20,7 @@ from tools.bigquery_contract.target import Operation, Target, judged
 
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BigQuery]:
-    """Our emulator as `make bigquery-contract` runs it."""
+    """Our emulator, started in the same way as by `make bigquery-contract`."""
     directory = tmp_path_factory.mktemp("contract")
     with Children(directory / "logs") as children:
         server = ours(children, directory)
@@ -31,13 +31,13 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BigQuery]:
 
 @pytest.mark.parametrize("chosen", OPERATIONS, ids=lambda chosen: chosen.name)
 def test_the_emulator_does_as_documented(emulator: BigQuery, chosen: Operation) -> None:
-    """Each operation, in a data set of its own."""
+    """The emulator passes the check of each operation, in a separate data set."""
     assert judged(Target(emulator.address, emulator.storage_address), chosen) == ""
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"kind": "bigquery#tableDataInsertAllResponse"}'])
 def test_a_server_that_accepts_everything_passes_no_operation(body: bytes) -> None:
-    """A server that answers every REST call with success, and no call of the Storage Write API."""
+    """A server that answers every REST call with success, but offers no Storage Write API, passes no check."""
     with answering(lambda asked: Answer(200, body)) as (url, _):
         passed = [chosen.name for chosen in OPERATIONS if not judged(Target(url, "http://127.0.0.1:1"), chosen)]
 

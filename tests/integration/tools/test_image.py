@@ -1,4 +1,5 @@
-"""`python -m tools.image` if podman is missing, cannot run, cannot build, or builds an image that does not run.
+"""Tests `python -m tools.image` when podman is missing, cannot run, cannot build, or builds an image that does not
+run.
 
 In these tests podman is a script; `make image` in CI runs the real podman.
 """

@@ -48,8 +48,8 @@ def pages(office: Office) -> Iterator[Pages]:
 
 @pytest.mark.parametrize("login", ["", "ann:wrong", "ann", "eve:a-long-password"])
 def test_flowers_password_is_required(pages: Pages, login: str):
-    """Page, state and buttons require the password; a browser is prompted for it. After a wrong one, the response
-    says which setting has the right ones.
+    """Page, state and buttons require the password; a browser is prompted for it. After a wrong password, the
+    response names the setting that contains the right ones.
     """
     stranger = Client(pages.client.address, login)
 
@@ -271,7 +271,7 @@ def test_dead_letters_are_listed_and_replayed_once(pages: Pages):
     ],
 )
 def test_a_wrong_request_is_refused(pages: Pages, body: object, said: str):
-    """A wrong request gets a 400 response with a valid example."""
+    """An invalid request gets a 400 response with a valid example."""
     seen = pages.ask("/api/operate/letters", body)
 
     assert (seen.status, seen.error) == (400, said)

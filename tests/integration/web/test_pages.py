@@ -113,7 +113,7 @@ def test_the_first_page_of_the_list_has_the_total(client: Client):
     ],
 )
 def test_a_wrong_query_is_refused_with_an_example(client: Client, query: str, error_text: str):
-    """A wrong query gets a 400 response with one line and an example."""
+    """An invalid query gets a 400 response with one line and an example."""
     seen = client.get(f"/api/replays?{query}")
 
     assert (seen.status, seen.error) == (400, error_text)

@@ -35,8 +35,8 @@ def logging_command() -> Iterator[None]:
 
 @pytest.mark.usefixtures("logging_command")
 def test_a_command_prints_only_its_json_to_standard_output():
-    """A warning is printed to standard error, without control characters and secrets, and information is not
-    printed.
+    """A warning is printed to standard error, without control characters and secrets; messages of level `info` are
+    not printed.
     """
     result = command({}, NAME, "--json")
 

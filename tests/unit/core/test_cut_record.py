@@ -140,6 +140,6 @@ def test_a_refused_length_halves_the_budget_down_to_zero() -> None:
 
 
 def test_ends_must_ascend() -> None:
-    """Ends that do not ascend are a programming error."""
+    """Ends that do not ascend raise AssertionError, because they are a programming error."""
     with pytest.raises(AssertionError):
         encode(5, Record(stops=(5,)), BYTES_MAX)

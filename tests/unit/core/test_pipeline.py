@@ -1129,8 +1129,8 @@ def test_a_held_partition_takes_no_messages_and_the_others_do() -> None:
 
 
 def test_messages_that_will_be_read_again_are_never_taken() -> None:
-    """Messages of a former assignment, of a partition being drained, or that arrive during shutdown are never
-    taken.
+    """Messages are never taken if they belong to a former assignment or to a partition being drained, or arrive
+    during shutdown.
     """
     runtime = reader()
     runtime.assign(OTHER_PARTITION)
@@ -1152,7 +1152,7 @@ def deferred(runtime: Reader, offset: int, source: TopicPartition = PARTITION, s
 
 
 def test_messages_before_a_deferred_one_do_not_wait_for_it() -> None:
-    """When it is old enough, the open batch is cut before the deferred message, whose offset is not committed."""
+    """When the open batch is old enough, it is cut before the deferred message, whose offset is not committed."""
     runtime = reader(batch_messages_max=10, batch_age_seconds_max=5.0)
     runtime.segments(3)
 

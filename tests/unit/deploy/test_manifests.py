@@ -181,7 +181,9 @@ def test_services_select_their_pods():
 
 
 def test_every_pod_with_metrics_is_scraped_and_reachable():
-    """Each component has a PodMonitor with the label and port of its pods; the policy admits Prometheus."""
+    """Each component has a PodMonitor with the label and port of its pods; the network policy admits
+    Prometheus.
+    """
     admitted = {
         port["port"]
         for rule in named("NetworkPolicy")["replays-ingest"]["spec"]["ingress"]

@@ -26,7 +26,7 @@ from tests.kit.observed_reader import Driver
 class Counted:
     """Counts the same costs exactly, for comparison.
 
-    `series` has the sums over the series that a scraper with an interval of one second sees.
+    `series` contains the sums of the series as read by a scraper with an interval of one second.
     """
 
     def __init__(self, listed_max: int = 5) -> None:

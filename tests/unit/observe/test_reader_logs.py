@@ -105,8 +105,8 @@ def test_a_secret_is_hidden_in_any_field(lines: io.StringIO, fields: dict[str, o
 
 
 def test_a_library_that_logs_a_password_is_cleaned_too(lines: io.StringIO):
-    """A password that a library logs is removed, also from tracebacks, because the standard logging module uses
-    the same filter.
+    """A password that a library logs is removed, including from tracebacks, because the standard logging module
+    uses the same filter.
     """
     try:
         raise ConnectionError(f"amqp://celery:{PASSWORD}@broker")

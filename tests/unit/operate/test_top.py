@@ -40,7 +40,9 @@ def line(rejects: RejectState) -> str:
 def test_only_a_terminal_that_moves_its_cursor_is_refreshed(
     on_terminal: bool, environ: dict[str, str], expected: bool
 ) -> None:
-    """To any other output, `top` prints once: rich would print nothing until the end, which never comes."""
+    """If the output is not a terminal, `top` prints once, because rich would print nothing until the program
+    ends.
+    """
     other, output = pty.openpty() if on_terminal else os.pipe()
     try:
         with os.fdopen(output, "w") as file:

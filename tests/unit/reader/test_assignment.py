@@ -84,7 +84,7 @@ def test_a_missing_permission_needs_an_operator(code: int) -> None:
 
 
 class ScriptedCoordinator:
-    """A coordinator that gives the next of `answers` for each query, limited to the requested partitions."""
+    """A coordinator that returns the next of `answers` for each query, limited to the requested partitions."""
 
     def __init__(self, *answers: dict[int, Stored]) -> None:
         self.asked: list[list[int]] = []

@@ -1,4 +1,6 @@
-"""A topic that is recreated while a reader runs makes it rejoin; no other change of the topic does."""
+"""If the topic is recreated while a reader runs, the reader rejoins its group; no other change of the topic has
+this effect.
+"""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def settle(bench: Bench) -> None:
 
 
 def test_a_step_handles_events_then_the_time_then_messages() -> None:
-    """A step handles known events first, then the time, and then polls new messages."""
+    """A step first handles known events, then the passage of time, and then polls new messages."""
     bench = Bench()
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
     bench.events.append(on.RetryRequested("t-0-0-1"))

@@ -110,7 +110,7 @@ def test_an_insert_id_is_stored_once_within_the_window(client: bigquery.Client, 
 
 
 def test_an_insert_id_is_forgotten_after_the_window():
-    """An insert id is forgotten after about a minute, because the service promises no more."""
+    """An insert id is forgotten after about a minute, because the service does not guarantee a longer period."""
     ids, key = InsertIds(window_seconds=60), InsertIds.key(TableName("p", "d", "t"), "x")
 
     ids.add([key], now=100.0)

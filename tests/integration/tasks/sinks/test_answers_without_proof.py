@@ -77,7 +77,7 @@ def test_after_a_false_response_the_same_write_works(
 def test_a_count_of_zero_is_retried_with_another_token(settings: Callable[..., Settings]) -> None:
     """A response that reports zero rows, as for a repeated token, is retried with another token.
 
-    Only a write with a row count is proof.
+    Only a response with a positive row count proves the write.
     """
     zero = PROOFS["clickhouse"]
     with answering(in_turn([lambda request: zero(request, written_rows="0"), PROOFS["clickhouse"]])) as (

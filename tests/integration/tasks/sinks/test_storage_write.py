@@ -241,7 +241,7 @@ def test_a_run_that_is_overtaken_before_it_records_follows_the_other(
 def test_a_record_that_was_stored_although_its_call_was_repeated_loses_no_row(
     sink: StorageWriteSink, migrated: Settings
 ) -> None:
-    """If the response to a record is lost, the client's retry takes its own record for that of another run.
+    """If the response to a record is lost, the client's retry mistakes its own record for that of another run.
 
     The next task then does not use the recorded stream and offset.
     """
@@ -324,9 +324,9 @@ def test_with_its_record_lost_a_task_repeats_rows_and_the_view_shows_each_once(
 
 
 def test_a_record_of_the_past_hides_no_row(new_sink: Callable[[], StorageWriteSink], migrated: Settings) -> None:
-    """A refused append does not count as stored, even if Redis falls back to its record.
+    """If Redis falls back to an earlier record, an append that was refused does not count as stored.
 
-    The batch has a bad row, so it was refused and then written in another form.
+    The batch has a bad row, so the first append was refused and the rows were then written in another one.
     """
     notes, items = Notes(), [*TEN[:4], fact(4, timestamp=1), *TEN[5:]]
     with pytest.raises(PermanentSinkError):
@@ -350,7 +350,7 @@ def test_refused_rows_are_named_and_the_others_stored(sink: StorageWriteSink, mi
     items[400] = fact(400, attributes="{")
 
     if Staged.form is not list:
-        items[123] = fact(123, timestamp=2)  # a reader encodes no number as text
+        items[123] = fact(123, timestamp=2)  # a reader never encodes a number as text
 
     progress = deliver_to(sink, Staged.form(items))
 
@@ -392,7 +392,9 @@ def test_an_append_above_the_servers_limit_is_split(sink: StorageWriteSink, migr
 
 
 def test_a_column_that_the_table_lacks_blames_no_row(sink: StorageWriteSink, migrated: Settings) -> None:
-    """If the table is of an older release and a row is of a newer reader, the batch waits for `migrate`."""
+    """If the table has the schema of an older release and a row has a newer column, the batch waits for
+    `migrate`.
+    """
     server: Any = client(migrated)
     name = f"{migrated.bigquery_project}.{migrated.bigquery_dataset}.{TABLE}"
     table = server.get_table(name)

@@ -211,8 +211,8 @@ def test_a_bigquery_request_refused_as_a_whole_is_bisected_to_its_row(
 
 
 def test_a_bisection_that_refuses_everything_ends_early(facts_place: Facts, bigquery_endpoint: str) -> None:
-    """If each of 120 rows makes a request fail, the bisection ends early, and nothing is dead-lettered, because
-    our rows are wrong.
+    """If every one of 120 rows makes its request fail, the bisection ends early, and nothing is dead-lettered,
+    because such a failure means that all our rows are wrong.
     """
     relay = relay_to(bigquery_endpoint)
 

@@ -32,7 +32,7 @@ def next_results(transfers: Transfers, count: int, seconds_max: float = 20) -> d
 
 
 def test_bodies_of_any_size_arrive_whole() -> None:
-    """A body arrives whole, whether it is sent at once or in chunks and is bytes or a view.
+    """A body arrives complete, whether it is sent at once or in chunks, and whether it is bytes or a memoryview.
 
     The sizes include zero and the threshold between the two modes.
     """
@@ -126,7 +126,8 @@ def test_a_deadline_ends_a_request_that_hangs() -> None:
 def test_a_server_must_show_a_certificate_of_a_trusted_authority(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A certificate of an unknown authority is refused, and the error is one for an operator.
+    """A certificate of an unknown authority is refused, and the error is classified as one that an operator must
+    fix.
 
     An authority in SSL_CERT_FILE is trusted, as in Python itself.
     """

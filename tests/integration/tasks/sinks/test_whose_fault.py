@@ -133,9 +133,7 @@ def test_a_reset_during_the_response_is_a_network_failure(sink: str, settings: C
 def test_a_reset_while_the_request_is_sent_is_the_networks_fault(
     sink: str, settings: Callable[..., Settings]
 ) -> None:
-    """If the server closes the connection without reading the request, the error is a transient one of the
-    network.
-    """
+    """If the server closes the connection without reading the request, the error is a transient network error."""
     listener = socket.create_server(("127.0.0.1", 0))
     ended = threading.Event()
 

@@ -426,7 +426,7 @@ def test_half_an_emoji_loses_no_event():
 
 
 def test_texts_are_bounded():
-    """Long texts, such as a console message that contains a whole page, are truncated."""
+    """Long strings, such as a console message that contains a whole page, are truncated."""
     ((_, fields),) = facts(events_parsed([console_event("x" * 100_000)]))
     assert len(fields["message"]) == 1024
 

@@ -1,7 +1,7 @@
 """The parser reads third-party recordings: real snapshots, real spans, and the public example.
 
-The material is not ours to ship: set REPLAYS_FIXTURES to its directory, or place it in shared/fixtures beside the
-checkout.
+These recordings may not be redistributed: set REPLAYS_FIXTURES to their directory, or place them in
+shared/fixtures beside the checkout.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ def test_a_million_events_are_read():
 
 @pytest.mark.parametrize("text", [b"0,", b"[],", b'{"type":5},'], ids=repr)
 def test_parsing_of_a_million_worthless_events_is_cut_short(text: bytes):
-    """A segment with a million worthless events is kept, but its warnings, rows and memory are bounded."""
+    """A segment with a million events that yield no row is kept, but its warnings, rows and memory are bounded."""
     value = message(envelope(frame(zlib.compress(b"[" + text * 1_000_000 + b"0]"))))
 
     tracemalloc.start()

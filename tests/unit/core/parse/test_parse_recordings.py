@@ -1,6 +1,6 @@
 """Recorded sessions are parsed: the events sent by an SDK result in rows for the actions performed in its page.
 
-tests/recordings describes the sessions. test_parse_foreign.py covers material that is not ours to ship.
+tests/recordings describes the sessions. test_parse_foreign.py covers recordings that we may not redistribute.
 """
 
 from __future__ import annotations
@@ -90,9 +90,7 @@ def test_a_session_of_an_sdk_is_stored_to_the_byte(recorded: Recording):
 
 @each_recording
 def test_only_the_deliberately_malformed_breadcrumb_causes_a_warning(recorded: Recording):
-    """The only warning is about the navigation whose data is a text, which the page v11-extra adds
-    deliberately.
-    """
+    """The only warning is about the navigation whose data is a string, which page v11-extra adds on purpose."""
     odd = [crumb for crumb in recorded.payloads("breadcrumb") if not isinstance(crumb.get("data", {}), dict)]
     warnings = [warning for segment in recorded.segments for warning in segment.warnings]
 

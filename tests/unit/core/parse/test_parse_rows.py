@@ -316,7 +316,7 @@ def test_identifiers_that_are_not_uuids_are_left_out():
 
 
 def test_lists_and_texts_of_a_session_are_bounded():
-    """Lists and texts of a session row are bounded, because a page can send any number of entries."""
+    """Lists and strings in a session row are bounded, because a page can send any number of entries."""
     many = [f"https://shop.example/{number}" for number in range(1000)]
     tags = [[f"key {number}", "v" * 10_000] for number in range(1000)]
 

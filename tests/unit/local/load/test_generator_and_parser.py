@@ -53,9 +53,9 @@ def test_every_message_is_parsed_or_rejected_as_in_the_manifest():
 
 
 def test_a_clock_changes_only_the_time_of_arrival():
-    """With a clock, every segment is received at the clock's time when it is generated, and duplicates are still
-    the same bytes. Everything else, also the order, is as without a clock, except that every segment has a valid
-    replay_event.
+    """With a clock, the receive time of each segment is the clock's time when it is generated, and duplicates
+    still have the same bytes. Everything else, including the order, is the same as without a clock, except that
+    every segment has a valid replay_event.
     """
     ticks = itertools.count(START + 1000)
     made = list(stream(PROFILES["small"], 200, 4, START, lambda: next(ticks) + 0.5))
@@ -81,7 +81,9 @@ def test_a_clock_changes_only_the_time_of_arrival():
 
 
 def test_with_a_clock_no_replay_lasts_until_its_arrival():
-    """No row of a session has the time of arrival, which would make a replay of the past day last for hours."""
+    """With a clock, no row of a session is dated at its arrival; otherwise a replay of the past day would appear
+    to last for hours.
+    """
     arrived = START + 40_000
     for made in stream(PROFILES["small"], 400, 4, START, lambda: arrived):
         outcome = parse(Message(SOURCE, 1, 0, made.value, timestamp_ms=arrived * 1000), RULES)
@@ -98,7 +100,7 @@ def test_every_reject_reason_of_a_body_is_generated():
 
 
 def test_objects_have_the_bytes_of_the_manifest():
-    """Objects have the bytes of the manifest: as received, or after decompression if the parser compressed
+    """Objects have the bytes listed in the manifest: as received, or after decompression if the parser compressed
     them.
     """
     expected, parsed = load()
@@ -112,8 +114,8 @@ def test_objects_have_the_bytes_of_the_manifest():
 
 
 def test_clicks_taps_and_outcomes_add_up():
-    """Clicks, taps and outcomes equal the manifest's; of two rows of one click the more severe one counts, as
-    in the table.
+    """Clicks, taps and outcomes equal those in the manifest; if a click has two rows, the more severe one counts,
+    as in the table.
     """
     expected, parsed = load()
     clicks: dict[Named, Flags] = {}
@@ -136,7 +138,9 @@ def test_clicks_taps_and_outcomes_add_up():
 
 
 def test_facts_add_up():
-    """The number of distinct row ids per event type equals the manifest's, including those of sampled facts."""
+    """The number of distinct row ids per event type equals that in the manifest, including those of sampled
+    facts.
+    """
     expected, parsed = load()
     ids: dict[str, str] = {}
     for _, outcome in parsed:
@@ -149,7 +153,9 @@ def test_facts_add_up():
 
 
 def test_metrics_add_up():
-    """The counts and sums of each metric equal the manifest's; every message counts, including redeliveries."""
+    """The counts and sums of each metric equal those in the manifest; every message counts, including
+    redeliveries.
+    """
     expected, parsed = load()
     totals: dict[str, Total] = {}
     for _, outcome in parsed:
@@ -164,7 +170,7 @@ def test_metrics_add_up():
 
 
 def test_an_expectation_of_parsed_messages_is_that_of_the_manifest():
-    """An expectation computed from parsed messages equals the manifest's, so a topic that is read again can be
+    """An expectation computed from parsed messages equals the manifest, so a topic that is read again can be
     reconciled.
     """
     expected, parsed = load()

@@ -88,7 +88,7 @@ def test_every_event_in_the_manifest_is_in_the_segment():
 
 
 def category(event: Any) -> str:
-    """Returns the category of a custom event, or an empty text for other events and malformed shapes."""
+    """Returns the category of a custom event, or an empty string for other events and malformed shapes."""
     if not isinstance(event, dict) or event.get("type") != 5:
         return ""
     payload = (event.get("data") or {}).get("payload")

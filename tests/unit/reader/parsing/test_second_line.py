@@ -115,7 +115,7 @@ def test_a_message_that_uses_too_much_cpu_time_becomes_a_letter(start: Callable[
 def test_the_cpu_time_limit_is_per_message(start: Callable[..., Bench]) -> None:
     """The limit of CPU time applies per message.
 
-    The kernel counts it per process, so earlier messages must not use it up.
+    The kernel counts CPU time per process, so earlier messages must not use up the limit.
     """
     bench = start(Deadlines(cpu_seconds=1, answer_seconds=60.0, probe_seconds=600.0))
     bench.parsed(message(make.recording()))
