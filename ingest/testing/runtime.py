@@ -56,7 +56,7 @@ class MockRuntime:
                     source, self._epochs[source], self.committed.get(source), self.records.get(source, "")
                 )
             )
-        return self.publish(on.PartitionsAssigned(tuple(given)))
+        return self.handle_event(on.PartitionsAssigned(tuple(given)))
 
     def submit(
         self, value: bytes, source: TopicPartition = PARTITION, offset: int | None = None
@@ -65,9 +65,9 @@ class MockRuntime:
         next_offset = self._offsets.get(source, 0) if offset is None else offset
         self._offsets[source] = next_offset + 1
         message = Message(source=source, epoch=self._epochs[source], offset=next_offset, value=value)
-        return self.publish(on.MessageParsed(source, message.epoch, next_offset, parse(message, self.rules)))
+        return self.handle_event(on.MessageParsed(source, message.epoch, next_offset, parse(message, self.rules)))
 
-    def publish(self, event: on.Event) -> list[do.Command]:
+    def handle_event(self, event: on.Event) -> list[do.Command]:
         """Passes an event of any kind to the pipeline, at the current time."""
         commands = self.pipeline.handle(event, self.now)
         self.commands.extend(commands)
@@ -76,11 +76,11 @@ class MockRuntime:
     def advance(self, seconds: float) -> list[do.Command]:
         """Advances the time, then ticks once."""
         self.now += seconds
-        return self.publish(on.Ticked())
+        return self.handle_event(on.Ticked())
 
     def join(self) -> list[do.Command]:
         """Shuts down as after SIGTERM, and flushes and commits everything. Every command succeeds."""
-        self.publish(on.ShutdownRequested())
+        self.handle_event(on.ShutdownRequested())
         return self.settle()
 
     # Responses of the test
@@ -97,23 +97,25 @@ class MockRuntime:
             for commit in commits:
                 self.committed[commit.source] = commit.offset
                 self.records[commit.source] = commit.record
-                self.publish(on.Committed(commit.source, commit.epoch, commit.offset, commit.record))
+                self.handle_event(on.Committed(commit.source, commit.epoch, commit.offset, commit.record))
 
     def succeed(self, dispatch: do.Dispatch) -> list[do.Command]:
         """Completes the chord of that stage."""
-        return self.publish(on.FlushSucceeded(dispatch.batch.id, dispatch.batch.epoch, dispatch.stage))
+        return self.handle_event(on.FlushSucceeded(dispatch.batch.id, dispatch.batch.epoch, dispatch.stage))
 
     def fail(self, dispatch: do.Dispatch, error: str = "the sink failed") -> list[do.Command]:
         """Fails the chord of that stage."""
         batch = dispatch.batch
-        return self.publish(on.FlushFailed(batch.id, batch.epoch, dispatch.stage, dispatch.attempt, error))
+        return self.handle_event(on.FlushFailed(batch.id, batch.epoch, dispatch.stage, dispatch.attempt, error))
 
     def fail_dispatch(
         self, dispatch: do.Dispatch, error: str = "Redis is unavailable", *, too_large: bool = False
     ) -> list[do.Command]:
         """Reports that the chord of that stage could not be started."""
         batch, attempt = dispatch.batch, dispatch.attempt
-        return self.publish(on.DispatchFailed(batch.id, batch.epoch, dispatch.stage, attempt, error, too_large))
+        return self.handle_event(
+            on.DispatchFailed(batch.id, batch.epoch, dispatch.stage, attempt, error, too_large)
+        )
 
     def settle(self) -> list[do.Command]:
         """Completes every pending command with success, and the commands that follow, until none is left.

@@ -35,7 +35,7 @@ from tasks.sinks import build
 LETTERS_MAX = 200
 PREVIEW_BYTES = 200
 LETTERS_COUNTED_MAX = 100_000
-REPLAYS_PER_SECOND_MAX = 100.0
+REPLAYED_LETTERS_PER_SECOND_MAX = 100.0
 ACTIONS_MAX = 50
 FAULTS_SECONDS_MAX = 3.0
 
@@ -207,12 +207,14 @@ class Desk:
             raise Refused(400, f"select 1 to {LETTERS_MAX} letters")
         outcomes: list[dict[str, str]] = []
 
-        def told(letter: dlq.Letter, outcome: str) -> None:
+        def add_outcome(letter: dlq.Letter, outcome: str) -> None:
             outcomes.append({"id": letter.id, "outcome": outcome})
 
         selection = dlq.Selection(ids=frozenset(ids))
         try:
-            done = dlq.replay(self._settings, selection, per_second_max=REPLAYS_PER_SECOND_MAX, done=told)
+            done = dlq.replay(
+                self._settings, selection, per_second_max=REPLAYED_LETTERS_PER_SECOND_MAX, done=add_outcome
+            )
             self._coordination.audit(
                 {
                     "what": "dlq_replay",

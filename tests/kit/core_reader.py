@@ -36,7 +36,7 @@ class Reader(MockRuntime):
             offset = self._offsets.get(source, 0) if at is None else at
             at = None
             self._offsets[source] = offset + 1
-            commands += self.publish(on.MessageParsed(source, self._epochs[source], offset, outcome))
+            commands += self.handle_event(on.MessageParsed(source, self._epochs[source], offset, outcome))
         return commands
 
     def segments(self, count: int, source: TopicPartition = PARTITION, at: int | None = None) -> list[do.Command]:
@@ -51,7 +51,7 @@ class Reader(MockRuntime):
     def settle_stages(self, dispatch: do.Dispatch) -> None:
         """Completes all chords of this dispatch's batch; the next dispatches stay in `commands`."""
         for stage in dispatch.batch.stages:
-            self.publish(on.FlushSucceeded(dispatch.batch.id, dispatch.batch.epoch, stage))
+            self.handle_event(on.FlushSucceeded(dispatch.batch.id, dispatch.batch.epoch, stage))
 
     def flush(self, dispatch: do.Dispatch) -> None:
         """Completes all chords of the batch like `settle_stages`, and removes the next dispatches from

@@ -21,7 +21,7 @@ from tasks.migrate import migrate
 from tasks.sinks.clickhouse import sink as clickhouse
 from tasks.sinks.gcs import sink as gcs
 from tests.kit.recordings import RECORDINGS, Recording
-from tests.kit.stored_replays import ingest, message
+from tests.kit.stored_replays import message, store_replays
 
 PROJECT, OTHER_PROJECT, RECORDED_PROJECT = 7, 8, 42
 MOBILE, HOLED, SPOILED, SHARED = "a" * 32, "b" * 32, "c" * 32, "d" * 32
@@ -63,7 +63,7 @@ def fill(env: dict[str, str]) -> Library:
 
     def write(values: list[bytes]) -> None:
         nonlocal first_offset
-        ingest(settings, values, first_offset=first_offset)
+        store_replays(settings, values, first_offset=first_offset)
         first_offset += 100
 
     write(library.shop.values)

@@ -20,7 +20,7 @@ WALL_TIME = RECEIVED + 3.0
 class Driver(Reader):
     """Drives the reader.
 
-    `publish` is one step of the loop, in which the core handles the event and the metrics then observe it. `high`
+    `handle_event` is one step of the loop: the core handles the event, then the metrics observe it. `high`
     is the offset at the end of the log.
     """
 
@@ -40,8 +40,8 @@ class Driver(Reader):
         """Returns the log ranges as the broker reports them."""
         return self.log_ranges()
 
-    def publish(self, event: on.Event) -> list[do.Command]:
-        commands = super().publish(event)
+    def handle_event(self, event: on.Event) -> list[do.Command]:
+        commands = super().handle_event(event)
         self.metrics.observe(event, commands, self.now)
         return commands
 

@@ -68,7 +68,7 @@ def recorded_session(replay_id: str, segments: int = 4) -> list[bytes]:
     return [message(replay_id, number, events[number * size : (number + 1) * size]) for number in range(segments)]
 
 
-def ingest(settings: Settings, values: Iterable[bytes], *, first_offset: int = 0) -> list[Segment]:
+def store_replays(settings: Settings, values: Iterable[bytes], *, first_offset: int = 0) -> list[Segment]:
     """Writes the items that the pipeline would write; message n is in partition n % 4.
 
     The bucket and the tables must exist.

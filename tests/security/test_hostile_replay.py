@@ -26,7 +26,7 @@ from tasks.sinks import build
 from tasks.wire import DeadLetter
 from tests.kit.commands import CommandResult, command
 from tests.kit.office import Office, open_office
-from tests.kit.stored_replays import ingest, message
+from tests.kit.stored_replays import message, store_replays
 from tests.security.test_terminal import HOSTILE, unsafe_characters
 
 REPLAY, PROJECT = "7" * 32, 7
@@ -108,7 +108,7 @@ def office(env: dict[str, str], stored: Settings) -> Iterator[Office]:
     project's rule.
     """
     value = hostile_value()
-    ingest(stored, [value])
+    store_replays(stored, [value])
     produce(stored, value)
     for content in (value, b"\x1b[2J\x1b]52;c;ZXZpbA==\x07" * 20):
         write_letter(stored, content)

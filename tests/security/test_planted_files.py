@@ -15,7 +15,7 @@ from ingest.local.servers.processes import LocalError
 from ingest.local.stack import Stack
 from ingest.settings import Settings
 from tests.kit.commands import command
-from tests.kit.stored_replays import ingest, message
+from tests.kit.stored_replays import message, store_replays
 
 REPLAY, PROJECT = "8" * 32, 7
 NOBODY_UID = 65534
@@ -30,7 +30,7 @@ def test_a_download_is_not_written_into_a_planted_file(
 
     A new file that only its user can read replaces the planted one.
     """
-    ingest(stored, [message(REPLAY, 0, [{"type": 5, "timestamp": 1_780_000_000_000}], project_id=PROJECT)])
+    store_replays(stored, [message(REPLAY, 0, [{"type": 5, "timestamp": 1_780_000_000_000}], project_id=PROJECT)])
     place, other = tmp_path / f"{REPLAY}-0000.json", tmp_path / "other"
     other.write_text("kept")
     if planted == "link":

@@ -19,7 +19,7 @@ import pytest
 
 from ingest.settings import Settings
 from tasks.units import MiB
-from tests.kit.stored_replays import ingest, message
+from tests.kit.stored_replays import message, store_replays
 from tests.kit.web_pages import Client, signed_in
 
 INFLATED_BYTES = 10 * MiB
@@ -67,7 +67,9 @@ def bombs(stored: Settings) -> Settings:
     last = json.dumps([{"type": 4, "timestamp": AT_MS, "data": {"href": "https://shop.example/", "width": 1}}])
     bodies = [zlib.compress(shape) for shape in (*SHAPES, last.encode())]
     assert max(map(len, bodies)) < 200_000
-    ingest(stored, [message(REPLAY, number, body, project_id=PROJECT) for number, body in enumerate(bodies)])
+    store_replays(
+        stored, [message(REPLAY, number, body, project_id=PROJECT) for number, body in enumerate(bodies)]
+    )
     return stored
 
 

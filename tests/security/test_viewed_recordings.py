@@ -12,7 +12,7 @@ import pytest
 
 from ingest.settings import Settings
 from tests.kit.browser import browser, needs_chromium
-from tests.kit.stored_replays import ingest, message
+from tests.kit.stored_replays import message, store_replays
 from tests.kit.web_pages import running, signed_in
 
 AT_MS = 1_780_000_000_000
@@ -147,7 +147,7 @@ def listener() -> Iterator[Listener]:
 
 def test_a_hostile_recording_makes_no_connection(stored: Settings, listener: Listener):
     """When a hostile recording is played to its end, no server receives a request."""
-    ingest(stored, [message(REPLAY, 0, recording(listener.address), project_id=PROJECT)])
+    store_replays(stored, [message(REPLAY, 0, recording(listener.address), project_id=PROJECT)])
     with browser(stored) as page:
         page.goto(f"/replay/{PROJECT}/{REPLAY}")
         frame = page.frame_locator(".replayer-wrapper iframe").locator("html")
@@ -182,7 +182,7 @@ def test_a_hostile_recording_makes_no_connection(stored: Settings, listener: Lis
 
 def test_a_link_from_elsewhere_allows_nothing(stored: Settings, listener: Listener):
     """A link from another site that contains the permission to load files has no effect."""
-    ingest(stored, [message(REPLAY, 0, recording(listener.address), project_id=PROJECT)])
+    store_replays(stored, [message(REPLAY, 0, recording(listener.address), project_id=PROJECT)])
     with browser(stored) as page:
         answer = page.goto(f"/replay/{PROJECT}/{REPLAY}?elsewhere={listener.address.removeprefix('http://')}")
 
@@ -224,7 +224,7 @@ def test_the_permission_covers_the_named_hosts_only(stored: Settings, listener: 
     for node in unnamed:
         node["childNodes"] = [{"type": 3, "id": 20 + int(str(node["id"])), "textContent": "text"}]
     nodes = [*unnamed, element(10, "img", src=f"{listener.address}/named")]
-    ingest(stored, [message("6" * 32, 0, page_with(nodes), project_id=PROJECT)])
+    store_replays(stored, [message("6" * 32, 0, page_with(nodes), project_id=PROJECT)])
     with browser(stored) as page:
         page.goto(f"/replay/{PROJECT}/{'6' * 32}")
         page.get_by_text("Load images, styles and fonts").click()
@@ -261,7 +261,7 @@ def test_a_recording_loads_nothing_of_this_server(stored: Settings):
     paths = ("/login?token=guess", "/api/operate/letters", f"/api/replays/{PROJECT}/{'7' * 32}/segments/0?raw=1")
     nodes = [element(10 + n, "video", src=path, preload="auto") for n, path in enumerate(paths)]
     nodes += [element(20 + n, "link", rel="stylesheet", href=path) for n, path in enumerate(paths)]
-    ingest(stored, [message("7" * 32, 0, page_with(nodes), project_id=PROJECT)])
+    store_replays(stored, [message("7" * 32, 0, page_with(nodes), project_id=PROJECT)])
     answers: list[tuple[str, int]] = []
     with browser(stored) as page:
         page.on("response", lambda response: answers.append((response.url, response.status)))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-PROGRESS_STATES = 20_000
+STATES_PER_PROGRESS_REPORT = 20_000
 
 
 class Model(Protocol):
@@ -99,7 +99,7 @@ class Search:
                     break
                 self._number_of(came_from, label, to)
             while at < len(self._states) and not result.broken:
-                if at % PROGRESS_STATES == 0:
+                if at % STATES_PER_PROGRESS_REPORT == 0:
                     self._progress(len(self._states), len(self._states) - at, self._depths[at])
                 self._expand(at, result, self._faults - used)
                 at += 1

@@ -71,7 +71,7 @@ def play(
                 result.played.append(game.play(fault))
                 if ending.is_set():
                     raise LocalError("interrupted, or the time limit was reached")
-            _compare(game, result)
+            _check_sinks_and_history(game, result)
         except (LocalError, LoadError, OSError, ValueError) as error:
             result.error = str(error)
         finally:
@@ -81,7 +81,7 @@ def play(
     return result
 
 
-def _compare(game: Game, result: Result) -> None:
+def _check_sinks_and_history(game: Game, result: Result) -> None:
     """Queries the dashboard over the run, then compares the topic with the sinks."""
     result.panels = asked_panels(game.prometheus, game.began_unix, time.time())
     game.load.close()

@@ -21,7 +21,7 @@ LOG_EVENT = "protocol_step"
 # Faults excluded from these worlds. A reader that dies between two commands of one decision has performed steps
 # that were not observed. Steps have the time of the simulated world, so the clocks of readers must agree. The
 # specification does not cover brokers with wrong responses, and recreated topics.
-LEFT_OUT = frozenset(
+EXCLUDED_FAULTS = frozenset(
     {
         Fault.READER_CRASH_MIDWAY,
         Fault.CLOCKS_APART,
@@ -51,7 +51,9 @@ class _Recorded(World):
 def simulated(seed: int) -> list[Step]:
     """Returns the steps of every reader in the simulated world of this seed. Raises Violation."""
     shape = Shape.draw(seed)
-    world = _Recorded(replace(shape, faults=tuple(fault for fault in shape.faults if fault not in LEFT_OUT)))
+    world = _Recorded(
+        replace(shape, faults=tuple(fault for fault in shape.faults if fault not in EXCLUDED_FAULTS))
+    )
     world.run()
     return world.steps
 

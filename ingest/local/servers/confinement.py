@@ -59,7 +59,7 @@ def confine(directory: Path, *readable: Path) -> bool:
     handled = struct.pack("=Q", ALL)
     ruleset = _checked(_call(library, CREATE_RULESET, handled, len(handled), 0))
     try:
-        for path in (*_readable(), *map(str, readable)):
+        for path in (*_readable_paths(), *map(str, readable)):
             _allow(library, ruleset, path, READ)
         _allow(library, ruleset, DEVICES, READ | WRITE_FILE)
         _allow(library, ruleset, str(directory), ALL)
@@ -75,7 +75,7 @@ def confined(directory: Path, command: list[str]) -> list[str]:
     return [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(directory), *command]
 
 
-def _readable() -> Iterable[str]:
+def _readable_paths() -> Iterable[str]:
     """Returns the paths of the Python interpreter and its packages.
 
     The current directory, which may be the home directory, is excluded.

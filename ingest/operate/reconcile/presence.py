@@ -71,7 +71,7 @@ class Rows:
         for table, positions in tables.items():
             for chunk in chunks(positions, KEYS_MAX):
                 rows = {position: decoded(items[position]) for position in chunk}
-                alive = {position: row for position, row in rows.items() if not outlived(row)}
+                alive = {position: row for position, row in rows.items() if not is_past_retention(row)}
                 if alive:
                     found |= self._absent(table, alive)
         return found
@@ -122,7 +122,7 @@ def fact_seconds(item: Row) -> float:
     return datetime.fromisoformat(decoded(item)["timestamp"]).timestamp()
 
 
-def outlived(row: dict[str, Any]) -> bool:
+def is_past_retention(row: dict[str, Any]) -> bool:
     """Whether the table's TTL may have deleted the row, because an event can be older than the segment that
     contains it.
     """

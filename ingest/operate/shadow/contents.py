@@ -18,7 +18,7 @@ from ingest.operate.reconcile.presence import (
     KEYS,
     Key,
     decoded,
-    outlived,
+    is_past_retention,
     rank,
 )
 from ingest.operate.reconcile.problem import numbers
@@ -91,7 +91,7 @@ class StoredRows:
         key_of = KEYS["replays"]
         rows = [decoded(item) for item in items]
         row_keys = {key_of(row) for row in rows}
-        alive = [(item, row) for item, row in zip(items, rows, strict=True) if not outlived(row)]
+        alive = [(item, row) for item, row in zip(items, rows, strict=True) if not is_past_retention(row)]
         for start in range(0, len(alive), ROWS_MAX):
             chunk = alive[start : start + ROWS_MAX]
             where = CONDITIONS["replays"]([row for _, row in chunk], DELIVERED_AGAIN_SECONDS_MAX, of_event=False)
@@ -134,7 +134,9 @@ class _Comparing:
     def __init__(self, rows: Any, table: str, items: dict[int, Row], found: Compared) -> None:
         self._rows, self._table, self._found = rows, table, found
         encoded = {position: decoded(item) for position, item in items.items()}
-        self._items = {position: item for position, item in items.items() if not outlived(encoded[position])}
+        self._items = {
+            position: item for position, item in items.items() if not is_past_retention(encoded[position])
+        }
         self._encoded = {position: encoded[position] for position in self._items}
 
     def run(self) -> None:

@@ -156,7 +156,7 @@ class Group:
         if member is not None:
             member.beat_at = self.timeline.now
 
-    def expire(self) -> None:
+    def remove_inactive_members(self) -> None:
         """Removes members that send no heartbeats or do not join in time."""
         now = self.timeline.now
         for name in [n for n, m in self.members.items() if now - m.beat_at > self.session_seconds]:
@@ -459,7 +459,7 @@ class SimulatedSource:
     def _serve_group(self) -> bool:
         """Does the member's part in the group protocol. Returns False if there is no partition to fetch from."""
         group = self._group
-        group.expire()
+        group.remove_inactive_members()
         member = group.members.get(self.member_id)
         if member is None:
             self._lose()

@@ -13,7 +13,7 @@ from playwright.sync_api import Page
 from ingest.settings import Settings
 from tests.kit.browser import browser, needs_chromium
 from tests.kit.recordings import RECORDINGS
-from tests.kit.stored_replays import ingest
+from tests.kit.stored_replays import store_replays
 from tools.pictures.originals import MOMENTS, original, served
 from tools.pictures.sides import address_of, frames_shown, played
 from tools.pictures.structure import differences, structure
@@ -25,7 +25,7 @@ pytestmark = needs_chromium
 def page(separate_settings: Settings) -> Iterator[Page]:
     """A signed-in page of a browser, and every recording."""
     for number, recorded in enumerate(RECORDINGS):
-        ingest(separate_settings, recorded.values, first_offset=5000 + 100 * number)
+        store_replays(separate_settings, recorded.values, first_offset=5000 + 100 * number)
     with browser(separate_settings) as opened:
         opened.set_viewport_size({"width": 1560, "height": 1300})
         yield opened

@@ -18,7 +18,7 @@ from ingest.settings import Settings
 from tests.kit.browser import browser, needs_chromium
 from tests.kit.paths import ROOT
 from tests.kit.recordings import RECORDINGS
-from tests.kit.stored_replays import ingest, message
+from tests.kit.stored_replays import message, store_replays
 
 pytestmark = needs_chromium
 RECORDED = ROOT / "tests" / "recordings"
@@ -36,11 +36,13 @@ RED_PIXEL_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8B
 @pytest.fixture(scope="module")
 def page(separate_settings: Settings) -> Iterator[Page]:
     """A signed-in page of a browser, and some recordings."""
-    ingest(separate_settings, CANVAS.values)
-    ingest(separate_settings, SHOP.values, first_offset=50)
-    ingest(separate_settings, [(RECORDED / "cases" / "cross-origin-css.msgpack").read_bytes()], first_offset=100)
-    ingest(separate_settings, [message(MADE, 0, made_recording(), project_id=PROJECT)], first_offset=200)
-    ingest(separate_settings, long_recording(), first_offset=300)
+    store_replays(separate_settings, CANVAS.values)
+    store_replays(separate_settings, SHOP.values, first_offset=50)
+    store_replays(
+        separate_settings, [(RECORDED / "cases" / "cross-origin-css.msgpack").read_bytes()], first_offset=100
+    )
+    store_replays(separate_settings, [message(MADE, 0, made_recording(), project_id=PROJECT)], first_offset=200)
+    store_replays(separate_settings, long_recording(), first_offset=300)
     with browser(separate_settings) as opened:
         yield opened
 

@@ -9,7 +9,7 @@ from tests.kit.core_reader import Reader, reader
 
 
 def end_reached(runtime: Reader, position: int, end: int) -> None:
-    runtime.publish(on.EndReached(PARTITION, runtime.epoch(), position, end))
+    runtime.handle_event(on.EndReached(PARTITION, runtime.epoch(), position, end))
     runtime.advance(1.0)
     runtime.acknowledge_commits()
 
@@ -92,7 +92,7 @@ def test_an_end_that_is_reported_before_its_messages_arrive_waits_for_them() -> 
 def test_an_end_reported_for_a_former_assignment_is_ignored() -> None:
     """An end reported for a former assignment is ignored, because the topic may have been recreated since."""
     runtime = reader()
-    runtime.publish(on.EndReached(PARTITION, runtime.epoch() - 1, 0, 9))
+    runtime.handle_event(on.EndReached(PARTITION, runtime.epoch() - 1, 0, 9))
     runtime.advance(1.0)
 
     assert runtime.take(do.Commit) == []
@@ -105,7 +105,7 @@ def test_markers_cause_at_most_one_commit_per_interval() -> None:
     runtime = reader(commit_interval_seconds=1.0)
     commits = 0
     for end in range(1, 101):
-        runtime.publish(on.EndReached(PARTITION, runtime.epoch(), 0, end))
+        runtime.handle_event(on.EndReached(PARTITION, runtime.epoch(), 0, end))
         runtime.advance(0.1)
         commits += sum(isinstance(command, do.Commit) for command in runtime.commands)
         runtime.acknowledge_commits()

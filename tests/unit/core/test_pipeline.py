@@ -200,8 +200,8 @@ def test_messages_of_an_older_epoch_are_ignored() -> None:
     """Messages that were fetched before the partition was revoked and assigned again are ignored."""
     runtime = reader()
 
-    runtime.publish(on.MessageParsed(PARTITION, runtime.epoch() - 1, 0, segment()))
-    runtime.publish(on.MessageParsed(OTHER_PARTITION, 1, 0, segment()))
+    runtime.handle_event(on.MessageParsed(PARTITION, runtime.epoch() - 1, 0, segment()))
+    runtime.handle_event(on.MessageParsed(OTHER_PARTITION, 1, 0, segment()))
 
     assert runtime.pipeline.held_bytes == 0
 
@@ -218,7 +218,7 @@ def test_the_cut_is_recorded_before_its_chord_starts() -> None:
     (commit,) = runtime.take(do.Commit)
     assert (commit.offset, commit.record) == (0, "2;s=1;c=2")
     assert runtime.take(do.Dispatch) == []
-    runtime.publish(on.Committed(PARTITION, commit.epoch, commit.offset, commit.record))
+    runtime.handle_event(on.Committed(PARTITION, commit.epoch, commit.offset, commit.record))
     assert ids(runtime.take(do.Dispatch)) == ["0-2/blobs#1"]
 
 
@@ -245,7 +245,7 @@ def test_a_batch_cut_during_a_commit_waits_for_the_next_record() -> None:
     runtime.segments(4)
     (commit,) = runtime.take(do.Commit)
 
-    runtime.publish(on.Committed(PARTITION, commit.epoch, commit.offset, commit.record))
+    runtime.handle_event(on.Committed(PARTITION, commit.epoch, commit.offset, commit.record))
 
     assert ids(runtime.take(do.Dispatch)) == ["0-2/blobs#1"]
     assert [c.record for c in runtime.take(do.Commit)] == ["2;s=1;c=2,2"]
@@ -310,7 +310,7 @@ def test_rows_start_only_after_the_blobs_are_durable() -> None:
     (blobs,) = runtime.dispatches()
     assert blobs.stage is Stage.BLOBS
 
-    runtime.publish(on.FlushSucceeded(blobs.batch.id, blobs.batch.epoch, Stage.ROWS))
+    runtime.handle_event(on.FlushSucceeded(blobs.batch.id, blobs.batch.epoch, Stage.ROWS))
     assert runtime.take(do.Dispatch) == []
 
     runtime.succeed(blobs)
@@ -554,7 +554,7 @@ def test_a_crash_after_a_split_cuts_the_same_halves() -> None:
     runtime.fail_dispatch(dispatch, too_large=True)
     before = ids(runtime.dispatches())
 
-    runtime.publish(on.PartitionsLost((PARTITION,)))
+    runtime.handle_event(on.PartitionsLost((PARTITION,)))
     runtime.assign(PARTITION)
     runtime.segments(4)
 
@@ -597,11 +597,11 @@ def test_when_the_sinks_recover_parked_batches_are_due_at_once() -> None:
     first, *others = runtime.dispatches()
     for dispatch in (first, *others):
         runtime.fail(dispatch)
-    runtime.publish(on.RetryRequested(first.batch.id))
+    runtime.handle_event(on.RetryRequested(first.batch.id))
     (again,) = runtime.dispatches()
     assert again.batch.id == first.batch.id
 
-    runtime.publish(on.FlushSucceeded(first.batch.id, first.batch.epoch, Stage.BLOBS))
+    runtime.handle_event(on.FlushSucceeded(first.batch.id, first.batch.epoch, Stage.BLOBS))
 
     started = {(dispatch.batch.id, dispatch.stage) for dispatch in runtime.dispatches()}
     assert {(other.batch.id, Stage.BLOBS) for other in others} < started
@@ -632,7 +632,7 @@ def test_an_operator_can_retry_a_parked_batch_now() -> None:
     (dispatch,) = runtime.dispatches()
     runtime.fail(dispatch)
 
-    runtime.publish(on.RetryRequested(dispatch.batch.id))
+    runtime.handle_event(on.RetryRequested(dispatch.batch.id))
 
     assert ids(runtime.take(do.Dispatch)) == ["0-2/blobs#2"]
 
@@ -649,7 +649,7 @@ def test_a_parked_entry_is_renewed_until_its_stage_is_durable() -> None:
 
     runtime.advance(5.0)
     (renewed,) = runtime.take(do.Renew)
-    runtime.publish(on.RetryRequested(dispatch.batch.id))
+    runtime.handle_event(on.RetryRequested(dispatch.batch.id))
     (again,) = runtime.dispatches()
     runtime.advance(5.0)
     (flying,) = runtime.take(do.Renew)
@@ -682,8 +682,8 @@ def test_a_retry_of_a_batch_that_is_not_parked_changes_nothing() -> None:
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
 
-    assert runtime.publish(on.RetryRequested(dispatch.batch.id)) == []
-    assert runtime.publish(on.RetryRequested("other-0-1-2")) == []
+    assert runtime.handle_event(on.RetryRequested(dispatch.batch.id)) == []
+    assert runtime.handle_event(on.RetryRequested("other-0-1-2")) == []
 
 
 def test_an_abandoned_batch_unblocks_the_watermark() -> None:
@@ -694,12 +694,12 @@ def test_an_abandoned_batch_unblocks_the_watermark() -> None:
     runtime.flush(second)
     runtime.fail(first)
 
-    runtime.publish(on.BatchAbandoned(first.batch.id, OffsetRange(0, 1), "another range"))
+    runtime.handle_event(on.BatchAbandoned(first.batch.id, OffsetRange(0, 1), "another range"))
     runtime.advance(1.0)
     runtime.acknowledge_commits()
     assert runtime.committed[PARTITION] == 0
 
-    runtime.publish(on.BatchAbandoned(first.batch.id, first.batch.offsets, "given up"))
+    runtime.handle_event(on.BatchAbandoned(first.batch.id, first.batch.offsets, "given up"))
     runtime.advance(1.0)
     runtime.acknowledge_commits()
     assert runtime.committed[PARTITION] == 4
@@ -720,7 +720,7 @@ def test_chords_in_flight_are_bounded() -> None:
 
     runtime.succeed(out[0])
     assert ids(runtime.take(do.Dispatch)) == ["0-1/rows#2"]
-    runtime.publish(on.FlushSucceeded(out[0].batch.id, out[0].batch.epoch, Stage.ROWS))
+    runtime.handle_event(on.FlushSucceeded(out[0].batch.id, out[0].batch.epoch, Stage.ROWS))
     assert ids(runtime.take(do.Dispatch)) == ["2-3/blobs#1"]
 
 
@@ -780,7 +780,7 @@ def test_a_partition_runs_only_so_far_ahead_of_a_stuck_batch() -> None:
     runtime.segments(1, source=OTHER_PARTITION)
     assert ids(runtime.dispatches()) == ["0-1/blobs#1"]
 
-    runtime.publish(on.BatchAbandoned(stuck.batch.id, stuck.batch.offsets, "given up"))
+    runtime.handle_event(on.BatchAbandoned(stuck.batch.id, stuck.batch.offsets, "given up"))
     assert runtime.take(do.Resume) == [do.Resume((PARTITION,))]
 
 
@@ -819,7 +819,7 @@ def test_a_refused_commit_is_retried_after_the_interval() -> None:
     (commit,) = runtime.take(do.Commit)
     fields = (commit.source, commit.epoch, commit.offset, commit.record)
 
-    runtime.publish(on.CommitFailed(*fields, "not coordinator"))
+    runtime.handle_event(on.CommitFailed(*fields, "not coordinator"))
     for _ in range(9):
         runtime.advance(0.05)
         runtime.segments(2)
@@ -828,7 +828,7 @@ def test_a_refused_commit_is_retried_after_the_interval() -> None:
     runtime.advance(0.1)
     (again,) = runtime.take(do.Commit)
     assert again.record == "2;s=1;c=2" + ",2" * 9
-    runtime.publish(on.CommitFailed(again.source, again.epoch, again.offset, again.record, "again"))
+    runtime.handle_event(on.CommitFailed(again.source, again.epoch, again.offset, again.record, "again"))
     runtime.advance(0.4)
     assert runtime.take(do.Commit) == []
 
@@ -849,7 +849,7 @@ def test_an_acknowledged_commit_is_repeated_on_an_idle_partition() -> None:
     runtime.advance(2.0)
     (again,) = runtime.take(do.Commit)
     assert again.offset == 2
-    runtime.publish(on.Committed(again.source, again.epoch, again.offset, again.record))
+    runtime.handle_event(on.Committed(again.source, again.epoch, again.offset, again.record))
     runtime.advance(30.0)
     assert runtime.take(do.Commit) == []
 
@@ -863,7 +863,7 @@ def test_a_refused_commit_is_resent_even_if_nothing_else_happens() -> None:
     runtime.settle_stages(runtime.dispatches()[0])
     (commit,) = runtime.take(do.Commit)
 
-    runtime.publish(on.CommitFailed(commit.source, commit.epoch, commit.offset, commit.record, "no"))
+    runtime.handle_event(on.CommitFailed(commit.source, commit.epoch, commit.offset, commit.record, "no"))
     runtime.advance(0.5)
 
     assert runtime.take(do.Commit) == [commit]
@@ -897,7 +897,7 @@ def test_a_late_response_to_a_timed_out_commit_resends_the_newer_one() -> None:
     runtime.acknowledge_commits()
     assert runtime.committed[PARTITION] == 1
 
-    runtime.publish(on.Committed(old.source, old.epoch, old.offset, old.record))
+    runtime.handle_event(on.Committed(old.source, old.epoch, old.offset, old.record))
     runtime.advance(1.0)
 
     assert [commit.offset for commit in runtime.take(do.Commit)] == [1]
@@ -909,7 +909,7 @@ def test_a_response_to_a_former_assignment_is_ignored() -> None:
     runtime.segments(2)
     (commit,) = runtime.take(do.Commit)
 
-    runtime.publish(on.Committed(commit.source, commit.epoch - 1, commit.offset, commit.record))
+    runtime.handle_event(on.Committed(commit.source, commit.epoch - 1, commit.offset, commit.record))
 
     assert runtime.take(do.Dispatch) == []
 
@@ -928,7 +928,7 @@ def test_commits_are_sent_at_most_once_per_interval_under_load() -> None:
     commits = runtime.take(do.Commit)
     assert [commit.offset for commit in commits] == [1]
     (commit,) = commits
-    runtime.publish(on.Committed(commit.source, commit.epoch, commit.offset, commit.record))
+    runtime.handle_event(on.Committed(commit.source, commit.epoch, commit.offset, commit.record))
     assert runtime.take(do.Commit) == []
     runtime.advance(0.5)
     assert [commit.offset for commit in runtime.take(do.Commit)] == [4]
@@ -946,7 +946,7 @@ def test_a_revoked_partition_drains_then_is_released() -> None:
     runtime.segments(3)
     (dispatch,) = runtime.dispatches()
 
-    runtime.publish(on.PartitionsRevoked((PARTITION,)))
+    runtime.handle_event(on.PartitionsRevoked((PARTITION,)))
     runtime.advance(5.0)
     assert runtime.take(do.Release) == []
 
@@ -968,7 +968,7 @@ def test_a_drain_ends_at_its_deadline() -> None:
     runtime = reader(drain_deadline_seconds=20.0)
     runtime.segments(2)
     runtime.dispatches()
-    runtime.publish(on.PartitionsRevoked((PARTITION,)))
+    runtime.handle_event(on.PartitionsRevoked((PARTITION,)))
 
     runtime.advance(19.9)
     assert runtime.take(do.Release) == []
@@ -985,7 +985,7 @@ def test_a_drain_does_not_wait_for_parked_batches() -> None:
     (dispatch,) = runtime.dispatches()
     runtime.fail(dispatch)
 
-    runtime.publish(on.PartitionsRevoked((PARTITION,)))
+    runtime.handle_event(on.PartitionsRevoked((PARTITION,)))
     runtime.acknowledge_commits()
 
     assert runtime.take(do.Release) == [do.Release((PARTITION,))]
@@ -996,7 +996,7 @@ def test_while_draining_nothing_new_is_cut() -> None:
     runtime = reader(drain_deadline_seconds=20.0)
     runtime.segments(3)
     runtime.dispatches()
-    runtime.publish(on.PartitionsRevoked((PARTITION,)))
+    runtime.handle_event(on.PartitionsRevoked((PARTITION,)))
 
     runtime.segments(5)
     runtime.advance(10.0)
@@ -1008,7 +1008,7 @@ def test_an_idle_partition_and_an_unknown_one_are_released_at_once() -> None:
     """An idle partition and an unknown one are released at once, because they have nothing to wait for."""
     runtime = reader()
 
-    runtime.publish(on.PartitionsRevoked((PARTITION, OTHER_PARTITION)))
+    runtime.handle_event(on.PartitionsRevoked((PARTITION, OTHER_PARTITION)))
 
     released = [source for release in runtime.take(do.Release) for source in release.sources]
     assert sorted(released) == [PARTITION, OTHER_PARTITION]
@@ -1020,7 +1020,7 @@ def test_revoking_one_partition_leaves_the_other_alone() -> None:
     runtime.assign(OTHER_PARTITION)
     runtime.segments(2, source=OTHER_PARTITION)
 
-    runtime.publish(on.PartitionsRevoked((PARTITION,)))
+    runtime.handle_event(on.PartitionsRevoked((PARTITION,)))
     runtime.settle()
 
     assert runtime.committed[OTHER_PARTITION] == 2
@@ -1033,7 +1033,7 @@ def test_a_lost_partition_is_dropped_without_a_commit() -> None:
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
 
-    runtime.publish(on.PartitionsLost((PARTITION,)))
+    runtime.handle_event(on.PartitionsLost((PARTITION,)))
     runtime.settle_stages(dispatch)
     runtime.advance(60.0)
 
@@ -1048,7 +1048,7 @@ def test_a_completion_of_an_older_epoch_is_ignored() -> None:
     runtime = reader()
     runtime.segments(2)
     (old,) = runtime.dispatches()
-    runtime.publish(on.PartitionsLost((PARTITION,)))
+    runtime.handle_event(on.PartitionsLost((PARTITION,)))
     runtime.assign(PARTITION)
     runtime.segments(2)
     (new,) = runtime.dispatches()
@@ -1074,7 +1074,7 @@ def test_an_offset_out_of_range_is_a_gap_and_held_batches_are_kept() -> None:
     (dispatch,) = runtime.dispatches()
 
     runtime._epochs[PARTITION] += 1
-    runtime.publish(on.OffsetOutOfRange(PARTITION, runtime.epoch(), wanted=2, resumed_at=50))
+    runtime.handle_event(on.OffsetOutOfRange(PARTITION, runtime.epoch(), wanted=2, resumed_at=50))
     runtime.segments(2, at=50)
     (later,) = runtime.dispatches()
     runtime.flush(later)
@@ -1096,7 +1096,7 @@ def test_a_log_with_lower_offsets_is_a_new_log() -> None:
     runtime.dispatches()
 
     runtime._epochs[PARTITION] += 1
-    runtime.publish(on.OffsetOutOfRange(PARTITION, runtime.epoch(), wanted=2, resumed_at=0))
+    runtime.handle_event(on.OffsetOutOfRange(PARTITION, runtime.epoch(), wanted=2, resumed_at=0))
     runtime.segments(2, at=0)
     runtime.settle()
 
@@ -1138,9 +1138,9 @@ def test_messages_that_will_be_read_again_are_never_taken() -> None:
 
     assert runtime.pipeline.room(PARTITION, here - 1) is Room.NEVER
     runtime.segments(2)
-    runtime.publish(on.PartitionsRevoked((PARTITION,)))
+    runtime.handle_event(on.PartitionsRevoked((PARTITION,)))
     assert runtime.pipeline.room(PARTITION, here) is Room.NEVER
-    runtime.publish(on.ShutdownRequested())
+    runtime.handle_event(on.ShutdownRequested())
     assert runtime.pipeline.room(OTHER_PARTITION, there) is Room.NEVER
 
 
@@ -1148,7 +1148,7 @@ def test_messages_that_will_be_read_again_are_never_taken() -> None:
 
 
 def deferred(runtime: Reader, offset: int, source: TopicPartition = PARTITION, size_bytes: int = 0) -> None:
-    runtime.publish(on.MessageDeferred(source, runtime.epoch(source), offset, size_bytes))
+    runtime.handle_event(on.MessageDeferred(source, runtime.epoch(source), offset, size_bytes))
 
 
 def test_messages_before_a_deferred_one_do_not_wait_for_it() -> None:
@@ -1209,7 +1209,7 @@ def test_a_planned_range_is_not_cut_for_a_deferred_message_in_it() -> None:
     """A planned range that contains a deferred message is cut only at its recorded end."""
     runtime = reader(batch_messages_max=4)
     runtime.committed, runtime.records = {PARTITION: 0}, {PARTITION: "1,4"}
-    runtime.publish(on.PartitionsLost((PARTITION,)))
+    runtime.handle_event(on.PartitionsLost((PARTITION,)))
     runtime.assign(PARTITION)
     runtime.segments(2)
 
@@ -1239,10 +1239,10 @@ def test_a_parse_result_for_a_former_assignment_is_ignored() -> None:
     runtime = reader()
     deferred(runtime, 0)
     former = runtime.epoch()
-    runtime.publish(on.PartitionsLost((PARTITION,)))
+    runtime.handle_event(on.PartitionsLost((PARTITION,)))
     runtime.assign(PARTITION)
 
-    runtime.publish(on.MessageParsed(PARTITION, former, 0, segment(0)))
+    runtime.handle_event(on.MessageParsed(PARTITION, former, 0, segment(0)))
 
     assert runtime.pipeline.position(PARTITION) == (0, None)
     assert runtime.pipeline.room(PARTITION, runtime.epoch()) is Room.NOW
@@ -1253,7 +1253,7 @@ def test_releasing_a_partition_does_not_wait_for_a_deferred_message() -> None:
     runtime = reader(batch_messages_max=1)
     runtime.segments(1)
     deferred(runtime, 1)
-    runtime.publish(on.PartitionsRevoked((PARTITION,)))
+    runtime.handle_event(on.PartitionsRevoked((PARTITION,)))
 
     runtime.settle()
 
@@ -1272,7 +1272,7 @@ def test_resuming_leaves_a_partition_with_a_deferred_message_paused() -> None:
     runtime.take(do.Pause)
 
     for stage in (Stage.BLOBS, Stage.ROWS):
-        runtime.publish(on.FlushSucceeded(f"{OTHER_PARTITION}-0-1", runtime.epoch(OTHER_PARTITION), stage))
+        runtime.handle_event(on.FlushSucceeded(f"{OTHER_PARTITION}-0-1", runtime.epoch(OTHER_PARTITION), stage))
 
     assert runtime.take(do.Resume) == [do.Resume((OTHER_PARTITION,))]
 
@@ -1310,7 +1310,7 @@ def test_a_halt_in_a_planned_range_flushes_its_first_part() -> None:
     """
     runtime = reader(batch_messages_max=100, reject_window=10, reject_unattributed_ratio_max=0.5)
     runtime.committed, runtime.records = {PARTITION: 0}, {PARTITION: "1,2s"}
-    runtime.publish(on.PartitionsLost((PARTITION,)))
+    runtime.handle_event(on.PartitionsLost((PARTITION,)))
     runtime.assign(PARTITION)
 
     runtime.parsed(*[reject(offset) for offset in range(10)])
@@ -1374,7 +1374,7 @@ def test_shutdown_settles_commits_and_stops_clean() -> None:
     runtime = reader()
     runtime.segments(3)
 
-    runtime.publish(on.ShutdownRequested())
+    runtime.handle_event(on.ShutdownRequested())
     for dispatch in runtime.dispatches():
         runtime.settle_stages(dispatch)
     assert runtime.take(do.Stop) == []
@@ -1390,7 +1390,7 @@ def test_shutdown_ends_at_the_drain_deadline() -> None:
     runtime = reader(drain_deadline_seconds=20.0)
     runtime.segments(2)
     runtime.dispatches()
-    runtime.publish(on.ShutdownRequested())
+    runtime.handle_event(on.ShutdownRequested())
 
     runtime.advance(19.9)
     assert runtime.take(do.Stop) == []
@@ -1406,7 +1406,7 @@ def test_shutdown_with_a_parked_batch_is_not_clean_but_does_not_wait() -> None:
     (dispatch,) = runtime.dispatches()
     runtime.fail(dispatch)
 
-    runtime.publish(on.ShutdownRequested())
+    runtime.handle_event(on.ShutdownRequested())
     runtime.acknowledge_commits()
 
     assert runtime.take(do.Stop) == [do.Stop(clean=False)]
@@ -1417,9 +1417,9 @@ def test_a_second_shutdown_request_changes_nothing() -> None:
     runtime = reader(drain_deadline_seconds=20.0)
     runtime.segments(2)
     runtime.dispatches()
-    runtime.publish(on.ShutdownRequested())
+    runtime.handle_event(on.ShutdownRequested())
     runtime.advance(15.0)
-    runtime.publish(on.ShutdownRequested())
+    runtime.handle_event(on.ShutdownRequested())
 
     runtime.advance(5.0)
 
@@ -1432,5 +1432,5 @@ def test_after_the_stop_no_decisions_are_made() -> None:
     runtime.join()
     runtime.take(do.Stop)
 
-    assert runtime.publish(on.PartitionsRevoked((PARTITION,))) == []
+    assert runtime.handle_event(on.PartitionsRevoked((PARTITION,))) == []
     assert runtime.advance(1e6) == []

@@ -30,7 +30,7 @@ def pass_time(runtime: Reader, seconds: float) -> None:
 def end_reached(runtime: Reader, end: int) -> None:
     """Reports the end of the log, as the client does."""
     position = runtime.pipeline.position(PARTITION)[0]
-    runtime.publish(on.EndReached(PARTITION, runtime.epoch(), position, end))
+    runtime.handle_event(on.EndReached(PARTITION, runtime.epoch(), position, end))
 
 
 def cuts(runtime: Reader) -> list[tuple[int, int, CutReason]]:
@@ -152,7 +152,7 @@ def test_time_in_a_drain_does_not_count_as_waiting() -> None:
     runtime.segments(1, source=OTHER_PARTITION)
     runtime.advance(2.0)
     (out,) = runtime.dispatches()
-    runtime.publish(on.PartitionsRevoked((OTHER_PARTITION,)))
+    runtime.handle_event(on.PartitionsRevoked((OTHER_PARTITION,)))
 
     pass_time(runtime, 3 * PLAN_SECONDS_MAX)
     runtime.flush(out)
@@ -226,7 +226,7 @@ def test_the_range_being_completed_may_be_revoked(event: on.Event) -> None:
     pass_time(runtime, 1.0)
     assert runtime.take(do.Resume) == [do.Resume((PARTITION,))]
 
-    runtime.publish(event)
+    runtime.handle_event(event)
 
     assert runtime.take(do.Resume) == [do.Resume((OTHER_PARTITION,))]
 
@@ -242,7 +242,7 @@ def test_the_range_being_completed_may_lose_messages_to_retention() -> None:
     runtime.take(do.Pause)
 
     runtime._epochs[PARTITION] += 1
-    runtime.publish(on.OffsetOutOfRange(PARTITION, runtime.epoch(), wanted=13, resumed_at=14))
+    runtime.handle_event(on.OffsetOutOfRange(PARTITION, runtime.epoch(), wanted=13, resumed_at=14))
     assert runtime.take(do.Pause) == []
     runtime.segments(1, at=14)
 

@@ -18,7 +18,7 @@ def started_reader(text: str = "", *, committed: int | None = 10, **given: objec
     runtime = Reader(limits())
     runtime._epochs[PARTITION], runtime._offsets[PARTITION] = 1, 10
     assignment = on.Assignment(PARTITION, 1, committed, text, **given)  # type: ignore[arg-type]
-    runtime.publish(on.PartitionsAssigned((assignment,)))
+    runtime.handle_event(on.PartitionsAssigned((assignment,)))
     return runtime
 
 
@@ -28,7 +28,7 @@ def records(runtime: Reader) -> list[tuple[int, Record]]:
     while commits := runtime.take(do.Commit):
         for commit in commits:
             found.append((commit.offset, decode(commit.offset, commit.record)))
-            runtime.publish(on.Committed(commit.source, commit.epoch, commit.offset, commit.record))
+            runtime.handle_event(on.Committed(commit.source, commit.epoch, commit.offset, commit.record))
     return found
 
 
@@ -75,7 +75,7 @@ def test_a_clean_shutdown_undoes_its_start(end: on.Event) -> None:
     runtime = started_reader("2;s=2")
     records(runtime)
 
-    runtime.publish(end)
+    runtime.handle_event(end)
     assert not runtime.take(do.Release) + runtime.take(do.Stop)  # type: ignore[operator]
     assert records(runtime) == [(10, Record(starts=2))]
 
@@ -100,7 +100,7 @@ def test_the_offset_after_a_gap_is_committed_at_once() -> None:
     runtime = started_reader("2;c=5,2s")
     records(runtime)
 
-    runtime.publish(on.OffsetOutOfRange(PARTITION, 2, 10, 50))
+    runtime.handle_event(on.OffsetOutOfRange(PARTITION, 2, 10, 50))
 
     assert records(runtime) == [(50, Record(stops=(115,)))]
 
@@ -115,7 +115,7 @@ def test_the_end_of_a_gap_waits_for_earlier_messages() -> None:
     records(runtime)
     first = runtime.take(do.Dispatch)
 
-    runtime.publish(on.OffsetOutOfRange(PARTITION, 2, 13, 50))
+    runtime.handle_event(on.OffsetOutOfRange(PARTITION, 2, 13, 50))
     runtime.advance(1.0)
     assert all(offset == 10 for offset, _ in records(runtime))
 
@@ -140,9 +140,9 @@ def test_a_record_that_is_too_long_is_followed_at_once_by_a_shorter_one() -> Non
         lengths.append(len(commit.record))
         fields = (commit.source, commit.epoch, commit.offset, commit.record)
         if commit.record:
-            runtime.publish(on.CommitFailed(*fields, "too large", record_too_long=True))
+            runtime.handle_event(on.CommitFailed(*fields, "too large", record_too_long=True))
         else:
-            runtime.publish(on.Committed(*fields))
+            runtime.handle_event(on.Committed(*fields))
 
     assert lengths[-1] == 0
     assert all(after <= before // 2 for before, after in pairwise(lengths))
@@ -159,6 +159,6 @@ def test_a_commit_refused_without_a_record_is_retried_after_the_interval() -> No
     fields = (commit.source, commit.epoch, commit.offset, commit.record)
     assert commit.record == ""
 
-    runtime.publish(on.CommitFailed(*fields, "too large", record_too_long=True))
+    runtime.handle_event(on.CommitFailed(*fields, "too large", record_too_long=True))
 
     assert runtime.take(do.Commit) == []

@@ -73,7 +73,7 @@ def test_a_batch_of_a_lost_partition_is_logged_as_lost():
     driver.message()
     driver.acknowledge()
 
-    driver.publish(on.PartitionsLost((PARTITION,)))
+    driver.handle_event(on.PartitionsLost((PARTITION,)))
 
     assert [journey.outcome for journey in driver.journeys] == ["lost"]
     assert driver.value("replays_reader_batches_released_total") == 1

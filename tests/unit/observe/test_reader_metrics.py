@@ -121,8 +121,8 @@ def test_lag_is_the_uncommitted_messages_and_the_age_of_the_oldest():
     assert driver.value("replays_reader_lag_seconds", partition="0") == pytest.approx(120)
     assert driver.value("replays_reader_bytes_consumed_total", partition="0") == 3
 
-    driver.publish(on.PartitionsLost((PARTITION,)))
-    driver.publish(on.PartitionsAssigned((on.Assignment(PARTITION, 2, 10),)))
+    driver.handle_event(on.PartitionsLost((PARTITION,)))
+    driver.handle_event(on.PartitionsAssigned((on.Assignment(PARTITION, 2, 10),)))
     driver.advance(1.0)
 
     assert driver.value("replays_reader_lag_messages", partition="0") == 0
@@ -136,7 +136,7 @@ def test_a_revoked_partition_has_no_series():
     driver.advance(1.0)
     assert driver.value("replays_reader_lag_messages", partition="0") is not None
 
-    driver.publish(on.PartitionsLost((PARTITION,)))
+    driver.handle_event(on.PartitionsLost((PARTITION,)))
     driver.advance(1.0)
 
     assert driver.value("replays_reader_lag_messages", partition="0") is None
@@ -165,7 +165,7 @@ def test_expired_messages_are_counted():
     driver.committed[PARTITION] = 5
     driver.assign()
 
-    driver.publish(on.OffsetOutOfRange(PARTITION, 2, wanted=5, resumed_at=105))
+    driver.handle_event(on.OffsetOutOfRange(PARTITION, 2, wanted=5, resumed_at=105))
 
     assert driver.value("replays_reader_offsets_out_of_range_total", partition="0") == 1
     assert driver.value("replays_reader_messages_expired_total") == 100

@@ -20,8 +20,8 @@ class FollowedReader(Reader):
         self.logged: list[Step] = []
         self._steps = Steps(self.pipeline)
 
-    def publish(self, event: on.Event) -> list[do.Command]:
-        commands = super().publish(event)
+    def handle_event(self, event: on.Event) -> list[do.Command]:
+        commands = super().handle_event(event)
         self.logged += self._steps.observe(event, commands, self.now)
         return commands
 
@@ -77,7 +77,7 @@ def test_a_new_owner_logs_the_ends_it_received() -> None:
     reader = followed_reader()
     reader.segments(2)
     reader.acknowledge_commits()
-    reader.publish(on.PartitionsLost((PARTITION,)))
+    reader.handle_event(on.PartitionsLost((PARTITION,)))
     reader.take_steps()
     reader.assign(PARTITION)
 
@@ -96,7 +96,7 @@ def test_a_message_that_is_not_taken_is_not_a_step() -> None:
     reader = followed_reader(batch_messages_max=5)
     reader.parsed(Drop(DropReason.KILLED, 1))
     reader.take_steps()
-    reader.publish(on.MessageParsed(PARTITION, reader.epoch(), 0, Drop(DropReason.KILLED, 1)))
+    reader.handle_event(on.MessageParsed(PARTITION, reader.epoch(), 0, Drop(DropReason.KILLED, 1)))
 
     assert reader.take_steps() == []
 
@@ -183,7 +183,7 @@ def test_a_record_that_is_too_long_shortens_later_steps() -> None:
     reader = followed_reader()
     reader.segments(2)
     (commit,) = reader.take(do.Commit)
-    reader.publish(on.CommitFailed(PARTITION, commit.epoch, commit.offset, commit.record, "too long", True))
+    reader.handle_event(on.CommitFailed(PARTITION, commit.epoch, commit.offset, commit.record, "too long", True))
 
     logged = reader.take_steps()
     assert facts(logged, "refused") == [{"offset": 0, "ends": [2], "short": True}]
@@ -198,7 +198,7 @@ def test_an_abandoned_batch_is_settled_by_the_operator() -> None:
     reader.segments(2)
     (dispatch,) = reader.dispatches()
     reader.fail(dispatch)
-    reader.publish(on.BatchAbandoned(dispatch.batch.id, dispatch.batch.offsets, "operator"))
+    reader.handle_event(on.BatchAbandoned(dispatch.batch.id, dispatch.batch.offsets, "operator"))
 
     assert facts(reader.take_steps(), "settled") == [{"stop": 2, "by": "operator"}]
 
@@ -206,7 +206,7 @@ def test_an_abandoned_batch_is_settled_by_the_operator() -> None:
 def test_a_drain_that_ends_in_time_is_not_late() -> None:
     """A drain with nothing in flight ends at once, and its release is not logged as late."""
     reader = followed_reader()
-    reader.publish(on.PartitionsRevoked((PARTITION,)))
+    reader.handle_event(on.PartitionsRevoked((PARTITION,)))
 
     logged = reader.take_steps()
     assert names(logged) == ["revoked", "released"]
@@ -220,7 +220,7 @@ def test_a_drain_ended_by_its_deadline_is_late() -> None:
     reader = followed_reader(drain_deadline_seconds=4.0)
     reader.segments(2)
     reader.dispatches()
-    reader.publish(on.PartitionsRevoked((PARTITION,)))
+    reader.handle_event(on.PartitionsRevoked((PARTITION,)))
     reader.advance(4.0)
 
     assert [step["late"] for step in facts(reader.take_steps(), "released")] == [True]
@@ -228,7 +228,7 @@ def test_a_drain_ended_by_its_deadline_is_late() -> None:
 
 def test_a_gap_in_the_log_is_a_range_with_nothing_to_write() -> None:
     reader = followed_reader()
-    reader.publish(on.OffsetOutOfRange(PARTITION, reader.epoch() + 1, 0, 7))
+    reader.handle_event(on.OffsetOutOfRange(PARTITION, reader.epoch() + 1, 0, 7))
 
     assert facts(reader.take_steps(), "nothing") == [{"start": 0, "stop": 7}]
 
@@ -237,7 +237,7 @@ def test_a_recreated_log_is_another_assignment() -> None:
     """If the offsets are lower than before, another assignment is logged, in which the partition counts as new."""
     reader = followed_reader(batch_messages_max=5)
     reader.segments(3)
-    reader.publish(on.OffsetOutOfRange(PARTITION, reader.epoch() + 1, 3, 0))
+    reader.handle_event(on.OffsetOutOfRange(PARTITION, reader.epoch() + 1, 3, 0))
 
     logged = reader.take_steps()
     assert names(logged)[:2] == ["lost", "assigned"]
@@ -249,7 +249,7 @@ def test_the_end_of_the_log_is_a_step() -> None:
     empty.
     """
     reader = followed_reader()
-    reader.publish(on.EndReached(PARTITION, reader.epoch(), 0, 3))
+    reader.handle_event(on.EndReached(PARTITION, reader.epoch(), 0, 3))
 
     assert facts(reader.take_steps(), "ended") == [{"start": 0, "stop": 3}]
 
@@ -259,7 +259,7 @@ def test_a_reader_that_stopped_takes_no_more_steps() -> None:
     reader = followed_reader(drain_deadline_seconds=4.0)
     reader.segments(2)
     (dispatch,) = reader.dispatches()
-    reader.publish(on.ShutdownRequested())
+    reader.handle_event(on.ShutdownRequested())
     reader.advance(4.0)
     assert facts(reader.take_steps(), "stopped") == [{"clean": False}]
     reader.succeed(dispatch)
@@ -270,8 +270,8 @@ def test_a_reader_that_stopped_takes_no_more_steps() -> None:
 def test_partitions_of_other_readers_are_not_steps() -> None:
     """Responses and losses of a partition that is not owned are not logged."""
     reader = FollowedReader(limits())
-    reader.publish(on.Committed(PARTITION, 1, 4, ""))
-    reader.publish(on.PartitionsLost((PARTITION,)))
-    reader.publish(on.EndReached(PARTITION, 1, 0, 3))
+    reader.handle_event(on.Committed(PARTITION, 1, 4, ""))
+    reader.handle_event(on.PartitionsLost((PARTITION,)))
+    reader.handle_event(on.EndReached(PARTITION, 1, 0, 3))
 
     assert reader.take_steps() == []
