@@ -9,8 +9,8 @@ import click
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from ingest.cli.common import EXIT_FAILED, as_json, by_option, echo_json, fail, settings
-from ingest.cli.confirm import confirm, expect_terminal, yes_option
-from ingest.cli.ranges import Finite
+from ingest.cli.confirm import confirm, require_terminal, yes_option
+from ingest.cli.ranges import FiniteFloatRange
 from ingest.cli.scope import since_option, until_option
 from ingest.operate.terminal import Terminal
 from tasks.wire import SinkName
@@ -23,7 +23,7 @@ from tasks.wire import SinkName
 @click.option("--list", "listed", type=click.File("r"), help="Replay ids, one per line; - for standard input.")
 @click.option("--dry-run", is_flag=True, help="Compare and report what would be written; write nothing.")
 @yes_option
-@click.option("--rate", default=50.0, show_default=True, type=Finite(0.1), help="Recordings per second.")
+@click.option("--rate", default=50.0, show_default=True, type=FiniteFloatRange(0.1), help="Recordings per second.")
 @click.option(
     "--limit",
     default=100,
@@ -64,7 +64,7 @@ def backfill(
         selection = Selection(project, since, until, named)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    expect_terminal(yes=yes or dry_run)
+    require_terminal(yes=yes or dry_run)
     loaded = settings()
     for needed in (SinkName.GCS, SinkName.CLICKHOUSE):
         if needed not in loaded.sinks:

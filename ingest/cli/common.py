@@ -52,11 +52,11 @@ def echo_json(value: Any) -> None:
 
 def fail(text: str) -> NoReturn:
     """Prints one line to standard error and exits with 1. Adds FIRST_STEP if no server is configured."""
-    echo(f"replays-ingest: {with_first_step(without_secrets(text))}", err=True)
+    echo(f"replays-ingest: {append_first_step(without_secrets(text))}", err=True)
     sys.exit(EXIT_FAILED)
 
 
-def with_first_step(text: str) -> str:
+def append_first_step(text: str) -> str:
     """Appends FIRST_STEP to advice to correct a setting if all servers have their default addresses."""
     return f"{text}, or {FIRST_STEP}" if nothing_is_configured() and _ADVICE.search(text) else text
 
@@ -140,11 +140,11 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     """Makes the command validate all settings before it runs."""
 
     @wraps(command)
-    def checked(*arguments: Any, **options: Any) -> Any:
+    def wrapper(*arguments: Any, **options: Any) -> Any:
         validated_settings()
         return command(*arguments, **options)
 
-    return checked
+    return wrapper
 
 
 @contextmanager

@@ -28,7 +28,7 @@ class NotATerminal(click.ClickException):
         echo(f"replays-ingest: {self.message}", err=True)
 
 
-def expect_terminal(*, yes: bool) -> None:
+def require_terminal(*, yes: bool) -> None:
     """Raises NotATerminal if confirmation is required but there is no terminal to ask on.
 
     Commands call this function before they contact a server.
@@ -42,7 +42,7 @@ def confirm(consequences: Callable[[], str], question: str, *, yes: bool) -> Non
 
     `consequences` is called only if its text is printed, because counting the affected items may take a long time.
     """
-    expect_terminal(yes=yes)
+    require_terminal(yes=yes)
     if yes:
         return
     echo(consequences(), err=True)

@@ -12,8 +12,8 @@ import msgspec
 
 from ingest.cli.common import as_json, by_option, coordination_of, echo, echo_json, fail, redis_required, settings
 from ingest.cli.confirm import confirm, yes_option
-from ingest.cli.listing import Listing
-from ingest.cli.ranges import Finite
+from ingest.cli.listing import CommandListGroup
+from ingest.cli.ranges import FiniteFloatRange
 from ingest.operate.columns import Column, FittedTable
 from ingest.operate.terminal import Terminal
 from ingest.operate.text import times_as_text, utc_text
@@ -26,12 +26,12 @@ if TYPE_CHECKING:  # commands import their dependencies when they run
 VALUE_CHARACTERS_MAX = 2000
 
 
-@click.group(cls=Listing)
+@click.group(cls=CommandListGroup)
 def dlq() -> None:
     """Dead letters: messages that could not be parsed, and items that a sink refused."""
 
 
-def selecting(command: Callable[..., None]) -> Callable[..., None]:
+def letter_selection_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options that select dead letters."""
     for option in (
         click.option("--reason", help="Select letters with this reason."),
@@ -44,14 +44,14 @@ def selecting(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @dlq.command("ls")
-@selecting
+@letter_selection_options
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="Maximum letters to list.")
 @as_json
 def dlq_ls(
     reason: str | None, sink: str | None, ids: tuple[str, ...], replayed: bool, limit: int, as_json: bool
 ) -> None:
     """List dead letters, oldest first per partition, with counts by reason."""
-    from ingest.operate.dlq import DeadLettersUnavailable, Selection, erasures_now, letters, shown
+    from ingest.operate.dlq import DeadLettersUnavailable, Selection, current_erasures, letters, shown
     from ingest.reader.configuration import rules_of
 
     loaded = settings()
@@ -60,7 +60,7 @@ def dlq_ls(
     table = FittedTable(_columns(loaded), empty="no dead letter matches" if chosen else "no dead letter")
     rows: list[dict[str, Any]] = []
     try:
-        erasures, rules = erasures_now(loaded), rules_of(loaded)
+        erasures, rules = current_erasures(loaded), rules_of(loaded)
         for letter in letters(loaded, Selection(reason, sink, frozenset(ids), replayed)):
             counts[letter.reason, letter.sink] += 1
             if len(rows) < limit:
@@ -89,7 +89,7 @@ def dlq_ls(
 def _columns(loaded: Settings) -> tuple[Column, ...]:
     """Columns of `dlq ls`. On a narrow terminal, offsets are shown without the topic if it is the input topic."""
 
-    def without_topic(place: str) -> str:
+    def omit_source_topic(place: str) -> str:
         return place.removeprefix(f"{loaded.kafka_topic}-")
 
     return (
@@ -97,7 +97,7 @@ def _columns(loaded: Settings) -> tuple[Column, ...]:
         Column("time (UTC)", rank=2),
         Column("reason", room=28),
         Column("sink", rank=4),
-        Column("from", rank=1, short=without_topic),
+        Column("from", rank=1, short=omit_source_topic),
         Column("replayed", rank=5),
         Column("error", rank=3, room=16),
     )
@@ -109,13 +109,21 @@ def _columns(loaded: Settings) -> tuple[Column, ...]:
 @as_json
 def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
     """Show one dead letter: origin, reason and content."""
-    from ingest.operate.dlq import ERASED, DeadLettersUnavailable, Letter, Selection, erasures_now, letters, shown
+    from ingest.operate.dlq import (
+        ERASED,
+        DeadLettersUnavailable,
+        Letter,
+        Selection,
+        current_erasures,
+        letters,
+        shown,
+    )
     from ingest.operate.inspect import describe, render
     from ingest.reader.configuration import rules_of
 
     loaded = settings()
     try:
-        erasures = erasures_now(loaded)
+        erasures = current_erasures(loaded)
         found = next(letters(loaded, Selection(ids=frozenset((letter_id,)), include_replayed=True)), None)
     except DeadLettersUnavailable as error:
         fail(str(error))
@@ -152,7 +160,7 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
 
 
 @dlq.command("replay")
-@selecting
+@letter_selection_options
 @click.option(
     "--all", "everything", is_flag=True, help="Replay all letters. Required if no other filter is given."
 )
@@ -160,7 +168,7 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
     "--rate",
     default=100.0,
     show_default=True,
-    type=Finite(0.1, 100_000),
+    type=FiniteFloatRange(0.1, 100_000),
     help="Maximum letters per second.",
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be sent, and where; send nothing.")
@@ -201,7 +209,7 @@ def dlq_replay(
 
     selection = Selection(reason, sink, frozenset(ids), replayed)
     if not (dry_run or ids):
-        confirm(lambda: _replayed_text(loaded, selection), "Replay them?", yes=yes)
+        confirm(lambda: _describe_destinations(loaded, selection), "Replay them?", yes=yes)
     with redis_required():
         coordination = coordination_of(loaded)
         try:
@@ -231,7 +239,7 @@ def dlq_replay(
     sys.exit(1 if summary.failed else 0)
 
 
-def _replayed_text(loaded: Settings, selection: Selection) -> str:
+def _describe_destinations(loaded: Settings, selection: Selection) -> str:
     """Describes the number and the destinations of the selected letters."""
     from ingest.operate.dlq import DeadLettersUnavailable, letters
 

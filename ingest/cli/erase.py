@@ -11,8 +11,8 @@ from typing import IO, Any
 import click
 
 from ingest.cli.common import EXIT_FAILED, as_json, by_option, echo, echo_json, fail, redis_required, settings
-from ingest.cli.confirm import confirm, expect_terminal, yes_option
-from ingest.cli.ranges import Finite
+from ingest.cli.confirm import confirm, require_terminal, yes_option
+from ingest.cli.ranges import FiniteFloatRange
 
 
 @click.command()
@@ -25,12 +25,12 @@ from ingest.cli.ranges import Finite
 @click.option("--list", "listed", type=click.File("r"), help="Replay ids, one per line; - for standard input.")
 @click.option("--dry-run", is_flag=True, help="Print what would be erased and what would remain; erase nothing.")
 @yes_option
-@click.option("--rate", default=5.0, show_default=True, type=Finite(0.01), help="Replays per second.")
+@click.option("--rate", default=5.0, show_default=True, type=FiniteFloatRange(0.01), help="Replays per second.")
 @click.option(
     "--wait-seconds",
     default=60.0,
     show_default=True,
-    type=Finite(0),
+    type=FiniteFloatRange(0),
     help="Maximum wait until readers have settled the messages that they read before the tombstone.",
 )
 @click.option(
@@ -71,7 +71,7 @@ def erase(
         named = [plain_id(text) for text in replay_ids] if listed is None else listed_ids(listed)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    expect_terminal(yes=yes or dry_run)
+    require_terminal(yes=yes or dry_run)
     loaded = settings()
     with redis_required():
         try:
@@ -79,12 +79,12 @@ def erase(
             found = erasure.search()
             unknown = [holdings for holdings in found if not (holdings.erasable or erasure.known(holdings))]
             if unknown and not (user or everything):
-                _fail_unknown(unknown[0])
+                _fail_not_stored(unknown[0])
             if dry_run:
-                left = [line for holdings in found for line in erasure.left_of(holdings)]
+                left = [line for holdings in found for line in erasure.uncovered_data(holdings)]
                 _print(found, left, "would erase", as_json, dry_run=True)
                 return
-            what = described(found[0]) if len(found) == 1 else f"{len(found)} replays of project {project}"
+            what = describe_holdings(found[0]) if len(found) == 1 else f"{len(found)} replays of project {project}"
             confirm(lambda: f"Selected: {what}.", "Erase? This cannot be undone", yes=yes)
             done = erasure.erase(by=by, wait_seconds=wait_seconds)
         except EraseFailed as error:
@@ -97,7 +97,7 @@ def erase(
     sys.exit(EXIT_FAILED if left else 0)
 
 
-def described(found: Any) -> str:
+def describe_holdings(found: Any) -> str:
     """Describes the replay and its stored data in one line."""
     counts = found.counts()
     return (
@@ -107,7 +107,7 @@ def described(found: Any) -> str:
     )
 
 
-def _fail_unknown(found: Any) -> None:
+def _fail_not_stored(found: Any) -> None:
     other = f"; it is stored in project {', '.join(map(str, found.elsewhere))}" if found.elsewhere else ""
     fail(f"nothing is stored of replay {found.replay_id} in project {found.project_id}{other}")
 
@@ -122,8 +122,8 @@ def _print(found: Sequence[Any], left: list[str], done: str, as_json: bool, *, d
         echo_json({**single, "replays": replays, "dry_run": dry_run, "left": left, "ok": not left})
         return
     for holdings in found:
-        nothing = f"nothing is left to erase of {described(holdings).partition(':')[0]}"
-        echo(f"{done} {described(holdings)}" if holdings.erasable else nothing)
+        nothing = f"nothing is left to erase of {describe_holdings(holdings).partition(':')[0]}"
+        echo(f"{done} {describe_holdings(holdings)}" if holdings.erasable else nothing)
     if not found:
         echo("nothing is stored yet; messages that arrive later are not written")
     for line in left:

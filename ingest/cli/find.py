@@ -9,7 +9,7 @@ import click
 
 from ingest.cli import replays
 from ingest.cli.common import as_json, echo_json
-from ingest.cli.replays import Age, project_option, reading, replays_group, replays_table
+from ingest.cli.replays import AgeType, open_reads, project_option, replays_group, replays_table
 from ingest.operate.terminal import Terminal
 from tasks.printed import printable
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:  # commands import their dependencies when they run
     from ingest.web.evidence import FoundPage
     from ingest.web.selector import Selector
 
-WORDS_MAX = 200
+SEARCH_CHARACTERS_MAX = 200
 
 
-class Words(click.ParamType[str]):
-    """An option value of 1 to WORDS_MAX characters."""
+class SearchTextType(click.ParamType[str]):
+    """An option value of 1 to SEARCH_CHARACTERS_MAX characters."""
 
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not str(value).strip() or len(str(value)) > WORDS_MAX:
-            self.fail(f"give 1 to {WORDS_MAX} characters", param, ctx)
+        if not str(value).strip() or len(str(value)) > SEARCH_CHARACTERS_MAX:
+            self.fail(f"give 1 to {SEARCH_CHARACTERS_MAX} characters", param, ctx)
         return str(value)
 
 
@@ -45,7 +45,7 @@ class SelectorType(click.ParamType["Selector"]):
             self.fail(str(error), param, ctx)
 
 
-class ErrorId(click.ParamType[str]):
+class ErrorIdType(click.ParamType[str]):
     """A Sentry event id: 32 hex digits, with or without dashes."""
 
     name = "id"
@@ -61,9 +61,11 @@ class ErrorId(click.ParamType[str]):
 
 @replays_group.command("find")
 @project_option
-@click.option("--url", type=Words(), default=None, help="Part of a page's address, case-insensitive.")
-@click.option("--user", type=Words(), default=None, help="Part of a user's id, name or e-mail, case-insensitive.")
-@click.option("--release", type=Words(), default=None, help="Exact release.")
+@click.option("--url", type=SearchTextType(), default=None, help="Part of a page's address, case-insensitive.")
+@click.option(
+    "--user", type=SearchTextType(), default=None, help="Part of a user's id, name or e-mail, case-insensitive."
+)
+@click.option("--release", type=SearchTextType(), default=None, help="Exact release.")
 @click.option("--selector", type=SelectorType(), help="Clicked element: tag, #id, .class, [data-testid=...].")
 @click.option(
     "--rage", is_flag=True, help="Only replays with rage clicks. With --selector: rage clicks on that element."
@@ -71,14 +73,14 @@ class ErrorId(click.ParamType[str]):
 @click.option(
     "--dead", is_flag=True, help="Only replays with dead clicks. With --selector: dead clicks on that element."
 )
-@click.option("--error", type=ErrorId(), help="Only replays that contain the error with this id.")
+@click.option("--error", type=ErrorIdType(), help="Only replays that contain the error with this id.")
 @click.option(
     "--text",
-    type=Words(),
+    type=SearchTextType(),
     default=None,
     help="Text in any event (breadcrumb, console message, request, click). Reads every listed replay's recording.",
 )
-@click.option("--since", type=Age(), help="Only replays younger than this: 90s, 15m, 6h, 7d.")
+@click.option("--since", type=AgeType(), help="Only replays younger than this: 90s, 15m, 6h, 7d.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 100), help="Replays per page.")
 @click.option("--offset", default=0, show_default=True, type=click.IntRange(0, 1_000_000), help="Replays to skip.")
 @as_json
@@ -119,7 +121,7 @@ def replays_find(
         limit=limit,
         offset=offset,
     )
-    with reading() as reads:
+    with open_reads() as reads:
         page = find(reads, chosen, text or "")
     if as_json:
         echo_json(found_dict(page))

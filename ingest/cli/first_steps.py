@@ -7,7 +7,7 @@ import socket
 from ingest.settings import Settings
 
 CONNECT_SECONDS_MAX = 1.0
-TEXT = """\
+NO_BROKER_MESSAGE = """\
 replays-ingest: no Kafka broker is configured,
 and none answers at {brokers}. The reader did not start.
 
@@ -28,8 +28,10 @@ and none answers at {brokers}. The reader did not start.
 All settings: docs/settings.md. All commands: replays-ingest --help."""
 
 
-def nothing_to_read(settings: Settings) -> str:
-    """Returns TEXT if no broker is configured and none is reachable at the default address; otherwise ""."""
+def no_broker_message(settings: Settings) -> str:
+    """Returns NO_BROKER_MESSAGE if no broker is configured and none is reachable at the default address,
+    otherwise "".
+    """
     if "kafka_brokers" in settings.model_fields_set:
         return ""
     for broker in settings.kafka_brokers.split(","):
@@ -39,4 +41,4 @@ def nothing_to_read(settings: Settings) -> str:
         except OSError:
             continue
         return ""
-    return TEXT.format(brokers=settings.kafka_brokers)
+    return NO_BROKER_MESSAGE.format(brokers=settings.kafka_brokers)

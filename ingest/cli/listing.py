@@ -61,13 +61,13 @@ EXAMPLES: dict[str, str] = {
 }
 
 
-class Listing(click.Group):
+class CommandListGroup(click.Group):
     """A group whose help shows the complete first sentence of each command."""
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the commands, grouped by section if sections are defined."""
         for title, names in self._sections(context.parent is None):
-            rows = [(name, sentence(self.commands[name])) for name in names]
+            rows = [(name, first_sentence(self.commands[name])) for name in names]
             with formatter.section(title):
                 formatter.write_dl(rows)
 
@@ -79,16 +79,16 @@ class Listing(click.Group):
             yield title, [name for name in names if name in self.commands]
 
 
-def sentence(command: click.Command) -> str:
+def first_sentence(command: click.Command) -> str:
     """The complete first sentence of the command's help."""
     return command.get_short_help_str(SENTENCE_CHARACTERS_MAX)
 
 
-def leaves(command: click.Command, path: str = "") -> Iterator[tuple[str, click.Command]]:
+def leaf_commands(command: click.Command, path: str = "") -> Iterator[tuple[str, click.Command]]:
     """Every command that is not a group, as (path, command), for example path `batches ls`."""
     if isinstance(command, click.Group):
         for name, below in command.commands.items():
-            yield from leaves(below, f"{path} {name}".strip())
+            yield from leaf_commands(below, f"{path} {name}".strip())
     else:
         yield path, command
 
@@ -98,7 +98,7 @@ def add_examples(main: click.Command) -> None:
     width = max(map(len, FIRST_EXAMPLES))
     lines = [f"  {command:<{width}}  {what}" for command, what in FIRST_EXAMPLES.items()]
     main.epilog = "\n".join(["\b", "Examples:", *lines])
-    for path, command in leaves(main):
+    for path, command in leaf_commands(main):
         if path in EXAMPLES:
             command.epilog = f"Example: {EXAMPLES[path]}"
 

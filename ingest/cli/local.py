@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ingest.cli.common import as_json, echo, echo_json, fail, needs_extra, settings
-from ingest.cli.listing import Listing
-from ingest.cli.ranges import Finite
+from ingest.cli.listing import CommandListGroup
+from ingest.cli.ranges import FiniteFloatRange
 from ingest.operate.terminal import Terminal
 
 if TYPE_CHECKING:  # commands import their dependencies when they run
@@ -75,7 +75,9 @@ def demo(
 @click.option(
     "--port", default=8090, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 picks a free one."
 )
-@click.option("--seconds", type=Finite(0, min_open=True), help="End after this many seconds instead of at Ctrl-C.")
+@click.option(
+    "--seconds", type=FiniteFloatRange(0, min_open=True), help="End after this many seconds instead of at Ctrl-C."
+)
 @as_json
 def try_command(host: str, port: int, seconds: float | None, as_json: bool) -> None:
     """Record yourself in a shop page with the real Sentry SDK, and watch the recording.
@@ -102,7 +104,7 @@ def try_command(host: str, port: int, seconds: float | None, as_json: bool) -> N
 )
 @click.option(
     "--rate",
-    type=Finite(0, min_open=True),
+    type=FiniteFloatRange(0, min_open=True),
     help="Maximum messages per second; unlimited by default.",
 )
 @click.option("--profile", type=click.Choice(["demo", "small"]), default="demo", show_default=True)
@@ -126,7 +128,7 @@ def load_command(
     from ingest.local.load.produce import PROFILES, LoadError, produce, summary
 
     console = Terminal(stderr=True)
-    manifest = _new_manifest(manifest)
+    manifest = _new_manifest_path(manifest)
     with Progress(console=console, disable=not console.is_terminal) as bars:
         bar = bars.add_task("produced", total=count)
 
@@ -152,7 +154,7 @@ def load_command(
         echo(f"{produced.messages} messages, {produced.rejects} of them malformed; manifest: {manifest}")
 
 
-def _new_manifest(chosen: Path | None) -> Path:
+def _new_manifest_path(chosen: Path | None) -> Path:
     """Returns the absolute path of a file that does not exist, so that no load overwrites another load's manifest.
 
     The default path is in the current directory. Raises click.BadParameter if the chosen file exists.
@@ -165,7 +167,7 @@ def _new_manifest(chosen: Path | None) -> Path:
     return chosen.absolute()
 
 
-@click.group("local", cls=Listing)
+@click.group("local", cls=CommandListGroup)
 def local_group() -> None:
     """Embedded stack for development: Kafka, Redis, GCS, ClickHouse, BigQuery, DogStatsD."""
 

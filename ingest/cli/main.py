@@ -14,14 +14,16 @@ import click
 
 from ingest.cli import backfill, dlq, erase, find, local, operate, reconcile, run, shadow, tenants
 from ingest.cli.common import as_json, settings, validated_settings, with_settings
-from ingest.cli.listing import Listing, add_examples, completion, leaves
+from ingest.cli.listing import CommandListGroup, add_examples, completion, leaf_commands
 from tasks.observe.logs import to_standard_error
 from tasks.settings import FILE_VARIABLE
 
 GROUPS = (operate, dlq, tenants, reconcile, shadow, backfill, erase, find, local)
 
 
-@click.group(cls=Listing, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=CommandListGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.option(
     "--settings",
     "settings_file",
@@ -63,7 +65,7 @@ def main(context: click.Context, settings_file: Path | None, dry_run: bool, mess
 def _add(group: click.Group, command: click.Command) -> None:
     """Adds the command and makes it and its subcommands validate settings before they run, except for `--help`."""
     group.add_command(command)
-    for _, leaf in leaves(command):
+    for _, leaf in leaf_commands(command):
         assert leaf.callback is not None, leaf.name
         leaf.callback = with_settings(leaf.callback)
 

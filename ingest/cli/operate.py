@@ -13,6 +13,7 @@ import msgspec
 from ingest.cli.common import (
     EXIT_FAILED,
     FIRST_STEP,
+    append_first_step,
     as_json,
     by_option,
     coordination_of,
@@ -23,11 +24,10 @@ from ingest.cli.common import (
     redis_required,
     settings,
     validated_settings,
-    with_first_step,
 )
-from ingest.cli.confirm import confirm, expect_terminal, yes_option
-from ingest.cli.listing import Listing
-from ingest.cli.ranges import Finite
+from ingest.cli.confirm import confirm, require_terminal, yes_option
+from ingest.cli.listing import CommandListGroup
+from ingest.cli.ranges import FiniteFloatRange
 from ingest.operate.columns import Column, FittedTable
 from ingest.operate.terminal import Terminal
 from ingest.operate.text import size_text, utc_text
@@ -82,7 +82,7 @@ def check(as_json: bool) -> None:
             console.print(finding.line(), highlight=False, soft_wrap=True)
     if as_json:
         echo_json([finding.as_dict() for finding in reported])
-    bad = [finding.name for finding in reported if finding.bad]
+    bad = [finding.name for finding in reported if finding.is_bad]
     if bad and nothing_is_configured():
         echo(f"replays-ingest: no servers are configured: set REPLAYS_*, or {FIRST_STEP}", err=True)
     sys.exit(RedisRefused.exit_code if REDIS_KIND in bad else EXIT_FAILED if bad else 0)
@@ -124,21 +124,23 @@ def status(as_json: bool) -> None:
 
 @click.command()
 @click.option("--once", is_flag=True, help="Print once and exit (the default without a terminal).")
-@click.option("--seconds", default=1.0, show_default=True, type=Finite(0.2, 60), help="Refresh interval, seconds.")
+@click.option(
+    "--seconds", default=1.0, show_default=True, type=FiniteFloatRange(0.2, 60), help="Refresh interval, seconds."
+)
 @click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), help="Write an SVG image and exit.")
 def top(once: bool, seconds: float, svg: Path | None) -> None:
     """Show live state: partitions and lag, batches in flight, sinks and breakers, parked batches, dead letters.
 
     Also shows the cost by project: reader CPU, staged bytes and rows, averaged over about five minutes.
     """
-    from ingest.operate.top import picture, run
+    from ingest.operate.top import run, svg_page
 
     with redis_required():
         try:
             if svg is not None:
-                svg.write_text(picture(settings()))
+                svg.write_text(svg_page(settings()))
                 return
-            run(settings(), Terminal(), once=once, seconds=seconds, describe=with_first_step)
+            run(settings(), Terminal(), once=once, seconds=seconds, describe=append_first_step)
         except KeyboardInterrupt:
             sys.exit(0)
 
@@ -157,7 +159,7 @@ def flower(arguments: tuple[str, ...]) -> None:
 # Parked batches
 
 
-@click.group(cls=Listing)
+@click.group(cls=CommandListGroup)
 def batches() -> None:
     """Parked batches: list, show, retry or abandon them."""
 
@@ -227,7 +229,7 @@ def batches_abandon(batch_id: str, reason: str, yes: bool, by: str) -> None:
     from tasks.operate import NotParked, ReaderGone, abandon
     from tasks.sinks import build
 
-    expect_terminal(yes=yes)
+    require_terminal(yes=yes)
     loaded = settings()
     with redis_required():
         about = coordination_of(loaded).parked().get(batch_id)

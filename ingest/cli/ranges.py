@@ -17,7 +17,7 @@ PER_SECOND_MAX = 1_000_000
 BURST_MAX = 1_000_000_000
 
 
-class Finite(click.FloatRange):
+class FiniteFloatRange(click.FloatRange):
     """A finite number within a range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:

@@ -9,7 +9,7 @@ import click
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from ingest.cli.common import as_json, by_option, echo_json, fail, redis_required, settings
-from ingest.cli.ranges import Finite
+from ingest.cli.ranges import FiniteFloatRange
 from ingest.cli.scope import scope_options
 from ingest.operate.terminal import Terminal
 from tasks.wire import SinkName
@@ -28,11 +28,13 @@ EXIT_MISSING = 1
     "--grace-days",
     default=2.0,
     show_default=True,
-    type=Finite(0),
+    type=FiniteFloatRange(0),
     help="With --expired: grace period after the end of an object's retention, days.",
 )
 @click.option("--repair", is_flag=True, help="Write the missing items to their sinks.")
-@click.option("--rate", default=200.0, show_default=True, type=Finite(0.1), help="Repair rate, items per second.")
+@click.option(
+    "--rate", default=200.0, show_default=True, type=FiniteFloatRange(0.1), help="Repair rate, items per second."
+)
 @by_option
 @as_json
 def reconcile(
@@ -61,7 +63,7 @@ def reconcile(
     if expired:
         if repair or any(given is not None for given in (partition, start, stop, since, until)):
             raise click.UsageError("--expired lists the whole bucket: leave out ranges, times and --repair")
-        _audit(grace_days, as_json)
+        _audit_retention(grace_days, as_json)
     from ingest.operate.reconcile import ReconcileFailed, Scope, render, run
 
     try:
@@ -91,7 +93,7 @@ def reconcile(
     sys.exit(0 if account.ok else EXIT_MISSING)
 
 
-def _audit(grace_days: float, as_json: bool) -> NoReturn:
+def _audit_retention(grace_days: float, as_json: bool) -> NoReturn:
     from ingest.operate.retention import AuditFailed, audit, render
 
     loaded = settings()

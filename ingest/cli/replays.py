@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ingest.cli.common import as_json, echo, echo_json, fail, settings
-from ingest.cli.listing import Listing
+from ingest.cli.listing import CommandListGroup
 from ingest.operate.columns import Column, FittedTable
 from ingest.operate.terminal import Terminal
 from ingest.operate.text import age_seconds, clock_text, runs_text, size_text, utc_text
@@ -27,19 +27,19 @@ if TYPE_CHECKING:  # commands import their dependencies when they run
     from ingest.web.timeline import Mark, Timeline
 
 WEB_PORT = 8077
-LINES = "\n"
-MINUTES = len("2026-05-01 12:00")
+LINE_BREAK = "\n"
+MINUTE_CHARACTERS = len("2026-05-01 12:00")
 
 
-def _to_the_minute(time_text: str) -> str:
-    return time_text[:MINUTES]
+def _truncate_to_minute(time_text: str) -> str:
+    return time_text[:MINUTE_CHARACTERS]
 
 
-NO_EVENT = "no event matches"
-REPLAYS = (
+NO_EVENT_MESSAGE = "no event matches"
+REPLAY_COLUMNS = (
     Column("replay"),
     Column("project", rank=3),
-    Column("started (UTC)", rank=1, short=_to_the_minute),
+    Column("started (UTC)", rank=1, short=_truncate_to_minute),
     Column("user", rank=4, room=8),
     Column("browser", rank=11, room=8),
     Column("release", rank=12, room=8),
@@ -51,20 +51,20 @@ REPLAYS = (
     Column("rage", rank=6, numeric=True),
     Column("errors", rank=5, numeric=True),
 )
-SEGMENTS = (
+SEGMENT_COLUMNS = (
     Column("segment"),
     Column("state"),
     Column("place"),
-    Column("received (UTC)", rank=2, short=_to_the_minute),
+    Column("received (UTC)", rank=2, short=_truncate_to_minute),
     Column("stored", rank=4),
-    Column("in gcs (UTC)", rank=3, short=_to_the_minute),
+    Column("in gcs (UTC)", rank=3, short=_truncate_to_minute),
     Column("batch", rank=1),
 )
 project_option = click.option("--project", type=click.IntRange(0), help="Project id.")
 
 
 @contextmanager
-def reading() -> Iterator[Any]:
+def open_reads() -> Iterator[Any]:
     """Gives a command read access to replays. A missing replay or unreachable server is a one-line failure."""
     from ingest.web.model import NotFound, ReadError
     from ingest.web.reads import Reads
@@ -78,7 +78,7 @@ def reading() -> Iterator[Any]:
         reads.close()
 
 
-class Age(click.ParamType[float]):
+class AgeType(click.ParamType[float]):
     """An age such as `90s`, `15m`, `6h` or `7d`, converted to seconds."""
 
     name = "age"
@@ -90,7 +90,7 @@ class Age(click.ParamType[float]):
             self.fail(str(error), param, ctx)
 
 
-class Moment(click.ParamType[str | float]):
+class ReplayMomentType(click.ParamType[str | float]):
     """A position in a replay: the id of an event, such as `4-17`, or seconds after the start, such as `12.3`."""
 
     name = "event"
@@ -104,7 +104,7 @@ class Moment(click.ParamType[str | float]):
             self.fail(str(error), param, ctx)
 
 
-@click.group("replays", cls=Listing)
+@click.group("replays", cls=CommandListGroup)
 def replays_group() -> None:
     """Read ingested replays from ClickHouse and Cloud Storage."""
 
@@ -120,7 +120,7 @@ def replays_group() -> None:
     default="",
     help="Only replays whose user, e-mail or page address contains this, or whose id starts with it.",
 )
-@click.option("--since", type=Age(), help="Only replays younger than this: 90s, 15m, 6h, 7d.")
+@click.option("--since", type=AgeType(), help="Only replays younger than this: 90s, 15m, 6h, 7d.")
 @click.option(
     "--limit", default=50, show_default=True, type=click.IntRange(1, 500), help="Maximum replays to list."
 )
@@ -150,7 +150,7 @@ def replays_ls(
         since=time.time() - since if since else None,
         limit=limit,
     )
-    with reading() as reads:
+    with open_reads() as reads:
         page = reads.replays(chosen)
     if as_json:
         echo_json(page_dict(page))
@@ -163,7 +163,7 @@ def replays_ls(
 
 def replays_table(replays: Iterable[Replay]) -> FittedTable:
     """A table with one line per replay."""
-    table = FittedTable(REPLAYS, empty="no replay matches")
+    table = FittedTable(REPLAY_COLUMNS, empty="no replay matches")
     for replay in replays:
         counts = (
             replay.segments,
@@ -196,7 +196,7 @@ def replays_show(replay_id: str, project: int | None, as_json: bool) -> None:
     from ingest.web.present import replay_dict, segments_dict
 
     loaded = settings()
-    with reading() as reads:
+    with open_reads() as reads:
         replay = reads.replay(replay_id, project)
         segments = reads.segments(replay)
     places = [(o.partition, o.offset) for o in segments.all if o.partition is not None and o.offset is not None]
@@ -233,13 +233,13 @@ def facts_text(replay: Replay, segments: Segments) -> Text:
     rows = []
     for name, value in facts.items():
         texts = map(printable, value if isinstance(value, tuple) else (str(value),))
-        rows.append(Text.assemble((f"{name:<14}", "bold"), f" {(LINES + ' ' * 15).join(texts)}"))
-    return Text(LINES).join(rows)
+        rows.append(Text.assemble((f"{name:<14}", "bold"), f" {(LINE_BREAK + ' ' * 15).join(texts)}"))
+    return Text(LINE_BREAK).join(rows)
 
 
 def segments_table(segments: Iterable[dict[str, Any]]) -> FittedTable:
     """A table with one line per segment."""
-    table = FittedTable(SEGMENTS, empty="no segment")
+    table = FittedTable(SEGMENT_COLUMNS, empty="no segment")
     for segment in segments:
         place = f"{segment['partition']}/{segment['offset']}" if segment["partition"] is not None else ""
         duplicates = f" (+{len(segment['copies']) - 1})" if len(segment["copies"]) > 1 else ""
@@ -262,8 +262,10 @@ def segments_table(segments: Iterable[dict[str, Any]]) -> FittedTable:
     "--kind", "kinds", multiple=True, help="Only events of this kind (rage_click, network, ...); repeatable."
 )
 @click.option("--from-segment", default=0, type=click.IntRange(0), help="First segment.")
-@click.option("--around", type=Moment(), help="Center: an event's id (4-17), or seconds after the start (12.3).")
-@click.option("--window", default="5s", show_default=True, type=Age(), help="Time before and after --around.")
+@click.option(
+    "--around", type=ReplayMomentType(), help="Center: an event's id (4-17), or seconds after the start (12.3)."
+)
+@click.option("--window", default="5s", show_default=True, type=AgeType(), help="Time before and after --around.")
 @as_json
 def events_command(
     replay_id: str,
@@ -293,9 +295,9 @@ def events_command(
             raise click.UsageError("--around reads all segments: leave out --from-segment")
         _events_around(replay_id, project, kinds, around, round(window * 1000), as_json)
         return
-    with reading() as reads:
+    with open_reads() as reads:
         segments = reads.segments(reads.replay(replay_id, project))
-        timeline = _of_kinds(reads.timeline(segments, from_segment), kinds)
+        timeline = _filter_kinds(reads.timeline(segments, from_segment), kinds)
         if as_json:
             echo_json({**timeline_dict(timeline), "missing": list(segments.missing)})
             return
@@ -308,9 +310,9 @@ def events_command(
             _print_incomplete(console, timeline)
             if timeline.next_segment is None:
                 break
-            timeline = _of_kinds(reads.timeline(segments, timeline.next_segment), kinds)
+            timeline = _filter_kinds(reads.timeline(segments, timeline.next_segment), kinds)
     if is_empty:
-        console.print(NO_EVENT)
+        console.print(NO_EVENT_MESSAGE)
     if segments.missing:
         console.print(f"missing segments: {runs_text(segments.missing)}", style="yellow")
 
@@ -322,7 +324,7 @@ def _events_around(
 
     from ingest.web.evidence import around
 
-    with reading() as reads:
+    with open_reads() as reads:
         found = around(reads, reads.replay(replay_id, project), where, window_ms)
     if kinds:
         found.marks = [mark for mark in found.marks if mark.kind in kinds]
@@ -330,13 +332,13 @@ def _events_around(
         echo_json(msgspec.to_builtins(found))
         return
     console = Terminal(highlight=False, columns_without_terminal=200)
-    console.print(events_table(found.marks, found.start_ms) if found.marks else NO_EVENT)
+    console.print(events_table(found.marks, found.start_ms) if found.marks else NO_EVENT_MESSAGE)
     _print_incomplete(console, found)
     if found.missing:
         console.print(f"missing segments: {runs_text(found.missing)}", style="yellow")
 
 
-def _of_kinds(timeline: Timeline, kinds: tuple[str, ...]) -> Timeline:
+def _filter_kinds(timeline: Timeline, kinds: tuple[str, ...]) -> Timeline:
     if kinds:
         timeline.marks = [mark for mark in timeline.marks if mark.kind in kinds]
     return timeline
@@ -401,7 +403,7 @@ def fetch_command(
     written: list[dict[str, Any]] = []
     unreadable: dict[int, str] = {}
     private_folder(output)
-    with reading() as reads:
+    with open_reads() as reads:
         replay = reads.replay(replay_id, project)
         segments = reads.segments(replay)
         for segment, content in reads.recordings(segments):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ingest.cli.common import EXIT_FAILED, echo_json, fail
-from ingest.cli.first_steps import nothing_to_read
+from ingest.cli.first_steps import no_broker_message
 from ingest.operate.terminal import Terminal
 from ingest.settings import Settings
 from tasks.connection import refuse_unsupported
@@ -21,7 +21,7 @@ def reader(loaded: Settings) -> int:
         refuse_unsupported(loaded)
         # This check comes first, because invalid settings (exit code 2) take precedence over missing servers.
         ensure_probes_can_listen(loaded.http_host, loaded.http_port, setting=HTTP_SETTING)
-        if text := nothing_to_read(loaded):
+        if text := no_broker_message(loaded):
             click.echo(text, err=True)
             return EXIT_FAILED
         return process.run(loaded)

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import click
 
 from ingest.cli import ranges
-from ingest.operate.text import age_seconds, moment
+from ingest.operate.text import age_seconds, parse_time
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Moment(click.ParamType[float]):
+class TimeType(click.ParamType[float]):
     """An age like 2h or a time in ISO 8601, converted to Unix seconds."""
 
     name = "AGE|TIME"
@@ -24,12 +24,12 @@ class Moment(click.ParamType[float]):
         if isinstance(value, float):
             return value
         try:
-            return moment(str(value), time.time())
+            return parse_time(str(value), time.time())
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
 
-class Age(click.ParamType[float]):
+class DurationType(click.ParamType[float]):
     """A duration like 90s or 2h, converted to seconds."""
 
     name = "AGE"
@@ -45,9 +45,9 @@ class Age(click.ParamType[float]):
 
 
 since_option = click.option(
-    "--since", type=Moment(), help="Start of the window: an age (90s, 30m, 2h, 3d) or a time in ISO 8601, UTC."
+    "--since", type=TimeType(), help="Start of the window: an age (90s, 30m, 2h, 3d) or a time in ISO 8601, UTC."
 )
-until_option = click.option("--until", type=Moment(), help="End of the window, same formats.")
+until_option = click.option("--until", type=TimeType(), help="End of the window, same formats.")
 
 
 def scope_options(command: F) -> F:

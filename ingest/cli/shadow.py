@@ -10,8 +10,8 @@ import click
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from ingest.cli.common import as_json, echo_json, fail, settings
-from ingest.cli.ranges import Finite
-from ingest.cli.scope import Age, scope_options
+from ingest.cli.ranges import FiniteFloatRange
+from ingest.cli.scope import DurationType, scope_options
 from ingest.operate.terminal import Terminal
 
 EXIT_DIFFERENT = 1
@@ -22,10 +22,10 @@ ROUND_SECONDS = 15.0
 @scope_options
 @click.option(
     "--follow",
-    type=Age(),
+    type=DurationType(),
     help="Compare messages as the group commits them, for this long: 90s, 30m, 2h.",
 )
-@click.option("--rate", type=Finite(0.1), help="Maximum messages per second; unlimited if not given.")
+@click.option("--rate", type=FiniteFloatRange(0.1), help="Maximum messages per second; unlimited if not given.")
 @click.option(
     "--limit",
     default=100,
@@ -73,7 +73,7 @@ def shadow(
                 scope,
                 per_second_max=rate,
                 differences_max=limit,
-                another_round=None if follow is None else rounds(follow),
+                another_round=None if follow is None else round_waiter(follow),
                 progress=lambda messages: bar.update(task, completed=messages),
             )
         except ReconcileFailed as error:
@@ -85,7 +85,7 @@ def shadow(
     sys.exit(0 if found.ok else EXIT_DIFFERENT)
 
 
-def rounds(seconds: float) -> Callable[[], bool]:
+def round_waiter(seconds: float) -> Callable[[], bool]:
     """Waits between two rounds of a comparison with --follow, but not beyond its time limit."""
     ends_at = time.monotonic() + seconds
     is_over = False

@@ -17,18 +17,18 @@ from ingest.cli.common import (
     settings,
 )
 from ingest.cli.confirm import confirm, yes_option
-from ingest.cli.listing import Listing
-from ingest.cli.ranges import BURST_MAX, PER_SECOND_MAX, Finite
+from ingest.cli.listing import CommandListGroup
+from ingest.cli.ranges import BURST_MAX, PER_SECOND_MAX, FiniteFloatRange
 from ingest.settings import Settings
 from tasks.connection import connect
 
 if TYPE_CHECKING:  # commands import their dependencies when they run
     from ingest.reader.tenant_rules import TenantStore
 
-UNKNOWN = "unknown"
+UNKNOWN_RULE = "unknown"
 
 
-@click.group(cls=Listing)
+@click.group(cls=CommandListGroup)
 def tenants() -> None:
     """Rules that drop or limit the messages of one project, to protect all other projects."""
 
@@ -82,8 +82,12 @@ def tenants_revive(project: int, by: str) -> None:
 
 @tenants.command("limit")
 @click.argument("project", type=click.IntRange(0))
-@click.option("--per-second", type=Finite(0.01, PER_SECOND_MAX), help="Messages per second, across all readers.")
-@click.option("--burst", type=Finite(1, BURST_MAX), help="Burst size, messages; default: ten seconds' worth.")
+@click.option(
+    "--per-second", type=FiniteFloatRange(0.01, PER_SECOND_MAX), help="Messages per second, across all readers."
+)
+@click.option(
+    "--burst", type=FiniteFloatRange(1, BURST_MAX), help="Burst size, messages; default: ten seconds' worth."
+)
 @click.option("--remove", is_flag=True, help="Remove the limit.")
 @by_option
 def tenants_limit(project: int, per_second: float | None, burst: float | None, remove: bool, by: str) -> None:
@@ -104,7 +108,7 @@ def _rule(project: int, change_rule: Callable[[Any], None]) -> None:
         change_rule(store)
         after = _rule_text(store, project)
     change = f"still {after}" if before == after else f"{after} (was {before})"
-    if UNKNOWN in (before, after):
+    if UNKNOWN_RULE in (before, after):
         change = "the rule is changed"
     echo(f"project {project}: {change}; readers apply it within two seconds")
 
@@ -112,7 +116,7 @@ def _rule(project: int, change_rule: Callable[[Any], None]) -> None:
 def _rule_text(store: TenantStore, project: int) -> str:
     rules = none_if_redis_is_unavailable(store.rules)
     if rules is None:
-        return UNKNOWN  # without the copy in Redis, rules can be changed but not shown
+        return UNKNOWN_RULE  # without the copy in Redis, rules can be changed but not shown
     if project in rules.killed:
         return "off"
     limit = rules.limits.get(project)

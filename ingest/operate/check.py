@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from ingest.operate import rehearsal
 from ingest.operate.finding import Finding, Severity
-from ingest.operate.text import counted, size_text
+from ingest.operate.text import count_text, size_text
 from ingest.settings import Settings
 from tasks.connection import LOOK_SECONDS_MAX, advice, connect, fault_of, prove_writable, refusal
 from tasks.faults import WHAT_TO_DO, Cause, Server
@@ -44,55 +44,55 @@ def findings(settings: Settings) -> Iterator[Finding]:
     cannot be removed as a finding.
     """
     secrets = secret_values(settings)
-    for finding in _all(settings):
+    for finding in _all_findings(settings):
         yield finding.redacted(secrets)
 
 
-def _all(settings: Settings) -> Iterator[Finding]:
+def _all_findings(settings: Settings) -> Iterator[Finding]:
     """The servers are checked concurrently, so that a slow or missing server does not delay the findings about the
     other servers. Joining a consumer group takes the longest and is reported last.
     """
     yield Finding("settings", Severity.OK, "valid")
     yield from deadlines(settings)
-    yield from _links(settings)
+    yield from _unencrypted_connections(settings)
     with ThreadPoolExecutor(CHECKS_AT_ONCE, thread_name_prefix="check") as pool:
-        kafka = pool.submit(_guarded, "kafka", lambda: _kafka(settings))
-        redis = pool.submit(_of_redis, settings)
+        kafka = pool.submit(_run_check, "kafka", lambda: _kafka(settings))
+        redis = pool.submit(_redis_findings, settings)
         sinks = [
-            pool.submit(_guarded, title, partial(_sink, settings, name, title))
+            pool.submit(_run_check, title, partial(_sink, settings, name, title))
             for title, name in _tested_sinks(settings)
             if name != SinkName.DEAD_LETTER
         ]
-        through_kafka = pool.submit(_of_kafka, settings, kafka)
+        through_kafka = pool.submit(_kafka_dependent_findings, settings, kafka)
         for ended in (redis, kafka, *sinks, through_kafka):
             yield from ended.result()
 
 
-def _of_redis(settings: Settings) -> list[Finding]:
+def _redis_findings(settings: Settings) -> list[Finding]:
     """Checks Redis, and everything that depends on it."""
-    found = _guarded("redis", lambda: _redis(settings))
-    if any(finding.name in ("redis", REDIS_KIND) and finding.bad for finding in found):
+    found = _run_check("redis", lambda: _redis(settings))
+    if any(finding.name in ("redis", REDIS_KIND) and finding.is_bad for finding in found):
         return [*found, _not_tested("redis", "staging", "tasks", "workers")]
     return [
         *found,
-        *_guarded("staging", lambda: rehearsal.staging(settings)),
-        *_guarded("tasks", lambda: rehearsal.task(settings)),
-        *_guarded("workers", lambda: rehearsal.fleet(settings)),
+        *_run_check("staging", lambda: rehearsal.check_staging(settings)),
+        *_run_check("tasks", lambda: rehearsal.check_task(settings)),
+        *_run_check("workers", lambda: rehearsal.check_workers(settings)),
     ]
 
 
-def _of_kafka(settings: Settings, kafka: Future[list[Finding]]) -> list[Finding]:
+def _kafka_dependent_findings(settings: Settings, kafka: Future[list[Finding]]) -> list[Finding]:
     """Checks the dead letters, the consumer group and the owners of the partitions, if Kafka can be used."""
     letters = [name for name in settings.sinks if name == SinkName.DEAD_LETTER]
-    if kafka.result()[0].bad:
+    if kafka.result()[0].is_bad:
         return [_not_tested("kafka", *letters, "consumer group", "partition owners")]
-    found = [finding for name in letters for finding in _guarded(name, partial(_sink, settings, name, name))]
-    if any(finding.bad for finding in kafka.result()):
+    found = [finding for name in letters for finding in _run_check(name, partial(_sink, settings, name, name))]
+    if any(finding.is_bad for finding in kafka.result()):
         return found
     return [
         *found,
-        *_guarded("consumer group", lambda: rehearsal.group(settings)),
-        *_guarded("partition owners", lambda: rehearsal.owners(settings)),
+        *_run_check("consumer group", lambda: rehearsal.check_group(settings)),
+        *_run_check("partition owners", lambda: rehearsal.check_owners(settings)),
     ]
 
 
@@ -126,7 +126,7 @@ def secret_values(settings: Settings) -> frozenset[str]:
     return frozenset(value for value in found if len(value) >= SECRET_CHARACTERS_MIN)
 
 
-def _guarded(name: str, check_one: Callable[[], Iterable[Finding]]) -> list[Finding]:
+def _run_check(name: str, check_one: Callable[[], Iterable[Finding]]) -> list[Finding]:
     try:
         return list(check_one())
     except Exception as failure:  # any error is a finding, so that the other checks still run
@@ -159,7 +159,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _links(settings: Settings) -> Iterable[Finding]:
+def _unencrypted_connections(settings: Settings) -> Iterable[Finding]:
     """Yields a warning for each unencrypted connection that leaves the machine."""
     redis = settings.redis_address
     plain = []
@@ -186,14 +186,14 @@ def _kafka(settings: Settings) -> Iterable[Finding]:
     except ClusterUnreachable as failure:
         yield Finding("kafka", Severity.BAD, failure.fault.problem, failure.fault.what_to_do)
         return
-    yield Finding("kafka", Severity.OK, counted(cluster.brokers, "broker"))
+    yield Finding("kafka", Severity.OK, count_text(cluster.brokers, "broker"))
     for topic in (settings.kafka_topic, settings.dlq_topic):
         found = cluster.topics.get(topic)
         if found is None:
             advice = "create it, or run `replays-ingest migrate --topics`"
             yield Finding(f"topic {topic}", Severity.BAD, "not there", advice)
         else:
-            yield Finding(f"topic {topic}", Severity.OK, counted(found.partitions, "partition"))
+            yield Finding(f"topic {topic}", Severity.OK, count_text(found.partitions, "partition"))
 
 
 def _redis(settings: Settings) -> Iterable[Finding]:

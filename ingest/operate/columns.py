@@ -18,7 +18,7 @@ from rich.text import Text
 from tasks.printed import printable
 
 GAP_COLUMNS = 2  # between two columns
-NOTHING = frozenset(("", "·"))
+EMPTY_CELLS = frozenset(("", "·"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class FittedTable:
         """
         least = {index: self._least(rows, index) for index in range(len(self._columns))}
         ranks = {index: column.rank for index, column in enumerate(self._columns)}
-        empty = {index for index in least if ranks[index] and all(row[index].plain in NOTHING for row in rows)}
+        empty = {index for index in least if ranks[index] and all(row[index].plain in EMPTY_CELLS for row in rows)}
         shown: dict[int, int] = {}
         for index in sorted(least.keys() - empty, key=lambda index: (ranks[index], index)):
             if ranks[index] == 0 or self._total([*shown.values(), least[index]]) <= width:

@@ -19,7 +19,7 @@ class Severity(StrEnum):
     BAD = "bad"
 
 
-MARKS = {
+SEVERITY_LABELS = {
     Severity.OK: ("ok     ", "green"),
     Severity.WARNING: ("warning", "yellow"),
     Severity.BAD: ("BAD    ", "red"),
@@ -36,7 +36,7 @@ class Finding:
     advice: str = ""
 
     @property
-    def bad(self) -> bool:
+    def is_bad(self) -> bool:
         return self.level is Severity.BAD
 
     def as_dict(self) -> dict[str, str]:
@@ -45,7 +45,9 @@ class Finding:
     def line(self) -> Text:
         """The finding as a line for a terminal."""
         advice = f"\n        → {printable(self.advice)}" if self.advice else ""
-        return Text.assemble(MARKS[self.level], f" {printable(self.name)}: {printable(self.said)}{advice}")
+        return Text.assemble(
+            SEVERITY_LABELS[self.level], f" {printable(self.name)}: {printable(self.said)}{advice}"
+        )
 
     def redacted(self, secrets: Iterable[str]) -> Finding:
         """The finding with these values, and any text that looks like a secret, hidden."""

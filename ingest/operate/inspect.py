@@ -68,13 +68,13 @@ def describe(data: bytes, rules: ParseRules) -> dict[str, Any]:
             "error": outcome.error,
             "meaning": REASONS[outcome.reason],
         }
-    _contents(data, rules, found)
+    _add_contents(data, rules, found)
     if isinstance(outcome, Segment):
-        _written(outcome, found)
+        _add_sink_items(outcome, found)
     return found
 
 
-def _contents(data: bytes, rules: ParseRules, found: dict[str, Any]) -> None:
+def _add_contents(data: bytes, rules: ParseRules, found: dict[str, Any]) -> None:
     """Adds the envelope and the recording, as far as each can be read."""
     if len(data) > rules.message_bytes_max:
         return
@@ -138,7 +138,7 @@ def _kind(item: Undecoded) -> str:
     return EVENT_TYPES[kind] if 0 <= kind < len(EVENT_TYPES) else "unknown"
 
 
-def _written(segment: Segment, found: dict[str, Any]) -> None:
+def _add_sink_items(segment: Segment, found: dict[str, Any]) -> None:
     """Adds the items of each sink."""
     warnings = Counter(segment.warnings)
     found["warnings"] = [

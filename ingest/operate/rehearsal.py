@@ -43,7 +43,7 @@ TASK_SECONDS_MAX = 5.0
 STAGED_BYTES = MiB
 
 
-def group(settings: Settings) -> Iterable[Finding]:
+def check_group(settings: Settings) -> Iterable[Finding]:
     """Joins a separate group with the reader's options, and commits metadata of the maximum length of a cut
     record.
     """
@@ -57,7 +57,7 @@ def group(settings: Settings) -> Iterable[Finding]:
         partitions = join_and_commit(config, settings.kafka_topic, "x" * metadata_bytes, JOIN_SECONDS_MAX)
     except NoMember as failure:
         refused = failure
-    left = _deleted(settings, name)
+    left = _delete_group(settings, name)
     if isinstance(refused, MetadataRefused):
         yield Finding(
             "consumer group",
@@ -90,7 +90,7 @@ def group(settings: Settings) -> Iterable[Finding]:
         )
 
 
-def _deleted(settings: Settings, name: str) -> str:
+def _delete_group(settings: Settings, name: str) -> str:
     """Deletes the group. Returns a note if the group could not be deleted, otherwise ""."""
     ends_at = time.monotonic() + DELETE_SECONDS_MAX
     while True:
@@ -106,7 +106,7 @@ def _deleted(settings: Settings, name: str) -> str:
         return ""
 
 
-def owners(settings: Settings) -> Iterable[Finding]:
+def check_owners(settings: Settings) -> Iterable[Finding]:
     """Checks whether a member of the production group owns every partition of the topic."""
     cluster, topic = Cluster(settings), settings.kafka_topic
     try:
@@ -144,7 +144,7 @@ def owners(settings: Settings) -> Iterable[Finding]:
         )
 
 
-def staging(settings: Settings) -> Iterable[Finding]:
+def check_staging(settings: Settings) -> Iterable[Finding]:
     """Stages a batch, writes an entry to a reader's stream, reads both back, and deletes them."""
     client = connect(settings)
     stage, coordination = Staging(client, settings), Coordination(client, settings)
@@ -160,9 +160,11 @@ def staging(settings: Settings) -> Iterable[Finding]:
         same = run is not None and stage.payload(batch, task, entry.content) == payload
         stage.mark(batch, task, token, entry.content)
         coordination.send_completion(reader, Completion(CompletionKind.DONE, manifest.batch_id))
-        same = same and not stage.unmarked(manifest, [task]) and stage.client.xlen(_stream(reader, settings)) == 1
+        same = (
+            same and not stage.unmarked(manifest, [task]) and stage.client.xlen(_stream_key(reader, settings)) == 1
+        )
     finally:
-        stage.client.delete(stage.key(batch), _stream(reader, settings))
+        stage.client.delete(stage.key(batch), _stream_key(reader, settings))
     if same:
         yield Finding("staging", Severity.OK, "a batch of 1 MiB was staged, marked, reported and deleted")
     else:
@@ -174,11 +176,11 @@ def staging(settings: Settings) -> Iterable[Finding]:
         )
 
 
-def _stream(reader: str, settings: Settings) -> str:
+def _stream_key(reader: str, settings: Settings) -> str:
     return reader_stream(reader, settings.key_prefix)
 
 
-def task(settings: Settings) -> Iterable[Finding]:
+def check_task(settings: Settings) -> Iterable[Finding]:
     """Publishes a task to a separate queue and consumes it, with the fleet's broker configuration."""
     try:
         publish_and_consume(settings, TASK_SECONDS_MAX)
@@ -197,14 +199,14 @@ def task(settings: Settings) -> Iterable[Finding]:
         )
 
 
-def fleet(settings: Settings) -> Iterable[Finding]:
+def check_workers(settings: Settings) -> Iterable[Finding]:
     """Checks whether a worker consumes each queue, and whether all processes run the same release and use the same
     BigQuery API."""
     coordination = Coordination(connect(settings), settings)
     found = workers(coordination, settings)
-    yield from _releases(coordination, found)
+    yield from _check_releases(coordination, found)
     if SinkName.BIGQUERY in settings.sinks:
-        yield from _ways_to_write(coordination, found)
+        yield from _check_bigquery_writes(coordination, found)
     for worker in found:
         state = f"silent for {worker.silent_seconds:.0f} s" if worker.silent else "up"
         age_seconds = max(0.0, worker.seen_at - worker.started_at)
@@ -237,7 +239,7 @@ def fleet(settings: Settings) -> Iterable[Finding]:
             )
 
 
-def _releases(coordination: Coordination, found: Iterable[WorkerStatus]) -> Iterable[Finding]:
+def _check_releases(coordination: Coordination, found: Iterable[WorkerStatus]) -> Iterable[Finding]:
     """Yields a warning if readers and workers run different releases, as during an upgrade."""
     running = {f"worker {worker.worker}": worker.release for worker in found if not worker.silent}
     running |= {f"reader {name}": str(about.get("release", "")) for name, about in coordination.readers().items()}
@@ -250,7 +252,7 @@ def _releases(coordination: Coordination, found: Iterable[WorkerStatus]) -> Iter
     )
 
 
-def _ways_to_write(coordination: Coordination, found: Iterable[WorkerStatus]) -> Iterable[Finding]:
+def _check_bigquery_writes(coordination: Coordination, found: Iterable[WorkerStatus]) -> Iterable[Finding]:
     """Yields a warning if readers encode rows for a BigQuery API that workers do not use."""
     queue = flush_queue(SinkName.BIGQUERY)
     ways = {

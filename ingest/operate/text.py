@@ -54,7 +54,7 @@ def times_as_text(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def counted(count: int, noun: str, nouns: str = "") -> str:
+def count_text(count: int, noun: str, nouns: str = "") -> str:
     """Formats a count and its noun: `1 broker`, `3 brokers`. `nouns`: the plural, if it is irregular."""
     return f"{count:,} {noun if count == 1 else nouns or f'{noun}s'}"
 
@@ -78,7 +78,7 @@ def age_seconds(text: str) -> int:
     return int(found[1]) * UNIT_SECONDS[found[2]]
 
 
-def moment(text: str, now: float) -> float:
+def parse_time(text: str, now: float) -> float:
     """Converts an age before `now`, or a time in ISO 8601 (UTC unless it has a zone), to Unix seconds.
 
     Raises ValueError.

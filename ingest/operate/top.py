@@ -20,7 +20,7 @@ from ingest.core.flight import Phase
 from ingest.operate.columns import Column, FittedTable
 from ingest.operate.status import ReaderStatus, Status, collect
 from ingest.operate.terminal import Terminal
-from ingest.operate.text import counted, seconds_text, size_text
+from ingest.operate.text import count_text, seconds_text, size_text
 from ingest.settings import Settings
 from tasks import dependencies
 from tasks.breaker import BreakerPhase
@@ -31,7 +31,7 @@ from tasks.names import CONTROL_QUEUE, flush_queue
 from tasks.observe.meters import LONG_SECONDS
 from tasks.wire import SinkName
 
-PICTURE_COLUMNS = 110
+SVG_COLUMNS = 110
 ROWS_MAX = 20  # maximum partitions, batches and reasons shown
 LAG_SECONDS_GOOD, LAG_SECONDS_BAD = 10.0, 60.0
 PARTITIONS = (
@@ -124,7 +124,7 @@ def run(
 
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            live.update(_attempt(draw, describe), refresh=True)
+            live.update(_draw_or_describe_fault(draw, describe), refresh=True)
             time.sleep(seconds)
 
 
@@ -142,14 +142,14 @@ def now(settings: Settings) -> Status:
     return msgspec.structs.replace(found, faults=faults)
 
 
-def picture(settings: Settings) -> str:
+def svg_page(settings: Settings) -> str:
     """The current page as an SVG document."""
-    console = Terminal(record=True, width=PICTURE_COLUMNS, file=io.StringIO(), force_terminal=True)
+    console = Terminal(record=True, width=SVG_COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(page(now(settings)))
     return console.export_svg(title="replays-ingest top", unique_id="top")
 
 
-def _attempt(draw: Callable[[], RenderableType], describe: Callable[[str], str]) -> RenderableType:
+def _draw_or_describe_fault(draw: Callable[[], RenderableType], describe: Callable[[str], str]) -> RenderableType:
     try:
         return draw()
     except RedisError as error:
@@ -196,7 +196,7 @@ def _headline(status: Status) -> RenderableType:
         lines.append(Text(f"{advice}; until then nothing is committed", style="red"))
     if status.parked:
         newest = max(status.parked, key=lambda batch: batch.parked_at)
-        parked = f"parked: {counted(len(status.parked), 'batch', 'batches')}, last error: {newest.error}"
+        parked = f"parked: {count_text(len(status.parked), 'batch', 'batches')}, last error: {newest.error}"
         lines.append(Text(parked, style="bold red"))
     return Panel(Group(*lines), border_style="blue")
 
@@ -268,7 +268,7 @@ def _partitions(status: Status) -> RenderableType:
             else Text(f"{partition.lag_seconds:.1f}", style=lag_style(partition.lag_seconds)),
             style="dim" if reader.silent else "",
         )
-    return _more(table, len(rows))
+    return _add_omitted_rows(table, len(rows))
 
 
 def _sinks(status: Status) -> RenderableType:
@@ -298,7 +298,7 @@ def _workers(status: Status) -> RenderableType:
             f"{max(0.0, status.at - worker.started_at):.0f} s",
             Text(f"{worker.silent_seconds:.0f} s ago", style="bold red" if worker.silent else ""),
         )
-    return _more(table, len(status.workers))
+    return _add_omitted_rows(table, len(status.workers))
 
 
 def _flights(status: Status) -> RenderableType:
@@ -318,7 +318,7 @@ def _flights(status: Status) -> RenderableType:
             f"{flight.age_seconds:.1f} s",
             style="dim" if reader.silent else "",
         )
-    return _more(table, len(rows))
+    return _add_omitted_rows(table, len(rows))
 
 
 def _parked(status: Status) -> RenderableType:
@@ -331,14 +331,14 @@ def _parked(status: Status) -> RenderableType:
             f"{max(0.0, batch.retry_at - status.at):.0f} s",
             batch.error,
         )
-    return _more(table, len(status.parked))
+    return _add_omitted_rows(table, len(status.parked))
 
 
 def _rejects(status: Status) -> RenderableType:
     table = _table("dead letters since the readers started", REJECTS)
     for reason, messages in sorted(status.rejects.items(), key=lambda item: -item[1])[:ROWS_MAX]:
         table.add_row(reason, f"{messages:,}")
-    return _more(table, len(status.rejects))
+    return _add_omitted_rows(table, len(status.rejects))
 
 
 def _costs(status: Status) -> RenderableType:
@@ -352,14 +352,14 @@ def _costs(status: Status) -> RenderableType:
             size_text(cost.bytes_per_second),
             f"{cost.rows_per_second:,.0f}",
         )
-    return _more(table, len(status.costs))
+    return _add_omitted_rows(table, len(status.costs))
 
 
 def _table(title: str, columns: Sequence[Column]) -> FittedTable:
     return FittedTable(columns, title=title, expand=True)
 
 
-def _more(table: FittedTable, rows: int) -> FittedTable:
+def _add_omitted_rows(table: FittedTable, rows: int) -> FittedTable:
     if rows > ROWS_MAX:
         table.caption = f"and {rows - ROWS_MAX} more"
     return table

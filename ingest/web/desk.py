@@ -181,7 +181,7 @@ class Desk:
         matching = 0
         rules = rules_of(self._settings)
         try:
-            erasures = dlq.erasures_now(self._settings)
+            erasures = dlq.current_erasures(self._settings)
             for letter in itertools.islice(dlq.letters(self._settings, chosen.selection), LETTERS_COUNTED_MAX):
                 counts[letter.reason, letter.sink] += 1
                 if len(shown) >= LETTERS_MAX and not (chosen.project or chosen.text):

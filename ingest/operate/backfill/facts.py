@@ -14,20 +14,20 @@ import msgspec
 from google.cloud import bigquery as official_bigquery
 
 from ingest.operate.reconcile.presence import (
-    DELIVERED_AGAIN_SECONDS_MAX,
+    REDELIVERY_SECONDS_MAX,
     FactKey,
     Facts,
     decoded,
     fact_key,
     fact_seconds,
-    moment_of,
+    to_datetime,
 )
 from ingest.operate.reconcile.problem import Problem
 from ingest.settings import Settings
 from tasks.sinks.google import errors as google_errors
 from tasks.wire import Row, chunks
 
-COMPARED = ("event_type", "org_id", "replay_id", "segment_id", "attributes")
+COMPARED_COLUMNS = ("event_type", "org_id", "replay_id", "segment_id", "attributes")
 ROWS_MAX = 2000
 
 
@@ -47,13 +47,13 @@ class StoredFacts(Facts):
             for position in chunk:
                 wanted = decoded(items[position])
                 for row in stored.get(fact_key(items[position]), []):
-                    columns = [name for name in COMPARED if not _same(wanted[name], row[name])]
+                    columns = [name for name in COMPARED_COLUMNS if not _is_equal(wanted[name], row[name])]
                     if columns:
                         found[position] = (Problem.DIFFERS, f"differs in {', '.join(columns)}")
         return found
 
     def _contents(self, items: Sequence[Row]) -> dict[FactKey, list[dict[str, Any]]]:
-        columns = ", ".join(("project_id", "row_id", *COMPARED))
+        columns = ", ".join(("project_id", "row_id", *COMPARED_COLUMNS))
         found: dict[FactKey, list[dict[str, Any]]] = {}
         for row in self._run(f"SELECT {columns} FROM {self._table}", items):
             found.setdefault((int(row["project_id"]), str(row["row_id"])), []).append(dict(row.items()))
@@ -68,15 +68,15 @@ class StoredFacts(Facts):
         """Runs one statement on the rows with these identities, limited to the days around their times."""
         times = [fact_seconds(item) for item in items]
         keys = [fact_key(item) for item in items]
-        around = DELIVERED_AGAIN_SECONDS_MAX
+        around = REDELIVERY_SECONDS_MAX
         config = official_bigquery.QueryJobConfig(
             query_parameters=[
                 official_bigquery.ArrayQueryParameter(
                     "keys", "STRING", [f"{project}-{row_id}" for project, row_id in keys]
                 ),
                 official_bigquery.ArrayQueryParameter("ids", "STRING", [row_id for _, row_id in keys]),
-                official_bigquery.ScalarQueryParameter("low", "TIMESTAMP", moment_of(min(times) - around)),
-                official_bigquery.ScalarQueryParameter("high", "TIMESTAMP", moment_of(max(times) + around)),
+                official_bigquery.ScalarQueryParameter("low", "TIMESTAMP", to_datetime(min(times) - around)),
+                official_bigquery.ScalarQueryParameter("high", "TIMESTAMP", to_datetime(max(times) + around)),
             ]
         )
         where = (
@@ -91,7 +91,7 @@ class StoredFacts(Facts):
             raise google_errors.sort(error).error() from error
 
 
-def _same(wanted: Any, stored: Any) -> bool:
+def _is_equal(wanted: Any, stored: Any) -> bool:
     if wanted == stored:
         return True
     try:  # a JSON column may format the same value differently

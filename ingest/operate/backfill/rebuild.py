@@ -35,7 +35,7 @@ class StoredSegment:
         return self.project_id, self.replay_id, self.segment_id
 
 
-def rebuilt(segment: StoredSegment, content: bytes, rules: ParseRules) -> Rebuilt:
+def rebuild_rows(segment: StoredSegment, content: bytes, rules: ParseRules) -> Rebuilt:
     """The rows of a recording. Raises BlobError when the content is not a recording."""
     identity = Identity(
         segment.org_id,

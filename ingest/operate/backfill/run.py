@@ -18,8 +18,8 @@ from redis.exceptions import RedisError
 from ingest.core.stored_recording import BlobError
 from ingest.operate.backfill.facts import StoredFacts
 from ingest.operate.backfill.outcome import Difference, Outcome, Tally
-from ingest.operate.backfill.rebuild import StoredSegment, rebuilt
-from ingest.operate.backfill.selection import Selection, StoredSegments, recordings
+from ingest.operate.backfill.rebuild import StoredSegment, rebuild_rows
+from ingest.operate.backfill.selection import Selection, StoredSegments, recording_names
 from ingest.operate.reconcile.problem import Problem
 from ingest.operate.reconcile.recordings import Recordings
 from ingest.operate.reconcile.repair import Repair
@@ -58,7 +58,7 @@ class Backfill:
 
     def count(self) -> int:
         """Number of selected stored segments."""
-        with _failing(), contextlib.closing(self._segments()) as segments:
+        with _converting_errors(), contextlib.closing(self._segments()) as segments:
             return segments.count()
 
     def run(
@@ -74,19 +74,19 @@ class Backfill:
         recorded in the audit trail.
         """
         began, found = time.monotonic(), Outcome(dry_run)
-        with _failing(), contextlib.ExitStack() as closing:
+        with _converting_errors(), contextlib.ExitStack() as closing:
             segments = closing.enter_context(contextlib.closing(self._segments()))
             if not dry_run:
                 self._audit("begins", by, found)
             pages = closing.enter_context(contextlib.closing(_Pages(self._settings, found, differences_max)))
             seen, page_began = 0, time.monotonic()
-            for page in _readable(segments.pages(max(1, int(per_second_max)))):
+            for page in _with_converted_errors(segments.pages(max(1, int(per_second_max)))):
                 pages.take(page)
                 seen += len(page)
                 progress(seen)
                 time.sleep(max(0.0, page_began + len(page) / per_second_max - time.monotonic()))
                 page_began = time.monotonic()
-            self._name_without_rows(segments, found, closing)
+            self._report_recordings_without_rows(segments, found, closing)
             if not dry_run:
                 self._audit("ends", by, found)
         if SinkName.DATADOG in self._settings.sinks:
@@ -100,10 +100,12 @@ class Backfill:
         except Exception as error:
             raise clickhouse_errors.sort(error).error() from error
 
-    def _name_without_rows(self, segments: StoredSegments, found: Outcome, closing: contextlib.ExitStack) -> None:
+    def _report_recordings_without_rows(
+        self, segments: StoredSegments, found: Outcome, closing: contextlib.ExitStack
+    ) -> None:
         try:
             bucket = closing.enter_context(contextlib.closing(Bucket(self._settings)))
-            listed = recordings(bucket, self._selection)
+            listed = recording_names(bucket, self._selection)
             names = next(listed, None)
             while names is not None:
                 for name in segments.unlisted(names):
@@ -149,7 +151,7 @@ class _Pages:
                 self._found.note("gone", segment.object)
                 continue
             try:
-                rows = rebuilt(segment, content, self._rules)
+                rows = rebuild_rows(segment, content, self._rules)
             except BlobError as error:
                 self._found.note("unreadable", f"{segment.object}: {error}")
                 continue
@@ -157,11 +159,11 @@ class _Pages:
             clicks.setdefault(segment.partition, []).extend((segment, row) for row in rows.clickhouse)
             facts += [(segment, row) for row in rows.bigquery]
         for partition, rebuilt_rows in clicks.items():
-            self._settle(SinkName.CLICKHOUSE, rebuilt_rows, self._comparing(partition))
+            self._compare_and_write(SinkName.CLICKHOUSE, rebuilt_rows, self._row_comparison(partition))
         if self._facts is not None:
-            self._settle(SinkName.BIGQUERY, facts, self._facts.compare)
+            self._compare_and_write(SinkName.BIGQUERY, facts, self._facts.compare)
 
-    def _comparing(self, partition: int) -> Callable[[Sequence[Row]], Wrong]:
+    def _row_comparison(self, partition: int) -> Callable[[Sequence[Row]], Wrong]:
         def compare(items: Sequence[Row]) -> Wrong:
             comparison = self._rows.compare(items, partition, unexpected=False)
             return {
@@ -172,7 +174,7 @@ class _Pages:
 
         return compare
 
-    def _settle(
+    def _compare_and_write(
         self,
         sink: SinkName,
         rebuilt_rows: Sequence[tuple[StoredSegment, Row]],
@@ -185,21 +187,21 @@ class _Pages:
         differences_found = compare(items)
         for position, (problem, what) in sorted(differences_found.items()):
             tally.count(problem)
-            self._name(sink, rebuilt_rows[position], problem, what)
+            self._add_difference(sink, rebuilt_rows[position], problem, what)
         if not differences_found or self._repair is None:
             return
         to_write = [items[position] for position in sorted(differences_found)]
         differing = [
             items[place] for place, (problem, _) in sorted(differences_found.items()) if problem is Problem.DIFFERS
         ]
-        failure = self._written(sink, to_write, differing)
+        failure = self._write(sink, to_write, differing)
         if failure:
             self._found.failures.append(failure)
         left = len(compare(to_write))
         tally.left += left
         tally.written += len(to_write) - left
 
-    def _written(self, sink: SinkName, items: Sequence[Item], differing: Sequence[Row]) -> str:
+    def _write(self, sink: SinkName, items: Sequence[Item], differing: Sequence[Row]) -> str:
         assert self._repair is not None
         try:
             if sink is SinkName.BIGQUERY and self._facts is not None and differing:
@@ -209,7 +211,9 @@ class _Pages:
         self._run += 1
         return self._repair.write_items(sink, f"backfill-{self._run}", items)
 
-    def _name(self, sink: SinkName, rebuilt_rows: tuple[StoredSegment, Row], problem: Problem, what: str) -> None:
+    def _add_difference(
+        self, sink: SinkName, rebuilt_rows: tuple[StoredSegment, Row], problem: Problem, what: str
+    ) -> None:
         self._shown[sink] += 1
         if self._shown[sink] <= self._differences_max:
             segment, row = rebuilt_rows
@@ -233,7 +237,7 @@ def _erasures(settings: Settings) -> Erasures:
     return erasures_of(in_force, time.time())
 
 
-def _readable(pages: Iterable[Any]) -> Iterator[Any]:
+def _with_converted_errors(pages: Iterable[Any]) -> Iterator[Any]:
     """Yields the pages from ClickHouse, and converts the driver's errors to SinkError."""
     try:
         yield from pages
@@ -244,7 +248,7 @@ def _readable(pages: Iterable[Any]) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _failing() -> Iterator[None]:
+def _converting_errors() -> Iterator[None]:
     try:
         yield
     except (SinkError, RangeError, DecisionsUnreadable, NotProduced, RedisError) as failure:

@@ -25,9 +25,9 @@ from tasks.wire import chunks
 
 PAGE_SEGMENTS = 200
 PAGE_BYTES = 64 * MiB
-IDS_AT_ONCE = 500
-NAMES_AT_ONCE = 1000
-NOTHING_BEFORE = (0, "00000000-0000-0000-0000-000000000000", -1)
+IDS_PER_QUERY = 500
+NAMES_PER_CHUNK = 1000
+FIRST_PAGE_KEY = (0, "00000000-0000-0000-0000-000000000000", -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Selection:
             parts.append(f"received >= toDateTime({max(0, math.ceil(self.since))})")
         if self.until is not None:
             parts.append(f"received < toDateTime({max(0, math.ceil(self.until))})")
-        for ids in [None] if self.replay_ids is None else chunks(sorted(set(self.replay_ids)), IDS_AT_ONCE):
+        for ids in [None] if self.replay_ids is None else chunks(sorted(set(self.replay_ids)), IDS_PER_QUERY):
             yield " AND ".join([*parts, f"replay_id IN ({uuids(ids)})"] if ids else parts)
 
     def prefixes(self) -> Iterator[str]:
@@ -91,7 +91,7 @@ class StoredSegments:
     def pages(self, segments_max: int) -> Iterator[list[StoredSegment]]:
         """Pages of at most the given number of segments, and about PAGE_BYTES of recordings."""
         for where in self._selection.conditions(self._now):
-            after: tuple[int, str, int] = NOTHING_BEFORE
+            after: tuple[int, str, int] = FIRST_PAGE_KEY
             while page := self._page(where, after, min(PAGE_SEGMENTS, segments_max)):
                 after = page[-1].key
                 yield page
@@ -153,7 +153,7 @@ class StoredSegments:
 
     def unknown_replays(self) -> Iterator[str]:
         """The selected replay ids that have no row."""
-        for ids in chunks(sorted(set(self._selection.replay_ids or ())), IDS_AT_ONCE):
+        for ids in chunks(sorted(set(self._selection.replay_ids or ())), IDS_PER_QUERY):
             project = self._selection.project_id
             where = f"replay_id IN ({uuids(ids)})" + (
                 "" if project is None else f" AND project_id = {int(project)}"
@@ -168,14 +168,14 @@ class StoredSegments:
         self._server.close()
 
 
-def recordings(bucket: Bucket, selection: Selection) -> Iterator[list[str]]:
-    """Names of the selected recordings that have their own object in the bucket, in chunks of NAMES_AT_ONCE."""
+def recording_names(bucket: Bucket, selection: Selection) -> Iterator[list[str]]:
+    """Names of the selected recordings that have their own object in the bucket, in chunks of NAMES_PER_CHUNK."""
     names: list[str] = []
     for prefix in selection.prefixes():
         for stored in bucket.objects(prefix):
             if stored.live and OBJECT.fullmatch(stored.name) and selection.holds(stored.born_at):
                 names.append(stored.name)
-            if len(names) >= NAMES_AT_ONCE:
+            if len(names) >= NAMES_PER_CHUNK:
                 yield names
                 names = []
     if names:

@@ -6,8 +6,8 @@ erased.py      letters of erased replays, which are neither shown nor sent
 replay.py      replays letters and marks them as replayed
 """
 
-from ingest.operate.dlq.erased import ERASED, erasures_now, is_erased, shown
-from ingest.operate.dlq.letters import DeadLettersUnavailable, Letter, Selection, letters, mentioning
+from ingest.operate.dlq.erased import ERASED, current_erasures, is_erased, shown
+from ingest.operate.dlq.letters import DeadLettersUnavailable, Letter, Selection, letters, letters_containing
 from ingest.operate.dlq.replay import Replayed, replay
 
 __all__ = [
@@ -16,10 +16,10 @@ __all__ = [
     "Letter",
     "Replayed",
     "Selection",
-    "erasures_now",
+    "current_erasures",
     "is_erased",
     "letters",
-    "mentioning",
+    "letters_containing",
     "replay",
     "shown",
 ]

@@ -32,7 +32,7 @@ from tasks.refused import OBJECT
 
 ERASED = "its replay was erased"
 REPLAY_ID = re.compile(rb"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-ANY_TIME = 0.0
+EARLIEST_TIME = 0.0
 
 
 class _Row(msgspec.Struct):
@@ -50,7 +50,7 @@ class _Row(msgspec.Struct):
         return {name for name in (self.user, self.user_id, self.user_name, self.user_email) if name}
 
 
-def erasures_now(settings: Settings) -> Erasures:
+def current_erasures(settings: Settings) -> Erasures:
     """Current erasures. Raises DeadLettersUnavailable."""
     try:
         entries = load(settings).entries
@@ -85,7 +85,7 @@ def shown(letter: Letter, erasures: Erasures, rules: ParseRules) -> dict[str, An
 def may_be_erased(letter: Letter, erasures: Erasures) -> bool:
     """Like `is_erased`, for a refused item whose message no longer exists. If in doubt, the item counts as
     erased."""
-    return bool(erasures) and _item_is_erased(letter, erasures, ANY_TIME, in_doubt=True)
+    return bool(erasures) and _item_is_erased(letter, erasures, EARLIEST_TIME, in_doubt=True)
 
 
 def _message_is_erased(letter: Letter, erasures: Erasures, rules: ParseRules) -> bool:

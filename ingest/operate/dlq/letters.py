@@ -22,7 +22,7 @@ from tasks.refused import OBJECT
 
 SCAN_SECONDS_MAX = 600.0
 MARKS_MAX = 1_000_000
-FOREIGN = Label("unknown", "", Origin("", -1, -1), "")
+UNKNOWN_LABEL = Label("unknown", "", Origin("", -1, -1), "")
 """Reason of a record that is not a letter of this system."""
 
 
@@ -130,7 +130,7 @@ class Selection:
     ids: frozenset[str] = frozenset()
     include_replayed: bool = False
 
-    def takes(self, letter: Letter) -> bool:
+    def matches(self, letter: Letter) -> bool:
         """True if the letter is selected."""
         return (
             (self.reason is None or letter.reason == self.reason)
@@ -146,14 +146,14 @@ def letters(settings: Settings, selection: Selection) -> Iterator[Letter]:
     The topic is read twice, first for the marks, so that memory grows with the number of marks (at most MARKS_MAX)
     and not with the number of letters. Raises DeadLettersUnavailable.
     """
-    marks = _marks(settings)
+    marks = _read_marks(settings)
     for record in _scan(settings):
         letter = _letter(record, marks, settings)
-        if letter is not None and selection.takes(letter):
+        if letter is not None and selection.matches(letter):
             yield letter
 
 
-def mentioning(settings: Settings, texts: Iterable[str]) -> Iterator[Letter]:
+def letters_containing(settings: Settings, texts: Iterable[str]) -> Iterator[Letter]:
     """All letters, including replayed letters, that contain one of the texts.
 
     Reads the topic once; `replayed` is not set. Raises DeadLettersUnavailable.
@@ -167,7 +167,7 @@ def mentioning(settings: Settings, texts: Iterable[str]) -> Iterator[Letter]:
                 yield letter
 
 
-def _marks(settings: Settings) -> dict[str, tuple[str, Sealed]]:
+def _read_marks(settings: Settings) -> dict[str, tuple[str, Sealed]]:
     """The digest of each replayed letter (empty if the mark has none) and whether its mark is sealed, by letter
     id.
 
@@ -177,7 +177,7 @@ def _marks(settings: Settings) -> dict[str, tuple[str, Sealed]]:
     for record in _scan(settings):
         mark = decode_mark(record.headers, record.key, record.value)
         if mark is not None:
-            state = _sealed(settings, record)
+            state = _seal_status(settings, record)
             if state is Sealed.YES or marks.get(mark.letter_id, ("", state))[1] is not Sealed.YES:
                 marks[mark.letter_id] = mark.digest, state
             if len(marks) > MARKS_MAX:
@@ -192,7 +192,7 @@ def _letter(record: Record, marks: Mapping[str, tuple[str, Sealed]], settings: S
     """The letter in this record; None if the record is a mark."""
     if decode_mark(record.headers, record.key, record.value) is not None:
         return None
-    label, state = decode(record.headers) or FOREIGN, _sealed(settings, record)
+    label, state = decode(record.headers) or UNKNOWN_LABEL, _seal_status(settings, record)
     return Letter(
         partition=record.partition,
         offset=record.offset,
@@ -206,7 +206,7 @@ def _letter(record: Record, marks: Mapping[str, tuple[str, Sealed]], settings: S
     )
 
 
-def _sealed(settings: Settings, record: Record) -> Sealed:
+def _seal_status(settings: Settings, record: Record) -> Sealed:
     value = None if record.tombstone else record.value
     return examine(settings.seals, settings.dlq_topic, record.key, value, record.headers)
 
@@ -218,15 +218,15 @@ def _is_replayed(
     of the topic can write marks.
     """
 
-    def marked(letter_id: str) -> str | None:
+    def applicable_mark(letter_id: str) -> str | None:
         mark, by = marks.get(letter_id, (None, Sealed.NO))
         return mark if by is Sealed.YES or state is not Sealed.YES else None
 
-    mark = marked(f"{record.partition}-{record.offset}")
+    mark = applicable_mark(f"{record.partition}-{record.offset}")
     if mark is not None:
         return mark in ("", digest(record.key, record.value))
     came_from = (dict(label.originals).get(REPLAYED_FROM) or b"").decode("utf-8", "replace")
-    mark = marked(came_from.removeprefix(f"{dlq_topic}-"))
+    mark = applicable_mark(came_from.removeprefix(f"{dlq_topic}-"))
     return mark is not None and mark == digest(record.key, record.value)
 
 

@@ -27,14 +27,14 @@ from tasks.wire import Blob, Item, Metric, Row, SinkName, TaskName, decode_items
 
 BATCH = re.compile(r"(?P<topic>.+)-(?P<partition>[0-9]{1,9})-(?P<start>[0-9]{1,18})-(?P<stop>[0-9]{1,18})")
 PACKED_SINKS = (SinkName.GCS, SinkName.CLICKHOUSE)
-READ = Bounds(messages_max=100_000, bytes_max=512 * MiB, seconds_max=120.0)
+READ_BOUNDS = Bounds(messages_max=100_000, bytes_max=512 * MiB, seconds_max=120.0)
 
 
-class OriginalGone(Exception):
+class OriginalMissing(Exception):
     """The message is no longer in its topic."""
 
 
-class NotMade(Exception):
+class ItemNotProduced(Exception):
     """The message exists but does not produce this item."""
 
 
@@ -57,10 +57,11 @@ class Originals:
         self._known: tuple[object, list[Item]] = (None, [])
 
     def rebuild(self, label: Label, sink: SinkName, named: Item) -> Item:
-        """The named item, rebuilt from its original message. Raises OriginalGone, NotMade or RangeError."""
+        """The named item, rebuilt from its original message. Raises OriginalMissing, ItemNotProduced or
+        RangeError."""
         topic = self._settings.kafka_topic
         if label.origin.topic != topic:
-            raise NotMade(f"it is from topic {label.origin.topic!r}, but this deployment reads {topic}")
+            raise ItemNotProduced(f"it is from topic {label.origin.topic!r}, but this deployment reads {topic}")
         wanted, packed = self._range(label, named)
         if self._known[0] != (wanted, sink, packed):
             self._known = ((wanted, sink, packed), list(self._items(wanted, sink, packed=packed)))
@@ -68,7 +69,7 @@ class Originals:
             same = item == named if isinstance(named, Metric) else name_of(item) == name_of(named)
             if same:
                 return item
-        raise NotMade(f"its original message, {topic} {wanted}, does not produce this item")
+        raise ItemNotProduced(f"its original message, {topic} {wanted}, does not produce this item")
 
     def _range(self, label: Label, named: Item) -> tuple[Range, bool]:
         """The range to read, and whether the item depends on the packed layout."""
@@ -78,26 +79,26 @@ class Originals:
         )
         if not packed and not isinstance(named, Metric):
             if origin.partition < 0 or origin.offset < 0:
-                raise NotMade("it does not name its original message")
+                raise ItemNotProduced("it does not name its original message")
             return Range(origin.partition, origin.offset, origin.offset + 1), False
         batch = BATCH.fullmatch(label.batch_id)
         if batch is None or (batch["topic"], int(batch["partition"])) != (origin.topic, origin.partition):
-            raise NotMade(f"{label.batch_id!r} is not a batch of {origin.topic}-{origin.partition}")
+            raise ItemNotProduced(f"{label.batch_id!r} is not a batch of {origin.topic}-{origin.partition}")
         start, stop = int(batch["start"]), int(batch["stop"])
         if not start < stop:
-            raise NotMade(f"{label.batch_id!r} is an empty range")
+            raise ItemNotProduced(f"{label.batch_id!r} is an empty range")
         return Range(origin.partition, start, stop), packed
 
     def _items(self, wanted: Range, sink: SinkName, *, packed: bool) -> Iterator[Item]:
         topic = self._settings.kafka_topic
         if self._reader is None:
             group = f"{self._settings.kafka_group}-dlq-browser"
-            self._reader = RangeReader(self._settings, topic, group=group, bounds=READ)
+            self._reader = RangeReader(self._settings, topic, group=group, bounds=READ_BOUNDS)
         outcomes = [
             self._gate.screened(parse(message_of(record), self._rules)) for record in self._reader.read([wanted])
         ]
         if self._reader.gone.pop(wanted.partition, 0) or not outcomes:
-            raise OriginalGone(f"its original message, {topic} {wanted}, is no longer in the topic")
+            raise OriginalMissing(f"its original message, {topic} {wanted}, is no longer in the topic")
         source = TopicPartition(topic, wanted.partition)
         batch = batch_of(source, OffsetRange(wanted.start, wanted.stop), outcomes)
         if not packed:

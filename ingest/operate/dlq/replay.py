@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ingest.operate.dlq.erased import ERASED, erasures_now, is_erased, may_be_erased
-from ingest.operate.dlq.letters import FOREIGN, DeadLettersUnavailable, Letter, Selection, letters
-from ingest.operate.dlq.originals import NotMade, OriginalGone, Originals
+from ingest.operate.dlq.erased import ERASED, current_erasures, is_erased, may_be_erased
+from ingest.operate.dlq.letters import UNKNOWN_LABEL, DeadLettersUnavailable, Letter, Selection, letters
+from ingest.operate.dlq.originals import ItemNotProduced, OriginalMissing, Originals
 from ingest.reader.configuration import rules_of
 from ingest.settings import Settings
 from tasks.errors import SinkError
@@ -106,7 +106,7 @@ class _Sender:
     def __init__(self, settings: Settings, *, unverified: bool) -> None:
         self._settings = settings
         self._unverified = unverified
-        self._erasures, self._loaded_at = erasures_now(settings), time.monotonic()
+        self._erasures, self._loaded_at = current_erasures(settings), time.monotonic()
         self._rules = rules_of(settings)
         self._producer = AcknowledgedProducer(settings)
         self._originals = Originals(settings, self._erasures)
@@ -114,9 +114,9 @@ class _Sender:
 
     def item_to_write(self, letter: Letter) -> Item | None:
         """The item to write; None for a message to produce. Raises NotReplayed, or RangeError."""
-        if letter.label is FOREIGN:
+        if letter.label is UNKNOWN_LABEL:
             raise NotReplayed("it is not a letter of this system")
-        self._follow_erasures()
+        self._refresh_erasures()
         if is_erased(letter, self._erasures, self._rules):
             raise NotReplayed(ERASED)
         if letter.sealed is Sealed.NO and not self._unverified:
@@ -131,9 +131,9 @@ class _Sender:
         try:
             sink, named = revive(letter.label, letter.value)
             return self._originals.rebuild(letter.label, sink, named)
-        except (ValueError, NotMade) as error:
+        except (ValueError, ItemNotProduced) as error:
             raise NotReplayed(str(error)) from error
-        except OriginalGone as error:
+        except OriginalMissing as error:
             if self._unverified or letter.sealed is Sealed.YES:
                 if may_be_erased(letter, self._erasures):
                     raise NotReplayed(ERASED) from error
@@ -142,11 +142,11 @@ class _Sender:
                 f"{error}: the item cannot be verified; add --unverified to write it as stored in the letter"
             ) from error
 
-    def _follow_erasures(self) -> None:
+    def _refresh_erasures(self) -> None:
         """Raises DeadLettersUnavailable."""
         if time.monotonic() - self._loaded_at < ERASURES_SECONDS_MAX:
             return
-        self._erasures, self._loaded_at = erasures_now(self._settings), time.monotonic()
+        self._erasures, self._loaded_at = current_erasures(self._settings), time.monotonic()
         self._originals.follow(self._erasures)
 
     def send(self, letter: Letter, item: Item | None) -> None:

@@ -26,8 +26,15 @@ docs/decisions/028-erase-in-place.md.
 from ingest.operate.erase.certificate import certificate
 from ingest.operate.erase.eraser import Eraser
 from ingest.operate.erase.erasure import Erased, Erasure
-from ingest.operate.erase.holdings import EraseFailed, Generation, Holdings, listed_ids, plain_id, remains
-from ingest.operate.erase.objects import Objects, blank
+from ingest.operate.erase.holdings import (
+    EraseFailed,
+    Generation,
+    Holdings,
+    describe_uncovered_data,
+    listed_ids,
+    plain_id,
+)
+from ingest.operate.erase.objects import Objects, zero_spans
 from ingest.operate.erase.rows import TABLES
 
 __all__ = [
@@ -39,9 +46,9 @@ __all__ = [
     "Generation",
     "Holdings",
     "Objects",
-    "blank",
     "certificate",
+    "describe_uncovered_data",
     "listed_ids",
     "plain_id",
-    "remains",
+    "zero_spans",
 ]

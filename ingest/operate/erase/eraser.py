@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from ingest.operate.dlq import DeadLettersUnavailable, mentioning
+from ingest.operate.dlq import DeadLettersUnavailable, letters_containing
 from ingest.operate.erase.facts import Facts
-from ingest.operate.erase.holdings import Holdings, converting_errors, plain_id, remains
+from ingest.operate.erase.holdings import Holdings, converting_errors, describe_uncovered_data, plain_id
 from ingest.operate.erase.objects import GENERATIONS_MAX, Objects
 from ingest.operate.erase.rows import Rows
 from ingest.operate.erase.tombstones import Tombstones
@@ -59,7 +59,7 @@ class Eraser:
             # Letters are messages that could not be parsed, or refused items; rows contain the id with dashes.
             spellings = (self._replay_id, str(UUID(self._replay_id)))
             projects = (None, self._project_id)  # None if the letter's project is unknown
-            letters = mentioning(settings, spellings)
+            letters = letters_containing(settings, spellings)
             found["letters"] = tuple(letter.id for letter in letters if letter.project_id in projects)
         except DeadLettersUnavailable as error:
             notes.append(f"dead letters were not searched: {error}")
@@ -97,12 +97,12 @@ class Eraser:
         if "clickhouse" in self._settings.sinks:
             with converting_errors("clickhouse", clickhouse_errors.sort):
                 self._rows.delete(found)
-        left += [*unsettled, *remains(found)]
+        left += [*unsettled, *describe_uncovered_data(found)]
         action = {"what": "erase ends", **self._action_text(by), **found.counts(), "left": "; ".join(left)}
         self._coordination.audit(action)
         return left
 
-    def done_before(self) -> bool:
+    def is_already_erased(self) -> bool:
         """Whether the replay's tombstone exists. Raises RedisError, RangeError or DecisionsUnreadable."""
         key = replay_key(self._project_id, self._replay_id)
         return self._coordination.operators.get([key])[0] is not None

@@ -11,7 +11,7 @@ from typing import Any
 
 from ingest.operate.erase.certificate import certificate
 from ingest.operate.erase.eraser import Eraser
-from ingest.operate.erase.holdings import Holdings, converting_errors, remains
+from ingest.operate.erase.holdings import Holdings, converting_errors, describe_uncovered_data
 from ingest.operate.erase.rows import replays_of
 from ingest.operate.erase.tombstones import Tombstones
 from ingest.reader.erasures import project_key, replay_key, user_key
@@ -56,11 +56,11 @@ class Erasure:
 
     def known(self, found: Holdings) -> bool:
         """True if the replay existed, even if no erasable data is stored."""
-        return bool(found.billed or found.letters or self._eraser(found.replay_id).done_before())
+        return bool(found.billed or found.letters or self._eraser(found.replay_id).is_already_erased())
 
-    def left_of(self, found: Holdings) -> list[str]:
+    def uncovered_data(self, found: Holdings) -> list[str]:
         """Lines about data that an erasure would not remove."""
-        return remains(found)
+        return describe_uncovered_data(found)
 
     def erase(self, *, by: str, wait_seconds: float) -> list[Erased]:
         """Writes the tombstones, waits for batches in flight, searches again, and erases the stored data."""

@@ -87,7 +87,7 @@ def plain_id(text: str) -> str:
     return plain
 
 
-def remains(found: Holdings) -> list[str]:
+def describe_uncovered_data(found: Holdings) -> list[str]:
     """One line for each kind of data that erasure does not cover."""
     left = list(found.notes)
     if found.letters:

@@ -17,7 +17,7 @@ from ingest.settings import Settings
 from tasks.sinks.gcs import sink as gcs
 
 GENERATIONS_MAX = 50_000
-RACES_MAX = 5
+OVERWRITE_TRIES_MAX = 5
 
 
 class Objects:
@@ -50,17 +50,17 @@ class Objects:
             for generation in found.objects:
                 self._delete(bucket, generation)
             for name, spans in found.ranges.items():
-                live = self._blank(bucket, name, spans)
+                live = self._overwrite_spans(bucket, name, spans)
                 for blob in list(bucket.list_blobs(prefix=name, versions=True, timeout=self._timeout_seconds)):
                     if blob.name == name and (live is None or int(blob.generation) < live):
                         self._delete(bucket, Generation(name, int(blob.generation)))
-            return self._kept_by(server) if found.objects or found.ranges else []
+            return self._describe_retained_bytes(server) if found.objects or found.ranges else []
 
     def _delete(self, bucket: Any, generation: Generation) -> None:
         with contextlib.suppress(NotFound):
             bucket.delete_blob(generation.name, generation=generation.number, timeout=self._timeout_seconds)
 
-    def _blank(self, bucket: Any, name: str, spans: Sequence[tuple[int, int]]) -> int | None:
+    def _overwrite_spans(self, bucket: Any, name: str, spans: Sequence[tuple[int, int]]) -> int | None:
         """Overwrites the spans with zeros. Returns the generation that contains the zeros, or None if the object
         does not exist.
 
@@ -68,7 +68,7 @@ class Objects:
         unchanged generation, so that concurrent erasures cannot undo each other; the slower erasure reads the
         object again.
         """
-        for _ in range(RACES_MAX):
+        for _ in range(OVERWRITE_TRIES_MAX):
             old = bucket.get_blob(name, timeout=self._timeout_seconds)
             if old is None:
                 return None
@@ -79,7 +79,7 @@ class Objects:
                         raw_download=True, if_generation_match=generation, timeout=self._timeout_seconds
                     )
                 )
-                if not blank(content, spans, name):
+                if not zero_spans(content, spans, name):
                     return generation
                 new = rewrite(bucket, old)
                 new.upload_from_string(
@@ -92,9 +92,9 @@ class Objects:
                 return int(new.generation)
             except (PreconditionFailed, NotFound):
                 continue
-        raise EraseFailed(f"{name} was overwritten {RACES_MAX} times during the erasure; run this again")
+        raise EraseFailed(f"{name} was overwritten {OVERWRITE_TRIES_MAX} times during the erasure; run this again")
 
-    def _kept_by(self, server: Any) -> list[str]:
+    def _describe_retained_bytes(self, server: Any) -> list[str]:
         """One line per reason why the bucket keeps deleted bytes, or one line if the permission to read its
         settings is missing.
         """
@@ -109,7 +109,7 @@ class Objects:
         return [f"soft delete of gs://{name} keeps the bytes until {utc_text(time.time() + seconds)} UTC"]
 
 
-def blank(content: bytearray, spans: Sequence[tuple[int, int]], name: str) -> bool:
+def zero_spans(content: bytearray, spans: Sequence[tuple[int, int]], name: str) -> bool:
     """Writes zeros to every span (first byte, length), in place. Returns True if any byte changed. Raises
     EraseFailed."""
     changed = False

@@ -30,7 +30,7 @@ KEYS_MAX = 1000
 # (project_id, row_id), because several projects may use the same replay_id and thus the same row_id.
 FactKey = tuple[int, str]
 DAY_SECONDS = 86_400
-DELIVERED_AGAIN_SECONDS_MAX = 3 * DAY_SECONDS
+REDELIVERY_SECONDS_MAX = 3 * DAY_SECONDS
 """A segment that the SDK sent twice has one identity and two arrival times, and some rows contain the arrival
 time. Items not found at their own time are searched within this distance, with a more expensive query, before they
 count as missing.
@@ -84,7 +84,7 @@ class Rows:
             wanted[key_of(row)] = max(wanted.get(key_of(row), 0), rank(row))
         stored = self._stored(table, list(rows.values()), 0)
         if around := [row for row in rows.values() if stored.get(key_of(row), -1) < wanted[key_of(row)]]:
-            stored |= self._stored(table, around, DELIVERED_AGAIN_SECONDS_MAX)
+            stored |= self._stored(table, around, REDELIVERY_SECONDS_MAX)
         return {
             last[key]: Problem.DIFFERS if key in stored else Problem.MISSING
             for key, wanted_rank in wanted.items()
@@ -211,7 +211,7 @@ class Facts:
                 last = {fact_key(items[position]): position for position in chunk}
                 stored = self._stored(table, [items[position] for position in chunk], 1)
                 if around := [items[place] for key, place in last.items() if key not in stored]:
-                    stored |= self._stored(table, around, DELIVERED_AGAIN_SECONDS_MAX)
+                    stored |= self._stored(table, around, REDELIVERY_SECONDS_MAX)
                 found |= {position: Problem.MISSING for key, position in last.items() if key not in stored}
         return found
 
@@ -229,8 +229,10 @@ class Facts:
             query_parameters=[
                 google_bigquery.ArrayQueryParameter("projects", "INT64", sorted({project for project, _ in keys})),
                 google_bigquery.ArrayQueryParameter("ids", "STRING", [row_id for _, row_id in keys]),
-                google_bigquery.ScalarQueryParameter("low", "TIMESTAMP", moment_of(min(times) - around_seconds)),
-                google_bigquery.ScalarQueryParameter("high", "TIMESTAMP", moment_of(max(times) + around_seconds)),
+                google_bigquery.ScalarQueryParameter("low", "TIMESTAMP", to_datetime(min(times) - around_seconds)),
+                google_bigquery.ScalarQueryParameter(
+                    "high", "TIMESTAMP", to_datetime(max(times) + around_seconds)
+                ),
             ]
         )
         query = (
@@ -248,7 +250,7 @@ class Facts:
         self._client.close()  # type: ignore[no-untyped-call]
 
 
-def moment_of(seconds: float) -> datetime:
+def to_datetime(seconds: float) -> datetime:
     """Converts Unix seconds to the type that BigQuery's client expects."""
     return datetime.fromtimestamp(max(0.0, seconds), UTC)
 

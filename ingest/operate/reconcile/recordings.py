@@ -55,7 +55,7 @@ class Recordings:
 
         def problem_of(name: str) -> Problem | None:
             wanted = [items[position] for position in positions[name]]
-            return self._packed(places[name], wanted) if name in places else self._own(name, wanted)
+            return self._packed(places[name], wanted) if name in places else self._check_own_object(name, wanted)
 
         try:
             states = dict(zip(positions, self._pool.map(problem_of, positions), strict=True))
@@ -104,18 +104,18 @@ class Recordings:
             return Problem.DIFFERS
         if stored is None:
             return Problem.MISSING
-        return None if self._is_one_of(wanted, stored) else Problem.DIFFERS
+        return None if self._matches_any(wanted, stored) else Problem.DIFFERS
 
-    def _own(self, name: str, wanted: list[Blob]) -> Problem | None:
+    def _check_own_object(self, name: str, wanted: list[Blob]) -> Problem | None:
         blob = self._bucket.get_blob(name, timeout=self._seconds)
         if blob is None:
             return Problem.MISSING
         if blob.crc32c in {gcs.crc32c(item.content) for item in wanted}:
             return None
         stored = blob.download_as_bytes(timeout=self._seconds, raw_download=True)
-        return None if self._is_one_of(wanted, stored) else Problem.DIFFERS
+        return None if self._matches_any(wanted, stored) else Problem.DIFFERS
 
-    def _is_one_of(self, wanted: Iterable[Blob], stored: bytes) -> bool:
+    def _matches_any(self, wanted: Iterable[Blob], stored: bytes) -> bool:
         wanted = list(wanted)
         if any(stored == item.content for item in wanted):
             return True

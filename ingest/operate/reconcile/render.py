@@ -16,7 +16,7 @@ SHOWN_MAX = 20
 def render(account: Account) -> Group:
     """Formats the result for a terminal."""
     about = [
-        f"{account.topic}, partition {span.partition}: [{span.start}, {span.stop}){span.left_out()}"
+        f"{account.topic}, partition {span.partition}: [{span.start}, {span.stop}){span.unread_offsets_text()}"
         for span in account.spans
     ]
     about.append(

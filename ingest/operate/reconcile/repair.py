@@ -52,19 +52,19 @@ class Repair:
             self._sinks[sink] = build(sink, self._settings)
         at_once = max(1, min(WRITE_ITEMS_MAX, int(self._per_second_max)))
         for start in range(0, len(items), at_once):
-            chunk = [self._anew(sink, item) for item in items[start : start + at_once]]
+            chunk = [self._with_new_insert_id(sink, item) for item in items[start : start + at_once]]
             began = time.monotonic()
             # The token differs from the tokens of the batch and of earlier repairs, because ClickHouse would
             # otherwise skip the insert as a duplicate. Rows with the same key still replace each other.
             token = f"reconcile-{self._run}-{batch_id}:{sink}:{start}"
             try:
-                self._write_patiently(sink, chunk, token)
+                self._write_with_retries(sink, chunk, token)
             except SinkError as error:
                 return f"{sink}, {len(chunk)} items of {batch_id}: {error}"
             time.sleep(max(0.0, len(chunk) / self._per_second_max - (time.monotonic() - began)))
         return ""
 
-    def _anew(self, sink: str, item: Item) -> Item:
+    def _with_new_insert_id(self, sink: str, item: Item) -> Item:
         """Changes the insert id, because BigQuery remembers it for about a minute and would skip a row that has
         since been deleted. The row's identity, the column `row_id`, does not change.
         """
@@ -72,7 +72,7 @@ class Repair:
             return msgspec.structs.replace(item, id=f"{item.id}-{self._run}")
         return item
 
-    def _write_patiently(self, sink: str, items: Sequence[Item], token: str) -> None:
+    def _write_with_retries(self, sink: str, items: Sequence[Item], token: str) -> None:
         for attempt in range(WRITE_TRIES):
             try:
                 self._sinks[sink].write(items, token, self._settings.sink_timeout_seconds)

@@ -28,7 +28,7 @@ from tasks.refused import name_of
 from tasks.wire import Item
 
 AUDIT_READ_MAX = 1000
-RULES_PAST = ("tenant_revive", "tenant_limit")
+RULE_END_ACTIONS = ("tenant_revive", "tenant_limit")
 
 Progress = Callable[[int], None]
 
@@ -95,7 +95,9 @@ class _Audit:
         missing.
         """
         actions = [
-            action for action in self._coordination.audited(AUDIT_READ_MAX) if action.get("what") in RULES_PAST
+            action
+            for action in self._coordination.audited(AUDIT_READ_MAX)
+            if action.get("what") in RULE_END_ACTIONS
         ]
         for project in sorted({action.get("project", "") for action in actions}):
             last = next(action for action in actions if action.get("project") == project)

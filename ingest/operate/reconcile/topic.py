@@ -62,7 +62,7 @@ class Span:
     open: int = 0
     unreadable: int = 0
 
-    def left_out(self) -> str:
+    def unread_offsets_text(self) -> str:
         """Describes the offsets that were not read; "" if all were read."""
         reasons = {
             "offsets are no longer in the topic": self.gone,
@@ -121,9 +121,9 @@ class RecordingsTopic:
         scope, held = self._scope, self._reader.held(partition)
         start, stop = scope.start, scope.stop
         if scope.since is not None:
-            start = self._at(held, scope.since)
+            start = self._offset_at(held, scope.since)
         if scope.until is not None:
-            stop = self._at(held, scope.until)
+            stop = self._offset_at(held, scope.until)
         first = held.start if start is None else start
         last = max(held.stop, committed) if stop is None else stop
         until = min(last, committed)
@@ -135,7 +135,7 @@ class RecordingsTopic:
             open=max(0, min(last, held.stop) - max(committed, first)),
         )
 
-    def _at(self, held: Range, seconds: float) -> int:
+    def _offset_at(self, held: Range, seconds: float) -> int:
         """The first offset whose message is not older than this time; the log end if there is none."""
         found = self._reader.offset_at(held.partition, seconds)
         return held.stop if found is None else found

@@ -100,7 +100,7 @@ def audit(
             bucket = closing.enter_context(contextlib.closing(Bucket(settings)))
         missing = Missing(found, _rows(settings, now, found, closing), bucket.missing)
         last = ""
-        for stored in _guarded("cloud storage", google_errors.sort, bucket.objects()):
+        for stored in _with_converted_errors("cloud storage", google_errors.sort, bucket.objects()):
             if stored.name < last:
                 raise AuditFailed(f"cloud storage: the listing is not in order, {stored.name} follows {last}")
             last = stored.name
@@ -111,7 +111,7 @@ def audit(
                 progress(found.objects)
         missing.ended()
         with _converting_errors("cloud storage", google_errors.sort):
-            found.notes += bucket.misfits()
+            found.notes += bucket.mismatches()
     if found.unknown:
         found.notes.append(
             f"{found.unknown} objects have no retention in their name: no lifecycle rule deletes them"
@@ -133,14 +133,14 @@ def _count(found: Audit, stored: StoredObject, now: float) -> None:
             found.examples.append(Kept(Kind.EXPIRED, stored.name, overdue_days=round(overdue_days, 1)))
 
 
-class _Ahead(Generic[T]):
+class _Lookahead(Generic[T]):
     """A sorted stream with one element of lookahead. `key` returns an element's name."""
 
     def __init__(self, elements: Iterator[T], key: Callable[[T], str]) -> None:
         self._elements, self._key = elements, key
         self._first = next(elements, None)
 
-    def before(self, name: str | None) -> Iterator[T]:
+    def take_before(self, name: str | None) -> Iterator[T]:
         """Takes the elements whose names sort before this name, or all elements if the name is None."""
         while self._first is not None and (name is None or self._key(self._first) < name):
             taken, self._first = self._first, next(self._elements, None)
@@ -156,7 +156,7 @@ class _Ahead(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Pointing:
+class ReferencedNames:
     """Sorted names from ClickHouse."""
 
     segments: Iterator[str]
@@ -170,11 +170,11 @@ class Missing:
     `missing` requests objects by name and returns the names of those that do not exist.
     """
 
-    def __init__(self, found: Audit, rows: Pointing, missing: Callable[[list[str]], list[str]]) -> None:
+    def __init__(self, found: Audit, rows: ReferencedNames, missing: Callable[[list[str]], list[str]]) -> None:
         self._found, self._missing = found, missing
-        self._segments = _Ahead(rows.segments, str)
-        self._indexed = _Ahead(rows.indexed, str)
-        self._packed = _Ahead(rows.packed, lambda row: row[0])
+        self._segments = _Lookahead(rows.segments, str)
+        self._indexed = _Lookahead(rows.indexed, str)
+        self._packed = _Lookahead(rows.packed, lambda row: row[0])
         self._suspects: dict[str, int] = {}
         self._named = 0
         self._last = ""
@@ -188,27 +188,27 @@ class Missing:
     def ended(self) -> None:
         """Processes the end of the listing."""
         self._pass(None)
-        self._confirm()
+        self._confirm_suspects()
 
     def _pass(self, name: str | None) -> None:
-        for own in self._segments.before(name):
+        for own in self._segments.take_before(name):
             if own == self._last:
                 continue
             self._last = own
             self._found.rows += 1
-            for _ in self._indexed.before(own):
+            for _ in self._indexed.take_before(own):
                 pass
             if not self._indexed.take(own):
-                self._suspect(own, 1)
-        for packed, segments in self._packed.before(name):
-            self._suspect(packed, segments)
+                self._add_suspect(own, 1)
+        for packed, segments in self._packed.take_before(name):
+            self._add_suspect(packed, segments)
 
-    def _suspect(self, name: str, segments: int) -> None:
+    def _add_suspect(self, name: str, segments: int) -> None:
         self._suspects[name] = segments
         if len(self._suspects) >= SUSPECTS_MAX:
-            self._confirm()
+            self._confirm_suspects()
 
-    def _confirm(self) -> None:
+    def _confirm_suspects(self) -> None:
         """Requests each object by name, because a row may have been written after the listing."""
         with _converting_errors("cloud storage", google_errors.sort):
             missing = self._missing(list(self._suspects))
@@ -220,16 +220,16 @@ class Missing:
         self._suspects.clear()
 
 
-def _rows(settings: Settings, now: float, found: Audit, closing: contextlib.ExitStack) -> Pointing:
+def _rows(settings: Settings, now: float, found: Audit, closing: contextlib.ExitStack) -> ReferencedNames:
     if SinkName.CLICKHOUSE not in settings.sinks:
         found.notes.append("clickhouse is disabled: rows were not checked")
-        return Pointing(iter(()), iter(()), iter(()))
+        return ReferencedNames(iter(()), iter(()), iter(()))
     with _converting_errors("clickhouse", clickhouse_errors.sort):
         rows = closing.enter_context(contextlib.closing(PointingRows(settings, now)))
-    return Pointing(
-        _guarded("clickhouse", clickhouse_errors.sort, rows.segments()),
-        _guarded("clickhouse", clickhouse_errors.sort, rows.indexed()),
-        _guarded("clickhouse", clickhouse_errors.sort, rows.packed()),
+    return ReferencedNames(
+        _with_converted_errors("clickhouse", clickhouse_errors.sort, rows.segments()),
+        _with_converted_errors("clickhouse", clickhouse_errors.sort, rows.indexed()),
+        _with_converted_errors("clickhouse", clickhouse_errors.sort, rows.packed()),
     )
 
 
@@ -244,7 +244,7 @@ def _converting_errors(what: str, sort: Callable[[BaseException], Any]) -> Itera
         raise AuditFailed(f"{what}: {shortened(sort(error).message)}") from error
 
 
-def _guarded(what: str, sort: Callable[[BaseException], Any], elements: Iterable[T]) -> Iterator[T]:
+def _with_converted_errors(what: str, sort: Callable[[BaseException], Any], elements: Iterable[T]) -> Iterator[T]:
     with _converting_errors(what, sort):
         yield from elements
 

@@ -78,7 +78,7 @@ class Bucket:
         existing = self._pool.map(lambda name: bucket.blob(name).exists(timeout=self._seconds), names)
         return [name for name, exists in zip(names, existing, strict=True) if not exists]
 
-    def misfits(self) -> Iterator[str]:
+    def mismatches(self) -> Iterator[str]:
         """Differences between the bucket's lifecycle rules and those that `migrate` sets; empty for emulators."""
         if self._settings.gcs_endpoint:
             return

@@ -117,7 +117,7 @@ class Comparison:
 def render(found: Comparison) -> Group:
     """Formats the result for a terminal."""
     about = [
-        f"{found.topic}, partition {span.partition}: [{span.start}, {span.stop}){span.left_out()}"
+        f"{found.topic}, partition {span.partition}: [{span.start}, {span.stop}){span.unread_offsets_text()}"
         for span in found.spans
     ]
     explained = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.explained.items() if count)

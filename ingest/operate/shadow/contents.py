@@ -14,8 +14,8 @@ from typing import Any
 
 from ingest.operate.reconcile.presence import (
     CONDITIONS,
-    DELIVERED_AGAIN_SECONDS_MAX,
     KEYS,
+    REDELIVERY_SECONDS_MAX,
     Key,
     decoded,
     is_past_retention,
@@ -32,8 +32,8 @@ from tasks.wire import Row
 
 ROWS_MAX = 1000
 ROWS_BYTES_MAX = MiB
-PLACE = ("partition", "offset")
-TIME = {"replays": "timestamp", "replay_segments": "received", "replay_outcomes": "timestamp"}
+POSITION_COLUMNS = ("partition", "offset")
+TIME_COLUMNS = {"replays": "timestamp", "replay_segments": "received", "replay_outcomes": "timestamp"}
 
 Values = dict[str, Any]
 
@@ -80,7 +80,7 @@ class StoredRows:
             if item.table in CONDITIONS:
                 tables.setdefault(item.table, {})[position] = item
         for table, rows in tables.items():
-            for chunk in bounded(rows):
+            for chunk in bounded_chunks(rows):
                 _Comparing(self._rows, table, chunk, found).run()
         if unexpected:
             found.differences += self._unexpected(list(tables.get("replays", {}).values()), partition)
@@ -94,7 +94,7 @@ class StoredRows:
         alive = [(item, row) for item, row in zip(items, rows, strict=True) if not is_past_retention(row)]
         for start in range(0, len(alive), ROWS_MAX):
             chunk = alive[start : start + ROWS_MAX]
-            where = CONDITIONS["replays"]([row for _, row in chunk], DELIVERED_AGAIN_SECONDS_MAX, of_event=False)
+            where = CONDITIONS["replays"]([row for _, row in chunk], REDELIVERY_SECONDS_MAX, of_event=False)
             offsets = numbers(item.offset for item, _ in chunk)
             query = (
                 "SELECT project_id, toString(replay_id), toString(event_hash), offset FROM replays FINAL "
@@ -151,12 +151,12 @@ class _Comparing:
         stored = self._stored(list(self._encoded.values()), 0)
         not_found = [self._encoded[places[-1]] for key, places in wanted.items() if key not in stored]
         if not_found:
-            stored |= self._stored(not_found, DELIVERED_AGAIN_SECONDS_MAX)
+            stored |= self._stored(not_found, REDELIVERY_SECONDS_MAX)
         self._found.compared += len(wanted)
         for key, positions in wanted.items():
             highest = max(rank(self._encoded[position]) for position in positions)
             candidates = [position for position in positions if rank(self._encoded[position]) == highest]
-            found = verdict(table, [typed[position] for position in candidates], stored.get(key, []))
+            found = classify_difference(table, [typed[position] for position in candidates], stored.get(key, []))
             if found is None:
                 continue
             kind, what = found
@@ -172,7 +172,7 @@ class _Comparing:
         structure = ", ".join(f"`{name}` {kind}" for name, (kind, _) in COLUMNS[self._table].items())
         data = b"\n".join(item.json for item in items).decode()
         found: list[Values] = self._rows(
-            self._table, f"format(JSONEachRow, {literal(structure)}, {literal(data)})", 2 * len(data)
+            self._table, f"format(JSONEachRow, {string_literal(structure)}, {string_literal(data)})", 2 * len(data)
         )
         return found
 
@@ -185,7 +185,7 @@ class _Comparing:
         return found
 
 
-def verdict(table: str, wanted: list[Values], stored: list[Values]) -> tuple[Kind | None, str] | None:
+def classify_difference(table: str, wanted: list[Values], stored: list[Values]) -> tuple[Kind | None, str] | None:
     """Returns None if the rows are equal, otherwise the kind of difference and its description. The kind is None
     if another message has replaced the row."""
     if not stored:
@@ -193,14 +193,14 @@ def verdict(table: str, wanted: list[Values], stored: list[Values]) -> tuple[Kin
     differing: list[str] = []
     for row in stored:
         for mine in wanted:
-            columns = [name for name in mine if mine[name] != row[name] and name not in PLACE]
+            columns = [name for name in mine if mine[name] != row[name] and name not in POSITION_COLUMNS]
             if (
                 table == "replay_outcomes"
             ):  # this table has no message position, and each delivery has its own time
-                columns = [name for name in columns if name != TIME[table]]
+                columns = [name for name in columns if name != TIME_COLUMNS[table]]
             if not columns:
                 return None
-            other = any(mine.get(name) != row.get(name) for name in PLACE)
+            other = any(mine.get(name) != row.get(name) for name in POSITION_COLUMNS)
             if other and _replaces(table, row, mine, columns):
                 return None, ""
             if not differing or len(columns) < len(differing):
@@ -210,17 +210,17 @@ def verdict(table: str, wanted: list[Values], stored: list[Values]) -> tuple[Kin
 
 def _replaces(table: str, row: Values, mine: Values, columns: list[str]) -> bool:
     """Whether ingestion replaces this row with a row of another message."""
-    if columns == [TIME[table]]:
+    if columns == [TIME_COLUMNS[table]]:
         return True
     return table == "replays" and (rank(row) > rank(mine) or row["segment_id"] != mine["segment_id"])
 
 
-def literal(text: str) -> str:
+def string_literal(text: str) -> str:
     """The text as a string literal of ClickHouse."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def bounded(rows: dict[int, Row]) -> Iterator[dict[int, Row]]:
+def bounded_chunks(rows: dict[int, Row]) -> Iterator[dict[int, Row]]:
     """Chunks of at most ROWS_MAX rows and about ROWS_BYTES_MAX bytes."""
     chunk: dict[int, Row] = {}
     size_bytes = 0

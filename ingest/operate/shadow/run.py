@@ -49,7 +49,7 @@ def run(
     """
     began = time.monotonic()
     found = Comparison(settings.kafka_topic, RELEASE, [])
-    pace = _Pace(per_second_max, progress)
+    pace = _RateLimiter(per_second_max, progress)
     try:
         with (
             RecordingsTopic(settings, scope, chunk_messages_max=pace.at_once) as topic,
@@ -71,7 +71,9 @@ def run(
     return found
 
 
-def _round(settings: Settings, topic: RecordingsTopic, spans: list[Span], sinks: _Sinks, pace: _Pace) -> None:
+def _round(
+    settings: Settings, topic: RecordingsTopic, spans: list[Span], sinks: _Sinks, pace: _RateLimiter
+) -> None:
     """Compares these spans, taking the current dead letters and operators' decisions into account."""
     account = Account(settings.kafka_topic, spans)
     expected = Expected(settings, account)
@@ -79,11 +81,11 @@ def _round(settings: Settings, topic: RecordingsTopic, spans: list[Span], sinks:
     for span in spans:
         for messages in topic.chunks(span):
             sinks.compare(expected, expected.of(messages))
-            pace.took(len(messages))
+            pace.throttle(len(messages))
     sinks.found.add(account)
 
 
-class _Pace:
+class _RateLimiter:
     """Limits the rate and reports progress."""
 
     def __init__(self, per_second_max: float | None, progress: Progress) -> None:
@@ -95,7 +97,7 @@ class _Pace:
         """Begins a round. The rate does not include the idle time before it."""
         self._since = time.monotonic()
 
-    def took(self, messages: int) -> None:
+    def throttle(self, messages: int) -> None:
         """Counts compared messages and waits as long as the rate requires."""
         self._messages += messages
         self._progress(self._messages)

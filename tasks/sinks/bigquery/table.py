@@ -76,11 +76,11 @@ def fault_of_resource(table: str, answer: Answer) -> Trouble | None:
     resource = answer.json_object()
     if resource is None or resource.get("kind") != "bigquery#table":
         return unproven(answer, "it is no bigquery#table")
-    problems = list(misfits(table, resource))
+    problems = list(mismatches(table, resource))
     return Trouble(Blame.TABLE, "; ".join(problems)) if problems else None
 
 
-def misfits(table: str, resource: Mapping[str, Any]) -> Iterator[str]:
+def mismatches(table: str, resource: Mapping[str, Any]) -> Iterator[str]:
     """One phrase for each difference between a table (its JSON resource) and the rows of this release."""
     kind = str(resource.get("type", "TABLE"))
     if kind != "TABLE":
@@ -94,12 +94,12 @@ def misfits(table: str, resource: Mapping[str, Any]) -> Iterator[str]:
     for name, field in present.items():
         given = next((column for column in wanted if column.lower() == name), None)
         if given is not None:
-            yield from _misfits_of_column(wanted[given], field)
+            yield from _column_mismatches(wanted[given], field)
         elif field.get("mode") == "REQUIRED":
             yield f"column {field['name']} is REQUIRED and this release does not write it: make it NULLABLE"
 
 
-def _misfits_of_column(wanted: Mapping[str, Any], present: Mapping[str, Any]) -> Iterator[str]:
+def _column_mismatches(wanted: Mapping[str, Any], present: Mapping[str, Any]) -> Iterator[str]:
     name, kind = wanted["name"], str(present.get("type", "")).upper()
     kind = SPELLING.get(kind, kind)
     if kind not in ALSO_TAKES.get(wanted["type"], {wanted["type"]}):

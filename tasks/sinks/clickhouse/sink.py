@@ -41,7 +41,7 @@ from tasks.sinks.clickhouse.table import (
     facts_query,
     fault_of_dry_insert,
     is_dry_insert_safe,
-    misfits,
+    mismatches,
 )
 from tasks.sinks.http.answers import Answer, unproven
 from tasks.sinks.outcome import Blame, Outcome, Trouble
@@ -110,7 +110,7 @@ class ClickHouseSink:
     def _fault(self, table: str, facts: TableFacts | None, ends_at: float) -> Trouble | None:
         """The problem with the table itself. Returns None if the table accepts valid rows, as far as that can be
         tested."""
-        problems = list(misfits(table, facts))
+        problems = list(mismatches(table, facts))
         if problems:
             return Trouble(Blame.TABLE, "; ".join(problems))
         if facts is None or not is_dry_insert_safe(table, facts):

@@ -159,7 +159,7 @@ def facts_of(answer: Answer) -> dict[str, TableFacts] | None:
         return None
 
 
-def misfits(table: str, facts: TableFacts | None) -> Iterator[str]:
+def mismatches(table: str, facts: TableFacts | None) -> Iterator[str]:
     """One phrase for each difference between a table and the rows of this release."""
     if facts is None:
         yield f"{table} is missing; run `replays-ingest migrate`"

@@ -74,7 +74,7 @@ def test_a_temporary_group_is_joined_committed_and_deleted(
     """
     settings = kafka(kafka_group_protocol=protocol, kafka_instance_id="reader-1")
 
-    found = only(rehearsal.group(settings))
+    found = only(rehearsal.check_group(settings))
 
     assert found.level is Severity.OK, found
     assert "2 partitions assigned" in found.said
@@ -90,9 +90,9 @@ def test_a_commit_that_the_brokers_refuse_is_reported(kafka: Callable[..., Setti
     """
     settings = kafka(cut_record_bytes_max=8000)
 
-    found = only(rehearsal.group(settings))
+    found = only(rehearsal.check_group(settings))
 
-    assert found.bad
+    assert found.is_bad
     assert "offset.metadata.max.bytes" in found.advice
     assert "REPLAYS_CUT_RECORD_BYTES_MAX" in found.advice
     assert groups(settings) == []
@@ -100,7 +100,7 @@ def test_a_commit_that_the_brokers_refuse_is_reported(kafka: Callable[..., Setti
 
 def test_a_topic_without_readers_is_a_warning(kafka: Callable[..., Settings]) -> None:
     """If the group has no members, `check` reports a warning."""
-    found = only(rehearsal.owners(kafka()))
+    found = only(rehearsal.check_owners(kafka()))
 
     assert found.level is Severity.WARNING
     assert "no member" in found.said
@@ -128,11 +128,11 @@ def test_partitions_that_no_member_owns_are_an_error_with_their_lag(kafka: Calla
             return group.stable and bool(group.members)
 
         wait_until(is_member, 30, "the member to join")
-        found = only(rehearsal.owners(settings))
+        found = only(rehearsal.check_owners(settings))
     finally:
         other.close()
 
-    assert found.bad
+    assert found.is_bad
     assert sorted(re.findall(r"\d \(lag \d\)", found.said)) in (
         ["0 (lag 0)", "1 (lag 3)"],
         ["0 (lag 3)", "1 (lag 0)"],
@@ -143,7 +143,7 @@ def test_staging_and_tasks_are_checked_and_nothing_is_left(fleet: Fleet) -> None
     """`check` stages a batch and runs a task in a worker, and no key remains in Redis."""
     before = set(fleet.client.keys("*"))
 
-    for found in (only(rehearsal.staging(fleet.settings)), only(rehearsal.task(fleet.settings))):
+    for found in (only(rehearsal.check_staging(fleet.settings)), only(rehearsal.task(fleet.settings))):
         assert found.level is Severity.OK, found
 
     # The remaining keys are those with which clients verify that Redis accepts writes. These keys expire within
@@ -154,9 +154,9 @@ def test_staging_and_tasks_are_checked_and_nothing_is_left(fleet: Fleet) -> None
 
 def test_no_worker_is_one_error(fleet: Fleet) -> None:
     """If no worker runs, `check` reports one error that names every queue, instead of one error per queue."""
-    found = only(rehearsal.fleet(fleet.settings))
+    found = only(rehearsal.check_workers(fleet.settings))
 
-    assert (found.name, found.bad) == ("workers", True)
+    assert (found.name, found.is_bad) == ("workers", True)
     assert found.advice == "start `celery -A tasks worker`"
     assert all(queue in found.said for queue in queues_of(fleet.settings.sinks))
 
@@ -171,10 +171,10 @@ def test_a_queue_without_a_worker_is_an_error(fleet: Fleet) -> None:
     presence = Presence(host="h", processes=1, started_at=now, seen_at=now, queues=(served,), release=RELEASE)
     coordination.publish_worker("w@h", msgspec.json.encode(presence).decode())
 
-    _, *found = rehearsal.fleet(fleet.settings)
+    _, *found = rehearsal.check_workers(fleet.settings)
 
     assert [finding.name for finding in found] == [f"queue {name}" for name in others]
-    assert all(finding.bad for finding in found)
+    assert all(finding.is_bad for finding in found)
     assert "celery -A tasks worker -Q control" in found[-1].advice
 
 
@@ -237,7 +237,7 @@ def test_readers_and_workers_with_different_apis_of_bigquery_are_named(fleet: Fl
         beat = Heartbeat(seen_at=coordination.now(), bigquery_write=api)
         coordination.publish_reader("reader-7", msgspec.json.encode(beat).decode())
         settings = fleet.settings.model_copy(update={"sinks": sinks})
-        return [finding.said for finding in rehearsal.fleet(settings) if finding.name == "bigquery write"]
+        return [finding.said for finding in rehearsal.check_workers(settings) if finding.name == "bigquery write"]
 
     assert reported("storage") == reported("") == reported("insert_all", (SinkName.GCS,)) == []
     assert reported("insert_all") == ["reader reader-7: insert_all, worker one@host: storage"]
@@ -250,7 +250,7 @@ def test_processes_of_different_releases_are_named(fleet: Fleet) -> None:
     def reported(release: str) -> list[str]:
         beat = Heartbeat(seen_at=coordination.now(), release=release)
         coordination.publish_reader("reader-7", msgspec.json.encode(beat).decode())
-        return [finding.said for finding in rehearsal.fleet(fleet.settings) if finding.name == "releases"]
+        return [finding.said for finding in rehearsal.check_workers(fleet.settings) if finding.name == "releases"]
 
     assert reported(RELEASE) == []
     (found,) = reported("0.0.9")

@@ -8,7 +8,7 @@ import pytest
 
 from ingest.core.model import OffsetRange, Reject, TopicPartition
 from ingest.core.parse import parse
-from ingest.operate.dlq import Selection, mentioning
+from ingest.operate.dlq import Selection, letters_containing
 from ingest.operate.remake import batch_of, message_of
 from ingest.reader.encoding import Encoder, items_of
 from ingest.reader.process import rules_of
@@ -249,7 +249,7 @@ def test_letters_that_mention_a_replay_are_found(topics: Topics) -> None:
     row = f'{{"replay_id":"{UUID(MINE)}"}}'.encode()
     topics.write(forged(topics, "clickhouse", "row", "replays/1", row))
 
-    found = mentioning(topics.settings, (MINE, str(UUID(MINE))))
+    found = letters_containing(topics.settings, (MINE, str(UUID(MINE))))
 
     assert [letter.id for letter in found] == ["0-0", "0-1", "0-2", "0-4"]
 

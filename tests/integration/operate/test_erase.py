@@ -24,7 +24,7 @@ from ingest.local.load.produce import PROFILES, values
 from ingest.local.servers.bigquery.server import BigQuery
 from ingest.local.servers.processes import Children
 from ingest.local.stack import Stack
-from ingest.operate.erase import TABLES, EraseFailed, Eraser, Holdings, Objects, blank
+from ingest.operate.erase import TABLES, EraseFailed, Eraser, Holdings, Objects, zero_spans
 from ingest.reader.configuration import rules_of
 from ingest.settings import Settings
 from tasks.connection import connect
@@ -369,7 +369,7 @@ def test_an_index_that_points_beyond_its_object_is_refused() -> None:
     content = bytearray(b"before")
 
     with pytest.raises(EraseFailed, match="6 bytes, but its index refers to byte 7"):
-        blank(content, [(5, 2)], "an object")
+        zero_spans(content, [(5, 2)], "an object")
 
     assert content == b"before"
 

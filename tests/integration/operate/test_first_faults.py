@@ -199,7 +199,7 @@ def test_check_reports_the_fault_in_one_finding(name: str, broken: dict[str, str
     assert (reported.level, reported.advice) == (Severity.BAD, expected.what_to_do)
     assert expected.said in reported.said
     others = {"workers"} - ({"workers"} if expected.is_redis else set())
-    assert {finding.name for finding in found if finding.bad} == {expected.finding, *others}
+    assert {finding.name for finding in found if finding.is_bad} == {expected.finding, *others}
     left_out = [finding.said for finding in found if finding.name == "not tested"]
     assert len(left_out) == (expected.finding in (Server.REDIS, Server.KAFKA))
     assert all(f"see {expected.finding}" in said for said in left_out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import pytest
 
-from ingest.cli.listing import leaves
+from ingest.cli.listing import leaf_commands
 from ingest.cli.main import main
 from tests.kit.commands import command
 
@@ -40,7 +40,7 @@ def test_every_command_asks_or_is_known_to_need_no_question():
 
     The commands that ask have `--yes`.
     """
-    found = dict(leaves(main))
+    found = dict(leaf_commands(main))
 
     assert set(found) == ASKING.keys() | NOT_ASKING
     assert {path for path, leaf in found.items() if has_yes(leaf)} == set(ASKING)

@@ -13,8 +13,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from ingest.cli.first_steps import nothing_to_read
-from ingest.cli.listing import EXAMPLES, FIRST_EXAMPLES, SECTIONS, leaves, sentence
+from ingest.cli.first_steps import no_broker_message
+from ingest.cli.listing import EXAMPLES, FIRST_EXAMPLES, SECTIONS, first_sentence, leaf_commands
 from ingest.cli.main import main
 from ingest.settings import Settings
 from tests.kit.paths import ROOT
@@ -32,13 +32,13 @@ def test_help_shows_whole_sentences_on_80_columns():
     assert "..." not in shown.replace("[ARGS]...", "")
     assert max(map(len, shown.splitlines())) <= 80
     for command in main.commands.values():
-        assert " ".join(sentence(command).split()) in " ".join(shown.split())
+        assert " ".join(first_sentence(command).split()) in " ".join(shown.split())
 
 
 def test_every_command_has_an_example_that_parses(monkeypatch: pytest.MonkeyPatch):
     """The example of every command is accepted by that command's own parser."""
     monkeypatch.chdir(ROOT)
-    assert set(EXAMPLES) == {path for path, _ in leaves(main)}
+    assert set(EXAMPLES) == {path for path, _ in leaf_commands(main)}
     first = {
         "demo": "replays-ingest demo",
         "local up": "replays-ingest local up --all",
@@ -116,7 +116,7 @@ def test_without_a_broker_help_fits_on_one_screen(tmp_path: Path, monkeypatch: p
     closed = closed_port()
     settings = Settings.model_construct(_fields_set=set(), kafka_brokers=f"127.0.0.1:{closed}")
 
-    text = nothing_to_read(settings)
+    text = no_broker_message(settings)
 
     assert f"127.0.0.1:{closed}" in text
     assert "local up --all" in text
@@ -132,7 +132,7 @@ def test_a_configured_or_reachable_broker_is_used():
         port = answering.getsockname()[1]
         there = Settings.model_construct(_fields_set=set(), kafka_brokers=f"127.0.0.1:{closed},127.0.0.1:{port}")
 
-        assert nothing_to_read(there) == nothing_to_read(configured) == ""
+        assert no_broker_message(there) == no_broker_message(configured) == ""
 
 
 def closed_port() -> int:

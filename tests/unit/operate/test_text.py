@@ -7,8 +7,8 @@ import pytest
 from ingest.operate.text import (
     age_seconds,
     clock_text,
-    counted,
-    moment,
+    count_text,
+    parse_time,
     runs_text,
     seconds_text,
     size_text,
@@ -19,9 +19,9 @@ from ingest.operate.text import (
 
 def test_ages_and_times_are_accepted() -> None:
     """Ages count back from now; a time without a zone is UTC."""
-    assert moment("2h", now=10_000.0) == 2_800.0
-    assert moment("1970-01-01T00:01", now=0.0) == 60.0
-    assert moment("1970-01-01T01:00+01:00", now=5.0) == 0.0
+    assert parse_time("2h", now=10_000.0) == 2_800.0
+    assert parse_time("1970-01-01T00:01", now=0.0) == 60.0
+    assert parse_time("1970-01-01T01:00+01:00", now=5.0) == 0.0
     assert [age_seconds(text) for text in ("90s", "15m", "6h", "7d")] == [90, 900, 21_600, 604_800]
 
 
@@ -29,7 +29,7 @@ def test_ages_and_times_are_accepted() -> None:
 def test_other_text_is_refused_with_examples(text: str) -> None:
     """Text that is neither an age nor a time is refused with valid examples."""
     with pytest.raises(ValueError, match="like"):
-        moment(text, now=0.0)
+        parse_time(text, now=0.0)
     with pytest.raises(ValueError, match="90s"):
         age_seconds(text)
 
@@ -57,4 +57,4 @@ def test_milliseconds_are_shown_as_times() -> None:
 
 
 def test_one_item_is_counted_in_the_singular() -> None:
-    assert [counted(number, "broker") for number in (0, 1, 2000)] == ["0 brokers", "1 broker", "2,000 brokers"]
+    assert [count_text(number, "broker") for number in (0, 1, 2000)] == ["0 brokers", "1 broker", "2,000 brokers"]

@@ -12,7 +12,7 @@ from ingest.core.parse import ParseRules, parse
 from ingest.core.parse.rows import hashed
 from ingest.core.stored_recording import BlobError
 from ingest.local.load.produce import PROFILES, values
-from ingest.operate.backfill.rebuild import StoredSegment, rebuilt
+from ingest.operate.backfill.rebuild import StoredSegment, rebuild_rows
 
 RULES = ParseRules()
 NOW = 1_780_000_000
@@ -57,7 +57,7 @@ def test_rebuilt_clicks_taps_and_facts_equal_the_originals() -> None:
     made = segments(80)
 
     for segment in made:
-        found = rebuilt(stored(segment), bytes(segment.blobs[0].content), RULES)
+        found = rebuild_rows(stored(segment), bytes(segment.blobs[0].content), RULES)
 
         events = [row for row in segment.clickhouse if row.table == "replays" and not is_session(segment, row)]
         assert list(found.clickhouse) == events
@@ -69,6 +69,6 @@ def test_rebuilt_clicks_taps_and_facts_equal_the_originals() -> None:
 def test_invalid_json_has_no_rows_and_an_invalid_recording_is_reported() -> None:
     segment = stored(segments(1)[0])
 
-    assert rebuilt(segment, zlib.compress(b"[{]"), RULES).bigquery == ()
+    assert rebuild_rows(segment, zlib.compress(b"[{]"), RULES).bigquery == ()
     with pytest.raises(BlobError, match="not a zlib stream"):
-        rebuilt(segment, b"something else", RULES)
+        rebuild_rows(segment, b"something else", RULES)

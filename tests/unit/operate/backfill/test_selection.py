@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.operate.backfill.selection import IDS_AT_ONCE, Selection
+from ingest.operate.backfill.selection import IDS_PER_QUERY, Selection
 
 REPLAY = "a" * 32
 
@@ -24,7 +24,7 @@ def test_every_given_condition_selects() -> None:
 
 
 def test_many_ids_need_several_queries_and_no_ids_need_none() -> None:
-    ids = tuple(f"{number:032x}" for number in range(IDS_AT_ONCE + 1))
+    ids = tuple(f"{number:032x}" for number in range(IDS_PER_QUERY + 1))
 
     assert len(list(Selection(replay_ids=ids).conditions(now=0.0))) == 2
     assert list(Selection(replay_ids=()).conditions(now=0.0)) == []

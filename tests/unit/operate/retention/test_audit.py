@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ingest.operate.retention import Audit
-from ingest.operate.retention.audit import SUSPECTS_MAX, Missing, Pointing
+from ingest.operate.retention.audit import SUSPECTS_MAX, Missing, ReferencedNames
 from ingest.operate.retention.bucket import DAY_SECONDS, StoredObject
 
 
@@ -21,7 +21,7 @@ def missing(
     `appeared` lists objects that exist although they were not listed.
     """
     found = Audit("bucket", 0.0)
-    pointing = Pointing(iter(segments), iter(indexed or []), iter(packed or []))
+    pointing = ReferencedNames(iter(segments), iter(indexed or []), iter(packed or []))
     follower = Missing(found, pointing, lambda names: [name for name in names if name not in appeared])
     for name in listed:
         follower.listed(name)

@@ -9,7 +9,7 @@ import pytest
 
 from ingest.core.model import Row
 from ingest.operate.shadow.comparison import Comparison, Difference, Kind, Tally, render
-from ingest.operate.shadow.contents import ROWS_MAX, bounded, literal, verdict
+from ingest.operate.shadow.contents import ROWS_MAX, bounded_chunks, classify_difference, string_literal
 from ingest.operate.terminal import Terminal
 
 CLICK = {"segment_id": 4, "timestamp": 100, "click_text": "Buy", "click_is_dead": 0, "click_is_rage": 0}
@@ -39,7 +39,7 @@ OUTCOME = {"key_id": 3, "category": "replay", "timestamp": 100}
 def test_only_a_row_of_another_message_may_replace_this_one(
     table: str, wanted: dict[str, Any], changed: dict[str, Any], expected: Kind | str | None
 ) -> None:
-    found = verdict(table, [wanted], [wanted | changed])
+    found = classify_difference(table, [wanted], [wanted | changed])
 
     if expected == "superseded":
         assert found == (None, "")
@@ -55,17 +55,17 @@ def test_one_of_several_copies_is_sufficient_and_zero_is_missing() -> None:
     """A row that the message contains twice, or that is stored on two days, is correct if at least one copy is
     stored.
     """
-    assert verdict("replays", [CLICK], []) == (Kind.MISSING, "no such row")
-    assert verdict("replays", [CLICK | {"click_text": "x"}, CLICK], [CLICK]) is None
-    assert verdict("replays", [CLICK], [CLICK | {"click_text": "x"}, CLICK]) is None
+    assert classify_difference("replays", [CLICK], []) == (Kind.MISSING, "no such row")
+    assert classify_difference("replays", [CLICK | {"click_text": "x"}, CLICK], [CLICK]) is None
+    assert classify_difference("replays", [CLICK], [CLICK | {"click_text": "x"}, CLICK]) is None
 
 
 def test_rows_in_a_statement_are_quoted_and_bounded() -> None:
     rows = {number: Row("replays", "x", b"{}", number) for number in range(ROWS_MAX + 1)}
 
-    assert literal("a'b\\c") == "'a\\'b\\\\c'"
-    assert [len(some) for some in bounded(rows)] == [ROWS_MAX, 1]
-    assert len(list(bounded({n: Row("replays", "x", b" " * 700_000, n) for n in range(3)}))) == 3
+    assert string_literal("a'b\\c") == "'a\\'b\\\\c'"
+    assert [len(some) for some in bounded_chunks(rows)] == [ROWS_MAX, 1]
+    assert len(list(bounded_chunks({n: Row("replays", "x", b" " * 700_000, n) for n in range(3)}))) == 3
 
 
 def test_counts_are_complete_and_the_page_names_the_message() -> None:

@@ -179,7 +179,7 @@ def resource(**changed: dict[str, Any] | None) -> dict[str, Any]:
 def test_a_bigquery_table_fits_or_the_difference_is_named(
     changed: dict[str, dict[str, Any] | None], problems: int
 ) -> None:
-    found = list(bigquery.misfits("replay_events", resource(**changed)))
+    found = list(bigquery.mismatches("replay_events", resource(**changed)))
 
     assert len(found) == problems, found
 
