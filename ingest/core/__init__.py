@@ -1,5 +1,5 @@
 """The sans-I/O core: decisions without side effects.
 
-No clock, network, environment, logging or randomness in this package; `now` (monotonic seconds) is always an
+This package uses no clock, network, environment, logging or randomness; `now` (monotonic seconds) is always an
 argument. Start reading at `pipeline.py`.
 """

@@ -40,7 +40,7 @@ class Record(NamedTuple):
 
 
 class Budget:
-    """Maximum record size, in bytes. Shared by all partitions, because they use the same brokers."""
+    """Maximum record size, in bytes. All partitions share one budget, because they use the same brokers."""
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max

@@ -1,4 +1,5 @@
-"""Events: the only input of `Pipeline.handle`. Past tense, frozen, printable."""
+"""Events: the only input of `Pipeline.handle`. Their names are in the past tense, and they are immutable and
+printable."""
 
 from __future__ import annotations
 
@@ -178,7 +179,7 @@ class BatchAbandoned:
 
 @dataclass(frozen=True, slots=True)
 class ShutdownRequested:
-    """SIGTERM: settle what is in flight within the drain deadline, commit, stop."""
+    """SIGTERM was received: settle what is in flight within the drain deadline, commit, and stop."""
 
 
 @dataclass(frozen=True, slots=True)

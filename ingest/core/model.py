@@ -37,7 +37,7 @@ __all__ = [
 
 
 class TopicPartition(NamedTuple):
-    """One partition of one topic. A tuple, because it is the key of several look-ups per message."""
+    """One partition of one topic. It is a tuple, because it is the key of several look-ups per message."""
 
     topic: str
     partition: int
@@ -203,7 +203,7 @@ class DropReason(StrEnum):
 
 
 class Drop(msgspec.Struct, frozen=True, gc=False):
-    """A message dropped by a rule: counted, never written."""
+    """A message that was dropped by a rule: it is counted but never written."""
 
     reason: DropReason
     project_id: int

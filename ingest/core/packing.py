@@ -1,8 +1,8 @@
 """Layout `packed`: concatenates a batch's recordings into few objects, with an index of their positions.
 
-Deterministic: the same batch gives the same names, bytes and index. A name ends with a digest of the bytes, so an
-existing object of that name is identical, even if another release of the parser produces other bytes. See
-docs/decisions/027-packed-layout.md.
+The result is deterministic: the same batch gives the same names, bytes and index. A name ends with a digest of the
+bytes, so an existing object of that name is identical, even if another release of the parser produces other bytes.
+See docs/decisions/027-packed-layout.md.
 """
 
 from __future__ import annotations

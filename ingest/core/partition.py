@@ -1,7 +1,7 @@
 """One assigned partition: its open batch, batches in flight, position and commits.
 
-Independent of other partitions. Decisions across partitions (slots, bounds, halting, stopping) are made in
-`ingest.core.pipeline`.
+A partition does not depend on other partitions. Decisions across partitions (slots, bounds, halting, stopping) are
+made in `ingest.core.pipeline`.
 """
 
 from __future__ import annotations

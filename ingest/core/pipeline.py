@@ -47,8 +47,8 @@ class Room(Enum):
 
 
 class Pipeline:
-    """All decisions of one reader process. Deterministic: the same events at the same times give the same
-    commands.
+    """All decisions of one reader process. The pipeline is deterministic: the same events at the same times give
+    the same commands.
 
     `has_room` decides whether the loop polls for messages, and `room` decides whether it takes a message. A
     message is ignored if its partition is not assigned, its epoch is older, or its offset was already taken.

@@ -1,9 +1,9 @@
 """Decides where consumption of a partition starts at its assignment:
 docs/decisions/036-where-a-partition-starts.md.
 
-It starts at the group's committed offset if that belongs to the current topic, and at the beginning if the
-partition or its topic is new to the group. Otherwise the group is new or its offset was lost, and the reset policy
-applies.
+Consumption starts at the group's committed offset if that offset belongs to the current topic, and at the
+beginning if the partition or its topic is new to the group. Otherwise the group is new or its offset was lost, and
+the reset policy applies.
 """
 
 from __future__ import annotations

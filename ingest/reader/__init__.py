@@ -1,2 +1,1 @@
-"""The reader process: consumes from Kafka, starts chords of flush tasks, and commits offsets when they have
-completed."""
+"""The reader process consumes from Kafka, starts chords of flush tasks, and commits offsets as chords complete."""

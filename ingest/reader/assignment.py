@@ -50,7 +50,7 @@ class Unanswered(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Start of a partition. `committed` and `text` are from the group's commit; None and empty if that is
+    """Start of a partition. `committed` and `text` are from the group's commit; None and empty if that commit is
     unusable."""
 
     partition: int

@@ -160,7 +160,8 @@ class Dispatcher:
                 self._coordination.unpark(manifest.batch_id)
 
     def _dispatch(self, command: do.Dispatch) -> None:
-        """Stages and starts the tasks that have no done mark. If all tasks have one, the stage is durable."""
+        """Stages and starts the tasks that have no done mark. If all tasks have a done mark, the stage is
+        durable."""
         batch, stage = command.batch, command.stage
         manifest = self._manifest(batch)
         tasks = [entry.name for entry in manifest.of_stage(stage)]
@@ -207,8 +208,8 @@ class Dispatcher:
         return self._manifests[key]
 
     def _bound_unsent(self) -> None:
-        """Limits the encoded bytes kept. Drops the oldest first, which belong to fenced batches or to batches
-        whose second stage has not started for a long time."""
+        """Limits the encoded bytes kept. Drops the oldest bytes first, because they belong to fenced batches or to
+        batches whose second stage has not started for a long time."""
         sizes = {key: sum(map(len, payloads.values())) for key, payloads in self._unsent.items()}
         size_bytes = sum(sizes.values())
         for key in list(self._unsent)[:-1]:  # except the one about to be staged

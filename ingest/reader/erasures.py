@@ -33,7 +33,8 @@ _users = msgspec.json.Decoder(_Users).decode
 
 @dataclass(frozen=True)
 class Erasures:
-    """The erasures in force. Immutable, so that another thread can replace them while the loop reads them.
+    """The erasures in force. The object is immutable, so that another thread can replace it while the loop reads
+    it.
 
     `replays`: (project, replay id). `projects`: time up to which received messages are erased, in Unix seconds by
     Relay's clock. `users`: the same kind of time, by project and by digest of the user.

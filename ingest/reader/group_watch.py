@@ -1,7 +1,8 @@
 """Watches the topic and its consumer group from a thread.
 
 This reader rejoins the group if a partition has no owner (decided by `ingest.core.ownership`). It also rejoins if
-the topic was recreated while this reader owned partitions of it, because brokers may not start a rebalance then.
+the topic was recreated while this reader owned partitions of it, because brokers may not start a rebalance in that
+case.
 """
 
 from __future__ import annotations

@@ -123,7 +123,8 @@ class KafkaSource:
     def subscribe(
         self, emit: Callable[[on.Event], None], drain: Callable[[tuple[TopicPartition, ...]], None]
     ) -> None:
-        """Joins the group. `drain` must return within the session timeout, once the partitions are released."""
+        """Joins the group. `drain` returns once the partitions are released, which must be within the session
+        timeout."""
         self._emit, self._drain = emit, drain
         self._join()
 

@@ -53,7 +53,7 @@ class Dispatcher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Unusual:
-    """A message that may be expensive to parse and belongs to the second line."""
+    """A message that may be expensive to parse, and is therefore left to the second line."""
 
     message: Message
 

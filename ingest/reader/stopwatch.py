@@ -13,7 +13,8 @@ from tasks.observe.loops import Guard
 
 
 class TimedParser:
-    """Measures the time spent in another parser. Time spent by the consumer of its results is not counted."""
+    """Measures the time spent in another parser. Time spent by the consumer of that parser's results is not
+    counted."""
 
     def __init__(
         self,

@@ -36,9 +36,9 @@ class TenantRules:
 class TenantGate:
     """Admits messages of one reader, using tokens granted to it from the shared buckets.
 
-    The loop's thread uses the gate and another thread refreshes it, with a lock. Messages of limited projects
-    without a grant are admitted, as are all messages if the last grant is older than `stale_seconds`. Times are
-    monotonic seconds.
+    The loop's thread uses the gate while another thread refreshes it; a lock protects the state. Messages of
+    limited projects without a grant are admitted, as are all messages if the last grant is older than
+    `stale_seconds`. Times are monotonic seconds.
     """
 
     def __init__(self, stale_seconds: float = 10.0) -> None:

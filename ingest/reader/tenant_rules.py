@@ -163,7 +163,7 @@ class TenantRefresh:
             self._follow()
             self._reported.kafka(None)
         except RangeError as failure:
-            # While no broker is connected, the client describes some calls as being about a missing partition.
+            # While no broker is connected, some calls fail with an error about a missing partition.
             found = failure.fault or dependencies.kafka(self._settings)
             self._reported.kafka(found)
             if found is not None:

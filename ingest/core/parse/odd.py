@@ -1,6 +1,6 @@
 """Decodes one event of any shape.
 
-Fields that do not fit are left out, or the whole event is.
+Fields of the wrong type are left out; if that is not possible, the whole event is left out.
 
 `ingest.core.parse.scan` uses it for events that were not decoded as a whole, because they are malformed or part of
 a long recording. All work is charged to the budget.
@@ -64,7 +64,7 @@ class _AnySource(msgspec.Struct, gc=False):
     source: msgspec.Raw = NULL
 
 
-# Decodes data with any tag in one pass. The payload declares the fields that are used of breadcrumbs and of spans.
+# Decodes data with any tag in one pass. The payload declares the fields of breadcrumbs and spans that are used.
 _payload_fields = dict.fromkeys((*CrumbPayload.__struct_fields__, *SpanPayload.__struct_fields__))
 _Payload: Any = msgspec.defstruct("Payload", [(name, msgspec.Raw, NULL) for name in _payload_fields], gc=False)
 _Long: Any = msgspec.defstruct("Long", [("tag", msgspec.Raw, NULL), ("payload", _Payload | None, None)], gc=False)

@@ -22,7 +22,7 @@ from ingest.reader.parsing.link import EXIT_MEMORY, Hello, Parser, receive_frame
 
 
 def main(socket_fd: int, arena_fd: int) -> None:
-    """Serves one socket. Ignores SIGINT and SIGTERM; the reader closes the socket to end it.
+    """Serves one socket. Ignores SIGINT and SIGTERM; the reader closes the socket to end this process.
 
     If a message crashes this process (out of memory, a fault in a library), the reader starts another process and
     identifies the message.

@@ -35,7 +35,7 @@ CLOSE_SECONDS_MAX = 2.0
 class SecondLine:
     """One child and one thread. Both are started when the first message arrives.
 
-    `answer` is called on that thread. At most one message per partition is queued, because the partition waits for
+    `answer` is called on this thread. At most one message per partition is queued, because the partition waits for
     it.
     """
 
@@ -70,7 +70,7 @@ class SecondLine:
         return self._child.process_id if self._child is not None else None
 
     def close(self) -> None:
-        """Ends child and thread. Waiting messages get no result."""
+        """Ends the child and the thread. Waiting messages get no result."""
         self._closing.set()
         self._messages.put(None)
         if self._child is not None:

@@ -130,7 +130,7 @@ class Fleet:
             self._returned(chord, name, error)
 
     def _returned(self, chord: Chord, name: str, error: str) -> None:
-        """Counts one task of a chord. The last one starts the body or the errback of the chord."""
+        """Counts one task of a chord. The last counted task starts the chord's body or errback."""
         if self.redis.unavailable or chord.generation != self.redis.generation or name in chord.returned:
             return
         chord.returned.add(name)

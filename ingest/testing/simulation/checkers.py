@@ -360,8 +360,8 @@ class SameCut:
     """Ranges that a predecessor recorded are cut identically, and stay recorded until they settle.
 
     A range may be split if it has become too large to stage, or if the reader halts within it. A range may be
-    abandoned only if its last message has expired, or if the log has ended before it for long enough. Time in
-    which the reader was paused, held, frozen or draining does not count. See docs/decisions/014-same-cut.md.
+    abandoned only if its last message has expired, or if the log has ended before the range for long enough. Time
+    in which the reader was paused, held, frozen or draining does not count. See docs/decisions/014-same-cut.md.
     """
 
     def __init__(self, broker: Broker, story: Story) -> None:

@@ -3,7 +3,7 @@ source.
 
 The group follows the classic protocol from the consumer's point of view: members join, the last one to join
 completes the rebalance, and all sync at the next poll. Eager members first revoke all their partitions, and
-cooperative members only those that move. A partition that a live member holds is not assigned to another.
+cooperative members only those that move. A partition that a live member holds is not assigned to another member.
 """
 
 from __future__ import annotations
@@ -457,7 +457,8 @@ class SimulatedSource:
     # Group protocol
 
     def _serve_group(self) -> bool:
-        """Does the member's part in the group protocol. Returns False if there is no partition to fetch from."""
+        """Performs the member's part of the group protocol. Returns False if there is no partition to fetch
+        from."""
         group = self._group
         group.remove_inactive_members()
         member = group.members.get(self.member_id)
@@ -530,7 +531,7 @@ class SimulatedSource:
         return stored
 
     def _start(self, partition: int, former: str) -> on.Assignment:
-        """Starts a partition as `ingest.reader.kafka` does, where `ingest.core.starting` decides."""
+        """Starts a partition as `ingest.reader.kafka` does, at the offset that `ingest.core.starting` chooses."""
         self._epoch += 1
         self.epochs[partition] = self._epoch
         self._topic_ids[self._epoch] = self.topic_id
