@@ -103,7 +103,7 @@ simulate: $(STAMP) ## run thousands of simulated worlds, starting at a random se
 wrong-settings: $(STAMP) ## check that every command refuses every wrong value of every setting with one line and exit code 2
 	REPLAYS_TEST_ALL_COMMANDS=1 $(BIN)/python -m pytest -n 2 tests/e2e/test_wrong_settings.py
 
-explore: $(STAMP) ## explore every order of events in a few small worlds on the real core, and find planted bugs; BOUND=usual|large JOBS=2
+explore: $(STAMP) ## explore every order of events in a few small worlds on the real core, and check that planted bugs are found; BOUND=usual|large JOBS=2
 	$(BIN)/python -m tools.explore --bounds $(or $(BOUND),usual) $(if $(JOBS),--jobs $(JOBS))
 
 cost-search: $(STAMP) ## search for the most expensive messages, and compare them with the bounds of docs/cost.md; SECONDS=600 SEED=

@@ -3,11 +3,11 @@
     python -m tools.bigquery_kills [--times 200] [--seed 1]
 
 Each batch is staged in a real Redis, and a separate process runs its task against the BigQuery server of the
-embedded stack, with REPLAYS_BIGQUERY_WRITE=storage. Half of the batches are protobuf, as this release
-stages them, the others JSON, as older ones do. The process kills itself (SIGKILL) at one of the points below,
-once or twice, and other processes then run the task to its end. The table itself, without the view, must then have
-each row once. In additional runs, Redis loses the batch between append and done mark: rows are then repeated, and
-the view must have each row once. The exit code is 1 if a row is missing or repeated.
+embedded stack, with REPLAYS_BIGQUERY_WRITE=storage. Half of the batches are staged as protobuf, as in this
+release, and the others as JSON, as in older releases. The process kills itself (SIGKILL) at one of the points
+below, once or twice, and other processes then run the task to its end. The table itself, without the view, must
+then have each row once. In additional runs, Redis loses the batch between append and done mark: rows are then
+repeated, and the view must have each row once. The exit code is 1 if a row is missing or repeated.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ def fact(batch: int, place: int) -> Row:
 
 
 def proto_facts(batch: int, count: int) -> EncodedRows:
-    """The same rows as protobuf, as the reader stages them."""
+    """Returns the same rows as protobuf, as the reader stages them."""
     encoder = FactEncoder(1, 2, f"{batch:032x}", batch, 30)
     rows = b"".join(
         encoder.framed_fact(row_name(batch, place).encode(), "ui.click", (NOON + place) * MICROSECONDS, b"{}")

@@ -1,5 +1,6 @@
-"""The contract suite: BigQuery's API as the sink uses it, judged by Google's documentation on several servers.
+"""The contract suite: Compares BigQuery's API, as the sink uses it, with Google's documentation on several
+servers.
 
-`rest.py` and `appends.py` have the operations, `target.py` what they share, `servers.py` the servers, `page.py`
-generates docs/bigquery-contract.md from `result.json`.
+`rest.py` and `appends.py` contain the operations, `target.py` contains what they share, `servers.py` runs the
+servers, and `page.py` generates docs/bigquery-contract.md from `result.json`.
 """

@@ -1,10 +1,11 @@
-"""Runs the contract suite on our emulator and on two others, and prints what differs from the documentation.
+"""Runs the contract suite on our emulator and on two third-party servers, and prints what differs from the
+documentation.
 
     python -m tools.bigquery_contract [--only NAME] [--json FILE] [--cache DIRECTORY]
 
-Needs the package index for the environments of the others, which are kept in the cache. The exit code is 1 if our
-emulator differs, 2 if a server cannot be run. `make bigquery-contract` writes `result.json`, from which
-`python -m tools.documents` generates docs/bigquery-contract.md.
+The suite needs the package index to create the environments of the third-party servers, which are kept in the
+cache. The exit code is 1 if our emulator differs, and 2 if a server cannot be run. `make bigquery-contract` writes
+`result.json`, from which `python -m tools.documents` generates docs/bigquery-contract.md.
 """
 
 from __future__ import annotations

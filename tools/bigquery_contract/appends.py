@@ -1,7 +1,7 @@
 """Operations of the Storage Write API: streams of type COMMITTED, appends at offsets, their errors.
 
-Each is judged by the pages of Google's documentation that its docstring names. "Package
-google.cloud.bigquery.storage.v1" is the reference of the calls, which the client library repeats.
+Each operation is compared with the pages of Google's documentation that its docstring names. "Package
+google.cloud.bigquery.storage.v1" is the reference for the calls, and is also part of the client library.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from tools.bigquery_contract.target import (
 
 APPEND_BYTES_MAX = 20_000_000
 SCHEMA_SECONDS_MAX = 20.0
-# Field 100 of a message: the text "e".
+# Field 100 of a message, with the string "e" as its value.
 EXTRA = b"\xa2\x06\x01e"
 
 
 def _stream(target: Target) -> str:
-    """A stream of a new table."""
+    """Returns a stream of a new table."""
     target.create_table()
     return str(target.create_stream().name)
 
 
 def create_a_stream(target: Target) -> None:
-    """A new stream has a name below its table, its type, and its creation as commit time.
+    """The name of a new stream is below that of its table, and the stream has its type, and its creation time as
+    commit time.
 
     Page: Package google.cloud.bigquery.storage.v1.
     """
@@ -53,7 +54,7 @@ def create_a_stream(target: Target) -> None:
 
 
 def create_a_stream_of_a_missing_table(target: Target) -> None:
-    """A stream of a missing table is NOT_FOUND.
+    """Creating a stream of a missing table fails with NOT_FOUND.
 
     Page: Package google.cloud.bigquery.storage.v1.
     """
@@ -74,7 +75,7 @@ def get_a_stream(target: Target) -> None:
 
 
 def append_at_offsets(target: Target) -> None:
-    """Appends return their offsets, and their rows can be read with their values at once.
+    """Appends return their offsets, and the appended rows can be read immediately, with their values.
 
     Page: Package google.cloud.bigquery.storage.v1; Supported protocol buffer and Arrow data types.
     """
@@ -101,7 +102,8 @@ def append_without_an_offset(target: Target) -> None:
 
 
 def append_again(target: Target) -> None:
-    """An append at an offset that has rows is ALREADY_EXISTS, also on another connection, and stores nothing.
+    """An append at an offset that already has rows fails with ALREADY_EXISTS, also on another connection, and
+    stores nothing.
 
     Page: Package google.cloud.bigquery.storage.v1; Stream data using the Storage Write API.
     """
@@ -115,7 +117,7 @@ def append_again(target: Target) -> None:
 
 
 def append_beyond_the_end(target: Target) -> None:
-    """An append beyond the end is OUT_OF_RANGE, and the connection goes on.
+    """An append beyond the end fails with OUT_OF_RANGE, and the connection remains usable.
 
     Page: Package google.cloud.bigquery.storage.v1.
     """
@@ -142,7 +144,7 @@ def finalize_a_stream(target: Target) -> None:
 
 
 def append_to_an_unknown_stream(target: Target) -> None:
-    """An append to a stream that does not exist is NOT_FOUND.
+    """An append to a stream that does not exist fails with NOT_FOUND.
 
     Page: Package google.cloud.bigquery.storage.v1.
     """
@@ -151,7 +153,7 @@ def append_to_an_unknown_stream(target: Target) -> None:
 
 
 def finalize_an_unknown_stream(target: Target) -> None:
-    """Finalizing a stream that does not exist is NOT_FOUND.
+    """Finalizing a stream that does not exist fails with NOT_FOUND.
 
     Page: Package google.cloud.bigquery.storage.v1.
     """
@@ -162,7 +164,7 @@ def finalize_an_unknown_stream(target: Target) -> None:
 
 
 def codes_of_errors(target: Target) -> None:
-    """Errors of appends have BigQuery's own code in their details, by which clients tell them apart.
+    """Errors of appends contain BigQuery's own code in their details, which clients use to distinguish them.
 
     Page: Package google.cloud.bigquery.storage.v1.
     """
@@ -184,7 +186,7 @@ def codes_of_errors(target: Target) -> None:
 
 
 def bad_rows_are_named(target: Target) -> None:
-    """An append with bad rows is INVALID_ARGUMENT, names each of them, and stores none of its rows.
+    """An append with bad rows fails with INVALID_ARGUMENT, names each bad row, and stores none of its rows.
 
     Page: Package google.cloud.bigquery.storage.v1.
     """
@@ -200,7 +202,7 @@ def bad_rows_are_named(target: Target) -> None:
 
 
 def _without(target: Target, column: str, number: int) -> bytes:
-    """A message without a REQUIRED column."""
+    """Returns a message without a REQUIRED column."""
     message = target.message(number)
     message.ClearField(column)
     return bytes(message.SerializeToString())
@@ -219,7 +221,7 @@ def field_that_the_table_lacks(target: Target) -> None:
 
 
 def _wider(target: Target) -> Any:
-    """The writer schema with one more field, `extra`."""
+    """Returns the writer schema with one more field, `extra`."""
     made = descriptor_pb2.DescriptorProto()
     made.CopyFrom(target.descriptor)
     kind, label = (
@@ -231,7 +233,8 @@ def _wider(target: Target) -> Any:
 
 
 def column_added_while_a_stream_is_open(target: Target) -> None:
-    """After a column is added, a response on the open connection has the new schema, and rows may have the column.
+    """After a column is added, a response on the open connection has the new schema, and rows may contain the
+    column.
 
     Page: Package google.cloud.bigquery.storage.v1; Introduction to the BigQuery Storage Write API.
     """
@@ -255,7 +258,7 @@ def column_added_while_a_stream_is_open(target: Target) -> None:
 
 
 def first_request_without_a_schema(target: Target) -> None:
-    """The first request of a connection needs the writer schema.
+    """The first request of a connection must contain the writer schema.
 
     Page: Package google.cloud.bigquery.storage.v1.
     """
@@ -276,7 +279,7 @@ def append_of_fifteen_megabytes(target: Target) -> None:
 
 
 def append_too_large(target: Target) -> None:
-    """An append of 20 MB or more is INVALID_ARGUMENT, and stores nothing.
+    """An append of 20 MB or more fails with INVALID_ARGUMENT, and stores nothing.
 
     Page: Package google.cloud.bigquery.storage.v1.
     """
@@ -288,7 +291,7 @@ def append_too_large(target: Target) -> None:
 
 
 def _large(target: Target, number: int, size_bytes: int) -> bytes:
-    """A row of at least that size."""
+    """Returns a row of at least that size."""
     message = target.message(number)
     message.event_type = "x" * size_bytes
     return bytes(message.SerializeToString())

@@ -17,19 +17,20 @@ NOT_RUN = "not run"
 
 
 def contract_page() -> Iterator[str]:
-    """The whole page."""
+    """Yields the whole page."""
     yield from page_of(json.loads(RESULT.read_text()))
 
 
 def page_of(result: Mapping[str, Any]) -> Iterator[str]:
-    """The page of a result."""
+    """Yields the page that shows this result."""
     servers, found = result["servers"], result["operations"]
     yield "# Contract of BigQuery's API"
     yield (
-        "What the BigQuery sink, `migrate`, `erase` and `reconcile` need of the API, as Google documents it, and "
-        "what three servers do: our emulator (`ingest/local/servers/bigquery/`), and two that others wrote. "
-        "`make bigquery-contract` runs it. It installs the two into environments of their own (`.contract/`), and "
-        "needs the package index and Python 3.13. The part for our emulator is in `make test`. "
+        "This page lists what the BigQuery sink, `migrate`, `erase` and `reconcile` need from the API, as Google "
+        "documents it, and what three servers do: our emulator (`ingest/local/servers/bigquery/`) and two "
+        "third-party servers. `make bigquery-contract` runs the comparison. It installs the third-party servers "
+        "into separate environments (`.contract/`), and needs the package index and Python 3.13. `make test` "
+        "includes the part for our emulator. "
         "[Decision 040](decisions/040-bigquery-contract.md) draws the conclusions."
     )
     yield f"The last run was on {result['date']}."
@@ -38,24 +39,24 @@ def page_of(result: Mapping[str, Any]) -> Iterator[str]:
         ((name, version, _count(found, name)) for name, version in servers.items()),
     )
     yield (
-        "A cell says what a server does instead. Error texts are not compared. The real service was not asked: "
-        "this compares servers with its documentation."
+        "A cell describes how a server differs from the documentation. Error texts are not compared. The real "
+        "service was not tested: the servers are compared with its documentation only."
     )
     yield (
-        f"The {OURS} ran with a streaming buffer of 90 minutes, as the service has one; without "
-        "`--streaming-buffer-seconds`, as in `local up` and `demo`, it deletes streamed rows at once."
+        f"The {OURS} ran with a streaming buffer of 90 minutes, as in the service; without "
+        "`--streaming-buffer-seconds`, as in `local up` and `demo`, the emulator deletes streamed rows at once."
     )
     yield "## REST"
     yield _operations(rest.OPERATIONS, found, tuple(servers))
     yield "## Storage Write API"
     yield _operations(appends.OPERATIONS, found, tuple(servers))
-    yield "## What it does not judge"
+    yield "## What is not compared"
     yield (
-        "Permissions: no server of the three has access control, so `403 accessDenied` is tested with scripted "
-        "responses (`tests/integration/tasks/sinks/test_sink_bigquery.py`). Quotas, billing, the delay until a "
-        "new table or column is known to every server, and the expiry of streams, which none of them has. The "
-        "default stream and streams of other types, load jobs and the Storage Read API, which this system does "
-        "not use."
+        "Permissions are not compared, because none of the three servers has access control; `403 accessDenied` "
+        "is tested with scripted responses (`tests/integration/tasks/sinks/test_sink_bigquery.py`). Quotas, "
+        "billing, the delay until every server of the service knows a new table or column, and the expiry of "
+        "streams are not compared, because none of the three servers has them. The default stream, streams of "
+        "other types, load jobs and the Storage Read API are not compared, because this system does not use them."
     )
 
 
@@ -78,7 +79,7 @@ def _table(titles: tuple[str, ...], rows: Iterable[Iterable[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Plain text: no markup and no column separators."""
+    """Returns the text with markup and column separators escaped."""
     for sign in "\\`*_<>[]":
         text = text.replace(sign, f"\\{sign}")
     return text.replace("|", "\\|")

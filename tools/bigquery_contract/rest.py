@@ -1,6 +1,6 @@
 """Operations of the REST API: tables, views, insertAll, queries, reading, deletion.
 
-Each is judged by the pages of Google's documentation that its docstring names.
+Each operation is compared with the pages of Google's documentation that its docstring names.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def create_and_get_a_table(target: Target) -> None:
 
 
 def create_a_table_twice(target: Target) -> None:
-    """A second table of the same name is refused with 409 duplicate.
+    """Creating a second table of the same name fails with 409 duplicate.
 
     Page: HTTP status and error codes for BigQuery API.
     """
@@ -52,7 +52,7 @@ def create_a_table_twice(target: Target) -> None:
 
 
 def get_a_missing_table(target: Target) -> None:
-    """A missing table, and a missing data set, are 404 notFound.
+    """A request for a missing table or a missing data set fails with 404 notFound.
 
     Page: HTTP status and error codes for BigQuery API.
     """
@@ -62,7 +62,8 @@ def get_a_missing_table(target: Target) -> None:
 
 
 def add_a_nullable_column(target: Target) -> None:
-    """A patch of the schema adds a NULLABLE column; existing rows have NULL there, new ones a value.
+    """A patch of the schema adds a NULLABLE column, which is NULL in existing rows and may have a value in new
+    ones.
 
     Page: Modifying table schemas.
     """
@@ -118,7 +119,7 @@ def change_a_type_by_patch(target: Target) -> None:
 
 
 def widen_a_type(target: Target) -> None:
-    """ALTER COLUMN SET DATA TYPE turns INT64 into NUMERIC; rows are kept, and integers are still accepted.
+    """ALTER COLUMN SET DATA TYPE changes INT64 to NUMERIC; rows are kept, and integers are still accepted.
 
     Page: Data definition language (DDL) statements in GoogleSQL; Modifying table schemas.
     """
@@ -162,7 +163,7 @@ def change_with_a_stale_etag(target: Target) -> None:
 
 
 def exact_view(target: Target) -> None:
-    """The view of migrations returns each identity once, and its query can be changed.
+    """The view that migrations create returns each identity once, and its query can be changed.
 
     Page: Method: tables.insert; Query syntax.
     """
@@ -192,7 +193,7 @@ def exact_view(target: Target) -> None:
 
 
 def insert_rows(target: Target) -> None:
-    """Good rows are stored with their values; the response is recognized by its kind and names no row.
+    """Good rows are stored with their values; the response has the documented kind and names no row.
 
     Page: Method: tabledata.insertAll.
     """
@@ -206,7 +207,7 @@ def insert_rows(target: Target) -> None:
 
 
 def insert_into_a_missing_table(target: Target) -> None:
-    """insertAll to a missing table is 404 notFound.
+    """insertAll into a missing table fails with 404 notFound.
 
     Page: HTTP status and error codes for BigQuery API; Use the legacy streaming API.
     """
@@ -247,7 +248,7 @@ def unknown_field(target: Target) -> None:
 
 
 def missing_required_value(target: Target) -> None:
-    """A row without a REQUIRED column, or with null there, is invalid.
+    """A row in which a REQUIRED column is missing or null is invalid.
 
     Page: Method: tabledata.insertAll; Specifying a schema.
     """
@@ -258,7 +259,7 @@ def missing_required_value(target: Target) -> None:
 
 
 def integer_as_text(target: Target) -> None:
-    """A whole number may be given as text, which keeps one beyond 2^53 exact.
+    """A whole number may be given as a string, which keeps numbers above 2^53 exact.
 
     Page: Legacy SQL data types.
     """
@@ -269,7 +270,7 @@ def integer_as_text(target: Target) -> None:
 
 
 def text_in_a_json_column(target: Target) -> None:
-    """A JSON column takes JSON as text; text that is no JSON is invalid.
+    """A JSON column accepts JSON as a string; a string that is not JSON is invalid.
 
     Page: Working with JSON data in GoogleSQL.
     """
@@ -324,7 +325,7 @@ def too_many_rows(target: Target) -> None:
 
 
 def time_outside_the_partitions(target: Target) -> None:
-    """A row of more than ten years ago is refused: streaming takes 10 years back and 1 year ahead.
+    """A row dated more than ten years ago is refused: streaming accepts dates from 10 years ago to 1 year ahead.
 
     Page: Use the legacy streaming API.
     """
@@ -336,7 +337,7 @@ def time_outside_the_partitions(target: Target) -> None:
 
 
 def _stored_at(target: Target, given: Any, seconds: float = NOW_SECONDS + 0.125) -> None:
-    """Expects that a time in this form is stored as this Unix time."""
+    """Raises Differs unless a time in this form is stored as this Unix time."""
     target.create_table()
     target.stored(row(1, timestamp=given))
     ((stored,),) = target.query("SELECT UNIX_MICROS(timestamp) FROM FACTS")
@@ -345,7 +346,7 @@ def _stored_at(target: Target, given: Any, seconds: float = NOW_SECONDS + 0.125)
 
 
 def timestamp_as_rfc_3339(target: Target) -> None:
-    """Text with T and Z, as the sink writes it, is read to the microsecond.
+    """A time with T and Z, as the sink writes it, is read to the microsecond.
 
     Page: Data types.
     """
@@ -353,7 +354,7 @@ def timestamp_as_rfc_3339(target: Target) -> None:
 
 
 def timestamp_as_rfc_3339_in_whole_seconds(target: Target) -> None:
-    """Text without a fraction, as the sink writes a whole second, is read as well.
+    """A time without a fraction, as the sink writes a whole second, is also read.
 
     Page: Data types.
     """
@@ -361,7 +362,7 @@ def timestamp_as_rfc_3339_in_whole_seconds(target: Target) -> None:
 
 
 def timestamp_as_canonical_text(target: Target) -> None:
-    """Text with a space and UTC is read to the microsecond.
+    """A time with a space and UTC is read to the microsecond.
 
     Page: Data types.
     """
@@ -369,7 +370,7 @@ def timestamp_as_canonical_text(target: Target) -> None:
 
 
 def timestamp_as_whole_seconds(target: Target) -> None:
-    """A whole number is seconds since 1970, as readers of release 0.2 write some rows.
+    """A whole number is read as seconds since 1970; readers of release 0.2 write some rows in this form.
 
     Page: Legacy SQL data types.
     """
@@ -377,7 +378,8 @@ def timestamp_as_whole_seconds(target: Target) -> None:
 
 
 def timestamp_as_seconds_with_a_fraction(target: Target) -> None:
-    """A number with a fraction is seconds since 1970, as readers of release 0.2 write other rows.
+    """A number with a fraction is read as seconds since 1970; readers of release 0.2 write other rows in this
+    form.
 
     Page: Legacy SQL data types.
     """
@@ -385,7 +387,7 @@ def timestamp_as_seconds_with_a_fraction(target: Target) -> None:
 
 
 def timestamp_that_is_none(target: Target) -> None:
-    """Text that is no time is invalid.
+    """A string that is not a time is invalid.
 
     Page: Method: tabledata.insertAll; Data types.
     """
@@ -397,7 +399,7 @@ def timestamp_that_is_none(target: Target) -> None:
 
 
 def list_rows_by_page(target: Target) -> None:
-    """tabledata.list returns all rows in pages, with totalRows and values as text.
+    """tabledata.list returns all rows in pages, with totalRows, and with values as strings.
 
     Page: Method: tabledata.list.
     """
@@ -417,7 +419,7 @@ def list_rows_by_page(target: Target) -> None:
 
 
 def list_timestamps(target: Target) -> None:
-    """tabledata.list returns a timestamp as microseconds with useInt64Timestamp.
+    """With useInt64Timestamp, tabledata.list returns a timestamp as microseconds.
 
     Page: Method: tabledata.list; DataFormatOptions.
     """
@@ -430,7 +432,7 @@ def list_timestamps(target: Target) -> None:
 
 
 def query_by_parameters(target: Target) -> None:
-    """A query with array and timestamp parameters finds rows by identity and time, as reconcile asks.
+    """A query with array and timestamp parameters finds rows by identity and time, as reconcile requires.
 
     Page: Running parameterized queries.
     """
@@ -470,7 +472,7 @@ def invalid_query(target: Target) -> None:
 
 
 def delete_recently_streamed_rows(target: Target) -> None:
-    """A DELETE of rows that insertAll has just streamed is refused with 400, and the rows stay.
+    """A DELETE of rows that insertAll has just streamed is refused with 400, and the rows are kept.
 
     Page: Data manipulation language (DML) statements in GoogleSQL; HTTP status and error codes for BigQuery API.
     """

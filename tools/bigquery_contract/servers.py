@@ -1,8 +1,9 @@
-"""The servers of the contract suite: our emulator, and two others in virtual environments of their own.
+"""The servers of the contract suite: our emulator, and two third-party servers in separate virtual environments.
 
-The others cannot share our environment, because they need other versions of protobuf, sqlglot and Python. Their
-packages are pinned in `*.txt`. DuckDB, on which both are built, downloads extensions when it starts; the
-environments install these from packages instead, below a home directory of their own.
+The third-party servers cannot share our environment, because they need other versions of protobuf, sqlglot and
+Python. Their packages are pinned in `*.txt`. DuckDB, on which both third-party servers are built, downloads
+extensions when it starts; these environments instead install the extensions from packages, in separate home
+directories.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tasks.release import RELEASE
 
 HERE = Path(__file__).parent
 OURS = "emulator"
-# As long as the service may keep streamed rows in its buffer; the demo runs without a buffer.
+# The longest time for which the service may keep streamed rows in its buffer; the demo runs without a buffer.
 STREAMING_BUFFER_SECONDS = 90 * 60.0
 INSTALL_SECONDS_MAX = 600
 INSTALL_EXTENSIONS = (
@@ -35,10 +36,10 @@ INSTALL_EXTENSIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A server from the package index. `python`: the versions of Python that it supports, best first.
+    """A server from the package index. `python`: the versions of Python that it supports, preferred first.
 
     `extensions`: of DuckDB. `options`: arguments, in which `{rest}`, `{grpc}` and `{data}` are replaced.
-    `variables`: of the environment, likewise.
+    `variables`: environment variables, with the same replacements.
     """
 
     name: str
@@ -50,12 +51,12 @@ class Package:
 
     @property
     def pins(self) -> Path:
-        """The list of its packages."""
+        """The file that lists its packages."""
         return HERE / f"{self.name}.txt"
 
     @property
     def digest(self) -> str:
-        """Identifies the list of its packages."""
+        """Identifies the list of packages."""
         return hashlib.sha256(self.pins.read_bytes()).hexdigest()[:12]
 
     @property
@@ -64,7 +65,7 @@ class Package:
         return self.version_of(self.name)
 
     def version_of(self, package: str) -> str:
-        """The pinned version of a package."""
+        """Returns the pinned version of a package."""
         lines = dict(line.split("==") for line in self.pins.read_text().splitlines() if "==" in line)
         return lines[package]
 
@@ -89,10 +90,10 @@ PACKAGES = (BQEMULATOR, LOCAL_BIGQUERY)
 
 
 class Foreign(Server):
-    """A server of another author, on two ports."""
+    """A third-party server with two ports."""
 
     name: ClassVar[str] = "foreign"
-    # Both import hundreds of modules before they listen.
+    # Both servers import hundreds of modules before they listen.
     start_seconds_max: ClassVar[float] = 120.0
 
     def __init__(self, children: Children, directory: Path, package: Package, environment: Path) -> None:
@@ -104,17 +105,17 @@ class Foreign(Server):
         return text.format(rest=self.port, grpc=self.grpc_port, data=self.directory)
 
     def command(self) -> list[str]:
-        """The program of its own environment."""
+        """Returns the command line, which starts the program in the package's own environment."""
         program = self._environment / "bin" / self._package.program
         return [str(program), *map(self._filled, self._package.options)]
 
     def environment(self) -> Mapping[str, str]:
-        """A home directory of its own, with the extensions of DuckDB."""
+        """Returns the variables, among them a separate home directory with the extensions of DuckDB."""
         variables = {name: self._filled(value) for name, value in self._package.variables.items()}
         return {"HOME": str(self._environment / "home"), "PYTHONPATH": "", **variables}
 
     def is_ready(self) -> bool:
-        """Whether both ports are open."""
+        """Returns whether both ports are open."""
         return is_listening(self.port) and is_listening(self.grpc_port)
 
     @property
@@ -128,7 +129,7 @@ class Foreign(Server):
 
 
 def ours(children: Children, directory: Path) -> BigQuery:
-    """Our emulator, with a streaming buffer."""
+    """Returns our emulator, with a streaming buffer."""
     return BigQuery(children, directory / OURS, streaming_buffer_seconds=STREAMING_BUFFER_SECONDS)
 
 
@@ -151,7 +152,7 @@ def running(cache: Path, directory: Path, names: tuple[str, ...]) -> Iterator[di
 
 
 def version_of(name: str) -> str:
-    """Name, version and, of a foreign server, the version of its engine."""
+    """Returns the version of a server and, for a third-party server, also that of its engine."""
     for package in PACKAGES:
         if package.name == name:
             return f"{package.version}, duckdb {package.version_of('duckdb')}"
@@ -159,7 +160,9 @@ def version_of(name: str) -> str:
 
 
 def installed(package: Package, cache: Path) -> Path:
-    """The virtual environment of a package, created unless it is in the cache. Raises LocalError."""
+    """Returns the virtual environment of a package, which is created unless it is in the cache. Raises
+    LocalError.
+    """
     place = cache.absolute() / f"{package.name}-{package.digest}"
     if (place / "complete").exists():
         return place
@@ -183,7 +186,7 @@ def installed(package: Package, cache: Path) -> Path:
 
 
 def interpreter(versions: tuple[str, ...]) -> str:
-    """A Python of one of these versions. Raises LocalError if there is none."""
+    """Returns a Python interpreter of one of these versions. Raises LocalError if there is none."""
     for version in versions:
         candidates = [sys.executable, shutil.which(f"python{version}") or ""]
         candidates += map(str, sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python")))

@@ -37,7 +37,7 @@ Code = StorageError.StorageErrorCode
 
 
 class Differs(Exception):
-    """The server does not do what the documentation says. The text says what it does."""
+    """The server differs from the documentation. The message describes what it does instead."""
 
 
 def expect(condition: bool, text: str) -> None:
@@ -48,7 +48,7 @@ def expect(condition: bool, text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response of a REST call. `asked`: method and last part of the path."""
+    """A response of a REST call. `asked`: the method and the last part of the path."""
 
     asked: str
     status: int
@@ -56,13 +56,13 @@ class Answer:
 
     @property
     def reasons(self) -> list[str]:
-        """Reasons of an error."""
+        """The reasons of an error."""
         error = self.body.get("error")
         entries = error.get("errors", ()) if isinstance(error, dict) else ()
         return [str(entry.get("reason", "")) for entry in entries]
 
     def expect(self, status: int, reason: str = "") -> Answer:
-        """Raises Differs unless the response has this status, and this reason if it is given."""
+        """Raises Differs unless the response has this status and, if a reason is given, this reason."""
         wanted = f"{status} {reason}".rstrip()
         expect(self.status == status, f"{self.asked}: {self}, not {wanted}")
         expect(not reason or reason in self.reasons, f"{self.asked}: {self}, not {wanted}")
@@ -79,13 +79,13 @@ class Answer:
 
     @property
     def row_errors(self) -> dict[int, list[str]]:
-        """Reasons by index of a row, from a response of insertAll."""
+        """The reasons for each refused row, by its index, from a response of insertAll."""
         entries = self.body.get("insertErrors") or ()
         return {entry.get("index", 0): [error.get("reason") for error in entry["errors"]] for entry in entries}
 
 
 def _refusals(errors: Mapping[int, Sequence[str]]) -> str:
-    """Refused rows with their reasons."""
+    """Describes the refused rows and their reasons."""
     return ", ".join(f"row {index} is {'/'.join(map(str, reasons))}" for index, reasons in errors.items()) or (
         "no row is refused"
     )
@@ -93,7 +93,7 @@ def _refusals(errors: Mapping[int, Sequence[str]]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One operation. `pages`: titles of Google's pages that it is judged by."""
+    """One operation. `pages`: titles of the pages of Google's documentation with which it is compared."""
 
     name: str
     what: str
@@ -102,8 +102,8 @@ class Operation:
 
 
 def operation_of(run: Callable[[Target], None]) -> Operation:
-    """The operation that a function describes. The docstring's part after `Page:` names the pages of the
-    documentation, separated by semicolons; the part before it is the description.
+    """Returns the operation that a function implements. The part of the docstring after `Page:` names the pages of
+    the documentation, separated by semicolons; the part before it is the description.
     """
     what, _, rest = " ".join((run.__doc__ or "").split()).partition("Page: ")
     return Operation(run.__name__, what.strip(), tuple(page.strip().rstrip(".") for page in rest.split(";")), run)
@@ -136,7 +136,7 @@ class Target:
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
     ) -> Answer:
-        """One request; `path` is relative to the project."""
+        """Sends one request; `path` is relative to the project."""
         url = f"{self.rest}/bigquery/v2/projects/{PROJECT}{path}"
         reply = self._session.request(method, url, params=query, json=body, headers=headers, timeout=SECONDS)
         try:
@@ -152,7 +152,7 @@ class Target:
         return Answer(asked, reply.status_code, found if isinstance(found, dict) else {})
 
     def path(self, table: str = TABLE) -> str:
-        """The path of a table."""
+        """Returns the path of a table."""
         return f"/datasets/{self.dataset}/tables/{table}"
 
     def create_dataset(self) -> None:
@@ -161,7 +161,7 @@ class Target:
         self.call("POST", "/datasets", {"datasetReference": reference}).expect(200)
 
     def resource(self, fields: Sequence[Mapping[str, Any]], parts: Mapping[str, Any] = {}) -> dict[str, Any]:
-        """The resource of a new table."""
+        """Returns the resource of a new table."""
         reference = {"projectId": PROJECT, "datasetId": self.dataset, "tableId": TABLE}
         return {"tableReference": reference, "schema": {"fields": [dict(entry) for entry in fields]}, **parts}
 
@@ -173,7 +173,7 @@ class Target:
         return self.call("POST", f"/datasets/{self.dataset}/tables", resource).expect(200).body
 
     def insert(self, *rows: Mapping[str, Any], ids: Sequence[str] = (), **options: Any) -> Answer:
-        """One insertAll, with the options of the sink unless others are given."""
+        """Sends one insertAll request, with the options of the sink unless others are given."""
         entries: list[dict[str, Any]] = [{"json": entry} for entry in rows]
         for entry, insert_id in zip(entries, ids, strict=False):
             entry["insertId"] = insert_id
@@ -199,7 +199,7 @@ class Target:
         return client.query(text, job_config=config, retry=None, job_retry=None, timeout=SECONDS)
 
     def segments(self, table: str = TABLE) -> list[int]:
-        """The values of `segment_id` in the table, sorted."""
+        """Returns the values of `segment_id` in the table, sorted."""
         rows = self.query(f"SELECT segment_id FROM `{PROJECT}.{self.dataset}.{table}`")
         return sorted(int(number) for (number,) in rows)
 
@@ -212,24 +212,24 @@ class Target:
 
     @property
     def descriptor(self) -> Any:
-        """The description of the sink's rows."""
+        """The protobuf descriptor of the sink's rows."""
         return ProtoSchema.pb().FromString(self.encoder.schema).proto_descriptor
 
     def writer(self) -> Any:
-        """A client of the Storage Write API."""
+        """Returns a client of the Storage Write API."""
         channel = grpc.insecure_channel(urlsplit(self.grpc).netloc)
         self._closing.callback(channel.close)
         return BigQueryWriteClient(transport=BigQueryWriteGrpcTransport(channel=channel))
 
     def create_stream(self, parent: str = "") -> Any:
-        """A new stream of type COMMITTED."""
+        """Creates a stream of type COMMITTED."""
         wanted = WriteStream(type_=WriteStream.Type.COMMITTED)
         return self.writer().create_write_stream(
             parent=parent or self.parent, write_stream=wanted, retry=None, timeout=SECONDS
         )
 
     def connect(self, stream: str) -> Connection:
-        """A connection of the sink to a stream."""
+        """Opens a connection to a stream, as the sink does."""
         connection = Connection(self.writer(), stream)
         self._closing.callback(connection.close)
         return connection
@@ -237,7 +237,9 @@ class Target:
     def append_request(
         self, stream: str, offset: int | None, rows: Sequence[bytes], descriptor: Any = None
     ) -> Any:
-        """One request; `descriptor`: the writer schema, which the first one of a connection needs."""
+        """Returns one request; `descriptor` is the writer schema, which the first request of a connection
+        needs.
+        """
         request = AppendRowsRequest.pb()(write_stream=stream)
         if offset is not None:
             request.offset.value = offset
@@ -247,7 +249,7 @@ class Target:
         return request
 
     def append(self, connection: Connection, stream: str, offset: int | None, *numbers: int) -> Appended:
-        """Appends good rows. Returns the response, with an error of the call in the place of its own."""
+        """Appends good rows. Returns the response; an error of the call itself is returned in the same form."""
         descriptor = None if connection.schema else self.descriptor
         connection.schema = self.encoder.schema
         return self.send(connection, self.append_request(stream, offset, self.encoded(*numbers), descriptor))
@@ -261,7 +263,7 @@ class Target:
         return Appended.of(reply)
 
     def message(self, number: int) -> Any:
-        """A good row, which may be changed before it is serialized."""
+        """Returns a valid row, which may be changed before it is serialized."""
         file = descriptor_pb2.FileDescriptorProto(name="contract.proto", package="contract", syntax="proto2")
         file.message_type.append(self.descriptor)
         pool = descriptor_pool.DescriptorPool()
@@ -270,7 +272,7 @@ class Target:
         return made.FromString(self.encoded(number)[0])
 
     def encoded(self, *numbers: int) -> list[bytes]:
-        """Good rows as messages."""
+        """Returns valid rows as serialized messages."""
         rows = [self.encoder.encode(json.dumps(row(number)).encode()) for number in numbers]
         return [encoded for encoded in rows if isinstance(encoded, bytes)]
 
@@ -288,7 +290,7 @@ class Appended:
 
     @classmethod
     def of(cls, reply: Any) -> Appended:
-        """From a response."""
+        """Returns the result for a response."""
         has_new_schema = reply.HasField("updated_schema")
         if reply.WhichOneof("response") == "append_result":
             result = reply.append_result
@@ -299,7 +301,7 @@ class Appended:
 
     @classmethod
     def failed(cls, error: GoogleAPICallError) -> Appended:
-        """From an error that ended the connection."""
+        """Returns the result for an error that ended the connection."""
         status = error.grpc_status_code.name if error.grpc_status_code is not None else type(error).__name__
         return cls(None, status, storage_code(details_of(error)), ended=True)
 
@@ -310,19 +312,19 @@ class Appended:
         return self
 
     def expect_error(self, status: str) -> Appended:
-        """Raises Differs unless it is refused with this status of gRPC."""
+        """Raises Differs unless the append is refused with this gRPC status."""
         expect(bool(self.status), f"it is accepted, not refused with {status}")
         expect(self.status == status, f"{self.status}, not {status}")
         return self
 
 
 def status_name(number: int) -> str:
-    """The name of a status of gRPC."""
+    """Returns the name of a gRPC status."""
     return next((status.name for status in grpc.StatusCode if status.value[0] == number), str(number))
 
 
 def refused(call: Callable[[], Any]) -> Appended:
-    """The error of a unary call. Raises Differs if it succeeds."""
+    """Returns the error of a unary call. Raises Differs if the call succeeds."""
     try:
         call()
     except GoogleAPICallError as error:
@@ -339,7 +341,7 @@ def written(seconds: float) -> str:
 
 
 def row(number: int, **given: Any) -> dict[str, Any]:
-    """A good row; `given` changes or adds columns."""
+    """Returns a valid row; `given` changes or adds columns."""
     return {
         "row_id": f"row-{number}",
         "event_type": "ui.click",
@@ -353,7 +355,7 @@ def row(number: int, **given: Any) -> dict[str, Any]:
 
 
 def judged(target: Target, chosen: Operation) -> str:
-    """Runs one operation. Returns what differs from the documentation, "" if nothing does."""
+    """Runs one operation. Returns what differs from the documentation, or "" if nothing differs."""
     try:
         chosen.run(target)
     except Differs as error:
@@ -366,7 +368,7 @@ def judged(target: Target, chosen: Operation) -> str:
 
 
 def plain(text: str, target: Target) -> str:
-    """The text in one line, without addresses and generated names."""
+    """Returns the text on one line, without addresses and generated names."""
     text = " ".join(text.split()).replace(target.dataset, "DATASET").replace(target.rest, "SERVER")
     text = re.sub(r"[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}", "ID", text)
     text = re.sub(r"(/[\w.+-]+){3,}", "PATH", text)

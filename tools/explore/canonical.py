@@ -87,7 +87,8 @@ def role_value(role: Role, name: str, value: float, now: float) -> float:
 
 class Canon:
     """Makes comparable values and copies of pipelines. Equal parts get equal numbers, so that values are small and
-    compare fast."""
+    compare fast.
+    """
 
     def __init__(self, *, count_misses: bool = True) -> None:
         self._left_out = LEFT_OUT if count_misses else LEFT_OUT | {"misses"}
@@ -98,7 +99,8 @@ class Canon:
 
     def value(self, pipeline: Pipeline, now: float) -> int:
         """Returns a number that is equal for pipelines that make the same decisions on the same events after the
-        same time."""
+        same time.
+        """
         value: int = self._part(pipeline, now)
         return value
 
@@ -160,7 +162,7 @@ class Canon:
         return self._frozen.unpack(packed)
 
     def _is_atom(self, kind: type) -> bool:
-        """True if the type is immutable: numbers, texts, frozen data, and named tuples of these."""
+        """True if the type is immutable: numbers, strings, frozen data, and named tuples of these."""
         known = self._atomic.get(kind)
         if known is None:
             parameters = getattr(kind, "__dataclass_params__", None)

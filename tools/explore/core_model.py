@@ -146,7 +146,7 @@ class CoreModel:
 
     @property
     def figures(self) -> str:
-        """Figures of the search, as text."""
+        """Returns figures of the search, as text."""
         cores = self.readers.cores
         return (
             f"{len(cores)} states of a pipeline, {cores.decisions} decisions of the real one, "
@@ -157,7 +157,8 @@ class CoreModel:
 
     def _canonical(self, one: int, other: int, board: int) -> tuple[int, int]:
         """Returns the number of a state, and bits for whether readers (2) and partitions (1) were exchanged to
-        obtain it."""
+        obtain it.
+        """
         turn = self._may_exchange_partitions and self._order(one, other, board)
         if turn:
             one, other, board = self._swapped(one), self._swapped(other), self._swapped_board(board)
@@ -206,7 +207,7 @@ class CoreModel:
         return known
 
     def _mirrored(self, board: int) -> int:
-        """The board from the other reader's point of view."""
+        """Returns the board from the other reader's point of view."""
         return self._cached("mirrored", board, lambda: self._board.of(exchange_owners(self._board.things[board])))
 
     def _swapped(self, reader: int) -> int:
@@ -296,7 +297,8 @@ class CoreModel:
         self, label: int, one: int, other: int, board: int, *, last: bool, cut_off: bool
     ) -> Iterator[tuple[int, int]]:
         """Yields the states that follow a step that leads to these readers and this board. `last`: no further
-        fault may happen."""
+        fault may happen.
+        """
         if self._every_order or not (cut_off or (last and self._is_settled(one, other, board))):
             state, turned = self._canonical(one, other, board)
             yield label | turned, state
@@ -413,7 +415,7 @@ def pack(one: int, other: int, board: int) -> int:
 
 
 def exchange_owners(board: Board) -> Board:
-    """The board from the other reader's point of view."""
+    """Returns the board from the other reader's point of view."""
     return tuple(
         partition if partition.owner == NO_OWNER else partition._replace(owner=1 - partition.owner)
         for partition in board

@@ -89,7 +89,7 @@ class StagingModel:
 
     @property
     def figures(self) -> str:
-        """Figures of the search, as text."""
+        """Returns figures of the search, as text."""
         return f"{len(self._programs)} round trips and results of the real code"
 
     def steps(self, state: int, faults_left: int) -> Iterator[tuple[int, int]]:
@@ -337,7 +337,8 @@ def bag(things: tuple[object, ...]) -> tuple[object, ...]:
 
 def without_redis(world: World) -> World:
     """Returns the world after Redis restarted empty. Hash, queues, counters and streams are lost; running programs
-    continue."""
+    continue.
+    """
     running = tuple(one for one in world.running if one.program.kind != "report")
     return world._replace(staged=Staged(), out=(), queue=(), ends=(), stream=(), running=running)
 

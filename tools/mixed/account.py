@@ -31,7 +31,7 @@ class Parked:
 
     @property
     def seconds(self) -> float | None:
-        """The time from parking to commit, or None if the batch was never committed."""
+        """Returns the time from parking to commit, or None if the batch was never committed."""
         return None if self.committed_at is None else max(0.0, self.committed_at - self.at)
 
 

@@ -161,7 +161,8 @@ class History:
 
     def lines(self, stop: int) -> list[str]:
         """Returns the lines for spec/replay.pml: the number of an action, and its four arguments. `stop`: STOP in
-        the specification."""
+        the specification.
+        """
         ranks = self.ranks
         found = []
         for action in self.actions:
@@ -328,7 +329,7 @@ class History:
         life.taken = to
 
     def _abandon_plan(self, life: _Life, planned: int) -> None:
-        """Abandons the whole plan, if fetching ended before the end of the planned range."""
+        """Abandons the whole plan if fetching ended before the end of the planned range."""
         if life.plan and any(end < planned for end in life.ended):
             self._add("give_plan_up", life)
             life.plan = []

@@ -37,7 +37,7 @@ SHAPES = {
 @pytest.mark.parametrize("layout", ["packed", "objects"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_no_more_is_staged_than_was_counted(name: str, layout: str, api: Literal["insert_all", "storage"]) -> None:
-    """Redis receives no more bytes, framing included, than the size of a batch counts, except for a packed
+    """Redis receives no more bytes, framing included, than the counted size of the batch, except for a packed
     object's index.
     """
     runtime = Reader(Limits(batch_messages_max=1))

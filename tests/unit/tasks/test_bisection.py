@@ -1,5 +1,5 @@
 """When items are written to a sink, partial success is kept, poison items are found, and a wrong table is not
-taken for poison.
+mistaken for poison items.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ MESSAGE = RowEncoder(FACT_TABLE)._message
 PROTO_ROWS = types.ProtoRows.pb()
 INT64 = st.integers(-(2**63), 2**63 - 1)
 ID = st.integers(0, 2**63 - 1)
-# Texts on both sides of the lengths whose encoding is prepared.
+# Strings on both sides of the lengths whose encoding is prepared in advance.
 TEXT = st.one_of(
     st.text(), st.sampled_from(["", "a" * 63, "ä" * 64, "b" * 128, "c" * 4095, "d" * 4096, "é" * 20_000])
 )
@@ -79,7 +79,7 @@ def test_a_fact_is_encoded_as_by_googles_library(
 ) -> None:
     """A fact is encoded byte for byte as by Google's library.
 
-    The values include Unicode, long and empty texts, large numbers, and times before 1970.
+    The values include Unicode, long and empty strings, large numbers, and times before 1970.
     """
     encoder = FactEncoder(org, project, replay, segment, days)
     expected = MESSAGE(
@@ -94,7 +94,7 @@ def test_a_fact_is_encoded_as_by_googles_library(
         attributes=attributes,
     ).SerializeToString()
 
-    for _ in range(2):  # the second time with the prepared part of the time
+    for _ in range(2):  # the second time, the encoder reuses the prepared part of the time
         encoded = encoder.framed_fact(row_id.encode(), kind, time, attributes.encode())
         assert encoded == PROTO_ROWS(serialized_rows=[expected]).SerializeToString()
 
@@ -120,7 +120,7 @@ def test_nulls_and_negative_numbers_are_encoded_as_by_googles_library(values: di
 
 @given(st.fixed_dictionaries(NULLABLE))
 def test_a_row_of_googles_library_becomes_json(values: dict[str, Any]) -> None:
-    """In the JSON of a row absent columns are left out, and times are text, or seconds if no text can express
+    """In the JSON of a row absent columns are left out, and times are strings, or seconds if no string can express
     them.
     """
     given = {name: value for name, value in values.items() if value is not None}

@@ -95,7 +95,7 @@ def test_a_crash_is_a_new_runtime_with_the_stored_commits() -> None:
 
 
 def test_joining_flushes_the_open_batch() -> None:
-    """Joining flushes and commits the open batch, and the reader stops cleanly."""
+    """`join` flushes and commits the open batch, and the reader stops cleanly."""
     runtime = started_runtime()
     runtime.submit(recording())
 

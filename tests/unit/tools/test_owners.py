@@ -40,8 +40,8 @@ def test_a_gap_counts_from_the_last_disturbance_before_its_end() -> None:
 
 
 def test_the_log_of_a_reader_has_the_times_of_its_ownership() -> None:
-    """By a reader's log, ownership ends when partitions are revoked or lost, or at the last line if the reader
-    was killed.
+    """According to a reader's log, ownership ends when partitions are revoked or lost, or at the last line if the
+    reader was killed.
     """
     logged = LoggedOperations.of(
         "r",

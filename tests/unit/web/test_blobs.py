@@ -37,7 +37,7 @@ def test_a_player_gets_only_events_it_can_draw() -> None:
 
 
 def test_half_an_emoji_loses_no_event() -> None:
-    """An SDK truncates long texts by UTF-16 units.
+    """An SDK truncates long strings by UTF-16 units.
 
     Browsers accept the resulting half of a surrogate pair, but our decoder does not; the event must still be read.
     """

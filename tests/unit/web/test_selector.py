@@ -23,7 +23,7 @@ from ingest.web.selector import CHARACTERS_MAX, PARTS_MAX, Selector, parse_selec
 def test_an_element_is_matched_by_columns_of_click_rows(
     text: str, columns: dict[str, str], classes: tuple[str, ...]
 ):
-    """An element is matched by the columns of click rows, with texts truncated as in the parser."""
+    """An element is matched by the columns of click rows, with strings truncated as in the parser."""
     assert parse_selector(text) == Selector(tuple(columns.items()), classes)
 
 

@@ -330,9 +330,7 @@ def test_a_segment_that_is_not_json_is_named():
 
 
 def test_a_hostile_recording_is_bounded():
-    """The number of marks and the length of texts are bounded, and the timeline states that marks were left
-    out.
-    """
+    """The number of marks and the length of strings are bounded, and the timeline states if marks are missing."""
     found = timeline([console_event("x" * (TEXT_MAX + 1))] * (MARKS_MAX + 1))
 
     assert (len(found.marks), found.truncated) == (MARKS_MAX, True)

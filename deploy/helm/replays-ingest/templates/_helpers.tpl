@@ -47,7 +47,7 @@ app.kubernetes.io/component: {{ . }}
 {{- define "replays.pod" -}}
 serviceAccountName: {{ .Values.serviceAccount.name }}
 automountServiceAccountToken: false
-# Kubernetes would add REPLAYS_READER_SERVICE_HOST and the like, which are not settings and would be refused.
+# Kubernetes would add variables such as REPLAYS_READER_SERVICE_HOST, which would be refused as unknown settings.
 enableServiceLinks: false
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets: {{ toYaml . | nindent 2 }}

@@ -125,7 +125,7 @@ def test_only_the_latest_tasks_are_restored(tmp_path: Path):
 
 
 def test_a_huge_event_is_stored_with_its_texts_cut(tmp_path: Path):
-    """A huge event, such as one with a long traceback, is stored with its texts truncated."""
+    """A huge event, such as one with a long traceback, is stored with its strings truncated."""
     path = tmp_path / "history.sqlite3"
     record(path, [event("failed", exception="e" * 100_000, traceback="t" * 1_000_000)])
 

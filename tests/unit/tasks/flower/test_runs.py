@@ -1,4 +1,4 @@
-"""How Flower's tasks are found for a batch."""
+"""How the tasks of a batch are found in Flower."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_both_forms_send_the_same_rows(form: type, positions: Sequence[int]) -> 
 
 @pytest.mark.parametrize("rows", [b"", b"\x0a\x00", b"\x0a\x05a", b"\xff" * 100])
 def test_other_bytes_than_the_stated_rows_are_not_sent(rows: bytes) -> None:
-    """Bytes that differ from the stated number of rows are not sent, because the offsets of later appends would
+    """Bytes that do not contain the stated number of rows are not sent, because the offsets of later appends would
     be wrong.
     """
     staged = msgspec.structs.replace(encoded(FACTS).staged, rows=rows)
