@@ -8,6 +8,9 @@
 While the breaker is open, tasks are postponed instead of calling the sink, so that no worker process hangs.
 Refused rows count as success, because the sink responded. If Redis does not respond, all calls are allowed: the
 breaker is an optimization. All times are from the Redis clock. Key: `{prefix}:breaker:{sink}`, a hash.
+
+The scripts of `tasks.staging` that begin a task and set its done mark contain the breaker's scripts (`Part`),
+because a flush task would otherwise need twice as many round trips. If that part fails, it is repeated alone.
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from redis import Redis
@@ -29,73 +33,78 @@ from tasks.wire import SinkName
 
 log = logging.getLogger(__name__)
 
-_NOW = """
-local clock = redis.call('TIME')
-local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
-local key = KEYS[1]
-local function field(name) return tonumber(redis.call('HGET', key, name) or '0') end
+# The last key is the breaker's.
+_FIELDS = """
+local function clock()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) + tonumber(time[2]) / 1000000
+end
+local breaker = KEYS[#KEYS]
+local function field(name) return tonumber(redis.call('HGET', breaker, name) or '0') end
 local function keep(...)
-  redis.call('HSET', key, ...)
-  redis.call('EXPIRE', key, 3600)
+  redis.call('HSET', breaker, ...)
+  redis.call('EXPIRE', breaker, 3600)
 end
 """
 
-# ARGV: the probe's lease, seconds. Returns {kind, seconds to wait, last error}: "closed", "probe" or "open".
-_REQUEST_SCRIPT = (
-    "#!lua flags=allow-oom\n"
-    + _NOW
+# `lease`: the probe's, seconds. Returns {kind, seconds to wait, last error}: "closed", "probe" or "open".
+REQUEST = (
+    _FIELDS
     + """
-local opened_until = field('opened_until')
-if opened_until == 0 then return {'closed', '0', ''} end
-local error = redis.call('HGET', key, 'error') or ''
-if now < opened_until then return {'open', tostring(opened_until - now), error} end
-local probe_until = field('probe_until')
-if now < probe_until then return {'open', tostring(math.min(probe_until - now, field('cool'))), error} end
-keep('probe_until', tostring(now + tonumber(ARGV[1])))
-return {'probe', '0', ''}
+local function request(lease)
+  local opened_until = field('opened_until')
+  if opened_until == 0 then return {'closed', '0', ''} end
+  local now, error = clock(), redis.call('HGET', breaker, 'error') or ''
+  if now < opened_until then return {'open', tostring(opened_until - now), error} end
+  local probe_until = field('probe_until')
+  if now < probe_until then return {'open', tostring(math.min(probe_until - now, field('cool'))), error} end
+  keep('probe_until', tostring(now + tonumber(lease)))
+  return {'probe', '0', ''}
+end
 """
 )
+_REQUEST_SCRIPT = f"#!lua flags=allow-oom\n{REQUEST}return request(ARGV[1])"
 
-# ARGV: permit ("closed" or "probe"), "1" if it worked, window, failures_min, cool, cool_max, error. Returns the
-# state.
-_REPORT_SCRIPT = (
-    "#!lua flags=allow-oom\n"
-    + _NOW
+# `permit`: "closed" or "probe". `worked`: "1" if it did. `cool` and `cool_max` are seconds. Returns the state.
+REPORT = (
+    _FIELDS
     + """
-local permit, worked = ARGV[1], ARGV[2] == '1'
-local window, failures_min = tonumber(ARGV[3]), tonumber(ARGV[4])
-local cool, cool_max = tonumber(ARGV[5]), tonumber(ARGV[6])
-local opened_until = field('opened_until')
-if not worked and ARGV[7] ~= '' then keep('error', ARGV[7]) end
-if permit == 'probe' then
-  if opened_until == 0 then return 'closed' end
-  if worked then
-    redis.call('DEL', key)
+local function report(permit, worked, window, failures_min, cool, cool_max, error)
+  worked, window, failures_min = worked == '1', tonumber(window), tonumber(failures_min)
+  cool, cool_max = tonumber(cool), tonumber(cool_max)
+  local now, opened_until = clock(), field('opened_until')
+  if not worked and error ~= '' then keep('error', error) end
+  if permit == 'probe' then
+    if opened_until == 0 then return 'closed' end
+    if worked then
+      redis.call('DEL', breaker)
+      return 'closed'
+    end
+    local longer = math.min(field('cool') * 2, cool_max)
+    keep('cool', tostring(longer), 'opened_until', tostring(now + longer), 'probe_until', '0')
+    return 'open'
+  end
+  if opened_until > 0 then return 'open' end
+  if now - field('window_start') > window then
+    if worked then
+      redis.call('DEL', breaker)
+      return 'closed'
+    end
+    keep('window_start', tostring(now), 'worked', '0', 'failed', '0')
+  elseif worked and field('failed') == 0 then
     return 'closed'
   end
-  local longer = math.min(field('cool') * 2, cool_max)
-  keep('cool', tostring(longer), 'opened_until', tostring(now + longer), 'probe_until', '0')
-  return 'open'
-end
-if opened_until > 0 then return 'open' end
-if now - field('window_start') > window then
-  if worked then
-    redis.call('DEL', key)
-    return 'closed'
+  redis.call('HINCRBY', breaker, worked and 'worked' or 'failed', 1)
+  local failed = field('failed')
+  if failed >= failures_min and failed > field('worked') then
+    keep('cool', tostring(cool), 'opened_until', tostring(now + cool))
+    return 'open'
   end
-  keep('window_start', tostring(now), 'worked', '0', 'failed', '0')
-elseif worked and field('failed') == 0 then
   return 'closed'
 end
-redis.call('HINCRBY', key, worked and 'worked' or 'failed', 1)
-local failed = field('failed')
-if failed >= failures_min and failed > field('worked') then
-  keep('cool', tostring(cool), 'opened_until', tostring(now + cool))
-  return 'open'
-end
-return 'closed'
 """
 )
+_REPORT_SCRIPT = f"#!lua flags=allow-oom\n{REPORT}return report(unpack(ARGV))"
 
 
 class PermitKind(StrEnum):
@@ -118,6 +127,15 @@ class Permit:
     @property
     def granted(self) -> bool:
         return self.kind is not PermitKind.OPEN
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A call of a breaker, made by a script of `tasks.staging`. `give_back` returns an unused permit."""
+
+    key: str
+    arguments: tuple[Any, ...]
+    give_back: Callable[[Permit], None]
 
 
 class BreakerPhase(StrEnum):
@@ -151,21 +169,35 @@ class Breaker:
 
     def request_permit(self, sink: SinkName) -> Permit:
         """Decides whether this sink may be called now."""
-        # If a probe does not report because its worker died, another probe is allowed after this time.
-        lease_seconds = 2 * self._settings.sink_timeout_seconds + 5
+        part = self.request(sink)
         try:
-            kind, wait_seconds, error = self._request_script(keys=[self._key(sink)], args=[lease_seconds])
+            return read_permit(self._request_script(keys=[part.key], args=part.arguments))
         except RedisError as failure:
             log.warning("breaker of %s cannot be read, allowing the call: %s", sink, failure)
             return Permit(PermitKind.CLOSED)
-        return Permit(PermitKind(_text(kind)), float(wait_seconds), _text(error))
+
+    def request(self, sink: SinkName) -> Part:
+        """The same, as a part of `Staging.begin`."""
+        # If a probe does not report because its worker died, another probe is allowed after this time.
+        lease_seconds = 2 * self._settings.sink_timeout_seconds + 5
+        return Part(self._key(sink), (lease_seconds,), partial(self.return_permit, sink))
 
     def report(self, sink: SinkName, permit: Permit, *, worked: bool, error: str = "") -> None:
         """Records the result of a call. `worked`: the sink responded, even if it refused items; otherwise `error`
         is set.
         """
+        part = self.result(sink, permit, worked=worked, error=error)
+        try:
+            state = _text(self._report_script(keys=[part.key], args=part.arguments))
+        except RedisError as failure:
+            log.warning("breaker of %s cannot be updated: %s", sink, failure)
+            return
+        log_state(sink, permit, state)
+
+    def result(self, sink: SinkName, permit: Permit, *, worked: bool, error: str = "") -> Part:
+        """The same, as a part of `Staging.mark`."""
         s = self._settings
-        args: list[Any] = [
+        arguments = (
             permit.kind.value,
             "1" if worked else "0",
             s.breaker_window_seconds,
@@ -173,16 +205,8 @@ class Breaker:
             s.breaker_cool_seconds,
             s.breaker_cool_seconds_max,
             error,
-        ]
-        try:
-            state = _text(self._report_script(keys=[self._key(sink)], args=args))
-        except RedisError as failure:
-            log.warning("breaker of %s cannot be updated: %s", sink, failure)
-            return
-        if state == BreakerPhase.OPEN:
-            log.warning("breaker of %s is open", sink)
-        elif permit.kind is PermitKind.PROBE:
-            log.warning("breaker of %s is closed again", sink)
+        )
+        return Part(self._key(sink), arguments, partial(self.return_permit, sink))
 
     def return_permit(self, sink: SinkName, permit: Permit) -> None:
         """Returns an unused permit, so that another process can make the probe."""
@@ -192,6 +216,20 @@ class Breaker:
 
     def _key(self, sink: SinkName) -> str:
         return _key(self._settings.key_prefix, sink)
+
+
+def read_permit(answer: Sequence[Any]) -> Permit:
+    """The permit in the result of `request`."""
+    kind, wait_seconds, error = answer
+    return Permit(PermitKind(_text(kind)), float(wait_seconds), _text(error))
+
+
+def log_state(sink: SinkName, permit: Permit, state: str) -> None:
+    """Logs the state after a report, unless the breaker was closed all the time."""
+    if state == BreakerPhase.OPEN:
+        log.warning("breaker of %s is open", sink)
+    elif permit.kind is PermitKind.PROBE:
+        log.warning("breaker of %s is closed again", sink)
 
 
 def read_states(client: Redis[bytes], prefix: str, sinks: Iterable[SinkName]) -> dict[SinkName, BreakerState]:

@@ -18,6 +18,7 @@ from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
 from tasks.bisection import OutOfTime, Write, deliver
+from tasks.breaker import Permit, log_state
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.observe import metrics
 from tasks.observe.watch import Watch, watched
@@ -49,18 +50,21 @@ class Held(Exception):
 def run(task: Task[Any, Any], batch: str, name: str, until: int) -> str:
     """One run of a flush task: returns DONE, or raises Celery's Retry or the failure."""
     worker, task_id = tools.get(), str(task.request.id)
+    sink = TaskName.parse(name).sink
     with watched(task.request, batch, name, worker.staging, worker.settings) as watch:
         try:
-            started = worker.staging.begin(batch, name, task_id)
+            started = worker.staging.begin(batch, name, task_id, worker.breaker.request(sink))
             watch.already_done = started is None
             if started is None:
                 return DONE
+            permit = started.permit or worker.breaker.request_permit(sink)
             if started.starts > worker.settings.task_starts_max:
+                worker.breaker.return_permit(sink, permit)
                 raise GaveUp(
                     f"{name} of {batch} started {started.starts - 1} times without finishing: it kills its worker"
                 )
-            flush(worker, batch, name, started, watch)
-            worker.staging.mark(batch, name, task_id, started.content)
+            flush(worker, batch, name, started, permit, watch)
+            finish(worker, batch, name, task_id, started.content, permit)
         except Later as later:
             put_off(task, worker.staging, worker.settings, batch, name, until, later)
         except Held as held:
@@ -75,17 +79,32 @@ def run(task: Task[Any, Any], batch: str, name: str, until: int) -> str:
     return DONE
 
 
-def flush(worker: Tools, batch: str, name: str, started: Run, watch: Watch) -> None:
-    """Writes one task's items, including dead letters of refused items. Raises Later or the failure."""
+def finish(worker: Tools, batch: str, name: str, task_id: str, content: str, permit: Permit) -> None:
+    """Sets the done mark and reports the success to the sink's breaker, in one round trip if possible."""
+    sink, state = TaskName.parse(name).sink, ""
+    try:
+        result = worker.breaker.result(sink, permit, worked=True)
+        state = worker.staging.mark(batch, name, task_id, content, result)
+    finally:
+        if state:
+            log_state(sink, permit, state)
+        else:
+            worker.breaker.report(sink, permit, worked=True)
+
+
+def flush(worker: Tools, batch: str, name: str, started: Run, permit: Permit, watch: Watch) -> None:
+    """Writes one task's items, including dead letters of refused items. Raises Later or the failure.
+
+    Reports a failure to the sink's breaker; a success is reported with the done mark.
+    """
     target = TaskName.parse(name).sink
-    sink = worker.sink(target)
-    permit = worker.breaker.request_permit(target)
     if not permit.granted:
         metrics.observe_breaker_refusal(target)
         error = permit.error or f"{target}: its calls fail"
         raise Later(f"{error} (not called now, its breaker is open)", permit.wait_seconds, counts=False)
     try:
-        payload = worker.staging.payload(batch, name, started.content)
+        sink = worker.sink(target)
+        payload = worker.staging.payload(batch, name, started)
         items = decode_items(target, payload)
     except Exception:
         worker.breaker.return_permit(target, permit)  # the sink was not called, so its state is unknown
@@ -101,10 +120,11 @@ def flush(worker: Tools, batch: str, name: str, started: Run, watch: Watch) -> N
         write = partial(_write, sink, items, f"{batch}:{name}", seconds)
     examine = partial(_examine, sink, items, seconds / 2)
     before = len(progress.left)
-    worked, last_error = True, ""
+    worked, last_error, done = True, "", False
     try:
         deliver(write, examine, progress, len(items), lambda: time.monotonic() < ends_at)
         _write_dead_letters(worker, started.manifest, target, items, progress)
+        done = True
     except PermanentSinkError as error:
         raise Held(str(error), progress) from error
     except TransientSinkError as error:
@@ -121,7 +141,8 @@ def flush(worker: Tools, batch: str, name: str, started: Run, watch: Watch) -> N
         worked, last_error = False, f"{target}: did not return within the time limit"
         raise Later(last_error, None, progress) from error
     finally:
-        worker.breaker.report(target, permit, worked=worked, error=last_error)
+        if not done:
+            worker.breaker.report(target, permit, worked=worked, error=last_error)
 
 
 def _write(

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -29,6 +30,7 @@ import msgspec
 from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
+from tasks.breaker import REPORT, REQUEST, Part, Permit, read_permit
 from tasks.coordination import redis_now
 from tasks.errors import shortened
 from tasks.seals import Purpose, Unverified, warn
@@ -68,22 +70,47 @@ class _Begun(IntEnum):
     GONE = 2
 
 
-# KEYS: the hash. ARGV: the fields of the done mark, the starts, the progress, the payload, the manifest and both
-# seals; then 1 to ignore a forged mark, otherwise 0.
-_BEGIN = """
+# Copying a larger payload through Lua costs Redis more than another round trip costs in all.
+INLINE_BYTES_MAX = 32 * 1024
+
+# KEYS: the hash, and optionally a breaker. ARGV: the fields of the done mark, the starts, the progress, the
+# payload, the manifest and both seals; 1 to ignore a forged mark, otherwise 0; INLINE_BYTES_MAX; the breaker's
+# arguments. The last two results are the breaker's permit (nil if its part failed) and the payload (nil if it is
+# large or the breaker is open).
+_BEGIN = (
+    REQUEST
+    + """
 local got = redis.call('HMGET', KEYS[1], ARGV[1], ARGV[3], ARGV[5], ARGV[6], ARGV[7])
 local mark, progress, manifest = got[1], got[2], got[3]
-if mark and ARGV[8] == '0' then return {1, 0, progress, manifest, got[4], got[5], mark} end
-if not manifest or redis.call('HEXISTS', KEYS[1], ARGV[4]) == 0 then return {2} end
+if mark and ARGV[8] == '0' then return {1, 0, progress, manifest, got[4], got[5], mark, false, false} end
+local size = redis.call('HSTRLEN', KEYS[1], ARGV[4])
+if not manifest or (size == 0 and redis.call('HEXISTS', KEYS[1], ARGV[4]) == 0) then return {2} end
 local starts = redis.call('HINCRBY', KEYS[1], ARGV[2], 1)
-return {0, starts, progress, manifest, got[4], got[5], mark}
+local permit, payload = false, false
+if #KEYS == 2 then
+  local worked, answer = pcall(request, ARGV[10])
+  if worked then permit = answer end
+end
+if size <= tonumber(ARGV[9]) and not (permit and permit[1] == 'open') then
+  payload = redis.call('HGET', KEYS[1], ARGV[4])
+end
+return {0, starts, progress, manifest, got[4], got[5], mark, permit, payload}
 """
-_MARK = """#!lua flags=allow-oom
+)
+# KEYS: the hash, and optionally a breaker. ARGV: the expiry in seconds, the field and the value of the done mark,
+# seven fields to remove, the breaker's arguments. Returns the breaker's state; empty if it failed.
+_MARK = (
+    "#!lua flags=allow-oom\n"
+    + REPORT
+    + """
 redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
-redis.call('HDEL', KEYS[1], unpack(ARGV, 4))
+redis.call('HDEL', KEYS[1], unpack(ARGV, 4, 10))
 redis.call('EXPIRE', KEYS[1], ARGV[1], 'NX')
-return 1
+if #KEYS == 1 then return '' end
+local worked, state = pcall(report, unpack(ARGV, 11))
+return worked and state or ''
 """
+)
 # Atomic: if the key expired between check and write, the write would recreate it without expiry.
 _PUT_OFF = """
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
@@ -125,13 +152,16 @@ class Run:
     """A run of a flush task that has started.
 
     `starts`: number of runs that have started but not ended, including this run. `progress`: where to continue, if
-    an earlier run made progress. `content`: expected digest of the payload; "" without a shared key.
+    an earlier run made progress. `content`: expected digest of the payload; "" without a shared key. `permit`: the
+    breaker's answer, if `begin` got one. `small`: the payload, if it came with the answer.
     """
 
     manifest: Manifest
     starts: int
     progress: Progress | None
     content: str = ""
+    permit: Permit | None = None
+    small: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,34 +313,50 @@ class Staging:
 
     # A flush task's side
 
-    def begin(self, batch: str, task: str, task_id: str) -> Run | None:
+    def begin(self, batch: str, task: str, task_id: str, request: Part | None = None) -> Run | None:
         """Records a start and returns the run. Returns None if the task's done mark is set.
 
-        Raises StagingError if there is neither mark nor payload, Forged if the manifest has no valid seal, and
-        Incompatible for a batch of a newer release.
+        `request`: the breaker to ask in the same round trip, if the task starts. Raises StagingError if there is
+        neither mark nor payload, Forged if the manifest has no valid seal, and Incompatible for a batch of a newer
+        release.
         """
-        found, *got = self._start(batch, task, task_id)
+        found, *got = self._start(batch, task, task_id, request)
         if found == _Begun.DONE:
             if not self._seals.active or self._done(batch, task, got):
                 return None
-            found, *got = self._start(batch, task, task_id, over_mark=True)
+            found, *got = self._start(batch, task, task_id, request, over_mark=True)
         if found == _Begun.GONE:
             raise StagingError(f"the bytes of {task} of {batch} are not staged")
-        starts, left, data, seal, left_seal, _ = got
-        if not self._is_manifest_valid(self.key(batch), data, seal):
-            raise Forged(f"the manifest of {batch} is not sealed with the shared key")
-        manifest = decode_manifest(data)
-        return Run(manifest, int(starts), self._progress(batch, task, left, left_seal), _content(manifest, task))
+        starts, left, data, seal, left_seal, _, answer, small = got
+        permit = None if answer is None else read_permit(answer)
+        try:
+            if not self._is_manifest_valid(self.key(batch), data, seal):
+                raise Forged(f"the manifest of {batch} is not sealed with the shared key")
+            manifest = decode_manifest(data)
+            progress = self._progress(batch, task, left, left_seal)
+        except Exception:
+            if request is not None and permit is not None:
+                request.give_back(permit)
+            raise
+        return Run(manifest, int(starts), progress, _content(manifest, task), permit, small)
 
-    def _start(self, batch: str, task: str, task_id: str, *, over_mark: bool = False) -> Any:
-        """Result of `_BEGIN`: outcome, starts, progress, manifest, the two seals, and the mark."""
+    def _start(self, batch: str, task: str, task_id: str, request: Part | None, *, over_mark: bool = False) -> Any:
+        """Result of `_BEGIN`: outcome, starts, progress, manifest, the two seals, the mark, permit and payload."""
         fields = [done_field(task), f"starts/{task}/{task_id}", f"left/{task}", task, MANIFEST]
         seals = [SEAL + MANIFEST, f"{SEAL}left/{task}"]
-        return self._begin(keys=[self.key(batch)], args=[*fields, *seals, int(over_mark)])
+        return self._call(self._begin, batch, [*fields, *seals, int(over_mark), INLINE_BYTES_MAX], request)
+
+    def _call(self, script: Any, batch: str, args: list[Any], part: Part | None) -> Any:
+        """Runs a script with a breaker's part, or without it if the Redis user has no right to its key."""
+        key = self.key(batch)
+        if part is not None:
+            with suppress(NoPermissionError):
+                return script(keys=[key, part.key], args=[*args, *part.arguments])
+        return script(keys=[key], args=args)
 
     def _done(self, batch: str, task: str, got: Sequence[Any]) -> bool:
         """True if the mark is valid for the bytes named in the manifest."""
-        _, _, data, seal, _, mark = got
+        data, seal, mark = got[2], got[3], got[5]
         if data is None or not self._is_manifest_valid(self.key(batch), data, seal):
             return False
         return self._is_mark(mark, batch, task, _content(decode_manifest(data), task))
@@ -326,26 +372,31 @@ class Staging:
             return None
         return msgspec.json.decode(left, type=Progress)
 
-    def payload(self, batch: str, task: str, content: str = "") -> bytes:
-        """The bytes of one task, verified against the digest `content` if given.
+    def payload(self, batch: str, task: str, run: Run) -> bytes:
+        """The bytes of one task, verified against the digest of its run if there is one.
 
         Raises StagingError if they are missing and Forged if the digest differs.
         """
-        data: bytes | None = self.client.hget(self.key(batch), task)
+        data: bytes | None = run.small if run.small is not None else self.client.hget(self.key(batch), task)
         if data is None:
             raise StagingError(f"the bytes of {task} of {batch} are not staged")
-        if content and self._seals.active and self._seals.content(data) != content:
+        if run.content and self._seals.active and self._seals.content(data) != run.content:
             self.unverified(Purpose.PAYLOAD)
             raise Forged(f"the bytes of {task} of {batch} are not those that its reader staged")
         return data
 
-    def mark(self, batch: str, task: str, task_id: str, content: str = "") -> None:
-        """Sets the done mark of a task whose write is durable, and deletes its payload."""
+    def mark(self, batch: str, task: str, task_id: str, content: str = "", result: Part | None = None) -> str:
+        """Sets the done mark of a task whose write is durable, and deletes its payload.
+
+        `result`: the report to a breaker in the same round trip. Returns the breaker's state; empty if it was not
+        reported.
+        """
         state = (f"{kind}{name}/{task}" for kind in ("", SEAL) for name in ("left", "appends"))
-        gone = [task, *state, f"error/{task}", f"starts/{task}/{task_id}"]
+        gone = [task, *state, f"error/{task}", f"starts/{task}/{task_id}"]  # _MARK counts on these seven
         key = self.key(batch)
         mark = self._seals.seal(Purpose.MARK, key, task, content) or UNSEALED_MARK
-        self._mark(keys=[key], args=[self._ttl_seconds, done_field(task), mark, *gone])
+        state = self._call(self._mark, batch, [self._ttl_seconds, done_field(task), mark, *gone], result)
+        return str(state, "ascii")
 
     def put_off(
         self,

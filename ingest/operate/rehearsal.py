@@ -157,7 +157,7 @@ def check_staging(settings: Settings) -> Iterable[Finding]:
     try:
         stage.stage(manifest, ChordName(batch, Stage.ROWS, 1, token), {task: payload})
         run = stage.begin(batch, task, token)
-        same = run is not None and stage.payload(batch, task, entry.content) == payload
+        same = run is not None and stage.payload(batch, task, run) == payload
         stage.mark(batch, task, token, entry.content)
         coordination.send_completion(reader, Completion(CompletionKind.DONE, manifest.batch_id))
         same = (

@@ -16,6 +16,9 @@ from redis.exceptions import NoPermissionError
 
 from tasks import breaker
 
+# The answer of a closed breaker to a request.
+CLOSED = (b"closed", b"0", b"")
+
 
 class Effect(NamedTuple):
     """One round trip: the request, and its arguments as plain data."""
@@ -91,10 +94,10 @@ class Client:
         raise NoPermissionError
 
     def register_script(self, text: str) -> Callable[..., Any]:
-        """Returns a callable like that of redis-py. Breakers are always closed."""
+        """Returns a callable like that of redis-py. Breakers are always closed, in other scripts too."""
         if text in (breaker._REQUEST_SCRIPT, breaker._REPORT_SCRIPT):
-            return lambda keys, args: [b"closed", b"0", b""] if text == breaker._REQUEST_SCRIPT else b"closed"
-        return lambda keys, args: self.ask("script", text, tuple(map(_text, args)))
+            return lambda keys, args: list(CLOSED) if text == breaker._REQUEST_SCRIPT else b"closed"
+        return lambda keys, args: self.ask("script", text, len(keys), tuple(map(_text, args)))
 
     def pipeline(self, transaction: bool) -> Pipeline:
         """Returns a pipeline, which runs as one step even without a transaction, because no other client can
@@ -158,8 +161,8 @@ def perform(effect: Effect, staged: Staged) -> Performed:
         case "hmget":
             return Performed(staged, tuple(staged.value(name) for name in effect.arguments[0]))
         case "script":
-            text, arguments = effect.arguments
-            return Performed(*SCRIPTS[digest(text)](staged, arguments))
+            text, keys, arguments = effect.arguments
+            return Performed(*SCRIPTS[digest(text)](staged, keys, arguments))
         case "pipeline":
             return _pipeline(effect.arguments, staged)
     raise AssertionError(effect)
@@ -180,24 +183,27 @@ def _pipeline(commands: Sequence[tuple[Any, ...]], staged: Staged) -> Performed:
     return Performed(staged, (), completion)
 
 
-def _begin(staged: Staged, arguments: Sequence[Any]) -> tuple[Staged, Any]:
-    done, starts, left, task, manifest, seal, left_seal, forged = arguments
+def _begin(staged: Staged, keys: int, arguments: Sequence[Any]) -> tuple[Staged, Any]:
+    done, starts, left, task, manifest, seal, left_seal, forged, inline_max, *_ = arguments
     mark, progress, data = staged.value(done), staged.value(left), staged.value(manifest)
     rest = progress, data, staged.value(seal), staged.value(left_seal), mark
     if mark is not None and forged == "0":
-        return staged, (1, 0, *rest)
-    if data is None or staged.value(task) is None:
+        return staged, (1, 0, *rest, None, None)
+    payload = staged.value(task)
+    if data is None or payload is None:
         return staged, (2,)
     count = int(staged.value(starts) or b"0") + 1
-    return staged.put({starts: str(count).encode()}), (0, count, *rest)
+    permit = CLOSED if keys == 2 else None
+    small = payload if len(payload) <= int(inline_max) else None
+    return staged.put({starts: str(count).encode()}), (0, count, *rest, permit, small)
 
 
-def _mark(staged: Staged, arguments: Sequence[Any]) -> tuple[Staged, Any]:
+def _mark(staged: Staged, keys: int, arguments: Sequence[Any]) -> tuple[Staged, Any]:
     _, done, mark, *gone = arguments
-    return staged.put({done: _bytes(mark)}).without(gone).expiring(), 1
+    return staged.put({done: _bytes(mark)}).without(gone[:7]).expiring(), b"closed" if keys == 2 else b""
 
 
-def _put_off(staged: Staged, arguments: Sequence[Any]) -> tuple[Staged, Any]:
+def _put_off(staged: Staged, keys: int, arguments: Sequence[Any]) -> tuple[Staged, Any]:
     manifest, starts, *fields = arguments
     if staged.value(manifest) is None:
         return staged, 0
@@ -205,10 +211,10 @@ def _put_off(staged: Staged, arguments: Sequence[Any]) -> tuple[Staged, Any]:
     return staged.put({name: _bytes(value) for name, value in pairs}).without([starts]), 1
 
 
-Translation = Callable[[Staged, Sequence[Any]], tuple[Staged, Any]]
+Translation = Callable[[Staged, int, Sequence[Any]], tuple[Staged, Any]]
 # The hand-translated scripts, by `digest` of their text.
 SCRIPTS: dict[str, Translation] = {
-    "15f2ef4e1adf544b": _begin,
-    "2a0d68ea60c741e3": _mark,
+    "f4955cf8f84642b2": _begin,
+    "af7f497fc30da9eb": _mark,
     "221faba68bd6e4c2": _put_off,
 }

@@ -20,7 +20,7 @@ from tasks.coordination import Coordination
 from tasks.errors import TransientSinkError
 from tasks.observe.watch import Watch
 from tasks.settings import Settings
-from tasks.staging import Staging
+from tasks.staging import INLINE_BYTES_MAX, Staging
 from tasks.wire import (
     Blob,
     ChordName,
@@ -36,8 +36,9 @@ from tasks.wire import (
 )
 from tools.explore.hashes import Client, Effect, Waits
 
+# The blobs are read in a separate round trip, because they are large.
 TASKS: dict[str, list[Item]] = {
-    "blobs/gcs/0": [Blob("30/1/replay/0", b"", 0)],
+    "blobs/gcs/0": [Blob("30/1/replay/0", bytes(INLINE_BYTES_MAX), 0)],
     "rows/clickhouse/0": [Row("replays", "replay/0", b"{}", 0)],
     "rows/datadog/0": [Metric(MetricKind.COUNTER, "segments", 1.0)],
 }

@@ -17,9 +17,9 @@ def execute(client: Any, key: str, effect: Effect) -> Any:
     if effect.name == "hmget":
         return tuple(client.hmget(key, effect.arguments[0]))
     if effect.name == "script":
-        text, arguments = effect.arguments
-        answer = client.register_script(text)(keys=[key], args=arguments)
-        return tuple(answer) if isinstance(answer, list) else answer
+        text, keys, arguments = effect.arguments
+        answer = client.register_script(text)(keys=[key, f"{key}:breaker"][:keys], args=arguments)
+        return frozen(answer)
     for name, *arguments in effect.arguments:
         match name:
             case "hset":
@@ -29,6 +29,11 @@ def execute(client: Any, key: str, effect: Effect) -> Any:
             case "expire":
                 client.expire(key, 600)
     return ()
+
+
+def frozen(answer: Any) -> Any:
+    """Returns the response with tuples instead of lists."""
+    return tuple(map(frozen, answer)) if isinstance(answer, list) else answer
 
 
 def random_program(random: Random) -> Program:
