@@ -294,7 +294,7 @@ class Settings(FleetSettings):
         return self._from_local_stack
 
     def taken_from_local_stack(self) -> Self:
-        """A copy of these settings with `from_local_stack`."""
+        """Returns a copy of these settings with `from_local_stack`."""
         found = self.model_copy()
         found._from_local_stack = True
         return found
@@ -341,6 +341,6 @@ def _variable(name: str) -> str:
 
 
 def load() -> Settings:
-    """The reader's settings, from the environment and the settings file. Raises SettingsError, whose text is for
-    the operator."""
+    """Returns the reader's settings, from the environment and the settings file. Raises SettingsError, whose text
+    is for the operator."""
     return load_strictly(Settings)

@@ -92,7 +92,7 @@ def needs_extra(name: str) -> None:
 
 
 def validated_settings() -> Settings:
-    """Settings as configured. Raises SettingsError, which click prints with exit code 2."""
+    """Returns the settings as configured. Raises SettingsError, which click prints with exit code 2."""
     context = click.get_current_context().find_root()
     if not isinstance(context.obj, Settings):
         loaded = load()
@@ -102,8 +102,8 @@ def validated_settings() -> Settings:
 
 
 def settings() -> Settings:
-    """Settings of a command that uses servers. If no server is configured and a local stack is running, the
-    stack's servers are used, and a line on standard error says so. Raises SettingsError.
+    """Returns the settings of a command that uses servers. If no server is configured and a local stack is
+    running, the stack's servers are used, and a line on standard error says so. Raises SettingsError.
 
     The stack's variables are added to the environment, where child processes and Celery find them. Variables that
     are already set are not replaced.
@@ -163,7 +163,7 @@ def redis_required() -> Iterator[None]:
 
 
 def none_if_redis_is_unavailable(read: Callable[[], T]) -> T | None:
-    """The result of `read`, or None if Redis is unavailable."""
+    """Returns the result of `read`, or None if Redis is unavailable."""
     try:
         return read()
     except RedisError:
@@ -171,5 +171,5 @@ def none_if_redis_is_unavailable(read: Callable[[], T]) -> T | None:
 
 
 def coordination_of(loaded: Settings) -> Coordination:
-    """Access to the state in Redis that readers, workers and operators share."""
+    """Returns access to the state in Redis that readers, workers and operators share."""
     return Coordination(connect(loaded), loaded)

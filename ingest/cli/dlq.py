@@ -87,7 +87,8 @@ def dlq_ls(
 
 
 def _columns(loaded: Settings) -> tuple[Column, ...]:
-    """Columns of `dlq ls`. On a narrow terminal, offsets are shown without the topic if it is the input topic."""
+    """Returns the columns of `dlq ls`. On a narrow terminal, offsets are shown without the topic if it is the
+    input topic."""
 
     def omit_source_topic(place: str) -> str:
         return place.removeprefix(f"{loaded.kafka_topic}-")

@@ -80,12 +80,12 @@ class CommandListGroup(click.Group):
 
 
 def first_sentence(command: click.Command) -> str:
-    """The complete first sentence of the command's help."""
+    """Returns the complete first sentence of the command's help."""
     return command.get_short_help_str(SENTENCE_CHARACTERS_MAX)
 
 
 def leaf_commands(command: click.Command, path: str = "") -> Iterator[tuple[str, click.Command]]:
-    """Every command that is not a group, as (path, command), for example path `batches ls`."""
+    """Yields every command that is not a group, as (path, command), for example path `batches ls`."""
     if isinstance(command, click.Group):
         for name, below in command.commands.items():
             yield from leaf_commands(below, f"{path} {name}".strip())

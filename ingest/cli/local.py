@@ -212,7 +212,7 @@ def local_up(directory: Path | None, kafka: Any, programs: bool, as_json: bool) 
 
 
 def _next_steps(directory: Path | None) -> list[str]:
-    """Commands to run next in another terminal."""
+    """Returns the commands to run next in another terminal."""
     activated = sys.prefix != sys.base_prefix
     where = "" if directory is None else f" --directory {shlex.quote(str(directory.absolute()))}"
     return [

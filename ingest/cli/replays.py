@@ -162,7 +162,7 @@ def replays_ls(
 
 
 def replays_table(replays: Iterable[Replay]) -> FittedTable:
-    """A table with one line per replay."""
+    """Returns a table with one line per replay."""
     table = FittedTable(REPLAY_COLUMNS, empty="no replay matches")
     for replay in replays:
         counts = (
@@ -213,7 +213,7 @@ def replays_show(replay_id: str, project: int | None, as_json: bool) -> None:
 
 
 def facts_text(replay: Replay, segments: Segments) -> Text:
-    """The properties of a replay, one per line, and its pages."""
+    """Returns the properties of a replay, one per line, and its pages."""
     facts: dict[str, Any] = {
         "replay": replay.replay_id,
         "project": replay.project_id,
@@ -238,7 +238,7 @@ def facts_text(replay: Replay, segments: Segments) -> Text:
 
 
 def segments_table(segments: Iterable[dict[str, Any]]) -> FittedTable:
-    """A table with one line per segment."""
+    """Returns a table with one line per segment."""
     table = FittedTable(SEGMENT_COLUMNS, empty="no segment")
     for segment in segments:
         place = f"{segment['partition']}/{segment['offset']}" if segment["partition"] is not None else ""
@@ -354,7 +354,7 @@ def _print_incomplete(console: Terminal, timeline: Timeline | Around) -> None:
 
 
 def events_table(marks: Iterable[Mark], start_ms: int) -> Table:
-    """A table with one line per event; times are in seconds from the start of the replay."""
+    """Returns a table with one line per event; times are in seconds from the start of the replay."""
     styles = {"bad": "red", "warn": "yellow", "": ""}
     # Without `expand`, the first two columns would shrink to nothing when the others are truncated.
     table = Table(box=None, pad_edge=False, expand=True)

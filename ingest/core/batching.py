@@ -40,7 +40,7 @@ class Builder:
         self._rejects: list[Reject] = []
 
     def __len__(self) -> int:
-        """The number of messages in the open batch."""
+        """Returns the number of messages in the open batch."""
         return self._messages
 
     @property

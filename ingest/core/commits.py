@@ -40,8 +40,8 @@ class Commits:
         return self._sent is None
 
     def may_send(self, taken_until: int, now: float, *, urgent: bool) -> bool:
-        """True if a commit may be sent: one per interval, unless a new cut must be recorded or the commit is
-        `urgent`."""
+        """Returns True if a commit may be sent: one per interval, unless a new cut must be recorded or the commit
+        is `urgent`."""
         interval_seconds = self._limits.commit_interval_seconds
         if self._sent is not None:
             return False
@@ -50,7 +50,7 @@ class Commits:
         return urgent or taken_until > self.recorded_until or self.interval_over(now)
 
     def interval_over(self, now: float) -> bool:
-        """True if the last commit was sent at least one interval ago."""
+        """Returns True if the last commit was sent at least one interval ago."""
         return now - self._sent_at >= self._limits.commit_interval_seconds
 
     def send(self, epoch: int, offset: int, record: Record, taken_until: int, now: float) -> do.Commit | None:

@@ -51,7 +51,7 @@ class Budget:
 
 
 def encode(committed: int, record: Record, bytes_max: int) -> str:
-    """The record as text; empty if it has no content.
+    """Returns the record as text; empty if it has no content.
 
     Ends that do not fit into `bytes_max` are left out, starting with the last. If the other fields do not fit
     either, the text is empty.
@@ -117,7 +117,8 @@ def decode(committed: int, text: str) -> Record:
 
 
 def refusal(text: str) -> str:
-    """The reason why `decode` ignores this text, for a log line; empty if it is read, or if there is no text."""
+    """Returns the reason why `decode` ignores this text, for a log line; empty if it is read, or if there is no
+    text."""
     version = text.split(";")[0]
     if not text or version == VERSION or text.startswith(CUTS_ONLY_VERSION + ","):
         return ""

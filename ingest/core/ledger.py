@@ -87,23 +87,24 @@ class Ledger:
         return True
 
     def committable(self, source: TopicPartition) -> int | None:
-        """The offset that may be committed for this partition; None if nothing has settled since its
+        """Returns the offset that may be committed for this partition; None if nothing has settled since its
         assignment."""
         line = self._lines.get(source)
         return line.committable if line else None
 
     def pending(self, source: TopicPartition) -> tuple[OffsetRange, ...]:
-        """Every taken range from the first unsettled one on, in order: the ranges read again after a crash."""
+        """Returns every taken range from the first unsettled one on, in order: the ranges read again after a
+        crash."""
         line = self._lines.get(source)
         return tuple(line.ranges) if line else ()
 
     def pending_count(self, source: TopicPartition) -> int:
-        """Number of ranges in `pending`."""
+        """Returns the number of ranges in `pending`."""
         line = self._lines.get(source)
         return len(line.ranges) if line else 0
 
     def taken_until(self, source: TopicPartition) -> int:
-        """One past the last offset taken; 0 if none."""
+        """Returns the offset after the last one taken; 0 if none was taken."""
         line = self._lines.get(source)
         return line.taken_until if line else 0
 

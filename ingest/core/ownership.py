@@ -49,7 +49,7 @@ class Ownership:
         self._since: dict[int, float] = {}
 
     def must_rejoin(self, view: GroupView, member_id: str, now: float) -> bool:
-        """True if this member must rejoin now because a partition has had no owner for too long.
+        """Returns True if this member must rejoin now because a partition has had no owner for too long.
 
         The member with the fewest partitions rejoins first, because its rejoin interrupts the fewest partitions.
         """

@@ -23,7 +23,8 @@ _encode = msgspec.json.Encoder().encode
 
 
 def pack(batch: Batch) -> tuple[list[Blob], list[Row]]:
-    """The objects `<retention days>/packed/<batch id>/<part>-<digest>`, and an index row for each recording.
+    """Returns the objects `<retention days>/packed/<batch id>/<part>-<digest>`, and an index row for each
+    recording.
 
     Each object has one retention class, so that a lifecycle rule on the first part of the name fits both layouts.
     An object's `offset` is that of its first recording.
@@ -66,8 +67,8 @@ _arrival = msgspec.json.Decoder(_Arrival).decode
 
 
 def _received(segment: Segment) -> int:
-    """The validated arrival time, read from the row of the segment. The unvalidated time may wrap around in the
-    column; the table would then delete the row, and the recording could no longer be found."""
+    """Returns the validated arrival time, read from the row of the segment. The unvalidated time may wrap around
+    in the column; the table would then delete the row, and the recording could no longer be found."""
     return next(
         (_arrival(row.json).received for row in segment.clickhouse if row.table == SEGMENTS_TABLE),
         segment.received,

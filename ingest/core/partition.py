@@ -179,7 +179,7 @@ class Partition:
         return command
 
     def _starts(self, offset: int, *, stopping: bool) -> int:
-        """Number of starts to record. A clean exit does not count as a failed start."""
+        """Returns the number of starts to record. A clean exit does not count as a failed start."""
         if offset != self.began_at:
             return 0
         orderly = stopping or self.release_by is not None

@@ -82,15 +82,15 @@ class Rejects:
         self._bad += counted.bad
 
     def drops(self, project_id: int | None) -> bool:
-        """True if a reject of this project is dropped instead of becoming a dead letter."""
+        """Returns True if a reject of this project is dropped instead of becoming a dead letter."""
         if self._limits.reject_policy != RejectPolicy.DROP or project_id is None:
             return False
         counted = self._projects.get(project_id)
         return counted is not None and counted.shed
 
     def verdict(self) -> str | None:
-        """The reason to halt the reader, with the projects involved; None if there is none. The result is always
-        None until the window is full."""
+        """Returns the reason to halt the reader, with the projects involved; None if there is none. The result is
+        always None until the window is full."""
         if self._seen < len(self._window):
             return None
         limits, size = self._limits, len(self._window)
@@ -108,7 +108,7 @@ class Rejects:
         return None
 
     def worst(self, count: int = NAMED_MAX) -> list[ProjectCount]:
-        """The projects with the most rejects in the window, at most `count` of them."""
+        """Returns the projects with the most rejects in the window, at most `count` of them."""
         with_rejects = [
             project for project in self._projects.values() if project.rejects and project.project_id is not None
         ]

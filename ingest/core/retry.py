@@ -6,8 +6,8 @@ from zlib import crc32
 
 
 def retry_seconds(batch_id: str, failures: int, first_seconds: float, cap_seconds: float) -> float:
-    """Seconds to wait after the `failures`-th consecutive failure. The wait doubles from `first_seconds` up to
-    `cap_seconds`; the number of retries is not limited.
+    """Returns the seconds to wait after the `failures`-th consecutive failure. The wait doubles from
+    `first_seconds` up to `cap_seconds`; the number of retries is not limited.
 
     The jitter (half to the whole of the upper bound) is derived from the batch id, so that the core stays
     deterministic and batches that failed together are not retried together.

@@ -58,7 +58,7 @@ class Start:
 
 
 def is_doubtful(stored: Stored) -> bool:
-    """True if a second request must verify this response: it has no offset, or offset 0 without a record.
+    """Returns True if a second request must verify this response: it has no offset, or offset 0 without a record.
 
     Either response would make the reader start at a different position, and brokers have been seen to return them
     once before the correct value. Commits of offset 0 have a record, unless written by another tool or an older
@@ -68,8 +68,8 @@ def is_doubtful(stored: Stored) -> bool:
 
 
 def is_known(stored: Stored, topic: TopicView) -> bool:
-    """True if the stored offset alone determines the start; otherwise `start` needs the commits of the other
-    partitions."""
+    """Returns True if the stored offset alone determines the start; otherwise `start` needs the commits of the
+    other partitions."""
     named = stored.record.topic_id or not topic.id
     return stored.offset is not None and bool(named) and not _replaced(stored, topic)
 
@@ -104,7 +104,7 @@ def _replaced(stored: Stored, topic: TopicView) -> bool:
 
 
 def first_record(found: Record, topic_id: str, began_with: int) -> Record:
-    """The record for the first commit of an assignment: `found` with one more start, and with the topic if
+    """Returns the record for the first commit of an assignment: `found` with one more start, and with the topic if
     known."""
     return found._replace(
         topic_id=topic_id or found.topic_id,

@@ -277,7 +277,7 @@ def _state_path(directory: Path) -> Path:
 
 
 def _request_path(directory: Path) -> Path:
-    """The path of the request file. The file exists while a client waits for the programs."""
+    """Returns the path of the request file. The file exists while a client waits for the programs."""
     return directory / "programs.wanted"
 
 

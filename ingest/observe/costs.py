@@ -94,7 +94,8 @@ class Costs:
         return added, before - self._listed
 
     def recent(self) -> tuple[CostOf, ...]:
-        """Listed projects, most expensive first, then `none` and `other`, averaged over RECENT_SECONDS."""
+        """Returns the listed projects, most expensive first, then `none` and `other`, averaged over
+        RECENT_SECONDS."""
         if not self._weight_seconds:
             return ()
         named = {name: self._recent[name] for name in self._listed}

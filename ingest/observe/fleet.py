@@ -48,7 +48,7 @@ def redis_memory(client: Any) -> RedisMemory:
 
 
 def queue_depths(settings: Settings, client: Any) -> dict[str, int]:
-    """Waiting tasks by queue. Raises redis.exceptions.RedisError."""
+    """Returns the number of waiting tasks by queue. Raises redis.exceptions.RedisError."""
     queues = [*(flush_queue(sink) for sink in settings.sinks), CONTROL_QUEUE]
     pipe = client.pipeline(transaction=False)
     for queue in queues:
@@ -57,7 +57,7 @@ def queue_depths(settings: Settings, client: Any) -> dict[str, int]:
 
 
 def broker_prefix(settings: Settings) -> str:
-    """Prefix of all Celery keys in Redis."""
+    """Returns the prefix of all Celery keys in Redis."""
     return str(configuration(settings)["broker_transport_options"]["global_keyprefix"])
 
 
@@ -118,7 +118,7 @@ class FleetWatch:
         self.loop.stop(self._settings.redis_timeout_seconds)
 
     def dependencies(self) -> dict[str, str]:
-        """The problem with Redis; "" if the last query succeeded."""
+        """Returns the problem with Redis; "" if the last query succeeded."""
         return {"redis": self._redis_problem}
 
     def check(self) -> None:
@@ -136,8 +136,8 @@ class FleetWatch:
             self._metrics.ask_log_ends()
 
     def _unusable(self) -> str:
-        """The reason why Redis is unusable although it responds; "" if it is usable. Writes a key as a test,
-        because a read-only replica responds as well. Raises RedisError. Until Redis has responded once, the
+        """Returns the reason why Redis is unusable although it responds; "" if it is usable. Writes a key as a
+        test, because a read-only replica responds as well. Raises RedisError. Until Redis has responded once, the
         timeout is short."""
         if not self._kind_is_known:
             with closing(connect(self._settings, retries=0, seconds_max=LOOK_SECONDS_MAX)) as client:

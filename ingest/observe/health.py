@@ -34,13 +34,13 @@ class Health:
     dependencies: Callable[[], dict[str, str]] = dict
 
     def live(self) -> dict[str, str]:
-        """Liveness: each check, with its problem or ""."""
+        """Returns each check of liveness, with its problem or ""."""
         silent_seconds = self.turned_seconds()
         stuck = silent_seconds >= self.settings.loop_silent_seconds_max
         return {"loop": f"has not turned for {silent_seconds:.0f} s" if stuck else ""}
 
     def ready(self) -> dict[str, str]:
-        """Readiness: each check, with its problem or ""."""
+        """Returns each check of readiness, with its problem or ""."""
         snapshot = self.metrics.snapshot
         return {
             **self.live(),
@@ -51,7 +51,7 @@ class Health:
         }
 
     def registry(self) -> CollectorRegistry:
-        """The metrics, including the gauge that is computed at scrape time."""
+        """Returns the metrics, including the gauge that is computed at scrape time."""
         self.metrics.meters.set("replays.reader.loop_turned_seconds", self.turned_seconds())
         return self.metrics.registry
 

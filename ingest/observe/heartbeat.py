@@ -72,7 +72,7 @@ class HeartbeatSource:
         self._messages = self._bytes = 0.0
 
     def __call__(self) -> Heartbeat:
-        """The next heartbeat. Host, process and times are added by the writer."""
+        """Returns the next heartbeat. Host, process and times are added by the writer."""
         metrics, now = self._metrics, time.monotonic()
         unowned = self._unowned()
         metrics.unowned(unowned)

@@ -57,7 +57,7 @@ class Journey:
     error: str = ""
 
     def summary(self) -> dict[str, object]:
-        """Fields of the log line; milestones in seconds since the cut. Contains no payload."""
+        """Returns the fields of the log line; milestones in seconds since the cut. Contains no payload."""
         line: dict[str, object] = {
             "batch": self.batch_id,
             "partition": self.source.partition,
@@ -106,7 +106,7 @@ class Journal:
         self._partitions: dict[TopicPartition, _Partition] = {}
 
     def get(self, batch_id: str) -> Journey | None:
-        """The journey of a batch; None if it has settled or is unknown."""
+        """Returns the journey of a batch; None if it has settled or is unknown."""
         return self._open.get(batch_id)
 
     def observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> list[Journey]:

@@ -163,7 +163,7 @@ class Metrics:
             self._lag.learn(self._log_ends.ask_log_ranges())
 
     def by_label(self, name: str) -> dict[str, float]:
-        """The values of a counter by label ("" if it has none)."""
+        """Returns the values of a counter by label ("" if it has none)."""
         base = name.replace(".", "_") + "_total"
         return {
             next(iter(sample.labels.values()), ""): sample.value
@@ -173,11 +173,12 @@ class Metrics:
         }
 
     def total(self, name: str) -> float:
-        """A counter's total over all labels."""
+        """Returns a counter's total over all labels."""
         return sum(self.by_label(name).values())
 
     def quantile(self, name: str, share: float) -> float | None:
-        """The upper edge of the histogram bucket that contains this quantile; None if there is no such bucket."""
+        """Returns the upper edge of the histogram bucket that contains this quantile; None if there is no such
+        bucket."""
         base = name.replace(".", "_") + "_bucket"
         buckets = [
             (float(sample.labels["le"]), sample.value)

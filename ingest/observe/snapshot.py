@@ -81,7 +81,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     rejects: RejectState = RejectState()
 
     def in_phase(self, phase: Phase) -> tuple[FlightState, ...]:
-        """The batches in one phase."""
+        """Returns the batches in one phase."""
         return tuple(flight for flight in self.flights if flight.phase is phase)
 
 

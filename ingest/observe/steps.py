@@ -49,7 +49,7 @@ class Steps:
         self._seen: dict[TopicPartition, _Seen] = {}
 
     def observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> list[Step]:
-        """The steps that one event and its commands represent, in order. `now`: monotonic seconds.
+        """Returns the steps that one event and its commands represent, in order. `now`: monotonic seconds.
 
         A stopped reader takes no more steps, because its pipeline ignores later events.
         """

@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 
 def stacks() -> dict[str, list[str]]:
-    """The stack of every thread, by thread name: `file:line function`, innermost call last."""
+    """Returns the stack of every thread, by thread name: `file:line function`, innermost call last."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     stacks_by_name: dict[str, list[str]] = {}
     for ident, frame in sys._current_frames().items():

@@ -97,7 +97,7 @@ def _kafka_dependent_findings(settings: Settings, kafka: Future[list[Finding]]) 
 
 
 def _tested_sinks(settings: Settings) -> Iterator[tuple[str, str]]:
-    """(name of the finding, name of the sink)"""
+    """Yields (name of the finding, name of the sink)."""
     for name in settings.sinks:
         yield name, name
     if settings.metrics_dogstatsd and SinkName.DATADOG not in settings.sinks:
@@ -110,7 +110,7 @@ def _not_tested(cause: str, *names: str) -> Finding:
 
 
 def secret_values(settings: Settings) -> frozenset[str]:
-    """The secrets in these settings, including secrets in addresses, which error texts may quote."""
+    """Returns the secrets in these settings, including secrets in addresses, which error texts may quote."""
     found: set[str] = set()
     for value in dict(settings).values():
         reveal = getattr(value, "get_secret_value", None)
@@ -150,7 +150,7 @@ def deadlines(settings: Settings) -> Iterable[Finding]:
 
 
 def is_loopback(host: str) -> bool:
-    """True if traffic to this host name or address does not leave the machine."""
+    """Returns True if traffic to this host name or address does not leave the machine."""
     if host in ("localhost", ""):
         return True
     try:

@@ -88,7 +88,8 @@ class FittedTable:
         yield table
 
     def _texts(self, width: int) -> list[list[Text]]:
-        """The cells of all rows, in their short form if the long forms of all columns need more than `width`."""
+        """Returns the cells of all rows, in their short form if the long forms of all columns need more than
+        `width`."""
         rows = [row for row, _ in self._rows]
         if self._total(self._least(rows, index) for index in range(len(self._columns))) <= width:
             return rows
@@ -99,7 +100,7 @@ class FittedTable:
         ]
 
     def _widths(self, rows: list[list[Text]], width: int) -> dict[int, int]:
-        """The width of each shown column, in order of the columns.
+        """Returns the width of each shown column, in order of the columns.
 
         Columns without any text are shown only if no text of another column is cut.
         """
@@ -123,12 +124,12 @@ class FittedTable:
         return max(name, *(cell_len(row[index].plain) for row in rows), 1)
 
     def _least(self, rows: list[list[Text]], index: int) -> int:
-        """The width below which the column is not shown."""
+        """Returns the width below which the column is not shown."""
         column, longest = self._columns[index], self._longest(rows, index)
         return longest if column.room is None else min(longest, max(column.room, cell_len(column.name)))
 
     @staticmethod
     def _total(widths: Iterable[int]) -> int:
-        """The total width of the columns, including the gaps between them."""
+        """Returns the total width of the columns, including the gaps between them."""
         found = list(widths)
         return sum(found) + GAP_COLUMNS * max(0, len(found) - 1)

@@ -111,7 +111,7 @@ class DryRun:
     # Results
 
     def as_dict(self) -> dict[str, Any]:
-        """The result as JSON values."""
+        """Returns the result as JSON values."""
         return {
             "messages": self.messages,
             "rejects": dict(self.reasons),
@@ -127,7 +127,7 @@ class DryRun:
         }
 
     def render(self) -> RenderableType:
-        """The result for a terminal."""
+        """Returns the result for a terminal."""
         table = Table("sink", "flush tasks", "items", "bytes", title=f"{self.messages} messages, nothing written")
         for name, sink in self.as_dict()["sinks"].items():
             table.add_row(name, f"{sink['tasks']:,}", f"{sink['items']:,}", f"{sink['bytes']:,}")

@@ -43,13 +43,13 @@ class Finding:
         return asdict(self)
 
     def line(self) -> Text:
-        """The finding as a line for a terminal."""
+        """Returns the finding as a line for a terminal."""
         advice = f"\n        → {printable(self.advice)}" if self.advice else ""
         return Text.assemble(
             SEVERITY_LABELS[self.level], f" {printable(self.name)}: {printable(self.said)}{advice}"
         )
 
     def redacted(self, secrets: Iterable[str]) -> Finding:
-        """The finding with these values, and any text that looks like a secret, hidden."""
+        """Returns the finding with these values, and any text that looks like a secret, hidden."""
         name, said, advice = (without_secrets(text, secrets) for text in (self.name, self.said, self.advice))
         return Finding(name, self.level, said, advice)

@@ -53,7 +53,7 @@ _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def describe(data: bytes, rules: ParseRules) -> dict[str, Any]:
-    """The readable content of a message and its rows, as JSON values.
+    """Returns the readable content of a message and its rows, as JSON values.
 
     Keys: `bytes`, `reject` (None, or its reason, error and meaning), `head` (if it is not an envelope),
     `envelope`, `recording`, `warnings`, `object`, `clickhouse` (rows by table), `bigquery` (rows), `metrics`.
@@ -111,7 +111,7 @@ def _envelope(envelope: Envelope) -> dict[str, Any]:
 
 
 def _events(raw: bytes | bytearray, rules: ParseRules) -> dict[str, int] | None:
-    """Number of rrweb events by type. None if unknown.
+    """Returns the number of rrweb events by type. None if unknown.
 
     The type `not read` has the count 1 if counting would exceed the budget.
     """
@@ -157,7 +157,7 @@ def _add_sink_items(segment: Segment, found: dict[str, Any]) -> None:
 
 
 def _fact(row: Row) -> dict[str, Any]:
-    """The fact with `attributes` decoded."""
+    """Returns the fact with `attributes` decoded."""
     fields = _decode_object(row.json)
     fields["attributes"] = _decode_object(fields["attributes"])
     return fields
@@ -206,7 +206,7 @@ def _pairs(title: str, values: dict[str, Any]) -> Table:
 
 
 def _rows(title: str, rows: list[dict[str, Any]], first: tuple[str, ...]) -> Table:
-    """A table with the columns `first`, followed by other non-empty columns."""
+    """Returns a table with the columns `first`, followed by other non-empty columns."""
     shared = {"org_id", "project_id", "replay_id", "segment_id", "retention_days", "partition", "offset", "row_id"}
     table = Table(title=f"{title}, rows: {len(rows)}", title_justify="left", show_header=False, show_lines=True)
     for _ in first:

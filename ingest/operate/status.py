@@ -211,7 +211,7 @@ NO_RUNS = _Runs()
 
 
 def _runs(client: Any, key: str) -> dict[str, _Runs]:
-    """Durations by sink. Invalid entries are ignored, so that valid entries are still shown."""
+    """Returns the durations by sink. Invalid entries are ignored, so that valid entries are still shown."""
     found: dict[str, _Runs] = {}
     (texts,) = results(client.pipeline(transaction=False).hgetall(key), {})
     for name, text in texts.items():
@@ -221,7 +221,7 @@ def _runs(client: Any, key: str) -> dict[str, _Runs]:
 
 
 def _readers(coordination: Coordination, settings: Settings) -> Iterator[ReaderStatus]:
-    """Readers by their last heartbeats. Invalid entries are ignored."""
+    """Yields the readers as of their last heartbeats. Invalid entries are ignored."""
     for name, about in coordination.readers().items():
         fields = {**about, "reader": name, "silent": _is_silent(about, settings)}
         with contextlib.suppress(msgspec.ValidationError):

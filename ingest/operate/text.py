@@ -43,7 +43,8 @@ def utc_text(seconds: float | None) -> str:
 
 
 def times_as_text(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values, with times in Unix milliseconds (names ending in `_ms`) converted to ISO 8601, UTC."""
+    """Returns the same values, with times in Unix milliseconds (names ending in `_ms`) converted to ISO 8601,
+    UTC."""
     return {
         name.removesuffix("_ms") if name.endswith("_ms") else name: (
             datetime.fromtimestamp(value / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -88,7 +88,7 @@ BREAKER_STYLE = {BreakerPhase.CLOSED: "green", BreakerPhase.HALF_OPEN: "yellow",
 
 
 def page(status: Status) -> RenderableType:
-    """The whole page."""
+    """Returns the whole page."""
     parts: list[RenderableType] = [_headline(status), _partitions(status), _sinks(status), _workers(status)]
     if any(reader.snapshot.flights for reader in status.readers):
         parts.append(_flights(status))
@@ -129,8 +129,8 @@ def run(
 
 
 def can_refresh(console: Console) -> bool:
-    """Whether the output is a terminal that can be refreshed; on any other output, rich would print nothing until
-    the end. Checks the file itself, because FORCE_COLOR makes rich treat a pipe as a terminal.
+    """Returns whether the output is a terminal that can be refreshed; on any other output, rich would print
+    nothing until the end. Checks the file itself, because FORCE_COLOR makes rich treat a pipe as a terminal.
     """
     return console.file.isatty() and not console.is_dumb_terminal
 
@@ -143,7 +143,7 @@ def now(settings: Settings) -> Status:
 
 
 def svg_page(settings: Settings) -> str:
-    """The current page as an SVG document."""
+    """Returns the current page as an SVG document."""
     console = Terminal(record=True, width=SVG_COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(page(now(settings)))
     return console.export_svg(title="replays-ingest top", unique_id="top")
@@ -229,8 +229,8 @@ def _reader_line(reader: ReaderStatus) -> Text:
 
 
 def _delays_text(reader: ReaderStatus) -> str:
-    """Median and 99th percentile of the time from Relay's `received` until a segment is durable; empty before the
-    first segment.
+    """Returns the median and 99th percentile of the time from Relay's `received` until a segment is durable; empty
+    before the first segment.
     """
     if reader.end_to_end_p50_seconds is None:
         return ""
@@ -366,12 +366,12 @@ def _add_omitted_rows(table: FittedTable, rows: int) -> FittedTable:
 
 
 def age_mark(reader: ReaderStatus) -> str:
-    """Prefix of a line with stale values, with the age of the reader's last report."""
+    """Returns the prefix of a line with stale values, with the age of the reader's last report."""
     return f"({reader.silent_seconds:.0f} s old) " if reader.silent else ""
 
 
 def lag_style(lag_seconds: float) -> str:
-    """The style for a lag: green, yellow or red."""
+    """Returns the style for a lag: green, yellow or red."""
     if lag_seconds >= LAG_SECONDS_BAD:
         return "bold red"
     return "yellow" if lag_seconds >= LAG_SECONDS_GOOD else "green"

@@ -10,8 +10,8 @@ ANSWER_SECONDS_MAX = 3.0
 
 
 def volume_text(settings: Settings, project_id: int) -> str:
-    """The project's number of segments in the last hour and its share of all segments, from ClickHouse, or the
-    error.
+    """Returns the project's number of segments in the last hour and its share of all segments, from ClickHouse, or
+    the error.
     """
     query = (
         "SELECT uniqExactIf((replay_id, segment_id), project_id = {project:UInt64}), "

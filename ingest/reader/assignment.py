@@ -68,7 +68,7 @@ class Offsets:
         self._reset = reset
 
     def find(self, consumer: Consumer, numbers: Sequence[int], topic: TopicView, former: str) -> list[Found]:
-        """The starts of these partitions, in their order. Raises Unanswered or ConsumerFailed."""
+        """Returns the starts of these partitions, in their order. Raises Unanswered or ConsumerFailed."""
         group = self._stored(consumer, numbers)
         if not all(is_known(group[number], topic) for number in numbers):
             topic = topic if topic.partitions else TopicView(topic.id, self._count(consumer))
@@ -79,7 +79,7 @@ class Offsets:
         ]
 
     def _count(self, consumer: Consumer) -> int:
-        """Number of partitions of the topic. Raises Unanswered."""
+        """Returns the number of partitions of the topic. Raises Unanswered."""
         try:
             found = consumer.list_topics(self._topic, timeout=CALL_SECONDS_MAX).topics[self._topic]
         except (KafkaException, RuntimeError, KeyError) as failure:
@@ -104,7 +104,7 @@ class Offsets:
         return Found(number, high if at_end else low, None, "", found)
 
     def log_range(self, consumer: Consumer, number: int) -> tuple[int, int]:
-        """(oldest offset, end) of a partition, from its leader. Raises Unanswered."""
+        """Returns (oldest offset, end) of a partition, from its leader. Raises Unanswered."""
         try:
             low, high = consumer.get_watermark_offsets(
                 KafkaPartition(self._topic, number), timeout=CALL_SECONDS_MAX, cached=False
@@ -116,7 +116,7 @@ class Offsets:
         return max(low, 0), high
 
     def _stored(self, consumer: Consumer, numbers: Collection[int]) -> dict[int, Stored]:
-        """The group's commits on these partitions. Repeats the request for a limited time."""
+        """Returns the group's commits on these partitions. Repeats the request for a limited time."""
         if not numbers:
             return {}
         return confirmed(lambda partitions: self._ask(consumer, partitions), numbers, time.monotonic, time.sleep)
@@ -139,7 +139,8 @@ def confirmed(
     clock: Callable[[], float],
     wait: Callable[[float], None],
 ) -> dict[int, Stored]:
-    """The result of `ask` for these partitions. Doubtful results (`is_doubtful`) are requested a second time.
+    """Returns the result of `ask` for these partitions. Doubtful results (`is_doubtful`) are requested a second
+    time.
 
     Raises Unanswered or ConsumerFailed.
     """

@@ -15,19 +15,20 @@ from tasks.units import KiB, MiB
 
 
 def limits_of(settings: Settings) -> Limits:
-    """The core's limits."""
+    """Returns the core's limits."""
     names = Limits.__dataclass_fields__
     return Limits(**{name: getattr(settings, name) for name in names if hasattr(settings, name)})
 
 
 def rules_of(settings: Settings) -> ParseRules:
-    """The parser's limits and sampling rates."""
+    """Returns the parser's limits and sampling rates."""
     names = ParseRules.__dataclass_fields__
     return ParseRules(**{name: getattr(settings, name) for name in names if hasattr(settings, name)})
 
 
 def consumer_config(settings: Settings) -> dict[str, Any]:
-    """The librdkafka properties of the reader's consumer. They may contain the password, so do not log them."""
+    """Returns the librdkafka properties of the reader's consumer. They may contain the password, so do not log
+    them."""
     config: dict[str, Any] = {
         "group.id": settings.kafka_group,
         "group.protocol": settings.kafka_group_protocol.value,

@@ -197,7 +197,7 @@ class Dispatcher:
         )
 
     def _manifest(self, batch: Batch) -> Manifest:
-        """The manifest, encoded once per batch. The oldest manifests are dropped if there are too many."""
+        """Returns the manifest, encoded once per batch. The oldest manifests are dropped if there are too many."""
         key = (batch.id, batch.epoch)
         if key not in self._manifests:
             if len(self._manifests) >= MANIFESTS_MAX:
@@ -219,7 +219,7 @@ class Dispatcher:
             del self._unsent[key]
 
     def _payloads(self, batch: Batch, stage: Stage, tasks: list[str]) -> dict[str, bytes]:
-        """The bytes that were encoded with the manifest; further attempts encode them again."""
+        """Returns the bytes that were encoded with the manifest; further attempts encode them again."""
         unsent = self._unsent.get((batch.id, batch.epoch), {})
         payloads = {name: unsent.pop(name) for name in tasks if name in unsent}
         if len(payloads) < len(tasks):

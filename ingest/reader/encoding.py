@@ -89,7 +89,7 @@ class Encoder:
 
 
 def items_of(batch: Batch, sink: SinkName) -> list[Item]:
-    """All items of a batch for one sink, in order."""
+    """Returns all items of a batch for one sink, in order."""
     items: list[Item] = []
     match sink:
         case SinkName.GCS:
@@ -110,7 +110,8 @@ def items_of(batch: Batch, sink: SinkName) -> list[Item]:
 
 
 def _facts(batch: Batch) -> Iterator[Sequence[Item]]:
-    """The facts of a batch, as JSON or protobuf, whichever the parser produced; each format has its own task."""
+    """Yields the facts of a batch, as JSON or protobuf, whichever the parser produced; each format has its own
+    task."""
     as_json = [row for segment in batch.segments for row in segment.bigquery]
     if as_json:
         yield as_json
@@ -120,7 +121,7 @@ def _facts(batch: Batch) -> Iterator[Sequence[Item]]:
 
 
 def _dead_letter(batch: Batch, reject: Reject) -> DeadLetter:
-    """The original record, labelled with its reject reason."""
+    """Returns the original record, labelled with its reject reason."""
     label = Label(
         reason=reject.reason,
         error=reject.error,

@@ -48,11 +48,12 @@ class Erasures:
         return bool(self.replays or self.projects or self.users)
 
     def holds(self, project_id: int, replay_id: str, received: float) -> bool:
-        """True if a message of this replay and receive time is covered by the erasure of its replay or project."""
+        """Returns True if a message of this replay and receive time is covered by the erasure of its replay or
+        project."""
         return (project_id, replay_id) in self.replays or received <= self.projects.get(project_id, -1.0)
 
     def holds_user_of(self, segment: Segment) -> bool:
-        """True if the segment's user was erased."""
+        """Returns True if the segment's user was erased."""
         users = self.users.get(segment.project_id)
         if not users:
             return False
@@ -64,7 +65,7 @@ class Erasures:
 
 
 def erasures_of(decisions: Mapping[str, Mapping[str, Any]], now: float) -> Erasures:
-    """The erasures among the decisions that have not expired at `now`, Unix seconds."""
+    """Returns the erasures among the decisions that have not expired at `now`, Unix seconds."""
     replays = set[tuple[int, str]]()
     projects: dict[int, float] = {}
     users: dict[int, dict[str, float]] = {}
@@ -86,22 +87,22 @@ def erasures_of(decisions: Mapping[str, Mapping[str, Any]], now: float) -> Erasu
 
 
 def replay_key(project_id: int, replay_id: str) -> str:
-    """Key of the erasure of one replay. `replay_id`: 32 hex digits."""
+    """Returns the key of the erasure of one replay. `replay_id`: 32 hex digits."""
     return f"{ERASED}/{project_id}/{REPLAY}/{replay_id}"
 
 
 def user_key(project_id: int, user: str) -> str:
-    """Key of the erasure of one user. It contains only a digest of the user."""
+    """Returns the key of the erasure of one user. It contains only a digest of the user."""
     return f"{ERASED}/{project_id}/{USER}/{user_digest(project_id, user)}"
 
 
 def project_key(project_id: int) -> str:
-    """Key of the erasure of a whole project."""
+    """Returns the key of the erasure of a whole project."""
     return f"{ERASED}/{project_id}/{ALL}"
 
 
 def user_digest(project_id: int, user: str) -> str:
-    """Digest of a user, 32 hex digits. The same user has a different digest in each project."""
+    """Returns the digest of a user, 32 hex digits. The same user has a different digest in each project."""
     return hashlib.blake2b(f"{project_id}/{user}".encode(), digest_size=16, person=b"erased user").hexdigest()
 
 

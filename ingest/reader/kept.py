@@ -25,7 +25,7 @@ class Kept:
         self._queues: dict[TopicPartition, deque[Waiting]] = {}
 
     def __len__(self) -> int:
-        """Number of entries over all partitions."""
+        """Returns the number of entries over all partitions."""
         return sum(map(len, self._queues.values()))
 
     @property
@@ -35,7 +35,7 @@ class Kept:
         return sum(entry.size_bytes for entry in entries if isinstance(entry, Message))
 
     def holds(self, source: TopicPartition) -> bool:
-        """True if anything of this partition waits."""
+        """Returns True if anything of this partition waits."""
         return source in self._queues
 
     def add(self, waiting: Waiting) -> None:

@@ -18,7 +18,7 @@ class Clock(Protocol):
     """Monotonic seconds; the only clock used for decisions."""
 
     def __call__(self) -> float:
-        """The current time."""
+        """Returns the current time."""
         ...
 
 

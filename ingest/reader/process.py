@@ -57,7 +57,7 @@ class ReaderFailed(Exception):
 
 
 def reader_id(settings: Settings) -> str:
-    """Id of this process, which names its completion stream."""
+    """Returns the id of this process, which names its completion stream."""
     name = settings.kafka_instance_id or socket.gethostname()
     return f"{name}-{os.getpid()}-{secrets.token_hex(3)}"
 
@@ -218,8 +218,8 @@ class Reader:
             log.debug("protocol_step", reader=self.dispatcher.reader, **step)
 
     def _is_suspect(self, source: TopicPartition) -> bool:
-        """True if readers died repeatedly on this partition without progress, possibly because of one of its
-        messages."""
+        """Returns True if readers died repeatedly on this partition without progress, possibly because of one of
+        its messages."""
         return self.pipeline.failed_starts(source) >= FAILED_STARTS_MAX
 
     def _polled(self, messages: Sequence[Message]) -> None:
@@ -257,7 +257,7 @@ class Reader:
 def parser_of(
     settings: Settings, gate: TenantGate, wary: Wary = lambda source: False
 ) -> InlineParser | ProcessParser:
-    """The parser of usual messages, which runs in this process or in parser processes, as configured."""
+    """Returns the parser of usual messages, which runs in this process or in parser processes, as configured."""
     rules, usual = rules_of(settings), Usual(settings.parse_usual_bytes_max)
     if settings.parse_processes:
         seconds = Deadlines.before(settings.loop_silent_seconds_max).answer_seconds

@@ -135,13 +135,13 @@ class Runtime:
                 yield item
 
     def _waits(self, item: Waiting) -> bool:
-        """True if an earlier message of its partition waits, or if there is no room for this item."""
+        """Returns True if an earlier message of its partition waits, or if there is no room for this item."""
         if self.waits(item.source):
             return True
         return not isinstance(item, on.OffsetOutOfRange) and self._room(item) is Room.LATER
 
     def waits(self, source: TopicPartition) -> bool:
-        """True if an earlier message of this partition has not been taken yet."""
+        """Returns True if an earlier message of this partition has not been taken yet."""
         return self._kept.holds(source) or self.pipeline.is_deferred(source)
 
     def _room(self, item: Message | on.MessageParsed | Unusual) -> Room:

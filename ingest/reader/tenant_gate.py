@@ -83,7 +83,8 @@ class TenantGate:
         return Drop(DropReason.ERASED, outcome.project_id) if held or erasures.holds_user_of(outcome) else outcome
 
     def refusal(self, project_id: int, now: float) -> DropReason | None:
-        """The reason to drop a message of this project; None if the message is admitted, which takes a token."""
+        """Returns the reason to drop a message of this project; None if the message is admitted, which takes a
+        token."""
         if project_id in self.rules.killed:
             return DropReason.KILLED
         if project_id not in self.rules.limits:
@@ -100,8 +101,8 @@ class TenantGate:
         return None
 
     def take_wanted(self) -> dict[int, int]:
-        """Number of messages of each limited project since the last call, which is the number of tokens to
-        fetch."""
+        """Returns the number of messages of each limited project since the last call, which is the number of
+        tokens to fetch."""
         with self._lock:
             wanted, self._wanted = self._wanted, {}
         return wanted

@@ -65,7 +65,7 @@ class TenantStore:
         self._take = client.register_script(_TAKE)
 
     def rules(self) -> TenantRules:
-        """All current rules."""
+        """Returns all current rules."""
         return rules_of_decisions(self._operators.in_force())
 
     def take(self, project_id: int, limit: Limit, wanted: int) -> float:
@@ -93,7 +93,7 @@ class TenantStore:
 
 
 def rules_of_decisions(decisions: Mapping[str, Mapping[str, Any]]) -> TenantRules:
-    """The kill switches and limits among current decisions, by key."""
+    """Returns the kill switches and limits among current decisions, by key."""
     killed = frozenset(project_of(key) for key in decisions if key.startswith(f"{KILLED}/"))
     limits = {
         project_of(key): Limit(float(value["per_second"]), float(value["burst"]))

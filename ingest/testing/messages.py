@@ -252,7 +252,7 @@ def asset_event(op: str = "resource.script", **data: Any) -> RRwebEvent:
 
 
 def vital_event(name: Any = "largest-contentful-paint", **data: Any) -> RRwebEvent:
-    """A web vital."""
+    """Returns a web vital."""
     return span_event(
         "web-vital", name, {"value": 1250.5, "size": 1250.5, "rating": "good", "nodeIds": [3], **data}
     )

@@ -22,7 +22,7 @@ REPLAY = r"([0-9a-f]{32})"
 
 
 def application(trial: Trial) -> web.Application:
-    """The routes."""
+    """Returns the routes."""
     given = {"trial": trial}
     return web.Application(
         [
@@ -44,7 +44,7 @@ def application(trial: Trial) -> web.Application:
 
 
 def bound(host: str, port: int) -> list[socket.socket]:
-    """Listening sockets; port 0 picks a free one. Raises OSError."""
+    """Returns listening sockets; port 0 picks a free one. Raises OSError."""
     return netutil.bind_sockets(port, host, family=socket.AF_INET)
 
 

@@ -95,7 +95,7 @@ class Sessions:
 
 
 def is_durable(segment: SegmentFacts, known: Journeys) -> bool:
-    """Whether every sink has the segment: its batch is complete, or its offset is committed."""
+    """Returns whether every sink has the segment: its batch is complete, or its offset is committed."""
     if segment.partition is None or segment.offset is None:
         return False
     committed = known.committed.get(segment.partition)

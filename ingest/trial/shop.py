@@ -213,5 +213,5 @@ class NothingHandler(Handler):
 
 @cache
 def files() -> dict[str, Path]:
-    """All files of the pages, by name below static/."""
+    """Returns all files of the pages, by name below static/."""
     return {path.relative_to(STATIC).as_posix(): path for path in STATIC.rglob("*") if path.is_file()}

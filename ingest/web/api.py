@@ -165,7 +165,7 @@ def _for_javascript(value: Any) -> Any:
 
 
 def byte_range(header: str, size: int) -> tuple[int, int] | None:
-    """The requested byte range, half-open. None means the whole file."""
+    """Returns the requested byte range, half-open. None means the whole file."""
     unit, _, bounds = header.partition("=")
     first, separator, last = bounds.partition("-")
     if unit != "bytes" or not separator or not size:

@@ -42,9 +42,9 @@ FETCH, NAVIGATION = "empty", "document"
 
 
 def policy(hosts: Sequence[str] = ()) -> str:
-    """The content security policy. Recorded pages may use inline styles, and data URLs for images and fonts.
-    They may also load images, styles, fonts and media from the servers in `hosts`, each a name with an optional
-    port, but may not load, run or send anything else.
+    """Returns the content security policy. Recorded pages may use inline styles, and data URLs for images and
+    fonts. They may also load images, styles, fonts and media from the servers in `hosts`, each a name with an
+    optional port, but may not load, run or send anything else.
     """
     rules = {
         "default-src": "'none'",
@@ -106,7 +106,7 @@ class State:
         return held[1], held[2]
 
     def recording(self, project_id: int, replay_id: str, segment_id: int) -> Unpacked:
-        """One segment's recording. Raises NotFound, ReadError or BlobError."""
+        """Returns one segment's recording. Raises NotFound, ReadError or BlobError."""
         _, segments = self.look_up(project_id, replay_id)
         return self.reads.recording(segments, segment_id)
 
@@ -166,7 +166,7 @@ class Handler(web.RequestHandler):
             self.visitor = visitor
 
     def is_enough(self, visitor: Visitor) -> bool:
-        """True if this visitor may use the handler."""
+        """Returns True if this visitor may use the handler."""
         return True
 
     def refuse(self) -> None:
@@ -214,7 +214,7 @@ class Handler(web.RequestHandler):
         self.answer({"error": text})
 
     def trouble(self, status_code: int, error: BaseException | None) -> tuple[int, str]:
-        """The status and text of an error response. Sets its headers."""
+        """Returns the status and text of an error response. Sets its headers."""
         text = error.reason if isinstance(error, web.HTTPError) and error.reason else self._reason
         for kind, status in ((NotFound, 404), (BlobError, 422), (ReadError, 503)):
             if isinstance(error, kind):
@@ -237,7 +237,7 @@ class Handler(web.RequestHandler):
         return self.get_query_argument(name, "") in ("1", "true", "on")
 
     def number(self, name: str, low: int, high: int) -> int | None:
-        """A numeric query argument; None if absent or empty. Other values cause a 400."""
+        """Returns a numeric query argument; None if absent or empty. Other values cause a 400."""
         text = self.get_query_argument(name, "")
         if not text:
             return None
@@ -246,7 +246,7 @@ class Handler(web.RequestHandler):
         return int(text)
 
     def text(self, name: str) -> str:
-        """A text query argument; "" if absent. A text longer than TEXT_CHARACTERS_MAX causes a 400."""
+        """Returns a text query argument; "" if absent. A text longer than TEXT_CHARACTERS_MAX causes a 400."""
         text: str = self.get_query_argument(name, "")
         if len(text) > TEXT_CHARACTERS_MAX:
             raise web.HTTPError(400, reason=f"{name} must have at most {TEXT_CHARACTERS_MAX} characters")
@@ -254,7 +254,7 @@ class Handler(web.RequestHandler):
 
 
 def is_number(text: str) -> bool:
-    """True for a text of decimal digits that is short enough to convert."""
+    """Returns True for a text of decimal digits that is short enough to convert."""
     return text.isascii() and text.isdecimal() and len(text) <= NUMBER_DIGITS_MAX
 
 

@@ -61,7 +61,7 @@ class Playable:
 
 
 def playable(recording: bytes) -> Playable:
-    """The events for the player, without custom and unknown kinds.
+    """Returns the events for the player, without custom and unknown kinds.
 
     Events with a time in seconds (spans) are left out: next to times in milliseconds, they would make a session
     seem fifty years long. Raises BlobError.

@@ -64,7 +64,7 @@ class LetterFilter:
         return dlq.Selection(self.reason or None, self.sink or None, include_replayed=self.include_replayed)
 
     def matches(self, shown: Mapping[str, Any]) -> bool:
-        """True if the letter, as shown, also matches project and text."""
+        """Returns True if the letter, as shown, also matches project and text."""
         searched = " ".join(str(shown[name]) for name in ("id", "error", "batch_id", "content", "item", "origin"))
         return self.project in ("", shown["project"]) and self.text.lower() in searched.lower()
 
@@ -85,8 +85,8 @@ class Desk:
         self._look_client.close()
 
     def look(self) -> dict[str, Any]:
-        """Readers with partitions, lag and batches in flight; sinks and breakers; parked batches; recent
-        actions."""
+        """Returns the readers with partitions, lag and batches in flight; sinks and breakers; parked batches;
+        recent actions."""
         try:
             state = status.collect(self._settings, self._look_client)
             faults = self._dependencies.faults(FAULTS_SECONDS_MAX)
@@ -116,7 +116,7 @@ class Desk:
         }
 
     def trend(self) -> dict[str, Any]:
-        """Throughput, lag and delay of the last hour."""
+        """Returns the throughput, lag and delay of the last hour."""
         try:
             coordination = Coordination(self._look_client, self._settings)
             found: dict[str, Any] = msgspec.to_builtins(coordination.trend())
@@ -175,7 +175,7 @@ class Desk:
             sink.close()
 
     def dead_letters(self, chosen: LetterFilter) -> dict[str, Any]:
-        """The first matching letters, and the number of letters by reason and sink."""
+        """Returns the first matching letters, and the number of letters by reason and sink."""
         counts: Counter[tuple[str, str]] = Counter()
         shown: list[dict[str, Any]] = []
         matching = 0
@@ -237,7 +237,7 @@ def _outcomes(outcomes: Outcomes) -> dict[str, Any]:
 
 
 def _letter(letter: dlq.Letter, about: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a letter that the page shows. Content is omitted if its replay was erased."""
+    """Returns the fields of a letter that the page shows. Content is omitted if its replay was erased."""
     project = letter.project_id
     start = "" if about["erased"] else letter.value[:PREVIEW_BYTES].decode("utf-8", "replace")
     content = printable(without_secrets(start), ".")

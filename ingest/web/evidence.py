@@ -89,7 +89,7 @@ def event_or_seconds(text: str) -> str | float:
 
 
 def around(reads: Reads, replay: Replay, where: str | float, window_ms: int) -> Around:
-    """The events around an event or a time. Raises ReadError, and NotFound if the event does not exist."""
+    """Returns the events around an event or a time. Raises ReadError, and NotFound if the event does not exist."""
     segments = reads.segments(replay)
     event = where if isinstance(where, str) else None
     centre_ms = _time_of(reads, segments, event) if event is not None else None
@@ -119,7 +119,7 @@ def around(reads: Reads, replay: Replay, where: str | float, window_ms: int) -> 
 
 
 def find(reads: Reads, chosen: Filter, text: str = "") -> FoundPage:
-    """The matching replays; with a text, those whose events contain it, case-insensitively.
+    """Returns the matching replays; with a text, those whose events contain it, case-insensitively.
 
     A page covers `chosen.limit` replays that match the filter; with a text, the page may have fewer replays or
     none. Raises ReadError.
@@ -174,7 +174,7 @@ def _add(found: Around, page: Timeline) -> None:
 
 
 def _search(reads: Reads, replay: Replay, text: str) -> tuple[tuple[Match, ...], bool]:
-    """The first events that contain the text, and whether all events were searched."""
+    """Returns the first events that contain the text, and whether all events were searched."""
     matches: list[Match] = []
     try:
         segments = reads.segments(replay)

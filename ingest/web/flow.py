@@ -48,7 +48,7 @@ class Bottleneck:
 
 
 def alerts(status: Status) -> list[Alert]:
-    """What needs attention, most severe first, and causes before their consequences."""
+    """Returns what needs attention, most severe first, and causes before their consequences."""
     parts = (_of_servers, _of_readers, _of_sinks, _of_redis, _of_batches, _of_lag)
     found = [alert for part in parts for alert in part(status)]
     return sorted(found, key=lambda one: one.severity is not Severity.ACT)
@@ -160,6 +160,6 @@ def _slowness(sink: SinkStatus) -> tuple[int, float]:
 
 
 def _named(names: list[str]) -> str:
-    """The first few of these names, as text."""
+    """Returns the first few of these names, as text."""
     more = f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
     return ", ".join(names[:NAMED_MAX]) + more

@@ -62,13 +62,13 @@ class Journeys:
     trouble: str = ""
 
     def of(self, partition: int, offset: int) -> Journey | None:
-        """The batch of this message. If several batches contain it, returns the most complete batch."""
+        """Returns the batch of this message. If several batches contain it, returns the most complete batch."""
         held = [batch for batch in self.batches if batch.holds(partition, offset)]
         return max(held, key=lambda batch: (batch.durable, len(batch.sinks)), default=None)
 
 
 def journeys(settings: Settings, places: Sequence[tuple[int, int]]) -> Journeys:
-    """The batches of the messages at these (partition, offset) pairs. Never raises."""
+    """Returns the batches of the messages at these (partition, offset) pairs. Never raises."""
     client: Any = connect(settings, retries=0)
     try:
         coordination = Coordination(client, settings)
@@ -87,7 +87,7 @@ def journeys(settings: Settings, places: Sequence[tuple[int, int]]) -> Journeys:
 
 
 def _committed(coordination: Coordination) -> dict[int, int]:
-    """The committed offset of each partition, from heartbeats of active readers."""
+    """Returns the committed offset of each partition, from heartbeats of active readers."""
     found: dict[int, int] = {}
     for about in coordination.readers().values():
         with contextlib.suppress(msgspec.ValidationError):  # this entry was not written by a reader
@@ -98,7 +98,7 @@ def _committed(coordination: Coordination) -> dict[int, int]:
 
 
 def _keys(client: Any, settings: Settings, partition: int, offsets: Sequence[int]) -> set[bytes]:
-    """Keys of staged batches of this partition whose range contains one of the offsets."""
+    """Returns the keys of staged batches of this partition whose range contains one of the offsets."""
     pattern = batch_key(f"{settings.kafka_topic}-{partition}-*", "*", settings.key_prefix)
     found: set[bytes] = set()
     ends_at, cursor = time.monotonic() + SCAN_SECONDS_MAX, 0
@@ -114,7 +114,7 @@ def _keys(client: Any, settings: Settings, partition: int, offsets: Sequence[int
 
 
 def _range(key: str) -> tuple[int, int]:
-    """(start, stop) from a key `...{topic-partition-start-stop}:digest`; (0, 0) for other texts."""
+    """Returns (start, stop) from a key `...{topic-partition-start-stop}:digest`; (0, 0) for other texts."""
     _, start, stop = ("", "", *key.partition("{")[2].partition("}")[0].rsplit("-", 2))[-3:]
     return (int(start), int(stop)) if start.isdecimal() and stop.isdecimal() else (0, 0)
 
@@ -151,6 +151,7 @@ def _journey(staging: Staging, key: bytes, parked: Mapping[str, str]) -> Journey
 
 
 def flower_url(settings: Settings, batch_id: str) -> str:
-    """The URL of Flower's list of this batch's flush tasks. Flower's search requires the name of a field."""
+    """Returns the URL of Flower's list of this batch's flush tasks. Flower's search requires the name of a
+    field."""
     host = f"[{settings.flower_host}]" if ":" in settings.flower_host else settings.flower_host
     return f"http://{host}:{settings.flower_port}/tasks?name={quote(f'flush kwargs:{batch_id}', safe='')}"

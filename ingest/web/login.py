@@ -92,7 +92,8 @@ class Login:
         return "/" if self.is_open else f"/login?token={self._token}"
 
     def by_link(self, token: str) -> Visitor | None:
-        """The visitor with this token. A correct token is never throttled, because it cannot be guessed."""
+        """Returns the visitor with this token. A correct token is never throttled, because it cannot be
+        guessed."""
         if hmac.compare_digest(token.encode(), self._token.encode()):
             self._token = secrets.token_urlsafe(32)
             visitor = Visitor(_own_name(), LoginMethod.LINK)
@@ -104,7 +105,7 @@ class Login:
         return None
 
     def by_password(self, header: str) -> Visitor | None:
-        """The visitor with a correct `Authorization: Basic` header."""
+        """Returns the visitor with a correct `Authorization: Basic` header."""
         login = credentials(header)
         if not login or not self._people:
             return None
@@ -119,15 +120,15 @@ class Login:
     # Sessions
 
     def cookie(self, visitor: Visitor) -> str:
-        """The value of a session's cookie."""
+        """Returns the value of a session's cookie."""
         ends_at = self._clock() + SESSION_SECONDS
         name = visitor.name.encode().hex()
         content = f"{visitor.way}.{ends_at:.0f}.{secrets.token_urlsafe(16)}.{name}"
         return f"{content}.{self._proof(content)}"
 
     def by_cookie(self, cookie: str) -> Visitor | None:
-        """The visitor with this session. Invalid cookies do not count as failures, because they are from an
-        earlier process.
+        """Returns the visitor with this session. Invalid cookies do not count as failures, because they are from
+        an earlier process.
         """
         content, _, proof = cookie.rpartition(".")
         if not hmac.compare_digest(proof.encode(), self._proof(content).encode()):
@@ -142,7 +143,7 @@ class Login:
 
 
 def _own_name() -> str:
-    """The name of the user who runs this process, for whom the link was printed."""
+    """Returns the name of the user who runs this process, for whom the link was printed."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

@@ -174,7 +174,7 @@ class Segments:
 
 
 def replay_id_of(text: str) -> str:
-    """The id without dashes, lower case. Raises NotFound if invalid."""
+    """Returns the id without dashes, lower case. Raises NotFound if invalid."""
     plain = text.strip().replace("-", "").lower()
     if not REPLAY_ID.fullmatch(plain):
         raise NotFound(f"{text!r} is not a replay id (32 hex digits, with or without dashes)")

@@ -64,14 +64,14 @@ class OperatorHandler(Handler):
         return found
 
     def text_of(self, body: dict[str, Any], name: str, characters_max: int) -> str:
-        """A text field of the request body; "" if absent."""
+        """Returns a text field of the request body; "" if absent."""
         text = body.get(name, "")
         if not isinstance(text, str) or len(text) > characters_max:
             raise web.HTTPError(400, reason=f"{name} must be a text of at most {characters_max} characters")
         return text
 
     def ids_of(self, body: dict[str, Any], name: str) -> list[str]:
-        """A list of ids from the request body."""
+        """Returns a list of ids from the request body."""
         ids = body.get(name)
         if not isinstance(ids, list) or not all(
             isinstance(one, str) and len(one) <= ID_CHARACTERS_MAX for one in ids[:IDS_MAX]

@@ -91,5 +91,5 @@ class StaticHandler(Handler):
 
 @cache
 def files() -> dict[str, Path]:
-    """All static files, by name below /static/."""
+    """Returns all static files, by name below /static/."""
     return {path.relative_to(STATIC).as_posix(): path for path in STATIC.rglob("*") if path.suffix in KINDS}

@@ -15,18 +15,18 @@ from tasks.settings import Settings
 
 
 def replay_dict(replay: Replay) -> dict[str, Any]:
-    """One replay with all fields and its duration."""
+    """Returns one replay as JSON values, with all fields and its duration."""
     plain: dict[str, Any] = msgspec.to_builtins(replay)
     return {**plain, "duration_seconds": replay.duration_seconds}
 
 
 def page_dict(page: Page) -> dict[str, Any]:
-    """A page of replays."""
+    """Returns a page of replays as JSON values."""
     return {"replays": [replay_dict(replay) for replay in page.replays], "more": page.more}
 
 
 def segments_dict(settings: Settings, segments: Segments, journeys: Journeys) -> dict[str, Any]:
-    """Segments in order with gaps and ingestion details.
+    """Returns the segments in order, with gaps and ingestion details.
 
     `committed`: the message precedes the committed offset, so it is durable in every sink. `batch`: the batch, if
     it is still in Redis.
@@ -71,6 +71,6 @@ def found_dict(page: FoundPage) -> dict[str, Any]:
 
 
 def timeline_dict(timeline: Timeline) -> dict[str, Any]:
-    """The timeline, with counts of marks by kind."""
+    """Returns the timeline, with counts of marks by kind."""
     plain: dict[str, Any] = msgspec.to_builtins(timeline)
     return {**plain, "counts": timeline.counts()}

@@ -35,23 +35,23 @@ class Reads:
         self._stores.close()
 
     def projects(self) -> tuple[Project, ...]:
-        """Projects with replays, those with the latest replays first."""
+        """Returns the projects with replays, those with the latest replays first."""
         return self._replays.projects()
 
     def releases(self, project_id: int | None) -> tuple[str, ...]:
-        """Releases seen in replays, those with the latest replays first."""
+        """Returns the releases seen in replays, those with the latest replays first."""
         return self._replays.releases(project_id)
 
     def replays(self, chosen: Filter) -> Page:
-        """Matching replays, latest end first."""
+        """Returns the matching replays, latest end first."""
         return self._replays.find(chosen)
 
     def count(self, chosen: Filter) -> int:
-        """The number of matching replays."""
+        """Returns the number of matching replays."""
         return self._replays.count(chosen)
 
     def replay(self, replay_id: str, project_id: int | None = None) -> Replay:
-        """One replay. Without a project, all projects are searched, which takes longer."""
+        """Returns one replay. Without a project, all projects are searched, which takes longer."""
         try:
             return self._replays.replay(replay_id, project_id)
         except NotFound as failure:
@@ -63,24 +63,24 @@ class Reads:
             ) from failure
 
     def segments(self, replay: Replay) -> Segments:
-        """All segments in order, with gaps, from ClickHouse and Cloud Storage."""
+        """Returns all segments in order, with gaps, from ClickHouse and Cloud Storage."""
         return segments.segments(self._stores, replay)
 
     def recording(self, found: Segments, segment_id: int) -> Unpacked:
-        """The recording, and the video, of one segment. Raises BlobError if the object was not written by this
-        system."""
+        """Returns the recording, and the video, of one segment. Raises BlobError if the object was not written by
+        this system."""
         return recordings.recording(self._stores, found, segment_id)
 
     def recordings(self, found: Segments) -> Iterator[tuple[SegmentFacts, bytes | BlobError]]:
-        """The stored bytes of every readable segment, in order, fetched in groups."""
+        """Returns the stored bytes of every readable segment, in order, fetched in groups."""
         return recordings.recordings(self._stores, found)
 
     def played(self, found: Segments, from_segment: int, bytes_max: int) -> Played:
-        """One page of events for the player."""
+        """Returns one page of events for the player."""
         return recordings.played(self._stores, found, from_segment, bytes_max)
 
     def timeline(self, found: Segments, from_segment: int = 0) -> Timeline:
-        """One page of the replay's timeline, starting at a segment. `next_segment` starts the next page.
+        """Returns one page of the replay's timeline, starting at a segment. `next_segment` starts the next page.
 
         Unreadable segments are listed in the result and do not cause an error.
         """

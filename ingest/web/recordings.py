@@ -26,7 +26,7 @@ PAGE_INFLATED_BYTES_MAX = 256 * MiB
 
 
 def recording(stores: Stores, segments: Segments, segment_id: int) -> Unpacked:
-    """The recording, and the video, of one segment. Raises NotFound, ReadError or BlobError."""
+    """Returns the recording, and the video, of one segment. Raises NotFound, ReadError or BlobError."""
     for segment in segments.readable:
         if segment.segment_id == segment_id and segment_id in segments.places:
             _check_size(segment)
@@ -37,7 +37,7 @@ def recording(stores: Stores, segments: Segments, segment_id: int) -> Unpacked:
 def recordings(
     stores: Stores, segments: Segments, from_segment: int = 0
 ) -> Iterator[tuple[SegmentFacts, bytes | BlobError]]:
-    """The stored bytes of every readable segment, in order, fetched in groups.
+    """Yields the stored bytes of every readable segment, in order, fetched in groups.
 
     Objects larger than any written by the reader are not fetched and yield an error.
     """
@@ -60,7 +60,7 @@ def recordings(
 
 
 def timeline(stores: Stores, segments: Segments, from_segment: int = 0) -> Timeline:
-    """One page of the replay's timeline, starting at `from_segment` and bounded in size.
+    """Returns one page of the replay's timeline, starting at `from_segment` and bounded in size.
 
     Unreadable segments are listed in the result and do not cause an error.
     """
@@ -109,7 +109,8 @@ class Played:
 
 
 def played(stores: Stores, segments: Segments, from_segment: int, bytes_max: int) -> Played:
-    """The events of at least one segment, up to about `bytes_max` bytes. Unreadable segments are reported."""
+    """Returns the events of at least one segment, up to about `bytes_max` bytes. Unreadable segments are
+    reported."""
     parts: list[bytes] = []
     left_out: dict[int, str] = {}
     unreadable: dict[int, str] = {}
@@ -137,7 +138,7 @@ def _joined(parts: Sequence[bytes]) -> bytes:
 
 
 def _groups(readable: Sequence[SegmentFacts]) -> Iterator[list[SegmentFacts]]:
-    """Groups of segments that are fetched together."""
+    """Yields groups of segments that are fetched together."""
     group: list[SegmentFacts] = []
     size_bytes = 0
     for segment in readable:

@@ -51,7 +51,7 @@ class Replays:
         self._stores = stores
 
     def projects(self) -> tuple[Project, ...]:
-        """Every project with replays, those with the latest replays first."""
+        """Returns every project with replays, those with the latest replays first."""
         rows = self._stores.query(
             "SELECT project_id, uniqExact(replay_id), toUnixTimestamp(max(received)) AS last_at "
             "FROM replay_segments GROUP BY project_id ORDER BY last_at DESC, project_id LIMIT 1000"
@@ -59,7 +59,7 @@ class Replays:
         return tuple(Project(*row) for row in rows)
 
     def releases(self, project_id: int | None) -> tuple[str, ...]:
-        """Releases seen in replays, those with the latest replays first."""
+        """Returns the releases seen in replays, those with the latest replays first."""
         where, parameters = (
             ("project_id = {project:UInt64} AND", {"project": project_id}) if project_id is not None else ("", {})
         )
@@ -71,7 +71,7 @@ class Replays:
         return tuple(row[0] for row in rows)
 
     def find(self, chosen: Filter) -> Page:
-        """The matching replays, latest end first."""
+        """Returns the matching replays, latest end first."""
         limit = max(1, min(chosen.limit, LIMIT_MAX))
         where, having, parameters = _conditions(chosen)
         found = self._stores.query(
@@ -88,7 +88,7 @@ class Replays:
         return Page(tuple(facts[key] for key in keys if key in facts), more=len(found) > limit)
 
     def count(self, chosen: Filter) -> int:
-        """The number of matching replays, without limit and offset."""
+        """Returns the number of matching replays, without limit and offset."""
         where, having, parameters = _conditions(chosen)
         rows = self._stores.query(
             "SELECT count() FROM (SELECT lower(replaceAll(toString(replay_id), '-', '')) AS id, "
@@ -99,7 +99,7 @@ class Replays:
         return int(rows[0][0])
 
     def replay(self, replay_id: str, project_id: int | None = None) -> Replay:
-        """One replay. Without a project all projects are searched, which takes longer."""
+        """Returns one replay. Without a project all projects are searched, which takes longer."""
         replay_id = replay_id_of(replay_id)
         if project_id is None:
             project_id = self._project_of(replay_id)
@@ -122,7 +122,7 @@ class Replays:
         return int(rows[0][0])
 
     def _facts(self, keys: Sequence[tuple[int, str]]) -> list[Replay]:
-        """Details of these replays, in two queries."""
+        """Returns the details of these replays, in two queries."""
         if not keys:
             return []
         parameters = {"projects": sorted({key[0] for key in keys}), "ids": [key[1] for key in keys]}
@@ -149,7 +149,7 @@ _AMONG_DAYS = f"{_AMONG} AND cityHash64(replay_id) IN (SELECT cityHash64(arrayJo
 
 
 def _latest(column: str) -> str:
-    """An expression for the value of the latest row that has a value."""
+    """Returns an expression for the value of the latest row that has a value."""
     return f"argMaxIf({column}, timestamp, {column} != '')"
 
 
@@ -186,7 +186,7 @@ _FACTS = ", ".join(
 
 
 def _replay(row: tuple[Any, ...], stored: tuple[Any, ...] | None) -> Replay:
-    """A row of _FACTS, combined with replay_segments."""
+    """Returns a row of _FACTS, combined with replay_segments."""
     project_id, replay_id, first_at, last_at, start_at, segments, highest, pages = row[:8]
     clicks, dead, rage, taps, errors = row[8:13]
     user, email, name, release, environment, platform, browser, system, country, kind, retention = row[13:24]
@@ -261,7 +261,7 @@ def _conditions(chosen: Filter) -> tuple[str, str, dict[str, Any]]:
 
 
 def _clicked(chosen: Filter, parameters: dict[str, Any]) -> list[str]:
-    """HAVING conditions on clicks. With a selector, a single click must match all of its conditions."""
+    """Returns HAVING conditions on clicks. With a selector, a single click must match all of its conditions."""
     kinds = [
         column for column, wanted in (("click_is_rage", chosen.rage), ("click_is_dead", chosen.dead)) if wanted
     ]

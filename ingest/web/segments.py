@@ -29,7 +29,7 @@ class _Object:
 
 
 def segments(stores: Stores, replay: Replay) -> Segments:
-    """All segments in order, with gaps, from ClickHouse and Cloud Storage."""
+    """Returns all segments in order, with gaps, from ClickHouse and Cloud Storage."""
     parameters = {"project": replay.project_id, "id": replay.replay_id}
     where = "project_id = {project:UInt64} AND replay_id = {id:UUID}"
     rows = stores.query(
@@ -51,7 +51,7 @@ def segments(stores: Stores, replay: Replay) -> Segments:
 
 
 def _errors(stores: Stores, replay: Replay) -> tuple[ReportedError, ...]:
-    """Errors in the order of segments. Duplicate rows have no effect."""
+    """Returns the errors in the order of segments. Duplicate rows have no effect."""
     rows = stores.query(
         f"SELECT segment_id, toUnixTimestamp(max(timestamp)), groupUniqArrayArray({ERRORS_MAX})(error_ids) "
         "FROM replays WHERE project_id = {project:UInt64} AND replay_id = {id:UUID} "
@@ -70,7 +70,7 @@ def _errors(stores: Stores, replay: Replay) -> tuple[ReportedError, ...]:
 
 
 def _part_times(stores: Stores) -> dict[str, float]:
-    """The time at which each table part was written, in Unix seconds; empty without permission."""
+    """Returns the time at which each table part was written, in Unix seconds; empty without permission."""
     try:
         rows = stores.query(
             "SELECT name, toUnixTimestamp(modification_time) FROM system.parts "
@@ -82,7 +82,7 @@ def _part_times(stores: Stores) -> dict[str, float]:
 
 
 def _objects(stores: Stores, replay: Replay, retentions: set[int]) -> tuple[dict[int, _Object], list[str]]:
-    """The objects of a replay by segment, and anomalies."""
+    """Returns the objects of a replay by segment, and anomalies."""
     found: dict[int, _Object] = {}
     notes: list[str] = []
     for days in sorted({*USUAL_RETENTIONS, *retentions}, key=lambda days: (days not in retentions, days)):

@@ -32,7 +32,7 @@ PATH = r"/api/replays/([0-9]{1,20})/([0-9a-fA-F-]{32,36})"
 
 
 def application(state: State) -> web.Application:
-    """The routes."""
+    """Returns the routes."""
     given = {"state": state}
     return web.Application(
         [

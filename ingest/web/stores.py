@@ -32,7 +32,7 @@ class Stores:
         self._gcs = PerProcess(lambda: gcs.client(settings))
 
     def query(self, sql: str, parameters: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
-        """The rows of a read-only query. Raises ReadError."""
+        """Returns the rows of a read-only query. Raises ReadError."""
         try:
             answer = self._clickhouse.get().query(
                 sql, parameters=parameters or {}, settings={"max_execution_time": QUERY_SECONDS_MAX, "readonly": 2}
@@ -44,7 +44,7 @@ class Stores:
         return [tuple(row) for row in answer.result_rows]
 
     def objects(self, prefix: str) -> list[Any]:
-        """The first OBJECTS_MAX objects with this prefix. Raises ReadError."""
+        """Returns the first OBJECTS_MAX objects with this prefix. Raises ReadError."""
         settings = self._settings
         try:
             return list(
@@ -60,7 +60,7 @@ class Stores:
             raise self._storage_error(error) from error
 
     def content(self, place: Place) -> bytes:
-        """The stored bytes of one segment. Raises NotFound or ReadError."""
+        """Returns the stored bytes of one segment. Raises NotFound or ReadError."""
         settings = self._settings
         try:
             bucket = self._gcs.get().bucket(settings.gcs_bucket)
@@ -83,7 +83,7 @@ class Stores:
 
 
 def unreachable(error: BaseException, address: str, variable: str) -> str:
-    """One line for a failed connection, without the client library's own text; empty for other errors.
+    """Returns one line for a failed connection, without the client library's own text; empty for other errors.
 
     urllib3 hides the operating system's error in a chain of causes.
     """

@@ -382,7 +382,7 @@ class _Reader:
 
 
 def read(segments: Iterable[tuple[int, bytes]], budget: Budget | None = None) -> Timeline:
-    """The timeline of these recordings, which are pairs (segment id, JSON) in the order of segments.
+    """Returns the timeline of these recordings, which are pairs (segment id, JSON) in the order of segments.
 
     The budget applies to all of them together. Events read before an error or the end of the budget are included.
     """
@@ -444,7 +444,7 @@ def _navigations_merged(marks: list[Mark]) -> list[Mark]:
 
 
 def _is_same_navigation(one: Mark, other: Mark) -> bool:
-    """Whether one of these two marks is a span and the other mark reports the same navigation."""
+    """Returns whether one of these two marks is a span and the other mark reports the same navigation."""
     if ("type" in one.detail) == ("type" in other.detail):
         return False
     span, companion = (one, other) if "type" in one.detail else (other, one)
@@ -524,7 +524,7 @@ def _request(op: str, url: str, data: dict[str, Any], at_ms: int, took: int | No
 
 
 def _http_message(value: Any) -> HttpMessage | None:
-    """The captured part of a request or response; None if there is nothing but its size."""
+    """Returns the captured part of a request or response; None if there is nothing but its size."""
     if not isinstance(value, dict):
         return None
     headers = value.get("headers")
@@ -566,7 +566,7 @@ def _amount(data: dict[str, Any], name: str, older_name: str) -> float:
 
 
 def _scalars(data: dict[str, Any]) -> Detail:
-    """The first DETAILS_MAX scalar fields."""
+    """Returns the first DETAILS_MAX scalar fields."""
     found: Detail = {}
     for key, value in data.items():
         if len(found) < DETAILS_MAX and (value is None or isinstance(value, (str, int, float, bool))):

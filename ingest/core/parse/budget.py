@@ -46,5 +46,5 @@ class Budget:
 
 
 def units_of(rules: ParseRules) -> float:
-    """Initial budget of a recording."""
+    """Returns the initial budget of a recording."""
     return UNITS_BASE + UNITS_PER_FACT * rules.facts_per_segment_max

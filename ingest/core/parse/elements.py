@@ -85,7 +85,8 @@ def _ends(
 
 
 def _block(raw: bytes | bytearray, start: int) -> bytes:
-    """The next block, with escaped quotes and backslashes replaced. A block does not end within an escape."""
+    """Returns the next block, with escaped quotes and backslashes replaced. A block does not end within an
+    escape."""
     text = bytes(raw[start : start + BLOCK_BYTES])
     if (len(text) - len(text.rstrip(b"\\"))) & 1:
         text += raw[start + len(text) : start + len(text) + 1]
@@ -104,7 +105,7 @@ class _Places:
         self._mark = 0
 
     def of(self, mark: int) -> int:
-        """The position of that bracket."""
+        """Returns the position of the bracket at index `mark` of the marks."""
         quotes = self._marks.count(b'"', self._mark, mark)
         if quotes:
             self._part += 2 * quotes

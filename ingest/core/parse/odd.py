@@ -81,8 +81,8 @@ _integer = re.compile(rb"-?[0-9]+").fullmatch
 
 
 def event_of(item: Any, canvas: bool, budget: Budget) -> Event | None:
-    """The event; None if events of its kind are not used. Raises Malformed and msgspec errors if it has the wrong
-    shape."""
+    """Returns the event; None if events of its kind are not used. Raises Malformed and msgspec errors if it has
+    the wrong shape."""
     view = memoryview(item)
     if view[0] != _BRACE:
         raise Malformed("an event is an object")
@@ -102,7 +102,7 @@ def event_of(item: Any, canvas: bool, budget: Budget) -> Event | None:
 
 
 def data_of(raw: msgspec.Raw, budget: Budget) -> Data | None:
-    """The data of a custom event, or those of its fields that fit; None for unknown tags.
+    """Returns the data of a custom event, or those of its fields that fit; None for unknown tags.
 
     Raises Malformed and msgspec errors.
     """
@@ -142,7 +142,7 @@ def _picked_data(raw: msgspec.Raw) -> Data | None:
 
 
 def viewport_of(raw: msgspec.Raw, budget: Budget) -> Viewport:
-    """The data of a viewport, or those of its fields that fit. Raises msgspec errors."""
+    """Returns the data of a viewport, or those of its fields that fit. Raises msgspec errors."""
     size_bytes = memoryview(raw).nbytes
     budget.spend(_UNITS_PER_EVENT + _UNITS_PER_BYTE * size_bytes)
     if size_bytes <= USUAL_BYTES_MAX:

@@ -38,7 +38,7 @@ _decode_first: Callable[[Any], Any] = msgspec.json.Decoder(_first_elements).deco
 
 
 def picked(shape: type[Shape], text: bytes | bytearray | memoryview | msgspec.Raw) -> Shape:
-    """The struct with the fields that fit; other fields keep their defaults. Raises msgspec errors."""
+    """Returns the struct with the fields that fit; other fields keep their defaults. Raises msgspec errors."""
     return picked_from(shape, _decoder(shape)(text))
 
 
@@ -57,7 +57,7 @@ def picked_from(shape: type[Shape], found: Any) -> Shape:
 
 @cache
 def unpicked(shape: type[msgspec.Struct]) -> Any:
-    """A struct with the same fields as raw JSON; NULL if absent."""
+    """Returns a struct with the same fields as raw JSON; NULL if absent."""
     names = [field.name for field in msgspec.structs.fields(shape)]
     return msgspec.defstruct(shape.__name__, [(name, msgspec.Raw, NULL) for name in names], gc=False)
 
@@ -100,7 +100,7 @@ def _value(raw: msgspec.Raw, kind: Any, inner: type[msgspec.Struct] | None) -> A
 
 
 def scalar_of(raw: msgspec.Raw) -> str | float | bool | None:
-    """A text, a number that sinks can hold, true or false; None for anything else."""
+    """Returns a text, a number that sinks can hold, true or false; None for anything else."""
     first = memoryview(raw)[0]
     if first == _QUOTE:
         return text_of(raw)
@@ -110,7 +110,7 @@ def scalar_of(raw: msgspec.Raw) -> str | float | bool | None:
 
 
 def number_of(raw: msgspec.Raw) -> float | None:
-    """A number that sinks can hold; None for anything else."""
+    """Returns a number that sinks can hold; None for anything else."""
     if memoryview(raw).nbytes > NUMBER_BYTES_MAX:
         return None
     try:
@@ -121,7 +121,7 @@ def number_of(raw: msgspec.Raw) -> float | None:
 
 
 def text_of(raw: msgspec.Raw) -> str | None:
-    """A text of at most SHORT_MAX characters; None for anything else."""
+    """Returns a text of at most SHORT_MAX characters; None for anything else."""
     view = memoryview(raw)
     if view[0] != _QUOTE:
         return None
@@ -130,7 +130,8 @@ def text_of(raw: msgspec.Raw) -> str | None:
 
 
 def _short(raw: msgspec.Raw) -> str | None:
-    """The value as text. Numbers are converted, because Relay accepts them for text fields such as a user's id."""
+    """Returns the value as text. Numbers are converted, because Relay accepts them for text fields such as a
+    user's id."""
     view = memoryview(raw)
     if view[0] == _QUOTE:
         return text_of(raw)
@@ -140,7 +141,7 @@ def _short(raw: msgspec.Raw) -> str | None:
 
 
 def _element(raw: msgspec.Raw) -> Any:
-    """A text, or a pair of texts; None for anything else."""
+    """Returns a text, or a pair of texts; None for anything else."""
     if memoryview(raw)[0] != _BRACKET:
         return text_of(raw)
     try:

@@ -28,7 +28,7 @@ _begins = re.compile(rb'\}, ?\{"type": ?[0-9]{1,3}, ?"timestamp":').search
 
 
 def stops(raw: bytes | bytearray, start: int) -> Iterator[int]:
-    """Candidate ends for the piece that begins at `start`, ascending; the last is the end of the array.
+    """Yields candidate ends for the piece that begins at `start`, ascending; the last is the end of the array.
 
     Each candidate except the last is at a comma between two objects.
     """
@@ -47,7 +47,7 @@ def stops(raw: bytes | bytearray, start: int) -> Iterator[int]:
 
 
 def piece(raw: bytes | bytearray, start: int, stop: int) -> bytes | bytearray:
-    """The events in [start, stop) as an array."""
+    """Returns the events in [start, stop) as an array."""
     if start == 0 and stop == len(raw):
         return raw
     events = memoryview(raw)[start:stop]
@@ -55,14 +55,14 @@ def piece(raw: bytes | bytearray, start: int, stop: int) -> bytes | bytearray:
 
 
 def _end_of_event(raw: bytes | bytearray, start: int, soonest: int, latest: int) -> int:
-    """The end of an event after `start` that is closest to `soonest`, preferably before it; -1 if there is
+    """Returns the end of an event after `start` that is closest to `soonest`, preferably before it; -1 if there is
     none."""
     end = _last_end(raw, start, soonest)
     return end if end > start else _next_end(raw, soonest, latest)
 
 
 def _last_end(raw: bytes | bytearray, start: int, stop: int) -> int:
-    """The last end of an event in (start, stop); -1 if none of the inspected positions is one."""
+    """Returns the last end of an event in (start, stop); -1 if none of the inspected positions is one."""
     at = stop
     for _ in range(PROBES_MAX):
         at = raw.rfind(_STAMP, start, at)
@@ -75,7 +75,7 @@ def _last_end(raw: bytes | bytearray, start: int, stop: int) -> int:
 
 
 def _next_end(raw: bytes | bytearray, start: int, stop: int) -> int:
-    """The first end of an event in [start, stop); -1 if none of the inspected positions is one."""
+    """Returns the first end of an event in [start, stop); -1 if none of the inspected positions is one."""
     at = start
     for _ in range(PROBES_MAX):
         at = raw.find(_STAMP, at, stop)
@@ -89,7 +89,8 @@ def _next_end(raw: bytes | bytearray, start: int, stop: int) -> int:
 
 
 def _end_near(raw: bytes | bytearray, at: int) -> int:
-    """The end of the event with this timestamp, or of the event before it; -1 if neither can be determined."""
+    """Returns the end of the event with this timestamp, or of the event before it; -1 if neither can be
+    determined."""
     ended = _ends(raw, at)
     if ended is not None:
         return raw.index(b"}", at) + 1

@@ -32,7 +32,7 @@ _decode_header = msgspec.json.Decoder().decode
 
 
 def split(payload: memoryview) -> tuple[int, memoryview]:
-    """(segment_id, body). Raises Rejected with the reason `no_header` or `bad_header`."""
+    """Returns (segment_id, body). Raises Rejected with the reason `no_header` or `bad_header`."""
     head = bytes(payload[:HEADER_BYTES_USUAL])
     end = head.find(b"\n")
     if end < 0:
@@ -59,12 +59,13 @@ def _segment_id(line: bytes) -> int:
 
 
 def is_plain(body: memoryview) -> bool:
-    """True if the body is the uncompressed JSON array."""
+    """Returns True if the body is the uncompressed JSON array."""
     return len(body) > 0 and body[0] == 0x5B
 
 
 def inflate(body: memoryview, bytes_max: int) -> bytes | bytearray:
-    """The JSON array. Raises Rejected with the reason `body_not_zlib`, `body_truncated` or `body_too_large`.
+    """Returns the JSON array. Raises Rejected with the reason `body_not_zlib`, `body_truncated` or
+    `body_too_large`.
 
     Bytes after a complete stream are ignored.
     """
@@ -97,7 +98,7 @@ def _inflate_bounded(body: memoryview, bytes_max: int) -> bytes:
 
 
 def stored(body: memoryview, raw: bytes | bytearray, video: memoryview | None) -> bytes | memoryview:
-    """The bytes for blob storage: the body as received, compressed if it arrived uncompressed.
+    """Returns the bytes for blob storage: the body as received, compressed if it arrived uncompressed.
 
     With a video: zlib(0x01, 4-byte big-endian length, video, JSON).
     """

@@ -156,7 +156,7 @@ class Scan:
             start = yield from self._piece(start)
 
     def _piece(self, start: int) -> Generator[tuple[int, Event], None, int]:
-        """The events of the piece that begins here. Returns the start of the next piece."""
+        """Yields the events of the piece that begins here. Returns the start of the next piece."""
         stop = start
         for stop in stops(self._raw, start):
             try:
@@ -176,8 +176,8 @@ class Scan:
         return (yield from self._by_element(start, stop))
 
     def _decoded(self, start: int, stop: int) -> Iterator[tuple[int, Event]]:
-        """The events of that piece. Raises RecursionError, _TooOdd or msgspec.DecodeError, always before the first
-        event."""
+        """Returns the events of that piece. Raises RecursionError, _TooOdd or msgspec.DecodeError, always before
+        the first event."""
         text = piece(self._raw, start, stop)
         try:
             return self._found_in(text, stop)
@@ -211,7 +211,7 @@ class Scan:
         return self._by_chunk(items)
 
     def _all(self, found: Sequence[Any], items: Sequence[msgspec.Raw] = ()) -> Iterator[tuple[int, Event]]:
-        """The relevant events among these. `items` is their JSON, if canvas mutations are requested."""
+        """Yields the relevant events among these. `items` is their JSON, if canvas mutations are requested."""
         self._budget.spend(_UNITS_PER_ELEMENT * len(found))
         first = self.count
         self.count += len(found)
@@ -338,7 +338,8 @@ class Scan:
 
 
 def _few_of(text: bytes | bytearray) -> Sequence[msgspec.Raw]:
-    """The elements of a long piece that mostly consists of one long event; none if there are more than a few."""
+    """Returns the elements of a long piece that mostly consists of one long event; none if there are more than a
+    few."""
     try:
         few = msgspec.structs.astuple(_decode_few(text))
     except msgspec.ValidationError:

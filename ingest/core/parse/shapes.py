@@ -27,5 +27,5 @@ NULL = msgspec.Raw(b"null")
 
 
 def is_null(text: msgspec.Raw) -> bool:
-    """True if it is JSON null or absent."""
+    """Returns True if the value is JSON null or absent."""
     return bytes(memoryview(text)[:5]) == b"null"

@@ -31,7 +31,7 @@ _second_half = re.compile(rb"\\u[dD][c-fC-F]").match
 
 
 def without_lone_surrogates(text: bytes | bytearray, budget: Budget) -> bytearray | None:
-    """JSON with lone surrogates replaced; None if there are none.
+    """Returns JSON with lone surrogates replaced; None if there are none.
 
     The length is unchanged, so positions stay valid. Raises Spent.
     """
@@ -55,8 +55,8 @@ def without_lone_surrogates(text: bytes | bytearray, budget: Budget) -> bytearra
 
 
 def _may_have_escapes(text: bytes | bytearray, start: int, stop: int) -> bool:
-    """True if there may be escapes. The search omits the backslash, because searching for it is slow in a text
-    with many backslashes."""
+    """Returns True if there may be escapes. The search omits the backslash, because searching for it is slow in a
+    text with many backslashes."""
     if text.find(b"u", start, stop) < 0:
         return False
     return text.find(b"ud", start, stop) >= 0 or text.find(b"uD", start, stop) >= 0
@@ -71,7 +71,7 @@ def _is_lone(text: bytes | bytearray, at: int) -> bool:
 
 
 def _is_escape(text: bytes | bytearray, at: int) -> bool:
-    """True if the backslash here is preceded by an even number of backslashes, so that it is not itself
+    """Returns True if the backslash here is preceded by an even number of backslashes, so that it is not itself
     escaped."""
     run, window_bytes = 0, WINDOW_BYTES_MIN
     while at > 0:

@@ -44,7 +44,7 @@ def undecoded(raw: bytes | bytearray, budget: Budget) -> Iterator[Undecoded]:
 
 
 def _piece(raw: bytes | bytearray, start: int, budget: Budget) -> Generator[Undecoded, None, int]:
-    """The events of the piece that begins here. Returns the start of the next piece."""
+    """Yields the events of the piece that begins here. Returns the start of the next piece."""
     stop = start
     for stop in stops(raw, start):
         try:

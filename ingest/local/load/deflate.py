@@ -32,7 +32,7 @@ Piece = Part | bytes
 
 
 def inflated(pieces: Iterable[Piece]) -> bytes:
-    """The body, uncompressed."""
+    """Returns the body, uncompressed."""
     return b"".join(piece.raw if isinstance(piece, Part) else piece for piece in pieces)
 
 

@@ -54,7 +54,7 @@ def private_folder(path: Path) -> None:
 
 
 def private_opener(path: str, flags: int) -> int:
-    """An `opener` for `open` that makes a new file accessible only to this user."""
+    """Returns an `opener` for `open` that makes a new file accessible only to this user."""
     return os.open(path, flags, 0o666 & ~PRIVATE_UMASK)
 
 
@@ -85,7 +85,7 @@ class Program(Protocol):
     pid: int
 
     def poll(self) -> int | None:
-        """The exit code, or None while it runs."""
+        """Returns the exit code, or None while the program is running."""
 
 
 class Starter(Protocol):
@@ -213,7 +213,7 @@ class Child:
             self.starts += 1
 
     def poll(self) -> int | None:
-        """The exit code, or None while it runs.
+        """Returns the exit code, or None while the program is running.
 
         After the main process has ended, kills the remaining processes of its group.
         """

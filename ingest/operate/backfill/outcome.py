@@ -86,7 +86,7 @@ class Outcome:
             names.append(name)
 
     def as_dict(self) -> dict[str, Any]:
-        """The result as JSON values."""
+        """Returns the result as JSON values."""
         return {"ok": self.ok, **asdict(self)}
 
 
@@ -108,7 +108,7 @@ def render(found: Outcome) -> Group:
 
 
 def _lines(found: Outcome) -> Iterator[str]:
-    """Lines for the first SHOWN_MAX names of each kind and the first SHOWN_MAX differences of each sink."""
+    """Yields lines for the first SHOWN_MAX names of each kind and the first SHOWN_MAX differences of each sink."""
     for kind, names in found.names.items():
         for name in names[:SHOWN_MAX]:
             yield f"{kind.replace('_', ' ')}: {name}"

@@ -36,7 +36,7 @@ class StoredSegment:
 
 
 def rebuild_rows(segment: StoredSegment, content: bytes, rules: ParseRules) -> Rebuilt:
-    """The rows of a recording. Raises BlobError when the content is not a recording."""
+    """Returns the rows of a recording. Raises BlobError when the content is not a recording."""
     identity = Identity(
         segment.org_id,
         segment.project_id,

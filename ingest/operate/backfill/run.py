@@ -57,7 +57,7 @@ class Backfill:
         self._now = time.time()
 
     def count(self) -> int:
-        """Number of selected stored segments."""
+        """Returns the number of selected stored segments."""
         with _converting_errors(), contextlib.closing(self._segments()) as segments:
             return segments.count()
 

@@ -48,11 +48,12 @@ class Selection:
             raise ValueError("nothing is selected: give --project, --since, --until or --list")
 
     def holds(self, seconds: float) -> bool:
-        """Whether the time is within the window."""
+        """Returns whether the time is within the window."""
         return (self.since or 0.0) <= seconds < (math.inf if self.until is None else self.until)
 
     def conditions(self, now: float) -> Iterator[str]:
-        """Conditions on `replay_segments`, one per group of replay ids. They exclude rows past their retention."""
+        """Yields conditions on `replay_segments`, one per group of replay ids. They exclude rows past their
+        retention."""
         parts = [f"toUnixTimestamp(received) + retention_days * {DAY_SECONDS} > {int(now)}"]
         if self.project_id is not None:
             parts.append(f"project_id = {int(self.project_id)}")
@@ -64,7 +65,7 @@ class Selection:
             yield " AND ".join([*parts, f"replay_id IN ({uuids(ids)})"] if ids else parts)
 
     def prefixes(self) -> Iterator[str]:
-        """Prefixes of the selected recordings in the bucket, in the `segment` layout."""
+        """Yields the prefixes of the selected recordings in the bucket, in the `segment` layout."""
         if self.project_id is None:
             yield from ([] if self.replay_ids is not None else [""])
             return
@@ -81,7 +82,7 @@ class StoredSegments:
         self._server: Any = clickhouse.client(settings)
 
     def count(self) -> int:
-        """Number of selected segments."""
+        """Returns the number of selected segments."""
         queries = [
             f"SELECT uniqExact(project_id, replay_id, segment_id) FROM replay_segments WHERE {where}"
             for where in self._selection.conditions(self._now)
@@ -89,7 +90,7 @@ class StoredSegments:
         return sum(int(self._server.query(query).result_rows[0][0]) for query in queries)
 
     def pages(self, segments_max: int) -> Iterator[list[StoredSegment]]:
-        """Pages of at most the given number of segments, and about PAGE_BYTES of recordings."""
+        """Yields pages of at most the given number of segments, and about PAGE_BYTES of recordings."""
         for where in self._selection.conditions(self._now):
             after: tuple[int, str, int] = FIRST_PAGE_KEY
             while page := self._page(where, after, min(PAGE_SEGMENTS, segments_max)):
@@ -152,7 +153,7 @@ class StoredSegments:
         return [name for name, key in keys.items() if tuple(key.values()) not in known]
 
     def unknown_replays(self) -> Iterator[str]:
-        """The selected replay ids that have no row."""
+        """Yields the selected replay ids that have no row."""
         for ids in chunks(sorted(set(self._selection.replay_ids or ())), IDS_PER_QUERY):
             project = self._selection.project_id
             where = f"replay_id IN ({uuids(ids)})" + (
@@ -169,7 +170,8 @@ class StoredSegments:
 
 
 def recording_names(bucket: Bucket, selection: Selection) -> Iterator[list[str]]:
-    """Names of the selected recordings that have their own object in the bucket, in chunks of NAMES_PER_CHUNK."""
+    """Yields the names of the selected recordings that have their own object in the bucket, in chunks of
+    NAMES_PER_CHUNK."""
     names: list[str] = []
     for prefix in selection.prefixes():
         for stored in bucket.objects(prefix):

@@ -51,7 +51,7 @@ class _Row(msgspec.Struct):
 
 
 def current_erasures(settings: Settings) -> Erasures:
-    """Current erasures. Raises DeadLettersUnavailable."""
+    """Returns the current erasures. Raises DeadLettersUnavailable."""
     try:
         entries = load(settings).entries
     except (RangeError, DecisionsUnreadable) as failure:
@@ -61,7 +61,7 @@ def current_erasures(settings: Settings) -> Erasures:
 
 
 def is_erased(letter: Letter, erasures: Erasures, rules: ParseRules) -> bool:
-    """True if the letter's replay, user or project was erased.
+    """Returns True if the letter's replay, user or project was erased.
 
     The message arrived before the letter was written, so an erasure after that time applies to it.
     """

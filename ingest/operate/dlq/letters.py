@@ -97,8 +97,8 @@ class Letter:
         return (label.origin, self.sink, self.item, whole)
 
     def as_dict(self) -> dict[str, Any]:
-        """The letter as JSON values, with the length of the bytes instead of the bytes. `headers` are those of the
-        original message.
+        """Returns the letter as JSON values, with the length of the bytes instead of the bytes. `headers` are
+        those of the original message.
         """
         label = self.label
         return {
@@ -131,7 +131,7 @@ class Selection:
     include_replayed: bool = False
 
     def matches(self, letter: Letter) -> bool:
-        """True if the letter is selected."""
+        """Returns True if the letter is selected."""
         return (
             (self.reason is None or letter.reason == self.reason)
             and (self.sink is None or letter.sink == self.sink)
@@ -141,7 +141,7 @@ class Selection:
 
 
 def letters(settings: Settings, selection: Selection) -> Iterator[Letter]:
-    """All selected letters, by partition, in write order.
+    """Yields all selected letters, by partition, in write order.
 
     The topic is read twice, first for the marks, so that memory grows with the number of marks (at most MARKS_MAX)
     and not with the number of letters. Raises DeadLettersUnavailable.
@@ -154,7 +154,7 @@ def letters(settings: Settings, selection: Selection) -> Iterator[Letter]:
 
 
 def letters_containing(settings: Settings, texts: Iterable[str]) -> Iterator[Letter]:
-    """All letters, including replayed letters, that contain one of the texts.
+    """Yields all letters, including replayed letters, that contain one of the texts.
 
     Reads the topic once; `replayed` is not set. Raises DeadLettersUnavailable.
     """
@@ -168,8 +168,8 @@ def letters_containing(settings: Settings, texts: Iterable[str]) -> Iterator[Let
 
 
 def _read_marks(settings: Settings) -> dict[str, tuple[str, Sealed]]:
-    """The digest of each replayed letter (empty if the mark has none) and whether its mark is sealed, by letter
-    id.
+    """Returns the digest of each replayed letter (empty if the mark has none) and whether its mark is sealed, by
+    letter id.
 
     A sealed mark is never replaced.
     """
@@ -189,7 +189,7 @@ def _read_marks(settings: Settings) -> dict[str, tuple[str, Sealed]]:
 
 
 def _letter(record: Record, marks: Mapping[str, tuple[str, Sealed]], settings: Settings) -> Letter | None:
-    """The letter in this record; None if the record is a mark."""
+    """Returns the letter in this record; None if the record is a mark."""
     if decode_mark(record.headers, record.key, record.value) is not None:
         return None
     label, state = decode(record.headers) or UNKNOWN_LABEL, _seal_status(settings, record)
@@ -214,8 +214,8 @@ def _seal_status(settings: Settings, record: Record) -> Sealed:
 def _is_replayed(
     record: Record, label: Label, state: Sealed, marks: Mapping[str, tuple[str, Sealed]], dlq_topic: str
 ) -> bool:
-    """Whether a mark applies to the record. An unsealed mark does not apply to a sealed letter, because any writer
-    of the topic can write marks.
+    """Returns whether a mark applies to the record. An unsealed mark does not apply to a sealed letter, because
+    any writer of the topic can write marks.
     """
 
     def applicable_mark(letter_id: str) -> str | None:
@@ -231,7 +231,7 @@ def _is_replayed(
 
 
 def _scan(settings: Settings) -> Iterator[Record]:
-    """Every record of the dead-letter topic up to its current end, by partition."""
+    """Yields every record of the dead-letter topic up to its current end, by partition."""
     topic, group = settings.dlq_topic, f"{settings.kafka_group}-dlq-browser"
     try:
         with RangeReader(settings, topic, group=group, bounds=Bounds(seconds_max=SCAN_SECONDS_MAX)) as reader:

@@ -57,7 +57,7 @@ class Originals:
         self._known: tuple[object, list[Item]] = (None, [])
 
     def rebuild(self, label: Label, sink: SinkName, named: Item) -> Item:
-        """The named item, rebuilt from its original message. Raises OriginalMissing, ItemNotProduced or
+        """Returns the named item, rebuilt from its original message. Raises OriginalMissing, ItemNotProduced or
         RangeError."""
         topic = self._settings.kafka_topic
         if label.origin.topic != topic:
@@ -72,7 +72,7 @@ class Originals:
         raise ItemNotProduced(f"its original message, {topic} {wanted}, does not produce this item")
 
     def _range(self, label: Label, named: Item) -> tuple[Range, bool]:
-        """The range to read, and whether the item depends on the packed layout."""
+        """Returns the range to read, and whether the item depends on the packed layout."""
         origin = label.origin
         packed = (isinstance(named, Blob) and PACKED.fullmatch(named.name) is not None) or (
             isinstance(named, Row) and named.table == INDEX_TABLE

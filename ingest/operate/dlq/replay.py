@@ -80,7 +80,7 @@ def replay(
 
 
 def _replay_one(sender: _Sender, letter: Letter, summary: Replayed, *, repeat: bool, dry_run: bool) -> str | None:
-    """The outcome, or None if the replay failed; the summary records the failure."""
+    """Returns the outcome, or None if the replay failed; the summary records the failure."""
     try:
         item = None if repeat else sender.item_to_write(letter)
         if not dry_run:
@@ -113,7 +113,7 @@ class _Sender:
         self._sinks: dict[str, Sink[Item]] = {}
 
     def item_to_write(self, letter: Letter) -> Item | None:
-        """The item to write; None for a message to produce. Raises NotReplayed, or RangeError."""
+        """Returns the item to write; None for a message to produce. Raises NotReplayed, or RangeError."""
         if letter.label is UNKNOWN_LABEL:
             raise NotReplayed("it is not a letter of this system")
         self._refresh_erasures()

@@ -103,7 +103,7 @@ class Eraser:
         return left
 
     def is_already_erased(self) -> bool:
-        """Whether the replay's tombstone exists. Raises RedisError, RangeError or DecisionsUnreadable."""
+        """Returns whether the replay's tombstone exists. Raises RedisError, RangeError or DecisionsUnreadable."""
         key = replay_key(self._project_id, self._replay_id)
         return self._coordination.operators.get([key])[0] is not None
 

@@ -55,11 +55,11 @@ class Erasure:
         return [self._eraser(replay_id).search() for replay_id in self._replays()]
 
     def known(self, found: Holdings) -> bool:
-        """True if the replay existed, even if no erasable data is stored."""
+        """Returns True if the replay existed, even if no erasable data is stored."""
         return bool(found.billed or found.letters or self._eraser(found.replay_id).is_already_erased())
 
     def uncovered_data(self, found: Holdings) -> list[str]:
-        """Lines about data that an erasure would not remove."""
+        """Returns lines about data that an erasure would not remove."""
         return describe_uncovered_data(found)
 
     def erase(self, *, by: str, wait_seconds: float) -> list[Erased]:

@@ -24,7 +24,7 @@ class Facts:
         self._project_id, self._replay_id = project_id, replay_id
 
     def count(self) -> int:
-        """Number of stored facts."""
+        """Returns the number of stored facts."""
         return self._run("SELECT COUNT(*)")
 
     def delete(self) -> list[str]:

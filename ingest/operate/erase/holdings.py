@@ -69,8 +69,8 @@ LIST_CHARACTERS_MAX = 32 * 1024 * 1024  # almost a million ids
 
 
 def listed_ids(file: IO[str]) -> list[str]:
-    """The ids in a file, separated by white space. Raises ValueError for an invalid id or a file that is too
-    long.
+    """Returns the ids in a file, separated by white space. Raises ValueError for an invalid id or a file that is
+    too long.
     """
     text = file.read(LIST_CHARACTERS_MAX + 1)
     if len(text) > LIST_CHARACTERS_MAX:
@@ -79,7 +79,7 @@ def listed_ids(file: IO[str]) -> list[str]:
 
 
 def plain_id(text: str) -> str:
-    """The id as 32 lower-case hex digits without dashes. Raises ValueError for an invalid replay id."""
+    """Returns the id as 32 lower-case hex digits without dashes. Raises ValueError for an invalid replay id."""
     plain = text.strip().replace("-", "").lower()
     if not re.fullmatch(r"[0-9a-f]{32}", plain):
         shortened_text = text if len(text) <= SHOWN_CHARACTERS_MAX else text[:SHOWN_CHARACTERS_MAX] + "…"
@@ -88,7 +88,7 @@ def plain_id(text: str) -> str:
 
 
 def describe_uncovered_data(found: Holdings) -> list[str]:
-    """One line for each kind of data that erasure does not cover."""
+    """Returns one line for each kind of data that erasure does not cover."""
     left = list(found.notes)
     if found.letters:
         letter_ids = ", ".join(found.letters[:5]) + (", ..." if len(found.letters) > 5 else "")

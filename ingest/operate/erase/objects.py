@@ -28,7 +28,8 @@ class Objects:
         self._timeout_seconds = settings.sink_timeout_seconds
 
     def generations(self, project_id: int, replay_id: str, days: set[int]) -> Iterator[Generation]:
-        """Generations of the replay's own objects, including noncurrent ones and objects without a row."""
+        """Yields the generations of the replay's own objects, including noncurrent ones and objects without a
+        row."""
         settings = self._settings
         with contextlib.closing(gcs.client(settings)) as server:
             for number in sorted(days):
@@ -95,8 +96,8 @@ class Objects:
         raise EraseFailed(f"{name} was overwritten {OVERWRITE_TRIES_MAX} times during the erasure; run this again")
 
     def _describe_retained_bytes(self, server: Any) -> list[str]:
-        """One line per reason why the bucket keeps deleted bytes, or one line if the permission to read its
-        settings is missing.
+        """Returns one line per reason why the bucket keeps deleted bytes, or one line if the permission to read
+        its settings is missing.
         """
         name = self._settings.gcs_bucket
         try:

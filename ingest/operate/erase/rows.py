@@ -19,7 +19,7 @@ REPLAYS_MAX = 1_000_000
 
 
 def replays_of(settings: Settings, project_id: int, user: str = "") -> list[str]:
-    """The ids of a project's replays, or of those with `user` in any user field of their rows; at most
+    """Returns the ids of a project's replays, or of those with `user` in any user field of their rows; at most
     REPLAYS_MAX.
 
     Each id has 32 hex digits. Raises the errors of clickhouse-connect.

@@ -88,13 +88,14 @@ class Tombstones:
 
 
 def _settled(about: Mapping[str, Any]) -> int:
-    """Offset up to which a reader has settled decisions, from its heartbeat; UNKNOWN if that is not a number."""
+    """Returns the offset up to which a reader has settled decisions, from its heartbeat; UNKNOWN if that is not a
+    number."""
     found = about.get("decisions_settled", UNKNOWN)
     return found if isinstance(found, int) else UNKNOWN
 
 
 def ends_at(settings: Settings, now: float) -> float:
-    """Time by which every current message will have expired, Unix seconds; 0 if a topic keeps messages
+    """Returns the time by which every current message will have expired, Unix seconds; 0 if a topic keeps messages
     indefinitely.
 
     A dead letter that is replayed on its last day stays in the input topic for another retention period.
@@ -112,7 +113,7 @@ def ends_at(settings: Settings, now: float) -> float:
 
 
 def _retention_seconds(topics: Topics, topic: str, usual: float) -> float | None:
-    """Retention of a topic, seconds; None if unlimited."""
+    """Returns the retention of a topic, seconds; None if unlimited."""
     text = topics.config(topic, CALL_SECONDS_MAX).get("retention.ms")
     if text is None:
         return usual
@@ -120,8 +121,8 @@ def _retention_seconds(topics: Topics, topic: str, usual: float) -> float | None
 
 
 def erased(settings: Settings, replay_id: str, project_id: int | None) -> dict[str, Any] | None:
-    """The tombstone of a replay, or None if it does not exist or cannot be read. `project_id` None matches any
-    project.
+    """Returns the tombstone of a replay, or None if it does not exist or cannot be read. `project_id` None matches
+    any project.
     """
     operators = Coordination(connect(settings), settings).operators
     try:

@@ -86,7 +86,7 @@ class Account:
         return not self.failures and all(tally.left == 0 for tally in self.sinks.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """The result as JSON values."""
+        """Returns the result as JSON values."""
         found = asdict(self)
         for name, tally in self.sinks.items():
             found["sinks"][name]["left"] = tally.left

@@ -60,7 +60,7 @@ class GivenUp:
                 raise ReconcileFailed(f"more than {LETTERS_MAX} dead letters: choose a smaller range")
 
     def refused(self, sink: str, item: Item, project_id: int | None) -> bool:
-        """True if this sink refused this item of this project."""
+        """Returns True if this sink refused this item of this project."""
         owners = self.owners.get((sink, name_of(item)), set())
         return None in owners or project_id in owners
 
@@ -73,7 +73,7 @@ class Chunk:
     segments: dict[int, str]
 
     def project_of(self, item: Item) -> int | None:
-        """Project of the item's segment; None for a dead letter."""
+        """Returns the project of the item's segment; None for a dead letter."""
         project, _, _ = self.segments.get(offset_of(item), "").partition("/")
         return int(project) if project else None
 
@@ -91,7 +91,7 @@ class Expected:
         self._gate.decide(rules, erasures_of(in_force, time.time()), 0)
 
     def of(self, messages: Sequence[Message]) -> Chunk:
-        """The expected items of these messages, which are of one partition and in order."""
+        """Returns the expected items of these messages, which are of one partition and in order."""
         outcomes = [(message.offset, self._outcome(message)) for message in messages]
         segments = {offset: outcome for offset, outcome in outcomes if isinstance(outcome, Segment)}
         offsets = OffsetRange(messages[0].offset, messages[-1].offset + 1)
@@ -104,7 +104,7 @@ class Expected:
         )
 
     def items(self, chunk: Chunk, sink: str) -> Iterator[Item]:
-        """The expected items of one sink."""
+        """Yields the expected items of one sink."""
         for item in items_of(chunk.batch, SinkName(sink)):
             if self.given_up.refused(sink, item, chunk.project_of(item)):
                 self._account.given_up += 1
@@ -112,7 +112,7 @@ class Expected:
                 yield item
 
     def _outcome(self, message: Message) -> Outcome | None:
-        """The expected outcome of a message; None if no item is expected."""
+        """Returns the expected outcome of a message; None if no item is expected."""
         account = self._account
         drop = shed(message, self._gate, time.monotonic)
         outcome = drop or self._gate.screened(parse(message, self._rules))
@@ -134,6 +134,6 @@ class Expected:
 
 
 def offset_of(item: Item) -> int:
-    """Offset of the item's message."""
+    """Returns the offset of the item's message."""
     assert isinstance(item, Blob | Row | DeadLetter), item
     return item.offset

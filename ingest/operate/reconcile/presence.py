@@ -92,7 +92,8 @@ class Rows:
         }
 
     def _stored(self, table: str, rows: list[dict[str, Any]], around_seconds: int) -> dict[Key, int]:
-        """The ranks, by key, of stored rows that are at most `around_seconds` before or after these rows."""
+        """Returns the ranks, by key, of stored rows that are at most `around_seconds` before or after these
+        rows."""
         try:
             columns, grouped = _SELECTED[table]
             where = CONDITIONS[table](rows, around_seconds)
@@ -106,39 +107,40 @@ class Rows:
 
 
 def decoded(item: Row) -> dict[str, Any]:
-    """The decoded row, without empty columns."""
+    """Returns the decoded row, without empty columns."""
     row: dict[str, Any] = msgspec.json.decode(item.json)
     return row
 
 
 def fact_key(item: Row) -> FactKey:
-    """A fact's identity."""
+    """Returns a fact's identity."""
     row = decoded(item)
     return int(row["project_id"]), str(row["row_id"])
 
 
 def fact_seconds(item: Row) -> float:
-    """A fact's time, Unix seconds."""
+    """Returns a fact's time, Unix seconds."""
     return datetime.fromisoformat(decoded(item)["timestamp"]).timestamp()
 
 
 def is_past_retention(row: dict[str, Any]) -> bool:
-    """Whether the table's TTL may have deleted the row, because an event can be older than the segment that
-    contains it.
+    """Returns whether the table's TTL may have deleted the row, because an event can be older than the segment
+    that contains it.
     """
     moment = row.get("received", row.get("timestamp", 0))
     return "retention_days" in row and moment + row["retention_days"] * DAY_SECONDS < time.time()
 
 
 def rank(row: dict[str, Any]) -> int:
-    """The rank of a click's row. Of the rows with the same identity, ClickHouse keeps the one with the highest
-    rank.
+    """Returns the rank of a click's row. Of the rows with the same identity, ClickHouse keeps the one with the
+    highest rank.
     """
     return int(row.get("click_is_dead", 0)) + int(row.get("click_is_rage", 0))
 
 
 def _replays_condition(rows: Sequence[dict[str, Any]], around_seconds: int, *, of_event: bool = True) -> str:
-    """A condition with time bounds and the hash, so that the server can use partitions and the primary key."""
+    """Returns a condition with time bounds and the hash, so that the server can use partitions and the primary
+    key."""
     times = [int(row["timestamp"]) for row in rows]
     replays = uuids(row["replay_id"] for row in rows)
     events = f" AND event_hash IN ({uuids(row['event_hash'] for row in rows)})" if of_event else ""
@@ -220,8 +222,8 @@ class Facts:
         return bool(limit) and fact_seconds(item) + limit < time.time()
 
     def _stored(self, table: str, items: Sequence[Row], around_seconds: int) -> set[FactKey]:
-        """The keys of stored rows that are at most `around_seconds` before or after these rows. The minimum is one
-        second, because the server may round fractions.
+        """Returns the keys of stored rows that are at most `around_seconds` before or after these rows. The
+        minimum is one second, because the server may round fractions.
         """
         times = [fact_seconds(item) for item in items]
         keys = [fact_key(item) for item in items]

@@ -15,10 +15,11 @@ class Problem(StrEnum):
 
 
 def uuids(values: Iterable[str]) -> str:
-    """A list for IN (...). Every value is parsed as a UUID, so that no other text can get into the query."""
+    """Returns a list for IN (...). Every value is parsed as a UUID, so that no other text can get into the
+    query."""
     return ", ".join(f"'{value}'" for value in sorted({str(UUID(value)) for value in values}))
 
 
 def numbers(values: Iterable[int]) -> str:
-    """A list of integers for IN (...)."""
+    """Returns a list of integers for IN (...)."""
     return ", ".join(str(int(value)) for value in sorted(set(values)))

@@ -64,7 +64,7 @@ class Recordings:
         return {positions[name][-1]: state for name, state in states.items() if state}
 
     def contents(self, names: Sequence[str]) -> dict[str, bytes | None]:
-        """The stored bytes of these recordings, or None if the object does not exist. Raises SinkError.
+        """Returns the stored bytes of these recordings, or None if the object does not exist. Raises SinkError.
 
         All of them are in memory together, so the caller must bound their number.
         """
@@ -82,8 +82,8 @@ class Recordings:
             raise google_errors.sort(error).error() from error
 
     def _indexed(self, names: Sequence[str]) -> dict[str, Place]:
-        """Positions of recordings in packed objects, by the name that the recording would have as its own
-        object.
+        """Returns the positions of recordings in packed objects, by the name that the recording would have as its
+        own object.
         """
         if SinkName.CLICKHOUSE not in self._settings.sinks:
             return {}
@@ -134,7 +134,7 @@ class Recordings:
 
 
 def _index_query(names: Sequence[str]) -> str:
-    """The query, which is built only from numbers and UUIDs, so that no other text can get into it."""
+    """Returns the query, which is built only from numbers and UUIDs, so that no other text can get into it."""
     keys = [name.split("/") for name in names]
     return (
         "SELECT name, project_id, toString(replay_id), segment_id, object, start_bytes, length_bytes "

@@ -33,7 +33,7 @@ def render(account: Account) -> Group:
 
 
 def _lines(missing: Sequence[Missing], still: str) -> Iterator[str]:
-    """Lines for the first SHOWN_MAX items of each sink."""
+    """Yields lines for the first SHOWN_MAX items of each sink."""
     shown: Counter[str] = Counter()
     for entry in missing:
         shown[entry.sink] += 1

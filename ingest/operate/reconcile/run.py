@@ -145,7 +145,7 @@ class _Sinks:
             _add(self._account.unrepaired, _missing(sink, chunk, wanted, still), tally.left)
 
     def _absent(self, sink: str, chunk: Chunk, items: Sequence[Item]) -> dict[int, Problem]:
-        """Problems by position in `items`."""
+        """Returns the problems by position in `items`."""
         partition = chunk.batch.source.partition
         if sink == "dead_letter":
             known = self.expected.given_up.messages

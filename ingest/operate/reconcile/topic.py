@@ -43,7 +43,8 @@ class Scope:
             raise ValueError("give either offsets or a time window")
 
     def holds(self, timestamp_ms: int) -> bool:
-        """Whether a message with this timestamp is within the window. True for a message without a timestamp."""
+        """Returns whether a message with this timestamp is within the window. True for a message without a
+        timestamp."""
         since, until = self.since or 0.0, math.inf if self.until is None else self.until
         return not timestamp_ms or since <= timestamp_ms / 1000 < until
 
@@ -92,7 +93,7 @@ class RecordingsTopic:
         self._reader.close()
 
     def spans(self) -> list[Span]:
-        """The offsets to read, one span per partition; partitions with nothing to read are left out."""
+        """Returns the offsets to read, one span per partition; partitions with nothing to read are left out."""
         numbers = self._reader.partitions()
         if self._scope.partition is not None:
             numbers = (self._scope.partition,)
@@ -101,13 +102,13 @@ class RecordingsTopic:
         return [span for span in spans if span.start < span.stop or span.gone or span.open]
 
     def committed(self) -> dict[int, int]:
-        """The group's committed offset of each partition of the scope."""
+        """Returns the group's committed offset of each partition of the scope."""
         if self._scope.partition is not None:
             return self._reader.committed((self._scope.partition,))
         return self._reader.committed(self._reader.partitions())
 
     def spans_from(self, positions: Mapping[int, int]) -> list[Span]:
-        """Spans of offsets that were committed beyond the given offsets."""
+        """Returns the spans of offsets that were committed beyond the given offsets."""
         committed = self.committed()
         spans = [
             Span(partition, max(start, held.start), max(start, held.start, committed[partition]))
@@ -136,13 +137,13 @@ class RecordingsTopic:
         )
 
     def _offset_at(self, held: Range, seconds: float) -> int:
-        """The first offset whose message is not older than this time; the log end if there is none."""
+        """Returns the first offset whose message is not older than this time; the log end if there is none."""
         found = self._reader.offset_at(held.partition, seconds)
         return held.stop if found is None else found
 
     def chunks(self, span: Span) -> Iterator[list[Message]]:
-        """The messages of a span, in chunks. Adds offsets that have expired in the meantime, or are unreadable, to
-        the span's counts.
+        """Yields the messages of a span, in chunks. Adds offsets that have expired in the meantime, or are
+        unreadable, to the span's counts.
         """
         chunk: list[Message] = []
         size_bytes = 0

@@ -85,7 +85,7 @@ class Audit:
         return not (self.expired or self.rows_without_object)
 
     def as_dict(self) -> dict[str, Any]:
-        """The result as JSON values."""
+        """Returns the result as JSON values."""
         return {"ok": self.ok, **asdict(self)}
 
 
@@ -270,7 +270,7 @@ def render(found: Audit) -> Group:
 
 
 def _lines(found: Audit) -> Iterator[str]:
-    """Lines for the first SHOWN_MAX findings of each kind."""
+    """Yields lines for the first SHOWN_MAX findings of each kind."""
     expired = [finding for finding in found.examples if finding.kind is Kind.EXPIRED]
     missing = [finding for finding in found.examples if finding.kind is Kind.ROW_WITHOUT_OBJECT]
     for finding in expired[:SHOWN_MAX]:

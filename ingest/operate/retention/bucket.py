@@ -44,7 +44,7 @@ class StoredObject:
         return int(found[1]) if found else None
 
     def overdue_days(self, now: float) -> float:
-        """Days since its retention ended; 0 or less before that, or if the name has no retention."""
+        """Returns the days since the retention ended; 0 or less before that, or if the name has no retention."""
         days = self.retention_days
         return (now - self.born_at) / DAY_SECONDS - days if days is not None else 0.0
 
@@ -59,7 +59,7 @@ class Bucket:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="retention")
 
     def objects(self, prefix: str = "") -> Iterator[StoredObject]:
-        """All generations of all objects with this prefix, in the order of names."""
+        """Yields all generations of all objects with this prefix, in the order of names."""
         for blob in self._server.list_blobs(
             self._settings.gcs_bucket,
             prefix=prefix or None,
@@ -73,13 +73,14 @@ class Bucket:
             yield StoredObject(blob.name, int(blob.size or 0), min(times, default=0.0), live)
 
     def missing(self, names: Sequence[str]) -> list[str]:
-        """The names of objects that do not exist. Sends one request per name."""
+        """Returns the names of objects that do not exist. Sends one request per name."""
         bucket = self._server.bucket(self._settings.gcs_bucket)
         existing = self._pool.map(lambda name: bucket.blob(name).exists(timeout=self._seconds), names)
         return [name for name, exists in zip(names, existing, strict=True) if not exists]
 
     def mismatches(self) -> Iterator[str]:
-        """Differences between the bucket's lifecycle rules and those that `migrate` sets; empty for emulators."""
+        """Yields the differences between the bucket's lifecycle rules and those that `migrate` sets; empty for
+        emulators."""
         if self._settings.gcs_endpoint:
             return
         try:

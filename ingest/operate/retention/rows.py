@@ -33,7 +33,7 @@ class PointingRows:
         self._server.timeout = Timeout(connect=clickhouse.CONNECT_SECONDS_MAX, read=ANSWER_SECONDS_MAX)
 
     def segments(self) -> Iterator[str]:
-        """The object of each segment in the `segment` layout; duplicates are adjacent."""
+        """Yields the object of each segment in the `segment` layout; duplicates are adjacent."""
         for where in self._by_project("replay_segments"):
             query = f"SELECT object FROM replay_segments WHERE {where} AND {self._alive} ORDER BY object {_SORT}"
             for (name,) in self._rows(query):
@@ -47,7 +47,7 @@ class PointingRows:
                 yield name
 
     def packed(self) -> Iterator[tuple[str, int]]:
-        """Each packed object with the number of its segments."""
+        """Yields each packed object with the number of its segments."""
         query = (
             f"SELECT object, count() FROM replay_objects FINAL WHERE {self._alive} "
             f"GROUP BY object ORDER BY object {_SORT}"
@@ -55,7 +55,7 @@ class PointingRows:
         yield from self._rows(query)
 
     def _by_project(self, table: str) -> Iterator[str]:
-        """One condition per retention and project, in the order of the object names."""
+        """Yields one condition per retention and project, in the order of the object names."""
         found = self._server.query(
             f"SELECT DISTINCT retention_days, project_id FROM {table} WHERE {self._alive} LIMIT {PROJECTS_MAX}"
         ).result_rows

@@ -110,7 +110,7 @@ class Comparison:
                 previous.unreadable += span.unreadable
 
     def as_dict(self) -> dict[str, Any]:
-        """The result as JSON values."""
+        """Returns the result as JSON values."""
         return {"ok": self.ok, **asdict(self)}
 
 

@@ -87,7 +87,7 @@ class StoredRows:
         return found
 
     def _unexpected(self, items: Sequence[Row], partition: int) -> Iterator[RowDifference]:
-        """Stored rows of `replays` from these messages that this release would not write."""
+        """Yields the stored rows of `replays` from these messages that this release would not write."""
         key_of = KEYS["replays"]
         rows = [decoded(item) for item in items]
         row_keys = {key_of(row) for row in rows}
@@ -168,7 +168,7 @@ class _Comparing:
             self._found.differences.append(RowDifference(kind, table, what, item.offset, candidates[-1], name))
 
     def _typed(self, items: Sequence[Row]) -> list[Values]:
-        """The rows as an insert would store them."""
+        """Returns the rows as an insert would store them."""
         structure = ", ".join(f"`{name}` {kind}" for name, (kind, _) in COLUMNS[self._table].items())
         data = b"\n".join(item.json for item in items).decode()
         found: list[Values] = self._rows(
@@ -209,19 +209,19 @@ def classify_difference(table: str, wanted: list[Values], stored: list[Values]) 
 
 
 def _replaces(table: str, row: Values, mine: Values, columns: list[str]) -> bool:
-    """Whether ingestion replaces this row with a row of another message."""
+    """Returns whether ingestion replaces this row with a row of another message."""
     if columns == [TIME_COLUMNS[table]]:
         return True
     return table == "replays" and (rank(row) > rank(mine) or row["segment_id"] != mine["segment_id"])
 
 
 def string_literal(text: str) -> str:
-    """The text as a string literal of ClickHouse."""
+    """Returns the text as a string literal of ClickHouse."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def bounded_chunks(rows: dict[int, Row]) -> Iterator[dict[int, Row]]:
-    """Chunks of at most ROWS_MAX rows and about ROWS_BYTES_MAX bytes."""
+    """Yields chunks of at most ROWS_MAX rows and about ROWS_BYTES_MAX bytes."""
     chunk: dict[int, Row] = {}
     size_bytes = 0
     for position, row in rows.items():

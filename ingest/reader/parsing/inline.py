@@ -175,7 +175,7 @@ def shed(message: Message, gate: TenantGate, clock: Clock) -> Drop | None:
 
 
 def answer(message: Message, outcome: Outcome | None) -> on.MessageParsed | Unusual:
-    """The result for the loop: the outcome, or the message as unusual if there is no outcome."""
+    """Returns the result for the loop: the outcome, or the message as unusual if there is no outcome."""
     if outcome is None:
         return Unusual(message)
     return on.MessageParsed(message.source, message.epoch, message.offset, outcome)
@@ -223,7 +223,8 @@ class Child:
             ask(self._socket, self._arena, messages)
 
     def receive(self) -> list[Outcome | None]:
-        """Outcomes of the last request. After a failure, each message is sent again in its own request."""
+        """Returns the outcomes of the last request. After a failure, each message is sent again in its own
+        request."""
         try:
             return self.answers()
         except ChildFailed as failure:
@@ -231,7 +232,7 @@ class Child:
         return [self._parse_alone(message) for message in self._sent]
 
     def receive_or_none(self) -> list[Outcome | None]:
-        """Outcomes of the last request. After a failure, all outcomes are None."""
+        """Returns the outcomes of the last request. After a failure, all outcomes are None."""
         try:
             return self.answers()
         except ChildFailed as failure:
@@ -239,7 +240,7 @@ class Child:
         return [None for _ in self._sent]
 
     def answers(self) -> list[Outcome | None]:
-        """Outcomes of the last request. Raises ChildFailed after replacing the process."""
+        """Returns the outcomes of the last request. Raises ChildFailed after replacing the process."""
         try:
             return receive_outcomes(self._socket, self._sent)
         except (OSError, EOFError, msgspec.MsgspecError) as failure:

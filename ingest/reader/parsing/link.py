@@ -130,7 +130,7 @@ def ask(link: socket.socket, arena: Arena, messages: Sequence[Message]) -> None:
 
 
 def receive_outcomes(link: socket.socket, messages: Sequence[Message]) -> list[Outcome | None]:
-    """The outcomes of these messages; None for each unusual message.
+    """Returns the outcomes of these messages; None for each unusual message.
 
     Raises EOFError, msgspec.MsgspecError, and OSError (also on timeout).
     """
@@ -167,7 +167,7 @@ class Parser:
         self._size_bytes = 0
 
     def answer(self, frame: bytearray) -> bytes:
-        """The result frame for a frame of work."""
+        """Returns the result frame for a frame of work."""
         work = _decode_work(frame)
         if work.arena_bytes != self._size_bytes:
             self._map = mmap.mmap(self._fd, work.arena_bytes, access=mmap.ACCESS_READ)
@@ -189,7 +189,7 @@ class Parser:
         return Answer(outcome, None, place)
 
     def _place(self, item: Item, content: memoryview) -> tuple[int, int] | None:
-        """Position of these bytes within the message's value, if the value contains them."""
+        """Returns the position of these bytes within the message's value, if the value contains them."""
         start = self._map.find(bytes(content[:NEEDLE_BYTES]), item.start, item.stop)
         stop = start + len(content)
         if start < 0 or self._map[start:stop] != bytes(content):

@@ -35,7 +35,8 @@ class Shape:
     visibility_seconds: float = 4.0
 
     def settle_seconds_max(self, messages: int) -> float:
-        """The maximum time, in seconds, from the last fault until all messages are durable and committed."""
+        """Returns the maximum time, in seconds, from the last fault until all messages are durable and
+        committed."""
         limits = self.limits
         staged_messages = max(1, limits.staged_bytes_max // LETTER_BYTES)
         # Rejected messages are several times as large as segments, and one may fill a batch.

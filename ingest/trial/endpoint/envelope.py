@@ -48,7 +48,8 @@ class Envelope:
         return dsn if isinstance(dsn, str) else ""
 
     def of(self, kind: str) -> memoryview | None:
-        """The payload of the item of this type; None if there is none. Raises Refused if there are several."""
+        """Returns the payload of the item of this type; None if there is none. Raises Refused if there are
+        several."""
         found = [item.payload for item in self.items if item.type == kind]
         if len(found) > 1:
             raise Refused(Reason.ENVELOPE_INVALID, f"the envelope has more than one {kind} item")
@@ -56,7 +57,7 @@ class Envelope:
 
 
 def hex_id(value: Any) -> str:
-    """An id as 32 lowercase hex digits, from text with or without dashes; "" for anything else."""
+    """Returns an id as 32 lowercase hex digits, from text with or without dashes; "" for anything else."""
     if not isinstance(value, str) or len(value) > 36:
         return ""
     digits = value.replace("-", "")
@@ -83,7 +84,7 @@ def split(content: bytes) -> Envelope:
 
 
 def _header(content: bytes, start: int, what: str) -> tuple[dict[str, Any], int]:
-    """The JSON object in the line at `start`, and the position after its newline."""
+    """Returns the JSON object in the line at `start`, and the position after its newline."""
     end = content.find(b"\n", start, start + HEADER_BYTES_MAX + 1)
     if end < 0:
         if len(content) - start > HEADER_BYTES_MAX:

@@ -69,7 +69,7 @@ class Endpoint:
     buffered_bytes: int = 0
 
     def counts(self) -> dict[str, Any]:
-        """Counters since startup."""
+        """Returns the counters since startup."""
         return {"segments": self.segments, "refused": dict(self.refusals), "ignored_items": dict(self.ignored)}
 
     def close(self) -> None:
@@ -168,7 +168,7 @@ class EnvelopeHandler(web.RequestHandler):
             raise Refused(Reason.UNKNOWN_PROJECT, text)
 
     def _key(self) -> str:
-        """The key in the query or in a header; "" if neither has one."""
+        """Returns the key in the query or in a header; "" if neither has one."""
         in_query = self.get_query_argument("sentry_key", "")
         if in_query:
             return in_query[:KEY_CHARACTERS_MAX]
@@ -218,7 +218,7 @@ class EnvelopeHandler(web.RequestHandler):
 
 
 def _key_of(dsn: str) -> str:
-    """The key in a DSN; "" if there is none."""
+    """Returns the key in a DSN; "" if there is none."""
     try:
         return (urlsplit(dsn[:1000]).username or "")[:KEY_CHARACTERS_MAX]
     except ValueError:

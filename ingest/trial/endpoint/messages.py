@@ -60,7 +60,7 @@ _decode_video = msgspec.msgpack.Decoder(_Video).decode
 
 
 def message(envelope: Envelope, project: Project, client: Client) -> Produced | None:
-    """The replay in an envelope; None if the envelope has no replay. Raises Refused."""
+    """Returns the replay in an envelope; None if the envelope has no replay. Raises Refused."""
     event, recorded, film = (envelope.of(kind) for kind in ("replay_event", "replay_recording", "replay_video"))
     if event is None and recorded is None and film is None:
         return None
@@ -83,7 +83,8 @@ def message(envelope: Envelope, project: Project, client: Client) -> Produced | 
 
 
 def ignored(envelope: Envelope) -> Counter[str]:
-    """Numbers of items that have no destination here, by type; unknown types are counted as "other"."""
+    """Returns the numbers of items that have no destination here, by type; unknown types are counted as
+    "other"."""
     kinds = (item.type for item in envelope.items if item.type not in REPLAY_TYPES)
     return Counter(kind if kind in KNOWN_TYPES else "other" for kind in kinds)
 

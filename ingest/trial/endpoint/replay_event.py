@@ -83,7 +83,7 @@ def _seconds(value: Any, received_at: float) -> float:
 
 
 def _ids(name: str, value: Any) -> list[str]:
-    """The valid ids of a list. Relay refuses events with more than a hundred ids."""
+    """Returns the valid ids of a list. Relay refuses events with more than a hundred ids."""
     if not isinstance(value, list):
         return []
     if len(value) > LIST_MAX:
@@ -92,7 +92,7 @@ def _ids(name: str, value: Any) -> list[str]:
 
 
 def _tags(value: Any) -> list[list[str]]:
-    """Tags as pairs, from an object or from pairs; other shapes and overlong texts are left out."""
+    """Returns the tags as pairs, from an object or from pairs; other shapes and overlong texts are left out."""
     pairs = value.items() if isinstance(value, dict) else value if isinstance(value, list) else ()
     found: list[list[str]] = []
     for pair in pairs:
@@ -142,7 +142,7 @@ def _normalize_request(event: dict[str, Any], user_agent: str) -> str:
 
 
 def _contexts(value: Any, user_agent: str) -> dict[str, Any]:
-    """The SDK's contexts, completed from the user agent."""
+    """Returns the SDK's contexts, completed from the user agent."""
     found = dict(value) if isinstance(value, dict) else {}
     for name, product in (("browser", browser_of(user_agent)), ("os", system_of(user_agent))):
         if product is not None and not isinstance(found.get(name), dict):

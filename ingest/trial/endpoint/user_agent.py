@@ -50,7 +50,7 @@ _DEVICES = (("iPhone", "iPhone"), ("iPad", "iPad"), ("Macintosh", "Mac"))
 
 
 def browser_of(user_agent: str) -> Product | None:
-    """The browser, with up to three parts of its version."""
+    """Returns the browser, with up to three parts of its version."""
     for name, pattern in _BROWSERS:
         if found := pattern.search(user_agent, 0, USER_AGENT_CHARACTERS_MAX):
             return Product(name, ".".join(found[1].split(".")[:3]))
@@ -58,7 +58,7 @@ def browser_of(user_agent: str) -> Product | None:
 
 
 def system_of(user_agent: str) -> Product | None:
-    """The operating system. Browsers report Windows 11 as version 10 and every recent macOS as 10.15.7."""
+    """Returns the operating system. Browsers report Windows 11 as version 10 and every recent macOS as 10.15.7."""
     for name, pattern in _SYSTEMS:
         if found := pattern.search(user_agent, 0, USER_AGENT_CHARACTERS_MAX):
             version = found[1].replace("_", ".")
@@ -67,5 +67,5 @@ def system_of(user_agent: str) -> Product | None:
 
 
 def device_of(user_agent: str) -> str:
-    """The device's family; "Other" if unknown."""
+    """Returns the device's family; "Other" if unknown."""
     return next((family for word, family in _DEVICES if word in user_agent[:USER_AGENT_CHARACTERS_MAX]), "Other")

@@ -52,7 +52,8 @@ def translated(sql: str, project: str, dataset: str) -> tuple[str, Any]:
 
 
 def column_changes(tree: exp.Alter) -> list[tuple[str, str]]:
-    """(column, new type) of ALTER TABLE ... ALTER COLUMN ... SET DATA TYPE. Raises ApiError for other changes."""
+    """Returns (column, new type) of ALTER TABLE ... ALTER COLUMN ... SET DATA TYPE. Raises ApiError for other
+    changes."""
     changes = []
     for action in tree.args["actions"]:
         kind = action.args.get("dtype") if isinstance(action, exp.AlterColumn) else None

@@ -138,7 +138,7 @@ def _reader(request: Any, present: RowReader | None) -> RowReader:
 
 
 def _stream_message(stream: Stream) -> Any:
-    """The stream as the service describes it. Appended rows are committed immediately."""
+    """Returns the stream as the service describes it. Appended rows are committed immediately."""
     made = _Stream(name=str(stream.name), type_=COMMITTED)
     made.create_time.FromMicroseconds(int(stream.created_seconds * 1_000_000))
     made.commit_time.CopyFrom(made.create_time)

@@ -448,7 +448,7 @@ def _field_of(name: str, kind: Any) -> Field:
 
 
 def resource_of(fields: Sequence[Field]) -> dict[str, Any]:
-    """A TableSchema resource."""
+    """Returns a TableSchema resource."""
 
     def entry(field: Field) -> dict[str, Any]:
         found: dict[str, Any] = {"name": field.name, "type": field.type, "mode": field.mode}

@@ -96,7 +96,7 @@ class Stream:
 
 
 def schema_message(fields: Sequence[Field]) -> Any:
-    """A table's columns as the protobuf message TableSchema."""
+    """Returns a table's columns as the protobuf message TableSchema."""
     made = TableSchema.pb()()
     for field in fields:
         kind = getattr(TableFieldSchema.Type, STORAGE_TYPE.get(field.type, field.type))
