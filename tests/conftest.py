@@ -43,8 +43,8 @@ __all__ = [
 
 # Folders and files, ordered by the duration of their longest test, longest first. All others run last.
 SLOWEST_FIRST = ("e2e/test_gameday.py", "e2e", "mutation", "simulation", "integration/tasks", "integration")
-# These tests measure CPU time, which processes that share the caches affect, so they run after the tests with real
-# systems.
+# These tests measure CPU time, which is affected by processes that share the CPU caches, so they run after the
+# tests with real systems.
 RUN_LAST = "cost"
 
 

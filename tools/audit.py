@@ -3,8 +3,9 @@
     python -m tools.audit [--requirements constraints.txt] [--ignore-vuln ID]...
 
 Runs pip-audit against OSV (https://osv.dev). Names and versions are sent to OSV; nothing is installed. The exit
-code is 1 if a pinned version has a known vulnerability. It is 0 if none has, or if OSV cannot be reached: `make
-check` must pass without a network, and in that case reports that the check did not run.
+code is 1 if a pinned version has a known vulnerability. The exit code is 0 if no version has a known
+vulnerability, or if OSV cannot be reached: `make check` must pass without a network, and in that case reports that
+the check did not run.
 """
 
 from __future__ import annotations

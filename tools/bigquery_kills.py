@@ -264,7 +264,7 @@ def proto_facts(batch: int, count: int) -> EncodedRows:
 
 
 def judge(environment: Mapping[str, str], times: int, seed: int) -> int:
-    """Runs all batches on these servers, prints the figures, and returns the exit code."""
+    """Runs all batches on the given servers, prints the figures, and returns the exit code."""
     kills = Kills(environment, seed)
     list(migrate_tables(kills.settings, dry_run=False))
     for point in Point:

@@ -1,7 +1,7 @@
 """Generates pages of docs/, the import table of ARCHITECTURE.md, the list of reader settings that workers accept,
 the Kubernetes alert rules, and the runbook page of `replays-ingest web`.
 
-`python -m tools.documents` writes these texts. With `--check`, it lists stale ones and exits with 1 if there are
+`python -m tools.documents` writes these texts. With `--check`, it lists stale texts and exits with 1 if there are
 any.
 """
 
@@ -204,8 +204,8 @@ def reader_settings() -> str:
 def alert_rules() -> str:
     """Returns the text of deploy/kubernetes/alerts.yaml: the Prometheus rules as a PrometheusRule object.
 
-    The Helm chart renders the same object. It is also generated here, so that changing a rule does not require
-    helm.
+    The Helm chart renders the same object. The object is also generated here, so that changing a rule does not
+    require helm.
     """
     rules = (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text()
     lines = [

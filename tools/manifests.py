@@ -46,7 +46,9 @@ def helm(*arguments: str) -> str:
 
 
 def rendered(*options: str) -> str:
-    """Returns the output of `helm template` for the chart with these options (`--set a=b`). Raises HelmFailed."""
+    """Returns the output of `helm template` for the chart with the given options (`--set a=b`). Raises
+    HelmFailed.
+    """
     place = ("--namespace", NAMESPACE, "--kube-version", KUBERNETES_VERSION)
     return helm("template", "replays-ingest", str(CHART), *place, *options)
 

@@ -1,7 +1,7 @@
 """Represents a recording as a short recipe that can be mutated at random, and stored if it is costly.
 
 A recipe is a list of pieces. A piece is one event text, `before + part * n + after`, `event_bytes` long, repeated
-to fill its share of the recording. With empty `before` and `after` the part itself is the event.
+to fill its share of the recording. If `before` and `after` are empty, the part itself is the event.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def _single(before: bytes, part: bytes, after: bytes) -> Recipe:
     return Recipe((Piece(before, part, after, EVENT_BYTES[-1]),))
 
 
-# The most expensive committed shapes of their kind before the limit existed.
+# The committed shapes that were the most expensive of their kind before the limit existed.
 STOPPED_A_READER = (
     _single(b'{"type":2,"data":"', rb"\\", rb'\ud800"}'),
     _single(

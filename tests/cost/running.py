@@ -4,8 +4,8 @@ rate.
     python -m tests.cost.running [--raw-bytes N] [--segments N] [--rate N]
 
 The system is the stack, workers and one reader as processes, with emulators. The memory limit of
-deploy/kubernetes/reader.yaml is set as RLIMIT_DATA of each reader process. This needs no cgroup, and a process
-that exceeds the limit gets a MemoryError. The program prints the other project's delay from sending a segment to
+deploy/kubernetes/reader.yaml is set as RLIMIT_DATA of each reader process. RLIMIT_DATA needs no cgroup, and a
+process that exceeds it gets a MemoryError. The program prints the other project's delay from sending a segment to
 the commit of its batch, alone and next to the hostile project. The outcome of each hostile message is also
 printed. The exit code is 1 if a message is unaccounted for, a segment is lost, a reader exits, or p99 more than
 doubles.
@@ -48,7 +48,9 @@ Place = tuple[int, int]
 
 
 def replay_of(number: int) -> str:
-    """Returns the replay id of a hostile message; each has its own, so that it can be identified."""
+    """Returns the replay id of a hostile message; each message has a different id, by which it can be
+    identified.
+    """
     return f"bad{number:029x}"
 
 

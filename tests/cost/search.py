@@ -35,7 +35,7 @@ from tests.cost.measure import (
 
 POPULATION = 24
 PARENTS_MAX = 8
-# The CPU time of a small message is mostly the base cost, so larger ones are bred.
+# The CPU time of a small message is mostly the base cost, so larger messages are bred.
 BRED_RAW_BYTES = {"cpu": 6_000_000, "memory": 6_000_000, "rows": 1_500_000}
 FULL_RAW_BYTES = 60_000_000
 BEST_COUNT = 3

@@ -76,7 +76,7 @@ def shape(name: str) -> Callable[[Make], Make]:
 
 
 def packed(raw: bytes, segment_id: int = 0, **fields: Any) -> bytes:
-    """Returns a message with that recording."""
+    """Returns a message with the given recording."""
     return envelope(frame(isal_zlib.compress(raw, 1), segment_id), **fields)
 
 
@@ -94,7 +94,7 @@ def text(value: Any) -> bytes:
 
 
 def filled(head: bytes, part: bytes, tail: bytes, raw_bytes: int) -> bytes:
-    """Returns `head`, as many parts as fit, but at least one, and `tail`."""
+    """Returns `head`, as many copies of the part as fit (at least one), and `tail`."""
     return head + part * max((raw_bytes - len(head) - len(tail)) // len(part), 1) + tail
 
 
@@ -110,14 +110,14 @@ def stuffed(event: Any, part: bytes, raw_bytes: int, head: bytes = b"", tail: by
 
 
 def many(name: str, *elements: Any, is_sampled: bool = False) -> None:
-    """Adds a recording that repeats these events."""
+    """Adds a recording that repeats the given events."""
     part = b",".join(element if isinstance(element, bytes) else text(element) for element in elements)
     segment_id = sampled_segment_id() if is_sampled else 0
     shape(name)(lambda raw_bytes: packed(listed(part, raw_bytes), segment_id))
 
 
 def single(name: str, event: Any, part: bytes, head: bytes = b"", tail: bytes = b"") -> None:
-    """Adds a recording of one event with one long value."""
+    """Adds a recording of one event that contains one long value."""
     shape(name)(lambda raw_bytes: packed(stuffed(event, part, raw_bytes, head, tail)))
 
 
@@ -128,12 +128,12 @@ def chunks(name: str, event: Any, part: bytes, head: bytes, tail: bytes, chunk_b
 
 
 def crumb(fields: bytes) -> bytes:
-    """Returns a breadcrumb event with these fields."""
+    """Returns a breadcrumb event with the given fields."""
     return b'{"type":5,"data":{"tag":"breadcrumb","payload":{%b}}}' % fields
 
 
 def span(fields: bytes) -> bytes:
-    """Returns a performance span event with these fields."""
+    """Returns a performance span event with the given fields."""
     return b'{"type":5,"data":{"tag":"performanceSpan","payload":{%b}}}' % fields
 
 
@@ -416,7 +416,7 @@ def _random(raw_bytes: int) -> bytes:
 
 
 def document(name: str, fields: Callable[[int], bytes]) -> None:
-    """Adds a message with that replay_event and an empty recording."""
+    """Adds a message with the given replay_event and an empty recording."""
     shape(name)(lambda raw_bytes: recording([], replay_event=fields(min(raw_bytes, 14_000_000))))
 
 

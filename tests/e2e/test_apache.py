@@ -114,7 +114,7 @@ def test_a_member_with_an_instance_id_returns_without_a_rebalance(fleet: Fleet, 
 
 
 def test_a_second_reader_takes_its_share_under_load_without_duplicates(fleet: Fleet, tmp_path: Path) -> None:
-    """If a second reader joins and leaves under load, the first one keeps half of its partitions throughout.
+    """If a second reader joins and leaves under load, the first reader keeps half of its partitions throughout.
 
     No message is processed twice.
     """

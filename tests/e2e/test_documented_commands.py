@@ -228,7 +228,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """
     patience = {"retry_backoff_seconds": "600", "retry_backoff_seconds_max": "600"}
     park_at_once = {"task_retries_max": "0", "breaker_failures_min": "10000"}
-    # A call that is slow because the machine is busy would be parked as well, and stay parked.
+    # A call that is slow because the machine is busy would also be parked, and stay parked.
     patience |= {"sink_timeout_seconds": "20", "flush_deadline_seconds": "120", "task_visibility_seconds": "300"}
     with System(tmp_path_factory.mktemp("documented"), **patience, **park_at_once) as running:
         running.load(60, seed=1)
@@ -259,7 +259,7 @@ def placeholder_values(system: System, tmp_path_factory: pytest.TempPathFactory)
 
 
 def found(answer: object, key: str) -> object:
-    """Returns the first value of that key anywhere in a JSON response."""
+    """Returns the first value of the given key anywhere in a JSON response."""
     waiting = [answer]
     while waiting:
         entry = waiting.pop(0)
@@ -301,7 +301,7 @@ def fill_placeholders(words: tuple[str, ...], ids: dict[str, list[str]]) -> list
 
 
 def test_every_documented_command_is_run_or_has_a_reason():
-    """Every documented command is listed in RUN or NOT_RUN, so that a new one is not forgotten."""
+    """Every documented command is listed in RUN or NOT_RUN, so that a new command is not forgotten."""
     groups = {entry: entry.group for entry in DOCUMENTED}
     undecided = [f"{entry.page}: {entry.text}" for entry, group in groups.items() if group not in {*RUN, *NOT_RUN}]
     gone = [name for name in (*RUN, *NOT_RUN) if name not in groups.values()]

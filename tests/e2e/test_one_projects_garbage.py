@@ -62,7 +62,7 @@ def restart(system: System, **settings: str) -> None:
 
 
 def test_other_projects_are_durable_while_ten_readers_die_over_garbage(tmp_path: Path) -> None:
-    """Although ten readers are killed over one project's garbage, the messages of other projects become
+    """Although readers are killed ten times while one project sends garbage, the messages of other projects become
     durable.
 
     The runbook's steps are then followed: inspect, drop the project's rejects, disable the project. After these

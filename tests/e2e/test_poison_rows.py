@@ -75,7 +75,7 @@ def test_a_row_that_bigquery_refuses_is_a_letter_with_its_reason(
 ) -> None:
     """A row that BigQuery refuses becomes a dead letter with the reason, and the other sinks store its message.
 
-    A replay is refused again and keeps the dead letter.
+    If the dead letter is replayed, the row is refused again and the dead letter is kept.
     """
     system, old, _ = poisoned_system
     (letter,) = letters(system, "bigquery")

@@ -215,7 +215,7 @@ def redeliver(system: System, cuts: frozenset[str] | None, **settings: str) -> N
 
 
 def ends_by_partition(references: frozenset[str]) -> dict[int, list[int]]:
-    """Returns the ends of these batches by partition, in ascending order."""
+    """Returns the ends of the given batches by partition, in ascending order."""
     found: dict[int, list[int]] = {}
     for reference in references:
         partition, _, stop = (int(part) for part in reference.split(":")[0].rsplit("-", 3)[1:])

@@ -1,8 +1,8 @@
 """Given any kind of wrong setting, every command prints one line that names the setting and what to do, and exits
 with 2.
 
-Commands are taken from the command line itself, so new ones are included. Our commands run in this process;
-`celery` commands and servers run in forks of a process that has imported them (`tests.kit.prestarted`).
+The commands are read from the command-line program itself, so new commands are included. Our commands run in this
+process; `celery` commands and servers run in forks of a process that has imported them (`tests.kit.prestarted`).
 """
 
 from __future__ import annotations
@@ -275,8 +275,8 @@ def test_every_command_refuses_a_wrong_setting_in_one_line(
 def test_every_setting_is_refused_in_one_line(
     name: str, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every invalid value of every setting is refused in one line, by all commands in `make wrong-settings`,
-    otherwise by one command each.
+    """Every invalid value of every setting is refused in one line: by all commands in `make wrong-settings`, and
+    by one command otherwise.
 
     No control character is printed.
     """
@@ -299,7 +299,9 @@ def test_every_setting_is_refused_in_one_line(
 
 
 def test_an_invalid_settings_file_on_the_command_line_is_refused(files: dict[str, str]) -> None:
-    """An invalid settings file on the command line causes the same error as one in REPLAYS_SETTINGS_FILE."""
+    """An invalid settings file on the command line causes the same error as an invalid file in
+    REPLAYS_SETTINGS_FILE.
+    """
     for name in ("nothing.toml", "broken.toml", "latin.toml", ""):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("REPLAYS_SETTINGS_FILE", "")

@@ -1,4 +1,6 @@
-"""A fleet of real workers, a library of replays, an operator environment, and settings with unique names."""
+"""Fixtures: a fleet of real workers, a library of replays, an operator environment, and settings with unique
+names.
+"""
 
 from __future__ import annotations
 

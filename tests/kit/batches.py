@@ -35,7 +35,7 @@ def segment(
     warnings: tuple[str, ...] = (),
     size_bytes: int = 100,
 ) -> Segment:
-    """Returns a segment at that offset, with one blob, one row per table and one metric.
+    """Returns a segment at the given offset, with one blob, one row per table and one metric.
 
     The segment's `size_bytes` is the argument, not the actual size.
     """
@@ -61,7 +61,7 @@ def reject(
     value: bytes = b"not msgpack",
     project_id: int | None = None,
 ) -> Reject:
-    """Returns the reject of a message at that offset, which cannot be parsed."""
+    """Returns the reject of a message at the given offset, which cannot be parsed."""
     headers = (("traceparent", b"00-1"),)
     return Reject(reason, "bad", offset, value, b"k", headers, first_seen_ms=5, project_id=project_id)
 
@@ -79,7 +79,7 @@ def batch_of(
     source: TopicPartition = PARTITION,
     epoch: int = 1,
 ) -> Batch:
-    """Returns the batch that covers this range."""
+    """Returns the batch that covers the given range."""
     held = tuple(segments)
     size_bytes = sum(item.size_bytes for item in held)
     return Batch(source, epoch, offsets, held, tuple(rejects), size_bytes, CutReason.COUNT)

@@ -60,7 +60,7 @@ def on_a_terminal(env: Mapping[str, str], answer: str, *arguments: str) -> str:
 def without_a_terminal(env: Mapping[str, str], *arguments: str, seconds_max: float = 60.0) -> CommandResult:
     """Runs the command in its own process, with pipes for its output and with no other REPLAYS_* variables.
 
-    Raises TimeoutExpired if it does not end.
+    Raises TimeoutExpired if the command does not end.
     """
     plain = {name: value for name, value in os.environ.items() if not name.startswith("REPLAYS_")}
     result = subprocess.run(

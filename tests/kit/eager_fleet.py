@@ -44,7 +44,7 @@ class Eager:
     dispatcher: Dispatcher = field(init=False)
 
     def sink(self, name: str) -> MemorySink:
-        """Returns the memory sink with that name in this process."""
+        """Returns the memory sink with the given name in this process."""
         return memory.sink(name)
 
     def settle(self, batch: Batch, stage: Stage = Stage.ROWS, attempt: int = 1) -> on.Event:

@@ -36,7 +36,7 @@ def item(kind: str, payload: bytes, *, length: bool = True, **header: Any) -> by
 
 
 def envelope(*items: bytes, event_id: str = "a" * 32, **header: Any) -> bytes:
-    """Returns an envelope with these items."""
+    """Returns an envelope with the given items."""
     return json.dumps({"event_id": event_id, **header}).encode() + b"\n" + b"".join(items)
 
 

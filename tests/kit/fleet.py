@@ -74,7 +74,7 @@ class Fleet:
         (self.sinks / f"{sink}.do").write_text(what)
 
     def calls(self, sink: str, what: str = "kept") -> list[dict[str, Any]]:
-        """Returns the lines of that kind in the sink's file."""
+        """Returns the lines of the given kind in the sink's file."""
         path = self.sinks / f"{sink}.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         return [line for line in map(json.loads, lines) if line["what"] == what]

@@ -2,8 +2,8 @@
 
 The relay passes calls on as bytes. `Relay.on` is called before each request is passed on (`Moment.REQUEST`) and
 before each response is returned (`Moment.RESPONSE`). The arguments of `on` are the method, the moment, and the
-number of the request among those of that method, from 1. If `on` returns True, the call ends with UNAVAILABLE at
-that moment.
+number of the request among the requests of that method, counted from 1. If `on` returns True, the call ends with
+UNAVAILABLE at that moment.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _pass_on(error: Any, context: Any) -> None:
 
 @contextmanager
 def relay_to(target: str) -> Iterator[Relay]:
-    """Runs a relay to this address."""
+    """Runs a relay to the given address."""
     made = Relay(target)
     made.start()
     try:

@@ -56,7 +56,7 @@ class Office:
         return self.inbox.get(timeout=DEADLINE_SECONDS)
 
     def park(self, start: int, stop: int, error: str = "clickhouse is away") -> Batch:
-        """Parks a batch with that range."""
+        """Parks a batch with the given range."""
         held = [segment(offset) for offset in range(start, stop)]
         source = TopicPartition(self.settings.kafka_topic, 0)
         batch = batch_of(held, [], OffsetRange(start, stop), source=source)
@@ -71,7 +71,7 @@ class Office:
         self.redis.hdel(f"{self.settings.key_prefix}:readers", READER)
 
     def bury(self, offset: int, reason: str) -> None:
-        """Makes the message at that offset a dead letter."""
+        """Makes the message at the given offset a dead letter."""
         label = Label(reason, "it never parses", Origin(self.settings.kafka_topic, 0, offset), "")
         sink = build("dead_letter", self.settings)
         try:

@@ -18,7 +18,7 @@ NO_SAMPLING = ParseRules(sample_segment_rate=0.0, sample_event_rate=0.0)
 
 
 def message(value: bytes, timestamp_ms: int = RECEIVED * 1000) -> Message:
-    """Returns a Kafka record with that value."""
+    """Returns a Kafka record with the given value."""
     return Message(SOURCE, epoch=1, offset=OFFSET, value=value, timestamp_ms=timestamp_ms)
 
 
@@ -37,7 +37,7 @@ def rejected(value: bytes, rules: ParseRules = ALL) -> Reject:
 
 
 def events_parsed(events: Sequence[Any], rules: ParseRules = ALL) -> Segment:
-    """Returns a segment with these rrweb events."""
+    """Returns a segment with the given rrweb events."""
     return parsed(recording(events), rules)
 
 

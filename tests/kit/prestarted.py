@@ -33,7 +33,7 @@ from typing import IO
 from ingest.local.servers.processes import POLL_SECONDS, PRIVATE_UMASK, Children, Program, start_program
 from tests.kit.paths import ROOT
 
-# The modules that each kind of program imports in any case. None of these modules reads a setting on import.
+# The modules that each kind of program always imports. None of these modules reads a setting on import.
 WORKER = (
     *("celery.apps.worker", "celery.backends.redis", "celery.bin.celery", "celery.concurrency.prefork"),
     *("flower.command", "kombu.transport.redis", "tasks.celery", "tasks.control", "tasks.flush"),

@@ -186,7 +186,7 @@ def said_in_order(child: Child) -> list[dict[str, Any]]:
 
 @contextmanager
 def commits_never_fall(fleet: Fleet) -> Iterator[None]:
-    """Polls the committed offsets continuously, and fails when one decreases."""
+    """Polls the committed offsets continuously, and fails when an offset decreases."""
     over, falls = threading.Event(), []
     sources = [(fleet.settings.kafka_topic, number) for number in range(SOURCE_PARTITIONS)]
 

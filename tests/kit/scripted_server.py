@@ -3,7 +3,7 @@
     with answering(lambda request: Answer(503)) as (url, requests): ...      # for every request
     with answering(in_turn([half(whole), whole])) as (url, requests): ...  # by the number of the request
 
-`tests.kit.sink_answers` has the valid answers of each sink, and a list of those that prove nothing.
+`tests.kit.sink_answers` has the valid answers of each sink, and a list of answers that prove nothing.
 """
 
 from __future__ import annotations

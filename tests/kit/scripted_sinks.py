@@ -71,7 +71,7 @@ class FileSink:
             log.write(line + "\n")
 
     def examine(self, items: Sequence[Item], deadline_seconds: float) -> None:
-        """Does nothing, because a file accepts everything: a refusal is the item's fault."""
+        """Does nothing, because a file accepts everything, so a refusal is always caused by the item."""
 
     def check(self) -> Report:
         """Reports that the file is available, as it always is."""
@@ -82,7 +82,7 @@ class FileSink:
 
 
 def scripted(self: Tools, name: str) -> Sink[Any]:
-    """Returns the real tools of a worker, with these sinks."""
+    """Returns the real tools of a worker, with the given sinks."""
     return FileSink(name, Path(os.environ["REPLAYS_TEST_SINKS"]))
 
 

@@ -85,7 +85,7 @@ def grant(server: JavaKafka, topic: str, group: str) -> None:
 
 
 def _granted(admin: AdminClient, names: set[str]) -> list[tuple[str, str]]:
-    """Returns (kind, name) for each grant that the broker has on these resources."""
+    """Returns (kind, name) for each grant that the broker has on the given resources."""
     anything: Any = None
     everything = AclBindingFilter(
         ResourceType.ANY,
@@ -169,7 +169,7 @@ def _part(value: dict[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """Reader, worker and Flower as processes with these variables."""
+    """Reader, worker and Flower as processes with the given variables."""
 
     children: Children
     env: dict[str, str]

@@ -53,14 +53,14 @@ def message(
 
 
 def generated(count: int, seed: int = 1, profile: str = "small") -> list[bytes]:
-    """Returns the messages of realistic sessions, without malformed ones."""
+    """Returns the messages of realistic sessions, without malformed messages."""
     made = stream(PROFILES[profile], count, seed, int(time.time()) - 60)
     return [produced.value for produced in made if produced.entry.kind != "reject"]
 
 
 def recorded_session(replay_id: str, segments: int = 4) -> list[bytes]:
-    """Returns the messages of a session that a real SDK recorded, with that replay id and split into that many
-    segments.
+    """Returns the messages of a session that a real SDK recorded, with the given replay id and split into the
+    given number of segments.
     """
     (shop,) = [recorded for recorded in RECORDINGS if recorded.name == "v11-shop"]
     events = shop.events

@@ -81,7 +81,7 @@ def signed_in(address: str, link: str) -> Client:
 
 @contextmanager
 def running(settings: Settings, *, login: bool = True) -> Iterator[queue.SimpleQueue[tuple[str, str]]]:
-    """Runs a server with these settings, and yields a queue that receives its (address, link)."""
+    """Runs a server with the given settings, and yields a queue that receives its (address, link)."""
     announced: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
 
@@ -104,6 +104,6 @@ def running(settings: Settings, *, login: bool = True) -> Iterator[queue.SimpleQ
 
 @contextmanager
 def served(settings: Settings) -> Iterator[Client]:
-    """Runs a server with these settings, and yields a client that is signed in with its link."""
+    """Runs a server with the given settings, and yields a client that is signed in with its link."""
     with running(settings) as announced:
         yield signed_in(*announced.get(timeout=START_SECONDS_MAX))

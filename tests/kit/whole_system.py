@@ -115,7 +115,7 @@ class System:
         self._open.close()
 
     def start_reader(self, **settings: str) -> None:
-        """Starts a reader process with `settings` (by name) in addition to the common ones."""
+        """Starts a reader process with `settings` (by name) in addition to the common settings."""
         env = self.env | {f"REPLAYS_{name.upper()}": value for name, value in settings.items()}
         command = [sys.executable, "-m", "ingest.cli"]
         self.reader = self.stack.children.start("reader", command, env=env, keep=True)
@@ -194,7 +194,8 @@ class System:
                 fields = stat.read_text().rpartition(")")[2].split()
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            # Field 2 is the process group; 11 to 14 are user and system time, and those of its exited children.
+            # Field 2 is the process group; fields 11 to 14 are the user and system times of the process and of its
+            # exited children.
             if int(fields[2]) in groups:
                 ticks += sum(map(int, fields[11:15]))
         return ticks / os.sysconf("SC_CLK_TCK")
@@ -256,7 +257,7 @@ class System:
         return str(next(found["breaker"] for found in self.status()["sinks"] if found["sink"] == sink))
 
     def metric(self, name: str, **labels: str) -> float:
-        """Returns the sum over the series with that name and these labels in the reader's /metrics."""
+        """Returns the sum over the series with the given name and labels in the reader's /metrics."""
         url = f"http://127.0.0.1:{self.env['REPLAYS_HTTP_PORT']}/metrics"
         with urllib.request.urlopen(url, timeout=5) as answer:
             text = answer.read().decode()
@@ -282,7 +283,7 @@ def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
 
 
 def settings_from(env: dict[str, str]) -> Any:
-    """Returns the settings of a process with these variables."""
+    """Returns the settings of a process with the given variables."""
     from ingest.local.launch import settings_of
 
     return settings_of(env)

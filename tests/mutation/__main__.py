@@ -85,7 +85,7 @@ def run(where: Path, arguments: Sequence[str], seconds_max: float = SECONDS_MAX)
 
 
 def unit_tests(where: Path) -> str:
-    """Runs the unit tests, and returns the first one that fails, or an empty string."""
+    """Runs the unit tests, and returns the first test that fails, or an empty string."""
     code, output = run(
         where,
         ["-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:celery", "-p", "no:xdist",

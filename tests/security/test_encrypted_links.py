@@ -2,7 +2,7 @@
 lists.
 
 The broker is Apache Kafka with SASL over TLS and with access lists. Redis has the deployed access list. Redis and
-ClickHouse are behind TLS proxies, because the embedded ones are built without TLS.
+ClickHouse are behind TLS proxies, because the embedded servers are built without TLS.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def test_recordings_flow_over_encrypted_links_with_the_least_rights(
     tmp_path: Path,
     fresh_name: Callable[[str], str],
 ):
-    """With the least rights, reader, worker, Flower, `check` and `dlq` all work.
+    """With only the listed rights, reader, worker, Flower, `check` and `dlq` all work.
 
     Everything arrives, nothing is refused, and no secret is logged.
     """

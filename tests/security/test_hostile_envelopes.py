@@ -1,4 +1,4 @@
-"""Anything can be sent to the endpoint of `replays-ingest try`: it is refused in one line, counted and bounded."""
+"""Invalid input to the endpoint of `replays-ingest try` is refused in one line, counted and bounded."""
 
 from __future__ import annotations
 
@@ -114,13 +114,13 @@ def test_bodies_are_limited_before_and_after_decompression(
 
 
 def head(length: int) -> bytes:
-    """Returns the beginning of a request that announces a body of that length."""
+    """Returns the beginning of a request that announces a body of the given length."""
     lines = (f"POST /api/1/envelope/?sentry_key={KEY} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {length}")
     return "\r\n".join((*lines, "", "")).encode()
 
 
 def announced(receiver: Receiver, length: int) -> tuple[int, bytes]:
-    """Announces a body of that length without sending it, and returns the status and body of the response."""
+    """Announces a body of the given length without sending it, and returns the status and body of the response."""
     with socket.create_connection(receiver.host, timeout=10) as connection:
         connection.sendall(head(length))
         answer = connection.recv(65536)
@@ -128,7 +128,7 @@ def announced(receiver: Receiver, length: int) -> tuple[int, bytes]:
 
 
 def test_recordings_are_limited_before_and_after_decompression(receiver: Receiver) -> None:
-    """A recording that is a bomb is refused, and so is one whose stream is longer than Relay accepts."""
+    """A recording that is a bomb is refused, and so is a recording whose stream is longer than Relay accepts."""
     bomb = b'{"segment_id":0}\n' + zlib.compress(b"[" + b" " * (100 * MiB) + b"]", 1)
     noise = b'{"segment_id":0}\n' + zlib.compress(b"[" + random.Random(1).randbytes(11 * MiB), 0)
     before = refused(receiver, Reason.RECORDING_TOO_LARGE)

@@ -53,7 +53,7 @@ def output_of(*arguments: str, **more: str) -> str:
     ids=" ".join,
 )
 def test_a_command_that_reaches_no_server_prints_no_password(arguments: tuple[str, ...]):
-    """If every setting that can hold a password has one and no server is reachable, no command prints a
+    """If every setting that can hold a password contains one and no server is reachable, no command prints a
     password.
     """
     output = output_of(*arguments)

@@ -28,7 +28,7 @@ def test_a_download_is_not_written_into_a_planted_file(
 ) -> None:
     """If a file open to everyone, or a link, has the name of the download, nothing is written into it.
 
-    A new file that only its user can read replaces the planted one.
+    A new file that only its user can read replaces the planted file.
     """
     store_replays(stored, [message(REPLAY, 0, [{"type": 5, "timestamp": 1_780_000_000_000}], project_id=PROJECT)])
     place, other = tmp_path / f"{REPLAY}-0000.json", tmp_path / "other"

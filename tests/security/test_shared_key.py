@@ -85,14 +85,14 @@ def stage_rows(eager: Eager, noted: IgnoredEntries | None = None) -> tuple[Stagi
 
 
 def forge_completion(eager: Eager, batch_id: str, stage: Stage, reader: str = READER) -> None:
-    """Forges a completion with one XADD, as in the attack report."""
+    """Forges a completion with one XADD."""
     completion = Completion(CompletionKind.DONE, batch_id, 1, stage, 1)
     eager.client.xadd(reader_stream(reader), {"c": msgspec.json.encode(completion)})
 
 
 @SEALED
 def test_forged_completions_commit_no_offset_past_unwritten_rows(eager: Eager, sealed: bool):
-    """The reader accepts only the completion that its workers wrote, so a forged one commits no offset."""
+    """The reader accepts only the completion that its workers wrote, so a forged completion commits no offset."""
     forged, real = make_batch(start=100), make_batch()
     for stage in Stage:
         forge_completion(eager, forged.id, stage)

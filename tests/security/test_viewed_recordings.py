@@ -192,7 +192,7 @@ def test_a_link_from_elsewhere_allows_nothing(stored: Settings, listener: Listen
 
 
 def page_with(nodes: list[dict[str, object]]) -> list[dict[str, object]]:
-    """Returns a recording with these nodes in the page's body, and an attribute that appears at its end."""
+    """Returns a recording with the given nodes in the page's body, and an attribute that appears at its end."""
     page, head, body = element(2, "html"), element(3, "head"), element(4, "body")
     page["childNodes"], body["childNodes"] = [head, body], nodes
     document = {"type": 0, "id": 1, "childNodes": [page]}

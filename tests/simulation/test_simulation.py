@@ -31,7 +31,7 @@ def regressions() -> list[int]:
 
 @cache
 def worlds(start: int, count: int) -> tuple[Counter[str], list[Outcome]]:
-    """The worlds of these seeds, which are run once for all tests that inspect them."""
+    """The worlds of the given seeds, which are run once for all tests that inspect them."""
     _, _, marks, failures = try_seeds(range(start, start + count))
     return marks, failures
 

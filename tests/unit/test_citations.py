@@ -1,6 +1,6 @@
 """Every citation resolves: paths, links, anchors, modules, tests and decision records, in code and in docs.
 
-Moving a file fails here for every place that still cites the old path.
+After a file has been moved, the test fails for every place that still cites the old path.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""No module of `ingest`, `tasks` or `tools` imports, however indirectly, one that imports it.
+"""No module of `ingest`, `tasks` or `tools` imports, however indirectly, a module that imports it.
 
 Imports inside functions count: they hide a cycle, but do not remove it. Imports under `if TYPE_CHECKING:` do not
 count, because they never run.
@@ -50,8 +50,8 @@ def imported_modules(source: str, modules: Iterable[str]) -> set[str]:
     """Returns the `modules` that this source imports directly: `from a import b` is `a.b` if that is a module,
     otherwise `a`.
 
-    The implied import of `a` by `a.b` is ignored: a package's `__init__` is complete before its modules run,
-    unless it imports them, and then that import is counted.
+    The implied import of `a` by `a.b` is ignored, because a package's `__init__` is complete before its modules
+    run; if it imports them, that import is counted.
     """
     known = set(modules)
     found: set[str] = set()

@@ -19,7 +19,7 @@ UNCONFIGURABLE = {"parked_renew_seconds", "commit_repeat_seconds"}
 
 
 def other_value(value: Any) -> Any:
-    """Returns an allowed value of the same type that differs from the given one."""
+    """Returns an allowed value of the same type that differs from the given value."""
     if isinstance(value, RejectPolicy):
         return next(policy for policy in RejectPolicy if policy is not value)
     return max(value // 2, 1) if isinstance(value, int) else value / 2

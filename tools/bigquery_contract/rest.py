@@ -216,7 +216,7 @@ def insert_into_a_missing_table(target: Target) -> None:
 
 
 def bad_row_is_named(target: Target) -> None:
-    """With skipInvalidRows, a row with a wrong type is named as invalid, and the others are stored.
+    """With skipInvalidRows, a row with a wrong type is named as invalid, and all other rows are stored.
 
     Page: Method: tabledata.insertAll; Use the legacy streaming API.
     """

@@ -135,7 +135,7 @@ def ours(children: Children, directory: Path) -> BigQuery:
 
 @contextmanager
 def running(cache: Path, directory: Path, names: tuple[str, ...]) -> Iterator[dict[str, BigQuery | Foreign]]:
-    """Starts the named servers. Raises LocalError if one cannot be installed or started."""
+    """Starts the named servers. Raises LocalError if a server cannot be installed or started."""
     started: dict[str, BigQuery | Foreign] = {}
     with Children(directory / "logs") as children:
         if OURS in names:

@@ -72,7 +72,7 @@ class Answer:
         return f"status {self.status} {', '.join(self.reasons)}".rstrip()
 
     def expect_row_errors(self, wanted: Mapping[int, list[str]]) -> Answer:
-        """Raises Differs unless exactly these rows are refused, for these reasons."""
+        """Raises Differs unless exactly the given rows are refused, for the given reasons."""
         self.expect(200)
         expect(self.row_errors == wanted, f"{_refusals(self.row_errors)}; expected: {_refusals(wanted)}")
         return self

@@ -1,6 +1,6 @@
 """The faults of a chaos run, which affect processes or sinks.
 
-A fault returns the name of its target when it is completely over. It raises LocalError if it does not end as
+A fault returns the name of its target when it is completely over. A fault raises LocalError if it does not end as
 expected.
 """
 
@@ -70,7 +70,7 @@ CONNECTION_FAULTS = ("hangs", "refuses", "resets", "is slow (1 s)")
 
 
 class ProcessFaults:
-    """Faults of processes. Each returns the name of its target when it is completely over."""
+    """Faults of processes. Each method returns the name of its target when it is completely over."""
 
     def __init__(self, fleet: Fleet, redis_proxy: FaultProxy | None, calm: threading.Event) -> None:
         """When `calm` is set, every wait within a fault ends early. `redis_proxy` is None if Redis is behind
@@ -130,7 +130,8 @@ class ProcessFaults:
 
     def kill_pool_process(self, rng: random.Random) -> str:
         """Kills a pool process, as the kernel's OOM killer would. The worker survives, and the task is
-        redelivered."""
+        redelivered.
+        """
         child = self._child(rng, WORKERS)
         pids = pool_processes(child)
         if pids:
@@ -210,7 +211,7 @@ class ProcessFaults:
         return self._stop(self._servers["redis"].child, rng.uniform(1, 5))
 
     def demote_redis(self, rng: random.Random) -> str:
-        """Makes Redis a replica for a while. It then behaves like the old primary after a failover that clients
+        """Makes Redis a replica for a while. Redis then behaves like the old primary after a failover that clients
         did not detect.
         """
         server = self._primary()

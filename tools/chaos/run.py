@@ -86,10 +86,10 @@ def run(
     bigquery_write: str = "insert_all",
     as_json: bool = False,
 ) -> int:
-    """Injects faults for `minutes`, then compares. Returns 0 if all checks passed, 1 if one failed, 130 if
-    interrupted.
+    """Injects faults for `minutes`, then compares. Returns 0 if all checks passed, 1 if a check failed, and 130 if
+    the run was interrupted.
 
-    `kafka`: by default Apache Kafka where it can run, otherwise Tansu. `redis`: one server, or a primary and a
+    `kafka`: by default Apache Kafka if it can run, otherwise Tansu. `redis`: one server, or a primary and a
     replica behind Sentinels. `rate`: messages per second. `directory`: keeps data and logs; by default a temporary
     directory, in memory if there is enough memory, which is removed at the end.
     """
@@ -278,7 +278,9 @@ class _Chaos:
     # Faults
 
     def _inject(self, faults: Mapping[str, Inflict], number: int) -> None:
-        """Injects these faults one after another until `calm` is set. The order is reshuffled in each round."""
+        """Injects the given faults one after another until `calm` is set. The order is reshuffled in each
+        round.
+        """
         rng = random.Random(f"{self.seed}:{number}")
         while not self.calm.is_set():
             shuffled = list(faults.items())
@@ -347,8 +349,9 @@ def stored_twice(settings: Settings) -> dict[str, float]:
 
 @contextmanager
 def working_directory(directory: Path | None) -> Iterator[Path]:
-    """Yields the directory, or a temporary one. The temporary directory is in memory if there is enough memory,
-    because an emulator writes one file per object."""
+    """Yields the given directory, or a temporary one. The temporary directory is in memory if there is enough
+    memory, because an emulator writes one file per object.
+    """
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
         yield directory

@@ -47,7 +47,7 @@ LEFT_OUT = frozenset(
         *("failures", "_acknowledged", "_source", "_ticked_at", "_cut_early_at"),
     }
 )
-# Attempts are compared only with those of chords, which `readers` does, except for the first attempt. Among
+# Attempts are compared only with the attempts of chords, which `readers` does, except for the first attempt. Among
 # consecutive missed deadlines, only the third has an effect, and each missed deadline requires a fault.
 CAPPED = {"attempt": 1, "misses": DEADLINE_MISSES_MAX}
 # The reason for a cut affects decisions only in one way: whether the batch is a part of another batch.

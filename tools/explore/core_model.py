@@ -84,7 +84,7 @@ PADDING = 1
 
 
 def partitions(messages: Sequence[int]) -> tuple[Partition, ...]:
-    """Returns partitions with these numbers of messages."""
+    """Returns partitions with the given numbers of messages."""
     logs = [OUTCOMES[:count] for count in messages]
     return tuple(partition(number, log, log[-1][0] + 1 + PADDING) for number, log in enumerate(logs))
 

@@ -104,7 +104,7 @@ class Cores:
         return Decision(became, commands, cut)
 
     def ignores(self, core: int, events: tuple[on.Event, ...]) -> bool:
-        """True if none of these events changes the state or leads to a command."""
+        """True if none of the given events changes the state or leads to a command."""
         key = (core, events)
         known = self._ignored.get(key)
         if known is None:

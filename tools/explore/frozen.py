@@ -44,7 +44,8 @@ class Frozen:
 
 class _Pickler(pickle.Pickler):
     """Pickles frozen data as the number of the kept object, and also counts of rejects, which no decision
-    reads."""
+    reads.
+    """
 
     def __init__(self, packed: io.BytesIO, is_atom: Callable[[type], bool]) -> None:
         super().__init__(packed, protocol=pickle.HIGHEST_PROTOCOL)
@@ -63,7 +64,7 @@ _numbers: dict[int, int] = {}
 
 
 def kept(number: int) -> Any:
-    """Returns the object with this number."""
+    """Returns the object with the given number."""
     return _kept[number]
 
 

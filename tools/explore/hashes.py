@@ -1,9 +1,9 @@
-"""A model of Redis with one hash and one stream, without side effects. It supports the commands that
-`tasks.staging` and `tasks.coordination` use.
+"""A model of Redis with one hash and one stream, without side effects.
 
-The real code uses a `Client`. Each request is an `Effect`, which `perform` applies to a value of type `Staged`.
-Scripts are translated by hand and identified by their whole text, so that a changed script stops the explorer
-until it is translated again. A test compares this module with a real server.
+The model supports the commands that `tasks.staging` and `tasks.coordination` use. The real code uses a `Client`.
+Each request is an `Effect`, which `perform` applies to a value of type `Staged`. Scripts are translated by hand
+and identified by their whole text, so that a changed script stops the explorer until it is translated again. A
+test compares this module with a real server.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Staged(NamedTuple):
         return next((value for field, value in self.fields if field == name), None)
 
     def put(self, values: Mapping[str, bytes]) -> Staged:
-        """Returns a copy with these fields set."""
+        """Returns a copy with the given fields set."""
         kept = {(name, value) for name, value in self.fields if name not in values}
         return self._replace(fields=frozenset(kept | set(values.items())))
 

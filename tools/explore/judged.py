@@ -2,8 +2,8 @@
 
 A bug breaks safety if it can commit an offset past an item that is not durable, lose a message, put the same
 messages into two different batches, decrease an offset, or let two owners write. The explorer runs `Pipeline` and
-all modules that it uses. It does not run the loop (`reader/runtime.py`), nor the modules that decide before an
-assignment or outside the pipeline (`core/starting.py`, `core/stalls.py`, `core/ownership.py`).
+all modules that it uses. The explorer does not run the loop (`reader/runtime.py`), nor the modules that decide
+before an assignment or outside the pipeline (`core/starting.py`, `core/stalls.py`, `core/ownership.py`).
 """
 
 from __future__ import annotations

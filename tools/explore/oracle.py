@@ -1,4 +1,4 @@
-"""Checks a reader's commands against the contents of brokers and sinks. It shares no code with the core.
+"""Checks a reader's commands against the contents of brokers and sinks. The oracle shares no code with the core.
 
 Each function returns the violation as text, or an empty string if there is none. Sets of items, such as `durable`,
 are numbers with two bits per message: its blob and its rows.
@@ -48,8 +48,9 @@ class Log(NamedTuple):
 
 
 def ends_in(offset: int, record: str) -> list[int]:
-    """Returns the ends of batches in the metadata of a commit. They are encoded after `c=` as differences in base
-    36, starting at the offset."""
+    """Returns the ends of batches in the metadata of a commit. The ends are encoded after `c=` as differences in
+    base 36, starting at the offset.
+    """
     ends: list[int] = []
     for part in record.split(";"):
         if part.startswith("c="):
@@ -130,7 +131,7 @@ def discard(log: Log, durable: int, start: int, stop: int) -> str:
 
 
 def release(*, chords: int, commits: int, by_clock: bool) -> str:
-    """Checks the release of a partition while this number of chords and commits is in flight."""
+    """Checks the release of a partition while the given number of chords and commits is in flight."""
     if by_clock or not (chords or commits):
         return ""
     return f"it releases the partition before the deadline, with {chords} chords and {commits} commits in flight"

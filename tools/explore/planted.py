@@ -1,8 +1,8 @@
 """Plants safety bugs, one at a time, in a copy of the code, which is then explored in a separate process.
 
-They show that the explorer finds such bugs. Each bug replaces a piece of code that occurs exactly once, and
-violates one of these guarantees: no item is lost, nothing is reported before it is durable, a new owner cuts the
-same batches, and no batch is forgotten.
+The planted bugs show that the explorer finds such bugs. Each bug replaces a piece of code that occurs exactly
+once, and violates one of these guarantees: no item is lost, nothing is reported before it is durable, a new owner
+cuts the same batches, and no batch is forgotten.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ SECONDS_MAX = 600.0
 
 class Bug(NamedTuple):
     """A bug: its description, the text before and after, and the smallest world in which it is found (`--world`,
-    `--faults`, `--expiry`)."""
+    `--faults`, `--expiry`).
+    """
 
     name: str
     file: str
@@ -171,7 +172,8 @@ BUGS = (
 @dataclass(frozen=True, slots=True)
 class Found:
     """The explorer's result for a copy of the code. `broken` is empty if there is no violation; `story` is the
-    counterexample."""
+    counterexample.
+    """
 
     code: int
     broken: str

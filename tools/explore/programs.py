@@ -49,7 +49,8 @@ SETTINGS = Settings.model_construct(task_retries_max=1)
 
 class Chord(NamedTuple):
     """One chord: the number of the reader process that started it (which is also its epoch), its stage and
-    attempt."""
+    attempt.
+    """
 
     reader: int
     rows: bool
@@ -105,7 +106,7 @@ class Programs:
         return len(self._known)
 
     def next(self, program: Program, answers: tuple[Any, ...]) -> Next:
-        """Returns the next step of this program after these responses."""
+        """Returns the next step of the given program after the given responses."""
         key = (program, answers)
         if key not in self._known:
             try:
@@ -163,7 +164,7 @@ START = {"dispatch": dispatch, "discard": discard, "report": report, "run": run}
 
 
 class Sink:
-    """A sink whose calls are effects as well. A response is empty or the reason for an error."""
+    """A sink whose calls are also effects. A response is empty or the reason for an error."""
 
     def __init__(self, client: Client) -> None:
         self._client = client

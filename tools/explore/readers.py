@@ -136,7 +136,8 @@ class Partition:
 
 class Readers:
     """Possible events of one reader. Readers are interchangeable, so the board is always from the point of view of
-    this reader."""
+    this reader.
+    """
 
     def __init__(
         self, partitions: Sequence[Partition], limits: Limits, faults: int, *, expiry: bool = False
@@ -218,7 +219,9 @@ class Readers:
             yield Outcome(what, became, after, True, cut_off=True)
 
     def _lost(self, reader: Reader, board: Board) -> Iterator[Outcome]:
-        """Lets the reader detect that it was removed. It loses all of its partitions and its commits in flight."""
+        """Lets the reader detect that it was removed. The reader loses all of its partitions and its commits in
+        flight.
+        """
         lost = [number for number, entry in enumerate(reader.entries) if entry is not None]
         after = board
         for number in lost:
@@ -303,7 +306,7 @@ class Readers:
         ]
 
     def _report_ends(self, reader: Reader, board: Board, numbers: Sequence[int]) -> Reader:
-        """Returns the reader after its client has reported the log ends of these partitions."""
+        """Returns the reader after its client has reported the log ends of the given partitions."""
         for number in numbers:
             partition, entry = self.partitions[number], reader.entries[number]
             assert entry is not None
@@ -321,9 +324,9 @@ class Readers:
     def _stale(self, reader: Reader, board: Board) -> Iterator[Outcome]:
         """Yields events of a former assignment of this process, and messages that it has already accepted.
 
-        They may arrive at any time. The former assignment may have been to a deleted topic of the same name, so
-        items that they report do not count as durable. The pipeline must ignore these events, so they add no
-        states.
+        Such events may arrive at any time. The former assignment may have been to a deleted topic of the same
+        name, so items that they report do not count as durable. The pipeline must ignore these events, so they add
+        no states.
         """
         stale = [
             event
@@ -647,8 +650,8 @@ class Readers:
         return reader._replace(commits=put(reader.commits, number, tuple(commits)))
 
     def _chords(self, reader: Reader, chords: Sequence[Chord]) -> Reader:
-        """Returns the reader with these chords. Only one of several equal late chords is kept, because the others
-        have no effect.
+        """Returns the reader with the given chords. Of several equal late chords, only one is kept, because the
+        others have no effect.
         """
         late = {chord for chord in chords if chord.late}
         return reader._replace(chords=tuple(sorted([*late, *(chord for chord in chords if not chord.late)])))

@@ -224,7 +224,7 @@ class StagingModel:
         yield from self._resume(after, became, f"{chord_text(program)}: round trip {len(became.answers)}")
 
     def _resume(self, left: World, running: Running, what: str) -> Iterator[Event]:
-        """Continues a program with a response. It waits for the next response, or ends."""
+        """Continues a program with a response. The program then waits for the next response, or ends."""
         following = self._programs.next(running.program, running.answers)
         if following.effect is not None:
             yield Event(what, put(left, running=running))
@@ -312,13 +312,13 @@ def fault(world: World, what: str) -> Event:
 
 
 def put(world: World, **more: object) -> World:
-    """Returns the world with one more element in each of these fields."""
+    """Returns the world with one more element in each of the given fields."""
     bags: dict[str, Any] = {name: bag((*getattr(world, name), one)) for name, one in more.items()}
     return world._replace(**bags)
 
 
 def without(world: World, **less: object) -> World:
-    """Returns the world with one element fewer in each of these fields."""
+    """Returns the world with one element fewer in each of the given fields."""
     bags: dict[str, Any] = {}
     for name, one in less.items():
         things = list(getattr(world, name))

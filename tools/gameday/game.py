@@ -53,8 +53,8 @@ CAUSED_BY_LOAD = {"ReplaysEndToEndSlow", "ReplaysLag", "ReplaysBackpressure"}
 # An alert on an exhausted error budget resolves only after its window: minutes here, hours in production.
 BUDGET = {"ReplaysErrorBudgetBurnsFast", "ReplaysErrorBudgetBurnsSlowly"}
 
-# These intervals of the system affect the rules. They are divided by about the same factor, or by less where a
-# busy machine with two cores could not keep up (a chord within six seconds).
+# These intervals of the system affect the rules. The intervals are divided by about the same factor, or by less
+# where a busy machine with two cores could not keep up (a chord within six seconds).
 SHORT_TIMES = {
     "REPLAYS_FLUSH_DEADLINE_SECONDS": "12",
     "REPLAYS_RETRY_BACKOFF_SECONDS": "1",
@@ -243,7 +243,8 @@ class Game:
 
     def reconcile(self) -> tuple[str, bool]:
         """Returns (output of `replays-ingest reconcile` for the topic and every sink, True if nothing is
-        missing)."""
+        missing).
+        """
         self._steps = []
         printed = self.command("reconcile", codes=(0, 1))
         return printed, not self._steps[-1].endswith(")")
@@ -263,7 +264,8 @@ class Game:
 
     def until(self, condition: Callable[[], bool], seconds: float, what: str) -> float:
         """Waits for a condition. Returns the seconds that passed. OSError counts as false. Raises LocalError after
-        `seconds`."""
+        `seconds`.
+        """
         began = time.monotonic()
         while time.monotonic() - began < seconds:
             with suppress(OSError):
@@ -282,7 +284,8 @@ class Game:
 
     def play(self, fault: Fault) -> Played:
         """Runs a fault from injection to recovery. If an error occurs, it is stored as `trouble`, and the system
-        is reset."""
+        is reset.
+        """
         played = Played(fault.name, fault.alert)
         self._steps, self._seen = played.steps, played.seen
         began, began_unix = time.monotonic(), time.time()

@@ -1,5 +1,6 @@
 """The steady load of a game day: recordings that appear to arrive at Relay now, and optional malformed
-messages."""
+messages.
+"""
 
 from __future__ import annotations
 
@@ -78,6 +79,6 @@ class Load(threading.Thread):
 
 
 def received_at(value: bytes, seconds: int) -> bytes:
-    """Returns the same message with this arrival time at Relay (Unix seconds)."""
+    """Returns the same message with the given arrival time at Relay (Unix seconds)."""
     envelope = msgspec.msgpack.decode(value)
     return msgspec.msgpack.encode({**envelope, "received": seconds})

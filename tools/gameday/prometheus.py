@@ -90,7 +90,7 @@ def _sooner(factor: float) -> Callable[[re.Match[str]], str]:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """A firing or pending alert. `runbook_url` is the annotation of that name."""
+    """A firing or pending alert. `runbook_url` is the rule's annotation of that name."""
 
     name: str
     state: str
@@ -129,7 +129,8 @@ class Prometheus(Server):
 
     def command(self) -> list[str]:
         """Returns the command line of Prometheus, which listens on the loopback interface and stores its data in
-        `directory`."""
+        `directory`.
+        """
         return [
             "prometheus",
             f"--config.file={self._configuration}",

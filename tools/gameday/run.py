@@ -47,7 +47,7 @@ def play(
     minutes_max: float = MINUTES_MAX,
     quiet_seconds_max: float = QUIET_SECONDS_MAX,
 ) -> Result:
-    """Runs a game day with these faults. Errors, including a timeout, are stored in the result.
+    """Runs a game day with the given faults. Errors, including a timeout, are stored in the result.
 
     After `minutes_max`, no further fault starts; after HARD_END_RATIO times as long, the current fault is aborted.
     """

@@ -31,7 +31,8 @@ from tools.image.system import FLOWER_PASSWORD, System
 ROOT = Path(__file__).parents[2]
 IMAGE = "localhost/replays-ingest:local"
 BUILD_SECONDS_MAX, PREPARE_SECONDS_MAX, RUN_SECONDS_MAX = 150.0, 240.0, 300.0
-# Errors in pip's output if an index does not respond. They differ from pip's errors about a missing package.
+# Errors in pip's output if an index does not respond. These errors differ from pip's errors about a missing
+# package.
 NO_INDEX = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ReadTimeoutError", "ProxyError")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 VARIABLE = re.compile(r"\$\$|\$\{(?P<name>\w+)(?::-(?P<default>[^}]*)|:\?[^}]*)?\}")
-# These keys define the start order and the network of containers. They are not needed, because containers are
+# These keys define the start order and the network of containers. The keys are not needed, because containers are
 # started explicitly, in the host's network.
 IGNORED = {"build", "image", "depends_on", "restart", "ports"}
 SECONDS = re.compile(r"(\d+)s")
@@ -26,7 +26,8 @@ NAMED_VOLUME = re.compile(r"[a-z]+")
 @dataclass(frozen=True, slots=True)
 class Service:
     """One service. `health`: the command of its health check, empty if there is none. `options`: of `podman
-    run`."""
+    run`.
+    """
 
     name: str
     command: tuple[str, ...]

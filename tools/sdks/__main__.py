@@ -40,7 +40,7 @@ class Line:
 
 
 def recorded(context: BrowserContext, trial: Any, sdk: Sdk) -> list[Line]:
-    """Uses the shop with this SDK, in a tab of its own, and compares."""
+    """Uses the shop with this SDK, in a separate tab, and compares."""
     page = context.new_page()
     page.route(SHIPPED, lambda route: route.fulfill(path=sdk.script, content_type="text/javascript"))
     done = Done()

@@ -81,7 +81,9 @@ def _element(selector: str) -> str:
 
 
 def use_the_shop(page: Page, done: Done) -> None:
-    """Adds to the cart, opens it, types, fails to check out, draws, and rage-clicks on a broken element."""
+    """Adds an item to the cart, opens the cart, types, fails to check out, draws, and rage-clicks on a broken
+    element.
+    """
     page.locator("#items button").first.wait_for()
     for tea in ("add-green", "add-pot", "add-green"):
         with page.expect_response("**/shop/cart"):

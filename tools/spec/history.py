@@ -138,7 +138,7 @@ def _without_late_assignments(steps: Sequence[Step]) -> list[Step]:
 
 
 class History:
-    """The actions of one partition. They are built once, from steps in the order of the run."""
+    """The actions of one partition. The actions are built once, from steps in the order of the run."""
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self.actions: list[Action] = []
@@ -365,7 +365,8 @@ class History:
             self._add("names_end", life, slot, end)
         self._add("names_ends", life, slot, len(ends))
         if not sent.seen or self._owner != str(step["reader"]):
-            # No reader observed that this commit was stored. Either it was not stored, or it was sent too late.
+            # No reader observed that this commit was stored. Either the commit was not stored, or it was sent too
+            # late.
             self._add("refuse" if self._owner == str(step["reader"]) else "fenced", life, slot)
             return
         sent.slot, life.waits = slot, sent

@@ -48,7 +48,7 @@ def test_a_load_is_received_when_it_is_produced(
     """The segments' `received` times are the times of production to Kafka, so end-to-end delays are those of the
     system.
 
-    The manifest says so.
+    The manifest records that `received` is the time of production.
     """
     monkeypatch.chdir(tmp_path)
     began = int(time.time())

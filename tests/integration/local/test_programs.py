@@ -98,7 +98,7 @@ def test_a_log_is_followed_by_whole_lines(tmp_path: Path):
 
 
 def test_a_running_stack_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """If a stack is running, starting one in another folder returns the running stack and its location."""
+    """If a stack is running, starting a stack in another folder returns the running stack and its location."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv("REPLAYS_LOCAL_DIRECTORY", raising=False)
     checkout, elsewhere = tmp_path / "checkout", tmp_path / "elsewhere"

@@ -29,7 +29,9 @@ def stack_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def run(place: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command for which `place` is the stack's default directory, with these REPLAYS_* variables only."""
+    """Runs a command with only the given REPLAYS_* variables, and with `place` as the default directory of the
+    stack.
+    """
     plain = {name: value for name, value in os.environ.items() if not name.startswith("REPLAYS_")}
     return subprocess.run(
         [sys.executable, "-m", "ingest.cli", *arguments],
@@ -93,7 +95,7 @@ def test_a_command_that_destroys_says_where_it_acts(stack_directory: Path):
     ids=lambda variables: next(iter(variables)),
 )
 def test_configured_servers_are_never_replaced(stack_directory: Path, variables: dict[str, str]):
-    """If one server is configured, no server is taken from the stack."""
+    """If any server is configured, no server is taken from the stack."""
     result = run(stack_directory, "batches", "ls", **variables)
 
     assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)

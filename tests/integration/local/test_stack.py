@@ -147,7 +147,7 @@ def test_a_background_stack_restarts_servers_and_stops_as_a_whole(tmp_path: Path
 
 
 def has_ended(pid: str) -> bool:
-    """An orphan is reaped by the process that adopted it. Until then it is a zombie and keeps its pid."""
+    """An orphan is reaped by the process that adopted it. Until then the orphan is a zombie and keeps its pid."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True, check=False).stdout
     return state.strip()[:1] in ("", "Z")
 

@@ -150,7 +150,7 @@ def test_lost_and_wrong_rows_are_rebuilt_once_as_ingestion_wrote_them(stored: St
 
 @pytest.mark.parametrize("stored", ["segment"], indirect=True)
 def test_recordings_that_cannot_be_rebuilt_are_counted_and_named(stored: Stored, tmp_path: Path) -> None:
-    """A recording without a row to copy from, a missing recording and an invalid one are counted and named."""
+    """Recordings without a row to copy from, missing recordings and invalid recordings are counted and named."""
     names = sorted({item.blobs[0].name for item in stored.segments if item.project_id == project_of(stored)})
     unlisted, gone, broken = names[:3]
     _, project, replay, segment = unlisted.split("/")

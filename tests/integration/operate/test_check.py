@@ -223,9 +223,9 @@ def test_workers_are_seen_with_their_queues_until_they_end(fleet: Fleet) -> None
 
 
 def test_readers_and_workers_with_different_apis_of_bigquery_are_named(fleet: Fleet) -> None:
-    """Readers and workers with different APIs of BigQuery are named.
+    """Readers and workers that are configured with different BigQuery APIs are named.
 
-    Nothing is reported while they agree, or if nobody writes to BigQuery.
+    Nothing is reported while their APIs agree, or if no process writes to BigQuery.
     """
     coordination = Coordination(fleet.client, fleet.settings)
     presence = Presence(seen_at=coordination.now(), queues=("flush.bigquery",), bigquery_write="storage")

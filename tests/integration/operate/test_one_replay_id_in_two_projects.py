@@ -1,8 +1,8 @@
 """If two projects record under the same replay_id, as anyone who knows the id can, every sink keeps the data of
 both.
 
-The messages differ only in one text, so every identity within the replay (clicks, facts, segments, the outcome) is
-the same in both projects.
+The messages differ only in one string, so every identity within the replay (clicks, facts, segments, the outcome)
+is the same in both projects.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from tests.kit.store import Key, Store, batch_of, write
 
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery")
 REPLAY_ID = "c0ffee00000000000000000000000014"
-OLD_SECONDS = 3 * 86_400  # This time is so long ago that redelivery is impossible.
+OLD_SECONDS = 3 * 86_400  # This time is so far in the past that redelivery is impossible.
 SEGMENTS = 2
 GAPS = {"seconds": 5, "minutes": 300}
 
@@ -185,7 +185,7 @@ def test_each_is_complete_in_every_sink_and_erasing_one_leaves_the_other(two_pro
 def test_missing_rows_of_one_are_reported_regardless_of_the_other(two_projects: TwoProjects) -> None:
     """If facts and an outcome of one project are deleted, they are reported as missing.
 
-    They are reported although the other project has such rows, one of which a sink refused.
+    They are reported even though the other project has rows with the same identities, one of which a sink refused.
     """
     delete_some(two_projects, two_projects.neighbor)
     refuse_outcome(two_projects, two_projects.victim)

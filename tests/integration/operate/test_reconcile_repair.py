@@ -168,7 +168,7 @@ def damage(settings: Settings, names: list[str]) -> dict[str, int]:
 
 
 def test_recordings_in_packed_objects_are_found_by_their_index(packed_system: System) -> None:
-    """In packed objects, a lost object, a corrupted one and a lost index row are found by the index and
+    """In packed objects, a lost object, a corrupted object and a lost index row are found by the index and
     repaired.
     """
     settings, expected = packed_system.settings, packed_system.expected

@@ -138,7 +138,7 @@ class Reader:
 
 
 def wait_for_assignment(brokers: str, group: str, partitions: int, seconds: float) -> bool:
-    """Waits until the group's one member owns this many partitions, according to its coordinator.
+    """Waits until the group's only member owns this many partitions, according to its coordinator.
 
     Returns False after the deadline.
     """

@@ -114,7 +114,9 @@ STATES: dict[str, tuple[Any, Callable[[Any], Any]]] = {
 
 @pytest.mark.parametrize("state", STATES)
 def test_an_unavailable_server_closes_connections_until_it_recovers(fleet: Fleet, state: str) -> None:
-    """While a server is unavailable, its connections are closed; after it has recovered, new ones are opened."""
+    """While a server is unavailable, its connections are closed; after it has recovered, new connections are
+    opened.
+    """
     sick, call = STATES[state]
     client: Any = connect(fleet.settings, retries=0)
     reading: Any = connect(fleet.settings, retries=0)

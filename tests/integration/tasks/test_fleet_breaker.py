@@ -33,7 +33,7 @@ def state(fleet: Fleet, sink: str = "clickhouse") -> str:
 def test_it_opens_cools_probes_and_closes(fleet: Fleet) -> None:
     """While the breaker is open, one probe runs at a time.
 
-    A failed probe doubles the cooldown, and a successful one closes the breaker for all workers.
+    A failed probe doubles the cooldown, and a successful probe closes the breaker for all workers.
     """
     first, second = (Breaker(connect(fleet.settings), fleet.settings) for _ in range(2))
     for _ in range(3):

@@ -142,7 +142,7 @@ class TestSentinel:
 
     @pytest.mark.parametrize("fleet_options", [{"REDIS_SENTINEL_PASSWORD": "pw-sentinel"}], indirect=True)
     def test_every_program_tries_the_next_sentinel(self, fleet: Fleet) -> None:
-        """If the first Sentinel is unavailable, every program tries the next one.
+        """If the first Sentinel is unavailable, every program tries the next Sentinel.
 
         Commands and Flower find the primary in this way.
         """

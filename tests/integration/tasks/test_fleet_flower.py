@@ -148,6 +148,6 @@ def test_it_never_starts_without_authentication(
     ],
 )
 def test_flower_requires_a_safe_login(values: dict[str, str]) -> None:
-    """If there is no password, a guessable one, or open access, the error names the setting to set instead."""
+    """If the password is missing or guessable, or access is open, the error names the setting to set instead."""
     with pytest.raises(FlowerRefused, match="REPLAYS_FLOWER_"):
         options(Settings(**values))  # type: ignore[arg-type]

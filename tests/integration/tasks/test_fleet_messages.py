@@ -24,9 +24,7 @@ from tests.kit.fleet import Fleet
     "name", ["flush_gcs", "flush_clickhouse", "flush_bigquery", "flush_datadog", "flush_dead_letter"]
 )
 def test_every_flush_signature_survives_json(fleet: Fleet, name: str) -> None:
-    """Every signature that `start` creates has the same value after it was encoded as JSON and decoded by the
-    worker.
-    """
+    """Every signature that `start` creates is unchanged after it is encoded as JSON and decoded by the worker."""
     app = publisher(fleet.settings)
     kwargs = {"batch": "recordings-0-0-3:digest", "task": "rows/clickhouse/0", "until": 1_700_000_000}
     complete = app.signature("complete", immutable=True, link_error=[app.signature("chord_failed")])

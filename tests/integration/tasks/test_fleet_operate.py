@@ -40,7 +40,7 @@ def topic(kafka_brokers: str, fresh_name: Callable[[str], str]) -> str:
 
 
 def park(fleet: Fleet, topic: str, start: int, stop: int) -> str:
-    """Records a batch with that range as parked by a running reader."""
+    """Records a batch with the given range as parked by a running reader."""
     coordination = Coordination(fleet.client, fleet.settings)
     batch_id = f"{topic}-0-{start}-{stop}"
     about = {
@@ -61,7 +61,7 @@ def test_an_abandoned_batch_is_dead_lettered_before_its_reader_is_notified(
 ) -> None:
     """When a batch is abandoned, its original messages first become dead letters with the reason.
 
-    Then the action is audited, and then the reader is notified and continues.
+    The action is then audited, and the reader is notified and continues.
     """
     fleet.dispatcher()
     batch_id = park(fleet, topic, 1, 4)

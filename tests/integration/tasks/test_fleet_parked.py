@@ -122,7 +122,7 @@ def test_one_action_retries_five_hundred_batches_which_then_settle(fleet: Fleet,
 def test_filters_select_what_all_means_and_outside_text_stays_text(fleet: Fleet, flower: Ask, page: Page) -> None:
     """If all batches that match a filter are retried, batches that do not match stay parked.
 
-    Scripts in an error do not run.
+    Scripts in a batch's error text do not run.
     """
     dispatcher = fleet.dispatcher()
     sick, other = one(0), one(1)

@@ -68,7 +68,7 @@ def test_without_podman_nothing_runs_and_ci_continues(tmp_path: Path):
     ],
 )
 def test_only_a_fault_of_the_image_fails(tmp_path: Path, podman: str, code: int, pattern: str):
-    """A limit of the machine gives exit code 0, and a fault of the image gives 1."""
+    """A limitation of the machine gives exit code 0, and a defect of the image gives 1."""
     found, printed = run_with(tmp_path, podman)
 
     assert found == code, printed

@@ -23,7 +23,9 @@ def ids(reads: Reads, text: str = "", **chosen: object) -> set[str]:
 
 
 def test_a_rage_click_is_shown_with_the_events_around_it(reads: Reads, library: Library):
-    """Around a rage click, given by its id or by its second, all events within the window are shown."""
+    """Around a rage click, which is given by its id or by its time in seconds, all events within the window are
+    shown.
+    """
     replay = reads.replay(library.shop_id)
     whole = reads.timeline(reads.segments(replay))
     (rage,) = [mark for mark in whole.marks if mark.kind == "rage_click"]
@@ -95,7 +97,7 @@ def test_a_text_is_found_in_the_events_of_recordings(reads: Reads, library: Libr
 
 
 def test_pages_of_a_search_are_complete(reads: Reads):
-    """Each page of a search names the next one, and together they are complete.
+    """Each page of a search names the next page, and together the pages are complete.
 
     A page of a text search may be empty.
     """

@@ -227,7 +227,7 @@ def test_dead_letters_are_filtered(pages: Pages):
 
 
 def test_a_batch_that_is_not_parked_cannot_be_operated(pages: Pages):
-    """An action on an unknown batch gets 404, and one on a batch without a running reader gets 409."""
+    """An action on an unknown batch gets 404, and an action on a batch without a running reader gets 409."""
     unknown = {"batch_id": "recordings-0-0-3", "reason": "why not"}
     lost = pages.office.park(3, 5)
 

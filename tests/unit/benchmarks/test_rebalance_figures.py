@@ -40,7 +40,7 @@ def test_repeated_reads_and_sends_are_a_share_of_the_load() -> None:
 
 @pytest.mark.parametrize("fault", [{"missing": "GCS objects"}, {"fell": True}, {"amid": False}])
 def test_a_run_that_lost_something_or_shows_nothing_is_not_ok(fault: dict[str, object]) -> None:
-    """A run without load, or with a rebalance only after the load has ended, is not ok."""
+    """A run fails if it has no load, or if rebalances happen only after the load has ended."""
     assert not replace(CALM, **fault).ok  # type: ignore[arg-type]
 
 

@@ -36,7 +36,7 @@ def test_help_shows_whole_sentences_on_80_columns():
 
 
 def test_every_command_has_an_example_that_parses(monkeypatch: pytest.MonkeyPatch):
-    """The example of every command is accepted by that command's own parser."""
+    """The example of every command is accepted by the command's own parser."""
     monkeypatch.chdir(ROOT)
     assert set(EXAMPLES) == {path for path, _ in leaf_commands(main)}
     first = {

@@ -38,8 +38,8 @@ def test_the_message_that_reaches_the_count_cuts() -> None:
 
 
 def test_the_message_that_reaches_the_bytes_cuts_and_is_in_the_batch() -> None:
-    """The message that reaches the byte limit is the last one in the batch, so the limit is exceeded by at most
-    one message.
+    """The message that reaches the byte limit is the last message in the batch, so the limit is exceeded by at
+    most one message.
     """
     open_batch = builder(batch_bytes_max=250)
 
@@ -268,7 +268,7 @@ def test_after_the_plan_its_own_limits_apply_again() -> None:
 
 def test_a_planned_range_with_a_compacted_end_ends_at_the_next_message() -> None:
     """If compaction removed the last message of a planned range, the next message cuts the batch and opens a new
-    one.
+    batch.
     """
     open_batch = builder(plan=(3, 10))
     open_batch.add(0, segment(0), now=0.0)

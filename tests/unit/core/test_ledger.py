@@ -106,7 +106,7 @@ def test_partitions_do_not_wait_for_each_other() -> None:
 def test_a_removed_partition_commits_nothing_and_starts_afresh() -> None:
     """A partition that was revoked commits nothing, because only the next owner commits.
 
-    When the partition is assigned again, this reader starts at that owner's committed offset.
+    When the partition is assigned again, this reader starts at the offset that the other owner committed.
     """
     ledger = ledger_with((4, 6))
     ledger.settle(P, OffsetRange(4, 6))

@@ -69,7 +69,7 @@ def test_the_byte_limit_flushes_before_the_count() -> None:
 def test_while_nothing_is_in_flight_a_batch_is_cut_early() -> None:
     """While nothing is in flight, a batch is cut half a second after its first message.
 
-    While that batch is in flight, the next one waits for its full age.
+    While the first batch is in flight, the next batch waits for its full age.
     """
     runtime = reader(batch_age_seconds_max=2.0, batch_age_idle_seconds=0.5)
     runtime.segments(1)
@@ -156,7 +156,7 @@ def test_a_reject_advances_the_offset_only_with_its_dead_letter() -> None:
 
 
 def test_a_batch_that_settles_first_waits_for_the_one_before_it() -> None:
-    """A batch that settles first waits for the one before it: the watermark is the end of the longest settled
+    """A batch that settles first waits for the batch before it: the watermark is the end of the longest settled
     prefix.
     """
     runtime = reader()
@@ -1005,7 +1005,7 @@ def test_while_draining_nothing_new_is_cut() -> None:
 
 
 def test_an_idle_partition_and_an_unknown_one_are_released_at_once() -> None:
-    """An idle partition and an unknown one are released at once, because they have nothing to wait for."""
+    """An idle or unknown partition is released at once, because there is nothing to wait for."""
     runtime = reader()
 
     runtime.handle_event(on.PartitionsRevoked((PARTITION, OTHER_PARTITION)))

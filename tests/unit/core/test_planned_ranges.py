@@ -54,8 +54,8 @@ def test_at_the_end_of_the_log_the_rest_of_a_range_is_abandoned() -> None:
 
 
 def test_a_range_whose_last_messages_are_gone_is_cut_at_the_end_of_the_log() -> None:
-    """If no messages are left between the last one taken and the planned end, the range is cut at the end of the
-    log.
+    """If no messages are left between the last message taken and the planned end, the range is cut at the end of
+    the log.
     """
     runtime = successor()
     runtime.segments(3)

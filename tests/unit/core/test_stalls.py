@@ -20,7 +20,7 @@ def test_a_stalled_partition_is_refetched_before_the_end_of_its_log() -> None:
 
 
 def test_each_refetch_without_effect_doubles_the_time_to_the_next_one() -> None:
-    """Each refetch without effect doubles the time to the next one, because an open transaction looks like a
+    """Each refetch without effect doubles the time to the next refetch, because an open transaction looks like a
     stall.
     """
     stalls = Stalls(seconds_max=10.0, gap_seconds_max=10.0)
@@ -31,7 +31,7 @@ def test_each_refetch_without_effect_doubles_the_time_to_the_next_one() -> None:
 
 
 def test_a_partition_with_progress_or_without_fetching_is_not_stalled() -> None:
-    """A partition with a single new message, or one that is paused, does not count as stalled."""
+    """A partition with a single new message does not count as stalled, and neither does a paused partition."""
     stalls = Stalls(seconds_max=20.0, gap_seconds_max=10.0)
 
     assert refetched_partitions(stalls, {0: (5, 9)}, 0.0, 10.0) == [[], []]

@@ -106,8 +106,8 @@ def test_the_offset_after_a_gap_is_committed_at_once() -> None:
 
 
 def test_the_end_of_a_gap_waits_for_earlier_messages() -> None:
-    """The end of a gap is committed only after earlier messages have settled, because the copies in memory are the
-    only ones.
+    """The end of a gap is committed only after earlier messages have settled, because their only copies are in
+    memory.
     """
     runtime = started_reader()
     records(runtime)

@@ -97,8 +97,8 @@ def test_every_file_is_marked_as_rendered_and_is_applied():
 
 
 def test_documents_are_split_by_their_template():
-    """Documents printed as by `helm template`, with a comment before one and an empty one, are split by their
-    template.
+    """Documents printed as by `helm template`, with a comment before a document and an empty document, are split
+    by their template.
     """
     printed = (
         "---\n# Source: replays-ingest/templates/a.yaml\n# why\nkind: A\n\nspec: 1  \n"

@@ -353,7 +353,7 @@ def test_prometheus_scrapes_exactly_the_services_of_compose():
     """Prometheus scrapes exactly the services of the Compose file that have metrics, on the ports where they
     listen.
 
-    The comment in the file lists each of these services.
+    The comment in the file lists each of the scraped services.
     """
     path = ROOT / "deploy" / "prometheus" / "prometheus.yml"
     targets = set()

@@ -51,7 +51,7 @@ def test_it_listens_on_loopback_by_default(reader: Reader):
 
 
 def test_a_running_loop_is_live_and_a_stuck_one_is_not(reader: Reader):
-    """A reader whose loop runs is live, and one whose loop is stuck is not, because only a restart helps."""
+    """A reader whose loop runs is live, and a reader whose loop is stuck is not, because only a restart helps."""
     assert reader.get("/livez") == (200, '{"ok":true,"checks":{"loop":""}}')
 
     reader.silent_seconds = 61.0

@@ -32,7 +32,7 @@ def drawn(width: int, *rows: tuple[str, ...], columns: tuple[Column, ...] = COLU
 
 
 def test_a_wide_terminal_shows_everything():
-    """On a wide terminal every column is shown, even one without any text."""
+    """On a wide terminal every column is shown, even a column without any text."""
     header, row = drawn(160, (BATCH, "12:00:03", ERROR, "", "7"))
 
     assert header.split() == ["batch", "time", "error", "sink", "messages"]

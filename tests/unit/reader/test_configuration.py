@@ -48,8 +48,8 @@ def test_the_client_refuses_these_properties() -> None:
 
 
 def test_under_classic_a_drain_ends_before_the_session() -> None:
-    """Under the classic protocol, the drain deadline must be shorter than the session time-out; an equal one is
-    refused.
+    """Under the classic protocol, the drain deadline must be shorter than the session time-out; an equal deadline
+    is refused.
     """
     settings_with(drain_deadline_seconds=29.9, kafka_session_timeout_seconds=30)
 
@@ -72,7 +72,9 @@ def test_under_consumer_a_drain_ends_before_the_poll_interval() -> None:
 
 
 def test_a_long_session_makes_the_poll_interval_as_long() -> None:
-    """If the session is long, the poll interval has the same length, because librdkafka refuses a shorter one."""
+    """If the session is long, the poll interval has the same length, because librdkafka refuses a shorter
+    interval.
+    """
     config = consumer_config(settings_with(kafka_session_timeout_seconds=900))
 
     assert config["max.poll.interval.ms"] == 900_000

@@ -19,7 +19,7 @@ NOW = RECEIVED + 100.0
 
 
 def outcome(erasures: Erasures, replay_id: str = REPLAY, received: int = RECEIVED, **fields: object) -> object:
-    """Returns the outcome of a message under these erasures."""
+    """Returns the outcome of a message under the given erasures."""
     gate = TenantGate()
     gate.decide(TenantRules(), erasures, 1)
     value = recording(replay_id=replay_id, project_id=11, received=received, **fields)

@@ -177,8 +177,8 @@ def test_a_drain_that_nothing_settles_ends_at_the_deadline() -> None:
 
 
 def test_draining_a_partition_twice_waits_for_the_second_release_too() -> None:
-    """If a partition is drained twice, the second drain waits for its own release, and not for that of the
-    first.
+    """If a partition is drained twice, the second drain waits for its own release, and not for that of the first
+    drain.
     """
     bench = Bench(drain_deadline_seconds=3.0)
     for epoch in (1, 2):
@@ -370,7 +370,7 @@ def test_waiting_messages_of_a_revoked_partition_are_dropped() -> None:
 
 
 def test_messages_after_an_unusual_one_wait_and_other_partitions_continue() -> None:
-    """Messages after an unusual one wait for its result and then follow in order.
+    """Messages after an unusual message wait for its result and then follow in order.
 
     The loop and other partitions continue.
     """

@@ -11,7 +11,7 @@ PROJECT, OTHER = 7, 8
 
 
 def limited_gate(tokens: float, *, burst: float = 10.0, now: float = 0.0) -> TenantGate:
-    """Returns a gate with this many tokens granted for PROJECT at `now`."""
+    """Returns a gate with the given number of tokens granted for PROJECT at `now`."""
     gate = TenantGate(stale_seconds=10.0)
     gate.grant(TenantRules(limits={PROJECT: Limit(5.0, burst)}), {PROJECT: tokens}, now)
     return gate

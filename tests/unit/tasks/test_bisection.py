@@ -119,7 +119,9 @@ def test_a_single_poison_item_in_its_batch_is_refused() -> None:
 
 
 def test_named_items_are_removed_at_once() -> None:
-    """If a server names the refused items, it has written the others, so the named ones are removed at once."""
+    """If a server names the refused items, it has written the other items, so the named items are removed at
+    once.
+    """
     server, progress = Server(poison=[3, 9], named=True), fresh(20)
 
     server.deliver(progress, 20)

@@ -130,7 +130,9 @@ def test_celery_options_contain_no_password(url: str, monkeypatch: pytest.Monkey
 
 
 def test_celery_options_contain_no_sentinel_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Celery's options for Redis do not contain the password of the Sentinels, which is a different one."""
+    """Celery's options for Redis do not contain the password of the Sentinels, which differs from that of
+    Redis.
+    """
     for name, value in {**SENTINEL, "REDIS_SENTINEL_PASSWORD": "hunter2"}.items():
         monkeypatch.setenv(f"REPLAYS_{name}", value)
 

@@ -1,4 +1,4 @@
-"""A seal is valid for one purpose, one text and one key.
+"""A seal is valid for one purpose, one content and one key.
 
 Keys can be rotated, and unsealed entries are accepted only if configured.
 """

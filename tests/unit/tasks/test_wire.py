@@ -86,7 +86,7 @@ def test_rows_as_protobuf_survive_a_round_trip() -> None:
 def test_a_part_of_rows_as_protobuf_is_protobuf() -> None:
     """If a repeated task sends only some of the rows, these are also protobuf.
 
-    If it sends all rows, they are not copied.
+    If the task sends all rows, they are not copied.
     """
     rows = msgspec.structs.replace(
         STAGED, rows=b"".join(b"\x0a\x05\x0a\x01%c\x10\x02" % letter for letter in b"abc")
@@ -166,7 +166,7 @@ def test_an_unknown_field_of_a_manifest_or_completion_is_ignored() -> None:
 
 
 def test_a_missing_version_is_the_first() -> None:
-    """A missing version counts as the first one, because the first release sent none."""
+    """A missing version counts as the first version, because the first release sent none."""
     fields = msgspec.to_builtins(Completion(CompletionKind.RETRY, "recordings-0-0-3"))
     del fields["version"]
 
@@ -175,7 +175,7 @@ def test_a_missing_version_is_the_first() -> None:
 
 @pytest.mark.parametrize("version", [0, VERSION + 1])
 def test_another_version_is_refused_with_both_numbers(version: int) -> None:
-    """Another version is refused, and the error names that version and the supported ones."""
+    """Any other version is refused, and the error names that version and the supported versions."""
     completion = Completion(CompletionKind.DONE, "recordings-0-0-3")
 
     with pytest.raises(Incompatible, match=rf"recordings-0-0-3 .*version {version} .*reads 1 to {VERSION}"):

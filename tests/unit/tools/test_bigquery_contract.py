@@ -73,7 +73,7 @@ def test_a_missing_interpreter_is_named(tmp_path: Path) -> None:
 
 
 def test_a_complete_environment_is_used_again(tmp_path: Path) -> None:
-    """Nothing is installed if the cache has the environment of these pins."""
+    """Nothing is installed if the cache has the environment of the pinned packages."""
     package = PACKAGES[0]
     place = tmp_path / f"{package.name}-{package.digest}"
     place.mkdir()

@@ -33,7 +33,7 @@ def test_every_setting_is_described():
 
 
 def test_a_misspelt_name_is_refused_with_the_right_one(monkeypatch: pytest.MonkeyPatch):
-    """A misspelt name is refused, and the error suggests the right one; if it were ignored, the default would
+    """A misspelt name is refused, and the error suggests the right name; if it were ignored, the default would
     apply.
     """
     monkeypatch.setenv("REPLAYS_BATCH_BYTE_MAX", "1000000")
@@ -48,7 +48,9 @@ def test_a_misspelt_name_is_refused_with_the_right_one(monkeypatch: pytest.Monke
     "name", ["REPLAYS_WEB_PORT", "REPLAYS_CLICKHOUSE_HOST", "REPLAYS_FLOWER_PASSWORD", "REPLAYS_KAFKA_URL"]
 )
 def test_a_name_of_something_else_is_not_suggested(name: str, monkeypatch: pytest.MonkeyPatch):
-    """For example REPLAYS_FLOWER_PORT for REPLAYS_WEB_PORT, which moves Flower instead of the web pages."""
+    """For REPLAYS_WEB_PORT, the suggestion would be REPLAYS_FLOWER_PORT, which moves Flower instead of the web
+    pages.
+    """
     monkeypatch.setenv(name, "8000")
 
     with pytest.raises(SettingsError) as caught:

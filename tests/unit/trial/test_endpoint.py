@@ -42,7 +42,7 @@ def event_of(content: bytes) -> Any:
 
 
 def normal(**fields: Any) -> Any:
-    """Returns the normalized form of a replay event with these fields."""
+    """Returns the normalized form of a replay event with the given fields."""
     content = json.dumps({"segment_id": 0, **fields}).encode()
     return json.loads(normalized(memoryview(content), REPLAY_ID, CLIENT))
 
@@ -64,8 +64,8 @@ def test_a_recorded_session_becomes_the_same_messages(recorded: Recording) -> No
 
 
 def test_a_plain_recording_is_compressed_and_a_compressed_one_is_unchanged() -> None:
-    """A plain recording is compressed and a compressed one is unchanged, so the message always contains a zlib
-    stream.
+    """A plain recording is compressed and a compressed recording is unchanged, so the message always contains a
+    zlib stream.
     """
     plain = envelope(item("replay_recording", b'{"segment_id":3}\n[{"type":4}]'))
     packed = envelope(item("replay_recording", b'{"segment_id":3}\n' + zlib.compress(b"[{}]", 1)))

@@ -61,7 +61,7 @@ JSON = st.recursive(
 
 
 def timeline(*segments: Sequence[RRwebEvent]) -> Timeline:
-    """Returns the timeline of these segments' events."""
+    """Returns the timeline of the given segments' events."""
     return read(enumerate(json.dumps(events).encode() for events in segments))
 
 
@@ -269,7 +269,7 @@ def test_marks_are_in_the_order_of_time_over_all_segments():
 
 
 def test_a_recording_with_only_breadcrumbs_has_their_times():
-    """A recording that has only breadcrumbs cannot be played, but has their start and end."""
+    """A recording that has only breadcrumbs cannot be played, but its timeline has their start and end."""
     found = timeline([console_event()])
 
     assert (found.start_ms, found.end_ms, found.snapshots) == (CRUMB_MS, CRUMB_MS, [])

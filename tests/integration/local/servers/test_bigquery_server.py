@@ -71,7 +71,7 @@ def test_a_table_keeps_schema_partitioning_and_clustering(client: bigquery.Clien
 def test_creating_twice_is_a_conflict_and_missing_is_not_found(client: bigquery.Client, dataset: str, table: str):
     """Creating a table twice gives 409, and a missing table gives 404.
 
-    The client's exists_ok and not_found_ok depend on these codes.
+    The client's options exists_ok and not_found_ok depend on these codes.
     """
     with pytest.raises(Conflict, match="Already Exists"):
         client.create_table(bigquery.Table(table, schema=SCHEMA))
@@ -97,7 +97,7 @@ def test_values_are_returned_with_their_types(client: bigquery.Client, table: st
 
 
 def test_an_insert_id_is_stored_once_within_the_window(client: bigquery.Client, table: str):
-    """Rows with the same insert id are stored once, across requests and within one; rows without an id are
+    """Rows with the same insert id are stored once, across requests and within a request; rows without an id are
     always stored.
     """
     assert client.insert_rows_json(table, [row(), row()], row_ids=["x", "x"]) == []
@@ -133,7 +133,7 @@ def test_one_bad_row_stops_all_others(client: bigquery.Client, table: str):
 
 
 def test_skipping_invalid_rows_stores_the_good_ones(client: bigquery.Client, table: str):
-    """With skipInvalidRows the good rows are stored, and the errors name only the bad ones."""
+    """With skipInvalidRows the good rows are stored, and the errors name only the bad rows."""
     errors = client.insert_rows_json(table, [row(id=None), row(), row(more=1)], skip_invalid_rows=True)
 
     assert [error["index"] for error in errors] == [0, 2]

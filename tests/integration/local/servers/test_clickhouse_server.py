@@ -89,7 +89,7 @@ def test_errors_carry_clickhouse_codes(clickhouse_url: str, table: str):
 
 
 def test_databases_are_separate(clickhouse_url: str, fresh_name: Callable[[str], str]):
-    """Databases are separate, and each request can name another one."""
+    """Databases are separate, and each request can name a different database."""
     database = fresh_name("db")
     client_of(clickhouse_url).command(f"CREATE DATABASE {database}")
     inside = client_of(clickhouse_url, database=database)
@@ -142,7 +142,7 @@ def test_data_survives_a_kill(children: Children, tmp_path: Path):
 
 
 def test_a_configured_password_is_required(children: Children, tmp_path: Path):
-    """If a password is configured, a wrong one gives code 516. The right password is accepted."""
+    """If a password is configured, a wrong password gives code 516. The right password is accepted."""
     server = ClickHouse(children, tmp_path / "clickhouse", user="fleet", password="s3cret")
     server.start()
 

@@ -104,7 +104,7 @@ def test_one_writer_of_many_wins_a_precondition(gcs_endpoint: str, fresh_name: C
 def test_objects_survive_a_kill(children: Children, tmp_path: Path):
     """After a kill, objects have their bytes and metadata.
 
-    Missing buckets give 404, and existing ones 409 when created again.
+    A missing bucket gives 404, and an existing bucket gives 409 when it is created again.
     """
     server = CloudStorage(children, tmp_path / "gcs")
     server.start()
@@ -190,7 +190,7 @@ def test_apache_kafka_keeps_the_metadata_of_a_commit(apache_kafka: JavaKafka, fr
 def test_apache_kafka_keeps_its_data_after_a_kill(apache_kafka: JavaKafka, children: Children, tmp_path: Path):
     """After a kill and a restart of Apache Kafka, all messages can be read.
 
-    The fixture `apache_kafka` skips the test with a reason where Kafka cannot run.
+    The fixture `apache_kafka` skips the test with a reason if Kafka cannot run.
     """
     server = JavaKafka(children, tmp_path / "kafka", name="kafka-killed")
     server.start()

@@ -61,7 +61,9 @@ def test_a_valid_proof_is_accepted(sink: str, settings: Callable[..., Settings])
 def test_after_a_false_response_the_same_write_works(
     sink: str, settings: Callable[..., Settings], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After a false response the sink is still used; the warning names the received page."""
+    """After a response that proves nothing, the sink is still used; the warning contains the title of the received
+    page.
+    """
     portal = True
     with answering(lambda request: PORTAL_PAGE if portal else PROOFS[sink](request)) as (url, _):
         made = build(sink, settings(**{ADDRESS[sink]: url}))

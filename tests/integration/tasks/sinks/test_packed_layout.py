@@ -57,7 +57,7 @@ def session_row() -> Row:
 
 
 def test_a_replay_in_both_layouts_reads_back_after_redelivery(stores: Settings) -> None:
-    """A replay reads back if it was packed twice, so that the second upload got 412, and has a segment in a
+    """A replay can be read back even if it was packed twice (the second upload got 412) and one segment is in a
     separate object.
     """
     batch = of_the_future(make_batch(4))
@@ -81,8 +81,8 @@ def test_a_replay_in_both_layouts_reads_back_after_redelivery(stores: Settings) 
 
 
 def test_an_existing_object_is_not_written_again(settings: Callable[..., Settings]) -> None:
-    """An existing object is not written again: the upload may only create it, and 412 is a success if an equal one
-    is stored.
+    """An existing object is not written again: the upload may only create it, and a 412 response is a success if
+    an equal object is stored.
 
     Emulators would overwrite the object.
     """

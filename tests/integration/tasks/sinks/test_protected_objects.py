@@ -1,5 +1,5 @@
-"""A bucket that forbids overwriting: an equal object counts as written, a different one becomes a dead letter, and
-a missing permission is an error.
+"""In a bucket that forbids overwriting, an equal object counts as written, a different object becomes a dead
+letter, and a missing permission is an error.
 """
 
 from __future__ import annotations

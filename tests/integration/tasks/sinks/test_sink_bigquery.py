@@ -253,7 +253,7 @@ def entry(index: int, reason: str) -> dict[str, Any]:
 
 
 def test_stopped_rows_are_not_refused(settings: Callable[..., Settings]) -> None:
-    """If the server refuses a whole request, its good rows are written again without the bad one."""
+    """If the server refuses a whole request, its good rows are written again without the bad row."""
     with answering(refusing(entry(0, "stopped"), entry(1, "invalid"), entry(2, "stopped"))) as (url, _):
         sink = BigQuerySink(settings(bigquery_endpoint=url))
         with pytest.raises(PermanentSinkError) as refused:

@@ -121,8 +121,8 @@ def test_the_same_write_again_is_skipped_by_its_token(sink: ClickHouseSink, serv
 
 
 def test_the_same_rows_under_another_token_replace_each_other(sink: ClickHouseSink, server: Any) -> None:
-    """If the same messages are cut differently, there are two copies on disk until a merge, but one with FINAL
-    and in the view.
+    """If the same messages are cut differently, there are two copies on disk until a merge, but one copy with
+    FINAL and in the view.
     """
     items = [click(number) for number in range(1, 21)]
 

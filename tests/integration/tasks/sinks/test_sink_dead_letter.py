@@ -76,7 +76,7 @@ def records(topic_settings: Settings, wanted: int) -> list[Record]:
 
 
 def test_dead_letters_keep_key_value_and_headers(topic_settings: Settings) -> None:
-    """Dead letters keep the original bytes, including those of views, and every header in order."""
+    """Dead letters keep the original bytes, even if they are given as memoryviews, and every header in order."""
     items = [letter(1), letter(2, os.urandom(100_000)), DeadLetter(None, memoryview(b"view"), (), 3)]
     sink = DeadLetterSink(topic_settings)
 

@@ -72,7 +72,7 @@ def test_writing_twice_leaves_one_copy(bucket_settings: Settings) -> None:
 
 
 def test_the_last_object_of_a_name_wins(bucket_settings: Settings) -> None:
-    """If the SDK sent a segment twice within a batch, the later one is stored."""
+    """If the SDK sent a segment twice within a batch, the later copy is stored."""
     sink = GcsSink(bucket_settings)
 
     sink.write([blob("30/1/a/0", b"first"), blob("30/1/a/1", b"other"), blob("30/1/a/0", b"second")], "t", 20)
@@ -158,7 +158,7 @@ def test_a_failed_upload_is_retried_within_the_call(settings: Callable[..., Sett
 def test_uploads_that_wait_for_a_retry_hold_no_connection(
     settings: Callable[..., Settings],
 ) -> None:
-    """If one connection is allowed and the first of 20 uploads waits a second for its retry, the other 19 are
+    """If only one connection is allowed and the first of 20 uploads waits a second for its retry, the other 19 are
     sent meanwhile.
     """
     earlier_paths: list[str] = []
@@ -201,8 +201,8 @@ def test_a_long_retry_after_ends_the_write_and_the_rest_is_durable(settings: Cal
 
 
 def test_only_the_limit_of_one_object_name_waits_a_second() -> None:
-    """A 429 caused by the load on the bucket is retried like a 503, and one with Retry-After not before that
-    time.
+    """A 429 caused by the load on the bucket is retried like a 503; a 429 with Retry-After is not retried before
+    that time.
     """
     delayed = Trouble(Blame.SERVER, "HTTP 429: slow down", retry_after_seconds=1.0)
     load = Trouble(Blame.SERVER, "HTTP 429: too many requests for this bucket")
@@ -274,7 +274,7 @@ def test_a_closed_keep_alive_connection_is_reopened(settings: Callable[..., Sett
 
 
 def test_the_checksum_is_sent_and_compared(settings: Callable[..., Settings]) -> None:
-    """The upload contains our CRC32C; if the server reports another one, the object counts as not stored."""
+    """The upload contains our CRC32C; if the server reports a different value, the object counts as not stored."""
     with answering(lambda request: object_stored(request, crc32c="AAAAAA==")) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(TransientSinkError, match="checksum"):

@@ -84,7 +84,7 @@ def sink(new_sink: Callable[[], StorageWriteSink]) -> StorageWriteSink:
 
 
 def write(sink: StorageWriteSink, notes: Notes, items: Sequence[Row] = TEN, seconds: float = SECONDS) -> None:
-    """Runs a task once with these items."""
+    """Runs a task once with the given items."""
     sink.write_recorded(Staged.form(items), range(len(items)), notes.run(), seconds)
 
 
@@ -279,7 +279,9 @@ def test_the_row_count_of_a_finalized_stream_decides(
 def test_an_offset_past_the_end_is_resolved_by_finalizing(
     new_sink: Callable[[], StorageWriteSink], migrated: Settings
 ) -> None:
-    """If the append before a recorded one is missing, the task writes its rows nevertheless, and none is lost."""
+    """If the append before a recorded append is missing, the task writes its rows nevertheless, and no row is
+    lost.
+    """
     notes = Notes()
     streams = new_sink()._writer.get().streams
     name = streams.take(TABLE, SECONDS).name

@@ -1,7 +1,7 @@
 """A sink finds out whether the table or one row is at fault. The tests use real engines with altered tables.
 
 If the table is at fault, no row becomes a dead letter, few requests detect it, and once the table is repaired
-every row is written. One poison row among healthy ones, or alone, still becomes a dead letter.
+every row is written. A single poison row, among healthy rows or alone, still becomes a dead letter.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def test_a_bisection_that_refuses_everything_ends_early(facts_place: Facts, bigq
 
 
 def test_a_probe_of_bigquery_stores_nothing(facts_place: Facts) -> None:
-    """The probe stores nothing, because it sends a known good row together with one that no table accepts."""
+    """The probe stores nothing, because it sends a known good row together with a row that no table accepts."""
     facts_place.sink.examine([fact(1)], 10)
     report = facts_place.sink.check()
 

@@ -62,8 +62,8 @@ def test_bodies_of_any_size_arrive_whole() -> None:
 
 @pytest.mark.parametrize("size_bytes", [100, 2 * MiB])
 def test_a_dead_reused_connection_causes_a_second_request(size_bytes: int) -> None:
-    """If a reused connection is dead, the body is sent again from its start on a new one, even if it is read in
-    chunks.
+    """If a reused connection is dead, the body is sent again from its start on a new connection, even if it is
+    read in chunks.
     """
     body, cuts = os.urandom(size_bytes), iter([False, True, False])
 

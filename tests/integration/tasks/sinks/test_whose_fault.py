@@ -1,4 +1,4 @@
-"""A failed write is attributed to its cause: a status, a table, a size, or one row among healthy ones."""
+"""A failed write is attributed to its cause: a status, a table, a size, or one row among healthy rows."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def test_a_status_of_a_proxy_is_classified(sink: str, status: int, settings: Cal
 @pytest.mark.parametrize("sink", PROOFS)
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed(sink: str, status: int, settings: Callable[..., Settings]) -> None:
-    """A redirect is not followed: the POST would become a GET, and the target is not the sink, even if its
-    response looks like one.
+    """A redirect is not followed, because the POST would become a GET, and the target is not the sink, even if its
+    response looks like that of the sink.
     """
     with (
         answering(PROOFS[sink]) as (elsewhere, requests_elsewhere),

@@ -332,7 +332,7 @@ def test_sizes_of_request_and_response_in_all_nine_permutations(
 
 
 def test_older_names_of_sizes_take_precedence():
-    """If the size fields of SDK 7.44 and 7.45 are present, they take precedence over the newer ones."""
+    """If the size fields of SDK 7.44 and 7.45 are present, they take precedence over the newer fields."""
     both = {"requestBodySize": 1, "responseBodySize": 2, "request": {"size": 3}, "response": {"size": 4}}
 
     assert body_sizes(events_parsed([fetch_event(both)])) == ([1], [2])

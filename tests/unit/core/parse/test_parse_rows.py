@@ -155,7 +155,7 @@ def test_a_segment_row_locates_its_bytes():
 
 
 def test_a_replay_id_in_capitals_is_the_same_replay():
-    """A replay id in capitals yields the same object names as one in lower case."""
+    """A replay id in capitals yields the same object names as a replay id in lower case."""
     assert parsed(recording(replay_id=REPLAY_ID.upper())) == parsed(recording())
 
 

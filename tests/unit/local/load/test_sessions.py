@@ -44,7 +44,7 @@ def sessions(count: int, mix: Mix, site: tuple[Page, ...] = SITE) -> list[list[M
 
 
 def test_the_same_seed_produces_the_same_bytes():
-    """Two streams generated from the same seed are equal, and one from another seed differs."""
+    """Two streams generated from the same seed are equal, and a stream from another seed differs."""
     first, again, other = (list(values(PROFILES["small"], 60, seed, START)) for seed in (1, 1, 2))
 
     assert first == again

@@ -16,7 +16,7 @@ def missing(
     packed: list[tuple[str, int]] | None = None,
     appeared: frozenset[str] = frozenset(),
 ) -> Audit:
-    """Returns the result of an audit of these names.
+    """Returns the result of an audit of the given names.
 
     `appeared` lists objects that exist although they were not listed.
     """

@@ -1,5 +1,5 @@
-"""Messages that are not clearly cheap are parsed in a child process with limits, and every message gets a
-result.
+"""The second line: messages that are not clearly cheap are parsed in a child process with limits, and every
+message gets a result.
 """
 
 from __future__ import annotations
@@ -206,7 +206,9 @@ def test_deadlines_of_child_reject_and_probe_are_ordered() -> None:
     ids=["clicks", "mutations", "video", "no json", "garbage", "no zlib"],
 )
 def test_an_ordinary_message_is_parsed_to_the_same_outcome(value: bytes) -> None:
-    """An ordinary message has the same outcome in either place: the limit changes only where parsing runs."""
+    """An ordinary message has the same outcome in the loop and in a child process: the limit only decides where it
+    is parsed.
+    """
     assert parse_usual(message(value), RULES, USUAL) == parse(message(value), RULES)
 
 

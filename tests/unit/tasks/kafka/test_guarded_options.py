@@ -38,8 +38,8 @@ def set_options(monkeypatch: pytest.MonkeyPatch, options: dict[str, object]) -> 
 
 @pytest.mark.parametrize("name", [*GUARDED, "test.mock.num.brokers", "rebalance_cb", "error_cb", "stats_cb"])
 def test_each_is_refused_by_name_with_the_reason(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Reader and fleet both refuse each of these properties by name, because both have clients that would accept
-    it.
+    """Reader and fleet both refuse each of the given properties by name, because both have clients that would
+    accept it.
     """
     set_options(monkeypatch, {"client.rack": "a", name: "true"})
 

@@ -86,7 +86,9 @@ def test_a_kept_message_is_never_mistaken_for_a_refused_item(reason: str) -> Non
 
 
 def test_a_letter_of_the_first_format_is_not_mistaken_either() -> None:
-    """In a letter of the first format forged headers are next to ours, but our reason is the one that is read."""
+    """In a letter of the first format, forged headers are next to ours, but our reason is the reason that is
+    read.
+    """
     label = decode(first_format(FORGED))
 
     assert label == message(FORGED)
@@ -173,7 +175,7 @@ RECORD = (b"k", b"value", Label("not_msgpack", "why", ORIGIN, "b", 5, (("trace",
 
 
 def test_a_sealed_letter_is_read_like_an_unsealed_one():
-    """A sealed letter is read like an unsealed one, and holders of the key can verify it."""
+    """A sealed letter is read like an unsealed letter, and holders of the key can verify it."""
     headers = sealed(SEALS, "dlq", *RECORD)
 
     assert decode(headers) == decode(RECORD[2])

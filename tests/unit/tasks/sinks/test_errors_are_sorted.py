@@ -1,5 +1,5 @@
-"""Every exception class and error code of the client libraries is classified, so an upgrade that adds one fails
-here.
+"""Every exception class and error code of the client libraries is classified, so that the tests fail when an
+upgrade adds one.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def test_the_copy_without_a_bug_passes(tmp_path: Path) -> None:
 def test_messages_may_expire() -> None:
     """Messages that expire after a reader has taken them must still be written.
 
-    Messages that expire before that need not be written.
+    Messages that expire before a reader has taken them need not be written.
     """
     expiring = explore(Bound((1,), 1, expiry=True)).result
 

@@ -45,7 +45,7 @@ def test_every_state_is_visited_once() -> None:
 
 
 def test_the_shortest_path_to_a_violation_is_returned() -> None:
-    """The shortest path to a violation is returned, even if the model lists a longer one first."""
+    """The shortest path to a violation is returned, even if the model lists a longer path first."""
     edges = {0: [(1, 1), (5, 5)], 1: [(2, 2)], 2: [(3, -7)], 5: [(6, -8)]}
 
     result = Search(Graph(edges, [])).run()

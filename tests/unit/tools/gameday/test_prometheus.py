@@ -1,4 +1,4 @@
-"""The rules of a game day are the deployed ones with shorter durations."""
+"""The rules of a game day are the deployed rules with shorter durations."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def test_a_service_keeps_the_settings_of_the_file():
 
 
 def test_a_named_volume_is_an_anonymous_one_here():
-    """A named volume becomes an anonymous one, which is removed with its container."""
+    """A named volume becomes an anonymous volume, which is removed with its container."""
     assert "--volume=/var/lib/replays" in ours(FILE, VARIABLES)["flower"].options
 
 

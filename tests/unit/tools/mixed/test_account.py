@@ -13,7 +13,7 @@ START = 1_700_000_000.0
 
 
 def line(event: str, second: int, **facts: Any) -> dict[str, Any]:
-    """Returns a log line with this number of seconds after the start."""
+    """Returns a log line with a time that is the given number of seconds after the start."""
     return {"event": event, "timestamp": f"2023-11-14T22:13:{20 + second:02}+00:00", **facts}
 
 
@@ -61,7 +61,7 @@ def test_messages_that_are_cut_again_are_counted_once_each_time():
 
 
 def test_events_are_counted_in_the_phase_of_their_time():
-    """A time at the border of two phases belongs to the later one."""
+    """A time at the border of two phases belongs to the later phase."""
     some = [Repeated(START + 5, 1), Repeated(START + 1, 2)]
 
     assert within(some, START, START + 5) == [some[1]]

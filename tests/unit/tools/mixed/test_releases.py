@@ -1,6 +1,6 @@
 """The previous release is found by tags or, without tags, in the record of releases.
 
-If neither names a previous release, the reason is reported.
+If neither the tags nor the record name a previous release, the reason is reported.
 """
 
 from __future__ import annotations

@@ -123,7 +123,9 @@ RELEASED: Step = {"step": "released", "late": False, "gave_up": False}
 
 
 def test_a_response_may_belong_to_an_equal_earlier_commit(checker: spin.Checker) -> None:
-    """If a reader resends a commit, the response to the first commit is allowed as that to the resent one."""
+    """If a reader resends a commit, the response to the first commit is allowed as the response to the resent
+    commit.
+    """
     again = steps_of("one", {"step": "commit", "offset": 3, "ends": [], "short": False})
     answer = calm_steps()[-1:]
     steps = [*calm_steps()[:-1], *again, *answer, *steps_of("one", REVOKED, RELEASED)]
@@ -150,8 +152,8 @@ def cut_behind_a_gap(committed: int) -> list[Step]:
 
 @pytest.mark.parametrize(("committed", "action"), [(3, ""), (5, ""), (6, "send")])
 def test_a_batch_covers_the_gap_before_it(committed: int, action: str, checker: spin.Checker) -> None:
-    """A batch after a gap may be recorded with the offset before or after the gap, but not with one inside the
-    batch.
+    """A batch after a gap may be recorded with the offset before or after the gap, but not with an offset inside
+    the batch.
     """
     assert refused_action(checker, [*calm_steps(), *cut_behind_a_gap(committed)]) == action
 
@@ -196,8 +198,8 @@ def test_steps_are_found_in_a_readers_log(tmp_path: Path) -> None:
 
 
 def test_logged_steps_are_ordered_by_time_and_not_by_text(tmp_path: Path) -> None:
-    """Logged steps are ordered by time: a full second has no fraction, and as text would follow all others of
-    that second.
+    """Logged steps are ordered by time, not as text: as text, a full second, which has no fraction, would follow
+    all other times of that second.
     """
     for name, step, second in (("reader-1.log", "cut", "58.75"), ("reader-2.log", "commit", "58")):
         line = f'{{"event": "protocol_step", "step": "{step}", "timestamp": "2026-11-28T05:28:{second}Z"}}\n'
