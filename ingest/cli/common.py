@@ -57,7 +57,7 @@ def fail(text: str) -> NoReturn:
 
 
 def append_first_step(text: str) -> str:
-    """Appends FIRST_STEP to advice to correct a setting if all servers have their default addresses."""
+    """Appends FIRST_STEP to advice on correcting a setting, if all servers have their default addresses."""
     return f"{text}, or {FIRST_STEP}" if nothing_is_configured() and _ADVICE.search(text) else text
 
 

@@ -68,7 +68,7 @@ def check(as_json: bool) -> None:
     """Test every dependency of readers and workers with their own clients, and print what to fix.
 
     Joins a consumer group of its own, commits an offset, stages a batch, publishes and consumes a task, and
-    writes, reads and deletes a probe in each sink, as far as permissions allow. Lists what it could not test.
+    writes, reads and deletes a probe in each sink, as far as permissions allow. Lists what could not be tested.
     Queues without a worker and partitions without an owner are errors.
     """
     from ingest.operate.check import REDIS_KIND, findings

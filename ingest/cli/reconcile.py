@@ -57,8 +57,8 @@ def reconcile(
     something is missing, or the comparison failed (see the last line).
 
     With --expired, reads no messages. Compares the bucket with ClickHouse and lists objects (in both layouts) that
-    have outlived the retention in their name, and segments whose object is missing. Exit code 0: the list is
-    empty; 1: it is not.
+    have outlived the retention in their name, and segments whose object is missing. Exit code 0: nothing is
+    listed; 1: something is listed.
     """
     if expired:
         if repair or any(given is not None for given in (partition, start, stop, since, until)):

@@ -1,8 +1,8 @@
 """Decides when to pause and resume consumption.
 
-At a limit, the reader first stops taking messages. It pauses the consumer only if the limit stays reached, because
-a pause makes the client discard prefetched messages. It resumes when both counts have fallen to half of their
-limits, to avoid flapping.
+At a limit, the reader first stops taking messages. The reader pauses the consumer only if the limit stays reached,
+because a pause makes the client discard prefetched messages. Consumption resumes when both counts have fallen to
+half of their limits, to avoid flapping.
 """
 
 from __future__ import annotations

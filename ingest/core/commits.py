@@ -56,7 +56,7 @@ class Commits:
     def send(self, epoch: int, offset: int, record: Record, taken_until: int, now: float) -> do.Commit | None:
         """Returns the commit of this offset with its record; None if the broker already has both.
 
-        This process still repeats its commits periodically, because brokers have lost acknowledged commits
+        Commits are nevertheless repeated periodically, because brokers have lost acknowledged commits
         and an idle partition would not send another.
         """
         text = encode(offset, record, self._budget.bytes_max)
@@ -74,8 +74,8 @@ class Commits:
     def acknowledge(self, event: on.Committed) -> bool:
         """Handles a commit that the broker stored.
 
-        Returns False if it is not the commit in progress. In that case a timed-out commit was stored after all,
-        possibly over a newer commit, so the newer commit is resent.
+        Returns False if the stored commit is not the one in progress. In that case a timed-out commit was stored
+        after all, possibly over a newer commit, so the newer commit is resent.
         """
         if not self._end_commit(event):
             self._stored = None
@@ -86,10 +86,9 @@ class Commits:
         return True
 
     def refuse(self, event: on.CommitFailed, now: float) -> bool:
-        """Handles a commit that the broker refused. Returns False if it is not the commit in progress.
-
-        If the record was too long, the next commit is sent immediately with at most half of the record. After
-        further refusals, a commit is sent without a record.
+        """Handles a commit that the broker refused. Returns False if the refused commit is not the one in
+        progress. If the record was too long, the next commit is sent immediately with at most half of the record.
+        After further refusals, a commit is sent without a record.
         """
         if not self._end_commit(event):
             return False

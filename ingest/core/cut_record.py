@@ -53,8 +53,8 @@ class Budget:
 def encode(committed: int, record: Record, bytes_max: int) -> str:
     """Returns the record as text; empty if it has no content.
 
-    Ends that do not fit into `bytes_max` are left out, starting with the last. If the other fields do not fit
-    either, the text is empty.
+    Ends that do not fit into `bytes_max` are left out, starting with the last. If the other fields alone do not
+    fit, the text is empty.
     """
     head = _head(record.topic_id, record.partitions, record.starts)
     if len(head) > bytes_max:

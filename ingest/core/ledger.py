@@ -44,7 +44,7 @@ class Ledger:
         self._lines: dict[TopicPartition, _Line] = {}
 
     def take(self, source: TopicPartition, offsets: OffsetRange) -> None:
-        """Adds a range in progress: nothing from `offsets.start` on is committable until it settles."""
+        """Adds a range in progress: nothing from `offsets.start` on is committable until the range settles."""
         line = self._lines.setdefault(source, _Line())
         assert offsets.start >= line.taken_until, (source, offsets, line.taken_until)
         line.ranges.append(offsets)
@@ -78,8 +78,8 @@ class Ledger:
         return rose
 
     def pass_over(self, source: TopicPartition, stop: int) -> bool:
-        """Skips [taken_until, stop), which contains no message. Returns True if `committable` advanced, which
-        requires that no range is pending."""
+        """Skips the offsets [taken_until, stop), which hold no message. Returns True if `committable` advanced,
+        which requires that no range is pending."""
         line = self._lines.setdefault(source, _Line())
         if line.ranges or stop <= line.taken_until:
             return False

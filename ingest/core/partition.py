@@ -59,7 +59,7 @@ class Partition:
 
     @property
     def blocked(self) -> bool:
-        """True if none of its messages can be taken, regardless of the global bounds."""
+        """True if no message of this partition can be taken, regardless of the global bounds."""
         return self.held or self.deferred is not None
 
     @property
@@ -88,8 +88,8 @@ class Partition:
         self.flights[batch.id] = Flight(batch, stages, Phase.RECORDING, since=now, until=until)
 
     def split(self, flight: Flight, now: float) -> do.Recut | None:
-        """Splits a batch that cannot be staged into two halves, which are recorded first. Returns None if it
-        cannot be split."""
+        """Splits a batch that cannot be staged into two halves, which are recorded first. Returns None if the
+        batch cannot be split."""
         halves = flight.batch.halves()
         if halves is None:
             return None
@@ -122,7 +122,7 @@ class Partition:
         if batch is not None:
             self.take(batch, now)
         idle = not len(self.builder) and self.end.end > self.position
-        # This is rate-limited, because each skipped end costs a commit.
+        # Skipping is rate-limited, because each skipped end costs a commit.
         may_pass = idle and self.commits.interval_over(now)
         if may_pass and self._ledger.pass_over(self.source, self.end.end):
             self.position = self.end.end
@@ -153,7 +153,7 @@ class Partition:
         if not self.commits.idle:
             return None
         taken_until = self._ledger.taken_until(self.source)
-        # A drain waits for its commit, and an idle reader would not commit otherwise.
+        # A drain waits for its commit, and an idle reader would otherwise not send one.
         idle = not self.flights and not len(self.builder)
         urgent = idle or stopping or self.release_by is not None
         if not self.commits.may_send(taken_until, now, urgent=urgent):

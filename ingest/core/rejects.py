@@ -1,9 +1,9 @@
 """Counts rejects per project over the last `reject_window` messages, and decides when to shed a project or halt
 the reader.
 
-One bad project affects only itself: its rejects become dead letters (or are dropped, by `reject_policy`). If many
-projects are bad at once, or many rejects name no project, the likely cause is a bad deployment, and the reader
-halts.
+One bad project affects no other project: its rejects become dead letters (or are dropped, by `reject_policy`). If
+many projects are bad at once, or many rejects name no project, the likely cause is a bad deployment, and the
+reader halts.
 
 docs/decisions/007-dead-letters-are-a-sink.md, docs/decisions/034-rejects-per-project.md
 """
@@ -34,7 +34,7 @@ class ProjectCount:
 
     @property
     def bad(self) -> bool:
-        """True if most of its messages are rejects."""
+        """True if most of the project's messages are rejects."""
         return self.project_id is not None and 2 * self.rejects > self.messages
 
 

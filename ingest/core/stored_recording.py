@@ -3,7 +3,7 @@
     zlib(JSON)                                               a web segment
     zlib(0x01 + length (4 bytes, big-endian) + mp4 + JSON)   a mobile segment
 
-The JSON is an array of rrweb events. If it was invalid when it was received, it was stored anyway.
+The JSON is an array of rrweb events. JSON that was invalid on arrival was stored anyway.
 """
 
 from __future__ import annotations

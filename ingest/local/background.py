@@ -2,7 +2,8 @@
 `logs`.
 
 A supervisor process holds a lock in the stack's directory, restarts processes that die, and writes addresses and
-settings to a state file there. With `programs` it also runs the worker, the reader, Flower and the web pages.
+settings to a state file there. With `programs`, the supervisor also runs the worker, the reader, Flower and the
+web pages.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ def up(
 ) -> StackState:
     """Starts a stack that continues to run after this process ends, and returns when all components are ready.
 
-    If a stack is running, returns it unchanged. Otherwise also creates tables, the bucket and topics, if the stack
-    started all servers itself.
+    If a stack is running, returns that stack unchanged. Otherwise also creates tables, the bucket and topics, if
+    the stack started all servers itself.
 
     With `programs`, also starts the worker, the reader, Flower and the web pages, even on a running stack. If a
     component fails to start, stops everything that this call started and raises LocalError.

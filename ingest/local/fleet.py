@@ -6,9 +6,9 @@
         fleet.worker("worker-1")
         reader = fleet.reader("reader-1")
 
-A process that is *kept* is restarted when it exits, as a supervisor does in production. With `proxies`, the
-processes connect to a component through a fault proxy. The test itself uses `settings`, which contain the servers'
-own addresses, for migrations, loads and reconciliations.
+A process that is *kept* is restarted when it exits, as a supervisor does in production. The processes connect to
+each component in `proxies` through a fault proxy. The test itself uses `settings`, which contain the servers' own
+addresses, for migrations, loads and reconciliations.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def _place(chosen: Path | None, environ: Mapping[str, str]) -> Path:
 
 
 def expect_own(place: Path) -> None:
-    """Raises LocalError if another user may change files there.
+    """Raises LocalError if another user may change files in this directory.
 
     The files contain ids of processes to stop, variables to export, a login, and the servers' data."""
     with contextlib.suppress(FileNotFoundError):
@@ -77,7 +77,7 @@ def remember(place: Path, environ: Mapping[str, str] = os.environ) -> None:
 
 
 def is_locked(directory: Path) -> bool:
-    """Returns whether a supervisor is running there.
+    """Returns whether the supervisor of this directory is running.
 
     The kernel releases the lock of a supervisor when it exits, even if it is killed.
     """

@@ -1,7 +1,7 @@
 """Runs the system's processes on a background stack: flush worker, reader, Flower and the web pages.
 
-`replays-ingest local up --all` starts them. Each process is restarted when it ends. All web interfaces have the
-same login.
+`replays-ingest local up --all` starts these processes. Each process is restarted when it ends. All web interfaces
+have the same login.
 """
 
 from __future__ import annotations

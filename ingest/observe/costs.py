@@ -65,7 +65,7 @@ class Costs:
     """`second`: sums of the current second by project id, None for messages without a project.
 
     The loop adds to `second` directly for every message, and calls `tick` about once per second. `listed_max`:
-    projects with their own series.
+    maximum projects with their own series.
     """
 
     def __init__(self, listed_max: int) -> None:

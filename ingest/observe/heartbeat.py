@@ -1,7 +1,7 @@
 """The reader's heartbeat in Redis, shown by `status`, `top` and the operator's page.
 
-`HeartbeatSource` builds it from the reader's metrics; `HeartbeatWriter` writes it every `heartbeat_seconds`. Other
-releases read the heartbeat, so fields are only ever added, each with a default.
+`HeartbeatSource` builds the heartbeat from the reader's metrics; `HeartbeatWriter` writes it every
+`heartbeat_seconds`. Other releases read the heartbeat, so fields are only ever added, each with a default.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HeartbeatSource:
-    """Builds the next heartbeat from the metrics. Only one thread may use it."""
+    """Builds the next heartbeat from the metrics. Only one thread may use an instance."""
 
     def __init__(
         self, settings: Settings, metrics: Metrics, unowned: Callable[[], Mapping[int, int]] = dict
@@ -134,5 +134,5 @@ class HeartbeatWriter:
         self._written_at = now
 
     def remove(self) -> None:
-        """Removes the reader from the list when it ends."""
+        """Removes the reader from the list of readers when the reader ends."""
         self._coordination.remove_reader(self._reader)

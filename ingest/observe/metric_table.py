@@ -1,6 +1,6 @@
 """Definitions of all reader metrics; docs/metrics.md is generated from them.
 
-They are updated by `ingest.observe.metrics`.
+`ingest.observe.metrics` updates the metrics.
 """
 
 from __future__ import annotations

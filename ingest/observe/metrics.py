@@ -1,7 +1,7 @@
 """Updates the reader's metrics from events and commands: the loop calls `Metrics.observe(event, commands, now)`
 after each event.
 
-This costs a few additions per message. All other metrics are updated once per second, from a snapshot.
+An update costs a few additions per message. All other metrics are updated once per second, from a snapshot.
 `ingest.observe.metric_table` defines the metrics.
 """
 
@@ -157,7 +157,7 @@ class Metrics:
     def ask_log_ends(self) -> None:
         """Requests log ends from the broker, because a paused reader does not fetch.
 
-        This blocks, so the loop's thread must not call it.
+        The request blocks, so the loop's thread must not make it.
         """
         if self._log_ends is not None:
             self._lag.learn(self._log_ends.ask_log_ranges())

@@ -101,7 +101,7 @@ class Steps:
         """Yields a step for a run of messages that need no write, and another step each time the run grows."""
         seen = self._seen[event.source]
         if event.offset < seen.position or self._pipeline.position(event.source)[0] <= event.offset:
-            return  # the message was not taken
+            return  # the pipeline did not take the message
         seen.position = event.offset + 1
         if isinstance(event.outcome, Drop):
             yield _step("nothing", event.source, start=seen.content_until, stop=seen.position)

@@ -1,7 +1,7 @@
 """Traces batches from the trace context of their messages through the reader to each sink.
 
-The parent of a batch's span is taken from the first message that has a W3C `traceparent` header. Those of later
-messages become links, so that a batch is one trace. Disabled by default.
+The parent of a batch's span is taken from the first message that has a W3C `traceparent` header. The headers of
+later messages become links, so that a batch is one trace. Disabled by default.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Tracing:
                         kept.append((message.offset, value.decode("ascii", "replace")))
 
     def begin(self, batch: Batch) -> str:
-        """Starts the span of a batch at the first call. Returns the traceparent for its tasks, or "" if tracing is
-        disabled."""
+        """Starts the span of a batch at the first call. Returns the traceparent for the batch's tasks, or "" if
+        tracing is disabled."""
         tracer = telemetry.tracer()
         if tracer is None:
             return ""

@@ -40,8 +40,8 @@ def findings(settings: Settings) -> Iterator[Finding]:
     """Yields each finding as soon as it is known.
 
     Checks settings, connections, Kafka, Redis, workers and every sink, with the operations that readers and
-    workers use. The checks take a few seconds. They remove everything that they created, and report anything that
-    cannot be removed as a finding.
+    workers use. The checks take a few seconds. The checks remove everything that they created, and report anything
+    that cannot be removed as a finding.
     """
     secrets = secret_values(settings)
     for finding in _all_findings(settings):
@@ -69,7 +69,7 @@ def _all_findings(settings: Settings) -> Iterator[Finding]:
 
 
 def _redis_findings(settings: Settings) -> list[Finding]:
-    """Checks Redis, and everything that depends on it."""
+    """Checks Redis, and everything that depends on Redis."""
     found = _run_check("redis", lambda: _redis(settings))
     if any(finding.name in ("redis", REDIS_KIND) and finding.is_bad for finding in found):
         return [*found, _not_tested("redis", "staging", "tasks", "workers")]

@@ -1,6 +1,7 @@
 """Dry run of the reader, with real messages and the real pipeline, but with in-memory sinks.
 
-A dry run uses its own consumer group and never commits, so it does not affect readers. It requires only Kafka.
+A dry run uses its own consumer group and never commits, so it does not affect readers. A dry run requires only
+Kafka.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ SILENT_SECONDS = 5.0
 
 
 class DryRun:
-    """One run. Its attributes hold the items that would have been written.
+    """One dry run. Its attributes hold the items that would have been written.
 
     `sinks`: memory sinks by name. `reasons`, `warnings`: message counts. `tasks`: (sink, items, bytes) of every
     flush task.

@@ -50,6 +50,6 @@ class Finding:
         )
 
     def redacted(self, secrets: Iterable[str]) -> Finding:
-        """Returns the finding with these values, and any text that looks like a secret, hidden."""
+        """Returns a copy in which these values, and any text that looks like a secret, are hidden."""
         name, said, advice = (without_secrets(text, secrets) for text in (self.name, self.said, self.advice))
         return Finding(name, self.level, said, advice)

@@ -1,7 +1,7 @@
 """Describes a Kafka message and its rows, for `replays-ingest inspect` and `dlq show`.
 
-`describe` returns JSON values, and `render` formats them for a terminal. Both use the reader's parser, so they
-show exactly what would be written. They never raise.
+`describe` returns JSON values, and `render` formats them for a terminal. Both functions use the reader's parser,
+so they show exactly what would be written. They never raise.
 """
 
 from __future__ import annotations

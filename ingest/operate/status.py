@@ -39,8 +39,8 @@ class ReaderStatus(Heartbeat, frozen=True, kw_only=True):
 
 
 class SinkStatus(msgspec.Struct, frozen=True):
-    """One sink. `queue_depth`: waiting tasks. `workers`: workers that consume its queue. `error`: the breaker's
-    last error.
+    """One sink. `queue_depth`: waiting tasks. `workers`: workers that consume the sink's queue. `error`: the
+    breaker's last error.
 
     `flush_p50_seconds` and `flush_max_seconds` are durations of recent runs, or None if there were no runs.
     """

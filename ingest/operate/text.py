@@ -31,7 +31,7 @@ def seconds_text(seconds: float | None) -> str:
 
 
 def clock_text(seconds: float) -> str:
-    """Formats a duration like a media player: `1:02:03`, `4:05`."""
+    """Formats a duration as a media player does: `1:02:03`, `4:05`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -241,7 +241,7 @@ def _delays_text(reader: ReaderStatus) -> str:
 def delay_text(edge_seconds: float | None) -> str:
     """Formats the upper edge of a delay's histogram bucket: `<2 s`, `<15 min`.
 
-    For the last edge, and for None (above all edges), it returns `over 4 h`, because the last edge is too large to
+    For the last edge, and for None (above all edges), returns `over 4 h`, because the last edge is too large to
     be informative.
     """
     if edge_seconds is None or edge_seconds >= LONG_SECONDS[-1]:

@@ -23,7 +23,7 @@ EPOCH_SECONDS_MAX = 5.0
 REPEAT_SECONDS = 0.25
 Reset = Literal["earliest", "latest", "error"]
 
-# The client's epoch differs from the group's; its next heartbeat may correct that.
+# The client's epoch differs from the group's; the client's next heartbeat may correct that.
 BEHIND = frozenset((KafkaError.STALE_MEMBER_EPOCH,))
 # The coordinator no longer considers this client a member.
 FENCED = frozenset(
@@ -45,7 +45,7 @@ class ConsumerFailed(Exception):
 
 
 class Unanswered(Exception):
-    """The brokers did not return a start offset, so nothing may be read. The message says why."""
+    """The brokers did not return a start offset, so nothing may be read. The error message says why."""
 
 
 @dataclass(frozen=True, slots=True)

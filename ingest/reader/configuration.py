@@ -27,8 +27,8 @@ def rules_of(settings: Settings) -> ParseRules:
 
 
 def consumer_config(settings: Settings) -> dict[str, Any]:
-    """Returns the librdkafka properties of the reader's consumer. They may contain the password, so do not log
-    them."""
+    """Returns the librdkafka properties of the reader's consumer. The properties may contain the password, so do
+    not log them."""
     config: dict[str, Any] = {
         "group.id": settings.kafka_group,
         "group.protocol": settings.kafka_group_protocol.value,

@@ -128,7 +128,7 @@ class Dispatcher:
     # The dispatch thread
 
     def _perform_next(self) -> None:
-        """Performs the next command, waiting up to one second. Every failure becomes an event."""
+        """Performs the next command, waiting up to one second. Every failure of a command becomes an event."""
         try:
             command = self._commands.get(timeout=1.0)
         except queue.Empty:

@@ -92,7 +92,7 @@ def replay_key(project_id: int, replay_id: str) -> str:
 
 
 def user_key(project_id: int, user: str) -> str:
-    """Returns the key of the erasure of one user. It contains only a digest of the user."""
+    """Returns the key of the erasure of one user. The key contains only a digest of the user."""
     return f"{ERASED}/{project_id}/{USER}/{user_digest(project_id, user)}"
 
 

@@ -1,8 +1,8 @@
 """Watches the topic and its consumer group from a thread.
 
-This reader rejoins the group if a partition has no owner (decided by `ingest.core.ownership`). It also rejoins if
-the topic was recreated while this reader owned partitions of it, because brokers may not start a rebalance in that
-case.
+This reader rejoins the group if a partition has no owner (decided by `ingest.core.ownership`). This reader also
+rejoins if the topic was recreated while this reader owned partitions of it, because brokers may not start a
+rebalance in that case.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class GroupWatch:
         self.loop.start()
 
     def stop(self) -> None:
-        """Ends the thread; if it is blocked in a broker call, it ends with the process."""
+        """Ends the thread; a thread that is blocked in a broker call ends with the process."""
         self.loop.stop(deadline_seconds=1.0)
 
     def check(self) -> None:

@@ -419,8 +419,8 @@ class KafkaSource:
         return True
 
     def _assign_nothing(self, numbers: list[int], reason: str) -> None:
-        """Assigns partitions without an epoch, because the client requires an assignment. Their messages are not
-        delivered, and the reader rejoins."""
+        """Assigns partitions without an epoch, because the client requires an assignment. Messages of these
+        partitions are not delivered, and the reader rejoins."""
         log.warning("assignment_given_up", partitions=numbers, reason=reason)
         idle = [KafkaPartition(self.topic, number, 0) for number in numbers]
         self._guarded("assign", self._consumer.incremental_assign, idle)

@@ -2,11 +2,11 @@
 
 librdkafka delivers an unserved rebalance inside its `close`. The client then makes a request to librdkafka's main
 thread, which may never respond because the group is already being left, and holds the interpreter's lock while it
-waits. From then on no thread of the process runs, and neither health probes nor signal handlers work. This was
-seen once, on a loaded machine, with confluent-kafka 2.16.1.
+waits. From then on no thread of the process runs, and neither health probes nor signal handlers work. Such a hang
+was seen once, on a loaded machine, with confluent-kafka 2.16.1.
 
 Therefore pending callbacks are delivered first. If that is not enough, a timer that does not need the interpreter
-ends the process. By then, everything durable has been committed.
+ends the process. When the timer fires, everything durable has been committed.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ PENDING_MAX = 100_000
 def close(consumer: Consumer, seconds_max: float = CLOSE_SECONDS_MAX) -> None:
     """Delivers pending callbacks, drops prefetched messages, and leaves the group.
 
-    Raises the errors of the client. After `seconds_max` the process writes its stacks to standard error and exits
-    with 1.
+    Raises the errors of the client. After `seconds_max`, the process writes the stacks of its threads to standard
+    error and exits with 1.
     """
     _deliver_pending(consumer)
     if sys.__stderr__ is not None:

@@ -1,6 +1,6 @@
 """Protocols of the loop's dependencies.
 
-Production, tests and the simulation implement them.
+Production, tests and the simulation implement these protocols.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class Clock(Protocol):
 
 
 class Source(Protocol):
-    """The Kafka consumer. Its events (assignments, commit results) are delivered through the inbox or `drain`."""
+    """The Kafka consumer. Events of the source (assignments, commit results) are delivered through the inbox or
+    `drain`."""
 
     def poll(self, timeout_seconds: float) -> Sequence[Message]:
         """Serves callbacks and returns fetched messages, bounded in number and bytes; none while paused."""

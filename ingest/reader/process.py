@@ -77,7 +77,7 @@ def run(settings: Settings) -> int:
 
 
 class Reader:
-    """One reader process: creates all components, starts them in `run`, and closes them when it returns."""
+    """One reader process: creates all components, starts them in `run`, and closes them when `run` returns."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

@@ -115,7 +115,7 @@ class Runtime:
             if messages:
                 self._take(messages)
         else:
-            # There is no room, but not for long enough to pause the consumer.
+            # There is no room, but not yet for long enough to pause the consumer.
             self._take_in(wait_seconds=IDLE_SECONDS)
 
     def _take(self, fetched: Iterable[Waiting]) -> None:
@@ -126,8 +126,8 @@ class Runtime:
                 self._hand_over(event)
 
     def _takeable(self, run: Iterable[Waiting]) -> Iterator[Waiting]:
-        """Yields the messages that may be taken. This is decided item by item, because the outcome of each item
-        uses room."""
+        """Yields the messages that may be taken. The decision is made item by item, because the outcome of each
+        item uses room."""
         for item in run:
             if self._waits(item):
                 self._kept.add(item)
@@ -184,8 +184,8 @@ class Runtime:
     def drain(self, sources: tuple[TopicPartition, ...]) -> None:
         """Called when the group revokes partitions; returns once the core has released them.
 
-        This runs inside the source's rebalance callback, so nothing is polled meanwhile. It takes at most the
-        core's drain deadline, which must be shorter than the session timeout.
+        The call runs inside the source's rebalance callback, so nothing is polled in the meantime, and takes at
+        most the core's drain deadline, which must be shorter than the session timeout.
         """
         self._released.difference_update(sources)
         self.feed(on.PartitionsRevoked(sources))

@@ -70,8 +70,8 @@ class TenantGate:
         self.decided_until = decided_until
 
     def screened(self, outcome: Outcome) -> Outcome:
-        """Checks a parsed message before it is batched. Returns a drop if its user was erased, or if its replay
-        was erased during parsing."""
+        """Checks a parsed message before it is batched. Returns a drop if the message's user was erased, or if its
+        replay was erased during parsing."""
         erasures = self.erasures
         if not erasures or isinstance(outcome, Drop):
             return outcome

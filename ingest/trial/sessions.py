@@ -68,7 +68,8 @@ class Sessions:
                 self._known.popitem(last=False)
 
     def progress(self, replay_id: str, reads: Reads) -> Progress | None:
-        """Reads the progress of a session from the stores. Returns None if no segment of it was received."""
+        """Reads the progress of a session from the stores. Returns None if no segment of the session was
+        received."""
         with self._lock:
             session = self._known.get(replay_id)
             if session is None:

@@ -43,8 +43,8 @@ FETCH, NAVIGATION = "empty", "document"
 
 def policy(hosts: Sequence[str] = ()) -> str:
     """Returns the content security policy. Recorded pages may use inline styles, and data URLs for images and
-    fonts. They may also load images, styles, fonts and media from the servers in `hosts`, each a name with an
-    optional port, but may not load, run or send anything else.
+    fonts. Recorded pages may also load images, styles, fonts and media from the servers in `hosts`, each a name
+    with an optional port, but may not load, run or send anything else.
     """
     rules = {
         "default-src": "'none'",

@@ -36,8 +36,8 @@ class _Head(msgspec.Struct):
 
 
 def split(recording: bytes, budget: Budget | None = None) -> Iterator[Undecoded]:
-    """Yields the undecoded events of a recording. Raises BlobError if it is not a JSON array, and CutShort if the
-    budget is exhausted.
+    """Yields the undecoded events of a recording. Raises BlobError if the recording is not a JSON array, and
+    CutShort if the budget is exhausted.
 
     An emoji that the SDK truncated becomes a replacement character, because no decoder accepts half an emoji.
     """
@@ -54,7 +54,7 @@ def split(recording: bytes, budget: Budget | None = None) -> Iterator[Undecoded]
 
 @dataclass(frozen=True, slots=True)
 class Playable:
-    """`content`: a JSON array as bytes. `left_out`: why the rest is missing; "" if complete."""
+    """`content`: a JSON array as bytes. `left_out`: why events are missing at the end; "" if complete."""
 
     content: bytes
     left_out: str = ""

@@ -149,7 +149,7 @@ class Desk:
             raise Refused(503, str(error)) from error
 
     def abandon_batches(self, batch_ids: Sequence[str], reason: str, by: str) -> dict[str, Any]:
-        """Abandons these batches one after another. Their messages become dead letters first."""
+        """Abandons these batches one after another. The messages of a batch become dead letters first."""
         sink = build("dead_letter", self._settings)
         try:
             return _outcomes(abandon_all(self._settings, self._coordination, sink, batch_ids, reason.strip(), by))

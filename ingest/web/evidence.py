@@ -59,7 +59,7 @@ class Match(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A replay and the first MATCHES_MAX matching events. `complete`: all of its events were searched."""
+    """A replay and the first MATCHES_MAX matching events. `complete`: all events of the replay were searched."""
 
     replay: Replay
     matches: tuple[Match, ...]

@@ -1,7 +1,8 @@
 """The flow from Kafka to the sinks as the operator's page draws it: its bottleneck, and what needs attention.
 
-All functions are pure functions of a Status. `Alert.name` is the heading of its section in docs/runbook.md. The
-rules are those of the Prometheus alerts without their waiting times: the page shows the current state.
+All functions are pure functions of a Status. `Alert.name` is the heading of the alert's section in
+docs/runbook.md. The rules are those of the Prometheus alerts without their waiting times: the page shows the
+current state.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ SCAN_COUNT = 2000
 class Journey:
     """One batch in Redis. `sinks`: number of finished flush tasks and of all flush tasks, by sink.
 
-    `tasks`: ids of the flush tasks of the last chords, for Flower. `parked`: the error; "" if it is not parked.
+    `tasks`: ids of the flush tasks of the last chords, for Flower. `parked`: the error; "" if the batch is not
+    parked.
     """
 
     batch_id: str
@@ -62,7 +63,8 @@ class Journeys:
     trouble: str = ""
 
     def of(self, partition: int, offset: int) -> Journey | None:
-        """Returns the batch of this message. If several batches contain it, returns the most complete batch."""
+        """Returns the batch of this message. If several batches contain the message, returns the most complete
+        batch."""
         held = [batch for batch in self.batches if batch.holds(partition, offset)]
         return max(held, key=lambda batch: (batch.durable, len(batch.sinks)), default=None)
 

@@ -57,7 +57,7 @@ class Replay:
     """One replay from ClickHouse, with exact counts despite duplicates.
 
     `pages`: the first PAGES_MAX page visits, in the order of segments. `clicks` includes dead and rage clicks, and
-    `dead_clicks` includes rage clicks. `bytes_stored` and `bytes_inflated` are sums over its segments.
+    `dead_clicks` includes rage clicks. `bytes_stored` and `bytes_inflated` are sums over the replay's segments.
     """
 
     project_id: int
@@ -112,7 +112,8 @@ class SegmentFacts:
     """One segment, or a gap in the segments.
 
     `durable_gcs_at`: when the object was last written. `durable_clickhouse_at`: latest time at which the row was
-    stored; merges of table parts can only make it later. `copies`: more than one if the segment was redelivered.
+    stored; merges of table parts can only make this time later. `copies`: more than one if the segment was
+    redelivered.
     """
 
     segment_id: int

@@ -37,7 +37,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """A project with its number of replays and the end of the latest one."""
+    """A project with its number of replays and the end of its latest replay."""
 
     project_id: int
     replays: int

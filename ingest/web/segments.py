@@ -18,8 +18,8 @@ USUAL_RETENTIONS = (30, 60, 90)
 
 @dataclass(frozen=True, slots=True)
 class _Object:
-    """A segment's stored bytes. `name`: the name of its object, or the name that it would have in the layout
-    `segment`.
+    """A segment's stored bytes. `name`: the name of the segment's object, or the name that the object would have
+    in the layout `segment`.
     """
 
     name: str

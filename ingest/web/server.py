@@ -1,7 +1,7 @@
 """The web server, for browsers on this machine.
 
 Listens on the loopback interface only and refuses other host names, to prevent DNS rebinding. Other users of the
-machine can reach it, so every request requires a login.
+machine can reach the server, so every request requires a login.
 """
 
 from __future__ import annotations

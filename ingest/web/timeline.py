@@ -113,7 +113,7 @@ class Memory(msgspec.Struct, frozen=True, array_like=True):
 
 class Timeline(msgspec.Struct):
     """`start_ms`, `end_ms`: start and end of the recording; 0 if no event has a time. `snapshots`: times from
-    which it can be rendered.
+    which the recording can be rendered.
 
     `unreadable`: segments with invalid JSON, with the error. `cut`: segments read partly, with the reason.
     `truncated`: more than MARKS_MAX marks or CHARACTERS_MAX characters. `next_segment`: the first segment not in
@@ -163,7 +163,8 @@ class _Incremental(msgspec.Struct):
 def _head_of(raw: msgspec.Raw | bytes | bytearray) -> _Head:
     """Returns the type and time of an event.
 
-    If the event is nested too deeply for the decoder, both are read from its first and last bytes.
+    If the event is nested too deeply for the decoder, type and time are read from the event's first and last
+    bytes.
     """
     try:
         return msgspec.json.decode(raw, type=_Head)
@@ -384,7 +385,8 @@ class _Reader:
 def read(segments: Iterable[tuple[int, bytes]], budget: Budget | None = None) -> Timeline:
     """Returns the timeline of these recordings, which are pairs (segment id, JSON) in the order of segments.
 
-    The budget applies to all of them together. Events read before an error or the end of the budget are included.
+    The budget applies to all recordings together. Events read before an error or the end of the budget are
+    included.
     """
     budget = Budget(VIEWER_UNITS) if budget is None else budget
     reader = _Reader(budget)

@@ -2,8 +2,8 @@
 
 Fields of the wrong type are left out; if that is not possible, the whole event is left out.
 
-`ingest.core.parse.scan` uses it for events that were not decoded as a whole, because they are malformed or part of
-a long recording. All work is charged to the budget.
+`ingest.core.parse.scan` uses this module for events that were not decoded as a whole, because they are malformed
+or part of a long recording. All work is charged to the budget.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ _integer = re.compile(rb"-?[0-9]+").fullmatch
 
 
 def event_of(item: Any, canvas: bool, budget: Budget) -> Event | None:
-    """Returns the event; None if events of its kind are not used. Raises Malformed and msgspec errors if it has
-    the wrong shape."""
+    """Returns the event; None if events of its kind are not used. Raises Malformed and msgspec errors if the event
+    has the wrong shape."""
     view = memoryview(item)
     if view[0] != _BRACE:
         raise Malformed("an event is an object")

@@ -82,7 +82,7 @@ def _fields(shape: type[msgspec.Struct]) -> list[tuple[str, Any, type[msgspec.St
 
 
 def _value(raw: msgspec.Raw, kind: Any, inner: type[msgspec.Struct] | None) -> Any:
-    """Returns the value. If the value is not of that kind, returns None or raises a msgspec error."""
+    """Returns the value. If the value does not have the type `kind`, returns None or raises a msgspec error."""
     if kind is msgspec.Raw:
         return raw
     if inner is not None:

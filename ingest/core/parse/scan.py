@@ -1,8 +1,8 @@
 """Decodes the relevant events of a recording in one pass.
 
-Iterating a `Scan` reads the JSON array once. It builds only Sentry's custom events (type 5), viewports (type 4)
-and, if requested, canvas mutations (type 3, source 9), with only the fields that are used. The decoder validates
-all other events without building them, at about the cost of skipping white space.
+Iterating a `Scan` reads the JSON array once. The scan builds only Sentry's custom events (type 5), viewports (type
+4) and, if requested, canvas mutations (type 3, source 9), with only the fields that are used. The decoder
+validates all other events without building them, at about the cost of skipping white space.
 
 Long recordings are read in pieces. A malformed recording requires a slower pass over the piece concerned, charged
 to the budget. An event is malformed if it is not an object, or has an unknown type, a number instead of a text,
@@ -308,7 +308,7 @@ class Scan:
         return None if data is None else Custom(data, number_of(lean.timestamp))
 
     def _odd(self, item: msgspec.Raw | memoryview) -> Event | None:
-        """Reads an event of any shape. Raises msgspec.DecodeError if it is not JSON."""
+        """Reads an event of any shape. Raises msgspec.DecodeError if the event is not JSON."""
         try:
             return self._odd_or_repaired(item)
         except RecursionError:

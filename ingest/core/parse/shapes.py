@@ -1,4 +1,4 @@
-"""Types of the values that browsers send. All of them have a bounded size when decoded.
+"""Types of the values that browsers send. All these types have a bounded size when decoded.
 
 Structs are decoded strictly, which costs nothing for valid input. For invalid input, `ingest.core.parse.picked`
 decodes the same struct field by field and leaves out only what does not fit.

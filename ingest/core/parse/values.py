@@ -27,8 +27,8 @@ _decode_fields: Callable[[Any], dict[str, msgspec.Raw]] = msgspec.json.Decoder(d
 
 
 def built(text: msgspec.Raw, budget: Budget) -> Any:
-    """Returns the whole value. Raises Malformed if it is too large, Spent if the budget is used up, and msgspec
-    errors."""
+    """Returns the whole value. Raises Malformed if the value is too large, Spent if the budget is used up, and
+    msgspec errors."""
     size_bytes = memoryview(text).nbytes
     if size_bytes <= SMALL_BYTES:
         budget.spend(_UNITS_PER_SMALL + _UNITS_PER_SMALL_BYTE * size_bytes)

@@ -94,7 +94,7 @@ def malformed(rng: random.Random, number: int, at: int) -> Message:
 
 
 def zip_bomb(rng: random.Random, inflated_bytes: int = 101 * MiB) -> Message:
-    """Returns a small message that inflates beyond the limit. Building it takes about 300 ms."""
+    """Returns a small message that inflates beyond the limit. Building the message takes about 300 ms."""
     packer = zlib.compressobj(9)
     block = b" " * MiB
     body = packer.compress(b"[") + b"".join(packer.compress(block) for _ in range(inflated_bytes // MiB))

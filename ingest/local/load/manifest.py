@@ -1,4 +1,4 @@
-"""The manifest of a generated load, which describes each message. The sinks are reconciled with it.
+"""The manifest of a generated load, which describes each message. The sinks are reconciled with the manifest.
 
 The file has one JSON object per line, so that a manifest of any length can be streamed: first a `Header`, then one
 `Entry` per message, written when the broker has acknowledged it. The expected contents come from the generator,

@@ -2,8 +2,8 @@
 
 chDB is ClickHouse as a library, with real MergeTree tables, SQL and error codes. Only one process may open a data
 directory, so `python -m ingest.local.servers.clickhouse` opens it and serves HTTP to other processes. An
-unmodified clickhouse-connect works with it. Each request uses its own connection to the engine (0.3 ms), so that
-settings and databases do not leak into the next request.
+unmodified clickhouse-connect works with this server. Each request uses its own connection to the engine (0.3 ms),
+so that settings and databases do not leak into the next request.
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ class Child:
 
     @property
     def returncode(self) -> int | None:
-        """The exit code, or minus the number of the signal that ended the process. None while it runs."""
+        """The exit code, or minus the number of the signal that ended the process. None while the process runs."""
         return self.poll()
 
     def start(self) -> None:
@@ -264,7 +264,7 @@ class Child:
         """Sends SIGKILL and waits for the end.
 
         If `group` is false, only the main process gets the signal, as when the kernel kills one process. The
-        children of that process are killed once it is reaped.
+        children of the main process are killed once the main process is reaped.
         """
         with self._lock:  # `keep` must not start the next process before the present one has ended
             if self._process is None:

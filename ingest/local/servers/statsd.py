@@ -2,8 +2,8 @@
 
 `StatsdServer` listens inside this process. `python -m ingest.local.servers.statsd` runs one as a separate process
 that can be queried over HTTP: `GET /metrics` (one object per metric and set of tags), `GET /packets?since=N` (raw
-lines), `POST /reset`. `Statsd` starts that process and queries it. The listener keeps sums indefinitely, and a
-bounded number of raw lines.
+lines), `POST /reset`. `Statsd` starts that separate process and queries it. The listener keeps sums indefinitely,
+and a bounded number of raw lines.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ class Statsd(Server):
 
 
 def query_metrics(query_url: str, name: str = "") -> list[dict[str, Any]]:
-    """Queries a listener in another process. Raises OSError if it does not respond."""
+    """Queries a listener in another process. Raises OSError if the listener does not respond."""
     found: list[dict[str, Any]] = _ask(f"{query_url}/metrics?name={name}")["metrics"]
     return found
 

@@ -65,7 +65,8 @@ class StoredFacts(Facts):
             self._run(f"DELETE FROM {self._table}", chunk)
 
     def _run(self, what: str, items: Sequence[Row]) -> Any:
-        """Runs one statement on the rows with these identities, limited to the days around their times."""
+        """Runs one statement on the rows with these identities, limited to the days around the times of the
+        facts."""
         times = [fact_seconds(item) for item in items]
         keys = [fact_key(item) for item in items]
         around = REDELIVERY_SECONDS_MAX

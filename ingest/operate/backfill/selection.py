@@ -52,8 +52,8 @@ class Selection:
         return (self.since or 0.0) <= seconds < (math.inf if self.until is None else self.until)
 
     def conditions(self, now: float) -> Iterator[str]:
-        """Yields conditions on `replay_segments`, one per group of replay ids. They exclude rows past their
-        retention."""
+        """Yields conditions on `replay_segments`, one per group of replay ids. The conditions exclude rows past
+        their retention."""
         parts = [f"toUnixTimestamp(received) + retention_days * {DAY_SECONDS} > {int(now)}"]
         if self.project_id is not None:
             parts.append(f"project_id = {int(self.project_id)}")
@@ -121,7 +121,7 @@ class StoredSegments:
         """Adds the environment, which the session's row contains and the replay_event provided."""
         if not page:
             return []
-        # Two projects may use the same replay id, and then share its event hashes.
+        # Two projects may use the same replay id, and their events then have the same hashes.
         hashes = {hashed(f"{segment.replay_id}/segment/{segment.segment_id}"): segment.key[1:] for segment in page}
         replays = uuids(segment.replay_id for segment in page)
         times = [segment.received for segment in page]

@@ -1,6 +1,6 @@
 """Detects letters of erased replays.
 
-Such letters remain in Kafka until their retention ends, but are neither shown nor replayed.
+Letters of erased replays remain in Kafka until their retention ends, but are neither shown nor replayed.
 
 A message contains its replay, project and user. A message that cannot be parsed counts as erased if it contains
 the id of an erased replay anywhere. A row contains its replay and user, an object name contains only its replay,
@@ -63,7 +63,7 @@ def current_erasures(settings: Settings) -> Erasures:
 def is_erased(letter: Letter, erasures: Erasures, rules: ParseRules) -> bool:
     """Returns True if the letter's replay, user or project was erased.
 
-    The message arrived before the letter was written, so an erasure after that time applies to it.
+    The message arrived before the letter was written, so an erasure after that time applies to the message.
     """
     if not erasures:
         return False
@@ -73,8 +73,8 @@ def is_erased(letter: Letter, erasures: Erasures, rules: ParseRules) -> bool:
 
 
 def shown(letter: Letter, erasures: Erasures, rules: ParseRules) -> dict[str, Any]:
-    """`Letter.as_dict` with the field `erased`. For an erased replay, it omits the content of the message or
-    row.
+    """`Letter.as_dict` with the field `erased`. For an erased replay, the content of the message or row is
+    omitted.
     """
     about = letter.as_dict()
     if not is_erased(letter, erasures, rules):

@@ -1,8 +1,8 @@
 """Reads the dead-letter topic and detects which letters were replayed.
 
 A replayed letter is marked by another record in the same topic, so the mark is as durable as the letter. If a
-replayed message is rejected again, it becomes another letter. This letter also counts as replayed if its bytes
-match the mark; its headers are no proof, because any producer can send them.
+replayed message is rejected again, it becomes another letter. The new letter also counts as replayed if its bytes
+match the mark; its headers prove nothing, because any producer can send them.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class _Owned(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """One dead letter. `partition` and `offset` are its position in the dead-letter topic; its origin is in
-    `label`. `timestamp_ms` is its write time, in Unix milliseconds. `replayed`: the letter was already replayed,
-    or is a replayed message that was rejected again. Such letters are skipped unless requested. `tombstone`: the
-    value is null. `sealed`: result of verifying its seal.
+    """One dead letter. `partition` and `offset` are the letter's position in the dead-letter topic; its origin is
+    in `label`. `timestamp_ms` is the letter's write time, in Unix milliseconds. `replayed`: the letter was already
+    replayed, or is a replayed message that was rejected again. Replayed letters are skipped unless requested.
+    `tombstone`: the value is null. `sealed`: result of verifying the letter's seal.
     """
 
     partition: int

@@ -2,7 +2,7 @@
 
 Any writer of the topic can forge a letter. Therefore, a replay rebuilds the named item from the original message
 with the current code, and never writes the letter's bytes: a forged letter can neither change another project's
-replay nor alter content. This requires the message to still be in its topic.
+replay nor alter content. A replay therefore requires that the message is still in its topic.
 """
 
 from __future__ import annotations

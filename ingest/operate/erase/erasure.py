@@ -32,7 +32,8 @@ class Erasure:
     """Erases the replays with the ids in `named`, or those of `user`, or, with `everything`, those of the whole
     project. `rate`: replays per second.
 
-    Methods raise EraseFailed, and the errors of `Operators`. A repeated run erases the rest.
+    Methods raise EraseFailed, and the errors of `Operators`. A repeated run erases whatever an earlier run did
+    not.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Erasure:
         if len(keys) == 1 and not self._keys:
             action["replay_id"] = self._named[0]
         unsettled = self._tombstones.settle(self._tombstones.decide(keys, by, action), wait_seconds)
-        # This includes replays of the user or project that have settled since the first search.
+        # The second search includes replays of the user or project that have settled since the first search.
         current_keys = [replay_key(self._project_id, replay_id) for replay_id in self._replays()]
         if fresh := sorted(set(current_keys).difference(keys)):
             self._tombstones.decide(fresh, by, {**action, "replays": len(fresh)})

@@ -28,11 +28,11 @@ class Generation:
 class Holdings:
     """The stored data of one replay.
 
-    `ranges`: (first byte, length) by packed object, including ranges that are already overwritten. `rows`: by
-    ClickHouse table. `facts`: rows in BigQuery. `newest_at`: arrival of its newest segment at Relay, Unix seconds.
-    `letters`: dead letters with its content, including letters of unknown project that contain its id.
-    `elsewhere`: other projects with a replay of this id. `parked`: number of parked batches. `notes`: data that
-    could not be read.
+    `ranges`: (first byte, length) of each range by packed object, including ranges that are already overwritten.
+    `rows`: by ClickHouse table. `facts`: rows in BigQuery. `newest_at`: arrival of its newest segment at Relay,
+    Unix seconds. `letters`: dead letters with its content, including letters of unknown project that contain its
+    id. `elsewhere`: other projects with a replay of this id. `parked`: number of parked batches. `notes`: data
+    that could not be read.
     """
 
     project_id: int

@@ -77,7 +77,8 @@ class Tombstones:
         ]
 
     def _drop_staged_before(self, since: float) -> None:
-        """Removes payloads of batches staged before this time. Such a batch belongs to no running reader."""
+        """Removes payloads of batches staged before this time. A batch staged before this time belongs to no
+        running reader."""
         age_seconds = self._coordination.now() - since
         for key in self._client.scan_iter(f"{self._settings.key_prefix}:batch:*", count=500):
             if self._settings.staged_ttl_seconds - self._client.ttl(key) <= age_seconds:
@@ -121,8 +122,8 @@ def _retention_seconds(topics: Topics, topic: str, usual: float) -> float | None
 
 
 def erased(settings: Settings, replay_id: str, project_id: int | None) -> dict[str, Any] | None:
-    """Returns the tombstone of a replay, or None if it does not exist or cannot be read. `project_id` None matches
-    any project.
+    """Returns the tombstone of a replay, or None if it does not exist or cannot be read. If `project_id` is None,
+    any project matches.
     """
     operators = Coordination(connect(settings), settings).operators
     try:

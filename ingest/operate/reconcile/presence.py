@@ -2,8 +2,8 @@
 
 Recordings are compared by their bytes (`recordings.py`); rows of ClickHouse by their replacement key, clicks also
 by rank; rows of BigQuery by `project_id` and `row_id`. DataDog is not queried. A query has at most KEYS_MAX
-identities and covers the days of their rows. Rows not found in these days are searched for within some days around
-them.
+identities and covers the days of their rows. Rows that are not found on these days are searched for on some days
+before and after.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Key = tuple[object, ...]
 
 
 class Presence(Protocol):
-    """A sink that can be queried. Only one thread may use it."""
+    """A sink that can be queried. Only one thread may use an instance."""
 
     def absent(self, items: Sequence[Any]) -> dict[int, Problem]:
         """Returns, by position, the problem of each item that is not durable. Raises SinkError.

@@ -46,7 +46,7 @@ class Recordings:
         """Returns, by position, the problem of each item that is not stored. Items with the same name count as
         stored if any of them is stored; otherwise only the last item is reported. Recordings that arrived as plain
         JSON are compressed by the reader, so another release may have stored different bytes that inflate to the
-        same JSON. Such recordings count as equal. Raises SinkError.
+        same JSON. Recordings with the same JSON count as equal. Raises SinkError.
         """
         positions: dict[str, list[int]] = {}
         for position, item in enumerate(items):
@@ -66,7 +66,7 @@ class Recordings:
     def contents(self, names: Sequence[str]) -> dict[str, bytes | None]:
         """Returns the stored bytes of these recordings, or None if the object does not exist. Raises SinkError.
 
-        All of them are in memory together, so the caller must bound their number.
+        All recordings are in memory together, so the caller must bound their number.
         """
         places = self._indexed(names)
 
@@ -134,7 +134,8 @@ class Recordings:
 
 
 def _index_query(names: Sequence[str]) -> str:
-    """Returns the query, which is built only from numbers and UUIDs, so that no other text can get into it."""
+    """Returns the query, which is built only from numbers and UUIDs, so that no other text can get into the
+    query."""
     keys = [name.split("/") for name in names]
     return (
         "SELECT name, project_id, toString(replay_id), segment_id, object, start_bytes, length_bytes "

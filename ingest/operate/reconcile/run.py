@@ -77,7 +77,7 @@ def run(
 
 
 class _Audit:
-    """Records this run in the audit trail, and reads earlier tenant rules from it."""
+    """Records this run in the audit trail, and reads earlier tenant rules from the trail."""
 
     def __init__(self, settings: Settings, account: Account) -> None:
         self._coordination = Coordination(connect(settings), settings)

@@ -6,7 +6,7 @@
     rows.py    every object that a row of ClickHouse refers to, in the same order
     audit.py   compares both streams and reports the result
 
-Both lists are sorted streams, so memory does not grow with the bucket.
+Both modules yield sorted streams, so memory does not grow with the bucket.
 """
 
 from ingest.operate.retention.audit import Audit, AuditFailed, Kept, Kind, audit, render

@@ -6,8 +6,8 @@
     comparison.py  the result, as JSON and as text
     run.py         reads the topic one chunk at a time and compares each sink
 
-The comparison writes nothing, joins no group and commits nothing. It reads only offsets that the readers' group
-has committed, because later messages are not stored yet.
+The comparison writes nothing, joins no group and commits nothing. The comparison reads only offsets that the
+readers' group has committed, because later messages are not stored yet.
 """
 
 from ingest.operate.shadow.comparison import Comparison, Difference, Kind, Tally, render

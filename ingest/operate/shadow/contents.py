@@ -2,8 +2,8 @@
 
 The server converts the encoded rows to the columns' types, so that both sides are compared in the same form. The
 stored side is the row that FINAL returns. A stored row from another message is not a difference if ingestion would
-replace the compared row with it. This happens when a click is reported again, with a higher rank or in another
-segment, and when an SDK sends a segment twice, with two arrival times.
+replace the compared row with it. Such replacements happen when a click is reported again, with a higher rank or in
+another segment, and when an SDK sends a segment twice, with two arrival times.
 """
 
 from __future__ import annotations
@@ -71,8 +71,9 @@ class StoredRows:
             raise clickhouse_errors.sort(error).error() from error
 
     def compare(self, items: Sequence[Row], partition: int, *, unexpected: bool = True) -> Compared:
-        """Compares rows of messages of one partition. With `unexpected`, it also finds other stored rows of these
-        messages; `items` must then contain all of their rows. Skips rows that the tables' TTL may have deleted.
+        """Compares rows of messages of one partition. With `unexpected`, also finds other stored rows of these
+        messages; `items` must then contain all rows of the messages. Skips rows that the tables' TTL may have
+        deleted.
         """
         found = Compared(0, 0, [])
         tables: dict[str, dict[int, Row]] = {}

@@ -43,9 +43,10 @@ def run(
 ) -> Comparison:
     """Runs the comparison. `per_second_max`: messages per second; `differences_max`: maximum kept per sink.
 
-    With `another_round` it follows the group, starting at the committed offsets unless the scope defines a start.
-    After each round, `another_round` waits and returns whether to compare the offsets committed in the meantime.
-    Raises ReconcileFailed when Kafka, the dead letters, ClickHouse or Cloud Storage cannot be read.
+    With `another_round`, the comparison follows the group, starting at the committed offsets unless the scope
+    defines a start. After each round, `another_round` waits and returns whether to compare the offsets committed
+    in the meantime. Raises ReconcileFailed when Kafka, the dead letters, ClickHouse or Cloud Storage cannot be
+    read.
     """
     began = time.monotonic()
     found = Comparison(settings.kafka_topic, RELEASE, [])

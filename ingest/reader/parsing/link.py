@@ -74,7 +74,7 @@ class Answer(msgspec.Struct, array_like=True, gc=False):
 
 
 class Arena:
-    """Memory shared with a child through the descriptor of an unnamed file. It grows but never shrinks."""
+    """Memory shared with a child through the descriptor of an unnamed file. The memory grows but never shrinks."""
 
     def __init__(self) -> None:
         self.fd = _unnamed_file()

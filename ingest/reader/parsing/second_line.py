@@ -33,7 +33,7 @@ CLOSE_SECONDS_MAX = 2.0
 
 
 class SecondLine:
-    """One child and one thread. Both are started when the first message arrives.
+    """One child and one thread. The child and the thread are started when the first message arrives.
 
     `answer` is called on this thread. At most one message per partition is queued, because the partition waits for
     it.

@@ -1,7 +1,7 @@
 """Simulates the flush fleet: queues, workers that die, chords that lose their body, and late completions.
 
-A task has the steps of `tasks/flush.py`: if its mark is set, the task returns. Otherwise it writes, sets the mark,
-and is counted by the chord. The body reports success only if every mark of the stage is set.
+A task has the steps of `tasks/flush.py`: if its mark is set, the task returns. Otherwise, the task writes, sets
+the mark, and is counted by the chord. The body reports success only if every mark of the stage is set.
 """
 
 from __future__ import annotations

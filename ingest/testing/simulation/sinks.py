@@ -44,7 +44,8 @@ class Sinks:
         self._story = story
 
     def write(self, sink: str, items: Iterable[Item], token: str, now: float) -> None:
-        """Writes the items, which are durable when it returns. Raises TransientSinkError or PermanentSinkError."""
+        """Writes the items, which are durable when the call returns. Raises TransientSinkError or
+        PermanentSinkError."""
         if now < self.misconfigured_until.get(sink, 0.0):
             raise PermanentSinkError(f"{sink}: no such table", configuration=True)
         if now < self.down_until.get(sink, 0.0) or self._dice.strikes(Fault.SINK_TRANSIENT):

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Violation(BaseException):
-    """Raised if an invariant is violated. `checker` is its stable name.
+    """Raised if an invariant is violated. `checker` is the stable name of the invariant.
 
     The class is not derived from Exception, because checkers are observers of the loop, which ignores their
     exceptions.

@@ -1,6 +1,6 @@
 """Decompresses the body of a request, up to a limit.
 
-Relay also accepts br and zstd. This endpoint refuses them, because no browser SDK sends them.
+Relay also accepts br and zstd. This endpoint refuses br and zstd, because no browser SDK sends them.
 """
 
 from __future__ import annotations

@@ -49,9 +49,9 @@ _key_in_header = re.compile(r"sentry_key\s*=\s*([0-9A-Za-z]{1,64})")
 class Endpoint:
     """State of the endpoint.
 
-    `produce` writes one Kafka value and returns when it is acknowledged; raises NotProduced. `received` is called
-    for each segment that Kafka has acknowledged, and `refused` for each refusal. `names`: accepted host names; if
-    empty, any host name is accepted.
+    `produce` writes one Kafka value and returns when the value is acknowledged; raises NotProduced. `received` is
+    called for each segment that Kafka has acknowledged, and `refused` for each refusal. `names`: accepted host
+    names; if empty, any host name is accepted.
     """
 
     project: Project

@@ -4,8 +4,8 @@
 
 Serves data sets, tables and views, `insertAll` with its rules for bad rows and ids, row listing, queries in
 GoogleSQL (translated for DuckDB), and the Storage Write API over gRPC (`grpc_server.py`), backed by a data
-directory that survives SIGKILL. An unmodified google-cloud-bigquery works with it. Unsupported calls fail with an
-explicit error.
+directory that survives SIGKILL. An unmodified google-cloud-bigquery works with this server. Unsupported calls fail
+with an explicit error.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ class Store:
     # ---- data sets
 
     def create_dataset(self, project: str, resource: Mapping[str, Any]) -> dict[str, Any]:
-        """Creates a data set. Raises ApiError 409 if it exists."""
+        """Creates a data set. Raises ApiError 409 if the data set exists."""
         dataset = str(resource.get("datasetReference", {}).get("datasetId", ""))
         if not NAME.match(dataset) and not dataset.isalnum():
             raise bad_request(f'Invalid dataset ID "{dataset}".')
@@ -173,7 +173,7 @@ class Store:
     def update_dataset(
         self, project: str, dataset: str, change: Mapping[str, Any], if_match: str = ""
     ) -> dict[str, Any]:
-        """Changes description, labels and the like. Raises ApiError 412 if its etag is not `if_match`."""
+        """Changes description, labels etc. Raises ApiError 412 if the data set's etag is not `if_match`."""
         with self._write() as cursor:
             made = self.dataset(project, dataset)
             check_etag(made, if_match)
@@ -184,7 +184,7 @@ class Store:
         return made
 
     def delete_dataset(self, project: str, dataset: str, *, contents: bool) -> None:
-        """Raises ApiError 400 if it has tables and `contents` is false."""
+        """Raises ApiError 400 if the data set has tables and `contents` is false."""
         with self._write() as cursor:
             self.dataset(project, dataset)
             if not contents and self.tables(project, dataset):
@@ -399,7 +399,7 @@ class Store:
     # ---- write streams
 
     def create_stream(self, table: TableName) -> tuple[Stream, tuple[Field, ...]]:
-        """Creates an empty stream. Returns it and the columns of its table.
+        """Creates an empty stream. Returns the stream and the columns of its table.
 
         Raises ApiError 404 if the table does not exist.
         """
