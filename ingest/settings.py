@@ -254,7 +254,7 @@ class Settings(FleetSettings):
         1 / 500, ge=0, le=1, description="Share of segments whose canvas, mutation and option facts are kept."
     )
     sample_event_rate: float = Field(
-        0.002, ge=0, le=1, description="Share of multi clicks and rage clicks that become BigQuery facts."
+        0.002, ge=0, le=1, description="Share of multi-clicks and rage clicks that become BigQuery facts."
     )
     parse_processes: int = Field(
         0, ge=0, le=64, description="Number of parser processes; 0 parses in the reader process."

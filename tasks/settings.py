@@ -127,7 +127,8 @@ class Settings(BaseSettings):
         description="Enabled sinks, comma separated. dead_letter cannot be disabled.",
     )
     sink_kind: Literal["real", "memory"] = Field(
-        "real", description="Kind of sinks. memory keeps items in the process, for tests and --dry-run."
+        "real",
+        description="Kind of sinks: real, or memory, which keeps items in the process, for tests and --dry-run.",
     )
 
     gcs_bucket: str = Field("replays", min_length=1, description="Bucket for recordings.")
@@ -186,7 +187,7 @@ class Settings(BaseSettings):
         "insert_all",
         description="API that writes rows: insert_all (streaming inserts) or storage (Storage Write API, with an "
         "offset for each append, so that repeated tasks store each row once). Readers encode rows for "
-        "it, so readers and workers need the same value.",
+        "this API, so readers and workers need the same value.",
     )
     bigquery_storage_endpoint: str = Field(
         "",

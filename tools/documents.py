@@ -46,8 +46,8 @@ def metrics_page() -> Iterator[str]:
     yield (
         "Readers and workers serve their metrics at `/metrics` (REPLAYS_HTTP_PORT, REPLAYS_WORKER_HTTP_PORT). "
         "REPLAYS_METRICS_DOGSTATSD also sends them to DogStatsD under the dotted name, with labels as tags. "
-        "Prometheus names have underscores instead of dots, and counters end in `_total`. If values of a batch "
-        "are equal in a histogram, DogStatsD receives only one of them, but Prometheus counts all."
+        "Prometheus names have underscores instead of dots, and counters end in `_total`. If a batch adds "
+        "several equal values to a histogram, DogStatsD receives only one of them, but Prometheus counts all."
     )
     yield "## Reader"
     yield from _metrics_table(READER)

@@ -49,7 +49,7 @@ def _proofs() -> Iterator[str]:
     yield "## What proves a write"
     yield _text(
         """An item counts as durable when the response proves it in the sink's own format. A success status alone
-        proves nothing: ClickHouse may send one before an insert fails, and proxies and captive portals respond
+        proves nothing: ClickHouse may send it before an insert fails, and proxies and captive portals respond
         with their own pages. Writes without proof are retried, and the worker logs the response. Responses are
         read up to 64 KiB, and redirects are not followed."""
     )
@@ -60,8 +60,8 @@ def _causes() -> Iterator[str]:
     yield "## Causes of failures"
     yield _text(
         """Each failure is assigned one cause, by the statuses, codes and reasons listed below. A failure that is
-        not listed has the cause `server`, or `network` if there was no response. Such writes are retried, then
-        their batch is parked; nothing is lost."""
+        not listed has the cause `server`, or `network` if there was no response. In both cases, the
+        write is retried, and then its batch is parked; nothing is lost."""
     )
     rows = ((f"`{blame.value}`", MEANING_OF[blame], _sentence(blame.action)) for blame in Blame)
     yield _table(("cause", "meaning", "handling"), rows)
@@ -125,7 +125,7 @@ def _clickhouse() -> Iterator[str]:
 def _kafka() -> Iterator[str]:
     yield "## Dead letters"
     yield _text(
-        """Errors are classified by the name of librdkafka's error. Dead letters themselves are never blamed,
+        """Errors are classified by librdkafka's error name. Dead letters themselves are never blamed,
         because they have no other destination. Codes that concern consumers, transactions and administration do
         not occur in a producer and are `server`."""
     )

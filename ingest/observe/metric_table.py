@@ -29,8 +29,8 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "parse_seconds",
         Kind.COUNTER,
         "seconds",
-        "Time spent parsing, including waits for parser processes. Divide by messages_parsed for the mean "
-        "per message.",
+        "Time spent parsing, including waits for parser processes. Divide by messages_parsed to get the "
+        "mean per message.",
     ),
     Definition(
         _R + "rejects", Kind.COUNTER, "messages", "Messages that cannot be parsed, by reason.", ("reason",)
@@ -45,7 +45,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "warnings",
         Kind.COUNTER,
         "warnings",
-        "Problems in messages that are stored nevertheless, by warning.",
+        "Problems in messages that are nevertheless stored, by warning.",
         ("warning",),
     ),
     Definition(
@@ -86,12 +86,18 @@ DEFINITIONS: tuple[Definition, ...] = (
         "(REPLAYS_COST_PROJECTS_MAX), `other` and `none` (no project); they sum to the total.",
         ("project",),
     ),
-    Definition(_R + "project_bytes", Kind.COUNTER, "bytes", "Staged bytes, for the same projects.", ("project",)),
+    Definition(
+        _R + "project_bytes",
+        Kind.COUNTER,
+        "bytes",
+        "Staged bytes per project, for the projects of project_cpu_seconds.",
+        ("project",),
+    ),
     Definition(
         _R + "project_rows",
         Kind.COUNTER,
         "rows",
-        "ClickHouse and BigQuery rows, for the same projects.",
+        "ClickHouse and BigQuery rows per project, for the projects of project_cpu_seconds.",
         ("project",),
     ),
     Definition(_R + "projects_shed", Kind.GAUGE, "projects", "Projects whose messages are mostly rejects."),
