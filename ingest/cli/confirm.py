@@ -16,7 +16,8 @@ yes_option = click.option(
 
 
 class NotATerminal(click.ClickException):
-    """Confirmation is required, but there is no terminal to ask on. click prints one line and exits with 2."""
+    """Raised if confirmation is required but there is no terminal to ask on. click prints one line and exits with
+    2."""
 
     exit_code = 2
 

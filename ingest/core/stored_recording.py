@@ -21,7 +21,7 @@ VIDEO_HEADER_BYTES = 5
 
 
 class BlobError(ValueError):
-    """The object was not written by a reader, or is damaged; the message describes the problem."""
+    """Raised if the object was not written by a reader or is damaged; the message describes the problem."""
 
 
 @dataclass(frozen=True, slots=True)

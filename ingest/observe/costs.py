@@ -29,7 +29,7 @@ NONE, OTHER = "none", "other"
 
 @dataclass(slots=True)
 class Cost:
-    """Sums over messages. `size_bytes`: staged bytes; `rows`: ClickHouse and BigQuery rows."""
+    """Cost summed over messages. `size_bytes`: staged bytes; `rows`: ClickHouse and BigQuery rows."""
 
     cpu_seconds: float = 0.0
     size_bytes: float = 0.0

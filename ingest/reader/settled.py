@@ -14,7 +14,7 @@ UNKNOWN = -1
 
 
 class Settled:
-    """Updated by the loop's thread on each tick, between polls, when no message is being parsed.
+    """The loop's thread updates this object on each tick, between polls, when no message is being parsed.
 
     `offset`: position in the operators' topic. All decisions before it were applied to every open or unsettled
     batch.

@@ -53,11 +53,11 @@ return tostring(granted)
 
 
 class NotLoaded(Exception):
-    """The decisions cannot be loaded, and waiting does not help. The message says what to do."""
+    """Raised if the decisions cannot be loaded and waiting does not help. The message says what to do."""
 
 
 class TenantStore:
-    """Rules and buckets. Raises RedisError, and the errors of `Operators`."""
+    """Access to rules and buckets. Methods raise RedisError, and the errors of `Operators`."""
 
     def __init__(self, client: Redis[bytes], settings: Settings) -> None:
         self._operators = Operators(client, settings)

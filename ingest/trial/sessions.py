@@ -47,7 +47,7 @@ class Progress:
 
 
 class Sessions:
-    """The most recent sessions. Used by several threads."""
+    """The most recent sessions. Several threads use this object."""
 
     def __init__(self, settings: Settings, project_id: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings

@@ -25,7 +25,7 @@ MILLISECONDS_MIN = 1e11  # larger numbers are milliseconds; in seconds, this wou
 
 
 class CutShort(BlobError):
-    """The budget is exhausted. The caller keeps the events read so far."""
+    """Raised when the budget is exhausted. The caller keeps the events read so far."""
 
 
 class _Head(msgspec.Struct):

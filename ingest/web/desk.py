@@ -41,7 +41,7 @@ FAULTS_SECONDS_MAX = 3.0
 
 
 class Refused(RuntimeError):
-    """The request was refused. The text states why; `status` is the HTTP status."""
+    """Raised if a request is refused. The text states why; `status` is the HTTP status."""
 
     def __init__(self, status_code: int, text: str) -> None:
         super().__init__(text)
@@ -70,7 +70,7 @@ class LetterFilter:
 
 
 class Desk:
-    """Methods block and may be called from several threads; they raise Refused."""
+    """The operator's functions. Methods block, may be called from several threads, and raise Refused."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

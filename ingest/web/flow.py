@@ -25,7 +25,7 @@ READER = "reader"
 
 
 class Severity(StrEnum):
-    """Whether somebody has to act now."""
+    """Whether an operator must act now."""
 
     ACT = "act"
     WATCH = "watch"

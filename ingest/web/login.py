@@ -46,10 +46,10 @@ class Visitor:
 
 
 class Login:
-    """Methods that check credentials return a Visitor or None, and raise Throttled.
+    """The logins of one server. Methods that check credentials return a Visitor or None, and raise Throttled.
 
-    When a link has been used, `on_new_link` is called with the path of a new link, for another browser. `command`
-    prints the links, for error texts.
+    When a link has been used, `on_new_link` is called with the path of a new link, for another browser.
+    `command`: the command that prints the links, for error texts.
     """
 
     def __init__(

@@ -18,15 +18,16 @@ REPLAY_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class NotFound(LookupError):
-    """The replay or segment does not exist."""
+    """Raised if the replay or segment does not exist."""
 
 
 class WasErased(NotFound):
-    """The replay was erased by an operator."""
+    """Raised if the replay was erased by an operator."""
 
 
 class ReadError(RuntimeError):
-    """A server did not respond, or returned an error. The text has the server's name and the error."""
+    """Raised if a server did not respond or returned an error. The text contains the server's name and the
+    error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class Replay:
 
 
 class SegmentState(StrEnum):
-    """`stored`: object and row exist. The other values name what is missing."""
+    """`stored`: object and row exist. All other values name what is missing."""
 
     STORED = "stored"
     MISSING = "missing"

@@ -103,7 +103,7 @@ class LookHandler(OperatorHandler):
 
 
 class TrendHandler(OperatorHandler):
-    """Throughput, lag and delay of the last hour."""
+    """Returns throughput, lag and delay of the last hour."""
 
     async def get(self) -> None:
         self.answer(await self.run(self.state.desk.trend))

@@ -140,7 +140,7 @@ class Timeline(msgspec.Struct):
 
 
 class Malformed(ValueError):
-    """The event is malformed."""
+    """Raised if an event is malformed."""
 
 
 class _Head(msgspec.Struct):

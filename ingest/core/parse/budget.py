@@ -20,7 +20,7 @@ BYTES_PER_UNIT = 800
 
 
 class Spent(Exception):
-    """The budget is exhausted; the caller keeps what was read so far."""
+    """Raised when the budget is exhausted; the caller keeps what was read so far."""
 
 
 class Budget:

@@ -66,7 +66,7 @@ WARNINGS: Mapping[str, str] = {
 
 
 class Rejected(Exception):
-    """The message cannot be parsed. `reason` is a key of REASONS; the error text is for operators."""
+    """Raised if a message cannot be parsed. `reason` is a key of REASONS; the error text is for operators."""
 
     def __init__(self, reason: str, error: str) -> None:
         assert reason in REASONS

@@ -104,11 +104,12 @@ _blank = re.compile(rb"[ \t\r\n]*+").fullmatch
 
 
 class _TooOdd(Exception):
-    """The decoder cannot separate the elements of this piece, or the piece has too many for the memory limit."""
+    """Raised if the decoder cannot separate the elements of a piece, or there are too many for the memory
+    limit."""
 
 
 class Scan:
-    """Iterating yields (index in the array, event) in order, and counts events.
+    """Iterating over a scan yields (index in the array, event) in order, and counts events.
 
     Raises msgspec.DecodeError if `raw` is not a JSON array; events yielded before must be discarded. Raises Spent
     if continuing would exceed the budget.

@@ -28,7 +28,7 @@ Undecoded = msgspec.Raw | bytes
 
 
 class _TooMany(Exception):
-    """Too many elements for the memory limit."""
+    """Raised if there are too many elements for the memory limit."""
 
 
 def undecoded(raw: bytes | bytearray, budget: Budget) -> Iterator[Undecoded]:

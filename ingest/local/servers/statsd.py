@@ -112,7 +112,7 @@ def parse_line(line: str) -> Sample | None:
 
 
 class Recorder:
-    """Received metrics. Thread-safe."""
+    """Stores received metrics. All methods are thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

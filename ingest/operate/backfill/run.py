@@ -46,11 +46,12 @@ Wrong = dict[int, tuple[Problem, str]]
 
 
 class BackfillFailed(Exception):
-    """Reading from a server, or writing to it, failed. Rows written so far remain, and a later run continues."""
+    """Raised if reading from a server, or writing to it, failed. Rows written so far remain, and a later run
+    continues."""
 
 
 class Backfill:
-    """One request. Methods raise BackfillFailed."""
+    """One backfill request. Methods raise BackfillFailed."""
 
     def __init__(self, settings: Settings, selection: Selection) -> None:
         self._settings, self._selection = settings, selection

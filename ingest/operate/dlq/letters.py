@@ -27,7 +27,7 @@ UNKNOWN_LABEL = Label("unknown", "", Origin("", -1, -1), "")
 
 
 class DeadLettersUnavailable(Exception):
-    """The dead-letter topic could not be read or written. The message states why."""
+    """Raised if the dead-letter topic could not be read or written. The message states why."""
 
 
 class _Owned(msgspec.Struct):

@@ -31,11 +31,11 @@ READ_BOUNDS = Bounds(messages_max=100_000, bytes_max=512 * MiB, seconds_max=120.
 
 
 class OriginalMissing(Exception):
-    """The message is no longer in its topic."""
+    """Raised if the message is no longer in its topic."""
 
 
 class ItemNotProduced(Exception):
-    """The message exists but does not produce this item."""
+    """Raised if the message exists but does not produce this item."""
 
 
 class Originals:

@@ -28,7 +28,7 @@ from tasks.wire import Item
 
 @dataclass(slots=True)
 class Replayed:
-    """Result of a replay. `failed` has (letter id, error)."""
+    """Result of a replay. `failed` has (letter id, error) for each letter that failed."""
 
     produced: int = 0
     written: int = 0
@@ -41,7 +41,7 @@ ERASURES_SECONDS_MAX = 5.0
 
 
 class NotReplayed(Exception):
-    """This letter is not replayed. The message states why, and how to replay it anyway."""
+    """Raised if a letter is not replayed. The message states why, and how to replay the letter anyway."""
 
 
 def replay(

@@ -12,7 +12,7 @@ from tasks.errors import shortened
 
 
 class EraseFailed(Exception):
-    """A server did not respond, or refused the request. Completed steps are not undone, and the next run
+    """Raised if a server did not respond or refused the request. Completed steps are not undone, and the next run
     continues."""
 
 

@@ -12,7 +12,7 @@ EXAMPLES_MAX = 1000
 
 
 class ReconcileFailed(Exception):
-    """The reconciliation failed because the topic, the dead letters or a sink could not be read. The message names
+    """Raised if the topic, the dead letters or a sink could not be read. The message names
     what could not be read and the reason."""
 
 
@@ -58,8 +58,8 @@ class Tally:
 
 @dataclass(slots=True)
 class Account:
-    """The result. `examples` has at most EXAMPLES_MAX missing items per sink. `unrepaired` has at most
-    EXAMPLES_MAX items per sink that are still missing after a repair.
+    """The result of a reconciliation. `examples` has at most EXAMPLES_MAX missing items per sink. `unrepaired` has
+    at most EXAMPLES_MAX items per sink that are still missing after a repair.
     """
 
     topic: str

@@ -36,7 +36,7 @@ Progress = Callable[[int], None]
 
 
 class AuditFailed(Exception):
-    """The bucket or ClickHouse could not be read. The message names the server and the reason."""
+    """Raised if the bucket or ClickHouse could not be read. The message names the server and the reason."""
 
 
 class Kind(StrEnum):
@@ -59,7 +59,7 @@ class Kept:
 
 @dataclass(slots=True)
 class Audit:
-    """The result. Counts are complete; `examples` has at most EXAMPLES_MAX findings of each kind.
+    """The result of an audit. Counts are complete; `examples` has at most EXAMPLES_MAX findings of each kind.
 
     `expired`: generations of objects that are past their retention by more than the grace period.
     `rows_without_object`: segments whose recording is not in the bucket.

@@ -24,7 +24,7 @@ _SORT = f"SETTINGS max_bytes_before_external_sort = {SORT_BYTES_MAX}"
 
 
 class PointingRows:
-    """Queries one server. Methods raise the errors of clickhouse-connect."""
+    """Queries one ClickHouse server. Methods raise the errors of clickhouse-connect."""
 
     def __init__(self, settings: Settings, now: float) -> None:
         self._settings = settings

@@ -71,7 +71,7 @@ class Tally:
 
 @dataclass(slots=True)
 class Comparison:
-    """The result. Counts are complete; `differences` holds the first `differences_max` of each sink.
+    """The result of a comparison. Counts are complete; `differences` holds the first `differences_max` per sink.
 
     `explained`: number of messages and items that are not expected to be stored, by reason (dead letters, disabled
     projects, erased, past their retention).

@@ -62,7 +62,7 @@ class Compared:
 
 
 class StoredRows:
-    """Queries one server. Methods raise SinkError."""
+    """Queries one ClickHouse server. Methods raise SinkError."""
 
     def __init__(self, settings: Settings) -> None:
         try:

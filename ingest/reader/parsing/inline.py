@@ -182,7 +182,7 @@ def answer(message: Message, outcome: Outcome | None) -> on.MessageParsed | Unus
 
 
 class ChildFailed(Exception):
-    """A parser process died or did not respond in time. `limit`: the limit that it exceeded; "" if unknown."""
+    """Raised if a parser process died or did not respond in time. `limit`: the exceeded limit; "" if unknown."""
 
     def __init__(self, text: str, limit: str = "") -> None:
         super().__init__(f"{limit} ({text})" if limit else text)

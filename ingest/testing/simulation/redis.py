@@ -17,7 +17,7 @@ PARKED_LEASE_SECONDS = 3.0
 
 
 class RedisUnavailable(Exception):
-    """The simulated Redis does not respond."""
+    """Raised if the simulated Redis does not respond."""
 
 
 @dataclass(slots=True)

@@ -31,7 +31,8 @@ class Reason(Enum):
 
 
 class Refused(ValueError):
-    """The request is refused. The text states the reason in one line and contains no bytes of the request."""
+    """Raised if a request is refused. The text states the reason in one line and contains no bytes of the
+    request."""
 
     def __init__(self, reason: Reason, text: str) -> None:
         super().__init__(text)

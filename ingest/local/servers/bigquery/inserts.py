@@ -18,7 +18,7 @@ INSERT_ID_CHARACTERS_MAX = 128
 
 
 class InsertIds:
-    """Recently seen insertIds of a table, within a time window, bounded in number.
+    """Remembers the insertIds of a table that were seen within a time window, up to a maximum number.
 
     Like in the real service, deduplication is best effort: a restart forgets all ids.
     """

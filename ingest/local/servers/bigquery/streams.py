@@ -42,7 +42,7 @@ _MICROSECONDS_RANGE = range(-62135596800000000, 253402300800000000)
 
 
 class StreamError(Exception):
-    """A refused call.
+    """Raised for a refused call.
 
     `code` is the gRPC code, and `storage_code` is BigQuery's code, which is attached to the status.
 
