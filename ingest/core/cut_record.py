@@ -100,7 +100,7 @@ def _digits(number: int) -> str:
 
 
 def decode(committed: int, text: str) -> Record:
-    """Parses a record. Returns an empty record for texts of other tools and of later versions (see `refusal`)."""
+    """Parses a record. Returns an empty record for text from other tools or later versions (see `refusal`)."""
     if text.startswith(CUTS_ONLY_VERSION + ","):
         return Record(stops=_stops(committed, text.removeprefix(CUTS_ONLY_VERSION + ",")))
     version, *fields = text.split(";")

@@ -71,8 +71,8 @@ def up(
 ) -> StackState:
     """Starts a stack that continues to run after this process ends, and returns when all components are ready.
 
-    If a stack is running, returns that stack unchanged. Otherwise also creates tables, the bucket and topics, if
-    the stack started all servers itself.
+    If a stack is running, returns that stack unchanged. If a new stack has started all servers itself, also
+    creates tables, the bucket and topics.
 
     With `programs`, also starts the worker, the reader, Flower and the web pages, even on a running stack. If a
     component fails to start, stops everything that this call started and raises LocalError.

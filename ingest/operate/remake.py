@@ -11,7 +11,7 @@ NO_EPOCH = 0
 
 
 def message_of(record: Record) -> Message:
-    """Returns a record in the core's representation."""
+    """Converts a record to the core's representation."""
     return Message(
         source=TopicPartition(record.topic, record.partition),
         epoch=NO_EPOCH,

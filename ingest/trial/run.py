@@ -66,7 +66,7 @@ class Options:
 
 
 def run(options: Options, *, say: Say, as_json: Callable[[Any], None] | None = None) -> int:
-    """Runs until Ctrl-C, SIGTERM or the end of `options.seconds`. Returns 0; 1 if something did not start.
+    """Runs until Ctrl-C, SIGTERM or the end of `options.seconds`. Returns 0, or 1 if something did not start.
 
     `say` prints a line for people; `as_json` prints the state, once, when everything is up.
     """

@@ -42,7 +42,7 @@ class LoginHandler(BrowserHandler):
     destinations = frozenset((NAVIGATION,))
 
     def let_in(self) -> None:
-        """Lets every visitor in, because none has a session yet."""
+        """Admits every visitor, because none has a session yet."""
 
     def get(self) -> None:
         login = self.state.login

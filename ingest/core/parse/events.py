@@ -57,7 +57,7 @@ WRONG_DATA = SpanData()
 
 
 class SpanPayload(msgspec.Struct, gc=False):
-    """Times in Unix seconds."""
+    """The payload of a span. Times are in Unix seconds."""
 
     op: Text = None
     description: Text = None

@@ -1,4 +1,4 @@
-"""The stored data of a replay, and the errors of searching and erasing."""
+"""The stored data of a replay, and the errors raised while searching and erasing."""
 
 from __future__ import annotations
 

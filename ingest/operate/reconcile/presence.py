@@ -43,7 +43,7 @@ class Presence(Protocol):
     """A sink that can be queried. Only one thread may use an instance."""
 
     def absent(self, items: Sequence[Any]) -> dict[int, Problem]:
-        """Returns, by position, the problem of each item that is not durable. Raises SinkError.
+        """Returns the problem of each item that is not durable, by position in `items`. Raises SinkError.
 
         Of several items with the same identity, only the last can be reported.
         """

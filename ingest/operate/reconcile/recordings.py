@@ -1,6 +1,6 @@
 """Finds recordings that are missing in Cloud Storage, or stored with different bytes, in either layout.
 
-The index in ClickHouse has precedence, as in playback (`tasks.stored`): a recording that the index lists is read
+The index in ClickHouse takes precedence, as in playback (`tasks.stored`): a recording that the index lists is read
 from its range in a packed object. Every other recording has its own object, which is compared by CRC32C.
 """
 
@@ -43,10 +43,10 @@ class Recordings:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="presence")
 
     def absent(self, items: Sequence[Blob]) -> dict[int, Problem]:
-        """Returns, by position, the problem of each item that is not stored. Items with the same name count as
-        stored if any of them is stored; otherwise only the last item is reported. Recordings that arrived as plain
-        JSON are compressed by the reader, so another release may have stored different bytes that inflate to the
-        same JSON. Recordings with the same JSON count as equal. Raises SinkError.
+        """Returns the problem of each item that is not stored, by position in `items`. Items with the same name
+        count as stored if any of them is stored; otherwise only the last item is reported. Recordings that arrived
+        as plain JSON are compressed by the reader, so another release may have stored different bytes that inflate
+        to the same JSON. Recordings with the same JSON count as equal. Raises SinkError.
         """
         positions: dict[str, list[int]] = {}
         for position, item in enumerate(items):

@@ -2,7 +2,7 @@
 
 Values are passed in shared memory: the reader copies each value once, and the parser process parses it in place.
 Everything else is sent over a socket pair as length-prefixed msgpack. Results omit bytes that the reader already
-has: a blob that is a slice of its message is sent as a position, and a dead letter without its value.
+has: a blob that is a slice of its message is sent as a position, and a dead letter is sent without its value.
 """
 
 from __future__ import annotations
