@@ -1,4 +1,4 @@
-"""Events: the only input of `Pipeline.handle`. Their names are in the past tense, and they are immutable and
+"""Events: the only input of `Pipeline.handle`. Event names are in the past tense, and events are immutable and
 printable."""
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class Flight:
         return park
 
     def renew(self, now: float) -> do.Renew | None:
-        """The command that keeps the batch visible to operators; None if it is not shown."""
+        """Returns the command that keeps the batch visible to operators; None if it is not shown."""
         if self.shown is None:
             return None
         age_seconds = now - self.shown_at

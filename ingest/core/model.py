@@ -69,7 +69,7 @@ Headers = tuple[tuple[str, bytes | None], ...]
 
 
 def headers_bytes(headers: Headers) -> int:
-    """Approximate memory of the headers, in bytes; staged headers take less space."""
+    """Returns the approximate memory of the headers, in bytes; staged headers take less space."""
     if not headers:
         return 0
     return sum(HEADER_BYTES + 4 * len(name) + len(value or b"") for name, value in headers)
@@ -140,7 +140,7 @@ class Segment(msgspec.Struct, frozen=True, gc=False):
 
 
 def proto_rows(segments: Iterable[Segment]) -> EncodedRows:
-    """The facts that are encoded as protobuf."""
+    """Returns the facts that are encoded as protobuf."""
     found = [segment for segment in segments if segment.proto_facts_count]
     return EncodedRows(
         ProtoRows(
@@ -153,7 +153,8 @@ def proto_rows(segments: Iterable[Segment]) -> EncodedRows:
 
 
 class Reject(msgspec.Struct, frozen=True, gc=False):
-    """A message that cannot be parsed, with the original record. It becomes a dead letter with its batch.
+    """A message that cannot be parsed, with the original record. A reject becomes a dead letter when its batch is
+    flushed.
 
     `reason` is one of `ingest.core.parse.REASONS` and stable (a metric label); `error` is for operators.
     `first_seen_ms` is the Kafka timestamp; `project_id` is None if the message names no project. `tombstone`: see

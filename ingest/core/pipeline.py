@@ -108,7 +108,7 @@ class Pipeline:
         return Room.NOW if free and not owned.blocked else Room.LATER
 
     def is_deferred(self, source: TopicPartition) -> bool:
-        """True if a message of this partition is being parsed outside the loop."""
+        """Returns True if a message of this partition is being parsed outside the loop."""
         owned = self._owned.get(source)
         return owned is not None and owned.deferred is not None
 
@@ -151,12 +151,13 @@ class Pipeline:
         return owned.position, owned.commits.committed
 
     def pending(self, source: TopicPartition) -> tuple[OffsetRange, ...]:
-        """Ranges that were cut and cannot be committed yet, in order; empty for unassigned partitions."""
+        """Returns the ranges that were cut and cannot be committed yet, in order; empty for unassigned
+        partitions."""
         return self._ledger.pending(source)
 
     def failed_starts(self, source: TopicPartition) -> int:
-        """Number of consecutive readers that started on a partition and ended before its committed offset
-        advanced.
+        """Returns the number of consecutive readers that started on a partition and ended before its committed
+        offset advanced.
 
         Clean ends do not count. The number is 0 after the first progress, and for unassigned partitions.
         """
@@ -275,7 +276,8 @@ class Pipeline:
         return owned
 
     def _on_deferred(self, event: on.MessageDeferred, now: float) -> Iterable[do.Command]:
-        """Holds back later messages of the partition. Its open batch is still cut by age if parsing takes long."""
+        """Holds back later messages of the partition. The partition's open batch is still cut by age if parsing
+        takes long."""
         owned = self._taking(event)
         if owned is None:
             return

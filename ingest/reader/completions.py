@@ -35,7 +35,7 @@ RETRY_SECONDS_MAX = 1.0
 class CompletionReader:
     """Reads one reader's stream and calls `deliver` with each event, in `loop`.
 
-    It also writes the heartbeat, so that every listed reader can receive completions.
+    The same thread writes the heartbeat, so that every listed reader can receive completions.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class CompletionReader:
 
 
 def as_event(completion: Completion) -> on.Event:
-    """The event of one stream entry. Raises ValueError for an unknown stage."""
+    """Returns the event of one stream entry. Raises ValueError for an unknown stage."""
     batch_id, epoch = completion.batch_id, completion.epoch
     match completion.kind:
         case CompletionKind.DONE:
@@ -131,7 +131,7 @@ def as_event(completion: Completion) -> on.Event:
 
 
 def _entries(answer: Any) -> list[Any]:
-    """The entries of the requested stream, from the list of RESP2 or the map of RESP3."""
+    """Returns the entries of the requested stream, from the list of RESP2 or the map of RESP3."""
     if not answer:
         return []
     if isinstance(answer, dict):

@@ -36,7 +36,7 @@ VIEW_BYTES_MAX = 64 * 1024
 
 
 def parse(message: Message, rules: ParseRules) -> Segment | Reject:
-    """The items of one Kafka message for each sink, or a reject. Never raises.
+    """Returns the items of one Kafka message for each sink, or a reject. Never raises.
 
     Costs at most a few times as much as decompressing and scanning the message; docs/cost.md states the limit.
     """
@@ -65,10 +65,10 @@ class Rebuilt(msgspec.Struct, frozen=True, gc=False):
 
 
 def rows_of_recording(raw: bytes, identity: rows.Identity, environment: str | None, rules: ParseRules) -> Rebuilt:
-    """The click rows and facts that `parse` produces for this recording (the JSON) in a message with this
+    """Returns the click rows and facts that `parse` produces for this recording (the JSON) in a message with this
     identity.
 
-    The size of the session's row is not counted, because it is unknown here.
+    The size of the session's row is not counted, because that size is unknown here.
     """
     as_json = replace(rules, bigquery_write="insert_all")
     gathered = _gathered(rows.Writer(identity, environment), raw, as_json, 0, Budget(units_of(rules)), None)
@@ -76,7 +76,7 @@ def rows_of_recording(raw: bytes, identity: rows.Identity, environment: str | No
 
 
 class _Unusual(Exception):
-    """The message is not cheap to parse."""
+    """Raised if a message is not cheap to parse."""
 
 
 def _parse(
@@ -199,7 +199,7 @@ def _document(envelope: Envelope, warnings: list[str]) -> Document:
 
 
 def _replay_row(writer: rows.Writer, document: Document, rules: ParseRules, warnings: list[str]) -> Row:
-    """The row of the session, without its lists if they would use most of the row limit."""
+    """Returns the row of the session, without its lists if they would use most of the row limit."""
     row = writer.replay(document)
     if 2 * len(row.json) <= rules.rows_bytes_max:
         return row
@@ -215,7 +215,7 @@ def _gathered(
     budget: Budget,
     spent: type[_Unusual] | None,
 ) -> Gathered:
-    """The content of the recording; empty, with a warning, if it is not a JSON array."""
+    """Returns the content of the recording; empty, with a warning, if it is not a JSON array."""
     gathered = Gathered(writer, rules, budget, taken_bytes)
     scan = Scan(raw, gathered.is_sampled, budget)
     try:

@@ -1,7 +1,8 @@
 """Reads the replay_event, a JSON document about a segment's session, into columns of the table replays.
 
-Relay has validated it, so a typed decode usually succeeds. Documents of other shapes, and long documents, are read
-field by field, and fields of a wrong type are left out. Both paths give the same columns.
+Relay has validated the document, so a typed decode usually succeeds. Documents of other shapes, and long
+documents, are read field by field, and fields of a wrong type are left out. Both ways of reading give the same
+columns.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ _WRONG_SHAPE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class Unread(Exception):
-    """The document cannot be read; `warning` is a key of WARNINGS."""
+    """Raised if the document cannot be read; `warning` is a key of WARNINGS."""
 
     def __init__(self, warning: str) -> None:
         super().__init__(warning)
@@ -172,7 +173,7 @@ def open_document(text: memoryview) -> Document:
 
 
 def _values_max(text: bytes) -> int:
-    """Maximum number of values that cost more than their bytes: keys, texts and arrays."""
+    """Returns the maximum number of values that cost more than their bytes: keys, texts and arrays."""
     return text.count(b'"') + text.count(b"[")
 
 
@@ -191,7 +192,7 @@ def _field_by_field(text: memoryview) -> Document:
 
 
 def without_lists(document: Document) -> Document:
-    """The document without its lists."""
+    """Returns the document without its lists."""
     return msgspec.structs.replace(
         document, urls=None, segment_names=None, error_ids=None, trace_ids=None, tags=None
     )
@@ -210,7 +211,7 @@ _NO_USER, _NO_GEO, _NO_NAMES, _NO_DEVICE, _NO_RATES, _NO_UPDATES, _NO_CONTEXTS =
 
 
 def columns_of(document: Document) -> Columns:
-    """The columns. `user` is the id, username, email or address: the first one present."""
+    """Returns the columns. `user` is the id, username, email or address: the first one present."""
     user, contexts = document.user or _NO_USER, document.contexts or _NO_CONTEXTS
     geo, sdk = user.geo or _NO_GEO, document.sdk or _NO_NAMES
     system, browser = contexts.os or _NO_NAMES, contexts.browser or _NO_NAMES
@@ -272,7 +273,7 @@ IPV6_MAX = 45
 
 
 def _text(value: Any) -> str:
-    """A tag's key or value as text of bounded length; numbers are converted, other types dropped."""
+    """Returns a tag's key or value as text of bounded length; numbers are converted, other types dropped."""
     if isinstance(value, str):
         return value[:SHORT_MAX]
     return str(value) if type(value) is int or type(value) is float else ""

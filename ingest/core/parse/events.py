@@ -15,7 +15,7 @@ CANVAS_MUTATION = 9
 
 
 class Malformed(Exception):
-    """The event does not have the shape that its kind requires."""
+    """Raised if an event does not have the shape that its kind requires."""
 
 
 class Side(msgspec.Struct, gc=False):
