@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 COMMA := ,
 
-# Tests start hundreds of Python processes. Without cached bytecode, each of them compiles the code again.
+# Tests start hundreds of Python processes. Without cached bytecode, each process compiles the code again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -43,7 +43,7 @@ demo: $(STAMP) ## run the whole system once on the embedded stack, and compare e
 # Tests run in more processes than there are cores, because tests that use servers mostly wait.
 PYTEST := -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 # These are the quick tests of packages that have a coverage floor. To include tests that use servers, which take
-# longer: COVERED="tests/unit tests/eager tests/integration"
+# longer, set: COVERED="tests/unit tests/eager tests/integration"
 COVERED := $(addprefix tests/unit/,benchmarks cli core local observe operate reader tasks testing trial web) tests/eager \
   tests/unit/test_settings_fit.py tests/integration/tasks/sinks/test_storage_write.py \
   $(addprefix tests/unit/tools/,gameday test_audit.py test_documents.py test_habits.py test_history.py)

@@ -1,6 +1,7 @@
-"""Provides running servers for the tests that use them; see `tests.kit.servers`.
+"""Provides running servers to the tests (see `tests.kit.servers`).
 
-The files with the longest tests run first: workers take whole files, and the run ends with the slowest worker.
+The files with the longest tests run first: each worker takes a whole file, and the run ends with the slowest
+worker.
 """
 
 import os

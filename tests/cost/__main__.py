@@ -88,7 +88,7 @@ def main() -> int:
 
 
 def cost_in_other_checkout(checkout: Path, value: bytes, cost: Cost) -> Cost:
-    """Returns the cost of the same message in the parser of the other checkout, with the floor that was
+    """Returns the cost of the same message in the parser of the other checkout, relative to the floor that was
     measured here.
     """
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,8 @@
 """Represents a recording as a short recipe that can be mutated at random, and stored if it is costly.
 
-A recipe is a list of pieces. A piece is one event text, `before + part * n + after`, `event_bytes` long, repeated
-to fill its share of the recording. If `before` and `after` are empty, the part itself is the event.
+A recipe is a list of pieces. A piece is one event text, `before + part * n + after`, which is `event_bytes` long
+and is repeated to fill its share of the recording. If `before` and `after` are empty, the part itself is the
+event.
 """
 
 from __future__ import annotations
@@ -196,7 +197,9 @@ STOPPED_A_READER = (
 
 
 def new_recipe(chance: random.Random) -> Recipe:
-    """Returns a new recipe: a shape that once stopped a reader, or an event with a repeated part in one value."""
+    """Returns a new recipe: a shape that once stopped a reader, or an event that contains a repeated part in one
+    value.
+    """
     if chance.random() < 0.2:
         return chance.choice(STOPPED_A_READER)
     return Recipe((_repeat_within(chance),), chance.random() < 0.2)

@@ -3,7 +3,7 @@ rate.
 
     python -m tests.cost.running [--raw-bytes N] [--segments N] [--rate N]
 
-The system is the stack, workers and one reader as processes, with emulators. The memory limit of
+The system is the stack, workers and one reader as processes, with emulators. The memory limit in
 deploy/kubernetes/reader.yaml is set as RLIMIT_DATA of each reader process. RLIMIT_DATA needs no cgroup, and a
 process that exceeds it gets a MemoryError. The program prints the other project's delay from sending a segment to
 the commit of its batch, alone and next to the hostile project. The outcome of each hostile message is also
@@ -112,9 +112,7 @@ def p99(values: Sequence[float]) -> float:
 
 
 def unaccounted(system: System, places: Sequence[Place]) -> list[int]:
-    """Returns the numbers of the hostile messages that became neither a segment in ClickHouse nor a dead
-    letter.
-    """
+    """Returns the indexes of hostile messages that became neither a segment in ClickHouse nor a dead letter."""
     rows = system.query("SELECT DISTINCT toString(replay_id) FROM replay_segments")
     stored = {str(replay).replace("-", "") for (replay,) in rows}
     letters = system.json("dlq", "ls", "--limit", str(10 * len(places)))["letters"]

@@ -3,8 +3,8 @@
 The search breeds three populations, each for one kind of cost relative to its limit: CPU (multiple of the floor),
 memory (multiple of the inflated size), and bytes of rows per segment. The search starts from shapes that once
 stopped a reader, and from events of our recordings with repeated parts. The best recipes of each population are
-measured again at full size in separate processes, and printed. `--keep` adds the most expensive one of each kind
-to tests/cost/found.json.
+measured again at full size in separate processes, and printed. `--keep` adds the most expensive recipe of each
+kind to tests/cost/found.json.
 
 The exit code is 1 if a recipe exceeds a limit in docs/cost.md.
 """
@@ -111,7 +111,7 @@ def main() -> int:
         "--raw-bytes", type=int, default=FULL_RAW_BYTES, help="Inflated size of the final measurement, in bytes."
     )
     parser.add_argument(
-        "--keep", action="store_true", help="Add the most expensive of each kind to tests/cost/found.json."
+        "--keep", action="store_true", help="Add the most expensive recipe of each kind to tests/cost/found.json."
     )
     arguments = parser.parse_args()
     seed = int(time.time()) if arguments.seed is None else arguments.seed

@@ -37,7 +37,7 @@ def test_a_hostile_message_costs_a_multiple_of_its_floor(shape: Shape) -> None:
 def test_a_large_hostile_message_takes_a_multiple_of_its_size(shape: Shape) -> None:
     """The tested shapes once stopped a reader.
 
-    While they are parsed, memory grows by at most 2.5 times the inflated size plus 64 MiB.
+    While they are parsed, memory grows by at most 2.5 times the inflated size, plus 64 MiB.
     """
     cost = measure_separately(shape.make(LARGE_RAW_BYTES))
 

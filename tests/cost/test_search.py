@@ -1,4 +1,4 @@
-"""The search for costly messages mutates, reports, and is reproducible."""
+"""The search for costly messages mutates recipes, reports the costliest, and is reproducible."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_same_seed_breeds_the_same_messages() -> None:
 
 def test_initial_recipes_are_accepted_by_the_parser() -> None:
     """The parser accepts the initial recipes; a message that is rejected at once costs nothing and would be a
-    useless start.
+    useless starting point.
     """
     for recipe in STOPPED_A_READER:
         assert isinstance(parsed(recipe.value(50_000)), Segment)

@@ -1,7 +1,7 @@
 """Real reader processes in a real consumer group: Apache Kafka, kill -9, SIGSTOP, SIGTERM, rebalances, restarts.
 
 All tests share one broker and one set of servers; each test has its own topics, tables, bucket and Redis database.
-If a test stops the flush fleet, batches stay in flight until it starts the fleet again.
+If a test stops the flush fleet, batches stay in flight until the test starts the fleet again.
 """
 
 from __future__ import annotations
@@ -189,8 +189,8 @@ def test_sigterm_with_unsettled_batches_exits_with_zero_at_the_drain_deadline(
 
 
 def test_a_killed_broker_returns_and_nothing_is_missing(fleet: Fleet, tmp_path: Path) -> None:
-    """If the broker is killed with kill -9 under load and restarted, the reader stays up, and commits continue
-    from the last offsets.
+    """If the broker is killed with kill -9 under load and restarted, the reader keeps running, and commits
+    continue from the last offsets.
     """
     fleet.worker("worker-1")
     reader = up(fleet.reader("reader-1"))

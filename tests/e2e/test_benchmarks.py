@@ -1,4 +1,4 @@
-"""The benchmark programs run; their results belong in docs/performance.md, not in tests."""
+"""Tests only that the benchmark programs run; their results belong in docs/performance.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the extra bench is not i
 
 
 def run(module: str, *arguments: str, deadline_seconds: float = 120) -> str:
-    """Returns the output of the program; if it fails, the test fails with its error output."""
+    """Returns the output of the program; if the program fails, the test fails with its error output."""
     command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
     completed = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=deadline_seconds, check=False

@@ -1,4 +1,4 @@
-"""The demo on a small load, started as a user would start it: every input arrives, even if components are
+"""The demo with a small load, started as a user would start it: every input arrives, even if components are
 killed.
 """
 
@@ -71,7 +71,9 @@ def test_every_input_arrives_exactly_once(tmp_path: Path):
 
 @pytest.mark.timeout(SECONDS_MAX + 10)
 def test_packed_objects_hold_every_recording(tmp_path: Path):
-    """The packed layout stores fewer objects, and each recording is found byte for byte where the index says."""
+    """The packed layout stores fewer objects, and each recording is found, byte for byte, at the location in the
+    index.
+    """
     code, outcome = demo("300", "--layout", "packed", directory=tmp_path)
 
     assert code == 0, explain(outcome)
@@ -80,7 +82,7 @@ def test_packed_objects_hold_every_recording(tmp_path: Path):
 
 @pytest.mark.timeout(SECONDS_MAX + 10)
 def test_facts_that_the_reader_encodes_as_protobuf_arrive_exactly_once(tmp_path: Path):
-    """With the Storage Write API, every stored fact was appended to a stream, as often as it was produced."""
+    """With the Storage Write API, every stored fact was appended to a stream as often as it was produced."""
     code, outcome = demo("300", directory=tmp_path, settings={"REPLAYS_BIGQUERY_WRITE": "storage"})
 
     assert code == 0, explain(outcome)

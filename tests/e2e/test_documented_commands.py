@@ -1,4 +1,4 @@
-"""Every command in the docs exists as written; harmless ones are run and must succeed.
+"""Every command in the docs exists as written; commands that change nothing are run and must succeed.
 
 A command is the content of a fenced or indented block, or of backquotes within a sentence. Placeholders (`<id>`,
 `REPLAY_ID`, `N`) are replaced by values from a running system. Each command belongs to RUN or to NOT_RUN. A
@@ -163,7 +163,7 @@ def documented_commands() -> list[Documented]:
     """Returns every command of the pages once, ordered by RUN and then by page."""
     found: dict[str, Documented] = {}
     for page in PAGES:
-        # A record of a past run contains ids that no longer exist; readers are not expected to run its commands.
+        # A record of a past run contains ids that no longer exist; users are not expected to run its commands.
         for text in commands_of(page.read_text().partition("<!-- the run: begin -->")[0]):
             found.setdefault(text, Documented(text, str(page.relative_to(ROOT))))
     order = list(RUN)
@@ -188,7 +188,7 @@ def commands_of(page: str) -> Iterator[str]:
 
 
 def commands_of_line(line: str) -> Iterator[str]:
-    """Returns our commands in a shell line: `a && b` has two, and `eval "$(c)"` has one."""
+    """Returns our commands in a shell line: `a && b` contains two commands, and `eval "$(c)"` contains one."""
     line = re.sub(r'^eval "\$\((.*)\)"$', r"\1", line.strip())
     for part in re.sub(r"(^|\s)#.*$", "", line).split("&&"):
         text = part.strip().removeprefix(".venv/bin/")

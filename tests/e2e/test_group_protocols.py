@@ -1,4 +1,4 @@
-"""How a consumer group treats readers that die during its rebalances, on Apache Kafka."""
+"""Tests how a consumer group on Apache Kafka treats readers that die during its rebalances."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def stack() -> Iterator[Stack]:
 
 
 def owners(fleet: Fleet) -> list[int]:
-    """Returns the partitions with an owner, as the group's coordinator reports them; empty during a rebalance."""
+    """Returns the partitions with an owner, as the group's coordinator reports them; the result is empty during a
+    rebalance.
+    """
     group = Cluster(fleet.settings).group(fleet.settings.kafka_group, fleet.settings.kafka_topic)
     return sorted(number for member in group.members for number in member.partitions) if group.stable else []
 

@@ -70,7 +70,8 @@ def run_phases(fleet: MixedFleet, phases: tuple[Phase, ...], into: Path, *, expe
 
 
 def test_additions_are_tolerated_and_a_new_version_is_refused_with_a_reason(mixed: Mixed, tmp_path: Path) -> None:
-    """Processes are replaced by another release under load, first in the wrong order, and then back again.
+    """Under load, processes are replaced by those of another release, first in the wrong order, and then back
+    again.
 
     Nothing is lost or duplicated.
     """

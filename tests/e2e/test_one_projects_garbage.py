@@ -2,7 +2,7 @@
 repeatedly.
 
 The other projects lose nothing and are not delayed. The project is named in the log, the metrics and `status`, and
-the runbook's section on such projects is followed as written.
+the steps of the runbook's section on such projects are followed as written.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def test_other_projects_are_durable_while_ten_readers_die_over_garbage(tmp_path:
     """Although readers are killed ten times while one project sends garbage, the messages of other projects become
     durable.
 
-    The runbook's steps are then followed: inspect, drop the project's rejects, disable the project. After these
-    steps the alert resolves.
+    The steps of the runbook are then followed: inspect, drop the project's rejects, disable the project. After
+    these steps the alert resolves.
     """
     # A killed reader's partitions are reassigned when its session ends.
     session = {"kafka_session_timeout_seconds": "3", "drain_deadline_seconds": "2"}

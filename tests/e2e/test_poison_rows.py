@@ -38,8 +38,8 @@ Place = tuple[int, int]
 
 @pytest.fixture(scope="module")
 def poisoned_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System, Place, Place]]:
-    """A system that ingested two poison messages among others, and the positions of the poison messages."""
-    # Nothing may be parked for another reason, such as a call that is slow because the machine is busy.
+    """A system that has ingested two poison messages among others, and the positions of the poison messages."""
+    # Nothing may be parked for any other reason, such as a call that is slow because the machine is busy.
     patient = {"sink_timeout_seconds": "20", "flush_deadline_seconds": "120", "task_visibility_seconds": "300"}
     directory = tmp_path_factory.mktemp("system")
     # The reader starts with a backlog: otherwise it may cut a batch before the poison has neighbors.
@@ -101,7 +101,7 @@ def test_a_batch_refused_for_one_row_lacks_only_that_row_until_its_replay(
     assert "banned" in letter["error"]
     assert letter["item"].startswith("replay_segments/")
     assert_is_about(letter, banned)
-    # The same message also has a row in another table, which is stored.
+    # The same message also produces a row in another table, which is stored.
     assert rows_of_banned(system, "replays") == 1
     assert rows_of_banned(system, "replay_segments") == 0
 

@@ -23,7 +23,9 @@ STARTED_AT = 1_700_000_000
 
 
 def recordings() -> dict[str, list[Any]]:
-    """Returns the rrweb events of every segment that we recorded, and of every third-party file if available."""
+    """Returns the rrweb events of every segment that we recorded, and of every third-party file, if such files are
+    available.
+    """
     found: dict[str, list[Any]] = {}
     for recorded in RECORDINGS:
         for number, body in enumerate(recorded.bodies):

@@ -134,8 +134,8 @@ def test_without_marks_the_same_cuts_leave_no_duplicates(loaded_system: LoadedSy
     Each object is overwritten with the same bytes, so there is one object per name, with a new generation.
 
     ClickHouse skips each insert by its token; BigQuery drops duplicates within its window, and the view drops the
-    rest. DataDog, which cannot detect repetitions, gets every packet again, and the dead-letter topic every
-    record.
+    rest. DataDog cannot detect repetitions, so it gets every packet again, and the dead-letter topic gets every
+    record again.
     """
     system = loaded_system.system
     before, requests_before = census(system), requests(system)

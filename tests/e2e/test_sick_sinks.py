@@ -243,7 +243,7 @@ def flower_call(port: int, path: str, body: dict[str, object], login: str) -> in
 def test_dead_letters_are_listed_shown_and_replayed_once(tmp_path: Path) -> None:
     """Replayed rejects return to their topic with a mark.
 
-    A second replay skips them, and a dry run changes nothing.
+    A second replay skips rejects with this mark, and a dry run changes nothing.
     """
     with System(tmp_path) as system:
         made = system.load(150)

@@ -1,4 +1,5 @@
-"""`replays-ingest try`: a browser uses the shop with the shipped SDK, and the session has the corresponding facts.
+"""A browser uses the shop of `replays-ingest try` with the shipped SDK, and the session has the corresponding
+facts.
 
 The session is recorded live; nothing in this file comes from a stored recording. `make live-sdks` compares the
 facts of other versions of the SDK.

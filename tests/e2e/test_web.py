@@ -1,5 +1,5 @@
-"""The pages in a real browser, on data ingested by a whole running system: users find a replay, play it, and
-operate the system.
+"""Tests the pages in a real browser, on data ingested by a complete running system: users find a replay, play it,
+and operate the system.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def changes_while_it_plays(page: Page) -> bool:
 
 
 def test_a_rage_click_replay_is_found_and_played(tmp_path: Path) -> None:
-    """A replay found by the filter for rage clicks plays, and the rage click is marked on its timeline."""
+    """A replay that is found by the filter for rage clicks can be played, and the rage click is marked on its
+    timeline.
+    """
     with System(tmp_path, flower_basic_auth=":".join(LOGIN)) as system:
         system.load(400)
         system.wait_committed()
@@ -80,7 +82,9 @@ def test_a_rage_click_replay_is_found_and_played(tmp_path: Path) -> None:
 
 
 def test_a_recording_of_a_real_sdk_plays_and_a_missing_segment_is_named(tmp_path: Path) -> None:
-    """A real recording plays, whether it is complete or has a missing segment, which is named."""
+    """A real recording can be played, whether it is complete or has a missing segment; a missing segment is
+    named.
+    """
     whole, holed = "a" * 32, "b" * 32
     with System(tmp_path, flower_basic_auth=":".join(LOGIN)) as system:
         for value in recorded_session(whole):
@@ -100,7 +104,9 @@ def test_a_recording_of_a_real_sdk_plays_and_a_missing_segment_is_named(tmp_path
 
 
 def test_an_operator_retries_a_batch_and_replays_a_dead_letter(tmp_path: Path) -> None:
-    """When a signed-in operator retries a batch, the reader commits it; a replayed dead letter is sent once."""
+    """If a signed-in operator retries a batch, the reader commits it; if the operator replays a dead letter, it is
+    sent once.
+    """
     with System(tmp_path, flower_basic_auth=":".join(LOGIN), **LONG_BACKOFF) as system:
         system.send(message("c" * 32, 0, b"this is no recording"))
         until(lambda: len(system.json("dlq", "ls")["letters"]) == 1, 90, "a dead letter")

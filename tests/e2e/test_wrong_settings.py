@@ -220,8 +220,8 @@ CELERY = (("worker",), ("flower",), ("inspect", "ping"), ("report",))
 
 
 def commands_for(case: BrokenSetting, commands: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Returns all commands for the first setting of a kind, and a few commands, which differ per setting, for
-    any other setting.
+    """Returns all commands for the first setting of a kind, and for any other setting a few commands, which differ
+    per setting.
     """
     if case.kind:
         return list(commands)

@@ -95,7 +95,7 @@ def test_partial_success_is_kept_over_attempts(eager: Eager) -> None:
 
 
 def test_a_refused_row_becomes_a_dead_letter_and_the_rest_is_written(eager: Eager) -> None:
-    """If the server names a refused row, the dead letter has the sink, its error, and the row's origin.
+    """If the server names a refused row, the dead letter contains the sink, its error, and the row's origin.
 
     The other rows are written.
     """
@@ -205,7 +205,7 @@ def test_a_disabled_sink_is_not_in_the_chord(eager: Eager, monkeypatch: pytest.M
 
 
 def test_a_parked_batch_is_shown_until_it_settles(eager: Eager) -> None:
-    """Until it settles, a parked batch is shown with its error, its reader, and the time of its next retry."""
+    """Until it settles, a parked batch is listed with its error, its reader, and the time of its next retry."""
     batch = make_batch()
     eager.dispatcher.submit(do.Park(batch, Stage.ROWS, 3, "clickhouse is away", 30.0))
     eager.settle(batch, Stage.BLOBS)

@@ -31,7 +31,7 @@ BREAKER = "replays:breaker:clickhouse"
 
 
 class Staged:
-    """A staged task of ClickHouse, with one row of this size."""
+    """A staged task of ClickHouse with one row of the given size."""
 
     def __init__(self, eager: Eager, size_bytes: int = 10) -> None:
         self.payload = encode_items([Row("replay_segments", "a/0", b" " * size_bytes, 0)])
@@ -43,11 +43,11 @@ class Staged:
         self.staging.stage(manifest, name, {CLICKHOUSE: self.payload})
 
     def begin(self) -> Run | None:
-        """Begins the task, with the breaker's part."""
+        """Begins the task, including the breaker's part of the script."""
         return self.staging.begin(self.batch, CLICKHOUSE, "id", self.breaker.request(SinkName.CLICKHOUSE))
 
     def open_breaker(self, until: str) -> None:
-        """Opens the breaker until this time, in Unix seconds."""
+        """Opens the breaker until the given time, in Unix seconds."""
         self.client.hset(BREAKER, mapping={"opened_until": until, "cool": "5", "error": "down"})
 
     def next_permit(self) -> PermitKind:
@@ -78,7 +78,7 @@ def requests(eager: Eager, act: Callable[[], object]) -> list[str]:
 def test_a_task_needs_one_round_trip_before_its_write_and_one_after_it(
     eager: Eager, size_bytes: int, reads: list[str]
 ) -> None:
-    """A payload above INLINE_BYTES_MAX is read separately, because Lua would copy it."""
+    """A payload above INLINE_BYTES_MAX is read separately, because Lua would copy the payload."""
     staged = Staged(eager, size_bytes)
     run_task(staged.batch)  # loads the scripts
     eager.client.delete(staged.staging.key(staged.batch))
@@ -148,7 +148,7 @@ def test_a_forged_manifest_gives_the_probe_back(eager: Eager, monkeypatch: pytes
 
 
 def test_a_task_that_kills_its_worker_gives_the_probe_back(eager: Eager) -> None:
-    """If a task is given up before its sink is called, another task can make the probe at once."""
+    """If a task is abandoned before its sink is called, another task can make the probe at once."""
     staged = Staged(eager)
     staged.open_breaker("1")
     starts = eager.settings.task_starts_max
@@ -161,7 +161,9 @@ def test_a_task_that_kills_its_worker_gives_the_probe_back(eager: Eager) -> None
 
 @pytest.mark.parametrize("broken", ["wrong type", "no rights"])
 def test_a_breaker_that_cannot_be_used_prevents_neither_write_nor_mark(eager: Eager, broken: str) -> None:
-    """If the breaker's key has the wrong type, or the Redis user has no right to it, the task finishes."""
+    """If the breaker's key has the wrong type, or the Redis user has no right to it, the task is still
+    completed.
+    """
     staged, client = Staged(eager), eager.client
     client.set(BREAKER, "x", ex=600)
     try:

@@ -60,7 +60,7 @@ def variables(stack: Stack, name: str, database: int) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def library(stack: Stack) -> Library:
-    """The replays of `tests.kit.library`, shared because reading changes nothing."""
+    """The replays of `tests.kit.library`, which tests share because reading changes nothing."""
     return fill(variables(stack, "library", LIBRARY_DATABASE))
 
 

@@ -93,7 +93,7 @@ def make_batch(
     epoch: int = 1,
     content: bytes = b"recording",
 ) -> Batch:
-    """Returns a batch of `messages` segments from offset `start` on, followed by `rejects` rejects.
+    """Returns a batch of `messages` segments, starting at offset `start`, followed by `rejects` rejects.
 
     Each segment has different content.
     """

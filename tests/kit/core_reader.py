@@ -30,7 +30,7 @@ class Reader(MockRuntime):
     def parsed(
         self, *outcomes: Outcome, source: TopicPartition = PARTITION, at: int | None = None
     ) -> list[do.Command]:
-        """Publishes these messages at the next offsets, starting at `at` if it is given."""
+        """Publishes the given messages at the next offsets, starting at `at` if it is given."""
         commands: list[do.Command] = []
         for outcome in outcomes:
             offset = self._offsets.get(source, 0) if at is None else at

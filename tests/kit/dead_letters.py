@@ -35,9 +35,10 @@ ALL = Selection(include_replayed=True)
 
 @dataclass(frozen=True)
 class Topics:
-    """A topic with a recording of project 11 at offset 0 and one of project 777 at offset 1, and its dead letters.
+    """A topic with a recording of project 11 at offset 0 and a recording of project 777 at offset 1, and its dead
+    letters.
 
-    `mine` and `theirs` are their parsed segments, neither of which was written to a sink.
+    `mine` and `theirs` are the parsed segments of the two recordings, neither of which was written to a sink.
     """
 
     settings: Settings
@@ -107,7 +108,7 @@ def topics(
 
 
 def batch(topics: Topics) -> Batch:
-    """Returns both messages as one batch."""
+    """Returns the two messages as one batch."""
     source = message_of(topics.records()[0]).source
     return batch_of(source, OffsetRange(0, 2), [topics.mine, topics.theirs])
 

@@ -1,6 +1,7 @@
 """The reader's dispatcher and the real tasks in one process: memory sinks, `task_always_eager`, a small Redis.
 
-No broker is involved. Staged bytes, done marks and the breaker are as in production, so Redis is the only server.
+No broker is involved. Staged bytes, done marks and the breaker work as in production, so Redis is the only server
+that is needed.
 """
 
 from __future__ import annotations

@@ -106,7 +106,8 @@ class Fleet:
     def settle_all(
         self, dispatcher: Dispatcher, batches: Sequence[Batch], deadline_seconds: float = 90.0
     ) -> dict[str, int]:
-        """Dispatches like the core, with retries after a failure or a deadline, until all have succeeded.
+        """Dispatches batches like the core, with retries after a failure or a deadline, until all batches have
+        succeeded.
 
         Returns the number of attempts by batch id.
         """
@@ -133,7 +134,7 @@ class Fleet:
         return attempts
 
     def close(self) -> None:
-        """Kills all programs, so that a test does not wait for a warm shutdown."""
+        """Kills all programs, so that the test does not wait for a warm shutdown."""
         for made in self._dispatchers:
             made.stop(0.2)
         for child in self.children:

@@ -37,7 +37,7 @@ Lose = Callable[[str, Moment, int], bool]
 
 
 class Relay:
-    """A relay that loses what `on` selects. `asked` counts the requests by method."""
+    """A relay that loses the requests and responses that `on` selects. `asked` counts the requests by method."""
 
     def __init__(self, target: str) -> None:
         self.on: Lose = lambda method, moment, number: False

@@ -1,8 +1,8 @@
-"""Validates manifests against the schemas of their kinds.
+"""Validates Kubernetes manifests against the schemas of their kinds.
 
-The kinds of Kubernetes itself are validated strictly. The schemas of custom resources are our own, and contain the
-fields that the manifests use, with the types of the published definitions (KEDA 2.16, Prometheus operator 0.80).
-Other fields are refused.
+The kinds that are part of Kubernetes are validated strictly. The schemas of custom resources are our own, and
+contain the fields that the manifests use, with the types of the published definitions (KEDA 2.16, Prometheus
+operator 0.80). Other fields are refused.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def documents_of(text: str) -> list[dict[str, Any]]:
 
 
 def mistakes(document: dict[str, Any]) -> str:
-    """Returns the errors of a manifest as text, empty if there are none."""
+    """Returns the errors of a manifest as text; the result is empty if there are none."""
     import jsonschema
     import kubernetes_validate
 

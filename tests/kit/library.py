@@ -52,7 +52,7 @@ class Library:
 
 
 def fill(env: dict[str, str]) -> Library:
-    """Creates the bucket and the tables that these variables name, and writes every replay."""
+    """Creates the bucket and the tables that the variables name, and writes every replay."""
     settings = settings_of(env)
     for _ in migrate(settings):
         pass
@@ -101,7 +101,7 @@ def _damage(settings: Settings) -> None:
 
 
 def _keep_copies(settings: Settings) -> None:
-    """Stops merges, which would collapse two deliveries into one row at an arbitrary time."""
+    """Stops merges, which would merge two deliveries into one row at an arbitrary time."""
     server = clickhouse.client(settings)
     try:
         server.command("SYSTEM STOP MERGES replay_segments")

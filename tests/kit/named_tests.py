@@ -13,7 +13,7 @@ CITED_TEST = re.compile(r"(tests/[\w/]+\.py)(?:::(\w+))?")
 
 @cache
 def names_of(path: str) -> frozenset[str]:
-    """Returns the names of the test functions of a file; empty for a missing file."""
+    """Returns the names of the test functions of a file; the result is empty if the file is missing."""
     file = ROOT / path
     if not file.is_file():
         return frozenset()

@@ -1,4 +1,6 @@
-"""Environment for operator commands: a topic with messages, its dead letters, and a reader with parked batches."""
+"""An environment for operator commands: a topic with messages, its dead letters, and a reader with parked
+batches.
+"""
 
 from __future__ import annotations
 

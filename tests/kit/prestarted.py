@@ -3,8 +3,8 @@ takes milliseconds.
 
 A fork is equivalent to a process of `Child` (ingest/local/servers/processes.py): its own process group,
 environment, folder, streams and exit code, running the same module with the same arguments. There is one parent
-for each kind of program, so that a reader has no library that it would not have loaded. Programs that are not in
-LOADED, and environments that change the interpreter, are started normally.
+for each kind of program, so that a reader does not contain a library that it would not have loaded. Programs that
+are not in LOADED, and environments that change the interpreter, are started normally.
 
     python -m tests.kit.prestarted KIND    the parent, on the socket that is its standard input
     python -m tests.kit.prestarted SOCKETS MODULE WORDS    a program whose own children are forked, too
@@ -77,7 +77,7 @@ def kind_of(command: Sequence[str]) -> tuple[str, list[str]] | None:
 
 
 class Parents:
-    """The fork parents of this process. Each parent is started at its first fork."""
+    """The parent processes of this process's forks. Each parent is started at its first fork."""
 
     def __init__(self) -> None:
         self._controls: dict[str, socket.socket] = {}
@@ -107,7 +107,7 @@ class Parents:
         return Fork(status_read, os.fdopen(go, "wb", buffering=0))
 
     def prepare(self, *kinds: str) -> None:
-        """Starts these parents without waiting for their imports."""
+        """Starts the given parents without waiting for their imports."""
         with self._lock:
             for kind in kinds:
                 self._control(kind)
@@ -143,11 +143,11 @@ class Parents:
         return [sys.executable, "-m", __name__, json.dumps(numbers), module, *words], tuple(numbers.values())
 
     def borrow(self, numbers: Mapping[str, int]) -> None:
-        """Uses the parents that `lend` passed to this process."""
+        """Uses the parents that `lend` has passed to this process."""
         self._controls = {kind: socket.socket(fileno=number) for kind, number in numbers.items()}
 
     def close(self) -> None:
-        """Ends the parents, but not their forks."""
+        """Ends the parents, but not the forks."""
         for control in self._controls.values():
             control.close()
         self._controls.clear()
@@ -205,7 +205,7 @@ class Fork:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """An order to fork: the program, and the fork's ends of the pipes."""
+    """An order to fork: the program, and the ends of the pipes for the fork."""
 
     words: list[str]
     environment: dict[str, str]

@@ -1,4 +1,4 @@
-"""Produces header names that are not UTF-8, as clients in other languages can and the Python client cannot.
+"""Produces header names that are not UTF-8, which clients in other languages can do and the Python client cannot.
 
 The module calls the C library that is shipped with the Python client.
 """

@@ -68,7 +68,7 @@ def made(stack: Stack, settings: dict[str, str]) -> Iterator[Fleet]:
 
 
 class Load:
-    """Produces messages at a steady rate from a thread, and afterwards compares the sinks with them."""
+    """Produces messages at a steady rate from a thread, and afterwards compares the sinks with these messages."""
 
     def __init__(self, fleet: Fleet, directory: Path, count: int, rate: float | None = None) -> None:
         self.fleet, self.manifest = fleet, directory / "manifest.jsonl"
@@ -150,7 +150,9 @@ def staged_batches(fleet: Fleet) -> set[str]:
 
 
 def overlapping(batches: set[str]) -> list[tuple[str, str]]:
-    """Returns the pairs of adjacent batches with common messages, which mean that a range was cut in two ways."""
+    """Returns the pairs of adjacent batches that have messages in common, which means that a range was cut in two
+    ways.
+    """
     ranges = []
     for batch in batches:
         source, start, stop = batch.rsplit("-", 2)

@@ -33,8 +33,8 @@ class Answer:
     """One answer.
 
     `delay`: the wait before answering, at most 30 s. `cut`: the connection is closed without an answer.
-    `sent_bytes_max`: the connection is closed after this many bytes of the body, with the full length in the
-    header. `raw`: these bytes are sent instead of an HTTP answer, and the connection is closed.
+    `sent_bytes_max`: the connection is closed after the given number of bytes of the body, although the header has
+    the full length. `raw`: these bytes are sent instead of an HTTP answer, and the connection is closed.
     """
 
     status: int = 200
@@ -88,8 +88,8 @@ def relay_to(url: str) -> Script:
 def answering(answer: Script, *, body_bytes_max: int | None = None) -> Iterator[tuple[str, list[Received]]]:
     """Yields the server's URL and the list of received requests.
 
-    A request larger than `body_bytes_max` gets a 413 without being read, and its connection is closed, as by
-    proxies.
+    A request larger than `body_bytes_max` gets a 413 without being read, and its connection is closed, as proxies
+    do.
     """
     requests: list[Received] = []
 

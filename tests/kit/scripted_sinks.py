@@ -6,7 +6,7 @@ contains the action:
 
     ok | slow <seconds> | stuck | transient | scattered | die | refuse <part of a row id>
 
-`scattered`: a quarter of the items is not kept, so the next run has fewer, until fewer than four are left.
+`scattered`: a quarter of the items is not kept, so each run has fewer items, until fewer than four are left.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class FileSink:
         self._script = directory / f"{name}.do"
 
     def write(self, items: Sequence[Item], token: str, deadline_seconds: float) -> None:
-        """Follows the script; items are durable once their line says `kept`."""
+        """Follows the script; an item is durable once its line says `kept`."""
         names = [name_of(item) for item in items]
         self._note("began", token, names)
         verb, _, argument = (self._script.read_text() if self._script.exists() else "ok").partition(" ")

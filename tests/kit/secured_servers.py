@@ -37,7 +37,7 @@ KAFKA_USER = "replays"
 KAFKA_PASSWORD = "scram-secret-of-this-test"
 AUTHORIZED = {
     "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-    # The user of the plain listener, which is the test itself as the cluster's administrator.
+    # The user of the plain listener, which is the test itself, acting as the cluster's administrator.
     "super.users": "User:ANONYMOUS",
 }
 
@@ -79,7 +79,7 @@ def grant(server: JavaKafka, topic: str, group: str) -> None:
     ]
     for future in admin.create_acls(bindings).values():
         future.result(20)
-    # The controller has answered, but the broker reads the change from the metadata log a little later.
+    # The controller has answered, but the broker reads the change from the metadata log with a short delay.
     names = sorted((kind.name, name) for kind, name, _, operations in wanted for _ in operations)
     wait_until(lambda: _granted(admin, {name for _, name in names}) == names, 20, "the broker to know the rights")
 

@@ -1,7 +1,7 @@
 """Running servers for tests: one embedded stack per session, each part started on first use.
 
 A fixture yields the address of a running server. Tests share the servers, so they use fresh names (`fresh_name`)
-instead of cleaning up. A test that kills or restarts a server creates its own with `children`.
+instead of cleaning up. A test that kills or restarts a server creates its own server with `children`.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def statsd_server(stack: Stack) -> Statsd:
 
 @pytest.fixture
 def statsd(statsd_server: Statsd) -> Statsd:
-    """The DogStatsD listener, emptied: `address` is host:port; `metrics()`, `sum(name)` and `packets()` return
-    what the listener received.
+    """The DogStatsD listener, emptied before the test: `address` is host:port; `metrics()`, `sum(name)` and
+    `packets()` return what the listener received.
     """
     statsd_server.reset()
     return statsd_server

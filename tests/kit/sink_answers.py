@@ -1,4 +1,4 @@
-"""Answers of the sinks' servers to a durable write, and 2xx answers that prove nothing.
+"""The answers of the sinks' servers to a durable write, and 2xx answers that prove nothing.
 
 `PROOFS` maps each sink to its valid answer. `false_successes(sink)` maps names to scripts that give the 2xx
 answers that prove nothing.
@@ -98,7 +98,7 @@ PROOFS: dict[str, Callable[..., Answer]] = {
 
 
 def false_successes(sink: str) -> dict[str, Script]:
-    """Returns, by name, answers with a success status that prove nothing about a write to this sink."""
+    """Returns, by name, answers with a success status that do not prove a write to this sink."""
     return {**_of_any_sink(sink), **_FALSE_ANSWERS_OF[sink]()}
 
 

@@ -1,4 +1,6 @@
-"""Replays written through the sinks, without readers or workers, and queries for everything stored about them."""
+"""Replays that were written through the sinks, without readers or workers, and queries for everything stored about
+them.
+"""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ class System:
 
     @property
     def ends(self) -> dict[tuple[str, int], int]:
-        """The end of the log by (topic, partition), over all messages produced here."""
+        """The end of the log by (topic, partition), over all messages that this object produced."""
         ends = {(self.settings.kafka_topic, partition): offset + 1 for partition, offset in sorted(self._sent)}
         for _, made in self.produced:
             for partition, end in made.ends.items():
@@ -210,7 +210,7 @@ class System:
     def reconcile(self, **options: Any) -> Report:
         """Compares every sink with the manifests.
 
-        Metrics are only compared as at-least-once, because faults repeat packets.
+        Metrics are only checked for at-least-once, because faults cause packets to be repeated.
         """
         expected = Expectation.of_manifest(*(path for path, _ in self.produced), settings=self.settings)
         statsd = self.stack.addresses.get("statsd_query", "")
@@ -230,7 +230,7 @@ class System:
             server.close()
 
     def wait_for_rows(self, table: str, count: int, seconds: float = 120) -> None:
-        """Waits until ClickHouse has this many distinct rows."""
+        """Waits until ClickHouse has the given number of distinct rows."""
         wait_until(
             lambda: bool(self.query(f"SELECT count() FROM {table} FINAL")[0][0] >= count),
             seconds,

@@ -34,7 +34,7 @@ def fact(number: int, table: str = TABLE, **given: Any) -> Row:
 
 
 def encoded(items: Sequence[Row]) -> EncodedRows:
-    """Returns the same rows as a reader with `bigquery_write=storage` stages them.
+    """Returns the same rows as staged by a reader with `bigquery_write=storage`.
 
     Columns that the table lacks are encoded as integers.
     """
@@ -48,7 +48,7 @@ def encoded(items: Sequence[Row]) -> EncodedRows:
 
 
 def microseconds_of(moment: str) -> int:
-    """Converts a text in RFC 3339 to Unix time in microseconds."""
+    """Converts an RFC 3339 string to Unix time in microseconds."""
     return (datetime.fromisoformat(moment) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
@@ -76,7 +76,7 @@ def selected(settings: Settings, select: str, table: str = TABLE) -> list[tuple[
 
 
 def numbers(settings: Settings, table: str = TABLE) -> list[int]:
-    """Returns the sorted numbers of the facts in the table, with repetitions."""
+    """Returns the sorted numbers of the facts in the table, including repetitions."""
     return sorted(number for (number,) in selected(settings, "segment_id", table))
 
 
@@ -123,7 +123,7 @@ class RunNotes:
         return self._seen
 
     def store(self, content: bytes) -> bool:
-        """Replaces the content if it is still what this run has read."""
+        """Replaces the content if it has not changed since this run read it."""
         stored = self._notes.replace(self._seen, content)
         if stored:
             self._seen = content

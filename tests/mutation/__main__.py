@@ -1,7 +1,7 @@
 """`python -m tests.mutation`: plants each bug into a copy of the reader and shows which test detects it.
 
 Two methods are tried on every bug: the unit tests of the core, and a number of simulated worlds. A bug that
-escapes both is a gap in the tests, and the exit code is 1.
+escapes both methods is a gap in the tests, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def passes_without_bugs(seeds: int) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs every bug, and returns exit code 1 when a bug survives."""
+    """Tries every bug, and returns exit code 1 if a bug survives."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=40, help="simulated worlds per bug")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)

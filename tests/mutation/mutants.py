@@ -1,4 +1,4 @@
-"""Deliberate bugs in the core, each a replacement of text that occurs exactly once.
+"""Deliberate bugs in the core, each of which replaces text that occurs exactly once.
 
 The bugs are mistakes that a developer could plausibly make, and that would lose, block or repeat data.
 """

@@ -42,7 +42,7 @@ def test_there_is_a_bug_of_every_kind() -> None:
 def test_the_tables_of_the_proof_have_a_line_for_every_bug_and_a_test_that_exists() -> None:
     """The tables of the proof have a line for every bug and name tests that exist.
 
-    `make mutants` prints the table; add it to tools/proof_figures.json after a bug or a test was added.
+    `make mutants` prints the table; add it to tools/proof_figures.json after a bug or a test has been added.
     """
     lines = [line.split(" | ") for line in (ROOT / "docs" / "proof-tables.md").read_text().splitlines()]
     killers = {

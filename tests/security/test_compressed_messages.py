@@ -1,4 +1,6 @@
-"""A message of a few kilobytes that inflates beyond the reader's limit would stop its partition permanently."""
+"""A message of a few kilobytes that inflates beyond the reader's limit would otherwise stop its partition
+permanently.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Servers that require encryption and authentication: the system connects, with the rights that docs/hardening.md
-lists.
+"""The system connects to servers that require encryption and authentication, with the rights that
+docs/hardening.md lists.
 
 The broker is Apache Kafka with SASL over TLS and with access lists. Redis has the deployed access list. Redis and
 ClickHouse are behind TLS proxies, because the embedded servers are built without TLS.
@@ -67,7 +67,7 @@ SHORT_TIMES = {
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JavaKafka]:
     """Apache Kafka with SASL_SSL and an authorizer.
 
-    The fixture skips the test with a reason where Kafka cannot run; in CI it must run.
+    The fixture skips the test with a reason if Kafka cannot run; in CI it must run.
     """
     reason = java_kafka.available()
     if reason and not os.environ.get("CI"):
@@ -214,7 +214,7 @@ def command(env: dict[str, str], *arguments: str) -> str:
 def test_scram_authenticates_the_dead_letter_producer(
     kafka: JavaKafka, mechanism: str, fresh_name: Callable[[str], str]
 ):
-    """With either hash of SCRAM, a user with few other rights can produce a durable dead letter."""
+    """With either SCRAM hash, a user with few other rights can produce a durable dead letter."""
     topic = fresh_name("recordings")
     topics(kafka, topic)
     grant(kafka, topic, "readers")
@@ -270,7 +270,9 @@ WRONG: dict[str, tuple[dict[str, str], str]] = {
 @pytest.mark.kafka
 @pytest.mark.parametrize("wrong", WRONG)
 def test_check_reports_why_the_broker_refuses(kafka: JavaKafka, wrong: str):
-    """If a broker refuses the client, `check` reports the cause, and not only that no broker responded."""
+    """If a broker refuses the client, `check` reports the cause, instead of only reporting that no broker
+    responded.
+    """
     changes, expected = WRONG[wrong]
     variables = {name: value for name, value in {**kafka_variables(kafka), **changes}.items() if value}
 

@@ -41,7 +41,7 @@ def count_items(system: System, project: int, replay_id: str) -> dict[str, int]:
 
 
 def rewind(system: System) -> None:
-    """Resets the group's offsets to the beginning, as an operator or anyone with that right can."""
+    """Resets the group's offsets to the beginning, as can an operator or anyone else with the right to do so."""
     consumer = Consumer({**kafka_options(system.settings), "group.id": system.settings.kafka_group})
     wanted = [TopicPartition(topic, partition, 0) for topic, partition in system.ends]
     consumer.commit(offsets=wanted, asynchronous=False)
@@ -68,7 +68,8 @@ def test_an_erased_replay_does_not_come_back(tmp_path: Path) -> None:
     """An erased replay is not restored when offsets are reset, letters are replayed, Redis is emptied, and losses
     are repaired.
 
-    No store has any data of the replay, its neighbors are complete, and its absence counts as explained.
+    No store has any data of the replay, its neighbors are complete, and the absence of the replay counts as
+    explained.
     """
     with System(tmp_path) as system:
         system.load(60)

@@ -23,7 +23,7 @@ Ask = Callable[..., tuple[int, Message]]
 
 @pytest.fixture
 def ask(children: Children, redis_url: str) -> Ask:
-    """A running Flower: `ask(password, cookie=...)` returns status and headers of its first page."""
+    """A running Flower: `ask(password, cookie=...)` returns status and headers of Flower's first page."""
     port = free_port()
     names = {"REPLAYS_REDIS_URL": redis_url, "REPLAYS_FLOWER_PORT": str(port)}
     environment = os.environ | names | {"REPLAYS_FLOWER_BASIC_AUTH": PASSWORD}
@@ -46,7 +46,8 @@ def ask(children: Children, redis_url: str) -> Ask:
 
 
 def test_flowers_passwords_cannot_be_guessed_at_speed(ask: Ask):
-    """Flower's passwords cannot be guessed quickly: after the first few attempts, none is checked for a while.
+    """Flower's passwords cannot be guessed quickly: after the first few attempts, no password is checked for a
+    while.
 
     Existing sessions stay valid.
     """
@@ -65,7 +66,7 @@ def test_flowers_passwords_cannot_be_guessed_at_speed(ask: Ask):
 
 
 def test_flower_is_drawn_in_no_frame(ask: Ask):
-    """Flower's pages, including error pages, cannot be framed by a page that tricks users into clicking their
+    """Flower's pages, including error pages, cannot be framed by a page that tricks users into clicking Flower's
     buttons.
     """
     for password in (PASSWORD, "operator:gu\xe9ss"):
@@ -77,7 +78,7 @@ def test_flower_is_drawn_in_no_frame(ask: Ask):
 def test_no_password_is_an_error_of_flowers(ask: Ask):
     """A password with non-ASCII characters causes no error, because our code compares bytes.
 
-    Flower itself compares text, which fails for such passwords.
+    Flower itself compares strings, which fails for such passwords.
     """
     assert ask("ö:é")[0] == 401
     assert ask(PASSWORD)[0] == 200

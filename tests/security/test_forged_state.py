@@ -95,7 +95,7 @@ OTHERS = ("operators:copied", "celery:unacked", "celery:control", "celery:flush.
 
 @pytest.fixture
 def wrongly_typed(stored: Settings) -> Iterator[Coordination]:
-    """Sets every shared key that commands read to a type that none of our programs uses for it."""
+    """Sets every shared key that commands read to a type that none of our programs uses for that key."""
     client = connect(stored)
     for name in HASHES + OTHERS:
         client.delete(f"{stored.key_prefix}:{name}")
@@ -106,7 +106,7 @@ def wrongly_typed(stored: Settings) -> Iterator[Coordination]:
 
 
 def test_keys_of_another_type_block_no_command(stored: Settings, wrongly_typed: Coordination):
-    """If keys have another type, commands show what is still valid.
+    """If keys have another type, commands show all data that is still valid.
 
     Decisions are read from Kafka, and the copy in Redis is rebuilt from them.
     """

@@ -37,7 +37,7 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture(autouse=True)
 def still_works(receiver: Receiver) -> Iterator[None]:
-    """Checks after every attack that the endpoint accepts a real envelope and holds no memory."""
+    """Checks after every attack that the endpoint accepts a real envelope and retains no memory."""
     yield
     before = len(receiver.values)
     assert receiver.post(GOOD).status == 200
@@ -162,7 +162,7 @@ def test_bodies_that_are_being_received_share_a_bound(receiver: Receiver) -> Non
 @pytest.mark.parametrize("key", ["", "6" * 32, KEY[:-1], "%00", "é", "5" * 5000])
 def test_only_the_key_of_the_dsn_is_accepted(receiver: Receiver, key: str) -> None:
     """Only the key of the DSN is accepted, in the query, in a header or in the envelope; a page without the DSN
-    cannot guess it.
+    cannot guess the key.
     """
     content = envelope(dsn=f"http://{key}@127.0.0.1/1")
     assert receiver.post(content, key=quote(key)).status == 403

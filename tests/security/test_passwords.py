@@ -1,4 +1,4 @@
-"""No password that a setting holds is ever printed, whatever fails."""
+"""No password in a setting is ever printed, whatever fails."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ STACK_CALLS: tuple[Callable[[Path], object], ...] = (up, down, status, log_files
 def test_a_download_is_not_written_into_a_planted_file(
     env: dict[str, str], stored: Settings, tmp_path: Path, planted: str
 ) -> None:
-    """If a file open to everyone, or a link, has the name of the download, nothing is written into it.
+    """If a file that everyone can write, or a link, has the name of the download, nothing is written into it.
 
     A new file that only its user can read replaces the planted file.
     """
@@ -52,7 +52,9 @@ def test_a_download_is_not_written_into_a_planted_file(
 
 
 def prepared_directory(folder: Path) -> Path:
-    """A directory whose state file looks like that of a running stack, and names this process."""
+    """A directory whose state file looks like that of a running stack, and names this process as its
+    supervisor.
+    """
     folder.mkdir()
     (folder / "state.json").write_text(StackState(str(folder), os.getpid(), (), {}, {}).to_json())
     (folder / "logs").symlink_to(folder.parent)

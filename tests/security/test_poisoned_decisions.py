@@ -1,5 +1,6 @@
-"""An unusable limit in the operators' topic does not stop a reader or command, and no option accepts such a
-number."""
+"""An unusable limit in the operators' topic does not stop a reader or a command, and no option accepts such a
+number.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Attacks by a client that can write to Redis but lacks the shared key, and tries to commit offsets or hide rows.
 
-Each attack is made twice. Without a key the attack succeeds, which shows that it is real. With a key the forged
-entries are ignored.
+Each attack is made twice. Without a key the attack succeeds, which shows that the attack is real. With a key the
+forged entries are ignored.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def marks_of_another_task(eager: Eager) -> bytes:
     "mark", [b"1", b"0" * 64, b"", None], ids=["as before", "a seal's form", "empty", "copied"]
 )
 def test_a_forged_mark_does_not_replace_a_write(eager: Eager, sealed: bool, mark: bytes | None):
-    """A mark that is forged before the reader checks which tasks are left does not replace a write."""
+    """If a mark is forged before the reader checks which tasks are left, the task is still run."""
     mark = marks_of_another_task(eager) if mark is None else mark
     batch = make_batch(messages=3)
     encoder = Encoder(eager.settings.sinks, eager.settings.blobs_per_task, READER)
@@ -211,7 +211,7 @@ def test_forged_progress_leaves_no_row_out(eager: Eager, sealed: bool):
 
 @SEALED
 def test_a_forged_parked_batch_is_not_shown_and_not_acted_on(eager: Eager, sealed: bool):
-    """A forged parked batch is not shown and not acted on; abandoning it would dead-letter a range that the
+    """A forged parked batch is neither shown nor acted on; abandoning it would dead-letter a range that the
     attacker chose.
     """
     coordination = Coordination(eager.client, eager.settings, IgnoredEntries())
@@ -296,7 +296,7 @@ def test_retries_and_attempts_continue_where_they_stopped(eager: Eager):
 def test_the_key_is_turned_on_one_program_after_the_other(
     eager: Eager, sealed: bool | str, monkeypatch: pytest.MonkeyPatch
 ):
-    """The key can be enabled on one program after the other: if configured, unsealed entries are accepted, and
+    """The key can be enabled on one program after the other: if so configured, unsealed entries are accepted, and
     batches are flushed.
     """
     if sealed:

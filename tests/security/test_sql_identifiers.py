@@ -1,7 +1,7 @@
 """No identifier from outside reaches SQL as text.
 
-Values are passed as parameters. Everything else in a statement is listed here with its source, so that a new
-interpolation fails until it has been reviewed. Malicious identifiers are planted at the nearest inputs.
+Values are passed as parameters. Everything else in a statement is listed here with its source, so that the tests
+fail for a new interpolation until it has been reviewed. Malicious identifiers are planted at the nearest inputs.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ KNOWN_EXPRESSIONS: dict[str, set[str]] = {
 
 
 def interpolations(path: Path) -> Iterator[tuple[int, str]]:
-    """Returns (line, expression) for everything that is interpolated into a text with SQL."""
+    """Returns (line, expression) for everything that is interpolated into a string with SQL."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.JoinedStr):
             text = "".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
@@ -133,7 +133,7 @@ def test_every_interpolation_into_sql_is_known():
     ],
 )
 def test_a_new_interpolation_is_found(source: str, tmp_path: Path):
-    """An interpolation into SQL is found whatever its form is."""
+    """An interpolation into SQL is found in whatever form it is written."""
     path = tmp_path / "new.py"
     path.write_text(f"query({source})\n")
 
@@ -180,7 +180,7 @@ def test_reconcile_puts_no_planted_identity_into_sql(table: str, field: str):
 
 
 def test_pages_use_parameterized_queries():
-    """The pages pass all input of a visitor as parameter values."""
+    """The pages pass all input of a visitor as values of parameters."""
     where, having, given = _conditions(Filter(release=MALICIOUS_NAME, text=MALICIOUS_NAME))
 
     assert "secret" not in where + having

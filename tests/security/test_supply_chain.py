@@ -45,7 +45,8 @@ def dependencies_of(name: str, extras: tuple[str, ...], found: set[str]) -> set[
 def test_every_file_that_the_image_installs_has_a_hash(name: str):
     """Every file in the image has a hash.
 
-    Versions equal those in constraints.txt, all dependencies are listed, and no list names a package index.
+    Versions equal those in constraints.txt, all dependencies are listed, and no list contains the address of a
+    package index.
     """
     text = (IMAGE / name).read_text()
     entries = re.split(r"\n(?=[a-z])", text[text.index("\n", text.rindex("\n#") + 1) + 1 :])
@@ -75,9 +76,9 @@ def test_the_image_installs_nothing_else():
 
 
 def test_every_image_is_exact():
-    """Every image is named by a digest or by a tag with a complete version.
+    """Every image is named by a digest, or by a tag with a complete version.
 
-    A digest can be passed to the build without an edit.
+    A digest can be passed to the build without editing a file.
     """
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     images = [service["image"] for service in compose["services"].values() if "image" in service]

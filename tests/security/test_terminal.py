@@ -84,13 +84,13 @@ def a_status(text: str) -> Status:
 
 
 def a_replay(text: str) -> Replay:
-    """A replay in which every text is `text`."""
+    """A replay in which every string is `text`."""
     values: dict[str, Any] = {each.name: text if each.type == "str" else 1 for each in fields(Replay)}
     return Replay(**{**values, "pages": (text, text), "is_video": False})
 
 
 def an_account(text: str) -> Account:
-    """A report in which every text is `text`."""
+    """A report in which every string is `text`."""
     missing = Missing(text, text, Problem.MISSING, 0, 0, text)
     return Account(
         topic=text,
@@ -104,14 +104,14 @@ def an_account(text: str) -> Account:
 
 
 def a_comparison(text: str) -> shadow.Comparison:
-    """A comparison in which every text is `text`."""
+    """A comparison in which every string is `text`."""
     difference = shadow.Difference(shadow.Kind.DIFFERS, text, text, text, text, 0, 0, 1, text, 0)
     sinks = {text: shadow.Tally(1, differs=1)}
     return shadow.Comparison(text, text, [Span(0, 0, 1)], sinks=sinks, differences=[difference], notes=[text])
 
 
 def an_outcome(text: str) -> backfill.Outcome:
-    """An outcome in which every text is `text`."""
+    """An outcome in which every string is `text`."""
     found = backfill.Outcome(dry_run=True, failures=[text], notes=[text])
     found.note("without_rows", text)
     found.differences.append(Rebuilt(Problem.MISSING, text, text, text, 1, text, 0))
@@ -119,7 +119,7 @@ def an_outcome(text: str) -> backfill.Outcome:
 
 
 def an_audit(text: str) -> retention.Audit:
-    """An audit in which every text is `text`."""
+    """An audit in which every string is `text`."""
     kept = [retention.Kept(kind, text) for kind in retention.Kind]
     return retention.Audit(text, 2.0, examples=kept, notes=[text])
 
@@ -166,7 +166,9 @@ PAGES = {
 @pytest.mark.parametrize("place", PAGES)
 @pytest.mark.parametrize("attack", [name for name in HOSTILE if name != "half a character"])
 def test_no_page_of_a_command_steers_the_terminal(place: str, attack: str):
-    """The output of every command is printable text, whatever the fields that outsiders control contain."""
+    """The output of every command is printable text, whatever the fields under the control of outsiders
+    contain.
+    """
     shown = displayed_output(PAGES[place](f"begin {HOSTILE[attack]} end"))
 
     assert unsafe_characters(shown) == set()

@@ -45,7 +45,7 @@ def test_a_name_that_is_no_test_is_found(named: str):
 
 @pytest.mark.parametrize("attacker", ATTACKERS)
 def test_each_attacker_has_a_table_of_limits(attacker: str):
-    """Each attacker has a table whose rows cite their tests, and remaining risks are stated."""
+    """Each attacker has a table whose rows cite their tests, and the remaining risks are stated."""
     section = re.split(r"\n### ", PAGE.partition(f"{attacker}\n")[2])[0]
     rows = [line for line in section.splitlines() if line.startswith("| ")][2:]
 

@@ -110,7 +110,7 @@ def peak_bytes(pid: int) -> int:
 def test_events_reads_bombs_in_bounded_memory(bombs: Settings, env: dict[str, str]):
     """`events` reads segments that inflate to 100 times their size in bounded memory.
 
-    The rest of the replay can be read from the next segment on.
+    The remainder of the replay can be read from the next segment on.
     """
     result = run(env, "events", REPLAY, "--json")
 
@@ -142,8 +142,8 @@ def test_an_endless_list_of_replays_is_read_in_bounded_memory(env: dict[str, str
 
 
 def test_the_pages_read_bombs_in_bounded_memory(bombs: Settings, env: dict[str, str]):
-    """The pages use bounded memory for the timeline, which is read page by page, the player's data, and the raw
-    bytes.
+    """The pages use bounded memory for the timeline (which is read page by page), for the player's data, and for
+    the raw bytes.
     """
     path = f"/api/replays/{PROJECT}/{REPLAY}"
     with pages(env) as (client, pid):

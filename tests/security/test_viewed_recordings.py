@@ -211,7 +211,7 @@ def page_with(nodes: list[dict[str, object]]) -> list[dict[str, object]]:
 def test_the_permission_covers_the_named_hosts_only(stored: Settings, listener: Listener):
     """The page names one host of the recording and does not recognize another.
 
-    After the permission, files load only from the named host.
+    After files have been permitted, they load only from the named host.
     """
     hidden = Listener()
     address = hidden.address.replace("//", "\\\\")

@@ -79,7 +79,7 @@ def test_a_refused_visitor_learns_how_to_sign_in(passwords: str):
 
 
 def test_the_link_works_once_and_is_followed_by_another():
-    """The link works once and is followed by another, so a used link, for example in a shell's history, is
+    """The link works once and is followed by another link, so a used link, for example in a shell's history, is
     useless to others.
     """
     with pages() as (address, links):
@@ -134,8 +134,8 @@ def test_passwords_cannot_be_guessed_at_speed():
 
 
 def test_a_wrong_link_is_throttled_and_the_right_one_never():
-    """Guesses of a link are delayed, but the right link never is; otherwise an attacker could lock everybody
-    out.
+    """Guesses of a link are delayed, but the right link is never delayed; otherwise an attacker could lock
+    everybody out.
     """
     with pages() as (address, links):
         guesses = [Client(address).get(f"/login?token=guess{number}").status for number in range(20)]

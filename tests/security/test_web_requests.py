@@ -1,4 +1,4 @@
-"""A bad request is the client's fault: any bytes get a 4xx status, and the server continues."""
+"""A bad request is reported as the client's fault: any bytes get a 4xx status, and the server continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many worlds, each from one seed: the invariants hold, and every situation is reached."""
+"""In many worlds, each generated from one seed, the invariants hold, and every situation is reached."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def test_every_invariant_holds_in_every_world() -> None:
 def test_every_invariant_holds_in_new_worlds() -> None:
     """The invariants also hold in new worlds.
 
-    Each run starts at another seed, which the first lines of the report name. SIMULATION_START repeats a run.
+    Each run starts at another seed, which is named in the first lines of the report. SIMULATION_START repeats a
+    run.
     """
     _, failures = worlds(simulation_start(), SEEDS)
     assert not failures, explain(failures)
@@ -68,7 +69,7 @@ def test_the_worlds_reach_every_situation(mark: str) -> None:
 
 @pytest.mark.parametrize("seed", regressions())
 def test_a_seed_that_failed_once_does_not_fail_again(seed: int) -> None:
-    """A seed in regressions.txt, which failed once, does not fail again.
+    """A seed in regressions.txt, which once failed, does not fail again.
 
     Each line of the file says what its seed found.
     """

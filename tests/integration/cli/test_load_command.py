@@ -1,4 +1,4 @@
-"""`load` reports where it writes the manifest, and overwrites no file."""
+"""`load` reports the path of the manifest, and overwrites no file."""
 
 from __future__ import annotations
 

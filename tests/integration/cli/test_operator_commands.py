@@ -42,7 +42,7 @@ def test_the_state_of_the_system_is_one_page(office: Office):
 
 
 def test_without_a_terminal_top_prints_one_page_and_ends(office: Office):
-    """Into a pipe, `top` behaves as with `--once`."""
+    """If its output is a pipe, `top` behaves as with `--once`."""
     piped = without_a_terminal(office.env, "top")
 
     assert (piped.code, piped.err) == (0, "")
@@ -221,7 +221,7 @@ def test_an_empty_list_is_one_line_that_says_so(office: Office, arguments: tuple
 
 
 def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Path):
-    """A dry run of a replay produces nothing, a second replay finds nothing, and the action is recorded."""
+    """A dry run of `dlq replay` produces nothing, a second run finds nothing, and the action is recorded."""
     office.bury(MESSAGES - 1, "no_header")
     env = office.env
 

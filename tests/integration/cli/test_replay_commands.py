@@ -1,4 +1,4 @@
-"""`replays`, `events` and `fetch`: reading replays, as text for people and as JSON for scripts."""
+"""`replays`, `events` and `fetch` read replays, and print text for people or JSON for scripts."""
 
 from __future__ import annotations
 
@@ -171,9 +171,10 @@ def failed(result: CommandResult) -> str:
 
 
 def test_a_missing_replay_or_server_is_reported_in_one_line(library: Library, tmp_path: Path):
-    """A command exits with 1 and prints one line if there is no such replay or event, or nothing to download.
+    """A command exits with 1 and prints one line if the replay or event does not exist, or if there is nothing to
+    download.
 
-    The same holds for an id in several projects and an unavailable server.
+    It also does so if an id exists in several projects, or if a server is unavailable.
     """
     env = library.env
 

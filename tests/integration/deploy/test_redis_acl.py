@@ -107,8 +107,9 @@ def test_other_keys_and_dangerous_commands_are_refused(fleet: Fleet, monkeypatch
 
 
 def test_each_program_can_write_only_its_own_keys(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
-    """A worker cannot disable a project or park a batch, a reader cannot reset a breaker, a viewer cannot
-    write."""
+    """A worker cannot disable a project or park a batch, a reader cannot reset a breaker, and a viewer cannot
+    write.
+    """
     guard(fleet, monkeypatch)
     refused = {
         "replays-worker": ("replays:operators", "replays:tenants:bucket:1", "replays:parked", "replays:readers"),

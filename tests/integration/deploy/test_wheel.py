@@ -16,8 +16,8 @@ import pytest
 from tests.kit.paths import ROOT
 
 OURS = {"ingest", "tasks", "celeryconfig.py"}
-# Names that packages on the package index, or packages of the team that installs ours, may have. The last three
-# names are also directories of this repository.
+# Names that may be used by packages on the package index, or by packages of the team that installs ours. The last
+# three names are also directories of this repository.
 THEIRS = ("web", "local", "tools", "benchmarks", "tests")
 
 

@@ -57,7 +57,7 @@ def test_the_whole_system_starts_ingests_and_stops(tmp_path: Path):
         assert {status_of(state.pages[name], login) for name in ("web", "flower", "operator")} == {200}
         assert set(PROGRAMS) <= {part.name for part in state.parts}
         assert background.up(place, programs=True).pages == state.pages
-        # This file is Flower's task history, which survives `down`.
+        # This file contains Flower's task history, which survives `down`.
         assert (place / "flower.sqlite").stat().st_mode & 0o777 == 0o600
 
         shown = CliRunner().invoke(main, ["local", "logs", "--directory", str(place), "reader", "--lines", "1000"])

@@ -69,7 +69,7 @@ def test_an_unknown_component_is_refused():
 
 
 def test_a_component_that_does_not_start_shows_its_log(tmp_path: Path):
-    """If ClickHouse cannot start because its data directory is a file, the error shows its log."""
+    """If ClickHouse cannot start because its data directory is a file, the error contains its log."""
     (tmp_path / "clickhouse").mkdir()
     (tmp_path / "clickhouse" / "data").write_text("in the way")
     with Stack(tmp_path, environ={}) as stack, pytest.raises(LocalError, match=r"(?s)clickhouse ended.*end of"):
@@ -116,7 +116,7 @@ def test_the_files_of_a_background_stack_are_private(tmp_path: Path):
 
 
 def test_the_files_of_an_older_background_stack_become_private(tmp_path: Path):
-    """A folder that others can read, as older releases created it, becomes private when the stack starts again."""
+    """A folder that others can read, as created by older releases, becomes private when the stack starts again."""
     background.up(tmp_path, parts=["statsd"])
     background.down(tmp_path)
     tmp_path.chmod(0o755)

@@ -92,7 +92,7 @@ def stored(request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[s
         message = Message(TopicPartition("b", 0), 1, offset, value, timestamp_ms=now * 1000)
         outcome = parse(message, rules_of(settings))
         if isinstance(outcome, Segment):
-            # A second copy that the SDK sent has another position.
+            # A second copy that the SDK sent has another Kafka position.
             segments.setdefault(outcome.blobs[0].name, outcome)
     made = list(segments.values())
     for start in range(0, len(made), AT_ONCE):
@@ -105,7 +105,7 @@ CLICKS = "(click_tag != '' OR tap_view_id != '' OR tap_message != '')"
 
 def test_lost_and_wrong_rows_are_rebuilt_once_as_ingestion_wrote_them(stored: Stored) -> None:
     """If clicks and facts of half of the replays are lost and others are wrong, a backfill writes them as
-    ingestion did.
+    ingestion wrote them.
 
     A second run finds nothing to write.
     """

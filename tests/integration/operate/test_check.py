@@ -1,4 +1,4 @@
-"""`check` exercises what reader and workers do, on real servers, and leaves nothing behind."""
+"""`check` does on real servers what reader and workers do, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def kafka(apache_kafka: JavaKafka, fresh_name: Callable[[str], str]) -> Callable
 
 
 def groups(settings: Settings) -> list[str]:
-    """Returns the consumer groups whose names begin with that of the production group."""
+    """Returns the consumer groups whose names begin with the name of the production group."""
     admin = AdminClient({"bootstrap.servers": settings.kafka_brokers})
     found = admin.list_consumer_groups(request_timeout=GROUP_SECONDS_MAX).result(GROUP_SECONDS_MAX).valid
     return [listing.group_id for listing in found if listing.group_id.startswith(settings.kafka_group)]
@@ -86,7 +86,7 @@ def test_a_temporary_group_is_joined_committed_and_deleted(
 def test_a_commit_that_the_brokers_refuse_is_reported(kafka: Callable[..., Settings]) -> None:
     """A commit whose metadata is longer than the brokers accept is reported.
 
-    The report names our setting and the brokers', and no group remains.
+    The report names our setting and the setting of the brokers, and no group remains.
     """
     settings = kafka(cut_record_bytes_max=8000)
 

@@ -1,4 +1,4 @@
-"""Dead letters on real servers: what replaying a letter can change, even if the letter was forged."""
+"""Tests what replaying a dead letter can change on real servers, even if the letter was forged."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def first_format(item: DeadLetter) -> DeadLetter:
 def test_a_refused_item_is_written_to_its_sink_and_marked(topics: Topics, older: bool) -> None:
     """A refused blob and refused rows are written to their sinks; equal letters are written only once.
 
-    A second replay finds nothing.
+    A second run finds nothing to replay.
     """
     written = [refusal(topics, SinkName.GCS, items_of(batch(topics), SinkName.GCS)[0])] * 2
     written += [refusal(topics, SinkName.CLICKHOUSE, row) for row in items_of(batch(topics), SinkName.CLICKHOUSE)]
@@ -175,8 +175,8 @@ def test_with_a_shared_key_only_sealed_letters_are_replayed_by_default(topics: T
 
 
 def test_a_packed_object_and_its_index_are_rebuilt_from_the_whole_batch(topics: Topics) -> None:
-    """A packed object and its index rows are rebuilt from the whole batch; an index row that points elsewhere
-    is not written.
+    """A packed object and its index rows are rebuilt from the whole batch; an index row that points to another
+    location is not written.
     """
     encoded = Encoder((SinkName.GCS, SinkName.CLICKHOUSE), 100, "reader", packed=True).encode(batch(topics))
     (blob,) = decode_items("gcs", encoded.payloads["blobs/gcs/0"])

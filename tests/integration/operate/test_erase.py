@@ -1,4 +1,6 @@
-"""`replays-ingest erase` on real servers leaves nothing of one replay, and does not change its neighbors."""
+"""`replays-ingest erase` on real servers leaves nothing of the erased replay, and does not change its
+neighbors.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ from tests.kit.store import Key, Store, batch_of, write
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery")
 SEGMENTS = 24
 DAY_SECONDS = 86_400
-# A message this old is no longer redelivered, but is within every retention.
+# A message of this age is no longer redelivered, but is within every retention.
 OLD_SECONDS = 3 * DAY_SECONDS
 
 

@@ -1,4 +1,4 @@
-"""The faults of a first-time user, and what check, top, status, the operator's page and the logs say about each.
+"""Tests what check, top, status, the operator's page and the logs say about each fault of a first-time user.
 
 A fault is a change to the settings of a working system, as a user would make it. Each report must appear within
 ANSWER_SECONDS_MAX, and must name the server and what to do.
@@ -45,7 +45,7 @@ from tests.kit.scripted_server import Answer, answering
 from tests.kit.web_pages import Client, served
 
 ANSWER_SECONDS_MAX = 5.0
-# Time that a process may need on a busy machine until it begins.
+# The time that a process on a busy machine may need until it begins.
 START_SECONDS_MAX = 5.0
 END_SECONDS_MAX = 20.0
 DATABASE = 14
@@ -105,7 +105,7 @@ named = pytest.mark.parametrize("name", FAULTS)
 
 @pytest.fixture(scope="module")
 def working(stack: Stack) -> dict[str, str]:
-    """REPLAYS_* variables of a system without a fault, except that no reader and no worker is running."""
+    """The REPLAYS_* variables of a system without a fault, in which no reader and no worker is running."""
     stack.start(["gcs", "clickhouse", "redis", "kafka"])
     names = isolated(f"faults{uuid.uuid4().hex[:8]}", stack.addresses["redis"], DATABASE)
     ports = {"REPLAYS_HTTP_PORT": "0", "REPLAYS_WORKER_HTTP_PORT": "0", "REPLAYS_WORKER_PROCESSES": "1"}

@@ -1,5 +1,5 @@
-"""If two projects record under the same replay_id, as anyone who knows the id can, every sink keeps the data of
-both.
+"""If two projects record under the same replay_id, which anyone who knows the id can do, every sink keeps the data
+of both.
 
 The messages differ only in one string, so every identity within the replay (clicks, facts, segments, the outcome)
 is the same in both projects.
@@ -141,8 +141,8 @@ def facts(settings: Settings, table: str) -> Counter[tuple[int, str, str]]:
 def test_each_is_complete_in_every_sink_and_erasing_one_leaves_the_other(two_projects: TwoProjects) -> None:
     """Each project's replay is complete in every sink: the rows per project equal the parsed data.
 
-    Erasing one project's replay keeps that of the other project. A dead letter of the other project does not keep
-    the erasure from completing.
+    Erasing one project's replay keeps the replay of the other project. A dead letter of the other project does not
+    prevent the erasure from completing.
     """
     rows = [
         msgspec.json.decode(row.json)

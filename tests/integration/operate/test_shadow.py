@@ -1,4 +1,6 @@
-"""`replays-ingest shadow` on real servers finds stored data that differs from what this release would write."""
+"""`replays-ingest shadow` on real servers finds stored data that differs from what the current release would
+write.
+"""
 
 from __future__ import annotations
 
@@ -169,8 +171,8 @@ def inject(live_data: LiveData) -> tuple[Segment, Segment, dict[str, set[Segment
 
 @pytest.mark.parametrize("live_data", ["segment"], indirect=True)
 def test_it_follows_the_commits_of_the_group(live_data: LiveData) -> None:
-    """Each round compares what the group has committed since: first nothing, then half of a partition, then the
-    rest.
+    """Each round compares what the group has committed since the last round: first nothing, then half of a
+    partition, then the rest.
     """
     end = live_data.produced.ends[0]
     live_data.commit(0, 2)

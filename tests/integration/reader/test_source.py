@@ -1,4 +1,6 @@
-"""The reader's loop with a real broker: consume, commit, pause, rebalance. A test double replaces the fleet."""
+"""Tests the reader's loop with a real broker: consume, commit, pause, rebalance. A test double replaces the
+fleet.
+"""
 
 from __future__ import annotations
 
@@ -205,7 +207,9 @@ def committed(brokers: str, topic: str, partitions: int = 2) -> list[KafkaPartit
 
 
 def test_settled_batches_are_committed_one_past_their_last_message(brokers: str, topic: str) -> None:
-    """Each of 300 messages is dispatched once, and both partitions are committed one past their last message."""
+    """Each of 300 messages is dispatched once, and in both partitions the offset after the last message is
+    committed.
+    """
     produce(brokers, topic, 300)
     reader = Reader(brokers, topic, LIMITS)
 
@@ -253,8 +257,8 @@ def test_nothing_is_committed_while_nothing_settles(brokers: str, topic: str) ->
 
 
 def test_a_full_window_pauses_and_resumes_after_settling(brokers: str, topic: str) -> None:
-    """A consumer that pauses at a bound and resumes after batches have settled loses no message and reads none
-    twice.
+    """A consumer that pauses at a bound and resumes after batches have settled loses no message, and reads no
+    message twice.
     """
     produce(brokers, topic, 600)
     limits = Limits(
@@ -297,8 +301,8 @@ def test_a_second_reader_takes_over_a_drained_partition(brokers: str, topic: str
 def test_a_reader_assigned_partitions_while_leaving_leaves_at_once(
     apache_kafka: JavaKafka, apache_topic: str
 ) -> None:
-    """A reader that is assigned partitions while it leaves does not wait for offset queries, which then get no
-    response.
+    """A reader that is assigned partitions while it leaves the group does not wait for offset queries, which get
+    no response at that time.
     """
     produce(apache_kafka.address, apache_topic, 10)
     group = f"{apache_topic}-group"
@@ -547,7 +551,7 @@ def test_a_recreated_topic_is_read_from_its_beginning(
 
     The recorded cuts of the old log are ignored.
 
-    Apache Kafka deletes a topic's offsets with it; a member that commits once more restores them.
+    Apache Kafka deletes a topic's offsets together with the topic; a member that commits once more restores them.
     """
     brokers = apache_kafka.address
     produce(brokers, apache_topic, 20)
@@ -580,7 +584,7 @@ def test_a_topic_recreated_under_a_running_reader_is_read_from_its_beginning(
 ) -> None:
     """A topic that is recreated under a running reader is read from its beginning.
 
-    The offset is out of range of the shorter log, but no message was lost, so the policy does not apply.
+    The offset is beyond the shorter log, but no message was lost, so the policy does not apply.
     """
     brokers = apache_kafka.address
     produce(brokers, apache_topic, 40)
@@ -646,7 +650,7 @@ def test_readers_that_die_before_the_offset_advances_are_counted(
 def test_a_broker_that_stores_shorter_records_gets_shorter_ones(
     children: Children, tmp_path_factory: pytest.TempPathFactory, fresh_name: Callable[[str], str], bytes_max: int
 ) -> None:
-    """If a broker stores only shorter records, the record is shortened immediately, if necessary to nothing.
+    """If a broker stores only shorter records, the record is shortened immediately, to nothing if necessary.
 
     Offsets are stored, and the refusal is logged once.
     """

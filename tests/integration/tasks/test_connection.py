@@ -1,5 +1,5 @@
-"""Redis responses that mean "unavailable", each from a real server in that state, and kinds of servers that are
-refused.
+"""Tests Redis responses that mean "unavailable", each from a real server in that state, and kinds of servers that
+are refused.
 """
 
 from __future__ import annotations
@@ -275,7 +275,7 @@ class _Bare(Redis):
 
 
 def test_settings_are_read_alike_by_reader_and_fleet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reader and fleet read the settings alike, so their connections have the same options."""
+    """Reader and fleet read the settings in the same way, so their connections have the same options."""
     monkeypatch.setenv(
         "REPLAYS_REDIS_URL", "rediss://me:p%40ss@redis:6380/3?ssl_cert_reqs=none&health_check_interval=9"
     )

@@ -1,4 +1,4 @@
-"""The circuit breaker on a real Redis: when it opens, which call may probe, and that no guarantee depends on
+"""Tests the circuit breaker on a real Redis: when it opens, which call may probe, and that no guarantee depends on
 it.
 """
 
@@ -70,8 +70,8 @@ def test_failures_among_more_successes_do_not_open_it(fleet: Fleet) -> None:
 
 
 def test_a_result_from_before_it_opened_changes_nothing(fleet: Fleet) -> None:
-    """A call that started before the breaker opened and succeeds later does not close the breaker; only a probe
-    closes it.
+    """A call that started before the breaker opened, and that succeeds later, does not close the breaker; only a
+    probe does.
     """
     breaker = Breaker(connect(fleet.settings), fleet.settings)
     early = breaker.request_permit("clickhouse")
@@ -84,7 +84,9 @@ def test_a_result_from_before_it_opened_changes_nothing(fleet: Fleet) -> None:
 
 
 def test_without_redis_it_allows_every_call(fleet: Fleet) -> None:
-    """Without Redis the breaker allows every call, because it only saves work and no guarantee depends on it."""
+    """Without Redis the breaker allows every call, because the breaker only saves work and no guarantee depends on
+    it.
+    """
     breaker = Breaker(connect(fleet.settings, retries=0), fleet.settings)
     fleet.redis.stop()
 

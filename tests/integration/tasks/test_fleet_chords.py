@@ -1,4 +1,6 @@
-"""Chords on a real Redis with real workers: what completes, fails or is lost, and which reader is notified."""
+"""Tests chords on a real Redis with real workers: what completes, fails or is lost, and which reader is
+notified.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,7 @@ def test_a_task_message_is_smaller_than_a_kilobyte(fleet: Fleet, messages: int) 
     """A task message is smaller than a kilobyte for any batch size, at the offsets that a busy topic reaches in
     its second year.
 
-    The size is that of the whole entry in the Redis list.
+    This is the size of the whole entry in the Redis list.
     """
     dispatcher = fleet.dispatcher()
     batch = make_batch(messages=messages, start=123_456_789_000, partition=127)
@@ -112,7 +114,7 @@ def test_a_task_that_always_kills_its_process_fails_eventually(fleet: Fleet) -> 
 def test_a_sink_that_stays_unavailable_fails_the_chord_with_its_error(fleet: Fleet) -> None:
     """If a sink stays unavailable, retries are bounded and the chord fails with the sink's error.
 
-    The other sinks' marks stay, so that the next attempt needs only the failing sink.
+    The done marks of the other sinks are kept, so that the next attempt needs only the failing sink.
     """
     fleet.script("clickhouse", "transient")
     dispatcher = fleet.dispatcher()
@@ -134,7 +136,7 @@ def test_a_sink_that_stays_unavailable_fails_the_chord_with_its_error(fleet: Fle
 def test_a_reader_whose_clock_is_a_day_behind_does_not_shorten_deadlines(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader whose clock is a day behind does not shorten the deadlines that it sets and workers check.
+    """A reader whose clock is a day slow does not shorten the deadlines that it sets and that workers check.
 
     A write that fails once is still retried.
     """
@@ -188,8 +190,8 @@ def test_a_task_that_runs_twice_writes_once(fleet: Fleet) -> None:
 
 
 def test_a_lost_chord_body_delays_by_one_deadline(fleet: Fleet) -> None:
-    """If the body of a chord is lost, the reader is not notified, but its next attempt finds the marks and
-    needs no worker.
+    """If the body of a chord is lost, the reader is not notified, but the reader's next attempt finds the marks
+    and needs no worker.
     """
     dispatcher = fleet.dispatcher()
     worker = fleet.worker(options=("-Q", "flush.clickhouse,flush.bigquery,flush.datadog"))
@@ -205,7 +207,7 @@ def test_a_lost_chord_body_delays_by_one_deadline(fleet: Fleet) -> None:
 
 
 def test_an_empty_restart_of_redis_repeats_one_attempt_and_loses_no_row(fleet: Fleet) -> None:
-    """If Redis restarts empty, queues, chord, bytes and stream are lost.
+    """If Redis restarts empty, the queues, the chord, the staged bytes and the stream are lost.
 
     The same dispatcher and worker run the next attempt, and no row is lost.
     """

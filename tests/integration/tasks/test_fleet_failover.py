@@ -1,4 +1,4 @@
-"""Redis fails over under load: reader and workers continue, and every batch arrives."""
+"""If Redis fails over under load, reader and workers continue, and every batch arrives."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def run_under_load(change: Callable[[], object]) -> threading.Thread:
 def load(fleet: Fleet, start: int, change: Callable[[], object]) -> None:
     """Dispatches batches while `change` runs.
 
-    Asserts that all batches succeed and that none is missing at the sink.
+    Asserts that all batches succeed and that none of them is missing at the sink.
     """
     batches = [make_batch(start=start + 100 * number) for number in range(BATCHES)]
     fleet.script("clickhouse", "slow 0.2")
@@ -144,7 +144,7 @@ class TestSentinel:
     def test_every_program_tries_the_next_sentinel(self, fleet: Fleet) -> None:
         """If the first Sentinel is unavailable, every program tries the next Sentinel.
 
-        Commands and Flower find the primary in this way.
+        Commands and Flower also find the primary in this way.
         """
         assert isinstance(fleet.redis, RedisGroup)
         fleet.redis.sentinels[0].kill()
@@ -202,7 +202,7 @@ def test_sentinels_and_redis_are_reached_over_tls(children: Children, tmp_path: 
 def test_a_batch_is_flushed_over_a_unix_socket(
     fleet: Fleet, children: Children, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch is flushed over a Unix socket, given as a path with a database."""
+    """A batch is flushed over a Unix socket whose address is a path with a database."""
     path = tmp_path_factory.mktemp("s") / "r.sock"
     redis = Redis(children, path.parent / "data", name="by-socket", options=("--unixsocket", str(path)))
     redis.start()

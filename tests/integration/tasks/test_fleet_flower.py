@@ -1,4 +1,4 @@
-"""Flower for operators: authenticated, readable, and with a retry button on failed tasks."""
+"""Tests Flower for operators: it requires a login, is readable, and has a retry button on failed tasks."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def failed_task(fleet: Fleet, flower: Ask) -> str:
 
 
 def test_a_failed_task_has_a_retry_button_for_its_batch(fleet: Fleet, flower: Ask) -> None:
-    """The page of a failed task has a retry button, which notifies the reader.
+    """The page of a failed task has a retry button, and pressing it notifies the reader.
 
-    The audit trail contains the action and its user.
+    The audit trail contains the action and the user.
     """
     page = flower("/task/" + urllib.parse.quote(failed_task(fleet, flower)))[1]
     form = urllib.parse.urlencode(
@@ -97,7 +97,7 @@ def test_unauthenticated_users_see_nothing(flower: Ask) -> None:
     for path in ("/", "/api/workers", "/metrics"):  # Further attempts would be throttled.
         assert flower(path, password="operator:wrong-password")[0] == 401
     assert flower("/metrics")[0] == 200
-    assert flower("/retry-batch")[0] == 405  # Our route exists, and accepts POST only.
+    assert flower("/retry-batch")[0] == 405  # Our route exists and accepts only POST.
     assert flower("/healthcheck", password=None) == (200, "OK")
 
 

@@ -1,4 +1,4 @@
-"""Time limits and shutdowns that stop a task that does not stop by itself."""
+"""Tests time limits and shutdowns, which end a task that does not end by itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def fleet_options() -> dict[str, str]:
 def test_a_sink_that_ignores_its_deadline_is_interrupted(fleet: Fleet) -> None:
     """A sink that ignores its deadline is interrupted by the soft limit.
 
-    The task is postponed, and the next run works. No worker process stays busy."""
+    The task is postponed, and its next run succeeds. No worker process stays busy.
+    """
     fleet.script("clickhouse", "slow 120")
     dispatcher = fleet.dispatcher()
     fleet.worker()

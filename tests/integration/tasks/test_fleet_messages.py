@@ -50,7 +50,7 @@ def test_a_pickled_message_is_refused(fleet: Fleet) -> None:
 
 
 class TestSigned:
-    """A fleet with a key, a certificate and a store of trusted certificates."""
+    """A fleet with a private key, a certificate and a store of trusted certificates."""
 
     @pytest.fixture
     def fleet_options(self, tmp_path: Path) -> Iterator[dict[str, str]]:

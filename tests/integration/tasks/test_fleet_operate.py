@@ -158,7 +158,7 @@ def test_a_renewal_restores_parked_entries_after_flushall(fleet: Fleet, topic: s
 def test_a_lease_does_not_depend_on_the_clock_of_its_reader(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, ahead_seconds: float
 ) -> None:
-    """Even if the reader's clock is a day off, its lease has the usual length."""
+    """Even if the reader's clock is a day off, its lease has the normal length."""
     clock, dispatcher = time.time, fleet.dispatcher()
     coordination = Coordination(fleet.client, fleet.settings)
     monkeypatch.setattr(time, "time", lambda: clock() + ahead_seconds)

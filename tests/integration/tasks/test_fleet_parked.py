@@ -120,7 +120,7 @@ def test_one_action_retries_five_hundred_batches_which_then_settle(fleet: Fleet,
 
 
 def test_filters_select_what_all_means_and_outside_text_stays_text(fleet: Fleet, flower: Ask, page: Page) -> None:
-    """If all batches that match a filter are retried, batches that do not match stay parked.
+    """If all batches that match a filter are retried, batches that do not match the filter stay parked.
 
     Scripts in a batch's error text do not run.
     """
@@ -147,7 +147,7 @@ def test_filters_select_what_all_means_and_outside_text_stays_text(fleet: Fleet,
 def test_a_batch_and_its_tasks_link_to_each_other_also_after_a_restart_of_flower(
     fleet: Fleet, flower: Ask, page: Page
 ) -> None:
-    """A batch's page has its chords, runs, offsets and operators' actions.
+    """The page of a batch shows its chords, runs, offsets and operators' actions.
 
     After a restart of Flower, its history restores the runs.
     """
@@ -179,8 +179,8 @@ def test_a_batch_and_its_tasks_link_to_each_other_also_after_a_restart_of_flower
 
 
 def test_an_action_needs_a_reason_a_login_and_our_own_page(fleet: Fleet, flower: Ask) -> None:
-    """An action without a reason, without a login, or from another site changes nothing; unknown values are
-    named.
+    """An action without a reason, without a login, or from another site changes nothing; unknown values are named
+    in the error.
     """
     batch = one(0)
     park(fleet, fleet.dispatcher(), [batch])

@@ -1,4 +1,4 @@
-"""How the fleet behaves when Redis is at its limits, and how much memory the reader's publisher uses."""
+"""Tests how the fleet behaves when Redis is at its limits, and how much memory the reader's publisher uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A worker of this release writes a batch of a newer reader as the reader intended, or not at all."""
+"""A worker of this release writes a batch of a newer reader as the reader intended, or does not write it at
+all.
+"""
 
 from __future__ import annotations
 

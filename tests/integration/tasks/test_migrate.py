@@ -1,4 +1,4 @@
-"""`replays-ingest migrate` on all servers at once, and the sinks' checks after it."""
+"""Tests `replays-ingest migrate` on all servers at once, and the sinks' checks after it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def settings_of_all_servers(
 
 
 def test_after_migrating_every_check_passes(settings_of_all_servers: Settings) -> None:
-    """Every check passes after `migrate`; before, all sinks except DataDog lack something.
+    """Every check passes after `migrate`; before it, all sinks except DataDog lack something.
 
     A dry run changes nothing. A second run does nothing.
     """
@@ -74,7 +74,7 @@ def test_an_unavailable_server_ends_the_run_with_its_name(settings_of_all_server
 def test_a_wrong_password_is_configuration(
     settings: Callable[..., Settings], children: Children, tmp_path: Path
 ) -> None:
-    """A wrong password is a configuration error that does not show the password."""
+    """A wrong password is a configuration error, which does not contain the password."""
     server = ClickHouse(children, tmp_path / "clickhouse", password="right-one")
     server.start()
     wrong = settings(clickhouse_url=server.address, clickhouse_password="wrong-one", clickhouse_database="default")

@@ -1,6 +1,6 @@
 """Our BigQuery emulator behaves in every operation as Google's documentation says.
 
-`make bigquery-contract` also runs the servers of others.
+`make bigquery-contract` also runs third-party servers.
 """
 
 from __future__ import annotations

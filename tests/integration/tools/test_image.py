@@ -27,7 +27,7 @@ esac
 
 
 def run_with(tmp_path: Path, podman: str | None) -> tuple[int, str]:
-    """Runs the command with a script in place of podman, and returns exit code and output.
+    """Runs the command with a script in place of podman, and returns the exit code and the output.
 
     `script` is the body of a `case` on the first argument.
     """

@@ -1,6 +1,6 @@
 """Recordings of real SDKs are drawn like the original pages: every element, its text, box and colours.
 
-`python -m tools.pictures.sides DIRECTORY` makes the same comparison as pictures.
+`python -m tools.pictures.sides DIRECTORY` takes pictures for the same comparison.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def originals() -> Iterator[str]:
 
 @pytest.mark.parametrize("name", MOMENTS)
 def test_a_recording_is_drawn_like_its_page_at_two_moments(page: Page, originals: str, name: str) -> None:
-    """A recording looks like its page, except for what the SDK masks or blocks and for files of other servers.
+    """A recording looks like its page, except for content that the SDK masks or blocks and for files of other
+    servers.
 
     Files of other servers are blocked in the page and in the recording.
     """

@@ -1,4 +1,4 @@
-"""The evidence found in the library's replays: events around an event, and replays that match a search."""
+"""Tests the evidence found in the library's replays: events around an event, and replays that match a search."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def test_each_search_finds_its_replays(reads: Reads, library: Library):
 
 
 def test_a_text_is_found_in_the_events_of_recordings(reads: Reads, library: Library):
-    """A text is found in breadcrumbs, console messages and requests, case-insensitively, and each match names
-    its event.
+    """A search for text covers breadcrumbs, console messages and requests, is case-insensitive, and names the
+    event of each match.
     """
     page = find(reads, Filter(project_id=None), "/API/")
     matches = {result.replay.replay_id: result.matches for result in page.found}

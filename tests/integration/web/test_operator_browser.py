@@ -1,4 +1,4 @@
-"""The operator's page and the list of replays in Chromium: layout on a desktop and on a phone, keys, bulk
+"""Tests the operator's page and the list of replays in Chromium: layout on a desktop and on a phone, keys, bulk
 actions.
 """
 
@@ -60,7 +60,7 @@ def page(office: Office, chromium: Browser) -> Iterator[Page]:
 
 @pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (390, "light"), (390, "dark")])
 def test_nothing_is_wider_than_the_window(page: Page, width: int, scheme: str) -> None:
-    """Nothing is wider than the window, on a desktop and on a phone, and untrusted text is not interpreted as
+    """On a desktop and on a phone, nothing is wider than the window, and untrusted text is not interpreted as
     HTML.
     """
     page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
@@ -74,7 +74,7 @@ def test_nothing_is_wider_than_the_window(page: Page, width: int, scheme: str) -
 
 
 def test_selected_batches_are_retried_with_a_reason(page: Page, office: Office) -> None:
-    """When selected batches are retried, the audit trail on the page has the reason.
+    """When selected batches are retried, the audit trail on the page contains the reason.
 
     Each alert links to its runbook section.
     """
@@ -93,7 +93,7 @@ def test_selected_batches_are_retried_with_a_reason(page: Page, office: Office) 
 def test_dead_letters_are_selected_and_filtered_with_keys(page: Page) -> None:
     """`/` moves the focus to the filter, and selecting all dead letters enables the button.
 
-    The plots and the flow are drawn.
+    The plots and the flow diagram are drawn.
     """
     page.keyboard.press("/")
     page.keyboard.type("message 4")
@@ -113,7 +113,7 @@ def test_dead_letters_are_selected_and_filtered_with_keys(page: Page) -> None:
 
 def test_pages_work_at_an_address_with_a_password(library: Library, chromium: Browser) -> None:
     """Every page works if it is opened as `http://user:password@host`: browsers refuse requests to such addresses,
-    which a page makes if it requests relative paths.
+    so pages must not request relative paths.
     """
     guarded = library.settings.model_copy(update={"flower_basic_auth": SecretStr("ann:a-long-password")})
     with running(guarded) as announced:
@@ -191,7 +191,9 @@ def test_the_lag_is_unknown_without_a_reader(
 
 
 def test_the_list_fits_and_has_a_total(library: Library) -> None:
-    """The list fits into 1,400 and 390 pixels, and shows the total and the column by which it is sorted."""
+    """The list fits into a window of 1,400 or 390 pixels, and shows the total and the column by which it is
+    sorted.
+    """
     with browser(library.settings) as page:
         page.goto("/")
         page.locator("#replays tbody tr").first.wait_for()

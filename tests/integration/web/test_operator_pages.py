@@ -1,4 +1,4 @@
-"""The operator part of the pages: authentication, and what the buttons do to batches and dead letters."""
+"""Tests the operator part of the pages: authentication, and what the buttons do to batches and dead letters."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def pages(office: Office) -> Iterator[Pages]:
 
 @pytest.mark.parametrize("login", ["", "ann:wrong", "ann", "eve:a-long-password"])
 def test_flowers_password_is_required(pages: Pages, login: str):
-    """Page, state and buttons require the password; a browser is prompted for it. After a wrong password, the
-    response names the setting that contains the right ones.
+    """The page, the state and the buttons require the password; a browser is prompted for it. After a wrong
+    password, the response names the setting that contains the right ones.
     """
     stranger = Client(pages.client.address, login)
 
@@ -115,8 +115,8 @@ def test_an_operator_sees_page_and_state(pages: Pages):
     ids=["no token", "a wrong token", "another site"],
 )
 def test_another_site_cannot_press_a_button(pages: Pages, headers: dict[str, str]):
-    """Another site cannot trigger an action: the browser sends the password automatically, but also the origin,
-    and the site has no token.
+    """Another site cannot trigger an action: the browser sends the password automatically, but it also sends the
+    origin, and the site has no token.
     """
     if "Sec_Fetch_Site" in headers:
         seen = pages.ask("/api/operate/batches/retry", {"batch_id": "x"}, **headers)
@@ -182,7 +182,7 @@ def test_several_batches_are_retried_or_abandoned_with_one_reason(pages: Pages):
 
 
 def test_the_last_hour_is_shown_from_the_readers_heartbeats(pages: Pages):
-    """The last value of the hour is from the reader's heartbeat, and there are no values from before it
+    """The last value of the hour comes from the reader's heartbeat, and there are no values from before the reader
     started.
     """
     wait_until(
@@ -200,7 +200,9 @@ def test_the_last_hour_is_shown_from_the_readers_heartbeats(pages: Pages):
 
 
 def test_the_page_names_the_bottleneck_and_what_needs_attention(pages: Pages):
-    """If no worker runs and a batch is parked, the page reports both, each with a section of the runbook."""
+    """If no worker runs and a batch is parked, the page reports both problems, each with a section of the
+    runbook.
+    """
     pages.office.park(0, 1)
     look = pages.client.get("/api/operate").json
     runbook = pages.client.get("/runbook").body.decode()

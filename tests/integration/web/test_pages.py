@@ -1,4 +1,4 @@
-"""The pages and their requests over a real socket: replays, segments, videos, and errors as JSON."""
+"""Tests the pages and their requests over a real socket: replays, segments, videos, and errors as JSON."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def client(library: Library) -> Iterator[Client]:
     ],
 )
 def test_pages_have_a_policy_that_blocks_foreign_scripts(client: Client, path: str, kind: str):
-    """Pages have a policy that blocks foreign scripts, because recorded pages are untrusted content."""
+    """Pages have a content security policy that blocks foreign scripts, because recorded pages are untrusted
+    content.
+    """
     seen = client.get(path)
 
     assert (seen.status, seen.headers["Content-Type"]) == (200, kind)
@@ -94,7 +96,7 @@ def test_a_query_selects_replays(client: Client, query: str, expected: set[str])
 
 
 def test_the_first_page_of_the_list_has_the_total(client: Client):
-    """The first page of the list has the total of the matching replays, however many are shown."""
+    """The first page of the list contains the total number of matching replays, however many are shown."""
     first = client.get(f"/api/replays?project={PROJECT}&limit=1").json
     second = client.get(f"/api/replays?project={PROJECT}&limit=1&offset=1").json
     everything = client.get(f"/api/replays?project={PROJECT}").json

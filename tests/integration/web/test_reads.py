@@ -58,7 +58,7 @@ def test_each_filter_selects_its_replays(reads: Reads, library: Library):
 
 
 def test_pages_of_one_replay_are_the_complete_list(reads: Reads):
-    """Pages of one replay each form the complete list in order, and only the last page says that nothing
+    """Pages of one replay each form the complete list in order, and only the last page states that nothing
     follows.
     """
     whole = [(item.project_id, item.replay_id) for item in reads.replays(Filter()).replays]
@@ -69,7 +69,7 @@ def test_pages_of_one_replay_are_the_complete_list(reads: Reads):
 
 
 def test_a_replay_shows_its_actions(reads: Reads, library: Library):
-    """A replay has its counts of actions: of nine clicks, two are dead and one is a rage click.
+    """A replay has counts of its actions: of nine clicks, two are dead and one is a rage click.
 
     Each page visit is listed.
     """
@@ -86,7 +86,7 @@ def test_a_replay_shows_its_actions(reads: Reads, library: Library):
 
 
 def test_an_id_in_two_projects_needs_the_project(reads: Reads):
-    """If two projects have the same replay id, which browsers generate, the error names both projects."""
+    """If two projects have a replay with the same id, which browsers generate, the error names both projects."""
     with pytest.raises(NotFound, match=r"in several projects, choose one: \[7, 8\]"):
         reads.replay(SHARED)
 
@@ -102,7 +102,7 @@ def test_an_id_in_two_projects_needs_the_project(reads: Reads):
     ],
 )
 def test_an_unknown_replay_is_reported(reads: Reads, replay_id: str, project: int | None, error: str):
-    """If a replay is unknown, the error says where it was searched for."""
+    """If a replay is unknown, the error states where it was searched for."""
     with pytest.raises(NotFound, match=error):
         reads.replay(replay_id, project)
 
@@ -115,7 +115,7 @@ def test_an_id_may_be_written_with_dashes(reads: Reads):
 def test_each_segment_shows_its_missing_data(reads: Reads):
     """Each segment shows what is missing: a gap, a row, or an object.
 
-    A second delivery and an invalid segment are also shown.
+    A segment that was delivered twice and an invalid segment are also marked.
     """
     segments = reads.segments(reads.replay(HOLED))
 
@@ -132,7 +132,7 @@ def test_each_segment_shows_its_missing_data(reads: Reads):
 
 
 def test_a_segment_shows_when_each_sink_stored_it(reads: Reads, library: Library):
-    """A segment shows when each sink stored it, by the server's own clock, and the positions of all its
+    """A segment shows when each sink stored it, according to the server's own clock, and the positions of all its
     deliveries.
     """
     first = reads.segments(reads.replay(HOLED)).all[0]
@@ -183,8 +183,8 @@ def test_a_timeline_names_an_unreadable_segment(reads: Reads):
     ],
 )
 def test_an_unavailable_server_is_named(library: Library, changed: dict[str, str], error: str):
-    """If a server is unavailable, any exception of its client library becomes one kind of error that names the
-    server.
+    """If a server is unavailable, any exception of its client library is converted to one kind of error that names
+    the server.
     """
     reads = Reads(library.settings.model_copy(update=changed))
 
@@ -194,7 +194,7 @@ def test_an_unavailable_server_is_named(library: Library, changed: dict[str, str
 
 
 def test_a_missing_bucket_is_named(library: Library):
-    """A missing bucket is named, and not mistaken for a replay without objects."""
+    """A missing bucket is named in an error, and not mistaken for a replay without objects."""
     reads = Reads(library.settings.model_copy(update={"gcs_bucket": "no-such-bucket"}))
 
     with pytest.raises(ReadError, match="no-such-bucket"):

@@ -1,4 +1,4 @@
-"""What a viewer sees of recordings of real SDKs, in Chromium: canvases, files of other servers, links, keys.
+"""Tests what a viewer sees of recordings of real SDKs in Chromium: canvases, files of other servers, links, keys.
 
 The tests of this file share one browser.
 """
@@ -26,8 +26,8 @@ CANVAS, SHOP = (next(item for item in RECORDINGS if item.name == name) for name 
 AT_MS = 1_795_000_000_000
 MADE, LONG, PROJECT = "6" * 32, "7" * 32, 7
 LONG_SEGMENTS = 720
-# The maximum mean difference, out of 255, between two pictures of the same canvas that are some frames apart.
-# Empty pictures would differ by 17 and 120.
+# The maximum mean difference, on a scale up to 255, between two pictures of the same canvas that are some frames
+# apart. Empty pictures would differ by 17 and 120.
 DIFFERENCE_MAX = 10.0
 # One pixel with the color rgb(255, 0, 0).
 RED_PIXEL_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="

@@ -1,4 +1,4 @@
-"""How `benchmarks.rebalance` computes its figures from its observations."""
+"""Tests how `benchmarks.rebalance` computes its figures from its observations."""
 
 from __future__ import annotations
 

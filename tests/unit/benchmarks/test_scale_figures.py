@@ -1,4 +1,4 @@
-"""How `benchmarks.scale_readers` computes its figures from its observations."""
+"""Tests how `benchmarks.scale_readers` computes its figures from its observations."""
 
 from __future__ import annotations
 

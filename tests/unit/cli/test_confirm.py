@@ -18,8 +18,8 @@ ASKING = {
     "erase": ("--project", "11", REPLAY_ID),
     "tenants kill": ("11",),
 }
-# These commands read, start something, or make a change that another command reverts. Another exception is `dlq
-# replay --id`, because it names each letter.
+# These commands only read, start something, or make a change that another command reverts. Another exception is
+# `dlq replay --id`, because it names each letter.
 NOT_ASKING = {
     *("audit", "batches ls", "batches retry", "batches show", "check", "completion", "demo", "dlq ls", "dlq show"),
     *("events", "fetch", "flower", "inspect", "load", "local down", "local logs", "local status", "local up"),

@@ -1,4 +1,6 @@
-"""In the help, every command is in one section, with its whole first sentence and an example that parses."""
+"""In the help, every command is in one section, with its complete first sentence and an example that can be
+parsed.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +113,7 @@ def test_a_shell_completes_commands():
 
 
 def test_without_a_broker_help_fits_on_one_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """If no broker is configured and none listens at the default address, a short help text is printed."""
+    """If no broker is configured and no broker listens at the default address, a short help text is printed."""
     monkeypatch.chdir(tmp_path)
     closed = closed_port()
     settings = Settings.model_construct(_fields_set=set(), kafka_brokers=f"127.0.0.1:{closed}")

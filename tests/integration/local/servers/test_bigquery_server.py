@@ -87,7 +87,7 @@ def test_creating_twice_is_a_conflict_and_missing_is_not_found(client: bigquery.
 
 
 def test_values_are_returned_with_their_types(client: bigquery.Client, table: str):
-    """Values have their types in a listing of rows and in a query."""
+    """Values have the right types in a listing of rows and in a query."""
     sent = row(facts=json.dumps({"a": [1]}), urls=["u", "v"], geo={"city": "Wien"})
     assert client.insert_rows_json(table, [sent]) == []
 
@@ -190,7 +190,7 @@ def test_a_row_that_does_not_fit_is_invalid_at_its_column(
     ],
 )
 def test_values_are_parsed_like_the_service_does(kind: str, given: Any, stored: Any):
-    """The server accepts numbers as text, seconds as timestamps, and all notations of time zones."""
+    """The server accepts numbers as strings, seconds as timestamps, and all notations of time zones."""
     fields = (Field("x", kind, "NULLABLE"),)
 
     assert row_of(fields, {"X": given}, ignore_unknown=False) == {"x": stored}
@@ -199,8 +199,8 @@ def test_values_are_parsed_like_the_service_does(kind: str, given: Any, stored: 
 
 
 def test_queries_support_parameters_views_and_dml(client: bigquery.Client, dataset: str, table: str):
-    """Queries with aggregates, array parameters, a deduplicating view and DML work, and return the service's
-    column names.
+    """Queries with aggregates, array parameters, a deduplicating view or DML work, and return the service's column
+    names.
     """
     rows = [
         row(id=f"r{number % 3}", n=number, at=(NOW - timedelta(hours=number)).isoformat()) for number in range(9)

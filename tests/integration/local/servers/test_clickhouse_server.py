@@ -74,7 +74,7 @@ def test_a_deduplication_token_applies_to_one_insert(clickhouse_url: str, table:
 
 
 def test_errors_carry_clickhouse_codes(clickhouse_url: str, table: str):
-    """Errors have ClickHouse's codes, by which the sink decides whether to retry."""
+    """Errors have ClickHouse's codes, from which the sink decides whether to retry."""
     client = client_of(clickhouse_url)
     for sql, code in (
         ("SELECT * FROM no_such_table", "60"),

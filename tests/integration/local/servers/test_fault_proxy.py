@@ -75,7 +75,7 @@ def client(proxy: FaultProxy, timeout_seconds: float = 5) -> http.client.HTTPCon
 
 @pytest.mark.parametrize("http_aware", [False, True])
 def test_a_healthy_proxy_changes_nothing(target: str, http_aware: bool):
-    """Without a fault, the proxy passes bodies of several megabytes and with every kind of framing, several per
+    """Without a fault, the proxy passes bodies of several megabytes, with every kind of framing, and several per
     connection.
     """
     with FaultProxy(target, http=http_aware) as proxy:
@@ -91,8 +91,8 @@ def test_a_healthy_proxy_changes_nothing(target: str, http_aware: bool):
 def test_a_refused_or_reset_connection_fails_at_once_and_works_again_after(
     target: str, fault: Fault, error: type[Exception]
 ):
-    """Refusing or resetting connections also closes those that are open; the proxy later works again on the
-    same port.
+    """Refusing or resetting connections also closes open connections; the proxy later works again on the same
+    port.
     """
     with FaultProxy(target) as proxy:
         open_one = client(proxy)
@@ -188,7 +188,7 @@ def test_an_http_fault_needs_a_proxy_that_reads_http(target: str):
 
 
 def test_bytes_of_any_protocol_pass():
-    """In TCP mode the bytes of any protocol pass, even if the server sends first."""
+    """In TCP mode, the proxy passes the bytes of any protocol, even if the server sends first."""
     listener = socket.create_server(("127.0.0.1", 0))
     with (
         listener,

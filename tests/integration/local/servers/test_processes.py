@@ -97,7 +97,7 @@ def test_the_error_includes_the_childs_output(children: Children):
 
 
 def test_a_missing_program_exits_with_127(children: Children):
-    """A missing program exits with 127, and the reason is in the log."""
+    """If a program is missing, its process exits with 127, and the reason is in the log."""
     child = children.start("nothing", ["/does/not/exist"])
 
     assert child.wait(10) == 127

@@ -1,4 +1,4 @@
-"""How a topic is described while the brokers are unavailable."""
+"""Tests how a topic is described while the brokers are unavailable."""
 
 from __future__ import annotations
 

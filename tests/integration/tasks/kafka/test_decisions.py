@@ -126,7 +126,7 @@ def test_no_decision_is_made_while_the_topic_is_unavailable(client: Any, setting
 
 
 def test_a_reader_does_not_start_without_the_decisions(client: Any, settings: Settings) -> None:
-    """A reader does not start if the topic of decisions is missing or has decisions of a newer release."""
+    """A reader does not start if the topic of decisions is missing, or contains decisions of a newer release."""
     gone = settings.model_copy(update={"kafka_operators_topic": "no-such-topic"})
     with pytest.raises(NotLoaded, match="run `replays-ingest migrate`"):
         TenantRefresh(client, gone, TenantGate()).load(never_stopping)

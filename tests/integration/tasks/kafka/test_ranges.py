@@ -1,4 +1,4 @@
-"""Ranges of a topic read from brokers: they are half-open, may contain gaps, and always end."""
+"""Ranges of a topic that are read from brokers are half-open, may contain gaps, and always end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.kit.raw_producer import RawProducer
 
 
 def topic_of(settings: Settings, partitions: int = 1) -> Settings:
-    """Creates the topic that these settings name."""
+    """Creates the topic that the given settings name."""
     admin = AdminClient({"bootstrap.servers": settings.kafka_brokers})
     admin.create_topics([NewTopic(settings.kafka_topic, partitions)])[settings.kafka_topic].result(20)
 
@@ -197,7 +197,7 @@ def test_markers_and_aborted_messages_are_gaps(made_on_apache: Settings) -> None
 
 @pytest.mark.kafka
 def test_expired_records_are_skipped_and_counted(made_on_apache: Settings) -> None:
-    """Records that expire before or during the read are skipped and counted, and the others are read."""
+    """Records that expire before or during the read are skipped and counted, and all other records are read."""
     topic = made_on_apache.kafka_topic
     produce(made_on_apache, [b"%d" % number for number in range(10)])
     admin = AdminClient({"bootstrap.servers": made_on_apache.kafka_brokers})
@@ -227,7 +227,7 @@ def test_a_record_with_unreadable_headers_is_still_read(topic_settings: Settings
 
 
 def test_a_batch_that_cannot_be_decompressed_is_skipped_and_counted(made_on_apache: Settings) -> None:
-    """If a few kB decompress to 150 MB, only the records of that batch are skipped."""
+    """If a record batch of a few kB decompresses to 150 MB, only its records are skipped."""
     produce(made_on_apache, [b"before"])
     bomb = Producer(
         {

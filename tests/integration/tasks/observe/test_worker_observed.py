@@ -1,4 +1,4 @@
-"""A real worker is scraped, probed and traced, and shown by status and top."""
+"""A real worker is scraped, probed and traced, and is shown by `status` and `top`."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_a_worker_without_its_broker_is_not_ready_but_live(fleet: Fleet, port: i
 
 
 def test_a_worker_whose_port_is_in_use_exits_with_an_error(fleet: Fleet, port: int):
-    """A worker whose port is in use exits with an error before it takes a task."""
+    """A worker whose port is in use exits with an error before it accepts a task."""
     with socket.create_server(("127.0.0.1", port)):
         worker = fleet.start_worker()
         fleet.wait(lambda: not worker.alive, "the worker to end")

@@ -1,4 +1,6 @@
-"""The `packed` layout on real servers: objects are written, delivered again, and read next to the other layout."""
+"""With the `packed` layout on real servers, objects are written, delivered again, and read next to objects of the
+other layout.
+"""
 
 from __future__ import annotations
 

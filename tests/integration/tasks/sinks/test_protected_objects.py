@@ -151,7 +151,7 @@ def test_an_object_that_cannot_be_compared_parks_the_batch(settings: Callable[..
 
 
 def test_a_refusal_with_nothing_stored_is_about_permissions(settings: Callable[..., Settings]) -> None:
-    """A 403 response for a new name, under which nothing is stored, is an error of permissions."""
+    """A 403 response for a new name, under which nothing is stored, is a permission error."""
 
     def refuse(request: Received) -> Answer:
         return error(404, "notFound", "No such object") if request.method == "GET" else error(403, *NO_DELETE)

@@ -31,7 +31,7 @@ MESSAGES = [
 
 @pytest.fixture(scope="module")
 def segments() -> list[Segment]:
-    """Segments with every kind of event, and with everything sampled."""
+    """Segments with every kind of event, all of them sampled."""
     parsed = [parse(message, RULES) for message in MESSAGES]
     return [outcome for outcome in parsed if isinstance(outcome, Segment)]
 

@@ -113,8 +113,8 @@ def test_migrations_change_a_view_of_an_older_release(migrated: Settings) -> Non
 def test_repetitions_past_the_window_are_stored_and_the_view_shows_each_once(
     sink: BigQuerySink, migrated: Settings
 ) -> None:
-    """Rows that are repeated after BigQuery's window are stored again, a known limit, and the view shows each row
-    once.
+    """Rows that are repeated after BigQuery's window are stored again, which is a known limit, and the view shows
+    each row once.
 
     The test simulates the end of the window by writing the same facts with other insert ids.
     """
@@ -279,7 +279,9 @@ def test_rows_with_backend_errors_are_retried(settings: Callable[..., Settings])
 def test_an_exhausted_quota_is_transient_and_a_missing_permission_is_not(
     settings: Callable[..., Settings],
 ) -> None:
-    """An exhausted quota is a transient error and a missing permission is not, although both are 403 responses."""
+    """An exhausted quota is a transient error, and a missing permission is not, although both give 403
+    responses.
+    """
 
     reasons = iter(["quotaExceeded", "accessDenied"])
 

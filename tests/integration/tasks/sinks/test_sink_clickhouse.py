@@ -147,7 +147,7 @@ def test_other_rows_of_the_same_batch_are_not_skipped(sink: ClickHouseSink, serv
 def test_a_dead_click_stays_dead_in_any_order_of_its_rows(
     sink: ClickHouseSink, server: Any, order: tuple[int, ...]
 ) -> None:
-    """A dead click stays dead in any order of its rows.
+    """A dead click stays dead, in whichever order its rows arrive.
 
     A click and its later slow click share an identity, and a redelivered click must not replace the slow click.
     """
@@ -161,7 +161,7 @@ def test_a_dead_click_stays_dead_in_any_order_of_its_rows(
 
 
 def test_a_bad_row_is_named_and_the_others_are_written(sink: ClickHouseSink, server: Any) -> None:
-    """If two of fifty rows are bad, in different ways, only these are refused and named.
+    """If two of fifty rows are bad in different ways, only these two are refused and named.
 
     The other rows, including one of another table, are stored.
     """
@@ -226,7 +226,7 @@ def test_many_bad_rows_end_in_a_bisection_by_the_caller(sink: ClickHouseSink) ->
 
 
 def test_a_column_that_the_table_lacks_blames_no_row(sink: ClickHouseSink) -> None:
-    """If the reader is newer than the schema, the error is one of configuration.
+    """If the reader is newer than the schema, the error is a configuration error.
 
     The batch waits for `migrate`, and no row becomes a dead letter.
     """
@@ -343,7 +343,7 @@ def test_a_hanging_server_costs_at_most_the_deadline(migrated: Settings, clickho
 
 
 def test_writes_at_the_same_time_do_not_disturb_each_other(sink: ClickHouseSink, server: Any) -> None:
-    """Writes of several threads that share one client do not affect one another."""
+    """Writes of several threads that share one client do not affect each other."""
     batches = [[click(100 * batch + number) for number in range(1, 21)] for batch in range(8)]
 
     with ThreadPoolExecutor(4) as pool:

@@ -59,7 +59,7 @@ def test_a_repeated_write_is_counted_again(settings: Callable[..., Settings], st
 
 
 def test_packets_fit_an_ethernet_frame(settings: Callable[..., Settings]) -> None:
-    """Each datagram has at most 1432 bytes, so that it fits an Ethernet frame, and contains many lines."""
+    """Each datagram has at most 1432 bytes, so that it fits into an Ethernet frame, and contains many lines."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.settimeout(5)
@@ -154,7 +154,7 @@ def test_check_warns_when_nothing_listens(settings: Callable[..., Settings], sta
 def test_check_connects_to_the_socket_that_the_client_writes_to(
     form: str, settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    """`check` connects to the socket that the client writes to, of either kind.
+    """`check` connects to the socket that the client writes to, whether it is a datagram or a stream socket.
 
     The address is a path or has the format of DataDog's documentation.
     """

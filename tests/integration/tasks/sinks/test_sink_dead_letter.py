@@ -90,7 +90,7 @@ def test_dead_letters_keep_key_value_and_headers(topic_settings: Settings) -> No
 def test_a_repeated_write_makes_identifiable_duplicates(topic_settings: Settings) -> None:
     """A repeated write produces a second record, which is a known limit.
 
-    The records can be identified by their headers, so they count once.
+    The records can be identified by their headers, so a repeated letter counts once.
     """
     items = [letter(offset) for offset in range(20)]
     sink = DeadLetterSink(topic_settings)

@@ -41,8 +41,8 @@ def objects(made: Settings) -> dict[str, bytes]:
 
 
 def test_objects_read_back_byte_for_byte(bucket_settings: Settings) -> None:
-    """Objects read back byte for byte, whether empty or several megabytes, bytes or memoryview, even if names
-    need quoting.
+    """Objects are read back byte for byte, whether they are empty or several megabytes, bytes or memoryviews, even
+    if names need quoting.
     """
     items = [
         blob("30/1/abc/0", os.urandom(20_000)),
@@ -120,7 +120,9 @@ def test_the_bucket_is_created_once_with_a_rule_per_retention(
 
 
 def test_only_failed_objects_are_listed(settings: Callable[..., Settings]) -> None:
-    """The error lists the positions of the objects that are not durable, in any order of completion."""
+    """The error lists the positions of the objects that are not durable, in whatever order the uploads
+    complete.
+    """
 
     def answer(request: Received) -> Answer:
         return Answer(503, BACKEND_ERROR) if "bad" in request.path else object_stored(request)
@@ -178,10 +180,10 @@ def test_uploads_that_wait_for_a_retry_hold_no_connection(
 
 
 def test_a_long_retry_after_ends_the_write_and_the_rest_is_durable(settings: Callable[..., Settings]) -> None:
-    """A long Retry-After ends the write, even if the deadline would allow the wait, and the other items are
+    """A long Retry-After ends the write, even if the deadline would allow the wait, and all other items are
     durable.
 
-    A waiting process is unavailable to other tasks, so the task is postponed.
+    A process that waits is unavailable to other tasks, so the task is postponed.
     """
 
     def answer(request: Received) -> Answer:
@@ -227,7 +229,7 @@ def test_a_failing_service_is_not_overloaded_by_retries(settings: Callable[..., 
 
 
 def test_retry_after_is_passed_on(settings: Callable[..., Settings]) -> None:
-    """A 429 with a longer wait than the deadline ends the write and returns the wait."""
+    """A 429 that requests a longer wait than the deadline allows ends the write and returns the wait."""
     with answering(lambda request: Answer(429, b"slow down", {"Retry-After": "77"})) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(TransientSinkError) as failed:

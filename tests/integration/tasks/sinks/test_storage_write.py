@@ -1,6 +1,6 @@
-"""Facts appended to write streams of a BigQuery server: each row is in the table once, whatever is lost.
+"""Facts are appended to write streams of a BigQuery server: each row is in the table once, whatever is lost.
 
-Every test runs with rows in JSON, as older readers and commands give them, and with rows in protobuf.
+Every test runs with rows in JSON, as older readers and commands stage them, and with rows in protobuf.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def write(sink: StorageWriteSink, notes: Notes, items: Sequence[Row] = TEN, seco
 
 
 def losing(method: str, moment: Moment, *which: int) -> Callable[[str, Moment, int], bool]:
-    """Returns a function that loses these requests or responses of a method."""
+    """Returns a function that loses the given requests or responses of a method."""
     return lambda asked, at, number: (asked, at) == (method, moment) and number in which
 
 
@@ -99,7 +99,7 @@ def streams_of(notes: Notes) -> set[str]:
 
 
 def test_facts_arrive_with_their_values(sink: StorageWriteSink, migrated: Settings) -> None:
-    """Facts with text, numbers, JSON and microseconds are stored as insertAll stores them."""
+    """Facts with strings, numbers, JSON and microseconds are stored as insertAll stores them."""
     write(sink, Notes(), [fact(1), fact(2, retention_days=30)])
 
     select = "row_id, UNIX_MICROS(timestamp), JSON_VALUE(attributes, '$.url'), retention_days"
@@ -312,7 +312,7 @@ def test_with_its_record_lost_a_task_repeats_rows_and_the_view_shows_each_once(
     new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay
 ) -> None:
     """If Redis is emptied after the append and before the done mark, rows are repeated, and the view shows each
-    once.
+    row once.
     """
     relay.on = lambda method, moment, number: method == "AppendRows" and moment is Moment.RESPONSE
     with pytest.raises(TransientSinkError):
@@ -367,8 +367,8 @@ def test_refused_rows_are_named_and_the_others_stored(sink: StorageWriteSink, mi
 def test_a_large_task_is_split_and_each_part_recorded(
     new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay
 ) -> None:
-    """If appends have a few rows each and the response to the third is lost, another run of the task uses the
-    exact offsets.
+    """If appends have a few rows each and the response to the third append is lost, another run of the task uses
+    the exact offsets.
     """
     notes, sink = Notes(), new_sink()
     sink._writer.get().limit.refused(2 * 1024)
@@ -498,7 +498,7 @@ def test_rows_for_the_other_api_are_written_too(migrated: Settings) -> None:
 
 
 def test_the_dead_letter_of_a_row_has_its_content(sink: StorageWriteSink) -> None:
-    """The dead letter of a row in protobuf equals that of the row in JSON, and can be replayed."""
+    """The dead letter of a row in protobuf equals that of the same row in JSON, and can be replayed."""
     manifest = Manifest("facts-0-0-10", "d", "facts", 0, 0, 10, "reader", 1, ())
     as_json = [*TEN[:4], fact(4, timestamp=time_text(1_000_000)), *TEN[5:]]
     items = Staged.form(as_json)

@@ -1,4 +1,5 @@
-"""A sink finds out whether the table or one row is at fault. The tests use real engines with altered tables.
+"""Tests how a sink finds out whether the table or one row is at fault. The tests use real engines with altered
+tables.
 
 If the table is at fault, no row becomes a dead letter, few requests detect it, and once the table is repaired
 every row is written. A single poison row, among healthy rows or alone, still becomes a dead letter.
@@ -30,7 +31,7 @@ from tests.kit.delivering import deliver_to
 from tests.kit.scripted_server import Answer, Received, answering, relay_to
 from tests.kit.sink_answers import JSON
 
-# The maximum number of requests in a delivery that ends with a parked batch.
+# The maximum number of requests during a delivery that ends with a parked batch.
 REQUESTS_MAX = 10
 
 
@@ -149,7 +150,9 @@ def test_an_altered_table_of_bigquery_blames_no_row(
 
 
 def test_a_view_in_place_of_the_table_blames_no_row(facts_place: Facts) -> None:
-    """If a view is in place of the table, no row is blamed, because BigQuery cannot stream rows into a view."""
+    """If there is a view in place of the table, no row is blamed, because BigQuery cannot stream rows into a
+    view.
+    """
     facts_place.server.delete_table(facts_place.name)
     view = official.Table(facts_place.name)
     view.view_query = "SELECT 1 AS row_id"
@@ -272,7 +275,7 @@ def test_an_altered_table_of_clickhouse_blames_no_row(
 
 
 def test_a_dropped_constraint_loses_no_row(rows_place: Rows) -> None:
-    """After the constraint was dropped, the same batch is retried, and no row is lost."""
+    """After the constraint has been dropped, the same batch is retried, and no row is lost."""
     items, progress = [click(number) for number in range(30)], Progress(left=list(range(30)))
     rows_place.execute("ALTER TABLE replays ADD CONSTRAINT never CHECK project_id > 1000000")
     with pytest.raises(PermanentSinkError):
@@ -303,7 +306,7 @@ def test_bad_rows_of_clickhouse_are_dead_letters_even_without_neighbours(
 
 
 def test_a_row_that_violates_a_constraint_is_named(rows_place: Rows) -> None:
-    """The server names a row that violates a constraint, so two inserts find it among a hundred."""
+    """The server names a row that violates a constraint, so two inserts are enough to find it among a hundred."""
     rows_place.execute("ALTER TABLE replays ADD CONSTRAINT banned CHECK click_node_id != 666")
     items = [click(number, click_node_id=666 if number == 42 else 7) for number in range(100)]
 
@@ -327,7 +330,7 @@ def test_a_probe_of_clickhouse_stores_nothing(rows_place: Rows) -> None:
 
 
 def test_the_probed_columns_are_those_of_the_schema(rows_place: Rows) -> None:
-    """The probed columns have the names and types of the migrations, except for materialized columns, which are
+    """The probed columns have the names and types in the migrations, except for materialized columns, which are
     not written.
     """
     for table, columns in COLUMNS.items():
@@ -367,7 +370,7 @@ def test_check_of_clickhouse_finds_problems_before_a_batch_does(
 
 
 def test_check_of_clickhouse_refuses_a_table_that_stores_nothing(rows_place: Rows) -> None:
-    """`check` refuses a table with the Null engine, which accepts and counts every row but stores nothing."""
+    """`check` rejects a table with the Null engine, which accepts and counts every row but stores nothing."""
     rows_place.execute("DROP TABLE replay_outcomes")
     rows_place.execute(
         "CREATE TABLE replay_outcomes (org_id UInt64, project_id UInt64, replay_id UUID, key_id Nullable(UInt64), "

@@ -1,4 +1,4 @@
-"""Requests over libcurl: bodies of any size, dead connections, endless responses, TLS, and cancellation."""
+"""Tests requests over libcurl: bodies of any size, dead connections, endless responses, TLS, and cancellation."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_cancelled_request_has_no_result_and_the_next_one_works() -> None:
 
 
 def test_a_deadline_ends_a_request_that_hangs() -> None:
-    """A request that hangs ends at its deadline without being cancelled by the caller."""
+    """A request that hangs ends at its deadline, without being cancelled by the caller."""
     never = threading.Event()
     with answering(lambda request: Reply(delay=never)) as (url, _):
         transfers = Transfers(1)
@@ -155,7 +155,7 @@ def test_a_server_must_show_a_certificate_of_a_trusted_authority(
 def test_https_goes_through_the_proxy_of_the_environment_and_plain_http_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """HTTPS goes through the proxy of the environment, and plain HTTP does not.
+    """HTTPS requests go through the proxy of the environment, and plain HTTP requests do not.
 
     Requests to an emulator on the loopback interface bypass the proxy.
     """
@@ -194,8 +194,8 @@ def test_plain_http_uses_the_proxy_where_configured(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_proxy_that_requires_a_login_needs_an_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A 407 for CONNECT, which comes from the proxy and not from the sink, needs an operator, because a retry
-    does not help.
+    """A 407 for CONNECT comes from the proxy and not from the sink; it requires an operator, because a retry does
+    not help.
     """
     with answering(lambda request: Reply(407)) as (proxy, _):
         monkeypatch.setenv("https_proxy", proxy)

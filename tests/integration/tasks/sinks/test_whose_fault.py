@@ -44,8 +44,8 @@ def written(sink: str, settings: Settings, count: int = 3, seconds: float = 5) -
 @pytest.mark.parametrize("sink", PROOFS)
 @pytest.mark.parametrize("status", [*BLAME_OF_STATUS, 418, 450, 520, 530, 599])
 def test_a_status_of_a_proxy_is_classified(sink: str, status: int, settings: Callable[..., Settings]) -> None:
-    """No status of a proxy blames an item, except the status about its size; the error contains the title of
-    the page.
+    """No status of a proxy causes an item to be blamed, except the status about its size; the error contains the
+    title of the page.
     """
     reply = Answer(status, PAGE % status, HTML)
     with answering(lambda request: reply) as (url, requests), pytest.raises(SinkError) as failed:
@@ -161,7 +161,7 @@ def test_a_reset_while_the_request_is_sent_is_the_networks_fault(
 def test_an_untrusted_certificate_needs_an_operator(
     sink: str, settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    """An untrusted certificate needs an operator: a retry never helps, and nothing is sent to that server."""
+    """An untrusted certificate requires an operator: a retry never helps, and nothing is sent to that server."""
     with answering(PROOFS[sink]) as (url, requests):
         port = urlsplit(url).port
         assert port is not None
