@@ -15,7 +15,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Try": ("try", "local", "load", "demo"),
     "Shell": ("completion",),
 }
-# The first commands that a new user should run. The first two need no servers.
+# The first commands that a new user should run. The first two commands need no servers.
 FIRST_EXAMPLES: dict[str, str] = {
     "replays-ingest demo": "ingests and verifies 5,000 segments",
     "replays-ingest local up --all": "runs everything on this machine",

@@ -93,7 +93,7 @@ class MessageParsed:
 class MessageDeferred:
     """One message is being parsed outside the loop. Its partition waits until its MessageParsed arrives.
 
-    `size_bytes`: memory that the message uses until then.
+    `size_bytes`: memory that the message uses until it is parsed.
     """
 
     source: TopicPartition

@@ -159,7 +159,8 @@ class Pipeline:
         """Returns the number of consecutive readers that started on a partition and ended before its committed
         offset advanced.
 
-        Clean ends do not count. The number is 0 after the first progress, and for unassigned partitions.
+        Readers that exited cleanly do not count. The number is 0 after the first progress, and for unassigned
+        partitions.
         """
         owned = self._owned.get(source)
         if owned is None:

@@ -31,7 +31,7 @@ def default_directory(environ: Mapping[str, str] = os.environ) -> Path:
 def directory_of(chosen: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
     """Returns the chosen directory, otherwise that of a running stack started elsewhere, otherwise the default.
 
-    Raises LocalError if another user may change the files there.
+    Raises LocalError if another user may change the files in that directory.
     """
     place = _place(chosen, environ)
     expect_own(place)

@@ -98,7 +98,8 @@ class Reported:
 
 
 class FleetWatch:
-    """A thread that queries Redis every heartbeat interval, for metrics and /readyz. It never blocks the loop."""
+    """A thread that queries Redis every heartbeat interval, for metrics and /readyz. The thread never blocks the
+    loop."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings

@@ -31,14 +31,14 @@ class Membership(Protocol):
 
     @property
     def member_id(self) -> str:
-        """The member id at the coordinator; empty before the first assignment. Any thread may read it."""
+        """The member id at the coordinator; empty before the first assignment. This property is thread-safe."""
 
     @property
     def topic_id(self) -> str:
-        """Id of the topic being read; empty before the first assignment. Any thread may read it."""
+        """Id of the topic being read; empty before the first assignment. This property is thread-safe."""
 
     def rejoin(self) -> None:
-        """Makes the loop release all partitions and rejoin. Returns immediately. Any thread may call it."""
+        """Makes the loop release all partitions and rejoin. Returns immediately. This method is thread-safe."""
 
 
 class GroupWatch:

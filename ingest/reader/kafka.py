@@ -138,7 +138,7 @@ class KafkaSource:
             self._must_rejoin.set()
 
     def rejoin(self) -> None:
-        """Makes the next poll drain and release all partitions and rejoin the group. Any thread may call it."""
+        """Makes the next poll drain and release all partitions, and rejoin the group. Thread-safe."""
         self._must_rejoin.set()
 
     # Called by the runtime
@@ -306,7 +306,7 @@ class KafkaSource:
     def ask_log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
         """Requests the watermarks from the broker, because cached values do not change while fetching is paused.
 
-        Any thread may call it. Partitions without a response are left out.
+        Any thread may call this method. Partitions without a response are left out.
         """
         return self._log_ranges(cached=False)
 

@@ -19,7 +19,7 @@ Waiting = Message | on.MessageParsed | Unusual | on.OffsetOutOfRange
 
 
 class Kept:
-    """The queues of one loop. They are not thread-safe."""
+    """The queues of one loop, which are not thread-safe."""
 
     def __init__(self) -> None:
         self._queues: dict[TopicPartition, deque[Waiting]] = {}

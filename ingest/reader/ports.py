@@ -88,11 +88,11 @@ class Inbox(Protocol):
     """The queue of events from other threads to the loop. `queue.SimpleQueue` is one."""
 
     def put(self, event: on.Event, /) -> None:
-        """Adds an event without blocking. Any thread may call it."""
+        """Adds an event without blocking. Any thread may call this method."""
 
     def get(self, block: bool = True, timeout: float | None = None) -> on.Event:
         """Waits at most `timeout` seconds for the next event. Raises queue.Empty. Only the loop's thread may call
-        it."""
+        this method."""
 
 
 # Called with each event, its commands and the time, after the commands have been performed.

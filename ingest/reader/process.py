@@ -142,7 +142,7 @@ class Reader:
         return self._shut_down
 
     def run(self) -> int:
-        """Runs until shut down. Returns the exit code. Always closes everything it started.
+        """Runs until shut down. Returns the exit code. Always closes everything that was started.
 
         Raises ReaderFailed, or CannotListen if the probe port is in use.
         """

@@ -149,7 +149,7 @@ class ReportedError:
 class Segments:
     """All segments of a replay in order, with the gaps between them.
 
-    `places`: locations of stored segments, by number. `errors`: in the order of segments.
+    `places`: locations of stored segments, by number. `errors`: reported errors, in the order of segments.
     """
 
     all: tuple[SegmentFacts, ...]

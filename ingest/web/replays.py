@@ -29,7 +29,7 @@ SEARCHED = (
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of replays, latest first. `more`: there are further replays."""
+    """One page of replays, latest first. `more`: whether there are further replays."""
 
     replays: tuple[Replay, ...]
     more: bool

@@ -102,7 +102,7 @@ def event_of(item: Any, canvas: bool, budget: Budget) -> Event | None:
 
 
 def data_of(raw: msgspec.Raw, budget: Budget) -> Data | None:
-    """Returns the data of a custom event, or those of its fields that fit; None for unknown tags.
+    """Returns the data of a custom event, or only the fields that fit; None for unknown tags.
 
     Raises Malformed and msgspec errors.
     """
@@ -142,7 +142,7 @@ def _picked_data(raw: msgspec.Raw) -> Data | None:
 
 
 def viewport_of(raw: msgspec.Raw, budget: Budget) -> Viewport:
-    """Returns the data of a viewport, or those of its fields that fit. Raises msgspec errors."""
+    """Returns the data of a viewport, or only the fields that fit. Raises msgspec errors."""
     size_bytes = memoryview(raw).nbytes
     budget.spend(_UNITS_PER_EVENT + _UNITS_PER_BYTE * size_bytes)
     if size_bytes <= USUAL_BYTES_MAX:

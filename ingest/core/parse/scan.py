@@ -4,9 +4,9 @@ Iterating a `Scan` reads the JSON array once. The scan builds only Sentry's cust
 4) and, if requested, canvas mutations (type 3, source 9), with only the fields that are used. The decoder
 validates all other events without building them, at about the cost of skipping white space.
 
-Long recordings are read in pieces. A malformed recording requires a slower pass over the piece concerned, charged
-to the budget. An event is malformed if it is not an object, or has an unknown type, a number instead of a text,
-nesting too deep for the decoder, a NaN, or a truncated emoji.
+Long recordings are read in pieces. A malformed piece requires a second, slower pass, which is charged to the
+budget. An event is malformed if it is not an object, or has an unknown type, a number instead of a text, nesting
+too deep for the decoder, a NaN, or a truncated emoji.
 """
 
 from __future__ import annotations
@@ -269,8 +269,8 @@ class Scan:
         return len(raw)
 
     def _scalars(self, start: int, stop: int, *, is_first: bool, is_last: bool) -> None:
-        """Counts the scalars between two elements as malformed events. Raises Spent if there are more than the
-        budget allows."""
+        """Counts the scalars between two elements as malformed events. Raises Spent if there are more scalars than
+        the budget allows."""
         if stop - start > SCALARS_BYTES_MAX:
             raise Spent
         text = bytes(self._raw[start:stop]).strip(b" \t\r\n")

@@ -16,8 +16,8 @@ from ingest.core.parse.picked import scalar_of
 SMALL_BYTES = 512
 # Texts may take four times their bytes, and each value about a hundred bytes.
 DOCUMENT_BYTES_MAX, VALUES_MAX = 8 * 1024 * 1024, 100_000
-# Measured costs in budget units: small documents and their bytes; bytes and values of larger documents; bytes and
-# fields if only fields are built.
+# Measured costs in budget units: per small document and per byte of it; per byte and per value of a larger
+# document; per byte and per field if only fields are built.
 _UNITS_PER_SMALL, _UNITS_PER_SMALL_BYTE = 0.5, 0.01
 _UNITS_PER_BYTE, _UNITS_PER_VALUE = 0.006, 0.12
 _UNITS_PER_FLAT_BYTE, _UNITS_PER_FIELD = 0.001, 0.25

@@ -24,7 +24,7 @@ class Rows:
 
 
 def read_rows(settings: Settings) -> Rows:
-    """Reads every row of the three tables, with one query per table."""
+    """Reads every row of the three ClickHouse tables, with one query per table."""
     rows = Rows()
     server = client(settings)
     try:

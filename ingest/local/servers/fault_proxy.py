@@ -218,7 +218,7 @@ class FaultProxy:
             connection.close()
 
     async def _gate(self) -> None:
-        """Waits until a hang ends, or for the time of a latency."""
+        """Waits until a Hang fault ends, or for the delay of a Latency fault."""
         if isinstance(self._fault, Hang):
             self.counts["held"] += 1
             while isinstance(self._fault, Hang):

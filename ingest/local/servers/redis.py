@@ -77,7 +77,7 @@ class Redis(Server):
             return False
 
     def ask(self, *words: str) -> Any:
-        """Sends one command and returns the response. Raises OSError, or LocalError if it is an error."""
+        """Sends one command and returns the response. Raises OSError, or LocalError for an error response."""
         return ask(self.port, words)
 
     @property
@@ -97,7 +97,7 @@ class Redis(Server):
 def ask(port: int, words: Sequence[str], password: str = "") -> Any:
     """Sends one command, and returns the response: text, a number, a list or None.
 
-    Raises OSError, or LocalError if the response is an error.
+    Raises OSError, or LocalError for an error response.
 
     This minimal client has no redirects or retries, unlike a client library.
     """

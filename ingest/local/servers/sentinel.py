@@ -76,8 +76,7 @@ class Sentinel(Server):
         return "\n".join(lines) + "\n"
 
     def ask(self, *words: str) -> Any:
-        """Sends one command and returns the response. Raises OSError, or LocalError if the response is an
-        error."""
+        """Sends one command and returns the response. Raises OSError, or LocalError for an error response."""
         return ask(self.port, words, self._sentinel_password)
 
     def is_ready(self) -> bool:

@@ -12,8 +12,8 @@ EXAMPLES_MAX = 1000
 
 
 class ReconcileFailed(Exception):
-    """Raised if the topic, the dead letters or a sink could not be read. The message names
-    what could not be read and the reason."""
+    """Raised if the topic, the dead letters or a sink could not be read. The message states what could not be
+    read, and why."""
 
 
 @dataclass(frozen=True, slots=True)

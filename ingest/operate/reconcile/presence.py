@@ -202,7 +202,7 @@ class Facts:
             raise google_errors.sort(error).error() from error
 
     def absent(self, items: Sequence[Row]) -> dict[int, Problem]:
-        """Compares by `project_id` and `row_id`."""
+        """Compares rows by `project_id` and `row_id`."""
         found: dict[int, Problem] = {}
         tables: dict[str, list[int]] = {}
         for position, item in enumerate(items):

@@ -271,7 +271,8 @@ class Child:
         self._exit_status = self._process.returncode
 
     def kill(self) -> None:
-        """Kills the process. Any thread may call it, but the thread that uses the child must call `close`."""
+        """Kills the process. Any thread may call this method, but the thread that uses the child must call
+        `close`."""
         self._process.kill()
 
     def close(self) -> None:

@@ -95,7 +95,7 @@ class Arena:
         return places
 
     def close(self) -> None:
-        """Releases the memory; idempotent."""
+        """Releases the memory. Repeated calls have no effect."""
         if self._map is not None:
             self._map.close()
             self._map = None

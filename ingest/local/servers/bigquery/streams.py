@@ -36,7 +36,7 @@ TAKES = {
     "NUMERIC": _INTEGERS | _NUMBERS | _TEXT,
     "BIGNUMERIC": _INTEGERS | _NUMBERS | _TEXT,
 }
-# Names of types here that differ from those of REST.
+# Names of types here that differ from those in the REST API.
 STORAGE_TYPE = {"INTEGER": "INT64", "FLOAT": "DOUBLE", "BOOLEAN": "BOOL", "RECORD": "STRUCT"}
 _MICROSECONDS_RANGE = range(-62135596800000000, 253402300800000000)
 
