@@ -9,7 +9,7 @@ COMMA := ,
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage floors check format docs simulate wrong-settings explore mutants cost-search spec image chaos mixed-versions gameday bigquery-kills bigquery-contract screenshots live-sdks bench bench-uploads bench-peers hashes clean
+.PHONY: help setup demo test coverage floors check format docs simulate wrong-settings explore mutants cost-search spec image chaos mixed-versions gameday bigquery-kills bigquery-contract screenshots live-sdks bench bench-uploads bench-peers bench-streams hashes clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -34,6 +34,12 @@ BENCH_STAMP := $(VENV)/.installed-bench
 $(BENCH_STAMP): $(STAMP)
 	$(call install,local$(COMMA)dev$(COMMA)bench)
 	@mkdir -p .bench && touch $@
+
+STREAMS := .bench/streams
+$(STREAMS)/.installed: benchmarks/streams-requirements.txt
+	$(PYTHON) -m venv $(STREAMS)
+	$(STREAMS)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/streams-requirements.txt
+	@touch $@
 
 setup: $(STAMP) ## create a virtual environment in .venv with pinned dependencies
 
@@ -145,9 +151,12 @@ bench: $(BENCH_STAMP) ## measure the cost of parsing, dispatch and the whole sys
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),10) --json .bench/soak.json
 	$(BIN)/python -m benchmarks.plots
 
-bench-peers: $(BENCH_STAMP) ## compare the system with its peers in one run on the same cores
-	$(BIN)/python -m benchmarks.end_to_end --peers --rounds 2 --json .bench/peers.json
+bench-peers: $(BENCH_STAMP) $(STREAMS)/.installed ## compare the system with its peers on the same cores, in alternating rounds; ROUNDS=3
+	$(BIN)/python -m benchmarks.end_to_end --peers --profiles default,small --rounds $(or $(ROUNDS),3) --processes 2 --threads 16 \
+	  --segments 20000 --segments-of p1-json=6000,p5=6000 --json .bench/peers.json
 	$(BIN)/python -m benchmarks.plots
+
+bench-streams: $(STREAMS)/.installed ## create the environment of the peer P4, sentry-streams, whose dependencies conflict with ours
 
 bench-uploads: $(STAMP) ## measure the cost of 503 and 429 from Cloud Storage to the whole system
 	$(BIN)/python -m benchmarks.failing_uploads

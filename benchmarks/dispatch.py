@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from benchmarks.common import machine, show, write_json
-from benchmarks.system import STARTED_AT, workload
+from benchmarks.workload import STARTED_AT, workload
 from ingest.core.model import Batch, CutReason, Message, OffsetRange, Segment, Stage, TopicPartition
 from ingest.core.parse import ParseRules, parse
 from ingest.local.stack import Stack

@@ -1,29 +1,33 @@
 """Measures whole systems from Kafka to durable objects: ours and peers, one after another on the same cores.
 
-    python -m benchmarks.end_to_end [--segments 4000] [--latency-ms 20] [--peers] [--matrix]
-        [--redis PROGRAM] [--json FILE]
+    python -m benchmarks.end_to_end [--segments 4000] [--latency-ms 20] [--peers] [--rounds 3]
+        [--profiles default,small] [--matrix] [--redis PROGRAM] [--json FILE]
 
 The systems write to one HTTP server with a given latency (benchmarks/latency_server.py) or, with --embedded, to
 the stores of the embedded stack. `CPU` is the CPU time of all processes of a system, including Redis but not
-broker and stores.
+broker and stores. With --rounds, the systems alternate within each round, the tables have medians, and each ratio
+compares two runs of one round (benchmarks/rounds.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from benchmarks.common import machine, show, write_json
 from benchmarks.redis_watch import add_redis_option
+from benchmarks.rounds import RATIOS, Spread, median_run, ratios, spreads
 from benchmarks.servers import Bench
-from benchmarks.system import PEERS, Result, Shape, Workload, run, workload
+from benchmarks.shapes import PEERS, PROFILE_SETTINGS, REFERENCE, Shape, with_profile
+from benchmarks.system import Result, run
+from benchmarks.workload import Workload, workload
 
 WORKLOAD_SEGMENTS = 3000
 ALL_SINKS = "gcs,clickhouse,bigquery,datadog,dead_letter"
-REFERENCE = "p1-typed"
+MEDIANS = ("segments_per_second", "cpu_micros_per_segment", "memory_bytes")
 COLUMNS = (
     "system",
     "seg/s",
@@ -44,6 +48,7 @@ def row(result: Result) -> list[str]:
     figures = result.as_json()
     roles = figures["cpu_micros_by_role"]
     memory = " ".join(f"{role[0]}{size / 1e6:.0f}" for role, size in result.rss_bytes.items())
+    roles["reader"] = roles.pop("reader", roles.pop("peer", 0.0))
     first = [f"{roles[name]:.0f}" if name in roles else "" for name in ("reader", "worker", "redis")]
     delays = [f"{result.delays_ms[name]:.0f}" if name in result.delays_ms else "" for name in ("p50", "p99")]
     return [
@@ -59,12 +64,13 @@ def row(result: Result) -> list[str]:
 
 
 def ours(arguments: argparse.Namespace) -> Iterable[Shape]:
-    """Yields configurations of our system: each layout, with recordings only and with all sinks."""
+    """Yields configurations of our system: each layout, with recordings only or all sinks, in each profile."""
     for layout in arguments.layouts.split(","):
         for sinks in ("gcs,dead_letter", ALL_SINKS):
             if layout == "packed" and "clickhouse" not in sinks:
                 sinks = "gcs,clickhouse,dead_letter"  # needed because the index of packed objects is in ClickHouse
-            yield Shape(layout=layout, sinks=sinks, processes=arguments.processes)
+            for profile in arguments.profiles:
+                yield with_profile(Shape(layout=layout, sinks=sinks, processes=arguments.processes), profile)
 
 
 def matrix() -> Iterable[Shape]:
@@ -72,55 +78,94 @@ def matrix() -> Iterable[Shape]:
     for partitions, readers, processes in (
         (1, 1, 1), (1, 1, 2), (1, 1, 4), (2, 1, 2), (2, 2, 2), (2, 2, 4), (4, 1, 1), (4, 1, 4), (4, 2, 4),
     ):  # fmt: skip
-        yield Shape(partitions=partitions, readers=readers, processes=processes)
+        name = f"{partitions} partitions, {readers} readers, {processes} processes"
+        yield Shape(partitions=partitions, readers=readers, processes=processes, name=name)
 
 
-def measure(bench: Bench, shapes: Iterable[Shape], load: Workload, arguments: argparse.Namespace) -> list[Result]:
-    """Runs the shapes alternately, `rounds` times each. The round with the least CPU counts."""
-    chosen = [
-        replace(shape, count=arguments.segments, warm=arguments.segments // 4, cores=bench.cores)
-        for shape in shapes
-    ]
-    best: dict[Shape, Result] = {}
-    for _ in range(arguments.rounds):
-        for shape in chosen:
+def peers(arguments: argparse.Namespace) -> Iterable[Shape]:
+    """Yields the chosen peers."""
+    for peer in arguments.peers:
+        yield Shape(system=peer, threads=arguments.threads, processes=arguments.processes)
+
+
+def sized(shape: Shape, bench: Bench, arguments: argparse.Namespace) -> Shape:
+    """Returns the shape with its number of segments, of which a fifth is warm-up and a fifth is the tail."""
+    count = arguments.segments_of.get(shape.system, arguments.segments)
+    return replace(shape, count=count, warm=count // 5, tail=count // 5, cores=bench.cores)
+
+
+def measure(bench: Bench, shapes: Sequence[Shape], load: Workload, rounds: int) -> dict[str, list[Result]]:
+    """Runs the shapes alternately, `rounds` times each, beginning with another one in each round.
+
+    Returns the results by label.
+    """
+    found: dict[str, list[Result]] = {shape.label: [] for shape in shapes}
+    assert len(found) == len(shapes), "two systems have the same label"
+    for number in range(rounds):
+        start = number % len(shapes)
+        for shape in (*shapes[start:], *shapes[:start]):
             result = run(bench, shape, load)
             figures = f"{result.rate:.0f} seg/s, {result.cpu_micros:.0f} µs CPU, load {result.load_average:.1f}"
             print(f"  {result.label}: {figures}", flush=True)
-            if shape not in best or result.cpu_micros < best[shape].cpu_micros:
-                best[shape] = result
-    return list(best.values())
+            found[shape.label].append(result)
+    return found
 
 
-def ratios(results: Iterable[Result]) -> dict[str, dict[str, float]]:
-    """Prints ratios to the reference system of the same run."""
-    found = {result.label: result for result in results}
-    base = next((result for label, result in found.items() if label.startswith(REFERENCE)), None)
-    if base is None:
-        return {}
-    return {
-        label: {
-            "segments_per_second": result.rate / base.rate,
-            "segments_per_core_second": result.per_core / base.per_core,
-            "memory": sum(result.rss_bytes.values()) / sum(base.rss_bytes.values()),
-        }
-        for label, result in found.items()
-    }
+def one_of(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """Returns a parser of comma-separated names. Raises ArgumentTypeError for others."""
+
+    def parse(text: str) -> list[str]:
+        names = [name for name in text.split(",") if name]
+        # A peer may be given by the first part of its name; p1 means both variants.
+        found = [choice for name in names for choice in known if choice == name or choice.startswith(f"{name}-")]
+        if unknown := [
+            name for name in names if not any(one.split("-")[0] == name or one == name for one in found)
+        ]:
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; choose from {', '.join(known)}")
+        return list(dict.fromkeys(found))
+
+    return parse
+
+
+def counts(text: str) -> dict[str, int]:
+    """Parses SYSTEM=SEGMENTS,... Raises ArgumentTypeError."""
+    found = {}
+    for part in text.split(","):
+        name, _, number = part.partition("=")
+        if name not in ("ours", *PEERS) or not number.isdigit() or int(number) < 10:
+            raise argparse.ArgumentTypeError(f"{part!r} is not SYSTEM=SEGMENTS, with at least 10 segments")
+        found[name] = int(number)
+    return found
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--segments", type=int, default=4000)
+    parser.add_argument(
+        "--segments-of",
+        type=counts,
+        default={},
+        metavar="SYSTEM=SEGMENTS,...",
+        help="other numbers for slow systems",
+    )
     parser.add_argument("--workload", type=int, default=WORKLOAD_SEGMENTS, help="distinct segments")
     parser.add_argument("--latency-ms", type=float, default=20.0)
     parser.add_argument("--layouts", default="segment")
+    parser.add_argument(
+        "--profiles",
+        type=one_of(PROFILE_SETTINGS),
+        default=["default"],
+        help="profiles of our system: default, small",
+    )
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--processes", type=int, default=4, help="worker processes")
+    parser.add_argument("--processes", type=int, default=4, help="worker processes, also of P5")
     parser.add_argument("--cores", default="0", help="cores of the measured system, comma-separated")
     parser.add_argument("--kafka", choices=("tansu", "apache"), default="tansu")
     add_redis_option(parser)
-    parser.add_argument("--peers", nargs="?", const=",".join(PEERS), default="", help="peers to run; default: all")
+    parser.add_argument(
+        "--peers", nargs="?", const=list(PEERS), default=[], type=one_of(PEERS), help="peers to run; default: all"
+    )
     parser.add_argument("--threads", type=int, default=32, help="threads of each peer")
     parser.add_argument("--matrix", action="store_true", help="vary partitions, readers and worker processes")
     parser.add_argument(
@@ -132,8 +177,7 @@ def main() -> None:
     load = workload(arguments.workload)
     cores = [int(core) for core in arguments.cores.split(",") if int(core) in os.sched_getaffinity(0)]
     cores = cores or sorted(os.sched_getaffinity(0))[:1]
-    shapes: list[Shape] = list(matrix() if arguments.matrix else ours(arguments))
-    shapes += [Shape(system=peer, threads=arguments.threads) for peer in arguments.peers.split(",") if peer]
+    shapes: list[Shape] = [*(matrix() if arguments.matrix else ours(arguments)), *peers(arguments)]
     if arguments.delays:
         shapes = [replace(shape, rate=arguments.delays) for shape in shapes]
     with Bench(
@@ -143,36 +187,48 @@ def main() -> None:
         real_sinks=arguments.embedded,
         redis_program=arguments.redis,
     ) as bench:
-        results = measure(bench, shapes, load, arguments)
-    report(results, load, arguments)
+        found = measure(bench, [sized(shape, bench, arguments) for shape in shapes], load, arguments.rounds)
+    report(found, load, arguments)
 
 
-def report(results: list[Result], load: Workload, arguments: argparse.Namespace) -> None:
-    """Prints the table and the ratios, and writes the JSON file."""
+def report(found: dict[str, list[Result]], load: Workload, arguments: argparse.Namespace) -> None:
+    """Prints the tables, and writes the JSON file: the median run of each system, all runs, medians and ratios."""
+    figures = {label: [result.as_json() for result in results] for label, results in found.items()}
+    chosen = [found[label][median_run(runs)] for label, runs in figures.items()]
     store = "the embedded stores" if arguments.embedded else f"a store of {arguments.latency_ms:g} ms"
     title = f"{arguments.segments} segments of {load.mean_bytes / 1e3:.1f} kB, {store}, cores {arguments.cores}"
-    if arguments.matrix:
-        for result in results:
-            shape = result.shape
-            result.label = (
-                f"{shape['partitions']} partitions, {shape['readers']} readers, {shape['processes']} processes"
-            )
-    show(title, COLUMNS, [row(result) for result in results])
-    found = ratios(results)
-    if found:
-        lines = [[label, *(f"{value:.2f}" for value in ratio.values())] for label, ratio in found.items()]
-        show(f"relative to {REFERENCE}", ("system", "seg/s", "seg/s per core", "memory"), lines)
-    if servers := {
-        "{name} {version}, {mem_allocator}".format(**result.redis) for result in results if result.redis
-    }:
+    rounds = f", the run with the median CPU of {arguments.rounds}" if arguments.rounds > 1 else ""
+    show(title + rounds, COLUMNS, [row(result) for result in chosen])
+    medians = {label: spreads(runs, MEDIANS) for label, runs in figures.items()}
+    if arguments.rounds > 1:
+        lines = [[label, *_texts(one)] for label, one in medians.items()]
+        show(f"medians of {arguments.rounds} rounds", ("system", "seg/s", "CPU µs/seg", "memory MB"), lines)
+    reference = next((label for label, results in found.items() if results[0].shape["system"] == REFERENCE), "")
+    compared = ratios(figures, reference)
+    if compared:
+        lines = [[label, *(one[name].text(2) for name in RATIOS)] for label, one in compared.items()]
+        show(f"relative to {reference}", ("system", *(name for name, _ in RATIOS.values())), lines)
+    if servers := {"{name} {version}, {mem_allocator}".format(**one.redis) for one in chosen if one.redis}:
         print("Redis:", *servers)
-    result: dict[str, Any] = {
+    document: dict[str, Any] = {
         "machine": machine(),
         "arguments": vars(arguments),
-        "results": [result.as_json() for result in results],
-        "ratios": found,
+        "results": [result.as_json() for result in chosen],
+        "rounds": figures,
+        "medians": _plain(medians),
+        "ratios": _plain(compared),
     }
-    write_json(arguments.json, result)
+    write_json(arguments.json, document)
+
+
+def _texts(found: dict[str, Spread]) -> list[str]:
+    rate, cpu, memory = (found[name] for name in MEDIANS)
+    in_mb = Spread(*(value / 1e6 for value in (memory.median, memory.least, memory.greatest)))
+    return [rate.text(), cpu.text(), in_mb.text()]
+
+
+def _plain(found: dict[str, dict[str, Spread]]) -> dict[str, dict[str, dict[str, float]]]:
+    return {label: {name: asdict(spread) for name, spread in one.items()} for label, one in found.items()}
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
-"""Complete peer consumers for comparison, built from public packages.
+"""Complete peer consumers in one process for comparison, built from public packages: P1, P2 and P3.
 
 They read from Kafka, write to Cloud Storage and commit offsets.
 
     python -m benchmarks.peers_pipeline p1-typed --brokers HOST:PORT --topic T --group G --endpoint URL
 
-- `p1-json`, `p1-typed`: sentry-arroyo, RunTask(parse) -> RunTaskInThreads(one object per segment with
-  google-cloud-storage) -> CommitOffsets; parsing as in benchmarks/peers_parse.py, full JSON or typed. Like the
-  consumer that it models, it stores only recordings: rows are built, encoded and discarded.
+- `p1-json`, `p1-typed`: what Sentry ran until mid-2026: sentry-arroyo, RunTask(parse) -> RunTaskInThreads(one
+  object per segment with google-cloud-storage) -> CommitOffsets; parsing as in benchmarks/peers_parse.py, full
+  JSON or typed. Like the consumer that it models, it stores only recordings: rows are built, encoded and
+  discarded.
 - `p2`: RunTask(parse) -> Reduce(a batch) -> RunTaskInThreads(the batch's objects one after another, one ClickHouse
   insert of rows, one BigQuery insert, with the official clients) -> CommitOffsets.
 - `p3`: a loop around confluent-kafka's Consumer and a thread pool: parse and upload in the pool, commit
   contiguous offsets.
 
-As in our system, offsets are committed at most every half second, once all objects before them are stored. The
-official client gets a connection pool as large as the number of threads, because it would otherwise reopen
-connections.
+As in our system, offsets are committed at most every half second, once all objects before them are stored.
+P4 is benchmarks/peers_streams.py, and P5 is benchmarks/peers_celery.py.
 """
 
 from __future__ import annotations
@@ -32,41 +32,22 @@ from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
 from google.auth.credentials import AnonymousCredentials
-from google.cloud import storage  # type: ignore[attr-defined]
-from requests.adapters import HTTPAdapter
 
+from benchmarks.peers_common import (
+    BATCH_SECONDS,
+    BATCH_SEGMENTS,
+    COMMIT_SECONDS,
+    PENDING_MAX,
+    QUEUED_KBYTES_MAX,
+    SESSION_MS,
+    Upload,
+    consumer_config,
+    named,
+    peer_parser,
+)
 from benchmarks.peers_parse import Found, full_json, typed
 
-COMMIT_SECONDS = 0.5
-REDUCE_SEGMENTS = 500
-REDUCE_SECONDS = 1.0
-PENDING_MAX = 256
 KINDS = ("p1-json", "p1-typed", "p2", "p3")
-
-
-class Upload:
-    """Uploads one object per segment through the official client."""
-
-    def __init__(self, endpoint: str, bucket: str, threads: int) -> None:
-        options = {"api_endpoint": endpoint}
-        client = storage.Client(
-            project="benchmark",
-            credentials=AnonymousCredentials(),  # type: ignore[no-untyped-call]
-            client_options=options,
-        )
-        adapter = HTTPAdapter(pool_connections=4, pool_maxsize=threads)
-        client._http.mount("http://", adapter)
-        client._http.mount("https://", adapter)
-        self._bucket = client.bucket(bucket)
-
-    def __call__(self, name: str, content: bytes) -> None:
-        self._bucket.blob(name).upload_from_string(content, content_type="application/octet-stream")
-
-
-def named(parse: Any, value: bytes) -> tuple[str, Found]:
-    """Returns (object name, parser output)."""
-    found: Found = parse(value)
-    return found.name, found
 
 
 class Rows:
@@ -134,7 +115,7 @@ def run_arroyo(arguments: argparse.Namespace) -> None:
                 batch.append(value.payload)
                 return batch
 
-            reduce: Any = Reduce(REDUCE_SEGMENTS // 8, REDUCE_SECONDS, add, list, threads)
+            reduce: Any = Reduce(BATCH_SEGMENTS, BATCH_SECONDS, add, list, threads)
             return RunTask(parse_message, reduce)
 
         def shutdown(self) -> None: ...
@@ -142,7 +123,7 @@ def run_arroyo(arguments: argparse.Namespace) -> None:
     config = build_kafka_consumer_configuration(
         {
             "bootstrap.servers": arguments.brokers,
-            "session.timeout.ms": 6000,
+            "session.timeout.ms": SESSION_MS,
             # arroyo stores offsets, and librdkafka commits them. The default commit interval of 5 s is longer than
             # that of the other systems.
             "auto.commit.interval.ms": int(COMMIT_SECONDS * 1000),
@@ -150,7 +131,7 @@ def run_arroyo(arguments: argparse.Namespace) -> None:
         group_id=arguments.group,
         auto_offset_reset="earliest",
         strict_offset_reset=False,
-        queued_max_messages_kbytes=32 * 1024,
+        queued_max_messages_kbytes=QUEUED_KBYTES_MAX,
     )
     processor: Any = StreamProcessor(
         KafkaConsumer(config),
@@ -171,16 +152,7 @@ def run_loop(arguments: argparse.Namespace) -> None:
     pool = ThreadPoolExecutor(arguments.threads)
     ending = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ending.set())
-    consumer = Consumer(
-        {
-            "bootstrap.servers": arguments.brokers,
-            "group.id": arguments.group,
-            "enable.auto.commit": False,
-            "auto.offset.reset": "earliest",
-            "session.timeout.ms": 6000,
-            "queued.max.messages.kbytes": 32 * 1024,
-        }
-    )
+    consumer = Consumer(consumer_config(arguments))
     consumer.subscribe([arguments.topic])
     waiting: dict[int, deque[tuple[int, Future[None]]]] = {}
 
@@ -221,15 +193,7 @@ def run_loop(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """The command line. Runs until SIGTERM."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--brokers", required=True)
-    parser.add_argument("--topic", required=True)
-    parser.add_argument("--group", required=True)
-    parser.add_argument("--endpoint", required=True)
-    parser.add_argument("--bucket", default="replays")
-    parser.add_argument("--threads", type=int, default=32)
-    arguments = parser.parse_args()
+    arguments = peer_parser(__doc__ or "", KINDS).parse_args()
     logging.basicConfig(level=os.environ.get("LOG_LEVEL", "WARNING"))
     if arguments.kind == "p3":
         run_loop(arguments)

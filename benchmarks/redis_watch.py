@@ -58,6 +58,12 @@ class RedisWatch:
         for client in self._clients:
             client.close()
 
+    def empty(self) -> None:
+        """Deletes all keys, so that the servers start a run with little memory."""
+        for client in self._clients:
+            client.flushall()
+            client.execute_command("MEMORY PURGE")
+
     def server(self) -> dict[str, str]:
         """Returns name, version and allocator of the first server, as it reports them."""
         found = self._clients[0].info()

@@ -21,7 +21,9 @@ from typing import Any
 from benchmarks.common import machine, show, write_json
 from benchmarks.redis_watch import REDIS_MEMORY, add_redis_option
 from benchmarks.servers import Bench
-from benchmarks.system import Result, Shape, run, workload
+from benchmarks.shapes import Shape
+from benchmarks.system import Result, run
+from benchmarks.workload import workload
 
 LINES = 10
 
@@ -117,6 +119,7 @@ def main() -> None:
         processes=arguments.processes,
         count=count,
         warm=min(2000, count // 10),
+        tail=min(2000, count // 10),
         rate=0.0 if arguments.backlog else arguments.rate,
         cores=cores,
     )

@@ -1,89 +1,39 @@
 """Runs a whole consumer, ours or a peer, on one workload, and measures time, CPU, memory and delay.
 
-All processes of the measured system (reader, workers and Redis, or the single process of a peer) are pinned to the
+All processes of the measured system (reader, workers and Redis, or the processes of a peer) are pinned to the
 same cores and counted. Broker, stores, producer and this program use the other cores and are not counted. The
-backlog is in the broker before the system starts. Time is measured from the commit of `warm` segments until all
-are committed, so it excludes start-up and joining the group.
+backlog is in the broker before the system starts. The measured part of a run excludes start-up, joining the
+group and the last batches (benchmarks/window.py); the run ends when all segments are committed.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-import msgspec
 import psutil
-from confluent_kafka import KafkaError, KafkaException, Producer
-from confluent_kafka.admin import AdminClient, NewTopic
 
+from benchmarks.launch import Role, start
 from benchmarks.redis_watch import RedisWatch
 from benchmarks.servers import Bench
+from benchmarks.shapes import Shape
+from benchmarks.window import Mark, Window
+from benchmarks.workload import Load, Workload, delays_of, make_topic
 from ingest.local.compare.offsets import Committed
 from ingest.local.compare.report import ReconcileError
-from ingest.local.load.produce import PROFILES, stream
-from ingest.local.servers.processes import HOST, Child, LocalError
+from ingest.local.servers.processes import LocalError
 from ingest.settings import Settings
-from tasks.units import MiB
 
-BENCH_DIRECTORY = Path(".bench")
-STARTED_AT = 1_790_000_000
 SAMPLE_SECONDS = 0.5
+SERIES_SECONDS = 1.0
+POLL_SECONDS = 0.05
 RUN_SECONDS_MAX = 900.0
 SEGMENTS_PER_SECOND_MIN = 50.0
-PEERS = ("p1-json", "p1-typed", "p2", "p3")
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """Kafka values generated from a seed, and the name of the object that each value produces."""
-
-    profile: str
-    values: list[bytes]
-    names: list[str]
-
-    @property
-    def mean_bytes(self) -> float:
-        """Mean size of one value."""
-        return sum(map(len, self.values)) / len(self.values)
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Parameters of one run. `system`: ours or one of PEERS. `layout`: object layout of our system. `count`:
-    number of segments, taken from the workload in a cycle. `warm`: segments of the warm-up.
-
-    `rate`: segments produced per second while the system runs; 0 to produce all of them before it starts.
-    """
-
-    system: str = "ours"
-    layout: str = "segment"
-    sinks: str = "gcs,dead_letter"
-    partitions: int = 4
-    readers: int = 1
-    workers: int = 1
-    processes: int = 4
-    threads: int = 32
-    count: int = 4000
-    warm: int = 1000
-    rate: float = 0.0
-    cores: tuple[int, ...] = (0,)
-    extra: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def label(self) -> str:
-        """Label in tables."""
-        if self.system != "ours":
-            return f"{self.system}, {self.threads} threads"
-        return f"ours {self.layout}, {self.sinks.replace(',dead_letter', '')}"
 
 
 @dataclass(slots=True)
@@ -119,6 +69,11 @@ class Result:
         return sum(self.cpu_seconds.values()) / self.segments * 1e6
 
     @property
+    def memory_bytes(self) -> int:
+        """Peak memory, as the sum of the peaks of all roles."""
+        return sum(self.rss_bytes.values())
+
+    @property
     def per_core(self) -> float:
         """Segments per second that one fully used core processes."""
         return 1e6 / self.cpu_micros if self.cpu_micros else 0.0
@@ -132,22 +87,9 @@ class Result:
             "cpu_micros_per_segment": self.cpu_micros,
             "cpu_micros_by_role": {n: s / self.segments * 1e6 for n, s in self.cpu_seconds.items()},
             "segments_per_core_second": self.per_core,
+            "memory_bytes": self.memory_bytes,
             "cpu_seconds_per_gb": sum(self.cpu_seconds.values()) / gigabytes,
         }
-
-
-def workload(count: int, profile: str = "clean", seed: int = 1) -> Workload:
-    """Returns the workload, which is generated once and then read from .bench/."""
-    BENCH_DIRECTORY.mkdir(exist_ok=True)
-    path = BENCH_DIRECTORY / f"workload-{profile}-{count}-{seed}.msgpack"
-    if not path.exists():
-        pairs = [
-            (message.value, message.entry.blob) for message in stream(PROFILES[profile], count, seed, STARTED_AT)
-        ]
-        path.with_suffix(".new").write_bytes(msgspec.msgpack.encode(pairs))
-        path.with_suffix(".new").rename(path)
-    found = msgspec.msgpack.decode(path.read_bytes(), type=list[tuple[bytes, str]])
-    return Workload(profile, [value for value, _ in found], [name for _, name in found])
 
 
 class Meter(threading.Thread):
@@ -192,18 +134,15 @@ class Meter(threading.Thread):
                 continue
 
 
-def run(bench: Bench, shape: Shape, load: Workload) -> Result:
+def run(bench: Bench, shape: Shape, workload: Workload) -> Result:
     """Measures one run, with a separate topic. Raises LocalError if it does not finish in time."""
     tag = f"b{random.getrandbits(40):x}"
     env = bench.environment() | {
         "REPLAYS_KAFKA_TOPIC": f"recordings-{tag}",
         "REPLAYS_KAFKA_GROUP": f"readers-{tag}",
         "REPLAYS_KEY_PREFIX": tag,
-        "REPLAYS_SINKS": shape.sinks,
         "REPLAYS_LOG_LEVEL": "warning",
-        "REPLAYS_WORKER_PROCESSES": str(shape.processes),
-        **({"REPLAYS_GCS_LAYOUT": shape.layout} if shape.layout != "segment" else {}),
-        **dict(shape.extra),
+        **shape.settings(),
     }
     settings = _settings(env)
     if bench.real_sinks:
@@ -211,123 +150,101 @@ def run(bench: Bench, shape: Shape, load: Workload) -> Result:
 
         for _ in migrate(settings):
             pass
-    _make_topic(settings, shape.partitions)
+    make_topic(settings, shape.partitions)
     if bench.endpoint:
         bench.control("POST", "/_reset")
-    sent_at: list[float] = []
-    producing = threading.Thread(target=_produce, args=(settings, shape, load, sent_at), daemon=True)
-    producing.start()
+    load = Load(settings, shape, workload)
+    load.start()
     if not shape.rate:
-        producing.join()
-    children = _start(bench, shape, env, tag)
+        load.join()
+    redis = RedisWatch(bench.redis_urls)
+    redis.empty()
+    children = start(bench, shape, env, tag)
     roles: dict[str, list[int]] = {}
     for role, child in children:
         roles.setdefault(role, []).append(child.pid)
-    if shape.system == "ours":
+    if shape.uses_redis:
         roles["redis"] = bench.redis_pids
     meter = Meter(roles)
     meter.start()
-    redis = RedisWatch(bench.redis_urls)
     try:
-        result = _watch(bench, shape, load, settings, meter, children, redis)
-        result.redis, result.redis_kinds = redis.server(), redis.by_kind()
+        window = _watch(_Running(shape, settings, load, meter, children, redis))
+        result = _result(bench, shape, workload, window, meter)
+        if shape.uses_redis:
+            result.redis, result.redis_kinds = redis.server(), redis.by_kind()
     finally:
         meter.ending.set()
         redis.close()
         for _, child in children:
             child.stop(15)
     if shape.rate and bench.endpoint:
-        result.delays_ms = _delays(bench.control("GET", "/_seen?objects=1")["objects"], load, sent_at, shape)
+        objects = bench.control("GET", "/_seen?objects=1")["objects"]
+        result.delays_ms = delays_of(objects, workload, load.sent_at, shape)
     return result
 
 
-def _start(bench: Bench, shape: Shape, env: Mapping[str, str], tag: str) -> list[tuple[str, Child]]:
-    """Starts the measured processes on the measured cores."""
-    pinned = ["taskset", "-c", ",".join(map(str, shape.cores))]
-    children = bench.stack.children
-    if shape.system != "ours":
-        command = [sys.executable, "-m", "benchmarks.peers_pipeline", shape.system]
-        options = {
-            "--brokers": env["REPLAYS_KAFKA_BROKERS"],
-            "--topic": env["REPLAYS_KAFKA_TOPIC"],
-            "--group": env["REPLAYS_KAFKA_GROUP"],
-            "--endpoint": env["REPLAYS_GCS_ENDPOINT"],
-            "--threads": str(shape.threads),
-        }
-        flat = [text for pair in options.items() for text in pair]
-        return [
-            ("peer", children.start(f"{tag}-{shape.system}-{n}", [*pinned, *command, *flat]))
-            for n in range(shape.readers)
-        ]
-    started = []
-    for number in range(shape.workers):
-        command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "--loglevel=WARNING", "-n"]
-        name = f"{tag}-worker-{number}"
-        started.append(("worker", children.start(name, [*pinned, *command, f"{name}@{HOST}"], env=env)))
-    for number in range(shape.readers):
-        name = f"{tag}-reader-{number}"
-        started.append(("reader", children.start(name, [*pinned, sys.executable, "-m", "ingest.cli"], env=env)))
-    return started
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A system that runs."""
+
+    shape: Shape
+    settings: Settings
+    load: Load
+    meter: Meter
+    children: Sequence[Role]
+    redis: RedisWatch
+
+    def check(self, deadline: float) -> None:
+        """Raises LocalError if a process has ended or the deadline has passed."""
+        dead = [child for _, child in self.children if not child.alive]
+        if dead or time.monotonic() > deadline:
+            tails = "\n".join(child.log_tail() for _, child in self.children)
+            raise LocalError(f"{self.shape.label}: {'ended' if dead else 'not done in time'}\n{tails}")
 
 
-def _watch(
-    bench: Bench,
-    shape: Shape,
-    load: Workload,
-    settings: Settings,
-    meter: Meter,
-    children: Sequence[tuple[str, Child]],
-    redis: RedisWatch,
-) -> Result:
-    """Measures from the commit of `warm` segments until all are committed."""
+def _watch(running: _Running) -> Window:
+    """Observes the commits until all segments are committed, and returns the measured part."""
+    shape, settings = running.shape, running.settings
     offsets = Committed(settings)
     sources = [(settings.kafka_topic, partition) for partition in range(shape.partitions)]
     deadline = time.monotonic() + RUN_SECONDS_MAX + shape.count / SEGMENTS_PER_SECOND_MIN
-    began: tuple[float, int, dict[str, float]] | None = None
-    series: list[dict[str, float]] = []
-    sampled_at = 0.0
+    window = Window(shape.warm, shape.count - shape.tail)
+    sampled_at, done = 0.0, 0
     try:
-        while True:
-            now = time.monotonic()
-            dead = [child for _, child in children if not child.alive]
-            if dead or now > deadline:
-                tails = "\n".join(child.log_tail() for _, child in children)
-                raise LocalError(f"{shape.label}: {'ended' if dead else 'not done in time'}\n{tails}")
+        while done < shape.count:
+            running.check(deadline)
             try:
                 done = sum(offsets.of(sources).values())
             except ReconcileError:
                 continue
             now = time.monotonic()
-            if began is None and done >= shape.warm:
-                began = (now, done, meter.sample())
-            if began is not None and now - sampled_at >= 1.0:
+            if done >= running.load.primer:
+                running.load.go.set()
+            is_edge = window.is_edge(done) or done >= shape.count
+            if is_edge or (window.is_open and now - sampled_at >= SERIES_SECONDS):
                 sampled_at = now
-                cpu = sum(meter.sample().values()) - sum(began[2].values())
-                memory = {f"rss_{role}": float(size) for role, size in meter.rss_now.items()}
-                series.append(
-                    {"seconds": now - began[0], "segments": done - began[1], "cpu": cpu} | memory | redis.sample()
-                )
-            if done >= shape.count:
-                break
-            time.sleep(0.05)
+                window.add(Mark(now, done, running.meter.sample()))
+                memory = {f"rss_{role}": float(size) for role, size in running.meter.rss_now.items()}
+                window.extend(memory | running.redis.sample() if shape.uses_redis else memory)
+            time.sleep(POLL_SECONDS)
     finally:
         offsets.close()
-    assert began is not None
-    after = meter.sample()
-    began_at, already, before = began
-    segments = shape.count - already
-    requests = bench.control("GET", "/_seen")["requests"] if bench.endpoint else {}
+    window.close()
+    return window
+
+
+def _result(bench: Bench, shape: Shape, workload: Workload, window: Window, meter: Meter) -> Result:
     return Result(
         shape=asdict(shape),
         label=shape.label,
-        segments=max(1, segments),
-        seconds=max(now - began_at, 1e-3),
-        value_bytes=int(segments * load.mean_bytes),
-        cpu_seconds={role: after[role] - before.get(role, 0.0) for role in after},
+        segments=window.segments,
+        seconds=window.seconds,
+        value_bytes=int(window.segments * workload.mean_bytes),
+        cpu_seconds=window.cpu_seconds,
         rss_bytes=meter.rss_bytes,
         load_average=os.getloadavg()[0],
-        requests=requests,
-        series=series,
+        requests=bench.control("GET", "/_seen")["requests"] if bench.endpoint else {},
+        series=window.series,
     )
 
 
@@ -336,88 +253,3 @@ def _settings(env: Mapping[str, str]) -> Settings:
 
     found: Settings = settings_of(dict(env))
     return found.model_copy(update={"kafka_options": {"log_level": "0"}})
-
-
-def _make_topic(settings: Settings, partitions: int) -> None:
-    admin = AdminClient({"bootstrap.servers": settings.kafka_brokers})
-    topics = [NewTopic(settings.kafka_topic, partitions, 1), NewTopic(settings.dlq_topic, 1, 1)]
-    topics.append(NewTopic(settings.operators_topic, 1, 1, config={"cleanup.policy": "compact"}))
-    for future in admin.create_topics(topics).values():
-        try:
-            future.result(30)
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # if the client sent the request twice
-                raise
-
-
-def _produce(settings: Settings, shape: Shape, load: Workload, sent_at: list[float]) -> None:
-    """Produces the segments. Partitions are assigned by number, so that each has the same load."""
-    producer = Producer(
-        {
-            "bootstrap.servers": settings.kafka_brokers,
-            "linger.ms": 5,
-            "message.max.bytes": 16 * MiB,
-            "queue.buffering.max.kbytes": 65536,
-            "compression.type": "lz4",
-        }
-    )
-    began = time.monotonic()
-    for number in range(shape.count):
-        while shape.rate and (left := began + number / shape.rate - time.monotonic()) > 0:
-            producer.poll(min(left, 0.05))
-        value = load.values[number % len(load.values)]
-        while True:
-            try:
-                producer.produce(settings.kafka_topic, value=value, partition=number % shape.partitions)
-                break
-            except BufferError:
-                producer.poll(0.05)
-        sent_at.append(time.time())
-        producer.poll(0)
-    producer.flush(60)
-
-
-def _delays(
-    objects: Mapping[str, float], load: Workload, sent_at: Sequence[float], shape: Shape
-) -> dict[str, float]:
-    """Returns percentiles of the delay from produce() to storage, in ms, for segments after the warm-up.
-
-    A packed object is named by its batch, whose id ends with its offset range.
-    """
-    delays = []
-    if shape.layout == "packed":
-        for name, at in objects.items():
-            stem = next(part for part in name.split("/") if part.count("-") >= 3)
-            partition, start, stop = map(int, stem.split(".")[0].rsplit("-", 3)[1:])
-            numbers = (offset * shape.partitions + partition for offset in range(start, stop))
-            delays += [at - sent_at[number] for number in numbers if shape.warm <= number < len(sent_at)]
-    else:
-        for number in range(shape.warm, min(shape.count, len(load.names))):
-            if (at := objects.get(load.names[number])) is not None:
-                delays.append(at - sent_at[number])
-    if not delays:
-        return {}
-    delays.sort()
-    found = {
-        f"p{share}": delays[min(len(delays) - 1, len(delays) * share // 100)] * 1000 for share in (50, 90, 99)
-    }
-    return found | {"max": delays[-1] * 1000, "segments": float(len(delays))}
-
-
-@contextmanager
-def profiled(pids: Sequence[int], directory: Path, seconds: float) -> Iterator[None]:
-    """Runs py-spy on these processes, if it is installed, and writes raw stacks to `directory`."""
-    program = Path(sys.executable).with_name("py-spy")
-    running = []
-    directory.mkdir(parents=True, exist_ok=True)
-    for pid in pids if program.exists() else ():
-        command = [str(program), "record", "-p", str(pid), "-s", "-d", str(int(seconds)), "-f", "raw", "-r", "200"]
-        running.append(subprocess.Popen([*command, "-o", str(directory / f"{pid}.raw")]))
-    try:
-        yield
-    finally:
-        for process in running:
-            process.wait(seconds + 30)
-
-
-__all__ = ["PEERS", "Bench", "Meter", "Result", "Shape", "Workload", "run", "workload"]

@@ -29,7 +29,8 @@ def run(module: str, *arguments: str, deadline_seconds: float = 120) -> str:
 
 
 @pytest.mark.parametrize(
-    "module", ["latency_server", "peers_pipeline", "end_to_end", "dispatch", "soak", "uploads", "rebalance"]
+    "module",
+    ["latency_server", "peers_pipeline", "peers_celery", "end_to_end", "dispatch", "soak", "uploads", "rebalance"],
 )
 def test_each_program_has_help(module: str) -> None:
     """Each benchmark program prints its options with `--help`."""
@@ -37,12 +38,13 @@ def test_each_program_has_help(module: str) -> None:
 
 
 def test_fifty_segments_are_measured_from_kafka_to_the_bucket(tmp_path: Path) -> None:
-    """With a slow store, all fifty segments are stored and counted."""
+    """With a slow store, all fifty segments are stored and counted, by our system and by two peers."""
     figures = tmp_path / "figures.json"
 
     run("end_to_end", "--segments", "50", "--workload", "50", "--processes", "1", "--latency-ms", "1",
-        "--json", str(figures))  # fmt: skip
+        "--peers", "p1-typed,p5", "--json", str(figures))  # fmt: skip
 
-    found = json.loads(figures.read_text())["results"]
-    assert [result["requests"]["gcs"] >= 50 for result in found] == [True, True]
-    assert all(result["cpu_micros_per_segment"] > 0 for result in found)
+    found = json.loads(figures.read_text())
+    assert [result["requests"]["gcs"] >= 50 for result in found["results"]] == [True] * 4
+    assert set(found["ratios"]) == {result["label"] for result in found["results"]}
+    assert set(found["results"][-1]["cpu_seconds"]) == {"peer", "worker", "redis"}

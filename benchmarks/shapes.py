@@ -1,0 +1,94 @@
+"""The systems that can be measured, and the parameters of one run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tasks.units import MiB
+
+REFERENCE = "p1-typed"
+PEER_NAMES = {
+    "p1-json": "P1, Sentry until mid-2026, full JSON",
+    "p1-typed": "P1, Sentry until mid-2026",
+    "p2": "P2, Arroyo with Reduce, three sinks",
+    "p3": "P3, loop and threads",
+    "p4": "P4, sentry-streams",
+    "p5": "P5, one Celery task per message",
+}
+PEERS = tuple(PEER_NAMES)
+USES_REDIS = ("ours", "p5")
+
+# Settings of a profile, without the prefix REPLAYS_. `small` is for little memory: one worker process, and a
+# quarter of the bytes in flight, per batch and in the prefetch queue.
+PROFILE_SETTINGS: dict[str, dict[str, int]] = {
+    "default": {},
+    "small": {
+        "IN_FLIGHT_BYTES_MAX": 32 * MiB,
+        "BATCH_BYTES_MAX": 4 * MiB,
+        "STAGED_BYTES_MAX": 8 * MiB,
+        "KAFKA_QUEUED_BYTES_MAX": 8 * MiB,
+    },
+}
+PROFILE_PROCESSES = {"small": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Parameters of one run.
+
+    `system`: ours or one of PEERS. `layout`: object layout of our system. `profile`: one of PROFILE_SETTINGS.
+    `count`: number of segments, taken from the workload in a cycle. `warm`: segments that are committed before
+    the measurement starts. `tail`: segments that are left when it ends, so that work in flight at its start and
+    at its end cancel out. `shards`: groups of readers and workers, each with its own Redis; they share the
+    consumer group.
+
+    `rate`: segments produced per second while the system runs; 0 to produce all of them before it starts.
+    """
+
+    system: str = "ours"
+    layout: str = "segment"
+    sinks: str = "gcs,dead_letter"
+    profile: str = "default"
+    partitions: int = 4
+    readers: int = 1
+    workers: int = 1
+    shards: int = 1
+    processes: int = 4
+    threads: int = 32
+    name: str = ""
+    count: int = 4000
+    warm: int = 1000
+    tail: int = 0
+    rate: float = 0.0
+    cores: tuple[int, ...] = (0,)
+    extra: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Label in tables: `name`, or a description of the system."""
+        if self.name:
+            return self.name
+        if self.system == "p5":
+            return f"{PEER_NAMES[self.system]}, {self.processes} processes"
+        if self.system != "ours":
+            return f"{PEER_NAMES[self.system]}, {self.threads} threads"
+        profile = "" if self.profile == "default" else f", {self.profile} profile"
+        return f"ours {self.layout}, {self.sinks.replace(',dead_letter', '')}{profile}"
+
+    @property
+    def uses_redis(self) -> bool:
+        """True if Redis is part of the measured system."""
+        return self.system in USES_REDIS
+
+    def settings(self) -> dict[str, str]:
+        """The REPLAYS_* variables of these parameters."""
+        found = {f"REPLAYS_{name}": str(value) for name, value in PROFILE_SETTINGS[self.profile].items()}
+        found |= {"REPLAYS_SINKS": self.sinks, "REPLAYS_WORKER_PROCESSES": str(self.processes)}
+        if self.layout != "segment":
+            found["REPLAYS_GCS_LAYOUT"] = self.layout
+        return found | dict(self.extra)
+
+
+def with_profile(shape: Shape, profile: str) -> Shape:
+    """Returns the shape with a profile's settings and number of worker processes."""
+    return replace(shape, profile=profile, processes=PROFILE_PROCESSES.get(profile, shape.processes))
