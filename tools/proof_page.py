@@ -43,7 +43,7 @@ def proof_page() -> Iterator[str]:
     yield (
         "The table shows whether each bug breaks safety, and the smallest world in which `make explore` finds it "
         "(`tools/explore/judged.py`). If a bug that breaks safety has no world here, the explorer does not run "
-        "its code: the loop, or the start of a partition."
+        "the code in question (the loop, or the choice of where a partition starts)."
     )
     yield _table(
         ("bug", "breaks", "effect", "smallest world in which the explorer finds it"),

@@ -24,7 +24,7 @@ RECORD, RUNTIME = "core/cut_record.py", "reader/runtime.py"
 
 MUTANTS = (
     Mutant(
-        "commits an offset one too high",
+        "commits an offset that is one too high",
         LEDGER,
         "line.committable = done.stop",
         "line.committable = done.stop + 1",
@@ -84,7 +84,7 @@ MUTANTS = (
         "if len(self.stages) > 2:",
     ),
     Mutant(
-        "accepts a completion of the other stage",
+        "accepts a completion of the wrong stage",
         PIPELINE,
         "if found is None or found[1].stage != event.stage:",
         "if found is None:",
@@ -174,7 +174,7 @@ MUTANTS = (
         "tuple(offsets.stop for offsets in pending)",
     ),
     Mutant(
-        "waits for the response to a record that it does not send",
+        "waits for the response to a record that it never sent",
         PARTITION,
         "            self.unblock_recorded()  # the previous",
         "            pass  # the previous",
@@ -204,7 +204,7 @@ MUTANTS = (
         "        self._refused_at = now\n        self._stored = (event.offset, event.record)\n",
     ),
     Mutant(
-        "does not resend a commit that a late one may have overwritten",
+        "does not resend a commit that a late commit may have overwritten",
         COMMITS,
         "            self._stored = None",
         "            pass",
@@ -258,7 +258,7 @@ MUTANTS = (
         "if self._seen >= 0:",
     ),
     Mutant(
-        "halts for the rejects of a single project",
+        "halts because of the rejects of a single project",
         REJECTS,
         "if self._bad >= limits.reject_projects_min and",
         "if self._bad and",
@@ -324,7 +324,7 @@ MUTANTS = (
         "pass",
     ),
     Mutant(
-        "takes fetched messages of a held partition",
+        "accepts fetched messages of a partition that is on hold",
         PIPELINE,
         "return Room.NOW if free and not owned.blocked else Room.LATER",
         "return Room.NOW if free else Room.LATER",
@@ -336,7 +336,7 @@ MUTANTS = (
         "elif False:",
     ),
     Mutant(
-        "lets messages overtake one that is parsed outside the loop",
+        "lets messages overtake a message that is parsed outside the loop",
         RUNTIME,
         "return self._kept.holds(source) or self.pipeline.is_deferred(source)",
         "return self._kept.holds(source)",
@@ -390,7 +390,7 @@ MUTANTS = (
         "if True:",
     ),
     Mutant(
-        "counts time during which the process was suspended",
+        "counts the time of a suspended process as waiting time",
         PIPELINE,
         "min(now - self._ticked_at, TICK_SECONDS_MAX)",
         "now - self._ticked_at",
@@ -408,7 +408,7 @@ MUTANTS = (
         "if stop <= line.taken_until:",
     ),
     Mutant(
-        "commits the end of the log before its messages were taken",
+        "commits the end of the log before the messages before it were taken",
         PARTITION,
         "self.end.position <= self.position <= self.end.end",
         "self.position <= self.end.end",
@@ -474,13 +474,13 @@ MUTANTS = (
         "        self._since = {}\n        return False",
     ),
     Mutant(
-        "returns from a drain before the release",
+        "returns from a drain before the partition is released",
         RUNTIME,
         "while self.stopped is None and not self._closing and not self._released.issuperset(sources):",
         "while False:",
     ),
     Mutant(
-        "treats an old release as a new one",
+        "treats an earlier release of a partition as a new release",
         RUNTIME,
         "self._released.difference_update(sources)",
         "pass",

@@ -78,12 +78,12 @@ JUDGED = (
     ),
     Judged("never renews the lease of a parked batch", VIEW, "a parked batch disappears from the list"),
     Judged(
-        "waits for the response to a record that it does not send",
+        "waits for the response to a record that it never sent",
         WORK,
         "the batch waits until the deadline of the record",
     ),
     Judged(
-        "does not resend a commit that a late one may have overwritten",
+        "does not resend a commit that a late commit may have overwritten",
         SAFETY,
         "the stored offset has decreased and stays lower",
     ),
@@ -94,7 +94,11 @@ JUDGED = (
     ),
     Judged("stops without flushing the open batch", WORK, "the next owner reads those messages again"),
     Judged("never halts, whatever the number of rejects", POLICY, "every reject becomes a dead letter"),
-    Judged("halts for the rejects of a single project", PROGRESS, "one project stops the reader for all"),
+    Judged(
+        "halts because of the rejects of a single project",
+        PROGRESS,
+        "one project stops the reader for all projects",
+    ),
     Judged(
         "halts without making consumed messages durable",
         PROGRESS,
@@ -116,11 +120,13 @@ JUDGED = (
         "after a crash, the next owner cuts the whole batch again, so its messages are in two different batches",
     ),
     Judged(
-        "takes fetched messages of a held partition", MEMORY, "the partition runs further ahead of a stuck batch"
+        "accepts fetched messages of a partition that is on hold",
+        MEMORY,
+        "the partition runs further ahead of a stuck batch",
     ),
     Judged("checks the byte limit only when a batch is cut", MEMORY, "the limit is exceeded by a part of a batch"),
     Judged(
-        "lets messages overtake one that is parsed outside the loop",
+        "lets messages overtake a message that is parsed outside the loop",
         SAFETY,
         "skips the overtaken message; an assertion ends the reader first",
     ),
@@ -137,12 +143,12 @@ JUDGED = (
     Judged(
         "handles a gap in the log before the messages fetched earlier",
         SAFETY,
-        "fetched messages are dropped that have expired in the log",
+        "fetched messages that have expired in the log are dropped",
     ),
     Judged("cuts one message late", MEMORY, "a batch has one message too many"),
     Judged("counts a batch's age from its last message", WORK, "a batch is cut later"),
     Judged(
-        "counts time during which the process was suspended",
+        "counts the time of a suspended process as waiting time",
         WORK,
         "a planned range is abandoned earlier than necessary",
     ),
@@ -150,12 +156,14 @@ JUDGED = (
         "waits for the rest of planned ranges that fill the byte limit", PROGRESS, "no further messages are taken"
     ),
     Judged(
-        "commits the end of the log before its messages were taken", SAFETY, "commits past messages not yet taken"
+        "commits the end of the log before the messages before it were taken",
+        SAFETY,
+        "commits past messages not yet taken",
     ),
     Judged(
         "cuts a part of a planned range at shutdown",
         SAFETY,
-        "the same messages are in the former owner's batch and in a batch with a part of them",
+        "the same messages are in the former owner's batch and in a partial batch",
     ),
     Judged("waits indefinitely for a planned end", PROGRESS, "the open batch is never cut"),
     Judged(

@@ -38,7 +38,7 @@ class Bug(NamedTuple):
 
 BUGS = (
     Bug(
-        "commits an offset one too high",
+        "commits an offset that is one too high",
         "ingest/core/ledger.py",
         "line.committable = done.stop",
         "line.committable = done.stop + 1",
@@ -110,7 +110,7 @@ BUGS = (
         1,
     ),
     Bug(
-        "does not resend a commit that a late one may have overwritten",
+        "does not resend a commit that a late commit may have overwritten",
         "ingest/core/commits.py",
         "            self._stored = None",
         "            pass",
@@ -143,7 +143,7 @@ BUGS = (
         1,
     ),
     Bug(
-        "commits the end of the log before its messages were taken",
+        "commits the end of the log before the messages before it were taken",
         "ingest/core/partition.py",
         "self.end.position <= self.position <= self.end.end",
         "self.position <= self.end.end",

@@ -22,12 +22,12 @@ pytestmark = pytest.mark.timeout(400)
 # One bug per line, with the smallest world that shows it (expiry: messages expire) and a part of its error
 # message.
 FOUND = (
-    ("commits an offset one too high", "2", 0, "it commits 2, but"),
+    ("commits an offset that is one too high", "2", 0, "it commits 2, but"),
     ("settles a batch when its blobs are durable", "1", 0, "which is not durable"),
     ("loses the rejects of a batch", "2", 0, "which is not durable"),
     ("starts a chord before its cut is recorded", "1", 0, "before that end is stored"),
     ("ignores the record of the previous owner", "2", 1, "recorded ends"),
-    ("accepts a completion of the other stage", "1", 1, "which is not durable"),
+    ("accepts a completion of the wrong stage", "1", 1, "which is not durable"),
     ("commits for partitions that were lost", "1", 1, "AssertionError"),
     ("accepts messages of older epochs", "2", 1, "is not durable"),
     ("drops batches in flight when messages expired", "1 expiry", 1, "is not durable"),
