@@ -52,8 +52,8 @@ class Cost:
 
 
 class CostOf(msgspec.Struct, frozen=True):
-    """Recent cost of one project, per second. `project`: its id, `other`, or `none` for messages without a
-    project."""
+    """Recent cost of one project, per second. `project`: the project's id, `other`, or `none` for messages without
+    a project."""
 
     project: str
     cpu_seconds: float = 0.0

@@ -26,8 +26,8 @@ class PartitionState(msgspec.Struct, frozen=True):
 
 
 class FlightState(msgspec.Struct, frozen=True):
-    """One batch that is cut and not settled. `age_seconds`: time since its cut; `phase_seconds`: time in its
-    phase."""
+    """One batch that is cut and not settled. `age_seconds`: time since the cut; `phase_seconds`: time in the
+    current phase."""
 
     batch_id: str
     partition: int
@@ -44,7 +44,7 @@ class FlightState(msgspec.Struct, frozen=True):
 
 
 class RejectsOf(msgspec.Struct, frozen=True):
-    """Rejects of one project in the reject window. `shed`: most of its messages are rejects."""
+    """Rejects of one project in the reject window. `shed`: whether most of the project's messages are rejects."""
 
     project_id: int
     messages: int

@@ -27,7 +27,7 @@ class Around(msgspec.Struct):
 
     `event`: the requested event, or None if a time was requested. `page`: the address open at that time, "" if
     unknown. `start_ms`, `end_ms`: start and end of the whole recording. `missing`, `unreadable`, `cut`: segments
-    that are not stored, cannot be read, or were read partially. `truncated`: there are more events than are
+    that are not stored, cannot be read, or were read partially. `truncated`: whether there are more events than
     listed.
     """
 

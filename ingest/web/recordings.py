@@ -98,8 +98,8 @@ def timeline(stores: Stores, segments: Segments, from_segment: int = 0) -> Timel
 class Played:
     """One page of a recording for the player. `events`: a JSON array, bytes.
 
-    `left_out`: why a segment is incomplete, by segment; `unreadable`: why one is missing. `next_segment` starts
-    the next page; None after the last.
+    `left_out`: why a segment is incomplete, by segment; `unreadable`: why a segment is missing, by segment.
+    `next_segment` starts the next page; None after the last.
     """
 
     events: bytes

@@ -62,7 +62,7 @@ Detail = dict[str, str | int | float | bool | None]
 class HttpMessage(msgspec.Struct):
     """What the SDK captured of a request or a response. `body` has at most BODY_CHARACTERS_MAX characters.
 
-    `warnings`: the SDK's, such as URL_SKIPPED, and BODY_CUT if the body is longer.
+    `warnings`: warnings of the SDK, such as URL_SKIPPED, and BODY_CUT if the body is longer.
     """
 
     headers: dict[str, str]
@@ -116,8 +116,8 @@ class Timeline(msgspec.Struct):
     which the recording can be rendered.
 
     `unreadable`: segments with invalid JSON, with the error. `cut`: segments read partly, with the reason.
-    `truncated`: more than MARKS_MAX marks or CHARACTERS_MAX characters. `next_segment`: the first segment not in
-    this page; None if all are.
+    `truncated`: whether there were more than MARKS_MAX marks or CHARACTERS_MAX characters. `next_segment`: the
+    first segment of the next page; None after the last page.
     """
 
     start_ms: int

@@ -212,7 +212,8 @@ class Scan:
         return self._by_chunk(items)
 
     def _all(self, found: Sequence[Any], items: Sequence[msgspec.Raw] = ()) -> Iterator[tuple[int, Event]]:
-        """Yields the relevant events among these. `items` is their JSON, if canvas mutations are requested."""
+        """Yields the relevant events among those given. `items` is the events' JSON, if canvas mutations are
+        requested."""
         self._budget.spend(_UNITS_PER_ELEMENT * len(found))
         first = self.count
         self.count += len(found)
@@ -292,7 +293,8 @@ class Scan:
     # One event
 
     def _read(self, lean: Any, item: msgspec.Raw | None = None) -> Event | None:
-        """Reads an event whose outer shape is correct. `item` is its JSON, if canvas mutations are requested."""
+        """Reads an event whose outer shape is correct. `item` is the event's JSON, if canvas mutations are
+        requested."""
         if isinstance(lean, _LeanIncremental):
             self._budget.spend(_UNITS_PER_INCREMENTAL)
             if item is None or lean.data is None or number_of(lean.data.source) != CANVAS_MUTATION:

@@ -1,4 +1,4 @@
-"""One erasure request. First all tombstones of the request are written together. Then its replays are erased one
+"""One erasure request. First, all tombstones of the request are written together. Then its replays are erased one
 by one, at a limited rate.
 """
 

@@ -29,10 +29,10 @@ class Holdings:
     """The stored data of one replay.
 
     `ranges`: (first byte, length) of each range by packed object, including ranges that are already overwritten.
-    `rows`: number of rows by ClickHouse table. `facts`: rows in BigQuery. `newest_at`: arrival of its newest
-    segment at Relay, Unix seconds. `letters`: dead letters with its content, including letters of unknown project
-    that contain its id. `elsewhere`: other projects with a replay of this id. `parked`: number of parked batches.
-    `notes`: data that could not be read.
+    `rows`: number of rows by ClickHouse table. `facts`: rows in BigQuery. `newest_at`: arrival of the replay's
+    newest segment at Relay, Unix seconds. `letters`: dead letters with content of the replay, including letters of
+    unknown project that contain the replay's id. `elsewhere`: other projects with a replay of this id. `parked`:
+    number of parked batches. `notes`: data that could not be read.
     """
 
     project_id: int

@@ -26,8 +26,8 @@ _RETENTION = re.compile(r"([1-9][0-9]{0,4})/")
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """One generation of an object. `born_at`: start of its retention, Unix seconds. `live`: false for a noncurrent
-    generation in a versioned bucket.
+    """One generation of an object. `born_at`: start of the object's retention, Unix seconds. `live`: false for a
+    noncurrent generation in a versioned bucket.
     """
 
     name: str
