@@ -1,4 +1,4 @@
-"""Checks every pinned package for known vulnerabilities, if the data is reachable.
+"""Checks every pinned package for known vulnerabilities, if the vulnerability data can be reached.
 
     python -m tools.audit [--requirements constraints.txt] [--ignore-vuln ID]...
 

@@ -6,8 +6,8 @@ Each batch is staged in a real Redis, and a separate process runs its task again
 embedded stack, with REPLAYS_BIGQUERY_WRITE=storage. Half of the batches are staged as protobuf, as in this
 release, and the others as JSON, as in older releases. The process kills itself (SIGKILL) at one of the points
 below, once or twice, and other processes then run the task to its end. The table itself, without the view, must
-then have each row once. In additional runs, Redis loses the batch between append and done mark: rows are then
-repeated, and the view must have each row once. The exit code is 1 if a row is missing or repeated.
+then have each row once. In additional runs, Redis loses the batch between the append and the done mark: rows are
+then repeated, and the view must have each row once. The exit code is 1 if a row is missing or repeated.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ ROWS_MAX = 40
 UNTIL_SECONDS = 3600
 PROCESS_SECONDS_MAX = 120
 PRELOADED = ["tasks.flush", "tasks.sinks.bigquery.storage_write"]
-# The longest time from handing a request to gRPC to the kill. By then, some requests have been sent, and some
-# applied.
+# The longest time between passing a request to gRPC and the kill. Within this time, some requests have been sent,
+# and some have been applied.
 SENT_SECONDS_MAX = 0.01
 RUNS_MAX = 6
 
@@ -76,7 +76,7 @@ class Point(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A point at which a process is killed and, for SENT, the time until the kill."""
+    """A point at which a process is killed; for SENT, also the time until the kill."""
 
     point: Point
     seconds: float
@@ -125,7 +125,7 @@ def plan(death: Death) -> None:
 
 
 def run_task(environment: Mapping[str, str], batch: str, death: Death | None) -> None:
-    """Runs the flush task once, in a process of its own. The exit code is 0 if the task succeeded."""
+    """Runs the flush task once, in a separate process. The exit code is 0 if the task succeeded."""
     os.environ.update(environment)
     from tasks.flush import flush_bigquery
 
@@ -213,7 +213,9 @@ class Kills:
         self.finish(manifest)
 
     def compare(self, table: str, first: int) -> Counter[str]:
-        """Counts the rows of the batches from `first` on: rows in the table, missing rows and repeated rows."""
+        """Counts the rows of the batches, starting at `first`: rows in the table, missing rows and repeated
+        rows.
+        """
         server: Any = client(self.settings)
         name = f"`{self.settings.bigquery_project}.{self.settings.bigquery_dataset}.{table}`"
         sql = f"SELECT row_id, COUNT(*) FROM {name} WHERE segment_id >= {first} GROUP BY 1"

@@ -1,5 +1,5 @@
-"""Renders docs/runbook.md as a page of `replays-ingest web`, to whose sections the alerts on the operator's page
-link.
+"""Renders docs/runbook.md as a page of `replays-ingest web`; the alerts on the operator's page link to its
+sections.
 
 Only the Markdown that the runbook uses is rendered: headings, paragraphs, numbered and plain lists, tables, code,
 emphasis, and links within the page. All text is escaped first.

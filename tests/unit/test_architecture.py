@@ -1,5 +1,6 @@
 """The pages that explain the structure are correct: the tree, the path of one message, and the decision
-records."""
+records.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +107,7 @@ def test_the_index_lists_every_record_once():
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.name)
 def test_a_record_is_one_page_and_has_every_section(path: Path):
-    """A decision record is one page and has every section.
+    """A decision record fits on one page and has every section.
 
     The sections are status, code and enforcement, context, decision, reasons and consequences.
     """

@@ -31,7 +31,7 @@ FILE = re.compile(r"(?<![\w./{<-])([a-z_][\w/]*\.(?:py|md|sql))\b(?!\.)")
 DOTTED = re.compile(rf"(?<![\w./-])((?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+)")
 NAME_IN_FILE = re.compile(r"`([\w.]+)`(?: and `([\w.]+)`)? in `([\w/]+\.py)`|`([\w/]+\.py)` \(`([\w.]+)`\)")
 RECORD = re.compile(r"\b[Dd]ecisions? (\d{3})\b")
-# The name of a design document that preceded the records and is not in the repository.
+# The name of a design document that is older than the decision records and is not in the repository.
 OLD_RECORD_NAME = re.compile(r"(?<![\w#-])(D[1-9]\d?|DESIGN)(?![\w-])")
 
 
@@ -98,7 +98,7 @@ def all_paths() -> frozenset[str]:
 def texts(path: Path) -> Iterator[Text]:
     """Returns the comments and strings of a Python file, or every line of another file.
 
-    Strings of tests are excluded, because they name things that do not exist.
+    Strings in tests are excluded, because they name things that do not exist.
     """
     if path.suffix == ".py" and path.is_relative_to(ROOT / "tests"):
         yield from prose(path)
@@ -156,7 +156,9 @@ def broken_links(text: Text) -> Iterator[str]:
 
 
 def broken_files(text: Text) -> Iterator[str]:
-    """Returns cited files, such as `core/ledger.py` or `test_x.py`, that are not the end of any file's path."""
+    """Returns cited files, such as `core/ledger.py` or `test_x.py`, that do not match the end of any file's
+    path.
+    """
     for cited in FILE.findall(re.sub(r"https?://\S+", "", text.words)):
         if not any(path.endswith("/" + cited) for path in all_paths()) and not (ROOT / cited).exists():
             yield cited
@@ -194,7 +196,7 @@ def held(cited: str, path: Path) -> bool:
 
 
 def broken_records(text: Text) -> Iterator[str]:
-    """Returns cited decision records that do not exist, and names that were used before there were records."""
+    """Returns cited decision records that do not exist, and names from before there were decision records."""
     for number in RECORD.findall(text.words):
         if not next((ROOT / "docs/decisions").glob(f"{number}-*.md"), None):
             yield f"decision {number}"
@@ -243,7 +245,9 @@ def test_a_broken_citation_is_found(words: str):
     ],
 )
 def test_a_broken_citation_is_found_in_prose(words: str):
-    """Broken citations are found in prose: the end of a file's path, a name in a module, and a link."""
+    """Broken citations are found in prose, whether they are the end of a file's path, a name in a module, or a
+    link.
+    """
     text = Text(ROOT / "README.md", 1, words)
 
     assert [*broken_files(text), *broken_names(text), *broken_holders(text), *broken_links(text)]

@@ -29,7 +29,7 @@ def test_there_is_a_section_for_each_kind() -> None:
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.partition("\n")[0])
 def test_each_case_cites_its_test_or_states_that_there_is_none(section: str) -> None:
-    """Each row has three cells, and the last one cites a test or states that there is none."""
+    """Each row has three cells, and the last cell cites a test or states that there is none."""
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
 
     assert rows

@@ -112,11 +112,11 @@ def test_there_is_no_import_cycle():
     ],
 )
 def test_every_form_of_import_is_found(source: str, expected: set[str]):
-    """Every form of import is found, wherever in the module it is, unless it can never run."""
+    """Every form of import is found, wherever in the module it occurs, unless it can never run."""
     assert imported_modules(source, {"a", "a.b", "c"}) == expected
 
 
 def test_a_cycle_is_found_and_shown():
-    """If three modules import one another in a circle, the cycle is found and shown."""
+    """If three modules import each other in a circle, the cycle is found and shown."""
     assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c", "a"]
     assert find_cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []

@@ -123,7 +123,7 @@ def test_an_import_by_name_at_run_time_is_reported(call: str) -> None:
 
 @pytest.mark.parametrize("call", ["open('x')", "print('x')", "input()", "eval('1')"])
 def test_an_effect_in_the_core_is_reported(call: str) -> None:
-    """A call that is forbidden in the core is allowed outside it."""
+    """A call that is forbidden in the core is allowed in other packages."""
     assert len(violations("ingest/core/pipeline.py", f"x = {call}")) == 1
     assert violations("ingest/operate/top.py", f"x = {call}") == []
 

@@ -1,4 +1,4 @@
-"""Tests mirror the packages that they test, so that each can be found from the other."""
+"""Tests mirror the packages that they test, so that a test can be found from its package and vice versa."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from tests.kit.paths import ROOT
 TESTS = ROOT / "tests"
 MIRRORS = ("unit", "integration")
 UNMIRRORED = ("eager", "e2e", "security", "simulation", "mutation", "cost")
-# Test files directly in a mirror: they are about the whole repository, or about a module directly in ingest/.
+# Test files directly in a mirror directory, which are about the whole repository or about a module directly in
+# ingest/.
 DIRECT_FILES = {
     "test_architecture.py",
     "test_citations.py",

@@ -1,5 +1,5 @@
-"""A production install without the extras: everything that runs there can be imported, and other commands name the
-missing extra.
+"""In a production install without the extras, everything that runs there can be imported, and other commands name
+the missing extra.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def test_production_programs_need_no_extra(module: str) -> None:
 
 @pytest.mark.parametrize("words", [["demo"], ["local", "up"]], ids=" ".join)
 def test_a_command_of_an_extra_names_it(words: list[str]) -> None:
-    """If its extra is missing, a command prints one line that says what to install, and exits with 1."""
+    """If its extra is missing, a command exits with 1 and prints one line that says what to install."""
     result = run(f"from ingest.cli.main import main; main({words!r})")
 
     assert result.returncode == 1

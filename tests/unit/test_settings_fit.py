@@ -1,4 +1,4 @@
-"""Settings reach the core under their own names, and `check` reports those that are inconsistent."""
+"""Settings reach the core under their own names, and `check` reports inconsistent settings."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ingest.operate.check import deadlines
 from ingest.reader.configuration import limits_of, rules_of
 from ingest.settings import Settings
 
-# The renewal interval must be shorter than the lease of a parked batch, whose length is not configurable. One more
-# commit per minute for each idle partition does not need a setting.
+# The renewal interval must be shorter than the lease of a parked batch, whose length is not configurable. There is
+# no setting for the extra commit per minute on each idle partition.
 UNCONFIGURABLE = {"parked_renew_seconds", "commit_repeat_seconds"}
 
 
@@ -81,13 +81,15 @@ def test_a_visibility_timeout_just_above_the_longest_run_is_consistent() -> None
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(values: dict[str, Any], problem: str) -> None:
-    """Settings that contradict each other are refused with the names of both."""
+    """Settings that contradict each other are refused, and the error names both."""
     with pytest.raises(ValueError, match=problem):
         Settings.model_validate(values)
 
 
 def test_a_copy_with_the_addresses_of_the_local_stack_says_so() -> None:
-    """Settings whose addresses are those of the running local stack are marked, and the original is unchanged."""
+    """Settings whose addresses are those of the running local stack are marked, and the original settings are
+    unchanged.
+    """
     settings = Settings()
 
     assert settings.taken_from_local_stack().from_local_stack

@@ -90,7 +90,7 @@ def append_at_offsets(target: Target) -> None:
 
 
 def append_without_an_offset(target: Target) -> None:
-    """An append without an offset goes to the end of the stream.
+    """An append without an offset is added at the end of the stream.
 
     Page: Package google.cloud.bigquery.storage.v1.
     """
@@ -130,7 +130,7 @@ def append_beyond_the_end(target: Target) -> None:
 
 
 def finalize_a_stream(target: Target) -> None:
-    """Finalizing returns the number of rows; a later append is refused.
+    """Finalizing a stream returns the number of rows; a later append is refused.
 
     Page: Package google.cloud.bigquery.storage.v1.
     """
@@ -298,7 +298,7 @@ def _large(target: Target, number: int, size_bytes: int) -> bytes:
 
 
 def delete_appended_rows(target: Target) -> None:
-    """Rows that an append has just stored can be deleted, by project and replay, as erasure does.
+    """Rows that have just been appended can be deleted by project and replay, as erasure does.
 
     Page: Data manipulation language (DML) statements in GoogleSQL; Introduction to the BigQuery Storage Write API.
     """

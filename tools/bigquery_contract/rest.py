@@ -88,7 +88,7 @@ def add_a_required_column(target: Target) -> None:
 
 
 def relax_a_required_column(target: Target) -> None:
-    """A patch makes a REQUIRED column NULLABLE, and rows may then leave it out.
+    """A patch makes a REQUIRED column NULLABLE, and rows may then omit it.
 
     Page: Modifying table schemas.
     """
@@ -100,7 +100,7 @@ def relax_a_required_column(target: Target) -> None:
 
 
 def drop_a_column_by_patch(target: Target) -> None:
-    """A patch that leaves a column out is refused.
+    """A patch that omits a column is refused.
 
     Page: Modifying table schemas.
     """
@@ -303,7 +303,7 @@ def insert_id_too_long(target: Target) -> None:
 
 
 def request_too_large(target: Target) -> None:
-    """A request of more than 10 MB is refused as a whole, with 413 or as invalid, and stores nothing.
+    """A request of more than 10 MB is refused as a whole, with 413 or as invalid, and nothing is stored.
 
     Page: Quotas and limits.
     """

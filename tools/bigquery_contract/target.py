@@ -1,4 +1,4 @@
-"""A server under test: its calls, a fresh table per operation, and the list of operations."""
+"""A server under test, with its calls, a fresh table per operation, and the list of operations."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def operation_of(run: Callable[[Target], None]) -> Operation:
 
 @dataclass
 class Target:
-    """One server, and the data set of one operation. Close it after the operation."""
+    """One server and the data set of one operation. The target must be closed after the operation."""
 
     rest: str
     grpc: str

@@ -4,10 +4,10 @@
 
 The embedded stack, two readers in one group, two flush workers and Flower run as separate processes under a steady
 load. Two threads inject faults concurrently, each from its own list, shuffled by the seed. One thread injects
-faults of processes (kill -9, also during a rebalance; SIGSTOP; added and removed readers; Redis; the broker) and
-adds partitions. The other thread injects sink faults through fault proxies. When the time is over, all faults
-stop, every message must become committed, the readers must stop gracefully, and every sink is compared with the
-manifest of the load, object by object and row by row.
+process faults (kill -9, also during a rebalance; SIGSTOP; added and removed readers; Redis; the broker) and adds
+partitions. The other thread injects sink faults through fault proxies. When the time is over, all faults stop,
+every message must become committed, the readers must stop gracefully, and every sink is compared with the manifest
+of the load, object by object and row by row.
 
 The order of faults depends only on the seed; their effects also depend on the machine.
 """
@@ -37,7 +37,7 @@ def main() -> int:
         type=GroupProtocol,
         choices=tuple(GroupProtocol),
         default=GroupProtocol.CLASSIC,
-        help="group protocol of the readers; the consumer protocol (KIP-848) needs Apache Kafka",
+        help="group protocol of the readers; the consumer protocol (KIP-848) requires Apache Kafka",
     )
     parser.add_argument("--rate", type=float, default=MESSAGES_PER_SECOND, help="messages per second")
     parser.add_argument("--directory", type=Path, help="keep data and logs in this directory")
@@ -46,7 +46,7 @@ def main() -> int:
         "--bigquery-write",
         choices=("insert_all", "storage"),
         default="insert_all",
-        help="API for BigQuery rows; storage adds faults of its connections",
+        help="API for BigQuery rows; storage adds faults of its gRPC connections",
     )
     parser.add_argument("--json", action="store_true", dest="as_json")
     return run(**vars(parser.parse_args()))

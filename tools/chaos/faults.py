@@ -40,10 +40,10 @@ from tasks.migrate.kafka import SOURCE_PARTITIONS
 
 READERS, WORKERS = ("reader-1", "reader-2"), ("worker-1", "worker-2")
 SINKS = ("gcs", "clickhouse", "bigquery")
-# The gRPC endpoint of BigQuery, in front of which the proxy forwards bytes.
+# The gRPC endpoint of BigQuery, in front of which a proxy forwards bytes.
 BIGQUERY_STORAGE = "bigquery_storage"
 EXTRA_READER = "reader-3"
-# Readers log each step of the commit protocol, for `python -m tools.spec --logs`: docs/specification.md.
+# Readers log each step of the commit protocol, for `python -m tools.spec --logs` (docs/specification.md).
 STEPS_LOGGED = "debug"
 REVOKED_SECONDS_MAX = 20.0
 ADDED_PARTITIONS_MAX = 4

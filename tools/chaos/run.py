@@ -50,13 +50,13 @@ from tools.history.owners import Disturbance, Owned, gaps
 MESSAGES_PER_SECOND = 40.0
 SETTLE_SECONDS_MAX = 600.0
 REBALANCE_SECONDS_MAX = 20.0
-# A member that does not rejoin is removed after REBALANCE_SECONDS_MAX. A member that dies before it joins and a
-# leader that dies before it assigns each delay the assignment by a session timeout.
+# A member that does not rejoin is removed after REBALANCE_SECONDS_MAX. If a member dies before it joins, or a
+# leader dies before it assigns, the assignment is delayed by a session timeout each time.
 UNOWNED_SECONDS_MAX = REBALANCE_SECONDS_MAX + 2 * SESSION_SECONDS
 PLAIN_WIDTH = 150
 
-# This is short enough that a call to a failing sink ends during the fault and the breaker closes soon after the
-# fault.
+# These times are short enough that a call to a failing sink ends during the fault, and the breaker closes soon
+# after the fault.
 SHORT_TIMES = {
     "REPLAYS_SINK_TIMEOUT_SECONDS": "5",
     "REPLAYS_REDIS_TIMEOUT_SECONDS": "2",
@@ -90,8 +90,8 @@ def run(
     the run was interrupted.
 
     `kafka`: by default Apache Kafka if it can run, otherwise Tansu. `redis`: one server, or a primary and a
-    replica behind Sentinels. `rate`: messages per second. `directory`: keeps data and logs; by default a temporary
-    directory, in memory if there is enough memory, which is removed at the end.
+    replica behind Sentinels. `rate`: messages per second. `directory`: keeps data and logs; the default is a
+    temporary directory, in memory if there is enough of it, which is removed at the end.
     """
     chosen: KafkaKind = kafka or ("tansu" if java_kafka.available() else "apache")
     if group_protocol is GroupProtocol.CONSUMER and chosen != "apache":
@@ -149,7 +149,7 @@ class _Chaos:
         self.calm = threading.Event()
         self.began = time.monotonic()
         self._open = ExitStack()
-        # With a given directory, the stack's Redis keeps an append-only file, which faults may delete on purpose.
+        # If a directory is given, the stack's Redis keeps an append-only file, which faults may delete on purpose.
         self.stack = self._open.enter_context(
             Stack(directory / "stack", kafka=kafka, redis=redis, progress=self.say)
         )
@@ -349,8 +349,8 @@ def stored_twice(settings: Settings) -> dict[str, float]:
 
 @contextmanager
 def working_directory(directory: Path | None) -> Iterator[Path]:
-    """Yields the given directory, or a temporary one. The temporary directory is in memory if there is enough
-    memory, because an emulator writes one file per object.
+    """Yields the given directory, or a temporary one. The temporary directory is in memory if there is enough of
+    it, because an emulator writes one file per object.
     """
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)

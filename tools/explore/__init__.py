@@ -1,7 +1,7 @@
 """Explores every order of events in a small world, on the production code: `make explore`.
 
-Whereas the simulation tries random worlds, the explorer uses worlds that are small enough to visit every state,
-breadth first. An oracle that shares no code with the core checks each decision.
+The simulation tries random worlds; the explorer uses worlds that are small enough to visit every state, breadth
+first. An oracle that shares no code with the core checks each decision.
 
     search         breadth-first search of all states; counterexamples; whether the end stays reachable
     core_model     two readers with the real `Pipeline`; `readers` has the events of one reader

@@ -5,7 +5,7 @@
     python -m tools.explore --world 2+1 --faults 1  one world, without the planted bugs
 
 Each world is printed with its size and time, and each violation with its steps. The exit code is 1 if an invariant
-was violated or a planted bug was not found. Progress is shown only on a terminal.
+was violated or a planted bug was not found. Progress is shown only if the output is a terminal.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ PROGRESS_SECONDS = 1.0
 
 
 class Explored(NamedTuple):
-    """The result for one bound: the result of its search, figures of the model as text, and CPU seconds."""
+    """The result for one bound: the result of its search, the figures of the model as text, and the CPU
+    seconds.
+    """
 
     bound: Bound
     result: Result
@@ -83,7 +85,7 @@ def explore(bound: Bound) -> Explored:
 
 
 def on_terminal() -> Callable[[int, int, int], None]:
-    """Shows the progress of a search, at most once per second, on a terminal only."""
+    """Shows the progress of a search, at most once per second, and only on a terminal."""
     shown_at = time.monotonic()
 
     def show(states: int, waiting: int, depth: int) -> None:
@@ -124,8 +126,8 @@ def bug_as_text(bug: planted.Bug, found: planted.Found) -> str:
 
 
 def counts(text: str) -> tuple[int, ...]:
-    """Parses a world: In the world `2+1`, one partition has two messages and the other has one; `staging` is the
-    staging model.
+    """Parses a world: In the world `2+1`, one partition has two messages and the other partition has one;
+    `staging` is the staging model.
     """
     if text == "staging":
         return STAGING
@@ -139,7 +141,8 @@ def counts(text: str) -> tuple[int, ...]:
 
 def explore_all(bounds: Sequence[Bound], jobs: int, *, as_lines: bool) -> list[Explored]:
     """Explores each world in a separate process, with `jobs` processes in parallel. Prints each result as soon as
-    it is complete."""
+    it is complete.
+    """
     done = []
     with ProcessPoolExecutor(jobs) as pool:
         for future in as_completed([pool.submit(explore, bound) for bound in bounds]):

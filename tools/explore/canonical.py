@@ -1,7 +1,7 @@
 """Represents a pipeline as a comparable value with everything that affects its decisions, but without absolute
 times.
 
-Times become ticks relative to now, capped where no limit can distinguish them any more. Attributes that no
+Times become ticks relative to now, and are capped where no limit can distinguish them any more. Attributes that no
 decision reads are left out (`LEFT_OUT`). All attributes of the core's objects are visited: a new attribute becomes
 part of the value automatically, and a new float stops the explorer until it is added to `AGES`, `DEADLINES` or
 `DURATIONS`.
@@ -39,8 +39,8 @@ AGES = {
 # Attributes with times in the future, at which something happens.
 DEADLINES = frozenset({"until", "release_by", "stopping_by"})
 DURATIONS = frozenset({"_waited_seconds"})
-# Constants, values shown to operators, and counts of rejects. No decision reads them under the limits of the
-# model.
+# Constants, values that are shown to operators, and counts of rejects. No decision reads these attributes under
+# the limits of the model.
 LEFT_OUT = frozenset(
     {
         *("limits", "_limits", "_handlers", "rejects", "since", "error", "shown", "shown_at", "_renewed_at"),
@@ -52,7 +52,7 @@ LEFT_OUT = frozenset(
 CAPPED = {"attempt": 1, "misses": DEADLINE_MISSES_MAX}
 # The reason for a cut affects decisions only in one way: whether the batch is a part of another batch.
 BATCH = ("source", "epoch", "offsets", "segments", "rejects", "size_bytes")
-# Objects shared by all partitions. They are part of the value of the pipeline.
+# Objects that all partitions share. They are compared as part of the value of the pipeline.
 OWNED_ABOVE = frozenset({"_ledger", "_budget"})
 
 
@@ -98,8 +98,8 @@ class Canon:
         self._frozen = Frozen(self._is_atom)
 
     def value(self, pipeline: Pipeline, now: float) -> int:
-        """Returns a number that is equal for pipelines that make the same decisions on the same events after the
-        same time.
+        """Returns a number that is equal for all pipelines that make the same decisions on the same events after
+        the same time.
         """
         value: int = self._part(pipeline, now)
         return value

@@ -79,7 +79,7 @@ OUTCOMES: tuple[tuple[int, Outcome], ...] = (
     (3, segment(3, blob=False)),
     (4, segment(4, blob=True)),
 )
-# Transactions leave offsets without a message: one such offset is within the log, and one is at its end.
+# Transactions leave offsets without a message: one such offset is within the log, and another is at its end.
 PADDING = 1
 
 
@@ -103,19 +103,20 @@ class CoreModel:
     """A model for `tools.explore.search`. `messages`: number per partition; `faults`: maximum per run; `expiry`:
     messages may expire.
 
-    A state is both readers and the board. If the readers can no longer affect each other, it is a *single* reader
-    with its part of the board:
+    A state consists of both readers and the board. If the readers can no longer affect each other, the state is a
+    *single* reader with its part of the board:
 
-    - A reader that has lost its partitions and has not detected it. Its commits are refused, and its chords cannot
-      violate an invariant by making items durable. Once it detects the loss, or after a crash, it is equivalent to
+    - A reader that has lost its partitions and has not detected it. The reader's commits are refused, and its
+      chords cannot violate an invariant by making items durable. Once it detects the loss, or after a crash, it is
+      equivalent to
       a fresh reader.
     - Either reader, if no further fault may happen, every partition has an owner, and none is being released.
 
     States that differ only by an exchange of the two readers, or of partitions with equal logs, are equivalent,
-    and only one of them is explored. `every_order` explores both readers of each state together, to check this
+    and only one of them is explored. `every_order` explores both readers of each state together, to verify this
     argument.
 
-    A label holds the number of the event and three bits: its reader, and whether readers and partitions are
+    A label contains the number of the event and three bits: its reader, and whether readers and partitions are
     exchanged.
     """
 
@@ -296,8 +297,8 @@ class CoreModel:
     def _arrive(
         self, label: int, one: int, other: int, board: int, *, last: bool, cut_off: bool
     ) -> Iterator[tuple[int, int]]:
-        """Yields the states that follow a step that leads to these readers and this board. `last`: no further
-        fault may happen.
+        """Yields the states that follow a step that leads to the given readers and the given board. `last`: no
+        further fault may happen.
         """
         if self._every_order or not (cut_off or (last and self._is_settled(one, other, board))):
             state, turned = self._canonical(one, other, board)
@@ -331,7 +332,7 @@ class CoreModel:
                 yield label, move.board
             elif cut_off and move.reader != self._fresh and not self._is_cut_off(move.reader, move.board):
                 # The reader has detected the loss but still differs from a fresh reader. The search continues with
-                # this reader and a fresh one.
+                # this reader and a fresh reader.
                 free = tuple(Shared() for _ in self.readers.partitions)
                 state, turned = self._canonical(move.reader, self._fresh, self._board.of(free))
                 yield label | turned, state

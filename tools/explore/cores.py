@@ -43,7 +43,7 @@ class Decision:
 
 
 class Cores:
-    """All states of a pipeline with these limits that the search has reached so far."""
+    """All states of a pipeline with the given limits that the search has reached so far."""
 
     def __init__(self, limits: Limits, *, count_misses: bool = True) -> None:
         self._canon = Canon(count_misses=count_misses)

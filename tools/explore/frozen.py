@@ -43,8 +43,8 @@ class Frozen:
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles frozen data as the number of the kept object, and also counts of rejects, which no decision
-    reads.
+    """Pickles frozen data as the number of the kept object; counts of rejects, which no decision reads, are
+    pickled in the same way.
     """
 
     def __init__(self, packed: io.BytesIO, is_atom: Callable[[type], bool]) -> None:

@@ -47,7 +47,7 @@ class Staged(NamedTuple):
         return self._replace(fields=frozenset(kept | set(values.items())))
 
     def without(self, names: Sequence[str]) -> Staged:
-        """Returns a copy without these fields. A hash without fields does not exist and has no expiry."""
+        """Returns a copy without the given fields. A hash without fields does not exist and has no expiry."""
         kept = frozenset((name, value) for name, value in self.fields if name not in names)
         return Staged(kept, self.expires and bool(kept))
 
@@ -90,11 +90,11 @@ class Client:
         return 0, 0
 
     def info(self, section: str) -> dict[str, int]:
-        """Responds like a server whose ACL denies access to its memory figures."""
+        """Responds like a server whose ACL denies access to the server's memory figures."""
         raise NoPermissionError
 
     def register_script(self, text: str) -> Callable[..., Any]:
-        """Returns a callable like that of redis-py. Breakers are always closed, in other scripts too."""
+        """Returns a callable like that of redis-py. The breakers that their scripts report are always closed."""
         if text in (breaker._REQUEST_SCRIPT, breaker._REPORT_SCRIPT):
             return lambda keys, args: list(CLOSED) if text == breaker._REQUEST_SCRIPT else b"closed"
         return lambda keys, args: self.ask("script", text, len(keys), tuple(map(_text, args)))

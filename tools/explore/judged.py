@@ -34,7 +34,7 @@ class Judged(NamedTuple):
 
     @property
     def world(self) -> str:
-        """The smallest world of the explorer that shows it; empty if there is none."""
+        """The smallest world of the explorer that reveals the bug; empty if there is none."""
         found = next((bug for bug in BUGS if bug.name == self.bug), None)
         if found is None:
             return ""

@@ -96,8 +96,8 @@ def commit(log: Log, stored: Commits, durable: int, new: Commits, halves: frozen
 class Batch(NamedTuple):
     """A batch for which a reader starts a chord.
 
-    `first`: it is the first attempt. `fresh`: the batch was cut since the last tick, and its end has not been
-    stored. `halved`: it is a part of another batch.
+    `first`: this is the first attempt. `fresh`: the batch was cut since the last tick, and its end has not been
+    stored. `halved`: the batch is a part of another batch.
     """
 
     start: int
@@ -109,7 +109,7 @@ class Batch(NamedTuple):
 
 
 def dispatch(log: Log, stored: Commits, durable: int, batch: Batch, *, owner: bool) -> str:
-    """Checks a chord that a reader starts."""
+    """Checks the start of a chord by a reader."""
     if batch.rows and log.blobs(batch.start, batch.stop) & ~durable:
         return f"it starts the rows of [{batch.start}, {batch.stop}) before the blobs are durable"
     if not (owner and batch.first):

@@ -116,7 +116,8 @@ class Programs:
         return self._known[key]
 
 
-# Programs: `dispatch` works like `ingest.reader.dispatch.Dispatcher`, `report` like `tasks.control.report_stage`.
+# Programs: `dispatch` works like `ingest.reader.dispatch.Dispatcher`, and `report` works like
+# `tasks.control.report_stage`.
 
 
 def dispatch(program: Program, client: Client) -> tuple[str, ...]:
@@ -164,7 +165,7 @@ START = {"dispatch": dispatch, "discard": discard, "report": report, "run": run}
 
 
 class Sink:
-    """A sink whose calls are also effects. A response is empty or the reason for an error."""
+    """A sink whose calls are also effects. A response is either empty or the reason for an error."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -184,7 +185,7 @@ def _unwatched(*_: Any) -> Iterator[Watch]:
 
 @contextmanager
 def within(client: Client) -> Iterator[None]:
-    """Makes `tasks.run` use this client and this sink instead of the process's own."""
+    """Makes `tasks.run` use the given client and sink instead of those of the process."""
     tools = SimpleNamespace(
         settings=SETTINGS,
         staging=Staging(client, SETTINGS),  # type: ignore[arg-type]

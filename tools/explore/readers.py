@@ -238,7 +238,9 @@ class Readers:
     def _remove_owner(
         self, reader: Reader, board: Board, owned: Sequence[int]
     ) -> Iterator[tuple[str, Reader, Board]]:
-        """Removes the owner of the partitions. A commit in flight either has been stored or never will be."""
+        """Removes the owner of the partitions. A commit in flight either has been stored or will never be
+        stored.
+        """
         if not owned:
             yield "", reader, board
             return
@@ -325,8 +327,8 @@ class Readers:
         """Yields events of a former assignment of this process, and messages that it has already accepted.
 
         Such events may arrive at any time. The former assignment may have been to a deleted topic of the same
-        name, so items that they report do not count as durable. The pipeline must ignore these events, so they add
-        no states.
+        name, so items that they report do not count as durable. The pipeline must ignore these events, so they do
+        not lead to new states.
         """
         stale = [
             event
@@ -438,7 +440,9 @@ class Readers:
     # Time
 
     def _tick(self, reader: Reader, board: Board) -> Iterator[Outcome]:
-        """Advances the clock by half a second. By then, every request that is not lost or late has a response."""
+        """Advances the clock by half a second. By that time, every request that is not lost or late has a
+        response.
+        """
         prompt = any(not chord.late for chord in reader.chords)
         if prompt or not all(sent.late for commits in reader.commits for sent in commits):
             return
@@ -503,7 +507,7 @@ class Readers:
         return reader._replace(unrecorded=tuple(sorted(unrecorded)))
 
     def tidy(self, reader: Reader, board: Board) -> Reader:
-        """Returns the reader without parts that can have no further effect."""
+        """Returns the reader without parts that cannot have any further effect."""
         if reader.unrecorded:
             unrecorded = tuple(
                 (number, end)
@@ -670,8 +674,8 @@ def described(event: Any) -> str:
 
 
 def stored_in(shared: Shared, sent: Sent) -> Shared:
-    """Returns the partition after this commit is stored, without the number of starts, because an assignment
-    resets it.
+    """Returns the partition after the commit is stored, without the number of starts, because an assignment resets
+    it.
     """
     return shared._replace(offset=sent.offset, record=STARTS.sub("", sent.record))
 

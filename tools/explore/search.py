@@ -3,7 +3,8 @@
 Different states never share a number, so no hash collision can hide a state. States that require fewer faults are
 expanded first, then those nearer to the start. A counterexample therefore has as few faults as possible, and is
 among the shortest with that number of faults. A state is visited once, with the fewest faults that lead to it.
-Reaching it again with more faults would leave fewer for later steps, and could not make further states reachable.
+Reaching it again with more faults would leave fewer faults for later steps, and could not make further states
+reachable.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class Model(Protocol):
     def steps(self, state: int, faults_left: int) -> Iterator[tuple[int, int]]:
         """Yields (label, next state) of every possible next event. A negative next state is a violated invariant.
 
-        `faults_left`: number of faults that may still occur in this run. If it is 0, only events without a fault
-        are returned.
+        `faults_left`: number of faults that may still occur in this run. If it is 0, only events that are not
+        faults are returned.
         """
 
     def is_done(self, state: int) -> bool:
@@ -42,7 +43,8 @@ class Model(Protocol):
 
     def describe(self, path: list[tuple[int, int]]) -> list[str]:
         """Describes a path from the start, one line per step. `path`: each state, and the label of the step from
-        it."""
+        it.
+        """
 
 
 @dataclass(slots=True)
@@ -65,7 +67,7 @@ Progress = Callable[[int, int, int], None]
 class Search:
     """One search of one model, with a maximum number of faults per run.
 
-    Memory: about 150 bytes per state, and 8 per step.
+    A search needs about 150 bytes of memory per state, and 8 bytes per step.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class Search:
         self._model = model
         self._faults = faults
         self._progress = progress
-        # States reached by one more fault -> the first step to each, as (from, label).
+        # Maps each state that one more fault reaches to the first step to it, as (from, label).
         self._failed: dict[int, tuple[int, int]] = {}
         self._index: dict[int, int] = {model.start: 0}
         self._states = [model.start]

@@ -4,7 +4,7 @@ marks.
 A reader dispatches the batch, and a successor may dispatch it again. Workers run its tasks, one worker per
 delivery, in parallel. The callback of a chord reports to the reader. Reader, workers and callbacks run the real
 code (`tools.explore.programs`) on one hash (`tools.explore.hashes`), one round trip at a time. Work between two
-round trips is not visible to other programs, so it is part of the step of the preceding round trip.
+round trips is invisible to other programs, so it is part of the step of the preceding round trip.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Started(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """An entry on the stream of the reader that started the chord."""
+    """An entry in the stream of the reader that started the chord."""
 
     chord: Chord
     done: bool
@@ -331,7 +331,7 @@ _first_seen: dict[object, int] = {}
 
 
 def bag(things: tuple[object, ...]) -> tuple[object, ...]:
-    """Sorts elements in the order in which they were first seen, so that equal bags are equal tuples."""
+    """Sorts elements in the order in which they were first seen, so that equal bags become equal tuples."""
     return tuple(sorted(things, key=lambda thing: _first_seen.setdefault(thing, len(_first_seen))))
 
 

@@ -1,1 +1,1 @@
-"""A game day: injects faults on real servers, waits for their alerts, and fixes them with the runbook."""
+"""Runs a game day: injects faults on real servers, waits for their alerts, and fixes them with the runbook."""

@@ -76,7 +76,7 @@ def start_workers(game: Game) -> None:
 
 
 def leave_a_queue_out(game: Game) -> None:
-    """Deploys workers with a list of queues that lacks BigQuery's."""
+    """Deploys workers with a list of queues that lacks the queue of BigQuery."""
     flush = (flush_queue(sink) for sink in SinkName if sink is not SinkName.BIGQUERY)
     restart_workers(game, (CONTROL_QUEUE, *flush))
 
@@ -95,8 +95,8 @@ def restart_workers(game: Game, queues: Sequence[str]) -> None:
 
 
 def outlive_session(game: Game) -> None:
-    """Suspends the reader for longer than its session timeout, so that it is no longer a member of the group when
-    it resumes.
+    """Suspends the reader for longer than its session timeout, so that the reader is no longer a member of the
+    group when it resumes.
     """
     child = game.fleet.children[READERS[0]]
     child.pause()
@@ -171,7 +171,7 @@ def promote_redis(game: Game) -> None:
 
 
 def fill_redis(game: Game) -> None:
-    """Sets the memory limit just above the memory in use."""
+    """Sets the memory limit of Redis just above the memory in use."""
     with client(game) as redis:
         info: Any = redis.info("memory")
         redis.config_set("maxmemory", int(info["used_memory"] * 1.15))
@@ -349,7 +349,8 @@ def ordinary_ratio(game: Game) -> None:
 
 def send_bomb(game: Game) -> None:
     """Sends a record of a few kB that decompresses to more than the client library accepts, and blocks its
-    partition."""
+    partition.
+    """
     options = {"compression.type": "zstd", "message.max.bytes": 2 * BOMB_BYTES, **kafka_options(game.settings)}
     producer = Producer(options)
 
@@ -383,7 +384,7 @@ def restart_readers(game: Game, *, wait: bool = True, **settings: str) -> None:
 
 
 def commit_beyond_the_end(game: Game) -> None:
-    """Commits an offset beyond the end of the log, as can be found after an unclean leader election."""
+    """Commits an offset beyond the end of the log, which can happen after an unclean leader election."""
     for name in READERS:
         game.fleet.stop(game.fleet.children[name])
     commit(game, 0, game.load.ends[0] + BEYOND_THE_END)
@@ -526,8 +527,8 @@ FAULTS = (
         "max(replays_reader_halted) == 0",
         ordinary_ratio,
     ),
-    # This fault is the last one, because readers that read the record again, for example after an offset beyond
-    # the log, are blocked.
+    # This fault comes last, because readers that read the record again, for example after an offset beyond the
+    # log, are blocked.
     Fault(
         "a record that decompresses to more than is accepted",
         "ReplaysLag",

@@ -1,7 +1,7 @@
 """The system of a game day, and the actions of the person on call.
 
 `Game` runs the embedded stack, two readers, two workers and Flower under a steady load, with a real Prometheus
-that scrapes them. Faults are injected and fixed through its methods. Every wait has a time limit.
+that scrapes them. Faults are injected and fixed through the methods of `Game`. Every wait has a time limit.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ CAUSED_BY_LOAD = {"ReplaysEndToEndSlow", "ReplaysLag", "ReplaysBackpressure"}
 # An alert on an exhausted error budget resolves only after its window: minutes here, hours in production.
 BUDGET = {"ReplaysErrorBudgetBurnsFast", "ReplaysErrorBudgetBurnsSlowly"}
 
-# These intervals of the system affect the rules. The intervals are divided by about the same factor, or by less
+# The rules depend on these intervals of the system. The intervals are divided by about the same factor, or by less
 # where a busy machine with two cores could not keep up (a chord within six seconds).
 SHORT_TIMES = {
     "REPLAYS_FLUSH_DEADLINE_SECONDS": "12",
@@ -78,8 +78,8 @@ SHORT_TIMES = {
 class Fault:
     """One fault. `alert` must fire within FIRE_SECONDS_MAX of the call of `inject`.
 
-    `fix` follows the section of the runbook, and `after` runs after recovery. `healthy` is a Prometheus expression
-    that has a value once the component has recovered.
+    `fix` follows the section of the runbook, and `after` is run after the recovery. `healthy` is a Prometheus
+    expression that has a value once the component has recovered.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Fault:
 
 
 class Game:
-    """One game day. Faults use its attributes and methods. `close` stops everything that it starts."""
+    """One game day. Faults use the attributes and methods of `Game`. `close` stops everything that it starts."""
 
     def __init__(
         self,

@@ -1,6 +1,4 @@
-"""The steady load of a game day: recordings that appear to arrive at Relay now, and optional malformed
-messages.
-"""
+"""The steady load of a game day: recordings that appear to arrive at Relay now, and malformed messages."""
 
 from __future__ import annotations
 

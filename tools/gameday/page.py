@@ -39,8 +39,8 @@ def seconds(number: float | None) -> str:
 
 
 def spent(played: Mapping[str, Any]) -> str:
-    """Formats the number of late segments out of all that became durable; empty for runs recorded before the
-    objective existed.
+    """Formats the number of late segments and the number of durable segments; the result is empty for runs
+    recorded before the objective existed.
     """
     return f"{played['late_segments']:,} of {played['segments']:,}" if "segments" in played else ""
 

@@ -44,7 +44,8 @@ WAITING_RULES = {
     "ReplaysBatchParked",
     "ReplaysWorkerLostRedis",
 }
-# A rate needs at least two scrapes. A worker sends a heartbeat every two seconds, on a busy machine every five.
+# A rate needs at least two scrapes. A worker sends a heartbeat every two seconds, or every five seconds on a busy
+# machine.
 RANGE_SECONDS_MIN = 5
 THRESHOLD_SECONDS_MIN = 5
 
@@ -181,8 +182,8 @@ class Prometheus(Server):
         return found
 
     def durable(self, seconds: float) -> tuple[int, int]:
-        """Returns (number of segments that became durable in the last `seconds`, number of these that missed the
-        objective).
+        """Returns (number of segments that became durable in the last `seconds`, number of those segments that
+        missed the objective).
         """
         window = f"[{max(RANGE_SECONDS_MIN, round(seconds))}s]"
         counted = {"count": "", "bucket": '{le="30.0"}'}
@@ -220,7 +221,7 @@ class PanelQuery:
 
 
 def asked_panels(server: Prometheus, start: float, end: float) -> list[PanelQuery]:
-    """Queries every expression of every panel over this period."""
+    """Queries every expression of every panel over the given period."""
     found = []
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         for target in panel.get("targets", ()):

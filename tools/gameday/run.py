@@ -7,7 +7,7 @@ evaluates the rules of deploy/prometheus/alerts.yml, with times divided by FACTO
 `tools/gameday/faults.py` is injected, and its alert must fire. After the steps of the runbook, the alert must
 resolve, all produced messages must be committed, and the metrics must show that the component has recovered. At
 the end, every expression of the dashboard is queried over the run, and `replays-ingest reconcile` compares the
-topic with the sinks. Every wait has a time limit, and so has the whole run.
+topic with the sinks. Every wait has a time limit, and the whole run has one, too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The history of commits, reads and assignments, and the rules that every history must satisfy.
 
-`judge` uses only timed operations from logs and the broker, and shares no code with the reader. All times are
-seconds of one wall clock. Each operation has the time of its request and the time of its response, and took effect
-between the two.
+`judge` uses only timed operations from logs and the broker, and shares no code with the reader. All times are in
+seconds, from the same wall clock. Each operation has the time of its request and the time of its response, and
+took effect between these times.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class Excuse:
     """An event after which offsets may be lower or missing: an operator's reset, an injected fault, or a recreated
     topic.
 
-    `until`: the end of an event that takes time. For example, a reader may commit an offset beyond the log once
-    more before it starts from the beginning.
+    `until`: the end of an event that takes time. For example, a reader may once more commit an offset beyond the
+    log before it starts from the beginning.
     """
 
     at: float
@@ -153,8 +153,9 @@ class _Partition:
         ]
 
     def stale(self) -> list[str]:
-        """Checks that no read returned a commit that had been replaced before the read, or "none" after a
-        commit."""
+        """Checks that no read returned a commit that had been replaced before the read, and that no read returned
+        "none" after a commit.
+        """
         found = []
         for read in self._reads:
             candidates = self._candidates(read)
@@ -173,7 +174,7 @@ class _Partition:
         return found
 
     def backwards(self) -> list[str]:
-        """Checks that neither stored nor read offsets decrease."""
+        """Checks that neither stored offsets nor read offsets decrease."""
         stored = [(one.offset, one.sent_at, one.ends_at, f"{one.life} committed") for one in self._stored]
         read = [
             (one.offset, one.sent_at, one.answered_at, f"{one.by} read")

@@ -18,7 +18,8 @@ from tools.image.outcome import Lines, NotDone, last_line
 DEFAULT = re.compile(r"^ARG PYTHON_IMAGE=(\S+)", re.MULTILINE)
 REGISTRY = "docker.io/library/"
 SUITE = "bookworm"
-# Packages that the Dockerfile and Celery require, and those that Docker's own Python image installs from Debian.
+# Packages that the Dockerfile and Celery require, and packages that Docker's own Python image installs from
+# Debian.
 PACKAGES = (
     "passwd",
     "python3-venv",

@@ -1,4 +1,4 @@
-"""Runs programs with a time limit. When a program ends or is ended, so are all processes that it started."""
+"""Runs programs with a time limit. When a program ends or is stopped, so are all processes that it has started."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ GRACE_SECONDS = 5.0
 
 def call(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
     """Runs a program to its end, whatever its exit code. Raises subprocess.TimeoutExpired after ending its process
-    group."""
+    group.
+    """
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

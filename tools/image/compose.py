@@ -25,8 +25,8 @@ NAMED_VOLUME = re.compile(r"[a-z]+")
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One service. `health`: the command of its health check, empty if there is none. `options`: of `podman
-    run`.
+    """One service. `health`: the command of the service's health check, or empty if there is none. `options`:
+    options of `podman run`.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Service:
     options: tuple[str, ...] = ()
 
     def moved(self, addresses: Mapping[str, str], ports: Mapping[int, int]) -> Service:
-        """Returns the service with other server addresses, and with free ports of the host."""
+        """Returns the service with the given server addresses, and with free ports of the host."""
 
         def port(text: str) -> str:
             return re.sub(r":(\d+)\b", lambda found: f":{ports.get(int(found[1]), found[1])}", text)

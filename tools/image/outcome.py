@@ -1,4 +1,4 @@
-"""Reports which steps of a test of the image succeeded, which this machine could not run, and which failed.
+"""Reports which steps of a test of the image succeeded, which steps this machine could not run, and which failed.
 
 `NotDone` is a limitation of the machine, such as a missing engine or network, and does not fail CI. `Failed` is a
 defect of the image.
@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 
 class NotDone(Exception):
-    """This machine cannot run a step. The message is the reason, in one line."""
+    """Raised if this machine cannot run a step. The message is the reason, in one line."""
 
 
 class Failed(Exception):
-    """The image was built but does not work correctly. The message describes the problem."""
+    """Raised if the image was built but does not work correctly. The message describes the problem."""
 
 
 @dataclass(slots=True)
@@ -32,7 +32,8 @@ class Clock:
 
     def left(self, at_most: float) -> float:
         """Returns the seconds available for the next step: `at_most` or the remaining time, whichever is less, but
-        at least 1."""
+        at least 1.
+        """
         return max(1.0, min(at_most, self._began + self.seconds - self.now()))
 
     @property

@@ -26,7 +26,9 @@ def config_list() -> str:
 
 
 def configuration(listing: str) -> configparser.RawConfigParser:
-    """Returns a pip.conf with the same effect in the build. Environment variables take precedence, as in pip."""
+    """Returns a pip.conf with the same effect in the build. Environment variables take precedence, as they do in
+    pip.
+    """
     found = configparser.RawConfigParser()
     found.add_section("global")
     lines = [match for line in listing.splitlines() if (match := SETTING.match(line))]
@@ -40,7 +42,8 @@ def configuration(listing: str) -> configparser.RawConfigParser:
 
 def mounts(configured: configparser.RawConfigParser, folder: Path) -> list[str]:
     """Returns the volumes for the build: a pip.conf, which is written to `folder`, and the local files and folders
-    that it names."""
+    that it names.
+    """
     path = folder / "pip.conf"
     with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as file:
         configured.write(file)

@@ -33,7 +33,9 @@ C_EXTENSION = "import google_crc32c; print(google_crc32c.implementation)"
 
 
 def breaches(status: str, mounts: str) -> list[str]:
-    """Returns the excess privileges of a container's first process, from its /proc/PID/status and mounts."""
+    """Returns the excess privileges of a container's first process, as read from its /proc/PID/status and
+    mounts.
+    """
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     root = [line.split()[3].split(",") for line in mounts.splitlines() if line.split()[1] == "/"]
     found = []
@@ -52,8 +54,9 @@ def breaches(status: str, mounts: str) -> list[str]:
 
 
 class System:
-    """The containers of the image, which use the servers of a stack. `hosts`: names that resolve only in the
-    network of the Compose file."""
+    """The containers of the image, which use the servers of a stack. `hosts`: names that can be resolved only in
+    the network of the Compose file.
+    """
 
     def __init__(
         self,

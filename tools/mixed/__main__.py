@@ -1,5 +1,5 @@
-"""Runs the previous release and this one side by side under load, and upgrades in the documented order and in the
-reverse order.
+"""Runs the previous release and this release side by side under load, and upgrades in the documented order and in
+the reverse order.
 
     python -m tools.mixed --minutes 5    (make mixed-versions)
     python -m tools.mixed --minutes 5 --planted formats

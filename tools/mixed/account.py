@@ -11,7 +11,7 @@ from tools.history.check import Commit
 from tools.history.collect import seconds_of
 
 Lines = Iterable[Mapping[str, Any]]
-# Part of the error with which a worker refuses a batch of a newer release.
+# A part of the error with which a worker refuses a batch of a newer release.
 REFUSED = "upgrade the workers before the readers"
 
 
@@ -37,14 +37,14 @@ class Parked:
 
 @dataclass(frozen=True, slots=True)
 class Repeated:
-    """Messages that were cut into a batch again."""
+    """Messages that were cut into a batch a second time."""
 
     at: float
     messages: int
 
 
 def parked(lines: Lines, commits: Sequence[Commit]) -> list[Parked]:
-    """Returns each batch that was parked, once. `lines`: log lines of all readers."""
+    """Returns each parked batch once. `lines`: log lines of all readers."""
     first: dict[str, tuple[float, str]] = {}
     for line in lines:
         if line.get("event") != "batch_parked":

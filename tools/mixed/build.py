@@ -29,7 +29,7 @@ FOLDER = "empty"
 
 
 class BuildFailed(Exception):
-    """A release could not be built. The message is the output of the step that failed."""
+    """Raised if a release could not be built. The message is the output of the step that failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Release:
 
 
 def released(release: Released, cache: Path = CACHE) -> Release:
-    """Returns the release of a commit, which is built at its first use. Raises BuildFailed."""
+    """Returns the release of a commit; the release is built when it is first used. Raises BuildFailed."""
     place = cache / f"{release.version}-{release.commit[:12]}-{sys.implementation.cache_tag}"
     if not place.exists():
         cache.mkdir(parents=True, exist_ok=True)

@@ -78,7 +78,7 @@ class MixedFleet:
 
     @property
     def readers(self) -> dict[str, Child]:
-        """The readers by name. The log of each covers all of its processes."""
+        """The readers of the run, by name. The log of each reader covers all of its processes."""
         return {name: child for name, child in self.fleet.children.items() if name.startswith("reader")}
 
     def check(self) -> str:

@@ -1,9 +1,9 @@
 """Makes newer releases that do not exist yet from the current code, with a few patches.
 
-As long as the previous release and the current code use the same formats, they cannot test a change of formats.
-`ADDITIVE` adds a field to the manifest, a field to the cut record, and a column with values. `NEWER` also raises
-both format versions. `LOSSY` has a bug that loses rows, which a run must detect. Each patch replaces a piece of
-code that occurs exactly once.
+As long as the previous release and the current code use the same formats, they cannot be used to test a change of
+formats. `ADDITIVE` adds a field to the manifest, a field to the cut record, and a column with values. `NEWER` also
+raises both format versions. `LOSSY` has a bug that loses rows, which a run must detect. Each patch replaces a
+piece of code that occurs exactly once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MIGRATION = "ALTER TABLE replay_segments {on_cluster} ADD COLUMN IF NOT EXISTS p
 
 
 class Kind(StrEnum):
-    """Differences of the planted release from the current code."""
+    """The differences between the planted release and the current code."""
 
     ADDITIVE = "additive"
     NEWER = "newer"
@@ -60,12 +60,13 @@ PATCHES = {Kind.ADDITIVE: ADDED, Kind.NEWER: (*ADDED, *RAISED), Kind.LOSSY: LOST
 
 
 class OutOfDate(Exception):
-    """The code for a patch has changed, so the patch must be rewritten."""
+    """Raised if the code for a patch has changed, so that the patch must be rewritten."""
 
 
 def planted(kind: Kind, directory: Path) -> Release:
     """Builds the current code with the patches of this kind, below the directory. Raises OutOfDate or
-    BuildFailed."""
+    BuildFailed.
+    """
     tree = directory / f"{kind}-tree"
     copy(tree)
     for patch in PATCHES[kind]:

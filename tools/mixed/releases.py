@@ -18,7 +18,7 @@ GIT_SECONDS_MAX = 60
 
 
 class NoRelease(Exception):
-    """There is no earlier release in this checkout. The message states the reason and what to do."""
+    """Raised if there is no earlier release in this checkout. The message states the reason and what to do."""
 
 
 @dataclass(frozen=True, slots=True)

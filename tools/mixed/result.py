@@ -19,7 +19,7 @@ class Line:
     """The result of one phase.
 
     `parked`: number of parked batches; `refused`: number of parked batches that workers refused because of their
-    version. `duplicates`: duplicates that remain after de-duplication; None if some were found, but their phase is
+    version. `duplicates`: duplicates that remain after deduplication; None if some were found but their phase is
     unknown.
     """
 
@@ -40,7 +40,7 @@ class Line:
 
 @dataclass(slots=True)
 class Result:
-    """The result of the run. `versions`: name of a release in the table -> its version."""
+    """The result of the run. `versions`: maps the name of a release in the table to its version."""
 
     versions: dict[str, str]
     kafka: str
@@ -93,7 +93,8 @@ class Result:
 
     def _refusals(self) -> list[str]:
         """Checks that batches are refused only while readers are newer than workers, or until these workers are
-        replaced."""
+        replaced.
+        """
         found, before = [], False
         for line in self.lines:
             if line.refused and not (line.phase.newer or before):

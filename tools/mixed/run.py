@@ -210,7 +210,8 @@ class Run:
 
     def _compare(self) -> None:
         """Compares every sink with all produced messages and, if any are missing, also with those of each
-        phase."""
+        phase.
+        """
         result, settings = self.result, self._fleet.settings
         expected = Expectation.of_manifest(*(window.manifest for window in self._windows), settings=settings)
         statsd_url = self._fleet.stack.addresses["statsd_query"]
@@ -231,7 +232,7 @@ class Run:
 
 
 class _Traffic:
-    """Produces at a steady rate while its context is open."""
+    """Produces messages at a steady rate while its context is open."""
 
     def __init__(self, settings: Settings, plan: Plan, number: int, manifest: Path) -> None:
         self.produced = Produced()

@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, Page
 
 RECORDED = Path(__file__).parents[2] / "tests" / "recordings"
 VIEWPORT: Any = {"width": 1024, "height": 768}
-# Replaces the SDK: the pages call these functions, and nothing is recorded.
+# A stub for the SDK: the pages call these functions, and nothing is recorded.
 STUB = b"window.startSentry = () => {}; window.Sentry = new Proxy({}, { get: () => () => {} });"
 # The canvas page draws ten times per second. Here, frames are drawn explicitly instead.
 NO_TIMERS = "window.setInterval = () => 0;"
@@ -29,7 +29,7 @@ Act = Callable[[Page, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """One moment: its name, milliseconds after the start in `facts.json`, and the actions until then.
+    """One moment: its name, the milliseconds after the start in `facts.json`, and the actions until that moment.
 
     The actions receive the page and the number of frames that the played page shows.
     """
@@ -106,7 +106,7 @@ class _Pages(SimpleHTTPRequestHandler):
 
 @contextmanager
 def served() -> Iterator[str]:
-    """Serves the pages on the loopback interface, and returns the address."""
+    """Serves the pages on the loopback interface, and yields their address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Pages)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -119,8 +119,8 @@ def served() -> Iterator[str]:
 
 @contextmanager
 def original(browser: Browser, address: str, name: str, moment: Moment, frames: int = 0) -> Iterator[Page]:
-    """Returns the original page of a recording at a moment. As in the player, files of other servers are not
-    loaded.
+    """Returns the original page of a recording at a moment. Files of other servers are not loaded, as in the
+    player.
     """
     page = browser.new_page(viewport=VIEWPORT)
     try:

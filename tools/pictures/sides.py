@@ -1,4 +1,4 @@
-"""Shows original and played page side by side, for every recording in `tests/recordings` at two moments.
+"""Shows the original and the played page side by side, for every recording in `tests/recordings` at two moments.
 
     python -m tools.pictures.sides DIRECTORY
 

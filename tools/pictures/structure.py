@@ -10,8 +10,8 @@ from typing import Any
 from playwright.sync_api import Frame
 
 PIXELS_MAX = 1.0
-# Masked text and blocked elements are meant to differ. The SDK also blocks frames without an address. A lone
-# surrogate is drawn, and also played, as a replacement character.
+# Masked text and blocked elements are expected to differ. The SDK also blocks frames without an address. A lone
+# surrogate is drawn as a replacement character, both in the original and in the played page.
 _ROWS = """() => {
   const rows = [];
   const skipped = new Set(["SCRIPT", "STYLE", "LINK", "META", "TITLE", "HEAD", "NOSCRIPT", "TEMPLATE", "BASE"]);
@@ -61,7 +61,7 @@ def structure(frame: Frame) -> list[Row]:
 
 
 def differences(played: list[Row], original: list[Row]) -> list[str]:
-    """Returns one line per element that differs, or is in only one of the pages."""
+    """Returns one line per element that differs, or that is in only one of the pages."""
     ours, theirs = _by_path(played), _by_path(original)
     found = [f"not played: {path}" for path in theirs if path not in ours]
     found += [f"only played: {path}" for path in ours if path not in theirs]

@@ -1,3 +1,3 @@
-"""Compares stored facts with the actions performed in the shop of `replays-ingest try`, live, with any version of
+"""Compares stored facts with the actions performed live in the shop of `replays-ingest try`, with any version of
 the SDK for browsers.
 """

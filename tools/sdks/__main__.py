@@ -1,4 +1,4 @@
-"""Compares facts with what was done in the page, live, with several versions of the SDK for browsers.
+"""Compares facts with the actions performed live in the page, with several versions of the SDK for browsers.
 
     python -m tools.sdks 7 8 9 10 11        (make live-sdks)
 
@@ -66,7 +66,7 @@ def signed_in(browser: Browser, trial: Any) -> BrowserContext:
 
 
 def table(lines: Sequence[Line]) -> str:
-    """Returns the lines as a Markdown table by fact, with the versions that have equal lines."""
+    """Returns the lines as a Markdown table by fact, together with the versions that have equal lines."""
     versions: dict[Comparison, list[str]] = {}
     for line in lines:
         versions.setdefault(line.compared, []).append(line.version)

@@ -16,12 +16,12 @@ OPTIONS = ("--bundle", "--format=iife", "--global-name=Sentry", "--minify", "--t
 
 
 class BuildError(Exception):
-    """A version could not be built. The message is one line."""
+    """Raised if a version could not be built. The message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sdk:
-    """A built script, and its exact version."""
+    """A built script and its exact version."""
 
     version: str
     script: Path

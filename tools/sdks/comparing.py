@@ -1,4 +1,4 @@
-"""Compares facts in BigQuery, and rage clicks on the timeline, with what was done in the page."""
+"""Compares facts in BigQuery, and rage clicks on the timeline, with the actions performed in the page."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Comparison:
 
     @property
     def is_accepted(self) -> bool:
-        """True if the values are equal, or differ for a stated reason."""
+        """True if the values are equal, or if they differ for a stated reason."""
         return self.is_equal or bool(self.reason)
 
 
@@ -103,8 +103,8 @@ def on_the_timeline(page: Page, done: Done) -> Comparison:
 
 
 def _repeated(done: Done, clicked: Counter[str]) -> Comparison:
-    """Compares the click rows of elements with bursts. There must be at least one row per burst and one per single
-    click.
+    """Compares the click rows of elements with bursts. There must be at least one row per burst and one row per
+    single click.
     """
     did = {name: count + done.clicks[name] for name, count in done.bursts.items()}
     stored = {name: clicked[name] for name in done.bursts}

@@ -1,4 +1,4 @@
-"""Simulates a visitor of the shop of `replays-ingest try`, and records what was done in the page and what the
+"""Simulates a visitor of the shop of `replays-ingest try`, and records the actions in the page and what the
 browser reported.
 
 Clicks and inputs are recorded by this driver. Requests, console messages and navigation are reported by the
@@ -26,7 +26,7 @@ def path_of(url: str) -> str:
 
 @dataclass
 class Done:
-    """What was done, counted by element: its id, or its test id if it has none.
+    """The actions performed, counted by element: its id, or its test id if it has no id.
 
     `clicks`: single clicks; `bursts`: clicks in quick succession; `dead`: clicks without any reaction of the page
     for seven seconds, which are also in `clicks`. `console`: level and text.

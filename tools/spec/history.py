@@ -31,7 +31,7 @@ ACTIONS = (
 
 
 class Unreadable(Exception):
-    """The steps do not form a complete run, so there is no history."""
+    """Raised if the steps do not form a complete run, so that there is no history."""
 
 
 class Action(NamedTuple):
@@ -45,8 +45,8 @@ class Action(NamedTuple):
 
 @dataclass(slots=True)
 class _Sent:
-    """One commit of a reader. `seen`: a response, or the next owner's read, shows that it was stored. `bare`: it
-    was stored without its batch ends.
+    """One commit of a reader. `seen`: a response, or a read by the next owner, shows that the commit was stored.
+    `bare`: the commit was stored without its batch ends.
     """
 
     offset: int
@@ -74,7 +74,7 @@ class _Life:
     waits: _Sent | None = None
 
     def holds(self, at: int) -> bool:
-        """True if this assignment was current at that time."""
+        """True if the assignment was current at the given time."""
         return self.assigned_at < at < self.until
 
     def planned(self) -> int | None:
@@ -119,8 +119,8 @@ def histories(steps: Sequence[Step]) -> Iterator[list[Step]]:
 
 def _without_late_assignments(steps: Sequence[Step]) -> list[Step]:
     """Leaves out assignments that the group had already revoked when their reader handled them, for example
-    because the reader was suspended. Such a reader sent nothing but commits, none of which is known to be stored,
-    and lost the partition.
+    because the reader was suspended. Such a reader sent only commits, none of which is known to be stored, and
+    lost the partition.
 
     Otherwise the steps of the actual owner would look like those of a former owner. If such a commit was stored
     after all, the next owner reads a record that no other reader wrote, which is refused.
@@ -160,8 +160,8 @@ class History:
         return sorted(named - {END_OF_LOG})
 
     def lines(self, stop: int) -> list[str]:
-        """Returns the lines for spec/replay.pml: the number of an action, and its four arguments. `stop`: STOP in
-        the specification.
+        """Returns the lines for spec/replay.pml: the number of an action, and its four arguments. `stop`: This is
+        STOP in the specification.
         """
         ranks = self.ranks
         found = []
@@ -311,8 +311,8 @@ class History:
         """Returns the offset up to which the reader had skipped offsets before it cut the batch that begins at
         `start`.
 
-        Messages are read in order, so the gap has no messages. A batch covers the gap before it, unless recorded
-        ends lie in the gap, or a commit of this reader shows that it passed the end of the log there.
+        Messages are read in order, so there are no messages in the gap. A batch covers the gap before it, unless
+        recorded ends lie in the gap, or a commit of this reader shows that it passed the end of the log there.
         """
         ends = [end for end in life.plan if life.taken < end <= start]
         sent = [

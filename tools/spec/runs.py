@@ -18,9 +18,9 @@ from ingest.testing.simulation.world import World
 
 LOG_EVENT = "protocol_step"
 
-# Faults excluded from these worlds. A reader that dies between two commands of one decision has performed steps
-# that were not observed. Steps have the time of the simulated world, so the clocks of readers must agree. The
-# specification does not cover brokers with wrong responses, and recreated topics.
+# Faults that are excluded from these worlds. If a reader dies between two commands of one decision, it has
+# performed steps that were not observed. Steps have the time of the simulated world, so the clocks of readers must
+# agree. The specification covers neither brokers with wrong responses nor recreated topics.
 EXCLUDED_FAULTS = frozenset(
     {
         Fault.READER_CRASH_MIDWAY,
@@ -49,7 +49,7 @@ class _Recorded(World):
 
 
 def simulated(seed: int) -> list[Step]:
-    """Returns the steps of every reader in the simulated world of this seed. Raises Violation."""
+    """Returns the steps of every reader in the simulated world of the given seed. Raises Violation."""
     shape = Shape.draw(seed)
     world = _Recorded(
         replace(shape, faults=tuple(fault for fault in shape.faults if fault not in EXCLUDED_FAULTS))

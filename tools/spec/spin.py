@@ -23,7 +23,7 @@ SECONDS_MAX = 600.0
 
 
 class SpinFailed(Exception):
-    """A tool is missing, or refused the specification."""
+    """Raised if a tool is missing, or refuses the specification."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,8 @@ class Searched:
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Verdict on one history. `refused`: index of the first action that is not allowed; None if all are
-    allowed."""
+    allowed.
+    """
 
     actions: int
     refused: int | None
@@ -57,7 +58,8 @@ def missing() -> str:
 
 
 def search(directory: Path, *, faults: int | None = None, ends: bool = False, text: str | None = None) -> Searched:
-    """Searches every order of the actions of the specification. With `ends`, it also checks that each order ends.
+    """Searches every order of the actions of the specification. With `ends`, the search also checks that each
+    order ends.
 
     `faults`: maximum number of faults, by default that of the specification. `text`: replaces the text of the
     file. Raises SpinFailed.
@@ -85,7 +87,7 @@ def search(directory: Path, *, faults: int | None = None, ends: bool = False, te
 
 
 class Checker:
-    """Checks histories against the specification. Compiles a checker once per size and directory."""
+    """Checks histories against the specification. Compiles a checker once per history size and directory."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -124,7 +126,7 @@ def _compile(directory: Path, program: str, options: Sequence[str]) -> None:
 
 
 def _run(directory: Path, command: Sequence[str], **environment: str) -> str:
-    """Runs a program and returns its output. Raises SpinFailed if it cannot run or fails."""
+    """Runs a program and returns its output. Raises SpinFailed if the program cannot be run or fails."""
     try:
         done = subprocess.run(
             command,

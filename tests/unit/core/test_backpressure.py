@@ -1,4 +1,4 @@
-"""When the reader stops polling, pauses, and resumes."""
+"""Tests when the reader stops polling, pauses, and resumes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_it_pauses_only_after_a_while_at_the_bound() -> None:
 def test_it_resumes_at_half_of_both_bounds() -> None:
     """The reader resumes at half of both bounds.
 
-    Resuming just below a bound would make it alternate between paused and resumed.
+    Resuming just below a bound would make the reader alternate between paused and resumed.
     """
     full = pressure()
     full.update(4, 0, now=0.0)

@@ -1,4 +1,4 @@
-"""When a batch is cut: by count, bytes, age, or planned end."""
+"""Tests when a batch is cut: by count, bytes, age, or planned end."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ def test_the_message_that_reaches_the_bytes_cuts_and_is_in_the_batch() -> None:
 
 
 def test_a_message_over_the_byte_limit_is_a_batch_of_its_own() -> None:
-    """A message of fifteen megabytes, over the byte limit, is flushed as a batch of its own without waiting."""
+    """A message of fifteen megabytes, which exceeds the byte limit, is flushed without waiting, in a separate
+    batch.
+    """
     open_batch = builder(batch_bytes_max=250)
 
     assert only(open_batch.add(0, segment(0, size_bytes=9_999), now=0.0)).size_bytes == 9_999
@@ -83,7 +85,8 @@ def test_a_message_that_is_too_large_is_a_batch_of_its_own() -> None:
 
 
 def test_a_planned_range_that_grew_too_large_is_cut_in_between_and_keeps_its_end() -> None:
-    """If another release produces more rows, a planned range above the maximum of staged bytes is cut in two.
+    """If another release produces more rows, so that a planned range exceeds the maximum of staged bytes, the
+    range is cut in two.
 
     The planned end of the range is kept.
     """
@@ -280,7 +283,9 @@ def test_a_planned_range_with_a_compacted_end_ends_at_the_next_message() -> None
 
 
 def test_one_message_can_complete_two_batches() -> None:
-    """A message after the planned end completes the planned batch, and also fills a batch of its own."""
+    """A message after the planned end completes the planned batch, and is large enough to fill a separate
+    batch.
+    """
     open_batch = builder(plan=(3, 6))
     open_batch.add(0, segment(0), now=0.0)
 

@@ -1,4 +1,4 @@
-"""The cut record: the next owner can read what was written with a commit."""
+"""The next owner of a partition can read the cut record that was written with a commit."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_longest_fields_fit_into_the_smallest_setting() -> None:
 
 
 def test_without_room_for_the_topic_there_is_no_record() -> None:
-    """If the topic does not fit into the record, offsets are committed without one."""
+    """If the topic id does not fit into the record, offsets are committed without it."""
     assert encode(0, Record(TOPIC_ID, 4, 1, (5,)), 10) == ""
     assert encode(0, Record(), BYTES_MAX) == ""
 
@@ -75,7 +75,9 @@ def test_foreign_metadata_is_read_as_an_empty_record(foreign: str) -> None:
 
 @given(st.one_of(st.text(max_size=50), st.text(max_size=50).map(lambda rest: f"2;{rest}")))
 def test_no_text_breaks_the_decoder(foreign: str) -> None:
-    """For any text from the broker, the decoded ends ascend from the committed offset, and nothing raises."""
+    """For any text from the broker, the decoded ends ascend from the committed offset, and no exception is
+    raised.
+    """
     stops = decode(7, foreign).stops
 
     assert list(stops) == sorted(set(stops))
@@ -114,7 +116,7 @@ def test_the_record_of_the_previous_release_is_read() -> None:
     ],
 )
 def test_the_reason_for_an_unreadable_record_is_reported(text: str, reason: str) -> None:
-    """The reason for an unreadable record, for example after a rollback, is reported for the log."""
+    """The reason why a record is unreadable, for example after a rollback, is reported for the log."""
     assert refusal(text) == reason
 
 

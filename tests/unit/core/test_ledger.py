@@ -1,4 +1,6 @@
-"""The at-least-once guarantee: examples, and a state machine that compares the ledger with sets of offsets."""
+"""Tests the at-least-once guarantee with examples, and with a state machine that compares the ledger with sets of
+offsets.
+"""
 
 from __future__ import annotations
 
@@ -120,8 +122,8 @@ def test_a_removed_partition_commits_nothing_and_starts_afresh() -> None:
 
 
 def test_ranges_that_overlap_are_a_broken_invariant() -> None:
-    """A range that overlaps an earlier one is refused: the shared offsets would be committed when the first range
-    settles.
+    """A range that overlaps an earlier range is refused, because the shared offsets would be committed when the
+    first range settles.
     """
     ledger = ledger_with((0, 4))
 
@@ -130,7 +132,7 @@ def test_ranges_that_overlap_are_a_broken_invariant() -> None:
 
 
 def test_pending_counts_settled_ranges_that_wait() -> None:
-    """Settled ranges that wait for an earlier one are pending: after a crash they would be read again."""
+    """Settled ranges that wait for an earlier range are pending: after a crash they would be read again."""
     ledger = ledger_with((0, 1), (1, 2), (2, 3))
 
     ledger.settle(P, OffsetRange(1, 2))
@@ -141,10 +143,10 @@ def test_pending_counts_settled_ranges_that_wait() -> None:
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """The ledger compared with sets of offsets per partition: received and durable.
+    """Compares the ledger with two sets of offsets per partition: received and durable.
 
     The model has no ranges and no order: an offset is committable if every received offset below it is durable.
-    Batches of former assignments keep settling, as late completions do.
+    Batches of former assignments still settle, like late completions.
     """
 
     cut = Bundle("cut")

@@ -1,4 +1,4 @@
-"""Which partitions have no owner, and which member makes the group reassign them."""
+"""Tests which partitions have no owner, and which member makes the group reassign them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def watch() -> Ownership:
 
 
 def test_partitions_that_no_member_owns_are_named() -> None:
-    """Partitions without an owner are named only in a stable group; during a rebalance partitions may be
-    unassigned for a moment.
+    """Partitions without an owner are reported only in a stable group; during a rebalance partitions may briefly
+    be unassigned.
     """
     assert ORPHANED.unowned == (2,)
     assert ALL_OWNED.unowned == ()
@@ -26,7 +26,7 @@ def test_partitions_that_no_member_owns_are_named() -> None:
 def test_a_stable_group_without_members_is_no_evidence() -> None:
     """A stable group without members is ignored, because Kafka would report such a group as EMPTY.
 
-    A server that reports otherwise does not list the members.
+    A server that reports another state does not list the members.
     """
     empty = GroupView(2, {}, stable=True)
     a = watch()

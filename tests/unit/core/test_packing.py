@@ -1,4 +1,4 @@
-"""The layout `packed`: identity, retention classes, bounds, and the contents of the index."""
+"""Tests the layout `packed`: identity, retention classes, bounds, and the contents of the index."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_same_batch_after_a_crash_is_the_same_object():
 def test_other_bytes_of_the_same_range_get_another_name():
     """If the same range has other bytes, the object gets another name.
 
-    With the same name, a 412 response would confirm bytes that are not stored.
+    If the name were the same, a 412 response would confirm bytes that are not stored.
     """
     (first,), (second,) = pack(make_batch(2))[0], pack(make_batch(2, content=b"other"))[0]
 
@@ -66,7 +66,7 @@ def test_the_index_finds_every_recording_in_its_retention_class():
 def test_an_index_row_has_the_arrival_time_of_its_segment(received: int):
     """An index row has the arrival time of its segment, not the time in the message.
 
-    A row dated in the distant past would be dropped immediately, and the recording would be lost.
+    A row with a date in the distant past would be dropped immediately, and the recording would be lost.
     """
     now = 1_790_000_000
     value = recording(replay_id="a" * 32, segment_id=0, received=received)

@@ -1,4 +1,4 @@
-"""The reader's decisions, on the MockRuntime: batches, chords, offsets, rebalances, pauses, shutdown."""
+"""Tests the reader's decisions on the MockRuntime: batches, chords, offsets, rebalances, pauses, shutdown."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_below_the_thresholds_nothing_is_flushed() -> None:
 
 
 def test_the_second_message_of_two_flushes_and_is_committed() -> None:
-    """The second message of two cuts the batch, which is written as blobs and rows before the offset after it is
-    committed.
+    """If a batch needs two messages, the second one cuts it; its blobs and rows are written before the offset
+    after it is committed.
     """
     runtime = reader()
 
@@ -252,8 +252,8 @@ def test_a_batch_cut_during_a_commit_waits_for_the_next_record() -> None:
 
 
 def test_a_new_owner_cuts_the_same_ranges_after_a_crash() -> None:
-    """After a crash a new owner cuts the same ranges: a batch cut by age is cut again by the record, with the
-    same id.
+    """After a crash a new owner cuts the same ranges: a batch that was cut by age is cut again according to the
+    record, with the same id.
     """
     first = reader(batch_messages_max=100)
     for count in (3, 1, 2):
@@ -374,7 +374,9 @@ def test_the_third_deadline_in_a_row_parks_the_batch() -> None:
 
 
 def test_a_result_between_two_missed_deadlines_resets_their_count() -> None:
-    """If the blobs complete after two missed deadlines, the rows may also miss two before the batch is parked."""
+    """If the blobs complete after two missed deadlines, the rows may also miss two deadlines before the batch is
+    parked.
+    """
     runtime = reader(flush_deadline_seconds=100.0)
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -438,7 +440,7 @@ def test_the_success_of_an_older_attempt_counts() -> None:
 def test_a_failed_chord_parks_its_batch_with_a_growing_backoff() -> None:
     """A failed chord parks its batch with a backoff that doubles after each failure.
 
-    The parked entry has the error.
+    The parked entry contains the error.
     """
     runtime = reader(retry_backoff_seconds=5.0, retry_backoff_seconds_max=300.0)
     runtime.segments(2)
@@ -728,7 +730,7 @@ def test_chords_in_flight_are_bounded() -> None:
 def test_at_a_bound_polling_stops_and_the_consumer_is_paused_later(
     bound: dict[str, float],
 ) -> None:
-    """At a bound polling stops, and the consumer is paused later.
+    """At a bound, polling stops at once, and the consumer is paused later.
 
     The consumer resumes when batches and bytes have both dropped to half of their bounds.
     """
@@ -885,8 +887,8 @@ def test_a_commit_without_a_response_times_out_and_is_resent() -> None:
 def test_a_late_response_to_a_timed_out_commit_resends_the_newer_one() -> None:
     """A late response to a timed-out commit causes the newer commit to be resent.
 
-    The broker may have stored the older commit after the newer one, which would leave the group behind until the
-    next message.
+    The broker may have stored the older commit after the newer commit, which would leave the group behind until
+    the next message.
     """
     runtime = reader(batch_messages_max=1, commit_answer_seconds_max=1.0)
     runtime.segments(1)
@@ -940,7 +942,7 @@ def test_commits_are_sent_at_most_once_per_interval_under_load() -> None:
 def test_a_revoked_partition_drains_then_is_released() -> None:
     """In the drain of a revoked partition, batches in flight settle and are committed.
 
-    Open messages are left to the next owner.
+    Messages in the open batch are left to the next owner.
     """
     runtime = reader()
     runtime.segments(3)
@@ -1119,7 +1121,7 @@ def test_the_message_that_reaches_the_byte_bound_is_the_last_one() -> None:
 
 
 def test_a_held_partition_takes_no_messages_and_the_others_do() -> None:
-    """Messages fetched from a held partition wait, and those of other partitions are taken."""
+    """Messages fetched from a held partition wait, and messages of other partitions are taken."""
     runtime = reader(batch_messages_max=1, in_flight_batches_max=100, pending_ranges_max=8)
     runtime.assign(OTHER_PARTITION)
     runtime.segments(8)
@@ -1192,7 +1194,7 @@ def test_a_deferred_message_blocks_only_its_partition() -> None:
 
 
 def test_a_deferred_message_and_those_around_it_share_a_batch() -> None:
-    """If the result of a deferred message arrives soon, the message and those around it share a batch.
+    """If the result of a deferred message arrives soon, the message and its neighbors share a batch.
 
     A batch costs a dozen round trips.
     """
@@ -1281,7 +1283,7 @@ def test_resuming_leaves_a_partition_with_a_deferred_message_paused() -> None:
 
 
 def test_too_many_rejects_halt_the_reader() -> None:
-    """Too many rejects halt the reader, so that a bad deploy does not send a whole topic to the dead letters."""
+    """Too many rejects halt the reader, so that a bad deployment does not turn a whole topic into dead letters."""
     runtime = reader(batch_messages_max=100, reject_window=10, reject_unattributed_ratio_max=0.5)
     runtime.segments(5)
     for offset in range(5, 10):
@@ -1306,7 +1308,7 @@ def test_too_many_rejects_halt_the_reader() -> None:
 def test_a_halt_in_a_planned_range_flushes_its_first_part() -> None:
     """If the reader halts within a planned range, the first part of the range is flushed.
 
-    Without this flush, no restart would ever make progress, and no dead letter would show the reason.
+    If it were not flushed, no restart would ever make progress, and no dead letter would show the reason.
     """
     runtime = reader(batch_messages_max=100, reject_window=10, reject_unattributed_ratio_max=0.5)
     runtime.committed, runtime.records = {PARTITION: 0}, {PARTITION: "1,2s"}
@@ -1321,8 +1323,8 @@ def test_a_halt_in_a_planned_range_flushes_its_first_part() -> None:
 
 
 def test_garbage_of_one_project_is_reported_and_ingestion_continues() -> None:
-    """If half of all messages are garbage of one project, dead letters are written for them, and the other
-    segments are ingested.
+    """If half of all messages are garbage of one project, they become dead letters, and the other segments are
+    ingested.
     """
     runtime = reader(batch_messages_max=10, reject_window=20)
     for offset in range(0, 200, 2):
@@ -1353,7 +1355,7 @@ def test_by_policy_the_rejects_of_a_shed_project_are_dropped_and_counted() -> No
 
 
 def test_a_halted_reader_settles_its_batches_and_pauses_new_partitions() -> None:
-    """A halted reader settles its batches, keeps its partitions, and consumes nothing, even from new
+    """A halted reader settles its batches, keeps its partitions, and consumes nothing, even from newly assigned
     partitions.
     """
     runtime = reader(reject_window=10, reject_unattributed_ratio_max=0.5)

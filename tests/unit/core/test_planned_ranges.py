@@ -1,4 +1,4 @@
-"""Recorded ranges of a predecessor wait for their messages as long as those can still arrive."""
+"""Recorded ranges of a predecessor wait for their messages as long as these messages can still arrive."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def cuts(runtime: Reader) -> list[tuple[int, int, CutReason]]:
 
 
 def test_at_the_end_of_the_log_the_rest_of_a_range_is_abandoned() -> None:
-    """If the log ends before the planned end, because it was truncated or a replica lags for long, the range is
-    abandoned.
+    """If the log ends before the planned end, because it was truncated or a replica lags for a long time, the
+    range is abandoned.
     """
     runtime = successor()
     runtime.segments(3)
@@ -232,8 +232,8 @@ def test_the_range_being_completed_may_be_revoked(event: on.Event) -> None:
 
 
 def test_the_range_being_completed_may_lose_messages_to_retention() -> None:
-    """If messages of the planned range being completed expire, its partition is still fetched, and the range is
-    completed by the messages that remain.
+    """If messages of the planned range being completed expire, its partition is still fetched, and the remaining
+    messages complete the range.
     """
     runtime = successor(in_flight_bytes_max=300, pause_after_seconds=0.5)
     runtime.segments(3)
@@ -250,8 +250,8 @@ def test_the_range_being_completed_may_lose_messages_to_retention() -> None:
 
 
 def test_a_range_over_the_byte_bound_is_abandoned_at_the_end_of_the_log() -> None:
-    """A planned range above the byte bound is abandoned at the end of the log, after the same wait as any
-    other.
+    """A planned range above the byte bound is abandoned at the end of the log, after the same wait as any other
+    range.
     """
     runtime = successor(in_flight_bytes_max=300, pause_after_seconds=0.5)
     runtime.segments(3)

@@ -1,4 +1,4 @@
-"""How rejects are attributed: those of a single project shed that project, and those of many projects, or of
+"""Tests how rejects are attributed: rejects of a single project shed that project; rejects of many projects, or of
 none, halt the reader.
 """
 
@@ -47,7 +47,7 @@ def test_garbage_of_many_projects_halts_and_names_them() -> None:
 
 
 def test_exactly_the_maximum_share_of_projects_is_allowed() -> None:
-    """Exactly the maximum share of bad projects is allowed; the reader halts only above it."""
+    """Exactly the maximum share of bad projects is allowed; the reader halts only above this share."""
     rejects = window(20, reject_ratio_max=0.3)
     count(rejects, *[(project, project < 3) for project in range(10)] * 2)
     assert rejects.verdict() is None
@@ -58,7 +58,7 @@ def test_exactly_the_maximum_share_of_projects_is_allowed() -> None:
 
 
 def test_a_project_with_some_bad_messages_is_not_a_bad_project() -> None:
-    """A project counts as bad when most of its messages are; half is not most."""
+    """A project counts as bad if more than half of its messages are bad; exactly half does not count."""
     rejects = window(30)
 
     count(rejects, *[(project, bad) for project in range(5) for bad in (BAD, GOOD)] * 3)
@@ -67,8 +67,8 @@ def test_a_project_with_some_bad_messages_is_not_a_bad_project() -> None:
 
 
 def test_fewer_projects_than_the_minimum_never_halt() -> None:
-    """Fewer bad projects than the minimum never halt the reader; a small installation can configure a lower
-    minimum.
+    """Fewer bad projects than the minimum never halt the reader; a lower minimum can be configured for a small
+    installation.
     """
     for minimum, halts in ((3, False), (2, True)):
         rejects = window(reject_projects_min=minimum)
@@ -131,7 +131,7 @@ def test_rejects_of_a_shed_project_are_dropped_by_policy_only(policy: RejectPoli
 
 
 def test_the_worst_projects_are_listed_first_and_bounded() -> None:
-    """The worst projects are listed first, and the number of projects named in metrics and logs is bounded."""
+    """The worst projects are listed first, and the number of projects in metrics and logs is bounded."""
     rejects = window(100)
     count(rejects, *[(project, BAD) for project in range(10) for _ in range(project)])
 

@@ -1,4 +1,4 @@
-"""How long a batch waits before a retry."""
+"""Tests how long a batch waits before a retry."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ingest.core.retry import retry_seconds
 
 def test_the_wait_doubles_up_to_its_cap() -> None:
     """The nominal wait doubles from 5 s up to 300 s and then stays constant; the actual wait is 50 % to 100 % of
-    it.
+    the nominal wait.
     """
     for failures, ceiling in ((1, 5.0), (2, 10.0), (3, 20.0), (7, 300.0), (10_000, 300.0)):
         seconds = retry_seconds("t-0-1-2", failures, 5.0, 300.0)

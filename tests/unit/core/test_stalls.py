@@ -1,4 +1,4 @@
-"""Which partitions are refetched because no messages arrive although the log has some."""
+"""Tests which partitions are refetched because no messages arrive although the log has some."""
 
 from __future__ import annotations
 

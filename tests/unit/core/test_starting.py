@@ -1,5 +1,6 @@
-"""Where a partition starts: at its offset, at its beginning when it is new, or by policy when the offset was
-lost."""
+"""Tests where a partition starts: at its offset, at its beginning if the partition is new, or by policy if the
+offset was lost.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ def stored(offset: int, topic_id: str = "new", partitions: int = 2) -> Stored:
 
 
 def test_a_committed_offset_of_this_topic_is_the_start() -> None:
-    """A committed offset of this topic is the start, and the record keeps the number of partitions at the
-    group's start.
+    """A committed offset of this topic is the start, and the record keeps the number of partitions that the group
+    started with.
     """
     assert start(0, {0: stored(7)}, CURRENT_TOPIC) == Start(Place.COMMITTED, 2)
 
@@ -54,8 +55,8 @@ def test_commits_without_a_record_make_every_other_partition_new() -> None:
 
 
 def test_an_offset_of_a_deleted_topic_is_ignored() -> None:
-    """If the committed offset is of a deleted topic, the new log is read from its beginning, whatever the policy
-    is.
+    """If the committed offset belongs to a deleted topic, the new log is read from its beginning, whatever the
+    policy is.
     """
     group = {0: stored(7, "old"), 1: stored(9, "old")}
 

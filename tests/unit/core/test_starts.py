@@ -1,4 +1,4 @@
-"""The contents of the first commit of an assignment, and how starts without progress are counted."""
+"""Tests the contents of the first commit of an assignment, and how starts without progress are counted."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_an_unknown_topic_id_keeps_the_recorded_one() -> None:
 def test_the_offset_after_a_gap_is_committed_at_once() -> None:
     """The offset after a gap is committed at once, without the recorded ends inside the gap.
 
-    Without this commit, the reader would choose a new start after a crash, and with `latest` a later offset.
+    If it were not committed, the reader would choose a new start after a crash, and with `latest` a later offset.
     """
     runtime = started_reader("2;c=5,2s")
     records(runtime)
@@ -150,8 +150,8 @@ def test_a_record_that_is_too_long_is_followed_at_once_by_a_shorter_one() -> Non
 
 
 def test_a_commit_refused_without_a_record_is_retried_after_the_interval() -> None:
-    """If a commit without a record is refused, its length is not the reason, so the retry waits for the
-    interval.
+    """If a commit without a record is refused, the record's length cannot be the reason, so the retry waits for
+    the interval.
     """
     runtime = reader(commit_interval_seconds=0.5, cut_record_bytes_max=0)
     runtime.segments(2)

@@ -98,7 +98,7 @@ def test_the_runbook_names_only_what_exists():
 
 
 def test_every_alert_has_a_test_that_fires_it():
-    """Every alert has a test in alerts_test.yml that fires it. This check needs no promtool."""
+    """Every alert has a test in alerts_test.yml that makes it fire. This check needs no promtool."""
     provoked = {
         expected["alertname"]
         for path in TESTS
@@ -112,7 +112,9 @@ def test_every_alert_has_a_test_that_fires_it():
 
 @needs_promtool
 def test_every_alert_fires_when_it_should_and_none_in_a_healthy_system():
-    """On the series in the test files, every alert fires when it should, and none fires in a healthy system."""
+    """With the series in the test files, every alert fires when it should, and no alert fires in a healthy
+    system.
+    """
     for arguments in (["check", "rules", ALERTS], ["test", "rules", *TESTS]):
         result = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=60)
         assert result.returncode == 0, result.stdout + result.stderr
@@ -127,7 +129,9 @@ def test_prometheus_accepts_its_configuration():
 
 
 def test_the_dashboard_shows_every_metric_of_an_alert():
-    """The dashboard shows every metric that an alert uses, for the operator who follows an alert there."""
+    """The dashboard shows every metric that an alert uses, because an operator follows the alert to the
+    dashboard.
+    """
     shown = {name for panel in panels() for target in panel["targets"] for name in METRIC.findall(target["expr"])}
     alerted = {name for rule in rules() for name in METRIC.findall(rule["expr"])}
     not_drawn = {
@@ -164,7 +168,7 @@ def test_every_expression_of_the_dashboard_uses_its_variables():
 def test_the_variables_match_scraped_targets():
     """The dashboard's variables, whose values come from labels of `up`, match the scraped targets.
 
-    "All" still matches where such a label is missing.
+    "All" still matches if such a label is missing.
     """
     for variable in json.loads(DASHBOARD.read_text())["templating"]["list"][1:]:
         assert re.fullmatch(rf"label_values\(up\{{.*\}}, {variable['name']}\)", variable["definition"])

@@ -1,4 +1,4 @@
-"""The effect of the values of the Helm chart, whose default rendering is deploy/kubernetes."""
+"""Tests the effect of the values of the Helm chart, whose default rendering is deploy/kubernetes."""
 
 from __future__ import annotations
 
@@ -238,7 +238,8 @@ def test_values_reach_the_pods(charts: dict[str, list[dict[str, Any]]]):
 
 @needs_helm
 def test_every_pod_has_the_shared_key(charts: dict[str, list[dict[str, Any]]]):
-    """If a shared key is configured, every pod has it; the entries of a pod without the key would be ignored.
+    """If a shared key is configured, every pod has it, because the entries of a pod without the key would be
+    ignored.
 
     By default no pod has a key.
     """
@@ -264,7 +265,7 @@ def test_every_pod_has_the_shared_key(charts: dict[str, list[dict[str, Any]]]):
 def test_the_values_schema_accepts_the_defaults_and_no_unknown_name():
     """The values schema accepts the defaults and refuses a misspelt name, or a secret among the settings.
 
-    helm validates values against this schema at installation.
+    helm validates values against this schema during installation.
     """
     import json
 

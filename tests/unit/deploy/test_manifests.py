@@ -1,4 +1,4 @@
-"""Safe defaults for each step of a deployment, checked on the files themselves."""
+"""Tests safe defaults for each step of a deployment, in the files themselves."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def pods() -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize(("name", "pod"), pods().items(), ids=list(pods()))
 def test_a_pod_has_no_more_rights_than_it_needs(name: str, pod: dict[str, Any]):
-    """Pods have no root user, no writable image, no token, no capabilities, a memory limit, and, if they run long,
-    probes.
+    """Pods have no root user, no writable image, no token, no capabilities, and a memory limit; long-running pods
+    have probes.
     """
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -138,7 +138,9 @@ def test_each_queue_has_a_deployment_that_scales_on_its_depth():
 
 
 def test_no_workload_resets_the_replicas_that_keda_chose():
-    """No workload sets its replicas, because `kubectl apply` during a backlog would then scale everything down."""
+    """No workload sets its replicas, because `kubectl apply` would then scale everything down, even during a
+    backlog.
+    """
     scaled = {
         (d["spec"]["scaleTargetRef"].get("kind", "Deployment"), d["spec"]["scaleTargetRef"]["name"])
         for d in named("ScaledObject").values()
@@ -275,7 +277,7 @@ def test_metrics_go_to_the_agent_of_the_node():
 def test_secrets_are_only_referenced():
     """The manifests only reference the Secret.
 
-    The example Secret has values marked as examples and is not applied with the rest.
+    The example Secret has values marked as examples, and is not applied with the other manifests.
     """
     kustomization = (KUBERNETES / "kustomization.yaml").read_text()
     example = yaml.safe_load((KUBERNETES / "secrets.example.yaml").read_text())
@@ -313,9 +315,9 @@ HISTORY = "REPLAYS_FLOWER_HISTORY_PATH"
 
 
 def test_compose_has_every_component_and_listens_on_loopback_only():
-    """Every component is in the Compose file and listens only on loopback.
+    """Every component is in the Compose file and listens only on the loopback interface.
 
-    Our containers have no capabilities and a read-only image.
+    Our containers have no capabilities, and their images are read-only.
     """
     services = COMPOSE["services"]
     wanted = {"kafka", "redis", "clickhouse", "gcs", "bigquery", "statsd", "reader", "worker", "flower"}
@@ -401,7 +403,7 @@ def test_data_that_must_survive_compose_down_is_in_a_volume():
 def test_flower_keeps_its_task_history_outside_its_container():
     """The path of Flower's task history is set, and is in a volume.
 
-    The image contains the directory, because a volume takes its owner from there.
+    The image contains the directory, because a new volume takes its owner from it.
     """
     pod = named("Deployment")["replays-flower"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]

@@ -1,4 +1,4 @@
-"""The costs of a bounded list of projects and of `other` sum to an exact count of the same messages."""
+"""The costs of a bounded list of projects and of `other` add up to an exact count of the same messages."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def total(costs: dict[str, Cost]) -> tuple[float, float, float]:
 
 
 def test_the_series_sum_to_an_exact_count_of_thousands_of_projects():
-    """For a skewed load over 20,000 projects, the series sum to the exact count.
+    """For a skewed load over 20,000 projects, the series add up to the exact count.
 
     The list contains the most expensive projects.
     """
@@ -78,7 +78,9 @@ def test_the_series_sum_to_an_exact_count_of_thousands_of_projects():
 
 
 def test_the_recent_cost_sums_to_the_rate_of_everything():
-    """Under a steady load, the listed projects, `none` and `other` sum to its rate within a thousandth."""
+    """Under a steady load, the listed projects, `none` and `other` add up to the rate of the load within a
+    thousandth.
+    """
     counted = Counted()
     for second in range(900):
         for project in range(50):
@@ -121,7 +123,7 @@ def test_a_project_takes_only_one_place():
 
 
 def test_similar_projects_do_not_alternate():
-    """If two projects compete for one place, they do not alternate.
+    """If two projects compete for one place, they do not alternate in it.
 
     The first project keeps the place until the second project costs clearly more.
     """
@@ -181,7 +183,7 @@ def test_the_reader_counts_each_message_once_and_no_other_work():
 
 
 def test_the_cpu_of_projects_sums_to_that_of_parsing() -> None:
-    """While recordings of several projects are parsed, the series sum to the CPU time of the thread."""
+    """While recordings of several projects are parsed, the series add up to the CPU time of the thread."""
     driver = Driver(batch_messages_max=1_000_000)
     metrics = Metrics(Settings(cost_projects_max=2), wall=lambda: 0.0)
     metrics.watch(driver.pipeline, driver)

@@ -1,4 +1,4 @@
-"""The reader's probes: it is live if the loop runs, and ready if the reader does its work."""
+"""Tests the reader's probes: the reader is live if its loop runs, and ready if it does its work."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def reader() -> Iterator[Reader]:
 
 
 def test_it_listens_on_loopback_by_default(reader: Reader):
-    """By default the server listens on loopback, so that metrics are not exposed to the network."""
+    """By default the server listens on the loopback interface, so that metrics are not exposed to the network."""
     assert reader.probes.host == "127.0.0.1"
 
 
@@ -124,7 +124,9 @@ def test_a_stuck_loop_is_reported_once_with_every_stack():
 
 
 def test_the_stacks_name_the_threads():
-    """The reported stacks name the threads, so that an operator sees which of them runs the loop."""
+    """The reported stacks contain the names of the threads, so that an operator sees which thread runs the
+    loop.
+    """
     waiting, release = threading.Event(), threading.Event()
 
     def wait_here() -> None:

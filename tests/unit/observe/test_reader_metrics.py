@@ -37,7 +37,7 @@ def settled_batch() -> Driver:
 
 
 def test_every_metric_is_described():
-    """Each metric has a unique name, a unit and a sentence."""
+    """Each metric has a unique name, a unit and a one-sentence description."""
     names = [definition.name for definition in DEFINITIONS]
 
     assert len(names) == len(set(names))
@@ -105,7 +105,7 @@ def test_rejects_and_warnings_are_counted_by_their_stable_names():
 
 
 def test_lag_is_the_uncommitted_messages_and_the_age_of_the_oldest():
-    """The lag of a partition is its number of uncommitted messages and the age of the oldest.
+    """The lag of a partition is its number of uncommitted messages and the age of the oldest uncommitted message.
 
     An idle partition has no lag, however old its last message is.
     """
@@ -244,7 +244,7 @@ def test_dogstatsd_receives_the_same_names():
 
 
 def test_projects_with_the_most_rejects_have_series_and_the_rest_share_one() -> None:
-    """Projects with the most rejects have their own series, and all other projects share one.
+    """Projects with the most rejects have their own series, and all other projects share one series.
 
     A project that has recovered has no series.
     """

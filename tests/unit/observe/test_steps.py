@@ -1,4 +1,4 @@
-"""The steps of the commit protocol, as a reader logs them for the specification."""
+"""Tests the steps of the commit protocol that a reader logs for the specification."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_new_owner_logs_the_ends_it_received() -> None:
 
 
 def test_dropped_messages_are_logged_as_a_range_with_nothing_to_write() -> None:
-    """Dropped messages are logged as a range with nothing to write, which grows with each drop."""
+    """Dropped messages are logged as a range with nothing to write, which grows with each dropped message."""
     reader = followed_reader(batch_messages_max=5)
     reader.parsed(segment(0), Drop(DropReason.KILLED, 1), Drop(DropReason.KILLED, 1))
 
@@ -245,8 +245,8 @@ def test_a_recreated_log_is_another_assignment() -> None:
 
 
 def test_the_end_of_the_log_is_a_step() -> None:
-    """The end of the log is a step, because its offsets have no messages and the specification treats them as
-    empty.
+    """The end of the log is logged as a step, because its offsets have no messages and the specification treats
+    them as empty.
     """
     reader = followed_reader()
     reader.handle_event(on.EndReached(PARTITION, reader.epoch(), 0, 3))

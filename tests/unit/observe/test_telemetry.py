@@ -47,7 +47,7 @@ def message(offset: int, traceparent: str | None) -> Message:
 
 
 def test_a_batch_belongs_to_its_first_traced_message_and_links_to_the_others(spans: InMemorySpanExporter):
-    """A batch has one parent and links to the other traced messages of its own range only."""
+    """A batch has one parent, and links only to the other traced messages of its own range."""
     tracing = Tracing()
     tracing.polled([message(0, None), message(1, TRACES[0]), message(2, TRACES[1]), message(3, TRACES[2])])
 

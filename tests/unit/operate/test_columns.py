@@ -40,7 +40,9 @@ def test_a_wide_terminal_shows_everything():
 
 
 def test_an_empty_list_is_one_line_that_says_so():
-    """A table without rows is shown as its text for that case; without such a text it is only the header."""
+    """A table without rows is shown as its text for that case; if there is no such text, only the header is
+    shown.
+    """
     file = io.StringIO()
     Console(file=file, width=80).print(FittedTable(COLUMNS, empty="no batch is parked"))
 
@@ -49,8 +51,8 @@ def test_an_empty_list_is_one_line_that_says_so():
 
 
 def test_less_important_columns_are_left_out_and_texts_are_cut():
-    """On a narrow terminal the id is whole, the time is short, the text ends with an ellipsis, and no line is
-    too long.
+    """On a narrow terminal the id is shown in full, the time is short, the text ends with an ellipsis, and no line
+    is too long.
     """
     header, row = drawn(78, (BATCH, "12:00:03", ERROR, "", "7"))
 
@@ -77,8 +79,8 @@ def test_ids_are_whole_at_every_width(width: int):
 
 
 def test_an_empty_column_never_takes_the_room_of_a_text():
-    """A column without text takes no room, so the error, which is longer than its minimum width, is shown
-    whole.
+    """A column without text takes no space, so the error, which is longer than its minimum width, is shown in
+    full.
     """
     columns = (Column("id"), Column("sink", rank=1), Column("error", rank=2, room=4))
 

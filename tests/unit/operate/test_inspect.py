@@ -1,4 +1,4 @@
-"""Output of `replays-ingest inspect` for a message."""
+"""Tests the output of `replays-ingest inspect` for a message."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def page(value: bytes, rules: ParseRules = ALL) -> str:
 
 
 def test_a_segment_is_described_down_to_its_rows():
-    """For a segment, the page has envelope, recording, object, rows by table, facts with their attributes, and
-    metrics.
+    """For a segment, the page shows the envelope, recording, object, rows by table, facts with their attributes,
+    and metrics.
     """
     fetched = fetch_event({"request": {"size": 10}, "response": {"size": 20}})
     value = recording([snapshot_event(), viewport_event(), click_event(), fetched, {"type": 99}, None], 3)
@@ -66,7 +66,7 @@ def test_a_segment_is_described_down_to_its_rows():
 
 @pytest.mark.parametrize(("reason", "value"), [case[1:] for case in REJECTED], ids=[case[0] for case in REJECTED])
 def test_a_reject_shows_its_reason_and_the_readable_part(reason: str, value: bytes):
-    """For a reject, the page has the reason, its meaning, and the envelope if it could be read."""
+    """For a reject, the page shows the reason, its meaning, and the envelope if it could be read."""
     found = describe(value, ALL)
 
     assert found["reject"]["reason"] == reason

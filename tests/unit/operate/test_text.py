@@ -1,4 +1,4 @@
-"""How numbers and times are shown to operators, and how times that operators type are parsed."""
+"""Tests how numbers and times are shown to operators, and how times that operators type are parsed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ingest.operate.text import (
 
 
 def test_ages_and_times_are_accepted() -> None:
-    """Ages count back from now; a time without a zone is UTC."""
+    """Ages are counted back from now; a time without a zone is in UTC."""
     assert parse_time("2h", now=10_000.0) == 2_800.0
     assert parse_time("1970-01-01T00:01", now=0.0) == 60.0
     assert parse_time("1970-01-01T01:00+01:00", now=5.0) == 0.0

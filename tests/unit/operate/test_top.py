@@ -1,4 +1,4 @@
-"""How the page of `status` and `top` shows a reader."""
+"""Tests how the page of `status` and `top` shows a reader."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_only_a_terminal_that_moves_its_cursor_is_refreshed(
 
 
 def test_shed_projects_are_named() -> None:
-    """Shed projects are named; all others are not, however many of their messages are rejects."""
+    """Shed projects are named; other projects are not named, however many of their messages are rejects."""
     worst = (
         RejectsOf(42, 100, 90, shed=True),
         RejectsOf(43, 900, 80, shed=False),
@@ -89,8 +89,8 @@ def test_delays_are_shown_in_a_readable_unit(p50: float | None, p99: float | Non
 
 
 def test_figures_of_a_silent_reader_are_marked_as_old() -> None:
-    """Partitions and batches of a silent reader are shown with the age of the data, and those of other readers
-    without it.
+    """Partitions and batches of a silent reader are shown with the age of the data; those of other readers are
+    shown without an age.
     """
     partitions = (PartitionState(0, 10, 10, 10, 0, 0.0), PartitionState(1, 10, 10, 10, 0, 0.0))
     readers = (
@@ -156,8 +156,8 @@ def test_cost_by_project_is_the_sum_over_readers() -> None:
 
 @pytest.mark.parametrize("width", [80, 100, 200])
 def test_a_parked_batch_of_a_busy_system_fits_one_line(width: int) -> None:
-    """A parked batch fits one line, with the whole id and worker's name, because operators copy them into
-    commands. The headline has the last error, with as many lines as it needs.
+    """A parked batch fits on one line, with the full id and worker name, because operators copy them into
+    commands. The headline contains the last error, in as many lines as it needs.
     """
     batch_id = "ingest-replay-recordings-3-1234567-1235567"
     parked = ParkedStatus(batch_id, Stage.ROWS, 12, 1000, 9_000_000, 0.0, 99.0, "r1", "clickhouse is away " * 20)

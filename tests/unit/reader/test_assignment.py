@@ -1,4 +1,4 @@
-"""How long queries for the group's offsets are retried, depending on the broker's response.
+"""Tests how long queries for the group's offsets are retried, depending on the broker's response.
 
 A missing response does not mean that the group has no offset.
 """
@@ -48,8 +48,8 @@ class Coordinator:
     "code", [KafkaError.STALE_MEMBER_EPOCH, KafkaError.NOT_COORDINATOR, KafkaError._TIMED_OUT]
 )
 def test_a_temporary_error_is_retried(code: int) -> None:
-    """A query that fails with a temporary error is retried, until a heartbeat updates the epoch or a coordinator
-    is found.
+    """A query that fails with a temporary error is retried until a heartbeat updates the epoch or a coordinator is
+    found.
     """
     assert Coordinator(code, times=3).answer() == {0: Stored(7)}
 
@@ -67,7 +67,7 @@ def test_a_temporary_error_is_retried(code: int) -> None:
     ],
 )
 def test_a_lasting_error_ends_without_a_result(code: int, seconds: float) -> None:
-    """A lasting error ends the query without a result, and the reader rejoins the group."""
+    """A permanent error ends the query without a result, and the reader rejoins the group."""
     coordinator = Coordinator(code, times=10**6)
 
     with pytest.raises(Unanswered):
@@ -111,7 +111,7 @@ def test_no_offset_or_zero_counts_only_when_confirmed(wrong: Stored) -> None:
 
 
 def test_an_unambiguous_response_is_not_confirmed() -> None:
-    """An unambiguous response is not confirmed, so a typical assignment needs only one query."""
+    """An unambiguous response is not confirmed by a second query, so a typical assignment needs only one query."""
     sure = ScriptedCoordinator({0: Stored(7), 1: Stored(0, "2;s=1"), 2: Stored(5)})
 
     assert sure.answer()[1] == Stored(0, "2;s=1")

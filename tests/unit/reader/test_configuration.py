@@ -1,4 +1,4 @@
-"""The reader's consumer under both group protocols, and constraints between its settings."""
+"""Tests the reader's consumer under both group protocols, and constraints between its settings."""
 
 from __future__ import annotations
 

@@ -115,7 +115,9 @@ def test_both_forms_in_one_batch_are_two_tasks() -> None:
 
 
 def test_the_setting_chooses_the_form() -> None:
-    """The form depends on the setting of the workers' sink. Commands show and rebuild rows in JSON."""
+    """The form in which facts are staged depends on the setting of the workers' sink. Commands show and rebuild
+    rows in JSON.
+    """
     settings = Settings(bigquery_write="storage")
     rules = rules_of(settings)
     shown, usual = (describe(MESSAGES[0], each)["bigquery"] for each in (rules, rules_of(Settings())))

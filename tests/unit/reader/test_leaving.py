@@ -1,4 +1,4 @@
-"""A consumer that cannot leave its group does not prevent the end of its process (ingest.reader.leaving)."""
+"""If a consumer cannot leave its group, the process still ends (ingest.reader.leaving)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ leaving.close(Consumer(), 0.5)
 
 
 def test_a_close_that_never_returns_ends_the_process_with_its_stacks() -> None:
-    """If the client's close never returns and holds the interpreter's lock, the process ends and prints its
+    """If the client's `close` never returns and holds the interpreter's lock, the process ends and prints its
     stacks.
     """
     ended = subprocess.run(

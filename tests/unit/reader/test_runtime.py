@@ -1,4 +1,6 @@
-"""The loop handles events in order, executes commands, and waits in a drain for the core's release."""
+"""The loop handles events in order, executes commands, and in a drain waits until the core releases the
+partition.
+"""
 
 from __future__ import annotations
 
@@ -237,7 +239,7 @@ def test_an_observer_that_raises_does_not_stop_ingestion() -> None:
 def test_a_loop_that_ends_by_an_exception_closes_its_shells_without_a_drain() -> None:
     """If a step raises an exception, the dispatcher is stopped and the source is closed.
 
-    A revocation that arrives meanwhile does not wait and commits nothing.
+    A revocation that arrives in the meantime does not wait, and commits nothing.
     """
     bench = bench_with_a_batch_in_flight(drain_deadline_seconds=1000.0)
     commits = len(bench.actions_of(do.Commit))
@@ -321,7 +323,7 @@ def test_waiting_messages_are_parsed_only_when_taken() -> None:
 
 
 def test_a_held_partition_keeps_its_messages_and_the_others_continue() -> None:
-    """Messages of a held partition are kept in its own queue, and the other partitions continue."""
+    """Messages of a held partition are kept in the partition's own queue, and the other partitions continue."""
     other = TopicPartition(PARTITION.topic, 1)
     bench = Bench(batch_messages_max=1, in_flight_batches_max=100, pending_ranges_max=8)
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1), on.Assignment(other, 2))))
@@ -334,7 +336,9 @@ def test_a_held_partition_keeps_its_messages_and_the_others_continue() -> None:
 
 
 def test_a_gap_in_the_log_waits_for_messages_fetched_before() -> None:
-    """A gap in the log is reported only after the messages fetched before it, which may be the only copy."""
+    """A gap in the log is reported only after the messages that were fetched before it, because the fetched copies
+    may be the only ones.
+    """
     bench = Bench(in_flight_bytes_max=250, batch_messages_max=1, pause_after_seconds=0.1)
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
     bench.fetched.append(messages(0, 1, 2, 3, 4, 5))
@@ -372,7 +376,7 @@ def test_waiting_messages_of_a_revoked_partition_are_dropped() -> None:
 def test_messages_after_an_unusual_one_wait_and_other_partitions_continue() -> None:
     """Messages after an unusual message wait for its result and then follow in order.
 
-    The loop and other partitions continue.
+    The loop and the other partitions continue.
     """
     other = TopicPartition(PARTITION.topic, 1)
     bench = Bench(batch_messages_max=100)
@@ -410,7 +414,9 @@ def test_outcomes_after_an_unusual_message_are_kept_in_order() -> None:
 
 
 def test_a_gap_in_the_log_waits_for_an_unusual_message() -> None:
-    """After a gap in the log, an unusual message is awaited, because the copy in memory may be the only one."""
+    """After a gap in the log, the reader waits for the result of an unusual message, because the copy in memory
+    may be the only one.
+    """
     bench = Bench(batch_messages_max=100)
     bench.unusual = {1}
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))

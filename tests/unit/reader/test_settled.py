@@ -12,7 +12,7 @@ from tests.kit.core_reader import reader
 
 
 def test_a_decision_is_settled_when_all_earlier_messages_are() -> None:
-    """A decision that arrives while a batch is in flight is settled when the batch is."""
+    """A decision that arrives while a batch is in flight is settled together with the batch."""
     runtime, gate = reader(), TenantGate()
     settled = Settled(runtime.pipeline, gate)
     runtime.segments(2)

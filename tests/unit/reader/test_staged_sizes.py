@@ -1,4 +1,4 @@
-"""The counted size of a batch covers its staged bytes and the memory it holds."""
+"""The counted size of a batch covers both its staged bytes and the memory that it holds."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_no_more_is_staged_than_was_counted(name: str, layout: str, api: Literal
 
 @pytest.mark.parametrize("padding", ["unread", "replay_event"])
 def test_a_small_recording_does_not_keep_a_long_message_in_memory(padding: str) -> None:
-    """The blob of a small recording is copied, because a view would keep a long message in memory, which no
-    bound counts.
+    """The blob of a small recording is copied, because a view would keep a long message in memory that is not
+    counted towards any bound.
     """
     long = bytes(1 * MiB)
     value = make.recording([make.mutation_event()], **{padding: long})

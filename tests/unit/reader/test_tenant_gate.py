@@ -1,4 +1,6 @@
-"""The tenant gate drops messages of limited projects, and none while the shared token buckets are unavailable."""
+"""The tenant gate drops messages of limited projects, but drops none while the shared token buckets are
+unavailable.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ def test_a_killed_project_is_dropped_and_no_other_is():
 
 
 def test_a_limited_project_is_admitted_as_often_as_it_has_tokens():
-    """A limited project is admitted as often as it has tokens.
+    """A message of a limited project is admitted as long as the project has tokens.
 
     The next message is dropped but counts as demand.
     """

@@ -1,4 +1,4 @@
-"""When a postponed task runs again."""
+"""Tests when a postponed task runs again."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def test_the_servers_retry_after_is_a_floor() -> None:
 def test_a_wait_is_at_most_half_of_the_visibility_timeout() -> None:
     """A wait is at most half of the visibility time-out.
 
-    A waiting task is an unacknowledged message, so a longer wait would run it twice.
+    A waiting task is an unacknowledged message, so after a longer wait it would run twice.
     """
     assert backoff_seconds(0, 10_000.0, SETTINGS) == 300
 
 
 def test_there_is_no_wait_when_only_the_runs_time_was_up() -> None:
-    """If a run ended only because its time was up, the next run starts almost immediately."""
+    """If a run ended only because its time had run out, the next run starts almost immediately."""
     assert backoff_seconds(0, 0.0, SETTINGS) <= 0.1

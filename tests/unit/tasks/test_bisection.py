@@ -15,7 +15,7 @@ from tasks.staging import Progress
 
 
 class Server:
-    """A server that stores positions.
+    """A server that stores the positions of the items that it receives.
 
     Items in `poison` are refused, by name if `named` is set; items in `away` fail once. `faults` are the results
     of successive calls of `examine`: an exception, or None for a healthy destination.
@@ -110,7 +110,9 @@ def test_one_poison_item_is_found_by_halving(position: int) -> None:
 
 
 def test_a_single_poison_item_in_its_batch_is_refused() -> None:
-    """If a poison item is alone in its batch, no neighbor shows that the table works, so the table is examined."""
+    """If a poison item is the only item of its batch, no other item shows that the table works, so the table is
+    examined.
+    """
     server, progress = Server(poison=[0]), fresh(1)
 
     server.deliver(progress, 1)
@@ -170,7 +172,7 @@ def test_only_the_group_with_refused_items_is_written_again() -> None:
 
 @pytest.mark.parametrize("named", [True, False])
 def test_a_table_that_was_altered_blames_no_item(named: bool) -> None:
-    """If the table was altered, it is examined before an item is blamed: after one write and one examination,
+    """If the table was altered, it is examined before any item is blamed: after one write and one examination,
     nothing is refused.
     """
     server, progress = Server(poison=range(8), named=named, faults=[TABLE_ALTERED]), fresh(8)
@@ -211,7 +213,7 @@ def test_a_failed_examination_blames_no_item() -> None:
 def test_an_interrupted_search_keeps_its_writes_and_discards_its_refusals() -> None:
     """If a search is interrupted, its writes are kept and its refusals are discarded.
 
-    The table is repaired between the two runs, and every row that it accepts now is written.
+    The table is repaired between the two runs, and every row that the table then accepts is written.
     """
     server = Server(poison=[0, 1])
     server.away = {12}
@@ -229,7 +231,7 @@ def test_an_interrupted_search_keeps_its_writes_and_discards_its_refusals() -> N
 
 
 def test_a_wrong_table_is_not_treated_as_poison() -> None:
-    """If most of a large number of items are refused, none is dead-lettered, because the table or our rows must
+    """If most of a large number of items are refused, no item is dead-lettered, because the table or our rows must
     be fixed.
     """
     server, progress = Server(poison=range(100), named=True), fresh(100)
@@ -257,8 +259,8 @@ def test_the_search_ends_early_when_everything_is_refused(items: int) -> None:
 
 
 def test_many_poison_items_in_front_do_not_stop_the_batch() -> None:
-    """If one message produced thirty bad rows at the front, items from the whole batch show that the rest is
-    accepted.
+    """If one message produced thirty bad rows at the front of the batch, items from the whole batch show that the
+    others are accepted.
     """
     server, progress = Server(poison=range(30)), fresh(200)
 
@@ -289,7 +291,7 @@ def test_a_search_is_bounded_and_the_next_run_continues() -> None:
 
 
 def test_refusals_of_earlier_runs_count_when_most_are_refused() -> None:
-    """If most items were refused, none is blamed, even if some of the refusals are from earlier runs."""
+    """If most items were refused, no item is blamed, even if some of the refusals are from earlier runs."""
     progress = Progress(left=list(range(25, 50)), refused=[(position, "bad") for position in range(25)])
     server = Server(poison=range(50), named=True)
 
@@ -317,7 +319,7 @@ def test_a_missing_bucket_is_not_the_items_fault() -> None:
 
 
 def test_a_run_ends_between_two_writes_when_its_time_is_up() -> None:
-    """When its time is up, a run ends between two writes and leaves the remaining items to the next run."""
+    """When its time has run out, a run ends between two writes and leaves the remaining items to the next run."""
     server, progress = Server(poison=[0]), fresh(8)
     times = iter([True, True, False])
 

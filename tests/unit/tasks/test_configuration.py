@@ -1,4 +1,4 @@
-"""How and when Celery is configured, and how a wrong setting is reported."""
+"""Tests how and when Celery is configured, and how a wrong setting is reported."""
 
 from __future__ import annotations
 

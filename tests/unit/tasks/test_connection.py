@@ -1,4 +1,4 @@
-"""Which of the errors that redis-py raises mean that the server is unavailable."""
+"""Tests which of the errors that redis-py raises mean that the server is unavailable."""
 
 from __future__ import annotations
 
@@ -26,15 +26,13 @@ def raised_error(answer: str) -> RedisError:
 
 @pytest.mark.parametrize("code", CODES)
 def test_each_code_means_unavailable(code: str) -> None:
-    """Each of the codes, including those that no server can be made to send in a test, means unavailable."""
+    """Each of the codes means unavailable, including codes that no server can be made to send in a test."""
     assert away_code(raised_error(f"{code} this server cannot serve")) == code
 
 
 @pytest.mark.parametrize("code", CODES)
 def test_each_code_means_unavailable_inside_a_script(code: str) -> None:
-    """A code means unavailable inside a script, too, where older servers put the code into the text of the
-    error.
-    """
+    """A code also means unavailable inside a script, where older servers put the code into the text of an error."""
     assert away_code(raised_error(f"ERR Error running script (call to f_1): @user_script:1: -{code} no. ")) == code
 
 
@@ -42,7 +40,7 @@ def test_each_code_means_unavailable_inside_a_script(code: str) -> None:
 def test_other_errors_are_not_unavailability(answer: str) -> None:
     """Errors caused by a full server, a bug of ours, or a missing password do not count as unavailability.
 
-    Another connection would get the same response.
+    A new connection would get the same response.
     """
     assert away_code(raised_error(answer)) == ""
 

@@ -1,4 +1,4 @@
-"""The cores and memory that a container may use, read from cgroup files."""
+"""The cores and memory that a container may use are read from cgroup files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CGROUP_V1 = "5:cpu,cpuacct:/docker/c0ffee\n4:memory:/docker/c0ffee\n1:name=syste
         ("0::/\n", {"cpu.max": "6400000 50000"}, CPUS),
         ("0::/\n", {}, CPUS),
         ("", {}, CPUS),
-        # The pod's limit applies to its containers, wherever in the tree this process is.
+        # The pod's limit applies to its containers, wherever this process is in the cgroup tree.
         ("0::/pod/ours\n", {"pod__cpu.max": "300000 100000", "pod__ours__cpu.max": "max 100000"}, 3),
         ("0::/pod/ours\n", {"pod__cpu.max": "300000 100000", "pod__ours__cpu.max": "100000 100000"}, 1),
         ("0::/../../kubepods/pod1/c1\n", {"cpu.max": "400000 100000"}, 4),
@@ -67,8 +67,8 @@ def test_the_cores_of_a_container_are_its_quota(
 
 
 def test_an_affinity_below_the_quota_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """If the CPU affinity is below the quota, the affinity counts: a process that is pinned to one CPU has one
-    core.
+    """If the CPU affinity is below the quota, the affinity determines the number: a process that is pinned to one
+    CPU has one core.
     """
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3}, raising=False)
 
@@ -104,15 +104,15 @@ def test_the_memory_limit_is_read(membership: str, files: dict[str, str], expect
 def test_processes_follow_the_quota_within_bounds(
     quota: str, settings: dict[str, int], expected: int, tmp_path: Path
 ):
-    """A worker has at least 8 and at most `worker_processes_max` processes, unless their number is set."""
+    """A worker has at least 8 and at most `worker_processes_max` processes, unless their number is configured."""
     root = tree(tmp_path, "0::/\n", **{"cpu.max": quota})
 
     assert cores.processes(Settings(**settings), root) == expected
 
 
 def test_the_default_fits_the_memory_of_the_manifests(tmp_path: Path):
-    """The default number of processes fits the memory of the manifests: 1 GiB without a CPU limit, on a node of
-    64 cores.
+    """The default number of processes fits into the memory of the manifests: 1 GiB without a CPU limit, on a node
+    of 64 cores.
     """
     root = tree(tmp_path, "0::/\n")
 

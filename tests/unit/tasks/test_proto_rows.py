@@ -1,4 +1,4 @@
-"""Rows encoded as protobuf equal those of Google's library."""
+"""Rows that are encoded as protobuf equal those that Google's library encodes."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def by_hand(columns: Columns, values: dict[str, Any]) -> bytes:
 
 
 def test_the_facts_have_the_columns_of_their_table() -> None:
-    """The facts have the columns of their table, so a new column, or one of another type or mode, must be added
-    to the encoder.
+    """The facts have the columns of their table, so a new column, or a column of another type or mode, must be
+    added to the encoder.
     """
     fields = columns_of(FACT_TABLE)
 
@@ -77,7 +77,7 @@ def test_a_fact_is_encoded_as_by_googles_library(
     time: int,
     attributes: str,
 ) -> None:
-    """A fact is encoded byte for byte as by Google's library.
+    """A fact is encoded byte for byte as Google's library encodes it.
 
     The values include Unicode, long and empty strings, large numbers, and times before 1970.
     """
@@ -196,7 +196,9 @@ def test_a_broken_row_is_refused(message: bytes) -> None:
     ],
 )
 def test_columns_of_a_newer_release_may_be_unknown(columns: Columns) -> None:
-    """Columns of a newer release may be unknown, but their names and types must be ones that BigQuery has."""
+    """Columns of a newer release may be unknown, but their types and the form of their names must be valid in
+    BigQuery.
+    """
     assert not are_known(columns)
     assert are_known(FACT_COLUMNS)
     assert are_known((*FACT_COLUMNS, ("brand_new", "INTEGER")))

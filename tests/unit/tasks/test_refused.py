@@ -40,7 +40,7 @@ def forged(sink: str, kind: str, item: str) -> Label:
     ],
 )
 def test_a_refused_item_can_be_written_again(sink: str, item: Item) -> None:
-    """A refused item can be written again: `revive` rebuilds it from the letter's value and headers."""
+    """A refused item can be written again: `revive` rebuilds the item from the letter's value and headers."""
     letter = dead_letter(item, MANIFEST, sink, "Cannot\nparse")
 
     label = label_of(letter)
@@ -52,7 +52,9 @@ def test_a_refused_item_can_be_written_again(sink: str, item: Item) -> None:
 
 
 def test_the_same_refusal_is_the_same_letter() -> None:
-    """A letter has no random values and no current time, so a repeated batch repeats its letters byte for byte."""
+    """A letter contains no random values and no current time, so a repeated batch repeats its letters byte for
+    byte.
+    """
     item = Row("replays", "x", b"{}", 11)
 
     assert dead_letter(item, MANIFEST, "bigquery", "no") == dead_letter(item, MANIFEST, "bigquery", "no")

@@ -1,6 +1,6 @@
 """A seal is valid for one purpose, one content and one key.
 
-Keys can be rotated, and unsealed entries are accepted only if configured.
+Keys can be rotated, and unsealed entries are accepted only if this is configured.
 """
 
 from __future__ import annotations

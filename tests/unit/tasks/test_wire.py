@@ -1,4 +1,4 @@
-"""What readers and workers of different releases accept from each other, and what they refuse."""
+"""Tests what readers and workers of different releases accept from each other, and what they refuse."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ MANIFEST = Manifest(
 
 
 def as_json(value: Manifest | Completion, **more: object) -> bytes:
-    """Returns an item as JSON of another release, with further fields or other values."""
+    """Returns an item as JSON of another release, with additional fields or other values."""
     return msgspec.json.encode({**msgspec.to_builtins(value), **more})
 
 
@@ -84,7 +84,7 @@ def test_rows_as_protobuf_survive_a_round_trip() -> None:
 
 
 def test_a_part_of_rows_as_protobuf_is_protobuf() -> None:
-    """If a repeated task sends only some of the rows, these are also protobuf.
+    """If a repeated task sends only some of the rows, these are also sent as protobuf.
 
     If the task sends all rows, they are not copied.
     """
@@ -102,8 +102,8 @@ def test_a_part_of_rows_as_protobuf_is_protobuf() -> None:
 
 
 def test_a_worker_that_does_not_know_rows_as_protobuf_refuses_them() -> None:
-    """A worker of an earlier release refuses rows as protobuf: nothing is written, and the batch waits for its
-    upgrade.
+    """A worker of an earlier release refuses rows as protobuf: nothing is written, and the batch waits until the
+    worker is upgraded.
     """
     older = msgspec.msgpack.Decoder(list[Row])
 
@@ -131,7 +131,7 @@ def test_rows_as_protobuf_with_more_than_is_known_are_refused(more: dict[str, ob
 
 @pytest.mark.parametrize("rows", [STAGED.rows[:-1], STAGED.rows[:-7], STAGED.rows + STAGED.rows, b"\x0b" * 21])
 def test_other_bytes_than_the_stated_rows_are_refused(rows: bytes) -> None:
-    """Bytes that are truncated, or contain too few rows, too many or none at all, are refused."""
+    """Bytes that are truncated, or that contain too few rows, too many rows or no rows, are refused."""
     with pytest.raises(Incompatible):
         list(EncodedRows(msgspec.structs.replace(STAGED, rows=rows)))
 

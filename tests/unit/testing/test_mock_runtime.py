@@ -1,4 +1,6 @@
-"""The public MockRuntime, used as in code that builds on the core, with whole messages and the real parser."""
+"""Tests the public MockRuntime as code that builds on the core would use it, with whole messages and the real
+parser.
+"""
 
 from __future__ import annotations
 

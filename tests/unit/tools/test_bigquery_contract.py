@@ -1,4 +1,4 @@
-"""The page about BigQuery's API shows the committed result, and the result has every operation."""
+"""The page about BigQuery's API shows the committed result, and the result contains every operation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMMITTED = json.loads(RESULT.read_text())
 
 
 def test_the_committed_result_has_every_operation_on_every_server() -> None:
-    """A new operation, or another pinned version, needs a new run."""
+    """A new operation, or another pinned version, requires a new run."""
     assert list(COMMITTED["operations"]) == [chosen.name for chosen in OPERATIONS]
     assert set(COMMITTED["servers"]) == {OURS, *(package.name for package in PACKAGES)}
     for package in PACKAGES:

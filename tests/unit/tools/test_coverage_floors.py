@@ -1,4 +1,4 @@
-"""Coverage is summed by package, and every file belongs to a package."""
+"""Coverage is added up by package, and every file belongs to a package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FLOORS = {"ingest": 0.0, "ingest/core": 50.0}
 
 
 def file_coverage(statements: int, ran: int) -> dict[str, dict[str, int]]:
-    """Returns the entry of one file in coverage's report."""
+    """Returns the entry of one file in the coverage report."""
     return {
         "summary": {"num_statements": statements, "covered_lines": ran, "num_branches": 2, "covered_branches": 1},
     }
@@ -48,7 +48,7 @@ def test_a_file_without_a_package_is_an_error():
 def test_the_repository_has_a_floor_for_every_package():
     """Every package of the repository has a floor, and no floor is zero.
 
-    The floor of `ingest` is only for the modules directly in it.
+    The floor of `ingest` applies only to the modules directly in it.
     """
     listed = floors(REPOSITORY / "pyproject.toml")
     subpackages = {f"ingest/{init.parent.name}" for init in (REPOSITORY / "ingest").glob("*/__init__.py")}

@@ -1,4 +1,6 @@
-"""CI runs on every supported Python, the hooks run the same checks as `make check`, and the issue forms parse."""
+"""CI runs on every supported Python, the hooks run the same checks as `make check`, and the issue forms can be
+parsed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which histories of committed offsets are possible, and which are not."""
+"""Tests which histories of committed offsets are possible, and which are not."""
 
 from __future__ import annotations
 
@@ -112,9 +112,9 @@ def line(event: str, second: int, **fields: object) -> dict[str, object]:
 
 
 def test_the_log_of_a_reader_has_its_part_of_the_history() -> None:
-    """The log of a reader yields its commits with their responses, the offsets it read, and its assignments.
+    """The log of a reader yields its commits with their responses, the offsets that it read, and its assignments.
 
-    A commit whose process ended before the response is included.
+    A commit is included even if its process ended before the response.
     """
     committed = {"partition": 0, "offset": 5, "record": "s=1"}
     logged = LoggedOperations.of(

@@ -1,4 +1,4 @@
-"""How the times in which partitions have no owner are computed."""
+"""Tests how the times in which partitions have no owner are computed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_gaps_are_the_times_between_owners_longest_first() -> None:
 
 
 def test_a_gap_counts_from_the_last_disturbance_before_its_end() -> None:
-    """A gap counts from the last disturbance before its end.
+    """A gap is measured from the last disturbance before its end.
 
     A disturbance that outlasts the gap leaves no undisturbed time, and later disturbances do not count.
     """

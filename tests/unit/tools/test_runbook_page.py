@@ -1,4 +1,4 @@
-"""How the runbook is converted to a page."""
+"""Tests how the runbook is converted to a web page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How facts are compared with the actions performed in the page, and how the result is shown in a table."""
+"""Tests how facts are compared with the actions performed in the page, and how the result is shown in a table."""
 
 from __future__ import annotations
 
@@ -81,7 +81,9 @@ def test_a_fact_of_something_that_was_not_done_is_found(added: tuple[str, dict[s
 
 
 def test_equal_lines_of_several_versions_are_one_line_of_the_table():
-    """SDK versions with equal lines share one line of the table, and a version that differs has its own."""
+    """SDK versions with equal lines share one line of the table, and a version with other results has its own
+    line.
+    """
     equal, unequal = Comparison("clicks", "a 1", "a 1"), Comparison("clicks", "a 1", "none")
     inputs = [Line(version, Comparison("inputs", "b", "b")) for version in ("7.0.0", "8.0.0", "9.0.0")]
     printed = table([Line("7.0.0", equal), Line("8.0.0", unequal), Line("9.0.0", equal), *inputs])

@@ -76,7 +76,7 @@ def test_a_plain_recording_is_compressed_and_a_compressed_one_is_unchanged() -> 
 
 
 def test_a_video_item_has_its_event_and_its_recording() -> None:
-    """A video item, in which a mobile SDK sends one msgpack map, has its event, recording and video."""
+    """A video item, which a mobile SDK sends as one msgpack map, yields its event, recording and video."""
     parts = {"replay_event": EVENT, "replay_recording": RECORDING, "replay_video": b"mp4"}
     found = msgspec.msgpack.decode(produced(envelope(item("replay_video", msgspec.msgpack.encode(parts)))).value)
 
@@ -200,7 +200,7 @@ def test_fields_of_wrong_types_are_left_out_of_a_replay_event() -> None:
     ],
 )
 def test_the_clients_address_is_added_if_the_sdk_asks_for_it(fields: dict[str, Any], address: str | None) -> None:
-    """The client's address is added if the SDK asks for it with `{{auto}}` or a setting, or is an old browser
+    """The client's address is added if the SDK requests it with `{{auto}}` or with a setting, or is an old browser
     SDK.
     """
     assert normal(**fields)["user"].get("ip_address") == address
@@ -248,7 +248,7 @@ def test_the_clients_address_is_added_if_the_sdk_asks_for_it(fields: dict[str, A
 def test_contexts_come_from_the_user_agent(agent: str, browser: str, system: str, device: str) -> None:
     """The contexts of a replay event are derived from the user agent.
 
-    A derived browser is not confused with the browsers that its user agent also names.
+    The derived browser is not confused with other browsers that the user agent also names.
     """
     found = normal(request={"headers": {"User-Agent": agent}})["contexts"]
 

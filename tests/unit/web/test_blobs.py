@@ -1,4 +1,4 @@
-"""The events of a stored recording: any bytes are either read or raise BlobError."""
+"""Any bytes of a stored recording are either read as events or raise BlobError."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When the operator's page shows a bottleneck and an alert."""
+"""Tests when the operator's page shows a bottleneck and an alert."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PARKED = ParkedStatus("b-0-0-1", Stage.ROWS, 3, 10, 100, 900.0, 1010.0, "reader-
 
 
 def reader(lag_seconds: float = 0.0, **changed: Any) -> ReaderStatus:
-    """Returns a reader of one partition. `changed` alters its snapshot, or makes it silent."""
+    """Returns a reader of one partition. `changed` alters the reader's snapshot, or makes the reader silent."""
     partition = PartitionState(0, 10, 5, 10, 5, lag_seconds)
     fields = {"now": 0.0, "partitions": (partition,), **changed}
     silent = fields.pop("silent", False)
@@ -95,7 +95,7 @@ CASES = [
 def test_the_page_marks_the_slowest_part_and_names_what_needs_attention(
     changed: dict[str, Any], slowest: str, names: list[str]
 ):
-    """The page marks the slowest part and lists alerts; a healthy system has neither."""
+    """The page marks the slowest part and lists alerts; for a healthy system it does neither."""
     state = status(**changed)
 
     assert bottleneck(state).where == slowest

@@ -1,4 +1,4 @@
-"""Browser request headers: ranges of a video, and the user's identity."""
+"""Tests browser request headers: ranges of a video, and the user's identity."""
 
 from __future__ import annotations
 

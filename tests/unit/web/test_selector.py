@@ -1,4 +1,4 @@
-"""A selector of one clicked element is parsed or refused."""
+"""A selector of one clicked element is either parsed or refused."""
 
 from __future__ import annotations
 

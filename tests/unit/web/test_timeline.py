@@ -1,4 +1,6 @@
-"""The timeline shows what happened in a replay, from its own events. A malformed event affects no other event."""
+"""The timeline shows what happened in a replay, as derived from the replay's own events. A malformed event affects
+no other event.
+"""
 
 from __future__ import annotations
 
@@ -158,7 +160,7 @@ def test_a_navigation_is_one_mark():
 
 
 def test_details_show_the_event():
-    """The details of a mark include sizes, as either generation of SDKs sends them, the element, the rating, or
+    """The details of a mark include sizes, in the format of either generation of SDKs, the element, the rating, or
     the duration.
     """
     marks = timeline(
@@ -179,7 +181,7 @@ def test_details_show_the_event():
 
 
 def test_captured_headers_and_bodies_are_part_of_a_request():
-    """Captured headers and bodies, as text or JSON of bounded size, are part of the mark of a request."""
+    """The mark of a request contains captured headers and bodies, as text or JSON of bounded size."""
     captured = {
         "statusCode": 201,
         "request": {"headers": {"x-shop": "1"}, "size": 9, "body": {"item": "boots"}},
@@ -213,7 +215,7 @@ def test_captured_bodies_count_towards_the_bound():
 @each
 def test_an_error_was_sent_in_the_interval_of_its_mark(recorded: Recording):
     """The mark of an error has an interval, from the end of the previous segment to the end of the segment that
-    names it.
+    names the error.
     """
     documents = [json.loads(msgspec.msgpack.decode(value)["replay_event"]) for value in recorded.values]
     since = documents[0]["replay_start_timestamp"]
@@ -238,7 +240,7 @@ def test_an_error_was_sent_in_the_interval_of_its_mark(recorded: Recording):
 
 
 def test_a_click_and_its_outcome_are_one_mark():
-    """A click and its outcome are one mark, with the most severe outcome in any order.
+    """A click and its outcome are one mark, with the most severe outcome, in whatever order they arrive.
 
     A second click on the same node within one second is counted.
     """
@@ -287,7 +289,7 @@ def test_snapshots_are_where_the_player_can_start():
 
 
 def test_memory_samples_of_old_and_new_sdks_are_read():
-    """Memory samples of old and new SDKs are read in order, with used and total bytes."""
+    """Memory samples of old and new SDKs are read in order, with the used and total number of bytes."""
     samples = timeline([memory_event(), memory_event(nested=False)]).memory
 
     assert [(sample.used_bytes, sample.total_bytes) for sample in samples] == [(17_000_000, 21_000_000)] * 2
@@ -364,8 +366,8 @@ def test_a_recorded_session_has_as_many_marks_as_events(recorded: Recording):
 
 @each
 def test_a_recorded_session_is_in_order_and_can_be_drawn(recorded: Recording):
-    """A recorded session can be drawn from its first snapshot on, and only its deliberately malformed
-    breadcrumb is malformed.
+    """A recorded session can be drawn from its first snapshot on, and only its deliberately malformed breadcrumb
+    counts as malformed.
     """
     found = read(enumerate(inflated(body) for body in recorded.bodies))
 

@@ -51,7 +51,7 @@ def test_vitals_of_sdk_11_have_their_values():
 
 
 def test_vitals_of_sdk_7_have_their_values():
-    """The largest contentful paint is read although its span has another op in SDK 7."""
+    """The largest contentful paint is read, although its span has another op in SDK 7."""
     found = vitals("vitals-sdk7")
 
     assert found["web-vital.largest-contentful-paint"] == 2324

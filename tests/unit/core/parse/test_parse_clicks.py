@@ -1,4 +1,4 @@
-"""How clicks and taps become rows: which are dead or rage clicks, what is truncated, and what is dropped."""
+"""Tests how clicks and taps become rows: which are dead or rage clicks, what is truncated, and what is dropped."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_slow_click_keeps_its_category():
 
 
 def test_lower_case_counts_are_read_too():
-    """Click counts with lower-case keys, as some SDKs and Relay versions send them, are read."""
+    """Click counts with lower-case keys, which some SDKs and Relay versions send, are read."""
     lower = {"timeafterclickms": 7000, "clickcount": 5, "node": node(), "endReason": "timeout"}
 
     assert flags(breadcrumb("ui.slowClickDetected", lower)) == [(1, 1)]
@@ -122,7 +122,7 @@ def test_a_node_may_be_any_number_that_its_column_holds(node_id: int):
     ],
 )
 def test_a_test_id_has_three_names_in_this_order(attributes: dict[str, Any], testid: str):
-    """The test id is the first of testId, data-testid and data-test-id; a value that is not text counts as
+    """The test id is the first of testId, data-testid and data-test-id; a value that is not a string counts as
     empty.
     """
     assert clicks(events_parsed([click_event(attributes=attributes)]))[0]["click_testid"] == testid
@@ -146,7 +146,7 @@ def test_classes_are_split_on_spaces_and_ten_are_kept(written: Any, classes: lis
 
 
 def test_texts_of_a_click_are_truncated():
-    """Each text is truncated to the width of its column: 64, 32 or 1024 characters."""
+    """Each string is truncated to the width of its column: 64, 32 or 1024 characters."""
     long = "é" * 3000
     names = ("id", "alt", "title", "aria-label", "role", "data-testid", "data-sentry-component")
     clicked = {"id": 7, "tagName": long, "textContent": long, "attributes": dict.fromkeys(names, long)}

@@ -1,4 +1,4 @@
-"""How each category of event becomes a fact, and how values of a wrong type are handled."""
+"""Tests how each category of event becomes a fact, and how values of a wrong type are handled."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_navigation_span_has_target_and_duration(op: str):
 
 @pytest.mark.parametrize("op", ["resource.script", "resource.img"])
 def test_an_asset_has_its_sizes(op: str):
-    """The fact of an asset has its transferred, encoded and decoded size."""
+    """The fact of an asset contains its transferred, encoded and decoded size."""
     ((kind, fields),) = facts(events_parsed([asset_event(op)]))
 
     assert kind == op
@@ -168,8 +168,8 @@ def test_a_resource_of_any_known_kind_is_a_fact_of_its_kind(op: str):
 
 
 def test_a_resource_of_an_unknown_kind_is_a_fact_without_it():
-    """A resource of an unknown kind becomes a fact without this kind, so that a sender cannot create new kinds
-    of facts.
+    """A resource of an unknown kind becomes a fact without a kind, so that a sender cannot create new kinds of
+    facts.
     """
     ((kind, _),) = facts(events_parsed([asset_event("resource.made-up")]))
 
@@ -185,7 +185,7 @@ def vitals_of(*events: tuple[str, str, float]) -> list[Any]:
 def test_the_first_contentful_paint_is_the_time_since_its_page_began_to_load():
     """The first contentful paint is the time in milliseconds since its page began to load.
 
-    `navigation.push` does not load a page, and a load hours earlier belongs to another page.
+    `navigation.push` does not load a page, and a page load hours earlier belongs to another page.
     """
     load, paint = ("navigation.navigate", "https://a/", 1000.0), ("paint", "first-contentful-paint", 1000.764)
 
@@ -247,13 +247,13 @@ def test_a_paint_without_data_is_still_read():
 
 
 def test_an_unknown_web_vital_is_skipped():
-    """An unknown web vital is skipped, which keeps the number of fact kinds small."""
+    """An unknown web vital is skipped, so that the number of fact kinds stays small."""
     assert facts(events_parsed([vital_event("time-to-nowhere"), vital_event(None)])) == []
 
 
 def test_canvas_size_is_that_of_its_events_json():
-    """The canvas size is the JSON size of events with type 3 and source 9; other and malformed events do not
-    count.
+    """The canvas size is the JSON size of events with type 3 and source 9; other events and malformed events do
+    not count.
     """
     drawn = canvas_event(40)
     others = [{"type": 3, "data": {"source": 1}}, {"type": 3, "data": None}, {"type": 3}]
@@ -392,7 +392,7 @@ def test_one_hydration_error_and_two_sizes_among_events_without_data():
 def test_numbers_of_any_size_crash_nothing(number: Any):
     """A very large number in any numeric field raises no exception.
 
-    The click next to the event with that number is read.
+    The click next to the event with the very large number is read.
     """
     events = [
         options_event(sessionSampleRate=number),

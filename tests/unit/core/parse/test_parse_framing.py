@@ -1,4 +1,4 @@
-"""How a payload becomes a blob: header line, bounded decompression, and the stored bytes."""
+"""Tests how a payload becomes a blob: header line, bounded decompression, and the stored bytes."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_the_payload_is_split_at_the_first_newline_only():
 
 
 def test_a_segment_id_beyond_its_column_is_null_there_and_nowhere_else():
-    """A segment id that does not fit into the 16 bits of `replays.segment_id` is null there, and kept
+    """A segment id that does not fit into the 16 bits of `replays.segment_id` is null in that column, and kept
     everywhere else.
     """
     segment = parsed(recording(segment_id=65_536))
@@ -127,7 +127,7 @@ def test_one_byte_over_the_inflated_limit_is_a_reject():
 
 
 def test_a_decompression_bomb_uses_no_more_than_the_limit():
-    """If 100 kB inflate to 100 MB and the limit is 8 MiB, they are rejected, and memory stays below twice the
+    """A body of 100 kB that inflates to 100 MB is rejected if the limit is 8 MiB, and memory stays below twice the
     limit.
     """
     value = envelope(frame(zlib.compress(b"[" + b" " * 100_000_000 + b"]", 9)))
@@ -228,7 +228,9 @@ def test_nesting_of_any_depth_elsewhere_crashes_nothing(depth: int):
 
 
 def test_mutations_alone_produce_only_the_row_that_counts_them():
-    """Mutations alone produce only the row that counts them, and data that no row needs is not decoded."""
+    """A recording of mutations produces only the row that counts them, and data that no row needs is not
+    decoded.
+    """
     segment = parsed(recording([mutation_event(), snapshot_event(), {"type": 99}, {"type": 7}, {"type": 0}]))
 
     assert [json.loads(json.loads(row.json)["attributes"]) for row in segment.bigquery] == [{"count": 5}]

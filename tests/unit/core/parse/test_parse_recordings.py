@@ -174,7 +174,7 @@ def test_each_click_in_the_page_is_a_click_at_its_time(recorded: Recording):
 
 @each_recording
 def test_a_session_lasts_as_long_as_its_page(recorded: Recording):
-    """The rows of a session agree on start time and SDK, and end before the page was left."""
+    """The rows of a session agree on start time and SDK, and end before the visitor left the page."""
     rows = [session(segment) for segment in recorded.segments]
 
     (began,) = {row["replay_start_timestamp"] for row in rows}

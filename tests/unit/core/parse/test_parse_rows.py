@@ -1,4 +1,4 @@
-"""Rows and their identity: the same on every delivery, unique, and within their columns."""
+"""Tests rows and their identities: they are the same on every delivery, unique, and within their columns."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def test_no_two_rows_of_a_table_share_an_identity():
 
 
 def test_an_identity_consists_of_project_replay_segment_event_and_kind():
-    """An identity consists of project, replay, segment, event and kind, as docs/rows.md documents for users who
-    look up a fact.
+    """An identity consists of project, replay, segment, event and kind, as documented in docs/rows.md for users
+    who look up a fact.
     """
     segment = parsed(recording([{"type": 3}, viewport_event()], segment_id=6))
 
@@ -109,7 +109,7 @@ def test_a_moment_is_written_as_python_writes_it(microseconds: int):
 
 
 def test_every_row_is_one_line_of_json_with_its_offset():
-    """Each row is one line of JSON with its Kafka offset; newlines in texts are escaped."""
+    """Each row is one line of JSON with its Kafka offset; newlines in strings are escaped."""
     event = click_event(attributes={"title": "two\nlines", "class": "a\u2028b"})
 
     segment = parsed(recording([event, *ALL_EVENTS], replay_event=replay_event(release="one\ntwo")))
@@ -251,7 +251,7 @@ def test_a_session_row_holds_the_fields_of_the_replay_event():
     ],
 )
 def test_a_user_is_the_first_of_id_name_email_and_address(user: Any, shown: str | None):
-    """The user is the first of id, name, email and address that is set, and absent if none is."""
+    """The user is the first of id, name, email and address that is set; it is absent if none of them is set."""
     assert session(parsed(recording(replay_event=replay_event(user=user)))).get("user") == shown
 
 
@@ -340,7 +340,7 @@ def test_tags_that_are_not_pairs_are_left_out():
 
 
 def test_sampling_is_decided_per_segment():
-    """The sampled share holds over many segments, and a segment always gets the same decision."""
+    """The sampled share is correct over many segments, and a segment always gets the same decision."""
     rules = ParseRules(sample_segment_rate=0.2, sample_event_rate=0.0)
 
     def sampled() -> list[bool]:

@@ -1,4 +1,4 @@
-"""The generator's manifest and the parser agree: two independent interpretations of the same messages."""
+"""The generator's manifest and the parser agree, as two independent interpretations of the same messages."""
 
 from __future__ import annotations
 

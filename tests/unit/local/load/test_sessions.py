@@ -52,7 +52,7 @@ def test_the_same_seed_produces_the_same_bytes():
 
 
 def test_the_mix_matches_the_profile():
-    """The generated sizes and shares are close to the production figures that the profile imitates."""
+    """The generated sizes and shares are close to the production figures that the profile is modelled on."""
     entries = [message.entry for message in stream(PROFILES["clean"], 1500, 1, START)]
     web = [entry for entry in entries if entry.kind == "segment"]
     seen: Counter[str] = Counter()
@@ -96,7 +96,9 @@ def category(event: Any) -> str:
 
 
 def test_a_click_and_its_slow_click_report_share_an_identity():
-    """A slow-click report, sent later and possibly in another segment, has the second and node of its click."""
+    """A slow-click report, which is sent later and possibly in another segment, has the second and the node of its
+    click.
+    """
     mix = Mix(segments_mean=9, dead_click=0.5, rage_click=0.3, slow_click=0.2, mobile=0, negative_click=0)
     for session in sessions(10, mix):
         clicked = set()
@@ -192,8 +194,8 @@ class Player:
 
 
 def test_the_manifest_names_the_object_and_its_digest():
-    """The manifest has the name of the object, and the digest of the body as received or, if the pipeline
-    compresses it, inflated.
+    """The manifest contains the name of the object, and the digest of the body: as received, or inflated if the
+    pipeline compresses it.
     """
     for message in stream(PROFILES["small"], 150, 9, START):
         entry, whole = message.entry, None

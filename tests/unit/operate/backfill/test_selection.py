@@ -1,4 +1,4 @@
-"""Which stored segments a backfill selects."""
+"""Tests which stored segments a backfill selects."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ REPLAY = "a" * 32
 
 
 def test_every_given_condition_selects() -> None:
-    """Every given condition is part of the query.
+    """Every condition that is given is part of the query.
 
-    Rows past their retention are never selected, and ids must be UUIDs, so that nothing else reaches the query.
+    Rows past their retention are never selected, and ids must be UUIDs, so that no other text reaches the query.
     """
     (where,) = Selection(11, since=5.5, until=9.0, replay_ids=(REPLAY,)).conditions(now=100.0)
 
@@ -33,8 +33,8 @@ def test_many_ids_need_several_queries_and_no_ids_need_none() -> None:
 
 
 def test_only_the_selected_part_of_the_bucket_is_listed() -> None:
-    """A window alone lists the whole bucket; ids without a project list nothing, because they cannot be found by
-    name.
+    """A window alone selects the whole bucket; ids without a project select nothing, because their objects cannot
+    be found by name.
     """
     assert list(Selection(7).prefixes()) == ["30/7/", "60/7/", "90/7/"]
     assert next(Selection(7, replay_ids=(REPLAY,)).prefixes()) == f"30/7/{REPLAY}/"

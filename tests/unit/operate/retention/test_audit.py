@@ -1,4 +1,6 @@
-"""Names from ClickHouse compared with a listing: missing objects are found in any order of the streams."""
+"""Names from ClickHouse are compared with a listing: missing objects are found in whatever order the two streams
+arrive.
+"""
 
 from __future__ import annotations
 

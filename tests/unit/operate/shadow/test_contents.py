@@ -1,4 +1,4 @@
-"""When a stored row is correct, when another message has replaced it, and when it is wrong."""
+"""Tests when a stored row counts as correct, as replaced by another message, or as wrong."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def test_processes_parse_like_the_loop(
 def test_processes_encode_facts_as_protobuf_like_the_loop(
     start: Callable[..., ProcessParser], load: list[bytes]
 ) -> None:
-    """With `bigquery_write=storage`, processes return the same protobuf rows as the loop, and none in JSON."""
+    """With `bigquery_write=storage`, processes return the same protobuf rows as the loop, and no rows in JSON."""
     rules, sent = replace(RULES, bigquery_write="storage"), messages(load)
 
     found = outcomes(start(2, rules=rules), sent)
@@ -167,7 +167,7 @@ def test_shared_memory_grows_with_the_poll(
 def test_a_child_that_was_killed_is_replaced_and_nothing_is_lost(
     start: Callable[..., ProcessParser], inline_parser: InlineParser, load: list[bytes]
 ) -> None:
-    """If either child or both are killed between two polls, they are replaced.
+    """If one or both children are killed between two polls, they are replaced.
 
     The next poll returns the outcomes of all messages.
     """
@@ -202,8 +202,8 @@ def test_a_child_that_hangs_is_replaced_and_nothing_is_lost(
 
 
 def test_a_message_that_kills_the_process_twice_becomes_a_reject(start: Callable[..., ProcessParser]) -> None:
-    """A message that inflates to more memory than a process may use becomes a reject with its bytes, and its
-    neighbors are parsed.
+    """A message that inflates to more memory than a process may use becomes a reject with its bytes, and other
+    messages are parsed.
     """
     body = b"[" + b",".join([b'{"type":3}'] * 6_000_000) + b"]"
     costly, good = envelope(frame(zlib.compress(body))), recording([click_event()])
@@ -224,7 +224,7 @@ def test_a_message_that_kills_the_process_twice_becomes_a_reject(start: Callable
 def test_the_default_memory_limit_is_enough_for_the_largest_segment(
     start: Callable[..., ProcessParser],
 ) -> None:
-    """The default memory limit is enough for a segment with 100 MiB of JSON, which is the inflate limit."""
+    """The default memory limit is sufficient for a segment with 100 MiB of JSON, which is the inflate limit."""
     body = b"[" + b",".join([b'{"type":3,"data":{"source":1}}'] * 3_300_000) + b"]"
 
     (outcome,) = outcomes(start(1, rules=ParseRules()), messages([recording(body)]))
@@ -246,7 +246,7 @@ def test_messages_shed_by_tenant_rules_are_not_sent_to_children(start: Callable[
 
 
 def test_close_leaves_no_process(start: Callable[..., ProcessParser]) -> None:
-    """After close no child remains, whether it was idle or never used."""
+    """After `close` no child remains, whether it was idle or never used."""
     parser = start(3)
     outcomes(parser, messages([recording()]))
     processes = parser.process_ids
@@ -254,7 +254,7 @@ def test_close_leaves_no_process(start: Callable[..., ProcessParser]) -> None:
     parser.close()
 
     assert all(is_gone(process) for process in processes)
-    parser.close()  # Calling close twice is not an error.
+    parser.close()  # Calling `close` twice is not an error.
 
 
 def test_processes_end_with_a_reader_that_was_killed() -> None:

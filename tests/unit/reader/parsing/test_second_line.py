@@ -37,7 +37,7 @@ def message(value: bytes, offset: int = 0) -> Message:
 
 
 class Bench:
-    """A second line and the queue of its results."""
+    """A second line, and the queue that receives its results."""
 
     def __init__(self, deadlines: Deadlines = LONG_DEADLINES, **more: Any) -> None:
         self.answers: queue.SimpleQueue[on.MessageParsed] = queue.SimpleQueue()
@@ -167,7 +167,7 @@ def test_a_message_that_times_out_twice_becomes_a_letter(start: Callable[..., Be
 
 
 def test_close_stops_the_child_and_returns_no_more_results(start: Callable[..., Bench]) -> None:
-    """Close stops the child, even while it parses, and returns no more results."""
+    """`close` stops the child, even while it parses a message, and returns no more results."""
     bench = start()
     bench.parsed(message(make.recording()))
     process_id = bench.line.process_id
@@ -182,7 +182,9 @@ def test_close_stops_the_child_and_returns_no_more_results(start: Callable[..., 
 
 
 def test_deadlines_of_child_reject_and_probe_are_ordered() -> None:
-    """For any configured probe deadline, the deadlines of child, reject and probe are in this order."""
+    """For any configured probe deadline, the deadlines of the child, the reject and the probe follow in this
+    order.
+    """
     for probe_seconds in (6.0, 7.5, 60.0, 3600.0):
         deadlines = Deadlines.before(probe_seconds)
         assert deadlines.cpu_seconds >= 1

@@ -1,4 +1,4 @@
-"""Which part of Flower's task history a restart restores, and how the size of its file is bounded."""
+"""Tests which part of Flower's task history a restart restores, and how the size of its file is bounded."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def history(path: Path, *, age_seconds_max: float = DAY_SECONDS, bytes_max: int 
 
 
 def record(path: Path, events: list[dict[str, Any]], **bounds: Any) -> None:
-    """Runs a Flower process that receives these events, and stops it."""
+    """Runs a Flower process that receives the given events, and stops it."""
     kept = history(path, **bounds)
     kept.start()
     for one in events:
@@ -45,7 +45,7 @@ def record(path: Path, events: list[dict[str, Any]], **bounds: Any) -> None:
 
 
 def restored(path: Path, tasks_max: int = 100, **bounds: Any) -> State:
-    """Returns the state of a Flower process that starts with this file."""
+    """Returns the state of a Flower process that starts with the given file."""
     state = State()
     history(path, **bounds).replay(state.event, tasks_max)
     return state
@@ -144,7 +144,9 @@ def test_a_file_that_is_no_history_is_moved_aside(tmp_path: Path, content: bytes
 
 
 def test_events_that_are_none_are_ignored(tmp_path: Path):
-    """Workers' heartbeats are not stored, and a foreign row in the file does not prevent the start."""
+    """Workers' heartbeats are not stored, and a row in the file that Flower did not write does not prevent the
+    start.
+    """
     path = tmp_path / "history.sqlite3"
     record(path, [{"type": "worker-heartbeat", "hostname": "w"}, {"type": "task-received"}, event("received")])
     file = sqlite3.connect(path)

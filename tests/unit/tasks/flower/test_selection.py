@@ -1,4 +1,4 @@
-"""Filters of Flower's page of parked batches."""
+"""Tests the filters of Flower's page of parked batches."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def about(number: int = 0, **changed: Any) -> dict[str, Any]:
 
 
 def test_the_sinks_of_a_batch_are_those_that_its_error_names():
-    """The sinks of a batch are those that its error names; names of unknown sinks are ignored."""
+    """The sinks of a batch are the sinks that its error names; names of unknown sinks are ignored."""
     row, other = parked_rows([about(), about(1, error="rows/kitchen/0: wet; missed 3 deadlines")], NOW)
 
     assert row.sinks == ("clickhouse", "bigquery")

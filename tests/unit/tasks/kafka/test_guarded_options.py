@@ -1,4 +1,4 @@
-"""Which properties REPLAYS_KAFKA_OPTIONS must not contain, and how a refusal is worded."""
+"""Tests which properties REPLAYS_KAFKA_OPTIONS must not contain, and how a refusal is worded."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_each_is_refused_by_name_with_the_reason(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name", sorted(GUARDED.keys() - IN_THE_CLIENT))
 def test_each_is_a_property_that_a_client_would_accept(name: str) -> None:
-    """Each guarded property is one that a client would accept; a misspelt name would protect nothing."""
+    """A client would accept each guarded property; a misspelt name in the list would protect nothing."""
     options = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": "0", name: VALUES.get(name, "1")}
     if name.startswith("enable.") or name in ("auto.commit.enable", "delivery.report.only.error"):
         options[name] = "true"

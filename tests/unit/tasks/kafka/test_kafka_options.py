@@ -1,4 +1,4 @@
-"""How Kafka clients are configured: encryption, authentication, and an operator's own properties."""
+"""Tests how Kafka clients are configured: encryption, authentication, and an operator's own properties."""
 
 from __future__ import annotations
 

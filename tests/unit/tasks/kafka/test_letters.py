@@ -1,4 +1,4 @@
-"""A letter's headers describe it, and no header of a producer is mistaken for them."""
+"""A letter's headers describe it, and no header of a producer is mistaken for one of them."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def message(originals: Headers, reason: str = "not_msgpack") -> Label:
 
 
 def first_format(originals: Headers) -> Headers:
-    """Returns a letter in the first release's format: the message's headers at the top level, followed by seven
-    of ours.
+    """Returns a letter in the format of the first release: the message's headers at the top level, followed by
+    seven of our headers.
     """
     ours = {
         "reason": "not_msgpack",
@@ -107,7 +107,9 @@ def test_our_headers_win_in_the_first_format_too(originals: list[tuple[str, byte
 
 @pytest.mark.parametrize("packed", [b"", b"\xc1", b"\x91\xc4\x01a", b"\x92\xc0\xc0", b"\x92\x01\x02", b"x" * 100])
 def test_malformed_originals_are_ignored(packed: bytes) -> None:
-    """A record that does not fully match the second format is read as one of the first, without an exception."""
+    """A record that does not fully match the second format is read as a letter of the first format, without an
+    exception.
+    """
     headers = (*message(()).encode(), ("originals", packed))
 
     label = decode(headers)

@@ -1,4 +1,4 @@
-"""Where spans are sent, according to the standard OTEL_* variables."""
+"""Tests where spans are sent, according to the standard OTEL_* variables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker logs about its size at start-up."""
+"""Tests what a worker logs about its size at start-up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tasks.units import GiB, MiB
 
 
 def test_a_worker_logs_its_processes_and_their_memory():
-    """A worker logs its processes and their memory in one line, in a large container as well as without a memory
+    """A worker logs its processes and their memory in one line, both in a large container and without a memory
     limit.
     """
     with capture_logs() as lines:

@@ -21,7 +21,7 @@ PAGE = (ROOT / "docs" / "adding-a-sink.md").read_text()
 
 @pytest.fixture
 def sink(tmp_path: Path) -> Any:
-    """The sink, made from the code on the page, which writes to an empty directory."""
+    """The sink, made from the code on the page; it writes to an empty directory."""
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     found: dict[str, Any] = {"__name__": "the_page"}
     exec(compile(code, "docs/adding-a-sink.md", "exec"), found)
@@ -50,7 +50,7 @@ def test_a_repeated_write_leaves_one_copy(sink: Any, tmp_path: Path):
 
 
 def test_bad_rows_are_refused_and_the_others_kept(sink: Any, tmp_path: Path):
-    """Invalid rows are refused and become dead letters, and the other rows are stored."""
+    """Invalid rows are refused and become dead letters, and all other rows are stored."""
     rows = [row(1), row(2, size_bytes=2 * 1024 * 1024), Row("replays", "id-3", b"no json", 3), row(4)]
     progress = Progress(left=list(range(len(rows))))
 
@@ -64,7 +64,7 @@ def test_bad_rows_are_refused_and_the_others_kept(sink: Any, tmp_path: Path):
 
 
 def test_a_missing_directory_blames_no_row(sink: Any, tmp_path: Path):
-    """If the directory is missing, the error is one of configuration, so the batch is parked and no row is
+    """If the directory is missing, the error is a configuration error, so the batch is parked and no row is
     refused.
     """
     tmp_path.rmdir()

@@ -1,4 +1,6 @@
-"""How a response, a table or a bucket is evaluated, without a server: descriptions, types, columns, rules."""
+"""Tests how a response, a table or a bucket is evaluated, without a server: descriptions, types, columns,
+rules.
+"""
 
 from __future__ import annotations
 
@@ -113,8 +115,8 @@ def test_an_exception_is_found_by_its_header_or_in_the_body(body: bytes, code: s
     ],
 )
 def test_a_column_fits_when_it_holds_every_value_of_ours(kind: str, wanted: str, fits: bool) -> None:
-    """A column of a wider type fits, and one of a narrower type does not, because ClickHouse silently truncates
-    large numbers.
+    """A column of a wider type fits, and a column of a narrower type does not, because ClickHouse silently
+    truncates large numbers.
     """
     assert clickhouse.can_hold(kind, wanted) is fits
 

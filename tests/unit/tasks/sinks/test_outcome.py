@@ -1,4 +1,4 @@
-"""Many partial results are combined into one error, and none is lost."""
+"""Many partial results are combined into one error, and no result is lost."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_transient_positions_are_listed_in_order_with_the_longest_wait() -> None
 
 
 def test_refused_items_are_reported_after_the_transient_ones() -> None:
-    """If some items failed and others were refused, all are listed as failed, and the next write reports the
-    refused ones.
+    """If some items failed and others were refused, all of them are listed as failed, and the next write reports
+    the refused items.
     """
     outcome = Outcome("sink")
     outcome.note(data(), [1])
@@ -78,7 +78,7 @@ def test_unnamed_refusals_lead_to_a_bisection() -> None:
 
 
 def test_a_configuration_error_takes_precedence() -> None:
-    """A configuration error takes precedence, because the whole batch is then parked and retried in any case."""
+    """A configuration error takes precedence, because the whole batch is parked and retried in any case."""
     outcome = Outcome("sink")
     outcome.note(transient(), [1])
     outcome.note(Trouble(Blame.TABLE, "no such bucket"), [2])
@@ -90,6 +90,6 @@ def test_a_configuration_error_takes_precedence() -> None:
 
 
 def test_texts_are_one_short_line() -> None:
-    """Error texts are shortened to one line, because they are passed through Redis and Flower."""
+    """Errors are shortened to one line, because they are passed through Redis and Flower."""
     assert shortened("a\n  b") == "a b"
     assert len(shortened("x" * 10_000)) == 500

@@ -1,4 +1,4 @@
-"""How the rows of a write are selected by position, and how requests are assembled from bytes."""
+"""Tests how the rows of a write are selected by position, and how requests are assembled from bytes."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ FACTS = [fact(number) for number in range(10)]
 
 @given(st.text(max_size=20), st.integers(0, 2**63 - 1), st.lists(st.binary(max_size=40)), st.booleans())
 def test_a_request_is_that_of_googles_library(stream: str, offset: int, rows: list[bytes], is_first: bool) -> None:
-    """A request equals that of Google's library, with the schema in the first request of a connection and
-    without it later.
+    """A request equals that of Google's library: the first request of a connection contains the schema, and later
+    requests do not.
     """
     schema = ENCODERS[TABLE].schema if is_first else b""
     expected = REQUEST(write_stream=stream, trace_id=TRACE_ID if is_first else "")
@@ -43,7 +43,7 @@ def test_a_request_is_that_of_googles_library(stream: str, offset: int, rows: li
 
 
 def test_the_schema_describes_the_columns_of_the_rows() -> None:
-    """The schema describes the columns that the reader's release wrote, and not those of this release."""
+    """The schema describes the columns of the release that wrote the rows, and not those of this release."""
     found = types.ProtoSchema.pb().FromString(schema_of(TABLE, (*FACT_COLUMNS[:2], ("brand_new", "INTEGER"))))
 
     assert [(field.name, field.number) for field in found.proto_descriptor.field] == [
@@ -71,8 +71,8 @@ def test_positions_in_any_order(given: list[int]) -> None:
 @pytest.mark.parametrize("form", [list, encoded])
 @pytest.mark.parametrize("positions", [range(10), range(20, 30), [3, 5, 6, 9, 11, 12, 13, 20, 21, 22]])
 def test_both_forms_send_the_same_rows(form: type, positions: Sequence[int]) -> None:
-    """Whether all rows or some are sent, both forms send the same rows, and the sizes are those of the bytes
-    sent.
+    """Whether all rows or only some are sent, both forms send the same rows, and the sizes equal the number of
+    bytes sent.
     """
     outcome = Outcome("bigquery")
     rows = rows_to_send(ENCODERS, form(FACTS), Positions(positions), outcome)

@@ -1,4 +1,4 @@
-"""The parts of sinks that need no socket: construction, memory sinks, request bodies, packets, Kafka
+"""Tests the parts of sinks that need no socket: construction, memory sinks, request bodies, packets, Kafka
 properties, migration files.
 """
 
@@ -117,7 +117,7 @@ def test_a_bigquery_body_is_json_assembled_from_row_bytes() -> None:
 
 
 def test_bigquery_requests_are_cut_by_size_and_lose_nothing() -> None:
-    """BigQuery requests are cut by size and lose no row.
+    """BigQuery requests are split by size, and no row is lost.
 
     A single row that is too large is sent alone, so that the server reports what is wrong with it.
     """
@@ -180,7 +180,7 @@ def test_kafka_properties_come_from_the_settings_unless_an_operator_sets_them() 
 
 
 def test_sasl_properties_are_omitted_without_sasl() -> None:
-    """Without SASL its properties are omitted, because librdkafka would warn about properties that have no
+    """Without SASL, the SASL properties are omitted, because librdkafka would warn about properties that have no
     effect.
     """
     assert not [name for name in kafka_options(Settings()) if name.startswith(("sasl.", "ssl."))]
@@ -199,7 +199,7 @@ def test_dead_letters_are_acknowledged_by_all_replicas_and_fit_the_queue() -> No
 def test_migrations_are_numbered_without_gaps_and_fit_one_node_and_a_cluster() -> None:
     """Migrations are numbered without gaps, and each statement can be repeated.
 
-    Each table is replicated if a cluster is named.
+    If a cluster is named, each table is replicated.
     """
     found = migrations()
 

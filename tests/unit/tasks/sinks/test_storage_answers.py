@@ -56,7 +56,7 @@ def response(status: grpc.StatusCode, code: Any = None, rows: tuple[int, ...] = 
 
 
 def test_a_row_has_the_values_of_its_json() -> None:
-    """A serialized row has the values of its JSON in a field per column; an absent column has no value."""
+    """A serialized row contains the values of its JSON, with a field per column; an absent column has no value."""
     found = message(fact(3, org_id=2**62).json)
 
     assert (found.row_id, found.segment_id, found.org_id) == ("row-3", 3, 2**62)
@@ -67,8 +67,8 @@ def test_a_row_has_the_values_of_its_json() -> None:
 
 @given(st.integers(min_value=0, max_value=4_000_000_000_000_000))
 def test_timestamps_are_exact_to_the_microsecond(microseconds: int) -> None:
-    """Timestamps are exact to the microsecond until the year 2096, as the reader writes them and in seconds, as
-    readers of 0.2 do.
+    """Timestamps are exact to the microsecond until the year 2096, both as the reader writes them and in seconds,
+    as readers of release 0.2 write them.
     """
     seconds = microseconds / 1e6
 
@@ -98,7 +98,7 @@ def test_a_row_that_is_no_complete_object_is_refused(row: bytes) -> None:
 
 
 def test_an_unknown_column_blames_no_row() -> None:
-    """A row with an unknown column, as from a reader newer than the worker, is not blamed."""
+    """A row with an unknown column, as written by a reader newer than the worker, is not blamed."""
     found = trouble(fact(1, brand_new=1).json)
     assert found.blame is Blame.TABLE
     assert "brand_new" in found.message

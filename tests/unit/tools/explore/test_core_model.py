@@ -1,4 +1,4 @@
-"""Small worlds around the real pipeline, explored exhaustively, and the safety bugs found in them."""
+"""Small worlds around the real pipeline are explored exhaustively, and safety bugs are found in them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tools.explore.canonical import Canon
 from tools.explore.core_model import LIMITS, CoreModel
 from tools.explore.search import Result, Search
 
-# These tests use seconds of CPU time on an idle machine.
+# These tests take several seconds of CPU time on an idle machine.
 pytestmark = pytest.mark.timeout(400)
 
-# One bug per line, with the smallest world that shows it (expiry: messages expire) and a part of its error
+# One bug per line, with the smallest world that reveals it (expiry: messages expire) and a part of its error
 # message.
 FOUND = (
     ("commits an offset that is one too high", "2", 0, "it commits 2, but"),
@@ -110,8 +110,8 @@ def test_each_state_of_a_pipeline_has_an_image_with_the_partitions_exchanged() -
 
 
 def test_a_bound_is_printed_with_its_size_and_time(capsys: pytest.CaptureFixture[str]) -> None:
-    """The result is printed with its size and time; no progress is printed, because the output is not a
-    terminal.
+    """The result is printed with the size of the world and the time; no progress is printed, because the output is
+    not a terminal.
     """
     assert main(["--world", "1", "--faults", "0"]) == 0
 

@@ -10,7 +10,7 @@ from tools.explore.search import Search
 class Graph:
     """A hand-written model: state -> (label, next state); a negative state violates the invariant.
 
-    Labels from 90 on are faults.
+    Labels of 90 and above are faults.
     """
 
     start = 0
@@ -36,7 +36,7 @@ class Graph:
 
 
 def test_every_state_is_visited_once() -> None:
-    """If two paths lead to the same state, both steps are counted, but the state is counted once."""
+    """If two paths lead to the same state, the steps of both are counted, but the state is counted once."""
     result = Search(Graph({0: [(1, 1), (2, 2)], 1: [(3, 3)], 2: [(4, 3)]}, [3])).run()
 
     assert (result.states, result.steps, result.depth, result.done) == (4, 4, 2, 1)
@@ -81,8 +81,8 @@ def test_the_violation_with_the_fewest_faults_is_reported() -> None:
 def test_a_state_is_expanded_with_the_fewest_faults_that_lead_to_it() -> None:
     """A state is expanded with the fewest faults that lead to it.
 
-    State 2 is one step from the start with a fault and two steps without one; the longer path leaves a fault for
-    later.
+    State 2 is one step from the start with a fault, and two steps without a fault; the longer path leaves a fault
+    for later.
     """
     edges = {0: [(90, 2), (1, 1)], 1: [(1, 2)], 2: [(91, -4)]}
 

@@ -1,4 +1,4 @@
-"""The fleet around one staged batch, explored exhaustively, and the safety bugs found in it."""
+"""The fleet around one staged batch is explored exhaustively, and safety bugs are found in it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tools.explore.hashes import Effect, Staged, perform
 from tools.explore.search import Search
 from tools.explore.staging_model import StagingModel
 
-# These tests use seconds of CPU time on an idle machine.
+# These tests take several seconds of CPU time on an idle machine.
 pytestmark = pytest.mark.timeout(400)
 
-# One bug per line, with the number of faults that show it and a part of its error message.
+# One bug per line, with the number of faults that reveal it and a part of its error message.
 FOUND = (
     (
         Mutant(
@@ -87,7 +87,7 @@ def test_no_order_of_round_trips_breaks_an_invariant(faults: int, states_min: in
 
 @pytest.mark.parametrize(("mutant", "faults", "broken"), FOUND, ids=[line[0].bug for line in FOUND])
 def test_a_planted_bug_is_found(tmp_path: Path, mutant: Mutant, faults: int, broken: str) -> None:
-    """If a safety bug is planted into the real code of the fleet, some order of round trips shows it."""
+    """If a safety bug is planted into the real code of the fleet, some order of round trips reveals the bug."""
     found = explore_copy(mutant, tmp_path, "staging", faults)
 
     assert found.code == 1, found.broken
@@ -98,6 +98,6 @@ def test_a_planted_bug_is_found(tmp_path: Path, mutant: Mutant, faults: int, bro
 
 
 def test_an_altered_script_stops_the_explorer() -> None:
-    """If the Lua script was altered, the explorer stops, because its translation of the script is outdated."""
+    """If the Lua script has changed, the explorer stops, because its translation of the script is outdated."""
     with pytest.raises(KeyError):
         perform(Effect("script", ("return 1", 1, ())), Staged())

@@ -31,7 +31,7 @@ def test_a_factor_of_one_changes_no_duration():
 
 
 def test_for_clauses_ranges_and_thresholds_are_divided():
-    """Every duration in a rule is divided by the factor, and nothing else is."""
+    """Every duration in a rule is divided by the factor, and no other number is."""
     rules = scaled(20)
 
     assert rules["ReplaysBatchParked"]["expr"].strip() == "replays_reader_parked_oldest_seconds > 45"
@@ -77,7 +77,7 @@ def test_the_page_has_a_row_per_fault_and_lists_unfixed_ones():
 
 
 def test_the_page_names_the_panels_expressions_without_data():
-    """Panels that had no data at any time are listed."""
+    """Panels that had no data at any time during the run are listed."""
     queried = [
         {"panel": "Lag", "expression": "max(lag)", "series": 4, "values": 1200},
         {"panel": "Lag", "expression": "sum(lag)", "series": 0, "values": 0},

@@ -1,4 +1,6 @@
-"""docker-compose.yml as options of `podman run`: every key of the file is applied, or is an error."""
+"""docker-compose.yml is translated to options of `podman run`: every key of the file is either applied or an
+error.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ def write_compose_file(tmp_path: Path, body: str) -> Path:
 
 
 def test_our_services_are_the_ones_built_here():
-    """Our services are those that are built here; the other services use the vendors' images."""
+    """Our services are those that are built from this repository; the other services use the vendors' images."""
     assert set(ours(FILE, VARIABLES)) == {"migrate", "reader", "worker", "flower"}
     assert len(not_ours(FILE, VARIABLES)) == len(hosts(FILE, VARIABLES)) - 4
 

@@ -1,4 +1,4 @@
-"""Privileges of a container's first process, read from outside, where the container cannot falsify them."""
+"""The privileges of a container's first process are read from outside, where the container cannot falsify them."""
 
 from __future__ import annotations
 

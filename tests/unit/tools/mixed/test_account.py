@@ -1,4 +1,4 @@
-"""How parked batches, and messages that were read again, are counted from the readers' logs."""
+"""Tests how parked batches, and messages that were read again, are counted from the readers' logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Planted releases: every patch still fits the code, and a release is built next to the installed libraries."""
+"""Every patch of the planted releases still fits the code, and a release is built next to the installed
+libraries.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,7 @@ def test_a_planted_release_runs_its_own_code_with_the_libraries_of_this_one(tmp_
 
 
 def test_only_libraries_with_other_pins_are_installed_again():
-    """Only libraries with other pins, or that are no longer installed, are installed for the planted release."""
+    """For a planted release, only libraries that have other pins or are no longer installed are installed."""
     ours = "celery==5.6.3\nnew==1 # added\n\n# a comment\nredis==7.0"
 
     assert other_pins("celery==5.6.3\nredis==6.4\ngone==1.0", ours) == ["gone==1.0", "redis==6.4"]

@@ -1,4 +1,4 @@
-"""The previous release is found by tags or, without tags, in the record of releases.
+"""The previous release is found by tags or, if there are none, in the record of releases.
 
 If neither the tags nor the record name a previous release, the reason is reported.
 """
@@ -101,7 +101,7 @@ def test_without_tags_the_record_names_it(repository: Repository):
 
 
 def test_a_clone_without_that_commit_is_reported(repository: Repository):
-    """If a shallow clone lacks the commit, the reason names the commit and the command that fetches it."""
+    """If a shallow clone lacks a recorded commit, the reason names the commit and the command that fetches it."""
     repository.commit()
     repository.record(v1_0="d612bc7afd11d1545762359304c5bcf2d91737c3")
 
@@ -122,7 +122,7 @@ def test_a_copy_without_git_is_reported(tmp_path: Path):
 
 
 def test_a_shallow_clone_skips_the_suite_with_the_reason(tmp_path: Path):
-    """In a clone that has only the last commit, the suite is skipped with the reason."""
+    """In a clone that has only the last commit, the suite is skipped with a reason."""
     if git(ROOT, "rev-parse", "HEAD") is None:
         pytest.skip("the sources are no checkout")
     clone = ["git", "clone", "--quiet", "--depth", "1", "--no-tags", f"file://{ROOT}", str(tmp_path)]

@@ -16,8 +16,8 @@ WHOLE = Report((Check("objects", 3, 3),))
 
 
 def good_run(*, expects_refusal: bool = True) -> Result:
-    """Returns a run without errors: first in the order of an upgrade, then with the readers before their
-    workers.
+    """Returns a run without errors: first a phase in the order of an upgrade, then a phase with the readers before
+    their workers.
     """
     both = "reader a: 1.0, worker b: 2.0"
     lines = [

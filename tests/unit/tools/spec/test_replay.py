@@ -39,7 +39,7 @@ def calm_steps() -> list[Step]:
 
 
 def refused_action(checker: spin.Checker, steps: list[Step]) -> str:
-    """Returns the name of the action that is not allowed, empty if all are allowed."""
+    """Returns the name of the first action that is not allowed, or an empty string if all are allowed."""
     history = History(steps)
     at = checker.check(history).refused
     return "" if at is None else history.actions[at].name
@@ -159,7 +159,9 @@ def test_a_batch_covers_the_gap_before_it(committed: int, action: str, checker: 
 
 
 def test_commits_of_a_later_assignment_do_not_affect_an_earlier_one(checker: spin.Checker) -> None:
-    """If a reader passes the gap only after it got the partition back, its earlier assignment is still allowed."""
+    """If a reader passes the gap only after it has got the partition back, its earlier assignment is still
+    allowed.
+    """
     back = steps_of(
         "one",
         {"step": "assigned", "offset": 3, "ends": [7], "new": False},
@@ -186,7 +188,7 @@ def test_a_plan_of_two_ends_is_abandoned_in_one_step(checker: spin.Checker) -> N
 
 
 def test_steps_are_found_in_a_readers_log(tmp_path: Path) -> None:
-    """Steps are found between other lines, and are sorted by time."""
+    """The steps are found among other log lines, and are sorted by time."""
     (tmp_path / "reader-1.log").write_text(
         "no json\n"
         '{"event": "protocol_step", "timestamp": "2026-11-28T00:00:02Z", "step": "lost", "partition": 0}\n'

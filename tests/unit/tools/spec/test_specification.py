@@ -1,4 +1,6 @@
-"""The specification of the commit protocol holds for every order of its actions, and needs each of its rules."""
+"""The specification of the commit protocol holds for every order of its actions, and each of its rules is
+needed.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from tools.spec import spin
 LINES_MAX = 200
 needs_spin = pytest.mark.skipif(bool(spin.missing()), reason=spin.missing() or "-")
 
-# Name of the planted bug -> the text of the specification before and after. Each removes one rule.
+# Maps the name of each planted bug to the text of the specification before and after. Each removes one rule.
 PLANTED = {
     "commits unsettled ranges": ("R.safe = (k > R.taken -> R.taken : R.safe)", "R.safe = R.taken"),
     "settles a batch when its blobs are durable": ("B.parked = false; B.left--;", "B.parked = false; B.left = 0;"),
