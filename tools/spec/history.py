@@ -160,8 +160,9 @@ class History:
         return sorted(named - {END_OF_LOG})
 
     def lines(self, stop: int) -> list[str]:
-        """Returns the lines for spec/replay.pml: the number of an action, and its four arguments. `stop`: This is
-        STOP in the specification.
+        """Returns the lines for spec/replay.pml: the number of an action, and its four arguments.
+
+        `stop`: the value of STOP in the specification.
         """
         ranks = self.ranks
         found = []
