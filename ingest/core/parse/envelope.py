@@ -76,7 +76,7 @@ _decode_project = msgspec.msgpack.Decoder(_Project).decode
 
 
 def open_envelope(value: bytes) -> Envelope:
-    """The fields of one message. Raises Rejected with the reason `not_msgpack` or `schema`."""
+    """Returns the fields of one message. Raises Rejected with the reason `not_msgpack` or `schema`."""
     try:
         is_usual = len(value) <= LONG_BYTES_MIN and bytes(value[:1]) not in _MANY_KEYS
         envelope = _decode(value) if is_usual else _open_long(value)
@@ -99,8 +99,8 @@ def open_envelope(value: bytes) -> Envelope:
 
 
 def _open_long(value: bytes) -> Envelope:
-    """Like `open_envelope`, for a message that may have long values outside its three byte fields. These values
-    are not decoded. Raises Rejected and msgspec errors."""
+    """Like `open_envelope`, for a message that may have long values outside its three byte fields. Such long
+    values are not decoded. Raises Rejected and msgspec errors."""
     if _keys(value) > KEYS_MAX:
         raise Rejected("schema", f"more than {KEYS_MAX} keys")
     long = _decode_long(value)
@@ -118,7 +118,7 @@ def _keys(value: bytes) -> int:
 
 
 def project_of(value: bytes) -> int | None:
-    """The project of a message, for rules applied before parsing; None if unknown."""
+    """Returns the project of a message, for rules applied before parsing; None if unknown."""
     try:
         project_id = _decode_project(value).project_id if _keys(value) <= KEYS_MAX else -1
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):

@@ -33,7 +33,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Identity(msgspec.Struct, frozen=True, gc=False):
-    """The segment, its replay and its position in Kafka. `at`: its validated time, Unix seconds."""
+    """The segment, its replay and its position in Kafka. `at`: the segment's validated time, Unix seconds."""
 
     org_id: int
     project_id: int
@@ -47,7 +47,7 @@ class Identity(msgspec.Struct, frozen=True, gc=False):
 
 
 def believable(received: int, timestamp_ms: int) -> int:
-    """Time of a segment in Unix seconds: `received`, unless it is far from Kafka's timestamp.
+    """Returns the time of a segment in Unix seconds: `received`, unless it is far from Kafka's timestamp.
 
     BigQuery would refuse an implausible year, and a DateTime would overflow.
     """
@@ -63,12 +63,12 @@ def expressible_days(retention_days: int) -> int:
 
 
 def size_bytes(row: Row) -> int:
-    """Approximate size of a row in Redis and in the reader's memory, in bytes."""
+    """Returns the approximate size of a row in Redis and in the reader's memory, in bytes."""
     return len(row.json) + len(row.id) + ROW_BYTES
 
 
 def proto_bytes(framed: bytes) -> int:
-    """Approximate size of a fact encoded as protobuf in Redis and in the reader's memory, in bytes."""
+    """Returns the approximate size of a fact encoded as protobuf in Redis and in the reader's memory, in bytes."""
     return len(framed) + ROW_BYTES
 
 
@@ -88,7 +88,7 @@ def moment(seconds: float) -> Time:
 
 
 def hashed(text: str) -> str:
-    """A UUID that depends only on the text."""
+    """Returns a UUID that depends only on the text."""
     return uuid_text(md5(text.encode(), usedforsecurity=False).hexdigest())
 
 
@@ -158,7 +158,8 @@ class Writer:
     # ClickHouse
 
     def segment(self, object_name: str, stored_bytes: int, raw_bytes: int, video_bytes: int) -> Row:
-        """Row of the table `replay_segments`: the segment, its sizes, and the location of its bytes."""
+        """Returns the row of the table `replay_segments`: the segment, its sizes, and the location of its
+        bytes."""
         identity = self.identity
         row = (
             f'{{"org_id":{identity.org_id},"project_id":{identity.project_id},"replay_id":"{self._uuid}",'
@@ -169,7 +170,7 @@ class Writer:
         return Row("replay_segments", f"{identity.replay_id}/{identity.segment_id}", row.encode(), identity.offset)
 
     def outcome(self, has_video: bool) -> Row:
-        """Row of the table `replay_outcomes`, for billing: one per replay."""
+        """Returns the row of the table `replay_outcomes`, for billing: one per replay."""
         identity = self.identity
         key_id = identity.key_id if identity.key_id is not None and identity.key_id >= 0 else "null"
         row = (
@@ -186,8 +187,8 @@ class Writer:
         return Row("replays", event_hash, row, self.identity.offset)
 
     def replay(self, document: Document) -> Row:
-        """Row of the table `replays` for the session, from the replay_event. An empty document gives a row without
-        session columns."""
+        """Returns the row of the table `replays` for the session, from the replay_event. An empty document gives a
+        row without session columns."""
         identity = self.identity
         seconds = document.timestamp
         event_hash = hashed(f"{identity.replay_id}/segment/{identity.segment_id}")
@@ -217,7 +218,7 @@ class Writer:
         return self._replays(event_hash, click.timestamp, columns)
 
     def tap(self, tap: Tap) -> Row:
-        """Row of the table `replays` for a tap on a phone."""
+        """Returns the row of the table `replays` for a tap on a phone."""
         event_hash = hashed(f"{self.identity.replay_id}{tap.timestamp}{tap.view_id}")
         columns = _TapColumns(tap.message, tap.view_class, tap.view_id, self._environment)
         return self._replays(event_hash, tap.timestamp, columns)
@@ -225,8 +226,8 @@ class Writer:
     # BigQuery
 
     def fact(self, fact: Fact, index: int) -> Row:
-        """Row of the table `replay_events` for one fact. `index` is the event's position in the segment, -1 for
-        the segment itself.
+        """Returns the row of the table `replay_events` for one fact. `index` is the event's position in the
+        segment, -1 for the segment itself.
 
         The column `attributes` is JSON as text, so it is encoded twice. The insert id begins with the project,
         because two projects may use the same replay id (docs/decisions/020-project-in-identity.md).
@@ -247,7 +248,7 @@ class Writer:
         return Row(FACT_TABLE, f"{identity.project_id}-{row_id}", _encode(row), identity.offset)
 
     def proto_fact(self, fact: Fact, index: int) -> bytes:
-        """The row of `fact` as a framed protobuf message (`tasks.proto_rows`)."""
+        """Returns the row of `fact` as a framed protobuf message (`tasks.proto_rows`)."""
         identity = self.identity
         if self._facts is None:
             self._facts = FactEncoder(
@@ -272,7 +273,7 @@ class Writer:
 def metrics(
     stored: int, raw: int, video: int, sizes: Iterable[Size], rage: int, hydration: int, missing_event: bool
 ) -> tuple[Metric, ...]:
-    """The product metrics of one segment; sizes in bytes."""
+    """Returns the product metrics of one segment; sizes in bytes."""
     metrics = [
         Metric(MetricKind.DISTRIBUTION, "replays.usecases.ingest.size_compressed", stored),
         Metric(MetricKind.DISTRIBUTION, "replays.usecases.ingest.size_uncompressed", raw),

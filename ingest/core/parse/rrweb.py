@@ -240,7 +240,7 @@ class Key(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class Breadcrumb(msgspec.Struct, frozen=True, gc=False):
-    """breadcrumb: a custom breadcrumb of the application. `data`: its first scalar fields."""
+    """breadcrumb: a custom breadcrumb of the application. `data`: the breadcrumb's first scalar fields."""
 
     category: str
     level: str
@@ -267,7 +267,7 @@ _WRONG_SHAPE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def meanings(event: Event, budget: Budget) -> Meanings:
-    """The rows of this event; none for kinds that are not extracted. Raises Malformed and Spent."""
+    """Returns the rows of this event; none for kinds that are not extracted. Raises Malformed and Spent."""
     if isinstance(event, Custom):
         data = event.data
         if isinstance(data, Span):
@@ -350,7 +350,7 @@ def _amount(data: dict[str, Any], name: str, older_name: str) -> float | None:
 
 
 def _click_row(payload: CrumbPayload, data: dict[str, Any], dead: int, rage: int) -> Click | Fact:
-    """The click, or a fact if its node id is negative. Raises Malformed."""
+    """Returns the click, or a fact if its node id is negative. Raises Malformed."""
     node = _dict(data.get("node"))
     node_id = node.get("id")
     if type(node_id) is not int or node_id > UINT32_MAX:
@@ -489,7 +489,7 @@ def _state(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
 
 
 def _if_object(payload: CrumbPayload, budget: Budget, names: tuple[str, ...] | int) -> dict[str, Any]:
-    """Fields of the data; none if it is not an object, which is valid in these categories."""
+    """Returns the fields of the data; none if it is not an object, which is valid in these categories."""
     try:
         return fields(payload.data, budget, names)
     except Malformed:
@@ -614,7 +614,7 @@ _ASSET_KINDS = frozenset(f"resource.{asset}" for asset in ASSETS)
 
 
 def _size(value: Any) -> int | None:
-    """The value as `int`, converted if it is a text; None if it is not a number."""
+    """Returns the value as `int`, converted if it is a text; None if it is not a number."""
     if type(value) is not int:
         if isinstance(value, str) and len(value) > SIZE_CHARACTERS_MAX:
             return None
@@ -643,7 +643,7 @@ def _cut(value: str | None, length_max: int) -> str:
 
 
 def _scalar(value: Any) -> Any:
-    """A text of limited length, or a number that all sinks can hold; None for anything else."""
+    """Returns a text of limited length, or a number that all sinks can hold; None for anything else."""
     if isinstance(value, str):
         return value[:SCALAR_MAX]
     if value is None or isinstance(value, bool):
