@@ -2,10 +2,10 @@
 
     python -m benchmarks.parse [--segments 600] [--rounds 15] [--processes] [--json FILE]
 
-There are two workloads: segments of the generator's `clean` mix, and the recordings in REPLAYS_FIXTURES (or
-../shared/fixtures), one segment per file. The floor is the minimum cost of a Python program that inflates and
-validates: one call of isal, and a decoder that builds one small object per event. All programs alternate within
-one run, so ratios compare measurements of the same run.
+There are three workloads: segments of the generator's `clean` mix, segments of its `small` mix without malformed
+messages, and the recordings in REPLAYS_FIXTURES (or ../shared/fixtures), one segment per file. The floor is the
+minimum cost of a Python program that inflates and validates: one call of isal, and a decoder that builds one small
+object per event. All programs alternate within one run, so ratios compare measurements of the same run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,14 @@ class Workload:
         return [message.value for message in self.messages]
 
 
-def generated(count: int) -> Workload:
-    """Returns segments of the generator's clean mix whose body is a zlib stream of JSON."""
-    values = [made.value for made in stream(PROFILES["clean"], count, 1, STARTED_AT)]
-    return _workload("generated", values)
+def generated(count: int, name: str = "clean") -> Workload:
+    """Returns valid segments of this profile of the generator whose body is a zlib stream of JSON."""
+    valid = PROFILES["clean"]
+    unwanted = ("broken_body", "odd_event", "trailing_bytes", "replay_event_missing", "replay_event_broken")
+    mix = replace(PROFILES[name].mix, **{part: getattr(valid.mix, part) for part in unwanted})
+    profile = replace(PROFILES[name], mix=mix, duplicates=valid.duplicates, malformed=valid.malformed)
+    values = [made.value for made in stream(profile, count, 1, STARTED_AT)]
+    return _workload("generated" if name == "clean" else name, values)
 
 
 def recorded(folder: Path) -> Workload | None:
@@ -262,7 +266,7 @@ def processes(workload: Workload, rounds: int) -> dict[str, Any]:
 def main() -> None:
     """The command line."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--segments", type=int, default=600, help="segments of the generated mix")
+    options.add_argument("--segments", type=int, default=600, help="segments per generated mix")
     options.add_argument("--rounds", type=int, default=15, help="number of rounds; the best one counts")
     options.add_argument("--memory-mb", type=int, default=100, help="JSON size of the largest segment, MB")
     options.add_argument("--processes", action="store_true", help="also measure parser processes")
@@ -271,7 +275,7 @@ def main() -> None:
 
     result: dict[str, Any] = {"benchmark": "parse", "machine": machine(), "rounds": chosen.rounds}
     folder = Path(os.environ.get("REPLAYS_FIXTURES", Path(__file__).parents[2] / "shared/fixtures"))
-    workloads = [generated(chosen.segments), recorded(folder)]
+    workloads = [generated(chosen.segments), generated(chosen.segments, "small"), recorded(folder)]
     for workload in workloads:
         if workload is not None:
             found = check(workload)

@@ -386,7 +386,7 @@ def _span(op: str, payload: dict[str, Any], found: Found) -> tuple[Any, dict[str
         found.sizes.append((request, response))
         described |= {"method": data.get("method"), "status_code": data.get("statusCode")}
         return op, {**described, "request_size": request, "response_size": response}
-    if op in ("resource.script", "resource.img"):
+    if op.startswith("resource."):
         names = ("size", "encodedBodySize", "decodedBodySize", "statusCode")
         return op, {**described, **{name: data.get(name) for name in names}}
     if op.startswith("navigation"):

@@ -36,8 +36,6 @@ TEXT_TYPES = frozenset({"STRING", "JSON"})
 TYPES = TEXT_TYPES | {"INTEGER", "TIMESTAMP"}
 MICROSECONDS = 1_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-Time = datetime
-"""The type of `time_of`, for the core, which may not import a module that can read the clock."""
 TIMES = range(253_402_300_800 * MICROSECONDS)
 """Times that have a text."""
 

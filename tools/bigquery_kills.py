@@ -245,7 +245,7 @@ def fact(batch: int, place: int) -> Row:
     row = {
         "row_id": row_name(batch, place),
         "event_type": "ui.click",
-        "timestamp": moment(NOON + place).isoformat(),
+        "timestamp": moment(NOON + place),
         "org_id": 1,
         "project_id": 2,
         "replay_id": f"{batch:032x}",

@@ -54,7 +54,7 @@ class Package:
 # No module in this list reads a clock, a file, the network, the environment or a source of randomness.
 CORE_STANDARD = (
     "__future__", "base64", "binascii", "bisect", "collections", "contextlib", "dataclasses", "enum", "functools",
-    "hashlib", "heapq", "ipaddress", "itertools", "math", "operator", "re", "struct", "typing", "zlib",
+    "_md5", "hashlib", "heapq", "ipaddress", "itertools", "math", "operator", "re", "struct", "typing", "zlib",
 )  # fmt: skip
 CORE_BUILTINS_REFUSED = ("__import__", "breakpoint", "eval", "exec", "input", "open", "print")
 

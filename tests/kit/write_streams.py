@@ -23,7 +23,7 @@ def fact(number: int, table: str = TABLE, **given: Any) -> Row:
     fields = {
         "row_id": f"row-{number}",
         "event_type": "ui.click",
-        "timestamp": moment(NOON + number + 0.125).isoformat(),
+        "timestamp": moment(NOON + number + 0.125),
         "org_id": 1,
         "project_id": 2,
         "replay_id": "0" * 32,

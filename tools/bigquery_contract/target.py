@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
-import msgspec
 import requests
 from google.api_core.client_options import ClientOptions
 from google.api_core.exceptions import GoogleAPICallError
@@ -337,7 +336,7 @@ NOW_SECONDS = int(time.time())
 
 def written(seconds: float) -> str:
     """Returns a time as the sink writes it."""
-    return str(msgspec.json.decode(msgspec.json.encode(moment(seconds))))
+    return moment(seconds)
 
 
 def row(number: int, **given: Any) -> dict[str, Any]:

@@ -218,13 +218,13 @@ def columns_of(document: Document) -> Columns:
     device, rates = contexts.device or _NO_DEVICE, contexts.replay or _NO_RATES
     updates = contexts.ota_updates or _NO_UPDATES
     start = document.replay_start_timestamp
-    tags = [tag for tag in document.tags or () if isinstance(tag, list) and len(tag) == 2][:TAGS_MAX]
+    tags = _pairs(document.tags)
     v4, v6 = _address(user.ip_address)
     # Arguments are passed by position, in struct order, which is four times as fast as by name.
     return Columns(
         document.replay_type or None,
         int(start) if start is not None and 0 <= start <= UINT32_MAX else None,
-        next((_text(value) for key, value in tags if key == TITLE_TAG), None) or None,
+        _title(tags) if tags else None,
         _texts(document.urls),
         _texts(document.segment_names),
         _uuids(document.error_ids),
@@ -258,8 +258,8 @@ def columns_of(document: Document) -> Columns:
         updates.update_id or None,
         rates.error_sample_rate,
         rates.session_sample_rate,
-        [key[:SHORT_MAX] if type(key) is str else _text(key) for key, _ in tags],
-        [value[:SHORT_MAX] if type(value) is str else _text(value) for _, value in tags],
+        [key[:SHORT_MAX] if type(key) is str else _text(key) for key, _ in tags] if tags else [],
+        [value[:SHORT_MAX] if type(value) is str else _text(value) for _, value in tags] if tags else [],
     )
 
 
@@ -281,7 +281,24 @@ def _text(value: Any) -> str:
 
 def _texts(values: list[Any] | None) -> list[str]:
     """Returns the elements that are texts, bounded in length and number."""
-    return [value[:SHORT_MAX] for value in (values or ())[:LIST_MAX] if isinstance(value, str)]
+    if not values:
+        return []
+    return [value[:SHORT_MAX] for value in values[:LIST_MAX] if isinstance(value, str)]
+
+
+def _pairs(values: list[Any] | None) -> list[list[Any]]:
+    """Returns the elements that are lists of two values, bounded in number."""
+    if not values:
+        return []
+    return [value for value in values if isinstance(value, list) and len(value) == 2][:TAGS_MAX]
+
+
+def _title(tags: list[list[Any]]) -> str | None:
+    """The value of the first tag with the page's title; None if there is none, or if it is empty."""
+    for key, value in tags:
+        if key == TITLE_TAG:
+            return _text(value) or None
+    return None
 
 
 def _address(value: str | None) -> tuple[str | None, str | None]:

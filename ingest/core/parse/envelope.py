@@ -19,7 +19,7 @@ NAME_BYTES_MAX = 256
 LONG_BYTES_MIN = 1024 * 1024
 
 # The first byte of a map of more than 15 keys, and the size of its count.
-_MANY_KEYS = {b"\xde": 2, b"\xdf": 4}
+_MANY_KEYS = {0xDE: 2, 0xDF: 4}
 
 _replay_id = re.compile(r"[0-9a-fA-F]{32}").fullmatch
 
@@ -78,7 +78,7 @@ _decode_project = msgspec.msgpack.Decoder(_Project).decode
 def open_envelope(value: bytes) -> Envelope:
     """Returns the fields of one message. Raises Rejected with the reason `not_msgpack` or `schema`."""
     try:
-        is_usual = len(value) <= LONG_BYTES_MIN and bytes(value[:1]) not in _MANY_KEYS
+        is_usual = len(value) <= LONG_BYTES_MIN and not (value and value[0] in _MANY_KEYS)
         envelope = _decode(value) if is_usual else _open_long(value)
     except msgspec.ValidationError as error:
         raise Rejected("schema", str(error)) from None
@@ -87,6 +87,18 @@ def open_envelope(value: bytes) -> Envelope:
     if not _replay_id(envelope.replay_id):
         raise Rejected("schema", "replay_id is not 32 hexadecimal digits")
     envelope.replay_id = envelope.replay_id.lower()
+    if (
+        0 <= envelope.org_id <= INT64_MAX
+        and 0 <= envelope.project_id <= INT64_MAX
+        and 0 <= envelope.received <= INT64_MAX
+        and 0 <= envelope.retention_days <= UINT16_MAX
+    ):
+        return envelope
+    raise Rejected("schema", f"{_out_of_range(envelope)} is out of range")
+
+
+def _out_of_range(envelope: Envelope) -> str:
+    """The name of the first field that is out of range."""
     for name, number, number_max in (
         ("org_id", envelope.org_id, INT64_MAX),
         ("project_id", envelope.project_id, INT64_MAX),
@@ -94,8 +106,8 @@ def open_envelope(value: bytes) -> Envelope:
         ("retention_days", envelope.retention_days, UINT16_MAX),
     ):
         if not 0 <= number <= number_max:
-            raise Rejected("schema", f"{name} is out of range")
-    return envelope
+            return name
+    raise AssertionError(envelope)
 
 
 def _open_long(value: bytes) -> Envelope:
@@ -113,7 +125,7 @@ def _open_long(value: bytes) -> Envelope:
 
 def _keys(value: bytes) -> int:
     """Number of keys declared by the map; 0 if it is small, or not a map."""
-    size_bytes = _MANY_KEYS.get(bytes(value[:1]), 0)
+    size_bytes = _MANY_KEYS.get(value[0], 0) if value else 0
     return int.from_bytes(value[1 : 1 + size_bytes], "big")
 
 

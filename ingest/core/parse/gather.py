@@ -11,12 +11,13 @@ from ingest.core.parse.budget import Budget
 from ingest.core.parse.events import Malformed
 from ingest.core.parse.rrweb import (
     HISTORY_SPANS,
+    WEB_VITALS,
     Click,
     Count,
     Fact,
-    Meaning,
     Navigation,
     Size,
+    Tap,
     Vital,
     meanings,
     paint_ms,
@@ -27,6 +28,15 @@ from ingest.core.parse.scan import Scan
 SAME_WARNINGS_MAX = 1000
 # Measured costs in budget units: per encoded fact, and per event found malformed here.
 _UNITS_PER_FACT, _UNITS_PER_MALFORMED = 4.0, 3.0
+# Kinds of facts that `_noted` counts or completes.
+_NOTED = frozenset(
+    (
+        "hydration_error",
+        "navigation.span",
+        "negative-click-node-id",
+        *(f"web-vital.{vital}" for vital in WEB_VITALS),
+    )
+)
 
 
 class Gathered:
@@ -61,13 +71,33 @@ class Gathered:
 
     def take(self, scan: Scan) -> None:
         """Interprets all events. Raises msgspec.DecodeError and Spent."""
+        budget, facts, facts_max = self._budget, self.facts, self._facts_max
+        encoded, size_of, bytes_max = self._encoded, self._size_bytes, self._rows_bytes_max
         for index, event in scan:
             try:
-                for meaning in meanings(event, self._budget):
-                    self._take(meaning, index)
+                found = meanings(event, budget)
             except Malformed:
                 self._malformed += 1
-                self._budget.spend(_UNITS_PER_MALFORMED)
+                budget.spend(_UNITS_PER_MALFORMED)
+                continue
+            for meaning in found:
+                if not isinstance(meaning, Fact):
+                    self._take(meaning)
+                    continue
+                fact = self._noted(meaning) if meaning.kind in _NOTED else meaning
+                if self._is_over_bytes or (fact.sampled and not self._is_wanted(fact, index)):
+                    continue
+                if len(facts) >= facts_max:
+                    self._is_over_number = True
+                    continue
+                budget.left -= _UNITS_PER_FACT
+                row = encoded(fact, index)
+                size_bytes = self.size_bytes + size_of(row)
+                if size_bytes <= bytes_max:
+                    self.size_bytes = size_bytes
+                    facts.append(row)
+                else:
+                    self._is_over_bytes = True
 
     def close(self, scan: Scan) -> None:
         """Adds the number of events and the warnings, which are known only at the end."""
@@ -85,14 +115,12 @@ class Gathered:
         if self._is_over_bytes:
             self.warnings.append("rows_over_limit")
 
-    def _take(self, meaning: Meaning, index: int) -> None:
-        if isinstance(meaning, Fact):
-            self._fact(meaning, index)
-        elif isinstance(meaning, Size):
+    def _take(self, meaning: Size | Click | Tap) -> None:
+        if isinstance(meaning, Size):
             if len(self.sizes) < self._rules.facts_per_segment_max and self._has_room(2 * rows.METRIC_BYTES):
                 self.sizes.append(meaning)
         elif isinstance(meaning, Click):
-            self.rage += meaning.is_rage
+            self.rage += meaning.element.is_rage
             if self._clicks < self._rules.clicks_per_segment_max and not self._is_over_bytes:
                 self._clicks += 1
                 self._keep(self._writer.click(meaning))
@@ -100,34 +128,17 @@ class Gathered:
             self._taps += 1
             self._keep(self._writer.tap(meaning))
 
-    def _fact(self, fact: Fact, index: int) -> None:
-        if fact.kind == "hydration_error":
-            self.hydration += 1
-        elif fact.kind == "negative-click-node-id":
-            self._negative += 1
-        if isinstance(fact.attributes, (Navigation, Vital)):
-            fact = self._painted(fact)
-        if self._is_over_bytes or (fact.sampled and not self._is_wanted(fact, index)):
-            return
-        if len(self.facts) >= self._facts_max:
-            self._is_over_number = True
-            return
-        self._budget.left -= _UNITS_PER_FACT
-        row = self._encoded(fact, index)
-        size_bytes = self.size_bytes + self._size_bytes(row)
-        if size_bytes <= self._rows_bytes_max:
-            self.size_bytes = size_bytes
-            self.facts.append(row)
-        else:
-            self._is_over_bytes = True
-
-    def _painted(self, fact: Fact) -> Fact:
-        """Converts the first contentful paint, which SDKs send as a point in time, to milliseconds since its page
-        began to load. The value is None if that navigation is in another segment."""
+    def _noted(self, fact: Fact) -> Fact:
+        """Counts two kinds of facts. Converts the first contentful paint, which SDKs send as a point in time, to
+        milliseconds since its page began to load. The value is None if that navigation is in another segment."""
         vital = fact.attributes
         if isinstance(vital, Navigation):
             if vital.op not in HISTORY_SPANS:
                 self._loaded_at = fact.timestamp
+        elif fact.kind == "hydration_error":
+            self.hydration += 1
+        elif fact.kind == "negative-click-node-id":
+            self._negative += 1
         elif isinstance(vital, Vital) and vital.op == "paint" and vital.value is None:
             value = paint_ms(self._loaded_at, fact.timestamp)
             return Fact(fact.kind, fact.timestamp, Vital(vital.rating, vital.op, vital.size, value), fact.sampled)

@@ -7,7 +7,7 @@ Fields shared by all rows of a segment are encoded once.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from hashlib import md5
+from functools import lru_cache
 from zlib import crc32
 
 import msgspec
@@ -15,7 +15,14 @@ import msgspec
 from ingest.core.model import Metric, MetricKind, Row
 from ingest.core.parse.document import UINT32_MAX, Document, columns_of, uuid_text
 from ingest.core.parse.rrweb import Click, Fact, Size, Tap
-from tasks.proto_rows import FACT_TABLE, MICROSECONDS, FactEncoder, Time, time_of
+from tasks.proto_rows import FACT_TABLE, MICROSECONDS, FactEncoder, time_text
+
+try:  # CPython's own implementation costs half as much as OpenSSL's for texts as short as ours
+    from _md5 import md5  # type: ignore[import-not-found]
+
+    md5(b"", usedforsecurity=False)
+except (ImportError, ValueError):  # not built into this Python, or refused by its FIPS mode
+    from hashlib import md5
 
 UINT16_MAX = 2**16 - 1
 TRUSTED_SECONDS = 30 * 86400
@@ -28,6 +35,10 @@ ROW_BYTES, METRIC_BYTES = 32, 64
 # Table and columns in a batch's protobuf rows, counted for each segment.
 COLUMNS_BYTES = 320
 OVERSIZED_BYTES = 20_000_000
+
+SECONDS_CACHED_MAX = 4096
+# Attributes of an enumeration are slow to look up.
+_COUNTER, _DISTRIBUTION = MetricKind.COUNTER, MetricKind.DISTRIBUTION
 
 _encode = msgspec.json.Encoder().encode
 
@@ -59,6 +70,8 @@ def believable(received: int, timestamp_ms: int) -> int:
 
 def expressible_days(retention_days: int) -> int:
     """The retention, clamped to what the tables can express: 1 day to RETENTION_DAYS_MAX."""
+    if 1 <= retention_days <= RETENTION_DAYS_MAX:
+        return retention_days
     return min(max(retention_days, 1), RETENTION_DAYS_MAX)
 
 
@@ -78,13 +91,20 @@ def near(seconds: float, at: int) -> float:
     return seconds if -TRUSTED_SECONDS <= seconds - at <= TRUSTED_SECONDS and 0 <= seconds <= UINT32_MAX else at
 
 
-def moment(seconds: float) -> Time:
-    """The time in UTC, to the microsecond, written as RFC 3339. `seconds`: Unix time from 0 to UINT32_MAX.
+def moment(seconds: float) -> str:
+    """The time in UTC, to the microsecond, as RFC 3339. `seconds`: Unix time from 0 to UINT32_MAX.
 
     All servers of BigQuery's API read this form in the same way, but a bare number is read as seconds by some,
     as microseconds by others, and refused by the rest: docs/bigquery-contract.md.
     """
-    return time_of(round(seconds * MICROSECONDS))
+    second, fraction = divmod(round(seconds * MICROSECONDS), MICROSECONDS)
+    return f"{_second(second)}.{str(fraction).zfill(6)}Z" if fraction else f"{_second(second)}Z"
+
+
+@lru_cache(maxsize=SECONDS_CACHED_MAX)
+def _second(second: int) -> str:
+    """The text of a whole second, without its zone. Facts of one period share their seconds."""
+    return time_text(second * MICROSECONDS).removesuffix("Z")
 
 
 def hashed(text: str) -> str:
@@ -124,18 +144,6 @@ class _TapColumns(msgspec.Struct, gc=False, omit_defaults=True):
     environment: str | None = None
 
 
-class _FactColumns(msgspec.Struct, gc=False):
-    row_id: str
-    event_type: str
-    timestamp: Time
-    org_id: int
-    project_id: int
-    replay_id: str
-    segment_id: int
-    retention_days: int
-    attributes: str
-
-
 class Writer:
     """Encodes the rows of one segment.
 
@@ -148,6 +156,11 @@ class Writer:
         org, project, segment = identity.org_id, identity.project_id, identity.segment_id
         self._uuid = uuid_text(identity.replay_id)
         self._fact_id = f"{identity.replay_id}-{segment}-"
+        self._project = f"{project}-"
+        self._facts_tail = (
+            f'"org_id":{org},"project_id":{project},"replay_id":"{identity.replay_id}","segment_id":{segment},'
+            f'"retention_days":{identity.retention_days},"attributes":'
+        )
         self._facts: FactEncoder | None = None
         self._replays_tail = (
             f'"replay_id":"{self._uuid}","segment_id":{segment if segment <= UINT16_MAX else "null"},'
@@ -197,24 +210,25 @@ class Writer:
     def click(self, click: Click) -> Row:
         """Row of the table `replays` for a click. Its later slow-click event has the same hash and more
         columns."""
+        element = click.element
         columns = _ClickColumns(
-            click.url,
-            click.node_id,
-            click.tag,
-            click.id,
-            click.classes,
-            click.text,
-            click.role,
+            element.url,
+            element.node_id,
+            element.tag,
+            element.id,
+            element.classes,
+            element.text,
+            element.role,
             click.alt,
-            click.testid,
-            click.aria_label,
-            click.title,
-            click.component_name,
-            click.is_dead,
-            click.is_rage,
+            element.testid,
+            element.aria_label,
+            element.title,
+            element.component_name,
+            element.is_dead,
+            element.is_rage,
             self._environment,
         )
-        event_hash = hashed(f"{self.identity.replay_id}{click.timestamp}{click.node_id}")
+        event_hash = hashed(f"{self.identity.replay_id}{click.timestamp}{element.node_id}")
         return self._replays(event_hash, click.timestamp, columns)
 
     def tap(self, tap: Tap) -> Row:
@@ -229,23 +243,16 @@ class Writer:
         """Returns the row of the table `replay_events` for one fact. `index` is the event's position in the
         segment, -1 for the segment itself.
 
-        The column `attributes` is JSON as text, so it is encoded twice. The insert id begins with the project,
-        because two projects may use the same replay id (docs/decisions/020-project-in-identity.md).
+        The column `attributes` is JSON as text, so it is encoded twice. The other columns are names and numbers of
+        ours, which need no escapes. The insert id begins with the project, because two projects may use the same
+        replay id (docs/decisions/020-project-in-identity.md).
         """
-        identity = self.identity
-        row_id = f"{self._fact_id}{index}-{fact.kind}"
-        row = _FactColumns(
-            row_id,
-            fact.kind,
-            moment(near(fact.timestamp, identity.at)),
-            identity.org_id,
-            identity.project_id,
-            identity.replay_id,
-            identity.segment_id,
-            identity.retention_days,
-            _encode(fact.attributes).decode(),
-        )
-        return Row(FACT_TABLE, f"{identity.project_id}-{row_id}", _encode(row), identity.offset)
+        kind, identity = fact.kind, self.identity
+        row_id = f"{self._fact_id}{index}-{kind}"
+        time = moment(near(fact.timestamp, identity.at))
+        attributes = _encode(_encode(fact.attributes).decode()).decode()
+        row = f'{{"row_id":"{row_id}","event_type":"{kind}","timestamp":"{time}",{self._facts_tail}{attributes}}}'
+        return Row(FACT_TABLE, self._project + row_id, row.encode(), identity.offset)
 
     def proto_fact(self, fact: Fact, index: int) -> bytes:
         """Returns the row of `fact` as a framed protobuf message (`tasks.proto_rows`)."""
@@ -275,28 +282,24 @@ def metrics(
 ) -> tuple[Metric, ...]:
     """Returns the product metrics of one segment; sizes in bytes."""
     metrics = [
-        Metric(MetricKind.DISTRIBUTION, "replays.usecases.ingest.size_compressed", stored),
-        Metric(MetricKind.DISTRIBUTION, "replays.usecases.ingest.size_uncompressed", raw),
+        Metric(_DISTRIBUTION, "replays.usecases.ingest.size_compressed", stored),
+        Metric(_DISTRIBUTION, "replays.usecases.ingest.size_uncompressed", raw),
     ]
     for size in sizes:
         if size.request is not None:
-            metrics.append(
-                Metric(MetricKind.DISTRIBUTION, "replays.usecases.ingest.request_body_size", size.request)
-            )
+            metrics.append(Metric(_DISTRIBUTION, "replays.usecases.ingest.request_body_size", size.request))
         if size.response is not None:
-            metrics.append(
-                Metric(MetricKind.DISTRIBUTION, "replays.usecases.ingest.response_body_size", size.response)
-            )
+            metrics.append(Metric(_DISTRIBUTION, "replays.usecases.ingest.response_body_size", size.response))
     if video:
-        metrics.append(Metric(MetricKind.COUNTER, "replays.recording_consumer.replay_video_count", 1))
-        metrics.append(Metric(MetricKind.DISTRIBUTION, "replays.recording_consumer.replay_video_size", video))
-        metrics.append(Metric(MetricKind.DISTRIBUTION, "replays.recording_consumer.replay_video_event_size", raw))
+        metrics.append(Metric(_COUNTER, "replays.recording_consumer.replay_video_count", 1))
+        metrics.append(Metric(_DISTRIBUTION, "replays.recording_consumer.replay_video_size", video))
+        metrics.append(Metric(_DISTRIBUTION, "replays.recording_consumer.replay_video_event_size", raw))
     if rage:
-        metrics.append(Metric(MetricKind.COUNTER, "replay.rage_click_detected", rage))
+        metrics.append(Metric(_COUNTER, "replay.rage_click_detected", rage))
     if hydration:
-        metrics.append(Metric(MetricKind.COUNTER, "replay.hydration_error_breadcrumb", hydration))
+        metrics.append(Metric(_COUNTER, "replay.hydration_error_breadcrumb", hydration))
     if missing_event:
-        metrics.append(Metric(MetricKind.COUNTER, "sentry.replays.consumer.recording.missing-replay-event", 1))
+        metrics.append(Metric(_COUNTER, "sentry.replays.consumer.recording.missing-replay-event", 1))
     if raw > OVERSIZED_BYTES:
-        metrics.append(Metric(MetricKind.COUNTER, "replays.consumer.recording.oversized_segment", 1))
+        metrics.append(Metric(_COUNTER, "replays.consumer.recording.oversized_segment", 1))
     return tuple(metrics)

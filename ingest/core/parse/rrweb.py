@@ -45,7 +45,7 @@ SCALAR_MAX = 2048
 SIZE_CHARACTERS_MAX = 64
 FIELDS_MAX = 16
 UINT32_MAX = 2**32 - 1
-NUMBER_MAX = 2**63
+NUMBER_MAX = 2.0**63  # a float, because comparing a float with a large int is slow
 # Larger timestamps are in milliseconds. As seconds, this value is in the year 5138.
 MILLISECONDS_MIN = 1e11
 
@@ -65,7 +65,6 @@ OPTION_KEYS = (
 )
 VIDEO_KEYS = ("size", "duration", "encoding", "container", "width", "height", "frameCount", "frameRate")
 SDK_CATEGORIES = ("sentry.", "replay.")
-TESTID_KEYS = ("testId", "data-testid", "data-test-id")
 # SDKs before version 10 send the last value instead of the value before it.
 WEB_VITALS = (
     "largest-contentful-paint",
@@ -94,26 +93,13 @@ STATES = (
 
 
 class Click(msgspec.Struct, frozen=True, gc=False):
-    """Data of a click row. Texts are truncated. Timestamps are Unix seconds; the whole seconds are part of the
-    row's identity."""
+    """Data of a click row: its element, as in the fact of the same click, and the text that only the row has.
+    Timestamps are Unix seconds; the whole seconds are part of the row's identity."""
 
     timestamp: int
     timestamp_exact: float
-    node_id: int
-    is_dead: int
-    is_rage: int
-    tag: str
-    id: str
-    classes: list[str]
-    text: str
-    role: str
     alt: str
-    testid: str
-    aria_label: str
-    title: str
-    component_name: str
-    selector: str
-    url: str
+    element: ClickFact
 
 
 class Tap(msgspec.Struct, frozen=True, gc=False):
@@ -194,7 +180,7 @@ class Vital(msgspec.Struct, frozen=True, gc=False):
 
 
 class ClickFact(msgspec.Struct, frozen=True, gc=False, rename={"classes": "class"}):
-    """Attributes of ui.click, ui.deadClick, ui.rageClick and ui.slowClickDetected."""
+    """Attributes of ui.click, ui.deadClick, ui.rageClick and ui.slowClickDetected. Texts are truncated."""
 
     node_id: int
     tag: str
@@ -286,7 +272,9 @@ def meanings(event: Event, budget: Budget) -> Meanings:
         return (Fact("mobile_event", _event_seconds(event), {key: _scalar(found.get(key)) for key in VIDEO_KEYS}),)
     if isinstance(event, Meta):
         page = event.data
-        return (Fact("viewport", _event_seconds(event), Page(_cut(page.href, TEXT_MAX), page.width, page.height)),)
+        return (
+            Fact("viewport", _event_seconds(event), Page((page.href or "")[:TEXT_MAX], page.width, page.height)),
+        )
     assert isinstance(event, Canvas), event
     return (Fact("canvas_size", _event_seconds(event), {"size": event.size_bytes}, "segment"),)
 
@@ -298,7 +286,7 @@ def _click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
     click = _click_row(payload, _dict(built(payload.data, budget)), 0, 0)
     if isinstance(click, Fact):
         return (click,)
-    return click, Fact("ui.click", click.timestamp_exact, ClickFact(*_click_args(click)))
+    return click, Fact("ui.click", click.timestamp_exact, click.element)
 
 
 def _slow_click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
@@ -317,14 +305,14 @@ def _slow_click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meaning
     click = _click_row(payload, data, int(dead), int(rage))
     if isinstance(click, Fact):
         return (click,)
-    seconds, fact = click.timestamp_exact, ClickFact(*_click_args(click))
+    seconds, element = click.timestamp_exact, click.element
     if rage:
         return (
             click,
-            Fact("ui.rageClick", seconds, fact),
-            Fact("rage_click", seconds, ClicksFact(*_click_args(click), count), "event"),
+            Fact("ui.rageClick", seconds, element),
+            Fact("rage_click", seconds, ClicksFact(*(*msgspec.structs.astuple(element), count)), "event"),
         )
-    return click, Fact("ui.deadClick" if dead else "ui.slowClickDetected", seconds, fact)
+    return click, Fact("ui.deadClick" if dead else "ui.slowClickDetected", seconds, element)
 
 
 def _multi_click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
@@ -332,7 +320,8 @@ def _multi_click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanin
     click = _click_row(payload, data, 0, 0)
     if isinstance(click, Fact):
         return (click,)
-    clicks = ClicksFact(*_click_args(click), _amount(data, "clickCount", "clickcount"))
+    count = _amount(data, "clickCount", "clickcount")
+    clicks = ClicksFact(*(*msgspec.structs.astuple(click.element), count))
     return (Fact("multi_click", click.timestamp_exact, clicks, "event"),)
 
 
@@ -360,54 +349,31 @@ def _click_row(payload: CrumbPayload, data: dict[str, Any], dead: int, rage: int
         return Fact("negative-click-node-id", timestamp, {"node_id": max(node_id, -(2**63))})
     attributes = node.get("attributes")
     named = attributes if isinstance(attributes, dict) else {}
-    testid = next((named[key] for key in TESTID_KEYS if named.get(key)), "")
-    classes = named.get("class")
-    return Click(
-        timestamp=int(timestamp),
-        timestamp_exact=timestamp,
-        node_id=node_id,
-        is_dead=dead,
-        is_rage=rage,
-        tag=_text(node.get("tagName"), ROLE_MAX),
-        id=_text(named.get("id"), TITLE_MAX),
-        classes=_classes(classes) if isinstance(classes, str) else [],
-        text=_text(node.get("textContent"), TEXT_MAX),
-        role=_text(named.get("role"), ROLE_MAX),
-        alt=_text(named.get("alt"), TITLE_MAX),
-        testid=_text(testid, TITLE_MAX),
-        aria_label=_text(named.get("aria-label"), TITLE_MAX),
-        title=_text(named.get("title"), TITLE_MAX),
-        component_name=_text(named.get("data-sentry-component"), TITLE_MAX),
-        selector=_cut(payload.message, TEXT_MAX),
-        url=_text(data.get("url"), TEXT_MAX),
+    get = named.get
+    element = ClickFact(
+        node_id,
+        _text(node.get("tagName"), ROLE_MAX),
+        (payload.message or "")[:TEXT_MAX],
+        _text(node.get("textContent"), TEXT_MAX),
+        _text(get("data-sentry-component"), TITLE_MAX),
+        _text(data.get("url"), TEXT_MAX),
+        dead,
+        rage,
+        _text(get("id"), TITLE_MAX),
+        _classes(get("class")),
+        _text(get("role"), ROLE_MAX),
+        _text(get("testId") or get("data-testid") or get("data-test-id"), TITLE_MAX),
+        _text(get("aria-label"), TITLE_MAX),
+        _text(get("title"), TITLE_MAX),
     )
+    return Click(int(timestamp), timestamp, _text(get("alt"), TITLE_MAX), element)
 
 
-def _classes(names: str) -> list[str]:
-    """The first ten class names, bounded in length."""
+def _classes(names: Any) -> list[str]:
+    """The first ten class names, bounded in length; none if they are not a text."""
+    if not isinstance(names, str):
+        return []
     return [name[:TEXT_MAX] for name in names[:CLASSES_CHARACTERS_MAX].split(" ") if name][:CLASSES_MAX]
-
-
-def _click_args(
-    click: Click,
-) -> tuple[int, str, str, str, str, str, int, int, str, list[str], str, str, str, str]:
-    """The fields of a ClickFact."""
-    return (
-        click.node_id,
-        click.tag,
-        click.selector,
-        click.text,
-        click.component_name,
-        click.url,
-        click.is_dead,
-        click.is_rage,
-        click.id,
-        click.classes,
-        click.role,
-        click.testid,
-        click.aria_label,
-        click.title,
-    )
 
 
 def _tap(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
@@ -415,7 +381,7 @@ def _tap(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
     timestamp = _identifying_seconds(payload)
     tap = Tap(
         timestamp=int(timestamp),
-        message=_cut(payload.message, TEXT_MAX),
+        message=(payload.message or "")[:TEXT_MAX],
         view_class=_text(data.get("view.class"), TEXT_MAX),
         view_id=_text(data.get("view.id"), TEXT_MAX),
     )
@@ -438,7 +404,7 @@ def _crumb(kind: str, names: dict[str, str], sampled: str = "") -> _CrumbHandler
 
 
 def _console(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
-    line = Line(_cut(payload.level, ROLE_MAX), _cut(payload.message, MESSAGE_MAX))
+    line = Line((payload.level or "")[:ROLE_MAX], (payload.message or "")[:MESSAGE_MAX])
     return (Fact("console", _seconds(payload.timestamp, event), line),)
 
 
@@ -455,7 +421,7 @@ def _key(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
     key = data.get("key")
     held = (data.get(name) for name in ("metaKey", "shiftKey", "ctrlKey", "altKey"))
     attributes = Key(
-        _cut(payload.message, TEXT_MAX),
+        (payload.message or "")[:TEXT_MAX],
         _scalar(node_id) if type(node_id) is int else None,
         _text(node.get("tagName"), ROLE_MAX),
         _text(key, ROLE_MAX) if key is not None else None,
@@ -475,8 +441,8 @@ def _custom_crumb(payload: CrumbPayload, event: Custom, budget: Budget) -> Meani
     found = islice(_if_object(payload, budget, FIELDS_MAX).items(), FIELDS_MAX)
     attributes = Breadcrumb(
         payload.category[:TITLE_MAX],
-        _cut(payload.level, ROLE_MAX),
-        _cut(payload.message, MESSAGE_MAX),
+        (payload.level or "")[:ROLE_MAX],
+        (payload.message or "")[:MESSAGE_MAX],
         {key[:TITLE_MAX]: held for key, value in found if (held := _scalar(value)) is not None},
     )
     return (Fact("breadcrumb", _seconds(payload.timestamp, event), attributes),)
@@ -531,12 +497,11 @@ def _span(payload: SpanPayload, event: Custom) -> Meanings:
                 duration = None
     if op in REQUESTS:
         return _request(payload, data or NO_DATA, seconds, duration)
-    if op.startswith("navigation"):
-        return (
-            Fact("navigation.span", seconds, Navigation(_cut(payload.description, TEXT_MAX), duration, op[:64])),
-        )
     make = _DATA_SPANS.get(op)
     if make is None:
+        if op.startswith("navigation"):
+            url = (payload.description or "")[:TEXT_MAX]
+            return (Fact("navigation.span", seconds, Navigation(url, duration, op[:64])),)
         if not op.startswith("resource."):
             return ()
         make = _asset
@@ -553,21 +518,21 @@ def _request(payload: SpanPayload, data: SpanData, seconds: float, duration: flo
         request = data.request.size
     if response is None and data.response is not None:
         response = data.response.size
-    size = Size(_size(request), _size(response))
+    request, response = _size(request), _size(response)
     attributes = Request(
-        _cut(payload.description, TEXT_MAX),
+        (payload.description or "")[:TEXT_MAX],
         duration,
-        _cut(data.method, ROLE_MAX),
+        (data.method or "")[:ROLE_MAX],
         data.statusCode,
-        size.request,
-        size.response,
+        request,
+        response,
     )
-    return size, Fact(payload.op or "", seconds, attributes)
+    return Size(request, response), Fact(payload.op or "", seconds, attributes)
 
 
 def _asset(payload: SpanPayload, data: SpanData, seconds: float, duration: float | None) -> Meanings:
     attributes = Asset(
-        _cut(payload.description, TEXT_MAX),
+        (payload.description or "")[:TEXT_MAX],
         duration,
         data.size,
         data.encodedBodySize,
@@ -583,7 +548,7 @@ def _vital(payload: SpanPayload, data: SpanData, seconds: float, _: float | None
     it."""
     if payload.description not in WEB_VITALS:
         return ()
-    attributes = Vital(_cut(data.rating, ROLE_MAX), payload.op or "", data.size, data.value)
+    attributes = Vital((data.rating or "")[:ROLE_MAX], payload.op or "", data.size, data.value)
     return (Fact(f"web-vital.{payload.description}", seconds, attributes),)
 
 
@@ -604,13 +569,14 @@ def _memory(_: SpanPayload, data: SpanData, seconds: float, __: float | None) ->
 
 NO_DATA, NO_HEAP = SpanData(), Heap()
 REQUESTS = frozenset(("resource.fetch", "resource.xhr"))
+_ASSET_KINDS = frozenset(f"resource.{asset}" for asset in ASSETS)
 _DATA_SPANS: dict[str, Callable[[SpanPayload, SpanData, float, float | None], Meanings]] = {
     "web-vital": _vital,
     "paint": _vital,
     **dict.fromkeys(WEB_VITALS, _vital),  # SDK 7 puts the name on the span itself
     "memory": _memory,
+    **dict.fromkeys(_ASSET_KINDS, _asset),
 }
-_ASSET_KINDS = frozenset(f"resource.{asset}" for asset in ASSETS)
 
 
 def _size(value: Any) -> int | None:
@@ -636,10 +602,6 @@ def _dict(value: Any) -> dict[str, Any]:
 
 def _text(value: Any, length_max: int) -> str:
     return value[:length_max] if isinstance(value, str) else ""
-
-
-def _cut(value: str | None, length_max: int) -> str:
-    return "" if value is None else value[:length_max]
 
 
 def _scalar(value: Any) -> Any:

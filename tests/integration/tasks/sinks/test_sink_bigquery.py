@@ -27,7 +27,7 @@ NOON = write_streams.NOON
 
 def fact(number: int, table: str = "replay_events", **given: Any) -> Row:
     """Returns a valid row with a receive time on a full second."""
-    return write_streams.fact(number, table, **{"timestamp": moment(NOON + number).isoformat()} | given)
+    return write_streams.fact(number, table, **{"timestamp": moment(NOON + number)} | given)
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from ingest.core.model import Message, Segment
 from ingest.core.parse import ParseRules, parse
-from ingest.core.parse.rows import moment
+from ingest.core.parse.rows import hashed, moment
 from ingest.testing.messages import (
     LEFT_OUT,
     RECEIVED,
@@ -105,7 +107,30 @@ def test_a_moment_is_written_as_python_writes_it(microseconds: int):
     """Every time that a row can have is written to the microsecond, as the standard library would write it."""
     exact = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
 
-    assert moment(microseconds / 1_000_000) == exact
+    assert moment(microseconds / 1_000_000) == exact.isoformat().replace("+00:00", "Z")
+
+
+@pytest.mark.parametrize("missing", ["None", "refuse()"])
+def test_identities_do_not_need_the_fast_implementation_of_md5(missing: str):
+    """Where Python has no `_md5`, or refuses to use it, hashes are those of `hashlib`."""
+    program = f"""
+import sys, types
+
+def refuse():
+    def md5(data, usedforsecurity=True):
+        raise ValueError("not in FIPS mode")
+    module = types.ModuleType("_md5")
+    module.md5 = md5
+    return module
+
+sys.modules["_md5"] = {missing}
+from ingest.core.parse.rows import hashed
+print(hashed("a replay"))
+"""
+
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert found.stdout.strip() == hashed("a replay")
 
 
 def test_every_row_is_one_line_of_json_with_its_offset():

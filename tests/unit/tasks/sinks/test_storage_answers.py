@@ -72,7 +72,7 @@ def test_timestamps_are_exact_to_the_microsecond(microseconds: int) -> None:
     """
     seconds = microseconds / 1e6
 
-    assert message(fact(1, timestamp=moment(seconds).isoformat()).json).timestamp == microseconds
+    assert message(fact(1, timestamp=moment(seconds)).json).timestamp == microseconds
     assert message(fact(1, timestamp=seconds).json).timestamp == microseconds
 
 
