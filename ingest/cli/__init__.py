@@ -1,1 +1,4 @@
-"""The command line, with one file per group of commands. `main.py` assembles them; `common.py` has shared code."""
+"""The command line, with one file per group of commands.
+
+`main.py` assembles the groups, and `common.py` has the code that they share.
+"""

@@ -96,7 +96,7 @@ class Builder:
 
     def ended(self, end: int, now: float) -> Batch | None:
         """Handles a gap at the end of the log: there is no message between the last message added and `end`.
-        Returns the batch whose planned range this completes, if any."""
+        Returns the batch whose planned range the gap completes, if any."""
         batch = None
         while self._plan and self._plan[0] <= end:
             self._plan.popleft()

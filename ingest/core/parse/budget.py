@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ingest.core.parse.rules import ParseRules
 
-# Base budget of every message. Real segments use less than a thousand units.
+# Base budget of every message. Real segments use fewer than a thousand units.
 UNITS_BASE = 4_000.0
 # The fact limit is a setting; raising it raises the budget.
 UNITS_PER_FACT = 4.0

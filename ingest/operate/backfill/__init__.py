@@ -8,7 +8,7 @@
     outcome.py    the result, as JSON and as text
     run.py        rebuilds, compares, writes and compares again, one page of segments at a time
 
-Values that the recording does not contain (organisation, retention, time of arrival, environment, Kafka position)
+Values that the recording does not contain (organization, retention, time of arrival, environment, Kafka position)
 are copied from the rows in ClickHouse. Rows get the same identities as in ingestion, so a second run has nothing
 to write.
 """

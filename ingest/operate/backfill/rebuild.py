@@ -1,6 +1,6 @@
 """Rebuilds the facts and click rows of one stored recording, with the parser that ingestion uses.
 
-Unlike in ingestion, the row of the session does not count towards the limit on the bytes of a segment's rows, so a
+Unlike in ingestion, the row of the session does not count toward the limit on the bytes of a segment's rows, so a
 recording that reaches the limit may get a few more rows.
 """
 
