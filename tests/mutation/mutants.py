@@ -408,7 +408,7 @@ MUTANTS = (
         "if stop <= line.taken_until:",
     ),
     Mutant(
-        "commits the end of the log before the messages before it were taken",
+        "commits the end of the log although earlier messages were not yet taken",
         PARTITION,
         "self.end.position <= self.position <= self.end.end",
         "self.position <= self.end.end",

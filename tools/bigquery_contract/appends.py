@@ -38,8 +38,7 @@ def _stream(target: Target) -> str:
 
 
 def create_a_stream(target: Target) -> None:
-    """The name of a new stream is below that of its table, and the stream has its type, and its creation time as
-    commit time.
+    """A new stream has a name below that of its table, the requested type, and a commit time equal to its creation.
 
     Page: Package google.cloud.bigquery.storage.v1.
     """

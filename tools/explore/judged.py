@@ -156,7 +156,7 @@ JUDGED = (
         "waits for the rest of planned ranges that fill the byte limit", PROGRESS, "no further messages are taken"
     ),
     Judged(
-        "commits the end of the log before the messages before it were taken",
+        "commits the end of the log although earlier messages were not yet taken",
         SAFETY,
         "commits past messages not yet taken",
     ),

@@ -143,7 +143,7 @@ BUGS = (
         1,
     ),
     Bug(
-        "commits the end of the log before the messages before it were taken",
+        "commits the end of the log although earlier messages were not yet taken",
         "ingest/core/partition.py",
         "self.end.position <= self.position <= self.end.end",
         "self.position <= self.end.end",
