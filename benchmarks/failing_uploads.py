@@ -28,7 +28,7 @@ from ingest.local.compare.reconcile import reconcile
 from ingest.local.launch import settings_of
 from ingest.local.load.expectation import Expectation
 from ingest.local.load.produce import PROFILES, Produced, produce
-from ingest.local.servers.fault_proxy import Errors, Fault, FaultProxy, Pass, SeveralErrors
+from ingest.local.servers.fault_proxy import Errors, Fault, FaultProxy, NoFault, SeveralErrors
 from ingest.local.servers.processes import free_port
 from ingest.local.stack import Stack
 from tasks.migrate import migrate
@@ -106,7 +106,7 @@ def drain(
             if warm:
                 yield Interval(faulty, done - start, now - began)
                 faulty = not faulty
-            proxy.set(fault if faulty else Pass())
+            proxy.set(fault if faulty else NoFault())
             warm, start, began = True, done, now
     offsets.close()
 

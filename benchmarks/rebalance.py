@@ -40,7 +40,7 @@ from ingest.local.compare.offsets import Committed
 from ingest.local.compare.reconcile import reconcile
 from ingest.local.compare.report import ReconcileError
 from ingest.local.fleet import DRAIN_SECONDS, SESSION_SECONDS, Fleet, isolated, log_lines_of
-from ingest.local.launch import QUICK, temporary_files_in_memory
+from ingest.local.launch import SHORT_TIMEOUTS, temporary_files_in_memory
 from ingest.local.load.expectation import SIZES, Expectation
 from ingest.local.load.produce import PROFILES, Produced, produce
 from ingest.local.servers import java_kafka
@@ -53,7 +53,7 @@ from tasks.kafka.options import kafka_options
 from tasks.migrate.kafka import SOURCE_PARTITIONS
 
 POLL_SECONDS = 0.05
-BATCH_SECONDS = float(QUICK["REPLAYS_BATCH_AGE_SECONDS_MAX"])
+BATCH_SECONDS = float(SHORT_TIMEOUTS["REPLAYS_BATCH_AGE_SECONDS_MAX"])
 WAIT_SECONDS_MAX = 90.0
 DATABASES = 15
 CONSUMED = "replays_reader_messages_consumed_total"

@@ -24,7 +24,7 @@ from benchmarks.common import machine, show, write_json
 from benchmarks.rebalance import WAIT_SECONDS_MAX, Load, Watch, fleet_of, longest_still
 from ingest.local.compare.reconcile import reconcile
 from ingest.local.fleet import DRAIN_SECONDS, SESSION_SECONDS, Fleet, isolated
-from ingest.local.launch import QUICK, temporary_files_in_memory
+from ingest.local.launch import SHORT_TIMEOUTS, temporary_files_in_memory
 from ingest.local.load.expectation import Expectation
 from ingest.local.servers import java_kafka
 from ingest.local.stack import Stack
@@ -33,7 +33,7 @@ from tasks.migrate.kafka import SOURCE_PARTITIONS
 READERS = ("one", "two", "three", "four")
 JOINING = ("five", "six", "seven")
 SHARE = SOURCE_PARTITIONS // len(READERS)
-BATCH_SECONDS = float(QUICK["REPLAYS_BATCH_AGE_SECONDS_MAX"])
+BATCH_SECONDS = float(SHORT_TIMEOUTS["REPLAYS_BATCH_AGE_SECONDS_MAX"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from ingest.local.fleet import CALM
+from ingest.local.fleet import FLEET_DEFAULTS
 from ingest.local.servers.base import answers_http
 from ingest.local.servers.processes import HOST, free_port, wait_until
 from ingest.local.servers.redis import Redis
@@ -77,7 +77,7 @@ class Bench:
 
     def environment(self) -> dict[str, str]:
         """Returns the REPLAYS_* variables of the measured system."""
-        found = {**CALM, **self.stack.settings()}
+        found = {**FLEET_DEFAULTS, **self.stack.settings()}
         if self.endpoint:
             host, _, port = self.endpoint.removeprefix("http://").partition(":")
             found |= {

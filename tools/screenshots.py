@@ -24,8 +24,8 @@ import click
 from confluent_kafka import Producer
 from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
-from ingest.local.fleet import CALM, FLOWER_PASSWORD, Fleet
-from ingest.local.launch import HERE
+from ingest.local.fleet import FLEET_DEFAULTS, FLOWER_PASSWORD, Fleet
+from ingest.local.launch import CURRENT_INSTALLATION
 from ingest.local.load.produce import PROFILES, produce
 from ingest.local.servers.fault_proxy import FaultProxy, Refuse
 from ingest.local.servers.processes import HOST, free_port, is_listening, wait_until
@@ -39,7 +39,7 @@ WIDE: ViewportSize = {"width": 1400, "height": 900}
 PHONE: ViewportSize = {"width": 390, "height": 844}
 PHONE_PIXELS_MAX = 2600
 SETTINGS = {
-    **CALM,
+    **FLEET_DEFAULTS,
     "REPLAYS_SINKS": "gcs,clickhouse,dead_letter",
     "REPLAYS_BATCH_AGE_SECONDS_MAX": "1",
     "REPLAYS_TASK_RETRIES_MAX": "1",
@@ -124,7 +124,7 @@ def _break(fleet: Fleet, proxy: FaultProxy, seconds: int) -> None:
 
 def _web(fleet: Fleet, stack: Stack) -> str:
     port = free_port()
-    command = [*HERE.replays_ingest(), "web", "--port", str(port)]
+    command = [*CURRENT_INSTALLATION.replays_ingest(), "web", "--port", str(port)]
     # `web` does not use the proxy, because the list of replays reads from ClickHouse.
     environment = {**fleet.direct, "REPLAYS_FLOWER_PORT": fleet.flower_url.rpartition(":")[2]}
     stack.children.start("web", command, env=environment)

@@ -190,11 +190,11 @@ def local_up(directory: Path | None, kafka: Any, programs: bool, as_json: bool) 
     processes. If no server is configured, commands use the running stack even without the variables, and say so.
     """
     needs_extra("local")
-    from ingest.local.background import up
+    from ingest.local.background import start_stack
     from ingest.local.servers.processes import LocalError
 
     try:
-        state = up(directory, kafka=kafka, programs=programs, progress=lambda line: echo(line, err=True))
+        state = start_stack(directory, kafka=kafka, programs=programs, progress=lambda line: echo(line, err=True))
     except LocalError as error:
         fail(str(error))
     if as_json:
@@ -255,11 +255,11 @@ def local_down(directory: Path | None) -> None:
     The next `local up` with Tansu empties Redis, because the state in Redis refers to messages that no longer
     exist.
     """
-    from ingest.local.background import down
+    from ingest.local.background import stop_stack
     from ingest.local.servers.processes import LocalError
 
     try:
-        place = down(directory)
+        place = stop_stack(directory)
     except LocalError as error:
         fail(str(error))
     echo("nothing was running" if place is None else f"stopped; the data is in {place} (Tansu keeps no messages)")

@@ -21,8 +21,9 @@ class Builder:
     `plan` holds the ends of batches that the previous owner had cut above its committed offset. While `plan` is
     not empty, batches are not cut by count, bytes or age, so that the same ranges get the same ids. If the last
     messages of a planned range are missing, the range is cut without them once the log continues past the end of
-    the range (`add`, `ended`). If the log ends inside the range for too long, the plan is abandoned (`waited`). A
-    planned range that would exceed `staged_bytes_max` is cut early, and its end stays planned.
+    the range (`add`, `handle_log_end`). If the log ends inside the range for too long, the plan is abandoned
+    (`add_idle_seconds`). A planned range that would exceed `staged_bytes_max` is cut early, and its end stays
+    planned.
     """
 
     def __init__(self, source: TopicPartition, epoch: int, limits: Limits, plan: Iterable[int] = ()) -> None:
@@ -44,7 +45,7 @@ class Builder:
         return self._messages
 
     @property
-    def planned(self) -> tuple[int, ...]:
+    def planned_ends(self) -> tuple[int, ...]:
         """Ends of the previous owner's batches that have not been reached yet."""
         return tuple(self._plan)
 
@@ -94,7 +95,7 @@ class Builder:
             return CutReason.COUNT
         return CutReason.BYTES if self.size_bytes >= self._limits.batch_bytes_max else None
 
-    def ended(self, end: int, now: float) -> Batch | None:
+    def handle_log_end(self, end: int, now: float) -> Batch | None:
         """Handles a gap at the end of the log: there is no message between the last message added and `end`.
         Returns the batch whose planned range the gap completes, if any."""
         batch = None
@@ -104,7 +105,7 @@ class Builder:
                 batch = self._cut(CutReason.PLANNED, now)
         return batch
 
-    def waited(self, seconds: float) -> None:
+    def add_idle_seconds(self, seconds: float) -> None:
         """Counts time during which the partition was being fetched but was at the end of its log.
 
         After `plan_seconds_max` the rest of the planned range is abandoned: different batch ids are harmless, but
@@ -116,12 +117,12 @@ class Builder:
         if self._waited_seconds >= self._limits.plan_seconds_max:
             self._plan.clear()
 
-    def due(self, now: float) -> Batch | None:
+    def cut_if_due(self, now: float) -> Batch | None:
         """Cuts the open batch if it has reached its maximum age and is not part of a planned range."""
         return self._cut(CutReason.AGE, now) if self._is_old(now, self._limits.batch_age_seconds_max) else None
 
-    def due_early(self, now: float) -> Batch | None:
-        """Like `due`, with the lower age limit that applies while nothing is in flight."""
+    def cut_if_due_early(self, now: float) -> Batch | None:
+        """Like `cut_if_due`, with the lower age limit that applies while nothing is in flight."""
         return self._cut(CutReason.IDLE, now) if self._is_old(now, self._limits.batch_age_idle_seconds) else None
 
     def _is_old(self, now: float, age_seconds: float) -> bool:

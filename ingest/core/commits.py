@@ -93,7 +93,7 @@ class Commits:
         if not self._end_commit(event):
             return False
         if event.record_too_long and event.record:
-            self._budget.refused(event.record)
+            self._budget.lower_maximum(event.record)
             self.recorded_until = 0
         else:
             self._refused_at = now

@@ -45,7 +45,7 @@ class Budget:
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
 
-    def refused(self, text: str) -> None:
+    def lower_maximum(self, text: str) -> None:
         """Lowers the maximum, after the broker refused metadata of this length."""
         self.bytes_max = min(self.bytes_max, len(text) // 2)
 
@@ -56,17 +56,17 @@ def encode(committed: int, record: Record, bytes_max: int) -> str:
     Ends that do not fit into `bytes_max` are left out, starting with the last. If the other fields alone do not
     fit, the text is empty.
     """
-    head = _head(record.topic_id, record.partitions, record.starts)
+    head = _encode_header(record.topic_id, record.partitions, record.starts)
     if len(head) > bytes_max:
         return ""
-    cuts = _cuts(committed, record.stops, bytes_max - len(head) - len(";c=")) if record.stops else ""
+    cuts = _encode_cuts(committed, record.stops, bytes_max - len(head) - len(";c=")) if record.stops else ""
     if cuts:
         return f"{head};c={cuts}"
     return head if head != VERSION else ""
 
 
 @lru_cache(maxsize=256)  # called on every tick for every partition, mostly with unchanged arguments
-def _head(topic_id: str, partitions: int, starts: int) -> str:
+def _encode_header(topic_id: str, partitions: int, starts: int) -> str:
     fields = [VERSION]
     if topic_id:
         fields.append(f"t={topic_id}")
@@ -77,7 +77,7 @@ def _head(topic_id: str, partitions: int, starts: int) -> str:
     return ";".join(fields)
 
 
-def _cuts(committed: int, stops: Sequence[int], bytes_max: int) -> str:
+def _encode_cuts(committed: int, stops: Sequence[int], bytes_max: int) -> str:
     parts: list[str] = []
     length, previous = -1, committed
     for stop in stops:
@@ -100,9 +100,11 @@ def _digits(number: int) -> str:
 
 
 def decode(committed: int, text: str) -> Record:
-    """Parses a record. Returns an empty record for text from other tools or later versions (see `refusal`)."""
+    """Parses a record. Returns an empty record for text from other tools or later versions (see
+    `reason_ignored`).
+    """
     if text.startswith(CUTS_ONLY_VERSION + ","):
-        return Record(stops=_stops(committed, text.removeprefix(CUTS_ONLY_VERSION + ",")))
+        return Record(stops=_decode_stops(committed, text.removeprefix(CUTS_ONLY_VERSION + ",")))
     version, *fields = text.split(";")
     if version != VERSION:
         return Record()
@@ -110,13 +112,13 @@ def decode(committed: int, text: str) -> Record:
     topic_id = values.get("t", "")
     return Record(
         topic_id if len(topic_id) <= TOPIC_ID_BYTES_MAX else "",
-        _number(values.get("p", "")),
-        _number(values.get("s", "")),
-        _stops(committed, values.get("c", "")),
+        _decode_number(values.get("p", "")),
+        _decode_number(values.get("s", "")),
+        _decode_stops(committed, values.get("c", "")),
     )
 
 
-def refusal(text: str) -> str:
+def reason_ignored(text: str) -> str:
     """Returns the reason why `decode` ignores this text, for a log line; empty if it is read, or if there is no
     text."""
     version = text.split(";")[0]
@@ -127,14 +129,14 @@ def refusal(text: str) -> str:
     return "the commit's metadata was written by another tool"
 
 
-def _number(digits: str) -> int:
+def _decode_number(digits: str) -> int:
     try:
         return min(max(int(digits, 36), 0), NUMBER_MAX)
     except ValueError:
         return 0
 
 
-def _stops(committed: int, cuts: str) -> tuple[int, ...]:
+def _decode_stops(committed: int, cuts: str) -> tuple[int, ...]:
     stops, previous = [], committed
     for part in cuts.split(",") if cuts else ():
         try:

@@ -11,7 +11,7 @@ Why it holds
        flush task, dead letters included; a mark is set only after the write was acknowledged as durable.
     3. `committable` is the end of the longest run of settled ranges from the front. A settled range behind an
        unsettled range waits indefinitely.
-    4. `pass_over` raises `committable` to the end of the log if no range is pending and no message lies before
+    4. `skip_gap` raises `committable` to the end of the log if no range is pending and no message lies before
        that end.
     5. `split` replaces a range with two ranges that hold the same messages.
     6. `forget` drops a partition entirely. Uncommitted messages are read again by the next owner.
@@ -28,7 +28,7 @@ from ingest.core.model import OffsetRange, TopicPartition
 
 
 @dataclass(slots=True)
-class _Line:
+class _PartitionLedger:
     """One partition: taken ranges in order, settled ranges, and the committable offset."""
 
     ranges: deque[OffsetRange] = field(default_factory=deque)
@@ -41,11 +41,11 @@ class Ledger:
     """Taken and settled ranges per partition. The ledger is not thread-safe; only the pipeline uses it."""
 
     def __init__(self) -> None:
-        self._lines: dict[TopicPartition, _Line] = {}
+        self._lines: dict[TopicPartition, _PartitionLedger] = {}
 
     def take(self, source: TopicPartition, offsets: OffsetRange) -> None:
         """Adds a range in progress: nothing from `offsets.start` on is committable until the range settles."""
-        line = self._lines.setdefault(source, _Line())
+        line = self._lines.setdefault(source, _PartitionLedger())
         assert offsets.start >= line.taken_until, (source, offsets, line.taken_until)
         line.ranges.append(offsets)
         line.taken_until = offsets.stop
@@ -77,10 +77,10 @@ class Ledger:
             rose = True
         return rose
 
-    def pass_over(self, source: TopicPartition, stop: int) -> bool:
+    def skip_gap(self, source: TopicPartition, stop: int) -> bool:
         """Skips the offsets [taken_until, stop), which hold no message. Returns True if `committable` advanced,
         which requires that no range is pending."""
-        line = self._lines.setdefault(source, _Line())
+        line = self._lines.setdefault(source, _PartitionLedger())
         if line.ranges or stop <= line.taken_until:
             return False
         line.committable = line.taken_until = stop

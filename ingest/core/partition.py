@@ -118,13 +118,13 @@ class Partition:
         """Completes planned ranges at the end of the log, and skips offsets there that have no message."""
         if not self.at_end or self.end is None:
             return
-        batch = self.builder.ended(self.end.end, now)
+        batch = self.builder.handle_log_end(self.end.end, now)
         if batch is not None:
             self.take(batch, now)
         idle = not len(self.builder) and self.end.end > self.position
         # Skipping is rate-limited, because each skipped end costs a commit.
         may_pass = idle and self.commits.interval_over(now)
-        if may_pass and self._ledger.pass_over(self.source, self.end.end):
+        if may_pass and self._ledger.skip_gap(self.source, self.end.end):
             self.position = self.end.end
 
     def resume_at(self, event: on.OffsetOutOfRange) -> None:
@@ -139,7 +139,7 @@ class Partition:
         """Makes the end of a gap committable once every batch before it has settled, so that the gap is not
         handled again after a crash."""
         if self._gap_until and not len(self.builder) and not self.flights:
-            self._ledger.pass_over(self.source, self._gap_until)
+            self._ledger.skip_gap(self.source, self._gap_until)
             self._gap_until = 0
 
     # Commits
@@ -169,7 +169,7 @@ class Partition:
                 return None
             offset = self.began_at = pending[0].start
         # Planned ends up to `offset` are in a gap that was skipped.
-        planned = (stop for stop in self.builder.planned if stop > offset)
+        planned = (stop for stop in self.builder.planned_ends if stop > offset)
         stops = (*(offsets.stop for offsets in pending), *planned)
         about = self.record
         record = Record(about.topic_id, about.partitions, self._starts(offset, stopping=stopping), stops)

@@ -263,7 +263,7 @@ class Pipeline:
             yield from self._progress(now)
         elif self._room_bytes <= 0:
             yield from self._update_backpressure(now)
-        reason = self.rejects.verdict() if rejected else None
+        reason = self.rejects.halt_reason() if rejected else None
         if reason is not None:
             yield from self._halt(reason, now)
 
@@ -409,7 +409,7 @@ class Pipeline:
         idle = not self.in_flight
         for owned in self._owned.values():
             if taking and owned.release_by is None:
-                batch = owned.builder.due(now) or (self._cut_early(owned, now) if idle else None)
+                batch = owned.builder.cut_if_due(now) or (self._cut_early(owned, now) if idle else None)
                 if batch is not None:
                     owned.take(batch, now)
                 owned.take_end(now)
@@ -431,7 +431,7 @@ class Pipeline:
         last = now - 1.0 if self._cut_early_at is None else max(self._cut_early_at, now - 1.0)
         if last + interval_seconds > now:
             return None
-        batch = owned.builder.due_early(now)
+        batch = owned.builder.cut_if_due_early(now)
         if batch is not None:
             self._cut_early_at = last + interval_seconds
         return batch
@@ -457,7 +457,7 @@ class Pipeline:
             taking = has_room or source == self._admitted
             waiting = taking and not draining and not owned.held and owned.at_end
             if waiting and owned.waiting:
-                owned.builder.waited(elapsed_seconds)
+                owned.builder.add_idle_seconds(elapsed_seconds)
             owned.waiting = waiting
 
     def _expire(self, flight: Flight, now: float) -> do.Park | None:

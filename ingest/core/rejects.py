@@ -33,7 +33,7 @@ class ProjectCount:
     shed: bool = False
 
     @property
-    def bad(self) -> bool:
+    def is_mostly_rejects(self) -> bool:
         """True if most of the project's messages are rejects."""
         return self.project_id is not None and 2 * self.rejects > self.messages
 
@@ -70,16 +70,16 @@ class Rejects:
         if counted is None:
             counted = self._projects[key] = ProjectCount(project_id)
         self._change(counted, 1, rejected)
-        if rejected and not counted.shed and counted.bad and counted.rejects >= SHED_REJECTS_MIN:
+        if rejected and not counted.shed and counted.is_mostly_rejects and counted.rejects >= SHED_REJECTS_MIN:
             counted.shed = True
             yield counted
 
     def _change(self, counted: ProjectCount, messages: int, rejects: int) -> None:
-        self._bad -= counted.bad
+        self._bad -= counted.is_mostly_rejects
         counted.messages += messages
         counted.rejects += rejects
         self._total += rejects
-        self._bad += counted.bad
+        self._bad += counted.is_mostly_rejects
 
     def drops(self, project_id: int | None) -> bool:
         """Returns True if a reject of this project is dropped instead of becoming a dead letter."""
@@ -88,7 +88,7 @@ class Rejects:
         counted = self._projects.get(project_id)
         return counted is not None and counted.shed
 
-    def verdict(self) -> str | None:
+    def halt_reason(self) -> str | None:
         """Returns the reason to halt the reader, with the projects involved; None if there is none. The result is
         always None until the window is full."""
         if self._seen < len(self._window):
@@ -100,14 +100,16 @@ class Rejects:
             return f"{unattributed / size:.0%} of the last {size} messages are rejects that name no project"
         projects = len(self._projects) - (without_project is not None)
         if self._bad >= limits.reject_projects_min and self._bad > limits.reject_ratio_max * projects:
-            named = ", ".join(str(project.project_id) for project in self.worst() if project.bad)
+            named = ", ".join(
+                str(project.project_id) for project in self.most_rejected_projects() if project.is_mostly_rejects
+            )
             return (
                 f"most messages of {self._bad} of {projects} projects are rejects, among the last {size} messages "
                 f"(projects {named}{', ...' if self._bad > NAMED_MAX else ''})"
             )
         return None
 
-    def worst(self, count: int = NAMED_MAX) -> list[ProjectCount]:
+    def most_rejected_projects(self, count: int = NAMED_MAX) -> list[ProjectCount]:
         """Returns the projects with the most rejects in the window, at most `count` of them."""
         with_rejects = [
             project for project in self._projects.values() if project.rejects and project.project_id is not None

@@ -15,7 +15,7 @@ from enum import StrEnum
 from ingest.core.cut_record import Record, decode
 
 
-class Place(StrEnum):
+class StartPlace(StrEnum):
     """Where consumption of a partition may start."""
 
     COMMITTED = "committed"
@@ -33,7 +33,7 @@ class TopicView:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredCommit:
     """The group's commit on a partition. `offset` is None if there is none."""
 
     offset: int | None = None
@@ -52,12 +52,12 @@ class Start:
     `replaced`: id of the topic to which the committed offset belongs, if that is not the current topic.
     """
 
-    place: Place
+    place: StartPlace
     began_with: int = 0
     replaced: str = ""
 
 
-def is_doubtful(stored: Stored) -> bool:
+def is_doubtful(stored: StoredCommit) -> bool:
     """Returns True if a second request must verify this response: it has no offset, or offset 0 without a record.
 
     Either response would make the reader start at a different position, and brokers have been seen to return them
@@ -67,38 +67,38 @@ def is_doubtful(stored: Stored) -> bool:
     return stored.offset is None or (stored.offset == 0 and not stored.text)
 
 
-def is_known(stored: Stored, topic: TopicView) -> bool:
+def is_known(stored: StoredCommit, topic: TopicView) -> bool:
     """Returns True if the stored offset alone determines the start; otherwise `start` needs the commits of the
     other partitions."""
     named = stored.record.topic_id or not topic.id
-    return stored.offset is not None and bool(named) and not _replaced(stored, topic)
+    return stored.offset is not None and bool(named) and not _is_recreated(stored, topic)
 
 
-def start(partition: int, group: Mapping[int, Stored], topic: TopicView, former: str = "") -> Start:
+def start(partition: int, group: Mapping[int, StoredCommit], topic: TopicView, former: str = "") -> Start:
     """Returns the start of this partition. `group`: commits of the whole topic, by partition.
 
     `former`: id of the topic that this process read before, if any, because brokers may delete offsets with a
     topic.
     """
-    commit = group.get(partition, Stored())
+    commit = group.get(partition, StoredCommit())
     if is_known(commit, topic):
-        return Start(Place.COMMITTED, commit.record.partitions)
+        return Start(StartPlace.COMMITTED, commit.record.partitions)
     with_offset = [stored for stored in group.values() if stored.offset is not None]
-    replaced = next((stored.record.topic_id for stored in with_offset if _replaced(stored, topic)), "")
+    replaced = next((stored.record.topic_id for stored in with_offset if _is_recreated(stored, topic)), "")
     if former and topic.id and former != topic.id:
-        return Start(Place.BEGINNING, 0, commit.record.topic_id or former)
+        return Start(StartPlace.BEGINNING, 0, commit.record.topic_id or former)
     if replaced:
         unnamed = replaced if commit.offset is not None else ""
-        return Start(Place.BEGINNING, 0, commit.record.topic_id or unnamed)
+        return Start(StartPlace.BEGINNING, 0, commit.record.topic_id or unnamed)
     if commit.offset is not None:
-        return Start(Place.COMMITTED, commit.record.partitions)
+        return Start(StartPlace.COMMITTED, commit.record.partitions)
     if not with_offset:
-        return Start(Place.POLICY, topic.partitions)
+        return Start(StartPlace.POLICY, topic.partitions)
     began_with = min(stored.record.partitions for stored in with_offset)
-    return Start(Place.BEGINNING if partition >= began_with else Place.POLICY, began_with)
+    return Start(StartPlace.BEGINNING if partition >= began_with else StartPlace.POLICY, began_with)
 
 
-def _replaced(stored: Stored, topic: TopicView) -> bool:
+def _is_recreated(stored: StoredCommit, topic: TopicView) -> bool:
     recorded = stored.record.topic_id
     return bool(topic.id and recorded and recorded != topic.id)
 

@@ -1,4 +1,4 @@
-"""Runs an embedded stack in the background, for development: `replays-ingest local up`, `down`, `status` and
+"""Runs an embedded stack in the background, for development: `replays-ingest local up`, `stop_stack`, `status` and
 `logs`.
 
 A supervisor process holds a lock in the stack's directory, restarts processes that die, and writes addresses and
@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ingest.local.places import directory_of, is_locked, remember
+from ingest.local.places import directory_of, is_locked, record_running_stack
 from ingest.local.programs import LOGIN_VARIABLE, MIGRATE_SECONDS_MAX, Programs, login_of
 from ingest.local.servers.processes import (
     PRIVATE_UMASK,
@@ -61,7 +61,7 @@ class StackState:
         return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in sorted(self.settings.items()))
 
 
-def up(
+def start_stack(
     directory: Path | None = None,
     *,
     parts: Sequence[str] = PARTS,
@@ -112,13 +112,13 @@ def up(
     if state is None or state.error:
         reason = state.error if state is not None else (place / "supervisor.log").read_text("utf-8", "replace")
         raise LocalError(f"the stack did not come up: {reason}")
-    remember(place)
+    record_running_stack(place)
     if not programs:
         return state
     try:
         return _add_programs(place, progress)
     except (LocalError, KeyboardInterrupt):
-        down(place)
+        stop_stack(place)
         raise
 
 
@@ -160,7 +160,7 @@ class _Lines:
         return self._log.read_text("utf-8", "replace").splitlines()
 
 
-def down(directory: Path | None = None) -> Path | None:
+def stop_stack(directory: Path | None = None) -> Path | None:
     """Stops the running stack and returns its directory, which keeps the data.
 
     Returns None if no stack is running.
@@ -228,7 +228,7 @@ def supervise(directory: Path, parts: Sequence[str], kafka: KafkaKind) -> int:
 
 
 class _Supervisor:
-    """Keeps the state file current, and starts the programs when `up` requests them."""
+    """Keeps the state file current, and starts the programs when `start_stack` requests them."""
 
     def __init__(self, directory: Path, stack: Stack, settings: Mapping[str, str], programs: Programs) -> None:
         self._directory = directory
@@ -298,7 +298,7 @@ def _read_state(directory: Path) -> StackState | None:
 
 
 def main() -> int:
-    """Runs `python -m ingest.local.background DIRECTORY`, the supervisor that `up` starts."""
+    """Runs `python -m ingest.local.background DIRECTORY`, the supervisor that `start_stack` starts."""
     parser = argparse.ArgumentParser(description="Supervises an embedded stack until SIGTERM.")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--parts", default=",".join(PARTS), help="components to start, comma-separated")

@@ -25,7 +25,7 @@ from typing import Any
 
 from ingest.local.compare.offsets import Committed
 from ingest.local.compare.report import ReconcileError
-from ingest.local.launch import HERE, QUICK, Installation, settings_of
+from ingest.local.launch import CURRENT_INSTALLATION, SHORT_TIMEOUTS, Installation, settings_of
 from ingest.local.servers.base import answers_http
 from ingest.local.servers.fault_proxy import FaultProxy
 from ingest.local.servers.processes import HOST, Child, LocalError, free_port, wait_until
@@ -42,7 +42,7 @@ FLOWER_PASSWORD = "chaos:only-for-now"
 # The session of a paused reader expires within seconds. The drain must be shorter than the session.
 SESSION_SECONDS = 6.0
 DRAIN_SECONDS = 4.0
-CALM = {
+FLEET_DEFAULTS = {
     "REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": f"{SESSION_SECONDS:g}",
     "REPLAYS_DRAIN_DEADLINE_SECONDS": f"{DRAIN_SECONDS:g}",
     "REPLAYS_WORKER_PROCESSES": "2",
@@ -81,7 +81,7 @@ class Fleet:
         tag: str = "",
     ) -> None:
         self.stack = stack
-        self.direct = {**QUICK, **CALM, **stack.settings(), **(extra or {})}
+        self.direct = {**SHORT_TIMEOUTS, **FLEET_DEFAULTS, **stack.settings(), **(extra or {})}
         # Tests kill brokers on purpose. The client library would log 20 lines per second, so its log is disabled.
         self.settings: Settings = settings_of(self.direct).model_copy(update={"kafka_options": {"log_level": "0"}})
         self.env = dict(self.direct)
@@ -124,7 +124,10 @@ class Fleet:
         self.flower_url = f"http://{HOST}:{port}"
         env = {**self.env, "REPLAYS_FLOWER_BASIC_AUTH": FLOWER_PASSWORD}
         child = self._start(
-            "flower", [*HERE.celery(), "flower", f"--address={HOST}", f"--port={port}"], env, keep=True
+            "flower",
+            [*CURRENT_INSTALLATION.celery(), "flower", f"--address={HOST}", f"--port={port}"],
+            env,
+            keep=True,
         )
         wait_until(self.flower_answers, READY_SECONDS_MAX, "Flower")
         return child
@@ -150,7 +153,7 @@ class Fleet:
         self.ended_by_us[child.name] += 1
         child.kill()
 
-    def own_ends(self) -> dict[str, int]:
+    def unrequested_exits(self) -> dict[str, int]:
         """Returns the number of unrequested exits by process name."""
         ends = {
             name: child.starts - child.alive - self.ended_by_us[child.name]
@@ -159,7 +162,7 @@ class Fleet:
         return {name: count for name, count in ends.items() if count > 0}
 
     def _installation(self, name: str) -> Installation:
-        return self.installations.get(name, HERE)
+        return self.installations.get(name, CURRENT_INSTALLATION)
 
     def _start(self, name: str, command: list[str], env: Mapping[str, str], keep: bool) -> Child:
         child = self.children.get(name)

@@ -20,7 +20,7 @@ MEMORY_DIRECTORY = Path("/dev/shm")
 MEMORY_BYTES_FREE_MIN = 3 * GiB
 
 # These times are shorter than in production, so that work lost with a killed process is detected within seconds.
-QUICK = {
+SHORT_TIMEOUTS = {
     "REPLAYS_FLUSH_DEADLINE_SECONDS": "15",
     "REPLAYS_RETRY_BACKOFF_SECONDS": "1",
     "REPLAYS_RETRY_BACKOFF_SECONDS_MAX": "5",
@@ -64,17 +64,17 @@ class Installation:
         return [str(self.python), "-m", "celery", "-A", "tasks"]
 
 
-HERE = Installation(Path(sys.executable))
+CURRENT_INSTALLATION = Installation(Path(sys.executable))
 
 
 def replays_ingest() -> list[str]:
     """Returns the command line of `replays-ingest` in this environment."""
-    return HERE.replays_ingest()
+    return CURRENT_INSTALLATION.replays_ingest()
 
 
 def celery() -> list[str]:
     """Returns the command line of Celery with the flush application, in this environment."""
-    return HERE.celery()
+    return CURRENT_INSTALLATION.celery()
 
 
 @contextmanager

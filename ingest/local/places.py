@@ -33,24 +33,24 @@ def directory_of(chosen: Path | None, environ: Mapping[str, str] = os.environ) -
 
     Raises LocalError if another user may change the files in that directory.
     """
-    place = _place(chosen, environ)
-    expect_own(place)
+    place = _find_directory(chosen, environ)
+    require_own_directory(place)
     return place
 
 
-def _place(chosen: Path | None, environ: Mapping[str, str]) -> Path:
+def _find_directory(chosen: Path | None, environ: Mapping[str, str]) -> Path:
     if chosen is not None or environ.get(DIRECTORY_VARIABLE):
         return (chosen or default_directory(environ)).absolute()
     place = default_directory(environ).absolute()
     if not is_locked(place):
         with contextlib.suppress(OSError):
-            recorded = Path(_note(environ).read_text().strip())
+            recorded = Path(_record_path(environ).read_text().strip())
             if recorded.is_absolute() and is_locked(recorded):
                 return recorded
     return place
 
 
-def expect_own(place: Path) -> None:
+def require_own_directory(place: Path) -> None:
     """Raises LocalError if another user may change files in this directory.
 
     The files contain ids of processes to stop, variables to export, a login, and the servers' data."""
@@ -67,12 +67,12 @@ def expect_own(place: Path) -> None:
             )
 
 
-def remember(place: Path, environ: Mapping[str, str] = os.environ) -> None:
+def record_running_stack(place: Path, environ: Mapping[str, str] = os.environ) -> None:
     """Records a stack for commands in other folders, unless its directory was chosen explicitly."""
     if place != default_directory(environ).absolute() or environ.get(DIRECTORY_VARIABLE):
         return
-    private_folder(_note(environ).parent)
-    with open(_note(environ), "w", opener=private_opener) as note:
+    private_folder(_record_path(environ).parent)
+    with open(_record_path(environ), "w", opener=private_opener) as note:
         note.write(str(place))
 
 
@@ -89,7 +89,7 @@ def is_locked(directory: Path) -> bool:
     return False
 
 
-def _note(environ: Mapping[str, str]) -> Path:
+def _record_path(environ: Mapping[str, str]) -> Path:
     return _state_home(environ) / "running"
 
 

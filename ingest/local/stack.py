@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from ingest.local.places import expect_own
+from ingest.local.places import require_own_directory
 from ingest.local.servers.base import Server
 from ingest.local.servers.bigquery.server import BigQuery
 from ingest.local.servers.clickhouse import ClickHouse
@@ -73,7 +73,7 @@ class Stack:
     ) -> None:
         self._is_temporary = directory is None
         self.directory = Path(tempfile.mkdtemp(prefix="replays-")) if directory is None else directory.absolute()
-        expect_own(self.directory)
+        require_own_directory(self.directory)
         private_folder(self.directory)
         self.children = Children(self.directory / "logs")
         self.servers: dict[str, Server] = {}

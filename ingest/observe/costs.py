@@ -87,7 +87,7 @@ class Costs:
         for name, cost in second.items():
             recent.setdefault(name, Cost()).add(cost)
         self._forget()
-        before, self._listed = self._listed, self._choose()
+        before, self._listed = self._listed, self._listed_projects()
         added = {name: Cost() for name in (*self._listed, NONE, OTHER)}
         for name, cost in second.items():
             added[name if name in added else OTHER].add(cost)
@@ -118,17 +118,17 @@ class Costs:
         """Keeps only the most expensive projects. The cost of removed projects is added to `other`."""
         recent = self._recent
         projects = [name for name in recent if name not in (NONE, OTHER)]
-        kept = heapq.nlargest(TRACKED_MAX, projects, key=self._place)
+        kept = heapq.nlargest(TRACKED_MAX, projects, key=self._sort_key)
         fewer = {name for name in kept if recent[name].rank > (NEGLIGIBLE_CPU_SECONDS, 1.0)}
         for name in projects:
             if name not in fewer:
                 recent[OTHER].add(recent.pop(name))
 
-    def _choose(self) -> set[str]:
+    def _listed_projects(self) -> set[str]:
         projects = (name for name in self._recent if name not in (NONE, OTHER))
-        return set(heapq.nlargest(self._listed_max, projects, key=self._place))
+        return set(heapq.nlargest(self._listed_max, projects, key=self._sort_key))
 
-    def _place(self, name: str) -> tuple[float, float]:
+    def _sort_key(self, name: str) -> tuple[float, float]:
         cpu_seconds, size_bytes = self._recent[name].rank
         return (
             (cpu_seconds * DISPLACING_RATIO, size_bytes * DISPLACING_RATIO)

@@ -24,18 +24,18 @@ HTTP_SETTING = "REPLAYS_HTTP"
 class Health:
     """Evaluates the reader's last snapshot, which the loop takes every second.
 
-    `turned_seconds()`: time since the loop's last iteration. `dependencies()`: state of each dependency (name ->
-    "" or the problem).
+    `seconds_since_iteration()`: time since the loop's last iteration. `dependencies()`: state of each dependency
+    (name -> "" or the problem).
     """
 
     settings: Settings
     metrics: Metrics
-    turned_seconds: Callable[[], float]
+    seconds_since_iteration: Callable[[], float]
     dependencies: Callable[[], dict[str, str]] = dict
 
     def live(self) -> dict[str, str]:
         """Returns each check of liveness, with its problem or ""."""
-        silent_seconds = self.turned_seconds()
+        silent_seconds = self.seconds_since_iteration()
         stuck = silent_seconds >= self.settings.loop_silent_seconds_max
         return {"loop": f"has not turned for {silent_seconds:.0f} s" if stuck else ""}
 
@@ -52,14 +52,14 @@ class Health:
 
     def registry(self) -> CollectorRegistry:
         """Returns the metrics, including the gauge that is computed at scrape time."""
-        self.metrics.meters.set("replays.reader.loop_turned_seconds", self.turned_seconds())
+        self.metrics.meters.set("replays.reader.loop_turned_seconds", self.seconds_since_iteration())
         return self.metrics.registry
 
 
-def turned_seconds(turned_at: Callable[[], float]) -> Callable[[], float]:
-    """Returns a function for the seconds since a loop's last iteration. `turned_at`: the time of that iteration,
-    in monotonic seconds."""
-    return lambda: max(0.0, time.monotonic() - turned_at())
+def seconds_since_iteration(last_iteration_at: Callable[[], float]) -> Callable[[], float]:
+    """Returns a function for the seconds since a loop's last iteration. `last_iteration_at`: the time of that
+    iteration, in monotonic seconds."""
+    return lambda: max(0.0, time.monotonic() - last_iteration_at())
 
 
 def serve(health: Health) -> Probes:

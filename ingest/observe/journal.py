@@ -19,7 +19,7 @@ SETTLED_MAX = 4096  # settled batches that wait for their commit behind a parked
 RECORDED_MAX = 256
 
 
-class End(StrEnum):
+class BatchEnd(StrEnum):
     """How a batch ended in this process."""
 
     COMMITTED = "committed"
@@ -53,7 +53,7 @@ class Journey:
     attempts: int = 0
     failures: int = 0
     failed_last: bool = False
-    outcome: End | None = None
+    outcome: BatchEnd | None = None
     error: str = ""
 
     def summary(self) -> dict[str, object]:
@@ -125,11 +125,11 @@ class Journal:
             case on.BatchAbandoned():
                 journey = self._open.get(event.batch_id)
                 if journey is not None:
-                    journey.outcome, journey.error = End.ABANDONED, event.reason
+                    journey.outcome, journey.error = BatchEnd.ABANDONED, event.reason
             case on.PartitionsLost():
-                ended += self._gone(event.sources, End.LOST)
+                ended += self._end_journeys(event.sources, BatchEnd.LOST)
             case on.OffsetOutOfRange():
-                ended += self._gone((event.source,), End.LOST)
+                ended += self._end_journeys((event.source,), BatchEnd.LOST)
             case _:
                 pass
         for command in commands:
@@ -141,7 +141,7 @@ class Journal:
                 case do.Recut():
                     self._open.pop(command.batch.id, None)
                 case do.Release():
-                    ended += self._gone(command.sources, End.RELEASED)
+                    ended += self._end_journeys(command.sources, BatchEnd.RELEASED)
                 case _:
                     pass
         return ended
@@ -186,13 +186,13 @@ class Journal:
         for journey in partition.settled:
             if journey.epoch == event.epoch and journey.offsets.stop <= event.offset:
                 journey.committed_at = now
-                journey.outcome = journey.outcome or End.COMMITTED
+                journey.outcome = journey.outcome or BatchEnd.COMMITTED
                 yield journey
             else:
                 remaining.append(journey)
         partition.settled = remaining
 
-    def _gone(self, sources: tuple[TopicPartition, ...], outcome: End) -> Iterable[Journey]:
+    def _end_journeys(self, sources: tuple[TopicPartition, ...], outcome: BatchEnd) -> Iterable[Journey]:
         """Ends the journeys of partitions that were released or lost. The next owner cuts these batches again."""
         for batch_id in [key for key, journey in self._open.items() if journey.source in sources]:
             yield _ended(self._open.pop(batch_id), outcome)
@@ -216,6 +216,6 @@ def _begin(batch: Batch) -> Journey:
     )
 
 
-def _ended(journey: Journey, outcome: End) -> Journey:
+def _ended(journey: Journey, outcome: BatchEnd) -> Journey:
     journey.outcome = journey.outcome or outcome
     return journey

@@ -29,7 +29,7 @@ class LogEnds(Protocol):
 
 class Lag:
     """The lag of each partition, updated by each poll and by each query of the log ends. All methods except
-    `learn` are for the loop's thread."""
+    `update_log_ends` are for the loop's thread."""
 
     def __init__(self) -> None:
         self._ends: dict[int, int] = {}
@@ -49,7 +49,7 @@ class Lag:
                 times = self._times.setdefault(partition, deque(maxlen=TIMES_KEPT))
                 times.append((message.offset, message.timestamp_ms))
 
-    def learn(self, ranges: LogRanges) -> None:
+    def update_log_ends(self, ranges: LogRanges) -> None:
         """Updates the known log ends, which never decrease. Any thread."""
         for source, (_, end) in ranges.items():
             self._ends[source.partition] = max(end, self._ends.get(source.partition, 0))

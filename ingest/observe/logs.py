@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import structlog
 
-from ingest.observe.journal import End, Journey
+from ingest.observe.journal import BatchEnd, Journey
 
 log = structlog.get_logger("ingest.batch")
 
 
 def batch_line(journey: Journey) -> None:
     """Logs the end of a batch in one line: ids, sizes, and seconds from its cut to each milestone."""
-    if journey.outcome is End.COMMITTED and not journey.failures:
+    if journey.outcome is BatchEnd.COMMITTED and not journey.failures:
         log.info("batch", **journey.summary())
     else:
         log.warning("batch", **journey.summary())

@@ -21,7 +21,7 @@ from ingest.core.flight import Phase
 from ingest.core.model import Batch, CutReason, Drop, DropReason, Message, Reject, Segment, Stage, TopicPartition
 from ingest.core.pipeline import Pipeline
 from ingest.observe.costs import CostOf, Costs
-from ingest.observe.journal import End, Journal, Journey
+from ingest.observe.journal import BatchEnd, Journal, Journey
 from ingest.observe.lag import Lag, LogEnds
 from ingest.observe.metric_table import CONSUMER, DEFINITIONS, READER
 from ingest.observe.snapshot import RejectState, Snapshot, take
@@ -34,7 +34,7 @@ FUTURE_SECONDS_MAX = 86_400.0  # a `received` time further in the future is a cl
 
 _R = READER
 
-_EXCEEDED = {
+_EXCEEDED_METRICS = {
     CutReason.COUNT: CONSUMER + "exceeded_max_message_count",
     CutReason.BYTES: CONSUMER + "exceeded_buffer_byte_size",
     CutReason.AGE: CONSUMER + "exceeded_last_buffer_commit_time",
@@ -49,7 +49,7 @@ class Parsed(StrEnum):
     DROP = "drop"
 
 
-class Why(StrEnum):
+class DispatchReason(StrEnum):
     """Reason why a chord was started: label `why` of dispatches."""
 
     FIRST = "first"
@@ -143,7 +143,7 @@ class Metrics:
             for value in values:
                 meters.touch(_R + name, value)
         for stage in Stage:
-            for why in Why:
+            for why in DispatchReason:
                 meters.touch(_R + "dispatches", stage, why)
         meters.set(_R + "in_flight_batches_max", settings.in_flight_batches_max)
         meters.set(_R + "in_flight_bytes_max", settings.in_flight_bytes_max)
@@ -160,7 +160,7 @@ class Metrics:
         The request blocks, so the loop's thread must not make it.
         """
         if self._log_ends is not None:
-            self._lag.learn(self._log_ends.ask_log_ranges())
+            self._lag.update_log_ends(self._log_ends.ask_log_ranges())
 
     def by_label(self, name: str) -> dict[str, float]:
         """Returns the values of a counter by label ("" if it has none)."""
@@ -222,7 +222,7 @@ class Metrics:
         for command in commands:
             self._command(command, event, now)
         for journey in self._journal.observe(event, commands, now):
-            if journey.outcome in (End.RELEASED, End.LOST):
+            if journey.outcome in (BatchEnd.RELEASED, BatchEnd.LOST):
                 self.meters.count(_R + "batches_released")
             self._on_end(journey)
         self._cpu_at = self._cpu()  # CPU time for batches and ticks is not attributed to a project
@@ -292,16 +292,16 @@ class Metrics:
         journey = self._journal.get(batch.id)
         if journey is None or journey.epoch != batch.epoch:
             meters.count(_R + "batches_cut", 1, batch.cut_by)
-            if batch.cut_by in _EXCEEDED:
-                meters.count(_EXCEEDED[batch.cut_by])
+            if batch.cut_by in _EXCEEDED_METRICS:
+                meters.count(_EXCEEDED_METRICS[batch.cut_by])
             meters.observe(CONSUMER + "buffer_message_count", len(batch.segments) + len(batch.rejects))
             meters.observe(CONSUMER + "buffer_size_in_bytes", batch.size_bytes)
             meters.observe(_R + "batch_age_seconds", batch.cut_at - batch.opened_at)
-            why = Why.FIRST
+            why = DispatchReason.FIRST
         elif journey.failed_last:
-            why = Why.RETRY
+            why = DispatchReason.RETRY
         else:
-            why = Why.DEADLINE if journey.stage is command.stage else Why.FIRST
+            why = DispatchReason.DEADLINE if journey.stage is command.stage else DispatchReason.FIRST
         meters.count(_R + "dispatches", 1, command.stage, why)
 
     def _commit_completed(self, source: TopicPartition, now: float) -> None:
@@ -325,7 +325,7 @@ class Metrics:
             self.meters.forget(_R + "unowned_lag_messages", str(partition))
         self._known_unowned = set(known)
 
-    def stuck(self, stacks: object) -> None:
+    def count_stuck_loop(self, stacks: object) -> None:
         """Counts a stuck loop whose stacks were logged."""
         self.meters.count(_R + "stuck")
 
@@ -368,7 +368,7 @@ class Metrics:
             return
         before = self.snapshot
         raw = take(self._pipeline, now)
-        self._lag.learn(self._log_ends.log_ranges())
+        self._lag.update_log_ends(self._log_ends.log_ranges())
         wall = self._wall()
         partitions = tuple(self._lag.of(state, wall) for state in raw.partitions)
         self.snapshot = msgspec.structs.replace(raw, partitions=partitions)

@@ -122,7 +122,7 @@ def take(pipeline: Pipeline, now: float) -> Snapshot:
 def _rejects(rejects: Rejects) -> RejectState:
     worst = tuple(
         RejectsOf(project.project_id, project.messages, project.rejects, project.shed)
-        for project in rejects.worst()
+        for project in rejects.most_rejected_projects()
         if project.project_id is not None
     )
     return RejectState(

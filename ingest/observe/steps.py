@@ -26,7 +26,7 @@ long.
 """
 
 
-class _Seen:
+class _PartitionSteps:
     """State of one partition: ranges in the order of their cut, and unsettled batches."""
 
     def __init__(self, position: int) -> None:
@@ -46,7 +46,7 @@ class Steps:
         self._pipeline = pipeline
         self._short = False
         self._stopped = False
-        self._seen: dict[TopicPartition, _Seen] = {}
+        self._seen: dict[TopicPartition, _PartitionSteps] = {}
 
     def observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> list[Step]:
         """Returns the steps that one event and its commands represent, in order. `now`: monotonic seconds.
@@ -92,7 +92,7 @@ class Steps:
 
     def _assigned_step(self, given: on.Assignment) -> Step:
         offset = given.start if given.committed is None else given.committed
-        self._seen[given.source] = _Seen(offset or 0)
+        self._seen[given.source] = _PartitionSteps(offset or 0)
         ends = cut_record.decode(given.committed, given.record).stops if given.committed is not None else ()
         new = given.committed is None
         return _step("assigned", given.source, offset=offset or 0, ends=[*ends], new=new)
@@ -111,7 +111,7 @@ class Steps:
     def _resumed_steps(self, event: on.OffsetOutOfRange) -> Iterator[Step]:
         seen = self._seen[event.source]
         if event.resumed_at < seen.position:
-            self._seen[event.source] = _Seen(event.resumed_at)
+            self._seen[event.source] = _PartitionSteps(event.resumed_at)
             yield _step("lost", event.source)
             yield _step("assigned", event.source, offset=event.resumed_at, ends=[], new=True)
         else:

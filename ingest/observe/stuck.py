@@ -36,17 +36,17 @@ def stacks() -> dict[str, list[str]]:
 class StuckDetector:
     """Watches a loop from its own thread.
 
-    `turned_seconds()`: time since the loop's last iteration. `on_stuck` is called with the stacks each time that
-    the loop has been stuck for `silent_seconds_max`.
+    `seconds_since_iteration()`: time since the loop's last iteration. `on_stuck` is called with the stacks each
+    time that the loop has been stuck for `silent_seconds_max`.
     """
 
     def __init__(
         self,
-        turned_seconds: Callable[[], float],
+        seconds_since_iteration: Callable[[], float],
         silent_seconds_max: float,
         on_stuck: Callable[[dict[str, list[str]]], None],
     ) -> None:
-        self._turned_seconds = turned_seconds
+        self._seconds_since_iteration = seconds_since_iteration
         self._silent_seconds_max = silent_seconds_max
         self._on_stuck = on_stuck
         self._reported = False
@@ -64,7 +64,7 @@ class StuckDetector:
 
     def check(self) -> bool:
         """Checks once. Returns True if the loop is stuck."""
-        silent_seconds = self._turned_seconds()
+        silent_seconds = self._seconds_since_iteration()
         if silent_seconds < self._silent_seconds_max:
             if self._reported:
                 log.warning("loop_turns_again")

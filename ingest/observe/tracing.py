@@ -70,9 +70,9 @@ class Tracing:
                         "parked", {"replays.stage": str(command.stage), "replays.attempt": command.attempt}
                     )
             elif isinstance(command, do.Release):
-                self._gone(command.sources)
+                self._end_spans(command.sources)
         if isinstance(event, on.PartitionsLost):
-            self._gone(event.sources)
+            self._end_spans(event.sources)
 
     def _start(self, tracer: Any, batch: Batch) -> Any:
         from opentelemetry.trace import Link, SpanKind, get_current_span
@@ -110,7 +110,7 @@ class Tracing:
                 span.set_attribute("replays.outcome", outcome)
                 span.end()
 
-    def _gone(self, sources: Sequence[TopicPartition]) -> None:
+    def _end_spans(self, sources: Sequence[TopicPartition]) -> None:
         with self._lock:
             for source in sources:
                 self._contexts.pop(source, None)

@@ -1,6 +1,6 @@
 """Queries the brokers for the start offsets of an assignment; the rules are in `ingest.core.starting`.
 
-A failed query is never treated as "no offset": it raises `Unanswered`, and the reader rejoins the group.
+A failed query is never treated as "no offset": it raises `NoStartOffset`, and the reader rejoins the group.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KafkaPartition
 
-from ingest.core.cut_record import refusal
-from ingest.core.starting import Place, Start, Stored, TopicView, is_doubtful, is_known, start
+from ingest.core.cut_record import reason_ignored
+from ingest.core.starting import Start, StartPlace, StoredCommit, TopicView, is_doubtful, is_known, start
 
 CALL_SECONDS_MAX = 10.0
 ANSWER_SECONDS_MAX = 30.0
@@ -44,12 +44,12 @@ class ConsumerFailed(Exception):
     range with the policy `error`. The message says what to do."""
 
 
-class Unanswered(Exception):
+class NoStartOffset(Exception):
     """Raised if the brokers did not return a start offset, so nothing may be read. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class PartitionStart:
     """Start of a partition. `committed` and `text` are from the group's commit; None and empty if that commit is
     unusable."""
 
@@ -67,7 +67,9 @@ class Offsets:
         self._topic = topic
         self._reset = reset
 
-    def find(self, consumer: Consumer, numbers: Sequence[int], topic: TopicView, former: str) -> list[Found]:
+    def find(
+        self, consumer: Consumer, numbers: Sequence[int], topic: TopicView, former: str
+    ) -> list[PartitionStart]:
         """Returns the starts of these partitions, in their order. Raises Unanswered or ConsumerFailed."""
         group = self._stored(consumer, numbers)
         if not all(is_known(group[number], topic) for number in numbers):
@@ -75,7 +77,8 @@ class Offsets:
             others = [number for number in range(topic.partitions) if number not in group]
             group |= self._stored(consumer, others)
         return [
-            self._found(consumer, number, group[number], start(number, group, topic, former)) for number in numbers
+            self._partition_start(consumer, number, group[number], start(number, group, topic, former))
+            for number in numbers
         ]
 
     def _count(self, consumer: Consumer) -> int:
@@ -83,25 +86,27 @@ class Offsets:
         try:
             found = consumer.list_topics(self._topic, timeout=CALL_SECONDS_MAX).topics[self._topic]
         except (KafkaException, RuntimeError, KeyError) as failure:
-            raise Unanswered(f"partitions of {self._topic}: {failure}") from failure
+            raise NoStartOffset(f"partitions of {self._topic}: {failure}") from failure
         if found.error is not None or not found.partitions:
-            raise Unanswered(f"partitions of {self._topic}: {found.error or 'none'}")
+            raise NoStartOffset(f"partitions of {self._topic}: {found.error or 'none'}")
         return len(found.partitions)
 
-    def _found(self, consumer: Consumer, number: int, stored: Stored, found: Start) -> Found:
-        if found.place is Place.COMMITTED and stored.offset is not None:
-            reason = refusal(stored.text)
+    def _partition_start(
+        self, consumer: Consumer, number: int, stored: StoredCommit, found: Start
+    ) -> PartitionStart:
+        if found.place is StartPlace.COMMITTED and stored.offset is not None:
+            reason = reason_ignored(stored.text)
             if reason:
                 log.warning("cut_record_not_read", partition=number, reason=reason)
-            return Found(number, stored.offset, stored.offset, stored.text, found)
-        if found.place is Place.POLICY and self._reset == "error":
+            return PartitionStart(number, stored.offset, stored.offset, stored.text, found)
+        if found.place is StartPlace.POLICY and self._reset == "error":
             raise ConsumerFailed(
                 f"{self._topic}-{number} has no committed offset and REPLAYS_KAFKA_OFFSET_RESET is error: "
                 "set it to earliest or latest once, or commit an offset for the group"
             )
         low, high = self.log_range(consumer, number)
-        at_end = found.place is Place.POLICY and self._reset == "latest"
-        return Found(number, high if at_end else low, None, "", found)
+        at_end = found.place is StartPlace.POLICY and self._reset == "latest"
+        return PartitionStart(number, high if at_end else low, None, "", found)
 
     def log_range(self, consumer: Consumer, number: int) -> tuple[int, int]:
         """Returns (oldest offset, end) of a partition, from its leader. Raises Unanswered."""
@@ -110,35 +115,35 @@ class Offsets:
                 KafkaPartition(self._topic, number), timeout=CALL_SECONDS_MAX, cached=False
             )
         except (KafkaException, RuntimeError) as failure:
-            raise Unanswered(f"limits of {self._topic}-{number}: {failure}") from failure
+            raise NoStartOffset(f"limits of {self._topic}-{number}: {failure}") from failure
         if high < 0:
-            raise Unanswered(f"limits of {self._topic}-{number}: unknown")
+            raise NoStartOffset(f"limits of {self._topic}-{number}: unknown")
         return max(low, 0), high
 
-    def _stored(self, consumer: Consumer, numbers: Collection[int]) -> dict[int, Stored]:
+    def _stored(self, consumer: Consumer, numbers: Collection[int]) -> dict[int, StoredCommit]:
         """Returns the group's commits on these partitions. Repeats the request for a limited time."""
         if not numbers:
             return {}
         return confirmed(lambda partitions: self._ask(consumer, partitions), numbers, time.monotonic, time.sleep)
 
-    def _ask(self, consumer: Consumer, numbers: Collection[int]) -> dict[int, Stored]:
+    def _ask(self, consumer: Consumer, numbers: Collection[int]) -> dict[int, StoredCommit]:
         answers = consumer.committed([KafkaPartition(self._topic, n) for n in numbers], timeout=CALL_SECONDS_MAX)
         found = {}
         for answer in answers:
             if answer.error is not None:
                 raise KafkaException(answer.error)
             found[answer.partition] = (
-                Stored(answer.offset, answer.metadata or "") if answer.offset >= 0 else Stored()
+                StoredCommit(answer.offset, answer.metadata or "") if answer.offset >= 0 else StoredCommit()
             )
         return found
 
 
 def confirmed(
-    ask: Callable[[Collection[int]], dict[int, Stored]],
+    ask: Callable[[Collection[int]], dict[int, StoredCommit]],
     numbers: Collection[int],
     clock: Callable[[], float],
     wait: Callable[[float], None],
-) -> dict[int, Stored]:
+) -> dict[int, StoredCommit]:
     """Returns the result of `ask` for these partitions. Doubtful results (`is_doubtful`) are requested a second
     time.
 
@@ -157,8 +162,8 @@ def confirmed(
 
 
 def repeated(
-    ask: Callable[[], dict[int, Stored]], clock: Callable[[], float], wait: Callable[[float], None]
-) -> dict[int, Stored]:
+    ask: Callable[[], dict[int, StoredCommit]], clock: Callable[[], float], wait: Callable[[float], None]
+) -> dict[int, StoredCommit]:
     """Calls `ask` until it returns, within the limits below. Raises Unanswered or ConsumerFailed.
 
     The request is repeated for EPOCH_SECONDS_MAX if the epoch is stale, not at all if the client is fenced, and
@@ -178,5 +183,5 @@ def repeated(
                 ) from failure
             seconds_max = EPOCH_SECONDS_MAX if code in BEHIND else 0.0 if code in FENCED else ANSWER_SECONDS_MAX
             if clock() - began >= seconds_max:
-                raise Unanswered(f"committed offsets: {error}") from failure
+                raise NoStartOffset(f"committed offsets: {error}") from failure
         wait(REPEAT_SECONDS)

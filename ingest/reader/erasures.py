@@ -16,7 +16,7 @@ import msgspec
 from ingest.core.model import Segment
 from tasks.kafka.decisions import ALL, ERASED, REPLAY, USER
 
-NEVER = 0
+NO_EXPIRY = 0
 
 
 class _Users(msgspec.Struct):
@@ -47,12 +47,12 @@ class Erasures:
     def __bool__(self) -> bool:
         return bool(self.replays or self.projects or self.users)
 
-    def holds(self, project_id: int, replay_id: str, received: float) -> bool:
+    def covers(self, project_id: int, replay_id: str, received: float) -> bool:
         """Returns True if a message of this replay and receive time is covered by the erasure of its replay or
         project."""
         return (project_id, replay_id) in self.replays or received <= self.projects.get(project_id, -1.0)
 
-    def holds_user_of(self, segment: Segment) -> bool:
+    def covers_user_of(self, segment: Segment) -> bool:
         """Returns True if the segment's user was erased."""
         users = self.users.get(segment.project_id)
         if not users:
@@ -72,8 +72,8 @@ def erasures_of(decisions: Mapping[str, Mapping[str, Any]], now: float) -> Erasu
     for key, value in decisions.items():
         if not key.startswith(f"{ERASED}/"):
             continue
-        until = float(value.get("until", NEVER))
-        if until != NEVER and until < now:
+        until = float(value.get("until", NO_EXPIRY))
+        if until != NO_EXPIRY and until < now:
             continue
         _, project, *rest = key.split("/")
         project_id = int(project)

@@ -36,7 +36,14 @@ from ingest.core.model import Message, TopicPartition
 from ingest.core.stalls import Stalls
 from ingest.core.starting import TopicView
 from ingest.reader import leaving
-from ingest.reader.assignment import CALL_SECONDS_MAX, ConsumerFailed, Found, Offsets, Reset, Unanswered
+from ingest.reader.assignment import (
+    CALL_SECONDS_MAX,
+    ConsumerFailed,
+    NoStartOffset,
+    Offsets,
+    PartitionStart,
+    Reset,
+)
 from tasks.kafka.records import UNREADABLE, Headers, as_bytes, headers_of
 from tasks.units import MiB
 
@@ -359,7 +366,7 @@ class KafkaSource:
         topic, asked_at = self._describe(), time.monotonic()
         try:
             found = self._offsets.find(consumer, numbers, topic, self.topic_id)
-        except Unanswered as failure:
+        except NoStartOffset as failure:
             self._assign_nothing(numbers, str(failure))
             return
         self._instance_wait_logged = False
@@ -427,7 +434,7 @@ class KafkaSource:
         self._guarded("pause", self._consumer.pause, idle)
         self._must_rejoin.set()
 
-    def _log_replaced(self, found: list[Found]) -> None:
+    def _log_replaced(self, found: list[PartitionStart]) -> None:
         replaced = {position.partition: position.offset for position in found if position.start.replaced}
         if replaced:
             former = next(position.start.replaced for position in found if position.start.replaced)
@@ -559,7 +566,7 @@ class KafkaSource:
             return
         try:
             low, high = self._offsets.log_range(self._consumer, partition)
-        except Unanswered as failure:
+        except NoStartOffset as failure:
             log.warning("log_range_unavailable", source=str(source), error=str(failure))
             self._unresolved[partition] = (wanted, time.monotonic() + REPEAT_SECONDS)
             return

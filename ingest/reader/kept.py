@@ -18,7 +18,7 @@ Waiting = Message | on.MessageParsed | Unusual | on.OffsetOutOfRange
 """A message, a parsed outcome, or a marker that the log continues at another offset."""
 
 
-class Kept:
+class WaitingMessages:
     """The queues of one loop, which are not thread-safe."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Kept:
         entries = (entry for queue in self._queues.values() for entry in queue)
         return sum(entry.size_bytes for entry in entries if isinstance(entry, Message))
 
-    def holds(self, source: TopicPartition) -> bool:
+    def has_waiting(self, source: TopicPartition) -> bool:
         """Returns True if anything of this partition waits."""
         return source in self._queues
 

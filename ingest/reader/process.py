@@ -20,7 +20,7 @@ from ingest.core.model import Batch, Message, TopicPartition
 from ingest.core.parse import REASONS, WARNINGS, Usual
 from ingest.core.pipeline import Pipeline
 from ingest.observe.fleet import FleetWatch
-from ingest.observe.health import HTTP_SETTING, Health, serve, turned_seconds
+from ingest.observe.health import HTTP_SETTING, Health, seconds_since_iteration, serve
 from ingest.observe.heartbeat import Heartbeat, HeartbeatSource
 from ingest.observe.logs import batch_line
 from ingest.observe.metrics import Metrics
@@ -137,7 +137,7 @@ class Reader:
         """Waits while the loop is not running yet. Returns True if a shutdown was requested."""
         ends_at = time.monotonic() + seconds
         while not self._shut_down and time.monotonic() < ends_at:
-            self.runtime.turned_at = time.monotonic()
+            self.runtime.last_iteration_at = time.monotonic()
             time.sleep(0.05)
         return self._shut_down
 
@@ -154,8 +154,8 @@ class Reader:
             return self._run(closing)
 
     def _run(self, closing: ExitStack) -> int:
-        silent = turned_seconds(lambda: self.runtime.turned_at)
-        stuck = StuckDetector(silent, self.settings.loop_silent_seconds_max, self.metrics.stuck)
+        silent = seconds_since_iteration(lambda: self.runtime.last_iteration_at)
+        stuck = StuckDetector(silent, self.settings.loop_silent_seconds_max, self.metrics.count_stuck_loop)
         refresh = TenantRefresh(connect(self.settings), self.settings, self.gate, self.metrics.loop_failed)
         loops = (stuck.loop, refresh.loop, self.watch.loop, self.group_watch.loop, *self.dispatcher.loops)
         try:

@@ -18,7 +18,7 @@ from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Message, Outcome, TopicPartition
 from ingest.core.pipeline import Pipeline, Room
-from ingest.reader.kept import Kept, Waiting
+from ingest.reader.kept import Waiting, WaitingMessages
 from ingest.reader.ports import Clock, Dispatcher, Inbox, Observer, Parser, SecondLine, Source, Unusual
 from tasks.observe.loops import Guard
 
@@ -35,9 +35,9 @@ class Runtime:
     """Owns and runs the pipeline.
 
     `observe` receives every event with its commands, after they have been performed; metrics and logs are derived
-    from it. `guard` logs and counts exceptions in `observe`, which never stop the loop. `turned_at` is the time of
-    the last iteration, for the liveness probe. `polled` is called with the messages of each poll. `screen` can
-    replace an outcome with a drop before batching.
+    from it. `guard` logs and counts exceptions in `observe`, which never stop the loop. `last_iteration_at` is the
+    time of the last iteration, for the liveness probe. `polled` is called with the messages of each poll. `screen`
+    can replace an outcome with a drop before batching.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Runtime:
     ) -> None:
         self.pipeline = pipeline
         self.stopped: do.Stop | None = None
-        self.turned_at = clock()
+        self.last_iteration_at = clock()
         self._source = source
         self._dispatcher = dispatcher
         self._parser = parser
@@ -66,7 +66,7 @@ class Runtime:
         self._polled = polled
         self._second_line = second_line
         self._screen = screen
-        self._kept = Kept()
+        self._kept = WaitingMessages()
         self.guard = guard or Guard()
         self._closing = False
         self._ticked_at = clock()
@@ -102,7 +102,7 @@ class Runtime:
 
     def step(self) -> None:
         """Runs one iteration: handles events and the tick, then takes messages if there is room."""
-        self.turned_at = self._clock()
+        self.last_iteration_at = self._clock()
         self._take_in(wait_seconds=0.0)
         self._tick()
         if self.stopped is not None:
@@ -142,7 +142,7 @@ class Runtime:
 
     def waits(self, source: TopicPartition) -> bool:
         """Returns True if an earlier message of this partition has not been taken yet."""
-        return self._kept.holds(source) or self.pipeline.is_deferred(source)
+        return self._kept.has_waiting(source) or self.pipeline.is_deferred(source)
 
     def _room(self, item: Message | on.MessageParsed | Unusual) -> Room:
         return self.pipeline.room(item.source, item.epoch)
@@ -190,7 +190,7 @@ class Runtime:
         self._released.difference_update(sources)
         self.feed(on.PartitionsRevoked(sources))
         while self.stopped is None and not self._closing and not self._released.issuperset(sources):
-            self.turned_at = self._clock()
+            self.last_iteration_at = self._clock()
             self._take_in(wait_seconds=IDLE_SECONDS)
             self._tick()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ingest.core.pipeline import Pipeline
 from ingest.reader.tenant_gate import TenantGate
 
-UNKNOWN = -1
+UNKNOWN_OFFSET = -1
 """The value reported by readers of earlier releases."""
 
 

@@ -77,10 +77,10 @@ class TenantGate:
             return outcome
         if isinstance(outcome, Reject):
             identity = identity_of(outcome.value)
-            held = identity is not None and erasures.holds(*identity)
+            held = identity is not None and erasures.covers(*identity)
             return Drop(DropReason.ERASED, identity[0]) if identity is not None and held else outcome
-        held = erasures.holds(outcome.project_id, outcome.replay_id, outcome.received)
-        return Drop(DropReason.ERASED, outcome.project_id) if held or erasures.holds_user_of(outcome) else outcome
+        held = erasures.covers(outcome.project_id, outcome.replay_id, outcome.received)
+        return Drop(DropReason.ERASED, outcome.project_id) if held or erasures.covers_user_of(outcome) else outcome
 
     def refusal(self, project_id: int, now: float) -> DropReason | None:
         """Returns the reason to drop a message of this project; None if the message is admitted, which takes a

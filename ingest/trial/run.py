@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ingest.local.launch import QUICK, settings_of
+from ingest.local.launch import SHORT_TIMEOUTS, settings_of
 from ingest.local.programs import LOGIN_VARIABLE, WEB_PORT, Programs, is_free, login_of
 from ingest.local.servers.processes import HOST, LocalError, ending_on_signals, free_port
 from ingest.local.stack import Stack
@@ -103,7 +103,7 @@ def _bound(options: Options) -> list[socket.socket]:
 
 
 def _programs(stack: Stack, say: Say, ending: threading.Event) -> Programs:
-    environment = {**QUICK, **stack.settings(), LOGIN_VARIABLE: login_of(stack.directory)}
+    environment = {**SHORT_TIMEOUTS, **stack.settings(), LOGIN_VARIABLE: login_of(stack.directory)}
     return Programs(stack, environment, {}, progress=say, ending=ending.is_set, chosen=PROGRAMS)
 
 
@@ -119,7 +119,7 @@ class _Running:
         self.flower = programs.addresses["flower"]
         # Flower may have another port than the preferred one; the pages link to it.
         flower_port = self.flower.rpartition(":")[2]
-        self.environment = {**QUICK, **stack.settings(), LOGIN_VARIABLE: self.login_text}
+        self.environment = {**SHORT_TIMEOUTS, **stack.settings(), LOGIN_VARIABLE: self.login_text}
         self.settings = settings_of({**self.environment, "REPLAYS_FLOWER_PORT": flower_port})
         self.web_port = WEB_PORT if is_free(WEB_PORT) else free_port()
         self.shop = f"http://{options.host if options.host != ANY_HOST else HOST}:{port}"

@@ -203,7 +203,7 @@ def test_a_killed_broker_returns_and_nothing_is_missing(fleet: Fleet, tmp_path: 
     assert all(fleet.committed()[partition] >= offset for partition, offset in before.items())
     load.settle()
 
-    assert fleet.own_ends() == {}
+    assert fleet.unrequested_exits() == {}
     assert reader.alive
     report = load.account()
     assert report.ok, report.failures()

@@ -102,7 +102,7 @@ def test_under_the_consumer_protocol_a_killed_reader_is_replaced(
         wait_until(lambda: owners(fleet) == list(range(SOURCE_PARTITIONS)), UP_SECONDS_MAX, "an owner for each")
         wait_until(lambda: owned(readers[0]) != set(), UP_SECONDS_MAX, "the successor to own partitions")
 
-        assert fleet.own_ends() == {}
+        assert fleet.unrequested_exits() == {}
         assert len(log_lines_of(readers[0], "instance_id_in_use")) <= 1
         assert [fleet.stop(reader) for reader in readers] == [0, 0]
         report = load.account()

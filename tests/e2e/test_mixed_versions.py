@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ingest.local.fleet import Fleet, isolated, log_lines_of
-from ingest.local.launch import HERE
+from ingest.local.launch import CURRENT_INSTALLATION
 from ingest.local.servers.java_kafka import JavaKafka
 from ingest.local.servers.statsd import Statsd
 from ingest.local.stack import Stack
@@ -55,7 +55,7 @@ def mixed(
 
     def make(**kinds: Kind) -> MixedFleet:
         newer = {Which(name): planted(kind, tmp_path) for name, kind in kinds.items()}
-        return MixedFleet(fleet, {Which.OLD: Release(RELEASE, HERE), **newer})
+        return MixedFleet(fleet, {Which.OLD: Release(RELEASE, CURRENT_INSTALLATION), **newer})
 
     yield make
     for child in fleet.children.values():

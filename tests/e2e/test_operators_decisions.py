@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from ingest.local.servers.fault_proxy import Pass, Refuse
+from ingest.local.servers.fault_proxy import NoFault, Refuse
 from ingest.reader.tenant_gate import Limit
 from ingest.reader.tenant_rules import TenantStore
 from tasks.connection import connect
@@ -81,7 +81,7 @@ def test_every_key_of_the_running_system_expires(tmp_path: Path) -> None:
         retry(coordination, next(iter(coordination.parked())), "ann")
 
         assert lasting_keys(redis, "replays") == set()
-        system.proxies["clickhouse"].set(Pass())
+        system.proxies["clickhouse"].set(NoFault())
         system.wait_committed()
         assert lasting_keys(redis, "replays") == set()
         assert redis.exists(*names("replays")) == len(names("replays"))

@@ -16,7 +16,7 @@ from redis import Redis
 
 from ingest.local.compare.facts import read_facts
 from ingest.local.compare.metrics import read_metrics
-from ingest.local.servers.fault_proxy import Errors, Hang, Pass, Refuse, SeveralErrors
+from ingest.local.servers.fault_proxy import Errors, Hang, NoFault, Refuse, SeveralErrors
 from ingest.local.servers.processes import free_port
 from ingest.testing.messages import recording
 from tasks.connection import connect
@@ -69,7 +69,7 @@ def test_a_hanging_sink_fills_a_bounded_backlog_while_the_others_continue(tmp_pa
         assert probe_seconds < PROBE_CPU_SECONDS_MAX
         assert system.committed() == stuck_at
 
-        system.proxies["clickhouse"].set(Pass())
+        system.proxies["clickhouse"].set(NoFault())
         back_at = time.monotonic()
         system.wait_committed()
         print(
@@ -131,7 +131,7 @@ def test_a_parked_batch_is_retried_from_the_command_line_and_from_flower(tmp_pat
         request = {"args": [second], "kwargs": {"by": "t"}}
         assert flower_call(port, "/api/task/async-apply/retry_batch", request, "") == 401
 
-        system.proxies["bigquery"].set(Pass())
+        system.proxies["bigquery"].set(NoFault())
         until(lambda: system.breaker("bigquery") != "open", 60, "the breaker to half-open")
         assert flower_call(port, "/api/task/async-apply/retry_batch", request, f"op:{password}") == 200
 

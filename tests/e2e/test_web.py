@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, TimeoutError, sync_playwright
 
-from ingest.local.servers.fault_proxy import Pass, Refuse
+from ingest.local.servers.fault_proxy import NoFault, Refuse
 from ingest.local.servers.processes import free_port, is_listening
 from tests.kit.stored_replays import message, recorded_session
 from tests.kit.whole_system import System, until
@@ -114,7 +114,7 @@ def test_an_operator_retries_a_batch_and_replays_a_dead_letter(tmp_path: Path) -
         system.proxies["bigquery"].set(Refuse())
         system.load(40)
         until(lambda: len(system.json("batches", "ls")) >= 1, 90, "a batch to be parked")
-        system.proxies["bigquery"].set(Pass())
+        system.proxies["bigquery"].set(NoFault())
         until(lambda: system.breaker("bigquery") != "open", 60, "the breaker to half-open")
         with browser(system) as page:
             page.goto("/operate")

@@ -338,13 +338,13 @@ MUTANTS = (
     Mutant(
         "lets messages overtake a message that is parsed outside the loop",
         RUNTIME,
-        "return self._kept.holds(source) or self.pipeline.is_deferred(source)",
-        "return self._kept.holds(source)",
+        "return self._kept.has_waiting(source) or self.pipeline.is_deferred(source)",
+        "return self._kept.has_waiting(source)",
     ),
     Mutant(
         "lets the end of an assignment overtake waiting messages",
         RUNTIME,
-        "return self._kept.holds(source) or self.pipeline.is_deferred(source)",
+        "return self._kept.has_waiting(source) or self.pipeline.is_deferred(source)",
         "return self.pipeline.is_deferred(source)",
     ),
     Mutant(
@@ -416,8 +416,8 @@ MUTANTS = (
     Mutant(
         "starts an added partition by the reset policy",
         "core/starting.py",
-        "Place.BEGINNING if partition >= began_with else Place.POLICY",
-        "Place.POLICY",
+        "StartPlace.BEGINNING if partition >= began_with else StartPlace.POLICY",
+        "StartPlace.POLICY",
     ),
     Mutant(
         "reads a recreated topic from the old offset",
@@ -434,7 +434,7 @@ MUTANTS = (
     Mutant(
         "repeats a record that is too long",
         COMMITS,
-        "            self._budget.refused(event.record)",
+        "            self._budget.lower_maximum(event.record)",
         "            pass",
     ),
     Mutant(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ingest.local.background import StackState, down, log_files, status, up
-from ingest.local.places import expect_own
+from ingest.local.background import StackState, log_files, start_stack, status, stop_stack
+from ingest.local.places import require_own_directory
 from ingest.local.servers.processes import LocalError
 from ingest.local.stack import Stack
 from ingest.settings import Settings
@@ -19,7 +19,7 @@ from tests.kit.stored_replays import message, store_replays
 
 REPLAY, PROJECT = "8" * 32, 7
 NOBODY_UID = 65534
-STACK_CALLS: tuple[Callable[[Path], object], ...] = (up, down, status, log_files, Stack)
+STACK_CALLS: tuple[Callable[[Path], object], ...] = (start_stack, stop_stack, status, log_files, Stack)
 
 
 @pytest.mark.parametrize("planted", ["file", "link"])
@@ -93,5 +93,5 @@ def test_a_directory_of_the_users_own_group_is_usable(tmp_path: Path) -> None:
     folder.mkdir()
     folder.chmod(0o775)
 
-    expect_own(folder)
-    expect_own(tmp_path / "none")
+    require_own_directory(folder)
+    require_own_directory(tmp_path / "none")

@@ -27,7 +27,7 @@ from ingest.local.servers.fault_proxy import (
     Hang,
     Latency,
     LostReplies,
-    Pass,
+    NoFault,
     Refuse,
     Reset,
 )
@@ -243,7 +243,7 @@ class ProcessFaults:
         assert self._redis_proxy is not None
         self._redis_proxy.set(Reset())
         self._calm.wait(rng.uniform(0.5, 3))
-        self._redis_proxy.set(Pass())
+        self._redis_proxy.set(NoFault())
         return ""
 
     def restart_broker(self, rng: random.Random) -> str:
@@ -290,7 +290,7 @@ def sink_faults(proxies: Mapping[str, FaultProxy], calm: threading.Event) -> dic
             seconds = rng.uniform(2, 8)
             proxies[sink].set(fault())
             calm.wait(seconds)
-            proxies[sink].set(Pass())
+            proxies[sink].set(NoFault())
             return ""
 
         return inflict

@@ -316,7 +316,7 @@ class _Chaos:
         readers = [child for name, child in fleet.children.items() if name.startswith("reader")]
         result.rebalances = sum(len(log_lines_of(child, "partitions_assigned")) for child in readers)
         result.halted = sum(len(log_lines_of(child, "reader_halted")) for child in readers)
-        result.unexpected_exits = fleet.own_ends()
+        result.unexpected_exits = fleet.unrequested_exits()
 
 
 def stored_twice(settings: Settings) -> dict[str, float]:

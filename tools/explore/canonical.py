@@ -179,7 +179,7 @@ def unused_in(thing: object) -> frozenset[str]:
     if isinstance(thing, Flight) and thing.phase in (Phase.WAITING, Phase.RECORDING):
         return UNUSED_WHEN_WAITING if thing.phase is Phase.WAITING else UNUSED_WHEN_RECORDING
     if isinstance(thing, Partition):
-        planned, started = bool(thing.builder.planned), thing.began_at
+        planned, started = bool(thing.builder.planned_ends), thing.began_at
         committable = thing._ledger.committable(thing.source)
         moved = committable is not None and started is not None and committable > started
         return UNUSED_IN_PARTITION[planned, moved]

@@ -181,7 +181,7 @@ def features(owned: Partition) -> Hashable:
         for flight in owned.flights.values()
     ]
     builder, commits = owned.builder, owned.commits
-    open_batch = len(builder), builder.planned
+    open_batch = len(builder), builder.planned_ends
     return owned.position, tuple(flights), open_batch, commits.idle, commits.committed, owned.end is None
 
 

@@ -16,7 +16,7 @@ from confluent_kafka import TopicPartition as KafkaPartition
 from redis import Redis as RedisClient
 
 from ingest.local.fleet import SESSION_SECONDS, is_up
-from ingest.local.servers.fault_proxy import Errors, Hang, Pass
+from ingest.local.servers.fault_proxy import Errors, Hang, NoFault
 from ingest.local.servers.processes import HOST, LocalError, free_port
 from ingest.testing.messages import recording
 from tasks.kafka.options import kafka_options
@@ -190,7 +190,7 @@ def disconnect_worker(game: Game) -> None:
 
 def delete_worker(game: Game) -> None:
     game.step(f"the pod {WORKERS[1]} is deleted; its successor runs elsewhere")
-    game.proxies["redis"].set(Pass())
+    game.proxies["redis"].set(NoFault())
     game.fleet.kill(game.fleet.children[WORKERS[1]], keep=False)
     game.run(WORKERS[1])
 
@@ -209,7 +209,7 @@ def hang_clickhouse(game: Game) -> None:
 def fix_clickhouse(game: Game) -> None:
     game.command("check", codes=(1,))
     game.step("ClickHouse is fixed")
-    game.proxies["clickhouse"].set(Pass())
+    game.proxies["clickhouse"].set(NoFault())
 
 
 def refuse_uploads(game: Game) -> None:
@@ -219,7 +219,7 @@ def refuse_uploads(game: Game) -> None:
 def fix_uploads(game: Game) -> None:
     game.command("check", codes=(1,))
     game.step("Cloud Storage is fixed")
-    game.proxies["gcs"].set(Pass())
+    game.proxies["gcs"].set(NoFault())
 
 
 def refuse_password(game: Game) -> None:
@@ -232,7 +232,7 @@ def correct_password(game: Game) -> None:
     game.command("batches", "show", next(iter(parked)))
     game.command("check", codes=(1,))
     game.step("the Secret is corrected")
-    game.proxies["clickhouse"].set(Pass())
+    game.proxies["clickhouse"].set(NoFault())
     game.command("batches", "retry", next(iter(parked)), *BY, codes=(0, 1))
 
 

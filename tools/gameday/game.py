@@ -22,7 +22,7 @@ from rich.console import Console
 
 from ingest.local.fleet import Fleet, log_lines
 from ingest.local.load.produce import LoadError
-from ingest.local.servers.fault_proxy import FaultProxy, Pass
+from ingest.local.servers.fault_proxy import FaultProxy, NoFault
 from ingest.local.servers.processes import HOST, LocalError, free_port
 from ingest.local.servers.redis import Redis
 from ingest.local.stack import KafkaKind, Stack
@@ -360,7 +360,7 @@ class Game:
         """Resets the system after a failure, so that the next fault starts with a healthy system."""
         self.load.garbage_share, self.load.silent = 0.0, False
         for proxy in self.proxies.values():
-            proxy.set(Pass())
+            proxy.set(NoFault())
         with suppress(LocalError, OSError):
             self.redis_server.restart(kill=True)
         with suppress(LocalError, OSError):

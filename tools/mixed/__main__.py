@@ -30,7 +30,7 @@ from rich.console import Console
 
 from ingest.local.compare.report import ReconcileError
 from ingest.local.fleet import Fleet
-from ingest.local.launch import HERE
+from ingest.local.launch import CURRENT_INSTALLATION
 from ingest.local.load.produce import LoadError
 from ingest.local.servers import java_kafka
 from ingest.local.servers.processes import LocalError
@@ -61,7 +61,7 @@ PHASES = {None: RELEASES, Planted.FORMATS: PLANTED, Planted.LOSSY: LOSSY}
 
 def releases_of(kind: Planted | None, directory: Path) -> dict[Which, Release]:
     """Returns the releases of a run. Raises NoRelease, BuildFailed, OutOfDate."""
-    here = Release(RELEASE, HERE)
+    here = Release(RELEASE, CURRENT_INSTALLATION)
     match kind:
         case Planted.FORMATS:
             additive, newer = planted(Kind.ADDITIVE, directory), planted(Kind.NEWER, directory)

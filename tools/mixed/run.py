@@ -191,7 +191,7 @@ class Run:
             lines += logged
         result.history, result.violations = self._history.counts(), judge(self._history)
         result.halted = sum(line.get("event") == "reader_halted" for line in lines)
-        result.exits, result.unexpected_exits = self.mixed.exit_codes, self._fleet.own_ends()
+        result.exits, result.unexpected_exits = self.mixed.exit_codes, self._fleet.unrequested_exits()
         result.killed = self.mixed.killed
         found = account.parked(lines, self._history.commits)
         result.never_committed = sum(batch.seconds is None for batch in found)

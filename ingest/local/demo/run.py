@@ -25,7 +25,7 @@ from ingest.local.compare.reconcile import reconcile
 from ingest.local.compare.report import ReconcileError
 from ingest.local.demo.outcome import Outcome, show
 from ingest.local.demo.screen import Screen
-from ingest.local.launch import QUICK, celery, replays_ingest, settings_of, temporary_files_in_memory
+from ingest.local.launch import SHORT_TIMEOUTS, celery, replays_ingest, settings_of, temporary_files_in_memory
 from ingest.local.load.expectation import Expectation
 from ingest.local.load.produce import PROFILES, LoadError, Produced, Profile, produce
 from ingest.local.servers.base import answers_http
@@ -82,7 +82,7 @@ def run(
     """
     screen = Screen(quiet=as_json)
     outcome = Outcome(killed=kill or "")
-    with _ending_on_sigterm(), temporary_files_in_memory(wanted=directory is None and not keep):
+    with _interrupted_by_sigterm(), temporary_files_in_memory(wanted=directory is None and not keep):
         try:
             with Stack(directory, kafka=kafka, progress=screen.line) as stack:
                 demo = _Demo(stack, screen, outcome, {"REPLAYS_GCS_LAYOUT": layout, **(settings or {})})
@@ -93,7 +93,7 @@ def run(
                 outcome.ok = not outcome.error and outcome.report is not None and outcome.report.ok
                 show(screen, outcome, as_json=as_json)
                 if keep:
-                    demo.stay()
+                    demo.keep_running()
                 demo.stop()
         except KeyboardInterrupt:
             screen.line("interrupted; everything is stopped")
@@ -138,7 +138,7 @@ class _Demo:
             )
             self.outcome.load = produced
             self.outcome.seconds["produce"] = produced.seconds
-            self._settle(produced, kill)
+            self._wait_until_committed(produced, kill)
         self.outcome.seconds["ingest"] = time.monotonic() - began
         with self._timed("stop reader"):
             self._stop_reader()
@@ -146,7 +146,7 @@ class _Demo:
             self._reconcile(manifest, kill)
         self.outcome.seconds["all"] = time.monotonic() - self.began
 
-    def stay(self) -> None:
+    def keep_running(self) -> None:
         """Restarts everything, prints the addresses, and waits for Ctrl-C."""
         if self.reader is not None and not self.reader.alive:
             self.reader.start()
@@ -196,7 +196,7 @@ class _Demo:
         scratch = self.stack.directory / "tmp"
         scratch.mkdir(exist_ok=True)
         http_port = str(free_port())
-        self.env = {**QUICK, "REPLAYS_HTTP_PORT": http_port, **self.stack.settings(), **self.extra}
+        self.env = {**SHORT_TIMEOUTS, "REPLAYS_HTTP_PORT": http_port, **self.stack.settings(), **self.extra}
         env = {**self.env, "TMPDIR": str(scratch)}
         self.settings = settings_of(self.env)
         children = self.stack.children
@@ -216,7 +216,7 @@ class _Demo:
 
     # Settle
 
-    def _settle(self, produced: Produced, kill: Victim | None) -> None:
+    def _wait_until_committed(self, produced: Produced, kill: Victim | None) -> None:
         """Waits until the committed offset of every partition equals the end of its log."""
         topic = self.settings.kafka_topic
         ends = {(topic, partition): end for partition, end in produced.ends.items()}
@@ -308,7 +308,7 @@ class _Demo:
 
 
 @contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
+def _interrupted_by_sigterm() -> Iterator[None]:
     """Makes SIGTERM end the demo as Ctrl-C does, children first. The function works only in the main thread."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:

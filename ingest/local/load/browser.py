@@ -80,7 +80,7 @@ class Browser:
         self._interact(segment)
         self._network(segment, rng.randint(0, 6))
         self._memory(segment)
-        self._rarities(segment)
+        self._add_rare_events(segment)
 
     def _load_page(self, segment: Segment) -> None:
         rng, at = self.rng, segment.start_ms
@@ -207,7 +207,7 @@ class Browser:
         data = heap if self.rng.random() < 0.1 else {"memory": heap}
         segment.span(segment.start_ms + 4900, "memory", "memory", 0, data)
 
-    def _rarities(self, segment: Segment) -> None:
+    def _add_rare_events(self, segment: Segment) -> None:
         rng, mix, at = self.rng, self.mix, segment.start_ms
         for _ in range(rng.randint(0, 4)):
             text = {"level": rng.choice(("info", "warning", "error")), "message": self._sentence()}

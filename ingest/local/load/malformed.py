@@ -54,7 +54,7 @@ def _cut_envelope(rng: random.Random) -> bytes:
     return msgspec.msgpack.encode(_envelope(rng))[: 40 + rng.randrange(40)]
 
 
-def _noise(rng: random.Random) -> bytes:
+def _random_bytes(rng: random.Random) -> bytes:
     return b"\xc1" + rng.randbytes(60)  # 0xC1 is the only byte that msgpack never uses
 
 
@@ -62,7 +62,7 @@ GOOD_HEAD = b'{"segment_id":3}\n'
 
 # (flaw, reject reason, builder)
 MAKERS: tuple[tuple[str, str, Maker], ...] = (
-    ("noise", "not_msgpack", _noise),
+    ("noise", "not_msgpack", _random_bytes),
     ("envelope cut off", "not_msgpack", _cut_envelope),
     ("a msgpack string", "schema", lambda rng: msgspec.msgpack.encode("hello")),
     ("another type", "schema", _packed(type="replay_recording_chunk")),

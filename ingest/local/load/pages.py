@@ -29,7 +29,7 @@ HEADER_PIXELS, SIDE_PIXELS, PANEL_PIXELS = 56, 208, 340
 CARD_WIDTH, CARD_HEIGHT, CARD_COLUMNS = 256, 232, 4
 PANELS = 6  # number of renderings in the cycle of a page's live panel
 TICKS = 4
-WANDERS = 8
+MOUSE_MOVEMENTS = 8
 
 WORDS_TEXT = """
 alpine anchor anorak basin beacon birch bivouac boulder bracken bridle brook buckle burrow cairn camp canvas
@@ -155,7 +155,7 @@ class _Builder:
             snapshot=snapshot,
             panels=panels,
             ticks=tuple(Part(encode(self.tick(bars, figures))) for _ in range(TICKS)),
-            wanders=tuple(Part(encode(self.wander(main["id"]))) for _ in range(WANDERS)),
+            wanders=tuple(Part(encode(self.mouse_movement(main["id"]))) for _ in range(MOUSE_MOVEMENTS)),
             targets=tuple(self.targets),
             input_id=search,
             canvas_id=canvas,
@@ -315,7 +315,7 @@ class _Builder:
             "adds": [],
         }
 
-    def wander(self, node_id: int) -> Node:
+    def mouse_movement(self, node_id: int) -> Node:
         """Returns half a second of idle mouse movement."""
         rng = self.rng
         x, y = rng.randrange(SIDE_PIXELS, WIDTH), rng.randrange(HEADER_PIXELS, HEIGHT)

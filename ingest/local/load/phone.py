@@ -7,7 +7,7 @@ import random
 from ingest.local.load.segment import SEGMENT_MS, Event, Segment, event_hash
 
 
-def use_phone(rng: random.Random, segment: Segment, replay_id: str, video_bytes: int) -> None:
+def fill_mobile_segment(rng: random.Random, segment: Segment, replay_id: str, video_bytes: int) -> None:
     """Fills a segment with a video of this size and the events of the visit."""
     at = segment.start_ms
     segment.put(at, {"type": 4, "data": {"href": "", "width": 412, "height": 892}, "timestamp": at}, "viewport")

@@ -49,7 +49,7 @@ class Identity:
     start_ms: int
 
     @classmethod
-    def drawn(cls, rng: random.Random, mix: Mix, started_at: int) -> Self:
+    def generate(cls, rng: random.Random, mix: Mix, started_at: int) -> Self:
         """Generates an identity. `started_at` is in Unix seconds."""
         replay_id = f"{rng.getrandbits(128):032x}"
         project_id = rng.choice((11, 11, 11, 12, 12, 13, 4503599627370495))

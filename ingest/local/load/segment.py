@@ -25,7 +25,7 @@ class Note(NamedTuple):
     coin: str = ""
 
 
-NOTHING = Note()
+EMPTY_NOTE = Note()
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class Segment:
     taps: list[str] = field(default_factory=list)
     custom: int = 0
 
-    def put(self, ms: int, event: Any, kind: str, note: Note = NOTHING) -> None:
+    def put(self, ms: int, event: Any, kind: str, note: Note = EMPTY_NOTE) -> None:
         """Adds one event and its kind."""
         self.events.append((ms, (to_json(event),), note))
         self.seen[kind] += 1
@@ -48,10 +48,10 @@ class Segment:
     def put_part(self, ms: int, rrweb_type: int, data: Part, kind: str) -> None:
         """Adds one event whose `data` is shared by many segments."""
         head = b'{"type":%d,"data":' % rrweb_type
-        self.events.append((ms, (head, data, b',"timestamp":%d}' % ms), NOTHING))
+        self.events.append((ms, (head, data, b',"timestamp":%d}' % ms), EMPTY_NOTE))
         self.seen[kind] += 1
 
-    def breadcrumb(self, ms: int, category: str, payload: Event, kind: str = "", note: Note = NOTHING) -> None:
+    def breadcrumb(self, ms: int, category: str, payload: Event, kind: str = "", note: Note = EMPTY_NOTE) -> None:
         """Adds an SDK breadcrumb with a category."""
         whole = {"timestamp": ms / 1000, "type": "default", "category": category, **payload}
         event = {"type": 5, "timestamp": ms, "data": {"tag": "breadcrumb", "payload": whole}}
@@ -71,7 +71,7 @@ class Segment:
         self.put(ms, event, kind or f"span:{op}")
         self.custom += 1
 
-    def in_order(self) -> None:
+    def sort_events(self) -> None:
         """Sorts the events by time."""
         self.events.sort(key=_time)
 

@@ -20,7 +20,7 @@ from ingest.local.load.deflate import deflated, inflated
 from ingest.local.load.manifest import Entry
 from ingest.local.load.mix import Mix
 from ingest.local.load.pages import Page
-from ingest.local.load.phone import mp4, use_phone
+from ingest.local.load.phone import fill_mobile_segment, mp4
 from ingest.local.load.relay import Identity, Message, Relay
 from ingest.local.load.segment import SEGMENT_MS, Event, Segment
 
@@ -32,7 +32,7 @@ class Session:
         self.rng = rng = random.Random(seed)
         self.mix = mix
         self.clicks_max = clicks_max
-        self.identity = Identity.drawn(rng, mix, started_at)
+        self.identity = Identity.generate(rng, mix, started_at)
         self.length = min(1 + int(rng.expovariate(1 / (mix.segments_mean - 0.5))), mix.segments_max)
         self.browser = Browser(rng, site, mix, Clicks(rng, self.identity.replay_id), clicks_max)
         self.relay = Relay(rng, mix, self.identity)
@@ -49,7 +49,7 @@ class Session:
 
     def _message(self, segment: Segment) -> Message:
         rng, mix = self.rng, self.mix
-        segment.in_order()
+        segment.sort_events()
         pieces = segment.body()
         raw = inflated(pieces)
         entry = self._entry(segment, "segment")
@@ -74,8 +74,8 @@ class Session:
         rng = self.rng
         size = rng.randint(*self.mix.video_bytes)
         video = mp4(rng, size)
-        use_phone(rng, segment, self.identity.replay_id, len(video))
-        segment.in_order()
+        fill_mobile_segment(rng, segment, self.identity.replay_id, len(video))
+        segment.sort_events()
         raw = inflated(segment.body())
         entry = self._entry(segment, "video")
         packed = b"\x01" + len(video).to_bytes(4, "big") + video + raw

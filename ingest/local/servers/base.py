@@ -19,7 +19,7 @@ LOOPBACK_NAMES = frozenset((HOST, "localhost"))
 # Browsers send at least one of these headers with every cross-site request.
 BROWSER_FIELDS = ("Origin", "Sec-Fetch-Site", "Referer")
 # Error messages of servers whose port was taken between the check and the bind.
-PORT_TAKEN = ("in use", "AddrInUse", "EADDRINUSE")
+PORT_IN_USE_ERRORS = ("in use", "AddrInUse", "EADDRINUSE")
 
 
 class Server(ABC):
@@ -86,7 +86,7 @@ class Server(ABC):
                 return
             except LocalError as error:
                 self._child.kill()
-                taken = any(word in str(error) for word in PORT_TAKEN)
+                taken = any(word in str(error) for word in PORT_IN_USE_ERRORS)
                 if not taken or self._port_is_given or attempt == START_TRIES - 1:
                     raise
                 self.port = 0
@@ -151,14 +151,14 @@ class ProgramsOnly(BaseHTTPRequestHandler):
         """Checks the origin of a request. Returns False for a refused request, after sending the error."""
         if not super().parse_request():
             return False
-        if is_from_a_page(self.headers):
+        if is_from_browser(self.headers):
             self.close_connection = True
             self.send_error(403, "not for browsers")
             return False
         return True
 
 
-def is_from_a_page(headers: Message) -> bool:
+def is_from_browser(headers: Message) -> bool:
     """Returns whether the request is from a browser, or from a client that uses another host name for this
     machine.
     """

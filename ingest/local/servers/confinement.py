@@ -29,10 +29,10 @@ PR_SET_NO_NEW_PRIVS = 38
 VERSION_MIN = 3  # older versions forbid renames from one directory to another
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
-ALL = (1 << 15) - 1
+ALL_RIGHTS = (1 << 15) - 1
 """All access rights of version 3. Each is refused unless a rule below allows it."""
-READ = EXECUTE | READ_FILE | READ_DIR
-OF_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | 1 << 14
+READ_RIGHTS = EXECUTE | READ_FILE | READ_DIR
+FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | 1 << 14
 
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc", "/nix/store", "/proc", "/sys")
 DEVICES = "/dev"
@@ -56,13 +56,13 @@ def confine(directory: Path, *readable: Path) -> bool:
     if not is_supported():
         return False
     library = ctypes.CDLL(None, use_errno=True)
-    handled = struct.pack("=Q", ALL)
+    handled = struct.pack("=Q", ALL_RIGHTS)
     ruleset = _checked(_call(library, CREATE_RULESET, handled, len(handled), 0))
     try:
         for path in (*_readable_paths(), *map(str, readable)):
-            _allow(library, ruleset, path, READ)
-        _allow(library, ruleset, DEVICES, READ | WRITE_FILE)
-        _allow(library, ruleset, str(directory), ALL)
+            _allow(library, ruleset, path, READ_RIGHTS)
+        _allow(library, ruleset, DEVICES, READ_RIGHTS | WRITE_FILE)
+        _allow(library, ruleset, str(directory), ALL_RIGHTS)
         _checked(library.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
         _checked(_call(library, RESTRICT_SELF, ruleset, 0))
     finally:
@@ -88,7 +88,7 @@ def _readable_paths() -> Iterable[str]:
 def _allow(library: ctypes.CDLL, ruleset: int, path: str, rights: int) -> None:
     handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        allowed = rights if os.path.isdir(path) else rights & OF_A_FILE
+        allowed = rights if os.path.isdir(path) else rights & FILE_RIGHTS
         rule = struct.pack("=Qi", allowed, handle)
         _checked(_call(library, ADD_RULE, ruleset, RULE_PATH_BENEATH, rule, 0))
     finally:

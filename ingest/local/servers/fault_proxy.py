@@ -32,7 +32,7 @@ HOLD_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class NoFault:
     """No fault."""
 
 
@@ -86,7 +86,7 @@ class LostReplies:
     share: float = 1.0
 
 
-Fault = Pass | Hang | Refuse | Reset | Latency | Errors | SeveralErrors | LostReplies
+Fault = NoFault | Hang | Refuse | Reset | Latency | Errors | SeveralErrors | LostReplies
 HTTP_FAULTS = (Errors, SeveralErrors, LostReplies)
 
 
@@ -108,7 +108,7 @@ class FaultProxy:
         self._random = random.Random(seed)
         self.port = port or free_port()
         self.counts: Counter[str] = Counter()
-        self._fault: Fault = Pass()
+        self._fault: Fault = NoFault()
         self._loop = asyncio.new_event_loop()
         self._server: asyncio.Server | None = None
         self._connections: set[_Connection] = set()

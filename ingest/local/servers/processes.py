@@ -25,7 +25,7 @@ from types import FrameType, TracebackType
 from typing import IO, BinaryIO, ClassVar, Protocol, Self
 
 WARDEN = Path(__file__).with_name("warden.py")
-GATE = ("/bin/sh", "-c", 'read -r _ && exec "$@" </dev/null', "sh")
+WAIT_FOR_LINE_COMMAND = ("/bin/sh", "-c", 'read -r _ && exec "$@" </dev/null', "sh")
 LOG_TAIL_BYTES = 4096
 POLL_SECONDS = 0.01
 # The warden removes a stack's data, which may take a long time on a slow disk.
@@ -101,7 +101,7 @@ def start_program(
 ) -> Program:
     """Starts a process that leads its own group and waits for a line on its standard input."""
     return subprocess.Popen(
-        [*GATE, *command],
+        [*WAIT_FOR_LINE_COMMAND, *command],
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=subprocess.STDOUT,
@@ -390,20 +390,20 @@ class Children:
 
     def remove_at_end(self, directory: Path) -> None:
         """Registers this temporary directory for removal when this process ends, even if it is killed."""
-        self._order(f"*{directory}")
+        self._send_order(f"*{directory}")
 
     def watch(self, group: int) -> None:
         """Registers a process group with the warden."""
-        self._order(f"+{group}")
+        self._send_order(f"+{group}")
 
     def forget(self, group: int) -> None:
         """Unregisters a process group that has ended."""
         with self._lock:
             if self._warden is None:
                 return
-        self._order(f"-{group}")
+        self._send_order(f"-{group}")
 
-    def _order(self, line: str) -> None:
+    def _send_order(self, line: str) -> None:
         with self._lock:
             if self._warden is None:
                 self._warden = subprocess.Popen(

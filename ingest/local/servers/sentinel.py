@@ -123,36 +123,36 @@ class RedisGroup(Server):
     def start(self) -> None:
         """Starts all processes that are not running. The method returns once a failover is possible."""
         for server in self.servers:
-            if not self._runs(server):
+            if not self._is_running(server):
                 server.start()
-        if not self._runs(self.sentinels[0]):
+        if not self._is_running(self.sentinels[0]):
             first, second = self.servers
             ask(second.port, ["REPLICAOF", HOST, str(first.port)], self.password)
             for sentinel in self.sentinels:
                 sentinel.start()
         self._child = self.primary.child
         self.port = self.sentinels[0].port
-        self.wait_settled()
+        self.wait_until_failover_possible()
 
     @staticmethod
-    def _runs(server: Server) -> bool:
+    def _is_running(server: Server) -> bool:
         return server._child is not None and server.child.alive
 
-    def wait_settled(self) -> None:
+    def wait_until_failover_possible(self) -> None:
         """Waits until every Sentinel reports the same primary, a replica that follows it, and the other
         Sentinels.
         """
-        wait_until(self.settled, READY_SECONDS_MAX, "the Sentinels to agree")
+        wait_until(self.can_fail_over, READY_SECONDS_MAX, "the Sentinels to agree")
 
-    def settled(self) -> bool:
+    def can_fail_over(self) -> bool:
         """Returns whether a failover can currently succeed."""
         try:
             seen = {tuple(s.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)) for s in self.sentinels}
-            return len(seen) == 1 and all(self._sees_all(sentinel) for sentinel in self.sentinels)
+            return len(seen) == 1 and all(self._sees_all_servers(sentinel) for sentinel in self.sentinels)
         except (OSError, LocalError):
             return False
 
-    def _sees_all(self, sentinel: Sentinel) -> bool:
+    def _sees_all_servers(self, sentinel: Sentinel) -> bool:
         master = _fields(sentinel.ask("SENTINEL", "MASTER", MASTER))
         replicas = [_fields(each) for each in sentinel.ask("SENTINEL", "REPLICAS", MASTER)]
         usable = [each for each in replicas if each["flags"] == "slave" and each["master-link-status"] == "ok"]
@@ -177,7 +177,7 @@ class RedisGroup(Server):
         The old primary keeps running as a read-only replica.
         """
         old = self.primary
-        self.wait_settled()
+        self.wait_until_failover_possible()
         wait_until(self._failover_begins, READY_SECONDS_MAX, "a Sentinel to begin a failover")
         wait_until(lambda: self.primary is not old, READY_SECONDS_MAX, "another primary")
         self._child = self.primary.child
@@ -195,7 +195,7 @@ class RedisGroup(Server):
         The method returns when there is a new primary and the old one has restarted.
         """
         old = self.primary
-        self.wait_settled()
+        self.wait_until_failover_possible()
         old.kill()
         wait_until(lambda: self.primary is not old, READY_SECONDS_MAX, "another primary")
         old.restart()

@@ -222,7 +222,7 @@ class _Pages:
             self._found.differences.append(Difference(problem, str(sink), name, what, *segment.key))
 
     def _is_erased(self, segment: StoredSegment) -> bool:
-        erased = self._erasures.holds(segment.project_id, segment.replay_id, segment.received)
+        erased = self._erasures.covers(segment.project_id, segment.replay_id, segment.received)
         self._found.erased += erased
         return erased
 

@@ -91,7 +91,7 @@ def may_be_erased(letter: Letter, erasures: Erasures) -> bool:
 def _message_is_erased(letter: Letter, erasures: Erasures, rules: ParseRules) -> bool:
     """Parses the message only if a user of its project was erased, because parsing may take a second."""
     identity, project = identity_of(letter.value), project_of(letter.value)
-    if identity is not None and erasures.holds(*identity):
+    if identity is not None and erasures.covers(*identity):
         return True
     if project in erasures.users and _names_an_erased_user(letter, erasures, rules):
         return True
@@ -123,13 +123,13 @@ def _item_is_erased(letter: Letter, erasures: Erasures, received: float, *, in_d
         return _row_is_erased(row, erasures, received)
     if own := OBJECT.fullmatch(refusal.item):
         project = int(own["project"])
-        held = erasures.holds(project, refusal.item.split("/")[2], received)
+        held = erasures.covers(project, refusal.item.split("/")[2], received)
         return held or (in_doubt and bool(erasures.users.get(project)))
     return in_doubt
 
 
 def _row_is_erased(row: _Row, erasures: Erasures, received: float) -> bool:
     users = erasures.users.get(row.project_id, {})
-    return erasures.holds(row.project_id, row.replay_id.replace("-", "").lower(), received) or any(
+    return erasures.covers(row.project_id, row.replay_id.replace("-", "").lower(), received) or any(
         received <= users.get(user_digest(row.project_id, name), -1.0) for name in row.users
     )

@@ -19,7 +19,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from ingest.reader.erasures import replay_key
-from ingest.reader.settled import UNKNOWN
+from ingest.reader.settled import UNKNOWN_OFFSET
 from tasks.connection import connect
 from tasks.coordination import Coordination
 from tasks.kafka.decisions import DecisionsUnreadable
@@ -89,10 +89,10 @@ class Tombstones:
 
 
 def _settled(about: Mapping[str, Any]) -> int:
-    """Returns the offset up to which a reader has settled decisions, from its heartbeat; UNKNOWN if that is not a
-    number."""
-    found = about.get("decisions_settled", UNKNOWN)
-    return found if isinstance(found, int) else UNKNOWN
+    """Returns the offset up to which a reader has settled decisions, from its heartbeat; UNKNOWN_OFFSET if that is
+    not a number."""
+    found = about.get("decisions_settled", UNKNOWN_OFFSET)
+    return found if isinstance(found, int) else UNKNOWN_OFFSET
 
 
 def ends_at(settings: Settings, now: float) -> float:

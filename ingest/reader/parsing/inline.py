@@ -165,7 +165,7 @@ def shed(message: Message, gate: TenantGate, clock: Clock) -> Drop | None:
         return None
     if gate.erasures:
         identity = identity_of(message.value)
-        if identity is not None and gate.erasures.holds(*identity):
+        if identity is not None and gate.erasures.covers(*identity):
             return Drop(DropReason.ERASED, identity[0])
     project_id = project_of(message.value)
     if project_id is None:

@@ -21,7 +21,7 @@ from ingest.core import events as on
 from ingest.core.model import Message, TopicPartition
 from ingest.core.ownership import GroupView
 from ingest.core.stalls import Stalls
-from ingest.core.starting import Place, Stored, TopicView, is_doubtful, start
+from ingest.core.starting import StartPlace, StoredCommit, TopicView, is_doubtful, start
 from ingest.testing.simulation.clock import Timeline
 from ingest.testing.simulation.faults import Dice, Fault
 from ingest.testing.simulation.story import Story
@@ -513,17 +513,17 @@ class SimulatedSource:
         finally:
             self._rebalancing = False
 
-    def _committed(self, partition: int) -> dict[int, Stored]:
+    def _committed(self, partition: int) -> dict[int, StoredCommit]:
         """Returns the committed offsets as reported by the broker.
 
         A doubtful response for this partition is verified by a second request.
         """
-        stored = {number: Stored(*found) for number, found in self._group.committed.items()}
-        actual = reported = stored.get(partition, Stored())
+        stored = {number: StoredCommit(*found) for number, found in self._group.committed.items()}
+        actual = reported = stored.get(partition, StoredCommit())
         if actual.offset is not None and self._dice.strikes(Fault.OFFSET_READ_NONE):
-            reported = Stored()
+            reported = StoredCommit()
         elif actual.offset is not None and self._dice.strikes(Fault.OFFSET_READ_ZERO):
-            reported = Stored(0, "")
+            reported = StoredCommit(0, "")
         if reported != actual and is_doubtful(reported):
             self._story.mark("offset_contradicted")
         elif reported != actual:
@@ -542,13 +542,13 @@ class SimulatedSource:
             self._story.mark("began_in_new_topic")
         if self._dice.strikes(Fault.FETCH_EMPTY):
             self._empty.add(partition)
-        found = stored.get(partition, Stored())
-        if begin.place is Place.COMMITTED and found.offset is not None:
+        found = stored.get(partition, StoredCommit())
+        if begin.place is StartPlace.COMMITTED and found.offset is not None:
             offset, text = found.offset, found.text
             self._broker.resumed(partition, offset, text)
             given = on.Assignment(log.source, self._epoch, offset, text, None, topic.id, begin.began_with)
         else:
-            latest = begin.place is Place.POLICY and self._broker.latest
+            latest = begin.place is StartPlace.POLICY and self._broker.latest
             offset = log.high if latest else log.low
             self._story.mark("began_at_end" if latest else "began_at_beginning")
             self._broker.began(partition, offset)

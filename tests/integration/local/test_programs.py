@@ -37,14 +37,14 @@ def test_the_whole_system_starts_ingests_and_stops(tmp_path: Path):
     stops.
     """
     place, printed = tmp_path / "stack", list[str]()
-    servers = background.up(place, progress=printed.append)
+    servers = background.start_stack(place, progress=printed.append)
     try:
         assert printed[-1] == "migrate    done"
         steps = list(migrate(settings_of(dict(servers.settings)), dry_run=True, topics=True))
         assert len(steps) > len(("clickhouse", "bigquery", "gcs", "kafka"))
         assert [line for line in steps if ": would " in line] == []
 
-        state = background.up(place, programs=True)
+        state = background.start_stack(place, programs=True)
         settings = settings_of(dict(state.settings))
         made = produce(settings, PROFILES["small"], 20, 1, manifest_path=tmp_path / "manifest.jsonl")
         ends = {(settings.kafka_topic, partition): end for partition, end in made.ends.items()}
@@ -56,7 +56,7 @@ def test_the_whole_system_starts_ingests_and_stops(tmp_path: Path):
         assert {status_of(state.pages[name]) for name in ("web", "flower")} == {401}
         assert {status_of(state.pages[name], login) for name in ("web", "flower", "operator")} == {200}
         assert set(PROGRAMS) <= {part.name for part in state.parts}
-        assert background.up(place, programs=True).pages == state.pages
+        assert background.start_stack(place, programs=True).pages == state.pages
         # This file contains Flower's task history, which survives `down`.
         assert (place / "flower.sqlite").stat().st_mode & 0o777 == 0o600
 
@@ -65,7 +65,7 @@ def test_the_whole_system_starts_ingests_and_stops(tmp_path: Path):
         listed = CliRunner().invoke(main, ["local", "status", "--directory", str(place)])
         assert login.partition(":")[2] in listed.output
     finally:
-        assert background.down(place) == place
+        assert background.stop_stack(place) == place
 
     assert not any(group_is_alive(part.pid) for part in state.parts)
     assert background.login_of(place) == login
@@ -108,13 +108,13 @@ def test_a_running_stack_is_found_from_another_folder(tmp_path: Path, monkeypatc
     (checkout / "celeryconfig.py").touch()
     printed: list[str] = []
     monkeypatch.chdir(checkout)
-    first = background.up(parts=["statsd"])
+    first = background.start_stack(parts=["statsd"])
     try:
         monkeypatch.chdir(elsewhere)
-        second = background.up(parts=["statsd"], progress=printed.append)
+        second = background.start_stack(parts=["statsd"], progress=printed.append)
 
         assert second == first
         assert printed == [f"already up in {checkout / '.local' / 'stack'}"]
     finally:
-        assert background.down() == checkout / ".local" / "stack"
+        assert background.stop_stack() == checkout / ".local" / "stack"
     assert background.status() is None

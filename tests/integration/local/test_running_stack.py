@@ -23,9 +23,9 @@ from tests.kit.paths import ROOT
 def stack_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A running stack of two servers."""
     place = tmp_path_factory.mktemp("running")
-    background.up(place, parts=["redis", "clickhouse"])
+    background.start_stack(place, parts=["redis", "clickhouse"])
     yield place
-    background.down(place)
+    background.stop_stack(place)
 
 
 def run(place: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

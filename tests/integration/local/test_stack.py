@@ -80,20 +80,20 @@ def test_a_background_stack_runs_until_down(tmp_path: Path):
     """`up` returns when every server is ready, a second `up` finds the running stack, and `down` keeps the
     data.
     """
-    state = background.up(tmp_path, parts=["redis", "statsd"])
+    state = background.start_stack(tmp_path, parts=["redis", "statsd"])
 
-    assert background.up(tmp_path, parts=["redis"]) == background.status(tmp_path)
+    assert background.start_stack(tmp_path, parts=["redis"]) == background.status(tmp_path)
     port = int(state.settings["REPLAYS_REDIS_URL"].rsplit(":", 1)[1].split("/")[0])
     assert is_listening(port)
     assert "export REPLAYS_REDIS_URL=" in state.exports()
-    assert background.down(tmp_path)
+    assert background.stop_stack(tmp_path)
     assert background.status(tmp_path) is None
     assert not is_listening(port)
-    assert not background.down(tmp_path)
+    assert not background.stop_stack(tmp_path)
 
-    again = background.up(tmp_path, parts=["redis"])
+    again = background.start_stack(tmp_path, parts=["redis"])
     assert again.settings["REPLAYS_REDIS_URL"] == state.settings["REPLAYS_REDIS_URL"]
-    assert background.down(tmp_path)
+    assert background.stop_stack(tmp_path)
 
 
 def test_the_files_of_a_background_stack_are_private(tmp_path: Path):
@@ -103,13 +103,13 @@ def test_the_files_of_a_background_stack_are_private(tmp_path: Path):
     place = tmp_path / "new" / "stack"
     before = os.umask(0)
     try:
-        background.up(place, parts=["redis", "gcs", "clickhouse", "statsd"])
+        background.start_stack(place, parts=["redis", "gcs", "clickhouse", "statsd"])
     finally:
         os.umask(before)
     try:
         found = {path: path.stat().st_mode & 0o777 for path in (place.parent, place, *place.rglob("*"))}
     finally:
-        background.down(place)
+        background.stop_stack(place)
 
     assert {path: oct(mode) for path, mode in found.items() if mode & 0o077} == {}
     assert place / "state.json" in found
@@ -117,12 +117,12 @@ def test_the_files_of_a_background_stack_are_private(tmp_path: Path):
 
 def test_the_files_of_an_older_background_stack_become_private(tmp_path: Path):
     """A folder that others can read, as created by older releases, becomes private when the stack starts again."""
-    background.up(tmp_path, parts=["statsd"])
-    background.down(tmp_path)
+    background.start_stack(tmp_path, parts=["statsd"])
+    background.stop_stack(tmp_path)
     tmp_path.chmod(0o755)
 
-    background.up(tmp_path, parts=["statsd"])
-    background.down(tmp_path)
+    background.start_stack(tmp_path, parts=["statsd"])
+    background.stop_stack(tmp_path)
 
     assert tmp_path.stat().st_mode & 0o777 == 0o700
 
@@ -132,7 +132,7 @@ def test_a_background_stack_restarts_servers_and_stops_as_a_whole(tmp_path: Path
 
     If the supervisor is killed, everything stops, and `up` works again.
     """
-    state = background.up(tmp_path, parts=["redis"])
+    state = background.start_stack(tmp_path, parts=["redis"])
     port = int(state.settings["REPLAYS_REDIS_URL"].rsplit(":", 1)[1].split("/")[0])
 
     os.kill(state.parts[0].pid, signal.SIGKILL)
@@ -142,8 +142,8 @@ def test_a_background_stack_restarts_servers_and_stops_as_a_whole(tmp_path: Path
     wait_until(lambda: not is_listening(port), 10, "Redis to go with its supervisor")
     # The kernel may close the warden's pipe, which stops Redis, before it releases the supervisor's lock.
     wait_until(lambda: background.status(tmp_path) is None, 10, "the lock of the killed supervisor to go")
-    background.up(tmp_path, parts=["redis"])
-    assert background.down(tmp_path)
+    background.start_stack(tmp_path, parts=["redis"])
+    assert background.stop_stack(tmp_path)
 
 
 def has_ended(pid: str) -> bool:

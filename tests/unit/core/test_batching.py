@@ -98,7 +98,7 @@ def test_a_planned_range_that_grew_too_large_is_cut_in_between_and_keeps_its_end
         (OffsetRange(0, 2), CutReason.BYTES),
         (OffsetRange(2, 4), CutReason.PLANNED),
     ]
-    assert open_batch.planned == (9,)
+    assert open_batch.planned_ends == (9,)
 
 
 def test_records_with_long_headers_are_many_batches() -> None:
@@ -175,8 +175,8 @@ def test_age_counts_from_the_first_message_of_the_batch() -> None:
     open_batch.add(0, segment(0), now=10.0)
     open_batch.add(1, segment(1), now=11.9)
 
-    assert open_batch.due(now=11.99) is None
-    batch = open_batch.due(now=12.0)
+    assert open_batch.cut_if_due(now=11.99) is None
+    batch = open_batch.cut_if_due(now=12.0)
 
     assert batch is not None
     assert (batch.offsets.stop, batch.cut_by) == (2, CutReason.AGE)
@@ -185,7 +185,7 @@ def test_age_counts_from_the_first_message_of_the_batch() -> None:
 
 def test_an_empty_batch_is_never_due() -> None:
     """A batch without messages has no age, so it is never due."""
-    assert builder().due(now=1e9) is None
+    assert builder().cut_if_due(now=1e9) is None
     assert builder().drain(now=1e9) is None
 
 
@@ -249,7 +249,7 @@ def test_planned_ends_come_before_count_bytes_and_age() -> None:
 
     for offset in (0, 1):
         assert open_batch.add(offset, segment(offset), now=0.0) == []
-    assert open_batch.due(now=5.0) is None
+    assert open_batch.cut_if_due(now=5.0) is None
     first = only(open_batch.add(2, segment(2), now=5.0))
     second = only(open_batch.add(3, segment(3), now=5.0))
 
@@ -257,7 +257,7 @@ def test_planned_ends_come_before_count_bytes_and_age() -> None:
         (0, 3, CutReason.PLANNED),
         (3, 4, CutReason.PLANNED),
     ]
-    assert open_batch.planned == ()
+    assert open_batch.planned_ends == ()
 
 
 def test_after_the_plan_its_own_limits_apply_again() -> None:
@@ -279,7 +279,7 @@ def test_a_planned_range_with_a_compacted_end_ends_at_the_next_message() -> None
     batch = only(open_batch.add(5, segment(5), now=0.0))
 
     assert (batch.offsets.stop, batch.cut_by) == (1, CutReason.PLANNED)
-    assert (len(open_batch), open_batch.planned) == (1, (10,))
+    assert (len(open_batch), open_batch.planned_ends) == (1, (10,))
 
 
 def test_one_message_can_complete_two_batches() -> None:
@@ -302,14 +302,14 @@ def test_a_plan_that_cannot_be_completed_is_abandoned() -> None:
     open_batch = builder(plan=(100, 200), batch_age_seconds_max=1.0, plan_seconds_max=30.0)
     open_batch.add(0, segment(0), now=0.0)
 
-    open_batch.waited(29.9)
-    assert open_batch.due(now=29.9) is None
-    open_batch.waited(0.1)
-    batch = open_batch.due(now=30.0)
+    open_batch.add_idle_seconds(29.9)
+    assert open_batch.cut_if_due(now=29.9) is None
+    open_batch.add_idle_seconds(0.1)
+    batch = open_batch.cut_if_due(now=30.0)
 
     assert batch is not None
     assert batch.cut_by is CutReason.AGE
-    assert open_batch.planned == ()
+    assert open_batch.planned_ends == ()
 
 
 def test_a_plan_waits_while_nothing_is_fetched() -> None:
@@ -318,10 +318,10 @@ def test_a_plan_waits_while_nothing_is_fetched() -> None:
     """
     open_batch = builder(plan=(100,), plan_seconds_max=30.0)
     open_batch.add(0, segment(0), now=0.0)
-    open_batch.waited(10.0)
+    open_batch.add_idle_seconds(10.0)
 
-    assert open_batch.due(now=9999.0) is None
-    assert open_batch.planned == (100,)
+    assert open_batch.cut_if_due(now=9999.0) is None
+    assert open_batch.planned_ends == (100,)
 
 
 def test_each_message_of_a_planned_range_restarts_the_wait() -> None:
@@ -329,10 +329,10 @@ def test_each_message_of_a_planned_range_restarts_the_wait() -> None:
     open_batch = builder(plan=(100,), plan_seconds_max=30.0)
     for offset in range(3):
         open_batch.add(offset, segment(offset), now=25.0 * offset)
-        open_batch.waited(25.0)
+        open_batch.add_idle_seconds(25.0)
 
-    assert open_batch.due(now=75.0) is None
-    assert open_batch.planned == (100,)
+    assert open_batch.cut_if_due(now=75.0) is None
+    assert open_batch.planned_ends == (100,)
 
 
 def test_shutdown_leaves_an_unfinished_planned_range_to_the_next_owner() -> None:
@@ -359,8 +359,8 @@ def test_every_message_is_in_exactly_one_batch(steps: list[int], plan: list[int]
     open_batch = Builder(PARTITION, 1, limits(batch_messages_max=count, plan_seconds_max=1.0), ends)
 
     batches = [batch for offset in offsets for batch in open_batch.add(offset, segment(offset), now=0.0)]
-    open_batch.waited(99.0)
-    rest = open_batch.due(now=99.0)
+    open_batch.add_idle_seconds(99.0)
+    rest = open_batch.cut_if_due(now=99.0)
     batches += [rest] if rest else []
 
     held = [row.offset for batch in batches for seen in batch.segments for row in seen.clickhouse]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.core.cut_record import NUMBER_MAX, Budget, Record, decode, encode, refusal
+from ingest.core.cut_record import NUMBER_MAX, Budget, Record, decode, encode, reason_ignored
 from ingest.core.limits import Limits
 
 BYTES_MAX = Limits().cut_record_bytes_max
@@ -117,7 +117,7 @@ def test_the_record_of_the_previous_release_is_read() -> None:
 )
 def test_the_reason_for_an_unreadable_record_is_reported(text: str, reason: str) -> None:
     """The reason why a record is unreadable, for example after a rollback, is reported for the log."""
-    assert refusal(text) == reason
+    assert reason_ignored(text) == reason
 
 
 def test_a_record_holds_a_thousand_batches() -> None:
@@ -133,7 +133,7 @@ def test_a_refused_length_halves_the_budget_down_to_zero() -> None:
     record = Record(TOPIC_ID, 4, 1, tuple(500 * (n + 1) for n in range(2_000)))
     while text := encode(0, record, budget.bytes_max):
         texts.append(text)
-        budget.refused(text)
+        budget.lower_maximum(text)
 
     lengths = [len(text) for text in texts]
     assert all(2 * after <= before for before, after in pairwise(lengths))

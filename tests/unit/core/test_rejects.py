@@ -31,7 +31,7 @@ def test_garbage_of_one_project_never_halts() -> None:
 
     count(rejects, *[(1, BAD)] * 100)
 
-    assert rejects.verdict() is None
+    assert rejects.halt_reason() is None
 
 
 def test_garbage_of_many_projects_halts_and_names_them() -> None:
@@ -40,7 +40,7 @@ def test_garbage_of_many_projects_halts_and_names_them() -> None:
 
     count(rejects, *[(project, BAD) for project in (1, 2, 3, 4)] * 5)
 
-    verdict = rejects.verdict()
+    verdict = rejects.halt_reason()
     assert verdict is not None
     assert "4 of 4 projects" in verdict
     assert "1, 2, 3, 4" in verdict
@@ -50,11 +50,11 @@ def test_exactly_the_maximum_share_of_projects_is_allowed() -> None:
     """Exactly the maximum share of bad projects is allowed; the reader halts only above this share."""
     rejects = window(20, reject_ratio_max=0.3)
     count(rejects, *[(project, project < 3) for project in range(10)] * 2)
-    assert rejects.verdict() is None
+    assert rejects.halt_reason() is None
 
     count(rejects, *[(3, BAD)] * 3)
 
-    assert rejects.verdict() is not None
+    assert rejects.halt_reason() is not None
 
 
 def test_a_project_with_some_bad_messages_is_not_a_bad_project() -> None:
@@ -63,7 +63,7 @@ def test_a_project_with_some_bad_messages_is_not_a_bad_project() -> None:
 
     count(rejects, *[(project, bad) for project in range(5) for bad in (BAD, GOOD)] * 3)
 
-    assert rejects.verdict() is None
+    assert rejects.halt_reason() is None
 
 
 def test_fewer_projects_than_the_minimum_never_halt() -> None:
@@ -73,18 +73,18 @@ def test_fewer_projects_than_the_minimum_never_halt() -> None:
     for minimum, halts in ((3, False), (2, True)):
         rejects = window(reject_projects_min=minimum)
         count(rejects, *[(1, BAD), (2, BAD), (3, GOOD), (4, GOOD)] * 5)
-        assert (rejects.verdict() is not None) == halts
+        assert (rejects.halt_reason() is not None) == halts
 
 
 def test_garbage_without_a_project_has_its_own_limit() -> None:
     """Garbage without a project, which cannot be shed by project, has its own limit."""
     rejects = window(20, reject_unattributed_ratio_max=0.2)
     count(rejects, *[(1, GOOD)] * 16, *[(None, BAD)] * 4)
-    assert rejects.verdict() is None
+    assert rejects.halt_reason() is None
 
     count(rejects, (None, BAD))
 
-    verdict = rejects.verdict()
+    verdict = rejects.halt_reason()
     assert verdict is not None
     assert "25% of the last 20 messages are rejects that name no project" in verdict
 
@@ -95,11 +95,11 @@ def test_a_window_must_be_full_before_it_counts() -> None:
     """
     rejects = window(20)
     count(rejects, *[(project, BAD) for project in range(19)])
-    assert rejects.verdict() is None
+    assert rejects.halt_reason() is None
 
     count(rejects, (19, BAD))
 
-    assert rejects.verdict() is not None
+    assert rejects.halt_reason() is not None
 
 
 def test_shedding_a_project_is_reported_at_start_and_end() -> None:
@@ -135,7 +135,11 @@ def test_the_worst_projects_are_listed_first_and_bounded() -> None:
     rejects = window(100)
     count(rejects, *[(project, BAD) for project in range(10) for _ in range(project)])
 
-    assert [(shown.project_id, shown.rejects) for shown in rejects.worst(3)] == [(9, 9), (8, 8), (7, 7)]
+    assert [(shown.project_id, shown.rejects) for shown in rejects.most_rejected_projects(3)] == [
+        (9, 9),
+        (8, 8),
+        (7, 7),
+    ]
 
 
 @given(st.lists(st.tuples(st.sampled_from([None, 0, 1, 2, 3]), st.booleans()), max_size=80))
@@ -151,7 +155,7 @@ def test_counts_cover_the_last_messages(messages: list[tuple[int | None, bool]])
         mostly = [project for project in total if project is not None and 2 * bad[project] > total[project]]
         projects = len(total.keys() - {None})
         halts = seen >= 10 and (bad[None] > 3 or (len(mostly) >= 2 and len(mostly) > 0.4 * projects))
-        assert (rejects.verdict() is not None) == halts
+        assert (rejects.halt_reason() is not None) == halts
         assert rejects.ratio == sum(bad.values()) / len(held)
         assert rejects.unattributed == bad[None]
-        assert {shown.project_id for shown in rejects.worst()} == bad.keys() - {None}
+        assert {shown.project_id for shown in rejects.most_rejected_projects()} == bad.keys() - {None}

@@ -10,12 +10,12 @@ from collections.abc import Collection
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from ingest.core.starting import Stored
+from ingest.core.starting import StoredCommit
 from ingest.reader.assignment import (
     ANSWER_SECONDS_MAX,
     EPOCH_SECONDS_MAX,
     ConsumerFailed,
-    Unanswered,
+    NoStartOffset,
     confirmed,
     repeated,
 )
@@ -31,16 +31,16 @@ class Coordinator:
         self.now, self.asked = 0.0, 0
         self._code, self._times = code, times
 
-    def ask(self) -> dict[int, Stored]:
+    def ask(self) -> dict[int, StoredCommit]:
         self.asked += 1
         if self.asked <= self._times:
             raise KafkaException(KafkaError(self._code))
-        return {0: Stored(7)}
+        return {0: StoredCommit(7)}
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
 
-    def answer(self) -> dict[int, Stored]:
+    def answer(self) -> dict[int, StoredCommit]:
         return repeated(self.ask, lambda: self.now, self.wait)
 
 
@@ -51,7 +51,7 @@ def test_a_temporary_error_is_retried(code: int) -> None:
     """A query that fails with a temporary error is retried until a heartbeat updates the epoch or a coordinator is
     found.
     """
-    assert Coordinator(code, times=3).answer() == {0: Stored(7)}
+    assert Coordinator(code, times=3).answer() == {0: StoredCommit(7)}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_lasting_error_ends_without_a_result(code: int, seconds: float) -> Non
     """A permanent error ends the query without a result, and the reader rejoins the group."""
     coordinator = Coordinator(code, times=10**6)
 
-    with pytest.raises(Unanswered):
+    with pytest.raises(NoStartOffset):
         coordinator.answer()
 
     assert coordinator.now == pytest.approx(seconds)
@@ -86,23 +86,23 @@ def test_a_missing_permission_needs_an_operator(code: int) -> None:
 class ScriptedCoordinator:
     """A coordinator that returns the next of `answers` for each query, limited to the requested partitions."""
 
-    def __init__(self, *answers: dict[int, Stored]) -> None:
+    def __init__(self, *answers: dict[int, StoredCommit]) -> None:
         self.asked: list[list[int]] = []
         self._answers = list(answers)
 
-    def ask(self, numbers: Collection[int]) -> dict[int, Stored]:
+    def ask(self, numbers: Collection[int]) -> dict[int, StoredCommit]:
         self.asked.append(list(numbers))
         answer = self._answers.pop(0)
         return {number: answer[number] for number in numbers}
 
-    def answer(self) -> dict[int, Stored]:
+    def answer(self) -> dict[int, StoredCommit]:
         return confirmed(self.ask, [0, 1, 2], lambda: 0.0, lambda seconds: None)
 
 
-@pytest.mark.parametrize("wrong", [Stored(), Stored(0)])
-def test_no_offset_or_zero_counts_only_when_confirmed(wrong: Stored) -> None:
+@pytest.mark.parametrize("wrong", [StoredCommit(), StoredCommit(0)])
+def test_no_offset_or_zero_counts_only_when_confirmed(wrong: StoredCommit) -> None:
     """If the first response has no offset or offset 0, the query is repeated, and its second response is used."""
-    group = {0: Stored(7, "2;s=1"), 1: Stored(9, "2;s=1"), 2: Stored()}
+    group = {0: StoredCommit(7, "2;s=1"), 1: StoredCommit(9, "2;s=1"), 2: StoredCommit()}
     once = ScriptedCoordinator({**group, 1: wrong}, group)
 
     assert once.answer() == group
@@ -112,7 +112,7 @@ def test_no_offset_or_zero_counts_only_when_confirmed(wrong: Stored) -> None:
 
 def test_an_unambiguous_response_is_not_confirmed() -> None:
     """An unambiguous response is not confirmed by a second query, so a typical assignment needs only one query."""
-    sure = ScriptedCoordinator({0: Stored(7), 1: Stored(0, "2;s=1"), 2: Stored(5)})
+    sure = ScriptedCoordinator({0: StoredCommit(7), 1: StoredCommit(0, "2;s=1"), 2: StoredCommit(5)})
 
-    assert sure.answer()[1] == Stored(0, "2;s=1")
+    assert sure.answer()[1] == StoredCommit(0, "2;s=1")
     assert sure.asked == [[0, 1, 2]]

@@ -8,7 +8,7 @@ import pytest
 from confluent_kafka import Consumer
 
 from ingest.core import events as on
-from ingest.reader.assignment import Offsets, Unanswered
+from ingest.reader.assignment import NoStartOffset, Offsets
 from ingest.reader.kafka import KafkaSource
 
 UNREACHABLE = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": 0}
@@ -30,5 +30,5 @@ def test_a_start_with_unknown_ends_has_no_result() -> None:
     consumer = Consumer(UNREACHABLE)
     consumer.close()
 
-    with pytest.raises(Unanswered, match="limits of recordings-0"):
+    with pytest.raises(NoStartOffset, match="limits of recordings-0"):
         Offsets("recordings", "latest").log_range(consumer, 0)

@@ -51,7 +51,7 @@ class InsertIds:
             del self._seen[oldest]
 
 
-def judged(
+def validate_rows(
     resource: Mapping[str, Any], rows: Sequence[Any], ignore_unknown: bool, today: date
 ) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]]:
     """Returns the stored forms of the valid rows and the errors of the invalid rows, each by index."""

@@ -11,7 +11,7 @@ from ingest.local.servers.bigquery.rows import CANONICAL, BadSchema, Field, iden
 
 CLUSTERING_COLUMNS_MAX = 4
 # https://cloud.google.com/bigquery/docs/reference/standard-sql/data-definition-language#alter_column_set_data_type_statement
-WIDER = {
+WIDER_TYPES = {
     "INTEGER": ("NUMERIC", "BIGNUMERIC", "FLOAT"),
     "NUMERIC": ("BIGNUMERIC", "FLOAT"),
 }
@@ -96,7 +96,7 @@ def widened(name: TableName, resource: Mapping[str, Any], column: str, kind: str
     if entry is None:
         raise bad_request(f"Column not found: {column} in {name}", "invalidQuery", "query")
     before = CANONICAL.get(entry["type"].upper(), entry["type"].upper())
-    if kind not in WIDER.get(before, ()):
+    if kind not in WIDER_TYPES.get(before, ()):
         text = f"ALTER TABLE ALTER COLUMN SET DATA TYPE requires that {before} is assignable to {kind}: {column}"
         raise bad_request(text, "invalidQuery", "query")
     entry["type"] = kind

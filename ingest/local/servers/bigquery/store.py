@@ -23,7 +23,7 @@ from sqlglot import exp
 
 from ingest.local.servers.bigquery.dialect import column_changes, query_parameters, table_names, translated
 from ingest.local.servers.bigquery.errors import ApiError, bad_request, check_etag
-from ingest.local.servers.bigquery.inserts import INSERT_ID_WINDOW_SECONDS, InsertIds, judged
+from ingest.local.servers.bigquery.inserts import INSERT_ID_WINDOW_SECONDS, InsertIds, validate_rows
 from ingest.local.servers.bigquery.names import TableName
 from ingest.local.servers.bigquery.rows import (
     NAME,
@@ -361,7 +361,7 @@ class Store:
             if resource is None or resource["type"] != "TABLE":
                 self.table(name)
                 raise bad_request(f"Cannot add rows to a view: {name}.")
-            good, errors = judged(resource, rows, bool(request.get("ignoreUnknownValues")), today)
+            good, errors = validate_rows(resource, rows, bool(request.get("ignoreUnknownValues")), today)
             if errors and not request.get("skipInvalidRows"):
                 stopped = {"reason": "stopped", "location": "", "debugInfo": "", "message": ""}
                 return [{"index": index, "errors": [errors.get(index, stopped)]} for index in range(len(rows))]

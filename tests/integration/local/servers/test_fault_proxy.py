@@ -19,7 +19,7 @@ from ingest.local.servers.fault_proxy import (
     Hang,
     Latency,
     LostReplies,
-    Pass,
+    NoFault,
     Refuse,
     Reset,
     SeveralErrors,
@@ -103,7 +103,7 @@ def test_a_refused_or_reset_connection_fails_at_once_and_works_again_after(
             post(open_one, b"cut")
         with pytest.raises(error):
             post(client(proxy), b"refused")
-        proxy.set(Pass())
+        proxy.set(NoFault())
         assert post(client(proxy), b"after") == (200, b"after")
 
 
@@ -119,7 +119,7 @@ def test_a_hung_server_responds_after_the_hang(target: str, http_aware: bool):
 
         patient = client(proxy)
         patient.request("POST", "/", b"patient")
-        proxy.set(Pass())
+        proxy.set(NoFault())
         assert patient.getresponse().read() == b"patient"
 
 
