@@ -164,7 +164,7 @@ class RedisGroup(Server):
 
     @property
     def primary(self) -> Redis:
-        """The primary that the Sentinels report. Raises LocalError if no Sentinel reports one."""
+        """The primary that the Sentinels report. Raises LocalError if no Sentinel reports a primary."""
         for sentinel in self.sentinels:
             with contextlib.suppress(OSError, LocalError, TypeError):
                 _, port = sentinel.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)

@@ -84,8 +84,8 @@ class Eraser:
         return self._tombstones.settle(offset, seconds_max)
 
     def erase(self, found: Holdings, *, by: str, unsettled: Sequence[str] = ()) -> list[str]:
-        """Erases the stored data, and records the erasure in the audit trail. Returns one line for everything that
-        remains, with what to do.
+        """Erases the stored data, and records the erasure in the audit trail. Returns one line for each kind of
+        data that remains, with what to do.
         """
         left: list[str] = []
         if "gcs" in self._settings.sinks:
