@@ -212,9 +212,9 @@ def test_a_killed_broker_returns_and_nothing_is_missing(fleet: Fleet, tmp_path: 
 def test_a_reader_suspended_past_its_session_commits_nothing(stack: Stack, tmp_path: Path) -> None:
     """A reader is suspended with SIGSTOP while batches are in flight.
 
-    Another reader takes over and the chords of the suspended one complete, which then resumes with completions
-    pending. The suspended reader has lost its partitions, committed offsets never decrease, and nothing is
-    missing.
+    Another reader takes over, the chords of the suspended reader complete, and the suspended reader then resumes
+    with completions pending. The suspended reader has lost its partitions, committed offsets never decrease, and
+    nothing is missing.
     """
     with made(stack, {"REPLAYS_BATCH_AGE_SECONDS_MAX": "0.3"}) as fleet:
         suspended = up(fleet.reader("reader-1"))

@@ -1,4 +1,4 @@
-"""In the whole system, operators' decisions survive an emptied Redis, and keys in Redis expire."""
+"""In the whole system, operators' decisions are kept when Redis is emptied, and keys in Redis expire."""
 
 from __future__ import annotations
 

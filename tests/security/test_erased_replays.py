@@ -41,7 +41,7 @@ def count_items(system: System, project: int, replay_id: str) -> dict[str, int]:
 
 
 def rewind(system: System) -> None:
-    """Resets the group's offsets to the beginning, as can an operator or anyone else with the right to do so."""
+    """Resets the group's offsets to the beginning, as an operator or anyone else with this right can do."""
     consumer = Consumer({**kafka_options(system.settings), "group.id": system.settings.kafka_group})
     wanted = [TopicPartition(topic, partition, 0) for topic, partition in system.ends]
     consumer.commit(offsets=wanted, asynchronous=False)

@@ -54,7 +54,7 @@ def pages(passwords: str = "", **options: bool) -> Iterator[tuple[str, list[str]
 
 @pytest.mark.parametrize("passwords", ["", LOGIN])
 def test_an_unauthenticated_visitor_sees_nothing(passwords: str):
-    """An unauthenticated visitor gets no page, no script and no API response, and learns from no address
+    """An unauthenticated visitor gets no page, no script and no API response, and cannot find out from any address
     whether something exists.
     """
     with pages(passwords) as (address, _):
@@ -109,8 +109,8 @@ def test_the_session_is_valid_for_this_server_only():
 
 
 def test_passwords_cannot_be_guessed_at_speed():
-    """Passwords cannot be guessed quickly: after the first few attempts, none is checked for a while, not even
-    the right one.
+    """Passwords cannot be guessed quickly: after the first few attempts, no password is checked for a while, not
+    even the right one.
 
     Existing sessions stay valid.
     """

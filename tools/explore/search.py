@@ -76,7 +76,7 @@ class Search:
         self._model = model
         self._faults = faults
         self._progress = progress
-        # Maps each state that one more fault reaches to the first step to it, as (from, label).
+        # Maps each state reached by one more fault to the first step that reaches it, as (from, label).
         self._failed: dict[int, tuple[int, int]] = {}
         self._index: dict[int, int] = {model.start: 0}
         self._states = [model.start]

@@ -50,7 +50,7 @@ MESSAGES_PER_SECOND = 30.0
 
 
 class Planted(StrEnum):
-    """Which planted releases a run uses."""
+    """The planted releases that a run uses."""
 
     FORMATS = "formats"
     LOSSY = "lossy"

@@ -1,4 +1,4 @@
-"""What commands print before servers are configured, or while they are unreachable."""
+"""Tests what commands print before servers are configured, or while they are unreachable."""
 
 from __future__ import annotations
 

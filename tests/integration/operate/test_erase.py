@@ -211,7 +211,9 @@ def test_a_user_and_a_list_are_erased_in_bulk_with_a_certificate(packed: Store, 
 
 
 def test_an_unknown_replay_is_reported_in_one_sentence(untouched: Store) -> None:
-    """If the replay is not in the given project, the error names the right one. An invalid id is a usage error."""
+    """If the replay is not in the given project, the error names the right project. An invalid id is a usage
+    error.
+    """
     unknown = untouched.erase(which=(untouched.victim[0], "f" * 32))
     elsewhere = untouched.erase(which=(99, untouched.victim[1]))
     wrong = untouched.erase(which=(99, "not-an-id"))

@@ -551,7 +551,8 @@ def test_a_recreated_topic_is_read_from_its_beginning(
 
     The recorded cuts of the old log are ignored.
 
-    Apache Kafka deletes a topic's offsets together with the topic; a member that commits once more restores them.
+    Apache Kafka deletes a topic's offsets together with the topic; a member that commits once more restores the
+    offsets.
     """
     brokers = apache_kafka.address
     produce(brokers, apache_topic, 20)

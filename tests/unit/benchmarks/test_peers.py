@@ -1,4 +1,4 @@
-"""The peers P4 and P5: what P5 commits, and the environment of P4."""
+"""Tests what the peer P5 commits, and the environment of the peer P4."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def pins(name: str) -> dict[str, str]:
 
 
 def test_the_environment_of_p4_differs_only_where_it_must() -> None:
-    """Every other package that P4 shares with our system has the same version, including the client that
-    uploads.
+    """Except for OLDER, every package that P4 shares with our system has the same version, including the client
+    that uploads.
     """
     ours, theirs = pins("constraints.txt"), pins("benchmarks/streams-requirements.txt")
 
@@ -37,7 +37,7 @@ def test_the_environment_of_p4_differs_only_where_it_must() -> None:
     [(set(), 3), ({3, 4}, 5), ({4, 5}, 3), (set(range(3, 40)), 40), ({3, 4, 5, 7, 8, 9}, 6)],
 )
 def test_p5_commits_up_to_the_first_offset_that_is_not_stored(stored: set[int], committed: int) -> None:
-    """A bit per offset says which messages are stored, as Redis numbers bits."""
+    """P5 commits up to the first offset whose bit, in the bit order of Redis, is not set."""
     pytest.importorskip("fastjsonschema")
     from benchmarks.peers_celery import Progress
 
@@ -51,7 +51,7 @@ def test_p5_commits_up_to_the_first_offset_that_is_not_stored(stored: set[int], 
 
 
 def test_p5_commits_nothing_that_it_has_not_published() -> None:
-    """Marks of an earlier owner of the partition do not move the offset beyond the published messages."""
+    """Marks that an earlier owner of the partition has set do not move the offset beyond the published messages."""
     pytest.importorskip("fastjsonschema")
     from benchmarks.peers_celery import Progress
 

@@ -1,4 +1,4 @@
-"""How a comparison in rounds computes its medians and ratios."""
+"""Tests how a comparison in rounds computes its medians and ratios."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PEER = [figures(500, 1500, 100), figures(250, 3000, 100), figures(400, 1500, 100
 
 
 def test_the_median_run_is_in_the_middle() -> None:
-    """Of an even number of runs, the cheaper of the two in the middle is chosen."""
+    """If the number of runs is even, the cheaper one of the two runs in the middle is chosen."""
     assert median_run(OURS) == 0
     assert median_run(OURS[:2]) == 0
     assert median_run(PEER[1:]) == 1
@@ -35,9 +35,9 @@ def test_a_median_is_reported_with_its_range() -> None:
 
 
 def test_ratios_compare_runs_of_one_round() -> None:
-    """A slow round does not change the ratios, because both sides of a ratio are from the same round.
+    """A slow round does not change the ratios, because both sides of a ratio come from the same round.
 
-    Fewer microseconds per segment are more segments per core-second.
+    Fewer microseconds per segment mean more segments per core-second.
     """
     found = ratios({"ours": OURS, "peer": PEER}, "peer")
 
@@ -59,6 +59,6 @@ def test_a_run_that_was_too_short_has_no_ratio() -> None:
 
 
 def test_a_missing_round_is_an_error() -> None:
-    """A system that is missing in a round is not compared with another round's run."""
+    """If a system is missing in a round, an error is raised instead of comparing it with a run of another round."""
     with pytest.raises(ValueError, match="zip"):
         ratios({"ours": OURS, "peer": PEER[:2]}, "peer")

@@ -1,4 +1,4 @@
-"""The systems of a comparison, and the profiles of ours."""
+"""Tests the systems of a comparison, and the profiles of our system."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ingest.local.launch import settings_of
 
 
 def test_each_system_has_its_own_label() -> None:
-    """Results are grouped by label, so peers, layouts and profiles have different ones."""
+    """Results are grouped by label, so all peers, layouts and profiles have different labels."""
     shapes = [Shape(system=peer) for peer in PEERS]
     layouts = [Shape(layout=layout) for layout in ("segment", "packed")]
     shapes += [with_profile(shape, profile) for shape in layouts for profile in PROFILE_SETTINGS]
@@ -37,7 +37,7 @@ def test_the_small_profile_has_one_worker_process_and_less_in_flight() -> None:
 
 
 def test_given_settings_win_over_the_profile() -> None:
-    """`extra` replaces single settings of a profile."""
+    """Settings in `extra` take precedence over those of the profile."""
     shape = with_profile(Shape(extra=(("REPLAYS_BATCH_BYTES_MAX", "1048576"),)), "small")
 
     assert settings_of(shape.settings()).batch_bytes_max == 1048576

@@ -1,4 +1,4 @@
-"""Which part of a run is measured."""
+"""Tests which part of a run is measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks.window import Mark, Window
 
 
 def observed(window: Window, marks: Iterable[tuple[float, int, float]]) -> Window:
-    """Feeds (seconds, committed segments, CPU seconds), as the benchmark does, and closes the window."""
+    """Adds marks (seconds, committed segments, CPU seconds), as the benchmark does, and closes the window."""
     for at, done, cpu in marks:
         if window.is_edge(done) or window.is_open:
             window.add(Mark(at, done, {"reader": cpu, "worker": 2 * cpu}))
@@ -29,7 +29,7 @@ def test_warm_up_and_tail_are_not_measured() -> None:
 
 
 def test_the_series_ends_with_the_measurement() -> None:
-    """Samples are relative to the end of the warm-up."""
+    """The samples of the series are relative to the end of the warm-up, and end with the measurement."""
     window = observed(Window(warm=100, stop=900), [(6, 110, 5), (8, 500, 7), (10, 905, 9), (15, 1000, 20)])
 
     assert [sample["seconds"] for sample in window.series] == [0, 2, 4]
@@ -37,7 +37,7 @@ def test_the_series_ends_with_the_measurement() -> None:
 
 
 def test_a_run_whose_segments_are_committed_at_once_has_a_result() -> None:
-    """A run that is too short to be measured has one segment and a millisecond, and no division by zero."""
+    """A run that is too short to be measured counts as one segment in a millisecond, so nothing is divided by zero."""
     window = observed(Window(warm=10, stop=40), [(1, 0, 0), (2, 50, 1)])
 
     assert (window.segments, window.seconds) == (1, 1e-3)

@@ -38,7 +38,7 @@ def test_every_command_asks_or_is_known_to_need_no_question():
     """Every command either asks for confirmation or is listed as needing none, so a new command must be added to a
     table.
 
-    The commands that ask have `--yes`.
+    Every command that asks for confirmation has the option `--yes`.
     """
     found = dict(leaf_commands(main))
 

@@ -384,7 +384,7 @@ def test_prometheus_has_the_password_of_flower():
 
 
 def test_data_that_must_survive_compose_down_is_in_a_volume():
-    """Data that must survive `compose down` is in a volume, because the command keeps nothing else."""
+    """Data that must survive `compose down` is in a volume, because the command removes everything else."""
     kept = {
         "kafka": COMPOSE["services"]["kafka"]["environment"]["KAFKA_LOG_DIRS"],
         "redis": "/data",

@@ -38,7 +38,7 @@ def test_an_operation_names_what_it_expects_and_where_that_is_documented(chosen)
 
 
 def test_the_page_shows_what_differs_and_what_was_not_run() -> None:
-    """If one server differs and an operation was not run, the cells of the page say so."""
+    """If one server differs and an operation was not run, the page shows both."""
     first = OPERATIONS[0].name
     result = {
         "date": "2026-01-02",

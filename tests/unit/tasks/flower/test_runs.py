@@ -1,4 +1,4 @@
-"""How the tasks of a batch are found in Flower."""
+"""Tests how the tasks of a batch are found in Flower."""
 
 from __future__ import annotations
 
