@@ -1,4 +1,4 @@
-"""Copies pipelines fast, by storing the state as bytes in which frozen data is replaced by numbers.
+"""Copies pipelines quickly, by storing the state as bytes in which frozen data is replaced by numbers.
 
 The bytes never leave the process, so pickle is safe here.
 """

@@ -1,4 +1,4 @@
-"""`replays-ingest reconcile --expired` on real servers, in both layouts."""
+"""Tests `replays-ingest reconcile --expired` on real servers, in both layouts."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def test_p5_commits_up_to_the_first_offset_that_is_not_stored(stored: set[int], 
 
 
 def test_p5_commits_nothing_that_it_has_not_published() -> None:
-    """Marks that an earlier owner of the partition has set do not move the offset beyond the published messages."""
+    """Marks that an earlier owner of the partition set do not move the offset beyond the published messages."""
     pytest.importorskip("fastjsonschema")
     from benchmarks.peers_celery import Progress
 

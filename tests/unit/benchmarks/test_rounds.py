@@ -59,6 +59,6 @@ def test_a_run_that_was_too_short_has_no_ratio() -> None:
 
 
 def test_a_missing_round_is_an_error() -> None:
-    """If a system is missing in a round, an error is raised instead of comparing it with a run of another round."""
+    """If a system is missing in a round, an error is raised, because runs of other rounds are not comparable."""
     with pytest.raises(ValueError, match="zip"):
         ratios({"ours": OURS, "peer": PEER[:2]}, "peer")

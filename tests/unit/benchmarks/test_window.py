@@ -37,7 +37,7 @@ def test_the_series_ends_with_the_measurement() -> None:
 
 
 def test_a_run_whose_segments_are_committed_at_once_has_a_result() -> None:
-    """A run that is too short to be measured counts as one segment in a millisecond, so nothing is divided by zero."""
+    """A run that is too short to measure counts as one segment in a millisecond, so nothing is divided by zero."""
     window = observed(Window(warm=10, stop=40), [(1, 0, 0), (2, 50, 1)])
 
     assert (window.segments, window.seconds) == (1, 1e-3)

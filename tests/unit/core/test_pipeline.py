@@ -1308,7 +1308,7 @@ def test_too_many_rejects_halt_the_reader() -> None:
 def test_a_halt_in_a_planned_range_flushes_its_first_part() -> None:
     """If the reader halts within a planned range, the first part of the range is flushed.
 
-    If it were not flushed, no restart would ever make progress, and no dead letter would show the reason.
+    If this part were not flushed, no restart would ever make progress, and no dead letter would show the reason.
     """
     runtime = reader(batch_messages_max=100, reject_window=10, reject_unattributed_ratio_max=0.5)
     runtime.committed, runtime.records = {PARTITION: 0}, {PARTITION: "1,2s"}
