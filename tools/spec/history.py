@@ -1,8 +1,9 @@
 """Converts the logged steps of readers to actions of the specification, by partition.
 
-Readers cannot observe all actions of the specification. Actions that readers cannot observe are added here, as late
-as possible: the group reassigns a partition, or a worker writes and marks the items that a completion reports. The
-search determines when the broker stored a commit. Offsets become ranks, because only their order matters.
+Readers cannot observe all actions of the specification. Actions that readers cannot observe are added here, as
+late as possible: the group reassigns a partition, or a worker writes and marks the items that a completion
+reports. The search determines when the broker stored a commit. Offsets become ranks, because only their order
+matters.
 """
 
 from __future__ import annotations
