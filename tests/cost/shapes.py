@@ -146,7 +146,7 @@ many(
     span(b'"op":7,"description":[],"startTimestamp":"","endTimestamp":{},"data":{"method":1}'),
 )
 single("a class of one-letter names", click_event(attributes={"class": "@"}), b"a ", b'"', b'"')
-many("events of nothing but a type", {"type": 0})
+many("events with only a type", {"type": 0})
 
 
 @shape("a replay_event of escaped backslashes and a lone surrogate")
@@ -172,7 +172,7 @@ many("a lone surrogate in each message", crumb(rb'"category":"console","message"
 many("a lone surrogate in each key", rb'{"type":3,"\udc00":0}')
 many("a lone surrogate in each unread event", rb'{"type":3,"data":"\ud83d"}')
 single(
-    "a lone surrogate behind long runs of backslashes",
+    "a lone surrogate after long runs of backslashes",
     {"type": 2, "data": "@"},
     b"\\" * 4095 + b"ud83d",
     b'"',
@@ -182,10 +182,10 @@ single(
 # Depth and brackets
 
 single("one event nested as deep as it is long", {"type": 2, "data": "@"}, b"[", b"", b"")
-many("events nested deeper than the decoder goes", b'{"type":2,"data":' + b"[" * 1200 + b"]" * 1200 + b"}")
+many("events nested deeper than the decoder allows", b'{"type":2,"data":' + b"[" * 1200 + b"]" * 1200 + b"}")
 many("events nested almost too deep", b'{"type":2,"data":' + b"[" * 900 + b"]" * 900 + b"}")
-many("objects nested deeper than the decoder goes", b'{"a":' * 1200 + b"1" + b"}" * 1200)
-many("a deep event beside a thousand short ones", b"[" * 1200 + b"]" * 1200, *([{"type": 3}] * 1000))
+many("objects nested deeper than the decoder allows", b'{"a":' * 1200 + b"1" + b"}" * 1200)
+many("a deep event and a thousand short events", b"[" * 1200 + b"]" * 1200, *([{"type": 3}] * 1000))
 many("empty arrays", b"[]")
 many("empty objects", b"{}")
 many("zeros", b"0")
@@ -235,7 +235,7 @@ many("incremental snapshots of wrong sources, sampled", {"type": 3, "data": {"so
 
 # Repeated keys
 
-single("the same time again and again", {"type": 5, "timestamp": "@"}, b'1,"timestamp":', b"", b"1")
+single("the same timestamp repeated", {"type": 5, "timestamp": "@"}, b'1,"timestamp":', b"", b"1")
 single("the same data again and again", span_event("memory", "", "@"), b'{},"data":', b"", b"{}")
 chunks(
     "the same data again and again, in many events",
@@ -273,7 +273,7 @@ many(
 single("not a number, again and again", {"type": 3, "data": "@"}, b"NaN,", b"[", b"0]")
 many("not a number in each event", b'{"type":3,"data":NaN}')
 many("infinity in each span", span(b'"op":"memory","startTimestamp":-Infinity'))
-single("not a number in the last event only", {"type": 3, "data": "@"}, b'"NaN",', b"[", b"NaN]")
+single("NaN texts, then a NaN number", {"type": 3, "data": "@"}, b'"NaN",', b"[", b"NaN]")
 single("a text of one emoji and many letters", console_event("@"), b"a", '"\U0001f600'.encode(), b'"')
 single(
     "a description of one emoji and many letters",
@@ -312,7 +312,7 @@ chunks(
 # Positions at which a recording might be split
 
 chunks(
-    "ends of events that are none",
+    "fake event boundaries",
     {"type": 3, "data": "@", "timestamp": 1},
     b'{"timestamp":1},{"type":0},',
     b"[",
@@ -320,7 +320,7 @@ chunks(
     5_000_000,
 )
 single(
-    "ends of events that are none, in one event",
+    "fake event boundaries in one event",
     {"type": 3, "data": "@"},
     b'{"timestamp":1},{"type":0},',
     b"[",

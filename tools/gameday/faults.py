@@ -446,7 +446,7 @@ FAULTS = (
     ),
     Fault("all readers killed", "ReplaysNoReader", kill_readers, start_readers, TWO_READERS),
     Fault(
-        "a reader outlived its session",
+        "a reader outlives its session",
         "ReplaysPartitionsLost",
         outlive_session,
         nothing_to_do,
@@ -472,7 +472,7 @@ FAULTS = (
         "max(replays_worker_heartbeat_seconds) < 5",
     ),
     Fault("ClickHouse hangs", "ReplaysSinkSick", hang_clickhouse, fix_clickhouse, closed("clickhouse")),
-    Fault("Cloud Storage answers 503", "ReplaysFlushesGiveUp", refuse_uploads, fix_uploads, closed("gcs")),
+    Fault("Cloud Storage responds with 503", "ReplaysFlushesGiveUp", refuse_uploads, fix_uploads, closed("gcs")),
     Fault(
         "ClickHouse refuses the password",
         "ReplaysBatchParked",
@@ -504,7 +504,7 @@ FAULTS = (
         "max(replays_reader_lag_seconds) < 10",
     ),
     Fault(
-        "one project sends garbage",
+        "one project sends malformed messages",
         "ReplaysRejects",
         send_garbage,
         shed_project,
@@ -512,7 +512,7 @@ FAULTS = (
         fix_sdk,
     ),
     Fault(
-        "half of all is one project's garbage",
+        "half of all messages are malformed and from one project",
         "ReplaysProjectShed",
         send_one_projects_garbage,
         shed_project,
@@ -520,7 +520,7 @@ FAULTS = (
         fix_sdk,
     ),
     Fault(
-        "half of all is garbage",
+        "half of all messages are malformed",
         "ReplaysHalted",
         send_mostly_garbage,
         roll_producer_back,
@@ -530,7 +530,7 @@ FAULTS = (
     # This fault comes last, because readers that read the record again, for example after an offset beyond the
     # log, are blocked.
     Fault(
-        "a record that decompresses to more than is accepted",
+        "a record that decompresses beyond the limit",
         "ReplaysLag",
         send_bomb,
         skip_bomb,
