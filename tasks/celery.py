@@ -14,6 +14,7 @@ from tasks import messages as messages
 from tasks.configuration import secure
 from tasks.connection import RedisRefused, refuse_unsupported
 from tasks.loading import SettingsError, load_fleet
+from tasks.names import flush_queue
 from tasks.observe import celery_lines, logs, presence, watch
 from tasks.sinks import build
 
@@ -33,25 +34,38 @@ def verify(sender: Celery, **_: Any) -> None:
 
 
 @worker_init.connect(weak=False)
-def preload(**_: Any) -> None:
-    """Logs which servers cannot be used. Then loads the client libraries in the parent, so that all processes
-    share their pages.
+def preload(sender: Any, **_: Any) -> None:
+    """Logs which servers of the consumed queues cannot be used. Then loads their client libraries in the parent,
+    so that all processes share their pages.
 
     Exits with 2 if the kind of Redis is not supported.
     """
     settings = load_fleet()
     logs.configure(settings)
-    for fault in dependencies.faults(settings, dependencies.ALL):
+    queues = sender.app.amqp.queues.consume_from
+    sinks = [name for name in settings.sinks if flush_queue(name) in queues]
+    for fault in dependencies.faults(settings, dependencies.asked_by(sinks)):
         celery_lines.report(fault)
     try:
         refuse_unsupported(settings)
     except RedisRefused as refused:
         refused.show()
         raise SystemExit(refused.exit_code) from refused  # Celery would log any other exception and continue
-    for name in settings.sinks:
+    for name in sinks:
         build(name, settings)
+    warm_cffi()
     gc.collect()
     gc.freeze()  # garbage collection in a child would write to every shared page with objects
+
+
+def warm_cffi() -> None:
+    """Loads the parser of C declarations in the parent.
+
+    Each child of the pool parses this declaration, to die with its parent (`billiard.util`). With its own parser,
+    a child uses 40 ms more CPU and 11 MB more memory that it does not share.
+    """
+    if "cffi" in sys.modules:
+        sys.modules["cffi"].FFI().cdef("int prctl (int __option, ...);")
 
 
 if "flower.command" in sys.modules:  # `celery` loads its commands before it looks for an app

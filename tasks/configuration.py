@@ -17,8 +17,7 @@ from kombu import Queue
 from tasks.broker import LINK_OPTION, TRANSPORT
 from tasks.connection import link_of
 from tasks.cores import processes
-from tasks.kafka.options import producer_options
-from tasks.kafka.usable import is_plain, verify_producer
+from tasks.kafka.options import is_plain, producer_options
 from tasks.loading import SettingsError, load_fleet
 from tasks.names import CONTROL_QUEUE, flush_queue, flush_task
 from tasks.publish_only import BACKEND
@@ -142,5 +141,7 @@ def current() -> dict[str, Any]:
     """The configuration of this process, from its environment. Raises SettingsError."""
     settings = load_fleet()
     if not is_plain(settings):
+        from tasks.kafka.usable import verify_producer
+
         verify_producer(producer_options(settings))
     return configuration(settings)

@@ -20,7 +20,6 @@ from celery.utils.log import get_task_logger
 from tasks.celery import app
 from tasks.names import ControlTask
 from tasks.observe import metrics
-from tasks.operate import abandon, retry
 from tasks.tools import tools
 from tasks.wire import ChordName, SinkName, batch_id_of
 
@@ -46,12 +45,16 @@ def chord_failed(self: Task[Any, Any], chord_id: str) -> str:
 @app.task(name=ControlTask.RETRY_BATCH.value, ignore_result=True, acks_late=True)
 def retry_batch(batch_id: str, by: str = "unknown") -> str:
     """Requests an immediate retry from the batch's reader."""
+    from tasks.operate import retry  # loads the Kafka client, which the other tasks do not need
+
     return retry(tools.get().coordination, batch_id, by)
 
 
 @app.task(name=ControlTask.ABANDON_BATCH.value, ignore_result=True, acks_late=True)
 def abandon_batch(batch_id: str, reason: str, by: str = "unknown") -> str:
     """Turns the batch's messages into dead letters and notifies its reader, which continues without it."""
+    from tasks.operate import abandon
+
     worker = tools.get()
     return abandon(worker.settings, worker.coordination, worker.sink(SinkName.DEAD_LETTER), batch_id, reason, by)
 

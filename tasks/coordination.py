@@ -16,18 +16,21 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from redis import Redis
 from redis.exceptions import NoPermissionError
 
 from tasks.foreign_keys import remove_wrong_types, results
-from tasks.operators import Operators
 from tasks.seals import Purpose, Unverified, warn
 from tasks.settings import Settings
 from tasks.trend import Trend, TrendWriter, trend
 from tasks.wire import Completion, reader_stream
+
+if TYPE_CHECKING:
+    from tasks.operators import Operators
 
 STREAM_ENTRIES_MAX = 10_000
 READER_FORGOTTEN_SECONDS = 86_400
@@ -46,18 +49,25 @@ class Coordination:
 
     def __init__(self, client: Redis[bytes], settings: Settings, unverified: Unverified = warn) -> None:
         self.client: Any = client  # redis-py types every result as a union of sync and async
+        self._settings = settings
         self._seals = settings.seals
         self._unverified = unverified
         self._prefix = settings.key_prefix
         self._ttl_seconds = settings.staged_ttl_seconds
         self._parked = f"{self._prefix}:parked"
         self._readers = f"{self._prefix}:readers"
-        self.operators = Operators(client, settings)
         self._workers = f"{self._prefix}:workers"
         self._first_parked: dict[str, float] = {}
         self._trend = TrendWriter(client, self._prefix)
         breakers = (f"{self._prefix}:breaker:{sink}" for sink in settings.sinks)
         self._of_sinks = (f"{self._prefix}:sinks", *breakers)
+
+    @cached_property
+    def operators(self) -> Operators:
+        """Operators' decisions and actions. Imported on first use, because they are in Kafka, too."""
+        from tasks.operators import Operators
+
+        return Operators(self.client, self._settings)
 
     def now(self) -> float:
         """Unix seconds of the Redis clock."""

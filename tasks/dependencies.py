@@ -1,23 +1,22 @@
 """Tests whether the servers with a login can be used: Redis, Kafka, ClickHouse.
 
-Each test is one cheap request, so that an idle system reports faults too. Workers run the tests when they start;
-`status`, `top` and the operator's page run them while they are open. `check` tests much more.
+Each test is one cheap request, so that an idle system reports faults too. Workers run the tests of their sinks
+when they start; `status`, `top` and the operator's page run them while they are open. `check` tests much more. A
+test imports its client library when it is run.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from redis.exceptions import RedisError
 
 from tasks import connection
 from tasks.faults import Fault
-from tasks.kafka.topics import ClusterUnreachable, Topics
 from tasks.observe.loops import Loop
 from tasks.settings import Settings
-from tasks.sinks.clickhouse import reach
 from tasks.wire import SinkName
 
 ASK_SECONDS_MAX = connection.LOOK_SECONDS_MAX
@@ -43,6 +42,8 @@ def kafka(settings: Settings) -> Fault | None:
     """Returns the fault of the brokers; None if they can be used or no broker is configured."""
     if not settings.kafka_brokers:
         return None
+    from tasks.kafka.topics import ClusterUnreachable, Topics
+
     try:
         Topics(settings).inventory(KAFKA_SECONDS_MAX, down_seconds_max=DOWN_SECONDS_MAX)
     except ClusterUnreachable as failure:
@@ -52,11 +53,21 @@ def kafka(settings: Settings) -> Fault | None:
 
 def clickhouse(settings: Settings) -> Fault | None:
     """Returns the fault of ClickHouse; None if it can be used or its sink is disabled."""
-    return reach.fault_of(settings, ASK_SECONDS_MAX) if SinkName.CLICKHOUSE in settings.sinks else None
+    if SinkName.CLICKHOUSE not in settings.sinks:
+        return None
+    from tasks.sinks.clickhouse import reach
+
+    return reach.fault_of(settings, ASK_SECONDS_MAX)
 
 
 ALL = (redis, kafka, clickhouse)
 BESIDE_REDIS = (kafka, clickhouse)
+
+
+def asked_by(sinks: Collection[SinkName]) -> tuple[Ask, ...]:
+    """The tests of a worker with these sinks."""
+    of_sinks = {SinkName.DEAD_LETTER: kafka, SinkName.CLICKHOUSE: clickhouse}
+    return (redis, *(ask for sink, ask in of_sinks.items() if sink in sinks))
 
 
 def faults(settings: Settings, asked: Sequence[Ask]) -> Iterator[Fault]:

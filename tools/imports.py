@@ -108,8 +108,8 @@ TABLE: tuple[Package, ...] = (
             "datadog": ("datadog",),
             "dead_letter": ("confluent_kafka",),
             "gcs": ("google", "google_crc32c", "msgspec"),
-            "google": ("google", "requests", "urllib3"),
-            "http": ("certifi", "pycurl"),
+            "google": ("google", "requests"),
+            "http": ("certifi", "pycurl", "urllib3"),
         },
     ),
     Package(

@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 from ingest.settings import Settings, load
 from tasks.connection import connect, fault_of
 from tasks.coordination import Coordination
-from tasks.kafka.options import producer_options
+from tasks.kafka.options import is_plain, producer_options
 from tasks.printed import ascii_json, printable, without_secrets
 
 T = TypeVar("T")
@@ -127,10 +127,9 @@ def settings() -> Settings:
 
 
 def _verify_kafka(loaded: Settings) -> None:
-    from tasks.kafka.usable import is_plain, verify_consumer, verify_producer
-
     if not is_plain(loaded):
         from ingest.reader.configuration import consumer_config
+        from tasks.kafka.usable import verify_consumer, verify_producer
 
         verify_producer(producer_options(loaded))
         verify_consumer(consumer_config(loaded))

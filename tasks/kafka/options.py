@@ -42,6 +42,11 @@ def kafka_options(settings: Settings) -> dict[str, Any]:
     return options | settings.kafka_options
 
 
+def is_plain(settings: Settings) -> bool:
+    """True if `tasks.kafka.usable` has nothing to verify: no operator options, no TLS, no SASL."""
+    return not settings.kafka_options and settings.kafka_security_protocol == "PLAINTEXT"
+
+
 def producer_options(settings: Settings) -> dict[str, Any]:
     """librdkafka properties for producing dead letters and replays. Safety properties cannot be overridden."""
     return {

@@ -11,14 +11,9 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaException, Producer
 
 from tasks.loading import SettingsError
-from tasks.settings import ENV_PREFIX, Settings
+from tasks.settings import ENV_PREFIX
 
 BROKERS = ("bootstrap.servers", "metadata.broker.list")
-
-
-def is_plain(settings: Settings) -> bool:
-    """True if there is nothing to verify: no operator options, no TLS, no SASL."""
-    return not settings.kafka_options and settings.kafka_security_protocol == "PLAINTEXT"
 
 
 def verify_producer(config: Mapping[str, Any]) -> None:

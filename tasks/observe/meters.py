@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-from datadog.dogstatsd.base import DogStatsd
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from tasks.settings import Settings
@@ -75,6 +74,8 @@ def dogstatsd(settings: Settings) -> Mirror | None:
     """DogStatsD client; None if disabled. Sending never blocks and never raises."""
     if not settings.metrics_dogstatsd:
         return None
+    from datadog.dogstatsd.base import DogStatsd  # 20 MB, with the HTTP client of the whole package
+
     mirror: Mirror = DogStatsd(
         host=settings.datadog_host,
         port=settings.datadog_port,

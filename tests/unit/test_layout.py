@@ -20,6 +20,7 @@ DIRECT_FILES = {
     "test_import_cycles.py",
     "test_imports.py",
     "test_layout.py",
+    "test_loaded_libraries.py",
     "test_production_install.py",
     "test_settings_fit.py",
 }

@@ -14,8 +14,8 @@ import re
 from clickhouse_connect.driver import exceptions as driver
 
 from tasks.faults import WHAT_TO_DO, Cause, Server
-from tasks.sinks.google.errors import BLAME_OF_CLASS as BLAME_OF_HTTP_CLASS
 from tasks.sinks.http.answers import blame_of_status
+from tasks.sinks.http.errors import BLAME_OF_HTTP_CLASS
 from tasks.sinks.outcome import Blame, Trouble
 
 BATCH, REQUEST, CREDENTIALS = Blame.BATCH, Blame.REQUEST, Blame.CREDENTIALS

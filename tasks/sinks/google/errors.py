@@ -7,12 +7,9 @@ below them is in `BLAME_OF_CLASS`; a test fails when an upgrade adds an unlisted
 
 from __future__ import annotations
 
-import http.client
 import re
-import ssl
 
 import requests.exceptions as from_requests
-import urllib3.exceptions as from_urllib3
 from google.api_core import exceptions as from_api
 from google.auth import exceptions as from_auth
 
@@ -24,12 +21,14 @@ from tasks.sinks.http.answers import (
     retry_after_seconds,
     trouble_of_status,
 )
+from tasks.sinks.http.errors import BLAME_OF_HTTP_CLASS
 from tasks.sinks.outcome import Blame, Trouble
 
 BATCH, REQUEST, CREDENTIALS = Blame.BATCH, Blame.REQUEST, Blame.CREDENTIALS
 TABLE, SERVER, NETWORK = Blame.TABLE, Blame.SERVER, Blame.NETWORK
 
 BLAME_OF_CLASS: dict[type[BaseException], Blame] = {
+    **BLAME_OF_HTTP_CLASS,
     # google.api_core, by HTTP status
     from_api.GoogleAPIError: SERVER,
     from_api.DuplicateCredentialArgs: CREDENTIALS,
@@ -117,45 +116,6 @@ BLAME_OF_CLASS: dict[type[BaseException], Blame] = {
     from_requests.StreamConsumedError: NETWORK,
     from_requests.RetryError: NETWORK,
     from_requests.UnrewindableBodyError: NETWORK,
-    # urllib3
-    from_urllib3.HTTPError: NETWORK,
-    from_urllib3.PoolError: NETWORK,
-    from_urllib3.RequestError: NETWORK,
-    from_urllib3.SSLError: NETWORK,
-    from_urllib3.ProxyError: NETWORK,
-    from_urllib3.DecodeError: NETWORK,
-    from_urllib3.ProtocolError: NETWORK,
-    from_urllib3.MaxRetryError: NETWORK,
-    from_urllib3.HostChangedError: REQUEST,
-    from_urllib3.TimeoutStateError: NETWORK,
-    from_urllib3.TimeoutError: NETWORK,
-    from_urllib3.ReadTimeoutError: NETWORK,
-    from_urllib3.ConnectTimeoutError: NETWORK,
-    from_urllib3.NewConnectionError: NETWORK,
-    from_urllib3.NameResolutionError: NETWORK,
-    from_urllib3.EmptyPoolError: NETWORK,
-    from_urllib3.FullPoolError: NETWORK,
-    from_urllib3.ClosedPoolError: NETWORK,
-    from_urllib3.LocationValueError: REQUEST,
-    from_urllib3.LocationParseError: REQUEST,
-    from_urllib3.URLSchemeUnknown: REQUEST,
-    from_urllib3.ResponseError: NETWORK,
-    from_urllib3.ResponseNotChunked: NETWORK,
-    from_urllib3.BodyNotHttplibCompatible: NETWORK,
-    from_urllib3.IncompleteRead: NETWORK,
-    from_urllib3.InvalidChunkLength: NETWORK,
-    from_urllib3.InvalidHeader: NETWORK,
-    from_urllib3.ProxySchemeUnknown: REQUEST,
-    from_urllib3.ProxySchemeUnsupported: REQUEST,
-    from_urllib3.HeaderParsingError: NETWORK,
-    from_urllib3.UnrewindableBodyError: NETWORK,
-    # the standard library's HTTP client and the sockets under it
-    ssl.SSLCertVerificationError: REQUEST,
-    http.client.HTTPException: NETWORK,
-    http.client.InvalidURL: REQUEST,
-    ConnectionError: NETWORK,
-    TimeoutError: NETWORK,
-    OSError: NETWORK,
 }
 
 # Reasons that are more specific than their status, in errors of requests and of single rows alike:
