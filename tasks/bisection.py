@@ -80,7 +80,7 @@ class _Delivery:
         except TransientSinkError as error:
             if error.failed is not None:
                 failed = {positions[place] for place in error.failed}
-                self._durable([position for position in positions if position not in failed])
+                self._note_durable([position for position in positions if position not in failed])
             raise
         except PermanentSinkError as error:
             if error.configuration:
@@ -88,11 +88,11 @@ class _Delivery:
             if not self._examined:
                 self._examine(positions)
                 self._examined = True
-            self._after_refusal(positions, error)
+            self._schedule_after_refusal(positions, error)
         else:
-            self._durable(positions)
+            self._note_durable(positions)
 
-    def _after_refusal(self, positions: list[int], error: PermanentSinkError) -> None:
+    def _schedule_after_refusal(self, positions: list[int], error: PermanentSinkError) -> None:
         """Schedules the next groups: the two halves, the rest without the named items, or none."""
         if error.failed:
             named = {positions[place]: why for place, why in error.failed}
@@ -100,35 +100,35 @@ class _Delivery:
             if error.all_refused:
                 self._groups.append(rest)
             else:
-                self._durable(rest)
-            self._suspect(named)
+                self._note_durable(rest)
+            self._add_suspects(named)
             if len(positions) == 1:
-                self._spread_out()
+                self._schedule_sample()
             return
         if error.among is not None:
             among = [positions[place] for place in error.among]
-            self._durable([position for position in positions if position not in set(among)])
+            self._note_durable([position for position in positions if position not in set(among)])
             positions = among
         if len(positions) == 1:
-            self._suspect({positions[0]: str(error)})
-            self._spread_out()
+            self._add_suspects({positions[0]: str(error)})
+            self._schedule_sample()
             return
         middle = len(positions) // 2
         self._groups += [positions[middle:], positions[:middle]]
 
-    def _durable(self, positions: Sequence[int]) -> None:
+    def _note_durable(self, positions: Sequence[int]) -> None:
         durable_positions = set(positions)
         self._accepted_any = self._accepted_any or bool(durable_positions)
         self._progress.left = [position for position in self._progress.left if position not in durable_positions]
 
-    def _suspect(self, named: dict[int, str]) -> None:
+    def _add_suspects(self, named: dict[int, str]) -> None:
         self._suspects.update(named)
         refused = len(self._suspects) + len(self._progress.refused)
         none_accepted = self._spread and not self._accepted_any
         if refused >= REFUSED_MIN and (refused > REFUSED_SHARE * self._items or none_accepted):
             self._discard_refusals(refused)
 
-    def _spread_out(self) -> None:
+    def _schedule_sample(self) -> None:
         """If every write so far was refused, schedules a sample of the rest as the next writes, one item each."""
         if self._spread or self._accepted_any or len(self._suspects) < SPREAD_AFTER:
             return

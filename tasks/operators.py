@@ -4,8 +4,8 @@
     <prefix>:operators:audit     sorted set: actions, by time
     <prefix>:operators:copied    the offset up to which both are complete
 
-Redis may lose the copy at any time. If `copied` is missing, the copy is rebuilt from the topic. These are the only
-keys without an expiry. Readers follow the topic itself and do not depend on the copy. See
+Redis may lose the copy at any time. If `copied_offset` is missing, the copy is rebuilt from the topic. These are
+the only keys without an expiry. Readers follow the topic itself and do not depend on the copy. See
 docs/decisions/018-operators-decisions-in-kafka.md.
 """
 
@@ -42,7 +42,7 @@ class Copy:
         self.keys = names(settings.key_prefix)
         self._decided, self._audit, self._copied = self.keys
 
-    def copied(self) -> int | None:
+    def copied_offset(self) -> int | None:
         """The offset up to which the copy is complete; None if it is missing or invalid and must be rebuilt."""
         pipe = self._client.pipeline(transaction=True)
         pipe.get(self._copied).type(self._decided).type(self._audit)
@@ -56,12 +56,14 @@ class Copy:
             return None
         return int(position)
 
-    def apply(self, entries: Mapping[str, Decision], position: int | None = None, *, anew: bool = False) -> None:
-        """Applies these decisions in order and sets the copied offset to `position`. `anew`: replaces the whole
-        copy.
+    def apply(
+        self, entries: Mapping[str, Decision], position: int | None = None, *, replace_all: bool = False
+    ) -> None:
+        """Applies these decisions in order and sets the copied offset to `position`. `replace_all`: replaces the
+        whole copy.
         """
         pipe = self._client.pipeline(transaction=True)
-        if anew:
+        if replace_all:
             pipe.delete(self._decided, self._audit)
         for key, decision in entries.items():
             audit = key.startswith(f"{AUDIT}/")
@@ -89,23 +91,28 @@ class Copy:
 
     def follow(self, known: Decisions) -> None:
         """Updates the copy if it is behind."""
-        reached = self.copied()
+        reached = self.copied_offset()
         if reached is None:
-            self.apply(known.since(0), known.position, anew=True)
+            self.apply(known.since(0), known.position, replace_all=True)
         elif reached < known.position:
             self.apply(known.since(reached), known.position)
 
     def in_force(self) -> dict[str, dict[str, Any]]:
         """Every decision except the audit trail, by key."""
         found = {
-            key.decode(): self._opened(key.decode(), v) for key, v in self._client.hgetall(self._decided).items()
+            key.decode(): self._decode_entry(key.decode(), v)
+            for key, v in self._client.hgetall(self._decided).items()
         }
-        return {key: value for key, value in found.items() if value is not None and decisions.usable(key, value)}
+        return {
+            key: value
+            for key, value in found.items()
+            if value is not None and decisions.has_known_form(key, value)
+        }
 
     def get(self, keys: list[str]) -> list[dict[str, Any] | None]:
         """The decisions of these keys."""
         return [
-            None if value is None else self._opened(key, value)
+            None if value is None else self._decode_entry(key, value)
             for key, value in zip(keys, self._client.hmget(self._decided, keys), strict=True)
         ]
 
@@ -118,7 +125,7 @@ class Copy:
     def _text(self, place: str, value: dict[str, Any]) -> bytes:
         return msgspec.json.encode(self._seals.seal_object(Purpose.DECISION, place, value))
 
-    def _opened(self, key: str, text: bytes) -> dict[str, Any] | None:
+    def _decode_entry(self, key: str, text: bytes) -> dict[str, Any] | None:
         """The decision in this entry; None if the entry has no valid seal for this key."""
         found = self._seals.open_object(Purpose.DECISION, self._decided, text)
         if found is None or found.get("key") != key:
@@ -126,7 +133,7 @@ class Copy:
             return None
         return found
 
-    def oldest_audits(self) -> list[str]:
+    def oldest_audit_keys(self) -> list[str]:
         """Keys of the oldest actions beyond the limit."""
         too_many = int(self._client.zcard(self._audit)) - AUDIT_ENTRIES_MAX
         if too_many < AUDIT_PRUNED_AT_ONCE:
@@ -178,7 +185,7 @@ class Operators:
 
     def _prune(self) -> None:
         try:
-            keys = self._copy.oldest_audits()
+            keys = self._copy.oldest_audit_keys()
             if keys:
                 gone: Values = dict.fromkeys(keys)
                 with self._lock:
@@ -187,9 +194,9 @@ class Operators:
         except (RedisError, OSError, NotProduced) as error:
             log.warning("the audit trail was not shortened: %s", error)
 
-    def _lost(self) -> Decisions | None:
+    def _reload_lost_copy(self) -> Decisions | None:
         """If Redis has lost the copy, reads all decisions from the topic and, if permitted, rebuilds the copy."""
-        if self._copy.copied() is not None:
+        if self._copy.copied_offset() is not None:
             return None
         known = decisions.load(self._settings)
         with contextlib.suppress(NoPermissionError):  # a viewer's user is read-only
@@ -198,7 +205,7 @@ class Operators:
 
     def in_force(self) -> dict[str, dict[str, Any]]:
         """Every decision except the audit trail, by key."""
-        known = self._lost()
+        known = self._reload_lost_copy()
         if known is None:
             return self._copy.in_force()
         return {
@@ -209,14 +216,14 @@ class Operators:
 
     def get(self, keys: list[str]) -> list[dict[str, Any] | None]:
         """The decisions of these keys."""
-        known = self._lost()
+        known = self._reload_lost_copy()
         if known is None:
             return self._copy.get(keys)
         return [decision.value if (decision := known.entries.get(key)) is not None else None for key in keys]
 
     def audited(self, count_max: int = 100, *, copy_only: bool = False) -> list[dict[str, str]]:
         """The last actions, newest first. `copy_only`: only those in Redis, which may have lost them."""
-        known = None if copy_only else self._lost()
+        known = None if copy_only else self._reload_lost_copy()
         if known is None:
             actions = self._copy.audited(count_max)
         else:

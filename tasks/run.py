@@ -21,7 +21,7 @@ from tasks.bisection import OutOfTime, Write, deliver
 from tasks.breaker import Permit, log_state
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.observe import metrics
-from tasks.observe.watch import Watch, watched
+from tasks.observe.watch import Watch, observed_run
 from tasks.refused import dead_letter
 from tasks.retries import GaveUp, Later, put_off
 from tasks.sinks.base import RecordingSink, Sink
@@ -51,7 +51,7 @@ def run(task: Task[Any, Any], batch: str, name: str, until: int) -> str:
     """One run of a flush task: returns DONE, or raises Celery's Retry or the failure."""
     worker, task_id = tools.get(), str(task.request.id)
     sink = TaskName.parse(name).sink
-    with watched(task.request, batch, name, worker.staging, worker.settings) as watch:
+    with observed_run(task.request, batch, name, worker.staging, worker.settings) as watch:
         try:
             started = worker.staging.begin(batch, name, task_id, worker.breaker.request(sink))
             watch.already_done = started is None

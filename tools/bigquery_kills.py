@@ -88,7 +88,9 @@ def die(*_: Any) -> None:
     time.sleep(PROCESS_SECONDS_MAX)
 
 
-def around(owner: Any, name: str, before: Callable[[], None] | None, after: Callable[[], None] | None) -> None:
+def wrap_method(
+    owner: Any, name: str, before: Callable[[], None] | None, after: Callable[[], None] | None
+) -> None:
     """Wraps a method of our code, to call functions before and after it."""
     original = getattr(owner, name)
 
@@ -110,18 +112,18 @@ def plan(death: Death) -> None:
 
     match death.point:
         case Point.RECORD:
-            around(StagedRecord, "store", die, None)
+            wrap_method(StagedRecord, "store", die, None)
         case Point.RECORDED:
-            around(StagedRecord, "store", None, die)
+            wrap_method(StagedRecord, "store", None, die)
         case Point.SENT:
             timer = threading.Timer(death.seconds, die)
-            around(Connection, "send", timer.start, die)
+            wrap_method(Connection, "send", timer.start, die)
         case Point.APPLIED:
-            around(Connection, "send", None, die)
+            wrap_method(Connection, "send", None, die)
         case Point.MARK:
-            around(Staging, "mark", die, None)
+            wrap_method(Staging, "mark", die, None)
         case Point.MARKED:
-            around(Staging, "mark", None, die)
+            wrap_method(Staging, "mark", None, die)
 
 
 def run_task(environment: Mapping[str, str], batch: str, death: Death | None) -> None:

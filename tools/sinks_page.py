@@ -19,7 +19,7 @@ from tasks.sinks.dead_letter import sink as dead_letter
 from tasks.sinks.gcs import objects
 from tasks.sinks.google import errors as google_errors
 from tasks.sinks.http import answers, transfers
-from tasks.sinks.outcome import MEANING_OF, Action, Blame
+from tasks.sinks.outcome import BLAME_MEANINGS, Action, Blame
 from tasks.wire import SinkName
 
 # Excludes the older names of error codes that have two names.
@@ -63,7 +63,7 @@ def _causes() -> Iterator[str]:
         not listed has the cause `server`, or `network` if there was no response. In both cases, the
         write is retried, and then its batch is parked; nothing is lost."""
     )
-    rows = ((f"`{blame.value}`", MEANING_OF[blame], _sentence(blame.action)) for blame in Blame)
+    rows = ((f"`{blame.value}`", BLAME_MEANINGS[blame], _sentence(blame.action)) for blame in Blame)
     yield _table(("cause", "meaning", "handling"), rows)
     yield _text(
         f"""The destination is checked before items are blamed, and once more after the last refusal. Refusals

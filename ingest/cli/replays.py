@@ -96,10 +96,10 @@ class ReplayMomentType(click.ParamType[str | float]):
     name = "event"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | float:
-        from ingest.web.evidence import event_or_seconds
+        from ingest.web.evidence import parse_position
 
         try:
-            return event_or_seconds(str(value))
+            return parse_position(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -272,7 +272,7 @@ def events_command(
     project: int | None,
     kinds: tuple[str, ...],
     from_segment: int,
-    around: str | float | None,
+    events_around: str | float | None,
     window: float,
     as_json: bool,
 ) -> None:
@@ -290,10 +290,10 @@ def events_command(
             f"no such kind: {', '.join(sorted(unknown))}; choose from {', '.join(sorted(KINDS))}",
             param_hint="'--kind'",
         )
-    if around is not None:
+    if events_around is not None:
         if from_segment:
             raise click.UsageError("--around reads all segments: leave out --from-segment")
-        _events_around(replay_id, project, kinds, around, round(window * 1000), as_json)
+        _events_around(replay_id, project, kinds, events_around, round(window * 1000), as_json)
         return
     with open_reads() as reads:
         segments = reads.segments(reads.replay(replay_id, project))
@@ -322,10 +322,10 @@ def _events_around(
 ) -> None:
     import msgspec
 
-    from ingest.web.evidence import around
+    from ingest.web.evidence import events_around
 
     with open_reads() as reads:
-        found = around(reads, reads.replay(replay_id, project), where, window_ms)
+        found = events_around(reads, reads.replay(replay_id, project), where, window_ms)
     if kinds:
         found.marks = [mark for mark in found.marks if mark.kind in kinds]
     if as_json:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from tasks.observe.meters import BYTES, COUNTS, LONG_SECONDS, Across, Definition, Kind
+from tasks.observe.meters import BYTES, COUNTS, LONG_SECONDS, Definition, Kind, MultiprocessMode
 
 READER = _R = "replays.reader."
 CONSUMER = _B = "replays.recording_consumer."
@@ -60,7 +60,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         Kind.GAUGE,
         "ratio",
         "Share of rejects in the reject window, over all projects.",
-        across_processes=Across.LIVE_MAX,
+        across_processes=MultiprocessMode.LIVE_MAX,
     ),
     Definition(
         _R + "project_rejects",
@@ -230,7 +230,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         Kind.GAUGE,
         "seconds",
         "Time since the oldest parked batch was cut. Its partition has not committed since.",
-        across_processes=Across.LIVE_MAX,
+        across_processes=MultiprocessMode.LIVE_MAX,
     ),
     Definition(
         _R + "end_to_end_seconds",
@@ -242,7 +242,11 @@ DEFINITIONS: tuple[Definition, ...] = (
     ),
     # Consumer
     Definition(
-        _R + "paused", Kind.GAUGE, "0 or 1", "1 if the consumer is paused.", across_processes=Across.LIVE_MAX
+        _R + "paused",
+        Kind.GAUGE,
+        "0 or 1",
+        "1 if the consumer is paused.",
+        across_processes=MultiprocessMode.LIVE_MAX,
     ),
     Definition(_R + "paused_seconds", Kind.COUNTER, "seconds", "Time spent paused."),
     Definition(
@@ -256,7 +260,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         Kind.GAUGE,
         "0 or 1",
         "1 if the reader has halted because of too many rejects, which requires an operator.",
-        across_processes=Across.LIVE_MAX,
+        across_processes=MultiprocessMode.LIVE_MAX,
     ),
     Definition(
         _R + "commit_seconds", Kind.HISTOGRAM, "seconds", "Time from an offset commit to the broker's response."
@@ -276,7 +280,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         Kind.GAUGE,
         "partitions",
         "Partitions without an owner, as reported by the group coordinator; 0 during a rebalance.",
-        across_processes=Across.LIVE_MAX,
+        across_processes=MultiprocessMode.LIVE_MAX,
     ),
     Definition(
         _R + "unowned_lag_messages",
@@ -284,7 +288,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "messages",
         "Log end minus committed offset of a partition without an owner; no series where it is unknown.",
         ("partition",),
-        across_processes=Across.LIVE_MAX,
+        across_processes=MultiprocessMode.LIVE_MAX,
     ),
     Definition(
         _R + "group_rejoins",
@@ -323,7 +327,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         Kind.GAUGE,
         "seconds",
         "Time since the reader loop last completed an iteration. Above a few seconds, the loop is stuck.",
-        across_processes=Across.LIVE_MAX,
+        across_processes=MultiprocessMode.LIVE_MAX,
     ),
     Definition(_R + "stuck", Kind.COUNTER, "events", "Times the loop was stuck and all stacks were logged."),
     Definition(
@@ -354,7 +358,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         Kind.GAUGE,
         "0 or 1",
         "1 if the last check of Redis succeeded.",
-        across_processes=Across.LIVE_MAX,
+        across_processes=MultiprocessMode.LIVE_MAX,
     ),
     Definition(
         _R + "redis_used_bytes", Kind.GAUGE, "bytes", "used_memory of Redis: staged batches, queues, chords."

@@ -81,7 +81,7 @@ class Handler(web.RequestHandler):
             raise web.HTTPError(401, reason="open the link that replays-ingest try printed")
 
     def _visitor(self) -> Visitor | None:
-        return self.trial.login.by_cookie(self.get_cookie(self.trial.cookie) or "")
+        return self.trial.login.visitor_from_cookie(self.get_cookie(self.trial.cookie) or "")
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None, None))[1]
@@ -111,7 +111,7 @@ class LoginHandler(Handler):
 
     def get(self) -> None:
         trial = self.trial
-        visitor = trial.login.by_link(self.get_query_argument("token", "")[:200])
+        visitor = trial.login.visitor_from_link(self.get_query_argument("token", "")[:200])
         if visitor is None:
             raise web.HTTPError(
                 401, reason="this link is invalid or was used: open the latest link that was printed"

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from ingest.web.base import Handler, is_number
-from ingest.web.blobs import Playable, playable
+from ingest.web.blobs import PlayerEvents, player_events
 from ingest.web.journey import journeys
 from ingest.web.model import Filter, NotFound
 from ingest.web.present import page_dict, replay_dict, segments_dict, timeline_dict
@@ -22,7 +22,7 @@ class ProjectsHandler(Handler):
     """Returns the choices for the filters of the list: projects and releases."""
 
     async def get(self) -> None:
-        project = self.number("project", 0, 2**64 - 1)
+        project = self.number_argument("project", 0, 2**64 - 1)
         reads = self.state.reads
         projects = await self.run(reads.projects)
         releases = await self.run(lambda: reads.releases(project))
@@ -41,18 +41,18 @@ class ReplaysHandler(Handler):
     """Returns the replays, latest end first. The first page includes the total number of matching replays."""
 
     async def get(self) -> None:
-        seconds = self.number("last_seconds", 1, 10 * 365 * 86400)
+        seconds = self.number_argument("last_seconds", 1, 10 * 365 * 86400)
         chosen = Filter(
-            project_id=self.number("project", 0, 2**64 - 1),
-            rage=self.flag("rage"),
-            dead=self.flag("dead"),
-            errors=self.flag("errors"),
+            project_id=self.number_argument("project", 0, 2**64 - 1),
+            rage=self.flag_argument("rage"),
+            dead=self.flag_argument("dead"),
+            errors=self.flag_argument("errors"),
             release=self.text("release"),
             text=self.text("text"),
-            since=time.time() - seconds if seconds else self.number("since", 0, 2**32 - 1),
-            until=self.number("until", 0, 2**32 - 1),
-            limit=self.number("limit", 1, 500) or 50,
-            offset=self.number("offset", 0, 1_000_000) or 0,
+            since=time.time() - seconds if seconds else self.number_argument("since", 0, 2**32 - 1),
+            until=self.number_argument("until", 0, 2**32 - 1),
+            limit=self.number_argument("limit", 1, 500) or 50,
+            offset=self.number_argument("offset", 0, 1_000_000) or 0,
         )
         page = page_dict(await self.run(lambda: self.state.reads.replays(chosen)))
         if not chosen.offset:
@@ -65,7 +65,7 @@ class ReplayHandler(Handler):
 
     async def get(self, project: str, replay_id: str) -> None:
         state = self.state
-        replay, segments = await self.run(lambda: state.look_up(int(project), replay_id, fresh=True))
+        replay, segments = await self.run(lambda: state.find_replay(int(project), replay_id, fresh=True))
         places = [
             (o.partition, o.offset) for o in segments.all if o.partition is not None and o.offset is not None
         ]
@@ -81,22 +81,22 @@ class TimelineHandler(Handler):
     """Returns the timeline of one replay."""
 
     async def get(self, project: str, replay_id: str) -> None:
-        first = self.number("from_segment", 0, 10**18) or 0
-        _, segments = await self.run(lambda: self.state.look_up(int(project), replay_id))
+        first = self.number_argument("from_segment", 0, 10**18) or 0
+        _, segments = await self.run(lambda: self.state.find_replay(int(project), replay_id))
         async with self.state.heavy:
             self.answer(timeline_dict(await self.run(lambda: self.state.reads.timeline(segments, first))))
-            await self.sent()
+            await self.wait_until_sent()
 
 
 class RecordingHandler(Handler):
     """Returns the events for the player, page by page. The first page is small, so that playback starts early."""
 
     async def get(self, project: str, replay_id: str) -> None:
-        first = self.number("from_segment", 0, 10**18) or 0
+        first = self.number_argument("from_segment", 0, 10**18) or 0
         bytes_max = LATER_PAGE_BYTES_MAX if first else FIRST_PAGE_BYTES_MAX
-        _, segments = await self.run(lambda: self.state.look_up(int(project), replay_id))
+        _, segments = await self.run(lambda: self.state.find_replay(int(project), replay_id))
         async with self.state.heavy:
-            found = await self.run(lambda: self.state.reads.played(segments, first, bytes_max))
+            found = await self.run(lambda: self.state.reads.read_events_page(segments, first, bytes_max))
             about = {
                 "left_out": found.left_out,
                 "unreadable": found.unreadable,
@@ -104,18 +104,18 @@ class RecordingHandler(Handler):
             }
             self.set_header("Content-Type", "application/json")
             self.finish(json.dumps(about).encode()[:-1] + b', "events": ' + found.events + b"}")
-            await self.sent()
+            await self.wait_until_sent()
 
 
 class SegmentHandler(Handler):
     """Returns one segment's recording: the events for the player, or all events as sent (`?raw=1`)."""
 
     async def get(self, project: str, replay_id: str, segment: str) -> None:
-        raw = self.flag("raw")
+        raw = self.flag_argument("raw")
 
-        def work() -> Playable:
+        def work() -> PlayerEvents:
             recording = self.state.recording(int(project), replay_id, int(segment)).recording
-            return Playable(recording) if raw else playable(recording)
+            return PlayerEvents(recording) if raw else player_events(recording)
 
         async with self.state.heavy:
             found = await self.run(work)
@@ -125,7 +125,7 @@ class SegmentHandler(Handler):
             if found.left_out:
                 self.set_header(LEFT_OUT_HEADER, found.left_out)
             self.finish(found.content)
-            await self.sent()
+            await self.wait_until_sent()
 
 
 class VideoHandler(Handler):
@@ -143,7 +143,7 @@ class VideoHandler(Handler):
         async with self.state.heavy:
             video = await self.run(work)
             self._send(video)
-            await self.sent()
+            await self.wait_until_sent()
 
     def _send(self, video: bytes) -> None:
         self.set_header("Content-Type", "video/mp4")

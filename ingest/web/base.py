@@ -27,7 +27,7 @@ from ingest.web.model import NotFound, ReadError, Replay, Segments
 from ingest.web.reads import Reads
 from tasks.sign_in import Throttled
 
-NAMES = frozenset(("127.0.0.1", "localhost"))
+LOCAL_HOST_NAMES = frozenset(("127.0.0.1", "localhost"))
 KNOWN_REPLAYS_MAX = 64
 KNOWN_SECONDS_MAX = 20.0
 TOKEN_HEADER = "X-Replays-Token"
@@ -36,7 +36,7 @@ NUMBER_DIGITS_MAX = 20
 HEAVY_MAX = 2
 SEND_SECONDS_MAX = 60.0
 
-_ELSEWHERE = ("img-src", "style-src", "font-src", "media-src")
+_HOST_DIRECTIVES = ("img-src", "style-src", "font-src", "media-src")
 FETCH, NAVIGATION = "empty", "document"
 """Values of Sec-Fetch-Dest for requests of our scripts, and for an address opened in a tab."""
 
@@ -62,7 +62,7 @@ def policy(hosts: Sequence[str] = ()) -> str:
         "frame-ancestors": "'none'",
     }
     if hosts:
-        rules |= {name: f"{rules[name]} {' '.join(hosts)}" for name in _ELSEWHERE}
+        rules |= {name: f"{rules[name]} {' '.join(hosts)}" for name in _HOST_DIRECTIVES}
     return "; ".join(f"{name} {sources}" for name, sources in rules.items())
 
 
@@ -93,7 +93,7 @@ class State:
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     known: OrderedDict[tuple[int, str], tuple[float, Replay, Segments]] = field(default_factory=OrderedDict)
 
-    def look_up(self, project_id: int, replay_id: str, *, fresh: bool = False) -> tuple[Replay, Segments]:
+    def find_replay(self, project_id: int, replay_id: str, *, fresh: bool = False) -> tuple[Replay, Segments]:
         """Returns a replay and its segments, cached for a few seconds unless `fresh`."""
         key = (project_id, replay_id)
         held = self.known.get(key)
@@ -107,7 +107,7 @@ class State:
 
     def recording(self, project_id: int, replay_id: str, segment_id: int) -> Unpacked:
         """Returns one segment's recording. Raises NotFound, ReadError or BlobError."""
-        _, segments = self.look_up(project_id, replay_id)
+        _, segments = self.find_replay(project_id, replay_id)
         return self.reads.recording(segments, segment_id)
 
 
@@ -131,13 +131,13 @@ class Handler(web.RequestHandler):
             self.set_header(name, value)
 
     def prepare(self) -> None:
-        self.expect_own_name()
-        self.let_in()
+        self.require_own_host()
+        self.authenticate()
 
-    def expect_own_name(self) -> None:
+    def require_own_host(self) -> None:
         """Refuses requests with another host name (DNS rebinding), from another origin, or issued by a
         recording."""
-        if self.request.host_name not in NAMES:
+        if self.request.host_name not in LOCAL_HOST_NAMES:
             raise web.HTTPError(421, reason="this server only accepts requests for 127.0.0.1 and localhost")
         if (
             self.request.headers.get("Sec-Fetch-Site") == "cross-site"
@@ -147,32 +147,32 @@ class Handler(web.RequestHandler):
         if self.request.headers.get("Sec-Fetch-Dest") not in (None, *self.destinations):  # None: not a browser
             raise web.HTTPError(403, reason="this address is not an image, style, frame or media file")
 
-    def let_in(self) -> None:
+    def authenticate(self) -> None:
         """Identifies the visitor by a session, or by a password, which starts a session."""
         login = self.state.login
         visitor = (
             Visitor("", LoginMethod.OPEN)
             if login.is_open
-            else login.by_cookie(self.get_cookie(self._cookie) or "")
+            else login.visitor_from_cookie(self.get_cookie(self._cookie) or "")
         )
-        if visitor is None or not self.is_enough(visitor):
-            by_password = login.by_password(self.request.headers.get("Authorization", ""))
+        if visitor is None or not self.may_access(visitor):
+            by_password = login.visitor_from_password(self.request.headers.get("Authorization", ""))
             if by_password is not None:
                 visitor = by_password
                 self.start_session(visitor)
-        if visitor is None or not self.is_enough(visitor):
-            self.refuse()
+        if visitor is None or not self.may_access(visitor):
+            self.raise_unauthorized()
         else:
             self.visitor = visitor
 
-    def is_enough(self, visitor: Visitor) -> bool:
+    def may_access(self, visitor: Visitor) -> bool:
         """Returns True if this visitor may use the handler."""
         return True
 
-    def refuse(self) -> None:
+    def raise_unauthorized(self) -> None:
         """Raises HTTP error 401, with where to sign in."""
         login = self.state.login
-        raise web.HTTPError(401, reason=f"sign in: open {login.where_the_link_is}{login.or_a_password}")
+        raise web.HTTPError(401, reason=f"sign in: open {login.link_hint}{login.password_hint}")
 
     def start_session(self, visitor: Visitor) -> None:
         self.set_cookie(
@@ -193,7 +193,7 @@ class Handler(web.RequestHandler):
         """Calls a function in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self.state.pool, work)
 
-    async def sent(self) -> None:
+    async def wait_until_sent(self) -> None:
         """Waits until the browser has received the response, and closes the connection on timeout."""
         connection: Any = self.request.connection
         try:
@@ -209,11 +209,11 @@ class Handler(web.RequestHandler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Writes an error. Sets the headers again, because tornado has cleared them."""
-        status, text = self.trouble(status_code, kwargs.get("exc_info", (None, None, None))[1])
+        status, text = self.error_response(status_code, kwargs.get("exc_info", (None, None, None))[1])
         self.set_status(status)
         self.answer({"error": text})
 
-    def trouble(self, status_code: int, error: BaseException | None) -> tuple[int, str]:
+    def error_response(self, status_code: int, error: BaseException | None) -> tuple[int, str]:
         """Returns the status and text of an error response. Sets its headers."""
         text = error.reason if isinstance(error, web.HTTPError) and error.reason else self._reason
         for kind, status in ((NotFound, 404), (BlobError, 422), (ReadError, 503)):
@@ -233,10 +233,10 @@ class Handler(web.RequestHandler):
         if not isinstance(value, (NotFound, BlobError, ReadError, Refused, Throttled, web.HTTPError)):
             super().log_exception(kind, value, trace)
 
-    def flag(self, name: str) -> bool:
+    def flag_argument(self, name: str) -> bool:
         return self.get_query_argument(name, "") in ("1", "true", "on")
 
-    def number(self, name: str, low: int, high: int) -> int | None:
+    def number_argument(self, name: str, low: int, high: int) -> int | None:
         """Returns a numeric query argument; None if absent or empty. Other values cause a 400."""
         text = self.get_query_argument(name, "")
         if not text:

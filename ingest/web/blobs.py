@@ -24,7 +24,7 @@ PLAYED_TYPES = frozenset((0, 1, 2, 3, 4, 6))
 MILLISECONDS_MIN = 1e11  # larger numbers are milliseconds; in seconds, this would be the year 5138
 
 
-class CutShort(BlobError):
+class BudgetExhausted(BlobError):
     """Raised when the budget is exhausted. The caller keeps the events read so far."""
 
 
@@ -37,7 +37,7 @@ class _Head(msgspec.Struct):
 
 def split(recording: bytes, budget: Budget | None = None) -> Iterator[Undecoded]:
     """Yields the undecoded events of a recording. Raises BlobError if the recording is not a JSON array, and
-    CutShort if the budget is exhausted.
+    BudgetExhausted if the budget is exhausted.
 
     An emoji that the SDK truncated becomes a replacement character, because no decoder accepts half an emoji.
     """
@@ -49,18 +49,18 @@ def split(recording: bytes, budget: Budget | None = None) -> Iterator[Undecoded]
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BlobError(f"not a JSON array: {error}") from None
     except Spent:
-        raise CutShort("the rest was not read, because it is too expensive") from None
+        raise BudgetExhausted("the rest was not read, because it is too expensive") from None
 
 
 @dataclass(frozen=True, slots=True)
-class Playable:
+class PlayerEvents:
     """`content`: a JSON array as bytes. `left_out`: why events are missing at the end; "" if complete."""
 
     content: bytes
     left_out: str = ""
 
 
-def playable(recording: bytes) -> Playable:
+def player_events(recording: bytes) -> PlayerEvents:
     """Returns the events for the player, without custom and unknown kinds.
 
     Events with a time in seconds (spans) are left out: next to times in milliseconds, they would make a session
@@ -81,6 +81,6 @@ def playable(recording: bytes) -> Playable:
                 left_out = f"there are more than {PLAYED_BYTES_MAX // MiB} MiB to play"
                 break
             playable_events.append(bytes(event))
-    except CutShort as error:
+    except BudgetExhausted as error:
         left_out = str(error)
-    return Playable(b"[" + b",".join(playable_events) + b"]", left_out)
+    return PlayerEvents(b"[" + b",".join(playable_events) + b"]", left_out)

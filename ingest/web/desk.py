@@ -84,7 +84,7 @@ class Desk:
         self._client.close()
         self._look_client.close()
 
-    def look(self) -> dict[str, Any]:
+    def overview(self) -> dict[str, Any]:
         """Returns the readers with partitions, lag and batches in flight; sinks and breakers; parked batches;
         recent actions."""
         try:

@@ -78,7 +78,7 @@ class FoundPage:
     incomplete: tuple[str, ...]
 
 
-def event_or_seconds(text: str) -> str | float:
+def parse_position(text: str) -> str | float:
     """Parses a position in a replay: the id of an event, such as `4-17`, or seconds after the start, such as
     `12.3`. Raises ValueError."""
     if _EVENT.fullmatch(text):
@@ -88,7 +88,7 @@ def event_or_seconds(text: str) -> str | float:
     raise ValueError(f"{text!r} is neither the id of an event, like 4-17, nor seconds after the start, like 12.3")
 
 
-def around(reads: Reads, replay: Replay, where: str | float, window_ms: int) -> Around:
+def events_around(reads: Reads, replay: Replay, where: str | float, window_ms: int) -> Around:
     """Returns the events around an event or a time. Raises ReadError, and NotFound if the event does not exist."""
     segments = reads.segments(replay)
     event = where if isinstance(where, str) else None

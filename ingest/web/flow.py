@@ -71,19 +71,21 @@ def _of_readers(status: Status) -> Iterator[Alert]:
         advice = start_a_reader(local=status.from_local_stack)
         yield Alert("ReplaysNoReader", f"No reader is running: {advice}; nothing is ingested.")
     elif silent:
-        yield Alert("ReplaysReaderDown", f"Silent readers: {_named(silent)}.")
+        yield Alert("ReplaysReaderDown", f"Silent readers: {_join_names(silent)}.")
     for one in heard:
         if one.snapshot.halted:
             yield Alert("ReplaysHalted", f"{one.reader} halted: {one.snapshot.halted}")
     if status.unowned:
-        owners = _named([str(one.partition) for one in status.unowned])
+        owners = _join_names([str(one.partition) for one in status.unowned])
         yield Alert("ReplaysPartitionUnowned", f"Partitions without an owner: {owners}.")
     paused = [one.reader for one in heard if one.snapshot.paused]
     if paused:
-        yield Alert("ReplaysBackpressure", f"Paused at the in-flight bound: {_named(paused)}.", Severity.WATCH)
+        yield Alert(
+            "ReplaysBackpressure", f"Paused at the in-flight bound: {_join_names(paused)}.", Severity.WATCH
+        )
     shed = [str(each.project_id) for one in heard for each in one.snapshot.rejects.worst if each.shed]
     if shed:
-        text = f"Most messages of these projects are rejected: {_named(shed)}."
+        text = f"Most messages of these projects are rejected: {_join_names(shed)}."
         yield Alert("ReplaysProjectShed", text, Severity.WATCH)
 
 
@@ -92,7 +94,7 @@ def _of_sinks(status: Status) -> Iterator[Alert]:
         advice = start_a_worker(local=status.from_local_stack)
         yield Alert("ReplaysNobodyFlushes", f"No worker is running: {advice}.")
     elif status.queues_without_worker:
-        queues = _named(list(status.queues_without_worker))
+        queues = _join_names(list(status.queues_without_worker))
         yield Alert("ReplaysQueueWithoutWorker", f"Queues that no worker consumes: {queues}.")
     for sink in status.sinks:
         if sink.breaker is not BreakerPhase.CLOSED:
@@ -142,7 +144,7 @@ def bottleneck(status: Status) -> Bottleneck:
     for sink in used:
         if sink.breaker is not BreakerPhase.CLOSED:
             return Bottleneck(sink.sink, f"breaker {sink.breaker.replace('_', ' ')}")
-    longest = max(used, key=_slowness, default=None)
+    longest = max(used, key=_slowness_key, default=None)
     waits = longest is not None and longest.queue_depth >= QUEUE_TASKS_MIN
     paused = any(one.snapshot.paused for one in heard)
     if longest is not None and (waits or paused):
@@ -156,11 +158,11 @@ def bottleneck(status: Status) -> Bottleneck:
     return Bottleneck()
 
 
-def _slowness(sink: SinkStatus) -> tuple[int, float]:
+def _slowness_key(sink: SinkStatus) -> tuple[int, float]:
     return sink.queue_depth, sink.flush_max_seconds or 0.0
 
 
-def _named(names: list[str]) -> str:
+def _join_names(names: list[str]) -> str:
     """Returns the first few of these names, as text."""
     more = f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
     return ", ".join(names[:NAMED_MAX]) + more

@@ -76,13 +76,13 @@ class Login:
         return bool(self._people)
 
     @property
-    def where_the_link_is(self) -> str:
+    def link_hint(self) -> str:
         """Names the command that prints the link, for visitors without a session."""
         of_a_stack = f" (`{LOCAL_COMMAND}`, if `local up` started it)" if self._command == WEB_COMMAND else ""
         return f"the latest link that `{self._command}` printed{of_a_stack}"
 
     @property
-    def or_a_password(self) -> str:
+    def password_hint(self) -> str:
         """Says which logins are accepted instead of the link; empty if there are none."""
         return ", or log in with a user and password of REPLAYS_FLOWER_BASIC_AUTH" if self._people else ""
 
@@ -91,12 +91,12 @@ class Login:
         """Path of the one-time link; without a token if the login is disabled."""
         return "/" if self.is_open else f"/login?token={self._token}"
 
-    def by_link(self, token: str) -> Visitor | None:
+    def visitor_from_link(self, token: str) -> Visitor | None:
         """Returns the visitor with this token. A correct token is never throttled, because it cannot be
         guessed."""
         if hmac.compare_digest(token.encode(), self._token.encode()):
             self._token = secrets.token_urlsafe(32)
-            visitor = Visitor(_own_name(), LoginMethod.LINK)
+            visitor = Visitor(_user_name(), LoginMethod.LINK)
             log.info("signed_in", way=str(visitor.way), user=visitor.name)
             self._on_new_link(self.link)
             return visitor
@@ -104,7 +104,7 @@ class Login:
         self._links.failed(LoginMethod.LINK)
         return None
 
-    def by_password(self, header: str) -> Visitor | None:
+    def visitor_from_password(self, header: str) -> Visitor | None:
         """Returns the visitor with a correct `Authorization: Basic` header."""
         login = credentials(header)
         if not login or not self._people:
@@ -124,25 +124,25 @@ class Login:
         ends_at = self._clock() + SESSION_SECONDS
         name = visitor.name.encode().hex()
         content = f"{visitor.way}.{ends_at:.0f}.{secrets.token_urlsafe(16)}.{name}"
-        return f"{content}.{self._proof(content)}"
+        return f"{content}.{self._signature(content)}"
 
-    def by_cookie(self, cookie: str) -> Visitor | None:
+    def visitor_from_cookie(self, cookie: str) -> Visitor | None:
         """Returns the visitor with this session. Invalid cookies do not count as failures, because they are from
         an earlier process.
         """
         content, _, proof = cookie.rpartition(".")
-        if not hmac.compare_digest(proof.encode(), self._proof(content).encode()):
+        if not hmac.compare_digest(proof.encode(), self._signature(content).encode()):
             return None
         way, ends_at, _, name = content.split(".")
         if self._clock() >= float(ends_at):
             return None
         return Visitor(bytes.fromhex(name).decode(), LoginMethod(way))
 
-    def _proof(self, content: str) -> str:
+    def _signature(self, content: str) -> str:
         return hmac.new(self._secret, content.encode(), hashlib.sha256).hexdigest()
 
 
-def _own_name() -> str:
+def _user_name() -> str:
     """Returns the name of the user who runs this process, for whom the link was printed."""
     try:
         return getpass.getuser()

@@ -22,12 +22,12 @@ REASON_CHARACTERS_MAX = 1000
 class OperatorHandler(Handler):
     """Requires a login, by password if passwords are set. Actions also require the token."""
 
-    def is_enough(self, visitor: Visitor) -> bool:
+    def may_access(self, visitor: Visitor) -> bool:
         return visitor.way is LoginMethod.PASSWORD or (
             visitor.way is LoginMethod.LINK and not self.state.login.has_passwords
         )
 
-    def refuse(self) -> None:
+    def raise_unauthorized(self) -> None:
         if self.state.login.has_passwords and self.request.headers.get("Authorization"):
             raise web.HTTPError(401, reason=f"wrong user or password: {WRONG_LOGIN}")
         if self.state.login.has_passwords:
@@ -38,7 +38,7 @@ class OperatorHandler(Handler):
                 reason="with --no-login, the operator's page requires a Flower login: set "
                 "REPLAYS_FLOWER_BASIC_AUTH=user:password",
             )
-        super().refuse()
+        super().raise_unauthorized()
 
     def prepare(self) -> None:
         super().prepare()
@@ -94,11 +94,11 @@ class OperatorPageHandler(OperatorHandler, BrowserHandler):
         self.finish((STATIC / self.page).read_bytes())
 
 
-class LookHandler(OperatorHandler):
+class OverviewHandler(OperatorHandler):
     """Returns the state of the system, and the token for the page's buttons."""
 
     async def get(self) -> None:
-        found = await self.run(self.state.desk.look)
+        found = await self.run(self.state.desk.overview)
         self.answer({**found, "token": self.state.token, "user": self.visitor.name})
 
 
@@ -134,7 +134,7 @@ class LettersHandler(OperatorHandler):
     async def get(self) -> None:
         chosen = LetterFilter(
             **{name: self.text(name) for name in ("reason", "sink", "project", "text")},
-            include_replayed=self.flag("replayed"),
+            include_replayed=self.flag_argument("replayed"),
         )
         self.answer(await self.run(lambda: self.state.desk.dead_letters(chosen)))
 

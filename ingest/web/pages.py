@@ -30,7 +30,7 @@ class BrowserHandler(Handler):
     """Serves browsers, with errors as HTML pages."""
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        status, text = self.trouble(status_code, kwargs.get("exc_info", (None, None, None))[1])
+        status, text = self.error_response(status_code, kwargs.get("exc_info", (None, None, None))[1])
         self.set_status(status)
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.finish(REFUSED.format(text=html.escape(text)))
@@ -41,15 +41,15 @@ class LoginHandler(BrowserHandler):
 
     destinations = frozenset((NAVIGATION,))
 
-    def let_in(self) -> None:
+    def authenticate(self) -> None:
         """Admits every visitor, because none has a session yet."""
 
     def get(self) -> None:
         login = self.state.login
         if not login.is_open:
-            visitor = login.by_link(self.text("token"))
+            visitor = login.visitor_from_link(self.text("token"))
             if visitor is None:
-                where = f"{login.where_the_link_is}{login.or_a_password}"
+                where = f"{login.link_hint}{login.password_hint}"
                 raise web.HTTPError(401, reason=f"this link is invalid or was used: open {where}")
             self.start_session(visitor)
         self.redirect("/", status=303)

@@ -15,7 +15,7 @@ from ingest.operate.erase.tombstones import erased
 from ingest.operate.text import utc_text
 from ingest.web import recordings, segments
 from ingest.web.model import Filter, NotFound, Replay, SegmentFacts, Segments, WasErased
-from ingest.web.recordings import Played
+from ingest.web.recordings import EventsPage
 from ingest.web.replays import Page, Project, Replays
 from ingest.web.stores import Stores
 from ingest.web.timeline import Timeline
@@ -75,9 +75,9 @@ class Reads:
         """Returns the stored bytes of every readable segment, in order, fetched in groups."""
         return recordings.recordings(self._stores, found)
 
-    def played(self, found: Segments, from_segment: int, bytes_max: int) -> Played:
+    def read_events_page(self, found: Segments, from_segment: int, bytes_max: int) -> EventsPage:
         """Returns one page of events for the player."""
-        return recordings.played(self._stores, found, from_segment, bytes_max)
+        return recordings.read_events_page(self._stores, found, from_segment, bytes_max)
 
     def timeline(self, found: Segments, from_segment: int = 0) -> Timeline:
         """Returns one page of the replay's timeline, starting at a segment. `next_segment` starts the next page.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ingest.core.parse.budget import Budget
 from ingest.core.stored_recording import BlobError, Unpacked, unpack
-from ingest.web.blobs import STORED_BYTES_MAX, VIEWER_UNITS, playable
+from ingest.web.blobs import STORED_BYTES_MAX, VIEWER_UNITS, player_events
 from ingest.web.model import NotFound, SegmentFacts, Segments
 from ingest.web.stores import Stores
 from ingest.web.timeline import Timeline, add_errors, read
@@ -95,7 +95,7 @@ def timeline(stores: Stores, segments: Segments, from_segment: int = 0) -> Timel
 
 
 @dataclass(frozen=True, slots=True)
-class Played:
+class EventsPage:
     """One page of a recording for the player. `events`: a JSON array, bytes.
 
     `left_out`: why a segment is incomplete, by segment; `unreadable`: why a segment is missing, by segment.
@@ -108,7 +108,7 @@ class Played:
     next_segment: int | None
 
 
-def played(stores: Stores, segments: Segments, from_segment: int, bytes_max: int) -> Played:
+def read_events_page(stores: Stores, segments: Segments, from_segment: int, bytes_max: int) -> EventsPage:
     """Returns the events of at least one segment, up to about `bytes_max` bytes. Unreadable segments are
     reported."""
     parts: list[bytes] = []
@@ -117,11 +117,11 @@ def played(stores: Stores, segments: Segments, from_segment: int, bytes_max: int
     size_bytes = 0
     for one, content in recordings(stores, segments, from_segment):
         if size_bytes >= bytes_max:
-            return Played(_joined(parts), left_out, unreadable, one.segment_id)
+            return EventsPage(_joined(parts), left_out, unreadable, one.segment_id)
         try:
             if isinstance(content, BlobError):
                 raise content
-            found = playable(unpack(content).recording)
+            found = player_events(unpack(content).recording)
         except BlobError as error:
             unreadable[one.segment_id] = str(error)
             continue
@@ -129,7 +129,7 @@ def played(stores: Stores, segments: Segments, from_segment: int, bytes_max: int
             left_out[one.segment_id] = found.left_out
         parts.append(found.content[1:-1])
         size_bytes += len(found.content)
-    return Played(_joined(parts), left_out, unreadable, None)
+    return EventsPage(_joined(parts), left_out, unreadable, None)
 
 
 def _joined(parts: Sequence[bytes]) -> bytes:

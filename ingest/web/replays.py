@@ -19,10 +19,10 @@ LIMIT_MAX = 500
 RELEASES_MAX = 200
 START_SECONDS_MAX = 7200  # a session lasts at most an hour, so an earlier start is a clock error
 
-CLICK = "(click_node_id > 0 OR click_tag != '')"
-TAP = "(tap_message != '' OR tap_view_class != '' OR tap_view_id != '')"
-USERS = "arrayStringConcat([user, user_id, user_name, user_email], '\n')"
-SEARCHED = (
+IS_CLICK = "(click_node_id > 0 OR click_tag != '')"
+IS_TAP = "(tap_message != '' OR tap_view_class != '' OR tap_view_id != '')"
+USER_FIELDS = "arrayStringConcat([user, user_id, user_name, user_email], '\n')"
+SEARCHED_TEXT = (
     "concat(user, ' ', user_id, ' ', user_name, ' ', user_email, ' ', url, ' ', arrayStringConcat(urls, ' '))"
 )
 
@@ -132,20 +132,22 @@ class Replays:
                 "SELECT project_id, lower(replaceAll(toString(replay_id), '-', '')), count(), max(segment_id), "
                 "sum(size_compressed), sum(size_uncompressed), max(size_video) > 0, max(retention_days), "
                 "toUnixTimestamp(min(received)) "
-                f"FROM replay_segments FINAL WHERE {_AMONG} GROUP BY project_id, replay_id",
+                f"FROM replay_segments FINAL WHERE {_SELECTED_REPLAYS} GROUP BY project_id, replay_id",
                 parameters,
             )
         }
         rows = self._stores.query(
-            f"SELECT {_FACTS} FROM replays FINAL WHERE {_AMONG_DAYS} GROUP BY project_id, replay_id", parameters
+            f"SELECT {_FACTS} FROM replays FINAL WHERE {_SELECTED_ROWS} GROUP BY project_id, replay_id", parameters
         )
         wanted = set(keys)
         return [_replay(row, stored.get((row[0], row[1]))) for row in rows if (row[0], row[1]) in wanted]
 
 
-_AMONG = "project_id IN {projects:Array(UInt64)} AND replay_id IN {ids:Array(UUID)}"
+_SELECTED_REPLAYS = "project_id IN {projects:Array(UInt64)} AND replay_id IN {ids:Array(UUID)}"
 # The hash is part of the sorting key, so the server can skip irrelevant data.
-_AMONG_DAYS = f"{_AMONG} AND cityHash64(replay_id) IN (SELECT cityHash64(arrayJoin({{ids:Array(UUID)}})))"
+_SELECTED_ROWS = (
+    f"{_SELECTED_REPLAYS} AND cityHash64(replay_id) IN (SELECT cityHash64(arrayJoin({{ids:Array(UUID)}})))"
+)
 
 
 def _latest(column: str) -> str:
@@ -165,10 +167,10 @@ _FACTS = ", ".join(
         "arraySlice(arrayFlatten(arrayMap(visit -> visit.2, "
         "arraySort(groupArrayIf((ifNull(segment_id, 65535), urls), notEmpty(urls))))), "
         f"1, {PAGES_MAX})",
-        f"countIf({CLICK})",
+        f"countIf({IS_CLICK})",
         "sum(click_is_dead)",
         "sum(click_is_rage)",
-        f"countIf({TAP})",
+        f"countIf({IS_TAP})",
         "uniqExactArray(error_ids)",
         _latest("user"),
         _latest("user_email"),
@@ -243,7 +245,7 @@ def _conditions(chosen: Filter) -> tuple[str, str, dict[str, Any]]:
         parameters["release"] = chosen.release
     if chosen.text:
         having.append(
-            f"(max(positionCaseInsensitiveUTF8({SEARCHED}, {{text:String}})) > 0 "
+            f"(max(positionCaseInsensitiveUTF8({SEARCHED_TEXT}, {{text:String}})) > 0 "
             "OR startsWith(id, {prefix:String}))"
         )
         parameters |= {"text": chosen.text, "prefix": chosen.text.replace("-", "").lower()}
@@ -252,7 +254,7 @@ def _conditions(chosen: Filter) -> tuple[str, str, dict[str, Any]]:
         having.append(f"max(positionCaseInsensitiveUTF8({pages}, {{url:String}})) > 0")
         parameters["url"] = chosen.url
     if chosen.user:
-        having.append(f"max(positionCaseInsensitiveUTF8({USERS}, {{user:String}})) > 0")
+        having.append(f"max(positionCaseInsensitiveUTF8({USER_FIELDS}, {{user:String}})) > 0")
         parameters["user"] = chosen.user
     if chosen.error_id:
         having.append("max(has(error_ids, {error:UUID})) = 1")
@@ -267,7 +269,7 @@ def _clicked(chosen: Filter, parameters: dict[str, Any]) -> list[str]:
     ]
     if chosen.selector is None:
         return [f"max({column}) = 1" for column in kinds]
-    conditions = [CLICK]
+    conditions = [IS_CLICK]
     for number, (column, value) in enumerate(chosen.selector.columns):
         conditions.append(f"{column} = {{click{number}:String}}")
         parameters[f"click{number}"] = value

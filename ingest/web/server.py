@@ -49,7 +49,7 @@ def application(state: State) -> web.Application:
             (PATH + r"/recording", api.RecordingHandler, given),
             (PATH + r"/segments/([0-9]{1,18})", api.SegmentHandler, given),
             (PATH + r"/segments/([0-9]{1,18})/video", api.VideoHandler, given),
-            (r"/api/operate", operator.LookHandler, given),
+            (r"/api/operate", operator.OverviewHandler, given),
             (r"/api/operate/trend", operator.TrendHandler, given),
             (r"/api/operate/batches/(retry|abandon)", operator.BatchHandler, given),
             (r"/api/operate/letters", operator.LettersHandler, given),

@@ -17,7 +17,7 @@ import msgspec
 from ingest.core.parse.budget import Budget, Spent
 from ingest.core.parse.rrweb import HISTORY_SPANS, SDK_CATEGORIES, WEB_VITALS, paint_ms
 from ingest.core.stored_recording import BlobError
-from ingest.web.blobs import MILLISECONDS_MIN, PLAYED_TYPES, VIEWER_UNITS, CutShort, split
+from ingest.web.blobs import MILLISECONDS_MIN, PLAYED_TYPES, VIEWER_UNITS, BudgetExhausted, split
 from ingest.web.model import ReportedError
 from tasks.units import MiB
 
@@ -160,7 +160,7 @@ class _Incremental(msgspec.Struct):
     data: _Pointer
 
 
-def _head_of(raw: msgspec.Raw | bytes | bytearray) -> _Head:
+def _decode_head(raw: msgspec.Raw | bytes | bytearray) -> _Head:
     """Returns the type and time of an event.
 
     If the event is nested too deeply for the decoder, type and time are read from the event's first and last
@@ -196,9 +196,9 @@ class _Reader:
         self._clicks: dict[tuple[int, int], Mark] = {}
         self._pointer: list[Mark] = []
 
-    def take(self, raw: msgspec.Raw | bytes | bytearray) -> None:
+    def read_event(self, raw: msgspec.Raw | bytes | bytearray) -> None:
         try:
-            head = _head_of(raw)
+            head = _decode_head(raw)
             at_ms = _milliseconds(head.timestamp)
             if head.type in PLAYED_TYPES and (head.timestamp or 0) > MILLISECONDS_MIN:
                 self.start_ms = at_ms if self.start_ms is None else min(self.start_ms, at_ms)
@@ -396,8 +396,8 @@ def read(segments: Iterable[tuple[int, bytes]], budget: Budget | None = None) ->
         reader.segment_id = segment_id
         try:
             for reader.index, event in enumerate(split(recording, budget)):
-                reader.take(event)
-        except CutShort as error:
+                reader.read_event(event)
+        except BudgetExhausted as error:
             cut[segment_id] = str(error)
         except Spent:
             cut[segment_id] = "the rest is not read: too expensive"

@@ -21,7 +21,7 @@ class _NoMetrics:
     def observe_worker(self, *_: Any) -> None: ...
 
 
-def remember(events: Any, settings: Settings) -> Callable[[], None]:
+def restore_and_record_history(events: Any, settings: Settings) -> Callable[[], None]:
     """Replays the history into Flower's state, records every further event, and returns a function
     that stops recording.
 

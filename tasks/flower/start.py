@@ -24,7 +24,7 @@ from tasks import dependencies
 from tasks.configuration import current
 from tasks.flower.handlers import extend
 from tasks.flower.history import HistoryError
-from tasks.flower.remember import remember
+from tasks.flower.remember import restore_and_record_history
 from tasks.flower.templates import Templates
 from tasks.loading import SettingsError, load_fleet
 from tasks.observe import celery_lines, logs
@@ -92,7 +92,7 @@ class ClosedFlower(Flower):  # type: ignore[misc]
         self._redis_watch = Loop("flower-redis", _look_at_redis, dependencies.INTERVAL_SECONDS)
         super().__init__(options=options, **{**others, "template_loader": Templates()})
         try:
-            self._forget = remember(self.events, load_fleet())
+            self._forget = restore_and_record_history(self.events, load_fleet())
         except HistoryError as error:
             raise FlowerRefused(f"{error}: set REPLAYS_FLOWER_HISTORY_PATH to a writable file") from error
 

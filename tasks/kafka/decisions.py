@@ -19,7 +19,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ def project_of(key: str) -> int:
     return int(key.split("/")[1])
 
 
-def usable(key: str, value: Mapping[str, Any] | None) -> bool:
+def has_known_form(key: str, value: Mapping[str, Any] | None) -> bool:
     """False for a decision in a form that no release writes.
 
     Such a decision is ignored. If it were an error, no reader would start and no command could remove it.
@@ -123,7 +123,7 @@ class Decisions:
                 raise DecisionsUnreadable(f"{record.topic} offset {record.offset}: {error}") from error
             if int(value.get("version", VERSION)) > VERSION:
                 raise DecisionsUnreadable(f"{record.topic}: {key!r} was written by a newer release: upgrade first")
-        if not usable(key, value):
+        if not has_known_form(key, value):
             log.warning(
                 "%s offset %d: the decision %r has an invalid form and is ignored",
                 record.topic,
@@ -248,8 +248,3 @@ def missing_topic(settings: Settings, failure: RangeError) -> str:
         return failure.fault.line
     todo = ": run `replays-ingest migrate`" if isinstance(failure, TopicMissing) else ""
     return f"operators' decisions cannot be loaded: {failure}{todo}"
-
-
-def keys_of(decisions: Decisions, keys: Iterable[str]) -> dict[str, Decision]:
-    """Returns the decisions with these keys; keys without a decision are left out."""
-    return {key: decisions.entries[key] for key in keys if key in decisions.entries}

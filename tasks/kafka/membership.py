@@ -11,7 +11,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from tasks.kafka.usable import Silent
+from tasks.kafka.usable import DiscardingLogger
 
 POLL_SECONDS = 0.2
 REFUSALS = (
@@ -57,7 +57,8 @@ def join_and_commit(config: Mapping[str, Any], topic: str, metadata: str, second
     }
     try:
         consumer = Consumer(
-            {**config, **consumer_config, "error_cb": lambda error: errors.append(error.str())}, logger=Silent()
+            {**config, **consumer_config, "error_cb": lambda error: errors.append(error.str())},
+            logger=DiscardingLogger(),
         )
     except (KafkaException, ValueError) as failure:
         raise NoMember(f"cannot create a consumer from the settings: {failure}") from failure

@@ -18,12 +18,12 @@ BROKERS = ("bootstrap.servers", "metadata.broker.list")
 
 def verify_producer(config: Mapping[str, Any]) -> None:
     """Raises SettingsError if no producer can be created."""
-    _verify_client(lambda: Producer(_offline(config), logger=Silent()))
+    _verify_client(lambda: Producer(_offline(config), logger=DiscardingLogger()))
 
 
 def verify_consumer(config: Mapping[str, Any]) -> None:
     """Raises SettingsError if no consumer can be created."""
-    _verify_client(lambda: Consumer(_offline(config), logger=Silent()).close())
+    _verify_client(lambda: Consumer(_offline(config), logger=DiscardingLogger()).close())
 
 
 def _verify_client(make: Callable[[], object]) -> None:
@@ -42,7 +42,7 @@ def _offline(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in BROKERS}
 
 
-class Silent:
+class DiscardingLogger:
     """Discards the library's log lines, which the error repeats."""
 
     def log(self, level: int, text: str, *arguments: Any) -> None:

@@ -27,12 +27,12 @@ def migrate(settings: Settings, *, dry_run: bool = False, topics: bool = False) 
     Disabled sinks are skipped. Raises SinkError, whose text states what to do.
     """
     steps: dict[SinkName, tuple[Callable[[], Iterator[str]], Callable[[BaseException], Trouble]]] = {
-        SinkName.CLICKHOUSE: (lambda: migrate_schema(settings, dry_run=dry_run), clickhouse_errors.sort),
-        SinkName.BIGQUERY: (lambda: migrate_tables(settings, dry_run=dry_run), google_errors.sort),
-        SinkName.GCS: (lambda: migrate_bucket(settings, dry_run=dry_run), google_errors.sort),
+        SinkName.CLICKHOUSE: (lambda: migrate_schema(settings, dry_run=dry_run), clickhouse_errors.classify),
+        SinkName.BIGQUERY: (lambda: migrate_tables(settings, dry_run=dry_run), google_errors.classify),
+        SinkName.GCS: (lambda: migrate_bucket(settings, dry_run=dry_run), google_errors.classify),
         SinkName.DEAD_LETTER: (
             lambda: migrate_topics(settings, dry_run=dry_run, source=topics),
-            kafka_errors.sort,
+            kafka_errors.classify,
         ),
     }
     for name, (step, sort) in steps.items():

@@ -22,7 +22,7 @@ class Kind(StrEnum):
     HISTOGRAM = "histogram"
 
 
-class Across(StrEnum):
+class MultiprocessMode(StrEnum):
     """How gauges of several processes are merged: `multiprocess_mode` of the Prometheus client."""
 
     LIVE_SUM = "livesum"
@@ -45,7 +45,7 @@ class Definition:
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
-    across_processes: Across = Across.LIVE_SUM
+    across_processes: MultiprocessMode = MultiprocessMode.LIVE_SUM
 
     @property
     def base_name(self) -> str:
@@ -62,7 +62,7 @@ class Definition:
         return tuple(f"{self.base_name}_{part}" for part in ("bucket", "sum", "count"))
 
 
-class Mirror(Protocol):
+class DogStatsdClient(Protocol):
     """The methods of a DogStatsD client that this module uses."""
 
     def increment(self, metric: str, value: float, tags: list[str]) -> None: ...
@@ -70,13 +70,13 @@ class Mirror(Protocol):
     def distribution(self, metric: str, value: float, tags: list[str]) -> None: ...
 
 
-def dogstatsd(settings: Settings) -> Mirror | None:
+def dogstatsd(settings: Settings) -> DogStatsdClient | None:
     """DogStatsD client; None if disabled. Sending never blocks and never raises."""
     if not settings.metrics_dogstatsd:
         return None
     from datadog.dogstatsd.base import DogStatsd  # 20 MB, with the HTTP client of the whole package
 
-    mirror: Mirror = DogStatsd(
+    mirror: DogStatsdClient = DogStatsd(
         host=settings.datadog_host,
         port=settings.datadog_port,
         socket_path=settings.datadog_socket or None,
@@ -91,7 +91,7 @@ class Meters:
     """
 
     def __init__(
-        self, definitions: Iterable[Definition], registry: CollectorRegistry, mirror: Mirror | None = None
+        self, definitions: Iterable[Definition], registry: CollectorRegistry, mirror: DogStatsdClient | None = None
     ) -> None:
         # Disables the `_created` series of every counter.
         disable_created_metrics()  # type: ignore[no-untyped-call]

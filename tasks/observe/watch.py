@@ -89,7 +89,7 @@ def sinks_key(settings: Settings) -> str:
 
 
 @contextmanager
-def watched(request: Any, batch: str, name: str, staging: Staging, settings: Settings) -> Iterator[Watch]:
+def observed_run(request: Any, batch: str, name: str, staging: Staging, settings: Settings) -> Iterator[Watch]:
     """Wraps one run and counts its outcome. Exceptions pass through."""
     sink, watch, started_at = TaskName.parse(name).sink, Watch(), time.perf_counter()
     outcome = RunOutcome.FAILED
@@ -114,10 +114,10 @@ def watched(request: Any, batch: str, name: str, staging: Staging, settings: Set
         metrics.observe_flush(sink, outcome, seconds, watch.items, watch.size_bytes)
         if seconds:
             _recent.add(sink, seconds, staging, settings)
-        run_line(batch, name, outcome, watch, run_seconds, int(getattr(request, "retries", 0) or 0))
+        log_run(batch, name, outcome, watch, run_seconds, int(getattr(request, "retries", 0) or 0))
 
 
-def run_line(batch: str, name: str, outcome: RunOutcome, watch: Watch, seconds: float, retries: int) -> None:
+def log_run(batch: str, name: str, outcome: RunOutcome, watch: Watch, seconds: float, retries: int) -> None:
     """Logs one line per flush run; a warning if the run gave up or failed."""
     about: dict[str, Any] = {
         "batch": batch_id_of(batch),
@@ -158,7 +158,7 @@ def _on_beginning(instance: Any = None, **_: Any) -> None:
 def _on_logging(**_: Any) -> None:
     logs.configure(load_fleet())
     celery_lines.install()
-    # Celery's received and succeeded lines; `run_line` replaces them.
+    # Celery's received and succeeded lines; `log_run` replaces them.
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

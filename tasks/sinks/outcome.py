@@ -24,9 +24,9 @@ class Action(Enum):
     """How the items of a failed write are handled."""
 
     RETRY = "the task retries the write, with backoff"
-    HOLD = "the batch is parked until an operator acts; no item becomes a dead letter"
+    PARK = "the batch is parked until an operator acts; no item becomes a dead letter"
     SPLIT = "the items are halved and written in parts; a single item that fails becomes a dead letter"
-    BURY = "this item becomes a dead letter, if the table is healthy"
+    DEAD_LETTER = "this item becomes a dead letter, if the table is healthy"
 
 
 class Blame(Enum):
@@ -43,26 +43,26 @@ class Blame(Enum):
 
     @property
     def action(self) -> Action:
-        return ACTION_OF[self]
+        return BLAME_ACTIONS[self]
 
     @property
     def accuses_items(self) -> bool:
         """Whether items refused for this cause may become dead letters."""
-        return self.action in (Action.SPLIT, Action.BURY)
+        return self.action in (Action.SPLIT, Action.DEAD_LETTER)
 
 
-ACTION_OF = {
-    Blame.ROW: Action.BURY,
+BLAME_ACTIONS = {
+    Blame.ROW: Action.DEAD_LETTER,
     Blame.BATCH: Action.SPLIT,
     Blame.SIZE: Action.SPLIT,
-    Blame.REQUEST: Action.HOLD,
-    Blame.CREDENTIALS: Action.HOLD,
-    Blame.TABLE: Action.HOLD,
+    Blame.REQUEST: Action.PARK,
+    Blame.CREDENTIALS: Action.PARK,
+    Blame.TABLE: Action.PARK,
     Blame.SERVER: Action.RETRY,
     Blame.NETWORK: Action.RETRY,
 }
 # Labels shown to operators, explained in docs/sinks.md.
-MEANING_OF = {
+BLAME_MEANINGS = {
     Blame.ROW: "The server names this item, or refused it on its own.",
     Blame.BATCH: "The server refused a request because of an item, without naming it.",
     Blame.SIZE: "The request is larger than the server, or a proxy in front of it, accepts.",
@@ -128,14 +128,14 @@ class Outcome:
         if trouble.unproven:
             self._unproven.append(trouble.message)
         match trouble.blame.action:
-            case Action.HOLD:
+            case Action.PARK:
                 self._held.append(trouble.message)
             case Action.RETRY:
                 self._transient.update((position, trouble.message) for position in positions)
                 if trouble.retry_after_seconds is not None:
                     asked_seconds = max(self._retry_after_seconds or 0.0, trouble.retry_after_seconds)
                     self._retry_after_seconds = min(asked_seconds, RETRY_AFTER_SECONDS_MAX)
-            case Action.BURY:
+            case Action.DEAD_LETTER:
                 self._refused.update((position, shortened(trouble.message)) for position in positions)
             case Action.SPLIT:
                 self._unnamed.update((position, trouble.message) for position in positions)

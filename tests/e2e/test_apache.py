@@ -23,15 +23,15 @@ from tests.kit.real_group import (
     UP_SECONDS_MAX,
     Load,
     apache_stack,
+    assignment_log_lines,
     commits_never_fall,
     covers_all,
     made,
     overlapping,
     owned,
     recorded_batches,
-    said_in_order,
     staged_batches,
-    up,
+    wait_until_up,
 )
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(150)]
@@ -65,7 +65,7 @@ def test_a_new_owner_cuts_the_same_batches_also_after_a_second_crash(stack: Stac
     }
     with made(stack, settings) as fleet:
         load = Load(fleet, tmp_path, 150, rate=60)
-        first = up(fleet.reader("reader-1", keep=False))
+        first = wait_until_up(fleet.reader("reader-1", keep=False))
         wait_until(lambda: len(owned(first)) == SOURCE_PARTITIONS, UP_SECONDS_MAX, "the partitions")
         load.start().end()
         wait_until(
@@ -78,7 +78,7 @@ def test_a_new_owner_cuts_the_same_batches_also_after_a_second_crash(stack: Stac
         for name in ("reader-2", "reader-3"):
             fleet.kill(next(child for child in fleet.children.values() if child.alive), keep=False)
             connect(fleet.settings).flushdb()
-            up(fleet.reader(name, keep=False))
+            wait_until_up(fleet.reader(name, keep=False))
             wait_until(lambda: covers_all(fleet, load.end()), UP_SECONDS_MAX, "the successor to dispatch all")
             assert staged_batches(fleet) == before
             assert recorded_batches(fleet) == before
@@ -97,18 +97,18 @@ def test_a_member_with_an_instance_id_returns_without_a_rebalance(fleet: Fleet, 
     """
     fleet.worker("worker-1")
     session = {"REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": "60"}  # A busy machine starts processes slowly.
-    static = up(fleet.reader("reader-1", REPLAYS_KAFKA_INSTANCE_ID="one", **session))
-    other = up(fleet.reader("reader-2", REPLAYS_KAFKA_INSTANCE_ID="two", **session))
+    static = wait_until_up(fleet.reader("reader-1", REPLAYS_KAFKA_INSTANCE_ID="one", **session))
+    other = wait_until_up(fleet.reader("reader-2", REPLAYS_KAFKA_INSTANCE_ID="two", **session))
     wait_until(lambda: len(owned(static)) == len(owned(other)) == 2, UP_SECONDS_MAX, "two partitions each")
-    partitions, events_before = owned(static), len(said_in_order(other))
+    partitions, events_before = owned(static), len(assignment_log_lines(other))
     load = Load(fleet, tmp_path, 200, rate=100).start()
 
     fleet.kill(static)
-    up(static)
+    wait_until_up(static)
     load.settle()
 
     assert owned(static) == partitions
-    assert len(said_in_order(other)) == events_before
+    assert len(assignment_log_lines(other)) == events_before
     report = load.account()
     assert report.ok, report.failures()
 
@@ -119,18 +119,18 @@ def test_a_second_reader_takes_its_share_under_load_without_duplicates(fleet: Fl
     No message is processed twice.
     """
     fleet.worker("worker-1")
-    first = up(fleet.reader("reader-1"))
+    first = wait_until_up(fleet.reader("reader-1"))
     wait_until(lambda: len(owned(first)) == SOURCE_PARTITIONS, UP_SECONDS_MAX, "all partitions")
     load = Load(fleet, tmp_path, 500, rate=80).start()
 
-    second = up(fleet.reader("reader-2", keep=False))
+    second = wait_until_up(fleet.reader("reader-2", keep=False))
     wait_until(lambda: len(owned(first)) == len(owned(second)) == 2, UP_SECONDS_MAX, "an even share")
     kept = owned(first)
     assert fleet.stop(second) == 0
     wait_until(lambda: len(owned(first)) == SOURCE_PARTITIONS, UP_SECONDS_MAX, "all partitions again")
     load.settle()
 
-    taken = [line for line in said_in_order(first) if line["event"] == "partitions_revoked"]
+    taken = [line for line in assignment_log_lines(first) if line["event"] == "partitions_revoked"]
     assert all(kept.isdisjoint(line["partitions"]) for line in taken)
     assert not log_lines_of(first, "partitions_lost")
     assert load.share_twice() == 0
@@ -146,7 +146,7 @@ def test_sigterm_under_load_commits_settled_batches_and_exits_with_zero(stack: S
     settings = {"REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": "30", "REPLAYS_DRAIN_DEADLINE_SECONDS": "25"}
     with made(stack, settings) as fleet:
         fleet.worker("worker-1")
-        reader = up(fleet.reader("reader-1", keep=False))
+        reader = wait_until_up(fleet.reader("reader-1", keep=False))
         load = Load(fleet, tmp_path, 500, rate=100).start()
         wait_until(lambda: sum(fleet.committed().values()) > 100, UP_SECONDS_MAX, "some commits")
 
@@ -155,7 +155,7 @@ def test_sigterm_under_load_commits_settled_batches_and_exits_with_zero(stack: S
         assert code == 0
         assert log_lines_of(reader, "reader_stopped")[-1]["clean"] is True
         assert recorded_batches(fleet) == set()
-        up(fleet.reader("reader-1"))
+        wait_until_up(fleet.reader("reader-1"))
         load.settle()
         report = load.account(exactly=True)
         assert report.ok, report.failures()
@@ -166,7 +166,7 @@ def test_sigterm_with_unsettled_batches_exits_with_zero_at_the_drain_deadline(
 ) -> None:
     """Settled batches stay committed. Unsettled batches stay uncommitted, with their ends recorded."""
     worker = fleet.worker("worker-1", keep=False)
-    reader = up(fleet.reader("reader-1", keep=False))
+    reader = wait_until_up(fleet.reader("reader-1", keep=False))
     load = Load(fleet, tmp_path, 800, rate=100).start()
     wait_until(lambda: min(fleet.committed().values()) > 0, UP_SECONDS_MAX, "a commit of every partition")
     worker.pause()
@@ -181,7 +181,7 @@ def test_sigterm_with_unsettled_batches_exits_with_zero_at_the_drain_deadline(
     left = recorded_batches(fleet)
     assert len(left) >= 4
     worker.resume()
-    up(fleet.reader("reader-1"))
+    wait_until_up(fleet.reader("reader-1"))
     load.settle()
     assert not overlapping(staged_batches(fleet)), "the next reader had the same batches"
     report = load.account()
@@ -193,7 +193,7 @@ def test_a_killed_broker_returns_and_nothing_is_missing(fleet: Fleet, tmp_path: 
     continue from the last offsets.
     """
     fleet.worker("worker-1")
-    reader = up(fleet.reader("reader-1"))
+    reader = wait_until_up(fleet.reader("reader-1"))
     load = Load(fleet, tmp_path, 400, rate=60).start()
     fleet.wait_committed({0: 20}, UP_SECONDS_MAX)
     before = fleet.committed()
@@ -217,8 +217,8 @@ def test_a_reader_suspended_past_its_session_commits_nothing(stack: Stack, tmp_p
     nothing is missing.
     """
     with made(stack, {"REPLAYS_BATCH_AGE_SECONDS_MAX": "0.3"}) as fleet:
-        suspended = up(fleet.reader("reader-1"))
-        other = up(fleet.reader("reader-2"))
+        suspended = wait_until_up(fleet.reader("reader-1"))
+        other = wait_until_up(fleet.reader("reader-2"))
         wait_until(lambda: len(owned(suspended)) == len(owned(other)) == 2, UP_SECONDS_MAX, "two partitions each")
         load = Load(fleet, tmp_path, 150, rate=100).start()
         load.end()

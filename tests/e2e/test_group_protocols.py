@@ -12,7 +12,7 @@ from ingest.local.servers.processes import wait_until
 from ingest.local.stack import Stack
 from tasks.kafka.cluster import Cluster
 from tasks.migrate.kafka import SOURCE_PARTITIONS
-from tests.kit.real_group import UP_SECONDS_MAX, Load, apache_stack, made, owned, staged_batches, up
+from tests.kit.real_group import UP_SECONDS_MAX, Load, apache_stack, made, owned, staged_batches, wait_until_up
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
 
@@ -46,16 +46,16 @@ def test_a_partition_orphaned_by_a_static_member_is_detected_and_read(stack: Sta
         "REPLAYS_KAFKA_UNOWNED_SECONDS_MAX": f"{UNOWNED_SECONDS_MAX:g}",
     }
     with made(stack, settings) as fleet:
-        first = up(fleet.reader("reader-1", REPLAYS_KAFKA_INSTANCE_ID="one"))
+        first = wait_until_up(fleet.reader("reader-1", REPLAYS_KAFKA_INSTANCE_ID="one"))
         wait_until(lambda: len(owned(first)) == SOURCE_PARTITIONS, UP_SECONDS_MAX, "all partitions")
         load = Load(fleet, tmp_path, 150, rate=50).start()
         wait_until(lambda: staged_batches(fleet) != set(), UP_SECONDS_MAX, "batches in flight, to drain")
-        second = up(fleet.reader("reader-2", REPLAYS_KAFKA_INSTANCE_ID="two"))
+        second = wait_until_up(fleet.reader("reader-2", REPLAYS_KAFKA_INSTANCE_ID="two"))
         wait_until(
             lambda: log_lines_of(first, "partitions_revoked") != [], UP_SECONDS_MAX, "the first reader to drain"
         )
         fleet.kill(first)
-        up(first)
+        wait_until_up(first)
         both = (first, second)
         wait_until(
             lambda: any(log_lines_of(r, "partitions_without_owner") for r in both),
@@ -89,7 +89,7 @@ def test_under_the_consumer_protocol_a_killed_reader_is_replaced(
     with made(stack, settings) as fleet:
         fleet.worker("worker-1")
         readers = [
-            up(fleet.reader(f"reader-{number}", REPLAYS_KAFKA_INSTANCE_ID=instance))
+            wait_until_up(fleet.reader(f"reader-{number}", REPLAYS_KAFKA_INSTANCE_ID=instance))
             for number, instance in enumerate(instances, start=1)
         ]
         wait_until(lambda: all(owned(reader) for reader in readers), UP_SECONDS_MAX, "both to own partitions")
@@ -97,7 +97,7 @@ def test_under_the_consumer_protocol_a_killed_reader_is_replaced(
         wait_until(lambda: staged_batches(fleet) != set(), UP_SECONDS_MAX, "batches in flight")
 
         fleet.kill(readers[0])
-        up(readers[0])
+        wait_until_up(readers[0])
         load.settle()
         wait_until(lambda: owners(fleet) == list(range(SOURCE_PARTITIONS)), UP_SECONDS_MAX, "an owner for each")
         wait_until(lambda: owned(readers[0]) != set(), UP_SECONDS_MAX, "the successor to own partitions")

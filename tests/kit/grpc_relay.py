@@ -26,14 +26,14 @@ SECONDS_MAX = 30
 STREAMING = "AppendRows"
 
 
-class Moment(Enum):
+class LossPoint(Enum):
     """The moments at which a relayed request can be lost."""
 
     REQUEST = auto()
     RESPONSE = auto()
 
 
-Lose = Callable[[str, Moment, int], bool]
+Lose = Callable[[str, LossPoint, int], bool]
 
 
 class Relay:
@@ -81,18 +81,18 @@ class Relay:
             self.asked[method] += 1
             return self.asked[method]
 
-    def _lose(self, method: str, moment: Moment, number: int, context: Any) -> None:
+    def _lose(self, method: str, moment: LossPoint, number: int, context: Any) -> None:
         if self.on(method, moment, number):
             context.abort(grpc.StatusCode.UNAVAILABLE, f"the {moment.name.lower()} is lost")
 
     def _unary(self, path: str, method: str, request: bytes, context: Any) -> bytes:
         number = self._number(method)
-        self._lose(method, Moment.REQUEST, number, context)
+        self._lose(method, LossPoint.REQUEST, number, context)
         try:
             response: bytes = self._channel.unary_unary(path)(request, timeout=SECONDS_MAX)
         except grpc.RpcError as error:
             _pass_on(error, context)
-        self._lose(method, Moment.RESPONSE, number, context)
+        self._lose(method, LossPoint.RESPONSE, number, context)
         return response
 
     def _stream(self, path: str, method: str, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
@@ -101,13 +101,13 @@ class Relay:
         try:
             for request in requests:
                 number = self._number(method)
-                self._lose(method, Moment.REQUEST, number, context)
+                self._lose(method, LossPoint.REQUEST, number, context)
                 passed.put(request)
                 try:
                     response = next(answers)
                 except grpc.RpcError as error:
                     _pass_on(error, context)
-                self._lose(method, Moment.RESPONSE, number, context)
+                self._lose(method, LossPoint.RESPONSE, number, context)
                 yield response
         finally:
             passed.put(None)

@@ -89,7 +89,7 @@ def documents_of(text: str) -> list[dict[str, Any]]:
     return [document for document in yaml.safe_load_all(text) if document]
 
 
-def mistakes(document: dict[str, Any]) -> str:
+def manifest_errors(document: dict[str, Any]) -> str:
     """Returns the errors of a manifest as text; the result is empty if there are none."""
     import jsonschema
     import kubernetes_validate

@@ -67,12 +67,12 @@ class Office:
         wait_until(lambda: READER in self.coordination.readers(), DEADLINE_SECONDS, "the reader's heartbeat")
         return batch
 
-    def leave(self) -> None:
+    def simulate_exit(self) -> None:
         """Simulates the exit of the reader by removing its heartbeat."""
         self.reader.stop(1.0)
         self.redis.hdel(f"{self.settings.key_prefix}:readers", READER)
 
-    def bury(self, offset: int, reason: str) -> None:
+    def add_dead_letter(self, offset: int, reason: str) -> None:
         """Makes the message at the given offset a dead letter."""
         label = Label(reason, "it never parses", Origin(self.settings.kafka_topic, 0, offset), "")
         sink = build("dead_letter", self.settings)

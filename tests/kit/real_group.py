@@ -161,7 +161,7 @@ def overlapping(batches: set[str]) -> list[tuple[str, str]]:
     return [(this[3], after[3]) for this, after in pairs if this[0] == after[0] and after[1] < this[2]]
 
 
-def up(child: Child) -> Child:
+def wait_until_up(child: Child) -> Child:
     wait_until(lambda: is_up(child), UP_SECONDS_MAX, f"{child.name} to be up")
     return child
 
@@ -169,7 +169,7 @@ def up(child: Child) -> Child:
 def owned(child: Child) -> set[int]:
     """Returns the partitions that a reader owns, according to its log."""
     found: set[int] = set()
-    for line in said_in_order(child):
+    for line in assignment_log_lines(child):
         match line["event"]:
             case "partitions_assigned":
                 found |= {int(partition) for partition in line["partitions"]}
@@ -180,7 +180,7 @@ def owned(child: Child) -> set[int]:
     return found
 
 
-def said_in_order(child: Child) -> list[dict[str, Any]]:
+def assignment_log_lines(child: Child) -> list[dict[str, Any]]:
     events = ("reader_started", "partitions_assigned", "partitions_revoked", "partitions_lost")
     lines = [line for event in events for line in log_lines_of(child, event)]
     return sorted(lines, key=lambda line: line["timestamp"])

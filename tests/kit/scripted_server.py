@@ -49,7 +49,7 @@ class Answer:
 Script = Callable[[Received], Answer]
 
 
-def in_turn(answers: Sequence[Answer | Script]) -> Script:
+def answers_in_order(answers: Sequence[Answer | Script]) -> Script:
     """Returns a script that gives the n-th answer to the n-th request, and the last answer to all later
     requests.
     """
@@ -62,7 +62,7 @@ def in_turn(answers: Sequence[Answer | Script]) -> Script:
     return answer
 
 
-def half(whole: Answer) -> Answer:
+def truncated_answer(whole: Answer) -> Answer:
     """Returns the answer truncated in the middle of its body."""
     return replace(whole, sent_bytes_max=len(whole.body) // 2)
 

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import google_crc32c
 import lz4.frame  # type: ignore[import-untyped]
 
-from tests.kit.scripted_server import Answer, Received, Script, half
+from tests.kit.scripted_server import Answer, Received, Script, truncated_answer
 
 HTML = {"Content-Type": "text/html; charset=utf-8"}
 JSON = {"Content-Type": "application/json; charset=UTF-8"}
@@ -141,7 +141,7 @@ def _of_any_sink(sink: str) -> dict[str, Script]:
         "an error with 200": Answer(200, b'{"error":{"code":503,"message":"backend error"}}', JSON),
         "a failure with 200": Answer(200, b'{"status":"error","message":"upstream is away"}', JSON),
         "an exception of ClickHouse": Answer(200, EXCEPTION),
-        "a page that stops in the middle": half(PORTAL_PAGE),
+        "a page that stops in the middle": truncated_answer(PORTAL_PAGE),
         "no content": Answer(204, b""),
         "a head that stops": Answer(raw=b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"),
         "no HTTP": Answer(raw=b"SSH-2.0-OpenSSH_9.6\r\n"),
@@ -183,7 +183,7 @@ def _of_gcs() -> dict[str, Script]:
         "no bucket": {"bucket": None},
     }
     return {name: changed_proof("gcs", **other) for name, other in fields.items()} | {
-        "half of the proof": altered_proof("gcs", half),
+        "half of the proof": altered_proof("gcs", truncated_answer),
         "half of the proof as if it were all": altered_proof("gcs", _half_as_if_whole),
         "a list of objects": altered_proof(
             "gcs", lambda proof: replace(proof, body=b'{"items":[%b]}' % proof.body)
@@ -232,7 +232,7 @@ def _of_bigquery() -> dict[str, Script]:
         "a row without a number": {"insertErrors": [{"index": "x", "errors": [{"reason": "invalid"}]}]},
     }
     return {name: changed_proof("bigquery", **other) for name, other in fields.items()} | {
-        "half of the proof": altered_proof("bigquery", half),
+        "half of the proof": altered_proof("bigquery", truncated_answer),
         "half of the proof as if it were all": altered_proof("bigquery", _half_as_if_whole),
     }
 

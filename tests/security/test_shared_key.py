@@ -266,9 +266,9 @@ def test_a_copy_of_decisions_without_seals_is_rebuilt(eager: Eager):
     copy, known = Copy(eager.client, eager.settings), {"killed/7": Decision(3, {"at": 1.0, "by": "me"})}
     before.apply(known, 4)
 
-    assert (before.copied(), copy.copied()) == (4, None)
-    copy.apply(known, 4, anew=True)
-    assert (before.copied(), copy.copied()) == (4, 4)
+    assert (before.copied_offset(), copy.copied_offset()) == (4, None)
+    copy.apply(known, 4, replace_all=True)
+    assert (before.copied_offset(), copy.copied_offset()) == (4, 4)
     assert list(copy.in_force()) == ["killed/7"]
 
 

@@ -183,10 +183,10 @@ def test_a_session_ends():
     login = Login(Settings(), clock=lambda: now[0])
     cookie = login.cookie(Visitor("ann", LoginMethod.LINK))
 
-    assert login.by_cookie(cookie) == Visitor("ann", LoginMethod.LINK)
-    assert login.by_cookie(cookie.replace("link", "password", 1)) is None
+    assert login.visitor_from_cookie(cookie) == Visitor("ann", LoginMethod.LINK)
+    assert login.visitor_from_cookie(cookie.replace("link", "password", 1)) is None
     now[0] = 13 * 3600.0
-    assert login.by_cookie(cookie) is None
+    assert login.visitor_from_cookie(cookie) is None
 
 
 @pytest.mark.parametrize(

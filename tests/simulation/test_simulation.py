@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from ingest.testing.simulation.__main__ import main, try_seeds, wanted_marks
+from ingest.testing.simulation.__main__ import expected_marks, main, try_seeds
 from ingest.testing.simulation.faults import Fault
 from ingest.testing.simulation.shape import Shape
-from ingest.testing.simulation.shrink import Outcome, attempt, shortest
+from ingest.testing.simulation.shrink import Outcome, run_world, shortest
 from tests.kit.seeds import simulation_start
 
 SEEDS = int(os.environ.get("SIMULATION_SEEDS", "400"))
@@ -58,7 +58,7 @@ def test_every_invariant_holds_in_new_worlds() -> None:
     assert not failures, explain(failures)
 
 
-@pytest.mark.parametrize("mark", wanted_marks())
+@pytest.mark.parametrize("mark", expected_marks())
 def test_the_worlds_reach_every_situation(mark: str) -> None:
     """The worlds reach every situation; worlds in which no reader ever pauses, for example, would prove nothing
     about pausing.
@@ -73,7 +73,7 @@ def test_a_seed_that_failed_once_does_not_fail_again(seed: int) -> None:
 
     Each line of the file says what its seed found.
     """
-    outcome = attempt(Shape.draw(seed))
+    outcome = run_world(Shape.draw(seed))
     assert not outcome.checker, explain([outcome])
 
 
@@ -95,7 +95,7 @@ def test_each_run_has_new_seeds_and_prints_them(capsys: pytest.CaptureFixture[st
 def test_a_world_is_reproducible_from_its_seed() -> None:
     """The same seed produces the same history twice in this process."""
     shape = Shape.draw(7)
-    assert attempt(shape, recording=True).story == attempt(shape, recording=True).story
+    assert run_world(shape, recording=True).story == run_world(shape, recording=True).story
 
 
 def test_a_world_does_not_depend_on_the_hash_seed() -> None:
@@ -118,7 +118,7 @@ def test_a_world_does_not_depend_on_the_hash_seed() -> None:
 
 def test_a_world_without_faults_parks_nothing_and_repeats_nothing() -> None:
     """A world without faults parks nothing and repeats nothing, which checks the model itself."""
-    calm = [attempt(replace(Shape.draw(seed), faults=(), readers=1)) for seed in range(20)]
+    calm = [run_world(replace(Shape.draw(seed), faults=(), readers=1)) for seed in range(20)]
     assert [outcome.checker for outcome in calm] == [""] * len(calm)
     for mark in ("parked", "undispatched", "commit_fenced", "lost", "out_of_range", "token_skipped"):
         assert not any(outcome.marks.get(mark) for outcome in calm), mark
@@ -135,7 +135,7 @@ def test_a_failure_is_reduced_to_its_smallest_world(monkeypatch: pytest.MonkeyPa
         return None if line is None or line.committable is None else line.committable + 1
 
     monkeypatch.setattr(ledger.Ledger, "committable", committable)
-    failed = next(o for o in (attempt(Shape.draw(seed)) for seed in range(20)) if o.checker == "durability")
+    failed = next(o for o in (run_world(Shape.draw(seed)) for seed in range(20)) if o.checker == "durability")
     reduced = shortest(failed)
 
     assert reduced.checker == "durability"

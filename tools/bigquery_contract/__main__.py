@@ -21,7 +21,7 @@ from typing import Any
 from ingest.local.servers.processes import LocalError
 from tools.bigquery_contract.operations import OPERATIONS
 from tools.bigquery_contract.servers import OURS, PACKAGES, running, version_of
-from tools.bigquery_contract.target import Target, judged
+from tools.bigquery_contract.target import Target, run_operation
 
 ROOT = Path(__file__).parents[2]
 NAMES = (OURS, *(package.name for package in PACKAGES))
@@ -33,7 +33,9 @@ def judge(cache: Path, names: tuple[str, ...]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory, running(cache, Path(directory), names) as servers:
         for name, server in servers.items():
             for chosen in OPERATIONS:
-                found[chosen.name][name] = text = judged(Target(server.address, server.storage_address), chosen)
+                found[chosen.name][name] = text = run_operation(
+                    Target(server.address, server.storage_address), chosen
+                )
                 if text:
                     print(f"{name:15} {chosen.name}: {text}", flush=True)
             same = sum(not entry[name] for entry in found.values())

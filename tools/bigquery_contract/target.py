@@ -353,7 +353,7 @@ def row(number: int, **given: Any) -> dict[str, Any]:
     } | given
 
 
-def judged(target: Target, chosen: Operation) -> str:
+def run_operation(target: Target, chosen: Operation) -> str:
     """Runs one operation. Returns what differs from the documentation, or "" if nothing differs."""
     try:
         chosen.run(target)

@@ -2,9 +2,9 @@
 times.
 
 Times become ticks relative to now, and are capped where no limit can distinguish them any more. Attributes that no
-decision reads are left out (`LEFT_OUT`). All attributes of the core's objects are visited: a new attribute becomes
-part of the value automatically, and a new float stops the explorer until it is added to `AGES`, `DEADLINES` or
-`DURATIONS`.
+decision reads are left out (`OMITTED_ATTRIBUTES`). All attributes of the core's objects are visited: a new
+attribute becomes part of the value automatically, and a new float stops the explorer until it is added to `AGES`,
+`DEADLINES` or `DURATIONS`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DEADLINES = frozenset({"until", "release_by", "stopping_by"})
 DURATIONS = frozenset({"_waited_seconds"})
 # Constants, values that are shown to operators, and counts of rejects. No decision reads these attributes under
 # the limits of the model.
-LEFT_OUT = frozenset(
+OMITTED_ATTRIBUTES = frozenset(
     {
         *("limits", "_limits", "_handlers", "rejects", "since", "error", "shown", "shown_at", "_renewed_at"),
         *("failures", "_acknowledged", "_source", "_ticked_at", "_cut_early_at"),
@@ -91,7 +91,7 @@ class Canon:
     """
 
     def __init__(self, *, count_misses: bool = True) -> None:
-        self._left_out = LEFT_OUT if count_misses else LEFT_OUT | {"misses"}
+        self._left_out = OMITTED_ATTRIBUTES if count_misses else OMITTED_ATTRIBUTES | {"misses"}
         self._numbers: dict[Hashable, int] = {}
         self._plans: dict[tuple[type, int], tuple[tuple[str, Role], ...]] = {}
         self._atomic: dict[type, bool] = {}

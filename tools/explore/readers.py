@@ -338,7 +338,7 @@ class Readers:
         ]
         if not self.cores.ignores(reader.core, tuple(stale)):
             for event in stale:
-                yield from self._feed(described(event), reader, board, event, fault=True)
+                yield from self._feed(describe_event(event), reader, board, event, fault=True)
 
     def _stale_events(self, reader: Reader, number: int) -> Iterator[on.Event]:
         partition = self.partitions[number]
@@ -661,7 +661,7 @@ class Readers:
         return reader._replace(chords=tuple(sorted([*late, *(chord for chord in chords if not chord.late)])))
 
 
-def described(event: Any) -> str:
+def describe_event(event: Any) -> str:
     """Returns a short description of a past event."""
     source = getattr(event, "source", None)
     about = f"p{source.partition}" if source is not None else event.batch_id.replace("t-", "p", 1)

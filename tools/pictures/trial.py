@@ -48,35 +48,35 @@ def main() -> int:
     directory: Path = parser.parse_args().directory
     began = time.monotonic()
 
-    def told(what: str) -> None:
+    def log_step(what: str) -> None:
         print(f"{time.monotonic() - began:5.1f} s  {what}", flush=True)
 
     with trying() as state, sync_playwright() as playwright:
-        told(f"everything is up (by the command's own clock after {state['seconds']} s)")
+        log_step(f"everything is up (by the command's own clock after {state['seconds']} s)")
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport=SIZE)
         page.goto(state["link"])
         page.locator("#items button").first.wait_for()
-        told("the shop is open")
+        log_step("the shop is open")
         use_the_shop(page)
         # Hiding the caret would change the page, and the SDK would treat that change as a reaction to the clicks.
         page.screenshot(path=directory / "try-shop.png", caret="initial")
-        told("the shop was used; Watch yourself is pressed")
+        log_step("the shop was used; Watch yourself is pressed")
         page.locator("#watch").click()
         page.wait_for_url("**/watch/*")
-        told("the SDK has classified the last clicks and sent the recording")
+        log_step("the SDK has classified the last clicks and sent the recording")
         page.screenshot(path=directory / "try-waiting.png")
         page.wait_for_url(re.compile(rf"^{re.escape(state['replays'])}/replay/"))
-        told("every sink has every segment")
+        log_step("every sink has every segment")
         page.locator(".replayer-wrapper iframe").wait_for()
         page.locator("#marks [data-kind=rage_click]").click()
         page.locator("#marks [data-kind=rage_click].past").wait_for()
-        told("the recording is shown, at the rage click")
+        log_step("the recording is shown, at the rage click")
         page.screenshot(path=directory / "try-replay.png")
         counted = page.locator("#kinds button").all_inner_texts()
         print("on the timeline:", ", ".join(counted))
         browser.close()
-    told("everything is stopped and removed")
+    log_step("everything is stopped and removed")
     print("\n".join(line for line in state["said"].splitlines() if line.startswith("replay ")))
     return 0
 

@@ -89,7 +89,7 @@ class StoredFacts(Facts):
                 f"{what} WHERE {where}", job_config=config, wait_timeout=10 * self._seconds
             )
         except Exception as error:
-            raise google_errors.sort(error).error() from error
+            raise google_errors.classify(error).error() from error
 
 
 def _is_equal(wanted: Any, stored: Any) -> bool:

@@ -99,7 +99,7 @@ class Backfill:
         try:
             return StoredSegments(self._settings, self._selection, self._now)
         except Exception as error:
-            raise clickhouse_errors.sort(error).error() from error
+            raise clickhouse_errors.classify(error).error() from error
 
     def _report_recordings_without_rows(
         self, segments: StoredSegments, found: Outcome, closing: contextlib.ExitStack
@@ -115,7 +115,7 @@ class Backfill:
             for replay_id in segments.unknown_replays():
                 found.note("without_rows", f"replay {replay_id}")
         except Exception as error:
-            raise google_errors.sort(error).error() from error
+            raise google_errors.classify(error).error() from error
 
     def _audit(self, phase: str, by: str, found: Outcome) -> None:
         coordination = Coordination(connect(self._settings), self._settings)
@@ -245,7 +245,7 @@ def _with_converted_errors(pages: Iterable[Any]) -> Iterator[Any]:
     except SinkError:
         raise
     except Exception as error:
-        raise clickhouse_errors.sort(error).error() from error
+        raise clickhouse_errors.classify(error).error() from error
 
 
 @contextlib.contextmanager

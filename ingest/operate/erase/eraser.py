@@ -43,17 +43,17 @@ class Eraser:
         found: dict[str, Any] = {}
         days = set(RETENTION_DAYS)
         if "clickhouse" in settings.sinks:
-            with converting_errors("clickhouse", clickhouse_errors.sort):
+            with converting_errors("clickhouse", clickhouse_errors.classify):
                 days |= self._rows.search(found)
         else:
             notes.append("clickhouse is disabled: packed objects cannot be found")
         if "gcs" in settings.sinks:
-            with converting_errors("cloud storage", google_errors.sort):
+            with converting_errors("cloud storage", google_errors.classify):
                 found["objects"] = tuple(self._objects.generations(self._project_id, self._replay_id, days))
             if len(found["objects"]) >= GENERATIONS_MAX:
                 notes.append(f"its objects have more than {GENERATIONS_MAX} generations: run this again")
         if "bigquery" in settings.sinks:
-            with converting_errors("bigquery", google_errors.sort):
+            with converting_errors("bigquery", google_errors.classify):
                 found["facts"] = self._facts.count()
         try:
             # Letters are messages that could not be parsed, or refused items; rows contain the id with dashes.
@@ -89,13 +89,13 @@ class Eraser:
         """
         left: list[str] = []
         if "gcs" in self._settings.sinks:
-            with converting_errors("cloud storage", google_errors.sort):
+            with converting_errors("cloud storage", google_errors.classify):
                 left += self._objects.erase(found)
         if "bigquery" in self._settings.sinks and found.facts:
-            with converting_errors("bigquery", google_errors.sort):
+            with converting_errors("bigquery", google_errors.classify):
                 left += self._facts.delete()
         if "clickhouse" in self._settings.sinks:
-            with converting_errors("clickhouse", clickhouse_errors.sort):
+            with converting_errors("clickhouse", clickhouse_errors.classify):
                 self._rows.delete(found)
         left += [*unsettled, *describe_uncovered_data(found)]
         action = {"what": "erase ends", **self._action_text(by), **found.counts(), "left": "; ".join(left)}

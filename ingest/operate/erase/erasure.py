@@ -91,5 +91,5 @@ class Erasure:
     def _replays(self) -> list[str]:
         if not self._chosen:
             return self._named
-        with converting_errors("clickhouse", clickhouse_errors.sort):
+        with converting_errors("clickhouse", clickhouse_errors.classify):
             return replays_of(self._settings, self._project_id, self._user)

@@ -99,13 +99,13 @@ def describe_uncovered_data(found: Holdings) -> list[str]:
 
 
 @contextlib.contextmanager
-def converting_errors(what: str, sort: Callable[[BaseException], Any]) -> Iterator[None]:
+def converting_errors(what: str, classify: Callable[[BaseException], Any]) -> Iterator[None]:
     """Converts any error of a client to EraseFailed, with one line that names the server."""
     try:
         yield
     except EraseFailed:
         raise
     except Exception as error:
-        text = shortened(sort(error).message)
+        text = shortened(classify(error).message)
         todo = "; run `replays-ingest migrate`" if "replay_places" in text and "UNKNOWN_TABLE" in text else ""
         raise EraseFailed(f"{what}: {text}{todo}") from error

@@ -58,7 +58,7 @@ class Rows:
         try:
             self._client = clickhouse.client(settings)
         except Exception as error:
-            raise clickhouse_errors.sort(error).error() from error
+            raise clickhouse_errors.classify(error).error() from error
 
     def absent(self, items: Sequence[Row]) -> dict[int, Problem]:
         """A row is present if a row with its key is stored. The rank of a stored click must also be at least as
@@ -99,7 +99,7 @@ class Rows:
             where = CONDITIONS[table](rows, around_seconds)
             answer = self._client.query(f"SELECT {columns} FROM {table} WHERE {where} {grouped}").result_rows
         except Exception as error:
-            raise clickhouse_errors.sort(error).error() from error
+            raise clickhouse_errors.classify(error).error() from error
         return {tuple(key): stored_rank for *key, stored_rank in answer}
 
     def close(self) -> None:
@@ -199,7 +199,7 @@ class Facts:
         try:
             self._client = bigquery.client(settings)
         except Exception as error:  # the constructor looks up credentials
-            raise google_errors.sort(error).error() from error
+            raise google_errors.classify(error).error() from error
 
     def absent(self, items: Sequence[Row]) -> dict[int, Problem]:
         """Compares rows by `project_id` and `row_id`."""
@@ -246,7 +246,7 @@ class Facts:
             answer = self._client.query_and_wait(query, job_config=config, wait_timeout=10 * self._seconds)
             return {(int(row["project_id"]), str(row["row_id"])) for row in answer}
         except Exception as error:
-            raise google_errors.sort(error).error() from error
+            raise google_errors.classify(error).error() from error
 
     def close(self) -> None:
         self._client.close()  # type: ignore[no-untyped-call]

@@ -38,7 +38,7 @@ class Recordings:
         try:
             self._client = gcs.client(settings)
         except Exception as error:  # the constructor looks up credentials
-            raise google_errors.sort(error).error() from error
+            raise google_errors.classify(error).error() from error
         self._bucket = self._client.bucket(settings.gcs_bucket)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="presence")
 
@@ -60,7 +60,7 @@ class Recordings:
         try:
             states = dict(zip(positions, self._pool.map(problem_of, positions), strict=True))
         except Exception as error:
-            raise google_errors.sort(error).error() from error
+            raise google_errors.classify(error).error() from error
         return {positions[name][-1]: state for name, state in states.items() if state}
 
     def contents(self, names: Sequence[str]) -> dict[str, bytes | None]:
@@ -79,7 +79,7 @@ class Recordings:
         try:
             return dict(zip(names, self._pool.map(read, names), strict=True))
         except Exception as error:
-            raise google_errors.sort(error).error() from error
+            raise google_errors.classify(error).error() from error
 
     def _indexed(self, names: Sequence[str]) -> dict[str, Place]:
         """Returns the positions of recordings in packed objects, by the name that the recording would have as its
@@ -94,7 +94,7 @@ class Recordings:
                     for name, *place in server.query(_index_query(chunk)).result_rows:
                         found[name] = Place(*place)
         except Exception as error:
-            raise clickhouse_errors.sort(error).error() from error
+            raise clickhouse_errors.classify(error).error() from error
         return found
 
     def _packed(self, place: Place, wanted: list[Blob]) -> Problem | None:

@@ -96,11 +96,11 @@ def audit(
     began, now = time.monotonic(), time.time() if now is None else now
     found = Audit(settings.gcs_bucket, grace_days)
     with contextlib.ExitStack() as closing:
-        with _converting_errors("cloud storage", google_errors.sort):
+        with _converting_errors("cloud storage", google_errors.classify):
             bucket = closing.enter_context(contextlib.closing(Bucket(settings)))
         missing = Missing(found, _rows(settings, now, found, closing), bucket.missing)
         last = ""
-        for stored in _with_converted_errors("cloud storage", google_errors.sort, bucket.objects()):
+        for stored in _with_converted_errors("cloud storage", google_errors.classify, bucket.objects()):
             if stored.name < last:
                 raise AuditFailed(f"cloud storage: the listing is not in order, {stored.name} follows {last}")
             last = stored.name
@@ -110,7 +110,7 @@ def audit(
             if found.objects % PROGRESS_OBJECTS == 0:
                 progress(found.objects)
         missing.ended()
-        with _converting_errors("cloud storage", google_errors.sort):
+        with _converting_errors("cloud storage", google_errors.classify):
             found.notes += bucket.mismatches()
     if found.unknown:
         found.notes.append(
@@ -210,7 +210,7 @@ class Missing:
 
     def _confirm_suspects(self) -> None:
         """Requests each object by name, because a row may have been written after the listing."""
-        with _converting_errors("cloud storage", google_errors.sort):
+        with _converting_errors("cloud storage", google_errors.classify):
             missing = self._missing(list(self._suspects))
         for name in missing:
             self._found.rows_without_object += self._suspects[name]
@@ -224,28 +224,30 @@ def _rows(settings: Settings, now: float, found: Audit, closing: contextlib.Exit
     if SinkName.CLICKHOUSE not in settings.sinks:
         found.notes.append("clickhouse is disabled: rows were not checked")
         return ReferencedNames(iter(()), iter(()), iter(()))
-    with _converting_errors("clickhouse", clickhouse_errors.sort):
+    with _converting_errors("clickhouse", clickhouse_errors.classify):
         rows = closing.enter_context(contextlib.closing(PointingRows(settings, now)))
     return ReferencedNames(
-        _with_converted_errors("clickhouse", clickhouse_errors.sort, rows.segments()),
-        _with_converted_errors("clickhouse", clickhouse_errors.sort, rows.indexed()),
-        _with_converted_errors("clickhouse", clickhouse_errors.sort, rows.packed()),
+        _with_converted_errors("clickhouse", clickhouse_errors.classify, rows.segments()),
+        _with_converted_errors("clickhouse", clickhouse_errors.classify, rows.indexed()),
+        _with_converted_errors("clickhouse", clickhouse_errors.classify, rows.packed()),
     )
 
 
 @contextlib.contextmanager
-def _converting_errors(what: str, sort: Callable[[BaseException], Any]) -> Iterator[None]:
+def _converting_errors(what: str, classify: Callable[[BaseException], Any]) -> Iterator[None]:
     """Converts any error of a client to AuditFailed, with one line that names the server."""
     try:
         yield
     except AuditFailed:
         raise
     except Exception as error:
-        raise AuditFailed(f"{what}: {shortened(sort(error).message)}") from error
+        raise AuditFailed(f"{what}: {shortened(classify(error).message)}") from error
 
 
-def _with_converted_errors(what: str, sort: Callable[[BaseException], Any], elements: Iterable[T]) -> Iterator[T]:
-    with _converting_errors(what, sort):
+def _with_converted_errors(
+    what: str, classify: Callable[[BaseException], Any], elements: Iterable[T]
+) -> Iterator[T]:
+    with _converting_errors(what, classify):
         yield from elements
 
 

@@ -68,7 +68,7 @@ class StoredRows:
         try:
             self._client = clickhouse.client(settings)
         except Exception as error:
-            raise clickhouse_errors.sort(error).error() from error
+            raise clickhouse_errors.classify(error).error() from error
 
     def compare(self, items: Sequence[Row], partition: int, *, unexpected: bool = True) -> Compared:
         """Compares rows of messages of one partition. With `unexpected`, also finds other stored rows of these
@@ -121,7 +121,7 @@ class StoredRows:
         try:
             rows: Sequence[Sequence[Any]] = self._client.query(query, settings=settings).result_rows
         except Exception as error:
-            raise clickhouse_errors.sort(error).error() from error
+            raise clickhouse_errors.classify(error).error() from error
         return rows
 
     def close(self) -> None:

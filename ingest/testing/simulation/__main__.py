@@ -21,10 +21,10 @@ from typing import Any
 from ingest.testing.simulation.faults import Fault
 from ingest.testing.simulation.marks import MARKS
 from ingest.testing.simulation.shape import Shape
-from ingest.testing.simulation.shrink import Outcome, attempt, shortest
+from ingest.testing.simulation.shrink import Outcome, run_world, shortest
 
 CHUNK_SEEDS = 50
-STORIES_MAX = 3
+HISTORIES_PRINTED_MAX = 3
 START_MAX = 1_000_000_000
 
 
@@ -33,7 +33,7 @@ def random_start() -> int:
     return secrets.randbelow(START_MAX)
 
 
-def wanted_marks() -> list[str]:
+def expected_marks() -> list[str]:
     """Returns the marks of every situation and every kind of fault."""
     return [*MARKS, *(f"fault:{fault.value}" for fault in Fault)]
 
@@ -42,7 +42,7 @@ def try_seeds(seeds: Iterable[int]) -> tuple[int, float, Counter[str], list[Outc
     """Tries these seeds. Returns (worlds, simulated seconds, marks, failures)."""
     worlds, simulated, marks, failures = 0, 0.0, Counter[str](), []
     for seed in seeds:
-        outcome = attempt(Shape.draw(seed))
+        outcome = run_world(Shape.draw(seed))
         worlds += 1
         simulated += outcome.simulated_seconds
         marks.update(outcome.marks)
@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     options = parser.parse_args(arguments)
     if options.seed is not None:
-        outcome = attempt(Shape.draw(options.seed), recording=True)
+        outcome = run_world(Shape.draw(options.seed), recording=True)
         _print_failure(shortest(outcome) if outcome.checker else outcome, options.lines)
         return 1 if outcome.checker else 0
     start = options.start
@@ -112,8 +112,8 @@ def main(arguments: list[str] | None = None) -> int:
         "simulated_hours": round(simulated / 3600, 2),
         "failed_seeds": [outcome.shape.seed for outcome in failures],
         "broken": dict(Counter(outcome.checker for outcome in failures)),
-        "marks_not_reached": [mark for mark in wanted_marks() if not marks[mark]],
-        "marks": {mark: marks[mark] for mark in wanted_marks()},
+        "marks_not_reached": [mark for mark in expected_marks() if not marks[mark]],
+        "marks": {mark: marks[mark] for mark in expected_marks()},
     }
     if options.json:
         print(json.dumps(summary))
@@ -123,11 +123,11 @@ def main(arguments: list[str] | None = None) -> int:
             f"({summary['seeds_per_second']} per second, "
             f"{summary['simulated_hours']} simulated hours): {len(failures)} failed"
         )
-        print("reached: " + ", ".join(f"{mark} {marks[mark]}" for mark in wanted_marks() if marks[mark]))
+        print("reached: " + ", ".join(f"{mark} {marks[mark]}" for mark in expected_marks() if marks[mark]))
         print("not reached: " + (", ".join(summary["marks_not_reached"]) or "nothing, every mark was reached"))
         if failures:
             print("failed seeds: " + " ".join(str(outcome.shape.seed) for outcome in failures))
-        for outcome in failures[:STORIES_MAX]:
+        for outcome in failures[:HISTORIES_PRINTED_MAX]:
             _print_failure(shortest(outcome), options.lines)
     return 1 if failures else 0
 

@@ -23,7 +23,7 @@ from tasks.wire import done_field
 RETRIES_MAX = 2
 
 
-class Death(Enum):
+class KillPoint(Enum):
     """The moments at which a worker is killed."""
 
     BEFORE_WRITE = auto()
@@ -31,7 +31,7 @@ class Death(Enum):
     AFTER_MARK = auto()
 
 
-DEATHS = tuple(Death)
+KILL_POINTS = tuple(KillPoint)
 
 Deliver = Callable[[on.Event], None]
 Written = Callable[[str, tuple[Item, ...], str, str], None]
@@ -66,7 +66,7 @@ class Fleet:
     sinks: Sinks
     story: Story
     visibility_seconds: float
-    about_to_write: Written
+    check_write: Written
 
     def start(self, chord: Chord, count: int | None = None) -> None:
         """Puts the chord's tasks on their queues, or only the first `count` if the connection breaks."""
@@ -80,65 +80,67 @@ class Fleet:
         if self.redis.unavailable:
             self._push(chord, name, tries, 0.3)
             return
-        if chord.generation != self.redis.generation or self.dice.strikes(Fault.TASK_LOST):
+        if chord.generation != self.redis.generation or self.dice.occurs(Fault.TASK_LOST):
             return
         seconds = self.dice.between(0.02, 0.3)
-        death: Death | None = None
-        if self.dice.strikes(Fault.WORKER_KILLED):
-            death = DEATHS[self.dice.pick(Fault.WORKER_KILLED, len(DEATHS))]
+        death: KillPoint | None = None
+        if self.dice.occurs(Fault.WORKER_KILLED):
+            death = KILL_POINTS[self.dice.pick(Fault.WORKER_KILLED, len(KILL_POINTS))]
             self._push(chord, name, tries, self.visibility_seconds)
-        if self.dice.strikes(Fault.TASK_DOUBLED):
+        if self.dice.occurs(Fault.TASK_DOUBLED):
             self._push(chord, name, tries, 0.1)
-        if self.dice.strikes(Fault.WORKER_ZOMBIE):
+        if self.dice.occurs(Fault.WORKER_ZOMBIE):
             seconds = self.dice.between(4.0, 15.0)
             self._push(chord, name, tries, self.visibility_seconds)
         staged = self.redis.batches.get(chord.key, {})
         if done_field(name) in staged:
             self.story.mark("mark_spared_a_write")
-            self._returned(chord, name, "")
+            self._count_finished_task(chord, name, "")
         elif name not in staged:
-            self._returned(chord, name, "payload missing")
+            self._count_finished_task(chord, name, "payload missing")
         else:
             self.timeline.after(seconds, self._write, chord, name, tries, staged[name], death)
 
-    def _write(self, chord: Chord, name: str, tries: int, items: tuple[Item, ...], death: Death | None) -> None:
-        if death is Death.BEFORE_WRITE:
+    def _write(
+        self, chord: Chord, name: str, tries: int, items: tuple[Item, ...], death: KillPoint | None
+    ) -> None:
+        if death is KillPoint.BEFORE_WRITE:
             return
         sink = name.split("/")[1]
-        self.about_to_write(sink, items, chord.key, name)
+        self.check_write(sink, items, chord.key, name)
         try:
             self.sinks.write(sink, items, f"{chord.key}/{name}", self.timeline.now)
         except PermanentSinkError as refusal:
-            self._returned(chord, name, str(refusal))
+            self._count_finished_task(chord, name, str(refusal))
             return
         except TransientSinkError as failure:
             self._retry(chord, name, tries, str(failure))
             return
-        if death is Death.AFTER_WRITE:
+        if death is KillPoint.AFTER_WRITE:
             return
         if self.redis.unavailable:
             self._retry(chord, name, tries, "redis unavailable")
             return
         self.redis.batches.setdefault(chord.key, {})[done_field(name)] = "1"
         if death is None:
-            self._returned(chord, name, "")
+            self._count_finished_task(chord, name, "")
 
     def _retry(self, chord: Chord, name: str, tries: int, error: str) -> None:
         if tries < RETRIES_MAX:
             self._push(chord, name, tries + 1, 0.3 * 2**tries)
         else:
-            self._returned(chord, name, error)
+            self._count_finished_task(chord, name, error)
 
-    def _returned(self, chord: Chord, name: str, error: str) -> None:
+    def _count_finished_task(self, chord: Chord, name: str, error: str) -> None:
         """Counts one task of a chord. The last counted task starts the chord's body or errback."""
         if self.redis.unavailable or chord.generation != self.redis.generation or name in chord.returned:
             return
         chord.returned.add(name)
         chord.error = chord.error or error
         last = len(chord.returned) == len(chord.names)
-        if not last and not self.dice.strikes(Fault.BODY_EARLY):
+        if not last and not self.dice.occurs(Fault.BODY_EARLY):
             return
-        if not self.dice.strikes(Fault.BODY_LOST):
+        if not self.dice.occurs(Fault.BODY_LOST):
             self.timeline.after(self.dice.between(0.01, 0.1), self._complete, chord)
 
     def _complete(self, chord: Chord) -> None:
@@ -159,13 +161,13 @@ class Fleet:
 
     def _add_completion(self, chord: Chord, event: on.Event) -> None:
         """Adds an entry to the reader's stream in Redis."""
-        if self.dice.strikes(Fault.COMPLETION_LOST):
+        if self.dice.occurs(Fault.COMPLETION_LOST):
             return
         seconds = self.dice.between(0.01, 0.1)
-        if self.dice.strikes(Fault.COMPLETION_LATE):
+        if self.dice.occurs(Fault.COMPLETION_LATE):
             seconds += self.dice.between(1.0, 10.0)
         self.timeline.after(seconds, self._deliver, chord, event)
-        if self.dice.strikes(Fault.COMPLETION_DOUBLED):
+        if self.dice.occurs(Fault.COMPLETION_DOUBLED):
             self.timeline.after(seconds + self.dice.between(0.0, 3.0), self._deliver, chord, event)
 
     def _deliver(self, chord: Chord, event: on.Event) -> None:

@@ -65,7 +65,7 @@ class Durability:
         wanted = [sink for sink in SINKS if not (sink == "gcs" and record.kind is Kind.ROWS_ONLY)]
         return [sink for sink in wanted if f"{sink}/{record.identity}" not in self._sinks.stored[sink]]
 
-    def excused(self, log: Log, offset: int) -> bool:
+    def is_loss_excused(self, log: Log, offset: int) -> bool:
         """Returns whether the message expired with an announcement, or precedes the start chosen by the reset
         policy.
         """
@@ -74,7 +74,7 @@ class Durability:
         spans = self.announced.get(log.source.partition, ())
         return offset < log.low and any(start <= offset < stop for start, stop in spans)
 
-    def begun(self, partition: int, start: int) -> None:
+    def check_new_start(self, partition: int, start: int) -> None:
         """Checks a start without a committed offset: at the oldest message, or later only if the group is new.
 
         Raises Violation.
@@ -143,7 +143,7 @@ class Durability:
         self._committed.add(partition)
         for at in log.between(checked, offset):
             missing = self.missing(log, at)
-            if missing and not self.excused(log, at):
+            if missing and not self.is_loss_excused(log, at):
                 raise Violation("durability", f"{log.source} committed {offset}, offset {at} is not in {missing}")
         self._checked[partition] = max(checked, offset)
 
@@ -157,7 +157,7 @@ class Durability:
         """Returns a message that is not durable although its loss was not announced, or None."""
         for log in self._broker.logs:
             for at in log.offsets:
-                if self.missing(log, at) and not self.excused(log, at):
+                if self.missing(log, at) and not self.is_loss_excused(log, at):
                     return f"{log.source} offset {at} is not in {self.missing(log, at)}"
         return None
 
@@ -181,7 +181,7 @@ class BlobBeforeRows:
         self._broker = broker
         self._sinks = sinks
 
-    def about_to_write(self, sink: str, items: Sequence[Item]) -> None:
+    def check_write(self, sink: str, items: Sequence[Item]) -> None:
         """Checks the items of a write before it starts. Raises Violation."""
         if sink not in ("clickhouse", "bigquery", "datadog"):
             return
@@ -508,9 +508,9 @@ class Checkers:
         self.parked = ParkedIsTrue(story)
         self._story = story
 
-    def about_to_write(self, sink: str, items: tuple[Item, ...], key: str, name: str) -> None:
+    def check_write(self, sink: str, items: tuple[Item, ...], key: str, name: str) -> None:
         """Checks a write before it starts."""
-        self._blob_first.about_to_write(sink, items)
+        self._blob_first.check_write(sink, items)
 
     def stored(self, partition: int, offset: int, topic_id: str) -> None:
         """Checks a commit that the broker stored."""

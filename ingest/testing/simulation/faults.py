@@ -122,7 +122,7 @@ class Dice:
         self._streams = {fault: Random(f"{seed}/{fault.value}") for fault in faults}
         self._latency = Random(f"{seed}/latency")
 
-    def strikes(self, fault: Fault) -> bool:
+    def occurs(self, fault: Fault) -> bool:
         """Returns whether this fault occurs at this opportunity. The result is always False after `calm_at`."""
         if self._timeline.now >= self.calm_at:
             return False

@@ -87,7 +87,7 @@ class Log:
         until, end = self._behind
         return min(end, self.high) if now < until else self.high
 
-    def lag_behind(self, end: int, until: float) -> None:
+    def hide_messages(self, end: int, until: float) -> None:
         """Hides the messages from `end` on until `until`, as if the replica being read lagged."""
         self._behind = (until, end)
 
@@ -127,7 +127,7 @@ class Group:
     record_bytes_max: int = 4095
     _view: GroupView | None = None
 
-    def enter(self, member_id: str, instance: str) -> None:
+    def add_member(self, member_id: str, instance: str) -> None:
         """Adds a member.
 
         A static member replaces the earlier member with the same instance id, which is then fenced.
@@ -144,13 +144,13 @@ class Group:
         self.members[member_id] = member
         self.rebalance()
 
-    def leave(self, member_id: str) -> None:
+    def remove_member(self, member_id: str) -> None:
         """Removes a member that left or whose session timed out."""
         if self.members.pop(member_id, None) is not None:
             self._view = None
             self.rebalance()
 
-    def beat(self, member_id: str) -> None:
+    def record_heartbeat(self, member_id: str) -> None:
         """Records a heartbeat of the member's background thread."""
         member = self.members.get(member_id)
         if member is not None:
@@ -160,7 +160,7 @@ class Group:
         """Removes members that send no heartbeats or do not join in time."""
         now = self.timeline.now
         for name in [n for n, m in self.members.items() if now - m.beat_at > self.session_seconds]:
-            self.leave(name)
+            self.remove_member(name)
         if self.preparing_since is not None and now - self.preparing_since > REBALANCE_SECONDS_MAX:
             for name in [n for n, member in self.members.items() if not member.joined]:
                 del self.members[name]
@@ -176,7 +176,7 @@ class Group:
                 member.joined = False
         self._complete_if_all_joined()
 
-    def grow(self) -> None:
+    def add_partition(self) -> None:
         """Adds a partition to the topic and to the members' metadata."""
         self.partitions += 1
         self._view = None
@@ -200,7 +200,7 @@ class Group:
         names = list(self.members)
         wanted: dict[str, list[int]] = {name: [] for name in names}
         if self.cooperative:
-            self._stick(wanted)
+            self._assign_sticky(wanted)
         else:
             for partition in range(self.partitions):
                 wanted[names[(partition + self.generation) % len(names)]].append(partition)
@@ -208,7 +208,7 @@ class Group:
         for name, partitions in wanted.items():
             self.assignment[name] = tuple(p for p in partitions if holder.get(p, name) == name)
 
-    def _stick(self, wanted: dict[str, list[int]]) -> None:
+    def _assign_sticky(self, wanted: dict[str, list[int]]) -> None:
         """Adds a balanced assignment that moves as few partitions as possible."""
         quota = -(-self.partitions // len(wanted))
         free = []
@@ -403,30 +403,30 @@ class SimulatedSource:
         """Commits an offset. The response arrives in a later poll, or immediately inside a rebalance callback."""
         dice, generation = self._dice, self._generation
         if self._rebalancing:
-            refused = dice.strikes(Fault.COMMIT_REFUSED)
+            refused = dice.occurs(Fault.COMMIT_REFUSED)
             self.inbox(self._answer(command, "not coordinator" if refused else self._store(command, generation)))
-        elif not dice.strikes(Fault.COMMIT_VANISHED):
-            slow = dice.strikes(Fault.COMMIT_SLOW)
+        elif not dice.occurs(Fault.COMMIT_VANISHED):
+            slow = dice.occurs(Fault.COMMIT_SLOW)
             seconds = dice.between(1.0, 4.0) if slow else dice.between(0.005, 0.1)
             self._timeline.after(seconds, partial(self._arrived, command, generation, slow=slow))
 
     def _arrived(self, command: do.Commit, generation: int, *, slow: bool) -> None:
-        if self._dice.strikes(Fault.COMMIT_REFUSED):
+        if self._dice.occurs(Fault.COMMIT_REFUSED):
             self._answers.append(self._answer(command, "not coordinator"))
             return
         error = self._store(command, generation)
-        if slow or not self._dice.strikes(Fault.COMMIT_UNANSWERED):
+        if slow or not self._dice.occurs(Fault.COMMIT_UNANSWERED):
             self._answers.append(self._answer(command, error))
 
     def _store(self, command: do.Commit, generation: int) -> str:
         partition = command.source.partition
-        record = "" if self._dice.strikes(Fault.RECORD_LOST) else command.record
-        if self._dice.strikes(Fault.COMMIT_STALE_EPOCH):
+        record = "" if self._dice.occurs(Fault.RECORD_LOST) else command.record
+        if self._dice.occurs(Fault.COMMIT_STALE_EPOCH):
             return "STALE_MEMBER_EPOCH"
         error = self._group.refusal(self.member_id, generation, record)
         if error and error != RECORD_TOO_LONG:
             self._story.mark("commit_fenced")
-        elif not error and not self._dice.strikes(Fault.COMMIT_LOST):
+        elif not error and not self._dice.occurs(Fault.COMMIT_LOST):
             self._group.store(partition, command.offset, record, self._topic_ids[command.epoch])
         return error
 
@@ -452,7 +452,7 @@ class SimulatedSource:
         A static member stays in the group, because the coordinator waits for its instance to return.
         """
         if not self._instance:
-            self._group.leave(self.member_id)
+            self._group.remove_member(self.member_id)
 
     # Group protocol
 
@@ -466,7 +466,7 @@ class SimulatedSource:
             self._lose()
             self._lives += 1
             self.member_id = f"{self.member_id.split('#')[0]}#{self._lives}"
-            group.enter(self.member_id, self._instance)
+            group.add_member(self.member_id, self._instance)
         elif self._must_rejoin:
             self._must_rejoin = False
             self._story.mark("rejoined")
@@ -497,7 +497,7 @@ class SimulatedSource:
             group.rebalance()
 
     def _assign(self, partitions: tuple[int, ...]) -> None:
-        if partitions and self._dice.strikes(Fault.FETCH_STALE_EPOCH):
+        if partitions and self._dice.occurs(Fault.FETCH_STALE_EPOCH):
             self._story.mark("offsets_unknown")
             self._must_rejoin = True
             return
@@ -520,9 +520,9 @@ class SimulatedSource:
         """
         stored = {number: StoredCommit(*found) for number, found in self._group.committed.items()}
         actual = reported = stored.get(partition, StoredCommit())
-        if actual.offset is not None and self._dice.strikes(Fault.OFFSET_READ_NONE):
+        if actual.offset is not None and self._dice.occurs(Fault.OFFSET_READ_NONE):
             reported = StoredCommit()
-        elif actual.offset is not None and self._dice.strikes(Fault.OFFSET_READ_ZERO):
+        elif actual.offset is not None and self._dice.occurs(Fault.OFFSET_READ_ZERO):
             reported = StoredCommit(0, "")
         if reported != actual and is_doubtful(reported):
             self._story.mark("offset_contradicted")
@@ -540,7 +540,7 @@ class SimulatedSource:
         begin = start(partition, stored, topic, former)
         if begin.replaced:
             self._story.mark("began_in_new_topic")
-        if self._dice.strikes(Fault.FETCH_EMPTY):
+        if self._dice.occurs(Fault.FETCH_EMPTY):
             self._empty.add(partition)
         found = stored.get(partition, StoredCommit())
         if begin.place is StartPlace.COMMITTED and found.offset is not None:
@@ -559,15 +559,15 @@ class SimulatedSource:
 
     def _read_replica(self, log: Log) -> None:
         """Makes a new owner read from a replica that lags behind the replica that its predecessor read."""
-        if self._dice.strikes(Fault.REPLICA_BEHIND):
+        if self._dice.occurs(Fault.REPLICA_BEHIND):
             position = self._positions[log.source.partition]
             end = position + int(min(log.high - position, REPLICA_MESSAGES_MAX) * self._dice.between(0.0, 1.0))
-            log.lag_behind(end, min(self._dice.calm_at, self._timeline.now + self._dice.between(1.0, 6.0)))
+            log.hide_messages(end, min(self._dice.calm_at, self._timeline.now + self._dice.between(1.0, 6.0)))
 
     def _revoke(self, partitions: tuple[int, ...]) -> None:
         if not partitions:
             return
-        if self._dice.strikes(Fault.KILLED_AMID_REBALANCE):
+        if self._dice.occurs(Fault.KILLED_AMID_REBALANCE):
             self.die()
         self._rebalancing = True
         self.drain(self._named(partitions))

@@ -185,10 +185,10 @@ class SimulatedDispatcher:
             self._timeline.after(0.3, self._dispatch, command)
             return
         batch = command.batch
-        if self._dice.strikes(Fault.STAGING_TOO_LARGE):
+        if self._dice.occurs(Fault.STAGING_TOO_LARGE):
             self._answer_undispatched(command, too_large=True)
             return
-        if self._redis.unavailable or self._dice.strikes(Fault.STAGING_REFUSED):
+        if self._redis.unavailable or self._dice.occurs(Fault.STAGING_REFUSED):
             self._answer_undispatched(command)
             return
         tasks = staged_items(batch)
@@ -200,7 +200,7 @@ class SimulatedDispatcher:
         chord = Chord(
             batch.id, batch.epoch, command.stage, command.attempt, key, names, generation, self._reader.put
         )
-        if self._dice.strikes(Fault.PUBLISHED_HALF):
+        if self._dice.occurs(Fault.PUBLISHED_HALF):
             self._fleet.start(chord, len(names) // 2)
             self._answer_undispatched(command)
         else:
@@ -217,7 +217,7 @@ class SimulatedDispatcher:
             self._redis.park(command.batch.id, self._reader, command.batch)
 
     def _discard(self, command: do.Discard | do.Recut) -> None:
-        if not self._reader.alive or self._redis.unavailable or self._dice.strikes(Fault.DISCARD_LOST):
+        if not self._reader.alive or self._redis.unavailable or self._dice.occurs(Fault.DISCARD_LOST):
             return
         self._redis.parked.pop(command.batch.id, None)
         for key, fields in self._redis.batches.items():
@@ -274,7 +274,7 @@ class Reader:
         source.inbox = self.put
         source.emit = self._runtime.feed
         source.drain = self._drain
-        source.die = self._die
+        source.die = self._end_process
 
     @property
     def frozen(self) -> bool:
@@ -327,7 +327,7 @@ class Reader:
             self._story.mark("topic_found_recreated")
             self.source.rejoin()
 
-    def _die(self) -> None:
+    def _end_process(self) -> None:
         self.alive = False
         raise Killed
 
@@ -338,7 +338,7 @@ class Reader:
 
     def may_be_killed(self) -> None:
         """Marks a point between two commands at which the process may be killed."""
-        if not self.alive or self._dice.strikes(Fault.READER_CRASH_MIDWAY):
+        if not self.alive or self._dice.occurs(Fault.READER_CRASH_MIDWAY):
             self.alive = False
             raise Killed
 

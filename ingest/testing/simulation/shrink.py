@@ -25,7 +25,7 @@ class Outcome:
     story: tuple[str, ...] = field(default=(), repr=False)
 
 
-def attempt(shape: Shape, *, recording: bool = False) -> Outcome:
+def run_world(shape: Shape, *, recording: bool = False) -> Outcome:
     """Runs one world. An exception of our code is a failure as well."""
     world = World(shape, recording=recording)
     checker = text = ""
@@ -45,18 +45,18 @@ def shortest(failed: Outcome) -> Outcome:
     progress = True
     while progress:
         progress = False
-        for shape in _smaller(best.shape):
+        for shape in _smaller_shapes(best.shape):
             worlds += 1
             if worlds > WORLDS_MAX:
                 break
-            tried = attempt(shape)
+            tried = run_world(shape)
             if tried.checker == failed.checker:
                 best, progress = tried, True
                 break
-    return attempt(best.shape, recording=True)
+    return run_world(best.shape, recording=True)
 
 
-def _smaller(shape: Shape) -> Iterator[Shape]:
+def _smaller_shapes(shape: Shape) -> Iterator[Shape]:
     """Yields smaller worlds, the largest reductions first."""
     if shape.messages > 1:
         yield replace(shape, messages=shape.messages // 2)

@@ -48,7 +48,7 @@ class Sinks:
         PermanentSinkError."""
         if now < self.misconfigured_until.get(sink, 0.0):
             raise PermanentSinkError(f"{sink}: no such table", configuration=True)
-        if now < self.down_until.get(sink, 0.0) or self._dice.strikes(Fault.SINK_TRANSIENT):
+        if now < self.down_until.get(sink, 0.0) or self._dice.occurs(Fault.SINK_TRANSIENT):
             raise TransientSinkError(f"{sink}: 503")
         if sink == "dead_letter":
             self.dead_letters.update(item.message for item in items)
@@ -57,7 +57,7 @@ class Sinks:
         else:
             self._store(sink, items)
             self._tokens.add(token)
-        if self._dice.strikes(Fault.SINK_REPLY_LOST):
+        if self._dice.occurs(Fault.SINK_REPLY_LOST):
             raise TransientSinkError(f"{sink}: connection reset")
 
     def _store(self, sink: str, items: Iterable[Item]) -> None:

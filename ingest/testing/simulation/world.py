@@ -33,7 +33,7 @@ from ingest.testing.simulation.shape import SINKS, Shape
 from ingest.testing.simulation.sinks import Sinks
 from ingest.testing.simulation.story import Story, Violation
 
-TROUBLE_SECONDS = 0.5
+FAULT_INTERVAL_SECONDS = 0.5
 ADDED_PARTITIONS_MAX = 2
 ADDED_MESSAGES = 5
 CLOCK_AHEAD_SECONDS_MAX = 60
@@ -41,7 +41,7 @@ NEW_MESSAGES_MAX = 30
 
 
 @dataclass(slots=True)
-class Slot:
+class ReaderSlot:
     """One replica of the deployment, with its current process and the number of processes so far."""
 
     name: str
@@ -63,11 +63,11 @@ class World:
         group = Group(
             self.timeline, shape.partitions, shape.cooperative, shape.session_seconds, self._commit_stored
         )
-        if self.dice.strikes(Fault.RECORD_REFUSED):
+        if self.dice.occurs(Fault.RECORD_REFUSED):
             group.record_bytes_max = SHORT_RECORD_BYTES_MAX
         self.broker = Broker([Log(partition) for partition in range(shape.partitions)], group, latest=shape.latest)
         self.checkers = Checkers(shape, self.broker, self.sinks, self.story)
-        self.broker.began = self.checkers.durability.begun
+        self.broker.began = self.checkers.durability.check_new_start
         self.broker.resumed = self.checkers.durability.resumed
         self.marks = Marks(self.story)
         self.fleet = Fleet(
@@ -77,17 +77,19 @@ class World:
             self.sinks,
             self.story,
             shape.visibility_seconds,
-            self.checkers.about_to_write,
+            self.checkers.check_write,
         )
         self._messages = shape.messages
-        self.slots = [Slot(f"reader{n}", f"instance{n}" if shape.static else "") for n in range(shape.readers)]
+        self.slots = [
+            ReaderSlot(f"reader{n}", f"instance{n}" if shape.static else "") for n in range(shape.readers)
+        ]
 
     def run(self) -> float:
         """Runs the world to its end. Returns the simulated seconds. Raises Violation."""
         self._produce()
         for slot in self.slots:
             self._start(slot)
-        self.timeline.after(TROUBLE_SECONDS, self._trouble)
+        self.timeline.after(FAULT_INTERVAL_SECONDS, self._inject_faults)
         while True:
             self.timeline.run_until(self.timeline.now + 0.5)
             self.checkers.owned.check(self.timeline.now)
@@ -159,17 +161,17 @@ class World:
 
     # Readers
 
-    def _start(self, slot: Slot) -> None:
+    def _start(self, slot: ReaderSlot) -> None:
         slot.lives += 1
         rolled_back = slot.reader is not None and slot.reader.pipeline.halted is not None
-        bad = slot.lives > 1 and not rolled_back and self.dice.strikes(Fault.BAD_RELEASE)
+        bad = slot.lives > 1 and not rolled_back and self.dice.occurs(Fault.BAD_RELEASE)
         limits = with_ratio_off(self.shape.limits) if rolled_back else self.shape.limits
         name = f"{slot.name}.{slot.lives}"
         reader = Reader(
             name,
             limits,
             SimulatedSource(self.broker, self.dice, self.story, self.timeline, name, slot.instance),
-            Parser(self.broker, slot.lives % 2, bad=bad, sheds=self.dice.strikes(Fault.SHEDDING)),
+            Parser(self.broker, slot.lives % 2, bad=bad, sheds=self.dice.occurs(Fault.SHEDDING)),
             self.redis,
             self.fleet,
             self.dice,
@@ -184,17 +186,17 @@ class World:
 
     def _clock_ahead(self) -> float:
         """Returns the clock offset of a new reader, in seconds."""
-        if not self.dice.strikes(Fault.CLOCKS_APART):
+        if not self.dice.occurs(Fault.CLOCKS_APART):
             return 0.0
         return float(self.dice.pick(Fault.CLOCKS_APART, CLOCK_AHEAD_SECONDS_MAX) + 1)
 
-    def _step(self, slot: Slot, reader: Reader) -> None:
+    def _step(self, slot: ReaderSlot, reader: Reader) -> None:
         """Repeatedly runs one iteration of the loop and sends one heartbeat.
 
         After the process has died, starts the next one.
         """
         if reader.alive and self.timeline.now >= reader.frozen_until:
-            self.broker.group.beat(reader.source.member_id)
+            self.broker.group.record_heartbeat(reader.source.member_id)
             reader.watch_ownership(self.broker.group.view())
             if self.broker.former:
                 reader.watch_topic(self.broker.topic_id)
@@ -205,7 +207,7 @@ class World:
         else:
             self._ended(slot, reader)
 
-    def _ended(self, slot: Slot, reader: Reader) -> None:
+    def _ended(self, slot: ReaderSlot, reader: Reader) -> None:
         if reader.stop is not None:
             self.story.mark("stopped_clean" if reader.stop.clean else "stopped_unclean")
         self._add_line("world", f"{reader.name} is gone: {reader.stop or 'killed'}")
@@ -226,17 +228,17 @@ class World:
 
     # Faults
 
-    def _trouble(self) -> None:
+    def _inject_faults(self) -> None:
         """Causes the faults that are not tied to a call, every half second."""
         now = self.timeline.now
         if now >= self.shape.calm_at:
             return
-        self.timeline.after(TROUBLE_SECONDS, self._trouble)
+        self.timeline.after(FAULT_INTERVAL_SECONDS, self._inject_faults)
         for slot in self.slots:
             reader = slot.reader
             if reader is not None and reader.alive and not reader.stopping:
-                self._trouble_reader(reader)
-        strikes = self.dice.strikes
+                self._inject_reader_faults(reader)
+        strikes = self.dice.occurs
         if strikes(Fault.REDIS_WIPED):
             self._add_line("redis", "restarted empty")
             self.redis.wipe()
@@ -260,7 +262,7 @@ class World:
             self._add_partition()
         if not self.broker.former and strikes(Fault.TOPIC_RECREATED):
             self._recreate_topic()
-        self._operate()
+        self._act_as_operator()
 
     def _recreate_topic(self) -> None:
         """Recreates the topic, with fewer or more messages than before.
@@ -288,10 +290,10 @@ class World:
             self._messages += 1
         self.broker.logs.append(log)
         self.story.mark("partition_added")
-        self.timeline.after(self.dice.between(0.1, 3.0), self.broker.group.grow)
+        self.timeline.after(self.dice.between(0.1, 3.0), self.broker.group.add_partition)
 
-    def _trouble_reader(self, reader: Reader) -> None:
-        strikes = self.dice.strikes
+    def _inject_reader_faults(self, reader: Reader) -> None:
+        strikes = self.dice.occurs
         if strikes(Fault.READER_CRASH):
             self._add_line("world", f"kill -9 {reader.name}")
             reader.kill()
@@ -309,14 +311,14 @@ class World:
         self._add_line("broker", f"{log.source} expired up to {low}")
         log.low = low
 
-    def _operate(self) -> None:
+    def _act_as_operator(self) -> None:
         """Simulates an operator who acts on parked batches."""
         if self.redis.unavailable:
             return
         for batch_id, (reader, batch) in self.redis.live().items():
-            if self.dice.strikes(Fault.OPERATOR_RETRY):
+            if self.dice.occurs(Fault.OPERATOR_RETRY):
                 self.timeline.after(0.1, reader.put, on.RetryRequested(batch_id))
-            elif self.dice.strikes(Fault.OPERATOR_ABANDON):
+            elif self.dice.occurs(Fault.OPERATOR_ABANDON):
                 messages = messages_of(batch)
                 deleted = any(generation < len(self.broker.former) for _, _, generation in messages)
                 if deleted or batch.offsets.start < self.broker.logs[batch.source.partition].low:

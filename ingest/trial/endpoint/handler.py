@@ -76,7 +76,7 @@ class Endpoint:
         self.pool.shutdown(cancel_futures=True)
         self.kafka.shutdown(cancel_futures=True)
 
-    def expect_key(self, given: str) -> None:
+    def require_key(self, given: str) -> None:
         """Raises Refused if the key is not the key in the DSN."""
         if not hmac.compare_digest(given.encode(), self.key.encode()):
             raise Refused(Reason.UNKNOWN_KEY, "the key is not the one in the DSN that this endpoint printed")
@@ -99,7 +99,7 @@ class EnvelopeHandler(web.RequestHandler):
     def prepare(self) -> None:
         """Checks the headers before the body is received."""
         try:
-            self._expect_host_and_project()
+            self._require_host_and_project()
             if self.request.method == "POST":
                 self._reserve()
         except Refused as error:
@@ -124,7 +124,7 @@ class EnvelopeHandler(web.RequestHandler):
         key = self._key()
         try:
             envelope, found = await loop.run_in_executor(
-                endpoint.pool, lambda: self._taken_apart(bytes(self.body), encoding, key, client)
+                endpoint.pool, lambda: self._parse_in_thread(bytes(self.body), encoding, key, client)
             )
             endpoint.ignored += ignored(envelope)
             if found is not None:
@@ -155,7 +155,7 @@ class EnvelopeHandler(web.RequestHandler):
         self.endpoint.buffered_bytes += announced
         self.reserved_bytes = announced
 
-    def _expect_host_and_project(self) -> None:
+    def _require_host_and_project(self) -> None:
         names = self.endpoint.names
         if names and self.request.host_name not in names:
             raise Refused(
@@ -183,15 +183,15 @@ class EnvelopeHandler(web.RequestHandler):
         user_agent = request.headers.get("User-Agent", "")
         return Client(request.remote_ip or "127.0.0.1", user_agent, self.endpoint.clock())
 
-    def _taken_apart(
+    def _parse_in_thread(
         self, body: bytes, encoding: str, key: str, client: Client
     ) -> tuple[Envelope, Produced | None]:
         """Runs in a thread."""
         if key:
-            self.endpoint.expect_key(key)
+            self.endpoint.require_key(key)
         envelope = split(decompressed(body, encoding))
         if not key:
-            self.endpoint.expect_key(_key_of(envelope.dsn))
+            self.endpoint.require_key(_key_of(envelope.dsn))
         return envelope, message(envelope, self.endpoint.project, client)
 
     async def _produce(self, found: Produced) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.sinks.google.errors import blame_of_reasons, sort_answer
-from tasks.sinks.http.answers import Answer, unproven
+from tasks.sinks.google.errors import blame_of_reasons, classify_answer
+from tasks.sinks.http.answers import Answer, unproven_success
 from tasks.sinks.outcome import Blame, Trouble
 
 PROOF = (
@@ -32,24 +32,24 @@ class Refusal:
     trouble: Trouble | None
 
 
-def judged(answer: Answer, rows: int) -> list[Refusal] | Trouble:
+def refusals_of(answer: Answer, rows: int) -> list[Refusal] | Trouble:
     """Returns the refused rows of a request with `rows` rows (none if all are stored), or the error of the whole
     request."""
     if not answer.ok:
-        return sort_answer(answer)
+        return classify_answer(answer)
     if answer.status != 200:
-        return unproven(answer, "status")
+        return unproven_success(answer, "status")
     said = answer.json_object()
     if said is None or said.get("kind") != KIND:
-        return unproven(answer, f"it is no {KIND}")
+        return unproven_success(answer, f"it is no {KIND}")
     errors = said.get("insertErrors") or []
     if not isinstance(errors, list):
-        return unproven(answer, "insertErrors is no list")
+        return unproven_success(answer, "insertErrors is no list")
     found: dict[int, Refusal] = {}
     for error in errors:
         index = error.get("index", 0) if isinstance(error, dict) else None
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < rows:
-            return unproven(answer, f"insertErrors names row {index!r} of {rows}")
+            return unproven_success(answer, f"insertErrors names row {index!r} of {rows}")
         found[index] = Refusal(index, _trouble_of_row(error))
     return list(found.values())
 

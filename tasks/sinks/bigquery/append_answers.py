@@ -15,7 +15,7 @@ from google.cloud.bigquery_storage_v1.types import StorageError
 from grpc_status import rpc_status
 
 from tasks.sinks.bigquery.append_record import Append
-from tasks.sinks.google.errors import sort
+from tasks.sinks.google.errors import classify
 from tasks.sinks.outcome import Action, Blame, Trouble
 
 PROOF = (
@@ -69,7 +69,7 @@ class Judgment:
 APPLIED = Judgment(Verdict.APPLIED)
 
 
-def judged(response: Any, append: Append) -> Judgment:
+def judge(response: Any, append: Append) -> Judgment:
     """Interprets one AppendRowsResponse (the protobuf message)."""
     kind = response.WhichOneof("response")
     if kind == "append_result":
@@ -91,7 +91,7 @@ def judged(response: Any, append: Append) -> Judgment:
     return _judged(error, storage_code(response.error.details), rows)
 
 
-def judged_error(error: BaseException) -> Judgment:
+def judge_error(error: BaseException) -> Judgment:
     """Interprets an exception of the client library about one append, or about its connection."""
     return _judged(error, storage_code(details_of(error)), ())
 
@@ -110,7 +110,7 @@ def details_of(error: BaseException) -> Any:
 
 def _judged(error: BaseException, code: Any, rows: tuple[tuple[int, str], ...]) -> Judgment:
     text = str(error)
-    trouble = sort(error)
+    trouble = classify(error)
     if code == Code.OFFSET_ALREADY_EXISTS or isinstance(error, from_api.AlreadyExists):
         return APPLIED
     if rows:
@@ -142,4 +142,4 @@ def storage_code(details: Any) -> Any:
     return None
 
 
-__all__ = ["APPLIED", "PROOF", "Judgment", "Verdict", "details_of", "judged", "judged_error", "storage_code"]
+__all__ = ["APPLIED", "PROOF", "Judgment", "Verdict", "details_of", "judge", "judge_error", "storage_code"]

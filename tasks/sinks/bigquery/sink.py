@@ -30,9 +30,9 @@ from google.cloud import bigquery
 
 from tasks.settings import Settings
 from tasks.sinks.base import Report
-from tasks.sinks.bigquery.answers import Refusal, judged
+from tasks.sinks.bigquery.answers import Refusal, refusals_of
 from tasks.sinks.bigquery.table import dry_insert, fault_of_dry_insert, fault_of_resource
-from tasks.sinks.google.errors import sort
+from tasks.sinks.google.errors import classify
 from tasks.sinks.http.answers import Answer
 from tasks.sinks.http.limits import BodyLimit
 from tasks.sinks.http.transfers import Connections, Method
@@ -89,7 +89,7 @@ class BigQuerySink:
             service = self._service.get()
             service.refresh()
         except Exception as error:
-            raise sort(error).error() from error
+            raise classify(error).error() from error
         return service
 
     def _insert(
@@ -105,7 +105,7 @@ class BigQuerySink:
         too large."""
         body = body_of(items, positions)
         end = service.send(Method.POST, f"{quote(table, safe='')}/insertAll", body, ends_at)
-        found = end if isinstance(end, Trouble) else judged(end, len(positions))
+        found = end if isinstance(end, Trouble) else refusals_of(end, len(positions))
         if not isinstance(found, Trouble):
             _note_refusals(table, positions, found, outcome)
             return []
@@ -194,7 +194,7 @@ class Service:
         if left_seconds <= 0:
             return Trouble(Blame.NETWORK, "no time left for the request")
         url = self._client._connection.build_api_url(path=self._tables + path)
-        return self._connections.mine.send(url, self._headers, body, left_seconds, method=method)
+        return self._connections.for_this_thread.send(url, self._headers, body, left_seconds, method=method)
 
     def close(self) -> None:
         """Closes the connections of this process."""

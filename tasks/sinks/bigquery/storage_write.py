@@ -20,13 +20,13 @@ from msgspec.structs import replace
 
 from tasks.settings import Settings
 from tasks.sinks.base import Report, TaskRecord
-from tasks.sinks.bigquery.append_answers import Judgment, Verdict, judged, judged_error
+from tasks.sinks.bigquery.append_answers import Judgment, Verdict, judge, judge_error
 from tasks.sinks.bigquery.append_record import Append, Unrecorded, decode, encode, ranges
 from tasks.sinks.bigquery.row_encoding import RowEncoder
 from tasks.sinks.bigquery.rows_to_send import Positions, RowsToSend, rows_to_send
 from tasks.sinks.bigquery.sink import REQUEST_BYTES_MAX, TABLES, BigQuerySink
 from tasks.sinks.bigquery.streams import Stream, Streams, write_client
-from tasks.sinks.google.errors import sort
+from tasks.sinks.google.errors import classify
 from tasks.sinks.http.limits import BodyLimit
 from tasks.sinks.outcome import Action, Blame, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
@@ -73,7 +73,7 @@ class StorageWriteSink:
         try:
             writer = self._writer.get()
         except Exception as error:
-            raise sort(error).error() from error
+            raise classify(error).error() from error
         places = Positions(positions)
         rows = rows_to_send(writer.encoders, items, places, outcome)
         _Write(writer, rows, places, record, ends_at, outcome).run()
@@ -93,7 +93,7 @@ class StorageWriteSink:
                 stream = streams.take(table, remaining_seconds(ends_at))
                 streams.finalize(stream.name, remaining_seconds(ends_at))
             except Exception as error:
-                trouble = sort(error).about(f"Storage Write API, table {table}")
+                trouble = classify(error).about(f"Storage Write API, table {table}")
                 raise _advised(trouble).error() from error
         return Report(f"{report.text}, and streams can be created", report.warnings, report.not_tested)
 
@@ -157,9 +157,9 @@ class _Write:
         while True:
             unsettled = next((append for append in self._appends if not append.applied), None)
             if unsettled is not None:
-                stream = self._writer.streams.existing(unsettled.table, unsettled.stream)
+                stream = self._writer.streams.open_existing(unsettled.table, unsettled.stream)
                 try:
-                    goes_on = self._settle(unsettled, stream)
+                    goes_on = self._resolve_append(unsettled, stream)
                 finally:
                     stream.close()
             else:
@@ -196,7 +196,7 @@ class _Write:
         try:
             stream = self._writer.streams.take(table, remaining_seconds(self._ends_at))
         except Exception as error:
-            return self._stop(sort(error).about(f"table {table}: no stream"), self._todo)
+            return self._stop(classify(error).about(f"table {table}: no stream"), self._todo)
         is_free = False
         try:
             append = Append(table, stream.name, stream.offset, ranges(chunk))
@@ -206,7 +206,7 @@ class _Write:
             self._record_is_behind = False
             self._appends.append(append)
             self._todo = self._todo[len(chunk) :]
-            goes_on = self._settle(append, stream)
+            goes_on = self._resolve_append(append, stream)
             if replace(append, applied=True) in self._appends:
                 stream.offset = append.stop
                 is_free = True
@@ -214,7 +214,7 @@ class _Write:
         finally:
             # Whatever interrupts this block, a stream with an unsettled append is not used for other rows.
             if is_free:
-                self._writer.streams.give_back(stream)
+                self._writer.streams.release(stream)
             else:
                 stream.close()
 
@@ -241,7 +241,7 @@ class _Write:
         self._load()
         return True
 
-    def _settle(self, append: Append, stream: Stream) -> bool:
+    def _resolve_append(self, append: Append, stream: Stream) -> bool:
         """Sends the append, possibly again, to find out whether it is applied. Returns whether to continue."""
         if self._rows.positions.have(append.rows):
             judgment = self._send(append, stream)
@@ -263,7 +263,7 @@ class _Write:
                 return self._is_applied(append)
         else:
             log.warning("bigquery: stream %s is gone; %s rows are written again", append.stream, append.count)
-        self._drop(append)
+        self._remove_append(append)
         if judgment.verdict is Verdict.REFUSED:
             return self._refused(append, judgment, trouble)
         self._drops += 1
@@ -279,9 +279,9 @@ class _Write:
                 break
             seconds = left_seconds if sent == SENDS_MAX - 1 else left_seconds * SEND_SHARE
             try:
-                judgment = judged(stream.append(schema, append.offset, rows, seconds), append)
+                judgment = judge(stream.append(schema, append.offset, rows, seconds), append)
             except Exception as error:
-                judgment = judged_error(error)
+                judgment = judge_error(error)
             trouble = judgment.trouble
             if judgment.verdict is not Verdict.FAILED or trouble is None:
                 break
@@ -296,9 +296,9 @@ class _Write:
         try:
             count = self._writer.streams.finalize(append.stream, seconds)
         except Exception as error:
-            judgment = judged_error(error)
+            judgment = judge_error(error)
             if judgment.verdict in (Verdict.FAILED, Verdict.REFUSED):
-                return sort(error).about(f"stream {append.stream} cannot be finalized").blamed(Blame.SERVER)
+                return classify(error).about(f"stream {append.stream} cannot be finalized").blamed(Blame.SERVER)
             text = "bigquery: the row count of stream %s is unknown (%s); %s rows are written again"
             log.warning(text, append.stream, error, append.count)
             return False
@@ -313,7 +313,7 @@ class _Write:
         self._appends[place] = replace(append, applied=True)
         return True
 
-    def _drop(self, append: Append) -> None:
+    def _remove_append(self, append: Append) -> None:
         """Removes an append that will never be applied, so that its rows may be sent to another stream."""
         self._appends.remove(append)
         self._record_is_behind = True

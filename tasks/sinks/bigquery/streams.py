@@ -2,7 +2,7 @@
 
 A stream is created by the process that appends to it, with the official client, and used for one append at a time.
 Every append below `Stream.offset` is known to be applied. A stream whose last append is not known to be applied is
-never used for other rows: `Streams.take` reserves a stream, and only `give_back` makes it available again.
+never used for other rows: `Streams.take` reserves a stream, and only `release` makes it available again.
 """
 
 from __future__ import annotations
@@ -177,11 +177,11 @@ class Streams:
         )
         return Stream(self._client, table, made.name)
 
-    def give_back(self, stream: Stream) -> None:
+    def release(self, stream: Stream) -> None:
         """Makes the stream available for other rows. Every append to it must be known to be applied."""
         self._free.setdefault(stream.table, deque()).append(stream)
 
-    def existing(self, table: str, name: str) -> Stream:
+    def open_existing(self, table: str, name: str) -> Stream:
         """A stream created by any process, for sending recorded rows again."""
         return Stream(self._client, table, name)
 

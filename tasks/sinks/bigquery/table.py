@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.sinks.bigquery.answers import judged
-from tasks.sinks.google.errors import sort_answer
-from tasks.sinks.http.answers import Answer, unproven
+from tasks.sinks.bigquery.answers import refusals_of
+from tasks.sinks.google.errors import classify_answer
+from tasks.sinks.http.answers import Answer, unproven_success
 from tasks.sinks.outcome import Blame, Trouble
 
 SCHEMA = Path(__file__).parents[1] / "schema" / "bigquery"
@@ -59,7 +59,7 @@ def dry_insert(table: str) -> bytes:
 
 def fault_of_dry_insert(answer: Answer) -> Trouble | None:
     """The table's problem according to the response to `dry_insert`. Returns None if the good row is accepted."""
-    found = judged(answer, rows=2)
+    found = refusals_of(answer, rows=2)
     if isinstance(found, Trouble):
         return found.blamed(Blame.TABLE) if found.blame.accuses_items else found
     trouble = next((refusal.trouble for refusal in found if refusal.index == 0), None)
@@ -72,10 +72,10 @@ def fault_of_dry_insert(answer: Answer) -> Trouble | None:
 def fault_of_resource(table: str, answer: Answer) -> Trouble | None:
     """The table's problem according to its own resource. Returns None if its columns fit."""
     if not answer.ok:
-        return sort_answer(answer)
+        return classify_answer(answer)
     resource = answer.json_object()
     if resource is None or resource.get("kind") != "bigquery#table":
-        return unproven(answer, "it is no bigquery#table")
+        return unproven_success(answer, "it is no bigquery#table")
     problems = list(mismatches(table, resource))
     return Trouble(Blame.TABLE, "; ".join(problems)) if problems else None
 

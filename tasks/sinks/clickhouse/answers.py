@@ -13,7 +13,7 @@ import re
 from dataclasses import replace
 
 from tasks.sinks.clickhouse.errors import trouble_of_code
-from tasks.sinks.http.answers import Answer, described, trouble_of_status, unproven
+from tasks.sinks.http.answers import Answer, describe_answer, trouble_of_status, unproven_success
 from tasks.sinks.outcome import Blame, Trouble
 
 PROOF = (
@@ -38,14 +38,14 @@ def trouble_of(answer: Answer, rows: int) -> Trouble | None:
     if not answer.ok:
         return trouble_of_status(answer)
     if answer.status != 200:
-        return unproven(answer, "status")
+        return unproven_success(answer, "status")
     if answer.body:
-        return unproven(answer, "a response to an INSERT must have an empty body")
+        return unproven_success(answer, "a response to an INSERT must have an empty body")
     written = written_rows(answer)
     if written is None:
-        return unproven(answer, f"{SUMMARY} is missing or unreadable")
+        return unproven_success(answer, f"{SUMMARY} is missing or unreadable")
     if written < rows:
-        return unproven(answer, f"{SUMMARY} reports {written} of {rows} rows")
+        return unproven_success(answer, f"{SUMMARY} reports {written} of {rows} rows")
     return None
 
 
@@ -59,7 +59,7 @@ def exception_of(answer: Answer) -> Trouble | None:
         return None
     if answer.status == 413:  # whatever the code, the request as a whole is too large
         return Trouble(Blame.SIZE, f"HTTP 413: {text}")
-    trouble = trouble_of_code(int(code), found[0] if found else f"Code: {code}, with {described(answer)}")
+    trouble = trouble_of_code(int(code), found[0] if found else f"Code: {code}, with {describe_answer(answer)}")
     if answer.ok:
         text = f"HTTP {answer.status} with an exception: {trouble.message}"
         trouble = replace(trouble, message=text, unproven=True)

@@ -181,7 +181,7 @@ def trouble_of_code(code: int, text: str) -> Trouble:
     return Trouble(blame, text)
 
 
-def sort(error: BaseException) -> Trouble:
+def classify(error: BaseException) -> Trouble:
     """The cause of this driver exception."""
     text = _URL.sub("", str(error))
     code = getattr(error, "code", None)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from tasks.sinks.clickhouse.answers import exception_of, trouble_of
 from tasks.sinks.clickhouse.table import COLUMNS, PROBE_UUID
-from tasks.sinks.http.answers import Answer, trouble_of_status, unproven
+from tasks.sinks.http.answers import Answer, trouble_of_status, unproven_success
 from tasks.sinks.outcome import Blame, Trouble
 
 TABLE = "replay_segments"
@@ -102,5 +102,5 @@ def trouble_of_query(end: Answer | Trouble) -> Trouble | None:
     if not end.ok:
         return trouble_of_status(end)
     if end.status != 200 or (end.body and end.json_object() is None):
-        return unproven(end, "the response is not a query result")
+        return unproven_success(end, "the response is not a query result")
     return None

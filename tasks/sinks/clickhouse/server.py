@@ -94,7 +94,9 @@ class Server:
         self, parameters: Mapping[str, Any], headers: list[str], body: bytes, left_seconds: float
     ) -> Answer | Trouble:
         url = f"{self._url}?{urlencode({'database': self._database, **parameters})}"
-        return self._connections.mine.send(url, headers, body, left_seconds, wanted_headers=WANTED_HEADERS)
+        return self._connections.for_this_thread.send(
+            url, headers, body, left_seconds, wanted_headers=WANTED_HEADERS
+        )
 
     def close(self) -> None:
         """Closes the connections of this process."""

@@ -43,7 +43,7 @@ from tasks.sinks.clickhouse.table import (
     is_dry_insert_safe,
     mismatches,
 )
-from tasks.sinks.http.answers import Answer, unproven
+from tasks.sinks.http.answers import Answer, unproven_success
 from tasks.sinks.outcome import Blame, Outcome, Trouble
 from tasks.sinks.per_process import PerProcess
 from tasks.wire import TABLES_OF_SINK, Row, SinkName
@@ -103,7 +103,7 @@ class ClickHouseSink:
             facts = facts_of(end)
             if facts is not None:
                 return facts
-            trouble = unproven(end, "the response is not a query result")
+            trouble = unproven_success(end, "the response is not a query result")
         assert trouble is not None
         raise trouble.about(without_secrets(self._settings.clickhouse_url)).error()
 

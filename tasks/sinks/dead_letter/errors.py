@@ -102,7 +102,7 @@ BLAME_OF_NAME: dict[str, Blame] = {
 }
 
 
-def sort(error: BaseException) -> Trouble:
+def classify(error: BaseException) -> Trouble:
     """The cause of this exception of a producer or an admin client."""
     if isinstance(error, BufferError):
         return Trouble(Blame.SERVER, "the producer's queue is full")

@@ -22,11 +22,11 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.kafka.letters import sealed
 from tasks.kafka.options import producer_options
-from tasks.kafka.producing import unproven
+from tasks.kafka.producing import unproven_delivery
 from tasks.kafka.topics import MESSAGE_BYTES_MAX, ClusterUnreachable, Topics
 from tasks.settings import Settings
 from tasks.sinks.base import Report
-from tasks.sinks.dead_letter.errors import TOO_LARGE, sort
+from tasks.sinks.dead_letter.errors import TOO_LARGE, classify
 from tasks.sinks.outcome import Blame, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
 from tasks.units import KiB
@@ -104,7 +104,7 @@ class DeadLetterSink:
                 producer.poll(min(POLL_SECONDS, remaining_seconds(ends_at)))
 
     def _sorted(self, error: BaseException, items: Sequence[DeadLetter]) -> Trouble:
-        trouble = sort(error)
+        trouble = classify(error)
         code = error.args[0] if isinstance(error, KafkaException) else None
         if isinstance(code, KafkaError):
             if code.name() in TOO_LARGE:
@@ -195,7 +195,7 @@ def _recorder(
         if error is not None:
             reports[position] = KafkaException(error)
             return
-        lack = unproven(message)
+        lack = unproven_delivery(message)
         reports[position] = Trouble(Blame.NETWORK, lack, unproven=True) if lack else None
 
     return report

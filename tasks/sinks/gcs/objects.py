@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from tasks.sinks.google.errors import sort_answer
-from tasks.sinks.http.answers import Answer, unproven
+from tasks.sinks.google.errors import classify_answer
+from tasks.sinks.http.answers import Answer, unproven_success
 from tasks.sinks.outcome import Blame, Trouble
 
 PROOF = (
@@ -111,8 +111,8 @@ def trouble_of(wanted: Wanted, answer: Answer) -> Trouble | None:
         return None
     if answer.ok:
         why = "status" if answer.status != 200 else difference(wanted, answer.json_object())
-        return None if why is None else unproven(answer, why).about(wanted.name)
-    trouble = sort_answer(answer).about(wanted.name)
+        return None if why is None else unproven_success(answer, why).about(wanted.name)
+    trouble = classify_answer(answer).about(wanted.name)
     if answer.status == 400 and "crc32c" in trouble.message.lower():
         return Trouble(Blame.NETWORK, f"damaged on the way: {trouble.message}")
     if trouble.blame is Blame.SIZE:
@@ -140,7 +140,7 @@ def compare_stored(wanted: Wanted, refused: Answer, trouble: Trouble, found: Ans
     if why is None:
         return None
     if resource is None or resource.get("name") != wanted.name or resource.get("bucket") != wanted.bucket:
-        return unproven(found, why).about(f"comparing {wanted.name}")
+        return unproven_success(found, why).about(f"comparing {wanted.name}")
     if wanted.is_packed:
         # `erase` overwrites parts of a packed object and sets a custom time. The erased parts must stay erased.
         if resource.get("customTime") and str(resource.get("size")) == str(wanted.size_bytes):
@@ -157,7 +157,7 @@ def is_name_rate_limited(trouble: Trouble) -> bool:
 
 
 def _not_comparable(wanted: Wanted, refused: Answer, trouble: Trouble, found: Answer) -> Trouble:
-    sorted_ = sort_answer(found)
+    sorted_ = classify_answer(found)
     if found.status == 404:
         # 412 means that the object exists. If it is missing now, it has been deleted since, or another server
         # responded.

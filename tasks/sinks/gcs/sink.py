@@ -30,8 +30,8 @@ from tasks.sinks.base import Report
 from tasks.sinks.gcs.bucket import missing_rules, restrictions
 from tasks.sinks.gcs.objects import COMPARED_FIELDS, Wanted, compare_stored, is_packed, may_be_stored, trouble_of
 from tasks.sinks.gcs.uploads import PROBE_PREFIX, Uploader, Uploads, client, crc32c
-from tasks.sinks.google.errors import advice, sort, sort_answer
-from tasks.sinks.http.answers import Answer, described
+from tasks.sinks.google.errors import advice, classify, classify_answer
+from tasks.sinks.http.answers import Answer, describe_answer
 from tasks.sinks.http.transfers import Method
 from tasks.sinks.outcome import Blame, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
@@ -77,7 +77,7 @@ class GcsSink:
             uploader = self._uploader.get()
             return uploader, uploader.headers()
         except Exception as error:
-            raise sort(error).error() from error
+            raise classify(error).error() from error
 
     def examine(self, items: Sequence[Blob], deadline_seconds: float) -> None:
         """Stores and deletes a small object. If the bucket refuses this object too, the bucket is at fault.
@@ -133,7 +133,7 @@ class GcsSink:
         except from_api.Forbidden as error:
             return {}, [f"retention policy and lifecycle rules: grant storage.buckets.get ({error.message})"]
         except Exception as error:
-            trouble = sort(error)
+            trouble = classify(error)
             todo = advice(error, "run `replays-ingest migrate`", "grant roles/storage.objectUser")
             raise Trouble(
                 trouble.blame, f"bucket {settings.gcs_bucket}: {trouble.message}{todo}"
@@ -175,16 +175,16 @@ class _Probe:
         if isinstance(end, Trouble):
             return end
         if not end.ok:
-            return sort_answer(end).about("reading the probe back")
+            return classify_answer(end).about("reading the probe back")
         if end.body != PROBE:
-            return Trouble(Blame.NETWORK, f"the probe reads back as {described(end)}")
+            return Trouble(Blame.NETWORK, f"the probe reads back as {describe_answer(end)}")
         return None
 
     def delete(self) -> Trouble | None:
         """Deletes the object. Returns None if it is deleted."""
         end = self._send(self.uploader.object_url(self.name), Method.DELETE, self._headers)
-        return end if isinstance(end, Trouble) else None if end.ok else sort_answer(end)
+        return end if isinstance(end, Trouble) else None if end.ok else classify_answer(end)
 
     def _send(self, url: str, method: Method, headers: list[str], body: bytes = b"") -> Answer | Trouble:
         left_seconds = remaining_seconds(self._ends_at)
-        return self.uploader.connections.mine.send(url, headers, body, left_seconds, method=method)
+        return self.uploader.connections.for_this_thread.send(url, headers, body, left_seconds, method=method)

@@ -108,7 +108,7 @@ class Uploads:
 
     def __init__(self, uploader: Uploader, headers: list[str], items: Mapping[str, Blob], ends_at: float) -> None:
         self._uploader = uploader
-        self._transfers: Transfers = uploader.connections.mine
+        self._transfers: Transfers = uploader.connections.for_this_thread
         self._headers = headers
         self._items = items
         self._ends_at = ends_at
@@ -185,9 +185,9 @@ class Uploads:
     def _failed(self, name: str, trouble: Trouble) -> None:
         """Records the failure, and queues the object for a retry if that may help."""
         self._troubles[name] = trouble
-        if trouble.blame.action is Action.HOLD:  # the other objects would fail too
+        if trouble.blame.action is Action.PARK:  # the other objects would fail too
             self._retries_left = 0
-            self._drop(Trouble(Blame.SERVER, "not attempted because the write ended"))
+            self._cancel_pending(Trouble(Blame.SERVER, "not attempted because the write ended"))
         if trouble.blame.action is not Action.RETRY or self._tries[name] == TRIES_MAX:
             return
         again_at = time.monotonic() + pause_seconds(trouble, self._tries[name])
@@ -195,7 +195,7 @@ class Uploads:
             self._retries_left -= 1
             heapq.heappush(self._waiting, (again_at, name))
 
-    def _drop(self, trouble: Trouble) -> None:
+    def _cancel_pending(self, trouble: Trouble) -> None:
         """Cancels all uploads that have not started; those in flight may still succeed."""
         for _, name in self._ready:
             self._troubles.setdefault(name, trouble)

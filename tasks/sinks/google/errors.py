@@ -17,7 +17,7 @@ from tasks.sinks.http.answers import (
     BLAME_OF_STATUS,
     Answer,
     blame_of_status,
-    described,
+    describe_answer,
     retry_after_seconds,
     trouble_of_status,
 )
@@ -184,7 +184,7 @@ def blame_of_reasons(reasons: list[str]) -> Blame | None:
     return SERVER if SERVER in found else found[0] if found else None
 
 
-def sort(error: BaseException) -> Trouble:
+def classify(error: BaseException) -> Trouble:
     """The cause of this exception. An unknown class counts as a server error: the write is retried, then the batch
     is parked, and nothing is lost."""
     blame = next((BLAME_OF_CLASS[cls] for cls in type(error).__mro__ if cls in BLAME_OF_CLASS), SERVER)
@@ -202,12 +202,12 @@ def sort(error: BaseException) -> Trouble:
     return Trouble(blame, text, retry_after)
 
 
-def sort_answer(answer: Answer) -> Trouble:
+def classify_answer(answer: Answer) -> Trouble:
     """The cause of an unsuccessful response of Google's JSON APIs."""
     error_object = (answer.json_object() or {}).get("error")
     if not isinstance(error_object, dict):
         return trouble_of_status(answer)  # a proxy's page or an empty body has only a status
-    text = str(error_object.get("message") or described(answer))
+    text = str(error_object.get("message") or describe_answer(answer))
     entries = error_object.get("errors")
     reasons = [
         str(entry.get("reason", ""))

@@ -122,18 +122,18 @@ def trouble_of_status(answer: Answer) -> Trouble:
     assert not answer.ok, answer
     return Trouble(
         blame_of_status(answer.status),
-        f"HTTP {answer.status} with {described(answer)}",
+        f"HTTP {answer.status} with {describe_answer(answer)}",
         answer.retry_after_seconds,
     )
 
 
-def unproven(answer: Answer, why: str) -> Trouble:
+def unproven_success(answer: Answer, why: str) -> Trouble:
     """The problem with a success that does not prove the write: `why` states what is missing."""
-    text = f"HTTP {answer.status} does not prove the write: {why}; the response has {described(answer)}"
+    text = f"HTTP {answer.status} does not prove the write: {why}; the response has {describe_answer(answer)}"
     return Trouble(Blame.NETWORK, text, answer.retry_after_seconds, unproven=True)
 
 
-def described(answer: Answer) -> str:
+def describe_answer(answer: Answer) -> str:
     """A description of the response for operators: short, printable, without markup."""
     if not answer.body:
         return "an empty body"

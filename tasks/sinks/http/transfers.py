@@ -50,7 +50,7 @@ BLAME_OF_CODE: dict[int, Blame] = {
 }
 
 
-CUT_OFF = Trouble(Blame.NETWORK, "the response was cut off within its headers")
+TRUNCATED_RESPONSE = Trouble(Blame.NETWORK, "the response was cut off within its headers")
 
 
 class Method(Enum):
@@ -106,7 +106,7 @@ class _Running:
         if name.strip().lower() in self.wanted_headers:
             self.headers[name.strip().lower()] = value.strip()
 
-    def give(self, bytes_max: int) -> bytes:
+    def read_body(self, bytes_max: int) -> bytes:
         """Returns the next part of the request body."""
         piece = bytes(self.body[self.read_bytes : self.read_bytes + bytes_max])
         self.read_bytes += len(piece)
@@ -202,7 +202,7 @@ class Transfers:
         else:
             handle.setopt(pycurl.POST, 1)
             handle.setopt(pycurl.POSTFIELDSIZE_LARGE, len(body))
-            handle.setopt(pycurl.READFUNCTION, request.give)
+            handle.setopt(pycurl.READFUNCTION, request.read_body)
             handle.setopt(pycurl.SEEKFUNCTION, request.seek)
         self._running[handle] = request
         self._multi.add_handle(handle)
@@ -246,7 +246,7 @@ class Transfers:
                 request = self._running[handle]
                 # libcurl treats a response that ends within its headers as complete, without a body.
                 cut_off = request.wanted_headers and not request.head_ended
-                yield request.key, CUT_OFF if cut_off else self._answer(handle)
+                yield request.key, TRUNCATED_RESPONSE if cut_off else self._answer(handle)
                 self._release(handle)
             for handle, code, text in failed:
                 request = self._running[handle]
@@ -306,7 +306,7 @@ class Connections:
         self._all: list[Transfers] = []
 
     @property
-    def mine(self) -> Transfers:
+    def for_this_thread(self) -> Transfers:
         """The transfers of the calling thread."""
         found: Transfers | None = getattr(self._local, "transfers", None)
         if found is None:

@@ -151,7 +151,7 @@ def test_a_parked_batch_is_abandoned(office: Office):
 def test_a_batch_of_a_stopped_reader_is_left_unchanged(office: Office):
     """The batch of a stopped reader is left unchanged, because the reader cannot be notified."""
     batch = office.park(0, 2)
-    office.leave()
+    office.simulate_exit()
 
     assert READER in failed(command(office.env, "batches", "retry", batch.id))
     assert READER in failed(command(office.env, "batches", "abandon", batch.id, "--reason", "why not", "--yes"))
@@ -222,7 +222,7 @@ def test_an_empty_list_is_one_line_that_says_so(office: Office, arguments: tuple
 
 def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Path):
     """A dry run of `dlq replay` produces nothing, a second run finds nothing, and the action is recorded."""
-    office.bury(MESSAGES - 1, "no_header")
+    office.add_dead_letter(MESSAGES - 1, "no_header")
     env = office.env
 
     listed = command(env, "dlq", "ls", "--reason", "no_header", "--json").json
@@ -251,7 +251,7 @@ def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Pa
 def test_lists_of_batches_and_letters_fit_80_columns(office: Office):
     """Each batch or letter is one line of at most 80 columns, with whole ids and offsets and a truncated error."""
     batch = office.park(0, 2)
-    office.bury(MESSAGES - 1, "no_header")
+    office.add_dead_letter(MESSAGES - 1, "no_header")
 
     batches = at_80_columns(office.env, "batches", "ls")
     letters = at_80_columns(office.env, "dlq", "ls")
@@ -278,7 +278,7 @@ def test_on_a_terminal_dangerous_commands_state_their_scope_and_ask_for_confirma
     Each command reports what it changed.
     """
     batch = office.park(2, 4)
-    office.bury(0, "no_header")
+    office.add_dead_letter(0, "no_header")
 
     abandoned = on_a_terminal(office.env, "n", "batches", "abandon", batch.id, "--reason", "why not")
     replayed = on_a_terminal(office.env, "n", "dlq", "replay", "--reason", "no_header")

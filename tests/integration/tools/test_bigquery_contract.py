@@ -15,7 +15,7 @@ from tests.kit.scripted_server import Answer, answering
 from tests.kit.servers import kill_all
 from tools.bigquery_contract.operations import OPERATIONS
 from tools.bigquery_contract.servers import ours
-from tools.bigquery_contract.target import Operation, Target, judged
+from tools.bigquery_contract.target import Operation, Target, run_operation
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +32,15 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BigQuery]:
 @pytest.mark.parametrize("chosen", OPERATIONS, ids=lambda chosen: chosen.name)
 def test_the_emulator_does_as_documented(emulator: BigQuery, chosen: Operation) -> None:
     """The emulator passes the check of each operation, in a separate data set."""
-    assert judged(Target(emulator.address, emulator.storage_address), chosen) == ""
+    assert run_operation(Target(emulator.address, emulator.storage_address), chosen) == ""
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"kind": "bigquery#tableDataInsertAllResponse"}'])
 def test_a_server_that_accepts_everything_passes_no_operation(body: bytes) -> None:
     """A server that answers every REST call with success, but offers no Storage Write API, passes no check."""
     with answering(lambda asked: Answer(200, body)) as (url, _):
-        passed = [chosen.name for chosen in OPERATIONS if not judged(Target(url, "http://127.0.0.1:1"), chosen)]
+        passed = [
+            chosen.name for chosen in OPERATIONS if not run_operation(Target(url, "http://127.0.0.1:1"), chosen)
+        ]
 
     assert passed == []

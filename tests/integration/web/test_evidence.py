@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from ingest.web import evidence
-from ingest.web.evidence import MATCHES_MAX, around, find
+from ingest.web.evidence import MATCHES_MAX, events_around, find
 from ingest.web.model import Filter, NotFound
 from ingest.web.present import found_dict
 from ingest.web.reads import Reads
@@ -30,8 +30,8 @@ def test_a_rage_click_is_shown_with_the_events_around_it(reads: Reads, library: 
     whole = reads.timeline(reads.segments(replay))
     (rage,) = [mark for mark in whole.marks if mark.kind == "rage_click"]
 
-    found = around(reads, replay, rage.event, 10_000)
-    again = around(reads, replay, (rage.at_ms - whole.start_ms) / 1000, 10_000)
+    found = events_around(reads, replay, rage.event, 10_000)
+    again = events_around(reads, replay, (rage.at_ms - whole.start_ms) / 1000, 10_000)
 
     assert found.marks == again.marks == [m for m in whole.marks if abs(m.at_ms - rage.at_ms) <= 10_000]
     assert 1 < len(found.marks) < len(whole.marks)
@@ -42,10 +42,10 @@ def test_a_rage_click_is_shown_with_the_events_around_it(reads: Reads, library: 
 def test_a_window_spans_the_pages_of_a_timeline(reads: Reads, library: Library, monkeypatch: pytest.MonkeyPatch):
     """The window around an event may span several pages of a timeline, which is read page by page."""
     replay = reads.replay(library.shop_id)
-    whole = around(reads, replay, 0.0, 3_600_000)
+    whole = events_around(reads, replay, 0.0, 3_600_000)
     monkeypatch.setattr("ingest.web.recordings.PAGE_INFLATED_BYTES_MAX", 1)
 
-    paged = around(reads, replay, whole.marks[-1].event, 3_600_000)
+    paged = events_around(reads, replay, whole.marks[-1].event, 3_600_000)
 
     assert reads.timeline(reads.segments(replay)).next_segment is not None
     assert {mark.event for mark in paged.marks} >= {mark.event for mark in whole.marks if mark.kind != "click"}
@@ -55,10 +55,10 @@ def test_a_window_spans_the_pages_of_a_timeline(reads: Reads, library: Library, 
 def test_an_unknown_event_is_not_found(reads: Reads, library: Library):
     """An unknown event is reported in one line, and an invalid id is a usage error."""
     with pytest.raises(NotFound, match="no event 4-99999"):
-        around(reads, reads.replay(library.shop_id), "4-99999", 1000)
+        events_around(reads, reads.replay(library.shop_id), "4-99999", 1000)
     with pytest.raises(ValueError, match="like 4-17, nor seconds"):
-        evidence.event_or_seconds("soon")
-    assert (evidence.event_or_seconds("4-17"), evidence.event_or_seconds("12.5s")) == ("4-17", 12.5)
+        evidence.parse_position("soon")
+    assert (evidence.parse_position("4-17"), evidence.parse_position("12.5s")) == ("4-17", 12.5)
 
 
 def test_each_search_finds_its_replays(reads: Reads, library: Library):
@@ -90,7 +90,7 @@ def test_a_text_is_found_in_the_events_of_recordings(reads: Reads, library: Libr
     assert set(matches) == {library.shop_id, library.old_shop_id}
     assert {match.kind for match in matches[library.shop_id]} >= {"network"}
     first = matches[library.shop_id][0]
-    seen = around(reads, reads.replay(library.shop_id), first.event, 0)
+    seen = events_around(reads, reads.replay(library.shop_id), first.event, 0)
     assert first.title in [mark.title for mark in seen.marks]
     assert all(len(found) <= MATCHES_MAX for found in matches.values())
     assert page.incomplete  # SPOILED and HOLED cannot be searched completely
@@ -121,7 +121,7 @@ def test_the_documented_fields_are_the_printed_ones(reads: Reads, library: Libra
     }
     replay = reads.replay(library.shop_id)
     found = found_dict(find(reads, Filter(project_id=RECORDED_PROJECT, limit=1), "button"))
-    seen = msgspec.to_builtins(around(reads, replay, 0.0, 60_000))
+    seen = msgspec.to_builtins(events_around(reads, replay, 0.0, 60_000))
     listed = set(found["replays"][0]) - set(msgspec.to_builtins(replay)) - {"duration_seconds"}
 
     assert documented == {

@@ -47,8 +47,8 @@ def page(office: Office, chromium: Browser) -> Iterator[Page]:
     """The operator's page, with two parked batches and a dead letter."""
     office.park(0, 2, LONG)
     office.park(2, 3)
-    office.bury(3, "kept_for_the_browser")
-    office.bury(4, "kept_for_the_browser")
+    office.add_dead_letter(3, "kept_for_the_browser")
+    office.add_dead_letter(4, "kept_for_the_browser")
     with running(office.settings) as announced:
         address, _ = announced.get(timeout=START_SECONDS_MAX)
         opened = chromium.new_context(base_url=address, http_credentials=LOGIN).new_page()

@@ -216,7 +216,7 @@ def test_the_page_names_the_bottleneck_and_what_needs_attention(pages: Pages):
 
 def test_dead_letters_are_filtered(pages: Pages):
     """Dead letters are filtered by reason and by a part of their content, which is shown as text."""
-    pages.office.bury(2, "other_reason")
+    pages.office.add_dead_letter(2, "other_reason")
 
     def found(query: str) -> set[str]:
         seen = pages.client.get(f"/api/operate/letters?{query}").json
@@ -235,7 +235,7 @@ def test_a_batch_that_is_not_parked_cannot_be_operated(pages: Pages):
 
     assert pages.ask("/api/operate/batches/retry", unknown).status == 404
     assert pages.ask("/api/operate/batches/abandon", unknown).status == 404
-    pages.office.leave()
+    pages.office.simulate_exit()
     for what in ("retry", "abandon"):
         seen = pages.ask(f"/api/operate/batches/{what}", {"batch_id": lost.id, "reason": "why not"})
         assert (seen.status, READER in seen.error) == (409, True)
@@ -246,7 +246,7 @@ def test_dead_letters_are_listed_and_replayed_once(pages: Pages):
 
     Replayed letters are hidden by default, and the action is in the audit trail.
     """
-    pages.office.bury(4, "not_msgpack")
+    pages.office.add_dead_letter(4, "not_msgpack")
     listed = pages.client.get("/api/operate/letters").json
     (mine,) = [one for one in listed["letters"] if one["reason"] == "not_msgpack"]
 

@@ -11,7 +11,7 @@ import yaml
 from pydantic import SecretStr
 
 from ingest.settings import Settings
-from tests.kit.kubernetes import documents_of, mistakes
+from tests.kit.kubernetes import documents_of, manifest_errors
 from tools.manifests import CHART, HEADER, MANIFESTS, files, helm, rendered, stale
 
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -32,7 +32,7 @@ def test_the_manifests_match_the_schemas_of_their_kinds(path: Path):
     Core kinds are checked strictly, and custom resources by the fields that we use; an unknown field is an error.
     """
     for document in documents_of(path.read_text()):
-        assert mistakes(document) == ""
+        assert manifest_errors(document) == ""
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_wrong_field_type_or_kind_is_an_error(manifest: dict[str, Any], field:
     """A document with an unknown field, a wrong type or an unknown kind is reported, so the schema test can
     fail.
     """
-    assert field in mistakes(manifest)
+    assert field in manifest_errors(manifest)
 
 
 def test_the_rule_object_holds_the_deployed_alerts():
@@ -182,7 +182,7 @@ def test_every_combination_of_options_is_valid(charts: dict[str, list[dict[str, 
     for name, documents in charts.items():
         assert documents
         for document in documents:
-            assert mistakes(document) == "", name
+            assert manifest_errors(document) == "", name
 
 
 @needs_helm

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ingest.core.stored_recording import BlobError, unpack
 from ingest.testing.messages import click_event, snapshot_event, viewport_event
-from ingest.web.blobs import playable, split
+from ingest.web.blobs import player_events, split
 
 
 @given(st.binary(max_size=200))
@@ -31,9 +31,9 @@ def test_a_player_gets_only_events_it_can_draw() -> None:
     spans = [{"type": 5, "timestamp": 1790000000.5, "data": {}}, {"type": 3, "timestamp": 1790000000, "data": {}}]
     recording = json.dumps([drawn[0], click_event(), *spans, {"type": 99}, 7, drawn[1]]).encode()
 
-    assert json.loads(playable(recording).content) == json.loads(json.dumps(drawn))
+    assert json.loads(player_events(recording).content) == json.loads(json.dumps(drawn))
     with pytest.raises(BlobError, match="JSON array"):
-        playable(b"{}")
+        player_events(b"{}")
 
 
 def test_half_an_emoji_loses_no_event() -> None:
@@ -43,7 +43,7 @@ def test_half_an_emoji_loses_no_event() -> None:
     """
     recording = rb'[{"type":4,"timestamp":1790000000000,"data":{"href":"https://a/\ud83d"}}]'
 
-    (event,) = json.loads(playable(recording).content)
+    (event,) = json.loads(player_events(recording).content)
 
     assert event["data"]["href"] == "https://a/\N{REPLACEMENT CHARACTER}"
 
@@ -53,4 +53,4 @@ def test_an_event_that_is_nested_too_deeply_affects_no_other() -> None:
     deep = b'{"type":3,"timestamp":1790000000000,"data":' + b"[" * 5000 + b"]" * 5000 + b"}"
     recording = b"[" + deep + b',{"type":4,"timestamp":1790000000000,"data":{}}]'
 
-    assert [event["type"] for event in json.loads(playable(recording).content)] == [4]
+    assert [event["type"] for event in json.loads(player_events(recording).content)] == [4]

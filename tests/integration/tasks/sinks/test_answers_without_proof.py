@@ -14,7 +14,7 @@ from tasks.errors import TransientSinkError
 from tasks.settings import Settings
 from tasks.sinks import build
 from tasks.wire import Blob, Row
-from tests.kit.scripted_server import Answer, answering, in_turn
+from tests.kit.scripted_server import Answer, answering, answers_in_order
 from tests.kit.sink_answers import PORTAL_PAGE, PROOFS, false_successes
 
 ADDRESS = {"gcs": "gcs_endpoint", "clickhouse": "clickhouse_url", "bigquery": "bigquery_endpoint"}
@@ -82,7 +82,7 @@ def test_a_count_of_zero_is_retried_with_another_token(settings: Callable[..., S
     Only a response with a positive row count proves the write.
     """
     zero = PROOFS["clickhouse"]
-    with answering(in_turn([lambda request: zero(request, written_rows="0"), PROOFS["clickhouse"]])) as (
+    with answering(answers_in_order([lambda request: zero(request, written_rows="0"), PROOFS["clickhouse"]])) as (
         url,
         requests,
     ):

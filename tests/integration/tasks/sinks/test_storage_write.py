@@ -25,7 +25,7 @@ from tasks.sinks.bigquery.sink import BigQuerySink, client
 from tasks.sinks.bigquery.storage_write import StorageWriteSink
 from tasks.wire import EncodedRows, Manifest, ProtoRows, Row, SinkName
 from tests.kit.delivering import deliver_to
-from tests.kit.grpc_relay import Moment, Relay, relay_to
+from tests.kit.grpc_relay import LossPoint, Relay, relay_to
 from tests.kit.write_streams import TABLE, Notes, RetriedNotes, encoded, fact, numbers, selected
 
 SECONDS = 20.0
@@ -88,7 +88,7 @@ def write(sink: StorageWriteSink, notes: Notes, items: Sequence[Row] = TEN, seco
     sink.write_recorded(Staged.form(items), range(len(items)), notes.run(), seconds)
 
 
-def losing(method: str, moment: Moment, *which: int) -> Callable[[str, Moment, int], bool]:
+def losing(method: str, moment: LossPoint, *which: int) -> Callable[[str, LossPoint, int], bool]:
     """Returns a function that loses the given requests or responses of a method."""
     return lambda asked, at, number: (asked, at) == (method, moment) and number in which
 
@@ -129,10 +129,10 @@ def test_tasks_share_a_stream_and_repeated_ones_add_nothing(
     assert [append.offset for append in decode(other.content)] == [10]
 
 
-@pytest.mark.parametrize("moment", Moment)
+@pytest.mark.parametrize("moment", LossPoint)
 @pytest.mark.parametrize("method", ["CreateWriteStream", "AppendRows", "FinalizeWriteStream"])
 def test_a_lost_request_or_response_costs_no_row_and_adds_none(
-    new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay, method: str, moment: Moment
+    new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay, method: str, moment: LossPoint
 ) -> None:
     """If one request or response of any call is lost and the task is run until it ends, the table has each good
     row once.
@@ -160,7 +160,7 @@ def test_a_dead_workers_append_is_sent_again_to_the_same_place(
     """If all requests or responses of a run are lost, another process that runs the task uses the recorded
     stream and offset.
     """
-    for moment in Moment:
+    for moment in LossPoint:
         notes, items = Notes(), [fact(number + 100 * moment.value) for number in range(10)]
         relay.on = lambda method, at, number, lost=moment: method == "AppendRows" and at is lost
         with pytest.raises(TransientSinkError) as failed:
@@ -183,10 +183,10 @@ def test_a_stream_with_an_unknown_append_is_not_used_for_other_rows(
     The next task of the process gets another stream, and the first task is finished later.
     """
     first, second = Notes(), Notes()
-    relay.on = lambda method, moment, number: method == "AppendRows" and moment is Moment.RESPONSE
+    relay.on = lambda method, moment, number: method == "AppendRows" and moment is LossPoint.RESPONSE
     with pytest.raises(TransientSinkError):
         write(sink, first)
-    relay.on = losing("", Moment.REQUEST)
+    relay.on = losing("", LossPoint.REQUEST)
 
     write(sink, second, [fact(number) for number in range(10, 20)])
     write(sink, first)
@@ -195,16 +195,16 @@ def test_a_stream_with_an_unknown_append_is_not_used_for_other_rows(
     assert numbers(migrated) == list(range(20))
 
 
-@pytest.mark.parametrize("moment", Moment)
+@pytest.mark.parametrize("moment", LossPoint)
 def test_two_runs_of_a_task_at_once_store_each_row_once(
-    new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay, moment: Moment
+    new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay, moment: LossPoint
 ) -> None:
     """If another process completes the same task while the append of a run is in flight, the first run also
     succeeds.
     """
     notes, slow, quick = Notes(), new_sink(), new_sink()
 
-    def meanwhile(method: str, at: Moment, number: int) -> bool:
+    def meanwhile(method: str, at: LossPoint, number: int) -> bool:
         if (method, at, number) == ("AppendRows", moment, 1):
             write(quick, notes)
         return False
@@ -225,8 +225,8 @@ def test_a_run_that_is_overtaken_before_it_records_follows_the_other(
     """
     notes, other, slow, quick = Notes(), Notes(), new_sink(), new_sink()
 
-    def meanwhile(method: str, at: Moment, number: int) -> bool:
-        if (method, at, number) == ("CreateWriteStream", Moment.RESPONSE, 1):
+    def meanwhile(method: str, at: LossPoint, number: int) -> bool:
+        if (method, at, number) == ("CreateWriteStream", LossPoint.RESPONSE, 1):
             write(quick, notes)
         return False
 
@@ -262,7 +262,7 @@ def test_the_row_count_of_a_finalized_stream_decides(
     they are not stored.
     """
     notes, sink = Notes(), new_sink()
-    lost = Moment.RESPONSE if is_stored else Moment.REQUEST
+    lost = LossPoint.RESPONSE if is_stored else LossPoint.REQUEST
     relay.on = lambda method, moment, number: method == "AppendRows" and moment is lost
     with pytest.raises(TransientSinkError):
         write(sink, notes)
@@ -314,10 +314,10 @@ def test_with_its_record_lost_a_task_repeats_rows_and_the_view_shows_each_once(
     """If Redis is emptied after the append and before the done mark, rows are repeated, and the view shows each
     row once.
     """
-    relay.on = lambda method, moment, number: method == "AppendRows" and moment is Moment.RESPONSE
+    relay.on = lambda method, moment, number: method == "AppendRows" and moment is LossPoint.RESPONSE
     with pytest.raises(TransientSinkError):
         write(new_sink(), Notes())
-    relay.on = losing("", Moment.REQUEST)
+    relay.on = losing("", LossPoint.REQUEST)
 
     write(new_sink(), Notes())
 
@@ -372,10 +372,10 @@ def test_a_large_task_is_split_and_each_part_recorded(
     """
     notes, sink = Notes(), new_sink()
     sink._writer.get().limit.refused(2 * 1024)
-    relay.on = losing("AppendRows", Moment.RESPONSE, 3, 4, 5)
+    relay.on = losing("AppendRows", LossPoint.RESPONSE, 3, 4, 5)
     with pytest.raises(TransientSinkError):
         write(sink, notes, [fact(number) for number in range(40)])
-    relay.on = losing("", Moment.RESPONSE)
+    relay.on = losing("", LossPoint.RESPONSE)
 
     write(new_sink(), notes, [fact(number) for number in range(40)])
 

@@ -19,7 +19,7 @@ from tasks.sinks import build
 from tasks.sinks.http.answers import BLAME_OF_STATUS
 from tasks.sinks.outcome import Action
 from tasks.wire import Blob, Row
-from tests.kit.scripted_server import Answer, answering, half
+from tests.kit.scripted_server import Answer, answering, truncated_answer
 from tests.kit.sink_answers import HTML, PORTAL_PAGE, PROOFS
 
 ADDRESS = {"gcs": "gcs_endpoint", "clickhouse": "clickhouse_url", "bigquery": "bigquery_endpoint"}
@@ -123,7 +123,10 @@ def test_a_name_that_does_not_resolve_is_the_networks_fault(sink: str, settings:
 
 @pytest.mark.parametrize("sink", PROOFS)
 def test_a_reset_during_the_response_is_a_network_failure(sink: str, settings: Callable[..., Settings]) -> None:
-    with answering(lambda request: half(PORTAL_PAGE)) as (url, _), pytest.raises(TransientSinkError) as failed:
+    with (
+        answering(lambda request: truncated_answer(PORTAL_PAGE)) as (url, _),
+        pytest.raises(TransientSinkError) as failed,
+    ):
         written(sink, settings(**{ADDRESS[sink]: url}))
 
     assert failed.value.failed == (0, 1, 2)

@@ -76,10 +76,10 @@ def test_unknown_errors_are_transient_everywhere() -> None:
     class FromTheFuture(Exception):
         pass
 
-    for sort in (google_errors.sort, clickhouse_errors.sort, kafka_errors.sort):
+    for sort in (google_errors.classify, clickhouse_errors.classify, kafka_errors.classify):
         assert sort(FromTheFuture("?")).blame is Blame.SERVER
     unknown_code = from_clickhouse.DatabaseError("Code: 99999", code=99999)
-    assert clickhouse_errors.sort(unknown_code).blame is Blame.SERVER
+    assert clickhouse_errors.classify(unknown_code).blame is Blame.SERVER
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,8 @@ def test_a_response_and_its_exception_are_classified_alike(status: int, reason: 
     response.request = requests.Request("POST", "http://x/").prepare()
     response.headers["Retry-After"] = "7"
 
-    from_bytes = google_errors.sort_answer(Answer(status, body, 7.0))
-    from_exception = google_errors.sort(from_api.from_http_response(response))  # type: ignore[no-untyped-call]
+    from_bytes = google_errors.classify_answer(Answer(status, body, 7.0))
+    from_exception = google_errors.classify(from_api.from_http_response(response))  # type: ignore[no-untyped-call]
 
     assert from_bytes.blame is from_exception.blame is blame
     assert from_bytes.retry_after_seconds == from_exception.retry_after_seconds == 7
@@ -132,8 +132,8 @@ def test_a_response_and_its_exception_are_classified_alike(status: int, reason: 
     "body", [b"", b"<html>", b"[]", b'{"error":"text"}', b'{"error":{"errors":[1]}}', b"\xff"]
 )
 def test_a_response_without_a_json_error_is_classified_by_status(body: bytes) -> None:
-    assert google_errors.sort_answer(Answer(503, body)).blame is Blame.SERVER
-    assert google_errors.sort_answer(Answer(404, body)).blame is Blame.TABLE
+    assert google_errors.classify_answer(Answer(503, body)).blame is Blame.SERVER
+    assert google_errors.classify_answer(Answer(404, body)).blame is Blame.TABLE
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,8 @@ def test_a_wrong_certificate_needs_an_operator() -> None:
     """A wrong certificate is a configuration error: it looks like a broken connection, but a retry never helps."""
     text = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"
 
-    assert google_errors.sort(requests.exceptions.SSLError(text)).blame is Blame.REQUEST
-    assert clickhouse_errors.sort(from_clickhouse.OperationalError(text)).blame is Blame.REQUEST
+    assert google_errors.classify(requests.exceptions.SSLError(text)).blame is Blame.REQUEST
+    assert clickhouse_errors.classify(from_clickhouse.OperationalError(text)).blame is Blame.REQUEST
 
 
 def test_clickhouse_errors_are_classified_by_code() -> None:
@@ -163,14 +163,14 @@ def test_clickhouse_errors_are_classified_by_code() -> None:
     """
 
     def sort(code: int, text: str = "x") -> Blame:
-        return clickhouse_errors.sort(from_clickhouse.DatabaseError(text, code=code)).blame
+        return clickhouse_errors.classify(from_clickhouse.DatabaseError(text, code=code)).blame
 
     assert (sort(41), sort(252), sort(60)) == (Blame.BATCH, Blame.SERVER, Blame.TABLE)
     assert sort(117) is Blame.BATCH
     assert sort(117, "Unknown field found while parsing JSONEachRow format: a") is Blame.TABLE
     assert sort(376, "Cannot parse uuid: while pushing to view db.v (3f)") is Blame.TABLE
     error = from_clickhouse.DatabaseError("bad (for url http://host:1)", code=41)
-    assert clickhouse_errors.sort(error).message == "bad"
+    assert clickhouse_errors.classify(error).message == "bad"
 
 
 @pytest.mark.parametrize(
@@ -183,8 +183,8 @@ def test_the_row_that_clickhouse_names_is_counted_from_zero(message: str, row: i
 
 def test_kafka_errors_become_one_of_two_errors() -> None:
     """The message of a Kafka error contains the name of its code, so that an operator can look it up."""
-    too_large = kafka_errors.sort(KafkaException(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)))
-    away = kafka_errors.sort(KafkaException(KafkaError(KafkaError._ALL_BROKERS_DOWN)))
+    too_large = kafka_errors.classify(KafkaException(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)))
+    away = kafka_errors.classify(KafkaException(KafkaError(KafkaError._ALL_BROKERS_DOWN)))
 
     assert isinstance(too_large.error(), PermanentSinkError)
     assert isinstance(away.error(), TransientSinkError)

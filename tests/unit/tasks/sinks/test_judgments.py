@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from confluent_kafka import Message
 
-from tasks.kafka.producing import unproven
+from tasks.kafka.producing import unproven_delivery
 from tasks.sinks.bigquery import table as bigquery
 from tasks.sinks.clickhouse import table as clickhouse
 from tasks.sinks.clickhouse.answers import exception_of
 from tasks.sinks.gcs.bucket import RETENTION_DAYS, expires, missing_rules, restrictions
-from tasks.sinks.http.answers import Answer, described
+from tasks.sinks.http.answers import Answer, describe_answer
 from tasks.sinks.http.limits import BODY_BYTES_MIN, BodyLimit
-from tasks.sinks.outcome import ACTION_OF, MEANING_OF, Action, Blame
+from tasks.sinks.outcome import BLAME_ACTIONS, BLAME_MEANINGS, Action, Blame
 
 
 @pytest.mark.parametrize(
@@ -43,12 +43,12 @@ from tasks.sinks.outcome import ACTION_OF, MEANING_OF, Action, Blame
 )
 def test_a_response_is_described_without_its_markup(body: bytes, content_type: str, shown: str) -> None:
     """A response is described without markup, in short printable text for logs, Flower and terminals."""
-    assert described(Answer(200, body, content_type=content_type)) == shown
+    assert describe_answer(Answer(200, body, content_type=content_type)) == shown
 
 
 def test_a_long_response_is_described_in_one_short_line() -> None:
     """A long response is described in one line, which shows that the response was not read completely."""
-    text = described(Answer(200, b"x" * 50_000, whole=False))
+    text = describe_answer(Answer(200, b"x" * 50_000, whole=False))
 
     assert text.startswith("the text (more than 50000 bytes): xxx")
     assert len(text) < 250
@@ -56,7 +56,7 @@ def test_a_long_response_is_described_in_one_short_line() -> None:
 
 
 def test_every_culprit_has_a_meaning_and_an_action() -> None:
-    assert set(ACTION_OF) == set(MEANING_OF) == set(Blame)
+    assert set(BLAME_ACTIONS) == set(BLAME_MEANINGS) == set(Blame)
     assert {blame.action for blame in Blame} == set(Action)
     assert {blame for blame in Blame if blame.accuses_items} == {Blame.ROW, Blame.BATCH, Blame.SIZE}
 
@@ -256,4 +256,4 @@ def test_a_delivery_report_proves_a_record_by_its_offset() -> None:
     """A delivery report confirms a record only if it has an offset, which a record that was never sent does not
     have.
     """
-    assert unproven(Message()) is not None
+    assert unproven_delivery(Message()) is not None

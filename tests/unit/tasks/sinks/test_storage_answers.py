@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.core.parse.rows import moment
-from tasks.sinks.bigquery.append_answers import BLAME_OF_CODE, ENDED_CODES, Verdict, judged, judged_error
+from tasks.sinks.bigquery.append_answers import BLAME_OF_CODE, ENDED_CODES, Verdict, judge, judge_error
 from tasks.sinks.bigquery.append_record import Append, decode, encode, ranges
 from tasks.sinks.bigquery.row_encoding import RowEncoder
 from tasks.sinks.bigquery.table import columns_of
@@ -126,11 +126,11 @@ def test_only_the_result_of_the_sent_offset_proves_an_append() -> None:
     for offset, verdict in ((7, Verdict.APPLIED), (0, Verdict.FAILED), (8, Verdict.FAILED)):
         made = AppendRowsResponse.pb()()
         made.append_result.offset.value = offset
-        assert judged(made, APPEND).verdict is verdict
+        assert judge(made, APPEND).verdict is verdict
     made = AppendRowsResponse.pb()()
     made.append_result.SetInParent()
-    assert judged(made, APPEND).verdict is Verdict.FAILED
-    assert judged(AppendRowsResponse.pb()(), APPEND).verdict is Verdict.FAILED
+    assert judge(made, APPEND).verdict is Verdict.FAILED
+    assert judge(AppendRowsResponse.pb()(), APPEND).verdict is Verdict.FAILED
 
 
 def test_every_code_of_bigquery_is_sorted() -> None:
@@ -162,9 +162,9 @@ def test_errors_are_sorted_by_code_and_status(
     status: grpc.StatusCode, code: Any, verdict: Verdict, blame: Blame | None
 ) -> None:
     """Errors are classified by code and status, whether they arrive in a response or end the call."""
-    found = [judged(response(status, code), APPEND)]
+    found = [judge(response(status, code), APPEND)]
     if code is None:
-        found.append(judged_error(from_api.from_grpc_status(status, "text")))  # type: ignore[no-untyped-call]
+        found.append(judge_error(from_api.from_grpc_status(status, "text")))  # type: ignore[no-untyped-call]
     for judgment in found:
         assert judgment.verdict is verdict
         assert (judgment.trouble.blame if judgment.trouble else None) is blame
@@ -172,13 +172,13 @@ def test_errors_are_sorted_by_code_and_status(
 
 def test_named_rows_are_refused_and_others_are_not_believed() -> None:
     """Rows that an error names are refused, and an index outside the append is ignored."""
-    found = judged(response(grpc.StatusCode.INVALID_ARGUMENT, rows=(0, 2, 3)), APPEND)
+    found = judge(response(grpc.StatusCode.INVALID_ARGUMENT, rows=(0, 2, 3)), APPEND)
     assert found.verdict is Verdict.REFUSED
     assert [index for index, _ in found.rows] == [0, 2]
 
 
 def test_a_request_that_is_too_large_is_split() -> None:
     error = from_api.ResourceExhausted("Received message larger than max (9 vs. 4)")  # type: ignore[no-untyped-call]
-    found = judged_error(error)
+    found = judge_error(error)
     assert found.trouble is not None
     assert (found.verdict, found.trouble.blame) == (Verdict.REFUSED, Blame.SIZE)
