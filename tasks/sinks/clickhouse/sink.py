@@ -248,7 +248,7 @@ class _Write:
 def client(settings: Settings, *, database: str | None = None) -> Any:
     """A connected clickhouse-connect client; also for migrations and readers. May be used by several threads.
 
-    Raises the driver's exceptions; `tasks.sinks.clickhouse.errors.sort` classifies them.
+    Raises the driver's exceptions; `tasks.sinks.clickhouse.errors.classify` classifies them.
     """
     url = urlsplit(settings.clickhouse_url)
     ca_file = settings.clickhouse_tls_ca_file
