@@ -285,7 +285,7 @@ class Settings(FleetSettings):
         le=3600,
         description="Time without progress of the reader loop after which /livez fails and all stacks are "
         "logged. A message is rejected if parsing it in a child process takes more CPU time than a sixth of this "
-        "value, or more wall-clock time than 40 % of it twice in a row.",
+        "value, or if it takes more wall-clock time than 40 % of this value twice in a row.",
     )
 
     @property

@@ -49,7 +49,7 @@ def _proofs() -> Iterator[str]:
     yield "## What proves a write"
     yield _text(
         """An item counts as durable when the response proves it in the sink's own format. A success status alone
-        proves nothing: ClickHouse may send it before an insert fails, and proxies and captive portals respond
+        proves nothing: ClickHouse may send 200 before an insert fails, and proxies and captive portals respond
         with their own pages. Writes without proof are retried, and the worker logs the response. Responses are
         read up to 64 KiB, and redirects are not followed."""
     )

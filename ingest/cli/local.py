@@ -269,7 +269,7 @@ def local_down(directory: Path | None) -> None:
 @directory_option
 @as_json
 def local_status(directory: Path | None, as_json: bool) -> None:
-    """Show the running processes and their addresses. Exit code 1 if none is running."""
+    """Show the running processes and their addresses. The exit code is 1 if none is running."""
     from ingest.local.background import status
     from ingest.local.servers.processes import LocalError
 
