@@ -49,8 +49,8 @@ def backfill(
 
     Recordings are read from the bucket, parsed by this release and compared with ClickHouse and BigQuery; rows
     that are missing or differ are written with the same identities as during ingestion. The command can be
-    repeated: a second run writes nothing. The time window applies to arrival times. Values that the recording does not contain
-    are copied from its rows in ClickHouse; recordings without rows are counted and listed.
+    repeated: a second run writes nothing. The time window applies to arrival times. Values that the recording does
+    not contain are copied from its rows in ClickHouse; recordings without rows are counted and listed.
 
     Exit code 0: all recordings were rebuilt; 1: some could not be rebuilt, or the run failed (see the last line).
     """
