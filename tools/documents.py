@@ -115,7 +115,7 @@ def reasons_page() -> Iterator[str]:
     """Yields the sections of docs/reasons.md."""
     yield "# Reasons"
     yield (
-        "This page lists the reasons for rejects and warnings. Their names are used as labels of "
+        "This page lists the reasons for rejects and warnings. The names of reasons are used as labels of "
         "`replays_reader_rejects_total` and `replays_reader_warnings_total`, and in the header `reason` of dead "
         "letters. The names are stable, and none of them changes its meaning."
     )
