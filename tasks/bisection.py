@@ -17,10 +17,10 @@ from tasks.staging import Progress
 REFUSED_MIN = 20
 REFUSED_SHARE = 0.5
 # After SPREAD_AFTER refusals without a success, SPREAD_ITEMS items spread over the rest are written one by one. If
-# all of these items are refused too, nearly every item of the task would be refused.
+# all of these are refused too, the task's remaining items are probably all refused.
 SPREAD_AFTER = 8
 SPREAD_ITEMS = REFUSED_MIN - SPREAD_AFTER
-# Maximum writes per run; the next run continues.
+# Maximum number of writes per run. The next run writes the remaining items.
 WRITES_MAX = 200
 
 Write = Callable[[Sequence[int]], None]

@@ -219,7 +219,7 @@ class Breaker:
 
 
 def read_permit(answer: Sequence[Any]) -> Permit:
-    """The permit in the result of `request`."""
+    """Returns the permit in the result of `request`."""
     kind, wait_seconds, error = answer
     return Permit(PermitKind(_text(kind)), float(wait_seconds), _text(error))
 
@@ -245,7 +245,7 @@ def read_states(client: Redis[bytes], prefix: str, sinks: Iterable[SinkName]) ->
 
 def _state(sink: SinkName, found: dict[bytes, bytes], now: float) -> BreakerState:
     def number(name: str) -> float:
-        """The value, or 0 if another program wrote something that is not a number."""
+        """Returns the value, or 0 if another program wrote something that is not a number."""
         try:
             parsed = float(found.get(name.encode(), b"0"))
         except ValueError:

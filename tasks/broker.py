@@ -2,8 +2,8 @@
 
 kombu treats READONLY as a channel error, on which a worker exits; this transport treats it as a connection error,
 after which a worker reconnects. When an acknowledgement fails, kombu counts its message as unfinished for as long
-as the channel lives; this transport does not (`QoS`). kombu also parses URLs differently, so it gets a `Link` in
-its transport options, for TCP, TLS, Unix sockets and Sentinel.
+as the channel lives; this transport does not count it (`QoS`). kombu also parses URLs differently, so it gets a
+`Link` in its transport options, for TCP, TLS, Unix sockets and Sentinel.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Client(redis.PrefixedStrictRedis):
 
 
 class QoS(redis.QoS):
-    """kombu's count of unfinished messages, without those whose acknowledgement failed.
+    """Counts unfinished messages as kombu does, but leaves out messages whose acknowledgement failed.
 
     Celery only logs a failed acknowledgement. If its message still counted, the worker would stop permanently,
     even on a working connection, once such failures equal its number of processes. In Redis the message stays
@@ -81,7 +81,7 @@ class Channel(redis.Channel):
     def _get_pool(self, asynchronous: bool = False) -> ConnectionPool:
         """`asynchronous`: for connections polled by the event loop, which must be notified when one is closed."""
         self.keyprefix_fanout = self.keyprefix_fanout.format(db=self.link.address.database)
-        # No retries here: kombu and Celery retry, and know which commands may be sent twice.
+        # This pool does not retry, because kombu and Celery do, and they know which commands may be sent twice.
         pool = self.link.pool(0, self._polled if asynchronous else lambda kind: kind)
         manager = getattr(pool, "sentinel_manager", None)
         if asynchronous:
@@ -106,13 +106,13 @@ class Channel(redis.Channel):
 
 
 class Transport(redis.Transport):
-    """kombu's transport with our channel."""
+    """A kombu transport that uses our channel."""
 
     Channel = Channel
     can_parse_url = True  # the URL is only a label
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
-        """The address without a password."""
+        """Returns the address without a password."""
         connection: Any = self.client
         link: Link = connection.transport_options[LINK_OPTION]
         return link.address.shown

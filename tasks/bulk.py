@@ -66,7 +66,7 @@ def abandon_all(
 ) -> Outcomes:
     """Abandons these batches one after another. Raises ValueError.
 
-    Stops at the first error of a server, because each further batch would wait for the same timeout.
+    Stops at the first error of a server, because every further batch would time out too.
     """
     _expect(batch_ids, reason, ABANDONED_MAX)
     outcomes, remaining = Outcomes(), list(dict.fromkeys(batch_ids))
@@ -92,7 +92,7 @@ def _expect(batch_ids: Sequence[str], reason: str, count_max: int) -> None:
 
 
 def _refusal(about: Mapping[str, Any] | None, readers: Mapping[str, Mapping[str, Any]]) -> str:
-    """The reason why this batch cannot be retried; empty if it can be."""
+    """Returns the reason why this batch cannot be retried; empty if it can be."""
     if about is None:
         return "not parked any more"
     alive = readers.get(str(about["reader"]))

@@ -29,7 +29,7 @@ TOKEN_BYTES = 6
 
 @dataclass(frozen=True, slots=True)
 class FanOut:
-    """A chord to start: at least one flush task, by its name in the staged batch.
+    """A chord to start, of at least one flush task. Tasks are identified by their names in the staged batch.
 
     `until`: Unix seconds after which failed tasks are not retried. `traceparent` (W3C) is sent as a header if the
     batch is traced.
@@ -45,12 +45,14 @@ class FanOut:
 
 
 def new_token() -> str:
-    """A new token that identifies a chord. The token is not part of any row, object or deduplication token."""
+    """Returns a new token that identifies a chord. The token is not part of any row, object or deduplication
+    token.
+    """
     return secrets.token_urlsafe(TOKEN_BYTES)
 
 
 def publisher(settings: Settings) -> Celery:
-    """A send-only app for the reader, without tasks and sinks."""
+    """Returns a send-only app for the reader, without tasks and sinks."""
     app = Celery("replays-ingest", set_as_current=False)
     app.conf.update(configuration(settings), imports=())
     if settings.task_security_key_file is not None:

@@ -26,18 +26,19 @@ from tasks.wire import SinkName
 
 
 def time_limits(settings: Settings) -> tuple[float, float]:
-    """The soft and hard time limits of one run of a task, in seconds.
+    """Returns the soft and hard time limits of one run of a task, in seconds.
 
-    A run may write more than once (bisection, partial failures). A run starts its last call within the time of
-    three calls, and may write dead letters after that. Only code that ignores its deadline reaches the soft limit,
-    and only code that cannot be interrupted reaches the hard limit. The prefork pool enforces both limits.
+    A run may write more than once (bisection, partial failures). A run starts no sink call after three call
+    timeouts have passed, but may still write dead letters then. Only code that ignores its deadline reaches the
+    soft limit, and only code that cannot be interrupted reaches the hard limit. The prefork pool enforces both
+    limits.
     """
     soft = 5 * settings.sink_timeout_seconds + 1
     return soft, soft + settings.sink_timeout_seconds + 1
 
 
 def configuration(settings: Settings) -> dict[str, Any]:
-    """The configuration of workers and of the reader's publisher."""
+    """Returns the configuration of workers and of the reader's publisher."""
     soft, hard = time_limits(settings)
     link = link_of(settings)
     config: dict[str, Any] = {
@@ -125,7 +126,7 @@ def secure(app: Celery) -> None:
 
 
 def signed(settings: Settings) -> dict[str, Any]:
-    """Settings for signed messages, accepted only from certificates in the store."""
+    """Returns the settings for signed messages, accepted only from certificates in the store."""
     return {
         "security_key": str(settings.task_security_key_file),
         "security_certificate": str(settings.task_security_certificate_file),
@@ -138,7 +139,7 @@ def signed(settings: Settings) -> dict[str, Any]:
 
 @cache
 def current() -> dict[str, Any]:
-    """The configuration of this process, from its environment. Raises SettingsError."""
+    """Returns the configuration of this process, from its environment. Raises SettingsError."""
     settings = load_fleet()
     if not is_plain(settings):
         from tasks.kafka.usable import verify_producer

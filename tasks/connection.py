@@ -39,7 +39,8 @@ SENTINEL_SECONDS_MAX = 1.0
 # This key is written to verify that a server is writable.
 PROBE_SECONDS = 60
 
-# Error codes that mean "not this server, or not now". OOM is not among them: a full primary is still the primary.
+# Error codes that mean "not this server, or not now". OOM is not one of them, because a primary without free
+# memory is still the primary.
 AWAY = frozenset(
     {
         "READONLY",  # a replica: the primary was demoted
@@ -61,7 +62,7 @@ class RedisAway(RedisConnectionError):
 
 
 def away_code(error: BaseException) -> str:
-    """The error code if it means "unavailable"; "" for other errors.
+    """Returns the error code if it means "unavailable"; "" for other errors.
 
     For errors in scripts, older servers put the code into the text: `ERR Error running script ...: -READONLY You
     ...`.
@@ -78,7 +79,7 @@ def away_code(error: BaseException) -> str:
 
 
 def _code(error: BaseException) -> str:
-    """The first word of an error. For codes that it maps to exceptions, redis-py removes the word from the
+    """Returns the first word of an error. For codes that it maps to exceptions, redis-py removes the word from the
     text.
     """
     return getattr(error, "status_code", None) or str(error).partition(" ")[0]
@@ -98,7 +99,9 @@ class _Checked:
         return PythonRespSerializer(self._buffer_cutoff, self.encoder.encode)
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
-        """The response as redis-py parses it. Raises RedisAway for errors in AWAY, also inside a transaction."""
+        """Returns the response as redis-py parses it. Raises RedisAway for errors in AWAY, also inside a
+        transaction.
+        """
         try:
             answer = super().read_response(*args, **kwargs)  # type: ignore[misc]
         except RedisError as error:
@@ -150,8 +153,9 @@ _CLASSES: dict[tuple[Scheme, bool], type[Any]] = {
 
 
 class _Sentinels(Sentinel):
-    """Sentinels, queried in turn. A server that refuses, or that is not a Sentinel, is skipped like an unreachable
-    Sentinel."""
+    """Sentinels, queried in turn. A server that refuses the query, or that is not a Sentinel, is skipped like an
+    unreachable Sentinel.
+    """
 
     def discover_master(self, service_name: str) -> tuple[str, int]:
         """Address of the primary. Raises MasterNotFoundError with each Sentinel's error if none has one."""
@@ -177,7 +181,7 @@ def _place(sentinel: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Parameters of connections to Redis. Compares and prints without passwords."""
+    """Parameters of connections to Redis. Passwords are left out when it is compared or printed."""
 
     address: RedisAddress
     timeout_seconds: float
@@ -189,7 +193,7 @@ class Link:
     sentinel_password: str = field(default="", repr=False)
 
     def pool(self, retries: int, wrap: Callable[[type[Any]], type[Any]] = lambda kind: kind) -> ConnectionPool:
-        """A connection pool with timeouts and `retries`.
+        """Returns a connection pool with timeouts and `retries`.
 
         `wrap` may derive a class from the connection class. Does not connect yet.
         """
@@ -242,7 +246,7 @@ class Link:
 
 
 def link_of(settings: Settings) -> Link:
-    """Connection parameters from the settings."""
+    """Returns the connection parameters from the settings."""
     return Link(
         address=settings.redis_address,
         timeout_seconds=settings.redis_timeout_seconds,
@@ -256,7 +260,7 @@ def link_of(settings: Settings) -> Link:
 
 
 def connect(settings: Settings, *, retries: int = 1, seconds_max: float = math.inf) -> Redis[bytes]:
-    """A client whose calls are bounded by `redis_timeout_seconds` and by `seconds_max`, with `retries`.
+    """Returns a client whose calls are bounded by `redis_timeout_seconds` and by `seconds_max`, with `retries`.
 
     Values are bytes.
     """
@@ -267,7 +271,7 @@ def connect(settings: Settings, *, retries: int = 1, seconds_max: float = math.i
     return Redis.from_pool(pool)  # type: ignore[attr-defined,no-any-return]
 
 
-# Pools of this process's clients. Celery's are not among them: its event loop owns its connections.
+# Pools of this process's clients. Celery's pools are not included, because its event loop owns its connections.
 _pools: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
 _pools_lock = threading.Lock()
 
@@ -303,7 +307,7 @@ class RedisRefused(SettingsError):
 
 
 def refusal(client: Any) -> str:
-    """The reason why this server is not supported, in one line; "" if it is supported. Uses INFO. Raises
+    """Returns the reason why this server is not supported, in one line; "" if it is supported. Uses INFO. Raises
     redis.exceptions.RedisError."""
     server = client.info()
     mode = str(server.get("redis_mode") or server.get("server_mode") or "standalone")
@@ -347,7 +351,7 @@ def fault_of(error: BaseException) -> Fault:
 
 
 def advice(error: BaseException) -> str:
-    """Advice for a Redis that does not respond or refuses; for other errors, where to look."""
+    """Returns advice for a Redis that does not respond or refuses; for other errors, states where to look."""
     if isinstance(error, AuthenticationError):
         return WHAT_TO_DO[Server.REDIS, Cause.LOGIN]
     if isinstance(error, NoPermissionError):

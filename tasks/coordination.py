@@ -39,7 +39,7 @@ WORKER_FORGOTTEN_SECONDS = 3600
 PARKED_LEASE_SECONDS = 30.0
 FIRST_PARKED_MAX = 10_000
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-# Older releases park batches without a lease. Such an entry is valid until its retry is overdue by this time.
+# Older releases park batches without a lease. Such an entry expires when its retry is overdue by this time.
 UNLEASED_SECONDS = 120.0
 log = logging.getLogger(__name__)
 
@@ -64,13 +64,15 @@ class Coordination:
 
     @cached_property
     def operators(self) -> Operators:
-        """Operators' decisions and actions. Imported on first use, because they are in Kafka, too."""
+        """Operators' decisions and actions. The module is imported on first use, because it also needs the Kafka
+        client.
+        """
         from tasks.operators import Operators
 
         return Operators(self.client, self._settings)
 
     def now(self) -> float:
-        """Unix seconds of the Redis clock."""
+        """Returns the time of the Redis clock, Unix seconds."""
         return redis_now(self.client)
 
     # Completions
@@ -113,7 +115,7 @@ class Coordination:
         self._trend.add(reader, about)
 
     def trend(self) -> Trend:
-        """Throughput, lag and delay of the last hour."""
+        """Returns throughput, lag and delay of the last hour."""
         return trend(self.client, self._prefix, self.now())
 
     def remove_reader(self, reader: str) -> None:
@@ -121,7 +123,7 @@ class Coordination:
         self.client.hdel(self._readers, reader)
 
     def readers(self) -> dict[str, dict[str, Any]]:
-        """The last heartbeat of each reader, with its age as `silent_seconds`."""
+        """Returns the last heartbeat of each reader, with its age as `silent_seconds`."""
         return self._read_entries(self._readers)
 
     # Workers
@@ -145,7 +147,7 @@ class Coordination:
         self.client.hdel(self._workers, worker)
 
     def workers(self) -> dict[str, dict[str, Any]]:
-        """The last presence of each worker, with its age as `silent_seconds`."""
+        """Returns the last presence of each worker, with its age as `silent_seconds`."""
         return self._read_entries(self._workers)
 
     def _read_entries(self, key: str) -> dict[str, dict[str, Any]]:
@@ -185,7 +187,7 @@ class Coordination:
         self.client.hdel(self._parked, batch_id)
 
     def parked(self) -> dict[str, dict[str, Any]]:
-        """Parked batches by id, oldest first, without expired leases."""
+        """Returns the parked batches by id, oldest first, without expired leases."""
         texts, now = self._all_of(self._parked)
         found = [about for about in map(self._verified, texts.values()) if about is not None]
         expired = [about["batch_id"] for about in found if _leased_until(about) + PARKED_LEASE_SECONDS < now]
@@ -198,14 +200,14 @@ class Coordination:
         return {about["batch_id"]: about for about in live}
 
     def _verified(self, text: bytes) -> dict[str, Any] | None:
-        """A parked entry; None if it was not written by its reader."""
+        """Returns a parked entry; None if it was not written by its reader."""
         about = self._seals.open_object(Purpose.PARKED, self._parked, text)
         if about is None:
             self._unverified(Purpose.PARKED)
         return about
 
     def _all_of(self, key: str) -> tuple[dict[bytes, bytes], float]:
-        """All entries of a hash, and the current time."""
+        """Returns all entries of a hash, and the current time."""
         pipe = self.client.pipeline(transaction=True)
         pipe.hgetall(key)
         pipe.time()
@@ -219,19 +221,19 @@ class Coordination:
         self.operators.audit(action)
 
     def audited(self, count_max: int = 100, *, copy_only: bool = False) -> list[dict[str, str]]:
-        """The last actions, newest first. Raises RangeError if they are missing in Redis and Kafka is
+        """Returns the last actions, newest first. Raises RangeError if they are missing in Redis and Kafka is
         unreachable. `copy_only`: returns only the actions in Redis.
         """
         return self.operators.audited(count_max, copy_only=copy_only)
 
 
 def redis_now(client: Any) -> float:
-    """Unix seconds of the Redis clock."""
+    """Returns the time of the Redis clock, Unix seconds."""
     return seconds_of(client.time())
 
 
 def seconds_of(clock: tuple[int, int]) -> float:
-    """Unix seconds of a TIME response."""
+    """Returns the time in a TIME response, Unix seconds."""
     return clock[0] + clock[1] / 1e6
 
 
@@ -245,7 +247,7 @@ def _silent_seconds(about: bytes, now: float) -> float:
 
 
 def _forgotten(found: Mapping[bytes, bytes], now: float, seconds_max: float) -> list[bytes]:
-    """Names of entries that are expired or invalid."""
+    """Returns the names of entries that are expired or invalid."""
     gone = []
     for name, text in found.items():
         try:

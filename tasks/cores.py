@@ -27,8 +27,8 @@ UNLIMITED_BYTES = 1 << 60
 
 
 def processes(settings: Settings, root: Path = Path("/")) -> int:
-    """Number of processes of a flush worker: `worker_processes`, or one per core within its minimum and
-    maximum.
+    """Returns the number of processes of a flush worker: `worker_processes`, or one per core within its minimum
+    and maximum.
     """
     if settings.worker_processes:
         return settings.worker_processes
@@ -36,19 +36,21 @@ def processes(settings: Settings, root: Path = Path("/")) -> int:
 
 
 def memory_needed_bytes(process_count: int) -> int:
-    """Memory of a worker with this many pool processes under load."""
+    """Returns the memory that is needed by a worker with this many pool processes under load."""
     return PARENT_BYTES + process_count * PROCESS_BYTES
 
 
 def cores(root: Path = Path("/")) -> int:
-    """Cores that this process may use, at least 1: its CPU affinity or its quota, whichever is less."""
+    """Returns the number of cores that this process may use, at least 1: its CPU affinity or its quota, whichever
+    is less.
+    """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = quota_cores(root)
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
 
 
 def quota_cores(root: Path = Path("/")) -> float | None:
-    """The smallest CPU quota of the control groups around this process, in cores. None: no quota."""
+    """Returns the smallest CPU quota of the control groups around this process, in cores. None: no quota."""
     quotas = []
     for group in _groups(root, "cpu"):
         quota, period = [*_read(group / "cpu.max").split(), "", ""][:2]
@@ -60,7 +62,7 @@ def quota_cores(root: Path = Path("/")) -> float | None:
 
 
 def memory_limit_bytes(root: Path = Path("/")) -> int | None:
-    """The smallest memory limit of the control groups around this process, in bytes. None: no limit."""
+    """Returns the smallest memory limit of the control groups around this process, in bytes. None: no limit."""
     limits = []
     for group in _groups(root, "memory"):
         text = _read(group / "memory.max") or _read(group / "memory.limit_in_bytes")
@@ -70,10 +72,10 @@ def memory_limit_bytes(root: Path = Path("/")) -> int | None:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Directories of this process's control groups, the innermost first, of both versions.
+    """Yields the directories of this process's control groups, the innermost first, of both versions.
 
-    Inside a container, the path in /proc/self/cgroup may be the host's, which is not mounted. Then only the mount
-    point itself is returned, which is the container's own group.
+    Inside a container, the path in /proc/self/cgroup may be the host's, which is not mounted. In that case, only
+    the mount point itself is yielded, which is the container's own group.
     """
     mounts = root / "sys" / "fs" / "cgroup"
     for line in _read(root / "proc" / "self" / "cgroup").splitlines():
@@ -92,7 +94,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _read(path: Path) -> str:
-    """The file's text; empty if it is missing or unreadable."""
+    """Returns the file's text; empty if it is missing or unreadable."""
     try:
         return path.read_text().strip()
     except OSError:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def content(path: Path) -> bytes:
-    """The bytes of the file."""
+    """Returns the bytes of the file."""
     try:
         return path.read_bytes()
     except FileNotFoundError:

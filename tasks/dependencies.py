@@ -65,14 +65,14 @@ BESIDE_REDIS = (kafka, clickhouse)
 
 
 def asked_by(sinks: Collection[SinkName]) -> tuple[Ask, ...]:
-    """The tests of a worker with these sinks."""
+    """Returns the tests of a worker with these sinks."""
     of_sinks = {SinkName.DEAD_LETTER: kafka, SinkName.CLICKHOUSE: clickhouse}
     return (redis, *(ask for sink, ask in of_sinks.items() if sink in sinks))
 
 
 def faults(settings: Settings, asked: Sequence[Ask]) -> Iterator[Fault]:
-    """Runs these tests concurrently, and yields each fault as soon as it is known. Takes little more than
-    KAFKA_SECONDS_MAX.
+    """Runs these tests concurrently, and yields each fault as soon as it is known. Returns at the latest shortly
+    after KAFKA_SECONDS_MAX.
     """
     with ThreadPoolExecutor(len(asked), thread_name_prefix="dependencies") as pool:
         for ended in as_completed([pool.submit(ask, settings) for ask in asked]):
@@ -91,7 +91,7 @@ class Dependencies:
         self._loop = Loop("dependencies", self._ask, INTERVAL_SECONDS)
 
     def faults(self, wait_seconds: float) -> tuple[Fault, ...]:
-        """The faults found by the last test. The first call waits up to `wait_seconds` for a result."""
+        """Returns the faults found by the last test. The first call waits up to `wait_seconds` for a result."""
         with self._lock:
             if not self._started:
                 self._started = True

@@ -8,7 +8,9 @@ MESSAGE_CHARACTERS_MAX = 500
 
 
 def shortened(text: str, characters_max: int = MESSAGE_CHARACTERS_MAX) -> str:
-    """One printable line without secrets: errors travel through Redis, logs, terminals and Flower."""
+    """Shortens the text to one printable line without secrets, because errors pass through Redis, logs, terminals
+    and Flower.
+    """
     line = " ".join(printable(without_secrets(text[: 8 * characters_max]), " ").split())
     return line if len(line) <= characters_max else line[: characters_max - 3] + "..."
 

@@ -76,12 +76,12 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 def start_a_worker(*, local: bool) -> str:
-    """What to do if no worker is running. `local`: the settings come from a running local stack."""
+    """Returns what to do if no worker is running. `local`: the settings come from a running local stack."""
     return START_LOCAL_PROGRAMS if local else START_A_WORKER
 
 
 def start_a_reader(*, local: bool) -> str:
-    """What to do if no reader is running. `local` as above."""
+    """Returns what to do if no reader is running. `local`: see `start_a_worker`."""
     return START_LOCAL_PROGRAMS if local else START_A_READER
 
 

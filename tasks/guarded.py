@@ -1,5 +1,5 @@
-"""librdkafka properties that `REPLAYS_KAFKA_OPTIONS` may not set, with reasons. At-least-once delivery depends on
-them, or they have a setting of their own.
+"""librdkafka properties that `REPLAYS_KAFKA_OPTIONS` may not set, with reasons. Either at-least-once delivery
+depends on the property, or a setting of ours sets it.
 
 All other properties are accepted.
 """
@@ -16,7 +16,7 @@ CALLBACKS = "callbacks are code"
 
 
 def setting(name: str) -> str:
-    """The reason for a property that has a setting of its own."""
+    """Returns the reason to refuse a property that the setting `name` controls."""
     return f"set REPLAYS_{name} instead"
 
 
@@ -67,7 +67,7 @@ GUARDED_SUFFIXES: Mapping[str, str] = {
 
 
 def refusal(name: str) -> str | None:
-    """The reason why this property may not be set; None if it may be set."""
+    """Returns the reason why this property may not be set; None if it may be set."""
     for prefix, reason in GUARDED_PREFIXES.items():
         if name.startswith(prefix):
             return reason

@@ -50,19 +50,21 @@ class SettingsError(click.ClickException):
 
 
 VALUE_CHARACTERS_MAX = 100
-CLOSE_RATIO_MIN = 0.85  # REDIS_URI is 0.89 from REDIS_URL, CLICKHOUSE_HOST 0.80 from CLICKHOUSE_USER
+CLOSE_RATIO_MIN = (
+    0.85  # the ratio of REDIS_URI to REDIS_URL is 0.89, and that of CLICKHOUSE_HOST to CLICKHOUSE_USER 0.80
+)
 # Kubernetes sets this variable in every container.
 POD_VARIABLE = "KUBERNETES_SERVICE_HOST"
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 def in_pod() -> bool:
-    """True in a Kubernetes pod, where the loopback interface is private to the pod."""
+    """Returns True in a Kubernetes pod, where the loopback interface is private to the pod."""
     return POD_VARIABLE in os.environ
 
 
 def load_fleet() -> Settings:
-    """Worker settings from environment and file. Raises SettingsError.
+    """Loads the worker settings from the environment and the file. Raises SettingsError.
 
     Readers and workers may share an environment: reader settings are recognized but not validated.
     """
@@ -96,7 +98,7 @@ def _refusal(mistakes: Iterable[str]) -> SettingsError:
 
 
 def _unreadable(path: str) -> str:
-    """Why the settings file is unusable; empty if it is usable."""
+    """Returns the reason why the settings file is unusable; empty if it is usable."""
     try:
         with Path(path).open("rb") as file:
             tomllib.load(file)
@@ -114,14 +116,16 @@ def _unreadable(path: str) -> str:
 
 
 def _undecoded(kind: type[Settings], error: Exception) -> str:
-    """The error for a setting that is not valid JSON. The text omits the value, which may contain a password."""
+    """Returns the error for a setting that is not valid JSON. The text omits the value, which may contain a
+    password.
+    """
     names = [name for name in kind.model_fields if f'"{name}"' in str(error)]
     name = f"{ENV_PREFIX}{names[0].upper()}" if names else str(error)
     return f'{name}: not a JSON object ({error.__cause__}): write it as {{"name": "value"}}'
 
 
 def allowed(field: FieldInfo) -> str:
-    """Allowed values as text: `1 to 1024`, `one of earliest, latest`, `matching ^[a-z]+$`."""
+    """Returns the allowed values as text: `1 to 1024`, `one of earliest, latest`, `matching ^[a-z]+$`."""
     values = _literals(field.annotation)
     if values:
         several = get_origin(field.annotation) is tuple
@@ -157,7 +161,7 @@ def _literals(annotation: Any) -> tuple[Any, ...]:
 
 
 def _unknown(known: Set[str], environ: Mapping[str, str]) -> Iterable[str]:
-    """One line per unknown REPLAYS_* variable or key of the file, with the nearest known name."""
+    """Yields one line per unknown REPLAYS_* variable or key of the file, with the nearest known name."""
     names = {ENV_PREFIX + name.upper() for name in known}
     for variable in sorted(environ):
         name = variable.upper()
@@ -182,7 +186,7 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 
 def _mistake(kind: type[Settings], detail: Any) -> str:
-    """One-line error message for an invalid value. Secret values are not repeated."""
+    """Returns the one-line error message for an invalid value. Secret values are not repeated."""
     name = str(detail["loc"][0]) if detail["loc"] else ""
     field = kind.model_fields.get(name)
     if field is None:

@@ -43,7 +43,7 @@ def trim(body: Any = None, headers: Any = None, properties: Any = None, **_: Any
 
 
 def _trimmed(signature: Any) -> dict[str, Any]:
-    """A signature without empty or unused fields."""
+    """Returns a signature without empty or unused fields."""
     trimmed = {name: signature[name] for name in ("task", "args", "kwargs")}
     if signature.get("immutable"):
         trimmed["immutable"] = True

@@ -20,16 +20,18 @@ class ControlTask(StrEnum):
 
 
 def flush_task(sink: SinkName) -> str:
-    """The task that writes to this sink."""
+    """Returns the task that writes to this sink."""
     return f"{FLUSH}{sink}"
 
 
 def sink_of(task: str) -> SinkName | None:
-    """The sink that the named flush task writes to. Returns None for other tasks."""
+    """Returns the sink that the named flush task writes to. Returns None for other tasks."""
     name = task.removeprefix(FLUSH)
     return SinkName(name) if task.startswith(FLUSH) and name in set(SinkName) else None
 
 
 def flush_queue(sink: SinkName) -> str:
-    """The queue of one sink. Each sink has its own queue, so that its workers scale and fail independently."""
+    """Returns the queue of one sink. Each sink has its own queue, so that its workers scale and fail
+    independently.
+    """
     return f"flush.{sink}"

@@ -34,7 +34,7 @@ class ReaderGone(Exception):
 
 
 def retry(coordination: Coordination, batch_id: str, by: str) -> str:
-    """Returns one line about the result. Raises NotParked or ReaderGone."""
+    """Requests an immediate retry. Returns one line about the result. Raises NotParked or ReaderGone."""
     reader = _reader_of(coordination, batch_id)
     coordination.audit({"what": "retry", "batch_id": batch_id, "by": by, "reader": reader})
     coordination.send_completion(reader, Completion(CompletionKind.RETRY, batch_id))
@@ -93,7 +93,7 @@ def _reader_of(coordination: Coordination, batch_id: str) -> str:
 
 
 def _letter(record: Record, batch_id: str, error: str) -> DeadLetter:
-    """The dead letter for an original message."""
+    """Returns the dead letter for an original message."""
     label = Label(
         reason=ABANDONED,
         error=error,

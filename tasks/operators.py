@@ -43,7 +43,9 @@ class Copy:
         self._decided, self._audit, self._copied = self.keys
 
     def copied_offset(self) -> int | None:
-        """The offset up to which the copy is complete; None if it is missing or invalid and must be rebuilt."""
+        """Returns the offset up to which the copy is complete; None if it is missing or invalid and must be
+        rebuilt.
+        """
         pipe = self._client.pipeline(transaction=True)
         pipe.get(self._copied).type(self._decided).type(self._audit)
         found, decided, audit = results(pipe, b"")
@@ -98,7 +100,7 @@ class Copy:
             self.apply(known.since(reached), known.position)
 
     def in_force(self) -> dict[str, dict[str, Any]]:
-        """Every decision except the audit trail, by key."""
+        """Returns every decision except the audit trail, by key."""
         found = {
             key.decode(): self._decode_entry(key.decode(), v)
             for key, v in self._client.hgetall(self._decided).items()
@@ -110,14 +112,14 @@ class Copy:
         }
 
     def get(self, keys: list[str]) -> list[dict[str, Any] | None]:
-        """The decisions of these keys."""
+        """Returns the decisions of these keys."""
         return [
             None if value is None else self._decode_entry(key, value)
             for key, value in zip(keys, self._client.hmget(self._decided, keys), strict=True)
         ]
 
     def audited(self, count_max: int) -> list[dict[str, Any]]:
-        """The last actions, newest first, each with its `key`."""
+        """Returns the last actions, newest first, each with its `key`."""
         texts = self._client.zrevrange(self._audit, 0, count_max - 1)
         found = [self._seals.open_object(Purpose.DECISION, self._audit, text) for text in texts]
         return [action for action in found if action is not None]
@@ -126,7 +128,7 @@ class Copy:
         return msgspec.json.encode(self._seals.seal_object(Purpose.DECISION, place, value))
 
     def _decode_entry(self, key: str, text: bytes) -> dict[str, Any] | None:
-        """The decision in this entry; None if the entry has no valid seal for this key."""
+        """Returns the decision in this entry; None if the entry has no valid seal for this key."""
         found = self._seals.open_object(Purpose.DECISION, self._decided, text)
         if found is None or found.get("key") != key:
             warn(Purpose.DECISION)
@@ -134,7 +136,7 @@ class Copy:
         return found
 
     def oldest_audit_keys(self) -> list[str]:
-        """Keys of the oldest actions beyond the limit."""
+        """Returns the keys of the oldest actions beyond the limit."""
         too_many = int(self._client.zcard(self._audit)) - AUDIT_ENTRIES_MAX
         if too_many < AUDIT_PRUNED_AT_ONCE:
             return []
@@ -144,7 +146,7 @@ class Copy:
 
 
 def names(prefix: str) -> tuple[str, str, str]:
-    """The Redis keys of the copy, which do not expire."""
+    """Returns the Redis keys of the copy, which do not expire."""
     return f"{prefix}:operators", f"{prefix}:operators:audit", f"{prefix}:operators:copied"
 
 
@@ -195,7 +197,9 @@ class Operators:
             log.warning("the audit trail was not shortened: %s", error)
 
     def _reload_lost_copy(self) -> Decisions | None:
-        """If Redis has lost the copy, reads all decisions from the topic and, if permitted, rebuilds the copy."""
+        """Returns all decisions, read from the topic, if Redis has lost the copy, and rebuilds the copy if
+        permitted.
+        """
         if self._copy.copied_offset() is not None:
             return None
         known = decisions.load(self._settings)
@@ -204,7 +208,7 @@ class Operators:
         return known
 
     def in_force(self) -> dict[str, dict[str, Any]]:
-        """Every decision except the audit trail, by key."""
+        """Returns every decision except the audit trail, by key."""
         known = self._reload_lost_copy()
         if known is None:
             return self._copy.in_force()
@@ -215,14 +219,14 @@ class Operators:
         }
 
     def get(self, keys: list[str]) -> list[dict[str, Any] | None]:
-        """The decisions of these keys."""
+        """Returns the decisions of these keys."""
         known = self._reload_lost_copy()
         if known is None:
             return self._copy.get(keys)
         return [decision.value if (decision := known.entries.get(key)) is not None else None for key in keys]
 
     def audited(self, count_max: int = 100, *, copy_only: bool = False) -> list[dict[str, str]]:
-        """The last actions, newest first. `copy_only`: only those in Redis, which may have lost them."""
+        """Returns the last actions, newest first. `copy_only`: only those in Redis, which may have lost them."""
         known = None if copy_only else self._reload_lost_copy()
         if known is None:
             actions = self._copy.audited(count_max)

@@ -42,8 +42,8 @@ _AUTHORIZED = re.compile(
 
 
 def printable(text: str, instead: str = REPLACEMENT) -> str:
-    """One line without control characters, escapes, bidirectional marks, line separators, and zero-width and blank
-    characters; with at most MARKS_MAX consecutive combining marks.
+    """Returns one line without control characters, escapes, bidirectional marks, line separators, and zero-width
+    and blank characters; with at most MARKS_MAX consecutive combining marks.
 
     White space becomes a space, and other unprintable characters become `instead`.
     """
@@ -59,7 +59,7 @@ def _replaced(letter: str, instead: str) -> str:
 
 
 def ascii_json(value: Any, default: Callable[[Any], Any] | None = None) -> str:
-    """JSON of printable ASCII only: everything else is escaped."""
+    """Encodes the value as JSON of printable ASCII only; everything else is escaped."""
     return json.dumps(value, default=default).replace(DELETE, "\\u007f")
 
 

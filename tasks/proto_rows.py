@@ -44,7 +44,7 @@ _COLUMNS_MAX = 1000
 _INT64, _UINT64 = 1 << 63, 1 << 64
 _VARINT_BYTES_MAX = 10
 _VARINT, _BYTES = 0, 2
-_ROW = b"\x0a"  # field 1 of ProtoRows, length-delimited
+_ROW = b"\x0a"  # tag of field 1 of ProtoRows, which is length-delimited
 
 
 _ONE_BYTE = tuple(bytes((number,)) for number in range(128))
@@ -72,7 +72,7 @@ _CACHED_CHARACTERS_MAX = 64
 
 @lru_cache(maxsize=512)
 def _between(event_type: str) -> bytes:
-    """The bytes between the first column and the value of the third column."""
+    """Returns the bytes between the first column and the value of the third column."""
     return text_field(2, event_type.encode()) + b"\x18"
 
 
@@ -121,7 +121,9 @@ class FactEncoder:
         """The bytes after the lower 28 bits of a time, whose other bits are these."""
 
     def framed_fact(self, row_id: bytes, event_type: str, microseconds: int, attributes: bytes) -> bytes:
-        """One framed row. `row_id` and `attributes` are UTF-8; `microseconds` is Unix time. Runs once per fact."""
+        """Returns one framed row. `row_id` and `attributes` are UTF-8; `microseconds` is Unix time. Runs once per
+        fact.
+        """
         high_bits = microseconds >> 28
         if high_bits != self._high_bits:  # the high bits change every 268 s
             self._high_bits = high_bits
@@ -146,7 +148,7 @@ class FactEncoder:
         return self._long_or_early(row_id, event_type, microseconds, attributes)
 
     def _long_or_early(self, row_id: bytes, event_type: str, microseconds: int, attributes: bytes) -> bytes:
-        """One framed row, for long values and for any time; slower than the code in `framed_fact`."""
+        """Returns one framed row, for long values and for any time; slower than the code in `framed_fact`."""
         return framed(
             text_field(1, row_id)
             + text_field(2, event_type.encode())
@@ -157,7 +159,7 @@ class FactEncoder:
 
 
 def are_known(columns: Columns) -> bool:
-    """Whether this release can describe rows with these columns to BigQuery."""
+    """Returns whether this release can describe rows with these columns to BigQuery."""
     names = [name for name, _ in columns]
     return (
         len(set(names)) == len(names) <= _COLUMNS_MAX
@@ -167,7 +169,7 @@ def are_known(columns: Columns) -> bool:
 
 
 def places_of(rows: bytes) -> list[tuple[int, int]]:
-    """Start and stop of each message in framed rows. Raises ValueError for other bytes."""
+    """Returns the start and stop of each message in framed rows. Raises ValueError for other bytes."""
     found = []
     at, end = 0, len(rows)
     while at < end:
@@ -182,7 +184,9 @@ def places_of(rows: bytes) -> list[tuple[int, int]]:
 
 
 def to_json(columns: Columns, message: bytes) -> bytes:
-    """A row as one JSON object without a newline, as the reader writes it without protobuf. Raises ValueError."""
+    """Returns a row as one JSON object without a newline, as the reader writes it without protobuf. Raises
+    ValueError.
+    """
     found: dict[str, Any] = {}
     at = 0
     while at < len(message):
@@ -206,22 +210,24 @@ def to_json(columns: Columns, message: bytes) -> bytes:
 
 
 def _time(microseconds: int) -> str | float:
-    """The time as text, or as a number of seconds if it is outside TIMES. Our rows have no times outside TIMES."""
+    """Returns the time as text, or as a number of seconds if it is outside TIMES. Our rows have no times outside
+    TIMES.
+    """
     return time_text(microseconds) if microseconds in TIMES else microseconds / MICROSECONDS
 
 
 def time_text(microseconds: int) -> str:
-    """A Unix time from 1970 to 9999 in RFC 3339, UTC."""
+    """Formats a Unix time from 1970 to 9999 as RFC 3339, in UTC."""
     return f"{time_of(microseconds).replace(tzinfo=None).isoformat()}Z"
 
 
 def time_of(microseconds: int) -> datetime:
-    """A Unix time from 1970 to 9999, in UTC."""
+    """Converts a Unix time from 1970 to 9999 to a datetime in UTC."""
     return EPOCH + timedelta(microseconds=microseconds)
 
 
 def fact_id(project_id: int, row_id: str) -> str:
-    """The identity of a fact (docs/decisions/020-project-in-identity.md)."""
+    """Returns the identity of a fact (docs/decisions/020-project-in-identity.md)."""
     return f"{project_id}-{row_id}"
 
 
@@ -238,5 +244,5 @@ def _varint_at(data: bytes, at: int) -> tuple[int, int]:
 
 
 def joined(rows: bytes, places: Sequence[tuple[int, int]]) -> bytes:
-    """The rows at these places, framed, in this order."""
+    """Returns the rows at these places, framed, in this order."""
     return b"".join([framed(rows[start:stop]) for start, stop in places])

@@ -21,7 +21,8 @@ BACKEND = "publish-only"
 BaseLoader.override_backends[BACKEND] = "tasks.publish_only:PublishOnlyBackend"
 
 
-# Retries for chord counting during a failover, because a missed count would delay the batch until its deadline.
+# Counting a finished task of a chord is retried during a failover, because a missed count would delay the batch
+# until its deadline.
 RETRIES = 3
 
 
@@ -41,18 +42,18 @@ class PublishOnlyBackend(RedisBackend):
         return self.link.pool(RETRIES)
 
     def as_uri(self, include_password: bool = False) -> str:
-        """The address for display, which never contains a password."""
+        """Returns the address for display, which never contains a password."""
         return self.link.address.shown
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Does nothing, because there are no subscriptions."""
 
     def add_pending_result(self, result: Any, weak: bool = False, start_drainer: bool = True) -> Any:
-        """Not stored."""
+        """Does nothing, because no result is read."""
         return result
 
     def add_pending_results(self, results: Any, weak: bool = False) -> None:
-        """Not stored."""
+        """Does nothing, because no result is read."""
 
     def remove_pending_result(self, result: Any) -> Any:
         """Does nothing, because no result is stored."""

@@ -26,7 +26,7 @@ ROW_ID_CHARACTERS_MAX = 1024
 
 
 def dead_letter(item: Item, manifest: Manifest, sink: SinkName, error: str) -> DeadLetter:
-    """The record for the dead-letter topic. Must not be called for refused dead letters."""
+    """Returns the record for the dead-letter topic. Must not be called for refused dead letters."""
     assert not isinstance(item, DeadLetter), item.offset
     if isinstance(item, Blob):
         kind, value, offset = Kind.BLOB, bytes(item.content), item.offset
@@ -45,14 +45,16 @@ def dead_letter(item: Item, manifest: Manifest, sink: SinkName, error: str) -> D
 
 
 def name_of(item: Item) -> str:
-    """An item's name within its sink, unique among rows of a batch and table."""
+    """Returns an item's name within its sink, unique among rows of a batch and table."""
     if isinstance(item, Blob | Metric):
         return item.name
     return f"{item.table}/{item.id}" if isinstance(item, Row) else f"offset {item.offset}"
 
 
 def revive(label: Label, value: bytes) -> tuple[SinkName, Item]:
-    """The sink and the item of a letter. Raises ValueError for content that this code cannot have written."""
+    """Returns the sink and the item of a letter. Raises ValueError for content that this code cannot have
+    written.
+    """
     refusal, offset = label.refusal, label.origin.offset
     if refusal is None:
         raise ValueError(f"the letter is a message, not an item that a sink refused ({label.reason})")
@@ -77,7 +79,7 @@ def _object_name(name: str, batch_id: str) -> str:
 
 
 def _row_name(sink: SinkName, item: str) -> tuple[str, str]:
-    """Table and id. The table is our constant, not the letter's text."""
+    """Returns the table and the id. The table is our constant, not the letter's text."""
     named, _, row_id = item.partition("/")
     table = next((table for table in TABLES_OF_SINK[sink] if table == named), None)
     if table is None:

@@ -73,7 +73,8 @@ def put_off(
 
 
 def backoff_seconds(tries: int, asked_seconds: float | None, settings: Settings) -> float:
-    """Full jitter below an upper bound that doubles per retry. A wait requested by the server is the minimum.
+    """Returns a wait with full jitter below an upper bound that doubles per retry. A wait requested by the server
+    is the minimum.
 
     The wait is at most half of the visibility timeout, because a waiting task is an unacknowledged message.
     """

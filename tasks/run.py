@@ -48,7 +48,7 @@ class Held(Exception):
 
 
 def run(task: Task[Any, Any], batch: str, name: str, until: int) -> str:
-    """One run of a flush task: returns DONE, or raises Celery's Retry or the failure."""
+    """Runs a flush task once. Returns DONE, or raises Celery's Retry or the failure."""
     worker, task_id = tools.get(), str(task.request.id)
     sink = TaskName.parse(name).sink
     with observed_run(task.request, batch, name, worker.staging, worker.settings) as watch:
@@ -129,7 +129,7 @@ def flush(worker: Tools, batch: str, name: str, started: Run, permit: Permit, wa
         raise Held(str(error), progress) from error
     except TransientSinkError as error:
         last_error = str(error)
-        # Partial success does not count against the sink: 2 failed uploads of 64 are normal.
+        # A partial success does not count as a failure of the sink: 2 failed uploads of 64 are normal.
         worked = len(progress.left) < before or not progress.left
         if error.failed is not None and 0 < len(progress.left) <= SCATTERED_SHARE_MAX * before:
             # The failed items are retried as soon as the sink allows, and the run does not count as failed.

@@ -56,7 +56,7 @@ Unverified = Callable[[Purpose], None]
 
 
 def warn(purpose: Purpose) -> None:
-    """Logs one line: an entry without a valid seal is ignored."""
+    """Logs that an entry without a valid seal is ignored."""
     log.warning("ignoring a %s without a seal of the shared key", purpose)
 
 
@@ -77,11 +77,11 @@ class Seals:
         return bool(self.keys)
 
     def seal(self, purpose: Purpose, *parts: bytes | str) -> bytes:
-        """The seal, ASCII; empty without a key."""
+        """Returns the seal, ASCII; empty without a key."""
         return _seal(self.keys[0], purpose, parts) if self.keys else b""
 
     def verifies(self, seal: bytes | None, purpose: Purpose, *parts: bytes | str) -> bool:
-        """True if the seal matches these parts with one of the keys. Constant time."""
+        """Returns True if the seal matches these parts with one of the keys. Runs in constant time."""
         if not self.keys:
             return True
         if not seal:
@@ -90,13 +90,13 @@ class Seals:
         return any(fits)
 
     def seal_object(self, purpose: Purpose, place: str, about: Mapping[str, Any]) -> dict[str, Any]:
-        """The JSON object with its seal added; unchanged without a key."""
+        """Returns the JSON object with its seal added; unchanged without a key."""
         if not self.keys:
             return dict(about)
         return {**about, SEAL: self.seal(purpose, place, _canonical(about)).decode()}
 
     def open_object(self, purpose: Purpose, place: str, text: bytes) -> dict[str, Any] | None:
-        """The JSON object without its seal; None if it does not verify or is not an object."""
+        """Returns the JSON object without its seal; None if it does not verify or is not an object."""
         try:
             about: dict[str, Any] = msgspec.json.decode(text, type=dict[str, Any])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -106,7 +106,7 @@ class Seals:
         return about if self.verifies(sealed, purpose, place, _canonical(about)) else None
 
     def content(self, payload: bytes) -> str:
-        """SHA-256 of a payload, in hexadecimal; empty without a key."""
+        """Returns the SHA-256 of a payload, in hexadecimal; empty without a key."""
         return hashlib.sha256(payload).hexdigest() if self.keys else ""
 
 
@@ -115,7 +115,9 @@ UNSEALED = Seals()
 
 
 def keys_of(text: str) -> tuple[bytes, ...]:
-    """The keys of a setting, separated by commas or white space. Raises ValueError if one is too short."""
+    """Parses the keys in a setting, which are separated by commas or white space. Raises ValueError if one is too
+    short.
+    """
     keys = tuple(part.encode() for part in text.replace(",", " ").split())
     if any(len(key) < KEY_CHARACTERS_MIN for key in keys):
         raise ValueError(
@@ -127,7 +129,7 @@ def keys_of(text: str) -> tuple[bytes, ...]:
 
 
 def _canonical(about: Mapping[str, Any]) -> bytes:
-    """Canonical bytes of an object."""
+    """Returns the canonical bytes of an object."""
     return msgspec.json.encode(about, order="deterministic")
 
 

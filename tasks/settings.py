@@ -626,5 +626,5 @@ def share_metrics_directory(directory: Path) -> None:
 
 
 def telemetry_variables() -> dict[str, str]:
-    """The OTEL_* variables of the environment."""
+    """Returns the OTEL_* variables of the environment."""
     return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}

@@ -74,18 +74,18 @@ class Throttle:
 
 
 def people_of(text: str) -> list[str]:
-    """The `user:password` entries of a comma-separated text."""
+    """Returns the `user:password` entries of a comma-separated text."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def is_weak(person: str) -> bool:
-    """True if this `user:password` has no user, or too short a password."""
+    """Returns True if this `user:password` has no user, or too short a password."""
     user, _, password = person.partition(":")
     return not user or len(password) < PASSWORD_CHARACTERS_MIN
 
 
 def credentials(header: str) -> str:
-    """`user:password` of a Basic authorization; "" if there is none."""
+    """Returns the `user:password` of a Basic authorization; "" if there is none."""
     kind, _, rest = header.partition(" ")
     if kind.lower() != "basic":
         return ""
@@ -96,6 +96,6 @@ def credentials(header: str) -> str:
 
 
 def is_one_of(login: str, people: Sequence[str]) -> bool:
-    """True if `login` is one of these logins. Compares `login` with every login, in constant time."""
+    """Returns True if `login` is one of these logins. Compares `login` with every login, in constant time."""
     fits = [hmac.compare_digest(login.encode(), person.encode()) for person in people]
     return any(fits)

@@ -193,18 +193,18 @@ class Staging:
         self._memory_share = 0
 
     def key(self, batch: str) -> str:
-        """The Redis key of this batch."""
+        """Returns the Redis key of this batch."""
         batch_id, digest = batch.rsplit(":", 1)
         return batch_key(batch_id, digest, self._prefix)
 
     def now(self) -> float:
-        """Unix seconds of the Redis clock, because a task's deadline is set on one machine and evaluated on
-        another.
+        """Returns the time of the Redis clock, Unix seconds, because a task's deadline is set on one machine and
+        evaluated on another.
         """
         return redis_now(self.client)
 
     def manifest(self, key: str) -> Manifest | None:
-        """The manifest at this key; None if there is no valid manifest. Raises Incompatible for a newer
+        """Returns the manifest at this key; None if there is no valid manifest. Raises Incompatible for a newer
         version.
         """
         data, seal = self.client.hmget(key, [MANIFEST, SEAL + MANIFEST])
@@ -215,7 +215,7 @@ class Staging:
     # The reader's side
 
     def unmarked(self, manifest: Manifest, names: Iterable[str]) -> list[str]:
-        """The tasks among `names` without a done mark."""
+        """Returns the tasks among `names` without a done mark."""
         names, batch = list(names), reference(manifest)
         contents = {entry.name: entry.content for entry in manifest.tasks}
         marks = self.client.hmget(self.key(batch), [done_field(name) for name in names])
@@ -226,7 +226,9 @@ class Staging:
         ]
 
     def _is_mark(self, mark: bytes | None, batch: str, task: str, content: str) -> bool:
-        """True if the mark is valid for these bytes of the task. Without a key `UNSEALED_MARK` is written."""
+        """Returns True if the mark is valid for these bytes of the task. Without a key `UNSEALED_MARK` is
+        written.
+        """
         if mark is None:
             return False
         seal = None if mark == UNSEALED_MARK else mark
@@ -270,7 +272,7 @@ class Staging:
             raise RedisFull(f"redis is at its memory limit (maxmemory): {shortened(str(error))}") from error
 
     def _seal(self, name: str, purpose: Purpose, *parts: bytes | str) -> dict[str, bytes]:
-        """The seal of the field `name`, as an additional field; empty without a key."""
+        """Returns the seal of the field `name`, as an additional field; empty without a key."""
         return {SEAL + name: self._seals.seal(purpose, *parts)} if self._seals.active else {}
 
     def _expect_room(self, size_bytes: int) -> None:
@@ -341,7 +343,9 @@ class Staging:
         return Run(manifest, int(starts), progress, _content(manifest, task), permit, small)
 
     def _start(self, batch: str, task: str, task_id: str, request: Part | None, *, over_mark: bool = False) -> Any:
-        """Result of `_BEGIN`: outcome, starts, progress, manifest, the two seals, the mark, permit and payload."""
+        """Returns the result of `_BEGIN`: outcome, starts, progress, manifest, the two seals, the mark, permit and
+        payload.
+        """
         fields = [done_field(task), f"starts/{task}/{task_id}", f"left/{task}", task, MANIFEST]
         seals = [SEAL + MANIFEST, f"{SEAL}left/{task}"]
         return self._call(self._begin, batch, [*fields, *seals, int(over_mark), INLINE_BYTES_MAX], request)
@@ -355,7 +359,7 @@ class Staging:
         return script(keys=[key], args=args)
 
     def _done(self, batch: str, task: str, got: Sequence[Any]) -> bool:
-        """True if the mark is valid for the bytes named in the manifest."""
+        """Returns True if the mark is valid for the bytes named in the manifest."""
         data, seal, mark = got[2], got[3], got[5]
         if data is None or not self._is_manifest_valid(self.key(batch), data, seal):
             return False
@@ -373,7 +377,7 @@ class Staging:
         return msgspec.json.decode(left, type=Progress)
 
     def payload(self, batch: str, task: str, run: Run) -> bytes:
-        """The bytes of one task, verified against the digest of its run if there is one.
+        """Returns the bytes of one task, verified against the digest of its run if there is one.
 
         Raises StagingError if they are missing and Forged if the digest differs.
         """
@@ -426,7 +430,7 @@ class Staging:
     # The end of a chord
 
     def report(self, chord: ChordName, *, unexplained: str) -> Report | None:
-        """The state of the chord's stage, based on done marks.
+        """Returns the state of the chord's stage, based on done marks.
 
         None if no reader is waiting for the chord. Failures of older chords are not reported. `unexplained` is the
         error text for a task that has neither mark nor error.
@@ -456,7 +460,7 @@ class Staging:
         return Report(head.reader, completion)
 
     def _failure(self, manifest: Manifest, stage: str, unexplained: str) -> str:
-        """Unfinished tasks of the stage with their errors; empty if all are done."""
+        """Returns the unfinished tasks of the stage with their errors; empty if all are done."""
         missing = self.unmarked(manifest, [entry.name for entry in manifest.of_stage(stage)])
         if not missing:
             return ""
@@ -467,5 +471,5 @@ class Staging:
 
 
 def _content(manifest: Manifest, task: str) -> str:
-    """The expected digest of a task's payload; "" if the manifest lacks the digest or the task."""
+    """Returns the expected digest of a task's payload; "" if the manifest lacks the digest or the task."""
     return next((entry.content for entry in manifest.tasks if entry.name == task), "")

@@ -42,7 +42,7 @@ class Stored:
 
 
 def places(settings: Settings, replay_id: str, project_id: int | None = None) -> list[Place]:
-    """The segments of a replay, by project and number. Raises clickhouse-connect errors."""
+    """Returns the segments of a replay, by project and number. Raises clickhouse-connect errors."""
     where = "WHERE replay_id = {replay:UUID}"
     parameters: dict[str, Any] = {"replay": replay_id}
     if project_id is not None:
@@ -79,7 +79,7 @@ def read_replay(settings: Settings, replay_id: str, project_id: int | None = Non
 
 
 def read_place(bucket: Any, place: Place, timeout_seconds: float) -> bytes | None:
-    """The bytes of one segment from a bucket of the official client; None if the object is missing."""
+    """Returns the bytes of one segment from a bucket of the official client; None if the object is missing."""
     span: dict[str, int] = {}
     if place.length_bytes is not None:
         if place.length_bytes == 0:

@@ -71,7 +71,9 @@ class Story:
 
 
 def story(client: Redis[bytes], settings: Settings, batch_id: str, reference: str = "") -> Story | None:
-    """The batch by its id, or by its exact `reference`; None if nothing of it is staged. Raises RedisError."""
+    """Returns the batch by its id, or by its exact `reference`; None if nothing of it is staged. Raises
+    RedisError.
+    """
     staging = Staging(client, settings)
     keys = [staging.key(reference)] if reference else _keys(staging.client, settings, batch_id)
     for key in keys:
@@ -85,7 +87,7 @@ def story(client: Redis[bytes], settings: Settings, batch_id: str, reference: st
 
 
 def _keys(client: Any, settings: Settings, batch_id: str) -> list[str]:
-    """Keys of this batch, found within SCAN_SECONDS_MAX."""
+    """Returns the keys of this batch, found within SCAN_SECONDS_MAX."""
     escaped = "".join(f"\\{each}" if each in "*?[]\\^" else each for each in batch_id)
     pattern = batch_key(escaped, "*", settings.key_prefix)
     ends_at, cursor, found = time.monotonic() + SCAN_SECONDS_MAX, 0, set[str]()
@@ -129,7 +131,9 @@ def _story(staging: Staging, key: str, manifest: Manifest) -> Story:
 
 
 def _starts(client: Any, key: str) -> dict[str, int]:
-    """The number of starts without an end, by task, from the fields `starts/<stage>/<sink>/<number>/<id>`."""
+    """Returns the number of starts without an end, by task, from the fields
+    `starts/<stage>/<sink>/<number>/<id>`.
+    """
     found: dict[str, int] = {}
     names = [name.decode("utf-8", "replace") for name in client.hkeys(key)]
     fields = [name for name in names if name.startswith("starts/")]
@@ -170,7 +174,7 @@ _rows = msgspec.json.Decoder(_OfProject)
 
 
 def _project_of(item: Item) -> str:
-    """The project of a recording, by its object's name, or of a row; empty if there is none."""
+    """Returns the project of a recording, by its object's name, or of a row; empty if there is none."""
     if isinstance(item, Blob):
         parts = item.name.split("/")
         # <retention>/<project>/<replay>/<segment>; packed objects have other names

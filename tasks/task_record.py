@@ -14,7 +14,8 @@ from tasks.staging import SEAL, Staging, StagingError
 from tasks.wire import MANIFEST
 
 # KEYS: the hash. ARGV: the manifest's field, the record's field, the content last seen, then fields and values to
-# set. Runs at the memory limit too, because it precedes a write that ends with the deletion of the payload.
+# set. Redis runs this script even at its memory limit, because the write that follows ends with the deletion of
+# the payload.
 _STORE = """#!lua flags=allow-oom
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return -1 end
 if (redis.call('HGET', KEYS[1], ARGV[2]) or '') ~= ARGV[3] then return 0 end
@@ -40,7 +41,7 @@ class StagedRecord:
         self._store = staging.client.register_script(_STORE)
 
     def load(self) -> bytes:
-        """The content; empty if there is none."""
+        """Returns the content; empty if there is none."""
         content, seal = self._client.hmget(self._key, [self._field, SEAL + self._field])
         self._seen = content or b""
         if not content:

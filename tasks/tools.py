@@ -32,7 +32,7 @@ class Tools:
         self._sinks: dict[SinkName, Sink[Any]] = {}
 
     def sink(self, name: SinkName) -> Sink[Any]:
-        """The sink of that name, built on first use."""
+        """Returns the sink of that name, built on first use."""
         if name not in self._sinks:
             self._sinks[name] = build(name, self.settings)
         return self._sinks[name]

@@ -3,8 +3,8 @@
     <prefix>:reader:trend/<bucket>   hash: reader -> JSON [messages/s, bytes/s, lag in messages, delay in seconds]
 
 A bucket is BUCKET_SECONDS of Redis' clock. A reader writes the mean rates, the last lag and the longest delay of
-its heartbeats in this time. Keys expire, which bounds the memory: about 60 bytes per reader and bucket. If the
-keys are lost, only the plots are lost.
+its heartbeats in this time. Keys expire, which bounds the memory: about 60 bytes per reader and bucket. Only the
+plots depend on these keys.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class TrendWriter:
 
 
 def trend(client: Any, prefix: str, now: float) -> Trend:
-    """The last hour, up to the bucket of `now`. Raises RedisError."""
+    """Returns the last hour, up to the bucket of `now`. Raises RedisError."""
     last = int(now // BUCKET_SECONDS)
     buckets = range(last - BUCKETS + 1, last + 1)
     pipe = client.pipeline(transaction=False)

@@ -42,7 +42,7 @@ MANIFEST = "manifest"
 if TYPE_CHECKING:
     Buffer = bytes | memoryview
 else:
-    Buffer = memoryview  # bytes are encoded the same way; decoding returns views of the bytes from Redis
+    Buffer = memoryview  # bytes are encoded the same way; decoding returns views of the bytes that Redis returned
 
 
 class Incompatible(Exception):
@@ -190,7 +190,7 @@ class EncodedRows(Sequence[Row]):
         return map(self._row, range(self._count))
 
     def part(self, positions: Sequence[int]) -> EncodedRows:
-        """The rows at these positions, in this order, as protobuf."""
+        """Returns the rows at these positions, in this order, as protobuf."""
         if len(positions) == self._count and list(positions) == list(range(self._count)):
             return self
         rows = joined(self.staged.rows, [self._places[position] for position in positions])
@@ -254,7 +254,7 @@ def encode_items(items: Sequence[Item]) -> bytes:
 
 
 def decode_items(sink: SinkName, data: bytes) -> Sequence[Item]:
-    """The items of one flush task; blobs and dead letters are views of `data`, not copies.
+    """Returns the items of one flush task; blobs and dead letters are views of `data`, not copies.
 
     Raises Incompatible if `data` was not encoded by this or an older release.
     """
@@ -284,7 +284,7 @@ def _encoded_rows(staged: ProtoRows) -> EncodedRows:
 
 
 def part_of(items: Sequence[_T], positions: Sequence[int]) -> Sequence[_T]:
-    """The items at these positions, in this order."""
+    """Returns the items at these positions, in this order."""
     if isinstance(items, EncodedRows):
         return items.part(positions)  # type: ignore[return-value]
     return [items[position] for position in positions]
@@ -356,7 +356,7 @@ class Manifest(msgspec.Struct, frozen=True):
     version: int = VERSION
 
     def of_stage(self, stage: str) -> tuple[TaskEntry, ...]:
-        """The tasks of one stage, in order."""
+        """Returns the tasks of one stage, in order."""
         return tuple(entry for entry in self.tasks if entry.stage == stage)
 
 
@@ -399,27 +399,29 @@ def _expect_version(what: str, version: int, remedy: str) -> None:
 
 
 def batch_key(batch_id: str, digest: str, prefix: str = "replays") -> str:
-    """The Redis key of a staged batch. Braces keep all keys of one batch on one node of a Redis Cluster."""
+    """Returns the Redis key of a staged batch. Braces keep all keys of one batch on one node of a Redis
+    Cluster.
+    """
     return f"{prefix}:batch:{{{batch_id}}}:{digest}"
 
 
 def reader_stream(reader: str, prefix: str = "replays") -> str:
-    """The Redis stream of one reader, for completions and operator requests."""
+    """Returns the Redis stream of one reader, for completions and operator requests."""
     return f"{prefix}:reader:{reader}"
 
 
 def done_field(task_name: str) -> str:
-    """The hash field that marks a task's write as durable."""
+    """Returns the hash field that marks a task's write as durable."""
     return "done/" + task_name
 
 
 def reference(manifest: Manifest) -> str:
-    """The reference to a staged batch in task messages: `<batch id>:<digest>`."""
+    """Returns the reference to a staged batch in task messages: `<batch id>:<digest>`."""
     return f"{manifest.batch_id}:{manifest.digest}"
 
 
 def batch_id_of(batch: str) -> str:
-    """The batch id in such a reference. Topic names contain no colon."""
+    """Returns the batch id in such a reference. Topic names contain no colon."""
     return batch.rsplit(":", 1)[0]
 
 

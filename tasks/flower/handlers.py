@@ -42,7 +42,9 @@ class FleetBroker:
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
     async def queues(self, names: Iterable[str]) -> list[dict[str, Any]]:
-        """Name and number of waiting messages of each queue. Raises redis.exceptions.RedisError."""
+        """Returns the name of each queue and the number of its waiting messages. Raises
+        redis.exceptions.RedisError.
+        """
         return await IOLoop.current().run_in_executor(None, self._queues, list(names))
 
     def _queues(self, names: list[str]) -> list[dict[str, Any]]:
@@ -80,7 +82,7 @@ def extend() -> None:
 
 
 def _throttled(theirs: Callable[[Any], Any], throttle: Throttle) -> Callable[[Any], Any]:
-    """Flower's authentication with a delay after wrong passwords, shared with `web`.
+    """Returns Flower's authentication with a delay after wrong passwords, which is shared with `web`.
 
     Signed-in users have a cookie and are not delayed. Flower's own comparison fails with 500 for non-ASCII
     passwords.

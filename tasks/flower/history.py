@@ -26,8 +26,8 @@ WAITING_EVENTS_MAX = 50_000
 WRITE_SECONDS = 1.0
 PRUNE_SECONDS = 60.0
 PAGE_BYTES = 4096
-# The reserve is for SQLite's index and for pages in use by a transaction: without it, the deletion itself could
-# fail.
+# The rest is reserved for SQLite's index and for pages that a transaction uses. Without it, deleting events could
+# itself fail.
 FULL_SHARE = 0.9
 PRUNED_SHARE = 0.1
 INSERTED_AT_ONCE = 100
@@ -237,8 +237,8 @@ def _task_event(event: Any) -> dict[str, Any]:
 
 
 def _text(event: dict[str, Any]) -> str:
-    """The event as JSON of at most EVENT_CHARACTERS_MAX, with long texts truncated. Raises ValueError if it is
-    still longer."""
+    """Returns the event as JSON of at most EVENT_CHARACTERS_MAX, with long texts truncated. Raises ValueError if
+    it is still longer."""
     text = json.dumps(event, default=str)
     if len(text) > EVENT_CHARACTERS_MAX:
         cut = {

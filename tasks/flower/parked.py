@@ -1,7 +1,8 @@
 """Flower's page of parked batches, and the page of one batch: chords, retries, projects, operators' actions.
 
-Both pages are read-only, except for their form, which retries or abandons with a reason (`tasks.bulk`). Error
-texts and ids come from outside; templates escape them, and the pages' policy forbids inline scripts and styles.
+The only way to change something is the form on each page, which retries or abandons batches and records a reason
+(`tasks.bulk`). Error texts and ids are untrusted: templates escape them, and the pages' content security policy
+forbids inline scripts and styles.
 """
 
 from __future__ import annotations
@@ -69,14 +70,14 @@ class Run:
 
 
 def operator_of(handler: Any) -> str:
-    """Operator name for the audit trail: OAuth address or basic-auth user."""
+    """Returns the name of the operator for the audit trail: the OAuth address or the basic-auth user."""
     if isinstance(handler.current_user, str):
         return handler.current_user
     return credentials(handler.request.headers.get("Authorization", "")).partition(":")[0] or "flower"
 
 
 def arguments_of(task: Any) -> dict[str, Any]:
-    """Keyword arguments of a flush task, parsed from Flower's record; empty for other tasks."""
+    """Returns the keyword arguments of a flush task, parsed from Flower's record; empty for other tasks."""
     if not sink_of(str(task.name or "")):
         return {}
     try:
@@ -87,7 +88,7 @@ def arguments_of(task: Any) -> dict[str, Any]:
 
 
 def batch_of(task: Any) -> str | None:
-    """The batch id of a flush task or of a chord's callback; None for other tasks."""
+    """Returns the batch id of a flush task or of a chord's callback; None for other tasks."""
     batch = arguments_of(task).get("batch")
     if isinstance(batch, str):
         return batch
@@ -96,8 +97,8 @@ def batch_of(task: Any) -> str | None:
 
 
 def chord_of(task: Any) -> ChordName | None:
-    """The chord whose callback this task is: `complete` has the chord's name as its id, and `chord_failed` as its
-    argument."""
+    """Returns the chord whose callback this task is: `complete` has the chord's name as its id, and `chord_failed`
+    as its argument."""
     text = str(task.uuid)
     if task.name == ControlTask.CHORD_FAILED:
         try:
@@ -300,7 +301,7 @@ class Asset(BaseHandler):  # type: ignore[misc]
 
 
 def runs_of(tasks: Any, batch_id: str) -> list[Run]:
-    """Flush tasks and callbacks of this batch, in the order of their chords."""
+    """Returns the flush tasks and callbacks of this batch, in the order of their chords."""
     by_token: dict[str, str] = {}
     found: list[Run] = []
     known = getattr(tasks, "data", tasks)  # does not change the order in which Flower evicts tasks
@@ -332,7 +333,8 @@ def _run(uuid: str, task: Any, chord: ChordName | None) -> Run:
 
 
 def _matching(coordination: Coordination, chosen: Selection, seen_until: str) -> list[str]:
-    """Matching batches that were parked when the page was rendered: the operator has not seen others."""
+    """Returns the matching batches that were already parked when the page was rendered, because the operator has
+    not seen any others."""
     try:
         until = float(seen_until)
     except ValueError:
@@ -357,5 +359,5 @@ def _concerns(action: dict[str, str], batch_id: str) -> bool:
 
 
 def _action_text(action: dict[str, str], names: Iterable[str] = ("reason", "batches", "messages", "gone")) -> str:
-    """The details of an audit entry, without the list of batches."""
+    """Returns the details of an audit entry, without the list of batches."""
     return ", ".join(f"{name} {action[name]}" for name in names if action.get(name))

@@ -51,7 +51,7 @@ class Selection:
     age_seconds_min: int = 0
 
     def matches(self, batch: Parked) -> bool:
-        """True if the batch matches every filter."""
+        """Returns True if the batch matches every filter."""
         searched = f"{batch.error} {batch.batch_id} {batch.reader}".lower()
         return (
             (not self.sink or self.sink in batch.sinks)
@@ -61,7 +61,7 @@ class Selection:
 
 
 def selection(sink: str, text: str, age: str) -> Selection:
-    """The selection of these form fields. Raises ValueError for values that the form does not offer."""
+    """Returns the selection of these form fields. Raises ValueError for values that the form does not offer."""
     if sink and sink not in set(SinkName):
         raise ValueError(f"no sink has the name {sink[:40]!r}")
     if len(text) > TEXT_CHARACTERS_MAX:
@@ -72,7 +72,7 @@ def selection(sink: str, text: str, age: str) -> Selection:
 
 
 def parked_rows(found: Iterable[Mapping[str, Any]], now: float) -> list[Parked]:
-    """Entries of Coordination.parked() as rows, in the same order; invalid entries are skipped."""
+    """Returns the entries of `Coordination.parked()` as rows, in the same order; invalid entries are skipped."""
     rows = []
     for about in found:
         try:
@@ -104,7 +104,7 @@ def _row(about: Mapping[str, Any], now: float) -> Parked:
 
 
 def duration_text(seconds: float) -> str:
-    """A duration in its two largest units: `4 s`, `3 m 20 s`, `2 h 5 m`, `3 d 4 h`."""
+    """Formats a duration in its two largest units: `4 s`, `3 m 20 s`, `2 h 5 m`, `3 d 4 h`."""
     whole = max(0, round(seconds))
     units = ((86_400, "d"), (3600, "h"), (60, "m"), (1, "s"))
     parts: list[str] = []

@@ -2,8 +2,7 @@
 
 `celery -A tasks flower` and `replays-ingest flower` both use `ClosedFlower`, which refuses to start without
 authentication, regardless of options, environment and configuration file. Flower does not officially support this,
-so its version is pinned (2.2), and tests start it in each of these ways. See
-docs/decisions/026-flower-extension.md.
+so its version is pinned (2.2), and tests start it with both commands. See docs/decisions/026-flower-extension.md.
 """
 
 from __future__ import annotations
@@ -102,7 +101,7 @@ class ClosedFlower(Flower):  # type: ignore[misc]
         super().start()
 
     def stop(self) -> None:
-        """Also writes the remaining events of the task history."""
+        """Stops Flower, and writes the remaining events of the task history."""
         self._redis_watch.request_stop()
         super().stop()
         self._forget()
@@ -126,7 +125,7 @@ def _look_at_redis() -> None:
 
 
 def options(settings: Settings) -> dict[str, Any]:
-    """Flower's options. Raises FlowerRefused without authentication."""
+    """Returns Flower's options. Raises FlowerRefused without authentication."""
     return {
         **_authentication(settings),
         "address": settings.flower_host,

@@ -21,7 +21,7 @@ class Templates(BaseLoader):
     """Loads a template from our directory, otherwise from Flower's."""
 
     def resolve_path(self, name: str, parent_path: str | None = None) -> str:
-        """Names are relative to both folders, which have no subfolders."""
+        """Returns the name unchanged: names are relative to both folders, which have no subfolders."""
         return name
 
     def _create_template(self, name: str) -> Template:
@@ -30,7 +30,9 @@ class Templates(BaseLoader):
 
 
 def with_parked_link(theirs: Callable[..., bytes]) -> Callable[..., bytes]:
-    """Flower's `render_string`, which also adds the link to the parked batches after the link to the broker."""
+    """Returns Flower's `render_string`, extended to add the link to the parked batches after the link to the
+    broker.
+    """
 
     def render_string(handler: Any, template_name: str, **values: Any) -> bytes:
         page = theirs(handler, template_name, **values)

@@ -69,8 +69,9 @@ class Cluster:
     """One admin client. Thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
-        # Errors are raised by the client's calls. The library would also print twenty non-JSON lines per second to
-        # standard error while brokers are unreachable; the consumer logs the same at a bounded rate.
+        # Errors are raised by the client's calls. While brokers are unreachable, the library would also print
+        # twenty lines per second to standard error, not as JSON. The consumer logs the same errors at a bounded
+        # rate.
         self._admin = AdminClient({"log_level": "0", **kafka_options(settings)})
 
     def topic(self, name: str) -> Topic:
@@ -100,9 +101,9 @@ class Cluster:
         return Group(found.state.name.lower(), found.state is ConsumerGroupState.STABLE, members)
 
     def lag(self, group: str, topic: str, partitions: Iterable[int]) -> dict[int, int]:
-        """Number of messages after the group's committed offset, by partition; -1 if unknown. For a partition
-        without a commit, the number of all messages in the log. Never raises; sends no request if there are no
-        partitions.
+        """Returns the number of messages after the group's committed offset, by partition; -1 if unknown. For a
+        partition without a commit, the number of all messages in the log. Never raises; sends no request if there
+        are no partitions.
         """
         topic_partitions = [TopicPartition(topic, partition) for partition in partitions]
         if not topic_partitions:

@@ -8,8 +8,8 @@
     audit/<milliseconds>-<token>       one action of an operator
 
 The value is a JSON object; a record without a value revokes the decision. Every decision has `at` (Unix seconds)
-and `by`; an erasure also has `until`, the time by which its messages have expired from every topic (0: never). The
-topic has one partition, so that decisions are ordered and an offset identifies a state. See
+and `by`; an erasure also has `until`, the time by which its messages have expired from every topic (0: they never
+expire). The topic has one partition, so that decisions are ordered and an offset identifies a state. See
 docs/decisions/018-operators-decisions-in-kafka.md.
 """
 
@@ -59,17 +59,17 @@ class Decision:
 
 
 def audit_key(at: float) -> str:
-    """A new key; keys sort by time."""
+    """Returns a new key; keys sort by time."""
     return f"{AUDIT}/{int(at * 1000):013d}-{secrets.token_hex(4)}"
 
 
 def project_of(key: str) -> int:
-    """The project of a decision. Raises ValueError for an audit entry."""
+    """Returns the project of a decision. Raises ValueError for an audit entry."""
     return int(key.split("/")[1])
 
 
 def has_known_form(key: str, value: Mapping[str, Any] | None) -> bool:
-    """False for a decision in a form that no release writes.
+    """Returns False for a decision in a form that no release writes.
 
     Such a decision is ignored. If it were an error, no reader would start and no command could remove it.
     """
@@ -91,7 +91,7 @@ def has_known_form(key: str, value: Mapping[str, Any] | None) -> bool:
 
 
 def _finite(number: object) -> bool:
-    """Whether the value is a finite number that fits into a float."""
+    """Returns whether the value is a finite number that fits into a float."""
     try:
         return isinstance(number, int | float) and math.isfinite(number)
     except OverflowError:
@@ -135,12 +135,12 @@ class Decisions:
         return key
 
     def since(self, offset: int) -> dict[str, Decision]:
-        """Decisions at this offset or later, in order."""
+        """Returns the decisions at this offset or later, in order."""
         found = [(decision.offset, key) for key, decision in self.entries.items() if decision.offset >= offset]
         return {key: self.entries[key] for _, key in sorted(found)}
 
     def of(self, kind: str) -> dict[str, dict[str, Any]]:
-        """Current decisions of one kind, by key."""
+        """Returns the current decisions of one kind, by key."""
         return {
             key: decision.value
             for key, decision in self.entries.items()
@@ -188,7 +188,7 @@ class DecisionReader:
 
 
 def load(settings: Settings) -> Decisions:
-    """All decisions, once. Raises RangeError or DecisionsUnreadable."""
+    """Reads all decisions once. Raises RangeError or DecisionsUnreadable."""
     reader = DecisionReader(settings)
     try:
         reader.read()
@@ -232,18 +232,18 @@ class DecisionWriter:
 
 
 def encode(value: Mapping[str, Any]) -> bytes:
-    """A record's value."""
+    """Returns a record's value."""
     return msgspec.json.encode({"version": VERSION, **value})
 
 
 def audit_entry(action: Mapping[str, Any], at: float | None = None) -> dict[str, dict[str, Any]]:
-    """One audit entry with its time; all values are texts."""
+    """Returns one audit entry with its time; all values are texts."""
     at = time.time() if at is None else at
     return {audit_key(at): {"at": at, **{name: str(value) for name, value in action.items()}}}
 
 
 def missing_topic(settings: Settings, failure: RangeError) -> str:
-    """The error text for an unreadable topic; it states what to do."""
+    """Returns the error text for an unreadable topic; it states what to do."""
     if failure.fault is not None:
         return failure.fault.line
     todo = ": run `replays-ingest migrate`" if isinstance(failure, TopicMissing) else ""

@@ -60,15 +60,15 @@ class ClientErrors:
         del self._errors[:-ERRORS_MAX]
 
     def refused(self) -> bool:
-        """Whether a broker responded and refused the client, which no retry changes."""
+        """Returns whether a broker responded and refused the client, which no retry changes."""
         return any(error.code() in REFUSED for error in self._errors)
 
     def down(self) -> bool:
-        """Whether the client reported that it is connected to no broker."""
+        """Returns whether the client reported that it is connected to no broker."""
         return any(error.code() == KafkaError._ALL_BROKERS_DOWN for error in self._errors)
 
     def fault(self, brokers: str, failure: KafkaError | None = None) -> Fault:
-        """The fault that these errors, and the error of a call, describe."""
+        """Returns the fault that these errors, and the error of a call, describe."""
         return fault_of(brokers, [*self._errors, *([failure] if failure is not None else [])], self._lines)
 
 
@@ -80,7 +80,7 @@ def list_topics(
     topic: str | None = None,
     down_seconds_max: float = math.inf,
 ) -> Any:
-    """The client's metadata. Raises KafkaException after `seconds_max`, or as soon as a broker refuses.
+    """Returns the client's metadata. Raises KafkaException after `seconds_max`, or as soon as a broker refuses.
 
     `down_seconds_max`: after this time, the report that no broker is connected counts as a failure too.
     """
@@ -101,9 +101,9 @@ def list_topics(
 
 
 def fault_of(brokers: str, errors: Iterable[KafkaError], lines: Iterable[str] = ()) -> Fault:
-    """The fault that these errors describe. A refusal takes precedence over a lost connection.
+    """Returns the fault that these errors describe. A refusal takes precedence over a lost connection.
 
-    `lines`: log lines of the library, used if no error states a reason.
+    `lines`: log lines of the library, which are used if no error states a reason.
     """
     found = list(errors)
     for error in found:
@@ -127,12 +127,14 @@ def _cause(error: KafkaError) -> Cause:
 
 
 def _states_a_reason(error: KafkaError) -> bool:
-    """Whether the text says more than that no broker is connected."""
+    """Returns whether the text says more than that no broker is connected."""
     return error.code() not in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT) and bool(
         _PLACE.match(error.str()) or error.code() not in UNCONNECTED
     )
 
 
 def _reason(text: str) -> str:
-    """The library's text without the address, which the fault names, and without the state of the connection."""
+    """Returns the library's text without the address, which the fault names, and without the state of the
+    connection.
+    """
     return shortened(_STATE.sub("", _PLACE.sub("", text)))

@@ -106,7 +106,7 @@ class Label:
     refusal: Refusal | None = None
 
     def encode(self) -> Headers:
-        """All headers of the record."""
+        """Returns all headers of the record."""
         texts = {
             REASON: self.reason,
             ERROR: self.error,
@@ -124,7 +124,7 @@ class Label:
 
 
 def decode(headers: Headers) -> Label | None:
-    """The label of a letter of either format; None for other records."""
+    """Returns the label of a letter of either format; None for other records."""
     named = dict(headers)
     if _text(named.get(REASON)) == "":
         return None
@@ -159,7 +159,7 @@ class Mark:
     digest: str = ""
 
     def encode(self) -> Headers:
-        """The headers of the mark's record, which has neither key nor value."""
+        """Returns the headers of the mark's record, which has neither key nor value."""
         return ((MARK, self.letter_id.encode()), (DIGEST, self.digest.encode()))
 
 
@@ -186,7 +186,7 @@ class Sealed(StrEnum):
 
 
 def sealed(seals: Seals, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> Headers:
-    """The headers for the dead-letter topic, with a seal if there is a shared key."""
+    """Returns the headers for the dead-letter topic, with a seal if there is a shared key."""
     if not seals.active:
         return headers
     return (*headers, (SEAL, seals.seal(Purpose.LETTER, *_sealed_parts(topic, key, value, headers))))
@@ -203,7 +203,7 @@ def examine(seals: Seals, topic: str, key: bytes | None, value: bytes | None, he
 
 
 def _sealed_parts(topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> list[bytes | str]:
-    """The parts that a seal covers. Distinguishes None from an empty text."""
+    """Returns the parts that a seal covers, in a form that distinguishes None from an empty text."""
     parts: list[bytes | str] = [topic]
     for part in (
         key,
@@ -215,7 +215,9 @@ def _sealed_parts(topic: str, key: bytes | None, value: bytes | None, headers: H
 
 
 def digest(key: bytes | None, value: bytes) -> str:
-    """A digest that is equal for a replayed letter and for the new letter if its message is rejected again."""
+    """Returns a digest that is equal for a replayed letter and for the new letter if its message is rejected
+    again.
+    """
     sum_ = hashlib.blake2b(key or b"", digest_size=16, person=b"key" if key is not None else b"no key")
     sum_.update(len(key or b"").to_bytes(8, "big"))
     sum_.update(value)
@@ -234,7 +236,7 @@ def _packed(originals: Headers) -> bytes:
 
 
 def _unpacked(packed: bytes | None) -> Headers | None:
-    """The inverse of `_packed`; None if the bytes are not in its format."""
+    """Reverses `_packed`. Returns None if the bytes are not in its format."""
     if packed is None:
         return ()
     try:

@@ -18,7 +18,7 @@ QUEUED_MESSAGES_MAX = 10_000
 
 
 def kafka_options(settings: Settings) -> dict[str, Any]:
-    """The properties for addresses, TLS and SASL, overridden by the operator's properties.
+    """Returns the properties for addresses, TLS and SASL, overridden by the operator's properties.
 
     With OAUTHBEARER and no token callback, librdkafka fetches tokens itself: endpoint, client id and secret come
     from `kafka_options` (sasl.oauthbearer.method=oidc and its companions).
@@ -27,7 +27,7 @@ def kafka_options(settings: Settings) -> dict[str, Any]:
         "bootstrap.servers": settings.kafka_brokers,
         "client.id": CLIENT_ID,
         "security.protocol": settings.kafka_security_protocol,
-        # Without keepalive, long-lived connections through load balancers and NAT are dropped silently.
+        # Without keepalive, load balancers and NAT gateways silently drop idle connections.
         "socket.keepalive.enable": True,
     }
     wanted = {
@@ -43,12 +43,14 @@ def kafka_options(settings: Settings) -> dict[str, Any]:
 
 
 def is_plain(settings: Settings) -> bool:
-    """True if `tasks.kafka.usable` has nothing to verify: no operator options, no TLS, no SASL."""
+    """Returns True if `tasks.kafka.usable` has nothing to verify: no operator options, no TLS, no SASL."""
     return not settings.kafka_options and settings.kafka_security_protocol == "PLAINTEXT"
 
 
 def producer_options(settings: Settings) -> dict[str, Any]:
-    """librdkafka properties for producing dead letters and replays. Safety properties cannot be overridden."""
+    """Returns the librdkafka properties for producing dead letters and replays. Safety properties cannot be
+    overridden.
+    """
     return {
         "linger.ms": 5,
         "compression.type": "lz4",
@@ -59,7 +61,7 @@ def producer_options(settings: Settings) -> dict[str, Any]:
         **kafka_options(settings),
         "acks": "all",
         "enable.idempotence": True,
-        # Statistics would accumulate in an idle producer that is not polled.
+        # Statistics are disabled, because they would accumulate in an idle producer that is not polled.
         "statistics.interval.ms": 0,
     }
 

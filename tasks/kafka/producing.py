@@ -48,7 +48,7 @@ class AcknowledgedProducer:
 
 
 def unproven_delivery(message: Message) -> str | None:
-    """The reason why a delivery report without an error does not prove the write. Returns None if the broker
-    assigned an offset."""
+    """Returns the reason why a delivery report without an error does not prove the write. Returns None if the
+    broker assigned an offset."""
     offset = message.offset()
     return None if offset is not None and offset >= 0 else f"acknowledged without an offset ({offset})"

@@ -171,14 +171,14 @@ class RangeReader:
         return tuple(sorted(described.partitions))
 
     def held(self, partition: int) -> Range:
-        """The offsets currently in a partition."""
+        """Returns the offsets currently in a partition."""
         source = KafkaPartition(self.topic, partition)
         with self._errors_converted():
             low, high = self._consumer.get_watermark_offsets(source, timeout=CALL_SECONDS_MAX, cached=False)
         return Range(partition, max(0, low), max(0, low, high))
 
     def committed(self, partitions: Iterable[int]) -> dict[int, int]:
-        """The group's committed offset by partition; 0 if there is none."""
+        """Returns the group's committed offset by partition; 0 if there is none."""
         requested = [KafkaPartition(self.topic, partition) for partition in partitions]
         ends_at = time.monotonic() + CALL_SECONDS_MAX
         with self._errors_converted():
@@ -197,8 +197,8 @@ class RangeReader:
         return {entry.partition: max(0, entry.offset) for entry in answer}
 
     def offset_at(self, partition: int, seconds: float) -> int | None:
-        """The first offset whose message is not older than this time (Unix seconds); None if all messages are
-        older."""
+        """Returns the first offset whose message is not older than this time (Unix seconds); None if all messages
+        are older."""
         requested = [KafkaPartition(self.topic, partition, int(seconds * 1000))]
         with self._errors_converted():
             found = self._consumer.offsets_for_times(requested, timeout=CALL_SECONDS_MAX)[0]
@@ -258,8 +258,8 @@ class RangeReader:
                 position = self._skip_missing(wanted, position)
 
     def _next(self, wanted: Range, position: int, budget: _Budget) -> Message | None:
-        """The next record or an error in ABOUT_THE_POSITION. Returns None if the log ends before `position`
-        without an error.
+        """Returns the next record or an error in ABOUT_THE_POSITION. Returns None if the log ends before
+        `position` without an error.
         """
         silent_seconds = 0.0
         while True:
@@ -296,12 +296,13 @@ class RangeReader:
         return first
 
     def _is_beyond_the_end(self, partition: int, position: int) -> bool:
-        """Whether `position` is beyond the end of the log; the embedded broker reports no error for such a
-        fetch."""
+        """Returns whether `position` is beyond the end of the log, for which the embedded broker reports no
+        error.
+        """
         return 0 <= self._end(partition) < position and self.held(partition).stop < position
 
     def _end(self, partition: int) -> int:
-        """The end of the partition as of the last fetch."""
+        """Returns the end of the partition as of the last fetch."""
         with self._errors_converted():
             return self._consumer.get_watermark_offsets(KafkaPartition(self.topic, partition), cached=True)[1]
 

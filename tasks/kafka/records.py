@@ -40,7 +40,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 
 def record_of(message: Message) -> Record:
-    """A polled message that is not an error."""
+    """Converts a polled message that is not an error."""
     kind, timestamp_ms = message.timestamp()
     value = as_bytes(message.value())
     return Record(
@@ -56,7 +56,7 @@ def record_of(message: Message) -> Record:
 
 
 def headers_of(message: Message) -> Headers:
-    """Never raises.
+    """Returns the headers of a message. Never raises.
 
     For a name that is not UTF-8, the client stores a null pointer. A second call would return it and crash the
     process, so the client is called only once.

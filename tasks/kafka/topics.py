@@ -38,7 +38,7 @@ class ClusterUnreachable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """`in_sync`: in-sync replicas of the partition with the fewest; 0 if unknown."""
+    """`in_sync`: number of in-sync replicas of the partition that has the fewest; 0 if unknown."""
 
     partitions: int
     in_sync: int
@@ -91,12 +91,12 @@ class Topics:
         """Raises ClusterUnreachable if the brokers do not respond within RESPONSE_SECONDS_MAX, or if they refuse
         connections for DOWN_SECONDS_MAX.
 
-        A consumer would wait for them forever, as it waits for messages.
+        Without this check, a consumer would wait for unreachable brokers forever, as it waits for messages.
         """
         self.inventory(RESPONSE_SECONDS_MAX, down_seconds_max=DOWN_SECONDS_MAX)
 
     def config(self, topic: str, timeout_seconds: float) -> dict[str, str]:
-        """The topic's configuration; empty if unavailable (embedded broker, or no permission)."""
+        """Returns the topic's configuration; empty if unavailable (embedded broker, or no permission)."""
         resource = ConfigResource(ResourceType.TOPIC, topic)
         try:
             answer = self._admin.describe_configs([resource], request_timeout=timeout_seconds)
@@ -106,11 +106,11 @@ class Topics:
             return {}
 
     def message_bytes_max(self, topic: str, timeout_seconds: float) -> int | None:
-        """Maximum message size of the topic; None if unknown."""
+        """Returns the maximum message size of the topic; None if unknown."""
         return int(self.config(topic, timeout_seconds).get(MESSAGE_BYTES_MAX) or 0) or None
 
     def may_write(self, topic: str, timeout_seconds: float) -> bool | None:
-        """Whether the account may produce to the topic; None if that is unknown."""
+        """Returns whether the account may produce to the topic; None if that is unknown."""
         topics: Any = TopicCollection([topic])
         try:
             answer = self._admin.describe_topics(

@@ -17,7 +17,7 @@ from tasks.sinks.bigquery import sink as bigquery_sink
 
 
 def migrate_tables(settings: Settings, *, dry_run: bool) -> Iterator[str]:
-    """Creates the dataset, then every table; missing columns are added to existing tables."""
+    """Creates the dataset and every missing table, and adds missing columns to existing tables."""
     timeout: dict[str, Any] = {"timeout": settings.sink_timeout_seconds}
     server: Any = bigquery_sink.client(settings)
     with contextlib.closing(server):
@@ -38,7 +38,7 @@ def migrate_tables(settings: Settings, *, dry_run: bool) -> Iterator[str]:
 
 
 def table_of(description: dict[str, Any], name: str, settings: Settings) -> Any:
-    """The table described by a file of `schema/bigquery`: partitioned by day, clustered."""
+    """Returns the table described by a file of `schema/bigquery`: partitioned by day, clustered."""
     table: Any = bigquery.Table(name, schema=[_field(field) for field in description["fields"]])
     table.description = description["description"]
     expiration_days = settings.bigquery_expiration_days

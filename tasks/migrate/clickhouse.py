@@ -32,7 +32,7 @@ class Migration:
 
 
 def migrations() -> list[Migration]:
-    """The files `NNNN_name.sql`, in order. Statements end with a semicolon at the end of a line."""
+    """Returns the files `NNNN_name.sql`, in order. Statements end with a semicolon at the end of a line."""
     found = []
     for path in sorted((SCHEMA / "clickhouse").glob("*.sql")):
         text = path.read_text()
@@ -43,7 +43,7 @@ def migrations() -> list[Migration]:
 
 
 def rendered(statement: str, cluster: str) -> str:
-    """The statement, adapted for one node or for a cluster with replicated tables."""
+    """Returns the statement, adapted for one node or for a cluster with replicated tables."""
     on_cluster = f"ON CLUSTER '{cluster}'" if cluster else ""
     return statement.replace("{on_cluster}", on_cluster).replace("{replicated}", "Replicated" if cluster else "")
 

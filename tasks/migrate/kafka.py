@@ -56,7 +56,7 @@ def _expect_compaction(config: Mapping[str, str], name: str) -> None:
 
 
 def _wanted(settings: Settings, source_bytes: int, *, source: bool) -> dict[str, tuple[int, dict[str, str]]]:
-    """Number of partitions and configuration, by topic."""
+    """Returns the number of partitions and the configuration of each topic."""
     wanted = {
         settings.dlq_topic: (
             DEAD_LETTER_PARTITIONS,

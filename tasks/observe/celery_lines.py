@@ -4,7 +4,7 @@ Celery logs each attempt to reach Redis, but not what to do. This module replace
 form that the reader and the commands use, until the connection is back. Celery also logs a traceback for each
 chord with a failed task. That line is dropped, because the task's own line `flush` already has the error.
 
-Flower logs each of its attempts too. These lines are dropped while a fault of Redis is reported.
+Flower logs each of its attempts too. Those lines are dropped, too, while a fault of Redis is reported.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 
 class ConnectionLines(logging.Filter):
-    """Reports a fault of Redis once when it begins and once when it ends."""
+    """Logs one line when a fault of Redis begins and one line when it ends."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class ConnectionLines(logging.Filter):
             log.info("redis_usable")
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a line of Celery or Flower is to be logged."""
+        """Returns whether a line of Celery or Flower is to be logged."""
         text = str(record.msg)
         if text.startswith("Connected to"):
             self.ended()

@@ -20,7 +20,7 @@ class NotExported(Exception):
 
 
 def provider(service: str, environ: Mapping[str, str]) -> Any:
-    """A TracerProvider with the configured exporters. `service` is the default service name.
+    """Returns a TracerProvider with the configured exporters. `service` is the default service name.
 
     Raises NotExported, or ImportError if the extra `otel` is not installed.
     """

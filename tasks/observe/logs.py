@@ -25,14 +25,14 @@ _SECRET_NAME = re.compile(
 
 
 def redact(logger: Any, method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor: hides secrets by name and pattern, and replaces bytes with their length."""
+    """Hides secrets by name and pattern, and replaces bytes with their length. A structlog processor."""
     for key, value in line.items():
         line[key] = HIDDEN if _SECRET_NAME.search(key) and value else clean(value)
     return line
 
 
 def clean(value: Any) -> Any:
-    """The value without secrets and payloads, cut to a maximum length."""
+    """Returns the value without secrets and payloads, cut to a maximum length."""
     if isinstance(value, SecretStr):
         return HIDDEN
     if isinstance(value, bytes | bytearray | memoryview):
@@ -48,7 +48,7 @@ def clean(value: Any) -> Any:
 
 
 def for_terminal(logger: Any, method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor: escapes control characters. Tracebacks keep their lines."""
+    """Escapes control characters, except the line breaks of tracebacks. A structlog processor."""
     for key, value in line.items():
         if key in ("exception", "stack") and isinstance(value, str):
             line[key] = "\n".join(map(printable, value.split("\n")))
@@ -64,7 +64,7 @@ def _json_line(line: Any, **options: Any) -> str:
 
 
 def as_json(settings: Settings, stream: IO[str]) -> bool:
-    """True if lines to this stream are JSON."""
+    """Returns True if lines to this stream are JSON."""
     return settings.log_format == "json" or (settings.log_format == "auto" and not stream.isatty())
 
 
@@ -86,7 +86,7 @@ def to_standard_error() -> None:
 
 
 def _warnings_only(logger: Any, method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor: drops lines below the level WARNING."""
+    """Drops lines below the level WARNING. A structlog processor."""
     if method in ("debug", "info"):
         raise structlog.DropEvent
     return line

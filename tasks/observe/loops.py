@@ -104,7 +104,7 @@ class Loop:
         return self._thread.is_alive()
 
     def trouble(self) -> str:
-        """One line if the loop has failed for longer than FAILING_SECONDS_MAX, otherwise ""."""
+        """Returns one line if the loop has failed for longer than FAILING_SECONDS_MAX, otherwise ""."""
         failures, error, since = self.failures, self._error, self._failing_since
         failing_seconds = time.monotonic() - since
         if not failures or failing_seconds < FAILING_SECONDS_MAX:

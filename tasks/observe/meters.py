@@ -71,10 +71,12 @@ class DogStatsdClient(Protocol):
 
 
 def dogstatsd(settings: Settings) -> DogStatsdClient | None:
-    """DogStatsD client; None if disabled. Sending never blocks and never raises."""
+    """Returns a DogStatsD client; None if DogStatsD is disabled. Sending never blocks and never raises."""
     if not settings.metrics_dogstatsd:
         return None
-    from datadog.dogstatsd.base import DogStatsd  # 20 MB, with the HTTP client of the whole package
+    from datadog.dogstatsd.base import (
+        DogStatsd,  # imported here, because the package needs 20 MB with its HTTP client
+    )
 
     mirror: DogStatsdClient = DogStatsd(
         host=settings.datadog_host,

@@ -116,7 +116,7 @@ def observe_unverified(purpose: Purpose) -> None:
 
 
 def registry() -> CollectorRegistry:
-    """The aggregated metrics of all processes of this worker."""
+    """Returns the aggregated metrics of all processes of this worker."""
     if _Worker.meters is not None:
         _Worker.meters.set(WORKER + "heartbeat_seconds", time.monotonic() - _Worker.seen_at)
     collected = CollectorRegistry()
@@ -126,14 +126,15 @@ def registry() -> CollectorRegistry:
 
 
 def live() -> dict[str, str]:
-    """Liveness: fails after minutes without a heartbeat."""
+    """Returns the liveness checks, which fail after minutes without a heartbeat."""
     silent_seconds = time.monotonic() - _Worker.seen_at
     silent = silent_seconds >= _Worker.silent_seconds_max
     return {"heartbeat": f"none for {silent_seconds:.0f} s" if silent else ""}
 
 
 def ready() -> dict[str, str]:
-    """Readiness: fails until the worker has started, and while it has not reached the broker recently."""
+    """Returns the readiness checks, which fail until the worker has started, and while it has not reached the
+    broker recently."""
     silent_seconds = time.monotonic() - _Worker.seen_at
     lost = silent_seconds >= READY_SILENT_SECONDS_MAX
     return {

@@ -57,7 +57,7 @@ class WorkerStatus(Presence, frozen=True, kw_only=True):
 
 
 def workers(coordination: Coordination, settings: Settings) -> tuple[WorkerStatus, ...]:
-    """Every listed worker. Raises redis.exceptions.RedisError."""
+    """Returns every listed worker. Raises redis.exceptions.RedisError."""
     silent_seconds_max = SILENT_HEARTBEATS_MAX * max(settings.heartbeat_seconds, CELERY_HEARTBEAT_SECONDS)
     found = []
     for name, about in coordination.workers().items():
@@ -70,12 +70,12 @@ def workers(coordination: Coordination, settings: Settings) -> tuple[WorkerStatu
 
 
 def queues_of(sinks: Iterable[str]) -> tuple[str, ...]:
-    """The queues that need a worker when these sinks are enabled."""
+    """Returns the queues that need a worker when these sinks are enabled."""
     return (*map(flush_queue, sinks), CONTROL_QUEUE)  # type: ignore[arg-type]
 
 
 def consumers(found: Collection[WorkerStatus], sinks: Iterable[str]) -> dict[str, int]:
-    """Queue -> number of active workers that consume it."""
+    """Maps each queue to the number of active workers that consume it."""
     return {
         queue: sum(queue in worker.queues for worker in found if not worker.silent) for queue in queues_of(sinks)
     }

@@ -88,7 +88,7 @@ def scrub(event: Any, hint: Any) -> Any:
 
 
 def tracer() -> Any:
-    """The OpenTelemetry tracer, or None if tracing is disabled."""
+    """Returns the OpenTelemetry tracer, or None if tracing is disabled."""
     return _State.tracer
 
 
@@ -99,14 +99,14 @@ def flush() -> None:
 
 
 def context_of(traceparent: str) -> Any:
-    """The OpenTelemetry context of a traceparent; empty if malformed."""
+    """Returns the OpenTelemetry context of a traceparent; empty if malformed."""
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     return TraceContextTextMapPropagator().extract({HEADER: traceparent})
 
 
 def traceparent_of(span: Any) -> str:
-    """The traceparent of a span."""
+    """Returns the traceparent of a span."""
     context = span.get_span_context()
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
 

@@ -84,7 +84,7 @@ _recent = Recent()
 
 
 def sinks_key(settings: Settings) -> str:
-    """The Redis hash of recent run durations per sink."""
+    """Returns the Redis hash of recent run durations per sink."""
     return f"{settings.key_prefix}:sinks"
 
 

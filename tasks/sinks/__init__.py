@@ -43,7 +43,7 @@ class Checked:
 
 
 def build(name: str, settings: Settings) -> Sink[Any]:
-    """The sink called `name` (a `SinkName`). Opens nothing.
+    """Returns the sink called `name` (a `SinkName`). Opens nothing.
 
     With `sink_kind=memory`, returns the process's single memory sink of that name.
     """

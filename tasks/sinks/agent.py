@@ -66,7 +66,7 @@ def _connect(place: str) -> None:
 
 
 def _refuses(host: str, port: int) -> bool:
-    """True if the host reports a closed port. Raises OSError for a name that does not resolve."""
+    """Returns True if the host reports a closed port. Raises OSError for a name that does not resolve."""
     family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:
         probe.connect(address)

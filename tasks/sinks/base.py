@@ -60,10 +60,10 @@ class Sink(Protocol[ItemT]):
 
 
 class TaskRecord(Protocol):
-    """Data of a flush task that outlives its runs, for sinks that must know what an earlier run sent."""
+    """Data that the runs of a flush task share, for sinks that must know what an earlier run sent."""
 
     def load(self) -> bytes:
-        """The content; empty if there is none."""
+        """Returns the content; empty if there is none."""
 
     def store(self, content: bytes) -> bool:
         """Replaces the content. If another run changed it since `load`, returns False and stores nothing."""

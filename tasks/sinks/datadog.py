@@ -96,7 +96,7 @@ class DatadogSink:
             yield packet
 
     def examine(self, items: Sequence[Metric], deadline_seconds: float) -> None:
-        """No metric is ever refused, so there is nothing to examine."""
+        """Does nothing, because metrics are never refused."""
 
     def check(self) -> Report:
         """Tests whether an agent listens, as far as the transport allows."""

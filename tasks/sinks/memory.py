@@ -1,6 +1,6 @@
 """In-memory sinks for tests and dry runs.
 
-They behave like the real sinks: equal objects and row ids are stored once. Tests script failures per sink: `fail`
+They behave like the real sinks: equal objects and row ids are stored once. Tests can make each sink fail: `fail`
 makes the next writes raise given errors, and `refuse` makes the sink refuse items permanently.
 """
 
@@ -100,7 +100,7 @@ class MemorySink:
             self.dead_letters.append(item)
 
     def counts(self) -> dict[str, int]:
-        """The number of stored objects, rows by table, metrics and dead letters."""
+        """Returns the number of stored objects, rows by table, metrics and dead letters."""
         with self._lock:
             counts = {
                 "objects": len(self.objects),
@@ -131,7 +131,7 @@ class MemorySink:
         return Report(f"in memory: {stored or 'empty'}")
 
     def close(self) -> None:
-        """Written data stays readable."""
+        """Does nothing: written data stays readable."""
         self.closed += 1
 
 
@@ -139,7 +139,7 @@ _sinks: dict[str, MemorySink] = {name: MemorySink(name) for name in SinkName}
 
 
 def sink(name: str) -> MemorySink:
-    """The process's single memory sink of that name."""
+    """Returns the process's single memory sink of that name."""
     if name not in _sinks:
         raise ValueError(f"no sink is called {name!r}")
     return _sinks[name]
@@ -152,7 +152,7 @@ def reset() -> None:
 
 
 def _lost_positions(error: SinkError | None, items: int) -> set[int]:
-    """The positions that this error leaves unwritten."""
+    """Returns the positions that this error leaves unwritten."""
     if error is None:
         return set()
     everything = set(range(items))

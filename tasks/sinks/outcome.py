@@ -88,11 +88,11 @@ class Trouble:
     unproven: bool = False
 
     def about(self, what: str) -> Trouble:
-        """The same trouble, with the name of the table or object before its message."""
+        """Returns a copy of this trouble whose message begins with the name of the table or object."""
         return replace(self, message=f"{what}: {self.message}")
 
     def blamed(self, blame: Blame) -> Trouble:
-        """The same trouble, with another cause."""
+        """Returns a copy of this trouble with another cause."""
         return replace(self, blame=blame)
 
     def error(self) -> SinkError:
@@ -104,7 +104,7 @@ class Trouble:
 
 
 def remaining_seconds(ends_at: float) -> float:
-    """Time left until `ends_at` (a value of time.monotonic), never negative."""
+    """Returns the time left until `ends_at` (a value of time.monotonic), never negative."""
     return max(0.0, ends_at - time.monotonic())
 
 

@@ -13,7 +13,8 @@ T = TypeVar("T")
 class PerProcess(Generic[T]):
     """Calls `make` once in each process that needs a client.
 
-    Inherited clients are kept but neither used nor closed, because their sockets belong to the parent.
+    A client inherited from the parent process is neither used nor closed, because its sockets belong to the
+    parent.
     """
 
     def __init__(self, make: Callable[[], T]) -> None:
@@ -24,7 +25,9 @@ class PerProcess(Generic[T]):
         self._inherited: list[T] = []
 
     def get(self) -> T:
-        """The client of this process. Exceptions of `make` propagate, and the next call of `get` tries again."""
+        """Returns the client of this process. Exceptions of `make` propagate, and the next call of `get` tries
+        again.
+        """
         value = self._value
         if value is not None and self._pid == os.getpid():
             return value

@@ -63,7 +63,7 @@ def _trouble_of_row(error: Mapping[str, Any]) -> Trouble | None:
         return None
     text = "; ".join(map(_described, entries)) or "refused without a reason"
     if "no such field" in text.lower():
-        # The reader is newer than the table: every row has that field, so no row is at fault.
+        # The reader is newer than the table, so every row has that field, and no row is at fault.
         return Trouble(Blame.TABLE, f"{text}; run `replays-ingest migrate`")
     blame = blame_of_reasons([reason for reason in reasons if reason != STOPPED])
     return Trouble(Blame.ROW if blame in (None, Blame.SIZE) else blame, text)

@@ -97,7 +97,7 @@ def judge_error(error: BaseException) -> Judgment:
 
 
 def details_of(error: BaseException) -> Any:
-    """The details of the status in an exception of the client library."""
+    """Returns the details of the status in an exception of the client library."""
     details: Any = ()
     for cause in getattr(error, "errors", ()) or ():
         try:
@@ -130,12 +130,12 @@ def _judged(error: BaseException, code: Any, rows: tuple[tuple[int, str], ...]) 
 
 
 def _status_code(code: int) -> Any:
-    """The gRPC status code with this number; UNKNOWN if there is none."""
+    """Returns the gRPC status code with this number; UNKNOWN if there is none."""
     return next((status for status in grpc.StatusCode if status.value[0] == code), grpc.StatusCode.UNKNOWN)
 
 
 def storage_code(details: Any) -> Any:
-    """The StorageErrorCode in the details of a status; None if there is none."""
+    """Returns the StorageErrorCode in the details of a status; None if there is none."""
     for entry in details:
         if entry.type_url.endswith("/google.cloud.bigquery.storage.v1.StorageError"):
             return StorageError.deserialize(entry.value).code

@@ -44,12 +44,12 @@ _appends = msgspec.json.Decoder(list[Append])
 
 
 def encode(appends: Sequence[Append]) -> bytes:
-    """The record's content."""
+    """Returns the record's content."""
     return msgspec.json.encode(appends)
 
 
 def decode(content: bytes) -> list[Append]:
-    """The appends of a record; an empty list if there is no record. Raises msgspec.MsgspecError."""
+    """Returns the appends of a record; an empty list if there is no record. Raises msgspec.MsgspecError."""
     return _appends.decode(content) if content else []
 
 
@@ -75,7 +75,7 @@ class Unrecorded:
         self._content = b""
 
     def load(self) -> bytes:
-        """The content that was last stored."""
+        """Returns the content that was last stored."""
         return self._content
 
     def store(self, content: bytes) -> bool:

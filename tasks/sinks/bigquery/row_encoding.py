@@ -61,14 +61,14 @@ class RowEncoder:
 
 
 def _microseconds(moment: datetime) -> int:
-    """Unix time in microseconds. A time without a zone is UTC, as in insertAll."""
+    """Returns the Unix time in microseconds. A time without a zone is UTC, as in insertAll."""
     return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - EPOCH) // MICROSECOND
 
 
 def _trouble(error: Exception) -> Trouble:
     text = str(error)
     if "unknown field" in text:
-        # The reader is newer than this worker: every row has that field, so no row is at fault.
+        # The reader is newer than this worker, so every row has that field, and no row is at fault.
         return Trouble(
             Blame.TABLE, f"no such field: {text}; upgrade the workers, then run `replays-ingest migrate`"
         )
@@ -77,7 +77,7 @@ def _trouble(error: Exception) -> Trouble:
 
 @lru_cache(maxsize=64)
 def schema_of(table: str, columns: Columns) -> bytes:
-    """The schema of a table's rows (ProtoSchema), which the first request of a connection contains."""
+    """Returns the schema of a table's rows (ProtoSchema), which the first request of a connection contains."""
     encoded: bytes = _Schema(proto_descriptor=_descriptor(table, columns)).SerializeToString()
     return encoded
 
@@ -90,7 +90,7 @@ def _descriptor(table: str, columns: Columns) -> Any:
 
 
 def _message(table: str, descriptor: Any) -> Any:
-    """The protobuf class of the table's message."""
+    """Returns the protobuf class of the table's message."""
     file = descriptor_pb2.FileDescriptorProto(name=f"{table}.proto", package="replays_ingest", syntax="proto2")
     file.message_type.append(descriptor)
     pool = descriptor_pool.DescriptorPool()

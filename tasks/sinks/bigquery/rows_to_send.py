@@ -42,17 +42,17 @@ class Positions:
         return position in (self._range if self._index is None else self._index)
 
     def index(self, position: int) -> int:
-        """The index of this position, which must be contained."""
+        """Returns the index of this position, which must be contained."""
         return position - self._range.start if self._index is None else self._index[position]
 
     def have(self, ranges: Ranges) -> bool:
-        """Whether all positions in the half-open ranges are contained."""
+        """Returns whether all positions in the half-open ranges are contained."""
         if self._index is None:
             return all(self._range.start <= start and stop <= self._range.stop for start, stop in ranges)
         return all(position in self._index for start, stop in ranges for position in range(start, stop))
 
     def are(self, ranges: Ranges) -> bool:
-        """Whether the ranges are exactly these positions."""
+        """Returns whether the ranges are exactly these positions."""
         return self._index is None and ranges == ((self._range.start, self._range.stop),)
 
 
@@ -70,16 +70,16 @@ class RowsToSend(Protocol):
         """The size of all framed rows, in bytes."""
 
     def table(self, position: int) -> str:
-        """The table of a row."""
+        """Returns the table of a row."""
 
     def bytes_of(self, position: int) -> int:
-        """The size of one framed row, in bytes."""
+        """Returns the size of one framed row, in bytes."""
 
     def schema(self, table: str) -> bytes:
-        """The schema of a table's rows (BigQuery's message ProtoSchema)."""
+        """Returns the schema of a table's rows (BigQuery's message ProtoSchema)."""
 
     def framed(self, ranges: Ranges) -> bytes:
-        """The rows at these positions, as the message ProtoRows."""
+        """Returns the rows at these positions, as the message ProtoRows."""
 
 
 class RowsOfReader:

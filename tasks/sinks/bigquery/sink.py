@@ -1,12 +1,12 @@
 """Streams rows encoded by the reader to BigQuery with tabledata.insertAll.
 
-Each row has its identity as insertId. BigQuery drops rows whose id it saw within about a minute, best effort;
-later duplicates are stored. The columns `project_id` and `row_id` also identify a row, so a single clause gives
-exact numbers at any time:
+Each row has its identity as insertId. BigQuery drops rows, on a best-effort basis, if it received the same id
+within about a minute; later duplicates are stored. The columns `project_id` and `row_id` also identify a row, so a
+single clause gives exact numbers at any time:
 
     SELECT ... FROM t WHERE ... QUALIFY ROW_NUMBER() OVER (PARTITION BY project_id, row_id ORDER BY timestamp) = 1
 
-and the view `<table>_exact` that migrations create is that query. Request bodies are concatenated from the rows'
+The view `<table>_exact`, which migrations create, is that query. Request bodies are concatenated from the rows'
 bytes without re-encoding. Rows are validated individually (skipInvalidRows), so a refused row does not affect
 others. Credentials and addresses come from the official client; requests are sent with libcurl.
 https://cloud.google.com/bigquery/docs/reference/rest/v2/tabledata/insertAll Why not the Storage Write API:
@@ -84,7 +84,7 @@ class BigQuerySink:
         outcome.raise_if_any()
 
     def _ready(self) -> Service:
-        """The service of this process, with a token that is valid for this write."""
+        """Returns the service of this process, with a token that is valid for this write."""
         try:
             service = self._service.get()
             service.refresh()
@@ -133,12 +133,13 @@ class BigQuerySink:
                 raise trouble.about(f"bigquery: table {table}").error()
 
     def _fault(self, service: Service, table: str, ends_at: float) -> Trouble | None:
-        """The table's problem; None if it accepts valid rows."""
+        """Returns the table's problem; None if it accepts valid rows."""
         if table not in TABLES:
             return None
         end = service.send(Method.GET, table, b"", ends_at)
         trouble = end if isinstance(end, Trouble) else fault_of_resource(table, end)
-        # A user without permission to read the table may still write, and the good row is the best evidence.
+        # A user who may not read the table may still be allowed to write, and the good row is the best test of
+        # that.
         if trouble is not None and trouble.blame is not Blame.CREDENTIALS:
             return trouble
         end = service.send(Method.POST, f"{quote(table, safe='')}/insertAll", dry_insert(table), ends_at)
@@ -220,7 +221,7 @@ def _note_refusals(table: str, positions: list[int], refusals: Sequence[Refusal]
 
 
 def _todo(trouble: Trouble) -> str:
-    """Advice about a table, to be appended to the error message."""
+    """Returns advice about a table, to be appended to the error message."""
     if trouble.blame is Blame.CREDENTIALS:
         return "; grant access to it (roles/bigquery.dataEditor)"
     return (
@@ -231,7 +232,7 @@ def _todo(trouble: Trouble) -> str:
 
 
 def client(settings: Settings) -> bigquery.Client:
-    """The official client for these settings; opens no connection. Migrations and readers use it too."""
+    """Returns the official client for these settings; opens no connection. Migrations and readers use it too."""
     if settings.bigquery_endpoint:
         return bigquery.Client(
             project=settings.bigquery_project,
@@ -245,7 +246,7 @@ def client(settings: Settings) -> bigquery.Client:
 
 
 def body_of(items: Sequence[Row], positions: Sequence[int]) -> bytes:
-    """The JSON body of one insertAll, from the rows' own bytes."""
+    """Returns the JSON body of one insertAll, from the rows' own bytes."""
     parts: list[bytes | memoryview] = [BODY_START]
     for place, position in enumerate(positions):
         item = items[position]

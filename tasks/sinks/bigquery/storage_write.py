@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 SENDS_MAX = 3
 # Share of the remaining time for one request, so that there is time to send it again.
 SEND_SHARE = 0.5
-# Maximum refused appends per write, because each one needs a new stream; then the next write continues.
+# Maximum refused appends per write, because each one needs a new stream. The next write sends the remaining rows.
 REFUSALS_MAX = 4
 # Maximum appends per write whose stream turns out to be finalized or gone.
 DROPS_MAX = 3
@@ -105,7 +105,7 @@ class StorageWriteSink:
 
 
 def _advised(trouble: Trouble) -> Trouble:
-    """The trouble, with advice appended to its message."""
+    """Returns the trouble, with advice appended to its message."""
     todo = {
         Blame.CREDENTIALS: "; grant roles/bigquery.dataEditor",
         Blame.TABLE: "; run `replays-ingest migrate`",
@@ -170,7 +170,7 @@ class _Write:
             self._record.store(encode(self._appends))
 
     def _load(self) -> None:
-        """Reads the record. Rows of recorded appends are not appended to another stream."""
+        """Reads the record. Rows of recorded appends must not be appended to another stream."""
         try:
             appends = decode(self._record.load())
         except msgspec.MsgspecError as error:
@@ -212,15 +212,16 @@ class _Write:
                 is_free = True
             return goes_on
         finally:
-            # Whatever interrupts this block, a stream with an unsettled append is not used for other rows.
+            # Even if an exception interrupts this block, a stream with an unsettled append is not used for other
+            # rows.
             if is_free:
                 self._writer.streams.release(stream)
             else:
                 stream.close()
 
     def _chunk(self) -> list[int]:
-        """The next positions: rows of one table that fit into a request. A single row that is too large is sent
-        alone, and the server decides whether to accept it."""
+        """Returns the next positions: rows of one table that fit into a request. A single row that is too large is
+        sent alone, and the server decides whether to accept it."""
         chunk: list[int] = []
         rows, bytes_max = self._rows, self._writer.limit.bytes_max
         table, size_bytes = rows.table(self._todo[0]), 0

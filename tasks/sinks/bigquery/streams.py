@@ -43,7 +43,9 @@ _BYTES = 2
 
 
 def write_client(settings: Settings) -> Any:
-    """The official client for these settings, with the credentials of the REST client. Opens no connection."""
+    """Returns the official client for these settings, with the credentials of the REST client. Opens no
+    connection.
+    """
     if settings.bigquery_storage_endpoint:
         url = urlsplit(settings.bigquery_storage_endpoint)
         target = f"{url.hostname}:{url.port or (443 if url.scheme == 'https' else 80)}"
@@ -59,8 +61,8 @@ def write_client(settings: Settings) -> Any:
 
 
 def request_of(stream: str, offset: int, rows: bytes, schema: bytes) -> bytes:
-    """A serialized AppendRowsRequest: only the small fields are built as a message, so that the rows are copied
-    only once.
+    """Returns a serialized AppendRowsRequest: only the small fields are built as a message, so that the rows are
+    copied only once.
 
     `rows`: the message ProtoRows. `schema`: the message ProtoSchema; empty if the connection has already sent it.
     """
@@ -99,7 +101,7 @@ class Connection:
             self._replies.put(error)
 
     def send(self, request: bytes, seconds: float) -> Any:
-        """The response to this request (the protobuf message). Raises exceptions of google.api_core."""
+        """Returns the response to this request (the protobuf message). Raises exceptions of google.api_core."""
         self._requests.put(request)
         try:
             reply = self._replies.get(timeout=max(seconds, 0.001))
@@ -182,7 +184,7 @@ class Streams:
         self._free.setdefault(stream.table, deque()).append(stream)
 
     def open_existing(self, table: str, name: str) -> Stream:
-        """A stream created by any process, for sending recorded rows again."""
+        """Returns a stream created by any process, for sending recorded rows again."""
         return Stream(self._client, table, name)
 
     def finalize(self, name: str, seconds: float) -> int:

@@ -32,13 +32,13 @@ ALSO_TAKES = {
 
 
 def columns_of(table: str) -> dict[str, dict[str, Any]]:
-    """The columns that this release writes, by name, as `schema/bigquery` describes them."""
+    """Returns the columns that this release writes, by name, as `schema/bigquery` describes them."""
     description = json.loads((SCHEMA / f"{table}.json").read_text())
     return {field["name"]: field for field in description["fields"]}
 
 
 def good_row(table: str, now: float) -> dict[str, Any]:
-    """A row with every column that this release writes, each with a value that its type accepts."""
+    """Returns a row with every column that this release writes, each with a value that its type accepts."""
     values = {
         "STRING": CHECK_ID,
         "INTEGER": 1,
@@ -49,7 +49,7 @@ def good_row(table: str, now: float) -> dict[str, Any]:
 
 
 def dry_insert(table: str) -> bytes:
-    """The body of an insertAll that stores nothing, and shows whether the good row would be accepted."""
+    """Returns the body of an insertAll that stores nothing, and shows whether the good row would be accepted."""
     rows = [
         {"insertId": CHECK_ID, "json": good_row(table, time.time())},
         {"json": {NO_SUCH_COLUMN: True}},
@@ -58,7 +58,9 @@ def dry_insert(table: str) -> bytes:
 
 
 def fault_of_dry_insert(answer: Answer) -> Trouble | None:
-    """The table's problem according to the response to `dry_insert`. Returns None if the good row is accepted."""
+    """Returns the table's problem according to the response to `dry_insert`. Returns None if the good row is
+    accepted.
+    """
     found = refusals_of(answer, rows=2)
     if isinstance(found, Trouble):
         return found.blamed(Blame.TABLE) if found.blame.accuses_items else found
@@ -70,7 +72,7 @@ def fault_of_dry_insert(answer: Answer) -> Trouble | None:
 
 
 def fault_of_resource(table: str, answer: Answer) -> Trouble | None:
-    """The table's problem according to its own resource. Returns None if its columns fit."""
+    """Returns the table's problem according to its own resource. Returns None if its columns fit."""
     if not answer.ok:
         return classify_answer(answer)
     resource = answer.json_object()
@@ -81,7 +83,7 @@ def fault_of_resource(table: str, answer: Answer) -> Trouble | None:
 
 
 def mismatches(table: str, resource: Mapping[str, Any]) -> Iterator[str]:
-    """One phrase for each difference between a table (its JSON resource) and the rows of this release."""
+    """Yields one phrase for each difference between a table (its JSON resource) and the rows of this release."""
     kind = str(resource.get("type", "TABLE"))
     if kind != "TABLE":
         yield f"it is a {kind}, rows can be streamed into a TABLE only"

@@ -31,7 +31,7 @@ _EXCEPTION = re.compile(r"Code: (\d{1,5})[.,].{0,40}?DB::Exception.*", re.DOTALL
 
 
 def trouble_of(answer: Answer, rows: int) -> Trouble | None:
-    """The problem with this response to an INSERT of `rows` rows. Returns None if the rows are durable."""
+    """Returns the problem with this response to an INSERT of `rows` rows. Returns None if the rows are durable."""
     exception = exception_of(answer)
     if exception is not None:
         return exception
@@ -50,14 +50,14 @@ def trouble_of(answer: Answer, rows: int) -> Trouble | None:
 
 
 def exception_of(answer: Answer) -> Trouble | None:
-    """The exception named by the server, in its header or its body, whatever the status. Returns None if there is
-    no exception."""
+    """Returns the exception named by the server, in its header or its body, whatever the status. Returns None if
+    there is no exception."""
     text = answer.body[:BODY_CHARACTERS_MAX].decode("utf-8", "replace")
     found = _EXCEPTION.search(text)
     code = answer.headers.get(EXCEPTION_CODE, "") or (found[1] if found else "")
     if not code.isdecimal():
         return None
-    if answer.status == 413:  # whatever the code, the request as a whole is too large
+    if answer.status == 413:  # the request as a whole is too large, regardless of the code
         return Trouble(Blame.SIZE, f"HTTP 413: {text}")
     trouble = trouble_of_code(int(code), found[0] if found else f"Code: {code}, with {describe_answer(answer)}")
     if answer.ok:
@@ -67,7 +67,7 @@ def exception_of(answer: Answer) -> Trouble | None:
 
 
 def written_rows(answer: Answer) -> int | None:
-    """The number of written rows in the summary. Returns None if the summary is missing or is not from
+    """Returns the number of written rows in the summary. Returns None if the summary is missing or is not from
     ClickHouse."""
     try:
         written = json.loads(answer.headers.get(SUMMARY, ""))["written_rows"]
@@ -77,5 +77,5 @@ def written_rows(answer: Answer) -> int | None:
 
 
 def counts_no_rows(answer: Answer) -> bool:
-    """Whether an otherwise valid response counts no rows, as when a server skips a repeated token."""
+    """Returns whether an otherwise valid response counts no rows, as when a server skips a repeated token."""
     return answer.status == 200 and not answer.body and written_rows(answer) == 0

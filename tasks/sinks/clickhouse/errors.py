@@ -161,12 +161,12 @@ _URL = re.compile(r"\s*\(for url [^)]*\)")
 # The server reports a column that the table lacks as a wrong value. If the reader is newer than the schema, every
 # row has such a column. These rows are valid and must not become dead letters.
 UNKNOWN_FIELD = "Unknown field found while parsing"
-# If a view fails on rows that its table accepts, the view is at fault.
+# If a materialized view fails on rows that its source table accepts, the view is at fault.
 PUSHING_TO_VIEW = "while pushing to view"
 
 
 def trouble_of_code(code: int, text: str) -> Trouble:
-    """The cause of a server exception, by its code; `text` is its message.
+    """Returns the cause of a server exception, by its code; `text` is its message.
 
     For a refused login, only the first line is kept, because the server adds advice for its own administrator.
     """
@@ -182,7 +182,7 @@ def trouble_of_code(code: int, text: str) -> Trouble:
 
 
 def classify(error: BaseException) -> Trouble:
-    """The cause of this driver exception."""
+    """Returns the cause of this driver exception."""
     text = _URL.sub("", str(error))
     code = getattr(error, "code", None)
     if isinstance(code, int) and isinstance(error, driver.Error):
@@ -199,6 +199,8 @@ def classify(error: BaseException) -> Trouble:
 
 
 def row_of(message: str) -> int | None:
-    """The 0-based position of the row that the server reports as refused; None if it does not report one."""
+    """Returns the 0-based position of the row that the server reports as refused; None if it does not report
+    one.
+    """
     found = _ROW.search(message)
     return int(found[1] or found[2]) - 1 if found else None

@@ -54,14 +54,14 @@ def probe(insert: Insert, query: Query) -> Probed:
 
 
 def _row(number: int) -> bytes:
-    """One row; `number` distinguishes it from the probes of other checks."""
+    """Returns one row; `number` distinguishes it from the probes of other checks."""
     row = {name: value for name, (_, value) in COLUMNS[TABLE].items()}
     identity = {"project_id": PROJECT_ID, "segment_id": number, "retention_days": RETENTION_DAYS}
     return json.dumps(row | identity | {"received": int(time.time())}).encode()
 
 
 def _read_back(found: Probed, end: Answer | Trouble) -> str | None:
-    """The partition that contains the row; None if it cannot be read."""
+    """Returns the partition that contains the row; None if it cannot be read."""
     trouble = trouble_of_query(end)
     if trouble is not None and trouble.blame is Blame.CREDENTIALS:
         found.not_tested.append(f"reading a row back and deleting it: grant SELECT on {TABLE} ({trouble.message})")
@@ -93,7 +93,7 @@ def _delete(found: Probed, end: Answer | Trouble) -> None:
 
 
 def trouble_of_query(end: Answer | Trouble) -> Trouble | None:
-    """The problem with the response to a statement. Returns None for a valid ClickHouse response."""
+    """Returns the problem with the response to a statement. Returns None for a valid ClickHouse response."""
     if isinstance(end, Trouble):
         return end
     trouble = exception_of(end)

@@ -5,7 +5,7 @@ table, and the server skips it if one of the last `deduplication_window` inserts
 window, or with another token, rows with the same identity replace each other when parts merge; a query with FINAL
 never returns both. The materialized view counts distinct identities, so it does not count them twice.
 
-An insert is one block: the server parses all of it before it writes, so a refused insert leaves nothing behind.
+An insert is one block: the server parses all of it before it writes, so a refused insert stores nothing.
 The server responds when the write is complete (`wait_end_of_query`); progress headers, which would start the
 response early, are disabled.
 """
@@ -96,7 +96,7 @@ class ClickHouseSink:
                 raise trouble.about(f"clickhouse: table {table}").error()
 
     def _facts(self, tables: Sequence[str], ends_at: float) -> dict[str, TableFacts]:
-        """The server's description of these tables. Raises SinkError."""
+        """Returns the server's description of these tables. Raises SinkError."""
         end = self._server.get().query(facts_query(tables), ends_at)
         trouble = trouble_of_query(end)
         if trouble is None and isinstance(end, Answer):
@@ -108,8 +108,8 @@ class ClickHouseSink:
         raise trouble.about(without_secrets(self._settings.clickhouse_url)).error()
 
     def _fault(self, table: str, facts: TableFacts | None, ends_at: float) -> Trouble | None:
-        """The problem with the table itself. Returns None if the table accepts valid rows, as far as that can be
-        tested."""
+        """Returns the problem with the table itself. Returns None if the table accepts valid rows, as far as that
+        can be tested."""
         problems = list(mismatches(table, facts))
         if problems:
             return Trouble(Blame.TABLE, "; ".join(problems))
@@ -190,7 +190,9 @@ class _Write:
                 self._outcome.note(self._of_one(trouble, wanted), wanted)
 
     def _of_one(self, trouble: Trouble, wanted: list[int]) -> Trouble:
-        """If an insert of a single row is refused, that row is at fault."""
+        """Returns the error with ROW as its cause if a single row was refused, because that row is then at
+        fault.
+        """
         if len(wanted) > 1 or not trouble.blame.accuses_items:
             return trouble
         if trouble.blame is Blame.SIZE:
@@ -241,12 +243,13 @@ class _Write:
             if trouble is None or not counts_no_rows(end):
                 break
             # Either the server skipped a repeated token, or nothing was written. An insert with another token
-            # shows which.
+            # shows which of these happened.
         return trouble and trouble.about(f"table {table}")
 
 
 def client(settings: Settings, *, database: str | None = None) -> Any:
-    """A connected clickhouse-connect client; also for migrations and readers. May be used by several threads.
+    """Returns a connected clickhouse-connect client; also for migrations and readers. May be used by several
+    threads.
 
     Raises the driver's exceptions; `tasks.sinks.clickhouse.errors.classify` classifies them.
     """
@@ -292,12 +295,12 @@ def chunks(items: Sequence[Row], positions: Sequence[int], bytes_max: int) -> It
 
 
 def _size_bytes(items: Sequence[Row], positions: Sequence[int]) -> int:
-    """Size of the uncompressed rows; all rows compress at about the same ratio."""
+    """Returns the size of the uncompressed rows; all rows compress at about the same ratio."""
     return sum(len(items[position].json) + 1 for position in positions)
 
 
 def _table_token(token: str, table: str, items: int, positions: list[int]) -> str:
-    """The deduplication token of these rows of this write.
+    """Returns the deduplication token of these rows of this write.
 
     A repeated write is divided into the same groups of rows with the same tokens. Without a refused row, the group
     has different content, so it gets a different token.

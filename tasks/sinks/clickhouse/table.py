@@ -136,7 +136,7 @@ class TableFacts:
 
 
 def facts_query(tables: Iterable[str]) -> str:
-    """The query for the facts about these tables; `facts_of` parses its result."""
+    """Returns the query for the facts about these tables; `facts_of` parses its result."""
     names = ", ".join(f"'{table}'" for table in tables)
     return (
         "SELECT t.name, t.engine, t.partition_key, c.columns FROM system.tables AS t LEFT JOIN "
@@ -160,7 +160,7 @@ def facts_of(answer: Answer) -> dict[str, TableFacts] | None:
 
 
 def mismatches(table: str, facts: TableFacts | None) -> Iterator[str]:
-    """One phrase for each difference between a table and the rows of this release."""
+    """Yields one phrase for each difference between a table and the rows of this release."""
     if facts is None:
         yield f"{table} is missing; run `replays-ingest migrate`"
         return
@@ -182,7 +182,7 @@ def mismatches(table: str, facts: TableFacts | None) -> Iterator[str]:
 
 
 def can_hold(kind: str, wanted: str) -> bool:
-    """Whether a column of type `kind` holds every value of type `wanted`."""
+    """Returns whether a column of type `kind` holds every value of type `wanted`."""
     nullable = "Nullable(" in wanted and "Nullable(" not in kind
     if kind == wanted or nullable:
         return kind == wanted
@@ -199,14 +199,14 @@ def can_hold(kind: str, wanted: str) -> bool:
 
 
 def is_dry_insert_safe(table: str, facts: TableFacts) -> bool:
-    """Whether an insert of `dry_rows` is certain to be refused because it spans two partitions."""
+    """Returns whether an insert of `dry_rows` is certain to be refused because it spans two partitions."""
     column = TIME_COLUMN.get(table)
     key = facts.partition_key.replace(" ", "")
     return facts.engine.endswith("MergeTree") and column is not None and f"toMonday({column})" in key
 
 
 def dry_rows(table: str, now: float) -> bytes:
-    """Two valid rows of different weeks, in JSONEachRow."""
+    """Returns two valid rows of different weeks, in JSONEachRow."""
     lines = []
     for seconds in (int(now), int(now) - TWO_WEEKS_SECONDS):
         row = {name: value for name, (_, value) in COLUMNS[table].items()}
@@ -215,8 +215,8 @@ def dry_rows(table: str, now: float) -> bytes:
 
 
 def fault_of_dry_insert(answer: Answer) -> Trouble | None:
-    """The table's problem according to the response to an insert of `dry_rows`. Returns None if the table accepts
-    them."""
+    """Returns the table's problem according to the response to an insert of `dry_rows`. Returns None if the table
+    accepts them."""
     exception = exception_of(answer)
     if (
         exception is not None

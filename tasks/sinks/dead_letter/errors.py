@@ -1,7 +1,7 @@
 """Classifies Kafka errors for a producer of dead letters.
 
-Every code of confluent-kafka is in one of the sets; a test fails when an upgrade adds an unlisted code. No set
-contains codes for faulty items (see `sink.py`).
+Every code of confluent-kafka is in one of the sets; a test fails when an upgrade adds an unlisted code. No code
+means that an item is at fault (see `sink.py`).
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ BLAME_OF_NAME: dict[str, Blame] = {
 
 
 def classify(error: BaseException) -> Trouble:
-    """The cause of this exception of a producer or an admin client."""
+    """Returns the cause of this exception of a producer or an admin client."""
     if isinstance(error, BufferError):
         return Trouble(Blame.SERVER, "the producer's queue is full")
     cause = error.args[0] if isinstance(error, KafkaException) and error.args else None

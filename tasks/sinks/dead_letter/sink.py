@@ -175,7 +175,7 @@ class DeadLetterSink:
 
 
 def _config_warnings(topic: str, config: Mapping[str, str], replicas: int) -> Iterator[str]:
-    """One sentence for each setting of the topic that may cause letters to be refused or lost."""
+    """Yields one sentence for each setting of the topic that may cause letters to be refused or lost."""
     if "compact" in config.get("cleanup.policy", "delete"):
         yield (
             f"topic {topic}: cleanup.policy is {config['cleanup.policy']}, so the broker refuses letters without "
@@ -189,7 +189,7 @@ def _config_warnings(topic: str, config: Mapping[str, str], replicas: int) -> It
 def _recorder(
     reports: dict[int, KafkaException | Trouble | None], position: int
 ) -> Callable[[KafkaError | None, Message], None]:
-    """A delivery callback for the item at this position."""
+    """Returns a delivery callback for the item at this position."""
 
     def report(error: KafkaError | None, message: Message) -> None:
         if error is not None:

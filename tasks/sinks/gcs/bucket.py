@@ -11,7 +11,7 @@ NONCURRENT_CONDITIONS = frozenset(("numNewerVersions", "daysSinceNoncurrentTime"
 
 
 def expires(rules: Iterable[Mapping[str, Any]], days: int, condition: str = "age") -> bool:
-    """Whether a lifecycle rule with this condition deletes all objects of this retention on time."""
+    """Returns whether a lifecycle rule with this condition deletes all objects of this retention on time."""
     return any(
         _deletes(rule)
         and _prefixes(rule, days, within=False)
@@ -22,7 +22,9 @@ def expires(rules: Iterable[Mapping[str, Any]], days: int, condition: str = "age
 
 
 def early_days(rules: Iterable[Mapping[str, Any]], days: int) -> int | None:
-    """The age in days at which a rule deletes live objects of this retention too early; None: no rule does."""
+    """Returns the age in days at which a rule deletes live objects of this retention too early; None: no rule
+    does.
+    """
     found = [
         int(condition[name])
         for rule in rules
@@ -40,7 +42,7 @@ def _deletes(rule: Mapping[str, Any]) -> bool:
 
 
 def _prefixes(rule: Mapping[str, Any], days: int, *, within: bool) -> bool:
-    """Whether the rule applies to all objects of this retention; with `within`, to some of them."""
+    """Returns whether the rule applies to all objects of this retention; with `within`, to some of them."""
     prefixes = rule.get("condition", {}).get("matchesPrefix")
     name = f"{days}/"
     return prefixes is None or any(
@@ -49,7 +51,7 @@ def _prefixes(rule: Mapping[str, Any], days: int, *, within: bool) -> bool:
 
 
 def missing_rules(rules: Iterable[Mapping[str, Any]], layout: str) -> Iterator[str]:
-    """One sentence for each difference between a bucket's lifecycle rules and those that `migrate` sets."""
+    """Yields one sentence for each difference between a bucket's lifecycle rules and those that `migrate` sets."""
     rules = list(rules)
     missing = [days for days in RETENTION_DAYS if not expires(rules, days)]
     if missing:
@@ -69,7 +71,8 @@ def missing_rules(rules: Iterable[Mapping[str, Any]], layout: str) -> Iterator[s
 
 
 def restrictions(properties: Mapping[str, Any]) -> Iterator[str]:
-    """One sentence for each property of a bucket (its JSON resource) that interferes with storing recordings.
+    """Yields one sentence for each property of a bucket (its JSON resource) that interferes with storing
+    recordings.
 
     A repeated segment overwrites its object, and `erase` and lifecycle rules delete objects. An operation that a
     policy forbids fails, except that overwriting an object with an equal segment succeeds.

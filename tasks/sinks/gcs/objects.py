@@ -46,8 +46,8 @@ class Wanted:
 
 
 def is_packed(name: str) -> bool:
-    """Whether an object contains many recordings. In other objects, the second part of the name is a project's
-    number."""
+    """Returns whether an object contains many recordings. In other objects, the second part of the name is a
+    project's number."""
     return name.split("/", 2)[1:2] == ["packed"]
 
 
@@ -85,8 +85,8 @@ _decode = msgspec.json.Decoder(_Resource).decode
 
 
 def is_proof(wanted: Wanted, answer: Answer) -> bool:
-    """Whether this response is the object's resource. The check is optimized for speed, because it runs for nearly
-    every upload.
+    """Returns whether this response is the object's resource. The check is optimized for speed, because it runs
+    for nearly every upload.
     """
     if answer.status != 200 or not answer.whole:
         return False
@@ -105,7 +105,7 @@ def is_proof(wanted: Wanted, answer: Answer) -> bool:
 
 
 def trouble_of(wanted: Wanted, answer: Answer) -> Trouble | None:
-    """The problem with this response to an upload. Returns None if the object is durable and its checksum
+    """Returns the problem with this response to an upload. Returns None if the object is durable and its checksum
     matches."""
     if is_proof(wanted, answer):
         return None
@@ -123,13 +123,13 @@ def trouble_of(wanted: Wanted, answer: Answer) -> Trouble | None:
 
 
 def may_be_stored(answer: Answer, trouble: Trouble) -> bool:
-    """Whether the refusal may be caused by an existing object, which must then be compared."""
+    """Returns whether the refusal may be caused by an existing object, which must then be compared."""
     return answer.status in (403, 412) and trouble.blame in (Blame.CREDENTIALS, Blame.REQUEST)
 
 
 def compare_stored(wanted: Wanted, refused: Answer, trouble: Trouble, found: Answer | Trouble) -> Trouble | None:
-    """The problem with a refused upload, after comparing the object stored under its name. Returns None if an
-    equal object is stored.
+    """Returns the problem with a refused upload, after comparing the object stored under its name. Returns None if
+    an equal object is stored.
     """
     if isinstance(found, Trouble):
         return found.about(f"comparing {wanted.name}")
@@ -152,7 +152,7 @@ def compare_stored(wanted: Wanted, refused: Answer, trouble: Trouble, found: Ans
 
 
 def is_name_rate_limited(trouble: Trouble) -> bool:
-    """Whether the cause is the limit of about one write per second per object name."""
+    """Returns whether the cause is the limit of about one write per second per object name."""
     return _TOO_OFTEN in trouble.message
 
 

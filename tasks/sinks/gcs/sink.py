@@ -72,7 +72,7 @@ class GcsSink:
         outcome.raise_if_any()
 
     def _ready(self) -> tuple[Uploader, list[str]]:
-        """The uploader of this process, and headers with a token that is valid for this write."""
+        """Returns the uploader of this process, and headers with a token that is valid for this write."""
         try:
             uploader = self._uploader.get()
             return uploader, uploader.headers()
@@ -124,7 +124,7 @@ class GcsSink:
         )
 
     def _properties(self) -> tuple[dict[str, Any], list[str]]:
-        """The bucket's JSON resource; without permission, a note on what is not tested."""
+        """Returns the bucket's JSON resource; without permission, a note on what is not tested."""
         settings = self._settings
         try:
             bucket = self._uploader.get().client.get_bucket(

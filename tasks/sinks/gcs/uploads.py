@@ -1,4 +1,4 @@
-"""Runs the uploads of one write concurrently, and retries each within the call if that is worthwhile.
+"""Runs the uploads of one write concurrently, and retries an upload within the call if that is likely to succeed.
 
 After a refusal that may be about overwriting (403, 412), the stored object of that name is compared.
 """
@@ -45,7 +45,7 @@ CONTENT_TYPE = "application/octet-stream"
 CHECKSUM_CHUNK_BYTES = 1 * MiB
 TRIES_MAX = 4
 BACKOFF_SECONDS = 0.1
-# A 429 about "object mutation" applies to one name. Any other 429 is about load and may request a wait.
+# A 429 about "object mutation" applies to one name. Any other 429 means overload, and may request a wait.
 SAME_NAME_SECONDS = 1.0
 # If all remaining uploads would wait longer than this, the write ends and its task is postponed, to free the
 # process.
@@ -82,19 +82,19 @@ class Uploader:
         self._uploads = f"{self._base}/upload/{path}?uploadType=media&fields={PROOF_FIELDS}&name="
 
     def headers(self) -> list[str]:
-        """Headers for the requests of one write, including authorization; fetches a token when the old one is
-        about to expire."""
+        """Returns the headers for the requests of one write, including authorization; fetches a token when the old
+        one is about to expire."""
         headers = {"Content-Type": CONTENT_TYPE, "User-Agent": "replays-ingest", "Expect": ""}
         self.client._credentials.before_request(self._fetch_token, "POST", self._base, headers)
         return [f"{name}: {value}" if value else f"{name}:" for name, value in headers.items()]
 
     def upload_url(self, name: str) -> str:
-        """URL that creates an object; a packed object is created only if it does not exist."""
+        """Returns the URL that creates an object; a packed object is created only if it does not exist."""
         url = self._uploads + quote(name, safe="")
         return f"{url}&ifGenerationMatch=0" if is_packed(name) else url
 
     def object_url(self, name: str, query: str = "") -> str:
-        """URL of the object itself."""
+        """Returns the URL of the object itself."""
         return f"{self._objects}{quote(name, safe='')}{query}"
 
     def close(self) -> None:
@@ -204,7 +204,7 @@ class Uploads:
 
 
 def client(settings: Settings) -> storage.Client:
-    """The official client for these settings; opens no connection. Migrations and readers use it too."""
+    """Returns the official client for these settings; opens no connection. Migrations and readers use it too."""
     if settings.gcs_endpoint:
         return storage.Client(
             project=settings.gcs_project,
@@ -218,7 +218,7 @@ def client(settings: Settings) -> storage.Client:
 
 
 def crc32c(content: bytes | memoryview) -> str:
-    """CRC32C as Cloud Storage writes it: base64 of four bytes, most significant first."""
+    """Returns the CRC32C as Cloud Storage writes it: base64 of four bytes, most significant first."""
     if isinstance(content, bytes):
         value = google_crc32c.value(content)
     else:  # the C code accepts only bytes; copying in chunks avoids doubling the memory of a large object
@@ -229,8 +229,8 @@ def crc32c(content: bytes | memoryview) -> str:
 
 
 def pause_seconds(trouble: Trouble, tries: int) -> float:
-    """Wait before the next attempt of an upload: jitter below a doubling upper bound, but at least the requested
-    wait.
+    """Returns the wait before the next attempt of an upload: jitter below a doubling upper bound, but at least the
+    requested wait.
     """
     ceiling_seconds = BACKOFF_SECONDS * 2.0 ** (tries - 1)
     asked_seconds = trouble.retry_after_seconds or 0.0

@@ -122,7 +122,7 @@ BLAME_OF_CLASS: dict[type[BaseException], Blame] = {
 # https://cloud.google.com/bigquery/docs/error-messages,
 # https://cloud.google.com/storage/docs/json_api/v1/status-codes
 BLAME_OF_REASON: dict[str, Blame] = {
-    # With these reasons a 403 (or a 400) is about load, not about permissions.
+    # With these reasons, a 403 (or a 400) means overload, not missing permissions.
     "backendError": SERVER,
     "blocked": SERVER,
     "dailyLimitExceeded": SERVER,
@@ -171,22 +171,24 @@ _TOO_LARGE = re.compile(
 
 
 def advice(error: BaseException, missing: str, denied: str) -> str:
-    """Advice that is appended to the message: one text for a missing resource, another text for denied access."""
+    """Returns the advice that is appended to the message: one text for a missing resource, another text for denied
+    access.
+    """
     if isinstance(error, from_api.NotFound):
         return f"; {missing}"
     return f"; {denied}" if isinstance(error, from_api.Forbidden | from_api.Unauthorized) else ""
 
 
 def blame_of_reasons(reasons: list[str]) -> Blame | None:
-    """The cause according to the reasons of one error; None if they add nothing to its status. Load takes
+    """Returns the cause according to the reasons of one error; None if they add nothing to its status. Load takes
     precedence."""
     found = [_BLAME_OF_REASON[reason.lower()] for reason in reasons if reason.lower() in _BLAME_OF_REASON]
     return SERVER if SERVER in found else found[0] if found else None
 
 
 def classify(error: BaseException) -> Trouble:
-    """The cause of this exception. An unknown class counts as a server error: the write is retried, then the batch
-    is parked, and nothing is lost."""
+    """Returns the cause of this exception. An unknown class counts as a server error: the write is retried, then
+    the batch is parked, and nothing is lost."""
     blame = next((BLAME_OF_CLASS[cls] for cls in type(error).__mro__ if cls in BLAME_OF_CLASS), SERVER)
     text = f"{type(error).__name__}: {error}"
     retry_after = None
@@ -203,7 +205,7 @@ def classify(error: BaseException) -> Trouble:
 
 
 def classify_answer(answer: Answer) -> Trouble:
-    """The cause of an unsuccessful response of Google's JSON APIs."""
+    """Returns the cause of an unsuccessful response of Google's JSON APIs."""
     error_object = (answer.json_object() or {}).get("error")
     if not isinstance(error_object, dict):
         return trouble_of_status(answer)  # a proxy's page or an empty body has only a status

@@ -98,7 +98,7 @@ class Answer:
         return 200 <= self.status <= 299
 
     def json_object(self) -> dict[str, Any] | None:
-        """The body as a JSON object; None for anything else, including a truncated object."""
+        """Returns the body as a JSON object; None for anything else, including a truncated object."""
         if not self.whole:
             return None
         try:
@@ -109,8 +109,8 @@ class Answer:
 
 
 def blame_of_status(status: int) -> Blame:
-    """The cause that a status indicates. An unknown status counts as a server error: bounded retries, then a
-    parked batch.
+    """Returns the cause that a status indicates. An unknown status counts as a server error: bounded retries, then
+    a parked batch.
     """
     if status in BLAME_OF_STATUS:
         return BLAME_OF_STATUS[status]
@@ -118,7 +118,7 @@ def blame_of_status(status: int) -> Blame:
 
 
 def trouble_of_status(answer: Answer) -> Trouble:
-    """The problem with a response whose body does not state the server's error."""
+    """Returns the problem with a response whose body does not state the server's error."""
     assert not answer.ok, answer
     return Trouble(
         blame_of_status(answer.status),
@@ -128,13 +128,13 @@ def trouble_of_status(answer: Answer) -> Trouble:
 
 
 def unproven_success(answer: Answer, why: str) -> Trouble:
-    """The problem with a success that does not prove the write: `why` states what is missing."""
+    """Returns the problem with a success that does not prove the write: `why` states what is missing."""
     text = f"HTTP {answer.status} does not prove the write: {why}; the response has {describe_answer(answer)}"
     return Trouble(Blame.NETWORK, text, answer.retry_after_seconds, unproven=True)
 
 
 def describe_answer(answer: Answer) -> str:
-    """A description of the response for operators: short, printable, without markup."""
+    """Returns a description of the response for operators: short, printable, without markup."""
     if not answer.body:
         return "an empty body"
     text = answer.body[:DESCRIBED_BYTES_MAX].decode("utf-8", "replace")
@@ -152,8 +152,8 @@ def describe_answer(answer: Answer) -> str:
 
 
 def retry_after_seconds(value: str | None) -> float | None:
-    """Seconds from now until the time in a Retry-After header, which is a number or a date. Returns None for other
-    values.
+    """Returns the seconds from now until the time in a Retry-After header, which is a number or a date. Returns
+    None for other values.
     """
     if not value:
         return None

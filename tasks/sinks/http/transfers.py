@@ -323,7 +323,7 @@ class Connections:
 
 
 def _handle(ca_file: Path | None) -> Any:
-    """The options common to all requests."""
+    """Returns the options common to all requests."""
     handle = pycurl.Curl()
     handle.setopt(pycurl.NOSIGNAL, 1)
     handle.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
@@ -341,12 +341,12 @@ def _handle(ca_file: Path | None) -> Any:
 
 
 def _milliseconds(seconds: float) -> int:
-    """Whole milliseconds, at least one, because libcurl treats 0 as no limit."""
+    """Returns whole milliseconds, at least one, because libcurl treats 0 as no limit."""
     return max(1, int(seconds * 1000))
 
 
 def _trouble(handle: Any, code: int, text: str) -> Trouble:
-    """A failure without a response. `code`: https://curl.se/libcurl/c/libcurl-errors.html"""
+    """Returns a failure without a response. `code`: https://curl.se/libcurl/c/libcurl-errors.html"""
     tunnel_status = handle.getinfo(pycurl.HTTP_CONNECTCODE)
     if tunnel_status and not 200 <= tunnel_status <= 299:
         return Trouble(blame_of_status(tunnel_status), f"the proxy answers {tunnel_status} to CONNECT: {text}")
