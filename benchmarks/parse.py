@@ -233,9 +233,9 @@ def processes(workload: Workload, rounds: int) -> dict[str, Any]:
     """
     gate = TenantGate()
     parsers: dict[str, InlineParser | ProcessParser] = {
-        "inline": InlineParser(RULES, gate, time.monotonic),
-        "1 process": ProcessParser(RULES, 1, gate, time.monotonic),
-        "2 processes": ProcessParser(RULES, 2, gate, time.monotonic),
+        "in the reader": InlineParser(RULES, gate, time.monotonic),
+        "one process": ProcessParser(RULES, 1, gate, time.monotonic),
+        "two processes": ProcessParser(RULES, 2, gate, time.monotonic),
     }
     best: dict[str, list[float]] = {name: [] for name in parsers}
     try:
@@ -251,13 +251,13 @@ def processes(workload: Workload, rounds: int) -> dict[str, Any]:
             parser.close()
     count = len(workload.messages)
     rates = {name: count / min(seconds) for name, seconds in best.items()}
-    paired = [one / two for one, two in zip(best["1 process"], best["2 processes"], strict=True)]
-    rows = [(name, f"{rate:,.0f}", f"{rate / rates['1 process']:.2f}") for name, rate in rates.items()]
+    paired = [one / two for one, two in zip(best["one process"], best["two processes"], strict=True)]
+    rows = [(name, f"{rate:,.0f}", f"{rate / rates['one process']:.2f}") for name, rate in rates.items()]
     caption = f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}; the best of {rounds} rounds each"
     show(f"Processes, {workload.name}", ("parser", "segments/s", "times one process"), rows, caption)
     return {
         "segments_per_second": {name: round(rate) for name, rate in rates.items()},
-        "two_over_one": round(rates["2 processes"] / rates["1 process"], 3),
+        "two_over_one": round(rates["two processes"] / rates["one process"], 3),
         "two_over_one_by_round": {"best": round(max(paired), 3), "median": round(statistics.median(paired), 3)},
         "load_average": os.getloadavg()[0],
     }

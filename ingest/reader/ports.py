@@ -81,7 +81,7 @@ class Parser(Protocol):
 
     def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
         """Yields one result per message, in order. Takes further messages once earlier results have been
-        consumed."""
+        consumed, except for a bounded number of messages in advance."""
 
 
 class Inbox(Protocol):

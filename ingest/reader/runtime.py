@@ -121,16 +121,25 @@ class Runtime:
     def _take(self, fetched: Iterable[Waiting]) -> None:
         """Parses and delivers messages while there is room, in order; keeps the rest."""
         for unparsed, run in groupby(fetched, key=lambda item: isinstance(item, Message)):
-            taken: Iterator[Any] = self._takeable(run)
+            later: list[Waiting] = []
+            taken: Iterator[Any] = self._takeable(run, later)
             for event in self._parser.parse(taken) if unparsed else taken:
                 self._hand_over(event)
-
-    def _takeable(self, run: Iterable[Waiting]) -> Iterator[Waiting]:
-        """Yields the messages that may be taken. The decision is made item by item, because the outcome of each
-        item uses room."""
-        for item in run:
-            if self._waits(item):
+            for item in later:
                 self._kept.add(item)
+
+    def _takeable(self, run: Iterable[Waiting], later: list[Waiting]) -> Iterator[Waiting]:
+        """Yields the messages that may be taken, and adds the others to `later`. The decision is made item by
+        item, because the outcome of each item uses room.
+
+        The others are kept only once the whole run is parsed: the parser may still have earlier messages of their
+        partitions, which must not be kept after them.
+        """
+        sources: set[TopicPartition] = set()
+        for item in run:
+            if item.source in sources or self._waits(item):
+                sources.add(item.source)
+                later.append(item)
             elif isinstance(item, on.OffsetOutOfRange) or self._room(item) is Room.NOW:
                 yield item
 

@@ -1,7 +1,7 @@
-"""A parser process: parses frames of messages until the reader exits.
+"""A parser process: answers requests to parse messages, in order, until the reader exits.
 
-Started by `ingest.reader.parsing.inline.ProcessParser` as `python -m ingest.reader.parsing.child SOCKET ARENA`
-(two descriptors).
+Started by `ingest.reader.parsing.inline.Child` as `python -m ingest.reader.parsing.child SOCKET ARENA...`
+(descriptors; one arena per request that may be unanswered at a time).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ingest.core.parse import ParseRules, Usual
 from ingest.reader.parsing.link import EXIT_MEMORY, Hello, Parser, receive_frame, send_frame
 
 
-def main(socket_fd: int, arena_fd: int) -> None:
+def main(socket_fd: int, *arena_fds: int) -> None:
     """Serves one socket. Ignores SIGINT and SIGTERM; the reader closes the socket to end this process.
 
     If a message crashes this process (out of memory, a fault in a library), the reader starts another process and
@@ -32,7 +32,7 @@ def main(socket_fd: int, arena_fd: int) -> None:
     link = socket.socket(fileno=socket_fd)
     try:
         hello = msgspec.msgpack.decode(receive_frame(link), type=Hello)
-        parser = Parser(ParseRules(**hello.rules), arena_fd, Usual(**hello.usual) if hello.usual else None)
+        parser = Parser(ParseRules(**hello.rules), arena_fds, Usual(**hello.usual) if hello.usual else None)
         limit_memory(hello.memory_bytes_max)
         while True:
             frame = receive_frame(link)
@@ -67,4 +67,4 @@ def limit_cpu(seconds_max: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(*map(int, sys.argv[1:]))

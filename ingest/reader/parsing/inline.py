@@ -8,9 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import islice
 
 import msgspec
@@ -29,13 +30,14 @@ log = structlog.get_logger(__name__)
 
 ANSWER_SECONDS_MAX = 60.0
 CLOSE_SECONDS_MAX = 0.5
-# This is more memory than parsing needs at the maximum decompressed size. The kernel ends a process that exceeds
+# Messages per process and request, and unanswered requests per process: enough messages to amortize the request,
+# and a request to parse while the reader takes the results of the previous one, but few enough to stay within the
+# in-flight limit.
+MESSAGES_PER_REQUEST, REQUESTS_MAX = 8, 2
+# This is more memory than parsing needs at the maximum decompressed size, with one arena. Further arenas are added
+# at twice the size of the largest request, because arenas grow by doubling. The kernel ends a process that exceeds
 # the limit.
-MEMORY_BYTES_BASE, MEMORY_RATIO_MAX = 512 * MiB, 6
-
-# Messages per process and request: enough to amortize the request, but few enough to stay within the in-flight
-# limit.
-MESSAGES_PER_REQUEST = 16
+MEMORY_BYTES_BASE, MEMORY_RATIO_MAX, ARENA_RATIO_MAX = 512 * MiB, 6, 2
 
 Clock = Callable[[], float]
 Wary = Callable[[TopicPartition], bool]
@@ -75,12 +77,23 @@ class InlineParser:
         """Does nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """Messages that were sent to the children together. `shares`: the indexes of each child's messages. `outcomes`
+    are complete once all children have answered."""
+
+    messages: Sequence[Message]
+    outcomes: list[Outcome | None]
+    shares: Sequence[Sequence[int]]
+
+
 class ProcessParser:
     """Parses in `processes` children. The messages of each poll are split among them by bytes, in order.
 
-    Values are passed in shared memory. A child that dies, hangs, or exceeds `memory_bytes_max` (default:
-        the likely maximum for the rules) is replaced. Its messages go to the second line. Without a second line
-        (`usual` is None), they are parsed one by one, and a message that ends a child again becomes a reject.
+    Values are passed in shared memory. Children parse the next request while the caller takes the results of the
+    current one. A child that dies, hangs, or exceeds `memory_bytes_max` (default: the likely maximum for the
+    rules) is replaced. The messages of its unanswered requests go to the second line. Without a second line
+    (`usual` is None), they are parsed one by one, and a message that ends a child again becomes a reject.
     """
 
     def __init__(
@@ -101,9 +114,11 @@ class ProcessParser:
         self._gate = gate
         self._clock = clock
         if memory_bytes_max is None:
-            memory_bytes_max = MEMORY_BYTES_BASE + MEMORY_RATIO_MAX * rules.inflated_bytes_max
+            arenas_bytes = (REQUESTS_MAX - 1) * ARENA_RATIO_MAX * MESSAGES_PER_REQUEST * rules.message_bytes_max
+            memory_bytes_max = MEMORY_BYTES_BASE + MEMORY_RATIO_MAX * rules.inflated_bytes_max + arenas_bytes
         hello = Hello(asdict(rules), memory_bytes_max, usual=asdict(usual) if usual is not None else None)
-        self._children = [Child(hello, answer_seconds_max) for _ in range(processes)]
+        self._children = [Child(hello, answer_seconds_max, REQUESTS_MAX) for _ in range(processes)]
+        self._calls = 0
 
     @property
     def process_ids(self) -> list[int]:
@@ -111,13 +126,37 @@ class ProcessParser:
         return [child.process_id for child in self._children]
 
     def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
-        """Yields one result per message, in order. Takes enough messages at a time to keep all children busy."""
-        iterator = iter(messages)
-        while batch := list(islice(iterator, MESSAGES_PER_REQUEST * len(self._children))):
-            yield from self._parse(batch)
+        """Yields one result per message, in order. Takes enough messages at a time to keep all children busy: one
+        request per child in addition to the one whose results the caller takes.
 
-    def _parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed | Unusual]:
-        """Parses these messages in all children, with a time limit for each child."""
+        If the caller closes the iterator early, or calls this method again, the results that it has not taken are
+        discarded.
+        """
+        self._calls += 1
+        call = self._calls
+        self._discard()
+        iterator = iter(messages)
+        try:
+            current = self._sent(iterator)
+            while current is not None:
+                following = self._sent(iterator)
+                yield from self._received(current)
+                assert call == self._calls, "another call has discarded these results"
+                current = following
+        finally:
+            if call == self._calls:
+                self._discard()
+
+    def _discard(self) -> None:
+        """Discards unanswered requests, so that their answers are not taken for those of later requests."""
+        for child in self._children:
+            child.discard()
+
+    def _sent(self, iterator: Iterator[Message]) -> _Round | None:
+        """Takes messages and sends one request to each child; None if there are no messages."""
+        messages = list(islice(iterator, MESSAGES_PER_REQUEST * len(self._children)))
+        if not messages:
+            return None
         outcomes: list[Outcome | None] = []
         for message in messages:
             outcomes.append(shed(message, self._gate, self._clock))
@@ -130,12 +169,16 @@ class ProcessParser:
         for child, share in zip(self._children, shares, strict=True):
             if share:
                 child.send([messages[index] for index in share])
-        for child, share in zip(self._children, shares, strict=True):
+        return _Round(messages, outcomes, shares)
+
+    def _received(self, sent: _Round) -> Iterable[on.MessageParsed | Unusual]:
+        """The results of these messages from all children, with a time limit for each child."""
+        for child, share in zip(self._children, sent.shares, strict=True):
             if share:
-                received = child.receive_or_none() if self._has_second_line else child.receive()
+                received = child.receive(retry=not self._has_second_line)
                 for index, outcome in zip(share, received, strict=True):
-                    outcomes[index] = outcome
-        for message, outcome in zip(messages, outcomes, strict=True):
+                    sent.outcomes[index] = outcome
+        for message, outcome in zip(sent.messages, sent.outcomes, strict=True):
             yield answer(message, outcome)
 
     def _shares(self, messages: Sequence[Message], wanted: Sequence[int]) -> list[list[int]]:
@@ -189,18 +232,27 @@ class ChildFailed(Exception):
         self.limit = limit
 
 
-class Child:
-    """A parser process, its socket and shared memory."""
+@dataclass(slots=True)
+class _Request:
+    """Messages sent to a child. `outcomes`: None if the child has not failed since, so that it will answer."""
 
-    def __init__(self, hello: Hello, answer_seconds_max: float) -> None:
+    messages: Sequence[Message]
+    outcomes: list[Outcome | None] | None = None
+
+
+class Child:
+    """A parser process, its socket and shared memory. At most `requests_max` requests are unanswered at a time."""
+
+    def __init__(self, hello: Hello, answer_seconds_max: float, requests_max: int = 1) -> None:
         self._hello = msgspec.msgpack.encode(hello)
         self._limits = {
             -signal.SIGXCPU: f"limit of {hello.cpu_seconds_max} s of CPU time",
             EXIT_MEMORY: f"limit of {hello.memory_bytes_max // MiB} MiB of memory",
         }
         self._answer_seconds_max = answer_seconds_max
-        self._arena = Arena()
-        self._sent: Sequence[Message] = ()
+        self._arenas = [Arena() for _ in range(requests_max)]
+        self._turn = 0
+        self._requests: deque[_Request] = deque()
         self._exit_status: int | None = None
         self._start()
 
@@ -211,38 +263,58 @@ class Child:
     def _start(self) -> None:
         self._socket, child_socket = socket.socketpair()
         self._socket.settimeout(self._answer_seconds_max)
-        descriptors = (child_socket.fileno(), self._arena.fd)
+        descriptors = (child_socket.fileno(), *(arena.fd for arena in self._arenas))
         command = [sys.executable, "-m", "ingest.reader.parsing.child", *map(str, descriptors)]
         self._process = subprocess.Popen(command, pass_fds=descriptors, stdin=subprocess.DEVNULL)
         child_socket.close()
         send_frame(self._socket, self._hello)
 
     def send(self, messages: Sequence[Message]) -> None:
-        self._sent = messages
-        with suppress(OSError):  # `receive` detects and handles the failure
-            ask(self._socket, self._arena, messages)
+        """Sends a request. Its answer must be taken, with `receive` or `answers`, after those of earlier ones."""
+        assert len(self._requests) < len(self._arenas), "every arena is in use"
+        self._requests.append(_Request(messages))
+        self._ask(messages)
 
-    def receive(self) -> list[Outcome | None]:
-        """Returns the outcomes of the last request. After a failure, each message is sent again in its own
-        request."""
-        try:
-            return self.answers()
-        except ChildFailed as failure:
-            log.error("parser_process_failed", error=str(failure), messages=len(self._sent))
-        return [self._parse_alone(message) for message in self._sent]
+    def _ask(self, messages: Sequence[Message]) -> None:
+        self._turn = (self._turn + 1) % len(self._arenas)
+        with suppress(OSError):  # taking the answer detects and handles the failure
+            ask(self._socket, self._arenas, self._turn, messages)
 
-    def receive_or_none(self) -> list[Outcome | None]:
-        """Returns the outcomes of the last request. After a failure, all outcomes are None."""
+    def receive(self, *, retry: bool) -> list[Outcome | None]:
+        """Returns the outcomes of the oldest request. If the process fails, all of its requests fail: with
+        `retry`, each of their messages is sent again in its own request; otherwise, their outcomes are None."""
+        request = self._requests.popleft()
+        if request.outcomes is not None:
+            return request.outcomes
         try:
-            return self.answers()
+            return self._answers_to(request.messages)
         except ChildFailed as failure:
-            log.error("parser_process_failed", error=str(failure), messages=len(self._sent))
-        return [None for _ in self._sent]
+            count = sum(len(each.messages) for each in (request, *self._requests))
+            log.error("parser_process_failed", error=str(failure), messages=count)
+        outcomes = self._outcomes_after_failure(request.messages, retry)
+        for other in self._requests:
+            other.outcomes = self._outcomes_after_failure(other.messages, retry)
+        return outcomes
+
+    def _outcomes_after_failure(self, messages: Sequence[Message], retry: bool) -> list[Outcome | None]:
+        return [self._parse_alone(message) if retry else None for message in messages]
 
     def answers(self) -> list[Outcome | None]:
-        """Returns the outcomes of the last request. Raises ChildFailed after replacing the process."""
+        """Returns the outcomes of the only request. Raises ChildFailed after replacing the process."""
+        (request,) = self._requests
+        self._requests.clear()
+        return self._answers_to(request.messages)
+
+    def discard(self) -> None:
+        """Forgets all requests. Replaces the process if it may still answer one."""
+        if any(request.outcomes is None for request in self._requests):
+            self._stop()
+            self._start()
+        self._requests.clear()
+
+    def _answers_to(self, messages: Sequence[Message]) -> list[Outcome | None]:
         try:
-            return receive_outcomes(self._socket, self._sent)
+            return receive_outcomes(self._socket, messages)
         except (OSError, EOFError, msgspec.MsgspecError) as failure:
             self._stop()
             self._start()
@@ -252,9 +324,9 @@ class Child:
             ) from failure
 
     def _parse_alone(self, message: Message) -> Outcome:
-        self.send([message])
+        self._ask([message])
         try:
-            (outcome,) = self.answers()
+            (outcome,) = self._answers_to([message])
             assert outcome is not None
             return outcome
         except ChildFailed as failure:
@@ -278,4 +350,5 @@ class Child:
     def close(self) -> None:
         """Ends the process."""
         self._stop()
-        self._arena.close()
+        for arena in self._arenas:
+            arena.close()

@@ -1,8 +1,12 @@
 """Protocol between the reader and a parser process.
 
-Values are passed in shared memory: the reader copies each value once, and the parser process parses it in place.
-Everything else is sent over a socket pair as length-prefixed msgpack. Results omit bytes that the reader already
-has: a blob that is a slice of its message is sent as a position, and a dead letter is sent without its value.
+Messages are passed in shared memory: the reader copies each value once, and the parser process parses it in place.
+Requests (the place of their messages) and results are sent over a socket pair as length-prefixed msgpack. Results
+omit bytes that the reader already has: a blob that is a slice of its message is sent as a position, and a dead
+letter is sent without its value.
+
+A process may have several requests at a time, each with its own arena, and answers them in order. Requests are a
+few bytes long, so sending one never waits for a process that itself waits for the reader to take a long result.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import socket
 import struct
 import tempfile
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import msgspec
@@ -56,10 +61,12 @@ class Item(msgspec.Struct, array_like=True, gc=False):
 
 
 class Work(msgspec.Struct, array_like=True, gc=False):
-    """The messages to parse."""
+    """A request: the arena with the values, its size, and the place in it of the encoded items."""
 
+    arena: int
     arena_bytes: int
-    items: list[Item]
+    start: int
+    stop: int
 
 
 class Answer(msgspec.Struct, array_like=True, gc=False):
@@ -81,18 +88,17 @@ class Arena:
         self.size_bytes = 0
         self._map: mmap.mmap | None = None
 
-    def put(self, values: Sequence[bytes]) -> list[int]:
-        """Writes the values contiguously; returns the start of each value and the end of the last value."""
-        places = [0]
-        for value in values:
-            places.append(places[-1] + len(value))
-        if self._map is None or places[-1] > self.size_bytes:
-            self.size_bytes = max(ARENA_BYTES_MIN, self.size_bytes, 1 << (places[-1] - 1).bit_length())
+    def put(self, values: Sequence[bytes]) -> None:
+        """Writes the values contiguously, from the beginning."""
+        needed_bytes = sum(map(len, values))
+        if self._map is None or needed_bytes > self.size_bytes:
+            self.size_bytes = max(ARENA_BYTES_MIN, self.size_bytes, 1 << (needed_bytes - 1).bit_length())
             os.ftruncate(self.fd, self.size_bytes)
             self._map = mmap.mmap(self.fd, self.size_bytes)
-        for start, value in zip(places, values, strict=False):
+        start = 0
+        for value in values:
             self._map[start : start + len(value)] = value
-        return places
+            start += len(value)
 
     def close(self) -> None:
         """Releases the memory. Repeated calls have no effect."""
@@ -113,24 +119,31 @@ def _unnamed_file() -> int:
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_work = msgspec.msgpack.Decoder(Work).decode
+_decode_items = msgspec.msgpack.Decoder(list[Item]).decode
 _decode_answers = msgspec.msgpack.Decoder(list[Answer]).decode
 
 
 # The reader
 
 
-def ask(link: socket.socket, arena: Arena, messages: Sequence[Message]) -> None:
-    """Sends messages. Raises OSError if the process has ended."""
-    places = arena.put([message.value for message in messages])
-    items = [
-        Item(sent.source, sent.epoch, sent.offset, start, stop, sent.key, sent.headers, sent.timestamp_ms)
-        for sent, start, stop in zip(messages, places, places[1:], strict=False)
-    ]
-    send_frame(link, _encode(Work(arena.size_bytes, items)))
+def ask(link: socket.socket, arenas: Sequence[Arena], turn: int, messages: Sequence[Message]) -> None:
+    """Sends messages, in the arena with the number `turn`, which no unanswered request may use. Raises OSError if
+    the process has ended."""
+    places = [0, *accumulate(len(message.value) for message in messages)]
+    items = _encode(
+        [
+            Item(sent.source, sent.epoch, sent.offset, start, stop, sent.key, sent.headers, sent.timestamp_ms)
+            for sent, (start, stop) in zip(messages, pairwise(places), strict=True)
+        ]
+    )
+    arena = arenas[turn]
+    arena.put([*(message.value for message in messages), items])
+    send_frame(link, _encode(Work(turn, arena.size_bytes, places[-1], places[-1] + len(items))))
 
 
 def receive_outcomes(link: socket.socket, messages: Sequence[Message]) -> list[Outcome | None]:
-    """Returns the outcomes of these messages; None for each unusual message.
+    """Returns the outcomes of these messages, which are those of the oldest unanswered request; None for each
+    unusual message.
 
     Raises EOFError, msgspec.MsgspecError, and OSError (also on timeout).
     """
@@ -157,25 +170,25 @@ def _restored(answer: Answer, message: Message) -> Outcome | None:
 
 
 class Parser:
-    """Processes frames of work, parsing values in place."""
+    """Answers requests, parsing values in place."""
 
-    def __init__(self, rules: ParseRules, arena_fd: int, usual: Usual | None = None) -> None:
+    def __init__(self, rules: ParseRules, arena_fds: Sequence[int], usual: Usual | None = None) -> None:
         self._rules = rules
         self._usual = usual
-        self._fd = arena_fd
-        self._map = mmap.mmap(-1, 1)
-        self._size_bytes = 0
+        self._fds = arena_fds
+        self._maps = [mmap.mmap(-1, 1) for _ in arena_fds]
 
     def answer(self, frame: bytearray) -> bytes:
-        """Returns the result frame for a frame of work."""
+        """Returns the result frame for the frame of a request."""
         work = _decode_work(frame)
-        if work.arena_bytes != self._size_bytes:
-            self._map = mmap.mmap(self._fd, work.arena_bytes, access=mmap.ACCESS_READ)
-            self._size_bytes = work.arena_bytes
-        return _encode([self._parsed(item) for item in work.items])
+        if work.arena_bytes != len(self._maps[work.arena]):
+            self._maps[work.arena] = mmap.mmap(self._fds[work.arena], work.arena_bytes, access=mmap.ACCESS_READ)
+        arena = self._maps[work.arena]
+        items = _decode_items(memoryview(arena)[work.start : work.stop])
+        return _encode([self._parsed(item, arena) for item in items])
 
-    def _parsed(self, item: Item) -> Answer:
-        value: Any = memoryview(self._map)[item.start : item.stop]
+    def _parsed(self, item: Item, arena: mmap.mmap) -> Answer:
+        value: Any = memoryview(arena)[item.start : item.stop]
         message = Message(item.source, item.epoch, item.offset, value, item.key, item.headers, item.timestamp_ms)
         outcome = parse_usual(message, self._rules, self._usual) if self._usual else parse(message, self._rules)
         if outcome is None:
@@ -183,18 +196,19 @@ class Parser:
         if isinstance(outcome, Reject):
             return Answer(None, msgspec.structs.replace(outcome, value=b""))
         (blob,) = outcome.blobs
-        place = self._place(item, blob.content) if isinstance(blob.content, memoryview) else None
+        place = _place(arena, item, blob.content) if isinstance(blob.content, memoryview) else None
         if place is not None:
             outcome = msgspec.structs.replace(outcome, blobs=(Blob(blob.name, b"", blob.offset),))
         return Answer(outcome, None, place)
 
-    def _place(self, item: Item, content: memoryview) -> tuple[int, int] | None:
-        """Returns the position of these bytes within the message's value, if the value contains them."""
-        start = self._map.find(bytes(content[:NEEDLE_BYTES]), item.start, item.stop)
-        stop = start + len(content)
-        if start < 0 or self._map[start:stop] != bytes(content):
-            return None
-        return start - item.start, stop - item.start
+
+def _place(arena: mmap.mmap, item: Item, content: memoryview) -> tuple[int, int] | None:
+    """Returns the position of these bytes within the message's value, if the value contains them."""
+    start = arena.find(bytes(content[:NEEDLE_BYTES]), item.start, item.stop)
+    stop = start + len(content)
+    if start < 0 or arena[start:stop] != bytes(content):
+        return None
+    return start - item.start, stop - item.start
 
 
 # Frames

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 
 import pytest
 
@@ -411,6 +412,52 @@ def test_outcomes_after_an_unusual_message_are_kept_in_order() -> None:
 
     assert parsed_offsets(bench) == [0, 1, 2, 3, 4]
     assert [message.offset for message in bench.deferred] == [1, 3]
+
+
+def parse_ahead(bench: Bench) -> None:
+    """Makes the parser take two messages in advance of those whose outcomes it returns, as parser processes do."""
+    lazily = bench.parse
+
+    def parse(fetched: Iterable[Message]) -> Iterator[on.MessageParsed | Unusual]:
+        iterator = iter(fetched)
+        current = list(islice(iterator, 2))
+        while current:
+            following = list(islice(iterator, 2))
+            yield from lazily(current)
+            current = following
+
+    bench.parse = parse  # type: ignore[method-assign,assignment]
+
+
+def test_messages_taken_in_advance_stay_in_order_if_there_is_no_more_room() -> None:
+    """If room runs out while the parser has messages taken in advance, later messages are kept after them."""
+    bench = Bench(in_flight_bytes_max=250, batch_messages_max=1)
+    parse_ahead(bench)
+    bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
+    bench.fetched.append(messages(*range(12)))
+
+    for _ in range(100):
+        bench.runtime.step()
+        for flight in bench.pipeline.in_flight:
+            epoch = flight.batch.epoch
+            bench.events.extend(on.FlushSucceeded(flight.batch.id, epoch, stage) for stage in flight.stages)
+
+    assert parsed_offsets(bench) == list(range(12))
+
+
+def test_messages_taken_in_advance_of_an_unusual_one_stay_in_order() -> None:
+    """If a message is unusual while the parser has messages taken in advance, later messages wait after those."""
+    bench = Bench(batch_messages_max=100)
+    bench.unusual = {1}
+    parse_ahead(bench)
+    bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
+    bench.fetched.append(messages(*range(8)))
+
+    bench.runtime.step()
+    bench.events.append(parsed(bench.deferred[0]))
+    bench.runtime.step()
+
+    assert parsed_offsets(bench) == list(range(8))
 
 
 def test_a_gap_in_the_log_waits_for_an_unusual_message() -> None:

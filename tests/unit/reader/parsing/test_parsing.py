@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from ingest.core.model import Drop, Message, Outcome, Reject, Segment, TopicPartition
-from ingest.core.parse import ParseRules
+from ingest.core.parse import ParseRules, Usual
 from ingest.local.load.produce import PROFILES, values
-from ingest.reader.parsing.inline import InlineParser, ProcessParser
+from ingest.reader.parsing.inline import MESSAGES_PER_REQUEST, REQUESTS_MAX, InlineParser, ProcessParser
+from ingest.reader.ports import Unusual
 from ingest.reader.tenant_gate import TenantGate, TenantRules
 from ingest.testing.messages import click_event, envelope, frame, recording
 from tasks.units import MiB
@@ -199,6 +201,148 @@ def test_a_child_that_hangs_is_replaced_and_nothing_is_lost(
 
     assert outcomes(parser, sent) == expected
     assert is_gone(victim)
+
+
+def interrupted(sent: Sequence[Message], after: int, interrupt: Callable[[], None]) -> Iterator[Message]:
+    """Yields the messages, and calls `interrupt` after this many have been taken."""
+    for number, message in enumerate(sent):
+        if number == after:
+            interrupt()
+        yield message
+
+
+def test_a_child_that_dies_with_two_requests_loses_nothing(
+    start: Callable[..., ProcessParser], inline_parser: InlineParser, load: list[bytes]
+) -> None:
+    """If a child dies while it has two unanswered requests, the messages of both are parsed again, in order.
+
+    The child is stopped before the first request and killed before the second one, so it answers neither.
+    """
+    parser = start(1)
+    sent = messages(load[:40])
+    expected = outcomes(inline_parser, sent)
+    assert outcomes(parser, sent) == expected  # The child has started.
+
+    (victim,) = parser.process_ids
+    os.kill(victim, signal.SIGSTOP)
+    taken = interrupted(sent, MESSAGES_PER_REQUEST, lambda: os.kill(victim, signal.SIGKILL))
+
+    assert [event.outcome for event in parser.parse(taken)] == expected
+    assert is_gone(victim)
+    assert outcomes(parser, sent) == expected
+
+
+def test_with_a_second_line_both_requests_of_a_dead_child_are_handed_on(
+    start: Callable[..., ProcessParser], inline_parser: InlineParser, load: list[bytes]
+) -> None:
+    """If a child dies while it has two unanswered requests, the messages of both go to the second line, and the
+    messages after them are parsed.
+    """
+    parser = start(1, usual=Usual())
+    sent = messages(load[:40])
+    expected = list(inline_parser.parse(sent))
+    assert list(parser.parse(sent)) == expected
+
+    (victim,) = parser.process_ids
+    os.kill(victim, signal.SIGSTOP)
+    taken = interrupted(sent, MESSAGES_PER_REQUEST, lambda: os.kill(victim, signal.SIGKILL))
+    found = list(parser.parse(taken))
+
+    lost = REQUESTS_MAX * MESSAGES_PER_REQUEST
+    assert found[:lost] == [Unusual(message) for message in sent[:lost]]
+    assert found[lost:] == expected[lost:]
+
+
+def test_a_child_that_hangs_with_two_requests_loses_nothing(
+    start: Callable[..., ProcessParser], inline_parser: InlineParser, load: list[bytes]
+) -> None:
+    """If a child hangs while it has two unanswered requests, it is replaced and all messages are parsed."""
+    parser = start(1, answer_seconds_max=3.0)
+    sent = messages(load[:40])
+    expected = outcomes(inline_parser, sent)
+    assert outcomes(parser, sent) == expected
+
+    (victim,) = parser.process_ids
+    os.kill(victim, signal.SIGSTOP)
+
+    assert outcomes(parser, sent) == expected
+    assert is_gone(victim)
+
+
+@pytest.mark.parametrize("taken", [1, MESSAGES_PER_REQUEST, MESSAGES_PER_REQUEST + 1])
+def test_results_that_were_not_taken_are_discarded(
+    start: Callable[..., ProcessParser], inline_parser: InlineParser, load: list[bytes], taken: int
+) -> None:
+    """If the caller stops early, the answers to requests made in advance are not taken for those of later ones."""
+    parser = start(1)
+    former, sent = messages(load[:40]), messages(load[40:60], first_offset=40)
+    expected = outcomes(inline_parser, sent)
+
+    events = iter(parser.parse(former))
+    for _ in range(taken):
+        next(events)
+    events.close()  # type: ignore[attr-defined]
+
+    assert outcomes(parser, sent) == expected
+
+
+def test_a_call_ends_an_earlier_call_that_was_not_closed(
+    start: Callable[..., ProcessParser], inline_parser: InlineParser, load: list[bytes]
+) -> None:
+    """A later call discards the requests of an earlier one, even if its iterator is still open, and closing that
+    iterator does not affect the later call.
+    """
+    parser = start(2)
+    sent = messages(load[40:120])
+    expected = list(inline_parser.parse(sent))
+    former = iter(parser.parse(messages(load[:80])))
+    next(former)
+
+    events = iter(parser.parse(sent))
+    first = next(events)
+    former.close()  # type: ignore[attr-defined]
+
+    assert [first, *events] == expected
+
+
+def test_a_bounded_number_of_messages_is_taken_in_advance(
+    start: Callable[..., ProcessParser], load: list[bytes]
+) -> None:
+    """A message is taken only if the results of all messages before the last two requests have been taken."""
+    parser = start(2)
+    sent = messages(load[:100])
+    taken = 0
+
+    def count() -> Iterator[Message]:
+        nonlocal taken
+        for message in sent:
+            taken += 1
+            yield message
+
+    for delivered, _event in enumerate(parser.parse(count())):
+        assert taken - delivered <= 2 * REQUESTS_MAX * MESSAGES_PER_REQUEST
+
+    assert taken == delivered + 1 == len(sent)
+
+
+def test_long_requests_and_long_results_do_not_block_each_other(
+    start: Callable[..., ProcessParser], inline_parser: InlineParser
+) -> None:
+    """Requests with long headers are sent while the child waits for the reader to take a long result, because only
+    the place of a request is sent through the socket.
+    """
+    header = ("trace", b"x" * 100_000)
+    body = recording([click_event() for _ in range(2_000)])
+    sent = [replace_headers(message, header) for message in messages([body] * (6 * MESSAGES_PER_REQUEST))]
+
+    found = outcomes(start(1, answer_seconds_max=10.0), sent)
+
+    assert found == outcomes(inline_parser, sent)
+
+
+def replace_headers(message: Message, header: tuple[str, bytes]) -> Message:
+    """The message with this header."""
+    return msgspec.structs.replace(message, headers=(header,))
 
 
 def test_a_message_that_kills_the_process_twice_becomes_a_reject(start: Callable[..., ProcessParser]) -> None:
