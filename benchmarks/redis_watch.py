@@ -72,7 +72,9 @@ class RedisWatch:
         return {"name": name, "version": str(version), "mem_allocator": str(found["mem_allocator"])}
 
     def sample(self) -> dict[str, float]:
-        """Returns `redis_keys`, and `redis_` with each field of REDIS_MEMORY, in bytes."""
+        """Returns `redis_keys`, the number of keys, and the fields of REDIS_MEMORY in bytes, prefixed with
+        `redis_`.
+        """
         found = Counter[str]()
         for client in self._clients:
             memory = client.info("memory")

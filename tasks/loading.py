@@ -72,7 +72,9 @@ def load_fleet() -> Settings:
 
 
 def load_strictly(kind: type[SettingsT]) -> SettingsT:
-    """Loads any settings class like `load_fleet`, except that other names are reported as unknown."""
+    """Loads the settings of `kind` from environment and file. Names that are not settings of `kind` are reported
+    as unknown. Raises SettingsError.
+    """
     return _load(kind, [*_unknown(kind.model_fields.keys(), os.environ)])
 
 

@@ -29,7 +29,7 @@ from tasks.wire import SinkName
     default=100,
     show_default=True,
     type=click.IntRange(0, 10_000),
-    help="Maximum differing rows to list per sink; all are counted.",
+    help="Maximum number of differing rows to list per sink; all are counted.",
 )
 @by_option
 @as_json

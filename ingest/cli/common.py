@@ -62,7 +62,7 @@ def append_first_step(text: str) -> str:
 
 
 def nothing_is_configured() -> bool:
-    """Returns whether no server is configured and no local stack is running."""
+    """Returns True if no server is configured and no local stack is running."""
     context = click.get_current_context(silent=True)
     return context is not None and bool(context.meta.get(_NOTHING_CONFIGURED))
 
@@ -148,7 +148,7 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def redis_required() -> Iterator[None]:
-    """Turns Redis errors, and errors in storing or loading decisions, into a one-line failure."""
+    """Reports Redis errors, and errors in the operators' topic, in one line and exits with 1."""
     from tasks.kafka.decisions import DecisionsUnreadable
     from tasks.kafka.producing import NotProduced
     from tasks.kafka.ranges import RangeError
@@ -170,5 +170,5 @@ def none_if_redis_is_unavailable(read: Callable[[], T]) -> T | None:
 
 
 def coordination_of(loaded: Settings) -> Coordination:
-    """Returns access to the state in Redis that readers, workers and operators share."""
+    """Returns a client for the state in Redis that readers, workers and operators share."""
     return Coordination(connect(loaded), loaded)

@@ -1,4 +1,4 @@
-"""Asks for confirmation before an irreversible change. Without a terminal to ask on, `--yes` is required."""
+"""Asks for confirmation before an irreversible change, or requires `--yes` if standard input is not a terminal."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ yes_option = click.option(
 
 
 class NotATerminal(click.ClickException):
-    """Raised if confirmation is required but there is no terminal to ask on. click prints one line and exits with
-    2."""
+    """Raised if confirmation is required but standard input is not a terminal. click prints one line and exits
+    with 2.
+    """
 
     exit_code = 2
 
@@ -30,7 +31,7 @@ class NotATerminal(click.ClickException):
 
 
 def require_terminal(*, yes: bool) -> None:
-    """Raises NotATerminal if confirmation is required but there is no terminal to ask on.
+    """Raises NotATerminal if confirmation is required but standard input is not a terminal.
 
     Commands call this function before they contact a server.
     """

@@ -45,7 +45,13 @@ def letter_selection_options(command: Callable[..., None]) -> Callable[..., None
 
 @dlq.command("ls")
 @letter_selection_options
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="Maximum letters to list.")
+@click.option(
+    "--limit",
+    default=50,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Maximum number of dead letters to list.",
+)
 @as_json
 def dlq_ls(
     reason: str | None, sink: str | None, ids: tuple[str, ...], replayed: bool, limit: int, as_json: bool
@@ -170,13 +176,13 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
     default=100.0,
     show_default=True,
     type=FiniteFloatRange(0.1, 100_000),
-    help="Maximum letters per second.",
+    help="Maximum number of dead letters to replay per second.",
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be sent, and where; send nothing.")
 @click.option(
     "--unverified",
     is_flag=True,
-    help="Include letters without a valid seal, and items whose original message has left the topic.",
+    help="Include letters without a valid seal, and items whose original message is no longer in the topic.",
 )
 @yes_option
 @by_option
@@ -196,7 +202,7 @@ def dlq_replay(
 ) -> None:
     """Replay dead letters: rejects to their topic, refused items to the sink that refused them.
 
-    Items are rebuilt from their original message, so that a forged letter cannot change other data.
+    Refused items are rebuilt from their original message, so that a forged letter cannot change other data.
     """
     from ingest.operate.dlq import DeadLettersUnavailable, Letter, Selection, replay
 

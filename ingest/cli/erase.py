@@ -31,7 +31,7 @@ from ingest.cli.ranges import FiniteFloatRange
     default=60.0,
     show_default=True,
     type=FiniteFloatRange(0),
-    help="Maximum wait until readers have settled the messages that they read before the tombstone.",
+    help="Maximum wait, in seconds, for readers to finish the messages that they read before the tombstone.",
 )
 @click.option(
     "--certificate",

@@ -105,14 +105,14 @@ def try_command(host: str, port: int, seconds: float | None, as_json: bool) -> N
 @click.option(
     "--rate",
     type=FiniteFloatRange(0, min_open=True),
-    help="Maximum messages per second; unlimited by default.",
+    help="Maximum number of messages per second; unlimited by default.",
 )
 @click.option("--profile", type=click.Choice(["demo", "small"]), default="demo", show_default=True)
 @click.option(
     "--manifest",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="New file that records what was produced, for verification. Default: manifest.jsonl, or manifest-2.jsonl "
-    "and so on if that exists.",
+    help="New file that records what was produced, for verification. Default: manifest.jsonl or, if it exists, "
+    "manifest-2.jsonl and so on.",
 )
 @as_json
 def load_command(
@@ -200,7 +200,7 @@ def local_up(directory: Path | None, kafka: Any, programs: bool, as_json: bool) 
     if as_json:
         echo_json(_as_dict(state))
         return
-    if programs and sys.stdout.isatty():  # without a terminal, a shell evaluates the output
+    if programs and sys.stdout.isatty():  # if the output is not a terminal, a shell evaluates it
         _list(state, "")
         echo("")
         for line in _next_steps(directory):

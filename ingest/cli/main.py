@@ -40,7 +40,7 @@ GROUPS = (operate, dlq, tenants, reconcile, shadow, backfill, erase, find, local
     default=1000,
     show_default=True,
     type=click.IntRange(1),
-    help="Maximum messages to read in a dry run.",
+    help="Maximum number of messages to read in a dry run.",
 )
 @as_json
 @click.version_option(package_name="replays-ingest")

@@ -65,7 +65,7 @@ def migrate(dry_run: bool, topics: bool) -> None:
 @click.command()
 @as_json
 def check(as_json: bool) -> None:
-    """Test every dependency of readers and workers with their own clients, and print what to fix.
+    """Test every dependency of readers and workers with the clients that they use, and print what to fix.
 
     Joins a consumer group of its own, commits an offset, stages a batch, publishes and consumes a task, and
     writes, reads and deletes a probe in each sink, as far as permissions allow. Lists what could not be tested.

@@ -65,7 +65,9 @@ project_option = click.option("--project", type=click.IntRange(0), help="Project
 
 @contextmanager
 def open_reads() -> Iterator[Any]:
-    """Gives a command read access to replays. A missing replay or unreachable server is a one-line failure."""
+    """Gives a command read access to replays, and reports a missing replay or an unreachable server in one
+    line.
+    """
     from ingest.web.model import NotFound, ReadError
     from ingest.web.reads import Reads
 
@@ -122,7 +124,11 @@ def replays_group() -> None:
 )
 @click.option("--since", type=AgeType(), help="Only replays younger than this: 90s, 15m, 6h, 7d.")
 @click.option(
-    "--limit", default=50, show_default=True, type=click.IntRange(1, 500), help="Maximum replays to list."
+    "--limit",
+    default=50,
+    show_default=True,
+    type=click.IntRange(1, 500),
+    help="Maximum number of replays to list.",
 )
 @as_json
 def replays_ls(
@@ -265,7 +271,13 @@ def segments_table(segments: Iterable[dict[str, Any]]) -> FittedTable:
 @click.option(
     "--around", type=ReplayMomentType(), help="Center: an event's id (4-17), or seconds after the start (12.3)."
 )
-@click.option("--window", default="5s", show_default=True, type=AgeType(), help="Time before and after --around.")
+@click.option(
+    "--window",
+    default="5s",
+    show_default=True,
+    type=AgeType(),
+    help="Length of the window before and after --around.",
+)
 @as_json
 def events_command(
     replay_id: str,

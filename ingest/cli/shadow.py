@@ -25,13 +25,15 @@ ROUND_SECONDS = 15.0
     type=DurationType(),
     help="Compare messages as the group commits them, for this long: 90s, 30m, 2h.",
 )
-@click.option("--rate", type=FiniteFloatRange(0.1), help="Maximum messages per second; unlimited if not given.")
+@click.option(
+    "--rate", type=FiniteFloatRange(0.1), help="Maximum number of messages per second; unlimited if not given."
+)
 @click.option(
     "--limit",
     default=100,
     show_default=True,
     type=click.IntRange(0, 10_000),
-    help="Maximum differences to list per sink; all are counted.",
+    help="Maximum number of differences to list per sink; all are counted.",
 )
 @as_json
 def shadow(

@@ -1,4 +1,4 @@
-"""Runs an embedded stack in the background, for development: `replays-ingest local up`, `stop_stack`, `status` and
+"""Runs an embedded stack in the background, for development: `replays-ingest local up`, `down`, `status` and
 `logs`.
 
 A supervisor process holds a lock in the stack's directory, restarts processes that die, and writes addresses and
@@ -123,7 +123,7 @@ def start_stack(
 
 
 def _add_programs(place: Path, progress: Progress) -> StackState:
-    """Requests the programs from the supervisor through a file, and waits for the response."""
+    """Asks the supervisor, through a file, to start the programs, and waits for the response."""
     lines = _Lines(place / "supervisor.log", progress, skip=True)
     _request_path(place).touch(0o600)
 

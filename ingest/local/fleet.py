@@ -6,7 +6,7 @@
         fleet.worker("worker-1")
         reader = fleet.reader("reader-1")
 
-A process that is *kept* is restarted when it exits, as a supervisor does in production. The processes connect to
+A process that is *kept* is restarted when it exits, as by a supervisor in production. The processes connect to
 each component in `proxies` through a fault proxy. The test itself uses `settings`, which contain the servers' own
 addresses, for migrations, loads and reconciliations.
 """

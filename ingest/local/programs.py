@@ -39,7 +39,7 @@ PORTS = {"web": WEB_PORT, "flower": FLOWER_PORT, "reader": 0}
 MIGRATE_SECONDS_MAX = 60.0
 READY_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 15.0
-STARTS_MAX = 3  # a program that exits this often during startup has failed
+STARTS_MAX = 3  # a program that exits this many times during startup has failed
 
 
 def login_of(directory: Path) -> str:
@@ -98,8 +98,8 @@ class Programs:
         )
 
     def migrate(self) -> None:
-        """Creates tables, the bucket and topics, unless an earlier call did so in the same server processes: a
-        restarted Tansu has no topics.
+        """Creates tables, the bucket and topics, unless an earlier call did so for the same server processes,
+        because a restarted Tansu has no topics.
 
         Raises LocalError with the tail of the log.
         """
@@ -183,7 +183,7 @@ class Programs:
 
 
 def is_free(port: int) -> bool:
-    """Returns whether a server may listen on this loopback port."""
+    """Returns whether a server can listen on this loopback port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,9 +1,9 @@
 """Cost by project: CPU, bytes and rows of the most expensive projects, and of all other projects together.
 
 `Costs` counts exactly within a second, then updates two views: counters and the recent cost. The counters have
-series for a limited number of projects and for `other`; each second is counted once, so the series sum to the
-total. The recent cost decays over RECENT_SECONDS. Decay is a linear operation, so the recent costs also sum to the
-total, including the cost of forgotten projects.
+series for a limited number of projects and for `other`; each cost is added to exactly one series, so the series
+sum to the total. The recent cost decays over RECENT_SECONDS. Decay is a linear operation, so the recent costs also
+sum to the total, including the cost of forgotten projects.
 
 Memory is bounded by the messages of one second and, between seconds, by TRACKED_MAX projects; further projects
 count as `other`. A listed project loses its series only to a project with 1.5 times its cost, so that projects of
@@ -62,10 +62,11 @@ class CostOf(msgspec.Struct, frozen=True):
 
 
 class Costs:
-    """`second`: sums of the current second by project id, None for messages without a project.
+    """Tracks the cost by project. `second` has the sums of the current second by project id (None for messages
+    without a project).
 
     The loop adds to `second` directly for every message, and calls `tick` about once per second. `listed_max`:
-    maximum projects with their own series.
+    maximum number of projects with their own series.
     """
 
     def __init__(self, listed_max: int) -> None:

@@ -62,18 +62,18 @@ def broker_prefix(settings: Settings) -> str:
 
 
 class Reported:
-    """Logs each problem of the servers and workers once when it begins and once when it ends."""
+    """Logs each problem with servers and workers once when it begins and once when it ends."""
 
     def __init__(self) -> None:
         self._servers: dict[str, str] = {}
         self._queues: tuple[str, ...] = ()
 
     def redis(self, problem: str, what_to_do: str) -> None:
-        """Reports the problem with Redis, or "" if there is none."""
+        """Reports a problem with Redis; `problem` is "" if there is none."""
         self._report(Server.REDIS, problem, what_to_do)
 
     def kafka(self, found: Fault | None) -> None:
-        """Reports the brokers' fault, or None if there is none."""
+        """Reports a fault of the brokers; `found` is None if there is none."""
         self._report(Server.KAFKA, *(("", "") if found is None else (found.problem, found.what_to_do)))
 
     def _report(self, server: Server, problem: str, what_to_do: str) -> None:
@@ -98,8 +98,9 @@ class Reported:
 
 
 class FleetWatch:
-    """A thread that queries Redis every heartbeat interval, for metrics and /readyz. The thread never blocks the
-    loop."""
+    """A thread that queries Redis once per heartbeat interval, for metrics and /readyz. The thread never blocks
+    the loop.
+    """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings

@@ -24,12 +24,13 @@ class LogEnds(Protocol):
         """Returns the range of each assigned partition as of the last fetch. Makes no request."""
 
     def ask_log_ranges(self) -> LogRanges:
-        """Requests the ranges from the broker. Blocks; any thread."""
+        """Requests the ranges from the broker. The call blocks, and any thread may make it."""
 
 
 class Lag:
-    """The lag of each partition, updated by each poll and by each query of the log ends. All methods except
-    `update_log_ends` are for the loop's thread."""
+    """The lag of each partition, updated by each poll and by each query of the log ends. Only the loop's thread
+    may call methods other than `update_log_ends`.
+    """
 
     def __init__(self) -> None:
         self._ends: dict[int, int] = {}

@@ -42,7 +42,7 @@ _EXCEEDED_METRICS = {
 
 
 class Parsed(StrEnum):
-    """Outcome of a message: label `outcome` of messages_parsed."""
+    """The outcome of a message. Values of the label `outcome` of the metric `messages_parsed`."""
 
     SEGMENT = "segment"
     REJECT = "reject"
@@ -50,7 +50,7 @@ class Parsed(StrEnum):
 
 
 class DispatchReason(StrEnum):
-    """Reason why a chord was started: label `why` of dispatches."""
+    """The reason why a chord was started. Values of the label `why` of the metric `dispatches`."""
 
     FIRST = "first"
     RETRY = "retry"
@@ -58,14 +58,14 @@ class DispatchReason(StrEnum):
 
 
 class CommitResult(StrEnum):
-    """Result of a commit: label `outcome` of commits."""
+    """The result of a commit. Values of the label `outcome` of the metric `commits`."""
 
     STORED = "stored"
     FAILED = "failed"
 
 
 class Rebalance(StrEnum):
-    """Rebalance event: label `kind` of rebalances."""
+    """The kind of a rebalance event. Values of the label `kind` of the metric `rebalances`."""
 
     ASSIGNED = "assigned"
     REVOKED = "revoked"
@@ -86,7 +86,8 @@ _TOUCHED: dict[str, Iterable[str]] = {
 
 
 class Metrics:
-    """The reader's instruments. `observe` and `polled` are for the loop's thread; `snapshot` is for any thread.
+    """The reader's instruments. Only the loop's thread may call `observe` and `polled`; any thread may call
+    `snapshot`.
 
     `reasons` and `warnings`: all stable names, whose series exist from startup. `on_end` is called with each batch
     that ended. `wall` returns Unix seconds, for message ages; `cpu` returns the CPU seconds of the calling thread.

@@ -1,7 +1,7 @@
 """Detects a stuck loop, and logs the stacks of all threads once per occurrence.
 
-Stacks are read with `sys._current_frames`. If a C extension holds the interpreter lock, this does not work, but on
-SIGQUIT `faulthandler` writes the stacks.
+Stacks are read with `sys._current_frames`. While a C extension holds the interpreter lock, this does not work;
+SIGQUIT then still makes `faulthandler` write the stacks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class StuckDetector:
     """Watches a loop from its own thread.
 
     `seconds_since_iteration()`: time since the loop's last iteration. `on_stuck` is called with the stacks each
-    time that the loop has been stuck for `silent_seconds_max`.
+    time the loop has been stuck for `silent_seconds_max`.
     """
 
     def __init__(
@@ -53,7 +53,9 @@ class StuckDetector:
         self.loop = Loop("stuck-detector", self.check, min(CHECK_SECONDS_MAX, silent_seconds_max / 4))
 
     def start(self, *, signal_dumps: bool = False) -> None:
-        """Starts watching. `signal_dumps`: SIGQUIT dumps the stacks; only the main thread can request this."""
+        """Starts watching. If `signal_dumps` is true, which only the main thread may request, SIGQUIT dumps the
+        stacks.
+        """
         if signal_dumps:
             faulthandler.register(signal.SIGQUIT, all_threads=True, chain=False)
         self.loop.start()

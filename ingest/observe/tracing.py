@@ -22,8 +22,9 @@ HEADER = telemetry.HEADER
 
 
 class Tracing:
-    """`polled` and `observe` are for the loop's thread, and `begin` is for the dispatcher's thread. A lock
-    protects the state."""
+    """The loop's thread calls `polled` and `observe`, and the dispatcher's thread calls `begin`. A lock protects
+    the state.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -23,7 +23,8 @@ EMPTY_CELLS = frozenset(("", "·"))
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column. `rank`: 0 if the column is always shown; otherwise, columns with a lower rank are shown first.
+    """One column. `rank`: 0 if the column is always shown; of all other columns, those with a lower rank take
+    precedence.
 
     `room`: minimum number of characters that remain if the text is cut; None: the text is never cut. `short`: a
     shorter form of each text, used if the table would not fit otherwise.
@@ -42,7 +43,7 @@ class FittedTable:
     def __init__(
         self, columns: Sequence[Column], *, title: str = "", expand: bool = False, empty: str = ""
     ) -> None:
-        """`expand`: widens the columns to the whole terminal. `empty`: a line instead of a table without rows."""
+        """`expand`: widens the columns to the whole terminal. `empty`: the line printed if there are no rows."""
         self._empty = empty
         self.caption = ""
         self._columns = columns

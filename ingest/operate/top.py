@@ -32,7 +32,7 @@ from tasks.observe.meters import LONG_SECONDS
 from tasks.wire import SinkName
 
 SVG_COLUMNS = 110
-ROWS_MAX = 20  # maximum partitions, batches and reasons shown
+ROWS_MAX = 20  # maximum number of partitions, batches and reasons shown
 LAG_SECONDS_GOOD, LAG_SECONDS_BAD = 10.0, 60.0
 PARTITIONS = (
     Column("partition"),
@@ -109,7 +109,7 @@ def run(
     seconds: float = 1.0,
     describe: Callable[[str], str] = str,
 ) -> None:
-    """Refreshes until interrupted. With `once`, and if the console cannot be refreshed, prints once and returns.
+    """Refreshes until interrupted. If `once` is true or the console cannot be refreshed, prints once and returns.
 
     While the page is being refreshed, Redis errors are shown as the text that `describe` returns; otherwise they
     are raised.

@@ -1,7 +1,7 @@
 """Starts everything for `replays-ingest try`, and stops it: stack, worker, reader, Flower, web pages, endpoint.
 
-The stack is temporary, and a warden removes its processes and data even if this process is killed. Web pages and
-endpoint run in this process and share one login.
+The stack is temporary, and a warden removes its processes and data even if this process is killed. The web pages
+and the endpoint run in this process and share one login.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class _Running:
         self.stack = stack
         self.login_text = login_of(stack.directory)
         self.flower = programs.addresses["flower"]
-        # Flower may have another port than the preferred one; the pages link to it.
+        # The pages link to Flower, whose port may differ from the preferred port.
         flower_port = self.flower.rpartition(":")[2]
         self.environment = {**SHORT_TIMEOUTS, **stack.settings(), LOGIN_VARIABLE: self.login_text}
         self.settings = settings_of({**self.environment, "REPLAYS_FLOWER_PORT": flower_port})
@@ -192,7 +192,7 @@ class _Running:
     async def serve(
         self, sockets: Sequence[socket.socket], ending: threading.Event, seconds: float | None
     ) -> None:
-        """Serves pages and endpoint until `ending` is set, or for `seconds`."""
+        """Serves the pages and the endpoint until `ending` is set, or for `seconds`."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         pages = serve_pages(self.settings, self.web_port, lambda address, path: None, stop, login=self.login)

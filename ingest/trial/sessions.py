@@ -26,7 +26,7 @@ class Session:
     """The segments of one replay that Kafka has acknowledged.
 
     `last_at`: time of the last acknowledgement, in seconds of the monotonic clock. `ready_seconds`: seconds from
-    `last_at` until the session was found ready; None if it is not ready.
+    `last_at` until the session was found to be ready; None if it is not ready.
     """
 
     segments: set[int] = field(default_factory=set)

@@ -133,7 +133,7 @@ class SegmentFacts:
 
 @dataclass(frozen=True, slots=True)
 class ReportedError:
-    """An error that the SDK sent while it recorded this segment: between `since` and `until`.
+    """An error that the SDK sent while it recorded this segment, that is, between `since` and `until`.
 
     SDKs report the ids of errors with a segment, without a time. The bounds are the ends of the previous segment
     and of this segment, in whole seconds.

@@ -314,8 +314,9 @@ class _Reader:
             self._add(Mark(at_ms, kind, self.segment_id, text, detail=detail))
 
     def _click(self, payload: dict[str, Any], data: dict[str, Any], at_ms: int, *, slow: bool) -> None:
-        """Adds a click. Its later slow-click event changes the same mark, because both have the identity of one
-        row."""
+        """Adds a click. The later slow-click event of a click changes the mark of the click, because both events
+        have the identity of one row.
+        """
         node = _dict(data.get("node"))
         node_id = node.get("id")
         if type(node_id) is not int or node_id < 0:
@@ -598,7 +599,7 @@ def _integer(value: Any) -> int:
 
 
 def _milliseconds(value: Any) -> int:
-    """Unix milliseconds of a time in seconds or milliseconds; 0 if missing."""
+    """Converts a time in seconds or milliseconds to Unix milliseconds; returns 0 if it is missing."""
     if value is None:
         return 0
     number = _number(value)

@@ -1,9 +1,10 @@
-"""Measures the CPU time, the memory and the floor of one message: CPU time in this process, memory in another.
+"""Measures the CPU time and the memory of parsing one message, and the CPU time of the minimum work (the floor).
 
     python -m tests.cost.measure FILE     one message, measured in this process, as JSON
 
-The program measures CPU time instead of elapsed time, takes the minimum of several runs, and alternates between
-cost and floor, so that a busy machine affects both.
+CPU time is measured in this process, and memory in another. The program takes the minimum of several runs, and
+alternates between parsing and the minimum work, so that a busy machine affects both. `docs/cost.md` defines the
+floor.
 """
 
 from __future__ import annotations

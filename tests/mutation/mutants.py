@@ -414,7 +414,7 @@ MUTANTS = (
         "self.position <= self.end.end",
     ),
     Mutant(
-        "starts an added partition by the reset policy",
+        "starts an added partition where the reset policy says instead of at its beginning",
         "core/starting.py",
         "StartPlace.BEGINNING if partition >= began_with else StartPlace.POLICY",
         "StartPlace.POLICY",

@@ -33,7 +33,7 @@ def is_type_checking(test: ast.expr) -> bool:
 
 
 def statements(body: Iterable[ast.stmt]) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Returns the import statements that run with the module or later."""
+    """Yields the import statements that can run, at import time or later, but not those under TYPE_CHECKING."""
     for node in body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node

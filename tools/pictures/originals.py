@@ -1,7 +1,7 @@
-"""Reproduces the pages in `tests/recordings/pages` as they were at two moments of each recording.
+"""Reproduces the pages in `tests/recordings/pages` as they were at two points in time of each recording.
 
-A page is served without an SDK, and the recorded actions up to the given moment are repeated in it. `facts.json`
-has the times of the actions, and `MOMENTS` has the code that repeats them.
+A page is served without an SDK, and the recorded actions up to the given point in time are repeated in it.
+`facts.json` has the times of the actions, and `MOMENTS` has the code that repeats them.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Act = Callable[[Page, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """One moment: its name, the milliseconds after the start in `facts.json`, and the actions until that moment.
+    """A point in time: its name, the milliseconds after the start in `facts.json`, and the actions until then.
 
-    The actions receive the page and the number of frames that the played page shows.
+    The actions receive the page and the number of frames that the replayed page shows.
     """
 
     name: str

@@ -1,10 +1,10 @@
-"""Shows the original and the played page side by side, for every recording in `tests/recordings` at two moments.
+"""Shows the original and the replayed page side by side, at two points in time of every recording.
 
     python -m tools.pictures.sides DIRECTORY
 
-The recordings pass through the whole system (`replays-ingest try`) and are played in its pages. Writes one PNG per
-recording and moment, and prints the elements that differ (`structure.py`). The exit code is 1 if any element
-differs.
+The recordings in `tests/recordings` pass through the whole system (`replays-ingest try`) and are played in its
+pages. Writes one PNG per recording and point in time, and prints the elements that differ (`structure.py`). The
+exit code is 1 if any element differs.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def compare(browser: Browser, page: Page, state: Any, pages: str, name: str, dir
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Original and played pages side by side.")
+    parser = argparse.ArgumentParser(description="Shows original and replayed pages side by side.")
     parser.add_argument("directory", type=Path)
     directory: Path = parser.parse_args().directory
     directory.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from playwright.sync_api import Frame
 
 PIXELS_MAX = 1.0
 # Masked text and blocked elements are expected to differ. The SDK also blocks frames without an address. A lone
-# surrogate is drawn as a replacement character, both in the original and in the played page.
+# surrogate is drawn as a replacement character, both in the original and in the replayed page.
 _ROWS = """() => {
   const rows = [];
   const skipped = new Set(["SCRIPT", "STYLE", "LINK", "META", "TITLE", "HEAD", "NOSCRIPT", "TEMPLATE", "BASE"]);

@@ -76,7 +76,7 @@ def compare_metrics(expected: Mapping[str, Total], found: Mapping[str, Total], *
 
 
 def _total_text(total: Total) -> str:
-    """Returns the total as text, even if its sum is unknown."""
+    """Returns the total as text, without the sum if it is unknown."""
     return f"{total.count} values" if total.sum is None else f"{total.count} values (sum {total.sum:g})"
 
 

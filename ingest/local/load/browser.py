@@ -147,8 +147,8 @@ class Browser:
             if target.id == self.page.input_id:
                 typed = {"source": 5, "text": "tent", "isChecked": False, "id": target.id}
                 segment.put(at + 4300, {"type": 3, "data": typed, "timestamp": at + 4300}, "input")
-        # At most one is added per segment, because two reports about the same node in the same second would share
-        # an identity.
+        # At most one slow click is added per segment, because two reports about the same node in the same second
+        # would share an identity.
         chance = rng.random()
         if chance < mix.dead_click:
             self.clicks.slow_click(segment, self.page, "dead")

@@ -3,7 +3,7 @@
 A `Part` is compressed once, independently of other parts, and ends on a byte boundary (a full flush). A header,
 any sequence of such parts and of fresh bytes, a last block, and the checksum of the whole then form a valid zlib
 stream (RFC 1950). The checksum of the whole is computed from the checksums of the parts. The stream is a few
-percent larger than if it were compressed as a whole.
+percent larger than if the body were compressed as a whole.
 """
 
 from __future__ import annotations

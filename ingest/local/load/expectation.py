@@ -117,8 +117,8 @@ VIDEO = "replays.recording_consumer.replay_video_"
 
 
 def coin(entry: Entry, salt: str, share: float) -> bool:
-    """Returns the sampling decision of docs/rows.md: true if the CRC-32 of project, replay, segment and salt is
-    below `share` of its range.
+    """Returns the sampling decision defined in docs/rows.md: true if the CRC-32 of project, replay, segment and
+    salt is below `share` of its range.
     """
     return crc32(f"{entry.project_id}/{entry.replay_id}/{entry.segment_id}/{salt}".encode()) < share * 2**32
 
@@ -127,10 +127,10 @@ def coin(entry: Entry, salt: str, share: float) -> bool:
 class Expectation:
     """The expected contents of all sinks, by identity.
 
-    objects by name; clicks and taps by (project, event_hash); segments as (project, replay, segment), each with
-    one row of its replay event; outcomes: category by (project, replay); facts: number of rows in the analytics
-    table by event_type; letters by position; ends: known log end by partition. The sampling rates are those of the
-    parser.
+    `objects` are keyed by name, `clicks` and `taps` by (project, event_hash), and `letters` by position.
+    `segments` are (project, replay, segment), each with one row of its replay event. `outcomes` maps (project,
+    replay) to the category, `facts` maps an event_type to its number of rows in the analytics table, and `ends`
+    maps a partition to its known log end. The sampling rates are those of the parser.
     """
 
     sample_segment_rate: float = 1 / 500

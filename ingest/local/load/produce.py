@@ -56,7 +56,7 @@ class LoadError(RuntimeError):
 class Profile:
     """A mix of messages.
 
-    Shares are per segment; duplicates and malformed messages are added to the requested segments.
+    Shares are per segment. Duplicates and malformed messages are produced in addition to the requested segments.
 
     Sessions start within `spread_seconds` before the start time passed to `stream`.
     """
@@ -131,8 +131,8 @@ def stream(
 
     No session begins after `started_at`, in Unix seconds. With a `clock`, each segment's `received` is the time at
     which it is generated, instead of its end in the session; its duplicates still have the same bytes. Every
-    segment then has a valid replay_event: a row without the event's time has the time in `received`, which would
-    extend the replay to the present.
+    segment then has a valid replay_event, because a row without the event's time gets the time in `received`,
+    which would extend the replay to the present.
     """
     if clock is not None:
         profile = replace(profile, mix=replace(profile.mix, replay_event_missing=0.0, replay_event_broken=0.0))
@@ -278,7 +278,7 @@ class _Run:
             raise LoadError(errors.fault(settings.kafka_brokers, error.args[0]).line) from error
 
     def record_in(self, manifest: Writer) -> None:
-        """Sets the manifest of acknowledged messages. The call is required before the first message."""
+        """Sets the manifest of acknowledged messages. Must be called before the first message."""
         self._manifest = manifest
 
     def send(self, message: Message) -> None:

@@ -132,7 +132,7 @@ class JavaKafka(Server):
     """A Kafka broker and controller in one JVM. The broker keeps its data when it is restarted or killed.
 
     `security` adds a second listener of that kind, besides the plain one; see `secure_address` and
-    `client_options`. SASL supports PLAIN and SCRAM with `users` (password by name). `unsigned_tokens` adds
+    `client_options`. SASL supports PLAIN and SCRAM; `users` maps each name to its password. `unsigned_tokens` adds
     OAUTHBEARER and accepts any token, to test how tokens are fetched and sent.
     """
 

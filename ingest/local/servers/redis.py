@@ -38,8 +38,8 @@ class Redis(Server):
         options: Sequence[str] = (),
         program: Path | None = None,
     ) -> None:
-        """`options` contains additional arguments of the server. `program` is the server's executable; None for
-        the one of the wheel.
+        """`options` contains additional arguments of the server. `program` is the server's executable; None means
+        the executable in the wheel.
         """
         super().__init__(children, directory, name=name, port=port)
         self.appendonly = appendonly

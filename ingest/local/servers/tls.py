@@ -1,4 +1,4 @@
-"""Local TLS: throw-away certificates, and a TLS proxy in front of servers without TLS.
+"""Local TLS: throwaway certificates, and a TLS proxy in front of servers without TLS.
 
 `make_certificates` runs `openssl`. `TlsProxy` terminates TLS and forwards to a server on the loopback interface,
 as a load balancer does; the embedded Redis and ClickHouse are built without TLS.
@@ -35,7 +35,8 @@ class Certificates:
 
 
 def make_certificates(directory: Path) -> Certificates:
-    """Creates a throw-away authority and two certificates signed by it, valid for a day. Raises LocalError.
+    """Creates a throwaway certificate authority and two certificates signed by it, valid for a day. Raises
+    LocalError.
 
     The server's certificate is for 127.0.0.1 and localhost only.
     """

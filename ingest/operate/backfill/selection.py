@@ -118,7 +118,7 @@ class StoredSegments:
         return self._with_environments(found)
 
     def _with_environments(self, page: Sequence[StoredSegment]) -> list[StoredSegment]:
-        """Adds the environment, which the session's row contains and the replay_event provided."""
+        """Adds the environment, which only the session's row contains, because it comes from the replay_event."""
         if not page:
             return []
         # Two projects may use the same replay id, and their events then have the same hashes.

@@ -12,8 +12,8 @@ VERSION = 1
 
 
 def certificate(found: Holdings, left: Sequence[str], *, by: str, at: float) -> dict[str, Any]:
-    """Returns the record as JSON values. `letters` cannot be removed from their topic. These letters are not
-    replayed, and expire.
+    """Returns the record as JSON values. The record lists dead letters, because they cannot be removed from their
+    topic; they are not replayed, and they expire.
 
     `at`: end of the erasure, Unix seconds.
     """

@@ -56,7 +56,8 @@ class Eraser:
             with converting_errors("bigquery", google_errors.classify):
                 found["facts"] = self._facts.count()
         try:
-            # Letters are messages that could not be parsed, or refused items; rows contain the id with dashes.
+            # Letters contain messages that could not be parsed, or refused items; refused rows contain the id with
+            # dashes.
             spellings = (self._replay_id, str(UUID(self._replay_id)))
             projects = (None, self._project_id)  # None if the letter's project is unknown
             letters = letters_containing(settings, spellings)
@@ -70,8 +71,8 @@ class Eraser:
         """Writes the tombstone, so that the replay is not written again. Returns the offset that readers must
         reach.
 
-        The start is recorded in the audit trail before any change. Without the operators' topic, nothing is
-        erased. Raises NotProduced.
+        The start is recorded in the audit trail before any change. If the operators' topic is unavailable, nothing
+        is erased. Raises NotProduced.
         """
         action = {"what": "erase begins", **self._action_text(by)}
         key = replay_key(self._project_id, self._replay_id)

@@ -109,7 +109,7 @@ class _Audit:
 
 
 class _Sinks:
-    """Queries every sink that supports it, repairs if `per_second_max` is given, and counts the results."""
+    """Queries every sink that can be queried, repairs if `per_second_max` is given, and counts the results."""
 
     def __init__(self, settings: Settings, account: Account, per_second_max: float | None) -> None:
         self._settings, self._account = settings, account

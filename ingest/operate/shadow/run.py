@@ -41,7 +41,8 @@ def run(
     another_round: Callable[[], bool] | None = None,
     progress: Progress = lambda messages: None,
 ) -> Comparison:
-    """Runs the comparison. `per_second_max`: messages per second; `differences_max`: maximum kept per sink.
+    """Runs the comparison. `per_second_max`: messages per second; `differences_max`: maximum number of differences
+    kept per sink.
 
     With `another_round`, the comparison follows the group, starting at the committed offsets unless the scope
     defines a start. After each round, `another_round` waits and returns whether to compare the offsets committed

@@ -293,7 +293,7 @@ class Bounded:
         if len(flights) > limits.in_flight_batches_max + slack:
             raise Violation("bounded", f"{reader.name} holds {len(flights)} batches")
         # One planned range may exceed the limit; its bytes are limited only by what can be staged. One message per
-        # partition may be parsed outside the loop, and counts with its own bytes until its rows are known.
+        # partition may be parsed outside the loop, and counts as its own size until its rows are known.
         held_bytes = pipeline.held_bytes
         if held_bytes <= limits.in_flight_bytes_max:
             return

@@ -15,7 +15,7 @@ class Fault(StrEnum):
 
     COMMIT_REFUSED = "commit_refused"  # the broker refuses one commit
     COMMIT_UNANSWERED = "commit_unanswered"  # the commit is stored, but the response is lost
-    COMMIT_VANISHED = "commit_vanished"  # the commit is neither stored nor answered
+    COMMIT_VANISHED = "commit_vanished"  # the commit is not stored, and there is no response
     COMMIT_SLOW = "commit_slow"
     RECORD_LOST = "record_lost"  # the offset is stored without its metadata, as if committed by another client
     RETENTION = "retention"  # messages expire before they are read
@@ -33,7 +33,7 @@ class Fault(StrEnum):
     PUBLISHED_HALF = "published_half"  # some tasks of the chord are sent, then the connection breaks
     TASK_LOST = "task_lost"
     TASK_DOUBLED = "task_doubled"
-    WORKER_KILLED = "worker_killed"  # before the write, after it, or after the mark; the task is redelivered
+    WORKER_KILLED = "worker_killed"  # before or after the write, or after the done mark; then redelivered
     WORKER_ZOMBIE = "worker_zombie"  # a worker writes its payload long after the chord was abandoned
     BODY_LOST = "body_lost"
     BODY_EARLY = "body_early"  # the chord's body runs before all tasks are done

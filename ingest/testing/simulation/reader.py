@@ -77,7 +77,9 @@ class Parser:
         self._sheds = sheds
 
     def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
-        """Yields one result per message. Some messages are slow and left to the second line."""
+        """Yields one result per message. Every UNUSUAL_EVERY-th message counts as slow and is yielded as Unusual,
+        to be parsed later.
+        """
         for message in messages:
             yield Unusual(message) if message.offset % UNUSUAL_EVERY == 0 else self.parsed(message)
 

@@ -17,7 +17,7 @@ class Shape:
     """All parameters of a world, without its random events. Seconds are simulated.
 
     Time is compressed: a flush deadline is seconds instead of minutes. Compressing the time is valid because the
-    core uses only limits.
+    core takes its deadlines from the limits.
     """
 
     seed: int

@@ -16,8 +16,8 @@ _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
 def decompressed(body: bytes, encoding: str) -> bytes:
-    """Returns the envelope from a body with this Content-Encoding. Raises Refused: unknown_encoding, body_invalid,
-    body_too_large, envelope_too_large.
+    """Returns the envelope from a body with this Content-Encoding. Raises Refused with the reason
+    unknown_encoding, body_invalid, body_too_large or envelope_too_large.
 
     Decompression stops at the limit.
     """

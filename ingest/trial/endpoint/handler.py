@@ -49,8 +49,8 @@ _key_in_header = re.compile(r"sentry_key\s*=\s*([0-9A-Za-z]{1,64})")
 class Endpoint:
     """State of the endpoint.
 
-    `produce` writes one Kafka value and returns when the value is acknowledged; raises NotProduced. `received` is
-    called for each segment that Kafka has acknowledged, and `refused` for each refusal. `names`: accepted host
+    `produce` writes one Kafka value and returns when the value is acknowledged, or raises NotProduced. `received`
+    is called for each segment that Kafka has acknowledged, and `refused` for each refusal. `names`: accepted host
     names; if empty, any host name is accepted.
     """
 
@@ -145,7 +145,7 @@ class EnvelopeHandler(web.RequestHandler):
         self.reserved_bytes = 0
 
     def _reserve(self) -> None:
-        """Reserves memory for the body. Raises Refused: body_too_large, busy."""
+        """Reserves memory for the body. Raises Refused with the reason body_too_large or busy."""
         length = self.request.headers.get("Content-Length", "")
         announced = int(length) if length.isascii() and length.isdecimal() else BODY_BYTES_MAX
         if announced > BODY_BYTES_MAX:

@@ -28,7 +28,7 @@ class Recording:
 
 
 def recording(item: memoryview) -> Recording:
-    """Returns the recording of an item. Raises Refused: recording_invalid, recording_too_large."""
+    """Returns the recording of an item. Raises Refused with reason recording_invalid or recording_too_large."""
     try:
         segment_id, body = split(item)
         if not is_plain(body) and len(body) > COMPRESSED_BYTES_MAX:

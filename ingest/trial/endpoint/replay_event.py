@@ -36,7 +36,9 @@ class Client:
 
 
 def normalized(payload: memoryview, replay_id: str, client: Client) -> bytes:
-    """Returns the normalized event as JSON. Raises Refused: replay_event_invalid, replay_event_too_large."""
+    """Returns the normalized event as JSON. Raises Refused with the reason replay_event_invalid or
+    replay_event_too_large.
+    """
     if len(payload) > EVENT_BYTES_MAX:
         raise Refused(Reason.REPLAY_EVENT_TOO_LARGE, f"the replay event exceeds {EVENT_BYTES_MAX} bytes")
     try:

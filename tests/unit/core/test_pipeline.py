@@ -44,8 +44,8 @@ def test_below_the_thresholds_nothing_is_flushed() -> None:
 
 
 def test_the_second_message_of_two_flushes_and_is_committed() -> None:
-    """If a batch needs two messages, the second one cuts it; its blobs and rows are written before the offset
-    after it is committed.
+    """With a batch size of two messages, the second message completes a batch. The blobs and rows of the batch are
+    written before offset 2 is committed.
     """
     runtime = reader()
 

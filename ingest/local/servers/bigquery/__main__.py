@@ -83,7 +83,7 @@ class Handler(ProgramsOnly):
     def _body(self) -> bytes:
         """Returns the inflated body.
 
-        The limit of 10 MB, which the service has, applies both before and after decompression.
+        The service's limit of 10 MB applies both before and after decompression.
         """
         size = int(self.headers.get("Content-Length") or 0)
         if size > REQUEST_BYTES_MAX:

@@ -36,7 +36,7 @@ TAKES = {
     "NUMERIC": _INTEGERS | _NUMBERS | _TEXT,
     "BIGNUMERIC": _INTEGERS | _NUMBERS | _TEXT,
 }
-# Names of types here that differ from those in the REST API.
+# Types whose name in the Storage Write API differs from the name in the REST API.
 STORAGE_TYPE = {"INTEGER": "INT64", "FLOAT": "DOUBLE", "BOOLEAN": "BOOL", "RECORD": "STRUCT"}
 _MICROSECONDS_RANGE = range(-62135596800000000, 253402300800000000)
 
@@ -133,7 +133,7 @@ class RowReader:
         self._sent = [(field.name, field.type, field.label) for field in descriptor.field]
 
     def rows(self, resource: Mapping[str, Any], rows: Sequence[bytes], today: date) -> list[dict[str, Any]]:
-        """Returns the stored form of all rows. Raises StreamError, with every bad row named."""
+        """Returns the stored form of all rows. Raises StreamError, which lists every bad row."""
         fields = fields_of(resource)
         by_name = {field.name.lower(): field for field in fields}
         pairs = [(name, self._column(by_name, name, kind, label)) for name, kind, label in self._sent]

@@ -47,8 +47,8 @@ def refused_action(checker: spin.Checker, steps: list[Step]) -> str:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_simulated_worlds_are_allowed(seed: int, checker: spin.Checker) -> None:
-    """The specification allows every partition of the simulated worlds, from its first assignment to its last
-    commit.
+    """For every partition of a simulated world, the specification allows all steps from the first assignment to
+    the last commit.
     """
     parts = [part for steps in partitions(runs.simulated(seed)).values() for part in histories(steps)]
 
