@@ -85,7 +85,7 @@ class Settings(FleetSettings):
     )
 
     # Batches
-    batch_messages_max: int = Field(1000, ge=1, le=100_000, description="Maximum messages per batch.")
+    batch_messages_max: int = Field(1000, ge=1, le=100_000, description="Maximum number of messages per batch.")
     batch_bytes_max: int = Field(
         16 * MiB, ge=64 * KiB, le=256 * MiB, description="Staged bytes at which a batch is cut."
     )
@@ -109,10 +109,12 @@ class Settings(FleetSettings):
         8.0,
         gt=0,
         le=1000,
-        description="Maximum early cuts (REPLAYS_BATCH_AGE_IDLE_SECONDS) per second and reader. Each cut creates "
-        "one part in every ClickHouse table. Lower this value if ClickHouse reports too many parts.",
+        description="Maximum number of early cuts (REPLAYS_BATCH_AGE_IDLE_SECONDS) per second and reader. Each "
+        "cut creates one part in every ClickHouse table. Lower this value if ClickHouse reports too many parts.",
     )
-    in_flight_batches_max: int = Field(16, ge=1, le=1024, description="Maximum batches cut but not yet settled.")
+    in_flight_batches_max: int = Field(
+        16, ge=1, le=1024, description="Maximum number of batches that are cut but not yet settled."
+    )
     in_flight_bytes_max: int = Field(
         128 * MiB, ge=1 * MiB, le=16 * 1024 * MiB, description="Maximum bytes of open and unsettled batches."
     )
@@ -128,9 +130,9 @@ class Settings(FleetSettings):
         512,
         ge=8,
         le=100_000,
-        description="Maximum batches of one partition that may wait behind an unsettled batch before the "
-        "partition is paused. After a crash, these batches are read again. The cut record must have room for the "
-        "ends of these batches.",
+        description="Maximum number of batches of one partition that may wait behind an unsettled batch before "
+        "the partition is paused. After a crash, these batches are read again. The cut record must have room for "
+        "the ends of these batches.",
     )
 
     # Deadlines and retries of batches
@@ -234,14 +236,18 @@ class Settings(FleetSettings):
         le=1024 * MiB,
         description="Maximum decompressed size of a segment; larger segments are rejected.",
     )
-    clicks_per_segment_max: int = Field(20, ge=0, le=10_000, description="Maximum clicks stored per segment.")
-    taps_per_segment_max: int = Field(20, ge=0, le=10_000, description="Maximum taps stored per segment.")
+    clicks_per_segment_max: int = Field(
+        20, ge=0, le=10_000, description="Maximum number of clicks stored per segment."
+    )
+    taps_per_segment_max: int = Field(
+        20, ge=0, le=10_000, description="Maximum number of taps stored per segment."
+    )
     facts_per_segment_max: int = Field(
         2000,
         ge=1,
         le=100_000,
-        description="Maximum BigQuery facts stored per segment. This bounds the rows that a hostile recording can "
-        "create.",
+        description="Maximum number of BigQuery facts stored per segment. This bounds the rows that a hostile "
+        "recording can create.",
     )
     rows_bytes_max: int = Field(
         4 * MiB,
@@ -273,7 +279,8 @@ class Settings(FleetSettings):
         10,
         ge=0,
         le=100,
-        description="Maximum projects with their own cost series; all other projects share the series `other`.",
+        description="Maximum number of projects with their own cost series; all other projects share the series "
+        "`other`.",
     )
     http_host: str = Field("127.0.0.1", description="Listen address of /livez, /readyz and /metrics.")
     http_port: int = Field(

@@ -1,6 +1,6 @@
 """Decides when to pause and resume consumption.
 
-At a limit, the reader first stops taking messages. The reader pauses the consumer only if the limit stays reached,
+At a limit, the reader first stops taking messages. The reader pauses the consumer only if it stays at the limit,
 because a pause makes the client discard prefetched messages. Consumption resumes when both counts have fallen to
 half of their limits, to avoid flapping.
 """

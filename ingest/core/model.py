@@ -79,8 +79,8 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     """One Kafka record as received.
 
     `epoch` counts assignments of the partition in this process; messages of older epochs are ignored.
-    `timestamp_ms` is the broker's or producer's, in milliseconds; 0 if there is none. `tombstone`: the value is
-    null, and `value` is empty.
+    `timestamp_ms` was set by the broker or the producer, in milliseconds; 0 if there is none. `tombstone`: the
+    value is null, and `value` is empty.
     """
 
     source: TopicPartition

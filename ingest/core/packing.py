@@ -1,4 +1,4 @@
-"""Layout `packed`: concatenates a batch's recordings into few objects, with an index of their positions.
+"""Layout `packed`: concatenates a batch's recordings into a few objects, with an index of their positions.
 
 The result is deterministic: the same batch gives the same names, bytes and index. A name ends with a digest of the
 bytes, so an existing object of that name is identical, even if another release of the parser produces other bytes.

@@ -31,8 +31,8 @@ class Encoded:
 class Encoder:
     """`sinks`: enabled sinks. `blobs_per_task`: maximum objects per task.
 
-    `packed`: recordings of a batch are concatenated into few objects, each with an index row. `seals`: with a
-    shared key, the manifest has the digest of each task's bytes.
+    `packed`: recordings of a batch are concatenated into a few objects, with an index row for each recording.
+    `seals`: with a shared key, the manifest has the digest of each task's bytes.
     """
 
     sinks: tuple[SinkName, ...]

@@ -1,4 +1,4 @@
-"""Looks up whether a message is erased. Built from `tasks.kafka.decisions`.
+"""Determines whether a message was erased. Built from `tasks.kafka.decisions`.
 
 The erasure of a replay also covers messages that arrive later. The erasure of a project or user covers messages
 that Relay received before the decision.

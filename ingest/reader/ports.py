@@ -54,7 +54,7 @@ class Dispatcher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Unusual:
-    """A message that may be expensive to parse, and is therefore left to the second line."""
+    """A message that may be expensive to parse, and is therefore left to the second-line parser."""
 
     message: Message
 

@@ -1,4 +1,4 @@
-"""Tracks up to which operators' decision this reader's batches have settled.
+"""Tracks the position in the operators' topic up to which decisions apply to all unsettled batches of this reader.
 
 A batch parsed before an erasure was known could restore erased data. `replays-ingest erase` therefore waits until
 every reader reports, in its heartbeat, that all earlier batches have settled.

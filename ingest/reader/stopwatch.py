@@ -13,8 +13,7 @@ from tasks.observe.loops import Guard
 
 
 class TimedParser:
-    """Measures the time spent in another parser. Time spent by the consumer of that parser's results is not
-    counted."""
+    """Measures the time spent in the wrapped parser, without the time spent by the consumer of its results."""
 
     def __init__(
         self,

@@ -4,7 +4,7 @@
 
 Each builder takes keyword arguments for the fields that a test needs, and has realistic defaults for all others.
 Every field accepts any value, so that malformed messages are built like valid ones. The results are deterministic
-and do not depend on the time.
+and do not depend on the current time.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def console_event(message: Any = "it broke", level: Any = "error") -> RRwebEvent
 
 
 def span_event(op: Any, description: Any, data: Any = LEFT_OUT, **fields: Any) -> RRwebEvent:
-    """Returns a performance span of a quarter second. The timestamp of its event is in seconds."""
+    """Returns a performance span that lasts a quarter of a second. The timestamp of its event is in seconds."""
     payload = {
         "op": op,
         "description": description,

@@ -2,15 +2,15 @@
 
     blobs.py     extracts the rrweb events and the video of a stored object
     timeline.py  extracts marks, memory samples and the times at which playback can start
-    model.py     data types returned by the reads
+    model.py     data types that `Reads` accepts and returns
     stores.py    the connections to ClickHouse and Cloud Storage
     replays.py   queries replays in ClickHouse
     segments.py  lists a replay's segments in order, from ClickHouse and Cloud Storage
     recordings.py  reads the bytes of segments, and builds the timeline
-    reads.py     all reads as one library
+    reads.py     `Reads`: all queries for replays, segments and recordings
     selector.py  converts a CSS selector of a clicked element to conditions on rows
     evidence.py  finds the events around one event, and replays whose events contain a text
-    present.py   converts what the reads return to JSON
+    present.py   converts the results of `Reads` to JSON
     journey.py   finds a segment's batch, if it is still in Redis
     desk.py      functions for operators, based on ingest.operate and tasks.operate
     login.py     logins: the printed link, passwords, sessions, and the delay after failed attempts

@@ -38,7 +38,9 @@ class ProjectsHandler(Handler):
 
 
 class ReplaysHandler(Handler):
-    """Returns the replays, latest end first. The first page includes the total number of matching replays."""
+    """Returns the replays, sorted by end time, latest first. The first page includes the total number of matching
+    replays.
+    """
 
     async def get(self) -> None:
         seconds = self.number_argument("last_seconds", 1, 10 * 365 * 86400)

@@ -1,4 +1,4 @@
-"""Data types returned by the reads: replays, segments, filters.
+"""Data types that `Reads` accepts and returns: filters, replays, segments.
 
 Times are Unix seconds unless a name ends with another unit. A replay's id is 32 hex digits without dashes.
 """

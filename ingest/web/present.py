@@ -1,4 +1,4 @@
-"""Converts the results of reads to JSON, for `--json` and the pages."""
+"""Converts the results of `Reads` to JSON, for `--json` and the pages."""
 
 from __future__ import annotations
 

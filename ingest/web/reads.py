@@ -43,7 +43,7 @@ class Reads:
         return self._replays.releases(project_id)
 
     def replays(self, chosen: Filter) -> Page:
-        """Returns the matching replays, latest end first."""
+        """Returns the matching replays, sorted by end time, latest first."""
         return self._replays.find(chosen)
 
     def count(self, chosen: Filter) -> int:

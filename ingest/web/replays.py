@@ -71,7 +71,7 @@ class Replays:
         return tuple(row[0] for row in rows)
 
     def find(self, chosen: Filter) -> Page:
-        """Returns the matching replays, latest end first."""
+        """Returns the matching replays, sorted by end time, latest first."""
         limit = max(1, min(chosen.limit, LIMIT_MAX))
         where, having, parameters = _conditions(chosen)
         found = self._stores.query(

@@ -129,8 +129,9 @@ class Gathered:
             self._keep(self._writer.tap(meaning))
 
     def _noted(self, fact: Fact) -> Fact:
-        """Counts two kinds of facts. Converts the first contentful paint, which SDKs send as a point in time, to
-        milliseconds since its page began to load. The value is None if that navigation is in another segment."""
+        """Counts facts of two kinds, and converts a first contentful paint, which SDKs send as a point in time, to
+        milliseconds since its page began to load. The value is None if that page load is in another segment.
+        """
         vital = fact.attributes
         if isinstance(vital, Navigation):
             if vital.op not in HISTORY_SPANS:

@@ -100,7 +100,7 @@ def _inflate_bounded(body: memoryview, bytes_max: int) -> bytes:
 def stored(body: memoryview, raw: bytes | bytearray, video: memoryview | None) -> bytes | memoryview:
     """Returns the bytes for blob storage: the body as received, compressed if it arrived uncompressed.
 
-    With a video: zlib(0x01, 4-byte big-endian length, video, JSON).
+    If there is a video, the bytes are zlib(0x01, 4-byte big-endian length, video, JSON).
     """
     if video:
         packed: bytes = isal_zlib.compress(b"".join((VIDEO_MARK, len(video).to_bytes(4, "big"), video, raw)))

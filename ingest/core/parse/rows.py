@@ -208,8 +208,9 @@ class Writer:
         return self._replays(event_hash, identity.at if seconds is None else seconds, columns_of(document))
 
     def click(self, click: Click) -> Row:
-        """Row of the table `replays` for a click. Its later slow-click event has the same hash and more
-        columns."""
+        """Returns the row of the table `replays` for a click. The row of a later slow-click event for the same
+        click has the same hash and more columns.
+        """
         element = click.element
         columns = _ClickColumns(
             element.url,
@@ -243,9 +244,9 @@ class Writer:
         """Returns the row of the table `replay_events` for one fact. `index` is the event's position in the
         segment, -1 for the segment itself.
 
-        The column `attributes` is JSON as text, so it is encoded twice. The other columns are names and numbers of
-        ours, which need no escapes. The insert id begins with the project, because two projects may use the same
-        replay id (docs/decisions/020-project-in-identity.md).
+        The column `attributes` is JSON as text, so it is encoded twice. The other columns are names and numbers
+        that we generate, which need no escaping. The insert id begins with the project, because two projects may
+        use the same replay id (docs/decisions/020-project-in-identity.md).
         """
         kind, identity = fact.kind, self.identity
         row_id = f"{self._fact_id}{index}-{kind}"

@@ -181,8 +181,9 @@ class _Demo:
         return url
 
     def stop(self) -> None:
-        """Tells the processes that stop slowly to end, so that they end in parallel. The stack then stops all
-        other processes."""
+        """Sends SIGTERM to the processes that stop slowly, so that they stop in parallel. The stack then stops all
+        other processes.
+        """
         for child in (self.worker, self.flower, self.reader):
             if child is not None:
                 self.stack.children.release(child)

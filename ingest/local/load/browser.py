@@ -120,7 +120,7 @@ class Browser:
         self._tick(segment)
 
     def _next_panel(self, segment: Segment, ms: int) -> None:
-        # Renderings apply in the order in which they are added, so their times must increase.
+        # Renderings are applied in the order in which they were added, so their times must increase.
         last = max((at for at, pieces, _ in segment.events if len(pieces) == 3), default=0)
         segment.put_part(max(ms, last + 1), 3, self.page.panels[self.panel], "mutation")
         self.panel = (self.panel + 1) % len(self.page.panels)

@@ -439,7 +439,7 @@ async def _copy_exactly(
 
 
 def _answer(fault: Errors) -> bytes:
-    """Returns an error response in the form of Google's APIs. For other clients, the response is text."""
+    """Returns an error response in the format of Google's APIs, which other clients treat as text."""
     detail = {"message": "made by the fault proxy", "domain": "global", "reason": "backendError"}
     body = json.dumps({"error": {"code": fault.status, "message": detail["message"], "errors": [detail]}}).encode()
     lines = [f"HTTP/1.1 {fault.status} Made By Fault Proxy", "Content-Type: application/json"]

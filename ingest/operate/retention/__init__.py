@@ -2,7 +2,7 @@
 
     replays-ingest reconcile --expired
 
-    bucket.py  every object of the bucket, in the order of names
+    bucket.py  every object of the bucket, sorted by name
     rows.py    every object that a row of ClickHouse refers to, in the same order
     audit.py   compares both streams and reports the result
 

@@ -1,4 +1,4 @@
-"""Lists every object of the bucket in the order of names, one page per request, with the end of its retention.
+"""Lists every object of the bucket, sorted by name, one page per request, with the end of its retention.
 
 The first part of a name is its retention in days, in both layouts. The bucket's rules count from the creation of
 the object, or from the custom time that `erase` sets on rewritten packed objects.
@@ -59,7 +59,7 @@ class Bucket:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="retention")
 
     def objects(self, prefix: str = "") -> Iterator[StoredObject]:
-        """Yields all generations of all objects with this prefix, in the order of names."""
+        """Yields all generations of all objects with this prefix, sorted by name."""
         for blob in self._server.list_blobs(
             self._settings.gcs_bucket,
             prefix=prefix or None,

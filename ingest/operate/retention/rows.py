@@ -1,4 +1,4 @@
-"""Lists every object that a row of ClickHouse refers to, in the order of names.
+"""Lists every object that a row of ClickHouse refers to, sorted by name.
 
 Rows whose retention ends within a day are skipped, because their object may be deleted at any time. The server
 sorts each project's names, on disk if that needs more than SORT_BYTES_MAX. This process keeps one block of rows in

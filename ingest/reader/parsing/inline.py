@@ -41,7 +41,9 @@ MEMORY_BYTES_BASE, MEMORY_RATIO_MAX, ARENA_RATIO_MAX = 512 * MiB, 6, 2
 
 Clock = Callable[[], float]
 Wary = Callable[[TopicPartition], bool]
-"""True if a partition may hold a message that crashes readers. All of its messages then go to the second line."""
+"""True if a partition may hold a message that crashes readers. All of its messages then go to the second-line
+parser.
+"""
 
 
 class InlineParser:

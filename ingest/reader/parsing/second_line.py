@@ -1,5 +1,5 @@
-"""The second line: parses large or slow messages one at a time in a child process with limits, while the loop
-continues.
+"""The second-line parser: parses large or slow messages one at a time in a child process with limits, while the
+loop continues.
 
 Each result is an event in the inbox of the loop. A message that crashes the child or exceeds a limit becomes a
 reject, which names the limit. See docs/decisions/035-second-line.md.

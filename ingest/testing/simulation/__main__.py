@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--start", type=int, help="first seed; by default a random one, which is printed")
     parser.add_argument("--seed", type=int, help="run only this seed, and print its history")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; one per core by default")
-    parser.add_argument("--lines", type=int, default=200, help="maximum lines of a history")
+    parser.add_argument("--lines", type=int, default=200, help="maximum number of lines of a history")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     options = parser.parse_args(arguments)
     if options.seed is not None:

@@ -10,7 +10,7 @@ Call = Callable[..., None]
 
 
 class Timeline:
-    """The one clock of a world, in seconds from its start."""
+    """The only clock of a world, in seconds from its start."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -1,4 +1,4 @@
-"""Errors in the form of Google's APIs."""
+"""Errors in the format of Google's APIs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STATUS_NAMES = {
 
 
 class ApiError(Exception):
-    """An error in the form of Google's APIs, with an HTTP status, a reason and a message."""
+    """An error in the format of Google's APIs, with an HTTP status, a reason and a message."""
 
     def __init__(self, code: int, reason: str, message: str, location: str = "") -> None:
         super().__init__(message)
@@ -36,7 +36,7 @@ def check_etag(resource: Mapping[str, Any], if_match: str) -> None:
 
 
 def error_body(code: int, reason: str, message: str, location: str = "") -> dict[str, Any]:
-    """Returns the JSON body of the error, in the form of Google's APIs."""
+    """Returns the JSON body of the error, in the format of Google's APIs."""
     detail = {"message": message, "domain": "global", "reason": reason}
     if location:
         detail |= {"location": location, "locationType": "parameter"}
