@@ -48,7 +48,7 @@ def backfill(
     """Rebuild facts and click rows of stored recordings, after a parser fix or the loss of a table.
 
     Recordings are read from the bucket, parsed by this release and compared with ClickHouse and BigQuery; rows
-    that are missing or differ are written with the same identities as during ingestion. The command can be
+    that are missing or differ are written with the identities that ingestion gave them. The command can be
     repeated: a second run writes nothing. The time window applies to arrival times. Values that the recording does
     not contain are copied from its rows in ClickHouse; recordings without rows are counted and listed.
 

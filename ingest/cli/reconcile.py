@@ -52,9 +52,9 @@ def reconcile(
 ) -> None:
     """Read a range of the topic again and report segments missing from each sink.
 
-    Covers committed messages only. Dead letters, messages of disabled projects and expired recordings are counted
-    as explained, not as missing. Without a range, reads the whole topic. Exit code 0: nothing is missing, or
-    everything was repaired; 1: something is missing, or the comparison failed (see the last line).
+    Covers committed messages only. Dead letters, messages of disabled projects and expired recordings are not
+    reported as missing. Without a range, reads the whole topic. Exit code 0: nothing is missing, or everything was
+    repaired; 1: something is missing, or the comparison failed (see the last line).
 
     With --expired, reads no messages. Compares the bucket with ClickHouse and lists objects (in both layouts) that
     have outlived the retention in their name, and segments whose object is missing. Exit code 0: nothing is

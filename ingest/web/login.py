@@ -78,13 +78,13 @@ class Login:
 
     @property
     def link_hint(self) -> str:
-        """Names the command that prints the link, for visitors without a session."""
+        """The part of an error text that names the command that prints the link."""
         of_a_stack = f" (`{LOCAL_COMMAND}`, if `local up` started it)" if self._command == WEB_COMMAND else ""
         return f"the latest link that `{self._command}` printed{of_a_stack}"
 
     @property
     def password_hint(self) -> str:
-        """Says which logins are accepted instead of the link; empty if there are none."""
+        """The part of an error text that offers a password login; empty if there are no passwords."""
         return ", or log in with a user and password of REPLAYS_FLOWER_BASIC_AUTH" if self._people else ""
 
     @property

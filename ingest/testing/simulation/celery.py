@@ -24,7 +24,7 @@ RETRIES_MAX = 2
 
 
 class KillPoint(Enum):
-    """The moments at which a worker is killed."""
+    """The points at which a worker can be killed."""
 
     BEFORE_WRITE = auto()
     AFTER_WRITE = auto()

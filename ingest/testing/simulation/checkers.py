@@ -75,7 +75,8 @@ class Durability:
         return offset < log.low and any(start <= offset < stop for start, stop in spans)
 
     def check_new_start(self, partition: int, start: int) -> None:
-        """Checks a start without a committed offset: at the oldest message, or later only if the group is new.
+        """Checks the start of a partition without a committed offset, which must be at the oldest message unless
+        the group is new.
 
         Raises Violation.
         """

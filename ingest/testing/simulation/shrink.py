@@ -26,7 +26,7 @@ class Outcome:
 
 
 def run_world(shape: Shape, *, recording: bool = False) -> Outcome:
-    """Runs one world. An exception of our code is a failure as well."""
+    """Runs one world. An exception in our code also counts as a failure."""
     world = World(shape, recording=recording)
     checker = text = ""
     try:

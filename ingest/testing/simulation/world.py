@@ -229,7 +229,7 @@ class World:
     # Faults
 
     def _inject_faults(self) -> None:
-        """Causes the faults that are not tied to a call, every half second."""
+        """Every half second, causes the faults that are not tied to a call."""
         now = self.timeline.now
         if now >= self.shape.calm_at:
             return
