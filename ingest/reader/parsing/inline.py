@@ -94,8 +94,8 @@ class ProcessParser:
 
     Values are passed in shared memory. Children parse the next request while the caller takes the results of the
     current one. A child that dies, hangs, or exceeds `memory_bytes_max` (default: the likely maximum for the
-    rules) is replaced. The messages of its unanswered requests go to the second line. Without a second line
-    (`usual` is None), they are parsed one by one, and a message that ends a child again becomes a reject.
+    rules) is replaced. The messages of its unanswered requests go to the second-line parser. Without a second-line
+    parser (`usual` is None), they are parsed one by one, and a message that ends a child again becomes a reject.
     """
 
     def __init__(
