@@ -1,12 +1,13 @@
-"""Measures the CPU time per row of the two ways to write to BigQuery, in one run, with the same batch.
+"""Measures the CPU time per row of both BigQuery write APIs, in one run and with the same batch.
 
     python -m benchmarks.bigquery_write [--rows 10000] [--rounds 15] [--json FILE]
 
-A flush task writes its staged bytes, from decoding to the last response, to a server in another process that
-accepts everything. Only the CPU time of the writing process is counted, over all threads. `insert_all` gets rows
-in JSON, `storage` the same rows in protobuf, each as the reader stages them. The third way is `storage` with rows
-in JSON, which older readers stage. The reader's share is measured from parsed facts to the staged bytes. The ways
-alternate within every round, and the median of the rounds counts.
+The measured work is that of a flush task, from decoding its staged bytes to the last response. The server runs in
+another process and accepts everything. Only the CPU time of the writing process is counted, over all threads.
+`insert_all` receives the rows in JSON, and `storage` receives the same rows in protobuf, as the reader stages
+them. A third variant is `storage` with rows in JSON, as older readers stage them. The reader's share is measured
+from parsed facts to the staged bytes. The variants alternate within every round, and the result is the median of
+the rounds.
 """
 
 from __future__ import annotations
@@ -114,7 +115,9 @@ def facts_of(rows: int) -> list[list[Fact]]:
 
 
 def staged(segments: list[list[Fact]], way: str) -> bytes:
-    """Does the reader's share of the work: encodes rows of these facts, and the bytes of the flush task."""
+    """Does the reader's share of the work: encodes these facts as rows, and the rows as the bytes of a flush
+    task.
+    """
     found = []
     for number, facts in enumerate(segments):
         replay = f"{number // 10:032x}"
@@ -143,7 +146,7 @@ def medians(ways: dict[str, Callable[[], object]], rows: int, rounds: int) -> di
 
 
 def measure(rows: int, rounds: int, http_port: int, grpc_port: int) -> dict[str, float]:
-    """Returns microseconds of CPU time per row, by way and process."""
+    """Returns microseconds of CPU time per row, by variant and process."""
     segments = facts_of(rows)
     payloads = {way: staged(segments, way) for way in (INSERT_ALL, STORAGE)}
     settings = Settings(

@@ -1,8 +1,8 @@
 """Functions shared by all benchmarks: fair timing of several programs on one workload, tables, JSON files.
 
-Programs alternate on small chunks of the workload, and the fastest round of each program on a chunk counts. Other
-processes on the machine therefore affect all programs equally, and usually have no effect. The garbage collector
-is always on, as in production.
+Programs alternate on small chunks of the workload, and the time of a program for a chunk is that of its fastest
+round. Other processes on the machine therefore affect all programs equally, and usually have no effect. The
+garbage collector is always on, as in production.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def sized(shape: Shape, bench: Bench, arguments: argparse.Namespace) -> Shape:
 
 
 def measure(bench: Bench, shapes: Sequence[Shape], load: Workload, rounds: int) -> dict[str, list[Result]]:
-    """Runs the shapes alternately, `rounds` times each, beginning with another one in each round.
+    """Runs the shapes alternately, `rounds` times each, and starts each round with a different shape.
 
     Returns the results by label.
     """
@@ -112,7 +112,7 @@ def measure(bench: Bench, shapes: Sequence[Shape], load: Workload, rounds: int) 
 
 
 def one_of(known: Iterable[str]) -> Callable[[str], list[str]]:
-    """Returns a parser of comma-separated names. Raises ArgumentTypeError for others."""
+    """Returns a parser of comma-separated names. The parser raises ArgumentTypeError for any other name."""
 
     def parse(text: str) -> list[str]:
         names = [name for name in text.split(",") if name]
@@ -147,7 +147,7 @@ def main() -> None:
         type=counts,
         default={},
         metavar="SYSTEM=SEGMENTS,...",
-        help="other numbers for slow systems",
+        help="numbers of segments for slow systems",
     )
     parser.add_argument("--workload", type=int, default=WORKLOAD_SEGMENTS, help="distinct segments")
     parser.add_argument("--latency-ms", type=float, default=20.0)
@@ -159,7 +159,7 @@ def main() -> None:
         help="profiles of our system: default, small",
     )
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--processes", type=int, default=4, help="worker processes, also of P5")
+    parser.add_argument("--processes", type=int, default=4, help="worker processes of our system and of P5")
     parser.add_argument("--cores", default="0", help="cores of the measured system, comma-separated")
     parser.add_argument("--kafka", choices=("tansu", "apache"), default="tansu")
     add_redis_option(parser)

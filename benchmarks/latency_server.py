@@ -298,7 +298,7 @@ def _dechunked(whole: bytes, begin: int) -> tuple[bytes, int] | None:
 
 
 class Discard(asyncio.DatagramProtocol):
-    """Replaces DogStatsD: receives and discards metrics."""
+    """A replacement for DogStatsD that receives and discards metrics."""
 
 
 async def serve(port: int, latency_ms: float, script: list[dict[str, Any]]) -> None:

@@ -32,7 +32,7 @@ def _pinned(shape: Shape) -> list[str]:
 
 
 def _ours(bench: Bench, shape: Shape, env: Mapping[str, str], tag: str) -> list[Role]:
-    """Starts workers and readers. The shards get them in turn."""
+    """Starts workers and readers. They are assigned to the shards in turn."""
     started = []
     for role, count in (("worker", shape.workers), ("reader", shape.readers)):
         for number in range(count):

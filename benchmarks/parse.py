@@ -53,7 +53,7 @@ _decode_least = msgspec.json.Decoder(list[Least]).decode
 
 
 def floor(body: bytes) -> None:
-    """The floor: only decompresses, with a limit, and scans."""
+    """Runs the floor, which only decompresses, with a limit, and scans."""
     _decode_least(isal_zlib.decompressobj().decompress(body, RULES.inflated_bytes_max))
 
 

@@ -13,12 +13,12 @@ missing bit at most every half second.
 
 It guarantees that each message is stored at least once, because an offset is committed only after all messages
 before it are stored: a killed loop reads uncommitted messages again, and Redis delivers the task of a killed
-worker again, after its visibility timeout (an hour). It has no more than that: a message that always fails, or a
-Redis that loses its data, stops the commits of its partition until the loop is restarted.
+worker again, after its visibility timeout (an hour). It guarantees nothing else: if a message always fails, or
+Redis loses its data, the commits of the affected partitions stop until the loop is restarted.
 
-It is the cheapest form of this design that we found: values are msgpack and not JSON with base64 of our own
-(Celery's Redis transport adds one layer of base64), results are ignored, a mark is one SETBIT, and workers send no
-events, gossip or heartbeats.
+It is the cheapest form of this design that we found: values are msgpack instead of JSON with base64 (Celery's
+Redis transport adds base64 anyway), results are ignored, a mark is one SETBIT, and workers send no events, gossip
+or heartbeats.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ app = celery_app(os.environ.get("PEER_REDIS", "redis://127.0.0.1:6379/0"), os.en
 
 @cache
 def _tools() -> tuple[Upload, redis.Redis]:
-    """The clients of one worker process."""
+    """Returns the clients of this worker process."""
     return Upload(os.environ["PEER_ENDPOINT"], "replays", 1), redis.Redis.from_url(os.environ["PEER_REDIS"])
 
 

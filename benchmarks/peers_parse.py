@@ -84,7 +84,7 @@ class Source(msgspec.Struct, gc=False):
 
 
 class Incremental(msgspec.Struct, gc=False, tag_field="type", tag=3):
-    """An incremental snapshot. Only its source is decoded."""
+    """An incremental snapshot. Only the source of the event is decoded."""
 
     data: Source | None = None
 

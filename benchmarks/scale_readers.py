@@ -55,7 +55,7 @@ class Outcome:
         return max(self.stopped_seconds.values())
 
     def ok(self, limit_seconds: float) -> bool:
-        """True if nothing was lost, the run was valid, and no partition stopped for too long."""
+        """Returns True if nothing was lost, the run was valid, and no partition stopped for too long."""
         return self.amid and not self.fell and not self.missing and self.longest_seconds < limit_seconds
 
 

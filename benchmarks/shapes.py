@@ -37,10 +37,10 @@ class Shape:
     """Parameters of one run.
 
     `system`: ours or one of PEERS. `layout`: object layout of our system. `profile`: one of PROFILE_SETTINGS.
-    `count`: number of segments, taken from the workload in a cycle. `warm`: segments that are committed before
-    the measurement starts. `tail`: segments that are left when it ends, so that work in flight at its start and
-    at its end cancel out. `shards`: groups of readers and workers, each with its own Redis; they share the
-    consumer group.
+    `count`: number of segments, taken from the workload in a cycle. `warm`: segments that are committed before the
+    measurement starts. `tail`: segments that are left when it ends, so that the work in flight at the start and at
+    the end cancels out. `shards`: groups of readers and workers, each with its own Redis; they share the consumer
+    group.
 
     `rate`: segments produced per second while the system runs; 0 to produce all of them before it starts.
     """
@@ -81,7 +81,7 @@ class Shape:
         return self.system in USES_REDIS
 
     def settings(self) -> dict[str, str]:
-        """The REPLAYS_* variables of these parameters."""
+        """Returns the REPLAYS_* variables of these parameters."""
         found = {f"REPLAYS_{name}": str(value) for name, value in PROFILE_SETTINGS[self.profile].items()}
         found |= {"REPLAYS_SINKS": self.sinks, "REPLAYS_WORKER_PROCESSES": str(self.processes)}
         if self.layout != "segment":

@@ -7,7 +7,7 @@ With --minutes, a producer keeps a backlog in the topic until the time is over. 
 memory, so the workload uses small segments (--profile small; a backlog of 200,000 takes 1 GB). Apache Kafka
 (--kafka apache) writes them to a temporary directory instead.
 
-To explain growth of Redis, the samples also have its memory as it reports it, and the number of its keys.
+To explain a growth of Redis, each sample also has the memory use that Redis reports and its number of keys.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ def run(bench: Bench, shape: Shape, workload: Workload) -> Result:
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """A system that runs."""
+    """A running system."""
 
     shape: Shape
     settings: Settings

@@ -1,8 +1,8 @@
 """The part of a run that is measured: from the commit of `warm` segments until `tail` segments are left.
 
-A reader works ahead of the commits. Without a tail, the work that it had done before the measurement started would
-not be counted, although its segments are; and the last batch, which waits to be cut, would count as time. With a
-tail that is longer than what can be in flight, the amount in flight is about the same at both ends.
+A reader works ahead of its commits. Without a tail, the work done before the measurement started would be missing
+although its segments are counted, and the wait of the last batch to be cut would be included in the time. With a
+tail that exceeds the maximum amount in flight, the amount in flight is about the same at both ends.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Window:
     _last: Mark | None = None
 
     def is_edge(self, done: int) -> bool:
-        """True if an observation with this number of committed segments starts or ends the measurement."""
+        """Returns True if an observation with this number of committed segments starts or ends the measurement."""
         if self.began is None:
             return done >= self.warm
         return self.ended is None and done >= self.stop

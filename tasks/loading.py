@@ -50,9 +50,8 @@ class SettingsError(click.ClickException):
 
 
 VALUE_CHARACTERS_MAX = 100
-CLOSE_RATIO_MIN = (
-    0.85  # the ratio of REDIS_URI to REDIS_URL is 0.89, and that of CLICKHOUSE_HOST to CLICKHOUSE_USER 0.80
-)
+# The similarity of REDIS_URI and REDIS_URL is 0.89; that of CLICKHOUSE_HOST and CLICKHOUSE_USER is 0.80.
+CLOSE_RATIO_MIN = 0.85
 # Kubernetes sets this variable in every container.
 POD_VARIABLE = "KUBERNETES_SERVICE_HOST"
 SettingsT = TypeVar("SettingsT", bound=Settings)

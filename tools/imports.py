@@ -35,11 +35,11 @@ class Package:
     standard: tuple[str, ...] | None = None
 
     def holds(self, module: str) -> bool:
-        """True if the module belongs to this row."""
+        """Returns True if the module belongs to this row."""
         return any(within(module, name) for name in self.modules)
 
     def may_use(self, module: str, library: str) -> bool:
-        """True if this module of the row may import the third-party package."""
+        """Returns True if this module of the row may import the third-party package."""
         if self.libraries is None:
             return True
         parts = [libraries for part, libraries in self.libraries.items() if self._covers(part, module)]

@@ -66,7 +66,7 @@ class Reader(MockRuntime):
         return self.take(do.Dispatch)
 
     def epoch(self, source: TopicPartition = PARTITION) -> int:
-        """The current epoch."""
+        """Returns the current epoch."""
         return self._epochs[source]
 
 

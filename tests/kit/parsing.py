@@ -47,12 +47,12 @@ def table(segment: Segment, name: str) -> list[dict[str, Any]]:
 
 
 def clicks(segment: Segment) -> list[dict[str, Any]]:
-    """The click rows."""
+    """Returns the click rows."""
     return [row for row in table(segment, "replays") if "click_tag" in row]
 
 
 def taps(segment: Segment) -> list[dict[str, Any]]:
-    """The tap rows."""
+    """Returns the tap rows."""
     return [row for row in table(segment, "replays") if "tap_message" in row]
 
 

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def foreign_fixtures() -> Path:
-    """The directory with recordings of other projects, which we may not redistribute; it may be missing.
+    """Returns the directory with recordings of other projects, which we may not redistribute; it may be missing.
 
     The directory is `REPLAYS_FIXTURES`, or `shared/fixtures` next to the repository or next to one of its parent
     directories.

@@ -70,7 +70,7 @@ class Recording:
         return [Action(done["what"], done["t"], done["t"] + done["took"]) for done in self.facts["actions"]]
 
     def payloads(self, tag: str) -> list[dict[str, Any]]:
-        """The payloads of the SDK's own events with that tag: `breadcrumb` or `performanceSpan`."""
+        """Returns the payloads of the SDK's own events with that tag: `breadcrumb` or `performanceSpan`."""
         return [e["data"]["payload"] for e in self.events if e["type"] == 5 and e["data"]["tag"] == tag]
 
 

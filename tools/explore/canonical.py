@@ -162,7 +162,7 @@ class Canon:
         return self._frozen.unpack(packed)
 
     def _is_atom(self, kind: type) -> bool:
-        """True if the type is immutable: numbers, strings, frozen data, and named tuples of these."""
+        """Returns True if the type is immutable: numbers, strings, frozen data, and named tuples of these."""
         known = self._atomic.get(kind)
         if known is None:
             parameters = getattr(kind, "__dataclass_params__", None)

@@ -247,7 +247,7 @@ class CoreModel:
         return state >> 2 * WIDTH, state >> WIDTH & MASK, state & MASK
 
     def is_done(self, state: int) -> bool:
-        """True if every message is durable and committed."""
+        """Returns True if every message is durable and committed."""
 
         def done() -> int:
             pairs = zip(self.readers.partitions, self._board.things[board], strict=True)
@@ -311,7 +311,7 @@ class CoreModel:
             yield label | 2 | turned, state
 
     def _is_settled(self, one: int, other: int, board: int) -> bool:
-        """True if every partition has an owner that keeps it unless there is a further fault."""
+        """Returns True if every partition has an owner that keeps it unless there is a further fault."""
         if any(shared.owner == NO_OWNER for shared in self._board.things[board]):
             return False
         return self._keeps_partitions(one) and self._keeps_partitions(other)
@@ -345,7 +345,7 @@ class CoreModel:
             yield self._wipe << 3 | turned, state
 
     def _is_cut_off(self, reader: int, board: int) -> bool:
-        """True if this reader has lost its partitions and has not detected it."""
+        """Returns True if this reader has lost its partitions and has not detected it."""
         entries = self._reader.things[reader].entries
         owners = self._board.things[board]
         return any(entry is not None and one.owner != ME for entry, one in zip(entries, owners, strict=True))
@@ -375,7 +375,7 @@ class CoreModel:
             yield Move(what, outcome.fault, became, after, outcome.cut_off)
 
     def is_fault(self, label: int) -> bool:
-        """True if the label belongs to a fault."""
+        """Returns True if the label belongs to a fault."""
         return self._what.things[label >> 3][1]
 
     def broken(self, state: int) -> str:

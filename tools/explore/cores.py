@@ -38,7 +38,7 @@ class Decision:
     error: str = ""
 
     def is_nothing(self, core: int) -> bool:
-        """True if the state is unchanged and there is no command."""
+        """Returns True if the state is unchanged and there is no command."""
         return not self.error and not self.commands and self.core == core
 
 
@@ -104,7 +104,7 @@ class Cores:
         return Decision(became, commands, cut)
 
     def ignores(self, core: int, events: tuple[on.Event, ...]) -> bool:
-        """True if none of the given events changes the state or leads to a command."""
+        """Returns True if none of the given events changes the state or leads to a command."""
         key = (core, events)
         known = self._ignored.get(key)
         if known is None:

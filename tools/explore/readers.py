@@ -524,8 +524,8 @@ class Readers:
         return reader if len(kept) == len(reader.chords) else reader._replace(chords=tuple(kept))
 
     def _is_dead(self, core: int, board: Board, chord: Chord) -> bool:
-        """True if the chord can be dropped, because its items are durable, its reports do not change the pipeline,
-        and its batch or stage is complete.
+        """Returns True if the chord can be dropped, because its items are durable, its reports do not change the
+        pipeline, and its batch or stage is complete.
         """
         if chord.items & ~board[chord.partition].durable:
             return False

@@ -33,7 +33,7 @@ class Model(Protocol):
         """
 
     def is_done(self, state: int) -> bool:
-        """True if all work is done."""
+        """Returns True if all work is done."""
 
     def is_fault(self, label: int) -> bool:
         """Returns True if the step is a fault. Faults are optional in a run."""

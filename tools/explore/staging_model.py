@@ -108,11 +108,11 @@ class StagingModel:
                 yield label, self._worlds.of(event.world)
 
     def is_done(self, state: int) -> bool:
-        """True if the batch is durable and settled."""
+        """Returns True if the batch is durable and settled."""
         return self._worlds.things[state].settled
 
     def is_fault(self, label: int) -> bool:
-        """True if the label belongs to a fault."""
+        """Returns True if the label belongs to a fault."""
         return self._what.things[label][1]
 
     def broken(self, state: int) -> str:
@@ -344,7 +344,7 @@ def without_redis(world: World) -> World:
 
 
 def cannot_complete(world: World, chord: Chord) -> bool:
-    """True if no running program or queued task can still report on this chord."""
+    """Returns True if no running program or queued task can still report on this chord."""
     programs = [*world.queue, *(one.program for one in world.running if one.program.kind != "discard")]
     reporting = [*world.ends, *(one.chord for one in world.stream)]
     return chord not in reporting and all(one.chord != chord for one in programs)

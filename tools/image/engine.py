@@ -99,7 +99,7 @@ class Engine:
             raise Failed(f"{name} does not start: {last_line(done.stderr)}")
 
     def execute(self, name: str, command: Sequence[str]) -> bool:
-        """True if the command exits with 0 in the container."""
+        """Returns True if the command exits with 0 in the container."""
         return self.call("exec", name, *command).returncode == 0
 
     def state(self, name: str) -> dict[str, Any]:

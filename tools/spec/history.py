@@ -75,7 +75,7 @@ class _Life:
     waits: _Sent | None = None
 
     def holds(self, at: int) -> bool:
-        """True if the assignment was current at the given time."""
+        """Returns True if the assignment was current at the given time."""
         return self.assigned_at < at < self.until
 
     def planned(self) -> int | None:
