@@ -9,7 +9,7 @@ COMMA := ,
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage floors check format docs simulate wrong-settings explore mutants cost-search spec image chaos mixed-versions gameday bigquery-kills bigquery-contract screenshots live-sdks bench bench-uploads bench-peers bench-streams hashes clean
+.PHONY: help setup demo test coverage floors check format docs simulate wrong-settings explore mutants cost-search spec image chaos mixed-versions gameday bigquery-kills bigquery-contract screenshots live-sdks bench bench-uploads bench-peers bench-streams bench-slow bench-scale hashes clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -155,6 +155,13 @@ bench-peers: $(BENCH_STAMP) $(STREAMS)/.installed ## compare the system with its
 	$(BIN)/python -m benchmarks.end_to_end --peers --profiles default,small --rounds $(or $(ROUNDS),3) --processes 2 --threads 16 \
 	  --segments 20000 --segments-of p1-json=6000,p5=6000 --json .bench/peers.json
 	$(BIN)/python -m benchmarks.plots
+
+bench-slow: $(BENCH_STAMP) ## compare the throughput with slow sinks with its prediction
+	$(BIN)/python -m benchmarks.slow_sinks --json .bench/slow_sinks.json
+
+bench-scale: $(BENCH_STAMP) ## measure the cost per segment with more readers and Redis servers, and plan for up to 1,000,000 segments/s with it
+	$(BIN)/python -m benchmarks.scale_out --check --json .bench/scale_check.json
+	$(BIN)/python -m benchmarks.scale_out --costs .bench/scale_check.json --json .bench/scale_out.json
 
 bench-streams: $(STREAMS)/.installed ## create the environment of the peer P4, sentry-streams, whose dependencies conflict with ours
 

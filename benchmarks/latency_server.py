@@ -11,8 +11,9 @@ A script is a list of rules for failures, tried in order. A rule has `sink` (gcs
 (each n-th request of that sink) or `first` and `last` (positions, from 1), `status` (default 503) and
 `retry_after_seconds`. With `drop`, the write is performed, but the connection is closed without a response.
 
-GET /_seen returns counts and bytes by sink; with ?objects=1, it also returns the arrival time of each object (Unix
-seconds). PUT /_script replaces the script. POST /_reset deletes everything except the script.
+GET /_seen returns counts and bytes by sink; with ?objects=1, it also returns the arrival time of each object
+(Unix seconds). PUT /_script replaces the script, and PUT /_latency the latency in ms. POST /_reset deletes
+everything except the script.
 """
 
 from __future__ import annotations
@@ -130,6 +131,8 @@ def _control(store: Store, method: str, path: str, query: str, body: bytes) -> A
             return _json(store.seen("objects=1" in query))
         case "/_script" if method == "PUT":
             store.script = json.loads(body or b"[]")
+        case "/_latency" if method == "PUT":
+            store.latency_seconds = float(body) / 1000
         case "/_reset":
             store.reset()
         case _:

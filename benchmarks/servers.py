@@ -100,6 +100,11 @@ class Bench:
         """The process of each Redis server."""
         return [server.child.pid for server in self.redis_servers]
 
+    def set_latency(self, latency_ms: float) -> None:
+        """Changes the latency of the latency server."""
+        self.latency_ms = latency_ms
+        self.control("PUT", "/_latency", str(latency_ms).encode())
+
     def control(self, method: str, path: str, body: bytes | None = None) -> Any:
         """Sends a request to the latency server and returns the response."""
         request = urllib.request.Request(self.endpoint + path, data=body, method=method)

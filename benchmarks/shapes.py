@@ -43,6 +43,9 @@ class Shape:
     group.
 
     `rate`: segments produced per second while the system runs; 0 to produce all of them before it starts.
+    `idle_seconds`: measure what the system needs for this long after everything is committed, instead of the load.
+    `by_uploads`: progress is the number of uploads at the latency server instead of committed
+    segments, and the run ends with the measurement, because rejected messages are not uploaded.
     """
 
     system: str = "ours"
@@ -60,6 +63,8 @@ class Shape:
     warm: int = 1000
     tail: int = 0
     rate: float = 0.0
+    idle_seconds: float = 0.0
+    by_uploads: bool = False
     cores: tuple[int, ...] = (0,)
     extra: tuple[tuple[str, str], ...] = ()
 

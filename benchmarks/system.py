@@ -40,6 +40,7 @@ SEGMENTS_PER_SECOND_MIN = 50.0
 class Result:
     """Measurements of a run. CPU and memory are by role: reader, worker, redis, or peer.
 
+    `requests`: requests by sink during the whole run, and `requests_measured` during the measurement.
     `redis`: name, version and allocator of the Redis server. `redis_kinds`: its keys and their bytes by kind, when
     the run ended. `series`: one sample per second.
     """
@@ -55,6 +56,7 @@ class Result:
     requests: dict[str, int]
     delays_ms: dict[str, float] = field(default_factory=dict)
     series: list[dict[str, float]] = field(default_factory=list)
+    requests_measured: dict[str, int] = field(default_factory=dict)
     redis: dict[str, str] = field(default_factory=dict)
     redis_kinds: dict[str, dict[str, int]] = field(default_factory=dict)
 
@@ -157,18 +159,18 @@ def run(bench: Bench, shape: Shape, workload: Workload) -> Result:
     load.start()
     if not shape.rate:
         load.join()
-    redis = RedisWatch(bench.redis_urls)
+    redis = RedisWatch(bench.redis_urls[: shape.shards])
     redis.empty()
     children = start(bench, shape, env, tag)
     roles: dict[str, list[int]] = {}
     for role, child in children:
         roles.setdefault(role, []).append(child.pid)
     if shape.uses_redis:
-        roles["redis"] = bench.redis_pids
+        roles["redis"] = bench.redis_pids[: shape.shards]
     meter = Meter(roles)
     meter.start()
     try:
-        window = _watch(_Running(shape, settings, load, meter, children, redis))
+        window = _watch(_Running(bench, shape, settings, load, meter, children, redis))
         result = _result(bench, shape, workload, window, meter)
         if shape.uses_redis:
             result.redis, result.redis_kinds = redis.server(), redis.by_kind()
@@ -187,12 +189,17 @@ def run(bench: Bench, shape: Shape, workload: Workload) -> Result:
 class _Running:
     """A running system."""
 
+    bench: Bench
     shape: Shape
     settings: Settings
     load: Load
     meter: Meter
     children: Sequence[Role]
     redis: RedisWatch
+
+    def requests(self) -> dict[str, int]:
+        """Number of requests that the latency server has received, by sink."""
+        return dict(self.bench.control("GET", "/_seen")["requests"])
 
     def check(self, deadline: float) -> None:
         """Raises LocalError if a process has ended or the deadline has passed."""
@@ -211,22 +218,29 @@ def _watch(running: _Running) -> Window:
     window = Window(shape.warm, shape.count - shape.tail)
     sampled_at, done = 0.0, 0
     try:
-        while done < shape.count:
+        while done < (window.stop if shape.by_uploads else shape.count):
             running.check(deadline)
             try:
-                done = sum(offsets.of(sources).values())
+                done = running.requests().get("gcs", 0) if shape.by_uploads else sum(offsets.of(sources).values())
             except ReconcileError:
                 continue
             now = time.monotonic()
             if done >= running.load.primer:
                 running.load.go.set()
             is_edge = window.is_edge(done) or done >= shape.count
+            if is_edge and running.bench.endpoint:
+                window.requests.append(running.requests())
             if is_edge or (window.is_open and now - sampled_at >= SERIES_SECONDS):
                 sampled_at = now
                 window.add(Mark(now, done, running.meter.sample()))
                 memory = {f"rss_{role}": float(size) for role, size in running.meter.rss_now.items()}
                 window.extend(memory | running.redis.sample() if shape.uses_redis else memory)
             time.sleep(POLL_SECONDS)
+        if shape.idle_seconds:
+            window = Window(shape.count, shape.count)
+            window.add(Mark(time.monotonic(), done, running.meter.sample()))
+            time.sleep(shape.idle_seconds)
+            window.add(Mark(time.monotonic(), done, running.meter.sample()))
     finally:
         offsets.close()
     window.close()
@@ -244,6 +258,7 @@ def _result(bench: Bench, shape: Shape, workload: Workload, window: Window, mete
         rss_bytes=meter.rss_bytes,
         load_average=os.getloadavg()[0],
         requests=bench.control("GET", "/_seen")["requests"] if bench.endpoint else {},
+        requests_measured=window.requests_measured,
         series=window.series,
     )
 

@@ -22,13 +22,17 @@ class Mark:
 
 @dataclass(slots=True)
 class Window:
-    """Keeps the first and the last observation of the measured part, and a series between them."""
+    """Keeps the first and the last observation of the measured part, and a series between them.
+
+    `requests`: requests to the stores by sink, at the edges.
+    """
 
     warm: int
     stop: int
     began: Mark | None = None
     ended: Mark | None = None
     series: list[dict[str, float]] = field(default_factory=list)
+    requests: list[dict[str, int]] = field(default_factory=list)
     _last: Mark | None = None
 
     def is_edge(self, done: int) -> bool:
@@ -61,6 +65,14 @@ class Window:
     def is_open(self) -> bool:
         """True while the measurement runs."""
         return self.began is not None and self.ended is None
+
+    @property
+    def requests_measured(self) -> dict[str, int]:
+        """Requests by sink between the edges; empty if they were not counted."""
+        if len(self.requests) < 2:
+            return {}
+        first, last = self.requests[0], self.requests[-1]
+        return {sink: count - first.get(sink, 0) for sink, count in last.items()}
 
     @property
     def segments(self) -> int:

@@ -30,7 +30,18 @@ def run(module: str, *arguments: str, deadline_seconds: float = 120) -> str:
 
 @pytest.mark.parametrize(
     "module",
-    ["latency_server", "peers_pipeline", "peers_celery", "end_to_end", "dispatch", "soak", "uploads", "rebalance"],
+    [
+        "latency_server",
+        "peers_pipeline",
+        "peers_celery",
+        "end_to_end",
+        "dispatch",
+        "soak",
+        "uploads",
+        "rebalance",
+        "slow_sinks",
+        "scale_out",
+    ],
 )
 def test_each_program_has_help(module: str) -> None:
     """Each benchmark program prints its options with `--help`."""

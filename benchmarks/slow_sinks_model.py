@@ -1,0 +1,120 @@
+"""Throughput with slow sinks: what is in flight, divided by how long it is in flight.
+
+Derived from the code, for the layout `segment`:
+
+- A flush task for Cloud Storage has up to `blobs_per_task` uploads, of which `connections` run at the same time
+  (tasks/sinks/gcs/uploads.py). With a latency L, a task of n uploads takes ceil(n / connections) * L, and a worker
+  process runs one task at a time. Uploads: processes * uploads of a batch / the sum of its tasks' durations.
+- A batch is in flight from its cut until its last stage is confirmed: its boundary is recorded (a commit), then
+  its uploads, then its rows, one stage after the other (docs/decisions/005). The tasks of a stage run in parallel
+  if there are enough worker processes. Batches: batches in flight * segments per batch / that time.
+- At REPLAYS_IN_FLIGHT_BYTES_MAX or REPLAYS_IN_FLIGHT_BATCHES_MAX, the reader stops until both counts have fallen
+  to half (ingest/core/backpressure.py), so on average three quarters of the limit are in flight. Open batches,
+  half full on average, one per partition, count as bytes in flight but are not being flushed.
+
+The lowest of these, and of the rate that the machine can process at all, is the prediction.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ingest.settings import Settings
+
+IN_FLIGHT_SHARE = 0.75
+RECORD_SECONDS = 0.03
+# From the end of a task to the start of the next one in the same process: the message is fetched from Redis. It was
+# 0.1 s in most cases, and sometimes 1 s, which is the time that Celery's transport waits in one BRPOP.
+TASK_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What the prediction depends on. Sizes are in bytes, times in seconds.
+
+    `segment_bytes`: staged bytes of a segment. `capacity`: segments per second without latency. `row_requests`:
+    requests one after another in the slowest task of the rows, 0 without sinks for rows.
+    """
+
+    latency_seconds: float
+    processes: int
+    connections: int
+    blobs_per_task: int
+    batch_messages_max: int
+    batch_bytes_max: int
+    in_flight_batches_max: int
+    in_flight_bytes_max: int
+    partitions: int
+    segment_bytes: float
+    capacity: float
+    row_requests: int = 0
+
+    @classmethod
+    def of(cls, settings: Settings, **given: Any) -> Case:
+        """Takes the limits from these settings."""
+        return cls(
+            processes=settings.worker_processes,
+            connections=settings.gcs_connections,
+            blobs_per_task=settings.blobs_per_task,
+            batch_messages_max=settings.batch_messages_max,
+            batch_bytes_max=settings.batch_bytes_max,
+            in_flight_batches_max=settings.in_flight_batches_max,
+            in_flight_bytes_max=settings.in_flight_bytes_max,
+            **given,
+        )
+
+    @property
+    def batch_segments(self) -> int:
+        """Segments per batch at full load."""
+        return max(1, min(self.batch_messages_max, int(self.batch_bytes_max / self.segment_bytes)))
+
+    @property
+    def task_seconds(self) -> list[float]:
+        """Duration of each upload task of a batch."""
+        left, found = self.batch_segments, []
+        while left > 0:
+            uploads = min(left, self.blobs_per_task)
+            found.append(math.ceil(uploads / self.connections) * self.latency_seconds + TASK_SECONDS)
+            left -= uploads
+        return found
+
+    @property
+    def batch_seconds(self) -> float:
+        """Time that a batch is in flight, if no task waits for a worker process."""
+        rows = self.row_requests * self.latency_seconds + TASK_SECONDS if self.row_requests else 0.0
+        return RECORD_SECONDS + max(self.task_seconds) + rows
+
+    @property
+    def by_uploads(self) -> float:
+        """Segments per second, if worker processes and connections are the limit."""
+        rows = self.row_requests * self.latency_seconds
+        return self.processes * self.batch_segments / (sum(self.task_seconds) + rows)
+
+    @property
+    def by_batches(self) -> float:
+        """Segments per second, if the number of batches in flight is the limit."""
+        return IN_FLIGHT_SHARE * self.in_flight_batches_max * self.batch_segments / self.batch_seconds
+
+    @property
+    def by_bytes(self) -> float:
+        """Segments per second, if the bytes in flight are the limit."""
+        in_flight = IN_FLIGHT_SHARE * self.in_flight_bytes_max / self.segment_bytes
+        still_open = self.partitions * self.batch_segments / 2
+        return max(in_flight - still_open, self.batch_segments) / self.batch_seconds
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Each limit, in segments per second."""
+        return {
+            "capacity": self.capacity,
+            "uploads": self.by_uploads,
+            "batches in flight": self.by_batches,
+            "bytes in flight": self.by_bytes,
+        }
+
+    @property
+    def predicted(self) -> tuple[str, float]:
+        """The lowest limit: its name, and segments per second."""
+        return min(self.limits.items(), key=lambda one: one[1])
