@@ -4,12 +4,13 @@
 
 The formula is in benchmarks/slow_sinks_model.py. The rate with a latency of 1 ms is measured for each setting
 first: nothing can be faster. The table then has the predicted and the measured rate for the default settings
-with one worker process, for raised settings, and for settings with so little in flight that this is the limit.
-In all of them, batches have up to 256 messages and are cut only when they are full, so that a short run has many
-equal batches. Rates are those of uploads at the store, because commits advance by whole batches.
+with one worker process and for raised settings. In both, batches have up to 256 messages and are cut only when
+they are full, so that a short run has many equal batches. Rates are those of uploads at the store, because
+commits advance by whole batches. The limits by batches and bytes in flight are computed and printed, but no run
+reaches them.
 
-The exit code is 1 if a measured rate differs from its prediction by more than the tolerance, 25 %. If the
-machine is the limit, the sinks are not, so only a rate that is more than 40 % below the prediction counts.
+The exit code is 1 if a measured rate differs from its prediction by more than the tolerance, 25 %. If the machine
+is the limit, the sinks are not, so only a rate that is more than 40 % below the prediction counts.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ from benchmarks.slow_sinks_model import Case
 from benchmarks.system import run
 from benchmarks.workload import Workload, workload
 from ingest.local.launch import settings_of
-from tasks.units import KiB, MiB
 
 TOLERANCE = 0.25
 CAPACITY_TOLERANCE = 0.4
 RUN_SECONDS = 8
 CAPACITY_RATE = 500.0
+# Rows are staged with the recording. In the profile `small`, a segment is staged as about twice its value.
+STAGED_BYTES_SHARE = 2.0
 SEGMENTS_MAX = 6 * 1024
 BATCH_MESSAGES = 256
 BATCH_AGE_SECONDS = 10
@@ -42,10 +44,6 @@ COLUMNS = ("settings", "latency ms", "limit", "predicted/s", "measured/s", "rati
 SETTINGS: dict[str, tuple[int, dict[str, int]]] = {
     "default, 1 process": (1, {}),
     "raised: 2 processes, 128 connections": (2, {"GCS_CONNECTIONS": 128}),
-    "8 MiB in flight, 4 processes": (
-        4,
-        {"IN_FLIGHT_BYTES_MAX": 8 * MiB, "BATCH_BYTES_MAX": 512 * KiB, "STAGED_BYTES_MAX": 1 * MiB},
-    ),
 }
 
 
@@ -104,6 +102,7 @@ def compare(bench: Bench, load: Workload, latencies_ms: list[float], segment_byt
             row = {"settings": name, "latency_ms": latency_ms, "limit": limit, "predicted": predicted}
             row |= {"measured": found, "ratio": ratio, "is_within": is_within(limit, ratio)}
             rows.append(row | {"case": asdict(case), "limits": case.limits})
+            print("    limits:", {name: round(limit) for name, limit in case.limits.items()}, flush=True)
     return rows
 
 
@@ -119,7 +118,7 @@ def main() -> int:
     latencies_ms = [float(text) for text in arguments.latencies_ms.split(",")]
     cores = tuple(sorted(os.sched_getaffinity(0)))
     with Bench(cores, 1.0, redis_program=arguments.redis) as bench:
-        rows = compare(bench, load, latencies_ms, load.mean_bytes)
+        rows = compare(bench, load, latencies_ms, STAGED_BYTES_SHARE * load.mean_bytes)
     lines = [
         [
             row["settings"],

@@ -6,7 +6,7 @@ Derived from the code, for the layout `segment`:
   (tasks/sinks/gcs/uploads.py). With a latency L, a task of n uploads takes ceil(n / connections) * L, and a worker
   process runs one task at a time. Uploads: processes * uploads of a batch / the sum of its tasks' durations.
 - A batch is in flight from its cut until its last stage is confirmed: its boundary is recorded (a commit), then
-  its uploads, then its rows, one stage after the other (docs/decisions/005). The tasks of a stage run in parallel
+  its uploads, then its rows, one stage after the other (decision 008). The tasks of a stage run in parallel
   if there are enough worker processes. Batches: batches in flight * segments per batch / that time.
 - At REPLAYS_IN_FLIGHT_BYTES_MAX or REPLAYS_IN_FLIGHT_BATCHES_MAX, the reader stops until both counts have fallen
   to half (ingest/core/backpressure.py), so on average three quarters of the limit are in flight. Open batches,
@@ -25,8 +25,8 @@ from ingest.settings import Settings
 
 IN_FLIGHT_SHARE = 0.75
 RECORD_SECONDS = 0.03
-# From the end of a task to the start of the next one in the same process: the message is fetched from Redis. It was
-# 0.1 s in most cases, and sometimes 1 s, which is the time that Celery's transport waits in one BRPOP.
+# From the end of a task to the start of the next one in the same process: the message is fetched from Redis. It
+# was 0.1 s in most cases, and sometimes 1 s, which is the time that Celery's transport waits in one BRPOP.
 TASK_SECONDS = 0.1
 
 
