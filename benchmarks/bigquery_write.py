@@ -98,7 +98,7 @@ def serve(http_port: int, grpc_port: int) -> None:
 
 
 class Attributes(msgspec.Struct, gc=False):
-    """Returns the attributes of a fact, as the parser has them."""
+    """The attributes of a fact, in the form that the parser uses."""
 
     url: str
     selector: str

@@ -4,9 +4,9 @@
         [--profiles default,small] [--matrix] [--redis PROGRAM] [--json FILE]
 
 The systems write to one HTTP server with a given latency (benchmarks/latency_server.py) or, with --embedded, to
-the stores of the embedded stack. `CPU` is the CPU time of all processes of a system, including Redis but not
-broker and stores. With --rounds, the systems alternate within each round, the tables have medians, and each ratio
-compares two runs of one round (benchmarks/rounds.py).
+the stores of the embedded stack. `CPU` is the CPU time of all processes of a system, including Redis but not the
+broker and the stores. With --rounds, the systems alternate within each round, the tables have medians, and each
+ratio compares two runs of one round (benchmarks/rounds.py).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     python -m benchmarks.failing_uploads --retry-after 1      the 429 responses request a delay of 1 s
 
 One reader and one set of workers, as separate processes, drain one backlog in intervals with and without faults.
-After a number of committed messages, the proxy for Cloud Storage switches its fault on or off. Noise of the
+After a number of committed messages, the proxy for Cloud Storage switches its fault on or off. Noise on the
 machine therefore affects both kinds of interval, and neither includes start-up or shutdown. Postponed retries
 count against the interval that they delay. The duration of an interval is the time between two commits.
 """

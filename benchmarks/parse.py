@@ -1,4 +1,5 @@
-"""Compares our parser with the floor and with other parsers in use, per core and with parser processes.
+"""Compares our parser with a lower bound (the floor) and with other parsers in use, per core and with parser
+processes.
 
     python -m benchmarks.parse [--segments 600] [--rounds 15] [--processes] [--json FILE]
 

@@ -5,11 +5,11 @@
 
 Both need PEER_REDIS (the URL of Redis), PEER_ENDPOINT (the URL of the store) and PEER_TAG (prefix of keys).
 
-A loop around confluent-kafka's Consumer publishes each value as one task. A prefork worker with `acks_late`
-parses it with the typed parser of P1 and uploads one object with google-cloud-storage, one upload at a time per
-process. The task then sets the bit of its offset in a bit map in Redis, one per partition. The loop reads those
-bit maps every half second, or more often while 1000 tasks are in flight, and commits the offsets up to the first
-missing bit at most every half second.
+A loop around confluent-kafka's Consumer publishes each value as one task. A prefork worker with `acks_late` parses
+it with the typed parser of P1 and uploads one object with google-cloud-storage, one upload at a time per process.
+The task then sets the bit of its offset in a bitmap in Redis, of which there is one per partition. The loop reads
+the bitmaps every half second, or more often while 1000 tasks are in flight, and commits the offsets up to the
+first missing bit at most every half second.
 
 It guarantees that each message is stored at least once, because an offset is committed only after all messages
 before it are stored: a killed loop reads uncommitted messages again, and Redis delivers the task of a killed
@@ -83,7 +83,7 @@ def store(self: Any, partition: int, offset: int, value: bytes) -> None:
 
 
 def marks_key(tag: str, partition: int) -> str:
-    """Returns the key of a partition's bit map."""
+    """Returns the key of a partition's bitmap."""
     return f"{tag}:marks:{partition}"
 
 
@@ -97,7 +97,7 @@ class Progress:
     def advance(self, marks: bytes, first_byte: int) -> int:
         """Moves `committed` over all set bits that follow it, and returns by how many.
 
-        `marks`: bytes of the bit map, of which the first is byte number `first_byte`. Redis counts bits from the
+        `marks`: bytes of the bitmap, of which the first is byte number `first_byte`. Redis counts bits from the
         most significant one.
         """
         before = self.committed

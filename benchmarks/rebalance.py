@@ -233,7 +233,7 @@ def assigned(child: Child) -> dict[int, int]:
 
 
 def moved(children: Iterable[Child], since: datetime) -> int:
-    """Returns the number of assignments of a partition to these readers since then, from their logs."""
+    """Returns how often partitions were assigned to these readers since that time, according to their logs."""
     lines = (line for child in children for line in log_lines_of(child, "partitions_assigned"))
     return sum(len(line["partitions"]) for line in lines if datetime.fromisoformat(line["timestamp"]) >= since)
 

@@ -18,8 +18,8 @@ PEER_NAMES = {
 PEERS = tuple(PEER_NAMES)
 USES_REDIS = ("ours", "p5")
 
-# Settings of a profile, without the prefix REPLAYS_. `small` is for little memory: one worker process, and a
-# quarter of the bytes in flight, per batch and in the prefetch queue.
+# Settings of a profile, without the prefix REPLAYS_. `small` is for machines with little memory: one worker
+# process, and a quarter of the bytes in flight, per batch and in the prefetch queue.
 PROFILE_SETTINGS: dict[str, dict[str, int]] = {
     "default": {},
     "small": {

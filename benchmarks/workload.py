@@ -63,11 +63,12 @@ def make_topic(settings: Settings, partitions: int) -> None:
 
 
 class Load(threading.Thread):
-    """Produces the segments of a run. Partitions are assigned by number, so that each has the same load.
+    """Produces the segments of a run. Segments are assigned to the partitions in turn, so that each partition has
+    the same load.
 
     Without a rate, all are produced at once. With a rate, the first `primer` segments are produced at once, and
-    the others at that rate once `go` is set, so that no backlog from the start of the system is left in the
-    topic. `sent_at` has the time of each produced segment, Unix seconds.
+    the others at that rate once `go` is set, so that the topic contains no backlog from the time when the system
+    started. `sent_at` contains the time of each produced segment, in Unix seconds.
     """
 
     def __init__(self, settings: Settings, shape: Shape, workload: Workload) -> None:

@@ -28,7 +28,7 @@ Examine = Callable[[Sequence[int]], None]
 
 
 class OutOfTime(Exception):
-    """The run has used up its time or its number of writes. The next run continues."""
+    """The run has used up its time or its number of writes. The next run continues where this run stopped."""
 
 
 def deliver(write: Write, examine: Examine, progress: Progress, items: int, has_time: Callable[[], bool]) -> None:
@@ -36,9 +36,9 @@ def deliver(write: Write, examine: Examine, progress: Progress, items: int, has_
     `progress.refused`.
 
     `write(positions)` raises the errors of `tasks.errors`, with positions relative to its argument.
-    `examine(positions)` raises the same errors if the destination of these items is at fault. A refusal that names
-    no item is bisected, which costs about two writes per halving and refused item. Raises TransientSinkError,
-    PermanentSinkError (no item is at fault), or OutOfTime.
+    `examine(positions)` raises the same errors if the destination of these items is at fault. If a refusal names
+    no item, the items are bisected, which costs about two writes per halving and refused item. Raises
+    TransientSinkError, PermanentSinkError (no item is at fault), or OutOfTime.
     """
     _Delivery(write, examine, progress, items, has_time).run()
 

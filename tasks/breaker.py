@@ -33,7 +33,7 @@ from tasks.wire import SinkName
 
 log = logging.getLogger(__name__)
 
-# The last key is the breaker's.
+# The last key in KEYS is the breaker's hash.
 _FIELDS = """
 local function clock()
   local time = redis.call('TIME')
@@ -131,7 +131,7 @@ class Permit:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A call of a breaker, made by a script of `tasks.staging`. `give_back` returns an unused permit."""
+    """A call to a breaker, made within a script of `tasks.staging`. `give_back` returns an unused permit."""
 
     key: str
     arguments: tuple[Any, ...]
@@ -148,7 +148,9 @@ class BreakerPhase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BreakerState:
-    """State shown to operators. `failures` in the window; `cool_seconds` until the next probe; last `error`."""
+    """The state shown to operators. `failures`: failures in the window. `cool_seconds`: time until the next probe.
+    `error`: the last error.
+    """
 
     sink: SinkName
     state: BreakerPhase
@@ -177,7 +179,7 @@ class Breaker:
             return Permit(PermitKind.CLOSED)
 
     def request(self, sink: SinkName) -> Part:
-        """The same, as a part of `Staging.begin`."""
+        """Like `request_permit`, but as a part of the script of `Staging.begin`."""
         # If a probe does not report because its worker died, another probe is allowed after this time.
         lease_seconds = 2 * self._settings.sink_timeout_seconds + 5
         return Part(self._key(sink), (lease_seconds,), partial(self.return_permit, sink))
@@ -195,7 +197,7 @@ class Breaker:
         log_state(sink, permit, state)
 
     def result(self, sink: SinkName, permit: Permit, *, worked: bool, error: str = "") -> Part:
-        """The same, as a part of `Staging.mark`."""
+        """Like `report`, but as a part of the script of `Staging.mark`."""
         s = self._settings
         arguments = (
             permit.kind.value,
@@ -225,7 +227,7 @@ def read_permit(answer: Sequence[Any]) -> Permit:
 
 
 def log_state(sink: SinkName, permit: Permit, state: str) -> None:
-    """Logs the state after a report, unless the breaker was closed all the time."""
+    """Logs the state after a report, unless the breaker was closed throughout."""
     if state == BreakerPhase.OPEN:
         log.warning("breaker of %s is open", sink)
     elif permit.kind is PermitKind.PROBE:

@@ -48,8 +48,8 @@ class QoS(redis.QoS):
     """Counts unfinished messages as kombu does, but leaves out messages whose acknowledgement failed.
 
     Celery only logs a failed acknowledgement. If its message still counted, the worker would stop permanently,
-    even on a working connection, once such failures equal its number of processes. In Redis the message stays
-    unacknowledged and is delivered again after the visibility timeout.
+    even on a working connection, as soon as there are as many such failures as it has processes. In Redis the
+    message stays unacknowledged and is delivered again after the visibility timeout.
     """
 
     def ack(self, delivery_tag: str) -> None:
@@ -72,7 +72,7 @@ class QoS(redis.QoS):
 
 
 class Channel(redis.Channel):
-    """kombu's channel; its two pools come from the link."""
+    """kombu's channel, whose two connection pools come from the link."""
 
     QoS = QoS
     link: Link
@@ -112,7 +112,7 @@ class Transport(redis.Transport):
     can_parse_url = True  # the URL is only a label
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
-        """Returns the address without a password."""
+        """Returns the address for logs, without the password."""
         connection: Any = self.client
         link: Link = connection.transport_options[LINK_OPTION]
         return link.address.shown

@@ -35,8 +35,8 @@ def verify(sender: Celery, **_: Any) -> None:
 
 @worker_init.connect(weak=False)
 def preload(sender: Any, **_: Any) -> None:
-    """Logs which servers of the consumed queues cannot be used. Then loads their client libraries in the parent,
-    so that all processes share their pages.
+    """Logs which of the servers that the consumed queues need cannot be used. Then loads their client libraries in
+    the parent, so that all processes share their pages.
 
     Exits with 2 if the kind of Redis is not supported.
     """

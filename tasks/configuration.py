@@ -1,8 +1,8 @@
 """Celery's configuration, computed from `tasks.settings`.
 
 `configuration` is a pure function of the settings. `celeryconfig.py` uses `current`, which reads the environment
-when Celery requests a value, not on import. The measurements behind the Celery version and the worker pool are in
-docs/decisions/022-celery-5.6.md and docs/decisions/023-prefork.md.
+when Celery requests a value, not on import. The measurements behind the choice of the Celery version and of the
+worker pool are in docs/decisions/022-celery-5.6.md and docs/decisions/023-prefork.md.
 """
 
 from __future__ import annotations

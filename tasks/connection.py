@@ -49,7 +49,7 @@ AWAY = frozenset(
         "NOREPLICAS",  # a primary without enough replicas (min-replicas-to-write)
         "MISCONF",  # a server that cannot write its snapshots, and refuses writes
         "LOADING",  # a server that is still loading its data
-        "BUSY",  # a script is running too long
+        "BUSY",  # a script has been running for too long
         "CLUSTERDOWN",
         "FAILOVER",
         "REDIRECT",
@@ -58,7 +58,7 @@ AWAY = frozenset(
 
 
 class RedisAway(RedisConnectionError):
-    """Redis responded that it cannot serve. The connection is closed; the text has the response."""
+    """Redis responded that it cannot serve requests. The connection is closed; the text contains the response."""
 
 
 def away_code(error: BaseException) -> str:
@@ -158,7 +158,9 @@ class _Sentinels(Sentinel):
     """
 
     def discover_master(self, service_name: str) -> tuple[str, int]:
-        """Address of the primary. Raises MasterNotFoundError with each Sentinel's error if none has one."""
+        """Address of the primary. If no Sentinel knows one, raises MasterNotFoundError with the error of each
+        Sentinel.
+        """
         troubles = []
         sentinels: list[Any] = self.sentinels
         for number, sentinel in enumerate(sentinels):
@@ -181,7 +183,7 @@ def _place(sentinel: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Parameters of connections to Redis. Passwords are left out when it is compared or printed."""
+    """Parameters of connections to Redis. The `repr` contains no passwords."""
 
     address: RedisAddress
     timeout_seconds: float

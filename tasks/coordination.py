@@ -39,7 +39,8 @@ WORKER_FORGOTTEN_SECONDS = 3600
 PARKED_LEASE_SECONDS = 30.0
 FIRST_PARKED_MAX = 10_000
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-# Older releases park batches without a lease. Such an entry expires when its retry is overdue by this time.
+# Older releases park batches without a lease. Such an entry expires when its retry is overdue by this many
+# seconds.
 UNLEASED_SECONDS = 120.0
 log = logging.getLogger(__name__)
 

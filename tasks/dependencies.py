@@ -1,4 +1,4 @@
-"""Tests whether the servers with a login can be used: Redis, Kafka, ClickHouse.
+"""Tests whether the servers that may require a login can be used: Redis, Kafka, ClickHouse.
 
 Each test is one cheap request, so that an idle system reports faults too. Workers run the tests of their sinks
 when they start; `status`, `top` and the operator's page run them while they are open. `check` tests much more. A
@@ -20,7 +20,7 @@ from tasks.settings import Settings
 from tasks.wire import SinkName
 
 ASK_SECONDS_MAX = connection.LOOK_SECONDS_MAX
-KAFKA_SECONDS_MAX = 2.0  # includes the connection, with TLS and a login
+KAFKA_SECONDS_MAX = 2.0  # includes connecting, with TLS and a login
 DOWN_SECONDS_MAX = 1.0
 INTERVAL_SECONDS = 5.0
 Ask = Callable[[Settings], Fault | None]

@@ -13,7 +13,7 @@ import msgspec
 
 
 class Server(StrEnum):
-    """A server that all parts of the system depend on, or that is a sink with a login."""
+    """A server that all parts of the system depend on, or a sink that may require a login."""
 
     REDIS = "redis"
     KAFKA = "kafka"
@@ -58,7 +58,7 @@ WHAT_TO_DO: Mapping[tuple[Server, Cause], str] = {
 }
 START_A_WORKER = "start `celery -A tasks worker`"
 START_A_READER = "start `replays-ingest`"
-# Workers and readers do not find the servers of a local stack in a terminal without its variables.
+# In a terminal without the variables of a local stack, workers and readers do not find its servers.
 START_LOCAL_PROGRAMS = "start `replays-ingest local up --all`"
 
 

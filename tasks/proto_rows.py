@@ -244,5 +244,5 @@ def _varint_at(data: bytes, at: int) -> tuple[int, int]:
 
 
 def joined(rows: bytes, places: Sequence[tuple[int, int]]) -> bytes:
-    """Returns the rows at these places, framed, in this order."""
+    """Returns the rows at these positions, framed and in the given order."""
     return b"".join([framed(rows[start:stop]) for start, stop in places])

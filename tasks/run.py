@@ -32,7 +32,7 @@ from tasks.wire import Item, Manifest, SinkName, TaskName, decode_items, part_of
 
 log = get_task_logger(__name__)
 DONE = "done"
-# A run that has taken the time of this many calls is postponed, well before Celery's limits.
+# A run is postponed once it has taken as long as this many calls may take, which is well before Celery's limits.
 CALLS_PER_RUN = 3
 # A run that leaves at most this share of the items counts as progress.
 SCATTERED_SHARE_MAX = 0.25

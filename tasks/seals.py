@@ -13,11 +13,11 @@ content. Entries that do not verify are treated as missing.
     decision     key, entry of the copy of operators' decisions           `seal` in the entry
     letter       topic, key, value, headers; marks of replays too         header `seal`
 
-A payload is hashed once when it is encoded and once when it is written; the manifest has the digest. Each part
-is prefixed with its length, so that bytes cannot move between parts. The first key creates seals; all keys verify
-them.
+A payload is hashed once when it is encoded and once when it is written; the manifest contains the digest. Each
+part is prefixed with its length, so that bytes cannot move between parts. The first key creates seals; all keys
+verify them.
 
-No I/O. docs/decisions/037-shared-key.md lists what is not sealed, and why.
+This module does no I/O. docs/decisions/037-shared-key.md lists what is not sealed, and why.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The settings shared by readers and workers, and those of workers and Flower. Names end with the unit.
+"""The settings shared by readers and workers, and those of workers and Flower. If a setting has a unit, its name
+ends with it.
 
 `tasks.loading` reads them and reports mistakes.
 """

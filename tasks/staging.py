@@ -70,7 +70,7 @@ class _Begun(IntEnum):
     GONE = 2
 
 
-# Copying a larger payload through Lua costs Redis more than another round trip costs in all.
+# For a larger payload, the copy through Lua costs Redis more than an additional round trip.
 INLINE_BYTES_MAX = 32 * 1024
 
 # KEYS: the hash, and optionally a breaker. ARGV: the fields of the done mark, the starts, the progress, the
@@ -396,7 +396,7 @@ class Staging:
         reported.
         """
         state = (f"{kind}{name}/{task}" for kind in ("", SEAL) for name in ("left", "appends"))
-        gone = [task, *state, f"error/{task}", f"starts/{task}/{task_id}"]  # _MARK counts on these seven
+        gone = [task, *state, f"error/{task}", f"starts/{task}/{task_id}"]  # _MARK expects exactly seven names
         key = self.key(batch)
         mark = self._seals.seal(Purpose.MARK, key, task, content) or UNSEALED_MARK
         state = self._call(self._mark, batch, [self._ttl_seconds, done_field(task), mark, *gone], result)

@@ -1,7 +1,7 @@
 """Flower handlers: the buttons on a flush task's page, the retry's endpoint, and protected metrics.
 
-Flower has no retry. Sending a flush task again would have no effect, because it would belong to no chord. The
-button asks the batch's reader to retry the batch.
+Flower cannot retry a task. Sending a flush task again would have no effect, because it would belong to no chord.
+The button asks the batch's reader to retry the batch.
 """
 
 from __future__ import annotations

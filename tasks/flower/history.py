@@ -1,9 +1,9 @@
 """Flower's task history across restarts: the events of tasks in a SQLite file, replayed at the start.
 
-Flower's own `--persistent` writes a shelve, which is a pickle: a file that runs code when it is read. This file
-holds the events as JSON text. The file is bounded by age and by size: the oldest events are deleted, and SQLite
-itself enforces the size. A file that cannot be read is moved aside. Events of the last second before a crash are
-lost; a task whose end Flower did not see keeps the last state that it saw.
+Flower's own `--persistent` writes a shelve, which is a pickle, and reading a pickle can run code. This file holds
+the events as JSON text. The file is bounded by age and by size: the oldest events are deleted, and SQLite itself
+enforces the size. A file that cannot be read is moved aside. Events of the last second before a crash are lost; a
+task whose end Flower did not see keeps the last state that Flower saw.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class History:
     # The writing thread
 
     def _write(self) -> None:
-        """Waits for events and writes them. Raises LoopEnded after the last events."""
+        """Waits for events and writes them. Raises LoopEnded after it has written the last events."""
         events, ends = self._next()
         try:
             with self._opened() as file:

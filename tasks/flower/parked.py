@@ -112,10 +112,10 @@ def chord_of(task: Any) -> ChordName | None:
 
 
 class _Page(BaseHandler):  # type: ignore[misc]
-    """The base of both pages: content security policy, blocking calls in threads, error responses."""
+    """The base class of both pages: content security policy, blocking calls in threads, error responses."""
 
     def prepare(self) -> None:
-        """Sets a stricter content security policy than Flower's own pages would work with."""
+        """Sets a content security policy that would be too strict for Flower's own pages."""
         super().prepare()
         self.set_header("Content-Security-Policy", POLICY)
         self.set_header("Cache-Control", "no-store")

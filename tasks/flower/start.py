@@ -75,7 +75,7 @@ def guard() -> None:
 
 
 class ClosedFlower(Flower):  # type: ignore[misc]
-    """Flower with our handlers. A fault of Redis is logged as workers log it.
+    """Flower with our handlers. A fault of Redis is logged in the same words as by workers.
 
     Raises FlowerRefused if its options allow access without authentication, or the port is in use.
     """
@@ -107,7 +107,7 @@ class ClosedFlower(Flower):  # type: ignore[misc]
         self._forget()
 
     def start_http_server(self) -> int | None:
-        """Listens and logs the address. Connections without a complete request are closed."""
+        """Listens and logs the address. A connection that sends no complete request in time is closed."""
         flower.app.HTTPServer = partial(HTTPServer, **dict.fromkeys(TIMEOUTS, REQUEST_SECONDS_MAX))
         port: int | None = super().start_http_server()
         if port is not None:

@@ -134,7 +134,7 @@ class Cluster:
         }
 
     def delete_group(self, name: str) -> None:
-        """Deletes a group without members and its offsets. Raises ClusterError."""
+        """Deletes a group that has no members, together with its offsets. Raises ClusterError."""
         _answer(
             f"delete group {name}",
             lambda: self._admin.delete_consumer_groups([name], request_timeout=CALL_SECONDS_MAX)[name],

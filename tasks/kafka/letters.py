@@ -224,8 +224,8 @@ def digest(key: bytes | None, value: bytes) -> str:
     return sum_.hexdigest()
 
 
-# [name, value, name, value, ...]: needs only two bytes more per header than Kafka, so that a letter fits into a
-# topic with similar limits.
+# [name, value, name, value, ...]: needs only two bytes more per header than Kafka's own format, so that a letter
+# fits into a topic with similar limits.
 
 
 def _packed(originals: Headers) -> bytes:

@@ -21,7 +21,7 @@ def kafka_options(settings: Settings) -> dict[str, Any]:
     """Returns the properties for addresses, TLS and SASL, overridden by the operator's properties.
 
     With OAUTHBEARER and no token callback, librdkafka fetches tokens itself: endpoint, client id and secret come
-    from `kafka_options` (sasl.oauthbearer.method=oidc and its companions).
+    from `kafka_options` (sasl.oauthbearer.method=oidc and its related properties).
     """
     options: dict[str, Any] = {
         "bootstrap.servers": settings.kafka_brokers,

@@ -99,8 +99,8 @@ class Bounds:
     """Limits of one `read`; None means unlimited.
 
     `seconds_max` counts time waiting for Kafka, not the caller's processing. `silent_seconds_max`: maximum wait
-    for the next record. `metadata_seconds_max`: maximum wait for the topic's description; `down_seconds_max`: the
-    same if the client is connected to no broker.
+    for the next record. `metadata_seconds_max`: maximum wait for the topic's description; `down_seconds_max`:
+    maximum wait for it while the client is connected to no broker.
     """
 
     messages_max: int | None = None
@@ -258,8 +258,8 @@ class RangeReader:
                 position = self._skip_missing(wanted, position)
 
     def _next(self, wanted: Range, position: int, budget: _Budget) -> Message | None:
-        """Returns the next record or an error in ABOUT_THE_POSITION. Returns None if the log ends before
-        `position` without an error.
+        """Returns the next record, or an error whose code is in ABOUT_THE_POSITION. Returns None if the log ends
+        before `position` without an error.
         """
         silent_seconds = 0.0
         while True:

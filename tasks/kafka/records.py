@@ -18,8 +18,9 @@ UNREADABLE: Headers = (("headers_unreadable", b"a name is not UTF-8"),)
 """Placeholder for headers that the client cannot decode. It then returns none of the headers."""
 
 
-# For an undecodable name, the client returns a list with an exception set. A specialized call would miss the
-# exception, which would then be raised later elsewhere. `methodcaller` raises SystemError instead.
+# For an undecodable name, the client returns a list with an exception set. A method call that CPython has
+# specialized would miss the exception, which would then be raised later, at an unrelated place. `methodcaller`
+# raises SystemError instead.
 _headers = methodcaller("headers")
 
 

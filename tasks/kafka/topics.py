@@ -23,7 +23,7 @@ from tasks.kafka.options import kafka_options
 from tasks.settings import Settings
 
 MESSAGE_BYTES_MAX = "max.message.bytes"
-RESPONSE_SECONDS_MAX = 4.0  # includes the connection, with TLS and a login
+RESPONSE_SECONDS_MAX = 4.0  # includes connecting, with TLS and a login
 DOWN_SECONDS_MAX = 1.0
 
 

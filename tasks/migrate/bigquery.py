@@ -1,4 +1,4 @@
-"""The BigQuery dataset, the tables described by `schema/bigquery`, and their exact views."""
+"""Creates the BigQuery dataset, the tables described by `schema/bigquery`, and their views without duplicates."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class ConnectionLines(logging.Filter):
 
 
 def without_failed_chords(record: logging.LogRecord) -> bool:
-    """False for a line about a chord whose flush task was held, because that task has already been logged."""
+    """False for a line about a chord whose flush task raised Held, because the task's own line reports that."""
     return not (str(record.msg).startswith("Chord %r raised") and "raised Held(" in record.getMessage())
 
 

@@ -11,7 +11,7 @@ from tests.kit.parsing import parsed
 
 
 def test_a_recipe_survives_a_round_trip() -> None:
-    """A recipe with any bytes is unchanged after it is stored and loaded."""
+    """A recipe with arbitrary bytes is unchanged after it is stored and loaded."""
     chance = random.Random(1)
     for _ in range(200):
         recipe = mutate_recipe(new_recipe(chance), new_recipe(chance), chance)

@@ -32,8 +32,8 @@ PROBE_CPU_SECONDS_MAX = 2.5
 
 
 def test_a_hanging_sink_fills_a_bounded_backlog_while_the_others_continue(tmp_path: Path) -> None:
-    """While ClickHouse hangs, ingestion continues up to the bound, and the reader keeps its partitions;
-    afterwards everything drains.
+    """While ClickHouse hangs, ingestion continues up to the limit on batches in flight, and the reader keeps its
+    partitions; afterwards all batches are flushed.
 
     SICK_SECONDS is the duration of the hang. The default is just long enough to observe everything.
     """
@@ -82,7 +82,7 @@ def test_a_hanging_sink_fills_a_bounded_backlog_while_the_others_continue(tmp_pa
 
 
 def test_a_share_of_failing_uploads_parks_nothing(tmp_path: Path) -> None:
-    """If 2 % of uploads get 503 and 1 % get 429, single objects are retried, and no batch is parked."""
+    """If 2 % of uploads get 503 and 1 % get 429, only the failed uploads are retried, and no batch is parked."""
     with System(tmp_path) as system:
         system.proxies["gcs"].set(SeveralErrors((Errors(503, 0.02), Errors(429, 0.01, retry_after_seconds=1))))
         system.load(800)

@@ -1,4 +1,4 @@
-"""Round trips of a flush task to Redis, and what remains of them if the breaker's part of a script fails."""
+"""Tests the round trips of a flush task to Redis, and what happens if the breaker's part of a script fails."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BREAKER = "replays:breaker:clickhouse"
 
 
 class Staged:
-    """A staged task of ClickHouse with one row of the given size."""
+    """A staged task for ClickHouse with one row of the given size."""
 
     def __init__(self, eager: Eager, size_bytes: int = 10) -> None:
         self.payload = encode_items([Row("replay_segments", "a/0", b" " * size_bytes, 0)])
@@ -56,7 +56,7 @@ class Staged:
 
 
 def run_task(batch: str) -> str:
-    """Runs the task once, as the Celery task "id"."""
+    """Runs the task once, as a Celery task with the id "id"."""
     task: Any = SimpleNamespace(request=SimpleNamespace(id="id", retries=0, is_eager=True))
     return flush.run(task, batch, CLICKHOUSE, 1 << 40)
 
@@ -94,7 +94,7 @@ def test_a_task_needs_one_round_trip_before_its_write_and_one_after_it(
 
 
 def test_a_task_that_is_done_takes_no_permit(eager: Eager) -> None:
-    """If the task is done, a probe is left to a task that calls the sink."""
+    """If the task is already done, it takes no permit, so another task can make the probe."""
     staged = Staged(eager)
     run_task(staged.batch)
     staged.open_breaker("1")

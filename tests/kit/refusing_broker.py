@@ -1,4 +1,4 @@
-"""A Kafka broker that knows SASL PLAIN and refuses every password.
+"""A Kafka broker that supports SASL PLAIN and refuses every password.
 
     with refusing_broker() as address: ...
 

@@ -234,7 +234,7 @@ def test_the_permission_covers_the_named_hosts_only(stored: Settings, listener: 
         named = page.locator("#notices").inner_text()
     hidden.close()
 
-    assert hidden.address.removeprefix("http://") not in named  # otherwise it would rightly be permitted
+    assert hidden.address.removeprefix("http://") not in named  # a named host would rightly be permitted
     assert b"/named" in b"".join(listener.received)
     assert hidden.received == []
 

@@ -119,7 +119,7 @@ def served() -> Iterator[str]:
 
 @contextmanager
 def original(browser: Browser, address: str, name: str, moment: Moment, frames: int = 0) -> Iterator[Page]:
-    """Returns the original page of a recording at a moment. Files of other servers are not loaded, as in the
+    """Yields the original page of a recording at a point in time. Files of other servers are not loaded, as in the
     player.
     """
     page = browser.new_page(viewport=VIEWPORT)

@@ -2,8 +2,8 @@
 
 A run that finds a recorded append sends the same rows to the same offset of the same stream again. If the stream
 no longer accepts the append, it is finalized, and its row count proves whether the rows are stored. Rows are sent
-to another stream only if they are proven not to be stored, or if the stream is gone; in the latter case the exact
-view hides repeated rows. docs/decisions/039-storage-write.md has all states.
+to another stream only if they are proven not to be stored, or if the stream is gone; in the latter case the view
+`<table>_exact` hides repeated rows. docs/decisions/039-storage-write.md lists all states.
 
 BigQuery refuses an append as a whole and names the bad rows. The other rows are written again in the same call, on
 another stream, because an offset of a stream is never used for other rows.
@@ -63,8 +63,8 @@ class StorageWriteSink:
     def write_recorded(
         self, items: Sequence[Row], positions: Sequence[int], record: TaskRecord, deadline_seconds: float
     ) -> None:
-        """Appends `items`, at these positions of the task's payload, each row exactly once while the record
-        lasts.
+        """Appends `items`, at these positions of the task's payload, each row exactly once as long as the record
+        exists.
 
         PermanentSinkError.failed names the refused rows. All other rows are durable, unless `all_refused` is set.
         """

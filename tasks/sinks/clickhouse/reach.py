@@ -15,8 +15,9 @@ from tasks.sinks.outcome import Blame
 
 
 def fault_of(settings: Settings, seconds_max: float) -> Fault | None:
-    """Returns the fault of the server; None if it responds. Errors of its schema or its load do not count as
-    faults."""
+    """Returns the fault of the server; None if it responds. Errors caused by its schema or its load do not count
+    as faults.
+    """
     server = Http(settings)
     try:
         trouble = trouble_of_query(server.query("SELECT 1 FORMAT JSON", time.monotonic() + seconds_max))

@@ -1,6 +1,7 @@
 """ClickHouse's HTTP interface for inserts and checks, through libcurl.
 
-Without the driver, statements are sent unchanged and the complete response can be evaluated (`answers.py`).
+The driver is not used, so that statements are sent unchanged and the complete response can be evaluated
+(`answers.py`).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def expires(rules: Iterable[Mapping[str, Any]], days: int, condition: str = "age
 
 
 def early_days(rules: Iterable[Mapping[str, Any]], days: int) -> int | None:
-    """Returns the age in days at which a rule deletes live objects of this retention too early; None: no rule
+    """Returns the age in days at which a rule deletes live objects of this retention too early; None if no rule
     does.
     """
     found = [

@@ -22,7 +22,7 @@ PROOF = (
     "of the upload, and `generation` is positive. If overwriting is refused (403, 412), the same resource is "
     "requested as proof."
 )
-# `fields` reduces the response from a thousand bytes to two hundred.
+# The parameter `fields` reduces the response from a thousand bytes to two hundred.
 PROOF_FIELDS = "name,bucket,generation,size,crc32c"
 COMPARED_FIELDS = f"{PROOF_FIELDS},customTime,retentionExpirationTime,retention,temporaryHold,eventBasedHold"
 PROTECTIONS = ("retentionExpirationTime", "retention", "temporaryHold", "eventBasedHold")

@@ -157,7 +157,7 @@ class _Probe:
         self._ends_at = ends_at
 
     def store(self) -> Trouble | None:
-        """Stores the object. Returns None if this is proven as for a recording."""
+        """Stores the object. Returns None if the response proves this, by the same rules as for a recording."""
         wanted = Wanted(self.uploader.bucket, self.name, len(PROBE), crc32c(PROBE))
         hashed = [*self._headers, f"X-Goog-Hash: crc32c={wanted.crc32c}"]
         end = self._send(self.uploader.upload_url(self.name), Method.POST, hashed, PROBE)

@@ -74,7 +74,7 @@ BLAME_OF_CLASS: dict[type[BaseException], Blame] = {
     from_api.UnseekableStreamError: NETWORK,
     from_api.UploadCancelledError: NETWORK,
     from_api.MissingStatusHeaderError: NETWORK,
-    # google.auth: the token could currently not be fetched, or there are no credentials
+    # google.auth: the token cannot be fetched at present, or there are no credentials
     from_auth.GoogleAuthError: NETWORK,
     from_auth.TransportError: NETWORK,
     from_auth.RefreshError: CREDENTIALS,

@@ -216,7 +216,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def _settle(self, batch: tuple[TopicPartition, OffsetRange, frozenset[int], int]) -> None:
         source, offsets, taken, epoch = batch
         if source not in self.received or epoch != self.epoch[source]:
-            return  # the pipeline fences completions of older epochs before the ledger sees them
+            return  # the pipeline discards completions of older epochs before they reach the ledger
         before = self.ledger.committable(source)
         self.durable[source] |= taken
         rose = self.ledger.settle(source, offsets)

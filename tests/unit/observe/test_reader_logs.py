@@ -23,7 +23,9 @@ PASSWORD = "hunter2-correct-horse"
 
 @pytest.fixture
 def lines() -> Iterator[io.StringIO]:
-    """Configures logging as in the reader and captures it as text; the configuration is restored afterwards."""
+    """Configures logging as in the reader and captures the lines as text; the configuration is restored
+    afterwards.
+    """
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     stream = io.StringIO()

@@ -57,7 +57,9 @@ def test_simulated_worlds_are_allowed(seed: int, checker: spin.Checker) -> None:
 
 
 def test_an_undisturbed_batch_is_allowed(checker: spin.Checker) -> None:
-    """The specification allows a batch that is cut, recorded, dispatched, marked, settled and committed."""
+    """The specification accepts the history of a batch that is cut, recorded, dispatched, marked, settled and
+    committed.
+    """
     assert refused_action(checker, calm_steps()) == ""
 
 
