@@ -17,7 +17,7 @@ import structlog
 PASSWORD_CHARACTERS_MIN = 8
 FREE_FAILURES = 5
 DELAY_SECONDS_MIN, DELAY_SECONDS_MAX = 1.0, 60.0
-FORGIVEN_SECONDS = 600.0
+FAILURES_RESET_SECONDS = 600.0
 
 WRONG_LOGIN = "use a user:password of REPLAYS_FLOWER_BASIC_AUTH"
 log = structlog.get_logger("sign_in")
@@ -49,7 +49,7 @@ class Throttle:
     def pass_or_raise(self) -> None:
         """Raises Throttled unless an attempt may be checked now."""
         now = self._clock()
-        if now - self._failed_at >= FORGIVEN_SECONDS:
+        if now - self._failed_at >= FAILURES_RESET_SECONDS:
             self._failures = 0
         left = self._failed_at + self.delay_seconds - now
         if left > 0:

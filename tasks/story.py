@@ -166,11 +166,11 @@ def _projects(client: Any, key: str, entries: Iterable[TaskEntry]) -> tuple[tupl
     return tuple(ordered[:PROJECTS_MAX]), complete and len(ordered) <= PROJECTS_MAX
 
 
-class _OfProject(msgspec.Struct):
+class _ProjectField(msgspec.Struct):
     project_id: int | str | None = None
 
 
-_rows = msgspec.json.Decoder(_OfProject)
+_rows = msgspec.json.Decoder(_ProjectField)
 
 
 def _project_of(item: Item) -> str:

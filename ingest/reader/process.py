@@ -211,7 +211,7 @@ class Reader:
         if self.steps is not None:
             self.guard.call("steps", self._log_steps, self.steps, event, commands, now)
         if isinstance(event, on.Ticked):
-            self.settled.tick(now)
+            self.settled.update_offset(now)
 
     def _log_steps(self, steps: Steps, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
         for step in steps.observe(event, commands, now):

@@ -26,7 +26,7 @@ class Settled:
         self._gate = gate
         self._pending: tuple[int, float] | None = None
 
-    def tick(self, now: float) -> None:
+    def update_offset(self, now: float) -> None:
         """Updates `offset`. `now`: monotonic seconds of the loop. Parsed messages that are waiting need not be
         considered, because they are screened before they are batched."""
         decided_until = self._gate.decided_until

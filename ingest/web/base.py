@@ -21,7 +21,7 @@ from tornado import web
 
 from ingest.core.stored_recording import BlobError, Unpacked
 from ingest.settings import Settings
-from ingest.web.desk import Desk, Refused
+from ingest.web.desk import OperatorService, Refused
 from ingest.web.login import SESSION_SECONDS, Login, LoginMethod, Visitor
 from ingest.web.model import NotFound, ReadError, Replay, Segments
 from ingest.web.reads import Reads
@@ -84,7 +84,7 @@ class State:
 
     settings: Settings
     reads: Reads
-    desk: Desk
+    desk: OperatorService
     pool: ThreadPoolExecutor
     login: Login
     port: int

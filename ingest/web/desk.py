@@ -69,7 +69,7 @@ class LetterFilter:
         return self.project in ("", shown["project"]) and self.text.lower() in searched.lower()
 
 
-class Desk:
+class OperatorService:
     """The operator's functions. Methods block, may be called from several threads, and raise Refused."""
 
     def __init__(self, settings: Settings) -> None:

@@ -17,7 +17,7 @@ from tornado import httpserver, netutil, web
 from ingest.settings import Settings
 from ingest.web import api, operator, pages
 from ingest.web.base import NothingHandler, State
-from ingest.web.desk import Desk
+from ingest.web.desk import OperatorService
 from ingest.web.login import Login
 from ingest.web.reads import Reads
 from tasks.units import KiB
@@ -83,7 +83,7 @@ async def serve(
         else Login(settings, is_open=not login, on_new_link=lambda path: ready(address, path))
     )
     with ThreadPoolExecutor(THREADS, thread_name_prefix="web") as pool:
-        state = State(settings, Reads(settings), Desk(settings), pool, doors, port)
+        state = State(settings, Reads(settings), OperatorService(settings), pool, doors, port)
         server = httpserver.HTTPServer(
             application(state),
             max_body_size=BODY_BYTES_MAX,

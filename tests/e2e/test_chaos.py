@@ -22,7 +22,7 @@ def test_nothing_is_lost_or_duplicated_under_random_faults():
     """
     seed = os.environ.get("REPLAYS_TEST_CHAOS_SEED", "5")
 
-    command, sockets = PARENTS.lend("tools.chaos", "--minutes", MINUTES, "--seed", seed, "--json")
+    command, sockets = PARENTS.share_with("tools.chaos", "--minutes", MINUTES, "--seed", seed, "--json")
     completed = subprocess.run(
         command,
         pass_fds=sockets,

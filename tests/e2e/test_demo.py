@@ -41,7 +41,7 @@ def demo(
     *arguments: str, directory: Path, settings: Mapping[str, str] | None = None
 ) -> tuple[int, dict[str, Any]]:
     """Runs the demo, and returns its exit code and the JSON that it printed."""
-    command, sockets = PARENTS.lend("ingest.local.demo", *arguments, "--json")
+    command, sockets = PARENTS.share_with("ingest.local.demo", *arguments, "--json")
     process = start(command, directory, sockets, settings)
     output, _ = process.communicate(timeout=SECONDS_MAX)
     began = output.find("{")  # the Kafka client may have printed a line before

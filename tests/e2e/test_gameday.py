@@ -25,7 +25,7 @@ def test_two_faults_raise_their_alerts_and_are_fixed(tmp_path: Path):
     only = [argument for name in FAULTS for argument in ("--only", name)]
     modest = ["--kafka", "tansu", "--rate", "8", "--quiet-seconds", "2"]
 
-    command, sockets = PARENTS.lend("tools.gameday.run", *modest, "--json", str(record), *only)
+    command, sockets = PARENTS.share_with("tools.gameday.run", *modest, "--json", str(record), *only)
     completed = subprocess.run(
         command,
         pass_fds=sockets,

@@ -134,7 +134,7 @@ class Parents:
             texts = [(each.seek(0), each.read().decode())[1] for each in (output, errors)]
         return ProgramResult(code, *texts)
 
-    def lend(self, module: str, *words: str) -> tuple[list[str], tuple[int, ...]]:
+    def share_with(self, module: str, *words: str) -> tuple[list[str], tuple[int, ...]]:
         """Returns a command that runs the module with our parents forking its children, and the sockets that it
         inherits.
         """
@@ -142,8 +142,8 @@ class Parents:
         numbers = {kind: control.fileno() for kind, control in self._controls.items()}
         return [sys.executable, "-m", __name__, json.dumps(numbers), module, *words], tuple(numbers.values())
 
-    def borrow(self, numbers: Mapping[str, int]) -> None:
-        """Uses the parents that `lend` has passed to this process."""
+    def use_shared(self, numbers: Mapping[str, int]) -> None:
+        """Uses the parents that `share_with` has passed to this process."""
         self._controls = {kind: socket.socket(fileno=number) for kind, number in numbers.items()}
 
     def close(self) -> None:
@@ -270,7 +270,7 @@ def _write(status_write: int, number: int) -> None:
         os.write(status_write, b"%d\n" % number)
 
 
-def become(order: Order) -> None:
+def set_up_fork(order: Order) -> None:
     """Sets up the fork's group, folder, environment and streams, and waits for the start line."""
     os.close(order.status_write)
     os.setsid()
@@ -297,7 +297,7 @@ def main() -> None:
     """Runs a parent until its socket closes; a fork runs its program and ends with its exit code."""
     kind = sys.argv[1]
     if kind not in LOADED:
-        PARENTS.borrow(json.loads(kind))
+        PARENTS.use_shared(json.loads(kind))
         Children.start_program = staticmethod(PARENTS.start)
         sys.argv = sys.argv[2:]
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
@@ -305,7 +305,7 @@ def main() -> None:
     control = socket.socket(fileno=os.dup(0))
     order = serve(kind, control)
     if order is not None:
-        become(order)
+        set_up_fork(order)
         module = kind.split()[0]
         sys.argv = [module, *order.words]
         runpy.run_module(module, run_name="__main__", alter_sys=True)

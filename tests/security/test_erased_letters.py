@@ -13,7 +13,7 @@ import pytest
 from ingest.operate.dlq import ERASED
 from ingest.reader.erasures import project_key, replay_key, user_key
 from ingest.testing.messages import recording, replay_event
-from ingest.web.desk import Desk, LetterFilter
+from ingest.web.desk import LetterFilter, OperatorService
 from tasks.kafka.decisions import DecisionWriter
 from tasks.kafka.letters import ABANDONED, Label, Origin
 from tasks.kafka.records import Headers
@@ -68,7 +68,7 @@ def expect_erased(topics: Topics, *written: DeadLetter) -> None:
     names = ("kafka_brokers", "kafka_topic", "kafka_group", "clickhouse_url", "gcs_endpoint")
     env = {f"REPLAYS_{name.upper()}": str(getattr(settings, name)) for name in names}
     env["REPLAYS_REDIS_URL"] = settings.redis_url.get_secret_value()
-    desk = Desk(settings)
+    desk = OperatorService(settings)
 
     done = topics.replay(unverified=True)
     shown = desk.dead_letters(LetterFilter(include_replayed=True))["letters"][: len(written)]

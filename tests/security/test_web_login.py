@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from ingest.settings import Settings
 from ingest.web.login import Login, LoginMethod, Visitor
-from tasks.sign_in import DELAY_SECONDS_MAX, FORGIVEN_SECONDS, FREE_FAILURES, Throttle, Throttled
+from tasks.sign_in import DELAY_SECONDS_MAX, FAILURES_RESET_SECONDS, FREE_FAILURES, Throttle, Throttled
 from tests.kit.prestarted import PARENTS
 from tests.kit.web_pages import Client, running, signed_in
 
@@ -171,7 +171,7 @@ def test_the_delay_doubles_up_to_a_minute_and_is_forgiven():
 
     assert delays[: FREE_FAILURES + 3] == [0.0] * (FREE_FAILURES - 1) + [1.0, 2.0, 4.0, 8.0]
     assert delays[-1] == DELAY_SECONDS_MAX
-    now[0] += FORGIVEN_SECONDS
+    now[0] += FAILURES_RESET_SECONDS
     throttle.pass_or_raise()
     throttle.failed(LoginMethod.PASSWORD)
     assert throttle.delay_seconds == 0.0

@@ -78,7 +78,7 @@ class Program(NamedTuple):
     tries: int = 0
 
 
-class Next(NamedTuple):
+class NextStep(NamedTuple):
     """The next step of a program: an effect, or its end with a result."""
 
     effect: Effect | None
@@ -100,19 +100,19 @@ class Programs:
     """Runs each program once for each list of responses, and keeps the results."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Program, tuple[Any, ...]], Next] = {}
+        self._known: dict[tuple[Program, tuple[Any, ...]], NextStep] = {}
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def next(self, program: Program, answers: tuple[Any, ...]) -> Next:
+    def next(self, program: Program, answers: tuple[Any, ...]) -> NextStep:
         """Returns the next step of the given program after the given responses."""
         key = (program, answers)
         if key not in self._known:
             try:
-                self._known[key] = Next(None, START[program.kind](program, Client(answers)))
+                self._known[key] = NextStep(None, START[program.kind](program, Client(answers)))
             except Waits as waits:
-                self._known[key] = Next(waits.effect)
+                self._known[key] = NextStep(waits.effect)
         return self._known[key]
 
 

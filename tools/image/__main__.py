@@ -55,7 +55,7 @@ def build(engine: Engine, lines: Lines, patience: float) -> str:
     after = engine.image(IMAGE)
     if before and before != after["Id"]:
         engine.remove_image(before)
-    lines.done(
+    lines.report_done(
         f"built on {probe.stdout.strip()} of {on} in {time.monotonic() - began:.0f} s, "
         f"{after['Size'] / 1e6:.0f} MB, user {after['Config'].get('User', 'root')}"
     )
@@ -79,13 +79,15 @@ def run(engine: Engine, lines: Lines, tag: str) -> None:
     try:
         with Stack() as stack:
             stack.start()
-            services = compose.ours(path, variables)
-            System(engine, IMAGE, services, compose.hosts(path, variables), stack, lines).run(tag)
+            services = compose.built_services(path, variables)
+            System(engine, IMAGE, services, compose.service_names(path, variables), stack, lines).run(tag)
     except (NotDone, LocalError, LoadError, ReconcileError) as error:
         raise Failed(str(error)) from error
-    images = compose.not_ours(path, variables)
+    images = compose.third_party_images(path, variables)
     reason = "replaced by the embedded stack, in the host's network"
-    lines.not_done(f"the {len(images)} third-party images of docker-compose.yml, its network and ports", reason)
+    lines.report_not_done(
+        f"the {len(images)} third-party images of docker-compose.yml, its network and ports", reason
+    )
 
 
 def main() -> int:
@@ -101,16 +103,16 @@ def main() -> int:
     try:
         engine = Engine(Clock(PREPARE_SECONDS_MAX * patience), f"replays-try={tag}")
     except NotDone as reason:
-        lines.not_done("the image was not tested", str(reason))
+        lines.report_not_done("the image was not tested", str(reason))
         return lines.code
     try:
         build(engine, lines, patience)
         engine.clock = Clock(RUN_SECONDS_MAX * patience)
         run(engine, lines, tag)
     except NotDone as reason:
-        lines.not_done("the image was not built or not run", str(reason))
+        lines.report_not_done("the image was not built or not run", str(reason))
     except Failed as error:
-        lines.failed(str(error))
+        lines.report_failure(str(error))
     finally:
         engine.close()
     print(f"image: {time.monotonic() - began:.0f} s", flush=True)

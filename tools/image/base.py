@@ -55,7 +55,7 @@ def of_debian() -> tuple[str, list[str]]:
     return f"localhost/replays-ingest-base:{SUITE}-{digest}", recipe
 
 
-def base(engine: Engine, dockerfile: str, lines: Lines, patience: float) -> str:
+def base(engine: Engine, dockerfile: str, lines: Lines, time_limit_factor: float) -> str:
     """Returns the name of a base image in the engine's store, and builds it if necessary. Raises NotDone."""
     image = REGISTRY + wanted(dockerfile)
     if engine.has(image):
@@ -63,12 +63,12 @@ def base(engine: Engine, dockerfile: str, lines: Lines, patience: float) -> str:
     try:
         engine.pull(image)
     except NotDone as reason:
-        lines.not_done(f"a build on {wanted(dockerfile)}, the base named in the Dockerfile", str(reason))
+        lines.report_not_done(f"a build on {wanted(dockerfile)}, the base named in the Dockerfile", str(reason))
     else:
         return image
     name, recipe = of_debian()
     if not engine.has(name):
-        _make(engine, name, recipe, MAKE_SECONDS_MAX * patience)
+        _make(engine, name, recipe, MAKE_SECONDS_MAX * time_limit_factor)
     return name
 
 
@@ -79,7 +79,7 @@ def _make(engine: Engine, name: str, recipe: list[str], seconds: float) -> None:
         )
     with tempfile.TemporaryDirectory(prefix="replays-base-") as folder:
         archive = str(Path(folder) / "base.tar")
-        at_most = engine.clock.left(seconds)
+        at_most = engine.clock.seconds_for_step(seconds)
         try:
             done = call([*recipe, archive], at_most)
         except subprocess.TimeoutExpired as error:

@@ -49,7 +49,7 @@ class Service:
         )
 
 
-def ours(path: Path, variables: Mapping[str, str]) -> dict[str, Service]:
+def built_services(path: Path, variables: Mapping[str, str]) -> dict[str, Service]:
     """Returns the services whose image is built from this repository, by name. Raises ValueError for an unknown
     key.
     """
@@ -57,13 +57,13 @@ def ours(path: Path, variables: Mapping[str, str]) -> dict[str, Service]:
     return {name: _service(name, service) for name, service in services.items() if "build" in service}
 
 
-def not_ours(path: Path, variables: Mapping[str, str]) -> list[str]:
+def third_party_images(path: Path, variables: Mapping[str, str]) -> list[str]:
     """Returns the names of the third-party images, sorted."""
     services = yaml.safe_load(_filled(path.read_text(), variables))["services"].values()
     return sorted(service["image"] for service in services if "build" not in service)
 
 
-def left_behind(service: Service, hosts: set[str]) -> list[str]:
+def unresolved_variables(service: Service, hosts: set[str]) -> list[str]:
     """Returns the variables that still name a container of docker-compose.yml that does not exist here."""
     words = {
         name: set(re.split(r"[^\w.-]+", re.sub(r"^\w+://", "", value)))
@@ -72,7 +72,7 @@ def left_behind(service: Service, hosts: set[str]) -> list[str]:
     return sorted(name for name, found in words.items() if hosts & found)
 
 
-def hosts(path: Path, variables: Mapping[str, str]) -> set[str]:
+def service_names(path: Path, variables: Mapping[str, str]) -> set[str]:
     """Returns the names of all services, which are their host names in the network of the Compose file."""
     return set(yaml.safe_load(_filled(path.read_text(), variables))["services"])
 

@@ -46,7 +46,7 @@ class Engine:
 
     def call(self, *arguments: str, seconds: float = CALL_SECONDS_MAX) -> subprocess.CompletedProcess[str]:
         """Runs `podman ARGUMENTS` and accepts any exit code. Raises NotDone on timeout."""
-        at_most = self.clock.left(seconds)
+        at_most = self.clock.seconds_for_step(seconds)
         try:
             return call([*self._command, *arguments], at_most)
         except subprocess.TimeoutExpired as error:

@@ -30,7 +30,7 @@ class Clock:
     def __post_init__(self) -> None:
         self._began = self.now()
 
-    def left(self, at_most: float) -> float:
+    def seconds_for_step(self, at_most: float) -> float:
         """Returns the seconds available for the next step: `at_most` or the remaining time, whichever is less, but
         at least 1.
         """
@@ -48,13 +48,13 @@ class Lines:
     write: Callable[[str], None]
     failures: int = 0
 
-    def done(self, text: str) -> None:
+    def report_done(self, text: str) -> None:
         self.write(f"image: ok        {text}")
 
-    def not_done(self, what: str, reason: str) -> None:
+    def report_not_done(self, what: str, reason: str) -> None:
         self.write(f"image: NOT DONE  {what}: {reason}")
 
-    def failed(self, reason: str) -> None:
+    def report_failure(self, reason: str) -> None:
         self.failures += 1
         self.write(f"image: FAILED    {reason}")
 

@@ -19,7 +19,7 @@ from ingest.local.load.expectation import Expectation
 from ingest.local.load.produce import PROFILES, LoadError, Produced, produce
 from ingest.local.servers.processes import HOST, LocalError, free_port, wait_until
 from ingest.local.stack import Stack
-from tools.image.compose import Service, left_behind
+from tools.image.compose import Service, unresolved_variables
 from tools.image.engine import Engine
 from tools.image.outcome import Failed, Lines, last_line
 
@@ -80,7 +80,7 @@ class System:
         }
         self._services = {name: service.moved(addresses, self._ports) for name, service in services.items()}
         for name, service in self._services.items():
-            if names := left_behind(service, hosts):
+            if names := unresolved_variables(service, hosts):
                 raise Failed(
                     f"{name} would still connect to a container of docker-compose.yml: {', '.join(names)}"
                 )
@@ -99,7 +99,7 @@ class System:
         self._check_complete(produced, manifest)
         for name in ("reader", "worker", "flower"):
             self._stop(name)
-        self._lines.done("SIGTERM ended reader, worker and Flower with exit code 0")
+        self._lines.report_done("SIGTERM ended reader, worker and Flower with exit code 0")
 
     def _options(self, service: Service) -> list[str]:
         return [*service.options, *(f"--env={name}={value}" for name, value in service.environment.items())]
@@ -111,7 +111,7 @@ class System:
         if done.returncode != 0 or wanted not in done.stdout:
             reason = last_line(done.stderr or done.stdout)
             raise Failed(f"{' '.join(command)} ended with {done.returncode}: {reason}")
-        self._lines.done(f"{' '.join(command)} ended with 0")
+        self._lines.report_done(f"{' '.join(command)} ended with 0")
 
     def _start(self, name: str, container: str) -> None:
         """Starts a service and waits until its health check in docker-compose.yml passes."""
@@ -123,7 +123,7 @@ class System:
         process = Path(f"/proc/{pid}")
         if found := breaches((process / "status").read_text(), (process / "mounts").read_text()):
             raise Failed(f"{name}: {'; '.join(found)}")
-        self._lines.done(f"{' '.join(service.command)} is healthy as process 1, user {USER}, read-only")
+        self._lines.report_done(f"{' '.join(service.command)} is healthy as process 1, user {USER}, read-only")
 
     def _until(self, container: str, condition: Callable[[], bool], what: str) -> None:
         def holds() -> bool:
@@ -132,7 +132,7 @@ class System:
             return condition()
 
         try:
-            wait_until(holds, self._engine.clock.left(READY_SECONDS_MAX), what)
+            wait_until(holds, self._engine.clock.seconds_for_step(READY_SECONDS_MAX), what)
         except LocalError as error:
             raise Failed(f"{container}: {error}\n{self._engine.log_tail(container)}") from error
 
@@ -179,7 +179,7 @@ class System:
                 at = acknowledged[0]
                 self._stop(name)
                 self._start(name, f"{tag}-{name}-2")
-                self._lines.done(
+                self._lines.report_done(
                     f"SIGTERM to the {name} after {at} messages: exit code 0, and another one took over"
                 )
         finally:
@@ -191,7 +191,7 @@ class System:
 
     def _check_complete(self, produced: Produced, manifest: Path) -> None:
         try:
-            self._fleet.wait_committed(produced.ends, self._engine.clock.left(COMMITTED_SECONDS_MAX))
+            self._fleet.wait_committed(produced.ends, self._engine.clock.seconds_for_step(COMMITTED_SECONDS_MAX))
         except LocalError as error:
             tails = "\n".join(self._engine.log_tail(name) for name in self._names.values())
             raise Failed(f"{error}\n{tails}") from error
@@ -200,7 +200,7 @@ class System:
         report = reconcile(settings, Expectation.of_manifest(manifest, settings=settings))
         if not report.ok:
             raise Failed(f"the sinks differ from the produced messages:\n{report.failures()}")
-        self._lines.done(
+        self._lines.report_done(
             f"{produced.messages} messages ({produced.segments} segments, {produced.rejects} malformed, "
             f"{produced.duplicates} sent twice), none of them missing in any sink"
         )

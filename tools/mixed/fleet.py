@@ -37,7 +37,7 @@ class MixedFleet:
         self._running: dict[str, Which] = {}
         self._commands = 0
 
-    def enter(self, phase: Phase) -> None:
+    def start_phase(self, phase: Phase) -> None:
         """Replaces the processes whose release changes. Raises LocalError."""
         if phase.migrate is not None:
             self._command(phase.migrate, "migrate", "--topics")

@@ -98,7 +98,7 @@ class Run:
     def run(self) -> Result:
         """Runs all phases and compares the results. Raises errors of the experiment itself."""
         began = time.monotonic()
-        self.mixed.enter(self.plan.phases[0])  # the topics must exist before messages are produced
+        self.mixed.start_phase(self.plan.phases[0])  # the topics must exist before messages are produced
         watch = threading.Thread(target=self._watch_commits, name="commits")
         watch.start()
         try:
@@ -129,7 +129,7 @@ class Run:
         with _Traffic(self._fleet.settings, self.plan, number, window.manifest) as traffic:
             traffic.wait_flowing()
             if number > 1:
-                self.mixed.enter(phase)
+                self.mixed.start_phase(phase)
             checked = any(line.check is not None for line in self.result.lines)
             if phase.is_mixed and not (self.plan.check_once and checked):
                 line.check = self.mixed.check()

@@ -22,7 +22,7 @@ from typing import Any
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 from ingest.local.launch import settings_of
-from tools.pictures.running import CHROMIUM, trying
+from tools.pictures.running import CHROMIUM, running_try_command
 from tools.sdks.build import BuildError, Sdk, built
 from tools.sdks.comparing import Comparison, compared, facts_of, on_the_timeline, sdk_version_of
 from tools.sdks.driving import VIEWPORT_HEIGHT, VIEWPORT_WIDTH, Done, click_in_vain, use_the_shop, watched
@@ -39,7 +39,7 @@ class Line:
     compared: Comparison
 
 
-def recorded(context: BrowserContext, trial: Any, sdk: Sdk) -> list[Line]:
+def compare_with_shop(context: BrowserContext, trial: Any, sdk: Sdk) -> list[Line]:
     """Uses the shop with this SDK, in a separate tab, and compares."""
     page = context.new_page()
     page.route(SHIPPED, lambda route: route.fulfill(path=sdk.script, content_type="text/javascript"))
@@ -96,11 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sdks = [built(version, Path(folder) / version) for version in dict.fromkeys(versions)]
         except BuildError as error:
             parser.error(str(error))
-        with trying() as trial, sync_playwright() as playwright:
+        with running_try_command() as trial, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             context = signed_in(browser, trial)
             for sdk in sdks:
-                lines += recorded(context, trial, sdk)
+                lines += compare_with_shop(context, trial, sdk)
                 print(f"{sdk.version} recorded", file=sys.stderr, flush=True)
             browser.close()
     print(table(lines))

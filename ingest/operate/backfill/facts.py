@@ -40,7 +40,7 @@ class StoredFacts(Facts):
 
     def compare(self, items: Sequence[Row]) -> dict[int, tuple[Problem, str]]:
         """Returns the problem and the columns that differ, by position in `items`."""
-        found = {position: (problem, "no such row") for position, problem in self.absent(items).items()}
+        found = {position: (problem, "no such row") for position, problem in self.find_problems(items).items()}
         present = [position for position in range(len(items)) if position not in found]
         for chunk in chunks(present, ROWS_MAX):
             stored = self._contents([items[position] for position in chunk])

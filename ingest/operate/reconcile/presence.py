@@ -42,7 +42,7 @@ Key = tuple[object, ...]
 class Presence(Protocol):
     """A sink that can be queried. Only one thread may use an instance."""
 
-    def absent(self, items: Sequence[Any]) -> dict[int, Problem]:
+    def find_problems(self, items: Sequence[Any]) -> dict[int, Problem]:
         """Returns the problem of each item that is not durable, by position in `items`. Raises SinkError.
 
         Of several items with the same identity, only the last can be reported.
@@ -60,7 +60,7 @@ class Rows:
         except Exception as error:
             raise clickhouse_errors.classify(error).error() from error
 
-    def absent(self, items: Sequence[Row]) -> dict[int, Problem]:
+    def find_problems(self, items: Sequence[Row]) -> dict[int, Problem]:
         """A row is present if a row with its key is stored. The rank of a stored click must also be at least as
         high as that of the expected row: a click stored without its later dead-click report differs.
         """
@@ -201,7 +201,7 @@ class Facts:
         except Exception as error:  # the constructor looks up credentials
             raise google_errors.classify(error).error() from error
 
-    def absent(self, items: Sequence[Row]) -> dict[int, Problem]:
+    def find_problems(self, items: Sequence[Row]) -> dict[int, Problem]:
         """Compares rows by `project_id` and `row_id`."""
         found: dict[int, Problem] = {}
         tables: dict[str, list[int]] = {}

@@ -42,7 +42,7 @@ class Recordings:
         self._bucket = self._client.bucket(settings.gcs_bucket)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="presence")
 
-    def absent(self, items: Sequence[Blob]) -> dict[int, Problem]:
+    def find_problems(self, items: Sequence[Blob]) -> dict[int, Problem]:
         """Returns the problem of each item that is not stored, by position in `items`. Items with the same name
         count as stored if any of them is stored; otherwise only the last item is reported. Recordings that arrived
         as plain JSON are compressed by the reader, so another release may have stored different bytes that inflate

@@ -155,7 +155,7 @@ class _Sinks:
             return {}
         if sink not in self._presences:
             self._presences[sink] = PRESENCES[sink](self._settings)
-        return self._presences[sink].absent(items)
+        return self._presences[sink].find_problems(items)
 
     def close(self) -> None:
         for presence in self._presences.values():

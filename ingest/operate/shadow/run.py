@@ -122,7 +122,7 @@ class _Sinks:
         if self._recordings is not None:
             items = list(expected.items(chunk, SinkName.GCS))
             tally = self._tally(SinkName.GCS, len(items))
-            for position, problem in sorted(self._recordings.absent(items).items()):  # type: ignore[arg-type]
+            for position, problem in sorted(self._recordings.find_problems(items).items()):  # type: ignore[arg-type]
                 what = "object is missing" if problem.value == Kind.MISSING else "different bytes are stored"
                 self._note(tally, chunk, Kind(problem.value), SinkName.GCS, items[position], what)
         if self._rows is not None:

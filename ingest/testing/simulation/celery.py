@@ -71,7 +71,7 @@ class Fleet:
     def start(self, chord: Chord, count: int | None = None) -> None:
         """Puts the chord's tasks on their queues, or only the first `count` if the connection breaks."""
         for name in chord.names[:count]:
-            self._push(chord, name, 0, self.dice.between(0.01, 0.2))
+            self._push(chord, name, 0, self.dice.uniform(0.01, 0.2))
 
     def _push(self, chord: Chord, name: str, tries: int, seconds: float) -> None:
         self.timeline.after(seconds, self._run, chord, name, tries)
@@ -82,7 +82,7 @@ class Fleet:
             return
         if chord.generation != self.redis.generation or self.dice.occurs(Fault.TASK_LOST):
             return
-        seconds = self.dice.between(0.02, 0.3)
+        seconds = self.dice.uniform(0.02, 0.3)
         death: KillPoint | None = None
         if self.dice.occurs(Fault.WORKER_KILLED):
             death = KILL_POINTS[self.dice.pick(Fault.WORKER_KILLED, len(KILL_POINTS))]
@@ -90,7 +90,7 @@ class Fleet:
         if self.dice.occurs(Fault.TASK_DOUBLED):
             self._push(chord, name, tries, 0.1)
         if self.dice.occurs(Fault.WORKER_ZOMBIE):
-            seconds = self.dice.between(4.0, 15.0)
+            seconds = self.dice.uniform(4.0, 15.0)
             self._push(chord, name, tries, self.visibility_seconds)
         staged = self.redis.batches.get(chord.key, {})
         if done_field(name) in staged:
@@ -141,7 +141,7 @@ class Fleet:
         if not last and not self.dice.occurs(Fault.BODY_EARLY):
             return
         if not self.dice.occurs(Fault.BODY_LOST):
-            self.timeline.after(self.dice.between(0.01, 0.1), self._complete, chord)
+            self.timeline.after(self.dice.uniform(0.01, 0.1), self._complete, chord)
 
     def _complete(self, chord: Chord) -> None:
         if self.redis.unavailable:
@@ -163,12 +163,12 @@ class Fleet:
         """Adds an entry to the reader's stream in Redis."""
         if self.dice.occurs(Fault.COMPLETION_LOST):
             return
-        seconds = self.dice.between(0.01, 0.1)
+        seconds = self.dice.uniform(0.01, 0.1)
         if self.dice.occurs(Fault.COMPLETION_LATE):
-            seconds += self.dice.between(1.0, 10.0)
+            seconds += self.dice.uniform(1.0, 10.0)
         self.timeline.after(seconds, self._deliver, chord, event)
         if self.dice.occurs(Fault.COMPLETION_DOUBLED):
-            self.timeline.after(seconds + self.dice.between(0.0, 3.0), self._deliver, chord, event)
+            self.timeline.after(seconds + self.dice.uniform(0.0, 3.0), self._deliver, chord, event)
 
     def _deliver(self, chord: Chord, event: on.Event) -> None:
         if self.redis.unavailable:

@@ -136,6 +136,6 @@ class Dice:
         """Returns a random index below `count`, which selects the target of the fault."""
         return int(self._streams[fault].random() * count)
 
-    def between(self, low: float, high: float) -> float:
+    def uniform(self, low: float, high: float) -> float:
         """Returns a latency or another harmless random value."""
         return low + (high - low) * self._latency.random()

@@ -360,7 +360,7 @@ class SimulatedSource:
             self.emit(on.OffsetOutOfRange(log.source, self._epoch, wanted, log.low))
             return
         end = log.end_at(self._timeline.now)
-        for _ in range(1 + int(self._dice.between(0, POLL_MESSAGES_MAX))):
+        for _ in range(1 + int(self._dice.uniform(0, POLL_MESSAGES_MAX))):
             offset = log.first_at(self._positions[partition])
             if offset is None or offset >= end:
                 self._reach_end(partition, end)
@@ -407,7 +407,7 @@ class SimulatedSource:
             self.inbox(self._answer(command, "not coordinator" if refused else self._store(command, generation)))
         elif not dice.occurs(Fault.COMMIT_VANISHED):
             slow = dice.occurs(Fault.COMMIT_SLOW)
-            seconds = dice.between(1.0, 4.0) if slow else dice.between(0.005, 0.1)
+            seconds = dice.uniform(1.0, 4.0) if slow else dice.uniform(0.005, 0.1)
             self._timeline.after(seconds, partial(self._arrived, command, generation, slow=slow))
 
     def _arrived(self, command: do.Commit, generation: int, *, slow: bool) -> None:
@@ -561,8 +561,8 @@ class SimulatedSource:
         """Makes a new owner read from a replica that lags behind the replica that its predecessor read."""
         if self._dice.occurs(Fault.REPLICA_BEHIND):
             position = self._positions[log.source.partition]
-            end = position + int(min(log.high - position, REPLICA_MESSAGES_MAX) * self._dice.between(0.0, 1.0))
-            log.hide_messages(end, min(self._dice.calm_at, self._timeline.now + self._dice.between(1.0, 6.0)))
+            end = position + int(min(log.high - position, REPLICA_MESSAGES_MAX) * self._dice.uniform(0.0, 1.0))
+            log.hide_messages(end, min(self._dice.calm_at, self._timeline.now + self._dice.uniform(1.0, 6.0)))
 
     def _revoke(self, partitions: tuple[int, ...]) -> None:
         if not partitions:

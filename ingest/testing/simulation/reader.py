@@ -168,7 +168,7 @@ class SimulatedDispatcher:
     def submit(self, command: do.Dispatch | do.Park | do.Renew | do.Discard | do.Recut) -> None:
         """Performs the command a little later, unless the process is killed first."""
         self._reader.may_be_killed()
-        seconds = self._dice.between(0.005, 0.05)
+        seconds = self._dice.uniform(0.005, 0.05)
         match command:
             case do.Dispatch():
                 self._timeline.after(seconds, self._dispatch, command)
@@ -364,7 +364,7 @@ class Reader:
     def submit(self, message: Message) -> None:
         """Submits a message for parsing. The result arrives a little later, in no fixed order."""
         self._story.mark("deferred")
-        self._timeline.after(self._dice.between(0.01, 0.6), self._answer, message)
+        self._timeline.after(self._dice.uniform(0.01, 0.6), self._answer, message)
 
     def _answer(self, message: Message) -> None:
         if self.alive:

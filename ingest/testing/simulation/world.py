@@ -203,7 +203,7 @@ class World:
             if not reader.busy:
                 reader.step()
         if reader.alive or reader.busy:
-            self.timeline.after(STEP_SECONDS * self.dice.between(0.7, 1.3), self._step, slot, reader)
+            self.timeline.after(STEP_SECONDS * self.dice.uniform(0.7, 1.3), self._step, slot, reader)
         else:
             self._ended(slot, reader)
 
@@ -211,7 +211,7 @@ class World:
         if reader.stop is not None:
             self.story.mark("stopped_clean" if reader.stop.clean else "stopped_unclean")
         self._add_line("world", f"{reader.name} is gone: {reader.stop or 'killed'}")
-        self.timeline.after(self.dice.between(0.2, 8.0), self._start, slot)
+        self.timeline.after(self.dice.uniform(0.2, 8.0), self._start, slot)
 
     def observe(self, reader: Reader, event: on.Event, commands: Sequence[do.Command]) -> None:
         """Checks invariants and records marks after a reader's decision."""
@@ -220,7 +220,7 @@ class World:
         self.marks.observe(reader, event, commands, now)
         if commands and any(isinstance(command, do.Halt) for command in commands):
             # An operator will roll back the release.
-            self.timeline.after(self.dice.between(1.0, 3.0), reader.request_stop)
+            self.timeline.after(self.dice.uniform(1.0, 3.0), reader.request_stop)
 
     def _commit_stored(self, partition: int, offset: int, record: str, topic_id: str) -> None:
         self._add_line("broker", f"stored {partition}: {offset} {record!r}")
@@ -244,7 +244,7 @@ class World:
             self.redis.wipe()
         if strikes(Fault.REDIS_DOWN):
             self._add_line("redis", "unavailable")
-            self.redis.down_until = now + self.dice.between(0.5, 4.0)
+            self.redis.down_until = now + self.dice.uniform(0.5, 4.0)
         if strikes(Fault.STAGED_EVICTED) and self.redis.batches:
             keys = list(self.redis.batches)
             del self.redis.batches[keys[self.dice.pick(Fault.STAGED_EVICTED, len(keys))]]
@@ -255,7 +255,7 @@ class World:
             if strikes(fault):
                 sink = (*SINKS, "dead_letter")[self.dice.pick(fault, len(SINKS) + 1)]
                 self._add_line(sink, fault.value)
-                until[sink] = min(self.shape.calm_at, now + self.dice.between(1.0, 6.0))
+                until[sink] = min(self.shape.calm_at, now + self.dice.uniform(1.0, 6.0))
         if strikes(Fault.RETENTION):
             self._expire()
         if len(self.broker.logs) < self.shape.partitions + ADDED_PARTITIONS_MAX and strikes(Fault.PARTITION_ADDED):
@@ -290,7 +290,7 @@ class World:
             self._messages += 1
         self.broker.logs.append(log)
         self.story.mark("partition_added")
-        self.timeline.after(self.dice.between(0.1, 3.0), self.broker.group.add_partition)
+        self.timeline.after(self.dice.uniform(0.1, 3.0), self.broker.group.add_partition)
 
     def _inject_reader_faults(self, reader: Reader) -> None:
         strikes = self.dice.occurs
@@ -299,14 +299,14 @@ class World:
             reader.kill()
         elif strikes(Fault.READER_FROZEN):
             self._add_line("world", f"kill -STOP {reader.name}")
-            reader.frozen_until = self.timeline.now + self.dice.between(1.0, 9.0)
+            reader.frozen_until = self.timeline.now + self.dice.uniform(1.0, 9.0)
         elif strikes(Fault.READER_STOP):
             self._add_line("world", f"kill -TERM {reader.name}")
             reader.request_stop()
 
     def _expire(self) -> None:
         log = self.broker.logs[self.dice.pick(Fault.RETENTION, len(self.broker.logs))]
-        share = min(1.0, self.dice.between(0.1, 1.5))
+        share = min(1.0, self.dice.uniform(0.1, 1.5))
         low = max(log.low, int(log.low + (log.high - log.low) * share))
         self._add_line("broker", f"{log.source} expired up to {low}")
         log.low = low

@@ -19,15 +19,15 @@ def test_a_decision_is_settled_when_all_earlier_messages_are() -> None:
     (before,) = runtime.dispatches()
     runtime.advance(0.1)
     gate.decide(TenantRules(), Erasures(), 7)
-    settled.tick(runtime.now)
+    settled.update_offset(runtime.now)
     runtime.advance(0.1)
     runtime.segments(2)
     (after,) = runtime.dispatches()
-    settled.tick(runtime.now)
+    settled.update_offset(runtime.now)
     assert settled.offset == 0
 
     runtime.flush(before)
-    settled.tick(runtime.now)
+    settled.update_offset(runtime.now)
 
     assert settled.offset == 7
     assert runtime.pipeline.oldest_opened_at == after.batch.opened_at
@@ -40,13 +40,13 @@ def test_a_decision_waits_for_an_open_batch() -> None:
     runtime.segments(1)
     runtime.advance(0.1)
     gate.decide(TenantRules(), Erasures(), 7)
-    settled.tick(runtime.now)
+    settled.update_offset(runtime.now)
     assert settled.offset == 0
 
     runtime.advance(60.0)
     for dispatch in runtime.dispatches():
         runtime.flush(dispatch)
     assert not runtime.take(do.Dispatch)
-    settled.tick(runtime.now)
+    settled.update_offset(runtime.now)
 
     assert settled.offset == 7

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.paths import ROOT
-from tools.image.compose import Service, hosts, left_behind, not_ours, ours
+from tools.image.compose import Service, built_services, service_names, third_party_images, unresolved_variables
 
 FILE = ROOT / "docker-compose.yml"
 VARIABLES = {"FLOWER_PASSWORD": "something-long"}
@@ -32,13 +32,13 @@ def write_compose_file(tmp_path: Path, body: str) -> Path:
 
 def test_our_services_are_the_ones_built_here():
     """Our services are those that are built from this repository; the other services use the vendors' images."""
-    assert set(ours(FILE, VARIABLES)) == {"migrate", "reader", "worker", "flower"}
-    assert len(not_ours(FILE, VARIABLES)) == len(hosts(FILE, VARIABLES)) - 4
+    assert set(built_services(FILE, VARIABLES)) == {"migrate", "reader", "worker", "flower"}
+    assert len(third_party_images(FILE, VARIABLES)) == len(service_names(FILE, VARIABLES)) - 4
 
 
 def test_a_service_keeps_the_settings_of_the_file():
     """The worker has the command, hardening, settings, health check and stop timeout of the file."""
-    worker = ours(FILE, VARIABLES)["worker"]
+    worker = built_services(FILE, VARIABLES)["worker"]
 
     assert worker.command == ("celery", "-A", "tasks", "worker")
     assert set(worker.options) == {
@@ -55,12 +55,12 @@ def test_a_service_keeps_the_settings_of_the_file():
 
 def test_a_named_volume_is_an_anonymous_one_here():
     """A named volume becomes an anonymous volume, which is removed with its container."""
-    assert "--volume=/var/lib/replays" in ours(FILE, VARIABLES)["flower"].options
+    assert "--volume=/var/lib/replays" in built_services(FILE, VARIABLES)["flower"].options
 
 
 def test_variables_and_their_defaults_are_filled_in():
     """Variables of the forms `${NAME:?...}` and `${NAME:-default}`, and `$$`, are replaced."""
-    services = ours(FILE, VARIABLES)
+    services = built_services(FILE, VARIABLES)
 
     assert services["flower"].environment["REPLAYS_FLOWER_BASIC_AUTH"] == "replays:something-long"
     assert services["reader"].environment["REPLAYS_CLICKHOUSE_PASSWORD"] == "replays"
@@ -68,13 +68,13 @@ def test_variables_and_their_defaults_are_filled_in():
 
 def test_a_remaining_address_is_named():
     """If one server has no address, the error names its variable."""
-    names = hosts(FILE, VARIABLES)
-    reader = ours(FILE, VARIABLES)["reader"]
+    names = service_names(FILE, VARIABLES)
+    reader = built_services(FILE, VARIABLES)["reader"]
     without = {name: value for name, value in ADDRESSES.items() if name != "REPLAYS_GCS_ENDPOINT"}
 
-    assert left_behind(reader, names) == sorted(ADDRESSES)
-    assert left_behind(reader.moved(without, {}), names) == ["REPLAYS_GCS_ENDPOINT"]
-    assert left_behind(reader.moved(ADDRESSES, {}), names) == []
+    assert unresolved_variables(reader, names) == sorted(ADDRESSES)
+    assert unresolved_variables(reader.moved(without, {}), names) == ["REPLAYS_GCS_ENDPOINT"]
+    assert unresolved_variables(reader.moved(ADDRESSES, {}), names) == []
 
 
 def test_the_health_check_follows_the_port():
@@ -95,4 +95,4 @@ def test_the_health_check_follows_the_port():
 def test_unknown_keys_are_refused(tmp_path: Path, body: str, error: str):
     """An unknown key of the file is refused instead of being silently omitted."""
     with pytest.raises(ValueError, match=error):
-        ours(write_compose_file(tmp_path, body), {})
+        built_services(write_compose_file(tmp_path, body), {})

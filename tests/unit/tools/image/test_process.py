@@ -39,8 +39,8 @@ def test_a_step_gets_at_most_the_remaining_time():
     """A step gets at most the remaining time, but at least one second."""
     at = [100.0]
     clock = Clock(10.0, now=lambda: at[0])
-    assert clock.left(30) == 10
+    assert clock.seconds_for_step(30) == 10
     at[0] = 108.0
-    assert clock.left(30) == 2
+    assert clock.seconds_for_step(30) == 2
     at[0] = 120.0
-    assert clock.left(30) == 1
+    assert clock.seconds_for_step(30) == 1
