@@ -1,5 +1,5 @@
-"""Ranges of numeric options. NaN and infinity are refused because JSON and arithmetic cannot handle them. Offsets
-and partitions have Kafka's own bounds.
+"""Ranges of numeric options. NaN and infinity are refused, because neither JSON nor later calculations can handle
+them. Offsets and partitions have Kafka's own bounds.
 
 `click.FloatRange` accepts NaN (every comparison with it is false) and, without a maximum, infinity.
 """

@@ -8,8 +8,8 @@ fields, separated by `;`:
 `p`, `s` and each cut are numbers in base 36. A cut is the end of a batch minus the end of the batch before it; the
 first cut is relative to the committed offset. Fields without a value are left out. Unknown fields are ignored, so
 that later releases can add fields. A change of meaning requires a new version; unknown versions are not read.
-docs/decisions/014-same-cut.md explains why the record is stored there, and
-docs/decisions/036-where-a-partition-starts.md what the fields mean.
+docs/decisions/014-same-cut.md explains why the record is stored there.
+docs/decisions/036-where-a-partition-starts.md explains what the fields mean.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from ingest.core.model import OffsetRange, Outcome, Stage, TopicPartition
 class Assignment:
     """One newly assigned partition.
 
-    `committed` is the group's committed offset and `record` the metadata string stored with it by the previous
-    owner (docs/decisions/014-same-cut.md). If there is no committed offset for the current topic (None),
+    `committed` is the group's committed offset, and `record` is the metadata string that the previous owner stored
+    with it (docs/decisions/014-same-cut.md). If there is no committed offset for the current topic (None),
     consumption starts at `start`. `topic_id` (empty if unknown) and `began_with` (0 if unknown) are written to the
     record. `replaced`: id of the previous topic, if the topic was recreated since the last commit.
     """

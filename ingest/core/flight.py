@@ -28,9 +28,10 @@ class Flight:
     """One batch that is cut and not settled. Times are monotonic seconds.
 
     `since`: start of its phase; `until`: time at which its phase expires. `attempt` counts its chords, `failures`
-    consecutive failed chords of this stage, `misses` consecutive deadlines without a completion.
-    `others_succeeded`: another batch passed the same stage while the last chord of this batch was running, so the
-    sinks work. `shown`: the last Park shown to operators, at `shown_at`; None once the stage is durable.
+    counts the consecutive failed chords of this stage, and `misses` counts the consecutive deadlines that passed
+    without a completion. `others_succeeded`: another batch passed the same stage while the last chord of this
+    batch was running, so the sinks work. `shown`: the last Park shown to operators, at `shown_at`; None once the
+    stage is durable.
     """
 
     batch: Batch

@@ -37,7 +37,7 @@ __all__ = [
 
 
 class TopicPartition(NamedTuple):
-    """One partition of one topic. It is a tuple, because it is the key of several look-ups per message."""
+    """One partition of one topic. A tuple, because it is the key of several lookups per message."""
 
     topic: str
     partition: int

@@ -24,7 +24,7 @@ class RunningStack:
 
 def running_stack() -> RunningStack | None:
     """Returns the stack that `local status` shows: the stack of the current folder or, if it has none, the stack
-    that was started last elsewhere.
+    that was most recently started elsewhere.
 
     Returns None if no stack is running, or if its files cannot be trusted or are incomplete.
     """

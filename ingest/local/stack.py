@@ -160,7 +160,7 @@ class Stack:
     def addresses(self) -> dict[str, str]:
         """The addresses by component, in the form that the client library accepts.
 
-        `statsd_query` is an HTTP endpoint, `bigquery_storage` the gRPC address of BigQuery.
+        `statsd_query` is an HTTP endpoint, and `bigquery_storage` is the gRPC address of BigQuery.
         """
         found = {name: part.address for name, part in self.parts.items()}
         statsd = self.servers.get("statsd")

@@ -81,7 +81,7 @@ class RedisStatus(RedisMemory, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """The whole state at one moment (`at`, Unix seconds). `rejects`: number of rejects by reason, since the
+    """The whole state at one point in time (`at`, Unix seconds). `rejects`: number of rejects by reason, since the
     readers started.
 
     `unowned`: partitions without an owner when the readers last described their group. `queues_without_worker`:

@@ -72,7 +72,7 @@ def runs_text(numbers: Iterable[int]) -> str:
 
 
 def age_seconds(text: str) -> int:
-    """Parses an age such as `90s`, `15m`, `6h` or `7d` to seconds. Raises ValueError."""
+    """Converts an age such as `90s`, `15m`, `6h` or `7d` to seconds. Raises ValueError."""
     found = AGE.fullmatch(text)
     if found is None:
         raise ValueError(f"{text!r} is not like 90s, 15m, 6h or 7d")

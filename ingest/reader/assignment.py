@@ -70,7 +70,7 @@ class Offsets:
     def find(
         self, consumer: Consumer, numbers: Sequence[int], topic: TopicView, former: str
     ) -> list[PartitionStart]:
-        """Returns the starts of these partitions, in their order. Raises Unanswered or ConsumerFailed."""
+        """Returns the starts of these partitions, in the given order. Raises Unanswered or ConsumerFailed."""
         group = self._stored(consumer, numbers)
         if not all(is_known(group[number], topic) for number in numbers):
             topic = topic if topic.partitions else TopicView(topic.id, self._count(consumer))

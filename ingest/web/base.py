@@ -246,7 +246,7 @@ class Handler(web.RequestHandler):
         return int(text)
 
     def text(self, name: str) -> str:
-        """Returns a text query argument; "" if absent. A text longer than TEXT_CHARACTERS_MAX causes a 400."""
+        """Returns a query argument as text; "" if absent. A text longer than TEXT_CHARACTERS_MAX causes a 400."""
         text: str = self.get_query_argument(name, "")
         if len(text) > TEXT_CHARACTERS_MAX:
             raise web.HTTPError(400, reason=f"{name} must have at most {TEXT_CHARACTERS_MAX} characters")
@@ -254,7 +254,7 @@ class Handler(web.RequestHandler):
 
 
 def is_number(text: str) -> bool:
-    """Returns True for a text of decimal digits that is short enough to convert."""
+    """Returns True for a string of decimal digits that is short enough to convert."""
     return text.isascii() and text.isdecimal() and len(text) <= NUMBER_DIGITS_MAX
 
 

@@ -1,4 +1,5 @@
-"""Finds evidence in sessions without playing them: the events around one event, and events that contain a text.
+"""Finds evidence in sessions without playing them: the events around one event, and events that contain a search
+text.
 
 Everything is read within the bounds of `ingest.web.timeline`, page by page, and unread parts are reported.
 """
@@ -16,7 +17,7 @@ from ingest.web.reads import Reads
 from ingest.web.timeline import MARKS_MAX, Mark, Timeline
 
 MATCHES_MAX = 20
-# Maximum timeline pages searched for a text, per replay.
+# Maximum number of timeline pages that are searched for a text, per replay.
 PAGES_MAX = 4
 _EVENT = re.compile(r"[0-9]{1,18}-[0-9]{1,9}")
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,6})?s?")
@@ -119,10 +120,10 @@ def events_around(reads: Reads, replay: Replay, where: str | float, window_ms: i
 
 
 def find(reads: Reads, chosen: Filter, text: str = "") -> FoundPage:
-    """Returns the matching replays; with a text, those whose events contain it, case-insensitively.
+    """Returns the matching replays; with a search text, only those whose events contain it, case-insensitively.
 
-    A page covers `chosen.limit` replays that match the filter; with a text, the page may have fewer replays or
-    none. Raises ReadError.
+    A page covers `chosen.limit` replays that match the filter; with a search text, the page may have fewer replays
+    or none. Raises ReadError.
     """
     page = reads.replays(chosen)
     found: list[Found] = []

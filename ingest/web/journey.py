@@ -116,7 +116,7 @@ def _keys(client: Any, settings: Settings, partition: int, offsets: Sequence[int
 
 
 def _range(key: str) -> tuple[int, int]:
-    """Returns (start, stop) from a key `...{topic-partition-start-stop}:digest`; (0, 0) for other texts."""
+    """Returns (start, stop) from a key `...{topic-partition-start-stop}:digest`; (0, 0) for other keys."""
     _, start, stop = ("", "", *key.partition("{")[2].partition("}")[0].rsplit("-", 2))[-3:]
     return (int(start), int(stop)) if start.isdecimal() and stop.isdecimal() else (0, 0)
 

@@ -64,7 +64,7 @@ class OperatorHandler(Handler):
         return found
 
     def text_of(self, body: dict[str, Any], name: str, characters_max: int) -> str:
-        """Returns a text field of the request body; "" if absent."""
+        """Returns a string field of the request body; "" if absent."""
         text = body.get(name, "")
         if not isinstance(text, str) or len(text) > characters_max:
             raise web.HTTPError(400, reason=f"{name} must be a text of at most {characters_max} characters")

@@ -55,7 +55,7 @@ def segments_dict(settings: Settings, segments: Segments, journeys: Journeys) ->
 
 
 def found_dict(page: FoundPage) -> dict[str, Any]:
-    """Replays as in `page_dict`, each with its matching events."""
+    """Returns the replays as in `page_dict`, each with its matching events."""
     return {
         "replays": [
             {

@@ -173,7 +173,7 @@ def open_document(text: memoryview) -> Document:
 
 
 def _values_max(text: bytes) -> int:
-    """Returns the maximum number of values that cost more than their bytes: keys, texts and arrays."""
+    """Returns an upper bound on the number of values that cost more than their bytes: keys, strings and arrays."""
     return text.count(b'"') + text.count(b"[")
 
 
@@ -280,7 +280,7 @@ def _text(value: Any) -> str:
 
 
 def _texts(values: list[Any] | None) -> list[str]:
-    """Returns the elements that are texts, bounded in length and number."""
+    """Returns the elements that are strings, bounded in length and number."""
     if not values:
         return []
     return [value[:SHORT_MAX] for value in values[:LIST_MAX] if isinstance(value, str)]

@@ -44,15 +44,16 @@ class Envelope(msgspec.Struct, gc=False):
 
 
 class _LongEnvelope(Envelope, gc=False):
-    """An envelope whose two texts are not decoded, because in a long message they may be as long as the
-    message."""
+    """An envelope whose two string fields are not decoded, because in a long message either may make up most of
+    the message.
+    """
 
     type: msgspec.Raw  # type: ignore[assignment]
     replay_id: msgspec.Raw  # type: ignore[assignment]
 
 
 class _Names(msgspec.Struct, gc=False):
-    """The two text fields of a long message."""
+    """The two string fields of a long message."""
 
     type: Literal["replay_recording_not_chunked"]
     replay_id: str

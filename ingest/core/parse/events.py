@@ -19,7 +19,7 @@ class Malformed(Exception):
 
 
 class Side(msgspec.Struct, gc=False):
-    """The request or response of a fetch. Sizes may be numbers or text."""
+    """The request or response of a fetch. Sizes may be numbers or strings."""
 
     size: SizeValue = None
 

@@ -1,7 +1,8 @@
 """Decodes a struct from a JSON object field by field, for objects of any size and shape.
 
-Fields stay JSON until their type is known, so that no value exceeds the limits: texts are cut to SHORT_MAX
-characters, lists to LIST_MAX elements, and long inner objects are left out. Only fields that do not fit are lost.
+Fields stay JSON until their type is known, so that no value exceeds the limits: strings are truncated to SHORT_MAX
+characters and lists to LIST_MAX elements, and long inner objects are left out. Only fields that do not fit are
+lost.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def _value(raw: msgspec.Raw, kind: Any, inner: type[msgspec.Struct] | None) -> A
 
 
 def scalar_of(raw: msgspec.Raw) -> str | float | bool | None:
-    """Returns a text, a number that sinks can hold, true or false; None for anything else."""
+    """Returns a string, a number that sinks can hold, true or false; None for anything else."""
     first = memoryview(raw)[0]
     if first == _QUOTE:
         return text_of(raw)
@@ -121,7 +122,7 @@ def number_of(raw: msgspec.Raw) -> float | None:
 
 
 def text_of(raw: msgspec.Raw) -> str | None:
-    """Returns a text of at most SHORT_MAX characters; None for anything else."""
+    """Returns a string of at most SHORT_MAX characters; None for anything else."""
     view = memoryview(raw)
     if view[0] != _QUOTE:
         return None
@@ -141,7 +142,7 @@ def _short(raw: msgspec.Raw) -> str | None:
 
 
 def _element(raw: msgspec.Raw) -> Any:
-    """Returns a text, or a pair of texts; None for anything else."""
+    """Returns a string, or a pair of strings; None for anything else."""
     if memoryview(raw)[0] != _BRACKET:
         return text_of(raw)
     try:
@@ -151,7 +152,7 @@ def _element(raw: msgspec.Raw) -> Any:
 
 
 def _head(text: bytes) -> str:
-    """Decodes the beginning of a long text, which may have been cut within an escape or a character."""
+    """Decodes the beginning of a long string, which may have been cut within an escape or a character."""
     for stop in range(len(text), len(text) - ESCAPED_BYTES, -1):
         try:
             head: str = _decode(text[:stop] + b'"')

@@ -2,8 +2,8 @@
 
 The decoder builds an object per element of an array, so a hundred megabytes of the shortest events would take a
 gigabyte. A piece is a run of whole events. The end of an event is found by the characters that SDKs write there.
-Texts cannot contain these characters, because quotes in texts are escaped. The same characters can end an object
-inside an event; such a piece cannot be decoded, and a longer piece is tried.
+Strings cannot contain these characters, because quotes in strings are escaped. The same characters can end an
+object inside an event; such a piece cannot be decoded, and a longer piece is tried.
 """
 
 from __future__ import annotations

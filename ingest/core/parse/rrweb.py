@@ -38,7 +38,7 @@ DEAD_CLICK_TAGS = frozenset(("a", "button", "input"))
 DEAD_CLICK_MS_MIN = 7000
 RAGE_CLICKS_MIN = 5
 TEXT_MAX, TITLE_MAX, ROLE_MAX, MESSAGE_MAX, CLASSES_MAX = 1024, 64, 32, 1024, 10
-# Ten class names and the spaces between them, with some reserve.
+# Ten class names and the spaces between them, with some margin.
 CLASSES_CHARACTERS_MAX = 2 * CLASSES_MAX * (TEXT_MAX + 1)
 SCALAR_MAX = 2048
 # Maximum number of characters in a byte count.
@@ -65,7 +65,7 @@ OPTION_KEYS = (
 )
 VIDEO_KEYS = ("size", "duration", "encoding", "container", "width", "height", "frameCount", "frameRate")
 SDK_CATEGORIES = ("sentry.", "replay.")
-# SDKs before version 10 send the last value instead of the value before it.
+# SDKs before version 10 send first-input-delay instead of interaction-to-next-paint.
 WEB_VITALS = (
     "largest-contentful-paint",
     "first-contentful-paint",
@@ -370,7 +370,7 @@ def _click_row(payload: CrumbPayload, data: dict[str, Any], dead: int, rage: int
 
 
 def _classes(names: Any) -> list[str]:
-    """The first ten class names, bounded in length; none if they are not a text."""
+    """Returns the first ten class names, bounded in length; none if they are not a string."""
     if not isinstance(names, str):
         return []
     return [name[:TEXT_MAX] for name in names[:CLASSES_CHARACTERS_MAX].split(" ") if name][:CLASSES_MAX]
@@ -580,7 +580,7 @@ _DATA_SPANS: dict[str, Callable[[SpanPayload, SpanData, float, float | None], Me
 
 
 def _size(value: Any) -> int | None:
-    """Returns the value as `int`, converted if it is a text; None if it is not a number."""
+    """Returns the value as `int`, converted if it is a string; None if it is not a number."""
     if type(value) is not int:
         if isinstance(value, str) and len(value) > SIZE_CHARACTERS_MAX:
             return None
@@ -605,7 +605,7 @@ def _text(value: Any, length_max: int) -> str:
 
 
 def _scalar(value: Any) -> Any:
-    """Returns a text of limited length, or a number that all sinks can hold; None for anything else."""
+    """Returns a string of limited length, or a number that all sinks can hold; None for anything else."""
     if isinstance(value, str):
         return value[:SCALAR_MAX]
     if value is None or isinstance(value, bool):

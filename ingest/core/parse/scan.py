@@ -5,7 +5,7 @@ Iterating a `Scan` reads the JSON array once. The scan builds only Sentry's cust
 validates all other events without building them, at about the cost of skipping white space.
 
 Long recordings are read in pieces. A malformed piece requires a second, slower pass, which is charged to the
-budget. An event is malformed if it is not an object, or has an unknown type, a number instead of a text, nesting
+budget. An event is malformed if it is not an object, or has an unknown type, a number instead of a string, nesting
 too deep for the decoder, a NaN, or a truncated emoji.
 """
 

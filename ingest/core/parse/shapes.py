@@ -16,9 +16,9 @@ _Float = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
 # A number that BigQuery's JSON and a double can hold.
 Number = _Integer | _Float | None
 Text = str | None
-# Size of a request or response body, which browsers send as a number or a text.
+# Size of a request or response body, which browsers send as a number or a string.
 SizeValue = _Integer | _Float | bool | str | None
-# Texts of bounded length, for columns.
+# Strings of bounded length, for columns.
 SHORT_MAX = 2048
 Short = Annotated[str, msgspec.Meta(max_length=SHORT_MAX)] | None
 

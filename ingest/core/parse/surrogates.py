@@ -1,6 +1,6 @@
 """Replaces lone surrogates, which the decoder refuses.
 
-A lone surrogate is half of an emoji, such as "\\ud83d", that remains where JavaScript truncated a text in the
+A lone surrogate is half of an emoji, such as "\\ud83d", that remains where JavaScript truncated a string in the
 middle of the emoji.
 """
 
@@ -55,8 +55,9 @@ def without_lone_surrogates(text: bytes | bytearray, budget: Budget) -> bytearra
 
 
 def _may_have_escapes(text: bytes | bytearray, start: int, stop: int) -> bool:
-    """Returns True if there may be escapes. The search omits the backslash, because searching for it is slow in a
-    text with many backslashes."""
+    """Returns True if there may be escapes. The search omits the backslash, because searching for it is slow in
+    text with many backslashes.
+    """
     if text.find(b"u", start, stop) < 0:
         return False
     return text.find(b"ud", start, stop) >= 0 or text.find(b"uD", start, stop) >= 0

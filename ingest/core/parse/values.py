@@ -14,7 +14,8 @@ from ingest.core.parse.picked import scalar_of
 
 # Up to this size, values need not be counted.
 SMALL_BYTES = 512
-# Texts may take four times their bytes, and each value about a hundred bytes.
+# A decoded string may use four times the memory of its JSON, and each value uses about a hundred bytes in
+# addition.
 DOCUMENT_BYTES_MAX, VALUES_MAX = 8 * 1024 * 1024, 100_000
 # Measured costs in budget units: per small document and per byte of it; per byte and per value of a larger
 # document; per byte and per field if only fields are built.
@@ -45,7 +46,8 @@ def built(text: msgspec.Raw, budget: Budget) -> Any:
 
 
 def fields(text: msgspec.Raw, budget: Budget, names: Collection[str] | int) -> dict[str, Any]:
-    """Returns fields of an object: at least the fields with these names, or the first fields up to that number.
+    """Returns fields of an object: at least the fields in `names` or, if `names` is a number, at least that many
+    of the first fields.
 
     In a long object, strings are truncated and nested values are None. Raises Malformed if the value is not an
     object or has too many fields, Spent if the budget is used up, and msgspec errors.

@@ -1,4 +1,4 @@
-"""Compares every enabled sink and Kafka with the expectation of a load."""
+"""Compares every enabled sink and Kafka with the expected contents after a load."""
 
 from __future__ import annotations
 

@@ -31,8 +31,8 @@ OPTIONS = {
     "networkResponseHasHeaders": True,
 }
 
-# Malformed events, as an old SDK or a broken page sends them. The parser must reject only the event, not its
-# segment.
+# Malformed events, such as those sent by an old SDK or a broken page. The parser must reject only the event, not
+# its segment.
 ODD_EVENTS: tuple[Any, ...] = (
     {"type": 5},
     {"type": 5, "data": None},

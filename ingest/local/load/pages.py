@@ -110,7 +110,7 @@ def make_site(
 
 
 class _Builder:
-    """Builds one page. Ids are assigned in document order, as rrweb does."""
+    """Builds one page. Ids are assigned in document order, as in rrweb."""
 
     def __init__(self, rng: random.Random, icons: list[str], url: str, title: str) -> None:
         self.rng = rng

@@ -78,7 +78,7 @@ def private_file(path: Path) -> Iterator[BinaryIO]:
 class Program(Protocol):
     """The interface that `Child` requires of a process, as in `subprocess.Popen`.
 
-    The program starts after a line on `stdin`.
+    The program starts once a line has been written to `stdin`.
     """
 
     stdin: IO[bytes] | None

@@ -154,7 +154,7 @@ def letters(settings: Settings, selection: Selection) -> Iterator[Letter]:
 
 
 def letters_containing(settings: Settings, texts: Iterable[str]) -> Iterator[Letter]:
-    """Yields all letters, including replayed letters, that contain one of the texts.
+    """Yields all letters, including replayed letters, that contain one of these strings.
 
     Reads the topic once; `replayed` is not set. Raises DeadLettersUnavailable.
     """

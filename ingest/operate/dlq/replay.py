@@ -113,7 +113,9 @@ class _Sender:
         self._sinks: dict[str, Sink[Item]] = {}
 
     def item_to_write(self, letter: Letter) -> Item | None:
-        """Returns the item to write; None for a message to produce. Raises NotReplayed, or RangeError."""
+        """Returns the item to write, or None if the letter holds a message, which is produced instead. Raises
+        NotReplayed, or RangeError.
+        """
         if letter.label is UNKNOWN_LABEL:
             raise NotReplayed("it is not a letter of this system")
         self._refresh_erasures()

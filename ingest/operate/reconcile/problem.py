@@ -1,4 +1,6 @@
-"""Problems of stored items, and identities as text for ClickHouse queries."""
+"""The ways in which a stored item can differ from the expected one, and lists of identities for ClickHouse
+queries.
+"""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Comparison:
     """The result of a comparison. Counts are complete; `differences` holds the first `differences_max` per sink.
 
     `explained`: number of messages and items that are not expected to be stored, by reason (dead letters, disabled
-    projects, erased, past their retention).
+    projects, erasures, expired retention).
     """
 
     topic: str

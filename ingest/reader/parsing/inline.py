@@ -30,9 +30,9 @@ log = structlog.get_logger(__name__)
 
 ANSWER_SECONDS_MAX = 60.0
 CLOSE_SECONDS_MAX = 0.5
-# Messages per process and request, and unanswered requests per process: enough messages to amortize the request,
-# and a request to parse while the reader takes the results of the previous one, but few enough to stay within the
-# in-flight limit.
+# Maximum number of messages per request, and of unanswered requests per process. A request must contain enough
+# messages to amortize its cost, and a process parses the second request while the reader takes the results of the
+# first. Both numbers are low enough to stay within the in-flight limit.
 MESSAGES_PER_REQUEST, REQUESTS_MAX = 8, 2
 # This is more memory than parsing needs at the maximum decompressed size, with one arena. Further arenas are added
 # at twice the size of the largest request, because arenas grow by doubling. The kernel ends a process that exceeds
@@ -150,7 +150,7 @@ class ProcessParser:
                 self._discard()
 
     def _discard(self) -> None:
-        """Discards unanswered requests, so that their answers are not taken for those of later requests."""
+        """Discards unanswered requests, so that their answers are not mistaken for answers to later requests."""
         for child in self._children:
             child.discard()
 
@@ -174,7 +174,7 @@ class ProcessParser:
         return _Round(messages, outcomes, shares)
 
     def _received(self, sent: _Round) -> Iterable[on.MessageParsed | Unusual]:
-        """The results of these messages from all children, with a time limit for each child."""
+        """Yields the results of these messages from all children, with a time limit for each child."""
         for child, share in zip(self._children, sent.shares, strict=True):
             if share:
                 received = child.receive(retry=not self._has_second_line)
@@ -236,7 +236,9 @@ class ChildFailed(Exception):
 
 @dataclass(slots=True)
 class _Request:
-    """Messages sent to a child. `outcomes`: None if the child has not failed since, so that it will answer."""
+    """Messages sent to a child. `outcomes`: set if the child failed after the request; None if the child will
+    still answer.
+    """
 
     messages: Sequence[Message]
     outcomes: list[Outcome | None] | None = None
@@ -272,7 +274,9 @@ class Child:
         send_frame(self._socket, self._hello)
 
     def send(self, messages: Sequence[Message]) -> None:
-        """Sends a request. Its answer must be taken, with `receive` or `answers`, after those of earlier ones."""
+        """Sends a request. The caller must take its answer with `receive` or `answers`, after the answers to
+        earlier requests.
+        """
         assert len(self._requests) < len(self._arenas), "every arena is in use"
         self._requests.append(_Request(messages))
         self._ask(messages)
@@ -283,8 +287,9 @@ class Child:
             ask(self._socket, self._arenas, self._turn, messages)
 
     def receive(self, *, retry: bool) -> list[Outcome | None]:
-        """Returns the outcomes of the oldest request. If the process fails, all of its requests fail: with
-        `retry`, each of their messages is sent again in its own request; otherwise, their outcomes are None."""
+        """Returns the outcomes of the oldest request. If the process fails, all of its requests fail. With
+        `retry`, each of their messages is then sent again in its own request; otherwise, the outcomes are None.
+        """
         request = self._requests.popleft()
         if request.outcomes is not None:
             return request.outcomes
@@ -308,7 +313,7 @@ class Child:
         return self._answers_to(request.messages)
 
     def discard(self) -> None:
-        """Forgets all requests. Replaces the process if it may still answer one."""
+        """Forgets all requests. Replaces the process if it may still answer one of them."""
         if any(request.outcomes is None for request in self._requests):
             self._stop()
             self._start()

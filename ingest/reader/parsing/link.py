@@ -1,12 +1,13 @@
 """Protocol between the reader and a parser process.
 
 Messages are passed in shared memory: the reader copies each value once, and the parser process parses it in place.
-Requests (the place of their messages) and results are sent over a socket pair as length-prefixed msgpack. Results
-omit bytes that the reader already has: a blob that is a slice of its message is sent as a position, and a dead
-letter is sent without its value.
+Requests, which only state where the messages are, and results are sent over a socket pair as length-prefixed
+msgpack. Results omit bytes that the reader already has: a blob that is a slice of its message is sent as a
+position, and a dead letter is sent without its value.
 
 A process may have several requests at a time, each with its own arena, and answers them in order. Requests are a
-few bytes long, so sending one never waits for a process that itself waits for the reader to take a long result.
+few bytes long, so sending a request never blocks, even if the process is waiting for the reader to take a long
+result.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ class Item(msgspec.Struct, array_like=True, gc=False):
 
 
 class Work(msgspec.Struct, array_like=True, gc=False):
-    """A request: the arena with the values, its size, and the place in it of the encoded items."""
+    """A request: the number and the size of the arena that holds the values, and the range of the encoded items in
+    it.
+    """
 
     arena: int
     arena_bytes: int
@@ -127,8 +130,9 @@ _decode_answers = msgspec.msgpack.Decoder(list[Answer]).decode
 
 
 def ask(link: socket.socket, arenas: Sequence[Arena], turn: int, messages: Sequence[Message]) -> None:
-    """Sends messages, in the arena with the number `turn`, which no unanswered request may use. Raises OSError if
-    the process has ended."""
+    """Sends messages through the arena with the number `turn`, which no unanswered request may use. Raises OSError
+    if the process has ended.
+    """
     places = [0, *accumulate(len(message.value) for message in messages)]
     items = _encode(
         [

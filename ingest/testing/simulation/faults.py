@@ -33,7 +33,7 @@ class Fault(StrEnum):
     PUBLISHED_HALF = "published_half"  # some tasks of the chord are sent, then the connection breaks
     TASK_LOST = "task_lost"
     TASK_DOUBLED = "task_doubled"
-    WORKER_KILLED = "worker_killed"  # before or after the write, or after the done mark; then redelivered
+    WORKER_KILLED = "worker_killed"  # a worker is killed before or after its write, or after the mark
     WORKER_ZOMBIE = "worker_zombie"  # a worker writes its payload long after the chord was abandoned
     BODY_LOST = "body_lost"
     BODY_EARLY = "body_early"  # the chord's body runs before all tasks are done

@@ -104,7 +104,9 @@ def _name_columns(tree: exp.Select) -> None:
 
 
 def _unnest_to_list(node: exp.In) -> None:
-    """Rewrites `x IN UNNEST(list)` as `list_contains(list, x)`: sqlglot's form is not typed for parameters."""
+    """Rewrites `x IN UNNEST(list)` as `list_contains(list, x)`, because a parameter has no type in sqlglot's
+    form.
+    """
     unnest = node.args.get("unnest")
     if isinstance(unnest, exp.Unnest) and len(unnest.expressions) == 1:
         node.replace(exp.func("LIST_CONTAINS", unnest.expressions[0].copy(), node.this.copy()))

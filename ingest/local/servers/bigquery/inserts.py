@@ -20,7 +20,7 @@ INSERT_ID_CHARACTERS_MAX = 128
 class InsertIds:
     """Remembers the insertIds of a table that were seen within a time window, up to a maximum number.
 
-    Like in the real service, deduplication is best effort: a restart forgets all ids.
+    As in the real service, deduplication is best effort: all ids are lost on a restart.
     """
 
     def __init__(self, window_seconds: float) -> None:

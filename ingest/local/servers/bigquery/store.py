@@ -1,7 +1,7 @@
 """The storage of the BigQuery server: data sets, tables and rows in one DuckDB file, and queries on them.
 
 Resources are stored as the JSON that the API exchanges. A data set is a schema of DuckDB named `project:dataset`.
-Every call is one transaction, so after a kill at any moment either all of its changes are stored or none.
+Every call is one transaction, so if the process is killed, either all changes of a call are stored or none.
 """
 
 from __future__ import annotations
