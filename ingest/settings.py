@@ -148,6 +148,14 @@ class Settings(FleetSettings):
     retry_backoff_seconds_max: float = Field(
         60.0, gt=0, le=3600, description="Maximum wait before a failed batch is retried."
     )
+    parked_probe_seconds: float = Field(
+        15.0,
+        gt=0,
+        le=3600,
+        description="Interval at which a reader retries one parked batch per stage before its wait ends, to find "
+        "out whether the sinks work again. Its success ends the wait of the others. A batch that failed while "
+        "others succeeded is not retried early.",
+    )
     undispatched_seconds_max: float = Field(
         15.0,
         gt=0,

@@ -5,7 +5,10 @@
     half-open ──▶ closed   the probe succeeded
     half-open ──▶ open     the probe failed: the cool-down doubles, up to `breaker_cool_seconds_max`
 
-While the breaker is open, tasks are postponed instead of calling the sink, so that no worker process hangs.
+While the breaker is open, tasks are postponed until the next probe instead of calling the sink, so that few
+worker processes hang. The cool-down begins with the probe, not with its end, because a probe that hangs says
+nothing about the sink at the time when it is given up. The fleet therefore starts one probe per cool-down, four
+per minute and sink by default.
 Refused rows count as success, because the sink responded. If Redis does not respond, all calls are allowed: the
 breaker is an optimization. All times are from the Redis clock. Key: `{prefix}:breaker:{sink}`, a hash.
 
@@ -58,17 +61,19 @@ local function request(lease)
   if now < opened_until then return {'open', tostring(opened_until - now), error} end
   local probe_until = field('probe_until')
   if now < probe_until then return {'open', tostring(math.min(probe_until - now, field('cool'))), error} end
-  keep('probe_until', tostring(now + tonumber(lease)))
+  keep('probe_at', tostring(now), 'probe_until', tostring(now + tonumber(lease)))
   return {'probe', '0', ''}
 end
 """
 )
 _REQUEST_SCRIPT = f"#!lua flags=allow-oom\n{REQUEST}return request(ARGV[1])"
 
-# `permit`: "closed" or "probe". `worked`: "1" if it did. `cool` and `cool_max` are seconds. Returns the state.
+# `permit`: "closed" or "probe". `worked`: "1" if it did. `cool` and `cool_max` are seconds. Returns the state, and
+# if it is open, the seconds until the next probe after a space.
 REPORT = (
     _FIELDS
     + """
+local function open(seconds) return 'open ' .. tostring(math.max(seconds, 0.01)) end
 local function report(permit, worked, window, failures_min, cool, cool_max, error)
   worked, window, failures_min = worked == '1', tonumber(window), tonumber(failures_min)
   cool, cool_max = tonumber(cool), tonumber(cool_max)
@@ -81,10 +86,11 @@ local function report(permit, worked, window, failures_min, cool, cool_max, erro
       return 'closed'
     end
     local longer = math.min(field('cool') * 2, cool_max)
-    keep('cool', tostring(longer), 'opened_until', tostring(now + longer), 'probe_until', '0')
-    return 'open'
+    local reopened_until = math.max(field('probe_at') + longer, now)
+    keep('cool', tostring(longer), 'opened_until', tostring(reopened_until), 'probe_until', '0')
+    return open(reopened_until - now)
   end
-  if opened_until > 0 then return 'open' end
+  if opened_until > 0 then return open(opened_until - now) end
   if now - field('window_start') > window then
     if worked then
       redis.call('DEL', breaker)
@@ -98,7 +104,7 @@ local function report(permit, worked, window, failures_min, cool, cool_max, erro
   local failed = field('failed')
   if failed >= failures_min and failed > field('worked') then
     keep('cool', tostring(cool), 'opened_until', tostring(now + cool))
-    return 'open'
+    return open(cool)
   end
   return 'closed'
 end
@@ -180,21 +186,25 @@ class Breaker:
 
     def request(self, sink: SinkName) -> Part:
         """Like `request_permit`, but as a part of the script of `Staging.begin`."""
-        # If a probe does not report because its worker died, another probe is allowed after this time.
-        lease_seconds = 2 * self._settings.sink_timeout_seconds + 5
+        # If a probe has not reported after this time, another one is allowed: its worker may have died, or its
+        # call may hang until its timeout although the sink has recovered meanwhile.
+        lease_seconds = self._settings.breaker_cool_seconds_max
         return Part(self._key(sink), (lease_seconds,), partial(self.return_permit, sink))
 
-    def report(self, sink: SinkName, permit: Permit, *, worked: bool, error: str = "") -> None:
+    def report(self, sink: SinkName, permit: Permit, *, worked: bool, error: str = "") -> float:
         """Records the result of a call. `worked`: the sink responded, even if it refused items; otherwise `error`
         is set.
+
+        Returns the seconds until the next probe if the breaker is open, otherwise 0.
         """
         part = self.result(sink, permit, worked=worked, error=error)
         try:
             state = _text(self._report_script(keys=[part.key], args=part.arguments))
         except RedisError as failure:
             log.warning("breaker of %s cannot be updated: %s", sink, failure)
-            return
+            return 0.0
         log_state(sink, permit, state)
+        return float(state.partition(" ")[2] or 0.0)
 
     def result(self, sink: SinkName, permit: Permit, *, worked: bool, error: str = "") -> Part:
         """Like `report`, but as a part of the script of `Staging.mark`."""
@@ -227,8 +237,8 @@ def read_permit(answer: Sequence[Any]) -> Permit:
 
 
 def log_state(sink: SinkName, permit: Permit, state: str) -> None:
-    """Logs the state after a report, unless the breaker was closed throughout."""
-    if state == BreakerPhase.OPEN:
+    """Logs the state that a report returned, unless the breaker was closed throughout."""
+    if state.startswith(BreakerPhase.OPEN):
         log.warning("breaker of %s is open", sink)
     elif permit.kind is PermitKind.PROBE:
         log.warning("breaker of %s is closed again", sink)

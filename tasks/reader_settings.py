@@ -37,6 +37,7 @@ READER_SETTINGS = frozenset(
         "kafka_unowned_seconds_max",
         "loop_silent_seconds_max",
         "message_bytes_max",
+        "parked_probe_seconds",
         "parse_processes",
         "parse_usual_bytes_max",
         "pause_after_seconds",

@@ -1,7 +1,8 @@
 """Retries of flush tasks.
 
 Retries wait with exponential backoff and full jitter, and are bounded by `task_retries_max` and the batch's
-deadline. When a task has used up its retries, its chord fails and the reader parks the batch.
+deadline. While the sink's breaker is open, they wait for its next probe instead, so that waits do not add up.
+When a task has used up its retries, its chord fails and the reader parks the batch.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ from tasks.staging import Progress, Staging
 
 log = get_task_logger(__name__)
 
+# Tasks that wait for the same probe are spread over this time. The first one becomes the probe.
+PROBE_SPREAD_SECONDS = 2.0
+
 
 class Later(Exception):
     """The run did not finish; the next run continues from `progress`.
 
-    `wait_seconds`: minimum wait, or None for backoff alone. `counts`: whether the run counts against
+    `wait_seconds`: minimum wait, or None for backoff alone. `probe_seconds`: time until the next probe if the
+    sink's breaker is open, otherwise 0; it replaces the backoff. `counts`: whether the run counts against
     `task_retries_max`. Runs that were postponed or made progress are bounded only by the batch's deadline.
     """
 
@@ -33,10 +38,12 @@ class Later(Exception):
         wait_seconds: float | None = None,
         progress: Progress | None = None,
         *,
+        probe_seconds: float = 0.0,
         counts: bool = True,
     ) -> None:
         super().__init__(error)
         self.wait_seconds = wait_seconds
+        self.probe_seconds = probe_seconds
         self.progress = progress
         self.counts = counts
 
@@ -54,8 +61,8 @@ def put_off(
 ) -> NoReturn:
     """Ends the run: raises Celery's Retry, or GaveUp if the retries or the batch's time are used up."""
     tries = int(task.request.retries or 0)
-    wait_seconds = backoff_seconds(tries, later.wait_seconds, settings)
-    exhausted = (later.counts and tries >= settings.task_retries_max) or staging.now() + wait_seconds > until
+    wait_seconds = retry_wait_seconds(tries, later, settings)
+    exhausted = is_exhausted(tries, later, wait_seconds, until - staging.now(), settings)
     error = f"{later} (gave up after {tries + 1} runs)" if exhausted else str(later)
     staging.put_off(batch, name, str(task.request.id), error, later.progress)
     if exhausted:
@@ -70,6 +77,22 @@ def put_off(
     except Exception as error:
         raise Reject(error, requeue=False) from error
     raise Retry(exc=later, when=wait_seconds, sig=signature)  # type: ignore[arg-type]
+
+
+def is_exhausted(tries: int, later: Later, wait_seconds: float, left_seconds: float, settings: Settings) -> bool:
+    """True if the run must not be repeated: its retries are used up, or the wait would exceed the time left."""
+    return (later.counts and tries >= settings.task_retries_max) or wait_seconds > left_seconds
+
+
+def retry_wait_seconds(tries: int, later: Later, settings: Settings) -> float:
+    """The wait before the next run: until the breaker's next probe if it is open, otherwise backoff.
+
+    A longer wait requested by the server is kept.
+    """
+    if not later.probe_seconds:
+        return backoff_seconds(tries, later.wait_seconds, settings)
+    wait_seconds = max(later.probe_seconds, later.wait_seconds or 0.0) + random.uniform(0, PROBE_SPREAD_SECONDS)
+    return min(wait_seconds, settings.task_visibility_seconds / 2)
 
 
 def backoff_seconds(tries: int, asked_seconds: float | None, settings: Settings) -> float:

@@ -7,7 +7,9 @@ A failed run is retried (`tasks.retries`) or fails its chord; the reader then pa
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,7 +20,7 @@ from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
 from tasks.bisection import OutOfTime, Write, deliver
-from tasks.breaker import Permit, log_state
+from tasks.breaker import Breaker, Permit, log_state
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.observe import metrics
 from tasks.observe.watch import Watch, observed_run
@@ -101,7 +103,8 @@ def flush(worker: Tools, batch: str, name: str, started: Run, permit: Permit, wa
     if not permit.granted:
         metrics.observe_breaker_refusal(target)
         error = permit.error or f"{target}: its calls fail"
-        raise Later(f"{error} (not called now, its breaker is open)", permit.wait_seconds, counts=False)
+        text = f"{error} (not called now, its breaker is open)"
+        raise Later(text, probe_seconds=permit.wait_seconds, counts=False)
     try:
         sink = worker.sink(target)
         payload = worker.staging.payload(batch, name, started)
@@ -111,38 +114,61 @@ def flush(worker: Tools, batch: str, name: str, started: Run, permit: Permit, wa
         raise
     watch.called, watch.items, watch.size_bytes = True, len(items), len(payload)
     progress = started.progress or Progress(left=list(range(len(items))))
-    ends_at = time.monotonic() + CALLS_PER_RUN * worker.settings.sink_timeout_seconds
+    seconds = worker.settings.sink_timeout_seconds
+    ends_at = time.monotonic() + CALLS_PER_RUN * seconds
+    write = _writer(worker, batch, name, sink, items)
+    examine = partial(_examine, sink, items, seconds / 2)
+    before = len(progress.left)
+    with _failures_reported(worker.breaker, target, permit) as call:
+        try:
+            deliver(write, examine, progress, len(items), lambda: time.monotonic() < ends_at)
+            _write_dead_letters(worker, started.manifest, target, items, progress)
+        except PermanentSinkError as error:
+            raise Held(str(error), progress) from error
+        except TransientSinkError as error:
+            call.error = str(error)
+            # A partial success does not count as a failure of the sink: 2 failed uploads of 64 are normal.
+            call.worked = len(progress.left) < before or not progress.left
+            if error.failed is not None and 0 < len(progress.left) <= SCATTERED_SHARE_MAX * before:
+                # The failed items are retried as soon as the sink allows, and the run does not count as failed.
+                raise Later(str(error), error.retry_after_seconds or 0.0, progress, counts=False) from error
+            raise Later(str(error), error.retry_after_seconds, progress) from error
+        except OutOfTime as error:
+            raise Later(str(error), 0.0, progress, counts=False) from error
+        except SoftTimeLimitExceeded as error:
+            call.worked, call.error = False, f"{target}: did not return within the time limit"
+            raise Later(call.error, None, progress) from error
+
+
+@dataclass(slots=True)
+class _Call:
+    """The result of a run's calls to its sink: whether the sink responded, and its last error."""
+
+    worked: bool = True
+    error: str = ""
+
+
+@contextmanager
+def _failures_reported(breaker: Breaker, target: SinkName, permit: Permit) -> Iterator[_Call]:
+    """Reports a run that fails to the breaker. If that leaves the breaker open, a run that is to be repeated waits
+    for the next probe."""
+    call = _Call()
+    try:
+        yield call
+    except BaseException as error:
+        probe_seconds = breaker.report(target, permit, worked=call.worked, error=call.error)
+        if isinstance(error, Later):
+            error.probe_seconds = probe_seconds
+        raise
+
+
+def _writer(worker: Tools, batch: str, name: str, sink: Sink[Any], items: Sequence[Item]) -> Write:
+    """The call that writes some of the task's items."""
     seconds = worker.settings.sink_timeout_seconds
     if isinstance(sink, RecordingSink):
         record = StagedRecord(worker.staging, worker.settings, batch, name)
-        write: Write = partial(_write_recorded, sink, items, record, seconds)
-    else:
-        write = partial(_write, sink, items, f"{batch}:{name}", seconds)
-    examine = partial(_examine, sink, items, seconds / 2)
-    before = len(progress.left)
-    worked, last_error, done = True, "", False
-    try:
-        deliver(write, examine, progress, len(items), lambda: time.monotonic() < ends_at)
-        _write_dead_letters(worker, started.manifest, target, items, progress)
-        done = True
-    except PermanentSinkError as error:
-        raise Held(str(error), progress) from error
-    except TransientSinkError as error:
-        last_error = str(error)
-        # A partial success does not count as a failure of the sink: 2 failed uploads of 64 are normal.
-        worked = len(progress.left) < before or not progress.left
-        if error.failed is not None and 0 < len(progress.left) <= SCATTERED_SHARE_MAX * before:
-            # The failed items are retried as soon as the sink allows, and the run does not count as failed.
-            raise Later(str(error), error.retry_after_seconds or 0.0, progress, counts=False) from error
-        raise Later(str(error), error.retry_after_seconds, progress) from error
-    except OutOfTime as error:
-        raise Later(str(error), 0.0, progress, counts=False) from error
-    except SoftTimeLimitExceeded as error:
-        worked, last_error = False, f"{target}: did not return within the time limit"
-        raise Later(last_error, None, progress) from error
-    finally:
-        if not done:
-            worker.breaker.report(target, permit, worked=worked, error=last_error)
+        return partial(_write_recorded, sink, items, record, seconds)
+    return partial(_write, sink, items, f"{batch}:{name}", seconds)
 
 
 def _write(

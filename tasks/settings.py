@@ -248,7 +248,11 @@ class Settings(BaseSettings):
         1.0, gt=0, le=60, description="Initial retry backoff of a flush task, before jitter."
     )
     task_backoff_seconds_max: float = Field(
-        60.0, gt=0, le=300, description="Maximum retry backoff of a flush task, before jitter."
+        15.0,
+        gt=0,
+        le=300,
+        description="Maximum retry backoff of a flush task, before jitter. While its breaker is open, tasks "
+        "wait for its next probe instead.",
     )
     sink_timeout_seconds: float = Field(30.0, ge=0.5, le=300, description="Timeout of one sink call.")
     task_visibility_seconds: int = Field(

@@ -439,13 +439,14 @@ class Staging:
         data, current, seal = self.client.hmget(key, [MANIFEST, f"chord/{chord.stage}", SEAL + MANIFEST])
         if data is None or not self._is_manifest_valid(key, data, seal):
             return None
-        head = decode_manifest_head(data)
+        head, missing = decode_manifest_head(data), []
         try:
             manifest = decode_manifest(data)
         except Incompatible as error:
             failure = str(error)
         else:
-            failure = self._failure(manifest, chord.stage, unexplained)
+            missing = self.unmarked(manifest, [entry.name for entry in manifest.of_stage(chord.stage)])
+            failure = self._failure(manifest, missing, unexplained)
         if failure and (current or b"").decode() != chord.token:
             return None
         completion = Completion(
@@ -456,12 +457,12 @@ class Staging:
             chord.attempt,
             shortened(failure),
             version=min(VERSION, head.version),
+            sinks=tuple(sorted({name.split("/", 2)[1] for name in missing})),
         )
         return Report(head.reader, completion)
 
-    def _failure(self, manifest: Manifest, stage: str, unexplained: str) -> str:
-        """Returns the unfinished tasks of the stage with their errors; empty if all are done."""
-        missing = self.unmarked(manifest, [entry.name for entry in manifest.of_stage(stage)])
+    def _failure(self, manifest: Manifest, missing: Sequence[str], unexplained: str) -> str:
+        """Returns the unfinished tasks with their errors; empty if there are none."""
         if not missing:
             return ""
         notes = self.client.hmget(self.key(reference(manifest)), [f"error/{name}" for name in missing])

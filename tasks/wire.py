@@ -458,7 +458,8 @@ class CompletionKind(StrEnum):
 class Completion(msgspec.Struct, frozen=True):
     """One entry of a reader's stream (field `c`, JSON).
 
-    A completion has the version of the batch's manifest, so that the reader can decode it.
+    A completion has the version of the batch's manifest, so that the reader can decode it. `sinks`: names of the
+    sinks with unfinished tasks, if the stage failed; empty if unknown.
     """
 
     kind: CompletionKind
@@ -468,6 +469,12 @@ class Completion(msgspec.Struct, frozen=True):
     attempt: int = 0
     error: str = ""
     version: int = VERSION
+    sinks: tuple[str, ...] = ()
+
+
+def known_sinks(names: Iterable[str]) -> frozenset[SinkName]:
+    """The sinks with these names. Sinks that only a newer release has are left out."""
+    return frozenset(name for name in SinkName if name in frozenset(names))
 
 
 _completions = msgspec.json.Decoder(Completion)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ingest.core.model import OffsetRange, Outcome, Stage, TopicPartition
+from tasks.wire import SinkName
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +114,15 @@ class FlushSucceeded:
 
 @dataclass(frozen=True, slots=True)
 class FlushFailed:
-    """The stage's tasks were started and failed. `error` is one line for operators."""
+    """The stage's tasks were started and failed. `error` is one line for operators. `sinks`: the sinks whose tasks
+    are unfinished; empty if unknown (workers of an older release)."""
 
     batch_id: str
     epoch: int
     stage: Stage
     attempt: int
     error: str
+    sinks: frozenset[SinkName] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

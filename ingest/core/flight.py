@@ -12,6 +12,9 @@ from enum import StrEnum
 
 from ingest.core import commands as do
 from ingest.core.model import Batch, Stage
+from tasks.wire import SinkName
+
+NO_SINKS: frozenset[SinkName] = frozenset()
 
 
 class Phase(StrEnum):
@@ -28,10 +31,12 @@ class Flight:
     """One batch that is cut and not settled. Times are monotonic seconds.
 
     `since`: start of its phase; `until`: time at which its phase expires. `attempt` counts its chords, `failures`
-    counts the consecutive failed chords of this stage, and `misses` counts the consecutive deadlines that passed
-    without a completion. `others_succeeded`: another batch passed the same stage while the last chord of this
-    batch was running, so the sinks work. `shown`: the last Park shown to operators, at `shown_at`; None once the
-    stage is durable.
+    counts the failed chords of this stage, `own_failures` counts those that failed although other batches
+    succeeded, and `misses` counts the consecutive deadlines that passed without a completion. `failed_sinks`: the
+    sinks that did not write the batch at its last failure in this stage; empty if unknown. `proven`: sinks that
+    other batches have written since this batch was last parked or first started, so they work. `own_cause`: at the
+    last failure, all of the failed sinks were proven. `shown`: the last Park shown to operators, at `shown_at`;
+    None once the stage is durable.
     """
 
     batch: Batch
@@ -42,8 +47,11 @@ class Flight:
     attempt: int = 0
     failures: int = 0
     error: str = ""
+    own_failures: int = 0
     misses: int = 0
-    others_succeeded: bool = False
+    failed_sinks: frozenset[SinkName] = NO_SINKS
+    proven: frozenset[SinkName] = NO_SINKS
+    own_cause: bool = False
     shown: do.Park | None = None
     shown_at: float = 0.0
 
@@ -52,10 +60,15 @@ class Flight:
         """The stage whose chord is running or starts next."""
         return self.stages[0]
 
+    @property
+    def unwritten(self) -> frozenset[SinkName]:
+        """The sinks that have to write the batch before its stage is durable, as far as known."""
+        return self.failed_sinks or self.batch.sinks(self.stage)
+
     def dispatch(self, now: float, deadline_seconds: float) -> do.Dispatch:
         """Starts the next chord, with a deadline."""
         self.attempt += 1
-        self.others_succeeded = False
+        self.own_cause = False
         self.phase, self.since, self.until = Phase.FLUSHING, now, now + deadline_seconds
         return do.Dispatch(self.batch, self.stage, self.attempt, deadline_seconds)
 
@@ -64,6 +77,7 @@ class Flight:
         if len(self.stages) > 1:
             self.stages = self.stages[1:]
             self.failures, self.misses, self.error, self.shown = 0, 0, "", None
+            self.own_failures, self.failed_sinks, self.proven = 0, NO_SINKS, NO_SINKS
             return True
         return False
 
@@ -73,17 +87,30 @@ class Flight:
         self.phase, self.since, self.until = Phase.PARKED, now, now + wait_seconds
         return do.Park(self.batch, self.stage, self.attempt, error, wait_seconds)
 
-    def observe_success(self, stage: Stage, now: float) -> None:
-        """Records that another batch has passed this stage. If this batch was parked because sinks were
-        unavailable, it is now due.
+    def fail(self, sinks: frozenset[SinkName]) -> int:
+        """Records that the sinks did not write the batch; `sinks` is empty if it is unknown which.
+
+        Returns the number of failures that determines the backoff. If other batches have written all of these
+        sinks meanwhile, the cause is in this batch, and only such failures count. Otherwise the sinks are
+        considered unavailable.
+        """
+        self.failed_sinks = sinks
+        self.own_cause = self.unwritten <= self.proven
+        self.proven = NO_SINKS
+        self.failures += 1
+        self.own_failures += self.own_cause
+        return self.own_failures if self.own_cause else self.failures
+
+    def observe_success(self, stage: Stage, sinks: frozenset[SinkName], now: float) -> None:
+        """Records that another batch has passed this stage by writing `sinks`. If this batch was parked because
+        they were unavailable, it is now due.
 
         A batch that failed while other batches succeeded has its own cause and keeps its backoff.
         """
-        if self.stage is not stage:
+        if self.stage is not stage or self.phase not in (Phase.FLUSHING, Phase.PARKED):
             return
-        if self.phase is Phase.FLUSHING:
-            self.others_succeeded = True
-        elif self.phase is Phase.PARKED and not self.others_succeeded:
+        self.proven |= sinks
+        if self.phase is Phase.PARKED and not self.own_cause and self.unwritten <= self.proven:
             self.until = now
 
     def show(self, park: do.Park, now: float) -> do.Park:

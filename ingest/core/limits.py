@@ -32,6 +32,7 @@ class Limits:
     drain_deadline_seconds: float = 20.0
     retry_backoff_seconds: float = 5.0
     retry_backoff_seconds_max: float = 60.0
+    parked_probe_seconds: float = 15.0
     undispatched_seconds_max: float = 15.0
     parked_renew_seconds: float = 5.0
     commit_interval_seconds: float = 0.5

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from tasks.proto_rows import FACT_COLUMNS, FACT_TABLE
-from tasks.wire import Blob, EncodedRows, Metric, MetricKind, ProtoRows, Row, Stage
+from tasks.wire import Blob, EncodedRows, Metric, MetricKind, ProtoRows, Row, SinkName, Stage
 
 __all__ = [
     "Batch",
@@ -257,6 +257,19 @@ class Batch:
         blobs = any(segment.blobs for segment in self.segments)
         rows = bool(self.rejects) or any(s.clickhouse or s.facts_count or s.metrics for s in self.segments)
         return tuple([Stage.BLOBS] * blobs + [Stage.ROWS] * rows)
+
+    def sinks(self, stage: Stage) -> frozenset[SinkName]:
+        """The sinks that the items of this stage are for. Some of them may be disabled."""
+        if stage is Stage.BLOBS:
+            return frozenset((SinkName.GCS,))
+        segments = self.segments
+        present = {
+            SinkName.CLICKHOUSE: any(segment.clickhouse for segment in segments),
+            SinkName.BIGQUERY: any(segment.facts_count for segment in segments),
+            SinkName.DATADOG: any(segment.metrics for segment in segments),
+            SinkName.DEAD_LETTER: bool(self.rejects),
+        }
+        return frozenset(sink for sink, is_present in present.items() if is_present)
 
     def halves(self) -> tuple[Batch, Batch] | None:
         """Splits the batch into two of similar size; returns None for a single message. The same batch always has

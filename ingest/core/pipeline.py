@@ -8,7 +8,8 @@ See docs/decisions/002-sans-io-core.md (no I/O), docs/decisions/005-deadline-per
 docs/decisions/008-blob-before-rows.md, docs/decisions/010-drain-then-fence.md, docs/decisions/014-same-cut.md.
 
 Modules: `partition` (one assigned partition), with `batching` (a batch until its cut), `flight` (after its cut),
-`ledger` (what may be committed) and `commits` (when); `backpressure` (whether to take messages).
+`ledger` (what may be committed) and `commits` (when); `backpressure` (whether to take messages); `probes` (which
+parked batch finds out whether its sinks work again).
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.backpressure import Backpressure, Change
 from ingest.core.cut_record import Budget
-from ingest.core.flight import Flight, Phase
+from ingest.core.flight import NO_SINKS, Flight, Phase
 from ingest.core.ledger import Ledger
 from ingest.core.limits import Limits
 from ingest.core.model import Batch, Drop, DropReason, OffsetRange, Reject, TopicPartition
 from ingest.core.partition import Partition
+from ingest.core.probes import Probes
 from ingest.core.rejects import Rejects
 from ingest.core.retry import retry_seconds
 
@@ -68,6 +70,7 @@ class Pipeline:
         self._ledger = Ledger()
         self._budget = Budget(limits.cut_record_bytes_max)
         self._backpressure = Backpressure(limits)
+        self._probes = Probes(limits)
         self.rejects = Rejects(limits)
         self._handlers: dict[type, Callable[[Any, float], Iterable[do.Command]]] = {
             on.MessageParsed: self._on_message,
@@ -313,9 +316,10 @@ class Pipeline:
         if found is None or found[1].stage != event.stage:
             return
         owned, flight = found
+        written = flight.unwritten
         for other in self.in_flight:
             if other is not flight:
-                other.observe_success(event.stage, now)
+                other.observe_success(event.stage, written, now)
         if not flight.advance():
             yield owned.settle(flight)
         elif flight.phase is Phase.FLUSHING:
@@ -328,7 +332,8 @@ class Pipeline:
         flight = self._current(event)
         if flight is not None:
             flight.misses = 0
-            park = self._park(flight, event.error, now, self.limits.retry_backoff_seconds_max)
+            failures = flight.fail(event.sinks)
+            park = self._park(flight, event.error, now, failures, self.limits.retry_backoff_seconds_max)
             yield flight.show(park, now)
             yield from self._progress(now)
 
@@ -345,7 +350,8 @@ class Pipeline:
             yield recut
         else:
             flight.misses = 0
-            self._park(flight, event.error, now, self.limits.undispatched_seconds_max)
+            flight.failures += 1
+            self._park(flight, event.error, now, flight.failures, self.limits.undispatched_seconds_max)
         yield from self._progress(now)
 
     def _current(self, event: on.FlushFailed | on.DispatchFailed) -> Flight | None:
@@ -357,11 +363,10 @@ class Pipeline:
         current = (flight.phase, flight.stage, flight.attempt) == (Phase.FLUSHING, event.stage, event.attempt)
         return flight if current else None
 
-    def _park(self, flight: Flight, error: str, now: float, cap_seconds: float) -> do.Park:
+    def _park(self, flight: Flight, error: str, now: float, failures: int, cap_seconds: float) -> do.Park:
         """Parks the batch until its retry, which frees its slot."""
-        flight.failures += 1
         first_seconds = self.limits.retry_backoff_seconds
-        return flight.park(error, now, retry_seconds(flight.batch.id, flight.failures, first_seconds, cap_seconds))
+        return flight.park(error, now, retry_seconds(flight.batch.id, failures, first_seconds, cap_seconds))
 
     def _on_retry(self, event: on.RetryRequested, now: float) -> Iterable[do.Command]:
         found = self._find(event.batch_id)
@@ -415,6 +420,7 @@ class Pipeline:
                 owned.take_end(now)
             owned.pass_gap()
             owned.commits.give_up(now)
+        self._probes.release(self.in_flight, now)
         yield from self._renew(now)
         yield from self._progress(now)
 
@@ -471,7 +477,9 @@ class Pipeline:
             flight.misses += flight.phase is Phase.FLUSHING
             if flight.phase is Phase.FLUSHING and flight.misses >= DEADLINE_MISSES_MAX:
                 error = self._missed_deadlines_error(flight)
-                return flight.show(self._park(flight, error, now, self.limits.retry_backoff_seconds_max), now)
+                failures = flight.fail(NO_SINKS)
+                park = self._park(flight, error, now, failures, self.limits.retry_backoff_seconds_max)
+                return flight.show(park, now)
             flight.phase = Phase.WAITING
         return None
 
@@ -508,6 +516,7 @@ class Pipeline:
             for flight in owned.flights.values():
                 if flight.phase is Phase.WAITING and flushing < self.limits.in_flight_batches_max:
                     flushing += 1
+                    self._probes.observe_start(flight, now)
                     yield flight.dispatch(now, self.limits.flush_deadline_seconds)
 
     def _release(self, now: float) -> Iterable[do.Command]:

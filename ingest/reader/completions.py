@@ -21,7 +21,7 @@ from tasks.coordination import Coordination
 from tasks.observe.loops import Loop, OnFailure, ignore
 from tasks.seals import Purpose, Unverified, warn
 from tasks.settings import Settings
-from tasks.wire import Completion, CompletionKind, Incompatible, decode_completion, reader_stream
+from tasks.wire import Completion, CompletionKind, Incompatible, decode_completion, known_sinks, reader_stream
 
 log = structlog.get_logger(__name__)
 
@@ -122,7 +122,9 @@ def as_event(completion: Completion) -> on.Event:
         case CompletionKind.DONE:
             return on.FlushSucceeded(batch_id, epoch, Stage(completion.stage))
         case CompletionKind.FAILED:
-            return on.FlushFailed(batch_id, epoch, Stage(completion.stage), completion.attempt, completion.error)
+            sinks = known_sinks(completion.sinks)
+            stage, attempt = Stage(completion.stage), completion.attempt
+            return on.FlushFailed(batch_id, epoch, stage, attempt, completion.error, sinks)
         case CompletionKind.RETRY:
             return on.RetryRequested(batch_id)
         case CompletionKind.ABANDONED:

@@ -12,6 +12,7 @@ Time advances only through `advance`. No threads run, and nothing is patched.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TypeVar
 
 from ingest.core import commands as do
@@ -20,6 +21,7 @@ from ingest.core.limits import Limits
 from ingest.core.model import Message, TopicPartition
 from ingest.core.parse import ParseRules, parse
 from ingest.core.pipeline import Pipeline
+from tasks.wire import SinkName
 
 PARTITION = TopicPartition("ingest-replay-recordings", 0)
 
@@ -103,10 +105,12 @@ class MockRuntime:
         """Completes the chord of that stage."""
         return self.handle_event(on.FlushSucceeded(dispatch.batch.id, dispatch.batch.epoch, dispatch.stage))
 
-    def fail(self, dispatch: do.Dispatch, error: str = "the sink failed") -> list[do.Command]:
-        """Fails the chord of that stage."""
-        batch = dispatch.batch
-        return self.handle_event(on.FlushFailed(batch.id, batch.epoch, dispatch.stage, dispatch.attempt, error))
+    def fail(
+        self, dispatch: do.Dispatch, error: str = "the sink failed", sinks: Iterable[SinkName] = ()
+    ) -> list[do.Command]:
+        """Fails the chord of that stage, because these sinks did not write; empty if it is unknown which."""
+        batch, stage, attempt = dispatch.batch, dispatch.stage, dispatch.attempt
+        return self.handle_event(on.FlushFailed(batch.id, batch.epoch, stage, attempt, error, frozenset(sinks)))
 
     def fail_dispatch(
         self, dispatch: do.Dispatch, error: str = "Redis is unavailable", *, too_large: bool = False

@@ -121,6 +121,7 @@ NOT_RUN = {
     "python -m benchmarks.bigquery_write": "minutes; test_storage_write.py writes with the same API",
     "python -m benchmarks.dispatch": "minutes; test_benchmarks.py asks it for help",
     "python -m benchmarks.end_to_end": "minutes; test_benchmarks.py runs it with fewer segments",
+    "python -m benchmarks.outage": "minutes; tests/unit/benchmarks/test_outage_figures.py has its figures",
     "python -m benchmarks.parse": "minutes; test_benchmarks.py asks it for help",
     "python -m benchmarks.rebalance": "minutes; tests/unit/benchmarks/test_rebalance_figures.py has its figures",
     "python -m benchmarks.scale_readers": "minutes; tests/unit/benchmarks/test_scale_figures.py has its figures",

@@ -44,7 +44,7 @@ DURATIONS = frozenset({"_waited_seconds"})
 OMITTED_ATTRIBUTES = frozenset(
     {
         *("limits", "_limits", "_handlers", "rejects", "since", "error", "shown", "shown_at", "_renewed_at"),
-        *("failures", "_acknowledged", "_source", "_ticked_at", "_cut_early_at"),
+        *("failures", "own_failures", "_acknowledged", "_source", "_ticked_at", "_cut_early_at", "_probes"),
     }
 )
 # Attempts are compared only with the attempts of chords, which `readers` does, except for the first attempt. Among
@@ -176,8 +176,8 @@ def unused_in(thing: object) -> frozenset[str]:
     """Returns the attributes of an object whose current values are overwritten before they are read."""
     if isinstance(thing, Builder) and not len(thing):
         return UNUSED_WHEN_EMPTY
-    if isinstance(thing, Flight) and thing.phase in (Phase.WAITING, Phase.RECORDING):
-        return UNUSED_WHEN_WAITING if thing.phase is Phase.WAITING else UNUSED_WHEN_RECORDING
+    if isinstance(thing, Flight) and thing.phase is Phase.WAITING:
+        return UNUSED_WHEN_WAITING
     if isinstance(thing, Partition):
         planned, started = bool(thing.builder.planned_ends), thing.began_at
         committable = thing._ledger.committable(thing.source)
@@ -189,8 +189,7 @@ def unused_in(thing: object) -> frozenset[str]:
 NOTHING: frozenset[str] = frozenset()
 # In an open batch without messages, `_stop` is only used to reject messages that are out of order.
 UNUSED_WHEN_EMPTY = frozenset({"_start", "_stop", "_started_at", "_waited_seconds"})
-UNUSED_WHEN_RECORDING = frozenset({"others_succeeded"})
-UNUSED_WHEN_WAITING = frozenset({"others_succeeded", "until"})
+UNUSED_WHEN_WAITING = frozenset({"own_cause", "until"})
 # Two attributes are read only in some states: the waiting time only if there is a plan, and the start only until
 # the committable offset has advanced.
 UNUSED_IN_PARTITION = {

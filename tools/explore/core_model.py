@@ -27,6 +27,7 @@ LIMITS = Limits(
     drain_deadline_seconds=1.0,
     retry_backoff_seconds=0.5,
     retry_backoff_seconds_max=0.5,
+    parked_probe_seconds=1e9,
     undispatched_seconds_max=0.5,
     commit_interval_seconds=0.5,
     commit_answer_seconds_max=1.0,

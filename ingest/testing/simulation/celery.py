@@ -18,7 +18,7 @@ from ingest.testing.simulation.redis import Redis
 from ingest.testing.simulation.sinks import Item, Sinks
 from ingest.testing.simulation.story import Story
 from tasks.errors import PermanentSinkError, TransientSinkError
-from tasks.wire import done_field
+from tasks.wire import done_field, known_sinks
 
 RETRIES_MAX = 2
 
@@ -153,8 +153,9 @@ class Fleet:
         missing = [name for name in chord.names if done_field(name) not in staged]
         if chord.error or missing:
             error = chord.error or f"marks missing: {missing}"
+            sinks = known_sinks(name.split("/")[1] for name in missing)
             self._add_completion(
-                chord, on.FlushFailed(chord.batch_id, chord.epoch, chord.stage, chord.attempt, error)
+                chord, on.FlushFailed(chord.batch_id, chord.epoch, chord.stage, chord.attempt, error, sinks)
             )
         else:
             self._add_completion(chord, on.FlushSucceeded(chord.batch_id, chord.epoch, chord.stage))

@@ -65,6 +65,7 @@ class Shape:
             drain_deadline_seconds=random.choice((0.5, 1.5, 3.0)),
             retry_backoff_seconds=0.5,
             retry_backoff_seconds_max=4.0,
+            parked_probe_seconds=Random(f"{seed}/probe").choice((1.0, 3.0, 15.0)),
             undispatched_seconds_max=1.0,
             parked_renew_seconds=1.0,
             commit_interval_seconds=0.5,

@@ -54,6 +54,40 @@ def test_it_opens_cools_probes_and_closes(fleet: Fleet) -> None:
     assert first.request_permit("clickhouse").kind == "closed"
 
 
+def test_a_failed_call_names_the_time_of_the_next_probe(fleet: Fleet) -> None:
+    """The report of a failure returns the wait until the next probe, and 0 while the breaker is closed."""
+    breaker = Breaker(connect(fleet.settings), fleet.settings)
+    waits = [
+        breaker.report("clickhouse", breaker.request_permit("clickhouse"), worked=False, error="503")
+        for _ in range(3)
+    ]
+
+    assert waits == [0.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("fleet_options", [{"BREAKER_FAILURES_MIN": "1", "BREAKER_COOL_SECONDS_MAX": "0.5",
+                                            "BREAKER_COOL_SECONDS": "0.5"}])  # fmt: skip
+def test_a_probe_that_hangs_does_not_delay_the_next_one(fleet: Fleet) -> None:
+    """A probe that has not ended after the longest cool-down does not block another one. When it is given up, the
+    wait counts from the newer probe's start, and the success of the newer one closes the breaker for good.
+    """
+    breaker = Breaker(connect(fleet.settings), fleet.settings)
+    breaker.report("clickhouse", breaker.request_permit("clickhouse"), worked=False)
+    permits: list[Permit] = []
+
+    def probed() -> bool:
+        permit = breaker.request_permit("clickhouse")
+        permits.extend([permit] * permit.granted)
+        return len(permits) == 2
+
+    fleet.wait(probed, "a second probe while the first one hangs")
+
+    hung, newer = permits
+    assert 0 < breaker.report("clickhouse", hung, worked=False) <= 0.5
+    assert breaker.report("clickhouse", newer, worked=True) == 0.0
+    assert state(fleet) == "closed"
+
+
 def test_failures_among_more_successes_do_not_open_it(fleet: Fleet) -> None:
     """Failures that are outnumbered by successes do not open the breaker, because they do not mean that the sink
     is unavailable.

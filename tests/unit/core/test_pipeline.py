@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from ingest.core import commands as do
@@ -10,6 +12,7 @@ from ingest.core.limits import RejectPolicy
 from ingest.core.model import CutReason, OffsetRange, Stage, TopicPartition
 from ingest.core.pipeline import Room
 from ingest.testing.runtime import PARTITION
+from tasks.wire import SinkName
 from tests.kit.batches import drop, reject, segment
 from tests.kit.core_reader import OTHER_PARTITION, Reader, ids, limits, reader
 
@@ -442,7 +445,7 @@ def test_a_failed_chord_parks_its_batch_with_a_growing_backoff() -> None:
 
     The parked entry contains the error.
     """
-    runtime = reader(retry_backoff_seconds=5.0, retry_backoff_seconds_max=300.0)
+    runtime = reader(retry_backoff_seconds=5.0, retry_backoff_seconds_max=300.0, parked_probe_seconds=600.0)
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
     waits = []
@@ -625,6 +628,96 @@ def test_a_batch_that_fails_while_others_succeed_keeps_its_backoff() -> None:
     runtime.settle_stages(after)
 
     assert stuck.batch.id not in {dispatch.batch.id for dispatch in runtime.dispatches()}
+
+
+def test_a_batch_with_its_own_cause_is_not_restarted_by_each_success() -> None:
+    """A batch that fails at once, while other batches succeed before and after, keeps its growing backoff."""
+    runtime = reader(batch_messages_max=1, retry_backoff_seconds=4.0, parked_probe_seconds=15.0)
+    runtime.segments(1)
+    (stuck,) = runtime.dispatches()
+    runtime.fail(stuck)
+    starts = 0
+    for _ in range(240):
+        runtime.segments(1)
+        runtime.acknowledge_commits()
+        for dispatch in runtime.take(do.Dispatch):
+            if dispatch.batch.id == stuck.batch.id:
+                starts += 1
+                runtime.fail(dispatch)
+            else:
+                runtime.settle_stages(dispatch)
+        runtime.advance(0.5)
+
+    # 4, 8, 16, 32 and 60 s with jitter, after one restart by the first success.
+    assert 3 <= starts <= 8
+
+
+def test_a_success_in_other_sinks_does_not_prove_that_the_failed_sink_works() -> None:
+    """A batch that waits for ClickHouse stays parked when a batch of dead letters is written, and is due when
+    another batch is written to ClickHouse.
+    """
+    runtime = reader(batch_messages_max=1, retry_backoff_seconds=60.0)
+    runtime.parsed(segment(0, blob=False), reject(1), segment(2, blob=False))
+    waiting, letters, rows = runtime.dispatches()
+    runtime.fail(waiting, sinks={SinkName.CLICKHOUSE})
+
+    runtime.settle_stages(letters)
+    assert runtime.dispatches() == []
+
+    runtime.settle_stages(rows)
+    assert ids(runtime.dispatches()) == ["0-1/rows#2"]
+
+
+def test_while_sinks_are_unavailable_one_parked_batch_is_retried_per_interval() -> None:
+    """After half an hour without a sink, the backoff of all batches is a minute, but one batch is started within
+    15 seconds; the longest parked comes first. The number of starts stays bounded.
+    """
+    runtime = reader(batch_messages_max=1, retry_backoff_seconds=5.0, retry_backoff_seconds_max=3600.0)
+    runtime.segments(4)
+    starts: list[tuple[float, str]] = []
+    while runtime.now < 3600.0:
+        for dispatch in runtime.dispatches():
+            starts.append((runtime.now, dispatch.batch.id))
+            runtime.fail(dispatch)
+        runtime.advance(0.5)
+
+    late = [(at, batch) for at, batch in starts if at >= 1800.0]
+    gaps = [after - before for (before, _), (after, _) in pairwise(late)]
+    assert max(gaps) <= 15.5
+    assert 4 * 25 <= len(late) <= 4 * 30 + 8
+    assert len({batch for _, batch in late}) == 4
+
+
+def test_a_batch_with_its_own_cause_is_not_a_probe() -> None:
+    """A batch that failed while others succeeded waits for its backoff, not for the interval of the probes."""
+    runtime = reader(batch_messages_max=1, retry_backoff_seconds=600.0, retry_backoff_seconds_max=600.0)
+    runtime.segments(2)
+    stuck, other = runtime.dispatches()
+    runtime.flush(other)
+    runtime.fail(stuck)
+
+    for _ in range(280):
+        runtime.advance(1.0)
+
+    assert runtime.take(do.Dispatch) == []
+
+
+def test_a_batch_that_fails_just_after_the_recovery_is_retried_soon() -> None:
+    """The failures during an outage do not lengthen the backoff of a batch that fails as others succeed again."""
+    runtime = reader(batch_messages_max=1, retry_backoff_seconds=4.0, retry_backoff_seconds_max=300.0)
+    runtime.segments(2)
+    unlucky, first = runtime.dispatches()
+    for _ in range(6):
+        runtime.fail(unlucky)
+        runtime.handle_event(on.RetryRequested(unlucky.batch.id))
+        (unlucky,) = runtime.dispatches()
+    runtime.take(do.Park)
+
+    runtime.succeed(first)
+    runtime.fail(unlucky)
+
+    (park,) = runtime.take(do.Park)
+    assert park.retry_seconds <= 4.0
 
 
 def test_an_operator_can_retry_a_parked_batch_now() -> None:
