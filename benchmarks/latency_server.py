@@ -11,8 +11,8 @@ A script is a list of rules for failures, tried in order. A rule has `sink` (gcs
 (each n-th request of that sink) or `first` and `last` (positions, from 1), `status` (default 503) and
 `retry_after_seconds`. With `drop`, the write is performed, but the connection is closed without a response.
 
-GET /_seen returns counts and bytes by sink; with ?objects=1, it also returns the arrival time of each object
-(Unix seconds). PUT /_script replaces the script, and PUT /_latency the latency in ms. POST /_reset deletes
+GET /_seen returns counts and bytes by sink; with ?objects=1, it also returns the arrival time of each object (Unix
+seconds). PUT /_script replaces the script, and PUT /_latency sets the latency, in ms. POST /_reset deletes
 everything except the script.
 """
 

@@ -311,7 +311,7 @@ def killed(fleet: Fleet, watch: Watch, load: Load) -> None:
 
 
 def killed_with_redis(fleet: Fleet, watch: Watch, load: Load) -> None:
-    """Runs the case `killed`, in which Redis also loses all data: staged batches, queues and done marks."""
+    """Runs the case `killed`, and in addition Redis loses all data: staged batches, queues and done marks."""
     _kill(fleet, watch, _two(watch, load))
     connect(fleet.settings).flushdb()
     watch.wait_shares(one=SOURCE_PARTITIONS)

@@ -6,16 +6,17 @@
 The simulation is benchmarks/scale_out_model.py; it starts no servers.
 
 The check measures the CPU time per segment with 1, 2, 4 and 8 readers at the same total rate, with 8 partitions,
-on all cores, and with 1, 2 and 4 groups of readers and workers, each with its own Redis. A first run measures
-what each reader and each worker needs without load. The check runs twice:
+on all cores, and with 1, 2 and 4 groups of readers and workers, each with its own Redis. A first run measures the
+CPU time that each reader and each worker needs without load. The check runs twice:
 
 - With *equal batches* (no early cuts), batches are the same with any number of readers. A segment may cost as
-  much as with one part, plus what the added processes need without load.
+  much as with one reader or one group, plus what the added processes need without load.
 - With *early cuts*, the default, more readers have smaller batches, because each of them more often has nothing in
   flight, and fewer segments share the fixed cost of a batch. The model takes the cost per segment and per batch
   from the first and the last run, at the batch sizes of the simulation, and must predict the runs between them.
 
-The exit code is 1 if a run costs more than predicted by `--tolerance` (30 %), or, with early cuts, less.
+The exit code is 1 if the cost of a run exceeds the prediction by more than `--tolerance` (30 %), or, with early
+cuts, if it is lower by more than that.
 """
 
 from __future__ import annotations
@@ -131,12 +132,12 @@ def judged(rows: list[dict[str, Any]], rate: float, tolerance: float) -> dict[st
 
 
 def active(row: dict[str, Any]) -> dict[str, float]:
-    """Microseconds per segment by role, without those that the processes need without load."""
+    """Returns the microseconds per segment by role, minus what the processes would need without load."""
     return {role: max(0.0, float(row["micros"][role] - row["idle"][role])) for role in ROLES}
 
 
 def total(row: dict[str, Any]) -> float:
-    """Microseconds per segment of all roles."""
+    """Returns the microseconds per segment of all roles."""
     return float(sum(row["micros"].values()))
 
 
@@ -203,7 +204,7 @@ def main() -> int:
     parser.add_argument("--rates", type=numbers, default=[350, 1_000, 10_000, 100_000, 1_000_000])
     parser.add_argument("--layout", choices=("segment", "packed"), default="segment")
     parser.add_argument("--utilisation", type=float, default=0.6, help="share of each core to use")
-    parser.add_argument("--costs", type=Path, help="JSON file of --check, for its costs")
+    parser.add_argument("--costs", type=Path, help="take the costs from this JSON file, written by --check")
     parser.add_argument("--check", action="store_true", help="measure the costs with several readers and shards")
     parser.add_argument("--rate", type=float, default=300.0, help="segments per second of the check")
     parser.add_argument("--seconds", type=float, default=20.0, help="measured time of each run")

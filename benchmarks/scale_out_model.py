@@ -5,11 +5,12 @@ ingest/core/pipeline.py, `due` and `due_early` in ingest/core/batching.py): a ba
 it is 2 s old, or when it is 0.5 s old and the reader has nothing in flight, at most 8 times per second. Messages
 arrive at equal intervals; a batch is in flight for a base time plus its workers' CPU time.
 
-Queues: reader and Redis are M/D/1 (one thread, random arrivals, constant service time). The worker processes of a
-shard are M/D/c, by Sakasegawa's approximation with half the wait of exponential service times.
+Queues: the reader and Redis are modelled as M/D/1 (one thread, random arrivals, constant service time). The worker
+processes of a shard are M/D/c, by Sakasegawa's approximation with half the wait of exponential service times.
 
-Everything is sized for `utilisation` of each core. Costs per segment shrink with the batch size, so sizes and
-batch size are computed in turn until they agree.
+The numbers of processes are chosen so that the load of each core is at most `utilisation`. The cost per segment
+decreases as batches grow, so the numbers of processes and the batch size are computed alternately until they
+agree.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ class Cost:
 
     @classmethod
     def through(cls, one: tuple[float, float], other: tuple[float, float]) -> Cost:
-        """Returns the cost that gives two observations of (segments per batch, microseconds per segment).
+        """Returns the cost that explains two observations of (segments per batch, microseconds per segment).
 
-        Nothing is below 0: if the cost does not fall with the size of the batch, all of it is per segment.
+        Neither part is negative: if the cost does not fall with the size of the batch, all of it is per segment.
         """
         (small, dear), (large, cheap) = sorted((one, other))
         if large <= small or dear <= cheap:
@@ -52,7 +53,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Quotas:
-    """What the stores accept, as their vendors document it. All are parameters of the simulation.
+    """The limits of the stores, as documented by their vendors. All of them are parameters of the simulation.
 
     `gcs_writes`: object writes per second of a new bucket, doubled at most every `gcs_doubling_minutes`
     (https://cloud.google.com/storage/docs/request-rate). `clickhouse_inserts`: inserts per second and server
@@ -71,7 +72,7 @@ class Quotas:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Everything that the simulation depends on.
+    """The inputs of the simulation.
 
     Costs are those of docs/performance.md with all sinks (561, 363 and 66 microseconds in batches of 650), split
     by benchmarks/dispatch.py and by the check of benchmarks/scale_out.py; measure your own. `value_bytes`: bytes
@@ -264,7 +265,7 @@ def cores(rate: float, micros: float, utilisation: float) -> int:
 def sinks(rate: float, size: float, processes: int, inputs: Inputs) -> dict[str, dict[str, float]]:
     """Returns the load of each sink, its quota, and their ratio, by sink.
 
-    For Cloud Storage, also the time in which a new bucket must be brought to this rate.
+    For Cloud Storage, also returns the time over which the load on a new bucket must be increased to this rate.
     """
     batches, quotas = rate / size, inputs.quotas
     writes = rate if inputs.layout == "segment" else batches * inputs.retention_classes

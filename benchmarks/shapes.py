@@ -43,9 +43,9 @@ class Shape:
     group.
 
     `rate`: segments produced per second while the system runs; 0 to produce all of them before it starts.
-    `idle_seconds`: measure what the system needs for this long after everything is committed, instead of the load.
-    `by_uploads`: progress is the number of uploads at the latency server instead of committed
-    segments, and the run ends with the measurement, because rejected messages are not uploaded.
+    `idle_seconds`: instead of the load, measure for this long what the system needs when everything is committed.
+    `by_uploads`: progress is the number of uploads at the latency server instead of committed segments, and the
+    run ends with the measurement, because rejected messages are not uploaded.
     """
 
     system: str = "ours"

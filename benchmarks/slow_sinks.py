@@ -1,16 +1,15 @@
-"""Compares the throughput with slow sinks with its prediction from what is in flight.
+"""Compares the throughput with slow sinks to a prediction that is based on the amount of work in flight.
 
     python -m benchmarks.slow_sinks [--latencies-ms 100,500] [--json FILE]
 
-The formula is in benchmarks/slow_sinks_model.py. The rate with a latency of 1 ms is measured for each setting
-first: nothing can be faster. The table then has the predicted and the measured rate for the default settings
-with one worker process and for raised settings. In both, batches have up to 256 messages and are cut only when
-they are full, so that a short run has many equal batches. Rates are those of uploads at the store, because
-commits advance by whole batches. The limits by batches and bytes in flight are computed and printed, but no run
-reaches them.
+The formula is in benchmarks/slow_sinks_model.py. First, the rate with a latency of 1 ms is measured for each
+setting, as an upper bound. The table then has the predicted and the measured rate for the default settings with
+one worker process and for raised settings. In both, batches have up to 256 messages and are cut only when they are
+full, so that a short run has many equal batches. Rates are those of uploads at the store, because commits advance
+by whole batches. The limits by batches and bytes in flight are computed and printed, but no run reaches them.
 
-The exit code is 1 if a measured rate differs from its prediction by more than the tolerance, 25 %. If the machine
-is the limit, the sinks are not, so only a rate that is more than 40 % below the prediction counts.
+The exit code is 1 if a measured rate differs from its prediction by more than the tolerance, 25 %. If the
+predicted limit is the machine and not a sink, only a rate that is more than 40 % below the prediction counts.
 """
 
 from __future__ import annotations
@@ -34,7 +33,8 @@ TOLERANCE = 0.25
 CAPACITY_TOLERANCE = 0.4
 RUN_SECONDS = 8
 CAPACITY_RATE = 500.0
-# Rows are staged with the recording. In the profile `small`, a segment is staged as about twice its value.
+# Rows are staged with the recording. In the profile `small`, the staged segment is about twice as large as its
+# value.
 STAGED_BYTES_SHARE = 2.0
 SEGMENTS_MAX = 6 * 1024
 BATCH_MESSAGES = 256

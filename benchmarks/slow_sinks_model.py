@@ -12,7 +12,7 @@ Derived from the code, for the layout `segment`:
   to half (ingest/core/backpressure.py), so on average three quarters of the limit are in flight. Open batches,
   half full on average, one per partition, count as bytes in flight but are not being flushed.
 
-The lowest of these, and of the rate that the machine can process at all, is the prediction.
+The prediction is the lowest of these rates and of the rate that the machine can process.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from ingest.settings import Settings
 
 IN_FLIGHT_SHARE = 0.75
 RECORD_SECONDS = 0.03
-# From the end of a task to the start of the next one in the same process: the message is fetched from Redis. It
-# was 0.1 s in most cases, and sometimes 1 s, which is the time that Celery's transport waits in one BRPOP.
+# The time from the end of a task to the start of the next task in the same process, in which the message is
+# fetched from Redis. It was 0.1 s in most cases, and sometimes 1 s, which is the time that Celery's transport
+# waits in one BRPOP.
 TASK_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What the prediction depends on. Sizes are in bytes, times in seconds.
+    """The inputs of the prediction. Sizes are in bytes, times in seconds.
 
     `segment_bytes`: staged bytes of a segment. `capacity`: segments per second without latency. `row_requests`:
-    requests one after another in the slowest task of the rows, 0 without sinks for rows.
+    number of consecutive requests in the slowest task of the rows; 0 without sinks for rows.
     """
 
     latency_seconds: float

@@ -353,7 +353,9 @@ def fault_of(error: BaseException) -> Fault:
 
 
 def advice(error: BaseException) -> str:
-    """Returns advice for a Redis that does not respond or refuses; for other errors, states where to look."""
+    """Returns advice for a Redis that does not respond or that refuses the client; for other errors, states where
+    to look.
+    """
     if isinstance(error, AuthenticationError):
         return WHAT_TO_DO[Server.REDIS, Cause.LOGIN]
     if isinstance(error, NoPermissionError):

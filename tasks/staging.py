@@ -198,8 +198,8 @@ class Staging:
         return batch_key(batch_id, digest, self._prefix)
 
     def now(self) -> float:
-        """Returns the time of the Redis clock, Unix seconds, because a task's deadline is set on one machine and
-        evaluated on another.
+        """Returns the time of the Redis clock, in Unix seconds. This clock is used because a task's deadline is
+        set on one machine and evaluated on another.
         """
         return redis_now(self.client)
 

@@ -95,7 +95,7 @@ class TrendWriter:
 
 
 def trend(client: Any, prefix: str, now: float) -> Trend:
-    """Returns the last hour, up to the bucket of `now`. Raises RedisError."""
+    """Returns the trend of the last hour, up to the bucket of `now`. Raises RedisError."""
     last = int(now // BUCKET_SECONDS)
     buckets = range(last - BUCKETS + 1, last + 1)
     pipe = client.pipeline(transaction=False)

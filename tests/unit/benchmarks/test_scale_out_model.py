@@ -1,4 +1,4 @@
-"""The simulation of a deployment beyond one machine, and how the check judges its cost model."""
+"""Tests the simulation of a deployment beyond one machine, and how the check judges its cost model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def test_without_early_cuts_a_batch_holds_what_arrives_in_two_seconds() -> None:
 
 
 def test_more_readers_have_smaller_batches() -> None:
-    """A reader with fewer partitions more often has nothing in flight, and then cuts after half a second."""
+    """A reader with fewer partitions has nothing in flight more often, so it cuts more batches after half a
+    second.
+    """
     sizes = [batch_segments(INPUTS, 8 / readers, 37.5) for readers in (1, 2, 4, 8)]
 
     assert sizes == sorted(sizes, reverse=True)
@@ -65,7 +67,7 @@ def test_a_larger_pool_waits_less() -> None:
 
 
 def test_costs_are_split_by_two_batch_sizes() -> None:
-    """Two observations give the cost per segment and per batch, in either order."""
+    """The costs per segment and per batch are computed from two observations, which may be in either order."""
     cost = Cost(500.0, 3000.0)
     small, large = (10.0, cost.at(10)), (100.0, cost.at(100))
 
@@ -79,7 +81,7 @@ def test_a_cost_that_does_not_fall_with_the_batch_is_per_segment() -> None:
 
 @pytest.mark.parametrize("rate", [350.0, 10_000.0, 1_000_000.0])
 def test_a_plan_has_room_on_every_part(rate: float) -> None:
-    """No part is loaded above the chosen share, and every reader has a partition."""
+    """No reader, worker or Redis is loaded above the chosen share, and every reader has a partition."""
     found = plan(rate, INPUTS)
 
     assert max(found.reader_load, found.worker_load, found.redis_load) <= INPUTS.utilisation
@@ -89,7 +91,9 @@ def test_a_plan_has_room_on_every_part(rate: float) -> None:
 
 
 def test_a_million_segments_need_more_than_a_bucket_accepts_at_first() -> None:
-    """One object per segment needs a ramp of 20 minutes per doubling; packed objects need far fewer writes."""
+    """With one object per segment, the load on a new bucket may double only every 20 minutes; packed objects need
+    far fewer writes.
+    """
     segment = plan(1_000_000.0, INPUTS).sinks["gcs writes/s"]
     packed = plan(1_000_000.0, replace(INPUTS, layout="packed")).sinks["gcs writes/s"]
 
@@ -120,7 +124,7 @@ def test_equal_batches_may_not_cost_more_with_more_parts() -> None:
 
 
 def test_added_processes_may_cost_what_they_need_without_load() -> None:
-    """Eight readers need eight times what one needs without load, and that is predicted."""
+    """Without load, eight readers need eight times the CPU time of one reader, which the prediction includes."""
     rows = [row("equal batches", "readers", 1, 110.0, 10.0), row("equal batches", "readers", 8, 180.0, 80.0)]
 
     judged(rows, 300.0, tolerance=0.01)
@@ -130,7 +134,9 @@ def test_added_processes_may_cost_what_they_need_without_load() -> None:
 
 
 def test_growth_with_early_cuts_must_be_predicted() -> None:
-    """The first and the last run give the model; a run in between that differs from it fails."""
+    """The model is derived from the first and the last run, and a run in between that differs from the model is
+    reported.
+    """
     cost = Cost(100.0, 2000.0)
     sizes = {number: batch_segments(INPUTS, 8 / number, 37.5) for number in (1, 2, 4, 8)}
     rows = [row("early cuts", "readers", number, cost.at(size) + 5, 5.0) for number, size in sizes.items()]

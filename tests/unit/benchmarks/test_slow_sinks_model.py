@@ -1,4 +1,4 @@
-"""What limits the throughput with slow sinks."""
+"""Tests which limit determines the predicted throughput with slow sinks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ CASE = Case(
 
 
 def test_a_task_uploads_in_waves() -> None:
-    """A task with more uploads than connections takes a latency per wave; the last wave may be short."""
+    """A task with more uploads than connections uploads in waves and takes one latency per wave, even if the last
+    wave is small.
+    """
     first, second = CASE.task_seconds
 
     assert first == pytest.approx(8 * 0.5 + TASK_SECONDS)
@@ -36,7 +38,7 @@ def test_a_task_uploads_in_waves() -> None:
 
 
 def test_uploads_limit_the_default_settings() -> None:
-    """64 connections with half a second each are 128 uploads per second and process."""
+    """With a latency of half a second, 64 connections allow 128 uploads per second and process."""
     assert CASE.predicted[0] == "uploads"
     assert CASE.predicted[1] == pytest.approx(128, rel=0.05)
     assert replace(CASE, processes=4).predicted[1] == pytest.approx(4 * CASE.by_uploads)
@@ -49,9 +51,10 @@ def test_the_machine_limits_raised_settings_with_a_fast_store() -> None:
 
 
 def test_bytes_in_flight_limit_many_processes() -> None:
-    """Three quarters of the bytes in flight, without the open batches, divided by the time of a batch.
+    """The rate is three quarters of the bytes in flight, minus the open batches, divided by the time that a batch
+    takes.
 
-    Twice the bytes in flight are more than twice the throughput, because the open batches remain the same.
+    If the bytes in flight are doubled, the throughput more than doubles, because the open batches remain the same.
     """
     few = replace(
         CASE, processes=32, in_flight_bytes_max=8 * MiB, batch_messages_max=60, in_flight_batches_max=1000
@@ -64,14 +67,14 @@ def test_bytes_in_flight_limit_many_processes() -> None:
 
 
 def test_batches_in_flight_limit_small_batches() -> None:
-    """With small batches, their number is reached before the bytes."""
+    """With small batches, the limit on batches in flight is reached before the limit on bytes."""
     small = replace(CASE, processes=32, batch_messages_max=20)
 
     assert small.predicted[0] == "batches in flight"
 
 
 def test_rows_are_written_after_the_uploads() -> None:
-    """Sinks for rows prolong a batch by their requests, one after another."""
+    """With sinks for rows, a batch is in flight for longer, by the time of their consecutive requests."""
     rows = replace(CASE, row_requests=3)
 
     assert rows.batch_seconds == pytest.approx(CASE.batch_seconds + 1.5 + TASK_SECONDS)

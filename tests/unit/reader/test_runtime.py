@@ -415,7 +415,9 @@ def test_outcomes_after_an_unusual_message_are_kept_in_order() -> None:
 
 
 def parse_ahead(bench: Bench) -> None:
-    """Makes the parser take two messages in advance of those whose outcomes it returns, as parser processes do."""
+    """Makes the parser take two more messages before it returns the outcomes of the previous two, as parser
+    processes do.
+    """
     lazily = bench.parse
 
     def parse(fetched: Iterable[Message]) -> Iterator[on.MessageParsed | Unusual]:
@@ -430,7 +432,9 @@ def parse_ahead(bench: Bench) -> None:
 
 
 def test_messages_taken_in_advance_stay_in_order_if_there_is_no_more_room() -> None:
-    """If room runs out while the parser has messages taken in advance, later messages are kept after them."""
+    """If the bound is reached while the parser holds messages that it took in advance, later messages are queued
+    after them.
+    """
     bench = Bench(in_flight_bytes_max=250, batch_messages_max=1)
     parse_ahead(bench)
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
@@ -446,7 +450,9 @@ def test_messages_taken_in_advance_stay_in_order_if_there_is_no_more_room() -> N
 
 
 def test_messages_taken_in_advance_of_an_unusual_one_stay_in_order() -> None:
-    """If a message is unusual while the parser has messages taken in advance, later messages wait after those."""
+    """If a message is unusual while the parser holds messages that it took in advance, later messages are queued
+    after them.
+    """
     bench = Bench(batch_messages_max=100)
     bench.unusual = {1}
     parse_ahead(bench)

@@ -273,7 +273,9 @@ def test_a_child_that_hangs_with_two_requests_loses_nothing(
 def test_results_that_were_not_taken_are_discarded(
     start: Callable[..., ProcessParser], inline_parser: InlineParser, load: list[bytes], taken: int
 ) -> None:
-    """If the caller stops early, the answers to requests made in advance are not taken for those of later ones."""
+    """If the caller stops early, the answers to requests that were sent in advance are not mistaken for answers to
+    later requests.
+    """
     parser = start(1)
     former, sent = messages(load[:40]), messages(load[40:60], first_offset=40)
     expected = outcomes(inline_parser, sent)
@@ -308,7 +310,9 @@ def test_a_call_ends_an_earlier_call_that_was_not_closed(
 def test_a_bounded_number_of_messages_is_taken_in_advance(
     start: Callable[..., ProcessParser], load: list[bytes]
 ) -> None:
-    """A message is taken only if the results of all messages before the last two requests have been taken."""
+    """The parser takes messages in advance of the results that the caller has taken, but at most two requests per
+    child.
+    """
     parser = start(2)
     sent = messages(load[:100])
     taken = 0
@@ -328,8 +332,8 @@ def test_a_bounded_number_of_messages_is_taken_in_advance(
 def test_long_requests_and_long_results_do_not_block_each_other(
     start: Callable[..., ProcessParser], inline_parser: InlineParser
 ) -> None:
-    """Requests with long headers are sent while the child waits for the reader to take a long result, because only
-    the place of a request is sent through the socket.
+    """Requests with long headers are sent while the child waits for the reader to take a long result, because the
+    socket carries only the location of a request in shared memory.
     """
     header = ("trace", b"x" * 100_000)
     body = recording([click_event() for _ in range(2_000)])
@@ -341,7 +345,7 @@ def test_long_requests_and_long_results_do_not_block_each_other(
 
 
 def replace_headers(message: Message, header: tuple[str, bytes]) -> Message:
-    """The message with this header."""
+    """Returns the message with this header."""
     return msgspec.structs.replace(message, headers=(header,))
 
 
