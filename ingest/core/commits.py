@@ -74,8 +74,8 @@ class Commits:
     def acknowledge(self, event: on.Committed) -> bool:
         """Handles a commit that the broker stored.
 
-        Returns False if the stored commit is not the one in progress: then a timed-out commit was stored after
-        all, possibly over a newer commit, so the newer commit is resent.
+        Returns False if the stored commit is not the one in progress. In that case, a timed-out commit was stored
+        after all, possibly over a newer commit, so the newer commit is resent.
         """
         if not self._end_commit(event):
             self._stored = None

@@ -54,7 +54,7 @@ class Installation:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment variables of the release's programs, which prevent imports from this process's
+        """The environment variables of the release's programs, which prevent them from importing this process's
         release.
         """
         return {} if self.folder is None else {"PYTHONPATH": ""}
