@@ -301,6 +301,12 @@ class Settings(BaseSettings):
     )
 
     # Flower
+    task_events: bool = Field(
+        True,
+        description="Workers publish an event for each step of a task, from which Flower lists tasks. If false, "
+        "Flower shows no tasks, but still shows parked batches, workers and queues, and workers use less CPU. "
+        "Give workers and Flower the same value.",
+    )
     flower_host: str = Field("127.0.0.1", min_length=1, description="Listen address of Flower.")
     flower_port: int = Field(5555, ge=0, le=65535, description="Port of Flower; 0 picks a free one.")
     flower_basic_auth: SecretStr = Field(

@@ -147,6 +147,8 @@ def deadlines(settings: Settings) -> Iterable[Finding]:
             f"({RUN_CALLS_MAX} times the sink timeout, {run_seconds_max:g} s): running tasks would be redelivered",
             "raise REPLAYS_TASK_VISIBILITY_SECONDS or lower REPLAYS_SINK_TIMEOUT_SECONDS",
         )
+    if not settings.task_events:
+        yield Finding("task events", Severity.OK, "off (REPLAYS_TASK_EVENTS): Flower lists no tasks")
 
 
 def is_loopback(host: str) -> bool:

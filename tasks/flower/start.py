@@ -132,6 +132,8 @@ def options(settings: Settings) -> dict[str, Any]:
         "port": settings.flower_port,
         "tasks_columns": "name,state,kwargs,received,started,runtime,retries,exception,worker,uuid",
         "max_tasks": 20_000,
+        # Otherwise Flower tells all workers every few seconds to publish task events.
+        "enable_events": settings.task_events,
         "purge_offline_workers": 600,
     }
 

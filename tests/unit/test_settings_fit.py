@@ -10,6 +10,7 @@ import pytest
 from ingest.core.limits import Limits, RejectPolicy
 from ingest.core.parse import ParseRules
 from ingest.operate.check import deadlines
+from ingest.operate.finding import Severity
 from ingest.reader.configuration import limits_of, rules_of
 from ingest.settings import Settings
 
@@ -52,6 +53,14 @@ def test_a_configured_bound_reaches_the_core(name: str) -> None:
 def test_the_defaults_are_consistent() -> None:
     """The defaults are consistent, so `check` reports nothing for an unconfigured installation."""
     assert list(deadlines(Settings())) == []
+
+
+def test_check_says_that_flower_lists_no_tasks_without_events() -> None:
+    """If task events are off, `check` says what Flower does not show, without a warning."""
+    (finding,) = deadlines(Settings(task_events=False))
+
+    assert finding.level is Severity.OK
+    assert "Flower lists no tasks" in finding.said
 
 
 def test_check_names_inconsistent_settings() -> None:

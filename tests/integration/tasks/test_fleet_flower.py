@@ -151,3 +151,31 @@ def test_flower_requires_a_safe_login(values: dict[str, str]) -> None:
     """If the password is missing or guessable, or access is open, the error names the setting to set instead."""
     with pytest.raises(FlowerRefused, match="REPLAYS_FLOWER_"):
         options(Settings(**values))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("fleet_options", "expected"), [({"TASK_EVENTS": "false"}, False), ({}, True)])
+def test_task_events_are_published_only_if_they_are_enabled(fleet: Fleet, flower: Ask, expected: bool) -> None:
+    """Without task events, no event is published although Flower runs, and Flower lists no tasks. Its page of
+    parked batches works either way.
+    """
+    events = fleet.client.pubsub()
+    events.psubscribe("*celeryev/task.*")
+    fleet.script("clickhouse", "transient")
+    dispatcher = fleet.dispatcher()
+    fleet.worker()
+    fleet.wait(lambda: json.loads(flower("/api/workers?refresh=1")[1]), "Flower to know the worker")
+    batch = make_batch()
+    failed = fleet.settle(dispatcher, batch, Stage.ROWS)
+    assert isinstance(failed, on.FlushFailed)
+    dispatcher.submit(do.Park(batch, Stage.ROWS, 1, failed.error, 300.0))
+    fleet.wait(lambda: fleet.client.hexists("replays:parked", batch.id), "the batch to be parked")
+
+    page = flower("/parked")
+
+    assert page[0] == 200
+    assert batch.id in page[1]
+    if expected:
+        fleet.wait(lambda: json.loads(flower("/api/tasks")[1]), "Flower to list the task")
+    found = list(iter(lambda: events.get_message(timeout=0.0), None))
+    assert any(message["type"] == "pmessage" for message in found) is expected
+    assert bool(json.loads(flower("/api/tasks")[1])) is expected
