@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING, Any
 from redis import Connection, ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.backoff import ExponentialBackoff
 from redis.connection import PythonRespSerializer  # type: ignore[attr-defined]  # types-redis is older
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import (  # type: ignore[attr-defined]  # types-redis is older
+    AuthenticationError,
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
@@ -78,11 +88,20 @@ def away_code(error: BaseException) -> str:
     return ""
 
 
+# redis-py removes these codes from the text, and version 7 shows them only by the class. Subclasses come first.
+_CODE_OF_CLASS: dict[type[BaseException], str] = {
+    BusyLoadingError: "LOADING",
+    MasterDownError: "MASTERDOWN",
+    ClusterDownError: "CLUSTERDOWN",
+    OutOfMemoryError: "OOM",
+    ReadOnlyError: "READONLY",
+}
+
+
 def _code(error: BaseException) -> str:
-    """Returns the first word of an error. For codes that it maps to exceptions, redis-py removes the word from the
-    text.
-    """
-    return getattr(error, "status_code", None) or str(error).partition(" ")[0]
+    """Returns the code of an error, which is the first word of its text unless redis-py removed it."""
+    known = next((code for kind, code in _CODE_OF_CLASS.items() if isinstance(error, kind)), "")
+    return known or getattr(error, "status_code", None) or str(error).partition(" ")[0]
 
 
 class _Checked:

@@ -24,6 +24,7 @@ LIBRARIES = GOOGLE | {
     "google.cloud.bigquery_storage_v1",
     "google.cloud.storage",
     "numpy",
+    "opentelemetry.sdk",
     "pandas",
     "pyarrow",
     "pycurl",
