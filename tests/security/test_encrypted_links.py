@@ -251,7 +251,7 @@ def test_a_topic_without_a_grant_stays_closed(kafka: JavaKafka, fresh_name: Call
     found = findings(variables)
 
     assert found["kafka"].level == "ok"
-    assert found[f"topic {topic}"].bad
+    assert found[f"topic {topic}"].is_bad
     with pytest.raises(SinkError, match=f"{topic}-dlq"):
         write_letter(settings_of(variables))
 
@@ -278,7 +278,7 @@ def test_check_reports_why_the_broker_refuses(kafka: JavaKafka, wrong: str):
 
     found = findings(variables)["kafka"]
 
-    assert found.bad
+    assert found.is_bad
     assert re.search(expected, found.said), found.said
     assert KAFKA_PASSWORD not in found.said
 

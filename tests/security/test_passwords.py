@@ -88,7 +88,7 @@ def test_every_finding_of_check_hides_secrets(monkeypatch: pytest.MonkeyPatch):
 
     findings = run(Settings())
 
-    assert any(finding.bad for finding in findings)
+    assert any(finding.is_bad for finding in findings)
     assert not any("word-1" in text for finding in findings for text in finding.as_dict().values())
 
 

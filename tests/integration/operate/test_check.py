@@ -143,7 +143,7 @@ def test_staging_and_tasks_are_checked_and_nothing_is_left(fleet: Fleet) -> None
     """`check` stages a batch and runs a task in a worker, and no key remains in Redis."""
     before = set(fleet.client.keys("*"))
 
-    for found in (only(rehearsal.check_staging(fleet.settings)), only(rehearsal.task(fleet.settings))):
+    for found in (only(rehearsal.check_staging(fleet.settings)), only(rehearsal.check_task(fleet.settings))):
         assert found.level is Severity.OK, found
 
     # The remaining keys are those with which clients verify that Redis accepts writes. These keys expire within
