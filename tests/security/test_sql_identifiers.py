@@ -33,7 +33,7 @@ EXCLUDED_FOLDER = "ingest/local/"  # The embedded servers run the SQL that they 
 
 # The expressions that are interpolated into SQL, by file, except literal numbers.
 CONSTANTS = {"TABLE", "PROJECT_ID", "PROBE_UUID", "RELEASES_MAX", "SEGMENTS_MAX", "4 * SEGMENTS_MAX"}
-FRAGMENTS = {"where", "having", "_AMONG", "_AMONG_DAYS", "_FACTS", "self._which", "SEARCHED"}
+FRAGMENTS = {"where", "having", "_SELECTED_REPLAYS", "_SELECTED_ROWS", "_FACTS", "self._which", "SEARCHED_TEXT"}
 """Our own text with placeholders, built next to the statement."""
 INTEGERS = re.compile(r"^(number|limit \+ 1|int\(\w+\)|max\(0, .*\)|min\(UINT32_MAX, .*\))$")
 KNOWN_EXPRESSIONS: dict[str, set[str]] = {
@@ -63,7 +63,7 @@ KNOWN_EXPRESSIONS: dict[str, set[str]] = {
     "ingest/operate/backfill/facts.py": {"columns", "self._table", "what"},
     # These are our own columns with placeholders.
     "ingest/web/replays.py": {"clicked", "column"},
-    "ingest/web/segments.py": {"CLICK", "TAP", "ERRORS_MAX"},
+    "ingest/web/segments.py": {"IS_CLICK", "IS_TAP", "ERRORS_MAX"},
     "tasks/migrate/bigquery.py": {"table.project", "table.dataset_id", "table.table_id"},
     "tasks/migrate/clickhouse.py": {"database"},
     # The table is one of TABLES_OF_SINK, which a test below verifies. The partition is ClickHouse's own value.
