@@ -60,9 +60,9 @@ class Scheme(StrEnum):
 class RedisAddress:
     """The address of a Redis server, or of its Sentinels.
 
-    `hosts`: (host, port) of the server or of each Sentinel; empty for a socket, which has a `path`.
-    `verification` of the server's certificate: required, optional or none.
-    `options`: the names of the options in the URL.
+    `hosts`: host and port of the server or of each Sentinel; empty for a socket, which has a `path`.
+    `verification` of the server's certificate: required, optional or none. `options`: the names of the options in
+    the URL.
     """
 
     scheme: Scheme

@@ -36,7 +36,7 @@ log = get_task_logger(__name__)
 DONE = "done"
 # A run is postponed once it has taken as long as this many calls may take, which is well before Celery's limits.
 CALLS_PER_RUN = 3
-# A run that leaves at most this share of the items counts as progress.
+# A run has made progress if it leaves at most this share of its items.
 SCATTERED_SHARE_MAX = 0.25
 
 

@@ -88,7 +88,7 @@ SEVERAL_LINES = frozenset(("shared_key",))
 
 
 def check(name: str, text: str) -> None:
-    """Raises ValueError, with the allowed form, for invalid text of this setting."""
+    """Raises ValueError, which states the allowed form, if the text is not valid for this setting."""
     if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
         raise ValueError("not UTF-8: correct its encoding")
     if name not in SEVERAL_LINES and any(

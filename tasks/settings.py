@@ -146,7 +146,7 @@ class Settings(BaseSettings):
         64,
         ge=1,
         le=256,
-        description="Maximum concurrent uploads per flush task, each on its own persistent connection.",
+        description="Maximum number of concurrent uploads per flush task, each on its own persistent connection.",
     )
     gcs_location: str = Field(
         "", description="Location in which `migrate` creates the bucket. If empty, Google's default (US) applies."
@@ -242,7 +242,7 @@ class Settings(BaseSettings):
 
     # Flush tasks
     task_retries_max: int = Field(
-        8, ge=0, le=50, description="Maximum retries of a flush task after transient errors."
+        8, ge=0, le=50, description="Maximum number of retries of a flush task after transient errors."
     )
     task_backoff_seconds: float = Field(
         1.0, gt=0, le=60, description="Initial retry backoff of a flush task, before jitter."
@@ -261,7 +261,7 @@ class Settings(BaseSettings):
         le=43200,
         description="Time after which an unacknowledged task (of a dead worker) is redelivered.",
     )
-    blobs_per_task: int = Field(512, ge=1, le=1000, description="Maximum blobs per GCS flush task.")
+    blobs_per_task: int = Field(512, ge=1, le=1000, description="Maximum number of blobs per GCS flush task.")
     task_starts_max: int = Field(
         4,
         ge=1,
@@ -287,8 +287,8 @@ class Settings(BaseSettings):
         5,
         ge=1,
         le=10_000,
-        description="Minimum failed calls in the window before the breaker opens. More than half of the calls "
-        "must also have failed.",
+        description="Minimum number of failed calls in the window before the breaker opens. More than half of the "
+        "calls must also have failed.",
     )
     breaker_cool_seconds: float = Field(
         5.0,
@@ -632,7 +632,7 @@ def _property_text(value: object) -> object:
 
 
 def share_metrics_directory(directory: Path) -> None:
-    """Sets the directory in which this process and its children share Prometheus metrics."""
+    """Sets the directory in which this process and its children store the Prometheus metrics that they share."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
 
 

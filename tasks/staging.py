@@ -139,8 +139,8 @@ class RedisFull(RedisError):
 
 
 class Progress(msgspec.Struct):
-    """Remaining work of a flush task. `left`: positions that are not durable. `refused`: (position, error) of
-    permanently refused items that are not dead letters yet.
+    """Remaining work of a flush task. `left`: positions that are not durable. `refused`: position and error of
+    each permanently refused item that is not a dead letter yet.
     """
 
     left: list[int]

@@ -153,8 +153,8 @@ _ITEM_OF_SINK: dict[SinkName, type[Item]] = {
 class ProtoRows(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """Rows of one table for BigQuery as protobuf messages, framed (`tasks.proto_rows`): one flush task's items.
 
-    `columns`: the columns of the release that encoded the rows. `counts`: (Kafka offset, number of rows) in the
-    order of the rows.
+    `columns`: the columns of the release that encoded the rows. `counts`: the Kafka offset and the number of rows
+    of each message, in the order of the rows.
     """
 
     table: str
@@ -333,7 +333,7 @@ class TaskEntry(msgspec.Struct, frozen=True):
 
     @property
     def stage(self) -> str:
-        """The stage as text. Like `sink`, it may have a value that only a newer release knows."""
+        """The stage as text. Like `sink`, it may have a value that is known only to a newer release."""
         return self.name.split("/", 1)[0]
 
     @property

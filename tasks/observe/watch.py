@@ -173,7 +173,7 @@ def _on_worker(**_: Any) -> None:
 
 
 def _on_ready(sender: Any = None, **_: Any) -> None:
-    """`sender` is Celery's consumer, which knows the started pool."""
+    """`sender` is Celery's consumer, which has a reference to the started pool."""
     pool = getattr(sender, "pool", None)
     forks = type(pool).__module__.endswith("prefork")
     report_size(int(getattr(pool, "limit", 0) or 0) if forks else 0, cores.memory_limit_bytes())

@@ -16,11 +16,12 @@ from tasks.wire import Blob, DeadLetter, Item, Metric, Row, SinkName
 
 
 class MemorySink:
-    """Stores everything that was written, by identity. Tests may read all attributes.
+    """Stores everything that was written, by identity. Tests may read all attributes:
 
-    objects: name -> bytes. rows: (table, id) -> JSON bytes; `row_writes` counts copies that were sent.
-    metrics and dead_letters: in the order of arrival, including repetitions, like the real destinations.
-    calls: (token, number of items) of every write, including failed ones. examinations: calls of `examine`.
+    `objects` maps names to bytes. `rows` maps each table and id to JSON bytes, and `row_writes` counts the copies
+    that were sent. `metrics` and `dead_letters` are in the order of arrival, including repetitions, as in the real
+    destinations. `calls` has the token and the number of items of every write, including failed writes.
+    `examinations` counts the calls of `examine`.
     """
 
     def __init__(self, name: str) -> None:

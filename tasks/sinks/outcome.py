@@ -96,7 +96,7 @@ class Trouble:
         return replace(self, blame=blame)
 
     def error(self) -> SinkError:
-        """This trouble as an error about all items of the write."""
+        """Returns this trouble as an error about all items of the write."""
         text = shortened(self.message)
         if self.blame.action is Action.RETRY:
             return TransientSinkError(text, retry_after_seconds=self.retry_after_seconds)

@@ -88,8 +88,8 @@ def main() -> int:
 
 
 def cost_in_other_checkout(checkout: Path, value: bytes, cost: Cost) -> Cost:
-    """Returns the cost of the same message in the parser of the other checkout, relative to the floor that was
-    measured here.
+    """Returns the cost of the same message in the parser of the other checkout, relative to the floor (the minimum
+    work) that was measured here.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "message"

@@ -53,7 +53,7 @@ def element(number: int, tag: str, **attributes: object) -> dict[str, object]:
 
 
 def tricks(target: str, first: int) -> list[dict[str, object]]:
-    """Returns elements each of which would connect to the target if it could."""
+    """Returns elements, each of which attempts to connect to the target."""
     made = [
         element(0, "iframe", src=f"{target}/iframe"),
         element(0, "iframe", rr_src=f"{target}/rr_src"),

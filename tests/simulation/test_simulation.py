@@ -51,8 +51,8 @@ def test_every_invariant_holds_in_every_world() -> None:
 def test_every_invariant_holds_in_new_worlds() -> None:
     """The invariants also hold in new worlds.
 
-    Each run starts at another seed, which is named in the first lines of the report. SIMULATION_START repeats a
-    run.
+    Each run starts at another seed, which is named in the first lines of the report. To repeat a run, set the
+    variable SIMULATION_START to this seed.
     """
     _, failures = worlds(simulation_start(), SEEDS)
     assert not failures, explain(failures)

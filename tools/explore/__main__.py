@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--world", type=counts, help="explore only this world: messages per partition, or staging")
     parser.add_argument(
-        "--faults", type=int, choices=range(4), default=1, help="maximum faults per run in that world"
+        "--faults", type=int, choices=range(4), default=1, help="maximum number of faults per run in that world"
     )
     parser.add_argument(
         "--expiry", action="store_true", help="messages in that world may expire, which counts as a fault"

@@ -184,7 +184,7 @@ class _Partition:
         return [*self._falls(stored), *self._falls(read)]
 
     def _falls(self, steps: Sequence[tuple[int, float, float, str]]) -> list[str]:
-        """Finds decreases. `steps`: (offset, from, until, author), ordered by start."""
+        """Finds decreases. `steps`: tuples (offset, from, until, author), ordered by start."""
         found = []
         over = sorted(steps, key=lambda step: step[2])
         highest: tuple[int, float, float, str] | None = None

@@ -16,7 +16,7 @@ from pathlib import Path
 from tools.spec.history import READERS_MAX, SLOTS, History
 
 SPECIFICATION = Path(__file__).parents[2] / "spec" / "commit_protocol.pml"
-SIZES = (64, 256, 1024)  # maximum offsets in a history; one checker is compiled for each size
+SIZES = (64, 256, 1024)  # maximum number of offsets in a history; one checker is compiled for each size
 DEPTH_MAX = 1_000_000
 STATE_BYTES_MAX = 524_288
 SECONDS_MAX = 600.0

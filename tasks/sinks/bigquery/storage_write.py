@@ -33,13 +33,14 @@ from tasks.sinks.per_process import PerProcess
 from tasks.wire import Row
 
 log = logging.getLogger(__name__)
-# Maximum requests per append in one run: the first request, and repetitions after a lost response.
+# Maximum number of requests per append in one run: the first request, and repetitions after a lost response.
 SENDS_MAX = 3
 # Share of the remaining time for one request, so that there is time to send it again.
 SEND_SHARE = 0.5
-# Maximum refused appends per write, because each one needs a new stream. The next write sends the remaining rows.
+# Maximum number of refused appends per write, because each one needs a new stream. The next write sends the
+# remaining rows.
 REFUSALS_MAX = 4
-# Maximum appends per write whose stream turns out to be finalized or gone.
+# Maximum number of appends per write whose stream turns out to be finalized or gone.
 DROPS_MAX = 3
 # Maximum number of times that other runs of the same task may change the record during one write.
 CONFLICTS_MAX = 10

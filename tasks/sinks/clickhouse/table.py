@@ -128,7 +128,7 @@ _DATETIME = re.compile(r"DateTime(?:64\(\d+(?:, ?'[^']*')?\)|\('[^']*'\))?\Z")
 
 @dataclass(frozen=True, slots=True)
 class TableFacts:
-    """The server's description of one table. `columns`: (type, default kind) by name."""
+    """The server's description of one table. `columns` maps the names of columns to types and default kinds."""
 
     engine: str
     partition_key: str

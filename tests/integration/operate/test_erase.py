@@ -320,7 +320,8 @@ def test_undeletable_data_is_reported_and_the_rest_is_erased(
 
 
 def test_a_lost_race_is_retried_and_older_generations_are_deleted(untouched: Store) -> None:
-    """If another writer changes an object meanwhile, the overwrite is retried, and older generations are deleted.
+    """If another writer changes an object in the meantime, the overwrite is retried, and older generations are
+    deleted.
 
     The responses of a versioned bucket with soft delete are scripted.
 

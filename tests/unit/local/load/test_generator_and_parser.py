@@ -93,7 +93,9 @@ def test_with_a_clock_no_replay_lasts_until_its_arrival():
 
 
 def test_every_reject_reason_of_a_body_is_generated():
-    """The generator builds a message for each reject reason except those that need megabytes or a crash."""
+    """The generator builds a message for each reject reason except those that require a message of several
+    megabytes or a crash.
+    """
     made = {reason for _, reason, _ in MAKERS}
 
     assert made == set(REASONS) - {"message_too_large", "body_too_large", "parser_failed"}
