@@ -35,6 +35,7 @@ from benchmarks.scale_out_model import Cost, Inputs, Plan, batch_segments, plan,
 
 ALL_SINKS = "gcs,clickhouse,bigquery,dead_letter"
 PARTITIONS = 8
+TABLES = 3  # inserts per batch, see Inputs.insert_tables
 SETTLE_SECONDS = 5.0
 TAIL_SECONDS = 3.0
 WORKER_PROCESSES = 4
@@ -97,7 +98,9 @@ def check(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             row = {"mode": mode, "kind": kind, "number": number, "micros": micros_of, "rate": result.rate}
             row["idle"] = {role: shape.readers * value / arguments.rate for role, value in of_reader.items()}
             row["idle"]["worker"] = shape.workers * micros["worker"] / arguments.rate
-            row["batch_segments"] = result.segments / max(1, result.requests_measured.get("bigquery", 0))
+            row["batch_segments"] = (
+                result.segments * TABLES / max(1, result.requests_measured.get("clickhouse", 0))
+            )
             print(f"  {mode}, {number} {kind}: {total(row):.0f} µs per segment", flush=True)
             rows.append(row)
     return rows

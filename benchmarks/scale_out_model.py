@@ -48,7 +48,8 @@ class Cost:
         if large <= small or dear <= cheap:
             return cls(max(0.0, (dear + cheap) / 2), 0.0)
         batch = (dear - cheap) / (1 / small - 1 / large)
-        return cls(max(0.0, cheap - batch / large), batch)
+        segment = cheap - batch / large
+        return cls(segment, batch) if segment >= 0 else cls(0.0, (small * dear + large * cheap) / 2)
 
 
 @dataclass(frozen=True, slots=True)
