@@ -70,7 +70,7 @@ class Offsets:
     def find(
         self, consumer: Consumer, numbers: Sequence[int], topic: TopicView, former: str
     ) -> list[PartitionStart]:
-        """Returns the starts of these partitions, in the given order. Raises Unanswered or ConsumerFailed."""
+        """Returns the starts of these partitions, in the given order. Raises NoStartOffset or ConsumerFailed."""
         group = self._stored(consumer, numbers)
         if not all(is_known(group[number], topic) for number in numbers):
             topic = topic if topic.partitions else TopicView(topic.id, self._count(consumer))
@@ -82,7 +82,7 @@ class Offsets:
         ]
 
     def _count(self, consumer: Consumer) -> int:
-        """Returns the number of partitions of the topic. Raises Unanswered."""
+        """Returns the number of partitions of the topic. Raises NoStartOffset."""
         try:
             found = consumer.list_topics(self._topic, timeout=CALL_SECONDS_MAX).topics[self._topic]
         except (KafkaException, RuntimeError, KeyError) as failure:
@@ -109,7 +109,7 @@ class Offsets:
         return PartitionStart(number, high if at_end else low, None, "", found)
 
     def log_range(self, consumer: Consumer, number: int) -> tuple[int, int]:
-        """Returns (oldest offset, end) of a partition, from its leader. Raises Unanswered."""
+        """Returns (oldest offset, end) of a partition, from its leader. Raises NoStartOffset."""
         try:
             low, high = consumer.get_watermark_offsets(
                 KafkaPartition(self._topic, number), timeout=CALL_SECONDS_MAX, cached=False
@@ -147,7 +147,7 @@ def confirmed(
     """Returns the result of `ask` for these partitions. Doubtful results (`is_doubtful`) are requested a second
     time.
 
-    Raises Unanswered or ConsumerFailed.
+    Raises NoStartOffset or ConsumerFailed.
     """
     found = repeated(lambda: ask(numbers), clock, wait)
     doubtful = [number for number in numbers if is_doubtful(found[number])]
@@ -164,7 +164,7 @@ def confirmed(
 def repeated(
     ask: Callable[[], dict[int, StoredCommit]], clock: Callable[[], float], wait: Callable[[float], None]
 ) -> dict[int, StoredCommit]:
-    """Calls `ask` until it returns, within the limits below. Raises Unanswered or ConsumerFailed.
+    """Calls `ask` until it returns, within the limits below. Raises NoStartOffset or ConsumerFailed.
 
     The request is repeated for EPOCH_SECONDS_MAX if the epoch is stale, not at all if the client is fenced, and
     for ANSWER_SECONDS_MAX after other errors.
