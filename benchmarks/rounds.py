@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Maps a figure of one run to its name in tables, and to True if its ratio is inverted (reference to system), so
+# Maps a figure of one run to its name in tables, and to whether its ratio is inverted (reference to system), so
 # that a higher ratio is always better.
 RATIOS = {
     "segments_per_second": ("segments/s", False),

@@ -210,7 +210,7 @@ def main() -> int:
     parser.add_argument("--costs", type=Path, help="take the costs from this JSON file, written by --check")
     parser.add_argument("--check", action="store_true", help="measure the costs with several readers and shards")
     parser.add_argument("--rate", type=float, default=300.0, help="segments per second of the check")
-    parser.add_argument("--seconds", type=float, default=20.0, help="measured time of each run")
+    parser.add_argument("--seconds", type=float, default=20.0, help="measured time of each run, in seconds")
     parser.add_argument("--readers", type=numbers, default=[1, 2, 4, 8])
     parser.add_argument("--shards", type=numbers, default=[1, 2, 4])
     parser.add_argument("--tolerance", type=float, default=0.3)

@@ -43,7 +43,7 @@ class PermanentSinkError(SinkError):
     bisect. All other items are durable, unless `all_refused`: then nothing was written and the rest must be
     written again. `among`, if `failed` is None: the positions that include the refused items; all other items are
     durable. If `among` is None too, nothing is known to be durable. `configuration`: no item is at fault (missing
-    bucket or table, bad credentials): park the batch, never create dead letters.
+    bucket or table, bad credentials), so the batch must be parked and must not become dead letters.
     """
 
     def __init__(

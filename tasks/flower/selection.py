@@ -13,7 +13,7 @@ from tasks.wire import SinkName
 TEXT_CHARACTERS_MAX = 200
 ERROR_CHARACTERS_MAX = 500
 AGES_SECONDS = {0: "any time", 60: "1 minute", 600: "10 minutes", 3600: "1 hour", 21_600: "6 hours"}
-# An error names its tasks: rows/clickhouse/0: timed out; rows/bigquery/0: ...
+# An error names its tasks, as in `rows/clickhouse/0: timed out; rows/bigquery/0: ...`.
 _TASK = re.compile(r"\b(?:blobs|rows)/([a-z_]{1,30})/\d+:")
 
 

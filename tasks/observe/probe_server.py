@@ -57,7 +57,7 @@ def ensure_probes_can_listen(host: str, port: int, *, setting: str) -> None:
         raise CannotListen(host, port, setting, error) from error
 
 
-Checks = Mapping[str, str]  # check name -> "" if healthy, otherwise the problem
+Checks = Mapping[str, str]  # maps the name of each check to "" if it is healthy, otherwise to the problem
 
 
 class Probes:

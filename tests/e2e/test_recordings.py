@@ -59,7 +59,7 @@ def message(number: int, events: list[Any]) -> bytes:
 
 
 def test_recordings_of_real_sdks_are_stored_unchanged(tmp_path: Path) -> None:
-    """Every object has the JSON that was sent, every segment has its rows, and there is no dead letter."""
+    """Every object contains the JSON that was sent, every segment has its rows, and there is no dead letter."""
     sent = recordings()
     assert len(sent) > 20
     with System(tmp_path) as system:

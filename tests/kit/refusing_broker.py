@@ -2,8 +2,8 @@
 
     with refusing_broker() as address: ...
 
-Answers ApiVersions, SaslHandshake and SaslAuthenticate in their first versions, as Apache Kafka does, and closes
-the connection after the refusal. https://kafka.apache.org/protocol
+Answers the first versions of ApiVersions, SaslHandshake and SaslAuthenticate as Apache Kafka does, and closes the
+connection after the refusal. https://kafka.apache.org/protocol
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=40, help="simulated worlds per bug")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--only", default="", help="only bugs whose name contains this")
+    parser.add_argument("--only", default="", help="only bugs whose name contains this text")
     options = parser.parse_args(arguments)
     started = time.monotonic()
     chosen = [mutant for mutant in MUTANTS if options.only in mutant.bug]

@@ -103,8 +103,8 @@ def on_the_timeline(page: Page, done: Done) -> Comparison:
 
 
 def _repeated(done: Done, clicked: Counter[str]) -> Comparison:
-    """Compares the click rows of elements with bursts. There must be at least one row per burst and one row per
-    single click.
+    """Compares the click rows of elements that were clicked in bursts. There must be at least one row per burst
+    and one row per single click.
     """
     did = {name: count + done.clicks[name] for name, count in done.bursts.items()}
     stored = {name: clicked[name] for name in done.bursts}

@@ -302,7 +302,7 @@ def test_refused_connections_are_transient(settings: Callable[..., Settings]) ->
 
 
 def test_a_refused_permission_is_configuration(settings: Callable[..., Settings]) -> None:
-    """A 403 for permissions parks the batch; a 403 for load does not."""
+    """A 403 caused by a missing permission parks the batch; a 403 caused by load does not."""
     rights = b'{"error":{"code":403,"message":"no","errors":[{"reason":"forbidden"}]}}'
     load = b'{"error":{"code":403,"message":"no","errors":[{"reason":"rateLimitExceeded"}]}}'
 
