@@ -4,10 +4,10 @@
     python -m benchmarks.outage --sink clickhouse --fault refuse   ClickHouse refuses connections
 
 The embedded stack, one worker and one reader run with default settings, and a producer sends recordings at a low
-rate the whole time. A proxy in front of the sink injects the fault. All times are measured from its end: until the
-proxy forwards the first request, until the first commit, until the first message that was produced after the end
-is committed, and so stored in every sink, and until the lag is as low as before the outage. Afterwards every
-object and row is compared.
+rate the whole time. A proxy in front of the sink injects the fault. All times are measured from the end of the
+fault: until the proxy forwards the first request, until the first commit, until the first message that was
+produced after the end is committed (and is therefore stored in every sink), and until the lag is as low as before
+the outage. Afterwards every object and row is compared.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ from tasks.migrate import migrate
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery", "statsd")
 FAULTS: dict[str, Fault] = {"503": Errors(503), "refuse": Refuse()}
 START_SECONDS_MAX = 120.0
-# The normal lag is the largest lag during NORMAL_SECONDS, once at most SETTLED_SECONDS of messages wait.
+# The normal lag is the largest lag during NORMAL_SECONDS, measured once the lag is at most the messages of
+# SETTLED_SECONDS.
 NORMAL_SECONDS = 30.0
 SETTLED_SECONDS = 3.0
 RECOVERY_SECONDS_MAX = 900.0
@@ -56,7 +57,8 @@ FIRST, COMMIT, NEW, NORMAL = "first request forwarded", "first commit", "first n
 class Outcome:
     """The measurements of a run. `seconds`: time after the end of the outage, by milestone. `lag`: lag before and
     at the end of the outage, in messages. `requests_per_minute`: requests of the fleet during the last half of the
-    outage. `load_average`: of the machine, over 15 minutes at the end of the outage and over 1 minute afterwards.
+    outage. `load_average`: the load average of the machine, over 15 minutes at the end of the outage and over 1
+    minute afterwards.
     """
 
     sink: str
@@ -84,7 +86,7 @@ def attempted(counts: Mapping[str, int], fault: str) -> int:
 def reached(
     ends: Mapping[int, int], committed: Mapping[int, int], start: Mapping[int, int], now_ends: Mapping[int, int]
 ) -> dict[str, int]:
-    """Returns the milestones that these offsets show, with the lag in messages.
+    """Returns the milestones that were reached according to these offsets, with the lag in messages.
 
     `ends` and `start`: log ends and committed offsets at the end of the outage, by partition.
     """
@@ -255,7 +257,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--fault", choices=tuple(FAULTS), default="503")
     parser.add_argument("--rate", type=float, default=20.0, help="messages per second")
     parser.add_argument(
-        "--first-seconds-max", type=float, default=20.0, help="exit with 1 if recovery starts later"
+        "--first-seconds-max",
+        type=float,
+        default=20.0,
+        help="exit with 1 if recovery starts later than this, in seconds",
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", help="write the figures to this file")

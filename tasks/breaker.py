@@ -5,12 +5,12 @@
     half-open ──▶ closed   the probe succeeded
     half-open ──▶ open     the probe failed: the cool-down doubles, up to `breaker_cool_seconds_max`
 
-While the breaker is open, tasks are postponed until the next probe instead of calling the sink, so that few
-worker processes hang. The cool-down begins with the probe, not with its end, because a probe that hangs says
-nothing about the sink at the time when it is given up. The fleet therefore starts one probe per cool-down, four
-per minute and sink by default.
-Refused rows count as success, because the sink responded. If Redis does not respond, all calls are allowed: the
-breaker is an optimization. All times are from the Redis clock. Key: `{prefix}:breaker:{sink}`, a hash.
+While the breaker is open, tasks are postponed until the next probe instead of calling the sink, so that few worker
+processes hang. The cool-down begins with the probe, not with its end, because a hanging probe shows nothing about
+the state of the sink at the time when the probe is abandoned. The fleet therefore starts one probe per cool-down,
+which by default is four per minute for each sink. Refused rows count as success, because the sink responded. If
+Redis does not respond, all calls are allowed: the breaker is an optimization. All times are from the Redis clock.
+Key: `{prefix}:breaker:{sink}`, a hash.
 
 The scripts of `tasks.staging` that begin a task and set its done mark contain the breaker's scripts (`Part`),
 because a flush task would otherwise need twice as many round trips. If that part fails, it is repeated alone.
@@ -68,8 +68,8 @@ end
 )
 _REQUEST_SCRIPT = f"#!lua flags=allow-oom\n{REQUEST}return request(ARGV[1])"
 
-# `permit`: "closed" or "probe". `worked`: "1" if it did. `cool` and `cool_max` are seconds. Returns the state, and
-# if it is open, the seconds until the next probe after a space.
+# `permit`: "closed" or "probe". `worked`: "1" if the sink responded. `cool` and `cool_max` are seconds. Returns
+# the state, followed by a space and the seconds until the next probe if the state is open.
 REPORT = (
     _FIELDS
     + """
@@ -186,8 +186,8 @@ class Breaker:
 
     def request(self, sink: SinkName) -> Part:
         """Like `request_permit`, but as a part of the script of `Staging.begin`."""
-        # If a probe has not reported after this time, another one is allowed: its worker may have died, or its
-        # call may hang until its timeout although the sink has recovered meanwhile.
+        # If a probe has not reported after this time, another probe is allowed, because the worker of the first
+        # may have died, or its call may hang until the timeout although the sink has recovered in the meantime.
         lease_seconds = self._settings.breaker_cool_seconds_max
         return Part(self._key(sink), (lease_seconds,), partial(self.return_permit, sink))
 

@@ -76,8 +76,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "task_default_queue": CONTROL_QUEUE,
         "task_create_missing_queues": False,
         "task_routes": {flush_task(sink): {"queue": flush_queue(sink)} for sink in SinkName},
-        # Flower lists tasks from these events. Without remote control's socket, a worker with a full prefetch
-        # window does not notice that Redis is unreachable.
+        # Flower's list of tasks is derived from these events. Without remote control's socket, a worker with a
+        # full prefetch window does not notice that Redis is unreachable.
         "worker_send_task_events": settings.task_events,
         "task_send_sent_event": False,
         "worker_enable_remote_control": True,

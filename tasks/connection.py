@@ -88,7 +88,8 @@ def away_code(error: BaseException) -> str:
     return ""
 
 
-# redis-py removes these codes from the text, and version 7 shows them only by the class. Subclasses come first.
+# redis-py removes these codes from the text; in version 7, only the class of the error indicates the code.
+# Subclasses come first.
 _CODE_OF_CLASS: dict[type[BaseException], str] = {
     BusyLoadingError: "LOADING",
     MasterDownError: "MASTERDOWN",

@@ -1,8 +1,8 @@
 """Retries of flush tasks.
 
 Retries wait with exponential backoff and full jitter, and are bounded by `task_retries_max` and the batch's
-deadline. While the sink's breaker is open, they wait for its next probe instead, so that waits do not add up.
-When a task has used up its retries, its chord fails and the reader parks the batch.
+deadline. While the sink's breaker is open, retries instead wait for the breaker's next probe, so that waits do not
+add up. When a task has used up its retries, its chord fails and the reader parks the batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tasks.staging import Progress, Staging
 
 log = get_task_logger(__name__)
 
-# Tasks that wait for the same probe are spread over this time. The first one becomes the probe.
+# Tasks that wait for the same probe are spread over this time. The first of these tasks becomes the probe.
 PROBE_SPREAD_SECONDS = 2.0
 
 
@@ -80,14 +80,15 @@ def put_off(
 
 
 def is_exhausted(tries: int, later: Later, wait_seconds: float, left_seconds: float, settings: Settings) -> bool:
-    """True if the run must not be repeated: its retries are used up, or the wait would exceed the time left."""
+    """Returns True if the run must not be repeated: its retries are used up, or the wait would exceed the time
+    left.
+    """
     return (later.counts and tries >= settings.task_retries_max) or wait_seconds > left_seconds
 
 
 def retry_wait_seconds(tries: int, later: Later, settings: Settings) -> float:
-    """The wait before the next run: until the breaker's next probe if it is open, otherwise backoff.
-
-    A longer wait requested by the server is kept.
+    """Returns the wait before the next run: if the breaker is open, the time until its next probe, otherwise the
+    backoff. A longer wait requested by the server takes precedence.
     """
     if not later.probe_seconds:
         return backoff_seconds(tries, later.wait_seconds, settings)

@@ -150,8 +150,9 @@ class _Call:
 
 @contextmanager
 def _failures_reported(breaker: Breaker, target: SinkName, permit: Permit) -> Iterator[_Call]:
-    """Reports a run that fails to the breaker. If that leaves the breaker open, a run that is to be repeated waits
-    for the next probe."""
+    """Reports a failed run to the breaker. If the breaker is then open, a run that is to be repeated waits for the
+    next probe.
+    """
     call = _Call()
     try:
         yield call
@@ -163,7 +164,7 @@ def _failures_reported(breaker: Breaker, target: SinkName, permit: Permit) -> It
 
 
 def _writer(worker: Tools, batch: str, name: str, sink: Sink[Any], items: Sequence[Item]) -> Write:
-    """The call that writes some of the task's items."""
+    """Returns the function that writes some of the task's items."""
     seconds = worker.settings.sink_timeout_seconds
     if isinstance(sink, RecordingSink):
         record = StagedRecord(worker.staging, worker.settings, batch, name)

@@ -251,8 +251,8 @@ class Settings(BaseSettings):
         15.0,
         gt=0,
         le=300,
-        description="Maximum retry backoff of a flush task, before jitter. While its breaker is open, tasks "
-        "wait for its next probe instead.",
+        description="Maximum retry backoff of a flush task, before jitter. While the sink's breaker is open, "
+        "tasks wait for the breaker's next probe instead.",
     )
     sink_timeout_seconds: float = Field(30.0, ge=0.5, le=300, description="Timeout of one sink call.")
     task_visibility_seconds: int = Field(
@@ -303,9 +303,9 @@ class Settings(BaseSettings):
     # Flower
     task_events: bool = Field(
         True,
-        description="Workers publish an event for each step of a task, from which Flower lists tasks. If false, "
-        "Flower shows no tasks, but still shows parked batches, workers and queues, and workers use less CPU. "
-        "Give workers and Flower the same value.",
+        description="If true, workers publish an event for each step of a task, and Flower lists tasks from these "
+        "events. If false, Flower shows no tasks, but still shows parked batches, workers and queues, and workers "
+        "use less CPU. Workers and Flower need the same value.",
     )
     flower_host: str = Field("127.0.0.1", min_length=1, description="Listen address of Flower.")
     flower_port: int = Field(5555, ge=0, le=65535, description="Port of Flower; 0 picks a free one.")

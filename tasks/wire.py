@@ -473,7 +473,7 @@ class Completion(msgspec.Struct, frozen=True):
 
 
 def known_sinks(names: Iterable[str]) -> frozenset[SinkName]:
-    """The sinks with these names. Sinks that only a newer release has are left out."""
+    """Returns the sinks with these names. Sinks that exist only in a newer release are left out."""
     return frozenset(name for name in SinkName if name in frozenset(names))
 
 

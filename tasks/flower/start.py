@@ -132,7 +132,7 @@ def options(settings: Settings) -> dict[str, Any]:
         "port": settings.flower_port,
         "tasks_columns": "name,state,kwargs,received,started,runtime,retries,exception,worker,uuid",
         "max_tasks": 20_000,
-        # Otherwise Flower tells all workers every few seconds to publish task events.
+        # If this were always true, Flower would tell all workers every few seconds to publish task events.
         "enable_events": settings.task_events,
         "purge_offline_workers": 600,
     }

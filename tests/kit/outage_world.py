@@ -1,7 +1,7 @@
 """A simulated world with a long outage, in which tasks wait as in production.
 
-The other worlds compress time and have simple retries. Here the limits are the defaults, and a flush task decides
-by the functions of `tasks.retries` when it runs again and when it gives up. `ModelBreaker` follows the scripts of
+The other worlds compress time and have simple retries. Here, the limits are the defaults, and the functions of
+`tasks.retries` decide when a flush task runs again and when it gives up. `ModelBreaker` follows the scripts of
 `tasks.breaker`, which need a Redis with its own clock.
 """
 
@@ -21,7 +21,7 @@ from tasks.retries import Later, is_exhausted, retry_wait_seconds
 from tasks.settings import Settings
 from tasks.wire import done_field
 
-TASK_TIME_SHARE = 0.9  # of the flush deadline, as in `ingest.reader.dispatch`
+TASK_TIME_SHARE = 0.9  # share of the flush deadline, as in `ingest.reader.dispatch`
 OUTAGE_BEGINS_AT = 30.0
 
 
@@ -85,8 +85,8 @@ class ModelBreaker:
 
 @dataclass(slots=True)
 class PatientFleet(Fleet):
-    """A fleet whose tasks wait as those of `tasks.run`. `hang_seconds`: duration of a call that fails, 0 if sinks
-    refuse at once. `calls` and `writes`: the times of calls and of successful calls, by sink.
+    """A fleet whose tasks wait as in `tasks.run`. `hang_seconds`: duration of a call that fails; 0 if sinks refuse
+    at once. `calls` and `writes`: the times of calls and of successful calls, by sink.
     """
 
     settings: Settings = field(default_factory=Settings)

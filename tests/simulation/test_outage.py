@@ -37,7 +37,7 @@ def test_the_first_write_follows_within_20_seconds_of_the_recovery(name: str, se
     whole fleet. A sink that refuses gets at most 30 per minute and reader: a probe per 15 seconds, and each of the
     batches in flight about once a minute.
     """
-    random.seed(seed)  # of the jitter of `tasks.retries`
+    random.seed(seed)  # determines the jitter of `tasks.retries`
     outage = OUTAGES[name]
     world, fleet = outage_world(seed, outage)
 

@@ -56,7 +56,7 @@ def test_the_defaults_are_consistent() -> None:
 
 
 def test_check_says_that_flower_lists_no_tasks_without_events() -> None:
-    """If task events are off, `check` says what Flower does not show, without a warning."""
+    """If task events are disabled, `check` states what Flower does not show, but not as a warning."""
     (finding,) = deadlines(Settings(task_events=False))
 
     assert finding.level is Severity.OK

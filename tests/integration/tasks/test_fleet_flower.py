@@ -155,8 +155,8 @@ def test_flower_requires_a_safe_login(values: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(("fleet_options", "expected"), [({"TASK_EVENTS": "false"}, False), ({}, True)])
 def test_task_events_are_published_only_if_they_are_enabled(fleet: Fleet, flower: Ask, expected: bool) -> None:
-    """Without task events, no event is published although Flower runs, and Flower lists no tasks. Its page of
-    parked batches works either way.
+    """If task events are disabled, none is published although Flower runs, and Flower lists no tasks. Flower's
+    page of parked batches works in either case.
     """
     events = fleet.client.pubsub()
     events.psubscribe("*celeryev/task.*")

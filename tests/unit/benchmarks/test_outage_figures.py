@@ -1,4 +1,4 @@
-"""How `benchmarks.outage` computes its figures from its observations."""
+"""Tests how `benchmarks.outage` computes its figures from its observations."""
 
 from __future__ import annotations
 

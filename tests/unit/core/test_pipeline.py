@@ -631,7 +631,7 @@ def test_a_batch_that_fails_while_others_succeed_keeps_its_backoff() -> None:
 
 
 def test_a_batch_with_its_own_cause_is_not_restarted_by_each_success() -> None:
-    """A batch that fails at once, while other batches succeed before and after, keeps its growing backoff."""
+    """A batch that fails immediately, while other batches succeed before and after, keeps its growing backoff."""
     runtime = reader(batch_messages_max=1, retry_backoff_seconds=4.0, parked_probe_seconds=15.0)
     runtime.segments(1)
     (stuck,) = runtime.dispatches()
@@ -653,7 +653,7 @@ def test_a_batch_with_its_own_cause_is_not_restarted_by_each_success() -> None:
 
 
 def test_a_success_in_other_sinks_does_not_prove_that_the_failed_sink_works() -> None:
-    """A batch that waits for ClickHouse stays parked when a batch of dead letters is written, and is due when
+    """A batch that waits for ClickHouse stays parked when a batch of dead letters is written, and becomes due when
     another batch is written to ClickHouse.
     """
     runtime = reader(batch_messages_max=1, retry_backoff_seconds=60.0)
@@ -669,8 +669,8 @@ def test_a_success_in_other_sinks_does_not_prove_that_the_failed_sink_works() ->
 
 
 def test_while_sinks_are_unavailable_one_parked_batch_is_retried_per_interval() -> None:
-    """After half an hour without a sink, the backoff of all batches is a minute, but one batch is started within
-    15 seconds; the longest parked comes first. The number of starts stays bounded.
+    """After half an hour without a sink, the backoff of all batches is a minute, but at least every 15 seconds one
+    batch is started, beginning with the batch that has been parked longest. The number of starts stays bounded.
     """
     runtime = reader(batch_messages_max=1, retry_backoff_seconds=5.0, retry_backoff_seconds_max=3600.0)
     runtime.segments(4)
@@ -703,7 +703,7 @@ def test_a_batch_with_its_own_cause_is_not_a_probe() -> None:
 
 
 def test_a_batch_that_fails_just_after_the_recovery_is_retried_soon() -> None:
-    """The failures during an outage do not lengthen the backoff of a batch that fails as others succeed again."""
+    """Failures during an outage do not lengthen the backoff of a batch that fails when others succeed again."""
     runtime = reader(batch_messages_max=1, retry_backoff_seconds=4.0, retry_backoff_seconds_max=300.0)
     runtime.segments(2)
     unlucky, first = runtime.dispatches()

@@ -55,7 +55,7 @@ def test_a_longer_wait_that_the_server_requests_is_kept_for_a_probe() -> None:
 
 
 def test_only_runs_that_count_use_up_the_retries() -> None:
-    """A run that was postponed is bounded by the time left only."""
+    """A run that was postponed is limited only by the remaining time."""
     assert is_exhausted(8, Later("503"), 1.0, 60.0, SETTINGS)
     assert not is_exhausted(8, Later("open", probe_seconds=15.0, counts=False), 16.0, 60.0, SETTINGS)
     assert is_exhausted(0, Later("open", probe_seconds=15.0, counts=False), 16.0, 10.0, SETTINGS)
