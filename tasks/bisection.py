@@ -28,7 +28,9 @@ Examine = Callable[[Sequence[int]], None]
 
 
 class OutOfTime(Exception):
-    """The run has used up its time or its number of writes. The next run continues where this run stopped."""
+    """The run has used up its time or its maximum number of writes. The next run continues where this run
+    stopped.
+    """
 
 
 def deliver(write: Write, examine: Examine, progress: Progress, items: int, has_time: Callable[[], bool]) -> None:
@@ -129,7 +131,7 @@ class _Delivery:
             self._discard_refusals(refused)
 
     def _schedule_sample(self) -> None:
-        """If every write so far was refused, schedules a sample of the rest as the next writes, one item each."""
+        """If every write so far was refused, schedules single writes of a sample of the remaining items."""
         if self._spread or self._accepted_any or len(self._suspects) < SPREAD_AFTER:
             return
         self._spread = True

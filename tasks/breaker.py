@@ -13,7 +13,8 @@ Redis does not respond, all calls are allowed: the breaker is an optimization. A
 Key: `{prefix}:breaker:{sink}`, a hash.
 
 The scripts of `tasks.staging` that begin a task and set its done mark contain the breaker's scripts (`Part`),
-because a flush task would otherwise need twice as many round trips. If that part fails, it is repeated alone.
+because a flush task would otherwise need twice as many round trips. If the breaker's part fails, it is repeated
+alone.
 """
 
 from __future__ import annotations

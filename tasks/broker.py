@@ -33,7 +33,7 @@ class _Client(redis.PrefixedStrictRedis):
         return True
 
     def transaction(self, func: Callable[[Any], Any], *watches: Any, **options: Any) -> Any:
-        """Raises RedisAway. redis-py would treat an unusable server as a conflict, and retry forever."""
+        """Raises RedisAway if the server is unusable. redis-py would treat it as a conflict and retry forever."""
         attempts = count()
 
         def attempt(pipe: Any) -> Any:

@@ -1,7 +1,6 @@
-"""Retry or abandon many parked batches at once, each with a reason.
-
-A bulk retry is one audit entry and one round trip to Redis. A bulk abandon is one audit entry per batch, because
-each batch is read from Kafka again and made durable as dead letters on its own (`tasks.operate`).
+"""Retries or abandons many parked batches at once, for a given reason. Retrying many batches takes one audit entry
+and one round trip to Redis. Abandoning many batches takes one audit entry per batch, because each batch is read
+from Kafka again and made durable as dead letters on its own (`tasks.operate`).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from tasks.sinks.base import Sink
 from tasks.wire import Completion, CompletionKind
 
 BATCHES_MAX = 1000
-# An abandon takes about a tenth of a second per batch, and the operator waits for it.
+# Abandoning a batch takes about a tenth of a second, and the operator waits for all of them.
 ABANDONED_MAX = 200
 NOT_TRIED = "not attempted after the error above"
 

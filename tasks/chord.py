@@ -29,7 +29,7 @@ TOKEN_BYTES = 6
 
 @dataclass(frozen=True, slots=True)
 class FanOut:
-    """A chord to start, of at least one flush task. Tasks are identified by their names in the staged batch.
+    """A chord to start, with at least one flush task. Tasks are identified by their names in the staged batch.
 
     `until`: Unix seconds after which failed tasks are not retried. `traceparent` (W3C) is sent as a header if the
     batch is traced.

@@ -42,8 +42,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
     soft, hard = time_limits(settings)
     link = link_of(settings)
     config: dict[str, Any] = {
-        # These URLs are only labels. Connections use the link in the transport options, which has the password
-        # (docs/redis.md).
+        # These URLs are only labels. Connections use the link in the transport options, which contains the
+        # password (docs/redis.md).
         "broker_url": link.address.label,
         "broker_transport": TRANSPORT,
         # This backend counts the tasks of chords and keeps no results.

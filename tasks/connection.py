@@ -68,7 +68,9 @@ AWAY = frozenset(
 
 
 class RedisAway(RedisConnectionError):
-    """Redis responded that it cannot serve requests. The connection is closed; the text contains the response."""
+    """Redis responded that it cannot serve requests. The connection is closed, and the message contains the
+    response.
+    """
 
 
 def away_code(error: BaseException) -> str:
@@ -325,7 +327,7 @@ def prove_writable(client: Any, key: str) -> None:
 
 
 class RedisRefused(SettingsError):
-    """This kind of server is not supported. The text is one line and states what to do."""
+    """This kind of server is not supported. The message is one line and states what to do."""
 
 
 def refusal(client: Any) -> str:

@@ -100,7 +100,7 @@ class Coordination:
     # Readers
 
     def publish_reader(self, reader: str, about: str) -> None:
-        """Stores a heartbeat: `about` is JSON with host, pid, started_at and seen_at (unix seconds)."""
+        """Stores a heartbeat: `about` is JSON with host, pid, started_at and seen_at (Unix seconds)."""
         remove_wrong_types(self.client, (self._readers, self._parked))
         pipe = self.client.pipeline(transaction=True)
         pipe.hset(self._readers, reader, about)

@@ -71,8 +71,8 @@ def asked_by(sinks: Collection[SinkName]) -> tuple[Ask, ...]:
 
 
 def faults(settings: Settings, asked: Sequence[Ask]) -> Iterator[Fault]:
-    """Runs these tests concurrently, and yields each fault as soon as it is known. Returns at the latest shortly
-    after KAFKA_SECONDS_MAX.
+    """Runs these tests concurrently, and yields each fault as soon as it is known. Finishes shortly after
+    KAFKA_SECONDS_MAX at the latest.
     """
     with ThreadPoolExecutor(len(asked), thread_name_prefix="dependencies") as pool:
         for ended in as_completed([pool.submit(ask, settings) for ask in asked]):

@@ -1,4 +1,4 @@
-"""Descriptions of server faults for commands, pages and logs: the server, the problem, what to do.
+"""Descriptions of server faults for commands, pages and logs: the server, the problem, and what to do.
 
 The clients' modules classify their errors (`tasks.connection`, `tasks.kafka.faults`, `tasks.sinks.clickhouse`).
 Only this module has the advice for each kind of fault.

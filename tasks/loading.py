@@ -31,10 +31,10 @@ OTHER_PREFIXES = (FILE_VARIABLE, f"{ENV_PREFIX}LOCAL_", f"{ENV_PREFIX}TEST_", f"
 
 
 class SettingsError(click.ClickException):
-    """Settings that cannot be used. The text has one line per mistake with the name, the value, and the allowed
+    """Settings that cannot be used. The message has one line per mistake with the name, the value, and the allowed
     values.
 
-    Commands do not catch it: click prints the text and exits with 2.
+    Commands do not catch it: click prints the message and exits with 2.
     """
 
     exit_code = 2
@@ -45,7 +45,7 @@ class SettingsError(click.ClickException):
 
     @property
     def printed(self) -> str:
-        """The text with unprintable characters escaped."""
+        """The message with unprintable characters escaped."""
         return "\n".join(printable(line) for line in self.message.split("\n"))
 
 
@@ -117,7 +117,7 @@ def _unreadable(path: str) -> str:
 
 
 def _undecoded(kind: type[Settings], error: Exception) -> str:
-    """Returns the error for a setting that is not valid JSON. The text omits the value, which may contain a
+    """Returns the error for a setting that is not valid JSON. The error omits the value, which may contain a
     password.
     """
     names = [name for name in kind.model_fields if f'"{name}"' in str(error)]

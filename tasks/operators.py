@@ -197,8 +197,8 @@ class Operators:
             log.warning("the audit trail was not shortened: %s", error)
 
     def _reload_lost_copy(self) -> Decisions | None:
-        """Returns all decisions, read from the topic, if Redis has lost the copy, and rebuilds the copy if
-        permitted.
+        """If Redis has lost the copy, reads all decisions from the topic, rebuilds the copy if permitted, and
+        returns the decisions. Otherwise, returns None.
         """
         if self._copy.copied_offset() is not None:
             return None

@@ -43,7 +43,7 @@ _AUTHORIZED = re.compile(
 
 def printable(text: str, instead: str = REPLACEMENT) -> str:
     """Returns one line without control characters, escapes, bidirectional marks, line separators, and zero-width
-    and blank characters; with at most MARKS_MAX consecutive combining marks.
+    and blank characters, and with at most MARKS_MAX consecutive combining marks.
 
     White space becomes a space, and other unprintable characters become `instead`.
     """

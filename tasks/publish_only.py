@@ -1,6 +1,6 @@
 """A result backend that counts chords and stores no results (docs/decisions/029-chords-keep-no-results.md).
 
-Celery's Redis backend keeps state of every published chord (four results and four subscriptions each) until its
+Celery's Redis backend keeps state for every published chord (four results and four subscriptions each) until its
 result is read, which never happens here because completions use the reader's stream. That state would grow without
 bound, and a Redis outage would then cause an error that only a restart clears.
 """

@@ -44,7 +44,7 @@ SOCKET_DATABASE = ("virtual_host", "db")
 
 
 class WrongAddress(ValueError):
-    """The URL is invalid. The text states why and contains no secrets."""
+    """The URL is invalid. The message states why and contains no secrets."""
 
 
 class Scheme(StrEnum):

@@ -18,7 +18,7 @@ POLL_SECONDS = 0.05
 
 
 class NotDelivered(Exception):
-    """The task was not received. The text states why."""
+    """The task was not received. The message states why."""
 
 
 def publish_and_consume(settings: Settings, seconds_max: float) -> None:

@@ -351,7 +351,7 @@ class Settings(BaseSettings):
 
     @cached_property
     def seals(self) -> Seals:
-        """Seals made with the shared key; inactive without one."""
+        """The object that creates and verifies seals; inactive without a shared key."""
         text = self.shared_key.get_secret_value()
         if self.shared_key_file is not None:
             text = content(self.shared_key_file).decode("utf-8", "replace")
@@ -608,7 +608,7 @@ class Settings(BaseSettings):
 
 
 def not_above(settings: Settings, low: str, high: str) -> None:
-    """Raises ValueError with both names if the first setting is above the second."""
+    """Raises ValueError with both names if the first setting is greater than the second."""
     first, second = getattr(settings, low), getattr(settings, high)
     if first > second:
         raise ValueError(

@@ -32,7 +32,7 @@ class Throttled(Exception):
 
 
 class Throttle:
-    """Computes a delay that doubles with each failure after the first few. It never sleeps itself."""
+    """Computes a delay that doubles with each failure after the first few. It never sleeps."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -71,7 +71,7 @@ class Story:
 
 
 def story(client: Redis[bytes], settings: Settings, batch_id: str, reference: str = "") -> Story | None:
-    """Returns the batch by its id, or by its exact `reference`; None if nothing of it is staged. Raises
+    """Returns the batch by its id, or by its exact `reference`; None if no part of it is staged. Raises
     RedisError.
     """
     staging = Staging(client, settings)

@@ -46,7 +46,7 @@ else:
 
 
 class Incompatible(Exception):
-    """This release cannot read data written by another release. The text states what to upgrade."""
+    """This release cannot read data written by another release. The message states what to upgrade."""
 
 
 # ------------------------------------------------------------------------------------------- Sinks and stages
@@ -109,7 +109,7 @@ class Row(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     """One row, encoded once.
 
     `json` is one JSON object in UTF-8 without a newline. `id` is the row's identity, derived from
-    (replay_id, segment_id, event): writing the same id twice leaves one row. `offset` as in `Blob`.
+    (replay_id, segment_id, event): writing the same id twice leaves one row. `offset`: see `Blob`.
     """
 
     table: str
@@ -130,7 +130,7 @@ class Metric(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class DeadLetter(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """One record for the dead-letter topic, with all its headers. `offset` as in `Blob`. A tombstone has no
+    """One record for the dead-letter topic, with all its headers. `offset`: see `Blob`. A tombstone has no
     value.
     """
 

@@ -1,4 +1,4 @@
-"""Flower handlers: the buttons on a flush task's page, the retry's endpoint, and protected metrics.
+"""Flower handlers: the buttons on a flush task's page, the endpoint for retries, and protected metrics.
 
 Flower cannot retry a task. Sending a flush task again would have no effect, because it would belong to no chord.
 The button asks the batch's reader to retry the batch.

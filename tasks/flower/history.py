@@ -43,7 +43,7 @@ NEEDED = ("uuid", "hostname", "timestamp", "type")
 
 
 class HistoryError(Exception):
-    """The file cannot be opened or created. The text has the path."""
+    """The file cannot be opened or created. The message contains the path."""
 
 
 class History:

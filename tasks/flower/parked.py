@@ -182,7 +182,7 @@ class _Page(BaseHandler):  # type: ignore[misc]
 
 
 class ParkedPage(_Page):
-    """The list, with filters and one form for the selected batches."""
+    """The list of parked batches, with filters and one form for the selected batches."""
 
     @web.authenticated
     async def get(self) -> None:
@@ -235,7 +235,9 @@ _Looked = tuple[Parked | None, Story | None, list[dict[str, str]]]
 
 
 class BatchPage(_Page):
-    """One batch: parked or not, its chords, the runs that Flower saw, and the operators' actions."""
+    """The page of one batch: whether it is parked, its chords, the runs that Flower saw, and the operators'
+    actions.
+    """
 
     @web.authenticated
     async def get(self, batch_id: str) -> None:

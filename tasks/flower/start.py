@@ -43,7 +43,7 @@ PROVIDERS = {
 
 
 class FlowerRefused(SettingsError):
-    """Flower would start without authentication, or cannot start. The text names the missing setting."""
+    """Flower would start without authentication, or cannot start. The message names the missing setting."""
 
 
 def launch(app: Celery, settings: Settings, arguments: tuple[str, ...] = ()) -> None:

@@ -4,7 +4,7 @@
     cluster.topic("ingest-replay-recordings").id
     cluster.group("replays-ingest", "ingest-replay-recordings").members
 
-Every call is bounded by CALL_SECONDS_MAX and raises `ClusterError`, whose text states what failed and why.
+Every call is bounded by CALL_SECONDS_MAX and raises `ClusterError`, whose message states what failed and why.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class ClusterError(Exception):
-    """The brokers did not respond, or they refused the request. The text is for operators."""
+    """The brokers did not respond, or they refused the request. The message is meant for operators."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ REPLAY, USER, ALL = "replay", "user", "all"
 """What an erasure covers."""
 LOOK_SECONDS_MAX = 10.0
 SILENT_SECONDS_MAX = 20.0
-# A reader that cannot reach the brokers at startup reports that after this time, and tries again.
+# After this time, a reader that cannot reach the brokers at startup reports the problem, and tries again.
 METADATA_SECONDS_MAX = 4.0
 
 Values = Mapping[str, Mapping[str, Any] | None]

@@ -1,6 +1,6 @@
 """Faults of Kafka, from the errors that librdkafka reports asynchronously.
 
-If brokers refuse a password or a connection, a call of the library only times out, and the reason is reported to
+If brokers refuse a password or a connection, a call to the library only times out, and the reason is reported to
 the client's error callback. `list_topics` therefore calls with short timeouts and evaluates these errors in
 between.
 """
@@ -80,7 +80,8 @@ def list_topics(
     topic: str | None = None,
     down_seconds_max: float = math.inf,
 ) -> Any:
-    """Returns the client's metadata. Raises KafkaException after `seconds_max`, or as soon as a broker refuses.
+    """Returns the client's metadata. Raises KafkaException after `seconds_max`, or as soon as a broker refuses the
+    client.
 
     `down_seconds_max`: after this time, the report that no broker is connected counts as a failure too.
     """

@@ -1,4 +1,4 @@
-"""Joins a temporary consumer group the way the reader would; used by `check`.
+"""Joins a temporary consumer group as the reader would; used by `check`.
 
 Uses its own group, so that no partition of a production group moves.
 """
@@ -24,7 +24,7 @@ REFUSALS = (
 
 
 class NoMember(Exception):
-    """Joining or committing failed. The text states why."""
+    """Joining or committing failed. The message states why."""
 
 
 class MetadataRefused(NoMember):

@@ -53,8 +53,8 @@ COORDINATOR_WAIT_SECONDS = 0.1
 
 
 class RangeError(Exception):
-    """A range was not read to its end. The text names the topic and the reason. `fault`: the fault of the brokers,
-    if it is the reason.
+    """A range was not read to its end. The message names the topic and the reason. `fault`: the fault of the
+    brokers, if it is the reason.
     """
 
     def __init__(self, text: str, fault: Fault | None = None) -> None:

@@ -28,7 +28,7 @@ DOWN_SECONDS_MAX = 1.0
 
 
 class ClusterUnreachable(Exception):
-    """The brokers did not respond, or `refused` the request. The text is `fault.line`."""
+    """The brokers did not respond, or `refused` the request. The message is `fault.line`."""
 
     def __init__(self, found: Fault, *, refused: bool = False) -> None:
         super().__init__(found.line)
@@ -68,7 +68,7 @@ class Topics:
             raise ClusterUnreachable(refused, refused=True) from failure
 
     def inventory(self, seconds_max: float, *, down_seconds_max: float = math.inf) -> Inventory:
-        """Lists topics. Raises ClusterUnreachable after `seconds_max`, or when the broker refuses.
+        """Lists topics. Raises ClusterUnreachable after `seconds_max`, or when the broker refuses the client.
 
         `down_seconds_max`: after this time, the client's report that all brokers are down counts as a failure.
         """

@@ -24,7 +24,7 @@ from tasks.wire import SinkName
 def migrate(settings: Settings, *, dry_run: bool = False, topics: bool = False) -> Iterator[str]:
     """Yields one line per step. `topics`: also creates the input topic, for development.
 
-    Disabled sinks are skipped. Raises SinkError, whose text states what to do.
+    Disabled sinks are skipped. Raises SinkError, whose message states what to do.
     """
     steps: dict[SinkName, tuple[Callable[[], Iterator[str]], Callable[[BaseException], Trouble]]] = {
         SinkName.CLICKHOUSE: (lambda: migrate_schema(settings, dry_run=dry_run), clickhouse_errors.classify),

@@ -22,7 +22,7 @@ def migrate_bucket(settings: Settings, *, dry_run: bool) -> Iterator[str]:
             if dry_run:
                 return
             bucket = server.bucket(name)
-            # Recordings are personal data: no public access, and deletion must be effective.
+            # Recordings are personal data, so public access must be impossible, and deletion must be final.
             bucket.iam_configuration.uniform_bucket_level_access_enabled = True
             bucket.iam_configuration.public_access_prevention = "enforced"
             bucket.soft_delete_policy.retention_duration_seconds = 0

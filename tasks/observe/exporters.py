@@ -16,7 +16,7 @@ GRPC_EXTRA = "replays-ingest[otel-grpc]"
 
 
 class NotExported(Exception):
-    """A variable requests something unavailable. The text names the variable and states what to do."""
+    """A variable requests something unavailable. The message names the variable and states what to do."""
 
 
 def provider(service: str, environ: Mapping[str, str]) -> Any:

@@ -2,7 +2,7 @@
 
 Functions do nothing until a worker has called `install`, so flush code may call them anywhere. Pool processes
 write to files of one directory (the Prometheus client's multiprocess mode); the main process aggregates them on
-scrapes.
+each scrape.
 """
 
 from __future__ import annotations

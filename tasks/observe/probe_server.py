@@ -29,7 +29,7 @@ ROOM_SECONDS_MAX = 1.0
 
 
 class CannotListen(SettingsError):
-    """The address is in use or not local. The text names it and states what to do."""
+    """The address is in use or not local. The message names the address and states what to do."""
 
     def __init__(self, host: str, port: int, setting: str, error: Exception) -> None:
         super().__init__(

@@ -22,7 +22,7 @@ CELERY_ECHOES = ("celery.app.trace", "celery.backends.*")
 
 
 class TelemetryMissing(SettingsError):
-    """A setting requires a package that is not installed. The text names the extra."""
+    """A setting requires a package that is not installed. The message names the extra."""
 
 
 class _State:

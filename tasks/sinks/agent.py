@@ -51,7 +51,7 @@ def report(settings: Settings) -> Report:
 
 
 def _connect(place: str) -> None:
-    """Raises TransientSinkError when no socket of a type that the client tries accepts a connection."""
+    """Raises TransientSinkError if the socket accepts no connection of any type that the client tries."""
     prefix = next(prefix for prefix in SOCKETS if place.startswith(prefix))
     path, failure = place.removeprefix(prefix), OSError()
     for kind in SOCKETS[prefix]:

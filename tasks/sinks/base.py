@@ -34,8 +34,8 @@ class Sink(Protocol[ItemT]):
     name: str
 
     def write(self, items: Sequence[ItemT], token: str, deadline_seconds: float) -> None:
-        """Returns once every item is proven durable, within `deadline_seconds`. A success status alone is no proof
-        (docs/decisions/016-durable-means-proven.md).
+        """Returns once every item is proven to be durable, within `deadline_seconds`. A success status alone is no
+        proof (docs/decisions/016-durable-means-proven.md).
 
         `token` identifies exactly these items (same items, same token). Raises only TransientSinkError or
         PermanentSinkError.
@@ -52,7 +52,7 @@ class Sink(Protocol[ItemT]):
     def check(self) -> Report:
         """Writes, reads and deletes a probe, as far as permissions and the kind of server allow.
 
-        Raises a SinkError whose text states the problem and what to do.
+        Raises a SinkError whose message states the problem and what to do.
         """
 
     def close(self) -> None:

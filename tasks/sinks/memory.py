@@ -57,8 +57,8 @@ class MemorySink:
     def refuse(self, reason: Callable[[Item], str | None], *, named: bool = True) -> None:
         """Refuses all further items for which `reason(item)` returns a text, with that text.
 
-        named: the error lists the refused items and the rest is stored, as in BigQuery. Otherwise the whole write
-        is refused without naming items, as in some ClickHouse errors.
+        `named`: the error lists the refused items and the rest is stored, as in BigQuery. Otherwise the whole
+        write is refused without naming items, as in some ClickHouse errors.
         """
         with self._lock:
             self._refuses, self._names_refused = reason, named

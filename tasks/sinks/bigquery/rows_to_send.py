@@ -42,7 +42,7 @@ class Positions:
         return position in (self._range if self._index is None else self._index)
 
     def index(self, position: int) -> int:
-        """Returns the index of this position, which must be contained."""
+        """Returns the index of this position, which must be one of the positions."""
         return position - self._range.start if self._index is None else self._index[position]
 
     def have(self, ranges: Ranges) -> bool:
@@ -52,7 +52,7 @@ class Positions:
         return all(position in self._index for start, stop in ranges for position in range(start, stop))
 
     def are(self, ranges: Ranges) -> bool:
-        """Returns whether the ranges are exactly these positions."""
+        """Returns whether the ranges cover exactly these positions."""
         return self._index is None and ranges == ((self._range.start, self._range.stop),)
 
 

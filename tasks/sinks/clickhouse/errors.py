@@ -130,7 +130,8 @@ BLAME_OF_CODE: dict[tuple[int, str], Blame] = {
     (691, "UNKNOWN_ELEMENT_OF_ENUM"): BATCH,
 }
 
-# No password is accepted, or none was sent. Other codes of CREDENTIALS are about rights.
+# The user or the password is not accepted, or no password was sent. Other codes of CREDENTIALS concern
+# permissions.
 LOGIN_CODES = frozenset((192, 193, 194, 516))
 REFUSED_LOGIN = WHAT_TO_DO[Server.CLICKHOUSE, Cause.LOGIN]
 

@@ -3,7 +3,7 @@
 Repeated inserts are harmless for three reasons. An insert has a token derived from the names of the batch and the
 table, and the server skips it if one of the last `deduplication_window` inserts had the same token. Outside this
 window, or with another token, rows with the same identity replace each other when parts merge; a query with FINAL
-never returns both. The materialized view counts distinct identities, so it does not count them twice.
+never returns both. The materialized view counts distinct identities, so it does not count repeated rows twice.
 
 An insert is one block: the server parses all of it before it writes, so a refused insert stores nothing.
 The server responds when the write is complete (`wait_end_of_query`); progress headers, which would start the
@@ -302,8 +302,8 @@ def _size_bytes(items: Sequence[Row], positions: Sequence[int]) -> int:
 def _table_token(token: str, table: str, items: int, positions: list[int]) -> str:
     """Returns the deduplication token of these rows of this write.
 
-    A repeated write is divided into the same groups of rows with the same tokens. Without a refused row, the group
-    has different content, so it gets a different token.
+    A repeated write is divided into the same groups of rows with the same tokens. If a refused row has been
+    removed, the group has different content, so it gets a different token.
     """
     if len(positions) == items:
         return f"{token}:{table}"

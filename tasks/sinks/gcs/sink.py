@@ -1,9 +1,9 @@
 """Stores recordings as objects in Cloud Storage: one per segment, or packed objects that contain many.
 
 A packed object (`<retention days>/packed/...`) has a digest of its bytes in its name and is created only if it
-does not exist. The response that it exists (412) counts as success if the existing object is equal. A refused
-packed object parks its batch instead of becoming a dead letter, since the letter could not list the recordings in
-it.
+does not exist. The response 412, which means that the object exists, counts as success if the existing object is
+equal. A refused packed object parks its batch instead of becoming a dead letter, since the letter could not list
+the recordings in it.
 
 Writing an item again overwrites the object of the same name with the same bytes, so repetition leaves one copy
 (unless the bucket keeps old versions). If a bucket forbids overwriting, the existing object is compared: an equal

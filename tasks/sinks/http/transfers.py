@@ -346,7 +346,9 @@ def _milliseconds(seconds: float) -> int:
 
 
 def _trouble(handle: Any, code: int, text: str) -> Trouble:
-    """Returns a failure without a response. `code`: https://curl.se/libcurl/c/libcurl-errors.html"""
+    """Returns the trouble of a request that failed without a response. `code`:
+    https://curl.se/libcurl/c/libcurl-errors.html
+    """
     tunnel_status = handle.getinfo(pycurl.HTTP_CONNECTCODE)
     if tunnel_status and not 200 <= tunnel_status <= 299:
         return Trouble(blame_of_status(tunnel_status), f"the proxy answers {tunnel_status} to CONNECT: {text}")
