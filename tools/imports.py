@@ -25,8 +25,8 @@ class Package:
     """One row of the table: the modules of one layer by dotted name, including submodules.
 
     `ours`: our modules that the row may import in addition to itself; None: all rows above it in the table.
-    `libraries`: part of the row -> third-party packages that it may import (EVERYWHERE is the whole row); None:
-    all. `standard`: modules of the standard library that the row may import; None: all.
+    `libraries` maps each part of the row (EVERYWHERE is the whole row) to the third-party packages that it may
+    import; None: all. `standard`: modules of the standard library that the row may import; None: all.
     """
 
     modules: tuple[str, ...]

@@ -25,7 +25,7 @@ def migrate_tables(settings: Settings, *, dry_run: bool) -> Iterator[str]:
         try:
             server.get_dataset(name, **timeout)
         except NotFound:
-            yield f"create data set {name}"
+            yield f"create dataset {name}"
             if not dry_run:
                 dataset: Any = bigquery.Dataset(name)
                 if settings.bigquery_location:

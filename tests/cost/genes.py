@@ -206,7 +206,7 @@ def new_recipe(chance: random.Random) -> Recipe:
 
 
 def mutate_recipe(recipe: Recipe, other: Recipe, chance: random.Random) -> Recipe:
-    """Returns a child: `recipe` with one or more changes, sometimes including a piece of `other`."""
+    """Returns a child: a copy of `recipe` with one or more changes, sometimes including a piece of `other`."""
     pieces = list(recipe.pieces)
     for _ in range(chance.choice((1, 1, 1, 2, 3, 6))):
         at = chance.randrange(len(pieces))

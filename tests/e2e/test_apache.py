@@ -1,4 +1,5 @@
-"""Real reader processes in a real consumer group: Apache Kafka, kill -9, SIGSTOP, SIGTERM, rebalances, restarts.
+"""Tests real reader processes in a consumer group on Apache Kafka: kill -9, SIGSTOP, SIGTERM, rebalances,
+restarts.
 
 All tests share one broker and one set of servers; each test has its own topics, tables, bucket and Redis database.
 If a test stops the flush fleet, batches stay in flight until the test starts the fleet again.

@@ -2,8 +2,8 @@
 
 A command is the content of a fenced or indented block, or of backquotes within a sentence. Placeholders (`<id>`,
 `REPLAY_ID`, `N`) are replaced by values from a running system. Each command belongs to RUN or to NOT_RUN. A
-command that is in neither table fails the test, so that its author has to decide. A command name without its
-required argument (`dlq show`) is a mention: only its existence is checked.
+command that is in neither table fails the test, so that its author has to add it to one of them. A command name
+without its required argument (`dlq show`) is a mention: only its existence is checked.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ def test_a_row_is_not_refused_before_its_dead_letter_is_durable(eager: Eager) ->
 
 
 def test_a_redelivered_batch_changes_nothing(eager: Eager) -> None:
-    """If the done marks are lost, as after an empty restart of Redis, everything is written again, without
+    """If the done marks are lost, for example because Redis restarts empty, everything is written again, without
     duplicates.
     """
     batch = make_batch(messages=5)
@@ -229,7 +229,7 @@ def test_after_random_failures_everything_is_durable_once(eager: Eager, seed: in
     Each row is either in its sink or, if refused, a dead letter.
 
     The test asserts a subset, because a scripted partial failure stores everything that it does not list,
-    including poison.
+    including poison items.
     """
     dice = random.Random(seed)
     batch = make_batch(messages=dice.randint(1, 40), rejects=dice.randint(0, 3))

@@ -34,9 +34,7 @@ LOGINS = "bob:other, ann:a-long-password"
 
 @pytest.fixture
 def settings(fresh_name: Callable[[str], str]) -> Callable[..., Settings]:
-    """A function that creates settings with a fresh bucket, database, data set and topics, and the given
-    values.
-    """
+    """A function that creates settings with a fresh bucket, database, dataset and topics, and the given values."""
 
     def make(**given: object) -> Settings:
         fresh = {

@@ -70,7 +70,7 @@ def clickhouse_url(stack: Stack) -> str:
 
 @pytest.fixture(scope="session")
 def bigquery_endpoint(stack: Stack) -> str:
-    """The URL of the BigQuery server, which has no data set yet."""
+    """The URL of the BigQuery server, which has no dataset yet."""
     return stack.start(["bigquery"]).addresses["bigquery"]
 
 

@@ -38,7 +38,8 @@ def _stream(target: Target) -> str:
 
 
 def create_a_stream(target: Target) -> None:
-    """A new stream has a name below that of its table, the requested type, and its creation as commit time.
+    """A new stream has a name below that of its table, the requested type, and its creation time as its commit
+    time.
 
     Page: Package google.cloud.bigquery.storage.v1.
     """

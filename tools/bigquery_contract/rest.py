@@ -52,7 +52,7 @@ def create_a_table_twice(target: Target) -> None:
 
 
 def get_a_missing_table(target: Target) -> None:
-    """A request for a missing table or a missing data set fails with 404 notFound.
+    """A request for a missing table or a missing dataset fails with 404 notFound.
 
     Page: HTTP status and error codes for BigQuery API.
     """

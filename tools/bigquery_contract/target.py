@@ -110,7 +110,7 @@ def operation_of(run: Callable[[Target], None]) -> Operation:
 
 @dataclass
 class Target:
-    """One server and the data set of one operation. The target must be closed after the operation."""
+    """One server and the dataset of one operation. The target must be closed after the operation."""
 
     rest: str
     grpc: str
@@ -146,7 +146,7 @@ class Target:
         asked = (
             f"{method} of the table"
             if last == TABLE
-            else f"{method} {last.replace(self.dataset, 'of the data set')}"
+            else f"{method} {last.replace(self.dataset, 'of the dataset')}"
         )
         return Answer(asked, reply.status_code, found if isinstance(found, dict) else {})
 
@@ -155,7 +155,7 @@ class Target:
         return f"/datasets/{self.dataset}/tables/{table}"
 
     def create_dataset(self) -> None:
-        """Creates the data set of the operation."""
+        """Creates the dataset of the operation."""
         reference = {"projectId": PROJECT, "datasetId": self.dataset}
         self.call("POST", "/datasets", {"datasetReference": reference}).expect(200)
 
@@ -165,7 +165,7 @@ class Target:
         return {"tableReference": reference, "schema": {"fields": [dict(entry) for entry in fields]}, **parts}
 
     def create_table(self, fields: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Any]:
-        """Creates the data set and the table of facts, partitioned and clustered as migrations create it."""
+        """Creates the dataset and the table of facts, partitioned and clustered as migrations create it."""
         self.create_dataset()
         parts = {"timePartitioning": {"type": "DAY", "field": "timestamp"}}
         resource = self.resource(list(columns_of(TABLE).values()) if fields is None else fields, parts)

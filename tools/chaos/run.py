@@ -51,7 +51,7 @@ MESSAGES_PER_SECOND = 40.0
 SETTLE_SECONDS_MAX = 600.0
 REBALANCE_SECONDS_MAX = 20.0
 # A member that does not rejoin is removed after REBALANCE_SECONDS_MAX. If a member dies before it joins, or a
-# leader dies before it assigns, the assignment is delayed by a session timeout each time.
+# leader dies before it assigns, each such death delays the assignment by a session timeout.
 UNOWNED_SECONDS_MAX = REBALANCE_SECONDS_MAX + 2 * SESSION_SECONDS
 PLAIN_WIDTH = 150
 
@@ -90,8 +90,8 @@ def run(
     the run was interrupted.
 
     `kafka`: by default Apache Kafka if it can run, otherwise Tansu. `redis`: one server, or a primary and a
-    replica behind Sentinels. `rate`: messages per second. `directory`: keeps data and logs; the default is a
-    temporary directory, in memory if there is enough of it, which is removed at the end.
+    replica behind Sentinels. `rate`: messages per second. `directory`: where data and logs are kept; by default a
+    temporary directory, which is in memory if there is enough memory, and which is removed at the end.
     """
     chosen: KafkaKind = kafka or ("tansu" if java_kafka.available() else "apache")
     if group_protocol is GroupProtocol.CONSUMER and chosen != "apache":
@@ -349,8 +349,8 @@ def stored_twice(settings: Settings) -> dict[str, float]:
 
 @contextmanager
 def working_directory(directory: Path | None) -> Iterator[Path]:
-    """Yields the given directory, or a temporary one. The temporary directory is in memory if there is enough of
-    it, because an emulator writes one file per object.
+    """Yields the given directory, or a temporary one. The temporary directory is in memory if there is enough
+    memory, because an emulator writes one file per object.
     """
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)

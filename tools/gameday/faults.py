@@ -302,7 +302,7 @@ def repair(game: Game) -> None:
 
 
 def send_garbage(game: Game) -> None:
-    """Sends one bad message in twenty-five, all of one project, which is below the ratio that halts a reader."""
+    """Makes one message in twenty-five bad, all from one project, which is below the ratio that halts a reader."""
     game.load.garbage_share = 0.04
 
 
@@ -348,8 +348,8 @@ def ordinary_ratio(game: Game) -> None:
 
 
 def send_bomb(game: Game) -> None:
-    """Sends a record of a few kB that decompresses to more than the client library accepts, and blocks its
-    partition.
+    """Sends a record of a few kB that decompresses to more than the client library accepts, so that its partition
+    is blocked.
     """
     options = {"compression.type": "zstd", "message.max.bytes": 2 * BOMB_BYTES, **kafka_options(game.settings)}
     producer = Producer(options)

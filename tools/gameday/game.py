@@ -76,7 +76,7 @@ SHORT_TIMES = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault. `alert` must fire within FIRE_SECONDS_MAX of the call of `inject`.
+    """One fault. `alert` must fire within FIRE_SECONDS_MAX of the call to `inject`.
 
     `fix` follows the section of the runbook, and `after` is run after the recovery. `healthy` is a Prometheus
     expression that has a value once the component has recovered.

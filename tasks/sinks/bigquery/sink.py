@@ -155,12 +155,12 @@ class BigQuerySink:
             trouble = self._fault(service, table, ends_at)
             if trouble is not None:
                 todo = _todo(trouble)
-                raise Trouble(trouble.blame, f"data set {dataset}, table {table}: {trouble.message}{todo}").error()
+                raise Trouble(trouble.blame, f"dataset {dataset}, table {table}: {trouble.message}{todo}").error()
             end = service.send(Method.GET, f"{table}_exact", b"", ends_at)
             if isinstance(end, Answer) and end.status == 404:
                 warnings.append(f"view {table}_exact is missing; run `replays-ingest migrate`")
         return Report(
-            f"data set {dataset}, {len(TABLES)} tables in place, each would take a row of this release",
+            f"dataset {dataset}, {len(TABLES)} tables in place, each would take a row of this release",
             tuple(warnings),
             ("storing a row: BigQuery cannot delete a streamed row for up to 90 minutes",),
         )

@@ -148,7 +148,7 @@ BLAME_OF_REASON: dict[str, Blame] = {
     "userProjectAccountProblem": CREDENTIALS,
     "userProjectInconsistent": CREDENTIALS,
     "userProjectMissing": CREDENTIALS,
-    # The bucket, data set or table is at fault.
+    # The bucket, dataset or table is at fault.
     "notFound": TABLE,
     # The form of the request is at fault, not its content.
     "invalidAltValue": REQUEST,

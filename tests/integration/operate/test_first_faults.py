@@ -45,7 +45,7 @@ from tests.kit.scripted_server import Answer, answering
 from tests.kit.web_pages import Client, served
 
 ANSWER_SECONDS_MAX = 5.0
-# The time that a process on a busy machine may need until it begins.
+# The time that a process may need to start on a busy machine.
 START_SECONDS_MAX = 5.0
 END_SECONDS_MAX = 20.0
 DATABASE = 14

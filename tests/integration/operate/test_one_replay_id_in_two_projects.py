@@ -200,7 +200,9 @@ def test_missing_rows_of_one_are_reported_regardless_of_the_other(two_projects: 
 
 
 def assert_shown(two_projects: TwoProjects, which: Key) -> None:
-    """Asserts the project's recordings, as read by both readers, and its row of the materialized view."""
+    """Asserts that both ways of reading return the project's recordings, and that its row of the materialized view
+    is correct.
+    """
     blobs = [bytes(segment.blobs[0].content) for segment in two_projects.segments[which[0]]]
     assert two_projects.recordings(which) == blobs
     reads = Reads(two_projects.settings)

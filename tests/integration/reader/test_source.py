@@ -333,8 +333,8 @@ def test_a_reader_assigned_partitions_while_leaving_leaves_at_once(
 
 
 def test_a_partition_revoked_while_paused_is_read_after_its_return(brokers: str, topic: str) -> None:
-    """A partition that was revoked while paused is read after its return, although the client keeps a pause
-    across rebalances.
+    """A partition that was revoked while paused is read after it is assigned again, although the client keeps a
+    pause across rebalances.
     """
     produce(brokers, topic, 400)
     limits = Limits(

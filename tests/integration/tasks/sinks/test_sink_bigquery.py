@@ -32,7 +32,7 @@ def fact(number: int, table: str = "replay_events", **given: Any) -> Row:
 
 @pytest.fixture
 def migrated(settings: Callable[..., Settings], bigquery_endpoint: str) -> Settings:
-    """Settings whose data set has all tables."""
+    """Settings whose dataset has all tables."""
     made = settings(bigquery_endpoint=bigquery_endpoint)
     list(migrate_tables(made, dry_run=False))
     return made

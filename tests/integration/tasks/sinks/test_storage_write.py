@@ -34,7 +34,7 @@ TEN = [fact(number) for number in range(10)]
 
 @pytest.fixture
 def migrated(settings: Callable[..., Settings], stack: Stack, bigquery_endpoint: str) -> Settings:
-    """Settings whose data set has all tables."""
+    """Settings whose dataset has all tables."""
     made = settings(
         bigquery_endpoint=bigquery_endpoint,
         bigquery_storage_endpoint=stack.addresses["bigquery_storage"],
