@@ -316,7 +316,9 @@ def test_a_token_of_an_oauth_server_opens_the_broker(
 
 @pytest.mark.kafka
 def test_redis_is_trusted_only_with_its_certificate(redis: GuardedRedis, kafka: JavaKafka):
-    """No client connects to Redis without the server's authority, with a wrong password, or without TLS."""
+    """A client that does not trust the server's authority, has a wrong password, or does not use TLS cannot
+    connect to Redis.
+    """
     good = {**redis.variables, "REPLAYS_KAFKA_BROKERS": kafka.address}
     without_authority = {name: value for name, value in good.items() if name != "REPLAYS_REDIS_TLS_CA_FILE"}
     wrong_password = {**good, "REPLAYS_REDIS_URL": redis.url.replace(REDIS_PASSWORD, "wrong")}

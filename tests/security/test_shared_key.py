@@ -1,7 +1,7 @@
 """Attacks by a client that can write to Redis but lacks the shared key, and tries to commit offsets or hide rows.
 
-Each attack is made twice. Without a key the attack succeeds, which shows that the attack is real. With a key the
-forged entries are ignored.
+Each attack is carried out twice. Without a key the attack succeeds, which shows that the attack is real. With a
+key the forged entries are ignored.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def test_every_test_that_the_threat_model_names_exists():
     ],
 )
 def test_a_name_that_is_no_test_is_found(named: str):
-    """A citation that does not name a test is found, and so is a citation of a file without a test."""
+    """A citation that does not name a test is reported, and so is a citation of a file without a test."""
     assert len(missing(f"shown by {named}, among others")) == 1
 
 

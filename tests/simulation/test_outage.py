@@ -1,4 +1,4 @@
-"""Half an hour without sinks, in simulated time and with the default limits: ingestion continues soon after it."""
+"""After half an hour without sinks, in simulated time and with the default limits, ingestion soon continues."""
 
 from __future__ import annotations
 

@@ -980,8 +980,8 @@ def test_a_commit_without_a_response_times_out_and_is_resent() -> None:
 def test_a_late_response_to_a_timed_out_commit_resends_the_newer_one() -> None:
     """A late response to a timed-out commit causes the newer commit to be resent.
 
-    The broker may have stored the older commit after the newer commit, which would leave the group behind until
-    the next message.
+    The broker may have stored the older commit after the newer commit, which would leave the group at the older
+    offset until the next message.
     """
     runtime = reader(batch_messages_max=1, commit_answer_seconds_max=1.0)
     runtime.segments(1)
