@@ -168,7 +168,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--share-503", type=float, default=0.02)
     parser.add_argument("--share-429", type=float, default=0.01)
     parser.add_argument("--retry-after", type=int, default=None, help="Retry-After of each 429, seconds")
-    parser.add_argument("--ratio-min", type=float, default=0.0, help="exit with 1 if the ratio is lower")
+    parser.add_argument("--ratio-min", type=float, default=0.0, help="exit with 1 if the ratio is lower than this")
     parser.add_argument("--reconcile", action="store_true", help="compare every object and row afterwards (slow)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", help="write the figures to this file")

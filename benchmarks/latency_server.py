@@ -45,7 +45,9 @@ CLICKHOUSE_SETTINGS = (
 
 @dataclass(slots=True)
 class Answer:
-    """One response: status, body, and additional header fields. `drop`: close the connection instead."""
+    """One response: status, body, and additional header fields. `drop`: close the connection instead of
+    responding.
+    """
 
     status: int = 200
     body: bytes = b""

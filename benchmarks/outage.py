@@ -44,8 +44,8 @@ from tasks.migrate import migrate
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery", "statsd")
 FAULTS: dict[str, Fault] = {"503": Errors(503), "refuse": Refuse()}
 START_SECONDS_MAX = 120.0
-# The normal lag is the largest lag during NORMAL_SECONDS, measured once the lag is at most the messages of
-# SETTLED_SECONDS.
+# The normal lag is the largest lag during NORMAL_SECONDS, measured once the lag is at most the number of messages
+# that are produced in SETTLED_SECONDS.
 NORMAL_SECONDS = 30.0
 SETTLED_SECONDS = 3.0
 RECOVERY_SECONDS_MAX = 900.0

@@ -95,7 +95,7 @@ class Progress:
     published: int
 
     def advance(self, marks: bytes, first_byte: int) -> int:
-        """Moves `committed` over all set bits that follow it, and returns by how many.
+        """Moves `committed` over all set bits that follow it, and returns the number of these bits.
 
         `marks`: bytes of the bitmap, of which the first is byte number `first_byte`. Redis counts bits from the
         most significant one.

@@ -83,12 +83,12 @@ class Outcome:
 
     @property
     def read_again(self) -> float:
-        """Messages read again as a share of all messages, 0 to 1 or more."""
+        """Messages read again as a share of all messages; may exceed 1."""
         return max(0, self.consumed - self.messages) / self.messages
 
     @property
     def sent_again(self) -> float:
-        """Packets sent again as a share of the segments stored in one pass, 0 to 1 or more."""
+        """Packets sent again as a share of the segments stored in one pass; may exceed 1."""
         return max(0, self.packets - self.packets_expected) / self.packets_expected
 
     @property

@@ -38,8 +38,10 @@ BATCH_SECONDS = float(SHORT_TIMEOUTS["REPLAYS_BATCH_AGE_SECONDS_MAX"])
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One run. Seconds are wall-clock time. `settled_seconds`: change of the number of readers -> time until every
-    partition had its new owner. `stopped_seconds`: partition -> its longest stop during the load."""
+    """One run. Seconds are wall-clock time. `settled_seconds` maps each change of the number of readers to the
+    time until every partition had its new owner. `stopped_seconds` maps each partition to its longest stop during
+    the load.
+    """
 
     messages: int
     settled_seconds: dict[str, float]

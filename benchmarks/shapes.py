@@ -38,9 +38,9 @@ class Shape:
 
     `system`: ours or one of PEERS. `layout`: object layout of our system. `profile`: one of PROFILE_SETTINGS.
     `count`: number of segments, taken from the workload in a cycle. `warm`: segments that are committed before the
-    measurement starts. `tail`: segments that are left when it ends, so that the work in flight at the start and at
-    the end cancels out. `shards`: groups of readers and workers, each with its own Redis; they share the consumer
-    group.
+    measurement starts. `tail`: segments that are left when the measurement ends, so that the work in flight at the
+    start and at the end cancels out. `shards`: groups of readers and workers, each with its own Redis; they share
+    the consumer group.
 
     `rate`: segments produced per second while the system runs; 0 to produce all of them before it starts.
     `idle_seconds`: instead of the load, measure for this long what the system needs when everything is committed.

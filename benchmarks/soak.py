@@ -7,7 +7,8 @@ With --minutes, a producer keeps a backlog in the topic until the time is over. 
 memory, so the workload uses small segments (--profile small; a backlog of 200,000 takes 1 GB). Apache Kafka
 (--kafka apache) writes them to a temporary directory instead.
 
-To explain a growth of Redis, each sample also has the memory use that Redis reports and its number of keys.
+To explain a growth of Redis' memory, each sample also contains the memory use that Redis reports and its number of
+keys.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ LINES = 10
 
 
 def slope_per_minute(series: list[dict[str, float]], name: str) -> float:
-    """Returns the growth in bytes per minute, by least squares over the second half. In the first half, caches are
-    filling.
+    """Returns the growth in bytes per minute, by least squares over the second half. The first half is ignored,
+    because caches are still filling then.
     """
     half = series[len(series) // 2 :]
     if len(half) < 3:

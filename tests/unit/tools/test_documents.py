@@ -48,8 +48,8 @@ def test_a_misspelt_name_is_refused_with_the_right_one(monkeypatch: pytest.Monke
     "name", ["REPLAYS_WEB_PORT", "REPLAYS_CLICKHOUSE_HOST", "REPLAYS_FLOWER_PASSWORD", "REPLAYS_KAFKA_URL"]
 )
 def test_a_name_of_something_else_is_not_suggested(name: str, monkeypatch: pytest.MonkeyPatch):
-    """For REPLAYS_WEB_PORT, the suggestion would be REPLAYS_FLOWER_PORT, which moves Flower instead of the web
-    pages.
+    """For REPLAYS_WEB_PORT, the suggestion would be REPLAYS_FLOWER_PORT, which sets Flower's port instead of that
+    of the web pages.
     """
     monkeypatch.setenv(name, "8000")
 

@@ -254,7 +254,7 @@ def test_a_click_and_its_outcome_are_one_mark():
 
 
 def test_without_sdk_clicks_rrweb_clicks_are_used():
-    """rrweb's clicks are used only if there are no clicks of the SDK; otherwise each click would appear twice."""
+    """rrweb's clicks are used only if the SDK reported none; otherwise each click would appear twice."""
     mouse = [pointer_event(AT_MS), pointer_event(AT_MS + 1, kind=1)]
 
     (mark,) = timeline(mouse).marks

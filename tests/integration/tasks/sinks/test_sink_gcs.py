@@ -41,8 +41,8 @@ def objects(made: Settings) -> dict[str, bytes]:
 
 
 def test_objects_read_back_byte_for_byte(bucket_settings: Settings) -> None:
-    """Objects are read back byte for byte, whether they are empty or several megabytes, bytes or memoryviews, even
-    if names need quoting.
+    """Objects are read back byte for byte, whether they are empty or several megabytes long, bytes or memoryviews,
+    even if names need quoting.
     """
     items = [
         blob("30/1/abc/0", os.urandom(20_000)),

@@ -12,7 +12,7 @@ from tasks.observe.loops import Guard, Loop, LoopEnded
 from tests.kit.paths import ROOT
 
 DEADLINE_SECONDS = 20.0
-# The embedded stack and the simulation run next to the product, not in it.
+# The embedded stack and the simulation run alongside the product and are not part of it.
 FOR_TESTS = {("ingest", "local"), ("ingest", "testing")}
 
 
