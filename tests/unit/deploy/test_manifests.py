@@ -1,4 +1,4 @@
-"""Tests safe defaults for each step of a deployment, in the files themselves."""
+"""Tests that the deployment's files have safe defaults for each step of a deployment."""
 
 from __future__ import annotations
 

@@ -62,8 +62,8 @@ def test_a_reader_that_no_other_affects_may_continue_alone() -> None:
 
 @pytest.mark.parametrize(("bug", "world", "faults", "broken"), FOUND, ids=[line[0] for line in FOUND])
 def test_a_planted_bug_is_found(tmp_path: Path, bug: str, world: str, faults: int, broken: str) -> None:
-    """If a safety bug is planted into the real pipeline, the explorer finds it and prints the shortest path to
-    it.
+    """If a safety bug is planted in the real pipeline, the explorer finds it and prints the shortest path to the
+    bug.
     """
     mutant = next(known for known in MUTANTS if known.bug == bug)
     found = explore_copy(mutant, tmp_path, world.split()[0], faults, expiry="expiry" in world)

@@ -87,7 +87,7 @@ def test_no_order_of_round_trips_breaks_an_invariant(faults: int, states_min: in
 
 @pytest.mark.parametrize(("mutant", "faults", "broken"), FOUND, ids=[line[0].bug for line in FOUND])
 def test_a_planted_bug_is_found(tmp_path: Path, mutant: Mutant, faults: int, broken: str) -> None:
-    """If a safety bug is planted into the real code of the fleet, some order of round trips reveals the bug."""
+    """If a safety bug is planted in the real code of the fleet, some order of round trips reveals the bug."""
     found = explore_copy(mutant, tmp_path, "staging", faults)
 
     assert found.code == 1, found.broken
