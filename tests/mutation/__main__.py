@@ -68,7 +68,7 @@ def copy(into: Path) -> None:
 
 
 def run(where: Path, arguments: Sequence[str], seconds_max: float = SECONDS_MAX) -> tuple[int, str]:
-    """Returns (exit code, output). A bug that hangs the tests is killed after a time-out, with exit code -1."""
+    """Returns (exit code, output). A bug that hangs the tests is killed after a timeout, with exit code -1."""
     environment = {**os.environ, "PYTHONPATH": str(where), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         result = subprocess.run(

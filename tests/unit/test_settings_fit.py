@@ -74,7 +74,7 @@ def test_check_names_inconsistent_settings() -> None:
 
 
 def test_a_visibility_timeout_just_above_the_longest_run_is_consistent() -> None:
-    """A visibility time-out that is one second longer than six calls is accepted."""
+    """A visibility timeout that is one second longer than six calls is accepted."""
     assert list(deadlines(Settings(task_visibility_seconds=181, sink_timeout_seconds=30))) == []
 
 

@@ -216,7 +216,7 @@ def test_a_message_whose_acknowledgement_fails_does_not_stop_its_consumer(fleet:
 
         assert queue.get(timeout=10).payload == "second"
         unfinished = fleet.client.hgetall(channel.global_keyprefix + channel.unacked_key)
-        # This message is delivered again after the visibility time-out.
+        # This message is delivered again after the visibility timeout.
         assert {*unfinished} >= {first.delivery_tag.encode()}
 
 

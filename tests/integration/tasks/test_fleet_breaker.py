@@ -17,7 +17,7 @@ from tests.kit.fleet import Fleet
 
 @pytest.fixture
 def fleet_options() -> dict[str, str]:
-    """Settings of a breaker that opens after three failures, with a cooldown from half a second to two seconds."""
+    """Settings of a breaker that opens after 3 failures, with a cool-down of half a second to two seconds."""
     return {
         "BREAKER_FAILURES_MIN": "3",
         "BREAKER_COOL_SECONDS": "0.5",
@@ -33,7 +33,7 @@ def state(fleet: Fleet, sink: str = "clickhouse") -> str:
 def test_it_opens_cools_probes_and_closes(fleet: Fleet) -> None:
     """While the breaker is open, one probe runs at a time.
 
-    A failed probe doubles the cooldown, and a successful probe closes the breaker for all workers.
+    A failed probe doubles the cool-down, and a successful probe closes the breaker for all workers.
     """
     first, second = (Breaker(connect(fleet.settings), fleet.settings) for _ in range(2))
     for _ in range(3):

@@ -77,7 +77,7 @@ def test_a_task_message_is_smaller_than_a_kilobyte(fleet: Fleet, messages: int) 
 
 def test_a_worker_killed_during_a_flush_loses_nothing(fleet: Fleet) -> None:
     """If a worker is killed with kill -9 during a flush, another worker runs its task after the visibility
-    time-out.
+    timeout.
     """
     fleet.script("clickhouse", "slow 60")
     dispatcher = fleet.dispatcher()
@@ -172,7 +172,7 @@ def test_a_row_that_clickhouse_never_accepts_becomes_a_dead_letter(fleet: Fleet)
 
 
 def test_a_task_that_runs_twice_writes_once(fleet: Fleet) -> None:
-    """If each task message is delivered twice, as after a visibility time-out, the second run finds the done
+    """If each task message is delivered twice, as after a visibility timeout, the second run finds the done
     mark and writes nothing.
     """
     dispatcher = fleet.dispatcher()
@@ -246,7 +246,7 @@ def test_a_stopped_redis_is_an_event_within_seconds(fleet: Fleet) -> None:
 
 
 def test_a_worker_process_that_dies_is_replaced_at_once(fleet: Fleet) -> None:
-    """If a worker process gets SIGKILL, its task is queued again without waiting for the visibility time-out."""
+    """If a worker process gets SIGKILL, its task is queued again without waiting for the visibility timeout."""
     fleet.script("gcs", "slow 60")
     dispatcher = fleet.dispatcher()
     fleet.worker()

@@ -1056,7 +1056,7 @@ def test_a_revoked_partition_drains_then_is_released() -> None:
 
 
 def test_a_drain_ends_at_its_deadline() -> None:
-    """A drain ends at its deadline, which is shorter than the session time-out.
+    """A drain ends at its deadline, which is shorter than the session timeout.
 
     The next owner reads the unsettled messages again.
     """

@@ -48,7 +48,7 @@ def test_the_client_refuses_these_properties() -> None:
 
 
 def test_under_classic_a_drain_ends_before_the_session() -> None:
-    """Under the classic protocol, the drain deadline must be shorter than the session time-out; an equal deadline
+    """Under the classic protocol, the drain deadline must be shorter than the session timeout; an equal deadline
     is refused.
     """
     settings_with(drain_deadline_seconds=29.9, kafka_session_timeout_seconds=30)
@@ -62,7 +62,7 @@ def test_under_classic_a_drain_ends_before_the_session() -> None:
 def test_under_consumer_a_drain_ends_before_the_poll_interval() -> None:
     """Under the consumer protocol, the drain deadline is limited only by the poll interval.
 
-    The session is kept alive in the background, and its time-out is a broker setting.
+    The session is kept alive in the background, and its timeout is a broker setting.
     """
     consumer = {"kafka_group_protocol": "consumer", "kafka_session_timeout_seconds": 1}
     settings_with(drain_deadline_seconds=89, **consumer)

@@ -169,7 +169,7 @@ def test_a_drain_returns_when_the_core_releases_the_partition() -> None:
 
 def test_a_drain_that_nothing_settles_ends_at_the_deadline() -> None:
     """A drain in which nothing settles ends at its deadline, so that the group does not wait longer than the
-    session time-out.
+    session timeout.
     """
     bench = bench_with_a_batch_in_flight(drain_deadline_seconds=3.0)
     started = bench.now

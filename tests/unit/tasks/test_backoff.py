@@ -29,7 +29,7 @@ def test_the_servers_retry_after_is_a_floor() -> None:
 
 
 def test_a_wait_is_at_most_half_of_the_visibility_timeout() -> None:
-    """A wait is at most half of the visibility time-out.
+    """A wait is at most half of the visibility timeout.
 
     A waiting task is an unacknowledged message, so after a longer wait it would run twice.
     """

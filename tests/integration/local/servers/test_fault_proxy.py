@@ -109,7 +109,7 @@ def test_a_refused_or_reset_connection_fails_at_once_and_works_again_after(
 
 @pytest.mark.parametrize("http_aware", [False, True])
 def test_a_hung_server_responds_after_the_hang(target: str, http_aware: bool):
-    """While the server hangs, a client with a short time-out gets an error, and a client that waits long enough
+    """While the server hangs, a client with a short timeout gets an error, and a client that waits long enough
     gets its response.
     """
     with FaultProxy(target, http=http_aware) as proxy:

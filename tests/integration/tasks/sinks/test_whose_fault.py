@@ -180,7 +180,7 @@ def test_a_slow_trickle_of_a_response_costs_at_most_the_deadline(
     sink: str, settings: Callable[..., Settings]
 ) -> None:
     """A response that arrives byte by byte ends at the call's deadline, although each byte resets the read
-    time-out.
+    timeout.
     """
     listener = socket.create_server(("127.0.0.1", 0))
     ended = threading.Event()
