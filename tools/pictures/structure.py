@@ -1,4 +1,4 @@
-"""Describes what a page shows as comparable rows: text, position, size and colours, including shadow roots and
+"""Describes what a page shows as comparable rows: text, position, size and colors, including shadow roots and
 frames.
 """
 

@@ -74,7 +74,7 @@ def test_an_unavailable_server_ends_the_run_with_its_name(settings_of_all_server
 def test_a_wrong_password_is_configuration(
     settings: Callable[..., Settings], children: Children, tmp_path: Path
 ) -> None:
-    """A wrong password is a configuration error, which does not contain the password."""
+    """A wrong password causes a configuration error, whose message does not contain the password."""
     server = ClickHouse(children, tmp_path / "clickhouse", password="right-one")
     server.start()
     wrong = settings(clickhouse_url=server.address, clickhouse_password="wrong-one", clickhouse_database="default")

@@ -1,4 +1,4 @@
-"""Recordings of real SDKs are drawn like the original pages: every element, its text, box and colours.
+"""Recordings of real SDKs are drawn like the original pages: every element, its text, box and colors.
 
 `python -m tools.pictures.sides DIRECTORY` takes pictures for the same comparison.
 """
