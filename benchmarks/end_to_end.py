@@ -64,13 +64,17 @@ def row(result: Result) -> list[str]:
 
 
 def ours(arguments: argparse.Namespace) -> Iterable[Shape]:
-    """Yields configurations of our system: each layout, with recordings only or all sinks, in each profile."""
+    """Yields configurations of our system: each layout, with recordings only or all sinks, in each profile and
+    variant."""
     for layout in arguments.layouts.split(","):
         for sinks in ("gcs,dead_letter", ALL_SINKS):
             if layout == "packed" and "clickhouse" not in sinks:
                 sinks = "gcs,clickhouse,dead_letter"  # needed because the index of packed objects is in ClickHouse
             for profile in arguments.profiles:
-                yield with_profile(Shape(layout=layout, sinks=sinks, processes=arguments.processes), profile)
+                shape = with_profile(Shape(layout=layout, sinks=sinks, processes=arguments.processes), profile)
+                yield shape
+                for text, variables in arguments.variant:
+                    yield replace(shape, extra=(*shape.extra, *variables), name=f"{shape.label}, {text}")
 
 
 def matrix() -> Iterable[Shape]:
@@ -127,6 +131,14 @@ def one_of(known: Iterable[str]) -> Callable[[str], list[str]]:
     return parse
 
 
+def variant(text: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Parses NAME=VALUE,... and returns the text and the variables. Raises ArgumentTypeError."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name.isidentifier() and separator for name, separator, _ in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE,...")
+    return text, tuple((name, value) for name, _, value in pairs)
+
+
 def counts(text: str) -> dict[str, int]:
     """Parses SYSTEM=SEGMENTS,... Raises ArgumentTypeError."""
     found = {}
@@ -157,6 +169,14 @@ def main() -> None:
         type=one_of(PROFILE_SETTINGS),
         default=["default"],
         help="profiles of our system: default, small",
+    )
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        type=variant,
+        metavar="NAME=VALUE,...",
+        help="also run our system with these environment variables; may be repeated",
     )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--processes", type=int, default=4, help="worker processes of our system and of P5")

@@ -102,7 +102,8 @@ class Settings(FleetSettings):
         0.5,
         gt=0,
         le=600,
-        description="Age at which a batch is cut while the reader has no batch in flight. "
+        description="Age at which a batch is cut while fewer than REPLAYS_EARLY_CUT_IN_FLIGHT_MAX batches are in "
+        "flight and none is parked. "
         "If it is not below REPLAYS_BATCH_AGE_SECONDS_MAX, there are no early cuts.",
     )
     early_cuts_per_second_max: float = Field(
@@ -111,6 +112,13 @@ class Settings(FleetSettings):
         le=1000,
         description="Maximum number of early cuts (REPLAYS_BATCH_AGE_IDLE_SECONDS) per second and reader. Each "
         "cut creates one part in every ClickHouse table. Lower this value if ClickHouse reports too many parts.",
+    )
+    early_cut_in_flight_max: int = Field(
+        4,
+        ge=1,
+        le=1024,
+        description="Batches are cut early (REPLAYS_BATCH_AGE_IDLE_SECONDS) only while fewer than this number of "
+        "batches are in flight.",
     )
     in_flight_batches_max: int = Field(
         16, ge=1, le=1024, description="Maximum number of batches that are cut but not yet settled."

@@ -18,6 +18,7 @@ READER_SETTINGS = frozenset(
         "cut_record_bytes_max",
         "cut_record_seconds_max",
         "drain_deadline_seconds",
+        "early_cut_in_flight_max",
         "early_cuts_per_second_max",
         "facts_per_segment_max",
         "flush_deadline_seconds",

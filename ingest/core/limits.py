@@ -25,6 +25,7 @@ class Limits:
     batch_age_seconds_max: float = 2.0
     batch_age_idle_seconds: float = 0.5
     early_cuts_per_second_max: float = 8.0
+    early_cut_in_flight_max: int = 4
     in_flight_batches_max: int = 16
     in_flight_bytes_max: int = 128 * MiB
     pending_ranges_max: int = 512

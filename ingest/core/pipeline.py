@@ -411,7 +411,7 @@ class Pipeline:
     def _on_tick(self, event: on.Ticked, now: float) -> Iterable[do.Command]:
         self._count_waiting(now)
         taking = self.halted is None and self.stopping_by is None
-        idle = not self.in_flight
+        idle = self._is_idle()
         for owned in self._owned.values():
             if taking and owned.release_by is None:
                 batch = owned.builder.cut_if_due(now) or (self._cut_early(owned, now) if idle else None)
@@ -424,8 +424,14 @@ class Pipeline:
         yield from self._renew(now)
         yield from self._progress(now)
 
+    def _is_idle(self) -> bool:
+        """Returns True if only a few batches are in flight and none of them is parked, so that the sinks keep up."""
+        flights = self.in_flight
+        few = len(flights) < self.limits.early_cut_in_flight_max
+        return few and all(flight.phase is not Phase.PARKED for flight in flights)
+
     def _cut_early(self, owned: Partition, now: float) -> Batch | None:
-        """Cuts the open batch early while nothing is in flight, because waiting for more messages only adds delay.
+        """Cuts the open batch early while the reader is idle, because waiting for more messages only adds delay.
 
         Early cuts are rate-limited, because each creates a small part in every table. A burst may contain at most
         the cuts allowed in one second.

@@ -69,18 +69,49 @@ def test_the_byte_limit_flushes_before_the_count() -> None:
     assert ids(runtime.dispatches()) == ["0-2/blobs#1"]
 
 
-def test_while_nothing_is_in_flight_a_batch_is_cut_early() -> None:
-    """While nothing is in flight, a batch is cut half a second after its first message.
+def test_while_few_batches_are_in_flight_a_batch_is_cut_early() -> None:
+    """While fewer batches than the limit are in flight, a batch is cut half a second after its first message.
 
-    While the first batch is in flight, the next batch waits for its full age.
+    With a limit of one, the next batch waits for its full age while the first batch is in flight.
     """
-    runtime = reader(batch_age_seconds_max=2.0, batch_age_idle_seconds=0.5)
+    runtime = reader(batch_age_seconds_max=2.0, batch_age_idle_seconds=0.5, early_cut_in_flight_max=1)
     runtime.segments(1)
     runtime.advance(0.4)
     assert ids(runtime.dispatches()) == []
     runtime.advance(0.1)
     (first,) = runtime.dispatches()
     assert (first.batch.offsets, first.batch.cut_by) == (OffsetRange(0, 1), CutReason.IDLE)
+
+    runtime.segments(1)
+    runtime.advance(1.9)
+    assert ids(runtime.dispatches()) == []
+    runtime.advance(0.1)
+
+    assert [dispatch.batch.cut_by for dispatch in runtime.dispatches()] == [CutReason.AGE]
+
+
+def test_a_second_batch_is_cut_early_while_the_first_is_in_flight() -> None:
+    """With a limit of two, a batch is cut early while one batch is in flight, but not while two are in flight."""
+    runtime = reader(batch_age_seconds_max=2.0, batch_age_idle_seconds=0.5, early_cut_in_flight_max=2)
+    for _ in range(2):
+        runtime.segments(1)
+        runtime.advance(0.5)
+    assert [dispatch.batch.cut_by for dispatch in runtime.dispatches()] == [CutReason.IDLE, CutReason.IDLE]
+
+    runtime.segments(1)
+    runtime.advance(1.9)
+    assert ids(runtime.dispatches()) == []
+
+
+def test_no_batch_is_cut_early_while_one_is_parked() -> None:
+    """While a batch is parked, the next batch waits for its full age, although few batches are in flight."""
+    runtime = reader(
+        batch_age_seconds_max=2.0, batch_age_idle_seconds=0.5, early_cut_in_flight_max=4, retry_backoff_seconds=60.0
+    )
+    runtime.segments(1)
+    runtime.advance(0.5)
+    (first,) = runtime.dispatches()
+    runtime.fail(first)
 
     runtime.segments(1)
     runtime.advance(1.9)
