@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-
-from tasks.units import MiB
+from pathlib import Path
 
 REFERENCE = "p1-typed"
 PEER_NAMES = {
@@ -18,18 +17,18 @@ PEER_NAMES = {
 PEERS = tuple(PEER_NAMES)
 USES_REDIS = ("ours", "p5")
 
-# Settings of a profile, without the prefix REPLAYS_. `small` is for machines with little memory: one worker
-# process, and a quarter of the bytes in flight, per batch and in the prefetch queue.
-PROFILE_SETTINGS: dict[str, dict[str, int]] = {
-    "default": {},
-    "small": {
-        "IN_FLIGHT_BYTES_MAX": 32 * MiB,
-        "BATCH_BYTES_MAX": 4 * MiB,
-        "STAGED_BYTES_MAX": 8 * MiB,
-        "KAFKA_QUEUED_BYTES_MAX": 8 * MiB,
-    },
-}
-PROFILE_PROCESSES = {"small": 1}
+SMALL_PROFILE = Path(__file__).parents[1] / "deploy" / "small.env"
+
+
+def variables_of(path: Path) -> dict[str, str]:
+    """Returns the variables of a file with lines NAME=VALUE and comments."""
+    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    return dict(line.split("=", 1) for line in lines)
+
+
+# The REPLAYS_* variables of each profile.
+PROFILE_SETTINGS = {"default": dict[str, str](), "small": variables_of(SMALL_PROFILE)}
+PROCESSES = "REPLAYS_WORKER_PROCESSES"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +86,7 @@ class Shape:
 
     def settings(self) -> dict[str, str]:
         """Returns the REPLAYS_* variables of these parameters."""
-        found = {f"REPLAYS_{name}": str(value) for name, value in PROFILE_SETTINGS[self.profile].items()}
-        found |= {"REPLAYS_SINKS": self.sinks, "REPLAYS_WORKER_PROCESSES": str(self.processes)}
+        found = PROFILE_SETTINGS[self.profile] | {"REPLAYS_SINKS": self.sinks, PROCESSES: str(self.processes)}
         if self.layout != "segment":
             found["REPLAYS_GCS_LAYOUT"] = self.layout
         return found | dict(self.extra)
@@ -96,4 +94,5 @@ class Shape:
 
 def with_profile(shape: Shape, profile: str) -> Shape:
     """Returns the shape with a profile's settings and number of worker processes."""
-    return replace(shape, profile=profile, processes=PROFILE_PROCESSES.get(profile, shape.processes))
+    processes = int(PROFILE_SETTINGS[profile].get(PROCESSES, shape.processes))
+    return replace(shape, profile=profile, processes=processes)
