@@ -2,8 +2,8 @@
 
 Batch size: a discrete-event simulation of one reader with the rules of the core (`_on_tick` and `_cut_early` in
 ingest/core/pipeline.py, `due` and `due_early` in ingest/core/batching.py): a batch is cut when it is full, when
-it is 2 s old, or when it is 0.5 s old and the reader has nothing in flight, at most 8 times per second. Messages
-arrive at equal intervals; a batch is in flight for a base time plus its workers' CPU time.
+it is 2 s old, or when it is 0.5 s old and the reader has fewer than four batches in flight, at most 8 times per
+second. Messages arrive at equal intervals; a batch is in flight for a base time plus its workers' CPU time.
 
 Queues: the reader and Redis are modelled as M/D/1 (one thread, random arrivals, constant service time). The worker
 processes of a shard are M/D/c, by Sakasegawa's approximation with half the wait of exponential service times.
@@ -98,6 +98,7 @@ class Inputs:
     age_seconds_max: float = 2.0
     age_idle_seconds: float = 0.5
     early_cuts_per_second_max: float = 8.0
+    early_cut_in_flight_max: int = 4
     in_flight_bytes_max: int = 128 * MiB
     quotas: Quotas = field(default_factory=Quotas)
 
@@ -140,7 +141,7 @@ class Reader:
 
     def _tick(self, now: float) -> None:
         self._in_flight = [until for until in self._in_flight if until > now]
-        idle = not self._in_flight
+        idle = len(self._in_flight) < self._inputs.early_cut_in_flight_max
         for one in self._open:
             age = now - one.next_at
             segments = math.floor(age * self._rate) + 1 if age >= 0 else 0

@@ -25,6 +25,7 @@ def test_the_simulated_limits_are_those_of_the_core() -> None:
         limits.batch_age_idle_seconds,
     )
     assert INPUTS.early_cuts_per_second_max == limits.early_cuts_per_second_max
+    assert INPUTS.early_cut_in_flight_max == limits.early_cut_in_flight_max
     assert INPUTS.batch_messages_max == limits.batch_messages_max
     assert INPUTS.batch_bytes_max == limits.batch_bytes_max
     assert INPUTS.in_flight_bytes_max == limits.in_flight_bytes_max
@@ -38,10 +39,11 @@ def test_without_early_cuts_a_batch_holds_what_arrives_in_two_seconds() -> None:
 
 
 def test_more_readers_have_smaller_batches() -> None:
-    """A reader with fewer partitions has nothing in flight more often, so it cuts more batches after half a
+    """A reader with fewer partitions has few batches in flight more often, so it cuts more batches after half a
     second.
     """
-    sizes = [batch_segments(INPUTS, 8 / readers, 37.5) for readers in (1, 2, 4, 8)]
+    one_at_a_time = replace(INPUTS, early_cut_in_flight_max=1)
+    sizes = [batch_segments(one_at_a_time, 8 / readers, 37.5) for readers in (1, 2, 4, 8)]
 
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] == pytest.approx(0.5 * 37.5 + 1, rel=0.2)
