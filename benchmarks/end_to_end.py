@@ -71,7 +71,8 @@ def ours(arguments: argparse.Namespace) -> Iterable[Shape]:
             if layout == "packed" and "clickhouse" not in sinks:
                 sinks = "gcs,clickhouse,dead_letter"  # needed because the index of packed objects is in ClickHouse
             for profile in arguments.profiles:
-                shape = with_profile(Shape(layout=layout, sinks=sinks, processes=arguments.processes), profile)
+                shape = Shape(layout=layout, sinks=sinks, processes=arguments.processes, python=arguments.python)
+                shape = with_profile(shape, profile)
                 yield shape
                 for text, variables in arguments.variant:
                     yield replace(shape, extra=(*shape.extra, *variables), name=f"{shape.label}, {text}")
@@ -177,6 +178,11 @@ def main() -> None:
         type=variant,
         metavar="NAME=VALUE,...",
         help="also run our system with these environment variables; may be repeated",
+    )
+    parser.add_argument(
+        "--python",
+        default="",
+        help="interpreter of our readers and workers, for example that of an environment without extras",
     )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--processes", type=int, default=4, help="worker processes of our system and of P5")

@@ -37,9 +37,10 @@ def _ours(bench: Bench, shape: Shape, env: Mapping[str, str], tag: str) -> list[
     for role, count in (("worker", shape.workers), ("reader", shape.readers)):
         for number in range(count):
             name = f"{tag}-{role}-{number}"
-            command = [sys.executable, "-m", "ingest.cli"]
+            python = shape.python or sys.executable
+            command = [python, "-m", "ingest.cli"]
             if role == "worker":
-                celery = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "--loglevel=WARNING"]
+                celery = [python, "-m", "celery", "-A", "tasks", "worker", "--loglevel=WARNING"]
                 command = [*celery, "-n", f"{name}@{HOST}"]
             shard = {**env, "REPLAYS_REDIS_URL": bench.redis_urls[number % shape.shards]}
             started.append((role, bench.stack.children.start(name, [*_pinned(shape), *command], env=shard)))

@@ -41,6 +41,8 @@ class Shape:
     start and at the end cancels out. `shards`: groups of readers and workers, each with its own Redis; they share
     the consumer group.
 
+    `python`: interpreter of our readers and workers, if it is not that of the benchmark.
+
     `rate`: segments produced per second while the system runs; 0 to produce all of them before it starts.
     `idle_seconds`: instead of the load, measure for this long what the system needs when everything is committed.
     `by_uploads`: progress is the number of uploads at the latency server instead of committed segments, and the
@@ -66,6 +68,7 @@ class Shape:
     by_uploads: bool = False
     cores: tuple[int, ...] = (0,)
     extra: tuple[tuple[str, str], ...] = ()
+    python: str = ""
 
     @property
     def label(self) -> str:
