@@ -11,9 +11,10 @@ CPU time that each reader and each worker needs without load. The check runs twi
 
 - With *equal batches* (no early cuts), batches are the same with any number of readers. A segment may cost as
   much as with one reader or one group, plus what the added processes need without load.
-- With *early cuts*, the default, more readers have smaller batches, because each of them more often has few batches in
-  flight, and fewer segments share the fixed cost of a batch. The model takes the cost per segment and per batch
-  from the first and the last run, at the batch sizes of the simulation, and must predict the runs between them.
+- With *early cuts*, the default, more readers have smaller batches, because each of them more often has few
+  batches in flight, and fewer segments share the fixed cost of a batch. The model takes the cost per segment and
+  per batch from the first and the last run, at the batch sizes of the simulation, and must predict the runs
+  between them.
 
 The exit code is 1 if the cost of a run exceeds the prediction by more than `--tolerance` (30 %), or, with early
 cuts, if it is lower by more than that.

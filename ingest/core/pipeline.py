@@ -425,7 +425,7 @@ class Pipeline:
         yield from self._progress(now)
 
     def _is_idle(self) -> bool:
-        """Returns True if only a few batches are in flight and none of them is parked, so that the sinks keep up."""
+        """Returns True if only a few batches are in flight and none of them is parked, so the sinks keep up."""
         flights = self.in_flight
         few = len(flights) < self.limits.early_cut_in_flight_max
         return few and all(flight.phase is not Phase.PARKED for flight in flights)

@@ -106,7 +106,10 @@ def test_a_second_batch_is_cut_early_while_the_first_is_in_flight() -> None:
 def test_no_batch_is_cut_early_while_one_is_parked() -> None:
     """While a batch is parked, the next batch waits for its full age, although few batches are in flight."""
     runtime = reader(
-        batch_age_seconds_max=2.0, batch_age_idle_seconds=0.5, early_cut_in_flight_max=4, retry_backoff_seconds=60.0
+        batch_age_seconds_max=2.0,
+        batch_age_idle_seconds=0.5,
+        early_cut_in_flight_max=4,
+        retry_backoff_seconds=60.0,
     )
     runtime.segments(1)
     runtime.advance(0.5)
