@@ -460,7 +460,7 @@ def fetch_command(
 def web_command(port: int, no_login: bool) -> None:
     """Serve the replay list, the player and the operator's page to browsers on this machine.
 
-    Prints a link that signs in one browser and works once. The logins in REPLAYS_FLOWER_BASIC_AUTH also work; if
+    Prints a single-use sign-in link for a browser. The logins in REPLAYS_FLOWER_BASIC_AUTH also work; if
     any are set, the operator's page requires one of them.
     """
     from ingest.web.server import run

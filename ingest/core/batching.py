@@ -21,9 +21,9 @@ class Builder:
     `plan` holds the ends of batches that the previous owner had cut above its committed offset. While `plan` is
     not empty, batches are not cut by count, bytes or age, so that the same ranges get the same ids. If the last
     messages of a planned range are missing, the range is cut without them once the log continues past the end of
-    the range (`add`, `handle_log_end`). If the log ends inside the range for too long, the plan is abandoned
-    (`add_idle_seconds`). A planned range that would exceed `staged_bytes_max` is cut early, and its end stays
-    planned.
+    the range (`add`, `handle_log_end`). If the end of the log stays inside the range for too long, the plan is
+    abandoned (`add_idle_seconds`). A planned range that would exceed `staged_bytes_max` is cut early, and its end
+    stays planned.
     """
 
     def __init__(self, source: TopicPartition, epoch: int, limits: Limits, plan: Iterable[int] = ()) -> None:

@@ -38,7 +38,7 @@ class Column:
 
 
 class FittedTable:
-    """A table of texts. Styles of cells apply to the whole cell."""
+    """A table whose cells are strings. Styles of cells apply to the whole cell."""
 
     def __init__(
         self, columns: Sequence[Column], *, title: str = "", expand: bool = False, empty: str = ""

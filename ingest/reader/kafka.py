@@ -413,8 +413,10 @@ class KafkaSource:
             self._starting = self._rebalancing = False
 
     def _assign(self, starts: list[KafkaPartition]) -> bool:
-        """Assigns the partitions and resumes them, because the client keeps the pause of a partition that is
-        unassigned and assigned again. The core then decides whether to pause. Returns False if the client refused.
+        """Assigns the partitions and resumes them, because a paused partition stays paused in the client
+        even after it is unassigned and assigned again. The core then decides whether to pause.
+
+        Returns False if the client refused.
         """
         try:
             self._consumer.incremental_assign(starts)

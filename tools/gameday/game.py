@@ -1,4 +1,4 @@
-"""The system of a game day, and the actions of the person on call.
+"""The system under test in a game day, and the actions of the on-call engineer.
 
 `Game` runs the embedded stack, two readers, two workers and Flower under a steady load, with a real Prometheus
 that scrapes them. Faults are injected and fixed through the methods of `Game`. Every wait has a time limit.

@@ -1,9 +1,9 @@
 """Runs a real Prometheus that scrapes the local processes and evaluates the deployed alert rules with shorter
 times.
 
-`scaled_rules` divides every time in the rules by one factor: `for:`, the ranges of the expressions, and the
-thresholds of the few rules that compare a number of seconds. The rest of a rule is unchanged, so a rule that can
-fire here can also fire with the deployed times, and vice versa.
+`scaled_rules` divides every duration in the rules by the same factor: `for:`, the ranges of the expressions, and
+the thresholds of the few rules that compare a number of seconds. The rest of a rule is unchanged, so a rule that
+can fire here can also fire with the deployed times, and vice versa.
 
 The program `prometheus` must be installed separately; `available()` checks for it.
 """

@@ -19,7 +19,7 @@ NAME_BYTES_MAX = 256
 LONG_BYTES_MIN = 1024 * 1024
 
 # The first byte of a map of more than 15 keys, and the size of its count.
-_MANY_KEYS = {0xDE: 2, 0xDF: 4}
+_LENGTH_BYTES = {0xDE: 2, 0xDF: 4}
 
 _replay_id = re.compile(r"[0-9a-fA-F]{32}").fullmatch
 
@@ -79,7 +79,7 @@ _decode_project = msgspec.msgpack.Decoder(_Project).decode
 def open_envelope(value: bytes) -> Envelope:
     """Returns the fields of one message. Raises Rejected with the reason `not_msgpack` or `schema`."""
     try:
-        is_usual = len(value) <= LONG_BYTES_MIN and not (value and value[0] in _MANY_KEYS)
+        is_usual = len(value) <= LONG_BYTES_MIN and not (value and value[0] in _LENGTH_BYTES)
         envelope = _decode(value) if is_usual else _open_long(value)
     except msgspec.ValidationError as error:
         raise Rejected("schema", str(error)) from None
@@ -126,7 +126,7 @@ def _open_long(value: bytes) -> Envelope:
 
 def _keys(value: bytes) -> int:
     """Number of keys declared by the map; 0 if it is small, or not a map."""
-    size_bytes = _MANY_KEYS.get(value[0], 0) if value else 0
+    size_bytes = _LENGTH_BYTES.get(value[0], 0) if value else 0
     return int.from_bytes(value[1 : 1 + size_bytes], "big")
 
 

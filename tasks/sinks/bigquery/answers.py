@@ -50,11 +50,11 @@ def refusals_of(answer: Answer, rows: int) -> list[Refusal] | Trouble:
         index = error.get("index", 0) if isinstance(error, dict) else None
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < rows:
             return unproven_success(answer, f"insertErrors names row {index!r} of {rows}")
-        found[index] = Refusal(index, _trouble_of_row(error))
+        found[index] = Refusal(index, _row_error(error))
     return list(found.values())
 
 
-def _trouble_of_row(error: Mapping[str, Any]) -> Trouble | None:
+def _row_error(error: Mapping[str, Any]) -> Trouble | None:
     """Classifies the refusal of one row."""
     given = error.get("errors")
     entries = [entry for entry in given if isinstance(entry, dict)] if isinstance(given, list) else []

@@ -682,7 +682,7 @@ def test_a_batch_with_its_own_cause_is_not_restarted_by_each_success() -> None:
                 runtime.settle_stages(dispatch)
         runtime.advance(0.5)
 
-    # 4, 8, 16, 32 and 60 s with jitter, after one restart by the first success.
+    # The retries wait for 4, 8, 16, 32 and 60 s, with jitter. The first success restarted the sequence once.
     assert 3 <= starts <= 8
 
 

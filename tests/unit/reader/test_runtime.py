@@ -450,8 +450,8 @@ def test_messages_taken_in_advance_stay_in_order_if_there_is_no_more_room() -> N
 
 
 def test_messages_taken_in_advance_of_an_unusual_one_stay_in_order() -> None:
-    """If a message is unusual while the parser holds messages that it took in advance, later messages are queued
-    after them.
+    """If a message must be parsed in its own process while the parser still holds prefetched messages, later
+    messages are queued behind the prefetched ones.
     """
     bench = Bench(batch_messages_max=100)
     bench.unusual = {1}

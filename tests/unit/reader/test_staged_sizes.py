@@ -67,7 +67,7 @@ def test_a_small_recording_does_not_keep_a_long_message_in_memory(padding: str) 
 
 
 def test_a_large_recording_is_not_copied() -> None:
-    """The blob of a large recording is not copied, because it is most of its message."""
+    """A blob that makes up most of its message is not copied, because a copy would save little memory."""
     value = make.recording([make.mutation_event()], replay_event=b"{}") + b""
     outcome = parse(Message(PARTITION, 1, 0, value), RULES)
 

@@ -259,8 +259,8 @@ def test_the_search_ends_early_when_everything_is_refused(items: int) -> None:
 
 
 def test_many_poison_items_in_front_do_not_stop_the_batch() -> None:
-    """If one message produced thirty bad rows at the front of the batch, items from the whole batch show that the
-    others are accepted.
+    """If one message has thirty bad rows at the front of a batch, a sample of rows from the whole batch is tried,
+    so the other rows are found to be accepted.
     """
     server, progress = Server(poison=range(30)), fresh(200)
 
