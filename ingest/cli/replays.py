@@ -284,7 +284,7 @@ def events_command(
     project: int | None,
     kinds: tuple[str, ...],
     from_segment: int,
-    events_around: str | float | None,
+    around: str | float | None,
     window: float,
     as_json: bool,
 ) -> None:
@@ -302,10 +302,10 @@ def events_command(
             f"no such kind: {', '.join(sorted(unknown))}; choose from {', '.join(sorted(KINDS))}",
             param_hint="'--kind'",
         )
-    if events_around is not None:
+    if around is not None:
         if from_segment:
             raise click.UsageError("--around reads all segments: leave out --from-segment")
-        _events_around(replay_id, project, kinds, events_around, round(window * 1000), as_json)
+        _events_around(replay_id, project, kinds, around, round(window * 1000), as_json)
         return
     with open_reads() as reads:
         segments = reads.segments(reads.replay(replay_id, project))

@@ -37,6 +37,7 @@ def run(module: str, *arguments: str, deadline_seconds: float = 120) -> str:
         "end_to_end",
         "dispatch",
         "soak",
+        "idle",
         "uploads",
         "rebalance",
         "slow_sinks",
