@@ -178,7 +178,7 @@ class Sink:
 
 
 @contextmanager
-def _unwatched(*_: Any) -> Iterator[Watch]:
+def _unobserved(*_: Any) -> Iterator[Watch]:
     """Disables metrics, logs and traces, which are not part of the model."""
     yield Watch()
 
@@ -193,9 +193,9 @@ def within(client: Client) -> Iterator[None]:
         sink=lambda name: Sink(client),
     )
     module: Any = flush
-    before = module.tools, module.watched
-    module.tools, module.watched = SimpleNamespace(get=lambda: tools), _unwatched
+    before = module.tools, module.observed_run
+    module.tools, module.observed_run = SimpleNamespace(get=lambda: tools), _unobserved
     try:
         yield
     finally:
-        module.tools, module.watched = before
+        module.tools, module.observed_run = before
