@@ -214,7 +214,7 @@ def _put_off(staged: Staged, keys: int, arguments: Sequence[Any]) -> tuple[Stage
 Translation = Callable[[Staged, int, Sequence[Any]], tuple[Staged, Any]]
 # The hand-translated scripts, by `digest` of their text.
 SCRIPTS: dict[str, Translation] = {
-    "f4955cf8f84642b2": _begin,
-    "af7f497fc30da9eb": _mark,
+    "e4d6004a0f659d9c": _begin,
+    "5a59865fd1152215": _mark,
     "221faba68bd6e4c2": _put_off,
 }
