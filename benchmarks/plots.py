@@ -80,7 +80,7 @@ def main() -> None:
         if not path.exists():
             continue
         figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
-        axes.set_title(title)
+        figure.suptitle(title)
         draw(json.loads(path.read_text()), axes)
         for suffix, metadata in (("svg", {"Date": None}), ("png", {})):
             figure.savefig(arguments.into / f"{name}.{suffix}", dpi=110, metadata=metadata)
