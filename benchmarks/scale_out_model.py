@@ -75,16 +75,16 @@ class Quotas:
 class Inputs:
     """The inputs of the simulation.
 
-    Costs are those of docs/performance.md with all sinks (561, 363 and 66 microseconds in batches of 650), split
+    Costs are those of docs/performance.md with all sinks (360, 184 and 42 microseconds in batches of 650), split
     by benchmarks/dispatch.py and by the check of benchmarks/scale_out.py; measure your own. `value_bytes`: bytes
     of a segment in Kafka and in Redis. `json_bytes` and `proto_bytes`: bytes of its BigQuery rows for insertAll
     and for the Storage Write API (12.9 rows, docs/performance.md). `flight_seconds`: time that an empty batch
     would be in flight.
     """
 
-    reader: Cost = Cost(556.0, 3_000.0)
-    worker: Cost = Cost(340.0, 15_000.0)
-    redis: Cost = Cost(64.0, 1_000.0)
+    reader: Cost = Cost(355.0, 3_000.0)
+    worker: Cost = Cost(161.0, 15_000.0)
+    redis: Cost = Cost(40.0, 1_000.0)
     value_bytes: float = 24_900.0
     json_bytes: float = 5_600.0
     proto_bytes: float = 2_700.0
