@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tasks.units import MiB
+from ingest.core.limits import Limits
 
 TICK_SECONDS = 0.05
 SIMULATED_SECONDS = 60.0
@@ -79,7 +79,7 @@ class Inputs:
     by benchmarks/dispatch.py and by the check of benchmarks/scale_out.py; measure your own. `value_bytes`: bytes
     of a segment in Kafka and in Redis. `json_bytes` and `proto_bytes`: bytes of its BigQuery rows for insertAll
     and for the Storage Write API (12.9 rows, docs/performance.md). `flight_seconds`: time that an empty batch
-    would be in flight.
+    would be in flight. `limits`: those of the core.
     """
 
     reader: Cost = Cost(355.0, 3_000.0)
@@ -93,13 +93,7 @@ class Inputs:
     utilisation: float = 0.6
     partitions_min: int = 4
     flight_seconds: float = 0.15
-    batch_messages_max: int = 1000
-    batch_bytes_max: int = 16 * MiB
-    age_seconds_max: float = 2.0
-    age_idle_seconds: float = 0.5
-    early_cuts_per_second_max: float = 8.0
-    early_cut_in_flight_max: int = 4
-    in_flight_bytes_max: int = 128 * MiB
+    limits: Limits = field(default_factory=Limits)
     quotas: Quotas = field(default_factory=Quotas)
 
     @property
@@ -110,7 +104,7 @@ class Inputs:
     @property
     def batch_segments_max(self) -> int:
         """Segments of a full batch."""
-        return max(1, min(self.batch_messages_max, int(self.batch_bytes_max / self.value_bytes)))
+        return max(1, min(self.limits.batch_messages_max, int(self.limits.batch_bytes_max / self.value_bytes)))
 
 
 @dataclass(slots=True)
@@ -141,21 +135,22 @@ class Reader:
 
     def _tick(self, now: float) -> None:
         self._in_flight = [until for until in self._in_flight if until > now]
-        idle = len(self._in_flight) < self._inputs.early_cut_in_flight_max
+        idle = len(self._in_flight) < self._inputs.limits.early_cut_in_flight_max
         for one in self._open:
             age = now - one.next_at
             segments = math.floor(age * self._rate) + 1 if age >= 0 else 0
             if not segments:
                 continue
             full = segments >= self._inputs.batch_segments_max
-            if full or age >= self._inputs.age_seconds_max or (idle and self._may_cut_early(age, now)):
+            old = age >= self._inputs.limits.batch_age_seconds_max
+            if full or old or (idle and self._may_cut_early(age, now)):
                 self._cut(one, min(segments, self._inputs.batch_segments_max), now)
 
     def _may_cut_early(self, age: float, now: float) -> bool:
-        inputs = self._inputs
-        if age < inputs.age_idle_seconds or inputs.age_idle_seconds >= inputs.age_seconds_max:
+        limits = self._inputs.limits
+        if age < limits.batch_age_idle_seconds or limits.batch_age_idle_seconds >= limits.batch_age_seconds_max:
             return False
-        interval = 1 / inputs.early_cuts_per_second_max
+        interval = 1 / limits.early_cuts_per_second_max
         last = max(self._cut_early_at, now - 1.0)
         if last + interval > now:
             return False
@@ -177,7 +172,7 @@ def batch_segments(inputs: Inputs, partitions: float, rate: float) -> float:
     reader = Reader(inputs, max(1, round(partitions)), rate)
     reader.run(SIMULATED_SECONDS)
     if not reader.batches:
-        return max(1.0, rate * inputs.age_seconds_max)
+        return max(1.0, rate * inputs.limits.batch_age_seconds_max)
     return sum(reader.batches) / len(reader.batches)
 
 
@@ -249,7 +244,7 @@ def plan(rate: float, inputs: Inputs) -> Plan:
         redis_load=loads["redis"],
         shard_rate=rate / shards,
         shard_mb_per_second=rate / shards * inputs.value_bytes / 1e6,
-        redis_gb=2 * max(readers, shards) * inputs.in_flight_bytes_max / 1e9,
+        redis_gb=2 * max(readers, shards) * inputs.limits.in_flight_bytes_max / 1e9,
         wait_ms={
             "reader": 1e3 * wait_seconds(loads["reader"], inputs.reader.at(size) / 1e6),
             "worker": 1e3 * wait_seconds(loads["worker"], inputs.worker.at(size) * size / 1e6, of_shard),

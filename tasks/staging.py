@@ -43,6 +43,7 @@ from tasks.wire import (
     CompletionKind,
     Incompatible,
     Manifest,
+    TaskName,
     batch_key,
     decode_manifest,
     decode_manifest_head,
@@ -153,7 +154,8 @@ class Run:
 
     `starts`: number of runs that have started but not ended, including this run. `progress`: where to continue, if
     an earlier run made progress. `content`: expected digest of the payload; "" without a shared key. `permit`: the
-    breaker's answer, if `begin` got one. `small`: the payload, if it came with the answer.
+    breaker's answer, if `begin` got one. `inline_payload`: the payload, if the script that began the run returned
+    it.
     """
 
     manifest: Manifest
@@ -161,7 +163,7 @@ class Run:
     progress: Progress | None
     content: str = ""
     permit: Permit | None = None
-    small: bytes | None = None
+    inline_payload: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +331,7 @@ class Staging:
             found, *got = self._start(batch, task, task_id, request, over_mark=True)
         if found == _Begun.GONE:
             raise StagingError(f"the bytes of {task} of {batch} are not staged")
-        starts, left, data, seal, left_seal, _, answer, small = got
+        starts, left, data, seal, left_seal, _, answer, payload = got
         permit = None if answer is None else read_permit(answer)
         try:
             if not self._is_manifest_valid(self.key(batch), data, seal):
@@ -340,7 +342,7 @@ class Staging:
             if request is not None and permit is not None:
                 request.give_back(permit)
             raise
-        return Run(manifest, int(starts), progress, _content(manifest, task), permit, small)
+        return Run(manifest, int(starts), progress, _content(manifest, task), permit, payload)
 
     def _start(self, batch: str, task: str, task_id: str, request: Part | None, *, over_mark: bool = False) -> Any:
         """Returns the result of `_BEGIN`: outcome, starts, progress, manifest, the two seals, the mark, permit and
@@ -381,7 +383,9 @@ class Staging:
 
         Raises StagingError if they are missing and Forged if the digest differs.
         """
-        data: bytes | None = run.small if run.small is not None else self.client.hget(self.key(batch), task)
+        data: bytes | None = run.inline_payload
+        if data is None:
+            data = self.client.hget(self.key(batch), task)
         if data is None:
             raise StagingError(f"the bytes of {task} of {batch} are not staged")
         if run.content and self._seals.active and self._seals.content(data) != run.content:
@@ -395,8 +399,9 @@ class Staging:
         `result`: the report to a breaker in the same round trip. Returns the breaker's state; empty if it was not
         reported.
         """
-        state = (f"{kind}{name}/{task}" for kind in ("", SEAL) for name in ("left", "appends"))
-        gone = [task, *state, f"error/{task}", f"starts/{task}/{task_id}"]  # _MARK expects exactly seven names
+        unfinished = (f"{kind}{name}/{task}" for kind in ("", SEAL) for name in ("left", "appends"))
+        # _MARK expects exactly seven names.
+        gone = [task, *unfinished, f"error/{task}", f"starts/{task}/{task_id}"]
         key = self.key(batch)
         mark = self._seals.seal(Purpose.MARK, key, task, content) or UNSEALED_MARK
         state = self._call(self._mark, batch, [self._ttl_seconds, done_field(task), mark, *gone], result)
@@ -457,7 +462,7 @@ class Staging:
             chord.attempt,
             shortened(failure),
             version=min(VERSION, head.version),
-            sinks=tuple(sorted({name.split("/", 2)[1] for name in missing})),
+            sinks=tuple(sorted({TaskName.parse(name).sink for name in missing})),
         )
         return Report(head.reader, completion)
 

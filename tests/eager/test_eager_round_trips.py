@@ -122,7 +122,7 @@ def test_no_payload_is_sent_while_the_breaker_is_open(eager: Eager) -> None:
     assert run is not None
     assert run.permit is not None
     assert (run.permit.kind, run.permit.error) == (PermitKind.OPEN, "down")
-    assert run.small is None
+    assert run.inline_payload is None
 
 
 def test_a_successful_probe_closes_the_breaker_together_with_the_mark(eager: Eager) -> None:

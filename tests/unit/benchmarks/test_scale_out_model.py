@@ -18,21 +18,11 @@ INPUTS = Inputs()
 
 def test_the_simulated_limits_are_those_of_the_core() -> None:
     """The simulation cuts batches with the defaults of the core."""
-    limits = Limits()
-
-    assert (INPUTS.age_seconds_max, INPUTS.age_idle_seconds) == (
-        limits.batch_age_seconds_max,
-        limits.batch_age_idle_seconds,
-    )
-    assert INPUTS.early_cuts_per_second_max == limits.early_cuts_per_second_max
-    assert INPUTS.early_cut_in_flight_max == limits.early_cut_in_flight_max
-    assert INPUTS.batch_messages_max == limits.batch_messages_max
-    assert INPUTS.batch_bytes_max == limits.batch_bytes_max
-    assert INPUTS.in_flight_bytes_max == limits.in_flight_bytes_max
+    assert INPUTS.limits == Limits()
 
 
 def test_without_early_cuts_a_batch_holds_what_arrives_in_two_seconds() -> None:
-    inputs = replace(INPUTS, age_idle_seconds=2.0)
+    inputs = replace(INPUTS, limits=Limits(batch_age_idle_seconds=2.0))
 
     assert batch_segments(inputs, 1, 40.0) == pytest.approx(81, rel=0.03)
     assert batch_segments(inputs, 8, 40.0) == pytest.approx(81, rel=0.03)
@@ -42,7 +32,7 @@ def test_more_readers_have_smaller_batches() -> None:
     """A reader with fewer partitions has few batches in flight more often, so it cuts more batches after half a
     second.
     """
-    one_at_a_time = replace(INPUTS, early_cut_in_flight_max=1)
+    one_at_a_time = replace(INPUTS, limits=Limits(early_cut_in_flight_max=1))
     sizes = [batch_segments(one_at_a_time, 8 / readers, 37.5) for readers in (1, 2, 4, 8)]
 
     assert sizes == sorted(sizes, reverse=True)
