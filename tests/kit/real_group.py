@@ -101,7 +101,7 @@ class Load:
         self.fleet.wait_committed(self.end().ends, SETTLE_SECONDS_MAX)
 
     def account(self, *, exactly: bool = False) -> Report:
-        """Compares the sinks with the load.
+        """Compares the contents of the sinks with the manifest of the produced messages.
 
         If `exactly` is true, nothing may have been written twice, including metrics.
         """
@@ -143,7 +143,7 @@ def recorded_batches(fleet: Fleet) -> set[str]:
 
 
 def staged_batches(fleet: Fleet) -> set[str]:
-    """Returns the ids of the batches with bytes in Redis, which a reader has dispatched."""
+    """Returns the ids of the dispatched batches whose bytes are in Redis."""
     client = connect(fleet.settings)
     pattern = f"{fleet.settings.key_prefix}:batch:*"
     return {key.decode().split("{")[1].split("}")[0] for key in client.scan_iter(pattern, count=1000)}

@@ -1,9 +1,9 @@
-"""An HTTP server with scripted answers, including false and truncated answers, hangs, and protocol errors.
+"""An HTTP server with scripted responses, including wrong and truncated responses, hangs, and protocol errors.
 
     with answering(lambda request: Answer(503)) as (url, requests): ...      # for every request
     with answering(in_turn([half(whole), whole])) as (url, requests): ...  # by the number of the request
 
-`tests.kit.sink_answers` has the valid answers of each sink, and a list of answers that prove nothing.
+`tests.kit.sink_answers` contains the valid response of each sink, and responses that do not prove a write.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ class Received:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer.
+    """One scripted response.
 
-    `delay`: the wait before answering, at most 30 s. `cut`: the connection is closed without an answer.
-    `sent_bytes_max`: the connection is closed after the given number of bytes of the body, although the header has
-    the full length. `raw`: these bytes are sent instead of an HTTP answer, and the connection is closed.
+    `delay`: the event for which the server waits before it responds, at most 30 s. `cut`: the connection is closed
+    without a response. `sent_bytes_max`: the connection is closed after this number of body bytes, although the
+    Content-Length header states the full length. `raw`: these bytes are sent instead of an HTTP response, and the
+    connection is closed.
     """
 
     status: int = 200

@@ -71,7 +71,7 @@ class FileSink:
             log.write(line + "\n")
 
     def examine(self, items: Sequence[Item], deadline_seconds: float) -> None:
-        """Does nothing, because a file accepts everything, so a refusal is always caused by the item."""
+        """Does nothing: a file accepts every write, so a refusal is always caused by the item."""
 
     def check(self) -> Report:
         """Reports that the file is available, as it always is."""
@@ -82,7 +82,7 @@ class FileSink:
 
 
 def scripted(self: Tools, name: str) -> Sink[Any]:
-    """Returns the real tools of a worker, with the given sinks."""
+    """Replaces `Tools.sink`: every sink of a worker is a file sink."""
     return FileSink(name, Path(os.environ["REPLAYS_TEST_SINKS"]))
 
 

@@ -37,7 +37,7 @@ KAFKA_USER = "replays"
 KAFKA_PASSWORD = "scram-secret-of-this-test"
 AUTHORIZED = {
     "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-    # The user of the plain listener, which is the test itself, acting as the cluster's administrator.
+    # The user of the plaintext listener: the test itself, acting as the cluster's administrator.
     "super.users": "User:ANONYMOUS",
 }
 
@@ -68,7 +68,8 @@ def grant(server: JavaKafka, topic: str, group: str) -> None:
     wanted = [(ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, READER_TOPIC_RIGHTS)]
     wanted += [(ResourceType.TOPIC, f"{topic}-dlq", ResourcePatternType.LITERAL, LETTER_TOPIC_RIGHTS)]
     wanted += [(ResourceType.TOPIC, f"{topic}-operators", ResourcePatternType.LITERAL, DECISION_TOPIC_RIGHTS)]
-    # These names are prefixes: `dlq` and `reconcile` use groups whose names begin with the readers' group.
+    # These names are prefixes: `dlq` and `reconcile` use groups whose names begin with the name of the readers'
+    # group.
     wanted += [(ResourceType.GROUP, group, ResourcePatternType.PREFIXED, GROUP_RIGHTS)]
     bindings = [
         AclBinding(
@@ -169,7 +170,7 @@ def _part(value: dict[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """Reader, worker and Flower as processes with the given variables."""
+    """The reader, the worker and Flower as processes with the given environment variables."""
 
     children: Children
     env: dict[str, str]

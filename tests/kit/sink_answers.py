@@ -1,7 +1,7 @@
-"""The answers of the sinks' servers to a durable write, and 2xx answers that prove nothing.
+"""The sink servers' responses to a durable write, and 2xx responses that do not prove a write.
 
-`PROOFS` maps each sink to its valid answer. `false_successes(sink)` maps names to scripts that give the 2xx
-answers that prove nothing.
+`PROOFS` maps each sink to a function that builds its valid response. `false_successes(sink)` maps names to scripts
+of 2xx responses that do not prove a write.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def object_resource(request: Received) -> dict[str, Any]:
 
 
 def object_stored(request: Received, **other: Any) -> Answer:
-    """Returns Cloud Storage's answer for a stored object; `other` replaces fields of its resource, and None
-    omits a field.
+    """Returns Cloud Storage's response for a stored object; `other` replaces fields of the object's resource, and
+    None omits a field.
     """
     found = {name: value for name, value in (object_resource(request) | other).items() if value is not None}
     return Answer(200, json.dumps(found).encode(), JSON)
@@ -61,7 +61,7 @@ def rows_of(request: Received) -> int:
 
 
 def rows_inserted(request: Received, **other: Any) -> Answer:
-    """Returns ClickHouse's answer for written rows; `other` replaces fields of the summary, and None omits a
+    """Returns ClickHouse's response for written rows; `other` replaces fields of the summary, and None omits a
     field.
     """
     summary: dict[str, Any] = {
@@ -84,7 +84,7 @@ def rows_inserted(request: Received, **other: Any) -> Answer:
 
 
 def rows_streamed(request: Received, **other: Any) -> Answer:
-    """Returns BigQuery's answer for stored rows; `other` replaces or adds fields, and None omits a field."""
+    """Returns BigQuery's response for stored rows; `other` replaces or adds fields, and None omits a field."""
     found = {"kind": "bigquery#tableDataInsertAllResponse", **other}
     found = {name: value for name, value in found.items() if value is not None}
     return Answer(200, json.dumps(found).encode(), JSON)
@@ -98,22 +98,24 @@ PROOFS: dict[str, Callable[..., Answer]] = {
 
 
 def false_successes(sink: str) -> dict[str, Script]:
-    """Returns, by name, answers with a success status that do not prove a write to this sink."""
+    """Returns, by name, scripts of responses with a success status that do not prove a write to this sink."""
     return {**_of_any_sink(sink), **_FALSE_ANSWERS_OF[sink]()}
 
 
 def always_answer(answer: Answer) -> Script:
-    """Returns a script that gives the same answer to every request."""
+    """Returns a script that gives the same response to every request."""
     return lambda request: answer
 
 
 def changed_proof(sink: str, **other: Any) -> Script:
-    """Returns a script that gives the valid answer with other fields, as in the functions above."""
+    """Returns a script that gives the sink's valid response; `other` replaces fields of the response, and None
+    omits a field.
+    """
     return lambda request: PROOFS[sink](request, **other)
 
 
 def altered_proof(sink: str, alter: Callable[[Answer], Answer]) -> Script:
-    """Returns a script that gives the valid answer, altered as a whole."""
+    """Returns a script that gives the result of calling `alter` with the sink's valid response."""
     return lambda request: alter(PROOFS[sink](request))
 
 

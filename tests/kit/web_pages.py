@@ -1,4 +1,4 @@
-"""The pages' server in this process, and a client that reads answers like a browser."""
+"""The web pages' server, run in this process, and a client that reads responses as a browser does."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Client:
 
 
 def signed_in(address: str, link: str) -> Client:
-    """Returns a client in the session that the printed link starts."""
+    """Returns a client that is signed in with the printed link."""
     seen = Client(address).get(link)
     return Client(address, cookie=(seen.headers["Set-Cookie"] or "").partition(";")[0])
 

@@ -163,7 +163,7 @@ class System:
 
     @property
     def ends(self) -> dict[tuple[str, int], int]:
-        """The end of the log by (topic, partition), over all messages that this object produced."""
+        """The log end offset of each (topic, partition), counting all messages that this object produced."""
         ends = {(self.settings.kafka_topic, partition): offset + 1 for partition, offset in sorted(self._sent)}
         for _, made in self.produced:
             for partition, end in made.ends.items():
@@ -210,7 +210,7 @@ class System:
     def reconcile(self, **options: Any) -> Report:
         """Compares every sink with the manifests.
 
-        Metrics are only checked for at-least-once, because faults cause packets to be repeated.
+        Metrics are only checked for at-least-once delivery, because faults cause packets to be repeated.
         """
         expected = Expectation.of_manifest(*(path for path, _ in self.produced), settings=self.settings)
         statsd = self.stack.addresses.get("statsd_query", "")

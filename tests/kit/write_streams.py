@@ -81,7 +81,7 @@ def numbers(settings: Settings, table: str = TABLE) -> list[int]:
 
 
 class Notes:
-    """The record of a task in memory, shared by its runs; `run` returns the record for one run."""
+    """A task's record, held in memory and shared by the task's runs; `run` returns the record for one run."""
 
     def __init__(self, content: bytes = b"") -> None:
         self.content = content

@@ -1,4 +1,4 @@
-"""`python -m tests.mutation`: plants each bug into a copy of the reader and shows which test detects it.
+"""`python -m tests.mutation`: plants each bug in a copy of the reader and shows which test detects it.
 
 Two methods are tried on every bug: the unit tests of the core, and a number of simulated worlds. A bug that
 escapes both methods is a gap in the tests, and the exit code is 1.
@@ -68,7 +68,9 @@ def copy(into: Path) -> None:
 
 
 def run(where: Path, arguments: Sequence[str], seconds_max: float = SECONDS_MAX) -> tuple[int, str]:
-    """Returns (exit code, output). A bug that hangs the tests is killed after a timeout, with exit code -1."""
+    """Returns (exit code, output). If a bug makes the tests hang, they are killed after a timeout, and the exit
+    code is -1.
+    """
     environment = {**os.environ, "PYTHONPATH": str(where), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         result = subprocess.run(

@@ -1,4 +1,6 @@
-"""The list of planted bugs matches the current code. `make mutants` tests the bugs, which takes minutes."""
+"""The list of planted bugs matches the current code. `make mutants` runs the tests against each planted bug, which
+takes minutes.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The system connects to servers that require encryption and authentication, with the rights that
 docs/hardening.md lists.
 
-The broker is Apache Kafka with SASL over TLS and with access lists. Redis has the deployed access list. Redis and
-ClickHouse are behind TLS proxies, because the embedded servers are built without TLS.
+The broker is Apache Kafka with SASL over TLS and with ACLs. Redis runs with the deployed ACL. Redis and ClickHouse
+are behind TLS proxies, because the embedded servers are built without TLS.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def test_recordings_flow_over_encrypted_links_with_the_least_rights(
 
 
 def wait_committed(settings: Settings, ends: dict[int, int], programs: Programs) -> None:
-    """Waits until the group's committed offsets equal the ends of the log."""
+    """Waits until the group's committed offsets equal the log end offsets."""
     asking = Committed(settings)
     wanted = {(settings.kafka_topic, partition): end for partition, end in ends.items()}
     try:
@@ -214,7 +214,9 @@ def command(env: dict[str, str], *arguments: str) -> str:
 def test_scram_authenticates_the_dead_letter_producer(
     kafka: JavaKafka, mechanism: str, fresh_name: Callable[[str], str]
 ):
-    """With either SCRAM hash, a user with few other rights can produce a durable dead letter."""
+    """With either SCRAM hash, a user with only the rights that docs/hardening.md lists can produce a durable dead
+    letter.
+    """
     topic = fresh_name("recordings")
     topics(kafka, topic)
     grant(kafka, topic, "readers")
@@ -316,8 +318,8 @@ def test_a_token_of_an_oauth_server_opens_the_broker(
 
 @pytest.mark.kafka
 def test_redis_is_trusted_only_with_its_certificate(redis: GuardedRedis, kafka: JavaKafka):
-    """A client that does not trust the server's authority, has a wrong password, or does not use TLS cannot
-    connect to Redis.
+    """A client that does not trust the server's CA, has a wrong password, or does not use TLS cannot connect to
+    Redis.
     """
     good = {**redis.variables, "REPLAYS_KAFKA_BROKERS": kafka.address}
     without_authority = {name: value for name, value in good.items() if name != "REPLAYS_REDIS_TLS_CA_FILE"}

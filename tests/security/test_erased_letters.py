@@ -122,9 +122,9 @@ def test_a_letter_of_an_erased_project_is_reported_as_erased(topics: Topics):
 
 
 def test_a_letter_of_an_erased_user_is_reported_as_erased(topics: Topics):
-    """A letter of an erased user is reported as erased even if ClickHouse refused the row that names the user.
+    """An erased user's dead letter is reported as erased even if ClickHouse refused the row that names the user.
 
-    Without that row no erasure could find the user's replay.
+    Without that row, an erasure could not find the user's replay.
     """
     written = [
         message(topics, of_user(MINE, ANN)),
@@ -138,8 +138,8 @@ def test_a_letter_of_an_erased_user_is_reported_as_erased(topics: Topics):
 
 
 def test_an_item_without_its_message_is_not_written_if_it_may_be_erased(topics: Topics):
-    """If a user was erased, an item without its message is not written: a recording or an unreadable row does
-    not name its user.
+    """After the erasure of a user, an item whose message is missing is not written, because a recording or an
+    unreadable row does not show which user it belongs to.
     """
     topics.write(
         blob(topics, MISSING_OFFSET),

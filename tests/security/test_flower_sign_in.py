@@ -23,7 +23,7 @@ Ask = Callable[..., tuple[int, Message]]
 
 @pytest.fixture
 def ask(children: Children, redis_url: str) -> Ask:
-    """A running Flower: `ask(password, cookie=...)` returns status and headers of Flower's first page."""
+    """A running Flower: `ask(password, cookie=...)` returns the status and the headers of Flower's first page."""
     port = free_port()
     names = {"REPLAYS_REDIS_URL": redis_url, "REPLAYS_FLOWER_PORT": str(port)}
     environment = os.environ | names | {"REPLAYS_FLOWER_BASIC_AUTH": PASSWORD}

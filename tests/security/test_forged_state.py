@@ -64,8 +64,8 @@ def test_forged_state_hides_nothing_of_ours(stored: Settings, forged_entries: Co
 
 
 def test_an_erasure_does_not_count_a_forged_heartbeat_as_settled(stored: Settings, forged_entries: Coordination):
-    """An erasure does not count a forged heartbeat as settled, but waits for it, as for a reader of an earlier
-    release.
+    """An erasure does not count a reader with a forged heartbeat as settled, but waits for that reader, as for a
+    reader of an earlier release.
     """
     client = connect(stored)
     client.hset(f"{stored.key_prefix}:readers", "odd", json.dumps({"seen_at": 2e9, "decisions_settled": "x"}))
@@ -106,7 +106,7 @@ def wrongly_typed(stored: Settings) -> Iterator[Coordination]:
 
 
 def test_keys_of_another_type_block_no_command(stored: Settings, wrongly_typed: Coordination):
-    """If keys have another type, commands show all data that is still valid.
+    """If keys in Redis have the wrong type, commands show all data that is still valid.
 
     Decisions are read from Kafka, and the copy in Redis is rebuilt from them.
     """
@@ -119,7 +119,9 @@ def test_keys_of_another_type_block_no_command(stored: Settings, wrongly_typed: 
 
 
 def test_a_heartbeat_replaces_keys_of_another_type(stored: Settings, wrongly_typed: Coordination):
-    """If keys have another type, readers and workers replace them with their state, without operator action."""
+    """If keys in Redis have the wrong type, readers and workers overwrite the keys with their own state, without
+    operator action.
+    """
     now = wrongly_typed.now()
     wrongly_typed.publish_reader(NAME, json.dumps({"seen_at": now, "topic": "t", "snapshot": {"now": 1.0}}))
     wrongly_typed.publish_worker(WORKER, json.dumps({"seen_at": now}))

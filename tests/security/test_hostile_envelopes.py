@@ -1,4 +1,6 @@
-"""Invalid input to the endpoint of `replays-ingest try` is refused in one line, counted and bounded."""
+"""The endpoint of `replays-ingest try` refuses invalid input with a one-line error, counts it, and limits its
+size.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ ONE_LINE = re.compile(r"[ -~]{1,200}")
 
 @pytest.fixture(scope="module")
 def receiver() -> Iterator[Receiver]:
-    """An endpoint that all tests of this file attack."""
+    """An endpoint that all tests in this file attack."""
     with receiving() as running:
         yield running
 
@@ -128,7 +130,7 @@ def announced(receiver: Receiver, length: int) -> tuple[int, bytes]:
 
 
 def test_recordings_are_limited_before_and_after_decompression(receiver: Receiver) -> None:
-    """A recording that is a bomb is refused, and so is a recording whose stream is longer than Relay accepts."""
+    """A decompression bomb is refused, and so is a recording whose stream is longer than Relay accepts."""
     bomb = b'{"segment_id":0}\n' + zlib.compress(b"[" + b" " * (100 * MiB) + b"]", 1)
     noise = b'{"segment_id":0}\n' + zlib.compress(b"[" + random.Random(1).randbytes(11 * MiB), 0)
     before = refused(receiver, Reason.RECORDING_TOO_LARGE)
@@ -140,7 +142,7 @@ def test_recordings_are_limited_before_and_after_decompression(receiver: Receive
 
 
 def test_bodies_that_are_being_received_share_a_bound(receiver: Receiver) -> None:
-    """Clients that announce large bodies and send nothing cannot reserve more than the bound."""
+    """Clients that announce large bodies and send nothing cannot reserve more memory than the limit."""
     held: list[socket.socket] = []
     before = refused(receiver, Reason.BUSY)
     try:
@@ -189,7 +191,8 @@ def test_requests_for_other_hosts_and_projects_are_refused(receiver: Receiver) -
 
 
 def test_any_page_may_send_and_none_may_read_the_shop(receiver: Receiver) -> None:
-    """Any page may send to the endpoint, whose responses have CORS headers, including errors and preflights.
+    """Any page may send requests to the endpoint: all of its responses have CORS headers, including errors and
+    responses to preflight requests.
 
     The pages of the shop require the printed link.
     """

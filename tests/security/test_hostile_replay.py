@@ -1,4 +1,4 @@
-"""With one hostile replay in real servers, no reading command prints terminal control sequences."""
+"""While a hostile replay is stored in real servers, no command prints terminal control sequences."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def hostile_value() -> bytes:
 
 
 def write_letter(settings: Settings, value: bytes) -> None:
-    """Writes a dead letter with attacker-chosen reason, error, batch and headers."""
+    """Writes a dead letter whose reason, error, batch and headers were chosen by the attacker."""
     headers = ((SENDABLE, SENDABLE.encode()), ("x", b"\x1b]52;c;ZXZpbA==\x07\xff"))
     label = Label(SENDABLE, SENDABLE, Origin(settings.kafka_topic, 0, 0), SENDABLE, originals=headers)
     sink = build("dead_letter", settings)
@@ -104,9 +104,7 @@ def produce(settings: Settings, value: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def office(env: dict[str, str], stored: Settings) -> Iterator[Office]:
-    """Stores the hostile replay everywhere: in topic, bucket, tables, dead letters, a parked batch, and a
-    project's rule.
-    """
+    """Stores the hostile replay in the topic, the bucket, the tables, the dead letters and the audit trail."""
     value = hostile_value()
     store_replays(stored, [value])
     produce(stored, value)
@@ -127,7 +125,7 @@ def commands(group: click.Group = main, *path: str) -> Iterator[str]:
 
 
 def walk(office: Office, directory: str) -> dict[str, CommandResult]:
-    """Runs every reading command on the hostile replay, as text and as JSON."""
+    """Runs every command that prints external text on the hostile replay, with text and with JSON output."""
     letters = command(office.env, "dlq", "ls", "--json").json["letters"]
     (batch,) = office.coordination.parked()
     arguments: dict[str, list[list[str]]] = {
@@ -161,7 +159,7 @@ def walk(office: Office, directory: str) -> dict[str, CommandResult]:
 
 
 def test_no_command_steers_the_terminal(office: Office, tmp_path: Any):
-    """All output and all log lines of every reading command are printable text."""
+    """Every command that prints external text prints and logs only printable characters."""
     office.park(0, 1, error=SENDABLE)
     (tmp_path / "hostile").write_bytes(hostile_value())
     root = logging.getLogger()
@@ -180,7 +178,7 @@ def test_no_command_steers_the_terminal(office: Office, tmp_path: Any):
     }
     assert steering == {}
     assert unsafe_characters(stream.getvalue()) == set()
-    # The hostile text arrived in every place that is read.
+    # These commands did print the hostile text, in its printable form.
     for words in ("status", f"events {REPLAY}", f"replays show {REPLAY}", "replays ls", "dlq ls", "batches ls"):
         assert "here" in done[words].out or "\N{REPLACEMENT CHARACTER}" in done[words].out, words
     for words, result in done.items():

@@ -125,7 +125,7 @@ def test_text_without_secrets_is_unchanged():
 
 
 def test_a_wrong_setting_is_reported_in_printable_text(monkeypatch: pytest.MonkeyPatch):
-    """If the value of a wrong setting contains escape sequences, the error is printable text."""
+    """If the value of an invalid setting contains escape sequences, the error is printable text."""
     monkeypatch.setenv("REPLAYS_LOG_LEVEL", "\x1b]52;c;x\x07")
     with pytest.raises(SettingsError) as refused:
         load()

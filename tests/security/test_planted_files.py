@@ -26,9 +26,9 @@ STACK_CALLS: tuple[Callable[[Path], object], ...] = (start_stack, stop_stack, st
 def test_a_download_is_not_written_into_a_planted_file(
     env: dict[str, str], stored: Settings, tmp_path: Path, planted: str
 ) -> None:
-    """If a file that everyone can write, or a link, has the name of the download, nothing is written into it.
+    """If a world-writable file or a link already has the name of the download, nothing is written to it.
 
-    A new file that only its user can read replaces the planted file.
+    A new file that only its owner can read replaces the planted file.
     """
     store_replays(stored, [message(REPLAY, 0, [{"type": 5, "timestamp": 1_780_000_000_000}], project_id=PROJECT)])
     place, other = tmp_path / f"{REPLAY}-0000.json", tmp_path / "other"
@@ -63,8 +63,8 @@ def prepared_directory(folder: Path) -> Path:
 
 @pytest.mark.parametrize("call", STACK_CALLS, ids=lambda call: call.__name__)
 def test_a_stack_uses_no_directory_that_others_may_change(tmp_path: Path, call: Callable[[Path], object]) -> None:
-    """In a directory that others may change, starting, showing and stopping a stack is refused, and nothing is
-    written.
+    """In a directory that other users can write to, starting, showing and stopping a stack are refused, and
+    nothing is written.
     """
     folder = prepared_directory(tmp_path / "stack")
     before = sorted(folder.iterdir())
@@ -88,7 +88,7 @@ def test_a_stack_uses_no_directory_of_another_user(tmp_path: Path, call: Callabl
 
 
 def test_a_directory_of_the_users_own_group_is_usable(tmp_path: Path) -> None:
-    """A directory that is writable by the user's own group can be used, as with the umask 002."""
+    """A directory that is writable by the user's own group, which is usual with umask 002, can be used."""
     folder = tmp_path / "stack"
     folder.mkdir()
     folder.chmod(0o775)

@@ -55,7 +55,7 @@ def store(stored: Settings) -> Iterator[TenantStore]:
 def test_a_limit_that_is_not_a_number_does_not_stop_readers_or_commands(
     stored: Settings, store: TenantStore, value: dict[str, object]
 ) -> None:
-    """If a limit is not a number, readers and commands apply only the other rules."""
+    """If a limit is not a number, readers and commands ignore it and apply the other rules."""
     client = connect(stored)
     DecisionWriter(stored).write({f"limit/{POISONED}": {"at": 1.0, "by": "ann", **value}})
     store.limit(LIMITED, Limit(5.0, 50.0), "ann")
@@ -73,7 +73,7 @@ def test_a_limit_that_is_not_a_number_does_not_stop_readers_or_commands(
 def test_decisions_that_no_command_writes_stop_neither_readers_nor_commands(
     stored: Settings, store: TenantStore
 ) -> None:
-    """If no command could have written a decision, readers and commands apply only the other rules."""
+    """Readers and commands ignore a decision that no command could have written, and apply the other rules."""
     client = connect(stored)
     operators = Operators(client, stored)
     DecisionWriter(stored).write({key: {"by": "ann", **value} for key, value in MALFORMED.items()})

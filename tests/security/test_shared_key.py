@@ -116,7 +116,7 @@ def test_an_entry_copied_from_another_reader_is_ignored(eager: Eager):
 
 
 def marks_of_another_task(eager: Eager) -> bytes:
-    """Returns a genuine done mark of a task of another batch."""
+    """Returns a genuine done mark from another batch's task."""
     other = make_batch(start=500)
     assert isinstance(eager.settle(other), on.FlushSucceeded)
     ((key,),) = [eager.client.keys("replays:batch:*")]
@@ -241,7 +241,7 @@ def test_a_parked_batch_cannot_be_given_another_range(eager: Eager):
 
 @SEALED
 def test_a_forged_decision_is_not_shown(eager: Eager, sealed: bool):
-    """A forged decision in the copy in Redis is not shown by `tenants ls`, `reconcile` and the pages.
+    """A forged decision in the copy in Redis is not shown by `tenants ls`, `reconcile` or the pages.
 
     Readers follow the topic and do not use the copy.
     """

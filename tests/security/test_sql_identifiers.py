@@ -1,7 +1,8 @@
 """No identifier from outside reaches SQL as text.
 
 Values are passed as parameters. Everything else in a statement is listed here with its source, so that the tests
-fail for a new interpolation until it has been reviewed. Malicious identifiers are planted at the nearest inputs.
+fail for a new interpolation until it has been reviewed. Malicious identifiers are passed to the functions that
+build SQL from input.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ KNOWN_EXPRESSIONS: dict[str, set[str]] = {
         *("replays", "uuid", "numbers(...)", "uuids(...)"),
         "CONDITIONS['replay_segments'](list(keys.values()), 0)",  # The tests below verify these expressions.
     },
-    # `where` is built from integers, and all others are constant strings of the module.
+    # `self._alive` and `where` are built from integers; all other values are constants of the module.
     "ingest/operate/retention/rows.py": {"self._alive", "_SORT", "table", "PROJECTS_MAX"},
-    # `source` is FROM and a condition, or the encoded rows as one escaped literal.
+    # `source` is a FROM clause with a condition, or the encoded rows as one escaped literal.
     "ingest/operate/shadow/contents.py": {"offsets", "self._table", "columns", "source"},
-    # These are settings with a pattern, and our own tables.
+    # These are settings that are validated with a pattern, and constants for our own tables.
     "ingest/operate/erase/facts.py": {
         "what",
         "settings.bigquery_project",
@@ -74,7 +75,7 @@ KNOWN_EXPRESSIONS: dict[str, set[str]] = {
 
 
 def interpolations(path: Path) -> Iterator[tuple[int, str]]:
-    """Returns (line, expression) for everything that is interpolated into a string with SQL."""
+    """Returns (line, expression) for everything that is interpolated into an SQL string."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.JoinedStr):
             text = "".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
@@ -180,7 +181,7 @@ def test_reconcile_puts_no_planted_identity_into_sql(table: str, field: str):
 
 
 def test_pages_use_parameterized_queries():
-    """The pages pass all input of a visitor as values of parameters."""
+    """The pages pass all of a visitor's input as query parameters."""
     where, having, given = _conditions(Filter(release=MALICIOUS_NAME, text=MALICIOUS_NAME))
 
     assert "secret" not in where + having

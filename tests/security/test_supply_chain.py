@@ -1,4 +1,4 @@
-"""Only chosen software runs: every file in the image has a hash, images are pinned exactly, and egress is
+"""Only approved software runs: every file in the image has a hash, images are pinned exactly, and egress is
 restricted.
 """
 

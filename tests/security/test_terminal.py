@@ -1,4 +1,4 @@
-"""External text is displayed on a terminal and never interpreted, in every command."""
+"""Every command makes external text printable, so that the terminal does not interpret control sequences."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_no_line_of_a_command_steers_the_terminal(attack: str, capsys: pytest.Ca
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_no_log_line_steers_the_terminal(log_format: Any):
-    """A log line is printable text, even if a value, the message and an exception contain hostile text."""
+    """A log line is printable text, even if a value, the message or an exception contains hostile text."""
     root = logging.getLogger()
     before = root.handlers[:]
     stream = io.StringIO()

@@ -1,6 +1,4 @@
-"""SECURITY.md makes no claim without a test: every cited test exists, and the section on every attacker cites
-tests.
-"""
+"""SECURITY.md makes no claim without a test: every cited test exists, and each attacker's section cites tests."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def run(env: dict[str, str], *arguments: str, given: bytes = b"") -> Measured:
 
 @contextmanager
 def pages(env: dict[str, str]) -> Iterator[tuple[Client, int]]:
-    """Runs the pages in a separate process, and returns a signed-in client and the process id."""
+    """Serves the pages from a separate process, and returns a signed-in client and the process id."""
     command = [sys.executable, "-m", "ingest.cli", "web", "--port", "0"]
     with subprocess.Popen(command, env={**os.environ, **env}, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -108,7 +108,7 @@ def peak_bytes(pid: int) -> int:
 
 
 def test_events_reads_bombs_in_bounded_memory(bombs: Settings, env: dict[str, str]):
-    """`events` reads segments that inflate to 100 times their size in bounded memory.
+    """`events` uses bounded memory to read segments that inflate to 100 times their size.
 
     The remainder of the replay can be read from the next segment on.
     """

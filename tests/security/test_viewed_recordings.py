@@ -1,4 +1,6 @@
-"""Playing a hostile recording makes no connection: a server that every trick points to receives nothing."""
+"""Playing a hostile recording opens no connection: the server that all tricks in the recording point to receives
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -153,7 +155,7 @@ def test_a_hostile_recording_makes_no_connection(stored: Settings, listener: Lis
         frame = page.frame_locator(".replayer-wrapper iframe").locator("html")
         page.locator(".rr-controller__btns button").first.click()
         page.frame_locator(".replayer-wrapper iframe").locator("html[data-over=yes]").wait_for()
-        assert frame.locator("iframe").count() >= 1  # The frame is drawn, but has no target.
+        assert frame.locator("iframe").count() >= 1  # The recorded iframe is shown, but loads nothing.
         assert listener.received == []
 
         page.get_by_text("Load images, styles and fonts").click()
@@ -192,7 +194,9 @@ def test_a_link_from_elsewhere_allows_nothing(stored: Settings, listener: Listen
 
 
 def page_with(nodes: list[dict[str, object]]) -> list[dict[str, object]]:
-    """Returns a recording with the given nodes in the page's body, and an attribute that appears at its end."""
+    """Returns a recording with the given nodes in the page's body, and an attribute that is set at the end of the
+    recording.
+    """
     page, head, body = element(2, "html"), element(3, "head"), element(4, "body")
     page["childNodes"], body["childNodes"] = [head, body], nodes
     document = {"type": 0, "id": 1, "childNodes": [page]}
@@ -209,9 +213,10 @@ def page_with(nodes: list[dict[str, object]]) -> list[dict[str, object]]:
 
 
 def test_the_permission_covers_the_named_hosts_only(stored: Settings, listener: Listener):
-    """The page names one host of the recording and does not recognize another.
+    """The page lists one host of a recording's images and does not recognize another, whose URLs are written in
+    unusual ways.
 
-    After files have been permitted, they load only from the named host.
+    After files from other servers have been permitted, they load only from the listed host.
     """
     hidden = Listener()
     address = hidden.address.replace("//", "\\\\")
@@ -234,14 +239,16 @@ def test_the_permission_covers_the_named_hosts_only(stored: Settings, listener: 
         named = page.locator("#notices").inner_text()
     hidden.close()
 
-    assert hidden.address.removeprefix("http://") not in named  # a named host would rightly be permitted
+    assert hidden.address.removeprefix("http://") not in named  # a listed host would be permitted
     assert b"/named" in b"".join(listener.received)
     assert hidden.received == []
 
 
 @pytest.mark.parametrize("host", ["https:", "*", "a;script-src", "'unsafe-eval'", "data:", "a b", "", "a:b"])
 def test_the_permission_holds_host_names_only(stored: Settings, host: str):
-    """A link may permit only host names with an optional port. Any other value is refused."""
+    """The `elsewhere` parameter of a link may contain only host names with an optional port. Any other value is
+    refused.
+    """
     with running(stored) as announced:
         address, link = announced.get(timeout=30)
         path = f"/replay/{PROJECT}/{REPLAY}?elsewhere="

@@ -1,4 +1,4 @@
-"""Other users of the machine can reach the pages' port: they see nothing, and cannot guess a login."""
+"""Other users of the machine can reach the pages' port, but they see nothing and cannot guess a login."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_refused_visitor_learns_how_to_sign_in(passwords: str):
 
 
 def test_the_link_works_once_and_is_followed_by_another():
-    """The link works once and is followed by another link, so a used link, for example in a shell's history, is
+    """The link works once and is then replaced by a new one, so a used link, for example in a shell's history, is
     useless to others.
     """
     with pages() as (address, links):
@@ -134,8 +134,8 @@ def test_passwords_cannot_be_guessed_at_speed():
 
 
 def test_a_wrong_link_is_throttled_and_the_right_one_never():
-    """Guesses of a link are delayed, but the right link is never delayed; otherwise an attacker could lock
-    everybody out.
+    """Attempts to guess the link are throttled, but the right link is never throttled; otherwise an attacker could
+    lock everybody out.
     """
     with pages() as (address, links):
         guesses = [Client(address).get(f"/login?token=guess{number}").status for number in range(20)]
@@ -145,8 +145,8 @@ def test_a_wrong_link_is_throttled_and_the_right_one_never():
 
 
 def test_wrong_links_do_not_throttle_passwords():
-    """Wrong links do not delay passwords, because another site can make a browser open any number of wrong
-    links.
+    """Attempts with wrong links do not throttle logins with a password, because another site can make a browser
+    open any number of wrong links.
     """
     with pages(LOGIN) as (address, _):
         guesses = [Client(address).get(f"/login?token=guess{number}").status for number in range(20)]
@@ -203,7 +203,7 @@ def test_other_host_names_are_refused(host: str):
 
 
 def test_login_is_disabled_only_by_the_option():
-    """The login is disabled only by an explicit option; even then, a page of another site cannot read anything."""
+    """Only an explicit option disables the login; even then, a page from another site cannot read anything."""
     with pages(login=False) as (address, links):
         visitor = Client(address)
 
@@ -215,8 +215,8 @@ def test_login_is_disabled_only_by_the_option():
 
 @pytest.mark.parametrize("passwords", ["ann:", "ann", ":a-long-password", "ann:short", "ann:a-long,password"])
 def test_the_pages_do_not_start_with_a_guessable_password(passwords: str):
-    """A password that can be guessed, or that contains a comma, is refused, as by Flower: a comma would split it
-    into two logins.
+    """The pages, like Flower, refuse a password that can be guessed or that contains a comma: a comma would split
+    the password into two logins.
     """
     result = PARENTS.run(
         [sys.executable, "-m", "ingest.cli", "web", "--port", "0"],

@@ -1,4 +1,6 @@
-"""A bad request is reported as the client's fault: any bytes get a 4xx status, and the server continues."""
+"""A bad request is reported as the client's fault: whatever its bytes are, the response has a 4xx status, and the
+server continues.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +101,7 @@ HEADERS = (
 
 @pytest.fixture(scope="module")
 def client(stored: Settings) -> Iterator[Client]:
-    """A signed-in client of pages with running servers."""
+    """A signed-in client of the web pages, which are connected to running servers."""
     with served(stored) as running:
         yield running
 
@@ -145,7 +147,7 @@ def test_no_body_causes_a_server_error(client: Client, number: int):
 
 @pytest.mark.parametrize("number", range(len(HEADERS)))
 def test_no_header_causes_a_server_error(client: Client, number: int):
-    """Any header gets a status below 500, on pages, files, videos and missing paths."""
+    """A request gets a status below 500, whatever headers it has, for pages, files, videos and missing paths."""
     for path in ("/", "/static/list.js", f"/api/replays/{REPLAY}/segments/0/video", "/login", "/nowhere"):
         assert 200 <= status_of(client, "GET", path, HEADERS[number]) < 500
 

@@ -1,4 +1,4 @@
-"""After half an hour without sinks, in simulated time and with the default limits, ingestion soon continues."""
+"""After half an hour without sinks, in simulated time and with the default limits, ingestion soon resumes."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def test_the_first_write_follows_within_20_seconds_of_the_recovery(name: str, se
     """Each of the sinks gets its first batch within 20 seconds of the end of the outage, and everything is stored
     and committed soon after that.
 
-    In the second half of the outage, a sink that does not respond gets at most five calls per minute from the
-    whole fleet. A sink that refuses gets at most 30 per minute and reader: a probe per 15 seconds, and each of the
-    batches in flight about once a minute.
+    In the second half of the outage, a sink that is unavailable gets at most five calls per minute from the whole
+    fleet. A misconfigured sink, which responds but refuses everything, gets at most 30 calls per minute for each
+    reader: one probe every 15 seconds, and about one call per minute for each batch in flight.
     """
     random.seed(seed)  # determines the jitter of `tasks.retries`
     outage = OUTAGES[name]

@@ -49,10 +49,10 @@ def test_every_invariant_holds_in_every_world() -> None:
 
 
 def test_every_invariant_holds_in_new_worlds() -> None:
-    """The invariants also hold in new worlds.
+    """The invariants also hold in worlds with new seeds.
 
-    Each run starts at another seed, which is named in the first lines of the report. To repeat a run, set the
-    variable SIMULATION_START to this seed.
+    Each test run starts from a different seed, which is printed in the first lines of the report. To repeat a run,
+    set the variable SIMULATION_START to this seed.
     """
     _, failures = worlds(simulation_start(), SEEDS)
     assert not failures, explain(failures)
@@ -99,9 +99,7 @@ def test_a_world_is_reproducible_from_its_seed() -> None:
 
 
 def test_a_world_does_not_depend_on_the_hash_seed() -> None:
-    """The same seed produces the same history in other processes, whatever the iteration order of their sets
-    is.
-    """
+    """The same seed produces the same history in every process, regardless of the iteration order of sets."""
     summaries = []
     for hash_seed in ("1", "2"):
         result = subprocess.run(
@@ -117,7 +115,7 @@ def test_a_world_does_not_depend_on_the_hash_seed() -> None:
 
 
 def test_a_world_without_faults_parks_nothing_and_repeats_nothing() -> None:
-    """A world without faults parks nothing and repeats nothing, which checks the model itself."""
+    """In a world without faults, nothing is parked or repeated; this checks the model itself."""
     calm = [run_world(replace(Shape.draw(seed), faults=(), readers=1)) for seed in range(20)]
     assert [outcome.checker for outcome in calm] == [""] * len(calm)
     for mark in ("parked", "undispatched", "commit_fenced", "lost", "out_of_range", "token_skipped"):

@@ -20,7 +20,7 @@ PEER = [figures(500, 1500, 100), figures(250, 3000, 100), figures(400, 1500, 100
 
 
 def test_the_median_run_is_in_the_middle() -> None:
-    """If the number of runs is even, the cheaper one of the two runs in the middle is chosen."""
+    """If the number of runs is even, the cheaper of the two middle runs is chosen."""
     assert median_run(OURS) == 0
     assert median_run(OURS[:2]) == 0
     assert median_run(PEER[1:]) == 1
@@ -52,13 +52,13 @@ def test_without_the_reference_there_are_no_ratios() -> None:
 
 
 def test_a_run_that_was_too_short_has_no_ratio() -> None:
-    """A run without measured CPU time has the ratio 0 instead of a division by zero."""
+    """For a run without measured CPU time, the ratio is 0, and no error is raised."""
     found = ratios({"ours": [figures(1, 0, 1)], "peer": [figures(1, 5, 1)]}, "peer")
 
     assert found["ours"]["cpu_micros_per_segment"].median == 0
 
 
 def test_a_missing_round_is_an_error() -> None:
-    """If a system is missing in a round, an error is raised, because runs of other rounds are not comparable."""
+    """If a system is missing from a round, an error is raised: runs from other rounds are not comparable."""
     with pytest.raises(ValueError, match="zip"):
         ratios({"ours": OURS, "peer": PEER[:2]}, "peer")

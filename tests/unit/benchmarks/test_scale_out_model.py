@@ -1,4 +1,4 @@
-"""Tests the simulation of a deployment beyond one machine, and how the check judges its cost model."""
+"""Tests the simulation of a deployment on several machines, and how the check judges its cost model."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def test_without_early_cuts_a_batch_holds_what_arrives_in_two_seconds() -> None:
 
 
 def test_more_readers_have_smaller_batches() -> None:
-    """A reader with fewer partitions has few batches in flight more often, so it cuts more batches after half a
-    second.
+    """With fewer partitions, a reader more often has only a few batches in flight, so it cuts more batches early,
+    after half a second.
     """
     one_at_a_time = replace(INPUTS, limits=Limits(early_cut_in_flight_max=1))
     sizes = [batch_segments(one_at_a_time, 8 / readers, 37.5) for readers in (1, 2, 4, 8)]

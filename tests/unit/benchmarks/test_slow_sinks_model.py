@@ -51,10 +51,11 @@ def test_the_machine_limits_raised_settings_with_a_fast_store() -> None:
 
 
 def test_bytes_in_flight_limit_many_processes() -> None:
-    """The rate is three quarters of the bytes in flight, minus the open batches, divided by the time that a batch
+    """The rate is (three quarters of the bytes in flight - the bytes of the open batches) / the time that a batch
     takes.
 
-    If the bytes in flight are doubled, the throughput more than doubles, because the open batches remain the same.
+    If the bytes in flight are doubled, the throughput more than doubles, because the bytes of the open batches
+    remain the same.
     """
     few = replace(
         CASE, processes=32, in_flight_bytes_max=8 * MiB, batch_messages_max=60, in_flight_batches_max=1000

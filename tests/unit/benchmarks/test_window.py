@@ -29,7 +29,9 @@ def test_warm_up_and_tail_are_not_measured() -> None:
 
 
 def test_the_series_ends_with_the_measurement() -> None:
-    """The samples of the series are relative to the end of the warm-up, and end with the measurement."""
+    """The times of the samples are relative to the end of the warm-up, and the last sample is at the end of the
+    measurement.
+    """
     window = observed(Window(warm=100, stop=900), [(6, 110, 5), (8, 500, 7), (10, 905, 9), (15, 1000, 20)])
 
     assert [sample["seconds"] for sample in window.series] == [0, 2, 4]

@@ -28,7 +28,7 @@ def test_every_command_is_in_one_section():
 
 
 def test_help_shows_whole_sentences_on_80_columns():
-    """On 80 columns, the help shows the complete first sentence of every command."""
+    """On a terminal with 80 columns, the help shows the complete first sentence of every command."""
     shown = CliRunner().invoke(main, ["--help"], terminal_width=80).output
 
     assert "..." not in shown.replace("[ARGS]...", "")

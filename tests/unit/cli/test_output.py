@@ -17,7 +17,7 @@ NAME = "logging-command"
 
 @pytest.fixture
 def logging_command() -> Iterator[None]:
-    """A command that logs as the code behind commands does, and prints JSON."""
+    """A command that logs messages as the product's code does, and prints JSON."""
     before = structlog.get_config()
 
     @click.command(NAME)
@@ -35,7 +35,7 @@ def logging_command() -> Iterator[None]:
 
 @pytest.mark.usefixtures("logging_command")
 def test_a_command_prints_only_its_json_to_standard_output():
-    """A warning is printed to standard error, without control characters and secrets; messages of level `info` are
+    """A warning is printed to standard error, without control characters or secrets; messages of level `info` are
     not printed.
     """
     result = command({}, NAME, "--json")
