@@ -49,8 +49,7 @@ class Recording:
 
     @cached_property
     def segments(self) -> list[Segment]:
-        """The parser's result for each value, as if the value had arrived without delay; nothing is sampled out.
-        """
+        """The parser's result for each value, as if each had arrived without delay; nothing is sampled out."""
         return [
             parsed(value, timestamp_ms=msgspec.msgpack.decode(value)["received"] * 1000) for value in self.values
         ]
