@@ -1,9 +1,9 @@
-"""Decides which offsets are safe to commit: the whole at-least-once guarantee.
+"""Decides which offsets are safe to commit; the at-least-once guarantee depends on this decision.
 
 The guarantee
     An offset is committed only when every message before it, on its partition, is durable in every sink.
 
-Why it holds
+Why the guarantee holds
     1. `take` is called for every range of messages that the reader keeps, in order, without gaps: a range starts
        where the previous range stopped, or later if the log itself has a gap (compaction, transactions) without
        messages.

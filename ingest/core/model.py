@@ -69,7 +69,7 @@ Headers = tuple[tuple[str, bytes | None], ...]
 
 
 def headers_bytes(headers: Headers) -> int:
-    """Returns the approximate memory of the headers, in bytes; staged headers take less space."""
+    """Returns the approximate memory that the headers use, in bytes; headers staged in Redis take less space."""
     if not headers:
         return 0
     return sum(HEADER_BYTES + 4 * len(name) + len(value or b"") for name, value in headers)

@@ -1,8 +1,8 @@
 """Layout `packed`: concatenates a batch's recordings into a few objects, with an index of their positions.
 
 The result is deterministic: the same batch gives the same names, bytes and index. A name ends with a digest of the
-bytes, so an existing object of that name is identical, even if another release of the parser produces other bytes.
-See docs/decisions/027-packed-layout.md.
+bytes, so an existing object with the same name is identical. If another release of the parser produces different
+bytes, the name differs too. See docs/decisions/027-packed-layout.md.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def pack(batch: Batch) -> tuple[list[Blob], list[Row]]:
     """Returns the objects `<retention days>/packed/<batch id>/<part>-<digest>`, and an index row for each
     recording.
 
-    Each object has one retention class, so that a lifecycle rule on the first part of the name fits both layouts.
-    An object's `offset` is that of its first recording.
+    All recordings in an object have the same retention, so that a lifecycle rule that matches the first part of
+    the name works for both layouts. An object's `offset` is that of its first recording.
     """
     objects: list[Blob] = []
     rows: list[Row] = []

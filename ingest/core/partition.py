@@ -88,8 +88,8 @@ class Partition:
         self.flights[batch.id] = Flight(batch, stages, Phase.RECORDING, since=now, until=until)
 
     def split(self, flight: Flight, now: float) -> do.Recut | None:
-        """Splits a batch that cannot be staged into two halves, which are recorded first. Returns None if the
-        batch cannot be split."""
+        """Replaces a batch that cannot be staged with two halves. The new boundary is recorded in a commit before
+        either half is staged. Returns None if the batch cannot be split."""
         halves = flight.batch.halves()
         if halves is None:
             return None
@@ -122,7 +122,7 @@ class Partition:
         if batch is not None:
             self.take(batch, now)
         idle = not len(self.builder) and self.end.end > self.position
-        # Skipping is rate-limited, because each skipped end costs a commit.
+        # Skipping to the log end is rate-limited, because each skip costs a commit.
         may_pass = idle and self.commits.interval_over(now)
         if may_pass and self._ledger.skip_gap(self.source, self.end.end):
             self.position = self.end.end
@@ -145,7 +145,8 @@ class Partition:
     # Commits
 
     def commit(self, now: float, *, stopping: bool) -> do.Commit | None:
-        """Commits the committable offset with the ends of later batches, if anything changed.
+        """Commits the committable offset, with the ends of later batches in the commit's metadata, if anything
+        changed.
 
         Ends that the previous owner recorded and that have not been reached yet stay in the record, so that they
         survive a second crash.

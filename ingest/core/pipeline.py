@@ -7,9 +7,9 @@ retry; a chord that misses its deadline is started again, and the batch is parke
 See docs/decisions/002-sans-io-core.md (no I/O), docs/decisions/005-deadline-per-batch.md,
 docs/decisions/008-blob-before-rows.md, docs/decisions/010-drain-then-fence.md, docs/decisions/014-same-cut.md.
 
-Modules: `partition` (one assigned partition), with `batching` (a batch until its cut), `flight` (after its cut),
-`ledger` (what may be committed) and `commits` (when); `backpressure` (whether to take messages); `probes` (which
-parked batch finds out whether its sinks work again).
+Modules: `partition` (one assigned partition), with `batching` (a batch until its cut), `flight` (a batch after its
+cut), `ledger` (which offsets may be committed) and `commits` (when they are committed); `backpressure` (whether to
+take messages); `probes` (which parked batch is retried to test whether its sinks work again).
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ from ingest.core.retry import retry_seconds
 # Consecutive missed deadlines before a batch is parked; each further miss parks it again.
 DEADLINE_MISSES_MAX = 3
 
-# Maximum time counted between two ticks, which are normally less than a tenth of this apart. During a longer gap,
-# the process was stopped (SIGSTOP, suspended machine, blocking call) and fetched nothing.
+# Maximum time counted between two ticks. The normal interval between ticks is less than a tenth of this value. A
+# gap longer than this value means that the process was stopped (SIGSTOP, suspended machine, blocking call) and
+# fetched nothing.
 TICK_SECONDS_MAX = 0.5
 
 
@@ -64,7 +65,7 @@ class Pipeline:
         self._ticked_at: float | None = None
         self._cut_early_at: float | None = None
         self._renewed_at = -limits.parked_renew_seconds
-        self._admitted: TopicPartition | None = None  # the partition fetched although the byte limit is reached
+        self._admitted: TopicPartition | None = None  # fetched even while the byte limit is reached
         self._room_bytes = limits.in_flight_bytes_max  # remaining bytes until the limit, as last computed
         self._owned: dict[TopicPartition, Partition] = {}
         self._ledger = Ledger()
@@ -162,8 +163,8 @@ class Pipeline:
         """Returns the number of consecutive readers that started on a partition and ended before its committed
         offset advanced.
 
-        Readers that exited cleanly do not count. The number is 0 after the first progress, and for unassigned
-        partitions.
+        Readers that exited cleanly do not count. The number is 0 once the committed offset has advanced, and for
+        unassigned partitions.
         """
         owned = self._owned.get(source)
         if owned is None:
@@ -271,7 +272,7 @@ class Pipeline:
             yield from self._halt(reason, now)
 
     def _taking(self, event: on.MessageParsed | on.MessageDeferred) -> Partition | None:
-        """Returns the partition if this message is to be taken, otherwise None."""
+        """Returns the message's partition if the pipeline accepts the message, otherwise None."""
         owned = self._owned.get(event.source)
         if owned is None or owned.epoch != event.epoch or event.offset < owned.position:
             return None
@@ -281,7 +282,7 @@ class Pipeline:
 
     def _on_deferred(self, event: on.MessageDeferred, now: float) -> Iterable[do.Command]:
         """Holds back later messages of the partition. The partition's open batch is still cut by age if parsing
-        takes long."""
+        takes a long time."""
         owned = self._taking(event)
         if owned is None:
             return
@@ -364,7 +365,7 @@ class Pipeline:
         return flight if current else None
 
     def _park(self, flight: Flight, error: str, now: float, failures: int, cap_seconds: float) -> do.Park:
-        """Parks the batch until its retry, which frees its slot."""
+        """Parks the batch until its retry; parking frees the batch's slot."""
         first_seconds = self.limits.retry_backoff_seconds
         return flight.park(error, now, retry_seconds(flight.batch.id, failures, first_seconds, cap_seconds))
 
@@ -425,7 +426,8 @@ class Pipeline:
         yield from self._progress(now)
 
     def _is_idle(self) -> bool:
-        """Returns True if only a few batches are in flight and none of them is parked, so the sinks keep up."""
+        """Returns True if only a few batches are in flight and none of them is parked, which means that the sinks
+        are keeping up."""
         flights = self.in_flight
         few = len(flights) < self.limits.early_cut_in_flight_max
         return few and all(flight.phase is not Phase.PARKED for flight in flights)
@@ -449,14 +451,15 @@ class Pipeline:
         return batch
 
     def _renew(self, now: float) -> Iterable[do.Command]:
-        """Renews the leases by which parked batches are shown; the leases expire if their reader dies."""
+        """Renews the leases that keep parked batches visible to operators; the leases expire if their reader
+        dies."""
         if now - self._renewed_at >= self.limits.parked_renew_seconds:
             self._renewed_at = now
             yield from filter(None, (flight.renew(now) for flight in self.in_flight))
 
     def _count_waiting(self, now: float) -> None:
-        """Adds the time since the last tick to each partition that was fetched at the end of its log during that
-        time.
+        """Counts the time since the last tick as idle for each partition that was being fetched, and was at the
+        end of its log, at both ticks.
 
         Nothing is fetched while the reader is at its limit or paused (except the admitted partition), while any
         partition drains (the loop waits inside the client's callback), or from a held partition.

@@ -28,8 +28,9 @@ class Probes:
     def release(self, flights: Iterable[Flight], now: float) -> None:
         """Makes one parked batch per stage due if no parked batch of that stage was retried recently.
 
-        It is the batch that has been parked for the longest time. A batch with its own cause is never chosen. Each
-        batch stays parked for at least the initial backoff.
+        The batch that has been parked for the longest time is chosen, but never a batch that failed although other
+        batches were written to the same sinks (`own_cause`). Each batch stays parked for at least the initial
+        backoff.
         """
         limits = self._limits
         chosen: dict[Stage, Flight] = {}

@@ -34,7 +34,7 @@ class ProjectCount:
 
     @property
     def is_mostly_rejects(self) -> bool:
-        """True if most of the project's messages are rejects."""
+        """True if most of the project's messages were rejected."""
         return self.project_id is not None and 2 * self.rejects > self.messages
 
 

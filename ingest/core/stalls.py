@@ -1,7 +1,7 @@
 """Detects stalled partitions, whose fetches return nothing although messages are available.
 
-A client or broker can lose a partition's fetches without an error. Such a partition looks healthy to its group,
-and its lag grows until fetching is restarted.
+A fault in the client or the broker can stop the fetching of a partition without an error. Such a partition looks
+healthy to its group, and its lag grows until fetching is restarted.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ DOUBLINGS_MAX = 5
 
 @dataclass(slots=True)
 class _Stall:
-    """One partition: its position, how long the position has not changed, and the number of restarts that did not
-    help."""
+    """One partition: its position, for how long the position has been unchanged, and the number of restarts that
+    did not help."""
 
     position: int
     seconds: float = 0.0
@@ -25,7 +25,7 @@ class _Stall:
 class Stalls:
     """`seconds_max`: how long a partition may stall; this is doubled after each restart that did not help.
 
-    `gap_seconds_max`: maximum time counted between two calls. During a longer gap, the process was stopped and
+    `gap_seconds_max`: maximum time counted between two calls. A longer gap means that the process was stopped and
     fetched nothing.
     """
 

@@ -1,5 +1,4 @@
-"""Decides where consumption of a partition starts at its assignment:
-docs/decisions/036-where-a-partition-starts.md.
+"""Decides where consumption of an assigned partition starts: docs/decisions/036-where-a-partition-starts.md.
 
 Consumption starts at the group's committed offset if that offset belongs to the current topic, and at the
 beginning if the partition or its topic is new to the group. Otherwise the group is new or its offset was lost, and
@@ -25,8 +24,8 @@ class StartPlace(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TopicView:
-    """The topic as described by its brokers. A different `id` means a different topic of the same name; empty if
-    unknown."""
+    """The topic as described by its brokers. A different `id` means a different topic with the same name; `id` is
+    empty if unknown."""
 
     id: str = ""
     partitions: int = 0
@@ -34,7 +33,8 @@ class TopicView:
 
 @dataclass(frozen=True, slots=True)
 class StoredCommit:
-    """The group's commit on a partition. `offset` is None if there is none."""
+    """The group's committed offset for a partition, with its metadata. `offset` is None if nothing is
+    committed."""
 
     offset: int | None = None
     text: str = ""
@@ -75,10 +75,10 @@ def is_known(stored: StoredCommit, topic: TopicView) -> bool:
 
 
 def start(partition: int, group: Mapping[int, StoredCommit], topic: TopicView, former: str = "") -> Start:
-    """Returns the start of this partition. `group`: commits of the whole topic, by partition.
+    """Returns where this partition starts. `group`: the group's commits for the whole topic, by partition.
 
-    `former`: id of the topic that this process read before, if any, because brokers may delete offsets with a
-    topic.
+    `former`: id of the topic that this process read before, if any. It is needed because brokers may delete a
+    topic's committed offsets together with the topic.
     """
     commit = group.get(partition, StoredCommit())
     if is_known(commit, topic):
@@ -104,8 +104,8 @@ def _is_recreated(stored: StoredCommit, topic: TopicView) -> bool:
 
 
 def first_record(found: Record, topic_id: str, began_with: int) -> Record:
-    """Returns the record for the first commit of an assignment: `found` with one more start, and with the topic if
-    known."""
+    """Returns the record for the first commit of an assignment: `found` with its number of starts incremented, and
+    with the topic if it is known."""
     return found._replace(
         topic_id=topic_id or found.topic_id,
         partitions=began_with or found.partitions,

@@ -15,7 +15,8 @@ from ingest.core.parse.recording import VIDEO_MARK
 from ingest.core.parse.rules import ParseRules
 from tasks.units import MiB
 
-# The reader's own limits: larger decompressed data was never stored, and a video is stored unmodified.
+# Maximum decompressed size of a stored object: a recording up to the reader's limit, plus a video, which is stored
+# unmodified and is at most as large as its message.
 INFLATED_BYTES_MAX = ParseRules().inflated_bytes_max + ParseRules().message_bytes_max
 VIDEO_HEADER_BYTES = 5
 
@@ -33,8 +34,8 @@ class Unpacked:
 
 
 def unpack(content: bytes) -> Unpacked:
-    """Separates recording and video. Raises BlobError if the content is not zlib, is truncated, inflates to more
-    than INFLATED_BYTES_MAX, or ends within the video."""
+    """Separates the recording from the video. Raises BlobError if the content is not zlib, is truncated, inflates
+    to more than INFLATED_BYTES_MAX, or ends within the video."""
     inflater = zlib.decompressobj()
     try:
         raw = inflater.decompress(content, INFLATED_BYTES_MAX + 1)

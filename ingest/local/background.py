@@ -72,10 +72,10 @@ def start_stack(
     """Starts a stack that continues to run after this process ends, and returns when all components are ready.
 
     If a stack is running, returns that stack unchanged. If a new stack has started all servers itself, also
-    creates tables, the bucket and topics.
+    creates the tables, the bucket and the topics.
 
-    With `programs`, also starts the worker, the reader, Flower and the web pages, even on a running stack. If a
-    component fails to start, stops everything that this call started and raises LocalError.
+    With `programs`, also starts the worker, the reader, Flower and the web pages, even if the stack is already
+    running. If a component fails to start, stops everything that this call started and raises LocalError.
     """
     place = directory_of(directory)
     running = status(place)
@@ -298,7 +298,8 @@ def _read_state(directory: Path) -> StackState | None:
 
 
 def main() -> int:
-    """Runs `python -m ingest.local.background DIRECTORY`, the supervisor that `start_stack` starts."""
+    """Entry point of the supervisor, which `start_stack` starts as `python -m ingest.local.background
+    DIRECTORY`."""
     parser = argparse.ArgumentParser(description="Supervises an embedded stack until SIGTERM.")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--parts", default=",".join(PARTS), help="components to start, comma-separated")

@@ -39,7 +39,8 @@ STOP_SECONDS_MAX = 30.0
 POLL_SECONDS = 0.1
 FLOWER_PASSWORD = "chaos:only-for-now"
 
-# The session of a paused reader expires within seconds. The drain must be shorter than the session.
+# The session of a paused reader expires within seconds. The drain deadline must be shorter than the session
+# timeout.
 SESSION_SECONDS = 6.0
 DRAIN_SECONDS = 4.0
 FLEET_DEFAULTS = {
@@ -99,7 +100,7 @@ class Fleet:
     # Start and stop
 
     def migrate(self) -> None:
-        """Creates tables, bucket and topics."""
+        """Creates the tables, the bucket and the topics."""
         for _ in migrate(self.settings, topics=True):
             pass
 
@@ -154,7 +155,7 @@ class Fleet:
         child.kill()
 
     def unrequested_exits(self) -> dict[str, int]:
-        """Returns the number of unrequested exits by process name."""
+        """Returns the number of exits that were not requested, for each process name."""
         ends = {
             name: child.starts - child.alive - self.ended_by_us[child.name]
             for name, child in self.children.items()

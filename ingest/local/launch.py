@@ -14,8 +14,8 @@ from typing import cast
 from ingest.settings import Settings
 from tasks.units import GiB
 
-# The emulators write one file per object and wait for the disk. With files in memory, the demo takes half the
-# time.
+# The emulators write one file per object and wait until it is on disk. With files in memory, the demo takes half
+# the time.
 MEMORY_DIRECTORY = Path("/dev/shm")
 MEMORY_BYTES_FREE_MIN = 3 * GiB
 

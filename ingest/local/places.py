@@ -79,7 +79,7 @@ def record_running_stack(place: Path, environ: Mapping[str, str] = os.environ) -
 def is_locked(directory: Path) -> bool:
     """Returns whether the supervisor of this directory is running.
 
-    The kernel releases the lock of a supervisor when it exits, even if it is killed.
+    The kernel releases a supervisor's lock when the supervisor exits, even if it is killed.
     """
     with contextlib.suppress(FileNotFoundError), (directory / "lock").open("r") as lock:
         try:

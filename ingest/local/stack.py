@@ -3,7 +3,7 @@
 `Stack` starts these servers inside a `with` block, and `background.py` keeps a stack running. Any component can be
 a real server instead: `REPLAYS_LOCAL_KAFKA=host:9092` (or `_REDIS`, `_GCS`, `_CLICKHOUSE`, `_BIGQUERY`, `_STATSD`)
 makes the stack use that server instead of starting one. `REPLAYS_LOCAL_BIGQUERY_STORAGE` is the gRPC address of an
-existing BigQuery.
+existing BigQuery service.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ KafkaKind = Literal["tansu", "apache"]
 RedisKind = Literal["single", "sentinel"]
 EXTERNAL_PREFIX = "REPLAYS_LOCAL_"
 
-# Joining a group takes half the session timeout in Tansu. The drain deadline must be shorter than the session.
+# Joining a group takes half the session timeout in Tansu. The drain deadline must be shorter than the session
+# timeout.
 TANSU_SETTINGS = {"REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": "6", "REPLAYS_DRAIN_DEADLINE_SECONDS": "4"}
 
 Progress = Callable[[str], None]
@@ -127,8 +128,8 @@ class Stack:
         """Deletes the data of an earlier run from Redis if the broker does not have the messages to which the
         data refers.
 
-        Parked batches, done marks and heartbeats would refer to offsets of a log that no longer exists. Tansu
-        starts empty, and other brokers keep their messages.
+        Parked batches, done marks and heartbeats would refer to offsets of a log that no longer exists. Tansu is
+        empty after a restart; other brokers keep their messages.
         """
         broker = self.servers.get("kafka")
         if broker is None and "kafka" not in self.external:
@@ -142,7 +143,8 @@ class Stack:
         note.write_text(now)
 
     def stop(self) -> None:
-        """Stops everything and removes a temporary directory. The method may be called twice."""
+        """Stops everything and removes the stack's directory if it is temporary. The method may be called
+        twice."""
         self.children.close()
         if self._is_temporary:
             shutil.rmtree(self.directory, ignore_errors=True)

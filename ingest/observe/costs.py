@@ -5,9 +5,9 @@ series for a limited number of projects and for `other`; each cost is added to e
 sum to the total. The recent cost decays over RECENT_SECONDS. Decay is a linear operation, so the recent costs also
 sum to the total, including the cost of forgotten projects.
 
-Memory is bounded by the messages of one second and, between seconds, by TRACKED_MAX projects; further projects
-count as `other`. A listed project loses its series only to a project with 1.5 times its cost, so that projects of
-similar cost do not alternate.
+Memory is bounded: `Costs` tracks every project that has messages in the current second and, across seconds, at
+most TRACKED_MAX projects; further projects count as `other`. A listed project loses its series only to a project
+with 1.5 times its cost, so that projects of similar cost do not alternate.
 """
 
 from __future__ import annotations

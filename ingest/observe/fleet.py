@@ -139,8 +139,8 @@ class FleetWatch:
 
     def _unusable(self) -> str:
         """Returns the reason why Redis is unusable although it responds; "" if it is usable. Writes a key as a
-        test, because a read-only replica responds as well. Raises RedisError. Until Redis has responded once, the
-        timeout is short."""
+        test, because a read-only replica also responds to reads. Raises RedisError. Until Redis has responded
+        once, the timeout is short."""
         if not self._kind_is_known:
             with closing(connect(self._settings, retries=0, seconds_max=LOOK_SECONDS_MAX)) as client:
                 client.ping()

@@ -1,8 +1,8 @@
 """The reader's /livez, /readyz and /metrics.
 
 The reader is live while its loop makes progress; otherwise only a restart helps. An unreachable broker or Redis
-does not affect liveness. The reader is ready if partitions are assigned, Redis responds, and it is neither halted
-nor shutting down.
+does not affect liveness. The reader is ready if it has assigned partitions, is neither halted nor shutting down,
+and Redis responds.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Health:
     dependencies: Callable[[], dict[str, str]] = dict
 
     def live(self) -> dict[str, str]:
-        """Returns each check of liveness, with its problem or ""."""
+        """Returns each liveness check with the problem that it found, or "" if it passed."""
         silent_seconds = self.seconds_since_iteration()
         stuck = silent_seconds >= self.settings.loop_silent_seconds_max
         return {"loop": f"has not turned for {silent_seconds:.0f} s" if stuck else ""}
 
     def ready(self) -> dict[str, str]:
-        """Returns each check of readiness, with its problem or ""."""
+        """Returns each readiness check with the problem that it found, or "" if it passed."""
         snapshot = self.metrics.snapshot
         return {
             **self.live(),
@@ -57,8 +57,8 @@ class Health:
 
 
 def seconds_since_iteration(last_iteration_at: Callable[[], float]) -> Callable[[], float]:
-    """Returns a function for the seconds since a loop's last iteration. `last_iteration_at`: the time of that
-    iteration, in monotonic seconds."""
+    """Returns a function that returns the seconds since a loop's last iteration. `last_iteration_at`: the time of
+    that iteration, in monotonic seconds."""
     return lambda: max(0.0, time.monotonic() - last_iteration_at())
 
 

@@ -28,8 +28,8 @@ class LogEnds(Protocol):
 
 
 class Lag:
-    """The lag of each partition, updated by each poll and by each query of the log ends. Only the loop's thread
-    may call methods other than `update_log_ends`.
+    """The lag of each partition, updated by each poll and by each query for log end offsets. Only the loop's
+    thread may call methods other than `update_log_ends`.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Lag:
         self._newest_ms: dict[int, int] = {}
 
     def polled(self, messages: Sequence[Message]) -> None:
-        """Records the timestamps of the first and newest message of each partition in this poll."""
+        """Records, for each partition, the timestamps of the first and the newest message in this poll."""
         seen: set[int] = set()
         for message in messages:
             if not message.timestamp_ms:
@@ -56,8 +56,8 @@ class Lag:
             self._ends[source.partition] = max(end, self._ends.get(source.partition, 0))
 
     def of(self, state: PartitionState, wall: float) -> PartitionState:
-        """Adds the log end, the lag in messages and the lag in seconds to the state. `wall`: the time, Unix
-        seconds.
+        """Adds the log end, the lag in messages and the lag in seconds to the state. `wall`: the wall-clock time
+        in Unix seconds.
 
         Without a committed offset, all messages read so far count as lag.
         """

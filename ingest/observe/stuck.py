@@ -34,7 +34,7 @@ def stacks() -> dict[str, list[str]]:
 
 
 class StuckDetector:
-    """Watches a loop from its own thread.
+    """Watches a loop from a separate thread.
 
     `seconds_since_iteration()`: time since the loop's last iteration. `on_stuck` is called with the stacks each
     time the loop has been stuck for `silent_seconds_max`.

@@ -86,7 +86,7 @@ def _parse(
     units: float,
     spent: type[_Unusual] | None = None,
 ) -> Segment | Reject:
-    """Parses within this size limit and budget. Raises `spent`, if given, when the budget is exhausted."""
+    """Parses within the given size limit and budget. Raises `spent`, if given, when the budget is exhausted."""
     try:
         if len(message.value) > rules.message_bytes_max:
             raise Rejected(

@@ -1,7 +1,7 @@
 """Reads the replay_event, a JSON document about a segment's session, into columns of the table replays.
 
 Relay has validated the document, so a typed decode usually succeeds. Documents of other shapes, and long
-documents, are read field by field, and fields of a wrong type are left out. Both ways of reading give the same
+documents, are read field by field, and fields of the wrong type are left out. Both ways of reading give the same
 columns.
 """
 
@@ -25,7 +25,8 @@ TITLE_TAG = "transaction"
 # Relay sends a few kilobytes. Documents up to this size may be decoded fully.
 DOCUMENT_BYTES_USUAL = 16 * 1024
 VALUES_MAX = 200_000
-# Maximum size, and cost in units, of repairing a document with lone surrogates.
+# Maximum size, in bytes, of a document whose lone surrogates are repaired, and the cost of one repair in budget
+# units.
 REPAIRED_BYTES_MAX = 1024 * 1024
 REPAIR_UNITS = 2000.0
 UUID_CHARACTERS_MAX = 64
@@ -173,7 +174,8 @@ def open_document(text: memoryview) -> Document:
 
 
 def _values_max(text: bytes) -> int:
-    """Returns an upper bound on the number of values that cost more than their bytes: keys, strings and arrays."""
+    """Returns an upper bound on the number of keys, strings and arrays, which cost more to decode than their size
+    suggests."""
     return text.count(b'"') + text.count(b"[")
 
 
@@ -317,7 +319,7 @@ def _address(value: str | None) -> tuple[str | None, str | None]:
 
 
 def _uuids(values: list[Any] | None) -> list[str]:
-    """Returns the elements that are UUIDs, with dashes."""
+    """Returns the elements that are UUIDs, formatted with dashes."""
     if not values:
         return []
     found = []

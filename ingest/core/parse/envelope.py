@@ -18,7 +18,7 @@ KEYS_MAX = 1000
 NAME_BYTES_MAX = 256
 LONG_BYTES_MIN = 1024 * 1024
 
-# The first byte of a map of more than 15 keys, and the size of its count.
+# The first byte of a msgpack map with more than 15 keys, and the width in bytes of the key count that follows it.
 _LENGTH_BYTES = {0xDE: 2, 0xDF: 4}
 
 _replay_id = re.compile(r"[0-9a-fA-F]{32}").fullmatch

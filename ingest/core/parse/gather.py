@@ -156,7 +156,7 @@ class Gathered:
 
     def _has_room(self, size_bytes: int) -> bool:
         """Reserves room for a row. All rows after the first one that does not fit are left out, so that the stored
-        rows are those of the beginning of the recording."""
+        rows cover the beginning of the recording."""
         if self._is_over_bytes or self.size_bytes + size_bytes > self._rows_bytes_max:
             self._is_over_bytes = True
             return False

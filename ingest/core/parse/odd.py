@@ -39,8 +39,9 @@ from ingest.core.parse.shapes import NULL, is_null
 
 # Data up to this size is decoded as a whole if possible.
 USUAL_BYTES_MAX = 64 * 1024
-# Measured costs in budget units: per byte read again; per event; per byte of an event's data; per decoding by
-# field, including its exception; for long data, per byte and per quote.
+# Measured costs in budget units: per byte that is decoded again; per event; per byte of an event's data; per
+# field-by-field decoding, including the exception that may precede it; for long data, per byte and per quotation
+# mark.
 _UNITS_PER_BYTE, _UNITS_PER_EVENT, _UNITS_PER_DATA_BYTE, _UNITS_PER_PICKED = 0.001, 1.0, 0.006, 25.0
 _UNITS_PER_LONG_BYTE, _UNITS_PER_QUOTE = 0.0015, 0.03
 
@@ -64,7 +65,8 @@ class _AnySource(msgspec.Struct, gc=False):
     source: msgspec.Raw = NULL
 
 
-# Decodes data with any tag in one pass. The payload declares the fields of breadcrumbs and spans that are used.
+# `_Long` decodes data with any tag in one pass. `_Payload` declares every field of breadcrumbs and spans that the
+# parser uses.
 _payload_fields = dict.fromkeys((*CrumbPayload.__struct_fields__, *SpanPayload.__struct_fields__))
 _Payload: Any = msgspec.defstruct("Payload", [(name, msgspec.Raw, NULL) for name in _payload_fields], gc=False)
 _Long: Any = msgspec.defstruct("Long", [("tag", msgspec.Raw, NULL), ("payload", _Payload | None, None)], gc=False)
@@ -102,7 +104,7 @@ def event_of(item: Any, canvas: bool, budget: Budget) -> Event | None:
 
 
 def data_of(raw: msgspec.Raw, budget: Budget) -> Data | None:
-    """Returns the data of a custom event, or only the fields that fit; None for unknown tags.
+    """Returns the data of a custom event, without the fields that have the wrong type; None for unknown tags.
 
     Raises Malformed and msgspec errors.
     """
@@ -142,7 +144,7 @@ def _picked_data(raw: msgspec.Raw) -> Data | None:
 
 
 def viewport_of(raw: msgspec.Raw, budget: Budget) -> Viewport:
-    """Returns the data of a viewport, or only the fields that fit. Raises msgspec errors."""
+    """Returns the data of a viewport, without the fields that have the wrong type. Raises msgspec errors."""
     size_bytes = memoryview(raw).nbytes
     budget.spend(_UNITS_PER_EVENT + _UNITS_PER_BYTE * size_bytes)
     if size_bytes <= USUAL_BYTES_MAX:

@@ -1,8 +1,8 @@
 """Decodes a struct from a JSON object field by field, for objects of any size and shape.
 
 Fields stay JSON until their type is known, so that no value exceeds the limits: strings are truncated to SHORT_MAX
-characters and lists to LIST_MAX elements, and long inner objects are left out. Only fields that do not fit are
-lost.
+characters and lists to LIST_MAX elements, and long inner objects are left out. Only the fields whose values do not
+have the expected type are lost.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _decode_first: Callable[[Any], Any] = msgspec.json.Decoder(_first_elements).deco
 
 
 def picked(shape: type[Shape], text: bytes | bytearray | memoryview | msgspec.Raw) -> Shape:
-    """Returns the struct with the fields that fit; other fields keep their defaults. Raises msgspec errors."""
+    """Returns the struct. Fields whose values have the wrong type keep their defaults. Raises msgspec errors."""
     return picked_from(shape, _decoder(shape)(text))
 
 
@@ -58,7 +58,7 @@ def picked_from(shape: type[Shape], found: Any) -> Shape:
 
 @cache
 def unpicked(shape: type[msgspec.Struct]) -> Any:
-    """Returns a struct with the same fields as raw JSON; NULL if absent."""
+    """Returns a struct type with the fields of `shape`, each as raw JSON; an absent field is NULL."""
     names = [field.name for field in msgspec.structs.fields(shape)]
     return msgspec.defstruct(shape.__name__, [(name, msgspec.Raw, NULL) for name in names], gc=False)
 

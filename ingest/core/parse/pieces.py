@@ -17,7 +17,7 @@ WHOLE_BYTES_MAX = 3 * PIECE_BYTES // 2
 # A piece that ends inside an event is retried with a larger size, by this factor each time, and finally with the
 # rest of the recording.
 GROWTH = 8
-# Maximum candidates checked per end.
+# Maximum number of candidates inspected per search for the end of an event.
 PROBES_MAX = 32
 
 _STAMP, _BETWEEN = b'"timestamp":', b'},{"type":'
@@ -55,8 +55,8 @@ def piece(raw: bytes | bytearray, start: int, stop: int) -> bytes | bytearray:
 
 
 def _end_of_event(raw: bytes | bytearray, start: int, soonest: int, latest: int) -> int:
-    """Returns the end of an event after `start` that is closest to `soonest`, preferably before it; -1 if there is
-    none."""
+    """Returns the last end of an event between `start` and `soonest` or, if there is none, the first one between
+    `soonest` and `latest`; -1 if there is none either."""
     end = _last_end(raw, start, soonest)
     return end if end > start else _next_end(raw, soonest, latest)
 

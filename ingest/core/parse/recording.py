@@ -1,8 +1,8 @@
 """The recording payload: header line, bounded decompression, and the stored bytes.
 
 Framing: `<JSON object><0x0A><body>`, split on the first newline; the body is a zlib stream (RFC 1950) of a JSON
-array, or that array itself. libdeflate decompresses into a preallocated buffer at 2.7 times the speed of zlib;
-larger bodies are decompressed by isal, incrementally, up to the limit.
+array, or that array itself. libdeflate decompresses bodies that fit a preallocated buffer, at 2.7 times the speed
+of zlib; isal decompresses all other bodies incrementally, up to the limit.
 """
 
 from __future__ import annotations

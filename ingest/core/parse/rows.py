@@ -26,18 +26,19 @@ except (ImportError, ValueError):  # not built into this Python, or refused by i
 
 UINT16_MAX = 2**16 - 1
 TRUSTED_SECONDS = 30 * 86400
-# Tables delete a row at its timestamp plus retention, in 32-bit seconds. An overflow would wrap into the past and
-# delete the row immediately. A retention of 40 years does not overflow until 2066.
+# The time at which a table deletes a row, its timestamp plus its retention, is computed in 32-bit Unix seconds. An
+# overflow would wrap into the past and delete the row immediately. A retention of 40 years does not overflow until
+# 2066.
 RETENTION_DAYS_MAX = 14_600
 AT_MAX = UINT32_MAX - RETENTION_DAYS_MAX * 86400 - TRUSTED_SECONDS
 # Approximate overhead of a row and of a metric, in bytes.
 ROW_BYTES, METRIC_BYTES = 32, 64
-# Table and columns in a batch's protobuf rows, counted for each segment.
+# Bytes for the table name and the column list in a batch's protobuf rows, added to the size of each segment.
 COLUMNS_BYTES = 320
 OVERSIZED_BYTES = 20_000_000
 
 SECONDS_CACHED_MAX = 4096
-# Attributes of an enumeration are slow to look up.
+# Looking up a member of an enum is slow.
 _COUNTER, _DISTRIBUTION = MetricKind.COUNTER, MetricKind.DISTRIBUTION
 
 _encode = msgspec.json.Encoder().encode
@@ -103,7 +104,8 @@ def moment(seconds: float) -> str:
 
 @lru_cache(maxsize=SECONDS_CACHED_MAX)
 def _second(second: int) -> str:
-    """Formats a whole second as RFC 3339, without the zone. Facts of the same second share the result."""
+    """Formats a time in whole seconds as RFC 3339, without the zone. Facts of the same second share the cached
+    result."""
     return time_text(second * MICROSECONDS).removesuffix("Z")
 
 

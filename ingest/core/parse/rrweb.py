@@ -112,7 +112,8 @@ class Tap(msgspec.Struct, frozen=True, gc=False):
 
 
 class Fact(msgspec.Struct, frozen=True, gc=False):
-    """Data of a fact row. `sampled`: empty if always stored, otherwise sampled per "segment" or per "event"."""
+    """Data of a fact row. `sampled`: "" if the fact is always stored, otherwise the unit of sampling, "segment" or
+    "event"."""
 
     kind: str
     timestamp: float
@@ -616,15 +617,16 @@ def _scalar(value: Any) -> Any:
 
 
 def _seconds(payload_time: float | None, event: Custom) -> float:
-    """Unix seconds of the payload or, if it has no timestamp, of its event. Milliseconds, which some SDKs and
-    pages send, are converted."""
+    """Returns the payload's timestamp in Unix seconds or, if it has none, the timestamp of its event.
+    Milliseconds, which some SDKs and pages send, are converted."""
     if payload_time is None:
         return _event_seconds(event)
     return payload_time / 1000 if payload_time > MILLISECONDS_MIN else payload_time
 
 
 def _identifying_seconds(payload: CrumbPayload) -> float:
-    """Unix seconds of a click or tap, part of its identity. Raises Malformed if missing."""
+    """Returns the timestamp of a click or tap in Unix seconds; it is part of the identity of the click or tap.
+    Raises Malformed if it is missing."""
     time = payload.timestamp
     if time is None:
         raise Malformed("a click or tap without a timestamp, which is part of its identity")

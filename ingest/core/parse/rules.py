@@ -1,4 +1,4 @@
-"""Limits and sampling rates of parsing, and the names of rejects and warnings."""
+"""Limits and sampling rates for parsing, and the names of reject reasons and warnings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ParseRules:
 
 @dataclass(frozen=True, slots=True)
 class Usual:
-    """Limits of parsing in the reader process: decompressed bytes, and parse budget in cost units."""
+    """Limits for parsing in the reader process: decompressed bytes, and the parse budget in cost units."""
 
     inflated_bytes_max: int = 8 * MiB
     units_max: float = 5_000.0

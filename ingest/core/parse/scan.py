@@ -38,13 +38,14 @@ from ingest.core.parse.surrogates import without_lone_surrogates
 
 # rrweb types that are skipped: DOM content loaded, load, full snapshot, incremental, plugin, asset.
 _UNREAD_TYPES = (0, 1, 2, 3, 6, 7)
-# Events decoded together in a piece with a malformed event, so that most of the other events stay cheap to decode.
+# Number of events decoded at a time in a piece that contains a malformed event. A small number keeps most of the
+# other events cheap to decode.
 CHUNK_EVENTS = 64
-# Pieces up to this size are decoded without counting their elements. A list of events takes up to 5 times their
-# bytes.
+# Pieces up to this size are decoded without counting their elements. A list of decoded events takes up to 5 times
+# as much memory as its JSON.
 LONG_BYTES_MIN = 10 * 1024 * 1024
-# Maximum number of elements in a longer piece: objects (112 bytes of memory each), and values as short as `0,`
-# (72 bytes of memory each).
+# A longer piece is decoded into events only if it has at most this many objects (112 bytes of memory each), and
+# into raw values only if it has at most this many commas (72 bytes per value, which may be as short as `0,`).
 OBJECTS_MAX, COMMAS_MAX = 300_000, 400_000
 SCALARS_BYTES_MAX = 64 * 1024
 # Measured costs in budget units: per array element, per byte decoded again, per event read, per exception.
@@ -111,8 +112,8 @@ class _TooOdd(Exception):
 class Scan:
     """Iterating over a scan yields (index in the array, event) in order, and counts events.
 
-    Raises msgspec.DecodeError if `raw` is not a JSON array; events yielded before must be discarded. Raises Spent
-    if continuing would exceed the budget.
+    Raises msgspec.DecodeError if `raw` is not a JSON array; the caller must then discard the events that were
+    already yielded. Raises Spent if continuing would exceed the budget.
     """
 
     def __init__(self, raw: bytes | bytearray, canvas: bool, budget: Budget) -> None:

@@ -15,7 +15,7 @@ from ingest.core.parse.elements import elements
 from ingest.core.parse.pieces import piece, stops
 from ingest.core.parse.surrogates import without_lone_surrogates
 
-# Maximum events held in memory, each 112 bytes plus its text. An event may be as short as `0,`.
+# Maximum number of events held in memory. Each takes 112 bytes plus its text, which may be as short as `0,`.
 COMMAS_MAX = 400_000
 # Measured cost, in budget units, per byte decoded again.
 _UNITS_PER_REDECODED_BYTE = 0.001
@@ -35,8 +35,8 @@ def undecoded(raw: bytes | bytearray, budget: Budget) -> Iterator[Undecoded]:
     """Yields the elements of the array as bytes, in order, in chunks.
 
     Lone surrogates become replacement characters. If the array is nested too deeply for the decoder, or holds a
-    NaN or very many elements, its scalars are left out. Raises msgspec.DecodeError and UnicodeDecodeError if `raw`
-    is not a JSON array, and Spent; elements yielded before are valid.
+    NaN or very many elements, its scalars are left out. Raises msgspec.DecodeError or UnicodeDecodeError if `raw`
+    is not a JSON array, and Spent if the budget is used up; elements that were already yielded are valid.
     """
     start = 0
     while start < len(raw):

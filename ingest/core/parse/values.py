@@ -14,11 +14,10 @@ from ingest.core.parse.picked import scalar_of
 
 # Up to this size, values need not be counted.
 SMALL_BYTES = 512
-# A decoded string may use four times the memory of its JSON, and each value uses about a hundred bytes in
-# addition.
+# A decoded string may use four times as much memory as its JSON, and each value uses about a hundred more bytes.
 DOCUMENT_BYTES_MAX, VALUES_MAX = 8 * 1024 * 1024, 100_000
-# Measured costs in budget units: per small document and per byte of it; per byte and per value of a larger
-# document; per byte and per field if only fields are built.
+# Measured costs in budget units: per small document and per byte of a small document; per byte and per value of a
+# larger document; per byte and per field if only the top-level fields are decoded.
 _UNITS_PER_SMALL, _UNITS_PER_SMALL_BYTE = 0.5, 0.01
 _UNITS_PER_BYTE, _UNITS_PER_VALUE = 0.006, 0.12
 _UNITS_PER_FLAT_BYTE, _UNITS_PER_FIELD = 0.001, 0.25

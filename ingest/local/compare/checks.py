@@ -33,7 +33,7 @@ def compare_maps(
 def compare_sets(
     name: str, expected: Iterable[K], found: Iterable[K], *, extra_matters: bool = True, note: str = ""
 ) -> Check:
-    """Compares two sets by member."""
+    """Compares two sets member by member."""
     return compare_maps(
         name, dict.fromkeys(expected, 1), dict.fromkeys(found, 1), extra_matters=extra_matters, note=note
     )
@@ -76,7 +76,7 @@ def compare_metrics(expected: Mapping[str, Total], found: Mapping[str, Total], *
 
 
 def _total_text(total: Total) -> str:
-    """Returns the total as text, without the sum if it is unknown."""
+    """Returns the total as text: the number of values and, if known, their sum."""
     return f"{total.count} values" if total.sum is None else f"{total.count} values (sum {total.sum:g})"
 
 

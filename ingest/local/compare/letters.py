@@ -1,4 +1,4 @@
-"""Reads every rejected message of the dead-letter topic."""
+"""Reads every rejected message in the dead-letter topic."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ LIST_PAGE = 1000
 
 
 def read_objects(settings: Settings, expected: Mapping[str, Object]) -> dict[str, Object]:
-    """Reads every object of the bucket. Objects in `expected` are downloaded and hashed, inflated first unless
+    """Reads every object in the bucket. Objects in `expected` are downloaded and hashed, inflated first unless
     they must match exactly."""
     storage = _Storage(settings)
     names = list(storage.names())

@@ -31,9 +31,9 @@ def reconcile(
 ) -> Report:
     """Checks every enabled sink and Kafka. Raises ReconcileError if a server cannot be read.
 
-    `extra_matters` states whether data of other loads is an error. `metrics_exactly` states whether repeated
-    metrics are an error, as in a run without a crash. Without `statsd_url`, metrics are not checked, because an
-    agent cannot be queried.
+    `extra_matters` states whether data from other loads counts as an error. `metrics_exactly` states whether
+    repeated metrics count as errors, as they should in a run without a crash. Without `statsd_url`, metrics are
+    not checked, because an agent cannot be queried.
     """
     began = time.monotonic()
     checks: list[Check] = []

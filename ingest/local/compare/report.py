@@ -1,4 +1,4 @@
-"""The result of a comparison, with one check per kind of data, and its table."""
+"""The result of a comparison: one check per kind of data, and a table that shows the checks."""
 
 from __future__ import annotations
 

@@ -32,14 +32,14 @@ class Outcome:
 
     @property
     def messages_per_second(self) -> float:
-        """The throughput from the first message produced to the last offset committed."""
+        """The throughput in messages per second, from the first message produced to the last offset committed."""
         seconds = self.seconds.get("ingest", 0.0)
         return self.load.messages / seconds if self.load and seconds else 0.0
 
     @property
     def mb_per_second(self) -> float:
-        """The throughput in megabytes of message values, from the first message produced to the last offset
-        committed.
+        """The throughput in megabytes of message values per second, from the first message produced to the last
+        offset committed.
         """
         seconds = self.seconds.get("ingest", 0.0)
         return self.load.size_bytes / 1e6 / seconds if self.load and seconds else 0.0

@@ -1,9 +1,9 @@
-"""Runs the whole system on this machine, produces a load, and reconciles the sinks.
+"""Runs the whole system on this machine, produces test messages, and reconciles the sinks.
 
 `run` starts the embedded stack, migrates it, and starts a flush worker, Flower and the reader as separate
-processes. The demo then produces a load, waits until every offset is committed, stops the reader, and reconciles
-every sink with the load's manifest. `run` returns 0 only if every step succeeds. `kill` names a component that is
-killed with SIGKILL mid-run.
+processes. The demo then produces test messages, waits until every offset is committed, stops the reader, and
+reconciles every sink with the manifest of what was produced. `run` returns 0 only if every step succeeds. `kill`
+names a component that is killed with SIGKILL mid-run.
 
 When this process ends, even by SIGKILL, a warden kills all its children (`ingest/local/servers/processes.py`).
 """

@@ -1,5 +1,5 @@
-"""Generates clicks as rrweb and the SDK report them, including slow clicks, which the SDK reports segments
-later.
+"""Generates clicks as rrweb and the SDK report them, including slow clicks, which the SDK reports in a later
+segment.
 """
 
 from __future__ import annotations

@@ -128,9 +128,9 @@ class Expectation:
     """The expected contents of all sinks, by identity.
 
     `objects` are keyed by name, `clicks` and `taps` by (project, event_hash), and `letters` by position.
-    `segments` are (project, replay, segment), each with one row of its replay event. `outcomes` maps (project,
-    replay) to the category, `facts` maps an event_type to its number of rows in the analytics table, and `ends`
-    maps a partition to its known log end. The sampling rates are those of the parser.
+    `segments` are keys (project, replay, segment); each segment has one row for its replay event. `outcomes` maps
+    (project, replay) to the category, `facts` maps an event_type to its number of rows in the analytics table, and
+    `ends` maps a partition to its known log end. The sampling rates are those of the parser.
     """
 
     sample_segment_rate: float = 1 / 500

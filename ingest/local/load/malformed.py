@@ -1,6 +1,6 @@
 """Builds messages that cannot be parsed, with one builder per kind of flaw and its expected reject reason.
 
-The reasons are the stable names in `ingest.core.parse.REASONS`; a test verifies that both lists are equal.
+The reasons are the stable names in `ingest.core.parse.REASONS`; a test verifies that the two lists are equal.
 """
 
 from __future__ import annotations

@@ -46,12 +46,12 @@ class Click(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Entry(msgspec.Struct, omit_defaults=True):
     """One message.
 
-    blob, blob_sha256: the object's name and digest. The digest is of the stored bytes if `blob_exact`, otherwise
-    of the inflated bytes, because the pipeline compresses them; for a reject, it is of the message's bytes.
-    blob_bytes: inflated size. clicks: one entry per click-like event of this message, in order, up to the limit.
-    taps: event hashes. seen: number of events of each kind (category names, plus `dead`, `rage` and others). sums:
-    totals of sizes in bytes. coins: positions in the segment of individually sampled events. flaw: the message's
-    deliberate flaw.
+    blob, blob_sha256: the object's name and digest. The digest covers the stored bytes if `blob_exact`, otherwise
+    the inflated bytes, because the pipeline itself compresses the recording; for a reject, the digest covers the
+    message's bytes. blob_bytes: inflated size. clicks: one entry per click-like event of this message, in order,
+    up to the limit. taps: event hashes. seen: number of events of each kind (category names, plus `dead`, `rage`
+    and others). sums: totals of sizes in bytes. coins: positions in the segment of individually sampled events.
+    flaw: the message's deliberate flaw.
     """
 
     kind: Kind

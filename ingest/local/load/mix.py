@@ -10,7 +10,7 @@ class Mix:
     """The frequencies of events in a session. A value is a probability unless its name ends with a unit.
 
     With the defaults, about 29 % of segments have a full snapshot, 45 % are heavy with mutations, and 26 % are
-    light. The mean segment has about 166 kB of JSON, 20 kB compressed, and 13 custom events.
+    light. The average segment has about 166 kB of JSON (20 kB compressed) and 13 custom events.
     """
 
     segments_mean: float = 7.0

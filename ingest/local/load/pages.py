@@ -27,7 +27,7 @@ ORIGIN = "https://shop.fernhill.example"
 WIDTH, HEIGHT = 1280, 800
 HEADER_PIXELS, SIDE_PIXELS, PANEL_PIXELS = 56, 208, 340
 CARD_WIDTH, CARD_HEIGHT, CARD_COLUMNS = 256, 232, 4
-PANELS = 6  # number of renderings in the cycle of a page's live panel
+PANELS = 6  # number of different renderings that a page's live panel cycles through
 TICKS = 4
 MOUSE_MOVEMENTS = 8
 
@@ -61,7 +61,7 @@ ROUTES = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A clickable element, with the node as the SDK's breadcrumb describes it and its position."""
+    """A clickable element: its node as the SDK's breadcrumb describes it, and its position."""
 
     id: int
     tag: str
@@ -390,7 +390,7 @@ PROPERTIES = tuple(PROPERTIES_TEXT.split())
 
 
 def _stylesheet(rng: random.Random, rules: int) -> str:
-    """Returns the rules of the layout, and `rules` utility rules, as on large sites."""
+    """Returns CSS with the layout's rules and `rules` generated utility classes, as on large sites."""
     text = [LAYOUT]
     for number in range(rules):
         name = f".{rng.choice(WORDS)}-{rng.choice(('sm', 'md', 'lg', 'xl'))}-{number}"

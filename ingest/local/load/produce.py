@@ -8,7 +8,7 @@ same order, unless `received` is the time at which they are produced. The partit
 the manifest records it.
 
 Memory is bounded for any count. The pages of a site are generated once and shared by all sessions, so full
-snapshots and re-renders repeat between sessions, as for real visitors of one site. About `sessions_at_once`
+snapshots and re-renders repeat between sessions, as they do for real visitors to a site. About `sessions_at_once`
 sessions are open, and a few messages are held back.
 """
 
@@ -130,9 +130,9 @@ def stream(
     """Generates `count` distinct segments, with duplicates and malformed messages between them.
 
     No session begins after `started_at`, in Unix seconds. With a `clock`, each segment's `received` is the time at
-    which it is generated, instead of its end in the session; its duplicates still have the same bytes. Every
-    segment then has a valid replay_event, because a row without the event's time gets the time in `received`,
-    which would extend the replay to the present.
+    which the segment is generated, not the time at which it ends in the session; its duplicates still have the
+    same bytes. Every segment then has a valid replay_event, because a row without the event's time gets the time
+    in `received`, which would extend the replay to the present.
     """
     if clock is not None:
         profile = replace(profile, mix=replace(profile.mix, replay_event_missing=0.0, replay_event_broken=0.0))
@@ -194,7 +194,7 @@ def _segments(profile: Profile, count: int, seed: int, started_at: int) -> Itera
 
 @dataclass(slots=True)
 class Produced:
-    """The totals of the produced messages. Numbers of bytes refer to message values."""
+    """The totals of the produced messages. Byte counts refer to message values."""
 
     messages: int = 0
     segments: int = 0

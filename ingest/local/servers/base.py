@@ -145,7 +145,7 @@ class HttpServer(ThreadingHTTPServer):
 
 
 class ProgramsOnly(BaseHTTPRequestHandler):
-    """A handler that refuses browsers, because a page of any website can send requests to local ports."""
+    """A handler that refuses browsers, because a page on any website can send requests to local ports."""
 
     def parse_request(self) -> bool:
         """Checks the origin of a request. Returns False for a refused request, after sending the error."""

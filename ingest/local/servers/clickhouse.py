@@ -89,7 +89,7 @@ class ClickHouse(Server):
         return [sys.executable, "-m", "ingest.local.servers.clickhouse", *place]
 
     def environment(self) -> Mapping[str, str]:
-        """Passes the password as a variable, because other users can see command lines."""
+        """Passes the password in an environment variable, because other users can see command lines."""
         return {PASSWORD_VARIABLE: self.password}
 
     def is_ready(self) -> bool:
@@ -402,7 +402,7 @@ class Handler(ProgramsOnly):
 
 
 def main() -> None:
-    """Runs `python -m ingest.local.servers.clickhouse --data DIRECTORY --port PORT`.
+    """Runs the server: `python -m ingest.local.servers.clickhouse --data DIRECTORY --port PORT`.
 
     The password is read from the environment.
     """
@@ -413,7 +413,8 @@ def main() -> None:
     arguments = parser.parse_args()
     # The port is bound first, so that the program exits before the engine opens the data if the port is taken.
     server = HttpServer((HOST, arguments.port), Handler)
-    # The engine creates a temporary directory when it opens, and the system's directory is not writable.
+    # The engine creates a temporary directory when it opens. A confined process cannot write to the system's
+    # temporary directory.
     temporary = arguments.data.parent / "temporary"
     shutil.rmtree(temporary, ignore_errors=True)
     private_folder(temporary)

@@ -1,9 +1,9 @@
-"""A proxy in front of a server that injects reproducible faults.
+"""A proxy that stands in front of a server and injects reproducible faults.
 
 `FaultProxy` listens on its own port in front of a server and applies a fault. The fault can change at any time,
 even for open connections. All random choices depend on one seed. TCP faults work with any protocol; with
 `http=True`, requests are parsed. The proxy can then return errors for a share of the requests. The proxy can also
-forward requests and drop the responses, so that a client cannot determine whether its write was done.
+forward requests and drop the responses, so that a client cannot tell whether its write took effect.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class SeveralErrors:
 
 @dataclass(frozen=True, slots=True)
 class LostReplies:
-    """An HTTP fault: a share of the requests is forwarded, and the connection is closed instead of returning
-    the response.
+    """An HTTP fault: a share of the requests is forwarded, but the proxy closes the connection instead of
+    returning the response.
     """
 
     share: float = 1.0
@@ -230,7 +230,7 @@ class FaultProxy:
     # ---- TCP
 
     async def _serve_tcp(self, connection: _Connection) -> None:
-        """Copies bytes in both directions until one side ends."""
+        """Copies bytes in both directions until both sides have stopped sending."""
         await self._gate()
         await connection.open(self._target)
         upstream = self._copy(connection.reader, connection.server_writer, self._gate)
@@ -401,7 +401,8 @@ async def _head(reader: asyncio.StreamReader) -> _Head | None:
 async def _body(
     reader: asyncio.StreamReader, head: _Head, writer: asyncio.StreamWriter | None, *, is_request: bool
 ) -> bool:
-    """Copies a message's body to `writer`, or discards it. Returns True if the body ended with the connection."""
+    """Copies a message's body to `writer`, or discards it. Returns True if the end of the body is marked by the
+    closing of the connection."""
 
     def put(data: bytes) -> None:
         if writer is not None:

@@ -20,7 +20,7 @@ ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64
 
 
 class CloudStorage(Server):
-    """One fake-gcs-server. `in_memory` is faster, but the data is lost when the server ends."""
+    """One fake-gcs-server. `in_memory` is faster, but the data is lost when the server stops."""
 
     name: ClassVar[str] = "gcs"
 
@@ -31,7 +31,7 @@ class CloudStorage(Server):
         self.in_memory = in_memory
 
     def command(self) -> list[str]:
-        """Returns the command line, for plain HTTP.
+        """Returns the command line of a server that uses plain HTTP.
 
         The external URL must be this server's, because resumable uploads return it in Location.
         """

@@ -107,8 +107,8 @@ def fetch() -> Path:
     if _complete(cache).exists():
         return cache / "libs"
     cache.mkdir(parents=True, exist_ok=True)
-    # Several processes may download the jars. Each process uses its own folder, and the first complete one is
-    # kept.
+    # Several processes may download the jars at the same time. Each process uses its own folder, and the first
+    # complete folder is kept.
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         pom = Path(scratch) / "pom.xml"
         pom.write_text(POM.format(version=KAFKA_VERSION))
@@ -172,7 +172,7 @@ class JavaKafka(Server):
 
     @property
     def client_options(self) -> dict[str, str]:
-        """The librdkafka properties for `secure_address`, with the first user."""
+        """The librdkafka properties for connecting to `secure_address`, with SASL as the first of `users`."""
         found = {"bootstrap.servers": self.secure_address, "security.protocol": self.security}
         if "SASL" in self.security:
             user, password = next(iter(self.users.items()))

@@ -130,7 +130,7 @@ def free_port() -> int:
 
 
 def is_listening(port: int, host: str = HOST) -> bool:
-    """Returns whether a process accepts TCP connections there."""
+    """Returns whether a process accepts TCP connections on this port."""
     try:
         with socket.create_connection((host, port), timeout=1):
             return True
@@ -227,7 +227,7 @@ class Child:
             return code
 
     def wait(self, deadline_seconds: float) -> int:
-        """Waits for the exit code. Raises LocalError if the program still runs at the deadline."""
+        """Waits for the exit code. Raises LocalError if the program is still running at the deadline."""
         try:
             wait_until(lambda: self.poll() is not None, deadline_seconds, f"{self.name} to end")
         except LocalError as error:
@@ -261,7 +261,7 @@ class Child:
             return self.kill()
 
     def kill(self, *, group: bool = True) -> int | None:
-        """Sends SIGKILL and waits for the end.
+        """Sends SIGKILL and waits for the process to exit.
 
         If `group` is false, only the main process gets the signal, as when the kernel kills one process. The
         children of the main process are killed once the main process is reaped.

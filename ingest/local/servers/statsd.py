@@ -62,7 +62,7 @@ class Series:
     values: list[float] = field(default_factory=list)
 
     def add(self, value: float, rate: float) -> None:
-        """Adds a sample. Counts are scaled by the sample rate, as the agent does."""
+        """Adds a sample. Scales counts by the sample rate, as the agent does."""
         self.low = value if not self.count else min(self.low, value)
         self.high = value if not self.count else max(self.high, value)
         self.count += 1
@@ -231,7 +231,8 @@ class Statsd(Server):
         return [sys.executable, "-m", "ingest.local.servers.statsd", *ports]
 
     def is_ready(self) -> bool:
-        """Returns whether the listener responds over HTTP, which starts after the UDP socket is bound."""
+        """Returns whether the listener responds over HTTP; its HTTP server starts after the UDP socket is
+        bound."""
         return answers_http(f"{self.query_url}/health")
 
     @property
@@ -241,7 +242,7 @@ class Statsd(Server):
 
     @property
     def query_url(self) -> str:
-        """The base URL of queries."""
+        """The base URL for queries."""
         return f"http://{HOST}:{self.http_port}"
 
     def metrics(self, name: str = "") -> list[dict[str, Any]]:

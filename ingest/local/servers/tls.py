@@ -48,7 +48,7 @@ def make_certificates(directory: Path) -> Certificates:
             raise LocalError(f"openssl {arguments[0]}: {done.stderr[-1000:]}")
 
     authority = ["-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=local authority"]
-    # Python 3.13 and later refuse an authority that has no key usage.
+    # Python 3.13 and later reject a CA certificate that has no key usage extension.
     authority += ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
     openssl("req", "-x509", *authority, "-keyout", "ca.key", "-out", "ca.pem")
     (directory / "names").write_text(

@@ -50,7 +50,7 @@ def clean_up(groups: set[int], directories: set[str]) -> None:
     for directory in directories:
         if temporary in Path(directory).resolve().parents:
             shutil.rmtree(directory, ignore_errors=True)
-            # A group that was just killed may still have written a file.
+            # A group that was just killed may have written another file during the first removal.
             shutil.rmtree(directory, ignore_errors=True)
 
 

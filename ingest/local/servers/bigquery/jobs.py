@@ -36,7 +36,7 @@ class Jobs:
         self._lock = threading.Lock()
 
     def add(self, job: Job) -> None:
-        """Keeps a job for later pages."""
+        """Keeps a job so that clients can request further pages of its result."""
         with self._lock:
             self._jobs[job.project, job.id] = job
             while len(self._jobs) > 1 and (len(self._jobs) > JOBS_KEPT_MAX or self._rows() > JOB_ROWS_KEPT_MAX):

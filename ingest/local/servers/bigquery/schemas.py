@@ -60,7 +60,7 @@ def checked_schema(resource: Mapping[str, Any]) -> tuple[Field, ...]:
 def added_fields(name: TableName, before: Sequence[Field], after: Sequence[Field]) -> list[Field]:
     """Checks a schema change, and returns the new columns.
 
-    No column may be removed or change its type, but REQUIRED may become NULLABLE. Raises ApiError.
+    No column may be removed, and no column may change its type, but REQUIRED may become NULLABLE. Raises ApiError.
     """
     by_name = {field.name.lower(): field for field in after}
     for field in before:

@@ -1,7 +1,7 @@
 """BigQuery: our emulator on DuckDB.
 
-The emulator has the REST calls that streaming, migrations and queries need, and, on a second port, the Storage
-Write API over gRPC.
+The emulator implements the REST calls that streaming, migrations and queries need and, on a second port, the
+Storage Write API over gRPC.
 
 This module starts the process `python -m ingest.local.servers.bigquery`, so that importing it loads neither DuckDB
 nor Arrow nor sqlglot.

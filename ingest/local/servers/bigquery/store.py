@@ -1,6 +1,6 @@
-"""The storage of the BigQuery server: data sets, tables and rows in one DuckDB file, and queries on them.
+"""The storage of the BigQuery server: datasets, tables and rows in one DuckDB file, and queries on them.
 
-Resources are stored as the JSON that the API exchanges. A data set is a schema of DuckDB named `project:dataset`.
+Resources are stored as the JSON that the API exchanges. A dataset is a DuckDB schema named `project:dataset`.
 Every call is one transaction, so if the process is killed, either all changes of a call are stored or none.
 """
 
@@ -92,7 +92,7 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._database = duckdb.connect(str(path), config={"memory_limit": MEMORY_LIMIT, "threads": THREADS})
         self._database.execute("SET TimeZone = 'UTC'")
-        # A client's query must not read files of this machine.
+        # A client's query must not read files on this machine.
         self._database.execute("SET enable_external_access = false")
         self._writing = threading.RLock()
         self._insert_ids = InsertIds(insert_id_window_seconds)
@@ -114,7 +114,7 @@ class Store:
             cursor.execute("ALTER TABLE meta.streams ADD COLUMN IF NOT EXISTS created_seconds DOUBLE DEFAULT 0")
 
     def close(self) -> None:
-        """Flushes the rest of the log into the file."""
+        """Flushes the rest of the write-ahead log to the database file."""
         self._database.close()
 
     @contextmanager
@@ -133,10 +133,10 @@ class Store:
         with self._database.cursor() as cursor:
             return cursor.execute(sql, list(values)).fetchall()
 
-    # ---- data sets
+    # ---- datasets
 
     def create_dataset(self, project: str, resource: Mapping[str, Any]) -> dict[str, Any]:
-        """Creates a data set. Raises ApiError 409 if the data set exists."""
+        """Creates a dataset. Raises ApiError 409 if the dataset exists."""
         dataset = str(resource.get("datasetReference", {}).get("datasetId", ""))
         if not NAME.match(dataset) and not dataset.isalnum():
             raise bad_request(f'Invalid dataset ID "{dataset}".')
@@ -159,21 +159,22 @@ class Store:
         return made
 
     def dataset(self, project: str, dataset: str) -> dict[str, Any]:
-        """Returns the data set. Raises ApiError 404 if it does not exist."""
+        """Returns the dataset. Raises ApiError 404 if it does not exist."""
         found = self._find_dataset(project, dataset)
         if found is None:
             raise ApiError(404, "notFound", f"Not found: Dataset {project}:{dataset}")
         return found
 
     def datasets(self, project: str) -> list[dict[str, Any]]:
-        """Returns all data sets of a project, ordered by name."""
+        """Returns all datasets of a project, ordered by name."""
         rows = self._rows("SELECT resource FROM meta.datasets WHERE project = ? ORDER BY dataset", project)
         return [json.loads(row[0]) for row in rows]
 
     def update_dataset(
         self, project: str, dataset: str, change: Mapping[str, Any], if_match: str = ""
     ) -> dict[str, Any]:
-        """Changes description, labels etc. Raises ApiError 412 if the data set's etag is not `if_match`."""
+        """Changes the dataset's description, labels and other DATASET_PARTS. Raises ApiError 412 if the dataset's
+        etag is not `if_match`."""
         with self._write() as cursor:
             made = self.dataset(project, dataset)
             check_etag(made, if_match)
@@ -184,7 +185,7 @@ class Store:
         return made
 
     def delete_dataset(self, project: str, dataset: str, *, contents: bool) -> None:
-        """Raises ApiError 400 if the data set has tables and `contents` is false."""
+        """Deletes the dataset. Raises ApiError 400 if the dataset has tables and `contents` is false."""
         with self._write() as cursor:
             self.dataset(project, dataset)
             if not contents and self.tables(project, dataset):
@@ -202,7 +203,7 @@ class Store:
     def create_table(self, project: str, dataset: str, resource: Mapping[str, Any]) -> dict[str, Any]:
         """Creates a table or a view.
 
-        Raises ApiError 409 if the table exists, 404 if its data set does not exist, and 400 for an invalid
+        Raises ApiError 409 if the table exists, 404 if its dataset does not exist, and 400 for an invalid
         resource.
         """
         self.dataset(project, dataset)
@@ -232,7 +233,8 @@ class Store:
                 made |= self._create_view(cursor, name, resource["view"])
             else:
                 fields = checked_schema(made)
-                # A table may be created without columns; the engine does not support such tables.
+                # A table without columns has only metadata until columns are added, because DuckDB does not
+                # support such tables.
                 if fields:
                     cursor.execute(f"CREATE TABLE {name.sql} ({columns_sql(fields)})")
             values = [project, dataset, name.table, json.dumps(made)]
@@ -255,7 +257,7 @@ class Store:
     def table(self, name: TableName) -> dict[str, Any]:
         """Returns the resource of a table with its number of rows.
 
-        Raises ApiError 404 if the table or its data set does not exist.
+        Raises ApiError 404 if the table or its dataset does not exist.
         """
         found = self._find_table(name)
         if found is None:
@@ -267,13 +269,13 @@ class Store:
         return found
 
     def tables(self, project: str, dataset: str) -> list[dict[str, Any]]:
-        """Returns all tables of a data set, ordered by name."""
+        """Returns all tables of a dataset, ordered by name."""
         self.dataset(project, dataset)
         sql = "SELECT resource FROM meta.tables WHERE project = ? AND dataset = ? ORDER BY name"
         return [json.loads(row[0]) for row in self._rows(sql, project, dataset)]
 
     def update_table(self, name: TableName, change: Mapping[str, Any], if_match: str = "") -> dict[str, Any]:
-        """Changes description, labels and schema.
+        """Changes the table's description, labels and schema.
 
         The schema can only grow, and new columns must be NULLABLE or REPEATED. Raises ApiError 412 if the
         etag is not `if_match`.

@@ -25,7 +25,8 @@ _Proto = descriptor_pb2.FieldDescriptorProto
 _INTEGERS = frozenset({_Proto.TYPE_INT64, _Proto.TYPE_INT32, _Proto.TYPE_UINT32})
 _TEXT = frozenset({_Proto.TYPE_STRING})
 _NUMBERS = frozenset({_Proto.TYPE_DOUBLE, _Proto.TYPE_FLOAT})
-# https://cloud.google.com/bigquery/docs/supported-data-types, without wrappers, ranges and dates.
+# Protobuf types accepted for each column type, without wrappers, ranges or dates:
+# https://cloud.google.com/bigquery/docs/supported-data-types
 TAKES = {
     "STRING": _TEXT,
     "JSON": _TEXT,
