@@ -298,8 +298,7 @@ def _read_state(directory: Path) -> StackState | None:
 
 
 def main() -> int:
-    """Entry point of the supervisor, which `start_stack` starts as `python -m ingest.local.background
-    DIRECTORY`."""
+    """Entry point of the supervisor: `start_stack` runs `python -m ingest.local.background DIRECTORY`."""
     parser = argparse.ArgumentParser(description="Supervises an embedded stack until SIGTERM.")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--parts", default=",".join(PARTS), help="components to start, comma-separated")

@@ -23,7 +23,7 @@ from tasks.sinks import check as check_sink
 from tasks.wire import SinkName
 
 CALL_SECONDS_MAX = 3.0
-DOWN_SECONDS_MAX = 1.0  # brokers that refuse connections for this long are down
+DOWN_SECONDS_MAX = 1.0  # brokers that refuse connections for this long are considered down
 CHECKS_AT_ONCE = 8
 REDIS_KIND = "redis kind"
 SECRET_CHARACTERS_MIN = 4  # hiding shorter secrets would make messages unreadable
@@ -105,7 +105,7 @@ def _tested_sinks(settings: Settings) -> Iterator[tuple[str, str]]:
 
 
 def _not_tested(cause: str, *names: str) -> Finding:
-    """Returns one finding for everything that depends on a server that cannot be used."""
+    """Returns one finding that names all checks that need a server that cannot be used."""
     return Finding("not tested", Severity.WARNING, f"{', '.join(names)}: see {cause}")
 
 

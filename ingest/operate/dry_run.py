@@ -128,7 +128,7 @@ class DryRun:
         }
 
     def render(self) -> RenderableType:
-        """Returns the result for a terminal."""
+        """Returns the result formatted for a terminal."""
         table = Table("sink", "flush tasks", "items", "bytes", title=f"{self.messages} messages, nothing written")
         for name, sink in self.as_dict()["sinks"].items():
             table.add_row(name, f"{sink['tasks']:,}", f"{sink['items']:,}", f"{sink['bytes']:,}")

@@ -111,9 +111,9 @@ def _envelope(envelope: Envelope) -> dict[str, Any]:
 
 
 def _events(raw: bytes | bytearray, rules: ParseRules) -> dict[str, int] | None:
-    """Returns the number of rrweb events by type. None if unknown.
+    """Returns the number of rrweb events by type; None if unknown.
 
-    The type `not read` has the count 1 if counting would exceed the budget.
+    If counting would exceed the budget, the result also contains the type `not read` with a count of 1.
     """
     counts: Counter[str] = Counter()
     budget = Budget(units_of(rules) + COUNTING_UNITS)
@@ -163,7 +163,7 @@ def _fact(row: Row) -> dict[str, Any]:
     return fields
 
 
-# Terminal output. Message content is printed as plain text, without markup and control characters.
+# Terminal output. Message content is printed as plain text, without markup or control characters.
 
 
 def render(description: dict[str, Any]) -> RenderableType:

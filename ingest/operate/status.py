@@ -105,8 +105,8 @@ class Status(msgspec.Struct, frozen=True):
 
     @property
     def lag_messages(self) -> int | None:
-        """Total lag over partitions of active readers. None until these readers have reported their partitions,
-        and the end of each partition's log.
+        """Total lag over partitions of active readers. None until these readers have reported their partitions and
+        the log end of each partition.
         """
         partitions = [p for r in self.readers if not r.silent for p in r.snapshot.partitions]
         if not partitions or any(p.high < 0 for p in partitions):

@@ -239,9 +239,9 @@ def _delays_text(reader: ReaderStatus) -> str:
 
 
 def delay_text(edge_seconds: float | None) -> str:
-    """Formats the upper edge of a delay's histogram bucket: `<2 s`, `<15 min`.
+    """Formats the upper bound of a histogram bucket for delays: `<2 s`, `<15 min`.
 
-    For the last edge, and for None (above all edges), returns `over 4 h`, because the last edge is too large to
+    For the last bound, and for None (above all bounds), returns `over 4 h`, because the last bound is too large to
     be informative.
     """
     if edge_seconds is None or edge_seconds >= LONG_SECONDS[-1]:
@@ -366,7 +366,8 @@ def _add_omitted_rows(table: FittedTable, rows: int) -> FittedTable:
 
 
 def age_mark(reader: ReaderStatus) -> str:
-    """Returns the prefix of a line with stale values, with the age of the reader's last report."""
+    """Returns a prefix for lines with stale values: the age of the reader's last report. Returns "" if the values
+    are current."""
     return f"({reader.silent_seconds:.0f} s old) " if reader.silent else ""
 
 

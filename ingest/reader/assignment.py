@@ -50,8 +50,8 @@ class NoStartOffset(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PartitionStart:
-    """Start of a partition. `committed` and `text` are from the group's commit; None and empty if that commit is
-    unusable."""
+    """The start offset of a partition. `committed` and `text` are from the group's commit; they are None and empty
+    if that commit is unusable."""
 
     partition: int
     offset: int
@@ -70,7 +70,8 @@ class Offsets:
     def find(
         self, consumer: Consumer, numbers: Sequence[int], topic: TopicView, former: str
     ) -> list[PartitionStart]:
-        """Returns the starts of these partitions, in the given order. Raises NoStartOffset or ConsumerFailed."""
+        """Returns the start offsets of these partitions, in the given order. Raises NoStartOffset or
+        ConsumerFailed."""
         group = self._stored(consumer, numbers)
         if not all(is_known(group[number], topic) for number in numbers):
             topic = topic if topic.partitions else TopicView(topic.id, self._count(consumer))
@@ -121,7 +122,7 @@ class Offsets:
         return max(low, 0), high
 
     def _stored(self, consumer: Consumer, numbers: Collection[int]) -> dict[int, StoredCommit]:
-        """Returns the group's commits on these partitions. Repeats the request for a limited time."""
+        """Returns the group's committed offsets for these partitions. Repeats the request for a limited time."""
         if not numbers:
             return {}
         return confirmed(lambda partitions: self._ask(consumer, partitions), numbers, time.monotonic, time.sleep)

@@ -103,7 +103,7 @@ class CompletionReader:
         return len(entries)
 
     def _find_beginning(self) -> None:
-        """Resets the position if Redis was emptied or is another node with an earlier clock."""
+        """Resets the position if Redis was emptied or has failed over to a node whose clock is behind."""
         if self._last_id == "0-0":
             return
         try:

@@ -36,7 +36,8 @@ def consumer_config(settings: Settings) -> dict[str, Any]:
         "queued.max.messages.kbytes": settings.kafka_queued_bytes_max // KiB,
         "fetch.message.max.bytes": 1 * MiB,
         "fetch.wait.max.ms": 100,
-        # By default, a full queue stops fetching for a whole second, in which a fast reader empties it and waits.
+        # By default, a full queue pauses fetching for a whole second, during which a fast reader empties the queue
+        # and then waits.
         "fetch.queue.backoff.ms": 20,
     }
     poll_ms = int(settings.kafka_max_poll_interval_seconds * 1000)

@@ -39,7 +39,8 @@ Command = do.Dispatch | do.Park | do.Renew | do.Discard | do.Recut
 
 COMMANDS_MAX = 4096
 MANIFESTS_MAX = 4096
-# Encoded bytes kept for stages that have not started. Bytes that do not fit are encoded again.
+# Maximum encoded bytes kept in memory for stages that have not started. Bytes dropped at this limit are encoded
+# again when their stage starts.
 UNSENT_BYTES_MAX = 32 * MiB
 # After a Redis failure, commands fail immediately for this long instead of each waiting for a timeout.
 DOWN_SECONDS = 1.0
@@ -102,11 +103,11 @@ class Dispatcher:
 
     @property
     def loops(self) -> tuple[Loop, ...]:
-        """The two loops, for readiness."""
+        """The two loops that the readiness check covers."""
         return self._loop, self._completions.loop
 
     def submit(self, command: Command) -> None:
-        """Queues a command and returns immediately. If the queue is full, which the limits of batches in flight
+        """Queues a command and returns immediately. If the queue is full, which the limits on batches in flight
         prevent, the dispatch fails."""
         try:
             self._commands.put_nowait(command)
@@ -115,7 +116,7 @@ class Dispatcher:
                 self._fail(command, f"{COMMANDS_MAX} commands wait for redis")
 
     def stop(self, deadline_seconds: float) -> None:
-        """Performs submitted commands until the deadline, then ends both threads."""
+        """Performs submitted commands until the deadline, then stops both threads."""
         ends_at = time.monotonic() + deadline_seconds
         try:
             self._commands.put(None, timeout=deadline_seconds)
@@ -208,8 +209,8 @@ class Dispatcher:
         return self._manifests[key]
 
     def _bound_unsent(self) -> None:
-        """Limits the encoded bytes kept. Drops the oldest bytes first, because they belong to fenced batches or to
-        batches whose second stage has not started for a long time."""
+        """Limits how many encoded bytes are kept in memory. Drops the oldest bytes first, because they belong to
+        fenced batches or to batches whose second stage has not started for a long time."""
         sizes = {key: sum(map(len, payloads.values())) for key, payloads in self._unsent.items()}
         size_bytes = sum(sizes.values())
         for key in list(self._unsent)[:-1]:  # except the one about to be staged
@@ -219,7 +220,8 @@ class Dispatcher:
             del self._unsent[key]
 
     def _payloads(self, batch: Batch, stage: Stage, tasks: list[str]) -> dict[str, bytes]:
-        """Returns the bytes that were encoded with the manifest; further attempts encode them again."""
+        """Returns the bytes that were encoded together with the manifest; for further attempts, encodes the items
+        again."""
         unsent = self._unsent.get((batch.id, batch.epoch), {})
         payloads = {name: unsent.pop(name) for name in tasks if name in unsent}
         if len(payloads) < len(tasks):

@@ -37,7 +37,7 @@ class Erasures:
     it.
 
     `replays`: (project, replay id). `projects`: time up to which received messages are erased, in Unix seconds by
-    Relay's clock. `users`: the same kind of time, by project and by digest of the user.
+    Relay's clock. `users`: the corresponding time for one user's messages, by project and by digest of the user.
     """
 
     replays: frozenset[tuple[int, str]] = frozenset()

@@ -130,7 +130,7 @@ class KafkaSource:
     def subscribe(
         self, emit: Callable[[on.Event], None], drain: Callable[[tuple[TopicPartition, ...]], None]
     ) -> None:
-        """Joins the group. `drain` returns once the partitions are released, which must be within the session
+        """Joins the group. `drain` returns once the partitions are released, which must happen within the session
         timeout."""
         self._emit, self._drain = emit, drain
         self._join()
@@ -360,7 +360,7 @@ class KafkaSource:
 
     def _on_assign(self, consumer: Consumer, partitions: list[KafkaPartition]) -> None:
         self.rebalances += 1
-        if self._leaving:  # offset requests would fail, and no message will be read
+        if self._leaving:  # offset requests would fail, and no messages would be read
             return
         numbers = [partition.partition for partition in partitions]
         topic, asked_at = self._describe(), time.monotonic()
@@ -405,7 +405,7 @@ class KafkaSource:
             self._must_rejoin.set()
             return
         log.info("partitions_assigned", partitions={a.source.partition: a.committed for a in given})
-        # Commit the start before reading, so that the start stays the same after a crash.
+        # Commit the start offset before reading, so that it stays the same after a crash.
         self._starting = self._rebalancing = any(assignment.committed is None for assignment in given)
         try:
             self._emit(on.PartitionsAssigned(tuple(given)))
@@ -526,7 +526,8 @@ class KafkaSource:
         self._renew_at = time.monotonic() + RENEW_SECONDS
 
     def _resume_lost_offsets(self) -> None:
-        """Retries partitions whose offset was out of range while the limits of their log were unavailable."""
+        """Retries partitions whose offset was out of range while the start and end offsets of their log were
+        unavailable."""
         now = time.monotonic()
         for partition, (wanted, at) in list(self._unresolved.items()):
             if now >= at:

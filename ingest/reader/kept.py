@@ -1,7 +1,7 @@
 """Fetched messages that cannot be taken yet, by partition, in order.
 
 A poll may return more messages than there is room for. The rest waits here, together with later messages of the
-partition, so that offsets stay in order. The messages of at most one poll wait, because partitions without room
+partition, so that offsets stay in order. Messages from at most one poll wait here, because partitions without room
 are not fetched.
 """
 
@@ -35,7 +35,7 @@ class WaitingMessages:
         return sum(entry.size_bytes for entry in entries if isinstance(entry, Message))
 
     def has_waiting(self, source: TopicPartition) -> bool:
-        """Returns True if anything of this partition waits."""
+        """Returns True if anything from this partition is waiting."""
         return source in self._queues
 
     def add(self, waiting: Waiting) -> None:

@@ -1,9 +1,9 @@
 """Leaves the consumer group without hanging.
 
 librdkafka delivers an unserved rebalance inside its `close`. The client then makes a request to librdkafka's main
-thread, which may never respond because the group is already being left, and holds the interpreter's lock while it
-waits. From then on no thread of the process runs, and neither health probes nor signal handlers work. Such a hang
-was seen once, on a loaded machine, with confluent-kafka 2.16.1.
+thread and holds the interpreter lock while it waits. The main thread may never respond, because the client is
+already leaving the group. From then on no thread of the process runs, and neither health probes nor signal
+handlers work. Such a hang was seen once, on a loaded machine, with confluent-kafka 2.16.1.
 
 Therefore pending callbacks are delivered first. If that is not enough, a timer that does not need the interpreter
 ends the process. When the timer fires, everything durable has been committed.

@@ -80,8 +80,8 @@ class Parser(Protocol):
     """Parses messages, in this process or in another."""
 
     def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
-        """Yields one result per message, in order. Takes further messages once earlier results have been
-        consumed, except for a bounded number of messages in advance."""
+        """Yields one result per message, in order. Reads at most a bounded number of messages ahead of the results
+        that have been consumed."""
 
 
 class Inbox(Protocol):

@@ -48,7 +48,7 @@ from tasks.observe.probe_server import ensure_probes_can_listen
 
 log = structlog.get_logger(__name__)
 EXIT_HALTED = 3
-# Failed starts on a partition after which its messages are parsed in the child process.
+# Number of failed reader starts on a partition after which its messages are parsed in a child process.
 FAILED_STARTS_MAX = 3
 
 
@@ -134,7 +134,8 @@ class Reader:
         self.inbox.put(on.ShutdownRequested())
 
     def _stopping_within(self, seconds: float) -> bool:
-        """Waits while the loop is not running yet. Returns True if a shutdown was requested."""
+        """Waits before the loop is started, without failing the liveness probe. Returns True as soon as a shutdown
+        is requested, otherwise False after `seconds`."""
         ends_at = time.monotonic() + seconds
         while not self._shut_down and time.monotonic() < ends_at:
             self.runtime.last_iteration_at = time.monotonic()
@@ -257,7 +258,8 @@ class Reader:
 def parser_of(
     settings: Settings, gate: TenantGate, wary: Wary = lambda source: False
 ) -> InlineParser | ProcessParser:
-    """Returns the parser of usual messages, which runs in this process or in parser processes, as configured."""
+    """Returns the parser for messages within the `Usual` limits. It runs in this process or in parser processes,
+    as configured."""
     rules, usual = rules_of(settings), Usual(settings.parse_usual_bytes_max)
     if settings.parse_processes:
         seconds = Deadlines.before(settings.loop_silent_seconds_max).answer_seconds

@@ -35,9 +35,9 @@ class Runtime:
     """Owns and runs the pipeline.
 
     `observe` receives every event with its commands, after they have been performed; metrics and logs are derived
-    from it. `guard` logs and counts exceptions in `observe`, which never stop the loop. `last_iteration_at` is the
-    time of the last iteration, for the liveness probe. `polled` is called with the messages of each poll. `screen`
-    can replace an outcome with a drop before batching.
+    from it. `guard` logs and counts exceptions raised in `observe`, so that they never stop the loop.
+    `last_iteration_at` is the time of the last iteration, for the liveness probe. `polled` is called with the
+    messages of each poll. `screen` can replace an outcome with a drop before batching.
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class Runtime:
             self.close()
 
     def close(self) -> None:
-        """Closes dispatcher and source. An error in closing the dispatcher is logged and does not prevent the
-        source from being closed. Idempotent."""
+        """Closes the dispatcher and the source. An error in closing the dispatcher is logged and does not prevent
+        the source from being closed. Idempotent."""
         if self._closing:
             return
         self._closing = True
@@ -115,7 +115,7 @@ class Runtime:
             if messages:
                 self._take(messages)
         else:
-            # There is no room, but not yet for long enough to pause the consumer.
+            # There is no room, but this has not lasted long enough to pause the consumer.
             self._take_in(wait_seconds=IDLE_SECONDS)
 
     def _take(self, fetched: Iterable[Waiting]) -> None:
@@ -130,10 +130,10 @@ class Runtime:
 
     def _takeable(self, run: Iterable[Waiting], later: list[Waiting]) -> Iterator[Waiting]:
         """Yields the messages that may be taken, and adds the others to `later`. The decision is made item by
-        item, because the outcome of each item uses room.
+        item, because the outcome of each item takes up room.
 
-        The others are kept only once the whole run is parsed: the parser may still have earlier messages of their
-        partitions, which must not be kept after them.
+        The other messages are kept only once the whole run is parsed: until then, the parser may still return
+        earlier messages of the same partitions, which must be kept first.
         """
         sources: set[TopicPartition] = set()
         for item in run:
@@ -144,7 +144,7 @@ class Runtime:
                 yield item
 
     def _waits(self, item: Waiting) -> bool:
-        """Returns True if an earlier message of its partition waits, or if there is no room for this item."""
+        """Returns True if an earlier message of its partition is waiting, or if there is no room for this item."""
         if self.waits(item.source):
             return True
         return not isinstance(item, on.OffsetOutOfRange) and self._room(item) is Room.LATER
@@ -157,7 +157,7 @@ class Runtime:
         return self.pipeline.room(item.source, item.epoch)
 
     def _hand_over(self, item: on.MessageParsed | Unusual | on.OffsetOutOfRange) -> None:
-        """Passes one outcome to the core, or keeps it if an earlier message of its partition now waits."""
+        """Passes one outcome to the core, or keeps it if an earlier message of its partition is now waiting."""
         if self.waits(item.source):
             self._kept.add(item)
         elif isinstance(item, Unusual):
@@ -171,7 +171,8 @@ class Runtime:
     def feed(self, event: on.Event) -> None:
         """Handles one event and performs its commands. Ignored while closing.
 
-        If the log continues at another offset, messages fetched before that are taken first.
+        If the event reports that the log continues at another offset, the messages already fetched are taken
+        first.
         """
         if self._closing:
             return

@@ -54,8 +54,8 @@ class Outcome:
     """The result of a backfill. Counts are complete; lists of names hold at most NAMED_MAX names, and
     `differences` at most `differences_max`.
 
-    `without_rows`: recordings in the bucket, and given replay ids, that have no row in ClickHouse to copy values
-    from. `gone`: segments whose recording is not in the bucket. `unreadable`: recordings that cannot be
+    `without_rows`: recordings in the bucket, and requested replay ids, for which ClickHouse has no row to copy
+    values from. `gone`: segments whose recording is not in the bucket. `unreadable`: recordings that cannot be
     decompressed. `erased`: segments that were erased.
     """
 

@@ -1,7 +1,7 @@
 """Rebuilds the facts and click rows of one stored recording, with the parser that ingestion uses.
 
-In contrast to ingestion, the row of the session does not count toward the limit on the bytes of a segment's rows,
-so a recording that reaches the limit may get a few more rows.
+Unlike in ingestion, the session's row does not count toward the byte limit on a segment's rows, so a recording
+that reaches the limit may get a few more rows.
 """
 
 from __future__ import annotations

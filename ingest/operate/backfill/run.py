@@ -141,7 +141,7 @@ class _Pages:
         self._run = int(time.time() * 1000)
 
     def take(self, page: Sequence[StoredSegment]) -> None:
-        """Processes one page. Raises SinkError when a server cannot be read."""
+        """Processes one page. Raises SinkError if reading from a server fails."""
         wanted = [segment for segment in page if not self._is_erased(segment)]
         contents = self._recordings.contents([segment.object for segment in wanted])
         clicks: dict[int, list[tuple[StoredSegment, Row]]] = {}

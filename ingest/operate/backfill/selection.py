@@ -1,4 +1,4 @@
-"""Selects the stored segments of a backfill, page by page, and the recordings in the bucket without a row.
+"""Selects the stored segments of a backfill, page by page, and the recordings in the bucket that have no row.
 
 Pages follow the primary key of `replay_segments`, so the server reads little more than the rows it returns.
 """

@@ -1,6 +1,6 @@
-"""Detects letters of erased replays.
+"""Detects dead letters of erased replays.
 
-Letters of erased replays remain in Kafka until their retention ends, but are neither shown nor replayed.
+Dead letters of erased replays remain in Kafka until their retention ends, but are neither shown nor replayed.
 
 A message contains its replay, project and user. A message that cannot be parsed counts as erased if it contains
 the id of an erased replay anywhere. A row contains its replay and user, an object name contains only its replay,
@@ -89,7 +89,8 @@ def may_be_erased(letter: Letter, erasures: Erasures) -> bool:
 
 
 def _message_is_erased(letter: Letter, erasures: Erasures, rules: ParseRules) -> bool:
-    """Parses the message only if a user of its project was erased, because parsing may take a second."""
+    """Parses the message only if the data of a user of its project was erased, because parsing may take a
+    second."""
     identity, project = identity_of(letter.value), project_of(letter.value)
     if identity is not None and erasures.covers(*identity):
         return True

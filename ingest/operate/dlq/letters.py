@@ -88,7 +88,8 @@ class Letter:
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """Identity shared by duplicates, which are letters of one message, or of one item that one sink refused.
+        """Identity shared by duplicates: letters for the same message, or for the same item refused by the same
+        sink.
 
         Metrics belong to a whole batch, and several may have the same name.
         """
@@ -215,7 +216,7 @@ def _is_replayed(
     record: Record, label: Label, state: Sealed, marks: Mapping[str, tuple[str, Sealed]], dlq_topic: str
 ) -> bool:
     """Returns whether a mark applies to the record. An unsealed mark does not apply to a sealed letter, because
-    any writer of the topic can write marks.
+    anyone who can write to the topic can write unsealed marks.
     """
 
     def applicable_mark(letter_id: str) -> str | None:

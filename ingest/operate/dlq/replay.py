@@ -58,7 +58,7 @@ def replay(
 
     `unverified`: letters without a valid seal are replayed too. An item whose original message no longer exists is
     written as stored in its letter; if the letter has no valid seal, this also requires `unverified`. Raises
-    DeadLettersUnavailable if letters cannot be read; errors of single letters are in the result.
+    DeadLettersUnavailable if letters cannot be read; errors for individual letters are reported in the result.
     """
     summary = Replayed()
     sent: set[tuple[object, ...]] = set()

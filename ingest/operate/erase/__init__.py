@@ -1,4 +1,4 @@
-"""Permanently erases replays in both layouts: first objects and ranges, and last the rows that refer to them.
+"""Permanently erases replays in both layouts: objects and ranges first, then the rows that refer to them.
 
     replays-ingest erase --project 1 0123456789abcdef0123456789abcdef
 

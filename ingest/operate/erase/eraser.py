@@ -56,8 +56,8 @@ class Eraser:
             with converting_errors("bigquery", google_errors.classify):
                 found["facts"] = self._facts.count()
         try:
-            # Letters contain messages that could not be parsed, or refused items; refused rows contain the id with
-            # dashes.
+            # A dead letter contains a message that could not be parsed, or an item that a sink refused. A refused
+            # row contains the replay id with dashes.
             spellings = (self._replay_id, str(UUID(self._replay_id)))
             projects = (None, self._project_id)  # None if the letter's project is unknown
             letters = letters_containing(settings, spellings)

@@ -30,9 +30,9 @@ class Holdings:
 
     `ranges`: (first byte, length) of each range by packed object, including ranges that are already overwritten.
     `rows`: number of rows by ClickHouse table. `facts`: rows in BigQuery. `newest_at`: arrival of the replay's
-    newest segment at Relay, Unix seconds. `letters`: dead letters with content of the replay, including letters of
-    unknown project that contain the replay's id. `elsewhere`: other projects with a replay of this id. `parked`:
-    number of parked batches. `notes`: data that could not be read.
+    newest segment at Relay, in Unix seconds. `letters`: dead letters with content of the replay, including letters
+    whose project is unknown and that contain the replay's id. `elsewhere`: other projects with a replay that has
+    this id. `parked`: number of parked batches. `notes`: data that could not be read.
     """
 
     project_id: int

@@ -1,4 +1,5 @@
-"""Finds, counts and deletes a replay's rows in ClickHouse, including the positions of its bytes."""
+"""Finds, counts and deletes a replay's rows in ClickHouse, including the rows that record where its bytes are
+stored."""
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ class Rows:
         self._which = f"project_id = {self._project_id:d} AND replay_id = toUUID('{self._replay_id}')"
 
     def search(self, found: dict[str, Any]) -> set[int]:
-        """Adds fields of Holdings to `found`. Returns the retentions of the replay's segments, in days."""
+        """Adds fields of Holdings to `found`. Returns the retention periods of the replay's segments, in days."""
         with contextlib.closing(clickhouse.client(self._settings)) as server:
             found["rows"] = {table: self._count(server, table) for table in TABLES}
             places = server.query(

@@ -96,8 +96,8 @@ def _settled(about: Mapping[str, Any]) -> int:
 
 
 def ends_at(settings: Settings, now: float) -> float:
-    """Returns the time by which every current message will have expired, Unix seconds; 0 if a topic keeps messages
-    indefinitely.
+    """Returns the time by which every current message will have expired, in Unix seconds; 0 if a topic keeps
+    messages indefinitely.
 
     A dead letter that is replayed on its last day stays in the input topic for another retention period.
     """
@@ -114,7 +114,7 @@ def ends_at(settings: Settings, now: float) -> float:
 
 
 def _retention_seconds(topics: Topics, topic: str, usual: float) -> float | None:
-    """Returns the retention of a topic, seconds; None if unlimited."""
+    """Returns the retention of a topic in seconds; None if unlimited."""
     text = topics.config(topic, CALL_SECONDS_MAX).get("retention.ms")
     if text is None:
         return usual

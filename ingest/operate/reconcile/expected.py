@@ -37,8 +37,8 @@ class GivenUp:
     """The origins of dead letters in these spans: positions of messages, and refused items by sink, name and
     project.
 
-    Rows of two projects may have the same name, so `owners` lists the projects of each refused item. None stands
-    for an unknown project and matches every project.
+    Rows of two projects may have the same table and row id, so `owners` lists the projects of each refused item.
+    None stands for an unknown project and matches every project.
 
     Raises DeadLettersUnavailable, and ReconcileFailed if there are more than LETTERS_MAX.
     """
@@ -91,7 +91,7 @@ class Expected:
         self._gate.decide(rules, erasures_of(in_force, time.time()), 0)
 
     def of(self, messages: Sequence[Message]) -> Chunk:
-        """Returns the expected items of these messages, which are of one partition and in order."""
+        """Returns the expected items of these messages, which must be from one partition and in order."""
         outcomes = [(message.offset, self._outcome(message)) for message in messages]
         segments = {offset: outcome for offset, outcome in outcomes if isinstance(outcome, Segment)}
         offsets = OffsetRange(messages[0].offset, messages[-1].offset + 1)

@@ -119,7 +119,7 @@ def fact_key(item: Row) -> FactKey:
 
 
 def fact_seconds(item: Row) -> float:
-    """Returns a fact's time, Unix seconds."""
+    """Returns a fact's time in Unix seconds."""
     return datetime.fromisoformat(decoded(item)["timestamp"]).timestamp()
 
 

@@ -82,8 +82,8 @@ class Recordings:
             raise google_errors.classify(error).error() from error
 
     def _indexed(self, names: Sequence[str]) -> dict[str, Place]:
-        """Returns the positions of recordings in packed objects, by the name that the recording would have as its
-        own object.
+        """Returns the positions of recordings in packed objects, keyed by the name that each recording would have
+        as a separate object.
         """
         if SinkName.CLICKHOUSE not in self._settings.sinks:
             return {}

@@ -47,7 +47,7 @@ class Repair:
         return self.write_items(sink, batch.id, items)
 
     def write_items(self, sink: str, batch_id: str, items: Sequence[Item]) -> str:
-        """Writes items as they are; in all other respects, like `write`. `batch_id` is part of the token."""
+        """Like `write`, but writes the items unchanged. `batch_id` is part of the insert token."""
         if sink not in self._sinks:
             self._sinks[sink] = build(sink, self._settings)
         at_once = max(1, min(WRITE_ITEMS_MAX, int(self._per_second_max)))

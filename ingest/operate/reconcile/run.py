@@ -91,8 +91,8 @@ class _Audit:
         self._coordination.audit({**what, **tallies})
 
     def note_past_rules(self) -> None:
-        """Adds a note for each project with a past rule, because messages dropped by it are reported as
-        missing.
+        """Adds a note for each project that was disabled or limited earlier, because messages dropped by the
+        earlier rule are reported as missing.
         """
         actions = [
             action
@@ -175,8 +175,8 @@ def _missing(sink: str, chunk: Chunk, items: Sequence[Item], absent: dict[int, P
 
 
 def _add(examples: list[Missing], found: Iterable[Missing], counted: int) -> None:
-    """Adds up to EXAMPLES_MAX items per sink. `counted`: number of missing items of this sink, including
-    `found`.
+    """Adds at most EXAMPLES_MAX items per sink to `examples`. `counted`: number of missing items of this sink,
+    including `found`.
     """
     new = list(found)
     room = EXAMPLES_MAX - (counted - len(new))

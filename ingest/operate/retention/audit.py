@@ -1,4 +1,4 @@
-"""The audit: compares a sorted listing of the bucket with sorted names from ClickHouse.
+"""Audits retention: compares a sorted listing of the bucket with the sorted object names from ClickHouse.
 
 An object that is not listed is requested by name before it counts as missing, because its row may be newer than
 the listing. An erasure deletes objects before rows, so objects of a concurrent erasure may be reported; run the
@@ -63,7 +63,7 @@ class Audit:
 
     `expired`: generations of objects that are past their retention by more than the grace period.
     `rows_without_object`: segments whose recording is not in the bucket.
-    `unknown`: objects whose name has no retention; no rule deletes them.
+    `unknown`: objects whose name contains no retention period; no lifecycle rule deletes them.
     """
 
     bucket: str
@@ -141,13 +141,14 @@ class _Lookahead(Generic[T]):
         self._first = next(elements, None)
 
     def take_before(self, name: str | None) -> Iterator[T]:
-        """Takes the elements whose names sort before this name, or all elements if the name is None."""
+        """Removes and yields the elements whose names sort before this name, or all elements if the name is
+        None."""
         while self._first is not None and (name is None or self._key(self._first) < name):
             taken, self._first = self._first, next(self._elements, None)
             yield taken
 
     def take(self, name: str) -> int:
-        """Takes the elements with this name; returns their number."""
+        """Removes the elements with this name and returns their number."""
         taken = 0
         while self._first is not None and self._key(self._first) == name:
             self._first = next(self._elements, None)
@@ -157,7 +158,7 @@ class _Lookahead(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class ReferencedNames:
-    """Sorted names from ClickHouse."""
+    """Sorted names of the objects that rows in ClickHouse refer to."""
 
     segments: Iterator[str]
     indexed: Iterator[str]

@@ -1,8 +1,8 @@
-"""Lists every object that a row of ClickHouse refers to, sorted by name.
+"""Lists every object that a row in ClickHouse refers to, sorted by name.
 
 Rows whose retention ends within a day are skipped, because their object may be deleted at any time. The server
-sorts each project's names, on disk if that needs more than SORT_BYTES_MAX. This process keeps one block of rows in
-memory.
+sorts each project's names, on disk if the sort needs more than SORT_BYTES_MAX of memory. This process keeps one
+block of rows in memory.
 """
 
 from __future__ import annotations

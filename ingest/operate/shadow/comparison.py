@@ -65,7 +65,7 @@ class Tally:
 
     @property
     def differences(self) -> int:
-        """Number of differences of every kind."""
+        """Total number of differences of all kinds."""
         return self.missing + self.differs + self.unexpected
 
 

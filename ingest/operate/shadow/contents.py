@@ -88,7 +88,8 @@ class StoredRows:
         return found
 
     def _unexpected(self, items: Sequence[Row], partition: int) -> Iterator[RowDifference]:
-        """Yields the stored rows of `replays` from these messages that this release would not write."""
+        """Yields the rows of `replays` that are stored for these messages although this release would not write
+        them."""
         key_of = KEYS["replays"]
         rows = [decoded(item) for item in items]
         row_keys = {key_of(row) for row in rows}
@@ -141,7 +142,7 @@ class _Comparing:
         self._encoded = {position: encoded[position] for position in self._items}
 
     def run(self) -> None:
-        """Runs the comparison and adds to the result."""
+        """Runs the comparison and adds its findings to the result."""
         if not self._items:
             return
         table, key_of = self._table, KEYS[self._table]
@@ -217,7 +218,7 @@ def _replaces(table: str, row: Values, mine: Values, columns: list[str]) -> bool
 
 
 def string_literal(text: str) -> str:
-    """Returns the text as a string literal of ClickHouse."""
+    """Returns the text as a ClickHouse string literal."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 

@@ -1,4 +1,5 @@
-"""Reads a scope of the topic, one chunk at a time, and compares the items of this release with the stored items.
+"""Reads a scope of the topic, one chunk at a time, and compares the items that this release would write with the
+stored items.
 
 Memory is bounded by one chunk of messages and its items.
 """
@@ -96,7 +97,7 @@ class _RateLimiter:
         self.at_once = max(1, min(CHUNK_MESSAGES_MAX, int(per_second_max or CHUNK_MESSAGES_MAX)))
 
     def begin(self) -> None:
-        """Begins a round. The rate does not include the idle time before it."""
+        """Begins a round. The rate does not include the idle time before the round."""
         self._since = time.monotonic()
 
     def throttle(self, messages: int) -> None:

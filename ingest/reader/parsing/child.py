@@ -1,7 +1,7 @@
 """A parser process: answers requests to parse messages, in order, until the reader exits.
 
 Started by `ingest.reader.parsing.inline.Child` as `python -m ingest.reader.parsing.child SOCKET ARENA...`
-(descriptors; one arena per request that may be unanswered at a time).
+(file descriptors; one arena for each request that may be outstanding at the same time).
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class Deadlines:
     """`cpu_seconds` is in whole seconds, like RLIMIT_CPU; the kernel may act one second late. `answer_seconds` is
-    wall-clock time per attempt; after at most two attempts the message is rejected, before `probe_seconds`."""
+    wall-clock time per attempt; a message is rejected after at most two attempts, which together take less than
+    `probe_seconds`."""
 
     cpu_seconds: int
     answer_seconds: float

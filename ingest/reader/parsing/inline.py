@@ -34,9 +34,9 @@ CLOSE_SECONDS_MAX = 0.5
 # messages to amortize its cost, and a process parses the second request while the reader takes the results of the
 # first. Both numbers are low enough to stay within the in-flight limit.
 MESSAGES_PER_REQUEST, REQUESTS_MAX = 8, 2
-# This is more memory than parsing needs at the maximum decompressed size, with one arena. Further arenas are added
-# at twice the size of the largest request, because arenas grow by doubling. The kernel ends a process that exceeds
-# the limit.
+# This is more memory than parsing needs at the maximum decompressed size, with one arena. Each further arena is
+# counted as twice the size of the largest request, because arenas grow by doubling. A process whose allocation
+# would exceed the limit exits.
 MEMORY_BYTES_BASE, MEMORY_RATIO_MAX, ARENA_RATIO_MAX = 512 * MiB, 6, 2
 
 Clock = Callable[[], float]
@@ -90,12 +90,13 @@ class _Round:
 
 
 class ProcessParser:
-    """Parses in `processes` children. The messages of each poll are split among them by bytes, in order.
+    """Parses in `processes` child processes. The messages of each poll are split among them by bytes, in order.
 
     Values are passed in shared memory. Children parse the next request while the caller takes the results of the
-    current one. A child that dies, hangs, or exceeds `memory_bytes_max` (default: the likely maximum for the
-    rules) is replaced. The messages of its unanswered requests go to the second-line parser. Without a second-line
-    parser (`usual` is None), they are parsed one by one, and a message that ends a child again becomes a reject.
+    current one. A child that dies, hangs, or exceeds `memory_bytes_max` (default: an estimate of the most memory
+    that parsing under `rules` needs) is replaced. The messages of its unanswered requests go to the second-line
+    parser. Without a second-line parser (`usual` is None), they are parsed one by one, and a message that kills a
+    child a second time becomes a reject.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ class ProcessParser:
             child.discard()
 
     def _sent(self, iterator: Iterator[Message]) -> _Round | None:
-        """Takes messages and sends one request to each child; None if there are no messages."""
+        """Takes messages and sends one request to each child; returns None if there are no messages."""
         messages = list(islice(iterator, MESSAGES_PER_REQUEST * len(self._children)))
         if not messages:
             return None
@@ -174,7 +175,7 @@ class ProcessParser:
         return _Round(messages, outcomes, shares)
 
     def _received(self, sent: _Round) -> Iterable[on.MessageParsed | Unusual]:
-        """Yields the results of these messages from all children, with a time limit for each child."""
+        """Yields the results for these messages from all children, with a time limit for each child."""
         for child, share in zip(self._children, sent.shares, strict=True):
             if share:
                 received = child.receive(retry=not self._has_second_line)
@@ -184,7 +185,7 @@ class ProcessParser:
             yield answer(message, outcome)
 
     def _shares(self, messages: Sequence[Message], wanted: Sequence[int]) -> list[list[int]]:
-        """Splits the messages into contiguous runs of about equal bytes, one per child."""
+        """Splits the messages into contiguous runs of roughly equal size in bytes, one per child."""
         shares: list[list[int]] = [[] for _ in self._children]
         total = sum(len(messages[index].value) for index in wanted) or 1
         before = 0
@@ -220,7 +221,7 @@ def shed(message: Message, gate: TenantGate, clock: Clock) -> Drop | None:
 
 
 def answer(message: Message, outcome: Outcome | None) -> on.MessageParsed | Unusual:
-    """Returns the result for the loop: the outcome, or the message as unusual if there is no outcome."""
+    """Returns the result for the loop: the outcome or, if there is none, the message marked as unusual."""
     if outcome is None:
         return Unusual(message)
     return on.MessageParsed(message.source, message.epoch, message.offset, outcome)
@@ -283,7 +284,7 @@ class Child:
 
     def _ask(self, messages: Sequence[Message]) -> None:
         self._turn = (self._turn + 1) % len(self._arenas)
-        with suppress(OSError):  # taking the answer detects and handles the failure
+        with suppress(OSError):  # the failure is detected and handled when the answer is received
             ask(self._socket, self._arenas, self._turn, messages)
 
     def receive(self, *, retry: bool) -> list[Outcome | None]:

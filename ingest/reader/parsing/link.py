@@ -62,8 +62,8 @@ class Item(msgspec.Struct, array_like=True, gc=False):
 
 
 class Work(msgspec.Struct, array_like=True, gc=False):
-    """A request: the number and the size of the arena that holds the values, and the range of the encoded items in
-    it.
+    """A request: the index and the size of the arena that holds the values, and the range of the encoded items in
+    that arena.
     """
 
     arena: int
@@ -84,7 +84,8 @@ class Answer(msgspec.Struct, array_like=True, gc=False):
 
 
 class Arena:
-    """Memory shared with a child through the descriptor of an unnamed file. The memory grows but never shrinks."""
+    """Memory shared with a child through the descriptor of an anonymous file. The memory grows but never
+    shrinks."""
 
     def __init__(self) -> None:
         self.fd = _unnamed_file()
@@ -130,8 +131,8 @@ _decode_answers = msgspec.msgpack.Decoder(list[Answer]).decode
 
 
 def ask(link: socket.socket, arenas: Sequence[Arena], turn: int, messages: Sequence[Message]) -> None:
-    """Sends messages through the arena with the number `turn`, which no unanswered request may use. Raises OSError
-    if the process has ended.
+    """Sends messages through the arena at index `turn`. An unanswered request must not be using that arena. Raises
+    OSError if the process has ended.
     """
     places = [0, *accumulate(len(message.value) for message in messages)]
     items = _encode(

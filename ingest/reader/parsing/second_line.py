@@ -1,8 +1,8 @@
 """The second-line parser: parses large or slow messages one at a time in a child process with limits, while the
 loop continues.
 
-Each result is an event in the inbox of the loop. A message that crashes the child or exceeds a limit becomes a
-reject, which names the limit. See docs/decisions/035-second-line.md.
+Each result is an event in the inbox of the loop. A message that crashes the child process or exceeds a limit
+becomes a reject whose error text describes the crash or names the limit. See docs/decisions/035-second-line.md.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ CLOSE_SECONDS_MAX = 2.0
 
 
 class SecondLine:
-    """One child and one thread. The child and the thread are started when the first message arrives.
+    """One child process that parses, and one thread that communicates with it. Both are started when the first
+    message arrives.
 
     `answer` is called on this thread. At most one message per partition is queued, because the partition waits for
     it.
@@ -70,7 +71,7 @@ class SecondLine:
         return self._child.process_id if self._child is not None else None
 
     def close(self) -> None:
-        """Ends the child and the thread. Waiting messages get no result."""
+        """Stops the child process and the thread. Waiting messages get no result."""
         self._closing.set()
         self._messages.put(None)
         if self._child is not None:
@@ -92,7 +93,7 @@ class SecondLine:
                 self._child.close()
 
     def _guaranteed_outcome(self, message: Message) -> Outcome:
-        """Like `_outcome`, but never raises, because the partition would then wait indefinitely."""
+        """Like `_outcome`, but never raises, because an exception would make the partition wait indefinitely."""
         try:
             return self._outcome(message)
         except Exception as error:

@@ -2,7 +2,7 @@
 
     python -m ingest.local.servers.bigquery --data DIRECTORY --port PORT --grpc-port PORT
 
-Serves data sets, tables and views, `insertAll` with its rules for bad rows and ids, row listing, queries in
+Serves datasets, tables and views, `insertAll` with its rules for bad rows and ids, row listing, queries in
 GoogleSQL (translated for DuckDB), and the Storage Write API over gRPC (`grpc_server.py`), backed by a data
 directory that survives SIGKILL. An unmodified google-cloud-bigquery works with this server. Unsupported calls fail
 with an explicit error.

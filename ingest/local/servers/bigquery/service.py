@@ -94,7 +94,7 @@ class Service:
                 return act(Call(parts["project"], parts, query, body, if_match))
         raise ApiError(501, "notImplemented", f"{method} {path} is not supported here.")
 
-    # ---- data sets and tables
+    # ---- datasets and tables
 
     def _table(self, call: Call) -> TableName:
         return TableName(call.project, call.parts["dataset"], call.parts["table"])
