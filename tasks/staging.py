@@ -76,8 +76,8 @@ INLINE_BYTES_MAX = 32 * 1024
 
 # KEYS: the hash, and optionally a breaker. ARGV: the fields of the done mark, the starts, the progress, the
 # payload, the manifest and both seals; 1 to ignore a forged mark, otherwise 0; INLINE_BYTES_MAX; the breaker's
-# arguments. The last two results are the breaker's permit (nil if its part failed) and the payload (nil if it is
-# large or the breaker is open).
+# arguments. The last two results are the breaker's permit (nil if there is no breaker or the request to it failed)
+# and the payload (nil if it is large or the breaker is open).
 _BEGIN = (
     REQUEST
     + """
@@ -99,7 +99,8 @@ return {0, starts, progress, manifest, got[4], got[5], mark, permit, payload}
 """
 )
 # KEYS: the hash, and optionally a breaker. ARGV: the expiry in seconds, the field and the value of the done mark,
-# seven fields to remove, the breaker's arguments. Returns the breaker's state; empty if it failed.
+# seven fields to remove, the breaker's arguments. Returns the breaker's state; an empty string if there is no
+# breaker or the report to it failed.
 _MARK = (
     "#!lua flags=allow-oom\n"
     + REPORT
@@ -112,7 +113,7 @@ local worked, state = pcall(report, unpack(ARGV, 11))
 return worked and state or ''
 """
 )
-# Atomic: if the key expired between check and write, the write would recreate it without expiry.
+# The check and the write are atomic, because a key that expired between them would be recreated without an expiry.
 _PUT_OFF = """
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
 redis.call('HSET', KEYS[1], unpack(ARGV, 3))
@@ -175,8 +176,8 @@ class Report:
 
 
 class Staging:
-    """Accesses staged batches through one client. `batch` is always a `reference`. Raises
-    redis.exceptions.RedisError.
+    """Accesses staged batches through one client. `batch` is always a reference to a staged batch, as returned by
+    `tasks.wire.reference`. Raises redis.exceptions.RedisError.
 
     `unverified(purpose)` is called for entries ignored because they lack a valid seal.
     """
@@ -228,8 +229,8 @@ class Staging:
         ]
 
     def _is_mark(self, mark: bytes | None, batch: str, task: str, content: str) -> bool:
-        """Returns True if the mark is valid for these bytes of the task. Without a key `UNSEALED_MARK` is
-        written.
+        """Returns True if the mark is valid for the task's payload with the digest `content`. A worker without a
+        shared key writes `UNSEALED_MARK`.
         """
         if mark is None:
             return False
@@ -278,8 +279,8 @@ class Staging:
         return {SEAL + name: self._seals.seal(purpose, *parts)} if self._seals.active else {}
 
     def _expect_room(self, size_bytes: int) -> None:
-        """Raises RedisFull if the server lacks memory. Reads the memory usage at most once per second. Does not
-        raise if the server has no limit or its ACL hides the limit.
+        """Raises RedisFull if Redis has too little free memory for `size_bytes`. Reads the memory usage at most
+        once per second. Does not raise if Redis has no memory limit or its ACL hides the limit.
         """
         now = time.monotonic()
         if now - self._memory_read_at >= MEMORY_READ_SECONDS:
@@ -318,7 +319,8 @@ class Staging:
     # A flush task's side
 
     def begin(self, batch: str, task: str, task_id: str, request: Part | None = None) -> Run | None:
-        """Records a start and returns the run. Returns None if the task's done mark is set.
+        """Starts a run of the task: increments the number of starts and returns a `Run`. Returns None if the
+        task's done mark is set.
 
         `request`: the breaker to ask in the same round trip, if the task starts. Raises StagingError if there is
         neither mark nor payload, Forged if the manifest has no valid seal, and Incompatible for a batch of a newer
@@ -345,15 +347,16 @@ class Staging:
         return Run(manifest, int(starts), progress, _content(manifest, task), permit, payload)
 
     def _start(self, batch: str, task: str, task_id: str, request: Part | None, *, over_mark: bool = False) -> Any:
-        """Returns the result of `_BEGIN`: outcome, starts, progress, manifest, the two seals, the mark, permit and
-        payload.
+        """Returns the result of `_BEGIN`: the outcome, the number of starts, the progress, the manifest, the two
+        seals, the mark, the permit and the payload.
         """
         fields = [done_field(task), f"starts/{task}/{task_id}", f"left/{task}", task, MANIFEST]
         seals = [SEAL + MANIFEST, f"{SEAL}left/{task}"]
         return self._call(self._begin, batch, [*fields, *seals, int(over_mark), INLINE_BYTES_MAX], request)
 
     def _call(self, script: Any, batch: str, args: list[Any], part: Part | None) -> Any:
-        """Runs a script with a breaker's part, or without it if the Redis user has no right to its key."""
+        """Runs a script together with `part`, a request or report to a breaker. Leaves `part` out if the Redis
+        user may not access the breaker's key."""
         key = self.key(batch)
         if part is not None:
             with suppress(NoPermissionError):
@@ -361,7 +364,7 @@ class Staging:
         return script(keys=[key], args=args)
 
     def _done(self, batch: str, task: str, got: Sequence[Any]) -> bool:
-        """Returns True if the mark is valid for the bytes named in the manifest."""
+        """Returns True if the mark is valid for the payload whose digest is in the manifest."""
         data, seal, mark = got[2], got[3], got[5]
         if data is None or not self._is_manifest_valid(self.key(batch), data, seal):
             return False

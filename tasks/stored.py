@@ -4,7 +4,7 @@
         segment.content  # bytes as written, or None if missing
 
 `replay_segments` lists the segments. Segments in `replay_objects` are part of a packed object; every other segment
-is a separate object. A replay has both kinds if the layout was changed while it was recorded.
+is a separate object. A replay has both kinds if the layout was changed while the replay was being recorded.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Stored:
 
 
 def places(settings: Settings, replay_id: str, project_id: int | None = None) -> list[Place]:
-    """Returns the segments of a replay, by project and number. Raises clickhouse-connect errors."""
+    """Returns the segments of a replay, ordered by project and segment number. Raises clickhouse-connect errors.
+    """
     where = "WHERE replay_id = {replay:UUID}"
     parameters: dict[str, Any] = {"replay": replay_id}
     if project_id is not None:
@@ -79,7 +80,8 @@ def read_replay(settings: Settings, replay_id: str, project_id: int | None = Non
 
 
 def read_place(bucket: Any, place: Place, timeout_seconds: float) -> bytes | None:
-    """Returns the bytes of one segment from a bucket of the official client; None if the object is missing."""
+    """Returns the bytes of one segment; None if the object is missing. `bucket`: a `Bucket` from
+    google-cloud-storage."""
     span: dict[str, int] = {}
     if place.length_bytes is not None:
         if place.length_bytes == 0:

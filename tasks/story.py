@@ -71,7 +71,7 @@ class Story:
 
 
 def story(client: Redis[bytes], settings: Settings, batch_id: str, reference: str = "") -> Story | None:
-    """Returns the batch by its id, or by its exact `reference`; None if no part of it is staged. Raises
+    """Finds a batch by its id or by its exact `reference`. Returns None if no part of the batch is staged. Raises
     RedisError.
     """
     staging = Staging(client, settings)

@@ -1,7 +1,8 @@
-"""The record of a flush task, in the hash of its staged batch: data of a sink that outlives the task's runs.
+"""The record of a flush task in the hash of its staged batch: data that a sink keeps from one run of the task to
+the next.
 
-Two runs of a task overlap if the task is redelivered while its first worker is still running it. `store` therefore
-replaces only the content that this run last saw.
+Two runs of a task overlap if the task is redelivered while its first worker is still running it. Therefore,
+`store` replaces the content only if it is still the content that this run last loaded or stored.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from tasks.staging import SEAL, Staging, StagingError
 from tasks.wire import MANIFEST
 
 # KEYS: the hash. ARGV: the manifest's field, the record's field, the content last seen, then fields and values to
-# set. Redis runs this script even at its memory limit, because the write that follows ends with the deletion of
-# the payload.
+# set. The flag allow-oom makes Redis run this script even at its memory limit. This is safe, because the write
+# that follows ends by deleting the payload.
 _STORE = """#!lua flags=allow-oom
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return -1 end
 if (redis.call('HGET', KEYS[1], ARGV[2]) or '') ~= ARGV[3] then return 0 end
@@ -52,8 +53,8 @@ class StagedRecord:
         return bytes(content)
 
     def store(self, content: bytes) -> bool:
-        """Replaces the content. If it is no longer what `load` saw, returns False. Raises StagingError if the
-        batch is gone."""
+        """Replaces the content. Returns False if the content has changed since this run last loaded or stored it.
+        Raises StagingError if the batch is gone."""
         fields: list[Any] = [self._field, content]
         if self._seals.active:
             seal = self._seals.seal(Purpose.APPENDS, self._key, self._task, content)

@@ -2,9 +2,9 @@
 
     <prefix>:reader:trend/<bucket>   hash: reader -> JSON [messages/s, bytes/s, lag in messages, delay in seconds]
 
-A bucket is BUCKET_SECONDS of the Redis clock. A reader writes the mean rates, the last lag and the longest delay
-of its heartbeats in this time. Keys expire, which bounds the memory: about 60 bytes per reader and bucket. Only
-the plots depend on these keys.
+A bucket is BUCKET_SECONDS of the Redis clock. For each bucket, a reader writes the mean rates, the last lag and
+the longest delay of its heartbeats within that bucket. Keys expire, which bounds the memory: about 60 bytes per
+reader and bucket. Only the plots depend on these keys.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class _Beat(msgspec.Struct, frozen=True):
 class Trend(msgspec.Struct, frozen=True):
     """One value per bucket, oldest first; None where no reader wrote. `start`: Unix seconds of the first bucket.
 
-    Rates and lag are sums over all readers. The delay is the maximum: the age of the oldest uncommitted message.
+    Rates and lag are sums over all readers. The delay is the maximum over all readers: the age of the oldest
+    uncommitted message.
     """
 
     start: float
@@ -60,7 +61,8 @@ _samples = msgspec.json.Decoder(tuple[float, float, float, float])
 
 
 class TrendWriter:
-    """Writes the sample of one reader, updated by each of its heartbeats. One thread."""
+    """Writes one reader's sample for the current bucket, and updates the sample at each heartbeat. Used by one
+    thread."""
 
     def __init__(self, client: Redis[bytes], prefix: str) -> None:
         self._client: Any = client

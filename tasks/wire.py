@@ -315,7 +315,7 @@ class TaskName(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> TaskName:
-        """Parses a task name. Raises ValueError for other texts."""
+        """Parses a task name. Raises ValueError for any other string."""
         stage, sink, number = text.split("/")
         return cls(Stage(stage), SinkName(sink), int(number))
 
@@ -429,7 +429,8 @@ def batch_id_of(batch: str) -> str:
 
 
 class ChordName(NamedTuple):
-    """One chord of one batch. `batch` is a reference. `str()` returns the task id of the chord's callback."""
+    """One chord of one batch. `batch` is a reference to the staged batch, as returned by `reference`. `str()`
+    returns the task id of the chord's callback."""
 
     batch: str
     stage: Stage
@@ -441,7 +442,7 @@ class ChordName(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> ChordName:
-        """Parses a chord name. Raises ValueError for other task ids."""
+        """Parses a chord name. Raises ValueError for any other task id."""
         batch, stage, attempt, token = text.split("~")
         return cls(batch, Stage(stage), int(attempt), token)
 

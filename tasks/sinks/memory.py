@@ -55,7 +55,8 @@ class MemorySink:
             self._script.extend(errors)
 
     def refuse(self, reason: Callable[[Item], str | None], *, named: bool = True) -> None:
-        """Refuses all further items for which `reason(item)` returns a text, with that text.
+        """Refuses all further items for which `reason(item)` returns a string; the error states that string as the
+        reason.
 
         `named`: the error lists the refused items and the rest is stored, as in BigQuery. Otherwise the whole
         write is refused without naming items, as in some ClickHouse errors.
@@ -101,7 +102,8 @@ class MemorySink:
             self.dead_letters.append(item)
 
     def counts(self) -> dict[str, int]:
-        """Returns the number of stored objects, rows by table, metrics and dead letters."""
+        """Returns the numbers of stored objects, rows per table, metrics and dead letters; numbers that are zero
+        are left out."""
         with self._lock:
             counts = {
                 "objects": len(self.objects),

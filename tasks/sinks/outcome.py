@@ -76,7 +76,7 @@ BLAME_MEANINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """A classified exception of a client library, or a classified response of a server.
+    """A classified exception from a client library, or a classified response from a server.
 
     `retry_after_seconds`: the wait requested by the server. `unproven`: the response had a success status, but did
     not prove the write.
@@ -88,15 +88,15 @@ class Trouble:
     unproven: bool = False
 
     def about(self, what: str) -> Trouble:
-        """Returns a copy of this trouble whose message begins with the name of the table or object."""
+        """Returns a copy whose message begins with `what`, the name of a table or object."""
         return replace(self, message=f"{what}: {self.message}")
 
     def blamed(self, blame: Blame) -> Trouble:
-        """Returns a copy of this trouble with another cause."""
+        """Returns a copy with `blame` as the cause."""
         return replace(self, blame=blame)
 
     def error(self) -> SinkError:
-        """Returns this trouble as an error about all items of the write."""
+        """Returns the exception to raise if this failure applies to all items of the write."""
         text = shortened(self.message)
         if self.blame.action is Action.RETRY:
             return TransientSinkError(text, retry_after_seconds=self.retry_after_seconds)
@@ -109,7 +109,8 @@ def remaining_seconds(ends_at: float) -> float:
 
 
 class Outcome:
-    """Collects troubles by position. Items that are not recorded are durable. Used by one thread."""
+    """Collects the failures of one write, by item position. Items for which nothing is recorded are durable. Used
+    by one thread."""
 
     def __init__(self, sink: str) -> None:
         self._sink = sink
@@ -147,11 +148,11 @@ class Outcome:
         self._kept_out.update(positions)
 
     def raise_if_any(self) -> None:
-        """Returns when every item is durable.
+        """Raises an error unless every item is durable.
 
         An error that needs an operator takes precedence: the whole batch is retried after the fix. Next comes an
-        error that is retried automatically. That error includes the refused items, which the server will name
-        again once the rest is durable. An error about refused items alone comes last.
+        error that is retried automatically; it also lists the refused items, which the server will name again once
+        the other items are durable. An error that lists only refused items is raised if there is no other error.
         """
         if self._unproven:
             count, first = len(self._unproven), shortened(self._unproven[0])

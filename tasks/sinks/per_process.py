@@ -25,7 +25,7 @@ class PerProcess(Generic[T]):
         self._inherited: list[T] = []
 
     def get(self) -> T:
-        """Returns the client of this process. Exceptions of `make` propagate, and the next call of `get` tries
+        """Returns this process's client. Exceptions from `make` propagate, and the next call to `get` calls `make`
         again.
         """
         value = self._value
@@ -41,8 +41,8 @@ class PerProcess(Generic[T]):
             return self._value
 
     def take(self) -> T | None:
-        """Returns the client of this process for closing; None if there is none. The next `get` creates a new
-        client."""
+        """Removes and returns this process's client, so that the caller can close it; None if there is none. The
+        next `get` creates a new client."""
         with self._lock:
             if self._pid != os.getpid():
                 return None

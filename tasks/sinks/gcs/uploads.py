@@ -51,8 +51,8 @@ SAME_NAME_SECONDS = 1.0
 # process.
 IDLE_SECONDS_MAX = 2.0
 
-# Occasional failed uploads are retried within the call. If more than a quarter of a write fails, the service is
-# failing and immediate retries would only add load. The task's backoff and the breaker then take over.
+# Occasional failed uploads are retried within the call. If more than a quarter of the uploads in a write fail, the
+# service is failing, and immediate retries would only add load. The task's backoff and the breaker then take over.
 RETRY_SHARE_MAX = 0.25
 RETRIES_MIN = 2
 
@@ -89,7 +89,8 @@ class Uploader:
         return [f"{name}: {value}" if value else f"{name}:" for name, value in headers.items()]
 
     def upload_url(self, name: str) -> str:
-        """Returns the URL that creates an object; a packed object is created only if it does not exist."""
+        """Returns the URL to which an object is uploaded. With this URL, a packed object is created only if it
+        does not exist yet."""
         url = self._uploads + quote(name, safe="")
         return f"{url}&ifGenerationMatch=0" if is_packed(name) else url
 
@@ -122,8 +123,8 @@ class Uploads:
         self._idle_until = 0.0
 
     def run(self) -> dict[str, Trouble]:
-        """Uploads all objects. Returns the failures of the objects that are not durable, by name, at the latest
-        shortly after the deadline.
+        """Uploads all objects, and returns shortly after the deadline at the latest. The result contains the
+        failures of the objects that are not durable, by object name.
         """
         try:
             while self._ready or self._waiting or self._transfers.running:
@@ -145,8 +146,8 @@ class Uploads:
         return self._troubles
 
     def _may_wait(self, now: float) -> bool:
-        """Returns False if only retries remain and the next one is so late that waiting would occupy the
-        process.
+        """Returns False if only retries remain and the next retry is so far off that waiting for it would block
+        the process.
         """
         if self._ready or self._transfers.running:
             return True
@@ -229,8 +230,8 @@ def crc32c(content: bytes | memoryview) -> str:
 
 
 def pause_seconds(trouble: Trouble, tries: int) -> float:
-    """Returns the wait before the next attempt of an upload: jitter below a doubling upper bound, but at least the
-    requested wait.
+    """Returns the seconds to wait before the next attempt to upload an object: the wait that the server requires,
+    plus random jitter whose upper bound doubles with each attempt.
     """
     ceiling_seconds = BACKOFF_SECONDS * 2.0 ** (tries - 1)
     asked_seconds = trouble.retry_after_seconds or 0.0

@@ -163,7 +163,7 @@ BLAME_OF_REASON: dict[str, Blame] = {
 }
 _BLAME_OF_REASON = {reason.lower(): blame for reason, blame in BLAME_OF_REASON.items()}
 
-# A request over the front end's limit gets a 400 without a corresponding reason.
+# A request that exceeds the front end's size limit gets a 400 whose reason does not mention the size.
 _TOO_LARGE = re.compile(
     r"payload size exceeds|request (?:entity )?(?:is )?too large|too many rows present in the request",
     re.IGNORECASE,
@@ -221,8 +221,8 @@ def classify_answer(answer: Answer) -> Trouble:
 
 
 def _of_status(status: int | None, text: str, bad_request_blame: Blame) -> Blame:
-    """Classifies an error created by Google itself, by its status. `bad_request_blame`: classification of a plain
-    400."""
+    """Classifies an error that Google itself returned (not a proxy), based on the error's HTTP status.
+    `bad_request_blame`: classification of a plain 400."""
     if status == 400:
         return Blame.SIZE if _TOO_LARGE.search(text) else bad_request_blame
     if status is None or status not in BLAME_OF_STATUS:

@@ -118,7 +118,7 @@ def blame_of_status(status: int) -> Blame:
 
 
 def trouble_of_status(answer: Answer) -> Trouble:
-    """Returns the problem with a response whose body does not state the server's error."""
+    """Returns a `Trouble` for an error response whose body does not state the server's error."""
     assert not answer.ok, answer
     return Trouble(
         blame_of_status(answer.status),
@@ -128,7 +128,8 @@ def trouble_of_status(answer: Answer) -> Trouble:
 
 
 def unproven_success(answer: Answer, why: str) -> Trouble:
-    """Returns the problem with a success that does not prove the write: `why` states what is missing."""
+    """Returns a `Trouble` for a response that has a success status but does not prove the write. `why` states what
+    is missing."""
     text = f"HTTP {answer.status} does not prove the write: {why}; the response has {describe_answer(answer)}"
     return Trouble(Blame.NETWORK, text, answer.retry_after_seconds, unproven=True)
 

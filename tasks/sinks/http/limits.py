@@ -1,4 +1,4 @@
-"""Maximum request body size, learned from refusals of servers and proxies."""
+"""Maximum request body size, lowered for some time after a server or proxy refuses a body as too large."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Method(Enum):
 
 
 class Proxies(Enum):
-    """Which requests use the proxies of the environment."""
+    """Which requests use the proxies that environment variables configure."""
 
     HTTPS = "https only: an emulator on plain http is reached directly"
     ALL = "http and https"
@@ -346,7 +346,7 @@ def _milliseconds(seconds: float) -> int:
 
 
 def _trouble(handle: Any, code: int, text: str) -> Trouble:
-    """Returns the trouble of a request that failed without a response. `code`:
+    """Returns a `Trouble` for a request that failed without a response. `code`: libcurl's error code,
     https://curl.se/libcurl/c/libcurl-errors.html
     """
     tunnel_status = handle.getinfo(pycurl.HTTP_CONNECTCODE)
