@@ -42,8 +42,7 @@ class Stored:
 
 
 def places(settings: Settings, replay_id: str, project_id: int | None = None) -> list[Place]:
-    """Returns the segments of a replay, ordered by project and segment number. Raises clickhouse-connect errors.
-    """
+    """Returns a replay's segments, ordered by project and segment number. Raises clickhouse-connect errors."""
     where = "WHERE replay_id = {replay:UUID}"
     parameters: dict[str, Any] = {"replay": replay_id}
     if project_id is not None:

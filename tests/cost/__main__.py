@@ -88,8 +88,8 @@ def main() -> int:
 
 
 def cost_in_other_checkout(checkout: Path, value: bytes, cost: Cost) -> Cost:
-    """Returns the cost of the same message in the parser of the other checkout, relative to the floor (the minimum
-    work) that was measured here.
+    """Measures the other checkout's parser with the same message, and returns the cost relative to the floor (the
+    minimum work) that this checkout measured.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "message"

@@ -229,7 +229,8 @@ def mutate_recipe(recipe: Recipe, other: Recipe, chance: random.Random) -> Recip
 
 
 def _repeat_within(chance: random.Random) -> Piece:
-    """Returns an event of a recording with a repeated part in one value, or an event that is repeated itself."""
+    """Returns an event of a recording. Either a part within one of the event's values is repeated, or the whole
+    event."""
     event = chance.choice(events())
     if chance.random() < 0.2:
         return Piece(b"", event, b"")

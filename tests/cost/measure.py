@@ -2,9 +2,9 @@
 
     python -m tests.cost.measure FILE     one message, measured in this process, as JSON
 
-CPU time is measured in this process, and memory in another. The program takes the minimum of several runs, and
-alternates between parsing and the minimum work, so that a busy machine affects both. `docs/cost.md` defines the
-floor.
+CPU time is measured in this process, and memory in another. Each CPU time is the minimum of several runs, which
+alternate between parsing and the floor's work, so that a busy machine affects both CPU times equally.
+`docs/cost.md` defines the floor.
 """
 
 from __future__ import annotations
@@ -50,12 +50,13 @@ class Cost:
 
     @property
     def ratio(self) -> float:
-        """The CPU time beyond the base cost of every message, as a multiple of the floor."""
+        """The CPU time of parsing minus the base cost allowed for every message, as a multiple of the floor."""
         return max(self.seconds - CPU_SECONDS_BASE, 0.0) / max(self.floor_seconds, 1e-4)
 
     @property
     def memory_ratio(self) -> float:
-        """The memory beyond the base memory of every message, as a multiple of the inflated size."""
+        """The memory for parsing minus the base memory allowed for every message, as a multiple of the inflated
+        size."""
         return max(self.memory_bytes - MEMORY_BYTES_BASE, 0) / max(self.raw_bytes, self.message_bytes)
 
 

@@ -1,5 +1,5 @@
-"""Sends all committed shapes as one project to a running system, while another project sends at a constant
-rate.
+"""Sends every shape in `tests.cost.committed` as one project to a running system, while another project sends at a
+constant rate.
 
     python -m tests.cost.running [--raw-bytes N] [--segments N] [--rate N]
 

@@ -53,7 +53,8 @@ class Scored:
 def cpu_share(value: bytes) -> float:
     """Returns the CPU cost as a share of the limit.
 
-    The share excludes the base allowance, which would hide differences between small messages, and may exceed 1.
+    The base allowance is excluded, because it would hide differences between small messages.
+    The share may exceed 1.
     """
     floor_seconds, seconds, _ = cpu(value, rounds=1)
     return seconds / max(floor_seconds, 1e-3) / RATIO_MAX

@@ -1,8 +1,8 @@
 """The committed set of the most expensive messages that a sender can create, which must meet the cost limit.
 
 Each shape is a function of its inflated size, so that it can be used both in a quick test and for the largest
-messages. The first shapes stopped a reader before the limit existed. Shapes that the search finds are added to the
-set.
+messages. Before the cost limit existed, the first of these shapes stopped a reader. Shapes that the search finds
+are added to the set.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from ingest.testing.messages import (
 
 MESSAGE_BYTES_MAX = 15_000_000
 SAMPLED_SHARE = 1 / 500
-CONTROL = "\x01"  # one byte, which JSON escapes as six bytes, and as seven within an escaped text
+CONTROL = "\x01"  # one byte; JSON escapes it to six bytes, or to seven bytes inside an escaped string
 
 Make = Callable[[int], bytes]
 

@@ -56,7 +56,7 @@ def test_a_new_owner_cuts_the_same_batches_also_after_a_second_crash(stack: Stac
     """Messages arrive slowly, so batches are cut by age.
 
     If the reader is killed twice, the batch ids are unchanged and nothing is duplicated. Without the cut record,
-    the second reader would find a backlog and cut other ranges.
+    the second reader would find a backlog and cut different ranges.
     """
     settings = {
         "REPLAYS_BATCH_AGE_SECONDS_MAX": "0.3",
@@ -92,7 +92,7 @@ def test_a_new_owner_cuts_the_same_batches_also_after_a_second_crash(stack: Stac
 
 
 def test_a_member_with_an_instance_id_returns_without_a_rebalance(fleet: Fleet, tmp_path: Path) -> None:
-    """If a reader is killed with kill -9 and restarts within its session, it gets its partitions back.
+    """If a reader is killed with kill -9 and restarts within its session timeout, it gets its partitions back.
 
     The other reader keeps its partitions, and there is no rebalance.
     """
@@ -142,7 +142,7 @@ def test_a_second_reader_takes_its_share_under_load_without_duplicates(fleet: Fl
 def test_sigterm_under_load_commits_settled_batches_and_exits_with_zero(stack: Stack, tmp_path: Path) -> None:
     """After SIGTERM under load, the reader exits within the drain deadline.
 
-    The next reader continues at the committed offsets, so nothing is processed twice.
+    The next reader continues from the committed offsets, so nothing is processed twice.
     """
     settings = {"REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": "30", "REPLAYS_DRAIN_DEADLINE_SECONDS": "25"}
     with made(stack, settings) as fleet:

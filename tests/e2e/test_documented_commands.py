@@ -140,7 +140,7 @@ OWN_PROCESS = ("replays-ingest local", "replays-ingest batches", "celery")
 
 @dataclass(frozen=True, slots=True)
 class Documented:
-    """A command as written in a page, without its trailing comment, and its location."""
+    """A command as written on a page of the documentation, without its trailing comment, and the page's path."""
 
     text: str
     page: str
@@ -164,7 +164,7 @@ class Documented:
 
 
 def documented_commands() -> list[Documented]:
-    """Returns every command of the pages once, ordered by RUN and then by page."""
+    """Returns every command on the pages once, ordered by RUN and then by page."""
     found: dict[str, Documented] = {}
     for page in PAGES:
         # A record of a past run contains ids that no longer exist; users are not expected to run its commands.
@@ -206,8 +206,8 @@ SELECTING = ("replays-ingest backfill", "replays-ingest dlq replay")
 
 
 def is_mention(entry: Documented) -> bool:
-    """Returns whether the text only names a command, without an argument or a selecting option that the command
-    requires.
+    """Returns whether the text only names a command: the text lacks an argument that the command requires, or an
+    option that selects what the command acts on.
     """
     if entry.words[0] != "replays-ingest" or entry.text != entry.group:
         return False

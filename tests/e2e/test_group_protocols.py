@@ -82,8 +82,8 @@ def test_under_the_consumer_protocol_a_killed_reader_is_replaced(
     settings = {
         "REPLAYS_KAFKA_GROUP_PROTOCOL": "consumer",
         "REPLAYS_KAFKA_METADATA_REFRESH_SECONDS": "2",
-        # The drain deadline is longer than the session, because under this protocol only the poll interval limits
-        # it.
+        # The drain deadline is longer than the session timeout, because under this protocol only the poll interval
+        # limits the drain.
         "REPLAYS_DRAIN_DEADLINE_SECONDS": "10",
     }
     with made(stack, settings) as fleet:

@@ -1,5 +1,5 @@
-"""One project sends as much garbage as all other projects send valid messages, while the reader is killed
-repeatedly.
+"""One project sends as many garbage messages as all other projects together send valid ones, while the reader is
+killed repeatedly.
 
 The other projects lose nothing and are not delayed. The project is named in the log, the metrics and `status`, and
 the steps of the runbook's section on such projects are followed as written.
@@ -29,7 +29,7 @@ numbers = count()
 
 
 def valid_messages(amount: int) -> list[bytes]:
-    """Returns valid segments of several projects, in alternation."""
+    """Returns valid segments that alternate between several projects."""
     return [recording(segment_id=number, project_id=OTHERS[number % 5]) for number in next_numbers(amount)]
 
 
@@ -43,7 +43,7 @@ def next_numbers(amount: int) -> list[int]:
 
 
 def alternate(amount: int) -> list[bytes]:
-    """Returns valid messages and garbage in alternation."""
+    """Returns alternating valid and garbage messages."""
     return [value for pair in zip(valid_messages(amount), garbage(amount), strict=True) for value in pair]
 
 

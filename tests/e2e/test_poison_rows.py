@@ -148,7 +148,7 @@ def committed(system: System, where: Place) -> int:
 
 
 def execute(system: System, sql: str) -> None:
-    """Runs a ClickHouse statement without a result."""
+    """Runs a ClickHouse statement that returns no rows."""
     from tasks.sinks.clickhouse.sink import client
 
     server = client(system.settings)

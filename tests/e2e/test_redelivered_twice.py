@@ -32,8 +32,8 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
 SEGMENTS = 400
 MESSAGES_IN_A_BATCH = 40
 
-# Maps each table to the columns that identify a row. Rows with the same identity may come from two messages, which
-# differ in the other columns.
+# Maps each table to the columns that identify a row. Rows from two messages may have the same values in these
+# columns and different values in the other columns.
 IDENTITIES = {
     "replays": "project_id, replay_id, event_hash, click_rank",
     "replay_segments": "project_id, replay_id, segment_id, object",
@@ -54,7 +54,7 @@ class Census:
     objects: dict[str, tuple[str, int]]
     """Checksum and size of each object of Cloud Storage, by name."""
     generations: dict[str, str]
-    """Generation of each object, by name: another generation is another write."""
+    """Generation of each object, by name: every write creates a new generation."""
     exact: dict[str, tuple[int, int]]
     """Row count with FINAL and a sum over identities, by table."""
     raw: dict[str, int]
@@ -133,9 +133,9 @@ def test_without_marks_the_same_cuts_leave_no_duplicates(loaded_system: LoadedSy
 
     Each object is overwritten with the same bytes, so there is one object per name, with a new generation.
 
-    ClickHouse skips each insert by its token; BigQuery drops duplicates within its window, and the view drops the
-    rest. DataDog cannot detect repetitions, so it gets every packet again, and the dead-letter topic gets every
-    record again.
+    ClickHouse skips every repeated insert because of its token. BigQuery drops duplicates within its deduplication
+    window, and the view hides the other duplicates. DataDog cannot deduplicate, so it gets every packet again, and
+    the dead-letter topic gets every record again.
     """
     system = loaded_system.system
     before, requests_before = census(system), requests(system)

@@ -1,8 +1,8 @@
 """A browser uses the shop of `replays-ingest try` with the shipped SDK, and the session has the corresponding
 facts.
 
-The session is recorded live; nothing in this file comes from a stored recording. `make live-sdks` compares the
-facts of other versions of the SDK.
+The session is recorded live; nothing in this file comes from a stored recording. `make live-sdks` makes the same
+comparison for other versions of the SDK.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def see_the_replay(page: Page, done: Done) -> None:
 
 
 def compare_facts(facts: Facts, done: Done) -> None:
-    """Compares the facts in BigQuery with the actions performed in the page."""
+    """Asserts that the facts in BigQuery match the actions performed on the page."""
     assert [found for found in compared(facts, done) if not found.is_accepted] == []
     assert done.statuses["POST", "/shop/checkout", 503] == 1
     assert done.navigation == ["/?page=cart"]

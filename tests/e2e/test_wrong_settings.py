@@ -33,8 +33,8 @@ ALL_COMMANDS = bool(os.environ.get("REPLAYS_TEST_ALL_COMMANDS"))
 
 @dataclass(frozen=True, slots=True)
 class BrokenSetting:
-    """One wrong setting. The line must contain all `names`. `reader` is true for a setting that workers do not
-    read.
+    """One wrong setting. The line must contain all `names`. `reader` is true for a setting of the reader, which
+    Celery programs do not read.
 
     Every command is tested with the first setting of each `kind`, and some commands with every other setting.
     """
@@ -47,7 +47,8 @@ class BrokenSetting:
 
 
 def broken(id: str, names: str = "", *, reader: bool = False, kind: bool = False, **values: str) -> BrokenSetting:
-    """Returns a setting with invalid `values`, given by lower-case name.
+    """Returns a wrong setting. `values` are the invalid values, by the setting's lower-case name without its
+    prefix.
 
     If `names` is empty, the line must contain the name of each setting in `values`.
     """
@@ -184,7 +185,8 @@ def fill_placeholders(variables: dict[str, str], files: dict[str, str]) -> dict[
 
 
 def leaf_commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Returns every executable command as its words. The command that runs the reader has no words."""
+    """Yields every executable command as a tuple of its words. The tuple is empty for the command that runs the
+    reader."""
     if isinstance(command, click.Group):
         if command.invoke_without_command:
             yield path
@@ -230,7 +232,8 @@ def commands_for(case: BrokenSetting, commands: Sequence[tuple[str, ...]]) -> li
 
 
 def expect_one_line(ended: ProgramResult, names: tuple[str, ...], who: str) -> None:
-    """Asserts exit code 2, no standard output, and one helpful line."""
+    """Asserts that the program exited with code 2, and wrote one helpful line to standard error and nothing to
+    standard output."""
     assert ended.exit_code == 2, (who, ended)
     assert len(ended.stderr.splitlines()) == 1, (who, ended)
     for name in names:
@@ -365,7 +368,7 @@ LISTENERS: tuple[tuple[tuple[str, ...], str], ...] = (
 
 @pytest.mark.parametrize(("command", "setting"), LISTENERS, ids=lambda part: " ".join(part) if part else "")
 def test_a_port_in_use_is_refused_in_one_line(command: tuple[str, ...], setting: str) -> None:
-    """A port in use is refused in one line that explains how to choose another port."""
+    """If a port is in use, the program prints one line that says so and explains how to choose another port."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         variables = FLOWER_LOGIN | {"REPLAYS_LOG_FORMAT": "text"}

@@ -123,7 +123,8 @@ def test_a_refused_row_becomes_a_dead_letter_and_the_rest_is_written(eager: Eage
 
 
 def test_an_unnamed_bad_row_is_found_in_about_log2_writes(eager: Eager) -> None:
-    """If the server refuses a row without naming it, bisection finds the row in about log2 writes."""
+    """If the server refuses one of n rows without naming it, bisection finds the row in at most 1 + 2 log2(n)
+    writes."""
     eager.sink("clickhouse").refuse(lambda item: "no" if item.offset == 100 else None, named=False)
 
     assert isinstance(eager.settle(make_batch(messages=256)), on.FlushSucceeded)
@@ -224,9 +225,9 @@ def test_a_parked_batch_is_shown_until_it_settles(eager: Eager) -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_after_random_failures_everything_is_durable_once(eager: Eager, seed: int) -> None:
-    """After random failures and refusals, everything is durable once.
+    """After random failures and refusals, every item is durable exactly once.
 
-    Each row is either in its sink or, if refused, a dead letter.
+    Each row is stored in its sink or, if the sink refused the row, as a dead letter.
 
     The test asserts a subset, because a scripted partial failure stores everything that it does not list,
     including poison items.
@@ -304,8 +305,8 @@ def test_a_table_at_fault_parks_the_batch_with_no_dead_letter(eager: Eager) -> N
 
 
 def test_rows_written_before_the_table_was_found_at_fault_stay_written(eager: Eager) -> None:
-    """Rows that were written before the table was found at fault stay written, and the next attempt writes the
-    other rows.
+    """Rows that were written before the table was found to be at fault stay written, and the next attempt writes
+    the other rows.
 
     Refusals found by an unfinished bisection are discarded.
     """

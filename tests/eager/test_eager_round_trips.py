@@ -94,7 +94,7 @@ def test_a_task_needs_one_round_trip_before_its_write_and_one_after_it(
 
 
 def test_a_task_that_is_done_takes_no_permit(eager: Eager) -> None:
-    """If the task is already done, it takes no permit, so another task can make the probe."""
+    """If the task is already done, it takes no permit, so another task can run the probe."""
     staged = Staged(eager)
     run_task(staged.batch)
     staged.open_breaker("1")
@@ -136,7 +136,7 @@ def test_a_successful_probe_closes_the_breaker_together_with_the_mark(eager: Eag
 
 
 def test_a_forged_manifest_gives_the_probe_back(eager: Eager, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the task cannot start because its manifest has no seal, another task can make the probe at once."""
+    """If the task cannot start because its manifest has no seal, another task can run the probe immediately."""
     staged = Staged(eager)
     staged.open_breaker("1")
     monkeypatch.setenv("REPLAYS_SHARED_KEY", "k" * 32)
@@ -148,7 +148,7 @@ def test_a_forged_manifest_gives_the_probe_back(eager: Eager, monkeypatch: pytes
 
 
 def test_a_task_that_kills_its_worker_gives_the_probe_back(eager: Eager) -> None:
-    """If a task is abandoned before its sink is called, another task can make the probe at once."""
+    """If a task is abandoned before its sink is called, another task can run the probe immediately."""
     staged = Staged(eager)
     staged.open_breaker("1")
     starts = eager.settings.task_starts_max
@@ -161,9 +161,7 @@ def test_a_task_that_kills_its_worker_gives_the_probe_back(eager: Eager) -> None
 
 @pytest.mark.parametrize("broken", ["wrong type", "no rights"])
 def test_a_breaker_that_cannot_be_used_prevents_neither_write_nor_mark(eager: Eager, broken: str) -> None:
-    """If the breaker's key has the wrong type, or the Redis user has no right to it, the task is still
-    completed.
-    """
+    """If the breaker's key has the wrong type, or Redis denies access to the key, the task still completes."""
     staged, client = Staged(eager), eager.client
     client.set(BREAKER, "x", ex=600)
     try:

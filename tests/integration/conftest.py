@@ -64,7 +64,8 @@ def library(stack: Stack) -> Library:
 
 @pytest.fixture(scope="session")
 def office_env(stack: Stack) -> dict[str, str]:
-    """The variables of the operator environment, whose pages accept the passwords in LOGINS."""
+    """The environment variables of the operator environment (`tests.kit.office`). The web pages accept the
+    passwords in LOGINS."""
     return {**variables(stack, "office", OFFICE_DATABASE), "REPLAYS_FLOWER_BASIC_AUTH": LOGINS}
 
 
@@ -76,10 +77,9 @@ def office_settings(office_env: dict[str, str]) -> ReaderSettings:
 
 @pytest.fixture
 def office(office_env: dict[str, str], office_settings: ReaderSettings) -> Iterator[Office]:
-    """The operator environment with a running reader, without parked batches and rules, and with an empty audit
-    trail.
+    """The operator environment with a running reader, no parked batches, no rules and an empty audit trail.
 
-    Dead letters of other tests are not removed.
+    Dead letters from other tests are not removed.
     """
     with open_office(office_env, office_settings) as running:
         yield running

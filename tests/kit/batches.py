@@ -61,13 +61,13 @@ def reject(
     value: bytes = b"not msgpack",
     project_id: int | None = None,
 ) -> Reject:
-    """Returns the reject of a message at the given offset, which cannot be parsed."""
+    """Returns the reject for an unparsable message at the given offset."""
     headers = (("traceparent", b"00-1"),)
     return Reject(reason, "bad", offset, value, b"k", headers, first_seen_ms=5, project_id=project_id)
 
 
 def drop() -> Drop:
-    """Returns a message of a disabled project, which is dropped."""
+    """Returns the drop for a message whose project is disabled."""
     return Drop(DropReason.KILLED, 2)
 
 

@@ -27,7 +27,7 @@ def launched() -> Iterator[Browser]:
 
 @contextmanager
 def browser(settings: Settings) -> Iterator[Page]:
-    """Opens a page that is signed in with the printed link."""
+    """Starts the web server, opens a browser page, and signs in with the link that the server printed."""
     with running(settings) as announced, launched() as chromium:
         address, link = announced.get(timeout=30)
         page = chromium.new_context(base_url=address, viewport={"width": 1400, "height": 1000}).new_page()

@@ -1,5 +1,5 @@
-"""Runs `replays-ingest COMMAND` in this process with the given variables, and returns its exit code, output and
-errors.
+"""Runs `replays-ingest COMMAND` with the given environment variables, and returns its exit code, standard output
+and standard error.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class CommandResult:
 
 
 def command(env: Mapping[str, str], *arguments: str) -> CommandResult:
-    """Runs a command. Unhandled exceptions of the command are raised."""
+    """Runs a command in this process. Exceptions that the command does not handle propagate to the caller."""
     result = CliRunner().invoke(main, arguments, env={**env, "COLUMNS": "250"}, catch_exceptions=False)
     return CommandResult(result.exit_code, result.stdout, result.stderr)
 
 
 def on_a_terminal(env: Mapping[str, str], answer: str, *arguments: str) -> str:
-    """Runs the command on a terminal, answers its question as given, and returns the output."""
+    """Runs the command in a terminal, answers its prompt with `answer`, and returns the output."""
     ours, theirs = pty.openpty()
     try:
         process = subprocess.Popen(

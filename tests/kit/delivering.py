@@ -1,4 +1,4 @@
-"""Delivers items to one sink as a flush task does, without Celery and Redis."""
+"""Delivers items to one sink as a flush task does, without Celery or Redis."""
 
 from __future__ import annotations
 

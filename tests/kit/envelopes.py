@@ -1,4 +1,4 @@
-"""Envelopes as SDKs send them, and the endpoint in this process."""
+"""Envelopes as SDKs send them, and an endpoint in this process that receives them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A gRPC server that passes calls to another server, and loses requests and responses on demand.
+"""A gRPC server that forwards calls to another server, and drops requests and responses on demand.
 
-The relay passes calls on as bytes. `Relay.on` is called before each request is passed on (`Moment.REQUEST`) and
-before each response is returned (`Moment.RESPONSE`). The arguments of `on` are the method, the moment, and the
-number of the request among the requests of that method, counted from 1. If `on` returns True, the call ends with
+The relay forwards calls as bytes. `Relay.on` is called before each request is forwarded (`LossPoint.REQUEST`) and
+before each response is returned (`LossPoint.RESPONSE`). The arguments of `on` are the method, the moment, and the
+number of the request among the requests for that method, counted from 1. If `on` returns True, the call ends with
 UNAVAILABLE at that moment.
 """
 
@@ -27,7 +27,7 @@ STREAMING = "AppendRows"
 
 
 class LossPoint(Enum):
-    """The moments at which a relayed request can be lost."""
+    """The moments at which the relay can drop a request or its response."""
 
     REQUEST = auto()
     RESPONSE = auto()
@@ -37,7 +37,7 @@ Lose = Callable[[str, LossPoint, int], bool]
 
 
 class Relay:
-    """A relay that loses the requests and responses that `on` selects. `asked` counts the requests by method."""
+    """A relay that drops the requests and responses selected by `on`. `asked` counts the requests by method."""
 
     def __init__(self, target: str) -> None:
         self.on: Lose = lambda method, moment, number: False

@@ -27,7 +27,7 @@ OUTAGE_BEGINS_AT = 30.0
 
 @dataclass(slots=True)
 class ModelBreaker:
-    """The breaker of one sink. Times are those of the world."""
+    """The breaker of one sink. All times are seconds on the clock of the simulated world."""
 
     settings: Settings
     opened_until: float = 0.0
@@ -192,5 +192,5 @@ def outage_world(seed: int, outage: Outage) -> tuple[World, PatientFleet]:
 
 
 def first_after(times: Sequence[float], moment: float) -> float:
-    """Returns the seconds from `moment` to the first of these times that is not before it."""
+    """Returns the seconds from `moment` to the earliest of `times` that is not earlier than `moment`."""
     return min(time for time in times if time >= moment) - moment

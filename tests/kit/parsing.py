@@ -30,7 +30,7 @@ def parsed(value: bytes, rules: ParseRules = ALL, timestamp_ms: int = RECEIVED *
 
 
 def rejected(value: bytes, rules: ParseRules = ALL) -> Reject:
-    """Parses the value, and returns the reject."""
+    """Parses a value that must be rejected, and returns the reject."""
     outcome = parse(message(value), rules)
     assert isinstance(outcome, Reject), outcome
     return outcome
@@ -42,7 +42,7 @@ def events_parsed(events: Sequence[Any], rules: ParseRules = ALL) -> Segment:
 
 
 def table(segment: Segment, name: str) -> list[dict[str, Any]]:
-    """Returns the segment's rows of one ClickHouse table."""
+    """Returns the segment's rows for one ClickHouse table."""
     return [json.loads(row.json) for row in segment.clickhouse if row.table == name]
 
 

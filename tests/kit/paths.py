@@ -1,4 +1,4 @@
-"""The directories of the repository and of recordings of other projects."""
+"""The directory of this repository, and the directory that contains recordings from other projects."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def foreign_fixtures() -> Path:
-    """Returns the directory with recordings of other projects, which we may not redistribute; it may be missing.
+    """Returns the directory with recordings from other projects, which we may not redistribute; the directory may
+    be missing.
 
     The directory is `REPLAYS_FIXTURES`, or `shared/fixtures` next to the repository or next to one of its parent
     directories.

@@ -77,7 +77,8 @@ def kind_of(command: Sequence[str]) -> tuple[str, list[str]] | None:
 
 
 class Parents:
-    """The parent processes of this process's forks. Each parent is started at its first fork."""
+    """The parent processes from which the programs of this process are forked. Each parent is started when its
+    first program is forked."""
 
     def __init__(self) -> None:
         self._controls: dict[str, socket.socket] = {}
@@ -119,7 +120,7 @@ class Parents:
         folder: Path | None = None,
         seconds_max: float = 60.0,
     ) -> ProgramResult:
-        """Starts a program, waits for its end, and returns its output."""
+        """Starts a program, waits until the program exits, and returns its output."""
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             program = self.start(command, output, environment, folder, errors)
             assert program.stdin is not None
@@ -135,15 +136,15 @@ class Parents:
         return ProgramResult(code, *texts)
 
     def share_with(self, module: str, *words: str) -> tuple[list[str], tuple[int, ...]]:
-        """Returns a command that runs the module with our parents forking its children, and the sockets that it
-        inherits.
+        """Returns a command that runs the module, and the sockets that the command's process must inherit.
+        Programs that the module starts are forked from the parents of this process.
         """
         self.prepare(*LOADED)
         numbers = {kind: control.fileno() for kind, control in self._controls.items()}
         return [sys.executable, "-m", __name__, json.dumps(numbers), module, *words], tuple(numbers.values())
 
     def use_shared(self, numbers: Mapping[str, int]) -> None:
-        """Uses the parents that `share_with` has passed to this process."""
+        """Uses the parents whose sockets `share_with` has passed to this process."""
         self._controls = {kind: socket.socket(fileno=number) for kind, number in numbers.items()}
 
     def close(self) -> None:
@@ -176,9 +177,9 @@ PARENTS = Parents()
 
 
 class Fork:
-    """One fork, with the interface that `Child` uses.
+    """A forked process, with the interface that `Child` uses (`Program`).
 
-    The fork waits for a line on `stdin` before its program runs.
+    The process waits for a line on `stdin` before it runs its program.
     """
 
     def __init__(self, status_read: int, stdin: IO[bytes]) -> None:
@@ -205,7 +206,8 @@ class Fork:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """An order to fork: the program, and the ends of the pipes for the fork."""
+    """A request to fork: the program's arguments, environment and directory, and the file descriptors for the
+    forked process."""
 
     words: list[str]
     environment: dict[str, str]
@@ -217,9 +219,9 @@ class Order:
 
 
 def serve(kind: str, control: socket.socket) -> Order | None:
-    """Forks once per order, and reports how each fork ended.
+    """Forks once per request that arrives on `control`, and reports how each forked process ended.
 
-    Returns the order in a fork, and None in the parent when its socket has closed.
+    Returns the request in a forked process, and None in the parent once `control` has been closed.
     """
     for name in LOADED[kind]:
         importlib.import_module(name)
@@ -294,7 +296,8 @@ def _interpreter(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Runs a parent until its socket closes; a fork runs its program and ends with its exit code."""
+    """Runs a parent until the parent's socket is closed. In a process that the parent has forked, runs the
+    requested program and exits with the program's exit code."""
     kind = sys.argv[1]
     if kind not in LOADED:
         PARENTS.use_shared(json.loads(kind))

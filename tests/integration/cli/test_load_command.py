@@ -45,8 +45,8 @@ def test_each_load_reports_its_own_new_manifest(
 def test_a_load_is_received_when_it_is_produced(
     load_env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The segments' `received` times are the times of production to Kafka, so end-to-end delays are those of the
-    system.
+    """The segments' `received` times are the times at which the segments are produced to Kafka, so end-to-end
+    delays measure only the system.
 
     The manifest records that `received` is the time of production.
     """

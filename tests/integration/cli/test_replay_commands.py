@@ -147,7 +147,8 @@ def test_a_replay_is_downloaded(library: Library, tmp_path: Path):
 
 
 def test_a_download_is_readable_by_its_user_only(library: Library, tmp_path: Path):
-    """Only its user can read a download, although the usual umask makes new files readable by everyone.
+    """Only the user who downloaded a file can read it, although the usual umask makes new files readable by
+    everyone.
 
     Recordings are personal data.
     """

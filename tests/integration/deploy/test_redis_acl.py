@@ -1,5 +1,5 @@
-"""The access list of deploy/redis grants the rights that reader, fleet and viewer need, and access only to their
-own keys.
+"""The access list in deploy/redis grants the reader, the fleet and the viewer the rights that they need, and
+access only to their own keys.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ def test_each_program_can_write_only_its_own_keys(fleet: Fleet, monkeypatch: pyt
 
 
 def test_a_viewer_sees_parked_batches_next_to_expired_entries(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
-    """A viewer sees parked batches even if entries have expired leases, which only a user with write access can
-    delete.
+    """A viewer can list parked batches even if there are entries with expired leases, although only a user with
+    write access can delete such entries.
     """
     guard(fleet, monkeypatch)
     Redis.from_url(url_of(fleet, "replays")).hset(

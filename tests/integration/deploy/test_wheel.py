@@ -23,7 +23,7 @@ THEIRS = ("web", "local", "tools", "benchmarks", "tests")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built as in the image: without a network and by the installed backend."""
+    """The wheel, built as in the image: without network access and with the installed build backend."""
     if importlib.util.find_spec("hatchling") is None and not os.environ.get("CI"):
         pytest.skip("needs hatchling: run `make setup`")
     directory = tmp_path_factory.mktemp("wheel")
@@ -42,7 +42,7 @@ class Installed:
     elsewhere: Path
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Runs a command of the environment."""
+        """Runs a command from the virtual environment."""
         command = [str(self.python.with_name(words[0])), *words[1:]]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         return subprocess.run(
@@ -80,7 +80,7 @@ def test_the_wheel_holds_our_two_packages_and_celerys_configuration(wheel: Path)
 
 
 def test_other_packages_keep_their_names(installed: Installed) -> None:
-    """Other projects' packages that have the names of our directories can still be imported."""
+    """Other projects' packages that have the same names as our directories can still be imported."""
     owners = "; ".join(f"import {name}; print({name}.OWNER)" for name in THEIRS)
 
     result = installed.run("python", "-c", owners)

@@ -32,9 +32,9 @@ def status_of(url: str, login: str = "") -> int:
 
 
 def test_the_whole_system_starts_ingests_and_stops(tmp_path: Path):
-    """If the stack starts without programs, its servers still have everything that programs and other commands
-    need. If the stack starts with programs, the whole system commits a load, serves every page to one login, and
-    stops.
+    """If the stack is started without programs, its servers still have everything that programs and other commands
+    need. If the stack is started with programs, the whole system ingests and commits a generated load, serves
+    every page with one login, and stops.
     """
     place, printed = tmp_path / "stack", list[str]()
     servers = background.start_stack(place, progress=printed.append)
@@ -72,7 +72,7 @@ def test_the_whole_system_starts_ingests_and_stops(tmp_path: Path):
 
 
 def test_an_unknown_log_is_refused_with_the_available_names(tmp_path: Path):
-    """The name of an unknown log gives exit code 2 and an error with the available names."""
+    """An unknown log name gives exit code 2 and an error that lists the available names."""
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "reader.log").write_text("one\ntwo\n")
 

@@ -62,7 +62,7 @@ def test_on_the_running_stack_the_advice_works_in_a_terminal_without_its_variabl
     stack_directory: Path, arguments: str
 ):
     """Without the stack's variables, the advice is `local up --all`, because a worker would not find the stack.
-    With the variables, the advice is to start a worker.
+    If the variables are set, the advice is to start a worker.
     """
     found = run(stack_directory, *arguments.split(), COLUMNS="250")
     state = background.status(stack_directory)
@@ -103,7 +103,7 @@ def test_configured_servers_are_never_replaced(stack_directory: Path, variables:
 
 
 def test_a_settings_file_counts_as_configured(stack_directory: Path, tmp_path: Path):
-    """A settings file counts as configured, so its servers are used."""
+    """The servers in a settings file count as configured, so the local stack is not used."""
     file = tmp_path / "replays.toml"
     file.write_text('redis_url = "redis://127.0.0.1:1/0"\n')
 
@@ -113,8 +113,8 @@ def test_a_settings_file_counts_as_configured(stack_directory: Path, tmp_path: P
 
 
 def test_commands_that_use_no_server_do_not_mention_a_stack(stack_directory: Path):
-    """Help, `local` and `inspect` need no servers, and the reader joins no stack's group unasked, so none of them
-    mentions a stack.
+    """Help, `local` and `inspect` need no servers, and the reader never joins a stack's consumer group unless told
+    to, so none of these commands mentions a stack.
     """
     message = ROOT / "README.md"
     found = [

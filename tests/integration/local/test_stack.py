@@ -128,7 +128,7 @@ def test_the_files_of_an_older_background_stack_become_private(tmp_path: Path):
 
 
 def test_a_background_stack_restarts_servers_and_stops_as_a_whole(tmp_path: Path):
-    """A killed server is restarted at its address.
+    """A killed server is restarted at the same address.
 
     If the supervisor is killed, everything stops, and `up` works again.
     """

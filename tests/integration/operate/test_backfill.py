@@ -92,7 +92,7 @@ def stored(request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[s
         message = Message(TopicPartition("b", 0), 1, offset, value, timestamp_ms=now * 1000)
         outcome = parse(message, rules_of(settings))
         if isinstance(outcome, Segment):
-            # A second copy that the SDK sent has another Kafka position.
+            # A second copy that the SDK sent has a different Kafka position.
             segments.setdefault(outcome.blobs[0].name, outcome)
     made = list(segments.values())
     for start in range(0, len(made), AT_ONCE):

@@ -1,4 +1,4 @@
-"""`check` does on real servers what reader and workers do, and leaves nothing behind."""
+"""On real servers, `check` performs the operations of the reader and the workers, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_status_and_top_show_partitions_without_an_owner(fleet: Fleet) -> None:
 
 
 def test_workers_are_seen_with_their_queues_until_they_end(fleet: Fleet) -> None:
-    """While a worker of two queues runs, the other queues have no consumer.
+    """While a worker for two queues runs, the other queues have no consumer.
 
     The worker is no longer listed after it has stopped.
     """
@@ -223,7 +223,7 @@ def test_workers_are_seen_with_their_queues_until_they_end(fleet: Fleet) -> None
 
 
 def test_readers_and_workers_with_different_apis_of_bigquery_are_named(fleet: Fleet) -> None:
-    """Readers and workers that are configured with different BigQuery APIs are named.
+    """Readers and workers that are configured with different BigQuery APIs are reported by name.
 
     Nothing is reported while their APIs agree, or if no process writes to BigQuery.
     """
@@ -244,7 +244,8 @@ def test_readers_and_workers_with_different_apis_of_bigquery_are_named(fleet: Fl
 
 
 def test_processes_of_different_releases_are_named(fleet: Fleet) -> None:
-    """Processes of different releases are named; nothing is reported while all processes have the same release."""
+    """Processes of different releases are reported by name; nothing is reported while all processes have the same
+    release."""
     coordination = Coordination(fleet.client, fleet.settings)
 
     def reported(release: str) -> list[str]:

@@ -83,8 +83,8 @@ def test_a_producers_headers_cannot_turn_garbage_into_a_refused_item(topics: Top
 
 
 def test_a_letter_cannot_overwrite_another_projects_recording(topics: Topics) -> None:
-    """A forged letter that names another project's object and one of our messages is refused, because the
-    message does not produce it.
+    """A forged letter that names another project's object and one of our messages is refused, because that message
+    does not produce that object.
     """
     name = topics.theirs.blobs[0].name
     topics.store(name, b"theirs")
@@ -201,7 +201,7 @@ def test_a_packed_object_and_its_index_are_rebuilt_from_the_whole_batch(topics: 
 
 
 def test_a_message_of_another_topic_is_not_produced(topics: Topics) -> None:
-    """A message of another topic is not produced, although the operator may have the right to write to that
+    """A letter whose message comes from another topic is not replayed, even if the operator may write to that
     topic.
     """
     label = Label("not_msgpack", "", Origin("payments", 0, 3), "payments-0-0-9")
@@ -238,7 +238,8 @@ def test_a_message_counts_as_replayed_only_with_the_same_bytes(topics: Topics) -
 
 
 def test_letters_that_mention_a_replay_are_found(topics: Topics) -> None:
-    """Letters are found that mention a replay in a message, in its headers, or in an item's name or bytes."""
+    """A letter is found if it mentions the replay in a message, in the message's headers, or in an item's name or
+    bytes."""
     topic = topics.settings.kafka_topic
     label = Label("not_msgpack", "", Origin(topic, 0, 1), "b", 5, (("trace", MINE.encode()),))
     topics.write(DeadLetter(None, b"x", label.encode(), 1))

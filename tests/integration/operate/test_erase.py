@@ -43,7 +43,7 @@ from tests.kit.store import Key, Store, batch_of, write
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery")
 SEGMENTS = 24
 DAY_SECONDS = 86_400
-# A message of this age is no longer redelivered, but is within every retention.
+# A message of this age is no longer redelivered, but is still within every retention period.
 OLD_SECONDS = 3 * DAY_SECONDS
 
 
@@ -65,7 +65,8 @@ def untouched(stack: Stack) -> Iterator[Store]:
 
 
 def make_store(stack: Stack, name: str, layout: str) -> Iterator[Store]:
-    """Parses a load, and writes it twice through the sinks, in two batches with different names."""
+    """Parses generated messages, and writes the segments twice through the sinks, in two batches with different
+    names."""
     stack.start(PARTS)
     env = {
         **stack.settings(),

@@ -1,4 +1,5 @@
-"""Tests what check, top, status, the operator's page and the logs say about each fault of a first-time user.
+"""Tests what `check`, `top`, `status`, the operator's page and the logs report for each fault that a first-time
+user may cause.
 
 A fault is a change to the settings of a working system, as a user would make it. Each report must appear within
 ANSWER_SECONDS_MAX, and must name the server and what to do.
@@ -117,7 +118,7 @@ def working(stack: Stack) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def changes(working: dict[str, str]) -> Iterator[dict[str, dict[str, str]]]:
-    """The variables that cause each fault."""
+    """The environment variables that cause each fault."""
     refused = Answer(403, REFUSED_LOGIN, {"X-ClickHouse-Exception-Code": "516"})
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,  # accepts connections and never answers
@@ -148,12 +149,12 @@ def changes(working: dict[str, str]) -> Iterator[dict[str, dict[str, str]]]:
 
 @pytest.fixture
 def broken(working: dict[str, str], changes: dict[str, dict[str, str]], name: str) -> dict[str, str]:
-    """The variables of the system with the fault called `name`."""
+    """The environment variables of the system, changed so that the system has the fault `name`."""
     return {**working, **changes[name]}
 
 
 def replays_ingest(children: Children, env: Mapping[str, str], *words: str) -> Child:
-    """Starts `replays-ingest WORDS`; its output goes to its log."""
+    """Starts `replays-ingest` with the arguments `words`, and writes the command's output to a log file."""
     return children.start("command", [sys.executable, "-m", "ingest.cli", *words], env=env, cwd=ROOT)
 
 
@@ -176,8 +177,8 @@ def answered(child: Child, condition: Callable[[], bool], what: str) -> None:
 
 @named
 def test_check_reports_the_fault_in_one_finding(name: str, broken: dict[str, str]) -> None:
-    """`check` reports the fault in one finding, with the advice. In addition, it reports only the missing worker
-    as an error, and one warning about everything that depends on the fault.
+    """`check` reports the fault in one finding, with the advice. Apart from this finding, `check` reports only the
+    missing worker as an error, and one warning about everything that could not be tested because of the fault.
     """
     expected, arrived = FAULTS[name], queue.SimpleQueue[Finding | None]()
 
@@ -211,8 +212,8 @@ def test_check_reports_the_fault_in_one_finding(name: str, broken: dict[str, str
 def test_top_and_status_report_the_fault(
     name: str, words: tuple[str, ...], broken: dict[str, str], children: Children
 ) -> None:
-    """One line of `top` and `status` names the server and the advice. No line advises starting a reader that could
-    not read.
+    """One line of the output of `top` and `status` names the server and says what to do. If Kafka is at fault, no
+    line advises starting a reader, because a reader would be unable to read.
     """
     expected = FAULTS[name]
     shown = replays_ingest(children, broken, *words)
@@ -250,9 +251,10 @@ def test_the_operators_page_reports_the_fault(name: str, broken: dict[str, str])
 
 @pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.in_reader])
 def test_the_readers_log_reports_the_fault_once(name: str, broken: dict[str, str], children: Children) -> None:
-    """The reader logs the fault once, with the advice.
+    """The reader logs the fault once, and says what to do.
 
-    If Kafka refuses the login, the reader exits, because waiting does not help, and its last line has the advice.
+    If Kafka refuses the login, the reader exits, because waiting does not help, and the last line of its output
+    says what to do.
     """
     expected = FAULTS[name]
     reader = replays_ingest(children, broken)
@@ -293,8 +295,8 @@ def test_the_workers_log_reports_the_fault_once(name: str, broken: dict[str, str
 def test_flowers_log_reports_the_fault_of_redis_once(
     name: str, command: str, broken: dict[str, str], children: Children
 ) -> None:
-    """Flower logs the fault of Redis once, as the reader and the workers do. Flower's own lines about each attempt
-    are not logged.
+    """Flower logs the Redis fault once, as the reader and the workers do. Flower's own lines about each connection
+    attempt are not logged.
     """
     expected = FAULTS[name]
     env = {**broken, "REPLAYS_FLOWER_PORT": str(free_port())}

@@ -38,8 +38,8 @@ UNLIMITED_RATE = 1e6
 
 @dataclass(frozen=True)
 class System:
-    """Servers with a load in the topic, whose offsets are all committed although nothing was written to any
-    sink.
+    """Servers whose topic contains a generated load. All offsets of the load are committed, although nothing was
+    written to any sink.
     """
 
     settings: Settings
@@ -168,9 +168,7 @@ def damage(settings: Settings, names: list[str]) -> dict[str, int]:
 
 
 def test_recordings_in_packed_objects_are_found_by_their_index(packed_system: System) -> None:
-    """In packed objects, a lost object, a corrupted object and a lost index row are found by the index and
-    repaired.
-    """
+    """With packed objects, a lost object, a corrupted object and a lost index row are detected and repaired."""
     settings, expected = packed_system.settings, packed_system.expected
     written = reconcile.run(settings, Scope(), repair=True, per_second_max=UNLIMITED_RATE)
 

@@ -105,7 +105,7 @@ def test_expired_objects_and_rows_of_missing_objects_are_named(stored_segments: 
 def test_the_command_exits_with_1_and_reports_its_findings(stored_segments: StoredSegments) -> None:
     """The age of an object that `erase` has overwritten is counted from its custom time.
 
-    An object without a retention is reported as a note.
+    An object whose name contains no retention period is reported as a note.
     """
     bucket = gcs.client(stored_segments.settings).bucket(stored_segments.settings.gcs_bucket)
     for name, days in (("60/7/" + "a" * 32 + "/0", 100), ("left/by\x1b[31m/somebody", 0)):

@@ -56,7 +56,7 @@ class LiveData:
         server.close()
 
     def commit(self, partition: int, offset: int) -> None:
-        """Commits an offset for the live group, which may be lower than before."""
+        """Commits an offset for the live group; the offset may be lower than the committed one."""
         group = {"bootstrap.servers": self.settings.kafka_brokers, "group.id": self.settings.kafka_group}
         consumer = Consumer(group)
         consumer.commit(offsets=[KafkaPartition(self.settings.kafka_topic, partition, offset)], asynchronous=False)
@@ -76,7 +76,7 @@ class LiveData:
 def live_data(
     request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[str], str], tmp_path: Path
 ) -> LiveData:
-    """A load, written to every sink and committed."""
+    """A generated load, written to every sink and committed."""
     stack.start(("kafka", "redis", "gcs", "clickhouse"))
     env = {
         **stack.settings(),
@@ -211,7 +211,7 @@ def test_a_missing_server_or_credentials_are_reported_in_one_line(kafka_brokers:
 
 @pytest.mark.parametrize("live_data", ["segment"], indirect=True)
 def test_a_range_and_a_rate_limit_the_reading(live_data: LiveData) -> None:
-    """A range and a rate limit what the command reads; offsets without a partition are a usage error."""
+    """Options restrict the range and the rate of reading; offsets without a partition are a usage error."""
     end = live_data.produced.ends[0]
 
     found = live_data.found("--partition", "0", "--start", "2", "--stop", str(end // 2), "--rate", "20")

@@ -257,8 +257,8 @@ def test_nothing_is_committed_while_nothing_settles(brokers: str, topic: str) ->
 
 
 def test_a_full_window_pauses_and_resumes_after_settling(brokers: str, topic: str) -> None:
-    """A consumer that pauses at a bound and resumes after batches have settled loses no message, and reads no
-    message twice.
+    """A consumer that pauses at the limit of batches in flight and resumes after batches have settled loses no
+    message, and reads no message twice.
     """
     produce(brokers, topic, 600)
     limits = Limits(
@@ -279,7 +279,7 @@ def test_a_full_window_pauses_and_resumes_after_settling(brokers: str, topic: st
 
 
 def test_a_second_reader_takes_over_a_drained_partition(brokers: str, topic: str) -> None:
-    """After a cooperative rebalance under load, the second reader continues at the committed offset, without
+    """After a cooperative rebalance under load, the second reader continues from the committed offset, without
     duplicates.
     """
     produce(brokers, topic, 200)
@@ -485,7 +485,7 @@ def test_a_header_name_that_is_not_text_does_not_stop_ingestion(brokers: str, to
 
 
 def starts(reader: Reader) -> dict[int, int | None]:
-    """Returns the start of each partition without a committed offset."""
+    """Returns the offset at which reading starts, for each partition that has no committed offset."""
     return {
         given.source.partition: given.start
         for event in reader.seen(on.PartitionsAssigned)
@@ -547,7 +547,8 @@ def test_an_added_partition_is_read_from_its_beginning(
 def test_a_recreated_topic_is_read_from_its_beginning(
     apache_kafka: JavaKafka, apache_topic: str, reset: str
 ) -> None:
-    """The new log is longer than the committed offset, so that only the topic id shows the change.
+    """The new log extends beyond the committed offset, so that only the topic id shows that the topic was
+    recreated.
 
     The recorded cuts of the old log are ignored.
 
@@ -583,9 +584,10 @@ def test_a_recreated_topic_is_read_from_its_beginning(
 def test_a_topic_recreated_under_a_running_reader_is_read_from_its_beginning(
     apache_kafka: JavaKafka, apache_topic: str, reset: str
 ) -> None:
-    """A topic that is recreated under a running reader is read from its beginning.
+    """A topic that is recreated while a reader is running is read from its beginning.
 
-    The offset is beyond the shorter log, but no message was lost, so the policy does not apply.
+    The committed offset is beyond the end of the new, shorter log, but no message was lost, so the reset policy
+    does not apply.
     """
     brokers = apache_kafka.address
     produce(brokers, apache_topic, 40)

@@ -202,7 +202,7 @@ def test_celery_opens_no_channel_to_a_replica(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("finish", ["ack", "reject", "requeue"])
 def test_a_message_whose_acknowledgement_fails_does_not_stop_its_consumer(fleet: Fleet, finish: str) -> None:
-    """If Redis refuses an acknowledgement, a consumer of one message at a time still gets the next message."""
+    """If Redis refuses an acknowledgement, a consumer with a prefetch count of one still gets the next message."""
     with publisher(fleet.settings).connection_for_write() as connection:
         channel = connection.channel()
         channel.basic_qos(0, 1, False)

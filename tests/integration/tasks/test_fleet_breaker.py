@@ -55,7 +55,7 @@ def test_it_opens_cools_probes_and_closes(fleet: Fleet) -> None:
 
 
 def test_a_failed_call_names_the_time_of_the_next_probe(fleet: Fleet) -> None:
-    """The report of a failure returns the wait until the next probe, and 0 while the breaker is closed."""
+    """Reporting a failure returns the wait until the next probe, or 0 while the breaker is closed."""
     breaker = Breaker(connect(fleet.settings), fleet.settings)
     waits = [
         breaker.report("clickhouse", breaker.request_permit("clickhouse"), worked=False, error="503")

@@ -136,7 +136,7 @@ def test_a_sink_that_stays_unavailable_fails_the_chord_with_its_error(fleet: Fle
 def test_a_reader_whose_clock_is_a_day_behind_does_not_shorten_deadlines(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader whose clock is a day slow does not shorten the deadlines that it sets and that workers check.
+    """A reader whose clock is a day behind does not shorten the deadlines that it sets and that workers check.
 
     A write that fails once is still retried.
     """
@@ -246,7 +246,8 @@ def test_a_stopped_redis_is_an_event_within_seconds(fleet: Fleet) -> None:
 
 
 def test_a_worker_process_that_dies_is_replaced_at_once(fleet: Fleet) -> None:
-    """If a worker process gets SIGKILL, its task is queued again without waiting for the visibility timeout."""
+    """If a worker process is killed with SIGKILL, its task is queued again without waiting for the visibility
+    timeout."""
     fleet.script("gcs", "slow 60")
     dispatcher = fleet.dispatcher()
     fleet.worker()

@@ -202,7 +202,7 @@ def test_sentinels_and_redis_are_reached_over_tls(children: Children, tmp_path: 
 def test_a_batch_is_flushed_over_a_unix_socket(
     fleet: Fleet, children: Children, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch is flushed over a Unix socket whose address is a path with a database."""
+    """A batch is flushed over a Unix socket; the Redis URL contains the socket's path and a database number."""
     path = tmp_path_factory.mktemp("s") / "r.sock"
     redis = Redis(children, path.parent / "data", name="by-socket", options=("--unixsocket", str(path)))
     redis.start()

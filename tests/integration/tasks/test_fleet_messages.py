@@ -54,7 +54,7 @@ class TestSigned:
 
     @pytest.fixture
     def fleet_options(self, tmp_path: Path) -> Iterator[dict[str, str]]:
-        """Configures a self-signed key that the fleet trusts.
+        """Configures a key with a self-signed certificate that the fleet trusts.
 
         Signing applies to a whole process, so it is disabled afterwards.
         """

@@ -27,8 +27,8 @@ HOSTILE = """rows/clickhouse/0: <img src=x onerror="document.title='x'"> '; <scr
 
 @pytest.fixture
 def fleet_options() -> dict[str, str]:
-    """Limits that admit all batches at once, without DataDog and BigQuery, which would only slow down the
-    tests.
+    """Settings that admit all batches at once. DataDog and BigQuery are disabled, because they would only slow
+    down the tests.
     """
     return {
         "IN_FLIGHT_BATCHES_MAX": str(BATCHES),
@@ -56,7 +56,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(chromium: Browser, flower: Ask) -> Page:
-    """A page of a browser that is signed in."""
+    """A browser page that is logged in to Flower."""
     user, _, password = PASSWORD.partition(":")
     context = chromium.new_context(
         base_url=flower.address,
@@ -149,7 +149,7 @@ def test_a_batch_and_its_tasks_link_to_each_other_also_after_a_restart_of_flower
 ) -> None:
     """The page of a batch shows its chords, runs, offsets and operators' actions.
 
-    After a restart of Flower, its history restores the runs.
+    After a restart, Flower restores the runs from its history.
     """
     fleet.script("clickhouse", "transient")
     dispatcher, batch = fleet.dispatcher(), one(7)

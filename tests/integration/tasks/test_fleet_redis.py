@@ -63,8 +63,8 @@ def test_work_finishes_while_redis_is_full(fleet: Fleet) -> None:
 
 
 def test_the_publisher_keeps_nothing_of_its_chords(fleet: Fleet) -> None:
-    """The publisher keeps no results and no subscriptions of its chords: Celery's own backend would keep four
-    of each per chord, forever.
+    """The publisher keeps no results and no subscriptions for its chords; Celery's own backend would keep four
+    results and four subscriptions per chord, forever.
     """
     dispatcher = fleet.dispatcher()
     for number in range(100):

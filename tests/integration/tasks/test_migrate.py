@@ -26,7 +26,7 @@ def settings_of_all_servers(
     bigquery_endpoint: str,
     statsd: Statsd,
 ) -> Settings:
-    """Settings with the address of every server, on which no schema exists yet."""
+    """Settings with the address of every server. No server has a schema yet."""
     host, _, port = statsd.address.rpartition(":")
     return settings(
         kafka_brokers=kafka_brokers,
@@ -39,7 +39,7 @@ def settings_of_all_servers(
 
 
 def test_after_migrating_every_check_passes(settings_of_all_servers: Settings) -> None:
-    """Every check passes after `migrate`; before it, all sinks except DataDog lack something.
+    """Every check passes after `migrate`; before `migrate`, the checks of all sinks except DataDog fail.
 
     A dry run changes nothing. A second run does nothing.
     """

@@ -57,7 +57,8 @@ def test_every_key_expires(client: Any, prefix: str) -> None:
 
 
 def test_what_is_not_a_heartbeat_is_ignored(client: Any, prefix: str) -> None:
-    """A value that is not a heartbeat, which another program may write, is ignored and leaves a gap."""
+    """Values that are not heartbeats or samples are ignored. A bucket whose key another program has overwritten is
+    a gap."""
     writer = TrendWriter(client, prefix)
     writer.add("one", "[]")
     writer.add("one", beat(NOW, 1))

@@ -31,7 +31,7 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BigQuery]:
 
 @pytest.mark.parametrize("chosen", OPERATIONS, ids=lambda chosen: chosen.name)
 def test_the_emulator_does_as_documented(emulator: BigQuery, chosen: Operation) -> None:
-    """The emulator passes the check of each operation, in a separate dataset."""
+    """The emulator passes the check of every operation; each check uses a separate dataset."""
     assert run_operation(Target(emulator.address, emulator.storage_address), chosen) == ""
 
 

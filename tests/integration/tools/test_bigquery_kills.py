@@ -25,7 +25,7 @@ def environment(stack: Stack, fresh_name: Callable[[str], str]) -> Iterator[dict
 def test_a_process_killed_at_any_point_leaves_each_row_once(
     environment: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """If a process is killed at each point and another process finishes its task, the table has each row once.
+    """At whichever point a process is killed, if another process finishes the task, the table has each row once.
 
     If Redis has lost the batch, the view has each row once.
     """

@@ -27,7 +27,8 @@ def reads(library: Library) -> Iterator[Reads]:
 
 @pytest.fixture(scope="session")
 def separate_settings(stack: Stack) -> Settings:
-    """Settings of a separate bucket and tables, already created, for tests that store replays of their own."""
+    """Settings with a separate bucket and separate tables, already created, for tests that store their own
+    replays."""
     made = settings_of(variables(stack, "watched", WATCHED_DATABASE))
     for _ in migrate(made):
         pass

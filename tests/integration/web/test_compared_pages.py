@@ -23,7 +23,7 @@ pytestmark = needs_chromium
 
 @pytest.fixture(scope="module")
 def page(separate_settings: Settings) -> Iterator[Page]:
-    """A signed-in page of a browser, and every recording."""
+    """A browser page with a signed-in user, after every recording has been stored."""
     for number, recorded in enumerate(RECORDINGS):
         store_replays(separate_settings, recorded.values, first_offset=5000 + 100 * number)
     with browser(separate_settings) as opened:
@@ -40,10 +40,10 @@ def originals() -> Iterator[str]:
 
 @pytest.mark.parametrize("name", MOMENTS)
 def test_a_recording_is_drawn_like_its_page_at_two_moments(page: Page, originals: str, name: str) -> None:
-    """A recording looks like its page, except for content that the SDK masks or blocks and for files of other
+    """A recording looks like its page, except for content that the SDK masks or blocks and for files from other
     servers.
 
-    Files of other servers are blocked in the page and in the recording.
+    Files from other servers are blocked both on the page and in the recording.
     """
     opened = page.context.browser
     assert opened is not None

@@ -93,7 +93,7 @@ def test_a_text_is_found_in_the_events_of_recordings(reads: Reads, library: Libr
     seen = events_around(reads, reads.replay(library.shop_id), first.event, 0)
     assert first.title in [mark.title for mark in seen.marks]
     assert all(len(found) <= MATCHES_MAX for found in matches.values())
-    assert page.incomplete  # SPOILED and HOLED cannot be searched completely
+    assert page.incomplete  # SPOILED is corrupt and HOLED has gaps, so neither can be searched completely.
 
 
 def test_pages_of_a_search_are_complete(reads: Reads):

@@ -191,9 +191,7 @@ def test_the_lag_is_unknown_without_a_reader(
 
 
 def test_the_list_fits_and_has_a_total(library: Library) -> None:
-    """The list fits into a window of 1,400 or 390 pixels, and shows the total and the column by which it is
-    sorted.
-    """
+    """The list fits into a window that is 1,400 or 390 pixels wide, and shows the total and the sort column."""
     with browser(library.settings) as page:
         page.goto("/")
         page.locator("#replays tbody tr").first.wait_for()

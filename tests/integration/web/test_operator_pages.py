@@ -48,8 +48,8 @@ def pages(office: Office) -> Iterator[Pages]:
 
 @pytest.mark.parametrize("login", ["", "ann:wrong", "ann", "eve:a-long-password"])
 def test_flowers_password_is_required(pages: Pages, login: str):
-    """The page, the state and the buttons require the password; a browser is prompted for it. After a wrong
-    password, the response names the setting that contains the right ones.
+    """The page, the state and the buttons require a password, and the response makes a browser prompt for a
+    password. After a wrong password, the response names the setting that contains the valid passwords.
     """
     stranger = Client(pages.client.address, login)
 
@@ -98,8 +98,8 @@ def test_without_any_login_the_operator_part_is_disabled(office_settings: Settin
 
 
 def test_an_operator_sees_page_and_state(pages: Pages):
-    """An operator with any of several passwords sees the page, and a state with readers, sinks, breakers, and
-    the user's name.
+    """An operator who logs in with any of the configured passwords sees the page. Its state contains the readers,
+    the sinks, the breakers and the user's name.
     """
     bob = Client(pages.client.address, "bob:other")
 

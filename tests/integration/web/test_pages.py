@@ -25,7 +25,7 @@ from tests.kit.web_pages import Client, served
 
 @pytest.fixture(scope="module")
 def client(library: Library) -> Iterator[Client]:
-    """A client of the library's pages."""
+    """An HTTP client for the pages that show the replays of `tests.kit.library`."""
     with served(library.settings) as running:
         yield running
 
@@ -141,7 +141,7 @@ def test_a_timeline_is_sent(client: Client, library: Library):
 
 
 def test_a_segment_is_sent_for_the_player_or_unchanged(client: Client, library: Library):
-    """A segment is sent in the form for the player, or unchanged as a download with its own file name."""
+    """A segment is sent in the player's format, or unchanged as a download with its own file name."""
     path = f"/api/replays/{RECORDED_PROJECT}/{library.shop_id}/segments/0"
     whole = inflated(library.shop.bodies[0])
 

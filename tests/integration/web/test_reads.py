@@ -1,4 +1,4 @@
-"""Replays are read as they were ingested: searches, the facts about each replay, and its segments."""
+"""`Reads` returns what was ingested: search results, and the details and segments of each replay."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_releases_are_listed_per_project_or_for_all(reads: Reads):
 
 
 def test_each_filter_selects_its_replays(reads: Reads, library: Library):
-    """Filters are by action, release, words and time; a replay must match all given filters."""
+    """Replays can be filtered by action, release, words and time; a replay must match all given filters."""
     shops = {library.shop_id, library.old_shop_id}
 
     assert found(reads) == {*shops, MOBILE, HOLED, SPOILED, SHARED}
@@ -86,7 +86,7 @@ def test_a_replay_shows_its_actions(reads: Reads, library: Library):
 
 
 def test_an_id_in_two_projects_needs_the_project(reads: Reads):
-    """If two projects have a replay with the same id, which browsers generate, the error names both projects."""
+    """If two projects have a replay with the same id (ids come from browsers), the error names both projects."""
     with pytest.raises(NotFound, match=r"in several projects, choose one: \[7, 8\]"):
         reads.replay(SHARED)
 
@@ -113,9 +113,9 @@ def test_an_id_may_be_written_with_dashes(reads: Reads):
 
 
 def test_each_segment_shows_its_missing_data(reads: Reads):
-    """Each segment shows what is missing: a gap, a row, or an object.
+    """The state of each segment shows what is missing: the whole segment, its row, or its object.
 
-    A segment that was delivered twice and an invalid segment are also marked.
+    Segments that were delivered twice, and objects that are not segments, are also reported.
     """
     segments = reads.segments(reads.replay(HOLED))
 
@@ -132,8 +132,8 @@ def test_each_segment_shows_its_missing_data(reads: Reads):
 
 
 def test_a_segment_shows_when_each_sink_stored_it(reads: Reads, library: Library):
-    """A segment shows when each sink stored it, according to the server's own clock, and the positions of all its
-    deliveries.
+    """A segment shows when each sink stored it, according to that sink's own clock, and the Kafka positions of all
+    its deliveries.
     """
     first = reads.segments(reads.replay(HOLED)).all[0]
 

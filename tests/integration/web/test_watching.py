@@ -1,6 +1,7 @@
-"""Tests what a viewer sees of recordings of real SDKs in Chromium: canvases, files of other servers, links, keys.
+"""Tests what a viewer sees in Chromium when watching recordings made by real SDKs: canvases, files from other
+servers, links, keys.
 
-The tests of this file share one browser.
+The tests in this file share one browser.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ CANVAS, SHOP = (next(item for item in RECORDINGS if item.name == name) for name 
 AT_MS = 1_795_000_000_000
 MADE, LONG, PROJECT = "6" * 32, "7" * 32, 7
 LONG_SEGMENTS = 720
-# The maximum mean difference, on a scale up to 255, between two pictures of the same canvas that are some frames
-# apart. Empty pictures would differ by 17 and 120.
+# The maximum mean difference, on a scale from 0 to 255, between two pictures of the same canvas that were taken a
+# few frames apart. If the played canvases were blank, the differences would be 17 and 120.
 DIFFERENCE_MAX = 10.0
 # One pixel with the color rgb(255, 0, 0).
 RED_PIXEL_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
@@ -35,7 +36,7 @@ RED_PIXEL_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8B
 
 @pytest.fixture(scope="module")
 def page(separate_settings: Settings) -> Iterator[Page]:
-    """A signed-in page of a browser, and some recordings."""
+    """A browser page with a signed-in user, after some recordings have been stored."""
     store_replays(separate_settings, CANVAS.values)
     store_replays(separate_settings, SHOP.values, first_offset=50)
     store_replays(
@@ -108,7 +109,8 @@ def made_recording() -> list[dict[str, Any]]:
 
 
 def long_recording() -> list[bytes]:
-    """A recording of an hour in 720 segments of 40 kB, with a counter of segments among larger changes."""
+    """Returns a one-hour recording: 720 segments of 40 kB each. Among larger changes, an element shows the number
+    of the current segment."""
 
     def element(number: int, tag: str, *children: dict[str, Any], **attributes: str) -> dict[str, Any]:
         return {"type": 2, "id": number, "tagName": tag, "attributes": attributes, "childNodes": list(children)}
@@ -247,7 +249,7 @@ def test_a_link_opens_a_moment_and_keys_move_from_there(page: Page):
 def test_errors_and_captured_requests_are_listed_and_ticks_have_a_legend(page: Page):
     """An error is listed with its id.
 
-    The headers and bodies of a request open on demand, and the plot of memory has axes.
+    The headers and bodies of a request can be expanded, and the memory plot has axes.
     """
     page.goto(f"/replay/{project_of(SHOP.values[0])}/{SHOP.facts['replayId']}")
     page.locator("#ticks .error").first.wait_for(state="attached")
@@ -278,7 +280,7 @@ def test_errors_and_captured_requests_are_listed_and_ticks_have_a_legend(page: P
 
 
 def test_a_long_recording_is_played_page_by_page(page: Page):
-    """A recording of an hour in 720 segments is fetched in few requests, the first of which is enough for a
+    """A one-hour recording of 720 segments is fetched in a few requests, the first of which suffices to show a
     picture.
     """
     paths: list[str] = []
@@ -303,9 +305,10 @@ def test_an_unknown_replay_is_not_found(page: Page):
 
 
 def test_files_of_other_servers_are_counted_and_load_only_on_request(page: Page):
-    """Files of other servers load only after a click on the link.
+    """Files from other servers load only after a click on the link.
 
-    The link allows images, styles, fonts and media on this page only, but no scripts or frames.
+    After the click, this page (and no other page) may load images, styles, fonts and media from these servers, but
+    no scripts or frames.
     """
     case = (RECORDED / "cases" / "cross-origin-css.msgpack").read_bytes()
     path = f"/replay/{project_of(case)}/{msgspec.msgpack.decode(case)['replay_id']}"

@@ -165,7 +165,7 @@ def test_skipping_invalid_rows_stores_the_good_ones(client: bigquery.Client, tab
 def test_a_row_that_does_not_fit_is_invalid_at_its_column(
     client: bigquery.Client, table: str, values: dict[str, Any], location: str
 ):
-    """A row that does not fit the schema is reported as invalid with its column."""
+    """If a row does not fit the schema, the server reports the row as invalid and names the column."""
     errors = client.insert_rows_json(table, [row(**values)])
 
     assert [error["errors"][0]["reason"] for error in errors] == ["invalid"]

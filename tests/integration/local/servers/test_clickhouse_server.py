@@ -33,7 +33,7 @@ def table(clickhouse_url: str, fresh_name: Callable[[str], str]) -> str:
 
 
 def test_inserted_rows_are_returned_unchanged(clickhouse_url: str, table: str):
-    """Rows that the client inserts in the native format, with every compression, are returned unchanged."""
+    """Rows that the client inserts in the native format, with every compression method, are returned unchanged."""
     for number, compression in enumerate([False, "lz4", "zstd", "gzip"]):
         client = client_of(clickhouse_url, compress=compression)
         written = client.insert(table, [[2 * number, "it's\n\\"], [2 * number + 1, "é"]], column_names=["a", "s"])
@@ -55,7 +55,7 @@ def test_json_rows_are_inserted_as_bytes(clickhouse_url: str, table: str):
 
 
 def test_a_deduplication_token_applies_to_one_insert(clickhouse_url: str, table: str):
-    """An insert with a repeated token is stored once, and an insert with another token is stored again."""
+    """An insert with a repeated token is stored once, and an insert with a different token is stored again."""
     client = client_of(clickhouse_url)
     rows = [[1, "x"], [2, "y"]]
 
@@ -67,14 +67,14 @@ def test_a_deduplication_token_applies_to_one_insert(clickhouse_url: str, table:
     assert insert("batch-1") == 2
     assert insert("batch-1") == 2
     assert insert("batch-2") == 4
-    # The checksum of each part also acts as a token: repeating the same bytes without a token is deduplicated,
-    # too.
+    # The checksum of each part also acts as a token: the same bytes inserted again without a token are
+    # deduplicated, too.
     assert insert(None) == 6
     assert insert(None) == 6
 
 
 def test_errors_carry_clickhouse_codes(clickhouse_url: str, table: str):
-    """Errors have ClickHouse's codes, from which the sink decides whether to retry."""
+    """Errors carry ClickHouse's codes, which the sink uses to decide whether to retry."""
     client = client_of(clickhouse_url)
     for sql, code in (
         ("SELECT * FROM no_such_table", "60"),

@@ -1,4 +1,4 @@
-"""Redis, Cloud Storage, Kafka and DogStatsD: each works with its client library and recovers from a kill."""
+"""Redis, Cloud Storage, Kafka and DogStatsD work with their client libraries and recover after being killed."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_one_writer_of_many_wins_a_precondition(gcs_endpoint: str, fresh_name: C
 
 
 def test_objects_survive_a_kill(children: Children, tmp_path: Path):
-    """After a kill, objects have their bytes and metadata.
+    """After a kill, objects still have their contents and metadata.
 
     A missing bucket gives 404, and an existing bucket gives 409 when it is created again.
     """
@@ -174,7 +174,8 @@ def test_tansu_keeps_messages_and_committed_offsets(kafka_brokers: str, fresh_na
 
 @pytest.mark.kafka
 def test_apache_kafka_keeps_the_metadata_of_a_commit(apache_kafka: JavaKafka, fresh_name: Callable[[str], str]):
-    """Apache Kafka stores the metadata of a commit, which the cut record needs and which Tansu drops."""
+    """Apache Kafka stores the metadata of an offset commit, in which the cut record is kept; Tansu drops the
+    metadata."""
     topic, group = fresh_name("topic"), fresh_name("group")
     produce(apache_kafka.address, topic, 10)
     consumer = consumer_of(apache_kafka.address, group)
@@ -209,8 +210,8 @@ def test_apache_kafka_keeps_its_data_after_a_kill(apache_kafka: JavaKafka, child
 def test_apache_kafka_speaks_tls_and_sasl(
     apache_kafka: JavaKafka, children: Children, tmp_path: Path, security: Any
 ):
-    """Over TLS with SASL, a client with the right options can connect, and a client with another password or
-    authority cannot.
+    """A client with the right TLS and SASL options can connect; a client with a wrong password, or without the CA
+    certificate, cannot.
     """
     server = JavaKafka(children, tmp_path / "kafka", name=f"kafka-{security}", security=security)
     server.start()
@@ -231,7 +232,7 @@ def test_apache_kafka_speaks_tls_and_sasl(
 def test_the_listener_sums_metrics_of_the_official_client(statsd: Statsd):
     """The listener sums the official client's counters, gauges, distributions and timings by name and tags.
 
-    Another process can read the sums.
+    The listener runs in its own process, from which the test reads the sums.
     """
     host, _, port = statsd.address.partition(":")
     client = DogStatsd(host=host, port=int(port), constant_tags=["env:test"], disable_telemetry=True)

@@ -13,7 +13,8 @@ from tasks.settings import Settings
 def test_unavailable_brokers_raise_without_library_output(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    """Unavailable brokers raise an error, and the client library prints nothing to standard error."""
+    """If no broker is available, the call raises ClusterError, and the client library prints nothing to standard
+    error."""
     monkeypatch.setattr(cluster, "CALL_SECONDS_MAX", 1.5)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

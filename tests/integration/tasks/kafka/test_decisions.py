@@ -77,8 +77,8 @@ def test_a_new_reader_finds_the_decisions_with_an_empty_redis(client: Any, setti
 
 
 def test_a_running_reader_keeps_decisions_and_restores_the_copy(client: Any, settings: Settings) -> None:
-    """After Redis was emptied, a running reader keeps its decisions and restores the copy, so the project stays
-    disabled.
+    """After Redis has been emptied, a running reader keeps its decisions and restores the copy in Redis, so the
+    project stays disabled.
     """
     store = TenantStore(client, settings)
     store.kill(7, "ann")
@@ -126,7 +126,8 @@ def test_no_decision_is_made_while_the_topic_is_unavailable(client: Any, setting
 
 
 def test_a_reader_does_not_start_without_the_decisions(client: Any, settings: Settings) -> None:
-    """A reader does not start if the topic of decisions is missing, or contains decisions of a newer release."""
+    """A reader does not start if the operators' topic is missing, or contains decisions written by a newer
+    release."""
     gone = settings.model_copy(update={"kafka_operators_topic": "no-such-topic"})
     with pytest.raises(NotLoaded, match="run `replays-ingest migrate`"):
         TenantRefresh(client, gone, TenantGate()).load(never_stopping)

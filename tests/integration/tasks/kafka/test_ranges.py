@@ -1,4 +1,4 @@
-"""Ranges of a topic that are read from brokers are half-open, may contain gaps, and always end."""
+"""Ranges of a topic that are read from brokers are half-open and may contain gaps; reading them always ends."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def test_a_range_includes_its_start_and_excludes_its_stop(topic_settings: Settin
 
 
 def test_the_whole_topic_is_its_contents_when_the_read_began(topic_settings: Settings) -> None:
-    """Each partition of the whole topic is read from its beginning, without records that are written during the
-    read.
+    """If the whole topic is read, every partition is read from its beginning; records that are written during the
+    read are not included.
     """
     for partition in (0, 1):
         produce(topic_settings, [b"%d" % number for number in range(40)], partition)
@@ -101,7 +101,8 @@ def test_the_whole_topic_is_its_contents_when_the_read_began(topic_settings: Set
 
 
 def test_a_range_beyond_the_log_ends_and_is_counted(topic_settings: Settings) -> None:
-    """A range of a recreated topic that has fewer records ends, and the missing records are counted."""
+    """If a recreated topic has fewer records than a range, reading the range ends, and the missing records are
+    counted."""
     produce(topic_settings, [b"0", b"1"])
 
     with RangeReader(topic_settings, topic_settings.kafka_topic) as reader:

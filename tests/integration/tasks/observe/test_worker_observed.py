@@ -120,8 +120,8 @@ def flushes(port: int, sink: str, outcome: str) -> float:
 
 
 def test_a_worker_counts_its_flushes_over_all_of_its_processes(fleet: Fleet, port: int):
-    """A worker counts completed, repeated and failed runs of all its processes in /metrics; /readyz and /livez
-    succeed.
+    """A worker's /metrics counts completed, repeated and failed task runs in all processes of the worker; /readyz
+    and /livez succeed.
     """
     fleet.worker()
     dispatcher = fleet.dispatcher()
@@ -164,7 +164,8 @@ def test_a_worker_whose_port_is_in_use_exits_with_an_error(fleet: Fleet, port: i
 
 
 def test_a_trace_goes_from_the_kafka_header_to_the_sinks(fleet: Fleet, collector: Collector):
-    """The trace of the message's header contains the span of its batch, which contains the span of each sink."""
+    """The trace that the message's header names contains the span of the batch, and that span contains one span
+    per sink."""
     fleet.environment |= {"REPLAYS_TRACING": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
     fleet.environment |= {"OTEL_BSP_SCHEDULE_DELAY": "200"}
     fleet.worker()

@@ -77,7 +77,8 @@ def test_after_a_false_response_the_same_write_works(
 
 
 def test_a_count_of_zero_is_retried_with_another_token(settings: Callable[..., Settings]) -> None:
-    """A response that reports zero rows, as for a repeated token, is retried with another token.
+    """If the response to an insert reports zero rows, as for a repeated token, the insert is retried with a
+    different token.
 
     Only a response with a positive row count proves the write.
     """

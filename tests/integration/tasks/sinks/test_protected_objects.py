@@ -182,7 +182,8 @@ def test_an_unexplained_precondition_failure_is_retried(name: str, settings: Cal
 
 
 def test_an_erased_part_of_a_packed_object_stays_erased(settings: Callable[..., Settings]) -> None:
-    """`erase` overwrote a range, so the object has the same size, another checksum and a custom time.
+    """`erase` has overwritten a range of the object, so the object has the same size, but a different checksum and
+    a custom time.
 
     When the object is delivered again, it counts as stored and is not overwritten.
     """
@@ -254,7 +255,7 @@ def test_a_single_refused_object_is_a_dead_letter(settings: Callable[..., Settin
 
 
 def test_check_warns_about_protected_objects(settings: Callable[..., Settings]) -> None:
-    """`check` warns about a retention policy, holds and versions.
+    """`check` warns about a retention policy, holds and object versioning.
 
     Such protections do not prevent writes, but operators should know about them before a segment arrives twice.
     """

@@ -26,7 +26,7 @@ NOON = write_streams.NOON
 
 
 def fact(number: int, table: str = "replay_events", **given: Any) -> Row:
-    """Returns a valid row with a receive time on a full second."""
+    """Returns a valid row whose receive time is a whole number of seconds."""
     return write_streams.fact(number, table, **{"timestamp": moment(NOON + number)} | given)
 
 
@@ -113,10 +113,10 @@ def test_migrations_change_a_view_of_an_older_release(migrated: Settings) -> Non
 def test_repetitions_past_the_window_are_stored_and_the_view_shows_each_once(
     sink: BigQuerySink, migrated: Settings
 ) -> None:
-    """Rows that are repeated after BigQuery's window are stored again, which is a known limit, and the view shows
-    each row once.
+    """Rows that are resent after BigQuery's deduplication window are stored again (a known limitation), and the
+    view shows each row once.
 
-    The test simulates the end of the window by writing the same facts with other insert ids.
+    The test simulates the end of the window by writing the same facts with different insert ids.
     """
     sink.write([fact(number) for number in range(10)], "token", 20)
     late = [Row(item.table, f"{item.id}-late", item.json, item.offset) for item in map(fact, range(10))]
@@ -265,8 +265,8 @@ def test_stopped_rows_are_not_refused(settings: Callable[..., Settings]) -> None
 
 
 def test_rows_with_backend_errors_are_retried(settings: Callable[..., Settings]) -> None:
-    """If some rows have backend errors, all failed rows are retried, and the bad row is named in the next
-    write.
+    """If some rows fail with backend errors, all failed rows are retried, including an invalid row, which the
+    response to the retry names again.
     """
     with answering(refusing(entry(0, "backendError"), entry(2, "invalid"))) as (url, _):
         sink = BigQuerySink(settings(bigquery_endpoint=url))
@@ -302,8 +302,8 @@ def test_an_exhausted_quota_is_transient_and_a_missing_permission_is_not(
 
 
 def test_a_large_write_is_split_and_only_the_failed_part_is_listed(settings: Callable[..., Settings]) -> None:
-    """A large write is split into independent requests below 10 MB, and only the items of a failed request are
-    listed.
+    """A large write is split into independent requests below 10 MB, and the error lists only the items of a failed
+    request.
     """
     answers = iter([rows_streamed, lambda asked: Answer(503, b"later"), rows_streamed])
     items = [fact(number, padding="x" * 100_000) for number in range(250)]

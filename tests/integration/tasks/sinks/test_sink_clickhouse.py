@@ -309,7 +309,7 @@ def test_an_edited_migration_is_refused(migrated: Settings, server: Any) -> None
 
 
 def test_error_codes_match_the_server(server: Any) -> None:
-    """The numbers and names of the classified errors equal those that the server itself reports."""
+    """The codes and names of the classified errors match those that the server itself reports."""
     numbers = ", ".join(str(number) for number, _ in BLAME_OF_CODE)
     rows = server.query(f"SELECT arrayJoin([{numbers}]) AS n, errorCodeToName(n)").result_rows
 
@@ -343,7 +343,7 @@ def test_a_hanging_server_costs_at_most_the_deadline(migrated: Settings, clickho
 
 
 def test_writes_at_the_same_time_do_not_disturb_each_other(sink: ClickHouseSink, server: Any) -> None:
-    """Writes of several threads that share one client do not affect each other."""
+    """Writes by several threads that share one client do not affect each other."""
     batches = [[click(100 * batch + number) for number in range(1, 21)] for batch in range(8)]
 
     with ThreadPoolExecutor(4) as pool:

@@ -238,8 +238,8 @@ def test_topics_are_created_with_sufficient_limits(
 def test_check_warns_about_a_topic_that_may_lose_letters(
     settings: Callable[..., Settings], apache_kafka: JavaKafka
 ) -> None:
-    """`check` warns about a compacted topic, which refuses letters without a key, and about more required
-    replicas than exist.
+    """`check` warns if the topic is compacted, because a compacted topic refuses letters without a key. `check`
+    also warns if more in-sync replicas are required than exist.
     """
     found = settings(kafka_brokers=apache_kafka.address, sink_timeout_seconds=20)
     admin = AdminClient({"bootstrap.servers": found.kafka_brokers})

@@ -140,7 +140,8 @@ def test_only_failed_objects_are_listed(settings: Callable[..., Settings]) -> No
 
 
 def test_a_failed_upload_is_retried_within_the_call(settings: Callable[..., Settings]) -> None:
-    """A failed upload is retried within the call: one 503 among many only delays the write slightly."""
+    """A failed upload is retried within the call, so a single 503 among many uploads only delays the write
+    slightly."""
     first = threading.Event()
 
     def answer(request: Received) -> Answer:
@@ -180,8 +181,7 @@ def test_uploads_that_wait_for_a_retry_hold_no_connection(
 
 
 def test_a_long_retry_after_ends_the_write_and_the_rest_is_durable(settings: Callable[..., Settings]) -> None:
-    """A long Retry-After ends the write, even if the deadline would allow the wait, and all other items are
-    durable.
+    """A long Retry-After ends the write, even if the deadline would allow the wait. All other items are durable.
 
     A process that waits is unavailable to other tasks, so the task is postponed.
     """
@@ -229,7 +229,8 @@ def test_a_failing_service_is_not_overloaded_by_retries(settings: Callable[..., 
 
 
 def test_retry_after_is_passed_on(settings: Callable[..., Settings]) -> None:
-    """A 429 that requests a longer wait than the deadline allows ends the write and returns the wait."""
+    """If a 429 requests a longer wait than the deadline allows, the write ends, and its error contains the
+    requested wait."""
     with answering(lambda request: Answer(429, b"slow down", {"Retry-After": "77"})) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(TransientSinkError) as failed:
@@ -241,8 +242,8 @@ def test_retry_after_is_passed_on(settings: Callable[..., Settings]) -> None:
 
 
 def test_the_deadline_is_kept_when_the_server_hangs(settings: Callable[..., Settings]) -> None:
-    """If the server hangs, completed uploads are durable, and all other uploads are listed when the deadline
-    passes.
+    """If the server hangs, completed uploads are durable, and when the deadline passes, the error lists all other
+    uploads.
     """
     never = threading.Event()
 
@@ -289,7 +290,7 @@ def test_the_checksum_is_sent_and_compared(settings: Callable[..., Settings]) ->
 
 
 def test_refused_connections_are_transient(settings: Callable[..., Settings]) -> None:
-    """When connections are refused, every item is listed, and the write takes no longer than a few attempts."""
+    """If connections are refused, the error lists every item, and the write takes at most a few attempts."""
     sink = GcsSink(settings(gcs_endpoint="http://127.0.0.1:1"))
 
     with pytest.raises(TransientSinkError) as failed:

@@ -89,7 +89,7 @@ def write(sink: StorageWriteSink, notes: Notes, items: Sequence[Row] = TEN, seco
 
 
 def losing(method: str, moment: LossPoint, *which: int) -> Callable[[str, LossPoint, int], bool]:
-    """Returns a function that loses the given requests or responses of a method."""
+    """Returns a function for `Relay.on` that makes the relay drop the given requests or responses of a method."""
     return lambda asked, at, number: (asked, at) == (method, moment) and number in which
 
 
@@ -137,7 +137,7 @@ def test_a_lost_request_or_response_costs_no_row_and_adds_none(
     """If one request or response of any call is lost and the task is run until it ends, the table has each good
     row once.
 
-    The batch has a bad row, which makes the sink use every call.
+    The batch has a bad row, so that the sink makes every kind of API call.
     """
     notes, items = Notes(), [*TEN[:4], fact(4, timestamp=1), *TEN[5:]]
     relay.on = losing(method, moment, 1)
@@ -199,7 +199,7 @@ def test_a_stream_with_an_unknown_append_is_not_used_for_other_rows(
 def test_two_runs_of_a_task_at_once_store_each_row_once(
     new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay, moment: LossPoint
 ) -> None:
-    """If another process completes the same task while the append of a run is in flight, the first run also
+    """If another process completes the same task while an append of the first run is in flight, the first run also
     succeeds.
     """
     notes, slow, quick = Notes(), new_sink(), new_sink()
@@ -279,8 +279,8 @@ def test_the_row_count_of_a_finalized_stream_decides(
 def test_an_offset_past_the_end_is_resolved_by_finalizing(
     new_sink: Callable[[], StorageWriteSink], migrated: Settings
 ) -> None:
-    """If the append before a recorded append is missing, the task writes its rows nevertheless, and no row is
-    lost.
+    """If the stream ends before the offset of a recorded append, because an earlier append is missing, the task
+    still writes its rows, and no row is lost.
     """
     notes = Notes()
     streams = new_sink()._writer.get().streams
@@ -367,8 +367,8 @@ def test_refused_rows_are_named_and_the_others_stored(sink: StorageWriteSink, mi
 def test_a_large_task_is_split_and_each_part_recorded(
     new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay
 ) -> None:
-    """If appends have a few rows each and the response to the third append is lost, another run of the task uses
-    the exact offsets.
+    """If each append has only a few rows and the response to the third append is lost, another run of the task
+    repeats the appends at the recorded offsets.
     """
     notes, sink = Notes(), new_sink()
     sink._writer.get().limit.refused(2 * 1024)
@@ -426,7 +426,8 @@ def test_a_missing_table_blames_no_row(settings: Callable[..., Settings], migrat
 
 
 def test_a_server_that_does_not_respond_is_a_transient_error_within_the_deadline(migrated: Settings) -> None:
-    """If the server does not respond, a transient error within the deadline lists every row as not durable."""
+    """If the server does not respond, the write raises a transient error within the deadline, and the error lists
+    every row as not durable."""
     away = StorageWriteSink(migrated.model_copy(update={"bigquery_storage_endpoint": "http://127.0.0.1:1"}))
     with pytest.raises(TransientSinkError) as failed:
         away.write(Staged.form([fact(1), fact(2)]), "token", 2)
@@ -445,15 +446,15 @@ def test_check_reports_what_the_chosen_api_needs(migrated: Settings) -> None:
 
 
 def test_the_setting_chooses_the_sink(migrated: Settings) -> None:
-    """The setting chooses the API of the sink. An emulator without a gRPC address is refused."""
+    """The setting selects which API the sink uses. An emulator without a gRPC address is refused."""
     assert isinstance(build("bigquery", migrated), StorageWriteSink)
     with pytest.raises(ValueError, match="REPLAYS_BIGQUERY_STORAGE_ENDPOINT"):
         Settings(bigquery_endpoint="http://127.0.0.1:1", bigquery_write="storage")
 
 
 def test_rows_of_two_releases_share_a_stream(sink: StorageWriteSink, migrated: Settings) -> None:
-    """If one process alternately writes rows of readers with and without a column, and rows in JSON, each row
-    has its own columns.
+    """If one process writes rows from readers that know a column, rows from readers that do not, and JSON rows in
+    turn, each row is stored with its own columns.
     """
     older = encoded([fact(1), fact(2)]).staged
     older = msgspec.structs.replace(

@@ -1,8 +1,9 @@
 """Tests how a sink finds out whether the table or one row is at fault. The tests use real engines with altered
 tables.
 
-If the table is at fault, no row becomes a dead letter, few requests detect it, and once the table is repaired
-every row is written. A single poison row, among healthy rows or alone, still becomes a dead letter.
+If the table is at fault, no row becomes a dead letter, the sink needs only a few requests to detect the fault, and
+once the table is repaired, every row is written. A single poison row, among healthy rows or alone, still becomes a
+dead letter.
 """
 
 from __future__ import annotations
@@ -130,8 +131,8 @@ def drop_column(fields: list[dict[str, Any]]) -> None:
 def test_an_altered_table_of_bigquery_blames_no_row(
     facts_place: Facts, change: Callable[[list[dict[str, Any]]], None], error: str, count: int
 ) -> None:
-    """No row is blamed if the table has a REQUIRED column that we do not write, another type, another mode, or
-    a missing column.
+    """No row is blamed if the table has a REQUIRED column that we do not write, has a column with a different type
+    or mode, or lacks a column.
     """
     items = [fact(number) for number in range(count)]
     progress = Progress(left=list(range(count)))
@@ -259,8 +260,8 @@ def test_a_probe_of_bigquery_stores_nothing(facts_place: Facts) -> None:
 def test_an_altered_table_of_clickhouse_blames_no_row(
     rows_place: Rows, statement: str, error: str, count: int
 ) -> None:
-    """No row is blamed if the table has a constraint that no row satisfies, other types, or a missing column,
-    if its view has no target, or if the table is missing.
+    """No row is blamed if the table has a constraint that no row satisfies, has a column with a different type,
+    lacks a column, or is missing, or if the target table of its materialized view is missing.
     """
     items = [click(number, click_text="x", url="http://a/") for number in range(count)]
     progress = Progress(left=list(range(count)))
@@ -446,7 +447,7 @@ def test_a_single_clickhouse_row_that_is_too_large_is_a_dead_letter(rows_place: 
 def test_a_body_limit_before_bigquery_halves_the_request(
     facts_place: Facts, bigquery_endpoint: str, how: str
 ) -> None:
-    """A 413, or the 400 of Google's front end, halves the request.
+    """After a 413, or a 400 from Google's front end, the request is split in half.
 
     A single row that is too large becomes a dead letter.
     """

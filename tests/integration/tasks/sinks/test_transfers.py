@@ -78,7 +78,7 @@ def test_a_dead_reused_connection_causes_a_second_request(size_bytes: int) -> No
 
 
 def test_an_endless_response_is_truncated_and_keeps_its_status() -> None:
-    """An endless response is truncated, so that its memory is bounded, and keeps its status."""
+    """An endless response is truncated, which bounds memory use, and keeps its status."""
     with answering(lambda request: Reply(502, b"x" * (3 * ANSWER_BYTES_MAX), {"Retry-After": "3"})) as (url, _):
         transfers = Transfers(1)
         transfers.start("a", url, HEADERS, b"body", 20)
@@ -126,8 +126,8 @@ def test_a_deadline_ends_a_request_that_hangs() -> None:
 def test_a_server_must_show_a_certificate_of_a_trusted_authority(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A certificate of an unknown authority is refused, and the error is classified as one that an operator must
-    fix.
+    """A certificate issued by an unknown authority is refused, and the error is classified as one that an operator
+    must fix.
 
     An authority in SSL_CERT_FILE is trusted, as in Python itself.
     """
@@ -155,7 +155,7 @@ def test_a_server_must_show_a_certificate_of_a_trusted_authority(
 def test_https_goes_through_the_proxy_of_the_environment_and_plain_http_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """HTTPS requests go through the proxy of the environment, and plain HTTP requests do not.
+    """HTTPS requests go through the proxy that environment variables configure; plain HTTP requests do not.
 
     Requests to an emulator on the loopback interface bypass the proxy.
     """
@@ -180,7 +180,8 @@ def test_https_goes_through_the_proxy_of_the_environment_and_plain_http_does_not
 
 
 def test_plain_http_uses_the_proxy_where_configured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ClickHouse over plain HTTP is reached through the environment's proxy, as with its official client."""
+    """Plain HTTP requests to ClickHouse go through the proxy that environment variables configure, as with
+    ClickHouse's official client."""
     with answering(lambda request: Reply(body=request.path.encode())) as (proxy, requests):
         monkeypatch.setenv("http_proxy", proxy)
         monkeypatch.delenv("no_proxy", raising=False)

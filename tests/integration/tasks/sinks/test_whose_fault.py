@@ -44,8 +44,8 @@ def written(sink: str, settings: Settings, count: int = 3, seconds: float = 5) -
 @pytest.mark.parametrize("sink", PROOFS)
 @pytest.mark.parametrize("status", [*BLAME_OF_STATUS, 418, 450, 520, 530, 599])
 def test_a_status_of_a_proxy_is_classified(sink: str, status: int, settings: Callable[..., Settings]) -> None:
-    """No status sent by a proxy causes an item to be blamed, except the status for an item that is too large; the
-    error contains the title of the proxy's page.
+    """A status sent by a proxy never causes an item to be blamed, except 413 (the item is too large). The error
+    contains the title of the proxy's page.
     """
     reply = Answer(status, PAGE % status, HTML)
     with answering(lambda request: reply) as (url, requests), pytest.raises(SinkError) as failed:
