@@ -61,7 +61,7 @@ def test_a_message_over_the_byte_limit_is_a_batch_of_its_own() -> None:
 
 
 def test_a_batch_ends_before_the_message_that_it_could_not_be_staged_with() -> None:
-    """A message that would take the batch above the maximum of staged bytes begins the next batch."""
+    """A message that would take the batch above `staged_bytes_max` begins the next batch."""
     open_batch = builder(batch_bytes_max=10_000, staged_bytes_max=250)
 
     assert open_batch.add(0, segment(0), now=0.0) == []
@@ -85,8 +85,8 @@ def test_a_message_that_is_too_large_is_a_batch_of_its_own() -> None:
 
 
 def test_a_planned_range_that_grew_too_large_is_cut_in_between_and_keeps_its_end() -> None:
-    """If another release produces more rows, so that a planned range exceeds the maximum of staged bytes, the
-    range is cut in two.
+    """If another release produces more rows, so that a planned range exceeds `staged_bytes_max`, the range is cut
+    in two.
 
     The planned end of the range is kept.
     """
@@ -104,8 +104,8 @@ def test_a_planned_range_that_grew_too_large_is_cut_in_between_and_keeps_its_end
 def test_records_with_long_headers_are_many_batches() -> None:
     """Records with long headers are cut into many batches.
 
-    Without the limit, 48 records with 12 MB of headers each would form one batch of 576 MB, which Redis never
-    accepts.
+    Without the limit, 48 records with 12 MB of headers each would form one batch of 576 MB, which Redis would
+    never accept.
     """
     blown_up = Reject("schema", "bad", 0, b"", None, (("h", bytes(12 * MiB)),))
     open_batch = Builder(PARTITION, 1, Limits())
@@ -297,7 +297,7 @@ def test_one_message_can_complete_two_batches() -> None:
 def test_a_plan_that_cannot_be_completed_is_abandoned() -> None:
     """A plan that cannot be completed is abandoned.
 
-    Cutting other ranges only changes batch ids, whereas waiting forever would stop ingestion.
+    Cutting different ranges only changes batch ids, whereas waiting forever would stop ingestion.
     """
     open_batch = builder(plan=(100, 200), batch_age_seconds_max=1.0, plan_seconds_max=30.0)
     open_batch.add(0, segment(0), now=0.0)
@@ -378,7 +378,7 @@ def test_every_message_is_in_exactly_one_batch(steps: list[int], plan: list[int]
     second=st.integers(1, 7),
 )
 def test_a_new_owner_repeats_the_cuts_of_the_former_one(offsets: list[int], first: int, second: int) -> None:
-    """A new owner with other limits cuts the recorded ranges again with the same ids."""
+    """A new owner with different limits cuts the recorded ranges again, with the same ids."""
     former = Builder(PARTITION, 1, limits(batch_messages_max=first))
     cut = [batch for offset in offsets for batch in former.add(offset, segment(offset), now=0.0)]
     plan = tuple(batch.offsets.stop for batch in cut)

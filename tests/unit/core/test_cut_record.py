@@ -128,7 +128,7 @@ def test_a_record_holds_a_thousand_batches() -> None:
 
 
 def test_a_refused_length_halves_the_budget_down_to_zero() -> None:
-    """Each refusal halves the budget, so about a dozen commits find the length that a broker stores."""
+    """Each refusal halves the budget, so a few commits are enough to find a length that a broker accepts."""
     budget, texts = Budget(4000), []
     record = Record(TOPIC_ID, 4, 1, tuple(500 * (n + 1) for n in range(2_000)))
     while text := encode(0, record, budget.bytes_max):

@@ -31,7 +31,7 @@ def test_nothing_is_committable_before_a_range_settles() -> None:
 
 
 def test_a_batch_commits_only_after_the_one_before_it() -> None:
-    """A batch that settles before an earlier batch is committed only after the earlier one."""
+    """If a batch settles before an earlier one, it is committed only after the earlier batch has settled too."""
     ledger = ledger_with((0, 2), (2, 3))
 
     assert not ledger.settle(P, OffsetRange(2, 3))
@@ -87,7 +87,7 @@ def test_settling_twice_changes_nothing() -> None:
 
 
 def test_an_unknown_range_settles_nothing() -> None:
-    """A range that the ledger does not hold, such as another cut of the same offsets, settles nothing."""
+    """A range that is not in the ledger, such as a different cut of the same offsets, settles nothing."""
     ledger = ledger_with((0, 4))
 
     assert not ledger.settle(P, OffsetRange(0, 2))
@@ -146,7 +146,7 @@ class LedgerMachine(RuleBasedStateMachine):
     """Compares the ledger with two sets of offsets per partition: received and durable.
 
     The model has no ranges and no order: an offset is committable if every received offset below it is durable.
-    Batches of former assignments still settle, like late completions.
+    Batches from former assignments can still settle, as when a completion arrives late.
     """
 
     cut = Bundle("cut")

@@ -26,7 +26,7 @@ def test_partitions_that_no_member_owns_are_named() -> None:
 def test_a_stable_group_without_members_is_no_evidence() -> None:
     """A stable group without members is ignored, because Kafka would report such a group as EMPTY.
 
-    A server that reports another state does not list the members.
+    A server that reports such a group as stable does not list the members.
     """
     empty = GroupView(2, {}, stable=True)
     a = watch()
@@ -46,7 +46,7 @@ def test_a_member_rejoins_when_a_partition_has_no_owner_for_too_long() -> None:
 
 
 def test_if_rejoining_did_not_help_it_rejoins_after_the_same_time() -> None:
-    """If the partition still has no owner after the rejoin, the member rejoins again after the same time."""
+    """If the partition still has no owner after the rejoin, the member rejoins again after the same interval."""
     b = watch()
     for now in (0.0, 30.0, 31.0):
         b.must_rejoin(ORPHANED, "b", now)

@@ -37,7 +37,7 @@ def test_the_same_batch_after_a_crash_is_the_same_object():
 
 
 def test_other_bytes_of_the_same_range_get_another_name():
-    """If the same range has other bytes, the object gets another name.
+    """If the same range has different bytes, the object gets a different name.
 
     If the name were the same, a 412 response would confirm bytes that are not stored.
     """

@@ -1,4 +1,4 @@
-"""Tests the reader's decisions on the MockRuntime: batches, chords, offsets, rebalances, pauses, shutdown."""
+"""Tests the reader's decisions with the MockRuntime: batches, chords, offsets, rebalances, pauses, shutdown."""
 
 from __future__ import annotations
 
@@ -104,7 +104,8 @@ def test_a_second_batch_is_cut_early_while_the_first_is_in_flight() -> None:
 
 
 def test_no_batch_is_cut_early_while_one_is_parked() -> None:
-    """While a batch is parked, the next batch waits for its full age, although few batches are in flight."""
+    """While a batch is parked, the next batch is cut only at its maximum age, even if few batches are in flight.
+    """
     runtime = reader(
         batch_age_seconds_max=2.0,
         batch_age_idle_seconds=0.5,
@@ -125,7 +126,7 @@ def test_no_batch_is_cut_early_while_one_is_parked() -> None:
 
 
 def test_early_cuts_are_spread_over_time() -> None:
-    """Early cuts are spread: two of three partitions are cut at once, the third half a second later."""
+    """Early cuts are spread: two of three batches are cut at once, and the third is cut half a second later."""
     runtime = reader(batch_age_seconds_max=60.0, batch_age_idle_seconds=0.5, early_cuts_per_second_max=2.0)
     third = TopicPartition(PARTITION.topic, 2)
     runtime.assign(OTHER_PARTITION)
@@ -531,7 +532,7 @@ def test_a_success_resets_the_failure_count() -> None:
 
 
 def test_a_batch_that_could_not_be_staged_is_retried_without_parking() -> None:
-    """A batch that could not be staged because Redis is unavailable is retried and not parked."""
+    """A batch that cannot be staged because Redis is unavailable is retried and not parked."""
     runtime = reader(retry_backoff_seconds=5.0)
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -857,9 +858,10 @@ def test_chords_in_flight_are_bounded() -> None:
 def test_at_a_bound_polling_stops_and_the_consumer_is_paused_later(
     bound: dict[str, float],
 ) -> None:
-    """At a bound, polling stops at once, and the consumer is paused later.
+    """When the batches or bytes in flight reach their limit, polling stops at once, and the consumer is paused
+    later.
 
-    The consumer resumes when batches and bytes have both dropped to half of their bounds.
+    The consumer resumes when batches and bytes have both dropped to half of their limits.
     """
     runtime = reader(pause_after_seconds=0.5, **bound)
     runtime.segments(4)
@@ -984,8 +986,8 @@ def test_an_acknowledged_commit_is_repeated_on_an_idle_partition() -> None:
 
 
 def test_a_refused_commit_is_resent_even_if_nothing_else_happens() -> None:
-    """A commit that the broker refused is resent even if nothing else happens; otherwise an idle reader would keep
-    its lag.
+    """A commit that the broker refused is resent even if nothing else happens; otherwise the lag of an idle reader
+    would never become zero.
     """
     runtime = reader(commit_interval_seconds=0.5)
     runtime.segments(2)
@@ -1067,9 +1069,9 @@ def test_commits_are_sent_at_most_once_per_interval_under_load() -> None:
 
 
 def test_a_revoked_partition_drains_then_is_released() -> None:
-    """In the drain of a revoked partition, batches in flight settle and are committed.
+    """While a revoked partition is drained, batches in flight settle and are committed.
 
-    Messages in the open batch are left to the next owner.
+    Messages in the open batch are left for the next owner.
     """
     runtime = reader()
     runtime.segments(3)
@@ -1171,8 +1173,8 @@ def test_a_lost_partition_is_dropped_without_a_commit() -> None:
 
 
 def test_a_completion_of_an_older_epoch_is_ignored() -> None:
-    """A completion of an older epoch is ignored: the same range may be in flight again, and only its current chord
-    settles it.
+    """A completion from an older epoch is ignored: the same range may be in flight again, and only its current
+    chord settles it.
     """
     runtime = reader()
     runtime.segments(2)
@@ -1237,7 +1239,7 @@ def test_a_log_with_lower_offsets_is_a_new_log() -> None:
 
 
 def test_the_message_that_reaches_the_byte_bound_is_the_last_one() -> None:
-    """The message that reaches the byte bound stops polling immediately, without a cut or a tick."""
+    """When a message reaches the limit of bytes in flight, polling stops immediately, without a cut or a tick."""
     runtime = reader(batch_messages_max=100, in_flight_bytes_max=1000)
 
     runtime.parsed(segment(0, size_bytes=999))
@@ -1450,7 +1452,7 @@ def test_a_halt_in_a_planned_range_flushes_its_first_part() -> None:
 
 
 def test_garbage_of_one_project_is_reported_and_ingestion_continues() -> None:
-    """If half of all messages are garbage of one project, they become dead letters, and the other segments are
+    """If half of all messages are garbage from one project, they become dead letters, and the other segments are
     ingested.
     """
     runtime = reader(batch_messages_max=10, reject_window=20)

@@ -100,8 +100,8 @@ def test_a_reader_that_is_paused_does_not_wait_for_messages() -> None:
 
 
 def test_a_reader_at_its_bound_does_not_wait_for_messages() -> None:
-    """A reader at its bound stops polling before it pauses the consumer, and this time does not count as
-    waiting.
+    """A reader that has reached a limit stops polling before it pauses the consumer, and the time until the pause
+    does not count as waiting.
     """
     runtime = successor(in_flight_batches_max=1, pause_after_seconds=60.0)
     runtime.assign(OTHER_PARTITION)
@@ -120,7 +120,7 @@ def test_a_reader_at_its_bound_does_not_wait_for_messages() -> None:
 
 
 def test_a_held_partition_does_not_wait_for_messages() -> None:
-    """Time in which a partition is held for a stuck batch does not count as waiting, because nothing is
+    """Time during which a partition is held for a stuck batch does not count as waiting, because nothing is
     fetched.
     """
     runtime = successor(pending_ranges_max=4, record="1,1,1,1,1,5")
@@ -142,7 +142,7 @@ def test_a_held_partition_does_not_wait_for_messages() -> None:
 
 
 def test_time_in_a_drain_does_not_count_as_waiting() -> None:
-    """Time in a drain does not count as waiting, because the loop is inside the client's callback and fetches
+    """Time during a drain does not count as waiting, because the loop is inside the client's callback and fetches
     nothing.
     """
     runtime = successor(drain_deadline_seconds=100.0)

@@ -26,7 +26,7 @@ def count(rejects: Rejects, *messages: tuple[int | None, bool]) -> list[ProjectC
 
 
 def test_garbage_of_one_project_never_halts() -> None:
-    """Garbage of one project never halts the reader, even if the window contains nothing else."""
+    """Garbage from one project never halts the reader, even if the window contains nothing else."""
     rejects = window()
 
     count(rejects, *[(1, BAD)] * 100)
@@ -35,7 +35,7 @@ def test_garbage_of_one_project_never_halts() -> None:
 
 
 def test_garbage_of_many_projects_halts_and_names_them() -> None:
-    """Garbage of many projects, which indicates a bad deployment, halts the reader, and the projects are named."""
+    """Garbage from many projects indicates a bad deployment: the reader halts, and the projects are named."""
     rejects = window()
 
     count(rejects, *[(project, BAD) for project in (1, 2, 3, 4)] * 5)
@@ -47,7 +47,7 @@ def test_garbage_of_many_projects_halts_and_names_them() -> None:
 
 
 def test_exactly_the_maximum_share_of_projects_is_allowed() -> None:
-    """Exactly the maximum share of bad projects is allowed; the reader halts only above this share."""
+    """A share of bad projects that equals the maximum is allowed; the reader halts only above it."""
     rejects = window(20, reject_ratio_max=0.3)
     count(rejects, *[(project, project < 3) for project in range(10)] * 2)
     assert rejects.halt_reason() is None
@@ -67,8 +67,8 @@ def test_a_project_with_some_bad_messages_is_not_a_bad_project() -> None:
 
 
 def test_fewer_projects_than_the_minimum_never_halt() -> None:
-    """Fewer bad projects than the minimum never halt the reader; a lower minimum can be configured for a small
-    installation.
+    """If there are fewer bad projects than the minimum, the reader never halts; a lower minimum can be configured
+    for a small installation.
     """
     for minimum, halts in ((3, False), (2, True)):
         rejects = window(reject_projects_min=minimum)
@@ -90,8 +90,8 @@ def test_garbage_without_a_project_has_its_own_limit() -> None:
 
 
 def test_a_window_must_be_full_before_it_counts() -> None:
-    """Rejects count only when the window is full, because a few bad messages at start-up do not indicate a bad
-    deployment.
+    """Rejects halt the reader only when the window is full, because a few bad messages at start-up do not indicate
+    a bad deployment.
     """
     rejects = window(20)
     count(rejects, *[(project, BAD) for project in range(19)])
@@ -144,7 +144,7 @@ def test_the_worst_projects_are_listed_first_and_bounded() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from([None, 0, 1, 2, 3]), st.booleans()), max_size=80))
 def test_counts_cover_the_last_messages(messages: list[tuple[int | None, bool]]) -> None:
-    """Counts cover the last messages of all projects, in a window that slides with every message."""
+    """Counts cover the most recent messages of all projects, in a window that slides with every message."""
     rejects = window(10, reject_projects_min=2, reject_ratio_max=0.4, reject_unattributed_ratio_max=0.3)
 
     for seen, message in enumerate(messages, start=1):

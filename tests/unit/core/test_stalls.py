@@ -42,7 +42,7 @@ def test_a_partition_with_progress_or_without_fetching_is_not_stalled() -> None:
 
 
 def test_time_without_fetching_does_not_count() -> None:
-    """Time in a drain or in a suspended process does not count as a stall, because nothing is fetched then."""
+    """The time of a drain or of a suspended process does not count as a stall, because nothing is fetched then."""
     stalls = Stalls(seconds_max=30.0, gap_seconds_max=10.0)
 
     assert refetched_partitions(stalls, {0: (5, 9)}, 0.0, 1000.0, 2000.0) == [[], [], []]

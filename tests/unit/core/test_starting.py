@@ -25,14 +25,16 @@ def stored(offset: int, topic_id: str = "new", partitions: int = 2) -> StoredCom
 
 
 def test_a_committed_offset_of_this_topic_is_the_start() -> None:
-    """A committed offset of this topic is the start, and the record keeps the number of partitions that the group
-    started with.
+    """If the committed offset belongs to this topic, consumption starts there, and the record keeps the number of
+    partitions that the group started with.
     """
     assert start(0, {0: stored(7)}, CURRENT_TOPIC) == Start(StartPlace.COMMITTED, 2)
 
 
 def test_a_group_without_commits_starts_by_policy() -> None:
-    """In a group without commits, all partitions that the topic has now count as original and start by policy."""
+    """In a group without commits, all of the topic's current partitions count as original, and the reset policy
+    determines where they start.
+    """
     assert start(3, {}, CURRENT_TOPIC) == Start(StartPlace.POLICY, 4)
     assert start(3, {0: StoredCommit(), 3: StoredCommit()}, CURRENT_TOPIC) == Start(StartPlace.POLICY, 4)
 
@@ -46,14 +48,15 @@ def test_a_partition_that_was_added_starts_at_its_beginning() -> None:
 
 
 def test_an_original_partition_with_a_lost_offset_follows_the_policy() -> None:
-    """An original partition with a lost offset starts by policy, even if another reader of the new group has
-    already committed.
+    """If the offset of an original partition is lost, the reset policy determines where that partition starts,
+    even if another reader of the new group has already committed.
     """
     assert start(1, {0: stored(7)}, CURRENT_TOPIC) == Start(StartPlace.POLICY, 2)
 
 
 def test_commits_without_a_record_make_every_other_partition_new() -> None:
-    """If commits have no record, every other partition counts as new and is read from its beginning.
+    """If any of the group's commits has no cut record, every partition without an offset counts as new and is read
+    from its beginning.
 
     Such commits are from an older release or another tool, and reading too much loses nothing.
     """
@@ -88,9 +91,10 @@ def test_a_recreated_topic_is_recognized_without_its_offsets() -> None:
 
 
 def test_an_offset_without_a_topic_id_is_ignored_if_a_former_topic_is_known() -> None:
-    """If a former topic is known, an offset without a topic id is ignored, and the log is read from its beginning.
+    """If the id of a former topic is known, an offset without a topic id is ignored, and the log is read from its
+    beginning.
 
-    Reading too much loses nothing, whereas a skipped beginning is lost.
+    Reading too much loses nothing, whereas skipping the beginning loses messages.
     """
     assert start(0, {0: StoredCommit(7), 1: stored(9, "old")}, CURRENT_TOPIC) == Start(
         StartPlace.BEGINNING, 0, "old"
@@ -102,9 +106,9 @@ def test_an_offset_without_a_topic_id_is_ignored_if_a_former_topic_is_known() ->
 
 
 def test_a_response_that_would_move_the_start_is_doubtful() -> None:
-    """A response is doubtful if it has no offset, or offset 0 without a record.
+    """A response is doubtful if it has no offset, or offset 0 without a cut record.
 
-    The group's own commit at 0 has a record.
+    The group's own commit at offset 0 has a cut record.
     """
     assert is_doubtful(StoredCommit())
     assert is_doubtful(StoredCommit(0))

@@ -43,8 +43,8 @@ def test_the_chosen_start_is_committed_before_any_message() -> None:
 
 
 def test_each_start_without_progress_counts() -> None:
-    """Each start without progress increases the count in the commit at the assignment, which keeps the pending
-    cuts.
+    """Each start without progress increments the count in the commit that is made at the assignment; this commit
+    keeps the pending cuts.
     """
     runtime = started_reader("2;t=now;p=4;s=2;c=3,3", topic_id="now")
 
@@ -69,8 +69,8 @@ def test_the_count_resets_when_the_offset_advances() -> None:
 
 @pytest.mark.parametrize("end", [on.PartitionsRevoked((PARTITION,)), on.ShutdownRequested()])
 def test_a_clean_shutdown_undoes_its_start(end: on.Event) -> None:
-    """A clean shutdown, as in a deployment, does not count as a failed start; the reader waits until that commit
-    is stored.
+    """A clean shutdown, as in a deployment, does not count as a failed start; the reader waits until the commit
+    that undoes the count is stored.
     """
     runtime = started_reader("2;s=2")
     records(runtime)
@@ -93,7 +93,7 @@ def test_an_unknown_topic_id_keeps_the_recorded_one() -> None:
 
 
 def test_the_offset_after_a_gap_is_committed_at_once() -> None:
-    """The offset after a gap is committed at once, without the recorded ends inside the gap.
+    """The offset after a gap is committed at once, and its record omits the planned batch ends inside the gap.
 
     If it were not committed, the reader would choose a new start after a crash, and with `latest` a later offset.
     """

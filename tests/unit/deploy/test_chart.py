@@ -97,8 +97,8 @@ def test_every_file_is_marked_as_rendered_and_is_applied():
 
 
 def test_documents_are_split_by_their_template():
-    """Documents printed as by `helm template`, with a comment before a document and an empty document, are split
-    by their template.
+    """Output in the format of `helm template`, with a comment before a document and with an empty document, is
+    split into one file per template.
     """
     printed = (
         "---\n# Source: replays-ingest/templates/a.yaml\n# why\nkind: A\n\nspec: 1  \n"
@@ -178,7 +178,7 @@ def charts() -> dict[str, list[dict[str, Any]]]:
 
 @needs_helm
 def test_every_combination_of_options_is_valid(charts: dict[str, list[dict[str, Any]]]):
-    """The documents of every combination of options fit the schemas."""
+    """The manifests of every combination of options are valid according to the schemas."""
     for name, documents in charts.items():
         assert documents
         for document in documents:

@@ -27,7 +27,7 @@ SETTINGS = {f"REPLAYS_{name.upper()}" for name in Settings.model_fields}
 
 @cache
 def documents() -> list[dict[str, Any]]:
-    """Returns every manifest, as parsed."""
+    """Returns all manifests, parsed."""
     found: list[dict[str, Any]] = []
     for path in sorted(KUBERNETES.rglob("*.yaml")):
         found += [document for document in yaml.safe_load_all(path.read_text()) if document]
@@ -55,8 +55,8 @@ def pods() -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize(("name", "pod"), pods().items(), ids=list(pods()))
 def test_a_pod_has_no_more_rights_than_it_needs(name: str, pod: dict[str, Any]):
-    """Pods have no root user, no writable image, no token, no capabilities, and a memory limit; long-running pods
-    have probes.
+    """Pods run as non-root with a read-only root filesystem, no service account token, no capabilities and a
+    memory limit; long-running pods have probes.
     """
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -317,7 +317,7 @@ HISTORY = "REPLAYS_FLOWER_HISTORY_PATH"
 def test_compose_has_every_component_and_listens_on_loopback_only():
     """Every component is in the Compose file and listens only on the loopback interface.
 
-    Our containers have no capabilities, and their images are read-only.
+    Our containers have no capabilities, and their root filesystems are read-only.
     """
     services = COMPOSE["services"]
     wanted = {"kafka", "redis", "clickhouse", "gcs", "bigquery", "statsd", "reader", "worker", "flower"}
@@ -352,7 +352,7 @@ def _listens_on(service: str) -> set[int]:
 
 
 def test_prometheus_scrapes_exactly_the_services_of_compose():
-    """Prometheus scrapes exactly the services of the Compose file that have metrics, on the ports where they
+    """Prometheus scrapes exactly the services of the Compose file that expose metrics, on the ports on which they
     listen.
 
     The comment in the file lists each of the scraped services.
@@ -445,7 +445,7 @@ def test_compose_is_valid_and_requires_a_flower_password():
 
 
 def test_the_image_runs_without_root_and_contains_only_the_program():
-    """The image has no root user, no compiler layer, no tests and no repository."""
+    """The image does not run as root, and contains no compiler layer, no tests and no Git repository."""
     text = (ROOT / "Dockerfile").read_text()
     assert text.count("FROM ") == 2
     assert re.search(r"^USER 10001", text, re.MULTILINE)

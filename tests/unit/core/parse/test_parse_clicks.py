@@ -104,7 +104,7 @@ def test_a_negative_node_drops_the_click_with_a_warning(node_id: int):
 
 @pytest.mark.parametrize("node_id", [0, 2**32 - 1])
 def test_a_node_may_be_any_number_that_its_column_holds(node_id: int):
-    """Any node that fits an unsigned 32-bit integer, the type of the column, is accepted."""
+    """Any node id that fits in an unsigned 32-bit integer, the type of the column, is accepted."""
     assert [click["click_node_id"] for click in clicks(events_parsed([click_event(node_id)]))] == [node_id]
 
 
@@ -141,7 +141,7 @@ def test_a_test_id_has_three_names_in_this_order(attributes: dict[str, Any], tes
     ],
 )
 def test_classes_are_split_on_spaces_and_ten_are_kept(written: Any, classes: list[str]):
-    """Classes are split on spaces, and ten are kept; empty classes do not count."""
+    """The class attribute is split on spaces, and the first ten names are kept; empty names do not count."""
     assert clicks(events_parsed([click_event(attributes={"class": written})]))[0]["click_class"] == classes
 
 
@@ -201,7 +201,7 @@ def test_a_tap_has_message_class_and_id():
 
 
 def test_multi_clicks_and_rage_clicks_are_sampled():
-    """Facts of multi-clicks and `rage_click` facts are sampled.
+    """`multi_click` and `rage_click` facts are sampled.
 
     A rage click's row and `ui.rageClick` fact are always written.
     """

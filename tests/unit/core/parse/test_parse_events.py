@@ -1,4 +1,4 @@
-"""Tests how each category of event becomes a fact, and how values of a wrong type are handled."""
+"""Tests how each category of event becomes a fact, and how values of the wrong type are handled."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_navigation_span_has_target_and_duration(op: str):
 
 @pytest.mark.parametrize("op", ["resource.script", "resource.img"])
 def test_an_asset_has_its_sizes(op: str):
-    """The fact of an asset contains its transferred, encoded and decoded size."""
+    """An asset's fact contains the asset's transferred, encoded and decoded sizes."""
     ((kind, fields),) = facts(events_parsed([asset_event(op)]))
 
     assert kind == op
@@ -133,7 +133,7 @@ def test_a_breadcrumb_of_the_application_may_have_any_data(data: Any):
 
 
 def test_a_key_has_its_modifiers_and_element():
-    """The fact of a pressed key has its modifiers, and its element as a selector and a node."""
+    """The fact for a pressed key contains the modifiers, and the target element as a selector and as a node."""
     node = {"id": 9, "tagName": "input", "textContent": "", "attributes": {}}
     data = {"nodeId": 9, "node": node, "key": "Enter", "metaKey": False, "ctrlKey": True, "altKey": 1}
 
@@ -151,7 +151,7 @@ def test_a_key_has_its_modifiers_and_element():
 
 
 def test_an_input_names_its_element_and_not_the_typed_text():
-    """The fact of an input names the element but never the typed text, which the SDK does not send."""
+    """The fact for an input names the element but never the typed text, which the SDK does not send."""
     data = {"nodeId": "nine", "node": {"id": 9, "tagName": "input", "textContent": "secret"}, "value": "secret"}
 
     ((kind, fields),) = facts(events_parsed([breadcrumb("ui.input", data, message="input")]))
@@ -265,7 +265,7 @@ def test_canvas_size_is_that_of_its_events_json():
 
 
 def test_a_video_event_describes_the_video():
-    """The fact of a video event describes the video, as needed for the reconciliation of mobile replays."""
+    """The fact for a video event describes the video, as needed for the reconciliation of mobile replays."""
     ((kind, fields),) = facts(events_parsed([video_event(size=123)]))
 
     assert (kind, fields["size"], fields["duration"], fields["container"]) == ("mobile_event", 123, 5000, "mp4")
@@ -367,8 +367,8 @@ def test_a_request_without_data_is_still_a_request(data: Any):
 
 
 def test_one_hydration_error_and_two_sizes_among_events_without_data():
-    """Among events without data, one hydration error is counted, and one request and one response size are
-    recorded.
+    """Events without data do not prevent the parser from counting a hydration error and recording the sizes of a
+    request and its response.
     """
     events = [
         hydration_error_event(),

@@ -67,8 +67,8 @@ def test_a_real_navigation_and_a_real_link_are_facts():
 
 @pytest.mark.parametrize("name", ["replay.json", "replay_missing_user.json"])
 def test_a_real_replay_event_becomes_a_session_row(name: str):
-    """A real replay event becomes a session row, without its tags, which are not pairs, and its ids, which are not
-    UUIDs.
+    """A real replay event becomes a session row. Its tags are omitted because they are not pairs, and its ids
+    because they are not UUIDs.
     """
     text = (FIXTURES / "relay" / name).read_bytes()
 

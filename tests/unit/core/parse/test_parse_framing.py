@@ -115,8 +115,8 @@ def test_a_segment_id_beyond_its_column_is_null_there_and_nowhere_else():
 
 
 def test_one_byte_over_the_inflated_limit_is_a_reject():
-    """A body of exactly the inflated limit is accepted, and a body that is one byte longer is rejected, for zlib
-    and for plain JSON.
+    """A body whose decompressed size is exactly the limit is accepted, and a body that is one byte longer is
+    rejected, for zlib and for plain JSON.
     """
     text = b"[" + b" " * (3 * MiB) + b"]"
     exactly, less = (ParseRules(inflated_bytes_max=len(text) - short) for short in (0, 1))

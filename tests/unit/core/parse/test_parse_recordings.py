@@ -74,7 +74,7 @@ def click_actions(recorded: Recording) -> list[Action]:
 
 
 def rows_during(action: Action, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the rows whose time is within the action."""
+    """Returns the rows whose timestamp is between the start and the end of the action."""
     return [row for row in rows if action.start_ms <= row["timestamp"] * 1000 < action.stop_ms]
 
 
@@ -164,7 +164,7 @@ def test_click_rows_have_the_environment(recorded: Recording):
 
 @each_recording
 def test_each_click_in_the_page_is_a_click_at_its_time(recorded: Recording):
-    """Each click in the page becomes exactly one click with the same time."""
+    """Each click in the page becomes exactly one click fact with the same time."""
     rows = [fact for fact in facts_of(recorded) if fact["event_type"] == "ui.click"]
     done = click_actions(recorded)
 
@@ -174,7 +174,9 @@ def test_each_click_in_the_page_is_a_click_at_its_time(recorded: Recording):
 
 @each_recording
 def test_a_session_lasts_as_long_as_its_page(recorded: Recording):
-    """The rows of a session agree on start time and SDK, and end before the visitor left the page."""
+    """All rows of a session have the same start time and SDK version, and the last row's timestamp is between the
+    visitor's last action and the end of the visit.
+    """
     rows = [session(segment) for segment in recorded.segments]
 
     (began,) = {row["replay_start_timestamp"] for row in rows}
@@ -185,9 +187,9 @@ def test_a_session_lasts_as_long_as_its_page(recorded: Recording):
 
 @each_shop
 def test_dead_and_rage_clicks_are_distinguished_from_others(recorded: Recording):
-    """Clicks on a button without effect are dead, and seven quick clicks are a rage click.
+    """Clicks on a button that has no effect are dead clicks, and seven quick clicks are a rage click.
 
-    A click that is followed by a change of the page is not dead.
+    A click that is followed by a change to the page is not a dead click.
     """
     rows = [row for segment in recorded.segments for row in clicks(segment)]
     dead = {row["click_id"] for row in rows if row["click_is_dead"]}
