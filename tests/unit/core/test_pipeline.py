@@ -104,8 +104,7 @@ def test_a_second_batch_is_cut_early_while_the_first_is_in_flight() -> None:
 
 
 def test_no_batch_is_cut_early_while_one_is_parked() -> None:
-    """While a batch is parked, the next batch is cut only at its maximum age, even if few batches are in flight.
-    """
+    """While a batch is parked, the next batch is cut only at its maximum age, even if few are in flight."""
     runtime = reader(
         batch_age_seconds_max=2.0,
         batch_age_idle_seconds=0.5,

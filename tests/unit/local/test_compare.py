@@ -57,7 +57,7 @@ def test_the_most_severe_click_wins_in_any_order(order: tuple[int, int]):
 
 
 def test_a_rejected_message_is_expected_as_a_dead_letter_only():
-    """For a rejected message only a dead letter is expected, but no object, row or outcome."""
+    """For a rejected message, only a dead letter is expected: no object, no row and no outcome."""
     expected = Expectation()
     expected.add(Entry(kind="reject", topic="t", partition=2, offset=5, reason="schema", blob_sha256="ff"))
 

@@ -125,7 +125,7 @@ def test_a_project_takes_only_one_place():
 def test_similar_projects_do_not_alternate():
     """If two projects compete for one place, they do not alternate in it.
 
-    The first project keeps the place until the second project costs clearly more.
+    The first project keeps its place until the second project costs clearly more.
     """
     counted = Counted(listed_max=1)
     names = []

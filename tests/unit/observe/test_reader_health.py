@@ -51,7 +51,9 @@ def test_it_listens_on_loopback_by_default(reader: Reader):
 
 
 def test_a_running_loop_is_live_and_a_stuck_one_is_not(reader: Reader):
-    """A reader whose loop runs is live, and a reader whose loop is stuck is not, because only a restart helps."""
+    """A reader is live while its loop runs; if the loop is stuck, the reader is not live, because only a restart
+    helps.
+    """
     assert reader.get("/livez") == (200, '{"ok":true,"checks":{"loop":""}}')
 
     reader.silent_seconds = 61.0
@@ -62,7 +64,7 @@ def test_a_running_loop_is_live_and_a_stuck_one_is_not(reader: Reader):
 
 
 def test_a_reader_is_ready_once_it_has_partitions(reader: Reader):
-    """A reader is ready once it has partitions; before that it is live."""
+    """A reader is not ready until it has partitions."""
     status, body = reader.get("/readyz")
     assert (status, json.loads(body)["checks"]["assignment"]) == (503, "no partition is assigned")
 
@@ -73,7 +75,7 @@ def test_a_reader_is_ready_once_it_has_partitions(reader: Reader):
 
 
 def test_a_dead_redis_is_no_reason_to_restart(reader: Reader):
-    """Without Redis a reader is not ready but live, because a restart would not help."""
+    """Without Redis, a reader is live but not ready, because a restart would not help."""
     reader.driver.assign()
     reader.driver.advance(1.0)
     reader.trouble = {"redis": "connection refused"}

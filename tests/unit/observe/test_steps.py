@@ -73,7 +73,7 @@ def test_a_batch_is_logged_from_its_assignment_to_its_commit() -> None:
 
 
 def test_a_new_owner_logs_the_ends_it_received() -> None:
-    """The assignment names the end of a recorded batch that has not settled."""
+    """The step of an assignment lists the end offset of a recorded batch that has not settled."""
     reader = followed_reader()
     reader.segments(2)
     reader.acknowledge_commits()
@@ -138,8 +138,8 @@ def test_a_chord_that_could_not_be_started_parks_its_batch() -> None:
 
 
 def test_a_dispatch_after_the_deadline_is_logged_as_late() -> None:
-    """A dispatch after a missed deadline is logged as late; only then does the specification allow it without a
-    result.
+    """A dispatch after a missed deadline is logged as late, because the specification allows a repeated dispatch
+    without a result of the previous one only if it is late.
     """
     reader = followed_reader(flush_deadline_seconds=10.0)
     reader.segments(2)
@@ -177,8 +177,8 @@ def test_a_batch_that_can_never_be_staged_is_split() -> None:
 
 
 def test_a_record_that_is_too_long_shortens_later_steps() -> None:
-    """After the broker has refused a long record, later commits are logged as short, so they may name fewer
-    ends.
+    """After the broker has refused a long record, later commits are logged with `short=True`, because their
+    records may contain fewer batch ends.
     """
     reader = followed_reader()
     reader.segments(2)
@@ -268,7 +268,7 @@ def test_a_reader_that_stopped_takes_no_more_steps() -> None:
 
 
 def test_partitions_of_other_readers_are_not_steps() -> None:
-    """Responses and losses of a partition that is not owned are not logged."""
+    """Responses for a partition that is not owned, and the loss of such a partition, are not logged."""
     reader = FollowedReader(limits())
     reader.handle_event(on.Committed(PARTITION, 1, 4, ""))
     reader.handle_event(on.PartitionsLost((PARTITION,)))

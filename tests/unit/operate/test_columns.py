@@ -40,8 +40,8 @@ def test_a_wide_terminal_shows_everything():
 
 
 def test_an_empty_list_is_one_line_that_says_so():
-    """A table without rows is shown as its text for that case; if there is no such text, only the header is
-    shown.
+    """Instead of a table without rows, its `empty` text is shown; if the table has no such text, only the header
+    is shown.
     """
     file = io.StringIO()
     Console(file=file, width=80).print(FittedTable(COLUMNS, empty="no batch is parked"))
@@ -51,8 +51,8 @@ def test_an_empty_list_is_one_line_that_says_so():
 
 
 def test_less_important_columns_are_left_out_and_texts_are_cut():
-    """On a narrow terminal the id is shown in full, the time is short, the text ends with an ellipsis, and no line
-    is too long.
+    """On a narrow terminal, the id is shown in full, the time is abbreviated, the text ends with an ellipsis, and
+    no line is too long.
     """
     header, row = drawn(78, (BATCH, "12:00:03", ERROR, "", "7"))
 
@@ -88,8 +88,8 @@ def test_an_empty_column_never_takes_the_room_of_a_text():
 
 
 def test_the_width_of_unprintable_and_wide_letters_is_known():
-    """The width of text is computed correctly: control characters are replaced before the layout, and a letter may
-    take two columns.
+    """The width of text is computed correctly: control characters are replaced before the layout, and a character
+    may be two columns wide.
     """
     table = FittedTable((Column("user", room=6), Column("id")))
     table.add_row(Text("\x1b[31mann", style="bold"), "0-1")

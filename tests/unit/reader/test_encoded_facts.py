@@ -84,7 +84,9 @@ def test_rows_above_the_limit_are_left_out() -> None:
 
 
 def test_a_batch_is_staged_as_one_task_with_the_rows_as_they_are() -> None:
-    """A batch is staged as one task, so the worker gets the same bytes, and the same rows as in JSON."""
+    """A batch is staged as one task; the worker gets the bytes that the reader encoded, which contain the same
+    rows as JSON.
+    """
     segments = [segment(PROTO, value, offset) for offset, value in enumerate(MESSAGES)]
     encoded = ENCODER.encode(batch(*segments))
     ((name, payload),) = encoded.payloads.items()

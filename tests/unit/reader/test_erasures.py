@@ -38,7 +38,7 @@ def erasures_with(key: str, at: float = NOW, until: float = 0.0) -> Erasures:
 
 
 def test_a_replay_is_dropped_whenever_it_arrives_and_its_neighbours_are_not() -> None:
-    """Every segment of an erased replay is dropped, whenever it arrives and even if its id is in capitals."""
+    """Every segment of an erased replay is dropped, whenever it arrives and even if its replay id is uppercase."""
     erasures = erasures_with(replay_key(11, REPLAY))
 
     assert is_dropped(outcome(erasures))

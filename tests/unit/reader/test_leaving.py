@@ -21,8 +21,8 @@ leaving.close(Consumer(), 0.5)
 
 
 def test_a_close_that_never_returns_ends_the_process_with_its_stacks() -> None:
-    """If the client's `close` never returns and holds the interpreter's lock, the process ends and prints its
-    stacks.
+    """If the client's `close` never returns and holds the interpreter's lock, the process prints its stacks and
+    ends.
     """
     ended = subprocess.run(
         [sys.executable, "-c", HANGING_PROGRAM], capture_output=True, text=True, timeout=60, check=False

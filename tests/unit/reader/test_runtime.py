@@ -1,4 +1,4 @@
-"""The loop handles events in order, executes commands, and in a drain waits until the core releases the
+"""The loop handles events in order, executes commands, and, during a drain, waits until the core releases the
 partition.
 """
 
@@ -107,7 +107,7 @@ def settle(bench: Bench) -> None:
 
 
 def test_a_step_handles_events_then_the_time_then_messages() -> None:
-    """A step first handles known events, then the passage of time, and then polls new messages."""
+    """A step first handles pending events, then a tick of the clock, and then polls for new messages."""
     bench = Bench()
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
     bench.events.append(on.RetryRequested("t-0-0-1"))
@@ -120,7 +120,7 @@ def test_a_step_handles_events_then_the_time_then_messages() -> None:
 
 
 def test_at_a_bound_the_loop_does_not_poll_until_the_consumer_is_paused() -> None:
-    """At a bound the loop does not poll until the consumer is paused.
+    """When the batches in flight reach their limit, the loop does not poll until the consumer is paused.
 
     After the pause the loop polls again, so that the group does not consider the reader dead. Nothing is fetched
     while the consumer is paused.
@@ -397,7 +397,9 @@ def test_messages_after_an_unusual_one_wait_and_other_partitions_continue() -> N
 
 
 def test_outcomes_after_an_unusual_message_are_kept_in_order() -> None:
-    """If parser processes return outcomes with unusual messages among them, all messages are taken in order."""
+    """If some of the messages in the parser processes' response are unusual, all messages are still taken in
+    order.
+    """
     bench = Bench(batch_messages_max=100)
     bench.unusual = {1, 3}
     lazily = bench.parse
@@ -467,8 +469,8 @@ def test_messages_taken_in_advance_of_an_unusual_one_stay_in_order() -> None:
 
 
 def test_a_gap_in_the_log_waits_for_an_unusual_message() -> None:
-    """After a gap in the log, the reader waits for the result of an unusual message, because the copy in memory
-    may be the only one.
+    """After a gap in the log, the reader waits for the second-line parser's result for a message before the gap,
+    because the copy of this message in memory may be the only one.
     """
     bench = Bench(batch_messages_max=100)
     bench.unusual = {1}

@@ -19,9 +19,7 @@ def test_the_wait_is_random_below_a_doubling_ceiling() -> None:
 
 
 def test_the_servers_retry_after_is_a_floor() -> None:
-    """The wait is at least the server's Retry-After, plus a spread, so that not all tasks retry in the same
-    second.
-    """
+    """The wait is at least the server's Retry-After, plus jitter, so that not all tasks retry at once."""
     waits = [backoff_seconds(0, 20.0, SETTINGS) for _ in range(200)]
 
     assert min(waits) >= 20
@@ -31,7 +29,8 @@ def test_the_servers_retry_after_is_a_floor() -> None:
 def test_a_wait_is_at_most_half_of_the_visibility_timeout() -> None:
     """A wait is at most half of the visibility timeout.
 
-    A waiting task is an unacknowledged message, so after a longer wait it would run twice.
+    A waiting task is an unacknowledged message, so after a wait longer than the visibility timeout it would run
+    twice.
     """
     assert backoff_seconds(0, 10_000.0, SETTINGS) == 300
 
@@ -42,7 +41,7 @@ def test_there_is_no_wait_when_only_the_runs_time_was_up() -> None:
 
 
 def test_a_task_waits_for_the_probe_of_an_open_breaker_and_not_for_its_backoff() -> None:
-    """While the breaker is open, the wait does not depend on the number of retries, and has a small spread."""
+    """While the breaker is open, the wait does not depend on the number of retries, and has little jitter."""
     for tries in (0, 3, 10):
         waits = [retry_wait_seconds(tries, Later("503", probe_seconds=15.0), SETTINGS) for _ in range(200)]
         assert min(waits) >= 15.0
@@ -50,7 +49,7 @@ def test_a_task_waits_for_the_probe_of_an_open_breaker_and_not_for_its_backoff()
 
 
 def test_a_longer_wait_that_the_server_requests_is_kept_for_a_probe() -> None:
-    """A server's Retry-After of a minute is kept, although the breaker's next probe comes sooner."""
+    """A server's Retry-After of a minute is honored, although the breaker's next probe comes sooner."""
     assert retry_wait_seconds(0, Later("429", 60.0, probe_seconds=15.0), SETTINGS) >= 60.0
 
 

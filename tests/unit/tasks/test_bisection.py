@@ -121,8 +121,8 @@ def test_a_single_poison_item_in_its_batch_is_refused() -> None:
 
 
 def test_named_items_are_removed_at_once() -> None:
-    """If a server names the refused items, it has written the other items, so the named items are removed at
-    once.
+    """If a server names the refused items, it has written the other items, so the named items are removed without
+    a search.
     """
     server, progress = Server(poison=[3, 9], named=True), fresh(20)
 
@@ -185,8 +185,8 @@ def test_a_table_that_was_altered_blames_no_item(named: bool) -> None:
 
 
 def test_a_table_that_is_altered_during_the_search_blames_no_item() -> None:
-    """If the table is altered during the search, the examination at its end fails, and refusals in between are
-    discarded.
+    """If the table is altered during the search, the check at the end of the search fails, and refusals seen
+    during the search are discarded.
     """
     server, progress = Server(poison=[0, 1, 2], faults=[None, TABLE_ALTERED]), fresh(16)
 
@@ -259,8 +259,8 @@ def test_the_search_ends_early_when_everything_is_refused(items: int) -> None:
 
 
 def test_many_poison_items_in_front_do_not_stop_the_batch() -> None:
-    """If one message has thirty bad rows at the front of a batch, a sample of rows from the whole batch is tried,
-    so the other rows are found to be accepted.
+    """If the first thirty rows of a batch are bad, for example those of one message, a sample of the remaining
+    rows is tried, which shows that the sink accepts other rows.
     """
     server, progress = Server(poison=range(30)), fresh(200)
 
@@ -271,7 +271,9 @@ def test_many_poison_items_in_front_do_not_stop_the_batch() -> None:
 
 
 def test_a_search_is_bounded_and_the_next_run_continues() -> None:
-    """A search for scattered poison items is bounded; its certain results are kept, and the next run continues."""
+    """A search for scattered poison items is bounded; its conclusive results are kept for the next run, which
+    continues the search.
+    """
     poison = range(0, 600, 5)
     server, progress = Server(poison=poison), fresh(600)
 
@@ -302,8 +304,8 @@ def test_refusals_of_earlier_runs_count_when_most_are_refused() -> None:
 
 
 def test_a_missing_bucket_is_not_the_items_fault() -> None:
-    """An error with `configuration=True`, such as a missing bucket, is passed on without a bisection or an
-    examination.
+    """An error with `configuration=True`, such as a missing bucket, is passed on: the batch is not bisected, and
+    the destination is not examined.
     """
     calls: list[int] = []
 

@@ -32,7 +32,9 @@ def test_each_code_means_unavailable(code: str) -> None:
 
 @pytest.mark.parametrize("code", CODES)
 def test_each_code_means_unavailable_inside_a_script(code: str) -> None:
-    """A code also means unavailable inside a script, where older servers put the code into the error text."""
+    """Each error code that means that Redis is unavailable is also recognized if the error occurs inside a script;
+    older servers put the code into the text of such an error.
+    """
     assert away_code(raised_error(f"ERR Error running script (call to f_1): @user_script:1: -{code} no. ")) == code
 
 

@@ -30,7 +30,7 @@ def tree(root: Path, membership: str, **files: str) -> Path:
 
 @pytest.fixture(autouse=True)
 def large_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Simulates a node of 64 cores, all of which are available to this process."""
+    """Simulates a node with 64 cores, all of which are available to this process."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(CPUS)), raising=False)
 
 
@@ -111,8 +111,8 @@ def test_processes_follow_the_quota_within_bounds(
 
 
 def test_the_default_fits_the_memory_of_the_manifests(tmp_path: Path):
-    """The default number of processes fits into the memory of the manifests: 1 GiB without a CPU limit, on a node
-    of 64 cores.
+    """The default number of processes fits in the memory limit of the manifests: 1 GiB, without a CPU limit, on a
+    node with 64 cores.
     """
     root = tree(tmp_path, "0::/\n")
 

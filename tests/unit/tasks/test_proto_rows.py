@@ -33,7 +33,7 @@ MESSAGE = RowEncoder(FACT_TABLE)._message
 PROTO_ROWS = types.ProtoRows.pb()
 INT64 = st.integers(-(2**63), 2**63 - 1)
 ID = st.integers(0, 2**63 - 1)
-# Strings on both sides of the lengths whose encoding is prepared in advance.
+# Strings just below and just above the lengths whose encoded prefix is precomputed.
 TEXT = st.one_of(
     st.text(), st.sampled_from(["", "a" * 63, "ä" * 64, "b" * 128, "c" * 4095, "d" * 4096, "é" * 20_000])
 )
@@ -55,8 +55,8 @@ def by_hand(columns: Columns, values: dict[str, Any]) -> bytes:
 
 
 def test_the_facts_have_the_columns_of_their_table() -> None:
-    """The facts have the columns of their table, so a new column, or a column of another type or mode, must be
-    added to the encoder.
+    """The encoder's list of fact columns equals the table's columns, so a new column, or a column with another
+    type or mode, must be added to the encoder.
     """
     fields = columns_of(FACT_TABLE)
 
@@ -94,7 +94,7 @@ def test_a_fact_is_encoded_as_by_googles_library(
         attributes=attributes,
     ).SerializeToString()
 
-    for _ in range(2):  # the second time, the encoder reuses the prepared part of the time
+    for _ in range(2):  # in the second pass, the encoder reuses cached bytes of the timestamp
         encoded = encoder.framed_fact(row_id.encode(), kind, time, attributes.encode())
         assert encoded == PROTO_ROWS(serialized_rows=[expected]).SerializeToString()
 
@@ -178,8 +178,8 @@ def test_other_bytes_are_refused(data: bytes) -> None:
     ],
 )
 def test_a_broken_row_is_refused(message: bytes) -> None:
-    """A row is refused if it is truncated, is not UTF-8, has another type or a missing column, or has a number
-    above 64 bits.
+    """A row is refused if it is truncated, is not UTF-8, has a value of the wrong type, lacks a column, or
+    contains a number that does not fit in 64 bits.
     """
     with pytest.raises(ValueError):
         to_json(FACT_COLUMNS, message)

@@ -1,4 +1,4 @@
-"""The address of Redis is parsed in one place: each option works everywhere, or is refused by name."""
+"""The address of Redis is parsed in one place: each option either works everywhere or is refused."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("url", REFUSED)
 def test_options_that_some_client_ignores_are_refused_by_name(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An option that some client ignores is refused by name, in one line without the password."""
+    """An option that some client ignores is refused with a one-line error that does not contain the password."""
     with pytest.raises(WrongAddress, match=REFUSED[url].replace("+", r"\+")):
         parse(url)
     monkeypatch.setenv("REPLAYS_REDIS_URL", url)

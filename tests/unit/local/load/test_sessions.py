@@ -88,7 +88,7 @@ def test_every_event_in_the_manifest_is_in_the_segment():
 
 
 def category(event: Any) -> str:
-    """Returns the category of a custom event, or an empty string for other events and malformed shapes."""
+    """Returns the category of a custom event, or an empty string for other events and malformed events."""
     if not isinstance(event, dict) or event.get("type") != 5:
         return ""
     payload = (event.get("data") or {}).get("payload")
@@ -147,7 +147,7 @@ def test_a_recording_refers_only_to_nodes_that_exist_at_that_moment():
 
 
 class Player:
-    """Tracks the ids of the page like rrweb's mirror, and fails on an unplayable event."""
+    """Tracks the page's node ids as rrweb's mirror does, and fails on an unplayable event."""
 
     def __init__(self) -> None:
         self.ids: dict[int, list[int]] = {}

@@ -1,4 +1,4 @@
-"""Rows rebuilt from stored data equal the rows of ingestion, byte for byte."""
+"""Rows rebuilt from stored data equal the rows that were written at ingestion, byte for byte."""
 
 from __future__ import annotations
 

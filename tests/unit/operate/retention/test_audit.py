@@ -46,7 +46,7 @@ def test_a_row_without_its_object_is_found_at_any_position() -> None:
 def test_a_segment_of_a_packed_object_needs_only_that_object() -> None:
     """If a packed object is missing, its three segments are missing.
 
-    A segment without an object and without an index row is also missing.
+    A segment that has neither an object nor an index row is also reported as missing.
     """
     found = missing(["30/packed/x"], ["a", "b", "c"], ["a", "b"], [("30/packed/w", 3), ("30/packed/x", 1)])
 

@@ -235,8 +235,8 @@ def test_a_child_that_dies_with_two_requests_loses_nothing(
 def test_with_a_second_line_both_requests_of_a_dead_child_are_handed_on(
     start: Callable[..., ProcessParser], inline_parser: InlineParser, load: list[bytes]
 ) -> None:
-    """If a child dies while it has two unanswered requests, the messages of both go to the second line, and the
-    messages after them are parsed.
+    """If a child dies while it has two unanswered requests, the messages of both go to the second-line parser, and
+    the messages after them are parsed.
     """
     parser = start(1, usual=Usual())
     sent = messages(load[:40])
@@ -310,8 +310,8 @@ def test_a_call_ends_an_earlier_call_that_was_not_closed(
 def test_a_bounded_number_of_messages_is_taken_in_advance(
     start: Callable[..., ProcessParser], load: list[bytes]
 ) -> None:
-    """The parser takes messages in advance of the results that the caller has taken, but at most two requests per
-    child.
+    """The parser reads ahead: it may take messages before the caller has taken earlier results, but at most two
+    requests per child.
     """
     parser = start(2)
     sent = messages(load[:100])
@@ -350,8 +350,8 @@ def replace_headers(message: Message, header: tuple[str, bytes]) -> Message:
 
 
 def test_a_message_that_kills_the_process_twice_becomes_a_reject(start: Callable[..., ProcessParser]) -> None:
-    """A message that inflates to more memory than a process may use becomes a reject with its bytes, and other
-    messages are parsed.
+    """A message that inflates to more memory than a process may use becomes a reject that contains the message's
+    bytes, and other messages are parsed.
     """
     body = b"[" + b",".join([b'{"type":3}'] * 6_000_000) + b"]"
     costly, good = envelope(frame(zlib.compress(body))), recording([click_event()])

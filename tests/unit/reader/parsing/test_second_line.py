@@ -1,4 +1,4 @@
-"""The second line: messages that are not clearly cheap are parsed in a child process with limits, and every
+"""The second-line parser: messages that are not clearly cheap are parsed in a child process with limits, and every
 message gets a result.
 """
 
@@ -37,7 +37,7 @@ def message(value: bytes, offset: int = 0) -> Message:
 
 
 class Bench:
-    """A second line, and the queue that receives its results."""
+    """A second-line parser, and the queue that receives its results."""
 
     def __init__(self, deadlines: Deadlines = LONG_DEADLINES, **more: Any) -> None:
         self.answers: queue.SimpleQueue[on.MessageParsed] = queue.SimpleQueue()
@@ -63,7 +63,9 @@ def start() -> Iterator[Callable[..., Bench]]:
 
 
 def test_it_parses_like_the_parser(start: Callable[..., Bench]) -> None:
-    """The second line returns the same segments and rejects as the parser, in the order of the messages."""
+    """The second-line parser returns the same segments and rejects as the main parser, in the order of the
+    messages.
+    """
     sent = [
         message(make.recording([make.click_event()]), 0),
         message(b"garbage", 1),
@@ -77,7 +79,7 @@ def test_it_parses_like_the_parser(start: Callable[..., Bench]) -> None:
 
 
 def test_nothing_runs_before_it_is_needed(start: Callable[..., Bench]) -> None:
-    """No child runs before it is needed, because most readers never need the second line."""
+    """No child runs before it is needed, because most readers never need the second-line parser."""
     assert start().line.process_id is None
 
 
@@ -113,7 +115,7 @@ def test_a_message_that_uses_too_much_cpu_time_becomes_a_letter(start: Callable[
 
 
 def test_the_cpu_time_limit_is_per_message(start: Callable[..., Bench]) -> None:
-    """The limit of CPU time applies per message.
+    """The CPU time limit applies to each message.
 
     The kernel counts CPU time per process, so earlier messages must not use up the limit.
     """
@@ -182,8 +184,8 @@ def test_close_stops_the_child_and_returns_no_more_results(start: Callable[..., 
 
 
 def test_deadlines_of_child_reject_and_probe_are_ordered() -> None:
-    """For any configured probe deadline, the deadlines of the child, the reject and the probe follow in this
-    order.
+    """For any configured probe deadline, the child's deadline expires first, then the reject's, and then the
+    probe's.
     """
     for probe_seconds in (6.0, 7.5, 60.0, 3600.0):
         deadlines = Deadlines.before(probe_seconds)
@@ -216,7 +218,7 @@ def test_an_ordinary_message_is_parsed_to_the_same_outcome(value: bytes) -> None
 
 @pytest.mark.parametrize("compressed", [True, False])
 def test_a_recording_that_inflates_beyond_the_limit_is_not_ordinary(compressed: bool) -> None:
-    """A recording that inflates beyond the limit goes to the second line, whether it is compressed or not."""
+    """A recording that inflates beyond the limit goes to the second-line parser, whether compressed or not."""
     value = make.recording([make.mutation_event(5000)], compressed=compressed)
 
     assert parse_usual(message(value), RULES, Usual(inflated_bytes_max=64 * KiB)) is None
@@ -232,7 +234,7 @@ def test_a_recording_over_a_tighter_limit_is_rejected_at_once() -> None:
 
 
 def test_a_recording_that_is_slow_to_parse_is_not_ordinary() -> None:
-    """A recording with many values of a wrong type goes to the second line, because each value is checked
+    """A recording with many values of the wrong type goes to the second-line parser, because each value is checked
     separately.
     """
     event = make.custom_event("performanceSpan", {"op": 5, "data": [1] * 30, "description": {}})
@@ -242,7 +244,9 @@ def test_a_recording_that_is_slow_to_parse_is_not_ordinary() -> None:
 
 
 def test_both_parsers_hand_on_messages_that_are_not_ordinary() -> None:
-    """Both parsers pass unusual messages to the second line and parse all other messages directly."""
+    """The inline parser and the process parser both pass unusual messages to the second-line parser, and parse all
+    other messages directly.
+    """
     good, long = make.recording([make.click_event()]), make.recording([make.mutation_event(5000)])
     usual = Usual(inflated_bytes_max=64 * KiB)
     processes = ProcessParser(RULES, 1, TenantGate(), lambda: 0.0, usual=usual)
@@ -257,7 +261,7 @@ def test_both_parsers_hand_on_messages_that_are_not_ordinary() -> None:
 
 
 def test_a_message_that_killed_a_parser_goes_to_the_second_line() -> None:
-    """A message that killed a parser goes to the second line and is not parsed again in another parser process."""
+    """A message that killed a parser process goes to the second-line parser, and to no other parser process."""
     parser = ProcessParser(RULES, 1, TenantGate(), lambda: 0.0, usual=USUAL)
     try:
         (before,) = parser.parse([message(make.recording())])
@@ -271,7 +275,7 @@ def test_a_message_that_killed_a_parser_goes_to_the_second_line() -> None:
 
 
 def test_after_failed_starts_everything_goes_to_the_second_line() -> None:
-    """After failed starts every message goes to the second line, because any of them may have caused the
+    """After failed starts, every message goes to the second-line parser, because any message may have caused the
     failures.
     """
     parser = InlineParser(RULES, TenantGate(), lambda: 0.0, USUAL, wary=lambda source: source == PARTITION)

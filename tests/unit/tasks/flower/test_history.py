@@ -92,7 +92,7 @@ def test_two_flowers_with_one_file_keep_each_event_once(tmp_path: Path):
 
 
 def test_old_events_are_deleted(tmp_path: Path):
-    """Events above the maximum age are neither restored nor kept in the file."""
+    """Events older than the maximum age are neither restored nor kept in the file."""
     path = tmp_path / "history.sqlite3"
     record(path, [event("received", "old", time.time() - 7200), event("received", "new")])
 
@@ -144,8 +144,8 @@ def test_a_file_that_is_no_history_is_moved_aside(tmp_path: Path, content: bytes
 
 
 def test_events_that_are_none_are_ignored(tmp_path: Path):
-    """Workers' heartbeats are not stored, and a row in the file that Flower did not write does not prevent the
-    start.
+    """Workers' heartbeats are not stored, and a row that Flower did not write does not prevent Flower from
+    starting.
     """
     path = tmp_path / "history.sqlite3"
     record(path, [{"type": "worker-heartbeat", "hostname": "w"}, {"type": "task-received"}, event("received")])

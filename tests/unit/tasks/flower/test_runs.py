@@ -34,8 +34,8 @@ def flush(uuid: str, batch: str = BATCH) -> dict[str, Any]:
     "callback", [received(CHORD, "complete"), received("random", "chord_failed", args=f"('{CHORD}',)")]
 )
 def test_runs_of_a_batch_have_their_chord_and_attempt(callback: dict[str, Any]):
-    """The runs of a batch are found with their chord and attempt, because a task's id contains the chord's token,
-    and the callback has the chord's name.
+    """The runs of a batch are found, each with its chord and attempt, because a task's id contains the chord's
+    token, and the callback contains the chord's name.
     """
     failed = {"type": "task-failed", "uuid": "token-0", "exception": "away \x1b[31m", "traceback": ""}
     known = state(flush("token-0"), failed, callback, flush("other-0", "recordings-0-3-9"))

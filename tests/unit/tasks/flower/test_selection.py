@@ -41,9 +41,9 @@ def test_the_sinks_of_a_batch_are_those_that_its_error_names():
 
 
 def test_a_batch_is_as_old_as_its_first_parking():
-    """The age of a batch counts from its first parking, even if a failed retry parked it again.
+    """The age of a batch is measured from when it was first parked, even if a failed retry parked it again.
 
-    Entries of older releases have no time of the first parking.
+    Entries from older releases do not record when the batch was first parked.
     """
     again, older = parked_rows([about(first_parked_at=NOW - 4000), about(1)], NOW)
 

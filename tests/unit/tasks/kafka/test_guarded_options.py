@@ -38,8 +38,8 @@ def set_options(monkeypatch: pytest.MonkeyPatch, options: dict[str, object]) -> 
 
 @pytest.mark.parametrize("name", [*GUARDED, "test.mock.num.brokers", "rebalance_cb", "error_cb", "stats_cb"])
 def test_each_is_refused_by_name_with_the_reason(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Reader and fleet both refuse each of the given properties by name, because both have clients that would
-    accept it.
+    """The reader and the fleet both refuse each guarded property with an error that names the property, because
+    both have clients that would accept it.
     """
     set_options(monkeypatch, {"client.rack": "a", name: "true"})
 
@@ -72,7 +72,7 @@ def is_taken(client: type[Consumer | Producer], options: dict[str, str]) -> bool
 
 
 def test_all_mistakes_are_listed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All mistakes are listed at once, including values of a wrong JSON type."""
+    """All mistakes are listed at once, including values of the wrong JSON type."""
     set_options(monkeypatch, {"enable.auto.commit": True, "auto.offset.reset": "latest", "acks": 0})
 
     with pytest.raises(SettingsError) as caught:
@@ -83,7 +83,9 @@ def test_all_mistakes_are_listed_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_refusal_repeats_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A refusal shows no value, because any property may contain a password, even one of the wrong type."""
+    """The error for a refused property does not show any value, because any value, even one of the wrong type, may
+    contain a password.
+    """
     for wrong in ({"acks": "0"}, {"sasl.oauthbearer.scope": ["hunter2"]}):
         set_options(monkeypatch, {"sasl.oauthbearer.client.secret": "hunter2", **wrong})
         with pytest.raises(SettingsError) as caught:

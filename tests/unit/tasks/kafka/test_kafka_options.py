@@ -21,7 +21,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, **values: str) -> Settings:
 
 
 def test_scram_over_tls_is_four_settings(monkeypatch: pytest.MonkeyPatch):
-    """SCRAM over TLS needs four settings, which set no other properties."""
+    """SCRAM over TLS needs four settings, and only the corresponding properties are set."""
     options = kafka_options(
         settings(
             monkeypatch,
@@ -45,8 +45,8 @@ def test_scram_over_tls_is_four_settings(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_mutual_tls_is_three_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Mutual TLS needs three settings, the paths of the authority, of our certificate and of its key, which
-    librdkafka reads.
+    """Mutual TLS needs three settings: the paths of the CA file, our certificate and the certificate's key, all of
+    which librdkafka reads.
     """
     made = make_certificates(tmp_path)
     options = kafka_options(
@@ -66,8 +66,8 @@ def test_mutual_tls_is_three_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_oauth_options_reach_reader_and_dead_letters(monkeypatch: pytest.MonkeyPatch):
-    """OAuth options reach the clients of reader and dead letters unchanged, and librdkafka's build supports the
-    method.
+    """OAuth options reach the reader's consumer and the dead-letter producer unchanged, and the installed
+    librdkafka supports the method.
     """
     further = {
         "sasl.oauthbearer.method": "oidc",

@@ -66,7 +66,9 @@ def first_format(originals: Headers) -> Headers:
 
 @given(HEADERS)
 def test_a_message_keeps_its_own_headers(originals: list[tuple[str, bytes | None]]) -> None:
-    """The headers of a message are kept separately from ours, with their order and duplicate names."""
+    """A message's own headers are kept separately from the headers that we add, and keep their order and duplicate
+    names.
+    """
     label = message(tuple(originals))
 
     encoded = label.encode()
@@ -86,8 +88,8 @@ def test_a_kept_message_is_never_mistaken_for_a_refused_item(reason: str) -> Non
 
 
 def test_a_letter_of_the_first_format_is_not_mistaken_either() -> None:
-    """In a letter of the first format, forged headers are next to ours, but our reason is the reason that is
-    read.
+    """In a letter of the first format, forged headers stand next to the headers that we added, but the reason is
+    read from our header.
     """
     label = decode(first_format(FORGED))
 
@@ -137,7 +139,7 @@ def test_a_record_without_a_reason_is_no_letter() -> None:
 
 @pytest.mark.parametrize("number", [b"", b"x", b"-1", b"1.0", "١".encode(), b"9" * 30, None])
 def test_a_position_that_is_not_a_number_is_none(number: bytes | None) -> None:
-    """A position that is not a number is read as None, because the topic may contain records of other
+    """A partition or offset that is not a number is read as -1, because the topic may contain records from other
     producers.
     """
     label = decode((("reason", b"r"), ("topic", b"t"), ("partition", number), ("offset", number)))
@@ -147,8 +149,8 @@ def test_a_position_that_is_not_a_number_is_none(number: bytes | None) -> None:
 
 
 def test_only_a_record_without_key_and_value_is_a_mark() -> None:
-    """Only a record without key and value is a mark, because letters and kept messages may also have the header of
-    a mark.
+    """Only a record with neither a key nor a value is a mark, because letters and kept messages may also have a
+    mark's header.
     """
     mark = Mark("3-12", digest(b"k", b"v"))
 

@@ -1,4 +1,6 @@
-"""Background loops survive exceptions of their steps, and exceptions of observers do not propagate."""
+"""Background loops survive exceptions that their steps raise, and exceptions that observers raise do not
+propagate.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +135,7 @@ OTHER_THREADS = {
 
 
 def test_every_thread_of_reader_and_worker_is_a_loop() -> None:
-    """Every thread of reader and worker is a Loop, so that exceptions are handled in one place."""
+    """Every thread of the reader and the worker is a Loop, so that exceptions are handled in one place."""
     found = {
         path.relative_to(ROOT).as_posix()
         for package in ("ingest", "tasks")

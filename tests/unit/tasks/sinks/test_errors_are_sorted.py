@@ -157,7 +157,7 @@ def test_a_wrong_certificate_needs_an_operator() -> None:
 
 
 def test_clickhouse_errors_are_classified_by_code() -> None:
-    """ClickHouse errors are classified by code as errors of data, load or schema.
+    """ClickHouse errors are classified by code as data, load or schema errors.
 
     The message of the classified error does not contain the URL.
     """

@@ -47,7 +47,7 @@ def test_a_response_is_described_without_its_markup(body: bytes, content_type: s
 
 
 def test_a_long_response_is_described_in_one_short_line() -> None:
-    """A long response is described in one line, which shows that the response was not read completely."""
+    """A long response is described in one line, and this line shows that the response was not read completely."""
     text = describe_answer(Answer(200, b"x" * 50_000, whole=False))
 
     assert text.startswith("the text (more than 50000 bytes): xxx")

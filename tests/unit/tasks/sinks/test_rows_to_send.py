@@ -26,8 +26,8 @@ FACTS = [fact(number) for number in range(10)]
 
 @given(st.text(max_size=20), st.integers(0, 2**63 - 1), st.lists(st.binary(max_size=40)), st.booleans())
 def test_a_request_is_that_of_googles_library(stream: str, offset: int, rows: list[bytes], is_first: bool) -> None:
-    """A request equals that of Google's library: the first request of a connection contains the schema, and later
-    requests do not.
+    """A request is identical to the one that Google's library sends: the first request on a connection contains
+    the schema, and later requests do not.
     """
     schema = ENCODERS[TABLE].schema if is_first else b""
     expected = REQUEST(write_stream=stream, trace_id=TRACE_ID if is_first else "")

@@ -187,8 +187,8 @@ def test_sasl_properties_are_omitted_without_sasl() -> None:
 
 
 def test_dead_letters_are_acknowledged_by_all_replicas_and_fit_the_queue() -> None:
-    """Dead letters are acknowledged by all replicas, which operators cannot change, and the queue holds the
-    largest message.
+    """Dead letters are acknowledged by all replicas, and the producer's queue is large enough for the largest
+    message.
     """
     options = producer_options(Settings())
 
