@@ -2,8 +2,8 @@
 
 `Stack` starts these servers inside a `with` block, and `background.py` keeps a stack running. Any component can be
 a real server instead: `REPLAYS_LOCAL_KAFKA=host:9092` (or `_REDIS`, `_GCS`, `_CLICKHOUSE`, `_BIGQUERY`, `_STATSD`)
-makes the stack use that server instead of starting one. `REPLAYS_LOCAL_BIGQUERY_STORAGE` is the gRPC address of an
-existing BigQuery service.
+makes the stack use that server instead of starting one. `REPLAYS_LOCAL_BIGQUERY_STORAGE` is the gRPC address of
+the Storage Write API on the server of `_BIGQUERY`.
 """
 
 from __future__ import annotations

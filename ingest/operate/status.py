@@ -81,8 +81,8 @@ class RedisStatus(RedisMemory, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """The whole state at one point in time (`at`, Unix seconds). `rejects`: number of rejects by reason, since the
-    readers started.
+    """The whole state at one point in time (`at`, in Unix seconds). `rejects`: number of rejects by reason, since
+    the readers started.
 
     `unowned`: partitions without an owner when the readers last described their group. `queues_without_worker`:
     queues of enabled sinks, or `control`, that no worker consumes. `costs`: recent cost by project over all active

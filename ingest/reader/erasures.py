@@ -65,7 +65,7 @@ class Erasures:
 
 
 def erasures_of(decisions: Mapping[str, Mapping[str, Any]], now: float) -> Erasures:
-    """Returns the erasures among the decisions that have not expired at `now`, Unix seconds."""
+    """Returns the erasures among the decisions that have not expired at `now`, in Unix seconds."""
     replays = set[tuple[int, str]]()
     projects: dict[int, float] = {}
     users: dict[int, dict[str, float]] = {}

@@ -45,7 +45,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Identity(msgspec.Struct, frozen=True, gc=False):
-    """The segment, its replay and its position in Kafka. `at`: the segment's validated time, Unix seconds."""
+    """The segment, its replay and its position in Kafka. `at`: the segment's validated time, in Unix seconds."""
 
     org_id: int
     project_id: int

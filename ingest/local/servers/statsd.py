@@ -324,7 +324,7 @@ def handler_of(recorder: Recorder) -> type[BaseHTTPRequestHandler]:
 
 
 def main() -> None:
-    """Runs `python -m ingest.local.servers.statsd --port UDP --http-port TCP`."""
+    """Runs the listener: `python -m ingest.local.servers.statsd --port UDP --http-port TCP`."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--http-port", type=int, required=True)

@@ -90,7 +90,8 @@ class _Round:
 
 
 class ProcessParser:
-    """Parses in `processes` child processes. The messages of each poll are split among them by bytes, in order.
+    """Parses in `processes` child processes. The messages of each poll are divided among them by size in bytes, in
+    order.
 
     Values are passed in shared memory. Children parse the next request while the caller takes the results of the
     current one. A child that dies, hangs, or exceeds `memory_bytes_max` (default: an estimate of the most memory

@@ -120,7 +120,7 @@ class Handler(ProgramsOnly):
 
 
 def main() -> None:
-    """Runs `python -m ingest.local.servers.bigquery --data DIRECTORY --port PORT --grpc-port PORT`."""
+    """Runs the server: `python -m ingest.local.servers.bigquery --data DIRECTORY --port PORT --grpc-port PORT`."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
