@@ -131,7 +131,8 @@ def prose(path: Path) -> Iterator[Text]:
 
 
 def broken_paths(text: Text) -> Iterator[str]:
-    """Returns cited paths from the root that do not exist; a module may be cited without its extension.
+    """Yields the cited paths, relative to the repository root, that do not exist. A module may be cited without
+    its extension.
 
     `docs/runbook.md#replayshalted`, `tests/e2e/test_demo.py::test_x`, `deploy/*/*.yml`, `tasks/wire`
     """
@@ -196,7 +197,9 @@ def held(cited: str, path: Path) -> bool:
 
 
 def broken_records(text: Text) -> Iterator[str]:
-    """Returns cited decision records that do not exist, and names from before there were decision records."""
+    """Yields the cited decision records that do not exist, and names of design documents that are older than the
+    decision records.
+    """
     for number in RECORD.findall(text.words):
         if not next((ROOT / "docs/decisions").glob(f"{number}-*.md"), None):
             yield f"decision {number}"

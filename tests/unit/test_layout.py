@@ -63,7 +63,7 @@ def test_every_test_file_mirrors_a_package() -> None:
     ],
 )
 def test_a_misplaced_test_file_is_found(place: str) -> None:
-    """A test file in a former folder, in no folder, or in a folder without a package is reported."""
+    """A test file outside all folders is reported, and so is a test file in a folder that mirrors no package."""
     assert location_error(TESTS / place)
 
 

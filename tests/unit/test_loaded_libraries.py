@@ -42,7 +42,7 @@ from ingest.settings import Settings
 
 reader = Reader(Settings())
 """
-# As `celery -A tasks worker -Q ...` does before it starts its pool.
+# Loads the same modules as `celery -A tasks worker -Q ...` before it starts its pool.
 WORKER = """
 import sys
 from celery import signals
@@ -63,7 +63,7 @@ print(json.dumps(sorted(sys.modules)))
 
 
 def loaded(program: str, *arguments: str, **settings: str) -> set[str]:
-    """Runs the program without servers, and returns the names of LIBRARIES that it loaded."""
+    """Runs the program without servers, and returns which of the LIBRARIES it loaded."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("REPLAYS_", "OTEL_"))}
     env |= {"REPLAYS_REDIS_URL": "redis://127.0.0.1:1/0", "REPLAYS_KAFKA_BROKERS": "127.0.0.1:1"}
     command = [sys.executable, "-c", program + SHOW, *arguments]
@@ -109,7 +109,7 @@ def test_dogstatsd_is_loaded_if_metrics_are_sent_to_it() -> None:
 
 
 def test_a_worker_has_parsed_what_each_of_its_processes_would_parse() -> None:
-    """billiard parses a declaration of C in each process. The parser is loaded before the processes start."""
+    """billiard parses a C declaration in each process. The C parser is loaded before the processes start."""
     program = (
         WORKER
         + """

@@ -61,7 +61,9 @@ def test_the_same_refusal_is_the_same_letter() -> None:
 
 
 def test_a_kept_message_cannot_be_revived() -> None:
-    """A kept message cannot be revived, and the error says that the letter contains a message."""
+    """A letter that contains a message instead of a refused item cannot be converted to an item, and the error
+    shows the reason why the message was rejected.
+    """
     with pytest.raises(ValueError, match="bad_header"):
         revive(replace(forged("gcs", "blob", "x"), reason="bad_header", refusal=None), b"")
 

@@ -1,4 +1,4 @@
-"""A seal is valid for one purpose, one content and one key.
+"""A seal is valid only for one purpose, one payload and one key.
 
 Keys can be rotated, and unsealed entries are accepted only if this is configured.
 """
@@ -45,7 +45,9 @@ def test_keys_rotate_without_a_verification_failure():
 
 
 def test_unsealed_entries_are_accepted_only_when_configured():
-    """Unsealed entries are accepted only if this is configured; an entry with a wrong seal is never accepted."""
+    """Unsealed entries are accepted only if this is configured. With a key, an entry with an invalid seal is never
+    accepted.
+    """
     lenient = Seals((OLD,), unsealed_accepted=True)
     foreign = Seals((NEW,)).seal(Purpose.MARK, "x")
 

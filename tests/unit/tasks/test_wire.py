@@ -45,7 +45,9 @@ MANIFEST = Manifest(
 
 
 def as_json(value: Manifest | Completion, **more: object) -> bytes:
-    """Returns an item as JSON of another release, with additional fields or other values."""
+    """Returns a manifest or completion as JSON, as another release would write it, with the given fields added or
+    replaced.
+    """
     return msgspec.json.encode({**msgspec.to_builtins(value), **more})
 
 
@@ -72,7 +74,7 @@ STAGED = ProtoRows(
 
 
 def test_rows_as_protobuf_survive_a_round_trip() -> None:
-    """Rows as protobuf are decoded to the same rows in JSON, with the offsets of their messages."""
+    """Rows staged as protobuf are decoded to the same rows as JSON, with the offsets of their messages."""
     items = decode_items(SinkName.BIGQUERY, encode_items(EncodedRows(STAGED)))
 
     assert isinstance(items, EncodedRows)
@@ -102,8 +104,8 @@ def test_a_part_of_rows_as_protobuf_is_protobuf() -> None:
 
 
 def test_a_worker_that_does_not_know_rows_as_protobuf_refuses_them() -> None:
-    """A worker of an earlier release refuses rows as protobuf: nothing is written, and the batch waits until the
-    worker is upgraded.
+    """A worker of an earlier release refuses rows encoded as protobuf: nothing is written, and the batch waits
+    until the worker is upgraded.
     """
     older = msgspec.msgpack.Decoder(list[Row])
 
@@ -122,7 +124,9 @@ def test_a_worker_that_does_not_know_rows_as_protobuf_refuses_them() -> None:
     ],
 )
 def test_rows_as_protobuf_with_more_than_is_known_are_refused(more: dict[str, object]) -> None:
-    """Rows with other fields and columns of a newer release, or with an impossible number of rows, are refused."""
+    """Rows encoded as protobuf are refused if they have fields or column types of a newer release, or an
+    impossible row count.
+    """
     data = msgspec.msgpack.encode({**msgspec.to_builtins(STAGED, builtin_types=(bytes,)), **more})
 
     with pytest.raises(Incompatible):

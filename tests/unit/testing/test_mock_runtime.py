@@ -21,7 +21,7 @@ def started_runtime(**limits: int) -> MockRuntime:
 
 
 def test_the_example_in_its_docstring_works() -> None:
-    """In the docstring's example, the offset after the batch is committed once everything has settled."""
+    """In the docstring's example, the offset that follows the batch is committed after the batch has settled."""
     runtime = started_runtime(batch_messages_max=2)
 
     runtime.submit(recording(segment_id=0))

@@ -31,14 +31,14 @@ def test_the_committed_result_has_every_operation_on_every_server() -> None:
 
 @pytest.mark.parametrize("chosen", OPERATIONS, ids=lambda chosen: chosen.name)
 def test_an_operation_names_what_it_expects_and_where_that_is_documented(chosen) -> None:
-    """The description of each operation is one sentence, and the operation names titles of documentation pages."""
+    """Each operation is described in one sentence and cites documentation pages by title."""
     assert re.fullmatch(r"[A-Za-z].{20,}\.", chosen.what), chosen.what
     assert chosen.pages
     assert all(page and not page.startswith("http") for page in chosen.pages)
 
 
 def test_the_page_shows_what_differs_and_what_was_not_run() -> None:
-    """If one server differs and an operation was not run, the page shows both."""
+    """The page shows how a server differs from the documentation, and which operations were not run."""
     first = OPERATIONS[0].name
     result = {
         "date": "2026-01-02",
@@ -55,7 +55,7 @@ def test_the_page_shows_what_differs_and_what_was_not_run() -> None:
 
 
 def test_a_result_has_no_address_path_or_generated_name() -> None:
-    """Addresses, paths and generated names are replaced, so that two runs give the same texts."""
+    """Addresses, paths and generated names are replaced, so that two runs produce the same text."""
     target = Target("http://127.0.0.1:4711", "http://127.0.0.1:4712")
     text = f"500 at http://127.0.0.1:4711/x for {target.dataset}\nin /tmp/some/where/x.py, {'0' * 32}"
 

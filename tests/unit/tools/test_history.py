@@ -87,13 +87,17 @@ ERROR_OF = {
 
 @pytest.mark.parametrize("name", GOOD)
 def test_a_history_that_one_register_explains_is_accepted(name: str) -> None:
-    """A history that one register explains is accepted; overlapping operations may take effect in any order."""
+    """A history that is consistent with a single register is accepted; overlapping operations may take effect in
+    any order.
+    """
     assert judge(GOOD[name]) == []
 
 
 @pytest.mark.parametrize("name", IMPOSSIBLE)
 def test_a_history_that_no_register_explains_is_refused(name: str) -> None:
-    """A history that no register explains is refused with one sentence that names the contradiction."""
+    """A history that is inconsistent with a single register is refused with one sentence that names the
+    contradiction.
+    """
     (sentence,) = judge(IMPOSSIBLE[name])
 
     assert sentence.startswith("partition 0: ")

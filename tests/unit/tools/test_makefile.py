@@ -13,7 +13,8 @@ import pytest
 
 from tests.kit.paths import ROOT
 
-# A script in place of `python3` and of `.venv/bin/python`, which `-m venv` creates. Each call is recorded.
+# A script that stands in for `python3`, and for the `.venv/bin/python` that `-m venv` creates. It records each
+# call.
 PYTHON = """#!/bin/sh
 echo "$@" >> calls
 case "$2" in venv) mkdir -p "$3/bin"; cp "$0" "$3/bin/python";; esac
@@ -67,7 +68,8 @@ def calls_of_setup(checkout: Path, *, terminal: bool) -> list[str]:
 def test_progress_is_shown_on_a_terminal_only(checkout: Path, terminal: bool, quiet: str):
     """Progress is shown only on a terminal.
 
-    pip takes minutes on a new machine, but the log of a CI run should not contain hundreds of lines.
+    On a new machine, pip takes minutes, so a terminal should show its progress. In the log of a CI run, the
+    progress would add hundreds of lines.
     """
     assert calls_of_setup(checkout, terminal=terminal) == [
         f"-m pip install {quiet}--disable-pip-version-check {ARGUMENTS}"

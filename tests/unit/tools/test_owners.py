@@ -1,4 +1,4 @@
-"""Tests how the times in which partitions have no owner are computed."""
+"""Tests how the periods during which partitions have no owner are computed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T0 = seconds_of("2026-11-27T10:00:00Z")
 
 
 def test_gaps_are_the_times_between_owners_longest_first() -> None:
-    """Gaps are the times between owners, longest first.
+    """Gaps are the periods between owners, longest first.
 
     Owners may overlap, for example when a suspended reader's partition was reassigned.
     """

@@ -1,4 +1,4 @@
-"""The tables of the proof list bugs that exist and worlds that are explored."""
+"""The tables in docs/proof.md list only bugs that exist and worlds that are explored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_every_world_of_the_table_is_one_that_is_explored() -> None:
 
 
 def test_the_page_has_a_table_under_every_heading_with_figures() -> None:
-    """The page has a table under every heading with figures, with one line per figure."""
+    """Under every heading that has figures, the page has a table with one row per figure."""
     figures, page = json.loads(FIGURES.read_text()), list(proof_page())
     tables = [part for part in page if part.startswith("| ")]
 
@@ -45,9 +45,10 @@ def test_every_bug_that_simulated_worlds_miss_is_judged() -> None:
 
 
 def test_every_bug_that_breaks_safety_where_the_explorer_looks_is_planted() -> None:
-    """Every bug that breaks safety in the explored code is planted by the explorer.
+    """The explorer plants every known safety bug in the code that it explores.
 
-    Bugs in the loop, and bugs that affect where a partition starts, are not in the explored code.
+    The explored code does not include the loop (`reader/runtime.py`), nor the choice of the offset at which a
+    partition starts (`core/starting.py`).
     """
     files = {mutant.bug: mutant.file for mutant in MUTANTS}
     elsewhere = {"reader/runtime.py", "core/starting.py"}

@@ -1,4 +1,4 @@
-"""Tests how facts are compared with the actions performed in the page, and how the result is shown in a table."""
+"""Tests how facts are compared with the actions performed on the page, and how the result is shown in a table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tools.sdks.driving import Done
 
 
 def done_in_the_page() -> Done:
-    """Returns the actions in the page: one click, seven rage clicks, one request, one console message, one
+    """Returns the actions on the page: one click, seven rage clicks, one request, one console message, one
     input, one navigation.
     """
     done = Done(inputs={"name"}, console=[("error", "failed")], navigation=["/?page=cart"])
@@ -40,9 +40,9 @@ def on(element: str) -> dict[str, Any]:
 
 
 def test_correct_facts_are_accepted():
-    """Facts that match the actions in the page are accepted.
+    """Facts that match the actions on the page are accepted.
 
-    Repeated clicks have fewer facts, for a stated reason; all other numbers are equal.
+    The number of repeated clicks differs, but the comparison states the reason. All other numbers are equal.
     """
     found = compared(facts_of_it(), done_in_the_page())
 
@@ -57,7 +57,7 @@ def test_correct_facts_are_accepted():
     [*enumerate(("clicks", "repeated clicks", "rage clicks", "requests", "console", "inputs", "navigation"))],
 )
 def test_a_missing_fact_is_found(left_out: int, kind: str):
-    """A missing fact makes its own line of the comparison unequal."""
+    """If a fact is missing, the comparison reports a difference for its kind only."""
     facts = facts_of_it()
     del facts[left_out]
 
@@ -74,15 +74,15 @@ def test_a_missing_fact_is_found(left_out: int, kind: str):
     ],
 )
 def test_a_fact_of_something_that_was_not_done_is_found(added: tuple[str, dict[str, Any]], kind: str):
-    """A fact that no action explains makes its line of the comparison unequal."""
+    """If no action explains a fact, the comparison reports a difference for its kind only."""
     found = compared([*facts_of_it(), added], done_in_the_page())
 
     assert [each.kind for each in found if not each.is_accepted] == [kind]
 
 
 def test_equal_lines_of_several_versions_are_one_line_of_the_table():
-    """SDK versions with equal lines share one line of the table, and a version with other results has its own
-    line.
+    """SDK versions with identical results share one row of the table, and a version with different results has its
+    own row.
     """
     equal, unequal = Comparison("clicks", "a 1", "a 1"), Comparison("clicks", "a 1", "none")
     inputs = [Line(version, Comparison("inputs", "b", "b")) for version in ("7.0.0", "8.0.0", "9.0.0")]

@@ -30,14 +30,14 @@ EVENT = b'{"segment_id":0}'
 
 
 def produced(content: bytes) -> Produced:
-    """Returns the Kafka value of an envelope with a replay."""
+    """Returns the Kafka message for an envelope that contains a replay."""
     found = message(split(content), PROJECT, CLIENT)
     assert found is not None
     return found
 
 
 def event_of(content: bytes) -> Any:
-    """Returns the normalized replay event in the Kafka value of an envelope."""
+    """Returns the normalized replay event in the Kafka message for an envelope."""
     return json.loads(msgspec.msgpack.decode(produced(content).value)["replay_event"])
 
 
@@ -176,9 +176,7 @@ def test_an_invalid_replay_event_is_refused(fields: dict[str, Any]) -> None:
 
 
 def test_fields_of_wrong_types_are_left_out_of_a_replay_event() -> None:
-    """Fields of wrong types are left out of a replay event; only the fields that identify the segment are
-    required.
-    """
+    """A replay event omits fields of the wrong type; only the fields that identify the segment are required."""
     found = normal(
         urls="x", error_ids=[1, "d" * 32], tags=[["a"], 7, ["b", True]], user="me", contexts=3, request=[]
     )

@@ -25,7 +25,8 @@ def test_no_bytes_raise_anything_else(content: bytes) -> None:
 def test_a_player_gets_only_events_it_can_draw() -> None:
     """Custom events, unknown types and events with times in seconds are removed.
 
-    A time in seconds would make a session last for years.
+    Other events have times in milliseconds, so an event with a time in seconds would make the session appear to
+    last for years.
     """
     drawn = [viewport_event(), snapshot_event()]
     spans = [{"type": 5, "timestamp": 1790000000.5, "data": {}}, {"type": 3, "timestamp": 1790000000, "data": {}}]
@@ -37,7 +38,7 @@ def test_a_player_gets_only_events_it_can_draw() -> None:
 
 
 def test_half_an_emoji_loses_no_event() -> None:
-    """An SDK truncates long strings by UTF-16 units.
+    """An SDK may truncate a long string between the two UTF-16 code units of a character.
 
     Browsers accept the resulting half of a surrogate pair, but our decoder does not; the event must still be read.
     """

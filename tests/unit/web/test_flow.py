@@ -1,4 +1,4 @@
-"""Tests when the operator's page shows a bottleneck and an alert."""
+"""Tests under which conditions the operator's page shows a bottleneck or an alert."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A selector of one clicked element is either parsed or refused."""
+"""A selector for one clicked element is converted to conditions on rows, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ingest.web.selector import CHARACTERS_MAX, PARTS_MAX, Selector, parse_selec
 def test_an_element_is_matched_by_columns_of_click_rows(
     text: str, columns: dict[str, str], classes: tuple[str, ...]
 ):
-    """An element is matched by the columns of click rows, with strings truncated as in the parser."""
+    """A selector becomes conditions on the columns of click rows, with values truncated as in the parser."""
     assert parse_selector(text) == Selector(tuple(columns.items()), classes)
 
 

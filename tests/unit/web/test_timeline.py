@@ -125,7 +125,7 @@ def test_each_kind_of_event_has_its_mark(event: RRwebEvent, kind: str, level: st
 
 
 def test_the_first_contentful_paint_has_the_time_since_its_page_began_to_load():
-    """The first contentful paint is shown in milliseconds since its page began to load, as in BigQuery's fact."""
+    """The first contentful paint is shown in milliseconds since its page began to load, as in BigQuery."""
     load = span_event("navigation.navigate", "https://a/", startTimestamp=1_790_000_000.0)
     paint = span_event("paint", "first-contentful-paint", startTimestamp=1_790_000_000.764)
 
@@ -137,7 +137,8 @@ def test_the_first_contentful_paint_has_the_time_since_its_page_began_to_load():
 def test_a_navigation_is_one_mark():
     """A navigation becomes one mark, although SDKs report it twice.
 
-    A push is reported as breadcrumb and span, and a page load as span and rrweb event. Other events stay separate.
+    SDKs report an in-page navigation as a breadcrumb and a span, and a page load as a span and an rrweb event.
+    Other events stay separate.
     """
     at = AT_MS / 1000
     load = span_event("navigation.navigate", "https://a/x", startTimestamp=at - 1)
@@ -160,8 +161,8 @@ def test_a_navigation_is_one_mark():
 
 
 def test_details_show_the_event():
-    """The details of a mark include sizes, in the format of either generation of SDKs, the element, the rating, or
-    the duration.
+    """The details of a mark describe the event: a request's sizes and duration, a click's element, or a vital's
+    rating. Sizes are read in the formats of older and newer SDKs.
     """
     marks = timeline(
         [
@@ -181,7 +182,7 @@ def test_details_show_the_event():
 
 
 def test_captured_headers_and_bodies_are_part_of_a_request():
-    """The mark of a request contains captured headers and bodies, as text or JSON of bounded size."""
+    """A request's mark contains the captured headers and bodies, as text or JSON of limited size."""
     captured = {
         "statusCode": 201,
         "request": {"headers": {"x-shop": "1"}, "size": 9, "body": {"item": "boots"}},
@@ -323,7 +324,7 @@ def test_malformed_events_are_counted(event: Any):
 
 
 def test_a_segment_that_is_not_json_is_named():
-    """A segment that is not JSON is named, and the next segment is read."""
+    """A segment that is not a JSON array is reported by its number, and the next segment is read."""
     found = read([(0, b"{"), (1, b'{"type":4}'), (2, json.dumps([console_event()]).encode())])
 
     assert found.unreadable.keys() == {0, 1}
@@ -332,7 +333,9 @@ def test_a_segment_that_is_not_json_is_named():
 
 
 def test_a_hostile_recording_is_bounded():
-    """The number of marks and the length of strings are bounded, and the timeline states if marks are missing."""
+    """The number of marks and the length of strings are bounded, and the timeline says whether marks were left
+    out.
+    """
     found = timeline([console_event("x" * (TEXT_MAX + 1))] * (MARKS_MAX + 1))
 
     assert (len(found.marks), found.truncated) == (MARKS_MAX, True)

@@ -1,4 +1,4 @@
-"""Small worlds around the real pipeline are explored exhaustively, and safety bugs are found in them."""
+"""Small worlds around the real pipeline are explored exhaustively, and planted safety bugs are found."""
 
 from __future__ import annotations
 
@@ -92,9 +92,9 @@ def test_messages_may_expire() -> None:
 
 
 def test_each_state_of_a_pipeline_has_an_image_with_the_partitions_exchanged() -> None:
-    """Exchanging the partitions twice returns the original state.
+    """Swapping the partitions of a pipeline twice returns the original state.
 
-    The exchanged pipeline makes the same decisions about the other partition.
+    A pipeline with swapped partitions makes the same decisions about the other partition.
     """
     model = CoreModel((1, 1), 0)
     assert Search(model).run().complete

@@ -32,7 +32,9 @@ def test_a_recorded_range_is_only_cut_again_into_halves() -> None:
 
 
 def test_a_new_batch_starts_when_its_end_is_stored() -> None:
-    """A new batch may start once the broker has stored its end, or has failed to store it for a tick."""
+    """A new batch may start once the broker has stored the batch's end. After one tick, the batch may start
+    although its end is not stored.
+    """
     batch = oracle.Batch(0, 2, rows=False, first=True, fresh=True, halved=False)
 
     assert "before that end is stored" in oracle.dispatch(LOG, oracle.Commits(0, ""), 0, batch, owner=True)

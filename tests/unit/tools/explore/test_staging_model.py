@@ -1,4 +1,4 @@
-"""The fleet around one staged batch is explored exhaustively, and safety bugs are found in it."""
+"""The fleet around one staged batch is explored exhaustively, and planted safety bugs are found."""
 
 from __future__ import annotations
 

@@ -43,7 +43,9 @@ def test_for_clauses_ranges_and_thresholds_are_divided():
 
 
 def test_every_fault_has_an_alert_that_exists_and_a_section_of_the_runbook():
-    """The alert of every fault exists, so that a renamed rule is noticed, and has a section in the runbook."""
+    """For every fault, the expected alert exists and has a section in the runbook, so that a renamed rule is
+    noticed.
+    """
     for fault in FAULTS:
         assert fault.alert in deployed_rules()
         assert runbook_has(f"docs/runbook.md#{fault.alert.lower()}")

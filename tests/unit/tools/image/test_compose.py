@@ -1,5 +1,5 @@
-"""docker-compose.yml is translated to options of `podman run`: every key of the file is either applied or an
-error.
+"""docker-compose.yml is translated into options for `podman run`. Every key in the file is either applied or
+reported as an error.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def test_our_services_are_the_ones_built_here():
 
 
 def test_a_service_keeps_the_settings_of_the_file():
-    """The worker has the command, hardening, settings, health check and stop timeout of the file."""
+    """The worker has the command, hardening, settings, health check and stop timeout from docker-compose.yml."""
     worker = built_services(FILE, VARIABLES)["worker"]
 
     assert worker.command == ("celery", "-A", "tasks", "worker")
@@ -93,6 +93,6 @@ def test_the_health_check_follows_the_port():
     ],
 )
 def test_unknown_keys_are_refused(tmp_path: Path, body: str, error: str):
-    """An unknown key of the file is refused instead of being silently omitted."""
+    """An unknown key in the Compose file is refused instead of being silently ignored."""
     with pytest.raises(ValueError, match=error):
         built_services(write_compose_file(tmp_path, body), {})

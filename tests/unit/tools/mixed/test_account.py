@@ -30,7 +30,7 @@ def commit(partition: int, offset: int, second: int, *, refused: bool = False) -
 
 
 def test_a_batch_is_parked_once_until_its_end_is_committed():
-    """A batch that is parked twice counts once, from the first time until its end is committed."""
+    """A batch that is parked twice counts once, from when it is first parked until its end is committed."""
     lines = [park("a-topic-0-10-20", 7), park("a-topic-0-10-20", 3, "first")]
     commits = [commit(0, 19, 8), commit(1, 20, 9), commit(0, 25, 10, refused=True), commit(0, 30, 12)]
 
@@ -54,14 +54,14 @@ def test_only_versions_are_refusals(error: str, refused: bool):
 
 
 def test_messages_that_are_cut_again_are_counted_once_each_time():
-    """If the next owner cuts other ranges, the messages that both owners cut count as read again."""
+    """If the next owner cuts different ranges, messages that the former owner also cut count as read again."""
     lines = [cut(1, 0, 0, 10), cut(4, 0, 6, 12), cut(2, 1, 0, 10), cut(6, 0, 12, 20), line("other", 5)]
 
     assert read_again(lines) == [Repeated(START + 4, 4)]
 
 
 def test_events_are_counted_in_the_phase_of_their_time():
-    """A time at the border of two phases belongs to the later phase."""
+    """An event at the boundary between two phases is counted in the later phase."""
     some = [Repeated(START + 5, 1), Repeated(START + 1, 2)]
 
     assert within(some, START, START + 5) == [some[1]]

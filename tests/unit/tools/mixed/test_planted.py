@@ -1,4 +1,4 @@
-"""Every patch of the planted releases still fits the code, and a release is built next to the installed
+"""Every patch for a planted release still applies to the code, and a planted release uses the installed
 libraries.
 """
 
@@ -31,7 +31,7 @@ def test_every_patch_fits_the_present_code(kind: Kind, tmp_path: Path):
 
 
 def test_a_patch_that_no_longer_fits_is_reported(tmp_path: Path):
-    """A patch that no longer fits is named in an error instead of being skipped."""
+    """A patch that no longer applies causes an error that names it, instead of being skipped."""
     (tmp_path / "module.py").write_text("x = 2\n")
 
     with pytest.raises(OutOfDate, match=r"'x = 1' occurs 0 times in module\.py"):
@@ -39,8 +39,8 @@ def test_a_patch_that_no_longer_fits_is_reported(tmp_path: Path):
 
 
 def test_a_planted_release_runs_its_own_code_with_the_libraries_of_this_one(tmp_path: Path):
-    """A planted release has its own version, formats and schema, and uses the libraries installed for this
-    release.
+    """A planted release has its own version, formats and schema, but uses the libraries installed for the current
+    code.
     """
     made: Release = planted(Kind.NEWER, tmp_path)
 
@@ -56,7 +56,7 @@ def test_a_planted_release_runs_its_own_code_with_the_libraries_of_this_one(tmp_
 
 
 def test_only_libraries_with_other_pins_are_installed_again():
-    """For a planted release, only libraries that have other pins or are no longer installed are installed."""
+    """For another release, only libraries that are missing or pinned to a different version are installed."""
     ours = "celery==5.6.3\nnew==1 # added\n\n# a comment\nredis==7.0"
 
     assert other_pins("celery==5.6.3\nredis==6.4\ngone==1.0", ours) == ["gone==1.0", "redis==6.4"]

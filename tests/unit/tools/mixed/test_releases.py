@@ -75,9 +75,9 @@ def test_every_recorded_release_has_a_section_of_the_changelog():
 
 
 def test_the_newest_tag_below_the_commit_is_the_previous_release(repository: Repository):
-    """The previous release is the newest tag below the commit.
+    """The previous release is the newest tag on an ancestor of the commit.
 
-    Tags at the commit and on other branches are ignored. Tags are compared by version, not as strings.
+    Tags on the commit itself and on other branches are ignored. Tags are compared by version, not as strings.
     """
     repository.commit("v0.9.0")
     repository.commit("v0.10.0")

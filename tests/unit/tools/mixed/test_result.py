@@ -16,8 +16,8 @@ WHOLE = Report((Check("objects", 3, 3),))
 
 
 def good_run(*, expects_refusal: bool = True) -> Result:
-    """Returns a run without errors: first a phase in the order of an upgrade, then a phase with the readers before
-    their workers.
+    """Returns a run without errors: its second phase upgrades the workers first, which is the documented order,
+    and its third phase upgrades the readers first.
     """
     both = "reader a: 1.0, worker b: 2.0"
     lines = [
@@ -89,7 +89,7 @@ def test_each_fault_fails_the_run_and_is_named(name: str):
 
 
 def test_releases_with_equal_formats_need_no_refusal():
-    """Releases with equal formats need no refusal to pass; two real releases may have the same formats."""
+    """A run of two releases with the same formats passes although no batch was refused."""
     result = good_run(expects_refusal=False)
     nothing_refused(result)
     result.judge()

@@ -68,8 +68,8 @@ def test_an_undisturbed_batch_is_allowed(checker: spin.Checker) -> None:
     [(9, 8, ""), (9, 7, "send"), (9, 4, "send"), (4, 3, "dispatch"), (6, 5, "dispatch"), (8, 7, "settled")],
 )
 def test_one_altered_step_is_refused(moved: int, before: int, action: str, checker: spin.Checker) -> None:
-    """A commit before its batch settled, a dispatch before its record is stored, and rows before blobs are each
-    refused.
+    """The checker refuses a commit before the batch has settled, a dispatch before the cut record is stored, and
+    rows before blobs.
     """
     steps = calm_steps()
     steps.insert(before, steps.pop(moved))
@@ -96,8 +96,8 @@ def test_a_new_owner_reads_the_stored_record(checker: spin.Checker) -> None:
 def test_an_assignment_that_is_revoked_before_its_reader_receives_it_changes_no_owner(
     checker: spin.Checker,
 ) -> None:
-    """A late assignment changes no owner if a suspended reader only sends a commit that is refused and then loses
-    the partition.
+    """If a suspended reader handles an assignment late, sends one commit that is not stored, and then loses the
+    partition, the partition's owner does not change.
     """
     steps = calm_steps()
     late = steps_of(
@@ -161,8 +161,8 @@ def test_a_batch_covers_the_gap_before_it(committed: int, action: str, checker: 
 
 
 def test_commits_of_a_later_assignment_do_not_affect_an_earlier_one(checker: spin.Checker) -> None:
-    """If a reader passes the gap only after it has got the partition back, its earlier assignment is still
-    allowed.
+    """If a reader is assigned the same partition again and only then commits the offset after a gap, the steps of
+    its first assignment are still accepted.
     """
     back = steps_of(
         "one",
@@ -176,7 +176,7 @@ def test_commits_of_a_later_assignment_do_not_affect_an_earlier_one(checker: spi
 
 
 def test_a_plan_of_two_ends_is_abandoned_in_one_step(checker: spin.Checker) -> None:
-    """Two recorded ends may be dropped in one step if the log ended before both of them, and not otherwise."""
+    """A reader may drop two recorded batch ends in one commit, but only if the log ended before both of them."""
     two = steps_of(
         "one",
         {"step": "assigned", "offset": 0, "ends": [8, 16], "new": True},
@@ -202,8 +202,8 @@ def test_steps_are_found_in_a_readers_log(tmp_path: Path) -> None:
 
 
 def test_logged_steps_are_ordered_by_time_and_not_by_text(tmp_path: Path) -> None:
-    """Logged steps are ordered by time, not as text: as text, a full second, which has no fraction, would follow
-    all other times of that second.
+    """Logged steps are sorted by time, not as text. As text, a time in whole seconds would follow all other times
+    in the same second, because it has no fraction.
     """
     for name, step, second in (("reader-1.log", "cut", "58.75"), ("reader-2.log", "commit", "58")):
         line = f'{{"event": "protocol_step", "step": "{step}", "timestamp": "2026-11-28T05:28:{second}Z"}}\n'
