@@ -4,8 +4,8 @@
 
 Runs pip-audit against OSV (https://osv.dev). Names and versions are sent to OSV; nothing is installed. The exit
 code is 1 if a pinned version has a known vulnerability. The exit code is 0 if no version has a known
-vulnerability, or if OSV cannot be reached: `make check` must pass without a network, and in that case reports that
-the check did not run.
+vulnerability, or if OSV cannot be reached, because `make check` must pass without a network; the output then says
+that the packages were not checked.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> None:
         "--seconds",
         type=float,
         default=AUDIT_SECONDS_MAX,
-        help="time limit, seconds; after that, the check counts as not run",
+        help="time limit for the response of OSV, seconds; after that, the packages count as not checked",
     )
     arguments = parser.parse_args()
     try:

@@ -57,8 +57,8 @@ ROWS_MAX = 40
 UNTIL_SECONDS = 3600
 PROCESS_SECONDS_MAX = 120
 PRELOADED = ["tasks.flush", "tasks.sinks.bigquery.storage_write"]
-# The longest time between passing a request to gRPC and the kill. Within this time, some requests have been sent,
-# and some have been applied.
+# The maximum delay between passing a request to gRPC and the kill. It is long enough that some requests have been
+# sent, and some have also been applied, before the process dies.
 SENT_SECONDS_MAX = 0.01
 RUNS_MAX = 6
 
@@ -76,14 +76,14 @@ class Point(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A point at which a process is killed; for SENT, also the time until the kill."""
+    """A point at which a process is killed. `seconds`: delay before the kill, used only for SENT."""
 
     point: Point
     seconds: float
 
 
 def die(*_: Any) -> None:
-    """Kills this process with SIGKILL, as in a crash of the machine."""
+    """Kills this process with SIGKILL, as if the machine had crashed."""
     os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(PROCESS_SECONDS_MAX)
 
@@ -135,7 +135,7 @@ def run_task(environment: Mapping[str, str], batch: str, death: Death | None) ->
         plan(death)
     until = int(time.time()) + UNTIL_SECONDS
     result = flush_bigquery.apply(kwargs={"batch": batch, "task": TASK, "until": until})
-    # Threads of gRPC would delay the end of the process.
+    # gRPC threads would delay the exit of the process.
     os._exit(0 if result.successful() else 1)
 
 
@@ -193,7 +193,7 @@ class Kills:
         self.failures.append(f"{manifest.batch_id}: its task failed {RUNS_MAX} times")
 
     def kill(self, point: Point) -> None:
-        """Runs a batch whose task is killed at the point, and sometimes a second time at another point."""
+        """Runs a batch whose task is killed at the given point, and sometimes a second time at a random point."""
         manifest, payload = self.batch()
         self.stage(manifest, payload)
         self.run(manifest, self.death(point))
@@ -202,7 +202,7 @@ class Kills:
         self.finish(manifest)
 
     def death(self, point: Point) -> Death:
-        """Returns the point with a random time."""
+        """Returns a death at the given point, with a random delay."""
         return Death(point, self.random.uniform(0, SENT_SECONDS_MAX))
 
     def empty(self) -> None:
@@ -295,7 +295,7 @@ def judge(environment: Mapping[str, str], times: int, seed: int) -> int:
 
 
 def main() -> None:
-    """Starts the servers, runs all batches, and exits with the exit code."""
+    """Starts the servers, runs all batches, and exits with 1 if a check failed, otherwise with 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=200, help="batches killed at each point")
     parser.add_argument("--seed", type=int, default=1, help="random seed")

@@ -3,8 +3,8 @@
     python -m tools.coverage_floors [--data .coverage/data]
 
 Reads the data of `coverage run` and `coverage combine`, and the table `[tool.coverage_floors]` in pyproject.toml:
-package directory -> minimum percentage of lines and branches. A file counts for the deepest listed package that
-contains it, and every package must be listed. The exit code is 1 if a package is below its floor or was not
+package directory -> minimum percentage of lines and branches. A file counts towards the deepest listed package
+that contains it, and every package must be listed. The exit code is 1 if a package is below its floor or was not
 measured.
 """
 
@@ -40,7 +40,7 @@ class Share:
         return 100 * self.covered / self.total if self.total else 0.0
 
     def plus(self, summary: Mapping[str, int]) -> Share:
-        """Adds one file of coverage's JSON report."""
+        """Returns the share with one more file from coverage's JSON report."""
         return Share(
             self.total + summary["num_statements"] + summary.get("num_branches", 0),
             self.covered + summary["covered_lines"] + summary.get("covered_branches", 0),

@@ -48,7 +48,7 @@ def judge(cache: Path, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs the suite, and ends with the exit code."""
+    """Runs the suite, and exits with 1 if our emulator differs, or with 2 if a server cannot be run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=NAMES, action="append", help="server to run; may be repeated")
     parser.add_argument("--json", type=Path, help="file for the result")

@@ -38,8 +38,8 @@ def _stream(target: Target) -> str:
 
 
 def create_a_stream(target: Target) -> None:
-    """A new stream has a name below that of its table, the requested type, and its creation time as its commit
-    time.
+    """A new stream has a name that begins with the name of its table, the requested type, and a commit time equal
+    to its creation time.
 
     Page: Package google.cloud.bigquery.storage.v1.
     """
@@ -164,7 +164,7 @@ def finalize_an_unknown_stream(target: Target) -> None:
 
 
 def codes_of_errors(target: Target) -> None:
-    """Errors of appends contain BigQuery's own code in their details, which clients use to distinguish them.
+    """An append error contains BigQuery's own error code in its details, which clients use to distinguish errors.
 
     Page: Package google.cloud.bigquery.storage.v1.
     """

@@ -62,8 +62,8 @@ def get_a_missing_table(target: Target) -> None:
 
 
 def add_a_nullable_column(target: Target) -> None:
-    """A patch of the schema adds a NULLABLE column, which is NULL in existing rows and may have a value in new
-    ones.
+    """A PATCH request adds a NULLABLE column to the schema, which is NULL in existing rows and may have a value in
+    new rows.
 
     Page: Modifying table schemas.
     """
@@ -216,7 +216,8 @@ def insert_into_a_missing_table(target: Target) -> None:
 
 
 def bad_row_is_named(target: Target) -> None:
-    """With skipInvalidRows, a row with a wrong type is named as invalid, and all other rows are stored.
+    """With skipInvalidRows, a row with a value of the wrong type is reported as invalid, and all other rows are
+    stored.
 
     Page: Method: tabledata.insertAll; Use the legacy streaming API.
     """
@@ -303,7 +304,7 @@ def insert_id_too_long(target: Target) -> None:
 
 
 def request_too_large(target: Target) -> None:
-    """A request of more than 10 MB is refused as a whole, with 413 or as invalid, and nothing is stored.
+    """A request of more than 10 MB is refused as a whole, with status 400 or 413, and nothing is stored.
 
     Page: Quotas and limits.
     """
@@ -346,7 +347,7 @@ def _stored_at(target: Target, given: Any, seconds: float = NOW_SECONDS + 0.125)
 
 
 def timestamp_as_rfc_3339(target: Target) -> None:
-    """A time with T and Z, as the sink writes it, is read to the microsecond.
+    """A timestamp with `T` and `Z`, as the sink writes it, is read with microsecond precision.
 
     Page: Data types.
     """
@@ -354,7 +355,7 @@ def timestamp_as_rfc_3339(target: Target) -> None:
 
 
 def timestamp_as_rfc_3339_in_whole_seconds(target: Target) -> None:
-    """A time without a fraction, as the sink writes a whole second, is also read.
+    """A timestamp in whole seconds, which the sink writes without a fraction, is also read.
 
     Page: Data types.
     """
@@ -362,7 +363,7 @@ def timestamp_as_rfc_3339_in_whole_seconds(target: Target) -> None:
 
 
 def timestamp_as_canonical_text(target: Target) -> None:
-    """A time with a space and UTC is read to the microsecond.
+    """A timestamp with a space before the time and the suffix `UTC` is read with microsecond precision.
 
     Page: Data types.
     """
@@ -370,7 +371,7 @@ def timestamp_as_canonical_text(target: Target) -> None:
 
 
 def timestamp_as_whole_seconds(target: Target) -> None:
-    """A whole number is read as seconds since 1970; readers of release 0.2 write some rows in this form.
+    """A whole number is read as seconds since 1970; readers of release 0.2 write some timestamps in this form.
 
     Page: Legacy SQL data types.
     """
@@ -378,8 +379,8 @@ def timestamp_as_whole_seconds(target: Target) -> None:
 
 
 def timestamp_as_seconds_with_a_fraction(target: Target) -> None:
-    """A number with a fraction is read as seconds since 1970; readers of release 0.2 write other rows in this
-    form.
+    """A number with a fraction is read as seconds since 1970; readers of release 0.2 also write timestamps in
+    this form.
 
     Page: Legacy SQL data types.
     """
@@ -387,7 +388,7 @@ def timestamp_as_seconds_with_a_fraction(target: Target) -> None:
 
 
 def timestamp_that_is_none(target: Target) -> None:
-    """A string that is not a time is invalid.
+    """A row with a timestamp that is not a time is reported as invalid.
 
     Page: Method: tabledata.insertAll; Data types.
     """
@@ -452,7 +453,7 @@ def query_by_parameters(target: Target) -> None:
 
 
 def query_a_missing_table(target: Target) -> None:
-    """A query of a missing table fails with notFound.
+    """A query on a missing table fails with 404 notFound.
 
     Page: HTTP status and error codes for BigQuery API.
     """

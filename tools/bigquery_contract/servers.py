@@ -36,10 +36,11 @@ INSTALL_EXTENSIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A server from the package index. `python`: the versions of Python that it supports, preferred first.
+    """A third-party server, installed from the package index. `python`: the versions of Python that it supports,
+    preferred first.
 
-    `extensions`: of DuckDB. `options`: arguments, in which `{rest}`, `{grpc}` and `{data}` are replaced.
-    `variables`: environment variables, with the same replacements.
+    `extensions`: DuckDB extensions. `options`: command-line arguments, in which `{rest}`, `{grpc}` and `{data}`
+    are replaced. `variables`: environment variables, with the same replacements.
     """
 
     name: str
@@ -110,7 +111,7 @@ class Foreign(Server):
         return [str(program), *map(self._filled, self._package.options)]
 
     def environment(self) -> Mapping[str, str]:
-        """Returns the variables, among them a separate home directory with the extensions of DuckDB."""
+        """Returns the environment variables. `HOME` is a separate directory with the DuckDB extensions."""
         variables = {name: self._filled(value) for name, value in self._package.variables.items()}
         return {"HOME": str(self._environment / "home"), "PYTHONPATH": "", **variables}
 

@@ -36,7 +36,7 @@ Code = StorageError.StorageErrorCode
 
 
 class Differs(Exception):
-    """The server differs from the documentation. The message describes what it does instead."""
+    """The server differs from the documentation. The message describes what the server does instead."""
 
 
 def expect(condition: bool, text: str) -> None:
@@ -47,7 +47,7 @@ def expect(condition: bool, text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response of a REST call. `asked`: the method and the last part of the path."""
+    """A response to a REST call. `asked`: the method and the last part of the path."""
 
     asked: str
     status: int
@@ -55,7 +55,7 @@ class Answer:
 
     @property
     def reasons(self) -> list[str]:
-        """The reasons of an error."""
+        """The reasons in an error response."""
         error = self.body.get("error")
         entries = error.get("errors", ()) if isinstance(error, dict) else ()
         return [str(entry.get("reason", "")) for entry in entries]
@@ -78,7 +78,7 @@ class Answer:
 
     @property
     def row_errors(self) -> dict[int, list[str]]:
-        """The reasons for each refused row, by its index, from a response of insertAll."""
+        """The reasons why rows were refused, by row index, from an insertAll response."""
         entries = self.body.get("insertErrors") or ()
         return {entry.get("index", 0): [error.get("reason") for error in entry["errors"]] for entry in entries}
 
@@ -155,7 +155,7 @@ class Target:
         return f"/datasets/{self.dataset}/tables/{table}"
 
     def create_dataset(self) -> None:
-        """Creates the dataset of the operation."""
+        """Creates the dataset that only this operation uses."""
         reference = {"projectId": PROJECT, "datasetId": self.dataset}
         self.call("POST", "/datasets", {"datasetReference": reference}).expect(200)
 
@@ -165,7 +165,7 @@ class Target:
         return {"tableReference": reference, "schema": {"fields": [dict(entry) for entry in fields]}, **parts}
 
     def create_table(self, fields: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Any]:
-        """Creates the dataset and the table of facts, partitioned and clustered as migrations create it."""
+        """Creates the dataset and the table of facts, partitioned by day as in the migrations."""
         self.create_dataset()
         parts = {"timePartitioning": {"type": "DAY", "field": "timestamp"}}
         resource = self.resource(list(columns_of(TABLE).values()) if fields is None else fields, parts)
@@ -184,7 +184,9 @@ class Target:
         self.insert(*rows).expect_row_errors({})
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Runs a statement with the official client, as readers do; `FACTS` in it is the table. Raises Differs."""
+        """Runs a statement with the official client, as readers do; `FACTS` in the statement stands for the table.
+        Raises Differs.
+        """
         return [tuple(row.values()) for row in self.job(sql, parameters).result(retry=None, timeout=SECONDS)]
 
     def job(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
@@ -278,7 +280,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """The result of one append: its offset, or the error as a response or as the end of the connection."""
+    """The result of one append: its offset, or an error, which is an error response or a closed connection."""
 
     offset: int | None = None
     status: str = ""

@@ -1,7 +1,7 @@
 """The faults of a chaos run, which affect processes or sinks.
 
-A fault returns the name of its target when it is completely over. A fault raises LocalError if it does not end as
-expected.
+A fault is a function that returns the name of its target after all effects of the fault have ended. The function
+raises LocalError if the fault does not end as expected.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ CONNECTION_FAULTS = ("hangs", "refuses", "resets", "is slow (1 s)")
 
 
 class ProcessFaults:
-    """Faults of processes. Each method returns the name of its target when it is completely over."""
+    """Faults of processes. A method returns the name of its target after all effects of the fault have ended."""
 
     def __init__(self, fleet: Fleet, redis_proxy: FaultProxy | None, calm: threading.Event) -> None:
         """When `calm` is set, every wait within a fault ends early. `redis_proxy` is None if Redis is behind

@@ -50,8 +50,9 @@ from tools.history.owners import Disturbance, Owned, gaps
 MESSAGES_PER_SECOND = 40.0
 SETTLE_SECONDS_MAX = 600.0
 REBALANCE_SECONDS_MAX = 20.0
-# A member that does not rejoin is removed after REBALANCE_SECONDS_MAX. If a member dies before it joins, or a
-# leader dies before it assigns, each such death delays the assignment by a session timeout.
+# A member that does not rejoin is removed after REBALANCE_SECONDS_MAX. Each member that
+# dies before it joins, and each leader that dies before it assigns partitions, delays the assignment by a session
+# timeout.
 UNOWNED_SECONDS_MAX = REBALANCE_SECONDS_MAX + 2 * SESSION_SECONDS
 PLAIN_WIDTH = 150
 
@@ -86,8 +87,8 @@ def run(
     bigquery_write: str = "insert_all",
     as_json: bool = False,
 ) -> int:
-    """Injects faults for `minutes`, then compares. Returns 0 if all checks passed, 1 if a check failed, and 130 if
-    the run was interrupted.
+    """Injects faults for `minutes`, then compares every sink with the load. Returns 0 if all checks passed, 1 if a
+    check failed, and 130 if the run was interrupted.
 
     `kafka`: by default Apache Kafka if it can run, otherwise Tansu. `redis`: one server, or a primary and a
     replica behind Sentinels. `rate`: messages per second. `directory`: where data and logs are kept; by default a
@@ -162,7 +163,7 @@ class _Chaos:
         self.history = History(has_records=kafka == "apache")
 
     def say(self, line: str) -> None:
-        """Prints one line with the time."""
+        """Prints one line, which begins with the seconds since the start of the run."""
         self.console.print(f"{time.monotonic() - self.began:6.1f} s  {line}", soft_wrap=True, markup=False)
         if not self.console.is_terminal:
             self.console.file.flush()
@@ -173,7 +174,9 @@ class _Chaos:
         self._open.close()
 
     def run(self, fault_seconds: float) -> None:
-        """Runs all steps. Raises errors of the experiment itself. All other outcomes are stored in `result`."""
+        """Runs all steps, and stores the outcome in `result`. Raises LocalError, LoadError, ReconcileError or
+        SinkError if the run itself fails.
+        """
         fleet = self._start()
         manifest = self.directory / "manifest.jsonl"
         processes = ProcessFaults(fleet, self.proxies.get("redis"), self.calm).by_name(self.kafka)

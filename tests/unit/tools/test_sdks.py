@@ -57,7 +57,7 @@ def test_correct_facts_are_accepted():
     [*enumerate(("clicks", "repeated clicks", "rage clicks", "requests", "console", "inputs", "navigation"))],
 )
 def test_a_missing_fact_is_found(left_out: int, kind: str):
-    """If a fact is missing, the comparison reports a difference for its kind only."""
+    """If a fact is missing, the comparison reports a difference only for this kind of fact."""
     facts = facts_of_it()
     del facts[left_out]
 
@@ -74,7 +74,7 @@ def test_a_missing_fact_is_found(left_out: int, kind: str):
     ],
 )
 def test_a_fact_of_something_that_was_not_done_is_found(added: tuple[str, dict[str, Any]], kind: str):
-    """If no action explains a fact, the comparison reports a difference for its kind only."""
+    """If no action explains a fact, the comparison reports a difference only for this kind of fact."""
     found = compared([*facts_of_it(), added], done_in_the_page())
 
     assert [each.kind for each in found if not each.is_accepted] == [kind]
