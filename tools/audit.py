@@ -78,7 +78,7 @@ def main() -> None:
         "--seconds",
         type=float,
         default=AUDIT_SECONDS_MAX,
-        help="time limit for the response of OSV, seconds; after that, the packages count as not checked",
+        help="time limit of the audit, seconds; after that, the packages count as not checked",
     )
     arguments = parser.parse_args()
     try:

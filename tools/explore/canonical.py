@@ -28,7 +28,7 @@ TICK_SECONDS = 0.5
 INTERVAL_TICKS = 1
 ANSWER_TICKS = 2
 
-# Attributes with times in the past, and the age in ticks beyond which a greater age makes no difference.
+# Attributes that hold past times. The number is the age in ticks from which all greater ages are equivalent.
 AGES = {
     "_started_at": INTERVAL_TICKS,
     "_full_since": INTERVAL_TICKS,
@@ -36,7 +36,7 @@ AGES = {
     "_cut_early_at": INTERVAL_TICKS,
     "_sent_at": ANSWER_TICKS,
 }
-# Attributes with times in the future, at which something happens.
+# Attributes that hold future times at which something happens.
 DEADLINES = frozenset({"until", "release_by", "stopping_by"})
 DURATIONS = frozenset({"_waited_seconds"})
 # Constants, values that are shown to operators, and counts of rejects. No decision reads these attributes under
@@ -47,10 +47,11 @@ OMITTED_ATTRIBUTES = frozenset(
         *("failures", "own_failures", "_acknowledged", "_source", "_ticked_at", "_cut_early_at", "_probes"),
     }
 )
-# Attempts are compared only with the attempts of chords, which `readers` does, except for the first attempt. Among
-# consecutive missed deadlines, only the third has an effect, and each missed deadline requires a fault.
+# Whether a chord belongs to the current attempt is part of `readers.Chord`. Apart from that, decisions depend only
+# on whether there has been an attempt. Among consecutive missed deadlines, only the third has an effect, and each
+# missed deadline requires a fault.
 CAPPED = {"attempt": 1, "misses": DEADLINE_MISSES_MAX}
-# The reason for a cut affects decisions only in one way: whether the batch is a part of another batch.
+# The reason for a cut affects decisions in only one way: it shows whether the batch is a part of another batch.
 BATCH = ("source", "epoch", "offsets", "segments", "rejects", "size_bytes")
 # Objects that all partitions share. They are compared as part of the value of the pipeline.
 OWNED_ABOVE = frozenset({"_ledger", "_budget"})
@@ -86,8 +87,8 @@ def role_value(role: Role, name: str, value: float, now: float) -> float:
 
 
 class Canon:
-    """Makes comparable values and copies of pipelines. Equal parts get equal numbers, so that values are small and
-    compare fast.
+    """Converts pipelines to comparable values, and copies pipelines. Equal parts get equal numbers, so that values
+    are small and fast to compare.
     """
 
     def __init__(self, *, count_misses: bool = True) -> None:
@@ -173,7 +174,7 @@ class Canon:
 
 
 def unused_in(thing: object) -> frozenset[str]:
-    """Returns the attributes of an object whose current values are overwritten before they are read."""
+    """Returns the attributes that an object overwrites before it reads them again."""
     if isinstance(thing, Builder) and not len(thing):
         return UNUSED_WHEN_EMPTY
     if isinstance(thing, Flight) and thing.phase is Phase.WAITING:

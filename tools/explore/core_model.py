@@ -1,8 +1,8 @@
 """The model of the core: two readers with the real `Pipeline`, one or two partitions, a few messages, and faults.
 
-A state is three numbers: one for each reader, and one for all partitions (the board). The events of a reader do
-not depend on the other reader, so they are computed once for each pair of reader and board, and looked up for
-every state with that pair.
+A state is three numbers: one for each reader, and one for the *board*, which is the state of all partitions
+outside the readers. The events of a reader do not depend on the other reader, so they are computed once for each
+pair of reader and board, and looked up for every state with that pair.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LIMITS = Limits(
 )
 WIDTH = 24
 MASK = (1 << WIDTH) - 1
-# Replaces the other reader in states of a single reader.
+# Stands for the second reader in states that contain only one reader.
 SINGLE = MASK
 PARTITION_NAME = re.compile(r"\bp([01])\b")
 
@@ -91,7 +91,9 @@ def partitions(messages: Sequence[int]) -> tuple[Partition, ...]:
 
 
 class Move(NamedTuple):
-    """One computed step of one reader: its event, and the reader and the board after it."""
+    """One computed step of one reader: the number of its event, and the states of the reader and of the partitions
+    (`board`) after the step.
+    """
 
     what: int
     fault: bool
@@ -104,21 +106,21 @@ class CoreModel:
     """A model for `tools.explore.search`. `messages`: number per partition; `faults`: maximum per run; `expiry`:
     messages may expire.
 
-    A state consists of both readers and the board. If the readers can no longer affect each other, the state is a
-    *single* reader with its part of the board:
+    A state consists of both readers and the board. If the readers can no longer affect each other, a reader is
+    explored alone, as the state of this *single* reader and its partitions. There are two cases:
 
-    - A reader that has lost its partitions and has not detected it. The reader's commits are refused, and its
-      chords cannot violate an invariant by making items durable. Once it detects the loss, or after a crash, it is
-      equivalent to
-      a fresh reader.
-    - Either reader, if no further fault may happen, every partition has an owner, and none is being released.
+    - A reader has lost its partitions and has not detected the loss. The reader's commits are refused, and its
+      chords cannot violate an invariant by making items durable. Once the reader detects the loss, or after a
+      crash, it is equivalent to a fresh reader.
+    - No further fault is allowed, every partition has an owner, and no partition is being released. Each
+      reader is then explored alone.
 
-    States that differ only by an exchange of the two readers, or of partitions with equal logs, are equivalent,
-    and only one of them is explored. `every_order` explores both readers of each state together, to verify this
-    argument.
+    If two states differ only because the two readers are swapped, or two partitions with equal logs, the states
+    are equivalent, and only one of them is explored. `every_order` explores both readers of each state together,
+    to verify this argument.
 
-    A label contains the number of the event and three bits: its reader, and whether readers and partitions are
-    exchanged.
+    A label contains the number of the event and three bits: which reader performs the event, whether the readers
+    are swapped in the next state, and whether the partitions are swapped in the next state.
     """
 
     def __init__(
@@ -158,8 +160,8 @@ class CoreModel:
     # States
 
     def _canonical(self, one: int, other: int, board: int) -> tuple[int, int]:
-        """Returns the number of a state, and bits for whether readers (2) and partitions (1) were exchanged to
-        obtain it.
+        """Returns the representative of all equivalent states, packed into one number, and a bit mask: 2 if the
+        readers were swapped to obtain it, 1 if the partitions were swapped.
         """
         turn = self._may_exchange_partitions and self._order(one, other, board)
         if turn:
@@ -168,17 +170,19 @@ class CoreModel:
         return state, mirror | turn
 
     def _single(self, reader: int, board: int) -> tuple[int, int]:
-        """Returns the number of a state with one reader, and whether partitions were exchanged to obtain it."""
+        """Returns the state with only this reader, packed into one number, and 1 if the partitions were swapped to
+        obtain it, otherwise 0.
+        """
         board = self._own_board(reader, board)
         if self._may_exchange_partitions and self._order(reader, self._fresh, board):
             return pack(self._swapped(reader), SINGLE, self._swapped_board(board)), 1
         return pack(reader, SINGLE, board), 0
 
     def _order(self, one: int, other: int, board: int) -> bool:
-        """Returns True if the second partition must be ordered first, by the state of each partition in both
-        readers and on the board.
+        """Returns True if the partitions must be swapped so that the lower state comes first. The state of a
+        partition includes its state in both readers and on the board.
 
-        States that differ only in the order in which a reader was assigned its partitions are not exchanged.
+        The order in which a reader was assigned its partitions is not compared.
         """
         key = (one << WIDTH | other) << WIDTH | board
         known = self._orders_known.get(key)
@@ -213,7 +217,7 @@ class CoreModel:
         return self._cached("mirrored", board, lambda: self._board.of(exchange_owners(self._board.things[board])))
 
     def _swapped(self, reader: int) -> int:
-        """Returns the reader with the partitions exchanged."""
+        """Returns the reader with the partitions swapped."""
         return self._cached(
             "turned", reader, lambda: self._reader.of(self.readers.exchanged(self._reader.things[reader]))
         )
@@ -298,8 +302,8 @@ class CoreModel:
     def _arrive(
         self, label: int, one: int, other: int, board: int, *, last: bool, cut_off: bool
     ) -> Iterator[tuple[int, int]]:
-        """Yields the states that follow a step that leads to the given readers and the given board. `last`: no
-        further fault may happen.
+        """Yields (label, next state) for a step after which the readers and the board have the given numbers.
+        `last`: no further fault is allowed.
         """
         if self._every_order or not (cut_off or (last and self._is_settled(one, other, board))):
             state, turned = self._canonical(one, other, board)
@@ -386,8 +390,8 @@ class CoreModel:
     # Counterexamples
 
     def describe(self, path: list[tuple[int, int]]) -> list[str]:
-        """Returns one line per step, with the reader's commands. Readers and partitions keep their names, although
-        they are exchanged in the states.
+        """Returns one line per step, with the reader's commands. Each reader and partition has the same name in
+        all lines, even if the search swapped the readers or partitions between two states.
         """
         names, exchanged, lines = ["A", "B"], False, []
         for state, label in path:
@@ -425,7 +429,7 @@ def exchange_owners(board: Board) -> Board:
 
 
 def other_name(found: re.Match[str]) -> str:
-    """Replaces `p0` by `p1`, and `p1` by `p0`."""
+    """Returns `p1` for `p0`, and `p0` for `p1`."""
     return f"p{1 - int(found[1])}"
 
 

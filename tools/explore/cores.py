@@ -55,7 +55,7 @@ class Cores:
         self._known: dict[int, int] = {}
         self._decisions: dict[tuple[int, Hashable], Decision] = {}
         self._ignored: dict[tuple[int, Hashable], bool] = {}
-        # How each state was first reached, and the equivalent state with the two partitions exchanged.
+        # How each state was first reached, and the equivalent state with the two partitions swapped.
         self._origins: list[tuple[int, on.Event] | None] = []
         self._mirrors: dict[int, int] = {}
         self.fresh = self._keep(Pipeline(limits), BEGAN_AT)
@@ -119,7 +119,7 @@ class Cores:
         return known
 
     def mirrored(self, core: int) -> int:
-        """Returns the same state with the two partitions exchanged, which is reached by the exchanged events."""
+        """Returns the state that the same events reach if the two partitions are swapped in all of them."""
         path = []
         at = core
         while at not in self._mirrors and (origin := self._origins[at]) is not None:
@@ -132,8 +132,8 @@ class Cores:
         return mirror
 
     def features(self, core: int, source: TopicPartition) -> Hashable:
-        """Returns the pipeline's state of a partition without its name and most times, or None if the partition is
-        not assigned.
+        """Returns a summary of a partition's state in the pipeline (see `features` below), without the partition's
+        name. Returns None if the partition is not assigned.
         """
         return self._features[core].get(source)
 
@@ -159,7 +159,7 @@ class Cores:
 
 
 def mirrored(event: Any) -> Any:
-    """Returns the event with the two partitions exchanged. Both partitions have the same messages."""
+    """Returns the event with the two partitions swapped. Both partitions have the same messages."""
     changes: dict[str, Any] = {}
     for name in event.__dataclass_fields__:
         value = getattr(event, name)
@@ -175,7 +175,7 @@ def mirrored(event: Any) -> Any:
 
 
 def features(owned: Partition) -> Hashable:
-    """Returns the attributes of a partition that distinguish most states."""
+    """Returns a few attributes of a partition, which suffice to tell most of its states apart."""
     flights = [
         (flight.batch.offsets, flight.phase.value, len(flight.stages), flight.misses)
         for flight in owned.flights.values()

@@ -43,8 +43,8 @@ class Frozen:
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles frozen data as the number of the kept object; counts of rejects, which no decision reads, are
-    pickled in the same way.
+    """Pickles a reference to each frozen object (its number in `_kept`) instead of its content. Counts of rejects
+    (`Rejects`) are also pickled as references, because no decision reads them.
     """
 
     def __init__(self, packed: io.BytesIO, is_atom: Callable[[type], bool]) -> None:

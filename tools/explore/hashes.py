@@ -16,7 +16,7 @@ from redis.exceptions import NoPermissionError
 
 from tasks import breaker
 
-# The answer of a closed breaker to a request.
+# The response of a closed circuit breaker to a permit request.
 CLOSED = (b"closed", b"0", b"")
 
 
@@ -65,7 +65,7 @@ class Waits(BaseException):
 
 
 class Client:
-    """Replaces the client of redis-py. Returns the recorded responses in order, then raises Waits."""
+    """Stands in for a redis-py client. Returns the recorded responses in order, then raises Waits."""
 
     def __init__(self, answers: Sequence[Any]) -> None:
         self._answers = iter(answers)

@@ -1,4 +1,4 @@
-"""Classifies the planted bugs of tests/mutation that simulated worlds miss, by whether they break safety.
+"""Classifies bugs that tests/mutation plants and simulated worlds do not detect, by whether they break safety.
 
 A bug breaks safety if it can commit an offset past an item that is not durable, lose a message, put the same
 messages into two different batches, decrease an offset, or let two owners write. The explorer runs `Pipeline` and

@@ -1,7 +1,7 @@
 """Checks a reader's commands against the contents of brokers and sinks. The oracle shares no code with the core.
 
 Each function returns the violation as text, or an empty string if there is none. Sets of items, such as `durable`,
-are numbers with two bits per message: its blob and its rows.
+are bit masks with two bits per message: one for its blob and one for its rows.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def commit(log: Log, stored: Commits, durable: int, new: Commits, halves: frozen
 class Batch(NamedTuple):
     """A batch for which a reader starts a chord.
 
-    `first`: this is the first attempt. `fresh`: the batch was cut since the last tick, and its end has not been
-    stored. `halved`: the batch is a part of another batch.
+    `first`: this is the first attempt. `fresh`: the batch has been cut since the last tick, and its end has
+    not been stored. `halved`: the batch is a part of another batch.
     """
 
     start: int
@@ -109,7 +109,7 @@ class Batch(NamedTuple):
 
 
 def dispatch(log: Log, stored: Commits, durable: int, batch: Batch, *, owner: bool) -> str:
-    """Checks the start of a chord by a reader."""
+    """Checks a chord that a reader starts."""
     if batch.rows and log.blobs(batch.start, batch.stop) & ~durable:
         return f"it starts the rows of [{batch.start}, {batch.stop}) before the blobs are durable"
     if not (owner and batch.first):
@@ -125,7 +125,7 @@ def dispatch(log: Log, stored: Commits, durable: int, batch: Batch, *, owner: bo
 
 
 def discard(log: Log, durable: int, start: int, stop: int) -> str:
-    """Checks that a batch that a reader considers settled is durable."""
+    """Checks that a batch is durable if a reader considers it settled."""
     missing = log.needed(start, stop) & ~durable
     return f"it settles [{start}, {stop}), which is not durable" if missing else ""
 

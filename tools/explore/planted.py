@@ -1,8 +1,8 @@
 """Plants safety bugs, one at a time, in a copy of the code, which is then explored in a separate process.
 
-The planted bugs show that the explorer finds such bugs. Each bug replaces a piece of code that occurs exactly
-once, and violates one of these guarantees: no item is lost, nothing is reported before it is durable, a new owner
-cuts the same batches, and no batch is forgotten.
+The planted bugs test whether the explorer detects safety bugs. Each bug replaces a piece of code that occurs
+exactly once, and violates one of these guarantees: no item is lost, nothing is reported before it is durable, a
+new owner cuts the same batches, and no batch is forgotten.
 """
 
 from __future__ import annotations

@@ -165,7 +165,9 @@ START = {"dispatch": dispatch, "discard": discard, "report": report, "run": run}
 
 
 class Sink:
-    """A sink whose calls are also effects. A response is either empty or the reason for an error."""
+    """A simulated sink. Each write is an `Effect`, like a round trip to Redis. The response is empty, or the
+    reason why the write fails.
+    """
 
     def __init__(self, client: Client) -> None:
         self._client = client

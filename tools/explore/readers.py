@@ -27,7 +27,8 @@ from tools.explore.cores import EPOCH, FORMER_EPOCH, Cores, Decision
 
 # The owner of a partition, from the point of view of the reader that receives the event.
 ME, OTHER, NO_OWNER = 0, 1, 2
-# The number of starts in a cut record, which affects only the text of the next record.
+# The field of a cut record that counts how often readers started at its offset. The count affects only the text of
+# the next record.
 STARTS = re.compile(r";s=[0-9a-z]+")
 
 
@@ -45,10 +46,10 @@ class Sent(NamedTuple):
 class Chord(NamedTuple):
     """One running chord.
 
-    `items`: the items that the chord makes durable when it completes. `rows`: the chord belongs to the second
-    stage. `current`: the pipeline waits for this chord; this flag replaces attempts, which are compared only for
-    equality. A chord belongs to the current assignment of its reader; chords of former assignments are not kept
-    (`Readers._stale`).
+    `items`: the items that the chord makes durable when it completes. `rows`: whether the chord belongs to the
+    second stage. `current`: whether the pipeline waits for this chord. This flag stands in for the attempt number,
+    which the pipeline compares only for equality. A chord belongs to the current assignment of its reader; chords
+    of former assignments are not kept (`Readers._stale`).
     """
 
     partition: int
@@ -135,8 +136,8 @@ class Partition:
 
 
 class Readers:
-    """Possible events of one reader. Readers are interchangeable, so the board is always from the point of view of
-    this reader.
+    """Possible events of one reader. Readers are interchangeable, so the owners on the board (the shared state of
+    the partitions) are always given from the point of view of this reader.
     """
 
     def __init__(
@@ -213,7 +214,7 @@ class Readers:
         yield from self._feed(what, became, board, event, fault=True)
 
     def _expire(self, reader: Reader, board: Board, owned: list[int]) -> Iterator[Outcome]:
-        """Lets the group remove the reader, which does not detect it yet."""
+        """Removes the reader from the group. The reader has not detected its removal yet."""
         for text, became, after in self._remove_owner(reader, board, owned):
             what = f"is removed from the group and loses {names(owned)}{text}"
             yield Outcome(what, became, after, True, cut_off=True)
@@ -261,7 +262,7 @@ class Readers:
                 yield text + result, left, put(after, number, shared)
 
     def _unowned(self, shared: Shared, number: int) -> Shared:
-        """Returns the partition without an owner. Messages that have expired cannot be read again."""
+        """Returns the partition with its owner removed. Messages that have expired cannot be read again."""
         lost = self.partitions[number].log.needed(0, shared.began)
         return shared._replace(owner=NO_OWNER, durable=shared.durable | lost)
 
@@ -326,9 +327,9 @@ class Readers:
     def _stale(self, reader: Reader, board: Board) -> Iterator[Outcome]:
         """Yields events of a former assignment of this process, and messages that it has already accepted.
 
-        Such events may arrive at any time. The former assignment may have been to a deleted topic of the same
-        name, so items that they report do not count as durable. The pipeline must ignore these events, so they do
-        not lead to new states.
+        Such events may arrive at any time. The former assignment may have been for a deleted topic of the same
+        name, so items that these events report as durable do not count as durable. The pipeline must ignore these
+        events, so they do not lead to new states.
         """
         stale = [
             event
@@ -415,7 +416,7 @@ class Readers:
             yield from self._feed(f"is informed that {items} {text}", without, board, event, fault=True)
 
     def _reports(self, core: int, chord: Chord) -> tuple[on.FlushSucceeded, on.FlushFailed, int]:
-        """Returns the possible reports of a chord, durable and failed, and its attempt."""
+        """Returns the two reports that a chord can send (success and failure), and the chord's attempt number."""
         batch_id = self._batch_id(chord)
         flight = self.cores.flight(core, batch_id)
         attempt = 0 if flight is None else flight.attempt - (not chord.current)
@@ -430,7 +431,7 @@ class Readers:
         return reader._replace(chords=())
 
     def exchanged(self, reader: Reader) -> Reader:
-        """Returns the reader with the two partitions exchanged."""
+        """Returns the reader with the two partitions swapped."""
         chords = tuple(sorted(chord._replace(partition=1 - chord.partition) for chord in reader.chords))
         unrecorded = tuple(sorted((1 - number, end) for number, end in reader.unrecorded))
         core = self.cores.mirrored(reader.core)
@@ -569,7 +570,7 @@ class Readers:
         return ""
 
     def _halves(self, reader: Reader, number: int) -> frozenset[int]:
-        """Returns the ends of parts of batches that were split because Redis cannot hold the batches."""
+        """Returns the end offsets of those batches in flight that are parts of a batch too large for Redis."""
         flights = [flight.batch for flight in self.cores.flights(reader.core).values()]
         source = self.partitions[number].source
         return frozenset(
@@ -674,8 +675,8 @@ def describe_event(event: Any) -> str:
 
 
 def stored_in(shared: Shared, sent: Sent) -> Shared:
-    """Returns the partition after the commit is stored, without the number of starts, because an assignment resets
-    it.
+    """Returns the partition with this commit stored. The number of starts is left out of the cut record, because
+    an assignment resets it.
     """
     return shared._replace(offset=sent.offset, record=STARTS.sub("", sent.record))
 

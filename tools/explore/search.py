@@ -19,14 +19,15 @@ STATES_PER_PROGRESS_REPORT = 20_000
 
 
 class Model(Protocol):
-    """Interface of a searched model."""
+    """Interface that a model implements so that it can be searched."""
 
     @property
     def start(self) -> int:
         """The first state."""
 
     def steps(self, state: int, faults_left: int) -> Iterator[tuple[int, int]]:
-        """Yields (label, next state) of every possible next event. A negative next state is a violated invariant.
+        """Yields (label, next state) for every possible next event. A negative next state means that the event
+        violates an invariant.
 
         `faults_left`: number of faults that may still occur in this run. If it is 0, only events that are not
         faults are returned.
@@ -39,7 +40,7 @@ class Model(Protocol):
         """Returns True if the step is a fault. Faults are optional in a run."""
 
     def broken(self, state: int) -> str:
-        """Returns the invariant that a negative state violates."""
+        """Returns the violated invariant for a negative state from `steps`."""
 
     def describe(self, path: list[tuple[int, int]]) -> list[str]:
         """Describes a path from the start, one line per step. `path`: each state, and the label of the step from
@@ -138,7 +139,7 @@ class Search:
         result.story = [*self._model.describe(path), result.broken]
 
     def _number_of(self, came_from: int, label: int, state: int) -> int:
-        """Returns the number of a state. A new state gets the next number."""
+        """Returns the index of a state. A new state gets the next index."""
         known = self._index.get(state)
         if known is None:
             known = self._index[state] = len(self._states)

@@ -2,9 +2,9 @@
 marks.
 
 A reader dispatches the batch, and a successor may dispatch it again. Workers run its tasks, one worker per
-delivery, in parallel. The callback of a chord reports to the reader. Reader, workers and callbacks run the real
-code (`tools.explore.programs`) on one hash (`tools.explore.hashes`), one round trip at a time. Work between two
-round trips is invisible to other programs, so it is part of the step of the preceding round trip.
+delivery, in parallel. The callback of a chord reports to the reader. The reader, workers and callbacks run the
+real code (`tools.explore.programs`) on one hash (`tools.explore.hashes`), one round trip at a time. Work between
+two round trips is invisible to other programs, so it is part of the step of the preceding round trip.
 """
 
 from __future__ import annotations
@@ -191,11 +191,13 @@ class StagingModel:
         yield fault(left, f"{chord_text(delivery)} is lost")
 
     def _begin(self, world: World, program: Program) -> Iterator[Event]:
-        """Starts a program, with its first round trip."""
+        """Starts a program and runs its first round trip."""
         yield from self._advance(world, Running(program))
 
     def _advance(self, left: World, running: Running) -> Iterator[Event]:
-        """Runs the next round trip of a program. `left`: the world without the program."""
+        """Runs the next round trip of a program. `left`: the world after the program was removed from its queue or
+        from `running`.
+        """
         effect = self._programs.next(running.program, running.answers).effect
         assert effect is not None, running
         if effect.name == "write":
@@ -224,7 +226,7 @@ class StagingModel:
         yield from self._resume(after, became, f"{chord_text(program)}: round trip {len(became.answers)}")
 
     def _resume(self, left: World, running: Running, what: str) -> Iterator[Event]:
-        """Continues a program with a response. The program then waits for the next response, or ends."""
+        """Resumes a program after a response. The program then waits for the next response, or ends."""
         following = self._programs.next(running.program, running.answers)
         if following.effect is not None:
             yield Event(what, put(left, running=running))
@@ -307,18 +309,18 @@ def judge(before: World, after: World) -> str:
 
 
 def fault(world: World, what: str) -> Event:
-    """Returns an event that is a fault."""
+    """Returns a fault event."""
     return Event(what, world._replace(faulty=True), fault=True)
 
 
 def put(world: World, **more: object) -> World:
-    """Returns the world with one more element in each of the given fields."""
+    """Returns a copy of the world, with the given element added to each of the given fields."""
     bags: dict[str, Any] = {name: bag((*getattr(world, name), one)) for name, one in more.items()}
     return world._replace(**bags)
 
 
 def without(world: World, **less: object) -> World:
-    """Returns the world with one element fewer in each of the given fields."""
+    """Returns a copy of the world, with the given element removed from each of the given fields."""
     bags: dict[str, Any] = {}
     for name, one in less.items():
         things = list(getattr(world, name))
