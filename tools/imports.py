@@ -1,4 +1,4 @@
-"""The import rules: which own and third-party modules each package may import.
+"""The import rules: which first-party and third-party modules each package may import.
 
 `TABLE` has the rules, bottom up: a package may import itself, packages above it in the table, and the third-party
 modules in its row. `violations` checks one source text; ARCHITECTURE.md shows the same table.
@@ -39,7 +39,7 @@ class Package:
         return any(within(module, name) for name in self.modules)
 
     def may_use(self, module: str, library: str) -> bool:
-        """Returns True if this module of the row may import the third-party package."""
+        """Returns True if this module, which belongs to this row, may import the third-party package."""
         if self.libraries is None:
             return True
         parts = [libraries for part, libraries in self.libraries.items() if self._covers(part, module)]
@@ -287,8 +287,8 @@ class Import:
 
 
 def imports(text: str) -> Iterator[Import]:
-    """Yields every import of a source text, including those in functions, under TYPE_CHECKING, and at run time by
-    a literal name.
+    """Yields every import in a source text, including imports in functions, imports under TYPE_CHECKING, and calls
+    of `import_module` or `__import__` with a literal name.
 
     A relative import gets the name ".", which is never allowed.
     """

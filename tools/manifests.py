@@ -27,12 +27,12 @@ SOURCE = re.compile(r"^# Source: replays-ingest/templates/(\S+)$", re.MULTILINE)
 ALERTS = "alerts.yaml"
 SECONDS_MAX = 60
 # The Kubernetes version that helm is told to assume. By default, a helm binary that was built from source assumes
-# a very old version.
+# a very old Kubernetes version.
 KUBERNETES_VERSION = "1.33.0"
 
 
 class HelmFailed(Exception):
-    """Raised if helm is not installed, or if it failed. The message is its output."""
+    """Raised if helm is not installed. Also raised, with helm's output as the message, if helm failed."""
 
 
 def helm(*arguments: str) -> str:

@@ -1,8 +1,8 @@
 """Renders docs/runbook.md as a page of `replays-ingest web`; the alerts on the operator's page link to its
 sections.
 
-Only the Markdown that the runbook uses is rendered: headings, paragraphs, numbered and plain lists, tables, code,
-emphasis, and links within the page. All text is escaped first.
+Only the Markdown that the runbook uses is rendered: headings, paragraphs, numbered and bulleted lists, tables,
+code, emphasis, and links within the page. All text is escaped first.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Takes the pictures in docs/images of Flower's parked batches, the operator's page and the list of replays.
+"""Takes the screenshots for docs/images: Flower's parked batches, the operator's page and the list of replays.
 
     python -m tools.screenshots [--seconds 240] [--to docs/images]
 
@@ -54,7 +54,7 @@ SETTINGS = {
 
 @click.command()
 @click.option(
-    "--seconds", default=240, show_default=True, type=click.IntRange(30, 3600), help="Length of the load."
+    "--seconds", default=240, show_default=True, type=click.IntRange(30, 3600), help="Load duration, seconds."
 )
 @click.option("--rate", default=40.0, show_default=True, help="Messages per second.")
 @click.option("--to", "folder", default="docs/images", show_default=True, type=click.Path(path_type=Path))

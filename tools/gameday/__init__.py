@@ -1,1 +1,3 @@
-"""Runs a game day: injects faults on real servers, waits for their alerts, and fixes them with the runbook."""
+"""Runs a game day: injects faults into real servers, waits for their alerts, and fixes the faults with the
+runbook.
+"""

@@ -76,7 +76,7 @@ def start_workers(game: Game) -> None:
 
 
 def leave_a_queue_out(game: Game) -> None:
-    """Deploys workers with a list of queues that lacks the queue of BigQuery."""
+    """Deploys workers whose queue list lacks the BigQuery queue."""
     flush = (flush_queue(sink) for sink in SinkName if sink is not SinkName.BIGQUERY)
     restart_workers(game, (CONTROL_QUEUE, *flush))
 
@@ -327,7 +327,7 @@ def fix_sdk(game: Game) -> None:
 
 
 def send_mostly_garbage(game: Game) -> None:
-    """Sends bad messages of many projects, because a single project would only be shed."""
+    """Sends bad messages from many projects, because a single project would only be shed."""
     game.load.garbage_project = GARBAGE_PROJECT + 1  # GARBAGE_PROJECT itself is disabled
     game.load.garbage_projects = 50
     game.load.garbage_share = 1.0
@@ -527,8 +527,8 @@ FAULTS = (
         "max(replays_reader_halted) == 0",
         ordinary_ratio,
     ),
-    # This fault comes last, because readers that read the record again, for example after an offset beyond the
-    # log, are blocked.
+    # This fault comes last, because its record stays in the topic and blocks every reader that reads it again.
+    # After a commit beyond the end of the log, for example, readers start again from the beginning.
     Fault(
         "a record that decompresses beyond the limit",
         "ReplaysLag",

@@ -53,8 +53,9 @@ CAUSED_BY_LOAD = {"ReplaysEndToEndSlow", "ReplaysLag", "ReplaysBackpressure"}
 # An alert on an exhausted error budget resolves only after its window: minutes here, hours in production.
 BUDGET = {"ReplaysErrorBudgetBurnsFast", "ReplaysErrorBudgetBurnsSlowly"}
 
-# The rules depend on these intervals of the system. The intervals are divided by about the same factor, or by less
-# where a busy machine with two cores could not keep up (a chord within six seconds).
+# The alert rules depend on these intervals. Most of the intervals are divided by about the same factor as the
+# times in the rules. The others are divided by less, because a busy machine with two cores could not keep up; for
+# example, it may need more than six seconds for a chord.
 SHORT_TIMES = {
     "REPLAYS_FLUSH_DEADLINE_SECONDS": "12",
     "REPLAYS_RETRY_BACKOFF_SECONDS": "1",
@@ -263,8 +264,8 @@ class Game:
         return found
 
     def until(self, condition: Callable[[], bool], seconds: float, what: str) -> float:
-        """Waits for a condition. Returns the seconds that passed. OSError counts as false. Raises LocalError after
-        `seconds`.
+        """Waits for a condition. Returns how many seconds the wait took. OSError counts as false. Raises
+        LocalError after `seconds`.
         """
         began = time.monotonic()
         while time.monotonic() - began < seconds:

@@ -56,7 +56,7 @@ class Load(threading.Thread):
                 self.send(recording(b"hello", compressed=False, project_id=project_id, received=int(time.time())))
 
     def send(self, value: bytes, timestamp_ms: int = 0) -> None:
-        """Queues one message. `timestamp_ms`: Kafka timestamp, Unix milliseconds; 0 for now."""
+        """Queues one message. `timestamp_ms`: Kafka timestamp, Unix milliseconds; 0 means the current time."""
         self._producer.produce(self._topic, value, timestamp=timestamp_ms, on_delivery=self._delivered)
 
     def close(self) -> None:

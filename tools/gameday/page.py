@@ -25,7 +25,7 @@ def cell(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """Formats an expression or a command in a cell. GitHub renders an escaped bar without its backslash."""
+    """Formats an expression or a command for a table cell. GitHub renders escaped pipes without the backslash."""
     return f"`{cell(text)}`"
 
 
@@ -80,8 +80,8 @@ def faults(played: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def panels(asked: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yields the table of panels, with one row per panel: the number of its expressions, of expressions with data,
-    and of their values.
+    """Yields the table of panels. Each row shows how many expressions a panel has, how many of them returned data,
+    and how many series and values they returned.
     """
     yield "| panel | expressions | with data | series | values |"
     yield "| --- | --- | --- | --- | --- |"

@@ -1,8 +1,8 @@
 """Runs a real Prometheus that scrapes the local processes and evaluates the deployed alert rules with shorter
 times.
 
-`scaled_rules` divides every duration in the rules by the same factor: `for:`, the ranges of the expressions, and
-the thresholds of the few rules that compare a number of seconds. The rest of a rule is unchanged, so a rule that
+`scaled_rules` divides every duration in the rules by the same factor: `for:`, the ranges in the expressions, and
+the thresholds in seconds, which only a few rules have. The rest of a rule is unchanged, so a rule that
 can fire here can also fire with the deployed times, and vice versa.
 
 The program `prometheus` must be installed separately; `available()` checks for it.
@@ -35,7 +35,7 @@ RUNBOOK = REPOSITORY / "docs" / "runbook.md"
 SECONDS_OF = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 DURATION = re.compile(r"(\d+)([smhd])")
 THRESHOLD = re.compile(r"> ([\d.]+(?: \* [\d.]+)?)\s*$")
-# Rules whose threshold is a number of seconds of an ongoing problem.
+# Rules whose threshold is the duration of an ongoing problem, in seconds.
 WAITING_RULES = {
     "ReplaysLoopStuck",
     "ReplaysLag",
@@ -149,8 +149,8 @@ class Prometheus(Server):
         """http://host:port."""
         return f"http://{HOST}:{self.port}"
 
-    # Queries. These methods raise OSError if Prometheus does not respond, and ValueError with its message if it
-    # refuses a query.
+    # Queries. These methods raise OSError if Prometheus does not respond, and ValueError with the error message
+    # from Prometheus if it refuses a query.
 
     def alerts(self) -> list[Alert]:
         """Returns the alerts that are pending or firing now."""
@@ -221,7 +221,7 @@ class PanelQuery:
 
 
 def asked_panels(server: Prometheus, start: float, end: float) -> list[PanelQuery]:
-    """Queries every expression of every panel over the given period."""
+    """Queries every expression of every panel for the given period (Unix seconds)."""
     found = []
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         for target in panel.get("targets", ()):

@@ -16,11 +16,11 @@ MESSAGES_PER_SECOND = 20.0
 
 @dataclass(slots=True)
 class Played:
-    """One fault. `steps`: the steps of its fix. Seconds are None for phases that were not reached.
+    """One fault. `steps`: the steps that fixed the fault. Seconds are None for phases that were not reached.
 
     `fired_seconds`: from the injection to the alert. `resolved_seconds` and `drained_seconds`: from the last step
     until the alert was resolved, and until all messages produced before that step were committed. `late_segments`
-    of `segments` missed the objective of 30 s, which is the error budget spent by the fault.
+    of `segments` missed the objective of 30 s; these segments count against the error budget.
     """
 
     fault: str

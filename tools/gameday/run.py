@@ -82,7 +82,7 @@ def play(
 
 
 def _check_sinks_and_history(game: Game, result: Result) -> None:
-    """Queries the dashboard over the run, then compares the topic with the sinks."""
+    """Queries the dashboard for the duration of the run, then compares the topic with the sinks."""
     result.panels = asked_panels(game.prometheus, game.began_unix, time.time())
     game.load.close()
     result.messages = game.load.messages
@@ -112,7 +112,7 @@ def main() -> int:
         "--quiet-seconds",
         type=float,
         default=QUIET_SECONDS_MAX,
-        help="maximum wait for alerts that can fire only because the machine is busy, seconds",
+        help="maximum wait for alerts that may fire merely because the machine is busy, seconds",
     )
     parser.add_argument("--directory", type=Path, help="keep data and logs in this directory")
     options = parser.parse_args()

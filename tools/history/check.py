@@ -1,8 +1,8 @@
 """The history of commits, reads and assignments, and the rules that every history must satisfy.
 
 `judge` uses only timed operations from logs and the broker, and shares no code with the reader. All times are in
-seconds, from the same wall clock. Each operation has the time of its request and the time of its response, and
-took effect between these times.
+seconds, from the same wall clock. Each operation has a request time and a response time, and took effect at
+some time between the two.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from operator import attrgetter
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A commit of a reader. `refused`: the broker reported that it did not store the commit.
+    """An offset commit by a reader. `refused`: the broker reported that it did not store the commit.
 
-    If `answered_at` is None, which includes ambiguous errors, the commit was stored at any time from `sent_at` on,
-    or never. `life` identifies one reader process.
+    If `answered_at` is None, which is also the case after an ambiguous error, the commit may have been stored at
+    any time from `sent_at` on, or never. `life` identifies one reader process.
     """
 
     life: str
@@ -37,7 +37,7 @@ class Commit:
 
     @property
     def ends_at(self) -> float:
-        """The latest time at which the commit can have taken effect."""
+        """The latest time at which the commit may have taken effect."""
         return inf if self.answered_at is None else self.answered_at
 
 
@@ -67,8 +67,8 @@ class Excuse:
     """An event after which offsets may be lower or missing: an operator's reset, an injected fault, or a recreated
     topic.
 
-    `until`: the end of an event that takes time. For example, a reader may once more commit an offset beyond the
-    log before it starts from the beginning.
+    `until`: the end of an event that takes time. For example, a reader may commit an offset beyond the end of the
+    log one more time before it starts from the beginning.
     """
 
     at: float
@@ -96,8 +96,8 @@ class History:
 
 
 def judge(history: History) -> list[str]:
-    """Returns one sentence per violation. Without a violation, the committed offset of each partition behaved as a
-    register.
+    """Returns one sentence per violation. If there is no violation, the committed offset of each partition behaved
+    like a register.
     """
     by_partition: Callable[[Commit | Read | Assigned], int] = attrgetter("partition")
     partitions = {one.partition for one in history.commits}
@@ -184,7 +184,7 @@ class _Partition:
         return [*self._falls(stored), *self._falls(read)]
 
     def _falls(self, steps: Sequence[tuple[int, float, float, str]]) -> list[str]:
-        """Finds decreases. `steps`: tuples (offset, from, until, author), ordered by start."""
+        """Finds decreases. `steps`: tuples (offset, from, until, author), ordered by `from`."""
         found = []
         over = sorted(steps, key=lambda step: step[2])
         highest: tuple[int, float, float, str] | None = None

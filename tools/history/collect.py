@@ -109,7 +109,7 @@ class LoggedOperations:
 
     def _add_unanswered(self) -> None:
         """Adds operations that were open when the process ended: commits without a response, and the partitions
-        that the process owned until its last line.
+        that the process still owned at its last log line.
         """
         self._release([*self._assigned_at], self._last_line_at)
         for key, sent in self._waiting.items():

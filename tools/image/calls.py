@@ -1,4 +1,4 @@
-"""Runs programs with a time limit. When a program ends or is stopped, so are all processes that it has started."""
+"""Runs programs with a time limit. If a program is stopped, its whole process group is stopped."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ GRACE_SECONDS = 5.0
 
 
 def call(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    """Runs a program to its end, whatever its exit code. Raises subprocess.TimeoutExpired after ending its process
-    group.
+    """Runs a program to completion, whatever its exit code. Raises subprocess.TimeoutExpired after stopping the
+    program's process group.
     """
     with subprocess.Popen(
         command,

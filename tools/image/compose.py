@@ -1,8 +1,8 @@
-"""Translates the services of docker-compose.yml that are built here into options of `podman run`.
+"""Translates the services of docker-compose.yml that are built here into options for `podman run`.
 
-The containers run in the host's network, because the embedded stack replaces the servers in the file. All other
-options come from the file: command, read-only file system, tmpfs, volumes, capabilities, environment, health
-check, stop timeout. An unknown key is an error, because it would otherwise be ignored.
+The containers run on the host network, because the embedded stack replaces the servers in the Compose file. All
+other options come from the Compose file: command, read-only file system, tmpfs, volumes, capabilities,
+environment, health check, stop timeout. An unknown key is an error, because it would otherwise be ignored.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAMED_VOLUME = re.compile(r"[a-z]+")
 @dataclass(frozen=True, slots=True)
 class Service:
     """One service. `health`: the command of the service's health check, or empty if there is none. `options`:
-    options of `podman run`.
+    command-line options for `podman run`.
     """
 
     name: str
@@ -64,7 +64,7 @@ def third_party_images(path: Path, variables: Mapping[str, str]) -> list[str]:
 
 
 def unresolved_variables(service: Service, hosts: set[str]) -> list[str]:
-    """Returns the variables that still name a container of docker-compose.yml that does not exist here."""
+    """Returns the environment variables that contain one of `hosts`, the host names in the Compose network."""
     words = {
         name: set(re.split(r"[^\w.-]+", re.sub(r"^\w+://", "", value)))
         for name, value in service.environment.items()

@@ -76,7 +76,7 @@ class Engine:
     def build(
         self, folder: Path, image: str, arguments: Mapping[str, str], mounts: Sequence[str], seconds: float
     ) -> subprocess.CompletedProcess[str]:
-        """Runs `podman build` in the host's network. `mounts` exist only during the build, and are not part of the
+        """Runs `podman build` on the host network. `mounts` exist only during the build, and are not part of the
         image."""
         options = [f"--build-arg={name}={value}" for name, value in arguments.items()]
         options += [f"--volume={mount}" for mount in mounts]
@@ -89,7 +89,7 @@ class Engine:
     def once(
         self, image: str, command: Sequence[str], options: Sequence[str] = (), *, seconds: float
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a container to its end and removes it."""
+        """Runs a container to completion and removes it."""
         return self.call("run", "--rm", *self._options(), *options, image, *command, seconds=seconds)
 
     def start(self, name: str, image: str, command: Sequence[str], options: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """Reports which steps of a test of the image succeeded, which steps this machine could not run, and which failed.
 
-`NotDone` is a limitation of the machine, such as a missing engine or network, and does not fail CI. `Failed` is a
-defect of the image.
+`NotDone` means that the machine has a limitation, such as a missing engine or network; it does not fail CI.
+`Failed` means that the image has a defect.
 """
 
 from __future__ import annotations

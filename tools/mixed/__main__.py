@@ -50,7 +50,7 @@ MESSAGES_PER_SECOND = 30.0
 
 
 class Planted(StrEnum):
-    """The planted releases that a run uses."""
+    """The kinds of newer releases that a run can make by patching the current code."""
 
     FORMATS = "formats"
     LOSSY = "lossy"
@@ -81,7 +81,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description="Run two releases side by side under load, and check that nothing is lost."
     )
-    parser.add_argument("--minutes", type=float, default=5.0, help="minimum duration of all phases, minutes")
+    parser.add_argument("--minutes", type=float, default=5.0, help="minimum total duration of the phases, minutes")
     parser.add_argument(
         "--planted",
         type=Planted,

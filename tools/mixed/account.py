@@ -11,7 +11,7 @@ from tools.history.check import Commit
 from tools.history.collect import seconds_of
 
 Lines = Iterable[Mapping[str, Any]]
-# A part of the error with which a worker refuses a batch of a newer release.
+# A part of the error message with which a worker refuses a batch from a newer release.
 REFUSED = "upgrade the workers before the readers"
 
 

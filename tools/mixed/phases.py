@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class Which(StrEnum):
-    """A release of the run. `ADDITIVE` exists only with planted releases."""
+    """A release that takes part in a run. `ADDITIVE` exists only in runs with planted releases (`planted.py`)."""
 
     OLD = "old"
     ADDITIVE = "additive"

@@ -1,4 +1,4 @@
-"""Makes newer releases that do not exist yet from the current code, with a few patches.
+"""Makes *planted releases*, which simulate newer releases: copies of the current code with a few patches.
 
 As long as the previous release and the current code use the same formats, they cannot be used to test a change of
 formats. `ADDITIVE` adds a field to the manifest, a field to the cut record, and a column with values. `NEWER` also
@@ -60,12 +60,12 @@ PATCHES = {Kind.ADDITIVE: ADDED, Kind.NEWER: (*ADDED, *RAISED), Kind.LOSSY: LOST
 
 
 class OutOfDate(Exception):
-    """Raised if the code for a patch has changed, so that the patch must be rewritten."""
+    """Raised if the code that a patch replaces has changed, so that the patch must be rewritten."""
 
 
 def planted(kind: Kind, directory: Path) -> Release:
-    """Builds the current code with the patches of this kind, below the directory. Raises OutOfDate or
-    BuildFailed.
+    """Builds the current code with the patches for this kind, in subdirectories of `directory`. Raises OutOfDate
+    or BuildFailed.
     """
     tree = directory / f"{kind}-tree"
     copy(tree)

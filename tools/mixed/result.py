@@ -92,8 +92,8 @@ class Result:
         self.ok = not self.error
 
     def _refusals(self) -> list[str]:
-        """Checks that batches are refused only while readers are newer than workers, or until these workers are
-        replaced.
+        """Checks that workers refuse batches only in phases whose readers may be newer than the workers, and in
+        the phase directly after such a phase.
         """
         found, before = [], False
         for line in self.lines:

@@ -173,7 +173,7 @@ class Run:
         self._history.reads += polled.reads
 
     def _ends(self) -> dict[int, int]:
-        """Returns the log end of each partition."""
+        """Returns the log end offset of each partition."""
         ends: dict[int, int] = {}
         for window in self._windows:
             for partition, end in window.produced.ends.items():
@@ -282,7 +282,7 @@ def _shown(releases: Sequence[str]) -> str:
 
 
 def _without_names(error: str) -> str:
-    """Returns the error text without the names of batch and task, so that equal errors of several batches are
-    equal.
+    """Returns the error text without batch and task names, so that the same error has the same text for every
+    batch.
     """
     return re.sub(r"\S+-\d+-\d+-\d+\S*", "<batch>", error)

@@ -1,4 +1,4 @@
-"""Reproduces the pages in `tests/recordings/pages` as they were at two points in time of each recording.
+"""Reproduces the pages in `tests/recordings/pages` as they were at two points in time in each recording.
 
 A page is served without an SDK, and the recorded actions up to the given point in time are repeated in it.
 `facts.json` has the times of the actions, and `MOMENTS` has the code that repeats them.
@@ -119,8 +119,8 @@ def served() -> Iterator[str]:
 
 @contextmanager
 def original(browser: Browser, address: str, name: str, moment: Moment, frames: int = 0) -> Iterator[Page]:
-    """Yields the original page of a recording at a point in time. Files of other servers are not loaded, as in the
-    player.
+    """Yields the original page of a recording at a point in time. Files from other servers are not loaded, as in
+    the player.
     """
     page = browser.new_page(viewport=VIEWPORT)
     try:

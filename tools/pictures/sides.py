@@ -1,4 +1,4 @@
-"""Shows the original and the replayed page side by side, at two points in time of every recording.
+"""Shows the original and the replayed page side by side, at two points in time in each recording.
 
     python -m tools.pictures.sides DIRECTORY
 

@@ -1,5 +1,5 @@
-"""Describes what a page shows as comparable rows: text, position, size and colors, including shadow roots and
-frames.
+"""Describes the content of a page as rows that can be compared: text, position, size and colors, including shadow
+roots and iframes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 from playwright.sync_api import Frame
 
 PIXELS_MAX = 1.0
-# Masked text and blocked elements are expected to differ. The SDK also blocks frames without an address. A lone
+# Masked text and blocked elements are expected to differ. The SDK also blocks iframes without a `src`. A lone
 # surrogate is drawn as a replacement character, both in the original and in the replayed page.
 _ROWS = """() => {
   const rows = [];

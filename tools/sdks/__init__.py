@@ -1,3 +1,3 @@
-"""Compares stored facts with the actions performed live in the shop of `replays-ingest try`, with any version of
-the SDK for browsers.
+"""Compares stored facts with actions performed in the shop of `replays-ingest try`, for any version of the browser
+SDK.
 """

@@ -1,10 +1,11 @@
-"""Compares facts with the actions performed live in the page, with several versions of the SDK for browsers.
+"""Compares stored facts with the actions that it performs in the shop, for several versions of the browser SDK.
 
     python -m tools.sdks 7 8 9 10 11        (make live-sdks)
 
 Builds the newest release of each major version, or an exact version, into a temporary directory; runs
 `replays-ingest try`; opens its shop in headless Chromium, which loads the built script in place of the shipped
-one; and prints what was done and which facts are stored. Equal lines of several versions are printed once.
+one; and prints what was done and which facts are stored. Lines that are equal for several versions are printed
+once.
 The exit code is 1 if anything differs without a stated reason, and 2 if a version cannot be built.
 """
 
@@ -40,7 +41,7 @@ class Line:
 
 
 def compare_with_shop(context: BrowserContext, trial: Any, sdk: Sdk) -> list[Line]:
-    """Uses the shop with this SDK, in a separate tab, and compares."""
+    """Uses the shop with this SDK, in a new tab, and compares the performed actions with the stored facts."""
     page = context.new_page()
     page.route(SHIPPED, lambda route: route.fulfill(path=sdk.script, content_type="text/javascript"))
     done = Done()
@@ -66,7 +67,7 @@ def signed_in(browser: Browser, trial: Any) -> BrowserContext:
 
 
 def table(lines: Sequence[Line]) -> str:
-    """Returns the lines as a Markdown table by fact, together with the versions that have equal lines."""
+    """Returns the lines as a Markdown table, grouped by kind of fact. Versions with equal lines share one row."""
     versions: dict[Comparison, list[str]] = {}
     for line in lines:
         versions.setdefault(line.compared, []).append(line.version)

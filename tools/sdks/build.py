@@ -11,7 +11,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[2] / "ingest/trial/sdk"
 PACKAGE = "@sentry/browser"
 COMMAND_SECONDS_MAX = 300.0
-NO_CAUSE = "npm error code"  # npm's first line, before the cause
+NO_CAUSE = "npm error code"  # the first line of npm's error output, which does not state the cause
 OPTIONS = ("--bundle", "--format=iife", "--global-name=Sentry", "--minify", "--target=es2021")
 
 

@@ -1,4 +1,4 @@
-"""Compares facts in BigQuery, and rage clicks on the timeline, with the actions performed in the page."""
+"""Compares facts in BigQuery, and rage clicks on the timeline, with the actions performed on the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Simulates a visitor of the shop of `replays-ingest try`, and records the actions in the page and what the
+"""Simulates a visitor to the shop of `replays-ingest try`, and records the actions on the page and what the
 browser reported.
 
 Clicks and inputs are recorded by this driver. Requests, console messages and navigation are reported by the
@@ -28,8 +28,8 @@ def path_of(url: str) -> str:
 class Done:
     """The actions performed, counted by element: its id, or its test id if it has no id.
 
-    `clicks`: single clicks; `bursts`: clicks in quick succession; `dead`: clicks without any reaction of the page
-    for seven seconds, which are also in `clicks`. `console`: level and text.
+    `clicks`: single clicks; `bursts`: clicks in quick succession; `dead`: those of `clicks` to which the page did
+    not react for seven seconds. `console`: level and text.
     """
 
     clicks: Counter[str] = field(default_factory=Counter)
@@ -102,7 +102,7 @@ def use_the_shop(page: Page, done: Done) -> None:
     with page.expect_response("**/shop/checkout"):
         done.click(page, "#checkout")
     page.get_by_text("Something went wrong").wait_for()
-    done.click_in_rage(page, "#coupon")  # the SDK would treat any change of the page as a reaction to these clicks
+    done.click_in_rage(page, "#coupon")  # the SDK would treat any change to the page as a reaction to these clicks
 
 
 def click_in_vain(page: Page, done: Done) -> None:
@@ -115,7 +115,7 @@ def click_in_vain(page: Page, done: Done) -> None:
 def watched(page: Page, address: str, replays: str, done: Done, steps: Callable[[Page, Done], None]) -> str:
     """Opens the shop, performs the steps, and presses "Watch yourself".
 
-    Returns the replay id once every sink has the replay, whose page is then open.
+    Returns the replay id when every sink has stored the replay and the browser shows the replay's page.
     """
     page.set_default_timeout(STEP_SECONDS_MAX * 1000)
     done.watch(page)

@@ -1,11 +1,11 @@
-"""Checks the specification of the commit protocol, and runs of the code against it.
+"""Checks the specification of the commit protocol, and checks that runs of the code follow it.
 
     python -m tools.spec                       (make spec)
     python -m tools.spec --logs .chaos         (make spec LOGS=.chaos), the readers' logs of a chaos run
 
-First, SPIN tries every order of the actions in spec/commit_protocol.pml. No order may violate an assertion. Each
-order must end, and at its end everything must be committed. Then the histories of simulated worlds, or those in
-the logs of real readers, are replayed; the specification must allow each of their actions.
+First, SPIN tries every interleaving of the actions in spec/commit_protocol.pml. No interleaving may violate an
+assertion. Each interleaving must terminate, and everything must then be committed. Then the histories of simulated
+worlds, or those in the logs of real readers, are replayed; the specification must allow each of their actions.
 """
 
 from __future__ import annotations

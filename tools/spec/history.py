@@ -124,7 +124,7 @@ def _without_late_assignments(steps: Sequence[Step]) -> list[Step]:
     lost the partition.
 
     Otherwise the steps of the actual owner would look like those of a former owner. If such a commit was stored
-    after all, the next owner reads a record that no other reader wrote, which is refused.
+    after all, the history is refused, because the next owner reads a record that no reader in the history wrote.
     """
     kept = list(steps)
     for at, step in enumerate(steps):
@@ -156,7 +156,7 @@ class History:
 
     @property
     def ranks(self) -> list[int]:
-        """Returns every offset that occurs in an action, ascending. The index of an offset is its rank."""
+        """Returns the offsets in the actions, ascending. The rank of an offset is its index in this list."""
         named = {number for action in self.actions for number in _offsets(action)}
         return sorted(named - {END_OF_LOG})
 
@@ -313,8 +313,9 @@ class History:
         """Returns the offset up to which the reader had skipped offsets before it cut the batch that begins at
         `start`.
 
-        Messages are read in order, so there are no messages in the gap. A batch covers the gap before it, unless
-        recorded ends lie in the gap, or a commit of this reader shows that it passed the end of the log there.
+        Messages are read in order, so there are no messages in the gap. A batch usually covers the gap before it,
+        and the reader has skipped nothing. But if recorded ends lie in the gap, or the reader committed an offset
+        in the gap, the reader had skipped offsets up to the last of these.
         """
         ends = [end for end in life.plan if life.taken < end <= start]
         sent = [
@@ -420,7 +421,7 @@ class History:
 
 
 def _read_by_next(since: Sequence[_Sent], assigned: Step) -> None:
-    """Marks the commit that the next owner read as stored, even if its reader received no response."""
+    """Marks as stored the commit that the next owner read, even if its sender received no response."""
     offset, ends = assigned["offset"], tuple(assigned["ends"])
     exact = [commit for commit in since if (commit.offset, commit.ends) == (offset, ends)]
     bare = [commit for commit in since if commit.offset == offset] if not ends else []

@@ -19,8 +19,9 @@ from ingest.testing.simulation.world import World
 LOG_EVENT = "protocol_step"
 
 # Faults that are excluded from these worlds. If a reader dies between two commands of one decision, it has
-# performed steps that were not observed. Steps have the time of the simulated world, so the clocks of readers must
-# agree. The specification covers neither brokers with wrong responses nor recreated topics.
+# performed steps that were not observed. Steps have timestamps from the clock of the simulated world, so the
+# readers' clocks must agree with it. The specification covers neither brokers that respond incorrectly nor
+# recreated topics.
 EXCLUDED_FAULTS = frozenset(
     {
         Fault.READER_CRASH_MIDWAY,
@@ -59,7 +60,7 @@ def simulated(seed: int) -> list[Step]:
 
 
 def logged(directory: Path) -> list[Step]:
-    """Returns the steps in the logs below a directory, in order of time."""
+    """Returns the steps in the logs below a directory, in chronological order."""
     lines = [line for path in sorted(directory.rglob("*.log")) for line in _lines(path)]
     # If times were sorted as text, a time without a fraction would follow the other times of the same second.
     lines.sort(key=lambda line: datetime.fromisoformat(str(line["timestamp"])))

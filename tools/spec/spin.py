@@ -1,4 +1,5 @@
-"""Runs SPIN to check the specification in every order of its actions, and to check histories against it.
+"""Runs SPIN to check every interleaving of the specification's actions, and to check histories against the
+specification.
 
 Requires `spin` (Debian package `spin`) and gcc.
 """
@@ -58,8 +59,8 @@ def missing() -> str:
 
 
 def search(directory: Path, *, faults: int | None = None, ends: bool = False, text: str | None = None) -> Searched:
-    """Searches every order of the actions of the specification. With `ends`, the search also checks that each
-    order ends.
+    """Explores every interleaving of the specification's actions. With `ends`, the search also checks that every
+    interleaving terminates.
 
     `faults`: maximum number of faults, by default that of the specification. `text`: replaces the text of the
     file. Raises SpinFailed.
