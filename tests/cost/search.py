@@ -61,7 +61,7 @@ def cpu_share(value: bytes) -> float:
 
 
 def memory_share(value: bytes) -> float:
-    """Returns the memory as a share of the limit, without the base allowance."""
+    """Returns the memory use as a share of the limit, excluding the base allowance."""
     return memory(value) / BRED_RAW_BYTES["memory"] / MEMORY_RATIO_MAX
 
 

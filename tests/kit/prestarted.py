@@ -1,10 +1,10 @@
 """Runs this project's programs in forks of processes that have already imported their modules, so that a start
 takes milliseconds.
 
-A fork is equivalent to a process of `Child` (ingest/local/servers/processes.py): its own process group,
-environment, folder, streams and exit code, running the same module with the same arguments. There is one parent
-for each kind of program, so that a reader does not contain a library that it would not have loaded. Programs that
-are not in LOADED, and environments that change the interpreter, are started normally.
+A forked program is equivalent to one that `Child` starts (ingest/local/servers/processes.py): it has its own
+process group, environment, directory, streams and exit code, and runs the same module with the same arguments.
+There is one parent for each kind of program, so that a reader does not contain a library that it would not have
+loaded. A program is started normally if it is not in LOADED, or if its environment changes the interpreter.
 
     python -m tests.kit.prestarted KIND    the parent, on the socket that is its standard input
     python -m tests.kit.prestarted SOCKETS MODULE WORDS    a program whose own children are forked, too
@@ -108,7 +108,8 @@ class Parents:
         return Fork(status_read, os.fdopen(go, "wb", buffering=0))
 
     def prepare(self, *kinds: str) -> None:
-        """Starts the given parents without waiting for their imports."""
+        """Starts the parents for these kinds of programs without waiting until the parents have imported their
+        modules."""
         with self._lock:
             for kind in kinds:
                 self._control(kind)
@@ -148,7 +149,7 @@ class Parents:
         self._controls = {kind: socket.socket(fileno=number) for kind, number in numbers.items()}
 
     def close(self) -> None:
-        """Ends the parents, but not the forks."""
+        """Ends the parents, but not the programs that were forked from them."""
         for control in self._controls.values():
             control.close()
         self._controls.clear()
@@ -273,7 +274,8 @@ def _write(status_write: int, number: int) -> None:
 
 
 def set_up_fork(order: Order) -> None:
-    """Sets up the fork's group, folder, environment and streams, and waits for the start line."""
+    """Sets up the process group, directory, environment and streams of a forked process, and waits for the start
+    line."""
     os.close(order.status_write)
     os.setsid()
     os.umask(PRIVATE_UMASK)

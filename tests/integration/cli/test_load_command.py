@@ -71,8 +71,8 @@ def test_a_load_is_received_when_it_is_produced(
 
 
 def test_without_a_broker_no_manifest_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """If no broker is reachable, nothing is produced, and no manifest is left. The error line is the same as that
-    of other commands.
+    """If no broker is reachable, nothing is produced, and no manifest is left. The error line is the same as in
+    other commands.
     """
     monkeypatch.chdir(tmp_path)
 

@@ -126,7 +126,7 @@ def test_commands_that_use_no_server_do_not_mention_a_stack(stack_directory: Pat
 
 
 def test_without_a_stack_an_unreachable_server_is_one_readable_line(tmp_path: Path):
-    """Without a stack, an unreachable server is reported in one line, without the client library's text on
+    """Without a stack, an unreachable server is reported in one line, without the client library's text about
     pools and retries.
     """
     nowhere = {"REPLAYS_CLICKHOUSE_URL": "http://127.0.0.1:1", "REPLAYS_GCS_ENDPOINT": "http://127.0.0.1:1"}

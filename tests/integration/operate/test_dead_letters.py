@@ -98,7 +98,8 @@ def test_a_letter_cannot_overwrite_another_projects_recording(topics: Topics) ->
 
 
 def test_a_letter_cannot_change_the_items_of_its_message(topics: Topics) -> None:
-    """If a forged letter has the right name and message but other bytes, the message's own item is written."""
+    """If a forged letter has the right name and message but different bytes, the item that the message produces is
+    written."""
     name = topics.mine.blobs[0].name
     topics.write(forged(topics, "gcs", "blob", name, b"other bytes"))
 

@@ -166,7 +166,7 @@ def test_a_dry_run_or_an_unconfirmed_run_changes_nothing(untouched: Store) -> No
 def test_a_user_and_a_list_are_erased_in_bulk_with_a_certificate(packed: Store, tmp_path: Path) -> None:
     """A dry run changes nothing.
 
-    The certificate lists what was removed for each replay. Replays of other users are kept.
+    The certificate lists what was removed for each replay. Other users' replays are kept.
     """
     project = packed.victim[0]
     server = clickhouse.client(packed.settings)

@@ -97,8 +97,8 @@ def live_data(
 
 
 def test_only_injected_differences_are_found(live_data: LiveData) -> None:
-    """A wrong row, an unexpected row, a lost row, a lost object, and an object with other bytes are found, and no
-    other difference is reported.
+    """A wrong row, an unexpected row, a lost row, a lost object, and an object with different bytes are found, and
+    no other difference is reported.
     """
     before, offsets = live_data.found(), live_data.committed()
     wrong, lost, spoiled = inject(live_data)

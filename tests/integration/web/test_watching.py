@@ -62,7 +62,7 @@ def frame_event(node_id: int, at_ms: int, kind: str = "image/png", data: str = R
 
 def made_recording() -> list[dict[str, Any]]:
     """A recording with canvases that are sized by a style sheet, resized, drawn by commands, or filled with an
-    image of another type.
+    image of a different type.
     """
 
     def node(number: int, tag: str, *children: dict[str, Any], **attributes: str) -> dict[str, Any]:
