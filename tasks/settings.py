@@ -79,7 +79,8 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="Secret shared by readers, workers and operator commands. Authenticates staged batches, "
         "done marks, completions, parked batches and dead letters. Comma-separated list: the first key creates "
-        "seals, and all keys verify them; at least 32 characters each. If empty, entries are not authenticated.",
+        "the authentication codes (seals), and every key verifies them; at least 32 characters each. If empty, "
+        "entries are not authenticated.",
     )
     shared_key_file: Path | None = Field(None, description="File that contains the shared key.")
     shared_key_unsealed: Literal["refuse", "accept"] = Field(
@@ -112,7 +113,7 @@ class Settings(BaseSettings):
     )
     kafka_sasl_username: str = Field("", description="SASL user name.")
     kafka_sasl_password: SecretStr = Field(SecretStr(""), description="SASL password.")
-    kafka_ssl_ca_file: Path | None = Field(None, description="CA bundle that verifies the brokers' certificates.")
+    kafka_ssl_ca_file: Path | None = Field(None, description="CA bundle for verifying the brokers' certificates.")
     kafka_ssl_certificate_file: Path | None = Field(None, description="Client certificate (mutual TLS).")
     kafka_ssl_key_file: Path | None = Field(None, description="Key of the client certificate.")
     kafka_options: dict[str, str] = Field(
@@ -178,7 +179,7 @@ class Settings(BaseSettings):
         "", description="Location in which `migrate` creates the dataset. If empty, Google's default applies."
     )
     bigquery_expiration_days: int = Field(
-        0, ge=0, le=3650, description="Partition expiration that `migrate` sets, days; 0 disables expiration."
+        0, ge=0, le=3650, description="Partition expiration, in days, that `migrate` sets; 0 disables expiration."
     )
     bigquery_endpoint: str = Field(
         "", description="Endpoint override, for an emulator; credentials are then anonymous."
@@ -207,7 +208,7 @@ class Settings(BaseSettings):
     )
 
     metrics_dogstatsd: bool = Field(
-        False, description="Also send the metrics of docs/metrics.md to DogStatsD, under the same names."
+        False, description="Also send the metrics listed in docs/metrics.md to DogStatsD, under the same names."
     )
 
     # Interfaces of a worker, and settings common to readers and workers
@@ -237,7 +238,7 @@ class Settings(BaseSettings):
     )
     sentry_dsn: SecretStr = Field(
         SecretStr(""),
-        description="Sentry DSN for error reports. Requires the extra sentry. Empty disables reporting.",
+        description="Sentry DSN for error reports. Requires the extra `sentry`. If empty, reporting is disabled.",
     )
 
     # Flush tasks
@@ -311,7 +312,7 @@ class Settings(BaseSettings):
     flower_port: int = Field(5555, ge=0, le=65535, description="Port of Flower; 0 picks a free one.")
     flower_basic_auth: SecretStr = Field(
         SecretStr(""),
-        description="Flower logins as user:password, comma separated. Flower does not start without a login "
+        description="Flower logins as user:password, comma-separated. Flower does not start without a login "
         "or OAuth.",
     )
     flower_oauth_provider: Literal["", "google", "github", "gitlab", "okta"] = Field(

@@ -19,7 +19,7 @@ FREE_FAILURES = 5
 DELAY_SECONDS_MIN, DELAY_SECONDS_MAX = 1.0, 60.0
 FAILURES_RESET_SECONDS = 600.0
 
-WRONG_LOGIN = "use a user:password of REPLAYS_FLOWER_BASIC_AUTH"
+WRONG_LOGIN = "use a user:password pair from REPLAYS_FLOWER_BASIC_AUTH"
 log = structlog.get_logger("sign_in")
 
 

@@ -50,8 +50,8 @@ def _proofs() -> Iterator[str]:
     yield _text(
         """An item counts as durable when the response proves it in the sink's own format. A success status alone
         proves nothing: ClickHouse may send 200 before an insert fails, and proxies and captive portals respond
-        with their own pages. Writes without proof are retried, and the worker logs the response. Responses are
-        read up to 64 KiB, and redirects are not followed."""
+        with their own pages. Writes without proof are retried, and the worker logs the response. At most
+        64 KiB of a response are read, and redirects are not followed."""
     )
     yield _table(("sink", "proof"), ((f"`{name}`", PROOF_OF[name]) for name in SinkName))
 
@@ -71,18 +71,18 @@ def _causes() -> Iterator[str]:
         columns of the table, and tested with valid rows that are not stored; in Cloud Storage a small object is
         stored and deleted. An added column or a constraint that no row satisfies therefore parks the batch, and a
         bad row becomes a dead letter even if it is alone in its batch. If a refusal names no row, the batch is
-        bisected, with at most {WRITES_MAX} writes per run. If a healthy destination refuses {REFUSED_MIN} items or
-        more, and over {REFUSED_SHARE:.0%} of a task (or all of a sample of it), the rows are wrong in general, and
-        the batch is parked."""
+        bisected, with at most {WRITES_MAX} writes per run. If a healthy destination refuses at least {REFUSED_MIN}
+        items, and these are more than {REFUSED_SHARE:.0%} of a task's items (or all of a sample of them), the
+        problem is assumed to affect all items, and the batch is parked."""
     )
 
 
 def _statuses() -> Iterator[str]:
     yield "## HTTP statuses"
     yield _text(
-        """The table applies to responses that contain no error of the sink itself, for example from proxies and
-        gateways. `Retry-After`, in seconds or as a date, is honored up to one hour. The cause of a success status
-        without proof is `network`."""
+        """The table applies to responses that contain no error from the sink itself, such as responses from
+        proxies and gateways. `Retry-After`, in seconds or as a date, is honored up to one hour. A success status
+        without proof is classified as `network`."""
     )
     yield _by_blame({str(status): blame for status, blame in answers.BLAME_OF_STATUS.items()}, "statuses")
 
@@ -90,21 +90,22 @@ def _statuses() -> Iterator[str]:
 def _google() -> Iterator[str]:
     yield "## Cloud Storage and BigQuery"
     yield _text(
-        """Google's JSON errors are classified by reason, then by status as above, with two exceptions. A 400 is
-        `batch` (`row` for a single object or row), or `size` if its text says so. After a 403 or 412 for an
-        upload, the stored object is compared: an equal object counts as a success, and a different object that is
-        protected by a retention policy or hold is `row`. A packed object never becomes a dead letter, because the
-        letter could not name its recordings; its batch is parked instead. The cause of a row that BigQuery refuses
-        with `no such field` is `table`. Rows refused as `stopped` are written again, without the rows that caused
-        the refusal."""
+        """Google's JSON errors are classified by reason, then by status as above, with two exceptions. Status 400
+        is classified as `batch` (`row` for a single object or row), or as `size` if its text says so. After a 403
+        or 412 for an upload, the stored object is compared: an equal object counts as a success, and a different
+        object that is protected by a retention policy or hold is classified as `row`. A packed object never
+        becomes a dead letter, because the letter could not name its recordings; its batch is parked instead. A row
+        that BigQuery refuses with `no such field` is classified as `table`. Rows refused as `stopped` are written
+        again, without the rows that caused the refusal."""
     )
     yield _by_blame({f"`{reason}`": blame for reason, blame in google_errors.BLAME_OF_REASON.items()}, "reasons")
     yield _text(
-        """Responses of the Storage Write API are classified by BigQuery's own code. Without such a code, the gRPC
-        status is classified like the HTTP status that corresponds to it. Rows that a response names are `row`;
-        other refusals of an append are `batch`. `OFFSET_ALREADY_EXISTS` is not a refusal, because it proves the
-        write. `STREAM_FINALIZED`, `STREAM_NOT_FOUND`, `INVALID_STREAM_STATE` and `OFFSET_OUT_OF_RANGE` are not
-        refusals either: the rows are written to another stream if they are not stored."""
+        """Responses of the Storage Write API are classified by the error code that BigQuery adds to them. Without
+        such a code, the gRPC status is classified like the HTTP status that corresponds to it. Rows that a
+        response names are classified as `row`, and other refusals of an append as `batch`. `OFFSET_ALREADY_EXISTS`
+        is not a refusal, because it proves the write. `STREAM_FINALIZED`, `STREAM_NOT_FOUND`,
+        `INVALID_STREAM_STATE` and `OFFSET_OUT_OF_RANGE` are not refusals either: the rows are written to another
+        stream if they are not stored."""
     )
     storage = {f"`{code.name}`": blame for code, blame in append_answers.BLAME_OF_CODE.items()}
     yield _by_blame(storage, "codes of the Storage Write API")
@@ -115,8 +116,8 @@ def _clickhouse() -> Iterator[str]:
     yield _text(
         """Exceptions are classified by the code in the header or body, regardless of the status. `batch` becomes
         `row` for a row that the server named (`at row N`) and that was then refused in an insert of its own.
-        Exceptions about an unknown field, or raised while pushing to a view, are `table`. A 413 is `size`
-        regardless of the code."""
+        Exceptions for an unknown field, or raised while pushing to a view, are classified as `table`. Status 413
+        is classified as `size` regardless of the code."""
     )
     codes = {f"{number} `{name}`": blame for (number, name), blame in clickhouse_errors.BLAME_OF_CODE.items()}
     yield _by_blame(codes, "codes")
@@ -127,7 +128,7 @@ def _kafka() -> Iterator[str]:
     yield _text(
         """Errors are classified by librdkafka's error name. Dead letters themselves are never blamed,
         because they have no other destination. Codes that concern consumers, transactions and administration do
-        not occur in a producer and are `server`."""
+        not occur in a producer and are classified as `server`."""
     )
     names_of_producers = {
         f"`{name}`": blame

@@ -1,4 +1,4 @@
-"""Code shared by commands: loading settings, one-line failures, `--json`, `--by`, Redis errors.
+"""Code shared by commands: loading settings, one-line error messages, `--json`, `--by`, Redis errors.
 
 Commands print through `echo`, `echo_json`, `fail` or a Terminal, which escape untrusted text.
 """

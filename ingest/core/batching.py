@@ -22,8 +22,8 @@ class Builder:
     not empty, batches are not cut by count, bytes or age, so that the same ranges get the same ids. If the last
     messages of a planned range are missing, the range is cut without them once the log continues past the end of
     the range (`add`, `handle_log_end`). If the end of the log stays inside the range for too long, the plan is
-    abandoned (`add_idle_seconds`). A planned range that would exceed `staged_bytes_max` is cut early, and its end
-    stays planned.
+    abandoned (`add_idle_seconds`). A planned range that would exceed `staged_bytes_max` is cut early; the
+    rest of the range is then cut at the planned end.
     """
 
     def __init__(self, source: TopicPartition, epoch: int, limits: Limits, plan: Iterable[int] = ()) -> None:
@@ -129,8 +129,8 @@ class Builder:
         return bool(self._messages and not self._plan) and now - self._started_at >= age_seconds
 
     def halt(self, now: float) -> Batch | None:
-        """Cuts the open batch when the reader halts, because no more messages will arrive. The end of a planned
-        range stays planned."""
+        """Cuts the open batch when the reader halts, because no more messages will arrive. If the batch is part of
+        a planned range, the planned end of that range is kept."""
         return self._cut(CutReason.DRAIN, now) if self._messages else None
 
     def drain(self, now: float) -> Batch | None:

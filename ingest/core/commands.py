@@ -103,7 +103,7 @@ class Halt:
 
 @dataclass(frozen=True, slots=True)
 class Shed:
-    """Report that most messages of this project are rejects (`shed`), or that they no longer are."""
+    """Report that most messages of this project are being rejected (`shed`), or that this is no longer so."""
 
     project_id: int
     messages: int

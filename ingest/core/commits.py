@@ -68,7 +68,8 @@ class Commits:
         return self._sent
 
     def record_again(self, start: int) -> None:
-        """Makes the next commit due immediately, because the ends above `start` changed since the last record."""
+        """Makes the next commit due immediately, because the ends above `start` have changed since the last
+        record."""
         self.recorded_until = min(self.recorded_until, start)
 
     def acknowledge(self, event: on.Committed) -> bool:

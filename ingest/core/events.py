@@ -16,7 +16,7 @@ class Assignment:
     `committed` is the group's committed offset, and `record` is the metadata string that the previous owner stored
     with it (docs/decisions/014-same-cut.md). If there is no committed offset for the current topic (None),
     consumption starts at `start`. `topic_id` (empty if unknown) and `began_with` (0 if unknown) are written to the
-    record. `replaced`: id of the previous topic, if the topic was recreated since the last commit.
+    record. `replaced`: id of the previous topic, if the topic has been recreated since the last commit.
     """
 
     source: TopicPartition
@@ -105,7 +105,7 @@ class MessageDeferred:
 
 @dataclass(frozen=True, slots=True)
 class FlushSucceeded:
-    """Every flush task of this stage of this batch is durable."""
+    """Every flush task of this stage of the batch has made its items durable."""
 
     batch_id: str
     epoch: int

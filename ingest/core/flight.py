@@ -28,15 +28,15 @@ class Phase(StrEnum):
 
 @dataclass(slots=True)
 class Flight:
-    """One batch that is cut and not settled. Times are monotonic seconds.
+    """One batch that has been cut but not yet settled. Times are monotonic seconds.
 
     `since`: start of its phase; `until`: time at which its phase expires. `attempt` counts its chords, `failures`
     counts the failed chords of this stage, `own_failures` counts those that failed although other batches
     succeeded, and `misses` counts the consecutive deadlines that passed without a completion. `failed_sinks`: the
     sinks that did not write the batch at its last failure in this stage; empty if unknown. `proven`: sinks that
-    other batches have written since this batch was last parked or first started, so they work. `own_cause`: at the
-    last failure, all of the failed sinks were proven. `shown`: the last Park shown to operators, at `shown_at`;
-    None once the stage is durable.
+    are known to work, because other batches have been written to them since this batch was last parked or first
+    started. `own_cause`: True if, at the last failure, every failed sink was known to work, so the batch itself is
+    the cause. `shown`: the last Park shown to operators, at `shown_at`; None once the stage is durable.
     """
 
     batch: Batch
@@ -62,7 +62,7 @@ class Flight:
 
     @property
     def unwritten(self) -> frozenset[SinkName]:
-        """The sinks that have to write the batch before its stage is durable, as far as known."""
+        """The sinks that, as far as is known, have yet to write the batch before its stage is durable."""
         return self.failed_sinks or self.batch.sinks(self.stage)
 
     def dispatch(self, now: float, deadline_seconds: float) -> do.Dispatch:
@@ -82,7 +82,7 @@ class Flight:
         return False
 
     def park(self, error: str, now: float, wait_seconds: float) -> do.Park:
-        """Parks the batch, which frees its slot. Returns the command that shows it to operators."""
+        """Parks the batch, which frees its slot. Returns the command that shows the batch to operators."""
         self.error = error
         self.phase, self.since, self.until = Phase.PARKED, now, now + wait_seconds
         return do.Park(self.batch, self.stage, self.attempt, error, wait_seconds)
@@ -90,9 +90,9 @@ class Flight:
     def fail(self, sinks: frozenset[SinkName]) -> int:
         """Records that the sinks did not write the batch; `sinks` is empty if it is unknown which.
 
-        Returns the number of failures that determines the backoff. If other batches have written all of these
-        sinks meanwhile, the cause is in this batch, and only such failures count. Otherwise the sinks are
-        considered unavailable.
+        Returns the number of failures that determines the backoff. If other batches have been written to all of
+        these sinks in the meantime, this batch itself is the cause, and only failures of this kind are counted.
+        Otherwise the sinks are considered unavailable.
         """
         self.failed_sinks = sinks
         self.own_cause = self.unwritten <= self.proven

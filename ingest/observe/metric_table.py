@@ -90,14 +90,14 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "project_bytes",
         Kind.COUNTER,
         "bytes",
-        "Staged bytes per project, for the projects of project_cpu_seconds.",
+        "Staged bytes per project, for the same projects as project_cpu_seconds.",
         ("project",),
     ),
     Definition(
         _R + "project_rows",
         Kind.COUNTER,
         "rows",
-        "ClickHouse and BigQuery rows per project, for the projects of project_cpu_seconds.",
+        "ClickHouse and BigQuery rows per project, for the same projects as project_cpu_seconds.",
         ("project",),
     ),
     Definition(_R + "projects_shed", Kind.GAUGE, "projects", "Projects whose messages are mostly rejects."),
@@ -131,14 +131,14 @@ DEFINITIONS: tuple[Definition, ...] = (
         _B + "buffer_message_count",
         Kind.HISTOGRAM,
         "messages",
-        "Messages per batch when cut.",
+        "Number of messages in a batch when the batch is cut.",
         buckets=COUNTS,
     ),
     Definition(
         _B + "buffer_size_in_bytes",
         Kind.HISTOGRAM,
         "bytes",
-        "Staged bytes per batch when cut.",
+        "Staged bytes of a batch when the batch is cut.",
         buckets=BYTES,
     ),
     Definition(
@@ -300,7 +300,8 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "offsets_out_of_range",
         Kind.COUNTER,
         "events",
-        "Times the next offset was before the start of the log (retention) or after its end (topic recreated).",
+        "Number of times that the next offset was before the start of the log (retention) or after its end "
+        "(topic recreated).",
         ("partition",),
     ),
     Definition(
@@ -329,7 +330,12 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Time since the reader loop last completed an iteration. Above a few seconds, the loop is stuck.",
         across_processes=MultiprocessMode.LIVE_MAX,
     ),
-    Definition(_R + "stuck", Kind.COUNTER, "events", "Times the loop was stuck and all stacks were logged."),
+    Definition(
+        _R + "stuck",
+        Kind.COUNTER,
+        "events",
+        "Number of times that the loop was stuck and all stacks were logged.",
+    ),
     Definition(
         _R + "loop_failures",
         Kind.COUNTER,

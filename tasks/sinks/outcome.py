@@ -63,13 +63,13 @@ BLAME_ACTIONS = {
 }
 # Labels shown to operators, explained in docs/sinks.md.
 BLAME_MEANINGS = {
-    Blame.ROW: "The server names this item, or refused it on its own.",
+    Blame.ROW: "The server named this item as the cause, or refused it when it was sent alone.",
     Blame.BATCH: "The server refused a request because of an item, without naming it.",
     Blame.SIZE: "The request is larger than the server, or a proxy in front of it, accepts.",
     Blame.REQUEST: "The address, proxy, certificate or a setting is wrong: no request would be accepted.",
-    Blame.CREDENTIALS: "The login, permissions, billing or license of the account are at fault.",
+    Blame.CREDENTIALS: "The account's login, permissions, billing or license is at fault.",
     Blame.TABLE: "The bucket, table or topic is missing, altered, protected, or of another kind.",
-    Blame.SERVER: "The server is overloaded, restarting, moving, or has an internal error.",
+    Blame.SERVER: "The server is overloaded, restarting or being moved, or has an internal error.",
     Blame.NETWORK: "There was no response, a broken response, or a response without proof of the write.",
 }
 

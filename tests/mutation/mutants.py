@@ -216,7 +216,7 @@ MUTANTS = (
         "            pass\n        yield from self._progress(now)",
     ),
     Mutant(
-        "drops batches in flight when messages expired",
+        "drops the batches in flight when messages expire",
         PIPELINE,
         "if owned is not None and event.resumed_at >= owned.position:",
         "if owned is not None and event.resumed_at < 0:",
@@ -240,7 +240,7 @@ MUTANTS = (
         "            owned.held = False\n            if self.paused and",
     ),
     Mutant(
-        "does not pause a new partition while paused",
+        "does not pause a newly assigned partition while the reader is paused",
         PIPELINE,
         "        if self.paused:\n            yield do.Pause(tuple(given",
         "        if not self.paused:\n            yield do.Pause(tuple(given",
@@ -384,7 +384,7 @@ MUTANTS = (
         "if self._waited_seconds < 0:",
     ),
     Mutant(
-        "abandons a planned range by the clock, even if it was not fetched",
+        "abandons a planned range after a fixed time, even if the range was not fetched",
         PIPELINE,
         "if waiting and owned.waiting:",
         "if True:",
@@ -408,7 +408,7 @@ MUTANTS = (
         "if stop <= line.taken_until:",
     ),
     Mutant(
-        "commits the end of the log although earlier messages were not yet taken",
+        "commits the end of the log although earlier messages have not been processed yet",
         PARTITION,
         "self.end.position <= self.position <= self.end.end",
         "self.position <= self.end.end",
@@ -462,7 +462,7 @@ MUTANTS = (
         "if self._stored == (offset, text):",
     ),
     Mutant(
-        "never restarts fetching of a partition",
+        "never restarts fetching from a stalled partition",
         "core/stalls.py",
         "                overdue.append(partition)",
         "                pass",
@@ -492,7 +492,7 @@ MUTANTS = (
         "if owned.blocked or self.paused:",
     ),
     Mutant(
-        "does not poll while paused",
+        "does not poll while the reader is paused",
         RUNTIME,
         "if self.pipeline.has_room or self.pipeline.paused:",
         "if self.pipeline.has_room:",

@@ -88,7 +88,7 @@ JUDGED = (
         "the stored offset has decreased and stays lower",
     ),
     Judged(
-        "drops batches in flight when messages expired",
+        "drops the batches in flight when messages expire",
         SAFETY,
         "commits past messages that only this reader still has",
     ),
@@ -124,7 +124,9 @@ JUDGED = (
         MEMORY,
         "the partition runs further ahead of a stuck batch",
     ),
-    Judged("checks the byte limit only when a batch is cut", MEMORY, "the limit is exceeded by a part of a batch"),
+    Judged(
+        "checks the byte limit only when a batch is cut", MEMORY, "the limit may be exceeded by up to one batch"
+    ),
     Judged(
         "lets messages overtake a message that is parsed outside the loop",
         SAFETY,
@@ -133,12 +135,12 @@ JUDGED = (
     Judged(
         "lets the end of an assignment overtake waiting messages",
         SAFETY,
-        "waiting messages are dropped as already taken",
+        "waiting messages are dropped as already processed",
     ),
     Judged(
         "fetches a partition whose message is parsed outside the loop",
         MEMORY,
-        "the loop keeps messages that it cannot take",
+        "the loop holds messages that the core cannot accept yet",
     ),
     Judged(
         "handles a gap in the log before the messages fetched earlier",
@@ -156,9 +158,9 @@ JUDGED = (
         "waits for the rest of planned ranges that fill the byte limit", PROGRESS, "no further messages are taken"
     ),
     Judged(
-        "commits the end of the log although earlier messages were not yet taken",
+        "commits the end of the log although earlier messages have not been processed yet",
         SAFETY,
-        "commits past messages not yet taken",
+        "commits past messages that have not been processed yet",
     ),
     Judged(
         "cuts a part of a planned range at shutdown",
@@ -181,12 +183,12 @@ JUDGED = (
         "under `latest`, skips uncommitted messages",
     ),
     Judged("never repeats a commit that the broker may have lost", WORK, "the next owner reads messages again"),
-    Judged("never restarts fetching of a partition", PROGRESS, "a partition makes no progress"),
+    Judged("never restarts fetching from a stalled partition", PROGRESS, "a partition makes no progress"),
     Judged("ignores a partition without an owner", PROGRESS, "a partition makes no progress"),
     Judged(
         "pauses the partition whose planned range is being completed, when messages of the range expire",
         PROGRESS,
         "no further messages are taken",
     ),
-    Judged("does not poll while paused", PROGRESS, "the group removes the reader"),
+    Judged("does not poll while the reader is paused", PROGRESS, "the group removes the reader"),
 )

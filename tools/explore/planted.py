@@ -118,7 +118,7 @@ BUGS = (
         1,
     ),
     Bug(
-        "drops batches in flight when messages expired",
+        "drops the batches in flight when messages expire",
         "ingest/core/pipeline.py",
         "if owned is not None and event.resumed_at >= owned.position:",
         "if owned is not None and event.resumed_at < 0:",
@@ -143,7 +143,7 @@ BUGS = (
         1,
     ),
     Bug(
-        "commits the end of the log although earlier messages were not yet taken",
+        "commits the end of the log although earlier messages have not been processed yet",
         "ingest/core/partition.py",
         "self.end.position <= self.position <= self.end.end",
         "self.position <= self.end.end",

@@ -43,7 +43,8 @@ REASONS: Mapping[str, str] = {
     "body_not_zlib": "The body is neither a zlib stream nor a JSON array.",
     "body_truncated": "The body's zlib stream is truncated.",
     "body_too_large": "The decompressed body exceeds inflated_bytes_max.",
-    "parser_failed": "Parsing exceeded a limit of the child process, which the error names, or crashed it twice.",
+    "parser_failed": "Parsing exceeded a limit of the child process (the error names the limit), or crashed the "
+    "child process twice.",
 }
 
 WARNINGS: Mapping[str, str] = {

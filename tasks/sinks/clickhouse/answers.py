@@ -19,7 +19,7 @@ from tasks.sinks.outcome import Blame, Trouble
 PROOF = (
     "Status 200 after the end of the insert (`wait_end_of_query`), a complete head, an empty body, no "
     "`X-ClickHouse-Exception-Code`, and an `X-ClickHouse-Summary` whose `written_rows` is at least the "
-    "number of rows sent. If a response counts no rows, the insert is repeated with another token."
+    "number of rows sent. If a response reports 0 written rows, the insert is repeated with another token."
 )
 EXCEPTION_CODE = "x-clickhouse-exception-code"
 SUMMARY = "x-clickhouse-summary"

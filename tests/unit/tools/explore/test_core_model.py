@@ -30,7 +30,7 @@ FOUND = (
     ("accepts a completion of the wrong stage", "1", 1, "which is not durable"),
     ("commits for partitions that were lost", "1", 1, "AssertionError"),
     ("accepts messages of older epochs", "2", 1, "is not durable"),
-    ("drops batches in flight when messages expired", "1 expiry", 1, "is not durable"),
+    ("drops the batches in flight when messages expire", "1 expiry", 1, "is not durable"),
     ("never retries a parked batch", "1", 1, "no further order of events"),
 )
 
