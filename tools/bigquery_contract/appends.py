@@ -32,7 +32,7 @@ EXTRA = b"\xa2\x06\x01e"
 
 
 def _stream(target: Target) -> str:
-    """Returns a stream of a new table."""
+    """Creates a table, and returns the name of a new stream for it."""
     target.create_table()
     return str(target.create_stream().name)
 
@@ -54,7 +54,7 @@ def create_a_stream(target: Target) -> None:
 
 
 def create_a_stream_of_a_missing_table(target: Target) -> None:
-    """Creating a stream of a missing table fails with NOT_FOUND.
+    """Creating a stream for a missing table fails with NOT_FOUND.
 
     Page: Package google.cloud.bigquery.storage.v1.
     """

@@ -62,7 +62,7 @@ def get_a_missing_table(target: Target) -> None:
 
 
 def add_a_nullable_column(target: Target) -> None:
-    """A PATCH request adds a NULLABLE column to the schema, which is NULL in existing rows and may have a value in
+    """A patch that adds a NULLABLE column is accepted; the column is NULL in existing rows and may have a value in
     new rows.
 
     Page: Modifying table schemas.

@@ -213,7 +213,7 @@ class CoreModel:
         return known
 
     def _mirrored(self, board: int) -> int:
-        """Returns the board from the other reader's point of view."""
+        """Returns the board, with each partition's owner from the other reader's point of view."""
         return self._cached("mirrored", board, lambda: self._board.of(exchange_owners(self._board.things[board])))
 
     def _swapped(self, reader: int) -> int:
@@ -421,7 +421,7 @@ def pack(one: int, other: int, board: int) -> int:
 
 
 def exchange_owners(board: Board) -> Board:
-    """Returns the board from the other reader's point of view."""
+    """Returns the board, with each partition's owner from the other reader's point of view."""
     return tuple(
         partition if partition.owner == NO_OWNER else partition._replace(owner=1 - partition.owner)
         for partition in board
