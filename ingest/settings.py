@@ -110,8 +110,9 @@ class Settings(FleetSettings):
         8.0,
         gt=0,
         le=1000,
-        description="Maximum number of early cuts (REPLAYS_BATCH_AGE_IDLE_SECONDS) per second and reader. Each "
-        "cut creates one part in every ClickHouse table. Lower this value if ClickHouse reports too many parts.",
+        description="Maximum number of early cuts (REPLAYS_BATCH_AGE_IDLE_SECONDS) that a reader makes per "
+        "second. Each cut creates one part in every ClickHouse table. Lower this value if ClickHouse reports too "
+        "many parts.",
     )
     early_cut_in_flight_max: int = Field(
         4,
@@ -131,8 +132,8 @@ class Settings(FleetSettings):
         0.5,
         ge=0,
         le=60,
-        description="Time for which an in-flight limit must be reached before the consumer pauses. Until then the "
-        "reader only stops polling, because a pause discards prefetched messages.",
+        description="Time that the reader must stay at an in-flight limit before it pauses the consumer. Until "
+        "then the reader only stops polling, because a pause discards prefetched messages.",
     )
     pending_ranges_max: int = Field(
         512,
@@ -168,8 +169,8 @@ class Settings(FleetSettings):
         15.0,
         gt=0,
         le=600,
-        description="Maximum wait before retrying a batch that could not be staged in Redis. Keep it short, "
-        "because ingestion may resume only after this time once Redis is available again.",
+        description="Maximum wait before retrying a batch that could not be staged in Redis. Keep it short: after "
+        "Redis becomes available again, ingestion may not resume before this wait has ended.",
     )
 
     # Commits, and the batch boundaries (the cut record) that Kafka stores with them
@@ -201,9 +202,9 @@ class Settings(FleetSettings):
         30.0,
         ge=1,
         le=3600,
-        description="Maximum wait at the end of a partition for the rest of a batch that the previous owner had "
-        "cut. After that, the batch is cut without the rest. Only time during which the partition is being "
-        "fetched counts.",
+        description="Maximum wait, at the end of a partition, for the remaining messages of a batch that the "
+        "previous owner had cut. After this wait, the batch is cut without the missing messages. Only time during "
+        "which the partition is being fetched counts.",
     )
 
     # Dead letters
@@ -211,8 +212,8 @@ class Settings(FleetSettings):
         0.1,
         gt=0,
         le=1,
-        description="Maximum share of projects in the reject window with more rejects than valid messages. "
-        "Above this share, the reader halts, because a bad deployment is the likely cause. The "
+        description="Maximum share of the projects in the reject window that may have more rejects than valid "
+        "messages. Above this share, the reader halts, because a bad deployment is the likely cause. The "
         "value 1 disables this halt.",
     )
     reject_projects_min: int = Field(

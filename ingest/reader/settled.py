@@ -16,8 +16,8 @@ UNKNOWN_OFFSET = -1
 class Settled:
     """The loop's thread updates this object on each tick, between polls, when no message is being parsed.
 
-    `offset`: position in the operators' topic. All decisions before it were applied to every open or unsettled
-    batch.
+    `offset`: position in the operators' topic. All decisions before this position were applied to every open or
+    unsettled batch.
     """
 
     def __init__(self, pipeline: Pipeline, gate: TenantGate) -> None:

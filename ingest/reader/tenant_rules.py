@@ -57,7 +57,9 @@ class NotLoaded(Exception):
 
 
 class TenantStore:
-    """Access to rules and buckets. Methods raise RedisError, and the errors of `Operators`."""
+    """Reads and writes the tenant rules, and takes tokens from the projects' token buckets. Methods raise
+    RedisError and the exceptions that `Operators` raises.
+    """
 
     def __init__(self, client: Redis[bytes], settings: Settings) -> None:
         self._operators = Operators(client, settings)
@@ -83,7 +85,7 @@ class TenantStore:
         self._decide(f"{KILLED}/{project_id}", None, "tenant_revive", by)
 
     def limit(self, project_id: int, limit: Limit | None, by: str) -> None:
-        """Sets the project's bucket; None removes it."""
+        """Sets the project's rate limit; None removes the limit."""
         value = None if limit is None else {"per_second": limit.per_second, "burst": limit.burst}
         self._decide(f"{LIMIT}/{project_id}", value, "tenant_limit", by, limit=str(limit))
 
@@ -148,7 +150,7 @@ class TenantRefresh:
                 return False
 
     def start(self) -> None:
-        """Starts the thread, after `load`."""
+        """Starts the thread. Call `load` first."""
         self.loop.start()
 
     def stop(self) -> None:

@@ -3,8 +3,8 @@
     envelope(frame(recording([click_event(node_id=7), hydration_error_event()]), segment_id=3))
 
 Each builder takes keyword arguments for the fields that a test needs, and has realistic defaults for all others.
-Every field accepts any value, so that malformed messages are built like valid ones. The results are deterministic
-and do not depend on the current time.
+Every field accepts any value, so malformed messages can be built in the same way as valid ones. The results are
+deterministic and do not depend on the current time.
 """
 
 from __future__ import annotations
@@ -202,12 +202,12 @@ def multi_click_event(node_id: Any = 7, count: Any = 3) -> RRwebEvent:
 
 
 def tap_event(view_id: Any = "add", view_class: Any = "Button") -> RRwebEvent:
-    """Returns `ui.tap` of a mobile SDK."""
+    """Returns a `ui.tap` breadcrumb as a mobile SDK sends it."""
     return breadcrumb("ui.tap", {"view.class": view_class, "view.id": view_id}, message="add_item")
 
 
 def hydration_error_event(url: Any = "https://shop.example/cart") -> RRwebEvent:
-    """`replay.hydrate-error`."""
+    """Returns a `replay.hydrate-error` breadcrumb."""
     return breadcrumb("replay.hydrate-error", {"url": url})
 
 
@@ -259,13 +259,15 @@ def vital_event(name: Any = "largest-contentful-paint", **data: Any) -> RRwebEve
 
 
 def memory_event(*, nested: bool = True) -> RRwebEvent:
-    """Returns the span with the size of the JavaScript heap, whose fields older SDKs do not nest."""
+    """Returns the span that reports the size of the JavaScript heap. Older SDKs send the sizes with
+    `nested=False`.
+    """
     heap = {"jsHeapSizeLimit": 4294705152, "totalJSHeapSize": 21_000_000, "usedJSHeapSize": 17_000_000}
     return span_event("memory", "memory", {"memory": heap} if nested else heap)
 
 
 def options_event(**options: Any) -> RRwebEvent:
-    """Returns the event with the configuration of the SDK."""
+    """Returns the event in which the SDK reports its configuration."""
     return custom_event("options", {"shouldRecordCanvas": True, "sessionSampleRate": 0.1, **options})
 
 

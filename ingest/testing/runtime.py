@@ -108,7 +108,9 @@ class MockRuntime:
     def fail(
         self, dispatch: do.Dispatch, error: str = "the sink failed", sinks: Iterable[SinkName] = ()
     ) -> list[do.Command]:
-        """Fails the chord of that stage, because these sinks did not write; empty if it is unknown which."""
+        """Fails the chord of the dispatched stage. `sinks`: the sinks that did not write; empty if they are
+        unknown.
+        """
         batch, stage, attempt = dispatch.batch, dispatch.stage, dispatch.attempt
         return self.handle_event(on.FlushFailed(batch.id, batch.epoch, stage, attempt, error, frozenset(sinks)))
 
@@ -122,7 +124,7 @@ class MockRuntime:
         )
 
     def settle(self) -> list[do.Command]:
-        """Completes every pending command with success, and the commands that follow, until none is left.
+        """Completes all pending commands successfully, and all commands that result from them, until none is left.
 
         Returns the dispatches.
         """

@@ -112,14 +112,13 @@ class State:
 
 
 class Handler(web.RequestHandler):
-    """Base class of all handlers: headers, the check of the host name, the login, errors as JSON, work in
-    threads.
+    """Base class of all handlers: response headers, host name check, login, errors as JSON, and work in threads.
     """
 
     state: State
     visitor: Visitor
     # The request destinations (Sec-Fetch-Dest) that are allowed. Without this check, a recording could make the
-    # page load images, media and styles of this server with the viewer's session.
+    # page load images, media and styles from this server with the viewer's session.
     destinations: ClassVar[frozenset[str]] = frozenset((FETCH, NAVIGATION))
 
     def initialize(self, state: State) -> None:
@@ -170,7 +169,7 @@ class Handler(web.RequestHandler):
         return True
 
     def raise_unauthorized(self) -> None:
-        """Raises HTTP error 401, with where to sign in."""
+        """Raises HTTP error 401, whose reason phrase explains how to sign in."""
         login = self.state.login
         raise web.HTTPError(401, reason=f"sign in: open {login.link_hint}{login.password_hint}")
 

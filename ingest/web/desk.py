@@ -64,7 +64,7 @@ class LetterFilter:
         return dlq.Selection(self.reason or None, self.sink or None, include_replayed=self.include_replayed)
 
     def matches(self, shown: Mapping[str, Any]) -> bool:
-        """Returns True if the letter, as shown, also matches project and text."""
+        """Returns True if the letter, as shown, also matches the project and text filters."""
         searched = " ".join(str(shown[name]) for name in ("id", "error", "batch_id", "content", "item", "origin"))
         return self.project in ("", shown["project"]) and self.text.lower() in searched.lower()
 

@@ -17,7 +17,7 @@ from ingest.web.reads import Reads
 from ingest.web.timeline import MARKS_MAX, Mark, Timeline
 
 MATCHES_MAX = 20
-# Maximum number of timeline pages that are searched for a text, per replay.
+# Maximum number of timeline pages to search per replay.
 PAGES_MAX = 4
 _EVENT = re.compile(r"[0-9]{1,18}-[0-9]{1,9}")
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,6})?s?")
@@ -71,7 +71,7 @@ class Found:
 class FoundPage:
     """One page of matching replays, latest first. `next_offset`: start of the next page, None after the last.
 
-    `incomplete`: replays of this page without a match that could not be searched completely.
+    `incomplete`: ids of the replays on this page in which no match was found and not all events could be searched.
     """
 
     found: tuple[Found, ...]

@@ -68,8 +68,8 @@ class Login:
         self._clock = clock
         self._secret = secrets.token_bytes(32)
         self._token = secrets.token_urlsafe(32)
-        # Links have their own throttle, because any site can make a browser open wrong links, which must not delay
-        # passwords.
+        # Links have their own throttle: any site can make a browser open invalid links, and these attempts must
+        # not delay logins with a password.
         self._links, self._passwords = Throttle(clock), Throttle(clock)
 
     @property

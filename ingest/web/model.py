@@ -135,8 +135,8 @@ class SegmentFacts:
 class ReportedError:
     """An error that the SDK sent while it recorded this segment, that is, between `since` and `until`.
 
-    SDKs report the ids of errors with a segment, without a time. The bounds are the ends of the previous segment
-    and of this segment, in whole seconds.
+    With each segment, SDKs report the ids of errors but not their times. `since` and `until` are the ends of the
+    previous segment and of this segment, in whole seconds.
     """
 
     error_id: str

@@ -103,7 +103,7 @@ class OverviewHandler(OperatorHandler):
 
 
 class TrendHandler(OperatorHandler):
-    """Returns throughput, lag and delay of the last hour."""
+    """Returns the throughput, lag and delay for the last hour."""
 
     async def get(self) -> None:
         self.answer(await self.run(self.state.desk.trend))

@@ -21,7 +21,7 @@ DOWNLOADS_AT_ONCE = 8
 # Maximum stored bytes to fetch ahead; at least one segment is always fetched.
 AHEAD_BYTES_MAX = 16 * MiB
 SEGMENT_ID_MAX = 2**63
-# A timeline page ends with the segment that exceeds this size.
+# A timeline page ends with the segment at which the total size of the page exceeds this limit.
 PAGE_INFLATED_BYTES_MAX = 256 * MiB
 
 

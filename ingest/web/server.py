@@ -71,8 +71,8 @@ async def serve(
     """Listens until `stop` is set. Raises OSError if the port is in use.
 
     `ready` is called with the address and the path of the one-time link: at startup, and again after each use.
-    `login`: False disables the login. A Login object is shared with another server of this process, and
-    prints its own links.
+    `login`: False disables the login. Pass a Login object to share one login with another server of this process;
+    that object then reports new links itself, instead of `ready`.
     """
     sockets = netutil.bind_sockets(port, HOST, family=socket.AF_INET)
     port = sockets[0].getsockname()[1]

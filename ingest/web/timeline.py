@@ -27,9 +27,9 @@ DETAILS_MAX = 12
 HEADERS_MAX = 30
 BODY_CHARACTERS_MAX = 4000
 ERRORS_MAX = 1000
-# Maximum total text of all marks. A single mark may be several kilobytes long.
+# Maximum total number of characters of all marks. A single mark may be several kilobytes long.
 CHARACTERS_MAX = 12_000_000
-# Maximum size of a decoded event; larger events count as malformed. SDKs cut request bodies at 150 kB.
+# Maximum size of a decoded event; larger events count as malformed. SDKs truncate request bodies at 150 kB.
 EVENT_BYTES_MAX = 1 * MiB
 # Measured costs in parser units: per decoded event, and per byte.
 _UNITS_EVENT, _UNITS_BYTE = 3.0, 0.02
@@ -37,7 +37,7 @@ _UNITS_EVENT, _UNITS_BYTE = 3.0, 0.02
 DEAD_CLICK_TAGS = frozenset(("a", "button", "input"))
 DEAD_CLICK_MS_MIN = 7000
 RAGE_CLICKS_MIN = 5
-# Maximum time between the events of one navigation: a history push, and a page load until its first snapshot.
+# Maximum time between the two events that report one navigation, for a history push and for a page load.
 PUSH_MS_MAX = 500
 LOAD_MS_MAX = 30_000
 FULL_SNAPSHOT, INCREMENTAL, META, CUSTOM = 2, 3, 4, 5
@@ -62,7 +62,8 @@ Detail = dict[str, str | int | float | bool | None]
 class HttpMessage(msgspec.Struct):
     """What the SDK captured of a request or a response. `body` has at most BODY_CHARACTERS_MAX characters.
 
-    `warnings`: warnings of the SDK, such as URL_SKIPPED, and BODY_CUT if the body is longer.
+    `warnings`: the SDK's warnings, such as URL_SKIPPED, and BODY_CUT if the captured body was truncated to
+    BODY_CHARACTERS_MAX.
     """
 
     headers: dict[str, str]
@@ -75,7 +76,8 @@ class HttpMessage(msgspec.Struct):
 
 
 class Captured(msgspec.Struct):
-    """Headers and bodies of a request, for addresses that the application allowed the SDK to capture."""
+    """Headers and bodies of a request and its response, for URLs that the application allowed the SDK to capture.
+    """
 
     request: HttpMessage | None
     response: HttpMessage | None
@@ -84,11 +86,12 @@ class Captured(msgspec.Struct):
 class Mark(msgspec.Struct):
     """One event of the timeline. `at_ms`: unix milliseconds. `level`: "", "warn" or "bad".
 
-    `event`: segment and index of the event in it, `4-17`, the same two numbers as in a fact's `row_id`. Empty for
-    an error, which is known from ClickHouse.
+    `event`: the segment and the index of the event in the segment, for example `4-17`; a fact's `row_id` contains
+    the same two numbers. `event` is empty for an error, because errors come from ClickHouse and not from the
+    recording.
 
-    `times`: number of clicks that share one identity (the same second and node), which ClickHouse also counts
-    once.
+    `times`: number of clicks that share one identity (the same second and node); ClickHouse, too, counts these
+    clicks as one.
     """
 
     at_ms: int
@@ -104,7 +107,7 @@ class Mark(msgspec.Struct):
 
 
 class Memory(msgspec.Struct, frozen=True, array_like=True):
-    """One sample of the JavaScript heap, bytes."""
+    """One sample of the size of the JavaScript heap, in bytes."""
 
     at_ms: int
     used_bytes: int
@@ -115,9 +118,9 @@ class Timeline(msgspec.Struct):
     """`start_ms`, `end_ms`: start and end of the recording; 0 if no event has a time. `snapshots`: times from
     which the recording can be rendered.
 
-    `unreadable`: segments with invalid JSON, with the error. `cut`: segments read partly, with the reason.
-    `truncated`: whether there were more than MARKS_MAX marks or CHARACTERS_MAX characters. `next_segment`: the
-    first segment of the next page; None after the last page.
+    `unreadable`: segments with invalid JSON, and the error of each. `cut`: segments of which only a part was read,
+    and the reason. `truncated`: whether there were more than MARKS_MAX marks or CHARACTERS_MAX characters.
+    `next_segment`: the first segment of the next page; None after the last page.
     """
 
     start_ms: int
@@ -314,8 +317,8 @@ class _Reader:
             self._add(Mark(at_ms, kind, self.segment_id, text, detail=detail))
 
     def _click(self, payload: dict[str, Any], data: dict[str, Any], at_ms: int, *, slow: bool) -> None:
-        """Adds a click. The later slow-click event of a click changes the mark of the click, because both events
-        have the identity of one row.
+        """Adds a click. If a slow-click event for the same click follows, it updates the mark of the click,
+        because both events have the same row identity.
         """
         node = _dict(data.get("node"))
         node_id = node.get("id")
@@ -409,7 +412,9 @@ def read(segments: Iterable[tuple[int, bytes]], budget: Budget | None = None) ->
 
 
 def add_errors(timeline: Timeline, errors: Sequence[ReportedError]) -> None:
-    """Adds a mark for each error at the earliest time at which it can have happened, at most ERRORS_MAX marks."""
+    """Adds a mark for each of the first ERRORS_MAX errors, at the earliest time at which the error could have
+    happened.
+    """
     found = [
         Mark(
             round(1000 * one.since),
@@ -429,8 +434,8 @@ def _navigations_merged(marks: list[Mark]) -> list[Mark]:
     """Merges the marks of each navigation into one.
 
     SDKs report a history push as a breadcrumb and a span, and a page load as a span and an rrweb event. The span
-    is kept because it has the complete address, and additional fields of the other mark are added to it. `marks`
-    are in order of time.
+    is kept because it has the complete URL, and additional fields of the other mark are added to it. `marks` are
+    in chronological order.
     """
     kept: list[Mark] = []
     last: Mark | None = None  # the last navigation or page that was kept

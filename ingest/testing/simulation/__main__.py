@@ -34,7 +34,7 @@ def random_start() -> int:
 
 
 def expected_marks() -> list[str]:
-    """Returns the marks of every situation and every kind of fault."""
+    """Returns the names of all marks: one mark for each known situation and one for each kind of fault."""
     return [*MARKS, *(f"fault:{fault.value}" for fault in Fault)]
 
 

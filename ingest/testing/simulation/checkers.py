@@ -26,19 +26,20 @@ MESSAGE_BYTES_MAX = LETTER_BYTES + 50
 CUTS_PER_MESSAGE_MAX = 3
 # The length of the lease, plus the longest time for a renewal in flight and for one step between two checks.
 UNTRUE_SECONDS_MAX = PARKED_LEASE_SECONDS + 1.0
-# The members' own time limit, plus their loop steps and the longest time for which all of them may be frozen.
+# Longest time that a partition may have no owner: the members' own limit, plus the duration of three loop steps
+# and the longest time for which all members may be frozen.
 UNOWNED_SECONDS_LIMIT = UNOWNED_SECONDS_MAX + 3 * TURN_SECONDS + 12.0
 
 
 @lru_cache(maxsize=1024)
 def _ends(offset: int, record: str) -> tuple[int, ...]:
-    """Returns the ends of the batches in the record of a commit."""
+    """Returns the end offsets of the batches in the cut record of a commit."""
     return cut_record.decode(offset, record).stops
 
 
 @lru_cache(maxsize=1024)
 def _topic_of(offset: int, record: str) -> str:
-    """Returns the topic id in the record of a commit, empty if there is none."""
+    """Returns the topic id in the cut record of a commit; empty if the record has none."""
     return cut_record.decode(offset, record).topic_id
 
 
@@ -66,8 +67,8 @@ class Durability:
         return [sink for sink in wanted if f"{sink}/{record.identity}" not in self._sinks.stored[sink]]
 
     def is_loss_excused(self, log: Log, offset: int) -> bool:
-        """Returns whether the message expired with an announcement, or precedes the start chosen by the reset
-        policy.
+        """Returns whether the expiry of the message was announced, or the message precedes the start offset that
+        the reset policy chose.
         """
         if offset < self._skipped.get(log.source.partition, 0):
             return True
@@ -113,11 +114,12 @@ class Durability:
         return list(self._broker.group.committed.values())
 
     def resumed(self, partition: int, offset: int, record: str) -> None:
-        """Checks a start at a committed offset. Raises Violation if the offset belongs to a deleted topic.
+        """Checks the committed offset at which a partition is resumed. Raises Violation if the offset belongs to a
+        deleted topic.
 
-        A commit may lack its topic because its record was lost or refused. Such a commit cannot be distinguished
-        from a commit of the present topic, unless other commits of the group or the process itself refer to the
-        former topic (`ingest.core.starting`).
+        A commit whose cut record was lost or refused does not name its topic. Such a commit cannot be
+        distinguished from a commit of the current topic, unless other commits of the group or the process itself
+        refer to the former topic (`ingest.core.starting`).
         """
         topic_id = _topic_of(offset, record)
         if topic_id not in ("", self._broker.topic_id):
@@ -134,7 +136,7 @@ class Durability:
         `topic_id` is the id of the topic that the committing reader was assigned. Raises Violation.
         """
         if topic_id != self._broker.topic_id:
-            return  # the offset is of another topic; see `resumed`
+            return  # the offset belongs to another topic; see `resumed`
         log = self._broker.logs[partition]
         if log.high < offset <= self._skipped.get(partition, 0):
             return
@@ -289,12 +291,14 @@ class Bounded:
         flushing = [flight.phase for flight in flights].count(Phase.FLUSHING)
         if flushing > limits.in_flight_batches_max:
             raise Violation("bounded", f"{reader.name} has {flushing} running chords")
-        # Batches that are cut by age, by a single message, or by splits may exceed the limit.
+        # The number of batches may exceed the limit after cuts because of age, after several cuts at one message,
+        # and after splits.
         slack = self._shape.partitions + CUTS_PER_MESSAGE_MAX + self._recut
         if len(flights) > limits.in_flight_batches_max + slack:
             raise Violation("bounded", f"{reader.name} holds {len(flights)} batches")
         # One planned range may exceed the limit; its bytes are limited only by what can be staged. One message per
-        # partition may be parsed outside the loop, and counts as its own size until its rows are known.
+        # partition may be parsed outside the loop; until the message's rows are known, the size of the message
+        # itself is counted.
         held_bytes = pipeline.held_bytes
         if held_bytes <= limits.in_flight_bytes_max:
             return
@@ -304,9 +308,10 @@ class Bounded:
             raise Violation("bounded", f"{reader.name} holds {held_bytes} bytes, more than {bytes_max}")
 
     def check_commit(self, reader: Reader, command: do.Commit) -> None:
-        """Checks the number of pending ranges in a record.
+        """Checks the number of pending ranges in the cut record of a commit.
 
-        Ends above the position were recorded by a predecessor and have not been reached yet. Raises Violation.
+        Batch ends above the reader's position are not counted: a predecessor recorded them, and the reader has not
+        reached them yet. Raises Violation.
         """
         if command.source not in reader.pipeline.sources:
             return  # the partition was released by the same decision
@@ -327,19 +332,19 @@ class RecordedFirst:
         self._short: set[str] = set()
 
     def assigned(self, reader: Reader, given: on.Assignment) -> None:
-        """Takes over the ends that the predecessor stored."""
+        """Takes over the batch ends that the predecessor stored."""
         ends = _ends(given.committed or 0, given.record)
         self._stored[reader.name, given.source] = set(ends)
 
     def stored(self, reader: Reader, event: on.Committed) -> None:
-        """Adds the ends in a commit that the broker has stored."""
+        """Adds the batch ends of a commit that the broker has stored."""
         ends = self._stored.setdefault((reader.name, event.source), set())
         ends.update(_ends(event.offset, event.record))
 
     def refused(self, reader: Reader, event: on.CommitFailed) -> None:
-        """Records that the broker refuses long records.
+        """Notes that the broker refuses long cut records.
 
-        Ends that do not fit into a short record need not be stored.
+        Batch ends that do not fit into a short record need not be stored.
         """
         if event.record_too_long:
             self._short.add(reader.name)
@@ -360,9 +365,10 @@ class RecordedFirst:
 class SameCut:
     """Ranges that a predecessor recorded are cut identically, and stay recorded until they settle.
 
-    A range may be split if it has become too large to stage, or if the reader halts within it. A range may be
-    abandoned only if its last message has expired, or if the log has ended before the range for long enough. Time
-    in which the reader was paused, held, frozen or draining does not count. See docs/decisions/014-same-cut.md.
+    A range may be split if it has become too large to stage, or if the reader halts within it. The recorded end of
+    a range may be ignored only if the range's last message has expired, or if the end of the log has stayed below
+    the range's end for long enough. Time in which the reader was paused, held, frozen or draining does not count.
+    See docs/decisions/014-same-cut.md.
     """
 
     def __init__(self, broker: Broker, story: Story) -> None:
@@ -375,14 +381,15 @@ class SameCut:
         self._story = story
 
     def assigned(self, reader: Reader, given: on.Assignment) -> None:
-        """Records the plan that a new owner received."""
+        """Records the plan of a new owner, which is the list of batch ends that it received."""
         ends = _ends(given.committed or 0, given.record)
         self._plans[reader.name, given.source] = ends
         self._topic_ids[reader.name, given.source] = given.topic_id
         self._ended_early.pop((reader.name, given.source), None)
 
     def refused(self, reader: Reader, event: on.CommitFailed) -> None:
-        """Records that the broker refuses long records, which then need not keep all ends."""
+        """Notes that the broker refuses long cut records. From then on, a commit need not contain all batch ends.
+        """
         if event.record_too_long:
             self._short.add(reader.name)
 
@@ -402,7 +409,7 @@ class SameCut:
         if start >= plan[-1] or stop in plan:
             return
         if batch.cut_by is CutReason.DRAIN and reader.pipeline.halted is not None:
-            return  # a halted reader makes the messages that it took durable
+            return  # after a halt, all messages read before it still become durable
         end = min(end for end in plan if end > start)
         full = batch.size_bytes + MESSAGE_BYTES_MAX > reader.pipeline.limits.staged_bytes_max
         if batch.cut_by is CutReason.BYTES and stop < end and full:
@@ -432,7 +439,7 @@ class SameCut:
         return waited or end - 1 < self._broker.logs[source.partition].low
 
     def committed(self, reader: Reader, command: do.Commit, now: float) -> None:
-        """Checks that a commit keeps the ends of the plan. Raises Violation."""
+        """Checks that a commit still contains the planned batch ends. Raises Violation."""
         plan = self._plans[reader.name, command.source]
         kept = _ends(command.offset, command.record)
         forgotten = [
@@ -472,7 +479,8 @@ class ParkedIsTrue:
         self._since: dict[tuple[str, str, int], float] = {}
 
     def check(self, parked: Mapping[str, tuple[Any, Any]], now: float) -> None:
-        """Checks the batches that are shown. `parked` maps the batch id to reader and batch. Raises Violation.
+        """Checks the batches that are shown as parked. `parked` maps the batch id to reader and batch. Raises
+        Violation.
 
         A batch of a later assignment may have the same id, and its entry replaces the earlier one.
         """

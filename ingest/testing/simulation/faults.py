@@ -1,4 +1,4 @@
-"""Faults of the simulated world, their probabilities, and the random streams that decide on them."""
+"""Faults of the simulated world, their probabilities, and the random streams that determine when they occur."""
 
 from __future__ import annotations
 
@@ -137,5 +137,5 @@ class Dice:
         return int(self._streams[fault].random() * count)
 
     def uniform(self, low: float, high: float) -> float:
-        """Returns a latency or another harmless random value."""
+        """Returns a random value that injects no fault, such as a latency."""
         return low + (high - low) * self._latency.random()

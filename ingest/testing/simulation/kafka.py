@@ -72,7 +72,7 @@ class Log:
         self.high = offset + 1
 
     def mark(self) -> None:
-        """Appends the marker of a transaction, which occupies an offset without a message."""
+        """Appends a transaction marker, which occupies an offset but contains no message."""
         self.high += 1
 
     def first_at(self, offset: int) -> int | None:
@@ -88,7 +88,9 @@ class Log:
         return min(end, self.high) if now < until else self.high
 
     def hide_messages(self, end: int, until: float) -> None:
-        """Hides the messages from `end` on until `until`, as if the replica being read lagged."""
+        """Hides the messages at offset `end` and later until the time `until`, as if the replica being read
+        lagged.
+        """
         self._behind = (until, end)
 
     def between(self, start: int, stop: int) -> Sequence[int]:
@@ -233,7 +235,7 @@ class Group:
         return self._view
 
     def refusal(self, member_id: str, generation: int, record: str) -> str:
-        """Returns the reason to refuse this commit, empty if it is accepted.
+        """Returns the reason why the coordinator refuses this commit; empty if the commit is accepted.
 
         Like a real coordinator, checks the generation but not the partition.
         """

@@ -67,7 +67,7 @@ class Parser:
 
     If `bad` is true, everything is rejected; if `sheds` is true, the messages of one project are dropped.
 
-    `release` is part of every batch's digest, because another release may write other rows.
+    `release` is part of every batch's digest, because another release may write different rows.
     """
 
     def __init__(self, broker: Broker, release: int, *, bad: bool, sheds: bool) -> None:
@@ -284,7 +284,7 @@ class Reader:
         return self._timeline.now < self.frozen_until
 
     def step(self) -> None:
-        """Runs one iteration of the loop. The iteration may end the process."""
+        """Runs one iteration of the loop, during which the simulated process may end."""
         self.busy = True
         try:
             self._runtime.step()
@@ -298,7 +298,7 @@ class Reader:
             self.source.close()
 
     def put(self, event: on.Event) -> None:
-        """Adds an event, as another thread does."""
+        """Adds an event. In a real reader, another thread does this."""
         if self.alive:
             self._events.append(event)
 
@@ -307,9 +307,9 @@ class Reader:
         self.alive = False
 
     def watch_ownership(self, view: GroupView) -> None:
-        """Checks the group, as another thread does.
+        """Checks that all partitions have owners. In a real reader, another thread does this.
 
-        A description in which all partitions have an owner is checked only once.
+        A group description in which every partition has an owner is checked only once.
         """
         if view is self._seen:
             return

@@ -1,4 +1,4 @@
-"""The parameters of the world of a seed: partitions, readers, messages, limits and faults."""
+"""The parameters of a simulated world, derived from a seed: partitions, readers, messages, limits and faults."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SINKS = ("gcs", "clickhouse", "bigquery", "datadog")
 
 @dataclass(frozen=True)
 class Shape:
-    """All parameters of a world, without its random events. Seconds are simulated.
+    """All parameters of a world except its random events. Times are in simulated seconds.
 
-    Time is compressed: a flush deadline is seconds instead of minutes. Compressing the time is valid because the
+    Time is compressed: a flush deadline is a few seconds instead of minutes. Compressing time is valid because the
     core takes its deadlines from the limits.
     """
 

@@ -15,7 +15,7 @@ WORLDS_MAX = 300
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a world. `checker` is empty if every invariant held."""
+    """The result of simulating one world. `checker` is empty if every invariant held."""
 
     shape: Shape
     simulated_seconds: float

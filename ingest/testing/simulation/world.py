@@ -85,7 +85,7 @@ class World:
         ]
 
     def run(self) -> float:
-        """Runs the world to its end. Returns the simulated seconds. Raises Violation."""
+        """Runs the world to its end. Returns its duration in simulated seconds. Raises Violation."""
         self._produce()
         for slot in self.slots:
             self._start(slot)
@@ -283,7 +283,7 @@ class World:
         self.checkers.durability.recreated()
 
     def _add_partition(self) -> None:
-        """Adds a partition, which has messages before the group discovers it."""
+        """Adds a partition that already contains messages when the group discovers it."""
         log = Log(len(self.broker.logs), len(self.broker.former))
         for n in range(ADDED_MESSAGES):
             log.append(Record(Kind.SEGMENT, f"added-{log.source.partition}-{n}"))

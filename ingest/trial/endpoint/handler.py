@@ -84,7 +84,7 @@ class Endpoint:
 
 @web.stream_request_body
 class EnvelopeHandler(web.RequestHandler):
-    """`POST /api/PROJECT/envelope/`. Responds 200 once Kafka has acknowledged the replay of the envelope."""
+    """`POST /api/PROJECT/envelope/`. Responds with 200 once Kafka has acknowledged the replay in the envelope."""
 
     def initialize(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint

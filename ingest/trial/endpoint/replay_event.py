@@ -94,7 +94,9 @@ def _ids(name: str, value: Any) -> list[str]:
 
 
 def _tags(value: Any) -> list[list[str]]:
-    """Returns the tags as pairs, from an object or from pairs; other shapes and overlong texts are left out."""
+    """Returns the tags as pairs. `value` is an object or a list of pairs; other shapes and overlong strings are
+    left out.
+    """
     pairs = value.items() if isinstance(value, dict) else value if isinstance(value, list) else ()
     found: list[list[str]] = []
     for pair in pairs:
