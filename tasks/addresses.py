@@ -1,7 +1,7 @@
 """Validates addresses in settings.
 
-Each function raises ValueError, whose message states the expected form. The message never repeats the address,
-which may contain a password.
+Each function raises ValueError if the address is invalid. The message states the expected form, but never repeats
+the address, which may contain a password.
 """
 
 from __future__ import annotations

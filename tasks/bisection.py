@@ -39,7 +39,7 @@ def deliver(write: Write, examine: Examine, progress: Progress, items: int, has_
 
     `write(positions)` raises the errors of `tasks.errors`, with positions relative to its argument.
     `examine(positions)` raises the same errors if the destination of these items is at fault. If a refusal names
-    no item, the items are bisected, which costs about two writes per halving and refused item. Raises
+    no item, the items are bisected: each refused item costs about two writes per halving. Raises
     TransientSinkError, PermanentSinkError (no item is at fault), or OutOfTime.
     """
     _Delivery(write, examine, progress, items, has_time).run()
@@ -75,7 +75,7 @@ class _Delivery:
         self._confirm_refusals()
 
     def _attempt(self, positions: list[int]) -> None:
-        """Writes one group of items. After a refusal, schedules the resulting groups next."""
+        """Writes one group of items. After a refusal, schedules further writes of its items in smaller groups."""
         self._writes += 1
         try:
             self._write(positions)

@@ -6,15 +6,15 @@
     half-open ──▶ open     the probe failed: the cool-down doubles, up to `breaker_cool_seconds_max`
 
 While the breaker is open, tasks are postponed until the next probe instead of calling the sink, so that few worker
-processes hang. The cool-down begins with the probe, not with its end, because a hanging probe shows nothing about
-the state of the sink at the time when the probe is abandoned. The fleet therefore starts one probe per cool-down,
+processes hang. The cool-down starts when the probe starts, not when it ends: a probe that hangs does not show
+whether the sink is still failing when the probe is abandoned. The fleet therefore starts one probe per cool-down,
 which by default is four per minute for each sink. Refused rows count as success, because the sink responded. If
 Redis does not respond, all calls are allowed: the breaker is an optimization. All times are from the Redis clock.
 Key: `{prefix}:breaker:{sink}`, a hash.
 
 The scripts of `tasks.staging` that begin a task and set its done mark contain the breaker's scripts (`Part`),
-because a flush task would otherwise need twice as many round trips. If the breaker's part fails, it is repeated
-alone.
+because a flush task would otherwise need twice as many round trips. If the breaker's part of such a script fails,
+a separate call to the breaker replaces it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ end
 )
 _REQUEST_SCRIPT = f"#!lua flags=allow-oom\n{REQUEST}return request(ARGV[1])"
 
-# `permit`: "closed" or "probe". `worked`: "1" if the sink responded. `cool` and `cool_max` are seconds. Returns
+# `permit`: "closed" or "probe". `worked`: "1" if the sink responded. `cool` and `cool_max` are in seconds. Returns
 # the state, followed by a space and the seconds until the next probe if the state is open.
 REPORT = (
     _FIELDS
@@ -186,7 +186,7 @@ class Breaker:
             return Permit(PermitKind.CLOSED)
 
     def request(self, sink: SinkName) -> Part:
-        """Like `request_permit`, but as a part of the script of `Staging.begin`."""
+        """Like `request_permit`, but as part of the script of `Staging.begin`."""
         # If a probe has not reported after this time, another probe is allowed, because the worker of the first
         # may have died, or its call may hang until the timeout although the sink has recovered in the meantime.
         lease_seconds = self._settings.breaker_cool_seconds_max
@@ -208,7 +208,7 @@ class Breaker:
         return float(state.partition(" ")[2] or 0.0)
 
     def result(self, sink: SinkName, permit: Permit, *, worked: bool, error: str = "") -> Part:
-        """Like `report`, but as a part of the script of `Staging.mark`."""
+        """Like `report`, but as part of the script of `Staging.mark`."""
         s = self._settings
         arguments = (
             permit.kind.value,

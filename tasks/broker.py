@@ -33,7 +33,9 @@ class _Client(redis.PrefixedStrictRedis):
         return True
 
     def transaction(self, func: Callable[[Any], Any], *watches: Any, **options: Any) -> Any:
-        """Raises RedisAway if the server is unusable. redis-py would treat it as a conflict and retry forever."""
+        """Raises RedisAway if the server is unusable. Without this check, redis-py would treat the server's error
+        as a conflict and retry forever.
+        """
         attempts = count()
 
         def attempt(pipe: Any) -> Any:
@@ -47,9 +49,10 @@ class _Client(redis.PrefixedStrictRedis):
 class QoS(redis.QoS):
     """Counts unfinished messages as kombu does, but leaves out messages whose acknowledgement failed.
 
-    Celery only logs a failed acknowledgement. If its message still counted, the worker would stop permanently,
-    even on a working connection, as soon as there are as many such failures as it has processes. In Redis the
-    message stays unacknowledged and is delivered again after the visibility timeout.
+    Celery only logs a failed acknowledgement. If a message whose acknowledgement failed still counted towards the
+    prefetch limit, the worker would stop consuming permanently, even on a working connection, after as many such
+    failures as it has processes. In Redis the message stays unacknowledged and is delivered again after the
+    visibility timeout.
     """
 
     def ack(self, delivery_tag: str) -> None:
@@ -72,7 +75,7 @@ class QoS(redis.QoS):
 
 
 class Channel(redis.Channel):
-    """kombu's channel, whose two connection pools come from the link."""
+    """kombu's channel, with two connection pools created from the `Link` in the transport options."""
 
     QoS = QoS
     link: Link

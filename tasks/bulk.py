@@ -1,6 +1,6 @@
-"""Retries or abandons many parked batches at once, for a given reason. Retrying many batches takes one audit entry
-and one round trip to Redis. Abandoning many batches takes one audit entry per batch, because each batch is read
-from Kafka again and made durable as dead letters on its own (`tasks.operate`).
+"""Retries or abandons many parked batches at once, for a given reason. Retrying many batches creates one audit
+entry and takes one round trip to Redis. Abandoning many batches creates one audit entry per batch, because each
+batch is read from Kafka again and made durable as dead letters on its own (`tasks.operate`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tasks.sinks.base import Sink
 from tasks.wire import Completion, CompletionKind
 
 BATCHES_MAX = 1000
-# Abandoning a batch takes about a tenth of a second, and the operator waits for all of them.
+# Abandoning a batch takes about a tenth of a second, and the operator waits until all batches are abandoned.
 ABANDONED_MAX = 200
 NOT_TRIED = "not attempted after the error above"
 
@@ -65,7 +65,7 @@ def abandon_all(
 ) -> Outcomes:
     """Abandons these batches one after another. Raises ValueError.
 
-    Stops at the first error of a server, because every further batch would time out too.
+    Stops at the first error of Redis, Kafka or a sink, because every further batch would time out too.
     """
     _expect(batch_ids, reason, ABANDONED_MAX)
     outcomes, remaining = Outcomes(), list(dict.fromkeys(batch_ids))

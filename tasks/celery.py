@@ -35,8 +35,8 @@ def verify(sender: Celery, **_: Any) -> None:
 
 @worker_init.connect(weak=False)
 def preload(sender: Any, **_: Any) -> None:
-    """Logs which of the servers that the consumed queues need cannot be used. Then loads their client libraries in
-    the parent, so that all processes share their pages.
+    """Logs each unavailable server on which the consumed queues depend. Then loads the client libraries in the
+    parent, so that all pool processes share the memory pages of these libraries.
 
     Exits with 2 if the kind of Redis is not supported.
     """
@@ -61,8 +61,9 @@ def preload(sender: Any, **_: Any) -> None:
 def warm_cffi() -> None:
     """Loads the parser of C declarations in the parent.
 
-    Each child of the pool parses such a declaration so that it can end with its parent (`billiard.util`). If each
-    child loaded the parser itself, it would use 40 ms more CPU and 11 MB more unshared memory.
+    Each pool process parses the C declaration of `prctl`, with which it arranges to exit when its parent exits
+    (`billiard.util`). If each process loaded the parser itself, it would use 40 ms more CPU and 11 MB more
+    unshared memory.
     """
     if "cffi" in sys.modules:
         sys.modules["cffi"].FFI().cdef("int prctl (int __option, ...);")

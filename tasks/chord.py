@@ -52,7 +52,7 @@ def new_token() -> str:
 
 
 def publisher(settings: Settings) -> Celery:
-    """Returns a send-only app for the reader, without tasks and sinks."""
+    """Returns a send-only app for the reader, without tasks or sinks."""
     app = Celery("replays-ingest", set_as_current=False)
     app.conf.update(configuration(settings), imports=())
     if settings.task_security_key_file is not None:

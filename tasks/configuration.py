@@ -28,8 +28,8 @@ from tasks.wire import SinkName
 def time_limits(settings: Settings) -> tuple[float, float]:
     """Returns the soft and hard time limits of one run of a task, in seconds.
 
-    A run may write more than once (bisection, partial failures). A run starts no sink call after three call
-    timeouts have passed, but may still write dead letters then. Only code that ignores its deadline reaches the
+    A run may write more than once (bisection, partial failures). A run starts no sink call after three times the
+    call timeout, but may still write dead letters after that time. Only code that ignores its deadline reaches the
     soft limit, and only code that cannot be interrupted reaches the hard limit. The prefork pool enforces both
     limits.
     """
@@ -42,8 +42,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
     soft, hard = time_limits(settings)
     link = link_of(settings)
     config: dict[str, Any] = {
-        # These URLs are only labels. Connections use the link in the transport options, which contains the
-        # password (docs/redis.md).
+        # These URLs are only labels. Connections are created from the `Link` object in the transport options,
+        # which contains the password (docs/redis.md).
         "broker_url": link.address.label,
         "broker_transport": TRANSPORT,
         # This backend counts the tasks of chords and keeps no results.
@@ -76,7 +76,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "task_default_queue": CONTROL_QUEUE,
         "task_create_missing_queues": False,
         "task_routes": {flush_task(sink): {"queue": flush_queue(sink)} for sink in SinkName},
-        # Flower's list of tasks is derived from these events. Without remote control's socket, a worker with a
+        # Flower's list of tasks is derived from these events. Without the remote-control socket, a worker with a
         # full prefetch window does not notice that Redis is unreachable.
         "worker_send_task_events": settings.task_events,
         "task_send_sent_event": False,
@@ -126,7 +126,7 @@ def secure(app: Celery) -> None:
 
 
 def signed(settings: Settings) -> dict[str, Any]:
-    """Returns the settings for signed messages, accepted only from certificates in the store."""
+    """Returns the settings for signed messages, which are accepted only if their certificate is in the store."""
     return {
         "security_key": str(settings.task_security_key_file),
         "security_certificate": str(settings.task_security_certificate_file),

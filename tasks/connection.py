@@ -55,7 +55,7 @@ AWAY = frozenset(
     {
         "READONLY",  # a replica: the primary was demoted
         "UNBLOCKED",  # demoted while the call waited
-        "MASTERDOWN",  # a replica without a primary that does not serve stale data
+        "MASTERDOWN",  # a replica that has lost its primary and does not serve stale data
         "NOREPLICAS",  # a primary without enough replicas (min-replicas-to-write)
         "MISCONF",  # a server that cannot write its snapshots, and refuses writes
         "LOADING",  # a server that is still loading its data
@@ -349,8 +349,7 @@ def refusal(client: Any) -> str:
 
 
 def refuse_unsupported(settings: Settings) -> None:
-    """Raises RedisRefused if Redis responds and is not supported. An unreachable Redis does not prevent
-    startup."""
+    """Raises RedisRefused if Redis responds but is not supported. If Redis is unreachable, startup continues."""
     client: Any = connect(settings, retries=0, seconds_max=LOOK_SECONDS_MAX)
     try:
         text = refusal(client)
@@ -363,7 +362,7 @@ def refuse_unsupported(settings: Settings) -> None:
 
 
 def fault_of(error: BaseException) -> Fault:
-    """Converts an error of the client to the fault of Redis that it reports."""
+    """Returns the Redis fault that this client error indicates."""
     text = shortened(str(error)).rstrip(".")
     if isinstance(error, AuthenticationError):
         return fault(Server.REDIS, Cause.LOGIN, f"refuses the login: {text}")

@@ -6,8 +6,8 @@
     abandon_batch    POST /api/task/async-apply/abandon_batch   {"args": ["<batch id>"],
                                                                  "kwargs": {"reason": "...", "by": "me"}}
 
-The addresses belong to Flower's API. `tasks.staging` evaluates a chord, and `tasks.operate` implements operator
-requests.
+These URL paths are endpoints of Flower's API. `tasks.staging` evaluates a chord, and `tasks.operate` implements
+operator requests.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class Coordination:
         return Operators(self.client, self._settings)
 
     def now(self) -> float:
-        """Returns the time of the Redis clock, Unix seconds."""
+        """Returns the current time of the Redis clock, in Unix seconds."""
         return redis_now(self.client)
 
     # Completions
@@ -148,7 +148,7 @@ class Coordination:
         self.client.hdel(self._workers, worker)
 
     def workers(self) -> dict[str, dict[str, Any]]:
-        """Returns the last presence of each worker, with its age as `silent_seconds`."""
+        """Returns the last presence entry of each worker, with the entry's age as `silent_seconds`."""
         return self._read_entries(self._workers)
 
     def _read_entries(self, key: str) -> dict[str, dict[str, Any]]:
@@ -188,7 +188,7 @@ class Coordination:
         self.client.hdel(self._parked, batch_id)
 
     def parked(self) -> dict[str, dict[str, Any]]:
-        """Returns the parked batches by id, oldest first, without expired leases."""
+        """Returns the parked batches whose leases have not expired, by batch id, oldest first."""
         texts, now = self._all_of(self._parked)
         found = [about for about in map(self._verified, texts.values()) if about is not None]
         expired = [about["batch_id"] for about in found if _leased_until(about) + PARKED_LEASE_SECONDS < now]
@@ -229,12 +229,12 @@ class Coordination:
 
 
 def redis_now(client: Any) -> float:
-    """Returns the time of the Redis clock, Unix seconds."""
+    """Returns the current time of the Redis clock, in Unix seconds."""
     return seconds_of(client.time())
 
 
 def seconds_of(clock: tuple[int, int]) -> float:
-    """Returns the time in a TIME response, Unix seconds."""
+    """Returns the time from a TIME response, in Unix seconds."""
     return clock[0] + clock[1] / 1e6
 
 
@@ -243,7 +243,7 @@ class _Seen(msgspec.Struct):
 
 
 def _silent_seconds(about: bytes, now: float) -> float:
-    """Raises one of UNREADABLE."""
+    """Returns the age of an entry in seconds. Raises one of the exceptions in UNREADABLE."""
     return max(0.0, now - msgspec.json.decode(about, type=_Seen).seen_at)
 
 

@@ -1,7 +1,7 @@
 """CPU and memory limits of this process's control group, and the resources that workers need.
 
 `os.cpu_count`, and `os.process_cpu_count` of Python 3.13, ignore the CPU quota: in a container limited to 2 of 64
-cores, each of them returns 64. This module reads control groups v2 and v1; see
+cores, each of them returns 64. This module reads the limits of cgroup v2 and cgroup v1; see
 https://docs.kernel.org/admin-guide/cgroup-v2.html (`cpu.max`, `memory.max`) and
 https://docs.kernel.org/scheduler/sched-bwc.html (`cpu.cfs_quota_us`).
 """
@@ -22,13 +22,13 @@ PROCESSES_MIN = 8
 # about 100.
 PARENT_BYTES = 100 * MiB
 PROCESS_BYTES = 28 * MiB
-# Control groups v1 write "no limit" as the largest multiple of the page size.
+# cgroup v1 represents "no limit" as the largest multiple of the page size.
 UNLIMITED_BYTES = 1 << 60
 
 
 def processes(settings: Settings, root: Path = Path("/")) -> int:
-    """Returns the number of processes of a flush worker: `worker_processes`, or one per core within its minimum
-    and maximum.
+    """Returns the number of processes of a flush worker: `worker_processes` if it is set, otherwise one per core,
+    but at least PROCESSES_MIN and at most `worker_processes_max`.
     """
     if settings.worker_processes:
         return settings.worker_processes
@@ -50,7 +50,7 @@ def cores(root: Path = Path("/")) -> int:
 
 
 def quota_cores(root: Path = Path("/")) -> float | None:
-    """Returns the smallest CPU quota of the control groups around this process, in cores. None: no quota."""
+    """Returns the smallest CPU quota of the cgroups that contain this process, in cores. None: no quota."""
     quotas = []
     for group in _groups(root, "cpu"):
         quota, period = [*_read(group / "cpu.max").split(), "", ""][:2]
@@ -62,7 +62,7 @@ def quota_cores(root: Path = Path("/")) -> float | None:
 
 
 def memory_limit_bytes(root: Path = Path("/")) -> int | None:
-    """Returns the smallest memory limit of the control groups around this process, in bytes. None: no limit."""
+    """Returns the smallest memory limit of the cgroups that contain this process, in bytes. None: no limit."""
     limits = []
     for group in _groups(root, "memory"):
         text = _read(group / "memory.max") or _read(group / "memory.limit_in_bytes")
@@ -72,7 +72,7 @@ def memory_limit_bytes(root: Path = Path("/")) -> int | None:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Yields the directories of this process's control groups, the innermost first, of both versions.
+    """Yields the directories of this process's cgroups, v1 and v2, the innermost first.
 
     Inside a container, the path in /proc/self/cgroup may be the host's, which is not mounted. In that case, only
     the mount point itself is yielded, which is the container's own group.

@@ -1,7 +1,7 @@
 """Tests whether the servers that may require a login can be used: Redis, Kafka, ClickHouse.
 
-Each test is one cheap request, so that an idle system reports faults too. Workers run the tests of their sinks
-when they start; `status`, `top` and the operator's page run them while they are open. `check` tests much more. A
+Each test is one cheap request, so that an idle system reports faults too. A worker runs the tests for its sinks
+when it starts; `status`, `top` and the operator's page run them while they are open. `check` tests much more. A
 test imports its client library when it is run.
 """
 
@@ -27,7 +27,7 @@ Ask = Callable[[Settings], Fault | None]
 
 
 def redis(settings: Settings) -> Fault | None:
-    """Returns the fault of Redis; None if Redis can be used."""
+    """Returns the fault that prevents the use of Redis; None if Redis can be used."""
     client = connection.connect(settings, retries=0, seconds_max=ASK_SECONDS_MAX)
     try:
         client.ping()
@@ -39,7 +39,7 @@ def redis(settings: Settings) -> Fault | None:
 
 
 def kafka(settings: Settings) -> Fault | None:
-    """Returns the fault of the brokers; None if they can be used or no broker is configured."""
+    """Returns the fault that prevents the use of Kafka; None if Kafka can be used or no broker is configured."""
     if not settings.kafka_brokers:
         return None
     from tasks.kafka.topics import ClusterUnreachable, Topics
@@ -52,7 +52,7 @@ def kafka(settings: Settings) -> Fault | None:
 
 
 def clickhouse(settings: Settings) -> Fault | None:
-    """Returns the fault of ClickHouse; None if it can be used or its sink is disabled."""
+    """Returns the fault that prevents the use of ClickHouse; None if it can be used or its sink is disabled."""
     if SinkName.CLICKHOUSE not in settings.sinks:
         return None
     from tasks.sinks.clickhouse import reach
@@ -65,7 +65,7 @@ BESIDE_REDIS = (kafka, clickhouse)
 
 
 def asked_by(sinks: Collection[SinkName]) -> tuple[Ask, ...]:
-    """Returns the tests of a worker with these sinks."""
+    """Returns the tests that a worker with these sinks runs."""
     of_sinks = {SinkName.DEAD_LETTER: kafka, SinkName.CLICKHOUSE: clickhouse}
     return (redis, *(ask for sink, ask in of_sinks.items() if sink in sinks))
 
@@ -82,7 +82,9 @@ def faults(settings: Settings, asked: Sequence[Ask]) -> Iterator[Fault]:
 
 
 class Dependencies:
-    """The current faults of Kafka and ClickHouse. A thread, started on first use, tests every INTERVAL_SECONDS."""
+    """The current faults of Kafka and ClickHouse. A thread, started on first use, tests both servers every
+    INTERVAL_SECONDS.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

@@ -21,7 +21,7 @@ class SinkError(Exception):
 
 class TransientSinkError(SinkError):
     """An error that is retried automatically: timeout, refused connection, 429, 5xx, or a response that does not
-    prove the write.
+    prove that the write succeeded.
 
     `retry_after_seconds`: the wait requested by the server, or None. `failed`: positions (in the list given to
     `write`) that are not durable; None if none is known to be durable. Positions not listed are durable and not

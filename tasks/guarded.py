@@ -1,5 +1,5 @@
-"""librdkafka properties that `REPLAYS_KAFKA_OPTIONS` may not set, with reasons. Either at-least-once delivery
-depends on the property, or a setting of ours sets it.
+"""librdkafka properties that `REPLAYS_KAFKA_OPTIONS` may not set, with reasons. Most of these properties affect
+at-least-once delivery, or one of our own settings controls them.
 
 All other properties are accepted.
 """
@@ -16,7 +16,7 @@ CALLBACKS = "callbacks are code"
 
 
 def setting(name: str) -> str:
-    """Returns the reason to refuse a property that the setting `name` controls."""
+    """Returns the reason why a librdkafka property that our setting `name` controls is refused."""
     return f"set REPLAYS_{name} instead"
 
 

@@ -71,8 +71,8 @@ def load_fleet() -> Settings:
 
 
 def load_strictly(kind: type[SettingsT]) -> SettingsT:
-    """Loads the settings of `kind` from environment and file. Names that are not settings of `kind` are reported
-    as unknown. Raises SettingsError.
+    """Loads the settings of `kind` from the environment and the settings file. Names that are not settings of
+    `kind` are reported as unknown. Raises SettingsError.
     """
     return _load(kind, [*_unknown(kind.model_fields.keys(), os.environ)])
 
@@ -176,8 +176,8 @@ def _unknown(known: Set[str], environ: Mapping[str, str]) -> Iterable[str]:
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    """Suggests a name only if it is close, because the setting of another part would be misleading. The comparison
-    leaves out the prefix, which all names share.
+    """Returns advice on an unknown name. Suggests a known name only if it is similar, because the name of an
+    unrelated setting would be misleading. The comparison leaves out the prefix, which all names share.
     """
     by_text = {known.removeprefix(ENV_PREFIX): known for known in names}
     close = difflib.get_close_matches(name.removeprefix(ENV_PREFIX), by_text, n=1, cutoff=CLOSE_RATIO_MIN)

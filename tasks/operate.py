@@ -64,7 +64,7 @@ def abandon(
                 _reader_of(coordination, batch_id)
                 _write_dead_letters(settings, dead_letters, batch_id, group)
                 group, size_bytes = [], 0
-    _reader_of(coordination, batch_id)  # fails if the batch has settled while the topic was read
+    _reader_of(coordination, batch_id)  # fails if the batch settled while the topic was being read
     _write_dead_letters(settings, dead_letters, batch_id, group)
     # Messages that have expired from the topic are lost, so the line reports their number.
     gone = max(0, int(about.get("messages", count)) - count)

@@ -100,7 +100,7 @@ class Copy:
             self.apply(known.since(reached), known.position)
 
     def in_force(self) -> dict[str, dict[str, Any]]:
-        """Returns every decision except the audit trail, by key."""
+        """Returns all current decisions by key, without the entries of the audit trail."""
         found = {
             key.decode(): self._decode_entry(key.decode(), v)
             for key, v in self._client.hgetall(self._decided).items()
@@ -112,7 +112,7 @@ class Copy:
         }
 
     def get(self, keys: list[str]) -> list[dict[str, Any] | None]:
-        """Returns the decisions of these keys."""
+        """Returns the decision for each of these keys, or None for a key that has no decision."""
         return [
             None if value is None else self._decode_entry(key, value)
             for key, value in zip(keys, self._client.hmget(self._decided, keys), strict=True)
@@ -208,7 +208,7 @@ class Operators:
         return known
 
     def in_force(self) -> dict[str, dict[str, Any]]:
-        """Returns every decision except the audit trail, by key."""
+        """Returns all current decisions by key, without the entries of the audit trail."""
         known = self._reload_lost_copy()
         if known is None:
             return self._copy.in_force()
@@ -219,14 +219,16 @@ class Operators:
         }
 
     def get(self, keys: list[str]) -> list[dict[str, Any] | None]:
-        """Returns the decisions of these keys."""
+        """Returns the decision for each of these keys, or None for a key that has no decision."""
         known = self._reload_lost_copy()
         if known is None:
             return self._copy.get(keys)
         return [decision.value if (decision := known.entries.get(key)) is not None else None for key in keys]
 
     def audited(self, count_max: int = 100, *, copy_only: bool = False) -> list[dict[str, str]]:
-        """Returns the last actions, newest first. `copy_only`: only those in Redis, which may have lost them."""
+        """Returns the last actions, newest first. `copy_only`: returns only the actions in the Redis copy, which
+        may be incomplete.
+        """
         known = None if copy_only else self._reload_lost_copy()
         if known is None:
             actions = self._copy.audited(count_max)

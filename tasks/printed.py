@@ -64,7 +64,9 @@ def ascii_json(value: Any, default: Callable[[Any], Any] | None = None) -> str:
 
 
 def without_secrets(text: str, known: Iterable[str] = ()) -> str:
-    """Hides passwords in URLs, in queries, in assignments and in authorizations, and the values in `known`."""
+    """Hides passwords and tokens in URLs, queries, assignments and Authorization headers, and the values in
+    `known`.
+    """
     for value in sorted(known, key=len, reverse=True):
         text = text.replace(value, HIDDEN)
     text = _URL_PASSWORD.sub(rf"\g<start>:{HIDDEN}@", text)

@@ -148,7 +148,9 @@ class FactEncoder:
         return self._long_or_early(row_id, event_type, microseconds, attributes)
 
     def _long_or_early(self, row_id: bytes, event_type: str, microseconds: int, attributes: bytes) -> bytes:
-        """Returns one framed row, for long values and for any time; slower than the code in `framed_fact`."""
+        """Returns one framed row with values of any length and any time; slower than `framed_fact`, which uses
+        this method only for long values and early times.
+        """
         return framed(
             text_field(1, row_id)
             + text_field(2, event_type.encode())

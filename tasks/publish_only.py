@@ -29,7 +29,8 @@ RETRIES = 3
 class PublishOnlyBackend(RedisBackend):
     """A Redis backend for chord counters only, without subscriptions.
 
-    Connections use the link in its transport options, like the broker's; its URL is only a label.
+    Connections are created from the `Link` in the backend's transport options, as the broker's connections are.
+    The backend's URL is only a label.
     """
 
     @property

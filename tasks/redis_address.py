@@ -179,7 +179,7 @@ def _socket_database(options: Mapping[str, str]) -> int:
 
 
 def _agreed(what: str, values: list[str]) -> str:
-    """Returns the one value that was given; "" if there is none. Raises WrongAddress for different values."""
+    """Returns the one value that was given; "" if there is none. Raises WrongAddress if the values differ."""
     distinct = sorted({value for value in values if value})
     if len(distinct) > 1:
         raise WrongAddress(f"has more than one {what}")

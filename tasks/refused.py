@@ -79,7 +79,7 @@ def _object_name(name: str, batch_id: str) -> str:
 
 
 def _row_name(sink: SinkName, item: str) -> tuple[str, str]:
-    """Returns the table and the id. The table is our constant, not the letter's text."""
+    """Returns the table and the row id. The table name is one of our constants, not text from the dead letter."""
     named, _, row_id = item.partition("/")
     table = next((table for table in TABLES_OF_SINK[sink] if table == named), None)
     if table is None:

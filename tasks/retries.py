@@ -49,8 +49,8 @@ class Later(Exception):
 
 
 class GaveUp(Exception):
-    """A flush task used up its retries or its time in this attempt of its batch. The reader parks the batch and
-    retries it.
+    """A flush task used up the retries or the time that it had for the current attempt to flush its batch. The
+    reader parks the batch and retries it.
     """
 
     outcome = RunOutcome.GAVE_UP

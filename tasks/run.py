@@ -34,7 +34,7 @@ from tasks.wire import Item, Manifest, SinkName, TaskName, decode_items, part_of
 
 log = get_task_logger(__name__)
 DONE = "done"
-# A run is postponed once it has taken as long as this many calls may take, which is well before Celery's limits.
+# A run is postponed once it has taken this many times the call timeout, well before Celery's time limits.
 CALLS_PER_RUN = 3
 # A run has made progress if it leaves at most this share of its items.
 SCATTERED_SHARE_MAX = 0.25
@@ -95,7 +95,8 @@ def finish(worker: Tools, batch: str, name: str, task_id: str, content: str, per
 
 
 def flush(worker: Tools, batch: str, name: str, started: Run, permit: Permit, watch: Watch) -> None:
-    """Writes one task's items, including dead letters of refused items. Raises Later or the failure.
+    """Writes one task's items, and dead letters for the refused items. Raises Later if the task is to be retried,
+    otherwise the error that made the task fail.
 
     Reports a failure to the sink's breaker; a success is reported with the done mark.
     """
@@ -127,7 +128,7 @@ def flush(worker: Tools, batch: str, name: str, started: Run, permit: Permit, wa
             raise Held(str(error), progress) from error
         except TransientSinkError as error:
             call.error = str(error)
-            # A partial success does not count as a failure of the sink: 2 failed uploads of 64 are normal.
+            # A partial success does not count as a failure of the sink: 2 failed uploads out of 64 are normal.
             call.worked = len(progress.left) < before or not progress.left
             if error.failed is not None and 0 < len(progress.left) <= SCATTERED_SHARE_MAX * before:
                 # The failed items are retried as soon as the sink allows, and the run does not count as failed.
@@ -188,7 +189,7 @@ def _write_recorded(
     deadline_seconds: float,
     positions: Sequence[int],
 ) -> None:
-    """Makes one sink call for some of the items, with the task's record."""
+    """Calls the sink once for some of the items, and passes it the record of the task."""
     sink.write_recorded(part_of(items, positions), positions, record, deadline_seconds)
 
 

@@ -65,7 +65,7 @@ class Seals:
     """Creates and verifies seals. Without keys it creates none and accepts everything.
 
     `keys`: the first key creates seals, and all keys verify them. `unsealed_accepted`: entries without a seal are
-    accepted, because processes without the key are still running; wrong seals never verify.
+    accepted, because processes without the key are still running; invalid seals are never accepted.
     """
 
     keys: tuple[bytes, ...] = field(default=(), repr=False)
@@ -77,7 +77,7 @@ class Seals:
         return bool(self.keys)
 
     def seal(self, purpose: Purpose, *parts: bytes | str) -> bytes:
-        """Returns the seal, ASCII; empty without a key."""
+        """Returns the seal as ASCII bytes; empty if there is no key."""
         return _seal(self.keys[0], purpose, parts) if self.keys else b""
 
     def verifies(self, seal: bytes | None, purpose: Purpose, *parts: bytes | str) -> bool:

@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     shared_key_unsealed: Literal["refuse", "accept"] = Field(
         "refuse",
         description="Handling of entries without a seal when a shared key is set. Use `accept` while "
-        "processes without the key still run. Wrong seals are always refused.",
+        "processes without the key still run. Invalid seals are always refused.",
     )
 
     heartbeat_seconds: float = Field(
@@ -577,7 +577,7 @@ class Settings(BaseSettings):
     @field_validator("kafka_options", mode="before")
     @classmethod
     def _kafka_options_as_text(cls, value: object) -> object:
-        """Converts JSON numbers and booleans to texts that librdkafka accepts."""
+        """Converts JSON numbers and booleans to strings that librdkafka accepts."""
         if not isinstance(value, dict):
             return value
         return {name: _property_text(entry) for name, entry in value.items()}

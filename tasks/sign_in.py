@@ -74,7 +74,7 @@ class Throttle:
 
 
 def people_of(text: str) -> list[str]:
-    """Returns the `user:password` entries of a comma-separated text."""
+    """Returns the `user:password` entries of a comma-separated string."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -85,7 +85,7 @@ def is_weak(person: str) -> bool:
 
 
 def credentials(header: str) -> str:
-    """Returns the `user:password` of a Basic authorization; "" if there is none."""
+    """Returns the `user:password` from a Basic Authorization header; "" if the header contains none."""
     kind, _, rest = header.partition(" ")
     if kind.lower() != "basic":
         return ""

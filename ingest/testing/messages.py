@@ -259,9 +259,7 @@ def vital_event(name: Any = "largest-contentful-paint", **data: Any) -> RRwebEve
 
 
 def memory_event(*, nested: bool = True) -> RRwebEvent:
-    """Returns the span that reports the size of the JavaScript heap. Older SDKs send the sizes with
-    `nested=False`.
-    """
+    """Returns the span that reports the JavaScript heap size; with `nested=False`, in the form of older SDKs."""
     heap = {"jsHeapSizeLimit": 4294705152, "totalJSHeapSize": 21_000_000, "usedJSHeapSize": 17_000_000}
     return span_event("memory", "memory", {"memory": heap} if nested else heap)
 

@@ -112,8 +112,7 @@ class State:
 
 
 class Handler(web.RequestHandler):
-    """Base class of all handlers: response headers, host name check, login, errors as JSON, and work in threads.
-    """
+    """Base class of all handlers: response headers, host name check, login, errors as JSON, work in threads."""
 
     state: State
     visitor: Visitor

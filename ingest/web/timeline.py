@@ -76,8 +76,7 @@ class HttpMessage(msgspec.Struct):
 
 
 class Captured(msgspec.Struct):
-    """Headers and bodies of a request and its response, for URLs that the application allowed the SDK to capture.
-    """
+    """Headers and bodies of a request and its response, for URLs that the application lets the SDK capture."""
 
     request: HttpMessage | None
     response: HttpMessage | None

@@ -1,9 +1,9 @@
-"""Flower's task history across restarts: the events of tasks in a SQLite file, replayed at the start.
+"""Keeps Flower's task history across restarts: task events are stored in a SQLite file and replayed at startup.
 
-Flower's own `--persistent` writes a shelve, which is a pickle, and reading a pickle can run code. This file holds
-the events as JSON text. The file is bounded by age and by size: the oldest events are deleted, and SQLite itself
-enforces the size. A file that cannot be read is moved aside. Events of the last second before a crash are lost; a
-task whose end Flower did not see keeps the last state that Flower saw.
+Flower's own `--persistent` option writes a shelve file, which contains pickles, and reading a pickle can run code.
+The SQLite file contains the events as JSON text. The file is bounded by age and by size: the oldest events are
+deleted, and SQLite itself enforces the size. A file that cannot be read is moved aside. Events of the last second
+before a crash are lost; a task whose end Flower did not see keeps the last state that Flower saw.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Flower's page of parked batches, and the page of one batch: chords, retries, projects, operators' actions.
 
-The only way to change something is the form on each page, which retries or abandons batches and records a reason
+The only way to change anything is the form on each page, which retries or abandons batches and records a reason
 (`tasks.bulk`). Error texts and ids are untrusted: templates escape them, and the pages' content security policy
 forbids inline scripts and styles.
 """

@@ -1,4 +1,4 @@
-"""Filters of the page of parked batches, and a parked batch as the page shows it. Pure."""
+"""The filters on the parked-batches page, and the fields of each batch that the page shows. Does no I/O."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Parked:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Filters; all must match. `text` is part of the error, batch id or reader, case-insensitive."""
+    """Filters; all must match. `text` must occur in the error, batch id or reader name; case is ignored."""
 
     sink: str = ""
     text: str = ""
@@ -61,7 +61,9 @@ class Selection:
 
 
 def selection(sink: str, text: str, age: str) -> Selection:
-    """Returns the selection of these form fields. Raises ValueError for values that the form does not offer."""
+    """Returns the selection that these form fields specify. Raises ValueError for values that the form does not
+    offer.
+    """
     if sink and sink not in set(SinkName):
         raise ValueError(f"no sink has the name {sink[:40]!r}")
     if len(text) > TEXT_CHARACTERS_MAX:

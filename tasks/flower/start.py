@@ -1,8 +1,9 @@
 """Starts Flower with a password or OAuth and with our handlers.
 
 `celery -A tasks flower` and `replays-ingest flower` both use `ClosedFlower`, which refuses to start without
-authentication, regardless of options, environment and configuration file. Flower does not officially support this,
-so its version is pinned (2.2), and tests start it with both commands. See docs/decisions/026-flower-extension.md.
+authentication, regardless of options, environment and configuration file. Flower does not officially support such
+a subclass, so its version is pinned (2.2), and tests start Flower with each of these two commands. See
+docs/decisions/026-flower-extension.md.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def launch(app: Celery, settings: Settings, arguments: tuple[str, ...] = ()) -> 
 def guard() -> None:
     """Makes the command `flower` use our settings as defaults and run ClosedFlower. Idempotent.
 
-    The command raises SettingsError, including FlowerRefused.
+    The command raises SettingsError or its subclass FlowerRefused.
     """
     if flower.command.Flower is ClosedFlower:
         return
@@ -75,9 +76,10 @@ def guard() -> None:
 
 
 class ClosedFlower(Flower):  # type: ignore[misc]
-    """Flower with our handlers. A fault of Redis is logged in the same words as by workers.
+    """Flower with our handlers. A Redis fault is logged with the same text as in workers.
 
-    Raises FlowerRefused if its options allow access without authentication, or the port is in use.
+    Raises FlowerRefused if Flower's options allow access without authentication, if the port is in use, or if the
+    task history cannot be opened.
     """
 
     def __init__(self, options: Any, **others: Any) -> None:
@@ -116,7 +118,7 @@ class ClosedFlower(Flower):  # type: ignore[misc]
 
 
 def _look_at_redis() -> None:
-    """Logs a fault of Redis when it begins and when it ends."""
+    """Logs when a Redis fault begins and when it ends."""
     found = dependencies.redis(load_fleet())
     if found is None:
         celery_lines.connection_lines.ended()
@@ -125,7 +127,7 @@ def _look_at_redis() -> None:
 
 
 def options(settings: Settings) -> dict[str, Any]:
-    """Returns Flower's options. Raises FlowerRefused without authentication."""
+    """Returns Flower's options. Raises FlowerRefused if no valid authentication is configured."""
     return {
         **_authentication(settings),
         "address": settings.flower_host,

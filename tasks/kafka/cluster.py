@@ -47,7 +47,9 @@ class Topic:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member of a consumer group. `instance` is empty unless its membership is static."""
+    """A member of a consumer group. `instance` is the `group.instance.id` of a static member, and empty for other
+    members.
+    """
 
     id: str
     instance: str
@@ -75,7 +77,7 @@ class Cluster:
         self._admin = AdminClient({"log_level": "0", **kafka_options(settings)})
 
     def topic(self, name: str) -> Topic:
-        """Raises ClusterError, also if the topic does not exist."""
+        """Raises ClusterError, including when the topic does not exist."""
         found = _answer(
             f"describe topic {name}",
             lambda: self._admin.describe_topics(TopicCollection([name]), request_timeout=CALL_SECONDS_MAX)[name],
@@ -102,8 +104,8 @@ class Cluster:
 
     def lag(self, group: str, topic: str, partitions: Iterable[int]) -> dict[int, int]:
         """Returns the number of messages after the group's committed offset, by partition; -1 if unknown. For a
-        partition without a commit, the number of all messages in the log. Never raises; sends no request if there
-        are no partitions.
+        partition without a commit, returns the total number of messages in the log. Never raises; sends no request
+        if there are no partitions.
         """
         topic_partitions = [TopicPartition(topic, partition) for partition in partitions]
         if not topic_partitions:

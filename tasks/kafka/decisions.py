@@ -237,7 +237,7 @@ def encode(value: Mapping[str, Any]) -> bytes:
 
 
 def audit_entry(action: Mapping[str, Any], at: float | None = None) -> dict[str, dict[str, Any]]:
-    """Returns one audit entry with its time; all values are texts."""
+    """Returns one audit entry by its key: the time `at`, in Unix seconds, and the action's values as strings."""
     at = time.time() if at is None else at
     return {audit_key(at): {"at": at, **{name: str(value) for name, value in action.items()}}}
 

@@ -1,8 +1,8 @@
 """Faults of Kafka, from the errors that librdkafka reports asynchronously.
 
 If brokers refuse a password or a connection, a call to the library only times out, and the reason is reported to
-the client's error callback. `list_topics` therefore calls with short timeouts and evaluates these errors in
-between.
+the client's error callback. `list_topics` therefore makes several calls with short timeouts, and checks the
+reported errors after each call.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ REASONS_MAX = 2
 ERRORS_MAX = 100
 
 _MECHANISM = re.compile(r"mechanism handshake failed|Unsupported SASL mechanism", re.IGNORECASE)
-# The errors that a client gets if it uses another security protocol than the broker.
+# The errors that a client gets if its security protocol differs from the broker's.
 _OTHER_PROTOCOL = re.compile(r"security\.protocol|SSL handshake|Disconnected|closed by peer", re.IGNORECASE)
 # `host:port/bootstrap: ` before a reason, ` (after 5ms in state CONNECT)` after it.
 _PLACE = re.compile(r"^(?:\w+://)?[^ /]+:\d+/\w+: ")
@@ -40,8 +40,8 @@ _STATE = re.compile(r" \(after \d+ms in state .*$")
 
 
 class ClientErrors:
-    """The errors of one client, in the order of their arrival. `note` is its error callback, and the object itself
-    its logger, because some causes are only logged.
+    """The errors of one client, in the order of their arrival. `note` is the client's error callback, and this
+    object is also the client's logger, because some causes are only logged.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class ClientErrors:
         del self._errors[:-ERRORS_MAX]
 
     def refused(self) -> bool:
-        """Returns whether a broker responded and refused the client, which no retry changes."""
+        """Returns whether a broker responded but refused the client, so that a retry cannot help."""
         return any(error.code() in REFUSED for error in self._errors)
 
     def down(self) -> bool:
@@ -128,7 +128,7 @@ def _cause(error: KafkaError) -> Cause:
 
 
 def _states_a_reason(error: KafkaError) -> bool:
-    """Returns whether the text says more than that no broker is connected."""
+    """Returns whether the error states a reason, and not only that no broker is connected."""
     return error.code() not in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT) and bool(
         _PLACE.match(error.str()) or error.code() not in UNCONNECTED
     )

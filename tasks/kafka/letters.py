@@ -95,7 +95,9 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """The parsed headers of a letter. `refusal` is None for a message, whose own headers are in `originals`."""
+    """The parsed headers of a letter. If the letter contains a message, `refusal` is None, and `originals` has the
+    message's own headers.
+    """
 
     reason: str
     error: str
@@ -215,8 +217,8 @@ def _sealed_parts(topic: str, key: bytes | None, value: bytes | None, headers: H
 
 
 def digest(key: bytes | None, value: bytes) -> str:
-    """Returns a digest that is equal for a replayed letter and for the new letter if its message is rejected
-    again.
+    """Returns a digest of a message. A replayed letter has the same digest as the new letter that is written if
+    the replayed message is rejected again.
     """
     sum_ = hashlib.blake2b(key or b"", digest_size=16, person=b"key" if key is not None else b"no key")
     sum_.update(len(key or b"").to_bytes(8, "big"))
@@ -236,7 +238,7 @@ def _packed(originals: Headers) -> bytes:
 
 
 def _unpacked(packed: bytes | None) -> Headers | None:
-    """Reverses `_packed`. Returns None if the bytes are not in its format."""
+    """Decodes the result of `_packed`. Returns None for bytes in any other format."""
     if packed is None:
         return ()
     try:

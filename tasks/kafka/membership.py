@@ -36,8 +36,8 @@ class MetadataDropped(NoMember):
 
 
 def join_and_commit(config: Mapping[str, Any], topic: str, metadata: str, seconds_max: float) -> int:
-    """Joins the group of `config`, commits offset 0 of a partition with `metadata`, and reads offset and metadata
-    back.
+    """Joins the group of `config`, commits offset 0 of a partition with `metadata`, and reads the offset and the
+    metadata back.
 
     Returns the number of assigned partitions. Raises NoMember. Leaves the group; its offsets remain.
     """

@@ -53,8 +53,8 @@ COORDINATOR_WAIT_SECONDS = 0.1
 
 
 class RangeError(Exception):
-    """A range was not read to its end. The message names the topic and the reason. `fault`: the fault of the
-    brokers, if it is the reason.
+    """A range was not read to its end. The message names the topic and the reason. `fault`: the brokers' fault if
+    it prevented the read, otherwise None.
     """
 
     def __init__(self, text: str, fault: Fault | None = None) -> None:
@@ -114,7 +114,8 @@ class Bounds:
 class RangeReader:
     """One client for one topic, used by one thread and closed by its owner. Methods raise RangeError.
 
-    Buffers at most QUEUED_BYTES_MAX or the largest message of the topic. `group`: the group for `committed`.
+    Buffers at most QUEUED_BYTES_MAX, or a single message if that message is larger. `group`: the consumer group
+    whose offsets `committed` returns.
     """
 
     def __init__(
@@ -156,7 +157,7 @@ class RangeReader:
     # Metadata
 
     def partitions(self) -> tuple[int, ...]:
-        """Numbers of the topic's partitions."""
+        """Returns the partition numbers of the topic, in ascending order."""
         with self._errors_converted():
             found = list_topics(
                 self._consumer,
@@ -171,7 +172,7 @@ class RangeReader:
         return tuple(sorted(described.partitions))
 
     def held(self, partition: int) -> Range:
-        """Returns the offsets currently in a partition."""
+        """Returns the range of offsets that a partition currently stores."""
         source = KafkaPartition(self.topic, partition)
         with self._errors_converted():
             low, high = self._consumer.get_watermark_offsets(source, timeout=CALL_SECONDS_MAX, cached=False)
@@ -258,8 +259,8 @@ class RangeReader:
                 position = self._skip_missing(wanted, position)
 
     def _next(self, wanted: Range, position: int, budget: _Budget) -> Message | None:
-        """Returns the next record, or an error whose code is in ABOUT_THE_POSITION. Returns None if the log ends
-        before `position` without an error.
+        """Returns the next record, or an error whose code is in ABOUT_THE_POSITION. Returns None if no error is
+        reported and the log ends before `position`.
         """
         silent_seconds = 0.0
         while True:

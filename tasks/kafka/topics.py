@@ -28,7 +28,7 @@ DOWN_SECONDS_MAX = 1.0
 
 
 class ClusterUnreachable(Exception):
-    """The brokers did not respond, or `refused` the request. The message is `fault.line`."""
+    """The brokers did not respond or, if `refused` is True, refused the request. The message is `fault.line`."""
 
     def __init__(self, found: Fault, *, refused: bool = False) -> None:
         super().__init__(found.line)
@@ -53,7 +53,7 @@ class Inventory:
 
 
 class Topics:
-    """One admin client, for one thread. Raises ClusterUnreachable if no client can be created."""
+    """An admin client for use by one thread. Raises ClusterUnreachable if no client can be created."""
 
     def __init__(self, settings: Settings) -> None:
         self._brokers = settings.kafka_brokers
@@ -91,7 +91,8 @@ class Topics:
         """Raises ClusterUnreachable if the brokers do not respond within RESPONSE_SECONDS_MAX, or if they refuse
         connections for DOWN_SECONDS_MAX.
 
-        Without this check, a consumer would wait for unreachable brokers forever, as it waits for messages.
+        Without this check, a consumer would wait forever for unreachable brokers, just as it waits for new
+        messages.
         """
         self.inventory(RESPONSE_SECONDS_MAX, down_seconds_max=DOWN_SECONDS_MAX)
 

@@ -1,6 +1,6 @@
 """Verifies that librdkafka accepts the configured properties, before a command does anything else.
 
-Creates and closes clients without brokers, so nothing is connected.
+Creates and closes clients that have no brokers configured, so no connection is opened.
 """
 
 from __future__ import annotations

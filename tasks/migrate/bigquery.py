@@ -1,4 +1,4 @@
-"""Creates the BigQuery dataset, the tables described by `schema/bigquery`, and their views without duplicates."""
+"""Creates the BigQuery dataset, the tables described by `schema/bigquery`, and their de-duplicating views."""
 
 from __future__ import annotations
 

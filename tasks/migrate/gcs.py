@@ -13,7 +13,7 @@ from tasks.sinks.gcs.bucket import RETENTION_DAYS, missing_rules
 
 
 def migrate_bucket(settings: Settings, *, dry_run: bool) -> Iterator[str]:
-    """Creates the bucket with a rule for each retention. An existing bucket is only checked."""
+    """Creates the bucket with lifecycle rules for each retention period. An existing bucket is only checked."""
     with contextlib.closing(gcs_sink.client(settings)) as server:
         name, timeout_seconds = settings.gcs_bucket, settings.sink_timeout_seconds
         found = server.lookup_bucket(name, timeout=timeout_seconds)

@@ -20,7 +20,7 @@ DEAD_LETTER_RETENTION_DAYS = 14
 
 
 def migrate_topics(settings: Settings, *, dry_run: bool, source: bool) -> Iterator[str]:
-    """Creates the dead-letter and operators' topics; with `source` also the input topic.
+    """Creates the dead-letter topic and the operators' topic; if `source` is True, also creates the input topic.
 
     Raises KafkaException, SinkError.
     """

@@ -1,10 +1,12 @@
 """Replaces log lines of Celery that do not state what to do.
 
-Celery logs each attempt to reach Redis, but not what to do. This module replaces these lines with one line, in the
-form that the reader and the commands use, until the connection is back. Celery also logs a traceback for each
-chord with a failed task. That line is dropped, because the task's own line `flush` already has the error.
+Celery logs each attempt to reach Redis, but does not state what the operator should do. This module replaces these
+lines with one line, in the form that the reader and the commands use, until the connection is back. Celery also
+logs a traceback for each chord with a failed task. That line is dropped, because the task's own line `flush`
+already has the error.
 
-Flower logs each of its attempts too. Those lines are dropped, too, while a fault of Redis is reported.
+Flower also logs each of its own attempts to reach workers. These lines are dropped while a reported Redis fault
+lasts.
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ log = structlog.get_logger(__name__)
 
 
 class ConnectionLines(logging.Filter):
-    """Logs one line when a fault of Redis begins and one line when it ends."""
+    """Logs one line when a Redis fault begins and one line when it ends."""
 
     def __init__(self) -> None:
         super().__init__()
         self._problem = ""
 
     def report(self, found: Fault) -> None:
-        """Logs this fault of Redis, unless it equals the last logged fault."""
+        """Logs this Redis fault, unless it equals the last logged fault."""
         if found.problem != self._problem:
             _log(found)
         self._problem = found.problem

@@ -16,7 +16,9 @@ GRPC_EXTRA = "replays-ingest[otel-grpc]"
 
 
 class NotExported(Exception):
-    """A variable requests something unavailable. The message names the variable and states what to do."""
+    """An environment variable selects an exporter or a protocol that is not available. The message names the
+    variable and states what to do.
+    """
 
 
 def provider(service: str, environ: Mapping[str, str]) -> Any:

@@ -1,7 +1,7 @@
 """Supervised background loops, and guarded observers.
 
-Every repeating thread is a `Loop`: a failed step is logged, counted and retried with doubling waits; only `stop`
-or `LoopEnded` ends a loop. `Guard` calls observers (metrics, traces, logs) and contains their exceptions.
+Every repeating thread is a `Loop`: a failed step is logged, counted and retried with exponential backoff; only
+`stop` or `LoopEnded` ends a loop. `Guard` calls observers (metrics, traces, logs) and contains their exceptions.
 """
 
 from __future__ import annotations
@@ -77,14 +77,14 @@ class Loop:
         self._thread.start()
 
     def stop(self, deadline_seconds: float) -> bool:
-        """Requests the end of the loop and waits up to `deadline_seconds`. Returns True if it has ended or was
+        """Asks the loop to stop and waits up to `deadline_seconds`. Returns True if the loop has ended or was
         never started.
         """
         self.request_stop()
         return self.join(deadline_seconds)
 
     def request_stop(self) -> None:
-        """Requests the end of the loop after the current step. Returns immediately."""
+        """Asks the loop to stop after the current step. Returns immediately."""
         self._stopping.set()
 
     def join(self, deadline_seconds: float) -> bool:
@@ -145,7 +145,9 @@ class Loop:
 
 
 class Guard:
-    """Calls observers. Their exceptions are logged once per text, counted in `failures`, and not propagated."""
+    """Calls observers. Each distinct exception of an observer is logged once. All exceptions are counted in
+    `failures`, and none is propagated.
+    """
 
     def __init__(self, on_failure: OnFailure = ignore) -> None:
         self.failures: Counter[str] = Counter()

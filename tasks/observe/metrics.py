@@ -1,7 +1,7 @@
 """Updates worker metrics and serves the worker's /livez, /readyz and /metrics.
 
 Functions do nothing until a worker has called `install`, so flush code may call them anywhere. Pool processes
-write to files of one directory (the Prometheus client's multiprocess mode); the main process aggregates them on
+write to files in one directory (the Prometheus client's multiprocess mode); the main process aggregates them on
 each scrape.
 """
 
@@ -73,7 +73,7 @@ def uninstall() -> None:
 def observe_flush(
     sink: SinkName, outcome: RunOutcome, seconds: float = 0.0, items: int = 0, size_bytes: int = 0
 ) -> None:
-    """Counts an ended run of a flush task. `seconds` is 0 if the sink was not called."""
+    """Counts a finished run of a flush task. `seconds` is 0 if the sink was not called."""
     meters = _Worker.meters
     if meters is None:
         return
@@ -94,7 +94,7 @@ def observe_breaker_refusal(sink: SinkName) -> None:
 
 
 def observe_refused(sink: SinkName, items: int) -> None:
-    """Counts items that became dead letters with the sink's error."""
+    """Counts items that became dead letters because the sink refused them."""
     if _Worker.meters is not None:
         _Worker.meters.count(WORKER + "items_refused", items, sink)
 

@@ -82,7 +82,7 @@ def consumers(found: Collection[WorkerStatus], sinks: Iterable[str]) -> dict[str
 
 
 class _Writer:
-    """Writes the presence of this worker, at most once per `heartbeat_seconds`."""
+    """Writes this worker's presence entry to Redis, at most once per `heartbeat_seconds`."""
 
     def __init__(self, worker: str, consumer: Any, settings: Settings) -> None:
         self._worker, self._consumer, self._settings = worker, consumer, settings

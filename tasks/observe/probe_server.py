@@ -63,8 +63,8 @@ Checks = Mapping[str, str]  # maps the name of each check to "" if it is healthy
 class Probes:
     """Serves until `close`. `live` and `ready` return checks; if any of them fails, the status is 503.
 
-    `setting` names the settings of host and port for errors (CannotListen). `registry` is called for each scrape.
-    Responses are JSON: {"ok": bool, "checks": {name: "" | what is wrong}}.
+    `setting` is the common prefix of the host and port settings, for the text of CannotListen. `registry` is
+    called for each scrape. Responses are JSON: {"ok": bool, "checks": {name: "" | what is wrong}}.
     """
 
     def __init__(

@@ -67,7 +67,7 @@ def _sentry(dsn: str, service: str) -> None:
         raise TelemetryMissing(
             "REPLAYS_SENTRY_DSN is set, but sentry_sdk is not installed: install replays-ingest[sentry]"
         ) from error
-    # A failed task is one event with its traceback; Celery also logs it and its chord as errors.
+    # A failed task is reported as one event with its traceback. Celery also logs the task and its chord as errors.
     for echo in CELERY_ECHOES:
         ignore_logger(echo)
     sentry_sdk.init(

@@ -50,8 +50,8 @@ class Watch:
 class Recent:
     """Durations of this process's last runs per sink, published to Redis every PUBLISH_SECONDS.
 
-    Processes overwrite each other's value, which is precise enough to show whether a sink takes milliseconds or
-    half a minute.
+    Processes overwrite each other's value; each value is still precise enough to show whether a sink takes
+    milliseconds or half a minute.
     """
 
     def __init__(self) -> None:

@@ -93,6 +93,6 @@ def check(name: str, settings: Settings) -> Checked:
 
 
 def check_all(settings: Settings) -> list[Checked]:
-    """Checks every enabled sink concurrently; results in the order of the settings."""
+    """Checks all enabled sinks concurrently, and returns the results in the order of the settings."""
     with ThreadPoolExecutor(len(settings.sinks)) as pool:
         return list(pool.map(lambda name: check(name, settings), settings.sinks))

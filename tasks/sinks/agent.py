@@ -17,7 +17,7 @@ from tasks.sinks.base import Report
 # Maximum wait for the host's report of a closed port, which the host sends immediately or never.
 REFUSAL_SECONDS = 0.2
 NOT_CONFIRMED = "delivery: DogStatsD confirms no packet"
-# The forms of a socket address in the client and in DataDog's documentation, each with its possible socket types.
+# The forms of a socket address that the client accepts and DataDog documents, each with its possible socket types.
 SOCKETS = {
     "unixgram://": (socket.SOCK_DGRAM,),
     "unixstream://": (socket.SOCK_STREAM,),
@@ -29,7 +29,8 @@ SOCKETS = {
 def report(settings: Settings) -> Report:
     """Connects to the Unix socket, or sends an empty datagram and waits for a refusal.
 
-    Raises TransientSinkError if nothing listens on the socket, and PermanentSinkError if the host has no address.
+    Raises TransientSinkError if nothing listens on the socket, and PermanentSinkError if the host name does not
+    resolve.
     """
     if settings.datadog_socket:
         _connect(settings.datadog_socket)

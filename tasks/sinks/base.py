@@ -15,8 +15,8 @@ ItemT = TypeVar("ItemT", bound=Item, contravariant=True)
 class Report:
     """Result of a successful check.
 
-    `text`: one line about the server. `warnings`: writes work, but this needs attention. `not_tested`: what could
-    not be tested, with reasons.
+    `text`: one line about the server. `warnings`: problems that need attention although writes work. `not_tested`:
+    what could not be tested, with reasons.
     """
 
     text: str
@@ -66,7 +66,9 @@ class TaskRecord(Protocol):
         """Returns the content; empty if there is none."""
 
     def store(self, content: bytes) -> bool:
-        """Replaces the content. If another run changed it since `load`, returns False and stores nothing."""
+        """Replaces the content. If another run has changed the content since `load`, returns False and stores
+        nothing.
+        """
 
 
 @runtime_checkable

@@ -73,7 +73,7 @@ class DatadogSink:
         outcome.raise_if_any()
 
     def _send(self, statsd: DogStatsd, items: Sequence[Metric]) -> bool:
-        """Sends one packet. Returns False if the kernel refused it."""
+        """Sends one packet. Returns False if the kernel refused the packet."""
         with self._lock:  # two concurrent writes must not share a packet
             for item in items:
                 send = statsd.increment if item.kind is MetricKind.COUNTER else statsd.distribution
@@ -99,7 +99,7 @@ class DatadogSink:
         """Does nothing, because metrics are never refused."""
 
     def check(self) -> Report:
-        """Tests whether an agent listens, as far as the transport allows."""
+        """Tests whether an agent is listening, as far as the transport allows."""
         return agent.report(self._settings)
 
     def close(self) -> None:

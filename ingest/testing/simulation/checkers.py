@@ -388,8 +388,7 @@ class SameCut:
         self._ended_early.pop((reader.name, given.source), None)
 
     def refused(self, reader: Reader, event: on.CommitFailed) -> None:
-        """Notes that the broker refuses long cut records. From then on, a commit need not contain all batch ends.
-        """
+        """Notes that the broker refuses long cut records, so that commits need not contain all batch ends."""
         if event.record_too_long:
             self._short.add(reader.name)
 

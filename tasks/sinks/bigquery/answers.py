@@ -25,8 +25,9 @@ STOPPED = "stopped"
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One row that was not stored. `trouble` is None if it was refused only because of other rows in its
-    request."""
+    """One row that was not stored. `trouble` is None if the row was refused only because of other rows in the same
+    request.
+    """
 
     index: int
     trouble: Trouble | None

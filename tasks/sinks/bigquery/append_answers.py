@@ -97,7 +97,7 @@ def judge_error(error: BaseException) -> Judgment:
 
 
 def details_of(error: BaseException) -> Any:
-    """Returns the details of the status in an exception of the client library."""
+    """Returns the gRPC status details from an exception of the client library; empty if there are none."""
     details: Any = ()
     for cause in getattr(error, "errors", ()) or ():
         try:

@@ -1,4 +1,4 @@
-"""Encodes rows in JSON as protobuf messages, and describes messages to AppendRows.
+"""Encodes JSON rows as protobuf messages, and builds the schema of these messages for AppendRows.
 
 `tasks.proto_rows` defines the messages. Rows are in JSON if their reader uses insertAll, if an older release
 staged them, or if a command writes them. https://cloud.google.com/bigquery/docs/supported-data-types

@@ -42,7 +42,7 @@ class Positions:
         return position in (self._range if self._index is None else self._index)
 
     def index(self, position: int) -> int:
-        """Returns the index of this position, which must be one of the positions."""
+        """Returns the index of a position that this object contains."""
         return position - self._range.start if self._index is None else self._index[position]
 
     def have(self, ranges: Ranges) -> bool:
@@ -63,7 +63,7 @@ class RowsToSend(Protocol):
 
     @property
     def only_table(self) -> str | None:
-        """The table of all rows; None if the rows belong to several tables."""
+        """The table to which all rows belong; None if the rows belong to several tables."""
 
     @property
     def size_bytes(self) -> int:
@@ -76,10 +76,10 @@ class RowsToSend(Protocol):
         """Returns the size of one framed row, in bytes."""
 
     def schema(self, table: str) -> bytes:
-        """Returns the schema of a table's rows (BigQuery's message ProtoSchema)."""
+        """Returns the schema of a table's rows, as a serialized ProtoSchema message."""
 
     def framed(self, ranges: Ranges) -> bytes:
-        """Returns the rows at these positions, as the message ProtoRows."""
+        """Returns the rows at these positions, as a serialized ProtoRows message."""
 
 
 class RowsOfReader:

@@ -1,8 +1,8 @@
 """Streams rows encoded by the reader to BigQuery with tabledata.insertAll.
 
-Each row has its identity as insertId. BigQuery drops rows, on a best-effort basis, if it received the same id
-within about a minute; later duplicates are stored. The columns `project_id` and `row_id` also identify a row, so a
-single clause gives exact numbers at any time:
+Each row has its identity as insertId. BigQuery drops a row, on a best-effort basis, if it received a row with the
+same id within about the last minute; later duplicates are stored. The columns `project_id` and `row_id` also
+identify a row, so a single clause gives exact numbers at any time:
 
     SELECT ... FROM t WHERE ... QUALIFY ROW_NUMBER() OVER (PARTITION BY project_id, row_id ORDER BY timestamp) = 1
 
@@ -101,8 +101,9 @@ class BigQuerySink:
         ends_at: float,
         outcome: Outcome,
     ) -> list[list[int]]:
-        """Sends one insertAll, and records which rows were not stored. Returns the halves of a request that was
-        too large."""
+        """Sends one insertAll request, and records which rows were not stored. Returns the halves of a request
+        that was too large.
+        """
         body = body_of(items, positions)
         end = service.send(Method.POST, f"{quote(table, safe='')}/insertAll", body, ends_at)
         found = end if isinstance(end, Trouble) else refusals_of(end, len(positions))
@@ -133,7 +134,7 @@ class BigQuerySink:
                 raise trouble.about(f"bigquery: table {table}").error()
 
     def _fault(self, service: Service, table: str, ends_at: float) -> Trouble | None:
-        """Returns the table's problem; None if it accepts valid rows."""
+        """Returns the problem with the table; None if the table accepts valid rows."""
         if table not in TABLES:
             return None
         end = service.send(Method.GET, table, b"", ends_at)
@@ -146,7 +147,7 @@ class BigQuerySink:
         return end if isinstance(end, Trouble) else fault_of_dry_insert(end)
 
     def check(self) -> Report:
-        """Checks the tables' columns, whether they accept a good row, and that the views exist."""
+        """Checks that the tables have the right columns and accept a valid row, and that the views exist."""
         settings = self._settings
         dataset = f"{settings.bigquery_project}.{settings.bigquery_dataset}"
         ends_at = time.monotonic() + settings.sink_timeout_seconds

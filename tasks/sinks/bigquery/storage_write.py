@@ -33,14 +33,14 @@ from tasks.sinks.per_process import PerProcess
 from tasks.wire import Row
 
 log = logging.getLogger(__name__)
-# Maximum number of requests per append in one run: the first request, and repetitions after a lost response.
+# Maximum number of requests per append in one run: the first attempt, and retries after a lost response.
 SENDS_MAX = 3
 # Share of the remaining time for one request, so that there is time to send it again.
 SEND_SHARE = 0.5
 # Maximum number of refused appends per write, because each one needs a new stream. The next write sends the
 # remaining rows.
 REFUSALS_MAX = 4
-# Maximum number of appends per write whose stream turns out to be finalized or gone.
+# Maximum number of times per write that an append may find its stream finalized or gone.
 DROPS_MAX = 3
 # Maximum number of times that other runs of the same task may change the record during one write.
 CONFLICTS_MAX = 10
@@ -106,7 +106,7 @@ class StorageWriteSink:
 
 
 def _advised(trouble: Trouble) -> Trouble:
-    """Returns the trouble, with advice appended to its message."""
+    """Returns the error with advice appended to its message."""
     todo = {
         Blame.CREDENTIALS: "; grant roles/bigquery.dataEditor",
         Blame.TABLE: "; run `replays-ingest migrate`",
@@ -127,8 +127,9 @@ class Writer:
 
 
 class _Write:
-    """One call of `write_recorded`. Positions refer to the task's payload, except in `outcome`, where they refer
-    to the items."""
+    """One call to `write_recorded`. Positions refer to the task's payload, except in `outcome`, where they refer
+    to the items.
+    """
 
     def __init__(
         self,
@@ -189,7 +190,9 @@ class _Write:
     # ---- one append
 
     def _append_next(self) -> bool:
-        """Records the next rows with a stream and an offset, and appends them. Returns whether to continue."""
+        """Assigns a stream and an offset to the next rows, records this assignment, and appends the rows. Returns
+        whether to continue.
+        """
         if remaining_seconds(self._ends_at) <= 0:
             return self._stop(Trouble(Blame.NETWORK, "no time left for the rest"), self._todo)
         chunk = self._chunk()
@@ -221,8 +224,9 @@ class _Write:
                 stream.close()
 
     def _chunk(self) -> list[int]:
-        """Returns the next positions: rows of one table that fit into a request. A single row that is too large is
-        sent alone, and the server decides whether to accept it."""
+        """Returns the positions of the next rows, all of one table, that fit into a request. A single row that is
+        too large is sent alone, and the server decides whether to accept it.
+        """
         chunk: list[int] = []
         rows, bytes_max = self._rows, self._writer.limit.bytes_max
         table, size_bytes = rows.table(self._todo[0]), 0
@@ -244,11 +248,13 @@ class _Write:
         return True
 
     def _resolve_append(self, append: Append, stream: Stream) -> bool:
-        """Sends the append, possibly again, to find out whether it is applied. Returns whether to continue."""
+        """Sends the append, repeatedly if necessary, to find out whether it has been applied. Returns whether to
+        continue.
+        """
         if self._rows.positions.have(append.rows):
             judgment = self._send(append, stream)
         else:
-            # The append has rows of an earlier run that this run does not have and need not write.
+            # The append contains rows from an earlier run that this run does not have and need not write.
             judgment = Judgment(Verdict.ENDED, Trouble(Blame.SERVER, "its rows are not at hand"))
         if judgment.verdict is Verdict.APPLIED:
             return self._is_applied(append)
@@ -293,7 +299,9 @@ class _Write:
         return judgment
 
     def _rows_of_finalized(self, append: Append) -> bool | Trouble:
-        """Finalizes the stream. Returns whether the append is applied, which cannot change afterwards."""
+        """Finalizes the stream. Returns whether the append was applied, which is final once the stream is
+        finalized.
+        """
         seconds = max(remaining_seconds(self._ends_at), 1.0)
         try:
             count = self._writer.streams.finalize(append.stream, seconds)

@@ -1,8 +1,9 @@
 """The write streams of one process, and their connections.
 
 A stream is created by the process that appends to it, with the official client, and used for one append at a time.
-Every append below `Stream.offset` is known to be applied. A stream whose last append is not known to be applied is
-never used for other rows: `Streams.take` reserves a stream, and only `release` makes it available again.
+Every append below `Stream.offset` is known to have been applied. A stream whose last append is not known to have
+been applied is never used for other rows: `Streams.take` reserves a stream, and only `release` makes it available
+again.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def request_of(stream: str, offset: int, rows: bytes, schema: bytes) -> bytes:
     """Returns a serialized AppendRowsRequest: only the small fields are built as a message, so that the rows are
     copied only once.
 
-    `rows`: the message ProtoRows. `schema`: the message ProtoSchema; empty if the connection has already sent it.
+    `rows`: a serialized ProtoRows message. `schema`: a serialized ProtoSchema message; empty if the connection has
+    already sent it.
     """
     head = _Request(write_stream=stream, trace_id=TRACE_ID if schema else "")
     head.offset.value = offset
@@ -80,8 +82,8 @@ class Connection:
     def __init__(self, client: Any, stream: str) -> None:
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        # The client's own method would wait here for the first response, and would serialize requests from
-        # messages.
+        # The client's own method would wait here for the first response, and would accept only message objects,
+        # not serialized requests.
         call = client.transport.grpc_channel.stream_stream(METHOD, response_deserializer=_Response.FromString)
         self._call = call(
             iter(self._requests.get, None), metadata=(("x-goog-request-params", f"write_stream={stream}"),)
@@ -155,7 +157,7 @@ class Streams:
     """The free streams of one process, by table. Thread-safe: a stream has one user at a time."""
 
     def __init__(self, client: Any, tables: str) -> None:
-        """`tables`: the resource name of the tables' parent, with a slash at its end."""
+        """`tables`: the resource name of the tables' parent, with a trailing slash."""
         self._client = client
         self._tables = tables
         self._free: dict[str, deque[Stream]] = {}
@@ -180,7 +182,9 @@ class Streams:
         return Stream(self._client, table, made.name)
 
     def release(self, stream: Stream) -> None:
-        """Makes the stream available for other rows. Every append to it must be known to be applied."""
+        """Makes the stream available for other rows. Every append to the stream must be known to have been
+        applied.
+        """
         self._free.setdefault(stream.table, deque()).append(stream)
 
     def open_existing(self, table: str, name: str) -> Stream:

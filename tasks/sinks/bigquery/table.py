@@ -72,7 +72,9 @@ def fault_of_dry_insert(answer: Answer) -> Trouble | None:
 
 
 def fault_of_resource(table: str, answer: Answer) -> Trouble | None:
-    """Returns the table's problem according to its own resource. Returns None if its columns fit."""
+    """Returns the problem that the table's resource reveals, such as a missing column. Returns None if the columns
+    fit.
+    """
     if not answer.ok:
         return classify_answer(answer)
     resource = answer.json_object()

@@ -50,8 +50,9 @@ def trouble_of(answer: Answer, rows: int) -> Trouble | None:
 
 
 def exception_of(answer: Answer) -> Trouble | None:
-    """Returns the exception named by the server, in its header or its body, whatever the status. Returns None if
-    there is no exception."""
+    """Returns the exception that the server reports in a header or the body of the response, regardless of the
+    HTTP status. Returns None if there is no exception.
+    """
     text = answer.body[:BODY_CHARACTERS_MAX].decode("utf-8", "replace")
     found = _EXCEPTION.search(text)
     code = answer.headers.get(EXCEPTION_CODE, "") or (found[1] if found else "")
@@ -77,5 +78,5 @@ def written_rows(answer: Answer) -> int | None:
 
 
 def counts_no_rows(answer: Answer) -> bool:
-    """Returns whether an otherwise valid response counts no rows, as when a server skips a repeated token."""
+    """Returns whether an otherwise valid response reports zero rows, as when a server skips a repeated token."""
     return answer.status == 200 and not answer.body and written_rows(answer) == 0

@@ -22,7 +22,7 @@ BATCH, REQUEST, CREDENTIALS = Blame.BATCH, Blame.REQUEST, Blame.CREDENTIALS
 TABLE, SERVER, NETWORK = Blame.TABLE, Blame.SERVER, Blame.NETWORK
 
 BLAME_OF_CODE: dict[tuple[int, str], Blame] = {
-    # Codes about load, memory, time, network and replication: the same insert succeeds later.
+    # Codes for load, memory, time, network and replication problems: the same insert can succeed later.
     (3, "UNEXPECTED_END_OF_FILE"): NETWORK,
     (23, "CANNOT_READ_FROM_ISTREAM"): NETWORK,
     (40, "CHECKSUM_DOESNT_MATCH"): NETWORK,
@@ -72,7 +72,7 @@ BLAME_OF_CODE: dict[tuple[int, str], Blame] = {
     (1000, "POCO_EXCEPTION"): SERVER,
     (1001, "STD_EXCEPTION"): SERVER,
     (1002, "UNKNOWN_EXCEPTION"): SERVER,
-    # Codes about schema, permissions and settings: no row is at fault.
+    # Codes for schema, permission and settings problems: no row is at fault.
     (8, "THERE_IS_NO_COLUMN"): TABLE,
     (10, "NOT_FOUND_COLUMN_IN_BLOCK"): TABLE,
     (16, "NO_SUCH_COLUMN_IN_TABLE"): TABLE,

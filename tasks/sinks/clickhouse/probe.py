@@ -29,7 +29,7 @@ Query = Callable[[str], Answer | Trouble]
 
 @dataclass(slots=True)
 class Probed:
-    """Result of the probe. `trouble`: why it could not be written."""
+    """Result of the probe. `trouble`: why the row could not be written."""
 
     trouble: Trouble | None = None
     steps: list[str] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Probed:
 
 
 def probe(insert: Insert, query: Query) -> Probed:
-    """Writes one row and deletes it, as far as the account is permitted."""
+    """Writes one row and deletes it, as far as the account's permissions allow."""
     found, number = Probed(), random.getrandbits(53)
     end = insert(TABLE, _row(number))
     found.trouble = end if isinstance(end, Trouble) else trouble_of(end, rows=1)

@@ -84,7 +84,9 @@ class ClickHouseSink:
         outcome.raise_if_any()
 
     def examine(self, items: Sequence[Row], deadline_seconds: float) -> None:
-        """Checks engine and columns of each table, and whether it accepts rows that are known to be good."""
+        """Checks the engine and the columns of each table, and whether the table accepts rows that are known to be
+        good.
+        """
         ends_at = time.monotonic() + deadline_seconds
         tables = sorted({item.table for item in items} & set(TABLES))
         if not tables:
@@ -163,7 +165,7 @@ class ClickHouseSink:
 
 
 class _Write:
-    """One call of `write`. Records in `outcome` the rows that did not become durable."""
+    """One call to `write`. Records in `outcome` the rows that did not become durable."""
 
     def __init__(self, server: Server, items: Sequence[Row], token: str, ends_at: float, outcome: Outcome) -> None:
         self._server = server
@@ -214,8 +216,8 @@ class _Write:
             if len(wanted) > 1:
                 single_result = self._insert(table, [suspect])
                 if single_result is None or single_result.blame is not Blame.BATCH:
-                    # The row was not at fault and is now written, or the server currently cannot say whether it
-                    # is.
+                    # Either the row has now been written, so it was not at fault, or the server currently cannot
+                    # tell whether the row is at fault.
                     self._outcome.note(single_result or trouble, wanted)
                     return
                 trouble = single_result

@@ -3,8 +3,8 @@ good.
 
 The good rows are never stored. They span two partitions, but the insert allows only one
 (`max_partitions_per_insert_block`). The server parses them, checks the table's constraints, and refuses the block
-as a whole before it writes anything, so the expected response is TOO_MANY_PARTS. Only a table that is partitioned
-as created by `migrate` is tested this way.
+as a whole before it writes anything, so the expected response is TOO_MANY_PARTS. Only a table that has the
+partition key created by `migrate` is tested in this way.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def is_dry_insert_safe(table: str, facts: TableFacts) -> bool:
 
 
 def dry_rows(table: str, now: float) -> bytes:
-    """Returns two valid rows of different weeks, in JSONEachRow."""
+    """Returns two valid rows from different weeks, in JSONEachRow format."""
     lines = []
     for seconds in (int(now), int(now) - TWO_WEEKS_SECONDS):
         row = {name: value for name, (_, value) in COLUMNS[table].items()}

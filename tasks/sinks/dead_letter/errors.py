@@ -1,7 +1,7 @@
 """Classifies Kafka errors for a producer of dead letters.
 
-Every code of confluent-kafka is in one of the sets; a test fails when an upgrade adds an unlisted code. No code
-means that an item is at fault (see `sink.py`).
+Every code of confluent-kafka is in one of the sets; a test fails when an upgrade adds an unlisted code. None of
+the codes means that an item is at fault (see `sink.py`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ REQUEST = _names(
     """
 )
 
-# The broker did not respond, or its response was damaged.
+# The broker did not respond, or its response was corrupted.
 NETWORK = _names(
     """
     INVALID_MSG NETWORK_EXCEPTION REQUEST_TIMED_OUT _ALL_BROKERS_DOWN _BAD_COMPRESSION _BAD_MSG _INTR
@@ -103,7 +103,7 @@ BLAME_OF_NAME: dict[str, Blame] = {
 
 
 def classify(error: BaseException) -> Trouble:
-    """Returns the cause of this exception of a producer or an admin client."""
+    """Returns the cause of this exception, which a producer or an admin client raised."""
     if isinstance(error, BufferError):
         return Trouble(Blame.SERVER, "the producer's queue is full")
     cause = error.args[0] if isinstance(error, KafkaException) and error.args else None

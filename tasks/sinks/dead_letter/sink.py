@@ -2,7 +2,7 @@
 
 A repeated write creates a second record, because Kafka cannot overwrite by key. The headers topic, partition and
 offset (and sink, if a sink refused the item) identify a record, and readers of the topic count each identity once.
-Within the life of a process, the idempotent producer prevents duplicates from its own retries.
+Within the lifetime of a process, the idempotent producer prevents duplicates that its own retries would cause.
 
 A record is durable when its delivery report has no error and has the offset assigned by the broker.
 

@@ -42,7 +42,9 @@ def _deletes(rule: Mapping[str, Any]) -> bool:
 
 
 def _prefixes(rule: Mapping[str, Any], days: int, *, within: bool) -> bool:
-    """Returns whether the rule applies to all objects of this retention; with `within`, to some of them."""
+    """Returns whether the rule applies to all objects with this retention or, if `within` is True, to at least
+    some of them.
+    """
     prefixes = rule.get("condition", {}).get("matchesPrefix")
     name = f"{days}/"
     return prefixes is None or any(
@@ -75,7 +77,7 @@ def restrictions(properties: Mapping[str, Any]) -> Iterator[str]:
     recordings.
 
     A repeated segment overwrites its object, and `erase` and lifecycle rules delete objects. An operation that a
-    policy forbids fails, except that overwriting an object with an equal segment succeeds.
+    policy forbids fails, unless it overwrites an object with an identical segment.
     """
     period_seconds = int(properties.get("retentionPolicy", {}).get("retentionPeriod") or 0)
     if period_seconds:

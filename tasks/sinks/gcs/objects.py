@@ -1,4 +1,4 @@
-"""Checks the proof that an object is stored, and compares an existing object after a refusal.
+"""Verifies that an object is stored. If an upload is refused, compares it with the existing object.
 
 The proof is the object resource that Cloud Storage returns for an upload: its name, bucket, size and CRC32C must
 equal those of the upload, and it must have a generation.
@@ -52,8 +52,9 @@ def is_packed(name: str) -> bool:
 
 
 def difference(wanted: Wanted, resource: dict[str, Any] | None) -> str | None:
-    """Describes what this object resource fails to prove. Returns None if it proves that the expected object is
-    stored."""
+    """Describes how this object resource differs from the expected object. Returns None if the resource proves
+    that the expected object is stored.
+    """
     if resource is None:
         return "it is not an object resource"
     generation = str(resource.get("generation"))
@@ -128,8 +129,8 @@ def may_be_stored(answer: Answer, trouble: Trouble) -> bool:
 
 
 def compare_stored(wanted: Wanted, refused: Answer, trouble: Trouble, found: Answer | Trouble) -> Trouble | None:
-    """Returns the problem with a refused upload, after comparing the object stored under its name. Returns None if
-    an equal object is stored.
+    """Returns the problem with a refused upload, after comparing the upload with the object stored under its name.
+    Returns None if an identical object is stored.
     """
     if isinstance(found, Trouble):
         return found.about(f"comparing {wanted.name}")

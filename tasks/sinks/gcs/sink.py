@@ -2,14 +2,14 @@
 
 A packed object (`<retention days>/packed/...`) has a digest of its bytes in its name and is created only if it
 does not exist. The response 412, which means that the object exists, counts as success if the existing object is
-equal. A refused packed object parks its batch instead of becoming a dead letter, since the letter could not list
-the recordings in it.
+identical to the upload. A refused packed object parks its batch instead of becoming a dead letter, since the
+letter could not list the recordings in it.
 
 Writing an item again overwrites the object of the same name with the same bytes, so repetition leaves one copy
-(unless the bucket keeps old versions). If a bucket forbids overwriting, the existing object is compared: an equal
-object counts as success, and a different object makes the segment a dead letter. When names repeat within one
-write, only the last item is sent, with the same result as if all had been written in order: Cloud Storage accepts
-about one write per second per name (https://cloud.google.com/storage/quotas#objects).
+(unless the bucket keeps old versions). If a bucket forbids overwriting, the existing object is compared: an
+identical object counts as success, and a different object makes the segment a dead letter. When names repeat
+within one write, only the last item is sent, with the same result as if all had been written in order: Cloud
+Storage accepts about one write per second per name (https://cloud.google.com/storage/quotas#objects).
 
 Credentials, endpoint and bucket properties come from the official client. Each upload is a single
 `uploadType=media` request through libcurl. One thread keeps many requests in flight and uses a fraction of the CPU
@@ -181,7 +181,7 @@ class _Probe:
         return None
 
     def delete(self) -> Trouble | None:
-        """Deletes the object. Returns None if it is deleted."""
+        """Deletes the probe object. Returns None if the deletion succeeded."""
         end = self._send(self.uploader.object_url(self.name), Method.DELETE, self._headers)
         return end if isinstance(end, Trouble) else None if end.ok else classify_answer(end)
 
