@@ -1,5 +1,6 @@
 # One image for reader, workers, Flower and the operator's commands; the command given at run time selects one.
-# A tag can be moved, but a digest cannot. docs/hardening.md (Supply chain) describes how to build on a digest.
+# A tag can be moved, but a digest cannot. docs/hardening.md (Supply chain) describes how to pin the base image by
+# digest.
 ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /src
