@@ -1,8 +1,8 @@
 """Functions shared by all benchmarks: fair timing of several programs on one workload, tables, JSON files.
 
-Programs alternate on small chunks of the workload, and the time of a program for a chunk is that of its fastest
-round. Other processes on the machine therefore affect all programs equally, and usually have no effect. The
-garbage collector is always on, as in production.
+Programs alternate on small chunks of the workload, and a program's time for a chunk is that of its fastest round.
+Other processes on the machine therefore slow down all programs equally, and rarely change the results. The garbage
+collector is always on, as in production.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ class Timing:
 def take_turns(
     programs: Mapping[str, tuple[Program, Sequence[Any]]], rounds: int, chunk_items: int = CHUNK_ITEMS
 ) -> dict[str, Timing]:
-    """Times every program on the same workload, which each program gets in its own input form. All sequences have
-    equal length."""
+    """Times every program on the same workload, which is passed to each program in its own input format. All
+    sequences have equal length.
+    """
     assert gc.isenabled()
     items = {len(workload) for _, workload in programs.values()}
     assert len(items) == 1, items

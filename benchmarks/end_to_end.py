@@ -5,7 +5,7 @@
 
 The systems write to one HTTP server with a given latency (benchmarks/latency_server.py) or, with --embedded, to
 the stores of the embedded stack. `CPU` is the CPU time of all processes of a system, including Redis but not the
-broker and the stores. With --rounds, the systems alternate within each round, the tables have medians, and each
+broker and the stores. With --rounds, the systems alternate within each round, the tables show medians, and each
 ratio compares two runs of one round (benchmarks/rounds.py).
 """
 
@@ -94,7 +94,9 @@ def peers(arguments: argparse.Namespace) -> Iterable[Shape]:
 
 
 def sized(shape: Shape, bench: Bench, arguments: argparse.Namespace) -> Shape:
-    """Returns the shape with its number of segments, of which a fifth is warm-up and a fifth is the tail."""
+    """Returns the shape with its segment count set: a fifth of the segments are warm-up, and a fifth are the
+    tail.
+    """
     count = arguments.segments_of.get(shape.system, arguments.segments)
     return replace(shape, count=count, warm=count // 5, tail=count // 5, cores=bench.cores)
 

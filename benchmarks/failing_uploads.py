@@ -1,12 +1,13 @@
 """Measures how much a small share of failing uploads reduces the throughput of the whole system.
 
-    python -m benchmarks.failing_uploads                      2 % of 503 and 1 % of 429
+    python -m benchmarks.failing_uploads                      2 % of responses are 503, 1 % are 429
     python -m benchmarks.failing_uploads --retry-after 1      the 429 responses request a delay of 1 s
 
 One reader and one set of workers, as separate processes, drain one backlog in intervals with and without faults.
 After a number of committed messages, the proxy for Cloud Storage switches its fault on or off. Noise on the
-machine therefore affects both kinds of interval, and neither includes start-up or shutdown. Postponed retries
-count against the interval that they delay. The duration of an interval is the time between two commits.
+machine therefore affects both kinds of interval, and neither includes start-up or shutdown. If a retry is
+postponed into a later interval, the later interval becomes longer. The duration of an interval is the time between
+two commits.
 """
 
 from __future__ import annotations

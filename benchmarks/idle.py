@@ -32,7 +32,9 @@ STABLE_BYTES = 1_000_000
 
 
 def measure(shape: Shape) -> dict[str, int]:
-    """Returns the PSS of each role, in bytes. Raises LocalError if reader or worker does not become ready."""
+    """Returns the PSS of each role, in bytes. Raises LocalError if the reader or the worker does not become
+    ready.
+    """
     tag = f"idle{shape.processes}"
     ports = {"REPLAYS_HTTP_PORT": str(free_port()), "REPLAYS_WORKER_HTTP_PORT": str(free_port())}
     with Bench(shape.cores, 1.0) as bench:
@@ -50,7 +52,9 @@ def measure(shape: Shape) -> dict[str, int]:
 
 
 def _stable(meter: Meter) -> dict[str, int]:
-    """Samples every second until the total has been stable for STABLE_SAMPLES, at most STABLE_SECONDS_MAX."""
+    """Samples every second until the total has been stable for STABLE_SAMPLES, but for at most
+    STABLE_SECONDS_MAX.
+    """
     totals: list[int] = []
     ends_at = time.monotonic() + STABLE_SECONDS_MAX
     while time.monotonic() < ends_at:

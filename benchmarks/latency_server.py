@@ -1,4 +1,4 @@
-"""An HTTP server that accepts the requests of all sinks with a given latency, for benchmarks with equal stores.
+"""An HTTP server that responds to the requests of all sinks after a given latency, as the store of benchmarks.
 
     python -m benchmarks.latency_server --port 18080 --latency-ms 20 [--script '[{"sink": "gcs", "every": 50}]']
 
@@ -186,8 +186,8 @@ def _parts(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:
 def _clickhouse(store: Store, query: str, body: bytes) -> Answer:
     parameters = parse_qs(query)
     sql = parameters.get("query", [""])[0]
-    # Counting rows would cost more than all other work, so the summary has a number larger than that of any
-    # insert.
+    # Counting rows would cost more than all other work, so the summary always reports a billion written rows, more
+    # than any insert contains.
     headers = (("X-ClickHouse-Timezone", "UTC"), ("X-ClickHouse-Summary", '{"written_rows":"1000000000"}'))
     if sql.lstrip().upper().startswith("INSERT") or body[:6].upper() == b"INSERT":
         return store.count("clickhouse", len(body)) or Answer(200, b"", headers)

@@ -59,7 +59,7 @@ def _options(shape: Shape, env: Mapping[str, str]) -> list[str]:
 
 
 def _peers(bench: Bench, shape: Shape, env: Mapping[str, str], tag: str, command: list[str]) -> list[Role]:
-    """Starts a peer that is one process per reader."""
+    """Starts a peer that runs one process per reader."""
     whole = [*_pinned(shape), *command, *_options(shape, env)]
     return [
         ("peer", bench.stack.children.start(f"{tag}-{shape.system}-{number}", whole))

@@ -4,10 +4,10 @@
     python -m benchmarks.outage --sink clickhouse --fault refuse   ClickHouse refuses connections
 
 The embedded stack, one worker and one reader run with default settings, and a producer sends recordings at a low
-rate the whole time. A proxy in front of the sink injects the fault. All times are measured from the end of the
-fault: until the proxy forwards the first request, until the first commit, until the first message that was
-produced after the end is committed (and is therefore stored in every sink), and until the lag is as low as before
-the outage. Afterwards every object and row is compared.
+rate the whole time. A proxy in front of the sink injects the fault. All times start when the fault ends, and last
+until the proxy forwards the first request, until the first commit, until the first message produced after the
+fault has been committed (and is therefore stored in every sink), and until the lag is as low as before the outage.
+Afterwards every object and row is compared.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ FIRST, COMMIT, NEW, NORMAL = "first request forwarded", "first commit", "first n
 @dataclass(slots=True)
 class Outcome:
     """The measurements of a run. `seconds`: time after the end of the outage, by milestone. `lag`: lag before and
-    at the end of the outage, in messages. `requests_per_minute`: requests of the fleet during the last half of the
-    outage. `load_average`: the load average of the machine, over 15 minutes at the end of the outage and over 1
-    minute afterwards.
+    at the end of the outage, in messages. `requests_per_minute`: requests sent by the fleet during the last half
+    of the outage. `load_average`: the load average of the machine, over 15 minutes at the end of the outage and
+    over 1 minute afterwards.
     """
 
     sink: str
@@ -109,12 +109,12 @@ class Watch:
         self._partitions = sorted(partitions)
 
     def committed(self) -> dict[int, int]:
-        """Returns the committed offsets."""
+        """Returns the committed offset of each partition."""
         found = self._committed.of((self._topic, partition) for partition in self._partitions)
         return {partition: offset for (_, partition), offset in found.items()}
 
     def ends(self) -> dict[int, int]:
-        """Returns the log ends."""
+        """Returns the log end offset of each partition."""
         return {
             partition: self._consumer.get_watermark_offsets(KafkaPartition(self._topic, partition), timeout=10)[1]
             for partition in self._partitions

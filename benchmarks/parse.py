@@ -54,7 +54,7 @@ _decode_least = msgspec.json.Decoder(list[Least]).decode
 
 
 def floor(body: bytes) -> None:
-    """Runs the floor, which only decompresses, with a limit, and scans."""
+    """Runs the floor: decompresses a body up to the size limit, and scans its JSON."""
     _decode_least(isal_zlib.decompressobj().decompress(body, RULES.inflated_bytes_max))
 
 
@@ -65,7 +65,7 @@ def ours(message: Message) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """The same segments in the input form of each program."""
+    """The same segments in each program's input format."""
 
     name: str
     messages: list[Message]
@@ -79,7 +79,7 @@ class Workload:
 
 
 def generated(count: int, name: str = "clean") -> Workload:
-    """Returns valid segments of this profile of the generator whose body is a zlib stream of JSON."""
+    """Returns valid segments generated with this profile; the body of each is a zlib stream of JSON."""
     valid = PROFILES["clean"]
     unwanted = ("broken_body", "odd_event", "trailing_bytes", "replay_event_missing", "replay_event_broken")
     mix = replace(PROFILES[name].mix, **{part: getattr(valid.mix, part) for part in unwanted})
@@ -177,7 +177,7 @@ def compare(workload: Workload, rounds: int) -> dict[str, Timing]:
 
 
 def report(workload: Workload, timings: dict[str, Timing], found: dict[str, int]) -> dict[str, Any]:
-    """Prints the table of one workload. Returns it for the JSON file."""
+    """Prints the table of one workload. Returns its figures for the JSON file."""
     own, least = timings["replays-ingest"], timings["floor (inflate and scan)"]
     count, stored = len(workload.messages), sum(map(len, workload.bodies))
     rows = []

@@ -7,9 +7,9 @@ Both need PEER_REDIS (the URL of Redis), PEER_ENDPOINT (the URL of the store) an
 
 A loop around confluent-kafka's Consumer publishes each value as one task. A prefork worker with `acks_late` parses
 it with the typed parser of P1 and uploads one object with google-cloud-storage, one upload at a time per process.
-The task then sets the bit of its offset in a bitmap in Redis, of which there is one per partition. The loop reads
-the bitmaps every half second, or more often while 1000 tasks are in flight, and commits the offsets up to the
-first missing bit at most every half second.
+The task then sets its offset's bit in a Redis bitmap; each partition has its own bitmap. The loop reads the
+bitmaps every half second, or more often while 1000 tasks are in flight, and commits the offsets up to the first
+missing bit at most every half second.
 
 It guarantees that each message is stored at least once, because an offset is committed only after all messages
 before it are stored: a killed loop reads uncommitted messages again, and Redis delivers the task of a killed
@@ -110,7 +110,7 @@ class Progress:
 
 
 class Loop:
-    """Reads messages, publishes tasks, and commits what is stored."""
+    """Reads messages, publishes tasks, and commits the offsets of stored messages."""
 
     def __init__(self, consumer: Consumer, client: redis.Redis, topic: str, tag: str) -> None:
         self._consumer = consumer

@@ -50,7 +50,7 @@ def named(parse: Any, value: bytes) -> tuple[str, Found]:
 
 
 def consumer_config(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns the configuration of a peer that uses confluent-kafka's Consumer and commits by itself."""
+    """Returns the configuration of a peer that uses confluent-kafka's Consumer and commits offsets itself."""
     return {
         "bootstrap.servers": arguments.brokers,
         "group.id": arguments.group,

@@ -1,7 +1,7 @@
 """Peer parsers for comparison, built from public packages. They extract the same facts from the same messages.
 
 `P1 typed` has the design that consumers of this topic use in production: msgpack into a dict, the topic's JSON
-schema checked by compiled code of fastjsonschema, zlib, and a msgspec tagged union for the events. If an event
+schema checked by code that fastjsonschema compiles, zlib, and a msgspec tagged union for the events. If an event
 does not fit the union, the whole document is decoded generically. `P1 full JSON` is the previous design, which
 decodes the whole recording into dicts. The two peers then extract clicks, taps, sizes and facts, and encode rows
 as dicts.
@@ -113,7 +113,7 @@ class Span(msgspec.Struct, gc=False, tag_field="tag", tag="performanceSpan"):
 
 
 class Options(msgspec.Struct, gc=False, tag_field="tag", tag="options"):
-    """The options of the SDK, whose payload may have any shape."""
+    """An event with the SDK's options, whose payload may have any shape."""
 
     payload: dict[str, Any]
 

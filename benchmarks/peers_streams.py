@@ -3,8 +3,8 @@
     .bench/streams/bin/python -m benchmarks.peers_streams --brokers HOST:PORT --topic T --group G --endpoint URL
 
 Kafka source -> Map(parse) -> native batch step (62 segments or 1 s) -> upload step -> commit. Source, batching and
-commits are Rust; parsing and uploads are Python. The upload step is an operator of the platform's own interface
-(`RustOperatorDelegate`), with a pool of threads that writes one object per segment with google-cloud-storage. The
+commits are Rust; parsing and uploads are Python. The upload step implements the platform's own operator interface
+(`RustOperatorDelegate`), and writes one object per segment with google-cloud-storage in a thread pool. The
 platform's own GCS sink is not used: it writes only to storage.googleapis.com with Google's credentials, and its
 object names do not depend on the message.
 
@@ -12,9 +12,9 @@ It stores before it commits: the platform commits the offsets of a watermark whe
 the pipeline, and the upload step passes a watermark on only after all objects of the batches before it are stored.
 If an upload fails, the process ends, and its successor reads the messages again, so delivery is at least once.
 
-The platform holds the interpreter's lock while it is in Rust. The upload step therefore releases it on every poll,
-and waits, instead of rejecting a batch, while 256 segments are in flight. Python starts the consumer directly,
-without the platform's runner, which only adds a function call per message and a metric.
+The platform holds the GIL while it executes Rust code. The upload step therefore releases the GIL on every poll.
+While 256 segments are in flight, the upload step waits instead of rejecting a batch. Python starts the consumer
+directly, without the platform's runner, which only adds a function call per message and a metric.
 
 Its dependencies conflict with ours (protobuf), so it has its own environment; see `make bench-streams`.
 """
@@ -68,7 +68,7 @@ class Progress:
 
 @dataclass(slots=True)
 class Entry:
-    """A batch with its uploads, or a watermark, in the order in which they arrived."""
+    """One entry of the queue, which is in order of arrival: a batch with its uploads, or a watermark."""
 
     message: Any
     committable: Committable
@@ -114,8 +114,8 @@ class Uploads(RustOperatorDelegate):
         self._entries.append(Entry(done, committable, uploads))
 
     def poll(self) -> Iterable[tuple[Any, Committable]]:
-        """Returns what is stored. Gives the uploads time to run: if there are no new messages, waits briefly for
-        them.
+        """Returns the entries whose objects are all stored, up to the first unfinished one. Gives the uploads time
+        to run: if there are no new messages, waits briefly for the uploads.
         """
         if self._entries:
             if self._progress.parsed == self._parsed_before and self._pending:
@@ -126,7 +126,7 @@ class Uploads(RustOperatorDelegate):
         return self._stored()
 
     def flush(self, timeout: float | None = None) -> Iterable[tuple[Any, Committable]]:
-        """Waits for all uploads, and returns what is stored."""
+        """Waits for all uploads, and returns the entries whose objects are all stored."""
         wait([upload for entry in self._entries for upload in entry.uploads], timeout)
         return self._stored()
 

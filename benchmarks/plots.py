@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=Path("docs/performance"))
     arguments = parser.parse_args()
     arguments.into.mkdir(parents=True, exist_ok=True)
-    plt.rcParams["svg.hashsalt"] = "plots"  # makes the file identical if the figures are the same
+    plt.rcParams["svg.hashsalt"] = "plots"  # keeps the SVG file byte-identical if the figures are the same
     for name, (draw, title) in PLOTS.items():
         path = arguments.figures / f"{name}.json"
         if not path.exists():

@@ -1,4 +1,4 @@
-"""Measures lost and repeated messages when two readers rebalance under load, on Apache Kafka.
+"""Measures lost and duplicate messages when two readers rebalance under load, on Apache Kafka.
 
     python -m benchmarks.rebalance                             every case, once
     python -m benchmarks.rebalance --cases killed --runs 3     one case, three times
@@ -8,7 +8,7 @@ A *case* is the cause of the rebalance. Messages are produced at a steady rate t
 - *read again*: messages that readers consumed again. A killed reader can no longer be queried. It is assumed to
   have read to the end of the log, so its share is an upper bound.
 - *sent again*: repeated packets of a metric that is sent once per stored segment. DogStatsD does not deduplicate,
-  so these packets show each flush that ran twice. In the other sinks, a repetition has no effect.
+  so these packets show each flush that ran twice. In the other sinks, a repeated write has no effect.
 
 At the end, every sink is compared with the manifest of the load. The exit code is 1 if an item is missing from a
 sink, if a committed offset decreased, or if the load ended before the rebalance.
@@ -239,7 +239,7 @@ def moved(children: Iterable[Child], since: datetime) -> int:
 
 
 def log_ends(fleet: Fleet) -> dict[int, int]:
-    """Returns the end of the log by partition."""
+    """Returns the log end offset of each partition."""
     topic = fleet.settings.kafka_topic
     consumer = Consumer({"group.id": f"{fleet.settings.kafka_group}-ends", **kafka_options(fleet.settings)})
     try:
@@ -311,7 +311,9 @@ def killed(fleet: Fleet, watch: Watch, load: Load) -> None:
 
 
 def killed_with_redis(fleet: Fleet, watch: Watch, load: Load) -> None:
-    """Runs the case `killed`, and in addition Redis loses all data: staged batches, queues and done marks."""
+    """Runs the case `killed` with the addition that Redis loses all data: staged batches, queues and done
+    marks.
+    """
     _kill(fleet, watch, _two(watch, load))
     connect(fleet.settings).flushdb()
     watch.wait_shares(one=SOURCE_PARTITIONS)

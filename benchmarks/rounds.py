@@ -1,7 +1,7 @@
-"""Figures of systems that were measured in several rounds: medians, and ratios to a reference.
+"""Figures for systems that were measured in several rounds: medians, and ratios to a reference.
 
-The systems alternate within each round, and a ratio compares two runs of one round. A change of the machine
-between rounds therefore affects both sides of each ratio.
+The systems alternate within each round, and a ratio compares two runs of one round. A change in the machine's
+speed between rounds therefore affects both sides of each ratio.
 """
 
 from __future__ import annotations

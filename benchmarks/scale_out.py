@@ -5,16 +5,16 @@
 
 The simulation is benchmarks/scale_out_model.py; it starts no servers.
 
-The check measures the CPU time per segment with 1, 2, 4 and 8 readers at the same total rate, with 8 partitions,
-on all cores, and with 1, 2 and 4 groups of readers and workers, each with its own Redis. A first run measures the
-CPU time that each reader and each worker needs without load. The check runs twice:
+The check measures the CPU time per segment at the same total rate, with 8 partitions and on all cores: with 1, 2,
+4 and 8 readers, and with 1, 2 and 4 groups of readers and workers, each with its own Redis. A first run measures
+the CPU time that each reader and each worker uses when idle. The check runs twice:
 
 - With *equal batches* (no early cuts), batches are the same with any number of readers. A segment may cost as
-  much as with one reader or one group, plus what the added processes need without load.
-- With *early cuts*, the default, more readers have smaller batches, because each of them more often has few
-  batches in flight, and fewer segments share the fixed cost of a batch. The model takes the cost per segment and
-  per batch from the first and the last run, at the batch sizes of the simulation, and must predict the runs
-  between them.
+  much as with one reader or one group, plus what the added processes use when idle.
+- With *early cuts*, the default, batches get smaller as readers are added: each reader has few batches in flight
+  more often, so it cuts early more often, and fewer segments share the fixed cost of a batch. The model takes the
+  cost per segment and per batch from the first and the last run, at the batch sizes of the simulation, and must
+  predict the runs between them.
 
 The exit code is 1 if the cost of a run exceeds the prediction by more than `--tolerance` (30 %), or, with early
 cuts, if it is lower by more than that.
@@ -110,7 +110,7 @@ def check(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def judged(rows: list[dict[str, Any]], rate: float, tolerance: float) -> dict[str, Any]:
     """Adds to each row what the model predicts and whether it is within the tolerance. Returns the costs by role.
 
-    `idle` of a row: microseconds per segment that its processes would need without load, by role.
+    A row's `idle` is the CPU time that its processes use when idle, in microseconds per segment, by role.
     """
     for kind in ("readers", "shards"):
         same = [row for row in rows if row["mode"] == "equal batches" and row["kind"] == kind]
@@ -136,12 +136,12 @@ def judged(rows: list[dict[str, Any]], rate: float, tolerance: float) -> dict[st
 
 
 def active(row: dict[str, Any]) -> dict[str, float]:
-    """Returns the microseconds per segment by role, minus what the processes would need without load."""
+    """Returns the CPU microseconds per segment by role, minus what the processes use when idle."""
     return {role: max(0.0, float(row["micros"][role] - row["idle"][role])) for role in ROLES}
 
 
 def total(row: dict[str, Any]) -> float:
-    """Returns the microseconds per segment of all roles."""
+    """Returns the CPU microseconds per segment, summed over all roles."""
     return float(sum(row["micros"].values()))
 
 
@@ -210,7 +210,7 @@ def main() -> int:
     parser.add_argument("--utilisation", type=float, default=0.6, help="share of each core to use")
     parser.add_argument("--costs", type=Path, help="take the costs from this JSON file, written by --check")
     parser.add_argument("--check", action="store_true", help="measure the costs with several readers and shards")
-    parser.add_argument("--rate", type=float, default=300.0, help="segments per second of the check")
+    parser.add_argument("--rate", type=float, default=300.0, help="throughput of the check, segments per second")
     parser.add_argument("--seconds", type=float, default=20.0, help="measured time of each run, in seconds")
     parser.add_argument("--readers", type=numbers, default=[1, 2, 4, 8])
     parser.add_argument("--shards", type=numbers, default=[1, 2, 4])

@@ -5,12 +5,12 @@ ingest/core/pipeline.py, `due` and `due_early` in ingest/core/batching.py): a ba
 it is 2 s old, or when it is 0.5 s old and the reader has fewer than four batches in flight, at most 8 times per
 second. Messages arrive at equal intervals; a batch is in flight for a base time plus its workers' CPU time.
 
-Queues: the reader and Redis are modelled as M/D/1 (one thread, random arrivals, constant service time). The worker
-processes of a shard are M/D/c, by Sakasegawa's approximation with half the wait of exponential service times.
+Queues: the reader and Redis are modelled as M/D/1 (one thread, random arrivals, constant service time). A shard's
+worker processes are modelled as an M/D/c queue, with Sakasegawa's approximation and half the wait of exponential
+service times.
 
-The numbers of processes are chosen so that the load of each core is at most `utilisation`. The cost per segment
-decreases as batches grow, so the numbers of processes and the batch size are computed alternately until they
-agree.
+The numbers of processes are chosen so that each core's utilization is at most `utilisation`. The cost per segment
+decreases as batches grow, so the numbers of processes and the batch size are computed in turn until they converge.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class Cost:
 class Quotas:
     """The limits of the stores, as documented by their vendors. All of them are parameters of the simulation.
 
-    `gcs_writes`: object writes per second of a new bucket, doubled at most every `gcs_doubling_minutes`
-    (https://cloud.google.com/storage/docs/request-rate). `clickhouse_inserts`: inserts per second and server
-    (https://clickhouse.com/docs/optimize/bulk-inserts: about one). `bigquery_*_bytes`: bytes per second and
-    project in the multi-regions US and EU, and `bigquery_connections`: concurrent connections of the Storage
-    Write API (https://cloud.google.com/bigquery/quotas).
+    `gcs_writes`: object writes per second to a new bucket, a rate that may double every `gcs_doubling_minutes`
+    (https://cloud.google.com/storage/docs/request-rate). `clickhouse_inserts`: inserts per second per server
+    (https://clickhouse.com/docs/optimize/bulk-inserts: about one). `bigquery_*_bytes`: bytes per second per
+    project in the US and EU multi-regions, and `bigquery_connections`: concurrent connections of the Storage Write
+    API (https://cloud.google.com/bigquery/quotas).
     """
 
     gcs_writes: float = 1000.0
@@ -129,7 +129,7 @@ class Reader:
         self.batches: list[float] = []
 
     def run(self, seconds: float) -> None:
-        """Simulates this time in ticks, as the reader's loop runs."""
+        """Simulates this period, one tick of the reader's loop at a time."""
         for tick in range(1, int(seconds / TICK_SECONDS) + 1):
             self._tick(tick * TICK_SECONDS)
 
@@ -166,8 +166,8 @@ class Reader:
 
 
 def batch_segments(inputs: Inputs, partitions: float, rate: float) -> float:
-    """Returns the mean number of segments per batch of a reader with this number of partitions, of which each
-    receives `rate` messages per second.
+    """Returns the mean number of segments per batch for a reader with this many partitions, each of which receives
+    `rate` messages per second.
     """
     reader = Reader(inputs, max(1, round(partitions)), rate)
     reader.run(SIMULATED_SECONDS)
@@ -177,9 +177,9 @@ def batch_segments(inputs: Inputs, partitions: float, rate: float) -> float:
 
 
 def wait_seconds(load: float, service_seconds: float, servers: int = 1) -> float:
-    """Returns the mean time in the queue of M/D/c, exact for one server; infinite if the load is 1 or more.
+    """Returns the mean waiting time in an M/D/c queue, exact for one server; infinite if the load is 1 or more.
 
-    `load`: share of the servers' time that is used.
+    `load`: utilization, the share of time during which the servers are busy.
     """
     if load >= 1:
         return math.inf
@@ -255,7 +255,7 @@ def plan(rate: float, inputs: Inputs) -> Plan:
 
 
 def cores(rate: float, micros: float, utilisation: float) -> int:
-    """Returns the number of cores that this cost needs at this rate."""
+    """Returns the number of cores needed for this rate at this cost per segment."""
     return max(1, math.ceil(rate * micros / 1e6 / utilisation))
 
 

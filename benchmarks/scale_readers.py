@@ -1,12 +1,12 @@
-"""Scales readers from 4 to 1 and back to 4 under load, on Apache Kafka, and measures how long partitions stop.
+"""Scales readers from 4 to 1 and back to 4 under load, on Apache Kafka, and measures how long partitions stall.
 
     python -m benchmarks.scale_readers
 
-A partition that receives messages counts as *stopped* between two commits that advance its offset. Three of four
+A partition that receives messages counts as *stalled* between two commits that advance its offset. Three of four
 readers get SIGTERM at the same time, as from an autoscaler. Once the remaining reader has all partitions, three
 readers are started again. At the end, every sink is compared with the manifest of the load. The exit code is 1 if
 an item is missing, if a committed offset decreased, if the load ended before the last rebalance, or if a partition
-stopped for `--limit` seconds.
+stalled for `--limit` seconds.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ BATCH_SECONDS = float(SHORT_TIMEOUTS["REPLAYS_BATCH_AGE_SECONDS_MAX"])
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """One run. Seconds are wall-clock time. `settled_seconds` maps each change of the number of readers to the
-    time until every partition had its new owner. `stopped_seconds` maps each partition to its longest stop during
+    time until every partition had its new owner. `stopped_seconds` maps each partition to its longest stall during
     the load.
     """
 
@@ -53,11 +53,11 @@ class Outcome:
 
     @property
     def longest_seconds(self) -> float:
-        """The longest stop of any partition."""
+        """The longest stall of any partition."""
         return max(self.stopped_seconds.values())
 
     def ok(self, limit_seconds: float) -> bool:
-        """Returns True if nothing was lost, the run was valid, and no partition stopped for too long."""
+        """Returns True if nothing was lost, the run was valid, and no partition stalled for too long."""
         return self.amid and not self.fell and not self.missing and self.longest_seconds < limit_seconds
 
 
@@ -74,7 +74,9 @@ def stops(samples: Sequence[tuple[float, Mapping[int, int]]], since: float, unti
 
 
 def scale(fleet: Fleet, watch: Watch, load: Load) -> tuple[float, dict[str, float]]:
-    """Scales from 4 to 1 to 4 readers under load. Returns the start, and the settling time of each change."""
+    """Scales from 4 to 1 to 4 readers under load. Returns the start time of the first change, and the settling
+    time of each change.
+    """
     for name in READERS:
         watch.reader(name)
     watch.wait_shares(**dict.fromkeys(READERS, SHARE))
@@ -127,7 +129,7 @@ def report(outcome: Outcome, args: argparse.Namespace) -> None:
         for name, seconds in outcome.settled_seconds.items()
     ]
     rows += [
-        (f"longest stop of partition {partition}", f"{seconds:.1f}")
+        (f"longest stall of partition {partition}", f"{seconds:.1f}")
         for partition, seconds in outcome.stopped_seconds.items()
     ]
     caption = (
@@ -147,7 +149,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--segments", type=int, default=8000)
     parser.add_argument("--rate", type=float, default=100.0, help="messages per second")
-    parser.add_argument("--limit", type=float, default=15.0, help="maximum stop of a partition, seconds")
+    parser.add_argument("--limit", type=float, default=15.0, help="maximum stall of a partition, seconds")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", help="write the figures to this file")
     args = parser.parse_args()

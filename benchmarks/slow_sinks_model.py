@@ -35,8 +35,8 @@ TASK_SECONDS = 0.1
 class Case:
     """The inputs of the prediction. Sizes are in bytes, times in seconds.
 
-    `segment_bytes`: staged bytes of a segment. `capacity`: segments per second without latency. `row_requests`:
-    number of consecutive requests in the slowest task of the rows; 0 without sinks for rows.
+    `segment_bytes`: staged bytes of a segment. `capacity`: segments per second if the sinks add no latency.
+    `row_requests`: number of consecutive requests in the slowest row task; 0 if there are no row sinks.
     """
 
     latency_seconds: float

@@ -3,12 +3,12 @@
     python -m benchmarks.soak [--minutes 10] [--redis PROGRAM] [--json FILE]
     python -m benchmarks.soak --backlog 200000 [--json FILE]
 
-With --minutes, a producer keeps a backlog in the topic until the time is over. The broker keeps all messages in
+With --minutes, a producer keeps a backlog in the topic until the time is up. The broker keeps all messages in
 memory, so the workload uses small segments (--profile small; a backlog of 200,000 takes 1 GB). Apache Kafka
 (--kafka apache) writes them to a temporary directory instead.
 
-To explain a growth of Redis' memory, each sample also contains the memory use that Redis reports and its number of
-keys.
+To explain growth in Redis' memory use, each sample also contains the memory use and the number of keys that Redis
+reports.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def thirds(series: list[dict[str, float]]) -> list[float]:
 
 
 def report(result: Result, path: str | None) -> None:
-    """Prints a table over time and the slopes, and writes the JSON file."""
+    """Prints a table of the measurements over time and their slopes, and writes the JSON file."""
     series = result.series
     names = sorted(name for name in series[0] if name.startswith("rss_"))
     step = max(1, len(series) // LINES)

@@ -38,7 +38,7 @@ SEGMENTS_PER_SECOND_MIN = 50.0
 
 @dataclass(slots=True)
 class Result:
-    """Measurements of a run. CPU and memory are by role: reader, worker, redis, or peer.
+    """Measurements of a run. CPU and memory are reported per role: reader, worker, redis, or peer.
 
     `requests`: requests by sink during the whole run, and `requests_measured` during the measurement.
     `redis`: name, version and allocator of the Redis server. `redis_kinds`: its keys and their bytes by kind, when
@@ -77,7 +77,7 @@ class Result:
 
     @property
     def per_core(self) -> float:
-        """Segments per second that one fully used core processes."""
+        """Segments per second that one fully utilized core can process."""
         return 1e6 / self.cpu_micros if self.cpu_micros else 0.0
 
     def as_json(self) -> dict[str, Any]:
@@ -111,7 +111,9 @@ class Meter(threading.Thread):
             self.sample()
 
     def sample(self) -> dict[str, float]:
-        """Returns the CPU seconds of each role. Also updates memory, which is the proportional set size (PSS)."""
+        """Returns the CPU seconds of each role. Also updates the memory use, measured as proportional set size
+        (PSS).
+        """
         with self._lock:
             for role, roots in self._roots.items():
                 total = 0

@@ -1,8 +1,8 @@
-"""Measures the client's cost of uploading an object: with our sink, the official client, and a thread pool.
+"""Measures the client-side cost of uploading an object with our sink, the official client, and a thread pool.
 
     python -m benchmarks.uploads [--objects 1920] [--size 25000] [--latency-ms 20] [--rounds 3] [--json FILE]
 
-The three methods alternately write the same objects, 64 per call, to the same server
+The three methods take turns to write the same objects, 64 per call, to the same server
 (benchmarks/latency_server.py). This process runs on one core and the server on another. CPU is the CPU time of
 this process in the round with the lowest value.
 """
@@ -70,7 +70,7 @@ def pooled(settings: Settings, threads: int) -> Write:
 
 
 def ours(settings: Settings, connections: int) -> Write:
-    """Uploads with our sink, called as by flush tasks."""
+    """Uploads with our sink, called in the same way as in flush tasks."""
     sink = GcsSink(settings.model_copy(update={"gcs_connections": connections}))
     return lambda items: sink.write(items, "benchmark", CALL_SECONDS_MAX)
 

@@ -1,8 +1,8 @@
-"""The part of a run that is measured: from the commit of `warm` segments until `tail` segments are left.
+"""The part of a run that is measured: from the commit of `warm` segments until `tail` segments are left to commit.
 
-A reader works ahead of its commits. Without a tail, the work done before the measurement started would be missing
-although its segments are counted, and the wait of the last batch to be cut would be included in the time. With a
-tail that exceeds the maximum amount in flight, the amount in flight is about the same at both ends.
+A reader works ahead of its commits. If the measurement ended with the last commit, it would count segments whose
+work was done before it started, and its time would include the wait for the last batch to be cut. With a tail that
+exceeds the maximum amount in flight, the amount in flight is about the same at the start and at the end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Mark:
 class Window:
     """Keeps the first and the last observation of the measured part, and a series between them.
 
-    `requests`: requests to the stores by sink, at the edges.
+    `requests`: number of requests to the stores so far by sink, at the start and at the end of the measurement.
     """
 
     warm: int
@@ -42,7 +42,7 @@ class Window:
         return self.ended is None and done >= self.stop
 
     def add(self, mark: Mark) -> None:
-        """Takes an observation of the measured part, including its edges."""
+        """Records an observation of the measured part, including those at its start and end."""
         if self.began is None:
             self.began = mark
         elif mark.done >= self.stop and self.ended is None:
@@ -54,7 +54,9 @@ class Window:
         self.ended = self.ended or self._last
 
     def extend(self, figures: Mapping[str, float]) -> None:
-        """Adds a sample to the series: the last observation, relative to the first one, and other figures."""
+        """Adds a sample to the series: the difference between the last observation and the first one, and
+        `figures`.
+        """
         assert self.began is not None
         assert self._last is not None
         seconds, segments = self._last.at - self.began.at, self._last.done - self.began.done
@@ -90,7 +92,7 @@ class Window:
 
     @property
     def cpu_seconds(self) -> dict[str, float]:
-        """CPU time during the measurement by role."""
+        """CPU time during the measurement, by role."""
         assert self.began is not None
         assert self.ended is not None
         return {role: self.ended.cpu[role] - seconds for role, seconds in self.began.cpu.items()}

@@ -19,7 +19,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 FIRST_EXAMPLES: dict[str, str] = {
     "replays-ingest demo": "ingests and verifies 5,000 segments",
     "replays-ingest local up --all": "runs everything on this machine",
-    "replays-ingest --dry-run --messages 100": "reads your topic, writes nothing",
+    "replays-ingest --dry-run --messages 100": "reads your topic and writes nothing",
 }
 EXAMPLES: dict[str, str] = {
     "audit": "replays-ingest audit --limit 20",

@@ -80,7 +80,7 @@ def demo(
 )
 @as_json
 def try_command(host: str, port: int, seconds: float | None, as_json: bool) -> None:
-    """Record yourself in a shop page with the real Sentry SDK, and watch the recording.
+    """Record yourself on a shop page with the real Sentry SDK, and watch the recording.
 
     Starts the whole system, prints a link to the shop and a DSN for your own app, and removes everything when it
     ends. The endpoint splits replays as Relay does, but does not scrub personal data and has no quotas. With
@@ -111,8 +111,8 @@ def try_command(host: str, port: int, seconds: float | None, as_json: bool) -> N
 @click.option(
     "--manifest",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="New file that records what was produced, for verification. Default: manifest.jsonl or, if it exists, "
-    "manifest-2.jsonl and so on.",
+    help="New file that records what was produced, for verification. Default: manifest.jsonl, or the next free "
+    "name (manifest-2.jsonl and so on) if that file exists.",
 )
 @as_json
 def load_command(

@@ -258,7 +258,9 @@ def _abandoned_text(batch_id: str, about: Mapping[str, Any]) -> str:
 
 
 @click.command()
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000), help="Maximum entries.")
+@click.option(
+    "--limit", default=50, show_default=True, type=click.IntRange(1, 10_000), help="Maximum number of entries."
+)
 @as_json
 def audit(limit: int, as_json: bool) -> None:
     """List operator actions (kills, limits, retries, replays, erasures) with the operator, latest first."""

@@ -57,7 +57,7 @@ def reconcile(
     repaired; 1: something is missing, or the comparison failed (see the last line).
 
     With --expired, reads no messages. Compares the bucket with ClickHouse and lists objects (in both layouts) that
-    have outlived the retention in their name, and segments whose object is missing. Exit code 0: nothing is
+    are older than the retention in their names, and segments whose object is missing. Exit code 0: nothing is
     listed; 1: something is listed.
     """
     if expired:

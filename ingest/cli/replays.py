@@ -402,7 +402,7 @@ def events_table(marks: Iterable[Mark], start_ms: int) -> Table:
     type=click.Path(file_okay=False, path_type=Path),
     default=".",
     show_default=True,
-    help="Directory for the files REPLAY-SEGMENT.json, or REPLAY-SEGMENT.mp4 for a mobile replay.",
+    help="Directory for the files: REPLAY-SEGMENT.json, and REPLAY-SEGMENT.mp4 for a mobile replay.",
 )
 @as_json
 def fetch_command(

@@ -102,7 +102,7 @@ def append_without_an_offset(target: Target) -> None:
 
 
 def append_again(target: Target) -> None:
-    """An append at an offset that already has rows fails with ALREADY_EXISTS, also on another connection, and
+    """An append at an offset that already has rows fails with ALREADY_EXISTS, even on another connection, and
     stores nothing.
 
     Page: Package google.cloud.bigquery.storage.v1; Stream data using the Storage Write API.

@@ -135,7 +135,7 @@ def widen_a_type(target: Target) -> None:
 
 
 def narrow_a_type(target: Target) -> None:
-    """ALTER COLUMN SET DATA TYPE that could lose values is refused.
+    """An ALTER COLUMN SET DATA TYPE that could lose values is refused.
 
     Page: Data definition language (DDL) statements in GoogleSQL.
     """
