@@ -44,8 +44,8 @@ def page_of(result: Mapping[str, Any]) -> Iterator[str]:
     )
     yield (
         f"The {OURS} ran with a streaming buffer of 90 minutes, as in the service; without "
-        "`--streaming-buffer-seconds`, as in `local up` and `demo`, the emulator allows a DELETE of rows as soon as "
-        "they are streamed."
+        "`--streaming-buffer-seconds`, as in `local up` and `demo`, the emulator allows a DELETE of rows as soon "
+        "as they are streamed."
     )
     yield "## REST"
     yield _operations(rest.OPERATIONS, found, tuple(servers))
