@@ -355,7 +355,7 @@ def timestamp_as_rfc_3339(target: Target) -> None:
 
 
 def timestamp_as_rfc_3339_in_whole_seconds(target: Target) -> None:
-    """A timestamp in whole seconds, which the sink writes without a fraction, is also read.
+    """A timestamp without a fraction, as the sink writes it for whole seconds, is also accepted.
 
     Page: Data types.
     """
