@@ -62,7 +62,8 @@ class Flight:
 
     @property
     def unwritten(self) -> frozenset[SinkName]:
-        """The sinks that, as far as is known, have yet to write the batch before its stage is durable."""
+        """The sinks that the batch must still be written to before its stage is durable; all sinks of the stage if
+        it is unknown which of them failed."""
         return self.failed_sinks or self.batch.sinks(self.stage)
 
     def dispatch(self, now: float, deadline_seconds: float) -> do.Dispatch:

@@ -218,7 +218,7 @@ def _reader_line(reader: ReaderStatus) -> Text:
     elif snapshot.stopping:
         state, style = "stopping", "yellow"
     elif snapshot.paused:
-        state, style = "paused (in-flight bound)", "yellow"
+        state, style = "paused (in-flight limit)", "yellow"
     held = f"   {len(snapshot.flights)} in flight, {size_text(snapshot.held_bytes)}{_delays_text(reader)}"
     line = Text.assemble((f"{reader.reader}  ", "bold"), (state, style), held)
     shed = [str(project.project_id) for project in snapshot.rejects.worst if project.shed]

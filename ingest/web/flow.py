@@ -81,7 +81,7 @@ def _of_readers(status: Status) -> Iterator[Alert]:
     paused = [one.reader for one in heard if one.snapshot.paused]
     if paused:
         yield Alert(
-            "ReplaysBackpressure", f"Paused at the in-flight bound: {_join_names(paused)}.", Severity.WATCH
+            "ReplaysBackpressure", f"Paused at the in-flight limit: {_join_names(paused)}.", Severity.WATCH
         )
     shed = [str(each.project_id) for one in heard for each in one.snapshot.rejects.worst if each.shed]
     if shed:

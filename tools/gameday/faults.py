@@ -457,7 +457,7 @@ FAULTS = (
     Fault("the producers stop", "ReplaysNothingConsumed", stop_producers, start_producers, CONSUMING),
     Fault("Redis killed", "ReplaysRedisDown", kill_redis, start_redis, "min(replays_reader_redis_up) == 1"),
     Fault(
-        "Redis fails over and its address leads to the old primary",
+        "Redis fails over, but its address still resolves to the old primary",
         "ReplaysRedisDown",
         demote_redis,
         promote_redis,

@@ -99,7 +99,9 @@ def on_the_timeline(page: Page, done: Done) -> Comparison:
     marks.first.wait_for()
     shown = [int(number) for text in marks.all_inner_texts() for number in re.findall(r"clicks (\d+),", text)]
     did = ", ".join(map(str, sorted(done.bursts.values())))
-    return Comparison("clicks of the rage click (timeline)", did, ", ".join(map(str, sorted(shown))) or NOTHING)
+    return Comparison(
+        "clicks that make up the rage click (timeline)", did, ", ".join(map(str, sorted(shown))) or NOTHING
+    )
 
 
 def _repeated(done: Done, clicked: Counter[str]) -> Comparison:

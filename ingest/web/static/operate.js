@@ -257,7 +257,7 @@ function readerState(reader) {
   if (reader === null) return "";
   if (reader.silent) return state(false, `silent for ${reader.silent_seconds.toFixed(0)} s`);
   if (reader.snapshot.halted) return state(false, `halted: ${reader.snapshot.halted}`);
-  return reader.snapshot.paused ? make("span", { class: "warn" }, "paused at the in-flight bound") : "reading";
+  return reader.snapshot.paused ? make("span", { class: "warn" }, "paused at the in-flight limit") : "reading";
 }
 
 function audit(found) {

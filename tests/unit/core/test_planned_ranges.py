@@ -80,7 +80,7 @@ def test_a_range_waits_while_the_broker_delivers_nothing() -> None:
 
 
 def test_a_reader_that_is_paused_does_not_wait_for_messages() -> None:
-    """Time in which the reader is paused at the in-flight bound does not count as waiting for the rest of a
+    """Time in which the reader is paused at the in-flight limit does not count as waiting for the rest of a
     planned range.
     """
     runtime = successor(in_flight_batches_max=1, record="1,5")
