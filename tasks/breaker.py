@@ -51,7 +51,8 @@ local function keep(...)
 end
 """
 
-# `lease`: the probe's, seconds. Returns {kind, seconds to wait, last error}: "closed", "probe" or "open".
+# `lease`: duration of the probe's lease, in seconds. Returns {kind, seconds to wait, last error}: "closed",
+# "probe" or "open".
 REQUEST = (
     _FIELDS
     + """

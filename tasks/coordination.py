@@ -2,7 +2,7 @@
 
     <prefix>:reader:<reader>   stream: completions and operators' requests, for one reader
     <prefix>:readers           hash: the last heartbeat of each reader
-    <prefix>:workers           hash: the last presence of each worker
+    <prefix>:workers           hash: the last presence entry of each worker
     <prefix>:reader:trend/...  hashes: samples of the last hour (`tasks.trend`)
     <prefix>:parked            hash: parked batches, each a lease renewed by its reader
 
@@ -116,7 +116,7 @@ class Coordination:
         self._trend.add(reader, about)
 
     def trend(self) -> Trend:
-        """Returns throughput, lag and delay of the last hour."""
+        """Returns the throughput, lag and delay for the last hour."""
         return trend(self.client, self._prefix, self.now())
 
     def remove_reader(self, reader: str) -> None:
@@ -222,8 +222,8 @@ class Coordination:
         self.operators.audit(action)
 
     def audited(self, count_max: int = 100, *, copy_only: bool = False) -> list[dict[str, str]]:
-        """Returns the last actions, newest first. Raises RangeError if they are missing in Redis and Kafka is
-        unreachable. `copy_only`: returns only the actions in Redis.
+        """Returns the last actions, newest first. Raises RangeError if the actions are missing in Redis and Kafka
+        is unreachable. `copy_only`: returns only the actions in Redis.
         """
         return self.operators.audited(count_max, copy_only=copy_only)
 

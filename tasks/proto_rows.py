@@ -2,7 +2,7 @@
 
 A message has one optional field per column, numbered from 1 in the order of the columns: INTEGER and TIMESTAMP
 (microseconds) are int64, STRING and JSON are strings. Absent columns have no field. Rows are framed as in
-BigQuery's message ProtoRows: each is preceded by a tag and its length, so that concatenated rows are a valid
+BigQuery's ProtoRows message: each is preceded by a tag and its length, so that concatenated rows are a valid
 message. This module encodes messages itself, because the core must not import the protobuf library. Tests compare
 its bytes with those of the library. https://protobuf.dev/programming-guides/encoding
 """
@@ -37,7 +37,7 @@ TYPES = TEXT_TYPES | {"INTEGER", "TIMESTAMP"}
 MICROSECONDS = 1_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TIMES = range(253_402_300_800 * MICROSECONDS)
-"""Times that have a text."""
+"""Times that can be formatted as text."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,299}")
 _COLUMNS_MAX = 1000
@@ -94,7 +94,7 @@ def framed(message: bytes) -> bytes:
 
 
 class FactEncoder:
-    """Encodes the facts of one segment. Raises OverflowError for ids below 0 or above int64."""
+    """Encodes the facts of one segment. Raises OverflowError for ids below 0 or above the maximum of int64."""
 
     __slots__ = ("_after_low", "_high_bits", "_shared")
 

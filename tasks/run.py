@@ -50,7 +50,9 @@ class Held(Exception):
 
 
 def run(task: Task[Any, Any], batch: str, name: str, until: int) -> str:
-    """Runs a flush task once. Returns DONE, or raises Celery's Retry or the failure."""
+    """Runs a flush task once. Returns DONE. Raises Celery's Retry if the task is to be retried, otherwise the
+    error that made the task fail.
+    """
     worker, task_id = tools.get(), str(task.request.id)
     sink = TaskName.parse(name).sink
     with observed_run(task.request, batch, name, worker.staging, worker.settings) as watch:
@@ -201,7 +203,7 @@ def _examine(sink: Sink[Any], items: Sequence[Item], deadline_seconds: float, po
 def _write_dead_letters(
     worker: Tools, manifest: Manifest, sink: SinkName, items: Sequence[Item], progress: Progress
 ) -> None:
-    """Writes dead letters of refused items, before the task counts as done."""
+    """Writes dead letters for the refused items, before the task counts as done."""
     if not progress.refused:
         return
     if sink is SinkName.DEAD_LETTER:

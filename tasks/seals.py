@@ -96,7 +96,9 @@ class Seals:
         return {**about, SEAL: self.seal(purpose, place, _canonical(about)).decode()}
 
     def open_object(self, purpose: Purpose, place: str, text: bytes) -> dict[str, Any] | None:
-        """Returns the JSON object without its seal; None if it does not verify or is not an object."""
+        """Returns the JSON object without its seal; None if the seal does not verify or the value is not an
+        object.
+        """
         try:
             about: dict[str, Any] = msgspec.json.decode(text, type=dict[str, Any])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -19,7 +19,7 @@ RRwebEvent = dict[str, Any]
 
 REPLAY_ID = "515539018c9b4260a6f999572f1661ee"
 RECEIVED = 1_790_000_000
-"""Default time of everything that is built, Unix seconds."""
+"""Default time of everything that is built, in Unix seconds."""
 ENVELOPE_TYPE = "replay_recording_not_chunked"
 LEFT_OUT: Any = ...
 """A field of `envelope` with this value is omitted."""
@@ -127,7 +127,7 @@ def custom_event(tag: Any, payload: Any, timestamp: Any = RECEIVED * 1000) -> RR
 
 
 def viewport_event(href: str = "https://shop.example/", width: Any = 1280, height: Any = 720) -> RRwebEvent:
-    """Returns an event with the page's address and size (type 4)."""
+    """Returns an event with the URL and the size of the page (type 4)."""
     return {"type": 4, "timestamp": RECEIVED * 1000, "data": {"href": href, "width": width, "height": height}}
 
 
@@ -138,7 +138,7 @@ def snapshot_event(children: Sequence[Any] = ()) -> RRwebEvent:
 
 
 def mutation_event(count: int = 1) -> RRwebEvent:
-    """Returns an incremental snapshot with changed texts (type 3, source 0)."""
+    """Returns an incremental snapshot with changed text (type 3, source 0)."""
     texts = [{"id": number, "value": "text"} for number in range(count)]
     return {"type": 3, "timestamp": RECEIVED * 1000, "data": {"source": 0, "texts": texts}}
 
@@ -165,7 +165,7 @@ def node(node_id: Any = 7, tag: Any = "button", **attributes: Any) -> dict[str, 
 
 
 def click_event(node_id: Any = 7, tag: Any = "button", attributes: Mapping[str, Any] | None = None) -> RRwebEvent:
-    """`ui.click`."""
+    """Returns a `ui.click` breadcrumb."""
     clicked = {**node(node_id, tag), "attributes": dict(attributes or {})}
     data = {"nodeId": node_id, "node": clicked, "url": "https://shop.example/"}
     return breadcrumb("ui.click", data, message="div > button.buy")
@@ -196,7 +196,7 @@ def rage_click_event(node_id: Any = 7, tag: Any = "button", **data: Any) -> RRwe
 
 
 def multi_click_event(node_id: Any = 7, count: Any = 3) -> RRwebEvent:
-    """`ui.multiClick`."""
+    """Returns a `ui.multiClick` breadcrumb."""
     data = {"node": node(node_id), "url": "https://shop.example/", "clickCount": count, "metric": True}
     return breadcrumb("ui.multiClick", data, message="div > button.buy")
 
@@ -217,7 +217,7 @@ def mutations_event(count: Any = 1738, limit: Any = False) -> RRwebEvent:
 
 
 def console_event(message: Any = "it broke", level: Any = "error") -> RRwebEvent:
-    """`console`."""
+    """Returns a `console` breadcrumb."""
     return breadcrumb("console", {"logger": "console", "arguments": [message]}, message=message, level=level)
 
 

@@ -244,7 +244,9 @@ class Handler(web.RequestHandler):
         return int(text)
 
     def text(self, name: str) -> str:
-        """Returns a query argument as text; "" if absent. A text longer than TEXT_CHARACTERS_MAX causes a 400."""
+        """Returns a query argument as a string; "" if absent. A value longer than TEXT_CHARACTERS_MAX causes a
+        400.
+        """
         text: str = self.get_query_argument(name, "")
         if len(text) > TEXT_CHARACTERS_MAX:
             raise web.HTTPError(400, reason=f"{name} must have at most {TEXT_CHARACTERS_MAX} characters")
@@ -257,7 +259,7 @@ def is_number(text: str) -> bool:
 
 
 class NothingHandler(Handler):
-    """Responds with 404 to every address that no other handler serves."""
+    """Responds with 404 to every path that no other handler serves."""
 
     def prepare(self) -> None:
         super().prepare()

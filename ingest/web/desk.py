@@ -116,7 +116,7 @@ class OperatorService:
         }
 
     def trend(self) -> dict[str, Any]:
-        """Returns the throughput, lag and delay of the last hour."""
+        """Returns the throughput, lag and delay for the last hour."""
         try:
             coordination = Coordination(self._look_client, self._settings)
             found: dict[str, Any] = msgspec.to_builtins(coordination.trend())

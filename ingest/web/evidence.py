@@ -26,10 +26,10 @@ _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,6})?s?")
 class Around(msgspec.Struct):
     """The events within `window_ms` before and after `at_ms` (Unix milliseconds).
 
-    `event`: the requested event, or None if a time was requested. `page`: the address open at that time, "" if
-    unknown. `start_ms`, `end_ms`: start and end of the whole recording. `missing`, `unreadable`, `cut`: segments
-    that are not stored, cannot be read, or were read partially. `truncated`: whether there are more events than
-    listed.
+    `event`: the requested event, or None if a time was requested. `page`: the URL of the page that was open at
+    that time, "" if unknown. `start_ms`, `end_ms`: start and end of the whole recording. `missing`, `unreadable`,
+    `cut`: segments that are not stored, cannot be read, or were read partially. `truncated`: whether there are
+    more events than listed.
     """
 
     replay_id: str

@@ -96,7 +96,7 @@ def timeline(stores: Stores, segments: Segments, from_segment: int = 0) -> Timel
 
 @dataclass(frozen=True, slots=True)
 class EventsPage:
-    """One page of a recording for the player. `events`: a JSON array, bytes.
+    """One page of a recording for the player. `events`: a JSON array, as bytes.
 
     `left_out`: why a segment is incomplete, by segment; `unreadable`: why a segment is missing, by segment.
     `next_segment` starts the next page; None after the last.

@@ -237,8 +237,9 @@ def _task_event(event: Any) -> dict[str, Any]:
 
 
 def _text(event: dict[str, Any]) -> str:
-    """Returns the event as JSON of at most EVENT_CHARACTERS_MAX, with long texts truncated. Raises ValueError if
-    it is still longer."""
+    """Returns the event as JSON of at most EVENT_CHARACTERS_MAX, with long strings truncated. Raises ValueError if
+    the result is still longer.
+    """
     text = json.dumps(event, default=str)
     if len(text) > EVENT_CHARACTERS_MAX:
         cut = {

@@ -205,7 +205,7 @@ def examine(seals: Seals, topic: str, key: bytes | None, value: bytes | None, he
 
 
 def _sealed_parts(topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> list[bytes | str]:
-    """Returns the parts that a seal covers, in a form that distinguishes None from an empty text."""
+    """Returns the parts that a seal covers, in a form that distinguishes None from an empty value."""
     parts: list[bytes | str] = [topic]
     for part in (
         key,

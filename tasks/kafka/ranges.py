@@ -100,7 +100,7 @@ class Bounds:
 
     `seconds_max` counts time waiting for Kafka, not the caller's processing. `silent_seconds_max`: maximum wait
     for the next record. `metadata_seconds_max`: maximum wait for the topic's description; `down_seconds_max`:
-    maximum wait for it while the client is connected to no broker.
+    maximum wait for this description while the client is connected to no broker.
     """
 
     messages_max: int | None = None

@@ -88,7 +88,7 @@ class Loop:
         self._stopping.set()
 
     def join(self, deadline_seconds: float) -> bool:
-        """Waits for the loop to end. Returns True if it has ended or was never started."""
+        """Waits for the loop to end. Returns True if the loop has ended or was never started."""
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(max(0.0, deadline_seconds))
         return not self._thread.is_alive()

@@ -33,7 +33,7 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True):
     """The presence of one worker. Times are Unix seconds of the Redis clock. `bigquery_write`: the setting, empty
     if unknown.
 
-    Other releases may read it, so fields are only added, each with a default.
+    Other releases may read this entry, so fields are only added, each with a default.
     """
 
     host: str = ""

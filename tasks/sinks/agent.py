@@ -1,4 +1,4 @@
-"""Tests whether a DogStatsD agent listens at the configured address, without sending a metric.
+"""Tests whether a DogStatsD agent is listening at the configured address, without sending a metric.
 
 Over a Unix socket, the kernel reports a missing agent. Over UDP, the host may report a closed port; otherwise
 nothing confirms delivery.

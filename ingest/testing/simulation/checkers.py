@@ -24,7 +24,8 @@ from ingest.testing.simulation.story import Story, Violation
 
 MESSAGE_BYTES_MAX = LETTER_BYTES + 50
 CUTS_PER_MESSAGE_MAX = 3
-# The length of the lease, plus the longest time for a renewal in flight and for one step between two checks.
+# Longest time that a settled batch may be shown as parked: the length of the lease, plus the longest time for a
+# renewal in flight and for one step between two checks.
 UNTRUE_SECONDS_MAX = PARKED_LEASE_SECONDS + 1.0
 # Longest time that a partition may have no owner: the members' own limit, plus the duration of three loop steps
 # and the longest time for which all members may be frozen.

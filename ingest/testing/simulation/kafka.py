@@ -374,7 +374,7 @@ class SimulatedSource:
             messages.append(Message(log.source, epoch, offset, b"", timestamp_ms=log.generation))
 
     def _reach_end(self, partition: int, end: int) -> None:
-        """Reports each end once, before the messages of the same poll, as the client does."""
+        """Reports the end of each partition once, before the messages of the same poll, as the client does."""
         position = self._positions[partition]
         if end < position:
             return

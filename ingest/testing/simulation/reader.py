@@ -318,7 +318,7 @@ class Reader:
             self.source.rejoin()
 
     def watch_topic(self, topic_id: str) -> None:
-        """Checks the id of the topic, as another thread does periodically."""
+        """Checks the id of the topic. In a real reader, another thread does this periodically."""
         now = self._timeline.now
         if self.source.topic_id in ("", topic_id):
             self._other_topic_since = None

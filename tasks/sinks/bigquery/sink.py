@@ -124,7 +124,7 @@ class BigQuerySink:
         return []
 
     def examine(self, items: Sequence[Row], deadline_seconds: float) -> None:
-        """Checks the columns of each table, and whether it accepts a row that is known to be good."""
+        """Checks the columns of each table, and whether the table accepts a row that is known to be good."""
         ends_at = time.monotonic() + deadline_seconds
         service = self._ready()
         tables = {items.staged.table} if isinstance(items, EncodedRows) else {item.table for item in items}
@@ -247,7 +247,7 @@ def client(settings: Settings) -> bigquery.Client:
 
 
 def body_of(items: Sequence[Row], positions: Sequence[int]) -> bytes:
-    """Returns the JSON body of one insertAll, from the rows' own bytes."""
+    """Returns the JSON body of one insertAll request, from the rows' own bytes."""
     parts: list[bytes | memoryview] = [BODY_START]
     for place, position in enumerate(positions):
         item = items[position]

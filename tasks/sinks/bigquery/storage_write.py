@@ -81,7 +81,7 @@ class StorageWriteSink:
         outcome.raise_if_any()
 
     def examine(self, items: Sequence[Row], deadline_seconds: float) -> None:
-        """Checks the tables' columns, and whether they accept a good row; nothing is stored."""
+        """Checks that the tables have the right columns and accept a valid row; nothing is stored."""
         self._rest.examine(items, deadline_seconds)
 
     def check(self) -> Report:

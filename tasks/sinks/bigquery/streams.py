@@ -132,8 +132,9 @@ class Stream:
         self._connection: Connection | None = None
 
     def append(self, schema: bytes, offset: int, rows: bytes, seconds: float) -> Any:
-        """Sends one AppendRows request with the messages ProtoSchema and ProtoRows. After an exception, the next
-        call opens a new connection. Raises exceptions of google.api_core."""
+        """Sends one AppendRows request with the ProtoSchema and ProtoRows messages. After an exception, the next
+        call opens a new connection. Raises exceptions of google.api_core.
+        """
         if self._connection is None:
             self._connection = Connection(self._client, self.name)
         is_known = self._connection.schema == schema

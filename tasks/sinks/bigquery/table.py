@@ -58,9 +58,7 @@ def dry_insert(table: str) -> bytes:
 
 
 def fault_of_dry_insert(answer: Answer) -> Trouble | None:
-    """Returns the table's problem according to the response to `dry_insert`. Returns None if the good row is
-    accepted.
-    """
+    """Returns the problem that the response to `dry_insert` reveals. Returns None if the good row is accepted."""
     found = refusals_of(answer, rows=2)
     if isinstance(found, Trouble):
         return found.blamed(Blame.TABLE) if found.blame.accuses_items else found

@@ -98,7 +98,7 @@ BLAME_OF_CODE: dict[tuple[int, str], Blame] = {
     (497, "ACCESS_DENIED"): CREDENTIALS,
     (516, "AUTHENTICATION_FAILED"): CREDENTIALS,
     (720, "USER_EXPIRED"): CREDENTIALS,
-    # Codes about a value that the column does not accept.
+    # Codes for a value that the column does not accept.
     (6, "CANNOT_PARSE_TEXT"): BATCH,
     (25, "CANNOT_PARSE_ESCAPE_SEQUENCE"): BATCH,
     (26, "CANNOT_PARSE_QUOTED_STRING"): BATCH,

@@ -215,8 +215,9 @@ def dry_rows(table: str, now: float) -> bytes:
 
 
 def fault_of_dry_insert(answer: Answer) -> Trouble | None:
-    """Returns the table's problem according to the response to an insert of `dry_rows`. Returns None if the table
-    accepts them."""
+    """Returns the problem that the response to an insert of `dry_rows` reveals. Returns None if the table accepts
+    these rows.
+    """
     exception = exception_of(answer)
     if (
         exception is not None

@@ -82,8 +82,8 @@ class GcsSink:
     def examine(self, items: Sequence[Blob], deadline_seconds: float) -> None:
         """Stores and deletes a small object. If the bucket refuses this object too, the bucket is at fault.
 
-        The object's name is constant for the life of a process, so that a bucket that forbids deletion keeps only
-        one.
+        The object's name is constant for the lifetime of a process, so that a bucket that forbids deletion keeps
+        only one such object per process.
         """
         ends_at = time.monotonic() + deadline_seconds
         uploader, headers = self._ready()
