@@ -42,7 +42,7 @@ def segments_of(count: int) -> list[Segment]:
 
 
 def batch_of(segments: Sequence[Segment], number: int, size: int) -> Batch:
-    """Returns the batch with this number and this many segments. Segments are reused in a cycle."""
+    """Returns the batch with this number and this many segments. The segments repeat if necessary."""
     start = number * size
     chosen = tuple(segments[(start + place) % len(segments)] for place in range(size))
     return Batch(

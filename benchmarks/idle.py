@@ -2,9 +2,10 @@
 
     python -m benchmarks.idle [--python PROGRAM] [--processes 2,8] [--json FILE]
 
-Memory is the proportional set size (PSS), measured once reader and worker are ready and their total has been
-stable for some seconds. With --python, reader and worker run in another environment, for example one without
-extras, as in production: the extra `local` installs pandas and pyarrow, which google-cloud-bigquery then imports.
+Memory is the proportional set size (PSS), measured once the reader and the worker are ready and the total has been
+stable for some seconds. With --python, the reader and the worker run in another environment, for example one
+without extras, as in production: the extra `local` installs pandas and pyarrow, which google-cloud-bigquery then
+imports.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An HTTP server that responds to the requests of all sinks after a given latency, as the store of benchmarks.
+"""The store of benchmarks: an HTTP server that responds to the requests of all sinks after a given latency.
 
     python -m benchmarks.latency_server --port 18080 --latency-ms 20 [--script '[{"sink": "gcs", "every": 50}]']
 

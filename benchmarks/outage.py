@@ -88,7 +88,7 @@ def reached(
 ) -> dict[str, int]:
     """Returns the milestones that were reached according to these offsets, with the lag in messages.
 
-    `ends` and `start`: log ends and committed offsets at the end of the outage, by partition.
+    `ends` and `start`: log end offsets and committed offsets at the end of the outage, by partition.
     """
     found = {"lag": sum(now_ends[partition] - committed[partition] for partition in now_ends)}
     if any(committed[partition] > start[partition] for partition in start):
@@ -99,7 +99,7 @@ def reached(
 
 
 class Watch:
-    """Reads log ends and committed offsets of the topic, by partition."""
+    """Reads the topic's log end offsets and committed offsets, by partition."""
 
     def __init__(self, settings: Settings) -> None:
         self._topic = settings.kafka_topic

@@ -37,7 +37,7 @@ Write = Callable[[Sequence[Blob]], None]
 
 
 def official(settings: Settings, threads: int) -> Write:
-    """Uploads with `Blob.upload_from_string` from a pool of threads."""
+    """Uploads with `Blob.upload_from_string` from a thread pool."""
     pool = ThreadPoolExecutor(threads)
     bucket = client(settings).bucket(settings.gcs_bucket)
 

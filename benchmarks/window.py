@@ -70,7 +70,7 @@ class Window:
 
     @property
     def requests_measured(self) -> dict[str, int]:
-        """Requests by sink between the edges; empty if they were not counted."""
+        """Requests during the measurement by sink; empty if they were not counted."""
         if len(self.requests) < 2:
             return {}
         first, last = self.requests[0], self.requests[-1]

@@ -181,7 +181,7 @@ single(
 
 # Depth and brackets
 
-single("one event nested as deep as it is long", {"type": 2, "data": "@"}, b"[", b"", b"")
+single("one event that consists only of nested arrays", {"type": 2, "data": "@"}, b"[", b"", b"")
 many("events nested deeper than the decoder allows", b'{"type":2,"data":' + b"[" * 1200 + b"]" * 1200 + b"}")
 many("events nested almost too deep", b'{"type":2,"data":' + b"[" * 900 + b"]" * 900 + b"}")
 many("objects nested deeper than the decoder allows", b'{"a":' * 1200 + b"1" + b"}" * 1200)
