@@ -103,7 +103,7 @@ class Halt:
 
 @dataclass(frozen=True, slots=True)
 class Shed:
-    """Report that most messages of this project are being rejected (`shed`), or that this is no longer so."""
+    """Report that most messages of this project are being rejected (`shed`), or no longer are."""
 
     project_id: int
     messages: int
