@@ -44,18 +44,18 @@ MB = 1e6
 SAMPLED = ("canvas_size", "sdk_options", "mutations", "rage_click", "multi_click")
 
 
-class Least(msgspec.Struct, gc=False):
+class MinimalEvent(msgspec.Struct, gc=False):
     """The smallest object that a validating decoder can build from an event."""
 
     type: int
 
 
-_decode_least = msgspec.json.Decoder(list[Least]).decode
+_decode_minimal = msgspec.json.Decoder(list[MinimalEvent]).decode
 
 
 def floor(body: bytes) -> None:
     """Runs the floor: decompresses a body up to the size limit, and scans its JSON."""
-    _decode_least(isal_zlib.decompressobj().decompress(body, RULES.inflated_bytes_max))
+    _decode_minimal(isal_zlib.decompressobj().decompress(body, RULES.inflated_bytes_max))
 
 
 def ours(message: Message) -> None:

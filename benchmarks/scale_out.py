@@ -207,7 +207,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rates", type=numbers, default=[350, 1_000, 10_000, 100_000, 1_000_000])
     parser.add_argument("--layout", choices=("segment", "packed"), default="segment")
-    parser.add_argument("--utilisation", type=float, default=0.6, help="share of each core to use")
+    parser.add_argument("--utilization", type=float, default=0.6, help="share of each core to use")
     parser.add_argument("--costs", type=Path, help="take the costs from this JSON file, written by --check")
     parser.add_argument("--check", action="store_true", help="measure the costs with several readers and shards")
     parser.add_argument("--rate", type=float, default=300.0, help="throughput of the check, segments per second")
@@ -232,7 +232,7 @@ def main() -> int:
         }
         write_json(arguments.json, document)
         return 0 if all(row["is_within"] for row in rows) else 1
-    inputs = replace(Inputs(), layout=arguments.layout, utilisation=arguments.utilisation)
+    inputs = replace(Inputs(), layout=arguments.layout, utilization=arguments.utilization)
     if arguments.costs is not None:
         inputs = with_costs(inputs, json.loads(arguments.costs.read_text())["costs"])
     plans = [plan(rate, inputs) for rate in arguments.rates]

@@ -9,7 +9,7 @@ Queues: the reader and Redis are modelled as M/D/1 (one thread, random arrivals,
 worker processes are modelled as an M/D/c queue, with Sakasegawa's approximation and half the wait of exponential
 service times.
 
-The numbers of processes are chosen so that each core's utilization is at most `utilisation`. The cost per segment
+The numbers of processes are chosen so that each core's utilization is at most `utilization`. The cost per segment
 decreases as batches grow, so the numbers of processes and the batch size are computed in turn until they converge.
 """
 
@@ -90,7 +90,7 @@ class Inputs:
     proto_bytes: float = 2_700.0
     retention_classes: int = 1
     layout: str = "segment"
-    utilisation: float = 0.6
+    utilization: float = 0.6
     partitions_min: int = 4
     flight_seconds: float = 0.15
     limits: Limits = field(default_factory=Limits)
@@ -210,7 +210,7 @@ class Plan:
 
     @property
     def cores(self) -> float:
-        """Cores of all roles, at the utilisation for which they are sized."""
+        """Cores of all roles, at the utilization for which they are sized."""
         return float(self.readers + self.worker_processes + self.redis_shards)
 
 
@@ -219,13 +219,13 @@ def plan(rate: float, inputs: Inputs) -> Plan:
     size = float(inputs.batch_segments_max)
     readers = partitions = 1
     for _ in range(ROUNDS_MAX):
-        readers = cores(rate, inputs.reader.at(size), inputs.utilisation)
+        readers = cores(rate, inputs.reader.at(size), inputs.utilization)
         partitions = max(inputs.partitions_min, 2 ** math.ceil(math.log2(readers)))
         before, size = size, batch_segments(inputs, partitions / readers, rate / partitions)
         if abs(size - before) < 0.01 * before:
             break
-    processes = cores(rate, inputs.worker.at(size), inputs.utilisation)
-    shards = cores(rate, inputs.redis.at(size), inputs.utilisation)
+    processes = cores(rate, inputs.worker.at(size), inputs.utilization)
+    shards = cores(rate, inputs.redis.at(size), inputs.utilization)
     loads = {
         "reader": rate * inputs.reader.at(size) / readers / 1e6,
         "worker": rate * inputs.worker.at(size) / processes / 1e6,
@@ -254,9 +254,9 @@ def plan(rate: float, inputs: Inputs) -> Plan:
     )
 
 
-def cores(rate: float, micros: float, utilisation: float) -> int:
+def cores(rate: float, micros: float, utilization: float) -> int:
     """Returns the number of cores needed for this rate at this cost per segment."""
-    return max(1, math.ceil(rate * micros / 1e6 / utilisation))
+    return max(1, math.ceil(rate * micros / 1e6 / utilization))
 
 
 def sinks(rate: float, size: float, processes: int, inputs: Inputs) -> dict[str, dict[str, float]]:

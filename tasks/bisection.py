@@ -107,10 +107,10 @@ class _Delivery:
             if len(positions) == 1:
                 self._schedule_sample()
             return
-        if error.among is not None:
-            among = [positions[place] for place in error.among]
-            self._note_durable([position for position in positions if position not in set(among)])
-            positions = among
+        if error.suspects is not None:
+            suspects = [positions[place] for place in error.suspects]
+            self._note_durable([position for position in positions if position not in set(suspects)])
+            positions = suspects
         if len(positions) == 1:
             self._add_suspects({positions[0]: str(error)})
             self._schedule_sample()

@@ -28,13 +28,13 @@ class _Client(redis.PrefixedStrictRedis):
     """Opens a channel only to a writable server. A PING is not enough, because a replica also answers it."""
 
     def ping(self, **_: Any) -> bool:
-        """Called by kombu when a channel opens. Raises RedisAway."""
+        """Called by kombu when a channel opens. Raises RedisUnavailable."""
         prove_writable(self, PROBE_KEY)
         return True
 
     def transaction(self, func: Callable[[Any], Any], *watches: Any, **options: Any) -> Any:
-        """Raises RedisAway if the server is unusable. Without this check, redis-py would treat the server's error
-        as a conflict and retry forever.
+        """Raises RedisUnavailable if the server is unusable. Without this check, redis-py would treat the
+        server's error as a conflict and retry forever.
         """
         attempts = count()
 
@@ -56,7 +56,7 @@ class QoS(redis.QoS):
     """
 
     def ack(self, delivery_tag: str) -> None:
-        """Raises the errors of the connection, including RedisAway."""
+        """Raises the errors of the connection, including RedisUnavailable."""
         with self._finished_on_error(delivery_tag):
             super().ack(delivery_tag)
 

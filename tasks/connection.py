@@ -1,9 +1,9 @@
 """All Redis connections of readers, workers, Celery and commands are made here.
 
 An open connection can be unusable: after a failover the old primary keeps responding with READONLY. Such responses
-(`AWAY`) close this and all other connections of the process to that address and raise `RedisAway`, a connection
-error: callers retry, and the next connection resolves the address again, by DNS or Sentinel. See
-docs/decisions/033-useless-connections.md.
+(`UNAVAILABLE_CODES`) close this and all other connections of the process to that address and raise
+`RedisUnavailable`, a connection error: callers retry, and the next connection resolves the address again, by DNS
+or Sentinel. See docs/decisions/033-useless-connections.md.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ PROBE_SECONDS = 60
 
 # Error codes that mean "not this server, or not now". OOM is not one of them, because a primary without free
 # memory is still the primary.
-AWAY = frozenset(
+UNAVAILABLE_CODES = frozenset(
     {
         "READONLY",  # a replica: the primary was demoted
         "UNBLOCKED",  # demoted while the call waited
@@ -67,26 +67,26 @@ AWAY = frozenset(
 )
 
 
-class RedisAway(RedisConnectionError):
+class RedisUnavailable(RedisConnectionError):
     """Redis responded that it cannot serve requests. The connection is closed, and the message contains the
     response.
     """
 
 
-def away_code(error: BaseException) -> str:
+def unavailable_code(error: BaseException) -> str:
     """Returns the error code if it means "unavailable"; "" for other errors.
 
     For errors in scripts, older servers put the code into the text: `ERR Error running script ...: -READONLY You
     ...`.
     """
-    if isinstance(error, RedisAway) or not isinstance(error, ResponseError | RedisConnectionError):
+    if isinstance(error, RedisUnavailable) or not isinstance(error, ResponseError | RedisConnectionError):
         return ""
     text = str(error)
     code = _code(error)
-    if code in AWAY:
+    if code in UNAVAILABLE_CODES:
         return code
     if isinstance(error, ResponseError) and "script" in text:
-        return next((code for code in sorted(AWAY) if f" -{code} " in text), "")
+        return next((code for code in sorted(UNAVAILABLE_CODES) if f" -{code} " in text), "")
     return ""
 
 
@@ -108,7 +108,7 @@ def _code(error: BaseException) -> str:
 
 
 class _Checked:
-    """Mixin for redis-py connections that raises RedisAway for unusable servers."""
+    """Mixin for redis-py connections that raises RedisUnavailable for unusable servers."""
 
     if TYPE_CHECKING:
         encoder: Any
@@ -121,48 +121,48 @@ class _Checked:
         return PythonRespSerializer(self._buffer_cutoff, self.encoder.encode)
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns the response as redis-py parses it. Raises RedisAway for errors in AWAY, also inside a
-        transaction.
+        """Returns the response as redis-py parses it. Raises RedisUnavailable for errors in UNAVAILABLE_CODES,
+        also inside a transaction.
         """
         try:
             answer = super().read_response(*args, **kwargs)  # type: ignore[misc]
         except RedisError as error:
-            self._raise_if_away(error)
+            self._raise_if_unavailable(error)
             raise
         if type(answer) is list:
             for part in answer:
                 if isinstance(part, ResponseError):
-                    self._raise_if_away(part)
+                    self._raise_if_unavailable(part)
         return answer
 
-    def _raise_if_away(self, error: RedisError) -> None:
-        code = away_code(error)
+    def _raise_if_unavailable(self, error: RedisError) -> None:
+        code = unavailable_code(error)
         if not code:
             return
         self.disconnect()
         _forget_connections()
         text = str(error)
-        raise RedisAway(text if text.startswith(code) else f"{code} {text}") from error
+        raise RedisUnavailable(text if text.startswith(code) else f"{code} {text}") from error
 
 
 class _CheckedTcp(_Checked, Connection):
-    """A connection over TCP that raises RedisAway."""
+    """A connection over TCP that raises RedisUnavailable."""
 
 
 class _CheckedTls(_Checked, SSLConnection):
-    """A connection over TLS that raises RedisAway."""
+    """A connection over TLS that raises RedisUnavailable."""
 
 
 class _CheckedSocket(_Checked, UnixDomainSocketConnection):
-    """A connection over a Unix socket that raises RedisAway."""
+    """A connection over a Unix socket that raises RedisUnavailable."""
 
 
 class _CheckedSentinel(SentinelManagedConnection, _CheckedTcp):
-    """A TCP connection to the primary reported by the Sentinels. Raises RedisAway."""
+    """A TCP connection to the primary reported by the Sentinels. Raises RedisUnavailable."""
 
 
 class _CheckedSentinelTls(SentinelManagedConnection, _CheckedTls):
-    """A TLS connection to the primary reported by the Sentinels. Raises RedisAway."""
+    """A TLS connection to the primary reported by the Sentinels. Raises RedisUnavailable."""
 
 
 _CLASSES: dict[tuple[Scheme, bool], type[Any]] = {
@@ -315,7 +315,7 @@ def _forget_connections() -> None:
 
 
 def prove_writable(client: Any, key: str) -> None:
-    """Writes a small expiring key. Raises RedisAway, among others, if the server is not writable.
+    """Writes a small expiring key. Raises RedisUnavailable, among others, if the server is not writable.
 
     A server at its memory limit passes: it is the primary, and its staged batches can still be finished.
     """
@@ -369,7 +369,7 @@ def fault_of(error: BaseException) -> Fault:
     if isinstance(error, NoPermissionError):
         return fault(Server.REDIS, Cause.RIGHTS, f"refuses a command: {text}")
     if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError)):
-        return fault(Server.REDIS, Cause.AWAY, f"does not respond: {text}")
+        return fault(Server.REDIS, Cause.UNREACHABLE, f"does not respond: {text}")
     return Fault(Server.REDIS, text, advice(error))
 
 
@@ -382,5 +382,5 @@ def advice(error: BaseException) -> str:
     if isinstance(error, NoPermissionError):
         return WHAT_TO_DO[Server.REDIS, Cause.RIGHTS]
     if isinstance(error, (RedisConnectionError, RedisTimeoutError)):
-        return WHAT_TO_DO[Server.REDIS, Cause.AWAY]
+        return WHAT_TO_DO[Server.REDIS, Cause.UNREACHABLE]
     return "check REPLAYS_REDIS_URL" if isinstance(error, RedisError) else "see the message; is the address right?"

@@ -61,7 +61,7 @@ def clickhouse(settings: Settings) -> Fault | None:
 
 
 ALL = (redis, kafka, clickhouse)
-BESIDE_REDIS = (kafka, clickhouse)
+ALL_EXCEPT_REDIS = (kafka, clickhouse)
 
 
 def asked_by(sinks: Collection[SinkName]) -> tuple[Ask, ...]:
@@ -106,5 +106,5 @@ class Dependencies:
         self._loop.request_stop()
 
     def _ask(self) -> None:
-        self._faults = tuple(faults(self._settings, BESIDE_REDIS))
+        self._faults = tuple(faults(self._settings, ALL_EXCEPT_REDIS))
         self._known.set()

@@ -41,9 +41,9 @@ class PermanentSinkError(SinkError):
 
     `failed`: position and error of each refused item, or None if the server does not name them and the caller must
     bisect. All other items are durable, unless `all_refused`: then nothing was written and the rest must be
-    written again. `among`, if `failed` is None: the positions that include the refused items; all other items are
-    durable. If `among` is None too, nothing is known to be durable. `configuration`: no item is at fault (missing
-    bucket or table, bad credentials), so the batch must be parked and must not become dead letters.
+    written again. `suspects`, if `failed` is None: the positions that include the refused items; all other items
+    are durable. If `suspects` is None too, nothing is known to be durable. `configuration`: no item is at fault
+    (missing bucket or table, bad credentials), so the batch must be parked and must not become dead letters.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class PermanentSinkError(SinkError):
         message: str,
         *,
         failed: tuple[tuple[int, str], ...] | None = None,
-        among: tuple[int, ...] | None = None,
+        suspects: tuple[int, ...] | None = None,
         all_refused: bool = False,
         configuration: bool = False,
     ) -> None:
         super().__init__(message)
         self.failed = failed
-        self.among = among
+        self.suspects = suspects
         self.all_refused = all_refused
         self.configuration = configuration

@@ -23,7 +23,7 @@ class Server(StrEnum):
 class Cause(StrEnum):
     """The kind of problem with a server or with the connection to it."""
 
-    AWAY = "away"
+    UNREACHABLE = "unreachable"
     """The server refuses connections, does not respond, or its name does not resolve."""
     SILENT = "silent"
     """The server closes connections without a response, or does not respond."""
@@ -40,10 +40,10 @@ class Cause(StrEnum):
 
 
 WHAT_TO_DO: Mapping[tuple[Server, Cause], str] = {
-    (Server.REDIS, Cause.AWAY): "start Redis, or correct REPLAYS_REDIS_URL",
+    (Server.REDIS, Cause.UNREACHABLE): "start Redis, or correct REPLAYS_REDIS_URL",
     (Server.REDIS, Cause.LOGIN): "correct the user or password in REPLAYS_REDIS_URL",
     (Server.REDIS, Cause.RIGHTS): "grant its user the rights of deploy/redis/users.acl",
-    (Server.KAFKA, Cause.AWAY): "start a broker, or correct REPLAYS_KAFKA_BROKERS",
+    (Server.KAFKA, Cause.UNREACHABLE): "start a broker, or correct REPLAYS_KAFKA_BROKERS",
     (Server.KAFKA, Cause.SILENT): (
         "start a broker, or correct REPLAYS_KAFKA_BROKERS or REPLAYS_KAFKA_SECURITY_PROTOCOL"
     ),
@@ -52,14 +52,14 @@ WHAT_TO_DO: Mapping[tuple[Server, Cause], str] = {
     (Server.KAFKA, Cause.ENCRYPTION): "correct REPLAYS_KAFKA_SECURITY_PROTOCOL or REPLAYS_KAFKA_SSL_CA_FILE",
     (Server.KAFKA, Cause.CLIENT): "correct the REPLAYS_KAFKA_* settings",
     (Server.KAFKA, Cause.RIGHTS): "grant the rights that docs/hardening.md lists",
-    (Server.CLICKHOUSE, Cause.AWAY): "start ClickHouse, or correct REPLAYS_CLICKHOUSE_URL",
+    (Server.CLICKHOUSE, Cause.UNREACHABLE): "start ClickHouse, or correct REPLAYS_CLICKHOUSE_URL",
     (Server.CLICKHOUSE, Cause.RIGHTS): "correct the REPLAYS_CLICKHOUSE_* settings, or the rights of its user",
     (Server.CLICKHOUSE, Cause.LOGIN): "correct REPLAYS_CLICKHOUSE_USER or REPLAYS_CLICKHOUSE_PASSWORD",
 }
-START_A_WORKER = "start `celery -A tasks worker`"
-START_A_READER = "start `replays-ingest`"
+START_WORKER_ADVICE = "start `celery -A tasks worker`"
+START_READER_ADVICE = "start `replays-ingest`"
 # In a terminal without the variables of a local stack, workers and readers do not find its servers.
-START_LOCAL_PROGRAMS = "start `replays-ingest local up --all`"
+START_LOCAL_PROGRAMS_ADVICE = "start `replays-ingest local up --all`"
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -75,14 +75,14 @@ class Fault(msgspec.Struct, frozen=True):
         return f"{self.server}: {self.problem}; {self.what_to_do}"
 
 
-def start_a_worker(*, local: bool) -> str:
+def start_worker_advice(*, local: bool) -> str:
     """Returns what to do if no worker is running. `local`: the settings come from a running local stack."""
-    return START_LOCAL_PROGRAMS if local else START_A_WORKER
+    return START_LOCAL_PROGRAMS_ADVICE if local else START_WORKER_ADVICE
 
 
-def start_a_reader(*, local: bool) -> str:
-    """Returns what to do if no reader is running. `local`: see `start_a_worker`."""
-    return START_LOCAL_PROGRAMS if local else START_A_READER
+def start_reader_advice(*, local: bool) -> str:
+    """Returns what to do if no reader is running. `local`: see `start_worker_advice`."""
+    return START_LOCAL_PROGRAMS_ADVICE if local else START_READER_ADVICE
 
 
 def fault(server: Server, cause: Cause, problem: str) -> Fault:

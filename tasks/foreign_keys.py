@@ -16,12 +16,12 @@ log = logging.getLogger(__name__)
 HASH, SORTED_SET, MISSING = b"hash", b"zset", b"none"
 
 
-def results(pipe: Any, instead: Any) -> list[Any]:
-    """Runs a read-only pipeline. The result for a key of another type is `instead`. Raises RedisError."""
+def results(pipe: Any, replacement: Any) -> list[Any]:
+    """Runs a read-only pipeline. The result for a key of another type is `replacement`. Raises RedisError."""
     found: list[Any] = pipe.execute(raise_on_error=False)
     for index, result in enumerate(found):
         if isinstance(result, ResponseError) and "WRONGTYPE" in str(result):
-            found[index] = instead
+            found[index] = replacement
         elif isinstance(result, Exception):
             raise result
     return found

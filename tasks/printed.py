@@ -13,15 +13,15 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 DELETE = "\x7f"  # the one control character that ASCII JSON does not escape
 _BLANKS = "\t\n\r"
 # Letters and symbols that Unicode classifies as printable although they are blank.
-_INKLESS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
+_INVISIBLE_CHARACTERS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
 # Combining marks are drawn above or below a letter. Many combining marks on one letter would cover the adjacent
 # lines.
 MARKS_MAX = 4
-_STACKED = re.compile(
+_EXCESS_COMBINING_MARKS = re.compile(
     rf"([\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]{{{MARKS_MAX}}})"
     r"[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]+"
 )
-_INKLESS_LETTER = re.compile(f"[{_INKLESS}]")
+_INVISIBLE_CHARACTER = re.compile(f"[{_INVISIBLE_CHARACTERS}]")
 # Matches up to the last @ before a space or quote, because a password may contain unencoded /, : and @.
 _SCHEME = r"[a-z][a-z0-9+.-]{0,19}://"
 _URL_PASSWORD = re.compile(
@@ -41,21 +41,21 @@ _AUTHORIZED = re.compile(
 )
 
 
-def printable(text: str, instead: str = REPLACEMENT) -> str:
+def printable(text: str, replacement: str = REPLACEMENT) -> str:
     """Returns one line without control characters, escapes, bidirectional marks, line separators, and zero-width
     and blank characters, and with at most MARKS_MAX consecutive combining marks.
 
-    White space becomes a space, and other unprintable characters become `instead`.
+    White space becomes a space, and other unprintable characters become `replacement`.
     """
     if not text.isascii():
-        text = _STACKED.sub(r"\1", _INKLESS_LETTER.sub(instead, text))
+        text = _EXCESS_COMBINING_MARKS.sub(r"\1", _INVISIBLE_CHARACTER.sub(replacement, text))
     if text.isprintable():
         return text
-    return "".join(each if each.isprintable() else _replaced(each, instead) for each in text)
+    return "".join(each if each.isprintable() else _replaced(each, replacement) for each in text)
 
 
-def _replaced(letter: str, instead: str) -> str:
-    return " " if letter in _BLANKS or unicodedata.category(letter) == "Zs" else instead
+def _replaced(letter: str, replacement: str) -> str:
+    return " " if letter in _BLANKS or unicodedata.category(letter) == "Zs" else replacement
 
 
 def ascii_json(value: Any, default: Callable[[Any], Any] | None = None) -> str:

@@ -145,9 +145,9 @@ class FactEncoder:
                 return _FIELD_1[len(row)] + row
             except IndexError:
                 pass
-        return self._long_or_early(row_id, event_type, microseconds, attributes)
+        return self._framed_slowly(row_id, event_type, microseconds, attributes)
 
-    def _long_or_early(self, row_id: bytes, event_type: str, microseconds: int, attributes: bytes) -> bytes:
+    def _framed_slowly(self, row_id: bytes, event_type: str, microseconds: int, attributes: bytes) -> bytes:
         """Returns one framed row with values of any length and any time; slower than `framed_fact`, which uses
         this method only for long values and early times.
         """

@@ -24,7 +24,7 @@ log = get_task_logger(__name__)
 PROBE_SPREAD_SECONDS = 2.0
 
 
-class Later(Exception):
+class RetryLater(Exception):
     """The run did not finish; the next run continues from `progress`.
 
     `wait_seconds`: minimum wait, or None for backoff alone. `probe_seconds`: time until the next probe if the
@@ -57,46 +57,56 @@ class GaveUp(Exception):
 
 
 def put_off(
-    task: Task[Any, Any], staging: Staging, settings: Settings, batch: str, name: str, until: int, later: Later
+    task: Task[Any, Any],
+    staging: Staging,
+    settings: Settings,
+    batch: str,
+    name: str,
+    until: int,
+    retry_later: RetryLater,
 ) -> NoReturn:
     """Ends the run: raises Celery's Retry, or GaveUp if the retries or the batch's time are used up."""
     tries = int(task.request.retries or 0)
-    wait_seconds = retry_wait_seconds(tries, later, settings)
-    exhausted = is_exhausted(tries, later, wait_seconds, until - staging.now(), settings)
-    error = f"{later} (gave up after {tries + 1} runs)" if exhausted else str(later)
-    staging.put_off(batch, name, str(task.request.id), error, later.progress)
+    wait_seconds = retry_wait_seconds(tries, retry_later, settings)
+    exhausted = is_exhausted(tries, retry_later, wait_seconds, until - staging.now(), settings)
+    error = f"{retry_later} (gave up after {tries + 1} runs)" if exhausted else str(retry_later)
+    staging.put_off(batch, name, str(task.request.id), error, retry_later.progress)
     if exhausted:
-        raise GaveUp(error) from later
-    log.info("%s of %s again in %.1f s: %s", name, batch, wait_seconds, later)
-    if later.counts or task.request.is_eager:
-        raise task.retry(exc=later, countdown=wait_seconds)
+        raise GaveUp(error) from retry_later
+    log.info("%s of %s again in %.1f s: %s", name, batch, wait_seconds, retry_later)
+    if retry_later.counts or task.request.is_eager:
+        raise task.retry(exc=retry_later, countdown=wait_seconds)
     # Does the same as `Task.retry`, but does not enforce Celery's retry count.
     signature = task.signature_from_request(countdown=wait_seconds, retries=tries)
     try:
         signature.apply_async()
     except Exception as error:
         raise Reject(error, requeue=False) from error
-    raise Retry(exc=later, when=wait_seconds, sig=signature)  # type: ignore[arg-type]
+    raise Retry(exc=retry_later, when=wait_seconds, sig=signature)  # type: ignore[arg-type]
 
 
-def is_exhausted(tries: int, later: Later, wait_seconds: float, left_seconds: float, settings: Settings) -> bool:
+def is_exhausted(
+    tries: int, retry_later: RetryLater, wait_seconds: float, remaining_seconds: float, settings: Settings
+) -> bool:
     """Returns True if the run must not be repeated: its retries are used up, or the wait would exceed the time
     left.
     """
-    return (later.counts and tries >= settings.task_retries_max) or wait_seconds > left_seconds
+    return (retry_later.counts and tries >= settings.task_retries_max) or wait_seconds > remaining_seconds
 
 
-def retry_wait_seconds(tries: int, later: Later, settings: Settings) -> float:
+def retry_wait_seconds(tries: int, retry_later: RetryLater, settings: Settings) -> float:
     """Returns the wait before the next run: if the breaker is open, the time until its next probe, otherwise the
     backoff. A longer wait requested by the server takes precedence.
     """
-    if not later.probe_seconds:
-        return backoff_seconds(tries, later.wait_seconds, settings)
-    wait_seconds = max(later.probe_seconds, later.wait_seconds or 0.0) + random.uniform(0, PROBE_SPREAD_SECONDS)
+    if not retry_later.probe_seconds:
+        return backoff_seconds(tries, retry_later.wait_seconds, settings)
+    wait_seconds = max(retry_later.probe_seconds, retry_later.wait_seconds or 0.0) + random.uniform(
+        0, PROBE_SPREAD_SECONDS
+    )
     return min(wait_seconds, settings.task_visibility_seconds / 2)
 
 
-def backoff_seconds(tries: int, asked_seconds: float | None, settings: Settings) -> float:
+def backoff_seconds(tries: int, requested_seconds: float | None, settings: Settings) -> float:
     """Returns a wait with full jitter below an upper bound that doubles per retry. A wait requested by the server
     is the minimum.
 
@@ -104,6 +114,6 @@ def backoff_seconds(tries: int, asked_seconds: float | None, settings: Settings)
     """
     ceiling = min(settings.task_backoff_seconds * 2.0**tries, settings.task_backoff_seconds_max)
     wait_seconds = random.uniform(0, ceiling)
-    if asked_seconds is not None:
-        wait_seconds = asked_seconds + random.uniform(0, min(ceiling, max(asked_seconds, 0.1)))
+    if requested_seconds is not None:
+        wait_seconds = requested_seconds + random.uniform(0, min(ceiling, max(requested_seconds, 0.1)))
     return min(wait_seconds, settings.task_visibility_seconds / 2)

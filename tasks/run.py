@@ -25,7 +25,7 @@ from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.observe import metrics
 from tasks.observe.watch import Watch, observed_run
 from tasks.refused import dead_letter
-from tasks.retries import GaveUp, Later, put_off
+from tasks.retries import GaveUp, RetryLater, put_off
 from tasks.sinks.base import RecordingSink, Sink
 from tasks.staging import Progress, Run
 from tasks.task_record import StagedRecord
@@ -69,8 +69,8 @@ def run(task: Task[Any, Any], batch: str, name: str, until: int) -> str:
                 )
             flush(worker, batch, name, started, permit, watch)
             finish(worker, batch, name, task_id, started.content, permit)
-        except Later as later:
-            put_off(task, worker.staging, worker.settings, batch, name, until, later)
+        except RetryLater as retry_later:
+            put_off(task, worker.staging, worker.settings, batch, name, until, retry_later)
         except Held as held:
             worker.staging.put_off(batch, name, task_id, str(held), held.progress)
             raise
@@ -97,8 +97,8 @@ def finish(worker: Tools, batch: str, name: str, task_id: str, content: str, per
 
 
 def flush(worker: Tools, batch: str, name: str, started: Run, permit: Permit, watch: Watch) -> None:
-    """Writes one task's items, and dead letters for the refused items. Raises Later if the task is to be retried,
-    otherwise the error that made the task fail.
+    """Writes one task's items, and dead letters for the refused items. Raises RetryLater if the task is to be
+    retried, otherwise the error that made the task fail.
 
     Reports a failure to the sink's breaker; a success is reported with the done mark.
     """
@@ -107,7 +107,7 @@ def flush(worker: Tools, batch: str, name: str, started: Run, permit: Permit, wa
         metrics.observe_breaker_refusal(target)
         error = permit.error or f"{target}: its calls fail"
         text = f"{error} (not called now, its breaker is open)"
-        raise Later(text, probe_seconds=permit.wait_seconds, counts=False)
+        raise RetryLater(text, probe_seconds=permit.wait_seconds, counts=False)
     try:
         sink = worker.sink(target)
         payload = worker.staging.payload(batch, name, started)
@@ -134,13 +134,13 @@ def flush(worker: Tools, batch: str, name: str, started: Run, permit: Permit, wa
             call.worked = len(progress.left) < before or not progress.left
             if error.failed is not None and 0 < len(progress.left) <= SCATTERED_SHARE_MAX * before:
                 # The failed items are retried as soon as the sink allows, and the run does not count as failed.
-                raise Later(str(error), error.retry_after_seconds or 0.0, progress, counts=False) from error
-            raise Later(str(error), error.retry_after_seconds, progress) from error
+                raise RetryLater(str(error), error.retry_after_seconds or 0.0, progress, counts=False) from error
+            raise RetryLater(str(error), error.retry_after_seconds, progress) from error
         except OutOfTime as error:
-            raise Later(str(error), 0.0, progress, counts=False) from error
+            raise RetryLater(str(error), 0.0, progress, counts=False) from error
         except SoftTimeLimitExceeded as error:
             call.worked, call.error = False, f"{target}: did not return within the time limit"
-            raise Later(call.error, None, progress) from error
+            raise RetryLater(call.error, None, progress) from error
 
 
 @dataclass(slots=True)
@@ -161,7 +161,7 @@ def _failures_reported(breaker: Breaker, target: SinkName, permit: Permit) -> It
         yield call
     except BaseException as error:
         probe_seconds = breaker.report(target, permit, worked=call.worked, error=call.error)
-        if isinstance(error, Later):
+        if isinstance(error, RetryLater):
             error.probe_seconds = probe_seconds
         raise
 

@@ -22,7 +22,7 @@ from ingest.settings import SettingsError
 from tasks.printed import printable
 
 if TYPE_CHECKING:  # commands import their dependencies when they run
-    from ingest.web.evidence import Around
+    from ingest.web.evidence import EventContext
     from ingest.web.model import Replay, Segments
     from ingest.web.timeline import Mark, Timeline
 
@@ -356,7 +356,7 @@ def _filter_kinds(timeline: Timeline, kinds: tuple[str, ...]) -> Timeline:
     return timeline
 
 
-def _print_incomplete(console: Terminal, timeline: Timeline | Around) -> None:
+def _print_incomplete(console: Terminal, timeline: Timeline | EventContext) -> None:
     """Prints which segments are unreadable or were read only in part."""
     for name, found in (("unreadable segments", timeline.unreadable), ("read in part", timeline.cut)):
         if found:

@@ -96,9 +96,9 @@ def round_waiter(seconds: float) -> Callable[[], bool]:
         nonlocal is_over
         if is_over:
             return False
-        left_seconds = ends_at - time.monotonic()
-        is_over = left_seconds <= ROUND_SECONDS
-        time.sleep(max(0.0, min(ROUND_SECONDS, left_seconds)))
+        remaining_seconds = ends_at - time.monotonic()
+        is_over = remaining_seconds <= ROUND_SECONDS
+        time.sleep(max(0.0, min(ROUND_SECONDS, remaining_seconds)))
         return True
 
     return another_round

@@ -124,5 +124,5 @@ class Flight:
         if self.shown is None:
             return None
         age_seconds = now - self.shown_at
-        left_seconds = max(0.0, self.shown.retry_seconds - age_seconds)
-        return do.Renew(replace(self.shown, retry_seconds=left_seconds), age_seconds)
+        remaining_seconds = max(0.0, self.shown.retry_seconds - age_seconds)
+        return do.Renew(replace(self.shown, retry_seconds=remaining_seconds), age_seconds)

@@ -14,7 +14,7 @@ from enum import StrEnum
 from ingest.core.cut_record import Record, decode
 
 
-class StartPlace(StrEnum):
+class StartPosition(StrEnum):
     """Where consumption of a partition may start."""
 
     COMMITTED = "committed"
@@ -52,7 +52,7 @@ class Start:
     `replaced`: id of the topic to which the committed offset belongs, if that is not the current topic.
     """
 
-    place: StartPlace
+    position: StartPosition
     began_with: int = 0
     replaced: str = ""
 
@@ -82,20 +82,20 @@ def start(partition: int, group: Mapping[int, StoredCommit], topic: TopicView, f
     """
     commit = group.get(partition, StoredCommit())
     if is_known(commit, topic):
-        return Start(StartPlace.COMMITTED, commit.record.partitions)
+        return Start(StartPosition.COMMITTED, commit.record.partitions)
     with_offset = [stored for stored in group.values() if stored.offset is not None]
     replaced = next((stored.record.topic_id for stored in with_offset if _is_recreated(stored, topic)), "")
     if former and topic.id and former != topic.id:
-        return Start(StartPlace.BEGINNING, 0, commit.record.topic_id or former)
+        return Start(StartPosition.BEGINNING, 0, commit.record.topic_id or former)
     if replaced:
         unnamed = replaced if commit.offset is not None else ""
-        return Start(StartPlace.BEGINNING, 0, commit.record.topic_id or unnamed)
+        return Start(StartPosition.BEGINNING, 0, commit.record.topic_id or unnamed)
     if commit.offset is not None:
-        return Start(StartPlace.COMMITTED, commit.record.partitions)
+        return Start(StartPosition.COMMITTED, commit.record.partitions)
     if not with_offset:
-        return Start(StartPlace.POLICY, topic.partitions)
+        return Start(StartPosition.POLICY, topic.partitions)
     began_with = min(stored.record.partitions for stored in with_offset)
-    return Start(StartPlace.BEGINNING if partition >= began_with else StartPlace.POLICY, began_with)
+    return Start(StartPosition.BEGINNING if partition >= began_with else StartPosition.POLICY, began_with)
 
 
 def _is_recreated(stored: StoredCommit, topic: TopicView) -> bool:

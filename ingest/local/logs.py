@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+COLORS = re.compile(r"\x1b\[[0-9;]*m")
 LINE_BYTES_MAX = 64 * 1024  # longer lines are split
 
 
@@ -30,4 +30,4 @@ class Tail:
             log.seek(self._offset)
             while (line := log.readline(LINE_BYTES_MAX)) and (line.endswith(b"\n") or len(line) == LINE_BYTES_MAX):
                 self._offset += len(line)
-                yield self._prefix + COLOURS.sub("", line.decode("utf-8", "replace").rstrip("\n"))
+                yield self._prefix + COLORS.sub("", line.decode("utf-8", "replace").rstrip("\n"))

@@ -51,7 +51,7 @@ class Cost:
         return self.cpu_seconds, self.size_bytes
 
 
-class CostOf(msgspec.Struct, frozen=True):
+class ProjectCost(msgspec.Struct, frozen=True):
     """Recent cost of one project, per second. `project`: the project's id, `other`, or `none` for messages without
     a project."""
 
@@ -94,7 +94,7 @@ class Costs:
             added[name if name in added else OTHER].add(cost)
         return added, before - self._listed
 
-    def recent(self) -> tuple[CostOf, ...]:
+    def recent(self) -> tuple[ProjectCost, ...]:
         """Returns the listed projects, most expensive first, then `none` and `other`, averaged over
         RECENT_SECONDS."""
         if not self._weight_seconds:
@@ -106,7 +106,7 @@ class Costs:
                 rest.add(cost)
         ordered = sorted(named.items(), key=lambda item: item[1].rank, reverse=True)
         return tuple(
-            CostOf(
+            ProjectCost(
                 name,
                 cost.cpu_seconds / self._weight_seconds,
                 cost.size_bytes / self._weight_seconds,

@@ -19,7 +19,7 @@ from tasks.configuration import configuration
 from tasks.connection import LOOK_SECONDS_MAX, advice, connect, prove_writable, refusal
 from tasks.coordination import Coordination
 from tasks.errors import shortened
-from tasks.faults import START_A_WORKER, Fault, Server
+from tasks.faults import START_WORKER_ADVICE, Fault, Server
 from tasks.foreign_keys import results
 from tasks.names import CONTROL_QUEUE, flush_queue
 from tasks.observe.loops import Loop
@@ -90,7 +90,7 @@ class Reported:
             log.warning(
                 "queues_without_worker",
                 queues=list(without_worker),
-                what_to_do=f"{START_A_WORKER}; until then nothing is committed",
+                what_to_do=f"{START_WORKER_ADVICE}; until then nothing is committed",
             )
         elif self._queues and not without_worker:
             log.info("every_queue_has_a_worker")
@@ -135,7 +135,7 @@ class FleetWatch:
             self._reported.redis(self._redis_problem, "see docs/redis.md")
         self._metrics.meters.set("replays.reader.redis_up", not self._redis_problem)
         if self._metrics.snapshot.paused:
-            self._metrics.ask_log_ends()
+            self._metrics.query_log_ends()
 
     def _unusable(self) -> str:
         """Returns the reason why Redis is unusable although it responds; "" if it is usable. Writes a key as a

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from ingest.observe.costs import CostOf
+from ingest.observe.costs import ProjectCost
 from ingest.observe.metrics import Metrics
 from ingest.observe.snapshot import Snapshot
 from ingest.settings import Settings
@@ -53,7 +53,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: Snapshot = Snapshot(now=0.0)
     unowned: tuple[Unowned, ...] = ()
     release: str = ""
-    costs: tuple[CostOf, ...] = ()
+    costs: tuple[ProjectCost, ...] = ()
     bigquery_write: str = ""
 
 

@@ -23,7 +23,7 @@ class LogEnds(Protocol):
     def log_ranges(self) -> LogRanges:
         """Returns the range of each assigned partition as of the last fetch. Makes no request."""
 
-    def ask_log_ranges(self) -> LogRanges:
+    def query_log_ranges(self) -> LogRanges:
         """Requests the ranges from the broker. The call blocks, and any thread may make it."""
 
 

@@ -20,7 +20,7 @@ from ingest.core import events as on
 from ingest.core.flight import Phase
 from ingest.core.model import Batch, CutReason, Drop, DropReason, Message, Reject, Segment, Stage, TopicPartition
 from ingest.core.pipeline import Pipeline
-from ingest.observe.costs import CostOf, Costs
+from ingest.observe.costs import Costs, ProjectCost
 from ingest.observe.journal import BatchEnd, Journal, Journey
 from ingest.observe.lag import Lag, LogEnds
 from ingest.observe.metric_table import CONSUMER, DEFINITIONS, READER
@@ -128,7 +128,7 @@ class Metrics:
         self._cpu_at = 0.0
         self._costs = Costs(settings.cost_projects_max)
         self._costed_at: float | None = None
-        self.costs: tuple[CostOf, ...] = ()
+        self.costs: tuple[ProjectCost, ...] = ()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self._prepare(reasons, warnings)
@@ -155,13 +155,13 @@ class Metrics:
 
     # Queries
 
-    def ask_log_ends(self) -> None:
+    def query_log_ends(self) -> None:
         """Requests log ends from the broker, because a paused reader does not fetch.
 
         The request blocks, so the loop's thread must not make it.
         """
         if self._log_ends is not None:
-            self._lag.update_log_ends(self._log_ends.ask_log_ranges())
+            self._lag.update_log_ends(self._log_ends.query_log_ranges())
 
     def by_label(self, name: str) -> dict[str, float]:
         """Returns the values of a counter by label ("" if it has none)."""

@@ -43,7 +43,7 @@ class FlightState(msgspec.Struct, frozen=True):
     error: str
 
 
-class RejectsOf(msgspec.Struct, frozen=True):
+class ProjectRejects(msgspec.Struct, frozen=True):
     """Rejects of one project in the reject window. `shed`: whether most of the project's messages are rejects."""
 
     project_id: int
@@ -59,7 +59,7 @@ class RejectState(msgspec.Struct, frozen=True):
     `shed`: number of shed projects; `dropped`: rejects dropped by policy since startup.
     """
 
-    worst: tuple[RejectsOf, ...] = ()
+    worst: tuple[ProjectRejects, ...] = ()
     other: int = 0
     unattributed: int = 0
     shed: int = 0
@@ -121,7 +121,7 @@ def take(pipeline: Pipeline, now: float) -> Snapshot:
 
 def _rejects(rejects: Rejects) -> RejectState:
     worst = tuple(
-        RejectsOf(project.project_id, project.messages, project.rejects, project.shed)
+        ProjectRejects(project.project_id, project.messages, project.rejects, project.shed)
         for project in rejects.most_rejected_projects()
         if project.project_id is not None
     )

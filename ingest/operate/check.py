@@ -27,7 +27,7 @@ DOWN_SECONDS_MAX = 1.0  # brokers that refuse connections for this long are cons
 CHECKS_AT_ONCE = 8
 REDIS_KIND = "redis kind"
 SECRET_CHARACTERS_MIN = 4  # hiding shorter secrets would make messages unreadable
-NO_RESPONSE: dict[str, str] = {SinkName.CLICKHOUSE: WHAT_TO_DO[Server.CLICKHOUSE, Cause.AWAY]}
+NO_RESPONSE: dict[str, str] = {SinkName.CLICKHOUSE: WHAT_TO_DO[Server.CLICKHOUSE, Cause.UNREACHABLE]}
 RUN_CALLS_MAX = 6  # maximum duration of one run of a flush task, as a multiple of the sink timeout
 
 

@@ -16,7 +16,7 @@ from ingest.reader.configuration import consumer_config
 from ingest.settings import Settings
 from tasks.connection import connect
 from tasks.coordination import Coordination
-from tasks.faults import START_LOCAL_PROGRAMS, start_a_reader, start_a_worker
+from tasks.faults import START_LOCAL_PROGRAMS_ADVICE, start_reader_advice, start_worker_advice
 from tasks.kafka.cluster import Cluster, ClusterError
 from tasks.kafka.membership import MetadataDropped, MetadataRefused, NoMember, join_and_commit
 from tasks.names import flush_queue
@@ -135,7 +135,7 @@ def check_owners(settings: Settings) -> Iterable[Finding]:
             "partition owners",
             Severity.WARNING,
             f"group {settings.kafka_group} has no member that the brokers describe",
-            start_a_reader(local=settings.from_local_stack),
+            start_reader_advice(local=settings.from_local_stack),
         )
     else:
         state = "" if found.stable else f", which is {found.state}"
@@ -223,13 +223,15 @@ def check_workers(settings: Settings) -> Iterable[Finding]:
             "workers",
             Severity.BAD,
             f"no worker is running: tasks of {', '.join(consumed)} wait, and nothing is committed",
-            start_a_worker(local=settings.from_local_stack),
+            start_worker_advice(local=settings.from_local_stack),
         )
         return
     for queue, count in consumed.items():
         if not count:
             advice = (
-                START_LOCAL_PROGRAMS if settings.from_local_stack else f"start `celery -A tasks worker -Q {queue}`"
+                START_LOCAL_PROGRAMS_ADVICE
+                if settings.from_local_stack
+                else f"start `celery -A tasks worker -Q {queue}`"
             )
             yield Finding(
                 f"queue {queue}",

@@ -13,7 +13,7 @@ import msgspec
 from redis import Redis
 
 from ingest.core.model import Stage
-from ingest.observe.costs import NONE, OTHER, CostOf
+from ingest.observe.costs import NONE, OTHER, ProjectCost
 from ingest.observe.fleet import RedisMemory, broker_prefix, queue_depths, redis_memory
 from ingest.observe.heartbeat import Heartbeat, Unowned
 from ingest.settings import Settings
@@ -99,7 +99,7 @@ class Status(msgspec.Struct, frozen=True):
     workers: tuple[WorkerStatus, ...] = ()
     unowned: tuple[Unowned, ...] = ()
     queues_without_worker: tuple[str, ...] = ()
-    costs: tuple[CostOf, ...] = ()
+    costs: tuple[ProjectCost, ...] = ()
     faults: tuple[Fault, ...] = ()
     from_local_stack: bool = False
 
@@ -159,15 +159,15 @@ def collect(settings: Settings, client: Redis[bytes] | None = None) -> Status:
     )
 
 
-def costs(of_readers: Iterable[Iterable[CostOf]]) -> tuple[CostOf, ...]:
+def costs(reader_costs: Iterable[Iterable[ProjectCost]]) -> tuple[ProjectCost, ...]:
     """Sums the costs by project: highest CPU first, then `none` and `other`.
 
     If a reader does not list a project, its cost remains in `other`.
     """
-    found: dict[str, CostOf] = {}
-    for cost in (cost for costs in of_readers for cost in costs):
-        so_far = found.get(cost.project, CostOf(cost.project))
-        found[cost.project] = CostOf(
+    found: dict[str, ProjectCost] = {}
+    for cost in (cost for costs in reader_costs for cost in costs):
+        so_far = found.get(cost.project, ProjectCost(cost.project))
+        found[cost.project] = ProjectCost(
             cost.project,
             so_far.cpu_seconds + cost.cpu_seconds,
             so_far.bytes_per_second + cost.bytes_per_second,

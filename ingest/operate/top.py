@@ -26,7 +26,7 @@ from tasks import dependencies
 from tasks.breaker import BreakerPhase
 from tasks.connection import LOOK_SECONDS_MAX, connect, fault_of
 from tasks.dependencies import Dependencies
-from tasks.faults import Server, start_a_reader, start_a_worker
+from tasks.faults import Server, start_reader_advice, start_worker_advice
 from tasks.names import CONTROL_QUEUE, flush_queue
 from tasks.observe.meters import LONG_SECONDS
 from tasks.wire import SinkName
@@ -138,7 +138,7 @@ def can_refresh(console: Console) -> bool:
 def now(settings: Settings) -> Status:
     """Returns the state from Redis, with the faults of servers that Redis has no data about. Raises RedisError."""
     found = collect(settings, connect(settings, retries=0, seconds_max=LOOK_SECONDS_MAX))
-    faults = tuple(dependencies.faults(settings, dependencies.BESIDE_REDIS))
+    faults = tuple(dependencies.faults(settings, dependencies.ALL_EXCEPT_REDIS))
     return msgspec.structs.replace(found, faults=faults)
 
 
@@ -179,7 +179,7 @@ def _headline(status: Status) -> RenderableType:
         lines.append(Text("no reader reports: a reader starts to read once Kafka can be used", style="bold red"))
     elif not status.readers:
         lines.append(
-            Text(f"no reader is running: {start_a_reader(local=status.from_local_stack)}", style="bold red")
+            Text(f"no reader is running: {start_reader_advice(local=status.from_local_stack)}", style="bold red")
         )
     if status.unowned:
         unowned_text = ", ".join(
@@ -192,7 +192,7 @@ def _headline(status: Status) -> RenderableType:
     if status.queues_without_worker:
         queues = ", ".join(status.queues_without_worker)
         lines.append(Text(f"queues without a worker: {queues}", style="bold red"))
-        advice = start_a_worker(local=status.from_local_stack)
+        advice = start_worker_advice(local=status.from_local_stack)
         lines.append(Text(f"{advice}; until then nothing is committed", style="red"))
     if status.parked:
         newest = max(status.parked, key=lambda batch: batch.parked_at)

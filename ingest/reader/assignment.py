@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from ingest.core.cut_record import reason_ignored
-from ingest.core.starting import Start, StartPlace, StoredCommit, TopicView, is_doubtful, is_known, start
+from ingest.core.starting import Start, StartPosition, StoredCommit, TopicView, is_doubtful, is_known, start
 
 CALL_SECONDS_MAX = 10.0
 ANSWER_SECONDS_MAX = 30.0
@@ -95,18 +95,18 @@ class Offsets:
     def _partition_start(
         self, consumer: Consumer, number: int, stored: StoredCommit, found: Start
     ) -> PartitionStart:
-        if found.place is StartPlace.COMMITTED and stored.offset is not None:
+        if found.position is StartPosition.COMMITTED and stored.offset is not None:
             reason = reason_ignored(stored.text)
             if reason:
                 log.warning("cut_record_not_read", partition=number, reason=reason)
             return PartitionStart(number, stored.offset, stored.offset, stored.text, found)
-        if found.place is StartPlace.POLICY and self._reset == "error":
+        if found.position is StartPosition.POLICY and self._reset == "error":
             raise ConsumerFailed(
                 f"{self._topic}-{number} has no committed offset and REPLAYS_KAFKA_OFFSET_RESET is error: "
                 "set it to earliest or latest once, or commit an offset for the group"
             )
         low, high = self.log_range(consumer, number)
-        at_end = found.place is StartPlace.POLICY and self._reset == "latest"
+        at_end = found.position is StartPosition.POLICY and self._reset == "latest"
         return PartitionStart(number, high if at_end else low, None, "", found)
 
     def log_range(self, consumer: Consumer, number: int) -> tuple[int, int]:

@@ -262,7 +262,7 @@ class KafkaSource:
             )
             if refusal is None:
                 self._inbox.put(on.Committed(*sent))
-            elif _is(refusal, KafkaError.OFFSET_METADATA_TOO_LARGE) and command.record:
+            elif _has_code(refusal, KafkaError.OFFSET_METADATA_TOO_LARGE) and command.record:
                 self._log_refused_record(command)
                 self._inbox.put(on.CommitFailed(*sent, str(refusal), record_too_long=True))
             else:
@@ -310,7 +310,7 @@ class KafkaSource:
         request."""
         return self._log_ranges(cached=True)
 
-    def ask_log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
+    def query_log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
         """Requests the watermarks from the broker, because cached values do not change while fetching is paused.
 
         Any thread may call this method. Partitions without a response are left out.
@@ -591,7 +591,7 @@ class KafkaSource:
         self._emit(on.OffsetOutOfRange(source, self._epoch, wanted, resumed_at))
 
 
-def _is(error: object, code: int) -> bool:
+def _has_code(error: object, code: int) -> bool:
     return isinstance(error, KafkaError) and error.code() == code
 
 

@@ -69,7 +69,7 @@ class Unusual:
         return self.message.epoch
 
 
-class SecondLine(Protocol):
+class SecondLineParser(Protocol):
     """Parses unusual messages outside the loop. Each result is a MessageParsed in the inbox."""
 
     def submit(self, message: Message) -> None:

@@ -33,8 +33,8 @@ from ingest.reader.dispatch import Dispatcher
 from ingest.reader.group_watch import GroupWatch, TopicDescriber
 from ingest.reader.kafka import KafkaSource
 from ingest.reader.parsing.deadlines import Deadlines
-from ingest.reader.parsing.inline import InlineParser, ProcessParser, Wary
-from ingest.reader.parsing.second_line import SecondLine
+from ingest.reader.parsing.inline import InlineParser, IsSuspect, ProcessParser
+from ingest.reader.parsing.second_line import SecondLineParser
 from ingest.reader.runtime import Runtime
 from ingest.reader.settled import Settled
 from ingest.reader.stopwatch import TimedParser
@@ -111,7 +111,7 @@ class Reader:
         self.gate = TenantGate()
         self.settled = Settled(self.pipeline, self.gate)
         self.parser = parser_of(settings, self.gate, self._is_suspect)
-        self.second_line = SecondLine(
+        self.second_line_parser = SecondLineParser(
             rules_of(settings), Deadlines.before(settings.loop_silent_seconds_max), self.inbox.put
         )
         self.runtime = Runtime(
@@ -124,7 +124,7 @@ class Reader:
             self._observe,
             self.guard,
             self._polled,
-            self.second_line,
+            self.second_line_parser,
             self.gate.screened,
         )
 
@@ -150,7 +150,7 @@ class Reader:
         with ExitStack() as closing:
             closing.callback(self._close, "telemetry", telemetry.flush)
             closing.callback(self._close, "parser", self.parser.close)
-            closing.callback(self._close, "second_line", self.second_line.close)
+            closing.callback(self._close, "second_line", self.second_line_parser.close)
             closing.callback(self._close, "runtime", self.runtime.close)
             return self._run(closing)
 
@@ -256,7 +256,7 @@ class Reader:
 
 
 def parser_of(
-    settings: Settings, gate: TenantGate, wary: Wary = lambda source: False
+    settings: Settings, gate: TenantGate, is_suspect: IsSuspect = lambda source: False
 ) -> InlineParser | ProcessParser:
     """Returns the parser for messages within the `Usual` limits. It runs in this process or in parser processes,
     as configured."""
@@ -270,6 +270,6 @@ def parser_of(
             time.monotonic,
             answer_seconds_max=seconds,
             usual=usual,
-            wary=wary,
+            is_suspect=is_suspect,
         )
-    return InlineParser(rules, gate, time.monotonic, usual, wary)
+    return InlineParser(rules, gate, time.monotonic, usual, is_suspect)

@@ -30,7 +30,7 @@ from tasks.kafka.decisions import (
     missing_topic,
     project_of,
 )
-from tasks.kafka.ranges import KafkaAway, RangeError
+from tasks.kafka.ranges import KafkaUnreachable, RangeError
 from tasks.observe.loops import Loop, OnFailure, ignore
 from tasks.operators import Copy, Operators
 
@@ -134,11 +134,11 @@ class TenantRefresh:
         while True:
             try:
                 self._follow()
-            except KafkaAway as away:
-                if away.fault is None:
-                    log.warning("decisions_not_loaded", error=str(away))
+            except KafkaUnreachable as unreachable:
+                if unreachable.fault is None:
+                    log.warning("decisions_not_loaded", error=str(unreachable))
                 else:
-                    self._reported.kafka(away.fault)
+                    self._reported.kafka(unreachable.fault)
             except RangeError as failure:
                 raise NotLoaded(missing_topic(self._settings, failure)) from failure
             except DecisionsUnreadable as failure:
@@ -169,7 +169,7 @@ class TenantRefresh:
             found = failure.fault or dependencies.kafka(self._settings)
             self._reported.kafka(found)
             if found is not None:
-                raise KafkaAway(found.line, found) from failure
+                raise KafkaUnreachable(found.line, found) from failure
             raise
         finally:
             self._take_tokens()

@@ -23,7 +23,7 @@ _EVENT = re.compile(r"[0-9]{1,18}-[0-9]{1,9}")
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,6})?s?")
 
 
-class Around(msgspec.Struct):
+class EventContext(msgspec.Struct):
     """The events within `window_ms` before and after `at_ms` (Unix milliseconds).
 
     `event`: the requested event, or None if a time was requested. `page`: the URL of the page that was open at
@@ -89,16 +89,16 @@ def parse_position(text: str) -> str | float:
     raise ValueError(f"{text!r} is neither the id of an event, like 4-17, nor seconds after the start, like 12.3")
 
 
-def events_around(reads: Reads, replay: Replay, where: str | float, window_ms: int) -> Around:
+def events_around(reads: Reads, replay: Replay, where: str | float, window_ms: int) -> EventContext:
     """Returns the events around an event or a time. Raises ReadError, and NotFound if the event does not exist."""
     segments = reads.segments(replay)
     event = where if isinstance(where, str) else None
     centre_ms = _time_of(reads, segments, event) if event is not None else None
-    found: Around | None = None
+    found: EventContext | None = None
     for page in _pages(reads, segments):
         if found is None:
             at_ms = centre_ms if centre_ms is not None else page.start_ms + round(float(where) * 1000)
-            found = Around(
+            found = EventContext(
                 replay_id=replay.replay_id,
                 project_id=replay.project_id,
                 event=event,
@@ -154,7 +154,7 @@ def _time_of(reads: Reads, segments: Segments, event: str) -> int:
     raise NotFound(f"no event {event} in this replay: `events` lists them")
 
 
-def _add(found: Around, page: Timeline) -> None:
+def _add(found: EventContext, page: Timeline) -> None:
     """Adds the events of this page that are within the window."""
     found.start_ms = min(found.start_ms or page.start_ms, page.start_ms or found.start_ms)
     found.end_ms = max(found.end_ms, page.end_ms)

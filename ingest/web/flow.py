@@ -14,7 +14,7 @@ from enum import StrEnum
 from ingest.core.flight import Phase
 from ingest.operate.status import SinkStatus, Status
 from tasks.breaker import BreakerPhase
-from tasks.faults import Server, start_a_reader, start_a_worker
+from tasks.faults import Server, start_reader_advice, start_worker_advice
 
 LAG_SECONDS_MAX = 60.0
 BEHIND_SECONDS = 10.0
@@ -50,25 +50,25 @@ class Bottleneck:
 
 def alerts(status: Status) -> list[Alert]:
     """Returns what needs attention, most severe first, and causes before their consequences."""
-    parts = (_of_servers, _of_readers, _of_sinks, _of_redis, _of_batches, _of_lag)
+    parts = (_server_alerts, _reader_alerts, _sink_alerts, _redis_alerts, _batch_alerts, _lag_alerts)
     found = [alert for part in parts for alert in part(status)]
     return sorted(found, key=lambda one: one.severity is not Severity.ACT)
 
 
-def _of_servers(status: Status) -> Iterator[Alert]:
+def _server_alerts(status: Status) -> Iterator[Alert]:
     for fault in status.faults:
         yield Alert(
             "ReplaysNothingAssigned" if fault.server is Server.KAFKA else "ReplaysSinkSick", f"{fault.line}."
         )
 
 
-def _of_readers(status: Status) -> Iterator[Alert]:
+def _reader_alerts(status: Status) -> Iterator[Alert]:
     heard = [one for one in status.readers if not one.silent]
     silent = [one.reader for one in status.readers if one.silent]
     if not heard and any(fault.server is Server.KAFKA for fault in status.faults):
         yield Alert("ReplaysNoReader", "No reader reports: a reader starts to read once Kafka can be used.")
     elif not heard:
-        advice = start_a_reader(local=status.from_local_stack)
+        advice = start_reader_advice(local=status.from_local_stack)
         yield Alert("ReplaysNoReader", f"No reader is running: {advice}; nothing is ingested.")
     elif silent:
         yield Alert("ReplaysReaderDown", f"Silent readers: {_join_names(silent)}.")
@@ -89,9 +89,9 @@ def _of_readers(status: Status) -> Iterator[Alert]:
         yield Alert("ReplaysProjectShed", text, Severity.WATCH)
 
 
-def _of_sinks(status: Status) -> Iterator[Alert]:
+def _sink_alerts(status: Status) -> Iterator[Alert]:
     if not any(not worker.silent for worker in status.workers):
-        advice = start_a_worker(local=status.from_local_stack)
+        advice = start_worker_advice(local=status.from_local_stack)
         yield Alert("ReplaysNobodyFlushes", f"No worker is running: {advice}.")
     elif status.queues_without_worker:
         queues = _join_names(list(status.queues_without_worker))
@@ -104,7 +104,7 @@ def _of_sinks(status: Status) -> Iterator[Alert]:
             )
 
 
-def _of_batches(status: Status) -> Iterator[Alert]:
+def _batch_alerts(status: Status) -> Iterator[Alert]:
     if status.parked:
         oldest = min(one.first_parked_at or one.parked_at for one in status.parked)
         count = len(status.parked)
@@ -116,13 +116,13 @@ def _of_batches(status: Status) -> Iterator[Alert]:
         )
 
 
-def _of_redis(status: Status) -> Iterator[Alert]:
+def _redis_alerts(status: Status) -> Iterator[Alert]:
     redis = status.redis
     if redis.max_bytes and redis.used_bytes > REDIS_SHARE_MAX * redis.max_bytes:
         yield Alert("ReplaysRedisFull", f"Redis uses {redis.used_bytes / redis.max_bytes:.0%} of maxmemory.")
 
 
-def _of_lag(status: Status) -> Iterator[Alert]:
+def _lag_alerts(status: Status) -> Iterator[Alert]:
     heard = [one for one in status.readers if not one.silent]
     slow = max((p.lag_seconds for one in heard for p in one.snapshot.partitions), default=0.0)
     if slow > LAG_SECONDS_MAX:

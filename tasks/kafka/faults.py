@@ -89,9 +89,9 @@ def list_topics(
     attempt_seconds = ATTEMPT_SECONDS_MIN
     while True:
         limit_seconds = min(seconds_max, down_seconds_max) if errors.down() else seconds_max
-        left_seconds = max(ATTEMPT_SECONDS_MIN, began + limit_seconds - time.monotonic())
+        remaining_seconds = max(ATTEMPT_SECONDS_MIN, began + limit_seconds - time.monotonic())
         try:
-            return client.list_topics(topic, timeout=min(attempt_seconds, left_seconds))
+            return client.list_topics(topic, timeout=min(attempt_seconds, remaining_seconds))
         except KafkaException:
             client.poll(0)  # serves the error callback
             passed_seconds = time.monotonic() - began
@@ -114,7 +114,7 @@ def fault_of(brokers: str, errors: Iterable[KafkaError], lines: Iterable[str] = 
     reasons = reasons or list(dict.fromkeys(map(_reason, lines)))
     why = f": {'; '.join(reasons[:REASONS_MAX])}" if reasons else ""
     silent = not reasons or any(_OTHER_PROTOCOL.search(reason) for reason in reasons)
-    cause = Cause.SILENT if silent else Cause.AWAY
+    cause = Cause.SILENT if silent else Cause.UNREACHABLE
     return fault(Server.KAFKA, cause, shortened(f"{brokers} does not respond{why}"))
 
 

@@ -43,7 +43,7 @@ GROUP = "replays-ingest-ranges"
 
 MISSING = frozenset((KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION))
 # Errors about the read position: end of the log, offset out of range, record batch that cannot be decompressed.
-ABOUT_THE_POSITION = frozenset(
+POSITION_ERRORS = frozenset(
     (KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET, KafkaError._BAD_COMPRESSION)
 )
 COORDINATOR_MOVES = frozenset(
@@ -70,7 +70,7 @@ class KafkaRefused(RangeError):
     """The brokers refuse to serve reads: wrong password, certificate or permission."""
 
 
-class KafkaAway(RangeError):
+class KafkaUnreachable(RangeError):
     """The brokers did not respond in time. A later read may succeed."""
 
 
@@ -259,7 +259,7 @@ class RangeReader:
                 position = self._skip_missing(wanted, position)
 
     def _next(self, wanted: Range, position: int, budget: _Budget) -> Message | None:
-        """Returns the next record, or an error whose code is in ABOUT_THE_POSITION. Returns None if no error is
+        """Returns the next record, or an error whose code is in POSITION_ERRORS. Returns None if no error is
         reported and the log ends before `position`.
         """
         silent_seconds = 0.0
@@ -271,7 +271,7 @@ class RangeReader:
             budget.wait(waited, f"{self.topic}, {wanted}")
             silent_seconds += waited
             error = None if message is None else message.error()
-            if message is not None and (error is None or error.code() in ABOUT_THE_POSITION):
+            if message is not None and (error is None or error.code() in POSITION_ERRORS):
                 return message
             if error is not None:
                 self._note_error(error)
@@ -280,7 +280,7 @@ class RangeReader:
                 return None
             if silent_seconds > self._bounds.silent_seconds_max:
                 cause = f" ({self._last_error})" if self._last_error else ""
-                raise KafkaAway(
+                raise KafkaUnreachable(
                     f"topic {self.topic}: no record from {wanted} at offset {position} for "
                     f"{self._bounds.silent_seconds_max:g} s{cause}"
                 )
@@ -289,7 +289,7 @@ class RangeReader:
         """Continues at the first available offset of the range; returns it, or `stop` if there is none."""
         held = self.held(wanted.partition)
         if held.start <= position < held.stop:
-            raise KafkaAway(f"topic {self.topic}: offset {position} of {wanted} cannot be fetched")
+            raise KafkaUnreachable(f"topic {self.topic}: offset {position} of {wanted} cannot be fetched")
         first = min(held.start, wanted.stop) if position < held.start else wanted.stop
         self.gone[wanted.partition] += first - position
         if first < wanted.stop:
@@ -341,10 +341,10 @@ class RangeReader:
         if error.code() in REFUSED or error.code() in UNCONNECTED:
             found = self._client_errors.fault(self._brokers, error)
             text = f"topic {self.topic}: {found.problem}; {found.what_to_do}"
-            return (KafkaRefused if error.code() in REFUSED else KafkaAway)(text, found)
+            return (KafkaRefused if error.code() in REFUSED else KafkaUnreachable)(text, found)
         if error.code() in MISSING:
             return TopicMissing(text)
-        return KafkaAway(f"{text}; check that the brokers in REPLAYS_KAFKA_BROKERS={self._brokers} are up")
+        return KafkaUnreachable(f"{text}; check that the brokers in REPLAYS_KAFKA_BROKERS={self._brokers} are up")
 
 
 class _Budget:

@@ -21,7 +21,7 @@ from tasks.faults import Fault, Server
 CONNECTING = ("celery.worker.consumer.consumer", "celery.worker.consumer.connection")
 CHORDS = "celery.backends.redis"
 FLOWER = ("flower.events", "flower.inspector")
-FLOWERS_ATTEMPTS = ("Failed to capture events", "Failed to enable events", "Inspect method %s failed")
+FLOWER_ATTEMPTS = ("Failed to capture events", "Failed to enable events", "Inspect method %s failed")
 log = structlog.get_logger(__name__)
 
 
@@ -49,7 +49,7 @@ class ConnectionLines(logging.Filter):
         text = str(record.msg)
         if text.startswith("Connected to"):
             self.ended()
-        if text.startswith(FLOWERS_ATTEMPTS):
+        if text.startswith(FLOWER_ATTEMPTS):
             return not self._problem
         if not text.startswith("consumer: Cannot connect to") or not isinstance(record.args, tuple):
             return True

@@ -25,7 +25,7 @@ from tasks.loading import SettingsError
 REQUEST_SECONDS_MAX = 10.0
 CONNECTIONS_MAX = 16
 # Maximum time for the thread of a closed connection to end.
-ROOM_SECONDS_MAX = 1.0
+FREE_SLOT_SECONDS_MAX = 1.0
 
 
 class CannotListen(SettingsError):
@@ -145,7 +145,7 @@ class _Server(ThreadingHTTPServer):
         """Called by the accepting thread."""
         if not self._room.acquire(blocking=False):
             self._hang_up(1)
-            if not self._room.acquire(timeout=ROOM_SECONDS_MAX):
+            if not self._room.acquire(timeout=FREE_SLOT_SECONDS_MAX):
                 self.shutdown_request(request)
                 return
         with self._lock:

@@ -162,8 +162,8 @@ def _lost_positions(error: SinkError | None, items: int) -> set[int]:
     if isinstance(error, TransientSinkError):
         return everything if error.failed is None else set(error.failed)
     assert isinstance(error, PermanentSinkError)
-    if error.among is not None and not error.configuration:
-        return set(error.among)
+    if error.suspects is not None and not error.configuration:
+        return set(error.suspects)
     if error.failed is None or error.all_refused or error.configuration:
         return everything
     return {position for position, _ in error.failed}

@@ -103,7 +103,7 @@ class Trouble:
         return PermanentSinkError(text, configuration=not self.blame.accuses_items)
 
 
-def remaining_seconds(ends_at: float) -> float:
+def seconds_until(ends_at: float) -> float:
     """Returns the time left until `ends_at` (a value of time.monotonic), never negative."""
     return max(0.0, ends_at - time.monotonic())
 
@@ -134,8 +134,8 @@ class Outcome:
             case Action.RETRY:
                 self._transient.update((position, trouble.message) for position in positions)
                 if trouble.retry_after_seconds is not None:
-                    asked_seconds = max(self._retry_after_seconds or 0.0, trouble.retry_after_seconds)
-                    self._retry_after_seconds = min(asked_seconds, RETRY_AFTER_SECONDS_MAX)
+                    requested_seconds = max(self._retry_after_seconds or 0.0, trouble.retry_after_seconds)
+                    self._retry_after_seconds = min(requested_seconds, RETRY_AFTER_SECONDS_MAX)
             case Action.DEAD_LETTER:
                 self._refused.update((position, shortened(trouble.message)) for position in positions)
             case Action.SPLIT:
@@ -166,8 +166,8 @@ class Outcome:
                 self._text(text), retry_after_seconds=self._retry_after_seconds, failed=failed
             )
         if self._unnamed:
-            among = tuple(sorted({*self._unnamed, *self._refused, *self._kept_out}))
-            raise PermanentSinkError(self._text(next(iter(self._unnamed.values()))), among=among)
+            suspects = tuple(sorted({*self._unnamed, *self._refused, *self._kept_out}))
+            raise PermanentSinkError(self._text(next(iter(self._unnamed.values()))), suspects=suspects)
         if self._refused:
             named = tuple(sorted(self._refused.items()))
             raise PermanentSinkError(

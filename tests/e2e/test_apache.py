@@ -86,7 +86,7 @@ def test_a_new_owner_cuts_the_same_batches_also_after_a_second_crash(stack: Stac
 
         fleet.worker("worker-1")
         load.settle()
-        report = load.account(exactly=True)
+        report = load.account(exact=True)
         assert report.ok, report.failures()
         assert recorded_batches(fleet) == set()
 
@@ -135,7 +135,7 @@ def test_a_second_reader_takes_its_share_under_load_without_duplicates(fleet: Fl
     assert all(kept.isdisjoint(line["partitions"]) for line in taken)
     assert not log_lines_of(first, "partitions_lost")
     assert load.share_twice() == 0
-    report = load.account(exactly=True)
+    report = load.account(exact=True)
     assert report.ok, report.failures()
 
 
@@ -158,7 +158,7 @@ def test_sigterm_under_load_commits_settled_batches_and_exits_with_zero(stack: S
         assert recorded_batches(fleet) == set()
         wait_until_up(fleet.reader("reader-1"))
         load.settle()
-        report = load.account(exactly=True)
+        report = load.account(exact=True)
         assert report.ok, report.failures()
 
 

@@ -25,7 +25,7 @@ from tests.kit.prestarted import COMMAND, PARENTS, READER
 from tools.mixed.account import REFUSED
 from tools.mixed.build import Release
 from tools.mixed.fleet import MixedFleet
-from tools.mixed.phases import LOSSY, SHORT, Phase, Which
+from tools.mixed.phases import LOSSY, SHORT, Phase, ReleaseName
 from tools.mixed.planted import COLUMN, Kind, planted
 from tools.mixed.result import Result
 from tools.mixed.run import SETTINGS, Plan, Run
@@ -54,8 +54,8 @@ def mixed(
     fleet = Fleet(stack, {**SETTINGS, **own}, tag=f"{tag}-")
 
     def make(**kinds: Kind) -> MixedFleet:
-        newer = {Which(name): planted(kind, tmp_path) for name, kind in kinds.items()}
-        return MixedFleet(fleet, {Which.OLD: Release(RELEASE, CURRENT_INSTALLATION), **newer})
+        newer = {ReleaseName(name): planted(kind, tmp_path) for name, kind in kinds.items()}
+        return MixedFleet(fleet, {ReleaseName.OLD: Release(RELEASE, CURRENT_INSTALLATION), **newer})
 
     yield make
     for child in fleet.children.values():

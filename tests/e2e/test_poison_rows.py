@@ -62,7 +62,7 @@ def test_all_other_rows_are_stored_and_the_offset_advanced(poisoned_system: tupl
     """
     system, *places = poisoned_system
 
-    report = system.reconcile(extra_matters=False)
+    report = system.reconcile(extra_is_error=False)
 
     assert report.ok, report.failures()
     assert system.metric("replays_reader_batches_parked_total") == 0

@@ -36,7 +36,7 @@ class Driver(Reader):
         """Returns the log ranges that the consumer has cached."""
         return {PARTITION: (0, self.high)}
 
-    def ask_log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
+    def query_log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
         """Returns the log ranges as the broker reports them."""
         return self.log_ranges()
 

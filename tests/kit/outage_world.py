@@ -17,7 +17,7 @@ from ingest.testing.simulation.shape import Shape
 from ingest.testing.simulation.sinks import Item
 from ingest.testing.simulation.world import World
 from tasks.errors import PermanentSinkError, TransientSinkError
-from tasks.retries import Later, is_exhausted, retry_wait_seconds
+from tasks.retries import RetryLater, is_exhausted, retry_wait_seconds
 from tasks.settings import Settings
 from tasks.wire import done_field
 
@@ -112,7 +112,7 @@ class PatientFleet(Fleet):
         breaker = self.breakers.setdefault(sink, ModelBreaker(self.settings))
         permit, wait_seconds = breaker.request(now)
         if permit == "open":
-            self._put_off(chord, name, tries, Later("open", probe_seconds=wait_seconds, counts=False))
+            self._put_off(chord, name, tries, RetryLater("open", probe_seconds=wait_seconds, counts=False))
             return
         self.calls.setdefault(sink, []).append(now)
         self.check_write(sink, items, chord.key, name)
@@ -132,15 +132,15 @@ class PatientFleet(Fleet):
     def _failed(self, chord: Chord, name: str, tries: int, permit: str) -> None:
         breaker = self.breakers[name.split("/")[1]]
         probe_seconds = breaker.report(permit, self.timeline.now, worked=False)
-        self._put_off(chord, name, tries, Later("503", probe_seconds=probe_seconds))
+        self._put_off(chord, name, tries, RetryLater("503", probe_seconds=probe_seconds))
 
-    def _put_off(self, chord: Chord, name: str, tries: int, later: Later) -> None:
-        left_seconds = self._until[self._key(chord)] - self.timeline.now
-        wait_seconds = retry_wait_seconds(tries, later, self.settings)
-        if is_exhausted(tries, later, wait_seconds, left_seconds, self.settings):
-            self._count_finished_task(chord, name, str(later))
+    def _put_off(self, chord: Chord, name: str, tries: int, retry_later: RetryLater) -> None:
+        remaining_seconds = self._until[self._key(chord)] - self.timeline.now
+        wait_seconds = retry_wait_seconds(tries, retry_later, self.settings)
+        if is_exhausted(tries, retry_later, wait_seconds, remaining_seconds, self.settings):
+            self._count_finished_task(chord, name, str(retry_later))
         else:
-            self._push(chord, name, tries + later.counts, wait_seconds)
+            self._push(chord, name, tries + retry_later.counts, wait_seconds)
 
 
 @dataclass(frozen=True, slots=True)

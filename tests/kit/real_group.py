@@ -100,15 +100,15 @@ class Load:
         """Waits until every message is committed."""
         self.fleet.wait_committed(self.end().ends, SETTLE_SECONDS_MAX)
 
-    def account(self, *, exactly: bool = False) -> Report:
+    def account(self, *, exact: bool = False) -> Report:
         """Compares the contents of the sinks with the manifest of the produced messages.
 
-        If `exactly` is true, nothing may have been written twice, including metrics.
+        If `exact` is true, nothing may have been written twice, including metrics.
         """
         settings = self.fleet.settings
         expected = Expectation.of_manifest(self.manifest, settings=settings)
         statsd_url = self.fleet.stack.addresses["statsd_query"]
-        return reconcile(settings, expected, statsd_url=statsd_url, metrics_exactly=exactly)
+        return reconcile(settings, expected, statsd_url=statsd_url, exact_metrics=exact)
 
     def share_twice(self) -> float:
         """Returns the share of segments that were sent twice, measured at the only sink that does not

@@ -214,7 +214,7 @@ class System:
         """
         expected = Expectation.of_manifest(*(path for path, _ in self.produced), settings=self.settings)
         statsd = self.stack.addresses.get("statsd_query", "")
-        return reconcile(self.settings, expected, statsd_url=statsd, metrics_exactly=False, **options)
+        return reconcile(self.settings, expected, statsd_url=statsd, exact_metrics=False, **options)
 
     def assert_whole(self) -> None:
         """Asserts that every sink has the data of every produced message."""

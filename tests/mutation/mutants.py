@@ -416,8 +416,8 @@ MUTANTS = (
     Mutant(
         "starts an added partition where the reset policy says instead of at its beginning",
         "core/starting.py",
-        "StartPlace.BEGINNING if partition >= began_with else StartPlace.POLICY",
-        "StartPlace.POLICY",
+        "StartPosition.BEGINNING if partition >= began_with else StartPosition.POLICY",
+        "StartPosition.POLICY",
     ),
     Mutant(
         "reads a recreated topic from the old offset",

@@ -47,7 +47,7 @@ EXTRA_READER = "reader-3"
 STEPS_LOGGED = "debug"
 REVOKED_SECONDS_MAX = 20.0
 ADDED_PARTITIONS_MAX = 4
-NEEDS_APACHE = frozenset(
+NEEDS_APACHE_KAFKA = frozenset(
     {
         "broker: kill -9, restarted with its data",
         "topic: partition added",
@@ -100,7 +100,9 @@ class ProcessFaults:
             "broker: SIGSTOP": self.stop_broker,
             "flower: kill -9": self.kill_flower,
         }
-        return {name: fault for name, fault in found.items() if kafka == "apache" or name not in NEEDS_APACHE}
+        return {
+            name: fault for name, fault in found.items() if kafka == "apache" or name not in NEEDS_APACHE_KAFKA
+        }
 
     def _of_single_redis(self) -> dict[str, Inflict]:
         if self._redis_proxy is None:

@@ -103,7 +103,7 @@ def run(
         console.width = PLAIN_WIDTH
     result = Result(seed, chosen, minutes * 60, group_protocol)
     began = time.monotonic()
-    with working_directory(directory) as place, ending_or_never() as ending:
+    with working_directory(directory) as place, ending_event() as ending:
         chaos = _Chaos(
             place, chosen, redis, seed, rate, console, result, ending, layout, is_temporary=directory is None
         )
@@ -368,7 +368,7 @@ def working_directory(directory: Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def ending_or_never() -> Iterator[threading.Event]:
+def ending_event() -> Iterator[threading.Event]:
     """Yields an event that SIGTERM and Ctrl-C set, if this thread can handle signals."""
     if threading.current_thread() is not threading.main_thread():
         yield threading.Event()

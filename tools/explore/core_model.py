@@ -295,7 +295,7 @@ class CoreModel:
             else:
                 yield from self._arrive(label, one, move.reader, self._mirrored(after), last=last, cut_off=False)
         if may_fail:
-            wiped = self._wiped_of(one), self._wiped_of(other)
+            wiped = self._wiped_reader(one), self._wiped_reader(other)
             if wiped != (one, other):
                 yield from self._arrive(self._wipe << 3, *wiped, board, last=faults_left == 1, cut_off=False)
 
@@ -344,7 +344,7 @@ class CoreModel:
             else:
                 state, turned = self._single(move.reader, move.board)
                 yield label | turned, state
-        wiped = self._wiped_of(reader)
+        wiped = self._wiped_reader(reader)
         if may_fail and wiped != reader:
             state, turned = self._single(wiped, board)
             yield self._wipe << 3 | turned, state
@@ -355,7 +355,7 @@ class CoreModel:
         owners = self._board.things[board]
         return any(entry is not None and one.owner != ME for entry, one in zip(entries, owners, strict=True))
 
-    def _wiped_of(self, reader: int) -> int:
+    def _wiped_reader(self, reader: int) -> int:
         return self._cached(
             "wiped", reader, lambda: self._reader.of(self.readers.wiped(self._reader.things[reader]))
         )

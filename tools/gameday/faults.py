@@ -33,7 +33,7 @@ BANNED_SEGMENT = 60_606
 TWELVE_YEARS_SECONDS = 12 * 365 * 86_400
 BEYOND_THE_END = 100_000
 BOMB_BYTES, BOMB_SECONDS_MAX = 150_000_000, 60.0
-BY = ("--by", "gameday")
+BY_GAMEDAY = ("--by", "gameday")
 WRONG_LOGIN = {
     "REPLAYS_KAFKA_SASL_MECHANISM": "SCRAM-SHA-512",
     "REPLAYS_KAFKA_SASL_USERNAME": "replays-ingest",
@@ -233,7 +233,7 @@ def correct_password(game: Game) -> None:
     game.command("check", codes=(1,))
     game.step("the Secret is corrected")
     game.proxies["clickhouse"].set(NoFault())
-    game.command("batches", "retry", next(iter(parked)), *BY, codes=(0, 1))
+    game.command("batches", "retry", next(iter(parked)), *BY_GAMEDAY, codes=(0, 1))
 
 
 def refuse_rows(game: Game) -> None:
@@ -252,7 +252,7 @@ def replay_refused(game: Game) -> None:
         game.command("dlq", "show", game.letters(sink)[0]["id"])
     game.step("ClickHouse: ALTER TABLE replay_segments DROP CONSTRAINT banned")
     execute(game, "ALTER TABLE replay_segments DROP CONSTRAINT banned")
-    game.command("dlq", "replay", "--sink", "clickhouse", "--yes", *BY)
+    game.command("dlq", "replay", "--sink", "clickhouse", "--yes", *BY_GAMEDAY)
 
 
 def lose_column(game: Game) -> None:
@@ -273,7 +273,7 @@ def migrate_and_retry(game: Game) -> None:
     game.command("batches", "show", next(iter(parked)))
     game.command("check", codes=(1,))
     game.command("migrate")
-    game.command("batches", "retry", next(iter(parked)), *BY, codes=(0, 1))
+    game.command("batches", "retry", next(iter(parked)), *BY_GAMEDAY, codes=(0, 1))
 
 
 def find_replayed(game: Game) -> None:
@@ -290,12 +290,12 @@ def find_replayed(game: Game) -> None:
         game.until(is_stored, 60, "the refused row in ClickHouse")
     finally:
         server.close()
-    game.see("the row that ClickHouse refused is stored")
+    game.record_check("the row that ClickHouse refused is stored")
 
 
 def repair(game: Game) -> None:
     """Writes the rows that were lost with the old table."""
-    game.command("reconcile", "--repair", "--rate", "5000", *BY)
+    game.command("reconcile", "--repair", "--rate", "5000", *BY_GAMEDAY)
 
 
 # Messages
@@ -315,7 +315,7 @@ def send_one_projects_garbage(game: Game) -> None:
 def shed_project(game: Game) -> None:
     letters = game.json("dlq", "ls")["letters"]
     game.command("dlq", "show", letters[-1]["id"])
-    game.command("tenants", "kill", str(game.load.garbage_project), "--yes", *BY)
+    game.command("tenants", "kill", str(game.load.garbage_project), "--yes", *BY_GAMEDAY)
 
 
 def fix_sdk(game: Game) -> None:

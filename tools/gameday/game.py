@@ -211,7 +211,7 @@ class Game:
         self._steps.append(text)
         self.say(f"  {text}")
 
-    def see(self, text: str) -> None:
+    def record_check(self, text: str) -> None:
         """Records a passed check."""
         self._seen.append(text)
         self.say(f"  seen: {text}")
@@ -305,10 +305,12 @@ class Game:
             played.resolved_seconds = time.monotonic() - fixed_at
             self.fleet.wait_committed(ends, CALM_SECONDS_MAX)
             played.drained_seconds = time.monotonic() - fixed_at
-            self.see(f"{fault.alert} resolved, {sum(ends.values()):,} offsets committed on {len(ends)} partitions")
+            self.record_check(
+                f"{fault.alert} resolved, {sum(ends.values()):,} offsets committed on {len(ends)} partitions"
+            )
             fault.after(self)
             self._healthy(fault.healthy)
-            self.see(self.calm())
+            self.record_check(self.calm())
             self.say(f"  recovered {time.monotonic() - fixed_at:.1f} s after the last step")
         except (LocalError, LoadError, OSError, ValueError) as error:
             played.trouble = str(error)
@@ -345,7 +347,7 @@ class Game:
             return bool(found)
 
         self.until(holds, HEALTHY_SECONDS_MAX, expression)
-        self.see(f"{expression}: it is {float(found[0]['value'][1]):g}")
+        self.record_check(f"{expression}: it is {float(found[0]['value'][1]):g}")
 
     def _wait_fired(self, name: str) -> Alert:
         found: list[Alert] = []

@@ -181,9 +181,9 @@ class _Partition:
             for one in self._reads
             if one.offset is not None
         ]
-        return [*self._falls(stored), *self._falls(read)]
+        return [*self._decreases(stored), *self._decreases(read)]
 
-    def _falls(self, steps: Sequence[tuple[int, float, float, str]]) -> list[str]:
+    def _decreases(self, steps: Sequence[tuple[int, float, float, str]]) -> list[str]:
         """Finds decreases. `steps`: tuples (offset, from, until, author), ordered by `from`."""
         found = []
         over = sorted(steps, key=lambda step: step[2])

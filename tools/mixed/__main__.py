@@ -37,10 +37,10 @@ from ingest.local.servers.processes import LocalError
 from ingest.local.stack import KafkaKind, Stack
 from tasks.errors import SinkError
 from tasks.release import RELEASE
-from tools.chaos.run import PLAIN_WIDTH, ending_or_never, working_directory
+from tools.chaos.run import PLAIN_WIDTH, ending_event, working_directory
 from tools.mixed.build import BuildFailed, Release, released
 from tools.mixed.fleet import MixedFleet
-from tools.mixed.phases import LOSSY, PLANTED, RELEASES, Which
+from tools.mixed.phases import LOSSY, PLANTED, RELEASES, ReleaseName
 from tools.mixed.planted import Kind, OutOfDate, planted
 from tools.mixed.releases import NoRelease, previous
 from tools.mixed.result import Result, show
@@ -59,21 +59,21 @@ class Planted(StrEnum):
 PHASES = {None: RELEASES, Planted.FORMATS: PLANTED, Planted.LOSSY: LOSSY}
 
 
-def releases_of(kind: Planted | None, directory: Path) -> dict[Which, Release]:
+def releases_of(kind: Planted | None, directory: Path) -> dict[ReleaseName, Release]:
     """Returns the releases of a run. Raises NoRelease, BuildFailed, OutOfDate."""
     here = Release(RELEASE, CURRENT_INSTALLATION)
     match kind:
         case Planted.FORMATS:
             additive, newer = planted(Kind.ADDITIVE, directory), planted(Kind.NEWER, directory)
-            return {Which.OLD: here, Which.ADDITIVE: additive, Which.NEW: newer}
+            return {ReleaseName.OLD: here, ReleaseName.ADDITIVE: additive, ReleaseName.NEW: newer}
         case Planted.LOSSY:
-            return {Which.OLD: here, Which.NEW: planted(Kind.LOSSY, directory)}
+            return {ReleaseName.OLD: here, ReleaseName.NEW: planted(Kind.LOSSY, directory)}
     old = released(previous())
     if old.version == RELEASE:
         raise BuildFailed(
             f"the previous release is {RELEASE}, too: change the version of this one, then run `make setup`"
         )
-    return {Which.OLD: old, Which.NEW: here}
+    return {ReleaseName.OLD: old, ReleaseName.NEW: here}
 
 
 def main() -> int:
@@ -98,7 +98,7 @@ def main() -> int:
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     kafka: KafkaKind = given.kafka or ("tansu" if java_kafka.available() else "apache")
-    with working_directory(given.directory) as place, ending_or_never() as ending:
+    with working_directory(given.directory) as place, ending_event() as ending:
         try:
             releases = releases_of(given.planted, place)
         except NoRelease as error:
@@ -124,7 +124,7 @@ def main() -> int:
 
 def _run(
     plan: Plan,
-    releases: dict[Which, Release],
+    releases: dict[ReleaseName, Release],
     place: Path,
     console: Console,
     ending: threading.Event,

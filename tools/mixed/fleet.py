@@ -18,7 +18,7 @@ from ingest.operate import status
 from tasks.migrate.kafka import SOURCE_PARTITIONS
 from tools.chaos.faults import STEPS_LOGGED
 from tools.mixed.build import Release
-from tools.mixed.phases import Phase, Which
+from tools.mixed.phases import Phase, ReleaseName
 
 UP_SECONDS_MAX = 60.0
 CHECK_SECONDS_MAX = 90.0
@@ -28,29 +28,29 @@ POLL_SECONDS = 0.2
 class MixedFleet:
     """The processes of a run, by name, and the release of each."""
 
-    def __init__(self, fleet: Fleet, releases: Mapping[Which, Release]) -> None:
+    def __init__(self, fleet: Fleet, releases: Mapping[ReleaseName, Release]) -> None:
         self.fleet = fleet
         self.exit_codes: list[tuple[str, int]] = []
         self.killed: list[str] = []
         """Workers that did not end after SIGTERM."""
         self.releases = releases
-        self._running: dict[str, Which] = {}
+        self._running: dict[str, ReleaseName] = {}
         self._commands = 0
 
     def start_phase(self, phase: Phase) -> None:
         """Replaces the processes whose release changes. Raises LocalError."""
         if phase.migrate is not None:
             self._command(phase.migrate, "migrate", "--topics")
-        readers = {f"reader-{number}": which for number, which in enumerate(phase.readers, start=1)}
-        workers = {f"worker-{number}": which for number, which in enumerate(phase.workers, start=1)}
+        readers = {f"reader-{number}": release_name for number, release_name in enumerate(phase.readers, start=1)}
+        workers = {f"worker-{number}": release_name for number, release_name in enumerate(phase.workers, start=1)}
         wanted = {**readers, **workers} if phase.readers_first else {**workers, **readers}
         if not self._running:  # the first phase starts all processes together
-            for up in [self._start(name, which) for name, which in wanted.items()]:
+            for up in [self._start(name, release_name) for name, release_name in wanted.items()]:
                 up()
-        for name, which in wanted.items():
-            if self._running[name] is not which:
+        for name, release_name in wanted.items():
+            if self._running[name] is not release_name:
                 self.stop(name)
-                self._start(name, which)()
+                self._start(name, release_name)()
         self._expect_releases(wanted)
         self._expect_owners()
 
@@ -83,13 +83,13 @@ class MixedFleet:
 
     def check(self) -> str:
         """Returns what the new release's `check` command reports about mixed releases. Raises LocalError."""
-        findings = json.loads(self._command(Which.NEW, "check", "--json", may_fail=True))
+        findings = json.loads(self._command(ReleaseName.NEW, "check", "--json", may_fail=True))
         return " ".join(one["said"] for one in findings if one["name"] == "releases")
 
-    def _start(self, name: str, which: Which) -> Callable[[], None]:
+    def _start(self, name: str, release_name: ReleaseName) -> Callable[[], None]:
         """Starts a process. Returns a function that waits until the process is up."""
-        self.fleet.installations[name] = self.releases[which].installation
-        self._running[name] = which
+        self.fleet.installations[name] = self.releases[release_name].installation
+        self._running[name] = release_name
         if name.startswith("worker"):
             known = self.fleet.children.get(name)
             before = len(log_lines_of(known, "worker_ready")) if known else 0
@@ -105,10 +105,10 @@ class MixedFleet:
                 raise LocalError(f"{child.name} is not up after {UP_SECONDS_MAX:g} s\n{child.log_tail()}")
             time.sleep(POLL_SECONDS)
 
-    def _expect_releases(self, wanted: Mapping[str, Which]) -> None:
+    def _expect_releases(self, wanted: Mapping[str, ReleaseName]) -> None:
         """Waits until the processes report the releases that they should run."""
         expected = Counter(
-            (name.partition("-")[0], self.releases[which].version) for name, which in wanted.items()
+            (name.partition("-")[0], self.releases[release_name].version) for name, release_name in wanted.items()
         )
         found: Counter[tuple[str, str]] = Counter()
         ends_at = time.monotonic() + UP_SECONDS_MAX
@@ -142,13 +142,13 @@ class MixedFleet:
         readers = [("reader", reader.release) for reader in seen.readers if not reader.silent]
         return Counter([*readers, *(("worker", worker.release) for worker in seen.workers if not worker.silent)])
 
-    def _command(self, which: Which, *words: str, may_fail: bool = False) -> str:
+    def _command(self, release_name: ReleaseName, *words: str, may_fail: bool = False) -> str:
         """Returns the output of `replays-ingest` of that release. Raises LocalError."""
-        installation = self.releases[which].installation
+        installation = self.releases[release_name].installation
         self._commands += 1
         children = self.fleet.stack.children
         child = children.add(
-            f"{words[0]}-{which}-{self._commands}-{time.time_ns()}",
+            f"{words[0]}-{release_name}-{self._commands}-{time.time_ns()}",
             [*installation.replays_ingest(), *words],
             env={**self.fleet.direct, **installation.environment},
             cwd=installation.folder,
@@ -156,5 +156,5 @@ class MixedFleet:
         child.start()
         code = child.wait(CHECK_SECONDS_MAX)
         if code != 0 and not may_fail:
-            raise LocalError(f"{words[0]} of {which} ended with code {code}\n{child.log_tail()}")
+            raise LocalError(f"{words[0]} of {release_name} ended with code {code}\n{child.log_tail()}")
         return child.log_path.read_text()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Which(StrEnum):
+class ReleaseName(StrEnum):
     """A release that takes part in a run. `ADDITIVE` exists only in runs with planted releases (`planted.py`)."""
 
     OLD = "old"
@@ -17,7 +17,7 @@ class Which(StrEnum):
     NEW = "new"
 
 
-OLD, ADDITIVE, NEW = Which.OLD, Which.ADDITIVE, Which.NEW
+OLD, ADDITIVE, NEW = ReleaseName.OLD, ReleaseName.ADDITIVE, ReleaseName.NEW
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,9 @@ class Phase:
     """
 
     name: str
-    readers: tuple[Which, ...]
-    workers: tuple[Which, ...]
-    migrate: Which | None = None
+    readers: tuple[ReleaseName, ...]
+    workers: tuple[ReleaseName, ...]
+    migrate: ReleaseName | None = None
     newer: bool = False
     readers_first: bool = False
 

@@ -223,7 +223,7 @@ class Run:
             window.line.duplicates = None if result.duplicates else 0
             if result.lost:
                 expected = Expectation.of_manifest(window.manifest, settings=settings)
-                report = reconcile(settings, expected, extra_matters=False)
+                report = reconcile(settings, expected, extra_is_error=False)
                 checks = [check for check in report.checks if check.name != OFFSETS_CHECK]
                 window.line.lost = sum(check.missing + check.wrong for check in checks)
 

@@ -26,7 +26,7 @@ from ingest.local.launch import settings_of
 from tools.pictures.running import CHROMIUM, running_try_command
 from tools.sdks.build import BuildError, Sdk, built
 from tools.sdks.comparing import Comparison, compared, facts_of, on_the_timeline, sdk_version_of
-from tools.sdks.driving import VIEWPORT_HEIGHT, VIEWPORT_WIDTH, Done, click_in_vain, use_the_shop, watched
+from tools.sdks.driving import VIEWPORT_HEIGHT, VIEWPORT_WIDTH, Done, click_dead, use_the_shop, watched
 
 SHIPPED = "**/static/vendor/sentry.js"
 HEADER = ("SDK", "fact", "page did", "facts stored", "equal")
@@ -48,7 +48,7 @@ def compare_with_shop(context: BrowserContext, trial: Any, sdk: Sdk) -> list[Lin
 
     def steps(*arguments: Any) -> None:
         use_the_shop(*arguments)
-        click_in_vain(*arguments)
+        click_dead(*arguments)
 
     replay_id = watched(page, f"{trial['shop']}/", trial["replays"], done, steps)
     shown = on_the_timeline(page, done)

@@ -105,7 +105,7 @@ def use_the_shop(page: Page, done: Done) -> None:
     done.click_in_rage(page, "#coupon")  # the SDK would treat any change to the page as a reaction to these clicks
 
 
-def click_in_vain(page: Page, done: Done) -> None:
+def click_dead(page: Page, done: Done) -> None:
     """Waits until the SDK has classified the rage clicks, and clicks once more on the broken element."""
     page.evaluate("() => new Promise((resolve) => addEventListener('verdict', resolve, { once: true }))")
     done.click(page, "#coupon")

@@ -30,7 +30,7 @@ TRUSTED_SECONDS = 30 * 86400
 # overflow would wrap into the past and delete the row immediately. A retention of 40 years does not overflow until
 # 2066.
 RETENTION_DAYS_MAX = 14_600
-AT_MAX = UINT32_MAX - RETENTION_DAYS_MAX * 86400 - TRUSTED_SECONDS
+TIMESTAMP_SECONDS_MAX = UINT32_MAX - RETENTION_DAYS_MAX * 86400 - TRUSTED_SECONDS
 # Approximate overhead of a row and of a metric, in bytes.
 ROW_BYTES, METRIC_BYTES = 32, 64
 # Bytes for the table name and the column list in a batch's protobuf rows, added to the size of each segment.
@@ -65,8 +65,12 @@ def believable(received: int, timestamp_ms: int) -> int:
     """
     kafka = timestamp_ms // 1000
     if kafka > 0:
-        return received if abs(received - kafka) <= TRUSTED_SECONDS and received <= AT_MAX else min(kafka, AT_MAX)
-    return received if received <= AT_MAX else 0
+        return (
+            received
+            if abs(received - kafka) <= TRUSTED_SECONDS and received <= TIMESTAMP_SECONDS_MAX
+            else min(kafka, TIMESTAMP_SECONDS_MAX)
+        )
+    return received if received <= TIMESTAMP_SECONDS_MAX else 0
 
 
 def expressible_days(retention_days: int) -> int:

@@ -193,7 +193,7 @@ class Scan:
 
     def _found_in(self, text: bytes | bytearray, stop: int) -> Iterator[tuple[int, Event]]:
         if len(text) >= LONG_BYTES_MIN:
-            few = _few_of(text)
+            few = _few_elements(text)
             if few:
                 self._budget.earn(stop)
                 return self._one_by_one(few)
@@ -341,7 +341,7 @@ class Scan:
         self._budget.spend(_UNITS_PER_MALFORMED)
 
 
-def _few_of(text: bytes | bytearray) -> Sequence[msgspec.Raw]:
+def _few_elements(text: bytes | bytearray) -> Sequence[msgspec.Raw]:
     """Returns the elements of a long piece that mostly consists of one long event; none if there are more than a
     few."""
     try:

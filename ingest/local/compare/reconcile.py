@@ -25,13 +25,13 @@ def reconcile(
     expected: Expectation,
     *,
     statsd_url: str = "",
-    metrics_exactly: bool = False,
-    extra_matters: bool = True,
+    exact_metrics: bool = False,
+    extra_is_error: bool = True,
     progress: Callable[[str], None] = lambda name: None,
 ) -> Report:
     """Checks every enabled sink and Kafka. Raises ReconcileError if a server cannot be read.
 
-    `extra_matters` states whether data from other loads counts as an error. `metrics_exactly` states whether
+    `extra_is_error` states whether data from other loads counts as an error. `exact_metrics` states whether
     repeated metrics count as errors, as they should in a run without a crash. Without `statsd_url`, metrics are
     not checked, because an agent cannot be queried.
     """
@@ -50,19 +50,19 @@ def reconcile(
                 "GCS objects",
                 expected.objects,
                 objects,
-                extra_matters=extra_matters,
+                extra_is_error=extra_is_error,
                 note="byte for byte (SHA-256)",
             )
         )
     if "clickhouse" in settings.sinks:
-        add(*_row_checks(expected, read_rows(settings), extra_matters))
+        add(*_row_checks(expected, read_rows(settings), extra_is_error))
     if "bigquery" in settings.sinks:
-        add(compare_facts(expected.facts, read_facts(settings), extra_matters=extra_matters))
+        add(compare_facts(expected.facts, read_facts(settings), extra_is_error=extra_is_error))
     if "datadog" in settings.sinks and statsd_url:
-        add(compare_metrics(expected.metrics, read_metrics(statsd_url), exactly=metrics_exactly))
+        add(compare_metrics(expected.metrics, read_metrics(statsd_url), exact=exact_metrics))
     letters, repeats = read_letters(settings)
     note = "original bytes and reason, each once" + (f"; {repeats} repeated records" if repeats else "")
-    add(compare_maps("dead letters", expected.letters, letters, extra_matters=extra_matters, note=note))
+    add(compare_maps("dead letters", expected.letters, letters, extra_is_error=extra_is_error, note=note))
     committed = Committed(settings)
     try:
         found = committed.of(sorted(expected.ends))
@@ -72,13 +72,13 @@ def reconcile(
     return Report(tuple(checks), time.monotonic() - began)
 
 
-def _row_checks(expected: Expectation, rows: Rows, extra_matters: bool) -> list[Check]:
+def _row_checks(expected: Expectation, rows: Rows, extra_is_error: bool) -> list[Check]:
     """Checks of ClickHouse."""
     dead = {name for name, flags in expected.clicks.items() if flags.dead}
     found_dead = {name for name, flags in rows.clicks.items() if flags.dead}
 
     def sets(name: str, left: Iterable[K], right: Iterable[K], note: str) -> Check:
-        return compare_sets(name, left, right, extra_matters=extra_matters, note=note)
+        return compare_sets(name, left, right, extra_is_error=extra_is_error, note=note)
 
     return [
         sets("ClickHouse segments", expected.segments, rows.segments, "one row per segment"),
@@ -87,7 +87,7 @@ def _row_checks(expected: Expectation, rows: Rows, extra_matters: bool) -> list[
             "ClickHouse clicks",
             expected.clicks,
             rows.clicks,
-            extra_matters=extra_matters,
+            extra_is_error=extra_is_error,
             note="event_hash with its dead and rage flags",
         ),
         sets("ClickHouse dead clicks", dead, found_dead, "event_hash"),
@@ -96,8 +96,8 @@ def _row_checks(expected: Expectation, rows: Rows, extra_matters: bool) -> list[
             "billing outcomes",
             expected.outcomes,
             rows.outcomes,
-            extra_matters=extra_matters,
+            extra_is_error=extra_is_error,
             note="one per replay",
         ),
-        compare_maps("ClickHouse doubles", {}, rows.doubled, note="identities that FINAL returns twice"),
+        compare_maps("ClickHouse doubles", {}, rows.duplicated, note="identities that FINAL returns twice"),
     ]

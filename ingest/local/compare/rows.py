@@ -19,7 +19,7 @@ class Rows:
     replay_events: set[tuple[int, str, int]] = field(default_factory=set)
     segments: set[tuple[int, str, int]] = field(default_factory=set)
     outcomes: dict[Named, str] = field(default_factory=dict)
-    doubled: dict[str, int] = field(default_factory=dict)
+    duplicated: dict[str, int] = field(default_factory=dict)
     """Identities that FINAL returns more than once, by table; must be empty."""
 
 
@@ -61,6 +61,6 @@ def read_rows(settings: Settings) -> Rows:
     return rows
 
 
-def _note(rows: Rows, table: str, doubled: bool) -> None:
-    if doubled:
-        rows.doubled[table] = rows.doubled.get(table, 0) + 1
+def _note(rows: Rows, table: str, duplicated: bool) -> None:
+    if duplicated:
+        rows.duplicated[table] = rows.duplicated.get(table, 0) + 1

@@ -284,7 +284,7 @@ class _Demo:
             self.settings,
             expected,
             statsd_url=self.stack.addresses.get("statsd_query", ""),
-            metrics_exactly=kill is None,
+            exact_metrics=kill is None,
             progress=lambda name: self.screen.line(f"checked    {name}"),
         )
         if "clickhouse" in self.settings.sinks:

@@ -32,11 +32,11 @@ def render(account: Account) -> Group:
     return Group(*about, table, *examples, *account.notes, *(f"failed: {text}" for text in account.failures))
 
 
-def _lines(missing: Sequence[Missing], still: str) -> Iterator[str]:
+def _lines(missing: Sequence[Missing], prefix: str) -> Iterator[str]:
     """Yields lines for the first SHOWN_MAX items of each sink."""
     shown: Counter[str] = Counter()
     for entry in missing:
         shown[entry.sink] += 1
         if shown[entry.sink] <= SHOWN_MAX:
             where = f"segment {entry.segment or '-'}, partition {entry.partition} offset {entry.offset}"
-            yield f"{still}{entry.problem}: {entry.sink} {entry.item} ({where})"
+            yield f"{prefix}{entry.problem}: {entry.sink} {entry.item} ({where})"

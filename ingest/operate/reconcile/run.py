@@ -140,9 +140,9 @@ class _Sinks:
             if failure:
                 self._account.failures.append(failure)
             # Dead letters are in an append-only topic, so an acknowledged letter is stored.
-            still = {} if sink == "dead_letter" and not failure else self._absent(sink, chunk, wanted)
-            tally.repaired += len(wanted) - len(still)
-            _add(self._account.unrepaired, _missing(sink, chunk, wanted, still), tally.left)
+            still_missing = {} if sink == "dead_letter" and not failure else self._absent(sink, chunk, wanted)
+            tally.repaired += len(wanted) - len(still_missing)
+            _add(self._account.unrepaired, _missing(sink, chunk, wanted, still_missing), tally.left)
 
     def _absent(self, sink: str, chunk: Chunk, items: Sequence[Item]) -> dict[int, Problem]:
         """Returns the problems by position in `items`."""

@@ -18,7 +18,7 @@ from rich.console import Group
 from rich.table import Table
 
 from ingest.operate.retention.bucket import Bucket, StoredObject
-from ingest.operate.retention.rows import PointingRows
+from ingest.operate.retention.rows import ReferencingRows
 from ingest.operate.text import size_text
 from ingest.settings import Settings
 from tasks.errors import shortened
@@ -226,7 +226,7 @@ def _rows(settings: Settings, now: float, found: Audit, closing: contextlib.Exit
         found.notes.append("clickhouse is disabled: rows were not checked")
         return ReferencedNames(iter(()), iter(()), iter(()))
     with _converting_errors("clickhouse", clickhouse_errors.classify):
-        rows = closing.enter_context(contextlib.closing(PointingRows(settings, now)))
+        rows = closing.enter_context(contextlib.closing(ReferencingRows(settings, now)))
     return ReferencedNames(
         _with_converted_errors("clickhouse", clickhouse_errors.classify, rows.segments()),
         _with_converted_errors("clickhouse", clickhouse_errors.classify, rows.indexed()),

@@ -23,7 +23,7 @@ ANSWER_SECONDS_MAX = 600.0
 _SORT = f"SETTINGS max_bytes_before_external_sort = {SORT_BYTES_MAX}"
 
 
-class PointingRows:
+class ReferencingRows:
     """Queries one ClickHouse server. Methods raise the errors of clickhouse-connect."""
 
     def __init__(self, settings: Settings, now: float) -> None:

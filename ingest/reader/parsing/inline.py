@@ -40,7 +40,7 @@ MESSAGES_PER_REQUEST, REQUESTS_MAX = 8, 2
 MEMORY_BYTES_BASE, MEMORY_RATIO_MAX, ARENA_RATIO_MAX = 512 * MiB, 6, 2
 
 Clock = Callable[[], float]
-Wary = Callable[[TopicPartition], bool]
+IsSuspect = Callable[[TopicPartition], bool]
 """True if a partition may hold a message that crashes readers. All of its messages then go to the second-line
 parser.
 """
@@ -55,13 +55,13 @@ class InlineParser:
         gate: TenantGate,
         clock: Clock,
         usual: Usual | None = None,
-        wary: Wary = lambda source: False,
+        is_suspect: IsSuspect = lambda source: False,
     ) -> None:
         self._rules = rules
         self._gate = gate
         self._clock = clock
         self._usual = usual
-        self._suspects = wary
+        self._is_suspect = is_suspect
 
     def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
         """Yields one result per message, in order. Takes a message only after the caller has taken the result of
@@ -73,7 +73,7 @@ class InlineParser:
     def _parse(self, message: Message) -> Outcome | None:
         if self._usual is None:
             return parse(message, self._rules)
-        return None if self._suspects(message.source) else parse_usual(message, self._rules, self._usual)
+        return None if self._is_suspect(message.source) else parse_usual(message, self._rules, self._usual)
 
     def close(self) -> None:
         """Does nothing."""
@@ -110,11 +110,11 @@ class ProcessParser:
         memory_bytes_max: int | None = None,
         answer_seconds_max: float = ANSWER_SECONDS_MAX,
         usual: Usual | None = None,
-        wary: Wary = lambda source: False,
+        is_suspect: IsSuspect = lambda source: False,
     ) -> None:
         assert processes > 0
         self._has_second_line = usual is not None
-        self._suspects = wary
+        self._is_suspect = is_suspect
         self._gate = gate
         self._clock = clock
         if memory_bytes_max is None:
@@ -167,7 +167,7 @@ class ProcessParser:
         wanted = [
             index
             for index, outcome in enumerate(outcomes)
-            if outcome is None and not (self._has_second_line and self._suspects(messages[index].source))
+            if outcome is None and not (self._has_second_line and self._is_suspect(messages[index].source))
         ]
         shares = self._shares(messages, wanted)
         for child, share in zip(self._children, shares, strict=True):

@@ -32,7 +32,7 @@ ATTEMPTS_MAX = 2
 CLOSE_SECONDS_MAX = 2.0
 
 
-class SecondLine:
+class SecondLineParser:
     """One child process that parses, and one thread that communicates with it. Both are started when the first
     message arrives.
 

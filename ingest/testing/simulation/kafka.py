@@ -21,7 +21,7 @@ from ingest.core import events as on
 from ingest.core.model import Message, TopicPartition
 from ingest.core.ownership import GroupView
 from ingest.core.stalls import Stalls
-from ingest.core.starting import StartPlace, StoredCommit, TopicView, is_doubtful, start
+from ingest.core.starting import StartPosition, StoredCommit, TopicView, is_doubtful, start
 from ingest.testing.simulation.clock import Timeline
 from ingest.testing.simulation.faults import Dice, Fault
 from ingest.testing.simulation.story import Story
@@ -545,12 +545,12 @@ class SimulatedSource:
         if self._dice.occurs(Fault.FETCH_EMPTY):
             self._empty.add(partition)
         found = stored.get(partition, StoredCommit())
-        if begin.place is StartPlace.COMMITTED and found.offset is not None:
+        if begin.position is StartPosition.COMMITTED and found.offset is not None:
             offset, text = found.offset, found.text
             self._broker.resumed(partition, offset, text)
             given = on.Assignment(log.source, self._epoch, offset, text, None, topic.id, begin.began_with)
         else:
-            latest = begin.place is StartPlace.POLICY and self._broker.latest
+            latest = begin.position is StartPosition.POLICY and self._broker.latest
             offset = log.high if latest else log.low
             self._story.mark("began_at_end" if latest else "began_at_beginning")
             self._broker.began(partition, offset)

@@ -271,7 +271,7 @@ class Reader:
             inbox=self,
             clock=lambda: timeline.now + clock_ahead_seconds,
             observe=self._observe,
-            second_line=self,
+            second_line_parser=self,
         )
         source.inbox = self.put
         source.emit = self._runtime.feed

@@ -45,13 +45,13 @@ class Positions:
         """Returns the index of a position that this object contains."""
         return position - self._range.start if self._index is None else self._index[position]
 
-    def have(self, ranges: Ranges) -> bool:
+    def contain(self, ranges: Ranges) -> bool:
         """Returns whether all positions in the half-open ranges are contained."""
         if self._index is None:
             return all(self._range.start <= start and stop <= self._range.stop for start, stop in ranges)
         return all(position in self._index for start, stop in ranges for position in range(start, stop))
 
-    def are(self, ranges: Ranges) -> bool:
+    def are_exactly(self, ranges: Ranges) -> bool:
         """Returns whether the ranges cover exactly these positions."""
         return self._index is None and ranges == ((self._range.start, self._range.stop),)
 
@@ -115,7 +115,7 @@ class RowsOfReader:
         return schema_of(table, self._items.staged.columns)
 
     def framed(self, ranges: Ranges) -> bytes:
-        if self.positions.are(ranges):
+        if self.positions.are_exactly(ranges):
             return self._items.staged.rows
         wanted = [self.positions.index(position) for start, stop in ranges for position in range(start, stop)]
         return self._items.part(wanted).staged.rows

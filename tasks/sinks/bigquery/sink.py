@@ -36,7 +36,7 @@ from tasks.sinks.google.errors import classify
 from tasks.sinks.http.answers import Answer
 from tasks.sinks.http.limits import BodyLimit
 from tasks.sinks.http.transfers import Connections, Method
-from tasks.sinks.outcome import Action, Blame, Outcome, Trouble, remaining_seconds
+from tasks.sinks.outcome import Action, Blame, Outcome, Trouble, seconds_until
 from tasks.sinks.per_process import PerProcess
 from tasks.units import MiB
 from tasks.wire import TABLES_OF_SINK, EncodedRows, Row, SinkName
@@ -192,11 +192,11 @@ class Service:
 
     def send(self, method: Method, path: str, body: bytes, ends_at: float) -> Answer | Trouble:
         """Sends one request about a table; `path` begins with the table's name."""
-        left_seconds = remaining_seconds(ends_at)
-        if left_seconds <= 0:
+        remaining_seconds = seconds_until(ends_at)
+        if remaining_seconds <= 0:
             return Trouble(Blame.NETWORK, "no time left for the request")
         url = self._client._connection.build_api_url(path=self._tables + path)
-        return self._connections.for_this_thread.send(url, self._headers, body, left_seconds, method=method)
+        return self._connections.for_this_thread.send(url, self._headers, body, remaining_seconds, method=method)
 
     def close(self) -> None:
         """Closes the connections of this process."""

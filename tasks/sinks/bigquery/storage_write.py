@@ -28,7 +28,7 @@ from tasks.sinks.bigquery.sink import REQUEST_BYTES_MAX, TABLES, BigQuerySink
 from tasks.sinks.bigquery.streams import Stream, Streams, write_client
 from tasks.sinks.google.errors import classify
 from tasks.sinks.http.limits import BodyLimit
-from tasks.sinks.outcome import Action, Blame, Outcome, Trouble, remaining_seconds
+from tasks.sinks.outcome import Action, Blame, Outcome, Trouble, seconds_until
 from tasks.sinks.per_process import PerProcess
 from tasks.wire import Row
 
@@ -91,8 +91,8 @@ class StorageWriteSink:
         for table in TABLES:
             try:
                 streams = self._writer.get().streams
-                stream = streams.take(table, remaining_seconds(ends_at))
-                streams.finalize(stream.name, remaining_seconds(ends_at))
+                stream = streams.take(table, seconds_until(ends_at))
+                streams.finalize(stream.name, seconds_until(ends_at))
             except Exception as error:
                 trouble = classify(error).about(f"Storage Write API, table {table}")
                 raise _advised(trouble).error() from error
@@ -193,12 +193,12 @@ class _Write:
         """Assigns a stream and an offset to the next rows, records this assignment, and appends the rows. Returns
         whether to continue.
         """
-        if remaining_seconds(self._ends_at) <= 0:
+        if seconds_until(self._ends_at) <= 0:
             return self._stop(Trouble(Blame.NETWORK, "no time left for the rest"), self._todo)
         chunk = self._chunk()
         table = self._rows.table(chunk[0])
         try:
-            stream = self._writer.streams.take(table, remaining_seconds(self._ends_at))
+            stream = self._writer.streams.take(table, seconds_until(self._ends_at))
         except Exception as error:
             return self._stop(classify(error).about(f"table {table}: no stream"), self._todo)
         is_free = False
@@ -251,7 +251,7 @@ class _Write:
         """Sends the append, repeatedly if necessary, to find out whether it has been applied. Returns whether to
         continue.
         """
-        if self._rows.positions.have(append.rows):
+        if self._rows.positions.contain(append.rows):
             judgment = self._send(append, stream)
         else:
             # The append contains rows from an earlier run that this run does not have and need not write.
@@ -282,10 +282,10 @@ class _Write:
         schema, rows = self._rows.schema(append.table), self._rows.framed(append.rows)
         judgment = Judgment(Verdict.FAILED, Trouble(Blame.NETWORK, "no time left for the request"))
         for sent in range(SENDS_MAX):
-            left_seconds = remaining_seconds(self._ends_at)
-            if left_seconds <= 0:
+            remaining_seconds = seconds_until(self._ends_at)
+            if remaining_seconds <= 0:
                 break
-            seconds = left_seconds if sent == SENDS_MAX - 1 else left_seconds * SEND_SHARE
+            seconds = remaining_seconds if sent == SENDS_MAX - 1 else remaining_seconds * SEND_SHARE
             try:
                 judgment = judge(stream.append(schema, append.offset, rows, seconds), append)
             except Exception as error:
@@ -302,7 +302,7 @@ class _Write:
         """Finalizes the stream. Returns whether the append was applied, which is final once the stream is
         finalized.
         """
-        seconds = max(remaining_seconds(self._ends_at), 1.0)
+        seconds = max(seconds_until(self._ends_at), 1.0)
         try:
             count = self._writer.streams.finalize(append.stream, seconds)
         except Exception as error:

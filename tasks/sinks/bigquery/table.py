@@ -22,10 +22,10 @@ SCHEMA = Path(__file__).parents[1] / "schema" / "bigquery"
 NO_SUCH_COLUMN = "replays_ingest_check_no_such_column"
 CHECK_ID = "replays-ingest-check"
 
-SPELLING = {"INT64": "INTEGER", "FLOAT64": "FLOAT", "BOOL": "BOOLEAN", "STRUCT": "RECORD"}
+CANONICAL_TYPES = {"INT64": "INTEGER", "FLOAT64": "FLOAT", "BOOL": "BOOLEAN", "STRUCT": "RECORD"}
 # Types that also accept every value that this release writes:
 # https://cloud.google.com/bigquery/docs/managing-table-schemas
-ALSO_TAKES = {
+COMPATIBLE_TYPES = {
     "INTEGER": {"INTEGER", "NUMERIC", "BIGNUMERIC", "FLOAT"},
     "JSON": {"JSON", "STRING"},
 }
@@ -103,8 +103,8 @@ def mismatches(table: str, resource: Mapping[str, Any]) -> Iterator[str]:
 
 def _column_mismatches(wanted: Mapping[str, Any], present: Mapping[str, Any]) -> Iterator[str]:
     name, kind = wanted["name"], str(present.get("type", "")).upper()
-    kind = SPELLING.get(kind, kind)
-    if kind not in ALSO_TAKES.get(wanted["type"], {wanted["type"]}):
+    kind = CANONICAL_TYPES.get(kind, kind)
+    if kind not in COMPATIBLE_TYPES.get(wanted["type"], {wanted["type"]}):
         yield f"column {name} is {kind}, this release writes {wanted['type']}: copy the table into a new one"
     if present.get("mode") == "REPEATED":
         yield f"column {name} is REPEATED, this release writes one value"

@@ -30,7 +30,9 @@ def fault_of(settings: Settings, seconds_max: float) -> Fault | None:
         text = shortened(trouble.message.removesuffix(f"; {REFUSED_LOGIN}"))
         return fault(Server.CLICKHOUSE, Cause.LOGIN, f"{address} refuses the login: {text}")
     if trouble.blame is Blame.NETWORK:
-        return fault(Server.CLICKHOUSE, Cause.AWAY, f"{address} does not respond: {shortened(trouble.message)}")
+        return fault(
+            Server.CLICKHOUSE, Cause.UNREACHABLE, f"{address} does not respond: {shortened(trouble.message)}"
+        )
     if trouble.blame in (Blame.REQUEST, Blame.CREDENTIALS):
         what_to_do = WHAT_TO_DO[Server.CLICKHOUSE, Cause.RIGHTS]
         return Fault(Server.CLICKHOUSE, f"{address} refuses queries: {shortened(trouble.message)}", what_to_do)

@@ -19,7 +19,7 @@ from tasks.sinks.clickhouse.answers import WANTED_HEADERS
 from tasks.sinks.http.answers import Answer
 from tasks.sinks.http.limits import BodyLimit
 from tasks.sinks.http.transfers import Connections, Proxies
-from tasks.sinks.outcome import Blame, Trouble, remaining_seconds
+from tasks.sinks.outcome import Blame, Trouble, seconds_until
 from tasks.units import KiB, MiB
 
 COMPRESSION = "lz4"
@@ -68,8 +68,8 @@ class Server:
 
     def insert(self, table: str, block: bytes, settings: Mapping[str, Any], ends_at: float) -> Answer | Trouble:
         """Sends one INSERT of JSONEachRow lines."""
-        left_seconds = remaining_seconds(ends_at)
-        if left_seconds <= 0:
+        remaining_seconds = seconds_until(ends_at)
+        if remaining_seconds <= 0:
             return Trouble(Blame.NETWORK, "no time left for the insert")
         headers = self._headers
         if len(block) >= COMPRESS_FROM_BYTES:
@@ -78,25 +78,25 @@ class Server:
         return self._send(
             {
                 "query": f"INSERT INTO `{table}` FORMAT JSONEachRow",
-                "max_execution_time": math.ceil(left_seconds),
+                "max_execution_time": math.ceil(remaining_seconds),
                 **INSERT_SETTINGS,
                 **settings,
             },
             headers,
             block,
-            left_seconds,
+            remaining_seconds,
         )
 
     def query(self, sql: str, ends_at: float) -> Answer | Trouble:
         """Runs a statement whose result fits into one response."""
-        return self._send({"wait_end_of_query": 1}, self._headers, sql.encode(), remaining_seconds(ends_at))
+        return self._send({"wait_end_of_query": 1}, self._headers, sql.encode(), seconds_until(ends_at))
 
     def _send(
-        self, parameters: Mapping[str, Any], headers: list[str], body: bytes, left_seconds: float
+        self, parameters: Mapping[str, Any], headers: list[str], body: bytes, remaining_seconds: float
     ) -> Answer | Trouble:
         url = f"{self._url}?{urlencode({'database': self._database, **parameters})}"
         return self._connections.for_this_thread.send(
-            url, headers, body, left_seconds, wanted_headers=WANTED_HEADERS
+            url, headers, body, remaining_seconds, wanted_headers=WANTED_HEADERS
         )
 
     def close(self) -> None:

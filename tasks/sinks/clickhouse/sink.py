@@ -189,9 +189,9 @@ class _Write:
             elif trouble.blame is Blame.BATCH and len(wanted) > 1:
                 self._without_named(table, wanted, trouble)
             else:
-                self._outcome.note(self._of_one(trouble, wanted), wanted)
+                self._outcome.note(self._blame_single_row(trouble, wanted), wanted)
 
-    def _of_one(self, trouble: Trouble, wanted: list[int]) -> Trouble:
+    def _blame_single_row(self, trouble: Trouble, wanted: list[int]) -> Trouble:
         """Returns the error with ROW as its cause if a single row was refused, because that row is then at
         fault.
         """
@@ -210,7 +210,7 @@ class _Write:
             first = first + 1 if row == 0 else 0
             too_many = refused >= NAMED_ROWS_MAX or first > NAMED_FIRST_MAX
             if row is None or row >= len(wanted) or too_many:
-                self._outcome.note(self._of_one(trouble, wanted), wanted)
+                self._outcome.note(self._blame_single_row(trouble, wanted), wanted)
                 return
             suspect = wanted[row]
             if len(wanted) > 1:
@@ -229,7 +229,7 @@ class _Write:
                 return
             trouble = again
             if trouble.blame is not Blame.BATCH:
-                self._outcome.note(self._of_one(trouble, wanted), wanted)
+                self._outcome.note(self._blame_single_row(trouble, wanted), wanted)
                 return
 
     def _insert(self, table: str, positions: list[int]) -> Trouble | None:

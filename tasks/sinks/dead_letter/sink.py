@@ -27,7 +27,7 @@ from tasks.kafka.topics import MESSAGE_BYTES_MAX, ClusterUnreachable, Topics
 from tasks.settings import Settings
 from tasks.sinks.base import Report
 from tasks.sinks.dead_letter.errors import TOO_LARGE, classify
-from tasks.sinks.outcome import Blame, Outcome, Trouble, remaining_seconds
+from tasks.sinks.outcome import Blame, Outcome, Trouble, seconds_until
 from tasks.sinks.per_process import PerProcess
 from tasks.units import KiB
 from tasks.wire import DeadLetter
@@ -61,8 +61,8 @@ class DeadLetterSink:
             producer = self._producer.get()
             for position, item in enumerate(items):
                 self._produce(producer, item, _recorder(reports, position), ends_at)
-            while len(reports) < len(items) and remaining_seconds(ends_at) > 0:
-                producer.poll(min(POLL_SECONDS, remaining_seconds(ends_at)))
+            while len(reports) < len(items) and seconds_until(ends_at) > 0:
+                producer.poll(min(POLL_SECONDS, seconds_until(ends_at)))
         except (KafkaException, BufferError, ValueError) as error:
             trouble = self._sorted(error, items)
             outcome.note(trouble, [place for place in range(len(items)) if place not in reports])
@@ -99,9 +99,9 @@ class DeadLetterSink:
                 producer.poll(0)
                 return
             except BufferError:
-                if remaining_seconds(ends_at) <= 0:
+                if seconds_until(ends_at) <= 0:
                     raise
-                producer.poll(min(POLL_SECONDS, remaining_seconds(ends_at)))
+                producer.poll(min(POLL_SECONDS, seconds_until(ends_at)))
 
     def _sorted(self, error: BaseException, items: Sequence[DeadLetter]) -> Trouble:
         trouble = classify(error)

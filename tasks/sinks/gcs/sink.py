@@ -33,7 +33,7 @@ from tasks.sinks.gcs.uploads import PROBE_PREFIX, Uploader, Uploads, client, crc
 from tasks.sinks.google.errors import advice, classify, classify_answer
 from tasks.sinks.http.answers import Answer, describe_answer
 from tasks.sinks.http.transfers import Method
-from tasks.sinks.outcome import Blame, Outcome, Trouble, remaining_seconds
+from tasks.sinks.outcome import Blame, Outcome, Trouble, seconds_until
 from tasks.sinks.per_process import PerProcess
 from tasks.wire import Blob
 
@@ -186,5 +186,5 @@ class _Probe:
         return end if isinstance(end, Trouble) else None if end.ok else classify_answer(end)
 
     def _send(self, url: str, method: Method, headers: list[str], body: bytes = b"") -> Answer | Trouble:
-        left_seconds = remaining_seconds(self._ends_at)
-        return self.uploader.connections.for_this_thread.send(url, headers, body, left_seconds, method=method)
+        remaining_seconds = seconds_until(self._ends_at)
+        return self.uploader.connections.for_this_thread.send(url, headers, body, remaining_seconds, method=method)

@@ -34,7 +34,7 @@ from tasks.sinks.gcs.objects import (
 )
 from tasks.sinks.http.answers import Answer
 from tasks.sinks.http.transfers import Connections, Method, Transfers
-from tasks.sinks.outcome import Action, Blame, Trouble, remaining_seconds
+from tasks.sinks.outcome import Action, Blame, Trouble, seconds_until
 from tasks.units import MiB
 from tasks.wire import Blob
 
@@ -155,17 +155,17 @@ class Uploads:
         return self._waiting[0][0] <= self._idle_until
 
     def _start(self, step: Step, name: str) -> None:
-        left_seconds, key = remaining_seconds(self._ends_at), (step, name)
+        remaining_seconds, key = seconds_until(self._ends_at), (step, name)
         if step is Step.COMPARE:
             url = self._uploader.object_url(name, f"?fields={COMPARED_FIELDS}")
-            self._transfers.start(key, url, self._headers, b"", left_seconds, method=Method.GET)
+            self._transfers.start(key, url, self._headers, b"", remaining_seconds, method=Method.GET)
             return
         content = self._items[name].content
         if name not in self._wanted:
             self._wanted[name] = Wanted(self._uploader.bucket, name, len(content), crc32c(content))
         self._tries[name] += 1
         headers = [*self._headers, f"X-Goog-Hash: crc32c={self._wanted[name].crc32c}"]
-        self._transfers.start(key, self._uploader.upload_url(name), headers, content, left_seconds)
+        self._transfers.start(key, self._uploader.upload_url(name), headers, content, remaining_seconds)
 
     def _ended(self, step: Step, name: str, end: Answer | Trouble) -> None:
         wanted = self._wanted[name]
@@ -234,7 +234,7 @@ def pause_seconds(trouble: Trouble, tries: int) -> float:
     plus random jitter whose upper bound doubles with each attempt.
     """
     ceiling_seconds = BACKOFF_SECONDS * 2.0 ** (tries - 1)
-    asked_seconds = trouble.retry_after_seconds or 0.0
+    requested_seconds = trouble.retry_after_seconds or 0.0
     if is_name_rate_limited(trouble):
-        asked_seconds = max(asked_seconds, SAME_NAME_SECONDS)
-    return asked_seconds + random.uniform(0, ceiling_seconds)
+        requested_seconds = max(requested_seconds, SAME_NAME_SECONDS)
+    return requested_seconds + random.uniform(0, ceiling_seconds)

@@ -255,11 +255,11 @@ class Transfers:
 
     def _answer(self, handle: Any) -> Answer:
         request = self._running[handle]
-        asked_seconds = handle.getinfo(pycurl.RETRY_AFTER)
+        requested_seconds = handle.getinfo(pycurl.RETRY_AFTER)
         return Answer(
             handle.getinfo(pycurl.RESPONSE_CODE),
             b"".join(request.answer),
-            min(float(asked_seconds), RETRY_AFTER_SECONDS_MAX) if asked_seconds > 0 else None,
+            min(float(requested_seconds), RETRY_AFTER_SECONDS_MAX) if requested_seconds > 0 else None,
             handle.getinfo(pycurl.CONTENT_TYPE) or "",
             not request.endless,
             request.headers,

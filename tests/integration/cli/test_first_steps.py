@@ -27,7 +27,7 @@ def test_a_dry_run_does_not_report_an_unreachable_broker_as_an_empty_topic(tmp_p
     assert (result.code, result.out) == (1, "")
     (line,) = result.err.splitlines()
     assert line.startswith(f"replays-ingest: kafka: {CLOSED} does not respond: ")
-    assert line.endswith(WHAT_TO_DO[Server.KAFKA, Cause.AWAY])
+    assert line.endswith(WHAT_TO_DO[Server.KAFKA, Cause.UNREACHABLE])
 
 
 @pytest.fixture

@@ -81,5 +81,5 @@ def test_without_a_broker_no_manifest_is_left(tmp_path: Path, monkeypatch: pytes
     assert result.code == 1
     (line,) = result.err.splitlines()
     assert line.startswith("replays-ingest: kafka: 127.0.0.1:1 does not respond: ")
-    assert line.endswith(WHAT_TO_DO[Server.KAFKA, Cause.AWAY])
+    assert line.endswith(WHAT_TO_DO[Server.KAFKA, Cause.UNREACHABLE])
     assert list(tmp_path.iterdir()) == []

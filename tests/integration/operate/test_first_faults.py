@@ -35,7 +35,7 @@ from tasks import dependencies
 from tasks.connection import connect
 from tasks.faults import WHAT_TO_DO, Cause, Server
 from tasks.kafka.decisions import load
-from tasks.kafka.ranges import KafkaAway, KafkaRefused
+from tasks.kafka.ranges import KafkaRefused, KafkaUnreachable
 from tasks.kafka.topics import ClusterUnreachable, Topics
 from tasks.migrate.kafka import migrate_topics
 from tests.kit.flower import COMMANDS
@@ -91,11 +91,11 @@ FAULTS = {
     "no worker": FirstFault(
         "workers", "worker", "start `celery -A tasks worker`", "queues_without_worker", True, False
     ),
-    "no broker": of_server(Server.KAFKA, Cause.AWAY, "does not respond"),
+    "no broker": of_server(Server.KAFKA, Cause.UNREACHABLE, "does not respond"),
     "silent broker": of_server(Server.KAFKA, Cause.SILENT, "does not respond"),
     "wrong kafka password": of_server(Server.KAFKA, Cause.LOGIN, "Invalid username or password"),
-    "no redis": of_server(Server.REDIS, Cause.AWAY, "Connection refused"),
-    "silent redis": of_server(Server.REDIS, Cause.AWAY, "Timeout"),
+    "no redis": of_server(Server.REDIS, Cause.UNREACHABLE, "Connection refused"),
+    "silent redis": of_server(Server.REDIS, Cause.UNREACHABLE, "Timeout"),
     "wrong redis password": of_server(Server.REDIS, Cause.LOGIN, "invalid username-password pair"),
     "wrong clickhouse password": of_server(
         Server.CLICKHOUSE, Cause.LOGIN, "password is incorrect", in_reader=False
@@ -319,7 +319,7 @@ def test_dependencies_are_asked_again(working: dict[str, str]) -> None:
     watched.stop()
 
     assert {fault.server for fault in found} == {Server.KAFKA, Server.CLICKHOUSE}
-    assert all(fault.what_to_do == WHAT_TO_DO[fault.server, Cause.AWAY] for fault in found)
+    assert all(fault.what_to_do == WHAT_TO_DO[fault.server, Cause.UNREACHABLE] for fault in found)
 
 
 def test_a_running_reader_reports_a_broker_that_goes_away(
@@ -336,10 +336,10 @@ def test_a_running_reader_reports_a_broker_that_goes_away(
 
     with capture_logs() as lines:
         for _ in range(2):
-            with pytest.raises(KafkaAway) as failed:
+            with pytest.raises(KafkaUnreachable) as failed:
                 refresh.refresh()
 
-    advice = WHAT_TO_DO[Server.KAFKA, Cause.AWAY]
+    advice = WHAT_TO_DO[Server.KAFKA, Cause.UNREACHABLE]
     assert str(failed.value).endswith(advice)
     assert [line["what_to_do"] for line in lines if line["event"] == "kafka_unusable"] == [advice]
 

@@ -371,7 +371,7 @@ def test_a_stalled_partition_is_refetched(brokers: str, topic: str) -> None:
 
     reader.source._consumer.pause([KafkaPartition(topic, 0)])
     produce(brokers, topic, 4)
-    reader.source.ask_log_ranges()
+    reader.source.query_log_ranges()
     with capture_logs() as logs:
         reader.step_until(lambda: len(reader.parser.messages) == 8)
 
@@ -454,7 +454,7 @@ def test_the_end_after_transaction_markers_is_committed(apache_kafka: JavaKafka,
     )  # type: ignore[attr-defined]
 
     assert len(reader.blobs()) == 4
-    assert {p.partition: reader.source.ask_log_ranges()[p][1] for p in reader.pipeline.sources} == {0: 6, 1: 6}
+    assert {p.partition: reader.source.query_log_ranges()[p][1] for p in reader.pipeline.sources} == {0: 6, 1: 6}
     reader.source.close()
 
 

@@ -24,7 +24,7 @@ from ingest.observe.metrics import Metrics
 from ingest.settings import Settings
 from tasks.broker import Channel
 from tasks.chord import publisher
-from tasks.connection import RedisAway, connect
+from tasks.connection import RedisUnavailable, connect
 from tests.kit.fleet import Fleet
 from tests.kit.paths import ROOT
 from tests.kit.prestarted import PARENTS
@@ -122,7 +122,7 @@ def test_an_unavailable_server_closes_connections_until_it_recovers(fleet: Fleet
     reading: Any = connect(fleet.settings, retries=0)
     before, reading_before = client.client_id(), reading.client_id()
 
-    with sick(fleet.client), pytest.raises(RedisAway, match=state.partition(" ")[0]):
+    with sick(fleet.client), pytest.raises(RedisUnavailable, match=state.partition(" ")[0]):
         call(client)
     call(client)
 
@@ -140,7 +140,7 @@ def test_a_blocking_call_on_a_demoted_primary_means_unavailable(fleet: Fleet) ->
     def wait() -> None:
         try:
             client.blpop("replays:nothing", 1.5)
-        except RedisAway as error:
+        except RedisUnavailable as error:
             found.append(error)
 
     thread = threading.Thread(target=wait)
@@ -192,7 +192,7 @@ def test_celery_opens_no_channel_to_a_replica(fleet: Fleet) -> None:
     """If Redis is a replica, Celery opens no channel and raises a connection error."""
     connection = publisher(fleet.settings).connection_for_write()
 
-    with demoted_primary(fleet.client), pytest.raises(RedisAway) as refused:
+    with demoted_primary(fleet.client), pytest.raises(RedisUnavailable) as refused:
         connection.channel()
 
     assert isinstance(refused.value, connection.connection_errors)
@@ -211,7 +211,7 @@ def test_a_message_whose_acknowledgement_fails_does_not_stop_its_consumer(fleet:
             queue.put(body)
         first = queue.get(timeout=10)
 
-        with demoted_primary(fleet.client), pytest.raises(RedisAway, match="READONLY"):
+        with demoted_primary(fleet.client), pytest.raises(RedisUnavailable, match="READONLY"):
             first.ack() if finish == "ack" else first.reject(requeue=finish == "requeue")
 
         assert queue.get(timeout=10).payload == "second"

@@ -76,7 +76,7 @@ def test_a_plan_has_room_on_every_part(rate: float) -> None:
     """No reader, worker or Redis is loaded above the chosen share, and every reader has a partition."""
     found = plan(rate, INPUTS)
 
-    assert max(found.reader_load, found.worker_load, found.redis_load) <= INPUTS.utilisation
+    assert max(found.reader_load, found.worker_load, found.redis_load) <= INPUTS.utilization
     assert found.partitions >= found.readers
     assert found.shard_rate * found.redis_shards == pytest.approx(rate)
     assert all(math.isfinite(wait) for wait in found.wait_ms.values())

@@ -77,7 +77,7 @@ def test_a_comparison_separates_missing_unexpected_and_different():
 
 def test_extra_items_can_be_allowed():
     """If extra items are allowed, a sink may also contain the items of another load."""
-    assert compare_sets("things", {1}, {1, 2}, extra_matters=False).ok
+    assert compare_sets("things", {1}, {1, 2}, extra_is_error=False).ok
     assert not compare_sets("things", {1}, {1, 2}).ok
 
 
@@ -95,16 +95,16 @@ def test_metrics_may_repeat_after_a_crash_but_never_fall_short():
     """After a crash, metrics may exceed the expected counts because of redelivery, but never fall short."""
     expected = {"size": Total(2, 10.0)}
 
-    assert compare_metrics(expected, {"size": Total(2, 10.0)}, exactly=True).ok
-    assert compare_metrics(expected, {"size": Total(3, 15.0)}, exactly=False).ok
-    assert not compare_metrics(expected, {"size": Total(3, 15.0)}, exactly=True).ok
-    assert not compare_metrics(expected, {"size": Total(1, 5.0)}, exactly=False).ok
-    assert not compare_metrics(expected, {"size": Total(2, 11.0)}, exactly=False).ok
+    assert compare_metrics(expected, {"size": Total(2, 10.0)}, exact=True).ok
+    assert compare_metrics(expected, {"size": Total(3, 15.0)}, exact=False).ok
+    assert not compare_metrics(expected, {"size": Total(3, 15.0)}, exact=True).ok
+    assert not compare_metrics(expected, {"size": Total(1, 5.0)}, exact=False).ok
+    assert not compare_metrics(expected, {"size": Total(2, 11.0)}, exact=False).ok
 
 
 def test_a_missing_metric_is_named_even_if_its_sum_is_not_known():
     """A missing metric is reported even if its sum is unknown because the sum depends on the compression."""
-    found = compare_metrics({"size": Total(3, None)}, {"size": Total(1, 5.0)}, exactly=False)
+    found = compare_metrics({"size": Total(3, None)}, {"size": Total(1, 5.0)}, exact=False)
 
     assert (found.missing, found.examples) == (2, ("size: 1 values (sum 5) instead of 3 values",))
 

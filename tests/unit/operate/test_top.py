@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from ingest.core.model import Stage
-from ingest.observe.costs import CostOf
-from ingest.observe.snapshot import PartitionState, RejectsOf, RejectState, Snapshot
+from ingest.observe.costs import ProjectCost
+from ingest.observe.snapshot import PartitionState, ProjectRejects, RejectState, Snapshot
 from ingest.operate.status import ParkedStatus, ReaderStatus, RedisStatus, SinkStatus, Status, costs
 from ingest.operate.terminal import Terminal
 from ingest.operate.top import _reader_line, can_refresh, page
@@ -54,9 +54,9 @@ def test_only_a_terminal_that_moves_its_cursor_is_refreshed(
 def test_shed_projects_are_named() -> None:
     """Shed projects are named; other projects are not named, however many of their messages are rejects."""
     worst = (
-        RejectsOf(42, 100, 90, shed=True),
-        RejectsOf(43, 900, 80, shed=False),
-        RejectsOf(44, 50, 40, shed=True),
+        ProjectRejects(42, 100, 90, shed=True),
+        ProjectRejects(43, 900, 80, shed=False),
+        ProjectRejects(44, 50, 40, shed=True),
     )
 
     assert "SHED, mostly rejects: project 42, 44\n" in line(RejectState(worst, shed=2))
@@ -136,8 +136,12 @@ def test_cost_by_project_is_the_sum_over_readers() -> None:
 
     `other` comes last.
     """
-    first = (CostOf("7", 0.03, 1024.0, 10.0), CostOf("none"), CostOf("other", 0.01, 1024.0, 1.0))
-    second = (CostOf("9", 0.02, 1024.0, 5.0), CostOf("7", 0.01, 1024.0, 1.0), CostOf("other", 0.03, 0.0, 1.0))
+    first = (ProjectCost("7", 0.03, 1024.0, 10.0), ProjectCost("none"), ProjectCost("other", 0.01, 1024.0, 1.0))
+    second = (
+        ProjectCost("9", 0.02, 1024.0, 5.0),
+        ProjectCost("7", 0.01, 1024.0, 1.0),
+        ProjectCost("other", 0.03, 0.0, 1.0),
+    )
     redis = RedisStatus(0, 0, "noeviction", unacknowledged_tasks=0, control_queue_depth=0)
     drawn = io.StringIO()
 

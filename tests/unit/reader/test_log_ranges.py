@@ -22,7 +22,7 @@ def test_a_partition_with_unknown_ends_is_left_out() -> None:
     source.close()
 
     assert source.log_ranges() == {}
-    assert source.ask_log_ranges() == {}
+    assert source.query_log_ranges() == {}
 
 
 def test_a_start_with_unknown_ends_has_no_result() -> None:

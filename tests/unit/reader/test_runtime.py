@@ -43,7 +43,9 @@ class Bench:
         self.unusual: set[int] = set()
         self.deferred: list[Message] = []
         clock = lambda: self.now  # noqa: E731
-        self.runtime = Runtime(self.pipeline, self, self, self, self, clock, self._observe, second_line=self)
+        self.runtime = Runtime(
+            self.pipeline, self, self, self, self, clock, self._observe, second_line_parser=self
+        )
 
     def _observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
         self.seen.append(event)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.retries import PROBE_SPREAD_SECONDS, Later, backoff_seconds, is_exhausted, retry_wait_seconds
+from tasks.retries import PROBE_SPREAD_SECONDS, RetryLater, backoff_seconds, is_exhausted, retry_wait_seconds
 from tasks.settings import Settings
 
 SETTINGS = Settings(task_backoff_seconds=1.0, task_backoff_seconds_max=60.0, task_visibility_seconds=600)
@@ -43,18 +43,18 @@ def test_there_is_no_wait_when_only_the_runs_time_was_up() -> None:
 def test_a_task_waits_for_the_probe_of_an_open_breaker_and_not_for_its_backoff() -> None:
     """While the breaker is open, the wait does not depend on the number of retries, and has little jitter."""
     for tries in (0, 3, 10):
-        waits = [retry_wait_seconds(tries, Later("503", probe_seconds=15.0), SETTINGS) for _ in range(200)]
+        waits = [retry_wait_seconds(tries, RetryLater("503", probe_seconds=15.0), SETTINGS) for _ in range(200)]
         assert min(waits) >= 15.0
         assert max(waits) <= 15.0 + PROBE_SPREAD_SECONDS
 
 
 def test_a_longer_wait_that_the_server_requests_is_kept_for_a_probe() -> None:
     """A server's Retry-After of a minute is honored, although the breaker's next probe comes sooner."""
-    assert retry_wait_seconds(0, Later("429", 60.0, probe_seconds=15.0), SETTINGS) >= 60.0
+    assert retry_wait_seconds(0, RetryLater("429", 60.0, probe_seconds=15.0), SETTINGS) >= 60.0
 
 
 def test_only_runs_that_count_use_up_the_retries() -> None:
     """A run that was postponed is limited only by the remaining time."""
-    assert is_exhausted(8, Later("503"), 1.0, 60.0, SETTINGS)
-    assert not is_exhausted(8, Later("open", probe_seconds=15.0, counts=False), 16.0, 60.0, SETTINGS)
-    assert is_exhausted(0, Later("open", probe_seconds=15.0, counts=False), 16.0, 10.0, SETTINGS)
+    assert is_exhausted(8, RetryLater("503"), 1.0, 60.0, SETTINGS)
+    assert not is_exhausted(8, RetryLater("open", probe_seconds=15.0, counts=False), 16.0, 60.0, SETTINGS)
+    assert is_exhausted(0, RetryLater("open", probe_seconds=15.0, counts=False), 16.0, 10.0, SETTINGS)

@@ -159,8 +159,8 @@ def test_only_the_group_with_refused_items_is_written_again() -> None:
     def write(positions: Sequence[int]) -> None:
         writes.append(list(positions))
         if 5 in positions:
-            among = tuple(place for place, position in enumerate(positions) if position >= 4)
-            raise PermanentSinkError("no", among=among)
+            suspects = tuple(place for place, position in enumerate(positions) if position >= 4)
+            raise PermanentSinkError("no", suspects=suspects)
 
     progress = fresh(8)
     deliver(write, Server().examine, progress, 8, always)

@@ -6,7 +6,7 @@ import pytest
 from redis._parsers.base import BaseParser
 from redis.exceptions import RedisError
 
-from tasks.connection import AWAY, away_code
+from tasks.connection import UNAVAILABLE_CODES, unavailable_code
 from tests.kit.paths import ROOT
 
 CODES = (
@@ -27,7 +27,7 @@ def raised_error(answer: str) -> RedisError:
 @pytest.mark.parametrize("code", CODES)
 def test_each_code_means_unavailable(code: str) -> None:
     """Each of the codes means unavailable, including codes that no server can be made to send in a test."""
-    assert away_code(raised_error(f"{code} this server cannot serve")) == code
+    assert unavailable_code(raised_error(f"{code} this server cannot serve")) == code
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -35,7 +35,10 @@ def test_each_code_means_unavailable_inside_a_script(code: str) -> None:
     """Each error code that means that Redis is unavailable is also recognized if the error occurs inside a script;
     older servers put the code into the text of such an error.
     """
-    assert away_code(raised_error(f"ERR Error running script (call to f_1): @user_script:1: -{code} no. ")) == code
+    assert (
+        unavailable_code(raised_error(f"ERR Error running script (call to f_1): @user_script:1: -{code} no. "))
+        == code
+    )
 
 
 @pytest.mark.parametrize("answer", ["OOM command not allowed", "ERR unknown command", "WRONGTYPE no", "NOAUTH no"])
@@ -44,12 +47,12 @@ def test_other_errors_are_not_unavailability(answer: str) -> None:
 
     A new connection would get the same response.
     """
-    assert away_code(raised_error(answer)) == ""
+    assert unavailable_code(raised_error(answer)) == ""
 
 
 def test_the_page_lists_the_codes() -> None:
     """The page lists every code that means unavailable, so that operators can look it up."""
     page = (ROOT / "docs" / "redis.md").read_text()
 
-    assert set(CODES) == AWAY
+    assert set(CODES) == UNAVAILABLE_CODES
     assert [code for code in CODES if f"`{code}`" not in page] == []

@@ -38,7 +38,11 @@ REQUEST_BYTES_MAX = 20_000_000 - 1
 MESSAGE_BYTES_MAX = 64 * MiB
 # An open AppendRows call holds one thread.
 THREADS_MAX = 512
-CODE_OF_HTTP = {400: code_pb2.INVALID_ARGUMENT, 403: code_pb2.PERMISSION_DENIED, 404: code_pb2.NOT_FOUND}
+RPC_CODE_BY_HTTP_STATUS = {
+    400: code_pb2.INVALID_ARGUMENT,
+    403: code_pb2.PERMISSION_DENIED,
+    404: code_pb2.NOT_FOUND,
+}
 _Append, _Appended = types.AppendRowsRequest.pb(), types.AppendRowsResponse.pb()
 _Create, _Stream = types.CreateWriteStreamRequest.pb(), types.WriteStream.pb()
 _Get = types.GetWriteStreamRequest.pb()
@@ -158,7 +162,9 @@ def _unary(act: Callable[[Any], Any], request: Any, response: Any) -> grpc.RpcMe
 def _status(error: StreamError | ApiError) -> status_pb2.Status:
     """Returns the error as a gRPC status, with BigQuery's code in the details."""
     if isinstance(error, ApiError):
-        return status_pb2.Status(code=CODE_OF_HTTP.get(error.code, code_pb2.INTERNAL), message=str(error))
+        return status_pb2.Status(
+            code=RPC_CODE_BY_HTTP_STATUS.get(error.code, code_pb2.INTERNAL), message=str(error)
+        )
     status = status_pb2.Status(code=error.code, message=str(error))
     if error.storage_code is not None:
         detail = any_pb2.Any()

@@ -67,7 +67,7 @@ class Result:
     affected: int | None = None
 
 
-_OF_STREAM = "project = ? AND dataset = ? AND name = ? AND id = ?"
+_WHERE_STREAM = "project = ? AND dataset = ? AND name = ? AND id = ?"
 
 
 def _stream_key(name: StreamName) -> list[str]:
@@ -416,7 +416,7 @@ class Store:
 
     def stream(self, name: StreamName) -> Stream:
         """Returns the stream. Raises StreamError NOT_FOUND."""
-        sql = f"SELECT row_count, is_finalized, created_seconds FROM meta.streams WHERE {_OF_STREAM}"
+        sql = f"SELECT row_count, is_finalized, created_seconds FROM meta.streams WHERE {_WHERE_STREAM}"
         rows = self._rows(sql, *_stream_key(name))
         if not rows:
             text = f"Requested entity was not found. Entity: {name}"
@@ -427,7 +427,7 @@ class Store:
         """Finalizes the stream, and returns its number of rows; a repeated call returns the same number."""
         with self._write() as cursor:
             count = self.stream(name).row_count
-            sql = f"UPDATE meta.streams SET is_finalized = true WHERE {_OF_STREAM}"
+            sql = f"UPDATE meta.streams SET is_finalized = true WHERE {_WHERE_STREAM}"
             cursor.execute(sql, _stream_key(name))
         return count
 
@@ -458,7 +458,7 @@ class Store:
                 cursor.register("incoming", arrow_table(fields, stored))
                 cursor.execute(f"INSERT INTO {name.table.sql} BY NAME SELECT * FROM incoming")
                 cursor.unregister("incoming")
-            sql = f"UPDATE meta.streams SET row_count = row_count + ? WHERE {_OF_STREAM}"
+            sql = f"UPDATE meta.streams SET row_count = row_count + ? WHERE {_WHERE_STREAM}"
             cursor.execute(sql, [len(stored), *_stream_key(name)])
         return count, fields
 

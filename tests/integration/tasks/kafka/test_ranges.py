@@ -10,7 +10,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from ingest.local.servers.java_kafka import JavaKafka
 from ingest.local.servers.processes import wait_until
-from tasks.kafka.ranges import BoundReached, Bounds, KafkaAway, Range, RangeReader, TopicMissing
+from tasks.kafka.ranges import BoundReached, Bounds, KafkaUnreachable, Range, RangeReader, TopicMissing
 from tasks.kafka.records import UNREADABLE
 from tasks.settings import Settings
 from tests.kit.raw_producer import RawProducer
@@ -149,7 +149,7 @@ def test_unavailable_brokers_end_the_read(topic_settings: Settings) -> None:
 
     with (
         RangeReader(away, topic_settings.kafka_topic, bounds=Bounds(silent_seconds_max=1.5)) as reader,
-        pytest.raises(KafkaAway, match=r"no record from .* for 1.5 s .*127.0.0.1:1"),
+        pytest.raises(KafkaUnreachable, match=r"no record from .* for 1.5 s .*127.0.0.1:1"),
     ):
         values(reader, Range(0, 0, 5))
 
@@ -164,7 +164,9 @@ def test_unavailable_brokers_are_one_error(
 
     with (
         RangeReader(away, topic_settings.kafka_topic, bounds=Bounds(metadata_seconds_max=1.0)) as reader,
-        pytest.raises(KafkaAway, match=r"127.0.0.1:1 does not respond: .* or correct REPLAYS_KAFKA_BROKERS"),
+        pytest.raises(
+            KafkaUnreachable, match=r"127.0.0.1:1 does not respond: .* or correct REPLAYS_KAFKA_BROKERS"
+        ),
     ):
         reader.partitions()
 

@@ -19,7 +19,7 @@ from ingest.core.model import Message, Reject, Segment
 from ingest.core.parse import ParseRules, Usual, parse, parse_usual
 from ingest.reader.parsing.deadlines import Deadlines
 from ingest.reader.parsing.inline import InlineParser, ProcessParser
-from ingest.reader.parsing.second_line import SecondLine
+from ingest.reader.parsing.second_line import SecondLineParser
 from ingest.reader.ports import Unusual
 from ingest.reader.tenant_gate import TenantGate
 from ingest.testing import messages as make
@@ -41,7 +41,7 @@ class Bench:
 
     def __init__(self, deadlines: Deadlines = LONG_DEADLINES, **more: Any) -> None:
         self.answers: queue.SimpleQueue[on.MessageParsed] = queue.SimpleQueue()
-        self.line = SecondLine(RULES, deadlines, self.answers.put, **more)
+        self.line = SecondLineParser(RULES, deadlines, self.answers.put, **more)
 
     def parsed(self, *sent: Message) -> list[on.MessageParsed]:
         for record in sent:
@@ -278,7 +278,7 @@ def test_after_failed_starts_everything_goes_to_the_second_line() -> None:
     """After failed starts, every message goes to the second-line parser, because any message may have caused the
     failures.
     """
-    parser = InlineParser(RULES, TenantGate(), lambda: 0.0, USUAL, wary=lambda source: source == PARTITION)
+    parser = InlineParser(RULES, TenantGate(), lambda: 0.0, USUAL, is_suspect=lambda source: source == PARTITION)
 
     (answer,) = parser.parse([message(make.recording())])
 

@@ -74,7 +74,7 @@ def test_unnamed_refusals_lead_to_a_bisection() -> None:
         outcome.raise_if_any()
 
     assert raised.value.failed is None
-    assert raised.value.among == (2, 4, 5)
+    assert raised.value.suspects == (2, 4, 5)
 
 
 def test_a_configuration_error_takes_precedence() -> None:

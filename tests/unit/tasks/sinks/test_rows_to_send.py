@@ -64,8 +64,8 @@ def test_positions_in_any_order(given: list[int]) -> None:
     assert {position for position in range(40) if position in positions} == set(given)
     for start in range(32):
         for stop in range(start + 1, 33):
-            assert positions.have(((start, stop),)) == set(range(start, stop)).issubset(given)
-    assert positions.have(ranges(given))
+            assert positions.contain(((start, stop),)) == set(range(start, stop)).issubset(given)
+    assert positions.contain(ranges(given))
 
 
 @pytest.mark.parametrize("form", [list, encoded])

@@ -63,7 +63,7 @@ FOUND = (
         Mutant(
             "marks a task whose sink failed",
             "tasks/run.py",
-            "        raise Later(str(error), error.retry_after_seconds, progress) from error",
+            "        raise RetryLater(str(error), error.retry_after_seconds, progress) from error",
             "        pass",
         ),
         1,
