@@ -140,7 +140,7 @@ class Watch:
         self._readers[name] = (child, port)
         return child
 
-    def wait_shares(self, **shares: int) -> None:
+    def wait_until_shared(self, **shares: int) -> None:
         """Waits until these readers own this many partitions each."""
         wait_until(
             lambda: all(self._latest.get(name, {}).get(ASSIGNED) == share for name, share in shares.items()),
@@ -148,7 +148,7 @@ class Watch:
             f"partitions: {shares}",
         )
 
-    def wait_committed(self, messages: int) -> None:
+    def wait_until_committed(self, messages: int) -> None:
         """Waits until this many messages are below the committed offsets."""
         wait_until(lambda: self.committed >= messages, WAIT_SECONDS_MAX, f"{messages} messages to be committed")
 
@@ -291,23 +291,23 @@ class Load:
 def joins(fleet: Fleet, watch: Watch, load: Load) -> None:
     """Runs the case in which a second reader joins, and leaves after SIGTERM."""
     watch.reader("one")
-    watch.wait_shares(one=SOURCE_PARTITIONS)
+    watch.wait_until_shared(one=SOURCE_PARTITIONS)
     load.start()
-    watch.wait_committed(load.count // 10)
+    watch.wait_until_committed(load.count // 10)
     second = watch.reader("two")
-    watch.wait_shares(one=2, two=2)
-    watch.wait_committed(watch.committed + load.count // 10)
+    watch.wait_until_shared(one=2, two=2)
+    watch.wait_until_committed(watch.committed + load.count // 10)
     code = fleet.stop(second)
     if code:
         raise SystemExit(f"a reader ended with {code} at SIGTERM")
     watch.ended(second, fleet.committed(SOURCE_PARTITIONS))
-    watch.wait_shares(one=SOURCE_PARTITIONS)
+    watch.wait_until_shared(one=SOURCE_PARTITIONS)
 
 
 def killed(fleet: Fleet, watch: Watch, load: Load) -> None:
     """Runs the case in which one of two readers is killed (SIGKILL) and not restarted."""
     _kill(fleet, watch, _two(watch, load))
-    watch.wait_shares(one=SOURCE_PARTITIONS)
+    watch.wait_until_shared(one=SOURCE_PARTITIONS)
 
 
 def killed_with_redis(fleet: Fleet, watch: Watch, load: Load) -> None:
@@ -316,7 +316,7 @@ def killed_with_redis(fleet: Fleet, watch: Watch, load: Load) -> None:
     """
     _kill(fleet, watch, _two(watch, load))
     connect(fleet.settings).flushdb()
-    watch.wait_shares(one=SOURCE_PARTITIONS)
+    watch.wait_until_shared(one=SOURCE_PARTITIONS)
 
 
 def sleeps(fleet: Fleet, watch: Watch, load: Load) -> None:
@@ -325,9 +325,9 @@ def sleeps(fleet: Fleet, watch: Watch, load: Load) -> None:
     """
     second = _two(watch, load)
     second.pause()
-    watch.wait_shares(one=SOURCE_PARTITIONS)
+    watch.wait_until_shared(one=SOURCE_PARTITIONS)
     second.resume()
-    watch.wait_shares(one=2, two=2)
+    watch.wait_until_shared(one=2, two=2)
 
 
 def _kill(fleet: Fleet, watch: Watch, reader: Child) -> None:
@@ -338,9 +338,9 @@ def _kill(fleet: Fleet, watch: Watch, reader: Child) -> None:
 def _two(watch: Watch, load: Load) -> Child:
     watch.reader("one")
     second = watch.reader("two")
-    watch.wait_shares(one=2, two=2)
+    watch.wait_until_shared(one=2, two=2)
     load.start()
-    watch.wait_committed(load.count // 5)
+    watch.wait_until_committed(load.count // 5)
     load.wait_random()
     return second
 
@@ -367,8 +367,8 @@ def run(stack: Stack, case: str, number: int, directory: Path, args: argparse.Na
             CASES[case](fleet, watch, load)
             amid = time.monotonic() < load.ended_at
             produced = load.end()
-            fleet.wait_committed(produced.ends, WAIT_SECONDS_MAX)
-            watch.wait_committed(sum(produced.ends.values()))
+            fleet.wait_until_committed(produced.ends, WAIT_SECONDS_MAX)
+            watch.wait_until_committed(sum(produced.ends.values()))
             time.sleep(2 * SNAPSHOT_SECONDS + 4 * POLL_SECONDS)  # to record the last figures of each reader
         expected = Expectation.of_manifest(manifest, settings=fleet.settings)
         statsd_url = stack.addresses["statsd_query"]

@@ -79,23 +79,23 @@ def scale(fleet: Fleet, watch: Watch, load: Load) -> tuple[float, dict[str, floa
     """
     for name in READERS:
         watch.reader(name)
-    watch.wait_shares(**dict.fromkeys(READERS, SHARE))
+    watch.wait_until_shared(**dict.fromkeys(READERS, SHARE))
     load.start()
-    watch.wait_committed(load.count // 10)
+    watch.wait_until_committed(load.count // 10)
     load.wait_random()
     began = time.monotonic()
     leaving = [fleet.children[name] for name in READERS[1:]]
     with ThreadPoolExecutor(len(leaving)) as pool:
         codes = pool.map(fleet.stop, leaving)  # in parallel
-        watch.wait_shares(one=SOURCE_PARTITIONS)
+        watch.wait_until_shared(one=SOURCE_PARTITIONS)
         settled = {"4 to 1": time.monotonic() - began}
         if any(codes):
             raise SystemExit("a reader did not end with 0 at SIGTERM")
-    watch.wait_committed(watch.committed + load.count // 10)
+    watch.wait_until_committed(watch.committed + load.count // 10)
     joined = time.monotonic()
     for name in JOINING:
         watch.reader(name)
-    watch.wait_shares(**dict.fromkeys((READERS[0], *JOINING), SHARE))
+    watch.wait_until_shared(**dict.fromkeys((READERS[0], *JOINING), SHARE))
     return began, {**settled, "1 to 4": time.monotonic() - joined}
 
 
@@ -109,8 +109,8 @@ def run(stack: Stack, directory: Path, args: argparse.Namespace) -> Outcome:
             began, settled = scale(fleet, watch, load)
             amid = time.monotonic() < load.ended_at
             produced = load.end()
-            fleet.wait_committed(produced.ends, WAIT_SECONDS_MAX)
-            watch.wait_committed(sum(produced.ends.values()))
+            fleet.wait_until_committed(produced.ends, WAIT_SECONDS_MAX)
+            watch.wait_until_committed(sum(produced.ends.values()))
         report = reconcile(fleet.settings, Expectation.of_manifest(manifest, settings=fleet.settings))
         return Outcome(
             messages=produced.messages,

@@ -44,7 +44,7 @@ def preload(sender: Any, **_: Any) -> None:
     logs.configure(settings)
     queues = sender.app.amqp.queues.consume_from
     sinks = [name for name in settings.sinks if flush_queue(name) in queues]
-    for fault in dependencies.faults(settings, dependencies.asked_by(sinks)):
+    for fault in dependencies.faults(settings, dependencies.checks_of_worker(sinks)):
         celery_lines.report(fault)
     try:
         refuse_unsupported(settings)

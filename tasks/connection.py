@@ -92,7 +92,7 @@ def unavailable_code(error: BaseException) -> str:
 
 # redis-py removes these codes from the text; in version 7, only the class of the error indicates the code.
 # Subclasses come first.
-_CODE_OF_CLASS: dict[type[BaseException], str] = {
+_CODE_BY_CLASS: dict[type[BaseException], str] = {
     BusyLoadingError: "LOADING",
     MasterDownError: "MASTERDOWN",
     ClusterDownError: "CLUSTERDOWN",
@@ -103,7 +103,7 @@ _CODE_OF_CLASS: dict[type[BaseException], str] = {
 
 def _code(error: BaseException) -> str:
     """Returns the code of an error, which is the first word of its text unless redis-py removed it."""
-    known = next((code for kind, code in _CODE_OF_CLASS.items() if isinstance(error, kind)), "")
+    known = next((code for kind, code in _CODE_BY_CLASS.items() if isinstance(error, kind)), "")
     return known or getattr(error, "status_code", None) or str(error).partition(" ")[0]
 
 
@@ -183,19 +183,19 @@ class _Sentinels(Sentinel):
         """Address of the primary. If no Sentinel knows one, raises MasterNotFoundError with the error of each
         Sentinel.
         """
-        troubles = []
+        failures = []
         sentinels: list[Any] = self.sentinels
         for number, sentinel in enumerate(sentinels):
             try:
                 state = sentinel.sentinel_masters().get(service_name)
             except RedisError as error:
-                troubles.append(f"{_place(sentinel)}: {error}")
+                failures.append(f"{_place(sentinel)}: {error}")
                 continue
             if state and self.check_master_state(state, service_name):
                 sentinels.insert(0, sentinels.pop(number))  # queried first from now on
                 return state["ip"], state["port"]
-            troubles.append(f"{_place(sentinel)}: {'sees it down' if state else 'watches none of that name'}")
-        raise MasterNotFoundError(f"no Sentinel names the primary {service_name!r}: {'; '.join(troubles)}")
+            failures.append(f"{_place(sentinel)}: {'sees it down' if state else 'watches none of that name'}")
+        raise MasterNotFoundError(f"no Sentinel names the primary {service_name!r}: {'; '.join(failures)}")
 
 
 def _place(sentinel: Any) -> str:

@@ -19,16 +19,16 @@ from tasks.observe.loops import Loop
 from tasks.settings import Settings
 from tasks.wire import SinkName
 
-ASK_SECONDS_MAX = connection.LOOK_SECONDS_MAX
+CHECK_SECONDS_MAX = connection.LOOK_SECONDS_MAX
 KAFKA_SECONDS_MAX = 2.0  # includes connecting, with TLS and a login
 DOWN_SECONDS_MAX = 1.0
 INTERVAL_SECONDS = 5.0
-Ask = Callable[[Settings], Fault | None]
+Check = Callable[[Settings], Fault | None]
 
 
 def redis(settings: Settings) -> Fault | None:
     """Returns the fault that prevents the use of Redis; None if Redis can be used."""
-    client = connection.connect(settings, retries=0, seconds_max=ASK_SECONDS_MAX)
+    client = connection.connect(settings, retries=0, seconds_max=CHECK_SECONDS_MAX)
     try:
         client.ping()
     except (RedisError, OSError) as error:
@@ -57,25 +57,25 @@ def clickhouse(settings: Settings) -> Fault | None:
         return None
     from tasks.sinks.clickhouse import reach
 
-    return reach.fault_of(settings, ASK_SECONDS_MAX)
+    return reach.fault_of(settings, CHECK_SECONDS_MAX)
 
 
 ALL = (redis, kafka, clickhouse)
 ALL_EXCEPT_REDIS = (kafka, clickhouse)
 
 
-def asked_by(sinks: Collection[SinkName]) -> tuple[Ask, ...]:
+def checks_of_worker(sinks: Collection[SinkName]) -> tuple[Check, ...]:
     """Returns the tests that a worker with these sinks runs."""
     of_sinks = {SinkName.DEAD_LETTER: kafka, SinkName.CLICKHOUSE: clickhouse}
-    return (redis, *(ask for sink, ask in of_sinks.items() if sink in sinks))
+    return (redis, *(check for sink, check in of_sinks.items() if sink in sinks))
 
 
-def faults(settings: Settings, asked: Sequence[Ask]) -> Iterator[Fault]:
+def faults(settings: Settings, checks: Sequence[Check]) -> Iterator[Fault]:
     """Runs these tests concurrently, and yields each fault as soon as it is known. Finishes shortly after
     KAFKA_SECONDS_MAX at the latest.
     """
-    with ThreadPoolExecutor(len(asked), thread_name_prefix="dependencies") as pool:
-        for ended in as_completed([pool.submit(ask, settings) for ask in asked]):
+    with ThreadPoolExecutor(len(checks), thread_name_prefix="dependencies") as pool:
+        for ended in as_completed([pool.submit(check, settings) for check in checks]):
             found = ended.result()
             if found is not None:
                 yield found
@@ -90,7 +90,7 @@ class Dependencies:
         self._settings = settings
         self._faults: tuple[Fault, ...] = ()
         self._known, self._lock, self._started = threading.Event(), threading.Lock(), False
-        self._loop = Loop("dependencies", self._ask, INTERVAL_SECONDS)
+        self._loop = Loop("dependencies", self._check, INTERVAL_SECONDS)
 
     def faults(self, wait_seconds: float) -> tuple[Fault, ...]:
         """Returns the faults found by the last test. The first call waits up to `wait_seconds` for a result."""
@@ -105,6 +105,6 @@ class Dependencies:
         """Ends the thread after the current test."""
         self._loop.request_stop()
 
-    def _ask(self) -> None:
+    def _check(self) -> None:
         self._faults = tuple(faults(self._settings, ALL_EXCEPT_REDIS))
         self._known.set()

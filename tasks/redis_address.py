@@ -28,7 +28,7 @@ VERIFICATION = {name: name for name in ("required", "optional", "none")} | {
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 # URL options of redis-py for which a setting exists.
-SETTING_OF_OPTION: Mapping[str, str] = {
+SETTING_BY_OPTION: Mapping[str, str] = {
     "socket_timeout": "REDIS_TIMEOUT_SECONDS",
     "socket_connect_timeout": "REDIS_TIMEOUT_SECONDS",
     "timeout": "REDIS_TIMEOUT_SECONDS",
@@ -157,9 +157,9 @@ def _options(parts: list[SplitResult]) -> dict[str, str]:
 
 def _refuse_unknown(scheme: Scheme, options: Mapping[str, str]) -> None:
     for name in sorted(options):
-        if name in SETTING_OF_OPTION:
+        if name in SETTING_BY_OPTION:
             raise WrongAddress(
-                f"the option {name} is not supported: set REPLAYS_{SETTING_OF_OPTION[name]} instead"
+                f"the option {name} is not supported: set REPLAYS_{SETTING_BY_OPTION[name]} instead"
             )
         if name in SOCKET_DATABASE and scheme is not Scheme.SOCKET:
             raise WrongAddress(

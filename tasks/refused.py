@@ -12,9 +12,9 @@ import msgspec
 
 from tasks.errors import shortened
 from tasks.kafka.letters import NO_OFFSET, REFUSED, Kind, Label, Origin, Refusal
-from tasks.wire import TABLES_OF_SINK, Blob, DeadLetter, Item, Manifest, Metric, Row, SinkName
+from tasks.wire import TABLES_BY_SINK, Blob, DeadLetter, Item, Manifest, Metric, Row, SinkName
 
-KIND_OF_SINK = {
+KIND_BY_SINK = {
     SinkName.GCS: Kind.BLOB,
     SinkName.CLICKHOUSE: Kind.ROW,
     SinkName.BIGQUERY: Kind.ROW,
@@ -58,10 +58,10 @@ def revive(label: Label, value: bytes) -> tuple[SinkName, Item]:
     refusal, offset = label.refusal, label.origin.offset
     if refusal is None:
         raise ValueError(f"the letter is a message, not an item that a sink refused ({label.reason})")
-    sink = next((sink for sink in KIND_OF_SINK if sink == refusal.sink), None)
-    if sink is None or refusal.kind != KIND_OF_SINK[sink]:
+    sink = next((sink for sink in KIND_BY_SINK if sink == refusal.sink), None)
+    if sink is None or refusal.kind != KIND_BY_SINK[sink]:
         raise ValueError(f"no sink {refusal.sink!r} accepts items of the kind {refusal.kind!r}")
-    match KIND_OF_SINK[sink]:
+    match KIND_BY_SINK[sink]:
         case Kind.BLOB:
             return sink, Blob(_object_name(refusal.item, label.batch_id), value, offset)
         case Kind.ROW:
@@ -81,7 +81,7 @@ def _object_name(name: str, batch_id: str) -> str:
 def _row_name(sink: SinkName, item: str) -> tuple[str, str]:
     """Returns the table and the row id. The table name is one of our constants, not text from the dead letter."""
     named, _, row_id = item.partition("/")
-    table = next((table for table in TABLES_OF_SINK[sink] if table == named), None)
+    table = next((table for table in TABLES_BY_SINK[sink] if table == named), None)
     if table is None:
         raise ValueError(f"{sink} has no table {named!r}")
     if not 0 < len(row_id) <= ROW_ID_CHARACTERS_MAX:

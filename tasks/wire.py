@@ -77,7 +77,7 @@ class SinkName(StrEnum):
         return Stage.BLOBS if self is SinkName.GCS else Stage.ROWS
 
 
-TABLES_OF_SINK = {
+TABLES_BY_SINK = {
     SinkName.CLICKHOUSE: ("replays", "replay_segments", "replay_outcomes", "replay_objects"),
     SinkName.BIGQUERY: ("replay_events",),
 }
@@ -141,7 +141,7 @@ class DeadLetter(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 
 
 Item = Blob | Row | Metric | DeadLetter
-_ITEM_OF_SINK: dict[SinkName, type[Item]] = {
+_ITEM_TYPE_BY_SINK: dict[SinkName, type[Item]] = {
     SinkName.GCS: Blob,
     SinkName.CLICKHOUSE: Row,
     SinkName.BIGQUERY: Row,
@@ -241,7 +241,7 @@ _encoder = msgspec.msgpack.Encoder()
 _decode_proto_rows = msgspec.msgpack.Decoder(ProtoRows).decode
 _decoders: dict[SinkName, msgspec.msgpack.Decoder[Any]] = {
     sink: msgspec.msgpack.Decoder(list[item])  # type: ignore[valid-type]
-    for sink, item in _ITEM_OF_SINK.items()
+    for sink, item in _ITEM_TYPE_BY_SINK.items()
 }
 _T = TypeVar("_T")
 # First bytes of msgpack maps of up to 15 keys; a list of items begins with another byte.

@@ -24,7 +24,7 @@ from tasks.wire import SinkName
 
 # Excludes the older names of error codes that have two names.
 CURL_CODE = re.compile("E_(?!MULTI|FTP|TFTP|URL_MALFORMAT_USER|UNKNOWN_TELNET_OPTION|SSL_PEER_CERT|SSL_CACERT$)")
-PROOF_OF = {
+PROOF_BY_SINK = {
     SinkName.GCS: objects.PROOF,
     SinkName.CLICKHOUSE: clickhouse.PROOF,
     SinkName.BIGQUERY: f"{bigquery.PROOF} {append_answers.PROOF}",
@@ -53,7 +53,7 @@ def _proofs() -> Iterator[str]:
         with their own pages. Writes without proof are retried, and the worker logs the response. At most
         64 KiB of a response are read, and redirects are not followed."""
     )
-    yield _table(("sink", "proof"), ((f"`{name}`", PROOF_OF[name]) for name in SinkName))
+    yield _table(("sink", "proof"), ((f"`{name}`", PROOF_BY_SINK[name]) for name in SinkName))
 
 
 def _causes() -> Iterator[str]:
@@ -84,7 +84,7 @@ def _statuses() -> Iterator[str]:
         proxies and gateways. `Retry-After`, in seconds or as a date, is honored up to one hour. A success status
         without proof is classified as `network`."""
     )
-    yield _by_blame({str(status): blame for status, blame in answers.BLAME_OF_STATUS.items()}, "statuses")
+    yield _by_blame({str(status): blame for status, blame in answers.BLAME_BY_STATUS.items()}, "statuses")
 
 
 def _google() -> Iterator[str]:
@@ -98,7 +98,7 @@ def _google() -> Iterator[str]:
         that BigQuery refuses with `no such field` is classified as `table`. Rows refused as `stopped` are written
         again, without the rows that caused the refusal."""
     )
-    yield _by_blame({f"`{reason}`": blame for reason, blame in google_errors.BLAME_OF_REASON.items()}, "reasons")
+    yield _by_blame({f"`{reason}`": blame for reason, blame in google_errors.BLAME_BY_REASON.items()}, "reasons")
     yield _text(
         """Responses of the Storage Write API are classified by the error code that BigQuery adds to them. Without
         such a code, the gRPC status is classified like the HTTP status that corresponds to it. Rows that a
@@ -107,7 +107,7 @@ def _google() -> Iterator[str]:
         `INVALID_STREAM_STATE` and `OFFSET_OUT_OF_RANGE` are not refusals either: the rows are written to another
         stream if they are not stored."""
     )
-    storage = {f"`{code.name}`": blame for code, blame in append_answers.BLAME_OF_CODE.items()}
+    storage = {f"`{code.name}`": blame for code, blame in append_answers.BLAME_BY_CODE.items()}
     yield _by_blame(storage, "codes of the Storage Write API")
 
 
@@ -119,7 +119,7 @@ def _clickhouse() -> Iterator[str]:
         Exceptions for an unknown field, or raised while pushing to a view, are classified as `table`. Status 413
         is classified as `size` regardless of the code."""
     )
-    codes = {f"{number} `{name}`": blame for (number, name), blame in clickhouse_errors.BLAME_OF_CODE.items()}
+    codes = {f"{number} `{name}`": blame for (number, name), blame in clickhouse_errors.BLAME_BY_CODE.items()}
     yield _by_blame(codes, "codes")
 
 
@@ -132,7 +132,7 @@ def _kafka() -> Iterator[str]:
     )
     names_of_producers = {
         f"`{name}`": blame
-        for name, blame in sorted(kafka_errors.BLAME_OF_NAME.items())
+        for name, blame in sorted(kafka_errors.BLAME_BY_NAME.items())
         if name not in kafka_errors.NOT_OURS
     }
     yield _by_blame(names_of_producers, "codes")
@@ -145,7 +145,7 @@ def _network() -> Iterator[str]:
         classified by its status, as above."""
     )
     names = {getattr(pycurl, name): name for name in sorted(dir(pycurl)) if CURL_CODE.match(name)}
-    yield _by_blame({f"`{names[code]}`": blame for code, blame in transfers.BLAME_OF_CODE.items()}, "codes")
+    yield _by_blame({f"`{names[code]}`": blame for code, blame in transfers.BLAME_BY_CODE.items()}, "codes")
 
 
 def _by_blame(blames: Mapping[str, Blame], what: str) -> str:

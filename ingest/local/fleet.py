@@ -189,7 +189,7 @@ class Fleet:
         finally:
             group.close()
 
-    def wait_committed(self, ends: Mapping[int, int], deadline_seconds: float) -> float:
+    def wait_until_committed(self, ends: Mapping[int, int], deadline_seconds: float) -> float:
         """Waits until the committed offset of every partition equals the end of its log.
 
         Returns the seconds waited. Raises LocalError.

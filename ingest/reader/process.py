@@ -196,7 +196,10 @@ class Reader:
             log.exception("close_failed", part=part)
 
     def _dependencies(self, loops: Sequence[Loop]) -> Callable[[], dict[str, str]]:
-        return lambda: {**self.watch.dependencies(), **{f"loop {loop.name}": loop.trouble() for loop in loops}}
+        return lambda: {
+            **self.watch.dependencies(),
+            **{f"loop {loop.name}": loop.failure_text() for loop in loops},
+        }
 
     def _heartbeat(self) -> Heartbeat:
         beat = self.guard.call("heartbeat", self.heartbeat) or Heartbeat()

@@ -92,7 +92,7 @@ class Sessions:
             with self._lock:
                 if session.last_at == last_at and session.ready_seconds is None:
                     session.ready_seconds = seconds
-        return Progress(len(expected), len(stored), durable, seconds, session.ready_seconds, known.trouble)
+        return Progress(len(expected), len(stored), durable, seconds, session.ready_seconds, known.error)
 
 
 def is_durable(segment: SegmentFacts, known: Journeys) -> bool:

@@ -54,13 +54,13 @@ class Journey:
 
 @dataclass(frozen=True, slots=True)
 class Journeys:
-    """The batches of some messages. `committed`: committed offset by partition. `trouble`: why the batches could
+    """The batches of some messages. `committed`: committed offset by partition. `error`: why the batches could
     not be read.
     """
 
     batches: tuple[Journey, ...] = ()
     committed: Mapping[int, int] = field(default_factory=dict)
-    trouble: str = ""
+    error: str = ""
 
     def of(self, partition: int, offset: int) -> Journey | None:
         """Returns the batch of this message. If several batches contain the message, returns the most complete
@@ -83,7 +83,7 @@ def journeys(settings: Settings, places: Sequence[tuple[int, int]]) -> Journeys:
         found = [_journey(staging, key, parked) for key in sorted(keys)]
         return Journeys(tuple(batch for batch in found if batch is not None), committed)
     except (RedisError, OSError, msgspec.MsgspecError) as error:
-        return Journeys(trouble=f"redis: {error}")
+        return Journeys(error=f"redis: {error}")
     finally:
         client.close()
 

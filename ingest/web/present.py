@@ -50,7 +50,7 @@ def segments_dict(settings: Settings, segments: Segments, journeys: Journeys) ->
         "segments": listed,
         "missing": list(segments.missing),
         "duplicates": list(segments.duplicates),
-        "notes": [*segments.notes, *([journeys.trouble] if journeys.trouble else [])],
+        "notes": [*segments.notes, *([journeys.error] if journeys.error else [])],
     }
 
 

@@ -17,7 +17,7 @@ from tasks.settings import Settings
 from tasks.sinks.clickhouse import errors as clickhouse_errors
 from tasks.sinks.dead_letter import errors as kafka_errors
 from tasks.sinks.google import errors as google_errors
-from tasks.sinks.outcome import Trouble
+from tasks.sinks.outcome import Failure
 from tasks.wire import SinkName
 
 
@@ -26,7 +26,7 @@ def migrate(settings: Settings, *, dry_run: bool = False, topics: bool = False) 
 
     Disabled sinks are skipped. Raises SinkError, whose message states what to do.
     """
-    steps: dict[SinkName, tuple[Callable[[], Iterator[str]], Callable[[BaseException], Trouble]]] = {
+    steps: dict[SinkName, tuple[Callable[[], Iterator[str]], Callable[[BaseException], Failure]]] = {
         SinkName.CLICKHOUSE: (lambda: migrate_schema(settings, dry_run=dry_run), clickhouse_errors.classify),
         SinkName.BIGQUERY: (lambda: migrate_tables(settings, dry_run=dry_run), google_errors.classify),
         SinkName.GCS: (lambda: migrate_bucket(settings, dry_run=dry_run), google_errors.classify),

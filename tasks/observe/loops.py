@@ -103,7 +103,7 @@ class Loop:
         """True if the thread is alive."""
         return self._thread.is_alive()
 
-    def trouble(self) -> str:
+    def failure_text(self) -> str:
         """Returns one line if the loop has failed for longer than FAILING_SECONDS_MAX, otherwise ""."""
         failures, error, since = self.failures, self._error, self._failing_since
         failing_seconds = time.monotonic() - since

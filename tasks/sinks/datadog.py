@@ -20,7 +20,7 @@ from datadog.dogstatsd.base import UDP_OPTIMAL_PAYLOAD_LENGTH, UDS_OPTIMAL_PAYLO
 from tasks.settings import Settings
 from tasks.sinks import agent
 from tasks.sinks.base import Report
-from tasks.sinks.outcome import Blame, Outcome, Trouble, seconds_until
+from tasks.sinks.outcome import Blame, Failure, Outcome, seconds_until
 from tasks.sinks.per_process import PerProcess
 from tasks.wire import Metric, MetricKind
 
@@ -66,10 +66,10 @@ class DatadogSink:
         outcome, statsd = Outcome(self.name), self._statsd.get()
         for positions in self._packets(items):
             if seconds_until(ends_at) <= 0:
-                outcome.note(Trouble(Blame.NETWORK, "no time left"), positions)
+                outcome.note(Failure(Blame.NETWORK, "no time left"), positions)
             elif not self._send(statsd, [items[place] for place in positions]) and not self._over_udp:
-                trouble = Trouble(Blame.NETWORK, f"no process listens on {self._settings.datadog_socket}")
-                outcome.note(trouble, positions)
+                failure = Failure(Blame.NETWORK, f"no process listens on {self._settings.datadog_socket}")
+                outcome.note(failure, positions)
         outcome.raise_if_any()
 
     def _send(self, statsd: DogStatsd, items: Sequence[Metric]) -> bool:

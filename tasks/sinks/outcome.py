@@ -75,7 +75,7 @@ BLAME_MEANINGS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class Failure:
     """A classified exception from a client library, or a classified response from a server.
 
     `retry_after_seconds`: the wait requested by the server. `unproven`: the response had a success status, but did
@@ -87,11 +87,11 @@ class Trouble:
     retry_after_seconds: float | None = None
     unproven: bool = False
 
-    def about(self, what: str) -> Trouble:
+    def about(self, what: str) -> Failure:
         """Returns a copy whose message begins with `what`, the name of a table or object."""
         return replace(self, message=f"{what}: {self.message}")
 
-    def blamed(self, blame: Blame) -> Trouble:
+    def blamed(self, blame: Blame) -> Failure:
         """Returns a copy with `blame` as the cause."""
         return replace(self, blame=blame)
 
@@ -122,24 +122,24 @@ class Outcome:
         self._retry_after_seconds: float | None = None
         self._kept_out: set[int] = set()
 
-    def note(self, trouble: Trouble, positions: Iterable[int]) -> None:
-        """Records that `trouble` applies to exactly these items. With BATCH and SIZE, at least one of these items
+    def note(self, failure: Failure, positions: Iterable[int]) -> None:
+        """Records that `failure` applies to exactly these items. With BATCH and SIZE, at least one of these items
         is at fault.
         """
-        if trouble.unproven:
-            self._unproven.append(trouble.message)
-        match trouble.blame.action:
+        if failure.unproven:
+            self._unproven.append(failure.message)
+        match failure.blame.action:
             case Action.PARK:
-                self._held.append(trouble.message)
+                self._held.append(failure.message)
             case Action.RETRY:
-                self._transient.update((position, trouble.message) for position in positions)
-                if trouble.retry_after_seconds is not None:
-                    requested_seconds = max(self._retry_after_seconds or 0.0, trouble.retry_after_seconds)
+                self._transient.update((position, failure.message) for position in positions)
+                if failure.retry_after_seconds is not None:
+                    requested_seconds = max(self._retry_after_seconds or 0.0, failure.retry_after_seconds)
                     self._retry_after_seconds = min(requested_seconds, RETRY_AFTER_SECONDS_MAX)
             case Action.DEAD_LETTER:
-                self._refused.update((position, shortened(trouble.message)) for position in positions)
+                self._refused.update((position, shortened(failure.message)) for position in positions)
             case Action.SPLIT:
-                self._unnamed.update((position, trouble.message) for position in positions)
+                self._unnamed.update((position, failure.message) for position in positions)
 
     def note_kept_out(self, positions: Iterable[int]) -> None:
         """Records items that are neither at fault nor written: the server refused the whole request because of

@@ -143,11 +143,11 @@ def main() -> int:
         System(Path(directory), **PATIENT_SETTINGS) as system,
     ):
         system.send_all([steady_message(0)])
-        system.wait_committed()
+        system.wait_until_committed()
         limit_memory(system)
         alone, _ = send_steadily(system, 1, arguments.segments, arguments.rate)
         others, places = send_steadily(system, 1 + arguments.segments, arguments.segments, arguments.rate, values)
-        system.wait_committed(600)
+        system.wait_until_committed(600)
         until(lambda: steady_rows(system) >= 1 + 2 * arguments.segments, 60, "the steady project's rows")
         lost = 1 + 2 * arguments.segments - steady_rows(system)
         missing = [names[number] for number in unaccounted(system, places)]

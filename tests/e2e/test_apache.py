@@ -196,7 +196,7 @@ def test_a_killed_broker_returns_and_nothing_is_missing(fleet: Fleet, tmp_path: 
     fleet.worker("worker-1")
     reader = wait_until_up(fleet.reader("reader-1"))
     load = Load(fleet, tmp_path, 400, rate=60).start()
-    fleet.wait_committed({0: 20}, UP_SECONDS_MAX)
+    fleet.wait_until_committed({0: 20}, UP_SECONDS_MAX)
     before = fleet.committed()
 
     fleet.stack.servers["kafka"].restart(kill=True)

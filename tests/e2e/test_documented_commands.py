@@ -236,7 +236,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     patience |= {"sink_timeout_seconds": "20", "flush_deadline_seconds": "120", "task_visibility_seconds": "300"}
     with System(tmp_path_factory.mktemp("documented"), **patience, **park_at_once) as running:
         running.load(60, seed=1)
-        running.wait_committed()
+        running.wait_until_committed()
         running.proxies["bigquery"].set(Errors(404))
         running.load(40, seed=2)
         until(lambda: len(running.json("batches", "ls")) >= PARKED_AT_LEAST, 90, "batches to be parked")

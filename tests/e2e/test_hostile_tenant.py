@@ -33,11 +33,11 @@ def test_every_costly_message_is_accounted_for_and_the_other_project_is_complete
     names, values = zip(*hostile_messages(RAW_BYTES), strict=True)
     with System(tmp_path, **PATIENT_SETTINGS) as system:
         system.load(20)
-        system.wait_committed()
+        system.wait_until_committed()
         limit_memory(system)
 
         _, places = send_steadily(system, 0, SEGMENTS, 20.0, values)
-        system.wait_committed(200)
+        system.wait_until_committed(200)
 
         assert system.reader.starts == 1
         assert system.reader_peak_bytes() < MEMORY_BYTES_MAX

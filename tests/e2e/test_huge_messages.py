@@ -61,7 +61,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A system that has ingested an ordinary message, with deadlines long enough for large messages."""
     with System(tmp_path_factory.mktemp("system"), sink_timeout_seconds="20", flush_deadline_seconds="60") as made:
         made.load(40)
-        made.wait_committed()
+        made.wait_until_committed()
         yield made
 
 
@@ -75,7 +75,7 @@ def test_huge_messages_are_rows_or_dead_letters_in_bounded_memory(system: System
     for replay, (what, (_, make)) in enumerate(HUGE.items(), start=1):
         value = make(replay)
         system.send(value)
-        system.wait_committed()
+        system.wait_until_committed()
         print(f"{what:<30} peak {system.reader_peak_bytes() / MiB:6.0f} MiB, {len(value):>10,} bytes sent")
 
     assert system.reader.starts == 1

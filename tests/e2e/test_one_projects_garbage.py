@@ -84,7 +84,7 @@ def test_other_projects_are_durable_while_ten_readers_die_over_garbage(tmp_path:
 
         system.send_all(alternate(WINDOW))
         sent += WINDOW
-        system.wait_committed()
+        system.wait_until_committed()
 
         assert system.reader.starts == RESTARTS + 1
         assert system.query("SELECT count() FROM replay_segments FINAL") == [(sent,)]
@@ -127,7 +127,7 @@ def assert_steps_work(system: System) -> None:
 
     restart(system, **{setting[0].removeprefix("REPLAYS_").lower(): setting[1]})
     system.send_all(alternate(WINDOW))
-    system.wait_committed()
+    system.wait_until_committed()
     assert system.metric("replays_reader_drops_total", reason="shed") > 0
 
     system.command(*[str(GARBAGE) if word == "<project>" else word for word in kill], "--yes")
@@ -139,5 +139,5 @@ def assert_steps_work(system: System) -> None:
     until(followed, 60, "the reader to follow")
     assert is_shed(system)
     system.send_all([*garbage(WINDOW), *valid_messages(WINDOW)])
-    system.wait_committed()
+    system.wait_until_committed()
     until(lambda: not is_shed(system), 60, "the alert to clear")

@@ -36,7 +36,7 @@ def test_a_disabled_project_and_the_audit_trail_survive_an_emptied_redis(tmp_pat
     with System(tmp_path, flush_deadline_seconds="10") as system:
         redis: Any = connect(system.settings)
         system.load(60, seed=1)
-        system.wait_committed()
+        system.wait_until_committed()
         sizes = system.query("SELECT project_id, count() AS n FROM replay_segments GROUP BY project_id ORDER BY n")
         project = int(sizes[-1][0])
         assert len(sizes) > 1
@@ -49,14 +49,14 @@ def test_a_disabled_project_and_the_audit_trail_survive_an_emptied_redis(tmp_pat
             return system.metric("replays_reader_drops_total", reason="killed") > 0
 
         until(followed, 60, "the reader to follow")
-        system.wait_committed()
+        system.wait_until_committed()
         before = segments_of(system, project)
         dropped = system.metric("replays_reader_drops_total", reason="killed")
         for _ in range(FLUSHES):
             redis.flushall()
             system.load(30, seed=next(seeds))
         redis.flushall()
-        system.wait_committed()
+        system.wait_until_committed()
 
         assert system.metric("replays_reader_drops_total", reason="killed") > dropped
         assert segments_of(system, project) == before
@@ -82,6 +82,6 @@ def test_every_key_of_the_running_system_expires(tmp_path: Path) -> None:
 
         assert lasting_keys(redis, "replays") == set()
         system.proxies["clickhouse"].set(NoFault())
-        system.wait_committed()
+        system.wait_until_committed()
         assert lasting_keys(redis, "replays") == set()
         assert redis.exists(*names("replays")) == len(names("replays"))

@@ -52,7 +52,7 @@ def poisoned_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
         banned = system.send(poison(BANNED_ID, BANNED_SEGMENT, now))
         system.load(SEGMENTS)
         system.start_reader()
-        system.wait_committed()
+        system.wait_until_committed()
         yield system, old, banned
 
 

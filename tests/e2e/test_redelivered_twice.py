@@ -104,7 +104,7 @@ def loaded_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedSy
             made = system.load(SEGMENTS // 2, seed)
             assert made.rejects > 0
             assert made.duplicates > 0
-            system.wait_committed()
+            system.wait_until_committed()
         cuts = batches(system)
         assert len(cuts) >= SEGMENTS / MESSAGES_IN_A_BATCH
         assert any(cut_early(stops) for stops in ends_by_partition(cuts).values())
@@ -211,7 +211,7 @@ def redeliver(system: System, cuts: frozenset[str] | None, **settings: str) -> N
         consumer.close()
     assert system.committed() == 0
     system.start_reader(**settings)
-    system.wait_committed()
+    system.wait_until_committed()
 
 
 def ends_by_partition(references: frozenset[str]) -> dict[int, list[int]]:

@@ -39,7 +39,7 @@ def test_a_hanging_sink_fills_a_bounded_backlog_while_the_others_continue(tmp_pa
     """
     with System(tmp_path, queues=QUEUES, **BOUND) as system:
         system.load(100, seed=1)
-        system.wait_committed()
+        system.wait_until_committed()
         rebalances = system.metric("replays_reader_rebalances_total")
         healthy = flushed_counts(system)
         began = time.monotonic()
@@ -71,7 +71,7 @@ def test_a_hanging_sink_fills_a_bounded_backlog_while_the_others_continue(tmp_pa
 
         system.proxies["clickhouse"].set(NoFault())
         back_at = time.monotonic()
-        system.wait_committed()
+        system.wait_until_committed()
         print(
             f"hung {hung_seconds:.0f} s; objects, facts, metrics {healthy} -> {at_bound}; lag {lag} -> "
             f"{system.lag()} in {time.monotonic() - back_at:.1f} s; {probe_seconds:.2f} s of CPU per probe"
@@ -87,7 +87,7 @@ def test_a_share_of_failing_uploads_parks_nothing(tmp_path: Path) -> None:
         system.proxies["gcs"].set(SeveralErrors((Errors(503, 0.02), Errors(429, 0.01, retry_after_seconds=1))))
         system.load(800)
 
-        system.wait_committed()
+        system.wait_until_committed()
 
         assert system.metric("replays_reader_batches_parked_total") == 0
         assert system.proxies["gcs"].counts["status 503"] > 0
@@ -136,7 +136,7 @@ def test_a_parked_batch_is_retried_from_the_command_line_and_from_flower(tmp_pat
         assert flower_call(port, "/api/task/async-apply/retry_batch", request, f"op:{password}") == 200
 
         # The success of this batch shows that the sink works, so the other batches skip their backoff.
-        system.wait_committed()
+        system.wait_until_committed()
         assert system.json("batches", "ls") == {}
         system.assert_whole()
 
@@ -148,7 +148,7 @@ def test_redis_at_its_memory_limit_pauses_the_reader(tmp_path: Path) -> None:
     """
     with System(tmp_path, in_flight_batches_max="4") as system:
         system.load(60, seed=1)
-        system.wait_committed()
+        system.wait_until_committed()
         server = Redis.from_url(system.settings.redis_url.get_secret_value())
         used = int(server.info("memory")["used_memory"])  # type: ignore[index,arg-type]
         server.config_set("maxmemory", used + 64 * 1024)
@@ -161,7 +161,7 @@ def test_redis_at_its_memory_limit_pauses_the_reader(tmp_path: Path) -> None:
         assert system.reader.starts == starts
         server.config_set("maxmemory", 0)
 
-        system.wait_committed()
+        system.wait_until_committed()
         until(lambda: system.metric("replays_reader_paused") == 0, 60, "the reader to go on")
         assert system.reader.starts == starts
         system.assert_whole()
@@ -182,13 +182,13 @@ def test_a_flood_of_one_project_is_shed_by_rule(tmp_path: Path) -> None:
             return dropped_count(system) > 0
 
         until(dropped, 60, "the reader to follow the rule")
-        system.wait_committed()
+        system.wait_until_committed()
         before = dropped_count(system)
         for number in range(20):
             system.send(recording(segment_id=number, project_id=shed))
             system.send(recording(segment_id=number, project_id=kept))
 
-        system.wait_committed()
+        system.wait_until_committed()
 
         assert dropped_count(system) == before + 20
         assert system.query(f"SELECT count() FROM replay_segments FINAL WHERE project_id = {kept}") == [(20,)]
@@ -247,7 +247,7 @@ def test_dead_letters_are_listed_shown_and_replayed_once(tmp_path: Path) -> None
     """
     with System(tmp_path) as system:
         made = system.load(150)
-        system.wait_committed()
+        system.wait_until_committed()
         listed = system.json("dlq", "ls")
         assert sum(entry["count"] for entry in listed["counts"]) == made.rejects > 0
         reason = listed["counts"][0]["reason"]

@@ -64,7 +64,7 @@ def test_a_rage_click_replay_is_found_and_played(tmp_path: Path) -> None:
     """
     with System(tmp_path, flower_basic_auth=":".join(LOGIN)) as system:
         system.load(400)
-        system.wait_committed()
+        system.wait_until_committed()
         with browser(system) as page:
             page.goto("/")
             page.locator("tbody tr").first.wait_for()
@@ -132,4 +132,4 @@ def test_an_operator_retries_a_batch_and_replays_a_dead_letter(tmp_path: Path) -
             letter.wait_for(state="detached")
 
         assert any(letter["replayed"] for letter in system.json("dlq", "ls", "--replayed")["letters"])
-        system.wait_committed()
+        system.wait_until_committed()

@@ -98,7 +98,7 @@ class Load:
 
     def settle(self) -> None:
         """Waits until every message is committed."""
-        self.fleet.wait_committed(self.end().ends, SETTLE_SECONDS_MAX)
+        self.fleet.wait_until_committed(self.end().ends, SETTLE_SECONDS_MAX)
 
     def account(self, *, exact: bool = False) -> Report:
         """Compares the contents of the sinks with the manifest of the produced messages.

@@ -99,7 +99,7 @@ PROOFS: dict[str, Callable[..., Answer]] = {
 
 def false_successes(sink: str) -> dict[str, Script]:
     """Returns, by name, scripts of responses with a success status that do not prove a write to this sink."""
-    return {**_of_any_sink(sink), **_FALSE_ANSWERS_OF[sink]()}
+    return {**_common_answers(sink), **_FALSE_ANSWERS_BY_SINK[sink]()}
 
 
 def always_answer(answer: Answer) -> Script:
@@ -125,7 +125,7 @@ def head_of(answer: Answer) -> bytes:
     return "".join(f"{line}\r\n" for line in lines).encode()
 
 
-def _of_any_sink(sink: str) -> dict[str, Script]:
+def _common_answers(sink: str) -> dict[str, Script]:
     answers = {
         "a portal's page": PORTAL_PAGE,
         "a page without a content type": Answer(200, PORTAL_PAGE.body),
@@ -169,7 +169,7 @@ def _half_as_if_whole(proof: Answer) -> Answer:
     return replace(proof, body=proof.body[: len(proof.body) // 2])
 
 
-def _of_gcs() -> dict[str, Script]:
+def _gcs_answers() -> dict[str, Script]:
     fields: dict[str, dict[str, Any]] = {
         "another object": {"name": "30/1/another/0"},
         "another bucket": {"bucket": "another"},
@@ -193,7 +193,7 @@ def _of_gcs() -> dict[str, Script]:
     }
 
 
-def _of_clickhouse() -> dict[str, Script]:
+def _clickhouse_answers() -> dict[str, Script]:
     fields: dict[str, dict[str, Any]] = {
         "no row written": {"written_rows": "0"},
         "one row too few": {"written_rows": "3"},
@@ -223,7 +223,7 @@ def _with_header(name: str, value: str) -> Script:
     return altered_proof("clickhouse", lambda proof: replace(proof, headers={**proof.headers, name: value}))
 
 
-def _of_bigquery() -> dict[str, Script]:
+def _bigquery_answers() -> dict[str, Script]:
     fields: dict[str, dict[str, Any]] = {
         "another kind": {"kind": "bigquery#tableDataList"},
         "no kind": {"kind": None},
@@ -239,4 +239,4 @@ def _of_bigquery() -> dict[str, Script]:
     }
 
 
-_FALSE_ANSWERS_OF = {"gcs": _of_gcs, "clickhouse": _of_clickhouse, "bigquery": _of_bigquery}
+_FALSE_ANSWERS_BY_SINK = {"gcs": _gcs_answers, "clickhouse": _clickhouse_answers, "bigquery": _bigquery_answers}

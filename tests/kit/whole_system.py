@@ -200,7 +200,7 @@ class System:
                 ticks += sum(map(int, fields[11:15]))
         return ticks / os.sysconf("SC_CLK_TCK")
 
-    def wait_committed(self, seconds: float = 120) -> None:
+    def wait_until_committed(self, seconds: float = 120) -> None:
         """Waits until every produced message is committed."""
         try:
             wait_until(lambda: self.committed() >= sum(self.ends.values()), seconds, "commits")

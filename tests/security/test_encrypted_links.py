@@ -151,7 +151,7 @@ def test_recordings_flow_over_encrypted_links_with_the_least_rights(
         manifest = tmp_path / "manifest.jsonl"
         made = produce(keeper, PROFILES["small"], 120, 5, manifest_path=manifest)
 
-        wait_committed(keeper, made.ends, programs)
+        wait_until_committed(keeper, made.ends, programs)
         report = reconcile(
             keeper, Expectation.of_manifest(manifest, settings=keeper), statsd_url="", exact_metrics=False
         )
@@ -171,7 +171,7 @@ def test_recordings_flow_over_encrypted_links_with_the_least_rights(
         assert secret not in programs.logs()
 
 
-def wait_committed(settings: Settings, ends: dict[int, int], programs: Programs) -> None:
+def wait_until_committed(settings: Settings, ends: dict[int, int], programs: Programs) -> None:
     """Waits until the group's committed offsets equal the log end offsets."""
     asking = Committed(settings)
     wanted = {(settings.kafka_topic, partition): end for partition, end in ends.items()}

@@ -73,7 +73,7 @@ def test_an_erased_replay_does_not_come_back(tmp_path: Path) -> None:
     """
     with System(tmp_path) as system:
         system.load(60)
-        system.wait_committed()
+        system.wait_until_committed()
         project, replay_id = system.query(
             "SELECT project_id, replaceAll(toString(replay_id), '-', '') FROM replay_segments "
             "GROUP BY project_id, replay_id ORDER BY count() DESC, replay_id LIMIT 1"
@@ -102,7 +102,7 @@ def test_an_erased_replay_does_not_come_back(tmp_path: Path) -> None:
         rewind(system)
         connect(system.settings).flushall()
         system.start_reader()
-        system.wait_committed()
+        system.wait_until_committed()
         assert not any(count_items(system, project, replay_id).values())
 
         assert dead_letter_messages_of(system, replay_id) > 0

@@ -59,7 +59,7 @@ def test_forged_state_hides_nothing_of_ours(stored: Settings, forged_entries: Co
     assert NAME in [reader.reader for reader in seen.readers]
     assert WORKER in [worker.worker for worker in seen.workers]
     assert {sink.sink for sink in seen.sinks} >= {"gcs", "clickhouse"}
-    assert journeys(stored, [(0, 0)]).trouble == ""
+    assert journeys(stored, [(0, 0)]).error == ""
     assert NAME in forged_entries.readers()
 
 

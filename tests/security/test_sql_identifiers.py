@@ -67,10 +67,10 @@ KNOWN_EXPRESSIONS: dict[str, set[str]] = {
     "ingest/web/segments.py": {"IS_CLICK", "IS_TAP", "ERRORS_MAX"},
     "tasks/migrate/bigquery.py": {"table.project", "table.dataset_id", "table.table_id"},
     "tasks/migrate/clickhouse.py": {"database"},
-    # The table is one of TABLES_OF_SINK, which a test below verifies. The partition is ClickHouse's own value.
+    # The table is one of TABLES_BY_SINK, which a test below verifies. The partition is ClickHouse's own value.
     "tasks/sinks/clickhouse/server.py": {"table"},
     "tasks/sinks/clickhouse/table.py": {"names"},
-    "tasks/sinks/clickhouse/probe.py": {"partition", "trouble.message", "left"},
+    "tasks/sinks/clickhouse/probe.py": {"partition", "failure.message", "left"},
 }
 
 

@@ -94,8 +94,8 @@ class ProcessFaults:
             "worker: SIGSTOP": self.stop_worker,
             "redis: SIGSTOP": self.stop_redis,
             "redis: read-only (READONLY), connections stay open": self.demote_redis,
-            **self._of_single_redis(),
-            **self._of_sentinel(),
+            **self._single_redis_faults(),
+            **self._sentinel_faults(),
             "broker: kill -9, restarted with its data": self.restart_broker,
             "broker: SIGSTOP": self.stop_broker,
             "flower: kill -9": self.kill_flower,
@@ -104,7 +104,7 @@ class ProcessFaults:
             name: fault for name, fault in found.items() if kafka == "apache" or name not in NEEDS_APACHE_KAFKA
         }
 
-    def _of_single_redis(self) -> dict[str, Inflict]:
+    def _single_redis_faults(self) -> dict[str, Inflict]:
         if self._redis_proxy is None:
             return {}
         return {
@@ -113,7 +113,7 @@ class ProcessFaults:
             "redis: connections reset": self.reset_redis,
         }
 
-    def _of_sentinel(self) -> dict[str, Inflict]:
+    def _sentinel_faults(self) -> dict[str, Inflict]:
         if self._redis_proxy is not None:
             return {}
         return {

@@ -62,9 +62,9 @@ class Result:
 
     def judge(self) -> None:
         """Sets `ok`, and `error` to the first failed check."""
-        troubles = [f"{fault.kind}: {fault.error}" for fault in self.faults if fault.error]
+        fault_errors = [f"{fault.kind}: {fault.error}" for fault in self.faults if fault.error]
         exits = [f"{name} ended with code {code}" for name, code in self.exit_codes.items() if code != 0]
-        wrong = [*troubles, *(f"the history of commits: {violation}" for violation in self.violations), *exits]
+        wrong = [*fault_errors, *(f"the history of commits: {violation}" for violation in self.violations), *exits]
         if self.halted:
             wrong.append(f"a reader halted {self.halted} times")
         if self.unowned_undisturbed_seconds > self.unowned_seconds_max:

@@ -197,7 +197,7 @@ class _Chaos:
             return
         self.say("no more faults; waiting until everything is committed")
         assert self.result.load is not None
-        self.result.settle_seconds = fleet.wait_committed(self.result.load.ends, SETTLE_SECONDS_MAX)
+        self.result.settle_seconds = fleet.wait_until_committed(self.result.load.ends, SETTLE_SECONDS_MAX)
         self.say(f"committed after {self.result.settle_seconds:.1f} s; stopping the readers")
         for name in READERS:
             self.result.exit_codes[name] = fleet.stop(fleet.children[name])

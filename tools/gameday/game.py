@@ -293,7 +293,7 @@ class Game:
         self.say(f"{fault.name}: {fault.alert} should fire")
         try:
             fault.inject(self)
-            alert = self._wait_fired(fault.alert)
+            alert = self._wait_until_fired(fault.alert)
             played.fired_seconds = time.monotonic() - began
             played.summary, played.section = alert.summary, alert.runbook_url
             self.say(f"  {alert.name} fires after {played.fired_seconds:.1f} s: {alert.summary}")
@@ -303,7 +303,7 @@ class Game:
             ends, fixed_at = dict(self.load.ends), time.monotonic()
             self.until(lambda: not self.fires(fault.alert), RESOLVE_SECONDS_MAX, f"{fault.alert} to resolve")
             played.resolved_seconds = time.monotonic() - fixed_at
-            self.fleet.wait_committed(ends, CALM_SECONDS_MAX)
+            self.fleet.wait_until_committed(ends, CALM_SECONDS_MAX)
             played.drained_seconds = time.monotonic() - fixed_at
             self.record_check(
                 f"{fault.alert} resolved, {sum(ends.values()):,} offsets committed on {len(ends)} partitions"
@@ -349,7 +349,7 @@ class Game:
         self.until(holds, HEALTHY_SECONDS_MAX, expression)
         self.record_check(f"{expression}: it is {float(found[0]['value'][1]):g}")
 
-    def _wait_fired(self, name: str) -> Alert:
+    def _wait_until_fired(self, name: str) -> Alert:
         found: list[Alert] = []
 
         def fires() -> bool:

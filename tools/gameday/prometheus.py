@@ -32,7 +32,7 @@ ALERTS = REPOSITORY / "deploy" / "prometheus" / "alerts.yml"
 DASHBOARD = REPOSITORY / "deploy" / "grafana" / "dashboard.json"
 RUNBOOK = REPOSITORY / "docs" / "runbook.md"
 
-SECONDS_OF = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+SECONDS_BY_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 DURATION = re.compile(r"(\d+)([smhd])")
 THRESHOLD = re.compile(r"> ([\d.]+(?: \* [\d.]+)?)\s*$")
 # Rules whose threshold is the duration of an ongoing problem, in seconds.
@@ -59,11 +59,11 @@ def scaled_rules(rules: dict[str, Any], factor: float) -> dict[str, Any]:
     """Returns the content of a rule file with all of its times divided by `factor`."""
 
     def shorter(found: re.Match[str]) -> str:
-        seconds = int(found[1]) * SECONDS_OF[found[2]] / factor
+        seconds = int(found[1]) * SECONDS_BY_UNIT[found[2]] / factor
         return f"{max(1, round(seconds))}s"
 
     def in_range(found: re.Match[str]) -> str:
-        seconds = int(found[1]) * SECONDS_OF[found[2]] / factor
+        seconds = int(found[1]) * SECONDS_BY_UNIT[found[2]] / factor
         return f"[{max(RANGE_SECONDS_MIN, round(seconds))}s]"
 
     def rule(before: dict[str, Any]) -> dict[str, Any]:

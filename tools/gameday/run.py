@@ -61,7 +61,7 @@ def play(
         try:
             game.start(kafka, rate)
             game.until(lambda: game.load.messages > rate * 5, CALM_SECONDS_MAX, "load")
-            game.fleet.wait_committed(dict(game.load.ends), CALM_SECONDS_MAX)
+            game.fleet.wait_until_committed(dict(game.load.ends), CALM_SECONDS_MAX)
             game.calm()
             game.say("the system is healthy")
             for fault in faults:
@@ -86,7 +86,7 @@ def _check_sinks_and_history(game: Game, result: Result) -> None:
     result.panels = asked_panels(game.prometheus, game.began_unix, time.time())
     game.load.close()
     result.messages = game.load.messages
-    game.fleet.wait_committed(dict(game.load.ends), CALM_SECONDS_MAX)
+    game.fleet.wait_until_committed(dict(game.load.ends), CALM_SECONDS_MAX)
     result.reconciled, is_complete = game.reconcile()
     if not is_complete:
         result.error = "items are missing in a sink"

@@ -191,7 +191,9 @@ class System:
 
     def _check_complete(self, produced: Produced, manifest: Path) -> None:
         try:
-            self._fleet.wait_committed(produced.ends, self._engine.clock.seconds_for_step(COMMITTED_SECONDS_MAX))
+            self._fleet.wait_until_committed(
+                produced.ends, self._engine.clock.seconds_for_step(COMMITTED_SECONDS_MAX)
+            )
         except LocalError as error:
             tails = "\n".join(self._engine.log_tail(name) for name in self._names.values())
             raise Failed(f"{error}\n{tails}") from error

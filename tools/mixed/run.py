@@ -107,7 +107,7 @@ class Run:
                 if self._ending.is_set():
                     return self.result
             self._say("no more traffic; waiting until everything is committed")
-            self.result.settle_seconds = self._fleet.wait_committed(self._ends(), SETTLE_SECONDS_MAX)
+            self.result.settle_seconds = self._fleet.wait_until_committed(self._ends(), SETTLE_SECONDS_MAX)
         finally:
             self._over.set()
             watch.join()
@@ -127,22 +127,22 @@ class Run:
         self._say(f"{phase.name}: readers {line.readers}, workers {line.workers}")
         began = time.monotonic()
         with _Traffic(self._fleet.settings, self.plan, number, window.manifest) as traffic:
-            traffic.wait_flowing()
+            traffic.wait_until_flowing()
             if number > 1:
                 self.mixed.start_phase(phase)
             checked = any(line.check is not None for line in self.result.lines)
             if phase.is_mixed and not (self.plan.check_once and checked):
                 line.check = self.mixed.check()
             if phase.newer and self.plan.expects_refusal:
-                self._wait_refused(window.began_at)
+                self._wait_until_refused(window.began_at)
             else:
-                self._wait_progress(phase)
+                self._wait_for_progress(phase)
             self._ending.wait(max(0.0, self.plan.seconds - (time.monotonic() - began)))
         window.produced = traffic.produced
         window.ended_at = time.time()
         line.messages, line.seconds = traffic.produced.messages, time.monotonic() - began
 
-    def _wait_refused(self, since: float) -> None:
+    def _wait_until_refused(self, since: float) -> None:
         """Waits until a worker has refused a batch. Raises LocalError."""
         ends_at = time.monotonic() + REFUSED_SECONDS_MAX
         while not self._ending.is_set():
@@ -153,7 +153,7 @@ class Run:
                 raise LocalError(f"no batch of a newer version was refused within {REFUSED_SECONDS_MAX:g} s")
             self._ending.wait(POLL_SECONDS)
 
-    def _wait_progress(self, phase: Phase) -> None:
+    def _wait_for_progress(self, phase: Phase) -> None:
         """Waits until the readers of the phase have committed an offset. Raises LocalError."""
         before, ends_at = self._committed(), time.monotonic() + PROGRESS_SECONDS_MAX
         while not self._ending.is_set() and self._committed() <= before:
@@ -254,7 +254,7 @@ class _Traffic:
         if self._error and error is None:
             raise LoadError(self._error)
 
-    def wait_flowing(self) -> None:
+    def wait_until_flowing(self) -> None:
         """Waits until the first messages have been produced. Raises LoadError."""
         if not self._flows.wait(FLOWING_SECONDS_MAX) or self._error:
             raise LoadError(self._error or f"no message was accepted within {FLOWING_SECONDS_MAX:g} s")

@@ -25,7 +25,7 @@ LOG_EVENT = "protocol_step"
 EXCLUDED_FAULTS = frozenset(
     {
         Fault.READER_CRASH_MIDWAY,
-        Fault.CLOCKS_APART,
+        Fault.CLOCK_SKEW,
         Fault.OFFSET_READ_NONE,
         Fault.OFFSET_READ_ZERO,
         Fault.COMMIT_LOST,

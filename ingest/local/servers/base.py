@@ -82,7 +82,7 @@ class Server(ABC):
             self._child.command, self._child.env = self.command(), dict(self.environment())
             self._child.start()
             try:
-                self.wait_ready()
+                self.wait_until_ready()
                 return
             except LocalError as error:
                 self._child.kill()
@@ -91,7 +91,7 @@ class Server(ABC):
                     raise
                 self.port = 0
 
-    def wait_ready(self) -> None:
+    def wait_until_ready(self) -> None:
         """Waits until the server is ready, for at most `start_seconds_max`."""
         child = self.child
 

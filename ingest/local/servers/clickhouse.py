@@ -49,7 +49,7 @@ TRANSPORT_PARAMETERS = frozenset(
         *("http_headers_progress_interval_ms", "http_write_exception_in_output_format"),
     }
 )
-STATUS_OF_CODE = {60: 404, 81: 404, 516: 403, 497: 403, 159: 408, 202: 503, 241: 500}
+HTTP_STATUS_BY_CODE = {60: 404, 81: 404, 516: 403, 497: 403, 159: 408, 202: 503, 241: 500}
 BAD_REQUEST_CODES = frozenset(
     {6, 16, 20, 25, 26, 27, 36, 41, 42, 43, 46, 47, 53, 62, 72, 73, 115, 117, 130, 457, 636}
 )
@@ -108,7 +108,7 @@ class QueryError(Exception):
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
         self.code = code
-        self.status = STATUS_OF_CODE.get(code, 400 if code in BAD_REQUEST_CODES else 500)
+        self.status = HTTP_STATUS_BY_CODE.get(code, 400 if code in BAD_REQUEST_CODES else 500)
 
     @classmethod
     def of_engine(cls, error: Exception) -> QueryError:

@@ -87,7 +87,7 @@ class Fleet:
         if self.dice.occurs(Fault.WORKER_KILLED):
             death = KILL_POINTS[self.dice.pick(Fault.WORKER_KILLED, len(KILL_POINTS))]
             self._push(chord, name, tries, self.visibility_seconds)
-        if self.dice.occurs(Fault.TASK_DOUBLED):
+        if self.dice.occurs(Fault.TASK_DUPLICATED):
             self._push(chord, name, tries, 0.1)
         if self.dice.occurs(Fault.WORKER_ZOMBIE):
             seconds = self.dice.uniform(4.0, 15.0)
@@ -168,7 +168,7 @@ class Fleet:
         if self.dice.occurs(Fault.COMPLETION_LATE):
             seconds += self.dice.uniform(1.0, 10.0)
         self.timeline.after(seconds, self._deliver, chord, event)
-        if self.dice.occurs(Fault.COMPLETION_DOUBLED):
+        if self.dice.occurs(Fault.COMPLETION_DUPLICATED):
             self.timeline.after(seconds + self.dice.uniform(0.0, 3.0), self._deliver, chord, event)
 
     def _deliver(self, chord: Chord, event: on.Event) -> None:

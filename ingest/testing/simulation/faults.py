@@ -30,16 +30,16 @@ class Fault(StrEnum):
     STAGING_REFUSED = "staging_refused"  # Redis is at its memory limit
     STAGING_TOO_LARGE = "staging_too_large"  # a batch is permanently too large for this Redis
     STAGED_EVICTED = "staged_evicted"  # the hash of one batch disappears, including its marks
-    PUBLISHED_HALF = "published_half"  # some tasks of the chord are sent, then the connection breaks
+    PARTIALLY_PUBLISHED = "published_half"  # some tasks of the chord are sent, then the connection breaks
     TASK_LOST = "task_lost"
-    TASK_DOUBLED = "task_doubled"
+    TASK_DUPLICATED = "task_doubled"
     WORKER_KILLED = "worker_killed"  # a worker is killed before or after its write, or after the mark
     WORKER_ZOMBIE = "worker_zombie"  # a worker writes its payload long after the chord was abandoned
     BODY_LOST = "body_lost"
     BODY_EARLY = "body_early"  # the chord's body runs before all tasks are done
     COMPLETION_LOST = "completion_lost"
     COMPLETION_LATE = "completion_late"
-    COMPLETION_DOUBLED = "completion_doubled"
+    COMPLETION_DUPLICATED = "completion_doubled"
     SINK_TRANSIENT = "sink_transient"
     SINK_REPLY_LOST = "sink_reply_lost"  # the sink writes, but the response is lost
     SINK_OUTAGE = "sink_outage"  # one sink fails for a while
@@ -57,7 +57,7 @@ class Fault(StrEnum):
     OFFSET_READ_ZERO = "offset_read_zero"  # the brokers report, once, offset 0 without a record
     FETCH_EMPTY = "fetch_empty"  # fetches of a partition return nothing until its next assignment
     COMMIT_LOST = "commit_lost"  # a commit is acknowledged but not stored
-    CLOCKS_APART = "clocks_apart"  # a reader's clock is up to a minute off
+    CLOCK_SKEW = "clocks_apart"  # a reader's clock is up to a minute off
     TOPIC_RECREATED = "topic_recreated"  # the topic is deleted and created again while readers run
 
 
@@ -79,9 +79,9 @@ RATES: dict[Fault, float] = {
     Fault.STAGING_REFUSED: 0.1,
     Fault.STAGING_TOO_LARGE: 0.05,
     Fault.STAGED_EVICTED: 0.05,
-    Fault.PUBLISHED_HALF: 0.05,
+    Fault.PARTIALLY_PUBLISHED: 0.05,
     Fault.TASK_LOST: 0.03,
-    Fault.TASK_DOUBLED: 0.1,
+    Fault.TASK_DUPLICATED: 0.1,
     Fault.WORKER_KILLED: 0.05,
     Fault.WORKER_ZOMBIE: 0.02,
     Fault.BODY_LOST: 0.06,
@@ -89,7 +89,7 @@ RATES: dict[Fault, float] = {
     Fault.DISCARD_LOST: 0.2,
     Fault.COMPLETION_LOST: 0.05,
     Fault.COMPLETION_LATE: 0.1,
-    Fault.COMPLETION_DOUBLED: 0.1,
+    Fault.COMPLETION_DUPLICATED: 0.1,
     Fault.SINK_TRANSIENT: 0.15,
     Fault.SINK_REPLY_LOST: 0.1,
     Fault.SINK_OUTAGE: 0.05,
@@ -106,7 +106,7 @@ RATES: dict[Fault, float] = {
     Fault.OFFSET_READ_ZERO: 0.2,
     Fault.FETCH_EMPTY: 0.2,
     Fault.COMMIT_LOST: 0.05,
-    Fault.CLOCKS_APART: 0.5,
+    Fault.CLOCK_SKEW: 0.5,
     Fault.TOPIC_RECREATED: 0.05,
 }
 """Probability per opportunity: a commit, a task, or half a second, depending on the fault."""

@@ -202,7 +202,7 @@ class SimulatedDispatcher:
         chord = Chord(
             batch.id, batch.epoch, command.stage, command.attempt, key, names, generation, self._reader.put
         )
-        if self._dice.occurs(Fault.PUBLISHED_HALF):
+        if self._dice.occurs(Fault.PARTIALLY_PUBLISHED):
             self._fleet.start(chord, len(names) // 2)
             self._answer_undispatched(command)
         else:

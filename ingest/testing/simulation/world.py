@@ -186,9 +186,9 @@ class World:
 
     def _clock_ahead(self) -> float:
         """Returns the clock offset of a new reader, in seconds."""
-        if not self.dice.occurs(Fault.CLOCKS_APART):
+        if not self.dice.occurs(Fault.CLOCK_SKEW):
             return 0.0
-        return float(self.dice.pick(Fault.CLOCKS_APART, CLOCK_AHEAD_SECONDS_MAX) + 1)
+        return float(self.dice.pick(Fault.CLOCK_SKEW, CLOCK_AHEAD_SECONDS_MAX) + 1)
 
     def _step(self, slot: ReaderSlot, reader: Reader) -> None:
         """Repeatedly runs one iteration of the loop and sends one heartbeat.

@@ -12,7 +12,7 @@ from typing import Any
 
 from tasks.sinks.google.errors import blame_of_reasons, classify_answer
 from tasks.sinks.http.answers import Answer, unproven_success
-from tasks.sinks.outcome import Blame, Trouble
+from tasks.sinks.outcome import Blame, Failure
 
 PROOF = (
     "Status 200 with `insertAll`'s own response in JSON, recognized by its `kind`. A row is stored if it "
@@ -25,15 +25,15 @@ STOPPED = "stopped"
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One row that was not stored. `trouble` is None if the row was refused only because of other rows in the same
+    """One row that was not stored. `failure` is None if the row was refused only because of other rows in the same
     request.
     """
 
     index: int
-    trouble: Trouble | None
+    failure: Failure | None
 
 
-def refusals_of(answer: Answer, rows: int) -> list[Refusal] | Trouble:
+def refusals_of(answer: Answer, rows: int) -> list[Refusal] | Failure:
     """Returns the refused rows of a request with `rows` rows (none if all are stored), or the error of the whole
     request."""
     if not answer.ok:
@@ -55,7 +55,7 @@ def refusals_of(answer: Answer, rows: int) -> list[Refusal] | Trouble:
     return list(found.values())
 
 
-def _row_error(error: Mapping[str, Any]) -> Trouble | None:
+def _row_error(error: Mapping[str, Any]) -> Failure | None:
     """Classifies the refusal of one row."""
     given = error.get("errors")
     entries = [entry for entry in given if isinstance(entry, dict)] if isinstance(given, list) else []
@@ -65,9 +65,9 @@ def _row_error(error: Mapping[str, Any]) -> Trouble | None:
     text = "; ".join(map(_described, entries)) or "refused without a reason"
     if "no such field" in text.lower():
         # The reader is newer than the table, so every row has that field, and no row is at fault.
-        return Trouble(Blame.TABLE, f"{text}; run `replays-ingest migrate`")
+        return Failure(Blame.TABLE, f"{text}; run `replays-ingest migrate`")
     blame = blame_of_reasons([reason for reason in reasons if reason != STOPPED])
-    return Trouble(Blame.ROW if blame in (None, Blame.SIZE) else blame, text)
+    return Failure(Blame.ROW if blame in (None, Blame.SIZE) else blame, text)
 
 
 def _described(error: Mapping[str, Any]) -> str:

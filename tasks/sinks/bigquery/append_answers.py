@@ -16,7 +16,7 @@ from grpc_status import rpc_status
 
 from tasks.sinks.bigquery.append_record import Append
 from tasks.sinks.google.errors import classify
-from tasks.sinks.outcome import Action, Blame, Trouble
+from tasks.sinks.outcome import Action, Blame, Failure
 
 PROOF = (
     "With `REPLAYS_BIGQUERY_WRITE=storage`, the proof is the append's result with the offset that was sent, or "
@@ -25,7 +25,7 @@ PROOF = (
     "otherwise they may be written to another stream."
 )
 Code = StorageError.StorageErrorCode
-BLAME_OF_CODE: dict[Any, Blame] = {
+BLAME_BY_CODE: dict[Any, Blame] = {
     Code.TABLE_NOT_FOUND: Blame.TABLE,
     Code.SCHEMA_MISMATCH_EXTRA_FIELDS: Blame.TABLE,
     Code.INVALID_STREAM_TYPE: Blame.REQUEST,
@@ -58,11 +58,11 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Judgment:
-    """`trouble` is None only if the verdict is APPLIED. `rows`: refused rows by their index in the append, with
+    """`failure` is None only if the verdict is APPLIED. `rows`: refused rows by their index in the append, with
     the reason."""
 
     verdict: Verdict
-    trouble: Trouble | None = None
+    failure: Failure | None = None
     rows: tuple[tuple[int, str], ...] = ()
 
 
@@ -77,10 +77,10 @@ def judge(response: Any, append: Append) -> Judgment:
         if result.HasField("offset") and result.offset.value == append.offset:
             return APPLIED
         text = f"the result names offset {result.offset.value}, not {append.offset}"
-        return Judgment(Verdict.FAILED, Trouble(Blame.NETWORK, text, unproven=True))
+        return Judgment(Verdict.FAILED, Failure(Blame.NETWORK, text, unproven=True))
     if kind != "error":
-        trouble = Trouble(Blame.NETWORK, "a response without result or error", unproven=True)
-        return Judgment(Verdict.FAILED, trouble)
+        failure = Failure(Blame.NETWORK, "a response without result or error", unproven=True)
+        return Judgment(Verdict.FAILED, failure)
     status = _status_code(response.error.code)
     error: Exception = from_api.from_grpc_status(status, response.error.message)  # type: ignore[no-untyped-call]
     rows = tuple(
@@ -110,23 +110,23 @@ def details_of(error: BaseException) -> Any:
 
 def _judged(error: BaseException, code: Any, rows: tuple[tuple[int, str], ...]) -> Judgment:
     text = str(error)
-    trouble = classify(error)
+    failure = classify(error)
     if code == Code.OFFSET_ALREADY_EXISTS or isinstance(error, from_api.AlreadyExists):
         return APPLIED
     if rows:
-        return Judgment(Verdict.REFUSED, trouble.blamed(Blame.BATCH), rows)
-    if code in BLAME_OF_CODE:
+        return Judgment(Verdict.REFUSED, failure.blamed(Blame.BATCH), rows)
+    if code in BLAME_BY_CODE:
         todo = "; run `replays-ingest migrate`" if code == Code.SCHEMA_MISMATCH_EXTRA_FIELDS else ""
-        return Judgment(Verdict.FAILED, Trouble(BLAME_OF_CODE[code], f"{Code(code).name}: {text}{todo}"))
+        return Judgment(Verdict.FAILED, Failure(BLAME_BY_CODE[code], f"{Code(code).name}: {text}{todo}"))
     if code in ENDED_CODES or isinstance(error, from_api.OutOfRange) or "finalized" in text.lower():
-        return Judgment(Verdict.ENDED, trouble.blamed(Blame.SERVER))
+        return Judgment(Verdict.ENDED, failure.blamed(Blame.SERVER))
     if code == Code.STREAM_NOT_FOUND or isinstance(error, from_api.NotFound):
-        return Judgment(Verdict.MISSING, trouble.blamed(Blame.SERVER))
+        return Judgment(Verdict.MISSING, failure.blamed(Blame.SERVER))
     if any(words in text.lower() for words in _TOO_LARGE):
-        return Judgment(Verdict.REFUSED, trouble.blamed(Blame.SIZE))
-    if trouble.blame.action is Action.SPLIT:
-        return Judgment(Verdict.REFUSED, trouble)
-    return Judgment(Verdict.FAILED, trouble)
+        return Judgment(Verdict.REFUSED, failure.blamed(Blame.SIZE))
+    if failure.blame.action is Action.SPLIT:
+        return Judgment(Verdict.REFUSED, failure)
+    return Judgment(Verdict.FAILED, failure)
 
 
 def _status_code(code: int) -> Any:

@@ -18,7 +18,7 @@ from msgspec.structs import asdict
 
 from tasks.proto_rows import EPOCH, Columns
 from tasks.sinks.bigquery.table import columns_of
-from tasks.sinks.outcome import Blame, Trouble
+from tasks.sinks.outcome import Blame, Failure
 
 INT64, TEXT = descriptor_pb2.FieldDescriptorProto.TYPE_INT64, descriptor_pb2.FieldDescriptorProto.TYPE_STRING
 OPTIONAL = descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL
@@ -46,7 +46,7 @@ class RowEncoder:
         # As in insertAll, a number may be text, and a time may be in seconds, as readers of release 0.2 write it.
         self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(row, strict=False).decode
 
-    def encode(self, row: bytes) -> bytes | Trouble:
+    def encode(self, row: bytes) -> bytes | Failure:
         """Encodes one row as a serialized message. Returns the problem if the row is invalid."""
         try:
             found = self._decode(row)
@@ -56,7 +56,7 @@ class RowEncoder:
                     values[name] = _microseconds(values[name])
             encoded: bytes = self._message(**values).SerializeToString()
         except (msgspec.MsgspecError, ValueError, OverflowError, TypeError, RecursionError) as error:
-            return _trouble(error)
+            return _failure(error)
         return encoded
 
 
@@ -65,14 +65,14 @@ def _microseconds(moment: datetime) -> int:
     return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - EPOCH) // MICROSECOND
 
 
-def _trouble(error: Exception) -> Trouble:
+def _failure(error: Exception) -> Failure:
     text = str(error)
     if "unknown field" in text:
         # The reader is newer than this worker, so every row has that field, and no row is at fault.
-        return Trouble(
+        return Failure(
             Blame.TABLE, f"no such field: {text}; upgrade the workers, then run `replays-ingest migrate`"
         )
-    return Trouble(Blame.ROW, f"invalid: {text}")
+    return Failure(Blame.ROW, f"invalid: {text}")
 
 
 @lru_cache(maxsize=64)

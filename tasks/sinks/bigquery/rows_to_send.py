@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from tasks.proto_rows import framed
 from tasks.sinks.bigquery.row_encoding import RowEncoder, schema_of
-from tasks.sinks.outcome import Blame, Outcome, Trouble
+from tasks.sinks.outcome import Blame, Failure, Outcome
 from tasks.wire import EncodedRows, Incompatible, Row
 
 Ranges = tuple[tuple[int, int], ...]
@@ -134,10 +134,10 @@ class RowsFromJson:
         for index, (position, item) in enumerate(zip(positions, items, strict=True)):
             encoder = encoders.get(item.table)
             if encoder is None:
-                outcome.note(Trouble(Blame.TABLE, f"this release writes no table {item.table!r}"), [index])
+                outcome.note(Failure(Blame.TABLE, f"this release writes no table {item.table!r}"), [index])
                 continue
             encoded = encoder.encode(item.json)
-            if isinstance(encoded, Trouble):
+            if isinstance(encoded, Failure):
                 outcome.note(encoded.about(f"table {item.table}"), [index])
             else:
                 self._rows[position], self._tables[position] = framed(encoded), item.table
@@ -173,5 +173,5 @@ def rows_to_send(
         return RowsFromJson(encoders, items, positions, outcome)
     if items.staged.table in encoders:
         return RowsOfReader(items, positions)
-    outcome.note(Trouble(Blame.TABLE, f"this release writes no table {items.staged.table!r}"), range(len(items)))
+    outcome.note(Failure(Blame.TABLE, f"this release writes no table {items.staged.table!r}"), range(len(items)))
     return RowsFromJson(encoders, (), Positions(()), outcome)

@@ -36,12 +36,12 @@ from tasks.sinks.google.errors import classify
 from tasks.sinks.http.answers import Answer
 from tasks.sinks.http.limits import BodyLimit
 from tasks.sinks.http.transfers import Connections, Method
-from tasks.sinks.outcome import Action, Blame, Outcome, Trouble, seconds_until
+from tasks.sinks.outcome import Action, Blame, Failure, Outcome, seconds_until
 from tasks.sinks.per_process import PerProcess
 from tasks.units import MiB
-from tasks.wire import TABLES_OF_SINK, EncodedRows, Row, SinkName
+from tasks.wire import TABLES_BY_SINK, EncodedRows, Row, SinkName
 
-TABLES = TABLES_OF_SINK[SinkName.BIGQUERY]
+TABLES = TABLES_BY_SINK[SinkName.BIGQUERY]
 
 # https://cloud.google.com/bigquery/quotas#streaming_inserts allows 10 MB and 50,000 rows per request.
 REQUEST_BYTES_MAX = 9 * MiB
@@ -75,7 +75,7 @@ class BigQuerySink:
             tables.setdefault(item.table, []).append(position)
         for table, positions in tables.items():
             if table not in TABLES:
-                outcome.note(Trouble(Blame.TABLE, f"this release writes no table {table!r}"), positions)
+                outcome.note(Failure(Blame.TABLE, f"this release writes no table {table!r}"), positions)
                 continue
             waiting = deque(requests(items, positions, service.limit.bytes_max))
             while waiting:
@@ -106,21 +106,21 @@ class BigQuerySink:
         """
         body = body_of(items, positions)
         end = service.send(Method.POST, f"{quote(table, safe='')}/insertAll", body, ends_at)
-        found = end if isinstance(end, Trouble) else refusals_of(end, len(positions))
-        if not isinstance(found, Trouble):
+        found = end if isinstance(end, Failure) else refusals_of(end, len(positions))
+        if not isinstance(found, Failure):
             _note_refusals(table, positions, found, outcome)
             return []
-        trouble = found.about(f"table {table}")
-        if trouble.blame is Blame.SIZE and len(positions) > 1:
+        failure = found.about(f"table {table}")
+        if failure.blame is Blame.SIZE and len(positions) > 1:
             service.limit.refused(len(body))
             middle = len(positions) // 2
             return [positions[:middle], positions[middle:]]
-        if trouble.blame is Blame.SIZE:
-            text = f"one row of {len(body)} bytes is too large: {trouble.message}"
-            trouble = Trouble(Blame.ROW, text)
-        if trouble.blame is Blame.BATCH and len(positions) == 1:
-            trouble = trouble.blamed(Blame.ROW)
-        outcome.note(trouble, positions)
+        if failure.blame is Blame.SIZE:
+            text = f"one row of {len(body)} bytes is too large: {failure.message}"
+            failure = Failure(Blame.ROW, text)
+        if failure.blame is Blame.BATCH and len(positions) == 1:
+            failure = failure.blamed(Blame.ROW)
+        outcome.note(failure, positions)
         return []
 
     def examine(self, items: Sequence[Row], deadline_seconds: float) -> None:
@@ -129,22 +129,22 @@ class BigQuerySink:
         service = self._ready()
         tables = {items.staged.table} if isinstance(items, EncodedRows) else {item.table for item in items}
         for table in sorted(tables):
-            trouble = self._fault(service, table, ends_at)
-            if trouble is not None:
-                raise trouble.about(f"bigquery: table {table}").error()
+            failure = self._fault(service, table, ends_at)
+            if failure is not None:
+                raise failure.about(f"bigquery: table {table}").error()
 
-    def _fault(self, service: Service, table: str, ends_at: float) -> Trouble | None:
+    def _fault(self, service: Service, table: str, ends_at: float) -> Failure | None:
         """Returns the problem with the table; None if the table accepts valid rows."""
         if table not in TABLES:
             return None
         end = service.send(Method.GET, table, b"", ends_at)
-        trouble = end if isinstance(end, Trouble) else fault_of_resource(table, end)
+        failure = end if isinstance(end, Failure) else fault_of_resource(table, end)
         # A user who may not read the table may still be allowed to write, and the good row is the best test of
         # that.
-        if trouble is not None and trouble.blame is not Blame.CREDENTIALS:
-            return trouble
+        if failure is not None and failure.blame is not Blame.CREDENTIALS:
+            return failure
         end = service.send(Method.POST, f"{quote(table, safe='')}/insertAll", dry_insert(table), ends_at)
-        return end if isinstance(end, Trouble) else fault_of_dry_insert(end)
+        return end if isinstance(end, Failure) else fault_of_dry_insert(end)
 
     def check(self) -> Report:
         """Checks that the tables have the right columns and accept a valid row, and that the views exist."""
@@ -153,10 +153,10 @@ class BigQuerySink:
         ends_at = time.monotonic() + settings.sink_timeout_seconds
         service, warnings = self._ready(), []
         for table in TABLES:
-            trouble = self._fault(service, table, ends_at)
-            if trouble is not None:
-                todo = _todo(trouble)
-                raise Trouble(trouble.blame, f"dataset {dataset}, table {table}: {trouble.message}{todo}").error()
+            failure = self._fault(service, table, ends_at)
+            if failure is not None:
+                todo = _todo(failure)
+                raise Failure(failure.blame, f"dataset {dataset}, table {table}: {failure.message}{todo}").error()
             end = service.send(Method.GET, f"{table}_exact", b"", ends_at)
             if isinstance(end, Answer) and end.status == 404:
                 warnings.append(f"view {table}_exact is missing; run `replays-ingest migrate`")
@@ -190,11 +190,11 @@ class Service:
         self._client._credentials.before_request(self._fetch_token, "POST", url, headers)
         self._headers = [f"{name}: {value}" if value else f"{name}:" for name, value in headers.items()]
 
-    def send(self, method: Method, path: str, body: bytes, ends_at: float) -> Answer | Trouble:
+    def send(self, method: Method, path: str, body: bytes, ends_at: float) -> Answer | Failure:
         """Sends one request about a table; `path` begins with the table's name."""
         remaining_seconds = seconds_until(ends_at)
         if remaining_seconds <= 0:
-            return Trouble(Blame.NETWORK, "no time left for the request")
+            return Failure(Blame.NETWORK, "no time left for the request")
         url = self._client._connection.build_api_url(path=self._tables + path)
         return self._connections.for_this_thread.send(url, self._headers, body, remaining_seconds, method=method)
 
@@ -210,24 +210,24 @@ def _note_refusals(table: str, positions: list[int], refusals: Sequence[Refusal]
     refused = False
     for refusal in refusals:
         position = positions[refusal.index]
-        if refusal.trouble is None:
+        if refusal.failure is None:
             stopped.append(position)
             continue
-        refused = refused or refusal.trouble.blame.action is not Action.RETRY
-        outcome.note(refusal.trouble.about(f"table {table}"), [position])
+        refused = refused or refusal.failure.blame.action is not Action.RETRY
+        outcome.note(refusal.failure.about(f"table {table}"), [position])
     if refused:
         outcome.note_kept_out(stopped)
     elif stopped:
-        outcome.note(Trouble(Blame.SERVER, f"table {table}: stopped by other rows"), stopped)
+        outcome.note(Failure(Blame.SERVER, f"table {table}: stopped by other rows"), stopped)
 
 
-def _todo(trouble: Trouble) -> str:
+def _todo(failure: Failure) -> str:
     """Returns advice about a table, to be appended to the error message."""
-    if trouble.blame is Blame.CREDENTIALS:
+    if failure.blame is Blame.CREDENTIALS:
         return "; grant access to it (roles/bigquery.dataEditor)"
     return (
         "; run `replays-ingest migrate`"
-        if "migrate" not in trouble.message and ("not found" in trouble.message.lower())
+        if "migrate" not in failure.message and ("not found" in failure.message.lower())
         else ""
     )
 

@@ -28,7 +28,7 @@ from tasks.sinks.bigquery.sink import REQUEST_BYTES_MAX, TABLES, BigQuerySink
 from tasks.sinks.bigquery.streams import Stream, Streams, write_client
 from tasks.sinks.google.errors import classify
 from tasks.sinks.http.limits import BodyLimit
-from tasks.sinks.outcome import Action, Blame, Outcome, Trouble, seconds_until
+from tasks.sinks.outcome import Action, Blame, Failure, Outcome, seconds_until
 from tasks.sinks.per_process import PerProcess
 from tasks.wire import Row
 
@@ -94,8 +94,8 @@ class StorageWriteSink:
                 stream = streams.take(table, seconds_until(ends_at))
                 streams.finalize(stream.name, seconds_until(ends_at))
             except Exception as error:
-                trouble = classify(error).about(f"Storage Write API, table {table}")
-                raise _advised(trouble).error() from error
+                failure = classify(error).about(f"Storage Write API, table {table}")
+                raise _advised(failure).error() from error
         return Report(f"{report.text}, and streams can be created", report.warnings, report.not_tested)
 
     def close(self) -> None:
@@ -105,15 +105,15 @@ class StorageWriteSink:
             writer.streams.close()
 
 
-def _advised(trouble: Trouble) -> Trouble:
+def _advised(failure: Failure) -> Failure:
     """Returns the error with advice appended to its message."""
     todo = {
         Blame.CREDENTIALS: "; grant roles/bigquery.dataEditor",
         Blame.TABLE: "; run `replays-ingest migrate`",
         Blame.REQUEST: "; correct REPLAYS_BIGQUERY_STORAGE_ENDPOINT, or set REPLAYS_BIGQUERY_WRITE=insert_all",
         Blame.SERVER: "; if it does not answer, correct REPLAYS_BIGQUERY_STORAGE_ENDPOINT",
-    }.get(trouble.blame, "")
-    return Trouble(trouble.blame, f"{trouble.message}{todo}")
+    }.get(failure.blame, "")
+    return Failure(failure.blame, f"{failure.message}{todo}")
 
 
 class Writer:
@@ -194,7 +194,7 @@ class _Write:
         whether to continue.
         """
         if seconds_until(self._ends_at) <= 0:
-            return self._stop(Trouble(Blame.NETWORK, "no time left for the rest"), self._todo)
+            return self._stop(Failure(Blame.NETWORK, "no time left for the rest"), self._todo)
         chunk = self._chunk()
         table = self._rows.table(chunk[0])
         try:
@@ -243,7 +243,7 @@ class _Write:
         """Continues from the record that another run of this task has changed. Returns whether to continue."""
         self._conflicts += 1
         if self._conflicts > CONFLICTS_MAX:
-            return self._stop(Trouble(Blame.SERVER, "other runs of this task write the same rows"), self._todo)
+            return self._stop(Failure(Blame.SERVER, "other runs of this task write the same rows"), self._todo)
         self._load()
         return True
 
@@ -255,17 +255,17 @@ class _Write:
             judgment = self._send(append, stream)
         else:
             # The append contains rows from an earlier run that this run does not have and need not write.
-            judgment = Judgment(Verdict.ENDED, Trouble(Blame.SERVER, "its rows are not at hand"))
+            judgment = Judgment(Verdict.ENDED, Failure(Blame.SERVER, "its rows are not at hand"))
         if judgment.verdict is Verdict.APPLIED:
             return self._is_applied(append)
-        trouble = judgment.trouble
-        assert trouble is not None, judgment
-        trouble = trouble.about(f"table {append.table}")
+        failure = judgment.failure
+        assert failure is not None, judgment
+        failure = failure.about(f"table {append.table}")
         if judgment.verdict is Verdict.FAILED:
-            return self._stop(trouble, [*append.positions, *self._todo])
+            return self._stop(failure, [*append.positions, *self._todo])
         if judgment.verdict is not Verdict.MISSING:
             stored = self._rows_of_finalized(append)
-            if isinstance(stored, Trouble):
+            if isinstance(stored, Failure):
                 return self._stop(stored.about(f"table {append.table}"), [*append.positions, *self._todo])
             if stored:
                 return self._is_applied(append)
@@ -273,14 +273,14 @@ class _Write:
             log.warning("bigquery: stream %s is gone; %s rows are written again", append.stream, append.count)
         self._remove_append(append)
         if judgment.verdict is Verdict.REFUSED:
-            return self._refused(append, judgment, trouble)
+            return self._refused(append, judgment, failure)
         self._drops += 1
-        return self._drops <= DROPS_MAX or self._stop(trouble, self._todo)
+        return self._drops <= DROPS_MAX or self._stop(failure, self._todo)
 
     def _send(self, append: Append, stream: Stream) -> Judgment:
         """Sends the rows, and sends them again on a new connection if the response is lost."""
         schema, rows = self._rows.schema(append.table), self._rows.framed(append.rows)
-        judgment = Judgment(Verdict.FAILED, Trouble(Blame.NETWORK, "no time left for the request"))
+        judgment = Judgment(Verdict.FAILED, Failure(Blame.NETWORK, "no time left for the request"))
         for sent in range(SENDS_MAX):
             remaining_seconds = seconds_until(self._ends_at)
             if remaining_seconds <= 0:
@@ -290,15 +290,15 @@ class _Write:
                 judgment = judge(stream.append(schema, append.offset, rows, seconds), append)
             except Exception as error:
                 judgment = judge_error(error)
-            trouble = judgment.trouble
-            if judgment.verdict is not Verdict.FAILED or trouble is None:
+            failure = judgment.failure
+            if judgment.verdict is not Verdict.FAILED or failure is None:
                 break
-            if trouble.blame.action is not Action.RETRY or trouble.retry_after_seconds is not None:
+            if failure.blame.action is not Action.RETRY or failure.retry_after_seconds is not None:
                 break
             stream.close()
         return judgment
 
-    def _rows_of_finalized(self, append: Append) -> bool | Trouble:
+    def _rows_of_finalized(self, append: Append) -> bool | Failure:
         """Finalizes the stream. Returns whether the append was applied, which is final once the stream is
         finalized.
         """
@@ -330,21 +330,21 @@ class _Write:
         mine = [position for position in append.positions if position in self._rows.positions]
         self._todo = sorted({*mine, *self._todo})
 
-    def _refused(self, append: Append, judgment: Judgment, trouble: Trouble) -> bool:
+    def _refused(self, append: Append, judgment: Judgment, failure: Failure) -> bool:
         """Records the refused rows; the other rows of the append are sent again."""
         positions = append.positions
-        if trouble.blame is Blame.SIZE and append.count > 1:
+        if failure.blame is Blame.SIZE and append.count > 1:
             self._writer.limit.refused(sum(self._rows.bytes_of(position) for position in positions))
             return True
         self._refusals += 1
         bad = {positions[index]: text for index, text in judgment.rows}
         if not bad and append.count == 1:
-            bad = {positions[0]: trouble.message}
+            bad = {positions[0]: failure.message}
         for position, text in bad.items():
-            row_trouble = Trouble(Blame.ROW, f"table {append.table}: {text}")
-            self._outcome.note(row_trouble, [self._positions.index(position)])
+            row_failure = Failure(Blame.ROW, f"table {append.table}: {text}")
+            self._outcome.note(row_failure, [self._positions.index(position)])
         if not bad:
-            self._outcome.note(trouble, [self._positions.index(position) for position in positions])
+            self._outcome.note(failure, [self._positions.index(position) for position in positions])
         self._given_up |= set(bad) if bad else set(positions)
         self._todo = [position for position in self._todo if position not in self._given_up]
         if self._refusals < REFUSALS_MAX:
@@ -352,8 +352,8 @@ class _Write:
         self._outcome.note_kept_out(self._positions.index(position) for position in self._todo)
         return False
 
-    def _stop(self, trouble: Trouble, positions: Sequence[int]) -> bool:
+    def _stop(self, failure: Failure, positions: Sequence[int]) -> bool:
         """Records in `outcome` that these rows are not durable. The task's record remains for the next run."""
         mine = self._positions
-        self._outcome.note(trouble, [mine.index(position) for position in positions if position in mine])
+        self._outcome.note(failure, [mine.index(position) for position in positions if position in mine])
         return False

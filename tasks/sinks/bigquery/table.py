@@ -16,7 +16,7 @@ from typing import Any
 from tasks.sinks.bigquery.answers import refusals_of
 from tasks.sinks.google.errors import classify_answer
 from tasks.sinks.http.answers import Answer, unproven_success
-from tasks.sinks.outcome import Blame, Trouble
+from tasks.sinks.outcome import Blame, Failure
 
 SCHEMA = Path(__file__).parents[1] / "schema" / "bigquery"
 NO_SUCH_COLUMN = "replays_ingest_check_no_such_column"
@@ -57,19 +57,19 @@ def dry_insert(table: str) -> bytes:
     return json.dumps({"skipInvalidRows": False, "ignoreUnknownValues": False, "rows": rows}).encode()
 
 
-def fault_of_dry_insert(answer: Answer) -> Trouble | None:
+def fault_of_dry_insert(answer: Answer) -> Failure | None:
     """Returns the problem that the response to `dry_insert` reveals. Returns None if the good row is accepted."""
     found = refusals_of(answer, rows=2)
-    if isinstance(found, Trouble):
+    if isinstance(found, Failure):
         return found.blamed(Blame.TABLE) if found.blame.accuses_items else found
-    trouble = next((refusal.trouble for refusal in found if refusal.index == 0), None)
-    if trouble is None:
+    failure = next((refusal.failure for refusal in found if refusal.index == 0), None)
+    if failure is None:
         return None
-    text = f"it refuses a row that is known to be good: {trouble.message}"
-    return Trouble(Blame.TABLE if trouble.blame.accuses_items else trouble.blame, text)
+    text = f"it refuses a row that is known to be good: {failure.message}"
+    return Failure(Blame.TABLE if failure.blame.accuses_items else failure.blame, text)
 
 
-def fault_of_resource(table: str, answer: Answer) -> Trouble | None:
+def fault_of_resource(table: str, answer: Answer) -> Failure | None:
     """Returns the problem that the table's resource reveals, such as a missing column. Returns None if the columns
     fit.
     """
@@ -79,7 +79,7 @@ def fault_of_resource(table: str, answer: Answer) -> Trouble | None:
     if resource is None or resource.get("kind") != "bigquery#table":
         return unproven_success(answer, "it is no bigquery#table")
     problems = list(mismatches(table, resource))
-    return Trouble(Blame.TABLE, "; ".join(problems)) if problems else None
+    return Failure(Blame.TABLE, "; ".join(problems)) if problems else None
 
 
 def mismatches(table: str, resource: Mapping[str, Any]) -> Iterator[str]:

@@ -12,9 +12,9 @@ import json
 import re
 from dataclasses import replace
 
-from tasks.sinks.clickhouse.errors import trouble_of_code
-from tasks.sinks.http.answers import Answer, describe_answer, trouble_of_status, unproven_success
-from tasks.sinks.outcome import Blame, Trouble
+from tasks.sinks.clickhouse.errors import failure_of_code
+from tasks.sinks.http.answers import Answer, describe_answer, failure_of_status, unproven_success
+from tasks.sinks.outcome import Blame, Failure
 
 PROOF = (
     "Status 200 after the end of the insert (`wait_end_of_query`), a complete head, an empty body, no "
@@ -30,13 +30,13 @@ BODY_CHARACTERS_MAX = 4000
 _EXCEPTION = re.compile(r"Code: (\d{1,5})[.,].{0,40}?DB::Exception.*", re.DOTALL)
 
 
-def trouble_of(answer: Answer, rows: int) -> Trouble | None:
+def failure_of(answer: Answer, rows: int) -> Failure | None:
     """Returns the problem with this response to an INSERT of `rows` rows. Returns None if the rows are durable."""
     exception = exception_of(answer)
     if exception is not None:
         return exception
     if not answer.ok:
-        return trouble_of_status(answer)
+        return failure_of_status(answer)
     if answer.status != 200:
         return unproven_success(answer, "status")
     if answer.body:
@@ -49,7 +49,7 @@ def trouble_of(answer: Answer, rows: int) -> Trouble | None:
     return None
 
 
-def exception_of(answer: Answer) -> Trouble | None:
+def exception_of(answer: Answer) -> Failure | None:
     """Returns the exception that the server reports in a header or the body of the response, regardless of the
     HTTP status. Returns None if there is no exception.
     """
@@ -59,12 +59,12 @@ def exception_of(answer: Answer) -> Trouble | None:
     if not code.isdecimal():
         return None
     if answer.status == 413:  # the request as a whole is too large, regardless of the code
-        return Trouble(Blame.SIZE, f"HTTP 413: {text}")
-    trouble = trouble_of_code(int(code), found[0] if found else f"Code: {code}, with {describe_answer(answer)}")
+        return Failure(Blame.SIZE, f"HTTP 413: {text}")
+    failure = failure_of_code(int(code), found[0] if found else f"Code: {code}, with {describe_answer(answer)}")
     if answer.ok:
-        text = f"HTTP {answer.status} with an exception: {trouble.message}"
-        trouble = replace(trouble, message=text, unproven=True)
-    return replace(trouble, retry_after_seconds=answer.retry_after_seconds)
+        text = f"HTTP {answer.status} with an exception: {failure.message}"
+        failure = replace(failure, message=text, unproven=True)
+    return replace(failure, retry_after_seconds=answer.retry_after_seconds)
 
 
 def written_rows(answer: Answer) -> int | None:

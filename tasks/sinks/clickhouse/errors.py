@@ -15,13 +15,13 @@ from clickhouse_connect.driver import exceptions as driver
 
 from tasks.faults import WHAT_TO_DO, Cause, Server
 from tasks.sinks.http.answers import blame_of_status
-from tasks.sinks.http.errors import BLAME_OF_HTTP_CLASS
-from tasks.sinks.outcome import Blame, Trouble
+from tasks.sinks.http.errors import BLAME_BY_HTTP_CLASS
+from tasks.sinks.outcome import Blame, Failure
 
 BATCH, REQUEST, CREDENTIALS = Blame.BATCH, Blame.REQUEST, Blame.CREDENTIALS
 TABLE, SERVER, NETWORK = Blame.TABLE, Blame.SERVER, Blame.NETWORK
 
-BLAME_OF_CODE: dict[tuple[int, str], Blame] = {
+BLAME_BY_CODE: dict[tuple[int, str], Blame] = {
     # Codes for load, memory, time, network and replication problems: the same insert can succeed later.
     (3, "UNEXPECTED_END_OF_FILE"): NETWORK,
     (23, "CANNOT_READ_FROM_ISTREAM"): NETWORK,
@@ -136,7 +136,7 @@ LOGIN_CODES = frozenset((192, 193, 194, 516))
 REFUSED_LOGIN = WHAT_TO_DO[Server.CLICKHOUSE, Cause.LOGIN]
 
 # An error without a code arose in the driver, on the network or in a proxy.
-BLAME_OF_CLASS: dict[type[BaseException], Blame] = {
+BLAME_BY_CLASS: dict[type[BaseException], Blame] = {
     driver.ClickHouseError: SERVER,
     driver.Warning: SERVER,
     driver.Error: SERVER,
@@ -153,7 +153,7 @@ BLAME_OF_CLASS: dict[type[BaseException], Blame] = {
     driver.StreamFailureError: NETWORK,
 }
 
-_BLAME_OF_NUMBER = {number: blame for (number, _), blame in BLAME_OF_CODE.items()}
+_BLAME_BY_NUMBER = {number: blame for (number, _), blame in BLAME_BY_CODE.items()}
 # A format error has `(at row 3)`, a violated constraint `is violated at row 3.`
 _ROW = re.compile(r"\(at row (\d{1,9})\)|is violated at row (\d{1,9})\.")
 _STATUS = re.compile(r"HTTP status (\d{3})")
@@ -166,37 +166,37 @@ UNKNOWN_FIELD = "Unknown field found while parsing"
 PUSHING_TO_VIEW = "while pushing to view"
 
 
-def trouble_of_code(code: int, text: str) -> Trouble:
+def failure_of_code(code: int, text: str) -> Failure:
     """Returns the cause of a server exception, by its code; `text` is its message.
 
     For a refused login, only the first line is kept, because the server adds advice for its own administrator.
     """
     if code in LOGIN_CODES:
         first, _, _ = text.strip().partition("\n")
-        return Trouble(CREDENTIALS, f"{first.rstrip('.')}; {REFUSED_LOGIN}")
+        return Failure(CREDENTIALS, f"{first.rstrip('.')}; {REFUSED_LOGIN}")
     if UNKNOWN_FIELD in text:
-        return Trouble(TABLE, f"{text}; run `replays-ingest migrate`")
-    blame = _BLAME_OF_NUMBER.get(code, SERVER)
+        return Failure(TABLE, f"{text}; run `replays-ingest migrate`")
+    blame = _BLAME_BY_NUMBER.get(code, SERVER)
     if blame is BATCH and PUSHING_TO_VIEW in text:
         blame = TABLE
-    return Trouble(blame, text)
+    return Failure(blame, text)
 
 
-def classify(error: BaseException) -> Trouble:
+def classify(error: BaseException) -> Failure:
     """Returns the cause of this driver exception."""
     text = _URL.sub("", str(error))
     code = getattr(error, "code", None)
     if isinstance(code, int) and isinstance(error, driver.Error):
-        return trouble_of_code(code, text)
+        return failure_of_code(code, text)
     classes = type(error).__mro__
-    tables = (BLAME_OF_CLASS, BLAME_OF_HTTP_CLASS)
+    tables = (BLAME_BY_CLASS, BLAME_BY_HTTP_CLASS)
     blame = next((table[cls] for cls in classes for table in tables if cls in table), SERVER)
     status = _STATUS.search(text)
     if status:
         blame = blame_of_status(int(status[1]))  # a proxy's error: the server itself would send a code
     if "CERTIFICATE_VERIFY_FAILED" in text:
         blame = REQUEST
-    return Trouble(blame, f"{type(error).__name__}: {text}")
+    return Failure(blame, f"{type(error).__name__}: {text}")
 
 
 def row_of(message: str) -> int | None:

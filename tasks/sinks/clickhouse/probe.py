@@ -12,26 +12,26 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tasks.sinks.clickhouse.answers import exception_of, trouble_of
+from tasks.sinks.clickhouse.answers import exception_of, failure_of
 from tasks.sinks.clickhouse.table import COLUMNS, PROBE_UUID
-from tasks.sinks.http.answers import Answer, trouble_of_status, unproven_success
-from tasks.sinks.outcome import Blame, Trouble
+from tasks.sinks.http.answers import Answer, failure_of_status, unproven_success
+from tasks.sinks.outcome import Blame, Failure
 
 TABLE = "replay_segments"
 # No project has the number 0, and no recording has a retention of one day.
 PROJECT_ID = 0
 RETENTION_DAYS = 1
 
-Insert = Callable[[str, bytes], Answer | Trouble]
+Insert = Callable[[str, bytes], Answer | Failure]
 """(table, JSONEachRow lines)"""
-Query = Callable[[str], Answer | Trouble]
+Query = Callable[[str], Answer | Failure]
 
 
 @dataclass(slots=True)
 class Probed:
-    """Result of the probe. `trouble`: why the row could not be written."""
+    """Result of the probe. `failure`: why the row could not be written."""
 
-    trouble: Trouble | None = None
+    failure: Failure | None = None
     steps: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     not_tested: list[str] = field(default_factory=list)
@@ -41,8 +41,8 @@ def probe(insert: Insert, query: Query) -> Probed:
     """Writes one row and deletes it, as far as the account's permissions allow."""
     found, number = Probed(), random.getrandbits(53)
     end = insert(TABLE, _row(number))
-    found.trouble = end if isinstance(end, Trouble) else trouble_of(end, rows=1)
-    if found.trouble is not None:
+    found.failure = end if isinstance(end, Failure) else failure_of(end, rows=1)
+    if found.failure is not None:
         return found
     found.steps.append("written")
     where = f"project_id = {PROJECT_ID} AND replay_id = '{PROBE_UUID}' AND segment_id = {number}"
@@ -60,14 +60,14 @@ def _row(number: int) -> bytes:
     return json.dumps(row | identity | {"received": int(time.time())}).encode()
 
 
-def _read_back(found: Probed, end: Answer | Trouble) -> str | None:
+def _read_back(found: Probed, end: Answer | Failure) -> str | None:
     """Returns the partition that contains the row; None if it cannot be read."""
-    trouble = trouble_of_query(end)
-    if trouble is not None and trouble.blame is Blame.CREDENTIALS:
-        found.not_tested.append(f"reading a row back and deleting it: grant SELECT on {TABLE} ({trouble.message})")
+    failure = failure_of_query(end)
+    if failure is not None and failure.blame is Blame.CREDENTIALS:
+        found.not_tested.append(f"reading a row back and deleting it: grant SELECT on {TABLE} ({failure.message})")
         return None
-    if trouble is not None:
-        found.warnings.append(f"a row that was written could not be read back: {trouble.message}")
+    if failure is not None:
+        found.warnings.append(f"a row that was written could not be read back: {failure.message}")
         return None
     assert isinstance(end, Answer)
     rows = (end.json_object() or {}).get("data")
@@ -80,27 +80,27 @@ def _read_back(found: Probed, end: Answer | Trouble) -> str | None:
     return str(rows[0]["_partition_id"])
 
 
-def _delete(found: Probed, end: Answer | Trouble) -> None:
-    trouble = trouble_of_query(end)
-    if trouble is None:
+def _delete(found: Probed, end: Answer | Failure) -> None:
+    failure = failure_of_query(end)
+    if failure is None:
         found.steps.append("deleted")
         return
     left = f"a row of project {PROJECT_ID} is left in {TABLE}, where it expires within a day"
-    if trouble.blame is Blame.CREDENTIALS:
+    if failure.blame is Blame.CREDENTIALS:
         found.not_tested.append(f"deleting a row: grant ALTER DELETE on {TABLE}; {left}")
     else:
-        found.warnings.append(f"{left}: {trouble.message}")
+        found.warnings.append(f"{left}: {failure.message}")
 
 
-def trouble_of_query(end: Answer | Trouble) -> Trouble | None:
+def failure_of_query(end: Answer | Failure) -> Failure | None:
     """Returns the problem with the response to a statement. Returns None for a valid ClickHouse response."""
-    if isinstance(end, Trouble):
+    if isinstance(end, Failure):
         return end
-    trouble = exception_of(end)
-    if trouble is not None:
-        return trouble
+    failure = exception_of(end)
+    if failure is not None:
+        return failure
     if not end.ok:
-        return trouble_of_status(end)
+        return failure_of_status(end)
     if end.status != 200 or (end.body and end.json_object() is None):
         return unproven_success(end, "the response is not a query result")
     return None

@@ -19,7 +19,7 @@ from tasks.sinks.clickhouse.answers import WANTED_HEADERS
 from tasks.sinks.http.answers import Answer
 from tasks.sinks.http.limits import BodyLimit
 from tasks.sinks.http.transfers import Connections, Proxies
-from tasks.sinks.outcome import Blame, Trouble, seconds_until
+from tasks.sinks.outcome import Blame, Failure, seconds_until
 from tasks.units import KiB, MiB
 
 COMPRESSION = "lz4"
@@ -66,11 +66,11 @@ class Server:
         self._connections = Connections(1, proxies=Proxies.ALL, ca_file=settings.clickhouse_tls_ca_file)
         self.limit = BodyLimit(BODY_BYTES_MAX)
 
-    def insert(self, table: str, block: bytes, settings: Mapping[str, Any], ends_at: float) -> Answer | Trouble:
+    def insert(self, table: str, block: bytes, settings: Mapping[str, Any], ends_at: float) -> Answer | Failure:
         """Sends one INSERT of JSONEachRow lines."""
         remaining_seconds = seconds_until(ends_at)
         if remaining_seconds <= 0:
-            return Trouble(Blame.NETWORK, "no time left for the insert")
+            return Failure(Blame.NETWORK, "no time left for the insert")
         headers = self._headers
         if len(block) >= COMPRESS_FROM_BYTES:
             block = bytes(get_compressor(COMPRESSION).compress_block(block))
@@ -87,13 +87,13 @@ class Server:
             remaining_seconds,
         )
 
-    def query(self, sql: str, ends_at: float) -> Answer | Trouble:
+    def query(self, sql: str, ends_at: float) -> Answer | Failure:
         """Runs a statement whose result fits into one response."""
         return self._send({"wait_end_of_query": 1}, self._headers, sql.encode(), seconds_until(ends_at))
 
     def _send(
         self, parameters: Mapping[str, Any], headers: list[str], body: bytes, remaining_seconds: float
-    ) -> Answer | Trouble:
+    ) -> Answer | Failure:
         url = f"{self._url}?{urlencode({'database': self._database, **parameters})}"
         return self._connections.for_this_thread.send(
             url, headers, body, remaining_seconds, wanted_headers=WANTED_HEADERS

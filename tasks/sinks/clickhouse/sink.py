@@ -26,10 +26,10 @@ from tasks.errors import PermanentSinkError
 from tasks.printed import without_secrets
 from tasks.settings import Settings
 from tasks.sinks.base import Report
-from tasks.sinks.clickhouse.answers import counts_no_rows, trouble_of
+from tasks.sinks.clickhouse.answers import counts_no_rows, failure_of
 from tasks.sinks.clickhouse.errors import row_of
 from tasks.sinks.clickhouse.probe import TABLE as PROBE_TABLE
-from tasks.sinks.clickhouse.probe import probe, trouble_of_query
+from tasks.sinks.clickhouse.probe import failure_of_query, probe
 from tasks.sinks.clickhouse.server import COMPRESSION, Server
 from tasks.sinks.clickhouse.table import (
     COLUMNS,
@@ -44,9 +44,9 @@ from tasks.sinks.clickhouse.table import (
     mismatches,
 )
 from tasks.sinks.http.answers import Answer, unproven_success
-from tasks.sinks.outcome import Blame, Outcome, Trouble
+from tasks.sinks.outcome import Blame, Failure, Outcome
 from tasks.sinks.per_process import PerProcess
-from tasks.wire import TABLES_OF_SINK, Row, SinkName
+from tasks.wire import TABLES_BY_SINK, Row, SinkName
 
 CONNECT_SECONDS_MAX = 10.0
 NAMED_ROWS_MAX = 16
@@ -77,10 +77,10 @@ class ClickHouseSink:
         for position, item in enumerate(items):
             tables.setdefault(item.table, []).append(position)
         for table, positions in tables.items():
-            if table in TABLES_OF_SINK[SinkName.CLICKHOUSE]:  # the table's name becomes part of the statement
+            if table in TABLES_BY_SINK[SinkName.CLICKHOUSE]:  # the table's name becomes part of the statement
                 write.table(table, positions)
             else:
-                outcome.note(Trouble(Blame.TABLE, f"this release writes no table {table!r}"), positions)
+                outcome.note(Failure(Blame.TABLE, f"this release writes no table {table!r}"), positions)
         outcome.raise_if_any()
 
     def examine(self, items: Sequence[Row], deadline_seconds: float) -> None:
@@ -93,32 +93,32 @@ class ClickHouseSink:
             return
         facts = self._facts(tables, ends_at)
         for table in tables:
-            trouble = self._fault(table, facts.get(table), ends_at)
-            if trouble is not None:
-                raise trouble.about(f"clickhouse: table {table}").error()
+            failure = self._fault(table, facts.get(table), ends_at)
+            if failure is not None:
+                raise failure.about(f"clickhouse: table {table}").error()
 
     def _facts(self, tables: Sequence[str], ends_at: float) -> dict[str, TableFacts]:
         """Returns the server's description of these tables. Raises SinkError."""
         end = self._server.get().query(facts_query(tables), ends_at)
-        trouble = trouble_of_query(end)
-        if trouble is None and isinstance(end, Answer):
+        failure = failure_of_query(end)
+        if failure is None and isinstance(end, Answer):
             facts = facts_of(end)
             if facts is not None:
                 return facts
-            trouble = unproven_success(end, "the response is not a query result")
-        assert trouble is not None
-        raise trouble.about(without_secrets(self._settings.clickhouse_url)).error()
+            failure = unproven_success(end, "the response is not a query result")
+        assert failure is not None
+        raise failure.about(without_secrets(self._settings.clickhouse_url)).error()
 
-    def _fault(self, table: str, facts: TableFacts | None, ends_at: float) -> Trouble | None:
+    def _fault(self, table: str, facts: TableFacts | None, ends_at: float) -> Failure | None:
         """Returns the problem with the table itself. Returns None if the table accepts valid rows, as far as that
         can be tested."""
         problems = list(mismatches(table, facts))
         if problems:
-            return Trouble(Blame.TABLE, "; ".join(problems))
+            return Failure(Blame.TABLE, "; ".join(problems))
         if facts is None or not is_dry_insert_safe(table, facts):
             return None
         end = self._server.get().insert(table, dry_rows(table, time.time()), {PARTITIONS_SETTING: 1}, ends_at)
-        return end if isinstance(end, Trouble) else fault_of_dry_insert(end)
+        return end if isinstance(end, Failure) else fault_of_dry_insert(end)
 
     def check(self) -> Report:
         """Checks the tables and their columns, tests whether they accept good rows, and writes, reads back and
@@ -135,9 +135,9 @@ class ClickHouseSink:
             )
         not_tested: list[str] = []
         for table in TABLES:
-            trouble = self._fault(table, facts[table], ends_at)
-            if trouble is not None:
-                raise trouble.about(f"{without_secrets(settings.clickhouse_url)}: table {table}").error()
+            failure = self._fault(table, facts[table], ends_at)
+            if failure is not None:
+                raise failure.about(f"{without_secrets(settings.clickhouse_url)}: table {table}").error()
             if table in COLUMNS and not is_dry_insert_safe(table, facts[table]):
                 not_tested.append(f"whether {table} accepts a row: it is not partitioned by week")
         warnings = [
@@ -149,8 +149,8 @@ class ClickHouseSink:
         probed = probe(
             lambda table, block: server.insert(table, block, {}, ends_at), lambda sql: server.query(sql, ends_at)
         )
-        if probed.trouble is not None:
-            raise probed.trouble.about(f"{without_secrets(settings.clickhouse_url)}: table {PROBE_TABLE}").error()
+        if probed.failure is not None:
+            raise probed.failure.about(f"{without_secrets(settings.clickhouse_url)}: table {PROBE_TABLE}").error()
         return Report(
             f"{without_secrets(settings.clickhouse_url)}, database {settings.clickhouse_database}: "
             f"{len(TABLES)} tables in place; a row was {', '.join(probed.steps)}",
@@ -179,38 +179,38 @@ class _Write:
         pending_chunks = deque(chunks(self._items, positions, self._server.limit.bytes_max))
         while pending_chunks:
             wanted = pending_chunks.popleft()
-            trouble = self._insert(table, wanted)
-            if trouble is None:
+            failure = self._insert(table, wanted)
+            if failure is None:
                 continue
-            if trouble.blame is Blame.SIZE and len(wanted) > 1:
+            if failure.blame is Blame.SIZE and len(wanted) > 1:
                 self._server.limit.refused(_size_bytes(self._items, wanted))
                 middle = len(wanted) // 2
                 pending_chunks.extendleft((wanted[middle:], wanted[:middle]))
-            elif trouble.blame is Blame.BATCH and len(wanted) > 1:
-                self._without_named(table, wanted, trouble)
+            elif failure.blame is Blame.BATCH and len(wanted) > 1:
+                self._without_named(table, wanted, failure)
             else:
-                self._outcome.note(self._blame_single_row(trouble, wanted), wanted)
+                self._outcome.note(self._blame_single_row(failure, wanted), wanted)
 
-    def _blame_single_row(self, trouble: Trouble, wanted: list[int]) -> Trouble:
+    def _blame_single_row(self, failure: Failure, wanted: list[int]) -> Failure:
         """Returns the error with ROW as its cause if a single row was refused, because that row is then at
         fault.
         """
-        if len(wanted) > 1 or not trouble.blame.accuses_items:
-            return trouble
-        if trouble.blame is Blame.SIZE:
+        if len(wanted) > 1 or not failure.blame.accuses_items:
+            return failure
+        if failure.blame is Blame.SIZE:
             size_bytes = len(self._items[wanted[0]].json)
-            return Trouble(Blame.ROW, f"one row of {size_bytes} bytes is too large: {trouble.message}")
-        return trouble.blamed(Blame.ROW)
+            return Failure(Blame.ROW, f"one row of {size_bytes} bytes is too large: {failure.message}")
+        return failure.blamed(Blame.ROW)
 
-    def _without_named(self, table: str, positions: list[int], trouble: Trouble) -> None:
+    def _without_named(self, table: str, positions: list[int], failure: Failure) -> None:
         """Removes the rows that the server names, one after another, and writes the others."""
         wanted, refused, first = list(positions), 0, 0
         while wanted:
-            row = row_of(trouble.message)
+            row = row_of(failure.message)
             first = first + 1 if row == 0 else 0
             too_many = refused >= NAMED_ROWS_MAX or first > NAMED_FIRST_MAX
             if row is None or row >= len(wanted) or too_many:
-                self._outcome.note(self._blame_single_row(trouble, wanted), wanted)
+                self._outcome.note(self._blame_single_row(failure, wanted), wanted)
                 return
             suspect = wanted[row]
             if len(wanted) > 1:
@@ -218,35 +218,35 @@ class _Write:
                 if single_result is None or single_result.blame is not Blame.BATCH:
                     # Either the row has now been written, so it was not at fault, or the server currently cannot
                     # tell whether the row is at fault.
-                    self._outcome.note(single_result or trouble, wanted)
+                    self._outcome.note(single_result or failure, wanted)
                     return
-                trouble = single_result
-            self._outcome.note(trouble.blamed(Blame.ROW), [suspect])
+                failure = single_result
+            self._outcome.note(failure.blamed(Blame.ROW), [suspect])
             refused += 1
             wanted.remove(suspect)
             again = self._insert(table, wanted) if wanted else None
             if again is None:
                 return
-            trouble = again
-            if trouble.blame is not Blame.BATCH:
-                self._outcome.note(self._blame_single_row(trouble, wanted), wanted)
+            failure = again
+            if failure.blame is not Blame.BATCH:
+                self._outcome.note(self._blame_single_row(failure, wanted), wanted)
                 return
 
-    def _insert(self, table: str, positions: list[int]) -> Trouble | None:
+    def _insert(self, table: str, positions: list[int]) -> Failure | None:
         """Runs one INSERT. Returns None if the response proves that the rows are durable."""
         block = b"\n".join([self._items[position].json for position in positions])
         token = _table_token(self._token, table, len(self._items), positions)
         for attempt in (token, f"{token}:again"):
             settings = {"insert_deduplication_token": attempt}
             end = self._server.insert(table, block, settings, self._ends_at)
-            if isinstance(end, Trouble):
+            if isinstance(end, Failure):
                 return end.about(f"table {table}")
-            trouble = trouble_of(end, len(positions))
-            if trouble is None or not counts_no_rows(end):
+            failure = failure_of(end, len(positions))
+            if failure is None or not counts_no_rows(end):
                 break
             # Either the server skipped a repeated token, or nothing was written. An insert with another token
             # shows which of these happened.
-        return trouble and trouble.about(f"table {table}")
+        return failure and failure.about(f"table {table}")
 
 
 def client(settings: Settings, *, database: str | None = None) -> Any:

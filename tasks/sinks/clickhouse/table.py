@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.sinks.clickhouse.answers import exception_of, trouble_of
+from tasks.sinks.clickhouse.answers import exception_of, failure_of
 from tasks.sinks.http.answers import Answer
-from tasks.sinks.outcome import Blame, Trouble
+from tasks.sinks.outcome import Blame, Failure
 
 PROBE_UUID = "00000000-0000-4000-8000-000000000000"
 RETENTION_DAYS = 30
@@ -214,7 +214,7 @@ def dry_rows(table: str, now: float) -> bytes:
     return "\n".join(lines).encode()
 
 
-def fault_of_dry_insert(answer: Answer) -> Trouble | None:
+def fault_of_dry_insert(answer: Answer) -> Failure | None:
     """Returns the problem that the response to an insert of `dry_rows` reveals. Returns None if the table accepts
     these rows.
     """
@@ -225,11 +225,11 @@ def fault_of_dry_insert(answer: Answer) -> Trouble | None:
         and (PARTITIONS_SETTING in exception.message)
     ):
         return None
-    trouble = exception or trouble_of(answer, rows=2)
-    if trouble is None:
+    failure = exception or failure_of(answer, rows=2)
+    if failure is None:
         return None  # a server without that limit stored them
-    text = f"it refuses rows that are known to be good: {trouble.message}"
-    return Trouble(Blame.TABLE if trouble.blame.accuses_items else trouble.blame, text)
+    text = f"it refuses rows that are known to be good: {failure.message}"
+    return Failure(Blame.TABLE if failure.blame.accuses_items else failure.blame, text)
 
 
 def _plain(kind: str) -> str:

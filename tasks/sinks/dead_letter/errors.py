@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from confluent_kafka import KafkaError, KafkaException
 
-from tasks.sinks.outcome import Blame, Trouble
+from tasks.sinks.outcome import Blame, Failure
 
 
 def _names(text: str) -> frozenset[str]:
@@ -93,7 +93,7 @@ NOT_OURS = _names(
 )
 
 
-BLAME_OF_NAME: dict[str, Blame] = {
+BLAME_BY_NAME: dict[str, Blame] = {
     **dict.fromkeys(CREDENTIALS, Blame.CREDENTIALS),
     **dict.fromkeys(TABLE, Blame.TABLE),
     **dict.fromkeys(REQUEST, Blame.REQUEST),
@@ -102,13 +102,13 @@ BLAME_OF_NAME: dict[str, Blame] = {
 }
 
 
-def classify(error: BaseException) -> Trouble:
+def classify(error: BaseException) -> Failure:
     """Returns the cause of this exception, which a producer or an admin client raised."""
     if isinstance(error, BufferError):
-        return Trouble(Blame.SERVER, "the producer's queue is full")
+        return Failure(Blame.SERVER, "the producer's queue is full")
     cause = error.args[0] if isinstance(error, KafkaException) and error.args else None
     if not isinstance(cause, KafkaError):
         # ValueError, TypeError: properties that librdkafka does not accept
         blame = Blame.REQUEST if isinstance(error, (ValueError, TypeError)) else Blame.SERVER
-        return Trouble(blame, f"{type(error).__name__}: {error}")
-    return Trouble(BLAME_OF_NAME.get(cause.name(), Blame.SERVER), f"{cause.name()}: {cause.str()}")
+        return Failure(blame, f"{type(error).__name__}: {error}")
+    return Failure(BLAME_BY_NAME.get(cause.name(), Blame.SERVER), f"{cause.name()}: {cause.str()}")

@@ -27,7 +27,7 @@ from tasks.kafka.topics import MESSAGE_BYTES_MAX, ClusterUnreachable, Topics
 from tasks.settings import Settings
 from tasks.sinks.base import Report
 from tasks.sinks.dead_letter.errors import TOO_LARGE, classify
-from tasks.sinks.outcome import Blame, Outcome, Trouble, seconds_until
+from tasks.sinks.outcome import Blame, Failure, Outcome, seconds_until
 from tasks.sinks.per_process import PerProcess
 from tasks.units import KiB
 from tasks.wire import DeadLetter
@@ -56,7 +56,7 @@ class DeadLetterSink:
         """
         ends_at = time.monotonic() + deadline_seconds
         outcome = Outcome(self.name)
-        reports: dict[int, KafkaException | Trouble | None] = {}
+        reports: dict[int, KafkaException | Failure | None] = {}
         try:
             producer = self._producer.get()
             for position, item in enumerate(items):
@@ -64,14 +64,14 @@ class DeadLetterSink:
             while len(reports) < len(items) and seconds_until(ends_at) > 0:
                 producer.poll(min(POLL_SECONDS, seconds_until(ends_at)))
         except (KafkaException, BufferError, ValueError) as error:
-            trouble = self._sorted(error, items)
-            outcome.note(trouble, [place for place in range(len(items)) if place not in reports])
+            failure = self._sorted(error, items)
+            outcome.note(failure, [place for place in range(len(items)) if place not in reports])
         refused: list[int] = []
         for position in range(len(items)):
             report = reports.get(position)
             if position not in reports:
-                outcome.note(Trouble(Blame.NETWORK, "not acknowledged within the deadline"), [position])
-            elif isinstance(report, Trouble):
+                outcome.note(Failure(Blame.NETWORK, "not acknowledged within the deadline"), [position])
+            elif isinstance(report, Failure):
                 outcome.note(report.about(f"topic {self._topic}"), [position])
             elif report is not None and report.args[0].name() in TOO_LARGE:
                 refused.append(position)
@@ -103,18 +103,18 @@ class DeadLetterSink:
                     raise
                 producer.poll(min(POLL_SECONDS, seconds_until(ends_at)))
 
-    def _sorted(self, error: BaseException, items: Sequence[DeadLetter]) -> Trouble:
-        trouble = classify(error)
+    def _sorted(self, error: BaseException, items: Sequence[DeadLetter]) -> Failure:
+        failure = classify(error)
         code = error.args[0] if isinstance(error, KafkaException) else None
         if isinstance(code, KafkaError):
             if code.name() in TOO_LARGE:
                 return self._too_large(max(items, key=_size_bytes))
             if code.fatal():
                 self._producer.take()  # this producer cannot be used again; the next write creates another
-        return trouble.about(f"topic {self._topic}")
+        return failure.about(f"topic {self._topic}")
 
-    def _too_large(self, item: DeadLetter) -> Trouble:
-        return Trouble(
+    def _too_large(self, item: DeadLetter) -> Failure:
+        return Failure(
             Blame.TABLE,
             f"topic {self._topic} refuses a record of {_size_bytes(item)} bytes "
             f"(offset {item.offset} of its source): raise its max.message.bytes above that",
@@ -187,7 +187,7 @@ def _config_warnings(topic: str, config: Mapping[str, str], replicas: int) -> It
 
 
 def _recorder(
-    reports: dict[int, KafkaException | Trouble | None], position: int
+    reports: dict[int, KafkaException | Failure | None], position: int
 ) -> Callable[[KafkaError | None, Message], None]:
     """Returns a delivery callback for the item at this position."""
 
@@ -196,7 +196,7 @@ def _recorder(
             reports[position] = KafkaException(error)
             return
         lack = unproven_delivery(message)
-        reports[position] = Trouble(Blame.NETWORK, lack, unproven=True) if lack else None
+        reports[position] = Failure(Blame.NETWORK, lack, unproven=True) if lack else None
 
     return report
 

@@ -15,7 +15,7 @@ import msgspec
 
 from tasks.sinks.google.errors import classify_answer
 from tasks.sinks.http.answers import Answer, unproven_success
-from tasks.sinks.outcome import Blame, Trouble
+from tasks.sinks.outcome import Blame, Failure
 
 PROOF = (
     "Status 200 with the object's resource in JSON: `bucket`, `name`, `size` and `crc32c` equal those "
@@ -105,7 +105,7 @@ def is_proof(wanted: Wanted, answer: Answer) -> bool:
     )
 
 
-def trouble_of(wanted: Wanted, answer: Answer) -> Trouble | None:
+def failure_of(wanted: Wanted, answer: Answer) -> Failure | None:
     """Returns the problem with this response to an upload. Returns None if the object is durable and its checksum
     matches."""
     if is_proof(wanted, answer):
@@ -113,29 +113,29 @@ def trouble_of(wanted: Wanted, answer: Answer) -> Trouble | None:
     if answer.ok:
         why = "status" if answer.status != 200 else difference(wanted, answer.json_object())
         return None if why is None else unproven_success(answer, why).about(wanted.name)
-    trouble = classify_answer(answer).about(wanted.name)
-    if answer.status == 400 and "crc32c" in trouble.message.lower():
-        return Trouble(Blame.NETWORK, f"damaged on the way: {trouble.message}")
-    if trouble.blame is Blame.SIZE:
-        return _too_large(wanted, trouble)
-    if trouble.blame is Blame.BATCH:  # the request contains this object only
-        return _of_object(wanted, trouble)
-    return trouble
+    failure = classify_answer(answer).about(wanted.name)
+    if answer.status == 400 and "crc32c" in failure.message.lower():
+        return Failure(Blame.NETWORK, f"damaged on the way: {failure.message}")
+    if failure.blame is Blame.SIZE:
+        return _too_large(wanted, failure)
+    if failure.blame is Blame.BATCH:  # the request contains this object only
+        return _blame_object(wanted, failure)
+    return failure
 
 
-def may_be_stored(answer: Answer, trouble: Trouble) -> bool:
+def may_be_stored(answer: Answer, failure: Failure) -> bool:
     """Returns whether the refusal may be caused by an existing object, which must then be compared."""
-    return answer.status in (403, 412) and trouble.blame in (Blame.CREDENTIALS, Blame.REQUEST)
+    return answer.status in (403, 412) and failure.blame in (Blame.CREDENTIALS, Blame.REQUEST)
 
 
-def compare_stored(wanted: Wanted, refused: Answer, trouble: Trouble, found: Answer | Trouble) -> Trouble | None:
+def compare_stored(wanted: Wanted, refused: Answer, failure: Failure, found: Answer | Failure) -> Failure | None:
     """Returns the problem with a refused upload, after comparing the upload with the object stored under its name.
     Returns None if an identical object is stored.
     """
-    if isinstance(found, Trouble):
+    if isinstance(found, Failure):
         return found.about(f"comparing {wanted.name}")
     if not found.ok:
-        return _not_comparable(wanted, refused, trouble, found)
+        return _not_comparable(wanted, refused, failure, found)
     resource = found.json_object()
     why = difference(wanted, resource)
     if why is None:
@@ -146,45 +146,45 @@ def compare_stored(wanted: Wanted, refused: Answer, trouble: Trouble, found: Ans
         # `erase` overwrites parts of a packed object and sets a custom time. The erased parts must stay erased.
         if resource.get("customTime") and str(resource.get("size")) == str(wanted.size_bytes):
             return None
-        return Trouble(Blame.TABLE, f"another object is stored as {wanted.name}: {why}")
-    if any(resource.get(name) for name in PROTECTIONS) or _PROTECTED.search(trouble.message):
-        return Trouble(Blame.ROW, f"another recording is stored there and protected ({why}): {trouble.message}")
-    return Trouble(trouble.blame, f"{trouble.message}; another recording is stored there ({why})")
+        return Failure(Blame.TABLE, f"another object is stored as {wanted.name}: {why}")
+    if any(resource.get(name) for name in PROTECTIONS) or _PROTECTED.search(failure.message):
+        return Failure(Blame.ROW, f"another recording is stored there and protected ({why}): {failure.message}")
+    return Failure(failure.blame, f"{failure.message}; another recording is stored there ({why})")
 
 
-def is_name_rate_limited(trouble: Trouble) -> bool:
+def is_name_rate_limited(failure: Failure) -> bool:
     """Returns whether the cause is the limit of about one write per second per object name."""
-    return _TOO_OFTEN in trouble.message
+    return _TOO_OFTEN in failure.message
 
 
-def _not_comparable(wanted: Wanted, refused: Answer, trouble: Trouble, found: Answer) -> Trouble:
+def _not_comparable(wanted: Wanted, refused: Answer, failure: Failure, found: Answer) -> Failure:
     sorted_ = classify_answer(found)
     if found.status == 404:
         # 412 means that the object exists. If it is missing now, it has been deleted since, or another server
         # responded.
         return (
-            Trouble(Blame.SERVER, f"{trouble.message}; but nothing is stored there")
+            Failure(Blame.SERVER, f"{failure.message}; but nothing is stored there")
             if (refused.status == 412)
-            else trouble
+            else failure
         )
     if sorted_.blame is Blame.CREDENTIALS:
-        return Trouble(
-            trouble.blame,
-            f"{trouble.message}; the stored object cannot be compared: grant storage.objects.get",
+        return Failure(
+            failure.blame,
+            f"{failure.message}; the stored object cannot be compared: grant storage.objects.get",
         )
     return sorted_.about(f"comparing {wanted.name}")
 
 
-def _too_large(wanted: Wanted, trouble: Trouble) -> Trouble:
-    text = f"object of {wanted.size_bytes} bytes is too large: {trouble.message}"
+def _too_large(wanted: Wanted, failure: Failure) -> Failure:
+    text = f"object of {wanted.size_bytes} bytes is too large: {failure.message}"
     if wanted.is_packed:
         advice = "raise the body limit of the proxy, or lower REPLAYS_BATCH_BYTES_MAX"
-        return Trouble(Blame.REQUEST, f"packed {text}; {advice}")
-    return Trouble(Blame.ROW, text)
+        return Failure(Blame.REQUEST, f"packed {text}; {advice}")
+    return Failure(Blame.ROW, text)
 
 
-def _of_object(wanted: Wanted, trouble: Trouble) -> Trouble:
+def _blame_object(wanted: Wanted, failure: Failure) -> Failure:
     """Parks the batch of a packed object, because a dead letter could not list the object's many recordings."""
     if wanted.is_packed:
-        return Trouble(Blame.TABLE, f"packed object {trouble.message}")
-    return trouble.blamed(Blame.ROW)
+        return Failure(Blame.TABLE, f"packed object {failure.message}")
+    return failure.blamed(Blame.ROW)

@@ -28,12 +28,12 @@ from google.api_core import exceptions as from_api
 from tasks.settings import Settings
 from tasks.sinks.base import Report
 from tasks.sinks.gcs.bucket import missing_rules, restrictions
-from tasks.sinks.gcs.objects import COMPARED_FIELDS, Wanted, compare_stored, is_packed, may_be_stored, trouble_of
+from tasks.sinks.gcs.objects import COMPARED_FIELDS, Wanted, compare_stored, failure_of, is_packed, may_be_stored
 from tasks.sinks.gcs.uploads import PROBE_PREFIX, Uploader, Uploads, client, crc32c
 from tasks.sinks.google.errors import advice, classify, classify_answer
 from tasks.sinks.http.answers import Answer, describe_answer
 from tasks.sinks.http.transfers import Method
-from tasks.sinks.outcome import Blame, Outcome, Trouble, seconds_until
+from tasks.sinks.outcome import Blame, Failure, Outcome, seconds_until
 from tasks.sinks.per_process import PerProcess
 from tasks.wire import Blob
 
@@ -67,8 +67,8 @@ class GcsSink:
         uploads = Uploads(
             uploader, headers, {name: items[where[-1]] for name, where in positions.items()}, ends_at
         )
-        for name, trouble in uploads.run().items():
-            outcome.note(trouble, positions[name])
+        for name, failure in uploads.run().items():
+            outcome.note(failure, positions[name])
         outcome.raise_if_any()
 
     def _ready(self) -> tuple[Uploader, list[str]]:
@@ -88,12 +88,12 @@ class GcsSink:
         ends_at = time.monotonic() + deadline_seconds
         uploader, headers = self._ready()
         probe = _Probe(uploader, headers, ends_at, uploader.probe_name)
-        trouble = probe.store()
-        if trouble is None:
+        failure = probe.store()
+        if failure is None:
             probe.delete()
             return
-        blame = Blame.TABLE if trouble.blame.accuses_items else trouble.blame
-        raise Trouble(blame, f"bucket {probe.uploader.bucket} refuses a probe too: {trouble.message}").error()
+        blame = Blame.TABLE if failure.blame.accuses_items else failure.blame
+        raise Failure(blame, f"bucket {probe.uploader.bucket} refuses a probe too: {failure.message}").error()
 
     def check(self) -> Report:
         """Checks the bucket's properties, if permitted, and stores, reads back and deletes a small object."""
@@ -102,23 +102,23 @@ class GcsSink:
         properties, not_tested = self._properties()
         probe = _Probe(*self._ready(), ends_at, f"{PROBE_PREFIX}{uuid.uuid4().hex}")
         for step in (probe.store, probe.read_back):
-            trouble = step()
-            if trouble is not None:
-                todo = "; grant roles/storage.objectUser" if trouble.blame is Blame.CREDENTIALS else ""
-                todo = "; run `replays-ingest migrate`" if trouble.blame is Blame.TABLE else todo
-                raise Trouble(trouble.blame, f"bucket {settings.gcs_bucket}: {trouble.message}{todo}").error()
+            failure = step()
+            if failure is not None:
+                todo = "; grant roles/storage.objectUser" if failure.blame is Blame.CREDENTIALS else ""
+                todo = "; run `replays-ingest migrate`" if failure.blame is Blame.TABLE else todo
+                raise Failure(failure.blame, f"bucket {settings.gcs_bucket}: {failure.message}{todo}").error()
         warnings = list(restrictions(properties))
         if settings.gcs_endpoint and "lifecycle" not in properties:
             not_tested.append("lifecycle rules: emulators have none")
         elif properties:
             rules = properties.get("lifecycle", {}).get("rule", ())
             warnings += missing_rules(rules, settings.gcs_layout)
-        trouble = probe.delete()
-        if trouble is not None:
-            warnings.append(f"the probe {probe.name} could not be deleted: {trouble.message}")
+        failure = probe.delete()
+        if failure is not None:
+            warnings.append(f"the probe {probe.name} could not be deleted: {failure.message}")
         return Report(
             f"bucket {settings.gcs_bucket}: a probe was stored, read back and "
-            f"{'left there' if trouble else 'deleted'}",
+            f"{'left there' if failure else 'deleted'}",
             tuple(warnings),
             tuple(not_tested),
         )
@@ -133,10 +133,10 @@ class GcsSink:
         except from_api.Forbidden as error:
             return {}, [f"retention policy and lifecycle rules: grant storage.buckets.get ({error.message})"]
         except Exception as error:
-            trouble = classify(error)
+            failure = classify(error)
             todo = advice(error, "run `replays-ingest migrate`", "grant roles/storage.objectUser")
-            raise Trouble(
-                trouble.blame, f"bucket {settings.gcs_bucket}: {trouble.message}{todo}"
+            raise Failure(
+                failure.blame, f"bucket {settings.gcs_bucket}: {failure.message}{todo}"
             ).error() from error
         return dict(bucket._properties), []
 
@@ -156,35 +156,35 @@ class _Probe:
         self._headers = headers
         self._ends_at = ends_at
 
-    def store(self) -> Trouble | None:
+    def store(self) -> Failure | None:
         """Stores the object. Returns None if the response proves this, by the same rules as for a recording."""
         wanted = Wanted(self.uploader.bucket, self.name, len(PROBE), crc32c(PROBE))
         hashed = [*self._headers, f"X-Goog-Hash: crc32c={wanted.crc32c}"]
         end = self._send(self.uploader.upload_url(self.name), Method.POST, hashed, PROBE)
-        if isinstance(end, Trouble):
+        if isinstance(end, Failure):
             return end
-        trouble = trouble_of(wanted, end)
-        if trouble is None or not may_be_stored(end, trouble):
-            return trouble
+        failure = failure_of(wanted, end)
+        if failure is None or not may_be_stored(end, failure):
+            return failure
         stored = self._send(self.uploader.object_url(self.name, COMPARED), Method.GET, self._headers)
-        return compare_stored(wanted, end, trouble, stored)
+        return compare_stored(wanted, end, failure, stored)
 
-    def read_back(self) -> Trouble | None:
+    def read_back(self) -> Failure | None:
         """Reads the object back. Returns None if its bytes equal those that were stored."""
         end = self._send(self.uploader.object_url(self.name, "?alt=media"), Method.GET, self._headers)
-        if isinstance(end, Trouble):
+        if isinstance(end, Failure):
             return end
         if not end.ok:
             return classify_answer(end).about("reading the probe back")
         if end.body != PROBE:
-            return Trouble(Blame.NETWORK, f"the probe reads back as {describe_answer(end)}")
+            return Failure(Blame.NETWORK, f"the probe reads back as {describe_answer(end)}")
         return None
 
-    def delete(self) -> Trouble | None:
+    def delete(self) -> Failure | None:
         """Deletes the probe object. Returns None if the deletion succeeded."""
         end = self._send(self.uploader.object_url(self.name), Method.DELETE, self._headers)
-        return end if isinstance(end, Trouble) else None if end.ok else classify_answer(end)
+        return end if isinstance(end, Failure) else None if end.ok else classify_answer(end)
 
-    def _send(self, url: str, method: Method, headers: list[str], body: bytes = b"") -> Answer | Trouble:
+    def _send(self, url: str, method: Method, headers: list[str], body: bytes = b"") -> Answer | Failure:
         remaining_seconds = seconds_until(self._ends_at)
         return self.uploader.connections.for_this_thread.send(url, headers, body, remaining_seconds, method=method)

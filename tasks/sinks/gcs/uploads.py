@@ -27,14 +27,14 @@ from tasks.sinks.gcs.objects import (
     PROOF_FIELDS,
     Wanted,
     compare_stored,
+    failure_of,
     is_name_rate_limited,
     is_packed,
     may_be_stored,
-    trouble_of,
 )
 from tasks.sinks.http.answers import Answer
 from tasks.sinks.http.transfers import Connections, Method, Transfers
-from tasks.sinks.outcome import Action, Blame, Trouble, seconds_until
+from tasks.sinks.outcome import Action, Blame, Failure, seconds_until
 from tasks.units import MiB
 from tasks.wire import Blob
 
@@ -117,12 +117,12 @@ class Uploads:
         self._ready: deque[Key] = deque((Step.UPLOAD, name) for name in items)
         self._waiting: list[tuple[float, str]] = []
         self._wanted: dict[str, Wanted] = {}
-        self._refusals: dict[str, tuple[Answer, Trouble]] = {}
+        self._refusals: dict[str, tuple[Answer, Failure]] = {}
         self._tries: Counter[str] = Counter()
-        self._troubles: dict[str, Trouble] = {}
+        self._failures: dict[str, Failure] = {}
         self._idle_until = 0.0
 
-    def run(self) -> dict[str, Trouble]:
+    def run(self) -> dict[str, Failure]:
         """Uploads all objects, and returns shortly after the deadline at the latest. The result contains the
         failures of the objects that are not durable, by object name.
         """
@@ -139,11 +139,11 @@ class Uploads:
                 for key, end in self._transfers.wait(max(0.0, next_at - now)):
                     self._ended(*cast(Key, key), end)
             for _, name in (*self._ready, *(cast(Key, key) for key in self._transfers.running)):
-                timed_out = Trouble(Blame.NETWORK, f"{name}: not stored within the deadline")
-                self._troubles.setdefault(name, timed_out)
+                timed_out = Failure(Blame.NETWORK, f"{name}: not stored within the deadline")
+                self._failures.setdefault(name, timed_out)
         finally:
             self._transfers.abandon()
-        return self._troubles
+        return self._failures
 
     def _may_wait(self, now: float) -> bool:
         """Returns False if only retries remain and the next retry is so far off that waiting for it would block
@@ -167,39 +167,39 @@ class Uploads:
         headers = [*self._headers, f"X-Goog-Hash: crc32c={self._wanted[name].crc32c}"]
         self._transfers.start(key, self._uploader.upload_url(name), headers, content, remaining_seconds)
 
-    def _ended(self, step: Step, name: str, end: Answer | Trouble) -> None:
+    def _ended(self, step: Step, name: str, end: Answer | Failure) -> None:
         wanted = self._wanted[name]
         if step is Step.COMPARE:
-            trouble = compare_stored(wanted, *self._refusals.pop(name), end)
-        elif isinstance(end, Trouble):
-            trouble = end.about(name)
+            failure = compare_stored(wanted, *self._refusals.pop(name), end)
+        elif isinstance(end, Failure):
+            failure = end.about(name)
         else:
-            trouble = trouble_of(wanted, end)
-            if trouble is not None and may_be_stored(end, trouble):
-                self._refusals[name] = (end, trouble)
+            failure = failure_of(wanted, end)
+            if failure is not None and may_be_stored(end, failure):
+                self._refusals[name] = (end, failure)
                 self._ready.appendleft((Step.COMPARE, name))
                 return
-        self._troubles.pop(name, None)
-        if trouble is not None:
-            self._failed(name, trouble)
+        self._failures.pop(name, None)
+        if failure is not None:
+            self._failed(name, failure)
 
-    def _failed(self, name: str, trouble: Trouble) -> None:
+    def _failed(self, name: str, failure: Failure) -> None:
         """Records the failure, and queues the object for a retry if that may help."""
-        self._troubles[name] = trouble
-        if trouble.blame.action is Action.PARK:  # the other objects would fail too
+        self._failures[name] = failure
+        if failure.blame.action is Action.PARK:  # the other objects would fail too
             self._retries_left = 0
-            self._cancel_pending(Trouble(Blame.SERVER, "not attempted because the write ended"))
-        if trouble.blame.action is not Action.RETRY or self._tries[name] == TRIES_MAX:
+            self._cancel_pending(Failure(Blame.SERVER, "not attempted because the write ended"))
+        if failure.blame.action is not Action.RETRY or self._tries[name] == TRIES_MAX:
             return
-        again_at = time.monotonic() + pause_seconds(trouble, self._tries[name])
+        again_at = time.monotonic() + pause_seconds(failure, self._tries[name])
         if again_at < self._ends_at and self._retries_left > 0:
             self._retries_left -= 1
             heapq.heappush(self._waiting, (again_at, name))
 
-    def _cancel_pending(self, trouble: Trouble) -> None:
+    def _cancel_pending(self, failure: Failure) -> None:
         """Cancels all uploads that have not started; those in flight may still succeed."""
         for _, name in self._ready:
-            self._troubles.setdefault(name, trouble)
+            self._failures.setdefault(name, failure)
         self._ready.clear()
         self._waiting.clear()
 
@@ -229,12 +229,12 @@ def crc32c(content: bytes | memoryview) -> str:
     return base64.b64encode(value.to_bytes(4, "big")).decode()
 
 
-def pause_seconds(trouble: Trouble, tries: int) -> float:
+def pause_seconds(failure: Failure, tries: int) -> float:
     """Returns the seconds to wait before the next attempt to upload an object: the wait that the server requires,
     plus random jitter whose upper bound doubles with each attempt.
     """
     ceiling_seconds = BACKOFF_SECONDS * 2.0 ** (tries - 1)
-    requested_seconds = trouble.retry_after_seconds or 0.0
-    if is_name_rate_limited(trouble):
+    requested_seconds = failure.retry_after_seconds or 0.0
+    if is_name_rate_limited(failure):
         requested_seconds = max(requested_seconds, SAME_NAME_SECONDS)
     return requested_seconds + random.uniform(0, ceiling_seconds)

@@ -2,7 +2,7 @@
 
 A Google JSON error is classified by its reasons first and its status second; any other response, such as a proxy's
 page, is classified by its status alone. Every exception class of google-api-core, google-auth and the HTTP clients
-below them is in `BLAME_OF_CLASS`; a test fails when an upgrade adds an unlisted class.
+below them is in `BLAME_BY_CLASS`; a test fails when an upgrade adds an unlisted class.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from google.api_core import exceptions as from_api
 from google.auth import exceptions as from_auth
 
 from tasks.sinks.http.answers import (
-    BLAME_OF_STATUS,
+    BLAME_BY_STATUS,
     Answer,
     blame_of_status,
     describe_answer,
+    failure_of_status,
     retry_after_seconds,
-    trouble_of_status,
 )
-from tasks.sinks.http.errors import BLAME_OF_HTTP_CLASS
-from tasks.sinks.outcome import Blame, Trouble
+from tasks.sinks.http.errors import BLAME_BY_HTTP_CLASS
+from tasks.sinks.outcome import Blame, Failure
 
 BATCH, REQUEST, CREDENTIALS = Blame.BATCH, Blame.REQUEST, Blame.CREDENTIALS
 TABLE, SERVER, NETWORK = Blame.TABLE, Blame.SERVER, Blame.NETWORK
 
-BLAME_OF_CLASS: dict[type[BaseException], Blame] = {
-    **BLAME_OF_HTTP_CLASS,
+BLAME_BY_CLASS: dict[type[BaseException], Blame] = {
+    **BLAME_BY_HTTP_CLASS,
     # google.api_core, by HTTP status
     from_api.GoogleAPIError: SERVER,
     from_api.DuplicateCredentialArgs: CREDENTIALS,
@@ -121,7 +121,7 @@ BLAME_OF_CLASS: dict[type[BaseException], Blame] = {
 # Reasons that are more specific than their status, in errors of requests and of single rows alike:
 # https://cloud.google.com/bigquery/docs/error-messages,
 # https://cloud.google.com/storage/docs/json_api/v1/status-codes
-BLAME_OF_REASON: dict[str, Blame] = {
+BLAME_BY_REASON: dict[str, Blame] = {
     # With these reasons, a 403 (or a 400) means overload, not missing permissions.
     "backendError": SERVER,
     "blocked": SERVER,
@@ -161,7 +161,7 @@ BLAME_OF_REASON: dict[str, Blame] = {
     "requestTooLarge": Blame.SIZE,
     "uploadTooLarge": Blame.SIZE,
 }
-_BLAME_OF_REASON = {reason.lower(): blame for reason, blame in BLAME_OF_REASON.items()}
+_BLAME_BY_LOWER_REASON = {reason.lower(): blame for reason, blame in BLAME_BY_REASON.items()}
 
 # A request that exceeds the front end's size limit gets a 400 whose reason does not mention the size.
 _TOO_LARGE = re.compile(
@@ -182,33 +182,35 @@ def advice(error: BaseException, missing: str, denied: str) -> str:
 def blame_of_reasons(reasons: list[str]) -> Blame | None:
     """Returns the cause according to the reasons of one error; None if they add nothing to its status. Load takes
     precedence."""
-    found = [_BLAME_OF_REASON[reason.lower()] for reason in reasons if reason.lower() in _BLAME_OF_REASON]
+    found = [
+        _BLAME_BY_LOWER_REASON[reason.lower()] for reason in reasons if reason.lower() in _BLAME_BY_LOWER_REASON
+    ]
     return SERVER if SERVER in found else found[0] if found else None
 
 
-def classify(error: BaseException) -> Trouble:
+def classify(error: BaseException) -> Failure:
     """Returns the cause of this exception. An unknown class counts as a server error: the write is retried, then
     the batch is parked, and nothing is lost."""
-    blame = next((BLAME_OF_CLASS[cls] for cls in type(error).__mro__ if cls in BLAME_OF_CLASS), SERVER)
+    blame = next((BLAME_BY_CLASS[cls] for cls in type(error).__mro__ if cls in BLAME_BY_CLASS), SERVER)
     text = f"{type(error).__name__}: {error}"
     retry_after = None
     if isinstance(error, from_api.GoogleAPICallError):
         reasons = [str(entry.get("reason", "")) for entry in error.errors or () if isinstance(entry, dict)]
-        blame = blame_of_reasons(reasons) or _of_status(error.code, text, blame)
+        blame = blame_of_reasons(reasons) or _blame_of_google_status(error.code, text, blame)
         headers = getattr(error.response, "headers", None) or {}
         retry_after = retry_after_seconds(headers.get("Retry-After"))
     elif isinstance(error, from_auth.RefreshError) and getattr(error, "retryable", False):
         blame = SERVER
     elif "CERTIFICATE_VERIFY_FAILED" in text:
         blame = REQUEST
-    return Trouble(blame, text, retry_after)
+    return Failure(blame, text, retry_after)
 
 
-def classify_answer(answer: Answer) -> Trouble:
+def classify_answer(answer: Answer) -> Failure:
     """Returns the cause of an unsuccessful response of Google's JSON APIs."""
     error_object = (answer.json_object() or {}).get("error")
     if not isinstance(error_object, dict):
-        return trouble_of_status(answer)  # a proxy's page or an empty body has only a status
+        return failure_of_status(answer)  # a proxy's page or an empty body has only a status
     text = str(error_object.get("message") or describe_answer(answer))
     entries = error_object.get("errors")
     reasons = [
@@ -216,15 +218,15 @@ def classify_answer(answer: Answer) -> Trouble:
         for entry in (entries if isinstance(entries, list) else ())
         if isinstance(entry, dict)
     ]
-    blame = blame_of_reasons(reasons) or _of_status(answer.status, text, BATCH)
-    return Trouble(blame, f"HTTP {answer.status}: {text}", answer.retry_after_seconds)
+    blame = blame_of_reasons(reasons) or _blame_of_google_status(answer.status, text, BATCH)
+    return Failure(blame, f"HTTP {answer.status}: {text}", answer.retry_after_seconds)
 
 
-def _of_status(status: int | None, text: str, bad_request_blame: Blame) -> Blame:
+def _blame_of_google_status(status: int | None, text: str, bad_request_blame: Blame) -> Blame:
     """Classifies an error that Google itself returned (not a proxy), based on the error's HTTP status.
     `bad_request_blame`: classification of a plain 400."""
     if status == 400:
         return Blame.SIZE if _TOO_LARGE.search(text) else bad_request_blame
-    if status is None or status not in BLAME_OF_STATUS:
+    if status is None or status not in BLAME_BY_STATUS:
         return SERVER
     return blame_of_status(status)

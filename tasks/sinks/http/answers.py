@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tasks.errors import shortened
-from tasks.sinks.outcome import RETRY_AFTER_SECONDS_MAX, Blame, Trouble
+from tasks.sinks.outcome import RETRY_AFTER_SECONDS_MAX, Blame, Failure
 
 DESCRIBED_CHARACTERS_MAX = 160
 DESCRIBED_BYTES_MAX = 2048
 
-BLAME_OF_STATUS: dict[int, Blame] = {
+BLAME_BY_STATUS: dict[int, Blame] = {
     # The address, or a proxy in front of it, is wrong. Redirects are not followed, because that would turn a POST
     # into a GET.
     300: Blame.REQUEST,
@@ -112,26 +112,26 @@ def blame_of_status(status: int) -> Blame:
     """Returns the cause that a status indicates. An unknown status counts as a server error: bounded retries, then
     a parked batch.
     """
-    if status in BLAME_OF_STATUS:
-        return BLAME_OF_STATUS[status]
+    if status in BLAME_BY_STATUS:
+        return BLAME_BY_STATUS[status]
     return Blame.SERVER if 400 <= status <= 599 else Blame.NETWORK
 
 
-def trouble_of_status(answer: Answer) -> Trouble:
-    """Returns a `Trouble` for an error response whose body does not state the server's error."""
+def failure_of_status(answer: Answer) -> Failure:
+    """Returns a `Failure` for an error response whose body does not state the server's error."""
     assert not answer.ok, answer
-    return Trouble(
+    return Failure(
         blame_of_status(answer.status),
         f"HTTP {answer.status} with {describe_answer(answer)}",
         answer.retry_after_seconds,
     )
 
 
-def unproven_success(answer: Answer, why: str) -> Trouble:
-    """Returns a `Trouble` for a response that has a success status but does not prove the write. `why` states what
+def unproven_success(answer: Answer, why: str) -> Failure:
+    """Returns a `Failure` for a response that has a success status but does not prove the write. `why` states what
     is missing."""
     text = f"HTTP {answer.status} does not prove the write: {why}; the response has {describe_answer(answer)}"
-    return Trouble(Blame.NETWORK, text, answer.retry_after_seconds, unproven=True)
+    return Failure(Blame.NETWORK, text, answer.retry_after_seconds, unproven=True)
 
 
 def describe_answer(answer: Answer) -> str:

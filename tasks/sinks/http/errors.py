@@ -11,7 +11,7 @@ from tasks.sinks.outcome import Blame
 
 REQUEST, NETWORK = Blame.REQUEST, Blame.NETWORK
 
-BLAME_OF_HTTP_CLASS: dict[type[BaseException], Blame] = {
+BLAME_BY_HTTP_CLASS: dict[type[BaseException], Blame] = {
     # urllib3
     from_urllib3.HTTPError: NETWORK,
     from_urllib3.PoolError: NETWORK,

@@ -21,7 +21,7 @@ import certifi
 import pycurl
 
 from tasks.sinks.http.answers import Answer, blame_of_status
-from tasks.sinks.outcome import RETRY_AFTER_SECONDS_MAX, Blame, Trouble
+from tasks.sinks.outcome import RETRY_AFTER_SECONDS_MAX, Blame, Failure
 from tasks.units import KiB, MiB
 
 ANSWER_BYTES_MAX = 64 * KiB
@@ -32,7 +32,7 @@ WAIT_SECONDS_MAX = 1.0
 
 # These require an operator. Any other failure without a response is attributed to the network or the server, and
 # retried.
-BLAME_OF_CODE: dict[int, Blame] = {
+BLAME_BY_CODE: dict[int, Blame] = {
     pycurl.E_UNSUPPORTED_PROTOCOL: Blame.REQUEST,
     pycurl.E_NOT_BUILT_IN: Blame.REQUEST,
     pycurl.E_URL_MALFORMAT: Blame.REQUEST,
@@ -50,7 +50,7 @@ BLAME_OF_CODE: dict[int, Blame] = {
 }
 
 
-TRUNCATED_RESPONSE = Trouble(Blame.NETWORK, "the response was cut off within its headers")
+TRUNCATED_RESPONSE = Failure(Blame.NETWORK, "the response was cut off within its headers")
 
 
 class Method(Enum):
@@ -155,7 +155,7 @@ class Transfers:
         *,
         method: Method = Method.POST,
         wanted_headers: Collection[str] = (),
-    ) -> Answer | Trouble:
+    ) -> Answer | Failure:
         """Sends one request and waits for its result, with no other request in flight."""
         assert not self._running
         try:
@@ -207,7 +207,7 @@ class Transfers:
         self._running[handle] = request
         self._multi.add_handle(handle)
 
-    def wait(self, seconds_max: float) -> list[tuple[Hashable, Answer | Trouble]]:
+    def wait(self, seconds_max: float) -> list[tuple[Hashable, Answer | Failure]]:
         """Returns the completed requests as soon as there is one, or an empty list after `seconds_max` or one
         second, whichever is less.
         """
@@ -238,7 +238,7 @@ class Transfers:
         self._multi.close()
         self._selector.close()
 
-    def _ended(self) -> Iterator[tuple[Hashable, Answer | Trouble]]:
+    def _ended(self) -> Iterator[tuple[Hashable, Answer | Failure]]:
         left = 1
         while left:
             left, succeeded, failed = self._multi.info_read()
@@ -250,7 +250,7 @@ class Transfers:
                 self._release(handle)
             for handle, code, text in failed:
                 request = self._running[handle]
-                yield request.key, self._answer(handle) if request.endless else _trouble(handle, code, text)
+                yield request.key, self._answer(handle) if request.endless else _failure(handle, code, text)
                 self._release(handle)
 
     def _answer(self, handle: Any) -> Answer:
@@ -345,13 +345,13 @@ def _milliseconds(seconds: float) -> int:
     return max(1, int(seconds * 1000))
 
 
-def _trouble(handle: Any, code: int, text: str) -> Trouble:
-    """Returns a `Trouble` for a request that failed without a response. `code`: libcurl's error code,
+def _failure(handle: Any, code: int, text: str) -> Failure:
+    """Returns a `Failure` for a request that failed without a response. `code`: libcurl's error code,
     https://curl.se/libcurl/c/libcurl-errors.html
     """
     tunnel_status = handle.getinfo(pycurl.HTTP_CONNECTCODE)
     if tunnel_status and not 200 <= tunnel_status <= 299:
-        return Trouble(blame_of_status(tunnel_status), f"the proxy answers {tunnel_status} to CONNECT: {text}")
+        return Failure(blame_of_status(tunnel_status), f"the proxy answers {tunnel_status} to CONNECT: {text}")
     # libcurl uses the same code for an unsupported URL and for a response that is not HTTP.
-    blame = Blame.NETWORK if "HTTP/0.9" in text else BLAME_OF_CODE.get(code, Blame.NETWORK)
-    return Trouble(blame, f"curl {code}: {text}")
+    blame = Blame.NETWORK if "HTTP/0.9" in text else BLAME_BY_CODE.get(code, Blame.NETWORK)
+    return Failure(blame, f"curl {code}: {text}")

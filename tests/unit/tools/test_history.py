@@ -78,7 +78,7 @@ IMPOSSIBLE = {
         [commit("a", 7, 4.0, 5.0), commit("a", 5, 6.0, 7.0)], [], [A], [Excuse(1.0, "beyond the log", until=3.0)]
     ),
 }
-ERROR_OF = {
+ERROR_BY_NAME = {
     "read 5 before it was sent": "which was never committed",
     "an excuse that came too late: a committed 5 after a committed 7": "a committed 5 after a committed 7",
     "an excuse that has ended: a committed 5 after a committed 7": "a committed 5 after a committed 7",
@@ -101,7 +101,7 @@ def test_a_history_that_no_register_explains_is_refused(name: str) -> None:
     (sentence,) = judge(IMPOSSIBLE[name])
 
     assert sentence.startswith("partition 0: ")
-    assert ERROR_OF.get(name, name) in sentence
+    assert ERROR_BY_NAME.get(name, name) in sentence
 
 
 def test_partitions_are_checked_separately() -> None:

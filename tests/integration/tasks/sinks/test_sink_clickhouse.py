@@ -15,7 +15,7 @@ import pytest
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.migrate.clickhouse import migrate_schema
 from tasks.settings import Settings
-from tasks.sinks.clickhouse.errors import BLAME_OF_CODE
+from tasks.sinks.clickhouse.errors import BLAME_BY_CODE
 from tasks.sinks.clickhouse.sink import TABLES, ClickHouseSink, client
 from tasks.wire import Row
 from tests.kit.scripted_server import Answer, Received, answering
@@ -310,10 +310,10 @@ def test_an_edited_migration_is_refused(migrated: Settings, server: Any) -> None
 
 def test_error_codes_match_the_server(server: Any) -> None:
     """The codes and names of the classified errors match those that the server itself reports."""
-    numbers = ", ".join(str(number) for number, _ in BLAME_OF_CODE)
+    numbers = ", ".join(str(number) for number, _ in BLAME_BY_CODE)
     rows = server.query(f"SELECT arrayJoin([{numbers}]) AS n, errorCodeToName(n)").result_rows
 
-    assert {(int(number), name) for number, name in rows} == set(BLAME_OF_CODE)
+    assert {(int(number), name) for number, name in rows} == set(BLAME_BY_CODE)
 
 
 def test_a_hanging_server_costs_at_most_the_deadline(migrated: Settings, clickhouse_url: str) -> None:

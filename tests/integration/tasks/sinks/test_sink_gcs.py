@@ -14,7 +14,7 @@ from tasks.migrate.gcs import migrate_bucket
 from tasks.settings import Settings
 from tasks.sinks.gcs.sink import GcsSink, client, crc32c
 from tasks.sinks.gcs.uploads import pause_seconds
-from tasks.sinks.outcome import Blame, Trouble
+from tasks.sinks.outcome import Blame, Failure
 from tasks.units import MiB
 from tasks.wire import Blob
 from tests.kit.scripted_server import Answer, Received, answering
@@ -206,9 +206,9 @@ def test_only_the_limit_of_one_object_name_waits_a_second() -> None:
     """A 429 caused by the load on the bucket is retried like a 503; a 429 with Retry-After is not retried before
     that time.
     """
-    delayed = Trouble(Blame.SERVER, "HTTP 429: slow down", retry_after_seconds=1.0)
-    load = Trouble(Blame.SERVER, "HTTP 429: too many requests for this bucket")
-    name = Trouble(Blame.SERVER, "HTTP 429: exceeded the rate limit for object mutation operations")
+    delayed = Failure(Blame.SERVER, "HTTP 429: slow down", retry_after_seconds=1.0)
+    load = Failure(Blame.SERVER, "HTTP 429: too many requests for this bucket")
+    name = Failure(Blame.SERVER, "HTTP 429: exceeded the rate limit for object mutation operations")
 
     assert all(0 <= pause_seconds(load, tries=1) <= 0.1 for _ in range(100))
     assert all(0 <= pause_seconds(load, tries=3) <= 0.4 for _ in range(100))

@@ -13,13 +13,13 @@ import pytest
 from ingest.local.servers.tls import TlsProxy, make_certificates
 from tasks.sinks.http.answers import Answer
 from tasks.sinks.http.transfers import ANSWER_BYTES_MAX, WHOLE_BYTES_MAX, Proxies, Transfers
-from tasks.sinks.outcome import Blame, Trouble
+from tasks.sinks.outcome import Blame, Failure
 from tasks.units import MiB
 from tests.kit.scripted_server import Answer as Reply
 from tests.kit.scripted_server import Received, answering
 
 HEADERS = ["Content-Type: application/octet-stream", "Expect:"]
-End = Answer | Trouble
+End = Answer | Failure
 
 
 def next_results(transfers: Transfers, count: int, seconds_max: float = 20) -> dict[object, End]:
@@ -119,7 +119,7 @@ def test_a_deadline_ends_a_request_that_hangs() -> None:
         never.set()
         transfers.close()
 
-    assert isinstance(end, Trouble)
+    assert isinstance(end, Failure)
     assert end.blame is Blame.NETWORK
 
 
@@ -141,7 +141,7 @@ def test_a_server_must_show_a_certificate_of_a_trusted_authority(
             transfers.start("strange", secure, HEADERS, b"body", 20)
             (end,) = next_results(transfers, 1).values()
             transfers.close()
-            assert isinstance(end, Trouble)
+            assert isinstance(end, Failure)
             assert end.blame is Blame.REQUEST
             assert requests == []
 
@@ -174,7 +174,7 @@ def test_https_goes_through_the_proxy_of_the_environment_and_plain_http_does_not
         transfers.close()
 
     assert found["plain"] == Answer(200, b"{}")
-    assert isinstance(found["secure"], Trouble)
+    assert isinstance(found["secure"], Failure)
     assert "proxy" in found["secure"].message.lower() or "CONNECT" in found["secure"].message
     assert len(requests) == 1
 
@@ -206,6 +206,6 @@ def test_a_proxy_that_requires_a_login_needs_an_operator(monkeypatch: pytest.Mon
         end = transfers.send("https://storage.invalid/", HEADERS, b"body", 20)
         transfers.close()
 
-    assert isinstance(end, Trouble)
+    assert isinstance(end, Failure)
     assert end.blame is Blame.CREDENTIALS
     assert "407" in end.message

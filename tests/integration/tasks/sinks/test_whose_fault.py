@@ -16,7 +16,7 @@ from ingest.local.servers.tls import TlsProxy, make_certificates
 from tasks.errors import PermanentSinkError, SinkError, TransientSinkError
 from tasks.settings import Settings
 from tasks.sinks import build
-from tasks.sinks.http.answers import BLAME_OF_STATUS
+from tasks.sinks.http.answers import BLAME_BY_STATUS
 from tasks.sinks.outcome import Action
 from tasks.wire import Blob, Row
 from tests.kit.scripted_server import Answer, answering, truncated_answer
@@ -42,7 +42,7 @@ def written(sink: str, settings: Settings, count: int = 3, seconds: float = 5) -
 
 
 @pytest.mark.parametrize("sink", PROOFS)
-@pytest.mark.parametrize("status", [*BLAME_OF_STATUS, 418, 450, 520, 530, 599])
+@pytest.mark.parametrize("status", [*BLAME_BY_STATUS, 418, 450, 520, 530, 599])
 def test_a_status_of_a_proxy_is_classified(sink: str, status: int, settings: Callable[..., Settings]) -> None:
     """A status sent by a proxy never causes an item to be blamed, except 413 (the item is too large). The error
     contains the title of the proxy's page.
@@ -52,7 +52,7 @@ def test_a_status_of_a_proxy_is_classified(sink: str, status: int, settings: Cal
         written(sink, settings(**{ADDRESS[sink]: url}), count=1)
 
     error = failed.value
-    blame = BLAME_OF_STATUS.get(status)
+    blame = BLAME_BY_STATUS.get(status)
     action = blame.action if blame is not None else Action.RETRY
     if action is Action.RETRY:
         assert isinstance(error, TransientSinkError)

@@ -97,16 +97,16 @@ def test_a_loop_that_keeps_failing_reports_it(monkeypatch: pytest.MonkeyPatch) -
             raise OSError("server away")
 
     loop = loop_of(step)
-    assert loop.trouble() == ""
+    assert loop.failure_text() == ""
     loop.start()
     for _ in range(3):
         assert failing.acquire(timeout=DEADLINE_SECONDS)
 
-    assert "server away" in loop.trouble()
+    assert "server away" in loop.failure_text()
     gate.set()
     for _ in range(3):
         assert failing.acquire(timeout=DEADLINE_SECONDS)
-    assert loop.trouble() == ""
+    assert loop.failure_text() == ""
     assert loop.stop(DEADLINE_SECONDS)
 
 

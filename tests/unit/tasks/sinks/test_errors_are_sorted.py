@@ -40,14 +40,14 @@ def test_each_exception_of_google_and_its_http_clients_is_classified(module: Mod
     found = exceptions_of(module)
 
     assert len(found) > 10
-    assert [cls.__name__ for cls in found if cls not in google_errors.BLAME_OF_CLASS] == []
+    assert [cls.__name__ for cls in found if cls not in google_errors.BLAME_BY_CLASS] == []
 
 
 def test_each_exception_of_clickhouse_connect_is_classified() -> None:
     found = exceptions_of(from_clickhouse)
 
     assert len(found) > 10
-    assert [cls.__name__ for cls in found if cls not in clickhouse_errors.BLAME_OF_CLASS] == []
+    assert [cls.__name__ for cls in found if cls not in clickhouse_errors.BLAME_BY_CLASS] == []
 
 
 def test_each_error_code_of_confluent_kafka_is_classified_once() -> None:

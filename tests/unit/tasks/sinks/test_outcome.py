@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from tasks.errors import PermanentSinkError, TransientSinkError, shortened
-from tasks.sinks.outcome import Blame, Outcome, Trouble
+from tasks.sinks.outcome import Blame, Failure, Outcome
 
 
-def transient(text: str = "later", retry_after_seconds: float | None = None) -> Trouble:
-    return Trouble(Blame.SERVER, text, retry_after_seconds)
+def transient(text: str = "later", retry_after_seconds: float | None = None) -> Failure:
+    return Failure(Blame.SERVER, text, retry_after_seconds)
 
 
-def data(text: str = "bad") -> Trouble:
-    return Trouble(Blame.ROW, text)
+def data(text: str = "bad") -> Failure:
+    return Failure(Blame.ROW, text)
 
 
 def test_nothing_noted_is_success() -> None:
@@ -40,7 +40,7 @@ def test_refused_items_are_reported_after_the_transient_ones() -> None:
     """
     outcome = Outcome("sink")
     outcome.note(data(), [1])
-    outcome.note(Trouble(Blame.BATCH, "bad"), [5, 6])
+    outcome.note(Failure(Blame.BATCH, "bad"), [5, 6])
     outcome.note(transient(), [3])
 
     with pytest.raises(TransientSinkError) as raised:
@@ -68,7 +68,7 @@ def test_unnamed_refusals_lead_to_a_bisection() -> None:
     """
     outcome = Outcome("sink")
     outcome.note(data(), [2])
-    outcome.note(Trouble(Blame.BATCH, "bad"), [4, 5])
+    outcome.note(Failure(Blame.BATCH, "bad"), [4, 5])
 
     with pytest.raises(PermanentSinkError) as raised:
         outcome.raise_if_any()
@@ -81,7 +81,7 @@ def test_a_configuration_error_takes_precedence() -> None:
     """A configuration error takes precedence, because the whole batch is parked and retried in any case."""
     outcome = Outcome("sink")
     outcome.note(transient(), [1])
-    outcome.note(Trouble(Blame.TABLE, "no such bucket"), [2])
+    outcome.note(Failure(Blame.TABLE, "no such bucket"), [2])
 
     with pytest.raises(PermanentSinkError, match="no such bucket") as raised:
         outcome.raise_if_any()

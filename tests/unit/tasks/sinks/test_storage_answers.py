@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.core.parse.rows import moment
-from tasks.sinks.bigquery.append_answers import BLAME_OF_CODE, ENDED_CODES, Verdict, judge, judge_error
+from tasks.sinks.bigquery.append_answers import BLAME_BY_CODE, ENDED_CODES, Verdict, judge, judge_error
 from tasks.sinks.bigquery.append_record import Append, decode, encode, ranges
 from tasks.sinks.bigquery.row_encoding import RowEncoder
 from tasks.sinks.bigquery.table import columns_of
-from tasks.sinks.outcome import Blame, Trouble
+from tasks.sinks.outcome import Blame, Failure
 from tests.kit.write_streams import TABLE, fact
 
 ENCODER = RowEncoder(TABLE)
@@ -35,10 +35,10 @@ def message(row: bytes) -> Any:
     return ENCODER._message.FromString(encoded)
 
 
-def trouble(row: bytes) -> Trouble:
+def failure(row: bytes) -> Failure:
     """Returns the reason why the row is refused."""
     found = ENCODER.encode(row)
-    assert isinstance(found, Trouble)
+    assert isinstance(found, Failure)
     return found
 
 
@@ -88,18 +88,18 @@ def test_timestamps_are_exact_to_the_microsecond(microseconds: int) -> None:
 )
 def test_a_bad_value_blames_its_row(given: dict[str, Any], named: str) -> None:
     """A row with a bad value is refused, and the error names the column."""
-    found = trouble(fact(1, **given).json)
+    found = failure(fact(1, **given).json)
     assert (found.blame, named in found.message) == (Blame.ROW, True)
 
 
 @pytest.mark.parametrize("row", [b"", b"{", b"[]", b'"text"', b"\xff", b"{}"])
 def test_a_row_that_is_no_complete_object_is_refused(row: bytes) -> None:
-    assert trouble(row).blame is Blame.ROW
+    assert failure(row).blame is Blame.ROW
 
 
 def test_an_unknown_column_blames_no_row() -> None:
     """A row with an unknown column, as written by a reader newer than the worker, is not blamed."""
-    found = trouble(fact(1, brand_new=1).json)
+    found = failure(fact(1, brand_new=1).json)
     assert found.blame is Blame.TABLE
     assert "brand_new" in found.message
 
@@ -136,7 +136,7 @@ def test_only_the_result_of_the_sent_offset_proves_an_append() -> None:
 def test_every_code_of_bigquery_is_sorted() -> None:
     """Every error code of BigQuery is classified, so this test fails when an upgrade of the client adds one."""
     sorted_elsewhere = {Code.STORAGE_ERROR_CODE_UNSPECIFIED, Code.STREAM_NOT_FOUND, Code.OFFSET_ALREADY_EXISTS}
-    assert set(Code) == {*BLAME_OF_CODE, *ENDED_CODES, *sorted_elsewhere}
+    assert set(Code) == {*BLAME_BY_CODE, *ENDED_CODES, *sorted_elsewhere}
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_errors_are_sorted_by_code_and_status(
         found.append(judge_error(from_api.from_grpc_status(status, "text")))  # type: ignore[no-untyped-call]
     for judgment in found:
         assert judgment.verdict is verdict
-        assert (judgment.trouble.blame if judgment.trouble else None) is blame
+        assert (judgment.failure.blame if judgment.failure else None) is blame
 
 
 def test_named_rows_are_refused_and_others_are_not_believed() -> None:
@@ -180,5 +180,5 @@ def test_named_rows_are_refused_and_others_are_not_believed() -> None:
 def test_a_request_that_is_too_large_is_split() -> None:
     error = from_api.ResourceExhausted("Received message larger than max (9 vs. 4)")  # type: ignore[no-untyped-call]
     found = judge_error(error)
-    assert found.trouble is not None
-    assert (found.verdict, found.trouble.blame) == (Verdict.REFUSED, Blame.SIZE)
+    assert found.failure is not None
+    assert (found.verdict, found.failure.blame) == (Verdict.REFUSED, Blame.SIZE)
