@@ -152,7 +152,7 @@ TABLE: tuple[Package, ...] = (
             "run": ("xxhash",),
             "sign_in": ("structlog",),
             "stored": ("google",),
-            "story": ("redis",),
+            "batch_history": ("redis",),
         },
     ),
     Package(
@@ -232,7 +232,7 @@ TABLE: tuple[Package, ...] = (
         ("ingest.web",),
         libraries={
             EVERYWHERE: ("msgspec",),
-            "desk": ("redis",),
+            "operator_service": ("redis",),
             "journey": ("redis",),
             "base": ("tornado",),
             "login": ("structlog",),

@@ -173,7 +173,7 @@ def stop_stack(directory: Path | None = None) -> Path | None:
     try:
         wait_until(lambda: not is_locked(place), DOWN_SECONDS_MAX, "the stack to stop")
     except LocalError:
-        # When the supervisor dies, its warden kills the servers.
+        # When the supervisor dies, its watchdog kills the servers.
         os.kill(state.pid, signal.SIGKILL)
         wait_until(lambda: not is_locked(place), DOWN_SECONDS_MAX, "the killed stack to end")
     _state_path(place).unlink(missing_ok=True)

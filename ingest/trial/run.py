@@ -1,6 +1,6 @@
 """Starts everything for `replays-ingest try`, and stops it: stack, worker, reader, Flower, web pages, endpoint.
 
-The stack is temporary: a separate process (`ingest/local/servers/warden.py`) removes the stack's processes and
+The stack is temporary: a separate process (`ingest/local/servers/watchdog.py`) removes the stack's processes and
 data, even if this process is killed. The web pages and the endpoint run in this process and share one login.
 """
 

@@ -12,7 +12,7 @@
     evidence.py  finds the events around one event, and replays whose events contain a text
     present.py   converts the results of `Reads` to JSON
     journey.py   finds a segment's batch, if it is still in Redis
-    desk.py      functions for operators, based on ingest.operate and tasks.operate
+    operator_service.py  functions for operators, based on ingest.operate and tasks.operate
     login.py     logins: the printed link, passwords, sessions, and the delay after failed attempts
     server.py    the HTTP server; base.py, pages.py, api.py and operator.py are its handlers
     static/      the pages; static/vendor is rrweb-player, built by player/

@@ -21,9 +21,9 @@ from tornado import web
 
 from ingest.core.stored_recording import BlobError, Unpacked
 from ingest.settings import Settings
-from ingest.web.desk import OperatorService, Refused
 from ingest.web.login import SESSION_SECONDS, Login, LoginMethod, Visitor
 from ingest.web.model import NotFound, ReadError, Replay, Segments
+from ingest.web.operator_service import OperatorService, Refused
 from ingest.web.reads import Reads
 from tasks.sign_in import Throttled
 
@@ -84,7 +84,7 @@ class State:
 
     settings: Settings
     reads: Reads
-    desk: OperatorService
+    operator_service: OperatorService
     pool: ThreadPoolExecutor
     login: Login
     port: int

@@ -9,8 +9,8 @@ import msgspec
 from tornado import web
 
 from ingest.web.base import TOKEN_HEADER, Handler, State, policy
-from ingest.web.desk import LetterFilter
 from ingest.web.login import LoginMethod, Visitor
+from ingest.web.operator_service import LetterFilter
 from ingest.web.pages import STATIC, BrowserHandler
 from tasks.sign_in import WRONG_LOGIN
 
@@ -98,7 +98,7 @@ class OverviewHandler(OperatorHandler):
     """Returns the state of the system, and the token for the page's buttons."""
 
     async def get(self) -> None:
-        found = await self.run(self.state.desk.overview)
+        found = await self.run(self.state.operator_service.overview)
         self.answer({**found, "token": self.state.token, "user": self.visitor.name})
 
 
@@ -106,25 +106,25 @@ class TrendHandler(OperatorHandler):
     """Returns the throughput, lag and delay for the last hour."""
 
     async def get(self) -> None:
-        self.answer(await self.run(self.state.desk.trend))
+        self.answer(await self.run(self.state.operator_service.trend))
 
 
 class BatchHandler(OperatorHandler):
     """Retries or abandons one parked batch (`batch_id`) or several (`batch_ids`)."""
 
     async def post(self, what: str) -> None:
-        body, desk = self.body(), self.state.desk
+        body, service = self.body(), self.state.operator_service
         reason = self.text_of(body, "reason", REASON_CHARACTERS_MAX)
         if "batch_ids" in body:
             ids, by = self.ids_of(body, "batch_ids"), self.visitor.name
-            work = desk.retry_batches if what == "retry" else desk.abandon_batches
+            work = service.retry_batches if what == "retry" else service.abandon_batches
             self.answer(await self.run(lambda: work(ids, reason, by)))
             return
         batch_id = self.text_of(body, "batch_id", ID_CHARACTERS_MAX)
         if what == "retry":
-            said = await self.run(lambda: desk.retry_batch(batch_id, self.visitor.name))
+            said = await self.run(lambda: service.retry_batch(batch_id, self.visitor.name))
         else:
-            said = await self.run(lambda: desk.abandon_batch(batch_id, reason, self.visitor.name))
+            said = await self.run(lambda: service.abandon_batch(batch_id, reason, self.visitor.name))
         self.answer({"said": said})
 
 
@@ -136,8 +136,8 @@ class LettersHandler(OperatorHandler):
             **{name: self.text(name) for name in ("reason", "sink", "project", "text")},
             include_replayed=self.flag_argument("replayed"),
         )
-        self.answer(await self.run(lambda: self.state.desk.dead_letters(chosen)))
+        self.answer(await self.run(lambda: self.state.operator_service.dead_letters(chosen)))
 
     async def post(self) -> None:
         ids = self.ids_of(self.body(), "ids")
-        self.answer(await self.run(lambda: self.state.desk.replay_letters(ids, self.visitor.name)))
+        self.answer(await self.run(lambda: self.state.operator_service.replay_letters(ids, self.visitor.name)))

@@ -17,8 +17,8 @@ from tornado import httpserver, netutil, web
 from ingest.settings import Settings
 from ingest.web import api, operator, pages
 from ingest.web.base import NothingHandler, State
-from ingest.web.desk import OperatorService
 from ingest.web.login import Login
+from ingest.web.operator_service import OperatorService
 from ingest.web.reads import Reads
 from tasks.units import KiB
 
@@ -99,7 +99,7 @@ async def serve(
             server.stop()
             await server.close_all_connections()
             state.reads.close()
-            state.desk.close()
+            state.operator_service.close()
 
 
 def run(settings: Settings, port: int, ready: Callable[[str, str], None], *, login: bool = True) -> None:

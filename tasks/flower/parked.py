@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from tornado import web
 from tornado.ioloop import IOLoop
 
+from tasks.batch_history import BatchHistory, batch_history
 from tasks.bulk import BATCHES_MAX, Outcomes, abandon_all, retry_all
 from tasks.connection import connect, fault_of
 from tasks.coordination import Coordination
@@ -37,7 +38,6 @@ from tasks.names import ControlTask, sink_of
 from tasks.printed import printable, without_secrets
 from tasks.sign_in import credentials
 from tasks.sinks import build
-from tasks.story import Story, story
 from tasks.wire import ChordName, SinkName, batch_id_of
 
 ASSETS = Path(__file__).parent / "static"
@@ -231,7 +231,7 @@ class ParkedPage(_Page):
         )
 
 
-_Looked = tuple[Parked | None, Story | None, list[dict[str, str]]]
+_Looked = tuple[Parked | None, BatchHistory | None, list[dict[str, str]]]
 
 
 class BatchPage(_Page):
@@ -256,12 +256,12 @@ class BatchPage(_Page):
 
         def look(
             settings: Any, coordination: Coordination
-        ) -> tuple[Parked | None, Story | None, list[dict[str, str]]]:
+        ) -> tuple[Parked | None, BatchHistory | None, list[dict[str, str]]]:
             found, now = coordination.parked(), coordination.now()
             about = found.get(batch_id)
             parked = parked_rows([about], now) if about is not None else []
             reference = parked[0].reference if parked else ""
-            told = story(coordination.client, settings, batch_id, reference)
+            told = batch_history(coordination.client, settings, batch_id, reference)
             actions = [one for one in coordination.audited(AUDIT_MAX) if _concerns(one, batch_id)]
             return (parked[0] if parked else None), told, actions
 

@@ -106,7 +106,7 @@ def test_nothing_is_lost_when_a_component_is_killed_mid_run(tmp_path: Path, vict
 
 @pytest.mark.timeout(SECONDS_MAX + 10)
 def test_a_killed_demo_leaves_no_process_behind(tmp_path: Path):
-    """If the demo itself is killed with kill -9, its warden stops every child."""
+    """If the demo itself is killed with kill -9, its watchdog stops every child."""
     process = start([sys.executable, "-m", "ingest.local.demo", "2000"], tmp_path)
     assert process.stdout is not None
     line = next(line for line in process.stdout if line.startswith("Flower "))

@@ -15,19 +15,19 @@ from ingest.settings import Settings as ReaderSettings
 from tasks.settings import Settings
 from tests.kit.fleet import fleet, fleet_options, fleet_redis
 from tests.kit.library import Library, fill
-from tests.kit.office import Office, open_office, set_up_office
+from tests.kit.operator_system import OperatorSystem, open_operator_system, set_up_operator_system
 
 __all__ = [
     "fleet",
     "fleet_options",
     "fleet_redis",
     "library",
-    "office",
-    "office_env",
-    "office_settings",
+    "operator_env",
+    "operator_settings",
+    "operator_system",
     "settings",
 ]
-LIBRARY_DATABASE, OFFICE_DATABASE = 9, 10
+LIBRARY_DATABASE, OPERATOR_DATABASE = 9, 10
 SINKS = "gcs,clickhouse,dead_letter"
 LOGINS = "bob:other, ann:a-long-password"
 
@@ -63,23 +63,23 @@ def library(stack: Stack) -> Library:
 
 
 @pytest.fixture(scope="session")
-def office_env(stack: Stack) -> dict[str, str]:
-    """The environment variables of the operator environment (`tests.kit.office`). The web pages accept the
-    passwords in LOGINS."""
-    return {**variables(stack, "office", OFFICE_DATABASE), "REPLAYS_FLOWER_BASIC_AUTH": LOGINS}
+def operator_env(stack: Stack) -> dict[str, str]:
+    """The environment variables of the operator environment (`tests.kit.operator_system`). The web pages accept
+    the passwords in LOGINS."""
+    return {**variables(stack, "operator_system", OPERATOR_DATABASE), "REPLAYS_FLOWER_BASIC_AUTH": LOGINS}
 
 
 @pytest.fixture(scope="session")
-def office_settings(office_env: dict[str, str]) -> ReaderSettings:
+def operator_settings(operator_env: dict[str, str]) -> ReaderSettings:
     """The settings of the operator environment, whose topics, bucket and tables exist."""
-    return set_up_office(office_env)
+    return set_up_operator_system(operator_env)
 
 
 @pytest.fixture
-def office(office_env: dict[str, str], office_settings: ReaderSettings) -> Iterator[Office]:
+def operator_system(operator_env: dict[str, str], operator_settings: ReaderSettings) -> Iterator[OperatorSystem]:
     """The operator environment with a running reader, no parked batches, no rules and an empty audit trail.
 
     Dead letters from other tests are not removed.
     """
-    with open_office(office_env, office_settings) as running:
+    with open_operator_system(operator_env, operator_settings) as running:
         yield running

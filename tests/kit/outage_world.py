@@ -172,7 +172,7 @@ def outage_world(seed: int, outage: Outage) -> tuple[World, PatientFleet]:
         readers=outage.readers,
         partitions=3,
         messages=outage.messages,
-        calm_at=outage.ends_at / 0.9,
+        faults_end_at=outage.ends_at / 0.9,
     )
     world = World(shape)
     fleet = PatientFleet(
@@ -180,7 +180,7 @@ def outage_world(seed: int, outage: Outage) -> tuple[World, PatientFleet]:
         world.dice,
         world.redis,
         world.sinks,
-        world.story,
+        world.trace,
         shape.visibility_seconds,
         world.checkers.check_write,
         hang_seconds=outage.hang_seconds,

@@ -13,7 +13,7 @@ import pytest
 from ingest.operate.dlq import ERASED
 from ingest.reader.erasures import project_key, replay_key, user_key
 from ingest.testing.messages import recording, replay_event
-from ingest.web.desk import LetterFilter, OperatorService
+from ingest.web.operator_service import LetterFilter, OperatorService
 from tasks.kafka.decisions import DecisionWriter
 from tasks.kafka.letters import ABANDONED, Label, Origin
 from tasks.kafka.records import Headers
@@ -68,12 +68,12 @@ def expect_erased(topics: Topics, *written: DeadLetter) -> None:
     names = ("kafka_brokers", "kafka_topic", "kafka_group", "clickhouse_url", "gcs_endpoint")
     env = {f"REPLAYS_{name.upper()}": str(getattr(settings, name)) for name in names}
     env["REPLAYS_REDIS_URL"] = settings.redis_url.get_secret_value()
-    desk = OperatorService(settings)
+    service = OperatorService(settings)
 
     done = topics.replay(unverified=True)
-    shown = desk.dead_letters(LetterFilter(include_replayed=True))["letters"][: len(written)]
+    shown = service.dead_letters(LetterFilter(include_replayed=True))["letters"][: len(written)]
     listed = command(env, "dlq", "ls", "--json").json["letters"][: len(written)]
-    desk.close()
+    service.close()
 
     assert [error for _, error in done.failed] == [ERASED] * len(written)
     assert topics.object(topics.mine.blobs[0].name) is None

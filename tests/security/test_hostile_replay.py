@@ -25,7 +25,7 @@ from tasks.observe.logs import configure
 from tasks.sinks import build
 from tasks.wire import DeadLetter
 from tests.kit.commands import CommandResult, command
-from tests.kit.office import Office, open_office
+from tests.kit.operator_system import OperatorSystem, open_operator_system
 from tests.kit.stored_replays import message, store_replays
 from tests.security.test_terminal import HOSTILE, unsafe_characters
 
@@ -103,16 +103,16 @@ def produce(settings: Settings, value: bytes) -> None:
 
 
 @pytest.fixture(scope="module")
-def office(env: dict[str, str], stored: Settings) -> Iterator[Office]:
+def operator_system(env: dict[str, str], stored: Settings) -> Iterator[OperatorSystem]:
     """Stores the hostile replay in the topic, the bucket, the tables, the dead letters and the audit trail."""
     value = hostile_value()
     store_replays(stored, [value])
     produce(stored, value)
     for content in (value, b"\x1b[2J\x1b]52;c;ZXZpbA==\x07" * 20):
         write_letter(stored, content)
-    with open_office(env, stored) as office:
-        office.coordination.audit({"what": SENDABLE, "by": SENDABLE})
-        yield office
+    with open_operator_system(env, stored) as operator_system:
+        operator_system.coordination.audit({"what": SENDABLE, "by": SENDABLE})
+        yield operator_system
 
 
 def commands(group: click.Group = main, *path: str) -> Iterator[str]:
@@ -124,10 +124,10 @@ def commands(group: click.Group = main, *path: str) -> Iterator[str]:
             yield " ".join((*path, name))
 
 
-def walk(office: Office, directory: str) -> dict[str, CommandResult]:
+def walk(operator_system: OperatorSystem, directory: str) -> dict[str, CommandResult]:
     """Runs every command that prints external text on the hostile replay, with text and with JSON output."""
-    letters = command(office.env, "dlq", "ls", "--json").json["letters"]
-    (batch,) = office.coordination.parked()
+    letters = command(operator_system.env, "dlq", "ls", "--json").json["letters"]
+    (batch,) = operator_system.coordination.parked()
     arguments: dict[str, list[list[str]]] = {
         "check": [[]],
         "inspect": [[f"{directory}/hostile"]],
@@ -154,19 +154,21 @@ def walk(office: Office, directory: str) -> dict[str, CommandResult]:
     for words, given in arguments.items():
         for some in given:
             for machine in ([], ["--json"]) if words != "top" else ([],):
-                done[" ".join([words, *some, *machine])] = command(office.env, *words.split(), *some, *machine)
+                done[" ".join([words, *some, *machine])] = command(
+                    operator_system.env, *words.split(), *some, *machine
+                )
     return done
 
 
-def test_no_command_steers_the_terminal(office: Office, tmp_path: Any):
+def test_no_command_steers_the_terminal(operator_system: OperatorSystem, tmp_path: Any):
     """Every command that prints external text prints and logs only printable characters."""
-    office.park(0, 1, error=SENDABLE)
+    operator_system.park(0, 1, error=SENDABLE)
     (tmp_path / "hostile").write_bytes(hostile_value())
     root = logging.getLogger()
     before, stream = root.handlers[:], io.StringIO()
     try:
         configure(Settings(log_format="text"), stream)
-        done = walk(office, str(tmp_path))
+        done = walk(operator_system, str(tmp_path))
     finally:
         root.handlers[:] = before
         structlog.reset_defaults()
@@ -187,11 +189,11 @@ def test_no_command_steers_the_terminal(office: Office, tmp_path: Any):
             json.loads(result.out)
 
 
-def test_raw_bytes_go_to_a_pipe_and_not_to_a_terminal(office: Office):
+def test_raw_bytes_go_to_a_pipe_and_not_to_a_terminal(operator_system: OperatorSystem):
     """Raw bytes of a letter, which would clear the screen, are written to a pipe but not to a terminal."""
-    letters = command(office.env, "dlq", "ls", "--json").json["letters"]
+    letters = command(operator_system.env, "dlq", "ls", "--json").json["letters"]
     wanted = [sys.executable, "-m", "ingest.cli", "dlq", "show", letters[-1]["id"], "--raw"]
-    env = {**os.environ, **office.env}
+    env = {**os.environ, **operator_system.env}
     ours, theirs = pty.openpty()
     try:
         refused = subprocess.run(wanted, env=env, stdout=theirs, stderr=subprocess.PIPE, check=False)

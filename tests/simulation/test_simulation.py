@@ -39,7 +39,7 @@ def worlds(start: int, count: int) -> tuple[Counter[str], list[Outcome]]:
 def explain(failures: list[Outcome]) -> str:
     outcome = shortest(failures[0])
     seeds = [failure.shape.seed for failure in failures]
-    return f"seeds {seeds} failed; {outcome.checker}: {outcome.text}\n" + "\n".join(outcome.story[-120:])
+    return f"seeds {seeds} failed; {outcome.checker}: {outcome.text}\n" + "\n".join(outcome.trace[-120:])
 
 
 def test_every_invariant_holds_in_every_world() -> None:
@@ -95,7 +95,7 @@ def test_each_run_has_new_seeds_and_prints_them(capsys: pytest.CaptureFixture[st
 def test_a_world_is_reproducible_from_its_seed() -> None:
     """The same seed produces the same history twice in this process."""
     shape = Shape.draw(7)
-    assert run_world(shape, recording=True).story == run_world(shape, recording=True).story
+    assert run_world(shape, recording=True).trace == run_world(shape, recording=True).trace
 
 
 def test_a_world_does_not_depend_on_the_hash_seed() -> None:
@@ -140,5 +140,5 @@ def test_a_failure_is_reduced_to_its_smallest_world(monkeypatch: pytest.MonkeyPa
     assert reduced.shape.faults == () or set(reduced.shape.faults) <= set(failed.shape.faults)
     assert len(reduced.shape.faults) <= 1
     assert reduced.shape.messages <= 10
-    assert reduced.story
+    assert reduced.trace
     assert Fault.REDIS_WIPED not in reduced.shape.faults

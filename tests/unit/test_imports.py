@@ -77,7 +77,7 @@ def test_a_file_imports_only_what_its_package_may(path: Path) -> None:
         ("ingest/reader/process.py", "from ingest.operate.status import collect"),
         ("ingest/reader/runtime.py", "from ingest.reader.dispatch import Dispatcher"),
         ("ingest/reader/kafka.py", "from tasks.settings import Settings"),
-        ("ingest/operate/check.py", "from ingest.web.desk import OperatorService"),
+        ("ingest/operate/check.py", "from ingest.web.operator_service import OperatorService"),
         ("ingest/operate/check.py", "from ingest.testing.messages import recording"),
         ("ingest/local/stack.py", "from tools import documents"),
         ("ingest/web/server.py", "from ingest.cli.common import as_json"),

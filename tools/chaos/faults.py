@@ -55,7 +55,7 @@ NEEDS_APACHE_KAFKA = frozenset(
     }
 )
 
-Inflict = Callable[[random.Random], str]
+Injection = Callable[[random.Random], str]
 
 SINK_FAULTS: dict[str, Callable[[], Fault]] = {
     "503": lambda: Errors(503),
@@ -72,17 +72,17 @@ CONNECTION_FAULTS = ("hangs", "refuses", "resets", "is slow (1 s)")
 class ProcessFaults:
     """Faults of processes. A method returns the name of its target after all effects of the fault have ended."""
 
-    def __init__(self, fleet: Fleet, redis_proxy: FaultProxy | None, calm: threading.Event) -> None:
-        """When `calm` is set, every wait within a fault ends early. `redis_proxy` is None if Redis is behind
-        Sentinel.
+    def __init__(self, fleet: Fleet, redis_proxy: FaultProxy | None, stop_faults: threading.Event) -> None:
+        """When `stop_faults` is set, every wait within a fault ends early. `redis_proxy` is None if Redis is
+        behind Sentinel.
         """
-        self._fleet, self._redis_proxy, self._calm = fleet, redis_proxy, calm
+        self._fleet, self._redis_proxy, self._stop_faults = fleet, redis_proxy, stop_faults
         self._servers = fleet.stack.servers
         self._added = 0
 
-    def by_name(self, kafka: KafkaKind) -> dict[str, Inflict]:
+    def by_name(self, kafka: KafkaKind) -> dict[str, Injection]:
         """Returns the faults by name, without those that would make this broker lose data."""
-        found: dict[str, Inflict] = {
+        found: dict[str, Injection] = {
             "reader: kill -9": self.kill_reader,
             "reader: SIGSTOP past its session": self.stop_reader_past_its_session,
             "reader: added, then SIGTERM": self.add_and_remove_reader,
@@ -104,7 +104,7 @@ class ProcessFaults:
             name: fault for name, fault in found.items() if kafka == "apache" or name not in NEEDS_APACHE_KAFKA
         }
 
-    def _single_redis_faults(self) -> dict[str, Inflict]:
+    def _single_redis_faults(self) -> dict[str, Injection]:
         if self._redis_proxy is None:
             return {}
         return {
@@ -113,7 +113,7 @@ class ProcessFaults:
             "redis: connections reset": self.reset_redis,
         }
 
-    def _sentinel_faults(self) -> dict[str, Inflict]:
+    def _sentinel_faults(self) -> dict[str, Injection]:
         if self._redis_proxy is not None:
             return {}
         return {
@@ -152,7 +152,7 @@ class ProcessFaults:
         follows a graceful stop.
         """
         child = self._fleet.reader(EXTRA_READER, keep=False, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
-        self._calm.wait(rng.uniform(4, 9))
+        self._stop_faults.wait(rng.uniform(4, 9))
         return self._stop_cleanly(child)
 
     def restart_reader(self, rng: random.Random) -> str:
@@ -172,12 +172,12 @@ class ProcessFaults:
         extra_reader = self._fleet.reader(EXTRA_READER, keep=False, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
         killed = ""
         ends_at = time.monotonic() + REVOKED_SECONDS_MAX
-        while not killed and time.monotonic() < ends_at and not self._calm.wait(0.02):
+        while not killed and time.monotonic() < ends_at and not self._stop_faults.wait(0.02):
             for child in readers:
                 if not killed and len(log_lines_of(child, "partitions_revoked")) > before[child.name]:
                     self._fleet.kill(child)
                     killed = child.name
-        self._calm.wait(rng.uniform(1, 4))
+        self._stop_faults.wait(rng.uniform(1, 4))
         self._stop_cleanly(extra_reader)
         return killed
 
@@ -205,7 +205,7 @@ class ProcessFaults:
     def restart_redis(self, rng: random.Random) -> str:
         server = self._servers["redis"]
         server.kill()
-        self._calm.wait(rng.uniform(0, 3))
+        self._stop_faults.wait(rng.uniform(0, 3))
         server.restart()
         return ""
 
@@ -218,7 +218,7 @@ class ProcessFaults:
         """
         server = self._primary()
         server.ask("REPLICAOF", HOST, str(free_port()))
-        self._calm.wait(rng.uniform(1, 10))
+        self._stop_faults.wait(rng.uniform(1, 10))
         with contextlib.suppress(OSError):  # Redis was killed by the other thread, or restored by Sentinel
             if server is self._primary():
                 server.ask("REPLICAOF", "NO", "ONE")
@@ -244,7 +244,7 @@ class ProcessFaults:
     def reset_redis(self, rng: random.Random) -> str:
         assert self._redis_proxy is not None
         self._redis_proxy.set(Reset())
-        self._calm.wait(rng.uniform(0.5, 3))
+        self._stop_faults.wait(rng.uniform(0.5, 3))
         self._redis_proxy.set(NoFault())
         return ""
 
@@ -265,7 +265,7 @@ class ProcessFaults:
 
     def _stop(self, child: Child, seconds: float) -> str:
         child.pause()
-        self._calm.wait(seconds)
+        self._stop_faults.wait(seconds)
         child.resume()
         return child.name
 
@@ -282,20 +282,20 @@ def _signal(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def sink_faults(proxies: Mapping[str, FaultProxy], calm: threading.Event) -> dict[str, Inflict]:
+def sink_faults(proxies: Mapping[str, FaultProxy], stop_faults: threading.Event) -> dict[str, Injection]:
     """Returns every fault of SINK_FAULTS for every sink, and CONNECTION_FAULTS for BigQuery's gRPC endpoint if it
     has a proxy. Each fault lasts a few seconds.
     """
 
-    def make(sink: str, fault: Callable[[], Fault]) -> Inflict:
-        def inflict(rng: random.Random) -> str:
+    def make(sink: str, fault: Callable[[], Fault]) -> Injection:
+        def inject(rng: random.Random) -> str:
             seconds = rng.uniform(2, 8)
             proxies[sink].set(fault())
-            calm.wait(seconds)
+            stop_faults.wait(seconds)
             proxies[sink].set(NoFault())
             return ""
 
-        return inflict
+        return inject
 
     found = {f"{sink}: {name}": make(sink, fault) for sink in SINKS for name, fault in SINK_FAULTS.items()}
     if BIGQUERY_STORAGE in proxies:

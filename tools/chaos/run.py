@@ -38,7 +38,7 @@ from tools.chaos.faults import (
     SINKS,
     STEPS_LOGGED,
     WORKERS,
-    Inflict,
+    Injection,
     ProcessFaults,
     sink_faults,
 )
@@ -147,7 +147,7 @@ class _Chaos:
         self.seed, self.rate, self.kafka, self.console, self.result = seed, rate, kafka, console, result
         self.directory = directory
         self.over = ending
-        self.calm = threading.Event()
+        self.stop_faults = threading.Event()
         self.began = time.monotonic()
         self._open = ExitStack()
         # If a directory is given, the stack's Redis keeps an append-only file, which faults may delete on purpose.
@@ -170,7 +170,7 @@ class _Chaos:
 
     def close(self) -> None:
         """Stops all processes. May be called at any time."""
-        self.calm.set()
+        self.stop_faults.set()
         self._open.close()
 
     def run(self, fault_seconds: float) -> None:
@@ -179,8 +179,8 @@ class _Chaos:
         """
         fleet = self._start()
         manifest = self.directory / "manifest.jsonl"
-        processes = ProcessFaults(fleet, self.proxies.get("redis"), self.calm).by_name(self.kafka)
-        sinks = sink_faults(self.proxies, self.calm)
+        processes = ProcessFaults(fleet, self.proxies.get("redis"), self.stop_faults).by_name(self.kafka)
+        sinks = sink_faults(self.proxies, self.stop_faults)
         threads = [
             threading.Thread(target=self._load, args=(fleet.settings, manifest), name="load"),
             threading.Thread(target=self._watch_commits, args=(fleet,), name="commits"),
@@ -190,7 +190,7 @@ class _Chaos:
         for thread in threads:
             thread.start()
         self.over.wait(fault_seconds)
-        self.calm.set()
+        self.stop_faults.set()
         for thread in threads:
             thread.join()
         if self.over.is_set():
@@ -237,7 +237,7 @@ class _Chaos:
                 self.seed,
                 manifest_path=manifest,
                 rate=self.rate,
-                stop=self.calm.is_set,
+                stop=self.stop_faults.is_set,
             )
         except LoadError as error:
             self.result.error = str(error)
@@ -246,7 +246,7 @@ class _Chaos:
     def _watch_commits(self, fleet: Fleet) -> None:
         """Records committed offsets from the broker, for the history."""
         polled = PolledOffsets(fleet.settings, SOURCE_PARTITIONS + ADDED_PARTITIONS_MAX)
-        while not self.calm.wait(0.5):
+        while not self.stop_faults.wait(0.5):
             polled.read()
         polled.close()
         self.history.reads += polled.reads
@@ -280,21 +280,21 @@ class _Chaos:
 
     # Faults
 
-    def _inject(self, faults: Mapping[str, Inflict], number: int) -> None:
-        """Injects the given faults one after another until `calm` is set. The order is reshuffled in each
+    def _inject(self, faults: Mapping[str, Injection], number: int) -> None:
+        """Injects the given faults one after another until `stop_faults` is set. The order is reshuffled in each
         round.
         """
         rng = random.Random(f"{self.seed}:{number}")
-        while not self.calm.is_set():
+        while not self.stop_faults.is_set():
             shuffled = list(faults.items())
             rng.shuffle(shuffled)
-            for kind, inflict in shuffled:
-                if self.calm.wait(rng.uniform(0.5, 2.5)):
+            for kind, inject in shuffled:
+                if self.stop_faults.wait(rng.uniform(0.5, 2.5)):
                     return
                 began = time.monotonic()
                 injected = InjectedFault(kind, began - self.began, 0.0)
                 try:
-                    injected.target = inflict(rng)
+                    injected.target = inject(rng)
                 except LocalError as error:
                     injected.error = str(error)
                 injected.seconds = time.monotonic() - began

@@ -107,7 +107,7 @@ def as_text(explored: Explored) -> str:
         f"  {explored.figures}",
     ]
     if result.broken:
-        lines += ["", f"VIOLATION: {result.broken}", *(f"  {line}" for line in result.story)]
+        lines += ["", f"VIOLATION: {result.broken}", *(f"  {line}" for line in result.trace)]
     return "\n".join(lines)
 
 
@@ -119,10 +119,10 @@ def as_json(explored: Explored) -> str:
 
 def bug_as_text(bug: planted.Bug, found: planted.Found) -> str:
     """Returns the result for a planted bug, as text."""
-    if found.code != 1 or not found.story:
+    if found.code != 1 or not found.trace:
         return f"planted: {bug.name}: NOT FOUND\n  {found.broken}"
-    lines = [f"planted: {bug.name} ({bug.file}): found in {len(found.story) - 1} lines"]
-    return "\n".join([*lines, *(f"  {line}" for line in found.story)])
+    lines = [f"planted: {bug.name} ({bug.file}): found in {len(found.trace) - 1} lines"]
+    return "\n".join([*lines, *(f"  {line}" for line in found.trace)])
 
 
 def counts(text: str) -> tuple[int, ...]:
@@ -157,8 +157,8 @@ def find_planted(jobs: int, *, as_lines: bool) -> int:
     count = 0
     with ProcessPoolExecutor(jobs) as pool:
         for bug, found in zip(planted.BUGS, pool.map(planted.found, planted.BUGS), strict=True):
-            count += found.code == 1 and bool(found.story)
-            facts = {"planted": bug.name, "found": found.broken, "story": found.story}
+            count += found.code == 1 and bool(found.trace)
+            facts = {"planted": bug.name, "found": found.broken, "trace": found.trace}
             print(bug_as_text(bug, found) if as_lines else json.dumps(facts), flush=True)
     return count
 

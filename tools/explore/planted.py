@@ -171,13 +171,13 @@ BUGS = (
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The explorer's result for a copy of the code. `broken` is empty if there is no violation; `story` is the
+    """The explorer's result for a copy of the code. `broken` is empty if there is no violation; `trace` is the
     counterexample.
     """
 
     code: int
     broken: str
-    story: tuple[str, ...]
+    trace: tuple[str, ...]
 
 
 class OutOfDate(Exception):
@@ -220,7 +220,7 @@ def explored(where: Path, world: str, faults: int, *, expiry: bool = False) -> F
     if not lines or not lines[-1].startswith("{"):
         return Found(done.returncode, done.stdout + done.stderr, ())
     found = json.loads(lines[-1])
-    return Found(done.returncode, found["broken"], tuple(found["story"]))
+    return Found(done.returncode, found["broken"], tuple(found["trace"]))
 
 
 def found(bug: Bug) -> Found:

@@ -50,7 +50,7 @@ class Model(Protocol):
 
 @dataclass(slots=True)
 class Result:
-    """`complete`: every reachable state was visited. `story` is empty if no invariant was violated."""
+    """`complete`: every reachable state was visited. `trace` is empty if no invariant was violated."""
 
     states: int = 0
     steps: int = 0
@@ -59,7 +59,7 @@ class Result:
     seconds: float = 0.0
     complete: bool = False
     broken: str = ""
-    story: list[str] = field(default_factory=list)
+    trace: list[str] = field(default_factory=list)
 
 
 Progress = Callable[[int, int, int], None]
@@ -136,7 +136,7 @@ class Search:
         """Stores a counterexample: the path to a state, and the step from it that violates an invariant."""
         result.broken = self._model.broken(broken)
         path = [*self._path(at), (self._states[at], label)]
-        result.story = [*self._model.describe(path), result.broken]
+        result.trace = [*self._model.describe(path), result.broken]
 
     def _number_of(self, came_from: int, label: int, state: int) -> int:
         """Returns the index of a state. A new state gets the next index."""
@@ -161,7 +161,7 @@ class Search:
         stuck = self._first_without_end()
         if stuck is not None:
             result.broken = "no further order of events makes all messages durable and committed"
-            result.story = [*self._model.describe(self._path(stuck)), result.broken]
+            result.trace = [*self._model.describe(self._path(stuck)), result.broken]
 
     def _first_without_end(self) -> int | None:
         """Finds the state nearest to the start from which no done state is reachable, by a backward search."""

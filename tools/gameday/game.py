@@ -36,7 +36,7 @@ from tools.history.collect import LoggedOperations, PolledOffsets
 
 READERS, WORKERS = ("reader-1", "reader-2"), ("worker-1", "worker-2")
 PROXIED = ("gcs", "clickhouse", "bigquery", "redis")
-CALM_SECONDS_MAX = 120.0
+RECOVERY_SECONDS_MAX = 120.0
 FIRE_SECONDS_MAX = 150.0
 RESOLVE_SECONDS_MAX = 300.0
 HEALTHY_SECONDS_MAX = 60.0
@@ -303,14 +303,14 @@ class Game:
             ends, fixed_at = dict(self.load.ends), time.monotonic()
             self.until(lambda: not self.fires(fault.alert), RESOLVE_SECONDS_MAX, f"{fault.alert} to resolve")
             played.resolved_seconds = time.monotonic() - fixed_at
-            self.fleet.wait_until_committed(ends, CALM_SECONDS_MAX)
+            self.fleet.wait_until_committed(ends, RECOVERY_SECONDS_MAX)
             played.drained_seconds = time.monotonic() - fixed_at
             self.record_check(
                 f"{fault.alert} resolved, {sum(ends.values()):,} offsets committed on {len(ends)} partitions"
             )
             fault.after(self)
             self._healthy(fault.healthy)
-            self.record_check(self.calm())
+            self.record_check(self.wait_until_quiet())
             self.say(f"  recovered {time.monotonic() - fixed_at:.1f} s after the last step")
         except (LocalError, LoadError, OSError, ValueError) as error:
             played.trouble = str(error)
@@ -321,7 +321,7 @@ class Game:
         played.segments, played.late_segments = self.prometheus.durable(time.time() - began_unix)
         return played
 
-    def calm(self) -> str:
+    def wait_until_quiet(self) -> str:
         """Waits until no alert is firing, and returns a sentence for the report. Raises LocalError.
 
         After `quiet_seconds_max`, alerts in CAUSED_BY_LOAD are ignored.
@@ -376,4 +376,4 @@ class Game:
                     self.run(child.name)
         with suppress(LocalError, OSError):
             self.fleet.migrate()
-            self.calm()
+            self.wait_until_quiet()

@@ -27,7 +27,7 @@ from ingest.local.servers import java_kafka
 from ingest.local.servers.processes import LocalError, ending_on_signals
 from ingest.local.stack import KafkaKind
 from tools.gameday.faults import FAULTS
-from tools.gameday.game import CALM_SECONDS_MAX, Fault, Game
+from tools.gameday.game import RECOVERY_SECONDS_MAX, Fault, Game
 from tools.gameday.prometheus import asked_panels, available
 from tools.gameday.result import MESSAGES_PER_SECOND, Result, as_dict, show
 
@@ -60,9 +60,9 @@ def play(
         clock.start()
         try:
             game.start(kafka, rate)
-            game.until(lambda: game.load.messages > rate * 5, CALM_SECONDS_MAX, "load")
-            game.fleet.wait_until_committed(dict(game.load.ends), CALM_SECONDS_MAX)
-            game.calm()
+            game.until(lambda: game.load.messages > rate * 5, RECOVERY_SECONDS_MAX, "load")
+            game.fleet.wait_until_committed(dict(game.load.ends), RECOVERY_SECONDS_MAX)
+            game.wait_until_quiet()
             game.say("the system is healthy")
             for fault in faults:
                 if time.monotonic() - began > minutes_max * 60:
@@ -86,7 +86,7 @@ def _check_sinks_and_history(game: Game, result: Result) -> None:
     result.panels = asked_panels(game.prometheus, game.began_unix, time.time())
     game.load.close()
     result.messages = game.load.messages
-    game.fleet.wait_until_committed(dict(game.load.ends), CALM_SECONDS_MAX)
+    game.fleet.wait_until_committed(dict(game.load.ends), RECOVERY_SECONDS_MAX)
     result.reconciled, is_complete = game.reconcile()
     if not is_complete:
         result.error = "items are missing in a sink"

@@ -5,7 +5,7 @@ processes. The demo then produces test messages, waits until every offset is com
 reconciles every sink with the manifest of what was produced. `run` returns 0 only if every step succeeds. `kill`
 names a component that is killed with SIGKILL mid-run.
 
-When this process ends, even by SIGKILL, a warden kills all its children (`ingest/local/servers/processes.py`).
+When this process ends, even by SIGKILL, a watchdog kills all its children (`ingest/local/servers/processes.py`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Starts, watches and stops child processes, and never leaves one behind.
 
 Each child leads its own process group, so that Ctrl-C in the terminal affects only this process, and stopping a
-child also stops its descendants. The groups are registered with a warden (`ingest/local/servers/warden.py`), a
+child also stops its descendants. The groups are registered with a watchdog (`ingest/local/servers/watchdog.py`), a
 small process that kills them when this process ends, even by SIGKILL. A child is registered before its program
 runs: it starts as a shell that waits for a line, which is written after the registration. Therefore no child keeps
 running after a `kill -9` of this process.
@@ -24,12 +24,12 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, BinaryIO, ClassVar, Protocol, Self
 
-WARDEN = Path(__file__).with_name("warden.py")
+WATCHDOG = Path(__file__).with_name("watchdog.py")
 WAIT_FOR_LINE_COMMAND = ("/bin/sh", "-c", 'read -r _ && exec "$@" </dev/null', "sh")
 LOG_TAIL_BYTES = 4096
 POLL_SECONDS = 0.01
-# The warden removes a stack's data, which may take a long time on a slow disk.
-WARDEN_SECONDS_MAX = 60.0
+# The watchdog removes a stack's data, which may take a long time on a slow disk.
+WATCHDOG_SECONDS_MAX = 60.0
 HOST = "127.0.0.1"
 # Recordings are personal data, so only this user may read files that this process and its children write.
 PRIVATE_UMASK = 0o077
@@ -311,7 +311,7 @@ class Children:
         self._children: list[Child] = []
         self._restarted: dict[str, Child] = {}
         self._lock = threading.Lock()
-        self._warden: subprocess.Popen[bytes] | None = None
+        self._watchdog: subprocess.Popen[bytes] | None = None
         self._keeper: threading.Thread | None = None
         self._closed = threading.Event()
 
@@ -372,7 +372,7 @@ class Children:
             self._restarted.pop(child.name, None)
 
     def close(self, grace_seconds: float = 10.0) -> None:
-        """Stops all children in reverse order, then the warden. May be called twice."""
+        """Stops all children in reverse order, then the watchdog. May be called twice."""
         self._closed.set()
         if self._keeper is not None:
             self._keeper.join(5)
@@ -382,41 +382,41 @@ class Children:
         for child in children:
             child.stop(grace_seconds)
         with self._lock:
-            warden, self._warden = self._warden, None
-        if warden is not None:
-            assert warden.stdin is not None
-            warden.stdin.close()
-            warden.wait(WARDEN_SECONDS_MAX)
+            watchdog, self._watchdog = self._watchdog, None
+        if watchdog is not None:
+            assert watchdog.stdin is not None
+            watchdog.stdin.close()
+            watchdog.wait(WATCHDOG_SECONDS_MAX)
 
     def remove_at_end(self, directory: Path) -> None:
         """Registers this temporary directory for removal when this process ends, even if it is killed."""
         self._send_order(f"*{directory}")
 
     def watch(self, group: int) -> None:
-        """Registers a process group with the warden."""
+        """Registers a process group with the watchdog."""
         self._send_order(f"+{group}")
 
     def forget(self, group: int) -> None:
         """Unregisters a process group that has ended."""
         with self._lock:
-            if self._warden is None:
+            if self._watchdog is None:
                 return
         self._send_order(f"-{group}")
 
     def _send_order(self, line: str) -> None:
         with self._lock:
-            if self._warden is None:
-                self._warden = subprocess.Popen(
-                    [sys.executable, "-I", "-S", str(WARDEN), str(os.getpid())],
+            if self._watchdog is None:
+                self._watchdog = subprocess.Popen(
+                    [sys.executable, "-I", "-S", str(WATCHDOG), str(os.getpid())],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL,
                     start_new_session=True,
                 )
-            assert self._warden.stdin is not None
-            # Lines are far shorter than PIPE_BUF, so they are written atomically, and the warden reads them even
+            assert self._watchdog.stdin is not None
+            # Lines are far shorter than PIPE_BUF, so they are written atomically, and the watchdog reads them even
             # if this process dies.
-            self._warden.stdin.write(line.encode("utf-8", "surrogateescape") + b"\n")
-            self._warden.stdin.flush()
+            self._watchdog.stdin.write(line.encode("utf-8", "surrogateescape") + b"\n")
+            self._watchdog.stdin.flush()
 
     def _keep_running(self, wait_seconds: float) -> None:
         while not self._closed.wait(wait_seconds):

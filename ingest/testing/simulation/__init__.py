@@ -17,12 +17,12 @@ reader.py     a reader process that can be killed between two commands
 checkers.py   the invariants, one class for each
 marks.py      the situations that the runs must reach
 world.py      the whole world
-story.py      the history of a run
+trace.py      the history of a run
 shrink.py     tries a seed, and finds the smallest world in which it still fails
 """
 
 from ingest.testing.simulation.shape import Shape
-from ingest.testing.simulation.story import Violation
+from ingest.testing.simulation.trace import Violation
 from ingest.testing.simulation.world import World
 
 __all__ = ["Shape", "Violation", "World"]

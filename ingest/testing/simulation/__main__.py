@@ -67,12 +67,12 @@ def _print_failure(outcome: Outcome, lines_max: int) -> None:
     faults = ", ".join(fault.value for fault in shape.faults) or "none"
     print(
         f"  smallest world: {shape.partitions} partitions, {shape.readers} readers, {shape.messages} messages, "
-        f"no faults after {shape.calm_at:.1f} s; faults: {faults}\n  {shape.limits}"
+        f"no faults after {shape.faults_end_at:.1f} s; faults: {faults}\n  {shape.limits}"
     )
-    if 0 < lines_max < len(outcome.story):
-        print(f"  (the last {lines_max} of {len(outcome.story)} lines)")
+    if 0 < lines_max < len(outcome.trace):
+        print(f"  (the last {lines_max} of {len(outcome.trace)} lines)")
     if lines_max > 0:
-        print("\n".join(outcome.story[-lines_max:]))
+        print("\n".join(outcome.trace[-lines_max:]))
 
 
 def main(arguments: list[str] | None = None) -> int:

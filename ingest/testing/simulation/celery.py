@@ -16,7 +16,7 @@ from ingest.testing.simulation.clock import Timeline
 from ingest.testing.simulation.faults import Dice, Fault
 from ingest.testing.simulation.redis import Redis
 from ingest.testing.simulation.sinks import Item, Sinks
-from ingest.testing.simulation.story import Story
+from ingest.testing.simulation.trace import Trace
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.wire import done_field, known_sinks
 
@@ -64,7 +64,7 @@ class Fleet:
     dice: Dice
     redis: Redis
     sinks: Sinks
-    story: Story
+    trace: Trace
     visibility_seconds: float
     check_write: Written
 
@@ -94,7 +94,7 @@ class Fleet:
             self._push(chord, name, tries, self.visibility_seconds)
         staged = self.redis.batches.get(chord.key, {})
         if done_field(name) in staged:
-            self.story.mark("mark_spared_a_write")
+            self.trace.mark("mark_spared_a_write")
             self._count_finished_task(chord, name, "")
         elif name not in staged:
             self._count_finished_task(chord, name, "payload missing")

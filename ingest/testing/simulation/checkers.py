@@ -20,7 +20,7 @@ from ingest.testing.simulation.reader import TURN_SECONDS, UNOWNED_SECONDS_MAX, 
 from ingest.testing.simulation.redis import PARKED_LEASE_SECONDS
 from ingest.testing.simulation.shape import SINKS, Shape
 from ingest.testing.simulation.sinks import Item, Sinks
-from ingest.testing.simulation.story import Story, Violation
+from ingest.testing.simulation.trace import Trace, Violation
 
 MESSAGE_BYTES_MAX = LETTER_BYTES + 50
 CUTS_PER_MESSAGE_MAX = 3
@@ -47,8 +47,8 @@ def _topic_of(offset: int, record: str) -> str:
 class Durability:
     """Every message before a committed offset is durable in every sink, unless its loss was announced."""
 
-    def __init__(self, broker: Broker, sinks: Sinks, story: Story) -> None:
-        self._story = story
+    def __init__(self, broker: Broker, sinks: Sinks, trace: Trace) -> None:
+        self._trace = trace
         self.announced: dict[int, list[tuple[int, int]]] = {}
         self._broker = broker
         self._sinks = sinks
@@ -128,7 +128,7 @@ class Durability:
                 "durability", f"partition {partition} resumes at {offset} of {topic_id}, a deleted topic"
             )
         if not topic_id and self._broker.former:
-            self._story.mark("began_unnamed")
+            self._trace.mark("began_unnamed")
             self._skipped[partition] = max(offset, self._skipped.get(partition, 0))
 
     def committed(self, partition: int, offset: int, topic_id: str) -> None:
@@ -372,14 +372,14 @@ class SameCut:
     See docs/decisions/014-same-cut.md.
     """
 
-    def __init__(self, broker: Broker, story: Story) -> None:
+    def __init__(self, broker: Broker, trace: Trace) -> None:
         self._plans: dict[tuple[str, TopicPartition], tuple[int, ...]] = {}
         self._topic_ids: dict[tuple[str, TopicPartition], str] = {}
         self._ended_early: dict[tuple[str, TopicPartition], float] = {}
         self._recut: set[str] = set()
         self._short: set[str] = set()
         self._broker = broker
-        self._story = story
+        self._trace = trace
 
     def assigned(self, reader: Reader, given: on.Assignment) -> None:
         """Records the plan of a new owner, which is the list of batch ends that it received."""
@@ -405,7 +405,7 @@ class SameCut:
             return
         start, stop = batch.offsets.start, batch.offsets.stop
         if batch.cut_by is CutReason.PLANNED:
-            self._story.mark("cut_as_planned")
+            self._trace.mark("cut_as_planned")
         if start >= plan[-1] or stop in plan:
             return
         if batch.cut_by is CutReason.DRAIN and reader.pipeline.halted is not None:
@@ -413,17 +413,17 @@ class SameCut:
         end = min(end for end in plan if end > start)
         full = batch.size_bytes + MESSAGE_BYTES_MAX > reader.pipeline.limits.staged_bytes_max
         if batch.cut_by is CutReason.BYTES and stop < end and full:
-            self._story.mark("cut_again")
+            self._trace.mark("cut_again")
             return
         if not self._gone(reader, batch.source, end, now) or (end < stop and batch.cut_by is CutReason.PLANNED):
             raise Violation("same_cut", f"{reader.name} cut {batch}, the plan was {plan}")
         if batch.cut_by in (CutReason.AGE, CutReason.IDLE):
-            self._story.mark("plan_given_up")
+            self._trace.mark("plan_given_up")
 
     def recut(self, command: do.Recut) -> None:
         """Records the batches that replaced a batch that could not be staged."""
         self._recut.update(command.into)
-        self._story.mark("recut")
+        self._trace.mark("recut")
 
     def _gone(self, reader: Reader, source: TopicPartition, end: int, now: float) -> bool:
         """Returns whether the last message of the range that ends at `end` cannot be fetched, either
@@ -474,8 +474,8 @@ class OwnedInTime:
 class ParkedIsTrue:
     """A batch shown as parked is unsettled in a live reader, or its lease is about to expire."""
 
-    def __init__(self, story: Story) -> None:
-        self._story = story
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
         self._since: dict[tuple[str, str, int], float] = {}
 
     def check(self, parked: Mapping[str, tuple[Any, Any]], now: float) -> None:
@@ -490,7 +490,7 @@ class ParkedIsTrue:
         untrue = {entry for entry, (reader, batch) in shown.items() if not _holds(reader, batch)}
         for batch_id, _, _ in self._since:
             if batch_id not in parked:
-                self._story.mark("lease_expired")
+                self._trace.mark("lease_expired")
         self._since = {entry: self._since.get(entry, now) for entry in sorted(untrue)}
         late = [entry[0] for entry, since in self._since.items() if now - since > UNTRUE_SECONDS_MAX]
         if late:
@@ -505,17 +505,17 @@ def _holds(reader: Reader, batch: Batch) -> bool:
 class Checkers:
     """All checkers behind one interface for the world."""
 
-    def __init__(self, shape: Shape, broker: Broker, sinks: Sinks, story: Story) -> None:
-        self.durability = Durability(broker, sinks, story)
+    def __init__(self, shape: Shape, broker: Broker, sinks: Sinks, trace: Trace) -> None:
+        self.durability = Durability(broker, sinks, trace)
         self._blob_first = BlobBeforeRows(broker, sinks)
         self._twice = NothingTwice(broker, sinks)
         self._rise = CommitsRise()
         self._bounded = Bounded(shape)
         self._recorded = RecordedFirst()
-        self._same_cut = SameCut(broker, story)
+        self._same_cut = SameCut(broker, trace)
         self.owned = OwnedInTime(broker)
-        self.parked = ParkedIsTrue(story)
-        self._story = story
+        self.parked = ParkedIsTrue(trace)
+        self._trace = trace
 
     def check_write(self, sink: str, items: tuple[Item, ...], key: str, name: str) -> None:
         """Checks a write before it starts."""

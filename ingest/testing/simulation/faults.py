@@ -115,16 +115,18 @@ RATES: dict[Fault, float] = {
 class Dice:
     """One random stream per kind of fault, so that disabling a kind does not change the others."""
 
-    def __init__(self, seed: int, faults: Iterable[Fault], timeline: Timeline, calm_at: float) -> None:
+    def __init__(self, seed: int, faults: Iterable[Fault], timeline: Timeline, faults_end_at: float) -> None:
         self.struck: Counter[Fault] = Counter()
-        self.calm_at = calm_at
+        self.faults_end_at = faults_end_at
         self._timeline = timeline
         self._streams = {fault: Random(f"{seed}/{fault.value}") for fault in faults}
         self._latency = Random(f"{seed}/latency")
 
     def occurs(self, fault: Fault) -> bool:
-        """Returns whether this fault occurs at this opportunity. The result is always False after `calm_at`."""
-        if self._timeline.now >= self.calm_at:
+        """Returns whether this fault occurs at this opportunity. The result is always False after
+        `faults_end_at`.
+        """
+        if self._timeline.now >= self.faults_end_at:
             return False
         stream = self._streams.get(fault)
         if stream is None or stream.random() >= RATES[fault]:

@@ -24,7 +24,7 @@ from ingest.core.stalls import Stalls
 from ingest.core.starting import StartPosition, StoredCommit, TopicView, is_doubtful, start
 from ingest.testing.simulation.clock import Timeline
 from ingest.testing.simulation.faults import Dice, Fault
-from ingest.testing.simulation.story import Story
+from ingest.testing.simulation.trace import Trace
 
 TOPIC = "replays"
 REBALANCE_SECONDS_MAX = 6.0
@@ -299,7 +299,7 @@ class SimulatedSource:
     """
 
     def __init__(
-        self, broker: Broker, dice: Dice, story: Story, timeline: Timeline, member_id: str, instance: str
+        self, broker: Broker, dice: Dice, trace: Trace, timeline: Timeline, member_id: str, instance: str
     ) -> None:
         self.epochs: dict[int, int] = {}
         self.resumed: dict[int, int] = {}
@@ -318,7 +318,7 @@ class SimulatedSource:
         self._broker = broker
         self._group = broker.group
         self._dice = dice
-        self._story = story
+        self._trace = trace
         self._timeline = timeline
         self._lives = 0
         self._epoch = 0
@@ -399,7 +399,7 @@ class SimulatedSource:
         for partition in self._stalls.check(fetched, now):
             if partition in self._empty:
                 self._empty.discard(partition)
-                self._story.mark("fetch_restarted")
+                self._trace.mark("fetch_restarted")
 
     def commit(self, command: do.Commit) -> None:
         """Commits an offset. The response arrives in a later poll, or immediately inside a rebalance callback."""
@@ -427,7 +427,7 @@ class SimulatedSource:
             return "STALE_MEMBER_EPOCH"
         error = self._group.refusal(self.member_id, generation, record)
         if error and error != RECORD_TOO_LONG:
-            self._story.mark("commit_fenced")
+            self._trace.mark("commit_fenced")
         elif not error and not self._dice.occurs(Fault.COMMIT_LOST):
             self._group.store(partition, command.offset, record, self._topic_ids[command.epoch])
         return error
@@ -471,7 +471,7 @@ class SimulatedSource:
             group.add_member(self.member_id, self._instance)
         elif self._must_rejoin:
             self._must_rejoin = False
-            self._story.mark("rejoined")
+            self._trace.mark("rejoined")
             self._revoke(tuple(self.epochs))
             if self.member_id in group.members:
                 group.rebalance()
@@ -500,7 +500,7 @@ class SimulatedSource:
 
     def _assign(self, partitions: tuple[int, ...]) -> None:
         if partitions and self._dice.occurs(Fault.FETCH_STALE_EPOCH):
-            self._story.mark("offsets_unknown")
+            self._trace.mark("offsets_unknown")
             self._must_rejoin = True
             return
         former, self.topic_id = self.topic_id, self._broker.topic_id
@@ -527,7 +527,7 @@ class SimulatedSource:
         elif actual.offset is not None and self._dice.occurs(Fault.OFFSET_READ_ZERO):
             reported = StoredCommit(0, "")
         if reported != actual and is_doubtful(reported):
-            self._story.mark("offset_contradicted")
+            self._trace.mark("offset_contradicted")
         elif reported != actual:
             stored[partition] = reported
         return stored
@@ -541,7 +541,7 @@ class SimulatedSource:
         stored = self._committed(partition)
         begin = start(partition, stored, topic, former)
         if begin.replaced:
-            self._story.mark("began_in_new_topic")
+            self._trace.mark("began_in_new_topic")
         if self._dice.occurs(Fault.FETCH_EMPTY):
             self._empty.add(partition)
         found = stored.get(partition, StoredCommit())
@@ -552,7 +552,7 @@ class SimulatedSource:
         else:
             latest = begin.position is StartPosition.POLICY and self._broker.latest
             offset = log.high if latest else log.low
-            self._story.mark("began_at_end" if latest else "began_at_beginning")
+            self._trace.mark("began_at_end" if latest else "began_at_beginning")
             self._broker.began(partition, offset)
             given = on.Assignment(log.source, self._epoch, None, "", offset, topic.id, begin.began_with)
         self._positions[partition] = offset
@@ -564,7 +564,9 @@ class SimulatedSource:
         if self._dice.occurs(Fault.REPLICA_BEHIND):
             position = self._positions[log.source.partition]
             end = position + int(min(log.high - position, REPLICA_MESSAGES_MAX) * self._dice.uniform(0.0, 1.0))
-            log.hide_messages(end, min(self._dice.calm_at, self._timeline.now + self._dice.uniform(1.0, 6.0)))
+            log.hide_messages(
+                end, min(self._dice.faults_end_at, self._timeline.now + self._dice.uniform(1.0, 6.0))
+            )
 
     def _revoke(self, partitions: tuple[int, ...]) -> None:
         if not partitions:

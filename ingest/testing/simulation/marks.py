@@ -10,7 +10,7 @@ from ingest.core import commands as do
 from ingest.core import cut_record
 from ingest.core import events as on
 from ingest.testing.simulation.reader import Reader
-from ingest.testing.simulation.story import Story
+from ingest.testing.simulation.trace import Trace
 
 MARKS = {
     "paused": "The consumer was paused, because a limit stayed reached.",
@@ -65,8 +65,8 @@ MARKS = {
 class Marks:
     """Records marks from the events and commands of readers."""
 
-    def __init__(self, story: Story) -> None:
-        self._story = story
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
         self._sent_at: dict[tuple[str, str], float] = {}
         self._parked: set[tuple[str, str]] = set()
         self._unanswered: set[tuple[str, str, int]] = set()
@@ -78,7 +78,7 @@ class Marks:
         """Records the marks that are visible after a decision of a reader."""
         if not commands and type(event) is on.Ticked:
             return
-        mark = self._story.mark
+        mark = self._trace.mark
         match event:
             case on.PartitionsAssigned():
                 if any(cut_record.decode(given.committed or 0, given.record).stops for given in event.assignments):
@@ -117,7 +117,7 @@ class Marks:
                 self._mark_command(reader, command, now)
 
     def _mark_command(self, reader: Reader, command: do.Command, now: float) -> None:
-        mark, name = self._story.mark, reader.name
+        mark, name = self._trace.mark, reader.name
         pipeline = reader.pipeline
         match command:
             case do.Pause() if pipeline.paused and pipeline.halted is None and pipeline.stopping_by is None:
@@ -149,6 +149,6 @@ class Marks:
         self._sent_at[key] = now
         if key in self._parked:
             self._parked.discard(key)
-            self._story.mark("retried")
+            self._trace.mark("retried")
         elif attempt > 1 and last is not None and now - last >= deadline_seconds:
-            self._story.mark("deadline")
+            self._trace.mark("deadline")

@@ -39,7 +39,7 @@ from ingest.testing.simulation.faults import Dice, Fault
 from ingest.testing.simulation.kafka import Broker, Kind, SimulatedSource
 from ingest.testing.simulation.redis import Redis
 from ingest.testing.simulation.sinks import Item
-from ingest.testing.simulation.story import Story, Violation
+from ingest.testing.simulation.trace import Trace, Violation
 from tasks.wire import batch_key
 
 STEP_SECONDS = 0.2
@@ -241,7 +241,7 @@ class Reader:
         fleet: Fleet,
         dice: Dice,
         timeline: Timeline,
-        story: Story,
+        trace: Trace,
         watcher: Watcher,
         clock_ahead_seconds: float = 0.0,
     ) -> None:
@@ -260,7 +260,7 @@ class Reader:
         self._seen: GroupView | None = None
         self._dice = dice
         self._timeline = timeline
-        self._story = story
+        self._trace = trace
         self._watcher = watcher
         self._events: deque[on.Event] = deque()
         self._runtime = Runtime(
@@ -326,7 +326,7 @@ class Reader:
             self._other_topic_since = now
         elif now - self._other_topic_since >= RECREATED_SECONDS_MAX:
             self._other_topic_since = None
-            self._story.mark("topic_found_recreated")
+            self._trace.mark("topic_found_recreated")
             self.source.rejoin()
 
     def _end_process(self) -> None:
@@ -363,7 +363,7 @@ class Reader:
 
     def submit(self, message: Message) -> None:
         """Submits a message for parsing. The result arrives a little later, in no fixed order."""
-        self._story.mark("deferred")
+        self._trace.mark("deferred")
         self._timeline.after(self._dice.uniform(0.01, 0.6), self._answer, message)
 
     def _answer(self, message: Message) -> None:
@@ -393,16 +393,16 @@ class Reader:
         flying = any(flight.batch.source in sources for flight in self.pipeline.in_flight)
         self._runtime.drain(sources)
         if flying:
-            self._story.mark("revoked_with_batches_in_flight")
+            self._trace.mark("revoked_with_batches_in_flight")
         if self._timeline.now - started_at >= self.pipeline.limits.drain_deadline_seconds:
-            self._story.mark("drain_deadline_passed")
+            self._trace.mark("drain_deadline_passed")
 
     def _observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
-        story, now = self._story, self._timeline.now
-        if story.recording and (commands or not isinstance(event, on.Ticked)):
-            story.add(now, self.name, event)
+        trace, now = self._trace, self._timeline.now
+        if trace.recording and (commands or not isinstance(event, on.Ticked)):
+            trace.add(now, self.name, event)
             for command in commands:
-                story.add(now, self.name, f"    -> {command}")
+                trace.add(now, self.name, f"    -> {command}")
         try:
             self._watcher.observe(self, event, commands)
         except Exception as error:  # because the loop ignores exceptions of observers

@@ -27,7 +27,7 @@ class Shape:
     cooperative: bool
     static: bool
     gaps: bool
-    calm_at: float
+    faults_end_at: float
     faults: tuple[Fault, ...]
     limits: Limits
     latest: bool = False
@@ -86,7 +86,7 @@ class Shape:
             cooperative=random.random() < 0.6,
             static=random.random() < 0.3,
             gaps=random.random() < 0.3,
-            calm_at=random.choice((6.0, 10.0, 16.0)),
+            faults_end_at=random.choice((6.0, 10.0, 16.0)),
             faults=tuple(fault for fault in Fault if random.random() < 0.4),
             limits=limits,
             latest=Random(f"{seed}/reset").random() < 0.2,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from traceback import format_exc
 
 from ingest.testing.simulation.shape import Shape
-from ingest.testing.simulation.story import Violation
+from ingest.testing.simulation.trace import Violation
 from ingest.testing.simulation.world import World
 
 WORLDS_MAX = 300
@@ -22,7 +22,7 @@ class Outcome:
     marks: dict[str, int]
     checker: str = ""
     text: str = ""
-    story: tuple[str, ...] = field(default=(), repr=False)
+    trace: tuple[str, ...] = field(default=(), repr=False)
 
 
 def run_world(shape: Shape, *, recording: bool = False) -> Outcome:
@@ -35,7 +35,7 @@ def run_world(shape: Shape, *, recording: bool = False) -> Outcome:
         checker, text = violation.checker, violation.text
     except Exception as crash:
         checker, text = f"crash:{type(crash).__name__}", format_exc(limit=-6)
-    return Outcome(shape, world.timeline.now, dict(world.story.marks), checker, text, tuple(world.story.lines))
+    return Outcome(shape, world.timeline.now, dict(world.trace.marks), checker, text, tuple(world.trace.lines))
 
 
 def shortest(failed: Outcome) -> Outcome:
@@ -69,8 +69,8 @@ def _smaller_shapes(shape: Shape) -> Iterator[Shape]:
             yield replace(shape, faults=half)
     for fault in shape.faults:
         yield replace(shape, faults=tuple(other for other in shape.faults if other is not fault))
-    if shape.calm_at > 1.0:
-        yield replace(shape, calm_at=shape.calm_at * 0.75)
+    if shape.faults_end_at > 1.0:
+        yield replace(shape, faults_end_at=shape.faults_end_at * 0.75)
     if shape.messages > 1:
         yield replace(shape, messages=shape.messages - 1)
     if shape.gaps:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ingest.testing.simulation.faults import Dice, Fault
-from ingest.testing.simulation.story import Story
+from ingest.testing.simulation.trace import Trace
 from tasks.errors import PermanentSinkError, TransientSinkError
 
 
@@ -33,7 +33,7 @@ class Item(NamedTuple):
 class Sinks:
     """All sinks of a world, which store durable items and count the writes of each."""
 
-    def __init__(self, dice: Dice, story: Story) -> None:
+    def __init__(self, dice: Dice, trace: Trace) -> None:
         self.stored: dict[str, set[str]] = {"gcs": set(), "clickhouse": set(), "bigquery": set(), "datadog": set()}
         self.dead_letters: set[tuple[int, int, int]] = set()
         self.writes: Counter[tuple[str, str]] = Counter()
@@ -41,7 +41,7 @@ class Sinks:
         self.misconfigured_until: dict[str, float] = {}
         self._tokens: set[str] = set()
         self._dice = dice
-        self._story = story
+        self._trace = trace
 
     def write(self, sink: str, items: Iterable[Item], token: str, now: float) -> None:
         """Writes the items, which are durable when the call returns. Raises TransientSinkError or
@@ -53,7 +53,7 @@ class Sinks:
         if sink == "dead_letter":
             self.dead_letters.update(item.message for item in items)
         elif sink == "clickhouse" and token in self._tokens:
-            self._story.mark("token_skipped")
+            self._trace.mark("token_skipped")
         else:
             self._store(sink, items)
             self._tokens.add(token)
@@ -64,7 +64,7 @@ class Sinks:
         stored = self.stored[sink]
         for item in items:
             if item.poisoned:
-                self._story.mark("poison_dead_lettered")
+                self._trace.mark("poison_dead_lettered")
                 self.dead_letters.add(item.message)
                 continue
             stored.add(item.id)

@@ -1,7 +1,7 @@
 """A whole world from one seed: brokers, Redis, the fleet, sinks, readers, operators, and faults.
 
-Faults happen until `calm_at`. After that, every message must become durable in every sink and committed within a
-limited time.
+Faults happen until `faults_end_at`. After that, every message must become durable in every sink and committed
+within a limited time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ingest.testing.simulation.reader import POISONED, STEP_SECONDS, Parser, Rea
 from ingest.testing.simulation.redis import Redis
 from ingest.testing.simulation.shape import SINKS, Shape
 from ingest.testing.simulation.sinks import Sinks
-from ingest.testing.simulation.story import Story, Violation
+from ingest.testing.simulation.trace import Trace, Violation
 
 FAULT_INTERVAL_SECONDS = 0.5
 ADDED_PARTITIONS_MAX = 2
@@ -56,26 +56,26 @@ class World:
     def __init__(self, shape: Shape, *, recording: bool = False) -> None:
         self.shape = shape
         self.timeline = Timeline()
-        self.story = Story(recording=recording)
-        self.dice = Dice(shape.seed, shape.faults, self.timeline, shape.calm_at)
+        self.trace = Trace(recording=recording)
+        self.dice = Dice(shape.seed, shape.faults, self.timeline, shape.faults_end_at)
         self.redis = Redis(self.timeline)
-        self.sinks = Sinks(self.dice, self.story)
+        self.sinks = Sinks(self.dice, self.trace)
         group = Group(
             self.timeline, shape.partitions, shape.cooperative, shape.session_seconds, self._commit_stored
         )
         if self.dice.occurs(Fault.RECORD_REFUSED):
             group.record_bytes_max = SHORT_RECORD_BYTES_MAX
         self.broker = Broker([Log(partition) for partition in range(shape.partitions)], group, latest=shape.latest)
-        self.checkers = Checkers(shape, self.broker, self.sinks, self.story)
+        self.checkers = Checkers(shape, self.broker, self.sinks, self.trace)
         self.broker.began = self.checkers.durability.check_new_start
         self.broker.resumed = self.checkers.durability.resumed
-        self.marks = Marks(self.story)
+        self.marks = Marks(self.trace)
         self.fleet = Fleet(
             self.timeline,
             self.dice,
             self.redis,
             self.sinks,
-            self.story,
+            self.trace,
             shape.visibility_seconds,
             self.checkers.check_write,
         )
@@ -96,16 +96,16 @@ class World:
             self.checkers.parked.check(self.redis.live(), self.timeline.now)
             now = self.timeline.now
             lag = self.checkers.durability.lag()
-            if now > self.shape.calm_at and lag == 0 and self.checkers.durability.loss() is None:
+            if now > self.shape.faults_end_at and lag == 0 and self.checkers.durability.loss() is None:
                 break
-            if now > self.shape.calm_at + self.shape.settle_seconds_max(self._messages):
+            if now > self.shape.faults_end_at + self.shape.settle_seconds_max(self._messages):
                 if lag == 0:
                     break
                 raise Violation("settles_in_time", f"{lag} offsets uncommitted {now:.0f} s into the run")
         self._outlast_leases()
         self.checkers.at_end()
         for fault in self.dice.struck:
-            self.story.mark(f"fault:{fault.value}")
+            self.trace.mark(f"fault:{fault.value}")
         return self.timeline.now
 
     def _outlast_leases(self) -> None:
@@ -120,7 +120,7 @@ class World:
     def _produce(self) -> None:
         """Creates the messages, some of which exist at the start.
 
-        The other messages arrive until shortly before `calm_at`.
+        The other messages arrive until shortly before `faults_end_at`.
         """
         random = Random(f"{self.shape.seed}/messages")
         backlog = self.shape.messages // 3
@@ -139,12 +139,12 @@ class World:
             if n < backlog:
                 log.append(Record(kind, identity), skipped)
             else:
-                seconds = random.random() * self.shape.calm_at * 0.9
+                seconds = random.random() * self.shape.faults_end_at * 0.9
                 self.timeline.after(seconds, self._append, log.source.partition, Record(kind, identity), skipped)
         if self.shape.gaps:
             for log in self.broker.logs:
                 for moment in (0.3, 0.6, 0.95):
-                    self.timeline.after(self.shape.calm_at * moment, self._mark, log.source.partition)
+                    self.timeline.after(self.shape.faults_end_at * moment, self._mark, log.source.partition)
 
     def _append(self, partition: int, record: Record, skipped: int) -> None:
         """Appends to the current topic."""
@@ -170,13 +170,13 @@ class World:
         reader = Reader(
             name,
             limits,
-            SimulatedSource(self.broker, self.dice, self.story, self.timeline, name, slot.instance),
+            SimulatedSource(self.broker, self.dice, self.trace, self.timeline, name, slot.instance),
             Parser(self.broker, slot.lives % 2, bad=bad, sheds=self.dice.occurs(Fault.SHEDDING)),
             self.redis,
             self.fleet,
             self.dice,
             self.timeline,
-            self.story,
+            self.trace,
             self,
             self._clock_ahead(),
         )
@@ -209,7 +209,7 @@ class World:
 
     def _ended(self, slot: ReaderSlot, reader: Reader) -> None:
         if reader.stop is not None:
-            self.story.mark("stopped_clean" if reader.stop.clean else "stopped_unclean")
+            self.trace.mark("stopped_clean" if reader.stop.clean else "stopped_unclean")
         self._add_line("world", f"{reader.name} is gone: {reader.stop or 'killed'}")
         self.timeline.after(self.dice.uniform(0.2, 8.0), self._start, slot)
 
@@ -231,7 +231,7 @@ class World:
     def _inject_faults(self) -> None:
         """Every half second, causes the faults that are not tied to a call."""
         now = self.timeline.now
-        if now >= self.shape.calm_at:
+        if now >= self.shape.faults_end_at:
             return
         self.timeline.after(FAULT_INTERVAL_SECONDS, self._inject_faults)
         for slot in self.slots:
@@ -255,7 +255,7 @@ class World:
             if strikes(fault):
                 sink = (*SINKS, "dead_letter")[self.dice.pick(fault, len(SINKS) + 1)]
                 self._add_line(sink, fault.value)
-                until[sink] = min(self.shape.calm_at, now + self.dice.uniform(1.0, 6.0))
+                until[sink] = min(self.shape.faults_end_at, now + self.dice.uniform(1.0, 6.0))
         if strikes(Fault.RETENTION):
             self._expire()
         if len(self.broker.logs) < self.shape.partitions + ADDED_PARTITIONS_MAX and strikes(Fault.PARTITION_ADDED):
@@ -289,7 +289,7 @@ class World:
             log.append(Record(Kind.SEGMENT, f"added-{log.source.partition}-{n}"))
             self._messages += 1
         self.broker.logs.append(log)
-        self.story.mark("partition_added")
+        self.trace.mark("partition_added")
         self.timeline.after(self.dice.uniform(0.1, 3.0), self.broker.group.add_partition)
 
     def _inject_reader_faults(self, reader: Reader) -> None:
@@ -328,4 +328,4 @@ class World:
                 self.timeline.after(0.1, partial(reader.put, event))
 
     def _add_line(self, who: str, what: str) -> None:
-        self.story.add(self.timeline.now, who, what)
+        self.trace.add(self.timeline.now, who, what)

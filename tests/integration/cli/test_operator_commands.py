@@ -12,7 +12,7 @@ from ingest.core import events as on
 from ingest.core.model import OffsetRange
 from ingest.operate.text import utc_text
 from tests.kit.commands import CommandResult, command, on_a_terminal, without_a_terminal
-from tests.kit.office import MESSAGES, READER, Office
+from tests.kit.operator_system import MESSAGES, READER, OperatorSystem
 
 UNREACHABLE_REDIS = {"REPLAYS_REDIS_URL": "redis://127.0.0.1:1/0"}
 
@@ -26,12 +26,12 @@ def failed(result: CommandResult) -> str:
 # State
 
 
-def test_the_state_of_the_system_is_one_page(office: Office):
+def test_the_state_of_the_system_is_one_page(operator_system: OperatorSystem):
     """`status` prints readers, sinks and parked batches as text and as JSON, and `top` as text."""
-    batch = office.park(0, 2)
-    page = command(office.env, "status")
-    reported = command(office.env, "status", "--json").json
-    live = command(office.env, "top", "--once")
+    batch = operator_system.park(0, 2)
+    page = command(operator_system.env, "status")
+    reported = command(operator_system.env, "status", "--json").json
+    live = command(operator_system.env, "top", "--once")
 
     assert [reader["reader"] for reader in reported["readers"]] == [READER]
     assert [parked["batch_id"] for parked in reported["parked"]] == [batch.id]
@@ -41,17 +41,17 @@ def test_the_state_of_the_system_is_one_page(office: Office):
         assert "clickhouse is away" in text
 
 
-def test_without_a_terminal_top_prints_one_page_and_ends(office: Office):
+def test_without_a_terminal_top_prints_one_page_and_ends(operator_system: OperatorSystem):
     """If its output is a pipe, `top` behaves as with `--once`."""
-    piped = without_a_terminal(office.env, "top")
+    piped = without_a_terminal(operator_system.env, "top")
 
     assert (piped.code, piped.err) == (0, "")
     assert piped.out.count("unacknowledged tasks") == 1  # in the headline
 
 
-def test_the_page_can_be_saved_as_svg(office: Office, tmp_path: Path):
+def test_the_page_can_be_saved_as_svg(operator_system: OperatorSystem, tmp_path: Path):
     """When the page is saved as SVG, nothing is printed on the terminal."""
-    result = command(office.env, "top", "--svg", str(tmp_path / "top.svg"))
+    result = command(operator_system.env, "top", "--svg", str(tmp_path / "top.svg"))
 
     assert (result.code, result.out) == (0, "")
     assert (tmp_path / "top.svg").read_text().startswith("<svg")
@@ -69,33 +69,35 @@ def test_the_page_can_be_saved_as_svg(office: Office, tmp_path: Path):
     ],
     ids=" ".join,
 )
-def test_without_redis_each_command_reports_what_to_check(office: Office, arguments: tuple[str, ...]):
+def test_without_redis_each_command_reports_what_to_check(
+    operator_system: OperatorSystem, arguments: tuple[str, ...]
+):
     """Without Redis, each command prints one line that says what to check, and exits with 1."""
-    result = command(office.env | UNREACHABLE_REDIS, *arguments)
+    result = command(operator_system.env | UNREACHABLE_REDIS, *arguments)
 
     assert (result.code, len(result.err.splitlines())) == (1, 1)
     assert "start Redis, or correct REPLAYS_REDIS_URL" in result.err
 
 
-def test_a_project_is_disabled_while_redis_is_unavailable(office: Office):
+def test_a_project_is_disabled_while_redis_is_unavailable(operator_system: OperatorSystem):
     """A project can be disabled while Redis is unavailable.
 
     Readers follow the topic of decisions, and the next command updates the copy in Redis.
     """
-    result = command(office.env | UNREACHABLE_REDIS, "tenants", "kill", "7", "--yes")
+    result = command(operator_system.env | UNREACHABLE_REDIS, "tenants", "kill", "7", "--yes")
 
     assert (result.code, result.out) == (
         0,
         "project 7: the rule is changed; readers apply it within two seconds\n",
     )
-    assert "project 7: off" in command(office.env, "tenants", "ls").out
+    assert "project 7: off" in command(operator_system.env, "tenants", "ls").out
 
 
-def test_wrong_settings_give_exit_code_2(office: Office):
+def test_wrong_settings_give_exit_code_2(operator_system: OperatorSystem):
     """Wrong settings give exit code 2, and the error contains the setting's name, its value and the allowed
     values.
     """
-    result = command(office.env | {"REPLAYS_BATCH_MESSAGES_MAX": "none"}, "status")
+    result = command(operator_system.env | {"REPLAYS_BATCH_MESSAGES_MAX": "none"}, "status")
 
     assert result.code == 2
     assert "batch_messages_max" in result.err.lower()
@@ -104,68 +106,70 @@ def test_wrong_settings_give_exit_code_2(office: Office):
 # Parked batches
 
 
-def test_parked_batches_are_listed_and_shown(office: Office):
+def test_parked_batches_are_listed_and_shown(operator_system: OperatorSystem):
     """Parked batches are listed and shown with their errors; an empty list prints a line that says so."""
-    assert "no batch is parked" in command(office.env, "batches", "ls").out
-    batch = office.park(0, 2)
+    assert "no batch is parked" in command(operator_system.env, "batches", "ls").out
+    batch = operator_system.park(0, 2)
 
-    listed = command(office.env, "batches", "ls")
-    reported = command(office.env, "batches", "ls", "--json").json
-    shown = command(office.env, "batches", "show", batch.id)
+    listed = command(operator_system.env, "batches", "ls")
+    reported = command(operator_system.env, "batches", "ls", "--json").json
+    shown = command(operator_system.env, "batches", "show", batch.id)
 
     assert batch.id in listed.out
     assert reported[batch.id]["error"] == "clickhouse is away"
     assert "error        clickhouse is away" in shown.out
-    assert command(office.env, "batches", "show", batch.id, "--json").json == reported[batch.id]
+    assert command(operator_system.env, "batches", "show", batch.id, "--json").json == reported[batch.id]
     assert "list parked batches with `replays-ingest batches ls`" in failed(
-        command(office.env, "batches", "show", "none-0-0-1")
+        command(operator_system.env, "batches", "show", "none-0-0-1")
     )
 
 
-def test_a_parked_batch_is_retried(office: Office):
+def test_a_parked_batch_is_retried(operator_system: OperatorSystem):
     """When a parked batch is retried, its reader is notified, and the operator's name is recorded."""
-    batch = office.park(0, 2)
+    batch = operator_system.park(0, 2)
 
-    result = command(office.env, "batches", "retry", batch.id, "--by", "ann")
+    result = command(operator_system.env, "batches", "retry", batch.id, "--by", "ann")
 
     assert result.out.strip() == f"{READER} was asked to retry {batch.id}"
-    assert office.next_event() == on.RetryRequested(batch.id)
-    assert office.coordination.audited()[0]["by"] == "ann"
+    assert operator_system.next_event() == on.RetryRequested(batch.id)
+    assert operator_system.coordination.audited()[0]["by"] == "ann"
 
 
-def test_a_parked_batch_is_abandoned(office: Office):
+def test_a_parked_batch_is_abandoned(operator_system: OperatorSystem):
     """When a parked batch is abandoned, its messages first become dead letters.
 
     Without `--reason` the command does nothing.
     """
-    batch = office.park(2, 4)
+    batch = operator_system.park(2, 4)
 
-    unexplained = command(office.env, "batches", "abandon", batch.id, "--reason", " ", "--yes")
-    result = command(office.env, "batches", "abandon", batch.id, "--reason", "the table is gone", "--yes")
+    unexplained = command(operator_system.env, "batches", "abandon", batch.id, "--reason", " ", "--yes")
+    result = command(operator_system.env, "batches", "abandon", batch.id, "--reason", "the table is gone", "--yes")
 
     assert "a reason is required" in failed(unexplained)
     assert "2 messages are dead letters" in result.out
-    assert office.next_event() == on.BatchAbandoned(batch.id, OffsetRange(2, 4), "the table is gone")
+    assert operator_system.next_event() == on.BatchAbandoned(batch.id, OffsetRange(2, 4), "the table is gone")
 
 
-def test_a_batch_of_a_stopped_reader_is_left_unchanged(office: Office):
+def test_a_batch_of_a_stopped_reader_is_left_unchanged(operator_system: OperatorSystem):
     """The batch of a stopped reader is left unchanged, because the reader cannot be notified."""
-    batch = office.park(0, 2)
-    office.simulate_exit()
+    batch = operator_system.park(0, 2)
+    operator_system.simulate_exit()
 
-    assert READER in failed(command(office.env, "batches", "retry", batch.id))
-    assert READER in failed(command(office.env, "batches", "abandon", batch.id, "--reason", "why not", "--yes"))
-    assert office.coordination.audited() == []
+    assert READER in failed(command(operator_system.env, "batches", "retry", batch.id))
+    assert READER in failed(
+        command(operator_system.env, "batches", "abandon", batch.id, "--reason", "why not", "--yes")
+    )
+    assert operator_system.coordination.audited() == []
 
 
 # Projects
 
 
-def test_rules_for_projects_are_set_and_removed(office: Office):
+def test_rules_for_projects_are_set_and_removed(operator_system: OperatorSystem):
     """Rules for projects can be set and removed, and each change is in the audit trail with the operator's
     name.
     """
-    env = office.env
+    env = operator_system.env
     assert "no rules" in command(env, "tenants", "ls").out
 
     for arguments in (
@@ -186,15 +190,17 @@ def test_rules_for_projects_are_set_and_removed(office: Office):
     assert "project 7: off" in text
     assert "project 9: 1 messages per second, bursts of 3" in text
     assert command(env, "tenants", "ls", "--json").json == {"killed": [], "limits": {}}
-    actions = [(action["what"], action["project"], action["by"]) for action in office.coordination.audited()]
+    actions = [
+        (action["what"], action["project"], action["by"]) for action in operator_system.coordination.audited()
+    ]
     assert actions[-1] == ("tenant_kill", "7", "ann")
     assert actions[0] == ("tenant_limit", "9", "bob")
 
 
 @pytest.mark.parametrize("options", [[], ["--per-second", "5", "--remove"]], ids=["neither", "both"])
-def test_a_limit_needs_a_rate_or_none(office: Office, options: list[str]):
+def test_a_limit_needs_a_rate_or_none(operator_system: OperatorSystem, options: list[str]):
     """`limit` without a rate and without `none` gives exit code 2."""
-    result = command(office.env, "tenants", "limit", "8", *options)
+    result = command(operator_system.env, "tenants", "limit", "8", *options)
 
     assert (result.code, "give either --per-second or --remove" in result.err) == (2, True)
 
@@ -212,18 +218,20 @@ def test_a_limit_needs_a_rate_or_none(office: Office, options: list[str]):
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else "",
 )
-def test_an_empty_list_is_one_line_that_says_so(office: Office, arguments: tuple[str, ...], line: str):
+def test_an_empty_list_is_one_line_that_says_so(
+    operator_system: OperatorSystem, arguments: tuple[str, ...], line: str
+):
     """Every list command prints one line for an empty list, and no header."""
-    assert command(office.env, *arguments).out == f"{line}\n"
+    assert command(operator_system.env, *arguments).out == f"{line}\n"
 
 
 # Dead letters
 
 
-def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Path):
+def test_dead_letters_are_listed_shown_and_replayed(operator_system: OperatorSystem, tmp_path: Path):
     """A dry run of `dlq replay` produces nothing, a second run finds nothing, and the action is recorded."""
-    office.add_dead_letter(MESSAGES - 1, "no_header")
-    env = office.env
+    operator_system.add_dead_letter(MESSAGES - 1, "no_header")
+    env = operator_system.env
 
     listed = command(env, "dlq", "ls", "--reason", "no_header", "--json").json
     (letter,) = listed["letters"]
@@ -244,21 +252,21 @@ def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Pa
     assert (dry["produced"], dry["dry_run"]) == (1, True)
     assert "1 were produced again" in result.out
     assert again["produced"] == 0
-    assert office.coordination.audited()[-1]["what"] == "dlq_replay"
-    assert office.coordination.audited()[-1]["by"] == "ann"
+    assert operator_system.coordination.audited()[-1]["what"] == "dlq_replay"
+    assert operator_system.coordination.audited()[-1]["by"] == "ann"
 
 
-def test_lists_of_batches_and_letters_fit_80_columns(office: Office):
+def test_lists_of_batches_and_letters_fit_80_columns(operator_system: OperatorSystem):
     """Each batch or letter is one line of at most 80 columns, with whole ids and offsets and a truncated error."""
-    batch = office.park(0, 2)
-    office.add_dead_letter(MESSAGES - 1, "no_header")
+    batch = operator_system.park(0, 2)
+    operator_system.add_dead_letter(MESSAGES - 1, "no_header")
 
-    batches = at_80_columns(office.env, "batches", "ls")
-    letters = at_80_columns(office.env, "dlq", "ls")
+    batches = at_80_columns(operator_system.env, "batches", "ls")
+    letters = at_80_columns(operator_system.env, "dlq", "ls")
 
     (parked,) = (line for line in batches if line.startswith(batch.id))
     assert "clickhouse is aw" in parked
-    listed = command(office.env, "dlq", "ls", "--json").json["letters"]
+    listed = command(operator_system.env, "dlq", "ls", "--json").json["letters"]
     rows = letters[1 : len(listed) + 1]
     assert [line.split()[0] for line in rows] == [letter["id"] for letter in listed]
     assert f" no_header        0-{MESSAGES - 1} " in rows[-1]
@@ -272,57 +280,64 @@ def at_80_columns(env: dict[str, str], *arguments: str) -> list[str]:
     return lines
 
 
-def test_on_a_terminal_dangerous_commands_state_their_scope_and_ask_for_confirmation(office: Office):
+def test_on_a_terminal_dangerous_commands_state_their_scope_and_ask_for_confirmation(
+    operator_system: OperatorSystem,
+):
     """If the operator answers no, nothing changes; `--yes` skips the question.
 
     Each command reports what it changed.
     """
-    batch = office.park(2, 4)
-    office.add_dead_letter(0, "no_header")
+    batch = operator_system.park(2, 4)
+    operator_system.add_dead_letter(0, "no_header")
 
-    abandoned = on_a_terminal(office.env, "n", "batches", "abandon", batch.id, "--reason", "why not")
-    replayed = on_a_terminal(office.env, "n", "dlq", "replay", "--reason", "no_header")
-    killed = on_a_terminal(office.env, "y", "tenants", "kill", "7")
-    again = command(office.env, "tenants", "kill", "7", "--yes")
+    abandoned = on_a_terminal(operator_system.env, "n", "batches", "abandon", batch.id, "--reason", "why not")
+    replayed = on_a_terminal(operator_system.env, "n", "dlq", "replay", "--reason", "no_header")
+    killed = on_a_terminal(operator_system.env, "y", "tenants", "kill", "7")
+    again = command(operator_system.env, "tenants", "kill", "7", "--yes")
 
     assert "2 messages" in abandoned
-    assert batch.id in office.coordination.parked()
+    assert batch.id in operator_system.coordination.parked()
     assert "no_header to their topic" in replayed
     assert "stored segments in the last hour" in killed
     assert "project 7: off (was on, no limit)" in killed
     assert "project 7: still off" in again.out
-    assert [action["what"] for action in office.coordination.audited()] == ["tenant_kill", "tenant_kill"]
-    assert command(office.env, "tenants", "revive", "7").code == 0
+    assert [action["what"] for action in operator_system.coordination.audited()] == ["tenant_kill", "tenant_kill"]
+    assert command(operator_system.env, "tenants", "revive", "7").code == 0
 
 
-def test_replaying_needs_a_selection(office: Office):
+def test_replaying_needs_a_selection(operator_system: OperatorSystem):
     """`dlq replay` without a selection gives exit code 2, because replaying all dead letters needs a separate
     option.
     """
-    result = command(office.env, "dlq", "replay")
+    result = command(operator_system.env, "dlq", "replay")
 
     assert (result.code, "--all" in result.err) == (2, True)
-    assert "list them with `replays-ingest dlq ls`" in failed(command(office.env, "dlq", "show", "0-999999"))
+    assert "list them with `replays-ingest dlq ls`" in failed(
+        command(operator_system.env, "dlq", "show", "0-999999")
+    )
 
 
 # Schema and checks
 
 
-def test_existing_schema_and_topics_are_left_unchanged(office: Office):
+def test_existing_schema_and_topics_are_left_unchanged(operator_system: OperatorSystem):
     """A second `migrate` changes nothing; on empty servers, a dry run lists what it would do."""
-    again = command(office.env, "migrate", "--topics")
-    elsewhere = command(office.env | {"REPLAYS_GCS_BUCKET": "elsewhere-bucket"}, "migrate", "--dry-run")
+    again = command(operator_system.env, "migrate", "--topics")
+    elsewhere = command(operator_system.env | {"REPLAYS_GCS_BUCKET": "elsewhere-bucket"}, "migrate", "--dry-run")
 
     assert (again.code, elsewhere.code) == (0, 0)
     assert "gcs: would" in elsewhere.out
-    away = office.env | {"REPLAYS_CLICKHOUSE_URL": "http://127.0.0.1:1", "REPLAYS_SINK_TIMEOUT_SECONDS": "1"}
+    away = operator_system.env | {
+        "REPLAYS_CLICKHOUSE_URL": "http://127.0.0.1:1",
+        "REPLAYS_SINK_TIMEOUT_SECONDS": "1",
+    }
     assert "clickhouse" in failed(command(away, "migrate"))
 
 
-def test_check_lists_every_server_and_its_errors(office: Office):
+def test_check_lists_every_server_and_its_errors(operator_system: OperatorSystem):
     """If only the workers are missing, `check` reports one error. An unavailable server is also reported."""
-    good = command(office.env, "check", "--json")
-    bad = command(office.env | {"REPLAYS_CLICKHOUSE_URL": "http://127.0.0.1:1"}, "check")
+    good = command(operator_system.env, "check", "--json")
+    bad = command(operator_system.env | {"REPLAYS_CLICKHOUSE_URL": "http://127.0.0.1:1"}, "check")
 
     assert {finding["name"] for finding in good.json} >= {"redis", "clickhouse", "gcs"}
     wrong = {finding["name"].split()[0] for finding in good.json if finding["level"] == "bad"}
@@ -331,12 +346,12 @@ def test_check_lists_every_server_and_its_errors(office: Office):
     assert "clickhouse" in bad.out
 
 
-def test_a_dry_run_reads_and_commits_nothing(office: Office):
+def test_a_dry_run_reads_and_commits_nothing(operator_system: OperatorSystem):
     """A dry run reads every message of the topic, and the group has no committed offset afterwards.
 
     None of the messages can be parsed.
     """
-    result = command(office.env, "--dry-run", "--messages", str(MESSAGES), "--json")
+    result = command(operator_system.env, "--dry-run", "--messages", str(MESSAGES), "--json")
 
     assert result.code == 0
     assert result.json["messages"] >= MESSAGES

@@ -140,7 +140,7 @@ def test_a_background_stack_restarts_servers_and_stops_as_a_whole(tmp_path: Path
 
     os.kill(state.pid, signal.SIGKILL)
     wait_until(lambda: not is_listening(port), 10, "Redis to go with its supervisor")
-    # The kernel may close the warden's pipe, which stops Redis, before it releases the supervisor's lock.
+    # The kernel may close the watchdog's pipe, which stops Redis, before it releases the supervisor's lock.
     wait_until(lambda: background.status(tmp_path) is None, 10, "the lock of the killed supervisor to go")
     background.start_stack(tmp_path, parts=["redis"])
     assert background.stop_stack(tmp_path)

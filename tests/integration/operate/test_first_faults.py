@@ -39,7 +39,7 @@ from tasks.kafka.ranges import KafkaRefused, KafkaUnreachable
 from tasks.kafka.topics import ClusterUnreachable, Topics
 from tasks.migrate.kafka import migrate_topics
 from tests.kit.flower import COMMANDS
-from tests.kit.office import set_up_office
+from tests.kit.operator_system import set_up_operator_system
 from tests.kit.paths import ROOT
 from tests.kit.refusing_broker import refusing_broker
 from tests.kit.scripted_server import Answer, answering
@@ -112,7 +112,7 @@ def working(stack: Stack) -> dict[str, str]:
     ports = {"REPLAYS_HTTP_PORT": "0", "REPLAYS_WORKER_HTTP_PORT": "0", "REPLAYS_WORKER_PROCESSES": "1"}
     own = {"REPLAYS_SINKS": "gcs,clickhouse,dead_letter", "REPLAYS_FLOWER_BASIC_AUTH": LOGIN, "COLUMNS": "250"}
     env = {**stack.settings(), **names, **ports, **own}
-    set_up_office(env)
+    set_up_operator_system(env)
     return env
 
 

@@ -18,7 +18,7 @@ from ingest.local.servers.redis import Redis
 from ingest.settings import Settings
 from tests.kit.browser import browser, launched, needs_chromium
 from tests.kit.library import Library
-from tests.kit.office import Office
+from tests.kit.operator_system import OperatorSystem
 from tests.kit.web_pages import START_SECONDS_MAX, running
 
 pytestmark = needs_chromium
@@ -43,13 +43,13 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(office: Office, chromium: Browser) -> Iterator[Page]:
+def page(operator_system: OperatorSystem, chromium: Browser) -> Iterator[Page]:
     """The operator's page, with two parked batches and a dead letter."""
-    office.park(0, 2, LONG)
-    office.park(2, 3)
-    office.add_dead_letter(3, "kept_for_the_browser")
-    office.add_dead_letter(4, "kept_for_the_browser")
-    with running(office.settings) as announced:
+    operator_system.park(0, 2, LONG)
+    operator_system.park(2, 3)
+    operator_system.add_dead_letter(3, "kept_for_the_browser")
+    operator_system.add_dead_letter(4, "kept_for_the_browser")
+    with running(operator_system.settings) as announced:
         address, _ = announced.get(timeout=START_SECONDS_MAX)
         opened = chromium.new_context(base_url=address, http_credentials=LOGIN).new_page()
         opened.set_default_timeout(30_000)
@@ -73,7 +73,7 @@ def test_nothing_is_wider_than_the_window(page: Page, width: int, scheme: str) -
     assert page.title() == "Operate"
 
 
-def test_selected_batches_are_retried_with_a_reason(page: Page, office: Office) -> None:
+def test_selected_batches_are_retried_with_a_reason(page: Page, operator_system: OperatorSystem) -> None:
     """When selected batches are retried, the audit trail on the page contains the reason.
 
     Each alert links to its runbook section.
@@ -84,7 +84,7 @@ def test_selected_batches_are_retried_with_a_reason(page: Page, office: Office) 
 
     expect(page.locator("#notices")).to_contain_text("2 batches: the readers were asked to retry.")
     expect(page.locator("#deeds")).to_contain_text("reason it is back")
-    asked = {type(office.next_event()) for _ in range(2)}
+    asked = {type(operator_system.next_event()) for _ in range(2)}
     assert asked == {on.RetryRequested}
     page.get_by_role("link", name="Runbook: ReplaysBatchParked").click()
     expect(page.locator("#replaysbatchparked")).to_be_in_viewport()
@@ -141,12 +141,12 @@ def test_pages_work_at_an_address_with_a_password(library: Library, chromium: Br
     ids=["redis", "kafka"],
 )
 def test_parts_that_cannot_be_read_are_unknown(
-    office_settings: Settings, chromium: Browser, fault: dict[str, object], parts: tuple[str, ...], why: str
+    operator_settings: Settings, chromium: Browser, fault: dict[str, object], parts: tuple[str, ...], why: str
 ) -> None:
     """If a server is unavailable, each part of the page that needs it is shown as unknown, with the cause: never
     as loading, and never as empty.
     """
-    with running(office_settings.model_copy(update=fault)) as announced:
+    with running(operator_settings.model_copy(update=fault)) as announced:
         address, _ = announced.get(timeout=START_SECONDS_MAX)
         page = chromium.new_context(base_url=address, http_credentials=LOGIN).new_page()
         page.goto("/operate")
@@ -157,12 +157,12 @@ def test_parts_that_cannot_be_read_are_unknown(
 
 
 def test_the_page_recovers_with_redis(
-    office_settings: Settings, chromium: Browser, children: Children, tmp_path: Path
+    operator_settings: Settings, chromium: Browser, children: Children, tmp_path: Path
 ) -> None:
     """When Redis responds again, every part of the page has its content again, and the error disappears."""
     redis = Redis(children, tmp_path / "redis")
     redis.start()
-    with running(office_settings.model_copy(update={"redis_url": SecretStr(redis.address)})) as announced:
+    with running(operator_settings.model_copy(update={"redis_url": SecretStr(redis.address)})) as announced:
         address, _ = announced.get(timeout=START_SECONDS_MAX)
         page = chromium.new_context(base_url=address, http_credentials=LOGIN).new_page()
         page.goto("/operate")
@@ -179,10 +179,10 @@ def test_the_page_recovers_with_redis(
 
 
 def test_the_lag_is_unknown_without_a_reader(
-    office_settings: Settings, chromium: Browser, fresh_name: Any
+    operator_settings: Settings, chromium: Browser, fresh_name: Any
 ) -> None:
     """Until a reader has reported, the page shows the lag as unknown, and not as 0."""
-    with running(office_settings.model_copy(update={"key_prefix": fresh_name("nobody")})) as announced:
+    with running(operator_settings.model_copy(update={"key_prefix": fresh_name("nobody")})) as announced:
         address, _ = announced.get(timeout=START_SECONDS_MAX)
         page = chromium.new_context(base_url=address, http_credentials=LOGIN).new_page()
         page.goto("/operate")

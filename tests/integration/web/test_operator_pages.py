@@ -16,7 +16,7 @@ from ingest.operate.dlq import Selection, letters
 from ingest.settings import Settings
 from ingest.web.base import TOKEN_HEADER
 from tasks.sign_in import WRONG_LOGIN
-from tests.kit.office import READER, Office
+from tests.kit.operator_system import READER, OperatorSystem
 from tests.kit.web_pages import Client, Seen, running, served
 
 LOGIN = "ann:a-long-password"
@@ -26,7 +26,7 @@ LOGIN = "ann:a-long-password"
 class Pages:
     """The pages of a server, as an operator uses them."""
 
-    office: Office
+    operator_system: OperatorSystem
     client: Client
 
     def ask(self, path: str, body: object, **headers: str) -> Seen:
@@ -41,9 +41,9 @@ class Pages:
 
 
 @pytest.fixture
-def pages(office: Office) -> Iterator[Pages]:
-    with served(office.settings) as client:
-        yield Pages(office, Client(client.address, LOGIN))
+def pages(operator_system: OperatorSystem) -> Iterator[Pages]:
+    with served(operator_system.settings) as client:
+        yield Pages(operator_system, Client(client.address, LOGIN))
 
 
 @pytest.mark.parametrize("login", ["", "ann:wrong", "ann", "eve:a-long-password"])
@@ -62,12 +62,12 @@ def test_flowers_password_is_required(pages: Pages, login: str):
     assert stranger.get("/").status == 401
 
 
-def test_with_passwords_the_link_alone_is_not_enough(office_settings: Settings):
+def test_with_passwords_the_link_alone_is_not_enough(operator_settings: Settings):
     """If passwords are configured, the link alone is not sufficient, because the audit trail must name a person.
 
     The password gives access to everything.
     """
-    with served(office_settings) as client:
+    with served(operator_settings) as client:
         seen, page = client.get("/api/operate"), client.get("/")
         ann = Client(client.address, LOGIN).get("/")
 
@@ -75,9 +75,9 @@ def test_with_passwords_the_link_alone_is_not_enough(office_settings: Settings):
     assert seen.error == "requires a Flower login"
 
 
-def test_without_a_password_the_link_is_enough(office_settings: Settings):
+def test_without_a_password_the_link_is_enough(operator_settings: Settings):
     """Without a password the link is sufficient, and the user who started the server counts as the operator."""
-    plain = office_settings.model_copy(update={"flower_basic_auth": SecretStr("")})
+    plain = operator_settings.model_copy(update={"flower_basic_auth": SecretStr("")})
     with served(plain) as client:
         look, stranger = client.get("/api/operate"), Client(client.address).get("/api/operate")
 
@@ -85,9 +85,9 @@ def test_without_a_password_the_link_is_enough(office_settings: Settings):
     assert (stranger.status, stranger.headers["WWW-Authenticate"]) == (401, None)
 
 
-def test_without_any_login_the_operator_part_is_disabled(office_settings: Settings):
+def test_without_any_login_the_operator_part_is_disabled(operator_settings: Settings):
     """Without any login the operator part is disabled, and the 403 response names the setting to set."""
-    plain = office_settings.model_copy(update={"flower_basic_auth": SecretStr("")})
+    plain = operator_settings.model_copy(update={"flower_basic_auth": SecretStr("")})
     with running(plain, login=False) as announced:
         client = Client(announced.get(timeout=30)[0])
         page, look, listed = client.get("/operate"), client.get("/api/operate"), client.get("/")
@@ -129,12 +129,12 @@ def test_another_site_cannot_press_a_button(pages: Pages, headers: dict[str, str
 
 def test_a_parked_batch_is_retried(pages: Pages):
     """When a parked batch is retried, its reader is notified, and the page shows the error and the action."""
-    batch = pages.office.park(0, 2)
+    batch = pages.operator_system.park(0, 2)
 
     seen = pages.ask("/api/operate/batches/retry", {"batch_id": batch.id})
 
     assert seen.json == {"said": f"{READER} was asked to retry {batch.id}"}
-    assert pages.office.next_event() == on.RetryRequested(batch.id)
+    assert pages.operator_system.next_event() == on.RetryRequested(batch.id)
     (parked,) = pages.look()["parked"]
     assert parked["error"] == "clickhouse is away"
     assert batch.id in parked["flower"].replace("%3A", ":")
@@ -144,7 +144,7 @@ def test_a_parked_batch_is_retried(pages: Pages):
 
 def test_a_parked_batch_is_abandoned_with_a_reason(pages: Pages):
     """When a batch is abandoned with a reason, its messages become dead letters before its reader is notified."""
-    batch = pages.office.park(1, 3)
+    batch = pages.operator_system.park(1, 3)
 
     refused = pages.ask("/api/operate/batches/abandon", {"batch_id": batch.id, "reason": " "})
     seen = pages.ask("/api/operate/batches/abandon", {"batch_id": batch.id, "reason": "the table is gone"})
@@ -153,8 +153,12 @@ def test_a_parked_batch_is_abandoned_with_a_reason(pages: Pages):
     assert (
         seen.json["said"] == f"{batch.id} is abandoned: 2 messages are dead letters, 0 had expired from the topic"
     )
-    assert pages.office.next_event() == on.BatchAbandoned(batch.id, OffsetRange(1, 3), "the table is gone")
-    written = [one for one in letters(pages.office.settings, Selection()) if one.label.batch_id == batch.id]
+    assert pages.operator_system.next_event() == on.BatchAbandoned(
+        batch.id, OffsetRange(1, 3), "the table is gone"
+    )
+    written = [
+        one for one in letters(pages.operator_system.settings, Selection()) if one.label.batch_id == batch.id
+    ]
     assert [one.value for one in written] == [b"message 1", b"message 2"]
 
 
@@ -163,19 +167,19 @@ def test_several_batches_are_retried_or_abandoned_with_one_reason(pages: Pages):
 
     Batches that are not parked are named, and all other batches are retried.
     """
-    first, second = pages.office.park(0, 1), pages.office.park(1, 2)
+    first, second = pages.operator_system.park(0, 1), pages.operator_system.park(1, 2)
     ids = [first.id, second.id, "recordings-0-7-9"]
 
     refused = pages.ask("/api/operate/batches/retry", {"batch_ids": ids, "reason": ""})
     retried = pages.ask("/api/operate/batches/retry", {"batch_ids": ids, "reason": "it is back"}).json
-    events = {pages.office.next_event() for _ in range(2)}
+    events = {pages.operator_system.next_event() for _ in range(2)}
     abandoned = pages.ask("/api/operate/batches/abandon", {"batch_ids": [first.id], "reason": "old schema"}).json
 
     assert (refused.status, refused.error) == (400, "a reason is required, to explain the action later")
     assert (retried["done"], list(retried["refused"])) == ([first.id, second.id], ["recordings-0-7-9"])
     assert events == {on.RetryRequested(first.id), on.RetryRequested(second.id)}
     assert (abandoned["done"], abandoned["refused"]) == ([first.id], {})
-    assert pages.office.next_event() == on.BatchAbandoned(first.id, OffsetRange(0, 1), "old schema")
+    assert pages.operator_system.next_event() == on.BatchAbandoned(first.id, OffsetRange(0, 1), "old schema")
     abandon, retry = pages.look()["deeds"][:2]
     assert (abandon["what"], abandon["reason"]) == ("abandon", "old schema")
     assert (retry["what"], retry["reason"], retry["batches"]) == ("retry", "it is back", "2")
@@ -203,7 +207,7 @@ def test_the_page_names_the_bottleneck_and_what_needs_attention(pages: Pages):
     """If no worker runs and a batch is parked, the page reports both problems, each with a section of the
     runbook.
     """
-    pages.office.park(0, 1)
+    pages.operator_system.park(0, 1)
     look = pages.client.get("/api/operate").json
     runbook = pages.client.get("/runbook").body.decode()
 
@@ -216,7 +220,7 @@ def test_the_page_names_the_bottleneck_and_what_needs_attention(pages: Pages):
 
 def test_dead_letters_are_filtered(pages: Pages):
     """Dead letters are filtered by reason and by a part of their content, which is shown as text."""
-    pages.office.add_dead_letter(2, "other_reason")
+    pages.operator_system.add_dead_letter(2, "other_reason")
 
     def found(query: str) -> set[str]:
         seen = pages.client.get(f"/api/operate/letters?{query}").json
@@ -231,11 +235,11 @@ def test_dead_letters_are_filtered(pages: Pages):
 def test_a_batch_that_is_not_parked_cannot_be_operated(pages: Pages):
     """An action on an unknown batch gets 404, and an action on a batch without a running reader gets 409."""
     unknown = {"batch_id": "recordings-0-0-3", "reason": "why not"}
-    lost = pages.office.park(3, 5)
+    lost = pages.operator_system.park(3, 5)
 
     assert pages.ask("/api/operate/batches/retry", unknown).status == 404
     assert pages.ask("/api/operate/batches/abandon", unknown).status == 404
-    pages.office.simulate_exit()
+    pages.operator_system.simulate_exit()
     for what in ("retry", "abandon"):
         seen = pages.ask(f"/api/operate/batches/{what}", {"batch_id": lost.id, "reason": "why not"})
         assert (seen.status, READER in seen.error) == (409, True)
@@ -246,7 +250,7 @@ def test_dead_letters_are_listed_and_replayed_once(pages: Pages):
 
     Replayed letters are hidden by default, and the action is in the audit trail.
     """
-    pages.office.add_dead_letter(4, "not_msgpack")
+    pages.operator_system.add_dead_letter(4, "not_msgpack")
     listed = pages.client.get("/api/operate/letters").json
     (mine,) = [one for one in listed["letters"] if one["reason"] == "not_msgpack"]
 
@@ -279,11 +283,11 @@ def test_a_wrong_request_is_refused(pages: Pages, body: object, said: str):
     assert (seen.status, seen.error) == (400, said)
 
 
-def test_unavailable_servers_are_named(office_settings: Settings):
+def test_unavailable_servers_are_named(operator_settings: Settings):
     """If a server is unavailable, the 503 response names it: Redis for the state, and the broker for dead
     letters.
     """
-    away = office_settings.model_copy(
+    away = operator_settings.model_copy(
         update={
             "redis_url": SecretStr("redis://127.0.0.1:1/0"),
             "kafka_brokers": "127.0.0.1:1",

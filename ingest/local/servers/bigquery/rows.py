@@ -366,20 +366,24 @@ def arrow_table(fields: Sequence[Field], rows: Sequence[Mapping[str, Any]]) -> p
 # ---------------------------------------------------------------------------------------------- storage -> answers
 
 
-def spell_row(fields: Sequence[Field], row: Sequence[Any], timestamp_format: str) -> dict[str, Any]:
+def format_row(fields: Sequence[Field], row: Sequence[Any], timestamp_format: str) -> dict[str, Any]:
     """Returns a row of a result in the service's format, `{"f": [{"v": ...}, ...]}`, with scalars as text."""
-    return {"f": [{"v": _spell(field, value, timestamp_format)} for field, value in zip(fields, row, strict=True)]}
+    return {
+        "f": [
+            {"v": _format_value(field, value, timestamp_format)} for field, value in zip(fields, row, strict=True)
+        ]
+    }
 
 
-def _spell(field: Field, value: Any, timestamp_format: str) -> Any:
+def _format_value(field: Field, value: Any, timestamp_format: str) -> Any:
     if field.mode == "REPEATED":
         one = Field(field.name, field.type, "NULLABLE", field.fields)
-        return [{"v": _spell(one, item, timestamp_format)} for item in value or ()]
+        return [{"v": _format_value(one, item, timestamp_format)} for item in value or ()]
     if value is None:
         return None
     match field.type:
         case "RECORD":
-            return spell_row(field.fields, [value[inner.name] for inner in field.fields], timestamp_format)
+            return format_row(field.fields, [value[inner.name] for inner in field.fields], timestamp_format)
         case "BOOLEAN":
             return "true" if value else "false"
         case "FLOAT":
@@ -389,7 +393,7 @@ def _spell(field: Field, value: Any, timestamp_format: str) -> Any:
                 else str(value).replace("inf", "Infinity").replace("nan", "NaN")
             )
         case "TIMESTAMP":
-            return _spell_timestamp(value, timestamp_format)
+            return _format_timestamp(value, timestamp_format)
         case "DATETIME" | "DATE" | "TIME":
             return str(value.isoformat())
         case "NUMERIC" | "BIGNUMERIC":
@@ -401,7 +405,7 @@ def _spell(field: Field, value: Any, timestamp_format: str) -> Any:
             return str(value)
 
 
-def _spell_timestamp(value: datetime, timestamp_format: str) -> str:
+def _format_timestamp(value: datetime, timestamp_format: str) -> str:
     microseconds = (value - _EPOCH) // timedelta(microseconds=1)
     match timestamp_format:
         case "INT64":

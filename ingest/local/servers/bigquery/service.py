@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from ingest.local.servers.bigquery.errors import ApiError
 from ingest.local.servers.bigquery.jobs import Job, Jobs
 from ingest.local.servers.bigquery.names import TableName
-from ingest.local.servers.bigquery.rows import resource_of, spell_row
+from ingest.local.servers.bigquery.rows import format_row, resource_of
 from ingest.local.servers.bigquery.store import Store
 
 PAGE_ROWS = 10_000
@@ -140,7 +140,7 @@ class Service:
         answer: dict[str, Any] = {
             "kind": "bigquery#tableDataList",
             "totalRows": str(total),
-            "rows": [spell_row(fields, row, call.timestamp_format) for row in rows],
+            "rows": [format_row(fields, row, call.timestamp_format) for row in rows],
         }
         if count and start + len(rows) < total:
             answer["pageToken"] = str(start + len(rows))
@@ -234,7 +234,7 @@ class Service:
         }
         if rows:
             # An empty list is omitted: clients first request maxResults=0 and use `rows`, if present, as the page.
-            answer["rows"] = [spell_row(job.result.fields, row, call.timestamp_format) for row in rows]
+            answer["rows"] = [format_row(job.result.fields, row, call.timestamp_format) for row in rows]
         if job.result.affected is not None:
             answer["numDmlAffectedRows"] = str(job.result.affected)
         if count and start + len(rows) < len(job.result.rows):

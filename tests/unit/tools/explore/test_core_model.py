@@ -46,7 +46,7 @@ def test_no_order_of_events_breaks_an_invariant(messages: tuple[int, ...], fault
     """No order of events breaks an invariant, and the end can be reached from every state."""
     result = searched(messages, faults)
 
-    assert result.broken == "", "\n".join(result.story)
+    assert result.broken == "", "\n".join(result.trace)
     assert result.complete
     assert result.states >= states_min
     assert result.done
@@ -56,7 +56,7 @@ def test_a_reader_that_no_other_affects_may_continue_alone() -> None:
     """Without the reduction for independent readers, the world has more states, all of which are valid."""
     every = Search(CoreModel((1,), 1, every_order=True), 1).run()
 
-    assert every.complete, "\n".join(every.story)
+    assert every.complete, "\n".join(every.trace)
     assert every.states > searched((1,), 1).states
 
 
@@ -70,9 +70,9 @@ def test_a_planted_bug_is_found(tmp_path: Path, bug: str, world: str, faults: in
 
     assert found.code == 1, found.broken
     assert broken in found.broken
-    assert "is assigned p0" in found.story[0]
-    assert found.story[-1] == found.broken
-    assert len(found.story) < 40
+    assert "is assigned p0" in found.trace[0]
+    assert found.trace[-1] == found.broken
+    assert len(found.trace) < 40
 
 
 def test_the_copy_without_a_bug_passes(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_messages_may_expire() -> None:
     """
     expiring = explore(Bound((1,), 1, expiry=True)).result
 
-    assert expiring.complete, "\n".join(expiring.story)
+    assert expiring.complete, "\n".join(expiring.trace)
     assert expiring.states > searched((1,), 1).states
 
 
@@ -158,7 +158,7 @@ def test_a_planted_bug_is_printed_with_its_steps() -> None:
     found = planted.found(bug)
 
     lines = bug_as_text(bug, found).splitlines()
-    assert lines[0] == f"planted: {bug.name} ({bug.file}): found in {len(found.story) - 1} lines"
+    assert lines[0] == f"planted: {bug.name} ({bug.file}): found in {len(found.trace) - 1} lines"
     assert lines[-1].strip() == "it settles [0, 1), which is not durable"
     assert "NOT FOUND" in bug_as_text(bug, planted.Found(0, "", ()))
 

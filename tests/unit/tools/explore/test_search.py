@@ -41,7 +41,7 @@ def test_every_state_is_visited_once() -> None:
 
     assert (result.states, result.steps, result.depth, result.done) == (4, 4, 2, 1)
     assert result.complete
-    assert result.story == []
+    assert result.trace == []
 
 
 def test_the_shortest_path_to_a_violation_is_returned() -> None:
@@ -50,7 +50,7 @@ def test_the_shortest_path_to_a_violation_is_returned() -> None:
 
     result = Search(Graph(edges, [])).run()
 
-    assert result.story == ["5", "6", "broken 8"]
+    assert result.trace == ["5", "6", "broken 8"]
     assert not result.complete
 
 
@@ -58,7 +58,7 @@ def test_a_state_from_which_the_end_cannot_be_reached_is_found() -> None:
     """State 2 of the graph, which loops forever, is reported because the end cannot be reached from it."""
     result = Search(Graph({0: [(1, 1), (2, 2)], 2: [(3, 4)], 4: [(4, 2)]}, [1])).run()
 
-    assert result.story[:-1] == ["2"]
+    assert result.trace[:-1] == ["2"]
     assert "no further order of events" in result.broken
 
 
@@ -71,11 +71,11 @@ def test_a_fault_is_not_a_path_to_the_end() -> None:
 def test_the_violation_with_the_fewest_faults_is_reported() -> None:
     """The violation with the fewest faults is reported, even if another path with a fault is shorter."""
     edges = {0: [(90, -1), (1, 1)], 1: [(1, 2)], 2: [(1, -2)], 3: [(91, -3)]}
-    assert Search(Graph(edges, []), 1).run().story == ["1", "1", "1", "broken 2"]
+    assert Search(Graph(edges, []), 1).run().trace == ["1", "1", "1", "broken 2"]
 
     edges = {0: [(90, 3), (1, 1)], 1: [(1, 2)], 2: [(1, 4)], 3: [(91, -3)], 4: []}
     assert Search(Graph(edges, [1, 2, 3, 4]), 1).run().complete
-    assert Search(Graph(edges, [4]), 2).run().story == ["90", "91", "broken 3"]
+    assert Search(Graph(edges, [4]), 2).run().trace == ["90", "91", "broken 3"]
 
 
 def test_a_state_is_expanded_with_the_fewest_faults_that_lead_to_it() -> None:
@@ -88,4 +88,4 @@ def test_a_state_is_expanded_with_the_fewest_faults_that_lead_to_it() -> None:
 
     result = Search(Graph(edges, [2]), 1).run()
 
-    assert result.story == ["1", "1", "91", "broken 4"]
+    assert result.trace == ["1", "1", "91", "broken 4"]

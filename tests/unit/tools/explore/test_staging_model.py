@@ -79,7 +79,7 @@ def test_no_order_of_round_trips_breaks_an_invariant(faults: int, states_min: in
     """
     result = Search(StagingModel(), faults).run()
 
-    assert result.broken == "", "\n".join(result.story)
+    assert result.broken == "", "\n".join(result.trace)
     assert result.complete
     assert result.states >= states_min
     assert result.done
@@ -92,9 +92,9 @@ def test_a_planted_bug_is_found(tmp_path: Path, mutant: Mutant, faults: int, bro
 
     assert found.code == 1, found.broken
     assert broken in found.broken
-    assert found.story[0].strip().startswith("dispatch of blobs")
-    assert found.story[-1] == found.broken
-    assert len(found.story) < 30
+    assert found.trace[0].strip().startswith("dispatch of blobs")
+    assert found.trace[-1] == found.broken
+    assert len(found.trace) < 30
 
 
 def test_an_altered_script_stops_the_explorer() -> None:

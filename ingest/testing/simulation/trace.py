@@ -22,7 +22,7 @@ class Violation(BaseException):
         self.text = text
 
 
-class Story:
+class Trace:
     """The lines of a history, in order of simulated time, and counts of the situations that the run reached
     (marks).
     """

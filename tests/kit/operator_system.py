@@ -34,7 +34,7 @@ DEADLINE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class Office:
+class OperatorSystem:
     """The operator environment, whose REPLAYS_* variables are in `env`.
 
     The topic holds `message 0` to `message 4`, on partition 0.
@@ -83,7 +83,7 @@ class Office:
             sink.close()
 
 
-def set_up_office(env: dict[str, str]) -> Settings:
+def set_up_operator_system(env: dict[str, str]) -> Settings:
     """Creates topics, bucket and tables, and produces the messages. The Redis database is emptied."""
     settings = settings_of(env)
     Redis.from_url(settings.redis_url.get_secret_value()).flushdb()
@@ -97,14 +97,14 @@ def set_up_office(env: dict[str, str]) -> Settings:
 
 
 @contextmanager
-def open_office(env: dict[str, str], settings: Settings) -> Iterator[Office]:
+def open_operator_system(env: dict[str, str], settings: Settings) -> Iterator[OperatorSystem]:
     """Opens an operator environment with a live reader. Redis is emptied afterwards."""
     inbox: queue.SimpleQueue[on.Event] = queue.SimpleQueue()
-    office = Office(env, settings, Dispatcher(settings, READER, inbox), inbox)
-    office.reader.start()
+    operator_system = OperatorSystem(env, settings, Dispatcher(settings, READER, inbox), inbox)
+    operator_system.reader.start()
     try:
-        yield office
+        yield operator_system
     finally:
-        office.reader.stop(1.0)
+        operator_system.reader.stop(1.0)
         DecisionWriter(settings).write(dict.fromkeys(load(settings).entries))
-        office.redis.flushdb()
+        operator_system.redis.flushdb()

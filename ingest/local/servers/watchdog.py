@@ -2,14 +2,14 @@
 
 The module runs as a script, by path, and uses only the standard library.
 
-One warden serves one parent. The warden reads commands from its standard input, one per line:
+One watchdog serves one parent. The watchdog reads commands from its standard input, one per line:
 
     +PGID     watch this process group
     -PGID     forget it
     *PATH     remove this directory at the end, if it is a temporary one
 
-The kernel closes this pipe when the parent ends, even by `kill -9`. The warden then kills every group that is
-still watched, removes the directories, and exits. The warden works on Linux and macOS.
+The kernel closes this pipe when the parent ends, even by `kill -9`. The watchdog then kills every group that is
+still watched, removes the directories, and exits. The watchdog works on Linux and macOS.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ PAYLOAD_BYTES_MAX = 16 * MiB
 
 
 @dataclass(frozen=True, slots=True)
-class TaskStory:
+class TaskHistory:
     """One flush task. `starts`: number of runs that started but did not end. `error`: the last run's error, until
     the task is done."""
 
@@ -52,7 +52,7 @@ class TaskStory:
 
 
 @dataclass(frozen=True, slots=True)
-class Story:
+class BatchHistory:
     """A staged batch. `projects` may be incomplete if `projects_complete` is false."""
 
     reader: str
@@ -60,7 +60,7 @@ class Story:
     partition: int
     start: int
     stop: int
-    tasks: tuple[TaskStory, ...]
+    tasks: tuple[TaskHistory, ...]
     projects: tuple[str, ...]
     projects_complete: bool
 
@@ -70,7 +70,9 @@ class Story:
         return all(task.done for task in self.tasks)
 
 
-def story(client: Redis[bytes], settings: Settings, batch_id: str, reference: str = "") -> Story | None:
+def batch_history(
+    client: Redis[bytes], settings: Settings, batch_id: str, reference: str = ""
+) -> BatchHistory | None:
     """Finds a batch by its id or by its exact `reference`. Returns None if no part of the batch is staged. Raises
     RedisError.
     """
@@ -82,7 +84,7 @@ def story(client: Redis[bytes], settings: Settings, batch_id: str, reference: st
         except Incompatible:  # staged by a newer release
             continue
         if manifest is not None:
-            return _story(staging, key, manifest)
+            return _history_of(staging, key, manifest)
     return None
 
 
@@ -99,13 +101,13 @@ def _keys(client: Any, settings: Settings, batch_id: str) -> list[str]:
     return sorted(found)
 
 
-def _story(staging: Staging, key: str, manifest: Manifest) -> Story:
+def _history_of(staging: Staging, key: str, manifest: Manifest) -> BatchHistory:
     names = [entry.name for entry in manifest.tasks]
     missing = set(staging.unmarked(manifest, names)) if names else set()
     errors = staging.client.hmget(key, [f"error/{name}" for name in names]) if names else []
     starts = _starts(staging.client, key)
     tasks = tuple(
-        TaskStory(
+        TaskHistory(
             name=entry.name,
             stage=entry.stage,
             sink=entry.sink,
@@ -118,7 +120,7 @@ def _story(staging: Staging, key: str, manifest: Manifest) -> Story:
         for entry, error in zip(manifest.tasks, errors, strict=True)
     )
     projects, complete = _projects(staging.client, key, [one for one in manifest.tasks if one.name in missing])
-    return Story(
+    return BatchHistory(
         manifest.reader,
         manifest.topic,
         manifest.partition,
