@@ -80,7 +80,7 @@ def main() -> int:
         parked = metric(env["REPLAYS_HTTP_PORT"], "replays_reader_batches_parked_total")
         whole = None
         if args.reconcile:
-            expected = Expectation.of_manifest(manifest, settings=settings)
+            expected = Expectation.from_manifest(manifest, settings=settings)
             whole = reconcile(settings, expected).ok
     return report(intervals, proxy, int(parked), whole, args)
 

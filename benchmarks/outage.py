@@ -182,7 +182,7 @@ def main() -> int:
         produced = load.stop()
         outcome.messages = produced.messages
         wait(lambda: watch.committed() == produced.ends, RECOVERY_SECONDS_MAX, "everything to be committed")
-        outcome.whole = reconcile(settings, Expectation.of_manifest(load.manifest, settings=settings)).ok
+        outcome.whole = reconcile(settings, Expectation.from_manifest(load.manifest, settings=settings)).ok
     report(outcome, args)
     return int(not outcome.whole or outcome.seconds[FIRST] > args.first_seconds_max)
 

@@ -97,7 +97,7 @@ class Outcome:
         return self.amid and not self.fell and not self.missing
 
 
-def longest_still(samples: Sequence[tuple[float, int]], until: float) -> float:
+def longest_standstill_seconds(samples: Sequence[tuple[float, int]], until: float) -> float:
     """Returns the longest time between two increases of a count, up to `until`. `samples`: pairs
     (seconds, count), in order.
     """
@@ -370,7 +370,7 @@ def run(stack: Stack, case: str, number: int, directory: Path, args: argparse.Na
             fleet.wait_until_committed(produced.ends, WAIT_SECONDS_MAX)
             watch.wait_until_committed(sum(produced.ends.values()))
             time.sleep(2 * SNAPSHOT_SECONDS + 4 * POLL_SECONDS)  # to record the last figures of each reader
-        expected = Expectation.of_manifest(manifest, settings=fleet.settings)
+        expected = Expectation.from_manifest(manifest, settings=fleet.settings)
         statsd_url = stack.addresses["statsd_query"]
         report = reconcile(fleet.settings, expected, statsd_url=statsd_url)
         stored = SIZES + "size_compressed"
@@ -381,7 +381,9 @@ def run(stack: Stack, case: str, number: int, directory: Path, args: argparse.Na
             packets=read_metrics(statsd_url)[stored].count,
             packets_expected=expected.metrics[stored].count,
             moved=moved(fleet.children.values(), load.began),
-            still_seconds_max=longest_still([sample for sample in watch.samples if sample[1] > 0], load.ended_at),
+            still_seconds_max=longest_standstill_seconds(
+                [sample for sample in watch.samples if sample[1] > 0], load.ended_at
+            ),
             fell=watch.fell,
             amid=amid,
             missing="" if report.ok else report.failures(),

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.common import machine, show, write_json
-from benchmarks.rebalance import WAIT_SECONDS_MAX, Load, Watch, fleet_of, longest_still
+from benchmarks.rebalance import WAIT_SECONDS_MAX, Load, Watch, fleet_of, longest_standstill_seconds
 from ingest.local.compare.reconcile import reconcile
 from ingest.local.fleet import DRAIN_SECONDS, SESSION_SECONDS, Fleet, isolated
 from ingest.local.launch import SHORT_TIMEOUTS, temporary_files_in_memory
@@ -66,7 +66,7 @@ def stops(samples: Sequence[tuple[float, Mapping[int, int]]], since: float, unti
     `until`.
     """
     return {
-        partition: longest_still(
+        partition: longest_standstill_seconds(
             [(at, offsets.get(partition, 0)) for at, offsets in samples if since <= at <= until], until
         )
         for partition in range(SOURCE_PARTITIONS)
@@ -111,7 +111,7 @@ def run(stack: Stack, directory: Path, args: argparse.Namespace) -> Outcome:
             produced = load.end()
             fleet.wait_until_committed(produced.ends, WAIT_SECONDS_MAX)
             watch.wait_until_committed(sum(produced.ends.values()))
-        report = reconcile(fleet.settings, Expectation.of_manifest(manifest, settings=fleet.settings))
+        report = reconcile(fleet.settings, Expectation.from_manifest(manifest, settings=fleet.settings))
         return Outcome(
             messages=produced.messages,
             settled_seconds=settled,

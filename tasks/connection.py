@@ -42,7 +42,7 @@ from tasks.settings import Settings
 
 CONNECT_SECONDS_MAX = 3.0
 # Timeout of calls that test whether Redis can be used, while a user waits: commands, pages, and process startup.
-LOOK_SECONDS_MAX = 1.5
+CHECK_SECONDS_MAX = 1.5
 # Timeout per Sentinel, so that a hanging Sentinel does not use up the time for the other Sentinels.
 SENTINEL_SECONDS_MAX = 1.0
 
@@ -350,7 +350,7 @@ def refusal(client: Any) -> str:
 
 def refuse_unsupported(settings: Settings) -> None:
     """Raises RedisRefused if Redis responds but is not supported. If Redis is unreachable, startup continues."""
-    client: Any = connect(settings, retries=0, seconds_max=LOOK_SECONDS_MAX)
+    client: Any = connect(settings, retries=0, seconds_max=CHECK_SECONDS_MAX)
     try:
         text = refusal(client)
     except (RedisError, OSError):

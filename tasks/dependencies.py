@@ -19,7 +19,7 @@ from tasks.observe.loops import Loop
 from tasks.settings import Settings
 from tasks.wire import SinkName
 
-CHECK_SECONDS_MAX = connection.LOOK_SECONDS_MAX
+CHECK_SECONDS_MAX = connection.CHECK_SECONDS_MAX
 KAFKA_SECONDS_MAX = 2.0  # includes connecting, with TLS and a login
 DOWN_SECONDS_MAX = 1.0
 INTERVAL_SECONDS = 5.0

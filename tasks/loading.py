@@ -51,7 +51,7 @@ class SettingsError(click.ClickException):
 
 VALUE_CHARACTERS_MAX = 100
 # The similarity of REDIS_URI and REDIS_URL is 0.89; that of CLICKHOUSE_HOST and CLICKHOUSE_USER is 0.80.
-CLOSE_RATIO_MIN = 0.85
+SIMILARITY_RATIO_MIN = 0.85
 # Kubernetes sets this variable in every container.
 POD_VARIABLE = "KUBERNETES_SERVICE_HOST"
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -180,7 +180,7 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     unrelated setting would be misleading. The comparison leaves out the prefix, which all names share.
     """
     by_text = {known.removeprefix(ENV_PREFIX): known for known in names}
-    close = difflib.get_close_matches(name.removeprefix(ENV_PREFIX), by_text, n=1, cutoff=CLOSE_RATIO_MIN)
+    close = difflib.get_close_matches(name.removeprefix(ENV_PREFIX), by_text, n=1, cutoff=SIMILARITY_RATIO_MIN)
     if close:
         return f"did you mean {by_text[close[0]]}?"
     return "remove it (docs/settings.md lists them all; an option of a command, such as --port, is not a setting)"

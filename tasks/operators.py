@@ -30,7 +30,7 @@ from tasks.settings import Settings
 
 log = logging.getLogger(__name__)
 AUDIT_ENTRIES_MAX = 10_000
-AUDIT_PRUNED_AT_ONCE = 100
+AUDIT_PRUNE_BATCH_SIZE = 100
 
 
 class Copy:
@@ -138,7 +138,7 @@ class Copy:
     def oldest_audit_keys(self) -> list[str]:
         """Returns the keys of the oldest actions beyond the limit."""
         too_many = int(self._client.zcard(self._audit)) - AUDIT_ENTRIES_MAX
-        if too_many < AUDIT_PRUNED_AT_ONCE:
+        if too_many < AUDIT_PRUNE_BATCH_SIZE:
             return []
         found = self._client.zrange(self._audit, 0, too_many - 1)
         opened = [self._seals.open_object(Purpose.DECISION, self._audit, text) for text in found]

@@ -566,7 +566,7 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _both_apis_of_bigquery_have_one_server(self) -> Self:
+    def _check_bigquery_endpoints(self) -> Self:
         if self.bigquery_write == "storage" and self.bigquery_endpoint and not self.bigquery_storage_endpoint:
             raise ValueError(
                 f"{ENV_PREFIX}BIGQUERY_STORAGE_ENDPOINT: set it to the emulator's gRPC address, because "

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 PASSWORD_CHARACTERS_MIN = 8
-FREE_FAILURES = 5
+FAILURES_BEFORE_DELAY = 5
 DELAY_SECONDS_MIN, DELAY_SECONDS_MAX = 1.0, 60.0
 FAILURES_RESET_SECONDS = 600.0
 
@@ -43,10 +43,10 @@ class Throttle:
     @property
     def delay_seconds(self) -> float:
         """Delay after the last failure."""
-        doubled = min(self._failures - FREE_FAILURES, 10)
+        doubled = min(self._failures - FAILURES_BEFORE_DELAY, 10)
         return 0.0 if doubled < 0 else min(DELAY_SECONDS_MAX, DELAY_SECONDS_MIN * 2.0**doubled)
 
-    def pass_or_raise(self) -> None:
+    def raise_if_throttled(self) -> None:
         """Raises Throttled unless an attempt may be checked now."""
         now = self._clock()
         if now - self._failed_at >= FAILURES_RESET_SECONDS:
@@ -73,7 +73,7 @@ class Throttle:
         self._refused = 0
 
 
-def people_of(text: str) -> list[str]:
+def users_of(text: str) -> list[str]:
     """Returns the `user:password` entries of a comma-separated string."""
     return [part.strip() for part in text.split(",") if part.strip()]
 

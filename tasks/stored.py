@@ -22,7 +22,7 @@ from tasks.sinks.gcs import sink as gcs
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StoredLocation:
     """Location of a segment's bytes. `length_bytes` is None if the segment is the whole object."""
 
     project_id: int
@@ -37,11 +37,11 @@ class Place:
 class Stored:
     """One segment. `content` is None if its object is missing (expired or deleted)."""
 
-    place: Place
+    place: StoredLocation
     content: bytes | None
 
 
-def places(settings: Settings, replay_id: str, project_id: int | None = None) -> list[Place]:
+def places(settings: Settings, replay_id: str, project_id: int | None = None) -> list[StoredLocation]:
     """Returns a replay's segments, ordered by project and segment number. Raises clickhouse-connect errors."""
     where = "WHERE replay_id = {replay:UUID}"
     parameters: dict[str, Any] = {"replay": replay_id}
@@ -60,7 +60,7 @@ def places(settings: Settings, replay_id: str, project_id: int | None = None) ->
         ).result_rows
     within = {(row[0], row[1]): tuple(row[2:]) for row in packed}
     return [
-        Place(project, replay_id, segment, *within.get((project, segment), (name,)))
+        StoredLocation(project, replay_id, segment, *within.get((project, segment), (name,)))
         for project, segment, name in own_objects
     ]
 
@@ -73,12 +73,12 @@ def read_replay(settings: Settings, replay_id: str, project_id: int | None = Non
     try:
         bucket = server.bucket(settings.gcs_bucket)
         for place in found:
-            yield Stored(place, read_place(bucket, place, settings.sink_timeout_seconds))
+            yield Stored(place, read_stored(bucket, place, settings.sink_timeout_seconds))
     finally:
         server.close()
 
 
-def read_place(bucket: Any, place: Place, timeout_seconds: float) -> bytes | None:
+def read_stored(bucket: Any, place: StoredLocation, timeout_seconds: float) -> bytes | None:
     """Returns the bytes of one segment; None if the object is missing. `bucket`: a `Bucket` from
     google-cloud-storage."""
     span: dict[str, int] = {}

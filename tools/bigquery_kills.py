@@ -54,7 +54,7 @@ TASK = str(TaskName(Stage.ROWS, SinkName.BIGQUERY, 0))
 TABLE = "replay_events"
 NOON = 1_795_000_000
 ROWS_MAX = 40
-UNTIL_SECONDS = 3600
+DEADLINE_SECONDS = 3600
 PROCESS_SECONDS_MAX = 120
 PRELOADED = ["tasks.flush", "tasks.sinks.bigquery.storage_write"]
 # The maximum delay between passing a request to gRPC and the kill. It is long enough that some requests have been
@@ -133,7 +133,7 @@ def run_task(environment: Mapping[str, str], batch: str, death: Death | None) ->
 
     if death is not None:
         plan(death)
-    until = int(time.time()) + UNTIL_SECONDS
+    until = int(time.time()) + DEADLINE_SECONDS
     result = flush_bigquery.apply(kwargs={"batch": batch, "task": TASK, "until": until})
     # gRPC threads would delay the exit of the process.
     os._exit(0 if result.successful() else 1)

@@ -332,7 +332,7 @@ def _refusal(module: str, row: int | None, found: Import) -> str:
     if not top:
         return "imports must be absolute"
     if top in OURS:
-        return _refusal_of_ours(row, found)
+        return _first_party_refusal(row, found)
     if top in sys.stdlib_module_names:
         standard = TABLE[row].standard if row is not None else None
         allowed = standard is None or any(within(found.module, name) for name in standard)
@@ -342,7 +342,7 @@ def _refusal(module: str, row: int | None, found: Import) -> str:
     return "" if TABLE[row].may_use(module, top) else "its row does not list this library"
 
 
-def _refusal_of_ours(row: int | None, found: Import) -> str:
+def _first_party_refusal(row: int | None, found: Import) -> str:
     imported_row = row_of(found.name)
     if row is None:
         return "the importing module has no row in the table"

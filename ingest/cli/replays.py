@@ -465,10 +465,10 @@ def web_command(port: int, no_login: bool) -> None:
     """
     from ingest.web.server import run
     from tasks.observe.logs import configure
-    from tasks.sign_in import PASSWORD_CHARACTERS_MIN, is_weak, people_of
+    from tasks.sign_in import PASSWORD_CHARACTERS_MIN, is_weak, users_of
 
     loaded = settings()
-    people = people_of(loaded.flower_basic_auth.get_secret_value())
+    people = users_of(loaded.flower_basic_auth.get_secret_value())
     if any(map(is_weak, people)):
         raise SettingsError(
             "REPLAYS_FLOWER_BASIC_AUTH must be user:password, with a password of at least "

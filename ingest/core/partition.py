@@ -133,9 +133,9 @@ class Partition:
         self.epoch = self.builder.epoch = event.epoch
         self.position, self.end = event.resumed_at, None
         self._gap_until = event.resumed_at
-        self.pass_gap()
+        self.skip_gap()
 
-    def pass_gap(self) -> None:
+    def skip_gap(self) -> None:
         """Makes the end of a gap committable once every batch before it has settled, so that the gap is not
         handled again after a crash."""
         if self._gap_until and not len(self.builder) and not self.flights:

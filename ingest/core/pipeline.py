@@ -242,7 +242,7 @@ class Pipeline:
     # Messages become batches
 
     def _on_message(self, event: on.MessageParsed, now: float) -> Iterable[do.Command]:
-        owned = self._taking(event)
+        owned = self._accepting_partition(event)
         if owned is None:
             return
         if owned.deferred is not None:
@@ -271,7 +271,7 @@ class Pipeline:
         if reason is not None:
             yield from self._halt(reason, now)
 
-    def _taking(self, event: on.MessageParsed | on.MessageDeferred) -> Partition | None:
+    def _accepting_partition(self, event: on.MessageParsed | on.MessageDeferred) -> Partition | None:
         """Returns the message's partition if the pipeline accepts the message, otherwise None."""
         owned = self._owned.get(event.source)
         if owned is None or owned.epoch != event.epoch or event.offset < owned.position:
@@ -283,7 +283,7 @@ class Pipeline:
     def _on_deferred(self, event: on.MessageDeferred, now: float) -> Iterable[do.Command]:
         """Holds back later messages of the partition. The partition's open batch is still cut by age if parsing
         takes a long time."""
-        owned = self._taking(event)
+        owned = self._accepting_partition(event)
         if owned is None:
             return
         assert owned.deferred is None, (event, owned.deferred)
@@ -419,7 +419,7 @@ class Pipeline:
                 if batch is not None:
                     owned.take(batch, now)
                 owned.take_end(now)
-            owned.pass_gap()
+            owned.skip_gap()
             owned.commits.give_up(now)
         self._probes.release(self.in_flight, now)
         yield from self._renew(now)

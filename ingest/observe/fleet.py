@@ -16,7 +16,7 @@ from ingest.observe.metrics import Metrics
 from ingest.settings import Settings
 from tasks.breaker import BreakerPhase, read_states
 from tasks.configuration import configuration
-from tasks.connection import LOOK_SECONDS_MAX, advice, connect, prove_writable, refusal
+from tasks.connection import CHECK_SECONDS_MAX, advice, connect, prove_writable, refusal
 from tasks.coordination import Coordination
 from tasks.errors import shortened
 from tasks.faults import START_WORKER_ADVICE, Fault, Server
@@ -142,7 +142,7 @@ class FleetWatch:
         test, because a read-only replica also responds to reads. Raises RedisError. Until Redis has responded
         once, the timeout is short."""
         if not self._kind_is_known:
-            with closing(connect(self._settings, retries=0, seconds_max=LOOK_SECONDS_MAX)) as client:
+            with closing(connect(self._settings, retries=0, seconds_max=CHECK_SECONDS_MAX)) as client:
                 client.ping()
             text = refusal(self._client)
             if text:

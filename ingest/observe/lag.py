@@ -55,9 +55,9 @@ class Lag:
         for source, (_, end) in ranges.items():
             self._ends[source.partition] = max(end, self._ends.get(source.partition, 0))
 
-    def of(self, state: PartitionState, wall: float) -> PartitionState:
-        """Adds the log end, the lag in messages and the lag in seconds to the state. `wall`: the wall-clock time
-        in Unix seconds.
+    def of(self, state: PartitionState, wall_clock: float) -> PartitionState:
+        """Adds the log end, the lag in messages and the lag in seconds to the state. `wall_clock`: the
+        wall-clock time in Unix seconds.
 
         Without a committed offset, all messages read so far count as lag.
         """
@@ -70,7 +70,7 @@ class Lag:
             while times and times[0][0] < done:
                 times.popleft()
             oldest_ms = times[0][1] if times else self._newest_ms.get(state.partition, 0)
-            lag_seconds = max(0.0, wall - oldest_ms / 1000) if oldest_ms else 0.0
+            lag_seconds = max(0.0, wall_clock - oldest_ms / 1000) if oldest_ms else 0.0
         return msgspec.structs.replace(state, high=high, lag_messages=lag_messages, lag_seconds=lag_seconds)
 
     def forget(self, partition: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from tasks.observe.meters import BYTES, COUNTS, LONG_SECONDS, Definition, Kind, MultiprocessMode
 
 READER = _R = "replays.reader."
-CONSUMER = _B = "replays.recording_consumer."
+CONSUMER = "replays.recording_consumer."
 
 DEFINITIONS: tuple[Definition, ...] = (
     # Messages
@@ -128,33 +128,33 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition(_R + "partitions_assigned", Kind.GAUGE, "partitions", "Partitions assigned to this reader."),
     # Batches
     Definition(
-        _B + "buffer_message_count",
+        CONSUMER + "buffer_message_count",
         Kind.HISTOGRAM,
         "messages",
         "Number of messages in a batch when the batch is cut.",
         buckets=COUNTS,
     ),
     Definition(
-        _B + "buffer_size_in_bytes",
+        CONSUMER + "buffer_size_in_bytes",
         Kind.HISTOGRAM,
         "bytes",
         "Staged bytes of a batch when the batch is cut.",
         buckets=BYTES,
     ),
     Definition(
-        _B + "exceeded_max_message_count",
+        CONSUMER + "exceeded_max_message_count",
         Kind.COUNTER,
         "batches",
         "Batches cut because batch_messages_max was reached.",
     ),
     Definition(
-        _B + "exceeded_buffer_byte_size",
+        CONSUMER + "exceeded_buffer_byte_size",
         Kind.COUNTER,
         "batches",
         "Batches cut because batch_bytes_max was reached.",
     ),
     Definition(
-        _B + "exceeded_last_buffer_commit_time",
+        CONSUMER + "exceeded_last_buffer_commit_time",
         Kind.COUNTER,
         "batches",
         "Batches cut because batch_age_seconds_max was reached.",

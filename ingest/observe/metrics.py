@@ -90,7 +90,8 @@ class Metrics:
     `snapshot`.
 
     `reasons` and `warnings`: all stable names, whose series exist from startup. `on_end` is called with each batch
-    that ended. `wall` returns Unix seconds, for message ages; `cpu` returns the CPU seconds of the calling thread.
+    that ended. `wall_clock` returns Unix seconds, for message ages; `cpu` returns the CPU seconds of the calling
+    thread.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Metrics:
         reasons: Iterable[str] = (),
         warnings: Iterable[str] = (),
         on_end: Callable[[Journey], None] = lambda journey: None,
-        wall: Callable[[], float] = time.time,
+        wall_clock: Callable[[], float] = time.time,
         cpu: Callable[[], float] = time.thread_time,
     ) -> None:
         self.registry = CollectorRegistry()
@@ -107,7 +108,7 @@ class Metrics:
         self.snapshot = Snapshot(now=0.0)
         self._settings = settings
         self._on_end = on_end
-        self._wall = wall
+        self._wall_clock = wall_clock
         self._journal = Journal()
         self._pipeline: Pipeline | None = None
         self._log_ends: LogEnds | None = None
@@ -311,10 +312,10 @@ class Metrics:
             self.meters.observe(_R + "commit_seconds", now - sent_at)
 
     def _end_to_end(self, batch: Batch) -> None:
-        wall = self._wall()
+        wall_clock = self._wall_clock()
         for received, segments in Counter(segment.received for segment in batch.segments).items():
-            if received <= wall + FUTURE_SECONDS_MAX:
-                self.meters.observe(_R + "end_to_end_seconds", max(0.0, wall - received), times=segments)
+            if received <= wall_clock + FUTURE_SECONDS_MAX:
+                self.meters.observe(_R + "end_to_end_seconds", max(0.0, wall_clock - received), times=segments)
 
     def unowned(self, lag_messages: Mapping[int, int]) -> None:
         """Sets the lag of each partition without an owner, -1 if unknown. All calls must come from the same
@@ -370,8 +371,8 @@ class Metrics:
         before = self.snapshot
         raw = take(self._pipeline, now)
         self._lag.update_log_ends(self._log_ends.log_ranges())
-        wall = self._wall()
-        partitions = tuple(self._lag.of(state, wall) for state in raw.partitions)
+        wall_clock = self._wall_clock()
+        partitions = tuple(self._lag.of(state, wall_clock) for state in raw.partitions)
         self.snapshot = msgspec.structs.replace(raw, partitions=partitions)
         elapsed = now - before.now if before.now else 0.0
         if before.paused:

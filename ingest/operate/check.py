@@ -14,7 +14,7 @@ from ingest.operate import rehearsal
 from ingest.operate.finding import Finding, Severity
 from ingest.operate.text import count_text, size_text
 from ingest.settings import Settings
-from tasks.connection import LOOK_SECONDS_MAX, advice, connect, fault_of, prove_writable, refusal
+from tasks.connection import CHECK_SECONDS_MAX, advice, connect, fault_of, prove_writable, refusal
 from tasks.faults import WHAT_TO_DO, Cause, Server
 from tasks.kafka.options import without_secrets as without_option_secrets
 from tasks.kafka.topics import ClusterUnreachable, Topics
@@ -199,7 +199,7 @@ def _kafka(settings: Settings) -> Iterable[Finding]:
 
 
 def _redis(settings: Settings) -> Iterable[Finding]:
-    client = connect(settings, retries=0, seconds_max=LOOK_SECONDS_MAX)
+    client = connect(settings, retries=0, seconds_max=CHECK_SECONDS_MAX)
     refused = refusal(client)
     if refused:
         yield Finding(REDIS_KIND, Severity.BAD, refused)

@@ -92,7 +92,7 @@ class FittedTable:
         """Returns the cells of all rows, in their short form if the long forms of all columns need more than
         `width`."""
         rows = [row for row, _ in self._rows]
-        if self._total(self._least(rows, index) for index in range(len(self._columns))) <= width:
+        if self._total(self._min_width(rows, index) for index in range(len(self._columns))) <= width:
             return rows
         shorts = [column.short or str for column in self._columns]
         return [
@@ -105,7 +105,7 @@ class FittedTable:
 
         Columns without any text are shown only if no text of another column is cut.
         """
-        least = {index: self._least(rows, index) for index in range(len(self._columns))}
+        least = {index: self._min_width(rows, index) for index in range(len(self._columns))}
         ranks = {index: column.rank for index, column in enumerate(self._columns)}
         empty = {index for index in least if ranks[index] and all(row[index].plain in EMPTY_CELLS for row in rows)}
         shown: dict[int, int] = {}
@@ -124,7 +124,7 @@ class FittedTable:
         name = cell_len(self._columns[index].name)
         return max(name, *(cell_len(row[index].plain) for row in rows), 1)
 
-    def _least(self, rows: list[list[Text]], index: int) -> int:
+    def _min_width(self, rows: list[list[Text]], index: int) -> int:
         """Returns the width below which the column is not shown."""
         column, longest = self._columns[index], self._longest(rows, index)
         return longest if column.room is None else min(longest, max(column.room, cell_len(column.name)))

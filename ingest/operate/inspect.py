@@ -16,7 +16,7 @@ from rich.text import Text
 
 from ingest.core.model import Message, Row, Segment, TopicPartition
 from ingest.core.parse import REASONS, WARNINGS, ParseRules, parse
-from ingest.core.parse.budget import Budget, Spent, units_of
+from ingest.core.parse.budget import Budget, BudgetSpent, units_of
 from ingest.core.parse.envelope import Envelope, open_envelope
 from ingest.core.parse.recording import inflate, is_plain, split
 from ingest.core.parse.rules import Rejected
@@ -121,7 +121,7 @@ def _events(raw: bytes | bytearray, rules: ParseRules) -> dict[str, int] | None:
         for item in undecoded(raw, budget):
             budget.spend(_UNITS_PER_EVENT + _UNITS_PER_BYTE * memoryview(item).nbytes)
             counts[_kind(item)] += 1
-    except Spent:
+    except BudgetSpent:
         counts["not read"] = 1
     except _UNREADABLE:
         return None

@@ -18,7 +18,7 @@ from tasks.connection import connect
 from tasks.coordination import Coordination
 from tasks.faults import START_LOCAL_PROGRAMS_ADVICE, start_reader_advice, start_worker_advice
 from tasks.kafka.cluster import Cluster, ClusterError
-from tasks.kafka.membership import MetadataDropped, MetadataRefused, NoMember, join_and_commit
+from tasks.kafka.membership import MetadataDropped, MetadataRefused, NotAMember, join_and_commit
 from tasks.names import flush_queue
 from tasks.observe.presence import WorkerStatus, consumers, workers
 from tasks.release import RELEASE
@@ -51,11 +51,11 @@ def check_group(settings: Settings) -> Iterable[Finding]:
     config = {**consumer_config(settings), "group.id": name}
     config.pop("group.instance.id", None)  # a static member would stay in the group until its session times out
     metadata_bytes = settings.cut_record_bytes_max
-    refused: NoMember | None = None
+    refused: NotAMember | None = None
     partitions = 0
     try:
         partitions = join_and_commit(config, settings.kafka_topic, "x" * metadata_bytes, JOIN_SECONDS_MAX)
-    except NoMember as failure:
+    except NotAMember as failure:
         refused = failure
     left = _delete_group(settings, name)
     if isinstance(refused, MetadataRefused):

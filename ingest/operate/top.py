@@ -24,7 +24,7 @@ from ingest.operate.text import count_text, seconds_text, size_text
 from ingest.settings import Settings
 from tasks import dependencies
 from tasks.breaker import BreakerPhase
-from tasks.connection import LOOK_SECONDS_MAX, connect, fault_of
+from tasks.connection import CHECK_SECONDS_MAX, connect, fault_of
 from tasks.dependencies import Dependencies
 from tasks.faults import Server, start_reader_advice, start_worker_advice
 from tasks.names import CONTROL_QUEUE, flush_queue
@@ -117,7 +117,7 @@ def run(
     if once or not can_refresh(console):
         console.print(page(now(settings)))
         return
-    watched, client = Dependencies(settings), connect(settings, retries=0, seconds_max=LOOK_SECONDS_MAX)
+    watched, client = Dependencies(settings), connect(settings, retries=0, seconds_max=CHECK_SECONDS_MAX)
 
     def draw() -> RenderableType:
         return page(msgspec.structs.replace(collect(settings, client), faults=watched.faults(0)))
@@ -137,7 +137,7 @@ def can_refresh(console: Console) -> bool:
 
 def now(settings: Settings) -> Status:
     """Returns the state from Redis, with the faults of servers that Redis has no data about. Raises RedisError."""
-    found = collect(settings, connect(settings, retries=0, seconds_max=LOOK_SECONDS_MAX))
+    found = collect(settings, connect(settings, retries=0, seconds_max=CHECK_SECONDS_MAX))
     faults = tuple(dependencies.faults(settings, dependencies.ALL_EXCEPT_REDIS))
     return msgspec.structs.replace(found, faults=faults)
 

@@ -133,7 +133,7 @@ class Reader:
         self._shut_down = True
         self.inbox.put(on.ShutdownRequested())
 
-    def _stopping_within(self, seconds: float) -> bool:
+    def _stops_within(self, seconds: float) -> bool:
         """Waits before the loop is started, without failing the liveness probe. Returns True as soon as a shutdown
         is requested, otherwise False after `seconds`."""
         ends_at = time.monotonic() + seconds
@@ -166,7 +166,7 @@ class Reader:
             for name, part in (("tenant_rules", refresh), ("fleet_watch", self.watch), ("stuck_detector", stuck)):
                 closing.callback(self._close, name, part.stop)
             stuck.start(signal_dumps=True)
-            if not refresh.load(self._stopping_within):
+            if not refresh.load(self._stops_within):
                 log.info("reader_stopped", clean=True, halted=None)
                 return 0
             refresh.start()

@@ -103,7 +103,7 @@ class Runtime:
     def step(self) -> None:
         """Runs one iteration: handles events and the tick, then takes messages if there is room."""
         self.last_iteration_at = self._clock()
-        self._take_in(wait_seconds=0.0)
+        self._receive_items(wait_seconds=0.0)
         self._tick()
         if self.stopped is not None:
             return
@@ -116,19 +116,19 @@ class Runtime:
                 self._take(messages)
         else:
             # There is no room, but this has not lasted long enough to pause the consumer.
-            self._take_in(wait_seconds=IDLE_SECONDS)
+            self._receive_items(wait_seconds=IDLE_SECONDS)
 
     def _take(self, fetched: Iterable[Waiting]) -> None:
         """Parses and delivers messages while there is room, in order; keeps the rest."""
         for unparsed, run in groupby(fetched, key=lambda item: isinstance(item, Message)):
             later: list[Waiting] = []
-            taken: Iterator[Any] = self._takeable(run, later)
+            taken: Iterator[Any] = self._takeable_items(run, later)
             for event in self._parser.parse(taken) if unparsed else taken:
                 self._hand_over(event)
             for item in later:
                 self._kept.add(item)
 
-    def _takeable(self, run: Iterable[Waiting], later: list[Waiting]) -> Iterator[Waiting]:
+    def _takeable_items(self, run: Iterable[Waiting], later: list[Waiting]) -> Iterator[Waiting]:
         """Yields the messages that may be taken, and adds the others to `later`. The decision is made item by
         item, because the outcome of each item takes up room.
 
@@ -201,10 +201,10 @@ class Runtime:
         self.feed(on.PartitionsRevoked(sources))
         while self.stopped is None and not self._closing and not self._released.issuperset(sources):
             self.last_iteration_at = self._clock()
-            self._take_in(wait_seconds=IDLE_SECONDS)
+            self._receive_items(wait_seconds=IDLE_SECONDS)
             self._tick()
 
-    def _take_in(self, wait_seconds: float) -> None:
+    def _receive_items(self, wait_seconds: float) -> None:
         """Handles events from other threads, waiting at most `wait_seconds` for the first."""
         for _ in range(INBOX_EVENTS_MAX):
             try:

@@ -37,7 +37,7 @@ def application(trial: Trial) -> web.Application:
             (rf"/watch/{REPLAY}/progress", shop.ProgressHandler, given),
             (r"/counts", shop.CountsHandler, given),
         ],
-        default_handler_class=shop.NothingHandler,
+        default_handler_class=shop.NotFoundHandler,
         default_handler_args=given,
         log_function=lambda handler: None,
     )

@@ -201,7 +201,7 @@ class CountsHandler(Handler):
         self.answer(self.trial.endpoint.counts())
 
 
-class NothingHandler(Handler):
+class NotFoundHandler(Handler):
     """Any other address."""
 
     needs_login = False

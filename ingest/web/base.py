@@ -29,11 +29,11 @@ from tasks.sign_in import Throttled
 
 LOCAL_HOST_NAMES = frozenset(("127.0.0.1", "localhost"))
 KNOWN_REPLAYS_MAX = 64
-KNOWN_SECONDS_MAX = 20.0
+KNOWN_REPLAY_SECONDS_MAX = 20.0
 TOKEN_HEADER = "X-Replays-Token"
 TEXT_CHARACTERS_MAX = 200
 NUMBER_DIGITS_MAX = 20
-HEAVY_MAX = 2
+HEAVY_REQUESTS_MAX = 2
 SEND_SECONDS_MAX = 60.0
 
 _HOST_DIRECTIVES = ("img-src", "style-src", "font-src", "media-src")
@@ -89,7 +89,7 @@ class State:
     login: Login
     port: int
     # Maximum number of decompressed recordings in memory; further requests wait.
-    heavy: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(HEAVY_MAX))
+    heavy: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(HEAVY_REQUESTS_MAX))
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     known: OrderedDict[tuple[int, str], tuple[float, Replay, Segments]] = field(default_factory=OrderedDict)
 
@@ -97,7 +97,7 @@ class State:
         """Returns a replay and its segments, cached for a few seconds unless `fresh`."""
         key = (project_id, replay_id)
         held = self.known.get(key)
-        if held is None or fresh or time.monotonic() - held[0] > KNOWN_SECONDS_MAX:
+        if held is None or fresh or time.monotonic() - held[0] > KNOWN_REPLAY_SECONDS_MAX:
             replay = self.reads.replay(replay_id, project_id)
             held = self.known[key] = (time.monotonic(), replay, self.reads.segments(replay))
             while len(self.known) > KNOWN_REPLAYS_MAX:
@@ -258,7 +258,7 @@ def is_number(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) <= NUMBER_DIGITS_MAX
 
 
-class NothingHandler(Handler):
+class NotFoundHandler(Handler):
     """Responds with 404 to every path that no other handler serves."""
 
     def prepare(self) -> None:

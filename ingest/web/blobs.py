@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ingest.core.parse.budget import Budget, Spent
+from ingest.core.parse.budget import Budget, BudgetSpent
 from ingest.core.parse.rules import ParseRules
 from ingest.core.parse.undecoded import Undecoded, undecoded
 from ingest.core.stored_recording import BlobError
@@ -48,7 +48,7 @@ def split(recording: bytes, budget: Budget | None = None) -> Iterator[Undecoded]
             yield event
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BlobError(f"not a JSON array: {error}") from None
-    except Spent:
+    except BudgetSpent:
         raise BudgetExhausted("the rest was not read, because it is too expensive") from None
 
 

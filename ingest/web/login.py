@@ -20,7 +20,7 @@ from enum import StrEnum
 import structlog
 
 from ingest.settings import Settings
-from tasks.sign_in import Throttle, credentials, is_one_of, people_of
+from tasks.sign_in import Throttle, credentials, is_one_of, users_of
 
 SESSION_SECONDS = 12 * 3600
 WEB_COMMAND = "replays-ingest web"
@@ -61,7 +61,7 @@ class Login:
         command: str = WEB_COMMAND,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._people = people_of(settings.flower_basic_auth.get_secret_value())
+        self._people = users_of(settings.flower_basic_auth.get_secret_value())
         self.is_open = is_open
         self._on_new_link = on_new_link
         self._command = command
@@ -101,7 +101,7 @@ class Login:
             log.info("signed_in", way=str(visitor.way), user=visitor.name)
             self._on_new_link(self.link)
             return visitor
-        self._links.pass_or_raise()
+        self._links.raise_if_throttled()
         self._links.failed(LoginMethod.LINK)
         return None
 
@@ -110,7 +110,7 @@ class Login:
         login = credentials(header)
         if not login or not self._people:
             return None
-        self._passwords.pass_or_raise()
+        self._passwords.raise_if_throttled()
         if not is_one_of(login, self._people):
             self._passwords.failed(LoginMethod.PASSWORD)
             return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ingest.web.selector import Selector
-from tasks.stored import Place
+from tasks.stored import StoredLocation
 
 PAGES_MAX = 200
 REPLAY_ID = re.compile(r"[0-9a-f]{32}")
@@ -154,7 +154,7 @@ class Segments:
 
     all: tuple[SegmentFacts, ...]
     notes: tuple[str, ...] = ()
-    places: Mapping[int, Place] = field(default_factory=dict)
+    places: Mapping[int, StoredLocation] = field(default_factory=dict)
     errors: tuple[ReportedError, ...] = ()
 
     @property

@@ -20,7 +20,7 @@ from ingest.settings import Settings
 from ingest.web.flow import alerts, bottleneck
 from ingest.web.journey import flower_url
 from tasks.bulk import Outcomes, abandon_all, retry_all
-from tasks.connection import LOOK_SECONDS_MAX, connect, fault_of
+from tasks.connection import CHECK_SECONDS_MAX, connect, fault_of
 from tasks.coordination import Coordination
 from tasks.dependencies import Dependencies
 from tasks.errors import SinkError
@@ -75,20 +75,20 @@ class OperatorService:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._client = connect(settings)
-        self._look_client = connect(settings, retries=0, seconds_max=LOOK_SECONDS_MAX)
+        self._check_client = connect(settings, retries=0, seconds_max=CHECK_SECONDS_MAX)
         self._dependencies = Dependencies(settings)
         self._coordination = Coordination(self._client, settings)
 
     def close(self) -> None:
         self._dependencies.stop()
         self._client.close()
-        self._look_client.close()
+        self._check_client.close()
 
     def overview(self) -> dict[str, Any]:
         """Returns the readers with partitions, lag and batches in flight; sinks and breakers; parked batches;
         recent actions."""
         try:
-            state = status.collect(self._settings, self._look_client)
+            state = status.collect(self._settings, self._check_client)
             faults = self._dependencies.faults(FAULTS_SECONDS_MAX)
             # Without Kafka, the actions are read from Redis only, because a read from Kafka would time out.
             away = any(fault.server is Server.KAFKA for fault in faults)
@@ -118,7 +118,7 @@ class OperatorService:
     def trend(self) -> dict[str, Any]:
         """Returns the throughput, lag and delay for the last hour."""
         try:
-            coordination = Coordination(self._look_client, self._settings)
+            coordination = Coordination(self._check_client, self._settings)
             found: dict[str, Any] = msgspec.to_builtins(coordination.trend())
         except RedisError as error:
             raise Refused(503, fault_of(error).line) from error

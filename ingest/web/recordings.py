@@ -19,7 +19,7 @@ from tasks.units import MiB
 
 DOWNLOADS_AT_ONCE = 8
 # Maximum stored bytes to fetch ahead; at least one segment is always fetched.
-AHEAD_BYTES_MAX = 16 * MiB
+READ_AHEAD_BYTES_MAX = 16 * MiB
 SEGMENT_ID_MAX = 2**63
 # A timeline page ends with the segment at which the total size of the page exceeds this limit.
 PAGE_INFLATED_BYTES_MAX = 256 * MiB
@@ -142,7 +142,9 @@ def _groups(readable: Sequence[SegmentFacts]) -> Iterator[list[SegmentFacts]]:
     group: list[SegmentFacts] = []
     size_bytes = 0
     for segment in readable:
-        if group and (size_bytes + segment.bytes_stored > AHEAD_BYTES_MAX or len(group) == 4 * DOWNLOADS_AT_ONCE):
+        if group and (
+            size_bytes + segment.bytes_stored > READ_AHEAD_BYTES_MAX or len(group) == 4 * DOWNLOADS_AT_ONCE
+        ):
             yield group
             group, size_bytes = [], 0
         group.append(segment)

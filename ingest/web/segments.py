@@ -9,7 +9,7 @@ from typing import Any
 from ingest.web.model import ReadError, Replay, ReportedError, SegmentCopy, SegmentFacts, Segments, SegmentState
 from ingest.web.replays import IS_CLICK, IS_TAP
 from ingest.web.stores import OBJECTS_MAX, Stores
-from tasks.stored import Place
+from tasks.stored import StoredLocation
 
 SEGMENTS_MAX = 5000
 ERRORS_MAX = 100  # per segment: Relay admits no more
@@ -23,7 +23,7 @@ class _Object:
     """
 
     name: str
-    place: Place
+    place: StoredLocation
     size_bytes: int
     written_at: float | None
 
@@ -97,7 +97,7 @@ def _objects(stores: Stores, replay: Replay, retentions: set[int]) -> tuple[dict
                 written = blob.updated or blob.time_created
                 found[int(number)] = _Object(
                     blob.name,
-                    Place(replay.project_id, replay.replay_id, int(number), blob.name),
+                    StoredLocation(replay.project_id, replay.replay_id, int(number), blob.name),
                     int(blob.size or 0),
                     written.timestamp() if written else None,
                 )
@@ -107,7 +107,7 @@ def _objects(stores: Stores, replay: Replay, retentions: set[int]) -> tuple[dict
         f"LIMIT {SEGMENTS_MAX}",
         {"project": replay.project_id, "id": replay.replay_id},
     ):
-        place = Place(replay.project_id, replay.replay_id, number, object_name, start, length)
+        place = StoredLocation(replay.project_id, replay.replay_id, number, object_name, start, length)
         # The write time of packed objects is not read, because that would take one request per segment.
         found.setdefault(number, _Object(name, place, length, None))
     return found, notes

@@ -16,7 +16,7 @@ from tornado import httpserver, netutil, web
 
 from ingest.settings import Settings
 from ingest.web import api, operator, pages
-from ingest.web.base import NothingHandler, State
+from ingest.web.base import NotFoundHandler, State
 from ingest.web.login import Login
 from ingest.web.operator_service import OperatorService
 from ingest.web.reads import Reads
@@ -54,7 +54,7 @@ def application(state: State) -> web.Application:
             (r"/api/operate/batches/(retry|abandon)", operator.BatchHandler, given),
             (r"/api/operate/letters", operator.LettersHandler, given),
         ],
-        default_handler_class=NothingHandler,
+        default_handler_class=NotFoundHandler,
         default_handler_args=given,
         log_function=lambda handler: None,
     )

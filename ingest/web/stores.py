@@ -15,7 +15,7 @@ from tasks.settings import Settings
 from tasks.sinks.clickhouse import sink as clickhouse
 from tasks.sinks.gcs import sink as gcs
 from tasks.sinks.per_process import PerProcess
-from tasks.stored import Place, read_place
+from tasks.stored import StoredLocation, read_stored
 
 QUERY_SECONDS_MAX = 20
 OBJECTS_MAX = 5000
@@ -59,12 +59,12 @@ class Stores:
         except _GCS_ERRORS as error:
             raise self._storage_error(error) from error
 
-    def content(self, place: Place) -> bytes:
+    def content(self, place: StoredLocation) -> bytes:
         """Returns the stored bytes of one segment. Raises NotFound or ReadError."""
         settings = self._settings
         try:
             bucket = self._gcs.get().bucket(settings.gcs_bucket)
-            content = read_place(bucket, place, settings.sink_timeout_seconds)
+            content = read_stored(bucket, place, settings.sink_timeout_seconds)
         except _GCS_ERRORS as error:
             raise self._storage_error(error) from error
         if content is None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from ingest.core.parse.budget import Budget, Spent
+from ingest.core.parse.budget import Budget, BudgetSpent
 from ingest.core.parse.rrweb import HISTORY_SPANS, SDK_CATEGORIES, WEB_VITALS, paint_ms
 from ingest.core.stored_recording import BlobError
 from ingest.web.blobs import MILLISECONDS_MIN, PLAYED_TYPES, VIEWER_UNITS, BudgetExhausted, split
@@ -402,7 +402,7 @@ def read(segments: Iterable[tuple[int, bytes]], budget: Budget | None = None) ->
                 reader.read_event(event)
         except BudgetExhausted as error:
             cut[segment_id] = str(error)
-        except Spent:
+        except BudgetSpent:
             cut[segment_id] = "the rest is not read: too expensive"
         except BlobError as error:
             unreadable[segment_id] = str(error)

@@ -97,7 +97,7 @@ def _throttled(theirs: Callable[[Any], Any], throttle: Throttle) -> Callable[[An
             raise web.HTTPError(401)
         try:
             if handler.get_secure_cookie(SIGNED_IN) is None:
-                throttle.pass_or_raise()
+                throttle.raise_if_throttled()
         except Throttled as error:
             raise web.HTTPError(429, str(error)) from error
         if not is_one_of(given, people):

@@ -30,7 +30,7 @@ PAGE_BYTES = 4096
 # itself fail.
 FULL_SHARE = 0.9
 PRUNED_SHARE = 0.1
-INSERTED_AT_ONCE = 100
+INSERT_BATCH_SIZE = 100
 SHORTENED = ("traceback", "exception", "args", "kwargs", "result")
 SHORTENED_CHARACTERS_MAX = 2000
 VERSION = 1
@@ -150,11 +150,11 @@ class History:
         events, ends = self._next()
         try:
             with self._opened() as file:
-                for start in range(0, len(events), INSERTED_AT_ONCE):
+                for start in range(0, len(events), INSERT_BATCH_SIZE):
                     if time.monotonic() - self._pruned_at >= PRUNE_SECONDS or self._is_full(file):
                         self._prune(file)
                         self._pruned_at = time.monotonic()
-                    self._store(file, events[start : start + INSERTED_AT_ONCE])
+                    self._store(file, events[start : start + INSERT_BATCH_SIZE])
         except sqlite3.Error as error:
             log.warning("the task history %s: %s; %s events are lost", self.path, error, len(events))
         if self._lost:

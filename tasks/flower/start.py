@@ -31,7 +31,7 @@ from tasks.observe import celery_lines, logs
 from tasks.observe.loops import Loop
 from tasks.observe.probe_server import ensure_free
 from tasks.settings import Settings
-from tasks.sign_in import PASSWORD_CHARACTERS_MIN, is_weak, people_of
+from tasks.sign_in import PASSWORD_CHARACTERS_MIN, is_weak, users_of
 
 REQUEST_SECONDS_MAX = 30.0
 TIMEOUTS = ("idle_connection_timeout", "body_timeout")
@@ -90,7 +90,7 @@ class ClosedFlower(Flower):  # type: ignore[misc]
         if not options.unix_socket:
             _ensure_free(options.address, options.port)
         extend()
-        self._redis_watch = Loop("flower-redis", _look_at_redis, dependencies.INTERVAL_SECONDS)
+        self._redis_watch = Loop("flower-redis", _check_redis, dependencies.INTERVAL_SECONDS)
         super().__init__(options=options, **{**others, "template_loader": Templates()})
         try:
             self._forget = restore_and_record_history(self.events, load_fleet())
@@ -117,7 +117,7 @@ class ClosedFlower(Flower):  # type: ignore[misc]
         return port
 
 
-def _look_at_redis() -> None:
+def _check_redis() -> None:
     """Logs when a Redis fault begins and when it ends."""
     found = dependencies.redis(load_fleet())
     if found is None:
@@ -141,7 +141,7 @@ def options(settings: Settings) -> dict[str, Any]:
 
 
 def _authentication(settings: Settings) -> dict[str, Any]:
-    people = people_of(settings.flower_basic_auth.get_secret_value())
+    people = users_of(settings.flower_basic_auth.get_secret_value())
     provider = settings.flower_oauth_provider
     if people or not provider:
         _refuse_open(people)

@@ -12,8 +12,8 @@ from typing import Any
 import flower
 from tornado.template import BaseLoader, Template
 
-OURS = Path(__file__).parent / "templates"
-THEIRS = Path(flower.__file__).parent / "templates"
+OWN_TEMPLATES = Path(__file__).parent / "templates"
+UPSTREAM_TEMPLATES = Path(flower.__file__).parent / "templates"
 _ITEM_END = b"</li>"
 
 
@@ -25,7 +25,7 @@ class Templates(BaseLoader):
         return name
 
     def _create_template(self, name: str) -> Template:
-        folder = OURS if (OURS / name).is_file() else THEIRS
+        folder = OWN_TEMPLATES if (OWN_TEMPLATES / name).is_file() else UPSTREAM_TEMPLATES
         return Template((folder / name).read_bytes(), name=name, loader=self)
 
 

@@ -37,7 +37,7 @@ KILLED, LIMIT, ERASED, AUDIT = "killed", "limit", "erased", "audit"
 KINDS = frozenset((KILLED, LIMIT, ERASED, AUDIT))
 REPLAY, USER, ALL = "replay", "user", "all"
 """What an erasure covers."""
-LOOK_SECONDS_MAX = 10.0
+LOOKUP_SECONDS_MAX = 10.0
 SILENT_SECONDS_MAX = 20.0
 # After this time, a reader that cannot reach the brokers at startup reports the problem, and tries again.
 METADATA_SECONDS_MAX = 4.0
@@ -224,7 +224,7 @@ class DecisionWriter:
         topic = self._settings.operators_topic
         try:
             topics = Topics(self._settings)
-            if topic not in topics.inventory(LOOK_SECONDS_MAX, down_seconds_max=DOWN_SECONDS_MAX).topics:
+            if topic not in topics.inventory(LOOKUP_SECONDS_MAX, down_seconds_max=DOWN_SECONDS_MAX).topics:
                 raise NotProduced(f"topic {topic} is missing: run `replays-ingest migrate`")
         except ClusterUnreachable as failure:
             raise NotProduced(str(failure)) from failure

@@ -23,15 +23,15 @@ REFUSALS = (
 )
 
 
-class NoMember(Exception):
+class NotAMember(Exception):
     """Joining or committing failed. The message states why."""
 
 
-class MetadataRefused(NoMember):
+class MetadataRefused(NotAMember):
     """The brokers refuse commit metadata of this size."""
 
 
-class MetadataDropped(NoMember):
+class MetadataDropped(NotAMember):
     """The brokers store offsets but drop commit metadata."""
 
 
@@ -39,7 +39,7 @@ def join_and_commit(config: Mapping[str, Any], topic: str, metadata: str, second
     """Joins the group of `config`, commits offset 0 of a partition with `metadata`, and reads the offset and the
     metadata back.
 
-    Returns the number of assigned partitions. Raises NoMember. Leaves the group; its offsets remain.
+    Returns the number of assigned partitions. Raises NotAMember. Leaves the group; its offsets remain.
     """
     errors: list[str] = []
     assigned: list[TopicPartition] = []
@@ -61,7 +61,7 @@ def join_and_commit(config: Mapping[str, Any], topic: str, metadata: str, second
             logger=DiscardingLogger(),
         )
     except (KafkaException, ValueError) as failure:
-        raise NoMember(f"cannot create a consumer from the settings: {failure}") from failure
+        raise NotAMember(f"cannot create a consumer from the settings: {failure}") from failure
     try:
         consumer.subscribe([topic], on_assign=on_assign)
         ends_at = time.monotonic() + seconds_max
@@ -72,7 +72,7 @@ def join_and_commit(config: Mapping[str, Any], topic: str, metadata: str, second
                 errors.append(error.str())
             if (error is not None and error.code() in REFUSALS) or time.monotonic() >= ends_at:
                 why = f": {errors[-1]}" if errors else ""
-                raise NoMember(f"no partition was assigned within {seconds_max:g} s{why}")
+                raise NotAMember(f"no partition was assigned within {seconds_max:g} s{why}")
         _commit(consumer, TopicPartition(topic, assigned[0].partition, 0, metadata), seconds_max)
     except KafkaException as failure:
         raise _refused(failure.args[0]) from failure
@@ -89,12 +89,12 @@ def _commit(consumer: Consumer, wanted: TopicPartition, seconds_max: float) -> N
     if stored.error is not None:
         raise _refused(stored.error)
     if stored.offset != wanted.offset:
-        raise NoMember(f"a commit of offset {wanted.offset} was acknowledged, and {stored.offset} is stored")
+        raise NotAMember(f"a commit of offset {wanted.offset} was acknowledged, and {stored.offset} is stored")
     if stored.metadata != wanted.metadata:
         raise MetadataDropped("a commit's metadata was acknowledged and is not stored")
 
 
-def _refused(error: KafkaError) -> NoMember:
+def _refused(error: KafkaError) -> NotAMember:
     if error.code() == KafkaError.OFFSET_METADATA_TOO_LARGE:
         return MetadataRefused(error.str())
-    return NoMember(error.str())
+    return NotAMember(error.str())

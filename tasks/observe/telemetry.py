@@ -18,7 +18,7 @@ from tasks.wire import SinkName
 
 HEADER = "traceparent"
 SCOPE = "replays-ingest"
-CELERY_ECHOES = ("celery.app.trace", "celery.backends.*")
+DUPLICATE_CELERY_LOGGERS = ("celery.app.trace", "celery.backends.*")
 
 
 class TelemetryMissing(SettingsError):
@@ -68,8 +68,8 @@ def _sentry(dsn: str, service: str) -> None:
             "REPLAYS_SENTRY_DSN is set, but sentry_sdk is not installed: install replays-ingest[sentry]"
         ) from error
     # A failed task is reported as one event with its traceback. Celery also logs the task and its chord as errors.
-    for echo in CELERY_ECHOES:
-        ignore_logger(echo)
+    for name in DUPLICATE_CELERY_LOGGERS:
+        ignore_logger(name)
     sentry_sdk.init(
         dsn=dsn,
         server_name=None,

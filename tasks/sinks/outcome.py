@@ -46,7 +46,7 @@ class Blame(Enum):
         return BLAME_ACTIONS[self]
 
     @property
-    def accuses_items(self) -> bool:
+    def blames_items(self) -> bool:
         """Whether items refused for this cause may become dead letters."""
         return self.action in (Action.SPLIT, Action.DEAD_LETTER)
 
@@ -100,7 +100,7 @@ class Failure:
         text = shortened(self.message)
         if self.blame.action is Action.RETRY:
             return TransientSinkError(text, retry_after_seconds=self.retry_after_seconds)
-        return PermanentSinkError(text, configuration=not self.blame.accuses_items)
+        return PermanentSinkError(text, configuration=not self.blame.blames_items)
 
 
 def seconds_until(ends_at: float) -> float:
@@ -120,7 +120,7 @@ class Outcome:
         self._held: list[str] = []
         self._unproven: list[str] = []
         self._retry_after_seconds: float | None = None
-        self._kept_out: set[int] = set()
+        self._excluded: set[int] = set()
 
     def note(self, failure: Failure, positions: Iterable[int]) -> None:
         """Records that `failure` applies to exactly these items. With BATCH and SIZE, at least one of these items
@@ -141,11 +141,11 @@ class Outcome:
             case Action.SPLIT:
                 self._unnamed.update((position, failure.message) for position in positions)
 
-    def note_kept_out(self, positions: Iterable[int]) -> None:
+    def note_excluded(self, positions: Iterable[int]) -> None:
         """Records items that are neither at fault nor written: the server refused the whole request because of
         other items in it.
         """
-        self._kept_out.update(positions)
+        self._excluded.update(positions)
 
     def raise_if_any(self) -> None:
         """Raises an error unless every item is durable.
@@ -160,20 +160,20 @@ class Outcome:
         if self._held:
             raise PermanentSinkError(self._text(self._held[0]), configuration=True)
         if self._transient:
-            failed = tuple(sorted({*self._transient, *self._refused, *self._unnamed, *self._kept_out}))
+            failed = tuple(sorted({*self._transient, *self._refused, *self._unnamed, *self._excluded}))
             text = f"{next(iter(self._transient.values()))} ({len(failed)} items)"
             raise TransientSinkError(
                 self._text(text), retry_after_seconds=self._retry_after_seconds, failed=failed
             )
         if self._unnamed:
-            suspects = tuple(sorted({*self._unnamed, *self._refused, *self._kept_out}))
+            suspects = tuple(sorted({*self._unnamed, *self._refused, *self._excluded}))
             raise PermanentSinkError(self._text(next(iter(self._unnamed.values()))), suspects=suspects)
         if self._refused:
             named = tuple(sorted(self._refused.items()))
             raise PermanentSinkError(
                 self._text(f"{len(named)} refused, first: {named[0][1]}"),
                 failed=named,
-                all_refused=bool(self._kept_out),
+                all_refused=bool(self._excluded),
             )
 
     def _text(self, message: str) -> str:

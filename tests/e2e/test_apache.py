@@ -25,7 +25,7 @@ from tests.kit.real_group import (
     Load,
     apache_stack,
     assignment_log_lines,
-    commits_never_fall,
+    commits_never_decrease,
     covers_all,
     made,
     overlapping,
@@ -225,7 +225,7 @@ def test_a_reader_suspended_past_its_session_commits_nothing(stack: Stack, tmp_p
         load.end()
         wait_until(lambda: len(staged_batches(fleet)) >= 4, UP_SECONDS_MAX, "batches in flight")
 
-        with commits_never_fall(fleet):
+        with commits_never_decrease(fleet):
             suspended.pause()
             fleet.worker("worker-1")
             wait_until(lambda: len(owned(other)) == 4, SESSION_SECONDS + UP_SECONDS_MAX, "the other to own all")

@@ -43,7 +43,7 @@ def poisoned_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
     patient = {"sink_timeout_seconds": "20", "flush_deadline_seconds": "120", "task_visibility_seconds": "300"}
     directory = tmp_path_factory.mktemp("system")
     # The reader starts with a backlog: otherwise it may cut a batch before the poison row has neighbors.
-    with System(directory, reader_at_once=False, **LARGE_BATCHES, **patient) as system:
+    with System(directory, starts_reader=False, **LARGE_BATCHES, **patient) as system:
         rule = f"CONSTRAINT banned CHECK segment_id != {BANNED_SEGMENT}"
         execute(system, f"ALTER TABLE replay_segments ADD {rule}")
         now = int(time.time())

@@ -109,7 +109,7 @@ def loaded_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedSy
         assert len(cuts) >= SEGMENTS / MESSAGES_IN_A_BATCH
         assert any(cut_early(stops) for stops in ends_by_partition(cuts).values())
         assert system.query("SELECT count() FROM replay_segments WHERE size_video > 0")[0][0] > 0
-        expected = Expectation.of_manifest(*(path for path, _ in system.produced), settings=system.settings)
+        expected = Expectation.from_manifest(*(path for path, _ in system.produced), settings=system.settings)
         yield LoadedSystem(system, cuts, sum(total.count for total in expected.metrics.values()))
 
 

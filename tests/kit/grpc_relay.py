@@ -91,7 +91,7 @@ class Relay:
         try:
             response: bytes = self._channel.unary_unary(path)(request, timeout=SECONDS_MAX)
         except grpc.RpcError as error:
-            _pass_on(error, context)
+            _forward(error, context)
         self._lose(method, LossPoint.RESPONSE, number, context)
         return response
 
@@ -106,7 +106,7 @@ class Relay:
                 try:
                     response = next(answers)
                 except grpc.RpcError as error:
-                    _pass_on(error, context)
+                    _forward(error, context)
                 self._lose(method, LossPoint.RESPONSE, number, context)
                 yield response
         finally:
@@ -114,7 +114,7 @@ class Relay:
             answers.cancel()
 
 
-def _pass_on(error: Any, context: Any) -> None:
+def _forward(error: Any, context: Any) -> None:
     """Ends the call with the error that the other server returned."""
     context.set_trailing_metadata(tuple(error.trailing_metadata() or ()))
     context.abort(error.code(), error.details())

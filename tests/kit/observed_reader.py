@@ -28,7 +28,9 @@ class Driver(Reader):
         super().__init__(Limits(**limits))  # type: ignore[arg-type]
         self.now = 100.0
         self.journeys: list[Journey] = []
-        self.metrics = Metrics(Settings(), ("not_msgpack",), on_end=self.journeys.append, wall=lambda: WALL_TIME)
+        self.metrics = Metrics(
+            Settings(), ("not_msgpack",), on_end=self.journeys.append, wall_clock=lambda: WALL_TIME
+        )
         self.high = 0
         self.metrics.watch(self.pipeline, self)
 

@@ -106,7 +106,7 @@ class Load:
         If `exact` is true, nothing may have been written twice, including metrics.
         """
         settings = self.fleet.settings
-        expected = Expectation.of_manifest(self.manifest, settings=settings)
+        expected = Expectation.from_manifest(self.manifest, settings=settings)
         statsd_url = self.fleet.stack.addresses["statsd_query"]
         return reconcile(settings, expected, statsd_url=statsd_url, exact_metrics=exact)
 
@@ -114,7 +114,7 @@ class Load:
         """Returns the share of segments that were sent twice, measured at the only sink that does not
         deduplicate.
         """
-        expected = Expectation.of_manifest(self.manifest, settings=self.fleet.settings)
+        expected = Expectation.from_manifest(self.manifest, settings=self.fleet.settings)
         sent = read_metrics(self.fleet.stack.addresses["statsd_query"])
         return sent[SIZES + "size_compressed"].count / expected.metrics[SIZES + "size_compressed"].count - 1
 
@@ -187,7 +187,7 @@ def assignment_log_lines(child: Child) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def commits_never_fall(fleet: Fleet) -> Iterator[None]:
+def commits_never_decrease(fleet: Fleet) -> Iterator[None]:
     """Polls the committed offsets continuously, and fails when an offset decreases."""
     over, falls = threading.Event(), []
     sources = [(fleet.settings.kafka_topic, number) for number in range(SOURCE_PARTITIONS)]

@@ -165,7 +165,7 @@ def _proof_of_another(sink: str, request: Received) -> Answer:
     return PROOFS[sink](replace(request, path="/upload/storage/v1/b/bucket/o?name=object"))
 
 
-def _half_as_if_whole(proof: Answer) -> Answer:
+def _partial_as_complete(proof: Answer) -> Answer:
     return replace(proof, body=proof.body[: len(proof.body) // 2])
 
 
@@ -186,7 +186,7 @@ def _gcs_answers() -> dict[str, Script]:
     }
     return {name: changed_proof("gcs", **other) for name, other in fields.items()} | {
         "half of the proof": altered_proof("gcs", truncated_answer),
-        "half of the proof as if it were all": altered_proof("gcs", _half_as_if_whole),
+        "half of the proof as if it were all": altered_proof("gcs", _partial_as_complete),
         "a list of objects": altered_proof(
             "gcs", lambda proof: replace(proof, body=b'{"items":[%b]}' % proof.body)
         ),
@@ -235,7 +235,7 @@ def _bigquery_answers() -> dict[str, Script]:
     }
     return {name: changed_proof("bigquery", **other) for name, other in fields.items()} | {
         "half of the proof": altered_proof("bigquery", truncated_answer),
-        "half of the proof as if it were all": altered_proof("bigquery", _half_as_if_whole),
+        "half of the proof as if it were all": altered_proof("bigquery", _partial_as_complete),
     }
 
 

@@ -66,7 +66,7 @@ class System:
         directory: Path,
         queues: Sequence[str] = (),
         kafka: KafkaKind = "tansu",
-        reader_at_once: bool = True,
+        starts_reader: bool = True,
         **settings: str,
     ) -> None:
         self.directory = directory
@@ -74,7 +74,7 @@ class System:
         self.workers: list[Child] = []
         self._queues = queues
         self._kafka: KafkaKind = kafka
-        self._reader_at_once = reader_at_once
+        self._starts_reader = starts_reader
         self._extra = {f"REPLAYS_{name.upper()}": value for name, value in settings.items()}
         self._open = ExitStack()
         self.produced: list[tuple[Path, Produced]] = []
@@ -98,7 +98,7 @@ class System:
             command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "-n", f"w{number}@%h", "-c", "2"]
             command += ["-Q", queue] if queue else []
             self.workers.append(children.start(f"worker{number}", command, env=self.env, keep=True))
-        if self._reader_at_once:
+        if self._starts_reader:
             self.start_reader()
         self.committed_offsets = Committed(self.settings)
         self._open.callback(self.committed_offsets.close)
@@ -212,7 +212,7 @@ class System:
 
         Metrics are only checked for at-least-once delivery, because faults cause packets to be repeated.
         """
-        expected = Expectation.of_manifest(*(path for path, _ in self.produced), settings=self.settings)
+        expected = Expectation.from_manifest(*(path for path, _ in self.produced), settings=self.settings)
         statsd = self.stack.addresses.get("statsd_query", "")
         return reconcile(self.settings, expected, statsd_url=statsd, exact_metrics=False, **options)
 

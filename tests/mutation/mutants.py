@@ -500,7 +500,7 @@ MUTANTS = (
     Mutant(
         "does not tick during a drain",
         RUNTIME,
-        "            self._take_in(wait_seconds=IDLE_SECONDS)\n            self._tick()",
-        "            self._take_in(wait_seconds=IDLE_SECONDS)",
+        "            self._receive_items(wait_seconds=IDLE_SECONDS)\n            self._tick()",
+        "            self._receive_items(wait_seconds=IDLE_SECONDS)",
     ),
 )

@@ -153,7 +153,7 @@ def test_recordings_flow_over_encrypted_links_with_the_least_rights(
 
         wait_until_committed(keeper, made.ends, programs)
         report = reconcile(
-            keeper, Expectation.of_manifest(manifest, settings=keeper), statsd_url="", exact_metrics=False
+            keeper, Expectation.from_manifest(manifest, settings=keeper), statsd_url="", exact_metrics=False
         )
         workers = flower_answers(flower, "/api/workers?refresh=1")
         secure = settings_of(secured)

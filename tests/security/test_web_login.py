@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from ingest.settings import Settings
 from ingest.web.login import Login, LoginMethod, Visitor
-from tasks.sign_in import DELAY_SECONDS_MAX, FAILURES_RESET_SECONDS, FREE_FAILURES, Throttle, Throttled
+from tasks.sign_in import DELAY_SECONDS_MAX, FAILURES_BEFORE_DELAY, FAILURES_RESET_SECONDS, Throttle, Throttled
 from tests.kit.prestarted import PARENTS
 from tests.kit.web_pages import Client, running, signed_in
 
@@ -122,7 +122,7 @@ def test_passwords_cannot_be_guessed_at_speed():
 
     checked = [seen for seen in guesses if seen.status == 401]
     refused = [seen for seen in guesses if seen.status == 429]
-    assert FREE_FAILURES <= len(checked) < FREE_FAILURES + 5
+    assert FAILURES_BEFORE_DELAY <= len(checked) < FAILURES_BEFORE_DELAY + 5
     assert len(checked) + len(refused) == 60
     assert all(int(seen.headers["Retry-After"]) >= 1 for seen in refused)
     assert right.status == 429
@@ -140,7 +140,7 @@ def test_a_wrong_link_is_throttled_and_the_right_one_never():
     with pages() as (address, links):
         guesses = [Client(address).get(f"/login?token=guess{number}").status for number in range(20)]
 
-        assert guesses.count(429) >= 20 - FREE_FAILURES - 3
+        assert guesses.count(429) >= 20 - FAILURES_BEFORE_DELAY - 3
         assert signed_in(address, links[0]).get("/").status == 200
 
 
@@ -160,19 +160,19 @@ def test_the_delay_doubles_up_to_a_minute_and_is_forgiven():
     now = [0.0]
     throttle = Throttle(lambda: now[0])
     delays = []
-    for _ in range(FREE_FAILURES + 10):
-        throttle.pass_or_raise()
+    for _ in range(FAILURES_BEFORE_DELAY + 10):
+        throttle.raise_if_throttled()
         throttle.failed(LoginMethod.PASSWORD)
         delays.append(throttle.delay_seconds)
         if throttle.delay_seconds:
             with pytest.raises(Throttled):
-                throttle.pass_or_raise()
+                throttle.raise_if_throttled()
         now[0] += throttle.delay_seconds
 
-    assert delays[: FREE_FAILURES + 3] == [0.0] * (FREE_FAILURES - 1) + [1.0, 2.0, 4.0, 8.0]
+    assert delays[: FAILURES_BEFORE_DELAY + 3] == [0.0] * (FAILURES_BEFORE_DELAY - 1) + [1.0, 2.0, 4.0, 8.0]
     assert delays[-1] == DELAY_SECONDS_MAX
     now[0] += FAILURES_RESET_SECONDS
-    throttle.pass_or_raise()
+    throttle.raise_if_throttled()
     throttle.failed(LoginMethod.PASSWORD)
     assert throttle.delay_seconds == 0.0
 

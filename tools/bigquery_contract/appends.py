@@ -17,7 +17,7 @@ from tools.bigquery_contract.target import (
     NOW_SECONDS,
     Appended,
     Code,
-    Differs,
+    Mismatch,
     Target,
     expect,
     operation_of,
@@ -249,7 +249,7 @@ def column_added_while_a_stream_is_open(target: Target) -> None:
     while not target.append(connection, name, offset, offset).expect_stored(offset).has_new_schema:
         offset += 1
         if offset > 5 or time.monotonic() > until:
-            raise Differs("no response has the updated schema")
+            raise Mismatch("no response has the updated schema")
     connection.close()
     (data,) = target.encoded(90)
     request = target.append_request(name, offset + 1, [data + EXTRA], _wider(target))

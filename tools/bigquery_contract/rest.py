@@ -338,7 +338,7 @@ def time_outside_the_partitions(target: Target) -> None:
 
 
 def _stored_at(target: Target, given: Any, seconds: float = NOW_SECONDS + 0.125) -> None:
-    """Raises Differs unless a time in this form is stored as this Unix time."""
+    """Raises Mismatch unless a time in this form is stored as this Unix time."""
     target.create_table()
     target.stored(row(1, timestamp=given))
     ((stored,),) = target.query("SELECT UNIX_MICROS(timestamp) FROM FACTS")

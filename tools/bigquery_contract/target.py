@@ -35,14 +35,14 @@ TEXT_CHARACTERS_MAX = 160
 Code = StorageError.StorageErrorCode
 
 
-class Differs(Exception):
+class Mismatch(Exception):
     """The server differs from the documentation. The message describes what the server does instead."""
 
 
 def expect(condition: bool, text: str) -> None:
-    """Raises Differs with the text unless the condition holds."""
+    """Raises Mismatch with the text unless the condition holds."""
     if not condition:
-        raise Differs(text)
+        raise Mismatch(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Answer:
         return [str(entry.get("reason", "")) for entry in entries]
 
     def expect(self, status: int, reason: str = "") -> Answer:
-        """Raises Differs unless the response has this status and, if a reason is given, this reason."""
+        """Raises Mismatch unless the response has this status and, if a reason is given, this reason."""
         wanted = f"{status} {reason}".rstrip()
         expect(self.status == status, f"{self.asked}: {self}, not {wanted}")
         expect(not reason or reason in self.reasons, f"{self.asked}: {self}, not {wanted}")
@@ -71,7 +71,7 @@ class Answer:
         return f"status {self.status} {', '.join(self.reasons)}".rstrip()
 
     def expect_row_errors(self, wanted: Mapping[int, list[str]]) -> Answer:
-        """Raises Differs unless exactly the given rows are refused, for the given reasons."""
+        """Raises Mismatch unless exactly the given rows are refused, for the given reasons."""
         self.expect(200)
         expect(self.row_errors == wanted, f"{_refusals(self.row_errors)}; expected: {_refusals(wanted)}")
         return self
@@ -185,7 +185,7 @@ class Target:
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Runs a statement with the official client, as readers do; `FACTS` in the statement stands for the table.
-        Raises Differs.
+        Raises Mismatch.
         """
         return [tuple(row.values()) for row in self.job(sql, parameters).result(retry=None, timeout=SECONDS)]
 
@@ -307,13 +307,13 @@ class Appended:
         return cls(None, status, storage_code(details_of(error)), ended=True)
 
     def expect_stored(self, offset: int) -> Appended:
-        """Raises Differs unless the rows are stored at the offset."""
+        """Raises Mismatch unless the rows are stored at the offset."""
         expect(not self.status, f"a good append is refused with {self.status}")
         expect(self.offset == offset, f"the result names offset {self.offset}, not {offset}")
         return self
 
     def expect_error(self, status: str) -> Appended:
-        """Raises Differs unless the append is refused with this gRPC status."""
+        """Raises Mismatch unless the append is refused with this gRPC status."""
         expect(bool(self.status), f"it is accepted, not refused with {status}")
         expect(self.status == status, f"{self.status}, not {status}")
         return self
@@ -325,12 +325,12 @@ def status_name(number: int) -> str:
 
 
 def refused(call: Callable[[], Any]) -> Appended:
-    """Returns the error of a unary call. Raises Differs if the call succeeds."""
+    """Returns the error of a unary call. Raises Mismatch if the call succeeds."""
     try:
         call()
     except GoogleAPICallError as error:
         return Appended.failed(error)
-    raise Differs("the call succeeds")
+    raise Mismatch("the call succeeds")
 
 
 NOW_SECONDS = int(time.time())
@@ -359,7 +359,7 @@ def run_operation(target: Target, chosen: Operation) -> str:
     """Runs one operation. Returns what differs from the documentation, or "" if nothing differs."""
     try:
         chosen.run(target)
-    except Differs as error:
+    except Mismatch as error:
         return plain(str(error), target)
     except Exception as error:
         return plain(f"{type(error).__name__}: {error}", target)

@@ -305,7 +305,7 @@ class _Chaos:
 
     def _compare(self, fleet: Fleet, manifest: Path) -> None:
         result, settings = self.result, fleet.settings
-        expected = Expectation.of_manifest(manifest, settings=settings)
+        expected = Expectation.from_manifest(manifest, settings=settings)
         statsd_url = self.stack.addresses["statsd_query"]
         result.report = report = reconcile(
             settings, expected, statsd_url=statsd_url, progress=lambda name: self.say(f"checked {name}")

@@ -86,7 +86,7 @@ def role_value(role: Role, name: str, value: float, now: float) -> float:
             return value
 
 
-class Canon:
+class Canonicalizer:
     """Converts pipelines to comparable values, and copies pipelines. Equal parts get equal numbers, so that values
     are small and fast to compare.
     """

@@ -17,7 +17,7 @@ from ingest.core.limits import Limits
 from ingest.core.model import TopicPartition
 from ingest.core.partition import Partition
 from ingest.core.pipeline import Pipeline, Room
-from tools.explore.canonical import TICK_SECONDS, Canon
+from tools.explore.canonical import TICK_SECONDS, Canonicalizer
 
 # This time is late enough that no decision depends on the start of the clock.
 BEGAN_AT = 1000.0
@@ -46,7 +46,7 @@ class Cores:
     """All states of a pipeline with the given limits that the search has reached so far."""
 
     def __init__(self, limits: Limits, *, count_misses: bool = True) -> None:
-        self._canon = Canon(count_misses=count_misses)
+        self._canonicalizer = Canonicalizer(count_misses=count_misses)
         self._states: list[tuple[bytes, float]] = []
         self._positions: list[dict[TopicPartition, int]] = []
         self._taken: list[dict[TopicPartition, int]] = []
@@ -69,10 +69,10 @@ class Cores:
         return len(self._decisions)
 
     def _keep(self, pipeline: Pipeline, now: float) -> int:
-        value = self._canon.value(pipeline, now)
+        value = self._canonicalizer.value(pipeline, now)
         core = self._known.setdefault(value, len(self._states))
         if core == len(self._states):
-            self._states.append((self._canon.pack(pipeline), now))
+            self._states.append((self._canonicalizer.pack(pipeline), now))
             self._origins.append(None)
             self._positions.append(positions(pipeline))
             self._features.append({source: features(pipeline._owned[source]) for source in pipeline.sources})
@@ -90,7 +90,7 @@ class Cores:
 
     def _decide(self, core: int, event: on.Event) -> Decision:
         packed, now = self._states[core]
-        pipeline = self._canon.unpack(packed)
+        pipeline = self._canonicalizer.unpack(packed)
         if isinstance(event, on.Ticked):
             now += TICK_SECONDS
         try:
@@ -109,12 +109,12 @@ class Cores:
         known = self._ignored.get(key)
         if known is None:
             packed, now = self._states[core]
-            pipeline = self._canon.unpack(packed)
+            pipeline = self._canonicalizer.unpack(packed)
             try:
                 known = not any(pipeline.handle(event, now) for event in events)
             except Exception:
                 known = False
-            known = known and self._known.get(self._canon.value(pipeline, now)) == core
+            known = known and self._known.get(self._canonicalizer.value(pipeline, now)) == core
             self._ignored[key] = known
         return known
 

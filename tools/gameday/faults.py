@@ -26,7 +26,7 @@ from tasks.sinks.clickhouse import sink as clickhouse
 from tasks.wire import SinkName
 from tools.gameday.game import READERS, REDIS_BYTES_MAX, WORKERS, Fault, Game
 from tools.gameday.load import GARBAGE_PROJECT
-from tools.history.check import Excuse
+from tools.history.check import Exemption
 
 OLD_ID, BANNED_ID = "0ddba110000000000000000000000001", "0ddba110000000000000000000000002"
 BANNED_SEGMENT = 60_606
@@ -333,7 +333,7 @@ def send_mostly_garbage(game: Game) -> None:
     game.load.garbage_share = 1.0
 
 
-def roll_producer_back(game: Game) -> None:
+def roll_back_producer(game: Game) -> None:
     letters = game.json("dlq", "ls", "--limit", "20")["letters"]
     game.command("dlq", "show", letters[-1]["id"])
     game.step("the producer is rolled back")
@@ -398,7 +398,7 @@ def commit(game: Game, partition: int, offset: int) -> None:
     try:
         place = KafkaPartition(game.settings.kafka_topic, partition, offset)
         game.kept["offset_set_at"] = time.time()
-        game.history.excuses.append(Excuse(game.kept["offset_set_at"], "an operator sets the offset"))
+        game.history.exemptions.append(Exemption(game.kept["offset_set_at"], "an operator sets the offset"))
         consumer.commit(offsets=[place], asynchronous=False)
     finally:
         consumer.close()
@@ -407,7 +407,7 @@ def commit(game: Game, partition: int, offset: int) -> None:
 def compare_offsets(game: Game) -> None:
     game.until(lambda: game.fleet.committed()[0] < BEYOND_THE_END, 60, "partition 0 to start over")
     reason = "the offset is beyond the log until the readers start over"
-    game.history.excuses.append(Excuse(game.kept["offset_set_at"], reason, until=time.time()))
+    game.history.exemptions.append(Exemption(game.kept["offset_set_at"], reason, until=time.time()))
     found = game.fleet.committed()
     game.step(f"kafka-consumer-groups --describe: partition 0 is at {found[0]} of {game.load.ends[0]}")
 
@@ -523,7 +523,7 @@ FAULTS = (
         "half of all messages are malformed",
         "ReplaysHalted",
         send_mostly_garbage,
-        roll_producer_back,
+        roll_back_producer,
         "max(replays_reader_halted) == 0",
         ordinary_ratio,
     ),

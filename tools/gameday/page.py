@@ -115,7 +115,7 @@ def run(result: Mapping[str, Any]) -> Iterator[str]:
         yield ""
 
 
-def asked_of(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def best_panels(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Returns each expression once, with the results of the run in which it had the most values."""
     best: dict[tuple[str, str], dict[str, Any]] = {}
     for each in (each for result in results for each in result["panels"]):
@@ -127,7 +127,7 @@ def asked_of(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def page(results: Sequence[Mapping[str, Any]]) -> str:
     """Returns the text between the markers."""
-    asked = asked_of(results)
+    asked = best_panels(results)
     empty = [each for each in asked if not each["values"]]
     lines = [
         *(line for result in results for line in run(result)),

@@ -71,7 +71,7 @@ def scaled_rules(rules: dict[str, Any], factor: float) -> dict[str, Any]:
         expression = re.sub(r"offset \d+[smhd]", lambda found: DURATION.sub(shorter, found[0]), expression)
         if before["alert"] in WAITING_RULES:
             assert THRESHOLD.search(expression), before["alert"]
-            expression = THRESHOLD.sub(_sooner(factor), expression)
+            expression = THRESHOLD.sub(_shorten_duration(factor), expression)
         after = {**before, "expr": expression}
         if "for" in before:
             after["for"] = DURATION.sub(shorter, before["for"])
@@ -81,7 +81,7 @@ def scaled_rules(rules: dict[str, Any], factor: float) -> dict[str, Any]:
     return {**rules, "groups": groups}
 
 
-def _sooner(factor: float) -> Callable[[re.Match[str]], str]:
+def _shorten_duration(factor: float) -> Callable[[re.Match[str]], str]:
     def replaced(found: re.Match[str]) -> str:
         seconds = math.prod(float(number) for number in found[1].split(" * "))
         return f"> {max(THRESHOLD_SECONDS_MIN, seconds / factor):g}"

@@ -63,7 +63,7 @@ class Assigned:
 
 
 @dataclass(frozen=True, slots=True)
-class Excuse:
+class Exemption:
     """An event after which offsets may be lower or missing: an operator's reset, an injected fault, or a recreated
     topic.
 
@@ -83,7 +83,7 @@ class History:
     commits: list[Commit] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     assignments: list[Assigned] = field(default_factory=list)
-    excuses: list[Excuse] = field(default_factory=list)
+    exemptions: list[Exemption] = field(default_factory=list)
     has_records: bool = True
 
     def counts(self) -> str:
@@ -122,7 +122,7 @@ class _Partition:
     """The rules for one partition."""
 
     def __init__(self, history: History, commits: Sequence[Commit], reads: Sequence[Read]) -> None:
-        self._excuses = history.excuses
+        self._exemptions = history.exemptions
         self._has_records = history.has_records
         self._stored = sorted((one for one in commits if one.stored), key=attrgetter("sent_at"))
         self._possible = [one for one in commits if not one.refused]
@@ -134,8 +134,8 @@ class _Partition:
     def _value(self, offset: int, record: str) -> tuple[int, str]:
         return offset, record if self._has_records else ""
 
-    def _excused(self, since: float, until: float) -> bool:
-        return any(one.at <= until and since <= (one.until or one.at) for one in self._excuses)
+    def _is_exempt(self, since: float, until: float) -> bool:
+        return any(one.at <= until and since <= (one.until or one.at) for one in self._exemptions)
 
     def _candidates(self, read: Read) -> list[Commit]:
         """Returns the commits that the read may have returned."""
@@ -149,7 +149,9 @@ class _Partition:
         return [
             f"{read.by} read offset {read.offset} with record {read.record!r}, which was never committed"
             for read in self._reads
-            if read.offset is not None and not self._candidates(read) and not self._excused(0.0, read.answered_at)
+            if read.offset is not None
+            and not self._candidates(read)
+            and not self._is_exempt(0.0, read.answered_at)
         ]
 
     def stale(self) -> list[str]:
@@ -166,7 +168,7 @@ class _Partition:
             for later in self._stored:
                 replaced = later.sent_at > since and later.ends_at < read.sent_at
                 if replaced and self._value(later.offset, later.record) != value:
-                    if not self._excused(later.sent_at, read.answered_at):
+                    if not self._is_exempt(later.sent_at, read.answered_at):
                         found.append(
                             f"{read.by} read {read.offset}, but {later.life} had committed {later.offset}"
                         )
@@ -194,7 +196,7 @@ class _Partition:
                 if highest is None or over[at][0] > highest[0]:
                     highest = over[at]
                 at += 1
-            if highest is not None and step[0] < highest[0] and not self._excused(highest[1], step[2]):
+            if highest is not None and step[0] < highest[0] and not self._is_exempt(highest[1], step[2]):
                 found.append(f"{step[3]} {step[0]} after {highest[3]} {highest[0]}")
         return found
 

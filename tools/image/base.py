@@ -46,7 +46,7 @@ def wanted(dockerfile: str) -> str:
     return found[1]
 
 
-def of_debian() -> tuple[str, list[str]]:
+def debian_base() -> tuple[str, list[str]]:
     """Returns the name and the recipe of the base image that is built from Debian's packages. The name depends on
     the recipe.
     """
@@ -66,7 +66,7 @@ def base(engine: Engine, dockerfile: str, lines: Lines, time_limit_factor: float
         lines.report_not_done(f"a build on {wanted(dockerfile)}, the base named in the Dockerfile", str(reason))
     else:
         return image
-    name, recipe = of_debian()
+    name, recipe = debian_base()
     if not engine.has(name):
         _make(engine, name, recipe, MAKE_SECONDS_MAX * time_limit_factor)
     return name

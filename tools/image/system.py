@@ -199,7 +199,7 @@ class System:
             raise Failed(f"{error}\n{tails}") from error
         self._once("reader", ("replays-ingest", "reconcile"), "")
         settings = self._fleet.settings
-        report = reconcile(settings, Expectation.of_manifest(manifest, settings=settings))
+        report = reconcile(settings, Expectation.from_manifest(manifest, settings=settings))
         if not report.ok:
             raise Failed(f"the sinks differ from the produced messages:\n{report.failures()}")
         self._lines.report_done(

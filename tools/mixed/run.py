@@ -213,7 +213,7 @@ class Run:
         phase.
         """
         result, settings = self.result, self._fleet.settings
-        expected = Expectation.of_manifest(*(window.manifest for window in self._windows), settings=settings)
+        expected = Expectation.from_manifest(*(window.manifest for window in self._windows), settings=settings)
         statsd_url = self._fleet.stack.addresses["statsd_query"]
         result.report = reconcile(settings, expected, statsd_url=statsd_url, progress=self._checked)
         result.lost = sum(check.missing + check.wrong for check in result.report.checks)
@@ -222,7 +222,7 @@ class Run:
         for window in self._windows:
             window.line.duplicates = None if result.duplicates else 0
             if result.lost:
-                expected = Expectation.of_manifest(window.manifest, settings=settings)
+                expected = Expectation.from_manifest(window.manifest, settings=settings)
                 report = reconcile(settings, expected, extra_is_error=False)
                 checks = [check for check in report.checks if check.name != OFFSETS_CHECK]
                 window.line.lost = sum(check.missing + check.wrong for check in checks)

@@ -65,7 +65,7 @@ class Done:
         page.locator(selector).click()
         self.clicks[_element(selector)] += 1
 
-    def click_in_rage(self, page: Page, selector: str) -> None:
+    def click_rage(self, page: Page, selector: str) -> None:
         """Clicks an element several times within a second."""
         page.locator(selector).click(click_count=RAGE_CLICKS, delay=20)
         self.bursts[_element(selector)] += RAGE_CLICKS
@@ -102,7 +102,7 @@ def use_the_shop(page: Page, done: Done) -> None:
     with page.expect_response("**/shop/checkout"):
         done.click(page, "#checkout")
     page.get_by_text("Something went wrong").wait_for()
-    done.click_in_rage(page, "#coupon")  # the SDK would treat any change to the page as a reaction to these clicks
+    done.click_rage(page, "#coupon")  # the SDK would treat any change to the page as a reaction to these clicks
 
 
 def click_dead(page: Page, done: Done) -> None:

@@ -28,7 +28,7 @@ class SpinFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Searched:
+class SearchResult:
     """Result of an exhaustive search. `error`: SPIN's output for the first failed check, or ""."""
 
     states: int
@@ -58,7 +58,9 @@ def missing() -> str:
     return f"not installed: {', '.join(absent)} (apt-get install spin gcc)" if absent else ""
 
 
-def search(directory: Path, *, faults: int | None = None, ends: bool = False, text: str | None = None) -> Searched:
+def search(
+    directory: Path, *, faults: int | None = None, ends: bool = False, text: str | None = None
+) -> SearchResult:
     """Explores every interleaving of the specification's actions. With `ends`, the search also checks that every
     interleaving terminates.
 
@@ -79,7 +81,7 @@ def search(directory: Path, *, faults: int | None = None, ends: bool = False, te
     errors = re.findall(r"^pan:\d+: .*$", printed, flags=re.MULTILINE)
     if not errors and "errors: 0" not in printed:
         raise SpinFailed(f"the search did not end:\n{printed[-2000:]}")
-    return Searched(
+    return SearchResult(
         states=int(_number(r"(\d+(?:\.\d+e\+\d+)?) states, stored", printed)),
         transitions=int(_number(r"(\d+(?:\.\d+e\+\d+)?) transitions", printed)),
         seconds=_number(r"elapsed time ([\d.]+)", printed),

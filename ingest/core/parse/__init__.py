@@ -21,7 +21,7 @@ import msgspec
 
 from ingest.core.model import Blob, Message, Reject, Row, Segment
 from ingest.core.parse import rows
-from ingest.core.parse.budget import Budget, Spent, units_of
+from ingest.core.parse.budget import Budget, BudgetSpent, units_of
 from ingest.core.parse.document import EMPTY, Document, Unread, open_document, without_lists
 from ingest.core.parse.envelope import Envelope, open_envelope, project_of
 from ingest.core.parse.gather import Gathered
@@ -175,7 +175,7 @@ def _kept(content: bytes | memoryview, message: Message) -> bytes | memoryview:
 
 
 def _identity(message: Message, envelope: Envelope, segment_id: int, warnings: list[str]) -> rows.Identity:
-    retention_days = rows.expressible_days(envelope.retention_days)
+    retention_days = rows.clamped_days(envelope.retention_days)
     if retention_days != envelope.retention_days:
         warnings.append("retention_clamped")
     return rows.Identity(
@@ -185,7 +185,7 @@ def _identity(message: Message, envelope: Envelope, segment_id: int, warnings: l
         segment_id,
         retention_days,
         envelope.key_id,
-        rows.believable(envelope.received, message.timestamp_ms),
+        rows.plausible_time(envelope.received, message.timestamp_ms),
         message.source.partition,
         message.offset,
     )
@@ -228,7 +228,7 @@ def _gathered(
         gathered = Gathered(writer, rules, budget, taken_bytes)
         gathered.warnings.append("recording_not_json")
         return gathered
-    except Spent:
+    except BudgetSpent:
         if spent is not None:
             raise spent from None
         gathered.warnings.append("cost_over_limit")

@@ -19,7 +19,7 @@ UNITS_PER_FACT = 4.0
 BYTES_PER_UNIT = 800
 
 
-class Spent(Exception):
+class BudgetSpent(Exception):
     """Raised when the budget is exhausted; the caller keeps what was read so far."""
 
 
@@ -33,10 +33,10 @@ class Budget:
         self._earned_until = 0
 
     def spend(self, units: float) -> None:
-        """Charges units for work about to be done. Raises Spent if too few units remain."""
+        """Charges units for work about to be done. Raises BudgetSpent if too few units remain."""
         self.left -= units
         if self.left < 0.0:
-            raise Spent
+            raise BudgetSpent
 
     def earn(self, until: int) -> None:
         """Adds the units earned by the bytes scanned since the last call, up to this position."""

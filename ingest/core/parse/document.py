@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from ingest.core.parse.budget import Budget, Spent
+from ingest.core.parse.budget import Budget, BudgetSpent
 from ingest.core.parse.picked import picked
 from ingest.core.parse.shapes import SHORT_MAX, Number, Short
 from ingest.core.parse.surrogates import without_lone_surrogates
@@ -23,7 +23,7 @@ LIST_MAX, TAGS_MAX = 100, 128
 # The tag with the page's title; SDKs set it to the transaction name.
 TITLE_TAG = "transaction"
 # Relay sends a few kilobytes. Documents up to this size may be decoded fully.
-DOCUMENT_BYTES_USUAL = 16 * 1024
+DOCUMENT_BYTES_TYPICAL = 16 * 1024
 VALUES_MAX = 200_000
 # Maximum size, in bytes, of a document whose lone surrogates are repaired, and the cost of one repair in budget
 # units.
@@ -158,7 +158,7 @@ class Unread(Exception):
 
 def open_document(text: memoryview) -> Document:
     """Reads the relevant fields. Raises Unread."""
-    if len(text) <= DOCUMENT_BYTES_USUAL:
+    if len(text) <= DOCUMENT_BYTES_TYPICAL:
         try:
             return _decode(text)
         except _WRONG_SHAPE:
@@ -169,7 +169,7 @@ def open_document(text: memoryview) -> Document:
         return _field_by_field(text)
     except _WRONG_SHAPE:
         raise Unread("replay_event_not_json") from None
-    except Spent:
+    except BudgetSpent:
         raise Unread("replay_event_over_limit") from None
 
 

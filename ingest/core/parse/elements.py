@@ -17,7 +17,7 @@ from ingest.core.parse.budget import Budget
 
 BLOCK_BYTES = 32 * 1024
 # Maximum number of brackets processed one by one.
-NEAR_MARKS = 8
+BRACKETS_STEPPED_MAX = 8
 # Measured costs in budget units: per byte of a block, per string, per bracket or string where elements may end,
 # per element.
 _UNITS_PER_BYTE, _UNITS_PER_STRING, _UNITS_PER_MARK, _UNITS_PER_ELEMENT = 0.0025, 0.03, 0.045, 3.0
@@ -33,7 +33,7 @@ def elements(raw: bytes | bytearray, start: int, budget: Budget) -> Iterator[tup
     """Yields the half-open range of each object and array. `start`: a position where an element may begin.
 
     The last item is (position of the closing bracket, -1). Raises msgspec.DecodeError if there is no closing
-    bracket, and Spent if the budget is exhausted.
+    bracket, and BudgetSpent if the budget is exhausted.
     """
     depth, inside, begin = 0, 0, _NONE
     while start < len(raw):
@@ -111,7 +111,7 @@ class _Places:
             self._part += 2 * quotes
             self._at, self._mark = 0, self._marks.rfind(b'"', self._mark, mark) + 1
         part = self._parts[self._part]
-        while mark - self._mark >= NEAR_MARKS:
+        while mark - self._mark >= BRACKETS_STEPPED_MAX:
             passed = part[self._at : self._at + mark - self._mark]
             self._at += len(passed)
             self._mark += len(passed.translate(None, _OTHERS))

@@ -80,7 +80,7 @@ def open_envelope(value: bytes) -> Envelope:
     """Returns the fields of one message. Raises Rejected with the reason `not_msgpack` or `schema`."""
     try:
         is_usual = len(value) <= LONG_BYTES_MIN and not (value and value[0] in _LENGTH_BYTES)
-        envelope = _decode(value) if is_usual else _open_long(value)
+        envelope = _decode(value) if is_usual else _open_long_envelope(value)
     except msgspec.ValidationError as error:
         raise Rejected("schema", str(error)) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -111,7 +111,7 @@ def _out_of_range(envelope: Envelope) -> str:
     raise AssertionError(envelope)
 
 
-def _open_long(value: bytes) -> Envelope:
+def _open_long_envelope(value: bytes) -> Envelope:
     """Like `open_envelope`, for a message that may have long values outside its three byte fields. Such long
     values are not decoded. Raises Rejected and msgspec errors."""
     if _keys(value) > KEYS_MAX:

@@ -70,7 +70,7 @@ class Gathered:
         self._is_over_bytes = False
 
     def take(self, scan: Scan) -> None:
-        """Interprets all events. Raises msgspec.DecodeError and Spent."""
+        """Interprets all events. Raises msgspec.DecodeError and BudgetSpent."""
         budget, facts, facts_max = self._budget, self.facts, self._facts_max
         encoded, size_of, bytes_max = self._encoded, self._size_bytes, self._rows_bytes_max
         for index, event in scan:

@@ -16,7 +16,7 @@ PIECE_BYTES = 1024 * 1024
 WHOLE_BYTES_MAX = 3 * PIECE_BYTES // 2
 # A piece that ends inside an event is retried with a larger size, by this factor each time, and finally with the
 # rest of the recording.
-GROWTH = 8
+GROWTH_FACTOR = 8
 # Maximum number of candidates inspected per search for the end of an event.
 PROBES_MAX = 32
 
@@ -33,7 +33,7 @@ def stops(raw: bytes | bytearray, start: int) -> Iterator[int]:
     Each candidate except the last is at a comma between two objects.
     """
     if len(raw) - start > WHOLE_BYTES_MAX:
-        usual, longer, longest = (start + PIECE_BYTES * GROWTH**times for times in range(3))
+        usual, longer, longest = (start + PIECE_BYTES * GROWTH_FACTOR**times for times in range(3))
         stop = _end_of_event(raw, start, usual, longer)
         if stop < 0:
             # No end with a timestamp was found: use any boundary between two objects.
@@ -54,11 +54,11 @@ def piece(raw: bytes | bytearray, start: int, stop: int) -> bytes | bytearray:
     return b"".join((b"[" if start else b"", events, b"]" if stop < len(raw) else b""))
 
 
-def _end_of_event(raw: bytes | bytearray, start: int, soonest: int, latest: int) -> int:
-    """Returns the last end of an event between `start` and `soonest` or, if there is none, the first one between
-    `soonest` and `latest`; -1 if there is none either."""
-    end = _last_end(raw, start, soonest)
-    return end if end > start else _next_end(raw, soonest, latest)
+def _end_of_event(raw: bytes | bytearray, start: int, nearest: int, latest: int) -> int:
+    """Returns the last end of an event between `start` and `nearest` or, if there is none, the first one between
+    `nearest` and `latest`; -1 if there is none either."""
+    end = _last_end(raw, start, nearest)
+    return end if end > start else _next_end(raw, nearest, latest)
 
 
 def _last_end(raw: bytes | bytearray, start: int, stop: int) -> int:

@@ -17,14 +17,14 @@ from isal import igzip_lib, isal_zlib
 from ingest.core.parse.rules import Rejected
 
 HEADER_BYTES_MAX = 64 * 1024
-HEADER_BYTES_USUAL = 128
+HEADER_BYTES_TYPICAL = 128
 SEGMENT_ID_MAX = 2**63 - 1
 IsalError: Any = igzip_lib.IsalError
 VIDEO_MARK = b"\x01"
 # Recordings decompress to 2 to 10 times their size. A body that needs a larger buffer, or is longer than
-# AT_ONCE_BYTES_MAX, is decompressed incrementally.
+# SINGLE_PASS_BYTES_MAX, is decompressed incrementally.
 ROOM_RATIO, ROOM_BYTES_MIN = 12, 16 * 1024
-AT_ONCE_BYTES_MAX = 256 * 1024
+SINGLE_PASS_BYTES_MAX = 256 * 1024
 
 # The form written by every SDK. Other headers are decoded as JSON.
 _usual_header = re.compile(rb'\{"segment_id":(0|[1-9][0-9]{0,17})\}').fullmatch
@@ -33,7 +33,7 @@ _decode_header = msgspec.json.Decoder().decode
 
 def split(payload: memoryview) -> tuple[int, memoryview]:
     """Returns (segment_id, body). Raises Rejected with the reason `no_header` or `bad_header`."""
-    head = bytes(payload[:HEADER_BYTES_USUAL])
+    head = bytes(payload[:HEADER_BYTES_TYPICAL])
     end = head.find(b"\n")
     if end < 0:
         head = bytes(payload[:HEADER_BYTES_MAX])
@@ -74,7 +74,7 @@ def inflate(body: memoryview, bytes_max: int) -> bytes | bytearray:
             raise Rejected("body_too_large", f"more than {bytes_max} bytes")
         return bytes(body)
     size = len(body)
-    if size <= AT_ONCE_BYTES_MAX:
+    if size <= SINGLE_PASS_BYTES_MAX:
         try:
             return zlib_decompress(body, min(max(size * ROOM_RATIO, ROOM_BYTES_MIN), bytes_max))
         except DeflateError:

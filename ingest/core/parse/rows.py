@@ -58,7 +58,7 @@ class Identity(msgspec.Struct, frozen=True, gc=False):
     offset: int
 
 
-def believable(received: int, timestamp_ms: int) -> int:
+def plausible_time(received: int, timestamp_ms: int) -> int:
     """Returns the time of a segment in Unix seconds: `received`, unless it is far from Kafka's timestamp.
 
     BigQuery would refuse an implausible year, and a DateTime would overflow.
@@ -73,7 +73,7 @@ def believable(received: int, timestamp_ms: int) -> int:
     return received if received <= TIMESTAMP_SECONDS_MAX else 0
 
 
-def expressible_days(retention_days: int) -> int:
+def clamped_days(retention_days: int) -> int:
     """The retention, clamped to what the tables can express: 1 day to RETENTION_DAYS_MAX."""
     if 1 <= retention_days <= RETENTION_DAYS_MAX:
         return retention_days
@@ -90,7 +90,7 @@ def proto_bytes(framed: bytes) -> int:
     return len(framed) + ROW_BYTES
 
 
-def near(seconds: float, at: int) -> float:
+def plausible_seconds(seconds: float, at: int) -> float:
     """Returns the event's time if it is plausible compared with the segment's time, otherwise the segment's
     time."""
     return seconds if -TRUSTED_SECONDS <= seconds - at <= TRUSTED_SECONDS and 0 <= seconds <= UINT32_MAX else at
@@ -201,7 +201,8 @@ class Writer:
 
     def _replays(self, event_hash: str, seconds: float, columns: msgspec.Struct) -> Row:
         own = _encode(columns)
-        head = f'{{"event_hash":"{event_hash}","timestamp":{int(near(seconds, self.identity.at))},'.encode()
+        at = int(plausible_seconds(seconds, self.identity.at))
+        head = f'{{"event_hash":"{event_hash}","timestamp":{at},'.encode()
         row = b"".join((head, self._replays_tail, b"," if len(own) > 2 else b"", own[1:]))
         return Row("replays", event_hash, row, self.identity.offset)
 
@@ -256,7 +257,7 @@ class Writer:
         """
         kind, identity = fact.kind, self.identity
         row_id = f"{self._fact_id}{index}-{kind}"
-        time = moment(near(fact.timestamp, identity.at))
+        time = moment(plausible_seconds(fact.timestamp, identity.at))
         attributes = _encode(_encode(fact.attributes).decode()).decode()
         row = f'{{"row_id":"{row_id}","event_type":"{kind}","timestamp":"{time}",{self._facts_tail}{attributes}}}'
         return Row(FACT_TABLE, self._project + row_id, row.encode(), identity.offset)
@@ -276,7 +277,7 @@ class Writer:
         return self._facts.framed_fact(
             f"{self._fact_id}{index}-{kind}".encode(),
             kind,
-            round(near(fact.timestamp, identity.at) * MICROSECONDS),
+            round(plausible_seconds(fact.timestamp, identity.at) * MICROSECONDS),
             _encode(fact.attributes),
         )
 

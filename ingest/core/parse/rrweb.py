@@ -199,7 +199,7 @@ class ClickFact(msgspec.Struct, frozen=True, gc=False, rename={"classes": "class
     title: str
 
 
-class ClicksFact(ClickFact, frozen=True, gc=False):
+class MultiClickFact(ClickFact, frozen=True, gc=False):
     """multi_click, rage_click"""
 
     click_count: float | None
@@ -254,7 +254,7 @@ _WRONG_SHAPE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def meanings(event: Event, budget: Budget) -> Meanings:
-    """Returns the rows of this event; none for kinds that are not extracted. Raises Malformed and Spent."""
+    """Returns the rows of this event; none for kinds that are not extracted. Raises Malformed and BudgetSpent."""
     if isinstance(event, Custom):
         data = event.data
         if isinstance(data, Span):
@@ -311,7 +311,7 @@ def _slow_click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meaning
         return (
             click,
             Fact("ui.rageClick", seconds, element),
-            Fact("rage_click", seconds, ClicksFact(*(*msgspec.structs.astuple(element), count)), "event"),
+            Fact("rage_click", seconds, MultiClickFact(*(*msgspec.structs.astuple(element), count)), "event"),
         )
     return click, Fact("ui.deadClick" if dead else "ui.slowClickDetected", seconds, element)
 
@@ -322,7 +322,7 @@ def _multi_click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanin
     if isinstance(click, Fact):
         return (click,)
     count = _amount(data, "clickCount", "clickcount")
-    clicks = ClicksFact(*(*msgspec.structs.astuple(click.element), count))
+    clicks = MultiClickFact(*(*msgspec.structs.astuple(click.element), count))
     return (Fact("multi_click", click.timestamp_exact, clicks, "event"),)
 
 

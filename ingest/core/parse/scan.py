@@ -18,7 +18,7 @@ from typing import Any, Union
 import msgspec
 
 from ingest.core.parse import odd
-from ingest.core.parse.budget import Budget, Spent
+from ingest.core.parse.budget import Budget, BudgetSpent
 from ingest.core.parse.elements import elements
 from ingest.core.parse.events import (
     CANVAS_MUTATION,
@@ -113,7 +113,7 @@ class Scan:
     """Iterating over a scan yields (index in the array, event) in order, and counts events.
 
     Raises msgspec.DecodeError if `raw` is not a JSON array; the caller must then discard the events that were
-    already yielded. Raises Spent if continuing would exceed the budget.
+    already yielded. Raises BudgetSpent if continuing would exceed the budget.
     """
 
     def __init__(self, raw: bytes | bytearray, canvas: bool, budget: Budget) -> None:
@@ -271,10 +271,10 @@ class Scan:
         return len(raw)
 
     def _scalars(self, start: int, stop: int, *, is_first: bool, is_last: bool) -> None:
-        """Counts the scalars between two elements as malformed events. Raises Spent if there are more scalars than
-        the budget allows."""
+        """Counts the scalars between two elements as malformed events. Raises BudgetSpent if there are more
+        scalars than the budget allows."""
         if stop - start > SCALARS_BYTES_MAX:
-            raise Spent
+            raise BudgetSpent
         text = bytes(self._raw[start:stop]).strip(b" \t\r\n")
         if not is_first:
             if not text.startswith(b",") and not (is_last and not text):

@@ -33,7 +33,7 @@ _second_half = re.compile(rb"\\u[dD][c-fC-F]").match
 def without_lone_surrogates(text: bytes | bytearray, budget: Budget) -> bytearray | None:
     """Returns JSON with lone surrogates replaced; None if there are none.
 
-    The length is unchanged, so positions stay valid. Raises Spent.
+    The length is unchanged, so positions stay valid. Raises BudgetSpent.
     """
     changed: bytearray | None = None
     for start in range(0, len(text), SEARCHED_BYTES):

@@ -27,7 +27,7 @@ _comma = re.compile(rb"[ \t\r\n]*+,").match
 Undecoded = msgspec.Raw | bytes
 
 
-class _TooMany(Exception):
+class _TooManyScalars(Exception):
     """Raised if there are too many elements for the memory limit."""
 
 
@@ -36,7 +36,7 @@ def undecoded(raw: bytes | bytearray, budget: Budget) -> Iterator[Undecoded]:
 
     Lone surrogates become replacement characters. If the array is nested too deeply for the decoder, or holds a
     NaN or very many elements, its scalars are left out. Raises msgspec.DecodeError or UnicodeDecodeError if `raw`
-    is not a JSON array, and Spent if the budget is used up; elements that were already yielded are valid.
+    is not a JSON array, and BudgetSpent if the budget is used up; elements that were already yielded are valid.
     """
     start = 0
     while start < len(raw):
@@ -49,7 +49,7 @@ def _piece(raw: bytes | bytearray, start: int, budget: Budget) -> Generator[Unde
     for stop in stops(raw, start):
         try:
             found = _decoded(piece(raw, start, stop), budget)
-        except (RecursionError, _TooMany):
+        except (RecursionError, _TooManyScalars):
             break
         except (msgspec.DecodeError, UnicodeDecodeError):
             if _not_a_number(raw, start, stop):
@@ -67,7 +67,7 @@ def _piece(raw: bytes | bytearray, start: int, budget: Budget) -> Generator[Unde
 
 def _decoded(text: bytes | bytearray, budget: Budget) -> Sequence[msgspec.Raw]:
     if text.count(b",") > COMMAS_MAX:
-        raise _TooMany
+        raise _TooManyScalars
     try:
         return _decode_raws(text)
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -27,8 +27,8 @@ _decode_fields: Callable[[Any], dict[str, msgspec.Raw]] = msgspec.json.Decoder(d
 
 
 def built(text: msgspec.Raw, budget: Budget) -> Any:
-    """Returns the whole value. Raises Malformed if the value is too large, Spent if the budget is used up, and
-    msgspec errors."""
+    """Returns the whole value. Raises Malformed if the value is too large, BudgetSpent if the budget is used up,
+    and msgspec errors."""
     size_bytes = memoryview(text).nbytes
     if size_bytes <= SMALL_BYTES:
         budget.spend(_UNITS_PER_SMALL + _UNITS_PER_SMALL_BYTE * size_bytes)
@@ -49,11 +49,11 @@ def fields(text: msgspec.Raw, budget: Budget, names: Collection[str] | int) -> d
     of the first fields.
 
     In a long object, strings are truncated and nested values are None. Raises Malformed if the value is not an
-    object or has too many fields, Spent if the budget is used up, and msgspec errors.
+    object or has too many fields, BudgetSpent if the budget is used up, and msgspec errors.
     """
     size_bytes = memoryview(text).nbytes
     if size_bytes > SMALL_BYTES:
-        return _fields_of_long(text, size_bytes, budget, names)
+        return _fields_of_long_value(text, size_bytes, budget, names)
     budget.spend(_UNITS_PER_SMALL + _UNITS_PER_SMALL_BYTE * size_bytes)
     found = _decode(text)
     if not isinstance(found, dict):
@@ -61,7 +61,7 @@ def fields(text: msgspec.Raw, budget: Budget, names: Collection[str] | int) -> d
     return found
 
 
-def _fields_of_long(
+def _fields_of_long_value(
     text: msgspec.Raw, size_bytes: int, budget: Budget, names: Collection[str] | int
 ) -> dict[str, Any]:
     budget.spend(_UNITS_PER_FLAT_BYTE * size_bytes)

@@ -1,6 +1,6 @@
 """Compares the contents of all sinks with the expected contents.
 
-    report = reconcile(settings, Expectation.of_manifest(path), statsd_url=...)
+    report = reconcile(settings, Expectation.from_manifest(path), statsd_url=...)
     report.ok
 
 Each `read_*` function reads the complete contents of one server. Each `compare_*` function is pure and returns one

@@ -22,7 +22,7 @@ from tasks.sinks.gcs.sink import is_packed
 
 DOWNLOADS_AT_ONCE = 8
 CALL_SECONDS_MAX = 30.0
-LIST_PAGE = 1000
+LIST_PAGE_SIZE = 1000
 
 
 def read_objects(settings: Settings, expected: Mapping[str, Object]) -> dict[str, Object]:
@@ -80,7 +80,7 @@ class _Storage:
             fields = "&fields=items(name),nextPageToken"
             page = json.loads(
                 self._get(
-                    f"/storage/v1/b/{self._bucket}/o?maxResults={LIST_PAGE}&pageToken={quote(token)}{fields}"
+                    f"/storage/v1/b/{self._bucket}/o?maxResults={LIST_PAGE_SIZE}&pageToken={quote(token)}{fields}"
                 )
             )
             for item in page.get("items") or ():

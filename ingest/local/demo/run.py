@@ -279,7 +279,7 @@ class _Demo:
     # Reconcile
 
     def _reconcile(self, manifest: Path, kill: Victim | None) -> None:
-        expected = Expectation.of_manifest(manifest, settings=self.settings)
+        expected = Expectation.from_manifest(manifest, settings=self.settings)
         self.outcome.report = reconcile(
             self.settings,
             expected,

@@ -1,8 +1,8 @@
 """The expected contents of every sink after a load.
 
-`Expectation.of_manifest` computes these contents from the generator's manifest. Without a manifest, `add_outcome`
-computes them from messages that are read and parsed again. In both cases the comparison (`ingest/local/compare/`)
-is the same.
+`Expectation.from_manifest` computes these contents from the generator's manifest. Without a manifest,
+`add_outcome` computes them from messages that are read and parsed again. In both cases the comparison
+(`ingest/local/compare/`) is the same.
 
 Because of duplicates, these totals differ from plain sums over messages:
 - an object, a row and an outcome have an identity, so duplicate messages count once;
@@ -148,7 +148,7 @@ class Expectation:
     size_bytes: int = 0
 
     @classmethod
-    def of_manifest(cls, *paths: Path, settings: Settings | None = None) -> Self:
+    def from_manifest(cls, *paths: Path, settings: Settings | None = None) -> Self:
         """Returns the sum over these manifests, sampled according to `settings`. Raises ManifestError."""
         expectation = cls()
         if settings is not None:

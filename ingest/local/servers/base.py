@@ -144,7 +144,7 @@ class HttpServer(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-class ProgramsOnly(BaseHTTPRequestHandler):
+class NonBrowserHandler(BaseHTTPRequestHandler):
     """A handler that refuses browsers, because a page on any website can send requests to local ports."""
 
     def parse_request(self) -> bool:
@@ -176,4 +176,4 @@ def answers_http(url: str) -> bool:
         return False
 
 
-__all__ = ["HOST", "HttpServer", "LocalError", "ProgramsOnly", "Server", "answers_http"]
+__all__ = ["HOST", "HttpServer", "LocalError", "NonBrowserHandler", "Server", "answers_http"]

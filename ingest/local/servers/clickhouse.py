@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl, urlsplit
 
-from ingest.local.servers.base import HttpServer, ProgramsOnly, Server, answers_http
+from ingest.local.servers.base import HttpServer, NonBrowserHandler, Server, answers_http
 from ingest.local.servers.confinement import confine
 from ingest.local.servers.processes import HOST, Children, private_folder
 from tasks.units import MiB
@@ -111,7 +111,7 @@ class QueryError(Exception):
         self.status = HTTP_STATUS_BY_CODE.get(code, 400 if code in BAD_REQUEST_CODES else 500)
 
     @classmethod
-    def of_engine(cls, error: Exception) -> QueryError:
+    def from_engine_error(cls, error: Exception) -> QueryError:
         """Parses chDB's exception, whose text contains `Code: N. DB::Exception:`."""
         text = str(error)
         found = _CODE.search(text)
@@ -213,7 +213,7 @@ class Engine:
             try:
                 return self._run(connection, request)
             except RuntimeError as error:
-                raise QueryError.of_engine(error) from error
+                raise QueryError.from_engine_error(error) from error
             finally:
                 connection.close()
 
@@ -287,7 +287,7 @@ def too_large(size: int) -> QueryError:
     return error
 
 
-class Handler(ProgramsOnly):
+class Handler(NonBrowserHandler):
     """Handles one connection of a client."""
 
     protocol_version = "HTTP/1.1"

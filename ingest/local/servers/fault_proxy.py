@@ -139,7 +139,7 @@ class FaultProxy:
             raise ValueError(f"{fault} needs http=True")
         self._call(self._set(fault))
 
-    def aim(self, target: str) -> None:
+    def set_target(self, target: str) -> None:
         """Directs new connections to another target.
 
         Open connections are kept, as when a service's DNS entry changes.

@@ -32,7 +32,7 @@ FETCH_SECONDS_MAX = 300
 FORMAT_SECONDS_MAX = 60
 HEAP = ("-Xms128m", "-Xmx512m")
 # The JVM starts often and runs for minutes at most. Using only the C1 compiler halves the JVM's startup time.
-START_QUICKLY = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
+FAST_START_OPTIONS = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
 
 SCRAM = ("SCRAM-SHA-256", "SCRAM-SHA-512")
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
@@ -293,7 +293,7 @@ class JavaKafka(Server):
     def _java(self) -> list[str]:
         libs = cache_directory() / "libs"
         logging = f"-Dlog4j2.configurationFile={self.directory / 'log4j2.yaml'}"
-        return ["java", *HEAP, *START_QUICKLY, logging, "-cp", f"{libs}/*"]
+        return ["java", *HEAP, *FAST_START_OPTIONS, logging, "-cp", f"{libs}/*"]
 
     def _format(self, properties: Path) -> None:
         """Writes the cluster id and the SCRAM users to the data directory."""

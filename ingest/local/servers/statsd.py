@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 from urllib.parse import parse_qs, urlsplit
 
-from ingest.local.servers.base import HttpServer, ProgramsOnly, Server, answers_http
+from ingest.local.servers.base import HttpServer, NonBrowserHandler, Server, answers_http
 from ingest.local.servers.processes import HOST, Children, free_port
 from tasks.units import MiB
 
@@ -283,7 +283,7 @@ def _ask(url: str, *, post: bool = False) -> dict[str, Any]:
 def handler_of(recorder: Recorder) -> type[BaseHTTPRequestHandler]:
     """Returns the class of HTTP handlers for one recorder."""
 
-    class Handler(ProgramsOnly):
+    class Handler(NonBrowserHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ingest.core.model import Batch, Drop, DropReason, Message, OffsetRange, Outcome, Segment
 from ingest.core.parse import parse
-from ingest.core.parse.rows import believable
+from ingest.core.parse.rows import plausible_time
 from ingest.operate.dlq import Selection, letters
 from ingest.operate.reconcile.account import Account, ReconcileFailed
 from ingest.operate.reconcile.topic import Span
@@ -126,7 +126,7 @@ class Expected:
             if (message.source.partition, message.offset) in self.given_up.messages:
                 account.given_up += 1
                 return None
-            at = believable(outcome.received, message.timestamp_ms)
+            at = plausible_time(outcome.received, message.timestamp_ms)
             if at + outcome.retention_days * DAY_SECONDS < time.time():
                 account.expired += 1
                 return None

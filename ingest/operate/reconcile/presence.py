@@ -91,12 +91,12 @@ class Rows:
             if stored.get(key, -1) < wanted_rank
         }
 
-    def _stored(self, table: str, rows: list[dict[str, Any]], around_seconds: int) -> dict[Key, int]:
-        """Returns the ranks, by key, of stored rows that are at most `around_seconds` before or after these
+    def _stored(self, table: str, rows: list[dict[str, Any]], margin_seconds: int) -> dict[Key, int]:
+        """Returns the ranks, by key, of stored rows that are at most `margin_seconds` before or after these
         rows."""
         try:
             columns, grouped = _SELECTED[table]
-            where = CONDITIONS[table](rows, around_seconds)
+            where = CONDITIONS[table](rows, margin_seconds)
             answer = self._client.query(f"SELECT {columns} FROM {table} WHERE {where} {grouped}").result_rows
         except Exception as error:
             raise clickhouse_errors.classify(error).error() from error
@@ -138,15 +138,15 @@ def rank(row: dict[str, Any]) -> int:
     return int(row.get("click_is_dead", 0)) + int(row.get("click_is_rage", 0))
 
 
-def _replays_condition(rows: Sequence[dict[str, Any]], around_seconds: int, *, of_event: bool = True) -> str:
+def _replays_condition(rows: Sequence[dict[str, Any]], margin_seconds: int, *, of_event: bool = True) -> str:
     """Returns a condition with time bounds and the hash, so that the server can use partitions and the primary
     key."""
     times = [int(row["timestamp"]) for row in rows]
     replays = uuids(row["replay_id"] for row in rows)
     events = f" AND event_hash IN ({uuids(row['event_hash'] for row in rows)})" if of_event else ""
     return (
-        f"timestamp BETWEEN toDateTime({max(0, min(times) - around_seconds)}) "
-        f"AND toDateTime({min(UINT32_MAX, max(times) + around_seconds)}) "
+        f"timestamp BETWEEN toDateTime({max(0, min(times) - margin_seconds)}) "
+        f"AND toDateTime({min(UINT32_MAX, max(times) + margin_seconds)}) "
         f"AND project_id IN ({numbers(row['project_id'] for row in rows)}) AND replay_id IN ({replays}) "
         f"AND cityHash64(replay_id) IN (SELECT cityHash64(toUUID(arrayJoin([{replays}])))){events}"
     )
@@ -221,8 +221,8 @@ class Facts:
         limit = self._expiration_seconds
         return bool(limit) and fact_seconds(item) + limit < time.time()
 
-    def _stored(self, table: str, items: Sequence[Row], around_seconds: int) -> set[FactKey]:
-        """Returns the keys of stored rows that are at most `around_seconds` before or after these rows. The
+    def _stored(self, table: str, items: Sequence[Row], margin_seconds: int) -> set[FactKey]:
+        """Returns the keys of stored rows that are at most `margin_seconds` before or after these rows. The
         minimum is one second, because the server may round fractions.
         """
         times = [fact_seconds(item) for item in items]
@@ -231,9 +231,9 @@ class Facts:
             query_parameters=[
                 google_bigquery.ArrayQueryParameter("projects", "INT64", sorted({project for project, _ in keys})),
                 google_bigquery.ArrayQueryParameter("ids", "STRING", [row_id for _, row_id in keys]),
-                google_bigquery.ScalarQueryParameter("low", "TIMESTAMP", to_datetime(min(times) - around_seconds)),
+                google_bigquery.ScalarQueryParameter("low", "TIMESTAMP", to_datetime(min(times) - margin_seconds)),
                 google_bigquery.ScalarQueryParameter(
-                    "high", "TIMESTAMP", to_datetime(max(times) + around_seconds)
+                    "high", "TIMESTAMP", to_datetime(max(times) + margin_seconds)
                 ),
             ]
         )

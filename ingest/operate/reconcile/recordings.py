@@ -19,7 +19,7 @@ from tasks.sinks.clickhouse import errors as clickhouse_errors
 from tasks.sinks.clickhouse import sink as clickhouse
 from tasks.sinks.gcs import sink as gcs
 from tasks.sinks.google import errors as google_errors
-from tasks.stored import Place, read_place
+from tasks.stored import StoredLocation, read_stored
 from tasks.wire import Blob, SinkName, chunks
 
 NAMES_MAX = 1000
@@ -72,7 +72,7 @@ class Recordings:
 
         def read(name: str) -> bytes | None:
             try:
-                return read_place(self._bucket, places.get(name) or Place(0, "", 0, name), self._seconds)
+                return read_stored(self._bucket, places.get(name) or StoredLocation(0, "", 0, name), self._seconds)
             except RequestRangeNotSatisfiable:
                 return None
 
@@ -81,25 +81,25 @@ class Recordings:
         except Exception as error:
             raise google_errors.classify(error).error() from error
 
-    def _indexed(self, names: Sequence[str]) -> dict[str, Place]:
+    def _indexed(self, names: Sequence[str]) -> dict[str, StoredLocation]:
         """Returns the positions of recordings in packed objects, keyed by the name that each recording would have
         as a separate object.
         """
         if SinkName.CLICKHOUSE not in self._settings.sinks:
             return {}
-        found: dict[str, Place] = {}
+        found: dict[str, StoredLocation] = {}
         try:
             with contextlib.closing(clickhouse.client(self._settings)) as server:
                 for chunk in chunks(names, NAMES_MAX):
                     for name, *place in server.query(_index_query(chunk)).result_rows:
-                        found[name] = Place(*place)
+                        found[name] = StoredLocation(*place)
         except Exception as error:
             raise clickhouse_errors.classify(error).error() from error
         return found
 
-    def _packed(self, place: Place, wanted: list[Blob]) -> Problem | None:
+    def _packed(self, place: StoredLocation, wanted: list[Blob]) -> Problem | None:
         try:
-            stored = read_place(self._bucket, place, self._seconds)
+            stored = read_stored(self._bucket, place, self._seconds)
         except RequestRangeNotSatisfiable:
             return Problem.DIFFERS
         if stored is None:

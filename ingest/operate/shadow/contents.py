@@ -82,7 +82,7 @@ class StoredRows:
                 tables.setdefault(item.table, {})[position] = item
         for table, rows in tables.items():
             for chunk in bounded_chunks(rows):
-                _Comparing(self._rows, table, chunk, found).run()
+                _Comparison(self._rows, table, chunk, found).run()
         if unexpected:
             found.differences += self._unexpected(list(tables.get("replays", {}).values()), partition)
         return found
@@ -130,7 +130,7 @@ class StoredRows:
         self._client.close()
 
 
-class _Comparing:
+class _Comparison:
     """Compares some rows of one table."""
 
     def __init__(self, rows: Any, table: str, items: dict[int, Row], found: Compared) -> None:
@@ -178,8 +178,8 @@ class _Comparing:
         )
         return found
 
-    def _stored(self, rows: list[Values], around_seconds: int) -> dict[Key, list[Values]]:
-        where = CONDITIONS[self._table](rows, around_seconds)
+    def _stored(self, rows: list[Values], margin_seconds: int) -> dict[Key, list[Values]]:
+        where = CONDITIONS[self._table](rows, margin_seconds)
         found: dict[Key, list[Values]] = {}
         for row in self._rows(self._table, f"{self._table} FINAL WHERE {where}", 64 * len(rows)):
             texts = row | {name: str(row[name]) for name in ("replay_id", "event_hash") if name in row}

@@ -88,7 +88,7 @@ class Arena:
     shrinks."""
 
     def __init__(self) -> None:
-        self.fd = _unnamed_file()
+        self.fd = _anonymous_file()
         self.size_bytes = 0
         self._map: mmap.mmap | None = None
 
@@ -114,7 +114,7 @@ class Arena:
             self.fd = -1
 
 
-def _unnamed_file() -> int:
+def _anonymous_file() -> int:
     if hasattr(os, "memfd_create"):
         return os.memfd_create("replays-parse")
     with tempfile.TemporaryFile() as file:

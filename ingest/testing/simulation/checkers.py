@@ -26,10 +26,10 @@ MESSAGE_BYTES_MAX = LETTER_BYTES + 50
 CUTS_PER_MESSAGE_MAX = 3
 # Longest time that a settled batch may be shown as parked: the length of the lease, plus the longest time for a
 # renewal in flight and for one step between two checks.
-UNTRUE_SECONDS_MAX = PARKED_LEASE_SECONDS + 1.0
+STALE_STATUS_SECONDS_MAX = PARKED_LEASE_SECONDS + 1.0
 # Longest time that a partition may have no owner: the members' own limit, plus the duration of three loop steps
 # and the longest time for which all members may be frozen.
-UNOWNED_SECONDS_LIMIT = UNOWNED_SECONDS_MAX + 3 * TURN_SECONDS + 12.0
+OBSERVED_UNOWNED_SECONDS_MAX = UNOWNED_SECONDS_MAX + 3 * TURN_SECONDS + 12.0
 
 
 @lru_cache(maxsize=1024)
@@ -220,7 +220,7 @@ class NothingTwice:
             raise Violation("nothing_twice", "a dead letter of no message")
 
 
-class CommitsRise:
+class CommitsAreMonotonic:
     """Within one assignment, the committed offset never decreases, no commit is sent for a partition that is not
     assigned, and a refused commit is not repeated immediately."""
 
@@ -466,12 +466,14 @@ class OwnedInTime:
         unowned = view.unowned if view.members else ()
         self._owned = None if unowned else view
         self._since = {partition: self._since.get(partition, now) for partition in unowned}
-        late = [partition for partition, since in self._since.items() if now - since > UNOWNED_SECONDS_LIMIT]
+        late = [
+            partition for partition, since in self._since.items() if now - since > OBSERVED_UNOWNED_SECONDS_MAX
+        ]
         if late:
             raise Violation("owned_in_time", f"partitions {late} have no owner among {dict(view.members)}")
 
 
-class ParkedIsTrue:
+class ParkedStatusIsAccurate:
     """A batch shown as parked is unsettled in a live reader, or its lease is about to expire."""
 
     def __init__(self, trace: Trace) -> None:
@@ -492,7 +494,7 @@ class ParkedIsTrue:
             if batch_id not in parked:
                 self._trace.mark("lease_expired")
         self._since = {entry: self._since.get(entry, now) for entry in sorted(untrue)}
-        late = [entry[0] for entry, since in self._since.items() if now - since > UNTRUE_SECONDS_MAX]
+        late = [entry[0] for entry, since in self._since.items() if now - since > STALE_STATUS_SECONDS_MAX]
         if late:
             raise Violation("parked_is_true", f"{late} are shown as parked, but no reader holds them")
 
@@ -509,12 +511,12 @@ class Checkers:
         self.durability = Durability(broker, sinks, trace)
         self._blob_first = BlobBeforeRows(broker, sinks)
         self._twice = NothingTwice(broker, sinks)
-        self._rise = CommitsRise()
+        self._rise = CommitsAreMonotonic()
         self._bounded = Bounded(shape)
         self._recorded = RecordedFirst()
         self._same_cut = SameCut(broker, trace)
         self.owned = OwnedInTime(broker)
-        self.parked = ParkedIsTrue(trace)
+        self.parked = ParkedStatusIsAccurate(trace)
         self._trace = trace
 
     def check_write(self, sink: str, items: tuple[Item, ...], key: str, name: str) -> None:

@@ -48,7 +48,7 @@ TURN_SECONDS = 1.0
 RECREATED_SECONDS_MAX = 2.0
 POISONED = "poison"
 PROJECTS = 5
-UNUSUAL_EVERY = 9
+UNUSUAL_MESSAGE_INTERVAL = 9
 
 
 class Killed(BaseException):
@@ -77,11 +77,11 @@ class Parser:
         self._sheds = sheds
 
     def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
-        """Yields one result per message. Every UNUSUAL_EVERY-th message counts as slow and is yielded as Unusual,
-        to be parsed later.
+        """Yields one result per message. Every UNUSUAL_MESSAGE_INTERVAL-th message counts as slow and is
+        yielded as Unusual, to be parsed later.
         """
         for message in messages:
-            yield Unusual(message) if message.offset % UNUSUAL_EVERY == 0 else self.parsed(message)
+            yield Unusual(message) if message.offset % UNUSUAL_MESSAGE_INTERVAL == 0 else self.parsed(message)
 
     def parsed(self, message: Message) -> on.MessageParsed:
         """Returns the parse result of this message."""

@@ -14,7 +14,7 @@ from random import Random
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.testing.simulation.celery import Fleet
-from ingest.testing.simulation.checkers import UNTRUE_SECONDS_MAX, Checkers
+from ingest.testing.simulation.checkers import STALE_STATUS_SECONDS_MAX, Checkers
 from ingest.testing.simulation.clock import Timeline
 from ingest.testing.simulation.faults import Dice, Fault
 from ingest.testing.simulation.kafka import (
@@ -110,7 +110,7 @@ class World:
 
     def _outlast_leases(self) -> None:
         """Checks that no settled batch is shown as parked after its lease has ended. Raises Violation."""
-        ends_at = self.timeline.now + UNTRUE_SECONDS_MAX + 1.0
+        ends_at = self.timeline.now + STALE_STATUS_SECONDS_MAX + 1.0
         while self.redis.live() and self.timeline.now < ends_at:
             self.timeline.run_until(self.timeline.now + 0.5)
             self.checkers.parked.check(self.redis.live(), self.timeline.now)

@@ -30,7 +30,7 @@ from tasks.kafka.producing import NotProduced
 from tasks.units import MiB
 
 BUFFERED_BYTES_MAX = 200 * MiB
-HEAVY_MAX = 2
+HEAVY_REQUESTS_MAX = 2
 KEY_CHARACTERS_MAX = 64
 RETRY_SECONDS = 5
 CORS = {
@@ -61,7 +61,7 @@ class Endpoint:
     refused: Callable[[Refused], None] = lambda error: None
     names: frozenset[str] = frozenset()
     clock: Callable[[], float] = time.time
-    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(HEAVY_MAX, "envelopes"))
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(HEAVY_REQUESTS_MAX, "envelopes"))
     kafka: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "kafka"))
     segments: int = 0
     refusals: Counter[str] = field(default_factory=Counter)

@@ -40,7 +40,9 @@ def recording(item: memoryview) -> Recording:
         if error.reason == "body_too_large":
             text = f"the recording has more than {INFLATED_BYTES_MAX} bytes of JSON"
             raise Refused(Reason.RECORDING_TOO_LARGE, text) from None
-        raise Refused(Reason.RECORDING_INVALID, f"the recording is invalid: {_WHY[error.reason]}") from None
+        raise Refused(
+            Reason.RECORDING_INVALID, f"the recording is invalid: {_REASON_TEXTS[error.reason]}"
+        ) from None
     if segment_id > SEGMENT_ID_MAX:
         raise Refused(Reason.RECORDING_INVALID, f"segment_id exceeds {SEGMENT_ID_MAX}")
     if not raw.startswith(b"["):
@@ -53,7 +55,7 @@ def recording(item: memoryview) -> Recording:
     return Recording(segment_id, b'{"segment_id":%d}\n' % segment_id + packed)
 
 
-_WHY = {
+_REASON_TEXTS = {
     "no_header": "it has no header line",
     "bad_header": "its header line is not a JSON object with an integer segment_id of 0 or more",
     "body_not_zlib": "its body is neither a zlib stream nor a JSON array",

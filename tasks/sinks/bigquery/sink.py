@@ -31,7 +31,7 @@ from google.cloud import bigquery
 from tasks.settings import Settings
 from tasks.sinks.base import Report
 from tasks.sinks.bigquery.answers import Refusal, refusals_of
-from tasks.sinks.bigquery.table import dry_insert, fault_of_dry_insert, fault_of_resource
+from tasks.sinks.bigquery.table import dry_run_insert, failure_of_dry_run, fault_of_resource
 from tasks.sinks.google.errors import classify
 from tasks.sinks.http.answers import Answer
 from tasks.sinks.http.limits import BodyLimit
@@ -143,8 +143,8 @@ class BigQuerySink:
         # that.
         if failure is not None and failure.blame is not Blame.CREDENTIALS:
             return failure
-        end = service.send(Method.POST, f"{quote(table, safe='')}/insertAll", dry_insert(table), ends_at)
-        return end if isinstance(end, Failure) else fault_of_dry_insert(end)
+        end = service.send(Method.POST, f"{quote(table, safe='')}/insertAll", dry_run_insert(table), ends_at)
+        return end if isinstance(end, Failure) else failure_of_dry_run(end)
 
     def check(self) -> Report:
         """Checks that the tables have the right columns and accept a valid row, and that the views exist."""
@@ -216,7 +216,7 @@ def _note_refusals(table: str, positions: list[int], refusals: Sequence[Refusal]
         refused = refused or refusal.failure.blame.action is not Action.RETRY
         outcome.note(refusal.failure.about(f"table {table}"), [position])
     if refused:
-        outcome.note_kept_out(stopped)
+        outcome.note_excluded(stopped)
     elif stopped:
         outcome.note(Failure(Blame.SERVER, f"table {table}: stopped by other rows"), stopped)
 

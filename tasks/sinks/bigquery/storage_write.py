@@ -349,7 +349,7 @@ class _Write:
         self._todo = [position for position in self._todo if position not in self._given_up]
         if self._refusals < REFUSALS_MAX:
             return True
-        self._outcome.note_kept_out(self._positions.index(position) for position in self._todo)
+        self._outcome.note_excluded(self._positions.index(position) for position in self._todo)
         return False
 
     def _stop(self, failure: Failure, positions: Sequence[int]) -> bool:

@@ -48,7 +48,7 @@ def good_row(table: str, now: float) -> dict[str, Any]:
     return {name: values[field["type"]] for name, field in columns_of(table).items()}
 
 
-def dry_insert(table: str) -> bytes:
+def dry_run_insert(table: str) -> bytes:
     """Returns the body of an insertAll that stores nothing, and shows whether the good row would be accepted."""
     rows = [
         {"insertId": CHECK_ID, "json": good_row(table, time.time())},
@@ -57,16 +57,16 @@ def dry_insert(table: str) -> bytes:
     return json.dumps({"skipInvalidRows": False, "ignoreUnknownValues": False, "rows": rows}).encode()
 
 
-def fault_of_dry_insert(answer: Answer) -> Failure | None:
-    """Returns the problem that the response to `dry_insert` reveals. Returns None if the good row is accepted."""
+def failure_of_dry_run(answer: Answer) -> Failure | None:
+    """Returns the problem that the response to `dry_run_insert` reveals, or None if the good row is accepted."""
     found = refusals_of(answer, rows=2)
     if isinstance(found, Failure):
-        return found.blamed(Blame.TABLE) if found.blame.accuses_items else found
+        return found.blamed(Blame.TABLE) if found.blame.blames_items else found
     failure = next((refusal.failure for refusal in found if refusal.index == 0), None)
     if failure is None:
         return None
     text = f"it refuses a row that is known to be good: {failure.message}"
-    return Failure(Blame.TABLE if failure.blame.accuses_items else failure.blame, text)
+    return Failure(Blame.TABLE if failure.blame.blames_items else failure.blame, text)
 
 
 def fault_of_resource(table: str, answer: Answer) -> Failure | None:

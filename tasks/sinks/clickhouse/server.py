@@ -23,7 +23,7 @@ from tasks.sinks.outcome import Blame, Failure, seconds_until
 from tasks.units import KiB, MiB
 
 COMPRESSION = "lz4"
-COMPRESS_FROM_BYTES = 4 * KiB
+COMPRESSION_BYTES_MIN = 4 * KiB
 BODY_BYTES_MAX = 256 * MiB
 
 INSERT_SETTINGS: dict[str, Any] = {
@@ -72,7 +72,7 @@ class Server:
         if remaining_seconds <= 0:
             return Failure(Blame.NETWORK, "no time left for the insert")
         headers = self._headers
-        if len(block) >= COMPRESS_FROM_BYTES:
+        if len(block) >= COMPRESSION_BYTES_MIN:
             block = bytes(get_compressor(COMPRESSION).compress_block(block))
             headers = [*headers, f"Content-Encoding: {COMPRESSION}"]
         return self._send(

@@ -36,11 +36,11 @@ from tasks.sinks.clickhouse.table import (
     PARTITIONS_SETTING,
     VIEW_TABLES,
     TableFacts,
-    dry_rows,
+    dry_run_rows,
     facts_of,
     facts_query,
-    fault_of_dry_insert,
-    is_dry_insert_safe,
+    failure_of_dry_run,
+    is_dry_run_safe,
     mismatches,
 )
 from tasks.sinks.http.answers import Answer, unproven_success
@@ -115,10 +115,10 @@ class ClickHouseSink:
         problems = list(mismatches(table, facts))
         if problems:
             return Failure(Blame.TABLE, "; ".join(problems))
-        if facts is None or not is_dry_insert_safe(table, facts):
+        if facts is None or not is_dry_run_safe(table, facts):
             return None
-        end = self._server.get().insert(table, dry_rows(table, time.time()), {PARTITIONS_SETTING: 1}, ends_at)
-        return end if isinstance(end, Failure) else fault_of_dry_insert(end)
+        end = self._server.get().insert(table, dry_run_rows(table, time.time()), {PARTITIONS_SETTING: 1}, ends_at)
+        return end if isinstance(end, Failure) else failure_of_dry_run(end)
 
     def check(self) -> Report:
         """Checks the tables and their columns, tests whether they accept good rows, and writes, reads back and
@@ -138,7 +138,7 @@ class ClickHouseSink:
             failure = self._fault(table, facts[table], ends_at)
             if failure is not None:
                 raise failure.about(f"{without_secrets(settings.clickhouse_url)}: table {table}").error()
-            if table in COLUMNS and not is_dry_insert_safe(table, facts[table]):
+            if table in COLUMNS and not is_dry_run_safe(table, facts[table]):
                 not_tested.append(f"whether {table} accepts a row: it is not partitioned by week")
         warnings = [
             f"table {table} has the engine {facts[table].engine}: repeated rows may not replace each other"
@@ -195,7 +195,7 @@ class _Write:
         """Returns the error with ROW as its cause if a single row was refused, because that row is then at
         fault.
         """
-        if len(wanted) > 1 or not failure.blame.accuses_items:
+        if len(wanted) > 1 or not failure.blame.blames_items:
             return failure
         if failure.blame is Blame.SIZE:
             size_bytes = len(self._items[wanted[0]].json)

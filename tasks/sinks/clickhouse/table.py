@@ -198,14 +198,14 @@ def can_hold(kind: str, wanted: str) -> bool:
     return have == need
 
 
-def is_dry_insert_safe(table: str, facts: TableFacts) -> bool:
-    """Returns whether an insert of `dry_rows` is certain to be refused because it spans two partitions."""
+def is_dry_run_safe(table: str, facts: TableFacts) -> bool:
+    """Returns whether an insert of `dry_run_rows` is certain to be refused because it spans two partitions."""
     column = TIME_COLUMN.get(table)
     key = facts.partition_key.replace(" ", "")
     return facts.engine.endswith("MergeTree") and column is not None and f"toMonday({column})" in key
 
 
-def dry_rows(table: str, now: float) -> bytes:
+def dry_run_rows(table: str, now: float) -> bytes:
     """Returns two valid rows from different weeks, in JSONEachRow format."""
     lines = []
     for seconds in (int(now), int(now) - TWO_WEEKS_SECONDS):
@@ -214,9 +214,9 @@ def dry_rows(table: str, now: float) -> bytes:
     return "\n".join(lines).encode()
 
 
-def fault_of_dry_insert(answer: Answer) -> Failure | None:
-    """Returns the problem that the response to an insert of `dry_rows` reveals. Returns None if the table accepts
-    these rows.
+def failure_of_dry_run(answer: Answer) -> Failure | None:
+    """Returns the problem that the response to an insert of `dry_run_rows` reveals. Returns None if the table
+    accepts these rows.
     """
     exception = exception_of(answer)
     if (
@@ -229,7 +229,7 @@ def fault_of_dry_insert(answer: Answer) -> Failure | None:
     if failure is None:
         return None  # a server without that limit stored them
     text = f"it refuses rows that are known to be good: {failure.message}"
-    return Failure(Blame.TABLE if failure.blame.accuses_items else failure.blame, text)
+    return Failure(Blame.TABLE if failure.blame.blames_items else failure.blame, text)
 
 
 def _plain(kind: str) -> str:

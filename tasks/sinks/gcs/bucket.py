@@ -21,7 +21,7 @@ def expires(rules: Iterable[Mapping[str, Any]], days: int, condition: str = "age
     )
 
 
-def early_days(rules: Iterable[Mapping[str, Any]], days: int) -> int | None:
+def premature_delete_days(rules: Iterable[Mapping[str, Any]], days: int) -> int | None:
     """Returns the age in days at which a rule deletes live objects of this retention too early; None if no rule
     does.
     """
@@ -67,7 +67,7 @@ def missing_rules(rules: Iterable[Mapping[str, Any]], layout: str) -> Iterator[s
             "objects rewritten by `erase` are kept for longer"
         )
     for days in RETENTION_DAYS:
-        early = early_days(rules, days)
+        early = premature_delete_days(rules, days)
         if early is not None:
             yield f"a lifecycle rule deletes {days}/ after {early} days: recordings are lost; correct the rule"
 

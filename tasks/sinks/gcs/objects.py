@@ -28,7 +28,7 @@ COMPARED_FIELDS = f"{PROOF_FIELDS},customTime,retentionExpirationTime,retention,
 PROTECTIONS = ("retentionExpirationTime", "retention", "temporaryHold", "eventBasedHold")
 # Cloud Storage's wording of a refusal to overwrite, if the resource does not state the reason.
 _PROTECTED = re.compile(r"retention|\bhold\b", re.IGNORECASE)
-_TOO_OFTEN = "object mutation"
+_RATE_LIMITED = "object mutation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def compare_stored(wanted: Wanted, refused: Answer, failure: Failure, found: Ans
 
 def is_name_rate_limited(failure: Failure) -> bool:
     """Returns whether the cause is the limit of about one write per second per object name."""
-    return _TOO_OFTEN in failure.message
+    return _RATE_LIMITED in failure.message
 
 
 def _not_comparable(wanted: Wanted, refused: Answer, failure: Failure, found: Answer) -> Failure:

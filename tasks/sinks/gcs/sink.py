@@ -92,7 +92,7 @@ class GcsSink:
         if failure is None:
             probe.delete()
             return
-        blame = Blame.TABLE if failure.blame.accuses_items else failure.blame
+        blame = Blame.TABLE if failure.blame.blames_items else failure.blame
         raise Failure(blame, f"bucket {probe.uploader.bucket} refuses a probe too: {failure.message}").error()
 
     def check(self) -> Report:

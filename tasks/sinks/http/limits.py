@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-LEARNED_SECONDS = 600.0
+LEARNED_LIMIT_SECONDS = 600.0
 BODY_BYTES_MIN = 1024
 
 
@@ -30,4 +30,4 @@ class BodyLimit:
     def refused(self, size_bytes: int) -> None:
         """Records that a body of this size was too large."""
         self._learned_bytes = max(BODY_BYTES_MIN, min(self.bytes_max, size_bytes // 2))
-        self._learned_until = time.monotonic() + LEARNED_SECONDS
+        self._learned_until = time.monotonic() + LEARNED_LIMIT_SECONDS

@@ -68,7 +68,7 @@ def load_system(stack: Stack, name: str, tmp_path: Path, others: dict[str, str])
     manifest = tmp_path / "manifest.jsonl"
     produced = produce(settings, PROFILES["small"], COUNT, 7, manifest_path=manifest)
     commit(settings, produced.ends)
-    yield System(settings, produced, Expectation.of_manifest(manifest, settings=settings))
+    yield System(settings, produced, Expectation.from_manifest(manifest, settings=settings))
     connect(settings).flushdb()
 
 

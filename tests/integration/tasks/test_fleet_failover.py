@@ -103,7 +103,7 @@ def test_a_demoted_primary_with_open_connections_is_abandoned(
 
     def fail_over() -> None:
         ask(second.port, ["REPLICAOF", "NO", "ONE"])
-        proxy.aim(f"{HOST}:{second.port}")
+        proxy.set_target(f"{HOST}:{second.port}")
         ask(first.port, ["REPLICAOF", HOST, str(second.port)])
 
     load(fleet, 100_000, fail_over)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.rebalance import Outcome, assigned, figures_of, longest_still, moved
+from benchmarks.rebalance import Outcome, assigned, figures_of, longest_standstill_seconds, moved
 from ingest.local.servers.processes import Child, Children
 
 CALM = Outcome(
@@ -52,10 +52,10 @@ def test_the_longest_time_without_a_commit_ends_with_the_load() -> None:
     """
     samples = [(0.0, 5), (1.0, 5), (2.0, 9), (3.0, 10), (9.0, 20)]
 
-    assert longest_still(samples, until=4.0) == 2.0
-    assert longest_still(samples, until=8.5) == 5.5
-    assert longest_still(samples, until=9.5) == 6.0
-    assert longest_still([], until=4.0) == 0.0
+    assert longest_standstill_seconds(samples, until=4.0) == 2.0
+    assert longest_standstill_seconds(samples, until=8.5) == 5.5
+    assert longest_standstill_seconds(samples, until=9.5) == 6.0
+    assert longest_standstill_seconds([], until=4.0) == 0.0
 
 
 def test_figures_are_summed_over_their_labels() -> None:

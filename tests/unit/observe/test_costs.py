@@ -157,7 +157,7 @@ def test_the_reader_counts_each_message_once_and_no_other_work():
     """The reader counts each message once, with only the CPU time of its own parsing."""
     driver = Driver(batch_messages_max=1000)
     at = [0.0]
-    driver.metrics = Metrics(Settings(cost_projects_max=2), wall=lambda: 0.0, cpu=lambda: at[0])
+    driver.metrics = Metrics(Settings(cost_projects_max=2), wall_clock=lambda: 0.0, cpu=lambda: at[0])
     driver.metrics.watch(driver.pipeline, driver)
     driver.assign()
     driver.advance(2.0)
@@ -185,7 +185,7 @@ def test_the_reader_counts_each_message_once_and_no_other_work():
 def test_the_cpu_of_projects_sums_to_that_of_parsing() -> None:
     """While recordings of several projects are parsed, the series add up to the CPU time of the thread."""
     driver = Driver(batch_messages_max=1_000_000)
-    metrics = Metrics(Settings(cost_projects_max=2), wall=lambda: 0.0)
+    metrics = Metrics(Settings(cost_projects_max=2), wall_clock=lambda: 0.0)
     metrics.watch(driver.pipeline, driver)
     metrics.observe(on.Ticked(), (), 1.0)
     raw = list(values(PROFILES["small"], 300, started_at=1_700_000_000))

@@ -185,7 +185,7 @@ def test_an_impossible_received_time_is_not_a_latency():
 
 def test_counting_a_message_is_cheap():
     """For each message, the observer reads the CPU clock once and calls `len` twice, and makes no other calls."""
-    metrics = Metrics(Settings(), wall=lambda: WALL_TIME)
+    metrics = Metrics(Settings(), wall_clock=lambda: WALL_TIME)
     event = on.MessageParsed(PARTITION, 1, 0, segment(0))
     metrics.observe(event, [], 1.0)
     called: list[str] = []
@@ -286,7 +286,7 @@ def test_a_partition_without_an_owner_has_a_lag_until_it_has_one() -> None:
     an owner.
     """
     lag = {3: 41, 5: -1}
-    metrics = Metrics(Settings(), wall=lambda: WALL_TIME)
+    metrics = Metrics(Settings(), wall_clock=lambda: WALL_TIME)
     source = HeartbeatSource(Settings(), metrics, lambda: lag)
 
     assert source().unowned == (Unowned(3, 41), Unowned(5))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tools.history.check import Assigned, Commit, Excuse, History, Read, judge
+from tools.history.check import Assigned, Commit, Exemption, History, Read, judge
 from tools.history.collect import LoggedOperations
 
 
@@ -42,13 +42,16 @@ GOOD = {
         [A, B],
     ),
     "the topic was created again": History(
-        [commit("a", 5, 1.0, 2.0), commit("a", 0, 4.0, 5.0)], [read(0, 6, 7)], [A], [Excuse(3.0, "created again")]
+        [commit("a", 5, 1.0, 2.0), commit("a", 0, 4.0, 5.0)],
+        [read(0, 6, 7)],
+        [A],
+        [Exemption(3.0, "created again")],
     ),
     "an offset beyond the log, committed again by its reader": History(
         [commit("a", 900, 4.0, 5.0), commit("a", 0, 7.0, 8.0)],
         [read(0, 9, 10)],
         [A],
-        [Excuse(3.0, "beyond the log", until=7.5)],
+        [Exemption(3.0, "beyond the log", until=7.5)],
     ),
     "brokers that keep no records": History(
         [commit("a", 5, 1.0, 2.0, "s=1")], [read(5, 3.0, 4.0)], [A], has_records=False
@@ -72,10 +75,13 @@ IMPOSSIBLE = {
     "although b owned it by then": History([commit("b", 7, 11.0, 12.0), commit("a", 8, 13.0, 14.0)], [], [A, B]),
     "without being assigned the partition": History([commit("b", 7, 5.0, 6.0)], [], [A, B]),
     "an excuse that came too late: a committed 5 after a committed 7": History(
-        [commit("a", 7, 1.0, 2.0), commit("a", 5, 3.0, 4.0)], [], [A], [Excuse(9.0, "created again")]
+        [commit("a", 7, 1.0, 2.0), commit("a", 5, 3.0, 4.0)], [], [A], [Exemption(9.0, "created again")]
     ),
     "an excuse that has ended: a committed 5 after a committed 7": History(
-        [commit("a", 7, 4.0, 5.0), commit("a", 5, 6.0, 7.0)], [], [A], [Excuse(1.0, "beyond the log", until=3.0)]
+        [commit("a", 7, 4.0, 5.0), commit("a", 5, 6.0, 7.0)],
+        [],
+        [A],
+        [Exemption(1.0, "beyond the log", until=3.0)],
     ),
 }
 ERROR_BY_NAME = {

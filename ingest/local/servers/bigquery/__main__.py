@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl, urlsplit
 
-from ingest.local.servers.base import HttpServer, ProgramsOnly
+from ingest.local.servers.base import HttpServer, NonBrowserHandler
 from ingest.local.servers.bigquery.errors import ApiError, error_body
 from ingest.local.servers.bigquery.grpc_server import serve
 from ingest.local.servers.bigquery.inserts import INSERT_ID_WINDOW_SECONDS
@@ -33,7 +33,7 @@ REQUEST_BYTES_MAX = 10 * MiB
 REQUEST_SECONDS_MAX = 300
 
 
-class Handler(ProgramsOnly):
+class Handler(NonBrowserHandler):
     """Handles one connection of a client."""
 
     protocol_version = "HTTP/1.1"

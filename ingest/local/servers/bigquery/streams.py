@@ -27,7 +27,7 @@ _TEXT = frozenset({_Proto.TYPE_STRING})
 _NUMBERS = frozenset({_Proto.TYPE_DOUBLE, _Proto.TYPE_FLOAT})
 # Protobuf types accepted for each column type, without wrappers, ranges or dates:
 # https://cloud.google.com/bigquery/docs/supported-data-types
-TAKES = {
+ACCEPTED_TYPES = {
     "STRING": _TEXT,
     "JSON": _TEXT,
     "INTEGER": _INTEGERS,
@@ -161,9 +161,9 @@ class RowReader:
         if field is None:
             text = f"Input schema has more fields than BigQuery schema, extra fields: '{name}'"
             raise StreamError(code_pb2.INVALID_ARGUMENT, text, Code.SCHEMA_MISMATCH_EXTRA_FIELDS)
-        if field.mode == "REPEATED" or label == _Proto.LABEL_REPEATED or field.type not in TAKES:
+        if field.mode == "REPEATED" or label == _Proto.LABEL_REPEATED or field.type not in ACCEPTED_TYPES:
             raise StreamError(code_pb2.UNIMPLEMENTED, f"{field.type} {name} is not supported here.")
-        if kind not in TAKES[field.type]:
+        if kind not in ACCEPTED_TYPES[field.type]:
             text = f"The proto field mismatched with BigQuery field at {name}, the proto field type {kind}"
             raise StreamError(code_pb2.INVALID_ARGUMENT, f"{text}, BigQuery field type {field.type}.")
         return field

@@ -21,7 +21,7 @@ from tasks.kafka.decisions import DecisionReader, DecisionsUnreadable, DecisionW
 from tasks.kafka.producing import AcknowledgedProducer, NotProduced
 from tasks.kafka.topics import Topics
 from tasks.migrate.kafka import migrate_topics
-from tasks.operators import AUDIT_ENTRIES_MAX, AUDIT_PRUNED_AT_ONCE, Copy, Operators, names
+from tasks.operators import AUDIT_ENTRIES_MAX, AUDIT_PRUNE_BATCH_SIZE, Copy, Operators, names
 
 
 def never_stopping(seconds: float) -> bool:
@@ -188,7 +188,7 @@ def test_the_audit_trail_is_bounded_in_the_topic_too(
 ) -> None:
     """The audit trail is also bounded in the topic: only the oldest actions are deleted."""
     monkeypatch.setattr("tasks.operators.AUDIT_ENTRIES_MAX", 5)
-    monkeypatch.setattr("tasks.operators.AUDIT_PRUNED_AT_ONCE", 3)
+    monkeypatch.setattr("tasks.operators.AUDIT_PRUNE_BATCH_SIZE", 3)
     operators = Operators(client, settings)
     operators.decide({"killed/7": {"at": 1.0, "by": "ann"}})
     for number in range(9):
@@ -201,4 +201,4 @@ def test_the_audit_trail_is_bounded_in_the_topic_too(
     assert 5 <= len(kept) <= 8
     assert kept[-1] == "action 8"
     assert list(reader.decisions.of("killed")) == ["killed/7"]
-    assert (AUDIT_ENTRIES_MAX, AUDIT_PRUNED_AT_ONCE) == (10_000, 100)
+    assert (AUDIT_ENTRIES_MAX, AUDIT_PRUNE_BATCH_SIZE) == (10_000, 100)

@@ -58,7 +58,7 @@ def test_a_long_response_is_described_in_one_short_line() -> None:
 def test_every_culprit_has_a_meaning_and_an_action() -> None:
     assert set(BLAME_ACTIONS) == set(BLAME_MEANINGS) == set(Blame)
     assert {blame.action for blame in Blame} == set(Action)
-    assert {blame for blame in Blame if blame.accuses_items} == {Blame.ROW, Blame.BATCH, Blame.SIZE}
+    assert {blame for blame in Blame if blame.blames_items} == {Blame.ROW, Blame.BATCH, Blame.SIZE}
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_valid_rows_span_two_partitions_and_have_every_column() -> None:
     other checks.
     """
     for name in clickhouse.TIME_COLUMN:
-        first, second = map(json.loads, clickhouse.dry_rows(name, now=1_800_000_000).splitlines())
+        first, second = map(json.loads, clickhouse.dry_run_rows(name, now=1_800_000_000).splitlines())
         assert first.keys() == second.keys() == clickhouse.COLUMNS[name].keys()
         column = clickhouse.TIME_COLUMN[name]
         assert first[column] - second[column] == 14 * 86_400
@@ -146,7 +146,7 @@ def test_only_a_table_that_must_refuse_valid_rows_is_probed(engine: str, key: st
     """Only a table that must refuse the probe rows is probed; any other table would store them."""
     facts = clickhouse.TableFacts(engine, key, {})
 
-    assert clickhouse.is_dry_insert_safe("replays", facts) is tried
+    assert clickhouse.is_dry_run_safe("replays", facts) is tried
 
 
 def resource(**changed: dict[str, Any] | None) -> dict[str, Any]:

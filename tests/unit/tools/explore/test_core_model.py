@@ -12,7 +12,7 @@ from tests.kit.planted import explore_copy
 from tests.mutation.mutants import MUTANTS
 from tools.explore import planted
 from tools.explore.__main__ import Bound, bug_as_text, explore, main
-from tools.explore.canonical import Canon
+from tools.explore.canonical import Canonicalizer
 from tools.explore.core_model import LIMITS, CoreModel
 from tools.explore.search import Result, Search
 
@@ -137,19 +137,19 @@ def test_an_unclassified_float_stops_the_explorer() -> None:
     pipeline.looked_at = 3.0  # type: ignore[attr-defined]
 
     with pytest.raises(TypeError, match="looked_at"):
-        Canon().value(pipeline, 10.0)
+        Canonicalizer().value(pipeline, 10.0)
 
 
 def test_a_copied_pipeline_is_independent_and_in_the_same_state() -> None:
     """A copied pipeline starts in the same state, and its decisions leave the original unchanged."""
-    canon, pipeline = Canon(), Pipeline(LIMITS)
-    copied = canon.unpack(canon.pack(pipeline))
-    before = canon.value(pipeline, 10.0)
+    canonicalizer, pipeline = Canonicalizer(), Pipeline(LIMITS)
+    copied = canonicalizer.unpack(canonicalizer.pack(pipeline))
+    before = canonicalizer.value(pipeline, 10.0)
 
-    assert canon.value(copied, 10.0) == before
+    assert canonicalizer.value(copied, 10.0) == before
     copied.handle(on.ShutdownRequested(), 10.0)
-    assert canon.value(copied, 10.0) != before
-    assert canon.value(pipeline, 10.0) == before
+    assert canonicalizer.value(copied, 10.0) != before
+    assert canonicalizer.value(pipeline, 10.0) == before
 
 
 def test_a_planted_bug_is_printed_with_its_steps() -> None:
