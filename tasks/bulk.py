@@ -90,11 +90,11 @@ def _expect(batch_ids: Sequence[str], reason: str, count_max: int) -> None:
         raise ValueError(f"select 1 to {count_max} batches ({len(batch_ids)} are selected)")
 
 
-def _refusal(about: Mapping[str, Any] | None, readers: Mapping[str, Mapping[str, Any]]) -> str:
+def _refusal(entry: Mapping[str, Any] | None, readers: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns the reason why this batch cannot be retried; empty if it can be."""
-    if about is None:
+    if entry is None:
         return "not parked any more"
-    alive = readers.get(str(about["reader"]))
+    alive = readers.get(str(entry["reader"]))
     if alive is None or alive["silent_seconds"] > SILENT_SECONDS_MAX:
-        return f"its reader {about['reader']} sends no heartbeat"
+        return f"its reader {entry['reader']} sends no heartbeat"
     return ""

@@ -99,11 +99,11 @@ class Coordination:
 
     # Readers
 
-    def publish_reader(self, reader: str, about: str) -> None:
-        """Stores a heartbeat: `about` is JSON with host, pid, started_at and seen_at (Unix seconds)."""
+    def publish_reader(self, reader: str, entry: str) -> None:
+        """Stores a heartbeat: `entry` is JSON with host, pid, started_at and seen_at (Unix seconds)."""
         remove_wrong_types(self.client, (self._readers, self._parked))
         pipe = self.client.pipeline(transaction=True)
-        pipe.hset(self._readers, reader, about)
+        pipe.hset(self._readers, reader, entry)
         pipe.expire(self._readers, READER_FORGOTTEN_SECONDS)
         pipe.hgetall(self._readers)
         pipe.expire(reader_stream(reader, self._prefix), self._ttl_seconds)
@@ -113,7 +113,7 @@ class Coordination:
         silent = _forgotten(found, now, READER_FORGOTTEN_SECONDS)
         if silent:
             self.client.hdel(self._readers, *silent)
-        self._trend.add(reader, about)
+        self._trend.add(reader, entry)
 
     def trend(self) -> Trend:
         """Returns the throughput, lag and delay for the last hour."""
@@ -129,11 +129,11 @@ class Coordination:
 
     # Workers
 
-    def publish_worker(self, worker: str, about: str) -> None:
-        """Stores a worker's presence: `about` is JSON with `seen_at` (Unix seconds). Old entries are removed."""
+    def publish_worker(self, worker: str, entry: str) -> None:
+        """Stores a worker's presence: `entry` is JSON with `seen_at` (Unix seconds). Old entries are removed."""
         remove_wrong_types(self.client, (self._workers, *self._of_sinks))
         pipe = self.client.pipeline(transaction=True)
-        pipe.hset(self._workers, worker, about)
+        pipe.hset(self._workers, worker, entry)
         pipe.expire(self._workers, WORKER_FORGOTTEN_SECONDS)
         pipe.hgetall(self._workers)
         pipe.time()
@@ -157,25 +157,25 @@ class Coordination:
         entries: dict[str, dict[str, Any]] = {}
         for name, text in sorted(found.items()):
             try:
-                about = msgspec.json.decode(text, type=dict[str, Any])
+                entry = msgspec.json.decode(text, type=dict[str, Any])
                 silent_seconds = _silent_seconds(text, now)
-                entries[name.decode()] = {**about, "silent_seconds": silent_seconds}
+                entries[name.decode()] = {**entry, "silent_seconds": silent_seconds}
             except UNREADABLE:
                 log.warning("%s has an invalid entry: skipped", key)
         return entries
 
     # Parked batches
 
-    def park(self, batch_id: str, about: Mapping[str, Any]) -> None:
+    def park(self, batch_id: str, entry: Mapping[str, Any]) -> None:
         """Publishes a parked batch for PARKED_LEASE_SECONDS; repeating it renews the lease.
 
         Adds `first_parked_at`: a failed retry parks the batch again, with a new `parked_at`.
         """
         now = self.now()
-        first_at = self._first_parked.setdefault(batch_id, float(about.get("parked_at") or now))
+        first_at = self._first_parked.setdefault(batch_id, float(entry.get("parked_at") or now))
         if len(self._first_parked) > FIRST_PARKED_MAX:  # batches of partitions that moved to another reader
             del self._first_parked[next(iter(self._first_parked))]
-        leased = {**about, "first_parked_at": first_at, "leased_until": now + PARKED_LEASE_SECONDS}
+        leased = {**entry, "first_parked_at": first_at, "leased_until": now + PARKED_LEASE_SECONDS}
         text = msgspec.json.encode(self._seals.seal_object(Purpose.PARKED, self._parked, leased))
         pipe = self.client.pipeline(transaction=True)
         pipe.hset(self._parked, batch_id, text)
@@ -190,22 +190,22 @@ class Coordination:
     def parked(self) -> dict[str, dict[str, Any]]:
         """Returns the parked batches whose leases have not expired, by batch id, oldest first."""
         texts, now = self._all_of(self._parked)
-        found = [about for about in map(self._verified, texts.values()) if about is not None]
-        expired = [about["batch_id"] for about in found if _leased_until(about) + PARKED_LEASE_SECONDS < now]
+        found = [entry for entry in map(self._verified, texts.values()) if entry is not None]
+        expired = [entry["batch_id"] for entry in found if _leased_until(entry) + PARKED_LEASE_SECONDS < now]
         if expired:  # removed well after expiry, so that a renewal is not lost
             with contextlib.suppress(NoPermissionError):  # a viewer's Redis user is read-only
                 self.client.hdel(self._parked, *expired)
         live = sorted(
-            (about for about in found if _leased_until(about) >= now), key=lambda about: float(about["parked_at"])
+            (entry for entry in found if _leased_until(entry) >= now), key=lambda entry: float(entry["parked_at"])
         )
-        return {about["batch_id"]: about for about in live}
+        return {entry["batch_id"]: entry for entry in live}
 
     def _verified(self, text: bytes) -> dict[str, Any] | None:
         """Returns a parked entry; None if it was not written by its reader."""
-        about = self._seals.open_object(Purpose.PARKED, self._parked, text)
-        if about is None:
+        entry = self._seals.open_object(Purpose.PARKED, self._parked, text)
+        if entry is None:
             self._unverified(Purpose.PARKED)
-        return about
+        return entry
 
     def _all_of(self, key: str) -> tuple[dict[bytes, bytes], float]:
         """Returns all entries of a hash, and the current time."""
@@ -242,9 +242,9 @@ class _Seen(msgspec.Struct):
     seen_at: float
 
 
-def _silent_seconds(about: bytes, now: float) -> float:
+def _silent_seconds(entry: bytes, now: float) -> float:
     """Returns the age of an entry in seconds. Raises one of the exceptions in UNREADABLE."""
-    return max(0.0, now - msgspec.json.decode(about, type=_Seen).seen_at)
+    return max(0.0, now - msgspec.json.decode(entry, type=_Seen).seen_at)
 
 
 def _forgotten(found: Mapping[bytes, bytes], now: float, seconds_max: float) -> list[bytes]:
@@ -259,5 +259,5 @@ def _forgotten(found: Mapping[bytes, bytes], now: float, seconds_max: float) -> 
     return gone
 
 
-def _leased_until(about: Mapping[str, Any]) -> float:
-    return float(about.get("leased_until") or float(about["retry_at"]) + UNLEASED_SECONDS)
+def _leased_until(entry: Mapping[str, Any]) -> float:
+    return float(entry.get("leased_until") or float(entry["retry_at"]) + UNLEASED_SECONDS)

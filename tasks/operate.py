@@ -53,10 +53,10 @@ def abandon(
     if not reason.strip():
         raise ValueError("a reason is required, to explain the dead letters later")
     reader = _reader_of(coordination, batch_id)
-    about = coordination.parked()[batch_id]
+    entry = coordination.parked()[batch_id]
     count, group, size_bytes = 0, list[DeadLetter](), 0
-    with RangeReader(settings, about["topic"], bounds=READ) as topic:
-        for record in topic.read([Range(about["partition"], about["start"], about["stop"])]):
+    with RangeReader(settings, entry["topic"], bounds=READ) as topic:
+        for record in topic.read([Range(entry["partition"], entry["start"], entry["stop"])]):
             group.append(_letter(record, batch_id, f"{reason} (by {by})"))
             size_bytes += len(group[-1].value or b"")
             count += 1
@@ -67,7 +67,7 @@ def abandon(
     _reader_of(coordination, batch_id)  # fails if the batch settled while the topic was being read
     _write_dead_letters(settings, dead_letters, batch_id, group)
     # Messages that have expired from the topic are lost, so the line reports their number.
-    gone = max(0, int(about.get("messages", count)) - count)
+    gone = max(0, int(entry.get("messages", count)) - count)
     coordination.audit(
         {"what": "abandon", "batch_id": batch_id, "by": by, "reason": reason, "messages": count, "gone": gone}
     )
@@ -79,13 +79,13 @@ def abandon(
 
 
 def _reader_of(coordination: Coordination, batch_id: str) -> str:
-    about = coordination.parked().get(batch_id)
-    if about is None:
+    entry = coordination.parked().get(batch_id)
+    if entry is None:
         raise NotParked(
             f"no reader holds a parked batch {batch_id}: it settled, or its reader is gone and the "
             "partition's next owner retries it; list parked batches with `replays-ingest batches ls`"
         )
-    reader = str(about["reader"])
+    reader = str(entry["reader"])
     alive = coordination.readers().get(reader)
     if alive is None or alive["silent_seconds"] > SILENT_SECONDS_MAX:
         raise ReaderGone(f"reader {reader} of {batch_id} sends no heartbeat")

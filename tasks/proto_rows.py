@@ -64,8 +64,8 @@ def varint(number: int) -> bytes:
 
 
 # Tag and length of the first and of the last column. A row in ProtoRows is also field 1.
-_FIELD_1 = tuple(b"\x0a" + varint(length) for length in range(4096))
-_FIELD_9 = tuple(b"\x4a" + varint(length) for length in range(4096))
+_FIELD_1_HEADERS = tuple(b"\x0a" + varint(length) for length in range(4096))
+_FIELD_9_HEADERS = tuple(b"\x4a" + varint(length) for length in range(4096))
 # Event types longer than this are not cached.
 _CACHED_CHARACTERS_MAX = 64
 
@@ -132,17 +132,17 @@ class FactEncoder:
             try:
                 row = b"".join(
                     (
-                        _FIELD_1[len(row_id)],
+                        _FIELD_1_HEADERS[len(row_id)],
                         row_id,
                         _between(event_type),
                         _PAIRS[microseconds & 16383],
                         _PAIRS[microseconds >> 14 & 16383],
                         self._after_low,
-                        _FIELD_9[len(attributes)],
+                        _FIELD_9_HEADERS[len(attributes)],
                         attributes,
                     )
                 )
-                return _FIELD_1[len(row)] + row
+                return _FIELD_1_HEADERS[len(row)] + row
             except IndexError:
                 pass
         return self._framed_slowly(row_id, event_type, microseconds, attributes)

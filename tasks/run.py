@@ -37,7 +37,7 @@ DONE = "done"
 # A run is postponed once it has taken this many times the call timeout, well before Celery's time limits.
 CALLS_PER_RUN = 3
 # A run has made progress if it leaves at most this share of its items.
-SCATTERED_SHARE_MAX = 0.25
+SCATTERED_FAILURES_SHARE_MAX = 0.25
 
 
 class Held(Exception):
@@ -132,7 +132,7 @@ def flush(worker: Tools, batch: str, name: str, started: Run, permit: Permit, wa
             call.error = str(error)
             # A partial success does not count as a failure of the sink: 2 failed uploads out of 64 are normal.
             call.worked = len(progress.left) < before or not progress.left
-            if error.failed is not None and 0 < len(progress.left) <= SCATTERED_SHARE_MAX * before:
+            if error.failed is not None and 0 < len(progress.left) <= SCATTERED_FAILURES_SHARE_MAX * before:
                 # The failed items are retried as soon as the sink allows, and the run does not count as failed.
                 raise RetryLater(str(error), error.retry_after_seconds or 0.0, progress, counts=False) from error
             raise RetryLater(str(error), error.retry_after_seconds, progress) from error

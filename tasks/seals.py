@@ -89,23 +89,23 @@ class Seals:
         fits = [hmac.compare_digest(seal, _seal(key, purpose, parts)) for key in self.keys]
         return any(fits)
 
-    def seal_object(self, purpose: Purpose, place: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    def seal_object(self, purpose: Purpose, place: str, document: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the JSON object with its seal added; unchanged without a key."""
         if not self.keys:
-            return dict(about)
-        return {**about, SEAL: self.seal(purpose, place, _canonical(about)).decode()}
+            return dict(document)
+        return {**document, SEAL: self.seal(purpose, place, _canonical(document)).decode()}
 
     def open_object(self, purpose: Purpose, place: str, text: bytes) -> dict[str, Any] | None:
         """Returns the JSON object without its seal; None if the seal does not verify or the value is not an
         object.
         """
         try:
-            about: dict[str, Any] = msgspec.json.decode(text, type=dict[str, Any])
+            document: dict[str, Any] = msgspec.json.decode(text, type=dict[str, Any])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
-        seal = about.pop(SEAL, None)
+        seal = document.pop(SEAL, None)
         sealed = seal.encode("utf-8", "replace") if isinstance(seal, str) else None
-        return about if self.verifies(sealed, purpose, place, _canonical(about)) else None
+        return document if self.verifies(sealed, purpose, place, _canonical(document)) else None
 
     def content(self, payload: bytes) -> str:
         """Returns the SHA-256 of a payload, in hexadecimal; empty without a key."""
@@ -130,9 +130,9 @@ def keys_of(text: str) -> tuple[bytes, ...]:
     return keys
 
 
-def _canonical(about: Mapping[str, Any]) -> bytes:
+def _canonical(document: Mapping[str, Any]) -> bytes:
     """Returns the canonical bytes of an object."""
-    return msgspec.json.encode(about, order="deterministic")
+    return msgspec.json.encode(document, order="deterministic")
 
 
 def _seal(key: bytes, purpose: Purpose, parts: Sequence[bytes | str]) -> bytes:

@@ -71,10 +71,10 @@ class TrendWriter:
         self._rates: list[tuple[float, float]] = []
         self._delay_seconds = 0.0
 
-    def add(self, reader: str, about: str) -> None:
-        """`about` is a heartbeat as JSON. Raises RedisError."""
+    def add(self, reader: str, heartbeat: str) -> None:
+        """`heartbeat` is a heartbeat as JSON. Raises RedisError."""
         try:
-            beat = _beats.decode(about)
+            beat = _beats.decode(heartbeat)
         except msgspec.MsgspecError:  # not a reader's heartbeat
             return
         bucket = int(beat.seen_at // BUCKET_SECONDS)

@@ -137,8 +137,8 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
     if found is None:
         fail(f"no dead letter {letter_id}; list them with `replays-ingest dlq ls`")
     letter: Letter = found
-    about = shown(letter, erasures, rules_of(loaded))
-    if about["erased"]:
+    details = shown(letter, erasures, rules_of(loaded))
+    if details["erased"]:
         fail(f"dead letter {letter_id} cannot be shown: {ERASED}")
     if raw:
         if sys.stdout.isatty():
@@ -150,9 +150,9 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
         return
     content = None if letter.sink else describe(letter.value, rules_of(loaded))
     if as_json:
-        echo_json({**about, "content": content})
+        echo_json({**details, "content": content})
         return
-    for name, value in times_as_text(about).items():
+    for name, value in times_as_text(details).items():
         text = str(value)
         more = (
             f" ... and {len(text) - VALUE_CHARACTERS_MAX} characters" if len(text) > VALUE_CHARACTERS_MAX else ""

@@ -175,14 +175,14 @@ def batches_ls(as_json: bool) -> None:
         echo_json(parked)
         return
     table = FittedTable(PARKED, empty="no batch is parked")
-    for batch_id, about in sorted(parked.items()):
+    for batch_id, entry in sorted(parked.items()):
         table.add_row(
             batch_id,
-            str(about.get("stage", "")),
-            str(about.get("attempt", "")),
-            str(about.get("messages", "")),
-            f"{max(0.0, float(about.get('retry_at', 0)) - now):.0f} s",
-            without_secrets(str(about.get("error", "")))[:120],
+            str(entry.get("stage", "")),
+            str(entry.get("attempt", "")),
+            str(entry.get("messages", "")),
+            f"{max(0.0, float(entry.get('retry_at', 0)) - now):.0f} s",
+            without_secrets(str(entry.get("error", "")))[:120],
         )
     Terminal(columns_without_terminal=200).print(table)
 
@@ -193,13 +193,13 @@ def batches_ls(as_json: bool) -> None:
 def batches_show(batch_id: str, as_json: bool) -> None:
     """Show all details of one parked batch."""
     with redis_required():
-        about = coordination_of(settings()).parked().get(batch_id)
-    if about is None:
+        entry = coordination_of(settings()).parked().get(batch_id)
+    if entry is None:
         fail(f"batch {batch_id} is not parked; list parked batches with `replays-ingest batches ls`")
     elif as_json:
-        echo_json(about)
+        echo_json(entry)
     else:
-        for name, value in about.items():
+        for name, value in entry.items():
             echo(f"{name:<12} {without_secrets(str(value))}")
 
 
@@ -232,9 +232,9 @@ def batches_abandon(batch_id: str, reason: str, yes: bool, by: str) -> None:
     require_terminal(yes=yes)
     loaded = settings()
     with redis_required():
-        about = coordination_of(loaded).parked().get(batch_id)
-    if about is not None:
-        confirm(lambda: _abandoned_text(batch_id, about), f"Abandon {batch_id}?", yes=yes)
+        entry = coordination_of(loaded).parked().get(batch_id)
+    if entry is not None:
+        confirm(lambda: _abandoned_text(batch_id, entry), f"Abandon {batch_id}?", yes=yes)
     sink = build("dead_letter", loaded)
     with redis_required():
         try:
@@ -245,11 +245,11 @@ def batches_abandon(batch_id: str, reason: str, yes: bool, by: str) -> None:
             sink.close()
 
 
-def _abandoned_text(batch_id: str, about: Mapping[str, Any]) -> str:
+def _abandoned_text(batch_id: str, entry: Mapping[str, Any]) -> str:
     """Describes the batch and what happens to it."""
     return (
-        f"{batch_id}: {about.get('messages', '?')} messages, {size_text(float(about.get('size_bytes', 0)))}, "
-        f"partition {about.get('partition', '?')}, error: {without_secrets(str(about.get('error', '')))[:200]}. "
+        f"{batch_id}: {entry.get('messages', '?')} messages, {size_text(float(entry.get('size_bytes', 0)))}, "
+        f"partition {entry.get('partition', '?')}, error: {without_secrets(str(entry.get('error', '')))[:200]}. "
         "They will not be written to any further sink: they become dead letters and their offsets are committed."
     )
 

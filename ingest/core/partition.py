@@ -172,8 +172,8 @@ class Partition:
         # Planned ends up to `offset` are in a gap that was skipped.
         planned = (stop for stop in self.builder.planned_ends if stop > offset)
         stops = (*(offsets.stop for offsets in pending), *planned)
-        about = self.record
-        record = Record(about.topic_id, about.partitions, self._starts(offset, stopping=stopping), stops)
+        known = self.record
+        record = Record(known.topic_id, known.partitions, self._starts(offset, stopping=stopping), stops)
         command = self.commits.send(self.epoch, offset, record, taken_until, now)
         if command is None:
             self.unblock_recorded()  # the previous owner recorded exactly these ends

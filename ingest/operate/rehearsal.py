@@ -244,7 +244,9 @@ def check_workers(settings: Settings) -> Iterable[Finding]:
 def _check_releases(coordination: Coordination, found: Iterable[WorkerStatus]) -> Iterable[Finding]:
     """Yields a warning if readers and workers run different releases, as during an upgrade."""
     running = {f"worker {worker.worker}": worker.release for worker in found if not worker.silent}
-    running |= {f"reader {name}": str(about.get("release", "")) for name, about in coordination.readers().items()}
+    running |= {
+        f"reader {name}": str(heartbeat.get("release", "")) for name, heartbeat in coordination.readers().items()
+    }
     running["this command"] = RELEASE
     if len(set(running.values())) <= 1:
         return
@@ -263,7 +265,8 @@ def _check_bigquery_writes(coordination: Coordination, found: Iterable[WorkerSta
         if not worker.silent and queue in worker.queues
     }
     ways |= {
-        f"reader {name}": str(about.get("bigquery_write", "")) for name, about in coordination.readers().items()
+        f"reader {name}": str(heartbeat.get("bigquery_write", ""))
+        for name, heartbeat in coordination.readers().items()
     }
     if len({way for way in ways.values() if way}) <= 1:
         return

@@ -147,7 +147,7 @@ def collect(settings: Settings, client: Redis[bytes] | None = None) -> Status:
             for sink, state in breakers.items()
         ),
         parked=tuple(
-            msgspec.convert(about, type=ParkedStatus, strict=False) for about in coordination.parked().values()
+            msgspec.convert(entry, type=ParkedStatus, strict=False) for entry in coordination.parked().values()
         ),
         redis=_redis(settings, client, depths),
         rejects=rejects,
@@ -186,8 +186,8 @@ def _unowned(readers: Iterable[ReaderStatus]) -> tuple[Unowned, ...]:
     return tuple(found[partition] for partition in sorted(found))
 
 
-def _is_silent(about: dict[str, Any], settings: Settings) -> bool:
-    return bool(about["silent_seconds"] > SILENT_HEARTBEATS_MAX * settings.heartbeat_seconds)
+def _is_silent(entry: dict[str, Any], settings: Settings) -> bool:
+    return bool(entry["silent_seconds"] > SILENT_HEARTBEATS_MAX * settings.heartbeat_seconds)
 
 
 def _redis(settings: Settings, client: Any, depths: dict[str, int]) -> RedisStatus:
@@ -222,7 +222,7 @@ def _runs(client: Any, key: str) -> dict[str, _Runs]:
 
 def _readers(coordination: Coordination, settings: Settings) -> Iterator[ReaderStatus]:
     """Yields the readers as of their last heartbeats. Invalid entries are ignored."""
-    for name, about in coordination.readers().items():
-        fields = {**about, "reader": name, "silent": _is_silent(about, settings)}
+    for name, entry in coordination.readers().items():
+        fields = {**entry, "reader": name, "silent": _is_silent(entry, settings)}
         with contextlib.suppress(msgspec.ValidationError):
             yield msgspec.convert(fields, type=ReaderStatus, strict=False)

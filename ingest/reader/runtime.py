@@ -121,15 +121,15 @@ class Runtime:
     def _take(self, fetched: Iterable[Waiting]) -> None:
         """Parses and delivers messages while there is room, in order; keeps the rest."""
         for unparsed, run in groupby(fetched, key=lambda item: isinstance(item, Message)):
-            later: list[Waiting] = []
-            taken: Iterator[Any] = self._takeable_items(run, later)
+            postponed: list[Waiting] = []
+            taken: Iterator[Any] = self._takeable_items(run, postponed)
             for event in self._parser.parse(taken) if unparsed else taken:
                 self._hand_over(event)
-            for item in later:
+            for item in postponed:
                 self._kept.add(item)
 
-    def _takeable_items(self, run: Iterable[Waiting], later: list[Waiting]) -> Iterator[Waiting]:
-        """Yields the messages that may be taken, and adds the others to `later`. The decision is made item by
+    def _takeable_items(self, run: Iterable[Waiting], postponed: list[Waiting]) -> Iterator[Waiting]:
+        """Yields the messages that may be taken, and adds the others to `postponed`. The decision is made item by
         item, because the outcome of each item takes up room.
 
         The other messages are kept only once the whole run is parsed: until then, the parser may still return
@@ -139,7 +139,7 @@ class Runtime:
         for item in run:
             if item.source in sources or self._waits(item):
                 sources.add(item.source)
-                later.append(item)
+                postponed.append(item)
             elif isinstance(item, on.OffsetOutOfRange) or self._room(item) is Room.NOW:
                 yield item
 

@@ -99,13 +99,13 @@ class RecordingHandler(Handler):
         _, segments = await self.run(lambda: self.state.find_replay(int(project), replay_id))
         async with self.state.heavy:
             found = await self.run(lambda: self.state.reads.read_events_page(segments, first, bytes_max))
-            about = {
+            head = {
                 "left_out": found.left_out,
                 "unreadable": found.unreadable,
                 "next_segment": found.next_segment,
             }
             self.set_header("Content-Type", "application/json")
-            self.finish(json.dumps(about).encode()[:-1] + b', "events": ' + found.events + b"}")
+            self.finish(json.dumps(head).encode()[:-1] + b', "events": ' + found.events + b"}")
             await self.wait_until_sent()
 
 

@@ -49,7 +49,7 @@ class Journey:
     @property
     def durable(self) -> bool:
         """True if all flush tasks of the batch are done."""
-        return bool(self.sinks) and all(done == of for done, of in self.sinks.values())
+        return bool(self.sinks) and all(done == total for done, total in self.sinks.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def journeys(settings: Settings, places: Sequence[tuple[int, int]]) -> Journeys:
         keys: set[bytes] = set()
         for partition in sorted({partition for partition, _ in places}):
             keys |= _keys(client, settings, partition, [o for p, o in places if p == partition])
-        parked = {batch_id: str(about.get("error", "")) for batch_id, about in coordination.parked().items()}
+        parked = {batch_id: str(entry.get("error", "")) for batch_id, entry in coordination.parked().items()}
         staging = Staging(client, settings)
         found = [_journey(staging, key, parked) for key in sorted(keys)]
         return Journeys(tuple(batch for batch in found if batch is not None), committed)
@@ -91,9 +91,9 @@ def journeys(settings: Settings, places: Sequence[tuple[int, int]]) -> Journeys:
 def _committed(coordination: Coordination) -> dict[int, int]:
     """Returns the committed offset of each partition, from heartbeats of active readers."""
     found: dict[int, int] = {}
-    for about in coordination.readers().values():
+    for entry in coordination.readers().values():
         with contextlib.suppress(msgspec.ValidationError):  # this entry was not written by a reader
-            for state in msgspec.convert(about, type=Heartbeat, strict=False).snapshot.partitions:
+            for state in msgspec.convert(entry, type=Heartbeat, strict=False).snapshot.partitions:
                 if state.committed is not None:
                     found[state.partition] = max(state.committed, found.get(state.partition, 0))
     return found
@@ -133,8 +133,8 @@ def _journey(staging: Staging, key: bytes, parked: Mapping[str, str]) -> Journey
     missing = set(staging.unmarked(manifest, names)) if names else set()
     sinks: dict[str, tuple[int, int]] = {}
     for entry in manifest.tasks:
-        done, of = sinks.get(entry.sink, (0, 0))
-        sinks[entry.sink] = (done + (entry.name not in missing), of + 1)
+        done, total = sinks.get(entry.sink, (0, 0))
+        sinks[entry.sink] = (done + (entry.name not in missing), total + 1)
     tasks = [
         f"{token.decode()}-{number}"
         for stage, token in (("blobs", blobs), ("rows", rows))

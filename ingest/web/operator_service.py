@@ -236,10 +236,10 @@ def _outcomes(outcomes: Outcomes) -> dict[str, Any]:
     return {"done": outcomes.done, "refused": outcomes.refused}
 
 
-def _letter(letter: dlq.Letter, about: dict[str, Any]) -> dict[str, Any]:
+def _letter(letter: dlq.Letter, details: dict[str, Any]) -> dict[str, Any]:
     """Returns the fields of a letter that the page shows. Content is omitted if its replay was erased."""
     project = letter.project_id
-    start = "" if about["erased"] else letter.value[:PREVIEW_BYTES].decode("utf-8", "replace")
+    start = "" if details["erased"] else letter.value[:PREVIEW_BYTES].decode("utf-8", "replace")
     content = printable(without_secrets(start), ".")
     # The id is sent as text, because JavaScript's numbers cannot represent every project id exactly.
-    return {**about, "project": "" if project is None else str(project), "content": content}
+    return {**details, "project": "" if project is None else str(project), "content": content}

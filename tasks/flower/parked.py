@@ -258,8 +258,8 @@ class BatchPage(_Page):
             settings: Any, coordination: Coordination
         ) -> tuple[Parked | None, BatchHistory | None, list[dict[str, str]]]:
             found, now = coordination.parked(), coordination.now()
-            about = found.get(batch_id)
-            parked = parked_rows([about], now) if about is not None else []
+            entry = found.get(batch_id)
+            parked = parked_rows([entry], now) if entry is not None else []
             reference = parked[0].reference if parked else ""
             told = batch_history(coordination.client, settings, batch_id, reference)
             actions = [one for one in coordination.audited(AUDIT_MAX) if _concerns(one, batch_id)]

@@ -76,32 +76,32 @@ def selection(sink: str, text: str, age: str) -> Selection:
 def parked_rows(found: Iterable[Mapping[str, Any]], now: float) -> list[Parked]:
     """Returns the entries of `Coordination.parked()` as rows, in the same order; invalid entries are skipped."""
     rows = []
-    for about in found:
+    for entry in found:
         try:
-            rows.append(_row(about, now))
+            rows.append(_row(entry, now))
         except (KeyError, TypeError, ValueError):
             continue
     return rows
 
 
-def _row(about: Mapping[str, Any], now: float) -> Parked:
-    error = printable(without_secrets(str(about.get("error", ""))))[:ERROR_CHARACTERS_MAX]
+def _row(entry: Mapping[str, Any], now: float) -> Parked:
+    error = printable(without_secrets(str(entry.get("error", ""))))[:ERROR_CHARACTERS_MAX]
     return Parked(
-        batch_id=str(about["batch_id"]),
-        reader=str(about.get("reader", "")),
-        topic=str(about.get("topic", "")),
-        partition=int(about.get("partition", -1)),
-        start=int(about.get("start", -1)),
-        stop=int(about.get("stop", -1)),
-        stage=str(about.get("stage", "")),
-        attempt=int(about.get("attempt", 0)),
-        messages=int(about.get("messages", 0)),
-        size_bytes=int(about.get("size_bytes", 0)),
+        batch_id=str(entry["batch_id"]),
+        reader=str(entry.get("reader", "")),
+        topic=str(entry.get("topic", "")),
+        partition=int(entry.get("partition", -1)),
+        start=int(entry.get("start", -1)),
+        stop=int(entry.get("stop", -1)),
+        stage=str(entry.get("stage", "")),
+        attempt=int(entry.get("attempt", 0)),
+        messages=int(entry.get("messages", 0)),
+        size_bytes=int(entry.get("size_bytes", 0)),
         error=error,
         sinks=tuple(dict.fromkeys(name for name in _TASK.findall(error) if name in set(SinkName))),
-        parked_seconds=max(0.0, now - float(about.get("first_parked_at") or about.get("parked_at", now))),
-        retry_seconds=max(0.0, float(about.get("retry_at", now)) - now),
-        reference=str(about.get("batch", "")),
+        parked_seconds=max(0.0, now - float(entry.get("first_parked_at") or entry.get("parked_at", now))),
+        retry_seconds=max(0.0, float(entry.get("retry_at", now)) - now),
+        reference=str(entry.get("batch", "")),
     )
 
 

@@ -60,11 +60,11 @@ def workers(coordination: Coordination, settings: Settings) -> tuple[WorkerStatu
     """Returns every listed worker. Raises redis.exceptions.RedisError."""
     silent_seconds_max = SILENT_HEARTBEATS_MAX * max(settings.heartbeat_seconds, CELERY_HEARTBEAT_SECONDS)
     found = []
-    for name, about in coordination.workers().items():
-        silent = about["silent_seconds"] > silent_seconds_max
+    for name, fields in coordination.workers().items():
+        silent = fields["silent_seconds"] > silent_seconds_max
         with suppress(msgspec.ValidationError):  # skips entries that were not written by a worker
             found.append(
-                msgspec.convert({**about, "worker": name, "silent": silent}, type=WorkerStatus, strict=False)
+                msgspec.convert({**fields, "worker": name, "silent": silent}, type=WorkerStatus, strict=False)
             )
     return tuple(found)
 

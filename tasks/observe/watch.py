@@ -67,15 +67,15 @@ class Recent:
             return
         self._published_at[sink] = now
         ordered = sorted(runs)
-        about: dict[str, float] = {
+        details: dict[str, float] = {
             "p50_seconds": round(ordered[len(ordered) // 2], 4),
             "max_seconds": round(ordered[-1], 4),
             "runs": len(ordered),
         }
         with suppress(RedisError, OSError):
-            about["at"] = staging.now()
+            details["at"] = staging.now()
             pipe = staging.client.pipeline(transaction=True)
-            pipe.hset(sinks_key(settings), sink, msgspec.json.encode(about))
+            pipe.hset(sinks_key(settings), sink, msgspec.json.encode(details))
             pipe.expire(sinks_key(settings), SHOWN_SECONDS)
             pipe.execute()
 
@@ -93,9 +93,9 @@ def observed_run(request: Any, batch: str, name: str, staging: Staging, settings
     """Wraps one run and counts its outcome. Exceptions pass through."""
     sink, watch, started_at = TaskName.parse(name).sink, Watch(), time.perf_counter()
     outcome = RunOutcome.FAILED
-    about = {"replays.batch": batch_id_of(batch), "replays.task": name}
+    details = {"replays.batch": batch_id_of(batch), "replays.task": name}
     try:
-        with telemetry.sink_span(request, sink, **about):
+        with telemetry.sink_span(request, sink, **details):
             yield watch
         outcome = RunOutcome.ALREADY_DONE if watch.already_done else RunOutcome.DONE
     except Retry:
@@ -119,7 +119,7 @@ def observed_run(request: Any, batch: str, name: str, staging: Staging, settings
 
 def log_run(batch: str, name: str, outcome: RunOutcome, watch: Watch, seconds: float, retries: int) -> None:
     """Logs one line per flush run; a warning if the run gave up or failed."""
-    about: dict[str, Any] = {
+    details: dict[str, Any] = {
         "batch": batch_id_of(batch),
         "task": name,
         "outcome": outcome.value,
@@ -129,9 +129,9 @@ def log_run(batch: str, name: str, outcome: RunOutcome, watch: Watch, seconds: f
         "retries": retries,
     }
     if watch.error:
-        about["error"] = watch.error
+        details["error"] = watch.error
     write = log.warning if outcome in (RunOutcome.GAVE_UP, RunOutcome.FAILED) else log.info
-    write("flush", **about)
+    write("flush", **details)
 
 
 def connect() -> None:
@@ -184,12 +184,12 @@ def report_size(processes: int, limit_bytes: int | None) -> None:
     not prefork.
     """
     needed = cores.memory_needed_bytes(processes)
-    about: dict[str, Any] = {"processes": processes, "memory_needed_mib": needed // MiB}
+    details: dict[str, Any] = {"processes": processes, "memory_needed_mib": needed // MiB}
     if limit_bytes is not None:
-        about["memory_limit_mib"] = limit_bytes // MiB
-    log.info("worker_ready", **about)
+        details["memory_limit_mib"] = limit_bytes // MiB
+    log.info("worker_ready", **details)
     if limit_bytes is not None and needed > limit_bytes:
-        log.warning("worker_memory_short", **about, advice="lower REPLAYS_WORKER_PROCESSES or raise the limit")
+        log.warning("worker_memory_short", **details, advice="lower REPLAYS_WORKER_PROCESSES or raise the limit")
 
 
 def _on_end(**_: Any) -> None:

@@ -22,8 +22,8 @@ COMMANDS = {
 
 
 @dataclass
-class Ask:
-    """A running Flower. `ask(path, body, **headers)` returns the status and text of a response."""
+class FlowerClient:
+    """A running Flower. A call with (path, body, **headers) returns the status and text of a response."""
 
     fleet: Fleet
     command: list[str]
@@ -59,10 +59,10 @@ class Ask:
             return error.code, error.read().decode()
 
 
-def running(fleet: Fleet, command: str = "celery", **environment: Any) -> Ask:
+def running(fleet: Fleet, command: str = "celery", **environment: Any) -> FlowerClient:
     """Starts Flower for this fleet with one of COMMANDS."""
     port = free_port()
-    made = Ask(
+    made = FlowerClient(
         fleet,
         COMMANDS[command],
         fleet.environment

@@ -34,37 +34,37 @@ class Store:
     victim: Key
     neighbor: Key
 
-    def run(self, *arguments: str, which: Key | None = None) -> Result:
+    def run(self, *arguments: str, key: Key | None = None) -> Result:
         """Runs the command with --yes."""
-        project, replay_id = which or self.victim
+        project, replay_id = key or self.victim
         command = ["erase", "--project", str(project), replay_id, "--by", "oncall", *arguments]
         return CliRunner().invoke(main, command, env=self.env, catch_exceptions=False)
 
-    def erase(self, *arguments: str, which: Key | None = None) -> Result:
-        return self.run("--yes", *arguments, which=which)
+    def erase(self, *arguments: str, key: Key | None = None) -> Result:
+        return self.run("--yes", *arguments, key=key)
 
-    def recordings(self, which: Key) -> list[bytes | None]:
-        return [segment.content for segment in read_replay(self.settings, which[1], which[0])]
+    def recordings(self, key: Key) -> list[bytes | None]:
+        return [segment.content for segment in read_replay(self.settings, key[1], key[0])]
 
-    def rows(self, which: Key, table: str) -> int:
+    def rows(self, key: Key, table: str) -> int:
         server = clickhouse.client(self.settings)
-        where = f"WHERE project_id = {which[0]} AND replay_id = toUUID('{which[1]}')"
+        where = f"WHERE project_id = {key[0]} AND replay_id = toUUID('{key[1]}')"
         count = server.query(f"SELECT count() FROM {table} {where}").result_rows[0][0]
         server.close()
         return int(count)
 
-    def facts(self, which: Key) -> int:
+    def facts(self, key: Key) -> int:
         connected: Any = bigquery.client(self.settings)
         table = f"`{self.settings.bigquery_project}.{self.settings.bigquery_dataset}.replay_events`"
-        where = f"WHERE project_id = {which[0]} AND replay_id = '{which[1]}'"
+        where = f"WHERE project_id = {key[0]} AND replay_id = '{key[1]}'"
         rows = list(connected.query_and_wait(f"SELECT COUNT(*) AS n FROM {table} {where}"))
         connected.close()
         return int(rows[0]["n"])
 
-    def everything(self, which: Key) -> dict[str, Any]:
+    def everything(self, key: Key) -> dict[str, Any]:
         """Returns everything stored about a replay."""
-        tables = {table: self.rows(which, table) for table in (*TABLES, "replay_outcomes")}
-        return {**tables, "facts": self.facts(which), "recordings": self.recordings(which)}
+        tables = {table: self.rows(key, table) for table in (*TABLES, "replay_outcomes")}
+        return {**tables, "facts": self.facts(key), "recordings": self.recordings(key)}
 
     def bucket_bytes(self) -> bytes:
         """Returns the bytes of all objects, concatenated."""

@@ -108,23 +108,23 @@ class Canonicalizer:
     def _number(self, part: Hashable) -> int:
         return self._numbers.setdefault(part, len(self._numbers))
 
-    def _part(self, thing: Any, now: float) -> Any:
-        kind = type(thing)
+    def _part(self, obj: Any, now: float) -> Any:
+        kind = type(obj)
         if kind is Batch:
-            by_bytes = thing.cut_by is CutReason.BYTES
-            return self._number(("Batch", *(getattr(thing, name) for name in BATCH), by_bytes))
+            by_bytes = obj.cut_by is CutReason.BYTES
+            return self._number(("Batch", *(getattr(obj, name) for name in BATCH), by_bytes))
         if self._is_atom(kind):
-            return thing
+            return obj
         if kind in (list, deque, tuple):
-            return self._number((kind.__name__, *[self._part(element, now) for element in thing]))
+            return self._number((kind.__name__, *[self._part(element, now) for element in obj]))
         if kind is dict:
-            return self._number(("dict", *thing, *[self._part(value, now) for value in thing.values()]))
+            return self._number(("dict", *obj, *[self._part(value, now) for value in obj.values()]))
         if kind is set:
-            return self._number(frozenset(thing))
-        unused = unused_in(thing)
+            return self._number(frozenset(obj))
+        unused = unused_in(obj)
         parts: list[Any] = [kind.__name__]
-        for name, role in self._plan(thing):
-            value = getattr(thing, name)
+        for name, role in self._plan(obj):
+            value = getattr(obj, name)
             if name in unused:
                 continue
             if role is Role.PLAIN:
@@ -137,14 +137,14 @@ class Canonicalizer:
                 )
             else:
                 age = None if value is None else role_value(role, name, value, now)
-                if name == "_sent_at" and age is not None and thing.idle:
+                if name == "_sent_at" and age is not None and obj.idle:
                     age = min(age, INTERVAL_TICKS)  # because no response is expected
                 parts.append(age)
         return self._number(tuple(parts))
 
-    def _plan(self, thing: Any) -> tuple[tuple[str, Role], ...]:
+    def _plan(self, obj: Any) -> tuple[tuple[str, Role], ...]:
         """Returns the attributes that decisions read, including slots, and how each of them is compared."""
-        kind, own = type(thing), getattr(thing, "__dict__", ())
+        kind, own = type(obj), getattr(obj, "__dict__", ())
         key = kind, len(own)
         plan = self._plans.get(key)
         if plan is None:
@@ -173,15 +173,15 @@ class Canonicalizer:
         return known
 
 
-def unused_in(thing: object) -> frozenset[str]:
+def unused_in(obj: object) -> frozenset[str]:
     """Returns the attributes that an object overwrites before it reads them again."""
-    if isinstance(thing, Builder) and not len(thing):
+    if isinstance(obj, Builder) and not len(obj):
         return UNUSED_WHEN_EMPTY
-    if isinstance(thing, Flight) and thing.phase is Phase.WAITING:
+    if isinstance(obj, Flight) and obj.phase is Phase.WAITING:
         return UNUSED_WHEN_WAITING
-    if isinstance(thing, Partition):
-        planned, started = bool(thing.builder.planned_ends), thing.began_at
-        committable = thing._ledger.committable(thing.source)
+    if isinstance(obj, Partition):
+        planned, started = bool(obj.builder.planned_ends), obj.began_at
+        committable = obj._ledger.committable(obj.source)
         moved = committable is not None and started is not None and committable > started
         return UNUSED_IN_PARTITION[planned, moved]
     return NOTHING

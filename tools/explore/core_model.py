@@ -154,7 +154,7 @@ class CoreModel:
         cores = self.readers.cores
         return (
             f"{len(cores)} states of a pipeline, {cores.decisions} decisions of the real one, "
-            f"{len(self._reader.things)} states of a reader, {len(self._board.things)} of the partitions"
+            f"{len(self._reader.values)} states of a reader, {len(self._board.values)} of the partitions"
         )
 
     # States
@@ -193,16 +193,16 @@ class CoreModel:
 
     def _partition_state(self, one: int, other: int, board: int, number: int) -> list[int]:
         """Returns the state of one partition as numbers, independent of the order of the readers."""
-        shared = self._board.things[board][number]
+        shared = self._board.values[board][number]
         parts = []
         for reader, owner in ((one, ME), (other, OTHER)):
-            thing = self._reader.things[reader]
-            chords = tuple(chord[1:] for chord in thing.chords if chord.partition == number)
-            unrecorded = tuple(end for at, end in thing.unrecorded if at == number)
+            state = self._reader.values[reader]
+            chords = tuple(chord[1:] for chord in state.chords if chord.partition == number)
+            unrecorded = tuple(end for at, end in state.unrecorded if at == number)
             owns = shared.owner == owner
-            known = self.readers.cores.features(thing.core, self.readers.partitions[number].source)
+            known = self.readers.cores.features(state.core, self.readers.partitions[number].source)
             parts.append(
-                self._part.of((thing.entries[number], thing.commits[number], chords, unrecorded, known, owns))
+                self._part.of((state.entries[number], state.commits[number], chords, unrecorded, known, owns))
             )
         return [*sorted(parts), self._part.of(shared._replace(owner=NO_OWNER))]
 
@@ -214,24 +214,24 @@ class CoreModel:
 
     def _mirrored(self, board: int) -> int:
         """Returns the board, with each partition's owner from the other reader's point of view."""
-        return self._cached("mirrored", board, lambda: self._board.of(exchange_owners(self._board.things[board])))
+        return self._cached("mirrored", board, lambda: self._board.of(exchange_owners(self._board.values[board])))
 
     def _swapped(self, reader: int) -> int:
         """Returns the reader with the partitions swapped."""
         return self._cached(
-            "turned", reader, lambda: self._reader.of(self.readers.exchanged(self._reader.things[reader]))
+            "turned", reader, lambda: self._reader.of(self.readers.exchanged(self._reader.values[reader]))
         )
 
     def _swapped_board(self, board: int) -> int:
-        return self._cached("board", board, lambda: self._board.of(self._board.things[board][::-1]))
+        return self._cached("board", board, lambda: self._board.of(self._board.values[board][::-1]))
 
     def _own_board(self, reader: int, board: int) -> int:
         """Returns the board with only the partitions of this reader; all others are treated as done."""
 
         def own() -> int:
-            things = zip(
-                self._reader.things[reader].entries,
-                self._board.things[board],
+            values = zip(
+                self._reader.values[reader].entries,
+                self._board.values[board],
                 self.readers.partitions,
                 strict=True,
             )
@@ -242,7 +242,7 @@ class CoreModel:
                     else Shared(
                         OTHER, one.log.end, "", shared.durable if entry else one.log.needed(0, one.log.end)
                     )
-                    for entry, shared, one in things
+                    for entry, shared, one in values
                 )
             )
 
@@ -255,7 +255,7 @@ class CoreModel:
         """Returns True if every message is durable and committed."""
 
         def done() -> int:
-            pairs = zip(self.readers.partitions, self._board.things[board], strict=True)
+            pairs = zip(self.readers.partitions, self._board.values[board], strict=True)
             return all(
                 one.log.needed(0, one.log.end) == shared.durable and shared.offset == one.log.end
                 for one, shared in pairs
@@ -317,15 +317,15 @@ class CoreModel:
 
     def _is_settled(self, one: int, other: int, board: int) -> bool:
         """Returns True if every partition has an owner that keeps it unless there is a further fault."""
-        if any(shared.owner == NO_OWNER for shared in self._board.things[board]):
+        if any(shared.owner == NO_OWNER for shared in self._board.values[board]):
             return False
         return self._keeps_partitions(one) and self._keeps_partitions(other)
 
     def _keeps_partitions(self, reader: int) -> bool:
         def keeps() -> int:
-            thing = self._reader.things[reader]
-            draining = any(entry is not None and entry.draining for entry in thing.entries)
-            return not (thing.stopping or draining)
+            state = self._reader.values[reader]
+            draining = any(entry is not None and entry.draining for entry in state.entries)
+            return not (state.stopping or draining)
 
         return bool(self._cached("keeps", reader, keeps))
 
@@ -351,13 +351,13 @@ class CoreModel:
 
     def _is_cut_off(self, reader: int, board: int) -> bool:
         """Returns True if this reader has lost its partitions and has not detected it."""
-        entries = self._reader.things[reader].entries
-        owners = self._board.things[board]
+        entries = self._reader.values[reader].entries
+        owners = self._board.values[board]
         return any(entry is not None and one.owner != ME for entry, one in zip(entries, owners, strict=True))
 
     def _wiped_reader(self, reader: int) -> int:
         return self._cached(
-            "wiped", reader, lambda: self._reader.of(self.readers.wiped(self._reader.things[reader]))
+            "wiped", reader, lambda: self._reader.of(self.readers.wiped(self._reader.values[reader]))
         )
 
     def _moves_of(self, reader: int, board: int, *, may_fail: bool) -> tuple[Move, ...]:
@@ -368,8 +368,8 @@ class CoreModel:
         return moves
 
     def _compute_moves(self, reader: int, board: int, *, may_fail: bool) -> Iterator[Move]:
-        things = self._reader.things[reader], self._board.things[board]
-        for outcome in self.readers.outcomes(*things, may_fail=may_fail):
+        values = self._reader.values[reader], self._board.values[board]
+        for outcome in self.readers.outcomes(*values, may_fail=may_fail):
             became, after = self._reader.of(outcome.reader), self._board.of(outcome.board)
             if outcome.broken:
                 self._broken.append(outcome.broken)
@@ -381,7 +381,7 @@ class CoreModel:
 
     def is_fault(self, label: int) -> bool:
         """Returns True if the label belongs to a fault."""
-        return self._what.things[label >> 3][1]
+        return self._what.values[label >> 3][1]
 
     def broken(self, state: int) -> str:
         """Returns the violated invariant."""
@@ -395,7 +395,7 @@ class CoreModel:
         """
         names, exchanged, lines = ["A", "B"], False, []
         for state, label in path:
-            (what, fault), actor = self._what.things[label >> 3], label >> 2 & 1
+            (what, fault), actor = self._what.values[label >> 3], label >> 2 & 1
             who = "" if label >> 3 == self._wipe else f"reader {names[actor]} "
             step = [f"{'fault: ' if fault else '':7}{who}{what}"]
             step += [f"{'':11}-> {command}" for command in self._commands(state, actor, what)]
@@ -407,8 +407,8 @@ class CoreModel:
 
     def _commands(self, state: int, actor: int, what: str) -> list[str]:
         one, other, board = self._parts(state)
-        reader = self._reader.things[(one, other)[actor]]
-        seen = self._board.things[self._mirrored(board) if actor else board]
+        reader = self._reader.values[(one, other)[actor]]
+        seen = self._board.values[self._mirrored(board) if actor else board]
         for outcome in self.readers.outcomes(reader, seen, may_fail=True):
             if outcome.what == what:
                 return [text for command in outcome.commands if (text := as_text(command))]

@@ -51,12 +51,12 @@ class _Pickler(pickle.Pickler):
         super().__init__(packed, protocol=pickle.HIGHEST_PROTOCOL)
         self._is_atom = is_atom
 
-    def reducer_override(self, thing: Any) -> Any:
+    def reducer_override(self, obj: Any) -> Any:
         """Replaces kept objects. Called for every object except plain numbers, strings and collections."""
-        kind = type(thing)
+        kind = type(obj)
         if kind is type or not (kind is Rejects or self._is_atom(kind)):
             return NotImplemented
-        return kept, (_keep(thing),)
+        return kept, (_keep(obj),)
 
 
 _kept: list[Any] = []
@@ -68,12 +68,12 @@ def kept(number: int) -> Any:
     return _kept[number]
 
 
-def _keep(thing: Any) -> int:
+def _keep(obj: Any) -> int:
     """Keeps an object and returns its number. Objects are compared by identity, because equal objects may differ
     in fields that are not compared, such as displayed times.
     """
-    number = _numbers.get(id(thing))
+    number = _numbers.get(id(obj))
     if number is None:
-        number = _numbers[id(thing)] = len(_kept)
-        _kept.append(thing)
+        number = _numbers[id(obj)] = len(_kept)
+        _kept.append(obj)
     return number

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-Thing = TypeVar("Thing", bound=Hashable)
+T = TypeVar("T", bound=Hashable)
 
 
-class Numbers(Generic[Thing]):
+class Numbers(Generic[T]):
     """Assigns numbers to objects. Equal objects have equal numbers."""
 
     def __init__(self) -> None:
-        self.things: list[Thing] = []
-        self._numbers: dict[Thing, int] = {}
+        self.values: list[T] = []
+        self._numbers: dict[T, int] = {}
 
-    def of(self, thing: Thing) -> int:
+    def of(self, value: T) -> int:
         """Returns the number of an object. A new object gets the next free number."""
-        number = self._numbers.get(thing)
+        number = self._numbers.get(value)
         if number is None:
-            number = self._numbers[thing] = len(self.things)
-            self.things.append(thing)
+            number = self._numbers[value] = len(self.values)
+            self.values.append(value)
         return number

@@ -397,7 +397,7 @@ class Readers:
         shared = board[number]
         durable = put(board, number, shared._replace(durable=shared.durable | chord.items))
         done, failed, attempt = self._reports(reader.core, chord)
-        about = done.batch_id, done.epoch, done.stage
+        chord_key = done.batch_id, done.epoch, done.stage
         items = f"the {done.stage} of [{chord.start}, {chord.stop}) of p{number}"
         late = self._chords(without, [*without.chords, chord._replace(late=True)])
         if chord.late:
@@ -412,7 +412,7 @@ class Readers:
         yield Outcome(f"gets no completion of {items}: late", late, board, True)
         for large in (False, True):
             text = "do not fit into Redis" if large else "could not be staged"
-            event = on.DispatchFailed(*about, attempt, "redis", large)
+            event = on.DispatchFailed(*chord_key, attempt, "redis", large)
             yield from self._feed(f"is informed that {items} {text}", without, board, event, fault=True)
 
     def _reports(self, core: int, chord: Chord) -> tuple[on.FlushSucceeded, on.FlushFailed, int]:
@@ -420,8 +420,8 @@ class Readers:
         batch_id = self._batch_id(chord)
         flight = self.cores.flight(core, batch_id)
         attempt = 0 if flight is None else flight.attempt - (not chord.current)
-        about = batch_id, EPOCH, chord.stage
-        return on.FlushSucceeded(*about), on.FlushFailed(*about, attempt, "a sink refused"), attempt
+        chord_key = batch_id, EPOCH, chord.stage
+        return on.FlushSucceeded(*chord_key), on.FlushFailed(*chord_key, attempt, "a sink refused"), attempt
 
     def _batch_id(self, chord: Chord) -> str:
         return f"{self.partitions[chord.partition].source}-{chord.start}-{chord.stop}"
@@ -665,10 +665,10 @@ class Readers:
 def describe_event(event: Any) -> str:
     """Returns a short description of a past event."""
     source = getattr(event, "source", None)
-    about = f"p{source.partition}" if source is not None else event.batch_id.replace("t-", "p", 1)
-    name = f"{type(event).__name__} of {about}"
+    subject = f"p{source.partition}" if source is not None else event.batch_id.replace("t-", "p", 1)
+    name = f"{type(event).__name__} of {subject}"
     if isinstance(event, on.MessageParsed):
-        name = f"the message at {event.offset} of {about}"
+        name = f"the message at {event.offset} of {subject}"
     elif not isinstance(event, on.EndReached | on.CommitFailed):
         name = f"{name}, {event.stage}"
     return f"receives {name} again" if event.epoch == EPOCH else f"receives {name}, of a former assignment"

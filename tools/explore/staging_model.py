@@ -94,7 +94,7 @@ class StagingModel:
 
     def steps(self, state: int, faults_left: int) -> Iterator[tuple[int, int]]:
         """Yields all possible next events."""
-        world = self._worlds.things[state]
+        world = self._worlds.values[state]
         for event in self._events(world):
             fault = event.fault
             if fault and not faults_left:
@@ -109,11 +109,11 @@ class StagingModel:
 
     def is_done(self, state: int) -> bool:
         """Returns True if the batch is durable and settled."""
-        return self._worlds.things[state].settled
+        return self._worlds.values[state].settled
 
     def is_fault(self, label: int) -> bool:
         """Returns True if the label belongs to a fault."""
-        return self._what.things[label][1]
+        return self._what.values[label][1]
 
     def broken(self, state: int) -> str:
         """Returns the violated invariant."""
@@ -121,8 +121,8 @@ class StagingModel:
 
     def describe(self, path: list[tuple[int, int]]) -> list[str]:
         """Returns one line per step."""
-        things = [self._what.things[label] for _, label in path]
-        return [f"{'fault: ' if fault else '':7}{what}" for what, fault in things]
+        elements = [self._what.values[label] for _, label in path]
+        return [f"{'fault: ' if fault else '':7}{what}" for what, fault in elements]
 
     # Events
 
@@ -319,22 +319,22 @@ def put(world: World, **more: object) -> World:
     return world._replace(**bags)
 
 
-def without(world: World, **less: object) -> World:
+def without(world: World, **removed: object) -> World:
     """Returns a copy of the world, with the given element removed from each of the given fields."""
     bags: dict[str, Any] = {}
-    for name, one in less.items():
-        things = list(getattr(world, name))
-        things.remove(one)
-        bags[name] = tuple(things)
+    for name, one in removed.items():
+        elements = list(getattr(world, name))
+        elements.remove(one)
+        bags[name] = tuple(elements)
     return world._replace(**bags)
 
 
 _first_seen: dict[object, int] = {}
 
 
-def bag(things: tuple[object, ...]) -> tuple[object, ...]:
+def bag(elements: tuple[object, ...]) -> tuple[object, ...]:
     """Sorts elements in the order in which they were first seen, so that equal bags become equal tuples."""
-    return tuple(sorted(things, key=lambda thing: _first_seen.setdefault(thing, len(_first_seen))))
+    return tuple(sorted(elements, key=lambda element: _first_seen.setdefault(element, len(_first_seen))))
 
 
 def without_redis(world: World) -> World:

@@ -86,10 +86,10 @@ def panels(asked: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield "| panel | expressions | with data | series | values |"
     yield "| --- | --- | --- | --- | --- |"
     for title, group in groupby(asked, key=lambda each: str(each["panel"])):
-        of = list(group)
-        series, values = (sum(each[name] for each in of) for name in ("series", "values"))
-        answered = sum(1 for each in of if each["values"])
-        yield f"| {cell(title)} | {len(of)} | {answered} | {series:,} | {values:,} |"
+        rows = list(group)
+        series, values = (sum(each[name] for each in rows) for name in ("series", "values"))
+        answered = sum(1 for each in rows if each["values"])
+        yield f"| {cell(title)} | {len(rows)} | {answered} | {series:,} | {values:,} |"
 
 
 def run(result: Mapping[str, Any]) -> Iterator[str]:

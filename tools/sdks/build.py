@@ -39,8 +39,8 @@ def built(wanted: str, directory: Path) -> Sdk:
     _run((*install, f"{PACKAGE}@{wanted}", f"esbuild@{esbuild}"), directory)
     bundler = str(directory / "node_modules/.bin/esbuild")
     _run((bundler, "entry.js", *OPTIONS, "--log-level=warning", "--outfile=sentry.js"), directory)
-    about = json.loads((directory / "node_modules" / PACKAGE / "package.json").read_text())
-    return Sdk(about["version"], directory / "sentry.js")
+    package = json.loads((directory / "node_modules" / PACKAGE / "package.json").read_text())
+    return Sdk(package["version"], directory / "sentry.js")
 
 
 def _run(command: tuple[str, ...], directory: Path) -> None:

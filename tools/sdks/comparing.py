@@ -69,18 +69,18 @@ def sdk_version_of(settings: Settings, replay_id: str) -> str:
 
 def compared(facts: Facts, done: Done) -> list[Comparison]:
     """Returns one comparison per kind of fact."""
-    clicked = Counter(_element(about) for kind, about in facts if kind == "ui.click")
+    clicked = Counter(_element(data) for kind, data in facts if kind == "ui.click")
     single = {name: count for name, count in done.clicks.items() if name not in done.bursts}
-    rage = Counter(_element(about) for kind, about in facts if kind == "ui.rageClick")
-    dead = Counter(_element(about) for kind, about in facts if kind == "ui.deadClick")
+    rage = Counter(_element(data) for kind, data in facts if kind == "ui.rageClick")
+    dead = Counter(_element(data) for kind, data in facts if kind == "ui.deadClick")
     requests = Counter(
-        (about["method"], path_of(about["url"]), int(about["status_code"]))
-        for kind, about in facts
-        if kind in ("resource.fetch", "resource.xhr") and "/shop/" in about["url"]
+        (data["method"], path_of(data["url"]), int(data["status_code"]))
+        for kind, data in facts
+        if kind in ("resource.fetch", "resource.xhr") and "/shop/" in data["url"]
     )
-    console = [f"{about['level']}: {about['message']}" for kind, about in facts if kind == "console"]
-    inputs = {_input(about) for kind, about in facts if kind == "ui.input"}
-    navigation = [path_of(about["to"]) for kind, about in facts if kind == "navigation"]
+    console = [f"{data['level']}: {data['message']}" for kind, data in facts if kind == "console"]
+    inputs = {_input(data) for kind, data in facts if kind == "ui.input"}
+    navigation = [path_of(data["to"]) for kind, data in facts if kind == "navigation"]
     return [
         Comparison("clicks", _counts(single), _counts({k: n for k, n in clicked.items() if k not in done.bursts})),
         _repeated(done, clicked),
@@ -114,13 +114,13 @@ def _repeated(done: Done, clicked: Counter[str]) -> Comparison:
     return Comparison("repeated clicks", _counts(did), _counts(stored), ONCE_PER_SECOND if within else "")
 
 
-def _element(about: Mapping[str, Any]) -> str:
-    return str(about["id"] or about["testid"])
+def _element(data: Mapping[str, Any]) -> str:
+    return str(data["id"] or data["testid"])
 
 
-def _input(about: Mapping[str, Any]) -> str:
+def _input(data: Mapping[str, Any]) -> str:
     """Returns the id of the element that the selector ends with."""
-    return re.sub(r"^.*#", "", re.sub(r"[.\[].*$", "", re.sub(r"^.*> ", "", about["selector"])))
+    return re.sub(r"^.*#", "", re.sub(r"[.\[].*$", "", re.sub(r"^.*> ", "", data["selector"])))
 
 
 def _counts(counted: Mapping[str, int]) -> str:

@@ -104,7 +104,7 @@ _comma = re.compile(rb"[ \t\r\n]*+,").match
 _blank = re.compile(rb"[ \t\r\n]*+").fullmatch
 
 
-class _TooOdd(Exception):
+class _NotSeparable(Exception):
     """Raised if the decoder cannot separate the elements of a piece, or there are too many for the memory
     limit."""
 
@@ -163,7 +163,7 @@ class Scan:
         for stop in stops(self._raw, start):
             try:
                 found = self._decoded(start, stop)
-            except (RecursionError, _TooOdd):
+            except (RecursionError, _NotSeparable):
                 break
             except msgspec.DecodeError:
                 if _not_a_number(self._raw, start, stop):
@@ -178,8 +178,8 @@ class Scan:
         return (yield from self._by_element(start, stop))
 
     def _decoded(self, start: int, stop: int) -> Iterator[tuple[int, Event]]:
-        """Returns the events of that piece. Raises RecursionError, _TooOdd or msgspec.DecodeError, always before
-        the first event."""
+        """Returns the events of that piece. Raises RecursionError, _NotSeparable or msgspec.DecodeError, always
+        before the first event."""
         text = piece(self._raw, start, stop)
         try:
             return self._found_in(text, stop)
@@ -207,7 +207,7 @@ class Scan:
                 self._budget.earn(stop)
                 return self._all(found)
         if text.count(b",") > COMMAS_MAX:
-            raise _TooOdd
+            raise _NotSeparable
         items = _decode_raws(text)
         self._budget.earn(stop)
         return self._by_chunk(items)

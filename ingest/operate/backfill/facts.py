@@ -69,15 +69,19 @@ class StoredFacts(Facts):
         facts."""
         times = [fact_seconds(item) for item in items]
         keys = [fact_key(item) for item in items]
-        around = REDELIVERY_SECONDS_MAX
+        margin_seconds = REDELIVERY_SECONDS_MAX
         config = official_bigquery.QueryJobConfig(
             query_parameters=[
                 official_bigquery.ArrayQueryParameter(
                     "keys", "STRING", [f"{project}-{row_id}" for project, row_id in keys]
                 ),
                 official_bigquery.ArrayQueryParameter("ids", "STRING", [row_id for _, row_id in keys]),
-                official_bigquery.ScalarQueryParameter("low", "TIMESTAMP", to_datetime(min(times) - around)),
-                official_bigquery.ScalarQueryParameter("high", "TIMESTAMP", to_datetime(max(times) + around)),
+                official_bigquery.ScalarQueryParameter(
+                    "low", "TIMESTAMP", to_datetime(min(times) - margin_seconds)
+                ),
+                official_bigquery.ScalarQueryParameter(
+                    "high", "TIMESTAMP", to_datetime(max(times) + margin_seconds)
+                ),
             ]
         )
         where = (

@@ -92,7 +92,7 @@ class Outcome:
 
 def render(found: Outcome) -> Group:
     """Formats the result for a terminal."""
-    about = (
+    summary = (
         f"{found.recordings:,} recordings rebuilt{', nothing written' if found.dry_run else ''}; "
         f"{found.without_rows:,} without rows, {found.gone:,} gone from the bucket, "
         f"{found.unreadable:,} unreadable, {found.erased:,} erased"
@@ -104,7 +104,7 @@ def render(found: Outcome) -> Group:
         if found.dry_run:
             state = "would write" if tally.missing + tally.differs else "equal"
         table.add_row(name, *(f"{number:,}" for number in numbers), state)
-    return Group(about, table, *_lines(found), *found.notes, *(f"failed: {text}" for text in found.failures))
+    return Group(summary, table, *_lines(found), *found.notes, *(f"failed: {text}" for text in found.failures))
 
 
 def _lines(found: Outcome) -> Iterator[str]:

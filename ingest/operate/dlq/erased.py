@@ -76,10 +76,10 @@ def shown(letter: Letter, erasures: Erasures, rules: ParseRules) -> dict[str, An
     """`Letter.as_dict` with the field `erased`. For an erased replay, the content of the message or row is
     omitted.
     """
-    about = letter.as_dict()
+    fields = letter.as_dict()
     if not is_erased(letter, erasures, rules):
-        return {**about, "erased": False}
-    return {**about, "erased": True, "error": ERASED, "headers": {}}
+        return {**fields, "erased": False}
+    return {**fields, "erased": True, "error": ERASED, "headers": {}}
 
 
 def may_be_erased(letter: Letter, erasures: Erasures) -> bool:

@@ -72,8 +72,8 @@ class Tombstones:
     def _unsettled_readers(self, offset: int) -> list[str]:
         return [
             name
-            for name, about in self._coordination.readers().items()
-            if about["silent_seconds"] <= SILENT_SECONDS_MAX and _settled(about) < offset
+            for name, heartbeat in self._coordination.readers().items()
+            if heartbeat["silent_seconds"] <= SILENT_SECONDS_MAX and _settled(heartbeat) < offset
         ]
 
     def _drop_staged_before(self, since: float) -> None:
@@ -88,10 +88,10 @@ class Tombstones:
                 self._client.hdel(key, *payloads)
 
 
-def _settled(about: Mapping[str, Any]) -> int:
+def _settled(heartbeat: Mapping[str, Any]) -> int:
     """Returns the offset up to which a reader has settled decisions, from its heartbeat; UNKNOWN_OFFSET if that is
     not a number."""
-    found = about.get("decisions_settled", UNKNOWN_OFFSET)
+    found = heartbeat.get("decisions_settled", UNKNOWN_OFFSET)
     return found if isinstance(found, int) else UNKNOWN_OFFSET
 
 

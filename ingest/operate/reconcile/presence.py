@@ -83,8 +83,8 @@ class Rows:
         for row in rows.values():
             wanted[key_of(row)] = max(wanted.get(key_of(row), 0), rank(row))
         stored = self._stored(table, list(rows.values()), 0)
-        if around := [row for row in rows.values() if stored.get(key_of(row), -1) < wanted[key_of(row)]]:
-            stored |= self._stored(table, around, REDELIVERY_SECONDS_MAX)
+        if nearby := [row for row in rows.values() if stored.get(key_of(row), -1) < wanted[key_of(row)]]:
+            stored |= self._stored(table, nearby, REDELIVERY_SECONDS_MAX)
         return {
             last[key]: Problem.DIFFERS if key in stored else Problem.MISSING
             for key, wanted_rank in wanted.items()
@@ -212,8 +212,8 @@ class Facts:
             for chunk in chunks(positions, 10 * KEYS_MAX):
                 last = {fact_key(items[position]): position for position in chunk}
                 stored = self._stored(table, [items[position] for position in chunk], 1)
-                if around := [items[place] for key, place in last.items() if key not in stored]:
-                    stored |= self._stored(table, around, REDELIVERY_SECONDS_MAX)
+                if nearby := [items[place] for key, place in last.items() if key not in stored]:
+                    stored |= self._stored(table, nearby, REDELIVERY_SECONDS_MAX)
                 found |= {position: Problem.MISSING for key, position in last.items() if key not in stored}
         return found
 

@@ -15,11 +15,11 @@ SHOWN_MAX = 20
 
 def render(account: Account) -> Group:
     """Formats the result for a terminal."""
-    about = [
+    summary = [
         f"{account.topic}, partition {span.partition}: [{span.start}, {span.stop}){span.unread_offsets_text()}"
         for span in account.spans
     ]
-    about.append(
+    summary.append(
         f"{account.messages} messages: {account.segments} segments, {account.rejects} rejects, "
         f"{account.given_up} dead letters, {account.shed} dropped by a tenant rule, "
         f"{account.erased} erased, {account.expired} past their retention"
@@ -29,7 +29,7 @@ def render(account: Account) -> Group:
         numbers = [tally.checked, tally.missing, tally.differs] + [tally.repaired] * account.repairing
         table.add_row(name, *(f"{number:,}" for number in numbers), "NOT OK" if tally.left else "ok")
     examples = [*_lines(account.examples, ""), *_lines(account.unrepaired, "still ")]
-    return Group(*about, table, *examples, *account.notes, *(f"failed: {text}" for text in account.failures))
+    return Group(*summary, table, *examples, *account.notes, *(f"failed: {text}" for text in account.failures))
 
 
 def _lines(missing: Sequence[Missing], prefix: str) -> Iterator[str]:

@@ -265,11 +265,11 @@ def render(found: Audit) -> Group:
         f"{found.rows_without_object:,}",
         "NOT OK" if found.rows_without_object else "ok",
     )
-    about = (
+    summary = (
         f"bucket {found.bucket}: {found.objects:,} objects, {size_text(found.size_bytes)}; "
         f"{found.rows:,} segments in ClickHouse"
     )
-    return Group(about, table, *_lines(found), *found.notes)
+    return Group(summary, table, *_lines(found), *found.notes)
 
 
 def _lines(found: Audit) -> Iterator[str]:

@@ -116,12 +116,12 @@ class Comparison:
 
 def render(found: Comparison) -> Group:
     """Formats the result for a terminal."""
-    about = [
+    summary = [
         f"{found.topic}, partition {span.partition}: [{span.start}, {span.stop}){span.unread_offsets_text()}"
         for span in found.spans
     ]
     explained = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.explained.items() if count)
-    about.append(
+    summary.append(
         f"release {found.release}, {found.messages} messages: {found.segments} segments, {found.rejects} rejects"
         + (f"; not compared: {explained}" if explained else "")
     )
@@ -129,7 +129,7 @@ def render(found: Comparison) -> Group:
     for name, tally in found.sinks.items():
         numbers = (tally.compared, tally.missing, tally.differs, tally.unexpected, tally.superseded)
         table.add_row(name, *(f"{number:,}" for number in numbers), "DIFFERENT" if tally.differences else "equal")
-    return Group(*about, table, *_lines(found), *found.notes)
+    return Group(*summary, table, *_lines(found), *found.notes)
 
 
 def _lines(found: Comparison) -> Iterator[str]:

@@ -73,11 +73,11 @@ def split(content: bytes) -> Envelope:
         if len(items) >= ITEMS_MAX:
             raise _invalid(f"the envelope has more than {ITEMS_MAX} items")
         what = f"the header of item {len(items) + 1}"
-        about, position = _header(content, position, what)
-        kind = about.get("type")
+        entry, position = _header(content, position, what)
+        kind = entry.get("type")
         if not isinstance(kind, str) or not kind:
             raise _invalid(f"{what} has no type")
-        end = _end(content, position, about.get("length"), len(items) + 1)
+        end = _end(content, position, entry.get("length"), len(items) + 1)
         items.append(Item(kind, whole[position:end]))
         position = end
     return Envelope(header, tuple(items))

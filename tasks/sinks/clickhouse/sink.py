@@ -51,7 +51,7 @@ from tasks.wire import TABLES_BY_SINK, Row, SinkName
 CONNECT_SECONDS_MAX = 10.0
 NAMED_ROWS_MAX = 16
 # If the server names the first of the remaining rows this many times in a row, it probably refuses all of them.
-NAMED_FIRST_MAX = 3
+FIRST_ROW_NAMED_MAX = 3
 TABLES = (*COLUMNS, *VIEW_TABLES)
 
 
@@ -208,7 +208,7 @@ class _Write:
         while wanted:
             row = row_of(failure.message)
             first = first + 1 if row == 0 else 0
-            too_many = refused >= NAMED_ROWS_MAX or first > NAMED_FIRST_MAX
+            too_many = refused >= NAMED_ROWS_MAX or first > FIRST_ROW_NAMED_MAX
             if row is None or row >= len(wanted) or too_many:
                 self._outcome.note(self._blame_single_row(failure, wanted), wanted)
                 return

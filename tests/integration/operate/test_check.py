@@ -185,8 +185,8 @@ def test_status_and_top_show_partitions_without_an_owner(fleet: Fleet) -> None:
         ("fresh", time.time(), (Unowned(3, 41), Unowned(5))),
         ("silent", time.time() - 3000, (Unowned(7, 1),)),
     ):
-        about = msgspec.json.encode(Heartbeat(seen_at=seen_at, unowned=unowned)).decode()
-        coordination.publish_reader(name, about)
+        heartbeat = msgspec.json.encode(Heartbeat(seen_at=seen_at, unowned=unowned)).decode()
+        coordination.publish_reader(name, heartbeat)
 
     found = status.collect(fleet.settings)
     console = Console(file=io.StringIO(), width=110)

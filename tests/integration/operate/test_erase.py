@@ -215,9 +215,9 @@ def test_an_unknown_replay_is_reported_in_one_sentence(untouched: Store) -> None
     """If the replay is not in the given project, the error names the right project. An invalid id is a usage
     error.
     """
-    unknown = untouched.erase(which=(untouched.victim[0], "f" * 32))
-    elsewhere = untouched.erase(which=(99, untouched.victim[1]))
-    wrong = untouched.erase(which=(99, "not-an-id"))
+    unknown = untouched.erase(key=(untouched.victim[0], "f" * 32))
+    elsewhere = untouched.erase(key=(99, untouched.victim[1]))
+    wrong = untouched.erase(key=(99, "not-an-id"))
 
     assert unknown.exit_code == 1
     assert f"nothing is stored of replay {'f' * 32} in project {untouched.victim[0]}" in unknown.output
@@ -258,8 +258,8 @@ def test_two_erasures_in_one_object_do_not_undo_each_other(packed: Store) -> Non
     would outlive their retention.
     """
     victims = (packed.victim, packed.neighbor)
-    recordings = [content for which in victims for content in packed.recordings(which) if content]
-    erasers = [Eraser(packed.settings, *which) for which in victims]
+    recordings = [content for key in victims for content in packed.recordings(key) if content]
+    erasers = [Eraser(packed.settings, *key) for key in victims]
     found = [eraser.search() for eraser in erasers]
     server: Any = gcs.client(packed.settings)
     bucket = server.bucket(packed.settings.gcs_bucket)
@@ -280,7 +280,7 @@ def test_two_erasures_in_one_object_do_not_undo_each_other(packed: Store) -> Non
 
     content = packed.bucket_bytes()
     assert not [recording for recording in recordings if recording in content]
-    assert not any(packed.rows(which, table) for which in victims for table in TABLES)
+    assert not any(packed.rows(key, table) for key in victims for table in TABLES)
     after = bucket.get_blob(name)
     server.close()
     assert after.generation != before.generation
@@ -380,11 +380,11 @@ def test_an_index_that_points_beyond_its_object_is_refused() -> None:
     assert content == b"before"
 
 
-def write_facts(settings: Settings, which: Key) -> None:
+def write_facts(settings: Settings, key: Key) -> None:
     segments = [
         segment
         for segment in parsed(settings, int(time.time()) - OLD_SECONDS)
-        if (segment.project_id, segment.replay_id) == which
+        if (segment.project_id, segment.replay_id) == key
     ]
     only = settings.model_copy(
         update={"sinks": (SinkName.BIGQUERY, SinkName.DEAD_LETTER), "gcs_layout": "segment"}

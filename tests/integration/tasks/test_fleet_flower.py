@@ -18,17 +18,17 @@ from tasks.flower.start import FlowerRefused, options
 from tasks.settings import Settings
 from tests.kit.batches import make_batch
 from tests.kit.fleet import Fleet
-from tests.kit.flower import COMMANDS, PASSWORD, Ask, running
+from tests.kit.flower import COMMANDS, PASSWORD, FlowerClient, running
 from tests.kit.prestarted import PARENTS
 
 
 @pytest.fixture
-def flower(fleet: Fleet, request: pytest.FixtureRequest) -> Ask:
+def flower(fleet: Fleet, request: pytest.FixtureRequest) -> FlowerClient:
     """A running Flower, started by one of COMMANDS."""
     return running(fleet, getattr(request, "param", "celery"))
 
 
-def failed_task(fleet: Fleet, flower: Ask) -> str:
+def failed_task(fleet: Fleet, flower: FlowerClient) -> str:
     """Fails and parks a batch; returns the id of its failed task once Flower lists it."""
     fleet.script("clickhouse", "transient")
     dispatcher = fleet.dispatcher()
@@ -49,7 +49,7 @@ def failed_task(fleet: Fleet, flower: Ask) -> str:
     return found[0]
 
 
-def test_a_failed_task_has_a_retry_button_for_its_batch(fleet: Fleet, flower: Ask) -> None:
+def test_a_failed_task_has_a_retry_button_for_its_batch(fleet: Fleet, flower: FlowerClient) -> None:
     """The page of a failed task has a retry button, and pressing it notifies the reader.
 
     The audit trail contains the action and the user.
@@ -76,7 +76,7 @@ def test_a_failed_task_has_a_retry_button_for_its_batch(fleet: Fleet, flower: As
     assert (action["what"], action["by"]) == ("retry", "operator")
 
 
-def test_a_parked_batch_is_retried_from_flowers_api(fleet: Fleet, flower: Ask) -> None:
+def test_a_parked_batch_is_retried_from_flowers_api(fleet: Fleet, flower: FlowerClient) -> None:
     """POST /api/task/async-apply/retry_batch with only the batch's id retries a parked batch."""
     failed_task(fleet, flower)
     body = json.dumps({"args": ["ingest-replay-recordings-0-0-3"]})
@@ -90,7 +90,7 @@ def test_a_parked_batch_is_retried_from_flowers_api(fleet: Fleet, flower: Ask) -
 
 
 @pytest.mark.parametrize("flower", COMMANDS, indirect=True)
-def test_unauthenticated_users_see_nothing(flower: Ask) -> None:
+def test_unauthenticated_users_see_nothing(flower: FlowerClient) -> None:
     """Pages, API and metrics require the password; only the health check returns OK without it."""
     for path in ("/", "/tasks", "/api/workers", "/metrics", "/broker"):
         assert flower(path, password=None)[0] == 401
@@ -154,7 +154,9 @@ def test_flower_requires_a_safe_login(values: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(("fleet_options", "expected"), [({"TASK_EVENTS": "false"}, False), ({}, True)])
-def test_task_events_are_published_only_if_they_are_enabled(fleet: Fleet, flower: Ask, expected: bool) -> None:
+def test_task_events_are_published_only_if_they_are_enabled(
+    fleet: Fleet, flower: FlowerClient, expected: bool
+) -> None:
     """If task events are disabled, none is published although Flower runs, and Flower lists no tasks. Flower's
     page of parked batches works in either case.
     """

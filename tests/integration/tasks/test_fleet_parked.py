@@ -18,7 +18,7 @@ from tasks.coordination import Coordination
 from tests.kit.batches import batch_of, segment
 from tests.kit.browser import launched, needs_chromium
 from tests.kit.fleet import Fleet
-from tests.kit.flower import PASSWORD, Ask, running
+from tests.kit.flower import PASSWORD, FlowerClient, running
 
 pytestmark = needs_chromium
 BATCHES = 500
@@ -44,7 +44,7 @@ def history(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def flower(fleet: Fleet, history: Path) -> Ask:
+def flower(fleet: Fleet, history: Path) -> FlowerClient:
     return running(fleet, REPLAYS_FLOWER_HISTORY_PATH=str(history))
 
 
@@ -55,7 +55,7 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(chromium: Browser, flower: Ask) -> Page:
+def page(chromium: Browser, flower: FlowerClient) -> Page:
     """A browser page that is logged in to Flower."""
     user, _, password = PASSWORD.partition(":")
     context = chromium.new_context(
@@ -84,7 +84,9 @@ def park(
     fleet.wait(lambda: "reader-1" in coordination.readers(), "the reader's heartbeat")
 
 
-def test_one_action_retries_five_hundred_batches_which_then_settle(fleet: Fleet, flower: Ask, page: Page) -> None:
+def test_one_action_retries_five_hundred_batches_which_then_settle(
+    fleet: Fleet, flower: FlowerClient, page: Page
+) -> None:
     """If 500 parked batches are all retried with a reason, each is written once, and none stays parked."""
     dispatcher = fleet.dispatcher()
     batches = [one(number) for number in range(BATCHES)]
@@ -119,7 +121,9 @@ def test_one_action_retries_five_hundred_batches_which_then_settle(fleet: Fleet,
     expect(page.locator(".parked-none")).to_have_text("Nothing is parked.")
 
 
-def test_filters_select_what_all_means_and_outside_text_stays_text(fleet: Fleet, flower: Ask, page: Page) -> None:
+def test_filters_select_what_all_means_and_outside_text_stays_text(
+    fleet: Fleet, flower: FlowerClient, page: Page
+) -> None:
     """If all batches that match a filter are retried, batches that do not match the filter stay parked.
 
     Scripts in a batch's error text do not run.
@@ -145,7 +149,7 @@ def test_filters_select_what_all_means_and_outside_text_stays_text(fleet: Fleet,
 
 
 def test_a_batch_and_its_tasks_link_to_each_other_also_after_a_restart_of_flower(
-    fleet: Fleet, flower: Ask, page: Page
+    fleet: Fleet, flower: FlowerClient, page: Page
 ) -> None:
     """The page of a batch shows its chords, runs, offsets and operators' actions.
 
@@ -178,7 +182,7 @@ def test_a_batch_and_its_tasks_link_to_each_other_also_after_a_restart_of_flower
     assert fleet.next_event() == on.RetryRequested(batch.id)
 
 
-def test_an_action_needs_a_reason_a_login_and_our_own_page(fleet: Fleet, flower: Ask) -> None:
+def test_an_action_needs_a_reason_a_login_and_our_own_page(fleet: Fleet, flower: FlowerClient) -> None:
     """An action without a reason, without a login, or from another site changes nothing; unknown values are named
     in the error.
     """
