@@ -24,9 +24,9 @@ def peers(found: Mapping[str, Any], axes: Any) -> None:
     results = sorted(found["results"], key=lambda one: one["cpu_micros_per_segment"])
     left = [0.0] * len(results)
     labels = [one["label"] for one in results]
-    for role, colour in ROLES.items():
+    for role, color in ROLES.items():
         widths = [one["cpu_micros_by_role"].get(role, 0.0) for one in results]
-        axes.barh(labels, widths, left=left, color=colour, label=role)
+        axes.barh(labels, widths, left=left, color=color, label=role)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.set_xlabel("CPU µs per segment")
     axes.legend()

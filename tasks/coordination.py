@@ -61,7 +61,7 @@ class Coordination:
         self._first_parked: dict[str, float] = {}
         self._trend = TrendWriter(client, self._prefix)
         breakers = (f"{self._prefix}:breaker:{sink}" for sink in settings.sinks)
-        self._of_sinks = (f"{self._prefix}:sinks", *breakers)
+        self._sink_keys = (f"{self._prefix}:sinks", *breakers)
 
     @cached_property
     def operators(self) -> Operators:
@@ -131,7 +131,7 @@ class Coordination:
 
     def publish_worker(self, worker: str, entry: str) -> None:
         """Stores a worker's presence: `entry` is JSON with `seen_at` (Unix seconds). Old entries are removed."""
-        remove_wrong_types(self.client, (self._workers, *self._of_sinks))
+        remove_wrong_types(self.client, (self._workers, *self._sink_keys))
         pipe = self.client.pipeline(transaction=True)
         pipe.hset(self._workers, worker, entry)
         pipe.expire(self._workers, WORKER_FORGOTTEN_SECONDS)

@@ -29,7 +29,7 @@ from tasks.retries import GaveUp, RetryLater, put_off
 from tasks.sinks.base import RecordingSink, Sink
 from tasks.staging import Progress, Run
 from tasks.task_record import StagedRecord
-from tasks.tools import Tools, tools
+from tasks.tools import WorkerContext, tools
 from tasks.wire import Item, Manifest, SinkName, TaskName, decode_items, part_of, reference
 
 log = get_task_logger(__name__)
@@ -83,7 +83,7 @@ def run(task: Task[Any, Any], batch: str, name: str, until: int) -> str:
     return DONE
 
 
-def finish(worker: Tools, batch: str, name: str, task_id: str, content: str, permit: Permit) -> None:
+def finish(worker: WorkerContext, batch: str, name: str, task_id: str, content: str, permit: Permit) -> None:
     """Sets the done mark and reports the success to the sink's breaker, in one round trip if possible."""
     sink, state = TaskName.parse(name).sink, ""
     try:
@@ -96,7 +96,7 @@ def finish(worker: Tools, batch: str, name: str, task_id: str, content: str, per
             worker.breaker.report(sink, permit, worked=True)
 
 
-def flush(worker: Tools, batch: str, name: str, started: Run, permit: Permit, watch: Watch) -> None:
+def flush(worker: WorkerContext, batch: str, name: str, started: Run, permit: Permit, watch: Watch) -> None:
     """Writes one task's items, and dead letters for the refused items. Raises RetryLater if the task is to be
     retried, otherwise the error that made the task fail.
 
@@ -166,7 +166,7 @@ def _failures_reported(breaker: Breaker, target: SinkName, permit: Permit) -> It
         raise
 
 
-def _writer(worker: Tools, batch: str, name: str, sink: Sink[Any], items: Sequence[Item]) -> Write:
+def _writer(worker: WorkerContext, batch: str, name: str, sink: Sink[Any], items: Sequence[Item]) -> Write:
     """Returns the function that writes some of the task's items."""
     seconds = worker.settings.sink_timeout_seconds
     if isinstance(sink, RecordingSink):
@@ -201,7 +201,7 @@ def _examine(sink: Sink[Any], items: Sequence[Item], deadline_seconds: float, po
 
 
 def _write_dead_letters(
-    worker: Tools, manifest: Manifest, sink: SinkName, items: Sequence[Item], progress: Progress
+    worker: WorkerContext, manifest: Manifest, sink: SinkName, items: Sequence[Item], progress: Progress
 ) -> None:
     """Writes dead letters for the refused items, before the task counts as done."""
     if not progress.refused:

@@ -43,8 +43,8 @@ class Throttle:
     @property
     def delay_seconds(self) -> float:
         """Delay after the last failure."""
-        doubled = min(self._failures - FAILURES_BEFORE_DELAY, 10)
-        return 0.0 if doubled < 0 else min(DELAY_SECONDS_MAX, DELAY_SECONDS_MIN * 2.0**doubled)
+        doublings = min(self._failures - FAILURES_BEFORE_DELAY, 10)
+        return 0.0 if doublings < 0 else min(DELAY_SECONDS_MAX, DELAY_SECONDS_MIN * 2.0**doublings)
 
     def raise_if_throttled(self) -> None:
         """Raises Throttled unless an attempt may be checked now."""

@@ -330,7 +330,7 @@ class Staging:
         if found == _Begun.DONE:
             if not self._seals.active or self._done(batch, task, got):
                 return None
-            found, *got = self._start(batch, task, task_id, request, over_mark=True)
+            found, *got = self._start(batch, task, task_id, request, ignore_mark=True)
         if found == _Begun.GONE:
             raise StagingError(f"the bytes of {task} of {batch} are not staged")
         starts, left, data, seal, left_seal, _, answer, payload = got
@@ -346,13 +346,15 @@ class Staging:
             raise
         return Run(manifest, int(starts), progress, _content(manifest, task), permit, payload)
 
-    def _start(self, batch: str, task: str, task_id: str, request: Part | None, *, over_mark: bool = False) -> Any:
+    def _start(
+        self, batch: str, task: str, task_id: str, request: Part | None, *, ignore_mark: bool = False
+    ) -> Any:
         """Returns the result of `_BEGIN`: the outcome, the number of starts, the progress, the manifest, the two
         seals, the mark, the permit and the payload.
         """
         fields = [done_field(task), f"starts/{task}/{task_id}", f"left/{task}", task, MANIFEST]
         seals = [SEAL + MANIFEST, f"{SEAL}left/{task}"]
-        return self._call(self._begin, batch, [*fields, *seals, int(over_mark), INLINE_BYTES_MAX], request)
+        return self._call(self._begin, batch, [*fields, *seals, int(ignore_mark), INLINE_BYTES_MAX], request)
 
     def _call(self, script: Any, batch: str, args: list[Any], part: Part | None) -> Any:
         """Runs a script together with `part`, a request or report to a breaker. Leaves `part` out if the Redis

@@ -20,7 +20,7 @@ from tasks.wire import SinkName
 REDIS_RETRIES = 6
 
 
-class Tools:
+class WorkerContext:
     """One instance per process. Sinks are built on first use."""
 
     def __init__(self, settings: Settings) -> None:
@@ -39,4 +39,4 @@ class Tools:
 
 
 # Created after the fork, because connections must not be shared with the parent.
-tools: PerProcess[Tools] = PerProcess(lambda: Tools(load_fleet()))
+tools: PerProcess[WorkerContext] = PerProcess(lambda: WorkerContext(load_fleet()))

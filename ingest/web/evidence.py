@@ -93,11 +93,11 @@ def events_around(reads: Reads, replay: Replay, where: str | float, window_ms: i
     """Returns the events around an event or a time. Raises ReadError, and NotFound if the event does not exist."""
     segments = reads.segments(replay)
     event = where if isinstance(where, str) else None
-    centre_ms = _time_of(reads, segments, event) if event is not None else None
+    center_ms = _time_of(reads, segments, event) if event is not None else None
     found: EventContext | None = None
     for page in _pages(reads, segments):
         if found is None:
-            at_ms = centre_ms if centre_ms is not None else page.start_ms + round(float(where) * 1000)
+            at_ms = center_ms if center_ms is not None else page.start_ms + round(float(where) * 1000)
             found = EventContext(
                 replay_id=replay.replay_id,
                 project_id=replay.project_id,

@@ -43,7 +43,7 @@ PATIENT_SETTINGS = {
 }
 P99_RISE_MAX = 2.0
 
-Place = tuple[int, int]
+Position = tuple[int, int]
 """partition, offset"""
 
 
@@ -75,13 +75,13 @@ def limit_memory(system: System) -> None:
 
 def send_steadily(
     system: System, first: int, amount: int, rate: float, others: Sequence[bytes] = ()
-) -> tuple[dict[Place, float], list[Place]]:
+) -> tuple[dict[Position, float], list[Position]]:
     """Sends `amount` segments at `rate` per second, with the other messages spread evenly between them.
 
     Returns the send time of each segment (Unix seconds) by its partition and offset, and the positions of the
     other messages.
     """
-    began, sent, places = time.time(), dict[Place, float](), list[Place]()
+    began, sent, places = time.time(), dict[Position, float](), list[Position]()
     for number in range(amount):
         time.sleep(max(0.0, began + number / rate - time.time()))
         at = time.time()
@@ -91,11 +91,11 @@ def send_steadily(
     return sent, places
 
 
-def delays(system: System, sent: dict[Place, float]) -> list[float]:
+def delays(system: System, sent: dict[Position, float]) -> list[float]:
     """Returns the sorted delays, in seconds, from sending each segment to the commit of its batch, read from
     the reader's log.
     """
-    found = dict[Place, float]()
+    found = dict[Position, float]()
     for line in system.reader.log_path.read_text().splitlines():
         if '"event": "batch"' not in line:
             continue
@@ -111,7 +111,7 @@ def p99(values: Sequence[float]) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[98]
 
 
-def unaccounted(system: System, places: Sequence[Place]) -> list[int]:
+def unaccounted(system: System, places: Sequence[Position]) -> list[int]:
     """Returns the indexes of hostile messages that became neither a segment in ClickHouse nor a dead letter."""
     rows = system.query("SELECT DISTINCT toString(replay_id) FROM replay_segments")
     stored = {str(replay).replace("-", "") for (replay,) in rows}

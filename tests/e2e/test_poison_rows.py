@@ -32,12 +32,12 @@ OLD_ID = "0ddba110000000000000000000000001"
 BANNED_ID = "0ddba110000000000000000000000002"
 BANNED_SEGMENT = 60_606
 TWELVE_YEARS_SECONDS = 12 * 365 * 86_400
-Place = tuple[int, int]
+Position = tuple[int, int]
 """partition, offset"""
 
 
 @pytest.fixture(scope="module")
-def poisoned_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System, Place, Place]]:
+def poisoned_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System, Position, Position]]:
     """A system that has ingested two poison messages among others, and the positions of the poison messages."""
     # Nothing may be parked for any other reason, such as a call that is slow because the machine is busy.
     patient = {"sink_timeout_seconds": "20", "flush_deadline_seconds": "120", "task_visibility_seconds": "300"}
@@ -56,7 +56,9 @@ def poisoned_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
         yield system, old, banned
 
 
-def test_all_other_rows_are_stored_and_the_offset_advanced(poisoned_system: tuple[System, Place, Place]) -> None:
+def test_all_other_rows_are_stored_and_the_offset_advanced(
+    poisoned_system: tuple[System, Position, Position],
+) -> None:
     """Every sink has the whole load except for the poison rows, all offsets are committed, and nothing was
     parked.
     """
@@ -71,7 +73,7 @@ def test_all_other_rows_are_stored_and_the_offset_advanced(poisoned_system: tupl
 
 
 def test_a_row_that_bigquery_refuses_is_a_letter_with_its_reason(
-    poisoned_system: tuple[System, Place, Place],
+    poisoned_system: tuple[System, Position, Position],
 ) -> None:
     """A row that BigQuery refuses becomes a dead letter with the reason, and the other sinks store its message.
 
@@ -93,7 +95,7 @@ def test_a_row_that_bigquery_refuses_is_a_letter_with_its_reason(
 
 
 def test_a_batch_refused_for_one_row_lacks_only_that_row_until_its_replay(
-    poisoned_system: tuple[System, Place, Place],
+    poisoned_system: tuple[System, Position, Position],
 ) -> None:
     """Once the table accepts the row, a replay of its dead letter writes the row once, and only to ClickHouse."""
     system, _, banned = poisoned_system
@@ -134,7 +136,7 @@ def letters(system: System, sink: str) -> list[dict[str, Any]]:
     return found
 
 
-def assert_is_about(letter: dict[str, Any], where: Place) -> None:
+def assert_is_about(letter: dict[str, Any], where: Position) -> None:
     """Asserts that the dead letter names its message, and that the batch contained many others."""
     assert letter["reason"] == "sink_refused"
     assert tuple(int(number) for number in letter["origin"].split("-")[-2:]) == tuple(where)
@@ -142,7 +144,7 @@ def assert_is_about(letter: dict[str, Any], where: Place) -> None:
     assert int(stop) - int(start) > 20, letter["batch_id"]
 
 
-def committed(system: System, where: Place) -> int:
+def committed(system: System, where: Position) -> int:
     source = (system.settings.kafka_topic, where[0])
     return system.committed_offsets.of([source])[source]
 

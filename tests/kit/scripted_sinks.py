@@ -22,7 +22,7 @@ from typing import Any
 from tasks.celery import app
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.sinks.base import Report, Sink
-from tasks.tools import Tools
+from tasks.tools import WorkerContext
 from tasks.wire import DeadLetter, Item, Row
 
 __all__ = ["app"]
@@ -81,9 +81,9 @@ class FileSink:
         """Nothing to close."""
 
 
-def scripted(self: Tools, name: str) -> Sink[Any]:
-    """Replaces `Tools.sink`: every sink of a worker is a file sink."""
+def scripted(self: WorkerContext, name: str) -> Sink[Any]:
+    """Replaces `WorkerContext.sink`: every sink of a worker is a file sink."""
     return FileSink(name, Path(os.environ["REPLAYS_TEST_SINKS"]))
 
 
-Tools.sink = scripted  # type: ignore[method-assign]
+WorkerContext.sink = scripted  # type: ignore[method-assign]

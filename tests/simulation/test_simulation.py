@@ -116,10 +116,10 @@ def test_a_world_does_not_depend_on_the_hash_seed() -> None:
 
 def test_a_world_without_faults_parks_nothing_and_repeats_nothing() -> None:
     """In a world without faults, nothing is parked or repeated; this checks the model itself."""
-    calm = [run_world(replace(Shape.draw(seed), faults=(), readers=1)) for seed in range(20)]
-    assert [outcome.checker for outcome in calm] == [""] * len(calm)
+    faultless = [run_world(replace(Shape.draw(seed), faults=(), readers=1)) for seed in range(20)]
+    assert [outcome.checker for outcome in faultless] == [""] * len(faultless)
     for mark in ("parked", "undispatched", "commit_fenced", "lost", "out_of_range", "token_skipped"):
-        assert not any(outcome.marks.get(mark) for outcome in calm), mark
+        assert not any(outcome.marks.get(mark) for outcome in faultless), mark
 
 
 def test_a_failure_is_reduced_to_its_smallest_world(monkeypatch: pytest.MonkeyPatch) -> None:

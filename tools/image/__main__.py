@@ -36,17 +36,17 @@ BUILD_SECONDS_MAX, PREPARE_SECONDS_MAX, RUN_SECONDS_MAX = 150.0, 240.0, 300.0
 NO_INDEX = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ReadTimeoutError", "ProxyError")
 
 
-def build(engine: Engine, lines: Lines, patience: float) -> str:
+def build(engine: Engine, lines: Lines, time_limit_factor: float) -> str:
     """Builds the image. Returns its base. Raises NotDone, or Failed if the Dockerfile is the cause."""
     began = time.monotonic()
-    on = base(engine, (ROOT / "Dockerfile").read_text(), lines, patience)
+    on = base(engine, (ROOT / "Dockerfile").read_text(), lines, time_limit_factor)
     probe = engine.once(on, ("python", "--version"), seconds=30.0)
     if probe.returncode != 0:
         raise NotDone(f"podman cannot run containers on this machine: {last_line(probe.stderr)}")
     before = engine.image(IMAGE).get("Id", "")
     with tempfile.TemporaryDirectory(prefix="replays-pip-") as folder:
         mounts = pip.mounts(pip.configuration(pip.config_list()), Path(folder))
-        done = engine.build(ROOT, IMAGE, {"PYTHON_IMAGE": on}, mounts, BUILD_SECONDS_MAX * patience)
+        done = engine.build(ROOT, IMAGE, {"PYTHON_IMAGE": on}, mounts, BUILD_SECONDS_MAX * time_limit_factor)
     if done.returncode != 0:
         printed = done.stdout + done.stderr
         if any(word in printed for word in NO_INDEX):
@@ -95,19 +95,19 @@ def main() -> int:
     parser.add_argument(
         "--patience", type=float, default=1.0, help="factor for all time limits, for busy machines"
     )
-    patience = parser.parse_args().patience
+    time_limit_factor = parser.parse_args().patience
     lines = Lines(lambda line: print(line, flush=True))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     tag = f"replays-try-{os.getpid()}"
     began = time.monotonic()
     try:
-        engine = Engine(Clock(PREPARE_SECONDS_MAX * patience), f"replays-try={tag}")
+        engine = Engine(Clock(PREPARE_SECONDS_MAX * time_limit_factor), f"replays-try={tag}")
     except NotDone as reason:
         lines.report_not_done("the image was not tested", str(reason))
         return lines.code
     try:
-        build(engine, lines, patience)
-        engine.clock = Clock(RUN_SECONDS_MAX * patience)
+        build(engine, lines, time_limit_factor)
+        engine.clock = Clock(RUN_SECONDS_MAX * time_limit_factor)
         run(engine, lines, tag)
     except NotDone as reason:
         lines.report_not_done("the image was not built or not run", str(reason))

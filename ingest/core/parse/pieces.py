@@ -68,7 +68,7 @@ def _last_end(raw: bytes | bytearray, start: int, stop: int) -> int:
         at = raw.rfind(_STAMP, start, at)
         if at < 0:
             return -1
-        end = _end_near(raw, at)
+        end = _find_end_near(raw, at)
         if start < end < stop:
             return end
     return -1
@@ -81,14 +81,14 @@ def _next_end(raw: bytes | bytearray, start: int, stop: int) -> int:
         at = raw.find(_STAMP, at, stop)
         if at < 0:
             return -1
-        end = _end_near(raw, at)
+        end = _find_end_near(raw, at)
         if end > start:
             return end
         at += len(_STAMP)
     return -1
 
 
-def _end_near(raw: bytes | bytearray, at: int) -> int:
+def _find_end_near(raw: bytes | bytearray, at: int) -> int:
     """Returns the end of the event with this timestamp, or of the event before it; -1 if neither can be
     determined."""
     ended = _ends(raw, at)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 
 from ingest.local.compare.report import ReconcileError
-from ingest.local.load.expectation import Letter, Place
+from ingest.local.load.expectation import Letter, LetterPosition
 from ingest.settings import Settings
 from tasks.kafka.letters import decode
 from tasks.kafka.ranges import Bounds, RangeError, RangeReader
 
 
-def read_letters(settings: Settings, deadline_seconds: float = 60.0) -> tuple[dict[Place, Letter], int]:
+def read_letters(settings: Settings, deadline_seconds: float = 60.0) -> tuple[dict[LetterPosition, Letter], int]:
     """Returns the rejects in the dead-letter topic by position of the original message, and the number of
     repeated records.
     """
-    found: dict[Place, Letter] = {}
+    found: dict[LetterPosition, Letter] = {}
     repeats = 0
     try:
         with RangeReader(settings, settings.dlq_topic, bounds=Bounds(seconds_max=deadline_seconds)) as topic:

@@ -64,7 +64,7 @@ Named = tuple[int, str]
 projects.
 """
 
-Place = tuple[str, int, int]
+LetterPosition = tuple[str, int, int]
 """topic, partition, offset"""
 
 # The analytics table's event type for each kind of event that the generator adds.
@@ -142,7 +142,7 @@ class Expectation:
     outcomes: dict[Named, str] = field(default_factory=dict)
     facts: Counter[str] = field(default_factory=Counter)
     metrics: dict[str, Total] = field(default_factory=dict)
-    letters: dict[Place, Letter] = field(default_factory=dict)
+    letters: dict[LetterPosition, Letter] = field(default_factory=dict)
     ends: dict[tuple[str, int], int] = field(default_factory=dict)
     messages: int = 0
     size_bytes: int = 0
