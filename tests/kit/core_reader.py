@@ -13,7 +13,9 @@ OTHER_PARTITION = TopicPartition(PARTITION.topic, 1)
 
 
 def limits(**changed: float) -> Limits:
-    """Limits with the given values and small defaults. Batches are not cut early unless a test requests it."""
+    """Returns limits with the given values, and with defaults for small tests otherwise. Batches are not cut early
+    unless a test requests it.
+    """
     values: dict[str, float] = {
         "batch_messages_max": 2,
         "batch_age_idle_seconds": 600.0,

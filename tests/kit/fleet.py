@@ -1,4 +1,4 @@
-"""A fleet for one test: Redis, the reader's dispatcher, workers whose sinks are files."""
+"""A fleet for one test: Redis, the reader's dispatcher, and workers whose sinks write to files."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def manifest_errors(document: dict[str, Any]) -> str:
     import kubernetes_validate
 
     if document["apiVersion"].startswith("kustomize.config.k8s.io"):
-        return ""  # these files are read only by kubectl, which another test runs
+        return ""  # only kubectl reads these files, and another test runs kubectl
     spec = SPECS.get(f"{document['apiVersion']}/{document['kind']}")
     try:
         if spec is not None:

@@ -84,7 +84,7 @@ class OperatorSystem:
 
 
 def set_up_operator_system(env: dict[str, str]) -> Settings:
-    """Creates topics, bucket and tables, and produces the messages. The Redis database is emptied."""
+    """Empties the Redis database, creates the topics, the bucket and the tables, and produces the messages."""
     settings = settings_of(env)
     Redis.from_url(settings.redis_url.get_secret_value()).flushdb()
     for _ in migrate(settings, topics=True):

@@ -1,12 +1,13 @@
-"""Runs this project's programs in forks of processes that have already imported their modules, so that a start
-takes milliseconds.
+"""Runs this project's programs in forks of processes that have already imported the programs' modules, so that a
+start takes milliseconds.
 
 A forked program is equivalent to one that `Child` starts (ingest/local/servers/processes.py): it has its own
 process group, environment, directory, streams and exit code, and runs the same module with the same arguments.
-There is one parent for each kind of program, so that a reader does not contain a library that it would not have
-loaded. A program is started normally if it is not in LOADED, or if its environment changes the interpreter.
+There is one parent process for each kind of program, so that a reader, for example, has no library loaded that it
+would not load if started normally. A program is started normally if it is not in LOADED, or if its environment
+changes the interpreter.
 
-    python -m tests.kit.prestarted KIND    the parent, on the socket that is its standard input
+    python -m tests.kit.prestarted KIND    a parent; its standard input is the control socket
     python -m tests.kit.prestarted SOCKETS MODULE WORDS    a program whose own children are forked, too
 """
 
@@ -77,8 +78,9 @@ def kind_of(command: Sequence[str]) -> tuple[str, list[str]] | None:
 
 
 class Parents:
-    """The parent processes from which the programs of this process are forked. Each parent is started when its
-    first program is forked."""
+    """The parent processes that fork the programs started by this process. Each parent is started when it is first
+    needed.
+    """
 
     def __init__(self) -> None:
         self._controls: dict[str, socket.socket] = {}
@@ -138,7 +140,8 @@ class Parents:
 
     def share_with(self, module: str, *words: str) -> tuple[list[str], tuple[int, ...]]:
         """Returns a command that runs the module, and the sockets that the command's process must inherit.
-        Programs that the module starts are forked from the parents of this process.
+        Programs that the module starts are forked by the parent processes of this object, so the command starts no
+        parents of its own.
         """
         self.prepare(*LOADED)
         numbers = {kind: control.fileno() for kind, control in self._controls.items()}

@@ -1,6 +1,7 @@
-"""Produces header names that are not UTF-8, which clients in other languages can do and the Python client cannot.
+"""Produces messages with header names that are not UTF-8, which the Python client cannot send.
 
-The module calls the C library that is shipped with the Python client.
+Clients in other languages can send such names. This module calls the C library that is shipped with the Python
+client.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     with answering(lambda request: Answer(503)) as (url, requests): ...      # for every request
     with answering(in_turn([half(whole), whole])) as (url, requests): ...  # by the number of the request
 
-`tests.kit.sink_answers` contains the valid response of each sink, and responses that do not prove a write.
+`tests.kit.sink_answers` contains each sink's valid response, and 2xx responses that do not prove that the data was
+written.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ contains the action:
 
     ok | slow <seconds> | stuck | transient | scattered | die | refuse <part of a row id>
 
-`scattered`: a quarter of the items is not kept, so each run has fewer items, until fewer than four are left.
+`scattered`: a call with at least four items fails for a quarter of the items, so each retry has fewer items, until
+a call has fewer than four and succeeds.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ __all__ = ["app"]
 
 
 def name_of(item: Item) -> str | int:
-    """Returns the name of an item in the files."""
+    """Returns the name of an item in the lines of `<sink>.jsonl`."""
     if isinstance(item, Row):
         return item.id
     return item.offset if isinstance(item, DeadLetter) else item.name

@@ -62,7 +62,7 @@ def kafka_variables(server: JavaKafka, mechanism: str = "SCRAM-SHA-512") -> dict
 
 
 def grant(server: JavaKafka, topic: str, group: str) -> None:
-    """Grants the user the rights in docs/hardening.md, and no others."""
+    """Grants the user the permissions listed in docs/hardening.md, and no others."""
     admin = AdminClient({"bootstrap.servers": server.address})
     wanted: list[tuple[Any, str, Any, tuple[str, ...]]]
     wanted = [(ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, READER_TOPIC_RIGHTS)]
@@ -86,7 +86,9 @@ def grant(server: JavaKafka, topic: str, group: str) -> None:
 
 
 def _granted(admin: AdminClient, names: set[str]) -> list[tuple[str, str]]:
-    """Returns (kind, name) for each grant that the broker has on the given resources."""
+    """Returns (resource kind, resource name) for each ACL entry that the broker reports for the given resource
+    names.
+    """
     anything: Any = None
     everything = AclBindingFilter(
         ResourceType.ANY,

@@ -1,7 +1,7 @@
-"""The sink servers' responses to a durable write, and 2xx responses that do not prove a write.
+"""Sinks' responses to a durable write, and 2xx responses that do not prove that the data was written.
 
-`PROOFS` maps each sink to a function that builds its valid response. `false_successes(sink)` maps names to scripts
-of 2xx responses that do not prove a write.
+`PROOFS` maps each sink to a function that builds its valid response. `false_successes(sink)` returns, by name,
+scripts whose 2xx responses do not prove that the data was written.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ PROOFS: dict[str, Callable[..., Answer]] = {
 
 
 def false_successes(sink: str) -> dict[str, Script]:
-    """Returns, by name, scripts of responses with a success status that do not prove a write to this sink."""
+    """Returns, by name, scripts whose 2xx responses do not prove that the data was written to this sink."""
     return {**_common_answers(sink), **_FALSE_ANSWERS_BY_SINK[sink]()}
 
 
@@ -115,7 +115,7 @@ def changed_proof(sink: str, **other: Any) -> Script:
 
 
 def altered_proof(sink: str, alter: Callable[[Answer], Answer]) -> Script:
-    """Returns a script that gives the result of calling `alter` with the sink's valid response."""
+    """Returns a script that responds with the sink's valid response as changed by `alter`."""
     return lambda request: alter(PROOFS[sink](request))
 
 

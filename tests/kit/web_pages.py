@@ -34,7 +34,7 @@ class Seen:
 
     @property
     def error(self) -> str:
-        """The error message of the answer."""
+        """The error message in the response."""
         return str(self.json["error"])
 
 

@@ -1,4 +1,4 @@
-"""Facts in both staged forms, tables and task records for tests of the Storage Write API."""
+"""Facts in both staged forms, and tables and task records, for tests of the Storage Write API."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def selected(settings: Settings, select: str, table: str = TABLE) -> list[tuple[
 
 
 def numbers(settings: Settings, table: str = TABLE) -> list[int]:
-    """Returns the sorted numbers of the facts in the table, including repetitions."""
+    """Returns the sorted numbers of the facts in the table, including duplicates."""
     return sorted(number for (number,) in selected(settings, "segment_id", table))
 
 
@@ -103,7 +103,9 @@ class Notes:
 
 
 class RetriedNotes(Notes):
-    """A record whose first change is made but reported as refused, as after a lost response and a retry."""
+    """A record whose first change is applied but reported as refused, as if the response had been lost and the
+    request retried.
+    """
 
     def replace(self, seen: bytes, content: bytes) -> bool:
         """Replaces the content, but returns False on the first call."""

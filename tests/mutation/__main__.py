@@ -31,7 +31,10 @@ SECONDS_MAX = 90.0
 
 
 class Verdict(NamedTuple):
-    """The name of the first test that failed in each method, or an empty string."""
+    """What each method found for one bug; an empty string means that the method did not detect the bug.
+
+    `unit`: the first unit test that failed. `simulation`: the invariants that simulated worlds violated.
+    """
 
     mutant: Mutant
     unit: str

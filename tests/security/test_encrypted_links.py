@@ -115,9 +115,10 @@ def test_recordings_flow_over_encrypted_links_with_the_least_rights(
     tmp_path: Path,
     fresh_name: Callable[[str], str],
 ):
-    """With only the listed rights, reader, worker, Flower, `check` and `dlq` all work.
+    """With only the permissions listed in docs/hardening.md, the reader, the worker, Flower, `check` and `dlq` all
+    work.
 
-    Everything arrives, nothing is refused, and no secret is logged.
+    All messages arrive, Redis denies no command, and no secret is logged.
     """
     stack.start(["gcs", "clickhouse", "bigquery", "statsd"])
     topic, group = fresh_name("recordings"), fresh_name("readers")
@@ -214,8 +215,8 @@ def command(env: dict[str, str], *arguments: str) -> str:
 def test_scram_authenticates_the_dead_letter_producer(
     kafka: JavaKafka, mechanism: str, fresh_name: Callable[[str], str]
 ):
-    """With either SCRAM hash, a user with only the rights that docs/hardening.md lists can produce a durable dead
-    letter.
+    """With either SCRAM hash, a user with only the permissions that docs/hardening.md lists can produce a durable
+    dead letter.
     """
     topic = fresh_name("recordings")
     topics(kafka, topic)

@@ -90,7 +90,7 @@ def expect_erased(topics: Topics, *written: DeadLetter) -> None:
 def test_a_letter_of_an_erased_replay_is_reported_as_erased(topics: Topics):
     """Any letter of an erased replay is reported as erased, whether its message still exists or not.
 
-    A neighbor's letter is still replayed.
+    A letter of another replay is still replayed.
     """
     written = [
         message(topics, recording(replay_id=MINE, project_id=MY_PROJECT), headers=(("trace", SECRET.encode()),)),

@@ -41,7 +41,7 @@ def count_items(system: System, project: int, replay_id: str) -> dict[str, int]:
 
 
 def rewind(system: System) -> None:
-    """Resets the group's offsets to the beginning, as an operator or anyone else with this right can do."""
+    """Resets the group's offsets to the beginning, as anyone with permission to commit for the group can do."""
     consumer = Consumer({**kafka_options(system.settings), "group.id": system.settings.kafka_group})
     wanted = [TopicPartition(topic, partition, 0) for topic, partition in system.ends]
     consumer.commit(offsets=wanted, asynchronous=False)
@@ -65,11 +65,11 @@ def dead_letter_messages_of(system: System, replay_id: str) -> int:
 
 
 def test_an_erased_replay_does_not_come_back(tmp_path: Path) -> None:
-    """An erased replay is not restored when offsets are reset, letters are replayed, Redis is emptied, and losses
-    are repaired.
+    """An erased replay is not restored when offsets are reset, Redis is emptied, dead letters are replayed, or
+    losses are repaired.
 
-    No store has any data of the replay, its neighbors are complete, and the absence of the replay counts as
-    explained.
+    No store has any data of the replay, all other replays are complete, and `reconcile` counts the missing data as
+    erased, not as lost.
     """
     with System(tmp_path) as system:
         system.load(60)

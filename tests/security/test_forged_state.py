@@ -95,7 +95,9 @@ OTHERS = ("operators:copied", "celery:unacked", "celery:control", "celery:flush.
 
 @pytest.fixture
 def wrongly_typed(stored: Settings) -> Iterator[Coordination]:
-    """Sets every shared key that commands read to a type that none of our programs uses for that key."""
+    """Replaces every shared key that commands read with a set, which is a type that none of our programs uses for
+    these keys.
+    """
     client = connect(stored)
     for name in HASHES + OTHERS:
         client.delete(f"{stored.key_prefix}:{name}")

@@ -63,8 +63,8 @@ def prepared_directory(folder: Path) -> Path:
 
 @pytest.mark.parametrize("call", STACK_CALLS, ids=lambda call: call.__name__)
 def test_a_stack_uses_no_directory_that_others_may_change(tmp_path: Path, call: Callable[[Path], object]) -> None:
-    """In a directory that other users can write to, starting, showing and stopping a stack are refused, and
-    nothing is written.
+    """A stack in a directory that other users can write to cannot be started, inspected or stopped, and nothing is
+    written.
     """
     folder = prepared_directory(tmp_path / "stack")
     before = sorted(folder.iterdir())
@@ -79,7 +79,7 @@ def test_a_stack_uses_no_directory_that_others_may_change(tmp_path: Path, call: 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 @pytest.mark.parametrize("call", STACK_CALLS, ids=lambda call: call.__name__)
 def test_a_stack_uses_no_directory_of_another_user(tmp_path: Path, call: Callable[[Path], object]) -> None:
-    """In a directory of another user, starting, showing and stopping a stack is refused."""
+    """A stack in a directory that another user owns cannot be started, inspected or stopped."""
     folder = prepared_directory(tmp_path / "stack")
     os.chown(folder, NOBODY_UID, NOBODY_UID)
 

@@ -1,7 +1,7 @@
 """Attacks by a client that can write to Redis but lacks the shared key, and tries to commit offsets or hide rows.
 
-Each attack is carried out twice. Without a key the attack succeeds, which shows that the attack is real. With a
-key the forged entries are ignored.
+Each attack is carried out twice. Without a shared key, the attack succeeds, which shows that the attack is real.
+With a shared key, the forged entries are ignored.
 """
 
 from __future__ import annotations
@@ -296,8 +296,8 @@ def test_retries_and_attempts_continue_where_they_stopped(eager: Eager):
 def test_the_key_is_turned_on_one_program_after_the_other(
     eager: Eager, sealed: bool | str, monkeypatch: pytest.MonkeyPatch
 ):
-    """The key can be enabled on one program after the other: if so configured, unsealed entries are accepted, and
-    batches are flushed.
+    """The shared key can be enabled on one program at a time: with REPLAYS_SHARED_KEY_UNSEALED=accept, unsealed
+    entries are accepted, so batches are still flushed.
     """
     if sealed:
         monkeypatch.delenv("REPLAYS_SHARED_KEY")

@@ -43,7 +43,8 @@ KNOWN_EXPRESSIONS: dict[str, set[str]] = {
     "ingest/operate/erase/rows.py": {"self._project_id", "self._replay_id", "table", "named", "REPLAYS_MAX"},
     "ingest/operate/reconcile/presence.py": {
         *("replays", "events", "numbers(...)", "uuids(...)"),
-        *("self._dataset", "table", "columns", "grouped"),  # A setting, and constants for our own tables.
+        # `self._dataset` comes from settings; the other three are constants that describe our own tables.
+        *("self._dataset", "table", "columns", "grouped"),
     },
     "ingest/operate/reconcile/recordings.py": {"numbers(...)", "uuids(...)"},
     "ingest/operate/backfill/selection.py": {
@@ -54,7 +55,7 @@ KNOWN_EXPRESSIONS: dict[str, set[str]] = {
     "ingest/operate/retention/rows.py": {"self._alive", "_SORT", "table", "PROJECTS_MAX"},
     # `source` is a FROM clause with a condition, or the encoded rows as one escaped literal.
     "ingest/operate/shadow/contents.py": {"offsets", "self._table", "columns", "source"},
-    # These are settings that are validated with a pattern, and constants for our own tables.
+    # These are settings that are validated with a pattern, and constants that describe our own tables.
     "ingest/operate/erase/facts.py": {
         "what",
         "settings.bigquery_project",
@@ -67,7 +68,7 @@ KNOWN_EXPRESSIONS: dict[str, set[str]] = {
     "ingest/web/segments.py": {"IS_CLICK", "IS_TAP", "ERRORS_MAX"},
     "tasks/migrate/bigquery.py": {"table.project", "table.dataset_id", "table.table_id"},
     "tasks/migrate/clickhouse.py": {"database"},
-    # The table is one of TABLES_BY_SINK, which a test below verifies. The partition is ClickHouse's own value.
+    # `table` is one of TABLES_BY_SINK, which a test below verifies. `partition` is an ID that ClickHouse returned.
     "tasks/sinks/clickhouse/server.py": {"table"},
     "tasks/sinks/clickhouse/table.py": {"names"},
     "tasks/sinks/clickhouse/probe.py": {"partition", "failure.message", "left"},
@@ -156,7 +157,9 @@ def test_a_row_of_a_planted_table_is_not_sent(sink: SinkName):
 
 
 def test_erase_takes_a_replay_and_a_project_and_no_sql():
-    """`erase` converts the ids of the replay and of the project before it uses them in a statement."""
+    """`erase` parses the replay id as a UUID and the project id as an integer before it uses them in SQL
+    statements.
+    """
     settings = settings_of({})
 
     with pytest.raises(ValueError, match="UUID"):

@@ -166,9 +166,7 @@ PAGES = {
 @pytest.mark.parametrize("place", PAGES)
 @pytest.mark.parametrize("attack", [name for name in HOSTILE if name != "half a character"])
 def test_no_page_of_a_command_steers_the_terminal(place: str, attack: str):
-    """The output of every command is printable text, whatever the fields under the control of outsiders
-    contain.
-    """
+    """The output of every command is printable text, whatever outsiders put into the fields that they control."""
     shown = displayed_output(PAGES[place](f"begin {HOSTILE[attack]} end"))
 
     assert unsafe_characters(shown) == set()

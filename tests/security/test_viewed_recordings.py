@@ -246,9 +246,7 @@ def test_the_permission_covers_the_named_hosts_only(stored: Settings, listener: 
 
 @pytest.mark.parametrize("host", ["https:", "*", "a;script-src", "'unsafe-eval'", "data:", "a b", "", "a:b"])
 def test_the_permission_holds_host_names_only(stored: Settings, host: str):
-    """The `elsewhere` parameter of a link may contain only host names with an optional port. Any other value is
-    refused.
-    """
+    """Each `elsewhere` parameter of a link must be a host name with an optional port; other values are refused."""
     with running(stored) as announced:
         address, link = announced.get(timeout=30)
         path = f"/replay/{PROJECT}/{REPLAY}?elsewhere="

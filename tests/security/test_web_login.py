@@ -69,7 +69,9 @@ def test_an_unauthenticated_visitor_sees_nothing(passwords: str):
 
 @pytest.mark.parametrize("passwords", ["", LOGIN])
 def test_a_refused_visitor_learns_how_to_sign_in(passwords: str):
-    """A refused visitor sees which commands print the link, and that passwords are accepted if there are any."""
+    """A refused visitor sees which commands print the link and, if passwords are configured, that they are
+    accepted.
+    """
     with pages(passwords) as (address, _):
         refused = [Client(address).get(path).body.decode() for path in ("/", "/api/replays", "/login?token=wrong")]
 
@@ -193,8 +195,8 @@ def test_a_session_ends():
     "host", ["rebound.example", "127.0.0.1.rebound.example", "localhost.rebound.example", "[::1]"]
 )
 def test_other_host_names_are_refused(host: str):
-    """Requests with other host names are refused, so a foreign page whose name resolves to this address gets no
-    data, even with a session.
+    """Requests with other host names are refused, so a page from a foreign host whose name resolves to this
+    server's address gets no data, even with a session.
     """
     with pages() as (address, links):
         me = signed_in(address, links[0])

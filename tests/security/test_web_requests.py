@@ -147,7 +147,7 @@ def test_no_body_causes_a_server_error(client: Client, number: int):
 
 @pytest.mark.parametrize("number", range(len(HEADERS)))
 def test_no_header_causes_a_server_error(client: Client, number: int):
-    """A request gets a status below 500, whatever headers it has, for pages, files, videos and missing paths."""
+    """A request for a page, a file, a video or a missing path gets a status below 500, whatever headers it has."""
     for path in ("/", "/static/list.js", f"/api/replays/{REPLAY}/segments/0/video", "/login", "/nowhere"):
         assert 200 <= status_of(client, "GET", path, HEADERS[number]) < 500
 

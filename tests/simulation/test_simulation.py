@@ -71,7 +71,7 @@ def test_the_worlds_reach_every_situation(mark: str) -> None:
 def test_a_seed_that_failed_once_does_not_fail_again(seed: int) -> None:
     """A seed in regressions.txt, which once failed, does not fail again.
 
-    Each line of the file says what its seed found.
+    Each line of the file contains a seed and the lesson from its failure.
     """
     outcome = run_world(Shape.draw(seed))
     assert not outcome.checker, explain([outcome])

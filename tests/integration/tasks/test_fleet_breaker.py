@@ -68,8 +68,9 @@ def test_a_failed_call_names_the_time_of_the_next_probe(fleet: Fleet) -> None:
 @pytest.mark.parametrize("fleet_options", [{"BREAKER_FAILURES_MIN": "1", "BREAKER_COOL_SECONDS_MAX": "0.5",
                                             "BREAKER_COOL_SECONDS": "0.5"}])  # fmt: skip
 def test_a_probe_that_hangs_does_not_delay_the_next_one(fleet: Fleet) -> None:
-    """A probe that has not ended after the longest cool-down does not block another probe. When the first probe is
-    abandoned, the wait counts from the start of the newer probe, whose success closes the breaker.
+    """A probe that has not ended after the longest cool-down does not block another probe. If the first probe is
+    then abandoned, the cool-down is measured from the start of the second probe, and the success of the second
+    probe closes the breaker.
     """
     breaker = Breaker(connect(fleet.settings), fleet.settings)
     breaker.report("clickhouse", breaker.request_permit("clickhouse"), worked=False)

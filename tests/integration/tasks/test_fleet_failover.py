@@ -124,9 +124,7 @@ class TestSentinel:
 
     @pytest.mark.parametrize("fleet_options", [{"REDIS_SENTINEL_PASSWORD": "pw-sentinel"}], indirect=True)
     def test_batches_arrive_through_a_failover_and_a_killed_primary(self, fleet: Fleet) -> None:
-        """All batches are flushed although Sentinel replaces the primary under load and the next primary is
-        killed.
-        """
+        """All batches are flushed even if Sentinel replaces the primary under load and the new primary dies."""
         assert isinstance(fleet.redis, RedisGroup)
         worker = fleet.worker()
         fleet.dispatcher()

@@ -157,8 +157,8 @@ def test_flower_requires_a_safe_login(values: dict[str, str]) -> None:
 def test_task_events_are_published_only_if_they_are_enabled(
     fleet: Fleet, flower: FlowerClient, expected: bool
 ) -> None:
-    """If task events are disabled, none is published although Flower runs, and Flower lists no tasks. Flower's
-    page of parked batches works in either case.
+    """If task events are disabled, none are published even while Flower is running, and Flower lists no tasks.
+    Flower's page of parked batches works in either case.
     """
     events = fleet.client.pubsub()
     events.psubscribe("*celeryev/task.*")

@@ -90,7 +90,9 @@ def test_a_worker_in_a_warm_shutdown_finishes_its_task(fleet: Fleet) -> None:
 
 
 def test_a_worker_in_a_soft_shutdown_requeues_its_task(fleet: Fleet) -> None:
-    """After SIGQUIT a worker queues its task again in a soft shutdown, long before the visibility timeout."""
+    """After SIGQUIT, a worker requeues its running task during the soft shutdown, long before the visibility
+    timeout ends.
+    """
     fleet.script("clickhouse", "slow 3")
     dispatcher = fleet.dispatcher()
     worker = fleet.worker()

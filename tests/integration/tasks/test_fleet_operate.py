@@ -110,7 +110,7 @@ def test_nothing_is_abandoned_while_dead_letters_cannot_be_stored(
 def test_a_parked_entry_without_renewal_expires(
     fleet: Fleet, kafka_brokers: str, topic: str, operate: str
 ) -> None:
-    """If a batch's Discard is lost, its parked entry expires without renewal.
+    """If the `Discard` command of a batch is lost, the batch's parked entry is no longer renewed and expires.
 
     Once the lease has expired, the batch cannot be retried or abandoned.
     """

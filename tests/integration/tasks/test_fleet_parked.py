@@ -1,4 +1,4 @@
-"""Flower's pages of parked batches, in Chromium, with a real worker: 500 batches are retried by one action."""
+"""Tests Flower's pages for parked batches in Chromium with a real worker: one action retries 500 batches."""
 
 from __future__ import annotations
 

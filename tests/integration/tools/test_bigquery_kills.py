@@ -25,9 +25,10 @@ def environment(stack: Stack, fresh_name: Callable[[str], str]) -> Iterator[dict
 def test_a_process_killed_at_any_point_leaves_each_row_once(
     environment: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """At whichever point a process is killed, if another process finishes the task, the table has each row once.
+    """If a process is killed at any of the tested points and another process finishes its task, the table has each
+    row once.
 
-    If Redis has lost the batch, the view has each row once.
+    If Redis has also lost the batch, rows are repeated in the table, but the view has each row once.
     """
     assert judge(environment, times=1, seed=7) == 0, capfd.readouterr().out
     printed = capfd.readouterr().out

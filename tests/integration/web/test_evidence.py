@@ -97,7 +97,7 @@ def test_a_text_is_found_in_the_events_of_recordings(reads: Reads, library: Libr
 
 
 def test_pages_of_a_search_are_complete(reads: Reads):
-    """Each page of a search names the next page, and together the pages are complete.
+    """Each page of a search gives the offset of the next page, and all pages together contain every result.
 
     A page of a text search may be empty.
     """

@@ -86,7 +86,9 @@ def test_without_a_password_the_link_is_enough(operator_settings: Settings):
 
 
 def test_without_any_login_the_operator_part_is_disabled(operator_settings: Settings):
-    """Without any login the operator part is disabled, and the 403 response names the setting to set."""
+    """If no login is configured, the operator part is disabled, and the 403 response names the setting that
+    enables it.
+    """
     plain = operator_settings.model_copy(update={"flower_basic_auth": SecretStr("")})
     with running(plain, login=False) as announced:
         client = Client(announced.get(timeout=30)[0])
@@ -248,7 +250,7 @@ def test_a_batch_that_is_not_parked_cannot_be_operated(pages: Pages):
 def test_dead_letters_are_listed_and_replayed_once(pages: Pages):
     """Dead letters are counted by reason and replayed once.
 
-    Replayed letters are hidden by default, and the action is in the audit trail.
+    Replayed letters are hidden by default, and replaying letters is recorded in the audit trail.
     """
     pages.operator_system.add_dead_letter(4, "not_msgpack")
     listed = pages.client.get("/api/operate/letters").json

@@ -54,8 +54,8 @@ def test_pages_have_a_policy_that_blocks_foreign_scripts(client: Client, path: s
 
 @pytest.mark.parametrize("path", ["/", "/static/app.css", "/api/projects"])
 def test_other_host_names_are_refused(client: Client, path: str):
-    """Requests with other host names are refused, so that a foreign page whose name resolves to this address
-    gets no data.
+    """Requests with other host names are refused, so that a page from a foreign host whose name resolves to this
+    server's address gets no data.
     """
     assert client.get(path, Host="rebound.example").status == 421
     assert client.get(path, Host="localhost").status == 200
@@ -178,7 +178,7 @@ def test_a_video_is_sent_whole_or_in_part(
 
 @pytest.mark.parametrize("header", ["bytes=", "bytes=a-b", "bytes=1", "bytes=-", "bytes=1-2,4-5", "bytes=9-"])
 def test_an_invalid_range_returns_the_whole_video(header: str):
-    """A range that is invalid for a video of nine bytes returns the whole video."""
+    """If the requested range is invalid for a video of nine bytes, the whole video is sent."""
     assert byte_range(header, 9) is None
     assert byte_range("bytes=0-1", 0) is None
 

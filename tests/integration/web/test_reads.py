@@ -58,8 +58,8 @@ def test_each_filter_selects_its_replays(reads: Reads, library: Library):
 
 
 def test_pages_of_one_replay_are_the_complete_list(reads: Reads):
-    """If each page contains one replay, the pages form the complete list in order, and only the last states that
-    nothing follows.
+    """If each page contains one replay, the pages form the complete list in order, and every page except the last
+    reports that more replays follow.
     """
     whole = [(item.project_id, item.replay_id) for item in reads.replays(Filter()).replays]
     pages = [reads.replays(Filter(limit=1, offset=offset)) for offset in range(len(whole))]

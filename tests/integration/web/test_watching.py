@@ -109,8 +109,9 @@ def made_recording() -> list[dict[str, Any]]:
 
 
 def long_recording() -> list[bytes]:
-    """Returns a one-hour recording: 720 segments of 40 kB each. Among larger changes, an element shows the number
-    of the current segment."""
+    """Returns a one-hour recording: 720 segments of 40 kB each. Every change sets the text of the element `count`
+    to the number of the segment, and the text of another element to a longer text.
+    """
 
     def element(number: int, tag: str, *children: dict[str, Any], **attributes: str) -> dict[str, Any]:
         return {"type": 2, "id": number, "tagName": tag, "attributes": attributes, "childNodes": list(children)}
@@ -199,9 +200,9 @@ def test_canvases_keep_their_boxes_and_show_the_recorded_frames(page: Page):
 
 
 def test_a_canvas_is_sized_by_style_sheets_and_resized_as_recorded(page: Page):
-    """A canvas keeps its aspect ratio, and a new size clears its content.
+    """A canvas keeps its aspect ratio, and resizing it clears its content.
 
-    Content that only scripts could draw is reported.
+    The page reports canvases that stay empty because only scripts can draw their content.
     """
     page.goto(f"/replay/{PROJECT}/{MADE}")
     frame = replay_frame(page)

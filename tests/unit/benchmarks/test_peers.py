@@ -14,7 +14,7 @@ PIN = re.compile(r"^([A-Za-z0-9_.-]+)==(\S+)$", re.MULTILINE)
 
 
 def pins(name: str) -> dict[str, str]:
-    """Maps each pinned package of a file to its version."""
+    """Maps each package that a requirements file pins to the pinned version."""
     return {
         package.lower().replace("_", "-"): version for package, version in PIN.findall((ROOT / name).read_text())
     }
@@ -51,7 +51,9 @@ def test_p5_commits_up_to_the_first_offset_that_is_not_stored(stored: set[int], 
 
 
 def test_p5_commits_nothing_that_it_has_not_published() -> None:
-    """Marks that an earlier owner of the partition set do not move the offset beyond the published messages."""
+    """Bits that an earlier owner of the partition has set in the bitmap do not move the committed offset beyond
+    the published messages.
+    """
     pytest.importorskip("fastjsonschema")
     from benchmarks.peers_celery import Progress
 

@@ -67,8 +67,8 @@ def test_figures_are_summed_over_their_labels() -> None:
 
 @pytest.fixture
 def child(tmp_path: Path) -> Child:
-    """A reader that was assigned three partitions, one of which was revoked, built from log lines without a
-    process.
+    """A reader that is never started: its log says that it was assigned three partitions, one of which was
+    revoked.
     """
     found = Children(tmp_path).add("reader", [sys.executable])
     lines = [
@@ -85,7 +85,9 @@ def child(tmp_path: Path) -> Child:
 
 
 def test_a_reader_s_log_shows_its_partitions_and_start_offsets(child: Child) -> None:
-    """From a reader's log, the start offset of each partition is read, with 0 if nothing was committed before."""
+    """The start offset of each partition that a reader owns is read from the reader's log, and is 0 if nothing was
+    committed before.
+    """
     assert assigned(child) == {0: 0, 2: 40}
 
 

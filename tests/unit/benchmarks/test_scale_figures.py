@@ -12,7 +12,8 @@ GOOD_OUTCOME = Outcome(1000, {"4 to 1": 5.0}, {0: 3.0, 1: 9.0}, fell=False, amid
 
 
 def test_a_stop_lasts_from_one_commit_of_a_partition_to_the_next() -> None:
-    """A pause in the commits of a partition lasts until its own next commit, whatever other partitions commit.
+    """A pause in a partition's commits lasts until that partition commits again, regardless of commits for other
+    partitions.
 
     Commits outside the measured window are ignored.
     """

@@ -116,7 +116,9 @@ def test_equal_batches_may_not_cost_more_with_more_parts() -> None:
 
 
 def test_added_processes_may_cost_what_they_need_without_load() -> None:
-    """Without load, eight readers need eight times the CPU time of one reader, which the prediction includes."""
+    """Even without load, eight readers need eight times the CPU time of one reader; the prediction takes this into
+    account.
+    """
     rows = [row("equal batches", "readers", 1, 110.0, 10.0), row("equal batches", "readers", 8, 180.0, 80.0)]
 
     judged(rows, 300.0, tolerance=0.01)

@@ -1,4 +1,4 @@
-"""Tests the systems of a comparison, and the profiles of our system."""
+"""Tests the definitions of the compared systems and of the profiles of our system."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_a_task_uploads_in_waves() -> None:
 
 
 def test_uploads_limit_the_default_settings() -> None:
-    """With a latency of half a second, 64 connections allow 128 uploads per second and process."""
+    """With a latency of half a second, 64 connections allow 128 uploads per second in each worker process."""
     assert CASE.predicted[0] == "uploads"
     assert CASE.predicted[1] == pytest.approx(128, rel=0.05)
     assert replace(CASE, processes=4).predicted[1] == pytest.approx(4 * CASE.by_uploads)
@@ -51,11 +51,11 @@ def test_the_machine_limits_raised_settings_with_a_fast_store() -> None:
 
 
 def test_bytes_in_flight_limit_many_processes() -> None:
-    """The rate is (three quarters of the bytes in flight - the bytes of the open batches) / the time that a batch
-    takes.
+    """The rate is (three quarters of the limit on bytes in flight - the bytes of the open batches) / the time that
+    a batch takes.
 
-    If the bytes in flight are doubled, the throughput more than doubles, because the bytes of the open batches
-    remain the same.
+    If the limit is doubled, the throughput more than doubles, because the bytes of the open batches remain the
+    same.
     """
     few = replace(
         CASE, processes=32, in_flight_bytes_max=8 * MiB, batch_messages_max=60, in_flight_batches_max=1000
@@ -75,7 +75,9 @@ def test_batches_in_flight_limit_small_batches() -> None:
 
 
 def test_rows_are_written_after_the_uploads() -> None:
-    """With sinks for rows, a batch is in flight for longer, by the time of their consecutive requests."""
+    """With row sinks, a batch is in flight longer, because its rows are written after its uploads, in consecutive
+    requests.
+    """
     rows = replace(CASE, row_requests=3)
 
     assert rows.batch_seconds == pytest.approx(CASE.batch_seconds + 1.5 + TASK_SECONDS)

@@ -14,7 +14,7 @@ def pressure() -> Backpressure:
 
 @pytest.mark.parametrize(("batches", "size_bytes"), [(4, 0), (0, 1000), (9, 9999)])
 def test_at_a_bound_polling_stops(batches: int, size_bytes: int) -> None:
-    """Reaching the bound on batches or on bytes stops polling.
+    """Reaching the limit on batches or on bytes stops polling.
 
     The consumer is not paused yet, because a pause discards its prefetched messages.
     """
@@ -26,7 +26,7 @@ def test_at_a_bound_polling_stops(batches: int, size_bytes: int) -> None:
 
 
 def test_below_the_bounds_messages_are_polled() -> None:
-    """One batch or one byte below its bounds, the reader still polls."""
+    """One batch and one byte below its limits, the reader still polls."""
     free = pressure()
 
     assert free.update(3, 999, now=0.0) is None
@@ -34,7 +34,7 @@ def test_below_the_bounds_messages_are_polled() -> None:
 
 
 def test_it_pauses_only_after_a_while_at_the_bound() -> None:
-    """The reader pauses only after half a second at the bound, because shorter periods are normal under load."""
+    """The reader pauses only after half a second at the limit, because shorter periods are normal under load."""
     full = pressure()
     full.update(4, 0, now=10.0)
 
@@ -45,9 +45,10 @@ def test_it_pauses_only_after_a_while_at_the_bound() -> None:
 
 
 def test_it_resumes_at_half_of_both_bounds() -> None:
-    """The reader resumes at half of both bounds.
+    """The reader resumes once the number and the total size of the batches have both fallen to half of their
+    limits.
 
-    Resuming just below a bound would make the reader alternate between paused and resumed.
+    Resuming just below a limit would make the reader alternate between paused and resumed.
     """
     full = pressure()
     full.update(4, 0, now=0.0)
@@ -70,7 +71,9 @@ def test_without_a_pause_there_is_nothing_to_resume() -> None:
 
 
 def test_a_bound_of_one_still_resumes() -> None:
-    """With a bound of one, whose half rounds down to zero, the reader still resumes."""
+    """With a limit of one batch, the reader still resumes once no batch is left, because half of one rounds down
+    to zero.
+    """
     full = Backpressure(limits(in_flight_batches_max=1))
     full.update(1, 0, now=0.0)
     full.update(1, 0, now=1.0)

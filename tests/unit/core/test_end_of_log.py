@@ -1,4 +1,4 @@
-"""The end of a partition is committed, even if it holds no message but only transaction markers."""
+"""The end offset of a partition is committed, even if the partition contains only transaction markers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def test_the_offset_after_a_transaction_marker_is_committed() -> None:
 
 
 def test_a_log_with_only_markers_is_committed() -> None:
-    """The end of a log that holds only transaction markers is committed although no message was ever read."""
+    """The end offset of a log that contains only transaction markers is committed even though no message was ever
+    read.
+    """
     runtime = reader()
 
     end_reached(runtime, 0, 7)
@@ -38,7 +40,9 @@ def test_a_log_with_only_markers_is_committed() -> None:
 
 
 def test_the_next_marker_is_committed_too() -> None:
-    """The next marker is committed although the client's position stays after the last message."""
+    """The offset after a second transaction marker is committed, even though the client's position does not
+    advance past markers.
+    """
     runtime = reader()
     end_reached(runtime, 0, 1)
 
@@ -48,7 +52,7 @@ def test_the_next_marker_is_committed_too() -> None:
 
 
 def test_messages_in_flight_hold_the_end_of_the_log_back() -> None:
-    """The end of the log is committed only when the messages in flight before it have settled."""
+    """The end offset of the log is committed only when the messages in flight before it have settled."""
     runtime = reader()
     runtime.segments(2)
     (out,) = runtime.dispatches()

@@ -146,7 +146,7 @@ class LedgerMachine(RuleBasedStateMachine):
     """Compares the ledger with two sets of offsets per partition: received and durable.
 
     The model has no ranges and no order: an offset is committable if every received offset below it is durable.
-    Batches from former assignments can still settle, as when a completion arrives late.
+    Batches from former assignments can still settle, for example when a completion arrives late.
     """
 
     cut = Bundle("cut")
@@ -166,8 +166,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(source=st.sampled_from([P, Q]), restart=st.booleans())
     def assign(self, source: TopicPartition, restart: bool) -> None:
-        """The group assigns a partition, which starts at the committed offset or at the position of the reset
-        policy.
+        """The group assigns a partition, which starts at the committed offset or at a later offset chosen by the
+        reset policy.
         """
         if source in self.received:
             return
@@ -204,7 +204,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(target=cut, batch=consumes(cut))
     def settle_twice(self, batch: tuple[TopicPartition, OffsetRange, frozenset[int], int]) -> object:
-        """The chord of a batch completes, and its completion is kept to be delivered a second time."""
+        """The chord of a batch completes, and its completion is kept so that it can be delivered a second time."""
         self._settle(batch)
         return multiple(batch)
 

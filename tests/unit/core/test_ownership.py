@@ -56,9 +56,7 @@ def test_if_rejoining_did_not_help_it_rejoins_after_the_same_time() -> None:
 
 
 def test_the_member_with_the_fewest_partitions_is_the_first() -> None:
-    """The member with the fewest partitions rejoins first, and all other members rejoin only if that did not
-    help.
-    """
+    """The member with the fewest partitions rejoins first; all other members rejoin only if that does not help."""
     a = watch()
     a.must_rejoin(ORPHANED, "a", 0.0)
 

@@ -61,7 +61,9 @@ def test_the_second_message_of_two_flushes_and_is_committed() -> None:
 
 
 def test_the_byte_limit_flushes_before_the_count() -> None:
-    """Two segments of 100 bytes each are flushed at a limit of 150 bytes, although the count is not reached."""
+    """Two segments of 100 bytes each are flushed at a limit of 150 bytes, although the limit on messages is not
+    reached.
+    """
     runtime = reader(batch_messages_max=100, batch_bytes_max=150)
 
     runtime.segments(2)
@@ -385,10 +387,10 @@ def test_a_chord_without_a_result_is_restarted_at_its_deadline() -> None:
 
 
 def test_the_third_deadline_in_a_row_parks_the_batch() -> None:
-    """After three missed deadlines in a row a batch is parked.
+    """After three missed deadlines in a row, a batch is parked.
 
-    Either no worker runs or the queues are too long: more chords would not help, and an operator should see the
-    batch.
+    Either no worker is running or the queues are too long: more chords would not help, and an operator should see
+    the batch.
     """
     runtime = reader(flush_deadline_seconds=100.0, retry_backoff_seconds=5.0)
     runtime.segments(2)
@@ -723,7 +725,7 @@ def test_while_sinks_are_unavailable_one_parked_batch_is_retried_per_interval() 
 
 
 def test_a_batch_with_its_own_cause_is_not_a_probe() -> None:
-    """A batch that failed while others succeeded waits for its backoff, not for the interval of the probes."""
+    """A batch that failed while others succeeded is retried after its own backoff, not at the next probe."""
     runtime = reader(batch_messages_max=1, retry_backoff_seconds=600.0, retry_backoff_seconds_max=600.0)
     runtime.segments(2)
     stuck, other = runtime.dispatches()
@@ -737,7 +739,9 @@ def test_a_batch_with_its_own_cause_is_not_a_probe() -> None:
 
 
 def test_a_batch_that_fails_just_after_the_recovery_is_retried_soon() -> None:
-    """Failures during an outage do not lengthen the backoff of a batch that fails when others succeed again."""
+    """Failures during an outage do not lengthen the backoff of a batch that fails once more after others have
+    succeeded.
+    """
     runtime = reader(batch_messages_max=1, retry_backoff_seconds=4.0, retry_backoff_seconds_max=300.0)
     runtime.segments(2)
     unlucky, first = runtime.dispatches()
@@ -806,7 +810,9 @@ def test_a_batch_without_a_parked_entry_is_not_renewed() -> None:
 
 
 def test_a_retry_of_a_batch_that_is_not_parked_changes_nothing() -> None:
-    """A retry from a second click, or of another reader's batch, changes nothing."""
+    """A retry request for a batch that is no longer parked, as after a second click, or for another reader's batch
+    changes nothing.
+    """
     runtime = reader()
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -1122,7 +1128,7 @@ def test_a_drain_does_not_wait_for_parked_batches() -> None:
 
 
 def test_while_draining_nothing_new_is_cut() -> None:
-    """While a partition is drained, no new batch is cut, neither by messages nor by age."""
+    """While a partition is being drained, no new batch is cut, whether by message count or by age."""
     runtime = reader(drain_deadline_seconds=20.0)
     runtime.segments(3)
     runtime.dispatches()

@@ -10,8 +10,8 @@ def refetched_partitions(stalls: Stalls, fetched: dict[int, tuple[int, int]], *m
 
 
 def test_a_stalled_partition_is_refetched_before_the_end_of_its_log() -> None:
-    """A partition without progress before the end of its log is refetched after `seconds_max`; no other
-    partition is.
+    """If a partition makes no progress for `seconds_max` before it reaches the end of its log, its fetch is
+    restarted; other partitions are not affected.
     """
     stalls = Stalls(seconds_max=30.0, gap_seconds_max=10.0)
 
@@ -42,7 +42,9 @@ def test_a_partition_with_progress_or_without_fetching_is_not_stalled() -> None:
 
 
 def test_time_without_fetching_does_not_count() -> None:
-    """The time of a drain or of a suspended process does not count as a stall, because nothing is fetched then."""
+    """Time that the reader spends draining or suspended does not count as a stall, because nothing is fetched
+    then.
+    """
     stalls = Stalls(seconds_max=30.0, gap_seconds_max=10.0)
 
     assert refetched_partitions(stalls, {0: (5, 9)}, 0.0, 1000.0, 2000.0) == [[], [], []]

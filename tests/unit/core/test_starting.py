@@ -123,8 +123,8 @@ def test_an_unknown_topic_id_contradicts_nothing() -> None:
 
 
 def test_the_first_record_counts_the_start_and_keeps_the_known_topic_id() -> None:
-    """The first record counts the start, and keeps the known topic id if the broker does not report it this
-    time.
+    """The first record of an assignment increments the number of starts, and keeps the known topic id if the
+    broker does not report the id this time.
     """
     found = Record("old", 2, 3, (5,))
 

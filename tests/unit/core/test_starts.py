@@ -33,8 +33,8 @@ def records(runtime: Reader) -> list[tuple[int, Record]]:
 
 
 def test_the_chosen_start_is_committed_before_any_message() -> None:
-    """Before any message is taken, the chosen start is committed, with the topic's id and the group's original
-    partition count.
+    """Before any message is consumed, the chosen start offset is committed, with the topic's id and the number of
+    partitions that the topic had when the group started.
     """
     runtime = started_reader(committed=None, start=7, topic_id="now", began_with=4)
 
@@ -43,8 +43,8 @@ def test_the_chosen_start_is_committed_before_any_message() -> None:
 
 
 def test_each_start_without_progress_counts() -> None:
-    """Each start without progress increments the count in the commit that is made at the assignment; this commit
-    keeps the pending cuts.
+    """If the last start made no progress, the first commit after the assignment increments the number of starts
+    and keeps the recorded ends of batches.
     """
     runtime = started_reader("2;t=now;p=4;s=2;c=3,3", topic_id="now")
 
@@ -83,7 +83,9 @@ def test_a_clean_shutdown_undoes_its_start(end: on.Event) -> None:
 
 
 def test_a_partition_of_another_reader_has_no_failed_starts() -> None:
-    """A partition of another reader has no failed starts, even if its former messages are still in the loop."""
+    """A partition that is not assigned to this reader has no failed starts, even if messages read from it earlier
+    are still to be processed.
+    """
     assert Reader(limits()).pipeline.failed_starts(PARTITION) == 0
 
 

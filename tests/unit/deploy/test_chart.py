@@ -73,8 +73,8 @@ def test_the_manifests_match_the_schemas_of_their_kinds(path: Path):
     ],
 )
 def test_a_wrong_field_type_or_kind_is_an_error(manifest: dict[str, Any], field: str):
-    """A document with an unknown field, a wrong type or an unknown kind is reported, so the schema test can
-    fail.
+    """A document with an unknown field, a wrong type or an unknown kind is reported, which shows that the schema
+    test detects such errors.
     """
     assert field in manifest_errors(manifest)
 

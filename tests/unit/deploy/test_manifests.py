@@ -167,7 +167,7 @@ def test_drains_and_upgrades_leave_pods_running():
 
 
 def test_services_select_their_pods():
-    """The headless Service that the StatefulSet names and Flower's Service match their pods by label and port."""
+    """Flower's Service, and the headless Service named in the StatefulSet, match their pods by label and port."""
     reader = named("StatefulSet")["replays-reader"]
     headless = named("Service")[reader["spec"]["serviceName"]]
 
@@ -401,9 +401,9 @@ def test_data_that_must_survive_compose_down_is_in_a_volume():
 
 
 def test_flower_keeps_its_task_history_outside_its_container():
-    """The path of Flower's task history is set, and is in a volume.
+    """The path of Flower's task history is set, and is on a volume.
 
-    The image contains the directory, because a new volume takes its owner from it.
+    The image contains the directory, because a new Docker volume gets the owner of that directory.
     """
     pod = named("Deployment")["replays-flower"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
@@ -445,7 +445,7 @@ def test_compose_is_valid_and_requires_a_flower_password():
 
 
 def test_the_image_runs_without_root_and_contains_only_the_program():
-    """The image does not run as root, and contains no compiler layer, no tests and no Git repository."""
+    """The image does not run as root, and contains no compiler, no tests and no Git repository."""
     text = (ROOT / "Dockerfile").read_text()
     assert text.count("FROM ") == 2
     assert re.search(r"^USER 10001", text, re.MULTILINE)

@@ -1,4 +1,6 @@
-"""The costs of a bounded list of projects and of `other` add up to an exact count of the same messages."""
+"""The costs of a bounded list of projects, plus `none` and `other`, add up to the exact total cost of all
+messages.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,7 @@ def total(costs: dict[str, Cost]) -> tuple[float, float, float]:
 
 
 def test_the_series_sum_to_an_exact_count_of_thousands_of_projects():
-    """For a skewed load over 20,000 projects, the series add up to the exact count.
+    """For a skewed load over 20,000 projects, the series add up to the exact total cost.
 
     The list contains the most expensive projects.
     """

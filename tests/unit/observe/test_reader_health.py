@@ -75,7 +75,7 @@ def test_a_reader_is_ready_once_it_has_partitions(reader: Reader):
 
 
 def test_a_dead_redis_is_no_reason_to_restart(reader: Reader):
-    """Without Redis, a reader is live but not ready, because a restart would not help."""
+    """Without Redis, a reader is not ready, but it stays live, because a restart would not help."""
     reader.driver.assign()
     reader.driver.advance(1.0)
     reader.trouble = {"redis": "connection refused"}
@@ -106,7 +106,9 @@ def test_metrics_are_served_and_nothing_else_is(reader: Reader):
 
 
 def test_a_stuck_loop_is_reported_once_with_every_stack():
-    """A stuck loop is reported once with every stack, and again only if the loop has run in between."""
+    """A stuck loop is reported once, with the stacks of all threads, and again only if the loop has run in
+    between.
+    """
     silent = [0.0]
     reports: list[dict[str, list[str]]] = []
     detector = StuckDetector(lambda: silent[0], 10.0, reports.append)

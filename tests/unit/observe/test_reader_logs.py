@@ -121,7 +121,7 @@ def test_a_library_that_logs_a_password_is_cleaned_too(lines: io.StringIO):
 
 
 def test_a_terminal_gets_text():
-    """With `auto`, a terminal gets text and any other output gets JSON; text can be configured."""
+    """If `log_format` is `text`, log lines are text even if the output is not a terminal."""
     root = logging.getLogger()
     before = root.handlers[:]
     try:

@@ -145,7 +145,7 @@ def test_a_revoked_partition_has_no_series():
 
 
 def test_backpressure_is_timed():
-    """Backpressure is measured as seconds at the bound and seconds paused."""
+    """Backpressure is measured as the seconds spent at an in-flight limit and the seconds paused."""
     driver = Driver(batch_messages_max=1, in_flight_batches_max=2, pause_after_seconds=0.5)
     driver.assign()
     driver.advance(0.0)
@@ -282,9 +282,7 @@ def series(driver: Driver, name: str) -> dict[str, float]:
 
 
 def test_a_partition_without_an_owner_has_a_lag_until_it_has_one() -> None:
-    """A partition without an owner has a lag series if the heartbeat reports its lag, until the partition has
-    an owner.
-    """
+    """While a partition has no owner, it has a lag series if its lag is known."""
     lag = {3: 41, 5: -1}
     metrics = Metrics(Settings(), wall_clock=lambda: WALL_TIME)
     source = HeartbeatSource(Settings(), metrics, lambda: lag)

@@ -64,9 +64,7 @@ def test_less_important_columns_are_left_out_and_texts_are_cut():
 
 @pytest.mark.parametrize("width", range(20, 170))
 def test_ids_are_whole_at_every_width(width: int):
-    """Two rows are two lines, unless the terminal is narrower than an id, which then continues on the next
-    line.
-    """
+    """Each row takes one line, unless the terminal is narrower than an id; the id then continues below."""
     rows = ((BATCH, "12:00:03", ERROR, "", "7"), ("t-0-1-2", "12:00:04", "x", "gcs", "1,000"))
     header, *lines = drawn(width, *rows)
 

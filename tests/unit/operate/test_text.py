@@ -18,7 +18,7 @@ from ingest.operate.text import (
 
 
 def test_ages_and_times_are_accepted() -> None:
-    """Ages are counted back from now; a time without a zone is in UTC."""
+    """Ages are counted back from now; a time without a time zone is interpreted as UTC."""
     assert parse_time("2h", now=10_000.0) == 2_800.0
     assert parse_time("1970-01-01T00:01", now=0.0) == 60.0
     assert parse_time("1970-01-01T01:00+01:00", now=5.0) == 0.0
@@ -27,7 +27,7 @@ def test_ages_and_times_are_accepted() -> None:
 
 @pytest.mark.parametrize("text", ["yesterday", "", "2", "2w", "-2h", "2 h", "٢h"])
 def test_other_text_is_refused_with_examples(text: str) -> None:
-    """Text that is neither an age nor a time is refused with valid examples."""
+    """Text that is neither an age nor a time is refused, and the error message gives valid examples."""
     with pytest.raises(ValueError, match="like"):
         parse_time(text, now=0.0)
     with pytest.raises(ValueError, match="90s"):

@@ -50,9 +50,7 @@ def fields(client: Any, key: str) -> frozenset[tuple[str, bytes]]:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_results_and_hash_equal_those_of_redis(redis_url: str, seed: int) -> None:
-    """For interleaved programs, the results and the hash after each round trip equal the results and the hash of a
-    real server.
-    """
+    """For interleaved programs, the results and the hash after each round trip equal those of Redis."""
     random, client, programs = Random(seed), Redis.from_url(redis_url), Programs()
     key, staged = f"explored-{seed}", Staged()
     running: list[tuple[Program, tuple[Any, ...]]] = []

@@ -173,7 +173,7 @@ def test_a_click_with_malformed_attributes_is_still_a_click():
 
 @pytest.mark.parametrize("attributes", [None, "text", [1], ...])
 def test_a_node_without_attributes_is_still_clicked(attributes: Any):
-    """A click on a node without attributes, as some SDKs send it, still becomes a row."""
+    """A click on a node whose attributes are missing or invalid, as some SDKs send them, still becomes a row."""
     clicked = {"id": 7, "tagName": "a", "attributes": attributes}
     clicked = {name: value for name, value in clicked.items() if value is not ...}
 

@@ -161,7 +161,7 @@ def test_an_input_names_its_element_and_not_the_typed_text():
 
 @pytest.mark.parametrize("op", ["resource.link", "resource.css", "resource.video", "resource.beacon"])
 def test_a_resource_of_any_known_kind_is_a_fact_of_its_kind(op: str):
-    """A resource of each initiator type of Resource Timing becomes a fact of its own kind."""
+    """A resource with any initiator type of Resource Timing becomes a fact of the kind `resource.<type>`."""
     ((kind, _),) = facts(events_parsed([asset_event(op)]))
 
     assert kind == op

@@ -110,7 +110,7 @@ def test_every_event_of_a_session_is_counted(recorded: Recording):
 
 @each_recording
 def test_every_event_of_a_known_kind_becomes_a_fact(recorded: Recording):
-    """There are as many facts of each kind as the SDK sent events of that kind."""
+    """For each kind, the number of facts equals the number of events of that kind that the SDK sent."""
     found = Counter(fact["event_type"] for fact in facts_of(recorded))
     crumbs = Counter(
         crumb["category"] for crumb in recorded.payloads("breadcrumb") if isinstance(crumb.get("data", {}), dict)

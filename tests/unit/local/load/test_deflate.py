@@ -30,7 +30,9 @@ def test_any_sequence_of_parts_and_fresh_bytes_inflates_to_their_concatenation(b
 
 
 def test_a_part_is_not_compressed_again():
-    """A large part is only copied, so a body that contains it is about as large as the part."""
+    """A large part is copied without being compressed again, so the stream is about as long as the compressed
+    part.
+    """
     part = Part(b"<div class='card'></div>" * 10_000)
 
     stream = deflated([b"[", part, b"]"])

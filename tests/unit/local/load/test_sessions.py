@@ -96,8 +96,8 @@ def category(event: Any) -> str:
 
 
 def test_a_click_and_its_slow_click_report_share_an_identity():
-    """A slow-click report, which is sent later and possibly in another segment, has the second and the node of its
-    click.
+    """A slow-click report, which is sent later and possibly in another segment, contains the click's time in whole
+    seconds and the click's node.
     """
     mix = Mix(segments_mean=9, dead_click=0.5, rage_click=0.3, slow_click=0.2, mobile=0, negative_click=0)
     for session in sessions(10, mix):
