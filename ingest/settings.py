@@ -162,15 +162,15 @@ class Settings(FleetSettings):
         gt=0,
         le=3600,
         description="Interval at which a reader retries one parked batch per stage before its wait ends, to find "
-        "out whether the sinks work again. Its success ends the wait of the others. A batch that failed while "
-        "others succeeded is not retried early.",
+        "out whether the sinks work again. If that retry succeeds, the other parked batches are retried "
+        "immediately, except batches that failed while others succeeded.",
     )
     undispatched_seconds_max: float = Field(
         15.0,
         gt=0,
         le=600,
         description="Maximum wait before retrying a batch that could not be staged in Redis. Keep it short: after "
-        "Redis becomes available again, ingestion may not resume before this wait has ended.",
+        "Redis becomes available again, it can take this long until ingestion resumes.",
     )
 
     # Commits, and the batch boundaries (the cut record) that Kafka stores with them

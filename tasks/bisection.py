@@ -17,7 +17,7 @@ from tasks.staging import Progress
 REFUSED_MIN = 20
 REFUSED_SHARE = 0.5
 # After SPREAD_AFTER refusals without a success, SPREAD_ITEMS items spread over the rest are written one by one. If
-# all of these are refused too, the task's remaining items are probably all refused.
+# all of these are refused too, the run assumes that the task's other items would also be refused.
 SPREAD_AFTER = 8
 SPREAD_ITEMS = REFUSED_MIN - SPREAD_AFTER
 # Maximum number of writes per run. The next run writes the remaining items.

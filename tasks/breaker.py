@@ -6,10 +6,11 @@
     half-open ──▶ open     the probe failed: the cool-down doubles, up to `breaker_cool_seconds_max`
 
 While the breaker is open, tasks are postponed until the next probe instead of calling the sink, so that few worker
-processes hang. The cool-down starts when the probe starts, not when it ends: a probe that hangs does not show
-whether the sink is still failing when the probe is abandoned. The fleet therefore starts one probe per cool-down,
-which by default is four per minute for each sink. Refused rows count as success, because the sink responded. If
-Redis does not respond, all calls are allowed: the breaker is an optimization. All times are from the Redis clock.
+processes hang. The cool-down starts when the probe starts, not when it ends: a probe that hangs until it is
+abandoned does not show whether the sink is still failing at that time. The fleet therefore starts one probe per
+cool-down, which by default is four per minute for each sink. Refused rows count as success, because the sink
+responded. If Redis does not respond, all calls are allowed: the breaker is an optimization. All times are from the
+Redis clock.
 Key: `{prefix}:breaker:{sink}`, a hash.
 
 The scripts of `tasks.staging` that begin a task and set its done mark contain the breaker's scripts (`Part`),

@@ -1,9 +1,10 @@
 """The transport of Celery's messages: kombu's Redis transport over the connections of `tasks.connection`.
 
 kombu treats READONLY as a channel error, on which a worker exits; this transport treats it as a connection error,
-after which a worker reconnects. When an acknowledgement fails, kombu counts its message as unfinished for as long
-as the channel lives; this transport does not count it (`QoS`). kombu also parses URLs differently, so it gets a
-`Link` in its transport options, for TCP, TLS, Unix sockets and Sentinel.
+after which a worker reconnects. If the acknowledgement of a message fails, kombu counts the message as unfinished
+for as long as the channel exists; this transport does not (`QoS`). kombu does not support the same URLs as
+`tasks.redis_address`, so this transport connects through the `Link` in its transport options, which supports TCP,
+TLS, Unix sockets and Sentinel.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class QoS(redis.QoS):
     """Counts unfinished messages as kombu does, but leaves out messages whose acknowledgement failed.
 
     Celery only logs a failed acknowledgement. If a message whose acknowledgement failed still counted towards the
-    prefetch limit, the worker would stop consuming permanently, even on a working connection, after as many such
-    failures as it has processes. In Redis the message stays unacknowledged and is delivered again after the
+    prefetch limit, the worker would stop consuming permanently after as many such failures as it has processes,
+    even if the connection works again. In Redis the message stays unacknowledged and is delivered again after the
     visibility timeout.
     """
 

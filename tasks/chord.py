@@ -31,8 +31,8 @@ TOKEN_BYTES = 6
 class FanOut:
     """A chord to start, with at least one flush task. Tasks are identified by their names in the staged batch.
 
-    `until`: Unix seconds after which failed tasks are not retried. `traceparent` (W3C) is sent as a header if the
-    batch is traced.
+    `until`: Unix time, in seconds, after which failed tasks are no longer retried. `traceparent` (W3C) is sent as
+    a header if the batch is traced.
     """
 
     name: ChordName
@@ -63,7 +63,7 @@ def publisher(settings: Settings) -> Celery:
 def start(app: Celery, fan_out: FanOut) -> None:
     """Starts the chord.
 
-    Raises errors of kombu and redis within a few Redis timeouts; some tasks may then already be queued, which is
+    Raises kombu or redis errors within a few Redis timeouts; some tasks may already be queued by then, which is
     harmless.
     """
     name = fan_out.name

@@ -122,7 +122,7 @@ class _Checked:
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the response as redis-py parses it. Raises RedisUnavailable for errors in UNAVAILABLE_CODES,
-        also inside a transaction.
+        including those inside a transaction.
         """
         try:
             answer = super().read_response(*args, **kwargs)  # type: ignore[misc]

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 STREAM_ENTRIES_MAX = 10_000
 READER_FORGOTTEN_SECONDS = 86_400
 WORKER_FORGOTTEN_SECONDS = 3600
-# Readers renew a lease every few seconds (`Limits.parked_renew_seconds`), so it survives short Redis outages.
+# Several times the interval at which readers renew a lease (`Limits.parked_renew_seconds`), so that the lease
+# survives short Redis outages.
 PARKED_LEASE_SECONDS = 30.0
 FIRST_PARKED_MAX = 10_000
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -222,8 +223,8 @@ class Coordination:
         self.operators.audit(action)
 
     def audited(self, count_max: int = 100, *, copy_only: bool = False) -> list[dict[str, str]]:
-        """Returns the last actions, newest first. Raises RangeError if the actions are missing in Redis and Kafka
-        is unreachable. `copy_only`: returns only the actions in Redis.
+        """Returns the last actions, newest first. Raises RangeError if the actions are missing from Redis and
+        Kafka is unreachable. `copy_only`: returns only the actions in Redis.
         """
         return self.operators.audited(count_max, copy_only=copy_only)
 

@@ -1,8 +1,8 @@
 """Tests whether the servers that may require a login can be used: Redis, Kafka, ClickHouse.
 
 Each test is one cheap request, so that an idle system reports faults too. A worker runs the tests for its sinks
-when it starts; `status`, `top` and the operator's page run them while they are open. `check` tests much more. A
-test imports its client library when it is run.
+when it starts; `status`, `top` and the operator's page run them while they are open. `check` tests much more.
+Each test imports its client library only when the test runs.
 """
 
 from __future__ import annotations

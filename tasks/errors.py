@@ -24,8 +24,8 @@ class TransientSinkError(SinkError):
     prove that the write succeeded.
 
     `retry_after_seconds`: the wait requested by the server, or None. `failed`: positions (in the list given to
-    `write`) that are not durable; None if none is known to be durable. Positions not listed are durable and not
-    retried.
+    `write`) of the items that are not durable; None if no item is known to be durable. The other items are durable
+    and are not retried.
     """
 
     def __init__(
@@ -41,9 +41,9 @@ class PermanentSinkError(SinkError):
 
     `failed`: position and error of each refused item, or None if the server does not name them and the caller must
     bisect. All other items are durable, unless `all_refused`: then nothing was written and the rest must be
-    written again. `suspects`, if `failed` is None: the positions that include the refused items; all other items
-    are durable. If `suspects` is None too, nothing is known to be durable. `configuration`: no item is at fault
-    (missing bucket or table, bad credentials), so the batch must be parked and must not become dead letters.
+    written again. `suspects`, used if `failed` is None: positions of the items that may be refused; all other
+    items are durable. If `suspects` is None too, nothing is known to be durable. `configuration`: no item is at
+    fault (missing bucket or table, bad credentials), so the batch must be parked and must not become dead letters.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 """librdkafka properties that `REPLAYS_KAFKA_OPTIONS` may not set, with reasons. Most of these properties affect
-at-least-once delivery, or one of our own settings controls them.
+at-least-once delivery or are controlled by our own settings.
 
 All other properties are accepted.
 """

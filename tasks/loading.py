@@ -162,7 +162,8 @@ def _literals(annotation: Any) -> tuple[Any, ...]:
 
 
 def _unknown(known: Set[str], environ: Mapping[str, str]) -> Iterable[str]:
-    """Yields one line per unknown REPLAYS_* variable or key of the file, with the nearest known name."""
+    """Yields one line per unknown REPLAYS_* variable and per unknown key in the settings file, with the nearest
+    known name."""
     names = {ENV_PREFIX + name.upper() for name in known}
     for variable in sorted(environ):
         name = variable.upper()

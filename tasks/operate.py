@@ -47,8 +47,8 @@ def abandon(
     """Returns one line about the result. If it raises NotParked, ReaderGone, RangeError (from reading the topic)
     or SinkError (from writing dead letters), the batch is not abandoned.
 
-    Messages are read again from Kafka, because the staged rows may be the problem. A repeated call produces equal
-    dead letters again. The reader is notified only once all dead letters are durable.
+    Messages are read again from Kafka, because the staged rows may be the problem. A repeated call produces
+    identical dead letters. The reader is notified only once all dead letters are durable.
     """
     if not reason.strip():
         raise ValueError("a reason is required, to explain the dead letters later")

@@ -78,7 +78,7 @@ class Copy:
             if audit:
                 if text is None:
                     at = int(key.split("/")[1].split("-")[0]) / 1000
-                    # A key contains its time in milliseconds.
+                    # The key contains the time of the action in whole milliseconds; the score is the exact time.
                     pipe.zremrangebyscore(self._audit, at - 0.0001, at + 0.0011)
                 else:
                     pipe.zadd(self._audit, {text: float(decision.value["at"])})  # type: ignore[index]

@@ -48,12 +48,12 @@ _ROW = b"\x0a"  # tag of field 1 of ProtoRows, which is length-delimited
 
 
 _ONE_BYTE = tuple(bytes((number,)) for number in range(128))
-# Two 7-bit groups of a longer varint.
+# Encodings of two 7-bit groups that are followed by further groups of the same varint; index: their 14-bit value.
 _PAIRS = tuple(bytes((pair & 127 | 128, pair >> 7 | 128)) for pair in range(1 << 14))
 
 
 def varint(number: int) -> bytes:
-    """Encodes a number of 0 or more as a base-128 varint."""
+    """Encodes a non-negative integer as a base-128 varint."""
     if number < 128:
         return _ONE_BYTE[number]
     made = b""
@@ -118,7 +118,7 @@ class FactEncoder:
         )
         self._shared = b"".join(parts)
         self._after_low, self._high_bits = b"", 0
-        """The bytes after the lower 28 bits of a time, whose other bits are these."""
+        """`_after_low`: the bytes that follow the lower 28 bits of a time whose other bits are `_high_bits`."""
 
     def framed_fact(self, row_id: bytes, event_type: str, microseconds: int, attributes: bytes) -> bytes:
         """Returns one framed row. `row_id` and `attributes` are UTF-8; `microseconds` is Unix time. Runs once per
@@ -148,8 +148,8 @@ class FactEncoder:
         return self._framed_slowly(row_id, event_type, microseconds, attributes)
 
     def _framed_slowly(self, row_id: bytes, event_type: str, microseconds: int, attributes: bytes) -> bytes:
-        """Returns one framed row with values of any length and any time; slower than `framed_fact`, which uses
-        this method only for long values and early times.
+        """Returns one framed row, for values of any length and any time. Slower than the code of `framed_fact`,
+        which calls this method only for long values and for times less than 268 s after the Unix epoch.
         """
         return framed(
             text_field(1, row_id)

@@ -1,8 +1,8 @@
 """Parses `REPLAYS_REDIS_URL` for readers, workers, Flower and commands. redis-py, kombu, Celery's result backend
 and Flower each support different URL options and silently ignore others.
 
-Therefore, none of these libraries receives the URL. Every connection uses the address parsed here, and an option
-either applies to all connections or is refused by name.
+Therefore, none of these libraries receives the URL. Every connection uses the address parsed here. An option
+that cannot apply to all connections is refused, and the error names it.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ log = get_task_logger(__name__)
 DONE = "done"
 # A run is postponed once it has taken this many times the call timeout, well before Celery's time limits.
 CALLS_PER_RUN = 3
-# A run has made progress if it leaves at most this share of its items.
+# A run does not count as failed if it leaves at most this share of its items unwritten.
 SCATTERED_FAILURES_SHARE_MAX = 0.25
 
 

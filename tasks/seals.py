@@ -62,7 +62,7 @@ def warn(purpose: Purpose) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Seals:
-    """Creates and verifies seals. Without keys it creates none and accepts everything.
+    """Creates and verifies seals. Without keys, all seals are empty and every entry is accepted.
 
     `keys`: the first key creates seals, and all keys verify them. `unsealed_accepted`: entries without a seal are
     accepted, because processes without the key are still running; invalid seals are never accepted.
@@ -108,7 +108,7 @@ class Seals:
         return document if self.verifies(sealed, purpose, place, _canonical(document)) else None
 
     def content(self, payload: bytes) -> str:
-        """Returns the SHA-256 of a payload, in hexadecimal; empty without a key."""
+        """Returns the SHA-256 digest of a payload in hexadecimal, or "" if there is no key."""
         return hashlib.sha256(payload).hexdigest() if self.keys else ""
 
 

@@ -42,7 +42,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
 
-    # Redis: broker of the tasks, staging area of the batches
+    # Redis: task broker, and staging area for batches
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
         description="Redis for queues, chords, staged batches and completions: redis://, rediss:// (TLS), "
@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     shared_key_unsealed: Literal["refuse", "accept"] = Field(
         "refuse",
         description="Handling of entries without a seal when a shared key is set. Use `accept` while "
-        "processes without the key still run. Invalid seals are always refused.",
+        "processes without the key are still running. Invalid seals are always refused.",
     )
 
     heartbeat_seconds: float = Field(
@@ -154,7 +154,8 @@ class Settings(BaseSettings):
     )
     google_credentials_file: Path | None = Field(
         None,
-        description="Service account key file. If unset, application default credentials (workload identity).",
+        description="Service account key file. If unset, application default credentials (workload identity) are "
+        "used.",
     )
 
     clickhouse_url: str = Field(
@@ -167,7 +168,7 @@ class Settings(BaseSettings):
         "",
         pattern=r"^[A-Za-z0-9_.-]*$",
         description="Cluster on which `migrate` creates Replicated tables. Leave it empty for a single node or a "
-        "service that replicates itself.",
+        "service that replicates tables by itself.",
     )
     clickhouse_user: str = Field("default", description="ClickHouse user.")
     clickhouse_password: SecretStr = Field(SecretStr(""), description="ClickHouse password.")

@@ -1,7 +1,7 @@
 """Checks logins against REPLAYS_FLOWER_BASIC_AUTH and delays attempts after wrong passwords, for Flower and `web`.
 
-Flower and `web` share passwords, so both programs must slow down guessing. The delay applies to all clients
-together, because clients on the loopback interface cannot be distinguished.
+Flower and `web` share passwords, so both programs must throttle password guessing. The delay applies to all
+clients together, because clients on the loopback interface cannot be distinguished.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = structlog.get_logger("sign_in")
 
 
 class Throttled(Exception):
-    """No attempt is checked for `seconds`, because too many attempts have failed."""
+    """Too many sign-in attempts have failed. Attempts are refused unchecked for the next `seconds` seconds."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"too many wrong attempts: try again in {seconds:.0f} s")
@@ -96,6 +96,6 @@ def credentials(header: str) -> str:
 
 
 def is_one_of(login: str, people: Sequence[str]) -> bool:
-    """Returns True if `login` is one of these logins. Compares `login` with every login, in constant time."""
+    """Returns True if `login` is one of these logins. Compares `login` with all of them, in constant time."""
     fits = [hmac.compare_digest(login.encode(), person.encode()) for person in people]
     return any(fits)

@@ -33,10 +33,10 @@ class Source(Protocol):
         """Starts a commit. Never raises; the result is an event."""
 
     def pause(self, sources: tuple[TopicPartition, ...]) -> None:
-        """Stops fetching from these partitions until `resume`; `poll` still serves the group."""
+        """Stops fetching from these partitions until `resume`; `poll` still keeps the group membership alive."""
 
     def resume(self, sources: tuple[TopicPartition, ...]) -> None:
-        """Fetches from these partitions again."""
+        """Resumes fetching from these partitions."""
 
     def close(self) -> None:
         """Leaves the group."""
@@ -80,8 +80,8 @@ class Parser(Protocol):
     """Parses messages, in this process or in another."""
 
     def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
-        """Yields one result per message, in order. Reads at most a bounded number of messages ahead of the results
-        that have been consumed."""
+        """Yields one result per message, in order. The number of messages that are read before their results are
+        consumed is bounded."""
 
 
 class Inbox(Protocol):

@@ -27,8 +27,8 @@ class Settled:
         self._pending: tuple[int, float] | None = None
 
     def update_offset(self, now: float) -> None:
-        """Updates `offset`. `now`: monotonic seconds of the loop. Parsed messages that are waiting need not be
-        considered, because they are screened before they are batched."""
+        """Updates `offset`. `now`: monotonic time of the reader's loop, in seconds. Parsed messages that are
+        waiting need not be considered, because they are screened before they are batched."""
         decided_until = self._gate.decided_until
         if self._pending is None and decided_until > self.offset:
             self._pending = (decided_until, now)

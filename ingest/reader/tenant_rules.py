@@ -129,7 +129,7 @@ class TenantRefresh:
     def load(self, stopping: Callable[[float], bool]) -> bool:
         """Reads all decisions, retrying until it succeeds; `stopping(seconds)` waits and returns True to abort.
 
-        Returns True if the decisions are loaded, and False if `stopping` aborted. Raises NotLoaded.
+        Returns True once the decisions are loaded, and False if `stopping` aborted the load. Raises NotLoaded.
         """
         while True:
             try:

@@ -81,7 +81,7 @@ class MockRuntime:
         return self.handle_event(on.Ticked())
 
     def join(self) -> list[do.Command]:
-        """Shuts down as after SIGTERM, and flushes and commits everything. Every command succeeds."""
+        """Shuts down as if SIGTERM had been received: flushes and commits everything. Every command succeeds."""
         self.handle_event(on.ShutdownRequested())
         return self.settle()
 

@@ -68,7 +68,7 @@ class Options:
 def run(options: Options, *, say: Say, as_json: Callable[[Any], None] | None = None) -> int:
     """Runs until Ctrl-C, SIGTERM or the end of `options.seconds`. Returns 0, or 1 if something did not start.
 
-    `say` prints a line for people; `as_json` prints the state, once, when everything is up.
+    `say` prints a line of text; `as_json` prints the state as JSON, once, when everything is up.
     """
     began = time.monotonic()
     with ending_on_signals() as ending:

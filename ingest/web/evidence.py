@@ -120,10 +120,11 @@ def events_around(reads: Reads, replay: Replay, where: str | float, window_ms: i
 
 
 def find(reads: Reads, chosen: Filter, text: str = "") -> FoundPage:
-    """Returns the matching replays; with a search text, only those whose events contain it, case-insensitively.
+    """Returns the replays that match the filter; if `text` is given, only those whose events contain it
+    (case-insensitively).
 
-    A page covers `chosen.limit` replays that match the filter; with a search text, the page may have fewer replays
-    or none. Raises ReadError.
+    A page covers `chosen.limit` replays that match the filter; if `text` is given, the page may contain fewer
+    replays, or none. Raises ReadError.
     """
     page = reads.replays(chosen)
     found: list[Found] = []

@@ -1,7 +1,7 @@
 """The flow from Kafka to the sinks as the operator's page draws it: its bottleneck, and what needs attention.
 
 All functions are pure functions of a Status. `Alert.name` is the heading of the alert's section in
-docs/runbook.md. The rules are those of the Prometheus alerts without their waiting times: the page shows the
+docs/runbook.md. The rules are those of the Prometheus alerts without their `for` durations: the page shows the
 current state.
 """
 
@@ -33,7 +33,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One condition that needs attention. `name`: a heading of the runbook."""
+    """One condition that needs attention. `name`: the heading of its section in docs/runbook.md."""
 
     name: str
     text: str

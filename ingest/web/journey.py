@@ -54,8 +54,8 @@ class Journey:
 
 @dataclass(frozen=True, slots=True)
 class Journeys:
-    """The batches of some messages. `committed`: committed offset by partition. `error`: why the batches could
-    not be read.
+    """The batches that contain the requested messages. `committed`: committed offset by partition. `error`: why
+    the batches could not be read.
     """
 
     batches: tuple[Journey, ...] = ()

@@ -149,7 +149,7 @@ class ReportedError:
 class Segments:
     """All segments of a replay in order, with the gaps between them.
 
-    `places`: locations of stored segments, by number. `errors`: reported errors, in the order of segments.
+    `places`: locations of stored segments, by number. `errors`: reported errors, in segment order.
     """
 
     all: tuple[SegmentFacts, ...]
@@ -176,7 +176,7 @@ class Segments:
 
 
 def replay_id_of(text: str) -> str:
-    """Returns the id without dashes, lower case. Raises NotFound if invalid."""
+    """Returns the id in lower case, without dashes. Raises NotFound if `text` is not a replay id."""
     plain = text.strip().replace("-", "").lower()
     if not REPLAY_ID.fullmatch(plain):
         raise NotFound(f"{text!r} is not a replay id (32 hex digits, with or without dashes)")

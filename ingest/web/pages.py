@@ -13,7 +13,7 @@ from tornado import web
 from ingest.web.base import NAVIGATION, Handler, State, policy
 
 STATIC = Path(__file__).parent / "static"
-# A name or address with an optional port, as in a URL. No other text may get into the policy.
+# A name or address with an optional port, as in a URL. Other text is never added to the policy.
 HOST = re.compile(r"(?:[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
 HOSTS_MAX = 50  # the same limit as in static/replay.js
 KINDS = {".js": "text/javascript", ".css": "text/css", ".json": "application/json", ".txt": "text/plain"}

@@ -80,7 +80,8 @@ class Reads:
         return recordings.read_events_page(self._stores, found, from_segment, bytes_max)
 
     def timeline(self, found: Segments, from_segment: int = 0) -> Timeline:
-        """Returns one page of the replay's timeline, starting at a segment. `next_segment` starts the next page.
+        """Returns one page of the replay's timeline, starting at `from_segment`. The next page starts at the
+        result's `next_segment`.
 
         Unreadable segments are listed in the result and do not cause an error.
         """

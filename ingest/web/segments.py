@@ -1,4 +1,4 @@
-"""Lists the segments of a replay in order, with gaps, from ClickHouse rows and Cloud Storage objects."""
+"""Lists the segments of a replay and the gaps between them, from ClickHouse rows and Cloud Storage objects."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def segments(stores: Stores, replay: Replay) -> Segments:
 
 
 def _errors(stores: Stores, replay: Replay) -> tuple[ReportedError, ...]:
-    """Returns the errors in the order of segments. Duplicate rows have no effect."""
+    """Returns the errors in segment order. Duplicate rows have no effect."""
     rows = stores.query(
         f"SELECT segment_id, toUnixTimestamp(max(timestamp)), groupUniqArrayArray({ERRORS_MAX})(error_ids) "
         "FROM replays WHERE project_id = {project:UInt64} AND replay_id = {id:UUID} "

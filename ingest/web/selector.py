@@ -41,7 +41,7 @@ class Selector:
 
 
 def parse_selector(text: str) -> Selector:
-    """Parses a selector. Raises ValueError with the part that is not supported."""
+    """Parses a selector. Raises ValueError; the message quotes the unsupported part or states the length limit."""
     text = text.strip()
     if not text or len(text) > CHARACTERS_MAX:
         raise ValueError(f"a selector has 1 to {CHARACTERS_MAX} characters")

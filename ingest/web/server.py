@@ -26,7 +26,7 @@ HOST = "127.0.0.1"
 THREADS = 6
 BODY_BYTES_MAX = 256 * KiB
 HEADER_BYTES_MAX = 32 * KiB
-# Timeout for a complete request, so that idle clients cannot hold connections.
+# Timeout for a complete request, so that idle clients cannot hold connections open.
 REQUEST_SECONDS_MAX = 30.0
 PATH = r"/api/replays/([0-9]{1,20})/([0-9a-fA-F-]{32,36})"
 

@@ -1,8 +1,9 @@
 """Timeline of a replay from its recordings: clicks, network, console, vitals, memory, navigation.
 
 The timeline is built from stored segments, so it is available as soon as a segment can be played, even if the
-analytics tables are not. The number of marks, their text and the work are bounded. Categories, field names and
-units are those of the Sentry JavaScript SDK and rrweb. Malformed events are left out and counted.
+analytics tables are not. The number of marks, the length of their text and the parsing effort are limited.
+Categories, field names and units are those of the Sentry JavaScript SDK and rrweb. Malformed events are left out
+and counted.
 """
 
 from __future__ import annotations
@@ -386,7 +387,7 @@ class _Reader:
 
 
 def read(segments: Iterable[tuple[int, bytes]], budget: Budget | None = None) -> Timeline:
-    """Returns the timeline of these recordings, which are pairs (segment id, JSON) in the order of segments.
+    """Returns the timeline of these recordings, which are pairs (segment id, JSON) in segment order.
 
     The budget applies to all recordings together. Events read before an error or the end of the budget are
     included.

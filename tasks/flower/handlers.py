@@ -35,8 +35,8 @@ ACTIONS = b'<div class="detail-actions">'
 
 
 class FleetBroker:
-    """Flower's view of the queues, over our connections. Flower's own version supports only one Sentinel and no
-    URL options.
+    """Replaces Flower's `Broker`, which supports only one Sentinel and no URL options. Reads the queues over our
+    connections.
     """
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
@@ -82,7 +82,7 @@ def extend() -> None:
 
 
 def _throttled(theirs: Callable[[Any], Any], throttle: Throttle) -> Callable[[Any], Any]:
-    """Returns Flower's authentication with a delay after wrong passwords, which is shared with `web`.
+    """Returns Flower's authentication, extended by the same delay after wrong passwords as in `web`.
 
     Signed-in users have a cookie and are not delayed. Flower's own comparison fails with 500 for non-ASCII
     passwords.
@@ -121,7 +121,7 @@ def _unframed(theirs: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 class FlushTaskView(TaskView):  # type: ignore[misc]
-    """Flower's task page of a flush task, with a link to its batch, and a retry button if it failed."""
+    """Flower's page for a flush task, with a link to its batch, and a retry button if the task failed."""
 
     def render_string(self, template_name: str, **kwargs: Any) -> bytes:
         """Renders the page with our buttons next to Flower's."""

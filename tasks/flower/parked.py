@@ -97,8 +97,8 @@ def batch_of(task: Any) -> str | None:
 
 
 def chord_of(task: Any) -> ChordName | None:
-    """Returns the chord whose callback this task is: `complete` has the chord's name as its id, and `chord_failed`
-    as its argument."""
+    """Returns the chord whose callback this task is, or None. The chord's name is the task id of `complete` and
+    the argument of `chord_failed`."""
     text = str(task.uuid)
     if task.name == ControlTask.CHORD_FAILED:
         try:

@@ -44,7 +44,7 @@ PROVIDERS = {
 
 
 class FlowerRefused(SettingsError):
-    """Flower would start without authentication, or cannot start. The message names the missing setting."""
+    """Flower would start without authentication, or cannot start. The message names the setting to correct."""
 
 
 def launch(app: Celery, settings: Settings, arguments: tuple[str, ...] = ()) -> None:

@@ -71,8 +71,8 @@ class Cluster:
     """One admin client. Thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
-        # Errors are raised by the client's calls. While brokers are unreachable, the library would also print
-        # twenty lines per second to standard error, not as JSON. The consumer logs the same errors at a bounded
+        # The client's calls raise errors. While brokers are unreachable, librdkafka would also print twenty lines
+        # of plain text (not JSON) per second to standard error. The consumer logs the same errors at a bounded
         # rate.
         self._admin = AdminClient({"log_level": "0", **kafka_options(settings)})
 

@@ -1,15 +1,16 @@
-"""Operators' decisions: records of the compacted operators' topic, acknowledged on write and read to the end.
+"""Stores operators' decisions as records of a compacted Kafka topic, the operators' topic. Their keys:
 
-    killed/<project>                   its messages are dropped
-    limit/<project>                    its token bucket: per_second, burst
+    killed/<project>                   the project's messages are dropped
+    limit/<project>                    the project's token bucket: per_second, burst
     erased/<project>/replay/<id>       an erased replay; never written again
     erased/<project>/user/<digest>     the replays of a user that arrived before the erasure
     erased/<project>/all               everything of a project that arrived before the erasure
     audit/<milliseconds>-<token>       one action of an operator
 
 The value is a JSON object; a record without a value revokes the decision. Every decision has `at` (Unix seconds)
-and `by`; an erasure also has `until`, the time by which its messages have expired from every topic (0: they never
-expire). The topic has one partition, so that decisions are ordered and an offset identifies a state. See
+and `by`; an erasure also has `until`, the time by which the erased messages will have expired from every topic (0
+if they never expire). A write returns after the brokers' acknowledgement; a read covers the topic up to its end.
+The topic has one partition, so that decisions are ordered and an offset identifies a state. See
 docs/decisions/018-operators-decisions-in-kafka.md.
 """
 

@@ -40,7 +40,7 @@ _STATE = re.compile(r" \(after \d+ms in state .*$")
 
 
 class ClientErrors:
-    """The errors of one client, in the order of their arrival. `note` is the client's error callback, and this
+    """The errors of one client, in order of arrival. `note` is the client's error callback, and this
     object is also the client's logger, because some causes are only logged.
     """
 
@@ -49,7 +49,7 @@ class ClientErrors:
         self._lines: list[str] = []
 
     def log(self, level: int, text: str, *arguments: Any) -> None:
-        """Keeps a log line of the library."""
+        """Stores a log line from librdkafka. The last ERRORS_MAX are kept."""
         line = text % arguments if arguments else text
         self._lines.append(line.rpartition("]: ")[2])
         del self._lines[:-ERRORS_MAX]
@@ -135,7 +135,7 @@ def _states_a_reason(error: KafkaError) -> bool:
 
 
 def _reason(text: str) -> str:
-    """Returns the library's text without the address, which the fault names, and without the state of the
-    connection.
+    """Returns librdkafka's text without the broker address, which the reported fault already contains, and without
+    the connection state.
     """
     return shortened(_STATE.sub("", _PLACE.sub("", text)))

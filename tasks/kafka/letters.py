@@ -14,9 +14,9 @@ A letter is a rejected message, or an item (blob, row, metric) that a sink refus
     sink, kind, item   of a refused item: the sink that refused it, its kind, its name within the sink
 
 A message's own headers are chosen by its producer, so they are stored in the value of one header and never next to
-our headers. Letters of the first format had them at the top level. `reason` has always been written by this system
-and distinguishes the kinds of letters, so that headers of a rejected message are never mistaken for a refused
-item's sink, kind or name.
+our headers. In the first format, they were next to our headers. In both formats, `reason` is written by this
+system and shows whether a letter is a refused item, so that headers of a rejected message are never mistaken for a
+refused item's sink, kind or name.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ NO_OFFSET: Final = -1
 
 
 class Kind(StrEnum):
-    """Kind of a refused item."""
+    """The kind of a refused item."""
 
     BLOB = "blob"
     ROW = "row"
@@ -166,7 +166,8 @@ class Mark:
 
 
 def decode_mark(headers: Headers, key: bytes | None, value: bytes) -> Mark | None:
-    """Returns the mark in this record, or None if it is a letter: letters always have more headers than marks."""
+    """Returns the mark in this record, or None if the record is a letter, which always has headers that a mark
+    does not have."""
     named = dict(headers)
     if (
         key
@@ -226,8 +227,8 @@ def digest(key: bytes | None, value: bytes) -> str:
     return sum_.hexdigest()
 
 
-# [name, value, name, value, ...]: needs only two bytes more per header than Kafka's own format, so that a letter
-# fits into a topic with similar limits.
+# [name, value, name, value, ...]: needs only two more bytes per header than Kafka's own format, so that a letter
+# fits into a topic with a similar message size limit.
 
 
 def _packed(originals: Headers) -> bytes:

@@ -48,8 +48,8 @@ def is_plain(settings: Settings) -> bool:
 
 
 def producer_options(settings: Settings) -> dict[str, Any]:
-    """Returns the librdkafka properties for producing dead letters and replays. Safety properties cannot be
-    overridden.
+    """Returns the librdkafka properties of the producers for dead letters, replayed dead letters and operators'
+    decisions. Safety properties cannot be overridden.
     """
     return {
         "linger.ms": 5,

@@ -67,7 +67,7 @@ class TopicMissing(RangeError):
 
 
 class KafkaRefused(RangeError):
-    """The brokers refuse to serve reads: wrong password, certificate or permission."""
+    """The brokers refuse to serve reads: wrong password or certificate, or missing permission."""
 
 
 class KafkaUnreachable(RangeError):
@@ -98,8 +98,8 @@ class Range:
 class Bounds:
     """Limits of one `read`; None means unlimited.
 
-    `seconds_max` counts time waiting for Kafka, not the caller's processing. `silent_seconds_max`: maximum wait
-    for the next record. `metadata_seconds_max`: maximum wait for the topic's description; `down_seconds_max`:
+    `seconds_max`: maximum total wait for Kafka, without the caller's processing. `silent_seconds_max`: maximum
+    wait for the next record. `metadata_seconds_max`: maximum wait for the topic's description; `down_seconds_max`:
     maximum wait for this description while the client is connected to no broker.
     """
 

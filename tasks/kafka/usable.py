@@ -43,7 +43,7 @@ def _offline(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class DiscardingLogger:
-    """Discards the library's log lines, which the error repeats."""
+    """Discards librdkafka's log lines, because the raised error contains the same text."""
 
     def log(self, level: int, text: str, *arguments: Any) -> None:
         """Does nothing."""

@@ -23,7 +23,7 @@ ENGINE = {replicated}ReplacingMergeTree ORDER BY version
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One schema file. `checksum` detects later edits of its text."""
+    """One schema file. `checksum` detects later edits to its text."""
 
     version: int
     name: str

@@ -39,7 +39,7 @@ class ConnectionLines(logging.Filter):
         self._problem = found.problem
 
     def ended(self) -> None:
-        """Logs that Redis can be used again, if a fault was logged."""
+        """If a Redis fault has been logged, logs that Redis can be used again."""
         if self._problem:
             self._problem = ""
             log.info("redis_usable")
@@ -69,7 +69,8 @@ connection_lines = ConnectionLines()
 
 
 def report(found: Fault) -> None:
-    """Logs a fault that was found when the worker started. Celery's first attempt does not log it again."""
+    """Logs a fault that our own check found. If Celery then fails to connect to Redis because of the same fault,
+    that failure is not logged."""
     if found.server is Server.REDIS:
         connection_lines.report(found)
     else:

@@ -64,7 +64,7 @@ def _json_line(line: Any, **options: Any) -> str:
 
 
 def as_json(settings: Settings, stream: IO[str]) -> bool:
-    """Returns True if lines to this stream are JSON."""
+    """Returns True if log lines are written to this stream as JSON."""
     return settings.log_format == "json" or (settings.log_format == "auto" and not stream.isatty())
 
 

@@ -1,7 +1,8 @@
 """Supervised background loops, and guarded observers.
 
 Every repeating thread is a `Loop`: a failed step is logged, counted and retried with exponential backoff; only
-`stop` or `LoopEnded` ends a loop. `Guard` calls observers (metrics, traces, logs) and contains their exceptions.
+`stop` or `LoopEnded` ends a loop. `Guard` calls observers (metrics, traces, logs) and keeps their
+exceptions from propagating.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Loop:
 
     `interval_seconds`: wait between steps; 0 for a step that itself waits. After a failure the wait is
     `retry_seconds`, doubled per consecutive failure up to `retry_seconds_max`. `on_failure(name)` is called per
-    failure, for a metric. An error is logged once per distinct text until the loop has succeeded again; errors of
-    the types `expected` (such as an unreachable server) are logged without their stack.
+    failure, for a metric. An error is logged once per distinct text until the loop has succeeded again.
+    `expected`: types of errors that are logged without a stack trace (such as an unreachable server).
     """
 
     def __init__(

@@ -133,7 +133,7 @@ def live() -> dict[str, str]:
 
 
 def ready() -> dict[str, str]:
-    """Returns the readiness checks, which fail until the worker has started, and while it has not reached the
+    """Returns the readiness checks, which fail until the worker has started and whenever it has not reached the
     broker recently."""
     silent_seconds = time.monotonic() - _Worker.seen_at
     lost = silent_seconds >= READY_SILENT_SECONDS_MAX

@@ -138,7 +138,7 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self._room = threading.Semaphore(CONNECTIONS_MAX)
         self._lock = threading.Lock()
-        self._began: dict[socket.socket, float] = {}  # connections, in the order of arrival
+        self._began: dict[socket.socket, float] = {}  # start times of connections, in order of arrival
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -163,7 +163,7 @@ class _Server(ThreadingHTTPServer):
             self._ended(request)
 
     def service_actions(self) -> None:
-        """Called between requests, and twice per second."""
+        """Called by `serve_forever` after each new connection, and every 0.5 s while there is none."""
         started_before = time.monotonic() - REQUEST_SECONDS_MAX
         with self._lock:
             expired = sum(began < started_before for began in self._began.values())

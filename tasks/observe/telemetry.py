@@ -67,7 +67,8 @@ def _sentry(dsn: str, service: str) -> None:
         raise TelemetryMissing(
             "REPLAYS_SENTRY_DSN is set, but sentry_sdk is not installed: install replays-ingest[sentry]"
         ) from error
-    # A failed task is reported as one event with its traceback. Celery also logs the task and its chord as errors.
+    # A failed task is reported as one event with its traceback. Celery also logs one error for the task and one
+    # for its chord, which would be reported as further events.
     for name in DUPLICATE_CELERY_LOGGERS:
         ignore_logger(name)
     sentry_sdk.init(

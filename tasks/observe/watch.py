@@ -158,7 +158,7 @@ def _on_beginning(instance: Any = None, **_: Any) -> None:
 def _on_logging(**_: Any) -> None:
     logs.configure(load_fleet())
     celery_lines.install()
-    # Celery's received and succeeded lines; `log_run` replaces them.
+    # Hides Celery's log lines "received" and "succeeded"; `log_run` replaces them.
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -3,8 +3,8 @@
     World(Shape.draw(seed)).run()
 
 One seed determines the whole world: the number of partitions and readers, the limits, the faults and their times.
-`python -m ingest.testing.simulation --seeds 1000` tries many seeds and prints the shortest history of one that
-fails.
+`python -m ingest.testing.simulation --seeds 1000` tries many seeds and prints the shortest history for each
+of the first seeds that fail.
 
 clock.py      time, and scheduled events
 shape.py      the world of a seed

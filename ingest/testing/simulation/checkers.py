@@ -106,8 +106,8 @@ class Durability:
         return bool(began_with) and partition >= min(began_with)
 
     def _follows_another_topic(self) -> bool:
-        """Returns whether a stored commit names a deleted topic, so that the current topic is new to the whole
-        group.
+        """Returns whether a stored commit contains the id of a deleted topic, which means that the current topic
+        is new to the whole group.
         """
         return any(_topic_of(*found) not in ("", self._broker.topic_id) for found in self._group_commits())
 
@@ -118,7 +118,7 @@ class Durability:
         """Checks the committed offset at which a partition is resumed. Raises Violation if the offset belongs to a
         deleted topic.
 
-        A commit whose cut record was lost or refused does not name its topic. Such a commit cannot be
+        A commit whose cut record was lost or refused contains no topic id. Such a commit cannot be
         distinguished from a commit of the current topic, unless other commits of the group or the process itself
         refer to the former topic (`ingest.core.starting`).
         """
@@ -292,8 +292,8 @@ class Bounded:
         flushing = [flight.phase for flight in flights].count(Phase.FLUSHING)
         if flushing > limits.in_flight_batches_max:
             raise Violation("bounded", f"{reader.name} has {flushing} running chords")
-        # The number of batches may exceed the limit after cuts because of age, after several cuts at one message,
-        # and after splits.
+        # The number of batches may exceed the limit after cuts triggered by age, after several cuts caused by a
+        # single message, and after splits.
         slack = self._shape.partitions + CUTS_PER_MESSAGE_MAX + self._recut
         if len(flights) > limits.in_flight_batches_max + slack:
             raise Violation("bounded", f"{reader.name} holds {len(flights)} batches")
@@ -569,6 +569,6 @@ class Checkers:
                 self._same_cut.check(reader, command, now)
 
     def at_end(self) -> None:
-        """Makes the final checks, long after the last fault."""
+        """Runs the final checks, long after the last fault."""
         self.durability.at_end()
         self._twice.at_end()

@@ -139,5 +139,5 @@ class Dice:
         return int(self._streams[fault].random() * count)
 
     def uniform(self, low: float, high: float) -> float:
-        """Returns a random value that injects no fault, such as a latency."""
+        """Returns a random value for fault-free operation, such as a latency."""
         return low + (high - low) * self._latency.random()

@@ -441,7 +441,7 @@ class SimulatedSource:
         self._paused.update(source.partition for source in sources if source.partition in self.epochs)
 
     def resume(self, sources: tuple[TopicPartition, ...]) -> None:
-        """Fetches from these partitions again."""
+        """Resumes fetching from these partitions."""
         self._paused.difference_update(source.partition for source in sources)
 
     def rejoin(self) -> None:

@@ -1,7 +1,7 @@
 """One reader process of the simulated world: the real pipeline and runtime loop, with simulated dependencies.
 
-The process can be killed between any two commands, frozen as by SIGSTOP, and stopped. A slot of the deployment
-then starts the process that replaces it.
+The process can be killed between any two commands, frozen as if by SIGSTOP, or shut down. Its slot in the
+deployment starts a new process after the old one has ended.
 """
 
 from __future__ import annotations
@@ -280,7 +280,7 @@ class Reader:
 
     @property
     def frozen(self) -> bool:
-        """True while the process is stopped by SIGSTOP."""
+        """True while the process is suspended, as if by SIGSTOP."""
         return self._timeline.now < self.frozen_until
 
     def step(self) -> None:
@@ -370,7 +370,7 @@ class Reader:
         if self.alive:
             self.put(self.parser.parsed(message))
 
-    # the source of the runtime; the process may die before each call
+    # The message source that the runtime uses. The process may be killed before each commit.
 
     def poll(self, timeout_seconds: float) -> Sequence[Message]:
         return self.source.poll(timeout_seconds)

@@ -50,7 +50,7 @@ class Shape:
 
     @classmethod
     def draw(cls, seed: int) -> Shape:
-        """Returns the shape of this seed, which is always the same."""
+        """Returns the shape for this seed; the same seed always gives the same shape."""
         random = Random(f"{seed}/shape")
         limits = Limits(
             batch_messages_max=random.choice((1, 2, 3, 5, 8)),

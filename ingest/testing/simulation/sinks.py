@@ -31,7 +31,7 @@ class Item(NamedTuple):
 
 
 class Sinks:
-    """All sinks of a world, which store durable items and count the writes of each."""
+    """All sinks of one simulated world. They store the durable items and count how often each item was written."""
 
     def __init__(self, dice: Dice, trace: Trace) -> None:
         self.stored: dict[str, set[str]] = {"gcs": set(), "clickhouse": set(), "bigquery": set(), "datadog": set()}

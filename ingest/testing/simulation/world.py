@@ -42,7 +42,7 @@ NEW_MESSAGES_MAX = 30
 
 @dataclass(slots=True)
 class ReaderSlot:
-    """One replica of the deployment, with its current process and the number of processes so far."""
+    """One replica of the deployment, with its current process and the number of processes that it has had."""
 
     name: str
     instance: str

@@ -83,8 +83,7 @@ def message(envelope: Envelope, project: Project, client: Client) -> Produced | 
 
 
 def ignored(envelope: Envelope) -> Counter[str]:
-    """Returns the numbers of items that have no destination here, by type; unknown types are counted as
-    "other"."""
+    """Returns how many items of each type have no destination here; unknown types are counted as "other"."""
     kinds = (item.type for item in envelope.items if item.type not in REPLAY_TYPES)
     return Counter(kind if kind in KNOWN_TYPES else "other" for kind in kinds)
 

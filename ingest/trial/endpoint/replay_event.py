@@ -22,7 +22,7 @@ LIST_MAX = 100
 TAGS_MAX = 200
 TAG_CHARACTERS_MAX = 200
 AUTO_ADDRESS = "{{auto}}"
-# Before the setting existed, these SDKs had the user's address stored by default.
+# SDKs for these platforms that are too old to send `infer_ip` expect the user's IP address to be stored.
 _PLATFORMS_WITH_ADDRESS = frozenset(("javascript", "cocoa", "objc"))
 
 
@@ -85,7 +85,7 @@ def _seconds(value: Any, received_at: float) -> float:
 
 
 def _ids(name: str, value: Any) -> list[str]:
-    """Returns the valid ids of a list. Relay refuses events with more than a hundred ids."""
+    """Returns the valid ids in a list. Like Relay, refuses events with more than LIST_MAX ids."""
     if not isinstance(value, list):
         return []
     if len(value) > LIST_MAX:
