@@ -176,7 +176,7 @@ _rows = msgspec.json.Decoder(_ProjectField)
 
 
 def _project_of(item: Item) -> str:
-    """Returns the project of a recording, by its object's name, or of a row; empty if there is none."""
+    """Returns the project id, read from the name of a recording's object or from a row; empty if there is none."""
     if isinstance(item, Blob):
         parts = item.name.split("/")
         # <retention>/<project>/<replay>/<segment>; packed objects have other names

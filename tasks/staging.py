@@ -53,7 +53,8 @@ from tasks.wire import (
 
 # Done marks are kept while the batch's offsets may be uncommitted. A dead reader is replaced within minutes.
 SETTLED_TTL_SECONDS = 3600
-# Nothing is staged above this share of maxmemory. The rest is reserved for queues, chords and done marks.
+# A batch is staged only if Redis then uses at most this share of maxmemory. The rest is reserved for queues,
+# chords and done marks.
 MEMORY_SHARE_MAX = 0.75
 # A batch is too large for this Redis if it needs more than this fraction of MEMORY_SHARE_MAX.
 ONE_BATCH_SHARE_MAX = 0.5
@@ -401,8 +402,8 @@ class Staging:
     def mark(self, batch: str, task: str, task_id: str, content: str = "", result: Part | None = None) -> str:
         """Sets the done mark of a task whose write is durable, and deletes its payload.
 
-        `result`: the report to a breaker in the same round trip. Returns the breaker's state; empty if it was not
-        reported.
+        `result`: a report to a circuit breaker, sent in the same round trip. Returns the breaker's state, or an
+        empty string if no report was sent or the report failed.
         """
         unfinished = (f"{kind}{name}/{task}" for kind in ("", SEAL) for name in ("left", "appends"))
         # _MARK expects exactly seven names.

@@ -7,7 +7,7 @@ One Redis hash per batch, under `batch_key(batch_id, digest)`:
     done/<task name>  set once that task's write is durable (the done mark): "1", or its seal (`tasks.seals`)
 
 The digest covers every item, so that a mark is valid only for the bytes that were written. The same range with
-other content, for example from another release of the parser, is stored in another hash.
+different content, for example from another release of the parser, is stored in a separate hash.
 
 Readers and workers of different releases run side by side during an upgrade. Compatibility:
 
@@ -97,7 +97,7 @@ class MetricKind(StrEnum):
 class Blob(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """One object for blob storage. `name` is deterministic, and `content` is stored unchanged.
 
-    `offset` is the Kafka offset of its message, to trace a refusal.
+    `offset` is the Kafka offset of the source message, so that a refusal can be traced to that message.
     """
 
     name: str
@@ -421,7 +421,7 @@ def reference(manifest: Manifest) -> str:
 
 
 def batch_id_of(batch: str) -> str:
-    """Returns the batch id in such a reference. Topic names contain no colon."""
+    """Returns the batch id in a reference to a staged batch. Topic names contain no colon."""
     return batch.rsplit(":", 1)[0]
 
 

@@ -34,7 +34,7 @@ PROOF = (
 
 
 class DatadogSink:
-    """Writes metrics: counters and distributions, packed into packets that fit an Ethernet frame."""
+    """Writes counters and distributions, several per packet. A UDP packet fits into one Ethernet frame."""
 
     name = "datadog"
 

@@ -1,7 +1,7 @@
 """In-memory sinks for tests and dry runs.
 
 They behave like the real sinks: equal objects and row ids are stored once. Tests can make each sink fail: `fail`
-makes the next writes raise given errors, and `refuse` makes the sink refuse items permanently.
+makes the next writes raise the given errors, and `refuse` makes the sink refuse items permanently.
 """
 
 from __future__ import annotations

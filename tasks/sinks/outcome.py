@@ -109,8 +109,8 @@ def seconds_until(ends_at: float) -> float:
 
 
 class Outcome:
-    """Collects the failures of one write, by item position. Items for which nothing is recorded are durable. Used
-    by one thread."""
+    """Collects the failures of one write, by item position. Items for which nothing was recorded count as durable.
+    Used by one thread."""
 
     def __init__(self, sink: str) -> None:
         self._sink = sink
@@ -152,7 +152,8 @@ class Outcome:
 
         An error that needs an operator takes precedence: the whole batch is retried after the fix. Next comes an
         error that is retried automatically; it also lists the refused items, which the server will name again once
-        the other items are durable. An error that lists only refused items is raised if there is no other error.
+        the other items are durable. An error that lists only refused items is raised only if there is no
+        other error.
         """
         if self._unproven:
             count, first = len(self._unproven), shortened(self._unproven[0])

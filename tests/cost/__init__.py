@@ -1,3 +1,3 @@
-"""Measures the cost of the most expensive messages: known shapes, a search for others, and the limit that all of
-them must meet.
+"""Measures the cost of the most expensive messages, both known shapes and messages found by a search, and checks
+that the cost stays within the limit.
 """

@@ -87,7 +87,7 @@ WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One event, or a run of events, as bytes of JSON or bytes that only resemble JSON."""
+    """One event, or a run of events, as JSON or as bytes that only resemble JSON."""
 
     before: bytes
     part: bytes
@@ -106,7 +106,8 @@ class Piece:
 class Recipe:
     """A recording as a list of pieces.
 
-    If `is_sampled` is true, the segment gets a number for which the parser reads canvas mutations and options.
+    The parser reads canvas mutations and options only for a sample of segment numbers. If `is_sampled` is true,
+    the segment has one of these numbers.
     """
 
     pieces: tuple[Piece, ...]

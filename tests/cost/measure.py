@@ -2,8 +2,8 @@
 
     python -m tests.cost.measure FILE     one message, measured in this process, as JSON
 
-CPU time is measured in this process, and memory in another. Each CPU time is the minimum of several runs, which
-alternate between parsing and the floor's work, so that a busy machine affects both CPU times equally.
+CPU time is measured in this process, and memory in a separate process. Each CPU time is the minimum of several
+runs, which alternate between parsing and the minimum work, so that a busy machine affects both CPU times equally.
 `docs/cost.md` defines the floor.
 """
 

@@ -33,8 +33,8 @@ from tests.kit.whole_system import System, until
 MEMORY_BYTES_MAX = GiB
 STEADY_PROJECT = 4200  # All hostile shapes belong to project 11.
 STEADY_REPLAY_ID = "57ead0" + "0" * 26
-# With these settings nothing is parked only because a shared machine is busy, and every segment is sampled, which
-# is the most expensive case.
+# With these settings, a busy shared machine does not cause batches to be parked, and every segment is sampled,
+# which is the most expensive case.
 PATIENT_SETTINGS = {
     "sink_timeout_seconds": "20",
     "flush_deadline_seconds": "120",

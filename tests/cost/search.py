@@ -2,7 +2,7 @@
 
 The search breeds three populations, each for one kind of cost relative to its limit: CPU (multiple of the floor),
 memory (multiple of the inflated size), and bytes of rows per segment. The search starts from shapes that once
-stopped a reader, and from events of our recordings with repeated parts. The best recipes of each population are
+stopped a reader, and from recorded events in which one part is repeated. The best recipes of each population are
 measured again at full size in separate processes, and printed. `--keep` adds the most expensive recipe of each
 kind to tests/cost/found.json.
 
@@ -106,7 +106,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=600.0, help="Total time for all kinds, in seconds.")
     parser.add_argument(
-        "--seed", type=int, default=None, help="Random seed; by default from the clock, and printed."
+        "--seed", type=int, default=None, help="Random seed; by default, the current time. The seed is printed."
     )
     parser.add_argument(
         "--raw-bytes", type=int, default=FULL_RAW_BYTES, help="Inflated size of the final measurement, in bytes."

@@ -243,7 +243,7 @@ def test_a_reader_suspended_past_its_session_commits_nothing(stack: Stack, tmp_p
 
 
 def test_the_demo_runs_on_apache_kafka(stack: Stack, tmp_path: Path) -> None:
-    """The demo runs on Apache Kafka if it is started as a user would start it."""
+    """The demo, started as a user would start it, runs on Apache Kafka."""
     arguments = ["150", "--kafka", "apache", "--profile", "small", "--json", "--directory", str(tmp_path)]
     command, sockets = PARENTS.share_with("ingest.local.demo", *arguments)
 

@@ -44,7 +44,7 @@ def demo(
     command, sockets = PARENTS.share_with("ingest.local.demo", *arguments, "--json")
     process = start(command, directory, sockets, settings)
     output, _ = process.communicate(timeout=SECONDS_MAX)
-    began = output.find("{")  # the Kafka client may have printed a line before
+    began = output.find("{")  # the Kafka client may have printed a line before the JSON
     assert began >= 0, output
     return process.returncode, json.JSONDecoder().raw_decode(output[began:])[0]
 

@@ -232,7 +232,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """
     patience = {"retry_backoff_seconds": "600", "retry_backoff_seconds_max": "600"}
     park_at_once = {"task_retries_max": "0", "breaker_failures_min": "10000"}
-    # A call that is slow because the machine is busy would also be parked, and stay parked.
+    # Long timeouts: otherwise, a slow sink call on a busy machine would park a batch, which would stay parked.
     patience |= {"sink_timeout_seconds": "20", "flush_deadline_seconds": "120", "task_visibility_seconds": "300"}
     with System(tmp_path_factory.mktemp("documented"), **patience, **park_at_once) as running:
         running.load(60, seed=1)

@@ -43,7 +43,7 @@ Mixed = Callable[..., MixedFleet]
 def mixed(
     stack: Stack, apache_kafka: JavaKafka, statsd: Statsd, fresh_name: Callable[[str], str], tmp_path: Path
 ) -> Iterator[Mixed]:
-    """Creates a fleet that uses the session's servers and can run this code and planted releases.
+    """Creates a fleet that uses the test session's servers and can run this code and patched copies of this code.
 
     The broker is Apache Kafka, which keeps the cut records that the releases read from each other.
     """

@@ -1,5 +1,5 @@
-"""A browser uses the shop of `replays-ingest try` with the shipped SDK, and the session has the corresponding
-facts.
+"""A browser with the shipped SDK uses the shop of `replays-ingest try`, and the facts about the session match what
+the browser did.
 
 The session is recorded live; nothing in this file comes from a stored recording. `make live-sdks` makes the same
 comparison for other versions of the SDK.
@@ -27,8 +27,8 @@ SDK_VERSION = json.loads((ROOT / "ingest/trial/static/vendor/VERSIONS.json").rea
 
 
 def test_a_session_in_the_shop_is_recorded_and_watched_with_its_facts() -> None:
-    """The page of the recording opens once every sink has it, and shows the clicks, requests and errors that were
-    made.
+    """The recording's page opens once every sink has the recording, and shows the clicks, requests and errors that
+    occurred in the session.
 
     Ctrl-C removes everything.
     """

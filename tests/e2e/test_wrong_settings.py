@@ -1,5 +1,5 @@
-"""Given any kind of wrong setting, every command prints one line that names the setting and what to do, and exits
-with 2.
+"""Given any kind of wrong setting, every command prints one line that names the setting and says what to do, and
+exits with 2.
 
 The commands are read from the command-line program itself, so new commands are included. Our commands run in this
 process; `celery` commands and servers run in forks of a process that has imported them (`tests.kit.prestarted`).
@@ -36,7 +36,7 @@ class BrokenSetting:
     """One wrong setting. The line must contain all `names`. `reader` is true for a setting of the reader, which
     Celery programs do not read.
 
-    Every command is tested with the first setting of each `kind`, and some commands with every other setting.
+    A setting whose `kind` is true (the first of its kind) is tested with every command, any other with a few.
     """
 
     id: str
@@ -278,8 +278,8 @@ def test_every_command_refuses_a_wrong_setting_in_one_line(
 def test_every_setting_is_refused_in_one_line(
     name: str, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every invalid value of every setting is refused in one line: by all commands in `make wrong-settings`, and
-    by one command otherwise.
+    """Every invalid value of every setting is refused with a one-line error. `make wrong-settings` tests each
+    value with all commands; other test runs use one command per value.
 
     No control character is printed.
     """

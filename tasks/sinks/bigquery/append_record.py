@@ -1,8 +1,8 @@
 """The record of a flush task's appends: which rows were sent to which stream, at which offset.
 
 The record is stored before the append that it describes, and outlives the run. An offset of a stream is only ever
-used for one sequence of rows, so a later run in any process may send the same rows to the same offset again:
-docs/decisions/039-storage-write.md.
+used for one sequence of rows, so a later run in any process may send the same rows to the same offset again
+(see docs/decisions/039-storage-write.md).
 """
 
 from __future__ import annotations

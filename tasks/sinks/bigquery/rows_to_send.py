@@ -42,11 +42,11 @@ class Positions:
         return position in (self._range if self._index is None else self._index)
 
     def index(self, position: int) -> int:
-        """Returns the index of a position that this object contains."""
+        """Returns the index of `position` in the list of positions. `position` must be in this list."""
         return position - self._range.start if self._index is None else self._index[position]
 
     def contain(self, ranges: Ranges) -> bool:
-        """Returns whether all positions in the half-open ranges are contained."""
+        """Returns whether this object contains every position of the given half-open ranges."""
         if self._index is None:
             return all(self._range.start <= start and stop <= self._range.stop for start, stop in ranges)
         return all(position in self._index for start, stop in ranges for position in range(start, stop))

@@ -184,7 +184,7 @@ class Service:
         self.limit = BodyLimit(REQUEST_BYTES_MAX)
 
     def refresh(self) -> None:
-        """Fetches a token when the old one is about to expire. Raises google-auth's exceptions."""
+        """Fetches a new token when the current one is about to expire. Raises google-auth's exceptions."""
         headers = {"Content-Type": "application/json", "User-Agent": "replays-ingest", "Expect": ""}
         url = self._client._connection.API_BASE_URL
         self._client._credentials.before_request(self._fetch_token, "POST", url, headers)

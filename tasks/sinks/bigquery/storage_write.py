@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 SENDS_MAX = 3
 # Share of the remaining time for one request, so that there is time to send it again.
 SEND_SHARE = 0.5
-# Maximum number of refused appends per write, because each one needs a new stream. The next write sends the
-# remaining rows.
+# Maximum number of refused appends per write. The number is limited because each refusal requires a new
+# stream. The next write sends the remaining rows.
 REFUSALS_MAX = 4
 # Maximum number of times per write that an append may find its stream finalized or gone.
 DROPS_MAX = 3

@@ -49,7 +49,7 @@ def good_row(table: str, now: float) -> dict[str, Any]:
 
 
 def dry_run_insert(table: str) -> bytes:
-    """Returns the body of an insertAll that stores nothing, and shows whether the good row would be accepted."""
+    """Returns the body of an insertAll request that stores nothing but shows whether a valid row is accepted."""
     rows = [
         {"insertId": CHECK_ID, "json": good_row(table, time.time())},
         {"json": {NO_SUCH_COLUMN: True}},
@@ -58,7 +58,7 @@ def dry_run_insert(table: str) -> bytes:
 
 
 def failure_of_dry_run(answer: Answer) -> Failure | None:
-    """Returns the problem that the response to `dry_run_insert` reveals, or None if the good row is accepted."""
+    """Returns the problem revealed by the response to a `dry_run_insert`, or None if the good row is accepted."""
     found = refusals_of(answer, rows=2)
     if isinstance(found, Failure):
         return found.blamed(Blame.TABLE) if found.blame.blames_items else found
@@ -71,7 +71,7 @@ def failure_of_dry_run(answer: Answer) -> Failure | None:
 
 def fault_of_resource(table: str, answer: Answer) -> Failure | None:
     """Returns the problem that the table's resource reveals, such as a missing column. Returns None if the columns
-    fit.
+    match.
     """
     if not answer.ok:
         return classify_answer(answer)

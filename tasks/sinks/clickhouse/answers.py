@@ -68,8 +68,8 @@ def exception_of(answer: Answer) -> Failure | None:
 
 
 def written_rows(answer: Answer) -> int | None:
-    """Returns the number of written rows in the summary. Returns None if the summary is missing or is not from
-    ClickHouse."""
+    """Returns the number of rows written, according to the response's summary header. Returns None if the header
+    is missing or is not from ClickHouse."""
     try:
         written = json.loads(answer.headers.get(SUMMARY, ""))["written_rows"]
     except (ValueError, LookupError, TypeError):

@@ -154,13 +154,13 @@ BLAME_BY_CLASS: dict[type[BaseException], Blame] = {
 }
 
 _BLAME_BY_NUMBER = {number: blame for (number, _), blame in BLAME_BY_CODE.items()}
-# A format error has `(at row 3)`, a violated constraint `is violated at row 3.`
+# A format error contains `(at row 3)`; a violated constraint is reported with `is violated at row 3.`
 _ROW = re.compile(r"\(at row (\d{1,9})\)|is violated at row (\d{1,9})\.")
 _STATUS = re.compile(r"HTTP status (\d{3})")
 _URL = re.compile(r"\s*\(for url [^)]*\)")
 
-# The server reports a column that the table lacks as a wrong value. If the reader is newer than the schema, every
-# row has such a column. These rows are valid and must not become dead letters.
+# If a row has a column that the table lacks, the server reports this like a wrong value. If the reader is newer
+# than the schema, every row has such a column. These rows are valid and must not become dead letters.
 UNKNOWN_FIELD = "Unknown field found while parsing"
 # If a materialized view fails on rows that its source table accepts, the view is at fault.
 PUSHING_TO_VIEW = "while pushing to view"

@@ -42,8 +42,8 @@ INSERT_SETTINGS: dict[str, Any] = {
     "input_format_parallel_parsing": 0,  # otherwise errors do not number rows from the start of the insert
     "max_partitions_per_insert_block": 0,  # a client with a wrong clock must not block the batch
     "insert_deduplicate": 1,
-    # Without this setting, if an insert wrote the table but failed before it wrote the view, the server would skip
-    # the retry for both.
+    # Without this setting, if an insert wrote to the table but failed before it wrote to the view, the server
+    # would skip the retry for both.
     "deduplicate_blocks_in_dependent_materialized_views": 1,
 }
 

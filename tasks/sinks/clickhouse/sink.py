@@ -203,7 +203,7 @@ class _Write:
         return failure.blamed(Blame.ROW)
 
     def _without_named(self, table: str, positions: list[int], failure: Failure) -> None:
-        """Removes the rows that the server names, one after another, and writes the others."""
+        """Removes, one at a time, the rows that the server reports as bad, and writes the remaining rows."""
         wanted, refused, first = list(positions), 0, 0
         while wanted:
             row = row_of(failure.message)
@@ -250,8 +250,8 @@ class _Write:
 
 
 def client(settings: Settings, *, database: str | None = None) -> Any:
-    """Returns a connected clickhouse-connect client; also for migrations and readers. May be used by several
-    threads.
+    """Returns a connected clickhouse-connect client for migrations and queries; the sink itself does not use this
+    client. Several threads may share the client.
 
     Raises the driver's exceptions; `tasks.sinks.clickhouse.errors.classify` classifies them.
     """
@@ -302,7 +302,7 @@ def _size_bytes(items: Sequence[Row], positions: Sequence[int]) -> int:
 
 
 def _table_token(token: str, table: str, items: int, positions: list[int]) -> str:
-    """Returns the deduplication token of these rows of this write.
+    """Returns the deduplication token for the rows at `positions` in this write.
 
     A repeated write is divided into the same groups of rows with the same tokens. If a refused row has been
     removed, the group has different content, so it gets a different token.

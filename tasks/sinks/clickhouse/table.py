@@ -215,7 +215,7 @@ def dry_run_rows(table: str, now: float) -> bytes:
 
 
 def failure_of_dry_run(answer: Answer) -> Failure | None:
-    """Returns the problem that the response to an insert of `dry_run_rows` reveals. Returns None if the table
+    """Returns the problem revealed by the response to an insert of `dry_run_rows`. Returns None if the table
     accepts these rows.
     """
     exception = exception_of(answer)

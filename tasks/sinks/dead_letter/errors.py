@@ -35,7 +35,7 @@ TABLE = TOO_LARGE | _names(
     """
 )
 
-# The cause is an address or a setting.
+# The cause is a wrong address or a wrong setting.
 REQUEST = _names(
     """
     INVALID_REQUEST INVALID_REQUIRED_ACKS UNSUPPORTED_COMPRESSION_TYPE UNSUPPORTED_VERSION _FS _INVALID_ARG

@@ -11,7 +11,7 @@ NONCURRENT_CONDITIONS = frozenset(("numNewerVersions", "daysSinceNoncurrentTime"
 
 
 def expires(rules: Iterable[Mapping[str, Any]], days: int, condition: str = "age") -> bool:
-    """Returns whether a lifecycle rule with this condition deletes all objects of this retention on time."""
+    """Returns whether a lifecycle rule with this condition deletes all objects with this retention on time."""
     return any(
         _deletes(rule)
         and _prefixes(rule, days, within=False)
@@ -22,7 +22,7 @@ def expires(rules: Iterable[Mapping[str, Any]], days: int, condition: str = "age
 
 
 def premature_delete_days(rules: Iterable[Mapping[str, Any]], days: int) -> int | None:
-    """Returns the age in days at which a rule deletes live objects of this retention too early; None if no rule
+    """Returns the age in days at which a rule deletes live objects with this retention too early; None if no rule
     does.
     """
     found = [

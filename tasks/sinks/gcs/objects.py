@@ -26,7 +26,7 @@ PROOF = (
 PROOF_FIELDS = "name,bucket,generation,size,crc32c"
 COMPARED_FIELDS = f"{PROOF_FIELDS},customTime,retentionExpirationTime,retention,temporaryHold,eventBasedHold"
 PROTECTIONS = ("retentionExpirationTime", "retention", "temporaryHold", "eventBasedHold")
-# Cloud Storage's wording of a refusal to overwrite, if the resource does not state the reason.
+# Matches Cloud Storage's message about a protected object, in case the object's resource does not show this.
 _PROTECTED = re.compile(r"retention|\bhold\b", re.IGNORECASE)
 _RATE_LIMITED = "object mutation"
 
@@ -124,13 +124,13 @@ def failure_of(wanted: Wanted, answer: Answer) -> Failure | None:
 
 
 def may_be_stored(answer: Answer, failure: Failure) -> bool:
-    """Returns whether the refusal may be caused by an existing object, which must then be compared."""
+    """Returns whether the refusal may have been caused by an existing object, which must then be compared."""
     return answer.status in (403, 412) and failure.blame in (Blame.CREDENTIALS, Blame.REQUEST)
 
 
 def compare_stored(wanted: Wanted, refused: Answer, failure: Failure, found: Answer | Failure) -> Failure | None:
     """Returns the problem with a refused upload, after comparing the upload with the object stored under its name.
-    Returns None if an identical object is stored.
+    Returns None if an identical object is already stored.
     """
     if isinstance(found, Failure):
         return found.about(f"comparing {wanted.name}")

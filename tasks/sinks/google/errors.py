@@ -210,7 +210,7 @@ def classify_answer(answer: Answer) -> Failure:
     """Returns the cause of an unsuccessful response of Google's JSON APIs."""
     error_object = (answer.json_object() or {}).get("error")
     if not isinstance(error_object, dict):
-        return failure_of_status(answer)  # a proxy's page or an empty body has only a status
+        return failure_of_status(answer)  # a proxy's page or an empty body; only the status is usable
     text = str(error_object.get("message") or describe_answer(answer))
     entries = error_object.get("errors")
     reasons = [

@@ -62,7 +62,7 @@ class Method(Enum):
 
 
 class Proxies(Enum):
-    """Which requests use the proxies that environment variables configure."""
+    """Selects the requests that use the proxies configured in environment variables."""
 
     HTTPS = "https only: an emulator on plain http is reached directly"
     ALL = "http and https"
@@ -316,7 +316,7 @@ class Connections:
         return found
 
     def close(self) -> None:
-        """Closes the connections of all threads, which must be idle."""
+        """Closes the connections of all threads. No request may be in flight in any thread."""
         for transfers in self._all:
             transfers.close()
         self._all.clear()

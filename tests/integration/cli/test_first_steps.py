@@ -59,7 +59,7 @@ def test_without_settings_and_without_a_stack_the_first_step_is_suggested(
 
 
 def test_with_settings_the_first_step_is_not_suggested(unconfigured: dict[str, str]):
-    """If any server is configured, no local stack would be used, so the advice does not suggest one."""
+    """If any server is configured, a command does not use a local stack, so the advice does not suggest one."""
     result = without_a_terminal({**unconfigured, "REPLAYS_KAFKA_BROKERS": CLOSED}, "status")
 
     assert (result.code, "local up" in result.err) == (1, False)

@@ -60,7 +60,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
     for name in THEIRS:
         (site / name).mkdir()
         (site / name / "__init__.py").write_text(f"OWNER = 'whoever installed {name}'\n")
-    # The .pth file contains a plain path, so .pth files in that directory, including the one of our checkout, are
+    # The .pth file contains a plain path, so .pth files in that directory, including the one for our checkout, are
     # not processed.
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     install = ["-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index", str(wheel)]

@@ -32,9 +32,9 @@ def status_of(url: str, login: str = "") -> int:
 
 
 def test_the_whole_system_starts_ingests_and_stops(tmp_path: Path):
-    """If the stack is started without programs, its servers still have everything that programs and other commands
-    need. If the stack is started with programs, the whole system ingests and commits a generated load, serves
-    every page with one login, and stops.
+    """A stack that runs only the servers still has everything that programs and other commands need. When the
+    programs are started too, the whole system ingests and commits a generated load, serves every page after one
+    login, and stops.
     """
     place, printed = tmp_path / "stack", list[str]()
     servers = background.start_stack(place, progress=printed.append)

@@ -198,7 +198,7 @@ def test_status_and_top_show_partitions_without_an_owner(fleet: Fleet) -> None:
 
 
 def test_workers_are_seen_with_their_queues_until_they_end(fleet: Fleet) -> None:
-    """While a worker for two queues runs, the other queues have no consumer.
+    """If the only running worker consumes two queues, the other queues have no consumer.
 
     The worker is no longer listed after it has stopped.
     """

@@ -35,7 +35,7 @@ def first_format(item: DeadLetter) -> DeadLetter:
 
 @pytest.mark.parametrize("older", [False, True], ids=["this format", "the first format"])
 def test_a_refused_item_is_written_to_its_sink_and_marked(topics: Topics, older: bool) -> None:
-    """A refused blob and refused rows are written to their sinks; equal letters are written only once.
+    """A replay writes a refused blob and refused rows to their sinks; equal letters are written only once.
 
     A second run finds nothing to replay.
     """
@@ -132,7 +132,8 @@ def test_a_tables_name_is_never_sql(topics: Topics) -> None:
 
 
 def test_an_item_without_its_message_needs_an_option(topics: Topics) -> None:
-    """An item without its message is written only with an option, because its content cannot be verified.
+    """An item whose message is missing is written only with `--unverified`, because the content of the item cannot
+    be verified.
 
     The names of such an item are still checked.
     """

@@ -230,7 +230,7 @@ def test_an_unknown_replay_is_reported_in_one_sentence(untouched: Store) -> None
 def test_an_interrupted_erasure_is_finished_by_the_next_run(packed: Store) -> None:
     """If BigQuery becomes unavailable after the objects were overwritten, the erasure is finished by the next run.
 
-    The interrupted run keeps the rows, so that the next run finds the remaining data.
+    The interrupted run leaves the rows in place, so that the next run finds the remaining data.
     """
     bucket = packed.bucket_bytes()
     found = Eraser(packed.settings, *packed.victim).search()

@@ -68,7 +68,8 @@ class FirstFault:
     """`finding`: the name of the finding in `check`. `said`: the text that every report contains. `what_to_do`:
     the advice.
 
-    `event`: the event of the log line. `in_reader`, `in_worker`: whether that process encounters the fault.
+    `event`: the value of the field `event` in the log line. `in_reader`, `in_worker`: whether that process
+    encounters the fault.
     """
 
     finding: str
@@ -177,8 +178,9 @@ def answered(child: Child, condition: Callable[[], bool], what: str) -> None:
 
 @named
 def test_check_reports_the_fault_in_one_finding(name: str, broken: dict[str, str]) -> None:
-    """`check` reports the fault in one finding, with the advice. Apart from this finding, `check` reports only the
-    missing worker as an error, and one warning about everything that could not be tested because of the fault.
+    """`check` reports the fault in one finding, which says what to do. Apart from this finding, `check` reports
+    only the missing worker as an error, and one warning about everything that could not be tested because of the
+    fault.
     """
     expected, arrived = FAULTS[name], queue.SimpleQueue[Finding | None]()
 

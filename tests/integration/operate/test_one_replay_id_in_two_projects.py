@@ -1,5 +1,5 @@
-"""If two projects record under the same replay_id, which anyone who knows the id can do, every sink keeps the data
-of both.
+"""If two projects record under the same replay_id (anyone who knows an id can reuse it), every sink keeps the data
+of both projects.
 
 The messages differ only in one string, so every identity within the replay (clicks, facts, segments, the outcome)
 is the same in both projects.
@@ -72,7 +72,8 @@ def two_projects(
     tmp_path: Path,
     fresh_name: Callable[[str], str],
 ) -> Iterator[TwoProjects]:
-    """Stores in which both projects were written, one after the other and within BigQuery's insertId window."""
+    """Stores to which both projects were written, one after the other, either seconds apart (within BigQuery's
+    insertId window) or minutes apart (outside it)."""
     gap, order = request.param
     stack.start(PARTS)
     name = fresh_name("two")
@@ -225,7 +226,7 @@ def summary(two_projects: TwoProjects, project: int) -> tuple[int, ...]:
 
 
 def clicks(two_projects: TwoProjects, project: int) -> tuple[int, int, int]:
-    """Returns the numbers of clicks, dead clicks and rage clicks that are expected of a project."""
+    """Returns the expected numbers of clicks, dead clicks and rage clicks for a project."""
     flags = [flags for (owner, _), flags in two_projects.expected.clicks.items() if owner == project]
     return len(flags), sum(flag.dead for flag in flags), sum(flag.rage for flag in flags)
 

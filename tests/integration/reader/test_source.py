@@ -224,8 +224,8 @@ def test_settled_batches_are_committed_one_past_their_last_message(brokers: str,
 
 @pytest.mark.kafka
 def test_a_broker_stores_the_longest_record_by_default(apache_kafka: JavaKafka, apache_topic: str) -> None:
-    """A broker with default settings stores a record of the maximum length; otherwise the offset would be lost,
-    too.
+    """A broker with default settings stores a cut record of the maximum length. If the broker refused the
+    record, the offset in the same commit would not be stored either.
     """
     stops = tuple(range(40, 100_000, 40))
     longest = cut_record.encode(0, cut_record.Record(stops=stops), Limits().cut_record_bytes_max)
@@ -319,8 +319,8 @@ def test_a_reader_assigned_partitions_while_leaving_leaves_at_once(
         given = wait_for_assignment(apache_kafka.address, group, 2, seconds=15)
         if given or not attempts_left:
             break
-        # A callback of the previous rebalance may still wait for a poll of the first reader, which would delay the
-        # next rebalance.
+        # A callback of the previous rebalance may still be waiting for the first reader to poll, and would delay
+        # the next rebalance.
         first.step_until(lambda: len(first.pipeline.sources) == 2)
     assert len(first.pipeline.sources) == 1, "the second partition is assigned only by the next poll"
 
@@ -333,8 +333,8 @@ def test_a_reader_assigned_partitions_while_leaving_leaves_at_once(
 
 
 def test_a_partition_revoked_while_paused_is_read_after_its_return(brokers: str, topic: str) -> None:
-    """A partition that was revoked while paused is read after it is assigned again, although the client keeps a
-    pause across rebalances.
+    """A partition that was revoked while paused is read after it is assigned again, although the client keeps
+    partitions paused across rebalances.
     """
     produce(brokers, topic, 400)
     limits = Limits(
@@ -498,7 +498,7 @@ def starts(reader: Reader) -> dict[int, int | None]:
 def test_the_start_chosen_by_the_policy_is_committed_before_reading(
     apache_kafka: JavaKafka, apache_topic: str
 ) -> None:
-    """The start chosen by the policy is committed before reading.
+    """The start offset chosen by the reset policy is committed before the reader reads a message.
 
     The successor of a reader that died before its first batch therefore starts at the same offset and skips
     nothing.

@@ -50,7 +50,7 @@ def without_stale_data(admin: Any) -> Iterator[None]:
 
 @contextmanager
 def primary_without_replica(admin: Any) -> Iterator[None]:
-    """Makes the server refuse writes, because it requires a replica and has none."""
+    """Makes the server refuse writes, by requiring a replica while the server has none."""
     admin.config_set("min-replicas-to-write", "1")
     yield
     admin.config_set("min-replicas-to-write", "0")

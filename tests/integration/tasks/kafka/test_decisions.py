@@ -156,7 +156,7 @@ def test_an_action_is_listed_once_although_a_reader_copies_it_too(client: Any, s
 
 
 def test_decisions_that_would_expire_are_refused(settings: Settings) -> None:
-    """`migrate` refuses a topic of decisions without compaction, in which decisions would expire."""
+    """`migrate` refuses an operators' topic that is not compacted, because its decisions would expire."""
     other = settings.model_copy(update={"kafka_operators_topic": f"{settings.kafka_topic}-deleted"})
     Topics(other).create(other.operators_topic, 1, {"cleanup.policy": "delete"}, 20)
     if Topics(other).config(other.operators_topic, 20).get("cleanup.policy") is None:

@@ -142,8 +142,8 @@ def test_a_missing_topic_is_one_error(topic_settings: Settings) -> None:
 
 
 def test_unavailable_brokers_end_the_read(topic_settings: Settings) -> None:
-    """If the brokers are unavailable, a read ends after the configured silence and reports the client's last
-    error.
+    """If the brokers are unavailable, a read ends after the configured time without a record, and reports the
+    client's last error.
     """
     away = topic_settings.model_copy(update={"kafka_brokers": "127.0.0.1:1"})
 

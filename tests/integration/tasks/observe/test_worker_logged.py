@@ -101,7 +101,7 @@ def fleet_options(sentry: Sentry) -> dict[str, str]:
 def test_a_worker_logs_lines_with_fields_and_reports_a_failure_once(
     fleet: Fleet, sentry: Sentry, collected: tuple[str, list[Any]]
 ):
-    """A worker flushes one batch and fails another whose sink is unavailable.
+    """A worker flushes one batch; the flush of another batch fails because a sink is unavailable.
 
     Each run is one line, the failure is one event, and the spans have the configured service name.
     """

@@ -140,7 +140,7 @@ def test_a_worker_counts_its_flushes_over_all_of_its_processes(fleet: Fleet, por
 
 
 def test_a_worker_without_its_broker_is_not_ready_but_live(fleet: Fleet, port: int):
-    """If Redis is unavailable, a worker is live but not ready, because a restart would not help."""
+    """If Redis is unavailable, a worker is not ready. The worker stays live, because a restart would not help."""
     fleet.worker()
     wait_until(lambda: get(port, "/readyz")[0] == 200, 20, "the worker to be ready")
 

@@ -32,7 +32,8 @@ def items_of(sink: str) -> list[Any]:
 def test_a_response_without_proof_is_not_a_success(
     sink: str, false_success: str, settings: Callable[..., Settings], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If a 2xx response does not prove the write, all items are retried, and an operator can read the response."""
+    """If a 2xx response does not prove that the items were written, all items are retried, and the error message
+    is short and printable."""
     with answering(false_successes(sink)[false_success]) as (url, _):
         made = build(sink, settings(**{ADDRESS[sink]: url}))
         with pytest.raises(TransientSinkError) as failed, caplog.at_level(logging.WARNING):
@@ -48,7 +49,7 @@ def test_a_response_without_proof_is_not_a_success(
 
 @pytest.mark.parametrize("sink", PROOFS)
 def test_a_valid_proof_is_accepted(sink: str, settings: Callable[..., Settings]) -> None:
-    """If the response proves the write, no request is repeated."""
+    """If the response proves that the items were written, no request is repeated."""
     with answering(PROOFS[sink]) as (url, requests):
         made = build(sink, settings(**{ADDRESS[sink]: url}))
         made.write(items_of(sink), "token", 5)
@@ -77,10 +78,10 @@ def test_after_a_false_response_the_same_write_works(
 
 
 def test_a_count_of_zero_is_retried_with_another_token(settings: Callable[..., Settings]) -> None:
-    """If the response to an insert reports zero rows, as for a repeated token, the insert is retried with a
-    different token.
+    """If the response to an insert reports zero rows, as it does for a repeated token, the insert is retried with
+    a different token.
 
-    Only a response with a positive row count proves the write.
+    Only a response with a positive row count proves that the rows were written.
     """
     zero = PROOFS["clickhouse"]
     with answering(answers_in_order([lambda request: zero(request, written_rows="0"), PROOFS["clickhouse"]])) as (

@@ -36,7 +36,7 @@ def error(status: int, reason: str, message: str) -> Answer:
 
 @dataclass
 class Bucket:
-    """A server with a bucket that stores each object once.
+    """A server with a bucket in which each object can be written only once.
 
     A second upload under the same name gets the response `refusal`. `properties` are added to every object
     resource that the server returns.
@@ -78,7 +78,7 @@ def blobs(*contents: bytes, name: str = "30/1/abc/{}") -> list[Blob]:
     "refusal", [error(403, *RETENTION), error(403, *HOLD), error(403, *NO_DELETE), Answer(412)]
 )
 def test_an_equal_object_counts_as_written(refusal: Answer, settings: Callable[..., Settings]) -> None:
-    """If an upload is refused but an object of equal size and checksum is stored, it counts as written."""
+    """If an upload is refused but an object with equal size and checksum is stored, the item counts as written."""
     bucket = Bucket(refusal)
     with answering(bucket) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))
@@ -167,8 +167,8 @@ def test_a_refusal_with_nothing_stored_is_about_permissions(settings: Callable[.
 
 @pytest.mark.parametrize("name", ["30/1/abc/{}", PACKED])
 def test_an_unexplained_precondition_failure_is_retried(name: str, settings: Callable[..., Settings]) -> None:
-    """If an upload is refused with 412 but no object exists, it is retried, because the refusal does not prove
-    a write.
+    """If an upload is refused with 412 but no object exists, the upload is retried, because a refusal alone does
+    not prove that the object is stored.
     """
 
     def refuse(request: Received) -> Answer:

@@ -43,8 +43,8 @@ def items(rows: list[Any]) -> list[Row]:
 def test_clickhouse_accepts_every_row_and_keeps_one_of_each(
     segments: list[Segment], settings: Callable[..., Settings], clickhouse_url: str
 ) -> None:
-    """If rows are written in two different cuts, as after a crash, FINAL shows each identity once, and the view
-    has the same counts.
+    """If the same rows are written twice, divided into different batches, as after a crash, FINAL shows each
+    identity once, and the view has the same counts.
     """
     made = settings(clickhouse_url=clickhouse_url, sinks=("clickhouse", "dead_letter"))
     list(migrate_only(made, "clickhouse"))

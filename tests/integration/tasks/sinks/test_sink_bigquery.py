@@ -77,8 +77,8 @@ def test_a_repeated_write_within_the_window_leaves_one_copy(sink: BigQuerySink, 
 def test_two_projects_with_one_replay_id_keep_all_their_facts(sink: BigQuerySink, migrated: Settings) -> None:
     """If two projects have the same replay id, the table and the view `<table>_exact` have all facts of both.
 
-    The recordings differ only in their project and are written within the window of insert ids, in either
-    chronological order.
+    The two recordings differ only in their project and receive time, and are written within the insertId window.
+    Both chronological orders are tested.
     """
     events = [{"type": 4, "timestamp": NOON * 1000, "data": {"href": "https://a/", "width": 1, "height": 1}}]
     for earlier, later in ((21, 22), (24, 23)):

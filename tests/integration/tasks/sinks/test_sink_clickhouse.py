@@ -195,7 +195,7 @@ def test_after_a_bad_row_the_same_write_still_leaves_one_copy(sink: ClickHouseSi
 
 
 def test_rows_that_the_server_does_not_name_are_left_to_the_caller(sink: ClickHouseSink, server: Any) -> None:
-    """If the server reports an error without a row number, as for arrays of different lengths, nothing is
+    """If the server reports an error without a row number, as it does for arrays of different lengths, nothing is
     written.
     """
     items = [click(1), click(2, **{"tags.key": ["a", "b"]}), click(3)]
@@ -301,7 +301,7 @@ def test_migrating_again_changes_nothing(settings: Callable[..., Settings], clic
 
 
 def test_an_edited_migration_is_refused(migrated: Settings, server: Any) -> None:
-    """A migration file that was edited after it was applied is refused, because the database has its checksum."""
+    """A migration file that was edited after it was applied is refused, because its checksum has changed."""
     server.command("INSERT INTO schema_migrations (version, name, checksum) VALUES (1, 'x', 'another')")
 
     with pytest.raises(PermanentSinkError, match="edited"):

@@ -99,7 +99,7 @@ def test_a_missing_agent_behind_a_unix_socket_is_transient(
 ) -> None:
     """Over a Unix socket the kernel reports a missing agent.
 
-    Nothing was sent, so every metric is reported as failed. When the agent is running again, the write works.
+    Nothing was sent, so every metric is reported as failed. Once an agent is running, the write succeeds.
     """
     path = str(tmp_path / "dsd.sock")
     sink = DatadogSink(settings(datadog_socket=path))

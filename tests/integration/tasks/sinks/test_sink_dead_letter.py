@@ -121,7 +121,7 @@ def test_a_message_of_sixteen_megabytes_fits_with_its_headers(topic_settings: Se
 
 
 def test_a_record_that_does_not_fit_parks_the_batch_with_what_to_change(topic_settings: Settings) -> None:
-    """A record that does not fit parks the batch, and the error says which limit of the topic to raise."""
+    """If a record exceeds a size limit, its batch is parked, and the error says which topic setting to raise."""
     limited = topic_settings.model_copy(update={"kafka_options": {"message.max.bytes": "100000"}})
     sink = DeadLetterSink(limited)
 
@@ -257,7 +257,7 @@ def test_check_warns_about_a_topic_that_may_lose_letters(
 
 
 def test_check_reports_what_a_broker_does_not_show(topic_settings: Settings) -> None:
-    """If a broker does not expose its settings, like the embedded one, `check` reports this, but not as an
+    """If a broker, such as the embedded one, does not expose its settings, `check` reports this, but not as an
     error.
     """
     checked = check("dead_letter", topic_settings)

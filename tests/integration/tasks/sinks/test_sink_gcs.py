@@ -41,8 +41,8 @@ def objects(made: Settings) -> dict[str, bytes]:
 
 
 def test_objects_read_back_byte_for_byte(bucket_settings: Settings) -> None:
-    """Objects are read back byte for byte, whether they are empty or several megabytes long, bytes or memoryviews,
-    even if names need quoting.
+    """Stored objects equal the written ones: empty or several megabytes long, given as bytes or as a memoryview,
+    and with names that need quoting.
     """
     items = [
         blob("30/1/abc/0", os.urandom(20_000)),
@@ -108,8 +108,8 @@ def test_check_sees_the_bucket(bucket_settings: Settings) -> None:
 def test_the_bucket_is_created_once_with_a_rule_per_retention(
     settings: Callable[..., Settings], gcs_endpoint: str
 ) -> None:
-    """`migrate` creates the bucket with one rule per retention; a dry run changes nothing, and a second run
-    finds the bucket.
+    """`migrate` creates the bucket with one lifecycle rule per retention period. A dry run changes nothing, and a
+    second run reports that the bucket exists.
     """
     made = settings(gcs_endpoint=gcs_endpoint)
 
@@ -217,7 +217,7 @@ def test_only_the_limit_of_one_object_name_waits_a_second() -> None:
 
 
 def test_a_failing_service_is_not_overloaded_by_retries(settings: Callable[..., Settings]) -> None:
-    """If every upload fails, only a quarter of them is retried, instead of all of them four times."""
+    """If every upload fails, only a quarter of the uploads are retried; not every upload is tried four times."""
     with answering(lambda request: Answer(503, BACKEND_ERROR)) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(TransientSinkError) as failed:

@@ -326,7 +326,7 @@ def test_with_its_record_lost_a_task_repeats_rows_and_the_view_shows_each_once(
 
 
 def test_a_record_of_the_past_hides_no_row(new_sink: Callable[[], StorageWriteSink], migrated: Settings) -> None:
-    """If Redis falls back to an earlier record, an append that was refused does not count as stored.
+    """If Redis returns an outdated append record, an append that was refused does not count as stored.
 
     The batch has a bad row, so the first append was refused, and the other rows were then written in a second
     append.

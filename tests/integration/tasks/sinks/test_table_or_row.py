@@ -38,7 +38,7 @@ REQUESTS_MAX = 10
 
 @dataclass
 class Rows:
-    """A migrated ClickHouse database behind a relay that records the sink's requests."""
+    """A migrated ClickHouse database behind a proxy that records the sink's requests."""
 
     sink: Any
     requests: list[Received]
@@ -66,7 +66,7 @@ def rows_place(settings: Callable[..., Settings], clickhouse_url: str) -> Iterat
 
 @dataclass
 class Facts:
-    """The BigQuery table behind a relay that records the sink's requests."""
+    """The BigQuery table behind a proxy that records the sink's requests."""
 
     sink: Any
     requests: list[Received]
@@ -178,7 +178,7 @@ def test_a_table_that_is_gone_blames_no_row(facts_place: Facts) -> None:
 def test_bad_rows_of_bigquery_are_dead_letters_even_without_neighbours(facts_place: Facts, bad: list[int]) -> None:
     """If the table is healthy, bad rows become dead letters.
 
-    The bad rows are one of eight, the only row of a batch, or all eight.
+    The batch consists of eight rows, one of them bad, or of a single bad row, or of eight bad rows.
     """
     items = [fact(number, segment_id="many") if number in bad else fact(number) for number in range(8)]
     if bad == [0]:
@@ -294,7 +294,7 @@ def test_bad_rows_of_clickhouse_are_dead_letters_even_without_neighbours(
 ) -> None:
     """If the table is healthy, bad rows become dead letters, whether the server names them or not.
 
-    The bad rows are one of eight, the only row of a batch, or all eight.
+    The batch consists of eight rows, one of them bad, or of a single bad row, or of eight bad rows.
     """
     items = [click(number, **how) if number in bad else click(number) for number in range(8)]
     if bad == [0]:

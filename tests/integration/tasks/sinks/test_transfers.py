@@ -1,4 +1,4 @@
-"""Tests requests over libcurl: bodies of any size, dead connections, endless responses, TLS, and cancellation."""
+"""Tests libcurl requests: bodies of any size, dead connections, endless responses, TLS, and cancellation."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_bodies_of_any_size_arrive_whole() -> None:
     }
     with answering(lambda request: Reply(body=request.path.encode())) as (url, requests):
         transfers = Transfers(2)
-        for again in range(2):  # The second round uses reused connections.
+        for again in range(2):  # The second round reuses the connections of the first.
             todo = list(bodies)
             found: dict[object, End] = {}
             while todo or transfers.running:

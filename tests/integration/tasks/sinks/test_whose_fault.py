@@ -1,4 +1,4 @@
-"""A failed write is attributed to its cause: a status, a table, a size, or one row among healthy rows."""
+"""A failed write is attributed to its cause, such as a proxy, the table, the size, or one bad row."""
 
 from __future__ import annotations
 
@@ -179,8 +179,8 @@ def test_an_untrusted_certificate_needs_an_operator(
 def test_a_slow_trickle_of_a_response_costs_at_most_the_deadline(
     sink: str, settings: Callable[..., Settings]
 ) -> None:
-    """A response that arrives byte by byte ends at the call's deadline, although each byte resets the read
-    timeout.
+    """A response that arrives in small pieces is aborted at the call's deadline, although each piece resets the
+    read timeout.
     """
     listener = socket.create_server(("127.0.0.1", 0))
     ended = threading.Event()
