@@ -1,4 +1,4 @@
-"""The system connects to servers that require encryption and authentication, with the rights that
+"""The system connects to servers that require encryption and authentication, with the permissions that
 docs/hardening.md lists.
 
 The broker is Apache Kafka with SASL over TLS and with ACLs. Redis runs with the deployed ACL. Redis and ClickHouse

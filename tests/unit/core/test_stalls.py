@@ -1,4 +1,4 @@
-"""Tests which partitions are refetched because no messages arrive although the log has some."""
+"""Tests which partitions are refetched because no messages arrive although more are available."""
 
 from __future__ import annotations
 
