@@ -5,9 +5,9 @@
 The measured work is that of a flush task, from decoding its staged bytes to the last response. The server runs in
 another process and accepts everything. Only the CPU time of the writing process is counted, over all threads.
 `insert_all` receives the rows in JSON, and `storage` receives the same rows in protobuf, as the reader stages
-them. A third variant is `storage` with rows in JSON, as older readers stage them. The reader's share is measured
-from parsed facts to the staged bytes. The variants alternate within every round, and the result is the median of
-the rounds.
+them. A third variant is `storage` with rows in JSON, as older readers stage them. The reader's part of the work,
+from the parsed facts to the staged bytes, is measured separately. All variants run in turn within every round, and
+the result is the median of the rounds.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def facts_of(rows: int) -> list[list[Fact]]:
 
 
 def staged(segments: list[list[Fact]], way: str) -> bytes:
-    """Does the reader's share of the work: encodes these facts as rows, and the rows as the bytes of a flush
-    task.
+    """Does the reader's part of the work: encodes these facts as rows, and returns the rows as the staged bytes of
+    a flush task.
     """
     found = []
     for number, facts in enumerate(segments):

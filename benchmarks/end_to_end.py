@@ -123,7 +123,7 @@ def one_of(known: Iterable[str]) -> Callable[[str], list[str]]:
 
     def parse(text: str) -> list[str]:
         names = [name for name in text.split(",") if name]
-        # A peer may be given by the first part of its name; p1 means both variants.
+        # A peer may be given by the part of its name before the hyphen; p1 selects both variants.
         found = [choice for name in names for choice in known if choice == name or choice.startswith(f"{name}-")]
         if unknown := [
             name for name in names if not any(one.split("-")[0] == name or one == name for one in found)

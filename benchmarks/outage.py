@@ -4,10 +4,10 @@
     python -m benchmarks.outage --sink clickhouse --fault refuse   ClickHouse refuses connections
 
 The embedded stack, one worker and one reader run with default settings, and a producer sends recordings at a low
-rate the whole time. A proxy in front of the sink injects the fault. All times start when the fault ends, and last
-until the proxy forwards the first request, until the first commit, until the first message produced after the
-fault has been committed (and is therefore stored in every sink), and until the lag is as low as before the outage.
-Afterwards every object and row is compared.
+rate the whole time. A proxy in front of the sink injects the fault. Four times are measured from the end of the
+fault: until the proxy forwards the first request, until the first commit, until the first message produced after
+the fault has been committed (and is therefore stored in every sink), and until the lag is as low as before the
+outage. Finally, all objects and rows in the sinks are compared with what the producer sent.
 """
 
 from __future__ import annotations

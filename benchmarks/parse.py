@@ -6,7 +6,7 @@ processes.
 There are three workloads: segments of the generator's `clean` mix, segments of its `small` mix without malformed
 messages, and the recordings in REPLAYS_FIXTURES (or ../shared/fixtures), one segment per file. The floor is the
 minimum cost of a Python program that inflates and validates: one call of isal, and a decoder that builds one small
-object per event. All programs alternate within one run, so ratios compare measurements of the same run.
+object per event. All programs run in turn within one run, so ratios compare measurements of the same run.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _decode_minimal = msgspec.json.Decoder(list[MinimalEvent]).decode
 
 
 def floor(body: bytes) -> None:
-    """Runs the floor: decompresses a body up to the size limit, and scans its JSON."""
+    """Does the minimum work of any parser: decompresses a body up to the size limit, and scans its JSON."""
     _decode_minimal(isal_zlib.decompressobj().decompress(body, RULES.inflated_bytes_max))
 
 
@@ -166,7 +166,7 @@ def check(workload: Workload) -> dict[str, int]:
 
 
 def compare(workload: Workload, rounds: int) -> dict[str, Timing]:
-    """Runs all programs alternately on the workload."""
+    """Times all programs on the workload. In each round, the programs run in turn."""
     programs: dict[str, tuple[Callable[[Any], object], Sequence[Any]]] = {
         "floor (inflate and scan)": (floor, workload.bodies),
         "replays-ingest": (ours, workload.messages),
@@ -177,7 +177,7 @@ def compare(workload: Workload, rounds: int) -> dict[str, Timing]:
 
 
 def report(workload: Workload, timings: dict[str, Timing], found: dict[str, int]) -> dict[str, Any]:
-    """Prints the table of one workload. Returns its figures for the JSON file."""
+    """Prints the table of one workload. Returns the workload's figures for the JSON file."""
     own, least = timings["replays-ingest"], timings["floor (inflate and scan)"]
     count, stored = len(workload.messages), sum(map(len, workload.bodies))
     rows = []

@@ -11,12 +11,12 @@ The task then sets its offset's bit in a Redis bitmap; each partition has its ow
 bitmaps every half second, or more often while 1000 tasks are in flight, and commits the offsets up to the first
 missing bit at most every half second.
 
-It guarantees that each message is stored at least once, because an offset is committed only after all messages
-before it are stored: a killed loop reads uncommitted messages again, and Redis delivers the task of a killed
-worker again, after its visibility timeout (an hour). It guarantees nothing else: if a message always fails, or
-Redis loses its data, the commits of the affected partitions stop until the loop is restarted.
+P5 stores each message at least once, because an offset is committed only after all messages before it are stored.
+When a killed loop is restarted, it reads the uncommitted messages again; the tasks of a killed worker are
+delivered again after Redis's visibility timeout (an hour). P5 guarantees nothing else: if a message always fails,
+or Redis loses its data, the commits of the affected partitions stop until the loop is restarted.
 
-It is the cheapest form of this design that we found: values are msgpack instead of JSON with base64 (Celery's
+P5 is the cheapest form of this design that we found: values are msgpack instead of JSON with base64 (Celery's
 Redis transport adds base64 anyway), results are ignored, a mark is one SETBIT, and workers send no events, gossip
 or heartbeats.
 """

@@ -62,7 +62,7 @@ def consumer_config(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def peer_parser(description: str, kinds: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """Returns the command line of a peer. `kinds`: choices of its first argument; empty if it has none."""
+    """Returns a peer's argument parser. `kinds`: choices for the first argument; empty if the peer takes none."""
     parser = argparse.ArgumentParser(description=description.partition("\n")[0])
     if kinds:
         parser.add_argument("kind", choices=kinds)

@@ -69,7 +69,7 @@ class Rows:
         )
 
     def write(self, found: list[Found]) -> None:
-        """Writes one insert per sink."""
+        """Sends one insert request to each sink for which there are rows."""
         rows = b"\n".join(row for one in found for row in one.rows)
         if rows:
             self._clickhouse.raw_insert("replays", insert_block=rows, fmt="JSONEachRow")

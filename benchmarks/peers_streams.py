@@ -140,7 +140,7 @@ class Uploads(RustOperatorDelegate):
 
 
 class Factory(RustOperatorFactory):
-    """Makes the upload step, once per assignment."""
+    """Creates a new upload step for each assignment."""
 
     def __init__(self, arguments: argparse.Namespace, progress: Progress) -> None:
         super().__init__()

@@ -442,8 +442,8 @@ def report(outcomes: Sequence[Outcome], args: argparse.Namespace) -> None:
 def main() -> int:
     """Command line. Returns 1 if a run failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--cases", default=",".join(CASES), help="comma-separated, of " + ", ".join(CASES))
-    parser.add_argument("--runs", type=int, default=1, help="runs of every case")
+    parser.add_argument("--cases", default=",".join(CASES), help="comma-separated cases: " + ", ".join(CASES))
+    parser.add_argument("--runs", type=int, default=1, help="runs per case")
     parser.add_argument("--segments", type=int, default=4000, help="segments per run")
     parser.add_argument("--rate", type=float, default=150.0, help="messages per second")
     parser.add_argument("--seed", type=int, default=1)

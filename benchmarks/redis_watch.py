@@ -84,7 +84,7 @@ class RedisWatch:
         return {name: float(value) for name, value in found.items()}
 
     def by_kind(self) -> dict[str, dict[str, int]]:
-        """Returns the number of keys and their bytes by kind, from a scan of at most KEYS_SCANNED_MAX keys."""
+        """Returns key counts and total sizes in bytes, by kind, of at most KEYS_SCANNED_MAX keys per server."""
         kinds: dict[str, dict[str, int]] = {}
         for client in self._clients:
             names = itertools.islice(client.scan_iter(count=KEYS_AT_ONCE), KEYS_SCANNED_MAX)

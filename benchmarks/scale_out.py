@@ -108,9 +108,11 @@ def check(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def judged(rows: list[dict[str, Any]], rate: float, tolerance: float) -> dict[str, Any]:
-    """Adds to each row what the model predicts and whether it is within the tolerance. Returns the costs by role.
+    """Adds to each row the model's prediction, and whether the measured cost is within the tolerance. Returns the
+    costs by role.
 
-    A row's `idle` is the CPU time that its processes use when idle, in microseconds per segment, by role.
+    A row's `idle` is the CPU time, by role, that the row's processes would use without load, converted to
+    microseconds per segment at the rate of the check.
     """
     for kind in ("readers", "shards"):
         same = [row for row in rows if row["mode"] == "equal batches" and row["kind"] == kind]

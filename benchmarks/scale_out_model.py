@@ -98,12 +98,12 @@ class Inputs:
 
     @property
     def insert_tables(self) -> int:
-        """ClickHouse tables into which a batch is inserted: replays, segments, outcomes, and packed objects."""
+        """Number of ClickHouse inserts per batch: replays, segments, outcomes, and packed objects."""
         return 4 if self.layout == "packed" else 3
 
     @property
     def batch_segments_max(self) -> int:
-        """Segments of a full batch."""
+        """Number of segments in a full batch."""
         return max(1, min(self.limits.batch_messages_max, int(self.limits.batch_bytes_max / self.value_bytes)))
 
 
@@ -280,5 +280,7 @@ def sinks(rate: float, size: float, processes: int, inputs: Inputs) -> dict[str,
 
 
 def with_costs(inputs: Inputs, costs: dict[str, Any]) -> Inputs:
-    """Returns the inputs with costs from the JSON file of the check: role -> {"segment": ..., "batch": ...}."""
+    """Returns the inputs with their costs replaced by measured ones: role -> {"segment": ..., "batch": ...}, as in
+    the JSON file that `benchmarks.scale_out --check` writes.
+    """
     return replace(inputs, **{role: Cost(**cost) for role, cost in costs.items()})

@@ -74,8 +74,8 @@ def stops(samples: Sequence[tuple[float, Mapping[int, int]]], since: float, unti
 
 
 def scale(fleet: Fleet, watch: Watch, load: Load) -> tuple[float, dict[str, float]]:
-    """Scales from 4 to 1 to 4 readers under load. Returns the start time of the first change, and the settling
-    time of each change.
+    """Scales from 4 readers to 1 and back to 4 under load. Returns the start time of the first change, and the
+    settling time of each change.
     """
     for name in READERS:
         watch.reader(name)

@@ -36,17 +36,19 @@ class Shape:
     """Parameters of one run.
 
     `system`: ours or one of PEERS. `layout`: object layout of our system. `profile`: one of PROFILE_SETTINGS.
-    `count`: number of segments, taken from the workload, which repeats if necessary. `warm`: segments that are
-    committed before the measurement starts. `tail`: segments that are not committed yet when the measurement ends.
-    The reader is then working ahead at the end, as it was at the start. `shards`: groups of readers and workers,
-    each with its own Redis; they share the consumer group.
+    `count`: number of segments to take from the workload, which is repeated if necessary. `warm`: number of
+    segments that are committed before the measurement starts. `tail`: number of segments that are not yet
+    committed when the measurement ends; because of the tail, the reader still has segments in flight at that time,
+    as it had at the start. `shards`: number of groups of readers and workers, each with its own Redis; all groups
+    share the consumer group.
 
     `python`: interpreter of our readers and workers, if it is not that of the benchmark.
 
     `rate`: segments produced per second while the system runs; 0 to produce all of them before it starts.
     `idle_seconds`: instead of the system under load, measure the idle system for this long, after everything is
-    committed. `by_uploads`: progress is the number of uploads at the latency server instead of committed segments,
-    and the run ends with the measurement, because rejected messages are not uploaded.
+    committed. `by_uploads`: progress is measured in uploads that the latency server receives, not in committed
+    segments. The run then stops at the end of the measurement instead of after `count` segments, because rejected
+    messages are never uploaded.
     """
 
     system: str = "ours"

@@ -25,9 +25,9 @@ from ingest.settings import Settings
 
 IN_FLIGHT_SHARE = 0.75
 RECORD_SECONDS = 0.03
-# The time from the end of a task to the start of the next task in the same process, in which the message is
-# fetched from Redis. It was 0.1 s in most cases, and sometimes 1 s, which is the time that Celery's transport
-# waits in one BRPOP.
+# The time from the end of a task to the start of the next task in the same process. During this time, the next
+# task's message is fetched from Redis. The time was 0.1 s in most cases, and sometimes 1 s, which is how long
+# Celery's transport waits in one BRPOP.
 TASK_SECONDS = 0.1
 
 

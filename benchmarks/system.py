@@ -41,8 +41,8 @@ class Result:
     """Measurements of a run. CPU and memory are reported per role: reader, worker, redis, or peer.
 
     `requests`: requests by sink during the whole run, and `requests_measured` during the measurement.
-    `redis`: name, version and allocator of the Redis server. `redis_kinds`: its keys and their bytes by kind, when
-    the run ended. `series`: one sample per second.
+    `redis`: name, version and allocator of the Redis server. `redis_kinds`: number and size in bytes of the
+    Redis keys at the end of the run, by kind. `series`: one sample per second.
     """
 
     shape: dict[str, Any]

@@ -24,7 +24,7 @@ class Mark:
 class Window:
     """Keeps the first and the last observation of the measured part, and a series between them.
 
-    `requests`: number of requests to the stores so far by sink, at the start and at the end of the measurement.
+    `requests`: number of requests so far, by sink, at the start and at the end of the measurement.
     """
 
     warm: int
@@ -42,7 +42,9 @@ class Window:
         return self.ended is None and done >= self.stop
 
     def add(self, mark: Mark) -> None:
-        """Records an observation of the measured part, including those at its start and end."""
+        """Records an observation. The first one starts the measurement, and the first one with at least `stop`
+        committed segments ends the measurement.
+        """
         if self.began is None:
             self.began = mark
         elif mark.done >= self.stop and self.ended is None:
@@ -70,7 +72,7 @@ class Window:
 
     @property
     def requests_measured(self) -> dict[str, int]:
-        """Requests during the measurement by sink; empty if they were not counted."""
+        """Number of requests during the measurement, by sink; empty if they were not counted."""
         if len(self.requests) < 2:
             return {}
         first, last = self.requests[0], self.requests[-1]

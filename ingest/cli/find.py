@@ -82,7 +82,9 @@ class ErrorIdType(click.ParamType[str]):
 )
 @click.option("--since", type=AgeType(), help="Only replays younger than this: 90s, 15m, 6h, 7d.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 100), help="Replays per page.")
-@click.option("--offset", default=0, show_default=True, type=click.IntRange(0, 1_000_000), help="Replays to skip.")
+@click.option(
+    "--offset", default=0, show_default=True, type=click.IntRange(0, 1_000_000), help="Number of replays to skip."
+)
 @as_json
 def replays_find(
     project: int | None,

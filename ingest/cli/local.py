@@ -76,7 +76,7 @@ def demo(
     "--port", default=8090, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 picks a free one."
 )
 @click.option(
-    "--seconds", type=FiniteFloatRange(0, min_open=True), help="End after this many seconds instead of at Ctrl-C."
+    "--seconds", type=FiniteFloatRange(0, min_open=True), help="Stop after this many seconds instead of on Ctrl-C."
 )
 @as_json
 def try_command(host: str, port: int, seconds: float | None, as_json: bool) -> None:

@@ -111,7 +111,7 @@ def inspect(file: Any, as_json: bool) -> None:
 @click.command()
 @as_json
 def status(as_json: bool) -> None:
-    """Show the state of readers, sinks, queues, parked batches and rejects from Redis, and which servers fail."""
+    """Show failing servers, and the state of readers, sinks, queues, parked batches and rejects (from Redis)."""
     from ingest.operate.top import now, page
 
     with redis_required():

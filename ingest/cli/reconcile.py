@@ -29,7 +29,7 @@ EXIT_MISSING = 1
     default=2.0,
     show_default=True,
     type=FiniteFloatRange(0),
-    help="With --expired: grace period after the end of an object's retention, days.",
+    help="With --expired: grace period in days after the end of an object's retention.",
 )
 @click.option("--repair", is_flag=True, help="Write the missing items to their sinks.")
 @click.option(

@@ -290,9 +290,8 @@ def events_command(
 ) -> None:
     """Show the timeline of one replay, read from its stored segments.
 
-    Text output contains the whole timeline. JSON output contains one page, and in `next_segment` the start of the
-    next one. With --around, the output contains every event within the window. docs/evidence.md describes the
-    JSON.
+    Text output contains the whole timeline. JSON output contains one page; `next_segment` is the start of the next
+    page. With --around, the output contains every event within the window. docs/evidence.md describes the JSON.
     """
     from ingest.web.present import timeline_dict
     from ingest.web.timeline import KINDS

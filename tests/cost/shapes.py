@@ -185,12 +185,12 @@ single("one event that consists only of nested arrays", {"type": 2, "data": "@"}
 many("events nested deeper than the decoder allows", b'{"type":2,"data":' + b"[" * 1200 + b"]" * 1200 + b"}")
 many("events nested almost too deep", b'{"type":2,"data":' + b"[" * 900 + b"]" * 900 + b"}")
 many("objects nested deeper than the decoder allows", b'{"a":' * 1200 + b"1" + b"}" * 1200)
-many("a deep event and a thousand short events", b"[" * 1200 + b"]" * 1200, *([{"type": 3}] * 1000))
+many("a deeply nested event and a thousand short events", b"[" * 1200 + b"]" * 1200, *([{"type": 3}] * 1000))
 many("empty arrays", b"[]")
 many("empty objects", b"{}")
 many("zeros", b"0")
-many("nulls and texts", None, "")
-single("one array of empty texts", {"type": 3, "data": "@"}, b'"",', b"[", b"0]")
+many("nulls and empty strings", None, "")
+single("one array of empty strings", {"type": 3, "data": "@"}, b'"",', b"[", b"0]")
 shape("spaces")(lambda raw_bytes: packed(filled(b"[", b" ", b"]", raw_bytes)))
 shape("brackets that never close")(lambda raw_bytes: packed(b"[" * raw_bytes))
 shape("an array that never closes")(lambda raw_bytes: packed(filled(b"[", b'{"type":3},', b"", raw_bytes)))
@@ -224,7 +224,7 @@ many(
     "requests", fetch_event({"method": "GET", "statusCode": 200, "request": {"size": 1}, "response": {"size": 2}})
 )
 many("requests whose sizes are objects", fetch_event({"request": {"size": {}}, "response": {"size": [[]]}}))
-many("requests whose sizes are long texts", fetch_event({"request": {"size": "9" * 4000}}))
+many("requests whose sizes are long strings", fetch_event({"request": {"size": "9" * 4000}}))
 many("videos", video_event())
 many("mutation counts, sampled", mutations_event(), is_sampled=True)
 many("options, sampled", options_event(), is_sampled=True)
@@ -273,7 +273,7 @@ many(
 single("not a number, again and again", {"type": 3, "data": "@"}, b"NaN,", b"[", b"0]")
 many("not a number in each event", b'{"type":3,"data":NaN}')
 many("infinity in each span", span(b'"op":"memory","startTimestamp":-Infinity'))
-single("NaN texts, then a NaN number", {"type": 3, "data": "@"}, b'"NaN",', b"[", b"NaN]")
+single("NaN strings, then a NaN number", {"type": 3, "data": "@"}, b'"NaN",', b"[", b"NaN]")
 single("a text of one emoji and many letters", console_event("@"), b"a", '"\U0001f600'.encode(), b'"')
 single(
     "a description of one emoji and many letters",
@@ -289,7 +289,7 @@ single("a clicked text of one emoji and many letters", breadcrumb("ui.click", {"
     b"a", '"\U0001f600'.encode(), b'"')  # fmt: skip
 single("a class of spaces", click_event(attributes={"class": "@"}), b" ", b'"', b'"')
 single(
-    "a click of many attributes",
+    "a click with many attributes",
     breadcrumb("ui.click", {"node": node(), "more": "@"}),
     b'{"a":[{}]},',
     b"[",

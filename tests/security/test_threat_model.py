@@ -14,7 +14,7 @@ ATTACKERS = (
     "A tenant, through recording content",
     "A producer, through headers and envelope",
     "A network neighbour",
-    "A writer of Redis",
+    "An attacker with write access to Redis",
     "An operator's browser",
     "A local user",
 )
