@@ -68,7 +68,7 @@ def nothing_is_configured() -> bool:
 
 
 def needs_extra(name: str) -> None:
-    """Fails with an error that names the install command if packages of the extra `name` are missing."""
+    """Fails if packages of the extra `name` are missing; the error names the install command."""
     try:
         requirements = metadata.requires(PACKAGE) or []
     except metadata.PackageNotFoundError:
@@ -148,7 +148,7 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def redis_required() -> Iterator[None]:
-    """Reports Redis errors, and errors in the operators' topic, in one line and exits with 1."""
+    """Reports errors of Redis and of the operators' topic on one line, and exits with code 1."""
     from tasks.kafka.decisions import DecisionsUnreadable
     from tasks.kafka.producing import NotProduced
     from tasks.kafka.ranges import RangeError

@@ -1,4 +1,8 @@
-"""Lays out `--help`: commands in sections with their complete first sentence, and one example per command."""
+"""Lays out `--help`.
+
+The commands are grouped in sections. Each command is listed with the complete first sentence of its help text, and
+its own help ends with an example.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +66,7 @@ EXAMPLES: dict[str, str] = {
 
 
 class CommandListGroup(click.Group):
-    """A group whose help shows the complete first sentence of each command."""
+    """A group whose help lists each command with the complete first sentence of the command's help text."""
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the commands, grouped by section if sections are defined."""
@@ -80,7 +84,7 @@ class CommandListGroup(click.Group):
 
 
 def first_sentence(command: click.Command) -> str:
-    """Returns the complete first sentence of the command's help."""
+    """Returns the complete first sentence of the command's help text."""
     return command.get_short_help_str(SENTENCE_CHARACTERS_MAX)
 
 

@@ -1,8 +1,8 @@
 """Decides when to pause and resume consumption.
 
-At a limit, the reader first stops taking messages. The reader pauses the consumer only if it stays at the limit,
-because a pause makes the client discard prefetched messages. Consumption resumes when both counts have fallen to
-half of their limits, to avoid flapping.
+At a limit, the reader first stops taking messages. The reader pauses the consumer only after `pause_after_seconds`
+at the limit, because a pause makes the client discard prefetched messages. To avoid flapping, consumption resumes
+only when the number and the total size of the batches have both fallen to half of their limits.
 """
 
 from __future__ import annotations

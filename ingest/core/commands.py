@@ -40,7 +40,7 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Fetch from these partitions again."""
+    """Resume fetching from these partitions."""
 
     sources: tuple[TopicPartition, ...]
 

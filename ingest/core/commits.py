@@ -56,8 +56,8 @@ class Commits:
     def send(self, epoch: int, offset: int, record: Record, taken_until: int, now: float) -> do.Commit | None:
         """Returns the commit of this offset with its record; None if the broker already has both.
 
-        Commits are nevertheless repeated periodically, because brokers have lost acknowledged commits
-        and an idle partition would not send another.
+        An acknowledged commit is nevertheless repeated periodically, because brokers have lost acknowledged
+        commits, and for an idle partition no later commit would replace a lost one.
         """
         text = encode(offset, record, self._budget.bytes_max)
         self.recorded_until = taken_until

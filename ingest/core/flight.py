@@ -31,7 +31,7 @@ class Flight:
     """One batch that has been cut but not yet settled. Times are monotonic seconds.
 
     `since`: start of its phase; `until`: time at which its phase expires. `attempt` counts its chords, `failures`
-    counts the failed chords of this stage, `own_failures` counts those that failed although other batches
+    counts the failed chords of this stage, `own_failures` counts those that failed while other batches
     succeeded, and `misses` counts the consecutive deadlines that passed without a completion. `failed_sinks`: the
     sinks that did not write the batch at its last failure in this stage; empty if unknown. `proven`: sinks that
     are known to work, because other batches have been written to them since this batch was last parked or first
@@ -62,8 +62,8 @@ class Flight:
 
     @property
     def unwritten(self) -> frozenset[SinkName]:
-        """The sinks that the batch must still be written to before its stage is durable; all sinks of the stage if
-        it is unknown which of them failed."""
+        """The sinks to which the batch must still be written before its stage is durable; all sinks of the stage
+        if the failed sinks are unknown."""
         return self.failed_sinks or self.batch.sinks(self.stage)
 
     def dispatch(self, now: float, deadline_seconds: float) -> do.Dispatch:
@@ -89,7 +89,7 @@ class Flight:
         return do.Park(self.batch, self.stage, self.attempt, error, wait_seconds)
 
     def fail(self, sinks: frozenset[SinkName]) -> int:
-        """Records that the sinks did not write the batch; `sinks` is empty if it is unknown which.
+        """Records that `sinks` did not write the batch; an empty set means that the failed sinks are unknown.
 
         Returns the number of failures that determines the backoff. If other batches have been written to all of
         these sinks in the meantime, this batch itself is the cause, and only failures of this kind are counted.
@@ -103,8 +103,8 @@ class Flight:
         return self.own_failures if self.own_cause else self.failures
 
     def observe_success(self, stage: Stage, sinks: frozenset[SinkName], now: float) -> None:
-        """Records that another batch has passed this stage by writing `sinks`. If this batch was parked because
-        they were unavailable, it is now due.
+        """Records that another batch has completed `stage` and was written to `sinks`. If this batch was parked
+        because these sinks were unavailable, this batch is now due.
 
         A batch that failed while other batches succeeded has its own cause and keeps its backoff.
         """

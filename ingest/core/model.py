@@ -259,7 +259,7 @@ class Batch:
         return tuple([Stage.BLOBS] * blobs + [Stage.ROWS] * rows)
 
     def sinks(self, stage: Stage) -> frozenset[SinkName]:
-        """The sinks that the items of this stage are for. Some of them may be disabled."""
+        """The sinks for which this batch has items in this stage. Some of these sinks may be disabled."""
         if stage is Stage.BLOBS:
             return frozenset((SinkName.GCS,))
         segments = self.segments

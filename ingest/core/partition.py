@@ -64,7 +64,7 @@ class Partition:
 
     @property
     def at_end(self) -> bool:
-        """True if everything before the last reported log end was taken."""
+        """True if the reader has taken every message before the last reported log end."""
         return self.end is not None and self.end.position <= self.position <= self.end.end
 
     @property

@@ -35,9 +35,9 @@ from ingest.core.retry import retry_seconds
 # Consecutive missed deadlines before a batch is parked; each further miss parks it again.
 DEADLINE_MISSES_MAX = 3
 
-# Maximum time counted between two ticks. The normal interval between ticks is less than a tenth of this value. A
-# gap longer than this value means that the process was stopped (SIGSTOP, suspended machine, blocking call) and
-# fetched nothing.
+# Maximum time between two ticks that counts as idle time; the rest of a longer gap does not count. The normal
+# interval between ticks is less than a tenth of this value. A longer gap means that the process was stopped
+# (SIGSTOP, suspended machine, blocking call) and fetched nothing.
 TICK_SECONDS_MAX = 0.5
 
 
@@ -292,8 +292,8 @@ class Pipeline:
         yield from self._progress(now)
 
     def _halt(self, reason: str, now: float) -> Iterable[do.Command]:
-        """Stops taking messages. Messages already taken still become durable, dead letters included, so that they
-        can be inspected and a restart makes progress."""
+        """Stops taking messages. Messages already taken still become durable, and rejects among them become dead
+        letters, so that an operator can inspect the dead letters and a restarted reader makes progress."""
         self.halted = reason
         yield do.Halt(reason)
         yield do.Pause(self.sources)
@@ -435,8 +435,8 @@ class Pipeline:
     def _cut_early(self, owned: Partition, now: float) -> Batch | None:
         """Cuts the open batch early while the reader is idle, because waiting for more messages only adds delay.
 
-        Early cuts are rate-limited, because each creates a small part in every table. A burst may contain at most
-        the cuts allowed in one second.
+        Early cuts are rate-limited, because each creates a small part in every table. A burst contains at most
+        `early_cuts_per_second_max` cuts.
         """
         limits = self.limits
         if limits.batch_age_idle_seconds >= limits.batch_age_seconds_max:
@@ -476,11 +476,11 @@ class Pipeline:
             owned.waiting = waiting
 
     def _expire(self, flight: Flight, now: float) -> do.Park | None:
-        """Ends a phase that has timed out. Losing a record or a chord loses no segment.
+        """Ends a phase that has timed out, so that a lost record or chord delays the batch but loses no segment.
 
-        A single chord may be lost in a Redis restart, and is started again immediately. Several misses in a row
-        mean that no worker is running, or that tasks wait in the queue for longer than the deadline. More chords
-        would only lengthen the queue.
+        A single chord may be lost in a Redis restart, and is started again immediately. Several missed deadlines
+        in a row mean that no worker is running, or that tasks wait in the queue for longer than the deadline. More
+        chords would only lengthen the queue, so the batch is parked.
         """
         if now >= flight.until and flight.phase is not Phase.WAITING:
             flight.misses += flight.phase is Phase.FLUSHING
@@ -561,8 +561,8 @@ class Pipeline:
     def _admit(self, *, stuck: bool) -> Iterable[do.Command]:
         """Allows one partition to be fetched if the byte limit is reached although nothing is in flight.
 
-        In that state, memory holds parts of planned ranges, which only their missing messages can complete. Ranges
-        are completed one by one; the limit is exceeded by at most one batch.
+        In that state, memory holds incomplete planned ranges, which need more messages before they can be cut.
+        Ranges are completed one at a time, so the limit is exceeded by at most one batch.
         """
         waiting = [
             (owned.builder.size_bytes, source)

@@ -1,7 +1,8 @@
 """Decides which parked batch is retried before its backoff ends, to find out whether its sinks work again.
 
-While sinks are unavailable, the backoff of parked batches grows, and no success ends it. Therefore one batch per
-stage is started again every `parked_probe_seconds`. Its success makes the others due (`Flight.observe_success`).
+While sinks are unavailable, the backoff of parked batches grows, and no other batch succeeds, so nothing ends the
+backoff early. Therefore one parked batch per stage is retried every `parked_probe_seconds`. If the retry succeeds,
+the other parked batches become due (`Flight.observe_success`).
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ class Probes:
         self._retried_at: dict[Stage, float] = {}
 
     def observe_start(self, flight: Flight, now: float) -> None:
-        """Records the start of a chord. The retry of a parked batch counts as a probe, whatever its reason."""
+        """Records the start of a chord. Every retry of a parked batch counts as a probe, even if `release` did not
+        cause the retry."""
         if flight.failures:
             self._retried_at[flight.stage] = now
 
     def release(self, flights: Iterable[Flight], now: float) -> None:
-        """Makes one parked batch per stage due if no parked batch of that stage was retried recently.
+        """For each stage in which no parked batch was retried recently, makes one parked batch due.
 
-        The batch that has been parked for the longest time is chosen, but never a batch that failed although other
+        The batch that has been parked for the longest time is chosen, but never a batch that failed while other
         batches were written to the same sinks (`own_cause`). Each batch stays parked for at least the initial
         backoff.
         """

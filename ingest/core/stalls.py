@@ -14,8 +14,8 @@ DOUBLINGS_MAX = 5
 
 @dataclass(slots=True)
 class _Stall:
-    """One partition: its position, for how long the position has been unchanged, and the number of restarts that
-    did not help."""
+    """One partition: its position, the seconds since the position changed or the fetch was restarted, and the
+    number of restarts that did not help."""
 
     position: int
     seconds: float = 0.0
@@ -25,8 +25,8 @@ class _Stall:
 class Stalls:
     """`seconds_max`: how long a partition may stall; this is doubled after each restart that did not help.
 
-    `gap_seconds_max`: maximum time counted between two calls. A longer gap means that the process was stopped and
-    fetched nothing.
+    `gap_seconds_max`: maximum time between two calls that counts as stalled time; the rest of a longer gap
+    does not count. A longer gap means that the process was stopped and fetched nothing.
     """
 
     def __init__(self, seconds_max: float, gap_seconds_max: float) -> None:

@@ -181,7 +181,8 @@ class Fleet:
     # Observations
 
     def committed(self, partitions: int = 4) -> dict[int, int]:
-        """Returns the group's committed offset by partition, or 0 if there is none. Raises ReconcileError."""
+        """Returns the group's committed offset of each partition; 0 if the partition has none. Raises
+        ReconcileError."""
         group = Committed(self.settings)
         try:
             topic = self.settings.kafka_topic
@@ -215,12 +216,12 @@ class Fleet:
 
 
 def log_lines_of(child: Child, event: str) -> list[dict[str, Any]]:
-    """Returns the log lines of a process with this event, from all of its runs."""
+    """Returns the log lines with this event from all runs of a process."""
     return [line for line in _lines(child.log_path) if line.get("event") == event]
 
 
 def log_lines(child: Child) -> Iterator[dict[str, Any]]:
-    """Returns all log lines of a process, from all of its runs."""
+    """Returns the log lines from all runs of a process."""
     return _lines(child.log_path)
 
 

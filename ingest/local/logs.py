@@ -13,7 +13,7 @@ LINE_BYTES_MAX = 64 * 1024  # longer lines are split
 
 
 class Tail:
-    """One log. Lines are decoded, stripped of line ends and colors, and prefixed with `prefix`."""
+    """One log. Lines are decoded, stripped of line endings and color codes, and prefixed with `prefix`."""
 
     def __init__(self, path: Path, prefix: str = "") -> None:
         self._path = path

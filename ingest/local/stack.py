@@ -59,7 +59,7 @@ class Stack:
     If `directory` is None, a temporary directory is used, and removed at the end. `kafka` is "tansu" or "apache",
     which needs Java and mvn. `redis` is "single", or "sentinel" for a primary, a replica and three Sentinels.
     `progress` is called with one line per component. `ports` contains preferred ports by component; all other
-    components get free ports. `servers` has the servers by component, for kill() and restart().
+    components get free ports. `servers` maps each component to its server, for kill() and restart().
     """
 
     def __init__(
@@ -113,7 +113,8 @@ class Stack:
             elif name not in self.servers:
                 new.add(name)
                 self.servers[name] = self._make(name)
-                # The port is not passed to the constructor, so that another port is used if it has been taken.
+                # The preferred port is not passed to the constructor: the server would fail if that port is in
+                # use, instead of choosing another port.
                 self.servers[name].port = self._ports.get(name, 0)
         started = [name for name in chosen if name in self.servers]
         if "redis" in new:
@@ -211,7 +212,7 @@ class Stack:
 def settings_of(part: str, address: str) -> dict[str, str]:
     """Returns the REPLAYS_* variables of one component.
 
-    The address `cloud` means Google's own service, without an endpoint.
+    The address `cloud` means Google's own service, for which the endpoint setting is empty.
     """
     endpoint = "" if address == "cloud" else address
     match part:

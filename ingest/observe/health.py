@@ -1,8 +1,8 @@
 """The reader's /livez, /readyz and /metrics.
 
 The reader is live while its loop makes progress; otherwise only a restart helps. An unreachable broker or Redis
-does not affect liveness. The reader is ready if it has assigned partitions, is neither halted nor shutting down,
-and Redis responds.
+does not affect liveness. The reader is ready if partitions are assigned to it, it is neither halted nor
+shutting down, and Redis responds.
 """
 
 from __future__ import annotations

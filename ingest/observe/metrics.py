@@ -328,7 +328,7 @@ class Metrics:
         self._known_unowned = set(known)
 
     def count_stuck_loop(self, stacks: object) -> None:
-        """Counts a stuck loop whose stacks were logged."""
+        """Counts a stuck loop. `stacks`: the stack traces that were logged; unused."""
         self.meters.count(_R + "stuck")
 
     def loop_failed(self, loop: str) -> None:

@@ -27,7 +27,7 @@ long.
 
 
 class _PartitionSteps:
-    """State of one partition: ranges in the order of their cut, and unsettled batches."""
+    """State of one partition: ranges in the order in which they were cut, and unsettled batches."""
 
     def __init__(self, position: int) -> None:
         self.position = position

@@ -105,7 +105,7 @@ def _tested_sinks(settings: Settings) -> Iterator[tuple[str, str]]:
 
 
 def _not_tested(cause: str, *names: str) -> Finding:
-    """Returns one finding that names all checks that need a server that cannot be used."""
+    """Returns one finding for all checks that were skipped because the check `cause` failed."""
     return Finding("not tested", Severity.WARNING, f"{', '.join(names)}: see {cause}")
 
 

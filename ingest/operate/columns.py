@@ -38,7 +38,7 @@ class Column:
 
 
 class FittedTable:
-    """A table whose cells are strings. Styles of cells apply to the whole cell."""
+    """A table whose cells are strings. A cell's style applies to the whole cell."""
 
     def __init__(
         self, columns: Sequence[Column], *, title: str = "", expand: bool = False, empty: str = ""
@@ -101,7 +101,7 @@ class FittedTable:
         ]
 
     def _widths(self, rows: list[list[Text]], width: int) -> dict[int, int]:
-        """Returns the width of each shown column, in order of the columns.
+        """Maps the index of each shown column to the column's width, in column order.
 
         Columns without any text are shown only if no text of another column is cut.
         """

@@ -179,8 +179,8 @@ def costs(reader_costs: Iterable[Iterable[ProjectCost]]) -> tuple[ProjectCost, .
 
 
 def _unowned(readers: Iterable[ReaderStatus]) -> tuple[Unowned, ...]:
-    """Merges the unowned partitions that all readers reported, without duplicates, although readers describe their
-    group at different times.
+    """Merges the unowned partitions that the readers reported, without duplicates. The reports can differ, because
+    readers describe their group at different times.
     """
     found = {unowned.partition: unowned for reader in readers if not reader.silent for unowned in reader.unowned}
     return tuple(found[partition] for partition in sorted(found))

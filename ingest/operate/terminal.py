@@ -14,8 +14,8 @@ LINE_END = "\n"
 
 
 class Terminal(Console):
-    """A console that prints strings without control characters and without interpreting markup. Styles come from
-    `Text`.
+    """A console that replaces unprintable characters in the strings that it prints, and does not interpret markup.
+    Styles are set with `Text`.
     """
 
     def __init__(self, *, columns_without_terminal: int | None = None, **options: Any) -> None:

@@ -80,7 +80,8 @@ def age_seconds(text: str) -> int:
 
 
 def parse_time(text: str, now: float) -> float:
-    """Converts an age before `now`, or a time in ISO 8601 (UTC unless it has a zone), to Unix seconds.
+    """Converts `text` to Unix seconds: an age such as `2h`, subtracted from `now`, or an ISO 8601 time, in UTC
+    unless it states an offset.
 
     Raises ValueError.
     """

@@ -136,7 +136,7 @@ def can_refresh(console: Console) -> bool:
 
 
 def now(settings: Settings) -> Status:
-    """Returns the state from Redis, with the faults of servers that Redis has no data about. Raises RedisError."""
+    """Returns the state from Redis, with the faults found by testing the other servers. Raises RedisError."""
     found = collect(settings, connect(settings, retries=0, seconds_max=CHECK_SECONDS_MAX))
     faults = tuple(dependencies.faults(settings, dependencies.ALL_EXCEPT_REDIS))
     return msgspec.structs.replace(found, faults=faults)

@@ -44,7 +44,8 @@ MANIFESTS_MAX = 4096
 UNSENT_BYTES_MAX = 32 * MiB
 # After a Redis failure, commands fail immediately for this long instead of each waiting for a timeout.
 DOWN_SECONDS = 1.0
-# Tasks stop retrying at this share of the core's deadline, so that the core receives a failure and not a timeout.
+# Tasks stop retrying after this fraction of the core's deadline, so that the core receives a failure before the
+# deadline passes.
 DEADLINE_SHARE = 0.9
 
 

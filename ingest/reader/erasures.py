@@ -36,8 +36,9 @@ class Erasures:
     """The erasures in force. The object is immutable, so that another thread can replace it while the loop reads
     it.
 
-    `replays`: (project, replay id). `projects`: time up to which received messages are erased, in Unix seconds by
-    Relay's clock. `users`: the corresponding time for one user's messages, by project and by digest of the user.
+    `replays`: (project, replay id). `projects`: a time for each erased project, in Unix seconds by Relay's clock;
+    messages received up to that time are erased. `users`: the corresponding times for erased users, by project and
+    by digest of the user.
     """
 
     replays: frozenset[tuple[int, str]] = frozenset()

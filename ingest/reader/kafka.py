@@ -151,7 +151,7 @@ class KafkaSource:
     # Called by the runtime
 
     def poll(self, timeout_seconds: float) -> Sequence[Message]:
-        """Returns at most POLL_MESSAGES_MAX messages, of about POLL_BYTES_MAX bytes."""
+        """Returns up to POLL_MESSAGES_MAX messages, with a total size of up to about POLL_BYTES_MAX bytes."""
         if not self._is_member(timeout_seconds):
             return ()
         self._resume_lost_offsets()
@@ -182,7 +182,8 @@ class KafkaSource:
         return messages
 
     def _polled(self, timeout_seconds: float) -> KafkaMessage | None:
-        """Polls the client once. After an error, including those of rebalance callbacks, the reader rejoins."""
+        """Polls the client once. After an error, including one raised by a rebalance callback, the reader
+        rejoins."""
         try:
             return self._consumer.poll(timeout_seconds)
         except (KafkaException, RuntimeError) as failure:
@@ -205,8 +206,8 @@ class KafkaSource:
             self._guarded("unsubscribe", self._consumer.unsubscribe)
             self._join()
         if self.rebalances != self._member_known_at:
-            # Called only on this thread: the client serializes the request with polling, so a call on another
-            # thread would block.
+            # Called only on this thread: the client does not serve this request while it polls, so on another
+            # thread the call would block.
             self._member_known_at = self.rebalances
             self.member_id = self._guarded("memberid", self._consumer.memberid) or ""
         return True

@@ -30,7 +30,7 @@ class WaitingMessages:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of waiting unparsed messages."""
+        """Total size of the waiting unparsed messages, in bytes."""
         entries = (entry for queue in self._queues.values() for entry in queue)
         return sum(entry.size_bytes for entry in entries if isinstance(entry, Message))
 

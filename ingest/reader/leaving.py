@@ -27,8 +27,8 @@ PENDING_MAX = 100_000
 def close(consumer: Consumer, seconds_max: float = CLOSE_SECONDS_MAX) -> None:
     """Delivers pending callbacks, drops prefetched messages, and leaves the group.
 
-    Raises the errors of the client. After `seconds_max`, the process writes the stacks of its threads to standard
-    error and exits with 1.
+    Raises KafkaException or RuntimeError if the client fails to close. After `seconds_max`, the process writes the
+    stack traces of its threads to standard error and exits with code 1.
     """
     _deliver_pending(consumer)
     if sys.__stderr__ is not None:
@@ -41,7 +41,7 @@ def close(consumer: Consumer, seconds_max: float = CLOSE_SECONDS_MAX) -> None:
 
 def _deliver_pending(consumer: Consumer) -> None:
     """Polls until the client's queue is empty, because messages in it may precede a rebalance."""
-    with suppress(KafkaException, RuntimeError):  # `close` reports the error if it still matters
+    with suppress(KafkaException, RuntimeError):  # if the error persists, `consumer.close` raises it
         for _ in range(PENDING_MAX):
             if consumer.poll(0) is None:
                 return

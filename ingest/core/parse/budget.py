@@ -1,7 +1,7 @@
-"""The work budget of one recording, beyond decompressing and scanning it, in units.
+"""The work budget of one recording, in units. Decompressing and scanning the recording is not charged.
 
-A unit is about one microsecond on a fast core, and up to four on a slow, shared one. All work beyond the single
-pass of the JSON decoder is charged to the budget in advance, at its maximum cost: bytes read again, values
+A unit is about one microsecond of work on a fast core, and up to four on a slow, shared core. All work beyond the
+single pass of the JSON decoder is charged to the budget in advance, at its maximum cost: bytes read again, values
 decoded, events handled in Python, exceptions. When the budget is exhausted, the rest of the segment is stored
 unparsed. The cost of a message is therefore bounded by construction.
 """

@@ -282,21 +282,22 @@ def _text(value: Any) -> str:
 
 
 def _texts(values: list[Any] | None) -> list[str]:
-    """Returns the elements that are strings, bounded in length and number."""
+    """Returns the strings among the first LIST_MAX elements, each cut to SHORT_MAX characters."""
     if not values:
         return []
     return [value[:SHORT_MAX] for value in values[:LIST_MAX] if isinstance(value, str)]
 
 
 def _pairs(values: list[Any] | None) -> list[list[Any]]:
-    """Returns the elements that are lists of two values, bounded in number."""
+    """Returns the first TAGS_MAX elements that are lists of two values."""
     if not values:
         return []
     return [value for value in values if isinstance(value, list) and len(value) == 2][:TAGS_MAX]
 
 
 def _title(tags: list[list[Any]]) -> str | None:
-    """The value of the first tag with the page's title; None if there is none, or if it is empty."""
+    """Returns the page's title: the value of the first tag named TITLE_TAG; None if there is no such tag, or if
+    its value is empty."""
     for key, value in tags:
         if key == TITLE_TAG:
             return _text(value) or None
@@ -304,7 +305,8 @@ def _title(tags: list[list[Any]]) -> str | None:
 
 
 def _address(value: str | None) -> tuple[str | None, str | None]:
-    """Returns (IPv4, IPv6), of which at most one is set. ClickHouse does not support zones (`fe80::1%eth0`)."""
+    """Returns (IPv4, IPv6), of which at most one is set. Neither is set for an IPv6 address with a zone ID
+    (`fe80::1%eth0`), because ClickHouse does not support zone IDs."""
     if value is None:
         return None, None
     if _ipv4.fullmatch(value):

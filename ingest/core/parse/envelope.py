@@ -25,7 +25,7 @@ _replay_id = re.compile(r"[0-9a-fA-F]{32}").fullmatch
 
 
 class Envelope(msgspec.Struct, gc=False):
-    """The message as Relay sends it. The three byte fields are views of the Kafka value, not copies.
+    """The message as Relay sends it. The three binary fields are views of the Kafka value, not copies.
 
     `received`: Unix seconds, set by Relay and not validated. Unknown keys are ignored.
     """
@@ -112,8 +112,8 @@ def _out_of_range(envelope: Envelope) -> str:
 
 
 def _open_long_envelope(value: bytes) -> Envelope:
-    """Like `open_envelope`, for a message that may have long values outside its three byte fields. Such long
-    values are not decoded. Raises Rejected and msgspec errors."""
+    """Like `open_envelope`, for a message that may have long values outside its three binary fields. Such
+    long values are not decoded. Raises Rejected and msgspec errors."""
     if _keys(value) > KEYS_MAX:
         raise Rejected("schema", f"more than {KEYS_MAX} keys")
     long = _decode_long(value)
@@ -125,7 +125,7 @@ def _open_long_envelope(value: bytes) -> Envelope:
 
 
 def _keys(value: bytes) -> int:
-    """Number of keys declared by the map; 0 if it is small, or not a map."""
+    """Returns the number of keys that the header of a large map declares; 0 for a small map or any other value."""
     size_bytes = _LENGTH_BYTES.get(value[0], 0) if value else 0
     return int.from_bytes(value[1 : 1 + size_bytes], "big")
 

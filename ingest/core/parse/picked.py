@@ -131,8 +131,8 @@ def text_of(raw: msgspec.Raw) -> str | None:
 
 
 def _short(raw: msgspec.Raw) -> str | None:
-    """Returns the value as text. Numbers are converted, because Relay accepts them for text fields such as a
-    user's id."""
+    """Returns the value as text. Numbers are converted to text, because Relay accepts numbers in text fields
+    such as a user's id."""
     view = memoryview(raw)
     if view[0] == _QUOTE:
         return text_of(raw)

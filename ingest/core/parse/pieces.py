@@ -55,14 +55,15 @@ def piece(raw: bytes | bytearray, start: int, stop: int) -> bytes | bytearray:
 
 
 def _end_of_event(raw: bytes | bytearray, start: int, nearest: int, latest: int) -> int:
-    """Returns the last end of an event between `start` and `nearest` or, if there is none, the first one between
-    `nearest` and `latest`; -1 if there is none either."""
+    """Returns the last position between `start` and `nearest` at which an event ends or, if none is found, the
+    first one between `nearest` and `latest`; -1 if none is found there either."""
     end = _last_end(raw, start, nearest)
     return end if end > start else _next_end(raw, nearest, latest)
 
 
 def _last_end(raw: bytes | bytearray, start: int, stop: int) -> int:
-    """Returns the last end of an event in (start, stop); -1 if none of the inspected positions is one."""
+    """Returns the last position in (start, stop) at which an event ends; -1 if none is found in PROBES_MAX
+    attempts."""
     at = stop
     for _ in range(PROBES_MAX):
         at = raw.rfind(_STAMP, start, at)
@@ -75,7 +76,8 @@ def _last_end(raw: bytes | bytearray, start: int, stop: int) -> int:
 
 
 def _next_end(raw: bytes | bytearray, start: int, stop: int) -> int:
-    """Returns the first end of an event in [start, stop); -1 if none of the inspected positions is one."""
+    """Returns the first position after `start` at which an event ends; -1 if none is found in PROBES_MAX
+    attempts."""
     at = start
     for _ in range(PROBES_MAX):
         at = raw.find(_STAMP, at, stop)

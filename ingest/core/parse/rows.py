@@ -1,7 +1,7 @@
 """The rows, facts and metrics of a segment, encoded once. docs/rows.md has the tables.
 
-A redelivered segment has the same row identities, because rows contain no random values and no current time.
-Fields shared by all rows of a segment are encoded once.
+A redelivered segment has the same row identities, because rows contain neither random values nor the time
+of processing. Fields shared by all rows of a segment are encoded once.
 """
 
 from __future__ import annotations
@@ -81,12 +81,12 @@ def clamped_days(retention_days: int) -> int:
 
 
 def size_bytes(row: Row) -> int:
-    """Returns the approximate size of a row in Redis and in the reader's memory, in bytes."""
+    """Estimates the size in bytes of a row, both in Redis and in the reader's memory."""
     return len(row.json) + len(row.id) + ROW_BYTES
 
 
 def proto_bytes(framed: bytes) -> int:
-    """Returns the approximate size of a fact encoded as protobuf in Redis and in the reader's memory, in bytes."""
+    """Estimates the size in bytes of a protobuf-encoded fact, both in Redis and in the reader's memory."""
     return len(framed) + ROW_BYTES
 
 
@@ -108,8 +108,8 @@ def moment(seconds: float) -> str:
 
 @lru_cache(maxsize=SECONDS_CACHED_MAX)
 def _second(second: int) -> str:
-    """Formats a time in whole seconds as RFC 3339, without the zone. Facts of the same second share the cached
-    result."""
+    """Formats a time in whole seconds as RFC 3339, but without the final `Z`. The result is cached, because many
+    facts have the same second."""
     return time_text(second * MICROSECONDS).removesuffix("Z")
 
 
@@ -153,7 +153,7 @@ class _TapColumns(msgspec.Struct, gc=False, omit_defaults=True):
 class Writer:
     """Encodes the rows of one segment.
 
-    `environment`, from its replay_event, is repeated in rows of clicks and taps.
+    `environment`: the value from the segment's replay_event, which is repeated in the rows of clicks and taps.
     """
 
     def __init__(self, identity: Identity, environment: str | None = None) -> None:

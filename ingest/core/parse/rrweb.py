@@ -554,8 +554,9 @@ def _vital(payload: SpanPayload, data: SpanData, seconds: float, _: float | None
 
 
 def paint_ms(loaded_at: float | None, painted_at: float) -> float | None:
-    """Milliseconds from the start of a page load to its paint. Both times are in Unix seconds. None if the load is
-    unknown, later than the paint, or more than PAINT_SECONDS_MAX earlier."""
+    """Milliseconds from the start of a page load (`loaded_at`) to a paint of that page (`painted_at`), both in
+    Unix seconds. None if `loaded_at` is unknown, later than `painted_at`, or more than PAINT_SECONDS_MAX
+    earlier."""
     load_seconds = painted_at - loaded_at if loaded_at is not None else -1.0
     return round(1000 * load_seconds, 3) if 0.0 <= load_seconds <= PAINT_SECONDS_MAX else None
 
@@ -634,7 +635,8 @@ def _identifying_seconds(payload: CrumbPayload) -> float:
 
 
 def _event_seconds(event: Event) -> float:
-    """Unix seconds of an event, whose timestamp is in milliseconds except for spans; 0 if missing."""
+    """The time of an event in Unix seconds; 0 if missing. Timestamps are in milliseconds, except those of spans,
+    which are in seconds."""
     time = event.timestamp
     if time is None:
         return 0.0

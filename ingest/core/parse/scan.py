@@ -38,8 +38,8 @@ from ingest.core.parse.surrogates import without_lone_surrogates
 
 # rrweb types that are skipped: DOM content loaded, load, full snapshot, incremental, plugin, asset.
 _UNREAD_TYPES = (0, 1, 2, 3, 6, 7)
-# Number of events decoded at a time in a piece that contains a malformed event. A small number keeps most of the
-# other events cheap to decode.
+# Number of events decoded at a time in a piece that contains a malformed event. Chunks are small, because all
+# events of the chunk with the malformed event are decoded one by one, which is expensive.
 CHUNK_EVENTS = 64
 # Pieces up to this size are decoded without counting their elements. A list of decoded events takes up to 5 times
 # as much memory as its JSON.

@@ -20,8 +20,8 @@ WINDOW_BYTES_MIN, WINDOW_BYTES_MAX = 16, 64 * 1024
 _RUN = b"\\" * WINDOW_BYTES_MAX
 
 _escapes = re.compile(rb"\\u[dD][89a-fA-F]").findall
-# Matches one half of a surrogate pair without the other half. A match can also be plain text after an escaped
-# backslash, and a low surrogate that follows such text may be lone. `_is_lone` therefore checks the backslashes.
+# Matches the escape of a lone (unpaired) surrogate. A match can also be plain text after an escaped backslash,
+# and a low surrogate that follows such text may be lone. `_is_lone` therefore checks the backslashes.
 _halves = re.compile(
     rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
     rb"|[c-fC-F][0-9a-fA-F]{2}(?<!(?<!\\)\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}))"

@@ -1,1 +1,1 @@
-"""The demo: runs the whole system on this machine, produces a load, and reconciles the sinks."""
+"""The demo: runs the whole system on this machine, generates load, and reconciles the sinks."""

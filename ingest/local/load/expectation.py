@@ -149,7 +149,8 @@ class Expectation:
 
     @classmethod
     def from_manifest(cls, *paths: Path, settings: Settings | None = None) -> Self:
-        """Returns the sum over these manifests, sampled according to `settings`. Raises ManifestError."""
+        """Returns the expectation for all messages in these manifests, with the sample rates of `settings`. Raises
+        ManifestError."""
         expectation = cls()
         if settings is not None:
             expectation.sample_segment_rate = settings.sample_segment_rate

@@ -1,4 +1,4 @@
-"""Builds messages that cannot be parsed, with one builder per kind of flaw and its expected reject reason.
+"""Builds messages that cannot be parsed. Each kind of flaw has a builder and an expected reject reason.
 
 The reasons are the stable names in `ingest.core.parse.REASONS`; a test verifies that the two lists are equal.
 """

@@ -302,7 +302,7 @@ class _Builder:
     # Changes over time
 
     def tick(self, bars: list[int], figures: list[int]) -> Node:
-        """Changes bars and prices in place, which affects only attributes and texts."""
+        """Changes bars and prices in place, which affects only attributes and text nodes."""
         rng = self.rng
         chosen = rng.sample(range(len(bars)), min(len(bars), 24))
         return {

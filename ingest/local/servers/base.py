@@ -25,7 +25,7 @@ PORT_IN_USE_ERRORS = ("in use", "AddrInUse", "EADDRINUSE")
 class Server(ABC):
     """One local server.
 
-    The data of the server is below `directory`. The server keeps its port when it is restarted.
+    The server's data is stored in `directory`. The server keeps its port when it is restarted.
 
     `start` returns once the server is ready. Raises LocalError with the tail of the log if the server exits or
     does not become ready.

@@ -60,7 +60,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """An HTTP fault: a share of the requests gets `status` and is not forwarded to the server."""
+    """An HTTP fault: for a share of the requests, the proxy sends `status` instead of forwarding the request."""
 
     status: int
     share: float = 1.0
@@ -79,8 +79,8 @@ class SeveralErrors:
 
 @dataclass(frozen=True, slots=True)
 class LostReplies:
-    """An HTTP fault: a share of the requests is forwarded, but the proxy closes the connection instead of
-    returning the response.
+    """An HTTP fault: for a share of the requests, the proxy forwards the request, but closes the connection
+    instead of returning the response.
     """
 
     share: float = 1.0

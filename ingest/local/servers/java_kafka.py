@@ -31,7 +31,7 @@ CACHE_VARIABLE = "REPLAYS_LOCAL_KAFKA_CACHE"
 FETCH_SECONDS_MAX = 300
 FORMAT_SECONDS_MAX = 60
 HEAP = ("-Xms128m", "-Xmx512m")
-# The JVM starts often and runs for minutes at most. Using only the C1 compiler halves the JVM's startup time.
+# The JVM is started often and runs for a few minutes at most. Using only the C1 compiler halves its startup time.
 FAST_START_OPTIONS = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
 
 SCRAM = ("SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -245,7 +245,7 @@ class JavaKafka(Server):
             "group.consumer.min.session.timeout.ms": "1000",
             "group.consumer.heartbeat.interval.ms": "1000",
             "group.consumer.min.heartbeat.interval.ms": "500",
-            # A killed broker is fenced until its old session ends, by default 9 s.
+            # A killed broker cannot rejoin until its old session expires, by default after 9 s.
             "broker.session.timeout.ms": "2000",
             "broker.heartbeat.interval.ms": "500",
             "message.max.bytes": str(16 * MiB),

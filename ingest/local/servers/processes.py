@@ -40,7 +40,7 @@ PORTS = range(15000, 32000)
 
 
 class LocalError(RuntimeError):
-    """Raised if a local process failed. The message names the process and ends with the tail of its log."""
+    """Raised if a local process fails. The message names the process and ends with the tail of its log."""
 
 
 def private_folder(path: Path) -> None:

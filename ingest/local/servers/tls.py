@@ -24,8 +24,8 @@ START_SECONDS_MAX = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """The PEM files for TLS: a certificate authority, the server's key pair in one file, and a client's key
-    pair.
+    """The PEM files for TLS: the CA certificate, the server's certificate and key in one file, and a client's
+    certificate and key.
     """
 
     ca: Path
@@ -120,7 +120,7 @@ class TlsProxy:
 
 
 async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    """Copies bytes until either side ends, and then closes the sink."""
+    """Copies bytes until `source` ends or a connection fails, and then closes `sink`."""
     with contextlib.suppress(OSError):
         while data := await source.read(COPY_BYTES):
             sink.write(data)

@@ -90,7 +90,8 @@ class StoredSegments:
         return sum(int(self._server.query(query).result_rows[0][0]) for query in queries)
 
     def pages(self, segments_max: int) -> Iterator[list[StoredSegment]]:
-        """Yields pages of at most the given number of segments, and about PAGE_BYTES of recordings."""
+        """Yields pages of at most `segments_max` segments and at most PAGE_BYTES of recordings. A segment with a
+        larger recording is a page of its own."""
         for where in self._selection.conditions(self._now):
             after: tuple[int, str, int] = FIRST_PAGE_KEY
             while page := self._page(where, after, min(PAGE_SEGMENTS, segments_max)):

@@ -89,8 +89,8 @@ def may_be_erased(letter: Letter, erasures: Erasures) -> bool:
 
 
 def _message_is_erased(letter: Letter, erasures: Erasures, rules: ParseRules) -> bool:
-    """Parses the message only if the data of a user of its project was erased, because parsing may take a
-    second."""
+    """Returns True if the message was erased. Parses the message only if user data was erased in the message's
+    project, because parsing may take a second."""
     identity, project = identity_of(letter.value), project_of(letter.value)
     if identity is not None and erasures.covers(*identity):
         return True

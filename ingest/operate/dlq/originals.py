@@ -1,8 +1,9 @@
 """Rebuilds refused items from their original messages.
 
-Any writer of the topic can forge a letter. Therefore, a replay rebuilds the named item from the original message
-with the current code, and never writes the letter's bytes: a forged letter can neither change another project's
-replay nor alter content. A replay therefore requires that the message is still in its topic.
+Every process that can write to the dead-letter topic can forge a letter. Therefore, replaying a letter never
+writes the letter's bytes: the named item is rebuilt from the original message with the current code, so that a
+forged letter can neither change another project's data nor alter content. Replaying a letter requires that the
+original message is still in its topic.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class ItemNotProduced(Exception):
 
 
 class Originals:
-    """Reads the input topic. Caches the items of the last range, because the letters of a batch are adjacent.
+    """Reads the input topic. Caches the items of the range that was read most recently, because the letters of a
+    batch are adjacent.
 
     The cache needs memory for the items of one batch.
     """

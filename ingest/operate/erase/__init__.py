@@ -4,7 +4,7 @@
 
     0. Kafka          a tombstone in the topic of operators' decisions: readers no longer write the replay;
                       the command waits until messages that they read before have settled
-    1. Cloud Storage  its own objects are deleted in every generation; its ranges within packed objects are
+    1. Cloud Storage  every generation of its own objects is deleted; its ranges within packed objects are
                       overwritten with zeros, unless the object has changed since it was read
     2. BigQuery       its facts, by DML; rows in the streaming buffer cannot be deleted yet and are reported
     3. ClickHouse     its rows, `replay_places` last, because it has the positions of the replay's bytes

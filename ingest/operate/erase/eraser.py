@@ -86,7 +86,7 @@ class Eraser:
 
     def erase(self, found: Holdings, *, by: str, unsettled: Sequence[str] = ()) -> list[str]:
         """Erases the stored data, and records the erasure in the audit trail. Returns one line for each kind of
-        data that remains, with what to do.
+        data that remains; the line also states what to do.
         """
         left: list[str] = []
         if "gcs" in self._settings.sinks:

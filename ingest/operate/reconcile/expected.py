@@ -40,7 +40,8 @@ class GivenUp:
     Rows of two projects may have the same table and row id, so `owners` lists the projects of each refused item.
     None stands for an unknown project and matches every project.
 
-    Raises DeadLettersUnavailable, and ReconcileFailed if there are more than LETTERS_MAX.
+    Raises DeadLettersUnavailable if the letters cannot be read, and ReconcileFailed if there are more than
+    LETTERS_MAX letters.
     """
 
     def __init__(self, settings: Settings, spans: Iterable[Span]) -> None:

@@ -124,8 +124,8 @@ def fact_seconds(item: Row) -> float:
 
 
 def is_past_retention(row: dict[str, Any]) -> bool:
-    """Returns whether the table's TTL may have deleted the row, because an event can be older than the segment
-    that contains it.
+    """Returns True if the table's TTL may have deleted the row. The TTL counts from the time of the row. For
+    an event, this time can be earlier than that of the segment that contains the event.
     """
     moment = row.get("received", row.get("timestamp", 0))
     return "retention_days" in row and moment + row["retention_days"] * DAY_SECONDS < time.time()

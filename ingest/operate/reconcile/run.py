@@ -44,8 +44,8 @@ def run(
 ) -> Account:
     """Reconciles a scope. `progress` receives the number of messages read so far.
 
-    `repair` writes missing items, at most `per_second_max` per second, with `by` in the audit trail. If the audit
-    trail is unavailable, nothing is written. Raises ReconcileFailed.
+    `repair`: writes missing items, at most `per_second_max` per second, and records the repair in the audit trail
+    with the operator's name, `by`. If the audit trail is unavailable, nothing is written. Raises ReconcileFailed.
     """
     began = time.monotonic()
     try:

@@ -79,7 +79,7 @@ class Bucket:
         return [name for name, exists in zip(names, existing, strict=True) if not exists]
 
     def mismatches(self) -> Iterator[str]:
-        """Yields the differences between the bucket's lifecycle rules and those that `migrate` sets; empty for
+        """Yields the differences between the bucket's lifecycle rules and those that `migrate` sets; none for
         emulators."""
         if self._settings.gcs_endpoint:
             return

@@ -1,1 +1,2 @@
-"""Parsing in the loop (`inline`), or in child processes over shared memory (`link`, `child`)."""
+"""Parsing in the loop (`inline`), or in child processes that read messages from shared memory (`link`,
+`child`)."""

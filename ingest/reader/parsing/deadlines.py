@@ -1,4 +1,5 @@
-"""Time limits of parsing: CPU time of the child, rejection of the message, failure of the liveness probe.
+"""Time limits for parsing a message: CPU time of the child process, time until the message is rejected,
+and time until the liveness probe fails.
 
 All three limits are derived from the liveness setting, so that they always expire in this order.
 """

@@ -94,10 +94,10 @@ class ProcessParser:
     order.
 
     Values are passed in shared memory. Children parse the next request while the caller takes the results of the
-    current one. A child that dies, hangs, or exceeds `memory_bytes_max` (default: an estimate of the most memory
-    that parsing under `rules` needs) is replaced. The messages of its unanswered requests go to the second-line
-    parser. Without a second-line parser (`usual` is None), they are parsed one by one, and a message that kills a
-    child a second time becomes a reject.
+    current one. A child that dies, hangs, or exceeds `memory_bytes_max` (default: an estimate of the maximum
+    memory that parsing under `rules` needs) is replaced. The messages of its unanswered requests go to the
+    second-line parser. Without a second-line parser (`usual` is None), these messages are parsed one by one, and a
+    message that kills a child a second time becomes a reject.
     """
 
     def __init__(

@@ -38,7 +38,7 @@ _LENGTH = struct.Struct("<Q")
 class Hello(msgspec.Struct, array_like=True):
     """The first frame: rules and limits of the process; 0 means no limit.
 
-    `memory_bytes_max`: additional memory after startup; `cpu_seconds_max`: CPU time per frame of work. `usual`:
+    `memory_bytes_max`: additional memory after startup; `cpu_seconds_max`: CPU time per request. `usual`:
     messages above these limits are left to the second-line parser.
     """
 
@@ -184,7 +184,7 @@ class Parser:
         self._maps = [mmap.mmap(-1, 1) for _ in arena_fds]
 
     def answer(self, frame: bytearray) -> bytes:
-        """Returns the result frame for the frame of a request."""
+        """Returns the result frame for a request frame."""
         work = _decode_work(frame)
         if work.arena_bytes != len(self._maps[work.arena]):
             self._maps[work.arena] = mmap.mmap(self._fds[work.arena], work.arena_bytes, access=mmap.ACCESS_READ)

@@ -104,8 +104,8 @@ def _name_columns(tree: exp.Select) -> None:
 
 
 def _unnest_to_list(node: exp.In) -> None:
-    """Rewrites `x IN UNNEST(list)` as `list_contains(list, x)`, because a parameter has no type in sqlglot's
-    form.
+    """Rewrites `x IN UNNEST(list)` as `list_contains(list, x)`. If `list` is a parameter, DuckDB cannot infer its
+    type from the SQL that sqlglot generates for the original expression.
     """
     unnest = node.args.get("unnest")
     if isinstance(unnest, exp.Unnest) and len(unnest.expressions) == 1:

@@ -316,7 +316,7 @@ def _bytes(value: Any) -> bytes:
 def _json(value: Any) -> str:
     """Checks the value of a JSON column, which must be text that contains JSON.
 
-    The service refuses objects as records.
+    A JSON object never reaches this function: `_one` rejects it with BigQuery's error, "is not a record".
     """
     if not isinstance(value, str):
         return json.dumps(value)
@@ -358,7 +358,7 @@ def check_partition(column: str, kind: str, row: Mapping[str, Any], today: date)
 
 
 def arrow_table(fields: Sequence[Field], rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Returns the rows that `row_of` returned as one Arrow table."""
+    """Converts rows from `row_of` to one Arrow table."""
     columns = [pa.array([row[field.name] for row in rows], type=field.arrow_type) for field in fields]
     return pa.Table.from_arrays(columns, names=[field.name for field in fields])
 

@@ -149,7 +149,7 @@ class Service:
     # ---- queries
 
     def _run(self, project: str, job_id: str, query: Mapping[str, Any]) -> Job:
-        """Runs a query to its end, because the emulator's jobs complete when they are created."""
+        """Runs a query to completion, because the emulator's jobs are complete as soon as they are created."""
         started = int(time.time() * 1000)
         result, failure = None, None
         try:

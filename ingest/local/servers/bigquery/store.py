@@ -233,8 +233,8 @@ class Store:
                 made |= self._create_view(cursor, name, resource["view"])
             else:
                 fields = checked_schema(made)
-                # A table without columns has only metadata until columns are added, because DuckDB does not
-                # support such tables.
+                # A table without columns exists only as metadata until columns are added, because DuckDB does not
+                # support tables without columns.
                 if fields:
                     cursor.execute(f"CREATE TABLE {name.sql} ({columns_sql(fields)})")
             values = [project, dataset, name.table, json.dumps(made)]

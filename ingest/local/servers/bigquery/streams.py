@@ -25,8 +25,8 @@ _Proto = descriptor_pb2.FieldDescriptorProto
 _INTEGERS = frozenset({_Proto.TYPE_INT64, _Proto.TYPE_INT32, _Proto.TYPE_UINT32})
 _TEXT = frozenset({_Proto.TYPE_STRING})
 _NUMBERS = frozenset({_Proto.TYPE_DOUBLE, _Proto.TYPE_FLOAT})
-# Protobuf types accepted for each column type, without wrappers, ranges or dates:
-# https://cloud.google.com/bigquery/docs/supported-data-types
+# Protobuf types accepted for each column type. The emulator supports neither wrapper types nor range or
+# date columns. The complete list: https://cloud.google.com/bigquery/docs/supported-data-types
 ACCEPTED_TYPES = {
     "STRING": _TEXT,
     "JSON": _TEXT,
