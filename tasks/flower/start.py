@@ -44,7 +44,8 @@ PROVIDERS = {
 
 
 class FlowerRefused(SettingsError):
-    """Flower would start without authentication, or cannot start. The message names the setting to correct."""
+    """Raised if Flower cannot start or would start without authentication. The message names the setting to
+    correct."""
 
 
 def launch(app: Celery, settings: Settings, arguments: tuple[str, ...] = ()) -> None:
