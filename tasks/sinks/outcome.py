@@ -157,7 +157,7 @@ class Outcome:
         """
         if self._unproven:
             count, first = len(self._unproven), shortened(self._unproven[0])
-            log.warning("%s: %s responses prove no write, first: %s", self._sink, count, first)
+            log.warning("%s: %s responses without proof of a write, first: %s", self._sink, count, first)
         if self._held:
             raise PermanentSinkError(self._text(self._held[0]), configuration=True)
         if self._transient:
