@@ -42,8 +42,8 @@ class Settings(FleetSettings):
     )
     kafka_group_protocol: GroupProtocol = Field(
         GroupProtocol.CLASSIC,
-        description="group.protocol. `consumer` is KIP-848 and needs Apache Kafka 4 or later: brokers assign the "
-        "partitions and set the session timeout (group.consumer.session.timeout.ms).",
+        description="group.protocol. `consumer` selects the KIP-848 protocol and needs Apache Kafka 4 or later: "
+        "brokers assign the partitions and set the session timeout (group.consumer.session.timeout.ms).",
     )
     kafka_session_timeout_seconds: float = Field(
         30.0,
@@ -307,9 +307,10 @@ class Settings(FleetSettings):
         60.0,
         ge=6,
         le=3600,
-        description="Time without progress of the reader loop after which /livez fails and all stacks are "
-        "logged. A message is rejected if parsing it in a child process takes more CPU time than a sixth of this "
-        "value, or if it takes more wall-clock time than 40 % of this value twice in a row.",
+        description="Maximum time that the reader loop may go without progress. After that, /livez fails and the "
+        "stacks of all threads are logged. A message is rejected if parsing it in a child process takes more CPU "
+        "time than a sixth of this value, or if it takes more wall-clock time than 40 % of this value twice in a "
+        "row.",
     )
 
     @property

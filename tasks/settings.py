@@ -130,7 +130,7 @@ class Settings(BaseSettings):
     )
     sink_kind: Literal["real", "memory"] = Field(
         "real",
-        description="Kind of sinks: real, or memory, which keeps items in the process, for tests and --dry-run.",
+        description="Type of sinks: real, or memory, which keeps items in the process (for tests and --dry-run).",
     )
 
     gcs_bucket: str = Field("replays", min_length=1, description="Bucket for recordings.")
@@ -235,7 +235,7 @@ class Settings(BaseSettings):
     tracing: bool = Field(
         False,
         description="Enable OpenTelemetry tracing, from the Kafka headers to each sink. Requires the extra "
-        "otel or otel-grpc, and OTEL_* variables.",
+        "`otel` or the extra `otel-grpc`, and OTEL_* variables.",
     )
     sentry_dsn: SecretStr = Field(
         SecretStr(""),
@@ -310,7 +310,7 @@ class Settings(BaseSettings):
         "use less CPU. Workers and Flower need the same value.",
     )
     flower_host: str = Field("127.0.0.1", min_length=1, description="Listen address of Flower.")
-    flower_port: int = Field(5555, ge=0, le=65535, description="Port of Flower; 0 picks a free one.")
+    flower_port: int = Field(5555, ge=0, le=65535, description="Port for Flower; 0 picks a free one.")
     flower_basic_auth: SecretStr = Field(
         SecretStr(""),
         description="Flower logins as user:password, comma-separated. Flower does not start without a login "
@@ -333,7 +333,7 @@ class Settings(BaseSettings):
         description="SQLite file with Flower's task history, which then survives a restart. Empty: no history.",
     )
     flower_history_seconds_max: int = Field(
-        259_200, ge=60, le=31_536_000, description="Maximum age of a task event in the history, seconds."
+        259_200, ge=60, le=31_536_000, description="Maximum age of a task event in the history, in seconds."
     )
     flower_history_bytes_max: int = Field(
         64 * MiB,

@@ -42,8 +42,8 @@ def proof_page() -> Iterator[str]:
     yield "### Bugs that simulated worlds miss"
     yield (
         "The table shows whether each bug breaks safety, and the smallest world in which `make explore` finds it "
-        "(`tools/explore/judged.py`). If a bug that breaks safety has no world here, the explorer does not run "
-        "the code in question (the loop, or the choice of where a partition starts)."
+        "(`tools/explore/judged.py`). If the table lists no world for a bug that breaks safety, the explorer does "
+        "not run the code that has the bug: the loop, or the choice of where a partition starts."
     )
     yield _table(
         ("bug", "breaks", "effect", "smallest world in which the explorer finds it"),

@@ -126,7 +126,7 @@ def _clickhouse() -> Iterator[str]:
 def _kafka() -> Iterator[str]:
     yield "## Dead letters"
     yield _text(
-        """Errors are classified by librdkafka's error name. Dead letters themselves are never blamed,
+        """Errors are classified by their librdkafka error name. Dead letters themselves are never blamed,
         because they have no other destination. Codes that concern consumers, transactions and administration do
         not occur in a producer and are classified as `server`."""
     )
@@ -141,8 +141,8 @@ def _kafka() -> Iterator[str]:
 def _network() -> Iterator[str]:
     yield "## No response"
     yield _text(
-        """HTTP requests without a response are classified by libcurl's code. A proxy that refuses a tunnel is
-        classified by its status, as above."""
+        """HTTP requests that get no response are classified by libcurl's error code. A proxy's refusal to open a
+        tunnel is classified by the HTTP status of the refusal, as above."""
     )
     names = {getattr(pycurl, name): name for name in sorted(dir(pycurl)) if CURL_CODE.match(name)}
     yield _by_blame({f"`{names[code]}`": blame for code, blame in transfers.BLAME_BY_CODE.items()}, "codes")

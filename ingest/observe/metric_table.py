@@ -182,7 +182,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "stage_seconds",
         Kind.HISTOGRAM,
         "seconds",
-        "Time from the start of a stage's last chord to its completion, which covers all sinks of the stage.",
+        "Time from the start of a stage's last chord until the stage is durable in all of its sinks.",
         ("stage",),
     ),
     Definition(

@@ -228,7 +228,7 @@ MUTANTS = (
         "        del self.flights[flight.batch.id]",
     ),
     Mutant(
-        "lets a stuck partition run ahead without limit",
+        "reads a partition without limit while its oldest batch is stuck",
         PIPELINE,
         "if not owned.held and behind >= self.limits.pending_ranges_max:",
         "if not owned.held and behind >= 10**9:",
@@ -450,7 +450,7 @@ MUTANTS = (
         "if former and topic.id and former != topic.id and commit.offset is None:",
     ),
     Mutant(
-        "accepts the first response that there is no committed offset",
+        "accepts the first response that reports no committed offset",
         "core/starting.py",
         "return stored.offset is None or (stored.offset == 0 and not stored.text)",
         "return stored.offset == 0 and not stored.text",

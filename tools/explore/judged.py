@@ -49,7 +49,11 @@ JUDGED = (
         SAFETY,
         "two owners write: the old owner's chords and commit are still in flight when the next owner begins",
     ),
-    Judged("drains without a deadline", PROGRESS, "the group waits until it removes the reader"),
+    Judged(
+        "drains without a deadline",
+        PROGRESS,
+        "the rebalance does not complete until the group has removed the reader",
+    ),
     Judged(
         "releases a partition before the response to its last commit",
         SAFETY,
@@ -68,7 +72,11 @@ JUDGED = (
     Judged(
         "accepts messages of older epochs", SAFETY, "skips the messages between its position and an old message"
     ),
-    Judged("takes a message twice", SAFETY, "the position moves backwards; an assertion ends the reader first"),
+    Judged(
+        "takes a message twice",
+        SAFETY,
+        "the position would move backwards, but an assertion stops the reader before that",
+    ),
     Judged("parks a batch on the failure of an older attempt", WORK, "the running chord is started once more"),
     Judged("parks a batch without showing it", VIEW, "operators do not see the batch, which is retried anyway"),
     Judged("never parks a batch without completions", WORK, "a chord is started at every deadline"),
@@ -130,7 +138,7 @@ JUDGED = (
     Judged(
         "lets messages overtake a message that is parsed outside the loop",
         SAFETY,
-        "skips the overtaken message; an assertion ends the reader first",
+        "the overtaken message would be skipped, but an assertion stops the reader before that",
     ),
     Judged(
         "lets the end of an assignment overtake waiting messages",
@@ -178,7 +186,7 @@ JUDGED = (
     Judged("writes records that are too long for the broker", PROGRESS, "the broker refuses every commit"),
     Judged("accepts a committed offset without a topic id", SAFETY, "skips the first messages of the new topic"),
     Judged(
-        "accepts the first response that there is no committed offset",
+        "accepts the first response that reports no committed offset",
         SAFETY,
         "under `latest`, skips uncommitted messages",
     ),

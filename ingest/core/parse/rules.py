@@ -48,7 +48,8 @@ REASONS: Mapping[str, str] = {
 }
 
 WARNINGS: Mapping[str, str] = {
-    "recording_not_json": "The body is not a JSON array. It is stored as received and billed, without events.",
+    "recording_not_json": "The body is not a JSON array. The recording is stored unchanged and counts for "
+    "billing, but yields no events.",
     "event_malformed": "An rrweb event is malformed or too large. Only that event is left out (counted up to "
     "1000 per segment).",
     "event_too_deep": "An rrweb event is nested too deeply for the JSON decoder. Only that event is left out.",
