@@ -177,7 +177,7 @@ class _Running:
             "",
             "To record your own app, give its SDK this DSN:",
             f"  {ready.dsn}",
-            "The endpoint is not Relay: it does not scrub personal data, has no quotas, and drops errors and traces.",
+            "This endpoint is not Relay: it scrubs no personal data, has no quotas, and drops errors and traces.",
             "",
             f"replays          {ready.replays} (after the link, or with the login below)",
             f"operator's page  {ready.replays}/operate (with the login below)",
