@@ -8,6 +8,7 @@ from typing import IO
 import click
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
+from ingest.cli import ranges
 from ingest.cli.common import EXIT_FAILED, as_json, by_option, echo_json, fail, settings
 from ingest.cli.confirm import confirm, require_terminal, yes_option
 from ingest.cli.ranges import FiniteFloatRange
@@ -17,7 +18,7 @@ from tasks.wire import SinkName
 
 
 @click.command()
-@click.option("--project", type=click.IntRange(0), help="Only this project.")
+@click.option("--project", type=ranges.project, help="Only this project.")
 @since_option
 @until_option
 @click.option("--list", "listed", type=click.File("r"), help="Replay ids, one per line; - for standard input.")

@@ -5,7 +5,6 @@ Commands print through `echo`, `echo_json`, `fail` or a Terminal, which escape u
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
 import sys
@@ -19,6 +18,7 @@ import click
 from packaging.requirements import Requirement
 from redis.exceptions import RedisError
 
+from ingest.cli.values import OperatorName, login
 from ingest.settings import Settings, load
 from tasks.connection import connect, fault_of
 from tasks.coordination import Coordination
@@ -36,7 +36,11 @@ SERVER_SETTINGS = ("kafka_", "redis_", "gcs_", "clickhouse_", "bigquery_", "data
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 by_option = click.option(
-    "--by", default=getpass.getuser, show_default="your login", help="Operator name recorded in the audit trail."
+    "--by",
+    default=login,
+    type=OperatorName(),
+    show_default="your login",
+    help="Operator name recorded in the audit trail.",
 )
 
 

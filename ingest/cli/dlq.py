@@ -14,10 +14,12 @@ from ingest.cli.common import as_json, by_option, coordination_of, echo, echo_js
 from ingest.cli.confirm import confirm, yes_option
 from ingest.cli.listing import CommandListGroup
 from ingest.cli.ranges import FiniteFloatRange
+from ingest.cli.values import LetterId
 from ingest.operate.columns import Column, FittedTable
 from ingest.operate.terminal import Terminal
 from ingest.operate.text import times_as_text, utc_text
 from tasks.printed import printable
+from tasks.wire import SinkName
 
 if TYPE_CHECKING:  # commands import their dependencies when they run
     from ingest.operate.dlq import Selection
@@ -35,8 +37,18 @@ def letter_selection_options(command: Callable[..., None]) -> Callable[..., None
     """Options that select dead letters."""
     for option in (
         click.option("--reason", help="Select letters with this reason."),
-        click.option("--sink", help="Select items refused by this sink."),
-        click.option("--id", "ids", multiple=True, help="Select this letter (PARTITION-OFFSET); repeatable."),
+        click.option(
+            "--sink",
+            type=click.Choice([sink.value for sink in SinkName]),
+            help="Select items refused by this sink.",
+        ),
+        click.option(
+            "--id",
+            "ids",
+            multiple=True,
+            type=LetterId(),
+            help="Select this letter; repeatable.",
+        ),
         click.option("--replayed", is_flag=True, help="Include letters that were already replayed."),
     ):
         command = option(command)
@@ -111,7 +123,7 @@ def _columns(loaded: Settings) -> tuple[Column, ...]:
 
 
 @dlq.command("show")
-@click.argument("letter_id")
+@click.argument("letter_id", type=LetterId())
 @click.option("--raw", is_flag=True, help="Write only the original bytes, to a pipe or file.")
 @as_json
 def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:

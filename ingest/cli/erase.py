@@ -10,14 +10,16 @@ from typing import IO, Any
 
 import click
 
+from ingest.cli import ranges
 from ingest.cli.common import EXIT_FAILED, as_json, by_option, echo, echo_json, fail, redis_required, settings
 from ingest.cli.confirm import confirm, require_terminal, yes_option
 from ingest.cli.ranges import FiniteFloatRange
+from ingest.cli.values import OutputFile, ReplayId
 
 
 @click.command()
-@click.argument("replay_ids", nargs=-1, metavar="[REPLAY_ID]...")
-@click.option("--project", required=True, type=click.IntRange(0), help="Project id.")
+@click.argument("replay_ids", nargs=-1, type=ReplayId(), metavar="[REPLAY_ID]...")
+@click.option("--project", required=True, type=ranges.project, help="Project id.")
 @click.option(
     "--user", default="", help="All replays of this user: id, name, e-mail, or the value shown by `replays ls`."
 )
@@ -35,7 +37,7 @@ from ingest.cli.ranges import FiniteFloatRange
 )
 @click.option(
     "--certificate",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputFile(),
     help="Write a JSON record of what was removed to this file.",
 )
 @by_option
@@ -61,16 +63,18 @@ def erase(
     (see the last line).
     """
     from ingest.local.servers.processes import private_opener
-    from ingest.operate.erase import EraseFailed, Erasure, listed_ids, plain_id
+    from ingest.operate.erase import EraseFailed, Erasure, listed_ids
 
     if as_json and not (yes or dry_run):
         raise click.UsageError("--json requires --yes or --dry-run")
     if sum((bool(replay_ids), bool(user), everything, listed is not None)) != 1:
         raise click.UsageError("give either replay ids or one of --user, --all and --list")
     try:
-        named = [plain_id(text) for text in replay_ids] if listed is None else listed_ids(listed)
+        named = list(replay_ids) if listed is None else listed_ids(listed)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    if listed is not None and not named:
+        raise click.UsageError(f"{listed.name} contains no replay id")
     require_terminal(yes=yes or dry_run)
     loaded = settings()
     with redis_required():

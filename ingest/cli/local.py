@@ -14,6 +14,7 @@ import click
 from ingest.cli.common import as_json, echo, echo_json, fail, needs_extra, settings
 from ingest.cli.listing import CommandListGroup
 from ingest.cli.ranges import FiniteFloatRange
+from ingest.cli.values import OutputDirectory, OutputFile
 from ingest.operate.terminal import Terminal
 
 if TYPE_CHECKING:  # commands import their dependencies when they run
@@ -28,9 +29,7 @@ FOLLOW_SECONDS = 0.3
 )
 @click.option("--seed", default=1, show_default=True, help="The same seed produces the same messages.")
 @click.option("--keep", is_flag=True, help="Keep everything running until Ctrl-C, and print the addresses.")
-@click.option(
-    "--directory", type=click.Path(file_okay=False, path_type=Path), help="Keep data and logs in this directory."
-)
+@click.option("--directory", type=OutputDirectory(), help="Keep data and logs in this directory.")
 @click.option(
     "--kill", type=click.Choice(["worker", "reader", "redis"]), help="Kill this process with SIGKILL mid-run."
 )
@@ -110,7 +109,7 @@ def try_command(host: str, port: int, seconds: float | None, as_json: bool) -> N
 @click.option("--profile", type=click.Choice(["demo", "small"]), default="demo", show_default=True)
 @click.option(
     "--manifest",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputFile(),
     help="New file that records what was produced, for verification. Default: manifest.jsonl, or the next free "
     "name (manifest-2.jsonl and so on) if that file exists.",
 )
@@ -164,7 +163,7 @@ def _new_manifest_path(chosen: Path | None) -> Path:
         chosen = next(path for path in map(Path, names) if not path.exists())
     elif chosen.exists():
         raise click.BadParameter(f"{chosen} exists: remove it, or choose another file", param_hint="'--manifest'")
-    return chosen.absolute()
+    return Path(OutputFile().convert(chosen.absolute(), None, click.get_current_context()))
 
 
 @click.group("local", cls=CommandListGroup)
@@ -178,7 +177,7 @@ directory_option = click.option(
 
 
 @local_group.command("up")
-@directory_option
+@click.option("--directory", type=OutputDirectory(), help="Data directory.")
 @click.option("--kafka", type=click.Choice(["tansu", "apache"]), default="tansu", show_default=True)
 @click.option("--all", "programs", is_flag=True, help="Also run a worker, the reader, Flower and the web pages.")
 @as_json

@@ -28,6 +28,7 @@ from ingest.cli.common import (
 from ingest.cli.confirm import confirm, require_terminal, yes_option
 from ingest.cli.listing import CommandListGroup
 from ingest.cli.ranges import FiniteFloatRange
+from ingest.cli.values import BatchId, OutputFile
 from ingest.operate.columns import Column, FittedTable
 from ingest.operate.terminal import Terminal
 from ingest.operate.text import size_text, utc_text
@@ -127,7 +128,7 @@ def status(as_json: bool) -> None:
 @click.option(
     "--seconds", default=1.0, show_default=True, type=FiniteFloatRange(0.2, 60), help="Refresh interval, seconds."
 )
-@click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), help="Write an SVG image and exit.")
+@click.option("--svg", type=OutputFile(), help="Write an SVG image and exit.")
 def top(once: bool, seconds: float, svg: Path | None) -> None:
     """Show live state: partitions and lag, batches in flight, sinks and breakers, parked batches, dead letters.
 
@@ -188,7 +189,7 @@ def batches_ls(as_json: bool) -> None:
 
 
 @batches.command("show")
-@click.argument("batch_id")
+@click.argument("batch_id", type=BatchId())
 @as_json
 def batches_show(batch_id: str, as_json: bool) -> None:
     """Show all details of one parked batch."""
@@ -204,7 +205,7 @@ def batches_show(batch_id: str, as_json: bool) -> None:
 
 
 @batches.command("retry")
-@click.argument("batch_id")
+@click.argument("batch_id", type=BatchId())
 @by_option
 def batches_retry(batch_id: str, by: str) -> None:
     """Retry a batch now. The command sends the request to the batch's reader."""
@@ -218,7 +219,7 @@ def batches_retry(batch_id: str, by: str) -> None:
 
 
 @batches.command("abandon")
-@click.argument("batch_id")
+@click.argument("batch_id", type=BatchId())
 @click.option("--reason", required=True, help="Reason, recorded in the audit trail and in each dead letter.")
 @yes_option
 @by_option

@@ -13,8 +13,10 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from ingest.cli import ranges
 from ingest.cli.common import as_json, echo, echo_json, fail, settings
 from ingest.cli.listing import CommandListGroup
+from ingest.cli.values import OutputDirectory, ReplayId
 from ingest.operate.columns import Column, FittedTable
 from ingest.operate.terminal import Terminal
 from ingest.operate.text import age_seconds, clock_text, runs_text, size_text, utc_text
@@ -60,7 +62,7 @@ SEGMENT_COLUMNS = (
     Column("in gcs (UTC)", rank=3, short=_truncate_to_minute),
     Column("batch", rank=1),
 )
-project_option = click.option("--project", type=click.IntRange(0), help="Project id.")
+project_option = click.option("--project", type=ranges.project, help="Project id.")
 
 
 @contextmanager
@@ -193,7 +195,7 @@ def replays_table(replays: Iterable[Replay]) -> FittedTable:
 
 
 @replays_group.command("show")
-@click.argument("replay_id")
+@click.argument("replay_id", type=ReplayId())
 @project_option
 @as_json
 def replays_show(replay_id: str, project: int | None, as_json: bool) -> None:
@@ -262,7 +264,7 @@ def segments_table(segments: Iterable[dict[str, Any]]) -> FittedTable:
 
 
 @click.command("events")
-@click.argument("replay_id")
+@click.argument("replay_id", type=ReplayId())
 @project_option
 @click.option(
     "--kind", "kinds", multiple=True, help="Only events of this kind (rage_click, network, ...); repeatable."
@@ -393,12 +395,12 @@ def events_table(marks: Iterable[Mark], start_ms: int) -> Table:
 
 
 @click.command("fetch")
-@click.argument("replay_id")
+@click.argument("replay_id", type=ReplayId())
 @project_option
 @click.option("--segment", "wanted", multiple=True, type=click.IntRange(0), help="Only this segment; repeatable.")
 @click.option(
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OutputDirectory(),
     default=".",
     show_default=True,
     help="Directory for the files: REPLAY-SEGMENT.json, and REPLAY-SEGMENT.mp4 for a mobile replay.",

@@ -53,7 +53,8 @@ def shadow(
     commits from now on (--follow). Joins no group and commits nothing. Compares recordings by checksum, and
     ClickHouse rows by identity and content.
 
-    Exit code 0: equal; 1: differences, or the comparison failed (see the last line); 2: wrong usage.
+    Exit code 0: equal; 1: differences, nothing to compare, or the comparison failed (see the last line); 2: wrong
+    usage.
     """
     from ingest.operate.reconcile import ReconcileFailed, Scope
     from ingest.operate.shadow import render, run
@@ -84,6 +85,8 @@ def shadow(
         echo_json(found.as_dict())
     else:
         Terminal().print(render(found))
+    if not found.messages:
+        fail("no committed message is in this range, so nothing was compared: choose another range")
     sys.exit(0 if found.ok else EXIT_DIFFERENT)
 
 

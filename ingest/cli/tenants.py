@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ingest.cli import ranges
 from ingest.cli.common import (
     as_json,
     by_option,
@@ -58,7 +59,7 @@ def tenants_ls(as_json: bool) -> None:
 
 
 @tenants.command("kill")
-@click.argument("project", type=click.IntRange(0))
+@click.argument("project", type=ranges.project)
 @yes_option
 @by_option
 def tenants_kill(project: int, yes: bool, by: str) -> None:
@@ -73,7 +74,7 @@ def tenants_kill(project: int, yes: bool, by: str) -> None:
 
 
 @tenants.command("revive")
-@click.argument("project", type=click.IntRange(0))
+@click.argument("project", type=ranges.project)
 @by_option
 def tenants_revive(project: int, by: str) -> None:
     """Accept messages of PROJECT again."""
@@ -81,7 +82,7 @@ def tenants_revive(project: int, by: str) -> None:
 
 
 @tenants.command("limit")
-@click.argument("project", type=click.IntRange(0))
+@click.argument("project", type=ranges.project)
 @click.option(
     "--per-second", type=FiniteFloatRange(0.01, PER_SECOND_MAX), help="Messages per second, across all readers."
 )

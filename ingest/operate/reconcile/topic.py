@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ingest.core.model import Message
 from ingest.operate.remake import message_of
 from ingest.settings import Settings
-from tasks.kafka.ranges import Bounds, Range, RangeReader
+from tasks.kafka.ranges import Bounds, Range, RangeError, RangeReader
 from tasks.units import MiB
 
 CHUNK_MESSAGES_MAX = 1000
@@ -26,7 +26,7 @@ class Scope:
     topic.
 
     A window starts at the first message that is not older than `since` and ends before the first message that is
-    not older than `until`. Raises ValueError if both offsets and a window are given.
+    not older than `until`. Raises ValueError if both offsets and a window are given, or if the range is empty.
     """
 
     partition: int | None = None
@@ -41,6 +41,10 @@ class Scope:
             raise ValueError("offsets require a partition: set --partition")
         if by_offset and (self.since is not None or self.until is not None):
             raise ValueError("give either offsets or a time window")
+        if self.start is not None and self.stop is not None and self.start >= self.stop:
+            raise ValueError(f"the range [{self.start}, {self.stop}) is empty: --stop is exclusive")
+        if self.since is not None and self.until is not None and self.since >= self.until:
+            raise ValueError("the time window is empty: --since must be before --until")
 
     def holds(self, timestamp_ms: int) -> bool:
         """Returns whether a message with this timestamp is within the window. True for a message without a
@@ -96,6 +100,11 @@ class RecordingsTopic:
         """Returns the offsets to read, one span per partition; partitions with nothing to read are left out."""
         numbers = self._reader.partitions()
         if self._scope.partition is not None:
+            if self._scope.partition not in numbers:
+                raise RangeError(
+                    f"topic {self._reader.topic} has no partition {self._scope.partition}: its partitions are "
+                    f"{numbers[0]} to {numbers[-1]}"
+                )
             numbers = (self._scope.partition,)
         committed = self._reader.committed(numbers)
         spans = [self._span(number, committed[number]) for number in numbers]

@@ -91,8 +91,8 @@ class Comparison:
 
     @property
     def ok(self) -> bool:
-        """True if this release would write exactly the stored data."""
-        return not any(tally.differences for tally in self.sinks.values())
+        """True if messages were compared, and this release would write exactly the stored data."""
+        return self.messages > 0 and not any(tally.differences for tally in self.sinks.values())
 
     def add(self, account: Account) -> None:
         """Adds the messages of another round, and keeps one span per partition."""

@@ -48,7 +48,8 @@ def test_every_command_has_an_example_that_parses(monkeypatch: pytest.MonkeyPatc
     }
     assert list(first.values()) == list(FIRST_EXAMPLES)
     for path, text in [*first.items(), *EXAMPLES.items()]:
-        words = shlex.split(text.removeprefix('eval "$(').removesuffix(')"').rpartition("| ")[2])
+        filled = text.replace("BATCH_ID", "topic-0-10-20").replace("REPLAY_ID", "0" * 32)
+        words = shlex.split(filled.removeprefix('eval "$(').removesuffix(')"').rpartition("| ")[2])
         assert words[0] == "replays-ingest"
         assert parsed(words[1:]) == path
 
