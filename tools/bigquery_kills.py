@@ -173,7 +173,9 @@ class Kills:
         self.staging.stage(manifest, ChordName(reference(manifest), Stage.ROWS, 1, "token"), {TASK: payload})
 
     def run(self, manifest: Manifest, death: Death | None) -> int:
-        """Runs the task in a process. Returns the process's exit code, which is negative for a signal."""
+        """Runs the task in a separate process. Returns the exit code of the process: if a signal ended the
+        process, the code is the negative signal number.
+        """
         process = self.context.Process(target=run_task, args=(self.environment, reference(manifest), death))
         process.start()
         process.join(PROCESS_SECONDS_MAX)
@@ -202,7 +204,7 @@ class Kills:
         self.finish(manifest)
 
     def death(self, point: Point) -> Death:
-        """Returns a death at the given point, with a random delay."""
+        """Returns a `Death` for the given point, with a random delay."""
         return Death(point, self.random.uniform(0, SENT_SECONDS_MAX))
 
     def empty(self) -> None:

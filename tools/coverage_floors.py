@@ -29,7 +29,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The number of statements and branches, in total and covered."""
+    """The number of statements and branches in a package, and how many of them are covered."""
 
     total: int = 0
     covered: int = 0
@@ -40,7 +40,7 @@ class Share:
         return 100 * self.covered / self.total if self.total else 0.0
 
     def plus(self, summary: Mapping[str, int]) -> Share:
-        """Returns the share with one more file from coverage's JSON report."""
+        """Returns the share with one file added. `summary`: the file's summary in Coverage's JSON report."""
         return Share(
             self.total + summary["num_statements"] + summary.get("num_branches", 0),
             self.covered + summary["covered_lines"] + summary.get("covered_branches", 0),
@@ -53,7 +53,7 @@ def floors(pyproject: Path) -> dict[str, float]:
 
 
 def by_package(files: Mapping[str, Any], packages: Mapping[str, float]) -> dict[str, Share]:
-    """Returns the coverage of each package. `files`: coverage's JSON report by path.
+    """Returns the coverage of each package. `files`: the files in Coverage's JSON report, by path.
 
     Raises KeyError for a file without a package.
     """
@@ -68,7 +68,7 @@ def by_package(files: Mapping[str, Any], packages: Mapping[str, float]) -> dict[
 
 
 def report(data: Path) -> dict[str, Any]:
-    """Returns coverage's JSON report, by path from the repository's root."""
+    """Returns the files in Coverage's JSON report, by path relative to the repository's root."""
     measured = coverage.Coverage(data_file=str(data), config_file=str(REPOSITORY / "pyproject.toml"))
     measured.load()
     with tempfile.NamedTemporaryFile(suffix=".json") as file:

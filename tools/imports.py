@@ -288,7 +288,7 @@ class Import:
 
 def imports(text: str) -> Iterator[Import]:
     """Yields every import in a source text, including imports in functions, imports under TYPE_CHECKING, and calls
-    of `import_module` or `__import__` with a literal name.
+    to `import_module` or `__import__` with a literal name.
 
     A relative import gets the name ".", which is never allowed.
     """

@@ -50,8 +50,8 @@ def imported_modules(source: str, modules: Iterable[str]) -> set[str]:
     """Returns the `modules` that this source imports directly: `from a import b` is `a.b` if that is a module,
     otherwise `a`.
 
-    The implied import of `a` by `a.b` is ignored, because a package's `__init__` is complete before its modules
-    run; if it imports them, that import is counted.
+    The implicit import of the package `a` by `import a.b` is ignored, because the `__init__` of `a` is complete
+    before `a.b` runs. If that `__init__` itself imports `a.b`, that import is counted.
     """
     known = set(modules)
     found: set[str] = set()

@@ -63,7 +63,7 @@ def test_a_file_imports_only_what_its_package_may(path: Path) -> None:
         ("ingest/core/parse/scan.py", "import socket"),
         ("ingest/core/packing.py", "from uuid import uuid4"),
         ("ingest/core/model.py", "import importlib"),
-        # Our packages, upwards in the table
+        # First-party modules that these modules must not import
         ("tasks/flush.py", "from ingest.core import model"),
         ("tasks/flush.py", "import ingest"),
         ("tasks/sinks/gcs/sink.py", "from tasks import breaker"),
@@ -115,7 +115,7 @@ def test_a_planted_import_is_reported(path: str, line: str, form: str) -> None:
     "call", ["import_module('redis')", "importlib.import_module('redis.exceptions')", "__import__('redis')"]
 )
 def test_an_import_by_name_at_run_time_is_reported(call: str) -> None:
-    """An import at run time is reported if its name is a literal in a call."""
+    """A call to `import_module` or `__import__` is reported if the module name is a string literal."""
     (found,) = violations("tasks/sinks/gcs/sink.py", f"thing = {call}")
 
     assert "redis" in found

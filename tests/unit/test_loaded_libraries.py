@@ -12,7 +12,7 @@ import pytest
 from tests.kit.paths import ROOT
 
 GOOGLE = {"google.api_core", "google.auth", "google.protobuf", "grpc", "requests"}
-# Libraries of the sinks, of optional features, and libraries that those load if they are installed.
+# Libraries that the sinks and the optional features use, and libraries that these load if installed.
 LIBRARIES = GOOGLE | {
     "aiohttp",
     "clickhouse_connect",
@@ -42,7 +42,7 @@ from ingest.settings import Settings
 
 reader = Reader(Settings())
 """
-# Loads the same modules as `celery -A tasks worker -Q ...` before it starts its pool.
+# Loads the modules that `celery -A tasks worker -Q ...` loads before it starts its pool.
 WORKER = """
 import sys
 from celery import signals

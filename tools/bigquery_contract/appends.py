@@ -38,8 +38,8 @@ def _stream(target: Target) -> str:
 
 
 def create_a_stream(target: Target) -> None:
-    """A new stream has a name that begins with the name of its table, the requested type, and a commit time equal
-    to its creation time.
+    """A new stream has the requested type, a name that begins with its table's name, and a commit time equal to
+    its creation time.
 
     Page: Package google.cloud.bigquery.storage.v1.
     """
@@ -258,7 +258,7 @@ def column_added_while_a_stream_is_open(target: Target) -> None:
 
 
 def first_request_without_a_schema(target: Target) -> None:
-    """The first request of a connection must contain the writer schema.
+    """The first request on a connection must contain the writer schema.
 
     Page: Package google.cloud.bigquery.storage.v1.
     """

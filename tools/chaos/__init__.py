@@ -1,1 +1,1 @@
-"""Injects random faults from a seed into real processes, and checks that nothing was lost."""
+"""Injects seeded random faults into real processes, and checks that nothing was lost."""

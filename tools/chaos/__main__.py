@@ -4,10 +4,10 @@
 
 The embedded stack, two readers in one group, two flush workers and Flower run as separate processes under a steady
 load. Two threads inject faults concurrently, each from its own list, shuffled by the seed. One thread injects
-process faults (kill -9, also during a rebalance; SIGSTOP; added and removed readers; Redis; the broker) and adds
-partitions. The other thread injects sink faults through fault proxies. When the time is up, all faults stop.
-Every message must then be committed, and the readers must stop gracefully. Finally, every sink is compared with
-the load's manifest, object by object and row by row.
+process faults (kill -9, also during a rebalance; SIGSTOP; added and removed readers; faults of Redis and the
+broker) and adds partitions. The other thread injects sink faults through fault proxies. When the time is up, all
+faults stop. Every message must then be committed, and the readers must stop gracefully. Finally, every sink is
+compared with the load's manifest, object by object and row by row.
 
 The order of faults depends only on the seed; their effects also depend on the machine.
 """

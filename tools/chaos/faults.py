@@ -40,7 +40,7 @@ from tasks.migrate.kafka import SOURCE_PARTITIONS
 
 READERS, WORKERS = ("reader-1", "reader-2"), ("worker-1", "worker-2")
 SINKS = ("gcs", "clickhouse", "bigquery")
-# The gRPC endpoint of BigQuery, in front of which a proxy forwards bytes.
+# The gRPC endpoint of BigQuery. Its fault proxy forwards bytes and does not parse HTTP.
 BIGQUERY_STORAGE = "bigquery_storage"
 EXTRA_READER = "reader-3"
 # Readers log each step of the commit protocol, for `python -m tools.spec --logs` (docs/specification.md).
@@ -164,8 +164,8 @@ class ProcessFaults:
             self._fleet.reader(child.name, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
 
     def kill_reader_amid_rebalance(self, rng: random.Random) -> str:
-        """Starts a reader, so that the other readers revoke partitions, and kills the first of them in its
-        revocation callback.
+        """Starts another reader, so that the running readers must revoke partitions, and kills the first running
+        reader that enters its revocation callback.
         """
         readers = [self._fleet.children[name] for name in READERS]
         before = {child.name: len(log_lines_of(child, "partitions_revoked")) for child in readers}

@@ -128,7 +128,7 @@ def run(
 
 
 class _Chaos:
-    """One run. `close` stops everything that it starts."""
+    """One run. `close` stops everything that the run has started."""
 
     def __init__(
         self,

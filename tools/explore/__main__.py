@@ -46,8 +46,8 @@ class Bound(NamedTuple):
         return f"core: {len(self.messages)} partition(s) with {counts} message(s){expiry}, 2 readers, {faults}"
 
 
-# Worlds to explore, in descending order of run time. A fault adds more states than a message, and a second
-# partition multiplies the states.
+# Worlds to explore, in descending order of run time. One more fault adds more states than one more message, and a
+# second partition multiplies the number of states.
 STAGING = ()
 BOUNDS = {
     "usual": (
@@ -126,8 +126,8 @@ def bug_as_text(bug: planted.Bug, found: planted.Found) -> str:
 
 
 def counts(text: str) -> tuple[int, ...]:
-    """Parses a world: In the world `2+1`, one partition has two messages and the other partition has one;
-    `staging` is the staging model.
+    """Parses the name of a world. In the world `2+1`, one partition has two messages and the other partition has
+    one; `staging` is the staging model.
     """
     if text == "staging":
         return STAGING
@@ -171,7 +171,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--bounds", choices=BOUNDS, default="usual", help="set of worlds; the large set takes much longer"
     )
-    parser.add_argument("--world", type=counts, help="explore only this world: messages per partition, or staging")
+    parser.add_argument(
+        "--world",
+        type=counts,
+        help="explore only this world, for example 2+1 (messages per partition), or staging",
+    )
     parser.add_argument(
         "--faults", type=int, choices=range(4), default=1, help="maximum number of faults per run in that world"
     )

@@ -28,7 +28,7 @@ TICK_SECONDS = 0.5
 INTERVAL_TICKS = 1
 ANSWER_TICKS = 2
 
-# Attributes that hold past times. The number is the age in ticks from which all greater ages are equivalent.
+# Attributes that hold past times. The number is an age in ticks; all ages above this number are equivalent to it.
 AGES = {
     "_started_at": INTERVAL_TICKS,
     "_full_since": INTERVAL_TICKS,
@@ -47,8 +47,8 @@ OMITTED_ATTRIBUTES = frozenset(
         *("failures", "own_failures", "_acknowledged", "_source", "_ticked_at", "_cut_early_at", "_probes"),
     }
 )
-# Whether a chord belongs to the current attempt is part of `readers.Chord`. Apart from that, decisions depend only
-# on whether there has been an attempt. Among consecutive missed deadlines, only the third has an effect, and each
+# `readers.Chord` records whether a chord belongs to the current attempt. Otherwise, decisions depend only on
+# whether there has been an attempt. Among consecutive missed deadlines, only the third has an effect, and each
 # missed deadline requires a fault.
 CAPPED = {"attempt": 1, "misses": DEADLINE_MISSES_MAX}
 # The reason for a cut affects decisions in only one way: it shows whether the batch is a part of another batch.
@@ -100,7 +100,7 @@ class Canonicalizer:
 
     def value(self, pipeline: Pipeline, now: float) -> int:
         """Returns a number that is equal for all pipelines that make the same decisions on the same events after
-        the same time.
+        the same delays.
         """
         value: int = self._part(pipeline, now)
         return value

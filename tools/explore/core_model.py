@@ -150,7 +150,7 @@ class CoreModel:
 
     @property
     def figures(self) -> str:
-        """Returns figures of the search, as text."""
+        """Returns the numbers of states and decisions in the search, as text."""
         cores = self.readers.cores
         return (
             f"{len(cores)} states of a pipeline, {cores.decisions} decisions of the real one, "
@@ -302,8 +302,8 @@ class CoreModel:
     def _arrive(
         self, label: int, one: int, other: int, board: int, *, last: bool, cut_off: bool
     ) -> Iterator[tuple[int, int]]:
-        """Yields (label, next state) for a step after which the readers and the board have the given numbers.
-        `last`: no further fault is allowed.
+        """Yields (label, next state) for a step that leads to the readers `one` and `other` and to `board`, given
+        as the numbers of their states. `last`: no further fault is allowed.
         """
         if self._every_order or not (cut_off or (last and self._is_settled(one, other, board))):
             state, turned = self._canonical(one, other, board)
@@ -336,8 +336,8 @@ class CoreModel:
             if move.board < 0:
                 yield label, move.board
             elif cut_off and move.reader != self._fresh and not self._is_cut_off(move.reader, move.board):
-                # The reader has detected the loss but still differs from a fresh reader. The search continues with
-                # this reader and a fresh reader.
+                # The reader has detected the loss but still differs from a fresh reader. The next state contains
+                # both this reader and a fresh reader.
                 free = tuple(Shared() for _ in self.readers.partitions)
                 state, turned = self._canonical(move.reader, self._fresh, self._board.of(free))
                 yield label | turned, state
@@ -350,7 +350,7 @@ class CoreModel:
             yield self._wipe << 3 | turned, state
 
     def _is_cut_off(self, reader: int, board: int) -> bool:
-        """Returns True if this reader has lost its partitions and has not detected it."""
+        """Returns True if this reader has lost its partitions but has not detected the loss."""
         entries = self._reader.values[reader].entries
         owners = self._board.values[board]
         return any(entry is not None and one.owner != ME for entry, one in zip(entries, owners, strict=True))

@@ -23,7 +23,7 @@ class Frozen:
         self._handlers: dict[type, Any] = {}
 
     def pack(self, pipeline: Pipeline) -> bytes:
-        """Returns the state of the pipeline, which is not changed."""
+        """Returns the state of the pipeline without modifying the pipeline."""
         state = dict(vars(pipeline))
         handlers = state.pop("_handlers")
         if not self._handlers:

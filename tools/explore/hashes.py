@@ -86,7 +86,7 @@ class Client:
         return found
 
     def time(self) -> tuple[int, int]:
-        """Returns a constant time, because no deadline of a task passes in the model."""
+        """Always returns the same time, because no deadline of a task passes in the model."""
         return 0, 0
 
     def info(self, section: str) -> dict[str, int]:

@@ -114,7 +114,7 @@ class Outcome:
     """One possible event: its description, and the reader and board after it. `broken`: the violated invariant, if
     any.
 
-    `cut_off`: the reader has lost its partitions and has not detected it.
+    `cut_off`: the reader has lost its partitions but has not detected the loss.
     """
 
     what: str
@@ -152,7 +152,7 @@ class Readers:
         self.fresh = Reader(self.cores.fresh, none, tuple(() for _ in partitions))
 
     def outcomes(self, reader: Reader, board: Board, *, may_fail: bool) -> Iterator[Outcome]:
-        """Yields all possible events of this reader now, including faults if allowed."""
+        """Yields every event that can happen to this reader next, including faults if allowed."""
         self._may_fail = may_fail
         for outcome in self._outcomes(reader, board):
             if may_fail or not outcome.fault:
@@ -427,7 +427,7 @@ class Readers:
         return f"{self.partitions[chord.partition].source}-{chord.start}-{chord.stop}"
 
     def wiped(self, reader: Reader) -> Reader:
-        """Returns the reader after Redis lost all data, so that none of its chords will complete."""
+        """Returns the reader as it is after Redis has lost all data: none of the reader's chords will complete."""
         return reader._replace(chords=())
 
     def exchanged(self, reader: Reader) -> Reader:
@@ -581,8 +581,8 @@ class Readers:
         """Checks a release with work in flight: chords with items that are not durable, and commits that would
         change the stored commit.
 
-        The response to a late commit may be mistaken for the response to an equal commit, which repeats work but
-        loses no message.
+        The response to a late commit may be mistaken for the response to an identical commit; this repeats work
+        but loses no message.
         """
         chords = commits = 0
         for number in (self._numbers[source] for source in command.sources):

@@ -2,9 +2,9 @@
 
 Different states never share a number, so no hash collision can hide a state. States that require fewer faults are
 expanded first, then those nearer to the start. A counterexample therefore has as few faults as possible, and is
-among the shortest with that number of faults. A state is visited once, with the fewest faults that lead to it.
-Reaching it again with more faults would leave fewer faults for later steps, and could not make further states
-reachable.
+among the shortest with that number of faults. Each state is visited once, on a path that reaches it with the
+fewest faults. Reaching the state again with more faults would leave fewer faults for later steps, and could not
+make further states reachable.
 """
 
 from __future__ import annotations

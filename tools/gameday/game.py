@@ -50,12 +50,13 @@ REDIS_BYTES_MAX = 256 * MiB
 # machine.
 CAUSED_BY_LOAD = {"ReplaysEndToEndSlow", "ReplaysLag", "ReplaysBackpressure"}
 
-# An alert on an exhausted error budget resolves only after its window: minutes here, hours in production.
+# An alert on the burn rate of the error budget resolves only when the late segments have left the windows in its
+# expression, which takes minutes here and hours in production.
 BUDGET = {"ReplaysErrorBudgetBurnsFast", "ReplaysErrorBudgetBurnsSlowly"}
 
 # The alert rules depend on these intervals. Most of the intervals are divided by about the same factor as the
-# times in the rules. The others are divided by less, because a busy machine with two cores could not keep up; for
-# example, it may need more than six seconds for a chord.
+# times in the rules. The others are divided by a smaller factor, because a busy machine with two cores could
+# not keep up; for example, such a machine may need more than six seconds for a chord.
 SHORT_TIMES = {
     "REPLAYS_FLUSH_DEADLINE_SECONDS": "12",
     "REPLAYS_RETRY_BACKOFF_SECONDS": "1",
@@ -79,8 +80,8 @@ SHORT_TIMES = {
 class Fault:
     """One fault. `alert` must fire within FIRE_SECONDS_MAX of the call to `inject`.
 
-    `fix` follows the section of the runbook, and `after` is run after the recovery. `healthy` is a Prometheus
-    expression that has a value once the component has recovered.
+    `fix` follows the section on the alert in the runbook, and `after` runs once the alert has resolved and all
+    messages are committed. `healthy` is a Prometheus expression that has a value once the component has recovered.
     """
 
     name: str
@@ -92,7 +93,7 @@ class Fault:
 
 
 class Game:
-    """One game day. Faults use the attributes and methods of `Game`. `close` stops everything that it starts."""
+    """One game day. Faults use the attributes and methods of `Game`. `close` stops everything that was started."""
 
     def __init__(
         self,

@@ -1,9 +1,9 @@
 """Runs a real Prometheus that scrapes the local processes and evaluates the deployed alert rules with shorter
-times.
+durations.
 
-`scaled_rules` divides every duration in the rules by the same factor: `for:`, the ranges in the expressions, and
-the thresholds in seconds, which only a few rules have. The rest of a rule is unchanged, so a rule that
-can fire here can also fire with the deployed times, and vice versa.
+`scaled_rules` divides every duration in a rule by the same factor: `for:`, the ranges and offsets in the
+expression, and the threshold if it is a duration. The rest of a rule is unchanged, so a rule that can fire here
+can also fire with the deployed durations, and vice versa.
 
 The program `prometheus` must be installed separately; `available()` checks for it.
 """

@@ -1,13 +1,13 @@
-"""Runs a game day: injects faults one after another, checks the alert of each, and fixes it with the runbook.
+"""Runs a game day: injects one fault at a time, checks that its alert fires, and fixes the fault with the runbook.
 
     python -m tools.gameday.run [--json FILE] [--only NAME]        (make gameday)
 
 The embedded stack, two readers, two workers and Flower run under a steady load. A real Prometheus scrapes them and
-evaluates the rules of deploy/prometheus/alerts.yml, with times divided by FACTOR. Each fault of
+evaluates the rules of deploy/prometheus/alerts.yml, with durations divided by FACTOR. Each fault of
 `tools/gameday/faults.py` is injected, and its alert must fire. After the steps of the runbook, the alert must
 resolve, all produced messages must be committed, and the metrics must show that the component has recovered. At
-the end, every expression of the dashboard is queried over the run, and `replays-ingest reconcile` compares the
-topic with the sinks. Every wait has a time limit, and the whole run has one, too.
+the end, every expression of the dashboard is queried over the whole run, and `replays-ingest reconcile`
+compares the topic with the sinks. Every wait has a time limit, and the whole run has one, too.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def play(
 ) -> Result:
     """Runs a game day with the given faults. Errors, including a timeout, are stored in the result.
 
-    After `minutes_max`, no further fault starts; after HARD_END_RATIO times as long, the current fault is aborted.
+    After `minutes_max`, no further fault starts; after HARD_END_RATIO times `minutes_max`, the current fault is
+    aborted.
     """
     result = Result(rate=rate, kafka=kafka)
     began = time.monotonic()
@@ -82,7 +83,9 @@ def play(
 
 
 def _check_sinks_and_history(game: Game, result: Result) -> None:
-    """Queries the dashboard for the duration of the run, then compares the topic with the sinks."""
+    """Queries the dashboard's expressions over the whole run, then compares the topic with the sinks and checks
+    the history of commits.
+    """
     result.panels = asked_panels(game.prometheus, game.began_unix, time.time())
     game.load.close()
     result.messages = game.load.messages
@@ -112,7 +115,7 @@ def main() -> int:
         "--quiet-seconds",
         type=float,
         default=QUIET_SECONDS_MAX,
-        help="maximum wait for alerts that may fire merely because the machine is busy, seconds",
+        help="maximum wait, in seconds, for alerts that may fire merely because the machine is busy",
     )
     parser.add_argument("--directory", type=Path, help="keep data and logs in this directory")
     options = parser.parse_args()

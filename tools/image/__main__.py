@@ -93,7 +93,7 @@ def run(engine: Engine, lines: Lines, tag: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Build the container image and run it with the embedded stack.")
     parser.add_argument(
-        "--patience", type=float, default=1.0, help="factor for all time limits, for busy machines"
+        "--patience", type=float, default=1.0, help="factor by which all time limits are multiplied"
     )
     time_limit_factor = parser.parse_args().patience
     lines = Lines(lambda line: print(line, flush=True))

@@ -39,7 +39,7 @@ class Engine:
         program = shutil.which("podman")
         if program is None:
             raise NotDone("podman is not installed (Debian: apt-get install podman runc mmdebstrap)")
-        # Unlike runc, crun refuses machines that use both versions of cgroups.
+        # Unlike runc, crun refuses to run on machines that use both cgroup v1 and cgroup v2.
         self._command = [program, *(["--runtime=runc"] if shutil.which("runc") else [])]
         self._label = label
         self.clock = clock

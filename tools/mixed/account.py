@@ -83,5 +83,5 @@ def read_again(lines: Lines) -> list[Repeated]:
 
 
 def within(records: Iterable[Any], since: float, until: float) -> list[Any]:
-    """Returns the records whose time `at` is in [since, until), in order of time."""
+    """Returns the records whose time `at` is in [since, until), in chronological order."""
     return [record for record in sorted(records, key=attrgetter("at")) if since <= record.at < until]

@@ -1,8 +1,8 @@
 """Builds a release in a separate environment, with its wheel unpacked.
 
-The environment has its own interpreter and copy of `ingest` and `tasks`; a `.pth` file adds the libraries of this
-environment. Libraries that the release pins to other versions are installed into its environment. If all pins are
-equal, nothing is downloaded.
+The new environment has its own interpreter and copy of `ingest` and `tasks`; a `.pth` file adds the libraries of
+the current environment. Libraries that the release pins to other versions are installed into the new environment.
+If all pins are equal, nothing is downloaded.
 """
 
 from __future__ import annotations

@@ -96,7 +96,9 @@ class Run:
         return self.mixed.fleet
 
     def run(self) -> Result:
-        """Runs all phases and compares the results. Raises errors of the experiment itself."""
+        """Runs all phases and compares the results. Raises LocalError, LoadError, ReconcileError or SinkError if
+        the experiment itself fails.
+        """
         began = time.monotonic()
         self.mixed.start_phase(self.plan.phases[0])  # the topics must exist before messages are produced
         watch = threading.Thread(target=self._watch_commits, name="commits")

@@ -1,1 +1,1 @@
-"""Takes pictures of original and replayed pages side by side, and of the steps of `replays-ingest try`."""
+"""Takes screenshots of original and replayed pages side by side, and of the steps of `replays-ingest try`."""

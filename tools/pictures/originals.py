@@ -29,7 +29,8 @@ Act = Callable[[Page, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A point in time: its name, the milliseconds after the start in `facts.json`, and the actions until then.
+    """A point in time in a recording: its name, its offset in milliseconds from the start in `facts.json`, and the
+    actions up to that point.
 
     The actions receive the page and the number of frames that the replayed page shows.
     """

@@ -111,7 +111,7 @@ def side_by_side(browser: Browser, name: str, moment: Moment, before: bytes, aft
 
 
 def compare(browser: Browser, page: Page, state: Any, pages: str, name: str, directory: Path) -> list[str]:
-    """Takes the pictures of one recording, and returns the elements that differ."""
+    """Takes the screenshots for one recording, and returns the elements that differ."""
     wait_until_stored(page, state, name)
     found: list[str] = []
     for moment in MOMENTS[name]:

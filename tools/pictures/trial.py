@@ -1,5 +1,5 @@
-"""Takes pictures of `replays-ingest try`, from the start of the command to the played recording, and prints the
-time of each.
+"""Takes screenshots of `replays-ingest try`, from the start of the command until a recording is played, and
+prints the time of each screenshot.
 
     python -m tools.pictures.trial docs/images
 

@@ -4,8 +4,8 @@
 
 Builds the newest release of each major version, or an exact version, into a temporary directory; runs
 `replays-ingest try`; opens its shop in headless Chromium, which loads the built script in place of the shipped
-one; and prints what was done and which facts are stored. Lines that are equal for several versions are printed
-once.
+one; and prints what was done and which facts are stored. Lines that are identical for several versions are
+printed once.
 The exit code is 1 if anything differs without a stated reason, and 2 if a version cannot be built.
 """
 

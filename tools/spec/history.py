@@ -101,7 +101,8 @@ def partitions(steps: Iterable[Step]) -> dict[int, list[Step]]:
 def histories(steps: Sequence[Step]) -> Iterator[list[Step]]:
     """Yields the steps of one partition, split wherever the group has no committed offset.
 
-    Readers that were assigned the partition before such a point can neither commit nor hand over.
+    After such a point, readers that were assigned the partition before it can neither commit offsets nor hand the
+    partition over.
     """
     part: list[Step] = []
     assigned: set[str] = set()
@@ -139,7 +140,7 @@ def _without_late_assignments(steps: Sequence[Step]) -> list[Step]:
 
 
 class History:
-    """The actions of one partition. The actions are built once, from steps in the order of the run."""
+    """The actions of one partition, built once from the steps in the order in which they occurred."""
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self.actions: list[Action] = []
@@ -156,7 +157,7 @@ class History:
 
     @property
     def ranks(self) -> list[int]:
-        """Returns the offsets in the actions, ascending. The rank of an offset is its index in this list."""
+        """Returns the offsets in the actions, in ascending order. An offset's rank is its index in this list."""
         named = {number for action in self.actions for number in _offsets(action)}
         return sorted(named - {END_OF_LOG})
 

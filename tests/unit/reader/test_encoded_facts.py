@@ -84,8 +84,8 @@ def test_rows_above_the_limit_are_left_out() -> None:
 
 
 def test_a_batch_is_staged_as_one_task_with_the_rows_as_they_are() -> None:
-    """A batch is staged as one task; the worker gets the bytes that the reader encoded, which contain the same
-    rows as JSON.
+    """A batch is staged as one task. The worker gets the bytes that the reader encoded; they contain the same rows
+    as the batch's JSON form.
     """
     segments = [segment(PROTO, value, offset) for offset, value in enumerate(MESSAGES)]
     encoded = ENCODER.encode(batch(*segments))
@@ -105,8 +105,8 @@ def test_a_batch_is_staged_as_one_task_with_the_rows_as_they_are() -> None:
 
 
 def test_both_forms_in_one_batch_are_two_tasks() -> None:
-    """A batch that contains both forms is staged as two tasks, whatever the settings of the parser processes
-    are.
+    """A batch that contains facts in both forms (JSON and encoded) is staged as two tasks, whatever the settings
+    of the parser processes are.
     """
     payloads = ENCODER.encode(batch(segment(JSON, MESSAGES[0]), segment(PROTO, MESSAGES[1]))).payloads
 

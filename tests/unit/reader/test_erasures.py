@@ -48,7 +48,9 @@ def test_a_replay_is_dropped_whenever_it_arrives_and_its_neighbours_are_not() ->
 
 
 def test_a_project_is_dropped_up_to_the_time_of_its_erasure() -> None:
-    """Messages of a project are dropped up to the time of its erasure; later messages belong to new replays."""
+    """Messages of a project are dropped if they were received no later than the project's erasure; later messages
+    belong to new replays and are kept.
+    """
     erasures = erasures_with(project_key(11))
 
     assert is_dropped(outcome(erasures))

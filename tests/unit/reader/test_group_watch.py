@@ -1,5 +1,5 @@
-"""If the topic is recreated while a reader runs, the reader rejoins its group; no other change of the topic has
-this effect.
+"""If the topic is recreated while a reader runs, the reader rejoins its group. If the topic id is unchanged or
+unknown, the reader does not rejoin.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def settle(bench: Bench) -> None:
 
 
 def test_a_step_handles_events_then_the_time_then_messages() -> None:
-    """A step first handles pending events, then a tick of the clock, and then polls for new messages."""
+    """A step first handles pending events, then handles a clock tick, and finally polls for new messages."""
     bench = Bench()
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
     bench.events.append(on.RetryRequested("t-0-0-1"))
@@ -122,9 +122,9 @@ def test_a_step_handles_events_then_the_time_then_messages() -> None:
 
 
 def test_at_a_bound_the_loop_does_not_poll_until_the_consumer_is_paused() -> None:
-    """When the batches in flight reach their limit, the loop does not poll until the consumer is paused.
+    """When the number of batches in flight reaches its limit, the loop pauses the consumer before it polls again.
 
-    After the pause the loop polls again, so that the group does not consider the reader dead. Nothing is fetched
+    The loop polls the paused consumer, so that the group does not consider the reader dead. Nothing is fetched
     while the consumer is paused.
     """
     bench = bench_with_a_batch_in_flight(in_flight_batches_max=1, pause_after_seconds=0.2)
@@ -140,7 +140,7 @@ def test_at_a_bound_the_loop_does_not_poll_until_the_consumer_is_paused() -> Non
 
 
 def test_a_full_loop_waits_for_events_instead_of_spinning() -> None:
-    """At its bound, the loop waits for events instead of spinning."""
+    """When the number of batches in flight is at its limit, the loop waits for events instead of spinning."""
     bench = bench_with_a_batch_in_flight(in_flight_batches_max=1, pause_after_seconds=99.0)
     before = bench.now
 

@@ -19,7 +19,7 @@ WRONG = {"REPLAYS_REDIS_TIMEOUT_SECONDS": "soon"}
 
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python at the root of the repository."""
+    """Runs Python in the root directory of the repository."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REPLAYS_")}
     return subprocess.run(
         [sys.executable, *words],

@@ -62,7 +62,7 @@ CGROUP_V1 = "5:cpu,cpuacct:/docker/c0ffee\n4:memory:/docker/c0ffee\n1:name=syste
 def test_the_cores_of_a_container_are_its_quota(
     membership: str, files: dict[str, str], expected: int, tmp_path: Path
 ):
-    """The number of cores in a container is the quota of cgroup v2 or v1, rounded up to whole cores."""
+    """The number of cores in a container is its CPU quota (cgroup v2 or v1), rounded up to whole cores."""
     assert cores.cores(tree(tmp_path, membership, **files)) == expected
 
 

@@ -120,8 +120,8 @@ def test_nulls_and_negative_numbers_are_encoded_as_by_googles_library(values: di
 
 @given(st.fixed_dictionaries(NULLABLE))
 def test_a_row_of_googles_library_becomes_json(values: dict[str, Any]) -> None:
-    """In the JSON of a row absent columns are left out, and times are strings, or seconds if no string can express
-    them.
+    """In a row's JSON, absent columns are left out, and times are strings, or numbers of seconds if a string
+    cannot represent them.
     """
     given = {name: value for name, value in values.items() if value is not None}
     found = json.loads(to_json(FACT_COLUMNS, MESSAGE(**given).SerializeToString()))

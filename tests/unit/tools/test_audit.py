@@ -84,7 +84,7 @@ def test_an_accepted_vulnerability_does_not_fail(tmp_path: Path, osv_url: str):
 
 
 def test_without_the_network_it_reports_that_nothing_was_checked(tmp_path: Path):
-    """Without the network, the exit code is 0, and the output says that nothing was checked."""
+    """Without network access, the exit code is 0, and the output says that nothing was checked."""
     code, output = audit(tmp_path, "badly-kept==1.2.3\n", "--osv-url", f"http://127.0.0.1:{free_port()}/")
 
     assert code == 0, output

@@ -1,4 +1,4 @@
-"""Coverage is added up by package, and every file belongs to a package."""
+"""Coverage is aggregated per package, and every file belongs to a package."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from tests.kit.paths import ROOT
 
 
 def load_yaml(path: str) -> Any:
-    """Parses a YAML file of the checkout."""
+    """Parses a YAML file. `path` is relative to the root of the repository."""
     return yaml.safe_load((ROOT / path).read_text())
 
 

@@ -1,4 +1,4 @@
-"""Tests which histories of committed offsets are possible, and which are not."""
+"""The check accepts possible histories of committed offsets and refuses impossible ones."""
 
 from __future__ import annotations
 

@@ -29,7 +29,8 @@ def test_gaps_are_the_times_between_owners_longest_first() -> None:
 def test_a_gap_counts_from_the_last_disturbance_before_its_end() -> None:
     """A gap is measured from the last disturbance before its end.
 
-    A disturbance that outlasts the gap leaves no undisturbed time, and later disturbances do not count.
+    If a disturbance outlasts the gap, the undisturbed part of the gap is zero. Disturbances that begin after the
+    gap do not count.
     """
     gap = Gap(0, 10.0, 50.0)
 

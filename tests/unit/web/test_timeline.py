@@ -264,7 +264,7 @@ def test_without_sdk_clicks_rrweb_clicks_are_used():
 
 
 def test_marks_are_in_the_order_of_time_over_all_segments():
-    """Marks are ordered by time over all segments, which overlap because a span is sent when it ends."""
+    """Marks are ordered by time across all segments, which overlap because a span is sent when it ends."""
     found = timeline([console_event("later")], [viewport_event()])
 
     assert [(mark.segment_id, mark.kind) for mark in found.marks] == [(1, "page"), (0, "console")]

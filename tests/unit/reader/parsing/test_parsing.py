@@ -155,7 +155,7 @@ def test_a_blob_that_came_compressed_is_not_sent_back(start: Callable[..., Proce
 def test_shared_memory_grows_with_the_poll(
     start: Callable[..., ProcessParser], inline_parser: InlineParser
 ) -> None:
-    """Shared memory is large enough when message sizes grow from a few bytes to megabytes and shrink again."""
+    """Shared memory stays large enough when message sizes grow from a few bytes to megabytes and shrink again."""
     parser = start(2)
     large = recording(
         b"[" + b",".join(b'{"type":3,"data":{"n":%d}}' % n for n in range(200_000)) + b"]", compressed=False
@@ -235,8 +235,8 @@ def test_a_child_that_dies_with_two_requests_loses_nothing(
 def test_with_a_second_line_both_requests_of_a_dead_child_are_handed_on(
     start: Callable[..., ProcessParser], inline_parser: InlineParser, load: list[bytes]
 ) -> None:
-    """If a child dies while it has two unanswered requests, the messages of both go to the second-line parser, and
-    the messages after them are parsed.
+    """If a child dies while it has two unanswered requests, the messages in both requests go to the second-line
+    parser, and all later messages are parsed as usual.
     """
     parser = start(1, usual=Usual())
     sent = messages(load[:40])
@@ -310,8 +310,8 @@ def test_a_call_ends_an_earlier_call_that_was_not_closed(
 def test_a_bounded_number_of_messages_is_taken_in_advance(
     start: Callable[..., ProcessParser], load: list[bytes]
 ) -> None:
-    """The parser reads ahead: it may take messages before the caller has taken earlier results, but at most two
-    requests per child.
+    """The parser may take messages before the caller has taken earlier results, but never more messages than fit
+    into two requests per child.
     """
     parser = start(2)
     sent = messages(load[:100])

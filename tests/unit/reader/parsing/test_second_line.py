@@ -169,7 +169,7 @@ def test_a_message_that_times_out_twice_becomes_a_letter(start: Callable[..., Be
 
 
 def test_close_stops_the_child_and_returns_no_more_results(start: Callable[..., Bench]) -> None:
-    """`close` stops the child, even while it parses a message, and returns no more results."""
+    """`close` stops the child, even while it is parsing a message, and returns no more results."""
     bench = start()
     bench.parsed(message(make.recording()))
     process_id = bench.line.process_id
@@ -184,8 +184,8 @@ def test_close_stops_the_child_and_returns_no_more_results(start: Callable[..., 
 
 
 def test_deadlines_of_child_reject_and_probe_are_ordered() -> None:
-    """For any configured probe deadline, the child's deadline expires first, then the reject's, and then the
-    probe's.
+    """Whatever the deadline of the liveness probe, the child reaches its CPU limit first, then the message is
+    rejected, and only then would the probe fail.
     """
     for probe_seconds in (6.0, 7.5, 60.0, 3600.0):
         deadlines = Deadlines.before(probe_seconds)

@@ -66,7 +66,7 @@ def test_a_batch_is_as_old_as_its_first_parking():
 def test_filters_match_sink_and_text(chosen: Selection, expected: list[int]):
     """A batch is selected if all filters match.
 
-    Text is searched case-insensitively in the error, the id and the reader.
+    The text is searched for, case-insensitively, in the error, the batch id and the reader's name.
     """
     rows = parked_rows([about(0), about(1, error="rows/datadog/0: refused")], NOW)
 

@@ -67,7 +67,7 @@ def test_mutual_tls_is_three_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_oauth_options_reach_reader_and_dead_letters(monkeypatch: pytest.MonkeyPatch):
     """OAuth options reach the reader's consumer and the dead-letter producer unchanged, and the installed
-    librdkafka supports the method.
+    librdkafka supports the OAuth method `oidc`.
     """
     further = {
         "sasl.oauthbearer.method": "oidc",

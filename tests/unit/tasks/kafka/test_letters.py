@@ -88,8 +88,8 @@ def test_a_kept_message_is_never_mistaken_for_a_refused_item(reason: str) -> Non
 
 
 def test_a_letter_of_the_first_format_is_not_mistaken_either() -> None:
-    """In a letter of the first format, forged headers stand next to the headers that we added, but the reason is
-    read from our header.
+    """In a dead letter in the first format, forged headers appear beside the headers that we added, but the reason
+    is read from our header.
     """
     label = decode(first_format(FORGED))
 

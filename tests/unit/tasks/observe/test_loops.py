@@ -60,7 +60,7 @@ def test_a_loop_continues_after_any_exception(error: Exception) -> None:
 
 
 def test_a_loop_survives_a_broken_failure_counter() -> None:
-    """The loop continues even if counting its failure raises an exception."""
+    """The loop continues even if counting a failed step raises an exception."""
 
     def broken(name: str) -> None:
         raise RuntimeError(name)

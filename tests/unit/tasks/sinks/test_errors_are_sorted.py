@@ -149,7 +149,9 @@ def test_retry_after_is_seconds_or_a_date_and_bounded(value: str | None, expecte
 
 
 def test_a_wrong_certificate_needs_an_operator() -> None:
-    """A wrong certificate is a configuration error: it looks like a broken connection, but a retry never helps."""
+    """An invalid certificate is a configuration error: it looks like a broken connection, but retrying never
+    helps.
+    """
     text = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"
 
     assert google_errors.classify(requests.exceptions.SSLError(text)).blame is Blame.REQUEST

@@ -62,7 +62,7 @@ def test_refused_items_are_named_with_their_reasons() -> None:
 
 
 def test_unnamed_refusals_lead_to_a_bisection() -> None:
-    """Refusals without names lead to a bisection, even if other items are named.
+    """A refusal that does not name the refused items leads to a bisection, even if other refusals name theirs.
 
     The bisection finds all refused items.
     """

@@ -56,7 +56,9 @@ def response(status: grpc.StatusCode, code: Any = None, rows: tuple[int, ...] = 
 
 
 def test_a_row_has_the_values_of_its_json() -> None:
-    """A serialized row contains the values of its JSON, with a field per column; an absent column has no value."""
+    """A serialized row has one field per column, with the same values as the row's JSON; if the JSON lacks a
+    column, the column's field is not set.
+    """
     found = message(fact(3, org_id=2**62).json)
 
     assert (found.row_id, found.segment_id, found.org_id) == ("row-3", 3, 2**62)
@@ -67,8 +69,8 @@ def test_a_row_has_the_values_of_its_json() -> None:
 
 @given(st.integers(min_value=0, max_value=4_000_000_000_000_000))
 def test_timestamps_are_exact_to_the_microsecond(microseconds: int) -> None:
-    """Timestamps are exact to the microsecond until the year 2096, both as the reader writes them and in seconds,
-    as readers of release 0.2 write them.
+    """Timestamps are exact to the microsecond until the year 2096, both as RFC 3339 text, which the reader writes,
+    and as a number of seconds, which release 0.2 wrote.
     """
     seconds = microseconds / 1e6
 

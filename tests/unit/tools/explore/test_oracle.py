@@ -32,8 +32,8 @@ def test_a_recorded_range_is_only_cut_again_into_halves() -> None:
 
 
 def test_a_new_batch_starts_when_its_end_is_stored() -> None:
-    """A new batch may start once the broker has stored the batch's end. After one tick, the batch may start
-    although its end is not stored.
+    """A new batch may start once the broker has stored the offset at which the batch ends. After one tick, the
+    batch may start even if that offset is not stored.
     """
     batch = oracle.Batch(0, 2, rows=False, first=True, fresh=True, halved=False)
 

@@ -79,10 +79,10 @@ def test_the_violation_with_the_fewest_faults_is_reported() -> None:
 
 
 def test_a_state_is_expanded_with_the_fewest_faults_that_lead_to_it() -> None:
-    """A state is expanded with the fewest faults that lead to it.
+    """Each state is expanded from the path that reaches it with the fewest faults.
 
-    State 2 is one step from the start with a fault, and two steps without a fault; the longer path leaves a fault
-    for later.
+    State 2 can be reached from the start in one step with a fault, or in two steps without one; the longer path
+    leaves a fault for later.
     """
     edges = {0: [(90, 2), (1, 1)], 1: [(1, 2)], 2: [(91, -4)]}
 

@@ -1,6 +1,6 @@
-"""The previous release is found by tags or, if there are none, in the record of releases.
+"""The previous release is found through the Git tags or, if there are none, in `tools/releases.toml`.
 
-If neither the tags nor the record name a previous release, the reason is reported.
+If neither the tags nor `tools/releases.toml` names a previous release, the reason is reported.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def repository(tmp_path: Path) -> Repository:
 
 
 def test_tags_and_the_record_name_the_same_commits():
-    """Every tag of this clone is in the record, with the same commit."""
+    """Every release tag in this clone is listed in `tools/releases.toml`, with the same commit."""
     tags = {release.version: release.commit for release in tagged(ROOT)}
     if not tags:
         pytest.skip("this clone has no tags")

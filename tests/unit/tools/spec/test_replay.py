@@ -78,7 +78,7 @@ def test_one_altered_step_is_refused(moved: int, before: int, action: str, check
 
 
 def test_a_new_owner_reads_the_stored_record(checker: spin.Checker) -> None:
-    """A new owner must read exactly the ends that the former owner recorded."""
+    """A new owner must read exactly the batch boundaries that the former owner recorded."""
     handed_over: Step = {
         "step": "assigned",
         "offset": 0,
@@ -202,8 +202,8 @@ def test_steps_are_found_in_a_readers_log(tmp_path: Path) -> None:
 
 
 def test_logged_steps_are_ordered_by_time_and_not_by_text(tmp_path: Path) -> None:
-    """Logged steps are sorted by time, not as text. As text, a time in whole seconds would follow all other times
-    in the same second, because it has no fraction.
+    """Logged steps are sorted by time, not as text. Sorted as text, a time in whole seconds would follow all other
+    times in the same second, because it has no fraction.
     """
     for name, step, second in (("reader-1.log", "cut", "58.75"), ("reader-2.log", "commit", "58")):
         line = f'{{"event": "protocol_step", "step": "{step}", "timestamp": "2026-11-28T05:28:{second}Z"}}\n'

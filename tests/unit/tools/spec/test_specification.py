@@ -13,7 +13,8 @@ from tools.spec import spin
 LINES_MAX = 200
 needs_spin = pytest.mark.skipif(bool(spin.missing()), reason=spin.missing() or "-")
 
-# Maps the name of each planted bug to the text of the specification before and after. Each removes one rule.
+# Maps the name of each planted bug to the text that the bug replaces in the specification, and the replacement.
+# Each bug removes one rule.
 PLANTED = {
     "commits unsettled ranges": ("R.safe = (k > R.taken -> R.taken : R.safe)", "R.safe = R.taken"),
     "settles a batch when its blobs are durable": ("B.parked = false; B.left--;", "B.parked = false; B.left = 0;"),
