@@ -9,11 +9,10 @@ Every call is bounded by CALL_SECONDS_MAX and raises `ClusterError`, whose messa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Future, TimeoutError
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from confluent_kafka import (
     ConsumerGroupState,
@@ -30,7 +29,6 @@ from tasks.settings import Settings
 CALL_SECONDS_MAX = 10.0
 BEGINNING: Any = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 END: Any = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-T = TypeVar("T")
 
 
 class ClusterError(Exception):
@@ -68,27 +66,33 @@ class Group:
 
 
 class Cluster:
-    """One admin client. Thread-safe."""
+    """An admin client, which is replaced when a request fails. Thread-safe.
+
+    librdkafka 2.16.0 aborts the process if a request to a group's coordinator times out while no broker is
+    available, and a broker becomes available later (assertion in `rd_kafka_enq_once_del_source_return`). Closing
+    the client in between prevents this.
+    """
 
     def __init__(self, settings: Settings) -> None:
         # The client's calls raise errors. While brokers are unreachable, librdkafka would also print twenty lines
         # of plain text (not JSON) per second to standard error. The consumer logs the same errors at a bounded
         # rate.
-        self._admin = AdminClient({"log_level": "0", **kafka_options(settings)})
+        self._options = {"log_level": "0", **kafka_options(settings)}
+        self._admin = AdminClient(self._options)
 
     def topic(self, name: str) -> Topic:
         """Raises ClusterError, including when the topic does not exist."""
-        found = _answer(
+        found = self._answer(
             f"describe topic {name}",
-            lambda: self._admin.describe_topics(TopicCollection([name]), request_timeout=CALL_SECONDS_MAX)[name],
+            self._admin.describe_topics(TopicCollection([name]), request_timeout=CALL_SECONDS_MAX)[name],
         )
         return Topic(str(found.topic_id), len(found.partitions))
 
     def group(self, name: str, topic: str) -> Group:
         """A group that does not exist has no members."""
-        found = _answer(
+        found = self._answer(
             f"describe group {name}",
-            lambda: self._admin.describe_consumer_groups([name], request_timeout=CALL_SECONDS_MAX)[name],
+            self._admin.describe_consumer_groups([name], request_timeout=CALL_SECONDS_MAX)[name],
         )
         members = tuple(
             Member(
@@ -122,35 +126,34 @@ class Cluster:
 
     def _committed(self, group: str, topic_partitions: list[TopicPartition]) -> dict[int, int]:
         request = ConsumerGroupTopicPartitions(group, topic_partitions)
-        found = _answer(
+        found = self._answer(
             f"list the offsets of group {group}",
-            lambda: self._admin.list_consumer_group_offsets([request], request_timeout=CALL_SECONDS_MAX)[group],
+            self._admin.list_consumer_group_offsets([request], request_timeout=CALL_SECONDS_MAX)[group],
         )
         return {entry.partition: entry.offset for entry in found.topic_partitions}
 
     def _offsets(self, topic_partitions: list[TopicPartition], spec: Any) -> dict[int, int]:
-        futures = self._admin.list_offsets(dict.fromkeys(topic_partitions, spec), request_timeout=CALL_SECONDS_MAX)
+        requested = dict.fromkeys(topic_partitions, spec)
+        futures = self._admin.list_offsets(requested, request_timeout=CALL_SECONDS_MAX)
         return {
-            entry.partition: _answer(f"list the offsets of {entry}", partial(_same, f)).offset
-            for entry, f in futures.items()
+            entry.partition: self._answer(f"list the offsets of {entry}", future).offset
+            for entry, future in futures.items()
         }
 
     def delete_group(self, name: str) -> None:
         """Deletes a group that has no members, together with its offsets. Raises ClusterError."""
-        _answer(
+        self._answer(
             f"delete group {name}",
-            lambda: self._admin.delete_consumer_groups([name], request_timeout=CALL_SECONDS_MAX)[name],
+            self._admin.delete_consumer_groups([name], request_timeout=CALL_SECONDS_MAX)[name],
         )
 
-
-def _same(future: Future[Any]) -> Future[Any]:
-    return future
-
-
-def _answer(what: str, request: Callable[[], Future[Any]]) -> Any:
-    try:
-        return request().result(timeout=2 * CALL_SECONDS_MAX)
-    except KafkaException as failure:
-        raise ClusterError(f"could not {what}: {failure.args[0].str()}") from failure
-    except TimeoutError:
-        raise ClusterError(f"could not {what}: no answer within {2 * CALL_SECONDS_MAX:g} s") from None
+    def _answer(self, what: str, future: Future[Any]) -> Any:
+        try:
+            return future.result(timeout=2 * CALL_SECONDS_MAX)
+        except KafkaException as failure:
+            error = f"could not {what}: {failure.args[0].str()}"
+        except TimeoutError:
+            error = f"could not {what}: no answer within {2 * CALL_SECONDS_MAX:g} s"
+        # No exception or local variable refers to the old client, so this closes it.
+        self._admin = AdminClient(self._options)
+        raise ClusterError(error)
