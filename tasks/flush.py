@@ -49,7 +49,7 @@ def flush_bigquery(self: Task[Any, Any], *, batch: str, task: str, until: int) -
 
 @app.task(name=flush_task(SinkName.DATADOG), **OPTIONS)
 def flush_datadog(self: Task[Any, Any], *, batch: str, task: str, until: int) -> str:
-    """Writes product metrics to DataDog."""
+    """Writes product metrics to Datadog."""
     return run(self, batch, task, until)
 
 

@@ -119,7 +119,7 @@ class Row(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
 
 
 class Metric(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """One product metric for DataDog: `value` is the amount to add to a counter, or one value of a
+    """One product metric for Datadog: `value` is the amount to add to a counter, or one value of a
     distribution.
     """
 

@@ -46,7 +46,7 @@ GROUPS = (operate, dlq, tenants, reconcile, shadow, backfill, erase, find, local
 @click.version_option(package_name="replays-ingest")
 @click.pass_context
 def main(context: click.Context, settings_file: Path | None, dry_run: bool, messages: int, as_json: bool) -> None:
-    """Ingest session replay recordings from Kafka into Cloud Storage, ClickHouse, BigQuery and DataDog.
+    """Ingest session replay recordings from Kafka into Cloud Storage, ClickHouse, BigQuery and Datadog.
 
     Delivery is at least once. Without a command, runs the reader: consumes REPLAYS_KAFKA_TOPIC until SIGTERM.
     Start workers with `celery -A tasks worker`. Settings are REPLAYS_* variables, listed in docs/settings.md.

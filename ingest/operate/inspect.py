@@ -191,7 +191,7 @@ def render(description: dict[str, Any]) -> RenderableType:
         values: dict[str, list[str]] = {}
         for metric in description["metrics"]:
             values.setdefault(metric["name"], []).append(f"{metric['value']:g}")
-        parts.append(_pairs("DataDog", {name: ", ".join(each) for name, each in values.items()}))
+        parts.append(_pairs("Datadog", {name: ", ".join(each) for name, each in values.items()}))
     return Group(*parts)
 
 

@@ -54,7 +54,7 @@ class Dispatcher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Unusual:
-    """A message that may be expensive to parse, and is therefore left to the second-line parser."""
+    """A message that may be expensive to parse, and is therefore left to the fallback parser."""
 
     message: Message
 
@@ -69,7 +69,7 @@ class Unusual:
         return self.message.epoch
 
 
-class SecondLineParser(Protocol):
+class FallbackParser(Protocol):
     """Parses unusual messages outside the loop. Each result is a MessageParsed in the inbox."""
 
     def submit(self, message: Message) -> None:

@@ -33,8 +33,8 @@ from ingest.reader.dispatch import Dispatcher
 from ingest.reader.group_watch import GroupWatch, TopicDescriber
 from ingest.reader.kafka import KafkaSource
 from ingest.reader.parsing.deadlines import Deadlines
+from ingest.reader.parsing.fallback import FallbackParser
 from ingest.reader.parsing.inline import InlineParser, IsSuspect, ProcessParser
-from ingest.reader.parsing.second_line import SecondLineParser
 from ingest.reader.runtime import Runtime
 from ingest.reader.settled import Settled
 from ingest.reader.stopwatch import TimedParser
@@ -111,7 +111,7 @@ class Reader:
         self.gate = TenantGate()
         self.settled = Settled(self.pipeline, self.gate)
         self.parser = parser_of(settings, self.gate, self._is_suspect)
-        self.second_line_parser = SecondLineParser(
+        self.fallback_parser = FallbackParser(
             rules_of(settings), Deadlines.before(settings.loop_silent_seconds_max), self.inbox.put
         )
         self.runtime = Runtime(
@@ -124,7 +124,7 @@ class Reader:
             self._observe,
             self.guard,
             self._polled,
-            self.second_line_parser,
+            self.fallback_parser,
             self.gate.screened,
         )
 
@@ -150,7 +150,7 @@ class Reader:
         with ExitStack() as closing:
             closing.callback(self._close, "telemetry", telemetry.flush)
             closing.callback(self._close, "parser", self.parser.close)
-            closing.callback(self._close, "second_line", self.second_line_parser.close)
+            closing.callback(self._close, "fallback_parser", self.fallback_parser.close)
             closing.callback(self._close, "runtime", self.runtime.close)
             return self._run(closing)
 

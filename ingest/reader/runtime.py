@@ -19,7 +19,7 @@ from ingest.core import events as on
 from ingest.core.model import Message, Outcome, TopicPartition
 from ingest.core.pipeline import Pipeline, Room
 from ingest.reader.kept import Waiting, WaitingMessages
-from ingest.reader.ports import Clock, Dispatcher, Inbox, Observer, Parser, SecondLineParser, Source, Unusual
+from ingest.reader.ports import Clock, Dispatcher, FallbackParser, Inbox, Observer, Parser, Source, Unusual
 from tasks.observe.loops import Guard
 
 IDLE_SECONDS = 0.05
@@ -51,7 +51,7 @@ class Runtime:
         observe: Observer = lambda event, commands, now: None,
         guard: Guard | None = None,
         polled: Callable[[Sequence[Message]], None] = lambda messages: None,
-        second_line_parser: SecondLineParser | None = None,
+        fallback_parser: FallbackParser | None = None,
         screen: Callable[[Outcome], Outcome] = lambda outcome: outcome,
     ) -> None:
         self.pipeline = pipeline
@@ -64,7 +64,7 @@ class Runtime:
         self._clock = clock
         self._observe = observe
         self._polled = polled
-        self._second_line_parser = second_line_parser
+        self._fallback_parser = fallback_parser
         self._screen = screen
         self._kept = WaitingMessages()
         self.guard = guard or Guard()
@@ -163,8 +163,8 @@ class Runtime:
         elif isinstance(item, Unusual):
             message = item.message
             self.feed(on.MessageDeferred(message.source, message.epoch, message.offset, message.size_bytes))
-            assert self._second_line_parser is not None, "a parser without a second line has no unusual messages"
-            self._second_line_parser.submit(message)
+            assert self._fallback_parser is not None, "a parser without a fallback parser has no unusual messages"
+            self._fallback_parser.submit(message)
         else:
             self.feed(item)
 

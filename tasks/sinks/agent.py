@@ -17,7 +17,7 @@ from tasks.sinks.base import Report
 # Maximum wait for the host's report of a closed port, which the host sends immediately or never.
 REFUSAL_SECONDS = 0.2
 NOT_CONFIRMED = "delivery: DogStatsD confirms no packet"
-# The forms of a socket address that the client accepts and DataDog documents, each with its possible socket types.
+# The forms of a socket address that the client accepts and Datadog documents, each with its possible socket types.
 SOCKETS = {
     "unixgram://": (socket.SOCK_DGRAM,),
     "unixstream://": (socket.SOCK_STREAM,),

@@ -1,4 +1,4 @@
-"""Sends product metrics to the DataDog agent, over DogStatsD.
+"""Sends product metrics to the Datadog agent, over DogStatsD.
 
 The protocol offers no proof of a write: UDP does not report lost packets, and the agent neither confirms packets
 nor detects repeated ones. Therefore, a write counts as durable once the kernel has accepted it. The flush task

@@ -134,7 +134,7 @@ def test_without_marks_the_same_cuts_leave_no_duplicates(loaded_system: LoadedSy
     Each object is overwritten with the same bytes, so there is one object per name, with a new generation.
 
     ClickHouse skips every repeated insert because of its token. BigQuery drops duplicates within its deduplication
-    window, and the view hides the other duplicates. DataDog cannot deduplicate, so it gets every packet again, and
+    window, and the view hides the other duplicates. Datadog cannot deduplicate, so it gets every packet again, and
     the dead-letter topic gets every record again.
     """
     system = loaded_system.system

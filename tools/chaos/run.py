@@ -314,7 +314,7 @@ class _Chaos:
         result.doubled = sum(check.extra for check in report.checks)
         sent = read_metrics(statsd_url)[SIZES + "size_compressed"].count
         segments = expected.metrics[SIZES + "size_compressed"].count
-        result.twice["segments handed to DataDog"] = sent / segments - 1
+        result.twice["segments handed to Datadog"] = sent / segments - 1
         result.twice |= stored_twice(settings)
         readers = [child for name, child in fleet.children.items() if name.startswith("reader")]
         result.rebalances = sum(len(log_lines_of(child, "partitions_assigned")) for child in readers)

@@ -282,7 +282,7 @@ class Writer:
         )
 
 
-# DataDog
+# Datadog
 
 
 def metrics(

@@ -72,7 +72,7 @@ def compare_metrics(expected: Mapping[str, Total], found: Mapping[str, Total], *
     count = sum(total.count for total in expected.values())
     seen = sum(total.count for name, total in found.items() if name in expected)
     note = "values by name" + ("" if exact else ", at least once")
-    return Check("DataDog metrics", count, seen, missing, extra, wrong, tuple(problems[:EXAMPLES_MAX]), note)
+    return Check("Datadog metrics", count, seen, missing, extra, wrong, tuple(problems[:EXAMPLES_MAX]), note)
 
 
 def _total_text(total: Total) -> str:

@@ -91,7 +91,7 @@ class Backfill:
             if not dry_run:
                 self._audit("ends", by, found)
         if SinkName.DATADOG in self._settings.sinks:
-            found.notes.append("metrics are not sent again: DataDog would count them twice")
+            found.notes.append("metrics are not sent again: Datadog would count them twice")
         found.seconds = time.monotonic() - began
         return found
 

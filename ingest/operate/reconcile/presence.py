@@ -1,7 +1,7 @@
 """Queries the sinks for a batch's items by identity and returns the missing items.
 
 Recordings are compared by their bytes (`recordings.py`); rows of ClickHouse by their replacement key, clicks also
-by rank; rows of BigQuery by `project_id` and `row_id`. DataDog is not queried. A query has at most KEYS_MAX
+by rank; rows of BigQuery by `project_id` and `row_id`. Datadog is not queried. A query has at most KEYS_MAX
 identities and covers the days of their rows. Rows that are not found on these days are also searched for on a few
 days before and after.
 """

@@ -117,7 +117,7 @@ class _Sinks:
         self._presences: dict[str, Presence] = {}
         self._repair = None if per_second_max is None else Repair(settings, per_second_max)
         if "datadog" in settings.sinks:
-            account.notes.append("DataDog cannot be queried")
+            account.notes.append("Datadog cannot be queried")
 
     def take(self, chunk: Chunk) -> None:
         """Processes one chunk of one partition. Raises SinkError when a sink cannot be queried."""

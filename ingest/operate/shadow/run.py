@@ -29,7 +29,7 @@ from tasks.wire import Item, SinkName
 Progress = Callable[[int], None]
 NOT_COMPARED = {
     SinkName.BIGQUERY: "BigQuery was not compared: `replays-ingest reconcile` reports missing facts",
-    SinkName.DATADOG: "DataDog cannot be queried",
+    SinkName.DATADOG: "Datadog cannot be queried",
 }
 
 

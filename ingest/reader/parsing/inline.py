@@ -41,7 +41,7 @@ MEMORY_BYTES_BASE, MEMORY_RATIO_MAX, ARENA_RATIO_MAX = 512 * MiB, 6, 2
 
 Clock = Callable[[], float]
 IsSuspect = Callable[[TopicPartition], bool]
-"""True if a partition may hold a message that crashes readers. All of its messages then go to the second-line
+"""True if a partition may hold a message that crashes readers. All of its messages then go to the fallback
 parser.
 """
 
@@ -96,7 +96,7 @@ class ProcessParser:
     Values are passed in shared memory. Children parse the next request while the caller takes the results of the
     current one. A child that dies, hangs, or exceeds `memory_bytes_max` (default: an estimate of the maximum
     memory that parsing under `rules` needs) is replaced. The messages of its unanswered requests go to the
-    second-line parser. Without a second-line parser (`usual` is None), these messages are parsed one by one, and a
+    fallback parser. Without a fallback parser (`usual` is None), these messages are parsed one by one, and a
     message that kills a child a second time becomes a reject.
     """
 
@@ -113,7 +113,7 @@ class ProcessParser:
         is_suspect: IsSuspect = lambda source: False,
     ) -> None:
         assert processes > 0
-        self._has_second_line = usual is not None
+        self._has_fallback = usual is not None
         self._is_suspect = is_suspect
         self._gate = gate
         self._clock = clock
@@ -167,7 +167,7 @@ class ProcessParser:
         wanted = [
             index
             for index, outcome in enumerate(outcomes)
-            if outcome is None and not (self._has_second_line and self._is_suspect(messages[index].source))
+            if outcome is None and not (self._has_fallback and self._is_suspect(messages[index].source))
         ]
         shares = self._shares(messages, wanted)
         for child, share in zip(self._children, shares, strict=True):
@@ -179,7 +179,7 @@ class ProcessParser:
         """Yields the results for these messages from all children, with a time limit for each child."""
         for child, share in zip(self._children, sent.shares, strict=True):
             if share:
-                received = child.receive(retry=not self._has_second_line)
+                received = child.receive(retry=not self._has_fallback)
                 for index, outcome in zip(share, received, strict=True):
                     sent.outcomes[index] = outcome
         for message, outcome in zip(sent.messages, sent.outcomes, strict=True):

@@ -39,7 +39,7 @@ class Hello(msgspec.Struct, array_like=True):
     """The first frame: rules and limits of the process; 0 means no limit.
 
     `memory_bytes_max`: additional memory after startup; `cpu_seconds_max`: CPU time per request. `usual`:
-    messages above these limits are left to the second-line parser.
+    messages above these limits are left to the fallback parser.
     """
 
     rules: dict[str, Any]

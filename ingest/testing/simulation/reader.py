@@ -271,7 +271,7 @@ class Reader:
             inbox=self,
             clock=lambda: timeline.now + clock_ahead_seconds,
             observe=self._observe,
-            second_line_parser=self,
+            fallback_parser=self,
         )
         source.inbox = self.put
         source.emit = self._runtime.feed
@@ -359,7 +359,7 @@ class Reader:
             raise queue.Empty
         return self._events.popleft()
 
-    # The runtime's second line
+    # The runtime's fallback parser
 
     def submit(self, message: Message) -> None:
         """Submits a message for parsing. The result arrives a little later, in no fixed order."""

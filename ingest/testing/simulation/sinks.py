@@ -1,7 +1,7 @@
 """The four sinks and the dead-letter topic, reduced to stored items and their identities.
 
 As in the real sinks, an item is stored under its identity: the name of an object, the id of a row, or ClickHouse's
-deduplication token. DataDog stores every packet; only the done mark prevents a second one.
+deduplication token. Datadog stores every packet; only the done mark prevents a second one.
 """
 
 from __future__ import annotations

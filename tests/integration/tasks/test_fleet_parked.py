@@ -27,7 +27,7 @@ HOSTILE = """rows/clickhouse/0: <img src=x onerror="document.title='x'"> '; <scr
 
 @pytest.fixture
 def fleet_options() -> dict[str, str]:
-    """Settings that admit all batches at once. DataDog and BigQuery are disabled, because they would only slow
+    """Settings that admit all batches at once. Datadog and BigQuery are disabled, because they would only slow
     down the tests.
     """
     return {

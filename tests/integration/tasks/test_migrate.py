@@ -39,7 +39,7 @@ def settings_of_all_servers(
 
 
 def test_after_migrating_every_check_passes(settings_of_all_servers: Settings) -> None:
-    """Every check passes after `migrate`; before `migrate`, the checks of all sinks except DataDog fail.
+    """Every check passes after `migrate`; before `migrate`, the checks of all sinks except Datadog fail.
 
     A dry run changes nothing. A second run does nothing.
     """

@@ -203,7 +203,7 @@ def test_counting_a_message_is_cheap():
 
 
 class FakeAgent:
-    """A server that receives DogStatsD packets, as a DataDog agent does."""
+    """A server that receives DogStatsD packets, as a Datadog agent does."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str, float, tuple[str, ...]]] = []

@@ -43,9 +43,7 @@ class Bench:
         self.unusual: set[int] = set()
         self.deferred: list[Message] = []
         clock = lambda: self.now  # noqa: E731
-        self.runtime = Runtime(
-            self.pipeline, self, self, self, self, clock, self._observe, second_line_parser=self
-        )
+        self.runtime = Runtime(self.pipeline, self, self, self, self, clock, self._observe, fallback_parser=self)
 
     def _observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
         self.seen.append(event)
@@ -471,7 +469,7 @@ def test_messages_taken_in_advance_of_an_unusual_one_stay_in_order() -> None:
 
 
 def test_a_gap_in_the_log_waits_for_an_unusual_message() -> None:
-    """After a gap in the log, the reader waits for the second-line parser's result for a message before the gap,
+    """After a gap in the log, the reader waits for the fallback parser's result for a message before the gap,
     because the copy of this message in memory may be the only one.
     """
     bench = Bench(batch_messages_max=100)

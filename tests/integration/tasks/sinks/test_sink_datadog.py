@@ -156,7 +156,7 @@ def test_check_connects_to_the_socket_that_the_client_writes_to(
 ) -> None:
     """`check` connects to the socket that the client writes to, whether it is a datagram or a stream socket.
 
-    The address is a path, or has one of the formats described in DataDog's documentation.
+    The address is a path, or has one of the formats described in Datadog's documentation.
     """
     path = str(tmp_path / "dsd.sock")
     kind = socket.SOCK_STREAM if "stream" in form else socket.SOCK_DGRAM

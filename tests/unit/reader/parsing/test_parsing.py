@@ -232,10 +232,10 @@ def test_a_child_that_dies_with_two_requests_loses_nothing(
     assert outcomes(parser, sent) == expected
 
 
-def test_with_a_second_line_both_requests_of_a_dead_child_are_handed_on(
+def test_with_a_fallback_parser_both_requests_of_a_dead_child_are_handed_on(
     start: Callable[..., ProcessParser], inline_parser: InlineParser, load: list[bytes]
 ) -> None:
-    """If a child dies while it has two unanswered requests, the messages in both requests go to the second-line
+    """If a child dies while it has two unanswered requests, the messages in both requests go to the fallback
     parser, and all later messages are parsed as usual.
     """
     parser = start(1, usual=Usual())

@@ -129,7 +129,7 @@ def test_a_guard_returns_the_result_or_counts_the_exception() -> None:
 OTHER_THREADS = {
     "tasks/observe/loops.py": "the Loop itself",
     "tasks/observe/probe_server.py": "serves until it is shut down, and each request has a handler of its own",
-    "ingest/reader/parsing/second_line.py": "answers each message, with a reject whatever its parsing raised",
+    "ingest/reader/parsing/fallback.py": "answers each message, with a reject whatever its parsing raised",
     "tasks/sinks/bigquery/streams.py": "reads the responses of one call, and passes on whatever ends it",
 }
 

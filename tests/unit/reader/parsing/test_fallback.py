@@ -1,4 +1,4 @@
-"""The second-line parser: messages that are not clearly cheap are parsed in a child process with limits, and every
+"""The fallback parser: messages that are not clearly cheap are parsed in a child process with limits, and every
 message gets a result.
 """
 
@@ -18,8 +18,8 @@ from ingest.core import events as on
 from ingest.core.model import Message, Reject, Segment
 from ingest.core.parse import ParseRules, Usual, parse, parse_usual
 from ingest.reader.parsing.deadlines import Deadlines
+from ingest.reader.parsing.fallback import FallbackParser
 from ingest.reader.parsing.inline import InlineParser, ProcessParser
-from ingest.reader.parsing.second_line import SecondLineParser
 from ingest.reader.ports import Unusual
 from ingest.reader.tenant_gate import TenantGate
 from ingest.testing import messages as make
@@ -37,11 +37,11 @@ def message(value: bytes, offset: int = 0) -> Message:
 
 
 class Bench:
-    """A second-line parser, and the queue that receives its results."""
+    """A fallback parser, and the queue that receives its results."""
 
     def __init__(self, deadlines: Deadlines = LONG_DEADLINES, **more: Any) -> None:
         self.answers: queue.SimpleQueue[on.MessageParsed] = queue.SimpleQueue()
-        self.line = SecondLineParser(RULES, deadlines, self.answers.put, **more)
+        self.line = FallbackParser(RULES, deadlines, self.answers.put, **more)
 
     def parsed(self, *sent: Message) -> list[on.MessageParsed]:
         for record in sent:
@@ -63,7 +63,7 @@ def start() -> Iterator[Callable[..., Bench]]:
 
 
 def test_it_parses_like_the_parser(start: Callable[..., Bench]) -> None:
-    """The second-line parser returns the same segments and rejects as the main parser, in the order of the
+    """The fallback parser returns the same segments and rejects as the main parser, in the order of the
     messages.
     """
     sent = [
@@ -79,7 +79,7 @@ def test_it_parses_like_the_parser(start: Callable[..., Bench]) -> None:
 
 
 def test_nothing_runs_before_it_is_needed(start: Callable[..., Bench]) -> None:
-    """No child runs before it is needed, because most readers never need the second-line parser."""
+    """No child runs before it is needed, because most readers never need the fallback parser."""
     assert start().line.process_id is None
 
 
@@ -218,7 +218,7 @@ def test_an_ordinary_message_is_parsed_to_the_same_outcome(value: bytes) -> None
 
 @pytest.mark.parametrize("compressed", [True, False])
 def test_a_recording_that_inflates_beyond_the_limit_is_not_ordinary(compressed: bool) -> None:
-    """A recording that inflates beyond the limit goes to the second-line parser, whether compressed or not."""
+    """A recording that inflates beyond the limit goes to the fallback parser, whether compressed or not."""
     value = make.recording([make.mutation_event(5000)], compressed=compressed)
 
     assert parse_usual(message(value), RULES, Usual(inflated_bytes_max=64 * KiB)) is None
@@ -234,7 +234,7 @@ def test_a_recording_over_a_tighter_limit_is_rejected_at_once() -> None:
 
 
 def test_a_recording_that_is_slow_to_parse_is_not_ordinary() -> None:
-    """A recording with many values of the wrong type goes to the second-line parser, because each value is checked
+    """A recording with many values of the wrong type goes to the fallback parser, because each value is checked
     separately.
     """
     event = make.custom_event("performanceSpan", {"op": 5, "data": [1] * 30, "description": {}})
@@ -244,7 +244,7 @@ def test_a_recording_that_is_slow_to_parse_is_not_ordinary() -> None:
 
 
 def test_both_parsers_hand_on_messages_that_are_not_ordinary() -> None:
-    """The inline parser and the process parser both pass unusual messages to the second-line parser, and parse all
+    """The inline parser and the process parser both pass unusual messages to the fallback parser, and parse all
     other messages directly.
     """
     good, long = make.recording([make.click_event()]), make.recording([make.mutation_event(5000)])
@@ -260,8 +260,8 @@ def test_both_parsers_hand_on_messages_that_are_not_ordinary() -> None:
         processes.close()
 
 
-def test_a_message_that_killed_a_parser_goes_to_the_second_line() -> None:
-    """A message that killed a parser process goes to the second-line parser, and to no other parser process."""
+def test_a_message_that_killed_a_parser_goes_to_the_fallback_parser() -> None:
+    """A message that killed a parser process goes to the fallback parser, and to no other parser process."""
     parser = ProcessParser(RULES, 1, TenantGate(), lambda: 0.0, usual=USUAL)
     try:
         (before,) = parser.parse([message(make.recording())])
@@ -274,8 +274,8 @@ def test_a_message_that_killed_a_parser_goes_to_the_second_line() -> None:
     assert isinstance(after, Unusual)
 
 
-def test_after_failed_starts_everything_goes_to_the_second_line() -> None:
-    """After failed starts, every message goes to the second-line parser, because any message may have caused the
+def test_after_failed_starts_everything_goes_to_the_fallback_parser() -> None:
+    """After failed starts, every message goes to the fallback parser, because any message may have caused the
     failures.
     """
     parser = InlineParser(RULES, TenantGate(), lambda: 0.0, USUAL, is_suspect=lambda source: source == PARTITION)

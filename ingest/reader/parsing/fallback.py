@@ -1,8 +1,9 @@
-"""The second-line parser: parses large or slow messages one at a time in a child process with limits, while the
+"""The fallback parser: parses large or slow messages one at a time in a child process with limits, while the
 loop continues.
 
 Each result is an event in the inbox of the loop. A message that crashes the child process or exceeds a limit
-becomes a reject whose error text describes the crash or names the limit. See docs/decisions/035-second-line.md.
+becomes a reject whose error text describes the crash or names the limit. See
+docs/decisions/035-fallback-parser.md.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ ATTEMPTS_MAX = 2
 CLOSE_SECONDS_MAX = 2.0
 
 
-class SecondLineParser:
+class FallbackParser:
     """One child process that parses, and one thread that communicates with it. Both are started when the first
     message arrives.
 
@@ -61,7 +62,7 @@ class SecondLineParser:
     def submit(self, message: Message) -> None:
         """Queues a message, without blocking. MessageParsed follows, unless the parser is closed first."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="second-line", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="fallback-parser", daemon=True)
             self._thread.start()
         self._messages.put(message)
 
@@ -97,7 +98,7 @@ class SecondLineParser:
         try:
             return self._outcome(message)
         except Exception as error:
-            log.exception("second_line_broken", source=str(message.source), offset=message.offset)
+            log.exception("fallback_parser_broken", source=str(message.source), offset=message.offset)
             return Reject.of(
                 message, "parser_failed", f"{type(error).__name__}: {error}", project_of(message.value)
             )
@@ -118,7 +119,7 @@ class SecondLineParser:
                 error = str(failure)
                 if self._closing.is_set():
                     break
-                log.error("second_line_failed", source=str(message.source), offset=message.offset, error=error)
+                log.error("fallback_parser_failed", source=str(message.source), offset=message.offset, error=error)
                 if isinstance(failure, ChildFailed) and failure.limit:
                     break
         text = f"the message could not be parsed within the limits of its process: {error}"
