@@ -216,6 +216,11 @@ class Link:
     sentinel_username: str = ""
     sentinel_password: str = field(default="", repr=False)
 
+    def __json__(self) -> str:
+        """Returns the URL without user name and password. kombu calls this method to serialize the reply to
+        `celery inspect stats`, which contains the transport options."""
+        return self.address.shown
+
     def pool(self, retries: int, wrap: Callable[[type[Any]], type[Any]] = lambda kind: kind) -> ConnectionPool:
         """Returns a connection pool with timeouts and `retries`.
 

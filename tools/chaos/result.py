@@ -58,13 +58,20 @@ class Result:
     """Bound of `unowned_undisturbed_seconds`."""
     halted: int = 0
     exit_codes: dict[str, int] = field(default_factory=dict)
+    crashes: list[str] = field(default_factory=list)
+    """Log lines of processes that were aborted by their own code, such as failed assertions of a library."""
     unexpected_exits: dict[str, int] = field(default_factory=dict)
 
     def judge(self) -> None:
         """Sets `ok`, and `error` to the first failed check."""
         fault_errors = [f"{fault.kind}: {fault.error}" for fault in self.faults if fault.error]
         exits = [f"{name} ended with code {code}" for name, code in self.exit_codes.items() if code != 0]
-        wrong = [*fault_errors, *(f"the history of commits: {violation}" for violation in self.violations), *exits]
+        wrong = [
+            *fault_errors,
+            *(f"the history of commits: {violation}" for violation in self.violations),
+            *exits,
+            *self.crashes,
+        ]
         if self.halted:
             wrong.append(f"a reader halted {self.halted} times")
         if self.unowned_undisturbed_seconds > self.unowned_seconds_max:

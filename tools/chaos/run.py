@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import tempfile
 import threading
@@ -48,6 +49,7 @@ from tools.history.collect import LoggedOperations, PolledOffsets
 from tools.history.owners import Disturbance, Owned, gaps
 
 MESSAGES_PER_SECOND = 40.0
+CRASH = re.compile(r"Assertion `.*' failed|^Fatal Python error|terminate called after")
 SETTLE_SECONDS_MAX = 600.0
 REBALANCE_SECONDS_MAX = 20.0
 # A member that does not rejoin is removed after REBALANCE_SECONDS_MAX. Each member that
@@ -320,6 +322,18 @@ class _Chaos:
         result.rebalances = sum(len(log_lines_of(child, "partitions_assigned")) for child in readers)
         result.halted = sum(len(log_lines_of(child, "reader_halted")) for child in readers)
         result.unexpected_exits = fleet.unrequested_exits()
+        result.crashes = [
+            f"{name} crashed: {line}"
+            for name, child in fleet.children.items()
+            for line in crash_lines(child.log_path)
+        ]
+
+
+def crash_lines(log: Path) -> list[str]:
+    """Returns the lines of a log that the C library or Python wrote when it aborted the process."""
+    if not log.exists():
+        return []
+    return [line for line in log.read_text(errors="replace").splitlines() if CRASH.search(line)]
 
 
 def stored_twice(settings: Settings) -> dict[str, float]:

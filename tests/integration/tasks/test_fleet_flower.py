@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 import urllib.parse
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from tasks.settings import Settings
 from tests.kit.batches import make_batch
 from tests.kit.fleet import Fleet
 from tests.kit.flower import COMMANDS, PASSWORD, FlowerClient, running
+from tests.kit.paths import ROOT
 from tests.kit.prestarted import PARENTS
 
 
@@ -47,6 +50,29 @@ def failed_task(fleet: Fleet, flower: FlowerClient) -> str:
 
     fleet.wait(known, "flower to see the failure")
     return found[0]
+
+
+def test_a_worker_answers_every_question_of_flower_and_of_celery_inspect(fleet: Fleet) -> None:
+    """Every inspection command that Flower sends to a new worker is answered, so that its page of the worker has
+    content. The reply names the broker but contains no password.
+    """
+    fleet.worker()
+
+    for question in ("stats", "active_queues", "registered", "scheduled", "active", "reserved", "revoked", "conf"):
+        done = subprocess.run(
+            [sys.executable, "-m", "celery", "-A", "tests.kit.scripted_sinks", "inspect", question, "--json"],
+            env={**os.environ, **fleet.environment},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, (question, done.stderr)
+        (reply,) = json.loads(done.stdout).values()
+        assert "error" not in reply, (question, reply)
+        if question == "stats":
+            assert reply["broker"]["transport_options"]["link"].startswith("redis://")
 
 
 def test_a_failed_task_has_a_retry_button_for_its_batch(fleet: Fleet, flower: FlowerClient) -> None:
