@@ -21,7 +21,12 @@ from tasks.wire import SinkName
 @click.option("--project", type=ranges.project, help="Only this project.")
 @since_option
 @until_option
-@click.option("--list", "listed", type=click.File("r"), help="Replay ids, one per line; - for standard input.")
+@click.option(
+    "--list",
+    "listed",
+    type=click.File("r", encoding="utf-8", errors="replace"),
+    help="Replay ids, one per line; - for standard input.",
+)
 @click.option("--dry-run", is_flag=True, help="Compare and report what would be written; write nothing.")
 @yes_option
 @click.option("--rate", default=50.0, show_default=True, type=FiniteFloatRange(0.1), help="Recordings per second.")

@@ -24,7 +24,12 @@ from ingest.cli.values import OutputFile, ReplayId
     "--user", default="", help="All replays of this user: id, name, e-mail, or the value shown by `replays ls`."
 )
 @click.option("--all", "everything", is_flag=True, help="All stored replays of the project.")
-@click.option("--list", "listed", type=click.File("r"), help="Replay ids, one per line; - for standard input.")
+@click.option(
+    "--list",
+    "listed",
+    type=click.File("r", encoding="utf-8", errors="replace"),
+    help="Replay ids, one per line; - for standard input.",
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be erased and what would remain; erase nothing.")
 @yes_option
 @click.option("--rate", default=5.0, show_default=True, type=FiniteFloatRange(0.01), help="Replays per second.")

@@ -6,7 +6,6 @@ its own help ends with an example.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 
 import click
@@ -117,4 +116,4 @@ def completion(shell: str) -> None:
     found = get_completion_class(shell)
     assert found is not None, shell
     program = "replays-ingest"
-    sys.stdout.write(found(root, {}, program, "_REPLAYS_INGEST_COMPLETE").source())
+    click.echo(found(root, {}, program, "_REPLAYS_INGEST_COMPLETE").source(), nl=False)

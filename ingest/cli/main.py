@@ -5,15 +5,17 @@ Exit codes: 0 success; 1 failure, explained by the last line; 2 wrong usage or s
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ingest.cli import backfill, dlq, erase, find, local, operate, reconcile, run, shadow, tenants
-from ingest.cli.common import as_json, settings, validated_settings, with_settings
+from ingest.cli.common import EXIT_FAILED, as_json, echo, settings, validated_settings, with_settings
 from ingest.cli.listing import CommandListGroup, add_examples, completion, leaf_commands
 from tasks.observe.logs import to_standard_error
 from tasks.settings import FILE_VARIABLE
@@ -21,9 +23,31 @@ from tasks.settings import FILE_VARIABLE
 GROUPS = (operate, dlq, tenants, reconcile, shadow, backfill, erase, find, local)
 
 
-@click.group(
-    cls=CommandListGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+# A full disk, or a file or directory that is missing or not permitted. Other errors of the system are defects.
+FILE_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+    | {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
 )
+
+
+class Program(CommandListGroup):
+    """The root command, which reports a file that cannot be read or written in one line, with exit code 1."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Runs the command and exits."""
+        try:
+            return super().main(*arguments, **options)
+        except OSError as error:
+            if error.errno not in FILE_ERRORS:
+                raise
+            name = error.filename if error.filename is not None else "standard output"
+            echo(f"replays-ingest: {name}: {error.strerror}", err=True)
+            # Python would otherwise write what is left in the buffer when it exits, and report the error again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(EXIT_FAILED)
+
+
+@click.group(cls=Program, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--settings",
     "settings_file",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import getpass
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -12,6 +14,7 @@ from ingest.cli.listing import leaf_commands
 from ingest.cli.main import main
 from ingest.cli.values import BatchId, LetterId, OperatorName, OutputDirectory, OutputFile, ReplayId, login
 from tests.kit.commands import command
+from tests.kit.paths import ROOT
 
 REPLAY_ID = "0" * 32
 NO_SERVERS = {
@@ -135,3 +138,34 @@ def test_a_user_without_a_name_is_recorded_by_number(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(getpass, "getuser", unknown)
 
     assert login().startswith("uid ")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("completion", "bash"), ("inspect", "--json", "/etc/hostname")]
+)
+def test_output_to_a_full_disk_is_reported_in_one_line(arguments: tuple[str, ...]):
+    """A command whose output cannot be written exits with 1 and prints one line."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ingest.cli", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            text=True,
+            check=False,
+        )
+
+    assert done.returncode == 1
+    assert done.stderr == "replays-ingest: standard output: No space left on device\n"
+
+
+def test_a_list_that_is_not_text_is_a_wrong_value(tmp_path: Path):
+    """A binary file contains no replay id; its bytes are not printed as they are."""
+    path = tmp_path / "list"
+    path.write_bytes(bytes(range(256)))
+
+    result = command(NO_SERVERS, "erase", "--list", str(path), "--project", "1", "--yes")
+
+    assert result.code == 2
+    assert "is not a replay id" in result.err.splitlines()[-1]
+    assert "\x1b" not in result.err
