@@ -212,8 +212,8 @@ class Settings(FleetSettings):
         0.1,
         gt=0,
         le=1,
-        description="Maximum share of the projects in the reject window that may have more rejects than valid "
-        "messages. Above this share, the reader halts, because a bad deployment is the likely cause. The "
+        description="Maximum share of projects with more rejects than valid messages, among the projects in the "
+        "reject window. Above this share, the reader halts, because a bad deployment is the likely cause. The "
         "value 1 disables this halt.",
     )
     reject_projects_min: int = Field(

@@ -1,4 +1,5 @@
-"""The state of one batch in Redis: its tasks with done marks, errors and starts, and the projects of its messages.
+"""The state of one batch in Redis: the done mark, last error and unfinished runs of each task, and the projects of
+the batch's messages.
 
 A staged batch is kept until it settles, and its done marks for an hour after that. Payloads of finished tasks are
 deleted, so `projects` contains only the projects of items that are not written yet.

@@ -34,7 +34,7 @@ class OutOfTime(Exception):
 
 
 def deliver(write: Write, examine: Examine, progress: Progress, items: int, has_time: Callable[[], bool]) -> None:
-    """Writes the positions in `progress.left` until none is left; positions of refused items move to
+    """Writes the items at the positions in `progress.left` until none is left; positions of refused items move to
     `progress.refused`.
 
     `write(positions)` raises the errors of `tasks.errors`, with positions relative to its argument.
@@ -131,7 +131,7 @@ class _Delivery:
             self._discard_refusals(refused)
 
     def _schedule_sample(self) -> None:
-        """If every write so far was refused, schedules single writes of a sample of the remaining items."""
+        """If every write so far was refused, schedules individual writes for a sample of the remaining items."""
         if self._spread or self._accepted_any or len(self._suspects) < SPREAD_AFTER:
             return
         self._spread = True

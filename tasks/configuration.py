@@ -57,9 +57,9 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "event_serializer": "json",
         "enable_utc": True,
         "timezone": "UTC",
-        # At-least-once execution: a task is acknowledged after its work, and requeued if its child process is
-        # lost. `task_starts_max` (tasks/flush.py) limits how often a task may kill its child; Celery 5.6 has no
-        # such limit.
+        # At-least-once execution: a task is acknowledged only after it has finished, and is requeued if its child
+        # process is lost. `task_starts_max` (tasks/flush.py) limits how often a task may kill its child; Celery
+        # 5.6 has no such limit.
         "task_acks_late": True,
         "task_reject_on_worker_lost": True,
         "task_ignore_result": True,

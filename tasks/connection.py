@@ -108,7 +108,7 @@ def _code(error: BaseException) -> str:
 
 
 class _Checked:
-    """Mixin for redis-py connections that raises RedisUnavailable for unusable servers."""
+    """Mixin for redis-py connections. Raises RedisUnavailable if the server is unusable."""
 
     if TYPE_CHECKING:
         encoder: Any
@@ -146,23 +146,23 @@ class _Checked:
 
 
 class _CheckedTcp(_Checked, Connection):
-    """A connection over TCP that raises RedisUnavailable."""
+    """A TCP connection. Raises RedisUnavailable if the server is unusable."""
 
 
 class _CheckedTls(_Checked, SSLConnection):
-    """A connection over TLS that raises RedisUnavailable."""
+    """A TLS connection. Raises RedisUnavailable if the server is unusable."""
 
 
 class _CheckedSocket(_Checked, UnixDomainSocketConnection):
-    """A connection over a Unix socket that raises RedisUnavailable."""
+    """A Unix socket connection. Raises RedisUnavailable if the server is unusable."""
 
 
 class _CheckedSentinel(SentinelManagedConnection, _CheckedTcp):
-    """A TCP connection to the primary reported by the Sentinels. Raises RedisUnavailable."""
+    """A TCP connection to the Sentinels' primary. Raises RedisUnavailable if the primary is unusable."""
 
 
 class _CheckedSentinelTls(SentinelManagedConnection, _CheckedTls):
-    """A TLS connection to the primary reported by the Sentinels. Raises RedisUnavailable."""
+    """A TLS connection to the Sentinels' primary. Raises RedisUnavailable if the primary is unusable."""
 
 
 _CLASSES: dict[tuple[Scheme, bool], type[Any]] = {

@@ -37,8 +37,8 @@ def complete(self: Task[Any, Any]) -> str:
 
 @app.task(name=ControlTask.CHORD_FAILED.value, bind=True, ignore_result=True, acks_late=True)
 def chord_failed(self: Task[Any, Any], chord_id: str) -> str:
-    """Runs when a task of the chord failed or Celery lost its result. The done marks show which tasks are
-    unfinished."""
+    """Runs when a task of the chord has failed or Celery has lost the task's result. The done marks show which
+    tasks are unfinished."""
     return report_stage(chord_id, unexplained="ended without an error message")
 
 

@@ -23,8 +23,8 @@ OPTIONS: dict[str, Any] = {
     "acks_late": True,
     "reject_on_worker_lost": True,
     "ignore_result": True,
-    # Parking is not an error of the program, and the log line `flush` reports it. Without this option, Celery
-    # would also log a traceback.
+    # Parking is not a program error and is reported by the log line `flush`. Without this option, Celery would
+    # also log a traceback.
     "throws": (Held,),
 }
 

@@ -1,4 +1,4 @@
-"""Loads the settings and reports all mistakes together.
+"""Loads the settings and reports all errors at once.
 
 Settings come from `REPLAYS_*` in the environment, or from a TOML file named by `REPLAYS_SETTINGS_FILE` (keys
 without the prefix, lower case); the environment takes precedence.
@@ -147,7 +147,7 @@ def allowed(field: FieldInfo) -> str:
 
 
 def number(value: float) -> str:
-    """Formats a number: `16 MiB` for whole mebibytes, otherwise all digits."""
+    """Formats a number. Whole mebibytes are also given in MiB: `16777216 (16 MiB)`."""
     if isinstance(value, int) and value >= MiB and value % MiB == 0:
         return f"{value} ({value // MiB} MiB)"
     return str(value) if isinstance(value, int) else f"{value:.6g}"
@@ -188,7 +188,7 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 
 def _mistake(kind: type[Settings], detail: Any) -> str:
-    """Returns the one-line error message for an invalid value. Secret values are not repeated."""
+    """Returns the one-line error message for an invalid value. The message does not contain secret values."""
     name = str(detail["loc"][0]) if detail["loc"] else ""
     field = kind.model_fields.get(name)
     if field is None:

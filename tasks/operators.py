@@ -203,7 +203,7 @@ class Operators:
         if self._copy.copied_offset() is not None:
             return None
         known = decisions.load(self._settings)
-        with contextlib.suppress(NoPermissionError):  # a viewer's user is read-only
+        with contextlib.suppress(NoPermissionError):  # a viewer's Redis user is read-only
             self._copy.follow(known)
         return known
 

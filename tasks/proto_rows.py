@@ -1,7 +1,7 @@
 """Encodes and decodes rows as the protobuf messages of the Storage Write API, for readers and workers.
 
 A message has one optional field per column, numbered from 1 in the order of the columns: INTEGER and TIMESTAMP
-(microseconds) are int64, STRING and JSON are strings. Absent columns have no field. Rows are framed as in
+(microseconds) are int64; STRING and JSON are strings. Absent columns have no field. Rows are framed as in
 BigQuery's ProtoRows message: each is preceded by a tag and its length, so that concatenated rows are a valid
 message. This module encodes messages itself, because the core must not import the protobuf library. Tests compare
 its bytes with those of the library. https://protobuf.dev/programming-guides/encoding

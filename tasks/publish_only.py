@@ -21,8 +21,8 @@ BACKEND = "publish-only"
 BaseLoader.override_backends[BACKEND] = "tasks.publish_only:PublishOnlyBackend"
 
 
-# Counting a finished task of a chord is retried during a failover, because a missed count would delay the batch
-# until its deadline.
+# Maximum retries of a Redis command, for example during a failover. If the command that counts a finished task of
+# a chord were lost, the batch would be delayed until its deadline.
 RETRIES = 3
 
 

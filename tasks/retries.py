@@ -20,7 +20,7 @@ from tasks.staging import Progress, Staging
 
 log = get_task_logger(__name__)
 
-# Tasks that wait for the same probe are spread over this time. The first of these tasks becomes the probe.
+# Tasks that wait for the same probe are spread over this period. The first of these tasks becomes the probe.
 PROBE_SPREAD_SECONDS = 2.0
 
 

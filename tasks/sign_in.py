@@ -24,7 +24,9 @@ log = structlog.get_logger("sign_in")
 
 
 class Throttled(Exception):
-    """Too many sign-in attempts have failed. Attempts are refused unchecked for the next `seconds` seconds."""
+    """Too many sign-in attempts have failed. For the next `seconds` seconds, attempts are refused without a check
+    of the password.
+    """
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"too many wrong attempts: try again in {seconds:.0f} s")

@@ -3,7 +3,7 @@
 `Stack` starts these servers inside a `with` block, and `background.py` keeps a stack running. Any component can be
 a real server instead: `REPLAYS_LOCAL_KAFKA=host:9092` (or `_REDIS`, `_GCS`, `_CLICKHOUSE`, `_BIGQUERY`, `_STATSD`)
 makes the stack use that server instead of starting one. `REPLAYS_LOCAL_BIGQUERY_STORAGE` is the gRPC address of
-the Storage Write API on the server of `_BIGQUERY`.
+the Storage Write API on the same server as `REPLAYS_LOCAL_BIGQUERY`.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Stack:
     def start(self, parts: Iterable[str] = PARTS) -> Self:
         """Starts these components in parallel.
 
-        Raises LocalError, with the tail of a log, if one fails to start.
+        Raises LocalError, with the end of the component's log, if a component fails to start.
         """
         chosen = list(parts)
         unknown = set(chosen) - set(PARTS)

@@ -1,9 +1,9 @@
 """Cost by project: CPU, bytes and rows of the most expensive projects, and of all other projects together.
 
-`Costs` counts exactly within a second, then updates two views: counters and the recent cost. The counters have
-series for a limited number of projects and for `other`; each cost is added to exactly one series, so the series
-sum to the total. The recent cost decays over RECENT_SECONDS. Decay is a linear operation, so the recent costs also
-sum to the total, including the cost of forgotten projects.
+`Costs` keeps exact sums for the current second, then adds them to two views: the counters and the recent cost. The
+counters have series for a limited number of projects and for `other`; each cost is added to exactly one series, so
+the series sum to the total. The recent cost decays over RECENT_SECONDS. Decay is a linear operation, so the recent
+costs also sum to the total, including the cost of forgotten projects.
 
 Memory is bounded: `Costs` tracks every project that has messages in the current second and, across seconds, at
 most TRACKED_MAX projects; further projects count as `other`. A listed project loses its series only to a project
@@ -95,8 +95,8 @@ class Costs:
         return added, before - self._listed
 
     def recent(self) -> tuple[ProjectCost, ...]:
-        """Returns the listed projects, most expensive first, then `none` and `other`, averaged over
-        RECENT_SECONDS."""
+        """Returns the costs of the listed projects, most expensive first, then of `none` and `other`. Each cost is
+        averaged over RECENT_SECONDS."""
         if not self._weight_seconds:
             return ()
         named = {name: self._recent[name] for name in self._listed}

@@ -69,11 +69,11 @@ class Reported:
         self._queues: tuple[str, ...] = ()
 
     def redis(self, problem: str, what_to_do: str) -> None:
-        """Reports a problem with Redis; `problem` is "" if there is none."""
+        """Logs when a problem with Redis begins or ends. `problem`: the current problem; "" if there is none."""
         self._report(Server.REDIS, problem, what_to_do)
 
     def kafka(self, found: Fault | None) -> None:
-        """Reports a fault of the brokers; `found` is None if there is none."""
+        """Logs when a fault of the brokers begins or ends. `found`: the current fault; None if there is none."""
         self._report(Server.KAFKA, *(("", "") if found is None else (found.problem, found.what_to_do)))
 
     def _report(self, server: Server, problem: str, what_to_do: str) -> None:

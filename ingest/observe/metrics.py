@@ -157,7 +157,7 @@ class Metrics:
     # Queries
 
     def query_log_ends(self) -> None:
-        """Requests log ends from the broker, because a paused reader does not fetch.
+        """Requests the log end offsets from the brokers, because a paused reader does not fetch.
 
         The request blocks, so the loop's thread must not make it.
         """
@@ -328,7 +328,7 @@ class Metrics:
         self._known_unowned = set(known)
 
     def count_stuck_loop(self, stacks: object) -> None:
-        """Counts a stuck loop. `stacks`: the stack traces that were logged; unused."""
+        """Counts a stuck loop. `stacks` is unused: StuckDetector passes the stack traces to its callback."""
         self.meters.count(_R + "stuck")
 
     def loop_failed(self, loop: str) -> None:

@@ -26,8 +26,8 @@ class PartitionState(msgspec.Struct, frozen=True):
 
 
 class FlightState(msgspec.Struct, frozen=True):
-    """One batch that is cut and not settled. `age_seconds`: time since the cut; `phase_seconds`: time in the
-    current phase."""
+    """One batch that has been cut but has not settled. `age_seconds`: time since the cut; `phase_seconds`: time in
+    the current phase."""
 
     batch_id: str
     partition: int

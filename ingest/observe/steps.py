@@ -40,7 +40,7 @@ class _PartitionSteps:
 
 
 class Steps:
-    """Derives the steps of one reader. Memory is bounded by the batches in flight."""
+    """Derives the steps of one reader. Memory use is bounded by the number of batches in flight."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline

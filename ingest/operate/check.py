@@ -40,8 +40,8 @@ def findings(settings: Settings) -> Iterator[Finding]:
     """Yields each finding as soon as it is known.
 
     Checks settings, connections, Kafka, Redis, workers and every sink, with the operations that readers and
-    workers use. The checks take a few seconds. The checks remove everything that they created, and report anything
-    that cannot be removed as a finding.
+    workers use. The checks take a few seconds. The checks remove everything that they created; anything that
+    cannot be removed is reported as a finding.
     """
     secrets = secret_values(settings)
     for finding in _all_findings(settings):

@@ -83,7 +83,7 @@ class DryRun:
     # Replaces the workers
 
     def submit(self, command: do.Dispatch | do.Park | do.Renew | do.Discard | do.Recut) -> None:
-        """Writes a stage to memory, with the same encoding as for workers."""
+        """Encodes a stage as for workers, decodes it, and writes the items to the memory sinks."""
         if not isinstance(command, do.Dispatch):
             return
         batch, stage = command.batch, command.stage

@@ -1,4 +1,4 @@
-"""Builds a batch from messages that are read again, as the reader would, to compute their expected items."""
+"""Builds batches from messages that were read again, as the reader would build them, to compute expected items."""
 
 from __future__ import annotations
 

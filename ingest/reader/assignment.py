@@ -50,8 +50,8 @@ class NoStartOffset(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PartitionStart:
-    """The start offset of a partition. `committed` and `text` are from the group's commit; they are None and empty
-    if that commit is unusable."""
+    """The start offset of a partition. `committed` and `text` are from the group's commit. If that commit is
+    unusable, `committed` is None and `text` is empty."""
 
     partition: int
     offset: int

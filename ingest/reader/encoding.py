@@ -66,7 +66,7 @@ class Encoder:
         return Encoded(manifest, payloads)
 
     def payloads(self, batch: Batch, stage: Stage, names: Iterable[str]) -> dict[str, bytes]:
-        """Encodes the items of these tasks of one stage again. Returns the bytes by task name."""
+        """Re-encodes the items of the named tasks, which all belong to `stage`. Returns the bytes by task name."""
         wanted = set(names)
         return {name: encode_items(items) for name, items in self._tasks(batch, (stage,)) if name in wanted}
 

@@ -33,8 +33,8 @@ _users = msgspec.json.Decoder(_Users).decode
 
 @dataclass(frozen=True)
 class Erasures:
-    """The erasures in force. The object is immutable, so that another thread can replace it while the loop reads
-    it.
+    """The erasures in force. The object is immutable, so another thread can publish a new object while the loop
+    still reads the old one.
 
     `replays`: (project, replay id). `projects`: a time for each erased project, in Unix seconds by Relay's clock;
     messages received up to that time are erased. `users`: the corresponding times for erased users, by project and
@@ -66,7 +66,7 @@ class Erasures:
 
 
 def erasures_of(decisions: Mapping[str, Mapping[str, Any]], now: float) -> Erasures:
-    """Returns the erasures among the decisions that have not expired at `now`, in Unix seconds."""
+    """Returns the erasures in these decisions, without those that have expired. `now`: Unix seconds."""
     replays = set[tuple[int, str]]()
     projects: dict[int, float] = {}
     users: dict[int, dict[str, float]] = {}

@@ -31,7 +31,7 @@ class Membership(Protocol):
 
     @property
     def member_id(self) -> str:
-        """The member id at the coordinator; empty before the first assignment. This property is thread-safe."""
+        """Id of this member in the group; empty before the first assignment. This property is thread-safe."""
 
     @property
     def topic_id(self) -> str:

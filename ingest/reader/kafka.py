@@ -243,7 +243,8 @@ class KafkaSource:
             else:
                 self._consumer.commit(offsets=[stored], asynchronous=True)
         except (KafkaException, RuntimeError) as failure:
-            # Commit the other new partitions asynchronously, because each would otherwise wait for a timeout.
+            # Commit the start offsets of the other new partitions asynchronously. Synchronous commits would each
+            # wait for a timeout.
             self._rebalancing = self._rebalancing and not self._starting
             self._on_commit(failure.args[0], [stored])
 
@@ -292,12 +293,12 @@ class KafkaSource:
         return None
 
     def pause(self, sources: tuple[TopicPartition, ...]) -> None:
-        """Stops fetching from the given partitions that are still assigned."""
+        """Stops fetching from those of the given partitions that are still assigned."""
         self._paused.update(source.partition for source in sources if source.partition in self._epochs)
         self._guarded("pause", self._consumer.pause, self._assigned(sources))
 
     def resume(self, sources: tuple[TopicPartition, ...]) -> None:
-        """Resumes fetching from the given partitions that are still assigned."""
+        """Resumes fetching from those of the given partitions that are still assigned."""
         self._paused.difference_update(source.partition for source in sources)
         self._guarded("resume", self._consumer.resume, self._assigned(sources))
 
@@ -417,7 +418,7 @@ class KafkaSource:
         """Assigns the partitions and resumes them, because a paused partition stays paused in the client
         even after it is unassigned and assigned again. The core then decides whether to pause.
 
-        Returns False if the client refused.
+        Returns False if the client refused the assignment.
         """
         try:
             self._consumer.incremental_assign(starts)
@@ -512,8 +513,9 @@ class KafkaSource:
             log.warning("kafka_error", code=error.name(), error=error.str())
 
     def _on_fatal(self, error: KafkaError) -> None:
-        """Raises ConsumerFailed, except for the one temporary fatal error: a killed static member keeps its
-        instance id until its session ends (KIP-848). The client reports that case only as text.
+        """Raises ConsumerFailed, except for the only fatal error that is temporary: the instance id is in use,
+        because a killed static member keeps it until the member's session ends (KIP-848). The client reports this
+        error only as text.
         """
         if KafkaError(KafkaError.UNRELEASED_INSTANCE_ID).str() not in error.str():
             raise ConsumerFailed(f"the Kafka client failed permanently: {error.str()}")

@@ -25,7 +25,7 @@ class WaitingMessages:
         self._queues: dict[TopicPartition, deque[Waiting]] = {}
 
     def __len__(self) -> int:
-        """Returns the number of entries over all partitions."""
+        """Returns the number of entries across all partitions."""
         return sum(map(len, self._queues.values()))
 
     @property

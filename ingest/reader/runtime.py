@@ -86,8 +86,8 @@ class Runtime:
             self.close()
 
     def close(self) -> None:
-        """Closes the dispatcher and the source. An error in closing the dispatcher is logged and does not prevent
-        the source from being closed. Idempotent."""
+        """Closes the dispatcher and the source. An error while closing the dispatcher is logged and does not
+        prevent the source from being closed. Idempotent."""
         if self._closing:
             return
         self._closing = True
@@ -129,10 +129,10 @@ class Runtime:
                 self._kept.add(item)
 
     def _takeable_items(self, run: Iterable[Waiting], postponed: list[Waiting]) -> Iterator[Waiting]:
-        """Yields the messages that may be taken, and adds the others to `postponed`. The decision is made item by
-        item, because the outcome of each item takes up room.
+        """Yields the messages for which there is room, and adds the others to `postponed`. The room is checked
+        before each message, because the outcomes of earlier messages use some of it.
 
-        The other messages are kept only once the whole run is parsed: until then, the parser may still return
+        The postponed messages are kept only once the whole run is parsed: until then, the parser may still return
         earlier messages of the same partitions, which must be kept first.
         """
         sources: set[TopicPartition] = set()

@@ -13,7 +13,7 @@ from tasks.observe.loops import Guard
 
 
 class TimedParser:
-    """Measures the time spent in the wrapped parser, without the time spent by the consumer of its results."""
+    """Measures the time spent in the wrapped parser, excluding the time spent by the consumer of its results."""
 
     def __init__(
         self,

@@ -1,10 +1,10 @@
 """Follows operators' decisions: kill switches, limits with shared buckets, erasures.
 
-The operators' topic is read to its end before the first message is taken, and is followed from then on. A reader
-that cannot load the topic does not start. Tokens come from `{prefix}:tenants:bucket:{project}` in Redis (a hash:
-tokens and time), shared by all readers. If Redis does not respond, kill switches and erasures are still enforced,
-but limits are not. This module also writes a copy of the decisions to Redis, and restores this copy within seconds
-after Redis is emptied.
+The operators' topic is read to its end before the first message is consumed, and is followed from then on. A
+reader that cannot load the topic does not start. Tokens come from `{prefix}:tenants:bucket:{project}` in Redis (a
+hash: tokens and time), shared by all readers. If Redis does not respond, kill switches and erasures are still
+enforced, but limits are not. This module also writes a copy of the decisions to Redis, and restores this copy
+within seconds after Redis is emptied.
 """
 
 from __future__ import annotations

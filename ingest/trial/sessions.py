@@ -1,4 +1,4 @@
-"""Tracks the sessions that the endpoint received until every sink has stored them.
+"""Tracks each session that the endpoint receives, until every sink has stored the session.
 
 A session is ready when each received segment is stored and durable in every sink.
 """

@@ -213,5 +213,5 @@ class NotFoundHandler(Handler):
 
 @cache
 def files() -> dict[str, Path]:
-    """Returns all files of the pages, by name below static/."""
+    """Returns the pages and all files that they use, by path below static/."""
     return {path.relative_to(STATIC).as_posix(): path for path in STATIC.rglob("*") if path.is_file()}

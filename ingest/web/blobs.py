@@ -61,10 +61,10 @@ class PlayerEvents:
 
 
 def player_events(recording: bytes) -> PlayerEvents:
-    """Returns the events for the player, without custom and unknown kinds.
+    """Returns the events for the player, except those of custom or unknown kinds.
 
-    Events with a time in seconds (spans) are left out: next to times in milliseconds, they would make a session
-    seem fifty years long. Raises BlobError.
+    Events with a time in seconds (spans) are left out as well: next to times in milliseconds, they would make a
+    session seem fifty years long. Raises BlobError.
     """
     playable_events: list[bytes] = []
     size_bytes, left_out = 0, ""

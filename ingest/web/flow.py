@@ -130,7 +130,7 @@ def _lag_alerts(status: Status) -> Iterator[Alert]:
 
 
 def bottleneck(status: Status) -> Bottleneck:
-    """Returns the bottleneck; empty if nothing waits."""
+    """Returns the bottleneck; its fields are empty if nothing is waiting."""
     heard = [one for one in status.readers if not one.silent]
     if not heard:
         return Bottleneck(READER, "no reader is running")

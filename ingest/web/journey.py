@@ -1,4 +1,4 @@
-"""Finds the batch of a message, and the sinks that have it, in Redis.
+"""Finds, in Redis, the batch of a message and the sinks that have stored the batch.
 
 Done marks of a settled batch are kept for about an hour. After that, the committed offset still shows that every
 message before it is durable in every sink.
@@ -29,9 +29,9 @@ SCAN_COUNT = 2000
 
 @dataclass(frozen=True, slots=True)
 class Journey:
-    """One batch in Redis. `sinks`: number of finished flush tasks and of all flush tasks, by sink.
+    """One batch in Redis. `sinks`: (number of finished flush tasks, number of all flush tasks) by sink.
 
-    `tasks`: ids of the flush tasks of the last chords, for Flower. `parked`: the error; "" if the batch is not
+    `tasks`: ids of the flush tasks in the latest chords, for Flower. `parked`: the error; "" if the batch is not
     parked.
     """
 

@@ -49,7 +49,7 @@ class Login:
     """The logins of one server. Methods that check credentials return a Visitor or None, and raise Throttled.
 
     When a link has been used, `on_new_link` is called with the path of a new link, for another browser.
-    `command`: the command that prints the links, for error texts.
+    `command`: the command that prints the links, for use in error messages.
     """
 
     def __init__(
@@ -128,8 +128,8 @@ class Login:
         return f"{content}.{self._signature(content)}"
 
     def visitor_from_cookie(self, cookie: str) -> Visitor | None:
-        """Returns the visitor with this session. Invalid cookies do not count as failures, because they are from
-        an earlier process.
+        """Returns the visitor with this session. Invalid cookies do not count as failures, because they are
+        usually left over from an earlier process.
         """
         content, _, proof = cookie.rpartition(".")
         if not hmac.compare_digest(proof.encode(), self._signature(content).encode()):

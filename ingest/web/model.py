@@ -32,7 +32,7 @@ class ReadError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Selects replays. All given fields must match; `since` and `until` bound the replay's last event.
+    """Selects replays. All given fields must match; `since` and `until` bound the time of the replay's last event.
 
     With a selector, `rage` and `dead` refer to clicks on that element.
     """
@@ -92,7 +92,7 @@ class Replay:
 
 
 class SegmentState(StrEnum):
-    """`stored`: object and row exist. All other values name what is missing."""
+    """`stored`: both the object and the row exist. All other values name what is missing."""
 
     STORED = "stored"
     MISSING = "missing"

@@ -88,7 +88,7 @@ class Replays:
         return Page(tuple(facts[key] for key in keys if key in facts), more=len(found) > limit)
 
     def count(self, chosen: Filter) -> int:
-        """Returns the number of matching replays, without limit and offset."""
+        """Returns the number of matching replays, ignoring the limit and the offset."""
         where, having, parameters = _conditions(chosen)
         rows = self._stores.query(
             "SELECT count() FROM (SELECT lower(replaceAll(toString(replay_id), '-', '')) AS id, "

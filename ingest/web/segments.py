@@ -70,7 +70,7 @@ def _errors(stores: Stores, replay: Replay) -> tuple[ReportedError, ...]:
 
 
 def _part_times(stores: Stores) -> dict[str, float]:
-    """Returns the time at which each table part was written, in Unix seconds; empty without permission."""
+    """Returns the time at which each table part was written, in Unix seconds; empty if the query fails."""
     try:
         rows = stores.query(
             "SELECT name, toUnixTimestamp(modification_time) FROM system.parts "

@@ -72,7 +72,7 @@ async def serve(
 
     `ready` is called with the address and the path of the one-time link: at startup, and again after each use.
     `login`: False disables the login. Pass a Login object to share one login with another server of this process;
-    that object then reports new links itself, instead of `ready`.
+    the Login object then reports new links itself, and `ready` is called only at startup.
     """
     sockets = netutil.bind_sockets(port, HOST, family=socket.AF_INET)
     port = sockets[0].getsockname()[1]

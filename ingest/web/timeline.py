@@ -120,7 +120,7 @@ class Timeline(msgspec.Struct):
 
     `unreadable`: segments with invalid JSON, and the error of each. `cut`: segments of which only a part was read,
     and the reason. `truncated`: whether there were more than MARKS_MAX marks or CHARACTERS_MAX characters.
-    `next_segment`: the first segment of the next page; None after the last page.
+    `next_segment`: the first segment of the next page; None on the last page.
     """
 
     start_ms: int
@@ -532,7 +532,7 @@ def _request(op: str, url: str, data: dict[str, Any], at_ms: int, took: int | No
 
 
 def _http_message(value: Any) -> HttpMessage | None:
-    """Returns the captured part of a request or response; None if there is nothing but its size."""
+    """Returns the captured part of a request or response; None if no header, body or warning was captured."""
     if not isinstance(value, dict):
         return None
     headers = value.get("headers")

@@ -82,7 +82,7 @@ def extend() -> None:
 
 
 def _throttled(theirs: Callable[[Any], Any], throttle: Throttle) -> Callable[[Any], Any]:
-    """Returns Flower's authentication, extended by the same delay after wrong passwords as in `web`.
+    """Returns Flower's authentication with a delay after wrong passwords, as in `replays-ingest web`.
 
     Signed-in users have a cookie and are not delayed. Flower's own comparison fails with 500 for non-ASCII
     passwords.

@@ -238,7 +238,7 @@ def _task_event(event: Any) -> dict[str, Any]:
 
 def _text(event: dict[str, Any]) -> str:
     """Returns the event as JSON of at most EVENT_CHARACTERS_MAX, with long strings truncated. Raises ValueError if
-    the result is still longer.
+    the result is still too long.
     """
     text = json.dumps(event, default=str)
     if len(text) > EVENT_CHARACTERS_MAX:

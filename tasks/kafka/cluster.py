@@ -74,9 +74,9 @@ class Cluster:
     """
 
     def __init__(self, settings: Settings) -> None:
-        # The client's calls raise errors. While brokers are unreachable, librdkafka would also print twenty lines
-        # of plain text (not JSON) per second to standard error. The consumer logs the same errors at a bounded
-        # rate.
+        # librdkafka's own log is disabled, because failed calls raise exceptions anyway. While brokers are
+        # unreachable, librdkafka would print twenty lines of plain text (not JSON) per second to standard error.
+        # The consumer logs the same errors at a bounded rate.
         self._options = {"log_level": "0", **kafka_options(settings)}
         self._admin = AdminClient(self._options)
 

@@ -150,7 +150,7 @@ class Decisions:
 
 
 class DecisionReader:
-    """Reads the topic from its beginning, then new records. Used by one thread; methods raise RangeError."""
+    """Reads the topic from its beginning, then only new records. Used by one thread; methods raise RangeError."""
 
     def __init__(self, settings: Settings, *, metadata_seconds_max: float = METADATA_SECONDS_MAX) -> None:
         self.decisions = Decisions()
@@ -207,8 +207,8 @@ class DecisionWriter:
         self._looked = False
 
     def write(self, values: Values) -> dict[str, int]:
-        """Returns the offset of each decision once all are durable. Raises NotProduced, after which some decisions
-        may be durable.
+        """Returns the offset of each decision once all are durable. Raises NotProduced, in which case some of the
+        decisions may be durable.
         """
         self._expect_topic()
         topic = self._settings.operators_topic

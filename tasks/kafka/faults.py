@@ -60,7 +60,7 @@ class ClientErrors:
         del self._errors[:-ERRORS_MAX]
 
     def refused(self) -> bool:
-        """Returns whether a broker responded but refused the client, so that a retry cannot help."""
+        """Returns whether a broker responded but refused the client, in which case a retry cannot help."""
         return any(error.code() in REFUSED for error in self._errors)
 
     def down(self) -> bool:

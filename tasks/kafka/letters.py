@@ -13,10 +13,10 @@ A letter is a rejected message, or an item (blob, row, metric) that a sink refus
     seal         with a shared key: `sealed`, over everything else in the record
     sink, kind, item   of a refused item: the sink that refused it, its kind, its name within the sink
 
-A message's own headers are chosen by its producer, so they are stored in the value of one header and never next to
-our headers. In the first format, they were next to our headers. In both formats, `reason` is written by this
-system and shows whether a letter is a refused item, so that headers of a rejected message are never mistaken for a
-refused item's sink, kind or name.
+A message's own headers are chosen by its producer, so they are encoded in the value of one header. In the first
+format, they were stored alongside our own headers. In both formats, `reason` is written by this system and shows
+whether a letter is a refused item, so that headers of a rejected message are never mistaken for a refused item's
+sink, kind or name.
 """
 
 from __future__ import annotations

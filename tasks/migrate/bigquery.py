@@ -38,7 +38,7 @@ def migrate_tables(settings: Settings, *, dry_run: bool) -> Iterator[str]:
 
 
 def table_of(description: dict[str, Any], name: str, settings: Settings) -> Any:
-    """Returns the table described by a file of `schema/bigquery`: partitioned by day, clustered."""
+    """Returns the table described by a file in `schema/bigquery`, partitioned by day and clustered."""
     table: Any = bigquery.Table(name, schema=[_field(field) for field in description["fields"]])
     table.description = description["description"]
     expiration_days = settings.bigquery_expiration_days

@@ -59,7 +59,7 @@ def install(settings: Settings) -> Path:
 
 
 def uninstall() -> None:
-    """Ends the probes and removes the shared directory."""
+    """Stops the probe server and removes the shared directory."""
     if _Worker.probes is not None:
         _Worker.probes.close()
     if _Worker.directory is not None:

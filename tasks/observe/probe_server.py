@@ -39,8 +39,8 @@ class CannotListen(SettingsError):
 
 
 def ensure_free(host: str, port: int) -> None:
-    """Raises OSError or OverflowError if the address is not available. Leaves no socket open; port 0 is always
-    available.
+    """Raises OSError or OverflowError if this process cannot listen on the address. The socket opened for the
+    check is closed again. Port 0 stands for any free port, so it is never in use.
     """
     for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[:1]:
         with socket.socket(family, kind, protocol) as tried:
@@ -50,7 +50,7 @@ def ensure_free(host: str, port: int) -> None:
 
 
 def ensure_probes_can_listen(host: str, port: int, *, setting: str) -> None:
-    """Raises CannotListen if `Probes` could not listen, before anything else is started."""
+    """Raises CannotListen if `Probes` could not listen on this address. Called before anything else starts."""
     try:
         ensure_free(host, port)
     except (OSError, OverflowError) as error:

@@ -59,7 +59,7 @@ class Recent:
         self._published_at: dict[SinkName, float] = {}
 
     def add(self, sink: SinkName, seconds: float, staging: Staging, settings: Settings) -> None:
-        """Adds a run that called its sink. Redis errors are not raised."""
+        """Adds the duration of a run that called its sink. Does not raise Redis errors."""
         runs = self._seconds.setdefault(sink, deque(maxlen=RECENT_RUNS))
         runs.append(seconds)
         now = time.monotonic()

@@ -52,8 +52,8 @@ class Selection:
         return (self.since or 0.0) <= seconds < (math.inf if self.until is None else self.until)
 
     def conditions(self, now: float) -> Iterator[str]:
-        """Yields conditions on `replay_segments`, one per group of replay ids. The conditions exclude rows past
-        their retention."""
+        """Yields conditions on `replay_segments`, one per group of replay ids. The conditions exclude rows that
+        are past their retention period."""
         parts = [f"toUnixTimestamp(received) + retention_days * {DAY_SECONDS} > {int(now)}"]
         if self.project_id is not None:
             parts.append(f"project_id = {int(self.project_id)}")

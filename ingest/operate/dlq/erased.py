@@ -2,10 +2,10 @@
 
 Dead letters of erased replays remain in Kafka until their retention ends, but are neither shown nor replayed.
 
-A message contains its replay, project and user. A message that cannot be parsed counts as erased if it contains
-the id of an erased replay anywhere. A row contains its replay and user, an object name contains only its replay,
-and a packed object may contain parts of any replay. For objects, the original message is checked if it still
-exists.
+A message or row identifies its replay, project and user. A message that cannot be parsed counts as erased if it
+contains the id of an erased replay anywhere. An object's name contains the ids of its project and replay, but not
+the user, and a packed object may contain parts of any replay. For objects, the original message is checked as
+well, if it still exists.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def current_erasures(settings: Settings) -> Erasures:
 def is_erased(letter: Letter, erasures: Erasures, rules: ParseRules) -> bool:
     """Returns True if the letter's replay, user or project was erased.
 
-    The message arrived before the letter was written, so an erasure after that time applies to the message.
+    An erasure that was requested after the letter was written applies to the message, because the message arrived
+    earlier.
     """
     if not erasures:
         return False
@@ -83,8 +84,8 @@ def shown(letter: Letter, erasures: Erasures, rules: ParseRules) -> dict[str, An
 
 
 def may_be_erased(letter: Letter, erasures: Erasures) -> bool:
-    """Like `is_erased`, for a refused item whose message no longer exists. If in doubt, the item counts as
-    erased."""
+    """Like `is_erased`, for a refused item whose message no longer exists. The item counts as erased unless it
+    is certain that it was not."""
     return bool(erasures) and _item_is_erased(letter, erasures, EARLIEST_TIME, in_doubt=True)
 
 

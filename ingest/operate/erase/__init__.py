@@ -2,17 +2,19 @@
 
     replays-ingest erase --project 1 0123456789abcdef0123456789abcdef
 
-    0. Kafka          a tombstone in the topic of operators' decisions: readers no longer write the replay;
-                      the command waits until messages that they read before have settled
-    1. Cloud Storage  every generation of its own objects is deleted; its ranges within packed objects are
-                      overwritten with zeros, unless the object has changed since it was read
-    2. BigQuery       its facts, by DML; rows in the streaming buffer cannot be deleted yet and are reported
-    3. ClickHouse     its rows, `replay_places` last, because it has the positions of the replay's bytes
+    0. Kafka          writes a tombstone to the operators' topic, so that readers no longer write the replay;
+                      waits until the messages that readers had read before have settled
+    1. Cloud Storage  deletes every generation of the replay's own objects; overwrites the replay's ranges within
+                      packed objects with zeros, unless the object has changed since it was read
+    2. BigQuery       deletes the replay's facts by DML; reports rows that are still in the streaming buffer,
+                      where they cannot be deleted
+    3. ClickHouse     deletes the replay's rows, those of `replay_places` last, because that table contains the
+                      positions of the replay's bytes
 
 With this order, the next run can complete an interrupted run. `replay_outcomes` is kept for billing and contains
-no replay content. Kafka cannot delete single messages: redelivered messages are dropped until they expire, and
-dead letters are listed but not replayed. See docs/decisions/018-operators-decisions-in-kafka.md,
-docs/decisions/028-erase-in-place.md.
+no replay content. Kafka cannot delete single messages. Until the erased messages expire, they are dropped if
+they are delivered again. Dead letters of the replay are listed but not replayed. See
+docs/decisions/018-operators-decisions-in-kafka.md and docs/decisions/028-erase-in-place.md.
 
     holdings.py  the stored data of a replay, and what erasure does not cover
     rows.py      ClickHouse: finds and deletes rows

@@ -28,7 +28,7 @@ class Facts:
         return self._run("SELECT COUNT(*)")
 
     def delete(self) -> list[str]:
-        """Deletes the facts. Returns a line if some facts could not be deleted."""
+        """Deletes the facts. Returns at most one message, which says why some facts could not be deleted."""
         try:
             self._run("DELETE")
         except BadRequest as error:

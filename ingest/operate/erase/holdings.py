@@ -29,10 +29,10 @@ class Holdings:
     """The stored data of one replay.
 
     `ranges`: (first byte, length) of each range by packed object, including ranges that are already overwritten.
-    `rows`: number of rows by ClickHouse table. `facts`: rows in BigQuery. `newest_at`: arrival of the replay's
-    newest segment at Relay, in Unix seconds. `letters`: dead letters with content of the replay, including letters
-    whose project is unknown and that contain the replay's id. `elsewhere`: other projects with a replay that has
-    this id. `parked`: number of parked batches. `notes`: data that could not be read.
+    `rows`: number of rows by ClickHouse table. `facts`: rows in BigQuery. `newest_at`: time at which Relay
+    received the replay's newest segment, in Unix seconds. `letters`: dead letters with content of the replay,
+    including letters whose project is unknown and that contain the replay's id. `elsewhere`: other projects with a
+    replay that has this id. `parked`: number of parked batches. `notes`: data that could not be read.
     """
 
     project_id: int
@@ -100,7 +100,7 @@ def describe_uncovered_data(found: Holdings) -> list[str]:
 
 @contextlib.contextmanager
 def converting_errors(what: str, classify: Callable[[BaseException], Any]) -> Iterator[None]:
-    """Converts any error of a client to EraseFailed, with one line that names the server."""
+    """Converts any exception raised by a client to EraseFailed, with a one-line message that names the server."""
     try:
         yield
     except EraseFailed:

@@ -52,8 +52,10 @@ class Tombstones:
         return max(offsets.values()) + 1
 
     def settle(self, offset: int, seconds_max: float) -> list[str]:
-        """Waits until no reader has older unsettled messages. Returns one line per reader that still has such
-        messages at the timeout.
+        """Waits until every reader has settled all messages that it read before it applied the decisions below
+        `offset`.
+
+        Returns one line per reader that still has such messages after `seconds_max`.
         """
         since, ends = self._coordination.now(), time.monotonic() + seconds_max
         while True:

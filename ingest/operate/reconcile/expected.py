@@ -1,8 +1,8 @@
 """Computes the expected items of messages, with the reader's parser.
 
-The following are not expected: dead letters (rejects, abandoned batches, refused items), erased replays, disabled
-projects, and expired recordings. Messages that a rate limit dropped are not recorded, so they are reported as
-missing from every sink.
+The following need not be in the sinks: dead letters (rejects, abandoned batches, refused items), erased replays,
+disabled projects, and expired recordings. Messages that a rate limit dropped are not recorded, so they are
+reported as missing from every sink.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Chunk:
 
 
 class Expected:
-    """Computes expected items, and counts messages and items that are not expected, by reason."""
+    """Computes the expected items. Counts, by reason, the messages and items that need not be in the sinks."""
 
     def __init__(self, settings: Settings, account: Account) -> None:
         self._account = account

@@ -1,7 +1,7 @@
 """Queries the sinks for a batch's items by identity and returns the missing items.
 
-Recordings are compared by their bytes (`recordings.py`); rows of ClickHouse by their replacement key, clicks also
-by rank; rows of BigQuery by `project_id` and `row_id`. Datadog is not queried. A query has at most KEYS_MAX
+Recordings are compared by their bytes (`recordings.py`); rows in ClickHouse by their replacement key (clicks also
+by rank); rows in BigQuery by `project_id` and `row_id`. Datadog is not queried. A query has at most KEYS_MAX
 identities and covers the days of their rows. Rows that are not found on these days are also searched for on a few
 days before and after.
 """
@@ -43,7 +43,8 @@ class Presence(Protocol):
     """A sink that can be queried. Only one thread may use an instance."""
 
     def find_problems(self, items: Sequence[Any]) -> dict[int, Problem]:
-        """Returns the problem of each item that is not durable, by position in `items`. Raises SinkError.
+        """Returns the problem with each item that is not durable, by the item's position in `items`. Raises
+        SinkError.
 
         Of several items with the same identity, only the last can be reported.
         """

@@ -1,7 +1,7 @@
-"""Finds recordings that are missing in Cloud Storage, or stored with different bytes, in either layout.
+"""Finds recordings that are missing from Cloud Storage or are stored there with different bytes, in either layout.
 
 The index in ClickHouse takes precedence, as in playback (`tasks.stored`): a recording that the index lists is read
-from its range in a packed object. Every other recording has its own object, which is compared by CRC32C.
+from its range in a packed object. All other recordings have their own objects, which are compared by CRC32C.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Recordings:
     def contents(self, names: Sequence[str]) -> dict[str, bytes | None]:
         """Returns the stored bytes of these recordings, or None if the object does not exist. Raises SinkError.
 
-        All recordings are in memory together, so the caller must bound their number.
+        All recordings are held in memory at the same time, so the caller must bound their number.
         """
         places = self._indexed(names)
 

@@ -1,4 +1,4 @@
-"""Writes items again through the sinks' `write`, in small writes at a limited rate."""
+"""Writes items again through the sinks' `write` method, in small chunks and at a limited rate."""
 
 from __future__ import annotations
 

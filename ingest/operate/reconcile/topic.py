@@ -111,7 +111,7 @@ class RecordingsTopic:
         return [span for span in spans if span.start < span.stop or span.gone or span.open]
 
     def committed(self) -> dict[int, int]:
-        """Returns the group's committed offset of each partition of the scope."""
+        """Returns the group's committed offset for each partition in the scope."""
         if self._scope.partition is not None:
             return self._reader.committed((self._scope.partition,))
         return self._reader.committed(self._reader.partitions())

@@ -2,11 +2,11 @@
 
     replays-ingest reconcile --expired
 
-    bucket.py  every object of the bucket, sorted by name
-    rows.py    every object that a row of ClickHouse refers to, in the same order
+    bucket.py  every object in the bucket, sorted by name
+    rows.py    every object that a row in ClickHouse refers to, in the same order
     audit.py   compares both streams and reports the result
 
-Both modules yield sorted streams, so memory does not grow with the bucket.
+`bucket.py` and `rows.py` yield sorted streams, so memory use does not grow with the size of the bucket.
 """
 
 from ingest.operate.retention.audit import Audit, AuditFailed, Kept, Kind, audit, render

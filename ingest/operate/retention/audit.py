@@ -181,7 +181,7 @@ class Missing:
         self._last = ""
 
     def listed(self, name: str) -> None:
-        """Processes the next live object; the caller passes them sorted by name."""
+        """Processes the next live object; the caller must pass the objects sorted by name."""
         self._pass(name)
         self._found.rows += bool(self._segments.take(name))
         self._packed.take(name)

@@ -1,7 +1,7 @@
-"""Lists every object of the bucket, sorted by name, one page per request, with the end of its retention.
+"""Lists every object in the bucket, sorted by name, one page per request, with the end of its retention period.
 
-The first part of a name is its retention in days, in both layouts. The bucket's rules count from the creation of
-the object, or from the custom time that `erase` sets on rewritten packed objects.
+In both layouts, an object's name begins with the object's retention period in days. The bucket's lifecycle rules
+count from the creation of the object, or from the custom time that `erase` sets on rewritten packed objects.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class StoredObject:
 
     @property
     def retention_days(self) -> int | None:
-        """Retention in days. None if the name contains no retention, in which case no lifecycle rule deletes the
-        object.
+        """Retention period in days. None if the name contains no retention period, in which case no lifecycle rule
+        deletes the object.
         """
         found = _RETENTION.match(self.name)
         return int(found[1]) if found else None
 
     def overdue_days(self, now: float) -> float:
-        """Returns the days since the retention ended; 0 or less before that, or if the name has no retention."""
+        """Returns the days since the retention period ended; 0 or less if it has not ended or is unknown."""
         days = self.retention_days
         return (now - self.born_at) / DAY_SECONDS - days if days is not None else 0.0
 

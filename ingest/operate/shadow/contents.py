@@ -1,8 +1,8 @@
 """Compares rows that would be written with the rows stored in ClickHouse, by identity and content.
 
 The server converts the encoded rows to the columns' types, so that both sides are compared in the same form. The
-stored side is the row that FINAL returns. A difference from a stored row of another message does not count if
-ingestion would replace the compared row with the stored row. Such replacements happen when a click is reported
+stored side is the row that FINAL returns. Differences are ignored if the stored row is from another message and
+ingestion would let the stored row replace the compared row. Such replacements happen when a click is reported
 again, with a higher rank or in another segment, and when an SDK sends a segment twice, with two arrival times.
 """
 

@@ -152,13 +152,13 @@ class Durability:
         self._checked[partition] = max(checked, offset)
 
     def at_end(self) -> None:
-        """Checks that every message is durable or its loss was announced. Raises Violation."""
+        """Checks that every message is durable or was announced as lost. Raises Violation."""
         loss = self.loss()
         if loss is not None:
             raise Violation("eventually_durable", loss)
 
     def loss(self) -> str | None:
-        """Returns a message that is not durable although its loss was not announced, or None."""
+        """Describes a message that is neither durable nor announced as lost. Returns None if there is none."""
         for log in self._broker.logs:
             for at in log.offsets:
                 if self.missing(log, at) and not self.is_loss_excused(log, at):
@@ -274,7 +274,8 @@ class CommitsAreMonotonic:
 class Bounded:
     """Running chords, held batches, held bytes and pending ranges exceed their limits by at most one poll.
 
-    Bytes may also exceed their limit by one batch, because a range that a predecessor recorded is completed.
+    The held bytes may also exceed their limit by one batch, because a reader completes a range that its
+    predecessor recorded.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -368,8 +369,8 @@ class SameCut:
 
     A range may be split if it has become too large to stage, or if the reader halts within it. The recorded end of
     a range may be ignored only if the range's last message has expired, or if the end of the log has stayed below
-    the range's end for long enough. Time in which the reader was paused, held, frozen or draining does not count.
-    See docs/decisions/014-same-cut.md.
+    the range's end for long enough. Time during which the reader was paused, held, frozen or draining is not
+    counted. See docs/decisions/014-same-cut.md.
     """
 
     def __init__(self, broker: Broker, trace: Trace) -> None:

@@ -362,7 +362,7 @@ class Reader:
     # The runtime's fallback parser
 
     def submit(self, message: Message) -> None:
-        """Submits a message for parsing. The result arrives a little later, in no fixed order."""
+        """Submits a message for parsing. Results arrive a little later, in no fixed order."""
         self._trace.mark("deferred")
         self._timeline.after(self._dice.uniform(0.01, 0.6), self._answer, message)
 
@@ -405,7 +405,7 @@ class Reader:
                 trace.add(now, self.name, f"    -> {command}")
         try:
             self._watcher.observe(self, event, commands)
-        except Exception as error:  # because the loop ignores exceptions of observers
+        except Exception as error:  # because the loop ignores exceptions raised by observers
             raise Violation("checker", repr(error)) from error
 
 

@@ -1,6 +1,7 @@
 """The history of a world, as readable lines.
 
-The history is not recorded while many seeds are tried. A failing seed is run again to record it.
+The history is not recorded while many seeds are tried. A failing seed is run again to record the history of its
+world.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ KNOWN_TYPES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """The project that receives the replays of a DSN."""
+    """The project that receives the replays sent to a DSN."""
 
     project_id: int
     org_id: int = 1

@@ -92,7 +92,7 @@ def judge(response: Any, append: Append) -> Judgment:
 
 
 def judge_error(error: BaseException) -> Judgment:
-    """Interprets an exception of the client library about one append, or about its connection."""
+    """Interprets an exception that the client library raised for one append or for its connection."""
     return _judged(error, storage_code(details_of(error)), ())
 
 

@@ -5,8 +5,8 @@ no longer accepts the append, it is finalized, and its row count proves whether 
 to another stream only if they are proven not to be stored, or if the stream is gone; in the latter case the view
 `<table>_exact` hides repeated rows. docs/decisions/039-storage-write.md lists all states.
 
-BigQuery refuses an append as a whole and names the bad rows. The other rows are written again in the same call, on
-another stream, because an offset of a stream is never used for other rows.
+BigQuery refuses an append as a whole and names the bad rows. The good rows are written again in the same call, on
+another stream, because an offset of a stream is never reused for different rows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tasks.wire import Row
 log = logging.getLogger(__name__)
 # Maximum number of requests per append in one run: the first attempt, and retries after a lost response.
 SENDS_MAX = 3
-# Share of the remaining time for one request, so that there is time to send it again.
+# Share of the remaining time that one request may take, so that there is time to send the request again.
 SEND_SHARE = 0.5
 # Maximum number of refused appends per write. The number is limited because each refusal requires a new
 # stream. The next write sends the remaining rows.
@@ -178,7 +178,7 @@ class _Write:
         except msgspec.MsgspecError as error:
             log.warning("bigquery: the record of a task's appends cannot be read, and is ignored: %s", error)
             appends = []
-        # A settled append that has no rows of this write concerns only earlier runs.
+        # Forget applied appends that contain none of this write's rows; they matter only to earlier runs.
         self._appends = [append for append in appends if not append.applied or self._concerns(append)]
         recorded = {position for append in self._appends for position in append.positions}
         recorded |= self._given_up
@@ -299,8 +299,8 @@ class _Write:
         return judgment
 
     def _rows_of_finalized(self, append: Append) -> bool | Failure:
-        """Finalizes the stream. Returns whether the append was applied, which is final once the stream is
-        finalized.
+        """Finalizes the stream. Returns whether the append was applied; this can no longer change once the stream
+        is finalized.
         """
         seconds = max(seconds_until(self._ends_at), 1.0)
         try:
